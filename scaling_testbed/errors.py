@@ -1,0 +1,25 @@
+"""The errors that a person can cause. The doors print them as they are, without a traceback."""
+
+
+class UserError(Exception):
+    """A wrong file, run or machine: one or two lines that name it and the next thing to do. Exit status 1."""
+
+    exit_status = 1
+
+
+class ConfigError(UserError):
+    """A wrong key or value on the command line or in a config file. Exit status 2."""
+
+    exit_status = 2
+
+
+def check_choice(field: str, value: str, choices) -> None:
+    """Raise ConfigError unless `value` is one of `choices`."""
+    if value not in choices:
+        raise ConfigError(f"{field} must be one of {', '.join(choices)}; got {value!r}")
+
+
+def check_positive(field: str, value) -> None:
+    """Raise ConfigError unless `value` is None or greater than zero."""
+    if value is not None and not value > 0:
+        raise ConfigError(f"{field} must be greater than zero; got {value!r}")
