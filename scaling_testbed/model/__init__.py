@@ -1,0 +1,1 @@
+"""The decoder-only Transformer: its config, its parts, its parametrization and its counts."""

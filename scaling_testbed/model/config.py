@@ -1,0 +1,162 @@
+"""What a model is, as plain data. Nothing here needs torch, so that a sweep can be planned without it."""
+
+import dataclasses
+from dataclasses import dataclass
+
+from scaling_testbed.errors import ConfigError, check_choice, check_positive
+
+
+@dataclass(frozen=True)
+class ResidualShape:
+    """Which norms a residual layout has: so many for each branch, and one after the last block or none."""
+
+    norms_per_branch: int
+    final_norm: bool
+
+
+# The names a config may use. What each one computes is in layers.py and kernels/reference.py.
+NORMS = ("layernorm", "rmsnorm")
+QK_NORMS = ("none", "layernorm", "rmsnorm")
+QK_NORM_AXES = ("head", "full")
+MLPS = ("gelu", "swiglu", "relu2")
+GATED_MLPS = ("swiglu",)
+ATTENTION_SCALES = ("inverse_sqrt", "inverse")
+ATTENTION_NORMALISERS = ("softmax",)
+ATTENTION_IMPLS = ("auto", "reference", "sdpa")
+PARAMETRIZATIONS = ("standard", "mup_simple", "mup_intermediate", "mup_full")
+RESIDUALS = {
+    "pre": ResidualShape(norms_per_branch=1, final_norm=True),
+    "post": ResidualShape(norms_per_branch=1, final_norm=False),
+    "reordered": ResidualShape(norms_per_branch=1, final_norm=True),
+    "peri": ResidualShape(norms_per_branch=2, final_norm=True),
+    "deepnorm": ResidualShape(norms_per_branch=1, final_norm=False),
+}
+D_FF_RULES = {
+    "4x": lambda d_model: 4 * d_model,
+    # 8d/3 rounded up to a multiple of 256 keeps a gated MLP near 8d^2 weights (open_lm, arXiv 2403.08540).
+    "swiglu_256": lambda d_model: 256 * -(-(8 * d_model // 3) // 256),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The architecture. The defaults are those of Wortsman et al. 2023 (arXiv 2309.14322, section 2.1).
+
+    n_kv_heads, d_head, d_ff and vocab_size may be None, which means by rule: see `resolved`.
+
+    d_ff_rule       used where d_ff is None: 4x | swiglu_256
+    qk_norm         of queries and keys before the rotation, with gains: none | layernorm | rmsnorm
+    qk_norm_axis    head: over d_head, one gain of d_head shared by all heads | full: over all heads together
+    kappa           if set, q and k become sqrt(kappa) z / RMS(z), without gains, in place of a qk-norm, which
+                    imposes the size of the attention logits (arXiv 2309.14322, Fig. 10)
+    residual        with f a branch: pre x+f(n(x)) | post n(x+f(x)) | reordered x+n(f(x)) (OLMo 2) |
+                    peri x+n(f(n(x))) | deepnorm n(alpha x+f(x)), alpha = (2 n_layers)^(1/4)
+    attention_scale inverse_sqrt: 1/sqrt(d_head) | inverse: 1/d_head
+    attention_impl  the path that computes attention; auto picks once, when the model is built
+    n_layers        0 gives embedding, norm and head only: a bigram model
+    """
+
+    name: str = "custom"
+    d_model: int = 64
+    n_layers: int = 2
+    n_heads: int = 4
+    n_kv_heads: int | None = None
+    d_head: int | None = None
+    d_ff: int | None = None
+    d_ff_rule: str = "4x"
+    vocab_size: int | None = None
+    norm: str = "layernorm"
+    norm_eps: float = 1e-6
+    qk_norm: str = "layernorm"
+    qk_norm_axis: str = "head"
+    kappa: float | None = None
+    mlp: str = "gelu"
+    tied_head: bool = False
+    attention_scale: str = "inverse_sqrt"
+    attention_softcap: float | None = None
+    attention_normaliser: str = "softmax"
+    final_softcap: float | None = None
+    residual: str = "pre"
+    rope_base: float = 10000.0
+    attention_impl: str = "auto"
+
+    def __post_init__(self):
+        for field in ("d_model", "n_heads", "n_kv_heads", "d_head", "d_ff", "vocab_size"):
+            check_positive(field, getattr(self, field))
+        for field in ("norm_eps", "kappa", "attention_softcap", "final_softcap", "rope_base"):
+            check_positive(field, getattr(self, field))
+        if self.n_layers < 0:
+            raise ConfigError(f"n_layers must be zero or more, got {self.n_layers}")
+        check_choice("d_ff_rule", self.d_ff_rule, D_FF_RULES)
+        check_choice("norm", self.norm, NORMS)
+        check_choice("qk_norm", self.qk_norm, QK_NORMS)
+        check_choice("qk_norm_axis", self.qk_norm_axis, QK_NORM_AXES)
+        check_choice("mlp", self.mlp, MLPS)
+        check_choice("attention_scale", self.attention_scale, ATTENTION_SCALES)
+        check_choice("attention_normaliser", self.attention_normaliser, ATTENTION_NORMALISERS)
+        check_choice("residual", self.residual, RESIDUALS)
+        check_choice("attention_impl", self.attention_impl, ATTENTION_IMPLS)
+        self._check_heads()
+        self._check_attention()
+
+    def _check_heads(self):
+        if self.d_head is None and self.d_model % self.n_heads:
+            raise ConfigError(
+                f"d_model must be a multiple of n_heads={self.n_heads} or d_head be given, got {self.d_model}"
+            )
+        d_head = self.d_head or self.d_model // self.n_heads
+        if d_head % 2:
+            raise ConfigError(f"d_head must be even, because rotary positions turn pairs of features, got {d_head}")
+        if self.n_kv_heads is not None and self.n_heads % self.n_kv_heads:
+            raise ConfigError(f"n_kv_heads must be a divisor of n_heads ({self.n_heads}), got {self.n_kv_heads}")
+
+    def _check_attention(self):
+        if self.kappa is not None and self.qk_norm != "none":
+            raise ConfigError(
+                f"kappa must be null unless qk_norm=none, whose place it takes, got qk_norm={self.qk_norm}"
+            )
+        if self.attention_impl == "sdpa" and self.attention_softcap is not None:
+            raise ConfigError(
+                "attention_impl must be auto or reference with attention_softcap, got sdpa: it cannot cap"
+            )
+
+    def resolved(self, vocab_size: int) -> "ModelConfig":
+        """The same model with nothing left to a rule: n_kv_heads (n_heads), d_head (d_model / n_heads), d_ff
+        (d_ff_rule), and the vocabulary: the data's `vocab_size` unless the config has a larger, padded one.
+
+        Raises ConfigError where the config's own vocabulary is smaller than the data's.
+        """
+        if self.vocab_size is not None and self.vocab_size < vocab_size:
+            raise ConfigError(f"vocab_size must be at least the data's {vocab_size}, got {self.vocab_size}")
+        return dataclasses.replace(
+            self,
+            n_kv_heads=self.n_kv_heads or self.n_heads,
+            d_head=self.d_head or self.d_model // self.n_heads,
+            d_ff=self.d_ff or D_FF_RULES[self.d_ff_rule](self.d_model),
+            vocab_size=self.vocab_size or vocab_size,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParametrizationConfig:
+    """How initialisation and learning rate depend on width: arXiv 2309.14322, section 3.2.4 and E.5.
+
+    Rules: (i) learning rate of linear layers times base_fan_in / fan_in; (ii) head init std sqrt(base_fan_in)
+    / fan_in; (iii) attention scale 1 / d_head; (iv) query projections start at zero.
+    mup_simple is (i), mup_intermediate (i) and (ii), mup_full all four, standard none.
+
+    base_width      the d_model at which (i) and (ii) change nothing; the paper's smallest is 256
+    scale_head_lr   whether the head is a "linear layer" in rule (i), which the paper leaves open
+    scale_weight_decay_with_lr
+                    whether a weight's decay shrinks with its learning rate in (i), which the paper leaves
+                    open. It does where the multiplier is applied to the whole AdamW update, as nanodo does
+    """
+
+    name: str = "standard"
+    base_width: int = 256
+    scale_head_lr: bool = True
+    scale_weight_decay_with_lr: bool = True
+
+    def __post_init__(self):
+        check_choice("name", self.name, PARAMETRIZATIONS)
+        check_positive("base_width", self.base_width)

@@ -1,0 +1,85 @@
+"""Parameters and FLOPs in closed form, without torch and without building the model.
+
+With L layers, d width, a = n_heads d_head, g = n_kv_heads d_head, f = d_ff, m = 2 (gated: 3), V vocabulary:
+
+    matrices of a block     2 d a + 2 d g + m d f
+    gains of a block        2 d norms_per_branch + qk gains (2 d_head per head, a + g over the full width)
+    outside the blocks      V d, another V d for an untied head, d for the final norm
+    forward FLOPs a token   2 (L matrices + V d) + 4 L a T
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from scaling_testbed.errors import ConfigError
+from scaling_testbed.model.config import GATED_MLPS, RESIDUALS, ModelConfig
+
+
+@dataclass(frozen=True)
+class ParamCounts:
+    """One model, three conventions.
+
+    n_params                     everything
+    n_params_non_embedding       neither embedding nor head (Kaplan et al.; the proxies paper)
+    n_params_no_input_embedding  with the head, without the embedding; a tied matrix counts, as the head
+    """
+
+    n_params: int
+    n_params_non_embedding: int
+    n_params_no_input_embedding: int
+
+
+def count_params(config: ModelConfig, include_qk_gains: bool = True) -> ParamCounts:
+    """Count the parameters of `config`, whose vocab_size must be known. The counts published for the open_lm
+    models (Gadre et al. 2024) leave the qk-norm gains out: `include_qk_gains=False`."""
+    config = _resolved(config)
+    shape = RESIDUALS[config.residual]
+    gains_per_block = 2 * shape.norms_per_branch * config.d_model
+    if include_qk_gains:
+        gains_per_block += _qk_gains(config)
+    body = config.n_layers * (_block_matrices(config) + gains_per_block) + shape.final_norm * config.d_model
+    table = config.vocab_size * config.d_model
+    return ParamCounts(
+        n_params=body + (table if config.tied_head else 2 * table),
+        n_params_non_embedding=body,
+        n_params_no_input_embedding=body + table,
+    )
+
+
+def forward_flops(config: ModelConfig, sequence_length: int) -> int:
+    """FLOPs of one token's forward pass in a sequence of `sequence_length`: every matrix product, head
+    included, a multiply-add being two. Attention counts all T x T scores, though half are masked, as torch's
+    FlopCounterMode does. Norms, activations, softmax, rotation and the embedding look-up are not counted."""
+    config = _resolved(config)
+    products = config.n_layers * _block_matrices(config) + config.vocab_size * config.d_model
+    attention = config.n_layers * 2 * config.n_heads * config.d_head * sequence_length
+    return 2 * (products + attention)
+
+
+def flops_per_token(config: ModelConfig, sequence_length: int) -> int:
+    """FLOPs of training on one token: 3 x forward, since each product has two more in the backward pass, one
+    for each of its inputs. Exact for the reference attention. A fused attention computes the scores again in
+    its backward pass; that work, like any recomputation, is not counted here, so that the same model costs
+    the same on every path."""
+    return 3 * forward_flops(config, sequence_length)
+
+
+def _block_matrices(config: ModelConfig) -> int:
+    attention = 2 * config.d_model * config.d_head * (config.n_heads + config.n_kv_heads)
+    mlp = (3 if config.mlp in GATED_MLPS else 2) * config.d_model * config.d_ff
+    return attention + mlp
+
+
+def _qk_gains(config: ModelConfig) -> int:
+    if config.qk_norm == "none":
+        return 0
+    if config.qk_norm_axis == "head":
+        return 2 * config.d_head
+    return config.d_head * (config.n_heads + config.n_kv_heads)
+
+
+def _resolved(config: ModelConfig) -> ModelConfig:
+    if config.vocab_size is None:
+        raise ConfigError("vocab_size must be known to count, got None: resolve the config with the data's vocabulary")
+    return config.resolved(config.vocab_size)

@@ -1,0 +1,154 @@
+"""The parts of a block, chosen by name: norms, MLPs, residual layouts.
+
+Shapes in names: B sequences, T positions, D model width, F MLP width.
+Parameters are fp32. Under autocast, matrix products run in its type; norms and the residual stream stay fp32.
+A new part is a class or function here, its name in config.py, and its count in counting.py.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from scaling_testbed.kernels import reference
+from scaling_testbed.model.config import ModelConfig
+
+
+class Linear(nn.Linear):
+    """x @ weight.T without bias. The weight is NaN until Transformer.init_weights draws it: a forgotten
+    initialisation shows at once, and building a model consumes no random numbers."""
+
+    def __init__(self, d_in: int, d_out: int, *, role: str, device=None):
+        super().__init__(d_in, d_out, bias=False, device=device, dtype=torch.float32)
+        self.role = role
+        self.fan_in = d_in
+
+    def reset_parameters(self) -> None:
+        nn.init.constant_(self.weight, float("nan"))
+
+
+class Embedding(nn.Embedding):
+    """Token embedding; NaN until initialised, like Linear."""
+
+    role = "embedding"
+
+    def __init__(self, vocab_size: int, d_model: int, *, device=None):
+        super().__init__(vocab_size, d_model, device=device, dtype=torch.float32)
+        self.fan_in = d_model
+
+    def reset_parameters(self) -> None:
+        nn.init.constant_(self.weight, float("nan"))
+
+
+class Gain(nn.Module):
+    """A normalisation's learned gain, and no bias. Subclasses normalise."""
+
+    role = "norm"
+    fan_in = 1
+
+    def __init__(self, width: int, eps: float, *, device=None):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.full((width,), float("nan"), dtype=torch.float32, device=device))
+
+
+class LayerNorm(Gain):
+    """Mean-centred, gain only. Statistics and result in fp32 whatever comes in."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.layer_norm(reference.wide(x), self.weight.shape, self.weight, None, self.eps)
+
+
+class RMSNorm(Gain):
+    """x / RMS(x) times a gain. Statistics and result in fp32 whatever comes in."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.rms_norm(reference.wide(x), self.weight.shape, self.weight, self.eps)
+
+
+NORMS = {"layernorm": LayerNorm, "rmsnorm": RMSNorm}
+
+
+def cast_for_matmul(x: torch.Tensor) -> torch.Tensor:
+    """`x` in the type that autocast will use for products. Autocast converts an activation anew for each
+    product that reads it; this converts once where several do."""
+    device_type = x.device.type
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+        return x.to(torch.get_autocast_dtype(device_type))
+    return x
+
+
+def _gelu_tanh(x: torch.Tensor) -> torch.Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+def _relu_squared(x: torch.Tensor) -> torch.Tensor:
+    """relu(x)^2 (Primer, arXiv 2109.08668)."""
+    return F.relu(x).square()
+
+
+class MLP(nn.Module):
+    """out(activation(in(x)))."""
+
+    def __init__(self, config: ModelConfig, *, activation, device=None):
+        super().__init__()
+        self.activation = activation
+        self.mlp_in = Linear(config.d_model, config.d_ff, role="mlp_in", device=device)
+        self.mlp_out = Linear(config.d_ff, config.d_model, role="mlp_out", device=device)
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        return self.mlp_out(self.activation(self.mlp_in(x_BTD)))
+
+
+class GatedMLP(nn.Module):
+    """out(activation(gate(x)) * in(x)) (arXiv 2002.05202)."""
+
+    def __init__(self, config: ModelConfig, *, activation, device=None):
+        super().__init__()
+        self.activation = activation
+        self.mlp_gate = Linear(config.d_model, config.d_ff, role="mlp_gate", device=device)
+        self.mlp_in = Linear(config.d_model, config.d_ff, role="mlp_in", device=device)
+        self.mlp_out = Linear(config.d_ff, config.d_model, role="mlp_out", device=device)
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        x_BTD = cast_for_matmul(x_BTD)
+        return self.mlp_out(self.activation(self.mlp_gate(x_BTD)) * self.mlp_in(x_BTD))
+
+
+MLPS = {
+    "gelu": partial(MLP, activation=_gelu_tanh),
+    "relu2": partial(MLP, activation=_relu_squared),
+    "swiglu": partial(GatedMLP, activation=F.silu),
+}
+
+
+# Residual layouts: (x_BTD, branch, this branch's norms, n_layers) -> x_BTD. config.RESIDUALS counts norms.
+
+
+def _pre(x, branch, norms, n_layers):
+    return x + branch(norms[0](x))
+
+
+def _post(x, branch, norms, n_layers):
+    return norms[0](x + branch(x))
+
+
+def _reordered(x, branch, norms, n_layers):
+    """OLMo 2, arXiv 2501.00656, section 3.3."""
+    return x + norms[0](branch(x))
+
+
+def _peri(x, branch, norms, n_layers):
+    """Peri-LN, arXiv 2502.02732."""
+    return x + norms[1](branch(norms[0](x)))
+
+
+def _deepnorm(x, branch, norms, n_layers):
+    """DeepNorm for a decoder, arXiv 2203.00555, Fig. 2; its initialisation is in parametrization.init_std."""
+    return norms[0]((2 * n_layers) ** 0.25 * x + branch(x))
+
+
+RESIDUALS = {"pre": _pre, "post": _post, "reordered": _reordered, "peri": _peri, "deepnorm": _deepnorm}

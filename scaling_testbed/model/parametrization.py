@@ -1,0 +1,79 @@
+"""How a parameter starts and how fast it learns, by its role: pure functions, no torch.
+
+Equations (i) to (iv) are those of arXiv 2309.14322, section 3.2.4; `ParametrizationConfig` lists them.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from scaling_testbed.errors import ConfigError
+from scaling_testbed.model.config import ModelConfig, ParametrizationConfig
+
+ROLES = ("q", "k", "v", "attn_out", "mlp_in", "mlp_gate", "mlp_out", "embedding", "head", "norm")
+# The weights of matrix products inside the blocks.
+HIDDEN_ROLES = ("q", "k", "v", "attn_out", "mlp_in", "mlp_gate", "mlp_out")
+# What DeepNorm shrinks at initialisation (arXiv 2203.00555, Fig. 2): MLP, output and value projections.
+DEEPNORM_ROLES = ("v", "attn_out", "mlp_in", "mlp_gate", "mlp_out")
+
+SCALED_LR = ("mup_simple", "mup_intermediate", "mup_full")
+SCALED_HEAD_INIT = ("mup_intermediate", "mup_full")
+INVERSE_ATTENTION_SCALE = ("mup_full",)
+ZERO_QUERY_INIT = ("mup_full",)
+
+
+@dataclass(frozen=True)
+class ParameterInfo:
+    """What is known of a parameter apart from its values.
+
+    role    one of ROLES; a tied head is the embedding
+    fan_in  inputs summed into one output; by convention d_model for the embedding and 1 for a gain
+    layer   index of its block, None outside the blocks
+    """
+
+    role: str
+    fan_in: int
+    layer: int | None
+
+
+def check_parametrization(parametrization: ParametrizationConfig, config: ModelConfig) -> None:
+    """Raise ConfigError where the two cannot both be obeyed."""
+    if config.tied_head and parametrization.name in SCALED_HEAD_INIT:
+        raise ConfigError(f"tied_head must be false with {parametrization.name}, whose head has its own initialisation")
+
+
+def init_std(parametrization: ParametrizationConfig, info: ParameterInfo, config: ModelConfig) -> float:
+    """Standard deviation at initialisation, after truncation. 0 means constant: gains one, others zero."""
+    if info.role == "norm":
+        return 0.0
+    if info.role == "q" and parametrization.name in ZERO_QUERY_INIT:
+        return 0.0
+    if info.role == "head" and parametrization.name in SCALED_HEAD_INIT:
+        return math.sqrt(_base_fan_in(parametrization, info, config)) / info.fan_in
+    std = 1.0 / math.sqrt(info.fan_in)
+    if config.residual == "deepnorm" and info.role in DEEPNORM_ROLES:
+        std /= (8 * config.n_layers) ** 0.25
+    return std
+
+
+def lr_multiplier(parametrization: ParametrizationConfig, info: ParameterInfo, config: ModelConfig) -> float:
+    """What the learning rate is multiplied by: rule (i). Embeddings and gains always have 1."""
+    linear_roles = HIDDEN_ROLES + (("head",) if parametrization.scale_head_lr else ())
+    if parametrization.name in SCALED_LR and info.role in linear_roles:
+        return _base_fan_in(parametrization, info, config) / info.fan_in
+    return 1.0
+
+
+def attention_scale(parametrization: ParametrizationConfig, config: ModelConfig) -> float:
+    """What q.k is multiplied by, for a resolved config. mup_full means 1/d_head, whatever the config says."""
+    if config.attention_scale == "inverse" or parametrization.name in INVERSE_ATTENTION_SCALE:
+        return 1.0 / config.d_head
+    return 1.0 / math.sqrt(config.d_head)
+
+
+def _base_fan_in(parametrization: ParametrizationConfig, info: ParameterInfo, config: ModelConfig) -> float:
+    """The fan-in this parameter would have at the base width, if every width of the model (d_ff and all heads
+    together) is in proportion to d_model, as in a family of one shape. Base over fan-in is then base_width /
+    d_model for every parameter, also where d_ff is rounded."""
+    return info.fan_in * parametrization.base_width / config.d_model

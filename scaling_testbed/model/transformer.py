@@ -1,0 +1,146 @@
+"""The decoder-only Transformer.
+
+    tokens -> embedding -> n_layers x (attention, MLP, each in the residual layout) -> final norm -> head
+
+No biases, rotary positions, fp32 parameters and residual stream. Every choice is in ModelConfig.
+Shapes in names: B sequences, T positions, D model width, V vocabulary, R rotated pairs of a head.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from scaling_testbed.errors import ConfigError
+from scaling_testbed.kernels import reference
+from scaling_testbed.model import config as names
+from scaling_testbed.model.attention import Attention, choose_attention_impl
+from scaling_testbed.model.config import ModelConfig, ParametrizationConfig
+from scaling_testbed.model.layers import MLPS, NORMS, RESIDUALS, Embedding, Linear
+from scaling_testbed.model.parametrization import (
+    ParameterInfo,
+    attention_scale,
+    check_parametrization,
+    init_std,
+)
+
+# Standard deviation of N(0, 1) truncated to [-2, 2].
+TRUNCATED_STD = 0.87962566103423978
+
+
+class Block(nn.Module):
+    """Attention, then MLP, each with the norms of the residual layout. [B, T, D] -> [B, T, D], the stream."""
+
+    def __init__(self, config: ModelConfig, *, scale: float, impl: str, device=None):
+        super().__init__()
+        self.n_layers = config.n_layers
+        self.residual = RESIDUALS[config.residual]
+        self.attention_norms = _norms(config, device)
+        self.attention = Attention(config, scale=scale, impl=impl, device=device)
+        self.mlp_norms = _norms(config, device)
+        self.mlp = MLPS[config.mlp](config, device=device)
+
+    def forward(self, x_BTD: torch.Tensor, cos_TR: torch.Tensor, sin_TR: torch.Tensor) -> torch.Tensor:
+        def attend(y_BTD):
+            return self.attention(y_BTD, cos_TR, sin_TR)
+
+        x_BTD = self.residual(x_BTD, attend, self.attention_norms, self.n_layers)
+        return self.residual(x_BTD, self.mlp, self.mlp_norms, self.n_layers)
+
+
+def _norms(config: ModelConfig, device) -> nn.ModuleList:
+    make, count = NORMS[config.norm], names.RESIDUALS[config.residual].norms_per_branch
+    return nn.ModuleList(make(config.d_model, config.norm_eps, device=device) for _ in range(count))
+
+
+class Transformer(nn.Module):
+    """The model of a resolved `config`. Its weights are NaN until `init_weights`.
+
+    attention_impl  the attention path in use: what `auto` picked
+    Raises ConfigError where `config` is not resolved or cannot go with `parametrization`.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        parametrization: ParametrizationConfig = ParametrizationConfig(),  # noqa: B008 (frozen)
+        device=None,
+    ):
+        super().__init__()
+        if None in (config.n_kv_heads, config.d_head, config.d_ff, config.vocab_size):
+            raise ConfigError("vocab_size must be known to build a model: use config.resolved(vocab_size)")
+        check_parametrization(parametrization, config)
+        self.config, self.parametrization = config, parametrization
+        self.attention_impl = choose_attention_impl(config)
+        scale = attention_scale(parametrization, config)
+        self.embedding = Embedding(config.vocab_size, config.d_model, device=device)
+        self.blocks = nn.ModuleList(
+            Block(config, scale=scale, impl=self.attention_impl, device=device) for _ in range(config.n_layers)
+        )
+        self.final_norm, self.head = nn.Identity(), None
+        if names.RESIDUALS[config.residual].final_norm:
+            self.final_norm = NORMS[config.norm](config.d_model, config.norm_eps, device=device)
+        if not config.tied_head:
+            self.head = Linear(config.d_model, config.vocab_size, role="head", device=device)
+        self._parameter_info = self._collect_parameter_info()
+
+    def forward(self, tokens_BT: torch.Tensor) -> torch.Tensor:
+        """Token ids [B, T] of any length -> fp32 hidden states [B, T, D], normed, for the head."""
+        x_BTD = self.embedding(tokens_BT)
+        # Made anew for each pass: a few thousand numbers, right for any length and device, nothing to save.
+        positions_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
+        cos_TR, sin_TR = reference.rotary_tables(positions_T, self.config.d_head, self.config.rope_base)
+        for block in self.blocks:
+            x_BTD = block(x_BTD, cos_TR, sin_TR)
+        return self.final_norm(x_BTD)
+
+    @property
+    def head_weight_VD(self) -> torch.Tensor:
+        """The matrix that turns hidden states into logits: the head's own, or the embedding if tied."""
+        return self.embedding.weight if self.head is None else self.head.weight
+
+    def logits(self, tokens_BT: torch.Tensor) -> torch.Tensor:
+        """fp32 logits [B, T, V], softcapped where the config says so. Training hands `forward` and the head
+        weight to the loss instead, which need not hold them all."""
+        logits_BTV = reference.wide(F.linear(self(tokens_BT), self.head_weight_VD))
+        return reference.softcap_scores(logits_BTV, self.config.final_softcap)
+
+    def parameter_info(self) -> dict[str, ParameterInfo]:
+        """Role, fan-in and layer of every parameter, by its name in `named_parameters`."""
+        return dict(self._parameter_info)
+
+    def _collect_parameter_info(self) -> dict[str, ParameterInfo]:
+        layer_of = {module: layer for layer, block in enumerate(self.blocks) for module in block.modules()}
+        return {
+            f"{path}.weight": ParameterInfo(role=module.role, fan_in=module.fan_in, layer=layer_of.get(module))
+            for path, module in self.named_modules()
+            if hasattr(module, "role")
+        }
+
+    def init_weights(self, seed: int) -> None:
+        """Draw every parameter anew. A draw depends on `seed` and the parameter's name, shape and std: not on
+        the device, the global random state, or which other parameters there are."""
+        with torch.no_grad():
+            for name, parameter in self.named_parameters():
+                parameter.copy_(self.initial_weight(name, seed))
+
+    def initial_weight(self, name: str, seed: int) -> torch.Tensor:
+        """The whole initial value of one parameter, fp32 on the CPU, of which a process may keep a shard.
+
+        Gains are one, embeddings normal, other weights normal, cut at two standard deviations and widened
+        so that the std after the cut is parametrization.init_std (arXiv 2309.14322, section 2.1).
+        """
+        info = self._parameter_info[name]
+        value = torch.empty(self.get_parameter(name).shape, dtype=torch.float32, device="cpu")
+        std = init_std(self.parametrization, info, self.config)
+        if std == 0.0:
+            return value.fill_(1.0 if info.role == "norm" else 0.0)
+        digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+        generator = torch.Generator("cpu").manual_seed(int.from_bytes(digest[:4], "little"))
+        if info.role == "embedding":
+            return value.normal_(0.0, std, generator=generator)
+        sigma = std / TRUNCATED_STD
+        return nn.init.trunc_normal_(value, 0.0, sigma, -2 * sigma, 2 * sigma, generator=generator)

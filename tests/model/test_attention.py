@@ -1,0 +1,123 @@
+"""Attention: what its preparation bounds, and that its paths and groupings agree."""
+
+import math
+
+import pytest
+import torch
+
+from scaling_testbed.kernels import reference
+from scaling_testbed.model.attention import choose_attention_impl, sdpa_attention
+
+T = 23
+
+
+def queries_and_keys(model, scale_weights=1.0):
+    """q_BHTK, k_BGTK of block 0 for random inputs, with the projections blown up by `scale_weights`."""
+    attention = model.blocks[0].attention
+    with torch.no_grad():
+        attention.q.weight.mul_(scale_weights)
+        attention.k.weight.mul_(scale_weights)
+        x_BTD = torch.randn(2, T, model.config.d_model, generator=torch.Generator().manual_seed(3))
+        tables = reference.rotary_tables(torch.arange(T), model.config.d_head, model.config.rope_base)
+        return attention.queries_and_keys(x_BTD, *tables)
+
+
+@pytest.mark.parametrize("qk_norm", ["layernorm", "rmsnorm"])
+def test_qk_norm_bounds_every_score_by_the_root_of_d_head(build, qk_norm):
+    model = build(qk_norm=qk_norm)
+    q, k = queries_and_keys(model, scale_weights=1000.0)
+    scores = model.blocks[0].attention.scale * (q @ k.transpose(-1, -2)).abs()
+    bound = math.sqrt(model.config.d_head)
+    assert 0.6 * bound < scores.max() <= bound * 1.0001
+
+
+def test_without_qk_norm_scores_grow_with_the_weights(build):
+    q, k = queries_and_keys(build(qk_norm="none"), scale_weights=1000.0)
+    assert (q @ k.transpose(-1, -2)).abs().max() > 1e5
+
+
+@pytest.mark.parametrize("qk_norm", ["layernorm", "rmsnorm"])
+def test_the_head_axis_norms_each_head_and_the_full_axis_all_of_them_together(build, qk_norm):
+    per_head, _ = queries_and_keys(build(qk_norm=qk_norm, qk_norm_axis="head"))
+    full, _ = queries_and_keys(build(qk_norm=qk_norm, qk_norm_axis="full"))
+    torch.testing.assert_close(per_head.square().mean(-1), torch.ones(2, 4, T), atol=1e-3, rtol=0)
+    torch.testing.assert_close(full.square().mean((1, 3)), torch.ones(2, T), atol=1e-3, rtol=0)
+    assert full.square().mean(-1).std() > 0.1
+
+
+def test_gains_are_one_d_head_for_all_heads_or_the_full_width_of_queries_and_keys(build):
+    per_head, full = (build(n_kv_heads=2, qk_norm_axis=axis).blocks[0].attention for axis in ("head", "full"))
+    assert per_head.q_norm.weight.shape == per_head.k_norm.weight.shape == (8,)
+    assert full.q_norm.weight.shape == (32,) and full.k_norm.weight.shape == (16,)
+
+
+def test_the_norm_comes_before_the_rotation(build):
+    model = build()
+    gain = torch.linspace(0.5, 2.0, 8)
+    with torch.no_grad():
+        model.blocks[0].attention.q_norm.weight.copy_(gain)
+    q_BHTK, _ = queries_and_keys(model)
+    unrotated = reference.rotary(q_BHTK, model.config.rope_base, positions=-torch.arange(T))
+    torch.testing.assert_close((unrotated / gain).square().mean(-1), torch.ones(2, 4, T), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("kappa", [1.0, 1000.0])
+def test_kappa_fixes_the_rms_of_queries_and_keys(build, kappa):
+    model = build(kappa=kappa, qk_norm="none", n_kv_heads=2)
+    for x in queries_and_keys(model, scale_weights=37.0):
+        torch.testing.assert_close(x.square().mean(-1), torch.full(x.shape[:-1], kappa), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"n_kv_heads": 2}, {"n_kv_heads": 1, "qk_norm": "none"}, {"d_head": 6}], ids=str
+)
+def test_sdpa_equals_reference_in_output_and_gradient(build, tokens, changes):
+    results = []
+    for impl in ("reference", "sdpa"):
+        model = build(attention_impl=impl, **changes)
+        logits = model.logits(tokens(T))
+        logits.square().mean().backward()
+        results.append((logits.detach(), model.blocks[0].attention.q.weight.grad))
+    for left, right in zip(*results, strict=True):
+        torch.testing.assert_close(left, right, atol=1e-5, rtol=1e-4)
+
+
+def test_grouped_heads_equal_full_heads_with_repeated_keys_and_values(build, tokens):
+    grouped, full = build(n_kv_heads=2), build(seed=1)
+    weights = grouped.state_dict()
+    for name in list(weights):
+        if name.endswith(("attention.k.weight", "attention.v.weight")):
+            by_group = weights[name].unflatten(0, (2, 8))
+            weights[name] = by_group.repeat_interleave(2, dim=0).flatten(0, 1)
+    full.load_state_dict(weights)
+    torch.testing.assert_close(grouped.logits(tokens(T)), full.logits(tokens(T)), atol=1e-5, rtol=1e-4)
+
+
+def test_the_softcap_reaches_the_scores(build, tokens):
+    # Enormous queries make attention one-hot; a tiny cap makes it nearly uniform all the same.
+    model = build(attention_softcap=1e-4, qk_norm="none")
+    uniform = build(qk_norm="none")
+    with torch.no_grad():
+        for block in model.blocks:
+            block.attention.q.weight.mul_(100.0)
+        for block in uniform.blocks:
+            block.attention.q.weight.zero_()
+    torch.testing.assert_close(model.logits(tokens(T)), uniform.logits(tokens(T)), atol=1e-3, rtol=0)
+
+
+def test_attention_scale_reaches_the_scores(build, tokens):
+    # d_head is 8: scale 1/8 with queries sqrt(8) times larger is scale 1/sqrt(8).
+    inverse, inverse_sqrt = build(attention_scale="inverse", qk_norm="none"), build(qk_norm="none")
+    assert not torch.allclose(inverse.logits(tokens(T)), inverse_sqrt.logits(tokens(T)), atol=1e-4)
+    with torch.no_grad():
+        for block in inverse.blocks:
+            block.attention.q.weight.mul_(math.sqrt(8))
+    torch.testing.assert_close(inverse.logits(tokens(T)), inverse_sqrt.logits(tokens(T)), atol=1e-5, rtol=1e-4)
+
+
+def test_auto_is_sdpa_unless_a_softcap_needs_the_reference(build, tiny):
+    assert build().attention_impl == "sdpa"
+    assert build(attention_softcap=50.0).attention_impl == "reference"
+    assert choose_attention_impl(tiny(attention_impl="reference")) == "reference"
+    with pytest.raises(ValueError, match="softcap"):
+        sdpa_attention(*[torch.zeros(1, 1, 2, 4)] * 3, scale=1.0, softcap=5.0)
