@@ -1,0 +1,118 @@
+"""Batches as a pure function of (seed, step): no state to save, the same for any number of ranks or restarts.
+
+A stream of n tokens holds (n - 1) // T windows of T + 1 tokens at stride T: the last token of one window is
+the first of the next, so that each token is predicted once per epoch. The windows of all epochs form one
+endless line; batch `step` takes the next `sequences` of it. Within an epoch their order is a keyed
+permutation that is computed for the windows asked for only.
+"""
+
+import functools
+import hashlib
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from scaling_testbed.data.shards import TokenStream
+from scaling_testbed.errors import ConfigError, UserError
+
+ROUNDS = 8
+
+
+@functools.lru_cache(maxsize=64)
+def _round_keys(seed: int, epoch: int) -> tuple[np.uint64, ...]:
+    digest = hashlib.blake2b(f"{seed}/{epoch}".encode(), digest_size=8 * ROUNDS).digest()
+    return tuple(np.frombuffer(digest, dtype="<u8"))
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    """The finaliser of splitmix64 (Steele, Lea and Flood, OOPSLA 2014, figure 16), elementwise on uint64."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def permute(positions: np.ndarray, n: int, seed: int, epoch: int) -> np.ndarray:
+    """Images of `positions` (in [0, n)) under a pseudo-random permutation of [0, n) keyed by (seed, epoch).
+
+    A Feistel network over Z_a x Z_b with a x b just above n, where rounds add to the two halves in turn, and
+    cycle walking for the few images at n or above (Black and Rogaway, "Ciphers with arbitrary finite
+    domains", 2002).
+    """
+    a = math.isqrt(n - 1) + 1
+    b = -(-n // a)
+    keys = _round_keys(seed, epoch)
+    image = np.asarray(positions, dtype=np.uint64).copy()
+    outside = np.ones(len(image), dtype=bool)
+    while outside.any():
+        left, right = np.divmod(image[outside], np.uint64(b))
+        for number, key in enumerate(keys):
+            if number % 2 == 0:
+                left = (left + _mix(right + key) % np.uint64(a)) % np.uint64(a)
+            else:
+                right = (right + _mix(left + key) % np.uint64(b)) % np.uint64(b)
+        image[outside] = left * np.uint64(b) + right
+        outside = image >= n
+    return image.astype(np.int64)
+
+
+class TrainingBatches:
+    """Shuffled windows of a stream. `sequences` is the global batch, over all ranks and micro-batches."""
+
+    def __init__(self, stream: TokenStream, *, sequence_length: int, sequences: int, seed: int):
+        self.stream, self.sequence_length, self.sequences, self.seed = stream, sequence_length, sequences, seed
+        self.n_windows = max(0, (stream.n_tokens - 1) // sequence_length)
+        if self.n_windows < sequences:
+            raise UserError(
+                f"{stream.label}: {stream.n_tokens} tokens give {self.n_windows} sequences of {sequence_length}, "
+                f"too few for one training batch of {sequences}; use more data, a smaller batch or shorter sequences"
+            )
+
+    def batch(self, step: int, rank: int = 0, world_size: int = 1) -> np.ndarray:
+        """Tokens of the rank's contiguous slice of batch `step` (from 0), int64 [sequences / world_size, T +
+        1]: columns 0..T-1 are inputs, 1..T targets."""
+        if self.sequences % world_size:
+            raise ConfigError(f"a batch of {self.sequences} sequences cannot be shared equally by {world_size} ranks")
+        rows = self.sequences // world_size
+        first = step * self.sequences + rank * rows
+        windows = self._windows(first, rows)
+        return self.stream.gather(windows * self.sequence_length, self.sequence_length + 1)
+
+    def _windows(self, first: int, count: int) -> np.ndarray:
+        """Window numbers at places [first, first + count) of the endless line, across epoch borders."""
+        parts = []
+        while count:
+            epoch, place = divmod(first, self.n_windows)
+            here = min(count, self.n_windows - place)
+            parts.append(permute(np.arange(place, place + here), self.n_windows, self.seed, epoch))
+            first, count = first + here, count - here
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def epochs(self, steps: int) -> float:
+        """How many times `steps` batches go through the stream; above 1 is allowed."""
+        return steps * self.sequences / self.n_windows
+
+
+class ValidationBatches:
+    """The first windows of a stream, unshuffled, the same at every evaluation. At most `max_tokens` tokens
+    are predicted (None: all); the last batch may have fewer rows. Iterating gives int64 [<= rows, T + 1]."""
+
+    def __init__(self, stream: TokenStream, *, sequence_length: int, max_tokens: int | None, rows: int):
+        self.stream, self.sequence_length, self.rows = stream, sequence_length, rows
+        available = max(0, (stream.n_tokens - 1) // sequence_length)
+        wanted = available if max_tokens is None else max(1, max_tokens // sequence_length)
+        self.n_windows = min(available, wanted)
+        self.n_tokens = self.n_windows * sequence_length
+        if not self.n_windows:
+            raise UserError(
+                f"{stream.label}: {stream.n_tokens} tokens are too few for one validation batch of {sequence_length} "
+                "tokens; use more data, a larger data.validation_fraction or shorter sequences"
+            )
+
+    def __len__(self) -> int:
+        return -(-self.n_windows // self.rows)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        for first in range(0, self.n_windows, self.rows):
+            windows = np.arange(first, min(first + self.rows, self.n_windows))
+            yield self.stream.gather(windows * self.sequence_length, self.sequence_length + 1)

@@ -1,0 +1,139 @@
+"""Token files that a person already has, read in place: nanoGPT, llm.c, and Megatron (.bin beside .idx).
+
+Preparing them writes a manifest and copies nothing.
+"""
+
+import os
+import struct
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scaling_testbed.data.reading import as_list, expand, file_identity
+from scaling_testbed.data.shards import HEADER_BYTES, HEADERS, parse_header, sha256_of
+from scaling_testbed.errors import ConfigError, UserError, check_choice, check_positive
+
+FORMATS = ("auto", "nanogpt", "llmc", "megatron")
+MEGATRON_MAGIC = b"MMIDIDX\x00\x00"
+# Megatron-LM, megatron/core/datasets/indexed_dataset.py: the codes of integer types.
+MEGATRON_DTYPES = {1: "uint8", 2: "int8", 3: "int16", 4: "int32", 5: "int64", 8: "uint16"}
+SCAN_TOKENS = 1 << 24
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenFilesConfig:
+    """Token files by glob. `format` auto: Megatron where an .idx lies beside the .bin, llm.c where its magic
+    number opens the file, nanoGPT (headerless uint16) otherwise. `vocab_size` is that of the tokenizer that
+    wrote them."""
+
+    name: str = "token_files"
+    train: Any = None  # str or list[str]
+    validation: Any = None  # str or list[str]
+    format: str = "auto"
+    vocab_size: int | None = None
+
+    kind = "token_files"
+
+    def __post_init__(self):
+        check_choice("format", self.format, FORMATS)
+        check_positive("vocab_size", self.vocab_size)
+
+    def paths(self, split: str) -> list[str]:
+        """The .bin files of a split, sorted. An .idx that a glob also matches stands for its .bin."""
+        for field in ("train", "validation", "vocab_size"):
+            if getattr(self, field) is None:
+                raise ConfigError(f"data.{field} must be given for data=token_files")
+        found = expand(f"data.{split}", as_list(getattr(self, split)))
+        return sorted({path[:-4] + ".bin" if path.endswith(".idx") else path for path in found})
+
+    def identity(self) -> dict:
+        """The files by path, size and time; the tokenizer is not among it."""
+        files = {split: file_identity(self.paths(split), "/") for split in ("train", "validation")}
+        return {"kind": self.kind, "format": self.format, "vocab_size": self.vocab_size, **files}
+
+    def description(self) -> dict:
+        """The record of this source in the manifest."""
+        fields = asdict(self)
+        del fields["name"]
+        return {"kind": self.kind, "fields": fields}
+
+
+def probe(path: str, format: str = "auto") -> dict:
+    """How a token file is laid out: {format, dtype, offset (bytes), n_tokens, n_documents}. Raises UserError
+    that names the file for a wrong magic number or a size that does not fit."""
+    size = os.path.getsize(path)
+    if size == 0:
+        raise UserError(f"{path}: empty file, no tokens")
+    index = Path(path).with_suffix(".idx")
+    if format == "auto":
+        format = "megatron" if index.exists() else "llmc" if _has_llmc_magic(path) else "nanogpt"
+    if format == "megatron":
+        return {"format": format, "offset": 0, **_probe_megatron(path, index, size)}
+    if format == "llmc":
+        dtype, n_tokens = parse_header(path)
+        expected = HEADER_BYTES + n_tokens * np.dtype(dtype).itemsize
+        if size != expected or not n_tokens:
+            raise UserError(f"{path}: {size} bytes, but its header announces {n_tokens} tokens ({expected} bytes)")
+        return {"format": format, "dtype": dtype, "offset": HEADER_BYTES, "n_tokens": n_tokens, "n_documents": None}
+    if size % 2:
+        raise UserError(f"{path}: {size} bytes is not a list of uint16 tokens; set data.format")
+    return {"format": format, "dtype": "uint16", "offset": 0, "n_tokens": size // 2, "n_documents": None}
+
+
+def _has_llmc_magic(path: str) -> bool:
+    with open(path, "rb") as file:
+        raw = file.read(8)
+    return len(raw) == 8 and struct.unpack("<ii", raw) in HEADERS.values()
+
+
+def _probe_megatron(path: str, index: Path, size: int) -> dict:
+    """Reads the .idx: magic, version, type code, counts, then a length and a byte offset per sequence and the
+    document borders. The sequences must lie one after the other, as Megatron's own tool writes them."""
+    try:
+        raw = index.read_bytes()
+    except OSError:
+        raise UserError(f"{index}: needed beside {path} for the Megatron format, but cannot be read") from None
+    if raw[:9] != MEGATRON_MAGIC:
+        raise UserError(f"{index}: wrong magic; not a Megatron index")
+    try:
+        version, code, n_sequences, n_borders = struct.unpack_from("<QBQQ", raw, 9)
+        lengths = np.frombuffer(raw, "<i4", n_sequences, 34)
+        pointers = np.frombuffer(raw, "<i8", n_sequences, 34 + 4 * n_sequences)
+    except (struct.error, ValueError):
+        raise UserError(f"{index}: cut short; {len(raw)} bytes do not hold what its header announces") from None
+    if version != 1 or code not in MEGATRON_DTYPES:
+        raise UserError(f"{index}: version {version} with type code {code} is not supported")
+    width = np.dtype(MEGATRON_DTYPES[code]).itemsize
+    n_tokens = int(lengths.sum(dtype=np.int64))
+    if n_tokens * width != size:
+        raise UserError(f"{path}: {size} bytes, but {index.name} announces {n_tokens} tokens of {width} bytes")
+    expected = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)[:-1]]) * width if n_sequences else pointers
+    if not np.array_equal(pointers, expected):
+        raise UserError(f"{index}: sequences do not lie one after the other in {path}; rewrite it with Megatron's tool")
+    return {"dtype": MEGATRON_DTYPES[code], "n_tokens": n_tokens, "n_documents": max(0, n_borders - 1)}
+
+
+def scan(path: str, layout: dict, vocab_size: int) -> tuple[dict, np.ndarray]:
+    """Reads a token file once: its manifest entry and how often each id occurs. UserError for an id
+    outside."""
+    tokens = np.memmap(
+        path,
+        dtype=np.dtype(layout["dtype"]).newbyteorder("<"),
+        mode="r",
+        offset=layout["offset"],
+        shape=(layout["n_tokens"],),
+    )
+    counts = np.zeros(vocab_size, dtype=np.int64)
+    for start in range(0, len(tokens), SCAN_TOKENS):
+        block = np.asarray(tokens[start : start + SCAN_TOKENS])
+        low, high = int(block.min()), int(block.max())
+        if low < 0 or high >= vocab_size:
+            raise UserError(
+                f"{path}: token id {low if low < 0 else high} is outside data.vocab_size={vocab_size}; "
+                "a wrong data.format or vocab_size?"
+            )
+        counts += np.bincount(block, minlength=vocab_size)
+    layout = {key: layout[key] for key in ("format", "dtype", "offset", "n_tokens")}
+    return {"file": path, **layout, "size": os.path.getsize(path), "sha256": sha256_of(path)}, counts

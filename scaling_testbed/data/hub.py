@@ -1,0 +1,113 @@
+"""Reading Hugging Face datasets: the only module that imports `datasets`, and only inside its functions.
+
+No dataset script is ever run: datasets 4 and later cannot, and nothing here asks an older one to.
+"""
+
+import functools
+import sys
+from collections.abc import Iterator
+
+from scaling_testbed.data.reading import Unit, as_list, text_of_json, text_of_row
+from scaling_testbed.errors import UserError
+
+
+def hub_units(source, hub_split: str, split: str | None, chunk_bytes: int) -> list[Unit]:
+    """Row ranges of about `chunk_bytes` of a downloaded dataset, or the files of a streamed one."""
+    _load_cached.cache_clear()  # the files may have changed since this process last looked
+    dataset = _load(source, hub_split)
+    if source.streaming:
+        return [Unit(hub_split, "hub_shard", i, i + 1, chunk_bytes, split) for i in range(dataset.num_shards)]
+    rows = len(dataset)
+    row_bytes = max(1, dataset.data.nbytes // max(rows, 1))
+    per_unit = max(1, chunk_bytes // row_bytes)
+    return [
+        Unit(hub_split, "hub_rows", start, min(start + per_unit, rows), min(per_unit, rows - start) * row_bytes, split)
+        for start in range(0, rows, per_unit)
+    ]
+
+
+def hub_documents(source, unit: Unit) -> Iterator[bytes]:
+    """The documents of one unit, none of them empty."""
+    dataset = _load(source, unit.path)
+    if source.streaming:
+        rows = dataset.shard(num_shards=dataset.num_shards, index=unit.start)
+        row, where = 0, f"shard {unit.start} "
+    else:
+        rows = dataset.select(range(unit.start, unit.stop))
+        row, where = unit.start, ""
+    label = f"{_label(source)}: split {unit.path}, {where}row"
+    iterator = iter(rows)
+    while True:
+        with _one_line(source):
+            record = next(iterator, None)
+        if record is None:
+            return
+        try:
+            if source.path == "json":
+                yield from text_of_json(record["text"], source.text_field)
+            elif text := text_of_row(record, source.text_field):
+                yield text
+        except ValueError as error:
+            raise UserError(f"{label} {row}: {error}") from None
+        row += 1
+
+
+def _label(source) -> str:
+    files = as_list(source.data_files)
+    return f"dataset {source.path}" + (f" ({files[0]}{', ...' if len(files) > 1 else ''})" if files else "")
+
+
+class _one_line:
+    """Turns whatever `datasets` raises into one line that names the dataset."""
+
+    def __init__(self, source):
+        self.source = source
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        if isinstance(error, UserError) or not isinstance(error, Exception):
+            return
+        cause = error.__cause__ or error
+        lines = str(cause).strip().splitlines() or [""]
+        raise UserError(
+            f"{_label(self.source)} cannot be read: {type(cause).__name__}: {lines[0]}\n"
+            "Check data.path, data.config_name, data.data_files, data.split and data.revision, or the network."
+        ) from None
+
+
+def _load(source, hub_split: str):
+    with _one_line(source):
+        return _load_cached(
+            source.path,
+            source.config_name,
+            tuple(as_list(source.data_files)),
+            hub_split,
+            source.revision,
+            source.streaming,
+            source.text_field,
+        )
+
+
+@functools.lru_cache(maxsize=4)
+def _load_cached(path, config_name, data_files, hub_split, revision, streaming, text_field):
+    import datasets
+
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    # As lines of text, JSON files whose other fields differ in type can be mixed (those of RedPajama do).
+    dataset = datasets.load_dataset(
+        "text" if path == "json" else path,
+        config_name,
+        data_files=list(data_files) or None,
+        split=hub_split,
+        revision=revision,
+        streaming=streaming,
+    )
+    names = dataset.column_names
+    if path == "json" or names is None:
+        return dataset
+    if text_field not in names:
+        raise UserError(f"dataset {path}: no field {text_field!r} (fields: {', '.join(names)}); set data.text_field")
+    return dataset.select_columns([text_field])

@@ -1,0 +1,303 @@
+"""Token files on disk, their manifest, and reading them back.
+
+A shard is one `.bin` file as llm.c writes it: 256 int32 of header (magic, version, number of tokens, zeros),
+then the token ids, uint16 or uint32. A prepared folder holds shards and `manifest.json`, which appears last.
+Opening one checks every shard's size and header, and its sha256 unless the very same file was checked before.
+"""
+
+import hashlib
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from scaling_testbed.errors import UserError
+
+SCHEMA_VERSION = 1
+HEADER_BYTES = 256 * 4
+# llm.c, dev/data/data_common.py: (magic, version) of GPT-2 and of Llama-3 token files.
+HEADERS = {"uint16": (20240520, 1), "uint32": (20240801, 7)}
+MAX_SHARD_TOKENS = 1 << 30  # the header counts tokens in an int32
+SPLITS = ("train", "validation")
+
+
+def smallest_dtype(vocab_size: int) -> str:
+    """uint16 while every id fits."""
+    return "uint16" if vocab_size <= 1 << 16 else "uint32"
+
+
+def header_bytes(dtype: str, n_tokens: int) -> bytes:
+    """The 1024 bytes in front of the tokens."""
+    header = np.zeros(256, dtype="<i4")
+    header[:3] = (*HEADERS[dtype], n_tokens)
+    return header.tobytes()
+
+
+def parse_header(path: str | Path) -> tuple[str, int]:
+    """(dtype, n_tokens) from a shard's header; UserError where it is none of ours."""
+    with open(path, "rb") as file:
+        raw = file.read(HEADER_BYTES)
+    if len(raw) < HEADER_BYTES:
+        raise UserError(f"{path}: {len(raw)} bytes is too short for a token shard's header")
+    magic, version, n_tokens = (int(value) for value in np.frombuffer(raw, dtype="<i4", count=3))
+    for dtype, expected in HEADERS.items():
+        if (magic, version) == expected:
+            return dtype, n_tokens
+    raise UserError(f"{path}: wrong magic {magic} version {version}; not a token shard (20240520 or 20240801)")
+
+
+def sha256_of(path: str | Path) -> str:
+    """sha256 of a file's bytes, as hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_json(path: Path, value) -> None:
+    """Writes a JSON file that is there whole or not at all, also after a power cut."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "w") as file:
+        json.dump(value, file, indent=1)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    fsync_folder(path.parent)
+
+
+def fsync_folder(folder: Path) -> None:
+    """Makes renames inside a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class ShardWriter:
+    """Writes one stream of tokens as `<stem>.bin`, then `<stem>.1.bin` ... beyond MAX_SHARD_TOKENS.
+
+    Files carry a temporary name until they are whole. `close` returns their manifest entries; none for no
+    tokens.
+    """
+
+    def __init__(self, folder: Path, stem: str, vocab_size: int):
+        self.folder, self.stem, self.vocab_size = folder, stem, vocab_size
+        self.dtype = smallest_dtype(vocab_size)
+        self.entries = []
+        self._file = None
+        self._n_tokens = 0
+
+    def write(self, tokens: np.ndarray, origin: str) -> None:
+        """Appends token ids; UserError naming `origin` where one is outside the vocabulary."""
+        if len(tokens) and not 0 <= int(tokens.min()) <= int(tokens.max()) < self.vocab_size:
+            worst = int(tokens.max()) if tokens.max() >= self.vocab_size else int(tokens.min())
+            raise UserError(f"{origin}: token id {worst} is outside the vocabulary of {self.vocab_size}")
+        while len(tokens):
+            if self._file is None:
+                self._open()
+            part = tokens[: MAX_SHARD_TOKENS - self._n_tokens]
+            self._file.write(part.astype(np.dtype(self.dtype).newbyteorder("<")).tobytes())
+            self._n_tokens += len(part)
+            tokens = tokens[len(part) :]
+            if self._n_tokens == MAX_SHARD_TOKENS:
+                self._finish()
+
+    def _open(self) -> None:
+        self._name = f"{self.stem}.bin" if not self.entries else f"{self.stem}.{len(self.entries)}.bin"
+        self._temporary = self.folder / f"{self._name}.{os.getpid()}.tmp"
+        self._file = open(self._temporary, "wb", buffering=1 << 20)  # noqa: SIM115 (closed in _finish)
+        self._file.write(bytes(HEADER_BYTES))
+
+    def _finish(self) -> None:
+        self._file.seek(0)
+        self._file.write(header_bytes(self.dtype, self._n_tokens))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        path = self.folder / self._name
+        os.replace(self._temporary, path)
+        self.entries.append(
+            {
+                "file": self._name,
+                "format": "llmc",
+                "dtype": self.dtype,
+                "offset": HEADER_BYTES,
+                "n_tokens": self._n_tokens,
+                "size": path.stat().st_size,
+                "sha256": sha256_of(path),
+            }
+        )
+        self._file, self._n_tokens = None, 0
+
+    def close(self) -> list[dict]:
+        """Finishes the last file and returns the manifest entries of all."""
+        if self._file is not None:
+            self._finish()
+        return self.entries
+
+
+class TokenStream:
+    """The tokens of one split as one long sequence over its shards. Memory-mapped; safe to read from threads.
+
+    `n_bytes` is the bytes of text behind the tokens (EOS counts none), None where there was no text.
+    """
+
+    def __init__(self, label: str, arrays: list[np.ndarray], n_bytes: int | None = None):
+        self.label, self.n_bytes = label, n_bytes
+        self._arrays = arrays
+        self._ends = np.cumsum([len(array) for array in arrays], dtype=np.int64)
+        self.n_tokens = int(self._ends[-1]) if arrays else 0
+
+    def read(self, start: int, length: int) -> np.ndarray:
+        """Tokens [start, start + length); a view where they lie in one shard. IndexError beyond the ends."""
+        if start < 0 or length < 0 or start + length > self.n_tokens:
+            raise IndexError(f"{self.label}: tokens {start} to {start + length} of {self.n_tokens}")
+        shard = int(np.searchsorted(self._ends, start, side="right"))
+        parts = []
+        while length > 0:
+            array = self._arrays[shard]
+            at = start - (int(self._ends[shard]) - len(array))
+            part = array[at : at + length]
+            parts.append(part)
+            start, length, shard = start + len(part), length - len(part), shard + 1
+        if not parts:
+            return np.empty(0, dtype=np.int64)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def gather(self, starts: np.ndarray, length: int) -> np.ndarray:
+        """Rows of `length` tokens at each start, int64 [len(starts), length]: the one copy that a batch
+        makes."""
+        rows = np.empty((len(starts), length), dtype=np.int64)
+        if len(self._arrays) == 1:
+            tokens = self._arrays[0]
+            for row, start in zip(rows, starts.tolist(), strict=True):
+                row[:] = tokens[start : start + length]
+        else:
+            for row, start in zip(rows, starts.tolist(), strict=True):
+                row[:] = self.read(start, length)
+        return rows
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """An opened folder of shards. Fingerprints follow the tokens and the tokenizer, not names, places or
+    times; `tokenizer_fingerprint` is None where no tokenizer was involved."""
+
+    folder: Path
+    manifest: dict
+    train: TokenStream
+    validation: TokenStream
+
+    @property
+    def vocab_size(self) -> int:
+        return self.manifest["vocab_size"]
+
+    @property
+    def tokenizer_fingerprint(self) -> str | None:
+        return self.manifest["tokenizer_fingerprint"]
+
+    @property
+    def fingerprint(self) -> str:
+        content = [self.vocab_size, self.tokenizer_fingerprint]
+        for split in SPLITS:
+            shards = self.manifest["splits"][split]["shards"]
+            content.append([[shard["sha256"], shard["n_tokens"], shard["offset"]] for shard in shards])
+        return fingerprint_of(content)
+
+
+def fingerprint_of(value) -> str:
+    """16 hex digits that stand for a JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def open_prepared(folder: Path | str, verify: bool = True) -> PreparedData:
+    """Opens a prepared folder. Sizes and headers are always checked; with `verify` the sha256 of each shard
+    too, remembered per file (size, times, inode) so that only the first opening reads everything. Raises
+    UserError that names the file which is missing, swapped, cut short or changed. Files the manifest does not
+    name are ignored."""
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    entries = [entry for split in SPLITS for entry in manifest["splits"][split]["shards"]]
+    paths = [_shard_path(folder, entry) for entry in entries]
+    for path, entry in zip(paths, entries, strict=True):
+        _check_shape(path, entry)
+    if verify:
+        _check_hashes(folder, paths, entries)
+    streams = {}
+    for split in SPLITS:
+        record = manifest["splits"][split]
+        arrays = [_map(_shard_path(folder, entry), entry) for entry in record["shards"]]
+        streams[split] = TokenStream(f"{split} split of {folder}", arrays, record["n_bytes"])
+    return PreparedData(folder, manifest, **streams)
+
+
+def read_manifest(folder: Path) -> dict:
+    """manifest.json of a prepared folder."""
+    path = folder / "manifest.json"
+    try:
+        manifest = json.loads(path.read_text())
+        version = manifest["schema_version"]
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: {folder} is not prepared data") from None
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise UserError(f"{path} cannot be read ({error}); delete {folder} and prepare again") from None
+    if version != SCHEMA_VERSION:
+        raise UserError(f"{path} has schema version {version}, not {SCHEMA_VERSION}; delete {folder} and prepare again")
+    return manifest
+
+
+def _shard_path(folder: Path, entry: dict) -> Path:
+    """Our own shards lie in the folder itself; token files that a person already had are named absolutely."""
+    path = Path(entry["file"])
+    if not path.is_absolute() and path.name != entry["file"]:
+        raise UserError(f"{folder / 'manifest.json'}: {entry['file']!r} leads out of the folder")
+    return folder / path
+
+
+def _check_shape(path: Path, entry: dict) -> None:
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}, but the manifest names it; prepare again") from None
+    if size != entry["size"]:
+        raise UserError(f"{path}: {size} bytes, but {entry['size']} in the manifest; the file was cut or replaced")
+    if entry["format"] == "llmc":
+        found = parse_header(path)
+        if found != (entry["dtype"], entry["n_tokens"]):
+            raise UserError(f"{path}: header says {found}, the manifest {entry['dtype']}, {entry['n_tokens']}")
+
+
+def _file_state(path: Path) -> list[int]:
+    """Changes whenever the file does: ctime cannot be set back, so neither an edit in place nor a swap
+    hides."""
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+
+
+def _check_hashes(folder: Path, paths: list[Path], entries: list[dict]) -> None:
+    cache_path = folder / ".verified.json"
+    try:
+        known = json.loads(cache_path.read_text())
+    except (OSError, ValueError):
+        known = {}
+    states = [_file_state(path) for path in paths]
+    wanted = [[*state, entry["sha256"]] for state, entry in zip(states, entries, strict=True)]
+    stale = [i for i, path in enumerate(paths) if known.get(str(path.absolute())) != wanted[i]]
+    if not stale:
+        return
+    with ThreadPoolExecutor(min(8, len(stale))) as pool:  # hashing releases the interpreter lock
+        for i, found in zip(stale, pool.map(sha256_of, [paths[i] for i in stale]), strict=True):
+            if found != entries[i]["sha256"]:
+                raise UserError(f"{paths[i]}: sha256 differs from the manifest; the file was changed or swapped")
+    with suppress(OSError):  # a read-only folder is hashed each time instead
+        write_json(cache_path, {str(path.absolute()): row for path, row in zip(paths, wanted, strict=True)})
+
+
+def _map(path: Path, entry: dict) -> np.ndarray:
+    dtype = np.dtype(entry["dtype"]).newbyteorder("<")
+    shape = (entry["n_tokens"],)
+    return np.memmap(path, dtype=dtype, mode="r", offset=entry["offset"], shape=shape).view(np.ndarray)

@@ -1,0 +1,223 @@
+"""The work of preparing text, in chunks that depend on nothing but their own part of the source.
+
+Consecutive units of about `chunk_bytes` of text form a task; each task writes one train and one validation
+shard. Neither the number of workers nor an interruption changes a byte. A task counts as done once its record
+exists.
+"""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from scaling_testbed.data.corpora import split_of
+from scaling_testbed.data.progress import Progress
+from scaling_testbed.data.reading import Unit
+from scaling_testbed.data.shards import SPLITS, ShardWriter, fsync_folder, write_json
+from scaling_testbed.data.tokenizers import load_tokenizer
+from scaling_testbed.errors import UserError
+
+BATCH_DOCUMENTS, BATCH_BYTES = 1024, 4 << 20
+MAX_WORKERS = 16
+
+
+@dataclass(frozen=True)
+class Task:
+    """One chunk of work: consecutive units that all go to one kind of split."""
+
+    index: int
+    units: tuple[Unit, ...]
+
+    @property
+    def weight(self) -> int:
+        return sum(unit.weight for unit in self.units)
+
+
+def plan_tasks(units: list[Unit], chunk_bytes: int) -> list[Task]:
+    """Consecutive units, closed as soon as they weigh `chunk_bytes`."""
+    tasks, open_units, weight = [], [], 0
+    for unit in units:
+        if open_units and (weight >= chunk_bytes or unit.split != open_units[-1].split):
+            tasks.append(Task(len(tasks), tuple(open_units)))
+            open_units, weight = [], 0
+        open_units.append(unit)
+        weight += unit.weight
+    return [*tasks, Task(len(tasks), tuple(open_units))] if open_units else tasks
+
+
+def start_or_resume(work: Path, tasks: list[Task]) -> None:
+    """Keeps what an interrupted call finished, unless it planned the work differently."""
+    plan = hashlib.sha256(repr(tasks).encode()).hexdigest()
+    path = work / "tasks" / "plan.json"
+    if path.exists() and json.loads(path.read_text()) == plan:
+        return
+    shutil.rmtree(work)
+    (work / "tasks").mkdir(parents=True)
+    write_json(path, plan)
+
+
+def split_rule(source):
+    return lambda unit, document: unit.split or split_of(document, source.validation_fraction)
+
+
+def run_tasks(source, tasks, work: Path, description: dict, workers: int | None, progress: Progress) -> list[dict]:
+    """The records of all tasks in order; those of an earlier call are taken as they are."""
+    done = {task.index: record for task in tasks if (record := _finished(work, task.index))}
+    progress.start(sum(task.weight for task in tasks), sum(task.weight for task in tasks if task.index in done))
+    todo = [task for task in tasks if task.index not in done]
+    workers = min(workers or min(usable_cores(), MAX_WORKERS), len(todo))
+    if source.limited or workers <= 1:
+        return _run_in_order(source, tasks, done, work, description, progress)
+    for record in _run_in_pool(source, todo, work, description, workers, progress):
+        done[record["index"]] = record
+    return [done[task.index] for task in tasks]
+
+
+def usable_cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _finished(work: Path, index: int) -> dict | None:
+    path = work / "tasks" / f"{index:05d}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def _run_in_order(source, tasks, done: dict, work: Path, description: dict, progress: Progress) -> list[dict]:
+    """In this process, one task after the other. Here alone can a limit be counted in document order; the
+    tokenizer library uses all cores by itself. A limit counts a source's own validation split apart."""
+    encoder = load_tokenizer(work, description)
+    records, used = [], {}
+    for task in tasks:
+        spent = used.setdefault(task.units[0].split, [0, 0])
+        left = [None if most is None else most - gone for most, gone in zip(_limits(source), spent, strict=True)]
+        if any(rest is not None and rest <= 0 for rest in left):
+            continue
+        record = done.get(task.index) or run_task(source, task, work, encoder, left, progress.advance)
+        records.append(record)
+        spent[0] += sum(record["splits"][split]["n_documents"] for split in SPLITS)
+        spent[1] += sum(record["splits"][split]["n_tokens"] for split in SPLITS)
+    return records
+
+
+def _limits(source) -> tuple[int | None, int | None]:
+    return source.max_documents, source.max_tokens
+
+
+def run_task(source, task: Task, work: Path, encoder, left=(None, None), advance=None) -> dict:
+    """Tokenises the documents of one task into its shards; returns its record, which is written last.
+
+    `left` is how many documents and tokens it may still give (None: any number).
+    """
+    writers = {split: ShardWriter(work, f"{split}-{task.index:05d}", encoder.vocab_size) for split in SPLITS}
+    totals = {split: {"n_tokens": 0, "n_documents": 0, "n_bytes": 0} for split in SPLITS}
+    counts = np.zeros(encoder.vocab_size, dtype=np.int64)
+    skipped, eos, decide = [], np.array([encoder.eos_id]), split_rule(source)
+    max_documents, tokens_left = left
+    pairs = ((unit, document) for unit in task.units for document in source.documents(unit, skipped))
+    for batch in _batches(islice(pairs, max_documents)):
+        parts = {split: [] for split in SPLITS}
+        encoded = encoder.encode_batch([document for _, document in batch])
+        for (unit, document), ids in zip(batch, encoded, strict=True):
+            if tokens_left is not None and tokens_left <= 0:
+                break
+            split = decide(unit, document)
+            parts[split] += (ids, eos)
+            for key, value in (("n_tokens", len(ids) + 1), ("n_documents", 1), ("n_bytes", len(document))):
+                totals[split][key] += value
+            tokens_left = None if tokens_left is None else tokens_left - len(ids) - 1
+        for split, writer in writers.items():
+            if parts[split]:
+                tokens = np.concatenate(parts[split])
+                writer.write(tokens, batch[0][0].path)
+                if split == "train":
+                    counts += np.bincount(tokens, minlength=len(counts))
+        if advance is not None:
+            advance(sum(len(document) for _, document in batch))
+        if tokens_left is not None and tokens_left <= 0:
+            break
+    splits = {split: {**totals[split], "shards": writer.close()} for split, writer in writers.items()}
+    return _write_record(work / "tasks", {"index": task.index, "splits": splits, "skipped": skipped}, counts)
+
+
+def _write_record(folder: Path, record: dict, counts: np.ndarray) -> dict:
+    """The record is what makes a task count as done, so everything else is on disk before it."""
+    temporary = folder / f"{record['index']:05d}.{os.getpid()}.tmp"
+    with open(temporary, "wb") as file:
+        np.save(file, counts, allow_pickle=False)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, folder / f"{record['index']:05d}.npy")
+    fsync_folder(folder.parent)
+    write_json(folder / f"{record['index']:05d}.json", record)
+    return record
+
+
+def _batches(pairs: Iterator) -> Iterator[list]:
+    batch, size = [], 0
+    for pair in pairs:
+        batch.append(pair)
+        size += len(pair[1])
+        if len(batch) >= BATCH_DOCUMENTS or size >= BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+# ------------------------------------------------------------------------------------- other processes
+
+_worker = {}  # what a worker process needs for every task; set once, when it starts
+
+
+def _run_in_pool(source, todo, work: Path, description: dict, workers: int, progress: Progress) -> Iterator[dict]:
+    """The records of tasks as they finish, from `workers` processes. Whatever ends this loop ends them
+    too."""
+    before = set(multiprocessing.active_children())
+    setup = (os.getpid(), max(1, usable_cores() // workers), source, work, description)
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker, setup)
+    try:
+        futures = {pool.submit(_run_in_worker, task): task for task in todo}
+        for future in as_completed(futures):
+            yield future.result()
+            progress.advance(futures[future].weight)
+        pool.shutdown()
+    except BrokenProcessPool:
+        raise UserError(
+            f"preparing {source.name}: a worker process died, perhaps for lack of memory\n"
+            "Run the same command again with fewer workers; finished chunks are kept."
+        ) from None
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for child in set(multiprocessing.active_children()) - before:
+            child.terminate()
+
+
+def _start_worker(parent: int, threads: int, source, work: Path, description: dict) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the parent, which ends its workers
+    os.environ["RAYON_NUM_THREADS"] = str(threads)  # the tokenizer library's threads
+    threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
+    _worker.update(source=source, work=work, encoder=load_tokenizer(work, description))
+
+
+def _leave_with(parent: int) -> None:
+    """A parent that was killed outright cannot end its workers, so they watch for it."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+def _run_in_worker(task: Task) -> dict:
+    return run_task(_worker["source"], task, _worker["work"], _worker["encoder"])

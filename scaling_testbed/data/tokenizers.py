@@ -1,0 +1,249 @@
+"""Tokenizers: bytes, byte-level BPE trained on the corpus, and pretrained ones.
+
+A config prepares its tokenizer once into the folder of the shards and describes it in plain JSON;
+`load_tokenizer` makes it again from that description, in workers and later for reading samples. Text never
+yields a special token: an EOS spelled out inside a document is encoded as ordinary characters.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from scaling_testbed.data.shards import fingerprint_of, read_manifest, sha256_of
+from scaling_testbed.errors import ConfigError, UserError, check_positive
+
+TOKENIZER_FILE = "tokenizer.json"
+BPE_EOS = "<|endoftext|>"
+# Names that published tokenizers give their end of document, most telling first.
+KNOWN_EOS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eot_id|>", "[EOS]")
+
+
+class ByteTokenizer:
+    """Ids 0..255 are bytes, 256 is EOS."""
+
+    vocab_size, eos_id = 257, 256
+
+    def encode_batch(self, documents: list[bytes]) -> list[np.ndarray]:
+        """Token ids of each document (UTF-8), without EOS."""
+        return [np.frombuffer(document, dtype=np.uint8) for document in documents]
+
+    def decode(self, ids) -> str:
+        """Text of token ids; EOS gives nothing, broken UTF-8 a replacement character."""
+        return bytes(int(i) for i in ids if i < 256).decode("utf-8", "replace")
+
+
+class JsonTokenizer:
+    """A tokenizer.json read by the `tokenizers` library."""
+
+    def __init__(self, path: Path, vocab_size: int, eos_id: int):
+        self.vocab_size, self.eos_id = vocab_size, eos_id
+        self._tokenizer = _read_tokenizer_json(path)
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._tokenizer.encode_special_tokens = True
+
+    def encode_batch(self, documents: list[bytes]) -> list[np.ndarray]:
+        """Token ids of each document (UTF-8), without EOS or any other special token."""
+        texts = [document.decode("utf-8") for document in documents]
+        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
+
+    def decode(self, ids) -> str:
+        """Text of token ids, special tokens left out."""
+        return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
+
+
+def _read_tokenizer_json(path: Path):
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception
+        raise UserError(f"{path}: not a tokenizer.json that `tokenizers` can read ({error})") from None
+
+
+def load_tokenizer(folder: Path, description: dict | None = None) -> ByteTokenizer | JsonTokenizer:
+    """The tokenizer of a prepared folder (or of its description, while the folder is being built)."""
+    if description is None:
+        description = read_manifest(Path(folder))["tokenizer"]
+    if description is None:
+        raise UserError(f"{folder}: this data was given as token ids; there is no tokenizer")
+    if description["kind"] == "bytes":
+        return ByteTokenizer()
+    path = Path(folder) / TOKENIZER_FILE
+    if not path.exists() or sha256_of(path) != description["sha256"]:
+        raise UserError(f"{path}: missing or changed since the data was prepared; prepare again")
+    return JsonTokenizer(path, description["vocab_size"], description["eos_id"])
+
+
+def tokenizer_fingerprint(description: dict) -> str:
+    """Stands for how text becomes ids: equal for the same tokenizer under another name."""
+    return fingerprint_of({key: value for key, value in description.items() if key != "name"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class BytesConfig:
+    """256 byte values and EOS: nothing to train, nothing to download."""
+
+    name: str = "bytes"
+
+    def identity(self) -> dict:
+        """Everything that decides the ids of a text."""
+        return {"kind": "bytes"}
+
+    def prepare(self, texts: Iterable[bytes], folder: Path) -> dict:
+        """Leaves what is needed in `folder` and returns the description for the manifest."""
+        return {"kind": "bytes", "name": self.name, "vocab_size": 257, "eos_id": 256}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BpeConfig:
+    """Byte-level BPE trained on a bounded sample of the training documents; EOS is id 0. The vocabulary is
+    `vocab_size` also where a small corpus offers fewer merges, so that model sizes do not follow the
+    corpus."""
+
+    name: str = "bpe"
+    vocab_size: int = 4096
+    sample_bytes: int = 32 << 20
+
+    def __post_init__(self):
+        if not 257 <= self.vocab_size <= 1 << 24:
+            raise ConfigError(f"vocab_size must be at least 257 (256 bytes and EOS), got {self.vocab_size}")
+        check_positive("sample_bytes", self.sample_bytes)
+
+    def identity(self) -> dict:
+        """Everything that decides the ids of a text, together with the source it is trained on."""
+        return {"kind": "bpe", "vocab_size": self.vocab_size, "sample_bytes": self.sample_bytes}
+
+    def prepare(self, texts: Iterable[bytes], folder: Path) -> dict:
+        """Trains on the texts, writes tokenizer.json into `folder`, and returns the description."""
+        from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=self.vocab_size,
+            special_tokens=[BPE_EOS],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        tokenizer.train_from_iterator((text.decode("utf-8") for text in texts), trainer)
+        sha256 = _save(tokenizer.to_str(), folder)
+        return {"kind": "bpe", "name": self.name, "vocab_size": self.vocab_size, "eos_id": 0, "sha256": sha256}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainedConfig:
+    """A tokenizer.json by `path` (the file, its folder, or a hub name with `revision`). The vocabulary is the
+    tokenizer's, raised to a multiple of `vocab_multiple` or to `vocab_size`, as models pad their embeddings.
+    `eos_token` null: the first well-known name found."""
+
+    name: str = "pretrained"
+    path: str | None = None
+    revision: str | None = None
+    eos_token: str | None = None
+    vocab_multiple: int | None = None
+    vocab_size: int | None = None
+
+    def __post_init__(self):
+        check_positive("vocab_multiple", self.vocab_multiple)
+        check_positive("vocab_size", self.vocab_size)
+        if self.vocab_multiple is not None and self.vocab_size is not None:
+            raise ConfigError("vocab_size must be null where vocab_multiple is given: one of them sets the padding")
+
+    def _local_file(self) -> Path | None:
+        if self.path is None:
+            raise ConfigError("tokenizer.path must be given: a tokenizer.json, its folder, or a hub name")
+        path = Path(os.path.expanduser(self.path))
+        path = path / TOKENIZER_FILE if path.is_dir() else path
+        if path.is_file():
+            return path
+        if path.suffix == ".json" or path.is_absolute() or self.path.startswith("."):
+            raise UserError(f"tokenizer.path: {path} does not exist")
+        return None
+
+    def identity(self) -> dict:
+        """Everything that decides the ids of a text: the file's bytes, or the hub name and revision."""
+        local = self._local_file()
+        fields = {key: value for key, value in asdict(self).items() if key != "name"}
+        if local is not None:
+            fields |= {"path": None, "revision": None, "sha256": sha256_of(local)}
+        return {"kind": "pretrained", **fields}
+
+    def prepare(self, texts: Iterable[bytes], folder: Path) -> dict:
+        """Writes tokenizer.json into `folder` and returns the description."""
+        local = self._local_file()
+        tokenizer = _read_tokenizer_json(local) if local is not None else self._download()
+        sha256 = _save(tokenizer.to_str(), folder)
+        n_ids = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        vocab_size = n_ids if self.vocab_size is None else self.vocab_size
+        if vocab_size < n_ids:
+            raise ConfigError(f"tokenizer.vocab_size must be at least {n_ids} for {self.path}, got {vocab_size}")
+        multiple = self.vocab_multiple or 1
+        return {
+            "kind": "pretrained",
+            "name": self.name,
+            "vocab_size": -(-vocab_size // multiple) * multiple,
+            "eos_id": self._eos_id(tokenizer),
+            "sha256": sha256,
+        }
+
+    def _download(self):
+        from tokenizers import Tokenizer
+
+        try:
+            return Tokenizer.from_pretrained(self.path, revision=self.revision or "main")
+        except Exception as error:  # the library raises bare Exception
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise UserError(
+                f"tokenizer.path: {self.path!r} is no local file and the hub did not give it ({reason})\n"
+                "Download its tokenizer.json on a machine with a network and give that path."
+            ) from None
+
+    def _eos_id(self, tokenizer) -> int:
+        names = KNOWN_EOS if self.eos_token is None else (self.eos_token,)
+        found = next((id for id in map(tokenizer.token_to_id, names) if id is not None), None)
+        if found is None:
+            tried = ", ".join(names)
+            raise ConfigError(f"tokenizer.eos_token must name a token of {self.path}; it has none of {tried}")
+        return found
+
+
+def _save(text: str, folder: Path) -> str:
+    """Writes tokenizer.json whole or not at all; returns its sha256."""
+    data = text.encode("utf-8")
+    temporary = folder / f"{TOKENIZER_FILE}.{os.getpid()}.tmp"
+    with open(temporary, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, folder / TOKENIZER_FILE)
+    return hashlib.sha256(data).hexdigest()
+
+
+def training_sample(source, units, sample_bytes: int, split_of_document) -> Iterator[bytes]:
+    """Training documents for a tokenizer, about `sample_bytes` of them: units in an order fixed by a hash of
+    their position, each giving at most its share, so that one part of the corpus does not decide the
+    vocabulary."""
+    order = sorted(range(len(units)), key=lambda i: hashlib.blake2b(str(i).encode(), digest_size=8).digest())
+    share, total = max(1 << 20, sample_bytes // max(1, len(units))), 0
+    for i in order:
+        taken = 0
+        for document in source.documents(units[i], []):
+            if split_of_document(units[i], document) != "train":
+                continue
+            yield document
+            taken += len(document)
+            if taken >= share or total + taken >= sample_bytes:
+                break
+        total += taken
+        if total >= sample_bytes:
+            return
+
+
+TOKENIZERS = {"bytes": BytesConfig, "bpe": BpeConfig, "pretrained": PretrainedConfig}

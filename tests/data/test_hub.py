@@ -1,0 +1,112 @@
+import json
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from scaling_testbed.data.corpora import HuggingFaceConfig
+from scaling_testbed.errors import ConfigError, UserError
+
+
+@pytest.fixture(autouse=True)
+def offline(tmp_path, monkeypatch):
+    """No hub, and a cache of its own."""
+    import datasets
+    import huggingface_hub.constants
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.fixture
+def source(tmp_path, documents):
+    """Three files of 20 documents each, as parquet or as JSON lines with fields that differ between the files."""
+
+    def make(kind, **fields):
+        for part in range(3):
+            texts = documents(60)[20 * part : 20 * part + 20]
+            path = tmp_path / f"part{part}.{kind}"
+            if kind == "parquet":
+                pyarrow.parquet.write_table(pyarrow.table({"text": texts, "n": range(20)}), path)
+            else:
+                rows = [{"text": text, "meta": {f"key{part}": part if part else "zero"}} for text in texts]
+                path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return HuggingFaceConfig(path=kind, data_files=str(tmp_path / f"part*.{kind}"), **fields)
+
+    return make
+
+
+def read(source, chunk_bytes=1 << 20):
+    return [text.decode() for unit in source.units(chunk_bytes) for text in source.documents(unit, [])]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("kind", ["parquet", "json"])
+def test_local_files_are_read_through_datasets_with_the_hub_offline(kind, streaming, source, documents):
+    dataset = source(kind, streaming=streaming)
+    assert read(dataset) == read(dataset, chunk_bytes=500) == documents(60)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_dataset_is_prepared_and_a_limit_stops_it_at_a_document(streaming, source, prepared):
+    whole = prepared(source("parquet", streaming=streaming, validation_fraction=0.2), data_dir="whole")
+    some = prepared(source("parquet", streaming=streaming, validation_fraction=0.2, max_documents=45), chunk_bytes=500)
+    counts = [some.manifest["splits"][split]["n_documents"] for split in ("train", "validation")]
+    assert sum(counts) == 45
+    for split in ("train", "validation"):
+        part, full = getattr(some, split), getattr(whole, split)
+        assert (part.read(0, part.n_tokens) == full.read(0, part.n_tokens)).all()
+
+
+def test_a_split_of_its_own_is_the_validation_split(tmp_path, prepared, documents):
+    (tmp_path / "set").mkdir()
+    for split, texts in (("train", documents(30)), ("validation", documents(50)[30:])):
+        pyarrow.parquet.write_table(pyarrow.table({"text": texts}), tmp_path / "set" / f"{split}-0.parquet")
+    data = prepared(HuggingFaceConfig(path=str(tmp_path / "set"), validation_split="validation", max_documents=25))
+    assert data.manifest["splits"]["train"]["n_documents"] == 25
+    assert data.manifest["splits"]["validation"]["n_documents"] == 20
+    assert data.train.n_bytes == sum(len(text.encode()) for text in documents(25))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_what_datasets_cannot_read_is_named_in_a_line(streaming, source, tmp_path):
+    with pytest.raises(UserError, match=r"no field 'body' \(fields: text, n\)"):
+        read(source("parquet", text_field="body", streaming=streaming))
+    with pytest.raises(UserError, match="dataset json .*: split train, .*row .*: no field 'body'"):
+        read(source("json", text_field="body", streaming=streaming))
+    with pytest.raises(UserError, match="dataset parquet .* cannot be read: .*nosuch"):
+        read(source("parquet", split="nosuch", streaming=streaming))
+    with pytest.raises(UserError, match="dataset nobody/nothing cannot be read: ") as error:
+        read(HuggingFaceConfig(path="nobody/nothing", streaming=streaming))
+    assert len(str(error.value).splitlines()) == 2
+    (tmp_path / "bad.parquet").write_bytes(b"nonsense")
+    with pytest.raises(UserError, match="dataset parquet .*bad.parquet.* cannot be read"):
+        read(HuggingFaceConfig(path="parquet", data_files=str(tmp_path / "bad.parquet"), streaming=streaming))
+
+
+@pytest.mark.parametrize("streaming, where", [(False, "row 47"), (True, "shard 2 row 7")])
+def test_a_bad_row_is_named_with_its_number(streaming, where, source, tmp_path):
+    dataset = source("json", streaming=streaming)
+    path = tmp_path / "part2.json"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([*lines[:7], "not json\n", *lines[8:]]))
+    with pytest.raises(UserError, match=f"split train, {where}: not a JSON line"):
+        read(dataset, chunk_bytes=1000)
+
+
+def test_a_file_that_changed_is_seen_by_the_same_process(source, tmp_path, documents):
+    dataset = source("parquet")
+    assert read(dataset) == documents(60)
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["new", "newer"], "n": range(2)}), tmp_path / "part2.parquet")
+    assert read(dataset) == [*documents(40), "new", "newer"]
+
+
+def test_a_path_must_be_given_and_a_changed_file_is_another_identity(source, tmp_path):
+    with pytest.raises(ConfigError, match="^data.path must be given"):
+        HuggingFaceConfig().identity()
+    before = source("json").identity()
+    with open(tmp_path / "part0.json", "a") as file:
+        file.write('{"text": "more"}\n')
+    assert HuggingFaceConfig(path="json", data_files=str(tmp_path / "part*.json")).identity() != before

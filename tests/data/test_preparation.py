@@ -1,0 +1,281 @@
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from scaling_testbed.data import shards, tasks
+from scaling_testbed.data.corpora import PythonStdlibConfig, TextFilesConfig, split_of
+from scaling_testbed.data.preparation import folder_name, prepare
+from scaling_testbed.data.tokenizers import BpeConfig, BytesConfig
+from scaling_testbed.errors import UserError
+
+CHILD = """
+import os, signal, sys
+from pathlib import Path
+from scaling_testbed.data import preparation, shards, tasks
+from scaling_testbed.data.corpora import TextFilesConfig
+from scaling_testbed.data.tokenizers import BytesConfig
+
+def kill(*args, **kwargs):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def kill_at_call(module, name, number, original):
+    calls = []
+    def patched(*args, **kwargs):
+        calls.append(1)
+        return kill() if len(calls) == number else original(*args, **kwargs)
+    setattr(module, name, patched)
+
+if __name__ == "__main__":
+    files, data_dir, workers, point = sys.argv[1:]
+    if point == "in a shard":
+        kill_at_call(shards.ShardWriter, "_finish", 6, shards.ShardWriter._finish)
+    elif point == "before a record":
+        kill_at_call(tasks, "_write_record", 3, tasks._write_record)
+    elif point == "before the manifest":
+        preparation._manifest = kill
+    elif point == "before the rename":
+        os.rename = kill
+    elif point == "in the work of others":
+        tasks.as_completed = lambda futures, original=tasks.as_completed: (kill() for _ in original(futures))
+    source = TextFilesConfig(files=files, validation_fraction=0.2)
+    folder = preparation.prepare(
+        source, BytesConfig(), data_dir=Path(data_dir), workers=int(workers), quiet=True, chunk_bytes=4096
+    )
+    print(folder)
+"""
+
+
+def content(folder):
+    """Every file of a prepared folder but the memory of checks."""
+    return {path.name: path.read_bytes() for path in Path(folder).iterdir() if path.name != ".verified.json"}
+
+
+@pytest.fixture
+def child(tmp_path):
+    """Starts a preparation in a process of its own, to be killed at a point."""
+    script = tmp_path / "child.py"
+    script.write_text(CHILD)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+
+    def start(files, data_dir, workers=1, point="never"):
+        command = [sys.executable, str(script), files, str(tmp_path / data_dir), str(workers), point]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=tmp_path)
+
+    return start
+
+
+@pytest.fixture
+def corpus(jsonl, documents):
+    return jsonl("corpus.jsonl", documents(400))
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_the_number_of_workers_changes_no_byte(workers, prepared, corpus):
+    one = prepared(corpus, chunk_bytes=4096, workers=1, data_dir="one")
+    many = prepared(corpus, chunk_bytes=4096, workers=workers, data_dir="many")
+    assert len(content(one.folder)) > 10
+    assert content(one.folder) == content(many.folder)
+
+
+@pytest.mark.parametrize(
+    "point, workers",
+    [
+        ("in a shard", 1),
+        ("before a record", 1),
+        ("before the manifest", 1),
+        ("before the rename", 1),
+        ("in the work of others", 2),
+    ],
+)
+def test_a_preparation_killed_anywhere_goes_on_and_ends_with_the_same_bytes(
+    point, workers, child, prepared, corpus, tmp_path
+):
+    killed = child(corpus, "data", workers, point)
+    killed.communicate(timeout=60)
+    assert killed.returncode == -signal.SIGKILL
+    (work,) = (tmp_path / "data").glob(".*.partial")
+    assert not list((tmp_path / "data").glob("[!.]*/manifest.json"))
+    time.sleep(1.0 if workers > 1 else 0)  # workers notice within half a second that nobody waits for them
+    finished = [path for path in work.glob("tasks/*.json") if path.stem.isdigit()]
+    shard_files = {path.name: path.stat().st_ino for path in work.glob("train-0000[01].bin")}
+    assert finished or point in ("before the rename", "in the work of others")
+    resumed = prepared(corpus, chunk_bytes=4096, workers=1)
+    fresh = prepared(corpus, chunk_bytes=4096, workers=1, data_dir="fresh")
+    assert content(resumed.folder) == content(fresh.folder)
+    if workers == 1:
+        kept = {name: (resumed.folder / name).stat().st_ino for name in shard_files}
+        assert kept == shard_files, "finished chunks are kept, not made again"
+    assert not list((tmp_path / "data").glob(".*.partial"))
+
+
+def test_a_second_process_waits_and_finds_the_data_ready(child, corpus, tmp_path):
+    both = [child(corpus, "data") for _ in range(3)]
+    folders = {process.communicate(timeout=60)[0].strip() for process in both}
+    assert [process.returncode for process in both] == [0, 0, 0] and len(folders) == 1
+    shards.open_prepared(folders.pop())
+
+
+def test_a_second_call_is_instant_and_touches_nothing(prepared, corpus, monkeypatch):
+    first = prepared(corpus)
+    monkeypatch.setattr(tasks, "run_task", None)
+    before = {path: path.stat().st_mtime_ns for path in first.folder.iterdir()}
+    start = time.perf_counter()
+    second = prepared(corpus)
+    assert time.perf_counter() - start < 0.1
+    assert second.folder == first.folder and before == {p: p.stat().st_mtime_ns for p in first.folder.iterdir()}
+
+
+def documents_of(stream):
+    tokens = stream.read(0, stream.n_tokens)
+    return [
+        bytes(piece[:-1].astype(np.uint8)).decode()
+        for piece in np.split(tokens, np.flatnonzero(tokens == 256) + 1)[:-1]
+    ]
+
+
+def test_a_document_never_changes_its_split(prepared, jsonl, documents):
+    """Whatever other documents come, go or change place."""
+    all_of_them = documents(300)
+    whole = prepared(jsonl("a.jsonl", all_of_them))
+    side = {text: "validation" for text in documents_of(whole.validation)}
+    side |= {text: "train" for text in documents_of(whole.train)}
+    assert 30 < list(side.values()).count("validation") < 90 and len(side) == 300
+    for name, texts in (("b.jsonl", all_of_them[::3]), ("c.jsonl", all_of_them[::-1] + ["new"] * 5)):
+        part = prepared(jsonl(name, texts))
+        assert all(side.get(text, "train") == "train" for text in documents_of(part.train))
+        assert all(side.get(text, "validation") == "validation" for text in documents_of(part.validation))
+
+
+def test_the_validation_fraction_is_met_and_a_larger_one_only_adds():
+    texts = [f"{i}".encode() for i in range(20_000)]
+    small = {text for text in texts if split_of(text, 0.05) == "validation"}
+    large = {text for text in texts if split_of(text, 0.2) == "validation"}
+    assert len(small) / 20_000 == pytest.approx(0.05, abs=0.006) and small < large
+    assert split_of(b"x", 0.0) == "train"
+
+
+def test_validation_files_are_the_validation_split(prepared, jsonl, documents):
+    train, validation = jsonl("train.jsonl", documents(30)), jsonl("validation.jsonl", documents(45)[30:])
+    data = prepared(TextFilesConfig(files=train, validation_files=validation))
+    assert documents_of(data.train) == documents(30) and documents_of(data.validation) == documents(45)[30:]
+
+
+@pytest.mark.parametrize("chunk_bytes", [2048, 1 << 20])
+def test_limits_stop_after_the_document_that_reaches_them(chunk_bytes, prepared, corpus, documents):
+    def source(**limits):
+        return TextFilesConfig(files=corpus, validation_fraction=0.2, **limits)
+
+    counted = prepared(source(max_documents=123), chunk_bytes=chunk_bytes).manifest["splits"]
+    assert counted["train"]["n_documents"] + counted["validation"]["n_documents"] == 123
+    lengths = np.cumsum([len(text.encode()) + 1 for text in documents(400)])
+    measured = prepared(source(max_tokens=5000), chunk_bytes=chunk_bytes).manifest["splits"]
+    assert measured["train"]["n_tokens"] + measured["validation"]["n_tokens"] == lengths[np.searchsorted(lengths, 5000)]
+
+
+def test_bpe_is_trained_on_training_documents_only_and_lies_beside_the_shards(prepared, jsonl, documents):
+    texts = documents(200)
+    held_out = [text for text in texts if split_of(text.encode(), 0.2) == "validation"]
+    marked = [
+        text + " zyzzyva" * 50 if split_of((text + " zyzzyva" * 50).encode(), 0.2) == "validation" else text
+        for text in texts
+    ]
+    assert held_out and marked != texts
+    data = prepared(jsonl("a.jsonl", marked), BpeConfig(vocab_size=500))
+    vocabulary = json.loads((data.folder / "tokenizer.json").read_text())["model"]["vocab"]
+    assert data.vocab_size == 500 and data.manifest["tokenizer"]["kind"] == "bpe"
+    assert not any("zyz" in piece for piece in vocabulary)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_bpe_tokens_do_not_depend_on_the_workers(workers, prepared, corpus):
+    one = prepared(corpus, BpeConfig(vocab_size=400), chunk_bytes=8192, workers=1, data_dir="one")
+    many = prepared(corpus, BpeConfig(vocab_size=400), chunk_bytes=8192, workers=workers, data_dir="many")
+    assert content(one.folder) == content(many.folder)
+
+
+def test_an_empty_corpus_or_split_is_refused_by_name(prepared, jsonl, tmp_path):
+    (tmp_path / "empty.txt").write_text("")
+    for files in (str(tmp_path / "empty.txt"), jsonl("blank.jsonl", ["", ""])):
+        with pytest.raises(UserError, match=f"text_files: empty corpus, .*{Path(files).name}"):
+            prepared(files)
+    with pytest.raises(UserError, match="no document in the validation split .*one.jsonl.*validation_fraction"):
+        prepared(TextFilesConfig(files=jsonl("one.jsonl", ["a single document"]), validation_fraction=0.0))
+    assert not list((tmp_path / "data").glob("[!.]*/manifest.json"))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_bad_line_stops_a_preparation_with_its_place(workers, prepared, corpus, tmp_path):
+    with open(corpus, "a") as file:
+        file.write("not json\n")
+    with pytest.raises(UserError, match="corpus.jsonl:401: not a JSON line"):
+        prepared(corpus, chunk_bytes=4096, workers=workers)
+    assert not list((tmp_path / "data").glob("[!.]*/manifest.json"))
+
+
+def test_a_full_disk_leaves_no_half_folder_and_the_next_try_goes_on(prepared, corpus, tmp_path, monkeypatch):
+    write, calls = shards.ShardWriter.write, []
+
+    def full(self, tokens, origin):
+        calls.append(1)
+        if len(calls) == 5:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(self, tokens, origin)
+
+    monkeypatch.setattr(shards.ShardWriter, "write", full)
+    with pytest.raises(UserError, match="No space left on device") as error:
+        prepared(corpus, chunk_bytes=4096, workers=1)
+    assert len(str(error.value).splitlines()) == 2 and str(tmp_path) in str(error.value)
+    assert not list((tmp_path / "data").glob("[!.]*/manifest.json"))
+    monkeypatch.undo()
+    resumed = prepared(corpus, chunk_bytes=4096, workers=1)
+    assert content(resumed.folder) == content(prepared(corpus, chunk_bytes=4096, data_dir="fresh").folder)
+
+
+def test_a_changed_file_is_another_folder_and_a_change_under_way_is_refused(prepared, corpus, tmp_path, monkeypatch):
+    before = prepared(corpus).folder
+    with open(corpus, "a") as file:
+        file.write('{"text": "one more"}\n')
+    assert prepared(corpus).folder != before
+    run_task = tasks.run_task
+
+    def change(*args):
+        os.utime(corpus)
+        return run_task(*args)
+
+    monkeypatch.setattr(tasks, "run_task", change)
+    with pytest.raises(UserError, match="changed while it was being prepared"):
+        prepared(corpus, data_dir="other")
+
+
+def test_names_cannot_lead_out_of_the_data_folder(corpus):
+    source = TextFilesConfig(files=corpus, name="../../x y$(z)")
+    assert folder_name(source, BytesConfig(name="")).startswith("x_y_z-unnamed-")
+
+
+def test_a_folder_without_a_manifest_is_not_overwritten(corpus, tmp_path, prepared):
+    source = TextFilesConfig(files=corpus, validation_fraction=0.2)
+    folder = tmp_path / "data" / folder_name(source, BytesConfig())
+    folder.mkdir(parents=True)
+    (folder / "mine").write_text("keep")
+    with pytest.raises(UserError, match="has no manifest.json; delete it"):
+        prepared(source)
+    assert (folder / "mine").read_text() == "keep"
+
+
+def test_the_built_in_corpus_is_ready_in_seconds_and_says_what_it_skipped(tmp_path, capsys):
+    start = time.perf_counter()
+    data = shards.open_prepared(prepare(PythonStdlibConfig(), BytesConfig(), data_dir=tmp_path))
+    assert time.perf_counter() - start < 20
+    assert data.train.n_tokens > 5_000_000 and data.validation.n_tokens > 100_000
+    assert 2.5 < data.manifest["unigram_entropy_nats"] < 4.0
+    lines = capsys.readouterr().err.splitlines()
+    skipped = data.manifest["skipped_files"]
+    assert [f"skipped {skipped} files that are not UTF-8" in line for line in lines] == [True] * bool(skipped)

@@ -1,0 +1,191 @@
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+
+from scaling_testbed.data import shards
+from scaling_testbed.data.shards import ShardWriter, open_prepared, parse_header
+from scaling_testbed.errors import UserError
+
+
+@pytest.fixture
+def data(prepared, jsonl, documents):
+    return prepared(jsonl("a.jsonl", documents(200)), chunk_bytes=4096)
+
+
+def shard(data, number=1):
+    return data.folder / data.manifest["splits"]["train"]["shards"][number]["file"]
+
+
+@pytest.mark.parametrize(
+    "vocab_size, dtype, magic, version",
+    [
+        (257, "<u2", 20240520, 1),
+        (65536, "<u2", 20240520, 1),
+        (65537, "<u4", 20240801, 7),
+    ],
+)
+def test_a_shard_is_an_llmc_file_as_wide_as_the_vocabulary_needs(tmp_path, vocab_size, dtype, magic, version):
+    tokens = np.array([0, vocab_size - 1, 5])
+    writer = ShardWriter(tmp_path, "train", vocab_size)
+    writer.write(tokens[:2], "here")
+    writer.write(tokens[2:], "here")
+    (entry,) = writer.close()
+    raw = (tmp_path / "train.bin").read_bytes()
+    assert list(np.frombuffer(raw, "<i4", 4)) == [magic, version, 3, 0]
+    assert np.array_equal(np.frombuffer(raw, dtype, offset=1024), tokens)
+    assert entry["size"] == len(raw) and entry["n_tokens"] == 3
+
+
+def test_a_token_outside_the_vocabulary_is_refused_with_its_origin(tmp_path):
+    writer = ShardWriter(tmp_path, "train", 257)
+    for bad in (257, -1):
+        with pytest.raises(UserError, match=f"book.txt: token id {bad} is outside the vocabulary of 257"):
+            writer.write(np.array([1, bad]), "book.txt")
+
+
+def test_a_long_stream_goes_on_in_further_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "MAX_SHARD_TOKENS", 10)
+    writer = ShardWriter(tmp_path, "train", 257)
+    writer.write(np.arange(7), "")
+    writer.write(np.arange(7, 30), "")
+    entries = writer.close()
+    assert [entry["file"] for entry in entries] == ["train.bin", "train.1.bin", "train.2.bin"]
+    parts = [np.fromfile(tmp_path / entry["file"], "<u2", offset=1024) for entry in entries]
+    assert np.array_equal(np.concatenate(parts), np.arange(30))
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_an_opened_folder_knows_its_tokens_bytes_and_entropy(data, documents):
+    texts = [text.encode() for text in documents(200)]
+    for stream, split in ((data.train, "train"), (data.validation, "validation")):
+        record = data.manifest["splits"][split]
+        tokens = stream.read(0, stream.n_tokens)
+        assert stream.n_tokens == record["n_tokens"] == stream.n_bytes + record["n_documents"]
+        assert (tokens == data.manifest["eos_id"]).sum() == record["n_documents"]
+        assert bytes(tokens[tokens < 256].astype(np.uint8)) == b"".join(
+            text for text in texts if text in bytes(tokens[tokens < 256].astype(np.uint8))
+        )
+    assert data.train.n_bytes + data.validation.n_bytes == sum(map(len, texts))
+    tokens = data.train.read(0, data.train.n_tokens).tolist()
+    share = np.array([tokens.count(symbol) for symbol in set(tokens)]) / len(tokens)
+    assert data.manifest["unigram_entropy_nats"] == pytest.approx(-(share * np.log(share)).sum(), abs=1e-12)
+    assert data.manifest["schema_version"] == 1 and data.manifest["entropy_rate_nats"] is None
+
+
+def test_eos_follows_every_document_and_nothing_else(data, documents):
+    for stream in (data.train, data.validation):
+        tokens = stream.read(0, stream.n_tokens)
+        assert tokens[-1] == 256
+        pieces = np.split(tokens, np.flatnonzero(tokens == 256) + 1)[:-1]
+        texts = [bytes(piece[:-1].astype(np.uint8)).decode() for piece in pieces]
+        assert set(texts) <= set(documents(200))
+        assert texts == sorted(texts, key=documents(200).index), "documents keep their order"
+
+
+def test_a_fingerprint_follows_the_tokens_and_not_the_place(data, tmp_path, prepared, jsonl, documents):
+    shutil.copytree(data.folder, tmp_path / "copy")
+    assert open_prepared(tmp_path / "copy").fingerprint == data.fingerprint
+    other = prepared(jsonl("b.jsonl", documents(201)), chunk_bytes=4096)
+    assert other.fingerprint != data.fingerprint and other.tokenizer_fingerprint == data.tokenizer_fingerprint
+
+
+def damage_flip(path):
+    raw = bytearray(path.read_bytes())
+    raw[2000] ^= 1
+    path.write_bytes(raw)
+
+
+def damage_flip_and_set_the_time_back(path):
+    stat = path.stat()
+    damage_flip(path)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def damage_swap(path):
+    """Another valid shard of the very same size under the same path."""
+    raw = bytearray(path.read_bytes())
+    raw[1024:] = bytes(reversed(raw[1024:]))
+    path.with_name("new").write_bytes(raw)
+    os.replace(path.with_name("new"), path)
+
+
+def damage_magic(path):
+    path.write_bytes(b"\0\0\0\0" + path.read_bytes()[4:])
+
+
+def damage_dtype(path):
+    raw = path.read_bytes()
+    path.write_bytes(np.array([20240801, 7], "<i4").tobytes() + raw[8:])
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (damage_flip, "sha256 differs"),
+        (damage_flip_and_set_the_time_back, "sha256 differs"),
+        (damage_swap, "sha256 differs"),
+        (damage_magic, "wrong magic 0 version 1"),
+        (damage_dtype, "header says .*uint32"),
+        (lambda path: os.truncate(path, path.stat().st_size - 2), r"\d+ bytes, but .* in the manifest"),
+        (lambda path: path.write_bytes(b""), "0 bytes, but .* in the manifest"),
+        (lambda path: path.unlink(), "No such file or directory, but the manifest names it"),
+    ],
+)
+@pytest.mark.parametrize("opened_before", [False, True])
+def test_a_damaged_shard_is_named_before_anything_is_read(damage, message, opened_before, data):
+    if not opened_before:
+        (data.folder / ".verified.json").unlink()
+    damage(shard(data))
+    with pytest.raises(UserError, match=f"{shard(data).name}: {message}") as error:
+        open_prepared(data.folder)
+    assert "\n" not in str(error.value)
+
+
+def test_an_unchanged_folder_is_hashed_once_only(data, monkeypatch):
+    hashed = []
+    monkeypatch.setattr(shards, "sha256_of", lambda path: hashed.append(path) or "wrong")
+    open_prepared(data.folder)
+    assert hashed == []
+    os.utime(shard(data))
+    with pytest.raises(UserError, match="sha256 differs"):
+        open_prepared(data.folder)
+    assert hashed == [shard(data)]
+
+
+def test_stray_files_and_the_order_in_the_folder_change_nothing(data):
+    before = data.train.read(0, data.train.n_tokens).copy()
+    shutil.copy(shard(data), data.folder / "train-99999.bin")
+    (data.folder / "notes.txt").write_text("mine")
+    again = open_prepared(data.folder)
+    assert np.array_equal(again.train.read(0, again.train.n_tokens), before)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        (None, "manifest.json does not exist"),
+        ("{", "manifest.json cannot be read"),
+        ("[]", "manifest.json cannot be read"),
+        ('{"schema_version": 99}', "manifest.json has schema version 99, not 1"),
+    ],
+)
+def test_a_manifest_that_cannot_be_used_is_named(data, text, message):
+    path = data.folder / "manifest.json"
+    path.unlink() if text is None else path.write_text(text)
+    with pytest.raises(UserError, match=message):
+        open_prepared(data.folder)
+
+
+def test_a_manifest_cannot_lead_out_of_its_folder(data):
+    manifest = json.loads((data.folder / "manifest.json").read_text())
+    manifest["splits"]["train"]["shards"][0]["file"] = "../../secret.bin"
+    (data.folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="leads out of the folder"):
+        open_prepared(data.folder)
+
+
+def test_headers_of_our_shards_can_be_read_alone(data):
+    assert parse_header(shard(data)) == ("uint16", data.manifest["splits"]["train"]["shards"][1]["n_tokens"])
