@@ -1,0 +1,141 @@
+"""Learning-rate schedules: pure functions of the step, free of torch, so that they can be planned and plotted.
+
+Steps count completed updates: `lr(step, ...)` is the rate of the update that makes step + 1, for step = 0, 1, ...,
+steps - 1. After n updates of a warm-up of w steps that begins at zero the last rate was peak * n / w, and the last
+update of a run uses the floor.
+
+The floor `min_lr` is absolute, not a fraction of the peak (Wortsman et al. 2023, section 2.1), and is never above the
+peak.
+"""
+
+import math
+from dataclasses import dataclass
+
+from scaling_testbed.errors import ConfigError, check_choice, check_positive
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """Linear warm-up, then `after_warmup`. The base of all schedules.
+
+    warmup: number of steps if it is 1 or more, else a fraction of the schedule's length. 0 means none.
+    warmup_start: the rate before the first update, as a fraction of the peak. (Not stated in Wortsman et al. 2023;
+        the public nanodo begins at a tenth of the peak.)
+    steps: the schedule's length; None: the length of the run. Longer than the run, it lets a run be cut short
+        without changing the rate at any step.
+    """
+
+    name: str = "schedule"
+    warmup: float = 0.05
+    warmup_start: float = 0.0
+    min_lr: float = 1e-5
+    steps: int | None = None
+
+    def __post_init__(self):
+        if self.warmup < 0 or (self.warmup > 1 and self.warmup != int(self.warmup)):
+            raise ConfigError(f"warmup must be a whole number of steps or a fraction below 1; got {self.warmup}")
+        if not 0 <= self.warmup_start <= 1:
+            raise ConfigError(f"warmup_start must lie between 0 and 1; got {self.warmup_start}")
+        if self.min_lr < 0:
+            raise ConfigError(f"min_lr must not be negative; got {self.min_lr}")
+        check_positive("steps", self.steps)
+
+    def warmup_steps(self, run_steps: int) -> int:
+        """Number of warm-up steps in a run of `run_steps` updates."""
+        return round(self.warmup * self.length(run_steps)) if self.warmup < 1 else int(self.warmup)
+
+    def length(self, run_steps: int) -> int:
+        """The schedule's length in steps."""
+        return self.steps or run_steps
+
+    def lr(self, step: int, run_steps: int, peak: float) -> float:
+        """Rate of the update after `step` completed ones, in a run of `run_steps`, for the peak rate `peak`."""
+        warmup, done = self.warmup_steps(run_steps), step + 1
+        if done < warmup:
+            return peak * (self.warmup_start + (1 - self.warmup_start) * done / warmup)
+        return self.after_warmup(done, warmup, self.length(run_steps), peak, min(self.min_lr, peak))
+
+    def after_warmup(self, done: int, warmup: int, total: int, peak: float, floor: float) -> float:
+        raise NotImplementedError
+
+
+def _progress(done: int, begin: int, end: int) -> float:
+    """How far `done` has come from `begin` to `end`, within [0, 1]."""
+    return min(1.0, max(0.0, (done - begin) / max(1, end - begin)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CosineConfig(Schedule):
+    """Half a cosine from the peak to the floor (Wortsman et al. 2023, section 2.1)."""
+
+    name: str = "cosine"
+
+    def after_warmup(self, done, warmup, total, peak, floor):
+        return floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * _progress(done, warmup, total)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearConfig(Schedule):
+    """A straight line from the peak to the floor."""
+
+    name: str = "linear"
+
+    def after_warmup(self, done, warmup, total, peak, floor):
+        return peak + (floor - peak) * _progress(done, warmup, total)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConstantConfig(Schedule):
+    """The peak to the end; the floor is not used."""
+
+    name: str = "constant"
+
+    def after_warmup(self, done, warmup, total, peak, floor):
+        return peak
+
+
+@dataclass(frozen=True, kw_only=True)
+class InverseSqrtConfig(Schedule):
+    """peak * sqrt(warmup / step), never under the floor (Vaswani et al. 2017, equation 3)."""
+
+    name: str = "inverse_sqrt"
+
+    def after_warmup(self, done, warmup, total, peak, floor):
+        return max(floor, peak * math.sqrt(max(1, warmup) / max(1, warmup, done)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmupStableDecayConfig(Schedule):
+    """The peak, then a decay to the floor over the last `decay_fraction` of the schedule (Hu et al. 2024, MiniCPM).
+
+    decay_shape: linear | sqrt (1 - sqrt(progress), Haegele et al. 2024) | cosine.
+    """
+
+    name: str = "wsd"
+    decay_fraction: float = 0.2
+    decay_shape: str = "linear"
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_choice("decay_shape", self.decay_shape, _DECAY_SHAPES)
+        if not 0 < self.decay_fraction <= 1:
+            raise ConfigError(f"decay_fraction must lie above 0 and up to 1; got {self.decay_fraction}")
+
+    def after_warmup(self, done, warmup, total, peak, floor):
+        begin = max(warmup, total - round(self.decay_fraction * total))
+        return floor + (peak - floor) * _DECAY_SHAPES[self.decay_shape](_progress(done, begin, total))
+
+
+_DECAY_SHAPES = {
+    "linear": lambda progress: 1 - progress,
+    "sqrt": lambda progress: 1 - math.sqrt(progress),
+    "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
+}
+
+SCHEDULES = {
+    "cosine": CosineConfig,
+    "linear": LinearConfig,
+    "constant": ConstantConfig,
+    "inverse_sqrt": InverseSqrtConfig,
+    "wsd": WarmupStableDecayConfig,
+}

@@ -1,0 +1,138 @@
+"""AdamW's decay, its groups, and the clipping of updates."""
+
+import pytest
+import torch
+
+from scaling_testbed.errors import ConfigError
+from scaling_testbed.learning.config import AdamWConfig
+from scaling_testbed.learning.optimizers import build_optimizer, parameter_groups, set_lr
+from scaling_testbed.model.config import ModelConfig, ParametrizationConfig
+from scaling_testbed.model.transformer import Transformer
+
+
+def model(parametrization=None, **fields):
+    config = ModelConfig(d_model=32, n_layers=1, n_heads=2, **fields).resolved(50)
+    built = Transformer(config, parametrization or ParametrizationConfig())
+    built.init_weights(0)
+    return built
+
+
+def weights_after(config, lrs, transformer=None):
+    """The weights after one step per rate in `lrs`, with the gradients of a fixed function."""
+    transformer = transformer or model()
+    optimizer = build_optimizer(config, transformer)
+    for index, lr in enumerate(lrs):
+        generator = torch.Generator().manual_seed(index)
+        for parameter in transformer.parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        set_lr(optimizer, lr)
+        optimizer.step()
+    return {name: parameter.detach().clone() for name, parameter in transformer.named_parameters()}
+
+
+def test_independent_1e_4_equals_coupled_0_1_at_lr_1e_3_exactly():
+    independent = weights_after(AdamWConfig(lr=1e-3, decay="independent", weight_decay=1e-4), [1e-3, 5e-4])
+    coupled = weights_after(AdamWConfig(lr=1e-3, decay="coupled", weight_decay=0.1), [1e-3, 5e-4])
+    assert all(torch.equal(independent[name], coupled[name]) for name in coupled)
+
+
+@pytest.mark.parametrize("lr", [3e-4, 1e-2, 3e-1])
+@pytest.mark.parametrize("update_clipping", [False, True])
+def test_independent_decay_shrinks_a_weight_by_the_schedule_and_not_by_the_rate(lr, update_clipping):
+    """With a zero gradient a step is w <- w (1 - s lambda), s the schedule's factor."""
+    transformer = model()
+    before = transformer.head_weight_VD.detach().clone()
+    config = AdamWConfig(lr=lr, weight_decay=0.01, update_clipping=update_clipping)
+    optimizer = build_optimizer(config, transformer)
+    for parameter in transformer.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    for factor in (1.0, 0.5):
+        set_lr(optimizer, lr * factor)
+        optimizer.step()
+    expected = before * (1 - 0.01) * (1 - 0.005)
+    assert torch.allclose(transformer.head_weight_VD, expected, rtol=1e-5, atol=0)
+
+
+def test_only_the_named_roles_decay():
+    transformer = model()
+    groups = parameter_groups(AdamWConfig(decay_roles=["q", "mlp_in"]), transformer)
+    decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
+    info = transformer.parameter_info()
+    for name, parameter in transformer.named_parameters():
+        assert (id(parameter) in decayed) == (info[name].role in ("q", "mlp_in"))
+
+
+def test_role_multipliers_scale_the_rate_of_their_role_only():
+    transformer = model()
+    optimizer = build_optimizer(AdamWConfig(lr=1e-2, lr_multipliers={"embedding": 0.1}), transformer)
+    set_lr(optimizer, 1e-3)
+    lr_of = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    info = transformer.parameter_info()
+    for name, parameter in transformer.named_parameters():
+        assert lr_of[id(parameter)] == pytest.approx(1e-4 if info[name].role == "embedding" else 1e-3)
+
+
+@pytest.mark.parametrize("scale_decay", [True, False])
+def test_muparam_decay_follows_the_layers_rate_only_if_asked(scale_decay):
+    parametrization = ParametrizationConfig(name="mup_simple", base_width=8, scale_weight_decay_with_lr=scale_decay)
+    transformer = model(parametrization)
+    groups = parameter_groups(AdamWConfig(lr=1e-2, weight_decay=1e-4), transformer)
+    q = transformer.blocks[0].attention.q.weight
+    group = next(group for group in groups if any(p is q for p in group["params"]))
+    assert group["lr_multiplier"] == 0.25
+    shrink = 1e-2 * group["lr_multiplier"] * group["weight_decay"]  # of one step at the peak rate
+    assert shrink == pytest.approx(1e-4 * (0.25 if scale_decay else 1.0))
+
+
+def test_every_parameter_is_in_exactly_one_group():
+    transformer = model(ParametrizationConfig(name="mup_simple", base_width=8))
+    groups = parameter_groups(AdamWConfig(decay_roles=["q"], lr_multipliers={"k": 2.0}), transformer)
+    grouped = [id(p) for group in groups for p in group["params"]]
+    assert sorted(grouped) == sorted(id(p) for p in transformer.parameters())
+
+
+def test_update_clipping_changes_nothing_while_the_update_rms_is_below_one():
+    """A constant gradient has g^2 equal to its own second moment: RMS is 1 and nothing is clipped."""
+
+    def run(update_clipping):
+        transformer = model()
+        optimizer = build_optimizer(AdamWConfig(lr=1e-2, update_clipping=update_clipping), transformer)
+        for _ in range(3):
+            for parameter in transformer.parameters():
+                parameter.grad = torch.full_like(parameter, 0.5)
+            optimizer.step()
+        return transformer.head_weight_VD
+
+    assert torch.allclose(run(True), run(False), atol=1e-6)
+
+
+def test_update_clipping_divides_the_step_after_a_gradient_spike_by_its_rms():
+    def steps(update_clipping):
+        transformer = model()
+        optimizer = build_optimizer(
+            AdamWConfig(lr=1e-3, weight_decay=0.0, update_clipping=update_clipping), transformer
+        )
+        for size in (1e-3, 1e-3, 1.0):
+            before = transformer.head_weight_VD.detach().clone()
+            for parameter in transformer.parameters():
+                parameter.grad = torch.full_like(parameter, size)
+            optimizer.step()
+        return transformer.head_weight_VD.detach() - before
+
+    second = (0.05 * 0.95**2 * 1e-6 + 0.05 * 0.95 * 1e-6 + 0.05) / (1 - 0.95**3)
+    rms = 1.0 / second**0.5
+    assert rms > 1.5
+    assert torch.allclose(steps(True) * rms, steps(False), rtol=1e-4)
+
+
+def test_impossible_settings_are_refused_by_name():
+    for fields, key in (
+        ({"lr": 0.0}, "lr"),
+        ({"beta2": 1.0}, "beta2"),
+        ({"decay": "both"}, "decay"),
+        ({"decay_roles": ["queries"]}, "decay_roles"),
+        ({"lr_multipliers": {"q": -1.0}}, "lr_multipliers.q"),
+        ({"update_clipping": True, "fused": True}, "fused"),
+    ):
+        with pytest.raises(ConfigError, match=key):
+            AdamWConfig(**fields)
