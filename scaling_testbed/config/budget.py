@@ -1,0 +1,51 @@
+"""How long a run trains: one budget, given in one of four units, becomes steps here and nowhere else."""
+
+import math
+from dataclasses import dataclass
+
+from scaling_testbed.errors import ConfigError, check_choice, check_positive
+
+UNITS = ("tokens", "tokens_per_param", "flops", "steps")
+CONVENTIONS = ("n_params", "n_params_non_embedding", "n_params_no_input_embedding")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetConfig:
+    """At most one of the four units; none means 20 tokens per parameter (Hoffmann et al. 2022).
+
+    tokens: training tokens. tokens_per_param: the multiplier M = D / N of Gadre et al. 2024. flops: 6 N D.
+    steps: optimizer steps.
+    params: which count N stands for in tokens_per_param and flops: n_params (all) | n_params_non_embedding (neither
+        embedding nor head) | n_params_no_input_embedding (head included).
+    """
+
+    tokens: float | None = None
+    tokens_per_param: float | None = None
+    flops: float | None = None
+    steps: float | None = None
+    params: str = "n_params"
+
+    def __post_init__(self):
+        check_choice("params", self.params, CONVENTIONS)
+        given = [unit for unit in UNITS if getattr(self, unit) is not None]
+        if len(given) > 1:
+            both = " and ".join(f"budget.{unit}={getattr(self, unit):g}" for unit in given)
+            raise ConfigError(f"the budget is given twice: {both}; keep one and set the other to null")
+        for unit in given:
+            check_positive(unit, getattr(self, unit))
+
+    def resolve_steps(self, counts, tokens_per_step: int) -> int:
+        """Optimizer steps for a model with the counts `counts` (fields as in CONVENTIONS), at least one.
+
+        A budget that is no whole number of steps is rounded to the nearest one.
+        """
+        n_params = getattr(counts, self.params)
+        if self.steps is not None:
+            return math.ceil(self.steps)
+        if self.tokens is not None:
+            tokens = self.tokens
+        elif self.flops is not None:
+            tokens = self.flops / (6 * n_params)
+        else:
+            tokens = (20 if self.tokens_per_param is None else self.tokens_per_param) * n_params
+        return max(1, round(tokens / tokens_per_step))

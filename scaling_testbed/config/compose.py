@@ -1,0 +1,186 @@
+"""From overrides to a RunConfig. The only importer of Hydra and OmegaConf.
+
+The dataclasses of schema.py are registered as Hydra's schemas, so that every key has one default and one type, and a
+file in configs/ that names a group's schema (`/schema/optimizer/adamw@_here_`) says only what deviates.
+"""
+
+import dataclasses
+import difflib
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from scaling_testbed.config.schema import GROUPS, RunConfig
+from scaling_testbed.errors import ConfigError, UserError
+
+CONFIG_DIR = Path(__file__).resolve().parent.parent / "configs"
+
+
+def compose(overrides: Sequence[str], config_name: str = "train") -> RunConfig:
+    """The run that `overrides` (Hydra's grammar: key=value, group=choice, +key=value) ask for.
+
+    Raises ConfigError, one or two lines naming the key, for an unknown key or choice, a wrong type or a bad value.
+    """
+    _register_schemas()
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_dir(version_base=None, config_dir=str(CONFIG_DIR)):
+            composed = hydra.compose(config_name, overrides=list(overrides))
+            return to_run_config(composed, overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_one_line(error, overrides)) from None
+
+
+def to_run_config(composed: DictConfig, overrides: Sequence[str]) -> RunConfig:
+    """Freeze a composed config into dataclasses, group by group. Raises ConfigError naming the group and key."""
+    OmegaConf.resolve(composed)
+    fields = {field.name for field in dataclasses.fields(RunConfig)}
+    if unknown := [str(key) for key in composed if key not in fields]:
+        raise ConfigError(_unknown_key(unknown[0]))
+    values = {}
+    for key in composed:
+        node = composed._get_node(key)
+        values[key] = _freeze(node, key) if isinstance(node, DictConfig) and not node._is_none() else composed[key]
+    return RunConfig(**values | {"overrides": list(overrides)})
+
+
+def _freeze(node: DictConfig, group: str):
+    """One group's node as its dataclass, with the group's name in front of whatever is wrong."""
+    cls = OmegaConf.get_type(node)
+    if not dataclasses.is_dataclass(cls):
+        raise ConfigError(f"{group} has no schema; its file must name one in its defaults list")
+    known = {field.name for field in dataclasses.fields(cls)}
+    if unknown := [str(key) for key in node if key not in known]:
+        raise ConfigError(_unknown_key(f"{group}.{unknown[0]}"))
+    try:
+        return OmegaConf.to_object(node)
+    except ConfigError as error:
+        message = str(error)
+        raise ConfigError(message if f"{group}." in message else f"{group}.{message}") from None
+
+
+def _register_schemas() -> None:
+    store = ConfigStore.instance()
+    store.store(group="schema", name="run", node=_unlocked(RunConfig))
+    for group, kinds in GROUPS.items():
+        for kind, cls in kinds.items():
+            if kind:
+                store.store(group=f"schema/{group}", name=kind, node=_unlocked(cls))
+            else:
+                store.store(group="schema", name=group, node=_unlocked(cls))
+
+
+def _unlocked(cls) -> DictConfig:
+    """A structured config that can still be overridden although its dataclass is frozen."""
+    config = OmegaConf.structured(cls)
+    config._set_flag("readonly", None)
+    for child in config._content.values():
+        if isinstance(child, DictConfig) and dataclasses.is_dataclass(OmegaConf.get_type(child)):
+            child._set_flag("readonly", None)
+    return config
+
+
+def _known_keys() -> list[str]:
+    keys = [field.name for field in dataclasses.fields(RunConfig)]
+    sections = [(name, [cls]) for name, cls in _plain_sections()]
+    sections += [(group, list(kinds.values())) for group, kinds in GROUPS.items()]
+    for section, classes in sections:
+        keys += [f"{section}.{field.name}" for cls in classes for field in dataclasses.fields(cls)]
+    return sorted(set(keys))
+
+
+def _plain_sections():
+    """The parts of RunConfig that are dataclasses of one kind and no config group."""
+    return [(field.name, field.type) for field in dataclasses.fields(RunConfig) if dataclasses.is_dataclass(field.type)]
+
+
+def _unknown_key(key: str) -> str:
+    group, _, field = key.partition(".")
+    kinds = [kind for kind, cls in GROUPS.get(group, {}).items() if field in {f.name for f in dataclasses.fields(cls)}]
+    if kinds:
+        return f"{key} belongs to {group}={' or '.join(kinds)}, not to the {group} that was chosen"
+    close = difflib.get_close_matches(key, _known_keys(), n=1)
+    hint = f"did you mean {close[0]}?" if close else "`--cfg job` prints every key"
+    return f"there is no key {key}; {hint}"
+
+
+def _one_line(error: Exception, overrides: Sequence[str]) -> str:
+    """Hydra's and OmegaConf's errors in one or two lines that name the key."""
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else None
+    key = getattr(cause or error, "full_key", None)
+    message = (getattr(cause, "msg", None) or str(cause or error)).strip()
+    if re.search(r"not in (struct|')|not in struct", message) and key:
+        return _unknown_key(key)
+    if missing := re.search(r"Could not find '([^']+)'", message):
+        group, _, choice = missing.group(1).rpartition("/")
+        options = [path.stem for path in sorted((CONFIG_DIR / group).glob("*.yaml"))]
+        return f"{group} has no choice {choice!r}; it has {', '.join(options)}"
+    if isinstance(error, OverrideParseException):
+        return f"cannot read the override {error.override!r}; write key=value, quoted where the shell would change it"
+    first = message.splitlines()[0]
+    if unmatched := re.search(r"Could not override '([^']+)'", first):
+        return _unknown_key(unmatched.group(1))
+    if key and cause:
+        return f"{key}: {first[0].lower()}{first[1:]}"
+    return first
+
+
+def run_door(command: Callable[[RunConfig], int], argv: Sequence[str], doc: str) -> int:
+    """What a door does with its arguments: compose, call `command`, return the exit status.
+
+    Plain overrides are composed here, so that a mistake costs one line on stderr instead of a traceback. Hydra's own
+    options (--cfg job, --info, --multirun ...) are left to Hydra. `doc` is the door's docstring, for --help.
+    """
+    if {"-h", "--help"} & set(argv):
+        print(_help(doc))
+        return 0
+    if any(argument.startswith("-") for argument in argv):
+        return _report_errors(lambda: _through_hydra(command, argv))
+    return _report_errors(lambda: command(compose(argv)))
+
+
+def _report_errors(action: Callable[[], int]) -> int:
+    """The exit status of `action`; an error that a person can mend is printed as its message."""
+    try:
+        return action()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_status
+
+
+def _help(doc: str) -> str:
+    groups: dict[str, list[str]] = {}
+    for path in sorted(CONFIG_DIR.glob("*/*.yaml")):
+        groups.setdefault(path.parent.name, []).append(path.stem)
+    choices = "\n".join(f"  {group}={' | '.join(names)}" for group, names in groups.items())
+    return f"{doc.strip()}\n\nChoices:\n{choices}\n\nOptions of Hydra: --cfg job, --info, --multirun, --hydra-help"
+
+
+def _through_hydra(command, argv) -> int:
+    multirun = {"-m", "--multirun"} & set(argv)
+    if multirun and "TORCHELASTIC_RUN_ID" in os.environ:
+        raise ConfigError("--multirun cannot run under torchrun: every rank would start its own sweep; start one run")
+    _register_schemas()
+    statuses: list[int] = []
+
+    def task(composed: DictConfig) -> None:
+        run = lambda: command(to_run_config(composed, HydraConfig.get().overrides.task))  # noqa: E731
+        statuses.append(_report_errors(run))
+
+    main = hydra.main(version_base=None, config_path=str(CONFIG_DIR), config_name="train")
+    saved, sys.argv = sys.argv, [sys.argv[0], *argv]
+    try:
+        main(task)()
+    finally:
+        sys.argv = saved
+    return max(statuses, default=0)

@@ -1,0 +1,110 @@
+"""The configuration of one run, as frozen dataclasses; no Hydra here.
+
+Every default lives in a dataclass; the files in configs/ say only what deviates.
+"""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from scaling_testbed.config.budget import BudgetConfig
+from scaling_testbed.data.corpora import SOURCES
+from scaling_testbed.data.tokenizers import TOKENIZERS
+from scaling_testbed.errors import ConfigError
+from scaling_testbed.learning.config import AdamWConfig, CrossEntropyConfig
+from scaling_testbed.learning.schedules import SCHEDULES
+from scaling_testbed.model.config import ModelConfig, ParametrizationConfig
+from scaling_testbed.model.parametrization import check_parametrization
+from scaling_testbed.running.config import (
+    BatchConfig,
+    CheckpointConfig,
+    ComputeConfig,
+    EvaluationConfig,
+    LoggingConfig,
+)
+
+# Config group -> the dataclasses a file of that group can fill, by kind; a group of one kind has the key "".
+GROUPS = {
+    "model": {"": ModelConfig},
+    "parametrization": {"": ParametrizationConfig},
+    "optimizer": {"adamw": AdamWConfig},
+    "schedule": SCHEDULES,
+    "loss": {"cross_entropy": CrossEntropyConfig},
+    "data": SOURCES,
+    "tokenizer": TOKENIZERS,
+    "logging": {"": LoggingConfig},
+}
+
+_NOT_IDENTITY = {"identity": False}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that decides one run. Fields typed Any hold one of the dataclasses of their group in GROUPS.
+
+    name: the folder under runs_dir that this run is filed in. data_dir: where prepared corpora lie. seed: of the
+    initial weights and the order of the data. overrides: what was typed to get here, for the record.
+    """
+
+    name: str = field(default="default", metadata=_NOT_IDENTITY)
+    seed: int = 0
+    runs_dir: str = field(default="runs", metadata=_NOT_IDENTITY)
+    data_dir: str = field(default="data", metadata=_NOT_IDENTITY)
+    model: Any = None
+    parametrization: Any = None
+    optimizer: Any = None
+    schedule: Any = None
+    loss: Any = None
+    data: Any = None
+    tokenizer: Any = None
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    logging: Any = field(default=None, metadata=_NOT_IDENTITY)
+    overrides: list[str] = field(default_factory=list, metadata=_NOT_IDENTITY)
+
+    def __post_init__(self):
+        if not self.name or self.name.startswith((".", "/")) or ".." in self.name.split("/"):
+            raise ConfigError(f"name must be a plain folder name; got {self.name!r}")
+        if self.seed < 0:
+            raise ConfigError(f"seed must not be negative; got {self.seed}")
+        if self.model is not None and self.parametrization is not None:
+            check_parametrization(self.parametrization, self.model)
+        micro = self.batch.micro_batch_sequences
+        if micro is not None and self.batch.sequences % micro:
+            raise ConfigError(
+                f"batch.micro_batch_sequences must divide batch.sequences={self.batch.sequences}; got {micro}"
+            )
+
+
+def run_id(run: RunConfig) -> str:
+    """The name of a run's folder: a hash of what it computes, without paths, logging and how it is executed."""
+    canonical = json.dumps(_identity(run), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+
+def _identity(value: Any) -> Any:
+    """`value` as plain data without the fields marked {"identity": False}."""
+    if dataclasses.is_dataclass(value):
+        fields = dataclasses.fields(value)
+        return {f.name: _identity(getattr(value, f.name)) for f in fields if f.metadata.get("identity", True)}
+    return value
+
+
+def flatten(run: RunConfig) -> dict[str, Any]:
+    """The configuration as one level of dotted keys, for the result row: {"model.d_model": 64, ...}."""
+    flat: dict[str, Any] = {}
+
+    def walk(prefix, value):
+        if isinstance(value, dict) and value:
+            for key, entry in value.items():
+                walk(f"{prefix}.{key}" if prefix else key, entry)
+        else:
+            flat[prefix] = value
+
+    walk("", dataclasses.asdict(run))
+    return flat

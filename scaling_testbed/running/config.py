@@ -1,0 +1,108 @@
+"""What can be set about running, free of torch.
+
+A field with {"identity": False} says how a run is executed, not what it computes: it is left out of the run_id, so
+changing it finds the same run folder again.
+"""
+
+from dataclasses import dataclass, field
+
+from scaling_testbed.errors import ConfigError, check_choice, check_positive
+
+_EXECUTION_ONLY = {"identity": False}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchConfig:
+    """sequences: the global batch, whatever the number of devices. sequence_length: tokens per sequence.
+
+    micro_batch_sequences: sequences per forward and backward pass; gradients are accumulated over the rest. None: all.
+    """
+
+    sequences: int = 32
+    sequence_length: int = 128
+    micro_batch_sequences: int | None = field(default=None, metadata=_EXECUTION_ONLY)
+
+    def __post_init__(self):
+        for key in ("sequences", "sequence_length", "micro_batch_sequences"):
+            check_positive(key, getattr(self, key))
+
+    @property
+    def tokens(self) -> int:
+        """Tokens per step."""
+        return self.sequences * self.sequence_length
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """Validation on the same first `tokens` tokens of each set every time; always at step 0 and at the end.
+
+    every_steps: also every so many steps; 0: never in between. sets: name -> folder of another prepared corpus whose
+    validation split is scored too. rows: sequences per forward pass; None: the micro-batch.
+    """
+
+    every_steps: int = 200
+    tokens: float = 131072
+    sets: dict[str, str] = field(default_factory=dict)
+    rows: int | None = field(default=None, metadata=_EXECUTION_ONLY)
+
+    def __post_init__(self):
+        if self.every_steps < 0:
+            raise ConfigError(f"every_steps must not be negative; got {self.every_steps}")
+        check_positive("tokens", self.tokens)
+        check_positive("rows", self.rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """every_steps: 0: only at the end and on a signal. keep_last: how many stay; keep_steps: steps that always stay
+    (and are saved even between the regular ones)."""
+
+    every_steps: int = field(default=500, metadata=_EXECUTION_ONLY)
+    keep_last: int = field(default=2, metadata=_EXECUTION_ONLY)
+    keep_steps: list[int] = field(default_factory=list, metadata=_EXECUTION_ONLY)
+
+    def __post_init__(self):
+        if self.every_steps < 0:
+            raise ConfigError(f"every_steps must not be negative; got {self.every_steps}")
+        check_positive("keep_last", self.keep_last)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComputeConfig:
+    """device: auto (cuda, then cpu) | cpu | cuda | mps.
+
+    precision: auto (bf16 on cuda, fp32 elsewhere) | fp32 | bf16 (autocast: matrix products in bf16; parameters,
+    residual stream and optimizer stay fp32). compile: torch.compile. deterministic: refuse non-deterministic kernels.
+    threads: CPU threads; None: PyTorch's choice. The number of threads can change the last bits of a result.
+    """
+
+    device: str = field(default="auto", metadata=_EXECUTION_ONLY)
+    precision: str = "auto"
+    compile: bool = field(default=False, metadata=_EXECUTION_ONLY)
+    deterministic: bool = field(default=False, metadata=_EXECUTION_ONLY)
+    threads: int | None = field(default=None, metadata=_EXECUTION_ONLY)
+
+    def __post_init__(self):
+        check_choice("device", self.device, ("auto", "cpu", "cuda", "mps"))
+        check_choice("precision", self.precision, ("auto", "fp32", "bf16"))
+        check_positive("threads", self.threads)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggingConfig:
+    """metrics.jsonl is always written, one line every `every_steps` steps; Weights & Biases can mirror it.
+
+    wandb_mode: auto (online when a key is found, else offline) | online | offline.
+    """
+
+    name: str = "jsonl"
+    every_steps: int = 10
+    wandb: bool = False
+    wandb_mode: str = "auto"
+    project: str = "scaling-testbed"
+    entity: str | None = None
+    group: str | None = None
+
+    def __post_init__(self):
+        check_positive("every_steps", self.every_steps)
+        check_choice("wandb_mode", self.wandb_mode, ("auto", "online", "offline"))

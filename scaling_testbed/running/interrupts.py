@@ -1,0 +1,38 @@
+"""Signals that ask a run to stop: noted when they come, acted on between two micro-batches."""
+
+import signal
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+
+
+class Interrupted(Exception):
+    """A signal asked this run to stop; the message is the signal's name."""
+
+
+class Interrupts:
+    """While entered, SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 only leave a note, which `check` turns into Interrupted.
+
+    A scheduler's warning (Slurm's --signal, a preemption) thus ends in a checkpoint at a whole step. Polled between
+    micro-batches and between evaluation batches; a second signal while a checkpoint is being written changes nothing.
+    """
+
+    def __init__(self):
+        self.requested: str | None = None
+        self._previous: dict = {}
+
+    def __enter__(self):
+        for number in _SIGNALS:
+            self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number, _frame):
+        self.requested = self.requested or signal.Signals(number).name
+
+    def check(self) -> None:
+        """Raise Interrupted if a signal has come."""
+        if self.requested:
+            raise Interrupted(self.requested)

@@ -1,0 +1,72 @@
+"""What a person sees while a run goes on: a bar on a terminal, plain lines otherwise."""
+
+import sys
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+_PLAIN_SECONDS = 10.0  # a file is not flooded: at most one line in so many seconds, evaluations always
+
+
+class RunProgress:
+    """Reports step, loss, learning rate, tokens/s and time left. `quiet` says nothing at all."""
+
+    def __init__(self, steps: int, done: int, *, quiet: bool = False):
+        self._steps, self._first, self._quiet = steps, done, quiet
+        self._began = self._last_line = time.monotonic()
+        self._bar = None
+        if not quiet and sys.stdout.isatty():
+            columns = (BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), TimeRemainingColumn())
+            self._bar = Progress(*columns, console=Console(file=sys.stdout))
+            self._task = self._bar.add_task("", total=steps, completed=done)
+            self._bar.start()
+
+    def say(self, text: str) -> None:
+        """One line of its own."""
+        if self._bar is not None:
+            self._bar.console.print(text, highlight=False, markup=False)
+        elif not self._quiet:
+            print(text, flush=True)
+
+    def update(self, row: dict[str, Any]) -> None:
+        """A metrics row was written."""
+        line = _describe(row, self._steps)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=row["step"], description=line)
+            if "val_loss" in row:
+                self.say(line)
+        elif "val_loss" in row or time.monotonic() - self._last_line > _PLAIN_SECONDS:
+            self._last_line = time.monotonic()
+            self.say(f"{line}  {self._left(row['step'])}".rstrip())
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _left(self, step: int) -> str:
+        if not self._first < step < self._steps:
+            return ""
+        left = (time.monotonic() - self._began) / (step - self._first) * (self._steps - step)
+        return f"{_clock(left)} left"
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def _describe(row: dict[str, Any], steps: int) -> str:
+    parts = [f"step {row['step']:>{len(str(steps))}}/{steps}"]
+    for key, label, form in (
+        ("train_loss", "loss", ".4f"),
+        ("val_loss", "val_loss", ".4f"),
+        ("lr", "lr", ".2e"),
+        ("tokens_per_second", "tokens/s", ",.0f"),
+    ):
+        if row.get(key) is not None:
+            parts.append(f"{label} {row[key]:{form}}")
+    return "  ".join(parts)

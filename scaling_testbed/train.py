@@ -1,0 +1,30 @@
+"""Train one model: `python -m scaling_testbed.train model=nano_m optimizer.lr=1e-2 ...`
+
+Every key=value is a Hydra override; --cfg job prints the whole configuration, --help the choices.
+Exit status: 0 finished or diverged, 75 stopped by a signal or owned by another process, 2 a wrong key or value, 1
+anything else.
+"""
+
+import sys
+
+from scaling_testbed.config.compose import run_door
+from scaling_testbed.config.schema import RunConfig
+
+
+def command(run: RunConfig) -> int:
+    """Train and print the row."""
+    from scaling_testbed.running.records import describe_row
+    from scaling_testbed.running.trainer import run_folder_path, train
+
+    row = train(run)
+    print(describe_row(row, run_folder_path(run)))
+    return 75 if row["status"] == "preempted" else 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The door's main; returns the exit status."""
+    return run_door(command, sys.argv[1:] if argv is None else argv, __doc__)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

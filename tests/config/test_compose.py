@@ -1,0 +1,103 @@
+"""Every shipped config composes and builds; what a person mistypes is refused in one or two lines naming the key."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from scaling_testbed.config.compose import CONFIG_DIR, compose
+from scaling_testbed.config.schema import flatten, run_id
+from scaling_testbed.errors import ConfigError
+from scaling_testbed.learning.optimizers import build_optimizer
+from scaling_testbed.model.counting import count_params, flops_per_token
+from scaling_testbed.model.transformer import Transformer
+
+FILES = sorted(CONFIG_DIR.glob("*/*.yaml"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}={path.stem}")
+def test_every_config_composes_and_builds(path: Path):
+    group = path.parent.name
+    run = compose([f"{group}={path.stem}"])
+    config = run.model.resolved(run.model.vocab_size or 257)
+    with torch.device("meta"):
+        model = Transformer(config, run.parametrization)
+    build_optimizer(run.optimizer, model)
+    steps = run.budget.resolve_steps(count_params(config), run.batch.tokens)
+    assert steps > 0 and flops_per_token(config, run.batch.sequence_length) > 0
+    assert 0 < run.schedule.lr(0, steps, run.optimizer.lr) <= run.optimizer.lr
+
+
+def test_a_file_named_in_a_group_sets_what_it_says():
+    assert compose(["model=proxy_2m"]).model.d_model == 256
+    assert compose(["optimizer=stable_adamw"]).optimizer.update_clipping is True
+    proxies = compose(["experiment=small_scale_proxies", "data=python_stdlib", "tokenizer=bytes"])
+    assert (proxies.batch.sequences, proxies.schedule.warmup, proxies.budget.steps) == (256, 5000, 1e5)
+    assert proxies.model.name == "proxy_9m"
+
+
+def test_an_override_after_an_experiment_wins():
+    assert compose(["experiment=small_scale_proxies", "model=proxy_2m", "batch.sequences=8"]).batch.sequences == 8
+
+
+@pytest.mark.parametrize(
+    ("overrides", "names"),
+    [
+        (["optimizer.lrr=1"], "optimizer.lrr; did you mean optimizer.lr?"),
+        (["+optimizer.lrr=1"], "optimizer.lrr"),
+        (["sead=1"], "sead; did you mean seed?"),
+        (["+nonsense=1"], "nonsense"),
+        (["data.vocab_size=9"], "data.vocab_size belongs to data=markov"),
+        (["optimizer.lr=fast"], "optimizer.lr"),
+        (["model.n_layers=2.5"], "model.n_layers"),
+        (["optimizer.lr=-1"], "optimizer.lr"),
+        (["model=no_such_model"], "model has no choice 'no_such_model'"),
+        (["model.norm=batchnorm"], "model.norm must be one of layernorm, rmsnorm"),
+        (["budget.tokens=10", "budget.steps=10"], "budget.tokens=10 and budget.steps=10"),
+        (["batch.micro_batch_sequences=5"], "batch.micro_batch_sequences"),
+        (["loss.impl=fused"], "loss.impl"),
+        (["schedule.min_lr=-1"], "schedule.min_lr"),
+        (["name=../elsewhere"], "name must be"),
+        (["optimizer.lr"], "cannot read the override 'optimizer.lr'"),
+        (["seed=1=2=["], "cannot read the override 'seed=1=2=['"),
+        (["parametrization=mup_full", "model.tied_head=true"], "tied_head"),
+        (["model={d_model: 8, nope: 1}"], "nope"),
+    ],
+)
+def test_a_mistake_is_refused_in_one_or_two_lines_naming_the_key(overrides, names):
+    with pytest.raises(ConfigError) as caught:
+        compose(overrides)
+    message = str(caught.value)
+    assert names in message
+    assert len(message.splitlines()) <= 2
+
+
+def test_run_id_depends_on_what_is_computed_and_on_nothing_else():
+    base = run_id(compose([]))
+    for same in (
+        ["runs_dir=/elsewhere"],
+        ["data_dir=/elsewhere"],
+        ["name=other"],
+        ["logging=wandb"],
+        ["checkpoint.every_steps=7"],
+        ["batch.micro_batch_sequences=8"],
+        ["compute.threads=1"],
+        ["optimizer.lr=1e-2"],  # the default, spelled out
+    ):
+        assert run_id(compose(same)) == base, same
+    for other in (["seed=1"], ["optimizer.lr=3e-3"], ["model=nano_s"], ["budget.steps=5"], ["schedule=wsd"]):
+        assert run_id(compose(other)) != base, other
+
+
+def test_the_flat_config_has_every_field_once_under_its_dotted_key():
+    run = compose(["optimizer.lr_multipliers={}"])
+    flat = flatten(run)
+    assert flat["model.d_model"] == run.model.d_model and flat["budget.steps"] is None
+    for group in ("model", "optimizer", "schedule", "data", "batch"):
+        for field in dataclasses.fields(getattr(run, group)):
+            assert any(key.startswith(f"{group}.{field.name}") for key in flat)
+
+
+def test_overrides_are_kept_for_the_record():
+    assert compose(["seed=3", "model=nano_s"]).overrides == ["seed=3", "model=nano_s"]

@@ -1,0 +1,257 @@
+"""A run is a function of its configuration: repeated, split or interrupted, it ends in the same bits."""
+
+import json
+import math
+import signal
+import time
+
+import pytest
+import torch
+
+from scaling_testbed.data.preparation import prepare
+from scaling_testbed.errors import ConfigError, UserError
+from scaling_testbed.running import checkpoint, records, trainer
+from scaling_testbed.running.trainer import train
+from tests.running.conftest import metrics, start
+
+SAME_RUN = ("val_loss", "val_loss_initial", "val_loss_best", "train_loss_last", "steps", "n_tokens", "flops")
+
+
+def final_weights(folder):
+    return checkpoint.load_latest(folder / "checkpoints").tensors
+
+
+def assert_same_bits(one, other):
+    """Weights, optimizer state and metrics of two run folders agree in every bit."""
+    first, second = final_weights(one), final_weights(other)
+    for name, tensor in first["model"].items():
+        assert torch.equal(tensor, second["model"][name]), name
+    for index, state in first["optimizer"]["state"].items():
+        assert all(torch.equal(value, second["optimizer"]["state"][index][key]) for key, value in state.items())
+    assert metrics(one) == metrics(other)
+    rows = [json.loads((folder / "result.json").read_text()) for folder in (one, other)]
+    assert [rows[0][key] for key in SAME_RUN] == [rows[1][key] for key in SAME_RUN]
+
+
+def test_a_run_leaves_its_records(trained):
+    row, folder = trained()
+    assert json.loads((folder / "result.json").read_text()) == row
+    assert row["status"] == "finished" and row["steps"] == 12 and row["n_tokens"] == 12 * 128
+    assert set(records.ROW_FIELDS) <= set(row) and row["model.d_model"] == 32
+    assert row["flops_6nd"] == 6 * row["n_params"] * row["n_tokens"]
+    assert row["entropy_rate_nats"] > 0 and row["restarts"] == 0
+    assert [line["step"] for line in metrics(folder)] == list(range(13))
+    evaluated = [line["step"] for line in metrics(folder) if "val_loss" in line]
+    assert evaluated == [0, 5, 10, 12]  # at step 0, at every fifth, at the end
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["step-00000008", "step-00000012"]
+    assert {"config.yaml", "environment.json", "metrics.jsonl", "result.json"} <= {p.name for p in folder.iterdir()}
+
+
+def test_the_same_seed_twice_is_identical_and_another_differs(trained):
+    _, one = trained(runs="one")
+    _, two = trained(runs="two")
+    assert_same_bits(one, two)
+    row, _ = trained("seed=1")
+    assert row["val_loss"] != json.loads((one / "result.json").read_text())["val_loss"]
+
+
+def test_accumulation_of_four_micro_batches_equals_one_batch(trained):
+    _, whole = trained(runs="one")
+    _, split = trained("batch.micro_batch_sequences=2", runs="two")
+    for one, other in zip(metrics(whole), metrics(split), strict=True):
+        for key, value in one.items():
+            if isinstance(value, float):
+                assert other[key] == pytest.approx(value, rel=2e-4), key  # fp32 sums in another order
+    first, second = final_weights(whole)["model"], final_weights(split)["model"]
+    assert all(torch.allclose(first[name], second[name], atol=1e-3) for name in first)
+
+
+def test_a_finished_run_is_not_run_again(trained, monkeypatch):
+    row, folder = trained()
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    monkeypatch.setattr(trainer, "Trainer", None)
+    again, _ = trained()
+    assert again == row
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+class StopAt:
+    """Interrupts that ask to stop at the n-th time they are polled."""
+
+    def __init__(self, polls):
+        self.left, self.requested = polls, None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def check(self):
+        self.left -= 1
+        if self.left == 0:
+            raise trainer.Interrupted("SIGTERM")
+
+
+@pytest.mark.parametrize("polls", [1, 3, 6, 12, 14, 17, 19, 25])
+def test_a_run_stopped_anywhere_resumes_to_the_same_bits(trained, monkeypatch, polls):
+    """Evaluations are polled too, so that some of these stops fall between the batches of one."""
+    _, whole = trained(runs="whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "Interrupts", lambda: StopAt(polls))
+        row, folder = trained(runs="stopped")
+        assert row["status"] == "preempted" and row["steps"] < 12
+    row, _ = trained(runs="stopped")
+    assert row["status"] == "finished" and row["restarts"] == 1
+    assert_same_bits(whole, folder)
+
+
+@pytest.mark.parametrize("kill_at", ["step 7", "checkpoint 8"])
+def test_a_run_killed_with_sigkill_resumes_to_the_same_bits(trained, tmp_path, data_dir, kill_at):
+    """In mid-run, three steps after a checkpoint; and in the middle of writing one, before it gets its name."""
+    _, whole = trained(runs="whole")
+    kill = "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)"
+    if kill_at == "step 7":
+        hook = f"""
+from scaling_testbed.running import trainer
+real = trainer.set_lr
+def set_lr(optimizer, lr, count=[0]):
+    count[0] += 1
+    if count[0] == 8:
+        exec({kill!r})
+    real(optimizer, lr)
+trainer.set_lr = set_lr
+"""
+    else:
+        hook = f"""
+import os
+real = os.rename
+def rename(source, target):
+    if str(target).endswith("step-00000008"):
+        exec({kill!r})
+    real(source, target)
+os.rename = rename
+"""
+    killed = start(tmp_path, data_dir, before=hook)
+    assert killed.wait(timeout=120) == -signal.SIGKILL, killed.communicate()
+    _, folder = trained()
+    assert records.read_metrics(folder / "metrics.jsonl")  # readable
+    assert_same_bits(whole, folder)
+
+
+def test_sigterm_saves_a_checkpoint_and_exits_75_and_the_same_command_goes_on(trained, tmp_path, data_dir):
+    many = ("budget.steps=100000", "checkpoint.every_steps=0", "evaluation.every_steps=0")
+    process = start(tmp_path, data_dir, *many)
+    (folder,) = wait_for(
+        lambda: [path.parent for path in tmp_path.glob("runs/*/*/metrics.jsonl") if steps_in(path) > 3]
+    )
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 75, out + err
+    row = json.loads((folder / "result.json").read_text())
+    assert row["status"] == "preempted" and "SIGTERM" in row["error"]
+    assert checkpoint.load_latest(folder / "checkpoints").step == row["steps"] > 3
+
+
+def steps_in(path):
+    return len(path.read_text().splitlines())
+
+
+def wait_for(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
+    return value
+
+
+def test_a_second_process_in_the_same_folder_is_refused_with_75(tiny, tmp_path, data_dir):
+    run, folder = tiny()
+    with records.RunFolder(folder):
+        second = start(tmp_path, data_dir)
+        out, err = second.communicate(timeout=60)
+    assert second.returncode == 75 and "is being run by" in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_stops_the_run_before_the_update(trained, monkeypatch, bad):
+    real, calls = trainer.loss_terms, [0]
+
+    def poisoned(*args, **kwargs):
+        terms = real(*args, **kwargs)
+        calls[0] += 1
+        return terms._replace(ce=terms.ce * bad) if calls[0] == 7 else terms
+
+    monkeypatch.setattr(trainer, "loss_terms", poisoned)
+    row, folder = trained()
+    assert row["status"] == "diverged" and row["diverged_at_step"] == 7 and row["steps"] == 6
+    assert metrics(folder)[-1]["step"] == 6 and metrics(folder)[-1]["val_loss"] == row["val_loss"]
+    again, _ = trained()
+    assert again == row  # a diverged run is a result: it is not run again
+
+
+def test_a_gradient_norm_that_is_not_finite_stops_the_run_before_the_update(trained, monkeypatch):
+    monkeypatch.setattr(trainer.Trainer, "_clip", lambda self: math.inf if self.step == 3 else 1.0)
+    row, _ = trained()
+    assert row["status"] == "diverged" and row["steps"] == 3 and "gradient" in row["error"]
+
+
+def test_a_crash_is_recorded_as_failed_and_raised(trained, tiny, monkeypatch):
+    def broken(*_args):
+        raise RuntimeError("first line\nsecond line")
+
+    monkeypatch.setattr(trainer, "build_optimizer", broken)
+    with pytest.raises(RuntimeError, match="first line"):
+        trained()
+    row = json.loads((tiny()[1] / "result.json").read_text())
+    assert row["status"] == "failed" and row["error"] == "first line"
+    monkeypatch.undo()
+    assert trained()[0]["status"] == "finished"
+
+
+def test_data_that_changed_between_two_starts_is_refused(tiny, trained, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "Interrupts", lambda: StopAt(12))
+        trained()
+    monkeypatch.setattr(trainer.Trainer, "_fingerprints", lambda self: {"data_fingerprint": "another"})
+    with pytest.raises(UserError, match="trained on other data"):
+        train(tiny()[0], quiet=True)
+
+
+def test_several_validation_sets_are_scored_and_the_runs_own_leads(tiny, trained, data_dir):
+    folder = next(path.parent for path in data_dir.glob("*/manifest.json"))
+    row, _ = trained(f"+evaluation.sets.again={folder}")
+    assert row["val_loss_by_set"] == {"validation": row["val_loss"], "again": row["val_loss"]}
+
+
+def test_a_validation_set_with_another_vocabulary_is_refused(trained, tiny, data_dir):
+    other, _ = tiny("data=noise")
+    folder = prepare(other.data, other.tokenizer, data_dir=data_dir, quiet=True)
+    with pytest.raises(ConfigError, match=r"evaluation\.sets\.noise: .* another tokenizer"):
+        trained(f"+evaluation.sets.noise={folder}")
+
+
+def test_more_than_one_process_is_refused_for_now(tiny, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="nproc-per-node=1"):
+        train(tiny()[0], quiet=True)
+
+
+def test_a_missing_gpu_is_refused_by_name(tiny):
+    if torch.cuda.is_available():
+        pytest.skip("there is one here")
+    with pytest.raises(ConfigError, match=r"compute\.device=cuda"):
+        train(tiny("compute.device=cuda")[0], quiet=True)
+
+
+def test_bf16_and_deterministic_mode_train(trained):
+    row, _ = trained("compute.precision=bf16", "compute.deterministic=true")
+    assert row["status"] == "finished" and row["precision"] == "bf16"
+    assert row["val_loss"] < row["val_loss_initial"]
+
+
+@pytest.mark.slow
+def test_a_compiled_model_has_the_same_losses(trained):
+    plain, _ = trained(runs="one")
+    compiled, _ = trained("compute.compile=true", runs="two")
+    assert compiled["val_loss"] == pytest.approx(plain["val_loss"], rel=1e-3)

@@ -1,0 +1,111 @@
+"""The plan of the house, kept by reading the source: imports run downwards, and each dependency has one door."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = "scaling_testbed"
+
+# Lowest first; a module belongs to the longest prefix that fits. A module imports only from its own room or from below.
+LAYERS = [
+    ("errors",),
+    ("kernels", "running.config", "learning.schedules"),
+    ("model",),
+    ("learning",),
+    ("data",),
+    ("config.budget",),
+    ("config.schema",),
+    ("running",),
+    ("config.compose",),
+    ("sweeps", "analysis"),
+    ("train", "prepare", "sweep", "analyze"),
+    ("__main__",),
+]
+DOORS = {
+    "hydra": {"config/compose.py"},
+    "omegaconf": {"config/compose.py"},
+    "wandb": {"running/records.py"},
+    "yaml": {"running/records.py"},
+}
+ROOMS = {"datasets": "data", "tokenizers": "data", "pyarrow": "data", "triton": "kernels", "scipy": "analysis"}
+
+
+def modules():
+    for folder, prefix in ((ROOT / PACKAGE, ""), (ROOT / "kernels", "kernels/")):
+        for path in sorted(folder.rglob("*.py")):
+            relative = prefix + path.relative_to(folder).as_posix()
+            if "kernels/" not in relative or prefix:
+                yield relative, ast.parse(path.read_text())
+
+
+def imports(tree):
+    """Every imported module name, those inside functions too."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def layer(module):
+    """Index and prefix of the layer that `module`, without the package's name, belongs to."""
+    fits = [
+        (len(prefix), index, prefix)
+        for index, prefixes in enumerate(LAYERS)
+        for prefix in prefixes
+        if module == prefix or module.startswith(prefix + ".")
+    ]
+    return max(fits)[1:] if fits else None
+
+
+def upward_imports(relative, tree):
+    own = layer(relative.removesuffix(".py").removesuffix("/__init__").replace("/", "."))
+    for name in imports(tree):
+        if name.startswith(PACKAGE + "."):
+            target = layer(name.removeprefix(PACKAGE + "."))
+            if own is None or target is None or (target[0] >= own[0] and target != own):
+                yield name
+
+
+@pytest.mark.parametrize(("relative", "tree"), [pytest.param(*m, id=m[0]) for m in modules() if m[0] != "__init__.py"])
+def test_imports_run_downwards(relative, tree):
+    assert list(upward_imports(relative, tree)) == []
+
+
+def test_an_upward_import_would_be_noticed():
+    tree = ast.parse("def f():\n    from scaling_testbed.running.trainer import train")
+    assert list(upward_imports("model/layers.py", tree)) == ["scaling_testbed.running.trainer.train"]
+    assert list(upward_imports("kernels/reference.py", ast.parse("import scaling_testbed.model.layers"))) != []
+
+
+@pytest.mark.parametrize(("relative", "tree"), [pytest.param(*m, id=m[0]) for m in modules()])
+def test_each_dependency_has_one_door(relative, tree):
+    for name in imports(tree):
+        top = name.split(".")[0]
+        assert relative in DOORS.get(top, {relative}), f"{top} is imported outside {DOORS.get(top)}"
+        assert relative.startswith(ROOMS.get(top, "")), f"{top} is imported outside {ROOMS.get(top)}/"
+
+
+def modules_loaded_by(code):
+    script = f"import sys\n{code}\nprint(*sorted(sys.modules))"
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+    return set(found.stdout.splitlines()[-1].split())
+
+
+def test_composing_a_config_does_not_import_torch():
+    loaded = modules_loaded_by("from scaling_testbed.config.compose import compose\ncompose(['model=nano_s'])")
+    assert not loaded & {"torch", "datasets", "tokenizers", "wandb", "matplotlib"}
+
+
+def test_plain_training_imports_only_what_it_uses(tmp_path):
+    overrides = [
+        *("data=noise", "data.n_tokens=4096", "data.n_validation_tokens=2048", "model=nano_s", "budget.steps=1"),
+        *(f"runs_dir={tmp_path}/runs", f"data_dir={tmp_path}/data", "batch.sequence_length=32"),
+    ]
+    loaded = modules_loaded_by(f"from scaling_testbed.train import main\nassert main({overrides!r}) == 0")
+    assert "torch" in loaded
+    assert not loaded & {"wandb", "datasets", "tokenizers", "matplotlib", "scipy", "pyarrow"}

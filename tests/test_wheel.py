@@ -1,0 +1,44 @@
+"""What is installed from a wheel is whole: plain files only, every module imports and every config composes."""
+
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+CHECK = """
+import importlib, pkgutil, sys
+import scaling_testbed
+from scaling_testbed.config.compose import CONFIG_DIR, compose
+assert sys.prefix in scaling_testbed.__file__, scaling_testbed.__file__
+for module in pkgutil.walk_packages(scaling_testbed.__path__, "scaling_testbed."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+importlib.import_module("scaling_testbed.kernels.reference")
+count = 0
+for path in sorted(CONFIG_DIR.glob("*/*.yaml")):
+    group = path.parent.name
+    compose([f"{group}={path.stem}"])
+    count += 1
+print(count)
+"""
+
+
+@pytest.mark.slow
+def test_the_wheel_works_in_a_fresh_environment_from_another_folder(tmp_path):
+    pip = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(tmp_path), str(ROOT)]
+    subprocess.run(pip, check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "scaling_testbed/kernels/reference.py" in names
+    assert not any(name.startswith(("kernels/", "configs/", "tests/")) for name in names)
+    venv.create(tmp_path / "fresh", with_pip=True)
+    python = tmp_path / "fresh" / "bin" / "python"
+    constraints = ["-c", str(ROOT / "constraints.txt")]
+    subprocess.run([python, "-m", "pip", "install", "-q", *constraints, str(wheel)], check=True)
+    checked = subprocess.run([python, "-c", CHECK], cwd="/", check=True, capture_output=True, text=True)
+    assert int(checked.stdout) == len(list((ROOT / "configs").glob("*/*.yaml")))
