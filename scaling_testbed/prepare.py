@@ -16,7 +16,7 @@ def command(run: RunConfig) -> int:
     from scaling_testbed.data.preparation import prepare
     from scaling_testbed.data.shards import describe, open_prepared
 
-    folder = prepare(run.data, run.tokenizer, data_dir=Path(run.data_dir))
+    folder = prepare(run.data, run.tokenizer, data_dir=Path(run.data_dir), workers=run.data_workers)
     print(describe(open_prepared(folder)))
     return 0
 

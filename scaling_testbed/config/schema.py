@@ -12,7 +12,7 @@ from typing import Any
 from scaling_testbed.config.budget import BudgetConfig
 from scaling_testbed.data.corpora import SOURCES
 from scaling_testbed.data.tokenizers import TOKENIZERS
-from scaling_testbed.errors import ConfigError
+from scaling_testbed.errors import ConfigError, check_positive
 from scaling_testbed.learning.config import AdamWConfig, CrossEntropyConfig
 from scaling_testbed.learning.schedules import SCHEDULES
 from scaling_testbed.model.config import ModelConfig, ParametrizationConfig
@@ -44,7 +44,8 @@ _NOT_IDENTITY = {"identity": False}
 class RunConfig:
     """Everything that decides one run. Fields typed Any hold one of the dataclasses of their group in GROUPS.
 
-    name: the folder under runs_dir that this run is filed in. data_dir: where prepared corpora lie. seed: of the
+    name: the folder under runs_dir that this run is filed in. data_dir: where prepared corpora lie.
+    data_workers: processes that tokenise; None: the usable cores, at most 16. seed: of the
     initial weights and the order of the data. overrides: what was typed to get here, for the record.
     """
 
@@ -52,6 +53,7 @@ class RunConfig:
     seed: int = 0
     runs_dir: str = field(default="runs", metadata=_NOT_IDENTITY)
     data_dir: str = field(default="data", metadata=_NOT_IDENTITY)
+    data_workers: int | None = field(default=None, metadata=_NOT_IDENTITY)
     model: Any = None
     parametrization: Any = None
     optimizer: Any = None
@@ -70,6 +72,7 @@ class RunConfig:
     def __post_init__(self):
         if not self.name or self.name.startswith((".", "/")) or ".." in self.name.split("/"):
             raise ConfigError(f"name must be a plain folder name; got {self.name!r}")
+        check_positive("data_workers", self.data_workers)
         if self.seed < 0:
             raise ConfigError(f"seed must not be negative; got {self.seed}")
         if self.model is not None and self.parametrization is not None:

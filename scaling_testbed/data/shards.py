@@ -235,6 +235,24 @@ def open_prepared(folder: Path | str, verify: bool = True) -> PreparedData:
     return PreparedData(folder, manifest, **streams)
 
 
+def describe(data: PreparedData) -> str:
+    """A prepared corpus for a person, a line each."""
+    manifest, lines = data.manifest, [f"{'folder':<16} {data.folder}"]
+    for split in SPLITS:
+        record = manifest["splits"][split]
+        parts = [f"{record['n_tokens']:,} tokens"]
+        parts += [f"{record[key]:,} {what}" for key, what in _COUNTS.items() if record.get(key) is not None]
+        lines.append(f"{split:<16} {', '.join(parts)}")
+    lines.append(f"{'vocabulary':<16} {data.vocab_size:,} ({manifest['dtype']})")
+    for key, label in (("unigram_entropy_nats", "unigram entropy"), ("entropy_rate_nats", "entropy rate")):
+        if manifest[key] is not None:
+            lines.append(f"{label:<16} {manifest[key]:.4f} nats per token")
+    return "\n".join(lines)
+
+
+_COUNTS = {"n_documents": "documents", "n_bytes": "bytes of text"}
+
+
 def read_manifest(folder: Path) -> dict:
     """manifest.json of a prepared folder."""
     path = folder / "manifest.json"

@@ -93,7 +93,10 @@ class Trainer:
         configure_torch(run.compute)
         self.device = choose_device(run.compute, world.local_rank)
         self.precision = choose_precision(run.compute, self.device)
-        self.data = open_prepared(prepare(run.data, run.tokenizer, data_dir=Path(run.data_dir), quiet=quiet))
+        data_dir = Path(run.data_dir)
+        self.data = open_prepared(
+            prepare(run.data, run.tokenizer, data_dir=data_dir, workers=run.data_workers, quiet=quiet)
+        )
         self._build_model()
         self.batches = TrainingBatches(
             self.data.train,
