@@ -13,6 +13,7 @@ PACKAGE = "scaling_testbed"
 # Lowest first; a module belongs to the longest prefix that fits. A module imports only from its own room or from below.
 LAYERS = [
     ("errors",),
+    ("files",),
     ("kernels", "running.config", "learning.schedules"),
     ("model",),
     ("learning",),

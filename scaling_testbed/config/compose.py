@@ -156,6 +156,9 @@ def _report_errors(action: Callable[[], int]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status
+    except KeyboardInterrupt:
+        print("error: interrupted; the same command goes on where it was", file=sys.stderr)
+        return 130
 
 
 def _help(doc: str) -> str:

@@ -23,13 +23,12 @@ from scaling_testbed.data.shards import (
     SPLITS,
     ShardWriter,
     fingerprint_of,
-    fsync_folder,
     smallest_dtype,
-    write_json,
 )
 from scaling_testbed.data.tasks import plan_tasks, run_tasks, split_rule, start_or_resume
 from scaling_testbed.data.tokenizers import tokenizer_fingerprint, training_sample
 from scaling_testbed.errors import UserError
+from scaling_testbed.files import fsync_folder, write_json
 
 CHUNK_BYTES = 64 << 20
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from scaling_testbed.errors import UserError
+from scaling_testbed.files import sha256_of, write_json
 
 SCHEMA_VERSION = 1
 HEADER_BYTES = 256 * 4
@@ -48,33 +49,6 @@ def parse_header(path: str | Path) -> tuple[str, int]:
         if (magic, version) == expected:
             return dtype, n_tokens
     raise UserError(f"{path}: wrong magic {magic} version {version}; not a token shard (20240520 or 20240801)")
-
-
-def sha256_of(path: str | Path) -> str:
-    """sha256 of a file's bytes, as hex."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_json(path: Path, value) -> None:
-    """Writes a JSON file that is there whole or not at all, also after a power cut."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w") as file:
-        json.dump(value, file, indent=1)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    fsync_folder(path.parent)
-
-
-def fsync_folder(folder: Path) -> None:
-    """Makes renames inside a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class ShardWriter:
@@ -311,7 +285,7 @@ def _check_hashes(folder: Path, paths: list[Path], entries: list[dict]) -> None:
         for i, found in zip(stale, pool.map(sha256_of, [paths[i] for i in stale]), strict=True):
             if found != entries[i]["sha256"]:
                 raise UserError(f"{paths[i]}: sha256 differs from the manifest; the file was changed or swapped")
-    with suppress(OSError):  # a read-only folder is hashed each time instead
+    with suppress(UserError):  # a read-only folder is hashed each time instead
         write_json(cache_path, {str(path.absolute()): row for path, row in zip(paths, wanted, strict=True)})
 
 

@@ -25,9 +25,10 @@ import numpy as np
 from scaling_testbed.data.corpora import split_of
 from scaling_testbed.data.progress import Progress
 from scaling_testbed.data.reading import Unit
-from scaling_testbed.data.shards import SPLITS, ShardWriter, fsync_folder, write_json
+from scaling_testbed.data.shards import SPLITS, ShardWriter
 from scaling_testbed.data.tokenizers import load_tokenizer
 from scaling_testbed.errors import UserError
+from scaling_testbed.files import fsync_folder, write_json
 
 BATCH_DOCUMENTS, BATCH_BYTES = 1024, 4 << 20
 MAX_WORKERS = 16

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from scaling_testbed.data.shards import fingerprint_of, read_manifest, sha256_of
+from scaling_testbed.data.shards import fingerprint_of, read_manifest
 from scaling_testbed.errors import ConfigError, UserError, check_positive
+from scaling_testbed.files import sha256_of
 
 TOKENIZER_FILE = "tokenizer.json"
 BPE_EOS = "<|endoftext|>"

@@ -5,7 +5,6 @@ sha256. It is written beside its final place, flushed to the disk and renamed; t
 in it is read; tensors are loaded without unpickling code (weights_only).
 """
 
-import hashlib
 import json
 import os
 import pickle
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 
 from scaling_testbed.errors import UserError
+from scaling_testbed.files import fsync_folder, sha256_of
 from scaling_testbed.running.config import CheckpointConfig
 
 MANIFEST = "manifest.json"
@@ -51,11 +51,11 @@ def save(folder: Path, step: int, state: dict[str, Any], tensors: dict[str, Any]
         _write(work / "state.json", lambda file: file.write(json.dumps({"step": step, **state}).encode()))
         manifest = {path.name: _fingerprint(path) for path in sorted(work.iterdir())}
         _write(work / MANIFEST, lambda file: file.write(json.dumps({"files": manifest}, indent=1).encode()))
-        _sync_folder(work)
+        fsync_folder(work)
         if final.exists():  # a damaged one of the same step
             shutil.rmtree(final)
         os.rename(work, final)
-        _sync_folder(folder)
+        fsync_folder(folder)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
         shutil.rmtree(work, ignore_errors=True)
         raise UserError(
@@ -139,9 +139,7 @@ def _step(path: Path) -> int:
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"bytes": path.stat().st_size, "sha256": digest}
+    return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
 
 
 def _write(path: Path, fill) -> None:
@@ -149,14 +147,6 @@ def _write(path: Path, fill) -> None:
         fill(file)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _first_line(error: Exception) -> str:

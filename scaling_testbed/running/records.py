@@ -22,10 +22,13 @@ from typing import Any
 import yaml
 
 from scaling_testbed.errors import UserError
+from scaling_testbed.files import write_json, write_text
 from scaling_testbed.running.config import LoggingConfig
 
 SCHEMA_VERSION = 1
 FINAL = ("finished", "diverged")  # a run with one of these statuses is a result and is not run again
+
+WANDB_START_SECONDS = 20  # how long the start of a run may wait for Weights & Biases
 
 # Every field of a row, always present, null where unknown; losses in nats per token. The flattened configuration
 # follows them under dotted keys.
@@ -90,7 +93,7 @@ class RunFolder:
         return None
 
     def write_result(self, row: dict[str, Any]) -> None:
-        write_json(self.path / "result.json", row)
+        write_json(self.path / "result.json", _plain(row))
 
     def start(self, config: dict[str, Any], environment: dict[str, Any]) -> int:
         """Record the configuration and this start's environment; returns how often the run was started before."""
@@ -213,7 +216,9 @@ class WandbMirror:
         if mode == "auto" and not _wandb_key():
             mode = "offline"
             print(f"wandb: no key found, recording offline under {folder.path}; `wandb sync` sends it later")
-        self._run = self._guarded(lambda: _start_wandb(config, mode, folder.path, run_id, name, flat_config), 20)
+        self._run = self._guarded(
+            lambda: _start_wandb(config, mode, folder.path, run_id, name, flat_config), WANDB_START_SECONDS
+        )
 
     def log(self, row: dict[str, Any]) -> None:
         if self._run is not None:
@@ -272,23 +277,6 @@ def _wandb_key() -> bool:
     with contextlib.suppress(OSError):
         return "wandb" in netrc.read_text()
     return False
-
-
-def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(_plain(value), indent=1) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a file in one step. Raises UserError when the disk refuses."""
-    work = path.with_name(path.name + ".tmp")
-    try:
-        with open(work, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(work, path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from None
 
 
 def _line(row: dict[str, Any]) -> str:

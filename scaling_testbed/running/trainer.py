@@ -60,8 +60,9 @@ def train(run: RunConfig, *, quiet: bool = False) -> dict[str, Any]:
         return row
     with folder:
         try:
+            trainer = Trainer(run, folder, world, quiet=quiet)
             with Interrupts() as interrupts:
-                return Trainer(run, folder, world, interrupts, quiet=quiet).fit()
+                return trainer.fit(interrupts)
         except Exception as error:
             message = (str(error) or type(error).__name__).splitlines()[0]
             folder.write_result(empty_row(run) | {"status": "failed", "error": message})
@@ -86,10 +87,8 @@ def empty_row(run: RunConfig) -> dict[str, Any]:
 class Trainer:
     """Holds one run's parts; `fit` runs it to its end, its divergence or a signal."""
 
-    def __init__(
-        self, run: RunConfig, folder: records.RunFolder, world: World, interrupts: Interrupts, *, quiet: bool = False
-    ):
-        self.run, self.folder, self.world, self.interrupts = run, folder, world, interrupts
+    def __init__(self, run: RunConfig, folder: records.RunFolder, world: World, *, quiet: bool = False):
+        self.run, self.folder, self.world = run, folder, world
         configure_torch(run.compute)
         self.device = choose_device(run.compute, world.local_rank)
         self.precision = choose_precision(run.compute, self.device)
@@ -192,12 +191,13 @@ class Trainer:
         if self.step:
             self.progress.say(f"resumed at step {self.step:,} (start {self.restarts + 1} of this run)")
 
-    def fit(self) -> dict[str, Any]:
+    def fit(self, interrupts: Interrupts) -> dict[str, Any]:
         """Train to the end; returns the row, which is also in result.json.
 
         status: finished | diverged (stopped before the update that would have used a non-finite loss) | preempted (a
         signal came; a checkpoint of this step is saved).
         """
+        self.interrupts = interrupts
         self.mirror = records.WandbMirror(
             self.run.logging, self.folder, run_id(self.run), self.run.name, flatten(self.run)
         )
@@ -295,7 +295,7 @@ class Trainer:
             return
         every = self.run.evaluation.every_steps
         if self.step in (0, self.steps) or (every and self.step % every == 0):
-            self.row |= self._evaluate()
+            self.row |= self._evaluate(self.interrupts)
         self._write_row()
 
     def _write_row(self) -> None:
@@ -310,11 +310,10 @@ class Trainer:
     def _final_evaluation(self) -> None:
         """After a divergence: score the weights of the last update once more, if this step was not scored yet."""
         if not self.evaluations or self.evaluations[-1]["step"] != self.step:
-            self.interrupts.requested = None
-            self.row = {"step": self.step} | self._evaluate()
+            self.row = {"step": self.step} | self._evaluate(None)
             self._write_row()
 
-    def _evaluate(self) -> dict[str, Any]:
+    def _evaluate(self, interrupts: Interrupts | None) -> dict[str, Any]:
         losses = {
             name: evaluate(
                 self.model,
@@ -322,7 +321,7 @@ class Trainer:
                 self.run.loss,
                 device=self.device,
                 precision=self.precision,
-                interrupts=self.interrupts,
+                interrupts=interrupts,
             )
             for name, batches in self.validation_sets.items()
         }
@@ -362,7 +361,7 @@ class Trainer:
         n_tokens = self.step * self.run.batch.tokens
         rate, peak = self._tokens_per_second(), peak_flops(self.device, self.precision)
         last = self.evaluations[-1] if self.evaluations else {}
-        losses = [row["val_loss"] for row in self.evaluations if row["val_loss"] is not None]
+        losses = [row["val_loss"] for row in self.evaluations]
         manifest = self.data.manifest
         row = empty_row(self.run) | outcome | dataclasses.asdict(self.counts) | self._fingerprints()
         return row | {
@@ -374,7 +373,7 @@ class Trainer:
             "flops": self.flops_per_token * n_tokens,
             "val_loss": last.get("val_loss") if outcome["status"] != "preempted" else None,
             "val_loss_initial": self.evaluations[0]["val_loss"] if self.evaluations else None,
-            "val_loss_best": min(losses, default=None),
+            "val_loss_best": min((loss for loss in losses if loss is not None and math.isfinite(loss)), default=None),
             "val_bpb": last.get("val_bpb") if outcome["status"] != "preempted" else None,
             "val_loss_by_set": last.get("val_loss_by_set"),
             "train_loss_last": self.train_loss_last,

@@ -19,6 +19,14 @@ def shard(data, number=1):
     return data.folder / data.manifest["splits"]["train"]["shards"][number]["file"]
 
 
+def test_a_folder_that_cannot_be_written_is_hashed_each_time_instead(data, monkeypatch):
+    def refuse(path, _value):
+        raise UserError(f"cannot write {path}")
+
+    monkeypatch.setattr(shards, "write_json", refuse)
+    assert open_prepared(data.folder).fingerprint == data.fingerprint
+
+
 @pytest.mark.parametrize(
     "vocab_size, dtype, magic, version",
     [

@@ -1,0 +1,86 @@
+"""The command line: exit statuses, one-line errors, and what a door prints."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from scaling_testbed import __main__ as entry
+from scaling_testbed import prepare, train
+
+SMALL = ["data=markov", "data.n_tokens=20000", "data.n_validation_tokens=4000", "model=nano_s", "budget.steps=2"]
+
+
+@pytest.fixture
+def places(tmp_path):
+    return [f"runs_dir={tmp_path}/runs", f"data_dir={tmp_path}/data"]
+
+
+def test_a_run_prints_its_row_and_ends_with_0_and_again_the_same(places, capsys):
+    assert train.main([*SMALL, *places]) == 0
+    first = capsys.readouterr().out
+    assert "status           finished" in first and "entropy rate" in first and "result.json" in first
+    assert train.main([*SMALL, *places]) == 0
+    assert capsys.readouterr().out == first[first.index("status ") :]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        (["optimizer.lrr=1"], 2),
+        (["model=no_such_model"], 2),
+        (["budget.tokens=10", "budget.steps=10"], 2),
+        (["data=text_files", "data.files=nothing/*.txt"], None),
+        (["data=text_files"], 2),
+        (["--cfg", "job", "optimizer.lrr=1"], None),
+    ],
+)
+def test_a_mistake_is_one_or_two_lines_on_stderr_and_a_status(places, capsys, arguments, status):
+    try:
+        found = train.main([*arguments, *places])
+    except SystemExit as exit_:  # Hydra's own
+        found = exit_.code
+    assert found != 0 and (status is None or found == status)
+    message = capsys.readouterr().err
+    assert "Traceback" not in message
+    assert status is None or len(message.strip().splitlines()) <= 2
+
+
+def test_help_lists_the_choices(capsys):
+    assert train.main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert "model=" in text and "proxy_9m" in text and "schema" not in text
+
+
+def test_prepare_prints_what_is_there(places, capsys):
+    assert prepare.main(["data=markov", "data.n_tokens=5000", "data.n_validation_tokens=1000", *places]) == 0
+    assert "5,000 tokens" in capsys.readouterr().out
+
+
+def test_the_console_command_names_its_doors_and_refuses_others(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["scaling-testbed"])
+    assert entry.main() == 0
+    assert "prepare" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["scaling-testbed", "trian"])
+    assert entry.main() == 2
+    monkeypatch.setattr(sys, "argv", ["scaling-testbed", "train", "--help"])
+    assert entry.main() == 0
+
+
+def test_hydras_own_options_print_the_configuration_from_any_folder(tmp_path):
+    command = [sys.executable, "-m", "scaling_testbed.train", "--cfg", "job", "seed=7"]
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    environment = os.environ | {"PYTHONPATH": root}
+    shown = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert "seed: 7" in shown.stdout and "optimizer:" in shown.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_multirun_runs_each_and_is_refused_under_torchrun(places, tmp_path, capsys, monkeypatch):
+    sweep = ["--multirun", "seed=1,2", *SMALL, *places]
+    assert train.main(sweep) == 0
+    assert len(list(tmp_path.glob("runs/default/*/result.json"))) == 2
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    assert train.main(sweep) == 2
+    assert "--multirun" in capsys.readouterr().err
