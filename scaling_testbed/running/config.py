@@ -92,11 +92,13 @@ class ComputeConfig:
 class LoggingConfig:
     """metrics.jsonl is always written, one line every `every_steps` steps; Weights & Biases can mirror it.
 
+    line_every_steps: steps between printed lines where there is no terminal for a progress bar.
     wandb_mode: auto (online when a key is found, else offline) | online | offline.
     """
 
     name: str = "jsonl"
     every_steps: int = 10
+    line_every_steps: int = 100
     wandb: bool = False
     wandb_mode: str = "auto"
     project: str = "scaling-testbed"
@@ -105,4 +107,5 @@ class LoggingConfig:
 
     def __post_init__(self):
         check_positive("every_steps", self.every_steps)
+        check_positive("line_every_steps", self.line_every_steps)
         check_choice("wandb_mode", self.wandb_mode, ("auto", "online", "offline"))

@@ -7,15 +7,17 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-_PLAIN_SECONDS = 10.0  # a file is not flooded: at most one line in so many seconds, evaluations always
-
 
 class RunProgress:
-    """Reports step, loss, learning rate, tokens/s and time left. `quiet` says nothing at all."""
+    """Reports step, loss, learning rate, tokens/s and time left. `quiet` says nothing at all.
 
-    def __init__(self, steps: int, done: int, *, quiet: bool = False):
-        self._steps, self._first, self._quiet = steps, done, quiet
-        self._began = self._last_line = time.monotonic()
+    line_every: steps between plain lines; a step with an evaluation always has its line.
+    """
+
+    def __init__(self, steps: int, done: int, *, line_every: int, quiet: bool = False):
+        self._steps, self._first, self._line_every, self._quiet = steps, done, line_every, quiet
+        self._lines = done // line_every
+        self._began = time.monotonic()
         self._bar = None
         if not quiet and sys.stdout.isatty():
             columns = (BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), TimeRemainingColumn())
@@ -37,8 +39,8 @@ class RunProgress:
             self._bar.update(self._task, completed=row["step"], description=line)
             if "val_loss" in row:
                 self.say(line)
-        elif "val_loss" in row or time.monotonic() - self._last_line > _PLAIN_SECONDS:
-            self._last_line = time.monotonic()
+        elif "val_loss" in row or row["step"] // self._line_every > self._lines:
+            self._lines = row["step"] // self._line_every
             self.say(f"{line}  {self._left(row['step'])}".rstrip())
 
     def close(self) -> None:

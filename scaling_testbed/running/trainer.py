@@ -179,7 +179,7 @@ class Trainer:
 
     def _announce(self, quiet: bool) -> None:
         run, config, counts = self.run, self.model.config, self.counts
-        self.progress = RunProgress(self.steps, self.step, quiet=quiet)
+        self.progress = RunProgress(self.steps, self.step, line_every=run.logging.line_every_steps, quiet=quiet)
         self.progress.say(
             f"run {self.folder.path}: {config.name}, {counts.n_params:,} parameters "
             f"({counts.n_params_non_embedding:,} without embedding and head), on {self.device.type} in {self.precision}"
