@@ -5,7 +5,7 @@ import time
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 
 class RunProgress:
@@ -20,7 +20,7 @@ class RunProgress:
         self._began = time.monotonic()
         self._bar = None
         if not quiet and sys.stdout.isatty():
-            columns = (BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), TimeRemainingColumn())
+            columns = (BarColumn(bar_width=12), TextColumn("{task.description}"), TimeRemainingColumn())
             self._bar = Progress(*columns, console=Console(file=sys.stdout))
             self._task = self._bar.add_task("", total=steps, completed=done)
             self._bar.start()
@@ -28,7 +28,7 @@ class RunProgress:
     def say(self, text: str) -> None:
         """One line of its own."""
         if self._bar is not None:
-            self._bar.console.print(text, highlight=False, markup=False)
+            self._bar.console.print(text, highlight=False, markup=False, soft_wrap=True)
         elif not self._quiet:
             print(text, flush=True)
 
@@ -36,9 +36,10 @@ class RunProgress:
         """A metrics row was written."""
         line = _describe(row, self._steps)
         if self._bar is not None:
-            self._bar.update(self._task, completed=row["step"], description=line)
             if "val_loss" in row:
                 self.say(line)
+            line = _describe({key: value for key, value in row.items() if key != "val_loss"}, self._steps)
+            self._bar.update(self._task, completed=row["step"], description=line)
         elif "val_loss" in row or row["step"] // self._line_every > self._lines:
             self._lines = row["step"] // self._line_every
             self.say(f"{line}  {self._left(row['step'])}".rstrip())
