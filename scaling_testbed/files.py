@@ -1,5 +1,6 @@
 """Files that are there whole or not at all, also after a power cut."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -20,7 +21,8 @@ def write_text(path: Path, text: str) -> None:
         os.replace(work, path)
         fsync_folder(path.parent)
     except OSError as error:
-        work.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            work.unlink()
         raise UserError(f"cannot write {path}: {error.strerror}") from None
 
 

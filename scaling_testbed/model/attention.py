@@ -78,7 +78,7 @@ class Attention(nn.Module):
         self.n_heads, self.n_kv_heads, self.d_head = config.n_heads, config.n_kv_heads, config.d_head
         self.scale, self.softcap = scale, config.attention_softcap
         self.normaliser, self.impl = config.attention_normaliser, impl
-        self.norm_before_split = config.qk_norm_axis == "full"
+        self.norm_before_split = config.qk_norm_axis == "full" and config.kappa is None
         queries, keys = self.n_heads * self.d_head, self.n_kv_heads * self.d_head
         self.q = Linear(config.d_model, queries, role="q", device=device)
         self.k = Linear(config.d_model, keys, role="k", device=device)

@@ -47,7 +47,7 @@ class ModelConfig:
     d_ff_rule       used where d_ff is None: 4x | swiglu_256
     qk_norm         of queries and keys before the rotation, with gains: none | layernorm | rmsnorm
     qk_norm_axis    head: over d_head, one gain of d_head shared by all heads | full: over all heads together
-    kappa           if set, q and k become sqrt(kappa) z / RMS(z), without gains, in place of a qk-norm, which
+    kappa           if set, q and k become sqrt(kappa) z / RMS(z) per head, without gains, in place of a qk-norm, which
                     imposes the size of the attention logits (arXiv 2309.14322, Fig. 10)
     residual        with f a branch: pre x+f(n(x)) | post n(x+f(x)) | reordered x+n(f(x)) (OLMo 2) |
                     peri x+n(f(n(x))) | deepnorm n(alpha x+f(x)), alpha = (2 n_layers)^(1/4)
@@ -150,6 +150,9 @@ class ParametrizationConfig:
     scale_weight_decay_with_lr
                     whether a weight's decay shrinks with its learning rate in (i), which the paper leaves
                     open. It does where the multiplier is applied to the whole AdamW update, as nanodo does
+
+    With (iv) and a qk-norm the first step is peculiar: the norm of a zero query has the slope 1 / sqrt(norm_eps), so
+    that the gradient of q dwarfs the others in the global norm, and k's is zero.
     """
 
     name: str = "standard"

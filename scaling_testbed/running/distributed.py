@@ -14,11 +14,6 @@ class World:
     size: int = 1
     local_rank: int = 0
 
-    @property
-    def is_main(self) -> bool:
-        """Whether this process writes the records."""
-        return self.rank == 0
-
 
 def world_from_environment() -> World:
     """The world torchrun set up, or one process. Raises ConfigError for more than one, which a run cannot use yet."""

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from scaling_testbed.errors import ConfigError
-from scaling_testbed.learning.config import AdamWConfig
+from scaling_testbed.learning.config import AdamWConfig, CrossEntropyConfig
 from scaling_testbed.learning.optimizers import build_optimizer, parameter_groups, set_lr
+from scaling_testbed.learning.schedules import SCHEDULES
 from scaling_testbed.model.config import ModelConfig, ParametrizationConfig
 from scaling_testbed.model.transformer import Transformer
 
@@ -136,3 +137,11 @@ def test_impossible_settings_are_refused_by_name():
     ):
         with pytest.raises(ConfigError, match=key):
             AdamWConfig(**fields)
+
+
+def test_the_defaults_are_those_of_the_proxies_paper():
+    """Wortsman et al. 2023, section 2.1; the learning rate is what the paper sweeps."""
+    config, schedule, loss = AdamWConfig(), SCHEDULES["cosine"](), CrossEntropyConfig()
+    assert (config.beta1, config.beta2, config.eps, config.clip_norm) == (0.9, 0.95, 1e-8, 1.0)
+    assert (config.weight_decay, config.decay, config.decay_roles) == (1e-4, "independent", None)
+    assert (schedule.warmup, schedule.min_lr, loss.z_loss) == (5000 / 1e5, 1e-5, 1e-4)

@@ -61,9 +61,10 @@ def test_the_norm_comes_before_the_rotation(build):
     torch.testing.assert_close((unrotated / gain).square().mean(-1), torch.ones(2, 4, T), atol=1e-3, rtol=0)
 
 
+@pytest.mark.parametrize("axis", ["head", "full"])
 @pytest.mark.parametrize("kappa", [1.0, 1000.0])
-def test_kappa_fixes_the_rms_of_queries_and_keys(build, kappa):
-    model = build(kappa=kappa, qk_norm="none", n_kv_heads=2)
+def test_kappa_fixes_the_rms_of_queries_and_keys_of_each_head(build, kappa, axis):
+    model = build(kappa=kappa, qk_norm="none", qk_norm_axis=axis, n_kv_heads=2)
     for x in queries_and_keys(model, scale_weights=37.0):
         torch.testing.assert_close(x.square().mean(-1), torch.full(x.shape[:-1], kappa), rtol=1e-4, atol=0)
 

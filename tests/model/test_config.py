@@ -94,3 +94,17 @@ def test_planning_needs_no_torch():
     code = f"import sys; {imports}; sys.exit('torch' in sys.modules)"
     root = Path(__file__).resolve().parents[2]
     assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0
+
+
+def test_the_defaults_are_those_of_the_proxies_paper():
+    """Wortsman et al. 2023, section 2.1; eps is Flax's, the base of the rotation the usual one."""
+    config = ModelConfig()
+    assert (config.norm, config.norm_eps, config.qk_norm, config.qk_norm_axis) == (
+        "layernorm",
+        1e-6,
+        "layernorm",
+        "head",
+    )
+    assert (config.mlp, config.d_ff_rule, config.residual, config.tied_head) == ("gelu", "4x", "pre", False)
+    assert (config.rope_base, config.attention_scale, config.kappa) == (10000.0, "inverse_sqrt", None)
+    assert config.attention_softcap is None and config.final_softcap is None
