@@ -94,14 +94,15 @@ class TrainingBatches:
 
 
 class ValidationBatches:
-    """The first windows of a stream, unshuffled, the same at every evaluation. At most `max_tokens` tokens
-    are predicted (None: all); the last batch may have fewer rows. Iterating gives int64 [<= rows, T + 1]."""
+    """Windows spread evenly over a stream, the same at every evaluation, so that each part of a mixture is
+    scored. At most `max_tokens` tokens are predicted (None: all); the last batch may have fewer rows. Iterating
+    gives int64 [<= rows, T + 1]."""
 
     def __init__(self, stream: TokenStream, *, sequence_length: int, max_tokens: int | None, rows: int):
         self.stream, self.sequence_length, self.rows = stream, sequence_length, rows
         available = max(0, (stream.n_tokens - 1) // sequence_length)
         wanted = available if max_tokens is None else max(1, max_tokens // sequence_length)
-        self.n_windows = min(available, wanted)
+        self.n_windows, self._available = min(available, wanted), available
         self.n_tokens = self.n_windows * sequence_length
         if not self.n_windows:
             raise UserError(
@@ -114,5 +115,5 @@ class ValidationBatches:
 
     def __iter__(self) -> Iterator[np.ndarray]:
         for first in range(0, self.n_windows, self.rows):
-            windows = np.arange(first, min(first + self.rows, self.n_windows))
+            windows = np.arange(first, min(first + self.rows, self.n_windows)) * self._available // self.n_windows
             yield self.stream.gather(windows * self.sequence_length, self.sequence_length + 1)

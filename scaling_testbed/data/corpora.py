@@ -31,8 +31,12 @@ from scaling_testbed.errors import ConfigError, UserError, check_positive
 def split_of(document: bytes, validation_fraction: float) -> str:
     """The split a document belongs to, by a hash of its bytes alone: it never moves when other documents come
     or go, and two copies of one document are never on both sides."""
-    draw = int.from_bytes(hashlib.blake2b(document, digest_size=8).digest(), "big")
-    return "validation" if draw < validation_fraction * 2.0**64 else "train"
+    return "validation" if split_draw(document) < validation_fraction else "train"
+
+
+def split_draw(document: bytes) -> float:
+    """A number in [0, 1) that stands for the document's bytes."""
+    return int.from_bytes(hashlib.blake2b(document, digest_size=8).digest(), "big") / 2.0**64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,14 +128,14 @@ class PythonPackagesConfig(PythonStdlibConfig):
 class TextFilesConfig(TextSource):
     """A person's own files. `files` is a glob, a folder or a list of them. In .jsonl and .parquet a document
     is one row's `text_field`; a .txt, .md or .py file is one document, cut at line ends into documents of at
-    most `cut_bytes` so that a single long file can be split too (null: never cut). `validation_files`, where
-    given, are the validation split and nothing is split by hash."""
+    most `cut_bytes`, each ended by EOS, so that a single long file can be split too (null: never cut).
+    `validation_files`, where given, are the validation split and nothing is split by hash."""
 
     name: str = "text_files"
     files: Any = None  # str or list[str]
     validation_files: Any = None  # str or list[str]
     text_field: str = "text"
-    cut_bytes: int | None = 16384
+    cut_bytes: int | None = 4096
     validation_fraction: float = 0.05
 
     kind = "text_files"

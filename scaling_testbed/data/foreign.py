@@ -46,12 +46,18 @@ class TokenFilesConfig:
         for field in ("train", "validation", "vocab_size"):
             if getattr(self, field) is None:
                 raise ConfigError(f"data.{field} must be given for data=token_files")
-        found = expand(f"data.{split}", as_list(getattr(self, split)))
-        return sorted({path[:-4] + ".bin" if path.endswith(".idx") else path for path in found})
+        patterns = [f"{name}/*.bin" if os.path.isdir(name) else name for name in as_list(getattr(self, split))]
+        found = {path[:-4] + ".bin" if path.endswith(".idx") else path for path in expand(f"data.{split}", patterns)}
+        if other := sorted(path for path in found if not path.endswith(".bin")):
+            raise UserError(f"data.{split}: {other[0]} is no .bin file of tokens")
+        return sorted(found)
 
     def identity(self) -> dict:
         """The files by path, size and time; the tokenizer is not among it."""
-        files = {split: file_identity(self.paths(split), "/") for split in ("train", "validation")}
+        paths = {split: self.paths(split) for split in ("train", "validation")}
+        if both := set(paths["train"]) & set(paths["validation"]):
+            raise ConfigError(f"data.validation must not be in data.train too: {min(both)}")
+        files = {split: file_identity(found, "/") for split, found in paths.items()}
         return {"kind": self.kind, "format": self.format, "vocab_size": self.vocab_size, **files}
 
     def description(self) -> dict:

@@ -25,7 +25,7 @@ from scaling_testbed.data.shards import (
     fingerprint_of,
     smallest_dtype,
 )
-from scaling_testbed.data.tasks import plan_tasks, run_tasks, split_rule, start_or_resume
+from scaling_testbed.data.tasks import plan_tasks, run_tasks, split_rule, start_or_resume, with_a_validation_document
 from scaling_testbed.data.tokenizers import tokenizer_fingerprint, training_sample
 from scaling_testbed.errors import UserError
 from scaling_testbed.files import fsync_folder, write_json
@@ -65,7 +65,15 @@ def prepare(
             if not (folder / "manifest.json").exists():
                 _build(source, tokenizer, folder, workers, progress, chunk_bytes)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM):
+        if error.errno not in (
+            errno.ENOSPC,
+            errno.EDQUOT,
+            errno.EACCES,
+            errno.EROFS,
+            errno.EPERM,
+            errno.EEXIST,
+            errno.ENOTDIR,
+        ):
             raise
         raise UserError(
             f"{error.filename or data_dir}: cannot be written ({error.strerror}) while preparing {folder.name}\n"
@@ -128,8 +136,8 @@ def _manifest(source, splits: dict, counts: np.ndarray, **fields) -> dict:
     """The manifest, from the records of the splits and how often each id occurs in the train split."""
     for split in SPLITS:
         if not splits[split]["n_tokens"]:
-            advice = "raise data.validation_fraction or add documents" if split == "validation" else "is it empty?"
-            raise UserError(f"{source.name}: no document in the {split} split ({_where(source)}); {advice}")
+            advice = "add text, or name data.validation_files" if source.kind == "text_files" else "add documents"
+            raise UserError(f"{source.name}: too small to split, no document in {split} ({_where(source)}); {advice}")
     share = counts[counts > 0] / counts.sum()
     return {
         "source": source.description(),
@@ -156,17 +164,19 @@ def _prepare_text(source, tokenizer, work: Path, workers: int | None, progress: 
     units = source.units(chunk_bytes)
     if not units:
         raise UserError(f"{source.name}: empty corpus, nothing to read in {_where(source)}")
+    source = with_a_validation_document(source, units, progress)
     tasks = plan_tasks(units, chunk_bytes)
     start_or_resume(work, tasks)
     description = _prepare_tokenizer(source, tokenizer, units, work, progress)
     records = run_tasks(source, tasks, work, description, workers, progress)
     counts = sum(np.load(work / "tasks" / f"{record['index']:05d}.npy", allow_pickle=False) for record in records)
     splits = {split: _merge([record["splits"][split] for record in records]) for split in SPLITS}
-    if not any(splits[split]["n_documents"] for split in SPLITS):
-        raise UserError(f"{source.name}: empty corpus, no document in {_where(source)}")
     skipped = [path for record in records for path in record["skipped"]]
+    reason = f"skipped {len(skipped)} files that are not UTF-8, the first {skipped[0]}" if skipped else ""
+    if not any(splits[split]["n_documents"] for split in SPLITS):
+        raise UserError(f"{source.name}: empty corpus, no document in {_where(source)}\n{reason}".rstrip())
     if skipped:
-        progress.line(f"skipped {len(skipped)} files that are not UTF-8, the first {skipped[0]}")
+        progress.line(reason)
     return _manifest(
         source,
         splits,

@@ -203,10 +203,13 @@ def text_of_json(line: bytes | str, text_field: str) -> Iterator[bytes]:
 
 
 def text_of_row(row: dict, text_field: str) -> bytes:
-    """The text of one row as UTF-8. Lone surrogates, which no encoder can take, become question marks."""
+    """The text of one row as UTF-8, empty for null. Lone surrogates, which no encoder can take, become question
+    marks."""
     if text_field not in row:
         fields = ", ".join(map(str, row)) or "none"
         raise ValueError(f"no field {text_field!r} (fields: {fields}); set data.text_field")
+    if row[text_field] is None:
+        return b""
     if not isinstance(row[text_field], str):
         raise ValueError(f"field {text_field!r} holds {type(row[text_field]).__name__}, not text")
     return row[text_field].encode("utf-8", "replace")

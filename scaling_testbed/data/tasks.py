@@ -7,6 +7,7 @@ exists.
 
 import hashlib
 import json
+import math
 import multiprocessing
 import os
 import shutil
@@ -16,13 +17,13 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
-from scaling_testbed.data.corpora import split_of
+from scaling_testbed.data.corpora import split_draw, split_of
 from scaling_testbed.data.progress import Progress
 from scaling_testbed.data.reading import Unit
 from scaling_testbed.data.shards import SPLITS, ShardWriter
@@ -71,6 +72,27 @@ def start_or_resume(work: Path, tasks: list[Task]) -> None:
 
 def split_rule(source):
     return lambda unit, document: unit.split or split_of(document, source.validation_fraction)
+
+
+def with_a_validation_document(source, units: list[Unit], progress: Progress):
+    """`source`, with its validation_fraction raised to take in one document where a small corpus has none under it.
+
+    Stops reading at the first document of the validation split, so that it costs a large corpus nothing.
+    """
+    fraction = source.validation_fraction
+    if source.kind == "huggingface" or source.limited or not fraction or any(unit.split for unit in units):
+        return source
+    draws = []
+    for document in (document for unit in units for document in source.documents(unit, [])):
+        draws.append(split_draw(document))
+        if draws[-1] < fraction:
+            return source
+    if len(draws) < 2:
+        return source
+    progress.line(
+        f"none of {len(draws)} documents fell into the validation split; the one nearest to it was moved there"
+    )
+    return replace(source, validation_fraction=math.nextafter(min(draws), 1.0))
 
 
 def run_tasks(source, tasks, work: Path, description: dict, workers: int | None, progress: Progress) -> list[dict]:

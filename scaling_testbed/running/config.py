@@ -34,7 +34,7 @@ class BatchConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """Validation on the same first `tokens` tokens of each set every time; always at step 0 and at the end.
+    """Validation on the same `tokens` tokens of each set, spread evenly over it; always at step 0 and at the end.
 
     every_steps: also every so many steps; 0: never in between. sets: name -> folder of another prepared corpus whose
     validation split is scored too. rows: sequences per forward pass; None: the micro-batch.

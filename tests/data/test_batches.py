@@ -94,13 +94,13 @@ def test_a_corpus_too_small_for_one_batch_is_refused_by_name():
 
 
 @pytest.mark.parametrize("max_tokens, windows", [(None, 30), (100, 10), (109, 10), (1, 1), (10**9, 30)])
-def test_validation_is_the_same_first_windows_every_time(max_tokens, windows):
+def test_validation_is_the_same_windows_every_time_spread_evenly(max_tokens, windows):
     batches = ValidationBatches(stream_of(305, 2), sequence_length=10, max_tokens=max_tokens, rows=4)
     first, second = list(batches), list(batches)
     assert len(first) == len(batches) == -(-windows // 4)
     assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
     rows = np.concatenate(first)
-    assert np.array_equal(rows, np.arange(windows)[:, None] * 10 + np.arange(11))
+    assert np.array_equal(rows, (np.arange(windows) * 30 // windows)[:, None] * 10 + np.arange(11))
     assert batches.n_tokens == windows * 10
 
 
@@ -112,3 +112,12 @@ def test_reading_across_shards_gives_the_same_tokens_as_one_shard():
         parts.read(99, 2)
     with pytest.raises(IndexError):
         parts.read(-1, 2)
+
+
+def test_evaluation_windows_are_spread_over_the_whole_stream():
+    """A mixture lies in the order of its parts; scoring only its first windows would score only its first part."""
+    tokens = np.repeat(np.arange(4, dtype=np.uint16), 1000)
+    batches = ValidationBatches(TokenStream("mixture", [tokens]), sequence_length=10, max_tokens=200, rows=8)
+    first, second = np.concatenate(list(batches)), np.concatenate(list(batches))
+    assert np.array_equal(first, second) and first.shape == (20, 11)
+    assert min(np.bincount(first[:, 0], minlength=4)) >= 4

@@ -127,3 +127,22 @@ def test_a_foreign_file_changed_later_is_noticed(tmp_path, prepared):
     write_nanogpt(tmp_path / "train_0.bin", TOKENS["train"][:400][::-1])
     with pytest.raises(UserError, match="train_0.bin: sha256 differs"):
         open_prepared(data.folder)
+
+
+def test_a_folder_stands_for_its_bin_files_and_other_files_are_refused(tmp_path):
+    for name in ("train", "validation"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "README.md").write_text("not tokens")
+        np.arange(50, dtype=np.uint16).tofile(tmp_path / name / "a.bin")
+    source = TokenFilesConfig(train=str(tmp_path / "train"), validation=str(tmp_path / "validation"), vocab_size=50)
+    assert source.paths("train") == [str(tmp_path / "train" / "a.bin")]
+    text = TokenFilesConfig(train=str(tmp_path / "train" / "README.md"), validation="x", vocab_size=50)
+    with pytest.raises(UserError, match="README.md is no .bin file"):
+        text.paths("train")
+
+
+def test_one_file_cannot_be_both_splits(tmp_path):
+    np.arange(50, dtype=np.uint16).tofile(tmp_path / "a.bin")
+    both = str(tmp_path / "a.bin")
+    with pytest.raises(ConfigError, match="data.validation must not be in data.train"):
+        TokenFilesConfig(train=both, validation=both, vocab_size=50).identity()

@@ -206,7 +206,7 @@ def test_an_empty_corpus_or_split_is_refused_by_name(prepared, jsonl, tmp_path):
     for files in (str(tmp_path / "empty.txt"), jsonl("blank.jsonl", ["", ""])):
         with pytest.raises(UserError, match=f"text_files: empty corpus, .*{Path(files).name}"):
             prepared(files)
-    with pytest.raises(UserError, match="no document in the validation split .*one.jsonl.*validation_fraction"):
+    with pytest.raises(UserError, match="no document in validation .*one.jsonl.*data.validation_files"):
         prepared(TextFilesConfig(files=jsonl("one.jsonl", ["a single document"]), validation_fraction=0.0))
     assert not list((tmp_path / "data").glob("[!.]*/manifest.json"))
 
@@ -279,3 +279,38 @@ def test_the_built_in_corpus_is_ready_in_seconds_and_says_what_it_skipped(tmp_pa
     lines = capsys.readouterr().err.splitlines()
     skipped = data.manifest["skipped_files"]
     assert [f"skipped {skipped} files that are not UTF-8" in line for line in lines] == [True] * bool(skipped)
+
+
+@pytest.mark.parametrize("kilobytes", [6, 10, 20, 50, 100])
+def test_a_single_small_file_has_both_splits(prepared, tmp_path, kilobytes):
+    for attempt in range(5):  # other bytes, other hashes
+        path = tmp_path / f"small-{attempt}.txt"
+        path.write_text("".join(f"line {attempt} {number} of a small file\n" for number in range(kilobytes * 36)))
+        data = prepared(str(path))
+        assert min(data.validation.n_tokens, data.train.n_tokens) > 500
+
+
+def test_a_file_of_one_document_is_refused_with_what_to_do(prepared, tmp_path):
+    (tmp_path / "tiny.txt").write_text("too little\n" * 20)
+    with pytest.raises(UserError, match=r"too small to split.*data\.validation_files"):
+        prepared(str(tmp_path / "tiny.txt"))
+
+
+def test_files_that_are_not_utf8_are_named_when_nothing_else_is_there(prepared, tmp_path):
+    (tmp_path / "latin.txt").write_bytes("né\n".encode("latin-1") * 2000)
+    with pytest.raises(UserError, match="1 files that are not UTF-8, the first .*latin.txt"):
+        prepared(str(tmp_path / "latin.txt"))
+
+
+def test_a_null_text_is_no_document(prepared, tmp_path, documents):
+    rows = [{"text": text} for text in documents(100)]
+    for name, content in (("plain", rows), ("nulls", [*rows[:50], {"text": None}, *rows[50:]])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
+    plain, nulls = (prepared(str(tmp_path / f"{name}.jsonl")) for name in ("plain", "nulls"))
+    assert nulls.fingerprint == plain.fingerprint
+
+
+def test_a_data_dir_that_is_a_file_is_one_line(jsonl, documents, tmp_path):
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(UserError, match="taken"):
+        prepare(TextFilesConfig(files=jsonl("a.jsonl", documents(9))), BytesConfig(), data_dir=tmp_path / "taken")
