@@ -1,6 +1,8 @@
 import errno
+import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -117,10 +119,17 @@ def test_a_preparation_killed_anywhere_goes_on_and_ends_with_the_same_bytes(
 
 
 def test_a_second_process_waits_and_finds_the_data_ready(child, corpus, tmp_path):
-    both = [child(corpus, "data") for _ in range(3)]
-    folders = {process.communicate(timeout=60)[0].strip() for process in both}
-    assert [process.returncode for process in both] == [0, 0, 0] and len(folders) == 1
-    shards.open_prepared(folders.pop())
+    first = child(corpus, "data")
+    folder = Path(first.communicate(timeout=60)[0].strip())
+    shutil.rmtree(folder)
+    with open(folder.parent / f".{folder.name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        second = child(corpus, "data")
+        with pytest.raises(subprocess.TimeoutExpired):
+            second.wait(timeout=3)
+        assert not folder.exists()
+    assert second.communicate(timeout=60)[0].strip() == str(folder) and second.returncode == 0
+    shards.open_prepared(folder)
 
 
 def test_a_second_call_is_instant_and_touches_nothing(prepared, corpus, monkeypatch):

@@ -250,6 +250,26 @@ def test_bf16_and_deterministic_mode_train(trained):
     assert row["val_loss"] < row["val_loss_initial"]
 
 
+def test_each_update_uses_the_schedules_rate_and_the_clip_that_are_recorded(trained, tiny):
+    """A tight clip shrinks nothing but the gradient; the first update has made one step of the warm-up."""
+    run, _ = tiny("optimizer.clip_norm=0.01")
+    row, folder = trained("optimizer.clip_norm=0.01")
+    for line in metrics(folder)[1:]:
+        assert line["lr"] == run.schedule.lr(line["step"] - 1, 12, run.optimizer.lr)
+        assert line["clip_coefficient"] == pytest.approx(0.01 / line["grad_norm"], rel=1e-3)
+    moments = final_weights(folder)["optimizer"]["state"].values()
+    clipped = sum(state["exp_avg"].square().sum() for state in moments).sqrt()
+    assert clipped <= 0.011
+
+
+def test_bf16_changes_the_numbers_and_deterministic_mode_is_switched_on(trained):
+    exact, _ = trained(runs="one")
+    rounded, _ = trained("compute.precision=bf16", "compute.deterministic=true", runs="two")
+    assert torch.are_deterministic_algorithms_enabled()
+    assert rounded["val_loss"] != exact["val_loss"]
+    assert rounded["val_loss"] == pytest.approx(exact["val_loss"], rel=0.05)
+
+
 @pytest.mark.slow
 def test_a_compiled_model_has_the_same_losses(trained):
     plain, _ = trained(runs="one")
