@@ -54,20 +54,25 @@ class AdamWConfig:
             raise ConfigError("fused cannot be true together with update_clipping")
 
 
+LOSS_IMPLS = ("auto", "reference", "chunked", "triton")
+
+
 @dataclass(frozen=True, kw_only=True)
 class CrossEntropyConfig:
     """Cross-entropy plus z-loss, z_loss * mean(log^2 Z) (Chowdhery et al. 2022, PaLM, section 5).
 
-    impl: reference (all logits at once) | chunked (logits of `chunk_mib` MiB at a time) | auto (chunked).
+    impl: reference (all logits at once) | chunked (a part of the tokens at a time) | triton (the same in Triton
+        kernels, on a GPU) | auto (triton where it can run on a GPU, else chunked).
+    chunk_mib: MiB of logits held at once by chunked and triton; None: 64 on a CPU, 1024 on a GPU.
     """
 
     name: str = "cross_entropy"
     z_loss: float = 1e-4
     impl: str = "auto"
-    chunk_mib: int = field(default=64, metadata={"identity": False})
+    chunk_mib: int | None = field(default=None, metadata={"identity": False})
 
     def __post_init__(self):
-        check_choice("impl", self.impl, ("auto", "reference", "chunked"))
+        check_choice("impl", self.impl, LOSS_IMPLS)
         check_positive("chunk_mib", self.chunk_mib)
         if self.z_loss < 0:
             raise ConfigError(f"z_loss must not be negative; got {self.z_loss}")

@@ -18,7 +18,7 @@ from scaling_testbed.data.batches import TrainingBatches, ValidationBatches
 from scaling_testbed.data.preparation import prepare
 from scaling_testbed.data.shards import PreparedData, open_prepared
 from scaling_testbed.errors import ConfigError, UserError
-from scaling_testbed.learning.loss import IGNORE, loss_terms, resolve_impl
+from scaling_testbed.learning.loss import IGNORE, choose_loss_impl, loss_terms
 from scaling_testbed.learning.optimizers import build_optimizer, set_lr
 from scaling_testbed.model.counting import count_params, flops_per_token
 from scaling_testbed.model.transformer import Transformer
@@ -119,6 +119,8 @@ class Trainer:
         self.counts = count_params(config)
         self.steps = run.budget.resolve_steps(self.counts, run.batch.tokens)
         self.flops_per_token = flops_per_token(config, run.batch.sequence_length)
+        # `auto` is decided here, once; the row records what it picked.
+        self.loss = dataclasses.replace(run.loss, impl=choose_loss_impl(run.loss, self.device))
         self.model = Transformer(config, run.parametrization, device=self.device)
         self.model.init_weights(run.seed)
         self.optimizer = build_optimizer(run.optimizer, self.model)
@@ -186,7 +188,7 @@ class Trainer:
         )
         self.progress.say(
             f"{self.steps:,} steps of {run.batch.tokens:,} tokens, {self.batches.epochs(self.steps):.2f} epochs of "
-            f"{self.data.folder}; attention {self.model.attention_impl}, loss {resolve_impl(run.loss)}"
+            f"{self.data.folder}; attention {self.model.attention_impl}, loss {self.loss.impl}"
         )
         if self.step:
             self.progress.say(f"resumed at step {self.step:,} (start {self.restarts + 1} of this run)")
@@ -274,7 +276,7 @@ class Trainer:
             with autocast(self.device, self.precision):
                 hidden_BTD = self.model(tokens_BS[:, :-1])
                 terms = loss_terms(
-                    self.run.loss,
+                    self.loss,
                     hidden_BTD.flatten(0, 1),
                     self.model.head_weight_VD,
                     tokens_BS[:, 1:].flatten(),
@@ -318,7 +320,7 @@ class Trainer:
             name: evaluate(
                 self.model,
                 batches,
-                self.run.loss,
+                self.loss,
                 device=self.device,
                 precision=self.precision,
                 interrupts=interrupts,
@@ -385,7 +387,7 @@ class Trainer:
             "peak_memory_bytes": peak_memory_bytes(self.device),
             "restarts": self.restarts,
             "attention_impl": self.model.attention_impl,
-            "loss_impl": resolve_impl(self.run.loss),
+            "loss_impl": self.loss.impl,
             "precision": self.precision,
             "device": device_name(self.device),
             "git_commit": self.git_commit,

@@ -1,0 +1,350 @@
+"""Linear cross-entropy with z-loss on a GPU, in Triton. An optimisation of reference.linear_cross_entropy.
+
+Two variants, both bitwise repeatable (no atomics), both forming the gradients in the forward pass:
+
+chunked    the loop of chunked_cross_entropy.py with one kernel that turns a chunk's logits into their gradient in
+           place. Per token 6 V D multiply-adds' FLOPs in the GPU's own matrix products, and 12 V bytes of traffic.
+recompute  logits exist only as tiles: an attention over the vocabulary, with hidden states as queries and the head's
+           rows as both keys and values. 8 V D FLOPs, no traffic, no buffer; for narrow models.
+
+The gradients are derived in chunked_cross_entropy.py. Shapes in names: N tokens, C tokens of a chunk, D model width,
+V vocabulary.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from scaling_testbed.kernels import support
+from scaling_testbed.kernels.chunked_cross_entropy import (
+    CrossEntropy,
+    call_operator,
+    chunked_gradients,
+    define_operator,
+    product_dtype,
+)
+from scaling_testbed.kernels.reference import wide
+
+# Vocabulary columns, and features, that one step of the row kernel reads; warps.
+ROW_TILE = {"BLOCK_V": 4096, "BLOCK_D": 1024, "num_warps": 8}
+# Padded width, bytes of a number -> tokens and vocabulary columns of a tile, warps, stages. None spills registers
+# (python -m benchmarks.kernel_resources). fp32 has no tensor cores here and is for checking.
+FORWARD_TILES = {
+    (64, 2): (128, 64, 8, 3),
+    (128, 2): (128, 32, 8, 3),
+    (64, 4): (32, 32, 8, 1),
+    (128, 4): (32, 16, 8, 1),
+}
+WEIGHT_TILES = {
+    (64, 2): (64, 64, 4, 3),
+    (128, 2): (64, 64, 4, 3),
+    (64, 4): (32, 32, 8, 1),
+    (128, 4): (32, 16, 8, 1),
+}
+WIDEST_RECOMPUTE = 128  # at 256 the tiles that fit in registers are too small to be fast
+# `auto` recomputes where the FLOPs that this adds cost less than the traffic it saves. By a model of bytes and FLOPs on
+# an H200 that is so at every width it can have. Not yet measured: benchmarks/head.py times both.
+AUTO_RECOMPUTE_VOCABULARY = 8192  # a smaller one gives the head's gradient too few blocks to fill a GPU
+
+
+def linear_cross_entropy(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    targets_N: Tensor,
+    *,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+    ignore_index: int = -100,
+    chunk_bytes: int | None = None,
+    variant: str = "auto",
+) -> CrossEntropy:
+    """chunked_cross_entropy.linear_cross_entropy, with the same arguments and result, in Triton.
+
+    variant: chunked | recompute (D at most 128) | auto. The products run in fp32, bf16 or fp16.
+    Raises RuntimeError where Triton cannot run, ValueError for what does not fit.
+    """
+    support.require(hidden_ND, "loss.impl=triton")
+    V, D = weight_VD.shape
+    if variant == "auto":
+        narrow = D <= WIDEST_RECOMPUTE and V >= AUTO_RECOMPUTE_VOCABULARY
+        variant = "recompute" if narrow and product_dtype(hidden_ND).itemsize == 2 else "chunked"
+    if variant not in OPERATORS:
+        raise ValueError(f"variant must be auto, {', '.join(OPERATORS)}; got {variant!r}")
+    if variant == "recompute" and D > WIDEST_RECOMPUTE:
+        raise ValueError(f"variant=recompute needs a width of at most {WIDEST_RECOMPUTE}, got {D}")
+    if hidden_ND.dtype not in support.DTYPES or weight_VD.dtype not in support.DTYPES:
+        raise ValueError(f"hidden and weight must be fp32, bf16 or fp16, got {hidden_ND.dtype} and {weight_VD.dtype}")
+    return call_operator(
+        OPERATORS[variant], hidden_ND, weight_VD, targets_N, z_loss, softcap, ignore_index, chunk_bytes or 0
+    )
+
+
+@triton.jit
+def _capped(x, softcap, HAS_SOFTCAP: tl.constexpr):
+    """y = s tanh(x / s) and dy/dx = 1 - (y / s)^2, or x and 1."""
+    if HAS_SOFTCAP:
+        # tanh through the exponential: the interpreter has no tanh. It saturates to +-1 without overflow.
+        tanh = 1 - 2 / (1 + tl.exp(2 * (x / softcap)))
+        return softcap * tanh, 1 - tanh * tanh
+    return x, tl.full(x.shape, 1.0, tl.float32)
+
+
+@triton.jit
+def _row_kernel(
+    logits,
+    logits_stride,
+    hidden,
+    weight,
+    targets,
+    ce,
+    log_z,
+    V,
+    D,
+    z_loss,
+    softcap,
+    ignore_index,
+    HAS_SOFTCAP: tl.constexpr,
+    WANT_GRADIENT: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """One token: logits [V] -> their gradient in place, ce and log Z (reference.linear_cross_entropy).
+
+    logits bf16, fp16 or fp32 with rows `logits_stride` apart; hidden [C, D] and weight [V, D] contiguous; ce, log_z
+    fp32 [C]. Two passes: a running maximum and sum give log Z, then each logit becomes
+    ((1 + 2 c log Z) p_j - 1[j = t]) times the softcap's slope. The target's logit is taken as an fp32 dot product, not
+    from the rounded logits: its rounding error would be the largest part of the loss's.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    target = tl.load(targets + row)
+    valid = target != ignore_index
+    picked = tl.where(valid, target, 0)
+    target_x = tl.zeros([BLOCK_D], tl.float32)
+    for d0 in range(0, D, BLOCK_D):
+        d = d0 + tl.arange(0, BLOCK_D)
+        h = tl.load(hidden + row * D + d, mask=d < D, other=0.0).to(tl.float32)
+        target_x += h * tl.load(weight + picked * D + d, mask=d < D, other=0.0).to(tl.float32)
+    target_logit = tl.sum(target_x, 0)
+
+    logits += row * logits_stride
+    largest = tl.full([], float("-inf"), tl.float32)
+    total = tl.full([], 0.0, tl.float32)
+    for v0 in range(0, V, BLOCK_V):
+        v = v0 + tl.arange(0, BLOCK_V)
+        x = tl.load(logits + v, mask=v < V, other=0.0).to(tl.float32)
+        y, _ = _capped(tl.where(v == picked, target_logit, x), softcap, HAS_SOFTCAP)
+        y = tl.where(v < V, y, float("-inf"))
+        larger = tl.maximum(largest, tl.max(y, 0))
+        total = total * tl.exp(largest - larger) + tl.sum(tl.exp(y - larger), 0)
+        largest = larger
+    log_partition = largest + tl.log(total)
+    target_y, _ = _capped(tl.zeros([1], tl.float32) + target_logit, softcap, HAS_SOFTCAP)
+    tl.store(ce + row, tl.where(valid, log_partition - tl.sum(target_y, 0), 0.0))
+    tl.store(log_z + row, tl.where(valid, log_partition, 0.0))
+
+    if WANT_GRADIENT:
+        factor = 1 + 2 * z_loss * log_partition
+        for v0 in range(0, V, BLOCK_V):
+            v = v0 + tl.arange(0, BLOCK_V)
+            x = tl.load(logits + v, mask=v < V, other=0.0).to(tl.float32)
+            y, slope = _capped(tl.where(v == picked, target_logit, x), softcap, HAS_SOFTCAP)
+            grad = (factor * tl.exp(y - log_partition) - tl.where(v == picked, 1.0, 0.0)) * slope
+            tl.store(logits + v, tl.where(valid, grad, 0.0).to(logits.dtype.element_ty), mask=v < V)
+
+
+def triton_rows(logits_CV, hidden_CD, weight_VD, targets_C, z_loss, softcap, ignore_index, want):
+    """chunked_gradients' rows as one launch of `_row_kernel`."""
+    ce_C = logits_CV.new_empty(len(logits_CV), dtype=torch.float32)
+    log_z_C = torch.empty_like(ce_C)
+    tile = ROW_TILE | {"BLOCK_D": min(ROW_TILE["BLOCK_D"], triton.next_power_of_2(weight_VD.shape[1]))}
+    with support.on_device(logits_CV):
+        _row_kernel[(len(logits_CV),)](
+            logits_CV,
+            logits_CV.stride(0),
+            hidden_CD,
+            weight_VD,
+            targets_C,
+            ce_C,
+            log_z_C,
+            *weight_VD.shape,
+            z_loss,
+            softcap or 1.0,
+            ignore_index,
+            HAS_SOFTCAP=softcap is not None,
+            WANT_GRADIENT=want,
+            **tile,
+        )
+    return ce_C, log_z_C
+
+
+@triton.jit
+def _tile(base, rows, n_rows, D, BLOCK_D: tl.constexpr, UPCAST: tl.constexpr):
+    """Rows `rows` of a contiguous [n_rows, D], zero outside. The interpreter's bf16 products are wrong: UPCAST."""
+    d = tl.arange(0, BLOCK_D)
+    mask = (rows[:, None] < n_rows) & (d[None, :] < D)
+    tile = tl.load(base + rows[:, None].to(tl.int64) * D + d[None, :], mask=mask, other=0.0)
+    if UPCAST:
+        tile = tile.to(tl.float32)
+    return tile
+
+
+@triton.jit
+def _forward_kernel(
+    hidden,
+    weight,
+    targets,
+    ce,
+    log_z,
+    grad_hidden,
+    N,
+    V,
+    D,
+    z_loss,
+    softcap,
+    ignore_index,
+    HAS_SOFTCAP: tl.constexpr,
+    WANT_GRADIENT: tl.constexpr,
+    UPCAST: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """BLOCK_N tokens: ce, log Z and the gradient of hidden, in one pass over the vocabulary, no logits in memory.
+
+    hidden [N, D], weight [V, D] contiguous, of one type; ce, log_z fp32 [N]; grad_hidden [N, D]. With W the head,
+        dL/dh = (1 + 2 c log Z) sum_j p_j slope_j W_j - slope_t W_t,
+    and the sum over j is what flash attention computes (arXiv 2205.14135, algorithm 1): exponentials of a running
+    maximum are accumulated times W_j and divided by their total at the end.
+    """
+    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    h = _tile(hidden, n, N, D, BLOCK_D, UPCAST)
+    target = tl.load(targets + n, mask=n < N, other=ignore_index)
+    valid = target != ignore_index
+    picked = tl.where(valid, target, 0)
+    largest = tl.full([BLOCK_N], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_N], tl.float32)
+    target_y = tl.zeros([BLOCK_N], tl.float32)
+    weighted = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+    for v0 in range(0, V, BLOCK_V):
+        v = v0 + tl.arange(0, BLOCK_V)
+        w = _tile(weight, v, V, D, BLOCK_D, UPCAST)
+        y, slope = _capped(tl.dot(h, tl.trans(w), input_precision="ieee"), softcap, HAS_SOFTCAP)
+        y = tl.where(v[None, :] < V, y, float("-inf"))
+        target_y += tl.sum(tl.where(v[None, :] == picked[:, None], y, 0.0), 1)
+        larger = tl.maximum(largest, tl.max(y, 1))
+        shrink = tl.exp(largest - larger)
+        p = tl.exp(y - larger[:, None])
+        total = total * shrink + tl.sum(p, 1)
+        if WANT_GRADIENT:
+            if HAS_SOFTCAP:
+                p *= slope
+            weighted = tl.dot(p.to(w.dtype), w, weighted * shrink[:, None], input_precision="ieee")
+        largest = larger
+    log_partition = largest + tl.log(total)
+    tl.store(ce + n, tl.where(valid, log_partition - target_y, 0.0), mask=n < N)
+    tl.store(log_z + n, tl.where(valid, log_partition, 0.0), mask=n < N)
+    if WANT_GRADIENT:
+        factor = (1 + 2 * z_loss * log_partition) / total
+        target_w = _tile(weight, picked, V, D, BLOCK_D, UPCAST).to(tl.float32)
+        if HAS_SOFTCAP:
+            target_w *= (1 - (target_y / softcap) * (target_y / softcap))[:, None]
+        grad = weighted * factor[:, None] - target_w
+        d = tl.arange(0, BLOCK_D)
+        tl.store(
+            grad_hidden + n[:, None].to(tl.int64) * D + d[None, :],
+            tl.where(valid[:, None], grad, 0.0).to(grad_hidden.dtype.element_ty),
+            mask=(n[:, None] < N) & (d[None, :] < D),
+        )
+
+
+@triton.jit
+def _weight_kernel(
+    hidden,
+    weight,
+    targets,
+    log_z,
+    grad_weight,
+    N,
+    V,
+    D,
+    z_loss,
+    softcap,
+    ignore_index,
+    HAS_SOFTCAP: tl.constexpr,
+    UPCAST: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """BLOCK_V rows of the head: their gradient [V, D] in fp32, summed over all tokens in one program, in order.
+
+    The tile of logits is computed again, turned into its gradient with the known log Z, rounded to the inputs' type
+    and multiplied with the hidden states: dL/dW_j = sum_n dL/dx_nj h_n.
+    """
+    v = tl.program_id(0) * BLOCK_V + tl.arange(0, BLOCK_V)
+    w = _tile(weight, v, V, D, BLOCK_D, UPCAST)
+    summed = tl.zeros([BLOCK_V, BLOCK_D], tl.float32)
+    for n0 in range(0, N, BLOCK_N):
+        n = n0 + tl.arange(0, BLOCK_N)
+        h = _tile(hidden, n, N, D, BLOCK_D, UPCAST)
+        target = tl.load(targets + n, mask=n < N, other=ignore_index)
+        valid = target != ignore_index
+        target = tl.where(valid, target, -1)
+        log_partition = tl.load(log_z + n, mask=n < N, other=0.0)
+        y, slope = _capped(tl.dot(w, tl.trans(h), input_precision="ieee"), softcap, HAS_SOFTCAP)
+        y = tl.where(valid[None, :], y, float("-inf"))
+        factor = 1 + 2 * z_loss * log_partition
+        p = tl.exp(y - log_partition[None, :])
+        grad = factor[None, :] * p - tl.where(v[:, None] == target[None, :], 1.0, 0.0)
+        if HAS_SOFTCAP:
+            grad *= slope
+        summed = tl.dot(grad.to(h.dtype), h, summed, input_precision="ieee")
+    d = tl.arange(0, BLOCK_D)
+    mask = (v[:, None] < V) & (d[None, :] < D)
+    tl.store(grad_weight + v[:, None].to(tl.int64) * D + d[None, :], summed, mask=mask)
+
+
+def _recompute(
+    hidden_ND, weight_VD, targets_N, z_loss, softcap, ignore_index, dtype, chunk_bytes, want_hidden, want_weight
+):
+    """The recompute variant, for `define_operator`; `chunk_bytes` has nothing to say here."""
+    (N, D), V = hidden_ND.shape, len(weight_VD)
+    hidden, weight = (x.to(dtype).contiguous() for x in (hidden_ND, weight_VD))
+    ce_N = wide(hidden_ND.new_empty(0)).new_empty(N)
+    log_z_N = torch.empty_like(ce_N)
+    grad_hidden_ND = hidden_ND.new_empty((N, D) if want_hidden else 0)
+    grad_weight_VD = ce_N.new_empty((V, D) if want_weight else 0)
+    key = max(64, triton.next_power_of_2(D)), dtype.itemsize
+    shared = {"HAS_SOFTCAP": softcap is not None, "UPCAST": support.INTERPRETED, "BLOCK_D": key[0]}
+    numbers = (N, V, D, z_loss, softcap or 1.0, ignore_index)
+    with support.on_device(hidden):
+        if N:
+            tile = _named(FORWARD_TILES[key])
+            _forward_kernel[(triton.cdiv(N, tile["BLOCK_N"]),)](
+                *(hidden, weight, targets_N, ce_N, log_z_N, grad_hidden_ND, *numbers),
+                WANT_GRADIENT=want_hidden,
+                **shared,
+                **tile,
+            )
+        if want_weight:
+            tile = _named(WEIGHT_TILES[key])
+            _weight_kernel[(triton.cdiv(V, tile["BLOCK_V"]),)](
+                *(hidden, weight, targets_N, log_z_N, grad_weight_VD, *numbers), **shared, **tile
+            )
+    loss = ce_N.sum() + z_loss * log_z_N.square().sum()
+    return loss, ce_N, log_z_N, grad_hidden_ND, grad_weight_VD.to(weight_VD.dtype)
+
+
+def _named(tile: tuple[int, int, int, int]) -> dict[str, int]:
+    return dict(zip(("BLOCK_N", "BLOCK_V", "num_warps", "num_stages"), tile, strict=True))
+
+
+OPERATORS = {
+    "chunked": define_operator("triton_cross_entropy", partial(chunked_gradients, triton_rows)),
+    "recompute": define_operator("recomputed_cross_entropy", _recompute),
+}

@@ -1,0 +1,276 @@
+"""The chunked, Triton and recomputing heads equal their definition, whatever the size, the type and the chunks.
+
+Truth is reference.linear_cross_entropy in float64 on the same, already rounded inputs. Without a GPU the Triton kernels
+run in Triton's interpreter. Tolerances are relative, by norm, for (losses, gradients):
+  fp32  (2e-6, 5e-6): sums of up to 50257 terms in another order, 6e-8 each.
+  bf16  (1.5e-3, 1.2e-2): stored logits keep 8 bits, 2^-9 of about 5, in log Z; the target's own is exact. Gradients
+        have that and 2^-9 of their own; in the interpreter a cast to bf16 truncates instead of rounding, which is 2.5
+        times worse.
+"""
+
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from scaling_testbed.kernels import chunked_cross_entropy, cross_entropy, reference, support
+from tests.conftest import KERNEL_DEVICE
+
+IGNORE = -100
+PATHS = {
+    "torch": chunked_cross_entropy.linear_cross_entropy,
+    "triton": partial(cross_entropy.linear_cross_entropy, variant="chunked"),
+    "recompute": partial(cross_entropy.linear_cross_entropy, variant="recompute"),
+}
+OPERATORS = {"torch": chunked_cross_entropy.chunked_operator, **cross_entropy.OPERATORS}
+FP32, BF16 = torch.float32, torch.bfloat16
+TOLERANCE = {FP32: (2e-6, 5e-6), BF16: (1.5e-3, 1.2e-2)}
+each_path = pytest.mark.parametrize("path", PATHS)
+
+
+def inputs(n=37, d=24, v=1000, dtype=FP32, ignored=5, scale=1.0):
+    """Logits of standard deviation 5 * scale; the first `ignored` tokens do not count."""
+    generator = torch.Generator().manual_seed(n + v)
+    hidden = torch.randn(n, d, generator=generator) * scale * 5 / d**0.5
+    weight = torch.randn(v, d, generator=generator)
+    targets = torch.randint(v, (n,), generator=generator)
+    targets[:ignored] = IGNORE
+    hidden, weight = (x.to(KERNEL_DEVICE, dtype).requires_grad_() for x in (hidden, weight))
+    return hidden, weight, targets.to(KERNEL_DEVICE)
+
+
+def outputs(path, hidden, weight, targets, z_loss=1e-2, **options):
+    """loss, ce_N, log_z_N, and the gradients of 3 loss."""
+    found = PATHS[path](hidden, weight, targets, z_loss=z_loss, **options)
+    return *found, *torch.autograd.grad(3.0 * found.loss, (hidden, weight))
+
+
+def truth(hidden, weight, targets, z_loss=1e-2, softcap=None):
+    hidden, weight = (x.detach().double().requires_grad_() for x in (hidden, weight))
+    ce_N, log_z_N = reference.linear_cross_entropy(hidden, weight, targets, softcap=softcap)
+    loss = ce_N.sum() + z_loss * log_z_N.square().sum()
+    return loss, ce_N, log_z_N, *torch.autograd.grad(3.0 * loss, (hidden, weight))
+
+
+def assert_near(found, expected, values, gradients):
+    for index, (one, other) in enumerate(zip(found, expected, strict=True)):
+        error = (one.double() - other).norm() / other.norm().clamp(min=1e-30)
+        assert error <= (values if index < 3 else gradients), f"output {index} is off by {error:.1e}"
+
+
+@each_path
+@pytest.mark.parametrize("softcap", [None, 1.0, 50.0])
+@pytest.mark.parametrize("dtype", [FP32, BF16])
+def test_terms_and_gradients_equal_the_definition(path, dtype, softcap):
+    arguments = inputs(dtype=dtype)
+    assert_near(outputs(path, *arguments, softcap=softcap), truth(*arguments, softcap=softcap), *TOLERANCE[dtype])
+
+
+@each_path
+@pytest.mark.parametrize(("n", "d", "v"), [(1, 8, 3), (127, 16, 50), (129, 65, 129), (3, 64, 50257)])
+def test_odd_sizes_are_handled(path, n, d, v):
+    arguments = inputs(n, d, v, ignored=0)
+    assert_near(outputs(path, *arguments), truth(*arguments), *TOLERANCE[FP32])
+
+
+@each_path
+def test_the_size_of_the_chunks_changes_nothing(path):
+    arguments = inputs(1000, 16, 33)
+    one, many = (outputs(path, *arguments, chunk_bytes=size) for size in (2**30, 130 * 33 * 4))
+    assert_near(many, truth(*arguments), *TOLERANCE[FP32])
+    for left, right in zip(one, many, strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-5, atol=1e-5)
+
+
+@each_path
+def test_the_head_s_gradient_is_summed_wide_over_chunks(path):
+    """A bf16 sum would be off by 1e-2 after 64 chunks, and more after more."""
+    hidden, weight, targets = inputs(1024, 16, 33, dtype=BF16, scale=0.2, ignored=0)
+    errors = []
+    for chunk_bytes in (2**30, 16 * 33 * 2):
+        grad = outputs(path, hidden, weight.detach().float().requires_grad_(), targets, chunk_bytes=chunk_bytes)[-1]
+        exact = truth(hidden, weight, targets)[-1]
+        errors.append(((grad - exact).norm() / exact.norm()).item())
+    assert grad.dtype == FP32
+    assert errors[1] <= 1.3 * errors[0]
+
+
+@each_path
+@pytest.mark.parametrize("dtype", [FP32, BF16])
+def test_logits_of_ten_thousand_stay_finite_and_right(path, dtype):
+    hidden, weight, targets = inputs(dtype=dtype, scale=2e3)
+    winners = slice(10, 20)  # tokens whose target wins by far: log Z is its logit, which is known exactly
+    with torch.no_grad():
+        weight[targets[winners]] = hidden[winners] * 2.0**-10
+    found, expected = outputs(path, hidden, weight, targets), truth(hidden, weight, targets)
+    assert all(x.isfinite().all() for x in found)
+    assert expected[2].max() > 1e4
+    torch.testing.assert_close(found[2][winners].double(), expected[2][winners], rtol=1e-6, atol=0)
+    assert (found[1][winners].abs() < 1e-2).all()
+    # Gradients are not compared: a logit of 1e4 rounded to 8 bits is off by 32, and p by anything.
+    assert_near(found[:3], expected[:3], 2e-6 if dtype == FP32 else 1e-2, 0)
+
+
+@each_path
+def test_without_z_loss_the_loss_is_cross_entropy(path):
+    hidden, weight, targets = inputs()
+    loss, ce_N, _, *grads = outputs(path, hidden, weight, targets, z_loss=0.0)
+    expected = F.cross_entropy(hidden @ weight.T, targets, reduction="sum", ignore_index=IGNORE)
+    assert torch.equal(loss, ce_N.sum())
+    assert_near(
+        (loss, ce_N, loss, *grads),
+        (expected, truth(hidden, weight, targets)[1], expected, *torch.autograd.grad(3 * expected, (hidden, weight))),
+        *TOLERANCE[FP32],
+    )
+
+
+@each_path
+@pytest.mark.parametrize("dtype", [FP32, BF16])
+def test_ignored_tokens_have_exactly_no_loss_and_no_gradient_and_touch_no_other(path, dtype):
+    hidden, weight, targets = inputs(dtype=dtype, ignored=6)
+    loss, ce_N, log_z_N, grad_hidden, grad_weight = outputs(path, hidden, weight, targets)
+    for values in (ce_N, log_z_N, grad_hidden):
+        assert (values[:6] == 0).all() and (values[6:] != 0).any(-1 if values.ndim > 1 else 0).all()
+    with torch.no_grad():
+        hidden[:6] = 1e3
+    again = outputs(path, hidden, weight, targets)
+    assert torch.equal(again[0], loss) and torch.equal(again[4], grad_weight)
+
+
+@each_path
+def test_all_tokens_ignored_gives_zero_and_zero_gradients(path):
+    found = outputs(path, *inputs(ignored=37))
+    assert all((x == 0).all() for x in found)
+
+
+@each_path
+def test_no_tokens_at_all_give_zero(path):
+    hidden, weight, targets = inputs(n=37)
+    found = outputs(path, hidden[:0].detach().requires_grad_(), weight, targets[:0])
+    assert found[0] == 0 and (found[4] == 0).all()
+
+
+@each_path
+@pytest.mark.parametrize("dtype", [FP32, BF16])
+def test_ten_repeats_are_bitwise_equal(path, dtype):
+    arguments = inputs(50, 16, 129, dtype=dtype)
+    first = outputs(path, *arguments, chunk_bytes=16 * 129 * 4)
+    for _ in range(9):
+        again = outputs(path, *arguments, chunk_bytes=16 * 129 * 4)
+        assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
+
+
+@each_path
+def test_inputs_need_not_be_contiguous(path):
+    hidden, weight, targets = inputs()
+    expected = outputs(path, hidden, weight, targets)
+    strided = (hidden.detach().T.contiguous().T, torch.cat([weight.detach()] * 2, 1)[:, : weight.shape[1]])
+    found = outputs(path, *(x.requires_grad_() for x in strided), targets)
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+@each_path
+def test_only_the_gradients_that_are_wanted_are_formed(path):
+    hidden, weight, targets = inputs()
+    *_, grad_hidden, grad_weight = outputs(path, hidden, weight, targets)
+    PATHS[path](hidden.detach(), weight, targets, z_loss=1e-2).loss.backward()
+    torch.testing.assert_close(3 * weight.grad, grad_weight)
+    frozen = weight.detach()
+    (only,) = torch.autograd.grad(3 * PATHS[path](hidden, frozen, targets, z_loss=1e-2).loss, hidden)
+    torch.testing.assert_close(only, grad_hidden)
+
+
+@each_path
+def test_without_gradients_bf16_logits_are_not_rounded(path):
+    """A validation loss is as exact as fp32 sums of bf16 products are."""
+    hidden, weight, targets = inputs(dtype=BF16)
+    with torch.no_grad():
+        found = PATHS[path](hidden, weight, targets, z_loss=1e-2)
+    assert_near(found, truth(hidden, weight, targets)[:3], 2e-6, 0)
+
+
+@each_path
+def test_under_autocast_fp32_weights_get_fp32_gradients_of_bf16_products(path):
+    hidden, weight, targets = inputs(dtype=BF16)
+    wide = (hidden.detach().float().requires_grad_(), weight.detach().float().requires_grad_())
+    with torch.autocast(KERNEL_DEVICE, BF16):
+        found = outputs(path, *wide, targets)
+    assert all(x.dtype == FP32 for x in found)
+    assert_near(found, truth(hidden, weight, targets), *TOLERANCE[BF16])
+
+
+@each_path
+def test_a_second_backward_pass_is_refused_rather_than_wrong(path):
+    hidden, weight, targets = inputs()
+    loss = PATHS[path](hidden, weight, targets).loss
+    (2 * loss).backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        (2 * loss).backward()
+
+
+@pytest.mark.parametrize("path", OPERATORS)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_operators_pass_pytorchs_own_checks(path):
+    arguments = (*inputs(5, 8, 17, ignored=1), 1e-2, 30.0, IGNORE, FP32, 0, True, True)
+    # The backward pass scales what was saved in place, so it cannot be run twice through one graph as that check does.
+    names = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(OPERATORS[path], arguments, test_utils=names)
+
+
+@each_path
+def test_torch_compile_takes_the_whole_of_it(path):
+    hidden, weight, targets = inputs()
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def loss_of(hidden, weight):
+        return PATHS[path](torch.tanh(hidden), weight, targets, z_loss=1e-2).loss * 2
+
+    eager = PATHS[path](torch.tanh(hidden), weight, targets, z_loss=1e-2).loss * 2
+    compiled = loss_of(hidden, weight)
+    assert torch.equal(compiled, eager)
+    for one, other in zip(*(torch.autograd.grad(x, (hidden, weight)) for x in (compiled, eager)), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_the_definition_s_gradient_is_its_derivative():
+    hidden, weight, targets = (x.double() if x.is_floating_point() else x for x in inputs(5, 4, 7, ignored=1))
+
+    def loss(hidden, weight):
+        ce_N, log_z_N = reference.linear_cross_entropy(hidden, weight, targets, softcap=3.0)
+        return ce_N.sum() + 0.1 * log_z_N.square().sum()
+
+    assert torch.autograd.gradcheck(loss, (hidden.detach().requires_grad_(), weight.detach().requires_grad_()))
+
+
+@pytest.mark.parametrize("n", [1, 100, 1000, 5000])
+@pytest.mark.parametrize("chunk_bytes", [0, 1, 10**6, 10**9])
+def test_chunks_are_even_and_keep_to_the_budget(n, chunk_bytes):
+    row_bytes = 200_000
+    rows = chunked_cross_entropy.chunk_rows(n, row_bytes, chunk_bytes, torch.device("cpu"))
+    assert rows >= 1 and (rows == 1 or rows * row_bytes <= (chunk_bytes or 64 * 2**20))
+    chunks = -(-n // rows)
+    assert n > rows * (chunks - 1)  # none is empty
+
+
+@each_path
+def test_shapes_that_do_not_fit_are_named(path):
+    hidden, weight, targets = inputs()
+    with pytest.raises(ValueError, match="do not fit"):
+        PATHS[path](hidden[:, 1:], weight, targets)
+    with pytest.raises(ValueError, match="targets must be int64"):
+        PATHS[path](hidden, weight, targets[1:])
+
+
+def test_triton_names_what_it_cannot_do(monkeypatch):
+    hidden, weight, targets = (x.cpu() for x in inputs(d=200))
+    monkeypatch.setattr(support, "INTERPRETED", True)
+    with pytest.raises(ValueError, match="variant=recompute needs a width of at most 128, got 200"):
+        cross_entropy.linear_cross_entropy(hidden, weight, targets, variant="recompute")
+    with pytest.raises(ValueError, match="variant must be"):
+        cross_entropy.linear_cross_entropy(hidden, weight, targets, variant="fast")
+    with pytest.raises(ValueError, match="fp32, bf16 or fp16"):
+        cross_entropy.linear_cross_entropy(hidden.double(), weight, targets)
+    monkeypatch.setattr(support, "INTERPRETED", False)
+    with pytest.raises(RuntimeError, match="loss.impl=triton cannot run: it needs a CUDA GPU, not cpu"):
+        cross_entropy.linear_cross_entropy(hidden, weight, targets)
