@@ -8,6 +8,7 @@ K features of a head, R = K/2 rotated pairs, N tokens, D model width, V vocabula
 from __future__ import annotations
 
 import contextlib
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +33,35 @@ def _softmax(scores_BHTT: torch.Tensor, allowed_TT: torch.Tensor) -> torch.Tenso
 NORMALISERS = {"softmax": _softmax}
 
 
+class AttentionStatistics(NamedTuple):
+    """What the scores scale * q.k and the weights of each head are like; fp32 [H], no gradient.
+
+    Scores are taken before any softcap and where a query may look: they are what grows when training becomes
+    unstable (Wortsman et al. 2023, arXiv 2309.14322, section 3.1.1).
+    """
+
+    largest_H: torch.Tensor  # score
+    mean_H: torch.Tensor  # score
+    rms_H: torch.Tensor  # root of the mean squared score
+    entropy_H: torch.Tensor  # of the weights, after the softcap: nats, mean over queries
+
+
+def allowed_keys(n_positions: int, window: int | None, device: torch.device | None = None) -> torch.Tensor:
+    """Bool allowed_TT: whether query i sees key j, that is i - window < j <= i (None: all of the past)."""
+    position_T = torch.arange(n_positions, device=device)
+    distance_TT = position_T[:, None] - position_T[None, :]
+    return (distance_TT >= 0) & (distance_TT < (n_positions if window is None else window))
+
+
+def _scores(q_BHTK: torch.Tensor, k_BGTK: torch.Tensor, scale: float) -> torch.Tensor:
+    """Wide scores_BHTT, scale * q.k. Query head h reads key head h // (H / G)."""
+    B, H, T, K = q_BHTK.shape
+    G = k_BGTK.shape[1]
+    # Queries that share a key head are stacked along T: no copy of keys and values for each query head.
+    q_BGMK = wide(q_BHTK).reshape(B, G, H // G * T, K)
+    return scale * (q_BGMK @ wide(k_BGTK).transpose(-1, -2)).view(B, H, T, T)
+
+
 def attention(
     q_BHTK: torch.Tensor,
     k_BGTK: torch.Tensor,
@@ -40,23 +70,47 @@ def attention(
     scale: float,
     softcap: float | None = None,
     normaliser: str = "softmax",
+    window: int | None = None,
 ) -> torch.Tensor:
     """Causal attention: scores q.k -> times `scale` -> softcap -> normaliser -> weighted values [B, H, T, K].
 
-    Query head h reads key and value head h // (H / G). Everything is computed wide, whatever autocast says,
-    and the result is rounded once to v's type, so a score is never rounded to bf16 before its exponential.
+    Query head h reads key and value head h // (H / G), and of its keys the last `window`, its own among them
+    (None: all of the past). Everything is computed wide, whatever autocast says, and the result is rounded once to
+    v's type, so a score is never rounded to bf16 before its exponential.
     """
     B, H, T, K = q_BHTK.shape
     G = k_BGTK.shape[1]
     with _without_autocast(q_BHTK.device.type):
-        # Queries that share a key head are stacked along T: no copy of keys and values for each query head.
-        q_BGMK = wide(q_BHTK).reshape(B, G, H // G * T, K)
-        scores_BHTT = (q_BGMK @ wide(k_BGTK).transpose(-1, -2)).view(B, H, T, T)
-        scores_BHTT = softcap_scores(scores_BHTT * scale, softcap)
-        allowed_TT = torch.ones(T, T, dtype=torch.bool, device=q_BHTK.device).tril()
-        weights_BHTT = NORMALISERS[normaliser](scores_BHTT, allowed_TT)
+        scores_BHTT = softcap_scores(_scores(q_BHTK, k_BGTK, scale), softcap)
+        weights_BHTT = NORMALISERS[normaliser](scores_BHTT, allowed_keys(T, window, q_BHTK.device))
         out_BGMK = weights_BHTT.view(B, G, H // G * T, T) @ wide(v_BGTK)
         return out_BGMK.view(B, H, T, K).to(v_BGTK.dtype)
+
+
+@torch.no_grad()
+def attention_statistics(
+    q_BHTK: torch.Tensor,
+    k_BGTK: torch.Tensor,
+    *,
+    scale: float,
+    softcap: float | None = None,
+    window: int | None = None,
+) -> AttentionStatistics:
+    """The AttentionStatistics of `attention` with the softmax and the same arguments: over the batch and all
+    pairs of a query and a key that it may see."""
+    with _without_autocast(q_BHTK.device.type):
+        scores_BHTT = _scores(q_BHTK, k_BGTK, scale)
+        allowed_TT = allowed_keys(q_BHTK.shape[2], window, q_BHTK.device)
+        n_seen = q_BHTK.shape[0] * allowed_TT.sum()
+        seen_BHTT = scores_BHTT.masked_fill(~allowed_TT, 0)
+        weights_BHTT = _softmax(softcap_scores(scores_BHTT, softcap), allowed_TT)
+        values = (
+            scores_BHTT.masked_fill(~allowed_TT, float("-inf")).amax((0, 2, 3)),
+            seen_BHTT.sum((0, 2, 3)) / n_seen,
+            (seen_BHTT.square().sum((0, 2, 3)) / n_seen).sqrt(),
+            torch.special.entr(weights_BHTT).sum(-1).mean((0, 2)),
+        )
+    return AttentionStatistics(*(value.float() for value in values))
 
 
 def _without_autocast(device_type: str):
@@ -92,6 +146,27 @@ def apply_rotary(x_BHTK: torch.Tensor, cos_TR: torch.Tensor, sin_TR: torch.Tenso
     first_BHTR, second_BHTR = wide(x_BHTK).chunk(2, dim=-1)
     rotated = (first_BHTR * cos_TR - second_BHTR * sin_TR, second_BHTR * cos_TR + first_BHTR * sin_TR)
     return torch.cat(rotated, dim=-1).to(x_BHTK.dtype)
+
+
+def qk_norm_rope(
+    q_BHTK: torch.Tensor,
+    k_BGTK: torch.Tensor,
+    q_gain_K: torch.Tensor | None,
+    k_gain_K: torch.Tensor | None,
+    cos_TR: torch.Tensor,
+    sin_TR: torch.Tensor,
+    *,
+    kind: str,
+    eps: float,
+    out_dtype: torch.dtype | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Queries and keys after `qk_norm` with their gains, then `apply_rotary`: (q_BHTK, k_BGTK), computed wide and
+    rounded once to `out_dtype` (default: each input's own type)."""
+
+    def prepare(x: torch.Tensor, gain_K: torch.Tensor | None) -> torch.Tensor:
+        return apply_rotary(qk_norm(x, gain_K, kind, eps), cos_TR, sin_TR).to(out_dtype or x.dtype)
+
+    return prepare(q_BHTK, q_gain_K), prepare(k_BGTK, k_gain_K)
 
 
 def rotary(x_BHTK: torch.Tensor, base: float, positions: torch.Tensor | None = None) -> torch.Tensor:

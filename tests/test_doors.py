@@ -8,6 +8,7 @@ import pytest
 
 from scaling_testbed import __main__ as entry
 from scaling_testbed import prepare, train
+from scaling_testbed.kernels import support
 
 SMALL = ["data=markov", "data.n_tokens=20000", "data.n_validation_tokens=4000", "model=nano_s", "budget.steps=2"]
 
@@ -34,9 +35,13 @@ def test_a_run_prints_its_row_and_ends_with_0_and_again_the_same(places, capsys)
         (["data=text_files", "data.files=nothing/*.txt"], None),
         (["data=text_files"], 2),
         (["--cfg", "job", "optimizer.lrr=1"], None),
+        (["compute.device=cpu", "loss.impl=triton"], 2),
+        (["compute.device=cpu", "model.attention_impl=triton", "model.d_head=32"], 2),
+        (["compute.device=cpu", "model.qk_norm_impl=triton"], 2),
     ],
 )
-def test_a_mistake_is_one_or_two_lines_on_stderr_and_a_status(places, capsys, arguments, status):
+def test_a_mistake_is_one_or_two_lines_on_stderr_and_a_status(places, capsys, arguments, status, monkeypatch, tmp_path):
+    monkeypatch.setattr(support, "INTERPRETED", False)
     try:
         found = train.main([*arguments, *places])
     except SystemExit as exit_:  # Hydra's own
@@ -45,6 +50,7 @@ def test_a_mistake_is_one_or_two_lines_on_stderr_and_a_status(places, capsys, ar
     message = capsys.readouterr().err
     assert "Traceback" not in message
     assert status is None or len(message.strip().splitlines()) <= 2
+    assert not (tmp_path / "data").exists()  # refused before any work
 
 
 def test_help_lists_the_choices(capsys):

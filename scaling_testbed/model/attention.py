@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from scaling_testbed.kernels import reference
-from scaling_testbed.model.config import ModelConfig
+from scaling_testbed.errors import ConfigError
+from scaling_testbed.kernels import reference, support
+from scaling_testbed.model.config import TRITON_D_HEADS, TRITON_WIDEST_QK_HEAD, ModelConfig
 from scaling_testbed.model.layers import Gain, Linear, cast_for_matmul
 
 
@@ -50,34 +51,62 @@ def make_qk_norm(config: ModelConfig, n_heads: int, device=None) -> nn.Module:
     return QKNorm(width, config.qk_norm, config.norm_eps, device=device)
 
 
-def sdpa_attention(q_BHTK, k_BGTK, v_BGTK, *, scale: float, softcap: None = None, normaliser: str = "softmax"):
+def sdpa_attention(q_BHTK, k_BGTK, v_BGTK, *, scale, softcap=None, window=None, normaliser="softmax"):
     """PyTorch's fused attention, with reference.attention's arguments: the plain softmax of it, no more."""
-    if softcap is not None or normaliser != "softmax":
-        raise ValueError("fused attention has neither softcap nor another normaliser than softmax")
+    if softcap is not None or window is not None or normaliser != "softmax":
+        raise ValueError("sdpa has no softcap, no window and no other normaliser than softmax")
     grouped = q_BHTK.shape[1] != k_BGTK.shape[1]
     return F.scaled_dot_product_attention(q_BHTK, k_BGTK, v_BGTK, is_causal=True, scale=scale, enable_gqa=grouped)
 
 
-ATTENTION_IMPLS = {"reference": reference.attention, "sdpa": sdpa_attention}
+def triton_attention(q_BHTK, k_BGTK, v_BGTK, *, normaliser="softmax", **options):
+    """The Triton kernel, with reference.attention's arguments."""
+    from scaling_testbed.kernels.attention import attention  # where it is chosen, Triton is there
+
+    if normaliser != "softmax":
+        raise ValueError("the Triton kernel has no other normaliser than softmax")
+    return attention(q_BHTK, k_BGTK, v_BGTK, **options)
 
 
-def choose_attention_impl(config: ModelConfig) -> str:
-    """The path `config.attention_impl` means: auto is sdpa where sdpa can compute what the config asks for. A
-    named path that could not run has been refused by ModelConfig."""
+ATTENTION_IMPLS = {"reference": reference.attention, "sdpa": sdpa_attention, "triton": triton_attention}
+
+
+def check_impls(config: ModelConfig, device: torch.device) -> None:
+    """Raise ConfigError where `config` names a path that cannot run on `device`."""
+    for key in ("attention_impl", "qk_norm_impl"):
+        if getattr(config, key) == "triton" and (reason := support.why_not(device)):
+            raise ConfigError(f"model.{key}=triton cannot run: {reason}; use model.{key}=auto")
+
+
+def choose_attention_impl(config: ModelConfig, device: torch.device) -> str:
+    """The path that the resolved `config.attention_impl` means on `device`: auto is sdpa where sdpa can compute what
+    the config asks for, else triton on a GPU that can, else reference."""
     if config.attention_impl != "auto":
         return config.attention_impl
-    plain = config.attention_softcap is None and config.attention_normaliser == "softmax"
-    return "sdpa" if plain else "reference"
+    softmax = config.attention_normaliser == "softmax"
+    if softmax and config.attention_softcap is None and config.attention_window is None:
+        return "sdpa"
+    fits = softmax and config.d_head in TRITON_D_HEADS
+    return "triton" if fits and device.type == "cuda" and support.why_not(device) is None else "reference"
+
+
+def choose_qk_norm_impl(config: ModelConfig, device: torch.device) -> str:
+    """The path that `config.qk_norm_impl` means on `device`: auto is triton on a GPU that can, else reference."""
+    if config.qk_norm_impl != "auto":
+        return config.qk_norm_impl
+    fits = config.d_head <= TRITON_WIDEST_QK_HEAD
+    return "triton" if fits and device.type == "cuda" and support.why_not(device) is None else "reference"
 
 
 class Attention(nn.Module):
-    """Self-attention of one block. `scale` multiplies q.k; `impl` is a key of ATTENTION_IMPLS."""
+    """Self-attention of one block. `scale` multiplies q.k; `impl` is a key of ATTENTION_IMPLS, `qk_norm_impl`
+    reference or triton."""
 
-    def __init__(self, config: ModelConfig, *, scale: float, impl: str, device=None):
+    def __init__(self, config: ModelConfig, *, scale: float, impl: str, qk_norm_impl: str, device=None):
         super().__init__()
         self.n_heads, self.n_kv_heads, self.d_head = config.n_heads, config.n_kv_heads, config.d_head
-        self.scale, self.softcap = scale, config.attention_softcap
-        self.normaliser, self.impl = config.attention_normaliser, impl
+        self.scale, self.softcap, self.window = scale, config.attention_softcap, config.attention_window
+        self.normaliser, self.impl, self.qk_norm_impl = config.attention_normaliser, impl, qk_norm_impl
         self.norm_before_split = config.qk_norm_axis == "full" and config.kappa is None
         queries, keys = self.n_heads * self.d_head, self.n_kv_heads * self.d_head
         self.q = Linear(config.d_model, queries, role="q", device=device)
@@ -88,27 +117,45 @@ class Attention(nn.Module):
         self.k_norm = make_qk_norm(config, self.n_kv_heads, device)
 
     def queries_and_keys(self, x_BTD, cos_TR, sin_TR) -> tuple[torch.Tensor, torch.Tensor]:
-        """Normed and rotated q_BHTK and k_BGTK, fp32 where they were normed; scale * q.k are the logits."""
-        q_BHTK = self._prepare(self.q(x_BTD), self.q_norm, self.n_heads, cos_TR, sin_TR)
-        k_BGTK = self._prepare(self.k(x_BTD), self.k_norm, self.n_kv_heads, cos_TR, sin_TR)
-        return q_BHTK, k_BGTK
+        """Normed and rotated q_BHTK and k_BGTK in the type of the products; scale * q.k are the logits."""
+        q_BTD, k_BTD = self.q(x_BTD), self.k(x_BTD)
+        dtype = q_BTD.dtype
+        if self.qk_norm_impl == "triton":
+            return self._fused_queries_and_keys(q_BTD, k_BTD, cos_TR, sin_TR, dtype)
+        q_BHTK, k_BGTK = self._normed_heads(q_BTD, k_BTD)
+        return tuple(reference.apply_rotary(x, cos_TR, sin_TR).to(dtype) for x in (q_BHTK, k_BGTK))
 
-    def _prepare(self, x, norm, n_heads, cos_TR, sin_TR):
-        split = (n_heads, self.d_head)
-        x_BTHK = norm(x).unflatten(-1, split) if self.norm_before_split else norm(x.unflatten(-1, split))
-        return reference.apply_rotary(x_BTHK.transpose(1, 2), cos_TR, sin_TR)
+    def _fused_queries_and_keys(self, q_BTD, k_BTD, cos_TR, sin_TR, dtype):
+        """One kernel norms and rotates; a norm that it does not know (over the full width, or kappa's) comes before."""
+        from scaling_testbed.kernels.qk_norm_rope import qk_norm_rope, rotary
+
+        if isinstance(self.q_norm, QKNorm) and not self.norm_before_split:
+            q_BHTK, k_BGTK = self._heads(q_BTD), self._heads(k_BTD)
+            gains, kind, eps = (self.q_norm.weight, self.k_norm.weight), self.q_norm.kind, self.q_norm.eps
+            return qk_norm_rope(q_BHTK, k_BGTK, *gains, cos_TR, sin_TR, kind=kind, eps=eps, out_dtype=dtype)
+        return rotary(*self._normed_heads(q_BTD, k_BTD), cos_TR, sin_TR, out_dtype=dtype)
+
+    def _normed_heads(self, q_BTD, k_BTD):
+        """q_BHTK and k_BGTK, fp32 where they were normed, not rotated."""
+        if self.norm_before_split:
+            return self._heads(self.q_norm(q_BTD)), self._heads(self.k_norm(k_BTD))
+        return self.q_norm(self._heads(q_BTD)), self.k_norm(self._heads(k_BTD))
+
+    def _heads(self, x_BTD):
+        """[B, T, heads * K] -> [B, heads, T, K], a view."""
+        return x_BTD.unflatten(-1, (-1, self.d_head)).transpose(1, 2)
 
     def forward(self, x_BTD: torch.Tensor, cos_TR: torch.Tensor, sin_TR: torch.Tensor) -> torch.Tensor:
         """[B, T, D] -> [B, T, D] in the type of the products; the tables are reference.rotary_tables'."""
         x_BTD = cast_for_matmul(x_BTD)
         q_BHTK, k_BGTK = self.queries_and_keys(x_BTD, cos_TR, sin_TR)
-        v_BGTK = self.v(x_BTD).unflatten(-1, (self.n_kv_heads, self.d_head)).transpose(1, 2)
         out_BHTK = ATTENTION_IMPLS[self.impl](
-            q_BHTK.to(v_BGTK.dtype),
-            k_BGTK.to(v_BGTK.dtype),
-            v_BGTK,
+            q_BHTK,
+            k_BGTK,
+            self._heads(self.v(x_BTD)),
             scale=self.scale,
             softcap=self.softcap,
+            window=self.window,
             normaliser=self.normaliser,
         )
         return self.attn_out(out_BHTK.transpose(1, 2).flatten(2))

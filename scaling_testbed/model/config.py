@@ -22,7 +22,10 @@ MLPS = ("gelu", "swiglu", "relu2")
 GATED_MLPS = ("swiglu",)
 ATTENTION_SCALES = ("inverse_sqrt", "inverse")
 ATTENTION_NORMALISERS = ("softmax",)
-ATTENTION_IMPLS = ("auto", "reference", "sdpa")
+ATTENTION_IMPLS = ("auto", "reference", "sdpa", "triton")
+TRITON_D_HEADS = (32, 64, 80, 96, 128)
+QK_NORM_IMPLS = ("auto", "reference", "triton")
+TRITON_WIDEST_QK_HEAD = 256
 PARAMETRIZATIONS = ("standard", "mup_simple", "mup_intermediate", "mup_full")
 RESIDUALS = {
     "pre": ResidualShape(norms_per_branch=1, final_norm=True),
@@ -52,7 +55,12 @@ class ModelConfig:
     residual        with f a branch: pre x+f(n(x)) | post n(x+f(x)) | reordered x+n(f(x)) (OLMo 2) |
                     peri x+n(f(n(x))) | deepnorm n(alpha x+f(x)), alpha = (2 n_layers)^(1/4)
     attention_scale inverse_sqrt: 1/sqrt(d_head) | inverse: 1/d_head
-    attention_impl  the path that computes attention; auto picks once, when the model is built
+    attention_window
+                    how many keys a query sees, its own among them; None: all of the past
+    attention_impl  the path that computes attention: reference | sdpa (PyTorch's; no softcap, no window) | triton |
+                    auto: sdpa where it can, else triton on a GPU, else reference; picked once, when the model is built
+    qk_norm_impl    the path that norms and rotates queries and keys: reference | triton (one kernel) | auto: triton
+                    on a GPU, else reference
     n_layers        0 gives embedding, norm and head only: a bigram model
     """
 
@@ -74,14 +82,16 @@ class ModelConfig:
     tied_head: bool = False
     attention_scale: str = "inverse_sqrt"
     attention_softcap: float | None = None
+    attention_window: int | None = None
     attention_normaliser: str = "softmax"
     final_softcap: float | None = None
     residual: str = "pre"
     rope_base: float = 10000.0
     attention_impl: str = "auto"
+    qk_norm_impl: str = "auto"
 
     def __post_init__(self):
-        for field in ("d_model", "n_heads", "n_kv_heads", "d_head", "d_ff", "vocab_size"):
+        for field in ("d_model", "n_heads", "n_kv_heads", "d_head", "d_ff", "vocab_size", "attention_window"):
             check_positive(field, getattr(self, field))
         for field in ("norm_eps", "kappa", "attention_softcap", "final_softcap", "rope_base"):
             check_positive(field, getattr(self, field))
@@ -96,6 +106,7 @@ class ModelConfig:
         check_choice("attention_normaliser", self.attention_normaliser, ATTENTION_NORMALISERS)
         check_choice("residual", self.residual, RESIDUALS)
         check_choice("attention_impl", self.attention_impl, ATTENTION_IMPLS)
+        check_choice("qk_norm_impl", self.qk_norm_impl, QK_NORM_IMPLS)
         self._check_heads()
         self._check_attention()
 
@@ -115,10 +126,15 @@ class ModelConfig:
             raise ConfigError(
                 f"kappa must be null unless qk_norm=none, whose place it takes, got qk_norm={self.qk_norm}"
             )
-        if self.attention_impl == "sdpa" and self.attention_softcap is not None:
-            raise ConfigError(
-                "attention_impl must be auto or reference with attention_softcap, got sdpa: it cannot cap"
-            )
+        for field in ("attention_softcap", "attention_window"):
+            if self.attention_impl == "sdpa" and getattr(self, field) is not None:
+                raise ConfigError(f"attention_impl must be auto, reference or triton with {field}, got sdpa")
+        d_head = self.d_head or self.d_model // self.n_heads
+        if self.attention_impl == "triton" and d_head not in TRITON_D_HEADS:
+            choices = ", ".join(map(str, TRITON_D_HEADS))
+            raise ConfigError(f"attention_impl must be auto for d_head {d_head}, got triton: it has {choices}")
+        if self.qk_norm_impl == "triton" and d_head > TRITON_WIDEST_QK_HEAD:
+            raise ConfigError(f"qk_norm_impl must be auto for d_head {d_head}, got triton: it has up to 256")
 
     def resolved(self, vocab_size: int) -> "ModelConfig":
         """The same model with nothing left to a rule: n_kv_heads (n_heads), d_head (d_model / n_heads), d_ff

@@ -9,6 +9,7 @@ Shapes in names: B sequences, T positions, D model width, V vocabulary, R rotate
 from __future__ import annotations
 
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from torch import nn
 from scaling_testbed.errors import ConfigError
 from scaling_testbed.kernels import reference
 from scaling_testbed.model import config as names
-from scaling_testbed.model.attention import Attention, choose_attention_impl
+from scaling_testbed.model.attention import Attention, check_impls, choose_attention_impl, choose_qk_norm_impl
 from scaling_testbed.model.config import ModelConfig, ParametrizationConfig
 from scaling_testbed.model.layers import MLPS, NORMS, RESIDUALS, Embedding, Linear
 from scaling_testbed.model.parametrization import (
@@ -34,12 +35,12 @@ TRUNCATED_STD = 0.87962566103423978
 class Block(nn.Module):
     """Attention, then MLP, each with the norms of the residual layout. [B, T, D] -> [B, T, D], the stream."""
 
-    def __init__(self, config: ModelConfig, *, scale: float, impl: str, device=None):
+    def __init__(self, config: ModelConfig, *, scale: float, impl: str, qk_norm_impl: str, device=None):
         super().__init__()
         self.n_layers = config.n_layers
         self.residual = RESIDUALS[config.residual]
         self.attention_norms = _norms(config, device)
-        self.attention = Attention(config, scale=scale, impl=impl, device=device)
+        self.attention = Attention(config, scale=scale, impl=impl, qk_norm_impl=qk_norm_impl, device=device)
         self.mlp_norms = _norms(config, device)
         self.mlp = MLPS[config.mlp](config, device=device)
 
@@ -59,8 +60,9 @@ def _norms(config: ModelConfig, device) -> nn.ModuleList:
 class Transformer(nn.Module):
     """The model of a resolved `config`. Its weights are NaN until `init_weights`.
 
-    attention_impl  the attention path in use: what `auto` picked
-    Raises ConfigError where `config` is not resolved or cannot go with `parametrization`.
+    attention_impl, qk_norm_impl  the paths in use: what `auto` picked for `device` (None: PyTorch's default)
+    Raises ConfigError where `config` is not resolved, cannot go with `parametrization`, or names a path that cannot
+    run on `device`.
     """
 
     def __init__(
@@ -74,12 +76,14 @@ class Transformer(nn.Module):
             raise ConfigError("vocab_size must be known to build a model: use config.resolved(vocab_size)")
         check_parametrization(parametrization, config)
         self.config, self.parametrization = config, parametrization
-        self.attention_impl = choose_attention_impl(config)
+        where = torch.get_default_device() if device is None else torch.device(device)
+        check_impls(config, where)
+        self.attention_impl = choose_attention_impl(config, where)
+        self.qk_norm_impl = choose_qk_norm_impl(config, where)
         scale = attention_scale(parametrization, config)
+        impls = {"impl": self.attention_impl, "qk_norm_impl": self.qk_norm_impl}
         self.embedding = Embedding(config.vocab_size, config.d_model, device=device)
-        self.blocks = nn.ModuleList(
-            Block(config, scale=scale, impl=self.attention_impl, device=device) for _ in range(config.n_layers)
-        )
+        self.blocks = nn.ModuleList(Block(config, scale=scale, device=device, **impls) for _ in range(config.n_layers))
         self.final_norm, self.head = nn.Identity(), None
         if names.RESIDUALS[config.residual].final_norm:
             self.final_norm = NORMS[config.norm](config.d_model, config.norm_eps, device=device)
@@ -122,10 +126,15 @@ class Transformer(nn.Module):
 
     def init_weights(self, seed: int) -> None:
         """Draw every parameter anew. A draw depends on `seed` and the parameter's name, shape and std: not on
-        the device, the global random state, or which other parameters there are."""
-        with torch.no_grad():
-            for name, parameter in self.named_parameters():
-                parameter.copy_(self.initial_weight(name, seed))
+        the device, the global random state, or which other parameters there are. So it can be done in threads:
+        billions of normal numbers take a minute on one core."""
+
+        def draw(named: tuple[str, nn.Parameter]) -> None:
+            with torch.no_grad():
+                named[1].copy_(self.initial_weight(named[0], seed))
+
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(draw, self.named_parameters()))
 
     def initial_weight(self, name: str, seed: int) -> torch.Tensor:
         """The whole initial value of one parameter, fp32 on the CPU, of which a process may keep a shard.

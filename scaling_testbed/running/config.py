@@ -54,10 +54,12 @@ class EvaluationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """every_steps: 0: only at the end and on a signal. keep_last: how many stay; keep_steps: steps that always stay
-    (and are saved even between the regular ones)."""
+    """every_steps: 0: only at the end and on a signal. at_end: whether the last step is saved too; a run that only
+    wants its row can do without. keep_last: how many stay; keep_steps: steps that always stay (and are saved even
+    between the regular ones)."""
 
     every_steps: int = field(default=500, metadata=_EXECUTION_ONLY)
+    at_end: bool = field(default=True, metadata=_EXECUTION_ONLY)
     keep_last: int = field(default=2, metadata=_EXECUTION_ONLY)
     keep_steps: list[int] = field(default_factory=list, metadata=_EXECUTION_ONLY)
 

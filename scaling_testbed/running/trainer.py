@@ -20,6 +20,7 @@ from scaling_testbed.data.shards import PreparedData, open_prepared
 from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.learning.loss import IGNORE, choose_loss_impl, loss_terms
 from scaling_testbed.learning.optimizers import build_optimizer, set_lr
+from scaling_testbed.model.attention import check_impls
 from scaling_testbed.model.counting import count_params, flops_per_token
 from scaling_testbed.model.transformer import Transformer
 from scaling_testbed.running import checkpoint, records
@@ -92,6 +93,9 @@ class Trainer:
         configure_torch(run.compute)
         self.device = choose_device(run.compute, world.local_rank)
         self.precision = choose_precision(run.compute, self.device)
+        # What cannot run is refused before data is prepared; `auto` is decided once, and the row records for what.
+        self.loss = dataclasses.replace(run.loss, impl=choose_loss_impl(run.loss, self.device))
+        check_impls(run.model, self.device)
         data_dir = Path(run.data_dir)
         self.data = open_prepared(
             prepare(run.data, run.tokenizer, data_dir=data_dir, workers=run.data_workers, quiet=quiet)
@@ -119,8 +123,6 @@ class Trainer:
         self.counts = count_params(config)
         self.steps = run.budget.resolve_steps(self.counts, run.batch.tokens)
         self.flops_per_token = flops_per_token(config, run.batch.sequence_length)
-        # `auto` is decided here, once; the row records what it picked.
-        self.loss = dataclasses.replace(run.loss, impl=choose_loss_impl(run.loss, self.device))
         self.model = Transformer(config, run.parametrization, device=self.device)
         self.model.init_weights(run.seed)
         self.optimizer = build_optimizer(run.optimizer, self.model)
@@ -188,7 +190,8 @@ class Trainer:
         )
         self.progress.say(
             f"{self.steps:,} steps of {run.batch.tokens:,} tokens, {self.batches.epochs(self.steps):.2f} epochs of "
-            f"{self.data.folder}; attention {self.model.attention_impl}, loss {self.loss.impl}"
+            f"{self.data.folder}; attention {self.model.attention_impl}, qk-norm {self.model.qk_norm_impl}, "
+            f"loss {self.loss.impl}"
         )
         if self.step:
             self.progress.say(f"resumed at step {self.step:,} (start {self.restarts + 1} of this run)")
@@ -214,7 +217,7 @@ class Trainer:
             self._final_evaluation()
         finally:
             self.progress.close()
-        if outcome["status"] != "diverged":
+        if outcome["status"] == "preempted" or (outcome["status"] == "finished" and self.run.checkpoint.at_end):
             self._save()
         row = self._result(outcome)
         self.folder.write_result(row)
@@ -387,6 +390,7 @@ class Trainer:
             "peak_memory_bytes": peak_memory_bytes(self.device),
             "restarts": self.restarts,
             "attention_impl": self.model.attention_impl,
+            "qk_norm_impl": self.model.qk_norm_impl,
             "loss_impl": self.loss.impl,
             "precision": self.precision,
             "device": device_name(self.device),

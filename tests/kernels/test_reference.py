@@ -13,24 +13,54 @@ def random(*shape, dtype=torch.float64, seed=0):
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-def attention_by_loops(q, k, v, scale, softcap):
-    out = torch.zeros_like(q)
+def weights_by_loops(q, k, scale, softcap=None, window=None):
+    """For each (b, h, t): the scores of the keys that it sees, before the softcap, their weights, and the keys."""
     heads_per_group = q.shape[1] // k.shape[1]
     for b in range(q.shape[0]):
         for h in range(q.shape[1]):
             for t in range(q.shape[2]):
-                scores = scale * (k[b, h // heads_per_group, : t + 1] @ q[b, h, t])
-                scores = scores if softcap is None else softcap * torch.tanh(scores / softcap)
-                out[b, h, t] = scores.exp() / scores.exp().sum() @ v[b, h // heads_per_group, : t + 1]
+                seen = slice(0 if window is None else max(0, t - window + 1), t + 1)
+                scores = scale * (k[b, h // heads_per_group, seen] @ q[b, h, t])
+                capped = scores if softcap is None else softcap * torch.tanh(scores / softcap)
+                yield (b, h, t), scores, capped.exp() / capped.exp().sum(), seen
+
+
+def attention_by_loops(q, k, v, **options):
+    out = torch.zeros_like(q)
+    for (b, h, t), _, weights, seen in weights_by_loops(q, k, **options):
+        out[b, h, t] = weights @ v[b, h // (q.shape[1] // k.shape[1]), seen]
     return out
 
 
+@pytest.mark.parametrize("window", [None, 1, 4, 11])
 @pytest.mark.parametrize("softcap", [None, 1.5])
 @pytest.mark.parametrize("groups", [1, 2, 6])
-def test_attention_is_the_softmax_over_the_past(groups, softcap):
+def test_attention_is_the_softmax_over_the_past(groups, softcap, window):
     q, k, v = random(2, 6, 11, 8), random(2, groups, 11, 8, seed=1), random(2, groups, 11, 8, seed=2)
-    out = reference.attention(q, k, v, scale=0.7, softcap=softcap)
-    torch.testing.assert_close(out, attention_by_loops(q, k, v, 0.7, softcap))
+    options = {"scale": 0.7, "softcap": softcap, "window": window}
+    torch.testing.assert_close(reference.attention(q, k, v, **options), attention_by_loops(q, k, v, **options))
+
+
+@pytest.mark.parametrize("window", [None, 4])
+@pytest.mark.parametrize("softcap", [None, 1.5])
+def test_attention_statistics_are_those_of_the_scores_and_weights_of_each_head(softcap, window):
+    q, k = random(2, 4, 7, 8).requires_grad_(), random(2, 2, 7, 8, seed=1)
+    options = {"scale": -0.7, "softcap": softcap, "window": window}
+    found = reference.attention_statistics(q, k, **options)
+    scores, entropies = [[] for _ in range(4)], [[] for _ in range(4)]
+    for (_, h, _), seen_scores, weights, _ in weights_by_loops(q.detach(), k, **options):
+        scores[h].append(seen_scores)
+        entropies[h].append(-(weights * weights.log()).sum())
+    for h in range(4):
+        of_head = torch.cat(scores[h])
+        values = of_head.max(), of_head.mean(), of_head.square().mean().sqrt(), torch.stack(entropies[h]).mean()
+        torch.testing.assert_close(torch.stack(found)[:, h], torch.stack(values).float())
+    assert all(x.dtype == torch.float32 and not x.requires_grad for x in found)
+
+
+def test_attention_statistics_survive_weights_of_zero():
+    q = 1e3 * random(1, 1, 5, 8, dtype=torch.float32)
+    assert torch.stack(reference.attention_statistics(q, q, scale=1.0)).isfinite().all()
 
 
 def test_attention_rounds_only_its_result_even_under_autocast():

@@ -28,9 +28,11 @@ def tiny():
 def build(tiny):
     """build(**changes) -> an initialised model of tiny(**changes)."""
 
-    def make(parametrization: str = "standard", seed: int = 0, base_width: int = 256, **changes) -> Transformer:
+    def make(
+        parametrization: str = "standard", seed: int = 0, base_width: int = 256, device: str = "cpu", **changes
+    ) -> Transformer:
         config = ParametrizationConfig(name=parametrization, base_width=base_width)
-        model = Transformer(tiny(**changes), config)
+        model = Transformer(tiny(**changes), config, device=device)
         model.init_weights(seed)
         return model
 

@@ -1,12 +1,15 @@
 """Attention: what its preparation bounds, and that its paths and groupings agree."""
 
+import importlib.util
 import math
 
 import pytest
 import torch
 
-from scaling_testbed.kernels import reference
-from scaling_testbed.model.attention import choose_attention_impl, sdpa_attention
+from scaling_testbed.errors import ConfigError
+from scaling_testbed.kernels import reference, support
+from scaling_testbed.model.attention import choose_attention_impl, choose_qk_norm_impl, sdpa_attention
+from tests.conftest import KERNEL_DEVICE
 
 T = 23
 
@@ -116,9 +119,85 @@ def test_attention_scale_reaches_the_scores(build, tokens):
     torch.testing.assert_close(inverse.logits(tokens(T)), inverse_sqrt.logits(tokens(T)), atol=1e-5, rtol=1e-4)
 
 
-def test_auto_is_sdpa_unless_a_softcap_needs_the_reference(build, tiny):
-    assert build().attention_impl == "sdpa"
-    assert build(attention_softcap=50.0).attention_impl == "reference"
-    assert choose_attention_impl(tiny(attention_impl="reference")) == "reference"
-    with pytest.raises(ValueError, match="softcap"):
-        sdpa_attention(*[torch.zeros(1, 1, 2, 4)] * 3, scale=1.0, softcap=5.0)
+CPU = torch.device("cpu")
+
+
+def test_auto_is_sdpa_where_it_can_and_else_the_reference_on_a_cpu(build, tiny):
+    assert build().attention_impl == "sdpa" and build().qk_norm_impl == "reference"
+    assert build(attention_softcap=50.0).attention_impl == build(attention_window=5).attention_impl == "reference"
+    assert choose_attention_impl(tiny(attention_impl="reference"), CPU) == "reference"
+    for option in ({"softcap": 5.0}, {"window": 3}):
+        with pytest.raises(ValueError, match="sdpa has no softcap"):
+            sdpa_attention(*[torch.zeros(1, 1, 2, 4)] * 3, scale=1.0, **option)
+
+
+def test_auto_on_a_gpu_is_triton_for_what_sdpa_cannot(tiny, monkeypatch):
+    gpu = torch.device("cuda")
+    monkeypatch.setattr(support, "why_not", lambda device: None)
+    heads = {"d_head": 32}
+    assert choose_attention_impl(tiny(**heads), gpu) == "sdpa"
+    assert choose_attention_impl(tiny(**heads, attention_softcap=50.0), gpu) == "triton"
+    assert choose_attention_impl(tiny(**heads, attention_window=5), gpu) == "triton"
+    assert choose_attention_impl(tiny(d_head=48, attention_window=5), gpu) == "reference"  # no such kernel
+    assert choose_qk_norm_impl(tiny(), gpu) == "triton"
+    assert choose_qk_norm_impl(tiny(d_head=258), gpu) == "reference"
+    monkeypatch.setattr(support, "why_not", lambda device: "it is too old")
+    assert choose_attention_impl(tiny(**heads, attention_softcap=50.0), gpu) == "reference"
+    assert choose_qk_norm_impl(tiny(), gpu) == "reference"
+
+
+@pytest.mark.parametrize("key", ["attention_impl", "qk_norm_impl"])
+def test_a_named_path_that_cannot_run_says_why(build, monkeypatch, key):
+    monkeypatch.setattr(support, "INTERPRETED", False)
+    with pytest.raises(ConfigError, match=rf"model\.{key}=triton cannot run: it needs a CUDA GPU, not cpu.*use model"):
+        build(d_head=32, **{key: "triton"})
+
+
+def test_the_window_reaches_the_scores(build, tokens):
+    model = build(attention_window=3)
+    ids = tokens(T)
+    changed = ids.clone()
+    changed[:, 0] = (changed[:, 0] + 1) % 61
+    # Two layers of windows of 3 see 4 positions back.
+    same = (model.logits(ids) == model.logits(changed)).all(-1).all(0)
+    assert same[5:].all() and not same[:5].any()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"qk_norm": "rmsnorm", "n_kv_heads": 2, "attention_window": 7},
+        {"qk_norm": "none", "attention_softcap": 2.0},
+        {"qk_norm_axis": "full", "n_kv_heads": 1},
+        {"qk_norm": "none", "kappa": 3.0},
+    ],
+    ids=str,
+)
+def test_triton_equals_reference_in_output_and_gradient(build, tokens, changes):
+    results = []
+    for impl in ("reference", "triton"):
+        impls = {"attention_impl": impl, "qk_norm_impl": impl}
+        model, ids = build(d_head=32, n_heads=2, device=KERNEL_DEVICE, **impls, **changes), tokens(T).to(KERNEL_DEVICE)
+        model.logits(ids).square().mean().backward()
+        results.append({"logits": model.logits(ids).detach()} | {n: p.grad for n, p in model.named_parameters()})
+    for name, expected in results[0].items():
+        torch.testing.assert_close(results[1][name], expected, atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+@pytest.mark.parametrize("changes", [{}, {"qk_norm": "none", "attention_softcap": 2.0, "attention_window": 9}], ids=str)
+def test_torch_compile_takes_a_block_with_the_triton_kernels_whole(build, changes):
+    model = build(d_head=32, n_heads=2, attention_impl="triton", qk_norm_impl="triton", device=KERNEL_DEVICE, **changes)
+    block = model.blocks[0]
+    x_BTD = torch.randn(2, T, 32, generator=torch.Generator().manual_seed(0)).to(KERNEL_DEVICE)
+    tables = reference.rotary_tables(torch.arange(T, device=KERNEL_DEVICE), 32, 1e4)
+    results = []
+    for function in (block, torch.compile(block, fullgraph=True, backend="aot_eager")):
+        block.zero_grad()
+        out_BTD = function(x_BTD, *tables)
+        out_BTD.square().mean().backward()
+        results.append([out_BTD.detach(), *(p.grad.clone() for p in block.parameters())])
+    for eager, compiled in zip(*results, strict=True):
+        torch.testing.assert_close(compiled, eager)

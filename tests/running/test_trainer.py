@@ -1,5 +1,6 @@
 """A run is a function of its configuration: repeated, split or interrupted, it ends in the same bits."""
 
+import importlib.util
 import json
 import math
 import signal
@@ -12,6 +13,7 @@ from scaling_testbed.data.preparation import prepare
 from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.running import checkpoint, records, trainer
 from scaling_testbed.running.trainer import train
+from tests.conftest import KERNEL_DEVICE
 from tests.running.conftest import metrics, start
 
 SAME_RUN = ("val_loss", "val_loss_initial", "val_loss_best", "train_loss_last", "steps", "n_tokens", "flops")
@@ -47,6 +49,11 @@ def test_a_run_leaves_its_records(trained):
     assert {"config.yaml", "environment.json", "metrics.jsonl", "result.json"} <= {p.name for p in folder.iterdir()}
 
 
+def test_a_run_that_wants_no_checkpoint_leaves_none(trained):
+    row, folder = trained("checkpoint.every_steps=0", "checkpoint.at_end=false")
+    assert row["status"] == "finished" and not list((folder / "checkpoints").glob("*"))
+
+
 def test_the_same_seed_twice_is_identical_and_another_differs(trained):
     _, one = trained(runs="one")
     _, two = trained(runs="two")
@@ -73,6 +80,27 @@ def test_a_finished_run_is_not_run_again(trained, monkeypatch):
     again, _ = trained()
     assert again == row
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+def test_every_path_trains_to_the_same_losses(trained):
+    """fp32 sums in another order, 1e-7 each, after three updates; without a GPU Triton runs interpreted."""
+    paths = {
+        "plain": ("loss.impl=reference", "model.attention_impl=reference", "model.qk_norm_impl=reference"),
+        "cpu": ("loss.impl=chunked", "model.attention_impl=sdpa", "model.qk_norm_impl=reference"),
+        "triton": ("loss.impl=triton", "model.attention_impl=triton", "model.qk_norm_impl=triton"),
+    }
+    common = ("model.d_head=32", "model.n_heads=2", "batch.sequences=2", "evaluation.tokens=32", "budget.steps=3")
+    losses = {}
+    for name, impls in paths.items():
+        row, folder = trained(*common, *impls, "compute.precision=fp32", f"compute.device={KERNEL_DEVICE}", runs=name)
+        assert [f"loss.impl={row['loss_impl']}", f"model.attention_impl={row['attention_impl']}"] == list(impls[:2])
+        assert f"model.qk_norm_impl={row['qk_norm_impl']}" == impls[2]
+        lines = metrics(folder)
+        losses[name] = [line[key] for line in lines for key in ("train_loss", "val_loss", "grad_norm") if key in line]
+    assert len(losses["plain"]) == 3 + 2 + 3
+    assert losses["cpu"] == pytest.approx(losses["plain"], rel=1e-5)
+    assert losses["triton"] == pytest.approx(losses["plain"], rel=1e-5)
 
 
 class StopAt:

@@ -1,0 +1,356 @@
+"""Causal attention, and qk-norm with rotary embedding: ours beside PyTorch's.
+
+    python -m benchmarks.attention [--device cpu] [--seconds S] [--out DIR] [--quick]
+
+attention: 32768 tokens in sequences of 1k to 8k, 16 heads of 64 or 8 of 128, bf16; the forward pass as training runs
+it (with what the backward pass needs kept), and both passes. TFLOP/s count the causal half: two products of T^2/2
+scores forward, five more backward. FlexAttention takes part at two lengths only: each costs a compilation.
+
+qk-norm + rotary: from the projections' output, in bf16, to what attention reads. Bandwidth counts each of q and k
+read once and written once forward; backward, the incoming gradient and the input read and a gradient written.
+
+On a CPU this only shows that everything runs; with TRITON_INTERPRET=1 our kernels are among it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from benchmarks import harness
+from benchmarks.harness import Budget, Outputs, Variant
+from benchmarks.report import Report, first_line
+from scaling_testbed.kernels import reference
+
+SOFTCAP = 30.0
+EPS = 1e-6
+STATISTICS_AIM, BANDWIDTH_AIM = 1.10, 0.85
+# Relative errors in norm. fp32 in the interpreter and on CPUs; bf16 on GPUs.
+TOLERANCE = {"cuda": {"": 2e-2}, "cpu": {"": 1e-4}}
+COLUMNS = [
+    ("median_s", "ms", "ms"),
+    ("low_s", "min", "ms"),
+    ("high_s", "max", "ms"),
+    ("peak_bytes", "peak MiB", "MiB"),
+    ("flops_per_s", "TFLOP/s", "tera"),
+    ("over_copy_rate", "of copy rate", "percent"),
+    ("best_peer_over_this", "best peer / this", "ratio"),
+    ("this_over_ours", "this / ours", "ratio"),
+]
+
+
+class Shape(NamedTuple):
+    """B sequences of T tokens, H heads of K features."""
+
+    B: int
+    T: int
+    H: int
+    K: int
+
+    def __str__(self) -> str:
+        return f"d_head {self.K}, T {self.T}"
+
+
+def attention_shapes(device: torch.device, quick: bool) -> list[Shape]:
+    """The most telling lengths first, in case time runs out."""
+    if device.type == "cpu":
+        return [Shape(1, 128, 2, 64)]
+    lengths = (2048,) if quick else (2048, 8192, 1024, 4096)
+    return [Shape(32768 // T, T, 1024 // K, K) for T in lengths for K in (64, 128)]
+
+
+def norm_shapes(device: torch.device) -> list[Shape]:
+    if device.type == "cpu":
+        return [Shape(1, 128, 2, 64)]
+    return [Shape(16, 2048, 16, 64), Shape(16, 2048, 8, 128)]
+
+
+# ------------------------------------------------------------------------------------------------ attention
+
+
+class Way(NamedTuple):
+    """A function q_BHTK, k_BHTK, v_BHTK -> out_BHTK with scale 1/sqrt(K), and whether it caps the scores."""
+
+    name: str
+    function: Callable[[Tensor, Tensor, Tensor], Tensor]
+    capped: bool = False
+    ours: bool = False
+
+
+def our_ways(device: torch.device) -> tuple[list[Way], list[str]]:
+    if device.type == "cpu" and not os.environ.get("TRITON_INTERPRET"):
+        return [], ["ours: needs a GPU, or TRITON_INTERPRET=1"]
+    try:
+        from scaling_testbed.kernels.attention import attention
+    except ImportError as error:
+        return [], [f"ours: {first_line(error)}"]
+
+    def call(q, k, v, **options):
+        result = attention(q, k, v, scale=q.shape[-1] ** -0.5, **options)
+        return result[0] if isinstance(result, tuple) else result
+
+    return [
+        Way("ours", call, ours=True),
+        Way("ours with statistics", partial(call, return_statistics=True), ours=True),
+        Way("ours with softcap", partial(call, softcap=SOFTCAP), capped=True, ours=True),
+    ], []
+
+
+def sdpa(q, k, v, backend: SDPBackend | None = None):
+    if backend is None:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    with sdpa_kernel(backend):
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+
+def flex_ways(shape: Shape, device: torch.device) -> list[Way]:
+    """FlexAttention with a causal block mask, compiled for this shape: plain, and with the softcap as score_mod."""
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    torch._dynamo.reset()
+    flex = torch.compile(flex_attention, dynamic=False)
+    causal = create_block_mask(lambda b, h, q, k: q >= k, None, None, shape.T, shape.T, device=device)
+
+    def cap(score, b, h, q, k):
+        return SOFTCAP * torch.tanh(score / SOFTCAP)
+
+    return [
+        Way("FlexAttention, compiled", partial(flex, block_mask=causal)),
+        Way("FlexAttention with softcap, compiled", partial(flex, block_mask=causal, score_mod=cap), capped=True),
+    ]
+
+
+def ways(shape: Shape, device: torch.device) -> tuple[list[Way], list[str]]:
+    """What there is to time for this shape, and what is left out."""
+    found, absent = our_ways(device)
+    if device.type == "cpu":
+        return [*found, Way("SDPA", sdpa), Way("reference", partial(definition, softcap=None))], absent
+    found += [
+        Way("SDPA cuDNN", partial(sdpa, backend=SDPBackend.CUDNN_ATTENTION)),
+        Way("SDPA flash", partial(sdpa, backend=SDPBackend.FLASH_ATTENTION)),
+    ]
+    return found + (flex_ways(shape, device) if shape.T in (2048, 8192) else []), absent
+
+
+def definition(q, k, v, softcap):
+    return reference.attention(q, k, v, scale=q.shape[-1] ** -0.5, softcap=softcap)
+
+
+def attention_inputs(seed: int, *, shape: Shape, device: torch.device) -> tuple[Tensor, ...]:
+    """q, k, v and the gradient of the output."""
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    random = torch.Generator(device).manual_seed(seed)
+    size = (shape.B, shape.H, shape.T, shape.K)
+    q, k, v, grad_out = (torch.randn(size, generator=random, device=device, dtype=dtype) for _ in range(4))
+    return q.requires_grad_(), k.requires_grad_(), v.requires_grad_(), grad_out
+
+
+def run_attention(q, k, v, grad_out, *, function, backward: bool) -> Outputs:
+    out = function(q, k, v)
+    if not backward:
+        return {"out": out}
+    out.backward(grad_out)
+    return {"out": out, "q gradient": q.grad, "k gradient": k.grad, "v gradient": v.grad}
+
+
+def last_head(x: Tensor) -> Tensor:
+    """Last sequence, last head: independent of all others, and what a wrong offset would miss."""
+    return x[-1:, -1:]
+
+
+def trusted_attention(q, k, v, grad_out, *, softcap, backward: bool) -> Outputs:
+    """The definition in fp32 on the last head; all heads' scores would not fit."""
+    inputs = (last_head(x).detach().float().requires_grad_() for x in (q, k, v))
+    function = partial(definition, softcap=softcap)
+    return run_attention(*inputs, last_head(grad_out).float(), function=function, backward=backward)
+
+
+def attention_flops(shape: Shape, backward: bool) -> float:
+    """4 T^2 K per head and sequence forward, halved by causality; the backward pass has five products for two."""
+    return 2 * shape.B * shape.H * shape.T**2 * shape.K * (3.5 if backward else 1)
+
+
+def measure_attention(shape: Shape, backward: bool, found: list[Way], seconds: float, device, rounds: int) -> dict:
+    """One comparison as a case of the report."""
+    variants = [
+        Variant(
+            way.name,
+            partial(run_attention, function=way.function, backward=backward),
+            "capped" if way.capped else "plain",
+            way.ours,
+        )
+        for way in found
+    ]
+    trusted = {
+        name: partial(trusted_attention, softcap=softcap, backward=backward)
+        for name, softcap in (("plain", None), ("capped", SOFTCAP))
+    }
+    rows = harness.compare(
+        variants,
+        partial(attention_inputs, shape=shape, device=device),
+        trusted,
+        device=device,
+        tolerance=TOLERANCE[device.type],
+        rounds=rounds,
+        seconds=seconds,
+        pick=last_head,
+    )
+    for row, way in zip(rows, found, strict=True):
+        row["capped"] = way.capped
+        if "median_s" in row:
+            row["flops_per_s"] = attention_flops(shape, backward) / row["median_s"]
+    compare_with_peers(rows)
+    notes = _statistics_note(rows) if device.type == "cuda" else []
+    return {"label": f"attention {_passes(backward)}, {shape}", "rows": rows, "notes": notes}
+
+
+def compare_with_peers(rows: list[dict[str, Any]]) -> None:
+    """Add how each row stands to the fastest peer that computes the same, and to our plain kernel."""
+    ours = next((row["median_s"] for row in rows if row["variant"] == "ours" and "median_s" in row), None)
+    for row in (row for row in rows if "median_s" in row):
+        same = [peer for peer in rows if not peer["ours"] and peer.get("capped") == row.get("capped")]
+        peers = [peer["median_s"] for peer in same if "median_s" in peer]
+        row["best_peer_over_this"] = min(peers) / row["median_s"] if peers else None
+        row["this_over_ours"] = row["median_s"] / ours if ours else None
+
+
+def _statistics_note(rows: list[dict[str, Any]]) -> list[str]:
+    row = next((row for row in rows if row["variant"] == "ours with statistics"), {})
+    ratio = row.get("this_over_ours")
+    return [f"with statistics / without: {ratio:.2f} (aim: {STATISTICS_AIM:.2f} or less)"] if ratio else []
+
+
+def _passes(backward: bool) -> str:
+    return "forward + backward" if backward else "forward"
+
+
+# ------------------------------------------------------------------------------------------------ qk-norm + rotary
+
+
+def norm_inputs(seed: int, *, shape: Shape, device: torch.device) -> tuple[Tensor, ...]:
+    """q and k as the projections leave them [B, T, H, K], gains, rotary tables, and the gradients of both outputs."""
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    random = torch.Generator(device).manual_seed(seed)
+
+    def normal(*size, kind=dtype):
+        return torch.randn(size, generator=random, device=device, dtype=kind)
+
+    B, T, H, K = shape
+    leaves = [normal(B, T, H, K), normal(B, T, H, K), *(1 + 0.1 * normal(K, kind=torch.float32) for _ in range(2))]
+    tables = reference.rotary_tables(torch.arange(T, device=device), K, 10000.0)
+    return (*(x.requires_grad_() for x in leaves), *tables, normal(B, H, T, K), normal(B, H, T, K))
+
+
+def eager_norm(q_BHTK, k_BHTK, q_gain, k_gain, cos, sin, out_dtype):
+    normed = (reference.qk_norm(x, g, "layernorm", EPS) for x, g in ((q_BHTK, q_gain), (k_BHTK, k_gain)))
+    return tuple(reference.apply_rotary(x, cos, sin).to(out_dtype) for x in normed)
+
+
+def run_norm(q, k, q_gain, k_gain, cos, sin, grad_q, grad_k, *, function, backward: bool) -> Outputs:
+    out_q, out_k = function(q.transpose(1, 2), k.transpose(1, 2), q_gain, k_gain, cos, sin, out_dtype=grad_q.dtype)
+    outputs = {"q": out_q, "k": out_k}
+    if backward:
+        torch.autograd.backward((out_q, out_k), (grad_q, grad_k))
+        names = ("q gradient", "k gradient", "q gain's gradient", "k gain's gradient")
+        outputs |= {name: x.grad for name, x in zip(names, (q, k, q_gain, k_gain), strict=True)}
+    return outputs
+
+
+def trusted_norm(*inputs: Tensor, backward: bool) -> Outputs:
+    wide = [x.detach().float().requires_grad_(x.requires_grad) for x in inputs]
+    return run_norm(*wide, function=eager_norm, backward=backward)
+
+
+def norm_variants(device: torch.device) -> tuple[list[tuple], list[str]]:
+    """(name, function, ours), and what is left out."""
+    found, absent = [("qk-norm + rotary, eager", eager_norm, False)], []
+    if device.type == "cuda":
+        torch._dynamo.reset()
+        found.append(("qk-norm + rotary, compiled", torch.compile(eager_norm, dynamic=False), False))
+    elif not os.environ.get("TRITON_INTERPRET"):
+        return found, ["ours: needs a GPU, or TRITON_INTERPRET=1"]
+    try:
+        from scaling_testbed.kernels.qk_norm_rope import qk_norm_rope
+    except ImportError as error:
+        return found, [f"ours: {first_line(error)}"]
+    return [("ours", partial(qk_norm_rope, kind="layernorm", eps=EPS), True), *found], absent
+
+
+def measure_norm(shape: Shape, backward: bool, found, seconds: float, device, rounds: int, copy_rate: float) -> dict:
+    """One comparison of qk-norm + rotary as a case of the report."""
+    variants = [
+        Variant(name, partial(run_norm, function=function, backward=backward), "norm", ours)
+        for name, function, ours in found
+    ]
+    rows = harness.compare(
+        variants,
+        partial(norm_inputs, shape=shape, device=device),
+        {"norm": partial(trusted_norm, backward=backward)},
+        device=device,
+        tolerance=TOLERANCE[device.type],
+        rounds=rounds,
+        seconds=seconds,
+    )
+    size = 2 if device.type == "cuda" else 4
+    moved = 2 * (5 if backward else 2) * shape.B * shape.T * shape.H * shape.K * size
+    for row in (row for row in rows if "median_s" in row):
+        row["over_copy_rate"] = moved / row["median_s"] / copy_rate
+    compare_with_peers(rows)
+    reached = [row["over_copy_rate"] for row in rows if row["ours"] and "over_copy_rate" in row]
+    notes = (
+        [f"ours: {reached[0]:.0%} of the copy rate (aim: {BANDWIDTH_AIM:.0%})"]
+        if reached and device.type == "cuda"
+        else []
+    )
+    return {"label": f"qk-norm + rotary {_passes(backward)}, {shape}", "rows": rows, "notes": notes}
+
+
+# ------------------------------------------------------------------------------------------------ the door
+
+
+def plan(device: torch.device, quick: bool) -> list[tuple[str, Shape]]:
+    """What is measured, in order: (which, shape)."""
+    attention = [("attention", shape) for shape in attention_shapes(device, quick)]
+    return [("qk-norm + rotary", shape) for shape in norm_shapes(device)] + attention
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = harness.arguments(__doc__, argv, seconds=90)
+    budget = Budget(options.seconds)
+    device = harness.choose_device(options.device)
+    smoke = options.quick or device.type == "cpu"
+    report = Report("attention", harness.describe_machine(device), COLUMNS, out=options.out, smoke=smoke)
+    work = plan(device, options.quick)
+    for place, (which, shape) in enumerate(work):
+        label = f"{which}, {shape}"
+        if budget.left() <= 0:
+            report.data["not_reached"].append(label)
+            continue
+        with report.attempt(label):
+            measure(which, shape, report, budget.share(2 * (len(work) - place)), options.rounds, device)
+    report.finish()
+    return 0
+
+
+def measure(which: str, shape: Shape, report: Report, seconds: float, rounds: int, device: torch.device) -> None:
+    """The forward pass, then both, with the same compiled functions."""
+    copy_rate = report.data["ceilings"]["copy_bytes_per_s"]
+    found, absent = ways(shape, device) if which == "attention" else norm_variants(device)
+    report.data["absent"] += [f"{which}: {text}" for text in absent if f"{which}: {text}" not in report.data["absent"]]
+    for backward in (False, True):
+        if which == "attention":
+            report.add(measure_attention(shape, backward, found, seconds, device, rounds))
+        else:
+            report.add(measure_norm(shape, backward, found, seconds, device, rounds, copy_rate))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

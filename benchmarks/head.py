@@ -1,0 +1,304 @@
+"""The linear cross-entropy head: forward and backward, ours beside its peers.
+
+    python -m benchmarks.head [--device cpu] [--seconds S] [--out DIR] [--quick]
+
+A call takes hidden states [N, D], the head's weight [V, D] and targets [N], and gives the loss (summed, with z-loss
+where the implementation has one) and both gradients. On a GPU both inputs are bf16; ours sum the head's gradient in
+fp32 over all chunks and round it once, which most peers do not. Peers that are not installed are named and left out.
+
+floor: the three matrix products at the machine's measured rate, plus the traffic of one in-place pass over the logits
+at its measured copy rate. A logit is written by the product (1 access), read for log Z (1), read and overwritten by
+its gradient (2), and read by the products for the gradients of hidden states and weight (2): 6 accesses, which for
+bf16 are 12 V bytes a token.
+"""
+
+from __future__ import annotations
+
+import inspect
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks import harness
+from benchmarks.harness import Budget, Outputs, Variant
+from benchmarks.report import Report, first_line
+from scaling_testbed.kernels import chunked_cross_entropy, reference
+
+Shape = tuple[int, int, int]  # N, D, V
+
+GPU_SHAPES = [(32768, D, V) for D, V in ((256, 50304), (768, 50304), (768, 128256), (2048, 128256), (2048, 256000))]
+CPU_SHAPES = [(4096, 256, 50304)]
+QUICK_SHAPES = {"cuda": [(4096, 256, 8192), (4096, 768, 8192)], "cpu": [(256, 64, 4096)]}
+Z_LOSS = 1e-2  # a hundred times the usual, so that a z-loss that is missing or wrong cannot pass the check
+LOGIT_STD = 3.0  # a softmax as peaked as a trained model's: some probabilities matter, most vanish
+# Relative errors in norm. bf16 logits near 12 are off by up to 0.03, and so are their probabilities.
+TOLERANCE = {"cuda": {"loss": 5e-3, "": 3e-2}, "cpu": {"loss": 1e-5, "": 1e-4}}
+COLUMNS = [
+    ("median_s", "ms", "ms"),
+    ("low_s", "min", "ms"),
+    ("high_s", "max", "ms"),
+    ("peak_bytes", "peak MiB", "MiB"),
+    ("best_peer_over_this", "best peer / this", "ratio"),
+    ("floor_over_this", "floor / this", "ratio"),
+    ("peak_over_leanest_peer", "peak / leanest peer", "ratio"),
+]
+
+
+# ------------------------------------------------------------------------------------------------ variants
+
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def variant(name: str, loss: Loss, *, z: bool = True, ours: bool = False) -> Variant:
+    """A loss [N, D], [V, D], [N] -> scalar as something to time, with its backward pass."""
+
+    def run(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Outputs:
+        value = loss(hidden_ND, weight_VD, targets_N)
+        value.backward()
+        return {"loss": value.detach(), "hidden gradient": hidden_ND.grad, "weight gradient": weight_VD.grad}
+
+    return Variant(name if z else f"{name}, without z", run, "with z" if z else "without z", ours)
+
+
+def plain_loss(hidden_ND, weight_VD, targets_N):
+    return F.cross_entropy(F.linear(hidden_ND, weight_VD).float(), targets_N, reduction="sum")
+
+
+def plain_loss_with_z(hidden_ND, weight_VD, targets_N):
+    logits_NV = F.linear(hidden_ND, weight_VD).float()
+    ce = F.cross_entropy(logits_NV, targets_N, reduction="sum")
+    return ce + Z_LOSS * logits_NV.logsumexp(dim=-1).square().sum()
+
+
+def our_loss(hidden_ND, weight_VD, targets_N, *, function, **options):
+    return function(hidden_ND, weight_VD, targets_N, z_loss=Z_LOSS, **options).loss
+
+
+def cpu_variants(_shape: Shape) -> tuple[list[Variant], list[str]]:
+    """What there is to time on a CPU, and what is left out."""
+    chunked = partial(our_loss, function=chunked_cross_entropy.linear_cross_entropy)
+    native, absent = torch_native()
+    return [
+        variant("ours, chunked", chunked, ours=True),
+        variant("F.cross_entropy + z", plain_loss_with_z),
+        variant("F.cross_entropy", plain_loss, z=False),
+        *native,
+    ], absent
+
+
+def gpu_variants(shape: Shape) -> tuple[list[Variant], list[str]]:
+    """What there is to time on a GPU for this shape, and what is left out."""
+    torch._dynamo.reset()  # a compiled variant is compiled for this shape alone
+    found, absent = our_triton(shape)
+    chunked = partial(our_loss, function=chunked_cross_entropy.linear_cross_entropy)
+    found += [
+        variant("ours, chunked, without Triton", chunked, ours=True),
+        variant("F.cross_entropy + z", plain_loss_with_z),
+        variant("F.cross_entropy + z, compiled", torch.compile(plain_loss_with_z, dynamic=False)),
+    ]
+    for peer in (liger, cut_cross_entropy, torch_native):
+        variants, missing = peer()
+        found, absent = found + variants, absent + missing
+    return found, absent
+
+
+def our_triton(shape: Shape) -> tuple[list[Variant], list[str]]:
+    try:
+        from scaling_testbed.kernels import cross_entropy
+    except ImportError as error:
+        return [], [f"ours in Triton: {first_line(error)}"]
+    names = ["chunked", "recompute"] if shape[1] <= cross_entropy.WIDEST_RECOMPUTE else ["chunked"]
+    make = partial(partial, our_loss, function=cross_entropy.linear_cross_entropy)
+    return [variant(f"ours, {name}", make(variant=name), ours=True) for name in names], []
+
+
+def liger() -> tuple[list[Variant], list[str]]:
+    """Liger's fused linear cross-entropy, with the head's gradient summed in bf16 (its default) or in fp32."""
+    try:
+        from liger_kernel.transformers.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyLoss
+    except Exception as error:
+        return [], [_absence("liger-kernel", error)]
+
+    def loss(hidden_ND, weight_VD, targets_N, *, accum_dtype):
+        criterion = LigerFusedLinearCrossEntropyLoss(reduction="sum", lse_square_scale=Z_LOSS, accum_dtype=accum_dtype)
+        return criterion(weight_VD, hidden_ND, targets_N)
+
+    return [
+        variant("Liger", partial(loss, accum_dtype=None)),
+        variant("Liger, sums in fp32", partial(loss, accum_dtype=torch.float32)),
+    ], []
+
+
+def cut_cross_entropy() -> tuple[list[Variant], list[str]]:
+    """Cut cross-entropy, which skips blocks of small gradients (`cce`), or not for the head, with Kahan's sum
+    (`cce_kahan_full_c`). The release on PyPI (25.1.1) has neither the second nor return_lse; later sources have."""
+    try:
+        from cut_cross_entropy import LinearCrossEntropyImpl, linear_cross_entropy
+    except Exception as error:
+        return [], [_absence("cut-cross-entropy", error)]
+    z = "return_lse" in inspect.signature(linear_cross_entropy).parameters
+
+    def loss(hidden_ND, weight_VD, targets_N, *, impl):
+        if not z:
+            return linear_cross_entropy(hidden_ND, weight_VD, targets_N, reduction="sum", impl=impl)
+        ce, log_z_N = linear_cross_entropy(hidden_ND, weight_VD, targets_N, reduction="sum", impl=impl, return_lse=True)
+        return ce + Z_LOSS * log_z_N.square().sum()
+
+    known = {member.name.lower() for member in LinearCrossEntropyImpl}
+    wanted = ("cce", "cce_kahan_full_c")
+    found = [variant(f"cut-cross-entropy {impl}", partial(loss, impl=impl), z=z) for impl in wanted if impl in known]
+    return found, [f"cut-cross-entropy {impl}: not in this version" for impl in wanted if impl not in known]
+
+
+def torch_native() -> tuple[list[Variant], list[str]]:
+    """PyTorch's own (2.13 and later), with its default options; the other path of the same name is F.cross_entropy's.
+
+    It has no z-loss. With bf16 inputs its sum has been seen a few percent too low on CPUs.
+    """
+    if not hasattr(torch.nn, "LinearCrossEntropyOptions"):
+        return [], [f"torch.nn.functional.linear_cross_entropy: not in torch {torch.__version__}"]
+    options = torch.nn.LinearCrossEntropyOptions()
+
+    def loss(hidden_ND, weight_VD, targets_N):
+        return F.linear_cross_entropy(hidden_ND, weight_VD, targets_N, reduction="sum", options=options)
+
+    return [variant("torch's linear_cross_entropy", loss, z=False)], []
+
+
+def _absence(package: str, error: Exception) -> str:
+    """Why a peer takes no part; another version of Triton than it was made for can break its import in any way."""
+    missing = isinstance(error, ImportError) and (error.name or "").split(".")[0] == package.replace("-", "_")
+    return f"{package}: not installed" if missing else f"{package}: cannot be imported ({first_line(error)})"
+
+
+# ------------------------------------------------------------------------------------------------ the truth
+
+
+def trusted(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, z_loss: float, rows: int = 1024) -> Outputs:
+    """The definition in fp32 on the same inputs, `rows` tokens at a time so that it fits."""
+    weight = weight_VD.detach().float().requires_grad_()
+    loss = hidden_ND.new_zeros((), dtype=torch.float32)
+    grad_hidden_ND = torch.empty_like(hidden_ND, dtype=torch.float32)
+    grad_weight_VD = torch.zeros_like(weight)
+    for begin in range(0, len(hidden_ND), rows):
+        chunk = slice(begin, begin + rows)
+        hidden = hidden_ND[chunk].detach().float().requires_grad_()
+        ce_N, log_z_N = reference.linear_cross_entropy(hidden, weight, targets_N[chunk])
+        part = ce_N.sum() + z_loss * log_z_N.square().sum()
+        grad_hidden_ND[chunk], grad = torch.autograd.grad(part, (hidden, weight))
+        grad_weight_VD += grad
+        loss += part.detach()
+    return {"loss": loss, "hidden gradient": grad_hidden_ND.detach(), "weight gradient": grad_weight_VD.detach()}
+
+
+TRUSTED = {"with z": partial(trusted, z_loss=Z_LOSS), "without z": partial(trusted, z_loss=0.0)}
+
+
+def make_inputs(seed: int, *, shape: Shape, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    N, D, V = shape
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    random = torch.Generator(device).manual_seed(seed)
+    hidden_ND = torch.randn(N, D, generator=random, device=device, dtype=dtype).requires_grad_()
+    weight_VD = torch.randn(V, D, generator=random, device=device, dtype=dtype).mul_(LOGIT_STD / D**0.5)
+    return hidden_ND, weight_VD.requires_grad_(), torch.randint(V, (N,), generator=random, device=device)
+
+
+# ------------------------------------------------------------------------------------------------ the figures
+
+
+def floor_seconds(shape: Shape, dtype: torch.dtype, ceilings: dict[str, float]) -> float:
+    """The least time by the measured ceilings: derived above."""
+    N, D, V = shape
+    return 6 * N * D * V / ceilings["product_flops_per_s"] + 6 * dtype.itemsize * N * V / ceilings["copy_bytes_per_s"]
+
+
+def compare_with_peers(rows: list[dict[str, Any]], floor: float) -> None:
+    """Add to each row how it stands to the fastest and the leanest peer, and to the floor."""
+    timed = [row for row in rows if "median_s" in row]
+    peers = [row for row in timed if not row["ours"]]
+    lean = [row["peak_bytes"] for row in peers if row["peak_bytes"]]
+    for row in timed:
+        row["floor_over_this"] = floor / row["median_s"]
+        if peers:
+            row["best_peer_over_this"] = min(peer["median_s"] for peer in peers) / row["median_s"]
+        if lean and row["peak_bytes"]:
+            row["peak_over_leanest_peer"] = row["peak_bytes"] / min(lean)
+
+
+def cpu_claim(rows: list[dict[str, Any]]) -> str:
+    """What this project says about CPUs, against what was just measured."""
+    named = {row["variant"]: row for row in rows}
+    ours, peer = named["ours, chunked"], named["F.cross_entropy + z"]
+    if "median_s" not in ours or "median_s" not in peer:
+        return "the claim cannot be checked: one side was not timed"
+    # Round by round: what else the machine does at the time slows both.
+    time = statistics.median(a / b for a, b in zip(ours["seconds"], peer["seconds"], strict=True))
+    less = peer["peak_bytes"] / ours["peak_bytes"] if ours["peak_bytes"] and peer["peak_bytes"] else float("nan")
+    met = "met" if less >= 15 and time <= 1.1 else "NOT met"
+    return (
+        f"ours beside F.cross_entropy + z: peak memory 1/{less:.1f} (claimed: at most 1/15), "
+        f"time {time:.2f}x in the median round (claimed: at most 1.1x): {met}"
+    )
+
+
+def gpu_aim(rows: list[dict[str, Any]], shape: Shape) -> list[str]:
+    """The aims for this shape beside what the fastest of ours reached."""
+    ours = [row for row in rows if row["ours"] and "best_peer_over_this" in row]
+    if not ours:
+        return []
+    best = max(ours, key=lambda row: row["best_peer_over_this"])
+    wanted = 1.3 if shape[1] == 256 else 1.0
+    return [
+        f"{best['variant']}: best peer / this {best['best_peer_over_this']:.2f} (aim: {wanted} or more), "
+        f"this / floor {1 / best['floor_over_this']:.2f} (aim: 1.4 or less)"
+    ]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = harness.arguments(__doc__, argv, seconds=110)
+    budget = Budget(options.seconds)
+    device = harness.choose_device(options.device)
+    # A floor means something only where nobody else uses the machine between its measurement and the calls'.
+    columns = [column for column in COLUMNS if device.type == "cuda" or column[0] != "floor_over_this"]
+    report = Report("head", harness.describe_machine(device), columns, out=options.out, smoke=options.quick)
+    shapes = QUICK_SHAPES[device.type] if options.quick else GPU_SHAPES if device.type == "cuda" else CPU_SHAPES
+    for place, shape in enumerate(shapes):
+        label = "N {}, D {}, V {}".format(*shape)
+        if budget.left() <= 0:
+            report.data["not_reached"].append(label)
+            continue
+        with report.attempt(label):
+            measure(shape, label, report, budget.share(len(shapes) - place), options, device)
+    report.finish()
+    return 0
+
+
+def measure(shape: Shape, label: str, report: Report, seconds: float, options, device: torch.device) -> None:
+    """One shape's comparison, added to the report."""
+    on_gpu = device.type == "cuda"
+    variants, absent = (gpu_variants if on_gpu else cpu_variants)(shape)
+    report.data["absent"] = absent
+    rows = harness.compare(
+        variants,
+        partial(make_inputs, shape=shape, device=device),
+        TRUSTED,
+        device=device,
+        tolerance=TOLERANCE[device.type],
+        rounds=options.rounds,
+        seconds=seconds,
+    )
+    dtype = torch.bfloat16 if on_gpu else torch.float32
+    floor = floor_seconds(shape, dtype, report.data["ceilings"])
+    compare_with_peers(rows, floor)
+    notes = gpu_aim(rows, shape) if on_gpu else [cpu_claim(rows)] if shape in CPU_SHAPES else []
+    report.add({"label": label, "dtype": str(dtype), "floor_s": floor, "rows": rows, "notes": notes})
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,263 @@
+"""Registers, spills and shared memory of every Triton kernel, found by compiling it; needs no GPU.
+
+    python -m benchmarks.kernel_resources [--sm 80 90 100] [--only TEXT] [--json]
+
+Each case calls an operator on CPU tensors with launches turned into compilations, so that types, alignment and
+strides are specialised as a real launch would have it. Every compilation has a process of its own: the compiler may
+abort. Shared memory is what a launch asks for; `stack` is bytes of local memory per thread, that is, spills.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import multiprocessing
+import multiprocessing.connection
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from scaling_testbed.kernels import support
+
+# Bytes of shared memory that one block may have, by compute capability (CUDA C Programming Guide, table 30).
+SHARED_LIMIT = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+MATRIX_INSTRUCTIONS = ("HGMMA", "HMMA", "UTCHMMA", "UTCQMMA")
+
+
+class Job(NamedTuple):
+    """A call that launches kernels, to be compiled for compute capability `sm`."""
+
+    name: str
+    call: Callable[[], object]
+    sm: int
+
+
+def jobs(sms: list[int]) -> list[Job]:
+    """Every case on every capability."""
+    return [Job(name, call, sm) for sm in sms for name, call in cases().items()]
+
+
+def cases() -> dict[str, Callable[[], object]]:
+    """Name -> a call that launches kernels, for every shipped tile configuration."""
+    return {**_attention_cases(), **_cross_entropy_cases(), **_qk_norm_rope_cases()}
+
+
+def _attention_cases() -> dict[str, Callable[[], object]]:
+    """In bf16 every combination of features for d_head 128, where registers are shortest, and both ends for the
+    others; padded widths and fp32 with all features. Heads are grouped where there is a window."""
+    from scaling_testbed.kernels import attention
+
+    found = {}
+    features = list(itertools.product((None, 50.0), (None, 100), (False, True)))
+    for d_head, dtype in itertools.product(attention.D_HEADS, (torch.bfloat16, torch.float32)):
+        for softcap, window, statistics in features:
+            named = " softcap" * bool(softcap) + " window" * bool(window) + " stats" * statistics
+            some = dtype == torch.bfloat16 and (d_head == 128 or named == "" or d_head == 64 and softcap and window)
+            if not some and (softcap, window, statistics) != features[-1]:
+                continue
+            name = f"d{d_head} {_short(dtype)}{named}"
+            arguments = (d_head, dtype, softcap, window)
+            found[f"attention forward {name}"] = partial(_call_attention, *arguments, statistics)
+            name = name.removesuffix(" stats")
+            found[f"attention backward {name}"] = partial(_call_attention_backward, *arguments)
+    return found
+
+
+def _attention_inputs(d_head: int, dtype: torch.dtype, window: int | None):
+    heads, groups = (4, 2) if window else (2, 2)
+    return (torch.empty(1, 256, n, d_head, dtype=dtype).transpose(1, 2) for n in (heads, groups, groups))
+
+
+def _call_attention(d_head, dtype, softcap, window, statistics) -> None:
+    torch.ops.scaling_testbed.attention(
+        *_attention_inputs(d_head, dtype, window), d_head**-0.5, softcap, window, statistics
+    )
+
+
+def _call_attention_backward(d_head, dtype, softcap, window) -> None:
+    q, k, v = _attention_inputs(d_head, dtype, window)
+    torch.ops.scaling_testbed.attention_backward(q, q, k, v, q, torch.empty(q.shape[:3]), d_head**-0.5, softcap, window)
+
+
+def _cross_entropy_cases() -> dict[str, Callable[[], object]]:
+    from scaling_testbed.kernels import cross_entropy
+
+    found = {}
+    for variant, width in (("chunked", 768), ("recompute", 64), ("recompute", 96), ("recompute", 128)):
+        for dtype, softcap, want in (
+            (torch.bfloat16, None, True),
+            (torch.bfloat16, 30.0, True),
+            (torch.bfloat16, 30.0, False),
+            (torch.float32, 30.0, True),
+        ):
+            V = 50304 if dtype == torch.bfloat16 else 50257
+            arguments = (1e-4, softcap, -100, dtype, 0, want, want)
+            features = " softcap" * bool(softcap) + " no gradient" * (not want)
+            call = partial(_call_cross_entropy, cross_entropy.OPERATORS[variant], width, V, arguments)
+            found[f"cross_entropy {variant} d{width} {_short(dtype)}{features}"] = call
+    return found
+
+
+def _call_cross_entropy(operator, width: int, V: int, arguments: tuple) -> None:
+    dtype = arguments[3]
+    hidden, weight = torch.empty(16, width, dtype=dtype), torch.empty(V, width, dtype=dtype)
+    operator(hidden, weight, torch.zeros(16, dtype=torch.int64), *arguments)
+
+
+def _qk_norm_rope_cases() -> dict[str, Callable[[], object]]:
+    from scaling_testbed.kernels import qk_norm_rope
+
+    found = {}
+    for kind in (*qk_norm_rope.KINDS, "none"):
+        types = [(64, torch.bfloat16)]
+        if kind == "layernorm":  # needs the most registers
+            types = [(d_head, torch.bfloat16) for d_head in (32, 64, 80, 96, 128)] + [(64, torch.float32)]
+        for d_head, dtype in types:
+            name = f"qk_norm_rope {kind} d{d_head} {_short(dtype)}"
+            found[f"{name} forward"] = partial(_call_qk_norm_rope, kind, d_head, dtype, backward=False)
+            found[f"{name} backward"] = partial(_call_qk_norm_rope, kind, d_head, dtype, backward=True)
+    return found
+
+
+def _call_qk_norm_rope(kind: str, d_head: int, dtype: torch.dtype, *, backward: bool) -> None:
+    from scaling_testbed.kernels import qk_norm_rope
+
+    # As the model has them: views of projections' outputs, of more positions than one program takes.
+    q, k = (torch.empty(2, 4096, heads, d_head, dtype=dtype).transpose(1, 2) for heads in (12, 4))
+    gains = (None, None) if kind == "none" else (torch.empty(d_head), torch.empty(d_head))
+    tables = (torch.empty(4096, d_head // 2),) * 2
+    if backward:
+        inputs = (None, None) if kind == "none" else (q, k)
+        qk_norm_rope.backward_operator(q, k, *inputs, *gains, *tables, kind, 1e-6, dtype)
+    else:
+        qk_norm_rope.forward_operator(q, k, *gains, *tables, kind, 1e-6, dtype)
+
+
+def _short(dtype: torch.dtype) -> str:
+    return {torch.bfloat16: "bf16", torch.float32: "fp32"}[dtype]
+
+
+def measure(jobs: list[Job]) -> list[dict]:
+    """The resources of every kernel that the jobs launch, in the jobs' order, a job for each processor at a time. A job
+    that failed gives one row with an `error`."""
+    waiting, running, found = list(enumerate(jobs)), {}, {}
+    while waiting or running:
+        while waiting and len(running) < (os.cpu_count() or 1):
+            index, job = waiting.pop(0)
+            receiver, sender = multiprocessing.Pipe(duplex=False)
+            process = multiprocessing.get_context("fork").Process(target=_child, args=(job, sender), daemon=True)
+            process.start()
+            sender.close()
+            running[receiver] = (index, process)
+        for receiver in multiprocessing.connection.wait(running):
+            index, process = running.pop(receiver)
+            try:
+                found[index] = receiver.recv()
+            except EOFError:
+                process.join()
+                found[index] = [{"kernel": "?", "error": f"the compiler ended with {process.exitcode}"}]
+            process.join()
+    return [{"sm": job.sm, "case": job.name} | row for index, job in enumerate(jobs) for row in found[index]]
+
+
+def _child(job: Job, sender) -> None:
+    try:
+        sender.send(_compiled_rows(job.call, job.sm))
+    except Exception as error:
+        sender.send([{"kernel": "?", "error": f"{type(error).__name__}: {str(error).splitlines()[0]}"}])
+
+
+def _compiled_rows(call, sm: int) -> list[dict]:
+    from triton.runtime import driver
+    from triton.runtime.jit import JITFunction
+
+    rows, run = [], JITFunction.run
+
+    def compile_only(self, *args, grid, warmup, **kwargs):
+        rows.append(_resources(self.__name__, run(self, *args, grid=grid, warmup=True, **kwargs)))
+
+    driver.set_active(_Offline(sm))
+    JITFunction.run = compile_only
+    call()
+    return rows
+
+
+class _Offline:
+    """What Triton asks of a driver before it compiles, answered without a GPU."""
+
+    def __init__(self, sm: int):
+        self.sm = sm
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, device):
+        return 0
+
+    def get_current_target(self):
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", self.sm, 32)
+
+
+def _resources(name: str, kernel) -> dict:
+    import triton
+
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+        usage, sass = (
+            subprocess.run([tool, option, file.name], capture_output=True, text=True, check=True).stdout
+            for option in ("--dump-resource-usage", "--dump-sass")
+        )
+    registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", usage).groups()
+    found = {key: len(re.findall(rf"\b{key}\b", sass)) for key in MATRIX_INSTRUCTIONS}
+    return {
+        "kernel": name,
+        "warps": kernel.metadata.num_warps,
+        "registers": int(registers),
+        "stack": int(stack),
+        "shared": kernel.metadata.shared,
+        "matrix": " ".join(f"{key}:{count}" for key, count in found.items() if count),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sm", type=int, nargs="+", default=[80, 90, 100], help="compute capabilities")
+    parser.add_argument("--only", default="", help="cases whose name contains this")
+    parser.add_argument("--json", action="store_true", help="one JSON object per kernel and line")
+    arguments = parser.parse_args()
+    if support.INTERPRETED:
+        parser.error("TRITON_INTERPRET is set, and an interpreter compiles nothing; unset it")
+    rows = measure([job for job in jobs(arguments.sm) if arguments.only in job.name])
+    for row in rows if arguments.json else []:
+        print(json.dumps(row))
+    if not arguments.json:
+        _print_table(rows)
+    return int(any("error" in row for row in rows))
+
+
+def _print_table(rows: list[dict]) -> None:
+    print(f"sm   {'case':<48} {'kernel':<24} warps registers stack  shared matrix instructions")
+    for row in rows:
+        start = f"{row['sm']:<4} {row['case']:<48} {row['kernel']:<24}"
+        if "error" in row:
+            print(start + row["error"])
+        else:
+            numbers = (("warps", 6), ("registers", 10), ("stack", 6), ("shared", 8))
+            print(start + "".join(f"{row[key]:>{width}}" for key, width in numbers), row["matrix"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

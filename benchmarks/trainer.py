@@ -1,0 +1,271 @@
+"""This trainer, whole: each loss path and each attention path at three sizes, and ten steps of proxy_5b.
+
+    python -m benchmarks.trainer [--quick] [--device cpu] [--seconds S] [--out DIR]
+
+Every configuration is a process of its own with a time limit, so that one that fails, or asks for too much memory,
+costs one line. It trains on synthetic tokens (Zipf, vocabulary 50304) in temporary folders and keeps no checkpoint.
+tokens/s, utilisation and peak memory are those of the run's row, whose clock starts after the first step. The first
+losses are compared with those of the first path of that size: paths that disagree must not be compared in speed.
+
+--quick: a few dozen steps each, which fits 200 seconds on one GPU; otherwise three times as many, and compiled runs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import multiprocessing
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import harness
+from benchmarks.harness import OUT_OF_MEMORY, Budget
+from benchmarks.report import Report, first_line
+
+NEEDED = ("hydra", "omegaconf", "antlr4", "yaml", "rich", "numpy")
+VOCABULARY = 50304
+AGREEMENT = 2e-3  # of the first losses, relative: bf16 logits against fp32 ones
+LOSSES_KEPT = 5
+# Bytes a parameter: fp32 weight, gradient and AdamW's two moments, and the bf16 copy that autocast keeps for a step.
+BYTES_PER_PARAMETER, SPARE_BYTES = 4 * 4 + 2, 4 * 2**30
+LEAST_SECONDS = 15  # no configuration is started with less left
+PATHS = [("reference", "sdpa"), ("chunked", "sdpa"), ("triton", "sdpa"), ("triton", "triton")]
+COLUMNS = [
+    ("tokens_per_second", "tokens/s", "count"),
+    ("mfu", "of data sheet FLOP/s", "percent"),
+    ("over_product_rate", "of measured FLOP/s", "percent"),
+    ("peak_bytes", "peak GiB", "GiB"),
+    ("n_params", "parameters", "count"),
+    ("steps", "steps", "count"),
+    ("first_loss", "first loss", "loss"),
+    ("loss_difference", "first losses differ by", "small"),
+]
+
+
+@dataclass(frozen=True)
+class Size:
+    """A model with its batch: overrides of the configuration, steps, and seconds after which a run is ended."""
+
+    label: str
+    overrides: tuple[str, ...]
+    batch: tuple[int, int, int]  # sequences, of them in a micro-batch, tokens of a sequence
+    steps: int
+    limit: float
+    paths: tuple[tuple[str, str], ...] = tuple(PATHS)
+    compiled: bool = False  # whether the long form of this benchmark also times it compiled
+
+
+SIZES = [
+    Size(
+        "10M class (d_model 256, 8 layers)",
+        ("model=nano_m", "model.d_model=256", "model.n_layers=8", "model.n_heads=4"),
+        (128, 32, 1024),
+        30,
+        45,
+        (*PATHS, ("triton", "reference")),
+        compiled=True,
+    ),
+    Size("124M (proxy_85m, tied)", ("model=proxy_85m", "model.tied_head=true"), (64, 32, 1024), 30, 60, compiled=True),
+    Size("1.3B (proxy_1b, tied)", ("model=proxy_1b", "model.tied_head=true"), (8, 4, 2048), 24, 75),
+    Size("5B (proxy_5b)", ("model=proxy_5b",), (4, 1, 2048), 10, 150, (("triton", "sdpa"),)),
+]
+CPU_SIZES = [
+    Size(
+        "nano_s",
+        ("model=nano_s", "model.d_model=64", "data.vocab_size=512", "data.n_tokens=100000"),
+        (4, 2, 64),
+        6,
+        60,
+        (("reference", "reference"), ("chunked", "sdpa"), ("triton", "sdpa"), ("chunked", "triton")),
+    )
+]
+DATA = ["data=noise", "data.distribution=zipf", f"data.vocab_size={VOCABULARY}"]
+QUIET = [
+    "checkpoint.every_steps=0",
+    "checkpoint.at_end=false",
+    "evaluation.every_steps=0",
+    "logging.every_steps=1",
+    "name=benchmark",
+]
+
+
+def overrides(size: Size, loss: str, attention: str, compiled: bool, steps: int) -> list[str]:
+    """What one would type after `python -m scaling_testbed.train`, folders apart."""
+    sequences, micro, length = size.batch
+    return [
+        *DATA,
+        *QUIET,
+        *size.overrides,
+        f"loss.impl={loss}",
+        f"model.attention_impl={attention}",
+        f"compute.compile={str(compiled).lower()}",
+        f"batch.sequences={sequences}",
+        f"batch.micro_batch_sequences={micro}",
+        f"batch.sequence_length={length}",
+        f"evaluation.tokens={micro * length}",
+        f"budget.steps={steps}",
+    ]
+
+
+# ------------------------------------------------------------------------------------------------ in the child
+
+
+def run_one(arguments: list[str]) -> dict[str, Any]:
+    """Train once in this process; what the table needs of the run's row, and its first losses."""
+    from scaling_testbed.config.compose import compose
+    from scaling_testbed.running.trainer import run_folder_path, train
+
+    run = compose(arguments)
+    if problem := too_large(run):
+        return {"status": problem}
+    row = train(run, quiet=True)
+    written = (json.loads(line) for line in (run_folder_path(run) / "metrics.jsonl").read_text().splitlines())
+    losses = [line["train_loss"] for line in written if "train_loss" in line]
+    kept = ("tokens_per_second", "mfu", "n_params", "steps", "loss_impl", "attention_impl", "qk_norm_impl", "precision")
+    return {key: row.get(key) for key in kept} | {
+        "status": "ok" if row["status"] == "finished" else row["status"],
+        "peak_bytes": row["peak_memory_bytes"],
+        "flops_per_token": row["flops"] / row["n_tokens"] if row["n_tokens"] else None,
+        "losses": losses[:LOSSES_KEPT],
+    }
+
+
+def too_large(run) -> str | None:
+    """Why a run does not fit this GPU even with a batch of nothing, or None."""
+    from scaling_testbed.model.counting import count_params
+
+    if not torch.cuda.is_available() or run.compute.device == "cpu":
+        return None
+    config = run.model.resolved(run.data.vocab_size)
+    needed = BYTES_PER_PARAMETER * count_params(config).n_params + SPARE_BYTES
+    there = torch.cuda.get_device_properties(0).total_memory
+    if needed <= there:
+        return None
+    return f"too large: weights, gradients and AdamW's state need {needed / 2**30:.0f} GiB of {there / 2**30:.0f}"
+
+
+def probe(device: str) -> dict[str, Any]:
+    """The machine, asked in a child: the parent of forked children must not have started CUDA."""
+    return harness.describe_machine(harness.choose_device(device))
+
+
+def _child(sender, function, argument) -> None:
+    try:
+        answer = function(argument)
+    except Exception as error:
+        answer = {"status": OUT_OF_MEMORY if harness.is_out_of_memory(error) else f"failed: {first_line(error)}"}
+    sender.send(answer)
+
+
+# ------------------------------------------------------------------------------------------------ in the parent
+
+
+def in_child(function, argument, limit: float, method: str = "fork") -> dict[str, Any]:
+    """function(argument) in a process of its own, ended after `limit` seconds. A forked one starts at once, with
+    everything imported."""
+    context = multiprocessing.get_context(method)
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_child, args=(sender, function, argument))
+    process.start()
+    sender.close()
+    try:
+        answer = receiver.recv() if receiver.poll(limit) else None
+    except EOFError:
+        process.join()
+        answer = {"status": f"the process ended with {process.exitcode}"}
+    if answer is not None:
+        process.join(10)
+    if process.is_alive():
+        process.kill()
+        process.join()
+    return answer or {"status": f"ended after {limit:.0f} s"}
+
+
+def start_method(device: str) -> tuple[str, dict[str, Any]]:
+    """How children are made, and the machine. Where a fork cannot use the GPU, spawning is slower and always works."""
+    for method in ("fork", "spawn"):
+        machine = in_child(probe, device, 60, method)
+        if "machine" in machine:
+            return method, machine
+    raise SystemExit(f"cannot measure this machine: {machine['status']}")
+
+
+def configurations(size: Size, quick: bool) -> list[tuple[str, str, bool]]:
+    """(loss, attention, compiled)."""
+    plain = [(loss, attention, False) for loss, attention in size.paths]
+    return plain + ([("triton", "sdpa", True)] if size.compiled and not quick else [])
+
+
+def measure_size(size: Size, options, budget: Budget, method: str, report: Report, folder: Path) -> None:
+    """All configurations of one size, one after the other; the report is written after each."""
+    case = {"label": size.label, "batch": dict(zip(("sequences", "micro", "length"), size.batch, strict=True))}
+    case["rows"] = rows = []
+    report.add(case)
+    product_rate = report.data["ceilings"]["product_flops_per_s"]
+    for number, (loss, attention, compiled) in enumerate(configurations(size, options.quick)):
+        name = f"loss {loss}, attention {attention}{', compiled' if compiled else ''}"
+        if budget.left() < LEAST_SECONDS:
+            report.data["not_reached"].append(f"{size.label}: {name}")
+            continue
+        steps = size.steps if options.quick or len(size.paths) == 1 else 3 * size.steps
+        arguments = overrides(size, loss, attention, compiled, steps)
+        arguments += [f"runs_dir={folder}/{len(report.data['cases'])}-{number}", f"data_dir={folder}/data"]
+        arguments += [f"compute.device={report.data['device']}"]
+        limit = min(size.limit * (1 if options.quick else 3), budget.left())
+        row = {"variant": name, "ours": True} | in_child(run_one, arguments, limit, method)
+        rows.append(row)
+        judge(row, rows, product_rate)
+        print(f"  {name}: {_line(row)}", flush=True)
+        report.write()
+
+
+def judge(row: dict[str, Any], rows: list[dict[str, Any]], product_rate: float) -> None:
+    """Add the share of the measured matrix-product rate, and the distance of the first losses from the first row's."""
+    if row["status"] != "ok" or not row.get("losses"):
+        return
+    row["first_loss"] = row["losses"][0]
+    if row["tokens_per_second"]:
+        row["over_product_rate"] = row["tokens_per_second"] * row["flops_per_token"] / product_rate
+    trusted = next(other for other in rows if other.get("losses"))
+    pairs = zip(row["losses"], trusted["losses"], strict=False)
+    row["loss_difference"] = max(abs(a - b) / abs(b) for a, b in pairs)
+    first = abs(row["losses"][0] - trusted["losses"][0]) / abs(trusted["losses"][0])
+    if not first <= AGREEMENT:
+        row["status"] = f"wrong: first loss {row['losses'][0]:.4f}, not {trusted['losses'][0]:.4f}"
+
+
+def _line(row: dict[str, Any]) -> str:
+    if row["status"] != "ok":
+        return row["status"]
+    rate = row["tokens_per_second"]
+    return f"{rate:,.0f} tokens/s, first loss {row['first_loss']:.4f}" if rate else "ok"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = harness.arguments(__doc__, argv, seconds=200)
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        print(f"benchmarks.trainer needs {', '.join(missing)}: pip install hydra-core rich numpy", file=sys.stderr)
+        return 2
+    importlib.import_module("scaling_testbed.running.trainer")  # forked children find it imported
+    budget = Budget(options.seconds)
+    method, machine = start_method(options.device)
+    on_gpu = machine["device"] == "cuda"
+    report = Report("trainer", machine, COLUMNS, out=options.out, smoke=not on_gpu)
+    with tempfile.TemporaryDirectory() as folder:
+        for size in SIZES if on_gpu else CPU_SIZES:
+            with report.attempt(size.label):
+                measure_size(size, options, budget, method, report, Path(folder))
+    report.finish()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

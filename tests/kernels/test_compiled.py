@@ -1,0 +1,71 @@
+"""What the compiler makes of every kernel at every shipped tile, for three generations of GPUs, without one."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.kernel_resources import SHARED_LIMIT
+
+ROOT = Path(__file__).resolve().parents[2]
+SMS = (80, 90, 100)
+TENSOR_CORES = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}
+
+
+def compiled(sms, **environment):
+    """Rows of benchmarks.kernel_resources, from a process in which Triton compiles."""
+    command = [sys.executable, "-m", "benchmarks.kernel_resources", "--json", "--sm", *map(str, sms)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+    environment.pop("TRITON_INTERPRET", None)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.stdout, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return compiled(SMS)
+
+
+def test_every_kernel_compiles_for_every_generation(rows):
+    assert [row for row in rows if "error" in row] == []
+    by_sm = [{(row["case"], row["kernel"]) for row in rows if row["sm"] == sm} for sm in SMS]
+    assert by_sm[0] == by_sm[1] == by_sm[2] != set()
+
+
+def test_no_kernel_spills_registers(rows):
+    assert [row for row in rows if row["stack"]] == []
+
+
+def test_every_block_fits_in_shared_memory(rows):
+    assert [row for row in rows if row["shared"] > SHARED_LIMIT[row["sm"]]] == []
+
+
+def test_matrix_kernels_in_bf16_use_the_tensor_cores(rows):
+    of_products = ("attention", "cross_entropy recompute")
+    matrix = [row for row in rows if row["case"].startswith(of_products) and " bf16" in row["case"]]
+    matrix = [row for row in matrix if row["kernel"] != "_delta_kernel"]
+    found = {row["kernel"] for row in matrix}
+    assert found == {"_forward_kernel", "_keys_values_kernel", "_queries_kernel", "_weight_kernel"}
+    assert [row for row in matrix if TENSOR_CORES[row["sm"]] + ":" not in row["matrix"]] == []
+
+
+@pytest.mark.slow
+def test_the_oldest_triton_makes_of_them_what_this_one_does(tmp_path):
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--no-deps",
+        "--target",
+        str(tmp_path / "old"),
+        "triton==3.6.0",
+    ]
+    subprocess.run(pip, check=True)
+    rows = compiled((90,), PYTHONPATH=str(tmp_path / "old"), TRITON_CACHE_DIR=str(tmp_path / "cache"))
+    assert [row for row in rows if "error" in row or row["stack"] or row["shared"] > SHARED_LIMIT[90]] == []
