@@ -1,6 +1,6 @@
 """Registers, spills and shared memory of every Triton kernel, found by compiling it; needs no GPU.
 
-    python -m benchmarks.kernel_resources [--sm 80 90 100] [--only TEXT] [--json]
+    python -m benchmarks.kernel_resources [--sm 80 90 100] [--only TEXT ...] [--json]
 
 Each case calls an operator on CPU tensors with launches turned into compilations, so that types, alignment and
 strides are specialised as a real launch would have it. Every compilation has a process of its own: the compiler may
@@ -235,12 +235,12 @@ def _resources(name: str, kernel) -> dict:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sm", type=int, nargs="+", default=[80, 90, 100], help="compute capabilities")
-    parser.add_argument("--only", default="", help="cases whose name contains this")
+    parser.add_argument("--only", nargs="+", default=[""], help="cases whose name contains one of these")
     parser.add_argument("--json", action="store_true", help="one JSON object per kernel and line")
     arguments = parser.parse_args()
     if support.INTERPRETED:
         parser.error("TRITON_INTERPRET is set, and an interpreter compiles nothing; unset it")
-    rows = measure([job for job in jobs(arguments.sm) if arguments.only in job.name])
+    rows = measure([job for job in jobs(arguments.sm) if any(text in job.name for text in arguments.only)])
     for row in rows if arguments.json else []:
         print(json.dumps(row))
     if not arguments.json:

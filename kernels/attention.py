@@ -35,9 +35,9 @@ class Tiles(NamedTuple):
     stages: int
 
 
-# By kernel and padded d_head, for compute capability 9. "statistics" is the forward kernel when it gathers them: as many
-# keys, so that the output is the same to the bit, and where registers are short no pipeline. In bf16 none of these tiles
-# and those below spills (benchmarks/kernel_resources.py), but for 16 bytes on 10.0 at d_head 64 with softcap and window.
+# By kernel and padded d_head, for compute capability 9. "statistics" is the forward kernel when it gathers them: as
+# many keys, so that the output is the same to the bit, and where registers are short no pipeline. None of these and
+# those below spills on 8.0, 9.0 and 10.0 (python -m benchmarks.kernel_resources).
 TILES = {
     ("forward", 32): Tiles(128, 64, 8, 3),
     ("forward", 64): Tiles(128, 64, 8, 3),
@@ -53,29 +53,31 @@ TILES = {
     ("queries", 128): Tiles(128, 64, 8, 2),
 }
 TILES_BLACKWELL = TILES | {("statistics", 128): Tiles(128, 64, 8, 2)}  # capability 10
-# All others, which have to bring a product's operands into registers.
+# Capability 8.0, where a product's operands come from registers.
 TILES_AMPERE = TILES | {
     ("forward", 128): Tiles(128, 32, 8, 3),
     ("statistics", 128): Tiles(128, 32, 8, 3),
     ("keys_values", 128): Tiles(64, 64, 8, 3),
     ("queries", 128): Tiles(64, 64, 8, 2),
 }
+TILES_SMALL = TILES_AMPERE | {("keys_values", 128): Tiles(64, 64, 8, 2)}  # all others: 99 KiB of shared memory
+TILES_BY_CAPABILITY = {80: TILES_AMPERE, 90: TILES, 100: TILES_BLACKWELL, 103: TILES_BLACKWELL}
 # Inputs of four bytes: twice the shared memory, and products by ordinary arithmetic, whose operands fill registers.
 TILES_FP32 = {
-    ("forward", 32): Tiles(64, 32, 4, 2),
+    ("forward", 32): Tiles(32, 32, 4, 2),
     ("forward", 64): Tiles(32, 32, 4, 2),
     ("forward", 128): Tiles(32, 32, 8, 2),
-    ("statistics", 32): Tiles(64, 32, 4, 2),
+    ("statistics", 32): Tiles(32, 32, 4, 2),
     ("statistics", 64): Tiles(32, 32, 4, 2),
     ("statistics", 128): Tiles(32, 32, 8, 2),
     ("keys_values", 32): Tiles(32, 32, 4, 2),
     ("keys_values", 64): Tiles(32, 32, 8, 2),
-    ("keys_values", 128): Tiles(32, 32, 8, 2),
+    ("keys_values", 128): Tiles(32, 32, 8, 1),
     ("queries", 32): Tiles(64, 32, 4, 2),
     ("queries", 64): Tiles(32, 32, 4, 2),
     ("queries", 128): Tiles(32, 32, 4, 2),
 }
-DELTA_ROWS = 64
+DELTA_ELEMENTS = 2048  # of a tile of outputs
 
 # Where a running maximum starts: below every score, and finite, so that a tile in which a query sees no key gives
 # exp2(-inf - LOWEST) = 0 and not exp2(-inf + inf).
@@ -125,10 +127,10 @@ def _store(base, first, stride, n_rows, tile, ROWS: tl.constexpr, D_HEAD: tl.con
 @triton.jit
 def _allowed(queries, keys, window, WINDOW: tl.constexpr):
     """Whether each query may see each key; the two broadcast, one as a row and one as a column."""
+    allowed = keys <= queries
     if WINDOW:
-        # One comparison for both edges: a negative distance, taken as unsigned, is larger than any window.
-        return (queries - keys).to(tl.uint32, bitcast=True) < tl.cast(window, tl.uint32)
-    return keys <= queries
+        allowed = allowed & (keys > queries - window)
+    return allowed
 
 
 @triton.jit
@@ -677,8 +679,9 @@ def _attention_backward(
     options = (T, H // G, window or 0, scale, *_factors(scale, softcap))
     with support.on_device(q):
         _, block_k = _tiles("queries", q)
-        _delta_kernel[(triton.cdiv(T, DELTA_ROWS), H, B)](
-            *(out, grad, delta, *out.stride()[:3], *grad.stride()[:3], T), M=DELTA_ROWS, D_HEAD=d_head, BLOCK_K=block_k
+        rows = DELTA_ELEMENTS // block_k
+        _delta_kernel[(triton.cdiv(T, rows), H, B)](
+            *(out, grad, delta, *out.stride()[:3], *grad.stride()[:3], T), M=rows, D_HEAD=d_head, BLOCK_K=block_k
         )
         tiles, block_k = _tiles("keys_values", q)
         _keys_values_kernel[(triton.cdiv(T, tiles.keys), G, B)](
@@ -732,12 +735,8 @@ def _tiles(kernel: str, q: torch.Tensor) -> tuple[Tiles, int]:
     if q.dtype == torch.float32:
         return TILES_FP32[kernel, block_k], block_k
     # Triton is asked, not torch, so that compiling for a device needs no device.
-    architecture = 90 if support.INTERPRETED else triton.runtime.driver.active.get_current_target().arch
-    table = {9: TILES, 10: TILES_BLACKWELL}.get(architecture // 10, TILES_AMPERE)
-    tiles = table[kernel, block_k]
-    if table is TILES_AMPERE and architecture != 80:  # 99 KiB of shared memory rather than 163
-        tiles = tiles._replace(stages=2)
-    return tiles, block_k
+    capability = 90 if support.INTERPRETED else triton.runtime.driver.active.get_current_target().arch
+    return TILES_BY_CAPABILITY.get(capability, TILES_SMALL)[kernel, block_k], block_k
 
 
 def _factors(scale: float, softcap: float | None) -> tuple[float, float]:

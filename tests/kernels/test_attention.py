@@ -27,7 +27,7 @@ TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 6e-3, torch.float16: 1.5e-3}
 SOFTCAP_TOLERANCE = 1e-5
 
 
-TABLES = (module.TILES, module.TILES_BLACKWELL, module.TILES_AMPERE, module.TILES_FP32)
+TABLES = (*module.TILES_BY_CAPABILITY.values(), module.TILES_SMALL, module.TILES_FP32)
 
 
 class Case(NamedTuple):
