@@ -52,11 +52,14 @@ TILES = {
     ("queries", 64): Tiles(128, 64, 8, 2),
     ("queries", 128): Tiles(128, 64, 8, 2),
 }
-TILES_BLACKWELL = TILES | {("statistics", 128): Tiles(128, 64, 8, 2)}  # capability 10
+TILES_BLACKWELL = TILES | {  # capability 10
+    ("forward", 64): Tiles(64, 64, 4, 3),
+    ("statistics", 128): Tiles(64, 64, 8, 2),
+}
 # Capability 8.0, where a product's operands come from registers.
 TILES_AMPERE = TILES | {
-    ("forward", 128): Tiles(128, 32, 8, 3),
-    ("statistics", 128): Tiles(128, 32, 8, 3),
+    ("forward", 128): Tiles(64, 64, 8, 3),
+    ("statistics", 128): Tiles(64, 64, 8, 3),
     ("keys_values", 128): Tiles(64, 64, 8, 3),
     ("queries", 128): Tiles(64, 64, 8, 2),
 }
