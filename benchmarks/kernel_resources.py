@@ -224,6 +224,7 @@ def _resources(name: str, kernel) -> dict:
     found = {key: len(re.findall(rf"\b{key}\b", sass)) for key in MATRIX_INSTRUCTIONS}
     return {
         "kernel": name,
+        "triton": triton.__version__,
         "warps": kernel.metadata.num_warps,
         "registers": int(registers),
         "stack": int(stack),

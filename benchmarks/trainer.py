@@ -72,9 +72,9 @@ SIZES = [
         (*PATHS, ("triton", "reference")),
         compiled=True,
     ),
+    Size("5B (proxy_5b)", ("model=proxy_5b",), (4, 1, 2048), 10, 150, (("triton", "sdpa"),)),
     Size("124M (proxy_85m, tied)", ("model=proxy_85m", "model.tied_head=true"), (64, 32, 1024), 30, 60, compiled=True),
     Size("1.3B (proxy_1b, tied)", ("model=proxy_1b", "model.tied_head=true"), (8, 4, 2048), 24, 75),
-    Size("5B (proxy_5b)", ("model=proxy_5b",), (4, 1, 2048), 10, 150, (("triton", "sdpa"),)),
 ]
 CPU_SIZES = [
     Size(
@@ -105,6 +105,7 @@ def overrides(size: Size, loss: str, attention: str, compiled: bool, steps: int)
         *size.overrides,
         f"loss.impl={loss}",
         f"model.attention_impl={attention}",
+        f"model.qk_norm_impl={'reference' if loss == 'reference' else 'auto'}",
         f"compute.compile={str(compiled).lower()}",
         f"batch.sequences={sequences}",
         f"batch.micro_batch_sequences={micro}",

@@ -178,11 +178,11 @@ def chunked_gradients(
 def chunk_rows(n_tokens: int, row_bytes: int, chunk_bytes: int, device: torch.device) -> int:
     """Tokens of a chunk: what `chunk_bytes` hold (0: the default), cut into equal chunks, at least one.
 
-    On a GPU at least LEAST_GPU_ROWS where they take no more than a sixteenth of the card. Nothing here depends on what
-    happens to be free: the number of chunks decides the last bits of the head's gradient.
+    Without a budget, on a GPU, at least LEAST_GPU_ROWS where they take no more than a sixteenth of the card. Nothing
+    here depends on what happens to be free: the number of chunks decides the last bits of the head's gradient.
     """
     rows = max(1, (chunk_bytes or DEFAULT_CHUNK_BYTES.get(device.type, 2**28)) // row_bytes)
-    if device.type == "cuda" and rows < LEAST_GPU_ROWS:
+    if device.type == "cuda" and not chunk_bytes and rows < LEAST_GPU_ROWS:
         most = torch.cuda.get_device_properties(device).total_memory // 16 // row_bytes
         rows = max(rows, min(LEAST_GPU_ROWS, most))
     chunks = max(1, -(-n_tokens // rows))

@@ -47,9 +47,9 @@ WEIGHT_TILES = {
     (128, 4): (32, 16, 8, 1),
 }
 WIDEST_RECOMPUTE = 128  # at 256 the tiles that fit in registers are too small to be fast
-# `auto` recomputes where the FLOPs that this adds cost less than the traffic it saves. By a model of bytes and FLOPs on
-# an H200 that is so at every width it can have. Not yet measured: benchmarks/head.py times both.
-AUTO_RECOMPUTE_VOCABULARY = 8192  # a smaller one gives the head's gradient too few blocks to fill a GPU
+# By a model of bytes and FLOPs recompute is the faster one at every width it has. Not yet measured on a GPU, so `auto`
+# stays with the plainer one; benchmarks/head.py times both.
+AUTO_VARIANT = "chunked"
 
 
 def linear_cross_entropy(
@@ -65,20 +65,23 @@ def linear_cross_entropy(
 ) -> CrossEntropy:
     """chunked_cross_entropy.linear_cross_entropy, with the same arguments and result, in Triton.
 
-    variant: chunked | recompute (D at most 128) | auto. The products run in fp32, bf16 or fp16.
+    variant: chunked | recompute (D at most 128) | auto (chunked, until the other is measured to be faster somewhere).
+    The products run in fp32 or bf16: in fp16 small gradients would vanish before any scaling of the loss. Chunked holds
+    logits in bf16 while training, so log Z has their rounding; the target's logit, and all of an evaluation, have not.
+    A target outside the vocabulary makes the loss NaN.
+
     Raises RuntimeError where Triton cannot run, ValueError for what does not fit.
     """
     support.require(hidden_ND, "loss.impl=triton")
-    V, D = weight_VD.shape
     if variant == "auto":
-        narrow = D <= WIDEST_RECOMPUTE and V >= AUTO_RECOMPUTE_VOCABULARY
-        variant = "recompute" if narrow and product_dtype(hidden_ND).itemsize == 2 else "chunked"
+        variant = AUTO_VARIANT
     if variant not in OPERATORS:
         raise ValueError(f"variant must be auto, {', '.join(OPERATORS)}; got {variant!r}")
-    if variant == "recompute" and D > WIDEST_RECOMPUTE:
-        raise ValueError(f"variant=recompute needs a width of at most {WIDEST_RECOMPUTE}, got {D}")
-    if hidden_ND.dtype not in support.DTYPES or weight_VD.dtype not in support.DTYPES:
-        raise ValueError(f"hidden and weight must be fp32, bf16 or fp16, got {hidden_ND.dtype} and {weight_VD.dtype}")
+    if variant == "recompute" and weight_VD.shape[1] > WIDEST_RECOMPUTE:
+        raise ValueError(f"variant=recompute needs a width of at most {WIDEST_RECOMPUTE}, got {weight_VD.shape[1]}")
+    for dtype in (hidden_ND.dtype, weight_VD.dtype, product_dtype(hidden_ND)):
+        if dtype not in (torch.float32, torch.bfloat16):
+            raise ValueError(f"loss.impl=triton computes in fp32 or bf16, got {dtype}")
     return call_operator(
         OPERATORS[variant], hidden_ND, weight_VD, targets_N, z_loss, softcap, ignore_index, chunk_bytes or 0
     )
@@ -115,7 +118,7 @@ def _row_kernel(
 ):
     """One token: logits [V] -> their gradient in place, ce and log Z (reference.linear_cross_entropy).
 
-    logits bf16, fp16 or fp32 with rows `logits_stride` apart; hidden [C, D] and weight [V, D] contiguous; ce, log_z
+    logits bf16 or fp32 with rows `logits_stride` apart; hidden [C, D] and weight [V, D] contiguous; ce, log_z
     fp32 [C]. Two passes: a running maximum and sum give log Z, then each logit becomes
     ((1 + 2 c log Z) p_j - 1[j = t]) times the softcap's slope. The target's logit is taken as an fp32 dot product, not
     from the rounded logits: its rounding error would be the largest part of the loss's.
@@ -123,13 +126,15 @@ def _row_kernel(
     row = tl.program_id(0).to(tl.int64)
     target = tl.load(targets + row)
     valid = target != ignore_index
-    picked = tl.where(valid, target, 0)
+    inside = (target >= 0) & (target < V)
+    picked = tl.where(inside, target, 0)
     target_x = tl.zeros([BLOCK_D], tl.float32)
     for d0 in range(0, D, BLOCK_D):
         d = d0 + tl.arange(0, BLOCK_D)
         h = tl.load(hidden + row * D + d, mask=d < D, other=0.0).to(tl.float32)
         target_x += h * tl.load(weight + picked * D + d, mask=d < D, other=0.0).to(tl.float32)
     target_logit = tl.sum(target_x, 0)
+    target_v = picked.to(tl.int32)  # 64 bits would double the work of every comparison below
 
     logits += row * logits_stride
     largest = tl.full([], float("-inf"), tl.float32)
@@ -137,14 +142,16 @@ def _row_kernel(
     for v0 in range(0, V, BLOCK_V):
         v = v0 + tl.arange(0, BLOCK_V)
         x = tl.load(logits + v, mask=v < V, other=0.0).to(tl.float32)
-        y, _ = _capped(tl.where(v == picked, target_logit, x), softcap, HAS_SOFTCAP)
+        y, _ = _capped(tl.where(v == target_v, target_logit, x), softcap, HAS_SOFTCAP)
         y = tl.where(v < V, y, float("-inf"))
         larger = tl.maximum(largest, tl.max(y, 0))
         total = total * tl.exp(largest - larger) + tl.sum(tl.exp(y - larger), 0)
         largest = larger
     log_partition = largest + tl.log(total)
     target_y, _ = _capped(tl.zeros([1], tl.float32) + target_logit, softcap, HAS_SOFTCAP)
-    tl.store(ce + row, tl.where(valid, log_partition - tl.sum(target_y, 0), 0.0))
+    # A target that is no column has no loss: NaN ends the run, where a number would hide a wrong vocabulary.
+    target_ce = tl.where(inside, log_partition - tl.sum(target_y, 0), float("nan"))
+    tl.store(ce + row, tl.where(valid, target_ce, 0.0))
     tl.store(log_z + row, tl.where(valid, log_partition, 0.0))
 
     if WANT_GRADIENT:
@@ -152,8 +159,8 @@ def _row_kernel(
         for v0 in range(0, V, BLOCK_V):
             v = v0 + tl.arange(0, BLOCK_V)
             x = tl.load(logits + v, mask=v < V, other=0.0).to(tl.float32)
-            y, slope = _capped(tl.where(v == picked, target_logit, x), softcap, HAS_SOFTCAP)
-            grad = (factor * tl.exp(y - log_partition) - tl.where(v == picked, 1.0, 0.0)) * slope
+            y, slope = _capped(tl.where(v == target_v, target_logit, x), softcap, HAS_SOFTCAP)
+            grad = (factor * tl.exp(y - log_partition) - tl.where(v == target_v, 1.0, 0.0)) * slope
             tl.store(logits + v, tl.where(valid, grad, 0.0).to(logits.dtype.element_ty), mask=v < V)
 
 
@@ -225,7 +232,8 @@ def _forward_kernel(
     h = _tile(hidden, n, N, D, BLOCK_D, UPCAST)
     target = tl.load(targets + n, mask=n < N, other=ignore_index)
     valid = target != ignore_index
-    picked = tl.where(valid, target, 0)
+    inside = (target >= 0) & (target < V)
+    picked = tl.where(inside, target, 0).to(tl.int32)
     largest = tl.full([BLOCK_N], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_N], tl.float32)
     target_y = tl.zeros([BLOCK_N], tl.float32)
@@ -246,7 +254,8 @@ def _forward_kernel(
             weighted = tl.dot(p.to(w.dtype), w, weighted * shrink[:, None], input_precision="ieee")
         largest = larger
     log_partition = largest + tl.log(total)
-    tl.store(ce + n, tl.where(valid, log_partition - target_y, 0.0), mask=n < N)
+    target_ce = tl.where(inside, log_partition - target_y, float("nan"))  # as in _row_kernel
+    tl.store(ce + n, tl.where(valid, target_ce, 0.0), mask=n < N)
     tl.store(log_z + n, tl.where(valid, log_partition, 0.0), mask=n < N)
     if WANT_GRADIENT:
         factor = (1 + 2 * z_loss * log_partition) / total
@@ -294,7 +303,7 @@ def _weight_kernel(
         h = _tile(hidden, n, N, D, BLOCK_D, UPCAST)
         target = tl.load(targets + n, mask=n < N, other=ignore_index)
         valid = target != ignore_index
-        target = tl.where(valid, target, -1)
+        target = tl.where(valid, target, -1).to(tl.int32)
         log_partition = tl.load(log_z + n, mask=n < N, other=0.0)
         y, slope = _capped(tl.dot(w, tl.trans(h), input_precision="ieee"), softcap, HAS_SOFTCAP)
         y = tl.where(valid[None, :], y, float("-inf"))

@@ -13,12 +13,12 @@ if ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2
 fi
 end=$((SECONDS + 530))
 failed=0
-: >"$out/summary.txt"
+: >"$out/summary.txt" && : >"$out/log.txt"
 
 step() { # step NAME SECONDS COMMAND...: no longer than its share, nor than what is left of the whole
   local name=$1 share=$2 began=$SECONDS left=$((end - SECONDS)) status=124 word
   shift 2
-  ((left < 5)) || { timeout -k 5 "$((share < left ? share : left))" "$@" >"$out/$name.log" 2>&1; status=$?; }
+  ((left < 5)) || { timeout -k 5 "$((share < left ? share : left))" "$@" >>"$out/log.txt" 2>&1; status=$?; }
   case $status in 0) word=ok ;; 124 | 137) word="timed out" ;; *) word="failed ($status)" ;; esac
   ((status == 0)) || failed=1
   printf '%-10s %-12s %4d s\n' "$name" "$word" "$((SECONDS - began))" >>"$out/summary.txt"
@@ -35,5 +35,7 @@ step tests 110 "$python" -m pytest -m gpu tests/kernels
 step head 110 "$python" -m benchmarks.head --out "$out" --seconds 95
 step attention 90 "$python" -m benchmarks.attention --out "$out" --seconds 78
 step trainer 200 "$python" -m benchmarks.trainer --quick --out "$out" --seconds 185
+step kernels 90 "$python" -m pytest -q tests/kernels/test_cross_entropy.py tests/kernels/test_attention.py \
+  tests/kernels/test_qk_norm_rope.py
 cat "$out/summary.txt"
 exit "$failed"

@@ -63,7 +63,8 @@ class CrossEntropyConfig:
 
     impl: reference (all logits at once) | chunked (a part of the tokens at a time) | triton (the same in Triton
         kernels, on a GPU) | auto (triton where it can run on a GPU, else chunked).
-    chunk_mib: MiB of logits held at once by chunked and triton; None: 64 on a CPU, 1024 on a GPU.
+    chunk_mib: MiB of logits held at once by chunked and triton; None: 64 on a CPU; on a GPU 1024, or
+        what 4096 tokens take if that is more and at most a sixteenth of its memory.
     """
 
     name: str = "cross_entropy"

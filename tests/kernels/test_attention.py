@@ -298,3 +298,21 @@ def run_all(function, q, k, v, grad):
     out, *statistics = function(q, k, v)
     assert not any(x.requires_grad for x in statistics)
     return [out, *statistics, *torch.autograd.grad(out, (q, k, v), grad)]
+
+
+def test_a_window_as_long_as_the_sequence_or_longer_is_none():
+    q, k, v = (torch.randn(1, 1, 20, 32, device=DEVICE).requires_grad_() for _ in range(3))
+    results = []
+    for window in (None, 20, 2**31 - 1, 2**40):
+        out = attention(q, k, v, scale=0.2, window=window)
+        results.append((out, *torch.autograd.grad(out.square().sum(), (q, k, v))))
+    for found in results[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(found, results[0], strict=True))
+
+
+def test_the_configuration_knows_the_kernels_limits():
+    from scaling_testbed.kernels import qk_norm_rope
+    from scaling_testbed.model import config
+
+    assert config.TRITON_D_HEADS == module.D_HEADS
+    assert config.TRITON_WIDEST_QK_HEAD == qk_norm_rope.WIDEST_HEAD

@@ -74,7 +74,11 @@ def test_odd_sizes_are_handled(path, n, d, v):
     assert_near(outputs(path, *arguments), truth(*arguments), *TOLERANCE[FP32])
 
 
-@each_path
+# recompute has no chunks.
+each_chunked_path = pytest.mark.parametrize("path", ["torch", "triton"])
+
+
+@each_chunked_path
 def test_the_size_of_the_chunks_changes_nothing(path):
     arguments = inputs(1000, 16, 33)
     one, many = (outputs(path, *arguments, chunk_bytes=size) for size in (2**30, 130 * 33 * 4))
@@ -83,7 +87,7 @@ def test_the_size_of_the_chunks_changes_nothing(path):
         torch.testing.assert_close(left, right, rtol=1e-5, atol=1e-5)
 
 
-@each_path
+@each_chunked_path
 def test_the_head_s_gradient_is_summed_wide_over_chunks(path):
     """A bf16 sum would be off by 1e-2 after 64 chunks, and more after more."""
     hidden, weight, targets = inputs(1024, 16, 33, dtype=BF16, scale=0.2, ignored=0)
@@ -136,6 +140,17 @@ def test_ignored_tokens_have_exactly_no_loss_and_no_gradient_and_touch_no_other(
         hidden[:6] = 1e3
     again = outputs(path, hidden, weight, targets)
     assert torch.equal(again[0], loss) and torch.equal(again[4], grad_weight)
+
+
+@pytest.mark.parametrize("path", ["triton", "recompute"])
+@pytest.mark.parametrize("wrong", [-1, 1000])
+def test_a_target_that_is_no_column_makes_the_loss_nan_and_touches_no_other(path, wrong):
+    hidden, weight, targets = inputs(ignored=0)
+    expected = PATHS[path](hidden, weight, targets).ce_N
+    targets[7] = wrong
+    found = PATHS[path](hidden, weight, targets)
+    assert found.loss.isnan() and found.ce_N[7].isnan()
+    assert torch.equal(found.ce_N[torch.arange(37) != 7], expected[torch.arange(37) != 7])
 
 
 @each_path
@@ -269,8 +284,9 @@ def test_triton_names_what_it_cannot_do(monkeypatch):
         cross_entropy.linear_cross_entropy(hidden, weight, targets, variant="recompute")
     with pytest.raises(ValueError, match="variant must be"):
         cross_entropy.linear_cross_entropy(hidden, weight, targets, variant="fast")
-    with pytest.raises(ValueError, match="fp32, bf16 or fp16"):
-        cross_entropy.linear_cross_entropy(hidden.double(), weight, targets)
+    for dtype in (torch.float64, torch.float16):
+        with pytest.raises(ValueError, match=f"computes in fp32 or bf16, got {dtype}"):
+            cross_entropy.linear_cross_entropy(hidden.to(dtype), weight, targets)
     monkeypatch.setattr(support, "INTERPRETED", False)
     with pytest.raises(RuntimeError, match="loss.impl=triton cannot run: it needs a CUDA GPU, not cpu"):
         cross_entropy.linear_cross_entropy(hidden, weight, targets)

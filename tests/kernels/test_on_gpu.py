@@ -25,7 +25,7 @@ def with_gradients(function, inputs, grad):
     return out.detach(), *torch.autograd.grad(out, inputs, grad.to(out.dtype))
 
 
-@pytest.mark.parametrize("T", [1, 129, 1000, 2048])
+@pytest.mark.parametrize("T", [1, 129, 2048])
 @pytest.mark.parametrize("d_head", [32, 64, 80, 96, 128])
 def test_attention_is_as_exact_as_sdpa(d_head, T):
     """Against float64 on the same bf16 inputs: outputs within 1.3 and gradients within 1.5 times SDPA's own error."""

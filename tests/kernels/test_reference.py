@@ -144,3 +144,11 @@ def test_ignored_targets_have_neither_loss_nor_log_z_nor_gradient():
     ignored = targets == -100
     for values in (ce, log_z, hidden.grad):
         assert (values[ignored] == 0).all() and (values[~ignored] != 0).any()
+
+
+@pytest.mark.parametrize(("softcap", "window"), [(None, None), (2.0, None), (None, 3), (2.0, 3)])
+def test_the_gradient_of_attention_is_its_derivative(softcap, window):
+    q, k, v = (random(1, heads, 5, 4, seed=seed).requires_grad_() for seed, heads in enumerate((2, 1, 1)))
+    assert torch.autograd.gradcheck(
+        lambda *x: reference.attention(*x, scale=0.7, softcap=softcap, window=window), (q, k, v)
+    )
