@@ -1,0 +1,493 @@
+"""The kernels of attention.py: causal attention with a running softmax, forward and backward.
+
+Shapes in names: B sequences, T positions, H query heads, G key and value heads, K features of a head, M queries of a
+tile, N keys of a tile. x is the score that is still to be multiplied by a factor to become an exponent of two: q.k, or
+tanh(scale q.k / softcap) with a softcap.
+"""
+
+from __future__ import annotations
+
+import math
+
+import triton
+import triton.language as tl
+
+# Where a running maximum starts: below every score, and finite, so that a tile in which a query sees no key gives
+# exp2(-inf - LOWEST) = 0 and not exp2(-inf + inf).
+LOWEST = tl.constexpr(-1e30)
+LN_2 = tl.constexpr(math.log(2))
+
+
+@triton.jit
+def _load(
+    base,
+    first,
+    stride,
+    n_rows,
+    ROWS: tl.constexpr,
+    D_HEAD: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BOUNDED: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    """Rows first .. first + ROWS of a [n_rows, D_HEAD] matrix, padded to BLOCK_K columns with zeros. Rows that are
+    not there are zeros too, if BOUNDED; else all must be there."""
+    rows = first + tl.arange(0, ROWS)
+    columns = tl.arange(0, BLOCK_K)
+    # Only the tile's corner needs 64 bits: offsets inside it are small, and 32 bits save registers.
+    pointers = base + tl.cast(first, tl.int64) * stride + tl.arange(0, ROWS)[:, None] * stride + columns[None, :]
+    if BOUNDED and D_HEAD < BLOCK_K:
+        tile = tl.load(pointers, mask=(rows[:, None] < n_rows) & (columns[None, :] < D_HEAD), other=0.0)
+    elif BOUNDED:
+        tile = tl.load(pointers, mask=rows[:, None] < n_rows, other=0.0)
+    elif D_HEAD < BLOCK_K:
+        tile = tl.load(pointers, mask=columns[None, :] < D_HEAD, other=0.0)
+    else:
+        tile = tl.load(pointers)
+    return tile.to(tl.float32) if UPCAST else tile
+
+
+@triton.jit
+def _store(base, first, stride, n_rows, tile, ROWS: tl.constexpr, D_HEAD: tl.constexpr, BLOCK_K: tl.constexpr):
+    """The inverse of _load: round `tile` to the matrix's type and write those of its elements that exist."""
+    rows = first + tl.arange(0, ROWS)
+    columns = tl.arange(0, BLOCK_K)
+    pointers = base + tl.cast(first, tl.int64) * stride + tl.arange(0, ROWS)[:, None] * stride + columns[None, :]
+    inside = (rows[:, None] < n_rows) & (columns[None, :] < D_HEAD)
+    tl.store(pointers, tile.to(base.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _allowed(queries, keys, window, WINDOW: tl.constexpr):
+    """Whether each query may see each key; the two broadcast, one as a row and one as a column."""
+    allowed = keys <= queries
+    if WINDOW:
+        allowed = allowed & (keys > queries - window)
+    return allowed
+
+
+@triton.jit
+def _tanh(x, doubled):
+    """tanh(x * doubled / (2 log2 e)) = 1 - 2 / (1 + 2^(x doubled)), which has the right limits when 2^ overflows.
+    Its error is absolute, one fp32 rounding of 1, as is that of a score of about `softcap`."""
+    return 1.0 - 2.0 / (1.0 + tl.exp2(x * doubled))
+
+
+@triton.jit
+def _keys_of_queries(first_query, T, window, M: tl.constexpr, N: tl.constexpr, WINDOW: tl.constexpr):
+    """Where a tile of queries meets its keys: (start, edge, stop), the first two multiples of N. In the tiles of
+    start .. edge all queries see all keys and there are T of them; those of edge .. stop need a mask. A window is
+    masked everywhere: a third loop for its other edge would cost more registers than it saves work."""
+    stop = tl.minimum(first_query + M, T)
+    start = 0
+    edge = (first_query + 1) // N * N
+    if WINDOW:
+        start = tl.maximum(first_query + 1 - window, 0) // N * N
+        edge = start
+    return start, edge, stop
+
+
+@triton.jit
+def _attend(
+    accumulator_MK,
+    largest_M,
+    total_M,
+    seen_M4,
+    q_MK,
+    k_base,
+    v_base,
+    stride_kt,
+    stride_vt,
+    start,
+    stop,
+    query_M,
+    T,
+    window,
+    exponent,
+    doubled,
+    N: tl.constexpr,
+    D_HEAD: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    MASKED: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    WINDOW: tl.constexpr,
+    STATISTICS: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    """Take keys start .. stop into the running softmax of a tile of queries (FlashAttention-2, algorithm 1).
+
+    After it accumulator = sum 2^(e - largest) v and total = sum 2^(e - largest), with e the exponents and `largest`
+    the largest of them. seen_M4 = (largest q.k, sum of q.k, sum of squares, sum 2^(e - largest) (e - largest)).
+    """
+    highest_M, sum_M, squares_M, weighted_M = seen_M4
+    for first_key in range(start, stop, N):
+        k_NK = _load(k_base, first_key, stride_kt, T, N, D_HEAD, BLOCK_K, MASKED, UPCAST)
+        x_MN = tl.dot(q_MK, tl.trans(k_NK), input_precision="ieee")
+        if MASKED:
+            key_N = first_key + tl.arange(0, N)
+            allowed_MN = _allowed(query_M[:, None], key_N[None, :], window, WINDOW)
+        raw_MN = x_MN
+        if SOFTCAP:
+            x_MN = _tanh(x_MN, doubled)
+        if MASKED:
+            x_MN = tl.where(allowed_MN, x_MN, float("-inf"))
+        new_largest_M = tl.maximum(largest_M, tl.max(x_MN, 1) * exponent)
+        shifted_MN = x_MN * exponent - new_largest_M[:, None]
+        p_MN = tl.exp2(shifted_MN)
+        shrink_M = tl.exp2(largest_M - new_largest_M)
+        v_NK = _load(v_base, first_key, stride_vt, T, N, D_HEAD, BLOCK_K, MASKED, UPCAST)
+        if STATISTICS:
+            if MASKED:
+                highest_M = tl.maximum(highest_M, tl.max(tl.where(allowed_MN, raw_MN, float("-inf")), 1))
+                seen_MN = tl.where(allowed_MN, raw_MN, 0.0)
+            else:
+                highest_M = tl.maximum(highest_M, tl.max(raw_MN, 1))
+                seen_MN = raw_MN
+            sum_M += tl.sum(seen_MN, 1)
+            squares_M += tl.sum(seen_MN * seen_MN, 1)
+        accumulator_MK = accumulator_MK * shrink_M[:, None]
+        accumulator_MK = tl.dot(p_MN.to(v_NK.dtype), v_NK, accumulator_MK, input_precision="ieee")
+        if STATISTICS:
+            if MASKED:
+                shifted_MN = tl.maximum(shifted_MN, LOWEST)
+            weighted_M = shrink_M * (weighted_M + (largest_M - new_largest_M) * total_M)
+            weighted_M += tl.sum(p_MN * shifted_MN, 1)
+        total_M = total_M * shrink_M + tl.sum(p_MN, 1)
+        largest_M = new_largest_M
+    return accumulator_MK, largest_M, total_M, (highest_M, sum_M, squares_M, weighted_M)
+
+
+@triton.jit
+def forward_kernel(
+    Q,
+    K,
+    V,
+    OUT,
+    LSE,
+    PARTIALS,
+    stride_qb,
+    stride_qh,
+    stride_qt,
+    stride_kb,
+    stride_kg,
+    stride_kt,
+    stride_vb,
+    stride_vg,
+    stride_vt,
+    stride_ob,
+    stride_oh,
+    stride_ot,
+    T,
+    heads_per_group,
+    window,
+    exponent,
+    doubled,
+    M: tl.constexpr,
+    N: tl.constexpr,
+    D_HEAD: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    WINDOW: tl.constexpr,
+    STATISTICS: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    """reference.attention's output for M queries of one head, and reference.attention_statistics over them.
+
+    Q and OUT [B, H, T, D_HEAD], K and V [B, G, T, D_HEAD] in one type with contiguous rows; LSE fp32 [B, H, T], the
+    log-sum-exp in base 2; PARTIALS fp32 [4, B, H, programs] with STATISTICS, else unused: the largest q.k, the sums
+    of q.k and of its square, and the sum of the entropies. Grid: (tiles of queries, H, B).
+
+    FlashAttention-2 (arXiv 2307.08691), algorithm 1. The entropy of a query's weights p = 2^(e - largest) / total is
+    -sum p ln p = ln 2 (log2 total - sum 2^(e - largest) (e - largest) / total), that is lse - sum p s without the
+    loss of digits where s is large.
+    """
+    # The last queries see the most keys: started first, they do not make the others wait at the end.
+    tile = tl.num_programs(0) - 1 - tl.program_id(0)
+    h = tl.program_id(1)
+    b = tl.program_id(2).to(tl.int64)
+    first_query = tile * M
+    g = (h // heads_per_group).to(tl.int64)
+    k_base = K + b * stride_kb + g * stride_kg
+    v_base = V + b * stride_vb + g * stride_vg
+    q_base = Q + b * stride_qb + h.to(tl.int64) * stride_qh
+    q_MK = _load(q_base, first_query, stride_qt, T, M, D_HEAD, BLOCK_K, True, UPCAST)
+    query_M = first_query + tl.arange(0, M)
+
+    accumulator_MK = tl.zeros([M, BLOCK_K], tl.float32)
+    largest_M = tl.full([M], LOWEST, tl.float32)
+    total_M = tl.zeros([M], tl.float32)
+    seen_M4 = (tl.full([M], float("-inf"), tl.float32), total_M, total_M, total_M)
+    start, edge, stop = _keys_of_queries(first_query, T, window, M, N, WINDOW)
+    if not WINDOW:
+        accumulator_MK, largest_M, total_M, seen_M4 = _attend(
+            accumulator_MK, largest_M, total_M, seen_M4, q_MK, k_base, v_base, stride_kt, stride_vt, start, edge,
+            query_M, T, window, exponent, doubled, N, D_HEAD, BLOCK_K, False, SOFTCAP, WINDOW, STATISTICS, UPCAST,
+        )  # fmt: skip
+    accumulator_MK, largest_M, total_M, seen_M4 = _attend(
+        accumulator_MK, largest_M, total_M, seen_M4, q_MK, k_base, v_base, stride_kt, stride_vt, edge, stop,
+        query_M, T, window, exponent, doubled, N, D_HEAD, BLOCK_K, True, SOFTCAP, WINDOW, STATISTICS, UPCAST,
+    )  # fmt: skip
+
+    exists_M = query_M < T
+    total_M = tl.where(exists_M, total_M, 1.0)
+    out_base = OUT + b * stride_ob + h.to(tl.int64) * stride_oh
+    _store(out_base, first_query, stride_ot, T, accumulator_MK / total_M[:, None], M, D_HEAD, BLOCK_K)
+    row = b * tl.num_programs(1) + h
+    tl.store(LSE + row * T + query_M, largest_M + tl.log2(total_M), mask=exists_M)
+    if STATISTICS:
+        highest_M, sum_M, squares_M, weighted_M = seen_M4
+        entropy_M = LN_2 * (tl.log2(total_M) - weighted_M / total_M)
+        apart = tl.num_programs(2) * tl.num_programs(1) * tl.num_programs(0)
+        here = PARTIALS + row * tl.num_programs(0) + tile
+        # A query that is not there is zeros: it adds nothing to the sums, but its scores may be the largest.
+        tl.store(here, tl.max(tl.where(exists_M, highest_M, float("-inf")), 0))
+        tl.store(here + apart, tl.sum(sum_M, 0))
+        tl.store(here + 2 * apart, tl.sum(squares_M, 0))
+        tl.store(here + 3 * apart, tl.sum(entropy_M, 0))
+
+
+@triton.jit
+def delta_kernel(
+    OUT,
+    GRAD,
+    DELTA,
+    stride_ob,
+    stride_oh,
+    stride_ot,
+    stride_db,
+    stride_dh,
+    stride_dt,
+    T,
+    M: tl.constexpr,
+    D_HEAD: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """DELTA = sum over features of OUT * GRAD, fp32 [B, H, T], for M queries of one head: the part of the softmax's
+    gradient that is the same for all keys, sum_j p_j dp_j (FlashAttention-2, arXiv 2307.08691, section 2.3.2).
+
+    OUT and its gradient GRAD [B, H, T, D_HEAD] with contiguous rows. Grid: (tiles of queries, H, B).
+    """
+    first_query = tl.program_id(0) * M
+    h = tl.program_id(1).to(tl.int64)
+    b = tl.program_id(2).to(tl.int64)
+    out_base = OUT + b * stride_ob + h * stride_oh
+    grad_base = GRAD + b * stride_db + h * stride_dh
+    out_MK = _load(out_base, first_query, stride_ot, T, M, D_HEAD, BLOCK_K, True, True)
+    grad_MK = _load(grad_base, first_query, stride_dt, T, M, D_HEAD, BLOCK_K, True, True)
+    query_M = first_query + tl.arange(0, M)
+    to = DELTA + (b * tl.num_programs(1) + h) * T + query_M
+    tl.store(to, tl.sum(out_MK * grad_MK, 1), mask=query_M < T)
+
+
+@triton.jit
+def _weights(x, lse, exponent, doubled, SOFTCAP: tl.constexpr):
+    """The weights p = 2^(e - lse) from the products x = q.k, and the slope of the softcap there: with
+    s = softcap tanh(scale q.k / softcap), ds / d(scale q.k) = 1 - tanh^2; 1 without a softcap."""
+    slope = 1.0
+    if SOFTCAP:
+        x = _tanh(x, doubled)
+        slope = 1.0 - x * x
+    return tl.exp2(x * exponent - lse), slope
+
+
+@triton.jit
+def keys_values_kernel(
+    Q,
+    K,
+    V,
+    GRAD,
+    LSE,
+    DELTA,
+    DK,
+    DV,
+    stride_qb,
+    stride_qh,
+    stride_qt,
+    stride_kb,
+    stride_kg,
+    stride_kt,
+    stride_vb,
+    stride_vg,
+    stride_vt,
+    stride_db,
+    stride_dh,
+    stride_dt,
+    stride_gb,
+    stride_gg,
+    stride_gt,
+    T,
+    heads_per_group,
+    window,
+    scale,
+    exponent,
+    doubled,
+    M: tl.constexpr,
+    N: tl.constexpr,
+    D_HEAD: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    WINDOW: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    """The gradients of reference.attention in N keys and values of one group, summed over its query heads in order.
+
+    Q and GRAD [B, H, T, D_HEAD], K, V, DK and DV [B, G, T, D_HEAD] in one type with contiguous rows (DK and DV share
+    strides); LSE and DELTA fp32 [B, H, T] from the kernels above. Grid: (tiles of keys, G, B).
+
+    FlashAttention-2 (arXiv 2307.08691), algorithm 2, the outer loop over keys: dv = p^T grad, dp = grad v^T,
+    ds = p (dp - delta) (1 - tanh^2 with a softcap), dk = scale ds^T q.
+    """
+    first_key = tl.program_id(0) * N
+    g = tl.program_id(1)
+    b = tl.program_id(2).to(tl.int64)
+    k_base = K + b * stride_kb + g.to(tl.int64) * stride_kg
+    v_base = V + b * stride_vb + g.to(tl.int64) * stride_vg
+    k_NK = _load(k_base, first_key, stride_kt, T, N, D_HEAD, BLOCK_K, True, UPCAST)
+    v_NK = _load(v_base, first_key, stride_vt, T, N, D_HEAD, BLOCK_K, True, UPCAST)
+    key_N = first_key + tl.arange(0, N)
+
+    dk_NK = tl.zeros([N, BLOCK_K], tl.float32)
+    dv_NK = tl.zeros([N, BLOCK_K], tl.float32)
+    start = first_key // M * M
+    stop = T
+    if WINDOW:
+        stop = tl.minimum(T, first_key + N - 1 + window)
+    n_tiles = tl.cdiv(stop - start, M)
+    # One loop over the tiles of all heads of the group, all masked: it needs fewer registers than loops inside a loop
+    # or one for the tiles that need no mask, and a comparison is little beside four products.
+    for index in range(0, heads_per_group * n_tiles):
+        h = (g * heads_per_group + index // n_tiles).to(tl.int64)
+        first_query = start + index % n_tiles * M
+        # A query that is not there is all zeros: its p, 2^0, multiplies a gradient and a dp - delta of zero.
+        q_MK = _load(Q + b * stride_qb + h * stride_qh, first_query, stride_qt, T, M, D_HEAD, BLOCK_K, True, UPCAST)
+        query_M = first_query + tl.arange(0, M)
+        exists_M = query_M < T
+        row = (b * tl.num_programs(1) * heads_per_group + h) * T
+        lse_M = tl.load(LSE + row + query_M, mask=exists_M, other=0.0)
+        x_NM = tl.dot(k_NK, tl.trans(q_MK), input_precision="ieee")
+        p_NM, slope_NM = _weights(x_NM, lse_M[None, :], exponent, doubled, SOFTCAP)
+        p_NM = tl.where(_allowed(query_M[None, :], key_N[:, None], window, WINDOW), p_NM, 0.0)
+        grad_base = GRAD + b * stride_db + h * stride_dh
+        grad_MK = _load(grad_base, first_query, stride_dt, T, M, D_HEAD, BLOCK_K, True, UPCAST)
+        dv_NK = tl.dot(p_NM.to(grad_MK.dtype), grad_MK, dv_NK, input_precision="ieee")
+        dp_NM = tl.dot(v_NK, tl.trans(grad_MK), input_precision="ieee")
+        delta_M = tl.load(DELTA + row + query_M, mask=exists_M, other=0.0)
+        ds_NM = p_NM * (dp_NM - delta_M[None, :]) * slope_NM
+        dk_NK = tl.dot(ds_NM.to(q_MK.dtype), q_MK, dk_NK, input_precision="ieee")
+    to = b * stride_gb + g.to(tl.int64) * stride_gg
+    _store(DK + to, first_key, stride_gt, T, dk_NK * scale, N, D_HEAD, BLOCK_K)
+    _store(DV + to, first_key, stride_gt, T, dv_NK, N, D_HEAD, BLOCK_K)
+
+
+@triton.jit
+def _gather_queries(
+    dq_MK,
+    q_MK,
+    grad_MK,
+    lse_M,
+    delta_M,
+    k_base,
+    v_base,
+    stride_kt,
+    stride_vt,
+    start,
+    stop,
+    query_M,
+    T,
+    window,
+    exponent,
+    doubled,
+    N: tl.constexpr,
+    D_HEAD: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    MASKED: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    WINDOW: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    """Add to a tile's dq (still to be scaled) what keys start .. stop give."""
+    for first_key in range(start, stop, N):
+        k_NK = _load(k_base, first_key, stride_kt, T, N, D_HEAD, BLOCK_K, MASKED, UPCAST)
+        x_MN = tl.dot(q_MK, tl.trans(k_NK), input_precision="ieee")
+        p_MN, slope_MN = _weights(x_MN, lse_M[:, None], exponent, doubled, SOFTCAP)
+        if MASKED:
+            key_N = first_key + tl.arange(0, N)
+            p_MN = tl.where(_allowed(query_M[:, None], key_N[None, :], window, WINDOW), p_MN, 0.0)
+        v_NK = _load(v_base, first_key, stride_vt, T, N, D_HEAD, BLOCK_K, MASKED, UPCAST)
+        dp_MN = tl.dot(grad_MK, tl.trans(v_NK), input_precision="ieee")
+        ds_MN = p_MN * (dp_MN - delta_M[:, None]) * slope_MN
+        dq_MK = tl.dot(ds_MN.to(k_NK.dtype), k_NK, dq_MK, input_precision="ieee")
+    return dq_MK
+
+
+@triton.jit
+def queries_kernel(
+    Q,
+    K,
+    V,
+    GRAD,
+    LSE,
+    DELTA,
+    DQ,
+    stride_qb,
+    stride_qh,
+    stride_qt,
+    stride_kb,
+    stride_kg,
+    stride_kt,
+    stride_vb,
+    stride_vg,
+    stride_vt,
+    stride_db,
+    stride_dh,
+    stride_dt,
+    stride_gb,
+    stride_gh,
+    stride_gt,
+    T,
+    heads_per_group,
+    window,
+    scale,
+    exponent,
+    doubled,
+    M: tl.constexpr,
+    N: tl.constexpr,
+    D_HEAD: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    WINDOW: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    """The gradient of reference.attention in M queries of one head: dq = scale ds k, with ds of keys_values_kernel,
+    whose arguments these are, but for DQ [B, H, T, D_HEAD]. Grid: (tiles of queries, H, B).
+
+    FlashAttention-2 (arXiv 2307.08691), algorithm 2, with dq in a kernel of its own rather than added up atomically.
+    """
+    first_query = (tl.num_programs(0) - 1 - tl.program_id(0)) * M
+    h = tl.program_id(1)
+    b = tl.program_id(2).to(tl.int64)
+    g = (h // heads_per_group).to(tl.int64)
+    k_base = K + b * stride_kb + g * stride_kg
+    v_base = V + b * stride_vb + g * stride_vg
+    q_base = Q + b * stride_qb + h.to(tl.int64) * stride_qh
+    grad_base = GRAD + b * stride_db + h.to(tl.int64) * stride_dh
+    q_MK = _load(q_base, first_query, stride_qt, T, M, D_HEAD, BLOCK_K, True, UPCAST)
+    grad_MK = _load(grad_base, first_query, stride_dt, T, M, D_HEAD, BLOCK_K, True, UPCAST)
+    query_M = first_query + tl.arange(0, M)
+    row = (b * tl.num_programs(1) + h) * T
+    lse_M = tl.load(LSE + row + query_M, mask=query_M < T, other=0.0)
+    delta_M = tl.load(DELTA + row + query_M, mask=query_M < T, other=0.0)
+
+    dq_MK = tl.zeros([M, BLOCK_K], tl.float32)
+    start, edge, stop = _keys_of_queries(first_query, T, window, M, N, WINDOW)
+    if not WINDOW:
+        dq_MK = _gather_queries(
+            dq_MK, q_MK, grad_MK, lse_M, delta_M, k_base, v_base, stride_kt, stride_vt, start, edge,
+            query_M, T, window, exponent, doubled, N, D_HEAD, BLOCK_K, False, SOFTCAP, WINDOW, UPCAST,
+        )  # fmt: skip
+    dq_MK = _gather_queries(
+        dq_MK, q_MK, grad_MK, lse_M, delta_M, k_base, v_base, stride_kt, stride_vt, edge, stop,
+        query_M, T, window, exponent, doubled, N, D_HEAD, BLOCK_K, True, SOFTCAP, WINDOW, UPCAST,
+    )  # fmt: skip
+    dq_base = DQ + b * stride_gb + h.to(tl.int64) * stride_gh
+    _store(dq_base, first_query, stride_gt, T, dq_MK * scale, M, D_HEAD, BLOCK_K)

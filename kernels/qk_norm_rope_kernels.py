@@ -1,0 +1,291 @@
+"""The kernels of qk_norm_rope.py: norm and rotation of rows, forward and backward.
+
+N is rows of a tile; a row is one head at one position, numbered (b T + t) heads + h, and a tile is two [N, R] halves,
+first and second, because feature r is rotated with feature r + R.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _locate(row_N, T, stride_b, stride_h, stride_t, HEADS: tl.constexpr, ALIGNMENT: tl.constexpr):
+    """Where rows begin in a tensor with these strides (64 bits; multiples of ALIGNMENT), and their positions t."""
+    token_N = row_N // HEADS
+    b_N = token_N // T
+    t_N = token_N % T
+    h_N = row_N % HEADS
+    offset_N = b_N.to(tl.int64) * stride_b + t_N.to(tl.int64) * stride_t + h_N.to(tl.int64) * stride_h
+    return tl.multiple_of(offset_N, ALIGNMENT), t_N
+
+
+@triton.jit
+def _load_halves(base, offset_N, exists_N, R: tl.constexpr, BLOCK_R: tl.constexpr):
+    """Both halves of rows at `offset_N` in fp32, zero outside. Bf16 arithmetic is wrong in the interpreter."""
+    r = tl.arange(0, BLOCK_R)[None, :]
+    pointers = base + offset_N[:, None] + r
+    exists_NR = exists_N[:, None] & (r < R)
+    first_NR = tl.load(pointers, mask=exists_NR, other=0.0).to(tl.float32)
+    second_NR = tl.load(pointers + R, mask=exists_NR, other=0.0).to(tl.float32)
+    return first_NR, second_NR
+
+
+@triton.jit
+def _store_halves(base, row_N, exists_N, first_NR, second_NR, R: tl.constexpr, BLOCK_R: tl.constexpr):
+    """Round two halves to the type of `base`, whose rows are packed, and write what exists of them."""
+    r = tl.arange(0, BLOCK_R)[None, :]
+    pointers = base + row_N.to(tl.int64)[:, None] * (2 * R) + r
+    exists_NR = exists_N[:, None] & (r < R)
+    tl.store(pointers, first_NR.to(base.dtype.element_ty), mask=exists_NR)
+    tl.store(pointers + R, second_NR.to(base.dtype.element_ty), mask=exists_NR)
+
+
+@triton.jit
+def _load_angles(COS, SIN, t_N, R: tl.constexpr, BLOCK_R: tl.constexpr):
+    """cos and sin of each row's position; the rows of a position read the same ones, from a cache."""
+    r = tl.arange(0, BLOCK_R)[None, :]
+    at = t_N[:, None] * R + r
+    return tl.load(COS + at, mask=r < R, other=0.0), tl.load(SIN + at, mask=r < R, other=0.0)
+
+
+@triton.jit
+def _load_gains(GAIN, R: tl.constexpr, BLOCK_R: tl.constexpr):
+    """The gains of the first and of the second half, [1, BLOCK_R] each."""
+    r = tl.arange(0, BLOCK_R)[None, :]
+    return tl.load(GAIN + r, mask=r < R, other=0.0), tl.load(GAIN + R + r, mask=r < R, other=0.0)
+
+
+@triton.jit
+def _normalise(first_NR, second_NR, exists_N, eps, KIND: tl.constexpr, R: tl.constexpr, BLOCK_R: tl.constexpr):
+    """reference.qk_norm without the gain, and 1 / deviation or 1 / rms of each row: (xhat's halves, scale_N)."""
+    if KIND == "layernorm":
+        mean_N1 = (tl.sum(first_NR + second_NR, 1) / (2 * R))[:, None]
+        # Features that pad a half must stay zero.
+        inside = tl.arange(0, BLOCK_R)[None, :] < R
+        first_NR = tl.where(inside, first_NR - mean_N1, 0.0)
+        second_NR = tl.where(inside, second_NR - mean_N1, 0.0)
+    square_N = tl.sum(first_NR * first_NR + second_NR * second_NR, 1) / (2 * R)
+    # A row that is not there is all zeros, and 0 / 0 where eps is 0 would reach the gradients of the gains.
+    scale_N = tl.rsqrt(tl.where(exists_N, square_N + eps, 1.0))
+    return first_NR * scale_N[:, None], second_NR * scale_N[:, None], scale_N
+
+
+@triton.jit
+def _forward_tile(
+    X,
+    OUT,
+    GAIN,
+    COS,
+    SIN,
+    stride_b,
+    stride_h,
+    stride_t,
+    tile,
+    n_rows,
+    T,
+    eps,
+    KIND: tl.constexpr,
+    HEADS: tl.constexpr,
+    R: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    N: tl.constexpr,
+    ALIGNMENT: tl.constexpr,
+):
+    """N rows of q or of k for `forward_kernel`."""
+    row_N = tile * N + tl.arange(0, N)
+    exists_N = row_N < n_rows
+    offset_N, t_N = _locate(row_N, T, stride_b, stride_h, stride_t, HEADS, ALIGNMENT)
+    first_NR, second_NR = _load_halves(X, offset_N, exists_N, R, BLOCK_R)
+    cos_NR, sin_NR = _load_angles(COS, SIN, t_N, R, BLOCK_R)
+    if KIND != "none":
+        first_gain, second_gain = _load_gains(GAIN, R, BLOCK_R)
+        first_NR, second_NR, _ = _normalise(first_NR, second_NR, exists_N, eps, KIND, R, BLOCK_R)
+        first_NR *= first_gain
+        second_NR *= second_gain
+    turned_first_NR = first_NR * cos_NR - second_NR * sin_NR
+    turned_second_NR = second_NR * cos_NR + first_NR * sin_NR
+    _store_halves(OUT, row_N, exists_N, turned_first_NR, turned_second_NR, R, BLOCK_R)
+
+
+@triton.jit
+def forward_kernel(
+    Q,
+    K,
+    Q_OUT,
+    K_OUT,
+    Q_GAIN,
+    K_GAIN,
+    COS,
+    SIN,
+    stride_qb,
+    stride_qh,
+    stride_qt,
+    stride_kb,
+    stride_kg,
+    stride_kt,
+    n_q_tiles,
+    n_q_rows,
+    n_k_rows,
+    T,
+    eps,
+    KIND: tl.constexpr,
+    H: tl.constexpr,
+    G: tl.constexpr,
+    R: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    N: tl.constexpr,
+    ALIGNMENT: tl.constexpr,
+):
+    """reference.qk_norm_rope, or reference.apply_rotary of q and k where KIND is "none".
+
+    Q [B, H, T, 2 R] and K [B, G, T, 2 R] fp32, bf16 or fp16 with contiguous rows; Q_OUT and K_OUT the same shapes with
+    [B, T, heads, 2 R] memory, in any of those types; gains fp32 [2 R] or None; COS and SIN fp32 [T, R], contiguous.
+    Grid: tiles of N rows of q, then those of k.
+    """
+    program = tl.program_id(0)
+    if program < n_q_tiles:
+        _forward_tile(
+            Q, Q_OUT, Q_GAIN, COS, SIN, stride_qb, stride_qh, stride_qt, program, n_q_rows, T, eps,
+            KIND, H, R, BLOCK_R, N, ALIGNMENT,
+        )  # fmt: skip
+    else:
+        _forward_tile(
+            K, K_OUT, K_GAIN, COS, SIN, stride_kb, stride_kg, stride_kt, program - n_q_tiles, n_k_rows, T, eps,
+            KIND, G, R, BLOCK_R, N, ALIGNMENT,
+        )  # fmt: skip
+
+
+@triton.jit
+def _backward_tiles(
+    X,
+    GRAD,
+    DX,
+    PARTIAL,
+    GAIN,
+    COS,
+    SIN,
+    stride_xb,
+    stride_xh,
+    stride_xt,
+    stride_gb,
+    stride_gh,
+    stride_gt,
+    part,
+    n_parts,
+    n_tiles,
+    n_rows,
+    T,
+    eps,
+    KIND: tl.constexpr,
+    HEADS: tl.constexpr,
+    R: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    N: tl.constexpr,
+    ALIGNMENT: tl.constexpr,
+):
+    """`n_tiles` tiles of N rows of q or of k for `backward_kernel`, from tile part * n_tiles on."""
+    if KIND != "none":
+        first_gain, second_gain = _load_gains(GAIN, R, BLOCK_R)
+        first_sum_NR = tl.zeros([N, BLOCK_R], tl.float32)
+        second_sum_NR = tl.zeros([N, BLOCK_R], tl.float32)
+    for step in range(0, n_tiles):
+        row_N = (part * n_tiles + step) * N + tl.arange(0, N)
+        exists_N = row_N < n_rows
+        offset_N, t_N = _locate(row_N, T, stride_gb, stride_gh, stride_gt, HEADS, ALIGNMENT)
+        first_grad_NR, second_grad_NR = _load_halves(GRAD, offset_N, exists_N, R, BLOCK_R)
+        if KIND != "none":
+            offset_N, t_N = _locate(row_N, T, stride_xb, stride_xh, stride_xt, HEADS, ALIGNMENT)
+            first_NR, second_NR = _load_halves(X, offset_N, exists_N, R, BLOCK_R)
+        cos_NR, sin_NR = _load_angles(COS, SIN, t_N, R, BLOCK_R)
+        first_dx_NR = first_grad_NR * cos_NR + second_grad_NR * sin_NR
+        second_dx_NR = second_grad_NR * cos_NR - first_grad_NR * sin_NR
+        if KIND != "none":
+            first_NR, second_NR, scale_N = _normalise(first_NR, second_NR, exists_N, eps, KIND, R, BLOCK_R)
+            first_sum_NR += first_dx_NR * first_NR
+            second_sum_NR += second_dx_NR * second_NR
+            first_dx_NR *= first_gain
+            second_dx_NR *= second_gain
+            along_N = tl.sum(first_dx_NR * first_NR + second_dx_NR * second_NR, 1) / (2 * R)
+            if KIND == "layernorm":
+                mean_N = tl.sum(first_dx_NR + second_dx_NR, 1) / (2 * R)
+                first_dx_NR -= mean_N[:, None]
+                second_dx_NR -= mean_N[:, None]
+            first_dx_NR = scale_N[:, None] * (first_dx_NR - first_NR * along_N[:, None])
+            second_dx_NR = scale_N[:, None] * (second_dx_NR - second_NR * along_N[:, None])
+        _store_halves(DX, row_N, exists_N, first_dx_NR, second_dx_NR, R, BLOCK_R)
+    if KIND != "none":
+        # [K, P]: the sum over P that follows is over neighbours, which torch does much faster than over columns.
+        r = tl.arange(0, BLOCK_R)
+        tl.store(PARTIAL + r * n_parts + part, tl.sum(first_sum_NR, 0), mask=r < R)
+        tl.store(PARTIAL + (R + r) * n_parts + part, tl.sum(second_sum_NR, 0), mask=r < R)
+
+
+@triton.jit
+def backward_kernel(
+    Q,
+    K,
+    Q_GRAD,
+    K_GRAD,
+    DQ,
+    DK,
+    PARTIAL,
+    Q_GAIN,
+    K_GAIN,
+    COS,
+    SIN,
+    stride_qb,
+    stride_qh,
+    stride_qt,
+    stride_kb,
+    stride_kg,
+    stride_kt,
+    stride_dqb,
+    stride_dqh,
+    stride_dqt,
+    stride_dkb,
+    stride_dkg,
+    stride_dkt,
+    n_parts,
+    n_q_tiles,
+    n_k_tiles,
+    n_q_rows,
+    n_k_rows,
+    T,
+    eps,
+    KIND: tl.constexpr,
+    H: tl.constexpr,
+    G: tl.constexpr,
+    R: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    N: tl.constexpr,
+    ALIGNMENT: tl.constexpr,
+):
+    """The gradients of reference.qk_norm_rope, or of reference.apply_rotary where KIND is "none".
+
+    Q, K and the gradients of the results, Q_GRAD and K_GRAD, as in `forward_kernel` (Q and K None where KIND is
+    "none": nothing depends on them); DQ and DK with [B, T, heads, 2 R] memory; PARTIAL fp32 [2, 2 R, n_parts], the sums
+    over each program's rows for the gradients of q's and of k's gain. Grid: n_parts programs for q, then n_parts for k,
+    each with n_q_tiles or n_k_tiles tiles of N rows.
+
+    A rotation's transpose is the rotation by the negative angle: with z = xhat gain rotated to y,
+        dz_first = dy_first cos + dy_second sin,   dz_second = dy_second cos - dy_first sin,   dgain = sum dz xhat.
+    LayerNorm has xhat = s (x - mean x) with s = 1 / sqrt(var + eps). With d xhat = dz gain and means over a row,
+        dx = s (d xhat - mean(d xhat) - xhat mean(d xhat xhat)):
+    the middle term is the mean's derivative, the last is the deviation's, ds/dx = -s^2 xhat / K. RMSNorm subtracts no
+    mean and has no middle term. s and xhat are computed again: cheaper than to read them.
+    """
+    program = tl.program_id(0)
+    if program < n_parts:
+        _backward_tiles(
+            Q, Q_GRAD, DQ, PARTIAL, Q_GAIN, COS, SIN, stride_qb, stride_qh, stride_qt,
+            stride_dqb, stride_dqh, stride_dqt, program, n_parts, n_q_tiles, n_q_rows, T, eps,
+            KIND, H, R, BLOCK_R, N, ALIGNMENT,
+        )  # fmt: skip
+    else:
+        _backward_tiles(
+            K, K_GRAD, DK, PARTIAL + 2 * R * n_parts, K_GAIN, COS, SIN, stride_kb, stride_kg, stride_kt,
+            stride_dkb, stride_dkg, stride_dkt, program - n_parts, n_parts, n_k_tiles, n_k_rows, T, eps,
+            KIND, G, R, BLOCK_R, N, ALIGNMENT,
+        )  # fmt: skip
