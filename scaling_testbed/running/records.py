@@ -4,7 +4,6 @@ metrics.jsonl is the truth: one line per recorded step, flushed as it is written
 """
 
 import contextlib
-import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -24,6 +23,7 @@ import yaml
 from scaling_testbed.errors import UserError
 from scaling_testbed.files import write_json, write_text
 from scaling_testbed.running.config import LoggingConfig
+from scaling_testbed.running.lease import Lease
 
 SCHEMA_VERSION = 1
 FINAL = ("finished", "diverged")  # a run with one of these statuses is a result and is not run again
@@ -45,12 +45,6 @@ ROW_FIELDS = (
 )  # fmt: skip
 
 
-class AlreadyRunning(UserError):
-    """Another process owns this run's folder. Exit status 75."""
-
-    exit_status = 75
-
-
 class RunFolder:
     """The files of one run. Used as a context manager it holds the folder: a second process is refused."""
 
@@ -58,33 +52,20 @@ class RunFolder:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self._metrics = None
-        self._lock = None
+        self._lease = Lease(path / "lock")
 
     def __enter__(self):
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.path / "lock", "a+")
+            self._lease.__enter__()
         except OSError as error:
             raise UserError(f"cannot write the run folder {self.path}: {error.strerror}; set runs_dir=") from None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.seek(0)
-            owner = self._lock.read().strip()
-            self._lock.close()
-            raise AlreadyRunning(
-                f"{self.path} is being run by {owner or 'another process'}; wait for it or end it"
-            ) from None
-        self._lock.truncate(0)
-        self._lock.write(f"{socket.gethostname()} pid {os.getpid()}")
-        self._lock.flush()
         return self
 
     def __exit__(self, *_):
         if self._metrics is not None:
             self._metrics.close()
-        self._lock.truncate(0)
-        self._lock.close()
+        self._lease.__exit__()
 
     def result(self) -> dict[str, Any] | None:
         """The row, if this run has one that can be read."""

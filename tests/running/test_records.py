@@ -40,13 +40,6 @@ def test_a_result_that_cannot_be_read_counts_as_none(tmp_path):
     assert records.RunFolder(tmp_path).result() is None
 
 
-def test_a_folder_has_one_owner_at_a_time(tmp_path):
-    with records.RunFolder(tmp_path), pytest.raises(records.AlreadyRunning, match="pid"), records.RunFolder(tmp_path):
-        pass
-    with records.RunFolder(tmp_path):  # given up, it can be had again
-        pass
-
-
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="runs_dir="), records.RunFolder(tmp_path / "file" / "run"):

@@ -1,0 +1,123 @@
+"""One owner of a run folder at a time, on one machine or on many that share a file system.
+
+The file `lock` holds the owner's host, process and job. Its flock settles who owns the folder among processes of one
+machine: it goes away with its holder, however that ends. File systems do not always carry a flock to other machines,
+so the owner also renews the file's time every BEAT_SECONDS, and another machine takes over after STALE_SECONDS
+without a sign of life.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import threading
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from scaling_testbed.errors import UserError
+
+BEAT_SECONDS, STALE_SECONDS = 10, 60
+
+
+class AlreadyRunning(UserError):
+    """Another process owns this run's folder. Exit status 75."""
+
+    exit_status = 75
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Who runs a folder: host, process id there, and the Slurm job (`array_task` where it is one) or None."""
+
+    host: str
+    pid: int
+    job: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.host} pid {self.pid}" + (f" (job {self.job})" if self.job else "")
+
+
+def this_process() -> Owner:
+    """This process as an owner."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    job = f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
+    return Owner(socket.gethostname(), os.getpid(), job)
+
+
+class Lease:
+    """Holds `path`, a lock file, while entered. Raises AlreadyRunning, naming the owner, where it is taken."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._stop = threading.Event()
+
+    def __enter__(self):
+        self._file = open(self.path, "a+")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            taken = _alive_elsewhere(self.path)
+        except OSError:
+            taken = _read(self.path) or "another process"
+        if taken:
+            self._file.close()
+            raise AlreadyRunning(f"{self.path.parent} is being run by {taken}; wait for it or end it")
+        self._file.truncate(0)
+        self._file.write(json.dumps(asdict(this_process())))
+        self._file.flush()
+        self._stop.clear()
+        self._beat = threading.Thread(target=self._renew, daemon=True)
+        self._beat.start()
+        return self
+
+    def __exit__(self, *_):
+        self._stop.set()
+        self._beat.join()
+        self._file.truncate(0)
+        self._file.close()
+
+    def _renew(self) -> None:
+        while not self._stop.wait(BEAT_SECONDS):
+            with contextlib.suppress(OSError):  # a file server that is away for a moment
+                os.utime(self.path)
+
+
+def owner_of(path: Path) -> Owner | None:
+    """The process that holds the lock file `path` now, as far as can be told without asking it; None: nobody."""
+    owner = _read(path)
+    if owner is None:
+        return None
+    if owner.host != socket.gethostname():
+        return _alive_elsewhere(path)
+    try:
+        os.kill(owner.pid, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        pass
+    return owner if _seconds_silent(path) < STALE_SECONDS else None  # else the process id belongs to a later process
+
+
+def _alive_elsewhere(path: Path) -> Owner | None:
+    """The owner, if it is on another machine and gave a sign of life lately."""
+    owner = _read(path)
+    elsewhere = owner is not None and owner.host != socket.gethostname()
+    return owner if elsewhere and _seconds_silent(path) < STALE_SECONDS else None
+
+
+def _read(path: Path) -> Owner | None:
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        return Owner(**json.loads(path.read_text()))
+    return None
+
+
+def _seconds_silent(path: Path) -> float:
+    """Since the lock file was renewed, by the clock of the machine that keeps the files: clocks differ."""
+    probe = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
+    try:
+        probe.touch()
+        return probe.stat().st_mtime - path.stat().st_mtime
+    except OSError:
+        return 0.0  # not to be told: better to wait than to write beside a living owner
+    finally:
+        probe.unlink(missing_ok=True)
