@@ -3,7 +3,11 @@
 import importlib
 import sys
 
-DOORS = {"train": "train one model", "prepare": "tokenise a corpus into shards"}
+DOORS = {
+    "train": "train one model",
+    "sweep": "plan, run, submit and watch grids of runs",
+    "prepare": "tokenise a corpus into shards",
+}
 
 
 def main() -> int:

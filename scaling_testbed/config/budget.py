@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from scaling_testbed.errors import ConfigError, check_choice, check_positive
 
 UNITS = ("tokens", "tokens_per_param", "flops", "steps")
-CONVENTIONS = ("n_params", "n_params_non_embedding", "n_params_no_input_embedding")
+CONVENTIONS = ("n_params", "n_params_non_embedding", "n_params_no_input_embedding", "n_params_no_qk_gains")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +16,7 @@ class BudgetConfig:
     tokens: training tokens. tokens_per_param: the multiplier M = D / N of Gadre et al. 2024. flops: 6 N D.
     steps: optimizer steps.
     params: which count N stands for in tokens_per_param and flops: n_params (all) | n_params_non_embedding (neither
-        embedding nor head) | n_params_no_input_embedding (head included).
+        embedding nor head) | n_params_no_input_embedding (head included) | n_params_no_qk_gains (all but those).
     """
 
     tokens: float | None = None

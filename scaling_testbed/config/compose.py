@@ -4,8 +4,10 @@ The dataclasses of schema.py are registered as Hydra's schemas, so that every ke
 file in configs/ that names a group's schema (`/schema/optimizer/adamw@_here_`) says only what deviates.
 """
 
+import copy
 import dataclasses
 import difflib
+import functools
 import os
 import re
 import sys
@@ -16,6 +18,7 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -32,13 +35,83 @@ def compose(overrides: Sequence[str], config_name: str = "train") -> RunConfig:
     Raises ConfigError, one or two lines naming the key, for an unknown key or choice, a wrong type or a bad value.
     """
     _register_schemas()
-    GlobalHydra.instance().clear()
     try:
-        with hydra.initialize_config_dir(version_base=None, config_dir=str(CONFIG_DIR)):
-            composed = hydra.compose(config_name, overrides=list(overrides))
-            return to_run_config(composed, overrides)
+        return to_run_config(_compose_dict(overrides, config_name), overrides)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_one_line(error, overrides)) from None
+
+
+def compose_many(override_lists: Sequence[Sequence[str]]) -> list[RunConfig]:
+    """`compose` of each list, in a thirtieth of the time where lists differ in plain values only: Hydra composes once
+    for each choice of groups, and values are set on copies of that. Raises ConfigError as `compose` does.
+    """
+    _register_schemas()
+    parsed = functools.cache(OverridesParser.create().parse_override)
+    bases: dict[tuple[str, ...], DictConfig] = {}
+    runs = []
+    for overrides in override_lists:
+        values = [text for text in overrides if _sets_plain_value(text)]
+        choices = tuple(text for text in overrides if not _sets_plain_value(text))
+        try:
+            if choices not in bases:
+                bases[choices] = _compose_dict(choices)
+            composed = copy.deepcopy(bases[choices])
+            for override in map(parsed, values):
+                OmegaConf.update(composed, override.key_or_group, override.value(), merge=True)
+            runs.append(to_run_config(composed, overrides))
+        except (HydraException, OmegaConfBaseException, ConfigError):
+            runs.append(compose(overrides))  # it knows how to say what is wrong
+    return runs
+
+
+def _sets_plain_value(text: str) -> bool:
+    """Whether an override only sets a key: it chooses no group, adds and deletes nothing."""
+    key = text.partition("=")[0]
+    return "." in key and key[0].isalpha() and "@" not in key and "/" not in key or key in _TOP_LEVEL
+
+
+_TOP_LEVEL = {f.name for f in dataclasses.fields(RunConfig)} - set(GROUPS) - {"overrides"}
+
+
+def fill(cls: type, path: Path, prefix: str, overrides: Sequence[str]):
+    """A dataclass outside of RunConfig from a YAML file and overrides `prefix.key=value`. Raises ConfigError naming
+    the file or key."""
+    try:
+        config = OmegaConf.merge(OmegaConf.structured(cls), OmegaConf.load(path))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: there is no such file") from None
+    except Exception as error:  # YAML's own kinds among them
+        raise ConfigError(f"{path}: {' '.join(str(error).split())}") from None
+    known = {f"{prefix}.{f.name}" for f in dataclasses.fields(cls)}
+    for text in overrides:
+        key = text.partition("=")[0]
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            raise ConfigError(f"there is no key {key}; " + (f"did you mean {close[0]}?" if close else f"see {path}"))
+        try:
+            value = OverridesParser.create().parse_override(text).value()
+            OmegaConf.update(config, key.removeprefix(f"{prefix}."), value)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigError(f"{key}: {' '.join(str(error).split())}") from None
+    return OmegaConf.to_object(config)
+
+
+def override_values(text: str) -> tuple[str, list[str]]:
+    """The key of `key=value` and its values, more than one for `key=a,b` or key=range(...) (Hydra's sweeps), as they
+    would be typed. Raises ConfigError for what Hydra cannot read."""
+    try:
+        override = OverridesParser.create().parse_override(text)
+        if not override.is_sweep_override():
+            return override.get_key_element(), [text.partition("=")[2]]
+        return override.get_key_element(), list(override.sweep_string_iterator())
+    except HydraException as error:
+        raise ConfigError(_one_line(error, [text])) from None
+
+
+def _compose_dict(overrides: Sequence[str], config_name: str = "train") -> DictConfig:
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(version_base=None, config_dir=str(CONFIG_DIR)):
+        return hydra.compose(config_name, overrides=list(overrides))
 
 
 def to_run_config(composed: DictConfig, overrides: Sequence[str]) -> RunConfig:
@@ -135,6 +208,18 @@ def _one_line(error: Exception, overrides: Sequence[str]) -> str:
     return first
 
 
+def with_errors(action: Callable[[], int]) -> int:
+    """The exit status of `action`; an error that a person can mend is printed as its message."""
+    try:
+        return action()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        print("error: interrupted; the same command goes on where it was", file=sys.stderr)
+        return 130
+
+
 def run_door(command: Callable[[RunConfig], int], argv: Sequence[str], doc: str) -> int:
     """What a door does with its arguments: compose, call `command`, return the exit status.
 
@@ -145,20 +230,8 @@ def run_door(command: Callable[[RunConfig], int], argv: Sequence[str], doc: str)
         print(_help(doc))
         return 0
     if any(argument.startswith("-") for argument in argv):
-        return _report_errors(lambda: _through_hydra(command, argv))
-    return _report_errors(lambda: command(compose(argv)))
-
-
-def _report_errors(action: Callable[[], int]) -> int:
-    """The exit status of `action`; an error that a person can mend is printed as its message."""
-    try:
-        return action()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_status
-    except KeyboardInterrupt:
-        print("error: interrupted; the same command goes on where it was", file=sys.stderr)
-        return 130
+        return with_errors(lambda: _through_hydra(command, argv))
+    return with_errors(lambda: command(compose(argv)))
 
 
 def _help(doc: str) -> str:
@@ -178,7 +251,7 @@ def _through_hydra(command, argv) -> int:
 
     def task(composed: DictConfig) -> None:
         run = lambda: command(to_run_config(composed, HydraConfig.get().overrides.task))  # noqa: E731
-        statuses.append(_report_errors(run))
+        statuses.append(with_errors(run))
 
     main = hydra.main(version_base=None, config_path=str(CONFIG_DIR), config_name="train")
     saved, sys.argv = sys.argv, [sys.argv[0], *argv]

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -91,6 +92,7 @@ class BytesConfig:
     """256 byte values and EOS: nothing to train, nothing to download."""
 
     name: str = "bytes"
+    vocab_size: ClassVar[int] = 257
 
     def identity(self) -> dict:
         """Everything that decides the ids of a text."""
@@ -98,7 +100,7 @@ class BytesConfig:
 
     def prepare(self, texts: Iterable[bytes], folder: Path) -> dict:
         """Leaves what is needed in `folder` and returns the description for the manifest."""
-        return {"kind": "bytes", "name": self.name, "vocab_size": 257, "eos_id": 256}
+        return {"kind": "bytes", "name": self.name, "vocab_size": self.vocab_size, "eos_id": 256}
 
 
 @dataclass(frozen=True, kw_only=True)

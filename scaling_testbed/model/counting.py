@@ -18,32 +18,33 @@ from scaling_testbed.model.config import GATED_MLPS, RESIDUALS, ModelConfig
 
 @dataclass(frozen=True)
 class ParamCounts:
-    """One model, three conventions.
+    """One model, four conventions.
 
     n_params                     everything
     n_params_non_embedding       neither embedding nor head (Kaplan et al.; the proxies paper)
     n_params_no_input_embedding  with the head, without the embedding; a tied matrix counts, as the head
+    n_params_no_qk_gains         everything but the gains of qk-norm: the published counts of Gadre et al. 2024
     """
 
     n_params: int
     n_params_non_embedding: int
     n_params_no_input_embedding: int
+    n_params_no_qk_gains: int
 
 
-def count_params(config: ModelConfig, include_qk_gains: bool = True) -> ParamCounts:
-    """Count the parameters of `config`, whose vocab_size must be known. The counts published for the open_lm
-    models (Gadre et al. 2024) leave the qk-norm gains out: `include_qk_gains=False`."""
+def count_params(config: ModelConfig) -> ParamCounts:
+    """Count the parameters of `config`, whose vocab_size must be known."""
     config = _resolved(config)
     shape = RESIDUALS[config.residual]
-    gains_per_block = 2 * shape.norms_per_branch * config.d_model
-    if include_qk_gains:
-        gains_per_block += _qk_gains(config)
+    gains_per_block = 2 * shape.norms_per_branch * config.d_model + _qk_gains(config)
     body = config.n_layers * (_block_matrices(config) + gains_per_block) + shape.final_norm * config.d_model
     table = config.vocab_size * config.d_model
+    n_params = body + (table if config.tied_head else 2 * table)
     return ParamCounts(
-        n_params=body + (table if config.tied_head else 2 * table),
+        n_params=n_params,
         n_params_non_embedding=body,
         n_params_no_input_embedding=body + table,
+        n_params_no_qk_gains=n_params - config.n_layers * _qk_gains(config),
     )
 
 

@@ -53,10 +53,11 @@ class RunProgress:
         if not self._first < step < self._steps:
             return ""
         left = (time.monotonic() - self._began) / (step - self._first) * (self._steps - step)
-        return f"{_clock(left)} left"
+        return f"{clock(left)} left"
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Seconds as m:ss or h:mm:ss."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -34,7 +34,7 @@ WANDB_START_SECONDS = 20  # how long the start of a run may wait for Weights & B
 # follows them under dotted keys.
 ROW_FIELDS = (
     "schema_version", "run_id", "name", "status", "error", "overrides", "seed",
-    "n_params", "n_params_non_embedding", "n_params_no_input_embedding",
+    "n_params", "n_params_non_embedding", "n_params_no_input_embedding", "n_params_no_qk_gains",
     "n_tokens", "steps", "steps_planned", "epochs", "flops_6nd", "flops",
     "val_loss", "val_loss_initial", "val_loss_best", "val_bpb", "val_loss_by_set",
     "train_loss_last", "diverged_at_step", "max_attention_logit",

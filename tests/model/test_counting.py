@@ -43,7 +43,7 @@ def assert_counts_equal(config):
     head = model.head_weight_VD.numel()
     assert counts.n_params_no_input_embedding == numel(model, "embedding", "head") + head
     qk_gains = sum(p.numel() for name, p in model.named_parameters() if ".q_norm." in name or ".k_norm." in name)
-    assert counts.n_params - count_params(config, include_qk_gains=False).n_params == qk_gains
+    assert counts.n_params - counts.n_params_no_qk_gains == qk_gains
 
 
 @pytest.mark.parametrize("changes", VARIANTS, ids=str)
@@ -70,10 +70,11 @@ def test_counts_equal_the_modules_for_every_config_file(from_yaml, name):
     ],
 )
 def test_open_lm_models_have_exactly_the_published_counts(from_yaml, name, n_params):
-    counts = count_params(from_yaml(name), include_qk_gains=False)
-    assert counts.n_params == n_params
+    counts = count_params(from_yaml(name))
+    assert counts.n_params_no_qk_gains == n_params
     # The published params_no_embed keeps the head.
-    assert counts.n_params_no_input_embedding == n_params - 50432 * from_yaml(name).d_model
+    qk_gains = counts.n_params - n_params
+    assert counts.n_params_no_input_embedding - qk_gains == n_params - 50432 * from_yaml(name).d_model
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,175 @@
+"""A sweep file: which overrides each run of a grid has.
+
+    description: one line
+    analysis: lr_sensitivity            # the analysis that reads the results; null: none
+    overrides: [key=value, ...]         # of every run
+    axes: {key: [values], ...}          # every combination is a run; a group (model, data, ...) is a key too
+    together:                           # keys that move together: one row of values at a time; the first leads
+      - {model: [a, b], batch.sequences: [64, 512]}
+    exclude:                            # runs left out: all keys of an entry fit, to one value or to one of a list
+      - {model: b, budget.tokens_per_param: [320, 640]}
+    seeds: [0, 1]
+
+A value is written as on the command line. Typed after the sweep's name, `key=value` and `key=a,b` replace an axis, pick
+rows of keys that move together by their first key, or apply to every run.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from scaling_testbed.config.compose import CONFIG_DIR, override_values
+from scaling_testbed.errors import ConfigError
+
+SWEEP_DIR = CONFIG_DIR / "sweep"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """A sweep file as it was read, with every value in the spelling of the command line."""
+
+    name: str
+    description: str = ""
+    analysis: str | None = None
+    overrides: list[str] = field(default_factory=list)
+    axes: dict[str, list[str]] = field(default_factory=dict)
+    together: list[dict[str, list[str]]] = field(default_factory=list)
+    exclude: list[dict[str, list[str]]] = field(default_factory=list)
+    seeds: list[str] = field(default_factory=lambda: ["0"])
+
+    def points(self) -> list[dict[str, str]]:
+        """The runs in order, as {key: value} of what differs between them; the first axis changes slowest."""
+        rows = [[dict(zip(t, values, strict=True)) for values in zip(*t.values(), strict=True)] for t in self.together]
+        axes = [[{key: value} for value in values] for key, values in self.axes.items()]
+        seeds = [[{"seed": seed} for seed in self.seeds]]
+        found = (_merged(parts) for parts in itertools.product(*rows, *axes, *seeds))
+        return [point for point in found if not any(_fits(point, entry) for entry in self.exclude)]
+
+
+def load_sweep(name: str) -> Sweep:
+    """The sweep `name` of configs/sweep/, or in the YAML file at the path `name`. Raises ConfigError naming the file
+    and what is wrong in it."""
+    is_path = name.endswith((".yaml", ".yml"))
+    path = Path(name) if is_path else SWEEP_DIR / f"{name}.yaml"
+    try:
+        content = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        if is_path:
+            raise ConfigError(f"sweep={name}: there is no such file") from None
+        names = ", ".join(sorted(file.stem for file in SWEEP_DIR.glob("*.yaml")))
+        raise ConfigError(f"there is no sweep {name!r}; it is one of {names}, or the path of a .yaml file") from None
+    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from None
+    try:
+        return _parse(path.stem, content)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def _parse(name: str, content: Any) -> Sweep:
+    known = [f.name for f in dataclasses.fields(Sweep) if f.name != "name"]
+    if not isinstance(content, dict):
+        raise ConfigError(f"a sweep file is a mapping with the keys {', '.join(known)}")
+    content = {key: value for key, value in content.items() if value is not None}
+    if unknown := [key for key in content if key not in known]:
+        raise ConfigError(f"there is no key {unknown[0]}; a sweep has {', '.join(known)}")
+    for key, kind in (("axes", dict), *((key, list) for key in ("overrides", "together", "exclude", "seeds"))):
+        if not isinstance(content.get(key, kind()), kind):
+            raise ConfigError(f"{key} must be a {'mapping' if kind is dict else 'list'}")
+    content["axes"] = _columns("axes", content.get("axes", {}))
+    content["together"] = [_columns("together", entry) for entry in content.get("together", [])]
+    content["exclude"] = [_columns("exclude", entry, scalars=True) for entry in content.get("exclude", [])]
+    content["seeds"] = [spelled(seed) for seed in content.get("seeds", [0])]
+    if bad := [text for text in content.get("overrides", []) if not isinstance(text, str) or "=" not in text]:
+        raise ConfigError(f"overrides are written key=value; got {bad[0]!r}")
+    sweep = Sweep(name=name, **content)
+    for entry in sweep.together:
+        if len({len(values) for values in entry.values()}) > 1:
+            lengths = ", ".join(f"{key} has {len(values)}" for key, values in entry.items())
+            raise ConfigError(f"keys that move together need equally many values: {lengths}")
+    keys = [*sweep.axes, *(key for entry in sweep.together for key in entry), "seed"]
+    if twice := [key for key in keys if keys.count(key) > 1]:
+        raise ConfigError(f"{twice[0]} is given twice among axes, together and seeds")
+    if astray := [key for entry in sweep.exclude for key in entry if key not in keys]:
+        raise ConfigError(f"exclude names {astray[0]}, which no axis varies")
+    return sweep
+
+
+def _columns(what: str, entry: Any, scalars: bool = False) -> dict[str, list[str]]:
+    if not isinstance(entry, dict):
+        raise ConfigError(f"{what} takes mappings of keys to lists of values; got {entry!r}")
+    columns = {}
+    for key, values in entry.items():
+        if scalars and not isinstance(values, list):
+            values = [values]
+        if not isinstance(values, list) or not values:
+            raise ConfigError(f"{what}.{key} must be a list of values; got {values!r}")
+        columns[str(key)] = [spelled(value) for value in values]
+    return columns
+
+
+def spelled(value: Any) -> str:
+    """A YAML value as one types it after `key=`."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return f"[{','.join(map(spelled, value))}]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{spelled(entry)}" for key, entry in value.items()) + "}"
+    return str(value)
+
+
+def narrowed(sweep: Sweep, typed: Sequence[str]) -> Sweep:
+    """The sweep with what was typed after it. Raises ConfigError for a value that keys moving together do not have."""
+    for text in typed:
+        key, values = override_values(text)
+        if key == "seed":
+            sweep = dataclasses.replace(sweep, seeds=values)
+        elif any(key == next(iter(entry)) for entry in sweep.together):
+            sweep = dataclasses.replace(sweep, together=[_rows_of(entry, key, values) for entry in sweep.together])
+        elif key in sweep.axes or len(values) > 1:
+            sweep = dataclasses.replace(_without(sweep, key), axes=sweep.axes | {key: values})
+        else:
+            sweep = _without(sweep, key)
+            sweep = dataclasses.replace(sweep, overrides=[*sweep.overrides, text])
+    return sweep
+
+
+def _rows_of(entry: dict[str, list[str]], key: str, values: list[str]) -> dict[str, list[str]]:
+    if key not in entry:
+        return entry
+    if missing := [value for value in values if not any(_same(value, known) for known in entry[key])]:
+        tied = ", ".join(list(entry)[1:])
+        raise ConfigError(f"{key} moves together with {tied}; it is one of {', '.join(entry[key])}, got {missing[0]}")
+    rows = [row for row, known in enumerate(entry[key]) if any(_same(value, known) for value in values)]
+    return {other: [column[row] for row in rows] for other, column in entry.items()}
+
+
+def _without(sweep: Sweep, key: str) -> Sweep:
+    """The sweep without `key` among those that move together, since one value is to hold for every run."""
+    together = [{k: values for k, values in entry.items() if k != key} for entry in sweep.together]
+    exclude = [entry for entry in sweep.exclude if key not in entry or key in sweep.axes]
+    return dataclasses.replace(sweep, together=[entry for entry in together if entry], exclude=exclude)
+
+
+def _merged(parts: Sequence[dict[str, str]]) -> dict[str, str]:
+    return {key: value for part in parts for key, value in part.items()}
+
+
+def _fits(point: dict[str, str], entry: dict[str, list[str]]) -> bool:
+    return all(any(_same(point[key], value) for value in values) for key, values in entry.items())
+
+
+def _same(a: str, b: str) -> bool:
+    """Whether two spellings mean one value: 1e-3 and 0.001."""
+    try:
+        return a == b or float(a) == float(b)
+    except ValueError:
+        return False

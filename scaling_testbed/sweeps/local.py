@@ -1,0 +1,181 @@
+"""Run a sweep on this machine: a process per run, some at a time, each with its own output in log.txt.
+
+The runs own their folders and the truth; this driver only starts them. Killed at any moment it loses nothing: the runs
+that it started go on, and the next driver waits for them and starts the rest.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+
+from scaling_testbed.errors import UserError
+from scaling_testbed.running.lease import owner_of
+from scaling_testbed.running.progress import clock
+from scaling_testbed.sweeps.plan import PlannedRun
+from scaling_testbed.sweeps.status import LOG_FILE, RunState, last_line, read_state
+from scaling_testbed.sweeps.view import live_table
+
+POLL_SECONDS = 0.2
+REFRESH_SECONDS = 2.0
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def slots(workers: int | None, gpus: Sequence[str], runs_per_gpu: int) -> list[dict[str, str]]:
+    """The environment of each place that a run can take, as changes to this process's own."""
+    if gpus:
+        return [{"CUDA_VISIBLE_DEVICES": gpu} for _ in range(runs_per_gpu) for gpu in gpus]
+    workers = workers or 1
+    if "OMP_NUM_THREADS" in os.environ or workers == 1:
+        return [{}] * workers
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return [{"OMP_NUM_THREADS": str(max(1, cores // workers))}] * workers
+
+
+@dataclass
+class Driver:
+    """Takes `runs` to their ends in `slots` at a time, the longest first; see `drive`."""
+
+    runs: Sequence[PlannedRun]
+    slots: list[dict[str, str]]
+    retry: bool = False
+    children: dict[str, tuple[subprocess.Popen, PlannedRun, dict]] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+    states: dict[str, RunState] = field(default_factory=dict)
+    stopping: str | None = None
+
+    def drive(self) -> int:
+        """Run what is not finished. Returns 0, 1 when a run failed, or 75 when a signal asked to stop: the runs then
+        have saved their checkpoints and go on at the next call."""
+        self.states = {run.run_id: read_state(run) for run in self.runs}
+        self.waiting = sorted((run for run in self.runs if self._is_due(run)), key=lambda run: -run.flops)
+        self._skipped = [run for run in self.runs if self.states[run.run_id].state == "failed" and not self.retry]
+        self.failures = {run.run_id: self.states[run.run_id].error or "failed" for run in self._skipped}
+        self._work = sum(run.flops for run in self.waiting)
+        self._left_at_start, self._began = len(self.waiting), time.monotonic()
+        if not self.waiting:
+            return self._conclude()
+        free, previous = list(self.slots), {number: signal.signal(number, self._stop) for number in _SIGNALS}
+        try:
+            self._loop(free)
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+        return self._conclude()
+
+    def _is_due(self, run: PlannedRun) -> bool:
+        state = self.states[run.run_id].state
+        return state in ("pending", "stopped", "running") or (state == "failed" and self.retry)
+
+    def _loop(self, free: list[dict[str, str]]) -> None:
+        console = Console()
+        live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
+        refreshed = 0.0
+        if live:
+            live.start()
+        try:
+            while self.children or (self.waiting and not self.stopping):
+                self._fill(free)
+                for run_id, (process, run, slot) in list(self.children.items()):
+                    if process.poll() is not None:
+                        del self.children[run_id]
+                        free.append(slot)
+                        self._ended(run, process.returncode, live is None)
+                if live and time.monotonic() - refreshed > REFRESH_SECONDS:
+                    refreshed = time.monotonic()
+                    self._refresh_running()
+                    rows = shutil.get_terminal_size().lines
+                    live.update(live_table(list(self.states.values()), self._seconds_left(), rows), refresh=True)
+                time.sleep(POLL_SECONDS)
+        finally:
+            if live:
+                live.stop()
+
+    def _fill(self, free: list[dict[str, str]]) -> None:
+        """Start waiting runs in free slots; one that another process owns waits for it without taking a slot."""
+        for run in list(self.waiting):
+            if not free or self.stopping:
+                return
+            if owner_of(Path(run.folder) / "lock"):
+                continue
+            self.waiting.remove(run)
+            self.states[run.run_id] = read_state(run)
+            if self._is_due(run):
+                slot = free.pop()
+                self.children[run.run_id] = (self._start(run, slot), run, slot)
+            else:
+                self._say(run)  # the other process took it to its end
+
+    def _start(self, run: PlannedRun, slot: dict[str, str]) -> subprocess.Popen:
+        folder = Path(run.folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with open(folder / LOG_FILE, "a") as log:
+                return subprocess.Popen(
+                    [sys.executable, "-m", "scaling_testbed.train", *run.overrides],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env=os.environ | slot,
+                    start_new_session=True,  # Ctrl-C reaches the driver, which asks the runs to save
+                )
+        except OSError as error:
+            raise UserError(f"cannot start {run.folder}: {error.strerror}; set runs_dir=") from None
+
+    def _ended(self, run: PlannedRun, status: int, speak: bool) -> None:
+        state = read_state(run)
+        self.states[run.run_id] = state
+        if state.state == "running" and not self.stopping:  # another process was quicker
+            self.waiting.append(run)
+            return
+        if state.state not in ("finished", "diverged") and not self.stopping:
+            fallback = f"killed by signal {-status}" if status < 0 else f"ended with status {status}"
+            self.failures[run.run_id] = state.error or last_line(Path(run.folder)) or fallback
+        if speak:
+            self._say(run)
+
+    def _say(self, run: PlannedRun) -> None:
+        state = self.states[run.run_id]
+        done = self._left_at_start - len(self.waiting) - len(self.children)
+        loss = f"val_loss {state.loss:.4f}" if state.loss is not None else ""
+        left = self._seconds_left()
+        time_left = f"about {clock(left)} left" if left else ""
+        parts = (f"{done}/{self._left_at_start}", f"{state.state:9}", run.label, loss, time_left)
+        print("  ".join(part for part in parts if part), flush=True)
+
+    def _refresh_running(self) -> None:
+        for run in [*(run for _, run, _ in self.children.values()), *self.waiting]:
+            self.states[run.run_id] = read_state(run)
+
+    def _seconds_left(self) -> float | None:
+        """By the work, in FLOPs, that is done of what this driver had to do."""
+        open_runs = [*(run for _, run, _ in self.children.values()), *self.waiting]
+        left = sum(run.flops * (1 - self.states[run.run_id].step / run.steps) for run in open_runs)
+        done = self._work - left
+        return (time.monotonic() - self._began) / done * left if done > 0 else None
+
+    def _stop(self, number, _frame) -> None:
+        """Ask every run to save and end; a second signal ends those that do not answer."""
+        again, self.stopping = self.stopping is not None, signal.Signals(number).name
+        for process, _, _ in self.children.values():
+            process.send_signal(signal.SIGKILL if again else signal.SIGTERM)
+
+    def _conclude(self) -> int:
+        if self.stopping:
+            left = len(self.waiting)
+            print(f"stopped by {self.stopping}; {left} runs not started; the same command goes on", file=sys.stderr)
+            return 75
+        for run in self.runs:
+            if run.run_id in self.failures:
+                print(f"failed: {run.label}: {self.failures[run.run_id]} ({run.folder}/{LOG_FILE})", file=sys.stderr)
+        if self._skipped:
+            print(f"{len(self._skipped)} failed before and were not tried again: `sweep retry`", file=sys.stderr)
+        return 1 if self.failures else 0

@@ -1,0 +1,159 @@
+"""What the runs of a sweep are and cost, before anything is spent."""
+
+import json
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from scaling_testbed.config.compose import compose_many
+from scaling_testbed.config.schema import RunConfig, run_id
+from scaling_testbed.data.preparation import folder_name
+from scaling_testbed.errors import ConfigError, UserError
+from scaling_testbed.files import write_text
+from scaling_testbed.model.counting import count_params, flops_per_token
+from scaling_testbed.sweeps.grid import Sweep
+
+PLAN_FILE = "plan.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedRun:
+    """One run of a sweep.
+
+    varied: what tells it from the others. n_params: under the convention `params`, N of flops_6nd = 6 N D.
+    flops: counted from the matrix products. memory_bytes: an estimate for one device; None where there is none.
+    """
+
+    run_id: str
+    folder: str
+    varied: dict[str, str]
+    overrides: list[str]
+    params: str
+    n_params: int
+    vocab_size: int
+    n_tokens: int
+    tokens_per_step: int
+    steps: int
+    flops_6nd: float
+    flops: float
+    memory_bytes: int | None = None
+    gpu_hours: float | None = None
+
+    @property
+    def label(self) -> str:
+        """The run for a person: what tells it from the others, or its id where it is alone."""
+        return " ".join(f"{key}={value}" for key, value in self.varied.items()) or self.run_id
+
+
+def plan(sweep: Sweep) -> tuple[list[PlannedRun], int]:
+    """The runs of `sweep` in its order, without those that are the same run as an earlier one, and how many those
+    were. Composes all of them: raises ConfigError naming the run and key for what cannot be."""
+    points = sweep.points()
+    if not points:
+        raise ConfigError(f"sweep {sweep.name}: exclude leaves no run")
+    lists = [_overrides(sweep, point) for point in points]
+    found: dict[str, PlannedRun] = {}
+    followers = {key for entry in sweep.together for key in list(entry)[1:]}  # told by the key that leads them
+    varied = [key for key in points[0] if len({point[key] for point in points}) > 1 and key not in followers]
+    for point, overrides, run in zip(points, lists, compose_many(lists), strict=True):
+        planned = _planned(run, {key: point[key] for key in varied}, overrides)
+        found.setdefault(planned.run_id, planned)
+    return list(found.values()), len(points) - len(found)
+
+
+def _overrides(sweep: Sweep, point: dict[str, str]) -> list[str]:
+    """Of one run, the more special ones later; a name that was typed stays."""
+    named = [text for text in sweep.overrides if text.startswith("name=")]
+    values = [f"{key}={value}" for key, value in point.items()]
+    return [*([] if named else [f"name={sweep.name}"]), *_before(sweep.overrides, values)]
+
+
+def _before(shared: Sequence[str], values: Sequence[str]) -> list[str]:
+    """Shared overrides, then a run's own; of several for one key Hydra keeps the last."""
+    own = {text.partition("=")[0] for text in values}
+    return [*(text for text in shared if text.partition("=")[0] not in own), *values]
+
+
+def _planned(run: RunConfig, varied: dict[str, str], overrides: list[str]) -> PlannedRun:
+    vocab_size = planned_vocab_size(run)
+    model = run.model.resolved(vocab_size)
+    counts = count_params(model)
+    steps = run.budget.resolve_steps(counts, run.batch.tokens)
+    n_params, n_tokens = getattr(counts, run.budget.params), steps * run.batch.tokens
+    flops = flops_per_token(model, run.batch.sequence_length) * n_tokens
+    return PlannedRun(
+        run_id=run_id(run),
+        folder=str(Path(run.runs_dir) / run.name / run_id(run)),
+        varied=varied,
+        overrides=overrides,
+        params=run.budget.params,
+        n_params=n_params,
+        vocab_size=model.vocab_size,
+        n_tokens=n_tokens,
+        tokens_per_step=run.batch.tokens,
+        steps=steps,
+        flops_6nd=6 * n_params * n_tokens,
+        flops=flops,
+    )
+
+
+def planned_vocab_size(run: RunConfig) -> int:
+    """The vocabulary of the run's data: as prepared, or as tokenizer or source will have it. Raises ConfigError where
+    only preparing can tell."""
+    try:
+        manifest = Path(run.data_dir) / folder_name(run.data, run.tokenizer) / "manifest.json"
+        return json.loads(manifest.read_text())["vocab_size"]
+    except (OSError, ValueError, KeyError, UserError):
+        pass  # not prepared, or not even there
+    known = getattr(run.data, "vocab_size", None) or getattr(run.tokenizer, "vocab_size", None) or run.model.vocab_size
+    if known is None:
+        raise ConfigError(
+            f"the vocabulary of data={run.data.name} tokenizer={run.tokenizer.name} is not known before it is "
+            "prepared; run `prepare` first, or give tokenizer.vocab_size="
+        )
+    return known
+
+
+def priced(runs: Sequence[PlannedRun], flops_per_second: float) -> list[PlannedRun]:
+    """The runs with the GPU-hours that their counted FLOPs take at this rate."""
+    return [replace(run, gpu_hours=run.flops / flops_per_second / 3600) for run in runs]
+
+
+def measured_rate(rows: Iterable[dict[str, Any]]) -> float | None:
+    """FLOP/s that finished runs reached from start to end, their median; None without any."""
+    rates = [
+        row["flops"] / row["wall_seconds"]
+        for row in rows
+        if row.get("status") == "finished" and row.get("flops") and row.get("wall_seconds")
+    ]
+    return statistics.median(rates) if rates else None
+
+
+def sweep_folder(runs: Sequence[PlannedRun]) -> Path:
+    """The folder that all runs of one sweep lie in."""
+    return Path(runs[0].folder).parent
+
+
+def remember(runs: Sequence[PlannedRun]) -> None:
+    """Add the runs to the folder's plan.jsonl, by which they are known later without composing them again."""
+    folder = sweep_folder(runs)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror}; set runs_dir=") from None
+    known = {run.run_id: run for run in [*remembered(folder), *runs]}
+    write_text(folder / PLAN_FILE, "".join(json.dumps(asdict(run)) + "\n" for run in known.values()))
+
+
+def remembered(folder: Path) -> list[PlannedRun]:
+    """What `remember` wrote in `folder`; lines that cannot be read are left out."""
+    runs = []
+    if (folder / PLAN_FILE).exists():
+        for line in (folder / PLAN_FILE).read_text().splitlines():
+            try:
+                runs.append(PlannedRun(**json.loads(line)))
+            except (ValueError, TypeError):
+                continue
+    return runs

@@ -1,0 +1,263 @@
+"""Submit a sweep as Slurm job arrays, and find its tasks in the queue again.
+
+A submission is a folder slurm/NNN/ beside the runs: job.sh, the script; tasks.txt, a line per array task with the run's
+folder and overrides, quoted for a shell; and what the tasks print. The job's name is made from that folder's path, so
+that squeue alone tells which runs are queued, even if the submitting process was killed before it knew the job's id.
+"""
+
+import hashlib
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from scaling_testbed.errors import ConfigError, UserError, check_positive
+from scaling_testbed.sweeps.plan import PlannedRun, sweep_folder
+
+DEFAULT_MAX_ARRAY_SIZE = 1001  # Slurm's own default, where no cluster can be asked
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlurmConfig:
+    """Meanings and defaults: configs/launcher/slurm.yaml."""
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    time: str | None = None
+    constraint: str | None = None
+    memory: str | None = None
+    nodes: int = 1
+    gpus_per_node: int = 1
+    cpus_per_process: int | None = None
+    max_running: int | None = None
+    signal_seconds: int = 120
+    requeue: bool = True
+    torchrun: bool = False
+    sbatch: list[str] = field(default_factory=list)
+    setup: list[str] = field(default_factory=list)
+    python: str | None = None
+
+    def __post_init__(self):
+        for key in ("nodes", "cpus_per_process", "max_running", "signal_seconds"):
+            check_positive(f"launcher.{key}", getattr(self, key))
+        if self.gpus_per_node < 0:
+            raise ConfigError(f"launcher.gpus_per_node must not be negative; got {self.gpus_per_node}")
+        for option in self.sbatch:
+            if not option.startswith("-"):
+                raise ConfigError(f"launcher.sbatch holds options of sbatch, such as --exclude=node7; got {option!r}")
+        texts = [self.partition, self.account, self.qos, self.time, self.constraint, self.memory, *self.sbatch]
+        if bad := [text for text in texts if text and re.search(r"[\x00-\x1f]", text)]:
+            raise ConfigError(f"an option of sbatch must be one line; got {bad[0]!r}")
+
+    @property
+    def processes_per_node(self) -> int:
+        return max(1, self.gpus_per_node)
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One array job: its folder, script, and runs by array index. job_id: None until it is submitted."""
+
+    folder: Path
+    script: str
+    runs: list[PlannedRun]
+    job_id: str | None = None
+
+
+def write_submissions(runs: Sequence[PlannedRun], config: SlurmConfig, max_array_size: int) -> list[Submission]:
+    """Scripts and task lists for `runs`, in as many array jobs as the cluster's MaxArraySize asks for."""
+    parent = sweep_folder(runs) / "slurm"
+    made = []
+    for begin in range(0, len(runs), max_array_size - 1):
+        part = list(runs[begin : begin + max_array_size - 1])
+        folder = _new_folder(parent)
+        script = job_script(folder, part, config)
+        (folder / "tasks.txt").write_text("".join(_task_line(run) + "\n" for run in part))
+        (folder / "job.sh").write_text(script)
+        made.append(Submission(folder, script, part))
+    return made
+
+
+def job_script(folder: Path, runs: Sequence[PlannedRun], config: SlurmConfig) -> str:
+    """The text of job.sh: options, set-up, the task's run, and the requeue after a warning of the time limit."""
+    limit = f"%{config.max_running}" if config.max_running else ""
+    options = {
+        "job-name": job_name(folder),
+        "array": f"0-{len(runs) - 1}{limit}",
+        "output": f"{str(folder.resolve()).replace('%', '%%')}/%a.log",
+        "open-mode": "append",
+        "nodes": config.nodes,
+        "ntasks-per-node": 1 if config.torchrun else config.processes_per_node,
+        "gpus-per-node": config.gpus_per_node or None,
+        "cpus-per-task": _cpus_per_task(config),
+        "partition": config.partition,
+        "account": config.account,
+        "qos": config.qos,
+        "time": config.time,
+        "constraint": config.constraint,
+        "mem": config.memory,
+        "signal": f"USR1@{config.signal_seconds}",
+    }
+    lines = [f"--{key}={shlex.quote(str(value))}" for key, value in options.items() if value is not None]
+    lines += ["--requeue" if config.requeue else "--no-requeue", *map(_quoted_option, config.sbatch)]
+    return _SCRIPT.format(
+        options="\n".join(f"#SBATCH {line}" for line in lines),
+        here=shlex.quote(os.getcwd()),
+        setup="\n".join(config.setup),
+        tasks=shlex.quote(str(folder.resolve() / "tasks.txt")),
+        command=_command(config),
+        requeue=_REQUEUE if config.requeue else "",
+    )
+
+
+_SCRIPT = """#!/usr/bin/env bash
+{options}
+# One run of a sweep per array task; the same script again goes on where the run was.
+cd {here}
+{setup}
+eval "task=($(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {tasks}))"
+folder=${{task[0]}}
+overrides=("${{task[@]:1}}")
+mkdir -p "$folder"
+touch "$folder/started"
+trap : TERM USR1 # they are for training; this shell outlives it
+{command} "${{overrides[@]}}" >> "$folder/log.txt" 2>&1 &
+training=$!
+while wait $training; status=$?; kill -0 $training 2> /dev/null; do :; done
+{requeue}
+exit $status
+"""
+
+# Not by the exit status: a launcher in between may change it. And not by an old result: this start has written it.
+_REQUEUE = """if [ "$folder/result.json" -nt "$folder/started" ] &&
+  grep -q '"error": "stopped by SIGUSR1' "$folder/result.json"; then
+  scontrol requeue "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}"
+fi"""
+
+
+def _command(config: SlurmConfig) -> str:
+    """What starts the processes. srun gives each its rank and passes signals on; after the first one ends the others
+    have two minutes."""
+    python = shlex.quote(config.python or sys.executable)
+    if not config.torchrun:
+        return f"srun --wait=120 {python} -m scaling_testbed.train"
+    rendezvous = '--rdzv-backend=c10d --rdzv-id="$SLURM_JOB_ID"' + (
+        ' --rdzv-endpoint="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1):'
+        '$((20000 + SLURM_JOB_ID % 20000))"'
+    )
+    return (
+        f"srun --wait=120 {python} -m torch.distributed.run --nnodes={config.nodes} "
+        f"--nproc-per-node={config.processes_per_node} {rendezvous} "
+        "--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 -m scaling_testbed.train"
+    )
+
+
+def _cpus_per_task(config: SlurmConfig) -> int | None:
+    if config.cpus_per_process is None:
+        return None
+    return config.cpus_per_process * (config.processes_per_node if config.torchrun else 1)
+
+
+def _quoted_option(option: str) -> str:
+    """`--key=some value` with its value quoted for sbatch."""
+    key, equals, value = option.partition("=")
+    return f"{key}={shlex.quote(value)}" if equals else shlex.quote(key)
+
+
+def _task_line(run: PlannedRun) -> str:
+    return shlex.join([str(Path(run.folder).resolve()), *run.overrides])
+
+
+def _new_folder(parent: Path) -> Path:
+    """parent/001, 002, ...: the first that is not there yet, made in one step."""
+    number = 1
+    while True:
+        try:
+            (parent / f"{number:03}").mkdir(parents=True)
+            return parent / f"{number:03}"
+        except FileExistsError:
+            number += 1
+        except OSError as error:
+            raise UserError(f"cannot write {parent}: {error.strerror}; set runs_dir=") from None
+
+
+def job_name(folder: Path) -> str:
+    """The name of a submission's job: the sweep's, and a hash of the folder's path."""
+    sweep = re.sub(r"[^A-Za-z0-9_.-]+", "_", folder.parent.parent.name)
+    return f"{sweep}-{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]}"
+
+
+def submit(submission: Submission) -> Submission:
+    """Hand one array job to sbatch. Raises UserError with sbatch's own words when it refuses; the submission's folder
+    is then removed."""
+    script = submission.folder / "job.sh"
+    answer = _ask("sbatch", "--parsable", str(script))
+    if answer.returncode:
+        shutil.rmtree(submission.folder)
+        raise UserError(f"sbatch refused the job: {_words(answer)}")
+    return Submission(submission.folder, submission.script, submission.runs, answer.stdout.strip().partition(";")[0])
+
+
+def has_slurm() -> bool:
+    """Whether this machine can ask a cluster."""
+    return shutil.which("squeue") is not None and shutil.which("sbatch") is not None
+
+
+def max_array_size() -> int:
+    """The cluster's MaxArraySize. Raises UserError where the cluster does not answer."""
+    answer = _ask("scontrol", "show", "config")
+    if answer.returncode:
+        raise UserError(f"the Slurm cluster does not answer: {_words(answer)}")
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", answer.stdout, re.MULTILINE)
+    return max(2, int(found.group(1))) if found else DEFAULT_MAX_ARRAY_SIZE
+
+
+def queued(folder: Path) -> dict[str, tuple[str, str]]:
+    """Run folder -> (job id, state) of the tasks in the queue that submissions of the sweep's `folder` hold; states in
+    squeue's words, lower case. Raises UserError where the queue cannot be read."""
+    submissions = {job_name(path): path for path in (folder / "slurm").glob("[0-9]*")}
+    if not submissions:
+        return {}
+    answer = _ask("squeue", "--noheader", "--array", "--format=%j|%F|%K|%T")
+    if answer.returncode:
+        raise UserError(f"squeue does not answer: {_words(answer)}")
+    found = {}
+    for line in answer.stdout.splitlines():
+        name, job, index, state = line.rsplit("|", 3)
+        if name in submissions and index.isdigit() and state not in _ENDED:
+            run_folder = _task_folder(submissions[name], int(index))
+            if run_folder:
+                found[run_folder] = (f"{job}_{index}", state.lower())
+    return found
+
+
+# Tasks that squeue may still show although nothing of them will run.
+_ENDED = {"COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE"}
+
+
+def _task_folder(submission: Path, index: int) -> str | None:
+    try:
+        return shlex.split((submission / "tasks.txt").read_text().splitlines()[index])[0]
+    except (OSError, IndexError, ValueError):
+        return None
+
+
+def _ask(*command: str) -> subprocess.CompletedProcess:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=120)
+    except FileNotFoundError:
+        raise UserError(
+            f"{command[0]} is not on this machine; submit where Slurm is, or see the script with --dry-run"
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise UserError(f"{command[0]} gave no answer in two minutes") from None
+
+
+def _words(answer: subprocess.CompletedProcess) -> str:
+    return " ".join((answer.stderr or answer.stdout).split()) or f"status {answer.returncode}"

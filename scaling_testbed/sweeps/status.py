@@ -1,0 +1,153 @@
+"""Where the runs of a sweep stand, told from their folders alone, and their rows collected."""
+
+import contextlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scaling_testbed.errors import UserError
+from scaling_testbed.files import write_text
+from scaling_testbed.running.lease import Owner, owner_of
+from scaling_testbed.running.records import FINAL
+from scaling_testbed.sweeps.plan import PlannedRun
+
+LOG_FILE = "log.txt"  # what a run printed when a sweep started it
+TAIL_BYTES = 16384
+
+# In the order a table shows them. stopped: it has started, nobody runs it, and it can go on.
+STATES = ("running", "queued", "pending", "stopped", "failed", "diverged", "finished")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunState:
+    """One run now. loss: the last validation loss, else the last training loss, in nats. error: the last line of what
+    went wrong. owner: who runs it. job: the Slurm job that has or had it."""
+
+    run: PlannedRun
+    state: str
+    step: int = 0
+    loss: float | None = None
+    eta_seconds: float | None = None
+    owner: Owner | None = None
+    job: str | None = None
+    error: str | None = None
+
+    def record(self) -> dict[str, Any]:
+        """As one flat object for --json."""
+        return {
+            "run_id": self.run.run_id,
+            "varied": self.run.varied,
+            "state": self.state,
+            "step": self.step,
+            "steps": self.run.steps,
+            "loss": self.loss,
+            "eta_seconds": self.eta_seconds,
+            "owner": str(self.owner) if self.owner else None,
+            "job": self.job,
+            "error": self.error,
+            "folder": self.run.folder,
+        }
+
+
+def read_state(run: PlannedRun) -> RunState:
+    """The state of one run from its folder."""
+    folder = Path(run.folder)
+    row = read_row(folder)
+    if row and row.get("status") in FINAL:  # the common case of a long sweep reads one file
+        loss = row.get("val_loss")
+        return RunState(run=run, state=row["status"], step=row.get("steps") or 0, loss=loss, error=row.get("error"))
+    owner = owner_of(folder / "lock") if folder.exists() else None
+    last = last_metrics(folder)
+    step = last.get("step", 0)
+    known = {"run": run, "step": step, "loss": last.get("val_loss", last.get("train_loss"))}
+    if owner:
+        rate = last.get("tokens_per_second")
+        eta = (run.steps - step) * run.tokens_per_step / rate if rate else None
+        return RunState(**known, state="running", owner=owner, job=owner.job, eta_seconds=eta)
+    if row and row.get("status") == "failed":
+        return RunState(**known, state="failed", error=row.get("error") or last_line(folder))
+    if row or (folder / "environment.json").exists() or (folder / LOG_FILE).exists():
+        return RunState(**known, state="stopped", error=row["error"] if row else last_line(folder))
+    return RunState(**known, state="pending")
+
+
+def read_row(folder: Path) -> dict[str, Any] | None:
+    """The run's row, or None where there is none that can be read."""
+    with contextlib.suppress(OSError, ValueError):
+        return json.loads((folder / "result.json").read_text())
+    return None
+
+
+def last_metrics(folder: Path) -> dict[str, Any]:
+    """The last whole record of metrics.jsonl with the last validation loss, from the end of the file; {} without."""
+    found: dict[str, Any] = {}
+    for line in reversed(_tail(folder / "metrics.jsonl")):
+        with contextlib.suppress(ValueError):
+            record = json.loads(line)
+            found = {**record, **found}
+            if "val_loss" in found and "train_loss" in found:
+                break
+    return found
+
+
+def last_line(folder: Path) -> str | None:
+    """The last line of a run's output that is not empty."""
+    lines = [line for line in _tail(folder / LOG_FILE) if line.strip()]
+    return lines[-1].strip() if lines else None
+
+
+def _tail(path: Path) -> list[str]:
+    try:
+        with open(path, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - TAIL_BYTES))
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return []
+    return lines[1:] if size > TAIL_BYTES else lines
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    """Every row in a sweep's folder, by run id."""
+    found = (read_row(path.parent) for path in sorted(folder.glob("*/result.json")))
+    return [row for row in found if row]
+
+
+def frame(folder: str | Path):
+    """All rows of a sweep's folder as a pandas DataFrame, one column per field."""
+    import pandas
+
+    return pandas.DataFrame(rows(Path(folder)))
+
+
+def collect(folder: Path) -> tuple[Path, Path, int]:
+    """Write results.jsonl and results.parquet into a sweep's folder; returns their paths and the number of rows.
+
+    In the table, columns with lists or mappings hold JSON text. Raises UserError where there is no row."""
+    found = rows(folder)
+    if not found:
+        raise UserError(f"{folder} holds no result yet; `sweep status` shows how far its runs are")
+    lines, table = folder / "results.jsonl", folder / "results.parquet"
+    write_text(lines, "".join(json.dumps(row) + "\n" for row in found))
+    data = frame(folder).apply(_storable)
+    work = table.with_suffix(".parquet.tmp")
+    data.to_parquet(work, index=False)
+    os.replace(work, table)
+    return lines, table, len(found)
+
+
+def _storable(column):
+    """A column as Parquet takes it: of one type, lists and mappings as JSON text."""
+    if column.map(lambda value: isinstance(value, (dict, list))).any():
+        return column.map(lambda value: json.dumps(value) if isinstance(value, (dict, list)) else value)
+    types = {type(value) for value in column.dropna()}
+    return column.map(str, na_action="ignore") if str in types and len(types) > 1 else column
+
+
+def counts(states: Sequence[RunState]) -> str:
+    """How many runs are in each state, in words."""
+    numbers = {state: sum(found.state == state for found in states) for state in STATES}
+    return ", ".join(f"{number} {state}" for state, number in numbers.items() if number)
