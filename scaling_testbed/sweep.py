@@ -18,7 +18,7 @@ Exit status: 0 done, 1 a run failed, 75 stopped by a signal, 2 a wrong command.
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -159,12 +159,9 @@ def do_submit(command: Command, retry: bool = False) -> int:
     config = _launcher(command)
     dry = "--dry-run" in command.flags
     runs = planned(command)
-    states = [read_state(run) for run in runs]
-    wanted = {"pending", "stopped"} | ({"failed"} if retry else set())
-    in_queue = slurm.queued(sweep_folder(runs)) if slurm.has_slurm() else {}
-    due = [s.run for s in states if s.state in wanted and str(Path(s.run.folder).resolve()) not in in_queue]
-    adopted = len([run for run in runs if str(Path(run.folder).resolve()) in in_queue])
-    print(f"{len(runs)} runs: {counts(states)}; {adopted} in the queue already; {len(due)} to submit")
+    states = _states(runs)
+    due = [s.run for s in states if s.state in ("pending", "stopped") or (retry and s.state == "failed")]
+    print(f"{len(runs)} runs: {counts(states)}; {len(due)} to submit")
     if not due:
         return 0
     largest = slurm.DEFAULT_MAX_ARRAY_SIZE if dry and not slurm.has_slurm() else slurm.max_array_size()
@@ -192,9 +189,7 @@ def do_retry(command: Command) -> int:
 
 def do_status(command: Command) -> int:
     runs = known(command)
-    states = [read_state(run) for run in runs]
-    if slurm.has_slurm():
-        states = _with_queue(states, slurm.queued(sweep_folder(runs)))
+    states = _states(runs)
     if "--json" in command.flags:
         for state in states:
             print(json.dumps(state.record()))
@@ -204,15 +199,15 @@ def do_status(command: Command) -> int:
     return 0
 
 
-def _with_queue(states: list[RunState], queue: dict[str, tuple[str, str]]) -> list[RunState]:
-    """Runs that wait in Slurm's queue are queued, whatever their folders say of an earlier start."""
-    from dataclasses import replace
-
+def _states(runs: Sequence[PlannedRun]) -> list[RunState]:
+    """From the folders and, where there is one, Slurm's queue: what waits there is queued, whatever its folder says of
+    an earlier start."""
+    queue = slurm.queued(sweep_folder(runs)) if slurm.has_slurm() else {}
     found = []
-    for state in states:
+    for state in map(read_state, runs):
         job, _ = queue.get(str(Path(state.run.folder).resolve()), (None, None))
         waits = job and state.state in ("pending", "stopped", "failed")
-        found.append(replace(state, job=job, state="queued") if waits else replace(state, job=state.job or job))
+        found.append(replace(state, job=state.job or job, state="queued" if waits else state.state))
     return found
 
 

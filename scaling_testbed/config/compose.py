@@ -77,7 +77,7 @@ def fill(cls: type, path: Path, prefix: str, overrides: Sequence[str]):
     """A dataclass outside of RunConfig from a YAML file and overrides `prefix.key=value`. Raises ConfigError naming
     the file or key."""
     try:
-        config = OmegaConf.merge(OmegaConf.structured(cls), OmegaConf.load(path))
+        config = OmegaConf.merge(_unlocked(cls), OmegaConf.load(path))
     except FileNotFoundError:
         raise ConfigError(f"{path}: there is no such file") from None
     except Exception as error:  # YAML's own kinds among them

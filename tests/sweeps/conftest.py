@@ -1,0 +1,45 @@
+"""A sweep of runs that take a second: a Markov corpus and models of a few thousand parameters."""
+
+import json
+
+import pytest
+
+from scaling_testbed import sweep
+
+TINY = """
+overrides: [data=markov, data.n_tokens=20000, data.n_validation_tokens=4000, batch.sequences=8,
+            batch.sequence_length=16, budget.steps=4, evaluation.tokens=1024, compute.threads=1]
+axes:
+  model: [bigram, nano_s]
+  optimizer.lr: [1e-3, 1e-2]
+"""
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture
+def door(tmp_path, data_dir, capfd):
+    """Returns a function from (verb, arguments) to (exit status, stdout, stderr) of the sweep door, on TINY."""
+    (tmp_path / "tiny.yaml").write_text(TINY)
+
+    def call(verb, *arguments):
+        places = [f"sweep={tmp_path / 'tiny.yaml'}", f"runs_dir={tmp_path / 'runs'}", f"data_dir={data_dir}"]
+        capfd.readouterr()
+        status = sweep.main([verb, *places, *arguments])
+        return (status, *capfd.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def states(door):
+    """Returns a function to the runs' states by what tells them apart: {"bigram 1e-3": {...}}."""
+
+    def read(*arguments):
+        lines = map(json.loads, door("status", "--json", *arguments)[1].splitlines())
+        return {" ".join(line["varied"].values()): line for line in lines}
+
+    return read

@@ -1,0 +1,138 @@
+"""A sweep on one machine: nothing is repeated, nothing is lost, and a failure is named and passed by."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from scaling_testbed.sweeps import local, status
+from scaling_testbed.sweeps.local import slots
+
+
+def test_a_grid_runs_to_its_end_and_again_starts_nothing(door, states, tmp_path, monkeypatch):
+    code, out, err = door("run", "workers=2")
+    assert (code, err) == (0, "")
+    assert "4/4  finished" in out and "4 finished" in out and "optimizer.lr=1e-2" in out
+    found = states()
+    assert {state["state"] for state in found.values()} == {"finished"}
+    assert all(f"{state['loss']:.4f}" in out for state in found.values())
+
+    monkeypatch.setattr(local.Driver, "_start", lambda *_: pytest.fail("a finished run was started again"))
+    assert door("run", "workers=2")[0] == 0
+
+    code, out, _ = door("collect")
+    assert code == 0 and "4 rows" in out
+    rows = [json.loads(line) for line in (tmp_path / "runs/tiny/results.jsonl").read_text().splitlines()]
+    assert {row["run_id"] for row in rows} == {state["run_id"] for state in found.values()}
+    import pandas
+
+    table = pandas.read_parquet(tmp_path / "runs/tiny/results.parquet")
+    assert sorted(table["val_loss"]) == sorted(row["val_loss"] for row in rows)
+    assert len(status.frame(tmp_path / "runs/tiny")) == 4
+    assert "finished runs" in door("plan")[1]  # priced by what they reached
+
+
+def test_a_failure_is_named_does_not_stop_the_others_and_is_tried_again_only_when_asked(door, states, tmp_path):
+    planned = [json.loads(line) for line in door("plan", "--json")[1].splitlines()]
+    folder = Path(planned[0]["folder"])
+    (folder / "checkpoints" / "step-00000002").mkdir(parents=True)  # damaged: the run refuses to start
+    code, out, err = door("run")
+    assert code == 1
+    assert "model=bigram optimizer.lr=1e-3" in err and "damaged" in err and "log.txt" in err
+    assert states()["bigram 1e-3"]["state"] == "failed"
+    assert "3 finished" in out
+
+    code, out, err = door("run")
+    assert code == 1 and "`sweep retry`" in err
+    (folder / "checkpoints" / "step-00000002").rmdir()
+    assert door("retry")[0] == 0
+    assert {state["state"] for state in states().values()} == {"finished"}
+
+
+def driver(tmp_path, data_dir, *arguments):
+    places = [f"sweep={tmp_path / 'tiny.yaml'}", f"runs_dir={tmp_path / 'runs'}", f"data_dir={data_dir}"]
+    command = [sys.executable, "-m", "scaling_testbed.sweep", "run", *places, *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def until(condition, seconds=90):
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    return found
+
+
+def test_a_signal_saves_every_run_and_the_next_call_goes_on(door, states, tmp_path, data_dir):
+    long = ("budget.steps=6000", "logging.every_steps=1", "model=bigram")
+    process = driver(tmp_path, data_dir, "workers=2", *long)
+    until(lambda: sum(state["step"] > 5 for state in states(*long).values()) == 2)
+    assert {state["state"] for state in states(*long).values()} == {"running"}
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 75 and "stopped by SIGINT" in err
+    stopped = states(*long)
+    assert {state["state"] for state in stopped.values()} == {"stopped"}
+    assert all(list(Path(state["folder"]).glob("checkpoints/step-*")) for state in stopped.values())
+
+    # A run that was stopped is resumed, not started again.
+    process = driver(tmp_path, data_dir, "workers=2", *long)
+    until(lambda: sum(state["state"] == "running" for state in states(*long).values()) == 2)
+    process.kill()  # the driver alone: its runs go on, and the next driver waits for them
+    process.communicate()
+    owners = [state["owner"] for state in states(*long).values() if state["state"] == "running"]
+    assert owners
+    assert door("run", "workers=2", *long)[0] == 0
+    for state in states(*long).values():
+        row = json.loads((Path(state["folder"]) / "result.json").read_text())
+        steps = [
+            json.loads(line)["step"] for line in (Path(state["folder"]) / "metrics.jsonl").read_text().splitlines()
+        ]
+        assert (row["status"], row["restarts"]) == ("finished", 1)
+        assert steps == sorted(set(steps)) and steps[-1] == 6000
+
+
+def test_the_longest_run_starts_first(door, tmp_path, monkeypatch):
+    order = []
+
+    def start(self, run, slot):
+        order.append(run)
+        return subprocess.Popen([sys.executable, "-c", ""])
+
+    monkeypatch.setattr(local.Driver, "_start", start)
+    assert door("run")[0] == 1  # nothing was trained
+    assert [run.flops for run in order] == sorted((run.flops for run in order), reverse=True)
+    assert len({run.flops for run in order}) == 2
+
+
+def test_places_for_runs_by_workers_or_gpus(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8), raising=False)
+    assert slots(None, [], 1) == [{}]
+    assert slots(4, [], 1) == [{"OMP_NUM_THREADS": "2"}] * 4
+    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in slots(None, ["0", "3"], 2)] == ["0", "3", "0", "3"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("run", "workers=0"), "workers must be a number greater than zero"),
+        (("run", "workers=2", "gpus=0"), "not both"),
+        (("run", "runs_per_gpu=2"), "goes with gpus="),
+        (("plan", "workers=2"), "plan does not take workers="),
+        (("plan", "--dry-run"), "plan does not take --dry-run"),
+        (("run", "launcher.partition=x"), "run does not take launcher.partition=x"),
+        (("run", "optimizer.lrr=1"), "did you mean optimizer.lr"),
+        (("jump",), "say one of plan, run, submit"),
+        (("plan", "budget"), "write key=value"),
+    ],
+)
+def test_a_wrong_command_is_one_line_and_status_2(door, tmp_path, arguments, message):
+    code, _, err = door(*arguments)
+    assert code == 2 and message in err and len(err.strip().splitlines()) == 1
+    assert not (tmp_path / "runs").exists()

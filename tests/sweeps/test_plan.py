@@ -1,0 +1,79 @@
+"""A plan is what the runs then are: the same ids, counts and steps; and the published testbed is planned as it was."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from scaling_testbed import sweep
+from scaling_testbed.config.compose import compose, compose_many
+from scaling_testbed.config.schema import run_id
+from scaling_testbed.errors import ConfigError
+from scaling_testbed.sweeps.grid import load_sweep
+from scaling_testbed.sweeps.plan import plan
+
+PUBLISHED = Path(__file__).resolve().parents[3] / "shared" / "data" / "mlfoundations-scaling" / "exp_data" / "models"
+DATA = {"c4_original": "c4", "rpj": "redpajama", "rw_original": "refinedweb"}
+
+
+def test_composing_many_gives_what_composing_each_gives():
+    lists = [
+        ["experiment=over_training", "model=openlm_79m", "optimizer.lr=1e-2", "checkpoint.keep_steps=[1,2]"],
+        ["experiment=over_training", "model=openlm_79m", "seed=3", "name=other", "optimizer.lr=3e-2"],
+        ["model=nano_s", "+evaluation.sets.a=folder", "loss.z_loss=0", "data=markov", "budget.tokens_per_param=5"],
+        ["model=nano_s", "budget.steps=10", "data_dir='a b'"],
+    ]
+    assert compose_many(lists) == [compose(overrides) for overrides in lists]
+    with pytest.raises(ConfigError, match=r"no key optimizer.lrr; did you mean optimizer.lr\?"):
+        compose_many([lists[0], ["optimizer.lrr=1"]])
+
+
+def test_the_testbed_of_104_models_is_planned_as_published():
+    if not PUBLISHED.is_dir():
+        pytest.skip("the published runs are not at hand")
+    runs, same = plan(load_sweep("overtraining"))
+    assert (len(runs), same) == (104, 0)
+    planned = {}
+    for run in runs:
+        values = dict(text.split("=", 1) for text in run.overrides if "=" in text)
+        planned[values["data"], run.n_params, float(values["budget.tokens_per_param"])] = (run, values)
+    for path in PUBLISHED.glob("*.json"):
+        record = json.loads(path.read_text())
+        was = record["hyperparameters"]
+        run, values = planned.pop((DATA[record["dataset_name"]], was["params"], 20.0 * was["chinchilla_multiplier"]))
+        # A whole number of steps is at most half a step from the published tokens.
+        assert abs(run.n_tokens - was["tokens"]) <= run.tokens_per_step / 2
+        assert run.flops_6nd == 6 * was["params"] * run.n_tokens
+        assert float(values["optimizer.lr"]) == was["lr"] and float(values["optimizer.weight_decay"]) == was["wd"]
+        assert int(values["schedule.warmup"]) == was["warmup"]
+    assert planned == {}
+
+
+def test_the_proxies_grid_has_every_size_rate_and_condition():
+    runs, _ = plan(load_sweep("proxies_lr"))
+    assert len(runs) == 7 * 7 * 2
+    assert {run.n_tokens for run in runs} == {100_000 * 256 * 512}
+    assert {run.varied["model.qk_norm"] for run in runs} == {"layernorm", "none"}
+
+
+@pytest.mark.parametrize("path", sorted((Path(sweep.CONFIG_DIR) / "sweep").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_shipped_sweep_can_be_planned(path):
+    runs, same = plan(load_sweep(path.stem))
+    assert runs and same == 0
+
+
+def test_a_plan_spends_nothing_and_prints_objects_alone(door, tmp_path):
+    status, out, err = door("plan", "--json", "flops_per_second=1e12")
+    runs = [json.loads(line) for line in out.splitlines()]
+    assert (status, err, len(runs)) == (0, "", 4)
+    assert not (tmp_path / "runs").exists()
+    for run in runs:
+        assert run["run_id"] == run_id(compose(run["overrides"]))
+        assert run["gpu_hours"] == pytest.approx(run["flops"] / 1e12 / 3600)
+        assert run["n_tokens"] == 4 * 8 * 16 and run["flops_6nd"] == 6 * run["n_params"] * run["n_tokens"]
+    assert "4 runs" in door("plan")[1]
+
+
+def test_combinations_that_are_one_run_count_once(door):
+    status, out, err = door("plan", "--json", "compute.device=cpu,auto")
+    assert len(out.splitlines()) == 4 and "4 combinations are the same run" in err
