@@ -16,6 +16,7 @@ Exit status: 0 done, 1 a run failed, 75 stopped by a signal, 2 a wrong command.
 """
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -236,7 +237,11 @@ def main(argv: list[str] | None = None) -> int:
         command = parse(argv)
         return DO[command.verb](command)
 
-    return with_errors(action)
+    try:
+        return with_errors(action)
+    except BrokenPipeError:  # the reader of `sweep plan | head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 if __name__ == "__main__":

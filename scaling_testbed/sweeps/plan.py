@@ -13,6 +13,7 @@ from scaling_testbed.data.preparation import folder_name
 from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.files import write_text
 from scaling_testbed.model.counting import count_params, flops_per_token
+from scaling_testbed.running.memory import estimate_memory
 from scaling_testbed.sweeps.grid import Sweep
 
 PLAN_FILE = "plan.jsonl"
@@ -23,7 +24,7 @@ class PlannedRun:
     """One run of a sweep.
 
     varied: what tells it from the others. n_params: under the convention `params`, N of flops_6nd = 6 N D.
-    flops: counted from the matrix products. memory_bytes: an estimate for one device; None where there is none.
+    flops: counted from the matrix products. memory_bytes: an estimate for one GPU.
     """
 
     run_id: str
@@ -38,7 +39,7 @@ class PlannedRun:
     steps: int
     flops_6nd: float
     flops: float
-    memory_bytes: int | None = None
+    memory_bytes: int
     gpu_hours: float | None = None
 
     @property
@@ -83,6 +84,7 @@ def _planned(run: RunConfig, varied: dict[str, str], overrides: list[str]) -> Pl
     steps = run.budget.resolve_steps(counts, run.batch.tokens)
     n_params, n_tokens = getattr(counts, run.budget.params), steps * run.batch.tokens
     flops = flops_per_token(model, run.batch.sequence_length) * n_tokens
+    precision = "bf16" if run.compute.precision == "auto" else run.compute.precision
     return PlannedRun(
         run_id=run_id(run),
         folder=str(Path(run.runs_dir) / run.name / run_id(run)),
@@ -96,6 +98,7 @@ def _planned(run: RunConfig, varied: dict[str, str], overrides: list[str]) -> Pl
         steps=steps,
         flops_6nd=6 * n_params * n_tokens,
         flops=flops,
+        memory_bytes=estimate_memory(run, model, counts.n_params, precision).total,
     )
 
 

@@ -12,22 +12,21 @@ from scaling_testbed.sweeps.status import RunState, counts
 def plan_table(runs: Sequence[PlannedRun]) -> Table:
     """One line per run, and the totals."""
     params = {run.params for run in runs}
-    table = _table("run_id", *_varied(runs), f"N ({', '.join(sorted(params))})", "tokens", "steps", "6ND", "FLOPs")
-    with_memory, with_hours = (any(getattr(run, f) is not None for run in runs) for f in ("memory_bytes", "gpu_hours"))
-    if with_memory:
-        table.add_column("memory", justify="right")
+    counted = f"N ({', '.join(sorted(params))})"
+    table = _table("run_id", *_varied(runs), counted, "tokens", "steps", "6ND", "FLOPs", "memory")
+    with_hours = any(run.gpu_hours is not None for run in runs)
     if with_hours:
         table.add_column("GPU-hours", justify="right")
     for run in runs:
         cells = [run.run_id, *(run.varied.get(key, "") for key in _varied(runs)), f"{run.n_params:,}"]
         cells += [f"{run.n_tokens:,}", f"{run.steps:,}", f"{run.flops_6nd:.3g}", f"{run.flops:.3g}"]
-        cells += [f"{run.memory_bytes / 2**30:,.1f} GiB" if run.memory_bytes else "?"] if with_memory else []
+        cells += [f"{run.memory_bytes / 2**30:,.1f} GiB"]
         cells += [f"{run.gpu_hours:,.2f}" if run.gpu_hours is not None else "?"] if with_hours else []
         table.add_row(*cells)
     table.add_section()
     total = [f"{len(runs)} runs", *[""] * len(_varied(runs)), "", f"{sum(run.n_tokens for run in runs):,}"]
     total += [f"{sum(run.steps for run in runs):,}", f"{sum(run.flops_6nd for run in runs):.3g}"]
-    total += [f"{sum(run.flops for run in runs):.3g}", *([""] if with_memory else [])]
+    total += [f"{sum(run.flops for run in runs):.3g}", ""]
     total += [f"{sum(run.gpu_hours or 0 for run in runs):,.2f}"] if with_hours else []
     table.add_row(*total)
     return table

@@ -1,10 +1,13 @@
 """A sweep of runs that take a second: a Markov corpus and models of a few thousand parameters."""
 
 import json
+import tempfile
+from pathlib import Path
 
 import pytest
 
 from scaling_testbed import sweep
+from tests.sweeps import cluster as cluster_module
 
 TINY = """
 overrides: [data=markov, data.n_tokens=20000, data.n_validation_tokens=4000, batch.sequences=8,
@@ -43,3 +46,18 @@ def states(door):
         return {" ".join(line["varied"].values()): line for line in lines}
 
     return read
+
+
+@pytest.fixture(scope="session")
+def cluster_config():
+    if lacking := cluster_module.missing():
+        pytest.skip(f"no Slurm cluster: {lacking}")
+    with tempfile.TemporaryDirectory(prefix="slurm") as folder, cluster_module.running(Path(folder) / "c") as config:
+        yield config
+
+
+@pytest.fixture
+def cluster(cluster_config, monkeypatch):
+    """A running cluster that the commands of this process talk to."""
+    monkeypatch.setenv("SLURM_CONF", str(cluster_config))
+    return cluster_config

@@ -1,0 +1,205 @@
+"""Array jobs: what is asked of Slurm, and, on a real cluster (mark slurm), that nothing is lost or done twice."""
+
+import json
+import shlex
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from scaling_testbed.config.compose import CONFIG_DIR, fill
+from scaling_testbed.errors import ConfigError, UserError
+from scaling_testbed.sweeps import slurm
+from scaling_testbed.sweeps.grid import load_sweep, narrowed
+from scaling_testbed.sweeps.plan import plan
+from scaling_testbed.sweeps.slurm import SlurmConfig, job_script, write_submissions
+
+NASTY = "a b's $(touch x) 100%A"
+
+
+@pytest.fixture
+def runs(tmp_path):
+    return plan(narrowed(load_sweep("nano_lr"), [f"runs_dir={tmp_path}/runs"]))[0]
+
+
+def launcher(*overrides):
+    return fill(SlurmConfig, CONFIG_DIR / "launcher" / "slurm.yaml", "launcher", overrides)
+
+
+def test_the_script_asks_for_what_was_configured(runs, tmp_path):
+    config = launcher(
+        *("launcher.partition=gpu", "launcher.time=2:00:00", "launcher.max_running=4", "launcher.gpus_per_node=8"),
+        *("launcher.signal_seconds=300", "launcher.sbatch=['--comment=a b']", "launcher.setup=['module load x']"),
+    )
+    script = job_script(tmp_path / "001", runs, config)
+    for option in (
+        *("array=0-15%4", "partition=gpu", "time=2:00:00", "ntasks-per-node=8", "gpus-per-node=8", "comment='a b'"),
+        *("signal=USR1@300", "open-mode=append"),
+    ):
+        assert f"#SBATCH --{option}\n" in script
+    assert "\nmodule load x\n" in script and "--account" not in script
+    assert "srun --wait=120" in script and "torch.distributed.run" not in script
+    assert "torch.distributed.run --nnodes=1 --nproc-per-node=8" in job_script(
+        tmp_path / "001", runs, launcher("launcher.torchrun=true", "launcher.gpus_per_node=8")
+    )
+    assert "--gpus-per-node" not in job_script(tmp_path / "001", runs, launcher("launcher.gpus_per_node=0"))
+    assert "scontrol requeue" not in job_script(tmp_path / "001", runs, launcher("launcher.requeue=false"))
+    subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+
+
+def test_everything_a_person_names_arrives_as_it_was_written(tmp_path, monkeypatch):
+    """The script itself, with srun standing for a program that prints its arguments."""
+    (tmp_path / NASTY).mkdir()
+    quoted = NASTY.replace("'", "\\'")
+    runs = plan(narrowed(load_sweep("nano_lr"), [f"runs_dir='{tmp_path / quoted}'", "model=nano_s"]))[0]
+    (submission,) = write_submissions(runs, SlurmConfig(python="/a python"), 1001)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "srun").write_text(
+        "#!/usr/bin/env python3\nimport json, sys\nprint(json.dumps(sys.argv[1:]))\n"
+    )
+    (tmp_path / "bin" / "srun").chmod(0o755)
+    environment = {"SLURM_ARRAY_TASK_ID": "3", "PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin", "SLURM_ARRAY_JOB_ID": "1"}
+    subprocess.run(["bash", submission.folder / "job.sh"], env=environment, check=True, cwd=tmp_path)
+    printed = json.loads((Path(runs[3].folder) / "log.txt").read_text())
+    assert printed == ["--wait=120", "/a python", "-m", "scaling_testbed.train", *runs[3].overrides]
+    assert not list(tmp_path.rglob("x")) and not Path("x").exists()
+
+
+def test_more_runs_than_an_array_may_have_become_several_jobs(runs):
+    submissions = write_submissions(runs, SlurmConfig(), max_array_size=7)
+    assert [len(submission.runs) for submission in submissions] == [6, 6, 4]
+    assert [submission.folder.name for submission in submissions] == ["001", "002", "003"]
+    tasks = [line for s in submissions for line in (s.folder / "tasks.txt").read_text().splitlines()]
+    assert [shlex.split(line)[0] for line in tasks] == [run.folder for run in runs]
+    assert "--array=0-5\n" in submissions[0].script and "--array=0-3\n" in submissions[2].script
+    assert len({slurm.job_name(submission.folder) for submission in submissions}) == 3
+
+
+def test_only_a_run_that_this_start_saved_before_its_time_limit_goes_back_into_the_queue(runs, tmp_path):
+    (submission,) = write_submissions(runs[:1], SlurmConfig(), 1001)
+    folder = Path(runs[0].folder)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/requeued\n')
+
+    def requeued(error, after):
+        result = f'{{\n "status": "preempted",\n "error": "{error}"\n}}\n'
+        body = f"printf '%s' {shlex.quote(result)} > {folder}/result.json" if after else ":"
+        (tmp_path / "bin" / "srun").write_text(f"#!/bin/sh\n{body}\nexit 75\n")
+        for tool in ("srun", "scontrol"):
+            (tmp_path / "bin" / tool).chmod(0o755)
+        environment = {
+            "SLURM_ARRAY_TASK_ID": "0",
+            "SLURM_ARRAY_JOB_ID": "8",
+            "PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin",
+        }
+        (tmp_path / "requeued").unlink(missing_ok=True)
+        time.sleep(0.02)
+        assert subprocess.run(["bash", submission.folder / "job.sh"], env=environment).returncode == 75
+        return (tmp_path / "requeued").read_text() if (tmp_path / "requeued").exists() else None
+
+    assert requeued("stopped by SIGUSR1 at step 7", True) == "requeue 8_0\n"
+    assert requeued("stopped by SIGUSR1 at step 7", False) is None  # an earlier start's result
+    assert requeued("stopped by SIGTERM at step 7", True) is None  # cancelled
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("launcher.partion=x", "did you mean launcher.partition"),
+        ("launcher.nodes=0", "launcher.nodes must be greater than zero"),
+        ("launcher.nodes=x", "launcher.nodes"),
+        ("launcher.sbatch=[exclude]", "options of sbatch"),
+    ],
+)
+def test_a_wrong_launcher_key_is_named(override, message):
+    with pytest.raises(ConfigError) as error:
+        launcher(override)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_without_slurm_the_script_can_be_seen_and_submitting_says_what_is_missing(door, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    status, out, _ = door("submit", "--dry-run", "launcher.partition=p")
+    assert status == 0 and "4 to submit" in out and "#SBATCH --partition=p" in out
+    assert not (tmp_path / "runs").exists()
+    status, _, err = door("submit")
+    assert status == 1 and "is not on this machine" in err and len(err.strip().splitlines()) == 1
+
+
+# ---- On a real cluster
+
+
+def squeue():
+    return subprocess.run(["squeue", "-h", "-r", "-o", "%i %T"], capture_output=True, text=True).stdout.split("\n")[:-1]
+
+
+def until(condition, seconds):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, squeue()
+        time.sleep(0.5)
+
+
+@pytest.mark.slurm
+def test_an_array_job_on_two_nodes_takes_a_sweep_to_its_end(cluster, door, states):
+    status, out, err = door("submit", "launcher.cpus_per_process=4", "launcher.gpus_per_node=2")
+    assert (status, err) == (0, "") and "4 tasks" in out
+    assert "0 to submit" in door("submit")[1]  # those in the queue are adopted
+    until(lambda: {state["state"] for state in states().values()} == {"finished"}, 120)
+    until(lambda: not squeue(), 30)
+    assert "0 to submit" in door("submit")[1]
+
+
+@pytest.mark.slurm
+def test_a_cancelled_sweep_is_submitted_again_and_only_the_rest_runs(cluster, door, states):
+    long = ("budget.steps=4000", "optimizer.lr=1e-3,2e-3", "launcher.max_running=1")
+    run_keys = long[:2]
+    assert door("submit", *long)[0] == 0
+    until(lambda: any(s["state"] == "running" and s["step"] > 20 for s in states(*run_keys).values()), 60)
+    assert {s["state"] for s in states(*run_keys).values()} == {"running", "queued"}
+    (job,) = {line.split("_")[0] for line in squeue()}
+    subprocess.run(["scancel", job], check=True)
+    until(lambda: not squeue(), 60)
+    stopped = {name: s for name, s in states(*run_keys).items() if s["state"] == "stopped"}
+    assert len(stopped) == 1 and "SIGTERM" in next(iter(stopped.values()))["error"]
+    assert "4 to submit" in door("submit", *run_keys)[1]
+    until(lambda: {s["state"] for s in states(*run_keys).values()} == {"finished"}, 200)
+    (name,) = stopped
+    row = json.loads((Path(stopped[name]["folder"]) / "result.json").read_text())
+    assert row["restarts"] == 1
+
+
+@pytest.mark.slurm
+def test_what_sbatch_says_when_it_refuses_is_passed_on(cluster, door, tmp_path):
+    status, _, err = door("submit", "launcher.partition=no_such_partition")
+    assert status == 1 and "sbatch refused" in err and "invalid partition" in err.lower()
+    assert list((tmp_path / "runs/tiny/slurm").iterdir()) == []
+
+
+@pytest.mark.slurm
+def test_a_run_at_its_time_limit_is_saved_requeued_and_ends_in_the_same_bits(cluster, door, states):
+    """Slurm holds a requeued task back for two minutes."""
+    same = ("model=bigram", "optimizer.lr=1e-3", "budget.steps=30000", "logging.every_steps=1000")
+    same = (*same, "evaluation.every_steps=0", "checkpoint.every_steps=0")
+    limits = ("launcher.time=1", "launcher.signal_seconds=20")
+    assert door("submit", *same, *limits)[0] == 0
+    read = lambda: next(iter(states(*same).values()))  # noqa: E731
+    until(lambda: read()["state"] == "finished" or "SIGUSR1" in (read()["error"] or ""), 120)
+    assert "SIGUSR1" in read()["error"]
+    (job,) = squeue()
+    subprocess.run(["scontrol", "update", f"jobid={job.split()[0]}", "TimeLimit=30"], check=True)  # once is enough
+    until(lambda: read()["state"] == "finished", 400)
+    row = json.loads((Path(read()["folder"]) / "result.json").read_text())
+    assert row["restarts"] >= 1
+    assert door("run", *same, "name=undisturbed")[0] == 0
+    (again,) = [json.loads(line) for line in door("status", "--json", *same, "name=undisturbed")[1].splitlines()]
+    assert again["loss"] == row["val_loss"]
+
+
+def test_a_queue_that_cannot_be_read_stops_a_submission(runs, monkeypatch):
+    write_submissions(runs, SlurmConfig(), 1001)
+    refusal = subprocess.CompletedProcess([], 1, "", "slurm_load_jobs error: Unable to contact slurm controller\n")
+    monkeypatch.setattr(slurm, "_ask", lambda *_: refusal)
+    with pytest.raises(UserError, match="squeue does not answer: slurm_load_jobs error: Unable to contact"):
+        slurm.queued(Path(runs[0].folder).parent)
