@@ -47,8 +47,10 @@ def test_a_failure_is_named_does_not_stop_the_others_and_is_tried_again_only_whe
     assert states()["bigram 1e-3"]["state"] == "failed"
     assert "3 finished" in out
 
+    printed = (folder / "log.txt").read_text()
     code, out, err = door("run")
     assert code == 1 and "`sweep retry`" in err
+    assert (folder / "log.txt").read_text() == printed  # it was not started
     (folder / "checkpoints" / "step-00000002").rmdir()
     assert door("retry")[0] == 0
     assert {state["state"] for state in states().values()} == {"finished"}
@@ -94,6 +96,7 @@ def test_a_signal_saves_every_run_and_the_next_call_goes_on(door, states, tmp_pa
             json.loads(line)["step"] for line in (Path(state["folder"]) / "metrics.jsonl").read_text().splitlines()
         ]
         assert (row["status"], row["restarts"]) == ("finished", 1)
+        assert "is being run by" not in (Path(state["folder"]) / "log.txt").read_text()  # waited for, not tried
         assert steps == sorted(set(steps)) and steps[-1] == 6000
 
 
