@@ -245,7 +245,10 @@ def _help(doc: str) -> str:
 def _through_hydra(command, argv) -> int:
     multirun = {"-m", "--multirun"} & set(argv)
     if multirun and "TORCHELASTIC_RUN_ID" in os.environ:
-        raise ConfigError("--multirun cannot run under torchrun: every rank would start its own sweep; start one run")
+        raise ConfigError(
+            "--multirun cannot run under torchrun, where every rank would start its own sweep: start one run, or a "
+            "grid with `python -m scaling_testbed.sweep run sweep=NAME`"
+        )
     _register_schemas()
     statuses: list[int] = []
 

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -153,7 +153,9 @@ class Driver:
 
     def _refresh_running(self) -> None:
         for run in [*(run for _, run, _ in self.children.values()), *self.waiting]:
-            self.states[run.run_id] = read_state(run)
+            state = read_state(run)
+            starting = run.run_id in self.children and state.state in ("pending", "stopped")
+            self.states[run.run_id] = replace(state, state="running", error=None) if starting else state
 
     def _seconds_left(self) -> float | None:
         """By the work, in FLOPs, that is done of what this driver had to do."""

@@ -58,8 +58,12 @@ def plan(sweep: Sweep) -> tuple[list[PlannedRun], int]:
     found: dict[str, PlannedRun] = {}
     followers = {key for entry in sweep.together for key in list(entry)[1:]}  # told by the key that leads them
     varied = [key for key in points[0] if len({point[key] for point in points}) > 1 and key not in followers]
+    vocab_sizes: dict[str, int] = {}  # by what decides it: to tell whether data is prepared may read a folder tree
     for point, overrides, run in zip(points, lists, compose_many(lists), strict=True):
-        planned = _planned(run, {key: point[key] for key in varied}, overrides)
+        data = repr((run.data_dir, run.data, run.tokenizer, run.model.vocab_size))
+        if data not in vocab_sizes:
+            vocab_sizes[data] = planned_vocab_size(run)
+        planned = _planned(run, vocab_sizes[data], {key: point[key] for key in varied}, overrides)
         found.setdefault(planned.run_id, planned)
     return list(found.values()), len(points) - len(found)
 
@@ -77,8 +81,7 @@ def _before(shared: Sequence[str], values: Sequence[str]) -> list[str]:
     return [*(text for text in shared if text.partition("=")[0] not in own), *values]
 
 
-def _planned(run: RunConfig, varied: dict[str, str], overrides: list[str]) -> PlannedRun:
-    vocab_size = planned_vocab_size(run)
+def _planned(run: RunConfig, vocab_size: int, varied: dict[str, str], overrides: list[str]) -> PlannedRun:
     model = run.model.resolved(vocab_size)
     counts = count_params(model)
     steps = run.budget.resolve_steps(counts, run.batch.tokens)
