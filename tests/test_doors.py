@@ -57,6 +57,7 @@ def test_help_lists_the_choices(capsys):
     assert train.main(["--help"]) == 0
     text = capsys.readouterr().out
     assert "model=" in text and "proxy_9m" in text and "schema" not in text
+    assert "sweep=" not in text and "launcher=" not in text  # no groups of a run
 
 
 def test_prepare_prints_what_is_there(places, capsys):

@@ -13,18 +13,20 @@ ROOT = Path(__file__).resolve().parent.parent
 CHECK = """
 import importlib, pkgutil, sys
 import scaling_testbed
-from scaling_testbed.config.compose import CONFIG_DIR, compose
+from scaling_testbed.config.compose import CONFIG_DIR, compose, run_config_files
+from scaling_testbed.sweeps.grid import load_sweep
+from scaling_testbed.sweeps.plan import plan
 assert sys.prefix in scaling_testbed.__file__, scaling_testbed.__file__
 for module in pkgutil.walk_packages(scaling_testbed.__path__, "scaling_testbed."):
     if not module.name.endswith("__main__"):
         importlib.import_module(module.name)
 importlib.import_module("scaling_testbed.kernels.reference")
-count = 0
-for path in sorted(CONFIG_DIR.glob("*/*.yaml")):
-    group = path.parent.name
-    compose([f"{group}={path.stem}"])
-    count += 1
-print(count)
+for path in run_config_files():
+    compose([f"{path.parent.name}={path.stem}"])
+sweeps = sorted((CONFIG_DIR / "sweep").glob("*.yaml"))
+for path in sweeps:
+    plan(load_sweep(path.stem))
+print(len(run_config_files()) + len(sweeps))
 """
 
 
@@ -41,4 +43,6 @@ def test_the_wheel_works_in_a_fresh_environment_from_another_folder(tmp_path):
     constraints = ["-c", str(ROOT / "constraints.txt")]
     subprocess.run([python, "-m", "pip", "install", "-q", *constraints, str(wheel)], check=True)
     checked = subprocess.run([python, "-c", CHECK], cwd="/", check=True, capture_output=True, text=True)
-    assert int(checked.stdout) == len(list((ROOT / "configs").glob("*/*.yaml")))
+    assert int(checked.stdout) == len(
+        [path for path in (ROOT / "configs").glob("*/*.yaml") if path.parent.name != "launcher"]
+    )

@@ -234,9 +234,14 @@ def run_door(command: Callable[[RunConfig], int], argv: Sequence[str], doc: str)
     return with_errors(lambda: command(compose(argv)))
 
 
+def run_config_files() -> list[Path]:
+    """The files that are choices of a run; those of sweep/ and launcher/ are none."""
+    return sorted(path for path in CONFIG_DIR.glob("*/*.yaml") if path.parent.name in {*GROUPS, "experiment"})
+
+
 def _help(doc: str) -> str:
     groups: dict[str, list[str]] = {}
-    for path in sorted(CONFIG_DIR.glob("*/*.yaml")):
+    for path in run_config_files():
         groups.setdefault(path.parent.name, []).append(path.stem)
     choices = "\n".join(f"  {group}={' | '.join(names)}" for group, names in groups.items())
     return f"{doc.strip()}\n\nChoices:\n{choices}\n\nOptions of Hydra: --cfg job, --info, --multirun, --hydra-help"

@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from scaling_testbed.config.compose import CONFIG_DIR, compose
+from scaling_testbed.config.compose import compose, run_config_files
 from scaling_testbed.config.schema import flatten, run_id
 from scaling_testbed.errors import ConfigError
 from scaling_testbed.learning.optimizers import build_optimizer
 from scaling_testbed.model.counting import count_params, flops_per_token
 from scaling_testbed.model.transformer import Transformer
 
-FILES = sorted(CONFIG_DIR.glob("*/*.yaml"))
+FILES = run_config_files()
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}={path.stem}")
