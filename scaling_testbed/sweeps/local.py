@@ -50,6 +50,7 @@ class Driver:
     children: dict[str, tuple[subprocess.Popen, PlannedRun, dict]] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     states: dict[str, RunState] = field(default_factory=dict)
+    awaited: set[str] = field(default_factory=set)  # runs of other processes, once named
     stopping: str | None = None
 
     def drive(self) -> int:
@@ -104,15 +105,21 @@ class Driver:
         for run in list(self.waiting):
             if not free or self.stopping:
                 return
-            if owner_of(Path(run.folder) / "lock"):
+            if owner := owner_of(Path(run.folder) / "lock"):
+                if run.run_id not in self.awaited:
+                    self.awaited.add(run.run_id)
+                    print(f"{run.label} is being run by {owner}; waiting for it", file=sys.stderr)
                 continue
             self.waiting.remove(run)
             self.states[run.run_id] = read_state(run)
             if self._is_due(run):
                 slot = free.pop()
                 self.children[run.run_id] = (self._start(run, slot), run, slot)
-            else:
-                self._say(run)  # the other process took it to its end
+                if self.stopping:  # the signal came while it was started
+                    self.children[run.run_id][0].send_signal(signal.SIGTERM)
+            else:  # the other process took it to its end
+                self._note_failure(run, "failed")
+                self._say(run)
 
     def _start(self, run: PlannedRun, slot: dict[str, str]) -> subprocess.Popen:
         folder = Path(run.folder)
@@ -136,11 +143,16 @@ class Driver:
         if state.state == "running" and not self.stopping:  # another process was quicker
             self.waiting.append(run)
             return
-        if state.state not in ("finished", "diverged") and not self.stopping:
-            fallback = f"killed by signal {-status}" if status < 0 else f"ended with status {status}"
-            self.failures[run.run_id] = state.error or last_line(Path(run.folder)) or fallback
+        if not self.stopping:
+            self._note_failure(run, f"killed by signal {-status}" if status < 0 else f"ended with status {status}")
         if speak:
             self._say(run)
+
+    def _note_failure(self, run: PlannedRun, otherwise: str) -> None:
+        """Keep the reason, the run's own or `otherwise`, if this run has come to no result."""
+        state = self.states[run.run_id]
+        if state.state not in ("finished", "diverged"):
+            self.failures[run.run_id] = state.error or last_line(Path(run.folder)) or otherwise
 
     def _say(self, run: PlannedRun) -> None:
         state = self.states[run.run_id]

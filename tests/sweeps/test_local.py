@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from scaling_testbed.running.lease import Owner
 from scaling_testbed.sweeps import local, status
 from scaling_testbed.sweeps.local import slots
 
@@ -89,7 +90,8 @@ def test_a_signal_saves_every_run_and_the_next_call_goes_on(door, states, tmp_pa
     process.communicate()
     owners = [state["owner"] for state in states(*long).values() if state["state"] == "running"]
     assert owners
-    assert door("run", "workers=2", *long)[0] == 0
+    code, _, err = door("run", "workers=2", *long)
+    assert code == 0 and f"is being run by {owners[0]}; waiting for it" in err
     for state in states(*long).values():
         row = json.loads((Path(state["folder"]) / "result.json").read_text())
         steps = [
@@ -98,6 +100,24 @@ def test_a_signal_saves_every_run_and_the_next_call_goes_on(door, states, tmp_pa
         assert (row["status"], row["restarts"]) == ("finished", 1)
         assert "is being run by" not in (Path(state["folder"]) / "log.txt").read_text()  # waited for, not tried
         assert steps == sorted(set(steps)) and steps[-1] == 6000
+
+
+def test_a_run_that_fails_in_another_process_counts_as_failed(door, monkeypatch, tmp_path):
+    """The owner is seen once; when it is gone the folder says that its run failed."""
+    (planned, *_) = [json.loads(line) for line in door("plan", "--json", "model=bigram")[1].splitlines()]
+    seen = []
+
+    def owner(path):
+        if str(path.parent) != planned["folder"] or seen:
+            return None
+        seen.append(path)
+        path.parent.mkdir(parents=True)
+        (path.parent / "result.json").write_text('{"status": "failed", "error": "no luck"}')
+        return Owner("another-machine", 7)
+
+    monkeypatch.setattr(local, "owner_of", owner)
+    code, out, err = door("run", "model=bigram")
+    assert code == 1 and "being run by another-machine pid 7" in err and "no luck" in err and "1 finished" in out
 
 
 def test_the_longest_run_starts_first(door, tmp_path, monkeypatch):
