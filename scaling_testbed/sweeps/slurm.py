@@ -135,7 +135,7 @@ exit $status
 """
 
 # Not by the exit status: a launcher in between may change it. And not by an old result: this start has written it.
-_REQUEUE = """if [ "$folder/result.json" -nt "$folder/started" ] &&
+_REQUEUE = """if [ ! "$folder/result.json" -ot "$folder/started" ] &&
   grep -q '"error": "stopped by SIGUSR1' "$folder/result.json"; then
   scontrol requeue "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}"
 fi"""

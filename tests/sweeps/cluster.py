@@ -94,6 +94,9 @@ def running(folder: Path):
         for pid_file in sorted(folder.glob("*.pid"), reverse=True):
             with contextlib.suppress(OSError, ValueError):
                 os.kill(int(pid_file.read_text()), signal.SIGTERM)
+        deadline = time.monotonic() + 10
+        while list(folder.glob("*.pid")) and time.monotonic() < deadline:  # each removes its own when it ends
+            time.sleep(0.1)
 
 
 def _start(*command: str) -> None:

@@ -52,7 +52,10 @@ def states(door):
 def cluster_config():
     if lacking := cluster_module.missing():
         pytest.skip(f"no Slurm cluster: {lacking}")
-    with tempfile.TemporaryDirectory(prefix="slurm") as folder, cluster_module.running(Path(folder) / "c") as config:
+    with (
+        tempfile.TemporaryDirectory(prefix="slurm", ignore_cleanup_errors=True) as folder,
+        cluster_module.running(Path(folder) / "c") as config,
+    ):
         yield config
 
 

@@ -177,10 +177,11 @@ def test_what_sbatch_says_when_it_refuses_is_passed_on(cluster, door, tmp_path):
     assert list((tmp_path / "runs/tiny/slurm").iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.slurm
 def test_a_run_at_its_time_limit_is_saved_requeued_and_ends_in_the_same_bits(cluster, door, states):
     """Slurm holds a requeued task back for two minutes."""
-    same = ("model=bigram", "optimizer.lr=1e-3", "budget.steps=30000", "logging.every_steps=1000")
+    same = ("model=bigram", "optimizer.lr=1e-3", "budget.steps=80000", "logging.every_steps=1000")
     same = (*same, "evaluation.every_steps=0", "checkpoint.every_steps=0")
     limits = ("launcher.time=1", "launcher.signal_seconds=20")
     assert door("submit", *same, *limits)[0] == 0
@@ -189,7 +190,7 @@ def test_a_run_at_its_time_limit_is_saved_requeued_and_ends_in_the_same_bits(clu
     assert "SIGUSR1" in read()["error"]
     (job,) = squeue()
     subprocess.run(["scontrol", "update", f"jobid={job.split()[0]}", "TimeLimit=30"], check=True)  # once is enough
-    until(lambda: read()["state"] == "finished", 400)
+    until(lambda: read()["state"] == "finished", 700)
     row = json.loads((Path(read()["folder"]) / "result.json").read_text())
     assert row["restarts"] >= 1
     assert door("run", *same, "name=undisturbed")[0] == 0
