@@ -121,7 +121,8 @@ def overrides(size: Size, loss: str, attention: str, compiled: bool, steps: int)
 def run_one(arguments: list[str]) -> dict[str, Any]:
     """Train once in this process; what the table needs of the run's row, and its first losses."""
     from scaling_testbed.config.compose import compose
-    from scaling_testbed.running.trainer import run_folder_path, train
+    from scaling_testbed.config.schema import run_folder_path
+    from scaling_testbed.running.trainer import train
 
     run = compose(arguments)
     if problem := too_large(run):

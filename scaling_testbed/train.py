@@ -9,7 +9,7 @@ import os
 import sys
 
 from scaling_testbed.config.compose import run_door
-from scaling_testbed.config.schema import RunConfig
+from scaling_testbed.config.schema import RunConfig, run_folder_path
 
 
 def command(run: RunConfig) -> int:
@@ -18,7 +18,7 @@ def command(run: RunConfig) -> int:
     # nano step took 0.28 s, and 0.10 s with this, which costs 9% on an idle one. It is read when torch is loaded.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     from scaling_testbed.running.records import describe_row
-    from scaling_testbed.running.trainer import run_folder_path, train
+    from scaling_testbed.running.trainer import train
 
     row = train(run)
     print(describe_row(row, run_folder_path(run)))

@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from scaling_testbed.config.budget import BudgetConfig
@@ -88,6 +89,11 @@ def run_id(run: RunConfig) -> str:
     """The name of a run's folder: a hash of what it computes, without paths, logging and how it is executed."""
     canonical = json.dumps(_identity(run), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+
+def run_folder_path(run: RunConfig) -> Path:
+    """runs_dir/name/run_id: the same command finds its own folder again."""
+    return Path(run.runs_dir) / run.name / run_id(run)
 
 
 def _identity(value: Any) -> Any:

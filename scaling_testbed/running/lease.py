@@ -3,7 +3,8 @@
 The file `lock` holds the owner's host, process and job. Its flock settles who owns the folder among processes of one
 machine: it goes away with its holder, however that ends. File systems do not always carry a flock to other machines,
 so the owner also renews the file's time every BEAT_SECONDS, and another machine takes over after STALE_SECONDS
-without a sign of life.
+without a sign of life. Where a flock does not reach other machines, two of them that start in the same instant can both
+get a free folder.
 """
 
 import contextlib

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from scaling_testbed.config.schema import RunConfig, flatten, run_id
+from scaling_testbed.config.schema import RunConfig, flatten, run_folder_path, run_id
 from scaling_testbed.data.batches import TrainingBatches, ValidationBatches
 from scaling_testbed.data.preparation import prepare
 from scaling_testbed.data.shards import PreparedData, open_prepared
@@ -43,11 +43,6 @@ MAIN_SET = "validation"
 
 class Diverged(Exception):
     """The loss or the gradient norm of the next update is not finite; the message says which."""
-
-
-def run_folder_path(run: RunConfig) -> Path:
-    """runs_dir/name/run_id: the same command finds its own folder again."""
-    return Path(run.runs_dir) / run.name / run_id(run)
 
 
 def train(run: RunConfig, *, quiet: bool = False) -> dict[str, Any]:

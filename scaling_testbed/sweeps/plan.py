@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from scaling_testbed.config.compose import compose_many
-from scaling_testbed.config.schema import RunConfig, run_id
+from scaling_testbed.config.schema import RunConfig, run_folder_path, run_id
 from scaling_testbed.data.preparation import folder_name
 from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.files import write_text
@@ -50,7 +50,7 @@ class PlannedRun:
 
 def plan(sweep: Sweep) -> tuple[list[PlannedRun], int]:
     """The runs of `sweep` in its order, without those that are the same run as an earlier one, and how many those
-    were. Composes all of them: raises ConfigError naming the run and key for what cannot be."""
+    were. Composes all of them: raises ConfigError naming the key of what cannot be."""
     points = sweep.points()
     if not points:
         raise ConfigError(f"sweep {sweep.name}: exclude leaves no run")
@@ -90,7 +90,7 @@ def _planned(run: RunConfig, vocab_size: int, varied: dict[str, str], overrides:
     precision = "bf16" if run.compute.precision == "auto" else run.compute.precision
     return PlannedRun(
         run_id=run_id(run),
-        folder=str(Path(run.runs_dir) / run.name / run_id(run)),
+        folder=str(run_folder_path(run)),
         varied=varied,
         overrides=overrides,
         params=run.budget.params,
@@ -143,7 +143,7 @@ def sweep_folder(runs: Sequence[PlannedRun]) -> Path:
 
 
 def remember(runs: Sequence[PlannedRun]) -> None:
-    """Add the runs to the folder's plan.jsonl, by which they are known later without composing them again."""
+    """Add the runs to the folder's plan.jsonl, so that `status` shows them without the overrides too."""
     folder = sweep_folder(runs)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -70,18 +70,17 @@ class Submission:
     job_id: str | None = None
 
 
-def write_submissions(runs: Sequence[PlannedRun], config: SlurmConfig, max_array_size: int) -> list[Submission]:
-    """Scripts and task lists for `runs`, in as many array jobs as the cluster's MaxArraySize asks for."""
+def write_submissions(runs: Sequence[PlannedRun], config: SlurmConfig, max_array_size: int) -> Iterator[Submission]:
+    """Scripts and task lists for `runs`, in as many array jobs as the cluster's MaxArraySize asks for. Each is written
+    when it is asked for, so that none is left behind by a job before it that is refused."""
     parent = sweep_folder(runs) / "slurm"
-    made = []
     for begin in range(0, len(runs), max_array_size - 1):
         part = list(runs[begin : begin + max_array_size - 1])
         folder = _new_folder(parent)
         script = job_script(folder, part, config)
         (folder / "tasks.txt").write_text("".join(_task_line(run) + "\n" for run in part))
         (folder / "job.sh").write_text(script)
-        made.append(Submission(folder, script, part))
-    return made
+        yield Submission(folder, script, part)
 
 
 def job_script(folder: Path, runs: Sequence[PlannedRun], config: SlurmConfig) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from scaling_testbed.errors import UserError
 from scaling_testbed.files import write_text
 from scaling_testbed.running.lease import Owner, owner_of
-from scaling_testbed.running.records import FINAL
+from scaling_testbed.running.records import FINAL, RunFolder
 from scaling_testbed.sweeps.plan import PlannedRun
 
 LOG_FILE = "log.txt"  # what a run printed when a sweep started it
@@ -55,7 +55,7 @@ class RunState:
 def read_state(run: PlannedRun) -> RunState:
     """The state of one run from its folder."""
     folder = Path(run.folder)
-    row = read_row(folder)
+    row = RunFolder(folder).result()
     if row and row.get("status") in FINAL:  # the common case of a long sweep reads one file
         loss = row.get("val_loss")
         return RunState(run=run, state=row["status"], step=row.get("steps") or 0, loss=loss, error=row.get("error"))
@@ -70,15 +70,8 @@ def read_state(run: PlannedRun) -> RunState:
     if row and row.get("status") == "failed":
         return RunState(**known, state="failed", error=row.get("error") or last_line(folder))
     if row or (folder / "environment.json").exists() or (folder / LOG_FILE).exists():
-        return RunState(**known, state="stopped", error=row["error"] if row else last_line(folder))
+        return RunState(**known, state="stopped", error=row.get("error") if row else last_line(folder))
     return RunState(**known, state="pending")
-
-
-def read_row(folder: Path) -> dict[str, Any] | None:
-    """The run's row, or None where there is none that can be read."""
-    with contextlib.suppress(OSError, ValueError):
-        return json.loads((folder / "result.json").read_text())
-    return None
 
 
 def last_metrics(folder: Path) -> dict[str, Any]:
@@ -112,7 +105,7 @@ def _tail(path: Path) -> list[str]:
 
 def rows(folder: Path) -> list[dict[str, Any]]:
     """Every row in a sweep's folder, by run id."""
-    found = (read_row(path.parent) for path in sorted(folder.glob("*/result.json")))
+    found = (RunFolder(path.parent).result() for path in sorted(folder.glob("*/result.json")))
     return [row for row in found if row]
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from scaling_testbed.config.compose import compose
-from scaling_testbed.running.trainer import run_folder_path, train
+from scaling_testbed.config.schema import run_folder_path
+from scaling_testbed.running.trainer import train
 
 TINY = [
     *("data=markov", "data.n_tokens=20000", "data.n_validation_tokens=4000"),

@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from scaling_testbed.config.compose import compose
+from scaling_testbed.config.schema import run_folder_path
 from scaling_testbed.data.batches import ValidationBatches
 from scaling_testbed.data.shards import open_prepared
 from scaling_testbed.model.transformer import Transformer
 from scaling_testbed.running import checkpoint
-from scaling_testbed.running.trainer import run_folder_path, train
+from scaling_testbed.running.trainer import train
 
 
 def trained(tmp_path, *overrides):

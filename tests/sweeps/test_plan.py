@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from scaling_testbed import sweep
-from scaling_testbed.config.compose import compose, compose_many
+from scaling_testbed.config.compose import CONFIG_DIR, compose, compose_many
 from scaling_testbed.config.schema import run_id
 from scaling_testbed.errors import ConfigError
 from scaling_testbed.sweeps.grid import load_sweep
@@ -46,6 +45,9 @@ def test_the_testbed_of_104_models_is_planned_as_published():
         assert run.flops_6nd == 6 * was["params"] * run.n_tokens
         assert float(values["optimizer.lr"]) == was["lr"] and float(values["optimizer.weight_decay"]) == was["wd"]
         assert int(values["schedule.warmup"]) == was["warmup"]
+        assert compose(run.overrides).schedule.min_lr == was["cd"]
+        if was["global_bs"] > 1:  # the 6.9B records hold stale fields
+            assert int(values["batch.sequences"]) == was["global_bs"]
     assert planned == {}
 
 
@@ -56,7 +58,7 @@ def test_the_proxies_grid_has_every_size_rate_and_condition():
     assert {run.varied["model.qk_norm"] for run in runs} == {"layernorm", "none"}
 
 
-@pytest.mark.parametrize("path", sorted((Path(sweep.CONFIG_DIR) / "sweep").glob("*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted((CONFIG_DIR / "sweep").glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_shipped_sweep_can_be_planned(path):
     runs, same = plan(load_sweep(path.stem))
     assert runs and same == 0

@@ -67,13 +67,31 @@ def test_everything_a_person_names_arrives_as_it_was_written(tmp_path, monkeypat
 
 
 def test_more_runs_than_an_array_may_have_become_several_jobs(runs):
-    submissions = write_submissions(runs, SlurmConfig(), max_array_size=7)
+    submissions = list(write_submissions(runs, SlurmConfig(), max_array_size=7))
     assert [len(submission.runs) for submission in submissions] == [6, 6, 4]
     assert [submission.folder.name for submission in submissions] == ["001", "002", "003"]
     tasks = [line for s in submissions for line in (s.folder / "tasks.txt").read_text().splitlines()]
     assert [shlex.split(line)[0] for line in tasks] == [run.folder for run in runs]
     assert "--array=0-5\n" in submissions[0].script and "--array=0-3\n" in submissions[2].script
     assert len({slurm.job_name(submission.folder) for submission in submissions}) == 3
+
+
+def test_a_refused_job_leaves_nothing_behind_that_was_not_submitted(door, tmp_path, monkeypatch):
+    jobs = []
+
+    def sbatch(*command):
+        if command[0] != "sbatch":
+            return subprocess.CompletedProcess(command, 0, "", "")
+        jobs.append(command[-1])
+        refusal = "sbatch: error: QOSMaxSubmitJobPerUserLimit\n"
+        return subprocess.CompletedProcess(command, len(jobs) - 1, "71;test\n", refusal if len(jobs) > 1 else "")
+
+    monkeypatch.setattr(slurm, "_ask", sbatch)
+    monkeypatch.setattr(slurm, "has_slurm", lambda: True)
+    monkeypatch.setattr(slurm, "max_array_size", lambda: 3)
+    status, out, err = door("submit", "seed=0,1")
+    assert status == 1 and "job 71: 2 tasks" in out and "sbatch refused the job: sbatch: error: QOSMax" in err
+    assert len(jobs) == 2 and [path.name for path in (tmp_path / "runs/tiny/slurm").iterdir()] == ["001"]
 
 
 def test_only_a_run_that_this_start_saved_before_its_time_limit_goes_back_into_the_queue(runs, tmp_path):
@@ -199,7 +217,7 @@ def test_a_run_at_its_time_limit_is_saved_requeued_and_ends_in_the_same_bits(clu
 
 
 def test_a_queue_that_cannot_be_read_stops_a_submission(runs, monkeypatch):
-    write_submissions(runs, SlurmConfig(), 1001)
+    list(write_submissions(runs, SlurmConfig(), 1001))
     refusal = subprocess.CompletedProcess([], 1, "", "slurm_load_jobs error: Unable to contact slurm controller\n")
     monkeypatch.setattr(slurm, "_ask", lambda *_: refusal)
     with pytest.raises(UserError, match="squeue does not answer: slurm_load_jobs error: Unable to contact"):
