@@ -1,8 +1,8 @@
 """How much memory a run will take on one device, before it is run; free of torch.
 
 An estimate: parameters, gradients and optimizer state in fp32 are exact; activations are what autograd keeps on the
-reference path on a CPU, counted tensor by tensor (within 5%, a test compares); bf16 copies of weights, and the logits, are
-reckoned and not measured; what the allocator adds is not in it.
+reference path on a CPU, counted tensor by tensor (within 5%, a test compares); bf16 copies of weights, and the logits,
+are reckoned and not measured; what the allocator adds is not in it.
 """
 
 from dataclasses import dataclass
