@@ -5,6 +5,7 @@ class UserError(Exception):
     """A wrong file, run or machine: one or two lines that name it and the next thing to do. Exit status 1."""
 
     exit_status = 1
+    told_to_all = False  # whether every process of a run raises it, so that one need print it
 
 
 class ConfigError(UserError):

@@ -10,6 +10,7 @@ import sys
 
 from scaling_testbed.config.compose import run_door
 from scaling_testbed.config.schema import RunConfig, run_folder_path
+from scaling_testbed.running.world import is_main_process
 
 
 def command(run: RunConfig) -> int:
@@ -21,7 +22,8 @@ def command(run: RunConfig) -> int:
     from scaling_testbed.running.trainer import train
 
     row = train(run)
-    print(describe_row(row, run_folder_path(run)))
+    if is_main_process():
+        print(describe_row(row, run_folder_path(run)))
     return 75 if row["status"] == "preempted" else 0
 
 

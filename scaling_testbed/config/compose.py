@@ -25,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from scaling_testbed.config.schema import GROUPS, RunConfig
 from scaling_testbed.errors import ConfigError, UserError
+from scaling_testbed.running.world import is_main_process
 
 CONFIG_DIR = Path(__file__).resolve().parent.parent / "configs"
 
@@ -209,11 +210,16 @@ def _one_line(error: Exception, overrides: Sequence[str]) -> str:
 
 
 def with_errors(action: Callable[[], int]) -> int:
-    """The exit status of `action`; an error that a person can mend is printed as its message."""
+    """The exit status of `action`; an error that a person can mend is printed as its message.
+
+    Of several processes, rank 0 prints what they have in common: a wrong key or value, and what they told each other.
+    """
     try:
         return action()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        shared = error.told_to_all or isinstance(error, ConfigError)
+        if is_main_process() or not shared:
+            print(f"error: {error}", file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
         print("error: interrupted; the same command goes on where it was", file=sys.stderr)
@@ -251,8 +257,9 @@ def _through_hydra(command, argv) -> int:
     multirun = {"-m", "--multirun"} & set(argv)
     if multirun and "TORCHELASTIC_RUN_ID" in os.environ:
         raise ConfigError(
-            "--multirun cannot run under torchrun, where every rank would start its own sweep: start one run, or a "
-            "grid with `python -m scaling_testbed.sweep run sweep=NAME`"
+            "--multirun cannot run under torchrun, where every rank would start its own sweep: start one run, "
+            "`torchrun ... -m scaling_testbed.train parallelism=ddp key=value`, or a grid without torchrun, "
+            "`python -m scaling_testbed.sweep run sweep=NAME`"
         )
     _register_schemas()
     statuses: list[int] = []

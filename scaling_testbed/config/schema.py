@@ -24,6 +24,7 @@ from scaling_testbed.running.config import (
     ComputeConfig,
     EvaluationConfig,
     LoggingConfig,
+    ParallelismConfig,
 )
 
 # Config group -> the dataclasses a file of that group can fill, by kind; a group of one kind has the key "".
@@ -35,6 +36,7 @@ GROUPS = {
     "loss": {"cross_entropy": CrossEntropyConfig},
     "data": SOURCES,
     "tokenizer": TOKENIZERS,
+    "parallelism": {"": ParallelismConfig},
     "logging": {"": LoggingConfig},
 }
 
@@ -67,6 +69,7 @@ class RunConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
+    parallelism: Any = field(default=None, metadata=_NOT_IDENTITY)
     logging: Any = field(default=None, metadata=_NOT_IDENTITY)
     overrides: list[str] = field(default_factory=list, metadata=_NOT_IDENTITY)
 

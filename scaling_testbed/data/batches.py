@@ -113,7 +113,11 @@ class ValidationBatches:
     def __len__(self) -> int:
         return -(-self.n_windows // self.rows)
 
+    def batch(self, number: int) -> np.ndarray:
+        """Batch `number` of those that iterating gives."""
+        first = number * self.rows
+        windows = np.arange(first, min(first + self.rows, self.n_windows)) * self._available // self.n_windows
+        return self.stream.gather(windows * self.sequence_length, self.sequence_length + 1)
+
     def __iter__(self) -> Iterator[np.ndarray]:
-        for first in range(0, self.n_windows, self.rows):
-            windows = np.arange(first, min(first + self.rows, self.n_windows)) * self._available // self.n_windows
-            yield self.stream.gather(windows * self.sequence_length, self.sequence_length + 1)
+        return map(self.batch, range(len(self)))

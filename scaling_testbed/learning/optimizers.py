@@ -1,6 +1,7 @@
 """AdamW with independent or coupled decay, in groups chosen by parameter role."""
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from scaling_testbed.learning.config import AdamWConfig
 from scaling_testbed.model.parametrization import lr_multiplier
@@ -77,10 +78,28 @@ class StableAdamW(torch.optim.Optimizer):
             state["exp_avg_sq"] = torch.zeros_like(parameter)
         state["step"] += 1
         step = state["step"].item()
-        state["exp_avg"].lerp_(gradient, 1 - beta1)
-        state["exp_avg_sq"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        second = state["exp_avg_sq"] / (1 - beta2**step)
-        rms = (gradient.square() / second.clamp(min=group["eps"] ** 2)).mean().sqrt()
-        update = state["exp_avg"] / (1 - beta1**step) / (second.sqrt() + group["eps"])
-        parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        parameter.sub_(update * (group["lr"] / rms.clamp(min=1)))
+        tensors = (parameter, gradient, state["exp_avg"], state["exp_avg_sq"])
+        weights, gradient, exp_avg, exp_avg_sq = (_here(x) for x in tensors)
+        exp_avg.lerp_(gradient, 1 - beta1)
+        exp_avg_sq.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        second = exp_avg_sq / (1 - beta2**step)
+        rms = _mean_of_whole(gradient.square() / second.clamp(min=group["eps"] ** 2), parameter).sqrt()
+        update = exp_avg / (1 - beta1**step) / (second.sqrt() + group["eps"])
+        weights.mul_(1 - group["lr"] * group["weight_decay"])
+        weights.sub_(update * (group["lr"] / rms.clamp(min=1)))
+
+
+def _here(x: torch.Tensor) -> torch.Tensor:
+    """The part of a sharded tensor (a DTensor) that lies in this process, sharing its memory; `x` if it is whole."""
+    return x.to_local() if hasattr(x, "to_local") else x
+
+
+def _mean_of_whole(here: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """The mean over the whole tensor of which `here` is this process's part, as `like` is sharded."""
+    if not hasattr(like, "to_local"):
+        return here.mean()
+    whole = DTensor.from_local(
+        here, like.device_mesh, like.placements, shape=like.shape, stride=like.stride(), run_check=False
+    )
+    # Not its mean: the parts need not be of one size.
+    return whole.sum().full_tensor() / like.numel()

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from scaling_testbed.errors import ConfigError
 from scaling_testbed.kernels import reference
@@ -60,7 +61,10 @@ def _norms(config: ModelConfig, device) -> nn.ModuleList:
 class Transformer(nn.Module):
     """The model of a resolved `config`. Its weights are NaN until `init_weights`.
 
-    attention_impl, qk_norm_impl  the paths in use: what `auto` picked for `device` (None: PyTorch's default)
+    attention_impl, qk_norm_impl  the paths in use: what `auto` picked for `run_on` (None: `device`, and that None:
+                                  PyTorch's default), which differs from `device` where the model is built on meta
+    recompute_every               k: the activations of every k-th block are not kept but computed again in the
+                                  backward pass, which changes no bit; None: all are kept
     Raises ConfigError where `config` is not resolved, cannot go with `parametrization`, or names a path that cannot
     run on `device`.
     """
@@ -70,13 +74,15 @@ class Transformer(nn.Module):
         config: ModelConfig,
         parametrization: ParametrizationConfig = ParametrizationConfig(),  # noqa: B008 (frozen)
         device=None,
+        run_on=None,
     ):
         super().__init__()
         if None in (config.n_kv_heads, config.d_head, config.d_ff, config.vocab_size):
             raise ConfigError("vocab_size must be known to build a model: use config.resolved(vocab_size)")
         check_parametrization(parametrization, config)
         self.config, self.parametrization = config, parametrization
-        where = torch.get_default_device() if device is None else torch.device(device)
+        self.recompute_every: int | None = None
+        where = run_on or (torch.get_default_device() if device is None else torch.device(device))
         check_impls(config, where)
         self.attention_impl = choose_attention_impl(config, where)
         self.qk_norm_impl = choose_qk_norm_impl(config, where)
@@ -97,9 +103,17 @@ class Transformer(nn.Module):
         # Made anew for each pass: a few thousand numbers, right for any length and device, nothing to save.
         positions_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
         cos_TR, sin_TR = reference.rotary_tables(positions_T, self.config.d_head, self.config.rope_base)
-        for block in self.blocks:
-            x_BTD = block(x_BTD, cos_TR, sin_TR)
+        for number, block in enumerate(self.blocks):
+            if self._is_recomputed(number):
+                # Nothing here draws random numbers. Stopping early would leave the hooks of sharding half done.
+                options = {"use_reentrant": False, "preserve_rng_state": False, "early_stop": False}
+                x_BTD = checkpoint(block, x_BTD, cos_TR, sin_TR, **options)
+            else:
+                x_BTD = block(x_BTD, cos_TR, sin_TR)
         return self.final_norm(x_BTD)
+
+    def _is_recomputed(self, number: int) -> bool:
+        return bool(self.recompute_every) and number % self.recompute_every == 0 and torch.is_grad_enabled()
 
     @property
     def head_weight_VD(self) -> torch.Tensor:

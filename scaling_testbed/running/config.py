@@ -91,6 +91,29 @@ class ComputeConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ParallelismConfig:
+    """How one run is spread over the processes that torchrun or srun started; it changes nothing but rounding.
+
+    kind: single (one process) | ddp (each holds the whole model) | fsdp (each holds a part of every parameter, gradient
+    and moment). shard_size: for fsdp, how many ranks share one copy (inside a machine, say); None: all of them.
+    activation_checkpointing: k: the activations of every k-th block are computed again in the backward pass, 1: of
+    every block; None: all are kept. timeout_seconds: how long a rank waits for the others before it gives up.
+    """
+
+    kind: str = field(default="single", metadata=_EXECUTION_ONLY)
+    shard_size: int | None = field(default=None, metadata=_EXECUTION_ONLY)
+    activation_checkpointing: int | None = field(default=None, metadata=_EXECUTION_ONLY)
+    timeout_seconds: float = field(default=600, metadata=_EXECUTION_ONLY)
+
+    def __post_init__(self):
+        check_choice("kind", self.kind, ("single", "ddp", "fsdp"))
+        for key in ("shard_size", "activation_checkpointing", "timeout_seconds"):
+            check_positive(key, getattr(self, key))
+        if self.shard_size is not None and self.kind != "fsdp":
+            raise ConfigError(f"shard_size must be null for parallelism={self.kind}; only fsdp shards")
+
+
+@dataclass(frozen=True, kw_only=True)
 class LoggingConfig:
     """metrics.jsonl is always written, one line every `every_steps` steps; Weights & Biases can mirror it.
 

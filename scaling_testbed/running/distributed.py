@@ -1,29 +1,177 @@
-"""Which of how many processes this is. One for now: everything that will differ by rank asks here."""
+"""What the processes of one run say to each other, and how they end together.
 
-import os
-from dataclasses import dataclass
+Before training, and wherever rank 0 works alone for long (preparing data, hashing a checkpoint), the others wait at a
+key-value store, which knows no time limit; the collectives of a step have one, `parallelism.timeout_seconds`. A run
+without a process group (parallelism=single) passes through all of this as if it were not there.
+"""
 
-from scaling_testbed.errors import ConfigError
+import contextlib
+import json
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
+
+from scaling_testbed.errors import UserError
+from scaling_testbed.running.config import ParallelismConfig
+from scaling_testbed.running.world import World
+
+WAIT_SECONDS = 30  # between two looks at the store
 
 
-@dataclass(frozen=True)
-class World:
-    """rank of size processes; local_rank counts within the machine."""
+class RankError(UserError):
+    """What went wrong in another process, with the exit status it has there. Rank 0 prints it for all."""
 
-    rank: int = 0
-    size: int = 1
-    local_rank: int = 0
+    told_to_all = True
+
+    def __init__(self, message: str, exit_status: int):
+        super().__init__(message)
+        self.exit_status = exit_status
 
 
-def world_from_environment() -> World:
-    """The world torchrun set up, or one process. Raises ConfigError for more than one, which a run cannot use yet."""
-    environment = {key: int(os.environ.get(key, default)) for key, default in _DEFAULTS.items()}
-    world = World(environment["RANK"], environment["WORLD_SIZE"], environment["LOCAL_RANK"])
-    if world.size > 1:
-        raise ConfigError(
-            f"torchrun started {world.size} processes, but a run uses one device so far; use --nproc-per-node=1"
+class Processes:
+    """The processes of one run, seen from one of them. Use as a context manager; `connect` makes the process group."""
+
+    def __init__(self, world: World, config: ParallelismConfig):
+        self.world, self.config = world, config
+        self.grouped = False
+        self._device = torch.device("cpu")
+        self._talks = 0
+        self._store = None
+
+    def __enter__(self):
+        if self.config.kind != "single":
+            self._store = self._open_store()
+        return self
+
+    def __exit__(self, kind, *_):
+        # After a failure the others may be gone, and a farewell would wait for them.
+        if self.grouped and (kind is None or self.world.size == 1):
+            dist.destroy_process_group()
+        self.grouped = False
+
+    def _open_store(self):
+        world, timeout = self.world, timedelta(seconds=self.config.timeout_seconds)
+        if world.size == 1:
+            return dist.HashStore()
+        try:
+            if world.address is not None:
+                return dist.TCPStore(world.address, world.port, world.size, world.is_main, timeout)
+            return next(rendezvous("env://", world.rank, world.size, timeout=timeout))[0]
+        except dist.DistError as error:
+            where = f"{world.address}:{world.port}" if world.address else "torchrun's store"
+            raise UserError(f"rank {world.rank} cannot reach {where}: {str(error).splitlines()[0]}") from None
+
+    def connect(self, device: torch.device) -> None:
+        """Make the process group: nccl between GPUs, else gloo."""
+        if self._store is None:
+            return
+        self._device = device
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            store=dist.PrefixStore("group", self._store),
+            rank=self.world.rank,
+            world_size=self.world.size,
+            timeout=timedelta(seconds=self.config.timeout_seconds),
         )
-    return world
+        self.grouped = True
+
+    def on_main(self, action: Callable[[], Any]) -> Any:
+        """What `action` returns on rank 0 (plain data), on every rank; the others wait as long as it takes.
+
+        An error of rank 0 is raised on all: as it was on rank 0, as RankError on the others.
+        """
+        if self.world.size == 1:
+            return action()
+        key = self._next_key()
+        if not self.world.is_main:
+            return _value_or_error(self._read(key))
+        try:
+            value = action()
+        except BaseException as error:
+            self._write(key, _as_error(error))
+            raise
+        self._write(key, {"value": value})
+        return value
+
+    def together(self, action: Callable[[], Any]) -> Any:
+        """What `action` returns here, once it has succeeded on every rank.
+
+        Where it failed on some, all raise: those themselves, the others RankError with what the first of them said.
+        """
+        if self.world.size == 1:
+            return action()
+        key, value, failure = self._next_key(), None, None
+        try:
+            value = action()
+        except Exception as error:
+            failure = error
+        self._write(f"{key}/{self.world.rank}", {"value": None} if failure is None else _as_error(failure))
+        if failure is not None and not isinstance(failure, UserError):
+            raise failure  # a defect: its traceback belongs where it happened
+        for rank in range(self.world.size):
+            _value_or_error(self._read(f"{key}/{rank}"), f"rank {rank}: " if rank else "")
+        return value
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """Elementwise sums over the ranks, in float64."""
+        return self._reduced(values, dist.ReduceOp.SUM)
+
+    def max(self, value: float) -> float:
+        """The largest over the ranks."""
+        return self._reduced([value], dist.ReduceOp.MAX)[0]
+
+    def _reduced(self, values: Sequence[float], operation) -> list[float]:
+        if not self.grouped:
+            return list(values)
+        numbers = torch.tensor(values, dtype=torch.float64, device=self._device)
+        dist.all_reduce(numbers, operation)
+        return numbers.tolist()
+
+    def first_failure(self, error: BaseException) -> UserError | None:
+        """Tell the others of an error that they do not share. Returns what another rank told before this one, which
+        is then the cause: a rank whose peer is gone knows only that a connection broke."""
+        if self.world.size == 1 or self._store is None or isinstance(error, RankError):
+            return None
+        with contextlib.suppress(RuntimeError):  # the store may be gone too
+            mine = json.dumps({"rank": self.world.rank, **_as_error(error)})
+            first = json.loads(self._store.compare_set("failure", "", mine))
+            if first["rank"] != self.world.rank:
+                return RankError(f"rank {first['rank']} failed: {first['error']}", first["exit_status"])
+        return None
+
+    def _next_key(self) -> str:
+        self._talks += 1
+        return f"talk/{self._talks}"
+
+    def _write(self, key: str, value: dict[str, Any]) -> None:
+        self._store.set(key, json.dumps(value))
+
+    def _read(self, key: str) -> dict[str, Any]:
+        """The value at `key`, waiting for it. Raises RankError if the store, or who keeps it, is gone."""
+        while True:
+            try:
+                self._store.wait([key], timedelta(seconds=WAIT_SECONDS))
+                return json.loads(self._store.get(key))
+            except dist.DistNetworkError:
+                raise RankError("the process that keeps the store of this run is gone", 1) from None
+            except dist.DistStoreError:
+                continue  # not there yet
 
 
-_DEFAULTS = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}
+def _as_error(error: BaseException) -> dict[str, Any]:
+    message = str(error) or type(error).__name__
+    if not isinstance(error, UserError):
+        message = f"{type(error).__name__}: {message}".splitlines()[0]
+    return {"error": message, "exit_status": getattr(error, "exit_status", 1)}
+
+
+def _value_or_error(found: dict[str, Any], prefix: str = "") -> Any:
+    if "error" in found:
+        raise RankError(prefix + found["error"], found["exit_status"])
+    return found["value"]

@@ -1,47 +1,45 @@
 """Validation loss: plain cross-entropy per token over the same batches every time."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable
 
-import numpy as np
 import torch
 
-from scaling_testbed.learning.config import CrossEntropyConfig
-from scaling_testbed.learning.loss import loss_terms
+from scaling_testbed.data.batches import ValidationBatches
 from scaling_testbed.running.device import autocast
-from scaling_testbed.running.interrupts import Interrupts
+from scaling_testbed.running.distributed import Processes
+from scaling_testbed.running.parallel import Replica
 
 
 @torch.no_grad()
 def evaluate(
-    model: torch.nn.Module,
-    batches: Iterable[np.ndarray],
-    loss: CrossEntropyConfig,
+    placed: Replica,
+    batches: ValidationBatches,
     *,
     device: torch.device,
     precision: str,
-    interrupts: Interrupts | None = None,
+    processes: Processes,
+    poll: Callable[[], object] | None = None,
 ) -> float:
     """Sum of cross-entropy over all tokens divided by their number, in nats; z-loss is never inside.
 
-    batches: int64 arrays [rows, T + 1]. Raises Interrupted between batches when a signal has come.
+    The ranks take batches in turn; sums are float64. `poll` is called before each batch, on every rank equally often,
+    and may raise Interrupted.
     """
     total, n_tokens = 0.0, 0
-    for batch_BS in batches:
-        if interrupts is not None:
-            interrupts.check()
-        tokens_BS = torch.from_numpy(batch_BS).to(device)
+    for first in range(0, len(batches), processes.world.size):
+        if poll is not None:
+            poll()
+        number = first + processes.world.rank
+        # Sharded ranks must all come along: one without a batch of its own computes the last one and drops it.
+        tokens_BS = torch.from_numpy(batches.batch(min(number, len(batches) - 1))).to(device)
         with autocast(device, precision):
-            hidden_BTD = model(tokens_BS[:, :-1])
-            terms = loss_terms(
-                loss,
-                hidden_BTD.flatten(0, 1),
-                model.head_weight_VD,
-                tokens_BS[:, 1:].flatten(),
-                softcap=model.config.final_softcap,
-            )
-        total += terms.ce.item()
-        n_tokens += terms.n_tokens.item()
+            terms = placed.plain(tokens_BS)
+        if number < len(batches):
+            total += terms.ce.item()
+            n_tokens += terms.n_tokens.item()
+    placed.settle()
+    total, n_tokens = processes.sum([total, n_tokens])
     return total / n_tokens
 
 

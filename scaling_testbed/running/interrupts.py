@@ -32,6 +32,16 @@ class Interrupts:
     def _note(self, number, _frame):
         self.requested = self.requested or signal.Signals(number).name
 
+    def counts(self) -> list[int]:
+        """For each signal, whether it was the one that came here: to be added up over ranks."""
+        return [int(self.requested == number.name) for number in _SIGNALS]
+
+    def check_counts(self, counts) -> None:
+        """Raise Interrupted if a signal came to any of the ranks whose `counts` were added up."""
+        for number, count in zip(_SIGNALS, counts, strict=True):
+            if count:
+                raise Interrupted(number.name)
+
     def check(self) -> None:
         """Raise Interrupted if a signal has come."""
         if self.requested:

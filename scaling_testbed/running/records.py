@@ -40,7 +40,7 @@ ROW_FIELDS = (
     "train_loss_last", "diverged_at_step", "max_attention_logit",
     "unigram_entropy_nats", "entropy_rate_nats",
     "wall_seconds", "tokens_per_second", "mfu", "peak_memory_bytes", "restarts",
-    "attention_impl", "qk_norm_impl", "loss_impl", "precision", "device",
+    "attention_impl", "qk_norm_impl", "loss_impl", "precision", "device", "world_size", "parallelism",
     "data_fingerprint", "tokenizer_fingerprint", "git_commit", "versions",
 )  # fmt: skip
 

@@ -1,12 +1,15 @@
 """One run: batch -> forward -> loss terms -> backward over micro-batches -> one clip -> one step -> records.
 
 Everything a run computes is a function of its configuration and the step, so a run that was killed anywhere and
-started again by the same command ends in the same bits as one that was not.
+started again by the same command ends in the same bits as one that was not. Several processes take parts of each
+batch and change nothing but rounding; rank 0 alone holds the run's folder.
 """
 
+import contextlib
 import dataclasses
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +21,12 @@ from scaling_testbed.data.batches import TrainingBatches, ValidationBatches
 from scaling_testbed.data.preparation import prepare
 from scaling_testbed.data.shards import PreparedData, open_prepared
 from scaling_testbed.errors import ConfigError, UserError
-from scaling_testbed.learning.loss import IGNORE, choose_loss_impl, loss_terms
+from scaling_testbed.learning.loss import IGNORE, choose_loss_impl
 from scaling_testbed.learning.optimizers import build_optimizer, set_lr
 from scaling_testbed.model.attention import check_impls
 from scaling_testbed.model.counting import count_params, flops_per_token
 from scaling_testbed.model.transformer import Transformer
-from scaling_testbed.running import checkpoint, records
+from scaling_testbed.running import checkpoint, records, state
 from scaling_testbed.running.device import (
     autocast,
     choose_device,
@@ -33,10 +36,12 @@ from scaling_testbed.running.device import (
     peak_flops,
     peak_memory_bytes,
 )
-from scaling_testbed.running.distributed import World, world_from_environment
+from scaling_testbed.running.distributed import Processes
 from scaling_testbed.running.evaluation import bits_per_byte, evaluate
 from scaling_testbed.running.interrupts import Interrupted, Interrupts
+from scaling_testbed.running.parallel import LossModel, parallelize
 from scaling_testbed.running.progress import RunProgress
+from scaling_testbed.running.world import check_world, world_from_environment
 
 MAIN_SET = "validation"
 
@@ -51,21 +56,42 @@ def train(run: RunConfig, *, quiet: bool = False) -> dict[str, Any]:
     Raises UserError for what a person can mend. Whatever else goes wrong is recorded as status failed and raised.
     """
     world = world_from_environment()
+    check_world(world, run.parallelism, run.batch.sequences)
     folder = records.RunFolder(run_folder_path(run))
-    if (row := folder.result()) and row["status"] in records.FINAL:
-        return row
-    with folder:
+    with Processes(world, run.parallelism) as processes, contextlib.ExitStack() as held:
+        if row := processes.on_main(lambda: _final_row(folder)):
+            return row
+        processes.on_main(lambda: _hold(folder, held))
         try:
-            trainer = Trainer(run, folder, world, quiet=quiet)
+            trainer = Trainer(run, folder, processes, quiet=quiet or not world.is_main)
             with Interrupts() as interrupts:
                 return trainer.fit(interrupts)
         except Exception as error:
-            message = (str(error) or type(error).__name__).splitlines()[0]
-            folder.write_result(empty_row(run) | {"status": "failed", "error": message})
-            if isinstance(error, torch.OutOfMemoryError):
-                hint = "set batch.micro_batch_sequences lower: it changes the memory, not the global batch"
-                raise UserError(f"the device has too little memory for this run; {hint}") from error
+            mended = _for_a_person(error)
+            cause = processes.first_failure(mended or error) or mended
+            if world.is_main:
+                message = (str(cause or error) or type(error).__name__).splitlines()[0]
+                folder.write_result(empty_row(run) | {"status": "failed", "error": message})
+            if cause is not None:
+                raise cause from error
             raise
+
+
+def _final_row(folder: records.RunFolder) -> dict[str, Any] | None:
+    row = folder.result()
+    return row if row and row["status"] in records.FINAL else None
+
+
+def _hold(folder: records.RunFolder, held: contextlib.ExitStack) -> None:
+    held.enter_context(folder)
+
+
+def _for_a_person(error: Exception) -> UserError | None:
+    """What to do about an error that is nobody's defect."""
+    if isinstance(error, torch.OutOfMemoryError):
+        hint = "set batch.micro_batch_sequences lower: it changes the memory, not the global batch"
+        return UserError(f"the device has too little memory for this run; {hint}")
+    return None
 
 
 def empty_row(run: RunConfig) -> dict[str, Any]:
@@ -83,26 +109,15 @@ def empty_row(run: RunConfig) -> dict[str, Any]:
 class Trainer:
     """Holds one run's parts; `fit` runs it to its end, its divergence or a signal."""
 
-    def __init__(self, run: RunConfig, folder: records.RunFolder, world: World, *, quiet: bool = False):
-        self.run, self.folder, self.world = run, folder, world
+    def __init__(self, run: RunConfig, folder: records.RunFolder, processes: Processes, *, quiet: bool = False):
+        self.run, self.folder, self.processes, self.world = run, folder, processes, processes.world
         configure_torch(run.compute)
-        self.device = choose_device(run.compute, world.local_rank)
-        self.precision = choose_precision(run.compute, self.device)
-        # What cannot run is refused before data is prepared; `auto` is decided once, and the row records for what.
-        self.loss = dataclasses.replace(run.loss, impl=choose_loss_impl(run.loss, self.device))
-        check_impls(run.model, self.device)
-        data_dir = Path(run.data_dir)
-        self.data = open_prepared(
-            prepare(run.data, run.tokenizer, data_dir=data_dir, workers=run.data_workers, quiet=quiet)
-        )
+        processes.together(self._choose_paths)
+        # Rank 0 prepares, which may take hours; the others find it done.
+        self.data = open_prepared(Path(processes.on_main(lambda: str(self._prepare(quiet)))))
+        processes.together(self._open_batches)
+        processes.connect(self.device)
         self._build_model()
-        self.batches = TrainingBatches(
-            self.data.train,
-            sequence_length=run.batch.sequence_length,
-            sequences=run.batch.sequences,
-            seed=run.seed,
-        )
-        self.validation_sets = self._open_validation_sets()
         self.step = 0  # updates made
         self.row: dict[str, Any] | None = {"step": 0}  # this step's record while it is still open
         self.evaluations: list[dict[str, Any]] = []
@@ -112,14 +127,42 @@ class Trainer:
         self._resume()
         self._announce(quiet)
 
-    def _build_model(self) -> None:
+    def _choose_paths(self) -> None:
+        """What cannot run is refused before data is prepared; `auto` is decided once, and the row records for what."""
         run = self.run
+        self.device = choose_device(run.compute, self.world.local_rank)
+        self.precision = choose_precision(run.compute, self.device)
+        self.loss = dataclasses.replace(run.loss, impl=choose_loss_impl(run.loss, self.device))
+        check_impls(run.model, self.device)
+        if run.compute.compile and run.parallelism.kind == "fsdp":
+            raise ConfigError("compute.compile=true has not been tried with parallelism=fsdp; set it to false")
+
+    def _prepare(self, quiet: bool) -> Path:
+        run = self.run
+        return prepare(run.data, run.tokenizer, data_dir=Path(run.data_dir), workers=run.data_workers, quiet=quiet)
+
+    def _open_batches(self) -> None:
+        batch = self.run.batch
+        self.batches = TrainingBatches(
+            self.data.train,
+            sequence_length=batch.sequence_length,
+            sequences=batch.sequences,
+            seed=self.run.seed,
+        )
+        self.validation_sets = self._open_validation_sets()
+
+    def _build_model(self) -> None:
+        run, sharded = self.run, self.run.parallelism.kind == "fsdp"
         config = run.model.resolved(self.data.vocab_size)
         self.counts = count_params(config)
         self.steps = run.budget.resolve_steps(self.counts, run.batch.tokens)
         self.flops_per_token = flops_per_token(config, run.batch.sequence_length)
-        self.model = Transformer(config, run.parametrization, device=self.device)
-        self.model.init_weights(run.seed)
+        where = torch.device("meta") if sharded else self.device
+        self.model = Transformer(config, run.parametrization, device=where, run_on=self.device)
+        self.model.recompute_every = run.parallelism.activation_checkpointing
+        self.placed = parallelize(
+            LossModel(self.model, self.loss), run.parallelism, self.device, self.precision, run.seed
+        )
         self.optimizer = build_optimizer(run.optimizer, self.model)
         if run.compute.compile:
             self.model.compile()
@@ -143,30 +186,37 @@ class Trainer:
 
     def _resume(self) -> None:
         """Take up the newest whole checkpoint, if there is one, and cut metrics.jsonl back to it."""
-        found = checkpoint.load_latest(self.folder.checkpoints)
+        found = self.processes.on_main(self._find_checkpoint)
         if found is not None:
-            self._check_same_data(found.state)
-            self.model.load_state_dict(found.tensors["model"])
-            self.optimizer.load_state_dict(found.tensors["optimizer"])
-            torch.set_rng_state(found.tensors["rng"]["cpu"])
-            if self.device.type == "cuda" and "cuda" in found.tensors["rng"]:
-                torch.cuda.set_rng_state(found.tensors["rng"]["cuda"], self.device)
-            self.step, self.row = found.step, found.state["row"]
-            self.train_loss_last = found.state["train_loss_last"]
-            self.wall_seconds = found.state["wall_seconds"]
+            path, plain = found
+            sharded = self.run.parallelism.kind == "fsdp"
+            state.restore(Path(path), self.model, self.optimizer, self.device, sharded=sharded)
+            self.step, self.row = plain["step"], plain["row"]
+            self.train_loss_last = plain["train_loss_last"]
+            self.wall_seconds = plain["wall_seconds"]
         else:
             torch.manual_seed(self.run.seed)
-        environment = records.environment(device_name(self.device), self.precision)
-        self.restarts = self.folder.start(dataclasses.asdict(self.run), environment)
-        self.git_commit = environment["git"]["commit"]
-        kept = self.folder.open_metrics(keep_before=self.step + (self.row is None))
-        self.evaluations = [row for row in kept if "val_loss" in row]
+        self.restarts, self.git_commit, self.evaluations = self.processes.on_main(self._open_records)
 
-    def _check_same_data(self, state: dict[str, Any]) -> None:
+    def _find_checkpoint(self) -> tuple[str, dict[str, Any]] | None:
+        path = checkpoint.latest(self.folder.checkpoints)
+        if path is None:
+            return None
+        plain = checkpoint.read_state(path)
+        self._check_same_data(plain)
+        return str(path), plain
+
+    def _open_records(self) -> tuple[int, str | None, list[dict[str, Any]]]:
+        environment = records.environment(device_name(self.device), self.precision)
+        restarts = self.folder.start(dataclasses.asdict(self.run), environment)
+        kept = self.folder.open_metrics(keep_before=self.step + (self.row is None))
+        return restarts, environment["git"]["commit"], [row for row in kept if "val_loss" in row]
+
+    def _check_same_data(self, saved: dict[str, Any]) -> None:
         for key, now in self._fingerprints().items():
-            if state[key] != now:
+            if saved[key] != now:
                 raise UserError(
-                    f"{self.folder.path} was trained on other data: its {key} is {state[key]}, that of "
+                    f"{self.folder.path} was trained on other data: its {key} is {saved[key]}, that of "
                     f"{self.data.folder} is {now}; restore the data, or start a run of another name="
                 )
 
@@ -181,7 +231,7 @@ class Trainer:
         self.progress = RunProgress(self.steps, self.step, line_every=run.logging.line_every_steps, quiet=quiet)
         self.progress.say(
             f"run {self.folder.path}: {config.name}, {counts.n_params:,} parameters "
-            f"({counts.n_params_non_embedding:,} without embedding and head), on {self.device.type} in {self.precision}"
+            f"({counts.n_params_non_embedding:,} without embedding and head), on {self._devices()} in {self.precision}"
         )
         self.progress.say(
             f"{self.steps:,} steps of {run.batch.tokens:,} tokens, {self.batches.epochs(self.steps):.2f} epochs of "
@@ -191,6 +241,11 @@ class Trainer:
         if self.step:
             self.progress.say(f"resumed at step {self.step:,} (start {self.restarts + 1} of this run)")
 
+    def _devices(self) -> str:
+        if not self.processes.grouped:
+            return self.device.type
+        return f"{self.world.size} x {self.device.type} ({self.run.parallelism.kind})"
+
     def fit(self, interrupts: Interrupts) -> dict[str, Any]:
         """Train to the end; returns the row, which is also in result.json.
 
@@ -198,9 +253,10 @@ class Trainer:
         signal came; a checkpoint of this step is saved).
         """
         self.interrupts = interrupts
-        self.mirror = records.WandbMirror(
-            self.run.logging, self.folder, run_id(self.run), self.run.name, flatten(self.run)
-        )
+        logging = self.run.logging
+        if not self.world.is_main:
+            logging = dataclasses.replace(logging, wandb=False)
+        self.mirror = records.WandbMirror(logging, self.folder, run_id(self.run), self.run.name, flatten(self.run))
         self._began = time.monotonic()
         outcome: dict[str, Any] = {"status": "finished"}
         try:
@@ -214,7 +270,10 @@ class Trainer:
             self.progress.close()
         if outcome["status"] == "preempted" or (outcome["status"] == "finished" and self.run.checkpoint.at_end):
             self._save()
-        row = self._result(outcome)
+        peak_bytes = int(self.processes.max(peak_memory_bytes(self.device)))
+        return self.processes.on_main(lambda: self._end(self._result(outcome, peak_bytes)))
+
+    def _end(self, row: dict[str, Any]) -> dict[str, Any]:
         self.folder.write_result(row)
         self.mirror.finish(row)
         return row
@@ -266,28 +325,34 @@ class Trainer:
         Every micro-batch is divided by the valid tokens of the whole batch, so that the split changes nothing.
         """
         n_tokens = int(np.count_nonzero(batch_BS[:, 1:] != IGNORE))
+        if self.processes.grouped:
+            n_tokens = self._poll_all(n_tokens)
         rows = self.run.batch.micro_batch_sequences or len(batch_BS)
         ce = z_loss = torch.zeros((), device=self.device)
         for begin in range(0, len(batch_BS), rows):
-            self.interrupts.check()
+            if not self.processes.grouped:
+                self.interrupts.check()
             tokens_BS = torch.from_numpy(batch_BS[begin : begin + rows]).to(self.device)
-            with autocast(self.device, self.precision):
-                hidden_BTD = self.model(tokens_BS[:, :-1])
-                terms = loss_terms(
-                    self.loss,
-                    hidden_BTD.flatten(0, 1),
-                    self.model.head_weight_VD,
-                    tokens_BS[:, 1:].flatten(),
-                    softcap=self.model.config.final_softcap,
-                )
-            (terms.loss / n_tokens).backward()
+            with self.placed.accumulating(last=begin + rows >= len(batch_BS)):
+                with autocast(self.device, self.precision):
+                    terms = self.placed.forward(tokens_BS)
+                # Gradients are averaged over ranks, while each rank's loss is its part of a sum.
+                (terms.loss / (n_tokens / self.world.size)).backward()
             ce, z_loss = ce + terms.ce, z_loss + terms.z_loss
-        return ce.item(), z_loss.item(), n_tokens
+        return *self.processes.sum([ce.item(), z_loss.item()]), n_tokens
+
+    def _poll_all(self, n_tokens: int = 0) -> int:
+        """Ask all ranks whether a signal has come, once a step and once a round of an evaluation, so that all stop
+        at the same place. Returns the sum of `n_tokens`; raises Interrupted."""
+        total, *signals = self.processes.sum([n_tokens, *self.interrupts.counts()])
+        self.interrupts.check_counts(signals)
+        return int(total)
 
     def _clip(self) -> float:
         """Clip the global gradient norm if a limit is set; returns the norm before."""
         limit = self.run.optimizer.clip_norm
-        return torch.nn.utils.clip_grad_norm_(self.model.parameters(), math.inf if limit is None else limit).item()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), math.inf if limit is None else limit)
+        return (norm.full_tensor() if self.run.parallelism.kind == "fsdp" else norm).item()
 
     def _close_row(self) -> None:
         """Evaluate if it is this step's turn, and write the step's record if it says anything."""
@@ -295,11 +360,11 @@ class Trainer:
             return
         every = self.run.evaluation.every_steps
         if self.step in (0, self.steps) or (every and self.step % every == 0):
-            self.row |= self._evaluate(self.interrupts)
+            self.row |= self._evaluate(self._poll_all if self.processes.grouped else self.interrupts.check)
         self._write_row()
 
     def _write_row(self) -> None:
-        if len(self.row) > 1:
+        if len(self.row) > 1 and self.world.is_main:
             self.folder.write_metrics(self.row)
             self.progress.update(self.row)
             self.mirror.log(self.row)
@@ -313,35 +378,27 @@ class Trainer:
             self.row = {"step": self.step} | self._evaluate(None)
             self._write_row()
 
-    def _evaluate(self, interrupts: Interrupts | None) -> dict[str, Any]:
-        losses = {
-            name: evaluate(
-                self.model,
-                batches,
-                self.loss,
-                device=self.device,
-                precision=self.precision,
-                interrupts=interrupts,
-            )
-            for name, batches in self.validation_sets.items()
-        }
+    def _evaluate(self, poll: Callable[[], object] | None) -> dict[str, Any]:
+        options = {"device": self.device, "precision": self.precision, "processes": self.processes, "poll": poll}
+        losses = {name: evaluate(self.placed, sets, **options) for name, sets in self.validation_sets.items()}
         main, stream = losses[MAIN_SET], self.data.validation
         bpb = bits_per_byte(main, stream.n_tokens, stream.n_bytes)
         return {"val_loss": main, "val_bpb": bpb, "val_loss_by_set": losses}
 
     def _save(self) -> None:
         """Save a checkpoint of this step, with the step's record if it is still open."""
-        rng = {"cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            rng["cuda"] = torch.cuda.get_rng_state(self.device)
-        state = {
+        plain = {
             "row": self.row,
             "train_loss_last": self.train_loss_last,
             "wall_seconds": self._wall(),
             **self._fingerprints(),
         }
-        tensors = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "rng": rng}
-        checkpoint.save(self.folder.checkpoints, self.step, state, tensors, self.run.checkpoint)
+        if self.run.parallelism.kind == "fsdp":
+            tensors, shards = state.sharded_state(self.model, self.optimizer)
+        else:
+            tensors, shards = state.whole_state(self.model, self.optimizer, self.device), None
+        where, keep = self.folder.checkpoints, self.run.checkpoint
+        checkpoint.save(where, self.step, plain, tensors, keep, shards=shards, processes=self.processes)
 
     def _wall(self) -> float:
         return self.wall_seconds + time.monotonic() - self._began
@@ -356,7 +413,7 @@ class Trainer:
             return None
         return (self.timed_steps - 1) * self.run.batch.tokens / self.timed_seconds
 
-    def _result(self, outcome: dict[str, Any]) -> dict[str, Any]:
+    def _result(self, outcome: dict[str, Any], peak_bytes: int) -> dict[str, Any]:
         """The row that analysis reads."""
         n_tokens = self.step * self.run.batch.tokens
         rate, peak = self._tokens_per_second(), peak_flops(self.device, self.precision)
@@ -381,14 +438,16 @@ class Trainer:
             "entropy_rate_nats": manifest.get("entropy_rate_nats"),
             "wall_seconds": self._wall(),
             "tokens_per_second": rate,
-            "mfu": rate * self.flops_per_token / peak if rate and peak else None,
-            "peak_memory_bytes": peak_memory_bytes(self.device),
+            "mfu": rate * self.flops_per_token / (peak * self.world.size) if rate and peak else None,
+            "peak_memory_bytes": peak_bytes,
             "restarts": self.restarts,
             "attention_impl": self.model.attention_impl,
             "qk_norm_impl": self.model.qk_norm_impl,
             "loss_impl": self.loss.impl,
             "precision": self.precision,
             "device": device_name(self.device),
+            "world_size": self.world.size,
+            "parallelism": self.run.parallelism.kind,
             "git_commit": self.git_commit,
             "versions": records.versions(),
         }

@@ -11,7 +11,7 @@ import torch
 
 from scaling_testbed.data.preparation import prepare
 from scaling_testbed.errors import ConfigError, UserError
-from scaling_testbed.running import checkpoint, records, trainer
+from scaling_testbed.running import checkpoint, parallel, records, trainer
 from scaling_testbed.running.trainer import train
 from tests.conftest import KERNEL_DEVICE
 from tests.running.conftest import metrics, start
@@ -203,14 +203,15 @@ def test_a_second_process_in_the_same_folder_is_refused_with_75(tiny, tmp_path, 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_stops_the_run_before_the_update(trained, monkeypatch, bad):
-    real, calls = trainer.loss_terms, [0]
+    real, calls = parallel.loss_terms, [0]
 
     def poisoned(*args, **kwargs):
         terms = real(*args, **kwargs)
-        calls[0] += 1
-        return terms._replace(ce=terms.ce * bad) if calls[0] == 7 else terms
+        training = torch.is_grad_enabled()  # evaluations are left alone
+        calls[0] += training
+        return terms._replace(ce=terms.ce * bad) if training and calls[0] == 7 else terms
 
-    monkeypatch.setattr(trainer, "loss_terms", poisoned)
+    monkeypatch.setattr(parallel, "loss_terms", poisoned)
     row, folder = trained()
     assert row["status"] == "diverged" and row["diverged_at_step"] == 7 and row["steps"] == 6
     assert metrics(folder)[-1]["step"] == 6 and metrics(folder)[-1]["val_loss"] == row["val_loss"]
@@ -259,9 +260,10 @@ def test_a_validation_set_with_another_vocabulary_is_refused(trained, tiny, data
         trained(f"+evaluation.sets.noise={folder}")
 
 
-def test_more_than_one_process_is_refused_for_now(tiny, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match="nproc-per-node=1"):
+def test_several_processes_need_a_parallelism(tiny, monkeypatch):
+    for key, value in {"RANK": 0, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "MASTER_ADDR": "x", "MASTER_PORT": 1}.items():
+        monkeypatch.setenv(key, str(value))
+    with pytest.raises(ConfigError, match="add parallelism=ddp or parallelism=fsdp"):
         train(tiny()[0], quiet=True)
 
 

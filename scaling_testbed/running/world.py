@@ -1,0 +1,98 @@
+"""Which of how many processes this is, by what torchrun or srun left in the environment. Free of torch."""
+
+import os
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from scaling_testbed.errors import ConfigError, UserError
+
+FIRST_PORT, PORTS = 10000, 20000  # below the ports that Linux gives to outgoing connections
+
+
+@dataclass(frozen=True)
+class World:
+    """rank of size processes; local_rank counts within the machine.
+
+    address, port: where the store of a world that srun started is kept; None where torchrun keeps one.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    address: str | None = None
+    port: int | None = None
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is rank 0, which holds the run's folder, writes, and speaks for all."""
+        return self.rank == 0
+
+
+def world_from_environment(environment: Mapping[str, str] = os.environ) -> World:
+    """The world that torchrun set up, or a step of srun with several tasks, or one process.
+
+    Raises UserError where the environment names only a part of a world.
+    """
+    if "RANK" in environment or "WORLD_SIZE" in environment:
+        return _torchrun_world(environment)
+    tasks = environment.get("SLURM_STEP_NUM_TASKS", environment.get("SLURM_NTASKS", "1"))
+    # In a batch script SLURM_NTASKS is set too, but only a step has started that many processes.
+    if "SLURM_STEP_ID" in environment and int(tasks) > 1:
+        return _slurm_world(environment, int(tasks))
+    return World()
+
+
+def is_main_process(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether this is rank 0 or alone, also where the environment is too broken to say more."""
+    slurm = environment.get("SLURM_PROCID", "0") if "SLURM_STEP_ID" in environment else "0"
+    return environment.get("RANK", slurm) == "0"
+
+
+def _torchrun_world(environment: Mapping[str, str]) -> World:
+    size = int(environment.get("WORLD_SIZE", 1))
+    needed = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    if size > 1 and (missing := [key for key in needed if key not in environment]):
+        raise UserError(f"WORLD_SIZE={size}, but {', '.join(missing)} is not set: start the processes with torchrun")
+    return World(int(environment.get("RANK", 0)), size, int(environment.get("LOCAL_RANK", 0)))
+
+
+def _slurm_world(environment: Mapping[str, str], size: int) -> World:
+    address = environment.get("MASTER_ADDR") or _first_host(environment)
+    port = int(environment.get("MASTER_PORT") or _port(environment))
+    return World(int(environment["SLURM_PROCID"]), size, int(environment["SLURM_LOCALID"]), address, port)
+
+
+def _port(environment: Mapping[str, str]) -> int:
+    """Another one for each job, each task of an array (which has a job id of its own) and each step of a job."""
+    job, step = int(environment["SLURM_JOB_ID"]), int(environment["SLURM_STEP_ID"])
+    return FIRST_PORT + (job + 1009 * step) % PORTS
+
+
+def _first_host(environment: Mapping[str, str]) -> str:
+    """Rank 0's machine; of a step on one machine it need not be asked for."""
+    if environment.get("SLURM_STEP_NUM_NODES", environment.get("SLURM_NNODES")) == "1":
+        return "127.0.0.1"
+    nodes = environment.get("SLURM_STEP_NODELIST") or environment["SLURM_JOB_NODELIST"]
+    if "[" not in nodes:
+        return nodes.split(",")[0]
+    try:
+        command = ["scontrol", "show", "hostnames", nodes]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
+    except (OSError, subprocess.SubprocessError, IndexError):
+        raise UserError(f"scontrol cannot say which machines {nodes} are; set MASTER_ADDR to the first one") from None
+
+
+def check_world(world: World, parallelism, sequences: int) -> None:
+    """Raise ConfigError where `world` does not fit the ParallelismConfig or a batch of `sequences`."""
+    if parallelism.kind == "single" and world.size > 1:
+        raise ConfigError(
+            f"{world.size} processes were started, but parallelism=single uses one; add parallelism=ddp or "
+            "parallelism=fsdp"
+        )
+    if sequences % world.size:
+        raise ConfigError(f"batch.sequences must be a multiple of the {world.size} processes; got {sequences}")
+    if world.size % (parallelism.shard_size or 1):
+        raise ConfigError(
+            f"parallelism.shard_size must divide the {world.size} processes; got {parallelism.shard_size}"
+        )
