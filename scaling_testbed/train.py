@@ -1,6 +1,7 @@
 """Train one model: `python -m scaling_testbed.train model=nano_m optimizer.lr=1e-2 ...`
 
 Every key=value is a Hydra override; --cfg job prints the whole configuration, --help the choices.
+--dry-run prints parameters, steps, FLOPs and memory per GPU, and does nothing.
 Exit status: 0 finished or diverged, 75 stopped by a signal or owned by another process, 2 a wrong key or value, 1
 anything else.
 """
@@ -10,7 +11,10 @@ import sys
 
 from scaling_testbed.config.compose import run_door
 from scaling_testbed.config.schema import RunConfig, run_folder_path
+from scaling_testbed.errors import ConfigError
 from scaling_testbed.running.world import is_main_process
+
+ASSUMED_VOCABULARY = 50432  # GPT-NeoX's, padded; for a dry run where only preparing could tell
 
 
 def command(run: RunConfig) -> int:
@@ -27,9 +31,26 @@ def command(run: RunConfig) -> int:
     return 75 if row["status"] == "preempted" else 0
 
 
+def dry_run(run: RunConfig) -> int:
+    """Print what the run would be."""
+    from scaling_testbed.running.dry_run import describe_run
+    from scaling_testbed.sweeps.plan import planned_vocab_size
+
+    try:
+        vocab_size = planned_vocab_size(run)
+    except ConfigError:
+        vocab_size = ASSUMED_VOCABULARY
+        print(f"the vocabulary is not known before data is prepared: {vocab_size:,} is assumed")
+    print(describe_run(run, vocab_size))
+    return 0
+
+
 def main(argv: list[str] | None = None) -> int:
     """The door's main; returns the exit status."""
-    return run_door(command, sys.argv[1:] if argv is None else argv, __doc__)
+    argv = sys.argv[1:] if argv is None else argv
+    if "--dry-run" in argv:
+        return run_door(dry_run, [argument for argument in argv if argument != "--dry-run"], __doc__)
+    return run_door(command, argv, __doc__)
 
 
 if __name__ == "__main__":

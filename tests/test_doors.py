@@ -53,6 +53,27 @@ def test_a_mistake_is_one_or_two_lines_on_stderr_and_a_status(places, capsys, ar
     assert not (tmp_path / "data").exists()  # refused before any work
 
 
+@pytest.mark.parametrize(
+    ("model", "n_params"), [("proxy_5b", "4,834,147,328"), ("openlm_7b", "6,889,672,704"), ("nano_s", "26,848")]
+)
+def test_a_dry_run_tells_the_cost_and_leaves_nothing(places, capsys, tmp_path, model, n_params):
+    extra = ["data=markov"] if model == "nano_s" else []
+    assert train.main(["--dry-run", f"model={model}", "parallelism=fsdp", "batch.sequences=64", *extra, *places]) == 0
+    out = capsys.readouterr().out
+    assert f"parameters       {n_params} " in out and "training FLOPs" in out
+    rows = [line.split() for line in out.splitlines() if line.startswith("fsdp")]
+    assert [row[1] for row in rows] == ["1", "8", "64"]
+    totals = [float(row[-1]) for row in rows]
+    assert totals[0] > totals[1] > totals[2] or model == "nano_s"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_says_which_vocabulary_it_assumes_and_refuses_mistakes(places, capsys):
+    assert train.main(["--dry-run", "tokenizer=pretrained", "tokenizer.path=none/at/all", *places]) == 0
+    assert "50,432 is assumed" in capsys.readouterr().out
+    assert train.main(["--dry-run", "optimizer.lrr=1"]) == 2
+
+
 def test_help_lists_the_choices(capsys):
     assert train.main(["--help"]) == 0
     text = capsys.readouterr().out

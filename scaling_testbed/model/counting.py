@@ -37,7 +37,7 @@ def count_params(config: ModelConfig) -> ParamCounts:
     config = _resolved(config)
     shape = RESIDUALS[config.residual]
     gains_per_block = 2 * shape.norms_per_branch * config.d_model + _qk_gains(config)
-    body = config.n_layers * (_block_matrices(config) + gains_per_block) + shape.final_norm * config.d_model
+    body = config.n_layers * (block_matrices(config) + gains_per_block) + shape.final_norm * config.d_model
     table = config.vocab_size * config.d_model
     n_params = body + (table if config.tied_head else 2 * table)
     return ParamCounts(
@@ -53,7 +53,7 @@ def forward_flops(config: ModelConfig, sequence_length: int) -> int:
     included, a multiply-add being two. Attention counts all T x T scores, though half are masked, as torch's
     FlopCounterMode does. Norms, activations, softmax, rotation and the embedding look-up are not counted."""
     config = _resolved(config)
-    products = config.n_layers * _block_matrices(config) + config.vocab_size * config.d_model
+    products = config.n_layers * block_matrices(config) + config.vocab_size * config.d_model
     attention = config.n_layers * 2 * config.n_heads * config.d_head * sequence_length
     return 2 * (products + attention)
 
@@ -66,7 +66,8 @@ def flops_per_token(config: ModelConfig, sequence_length: int) -> int:
     return 3 * forward_flops(config, sequence_length)
 
 
-def _block_matrices(config: ModelConfig) -> int:
+def block_matrices(config: ModelConfig) -> int:
+    """Weights in the matrices of one block of a resolved `config`."""
     attention = 2 * config.d_model * config.d_head * (config.n_heads + config.n_kv_heads)
     mlp = (3 if config.mlp in GATED_MLPS else 2) * config.d_model * config.d_ff
     return attention + mlp

@@ -6,6 +6,7 @@ without a process group (parallelism=single) passes through all of this as if it
 """
 
 import contextlib
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -20,6 +21,7 @@ from scaling_testbed.running.config import ParallelismConfig
 from scaling_testbed.running.world import World
 
 WAIT_SECONDS = 30  # between two looks at the store
+_uses = itertools.count()  # of the launcher's store by this process, which are as many on every rank
 
 
 class RankError(UserError):
@@ -54,9 +56,12 @@ class Processes:
         self.grouped = False
 
     def _open_store(self):
-        world, timeout = self.world, timedelta(seconds=self.config.timeout_seconds)
-        if world.size == 1:
+        if self.world.size == 1:
             return dist.HashStore()
+        return dist.PrefixStore(f"run/{next(_uses)}", self._launchers_store())
+
+    def _launchers_store(self):
+        world, timeout = self.world, timedelta(seconds=self.config.timeout_seconds)
         try:
             if world.address is not None:
                 return dist.TCPStore(world.address, world.port, world.size, world.is_main, timeout)

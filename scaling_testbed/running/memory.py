@@ -1,47 +1,97 @@
-"""How much memory a run will take on one device, before it is run; free of torch.
+"""How much memory a run will take on each device, before it is run; free of torch.
 
-An estimate: parameters, gradients and optimizer state in fp32 are exact; activations are what autograd keeps on the
-reference path on a CPU, counted tensor by tensor (within 5%, a test compares); bf16 copies of weights, and the logits,
-are reckoned and not measured; what the allocator adds is not in it.
+An estimate. With N parameters over s shards (1 unless parallelism=fsdp), in bytes:
+
+    parameters      4 N / s, fp32
+    gradients       4 N / s, fp32; 4 N for fsdp with several micro-batches, which adds them up before it shards them
+    optimizer       8 N / s, AdamW's two fp32 moments
+    working copies  single and ddp: 2 N in bf16, the matrices that autocast holds until their backward pass. fsdp: what
+                    is whole for a while: embedding, head and gains with their gradients (8 bytes each), two blocks
+                    (one computes, one is under way) in the type of the products, and one block's gradients there and
+                    in fp32
+    activations     what autograd keeps of one micro-batch on the reference path, counted tensor by tensor; of a block
+                    that is computed again only its input, and one such block whole while that happens
+    logits          the loss head's buffer
+
+The first three are exact but for the rounding of shards (within 0.1%; a test compares), activations are within 5% of
+what autograd keeps on a CPU (another test). Working copies and logits are reckoned and measured nowhere, and what an
+allocator and NCCL add is not in it.
 """
 
 from dataclasses import dataclass
 
 from scaling_testbed.config.schema import RunConfig
 from scaling_testbed.model.config import GATED_MLPS, ModelConfig
+from scaling_testbed.model.counting import block_matrices
 
-# Bytes per parameter: fp32 weights, fp32 gradients, AdamW's two fp32 moments. Under bf16 autocast each matrix is held
-# once more in bf16 until its backward pass.
+# Bytes per parameter: fp32 weights, fp32 gradients, AdamW's two fp32 moments; a copy in bf16.
 WEIGHTS, GRADIENTS, MOMENTS, BF16_COPY = 4, 4, 8, 2
 LOGITS_BYTES = 2**30  # the chunked head's buffer on a GPU, see loss.chunk_mib
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one device."""
+    """Bytes on one device, by what they are for; see the top of this file."""
 
-    states: int  # parameters, gradients, optimizer
-    activations: int  # of one micro-batch
+    parameters: int
+    gradients: int
+    optimizer: int
+    working_copies: int
+    activations: int
     logits: int
 
     @property
+    def states(self) -> int:
+        """What is there between two steps, gradients included."""
+        return self.parameters + self.gradients + self.optimizer
+
+    @property
     def total(self) -> int:
-        return self.states + self.activations + self.logits
+        return self.states + self.working_copies + self.activations + self.logits
 
 
-def estimate_memory(run: RunConfig, model: ModelConfig, n_params: int, precision: str = "bf16") -> Memory:
-    """Memory of a step of `run` with the resolved `model` of `n_params` parameters, on a GPU in bf16 or fp32."""
-    rows = run.batch.micro_batch_sequences or run.batch.sequences
+def estimate_memory(
+    run: RunConfig, model: ModelConfig, n_params: int, precision: str = "bf16", n_gpus: int = 1
+) -> Memory:
+    """Memory on each of `n_gpus` in a step of `run`, as its parallelism says, with the resolved `model` of `n_params`
+    parameters, in bf16 or fp32."""
+    parallelism = run.parallelism
+    sharded = parallelism.kind == "fsdp"
+    shards = (parallelism.shard_size or n_gpus) if sharded else 1
+    here = -(-run.batch.sequences // n_gpus)
+    rows = min(run.batch.micro_batch_sequences or here, here)
     tokens = rows * run.batch.sequence_length
-    copies = BF16_COPY if precision == "bf16" else 0
     all_logits = tokens * model.vocab_size * 4
     buffer = run.loss.chunk_mib * 2**20 if run.loss.chunk_mib else LOGITS_BYTES
+    kept_whole = sharded and rows < here
     return Memory(
-        states=n_params * (WEIGHTS + GRADIENTS + MOMENTS + copies),
-        activations=tokens * activation_bytes_per_token(model, precision),
+        parameters=-(-n_params * WEIGHTS // shards),
+        gradients=n_params * GRADIENTS if kept_whole else -(-n_params * GRADIENTS // shards),
+        optimizer=-(-n_params * MOMENTS // shards),
+        working_copies=_working_copies(model, n_params, precision, sharded),
+        activations=tokens * _kept_per_token(model, precision, parallelism.activation_checkpointing),
         # The reference holds logits, their softmax and their gradient.
         logits=3 * all_logits if run.loss.impl == "reference" else min(buffer, all_logits),
     )
+
+
+def _working_copies(model: ModelConfig, n_params: int, precision: str, sharded: bool) -> int:
+    if not sharded:
+        return n_params * BF16_COPY if precision == "bf16" else 0
+    block = block_matrices(model) if model.n_layers else 0
+    outside = n_params - model.n_layers * block
+    product = BF16_COPY if precision == "bf16" else WEIGHTS
+    return outside * (WEIGHTS + GRADIENTS) + block * (2 * product + product + GRADIENTS)
+
+
+def _kept_per_token(model: ModelConfig, precision: str, recompute_every: int | None) -> int:
+    """Bytes of activations a token, with the input of each recomputed block in fp32 in place of all it would keep."""
+    everything, stream = activation_bytes_per_token(model, precision), 4 * model.d_model
+    if recompute_every is None or not model.n_layers:
+        return everything
+    block = (everything - stream) // model.n_layers
+    recomputed = -(-model.n_layers // recompute_every)
+    return everything - recomputed * (block - stream) + block
 
 
 def activation_bytes_per_token(model: ModelConfig, precision: str) -> int:

@@ -65,3 +65,56 @@ def test_states_are_what_torch_allocates():
     assert found.states == sum(x.nbytes for x in tensors)
     assert found.activations == 4 * 128 * activation_bytes_per_token(config, "fp32")
     assert found.logits == 4 * 128 * 257 * 4  # the whole of it is less than the buffer
+
+
+PROXY_5B, OPENLM_7B = ["model=proxy_5b"], ["model=openlm_7b", "experiment=over_training"]
+
+
+@pytest.mark.parametrize("overrides", [PROXY_5B, OPENLM_7B], ids=["proxy_5b", "openlm_7b"])
+@pytest.mark.parametrize("n_gpus", [1, 8, 64])
+def test_states_of_the_largest_models_are_what_their_shards_take(overrides, n_gpus):
+    """Of the first rank, which has the larger share where rows do not divide."""
+    run = compose([*overrides, "parallelism=fsdp", "batch.sequences=64"])
+    config = run.model.resolved(50432)
+    model = Transformer(config, run.parametrization, device="meta")
+    shards = [-(-p.shape[0] // n_gpus) * p[0].numel() * p.element_size() for p in model.parameters()]
+    found = estimate_memory(run, config, count_params(config).n_params, "fp32", n_gpus)
+    assert found.parameters == found.gradients == pytest.approx(sum(shards), rel=1e-3)
+    assert found.optimizer == 2 * found.parameters
+    assert found.total > found.states
+
+
+def test_sharding_and_recomputation_lower_what_they_should_and_nothing_else():
+    base = ["model=openlm_7b", "batch.sequences=64", "batch.sequence_length=2048"]
+
+    def estimate(*overrides, n_gpus=8):
+        run = compose([*base, *overrides])
+        model = run.model.resolved(50432)
+        return estimate_memory(run, model, count_params(model).n_params, "bf16", n_gpus)
+
+    copied, sharded = estimate("parallelism=ddp"), estimate("parallelism=fsdp")
+    assert copied.states == pytest.approx(8 * sharded.states) and copied.activations == sharded.activations
+    assert copied == estimate("parallelism=ddp", n_gpus=8) and sharded.working_copies < copied.working_copies
+    pairs = estimate("parallelism=fsdp", "parallelism.shard_size=2")
+    assert pairs.states == pytest.approx(4 * sharded.states)
+    micro = estimate("parallelism=fsdp", "batch.micro_batch_sequences=2")
+    assert micro.gradients == copied.gradients and micro.activations == sharded.activations // 4
+    every = estimate("parallelism=fsdp", "parallelism.activation_checkpointing=1")
+    other = estimate("parallelism=fsdp", "parallelism.activation_checkpointing=2")
+    assert every.activations < other.activations < sharded.activations and every.states == sharded.states
+    stream = 8 * 2048 * 4 * 4096  # of eight sequences, one tensor in fp32
+    assert every.activations > 32 * stream
+
+
+@pytest.mark.parametrize("every", [1, 2, 3])
+def test_activations_with_recomputation_are_what_autograd_keeps(every):
+    """But for the one block that is whole while it is computed again, which autograd does not hold at this moment."""
+    run = compose(["model=nano_m", "model.n_layers=4", f"parallelism.activation_checkpointing={every}"])
+    config = run.model.resolved(257)
+    model = Transformer(config, run.parametrization, device=torch.device("cpu"))
+    model.recompute_every = every
+    per_token = (kept_by_autograd(model, 6, 64) - kept_by_autograd(model, 2, 64)) / (4 * 64)
+    whole = activation_bytes_per_token(config, "fp32")
+    block = (whole - 4 * config.d_model) // 4
+    found = estimate_memory(run, config, count_params(config).n_params, "fp32").activations / run.batch.tokens
+    assert found - block == pytest.approx(per_token, rel=0.06)
