@@ -31,6 +31,11 @@ def choose_device(config: ComputeConfig, local_rank: int = 0) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("compute.device=cuda, but PyTorch sees no GPU here; use compute.device=auto")
+    if name == "cuda" and local_rank >= torch.cuda.device_count():
+        raise ConfigError(
+            f"process {local_rank + 1} of this machine has no GPU: PyTorch sees {torch.cuda.device_count()}; start one "
+            "process for each"
+        )
     if name == "mps" and not torch.backends.mps.is_available():
         raise ConfigError("compute.device=mps, but PyTorch sees no Apple GPU here; use compute.device=auto")
     return torch.device(name, local_rank) if name == "cuda" else torch.device(name)

@@ -2,8 +2,6 @@
 
 import dataclasses
 
-import torch
-
 from scaling_testbed.config.schema import RunConfig
 from scaling_testbed.model.counting import count_params, flops_per_token
 from scaling_testbed.model.transformer import Transformer

@@ -12,7 +12,7 @@ FIRST_PORT, PORTS = 10000, 20000  # below the ports that Linux gives to outgoing
 
 @dataclass(frozen=True)
 class World:
-    """rank of size processes; local_rank counts within the machine.
+    """rank of size processes; local_rank is this one's GPU among those that it sees.
 
     address, port: where the store of a world that srun started is kept; None where torchrun keeps one.
     """
@@ -60,7 +60,10 @@ def _torchrun_world(environment: Mapping[str, str]) -> World:
 def _slurm_world(environment: Mapping[str, str], size: int) -> World:
     address = environment.get("MASTER_ADDR") or _first_host(environment)
     port = int(environment.get("MASTER_PORT") or _port(environment))
-    return World(int(environment["SLURM_PROCID"]), size, int(environment["SLURM_LOCALID"]), address, port)
+    # With --gpus-per-task a process sees its own GPU only, whatever its place on the machine.
+    sees_one_gpu = environment.get("CUDA_VISIBLE_DEVICES", ",").count(",") == 0
+    local_rank = 0 if sees_one_gpu else int(environment["SLURM_LOCALID"])
+    return World(int(environment["SLURM_PROCID"]), size, local_rank, address, port)
 
 
 def _port(environment: Mapping[str, str]) -> int:

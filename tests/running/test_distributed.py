@@ -19,6 +19,8 @@ import torch
 from scaling_testbed.config.compose import compose
 from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.running import checkpoint
+from scaling_testbed.running.config import ComputeConfig
+from scaling_testbed.running.device import choose_device
 from scaling_testbed.running.trainer import run_folder_path, train
 from scaling_testbed.running.world import World, check_world, world_from_environment
 from tests.running.conftest import TINY, metrics
@@ -377,6 +379,8 @@ def test_the_world_is_torchruns_or_sruns_or_one():
     assert world_from_environment({k: v for k, v in SLURM.items() if k != "SLURM_STEP_ID"}) == World()  # a batch script
     assert world_from_environment(SLURM | {"SLURM_NTASKS": "1"}) == World()
     assert world_from_environment(SLURM | {"SLURM_STEP_NUM_NODES": "1"}).address == "127.0.0.1"
+    assert world_from_environment(SLURM | {"CUDA_VISIBLE_DEVICES": "0,1"}).local_rank == 1
+    assert world_from_environment(SLURM | {"CUDA_VISIBLE_DEVICES": "1"}).local_rank == 0  # its own alone
     ports = {
         world_from_environment(SLURM | {"SLURM_JOB_ID": str(job), "SLURM_STEP_ID": str(step)}).port
         for job in range(1000, 1064)  # the tasks of an array have job ids in a row
@@ -391,6 +395,14 @@ def test_half_a_world_is_refused():
     with pytest.raises(ConfigError, match="shard_size must be null"):
         compose(["parallelism.shard_size=2"])
     check_world(World(0, 4), compose(["parallelism=fsdp", "parallelism.shard_size=2"]).parallelism, 8)
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_device(ComputeConfig(), 1) == torch.device("cuda", 1)
+    with pytest.raises(ConfigError, match="process 3 of this machine has no GPU: PyTorch sees 2"):
+        choose_device(ComputeConfig(), 2)
 
 
 def test_compiling_a_sharded_model_is_refused(tiny):
