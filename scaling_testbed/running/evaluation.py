@@ -27,18 +27,18 @@ def evaluate(
     and may raise Interrupted.
     """
     total, n_tokens = 0.0, 0
-    for first in range(0, len(batches), processes.world.size):
-        if poll is not None:
-            poll()
-        number = first + processes.world.rank
-        # Sharded ranks must all come along: one without a batch of its own computes the last one and drops it.
-        tokens_BS = torch.from_numpy(batches.batch(min(number, len(batches) - 1))).to(device)
-        with autocast(device, precision):
-            terms = placed.plain(tokens_BS)
-        if number < len(batches):
-            total += terms.ce.item()
-            n_tokens += terms.n_tokens.item()
-    placed.settle()
+    with placed.scoring():
+        for first in range(0, len(batches), processes.world.size):
+            if poll is not None:
+                poll()
+            number = first + processes.world.rank
+            # Sharded ranks must all come along: one without a batch of its own computes the last one and drops it.
+            tokens_BS = torch.from_numpy(batches.batch(min(number, len(batches) - 1))).to(device)
+            with autocast(device, precision):
+                terms = placed.plain(tokens_BS)
+            if number < len(batches):
+                total += terms.ce.item()
+                n_tokens += terms.n_tokens.item()
     total, n_tokens = processes.sum([total, n_tokens])
     return total / n_tokens
 

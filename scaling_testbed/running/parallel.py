@@ -56,8 +56,10 @@ class Replica:
         with self.forward.no_sync() if quiet else contextlib.nullcontext():
             yield
 
-    def settle(self) -> None:
-        """After forward passes without a backward one."""
+    @contextlib.contextmanager
+    def scoring(self) -> Iterator[None]:
+        """Around forward passes without a backward one."""
+        yield
 
 
 class Sharded(Replica):
@@ -92,9 +94,13 @@ class Sharded(Replica):
         self.plain.set_requires_gradient_sync(last)
         yield
 
-    def settle(self) -> None:
-        # The root stays gathered until a backward pass; without one it would do so over a save.
-        self.plain.reshard()
+    @contextlib.contextmanager
+    def scoring(self) -> Iterator[None]:
+        try:
+            yield
+        finally:  # a signal may end an evaluation
+            # The root stays gathered until a backward pass; without one it would do so over a save.
+            self.plain.reshard()
 
 
 def parallelize(

@@ -83,6 +83,7 @@ def test_run_id_depends_on_what_is_computed_and_on_nothing_else():
         ["checkpoint.every_steps=7"],
         ["batch.micro_batch_sequences=8"],
         ["compute.threads=1"],
+        ["parallelism=fsdp", "parallelism.shard_size=2", "parallelism.activation_checkpointing=1"],
         ["optimizer.lr=1e-2"],  # the default, spelled out
     ):
         assert run_id(compose(same)) == base, same

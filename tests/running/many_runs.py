@@ -2,7 +2,8 @@
 one launch: `torchrun ... -m tests.running.many_runs SPEC.json`.
 
 A run is {"name", "overrides"} and may have: "alone": only rank 0, as one process; "held": the folder is owned by
-another; "fault": [rank, step, what] with what one of signal, kill, error; "slow": seconds that preparing takes.
+another; "fault": [rank, step, what] with what one of signal, kill, error, or "evaluation": the signal comes while the
+step-th validation batch of that rank is read; "slow": seconds that preparing takes.
 Every rank writes NAME.RANK.json beside the spec: exit status, stdout, stderr.
 """
 
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from scaling_testbed import train
 from scaling_testbed.config.compose import compose
+from scaling_testbed.data.batches import ValidationBatches
 from scaling_testbed.errors import UserError
 from scaling_testbed.running import records, trainer
 
@@ -25,19 +27,20 @@ PEAK_FLOPS = 1e12
 
 
 def fault(rank, step, what):
-    """Replaces trainer.set_lr: the update of `step` (from 1) fails on `rank`, before it is made."""
-    real, calls = trainer.set_lr, [0]
+    """Something happens on `rank` before the update of `step` (from 1) is made. Returns what ends it."""
+    where, name = (ValidationBatches, "batch") if what == "evaluation" else (trainer, "set_lr")
+    real, calls = getattr(where, name), [0]
 
-    def set_lr(*arguments):
+    def failing(*arguments):
         calls[0] += 1
         if calls[0] == step and rank == int(os.environ.get("RANK", 0)):
             if what == "error":
                 raise UserError("the disk of rank 1 is full")
             os.kill(os.getpid(), signal.SIGKILL if what == "kill" else signal.SIGUSR1)
-        real(*arguments)
+        return real(*arguments)
 
-    trainer.set_lr = set_lr
-    return lambda: setattr(trainer, "set_lr", real)
+    setattr(where, name, failing)
+    return lambda: setattr(where, name, real)
 
 
 def slow(seconds):

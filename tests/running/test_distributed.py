@@ -98,6 +98,8 @@ def two(tmp_path_factory):
             runs.add(f"{stages}_1", f"parallelism={kind}", runs=stages, **first)
             runs.add(f"{stages}_2", f"parallelism={other}", runs=stages, **second)
             runs.add(f"{stages}_3", f"parallelism={kind}", runs=stages)
+        runs.add("evaluating", "parallelism=fsdp", runs="evaluating", fault=[1, 9, "evaluation"])
+        runs.add("evaluated", "parallelism=fsdp", runs="evaluating")
         runs.add("stopped", "parallelism=fsdp", *HARD, fault=[0, 6, "signal"])
         runs.add("broken", "parallelism=ddp", fault=[1, 3, "error"])  # the last one: it breaks the group
 
@@ -247,6 +249,14 @@ def test_a_signal_to_one_rank_stops_all_at_one_step_with_75(two):
     for said in two.said("fsdp_single_1"):
         assert said["status"] == 75
     assert "stopped by SIGUSR1 at step 5" in two.said("fsdp_single_1")[0]["out"]
+
+
+def test_a_signal_during_an_evaluation_stops_all_and_the_evaluation_is_made_again(two, one):
+    """Rank 1's ninth validation batch is the second of seven at step 5."""
+    assert [said["status"] for said in two.said("evaluating")] == [75, 75]
+    assert "stopped by SIGUSR1 at step 5" in two.said("evaluating")[0]["out"]
+    assert two.row("evaluated")["restarts"] == 1
+    assert_same_run(one(), two.run_folder("evaluated"))
 
 
 @pytest.mark.parametrize("stages", ["fsdp_single", "ddp_fsdp", "fsdp_ddp"])
