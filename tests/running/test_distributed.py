@@ -257,6 +257,7 @@ def test_a_signal_during_an_evaluation_stops_all_and_the_evaluation_is_made_agai
     assert "stopped by SIGUSR1 at step 5" in two.said("evaluating")[0]["out"]
     assert two.row("evaluated")["restarts"] == 1
     assert_same_run(one(), two.run_folder("evaluated"))
+    assert metrics(two.run_folder("evaluated")) == metrics(two.run_folder("fsdp"))  # in every bit
 
 
 @pytest.mark.parametrize("stages", ["fsdp_single", "ddp_fsdp", "fsdp_ddp"])
