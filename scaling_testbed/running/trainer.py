@@ -114,8 +114,8 @@ class Trainer:
         configure_torch(run.compute)
         processes.together(self._choose_paths)
         # Rank 0 prepares, which may take hours; the others find it done.
-        self.data = open_prepared(Path(processes.on_main(lambda: str(self._prepare(quiet)))))
-        processes.together(self._open_batches)
+        prepared = Path(processes.on_main(lambda: str(self._prepare(quiet))))
+        processes.together(lambda: self._open(prepared))
         processes.connect(self.device)
         self._build_model()
         self.step = 0  # updates made
@@ -141,8 +141,8 @@ class Trainer:
         run = self.run
         return prepare(run.data, run.tokenizer, data_dir=Path(run.data_dir), workers=run.data_workers, quiet=quiet)
 
-    def _open_batches(self) -> None:
-        batch = self.run.batch
+    def _open(self, prepared: Path) -> None:
+        batch, self.data = self.run.batch, open_prepared(prepared)
         self.batches = TrainingBatches(
             self.data.train,
             sequence_length=batch.sequence_length,

@@ -36,7 +36,7 @@ def fault(rank, step, what):
         if calls[0] == step and rank == int(os.environ.get("RANK", 0)):
             if what == "error":
                 raise UserError("the disk of rank 1 is full")
-            os.kill(os.getpid(), signal.SIGKILL if what == "kill" else signal.SIGUSR1)
+            os.kill(os.getpid(), signal.SIGKILL if what == "kill" else signal.SIGTERM)
         return real(*arguments)
 
     setattr(where, name, failing)

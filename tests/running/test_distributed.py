@@ -248,13 +248,13 @@ def test_preparing_may_take_longer_than_the_timeout_of_the_group(two):
 def test_a_signal_to_one_rank_stops_all_at_one_step_with_75(two):
     for said in two.said("fsdp_single_1"):
         assert said["status"] == 75
-    assert "stopped by SIGUSR1 at step 5" in two.said("fsdp_single_1")[0]["out"]
+    assert "stopped by SIGTERM at step 5" in two.said("fsdp_single_1")[0]["out"]
 
 
 def test_a_signal_during_an_evaluation_stops_all_and_the_evaluation_is_made_again(two, one):
     """Rank 1's ninth validation batch is the second of seven at step 5."""
     assert [said["status"] for said in two.said("evaluating")] == [75, 75]
-    assert "stopped by SIGUSR1 at step 5" in two.said("evaluating")[0]["out"]
+    assert "stopped by SIGTERM at step 5" in two.said("evaluating")[0]["out"]
     assert two.row("evaluated")["restarts"] == 1
     assert_same_run(one(), two.run_folder("evaluated"))
     assert metrics(two.run_folder("evaluated")) == metrics(two.run_folder("fsdp"))  # in every bit
