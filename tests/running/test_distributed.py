@@ -29,7 +29,8 @@ from tests.running.test_trainer import assert_same_bits
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 COMMON = [*TINY, "evaluation.rows=5"]  # 13 validation batches, for 2 and for 4 ranks
-HARD = ["model.mlp=swiglu", "optimizer=stable_adamw", "model.d_ff=41", "model.residual=reordered"]  # 41 rows to share
+HARD = ["model.mlp=swiglu", "optimizer=stable_adamw", "model.d_ff=41", "model.residual=reordered"]
+HARD += ["model.tied_head=true", "model.qk_norm_axis=full"]  # and 41 rows cannot be shared equally
 MICRO = ["batch.micro_batch_sequences=1", "parallelism.activation_checkpointing=2"]
 COMPARED = ("train_loss", "train_z_loss", "val_loss", "grad_norm")
 
@@ -307,6 +308,26 @@ def test_a_missing_shard_is_noticed(sharded_checkpoints):
     next(newest.glob("shards/*_1_*.distcp")).unlink()
     with pytest.raises(UserError, match="is missing"):
         checkpoint.load(newest)
+
+
+def test_a_full_disk_under_a_shard_is_one_line_and_leaves_the_earlier_checkpoint(trained, tiny, monkeypatch):
+    import torch.distributed.checkpoint as dcp
+
+    real, calls = dcp.FileSystemWriter.write_data, [0]
+
+    def full(*arguments):
+        calls[0] += 1
+        if calls[0] == 2:
+            raise OSError(28, "No space left on device")
+        return real(*arguments)
+
+    monkeypatch.setattr(dcp.FileSystemWriter, "write_data", full)
+    with pytest.raises(UserError, match="step-00000008: .*No space left on device; earlier ones are intact"):
+        trained("parallelism=fsdp")
+    folder = tiny()[1]
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step-00000004"]
+    assert json.loads((folder / "result.json").read_text())["status"] == "failed"
+    assert trained("parallelism=fsdp")[0]["status"] == "finished"
 
 
 class Payload:
