@@ -1,7 +1,8 @@
 """How many processes share a run changes nothing but rounding, and they start, stop and fail together.
 
 fp32 numbers are compared to 1e-6 relative: sums over ranks come in another order, 1e-7 each, and twelve updates of a
-model this small were seen to carry that to 3e-7. Two launches serve almost all tests, of 2 and of 4 processes.
+model this small were seen to carry that to 3e-7; the HARD one's gradient norm moves by 1e-6 when one process takes its
+batch in parts, and is compared to 5e-6. Two launches serve almost all tests, of 2 and of 4 processes.
 """
 
 import json
@@ -51,14 +52,19 @@ class Launch:
         spec.write_text(json.dumps(list(self.specs.values())))
         command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={size}"]
         environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        return subprocess.run(
+        process = subprocess.Popen(
             [sys.executable, *command, "-m", "tests.running.many_runs", str(spec)],
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True,
             cwd=ROOT,
             env=environment,
-            timeout=180,
         )
+        try:
+            return process.communicate(timeout=180)[0], process.returncode
+        except subprocess.TimeoutExpired:
+            process.terminate()  # torchrun then ends its processes; killed, it would leave them
+            raise AssertionError("the processes hang:\n" + process.communicate()[0]) from None
 
     def run_folder(self, name):
         return run_folder_path(compose(self.specs[name]["overrides"]))
@@ -74,8 +80,8 @@ class Launch:
 def launch(folder, size, add):
     launched = Launch(folder)
     add(launched)
-    ended = launched.start(size)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
+    said, status = launched.start(size)
+    assert status == 0, said
     return launched
 
 
@@ -162,11 +168,11 @@ def test_four_processes_train_as_one_does(four, one, kind):
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_micro_batches_recomputation_uneven_shards_and_stable_adamw_change_nothing(two, one, kind):
-    assert_same_run(one(*HARD), two.run_folder(f"{kind}_hard"))
+    assert_same_run(one(*HARD), two.run_folder(f"{kind}_hard"), rel=5e-6)
 
 
 def test_a_hybrid_of_two_copies_of_two_shards_trains_as_one_process_does(four, one):
-    assert_same_run(one(*HARD), four.run_folder("hybrid"))
+    assert_same_run(one(*HARD), four.run_folder("hybrid"), rel=5e-6)
     assert len(parts_of_a_matrix(four.run_folder("hybrid"))) == 2
     assert len(parts_of_a_matrix(four.run_folder("fsdp"))) == 4
 
@@ -272,7 +278,7 @@ def test_a_run_goes_on_with_another_number_or_kind_of_processes(two, one, stages
 
 def test_four_processes_go_on_from_the_shards_of_two(four, two, one):
     assert two.row("stopped")["steps"] == 6 and four.row("resharded")["restarts"] == 1
-    assert_same_run(one(*HARD), four.run_folder("resharded"))
+    assert_same_run(one(*HARD), four.run_folder("resharded"), rel=5e-6)
 
 
 def test_an_error_on_one_rank_fails_the_run_on_all_and_names_it(two):
@@ -354,7 +360,7 @@ def test_a_rank_that_dies_ends_the_others_and_the_run_can_go_on(tmp_path, one):
     killed = Launch(tmp_path)
     killed.add("killed", "parallelism=fsdp", "parallelism.timeout_seconds=60", fault=[1, 7, "kill"])
     began = time.monotonic()
-    assert killed.start(2).returncode != 0
+    assert killed.start(2)[1] != 0
     assert time.monotonic() - began < 50  # less than the timeout of the group
     row = train(compose(killed.specs["killed"]["overrides"] + ["parallelism=single"]), quiet=True)
     assert row["status"] == "finished" and row["restarts"] == 1
