@@ -21,6 +21,7 @@ from scaling_testbed.running.config import ParallelismConfig
 from scaling_testbed.running.world import World
 
 WAIT_SECONDS = 30  # between two looks at the store
+LEAVE_SECONDS, LEAVE_SECONDS_AFTER_ERROR = 60, 10  # how long rank 0 stays for the others
 _uses = itertools.count()  # of the launcher's store by this process, which are as many on every rank
 
 
@@ -50,22 +51,32 @@ class Processes:
         return self
 
     def __exit__(self, kind, *_):
-        # After a failure the others may be gone, and a farewell would wait for them.
-        if self.grouped and (kind is None or self.world.size == 1):
+        # After a failure, leaving tells the others, who wait in a collective; but nccl would first wait for them.
+        if self.grouped and (kind is None or self._device.type == "cpu"):
             dist.destroy_process_group()
         self.grouped = False
+        if self.world.address is not None and self._store is not None:
+            self._leave(LEAVE_SECONDS if kind is None else LEAVE_SECONDS_AFTER_ERROR)
+        self._store = None
+
+    def _leave(self, seconds: float) -> None:
+        """Rank 0 keeps the store where no launcher does, so it goes last: the others may still have to read there."""
+        others = [f"bye/{rank}" for rank in range(1, self.world.size)]
+        with contextlib.suppress(RuntimeError):
+            if self.world.is_main:
+                self._store.wait(others, timedelta(seconds=seconds))
+            else:
+                self._store.set(f"bye/{self.world.rank}", "")
 
     def _open_store(self):
         if self.world.size == 1:
             return dist.HashStore()
-        return dist.PrefixStore(f"run/{next(_uses)}", self._launchers_store())
-
-    def _launchers_store(self):
         world, timeout = self.world, timedelta(seconds=self.config.timeout_seconds)
         try:
             if world.address is not None:
                 return dist.TCPStore(world.address, world.port, world.size, world.is_main, timeout)
-            return next(rendezvous("env://", world.rank, world.size, timeout=timeout))[0]
+            launchers, *_ = next(rendezvous("env://", world.rank, world.size, timeout=timeout))
+            return dist.PrefixStore(f"run/{next(_uses)}", launchers)
         except dist.DistError as error:
             where = f"{world.address}:{world.port}" if world.address else "torchrun's store"
             raise UserError(f"rank {world.rank} cannot reach {where}: {str(error).splitlines()[0]}") from None

@@ -9,9 +9,11 @@ import json
 import os
 import pickle
 import shutil
+import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -20,8 +22,9 @@ import torch
 from scaling_testbed.config.compose import compose
 from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.running import checkpoint
-from scaling_testbed.running.config import ComputeConfig
+from scaling_testbed.running.config import ComputeConfig, ParallelismConfig
 from scaling_testbed.running.device import choose_device
+from scaling_testbed.running.distributed import Processes
 from scaling_testbed.running.trainer import run_folder_path, train
 from scaling_testbed.running.world import World, check_world, world_from_environment
 from tests.running.conftest import TINY, metrics
@@ -431,6 +434,22 @@ def test_the_world_is_torchruns_or_sruns_or_one():
         for step in range(2)
     }
     assert len(ports) == 128 and min(ports) >= 10000 and max(ports) < 32768
+
+
+def test_rank_0_stays_until_the_others_have_read_what_it_said():
+    """Where it keeps the store itself, as under srun."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def rank(number):
+        world = World(number, 2, number, "127.0.0.1", port)
+        with Processes(world, ParallelismConfig(kind="ddp")) as processes:
+            time.sleep(number)
+            return processes.on_main(lambda: {"number": 7})
+
+    with ThreadPoolExecutor() as pool:
+        assert list(pool.map(rank, (0, 1))) == [{"number": 7}] * 2
 
 
 def test_half_a_world_is_refused():
