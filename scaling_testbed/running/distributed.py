@@ -21,7 +21,8 @@ from scaling_testbed.running.config import ParallelismConfig
 from scaling_testbed.running.world import World
 
 WAIT_SECONDS = 30  # between two looks at the store
-LEAVE_SECONDS, LEAVE_SECONDS_AFTER_ERROR = 60, 10  # how long rank 0 stays for the others
+LEAVE_SECONDS = 20  # how long rank 0 stays for the others
+STORE_GONE = "the process that keeps the store of this run is gone"
 _uses = itertools.count()  # of the launcher's store by this process, which are as many on every rank
 
 
@@ -51,20 +52,21 @@ class Processes:
         return self
 
     def __exit__(self, kind, *_):
-        # After a failure, leaving tells the others, who wait in a collective; but nccl would first wait for them.
-        if self.grouped and (kind is None or self._device.type == "cpu"):
+        # After a failure in a group the others wait in a collective, until this process is gone.
+        failed_in_group = self.grouped and kind is not None
+        if self.grouped and (not failed_in_group or self.world.size == 1):
             dist.destroy_process_group()
         self.grouped = False
-        if self.world.address is not None and self._store is not None:
-            self._leave(LEAVE_SECONDS if kind is None else LEAVE_SECONDS_AFTER_ERROR)
+        if self.world.address is not None and self._store is not None and not failed_in_group:
+            self._leave()
         self._store = None
 
-    def _leave(self, seconds: float) -> None:
+    def _leave(self) -> None:
         """Rank 0 keeps the store where no launcher does, so it goes last: the others may still have to read there."""
         others = [f"bye/{rank}" for rank in range(1, self.world.size)]
         with contextlib.suppress(RuntimeError):
             if self.world.is_main:
-                self._store.wait(others, timedelta(seconds=seconds))
+                self._store.wait(others, timedelta(seconds=LEAVE_SECONDS))
             else:
                 self._store.set(f"bye/{self.world.rank}", "")
 
@@ -154,11 +156,13 @@ class Processes:
         is then the cause: a rank whose peer is gone knows only that a connection broke."""
         if self.world.size == 1 or self._store is None or isinstance(error, RankError):
             return None
-        with contextlib.suppress(RuntimeError):  # the store may be gone too
-            mine = json.dumps({"rank": self.world.rank, **_as_error(error)})
+        mine = json.dumps({"rank": self.world.rank, **_as_error(error)})
+        try:
             first = json.loads(self._store.compare_set("failure", "", mine))
-            if first["rank"] != self.world.rank:
-                return RankError(f"rank {first['rank']} failed: {first['error']}", first["exit_status"])
+        except RuntimeError:
+            return None if isinstance(error, UserError) else RankError(STORE_GONE, 1)
+        if first["rank"] != self.world.rank:
+            return RankError(f"rank {first['rank']} failed: {first['error']}", first["exit_status"])
         return None
 
     def _next_key(self) -> str:
@@ -175,7 +179,7 @@ class Processes:
                 self._store.wait([key], timedelta(seconds=WAIT_SECONDS))
                 return json.loads(self._store.get(key))
             except dist.DistNetworkError:
-                raise RankError("the process that keeps the store of this run is gone", 1) from None
+                raise RankError(STORE_GONE, 1) from None
             except dist.DistStoreError:
                 continue  # not there yet
 

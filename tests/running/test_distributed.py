@@ -265,6 +265,7 @@ def test_a_signal_during_an_evaluation_stops_all_and_the_evaluation_is_made_agai
     """Rank 1's ninth validation batch is the second of seven at step 5."""
     assert [said["status"] for said in two.said("evaluating")] == [75, 75]
     assert "stopped by SIGTERM at step 5" in two.said("evaluating")[0]["out"]
+    assert "step  5/12" not in two.said("evaluating")[0]["out"] and "step  5/12" in two.said("evaluated")[0]["out"]
     assert two.row("evaluated")["restarts"] == 1
     assert_same_run(one(), two.run_folder("evaluated"))
     assert metrics(two.run_folder("evaluated")) == metrics(two.run_folder("fsdp"))  # in every bit
