@@ -22,7 +22,7 @@ def command(run: RunConfig) -> int:
     # Threads that spin while they wait starve each other on a busy machine: with one other process on two cores a
     # nano step took 0.28 s, and 0.10 s with this, which costs 9% on an idle one. It is read when torch is loaded.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    from scaling_testbed.running.records import describe_row
+    from scaling_testbed.running.result import describe_row
     from scaling_testbed.running.trainer import train
 
     row = train(run)

@@ -2,13 +2,45 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
+from scaling_testbed.config.schema import RunConfig
 from scaling_testbed.data.batches import ValidationBatches
+from scaling_testbed.data.shards import PreparedData, open_prepared
+from scaling_testbed.errors import ConfigError
 from scaling_testbed.running.device import autocast
 from scaling_testbed.running.distributed import Processes
 from scaling_testbed.running.parallel import Replica
+
+MAIN_SET = "validation"
+
+
+def open_validation_sets(run: RunConfig, data: PreparedData) -> dict[str, ValidationBatches]:
+    """The validation split of the run's own `data`, as MAIN_SET, and of every corpus in evaluation.sets.
+
+    Raises ConfigError for a set with that name, or with another tokenizer.
+    """
+    streams = {MAIN_SET: data.validation}
+    for name, path in run.evaluation.sets.items():
+        other = open_prepared(Path(path))
+        if name == MAIN_SET:
+            raise ConfigError(f"evaluation.sets.{name}: this is the name of the run's own set; choose another")
+        if _vocabulary(other) != _vocabulary(data):
+            raise ConfigError(f"evaluation.sets.{name}: {path} has another tokenizer than {data.folder}")
+        streams[name] = other.validation
+    rows = run.evaluation.rows or run.batch.micro_batch_sequences or run.batch.sequences
+    length, tokens = run.batch.sequence_length, int(run.evaluation.tokens)
+    return {
+        name: ValidationBatches(stream, sequence_length=length, max_tokens=tokens, rows=rows)
+        for name, stream in streams.items()
+    }
+
+
+def _vocabulary(data: PreparedData) -> tuple[str | None, int]:
+    """What two corpora must share for one model to be scored on both."""
+    return data.tokenizer_fingerprint, data.vocab_size
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a bar on a terminal, plain lines otherwise."""
+"""How far a run is: the time it took, and what a person sees of it (a bar on a terminal, plain lines otherwise)."""
 
 import sys
 import time
@@ -6,6 +6,34 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class Clock:
+    """Wall seconds of a run over all its starts, and the seconds of this start's steps without the rest.
+
+    before: wall seconds of earlier starts.
+    """
+
+    def __init__(self, before: float = 0.0):
+        self._before = before
+        self._began = self._step_began = time.monotonic()
+        self._steps, self._seconds = 0, 0.0
+
+    def begin_step(self) -> None:
+        self._step_began = time.monotonic()
+
+    def end_step(self) -> None:
+        self._steps += 1
+        if self._steps > 1:  # the first step of a process compiles, allocates and warms caches
+            self._seconds += time.monotonic() - self._step_began
+
+    @property
+    def wall_seconds(self) -> float:
+        return self._before + time.monotonic() - self._began
+
+    def tokens_per_second(self, tokens_per_step: int) -> float | None:
+        """None before the second step."""
+        return (self._steps - 1) * tokens_per_step / self._seconds if self._steps > 1 else None
 
 
 class RunProgress:

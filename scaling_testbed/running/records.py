@@ -25,24 +25,7 @@ from scaling_testbed.files import write_json, write_text
 from scaling_testbed.running.config import LoggingConfig
 from scaling_testbed.running.lease import Lease
 
-SCHEMA_VERSION = 1
-FINAL = ("finished", "diverged")  # a run with one of these statuses is a result and is not run again
-
 WANDB_START_SECONDS = 20  # how long the start of a run may wait for Weights & Biases
-
-# Every field of a row, always present, null where unknown; losses in nats per token. The flattened configuration
-# follows them under dotted keys.
-ROW_FIELDS = (
-    "schema_version", "run_id", "name", "status", "error", "overrides", "seed",
-    "n_params", "n_params_non_embedding", "n_params_no_input_embedding", "n_params_no_qk_gains",
-    "n_tokens", "steps", "steps_planned", "epochs", "flops_6nd", "flops",
-    "val_loss", "val_loss_initial", "val_loss_best", "val_bpb", "val_loss_by_set",
-    "train_loss_last", "diverged_at_step", "max_attention_logit",
-    "unigram_entropy_nats", "entropy_rate_nats",
-    "wall_seconds", "tokens_per_second", "mfu", "peak_memory_bytes", "restarts",
-    "attention_impl", "qk_norm_impl", "loss_impl", "precision", "device", "world_size", "parallelism",
-    "data_fingerprint", "tokenizer_fingerprint", "git_commit", "versions",
-)  # fmt: skip
 
 
 class RunFolder:
@@ -157,33 +140,6 @@ def git_state(folder: Path) -> dict[str, str | None]:
     except (OSError, subprocess.SubprocessError):
         return {"commit": None, "dirty": None}
     return {"commit": commit, "dirty": hashlib.sha256(changes).hexdigest()[:12] if changes else None}
-
-
-def describe_row(row: dict[str, Any], folder: Path) -> str:
-    """The row for a person: what the run came to, and where its records lie."""
-    shown = {
-        "status": row["status"] if row["error"] is None else f"{row['status']}: {row['error']}",
-        "validation loss": _nats(row["val_loss"]),
-        "  at step 0": _nats(row["val_loss_initial"]),
-        "  bits per byte": _number(row["val_bpb"], ".4f"),
-        "unigram entropy": _nats(row["unigram_entropy_nats"]),
-        "entropy rate": _nats(row["entropy_rate_nats"]),
-        "parameters": _number(row["n_params"], ",d"),
-        "tokens": _number(row["n_tokens"], ",d"),
-        "training FLOPs": _number(row["flops"], ".3g"),
-        "tokens/s": _number(row["tokens_per_second"], ",.0f"),
-        "wall seconds": _number(row["wall_seconds"], ".1f"),
-        "records": f"{folder}/ (result.json, metrics.jsonl, config.yaml, checkpoints/)",
-    }
-    return "\n".join(f"{label:<16} {text}" for label, text in shown.items() if text is not None)
-
-
-def _nats(value: float | None) -> str | None:
-    return None if value is None else f"{value:.4f} nats per token"
-
-
-def _number(value: float | None, form: str) -> str | None:
-    return None if value is None else format(value, form)
 
 
 class WandbMirror:

@@ -8,7 +8,6 @@ batch and change nothing but rounding; rank 0 alone holds the run's folder.
 import contextlib
 import dataclasses
 import math
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,9 @@ import numpy as np
 import torch
 
 from scaling_testbed.config.schema import RunConfig, flatten, run_folder_path, run_id
-from scaling_testbed.data.batches import TrainingBatches, ValidationBatches
+from scaling_testbed.data.batches import TrainingBatches
 from scaling_testbed.data.preparation import prepare
-from scaling_testbed.data.shards import PreparedData, open_prepared
+from scaling_testbed.data.shards import open_prepared
 from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.learning.loss import IGNORE, choose_loss_impl
 from scaling_testbed.learning.optimizers import build_optimizer, set_lr
@@ -37,13 +36,12 @@ from scaling_testbed.running.device import (
     peak_memory_bytes,
 )
 from scaling_testbed.running.distributed import Processes
-from scaling_testbed.running.evaluation import bits_per_byte, evaluate
+from scaling_testbed.running.evaluation import MAIN_SET, bits_per_byte, evaluate, open_validation_sets
 from scaling_testbed.running.interrupts import Interrupted, Interrupts
 from scaling_testbed.running.parallel import LossModel, parallelize
-from scaling_testbed.running.progress import RunProgress
+from scaling_testbed.running.progress import Clock, RunProgress
+from scaling_testbed.running.result import FINAL, empty_row
 from scaling_testbed.running.world import check_world, world_from_environment
-
-MAIN_SET = "validation"
 
 
 class Diverged(Exception):
@@ -79,7 +77,7 @@ def train(run: RunConfig, *, quiet: bool = False) -> dict[str, Any]:
 
 def _final_row(folder: records.RunFolder) -> dict[str, Any] | None:
     row = folder.result()
-    return row if row and row["status"] in records.FINAL else None
+    return row if row and row["status"] in FINAL else None
 
 
 def _hold(folder: records.RunFolder, held: contextlib.ExitStack) -> None:
@@ -92,18 +90,6 @@ def _for_a_person(error: Exception) -> UserError | None:
         hint = "set batch.micro_batch_sequences lower: it changes the memory, not the global batch"
         return UserError(f"the device has too little memory for this run; {hint}")
     return None
-
-
-def empty_row(run: RunConfig) -> dict[str, Any]:
-    """A row with every field, filled with what is known before anything runs."""
-    known = {
-        "schema_version": records.SCHEMA_VERSION,
-        "run_id": run_id(run),
-        "name": run.name,
-        "overrides": run.overrides,
-        "seed": run.seed,
-    }
-    return dict.fromkeys(records.ROW_FIELDS) | known | {k: v for k, v in flatten(run).items() if "." in k}
 
 
 class Trainer:
@@ -122,8 +108,7 @@ class Trainer:
         self.row: dict[str, Any] | None = {"step": 0}  # this step's record while it is still open
         self.evaluations: list[dict[str, Any]] = []
         self.train_loss_last: float | None = None
-        self.wall_seconds = self.timed_seconds = 0.0
-        self.timed_steps = 0
+        self.clock = Clock()
         self._resume()
         self._announce(quiet)
 
@@ -149,7 +134,7 @@ class Trainer:
             sequences=batch.sequences,
             seed=self.run.seed,
         )
-        self.validation_sets = self._open_validation_sets()
+        self.validation_sets = open_validation_sets(self.run, self.data)
 
     def _build_model(self) -> None:
         run, sharded = self.run, self.run.parallelism.kind == "fsdp"
@@ -167,23 +152,6 @@ class Trainer:
         if run.compute.compile:
             self.model.compile()
 
-    def _open_validation_sets(self) -> dict[str, ValidationBatches]:
-        run = self.run
-        streams = {MAIN_SET: self.data.validation}
-        for name, path in run.evaluation.sets.items():
-            other = open_prepared(Path(path))
-            if name == MAIN_SET:
-                raise ConfigError(f"evaluation.sets.{name}: this is the name of the run's own set; choose another")
-            if _vocabulary(other) != _vocabulary(self.data):
-                raise ConfigError(f"evaluation.sets.{name}: {path} has another tokenizer than {self.data.folder}")
-            streams[name] = other.validation
-        rows = run.evaluation.rows or run.batch.micro_batch_sequences or run.batch.sequences
-        length, tokens = run.batch.sequence_length, int(run.evaluation.tokens)
-        return {
-            name: ValidationBatches(stream, sequence_length=length, max_tokens=tokens, rows=rows)
-            for name, stream in streams.items()
-        }
-
     def _resume(self) -> None:
         """Take up the newest whole checkpoint, if there is one, and cut metrics.jsonl back to it."""
         found = self.processes.on_main(self._find_checkpoint)
@@ -193,7 +161,7 @@ class Trainer:
             state.restore(Path(path), self.model, self.optimizer, self.device, sharded=sharded)
             self.step, self.row = plain["step"], plain["row"]
             self.train_loss_last = plain["train_loss_last"]
-            self.wall_seconds = plain["wall_seconds"]
+            self.clock = Clock(before=plain["wall_seconds"])
         else:
             torch.manual_seed(self.run.seed)
         self.restarts, self.git_commit, self.evaluations = self.processes.on_main(self._open_records)
@@ -257,7 +225,6 @@ class Trainer:
         if not self.world.is_main:
             logging = dataclasses.replace(logging, wandb=False)
         self.mirror = records.WandbMirror(logging, self.folder, run_id(self.run), self.run.name, flatten(self.run))
-        self._began = time.monotonic()
         outcome: dict[str, Any] = {"status": "finished"}
         try:
             self._loop()
@@ -290,7 +257,8 @@ class Trainer:
 
     def _train_step(self) -> None:
         """Make one update, or raise Interrupted or Diverged with the weights untouched."""
-        run, began = self.run, time.monotonic()
+        run = self.run
+        self.clock.begin_step()
         batch_BS = self.batches.batch(self.step, self.world.rank, self.world.size)
         ce, z_loss, n_tokens = self._forward_backward(batch_BS)
         if not math.isfinite(ce + z_loss):
@@ -304,7 +272,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         self.train_loss_last = ce / n_tokens
-        self._count_time(time.monotonic() - began)
+        self.clock.end_step()
         self.row = {"step": self.step}
         if self.step % run.logging.every_steps == 0 or self.step in (1, self.steps):
             clip = run.optimizer.clip_norm
@@ -315,8 +283,8 @@ class Trainer:
                 "lr": lr,
                 "grad_norm": grad_norm,
                 "clip_coefficient": 1.0 if clip is None else min(1.0, clip / (grad_norm + 1e-6)),
-                "tokens_per_second": self._tokens_per_second(),
-                "seconds": self._wall(),
+                "tokens_per_second": self.clock.tokens_per_second(run.batch.tokens),
+                "seconds": self.clock.wall_seconds,
             }
 
     def _forward_backward(self, batch_BS: np.ndarray) -> tuple[float, float, int]:
@@ -390,7 +358,7 @@ class Trainer:
         plain = {
             "row": self.row,
             "train_loss_last": self.train_loss_last,
-            "wall_seconds": self._wall(),
+            "wall_seconds": self.clock.wall_seconds,
             **self._fingerprints(),
         }
         if self.run.parallelism.kind == "fsdp":
@@ -400,23 +368,10 @@ class Trainer:
         where, keep = self.folder.checkpoints, self.run.checkpoint
         checkpoint.save(where, self.step, plain, tensors, keep, shards=shards, processes=self.processes)
 
-    def _wall(self) -> float:
-        return self.wall_seconds + time.monotonic() - self._began
-
-    def _count_time(self, seconds: float) -> None:
-        self.timed_steps += 1
-        if self.timed_steps > 1:  # the first step of a process compiles, allocates and warms caches
-            self.timed_seconds += seconds
-
-    def _tokens_per_second(self) -> float | None:
-        if self.timed_steps < 2:
-            return None
-        return (self.timed_steps - 1) * self.run.batch.tokens / self.timed_seconds
-
     def _result(self, outcome: dict[str, Any], peak_bytes: int) -> dict[str, Any]:
         """The row that analysis reads."""
         n_tokens = self.step * self.run.batch.tokens
-        rate, peak = self._tokens_per_second(), peak_flops(self.device, self.precision)
+        rate, peak = self.clock.tokens_per_second(self.run.batch.tokens), peak_flops(self.device, self.precision)
         last = self.evaluations[-1] if self.evaluations else {}
         losses = [row["val_loss"] for row in self.evaluations]
         manifest = self.data.manifest
@@ -436,7 +391,7 @@ class Trainer:
             "train_loss_last": self.train_loss_last,
             "unigram_entropy_nats": manifest.get("unigram_entropy_nats"),
             "entropy_rate_nats": manifest.get("entropy_rate_nats"),
-            "wall_seconds": self._wall(),
+            "wall_seconds": self.clock.wall_seconds,
             "tokens_per_second": rate,
             "mfu": rate * self.flops_per_token / (peak * self.world.size) if rate and peak else None,
             "peak_memory_bytes": peak_bytes,
@@ -451,8 +406,3 @@ class Trainer:
             "git_commit": self.git_commit,
             "versions": records.versions(),
         }
-
-
-def _vocabulary(data: PreparedData) -> tuple[str | None, int]:
-    """What two corpora must share for one model to be scored on both."""
-    return data.tokenizer_fingerprint, data.vocab_size

@@ -11,7 +11,7 @@ import torch
 
 from scaling_testbed.data.preparation import prepare
 from scaling_testbed.errors import ConfigError, UserError
-from scaling_testbed.running import checkpoint, parallel, records, trainer
+from scaling_testbed.running import checkpoint, parallel, records, result, trainer
 from scaling_testbed.running.trainer import train
 from tests.conftest import KERNEL_DEVICE
 from tests.running.conftest import metrics, start
@@ -39,7 +39,7 @@ def test_a_run_leaves_its_records(trained):
     row, folder = trained()
     assert json.loads((folder / "result.json").read_text()) == row
     assert row["status"] == "finished" and row["steps"] == 12 and row["n_tokens"] == 12 * 128
-    assert set(records.ROW_FIELDS) <= set(row) and row["model.d_model"] == 32
+    assert set(result.ROW_FIELDS) <= set(row) and row["model.d_model"] == 32
     assert row["flops_6nd"] == 6 * row["n_params"] * row["n_tokens"]
     assert row["entropy_rate_nats"] > 0 and row["restarts"] == 0
     assert [line["step"] for line in metrics(folder)] == list(range(13))
