@@ -1,7 +1,6 @@
 """AdamW with independent or coupled decay, in groups chosen by parameter role."""
 
 import torch
-from torch.distributed.tensor import DTensor
 
 from scaling_testbed.learning.config import AdamWConfig
 from scaling_testbed.model.parametrization import lr_multiplier
@@ -98,6 +97,8 @@ def _mean_of_whole(here: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """The mean over the whole tensor of which `here` is this process's part, as `like` is sharded."""
     if not hasattr(like, "to_local"):
         return here.mean()
+    from torch.distributed.tensor import DTensor  # half a second that an unsharded run need not spend
+
     whole = DTensor.from_local(
         here, like.device_mesh, like.placements, shape=like.shape, stride=like.stride(), run_check=False
     )

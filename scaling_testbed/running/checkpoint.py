@@ -8,6 +8,7 @@ A sharded run's tensors lie in the folder's `shards/`, in the format of torch.di
 in files of its own. `read` gives the same for both kinds, so that any checkpoint serves any number of processes.
 """
 
+import enum
 import json
 import os
 import pickle
@@ -211,11 +212,19 @@ class _MetadataUnpickler(pickle.Unpickler):
     CLASSES |= {("pathlib", "PosixPath"), ("pathlib._local", "PosixPath")}
 
     def find_class(self, module, name):
+        if (module, name) == ("builtins", "getattr"):  # how some releases of Python 3.11 pickle a member of an Enum
+            return _enum_member
         found = super().find_class(module, name) if module == "torch" or module in self.ROOMS else None
         is_own = isinstance(found, type) and found.__module__ in self.ROOMS
         if is_own or isinstance(found, torch.dtype) or (module, name) in self.CLASSES:
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f"{module}.{name}")
+
+
+def _enum_member(kind: type, name: str) -> enum.Enum:
+    if isinstance(kind, enum.EnumMeta):
+        return kind[name]
+    raise pickle.UnpicklingError(f"getattr of {kind}")
 
 
 def _whole(path: Path, groups: dict[str, Any]) -> dict[str, Any]:

@@ -90,7 +90,7 @@ def check_world(world: World, parallelism, sequences: int) -> None:
     """Raise ConfigError where `world` does not fit the ParallelismConfig or a batch of `sequences`."""
     if parallelism.kind == "single" and world.size > 1:
         raise ConfigError(
-            f"{world.size} processes were started, but parallelism=single uses one; add parallelism=ddp or "
+            f"the run has {world.size} processes, but parallelism=single uses one; add parallelism=ddp or "
             "parallelism=fsdp"
         )
     if sequences % world.size:

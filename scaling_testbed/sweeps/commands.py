@@ -1,5 +1,6 @@
 """The verbs of `python -m scaling_testbed.sweep`: what was typed, sorted, and what each verb does with it."""
 
+import contextlib
 import json
 import sys
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from scaling_testbed.config.compose import CONFIG_DIR, fill
-from scaling_testbed.errors import ConfigError
+from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.sweeps import slurm
 from scaling_testbed.sweeps.grid import Sweep, load_sweep, narrowed
 from scaling_testbed.sweeps.local import Driver, slots
@@ -19,7 +20,7 @@ from scaling_testbed.sweeps.view import loss_table, plan_table, status_table
 
 VERBS = ("plan", "run", "submit", "retry", "status", "collect")
 OPTIONS = {
-    "plan": {"flops_per_second"},
+    "plan": {"flops_per_second", "launcher"},
     "run": {"workers", "gpus", "runs_per_gpu"},
     "submit": {"launcher"},
     "retry": {"workers", "gpus", "runs_per_gpu", "launcher"},
@@ -81,14 +82,14 @@ def parse(argv: Sequence[str]) -> Command:
     if not name:
         raise ConfigError("give sweep=NAME, a file in configs/sweep/ or the path of one")
     if command.launcher and "launcher" not in OPTIONS[verb]:
-        raise ConfigError(f"{verb} does not take {command.launcher[0]}; submit does")
+        raise ConfigError(f"{verb} does not take {command.launcher[0]}; plan and submit do")
     command.sweep = narrowed(load_sweep(name), command.typed)
     return command
 
 
-def planned(command: Command) -> list[PlannedRun]:
-    """The runs that were asked for; says on stderr when some were the same."""
-    runs, same = plan(command.sweep)
+def planned(command: Command, processes: int = 1) -> list[PlannedRun]:
+    """The runs that were asked for, of so many `processes` each; says on stderr when some were the same."""
+    runs, same = plan(command.sweep, processes)
     if same:
         print(f"{same} combinations are the same run as an earlier one and count once", file=sys.stderr)
     return runs
@@ -105,7 +106,8 @@ def _earlier(runs: Sequence[PlannedRun]) -> list[PlannedRun]:
 
 
 def do_plan(command: Command) -> int:
-    runs, rate, source = planned(command), command.number("flops_per_second", float), "stated"
+    processes = _launcher(command).processes
+    runs, rate, source = planned(command, processes), command.number("flops_per_second", float), "stated"
     if rate is None:
         rate, source = measured_rate(rows(sweep_folder(runs))), "the median of this sweep's finished runs"
     runs = priced(runs, rate) if rate else runs
@@ -118,6 +120,7 @@ def do_plan(command: Command) -> int:
     _console().print(plan_table(runs))
     print(
         f"GPU-hours at {rate:.3g} FLOP/s ({source})" if rate else "GPU-hours: give flops_per_second=, say 4e14",
+        f"memory on {'one GPU' if processes == 1 else f'each of {processes} GPUs'}",
         f"records under {sweep_folder(runs)}/",
         sep="; ",
     )
@@ -145,16 +148,19 @@ def do_run(command: Command, retry: bool = False) -> int:
 def do_submit(command: Command, retry: bool = False) -> int:
     config = _launcher(command)
     dry = "--dry-run" in command.flags
-    runs = planned(command)
+    runs = planned(command, config.processes)
     states = _states(runs)
     due = [s.run for s in states if s.state in ("pending", "stopped") or (retry and s.state == "failed")]
     print(f"{len(runs)} runs: {counts(states)}; {len(due)} to submit")
     if not due:
         return 0
-    largest = slurm.DEFAULT_MAX_ARRAY_SIZE if dry and not slurm.has_slurm() else slurm.max_array_size()
     if dry:
+        largest = slurm.DEFAULT_MAX_ARRAY_SIZE
+        with contextlib.suppress(UserError):  # a script can be seen without a cluster
+            largest = slurm.max_array_size()
         print(slurm.job_script(sweep_folder(runs) / "slurm" / "NNN", due[: largest - 1], config), end="")
         return 0
+    largest = slurm.max_array_size()
     remember(runs)
     for submission in slurm.write_submissions(due, config, largest):
         done = slurm.submit(submission)

@@ -14,6 +14,7 @@ from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.files import write_text
 from scaling_testbed.model.counting import count_params, flops_per_token
 from scaling_testbed.running.memory import estimate_memory
+from scaling_testbed.running.world import World, check_world
 from scaling_testbed.sweeps.grid import Sweep
 
 PLAN_FILE = "plan.jsonl"
@@ -24,7 +25,7 @@ class PlannedRun:
     """One run of a sweep.
 
     varied: what tells it from the others. n_params: under the convention `params`, N of flops_6nd = 6 N D.
-    flops: counted from the matrix products. memory_bytes: an estimate for one GPU.
+    flops: counted from the matrix products. memory_bytes: an estimate for each GPU of the run.
     """
 
     run_id: str
@@ -48,9 +49,10 @@ class PlannedRun:
         return " ".join(f"{key}={value}" for key, value in self.varied.items()) or self.run_id
 
 
-def plan(sweep: Sweep) -> tuple[list[PlannedRun], int]:
+def plan(sweep: Sweep, processes: int = 1) -> tuple[list[PlannedRun], int]:
     """The runs of `sweep` in its order, without those that are the same run as an earlier one, and how many those
-    were. Composes all of them: raises ConfigError naming the key of what cannot be."""
+    were; each run has so many `processes`, one for a GPU. Composes all of them: raises ConfigError naming the key of
+    what cannot be."""
     points = sweep.points()
     if not points:
         raise ConfigError(f"sweep {sweep.name}: exclude leaves no run")
@@ -63,7 +65,8 @@ def plan(sweep: Sweep) -> tuple[list[PlannedRun], int]:
         data = repr((run.data_dir, run.data, run.tokenizer, run.model.vocab_size))
         if data not in vocab_sizes:
             vocab_sizes[data] = planned_vocab_size(run)
-        planned = _planned(run, vocab_sizes[data], {key: point[key] for key in varied}, overrides)
+        check_world(World(size=processes), run.parallelism, run.batch.sequences)
+        planned = _planned(run, vocab_sizes[data], processes, {key: point[key] for key in varied}, overrides)
         found.setdefault(planned.run_id, planned)
     return list(found.values()), len(points) - len(found)
 
@@ -81,7 +84,9 @@ def _before(shared: Sequence[str], values: Sequence[str]) -> list[str]:
     return [*(text for text in shared if text.partition("=")[0] not in own), *values]
 
 
-def _planned(run: RunConfig, vocab_size: int, varied: dict[str, str], overrides: list[str]) -> PlannedRun:
+def _planned(
+    run: RunConfig, vocab_size: int, processes: int, varied: dict[str, str], overrides: list[str]
+) -> PlannedRun:
     model = run.model.resolved(vocab_size)
     counts = count_params(model)
     steps = run.budget.resolve_steps(counts, run.batch.tokens)
@@ -101,7 +106,7 @@ def _planned(run: RunConfig, vocab_size: int, varied: dict[str, str], overrides:
         steps=steps,
         flops_6nd=6 * n_params * n_tokens,
         flops=flops,
-        memory_bytes=estimate_memory(run, model, counts.n_params, precision).total,
+        memory_bytes=estimate_memory(run, model, counts.n_params, precision, processes).total,
     )
 
 

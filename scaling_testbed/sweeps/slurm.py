@@ -59,6 +59,11 @@ class SlurmConfig:
     def processes_per_node(self) -> int:
         return max(1, self.gpus_per_node)
 
+    @property
+    def processes(self) -> int:
+        """Of one run."""
+        return self.nodes * self.processes_per_node
+
 
 @dataclass(frozen=True)
 class Submission:

@@ -5,6 +5,8 @@ model this small were seen to carry that to 3e-7; the HARD one's gradient norm m
 batch in parts, and is compared to 5e-6. Two launches serve almost all tests, of 2 and of 4 processes.
 """
 
+import enum
+import io
 import json
 import os
 import pickle
@@ -358,6 +360,33 @@ def test_metadata_with_a_payload_is_refused_even_with_a_matching_hash(sharded_ch
     with pytest.raises(UserError, match="no metadata"):
         checkpoint.load(newest)
     assert not (tmp_path / "ran").exists()
+
+
+class AnEnum(enum.Enum):
+    MEMBER = 1
+
+
+class Fetched:
+    """Pickles as getattr(owner, name), which is how Python 3.11.2 pickles the member of an Enum."""
+
+    def __init__(self, owner, name):
+        self.fetch = owner, name
+
+    def __reduce__(self):
+        return getattr, self.fetch
+
+
+def test_metadata_of_another_release_of_python_is_read_and_no_other_attribute_fetched(monkeypatch):
+    def load(thing):
+        return checkpoint._MetadataUnpickler(io.BytesIO(pickle.dumps(thing))).load()
+
+    from torch.distributed.checkpoint import metadata
+
+    monkeypatch.setattr(metadata, "AnEnum", AnEnum, raising=False)
+    monkeypatch.setattr(AnEnum, "__module__", metadata.__name__)
+    assert load(Fetched(AnEnum, "MEMBER")) is AnEnum.MEMBER
+    with pytest.raises(pickle.UnpicklingError):
+        load(Fetched(metadata.MetadataIndex, "__init__"))
 
 
 def test_a_rank_that_dies_ends_the_others_and_the_run_can_go_on(tmp_path, one):

@@ -76,6 +76,19 @@ def test_a_plan_spends_nothing_and_prints_objects_alone(door, tmp_path):
     assert "4 runs" in door("plan")[1]
 
 
+def test_memory_is_planned_for_each_of_a_runs_gpus(door):
+    def memory(*arguments):
+        status, out, err = door("plan", "--json", "model=nano_l", *arguments)
+        assert (status, err) == (0, "")
+        return json.loads(out.splitlines()[0])["memory_bytes"]
+
+    one = memory("parallelism=fsdp")
+    assert memory("parallelism=fsdp", "launcher.gpus_per_node=4", "launcher.nodes=2") < 0.5 * one
+    status, _, err = door("plan", "launcher.gpus_per_node=2")
+    assert status == 2 and "the run has 2 processes, but parallelism=single uses one; add parallelism=ddp" in err
+    assert "each of 2 GPUs" in door("plan", "launcher.gpus_per_node=2", "parallelism=ddp")[1]
+
+
 def test_combinations_that_are_one_run_count_once(door):
     status, out, err = door("plan", "--json", "compute.device=cpu,auto")
     assert len(out.splitlines()) == 4 and "4 combinations are the same run" in err

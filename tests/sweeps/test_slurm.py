@@ -161,7 +161,7 @@ def until(condition, seconds):
 
 @pytest.mark.slurm
 def test_an_array_job_on_two_nodes_takes_a_sweep_to_its_end(cluster, door, states):
-    status, out, err = door("submit", "launcher.cpus_per_process=4", "launcher.gpus_per_node=2")
+    status, out, err = door("submit", "launcher.cpus_per_process=4")
     assert (status, err) == (0, "") and "4 tasks" in out
     assert "0 to submit" in door("submit")[1]  # those in the queue are adopted
     until(lambda: {state["state"] for state in states().values()} == {"finished"}, 120)
@@ -195,7 +195,6 @@ def test_what_sbatch_says_when_it_refuses_is_passed_on(cluster, door, tmp_path):
     assert list((tmp_path / "runs/tiny/slurm").iterdir()) == []
 
 
-@pytest.mark.slow
 @pytest.mark.slurm
 def test_a_run_at_its_time_limit_is_saved_requeued_and_ends_in_the_same_bits(cluster, door, states):
     """Slurm holds a requeued task back for two minutes."""
