@@ -14,10 +14,10 @@ PACKAGE = "scaling_testbed"
 LAYERS = [
     ("errors",),
     ("files",),
-    ("kernels", "running.config", "learning.schedules"),
+    ("kernels", "running.config", "diagnostics.config", "learning.schedules"),
     ("model",),
     ("learning",),
-    ("data",),
+    ("data", "diagnostics"),
     ("config.budget",),
     ("config.schema",),
     ("running",),

@@ -13,6 +13,7 @@ from typing import Any
 from scaling_testbed.config.budget import BudgetConfig
 from scaling_testbed.data.corpora import SOURCES
 from scaling_testbed.data.tokenizers import TOKENIZERS
+from scaling_testbed.diagnostics.config import DiagnosticsConfig
 from scaling_testbed.errors import ConfigError, check_positive
 from scaling_testbed.learning.config import AdamWConfig, CrossEntropyConfig
 from scaling_testbed.learning.schedules import SCHEDULES
@@ -36,6 +37,7 @@ GROUPS = {
     "loss": {"cross_entropy": CrossEntropyConfig},
     "data": SOURCES,
     "tokenizer": TOKENIZERS,
+    "diagnostics": {"": DiagnosticsConfig},
     "parallelism": {"": ParallelismConfig},
     "logging": {"": LoggingConfig},
 }
@@ -69,6 +71,7 @@ class RunConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
+    diagnostics: Any = field(default=None, metadata=_NOT_IDENTITY)
     parallelism: Any = field(default=None, metadata=_NOT_IDENTITY)
     logging: Any = field(default=None, metadata=_NOT_IDENTITY)
     overrides: list[str] = field(default_factory=list, metadata=_NOT_IDENTITY)

@@ -68,6 +68,7 @@ def triton_attention(q_BHTK, k_BGTK, v_BGTK, *, normaliser="softmax", **options)
     return attention(q_BHTK, k_BGTK, v_BGTK, **options)
 
 
+STATISTICS_BYTES = 2**28  # of scores and what is made of them, at a time
 ATTENTION_IMPLS = {"reference": reference.attention, "sdpa": sdpa_attention, "triton": triton_attention}
 
 
@@ -118,11 +119,14 @@ class Attention(nn.Module):
 
     def queries_and_keys(self, x_BTD, cos_TR, sin_TR) -> tuple[torch.Tensor, torch.Tensor]:
         """Normed and rotated q_BHTK and k_BGTK in the type of the products; scale * q.k are the logits."""
-        q_BTD, k_BTD = self.q(x_BTD), self.k(x_BTD)
+        return self.prepare(self.q(x_BTD), self.k(x_BTD), cos_TR, sin_TR)
+
+    def prepare(self, q_BTD, k_BTD, cos_TR, sin_TR) -> tuple[torch.Tensor, torch.Tensor]:
+        """`queries_and_keys` from the projections."""
         dtype = q_BTD.dtype
         if self.qk_norm_impl == "triton":
             return self._fused_queries_and_keys(q_BTD, k_BTD, cos_TR, sin_TR, dtype)
-        q_BHTK, k_BGTK = self._normed_heads(q_BTD, k_BTD)
+        q_BHTK, k_BGTK = self.normed_heads(q_BTD, k_BTD)
         return tuple(reference.apply_rotary(x, cos_TR, sin_TR).to(dtype) for x in (q_BHTK, k_BGTK))
 
     def _fused_queries_and_keys(self, q_BTD, k_BTD, cos_TR, sin_TR, dtype):
@@ -133,13 +137,25 @@ class Attention(nn.Module):
             q_BHTK, k_BGTK = self._heads(q_BTD), self._heads(k_BTD)
             gains, kind, eps = (self.q_norm.weight, self.k_norm.weight), self.q_norm.kind, self.q_norm.eps
             return qk_norm_rope(q_BHTK, k_BGTK, *gains, cos_TR, sin_TR, kind=kind, eps=eps, out_dtype=dtype)
-        return rotary(*self._normed_heads(q_BTD, k_BTD), cos_TR, sin_TR, out_dtype=dtype)
+        return rotary(*self.normed_heads(q_BTD, k_BTD), cos_TR, sin_TR, out_dtype=dtype)
 
-    def _normed_heads(self, q_BTD, k_BTD):
+    def normed_heads(self, q_BTD, k_BTD):
         """q_BHTK and k_BGTK, fp32 where they were normed, not rotated."""
         if self.norm_before_split:
             return self._heads(self.q_norm(q_BTD)), self._heads(self.k_norm(k_BTD))
         return self.q_norm(self._heads(q_BTD)), self.k_norm(self._heads(k_BTD))
+
+    @torch.no_grad()
+    def statistics(self, q_BHTK, k_BGTK) -> reference.AttentionStatistics:
+        """Of the scores of normed and rotated queries and keys, with the softmax: from the Triton kernel where it can
+        run, else a piece at a time."""
+        options = {"scale": self.scale, "softcap": self.softcap, "window": self.window}
+        on_gpu = q_BHTK.device.type == "cuda" and support.why_not(q_BHTK.device) is None
+        if self.impl == "triton" or (on_gpu and self.d_head in TRITON_D_HEADS):
+            from scaling_testbed.kernels.attention import attention
+
+            return attention(q_BHTK, k_BGTK, k_BGTK, return_statistics=True, **options)[1]
+        return _statistics_in_pieces(q_BHTK, k_BGTK, **options)
 
     def _heads(self, x_BTD):
         """[B, T, heads * K] -> [B, heads, T, K], a view."""
@@ -159,3 +175,26 @@ class Attention(nn.Module):
             normaliser=self.normaliser,
         )
         return self.attn_out(out_BHTK.transpose(1, 2).flatten(2))
+
+
+def _statistics_in_pieces(q_BHTK, k_BGTK, **options) -> reference.AttentionStatistics:
+    """reference.attention_statistics with the scores of one key head and some sequences at a time."""
+    B, H, T, _ = q_BHTK.shape
+    shared = H // k_BGTK.shape[1]
+    rows = max(1, STATISTICS_BYTES // (16 * shared * T * T))  # scores, weights and two more of their size
+    of_heads = []
+    for q_BhTK, k_B1TK in zip(q_BHTK.split(shared, 1), k_BGTK.split(1, 1), strict=True):
+        pieces = zip(q_BhTK.split(rows), k_B1TK.split(rows), strict=True)
+        found = [(len(q), reference.attention_statistics(q, k, **options)) for q, k in pieces]
+        of_heads.append(_merged([n / B for n, _ in found], [statistics for _, statistics in found]))
+    return reference.AttentionStatistics(*map(torch.cat, zip(*of_heads, strict=True)))
+
+
+def _merged(shares, found) -> reference.AttentionStatistics:
+    """The statistics of sequences together from those of parts, whose `shares` of the sequences add up to one."""
+    largest, mean, rms, entropy = (torch.stack(values) for values in zip(*found, strict=True))
+    share = torch.tensor(shares, device=mean.device)[:, None]
+    mean_square = (rms.square() * share).sum(0)
+    return reference.AttentionStatistics(
+        largest.amax(0), (mean * share).sum(0), mean_square.sqrt(), (entropy * share).sum(0)
+    )

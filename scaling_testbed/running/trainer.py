@@ -12,22 +12,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from scaling_testbed.config.schema import RunConfig, flatten, run_folder_path, run_id
 from scaling_testbed.data.batches import TrainingBatches
 from scaling_testbed.data.preparation import prepare
 from scaling_testbed.data.shards import open_prepared
+from scaling_testbed.diagnostics.summary import summarize
 from scaling_testbed.errors import ConfigError, UserError
-from scaling_testbed.learning.loss import IGNORE, choose_loss_impl
-from scaling_testbed.learning.optimizers import build_optimizer, set_lr
+from scaling_testbed.learning.loss import choose_loss_impl
+from scaling_testbed.learning.optimizers import build_optimizer
 from scaling_testbed.model.attention import check_impls
 from scaling_testbed.model.counting import count_params, flops_per_token
 from scaling_testbed.model.transformer import Transformer
 from scaling_testbed.running import checkpoint, records, state
 from scaling_testbed.running.device import (
-    autocast,
     choose_device,
     choose_precision,
     configure_torch,
@@ -41,11 +40,8 @@ from scaling_testbed.running.interrupts import Interrupted, Interrupts
 from scaling_testbed.running.parallel import LossModel, parallelize
 from scaling_testbed.running.progress import Clock, RunProgress
 from scaling_testbed.running.result import FINAL, empty_row
+from scaling_testbed.running.updates import Diverged, Updates, poll_all
 from scaling_testbed.running.world import check_world, world_from_environment
-
-
-class Diverged(Exception):
-    """The loss or the gradient norm of the next update is not finite; the message says which."""
 
 
 def train(run: RunConfig, *, quiet: bool = False) -> dict[str, Any]:
@@ -151,6 +147,9 @@ class Trainer:
         self.optimizer = build_optimizer(run.optimizer, self.model)
         if run.compute.compile:
             self.model.compile()
+        self.updates = Updates(
+            run, self.placed, self.optimizer, self.batches, self.processes, self.device, self.precision
+        )
 
     def _resume(self) -> None:
         """Take up the newest whole checkpoint, if there is one, and cut metrics.jsonl back to it."""
@@ -237,7 +236,7 @@ class Trainer:
             self.progress.close()
         if outcome["status"] == "preempted" or (outcome["status"] == "finished" and self.run.checkpoint.at_end):
             self._save()
-        peak_bytes = int(self.processes.max(peak_memory_bytes(self.device)))
+        peak_bytes = int(self.processes.largest([peak_memory_bytes(self.device)])[0])
         return self.processes.on_main(lambda: self._end(self._result(outcome, peak_bytes)))
 
     def _end(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -257,70 +256,24 @@ class Trainer:
 
     def _train_step(self) -> None:
         """Make one update, or raise Interrupted or Diverged with the weights untouched."""
-        run = self.run
+        logging, batch = self.run.logging, self.run.batch
         self.clock.begin_step()
-        batch_BS = self.batches.batch(self.step, self.world.rank, self.world.size)
-        ce, z_loss, n_tokens = self._forward_backward(batch_BS)
-        if not math.isfinite(ce + z_loss):
-            raise Diverged("the training loss is not finite")
-        grad_norm = self._clip()
-        if not math.isfinite(grad_norm):
-            raise Diverged("the gradient norm is not finite")
-        lr = run.schedule.lr(self.step, self.steps, run.optimizer.lr)
-        set_lr(self.optimizer, lr)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        update = self.updates.make(self.step, self.steps, self.interrupts)
         self.step += 1
-        self.train_loss_last = ce / n_tokens
+        self.train_loss_last = update.train_loss
         self.clock.end_step()
-        self.row = {"step": self.step}
-        if self.step % run.logging.every_steps == 0 or self.step in (1, self.steps):
-            clip = run.optimizer.clip_norm
+        self.row = {"step": self.step} | update.diagnostics
+        if update.diagnostics or self.step % logging.every_steps == 0 or self.step in (1, self.steps):
             self.row |= {
-                "tokens": self.step * run.batch.tokens,
-                "train_loss": ce / n_tokens,
-                "train_z_loss": z_loss / n_tokens,
-                "lr": lr,
-                "grad_norm": grad_norm,
-                "clip_coefficient": 1.0 if clip is None else min(1.0, clip / (grad_norm + 1e-6)),
-                "tokens_per_second": self.clock.tokens_per_second(run.batch.tokens),
+                "tokens": self.step * batch.tokens,
+                "train_loss": update.train_loss,
+                "train_z_loss": update.train_z_loss,
+                "lr": update.lr,
+                "grad_norm": update.grad_norm,
+                "clip_coefficient": update.clip_coefficient,
+                "tokens_per_second": self.clock.tokens_per_second(batch.tokens),
                 "seconds": self.clock.wall_seconds,
             }
-
-    def _forward_backward(self, batch_BS: np.ndarray) -> tuple[float, float, int]:
-        """Accumulate the gradient of the mean loss over the batch's valid tokens; returns sums of ce and z-loss.
-
-        Every micro-batch is divided by the valid tokens of the whole batch, so that the split changes nothing.
-        """
-        n_tokens = int(np.count_nonzero(batch_BS[:, 1:] != IGNORE))
-        if self.processes.grouped:
-            n_tokens = self._poll_all(n_tokens)
-        rows = self.run.batch.micro_batch_sequences or len(batch_BS)
-        ce = z_loss = torch.zeros((), device=self.device)
-        for begin in range(0, len(batch_BS), rows):
-            if not self.processes.grouped:
-                self.interrupts.check()
-            tokens_BS = torch.from_numpy(batch_BS[begin : begin + rows]).to(self.device)
-            with self.placed.accumulating(last=begin + rows >= len(batch_BS)):
-                with autocast(self.device, self.precision):
-                    terms = self.placed.forward(tokens_BS)
-                # Gradients are averaged over ranks, while each rank's loss is its part of a sum.
-                (terms.loss / (n_tokens / self.world.size)).backward()
-            ce, z_loss = ce + terms.ce, z_loss + terms.z_loss
-        return *self.processes.sum([ce.item(), z_loss.item()]), n_tokens
-
-    def _poll_all(self, n_tokens: int = 0) -> int:
-        """Ask all ranks whether a signal has come, once a step and once a round of an evaluation, so that all stop
-        at the same place. Returns the sum of `n_tokens`; raises Interrupted."""
-        total, *signals = self.processes.sum([n_tokens, *self.interrupts.counts()])
-        self.interrupts.check_counts(signals)
-        return int(total)
-
-    def _clip(self) -> float:
-        """Clip the global gradient norm if a limit is set; returns the norm before."""
-        limit = self.run.optimizer.clip_norm
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), math.inf if limit is None else limit)
-        return (norm.full_tensor() if self.run.parallelism.kind == "fsdp" else norm).item()
 
     def _close_row(self) -> None:
         """Evaluate if it is this step's turn, and write the step's record if it says anything."""
@@ -328,8 +281,14 @@ class Trainer:
             return
         every = self.run.evaluation.every_steps
         if self.step in (0, self.steps) or (every and self.step % every == 0):
-            self.row |= self._evaluate(self._poll_all if self.processes.grouped else self.interrupts.check)
+            self.row |= self._evaluate(self._poll)
         self._write_row()
+
+    def _poll(self) -> None:
+        if self.processes.grouped:
+            poll_all(self.processes, self.interrupts)
+        else:
+            self.interrupts.check()
 
     def _write_row(self) -> None:
         if len(self.row) > 1 and self.world.is_main:
@@ -391,6 +350,7 @@ class Trainer:
             "train_loss_last": self.train_loss_last,
             "unigram_entropy_nats": manifest.get("unigram_entropy_nats"),
             "entropy_rate_nats": manifest.get("entropy_rate_nats"),
+            **summarize(self.run.diagnostics, records.read_metrics(self.folder.path / "metrics.jsonl"), self.step),
             "wall_seconds": self.clock.wall_seconds,
             "tokens_per_second": rate,
             "mfu": rate * self.flops_per_token / (peak * self.world.size) if rate and peak else None,

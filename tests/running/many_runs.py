@@ -20,7 +20,7 @@ from scaling_testbed import train
 from scaling_testbed.config.compose import compose
 from scaling_testbed.data.batches import ValidationBatches
 from scaling_testbed.errors import UserError
-from scaling_testbed.running import records, trainer
+from scaling_testbed.running import records, trainer, updates
 
 WORLD_KEYS = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 PEAK_FLOPS = 1e12
@@ -28,7 +28,7 @@ PEAK_FLOPS = 1e12
 
 def fault(rank, step, what):
     """Something happens on `rank` before the update of `step` (from 1) is made. Returns what ends it."""
-    where, name = (ValidationBatches, "batch") if what == "evaluation" else (trainer, "set_lr")
+    where, name = (ValidationBatches, "batch") if what == "evaluation" else (updates, "set_lr")
     real, calls = getattr(where, name), [0]
 
     def failing(*arguments):

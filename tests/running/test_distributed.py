@@ -22,6 +22,7 @@ import pytest
 import torch
 
 from scaling_testbed.config.compose import compose
+from scaling_testbed.diagnostics.summary import names_in
 from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.running import checkpoint
 from scaling_testbed.running.config import ComputeConfig, ParallelismConfig
@@ -34,7 +35,7 @@ from tests.running.many_runs import PEAK_FLOPS
 from tests.running.test_trainer import assert_same_bits
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-COMMON = [*TINY, "evaluation.rows=5"]  # 13 validation batches, for 2 and for 4 ranks
+COMMON = [*TINY, "evaluation.rows=5", "diagnostics.every_steps=4"]  # 13 validation batches, for 2 and for 4 ranks
 HARD = ["model.mlp=swiglu", "optimizer=stable_adamw", "model.d_ff=41", "model.residual=reordered"]
 HARD += ["model.tied_head=true", "model.qk_norm_axis=full"]  # and 41 rows cannot be shared equally
 MICRO = ["batch.micro_batch_sequences=1", "parallelism.activation_checkpointing=2"]
@@ -155,6 +156,8 @@ def assert_same_run(here, there, rel=1e-6):
         assert line.keys() == other.keys()
         for key in set(COMPARED) & set(line):
             assert other[key] == pytest.approx(line[key], rel=rel), (line["step"], key)
+        for key, value in names_in(line).items():
+            assert other[key] == pytest.approx(value, rel=100 * rel, abs=1e-5), (line["step"], key)
     weights, others = (checkpoint.load_latest(folder / "checkpoints").tensors["model"] for folder in (here, there))
     assert weights.keys() == others.keys()
     for name, tensor in weights.items():
@@ -198,7 +201,7 @@ def test_in_bf16_sharded_is_replicated(two, one):
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_one_process_may_be_a_world(trained, one, kind):
-    row, folder = trained(f"parallelism={kind}", "evaluation.rows=5")
+    row, folder = trained(f"parallelism={kind}", *COMMON[-2:])
     assert row["world_size"] == 1 and row["parallelism"] == kind and not torch.distributed.is_initialized()
     assert_same_run(one(), folder)
 

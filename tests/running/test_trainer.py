@@ -11,7 +11,7 @@ import torch
 
 from scaling_testbed.data.preparation import prepare
 from scaling_testbed.errors import ConfigError, UserError
-from scaling_testbed.running import checkpoint, parallel, records, result, trainer
+from scaling_testbed.running import checkpoint, parallel, records, result, trainer, updates
 from scaling_testbed.running.trainer import train
 from tests.conftest import KERNEL_DEVICE
 from tests.running.conftest import metrics, start
@@ -25,12 +25,16 @@ def final_weights(folder):
 
 def assert_same_bits(one, other):
     """Weights, optimizer state and metrics of two run folders agree in every bit."""
+    assert_same_weights(one, other)
+    assert metrics(one) == metrics(other)
+
+
+def assert_same_weights(one, other):
     first, second = final_weights(one), final_weights(other)
     for name, tensor in first["model"].items():
         assert torch.equal(tensor, second["model"][name]), name
     for index, state in first["optimizer"]["state"].items():
         assert all(torch.equal(value, second["optimizer"]["state"][index][key]) for key, value in state.items())
-    assert metrics(one) == metrics(other)
     rows = [json.loads((folder / "result.json").read_text()) for folder in (one, other)]
     assert [rows[0][key] for key in SAME_RUN] == [rows[1][key] for key in SAME_RUN]
 
@@ -141,14 +145,14 @@ def test_a_run_killed_with_sigkill_resumes_to_the_same_bits(trained, tmp_path, d
     kill = "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)"
     if kill_at == "step 7":
         hook = f"""
-from scaling_testbed.running import trainer
-real = trainer.set_lr
+from scaling_testbed.running import updates
+real = updates.set_lr
 def set_lr(optimizer, lr, count=[0]):
     count[0] += 1
     if count[0] == 8:
         exec({kill!r})
     real(optimizer, lr)
-trainer.set_lr = set_lr
+updates.set_lr = set_lr
 """
     else:
         hook = f"""
@@ -220,7 +224,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_the_update(trained, monk
 
 
 def test_a_gradient_norm_that_is_not_finite_stops_the_run_before_the_update(trained, monkeypatch):
-    monkeypatch.setattr(trainer.Trainer, "_clip", lambda self: math.inf if self.step == 3 else 1.0)
+    norms = iter([1.0, 1.0, 1.0, math.inf])
+    monkeypatch.setattr(updates.Updates, "_clip", lambda self: next(norms))
     row, _ = trained()
     assert row["status"] == "diverged" and row["steps"] == 3 and "gradient" in row["error"]
 

@@ -1,0 +1,126 @@
+"""What a forward pass looks like from the inside, by hooks that change nothing.
+
+Names: QUANTITY/BLOCK, or QUANTITY alone for the whole model.
+    attention_logit_max          largest score scale * q.k that a query may see, before a softcap; also over all blocks
+    attention_logit_max/B/H      the same of head H, with `per_head`
+    attention_logit_mean, _rms   of the scores that a query may see
+    attention_entropy            of the attention weights, nats, mean over queries and heads; only of a softmax
+    q_rms, k_rms                 before the qk-norm;  q_normed_rms, k_normed_rms: after it
+    qk_cosine                    mean cosine of each query and its own position's key, normed, before the rotation
+    qk_gain_max                  largest |gain| of the qk-norms
+    attention_out_rms, mlp_out_rms   what the branch gives, before any norm of its output
+    residual_rms                 of the stream after the block
+    final_norm_input_rms, output_logit_mean, _rms, _min, _max, log_z_mean, log_z_mean_square
+
+Shapes in names: B sequences, T positions, D model width, H query heads, G key heads, K features of a head, N tokens,
+V vocabulary.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from scaling_testbed.diagnostics.reductions import LARGEST, MEAN, RMS, SMALLEST, Reductions
+from scaling_testbed.kernels import reference
+from scaling_testbed.model.attention import Attention
+from scaling_testbed.model.transformer import Transformer
+
+LOGITS_BYTES = 2**28  # of logits held at once
+
+
+class ForwardProbe:
+    """While entered, every forward pass of `model` under no_grad adds to `found`."""
+
+    def __init__(self, model: Transformer, found: Reductions, *, per_head: bool = False):
+        self.model, self.found, self.per_head = model, found, per_head
+        self._raw: dict[tuple[int, str], torch.Tensor] = {}
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self):
+        for number, block in enumerate(self.model.blocks):
+            attention = block.attention
+            for name in ("q", "k"):
+                self._hook(getattr(attention, name), partial(self._keep, number, name))
+            self._hook(attention, partial(self._attention, number))
+            self._hook(block.mlp, partial(self._rms, f"mlp_out_rms/{number}"))
+            self._hook(block, partial(self._rms, f"residual_rms/{number}"))
+        self._hook(self.model.final_norm, self._hidden)
+        return self
+
+    def __exit__(self, *_):
+        self._stack.close()
+        self._raw.clear()
+
+    def _hook(self, module: nn.Module, action) -> None:
+        handle = module.register_forward_hook(action, with_kwargs=False)
+        self._stack.callback(handle.remove)
+
+    def _keep(self, number: int, name: str, _module, _inputs, output) -> None:
+        self._raw[number, name] = output
+
+    def _rms(self, name: str, _module, _inputs, output) -> None:
+        self.found.add(name, RMS, reference.wide(output).square().mean())
+
+    def _attention(self, number: int, attention: Attention, inputs, output) -> None:
+        self._rms(f"attention_out_rms/{number}", None, None, output)
+        q_BTD, k_BTD = (self._raw.pop((number, name)) for name in ("q", "k"))
+        self._rms(f"q_rms/{number}", None, None, q_BTD)
+        self._rms(f"k_rms/{number}", None, None, k_BTD)
+        self._normed(number, attention, q_BTD, k_BTD)
+        q_BHTK, k_BGTK = attention.prepare(q_BTD, k_BTD, *inputs[1:])
+        self._scores(number, attention, q_BHTK, k_BGTK)
+
+    def _normed(self, number: int, attention: Attention, q_BTD, k_BTD) -> None:
+        q_BHTK, k_BGTK = (reference.wide(x) for x in attention.normed_heads(q_BTD, k_BTD))
+        self._rms(f"q_normed_rms/{number}", None, None, q_BHTK)
+        self._rms(f"k_normed_rms/{number}", None, None, k_BGTK)
+        shared = q_BHTK.shape[1] // k_BGTK.shape[1]
+        cosine = F.cosine_similarity(q_BHTK, k_BGTK.repeat_interleave(shared, 1), dim=-1)
+        self.found.add(f"qk_cosine/{number}", MEAN, cosine.mean())
+        gains = [norm.weight.abs().max() for norm in (attention.q_norm, attention.k_norm) if hasattr(norm, "weight")]
+        if gains:
+            self.found.add(f"qk_gain_max/{number}", LARGEST, torch.stack(gains).max())
+
+    def _scores(self, number: int, attention: Attention, q_BHTK, k_BGTK) -> None:
+        statistics = attention.statistics(q_BHTK, k_BGTK)
+        self.found.add(f"attention_logit_max/{number}", LARGEST, statistics.largest_H.max())
+        self.found.add("attention_logit_max", LARGEST, statistics.largest_H.max())
+        self.found.add(f"attention_logit_mean/{number}", MEAN, statistics.mean_H.mean())
+        self.found.add(f"attention_logit_rms/{number}", RMS, statistics.rms_H.square().mean())
+        if attention.normaliser == "softmax":
+            self.found.add(f"attention_entropy/{number}", MEAN, statistics.entropy_H.mean())
+        if self.per_head:
+            for head, largest in enumerate(statistics.largest_H):
+                self.found.add(f"attention_logit_max/{number}/{head}", LARGEST, largest)
+
+    def _hidden(self, _norm, inputs, output_BTD) -> None:
+        self._rms("final_norm_input_rms", None, None, inputs[0])
+        hidden_ND = output_BTD.flatten(0, 1)
+        weight_VD, softcap = self.model.head_weight_VD, self.model.config.final_softcap
+        rows = max(1, LOGITS_BYTES // (4 * weight_VD.shape[0]))
+        parts = [_logit_statistics(part, weight_VD, softcap) for part in hidden_ND.split(rows)]
+        counts = torch.tensor([float(len(part)) for part in hidden_ND.split(rows)], device=hidden_ND.device)
+        stacked = {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
+        self.found.add("output_logit_max", LARGEST, stacked.pop("output_logit_max").max())
+        self.found.add("output_logit_min", SMALLEST, stacked.pop("output_logit_min").min())
+        for name, values in stacked.items():
+            mean = (values * counts).sum() / counts.sum()
+            self.found.add(name, RMS if name.endswith("_rms") else MEAN, mean)
+
+
+def _logit_statistics(hidden_ND, weight_VD, softcap) -> dict[str, torch.Tensor]:
+    logits_NV = reference.softcap_scores(reference.wide(F.linear(hidden_ND, weight_VD)), softcap)
+    log_z_N = logits_NV.logsumexp(-1)
+    return {
+        "output_logit_mean": logits_NV.mean(),
+        "output_logit_rms": logits_NV.square().mean(),
+        "output_logit_max": logits_NV.max(),
+        "output_logit_min": logits_NV.min(),
+        "log_z_mean": log_z_N.mean(),
+        "log_z_mean_square": log_z_N.square().mean(),
+    }

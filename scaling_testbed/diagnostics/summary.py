@@ -1,0 +1,46 @@
+"""What the row keeps of the diagnostics in metrics.jsonl."""
+
+import math
+import statistics
+from typing import Any
+
+from scaling_testbed.diagnostics.config import DiagnosticsConfig
+
+
+def names_in(row: dict[str, Any]) -> dict[str, float | None]:
+    """The diagnostics of one line of metrics.jsonl."""
+    return {key: value for key, value in row.items() if "/" in key or key in WHOLE_MODEL}
+
+
+WHOLE_MODEL = (
+    *("attention_logit_max", "final_norm_input_rms", "output_logit_mean", "output_logit_rms", "output_logit_max"),
+    *("output_logit_min", "log_z_mean", "log_z_mean_square"),
+)
+
+
+def summarize(config: DiagnosticsConfig, rows: list[dict[str, Any]], steps: int) -> dict[str, Any]:
+    """diagnostics_at_step, diagnostics_last_mean and max_attention_logit from the metrics of a run of `steps` steps.
+
+    A mean over the last steps leaves out what is not finite (null in the file) and says over which steps it went.
+    Each is None where nothing was measured.
+    """
+    measured = [(row["step"], found) for row in rows if (found := names_in(row))]
+    at = next((found for step, found in measured if step == config.at_step), None)
+    last = [(step, found) for step, found in measured if step > steps - config.last_steps]
+    largest = [value for _, found in measured if _finite(value := found.get("attention_logit_max"))]
+    return {
+        "diagnostics_at_step": at and {"step": config.at_step, **at},
+        "diagnostics_last_mean": _means(last) if last else None,
+        "max_attention_logit": max(largest, default=None),
+    }
+
+
+def _means(measured: list[tuple[int, dict[str, Any]]]) -> dict[str, Any]:
+    names = {name: None for _, found in measured for name in found}
+    values = {name: [found[name] for _, found in measured if _finite(found.get(name))] for name in names}
+    means = {name: statistics.fmean(found) for name, found in values.items() if found}
+    return {"steps": [measured[0][0], measured[-1][0]], "measured": len(measured), **means}
+
+
+def _finite(value: Any) -> bool:
+    return value is not None and math.isfinite(value)

@@ -1,0 +1,74 @@
+"""Gradients and updates, tensor by tensor.
+
+Names: QUANTITY/TENSOR.
+    grad_rms, grad_norm   before clipping
+    param_rms             before the update
+    update_rms            RMS of Adam's update m / (sqrt(v) + eps), bias-corrected, before the learning rate and without
+                          the decay (Wortsman et al. 2023, arXiv 2309.14322, section E.13)
+    update_ratio          learning rate x update_rms / param_rms
+    below_eps             share of coordinates with sqrt(v) < eps (section 3.4)
+The last three only of tensors whose optimizer keeps Adam's two moments.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+
+Sum = Callable[[Sequence[float]], Sequence[float]]  # adds up what the shards of a tensor contribute
+
+
+@torch.no_grad()
+def gradient_statistics(model: torch.nn.Module, sum_over_shards: Sum) -> dict[str, float]:
+    """grad_rms, grad_norm and param_rms of every tensor that has a gradient."""
+    named = [(name, p) for name, p in model.named_parameters() if p.grad is not None]
+    squares = [_sum_of_squares(x) for _, p in named for x in (p.grad, p)]
+    totals = sum_over_shards(torch.stack(squares).tolist()) if squares else []
+    found = {}
+    for (name, parameter), grad, weight in zip(named, totals[::2], totals[1::2], strict=True):
+        found[f"grad_rms/{name}"] = math.sqrt(grad / parameter.numel())
+        found[f"grad_norm/{name}"] = math.sqrt(grad)
+        found[f"param_rms/{name}"] = math.sqrt(weight / parameter.numel())
+    return found
+
+
+@torch.no_grad()
+def update_statistics(
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer, before: dict[str, float], sum_over_shards: Sum
+) -> dict[str, float]:
+    """update_rms, update_ratio and below_eps of the update that `optimizer` has just made; `before` holds param_rms."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    adam = [
+        (names[parameter], parameter, group, optimizer.state[parameter])
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+        if "exp_avg_sq" in optimizer.state[parameter] and "eps" in group
+    ]
+    sums = [total for _, _, group, state in adam for total in _update_sums(group, state)]
+    totals = sum_over_shards(torch.stack(sums).tolist()) if sums else []
+    found = {}
+    for (name, parameter, group, _), squares, below in zip(adam, totals[::2], totals[1::2], strict=True):
+        update_rms = math.sqrt(squares / parameter.numel())
+        found[f"update_rms/{name}"] = update_rms
+        if param_rms := before.get(f"param_rms/{name}"):
+            found[f"update_ratio/{name}"] = group["lr"] * update_rms / param_rms
+        found[f"below_eps/{name}"] = below / parameter.numel()
+    return found
+
+
+def _update_sums(group, state) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of this process's part: the sum of squared updates, and how many coordinates are below eps."""
+    step, (beta1, beta2) = float(state["step"]), group["betas"]
+    root = (_here(state["exp_avg_sq"]).double() / (1 - beta2**step)).sqrt()
+    update = _here(state["exp_avg"]).double() / (1 - beta1**step) / (root + group["eps"])
+    return update.square().sum(), (root < group["eps"]).sum().double()
+
+
+def _sum_of_squares(x: torch.Tensor) -> torch.Tensor:
+    """Of this process's part, in float64: a squared gradient of 1e-23 is no fp32 number."""
+    return _here(x).double().square().sum()
+
+
+def _here(x: torch.Tensor) -> torch.Tensor:
+    """The part of a sharded tensor that lies in this process; `x` if it is whole."""
+    return x.to_local() if hasattr(x, "to_local") else x

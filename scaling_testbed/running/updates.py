@@ -1,0 +1,119 @@
+"""One update: batch -> forward -> loss terms -> backward over micro-batches -> one clip -> one optimizer step."""
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from scaling_testbed.config.schema import RunConfig
+from scaling_testbed.data.batches import TrainingBatches
+from scaling_testbed.learning.loss import IGNORE
+from scaling_testbed.learning.optimizers import set_lr
+from scaling_testbed.running.device import autocast
+from scaling_testbed.running.distributed import Processes
+from scaling_testbed.running.interrupts import Interrupts
+from scaling_testbed.running.measurement import Measurement
+from scaling_testbed.running.parallel import Replica
+
+
+class Diverged(Exception):
+    """The loss or the gradient norm of the next update is not finite; the message says which."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Update:
+    """An update that was made. Losses are means over the valid tokens of the global batch, in nats; grad_norm is that
+    before clipping. diagnostics: what was measured around it, by name."""
+
+    train_loss: float
+    train_z_loss: float
+    lr: float
+    grad_norm: float
+    clip_coefficient: float
+    diagnostics: dict[str, float] = field(default_factory=dict)
+
+
+class Updates:
+    """Makes the updates of a run that is placed on its devices."""
+
+    def __init__(
+        self,
+        run: RunConfig,
+        placed: Replica,
+        optimizer: torch.optim.Optimizer,
+        batches: TrainingBatches,
+        processes: Processes,
+        device: torch.device,
+        precision: str,
+    ):
+        self.run, self.placed, self.optimizer, self.batches = run, placed, optimizer, batches
+        self.processes, self.world = processes, processes.world
+        self.device, self.precision = device, precision
+        self.model = placed.plain.model
+        self.measurement = Measurement(run.diagnostics, run.parallelism, placed, processes, device, precision)
+
+    def make(self, step: int, steps: int, interrupts: Interrupts) -> Update:
+        """Make update number `step` (from 0) of `steps`, or raise Interrupted or Diverged: weights untouched."""
+        run, measured = self.run, self.run.diagnostics.is_due(step + 1, steps)
+        batch_BS = self.batches.batch(step, self.world.rank, self.world.size)
+        rows = run.batch.micro_batch_sequences or len(batch_BS)
+        found = self.measurement.forward(batch_BS, rows) if measured else {}
+        ce, z_loss, n_tokens = self._forward_backward(batch_BS, rows, interrupts)
+        if not math.isfinite(ce + z_loss):
+            raise Diverged("the training loss is not finite")
+        if measured:
+            found |= self.measurement.gradients()
+        grad_norm = self._clip()
+        if not math.isfinite(grad_norm):
+            raise Diverged("the gradient norm is not finite")
+        lr = run.schedule.lr(step, steps, run.optimizer.lr)
+        set_lr(self.optimizer, lr)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if measured:
+            found |= self.measurement.updates(self.optimizer, found)
+        limit = run.optimizer.clip_norm
+        return Update(
+            train_loss=ce / n_tokens,
+            train_z_loss=z_loss / n_tokens,
+            lr=lr,
+            grad_norm=grad_norm,
+            clip_coefficient=1.0 if limit is None else min(1.0, limit / (grad_norm + 1e-6)),
+            diagnostics=found,
+        )
+
+    def _forward_backward(self, batch_BS: np.ndarray, rows: int, interrupts: Interrupts) -> tuple[float, float, int]:
+        """Accumulate the gradient of the mean loss over the batch's valid tokens; returns sums of ce and z-loss.
+
+        Every micro-batch is divided by the valid tokens of the whole batch, so that the split changes nothing.
+        """
+        n_tokens = int(np.count_nonzero(batch_BS[:, 1:] != IGNORE))
+        if self.processes.grouped:
+            n_tokens = poll_all(self.processes, interrupts, n_tokens)
+        ce = z_loss = torch.zeros((), device=self.device)
+        for begin in range(0, len(batch_BS), rows):
+            if not self.processes.grouped:
+                interrupts.check()
+            tokens_BS = torch.from_numpy(batch_BS[begin : begin + rows]).to(self.device)
+            with self.placed.accumulating(last=begin + rows >= len(batch_BS)):
+                with autocast(self.device, self.precision):
+                    terms = self.placed.forward(tokens_BS)
+                # Gradients are averaged over ranks, while each rank's loss is its part of a sum.
+                (terms.loss / (n_tokens / self.world.size)).backward()
+            ce, z_loss = ce + terms.ce, z_loss + terms.z_loss
+        return *self.processes.sum([ce.item(), z_loss.item()]), n_tokens
+
+    def _clip(self) -> float:
+        """Clip the global gradient norm if a limit is set; returns the norm before."""
+        limit = self.run.optimizer.clip_norm
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), math.inf if limit is None else limit)
+        return (norm.full_tensor() if self.run.parallelism.kind == "fsdp" else norm).item()
+
+
+def poll_all(processes: Processes, interrupts: Interrupts, n_tokens: int = 0) -> int:
+    """Ask all ranks whether a signal has come, once a step and once a round of an evaluation, so that all stop at the
+    same place. Returns the sum of `n_tokens`; raises Interrupted."""
+    total, *signals = processes.sum([n_tokens, *interrupts.counts()])
+    interrupts.check_counts(signals)
+    return int(total)

@@ -1,0 +1,159 @@
+"""What the probe says of a forward pass is what a plain recomputation of that pass says."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from scaling_testbed.diagnostics.forward import ForwardProbe
+from scaling_testbed.diagnostics.reductions import LARGEST, MEAN, RMS, SMALLEST, Reductions
+from scaling_testbed.kernels import reference
+from scaling_testbed.model import attention as attention_module
+from scaling_testbed.model.config import ModelConfig
+from scaling_testbed.model.transformer import Transformer
+
+SHAPE = ModelConfig(d_model=24, n_layers=2, n_heads=4, n_kv_heads=2, d_ff=40, vocab_size=50)
+
+
+def alone(values):
+    return list(values)
+
+
+def probed(model, tokens_BT, **options):
+    found = Reductions()
+    with torch.no_grad(), ForwardProbe(model, found, **options):
+        model(tokens_BT)
+    return found.result(alone, alone, 1)
+
+
+@pytest.fixture
+def case():
+    """Returns a function from fields of a ModelConfig to (model, tokens)."""
+
+    def make(**fields):
+        model = Transformer(dataclasses.replace(SHAPE, **fields).resolved(50))
+        model.init_weights(0)
+        with torch.no_grad():
+            for block in model.blocks:
+                block.attention.q.weight.mul_(9)  # scores that are worth measuring
+        return model, torch.randint(50, (3, 11), generator=torch.Generator().manual_seed(1))
+
+    return make
+
+
+def rms(x):
+    return x.double().square().mean().sqrt().item()
+
+
+@torch.no_grad()
+def stream(model, tokens_BT):
+    """The residual stream before the first and after each block, and each block's attention output."""
+    x_BTD = model.embedding(tokens_BT)
+    tables = reference.rotary_tables(torch.arange(tokens_BT.shape[1]), model.config.d_head, model.config.rope_base)
+    streams, branches = [x_BTD], []
+    for block in model.blocks:
+        branches.append(block.attention(block.attention_norms[0](x_BTD), *tables))
+        x_BTD = block(x_BTD, *tables)
+        streams.append(x_BTD)
+    return streams, branches, tables
+
+
+@pytest.mark.parametrize("qk_norm", ["layernorm", "none"])
+def test_every_number_is_that_of_the_pass(case, qk_norm):
+    model, tokens_BT = case(qk_norm=qk_norm)
+    found = probed(model, tokens_BT, per_head=True)
+    streams, branches, tables = stream(model, tokens_BT)
+    for number, block in enumerate(model.blocks):
+        attention = block.attention
+        normed_BTD = block.attention_norms[0](streams[number])
+        q, k = attention.queries_and_keys(normed_BTD, *tables)
+        scores = attention.scale * (q.double() @ k.double().repeat_interleave(2, 1).transpose(-1, -2))
+        seen = torch.ones(11, 11, dtype=torch.bool).tril()
+        here = scores[..., seen]
+        weights = scores.masked_fill(~seen, -math.inf).softmax(-1)
+        before, after = attention.normed_heads(attention.q(normed_BTD), attention.k(normed_BTD))
+        cosine = F.cosine_similarity(before, after.repeat_interleave(2, 1), dim=-1)
+        expected = {
+            "attention_logit_max": here.max().item(),
+            "attention_logit_mean": here.mean().item(),
+            "attention_logit_rms": rms(here),
+            "attention_entropy": torch.special.entr(weights).sum(-1).mean().item(),
+            "q_rms": rms(attention.q(normed_BTD)),
+            "k_rms": rms(attention.k(normed_BTD)),
+            "q_normed_rms": rms(before),
+            "k_normed_rms": rms(after),
+            "qk_cosine": cosine.mean().item(),
+            "attention_out_rms": rms(branches[number]),
+            "residual_rms": rms(streams[number + 1]),
+        }
+        expected = {f"{name}/{number}": value for name, value in expected.items()}
+        expected |= {f"attention_logit_max/{number}/{h}": here[:, h].max().item() for h in range(4)}
+        for name, value in expected.items():
+            assert found[name] == pytest.approx(value, rel=1e-5, abs=1e-6), name
+        assert ("qk_gain_max/0" in found) == (qk_norm != "none")
+    assert found["attention_logit_max"] == max(found["attention_logit_max/0"], found["attention_logit_max/1"])
+    logits = model.logits(tokens_BT).double()
+    log_z = logits.logsumexp(-1)
+    for name, value in {
+        "final_norm_input_rms": rms(streams[-1]),
+        "output_logit_mean": logits.mean().item(),
+        "output_logit_rms": rms(logits),
+        "output_logit_max": logits.max().item(),
+        "output_logit_min": logits.min().item(),
+        "log_z_mean": log_z.mean().item(),
+        "log_z_mean_square": log_z.square().mean().item(),
+    }.items():
+        assert found[name] == pytest.approx(value, rel=1e-5, abs=1e-6), name
+
+
+def test_pieces_give_the_numbers_of_the_whole(case, monkeypatch):
+    """Attention a key head and a sequence at a time, logits some tokens at a time, the batch in two passes."""
+    model, tokens_BT = case()
+    whole = probed(model, tokens_BT, per_head=True)
+    monkeypatch.setattr(attention_module, "STATISTICS_BYTES", 2 * 16 * 2 * 11 * 11)  # two sequences, then one
+    monkeypatch.setattr("scaling_testbed.diagnostics.forward.LOGITS_BYTES", 4 * 50 * 7)
+    pieces = probed(model, tokens_BT, per_head=True)
+    assert whole.keys() == pieces.keys()
+    for name, value in whole.items():
+        assert pieces[name] == pytest.approx(value, rel=1e-5, abs=1e-6), name
+
+
+def test_a_probe_that_is_left_leaves_no_hook_and_no_tensor(case):
+    model, tokens_BT = case(residual="deepnorm")
+    probe = ForwardProbe(model, Reductions())
+    with probe, torch.no_grad():
+        model(tokens_BT)
+    assert not any(module._forward_hooks for module in model.modules()) and not probe._raw
+
+
+def test_a_bigram_model_has_logits_and_no_attention(case):
+    model, tokens_BT = case(n_layers=0)
+    found = probed(model, tokens_BT)
+    assert "log_z_mean" in found and not any("attention" in name for name in found)
+
+
+def test_reductions_are_over_batches_and_ranks():
+    ranks = []
+    for values in ((1.0, 3.0), (5.0, 7.0)):
+        found = Reductions()
+        for value in values:
+            for way in (MEAN, RMS, LARGEST, SMALLEST):
+                found.add(way, way, torch.tensor(value))
+        ranks.append(found)
+    said = []
+    ranks[1].result(lambda values: said.append(values) or values, alone, 1)  # what the other rank contributes
+
+    def both(values, way):
+        return [way(pair) for pair in zip(values, said[0], strict=True)]
+
+    result = ranks[0].result(lambda v: both(v, sum), lambda v: both(v, max), 2)
+    assert result == {"mean": 4.0, "rms": 2.0, "largest": 7.0, "smallest": 1.0}
+    assert Reductions().result(alone, alone, 1) == {}
+
+
+def test_what_is_not_a_number_stays_so():
+    found = Reductions()
+    found.add("a", RMS, torch.tensor(math.nan))
+    assert math.isnan(found.result(alone, alone, 1)["a"])

@@ -1,0 +1,90 @@
+"""Diagnostics in a run: on or off changes no weight, resumed or spread over processes no number."""
+
+import math
+import os
+import signal
+
+import pytest
+
+from scaling_testbed.diagnostics.config import DiagnosticsConfig
+from scaling_testbed.diagnostics.summary import names_in, summarize
+from scaling_testbed.errors import ConfigError
+from scaling_testbed.running import updates
+from tests.running.conftest import data_dir, metrics, tiny, trained  # noqa: F401
+from tests.running.test_trainer import assert_same_weights
+
+ON = ("diagnostics=basic", "diagnostics.every_steps=3", "diagnostics.at_step=5", "diagnostics.last_steps=4")
+
+
+def lines(folder):
+    return {line["step"]: names_in(line) for line in metrics(folder) if names_in(line)}
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (),
+        ("batch.micro_batch_sequences=2", "model.qk_norm=none", "compute.precision=bf16"),
+        ("model.attention_softcap=20", "parallelism.activation_checkpointing=1", "optimizer=stable_adamw"),
+    ],
+)
+def test_switching_them_on_changes_no_bit(trained, overrides):  # noqa: F811
+    row, plain = trained(*overrides, runs="off")
+    measured, probed = trained(*overrides, *ON, runs="on")
+    assert row["run_id"] == measured["run_id"]
+    assert_same_weights(plain, probed)
+    known = [{key: value for key, value in line.items() if key not in names_in(line)} for line in metrics(probed)]
+    assert known == metrics(plain)
+    assert row["diagnostics_at_step"] is row["diagnostics_last_mean"] is row["max_attention_logit"] is None
+    assert measured["diagnostics_at_step"]["step"] == 5 and measured["max_attention_logit"] > 0
+
+
+def test_the_row_keeps_the_named_step_and_the_means_of_the_last(trained):  # noqa: F811
+    row, folder = trained(*ON)
+    found = lines(folder)
+    assert list(found) == [1, 3, 5, 6, 9, 12]
+    assert row["diagnostics_at_step"] == {"step": 5, **found[5]}
+    assert row["diagnostics_last_mean"]["steps"] == [9, 12] and row["diagnostics_last_mean"]["measured"] == 2
+    for name in ("residual_rms/1", "grad_rms/blocks.0.mlp.mlp_in.weight", "log_z_mean"):
+        assert row["diagnostics_last_mean"][name] == pytest.approx((found[9][name] + found[12][name]) / 2)
+    assert row["max_attention_logit"] == max(line["attention_logit_max"] for line in found.values())
+
+
+def test_a_run_that_was_stopped_keeps_what_it_measured_before(trained, monkeypatch):  # noqa: F811
+    whole, _ = trained(*ON, runs="whole")
+    real, calls = updates.set_lr, [0]
+
+    def stopping(*arguments):
+        calls[0] += 1
+        if calls[0] == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+        real(*arguments)
+
+    monkeypatch.setattr(updates, "set_lr", stopping)
+    assert trained(*ON)[0]["status"] == "preempted"
+    row, _ = trained(*ON)
+    for key in ("diagnostics_at_step", "diagnostics_last_mean", "max_attention_logit"):
+        assert row[key] == whole[key]
+
+
+def test_sequences_limit_the_extra_pass(trained):  # noqa: F811
+    every, _ = trained(*ON, "diagnostics.sequences=null", runs="all")
+    one, _ = trained(*ON, "diagnostics.sequences=1", runs="one")
+    split, _ = trained(*ON, "diagnostics.sequences=null", "batch.micro_batch_sequences=2", runs="split")
+    assert one["diagnostics_at_step"]["attention_logit_max"] < every["diagnostics_at_step"]["attention_logit_max"]
+    for name, value in every["diagnostics_at_step"].items():
+        assert split["diagnostics_at_step"][name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
+
+
+def test_what_is_not_finite_is_left_out_of_a_mean_and_kept_out_of_the_largest():
+    config = DiagnosticsConfig(every_steps=1, last_steps=3, at_step=9)
+    rows = [{"step": n, "attention_logit_max": value} for n, value in enumerate((1.0, None, 4.0, math.inf, 2.0), 1)]
+    found = summarize(config, rows, 5)
+    assert found["max_attention_logit"] == 4.0 and found["diagnostics_at_step"] is None
+    assert found["diagnostics_last_mean"]["attention_logit_max"] == 3.0
+
+
+@pytest.mark.parametrize("field", ["every_steps=-1", "at_step=0", "last_steps=0", "sequences=0"])
+def test_wrong_values_are_refused(tiny, field):  # noqa: F811
+    with pytest.raises(ConfigError, match=field.split("=")[0]):
+        tiny(f"diagnostics.{field}")
