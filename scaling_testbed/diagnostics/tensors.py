@@ -20,16 +20,21 @@ Sum = Callable[[Sequence[float]], Sequence[float]]  # adds up what the shards of
 
 @torch.no_grad()
 def gradient_statistics(model: torch.nn.Module, sum_over_shards: Sum) -> dict[str, float]:
-    """grad_rms, grad_norm and param_rms of every tensor that has a gradient."""
+    """grad_rms and grad_norm of every tensor that has a gradient."""
     named = [(name, p) for name, p in model.named_parameters() if p.grad is not None]
-    squares = [_sum_of_squares(x) for _, p in named for x in (p.grad, p)]
-    totals = sum_over_shards(torch.stack(squares).tolist()) if squares else []
     found = {}
-    for (name, parameter), grad, weight in zip(named, totals[::2], totals[1::2], strict=True):
-        found[f"grad_rms/{name}"] = math.sqrt(grad / parameter.numel())
-        found[f"grad_norm/{name}"] = math.sqrt(grad)
-        found[f"param_rms/{name}"] = math.sqrt(weight / parameter.numel())
+    for (name, p), total in zip(named, _squares([p.grad for _, p in named], sum_over_shards), strict=True):
+        found[f"grad_rms/{name}"] = math.sqrt(total / p.numel())
+        found[f"grad_norm/{name}"] = math.sqrt(total)
     return found
+
+
+@torch.no_grad()
+def parameter_statistics(model: torch.nn.Module, sum_over_shards: Sum) -> dict[str, float]:
+    """param_rms of every tensor."""
+    named = list(model.named_parameters())
+    totals = _squares([p for _, p in named], sum_over_shards)
+    return {f"param_rms/{name}": math.sqrt(total / p.numel()) for (name, p), total in zip(named, totals, strict=True)}
 
 
 @torch.no_grad()
@@ -64,9 +69,11 @@ def _update_sums(group, state) -> tuple[torch.Tensor, torch.Tensor]:
     return update.square().sum(), (root < group["eps"]).sum().double()
 
 
-def _sum_of_squares(x: torch.Tensor) -> torch.Tensor:
-    """Of this process's part, in float64: a squared gradient of 1e-23 is no fp32 number."""
-    return _here(x).double().square().sum()
+def _squares(tensors: Sequence[torch.Tensor], sum_over_shards: Sum) -> Sequence[float]:
+    """The sum of squares of each tensor, in float64: a squared gradient of 1e-23 is no fp32 number."""
+    if not tensors:
+        return []
+    return sum_over_shards(torch.stack([_here(x).double().square().sum() for x in tensors]).tolist())
 
 
 def _here(x: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ import torch
 from scaling_testbed.diagnostics.config import DiagnosticsConfig
 from scaling_testbed.diagnostics.forward import ForwardProbe
 from scaling_testbed.diagnostics.reductions import Reductions
-from scaling_testbed.diagnostics.tensors import gradient_statistics, update_statistics
+from scaling_testbed.diagnostics.tensors import gradient_statistics, parameter_statistics, update_statistics
 from scaling_testbed.model.transformer import Transformer
 from scaling_testbed.running.config import ParallelismConfig
 from scaling_testbed.running.device import autocast
@@ -55,7 +55,8 @@ class Measurement:
 
     def gradients(self) -> dict[str, float]:
         """Of the gradients and parameters as they are."""
-        return gradient_statistics(self.model, self._sum_over_shards)
+        parameters = parameter_statistics(self.model, self._sum_over_shards)
+        return gradient_statistics(self.model, self._sum_over_shards) | parameters
 
     def updates(self, optimizer: torch.optim.Optimizer, before: dict[str, float]) -> dict[str, float]:
         """Of the update just made; `before` is what `gradients` found."""

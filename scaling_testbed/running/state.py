@@ -31,14 +31,15 @@ def sharded_state(model: Transformer, optimizer: torch.optim.Optimizer) -> tuple
 def restore(path: Path, model: Transformer, optimizer: torch.optim.Optimizer, device, *, sharded: bool) -> None:
     """Take up a checkpoint of any kind whose hashes agree; `sharded` says what the model is now."""
     if not sharded:
-        _restore_whole(checkpoint.read(path).tensors, model, optimizer, device)
+        restore_whole(checkpoint.read(path).tensors, model, optimizer, device)
     elif checkpoint.is_sharded(path):
         _restore_shards(path, model, optimizer)
     else:
         _shard_whole(checkpoint.read(path, mmap=True).tensors, model, optimizer)
 
 
-def _restore_whole(tensors: dict[str, Any], model, optimizer, device: torch.device) -> None:
+def restore_whole(tensors: dict[str, Any], model, optimizer, device: torch.device) -> None:
+    """Take up the tensors of a checkpoint in a model that is whole in this process."""
     model.load_state_dict(tensors["model"])
     optimizer.load_state_dict(tensors["optimizer"])
     if "rng" in tensors:  # a sharded run draws nothing and keeps none

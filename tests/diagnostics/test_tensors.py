@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from scaling_testbed.diagnostics.tensors import gradient_statistics, update_statistics
+from scaling_testbed.diagnostics.tensors import gradient_statistics, parameter_statistics, update_statistics
 from scaling_testbed.learning.config import AdamWConfig
 from scaling_testbed.learning.optimizers import build_optimizer, set_lr
 from scaling_testbed.model.config import ModelConfig
@@ -26,7 +26,7 @@ def stepped():
         optimizer.zero_grad()
         for p in model.parameters():
             p.grad = torch.randn(p.shape, generator=generator) * 10.0 ** torch.randint(-8, 2, (1,), generator=generator)
-        before, found = copy.deepcopy(model), gradient_statistics(model, list)
+        before, found = copy.deepcopy(model), gradient_statistics(model, list) | parameter_statistics(model, list)
         set_lr(optimizer, LR)
         optimizer.step()
         found |= update_statistics(model, optimizer, found, list)

@@ -1,0 +1,49 @@
+"""The diagnostics of a saved checkpoint, on the run's own validation tokens."""
+
+from pathlib import Path
+
+import torch
+
+from scaling_testbed.config.schema import RunConfig
+from scaling_testbed.data.batches import ValidationBatches
+from scaling_testbed.data.preparation import prepare
+from scaling_testbed.data.shards import open_prepared
+from scaling_testbed.diagnostics.forward import ForwardProbe
+from scaling_testbed.diagnostics.reductions import Reductions
+from scaling_testbed.diagnostics.tensors import parameter_statistics, update_statistics
+from scaling_testbed.errors import UserError
+from scaling_testbed.learning.optimizers import build_optimizer
+from scaling_testbed.model.transformer import Transformer
+from scaling_testbed.running import checkpoint, state
+from scaling_testbed.running.device import autocast, choose_device, choose_precision
+
+
+def inspect(run: RunConfig, folder: Path, *, step: int | None = None, sequences: int = 32) -> tuple[int, dict]:
+    """The step and the diagnostics of a checkpoint of `run` in its `folder`, the newest unless `step` is given: of a
+    forward pass over the first `sequences` validation sequences, the parameters, and the last update. Raises UserError
+    where there is no such checkpoint, or it is damaged."""
+    saved = checkpoint.load(_find(folder / "checkpoints", step))
+    device = choose_device(run.compute)
+    data = open_prepared(prepare(run.data, run.tokenizer, data_dir=Path(run.data_dir), quiet=True))
+    model = Transformer(run.model.resolved(data.vocab_size), run.parametrization, device=device)
+    optimizer = build_optimizer(run.optimizer, model)
+    state.restore_whole(saved.tensors, model, optimizer, device)
+    found, length = Reductions(), run.batch.sequence_length
+    tokens = {"sequence_length": length, "max_tokens": sequences * length, "rows": sequences}
+    with torch.no_grad(), ForwardProbe(model, found, per_head=True):
+        for batch_BS in ValidationBatches(data.validation, **tokens):
+            with autocast(device, choose_precision(run.compute, device)):
+                model(torch.from_numpy(batch_BS).to(device)[:, :-1])
+    numbers = found.result(list, list, 1) | parameter_statistics(model, list)
+    return saved.step, numbers | update_statistics(model, optimizer, {}, list)
+
+
+def _find(checkpoints: Path, step: int | None) -> Path:
+    there = {int(path.name[5:]): path for path in sorted(checkpoints.glob("step-" + 8 * "[0-9]"))}
+    if not there:
+        raise UserError(
+            f"{checkpoints} holds no checkpoint; run with checkpoint.at_end=true or checkpoint.every_steps="
+        )
+    if step is not None and step not in there:
+        raise UserError(f"{checkpoints} holds no step {step}; there are {', '.join(map(str, there))}")
+    return there[max(there) if step is None else step]
