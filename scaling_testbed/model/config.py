@@ -21,7 +21,7 @@ QK_NORM_AXES = ("head", "full")
 MLPS = ("gelu", "swiglu", "relu2")
 GATED_MLPS = ("swiglu",)
 ATTENTION_SCALES = ("inverse_sqrt", "inverse")
-ATTENTION_NORMALISERS = ("softmax",)
+ATTENTION_NORMALISERS = ("softmax", "relu2")
 ATTENTION_IMPLS = ("auto", "reference", "sdpa", "triton")
 TRITON_D_HEADS = (32, 64, 80, 96, 128)
 QK_NORM_IMPLS = ("auto", "reference", "triton")
@@ -57,6 +57,9 @@ class ModelConfig:
     attention_scale inverse_sqrt: 1/sqrt(d_head) | inverse: 1/d_head
     attention_window
                     how many keys a query sees, its own among them; None: all of the past
+    attention_normaliser
+                    what makes weights of scores z: softmax | relu2 L^(-1/2) relu(z)^2, with L the length of the
+                    sequence at hand, on the reference path only (E.11)
     attention_impl  the path that computes attention: reference | sdpa (PyTorch's; no softcap, no window) | triton |
                     auto: sdpa where it can, else triton on a GPU, else reference; picked once, when the model is built
     qk_norm_impl    the path that norms and rotates queries and keys: reference | triton (one kernel) | auto: triton
@@ -129,6 +132,11 @@ class ModelConfig:
         for field in ("attention_softcap", "attention_window"):
             if self.attention_impl == "sdpa" and getattr(self, field) is not None:
                 raise ConfigError(f"attention_impl must be auto, reference or triton with {field}, got sdpa")
+        if self.attention_normaliser != "softmax" and self.attention_impl not in ("auto", "reference"):
+            raise ConfigError(
+                f"attention_impl must be auto or reference with attention_normaliser={self.attention_normaliser}, "
+                f"got {self.attention_impl}"
+            )
         d_head = self.d_head or self.d_model // self.n_heads
         if self.attention_impl == "triton" and d_head not in TRITON_D_HEADS:
             choices = ", ".join(map(str, TRITON_D_HEADS))

@@ -69,7 +69,7 @@ def estimate_memory(
         gradients=n_params * GRADIENTS if kept_whole else -(-n_params * GRADIENTS // shards),
         optimizer=-(-n_params * MOMENTS // shards),
         working_copies=_working_copies(model, n_params, precision, sharded),
-        activations=tokens * _kept_per_token(model, precision, parallelism.activation_checkpointing),
+        activations=tokens * _kept_per_token(run, model, precision),
         # The reference holds logits, their softmax and their gradient.
         logits=3 * all_logits if run.loss.impl == "reference" else min(buffer, all_logits),
     )
@@ -84,9 +84,10 @@ def _working_copies(model: ModelConfig, n_params: int, precision: str, sharded: 
     return outside * (WEIGHTS + GRADIENTS) + block * (2 * product + product + GRADIENTS)
 
 
-def _kept_per_token(model: ModelConfig, precision: str, recompute_every: int | None) -> int:
+def _kept_per_token(run: RunConfig, model: ModelConfig, precision: str) -> int:
     """Bytes of activations a token, with the input of each recomputed block in fp32 in place of all it would keep."""
-    everything, stream = activation_bytes_per_token(model, precision), 4 * model.d_model
+    everything = activation_bytes_per_token(model, precision, run.batch.sequence_length)
+    recompute_every, stream = run.parallelism.activation_checkpointing, 4 * model.d_model
     if recompute_every is None or not model.n_layers:
         return everything
     block = (everything - stream) // model.n_layers
@@ -94,17 +95,20 @@ def _kept_per_token(model: ModelConfig, precision: str, recompute_every: int | N
     return everything - recomputed * (block - stream) + block
 
 
-def activation_bytes_per_token(model: ModelConfig, precision: str) -> int:
+def activation_bytes_per_token(model: ModelConfig, precision: str, sequence_length: int) -> int:
     """What autograd keeps for a token. With D width, a = heads x d_head, F the MLP's width, a block keeps
     4 D (two norms' inputs and outputs), 5 a (q, k, v, their attention and its product), 2 a more with qk-norm, and 2 F
     (4 F gated); in bf16 the norms' inputs and what the qk-norm reads and gives stay fp32. After the blocks: the final
-    norm's input."""
+    norm's input. Pointwise attention keeps two scores in fp32 for each head and position, one a less, and q, k and v
+    in fp32."""
     D, F = model.d_model, model.d_ff
     a = model.n_heads * model.d_head
     a_normed = 0 if model.qk_norm == "none" else 2 * a
+    pointwise = model.attention_normaliser == "relu2"
     mlp = (4 if model.mlp in GATED_MLPS else 2) * F
-    elements = 4 * D + 5 * a + a_normed + mlp
+    elements = 4 * D + (4 if pointwise else 5) * a + a_normed + mlp
+    scores = 2 * model.n_heads * sequence_length if pointwise else 0
     if precision == "fp32":
-        return model.n_layers * 4 * elements + 4 * D
-    stay_fp32 = 2 * D + a_normed
-    return model.n_layers * (2 * elements + 2 * stay_fp32) + 4 * D
+        return model.n_layers * 4 * (elements + scores) + 4 * D
+    stay_fp32 = 2 * D + a_normed + (3 * a if pointwise else 0)
+    return model.n_layers * (2 * elements + 2 * stay_fp32 + 4 * scores) + 4 * D

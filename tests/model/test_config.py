@@ -41,6 +41,8 @@ from scaling_testbed.model.config import ModelConfig, ParametrizationConfig
         ("attention_impl", {"attention_impl": "sdpa", "attention_softcap": 50.0}),
         ("attention_impl", {"attention_impl": "sdpa", "attention_window": 5}),
         ("attention_impl", {"attention_impl": "triton", "d_head": 48}),
+        ("attention_impl", {"attention_impl": "sdpa", "attention_normaliser": "relu2"}),
+        ("attention_impl", {"attention_impl": "triton", "attention_normaliser": "relu2", "d_head": 32}),
         ("attention_window", {"attention_window": 0}),
         ("qk_norm_impl", {"qk_norm_impl": "fused"}),
         ("qk_norm_impl", {"qk_norm_impl": "triton", "d_head": 258}),

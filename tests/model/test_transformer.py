@@ -28,6 +28,8 @@ OPTIONS = [
     {"tied_head": True},
     {"attention_softcap": 5.0},
     {"attention_softcap": 5.0, "n_kv_heads": 2},
+    {"attention_normaliser": "relu2"},
+    {"attention_normaliser": "relu2", "qk_norm": "none"},
     {"final_softcap": 3.0},
     {"attention_scale": "inverse"},
     {"attention_impl": "reference"},
