@@ -14,7 +14,7 @@ from scaling_testbed.config.budget import BudgetConfig
 from scaling_testbed.data.corpora import SOURCES
 from scaling_testbed.data.tokenizers import TOKENIZERS
 from scaling_testbed.errors import ConfigError, check_positive
-from scaling_testbed.learning.config import AdamWConfig, CrossEntropyConfig
+from scaling_testbed.learning.config import OPTIMIZERS, CrossEntropyConfig
 from scaling_testbed.learning.schedules import SCHEDULES
 from scaling_testbed.model.config import ModelConfig, ParametrizationConfig
 from scaling_testbed.model.parametrization import check_parametrization
@@ -31,7 +31,7 @@ from scaling_testbed.running.config import (
 GROUPS = {
     "model": {"": ModelConfig},
     "parametrization": {"": ParametrizationConfig},
-    "optimizer": {"adamw": AdamWConfig},
+    "optimizer": OPTIMIZERS,
     "schedule": SCHEDULES,
     "loss": {"cross_entropy": CrossEntropyConfig},
     "data": SOURCES,
@@ -100,11 +100,16 @@ def run_folder_path(run: RunConfig) -> Path:
 
 
 def _identity(value: Any) -> Any:
-    """`value` as plain data without the fields marked {"identity": False}."""
+    """`value` as plain data without the fields marked {"identity": False}, or "if_set" and at their default."""
     if dataclasses.is_dataclass(value):
-        fields = dataclasses.fields(value)
-        return {f.name: _identity(getattr(value, f.name)) for f in fields if f.metadata.get("identity", True)}
+        entries = [(f, getattr(value, f.name)) for f in dataclasses.fields(value)]
+        return {f.name: _identity(entry) for f, entry in entries if _counts(f, entry)}
     return value
+
+
+def _counts(f: dataclasses.Field, entry: Any) -> bool:
+    rule = f.metadata.get("identity", True)
+    return entry != f.default if rule == "if_set" else rule
 
 
 def flatten(run: RunConfig) -> dict[str, Any]:

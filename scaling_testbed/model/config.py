@@ -5,6 +5,9 @@ from dataclasses import dataclass
 
 from scaling_testbed.errors import ConfigError, check_choice, check_positive
 
+# Of a field that came after the first runs: it is part of the run_id only where it is not at its default.
+ADDED_LATER = {"identity": "if_set"}
+
 
 @dataclass(frozen=True)
 class ResidualShape:

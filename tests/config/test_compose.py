@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from scaling_testbed.config.compose import compose, run_config_files
-from scaling_testbed.config.schema import flatten, run_id
+from scaling_testbed.config.schema import _identity, flatten, run_id
 from scaling_testbed.errors import ConfigError
 from scaling_testbed.learning.optimizers import build_optimizer
 from scaling_testbed.model.counting import count_params, flops_per_token
@@ -102,3 +102,12 @@ def test_the_flat_config_has_every_field_once_under_its_dotted_key():
 
 def test_overrides_are_kept_for_the_record():
     assert compose(["seed=3", "model=nano_s"]).overrides == ["seed=3", "model=nano_s"]
+
+
+def test_a_field_that_came_later_is_part_of_the_run_id_only_where_it_is_set():
+    """What was run before there was such a field is found again."""
+    run = compose([])
+    without = _identity(run)
+    assert "scale_lr_by_param_rms" not in without["optimizer"] and "beta1" in without["optimizer"]
+    assert run_id(compose(["optimizer.scale_lr_by_param_rms=false"])) == run_id(run)
+    assert run_id(compose(["optimizer.scale_lr_by_param_rms=true"])) != run_id(run)
