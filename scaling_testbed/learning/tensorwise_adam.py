@@ -56,9 +56,9 @@ class TensorwiseAdam(torch.optim.Optimizer):
 class TensorwiseAdamW(TensorwiseAdam):
     """AdamW, and with update_clipping StableAdamW.
 
-    StableAdamW divides the rate by max(1, RMS) with RMS^2 = mean(g^2 / max(v, eps^2)). v is the bias-corrected second moment, this step's gradient included (Wortsman et al. 2023, arXiv 2304.13013,
-    algorithm 2, which corrects the bias through a step-dependent beta). The decay is not divided, so that the
-    clipping of an update changes nothing else.
+    StableAdamW divides the rate by max(1, RMS) with RMS^2 = mean(g^2 / max(v, eps^2)). v is the bias-corrected second
+    moment, this step's gradient included (Wortsman et al. 2023, arXiv 2304.13013, algorithm 2, which corrects the bias
+    through a step-dependent beta). The decay is not divided, so that the clipping of an update changes nothing else.
     """
 
     def __init__(self, params, *, update_clipping=False, **options):

@@ -23,6 +23,7 @@ from scaling_testbed.data.shards import PreparedData, open_prepared
 from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.learning.loss import IGNORE, choose_loss_impl
 from scaling_testbed.learning.optimizers import build_optimizer, set_lr
+from scaling_testbed.learning.spikes import SpikeFilter
 from scaling_testbed.model.attention import check_impls
 from scaling_testbed.model.counting import count_params, flops_per_token
 from scaling_testbed.model.transformer import Transformer
@@ -164,6 +165,8 @@ class Trainer:
             LossModel(self.model, self.loss), run.parallelism, self.device, self.precision, run.seed
         )
         self.optimizer = build_optimizer(run.optimizer, self.model)
+        sigmas, window = run.optimizer.skip_spikes_sigmas, run.optimizer.skip_spikes_window
+        self.spikes = None if sigmas is None else SpikeFilter(sigmas, window)
         if run.compute.compile:
             self.model.compile()
 
@@ -194,6 +197,8 @@ class Trainer:
             self.step, self.row = plain["step"], plain["row"]
             self.train_loss_last = plain["train_loss_last"]
             self.wall_seconds = plain["wall_seconds"]
+            if self.spikes is not None:
+                self.spikes.restore(plain["spikes"])
         else:
             torch.manual_seed(self.run.seed)
         self.restarts, self.git_commit, self.evaluations = self.processes.on_main(self._open_records)
@@ -289,7 +294,7 @@ class Trainer:
             self._train_step()
 
     def _train_step(self) -> None:
-        """Make one update, or raise Interrupted or Diverged with the weights untouched."""
+        """Make one update or leave it out as a spike; or raise Interrupted or Diverged with the weights untouched."""
         run, began = self.run, time.monotonic()
         batch_BS = self.batches.batch(self.step, self.world.rank, self.world.size)
         ce, z_loss, n_tokens = self._forward_backward(batch_BS)
@@ -300,13 +305,15 @@ class Trainer:
             raise Diverged("the gradient norm is not finite")
         lr = run.schedule.lr(self.step, self.steps, run.optimizer.lr)
         set_lr(self.optimizer, lr)
-        self.optimizer.step()
+        skipped = self._is_skipped(ce / n_tokens, grad_norm)
+        if not skipped:
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         self.train_loss_last = ce / n_tokens
         self._count_time(time.monotonic() - began)
-        self.row = {"step": self.step}
-        if self.step % run.logging.every_steps == 0 or self.step in (1, self.steps):
+        self.row = {"step": self.step} | ({"skipped": True} if skipped else {})
+        if skipped or self.step % run.logging.every_steps == 0 or self.step in (1, self.steps):
             clip = run.optimizer.clip_norm
             self.row |= {
                 "tokens": self.step * run.batch.tokens,
@@ -318,6 +325,14 @@ class Trainer:
                 "tokens_per_second": self._tokens_per_second(),
                 "seconds": self._wall(),
             }
+
+    def _is_skipped(self, loss: float, grad_norm: float) -> bool:
+        """Whether the update at hand is left out as a spike, on all ranks or on none."""
+        if self.spikes is None:
+            return False
+        skipped = bool(self.processes.max(self.spikes.is_spike(loss, grad_norm)))
+        self.spikes.record(loss, grad_norm, skipped=skipped)
+        return skipped
 
     def _forward_backward(self, batch_BS: np.ndarray) -> tuple[float, float, int]:
         """Accumulate the gradient of the mean loss over the batch's valid tokens; returns sums of ce and z-loss.
@@ -391,6 +406,7 @@ class Trainer:
             "row": self.row,
             "train_loss_last": self.train_loss_last,
             "wall_seconds": self._wall(),
+            "spikes": self.spikes and self.spikes.state(),
             **self._fingerprints(),
         }
         if self.run.parallelism.kind == "fsdp":
@@ -434,6 +450,7 @@ class Trainer:
             "val_bpb": last.get("val_bpb") if outcome["status"] != "preempted" else None,
             "val_loss_by_set": last.get("val_loss_by_set"),
             "train_loss_last": self.train_loss_last,
+            "skipped_steps": self.spikes and self.spikes.skipped,
             "unigram_entropy_nats": manifest.get("unigram_entropy_nats"),
             "entropy_rate_nats": manifest.get("entropy_rate_nats"),
             "wall_seconds": self._wall(),

@@ -305,3 +305,32 @@ def test_a_compiled_model_has_the_same_losses(trained):
     plain, _ = trained(runs="one")
     compiled, _ = trained("compute.compile=true", runs="two")
     assert compiled["val_loss"] == pytest.approx(plain["val_loss"], rel=1e-3)
+
+
+SKIPPING = ("optimizer.skip_spikes_sigmas=0.5", "optimizer.skip_spikes_window=4", "batch.sequences=2")
+
+
+def test_a_skipped_step_changes_no_weight_and_no_moment_and_is_marked_and_counted(trained):
+    """Every step leaves a checkpoint here; half a deviation above the mean is nothing rare."""
+    row, folder = trained(*SKIPPING, "checkpoint.every_steps=1", "checkpoint.keep_last=100", "logging.every_steps=5")
+    saved = [checkpoint.load(path).tensors for path in sorted((folder / "checkpoints").iterdir())]
+    skipped = [line["step"] for line in metrics(folder) if line.get("skipped")]
+    assert row["skipped_steps"] == len(skipped) > 0 and row["steps"] == 12
+    for step in range(2, 13):
+        before, after = saved[step - 2], saved[step - 1]
+        same = all(torch.equal(after["model"][name], weights) for name, weights in before["model"].items())
+        counts = [tensors["optimizer"]["state"][0]["step"].item() for tensors in (before, after)]
+        assert same == (step in skipped) and counts[1] - counts[0] == (step not in skipped)
+    assert all("grad_norm" in line for line in metrics(folder) if line.get("skipped"))
+    assert trained(runs="other")[0]["skipped_steps"] is None
+
+
+@pytest.mark.parametrize("polls", [7, 11])
+def test_a_run_that_skips_resumes_to_the_same_bits(trained, monkeypatch, polls):
+    row, whole = trained(*SKIPPING, runs="whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "Interrupts", lambda: StopAt(polls))
+        stopped, folder = trained(*SKIPPING, runs="stopped")
+        assert stopped["status"] == "preempted"
+    assert trained(*SKIPPING, runs="stopped")[0]["skipped_steps"] == row["skipped_steps"] > stopped["skipped_steps"]
+    assert_same_bits(whole, folder)
