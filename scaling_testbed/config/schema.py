@@ -14,7 +14,7 @@ from scaling_testbed.config.budget import BudgetConfig
 from scaling_testbed.data.corpora import SOURCES
 from scaling_testbed.data.tokenizers import TOKENIZERS
 from scaling_testbed.errors import ConfigError, check_positive
-from scaling_testbed.learning.config import OPTIMIZERS, CrossEntropyConfig
+from scaling_testbed.learning.config import OPTIMIZERS, CrossEntropyConfig, MuonConfig
 from scaling_testbed.learning.schedules import SCHEDULES
 from scaling_testbed.model.config import ModelConfig, ParametrizationConfig
 from scaling_testbed.model.parametrization import check_parametrization
@@ -81,11 +81,20 @@ class RunConfig:
             raise ConfigError(f"seed must not be negative; got {self.seed}")
         if self.model is not None and self.parametrization is not None:
             check_parametrization(self.parametrization, self.model)
+        if self.parallelism is not None and self.parallelism.kind == "fsdp" and (key := unshardable(self)):
+            raise ConfigError(f"{key} cannot be sharded; use parallelism=single or parallelism=ddp")
         micro = self.batch.micro_batch_sequences
         if micro is not None and self.batch.sequences % micro:
             raise ConfigError(
                 f"batch.micro_batch_sequences must divide batch.sequences={self.batch.sequences}; got {micro}"
             )
+
+
+def unshardable(run: RunConfig) -> str | None:
+    """The key=value of `run` that parallelism=fsdp has no place for, or None."""
+    if isinstance(run.optimizer, MuonConfig):
+        return "optimizer=muon"  # it orthogonalises whole matrices
+    return None
 
 
 def run_id(run: RunConfig) -> str:

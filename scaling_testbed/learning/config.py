@@ -110,8 +110,41 @@ class AdamAtan2Config(OptimizerConfig):
         check_positive("b", self.b)
 
 
+@dataclass(frozen=True, kw_only=True)
+class MuonConfig(OptimizerConfig):
+    """Muon (Jordan et al. 2024) for the matrices inside the blocks, AdamW for all other parameters.
+
+    Muon's update is its momentum orthogonalised by `ns_steps` Newton-Schulz iterations in bf16. Its decay is the one
+    above, by the group's rate, so the same for both kinds.
+
+    lr_adjustment: what multiplies the rate of a matrix of A x B (outputs x inputs):
+        match_rms_adamw: 0.2 sqrt(max(A, B)), so that an update has about the RMS of AdamW's and both kinds can share a
+            rate (Liu et al. 2025, arXiv 2502.16982, eq. 4)
+        original: sqrt(max(1, A / B))
+        Either way a rate does not mean what it means for AdamW: their LR sensitivities are not to be compared.
+    beta1, beta2, eps: AdamW's.
+    """
+
+    name: str = "muon"
+    momentum: float = 0.95
+    nesterov: bool = True
+    ns_steps: int = 5
+    lr_adjustment: str = "match_rms_adamw"
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._check_fractions("momentum", "beta1", "beta2")
+        self._check_not_negative("eps")
+        check_choice("lr_adjustment", self.lr_adjustment, ("match_rms_adamw", "original"))
+        if not 1 <= self.ns_steps < 100:
+            raise ConfigError(f"ns_steps must be 1 to 99; got {self.ns_steps}")
+
+
 # Config files name one of these as their schema.
-OPTIMIZERS = {"adamw": AdamWConfig, "adam_atan2": AdamAtan2Config}
+OPTIMIZERS = {"adamw": AdamWConfig, "adam_atan2": AdamAtan2Config, "muon": MuonConfig}
 
 LOSS_IMPLS = ("auto", "reference", "chunked", "triton")
 

@@ -1,15 +1,21 @@
 """The optimizer of a config, in groups chosen by parameter role, with independent or coupled decay."""
 
+from collections.abc import Collection
+from typing import Any
+
 import torch
 
-from scaling_testbed.learning.config import AdamAtan2Config, OptimizerConfig
+from scaling_testbed.learning.config import AdamAtan2Config, MuonConfig, OptimizerConfig
+from scaling_testbed.learning.muon import MuonWithAdamW
 from scaling_testbed.learning.tensorwise_adam import AdamAtan2, TensorwiseAdamW
-from scaling_testbed.model.parametrization import lr_multiplier
+from scaling_testbed.model.parametrization import HIDDEN_ROLES, ROLES, lr_multiplier
 from scaling_testbed.model.transformer import Transformer
 
 
-def parameter_groups(config: OptimizerConfig, model: Transformer) -> list[dict]:
-    """Split a model's parameters into groups of one learning-rate multiplier and one weight decay each.
+def parameter_groups(
+    config: OptimizerConfig, model: Transformer, roles: Collection[str] = ROLES
+) -> list[dict[str, Any]]:
+    """Split a model's parameters of these roles into groups of one learning-rate multiplier and one weight decay each.
 
     The multiplier is the parametrization's times the role's own; whether the decay of a step is multiplied too is the
     parametrization's `scale_weight_decay_with_lr`.
@@ -21,6 +27,8 @@ def parameter_groups(config: OptimizerConfig, model: Transformer) -> list[dict]:
     info = model.parameter_info()
     for name, parameter in model.named_parameters():
         role = info[name].role
+        if role not in roles:
+            continue
         multiplier = lr_multiplier(model.parametrization, info[name], model.config)
         multiplier *= config.lr_multipliers.get(role, 1.0)
         decay = config.weight_decay if config.decay_roles is None or role in config.decay_roles else 0.0
@@ -37,6 +45,8 @@ def parameter_groups(config: OptimizerConfig, model: Transformer) -> list[dict]:
 
 def build_optimizer(config: OptimizerConfig, model: Transformer) -> torch.optim.Optimizer:
     """The optimizer of `config` over `parameter_groups`; `set_lr` gives the groups their rates before each step."""
+    if isinstance(config, MuonConfig):
+        return _build_muon(config, model)
     groups = parameter_groups(config, model)
     common = {"lr": config.lr, "betas": (config.beta1, config.beta2)}
     if isinstance(config, AdamAtan2Config):
@@ -45,9 +55,26 @@ def build_optimizer(config: OptimizerConfig, model: Transformer) -> torch.optim.
     if config.update_clipping or config.scale_lr_by_param_rms:
         options = {"update_clipping": config.update_clipping, "scale_lr_by_param_rms": config.scale_lr_by_param_rms}
         return TensorwiseAdamW(groups, **common, eps=config.eps, **options)
-    device = next(model.parameters()).device.type
-    fused = config.fused if config.fused is not None else device in ("cpu", "cuda")
+    fused = config.fused if config.fused is not None else _can_fuse(model)
     return torch.optim.AdamW(groups, **common, eps=config.eps, fused=fused)
+
+
+def _build_muon(config: MuonConfig, model: Transformer) -> MuonWithAdamW:
+    muon = {
+        "lr": config.lr,
+        "momentum": config.momentum,
+        "nesterov": config.nesterov,
+        "ns_steps": config.ns_steps,
+        "adjust_lr_fn": config.lr_adjustment,
+    }
+    adamw = {"lr": config.lr, "betas": (config.beta1, config.beta2), "eps": config.eps, "fused": _can_fuse(model)}
+    hidden = parameter_groups(config, model, HIDDEN_ROLES)
+    others = parameter_groups(config, model, set(ROLES) - set(HIDDEN_ROLES))
+    return MuonWithAdamW(hidden, others, muon, adamw)
+
+
+def _can_fuse(model: Transformer) -> bool:
+    return next(model.parameters()).device.type in ("cpu", "cuda")
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

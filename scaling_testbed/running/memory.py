@@ -4,7 +4,7 @@ An estimate. With N parameters over s shards (1 unless parallelism=fsdp), in byt
 
     parameters      4 N / s, fp32
     gradients       4 N / s, fp32; 4 N for fsdp with several micro-batches, which adds them up before it shards them
-    optimizer       8 N / s, AdamW's two fp32 moments
+    optimizer       8 N / s, AdamW's two fp32 moments; Muon has one for the matrices of the blocks
     working copies  single and ddp: 2 N in bf16, the matrices that autocast holds until their backward pass. fsdp: what
                     is whole for a while: embedding, head and gains with their gradients (8 bytes each), two blocks
                     (one computes, one is under way) in the type of the products, and one block's gradients there and
@@ -21,6 +21,7 @@ allocator and NCCL add is not in it.
 from dataclasses import dataclass
 
 from scaling_testbed.config.schema import RunConfig
+from scaling_testbed.learning.config import MuonConfig
 from scaling_testbed.model.config import GATED_MLPS, ModelConfig
 from scaling_testbed.model.counting import block_matrices
 
@@ -67,12 +68,18 @@ def estimate_memory(
     return Memory(
         parameters=-(-n_params * WEIGHTS // shards),
         gradients=n_params * GRADIENTS if kept_whole else -(-n_params * GRADIENTS // shards),
-        optimizer=-(-n_params * MOMENTS // shards),
+        optimizer=-(-_moments(run, model, n_params) // shards),
         working_copies=_working_copies(model, n_params, precision, sharded),
         activations=tokens * _kept_per_token(run, model, precision),
         # The reference holds logits, their softmax and their gradient.
         logits=3 * all_logits if run.loss.impl == "reference" else min(buffer, all_logits),
     )
+
+
+def _moments(run: RunConfig, model: ModelConfig, n_params: int) -> int:
+    if isinstance(run.optimizer, MuonConfig):
+        return n_params * MOMENTS - model.n_layers * block_matrices(model) * MOMENTS // 2
+    return n_params * MOMENTS
 
 
 def _working_copies(model: ModelConfig, n_params: int, precision: str, sharded: bool) -> int:

@@ -56,6 +56,7 @@ def test_an_override_after_an_experiment_wins():
         (["model.norm=batchnorm"], "model.norm must be one of layernorm, rmsnorm"),
         (["budget.tokens=10", "budget.steps=10"], "budget.tokens=10 and budget.steps=10"),
         (["batch.micro_batch_sequences=5"], "batch.micro_batch_sequences"),
+        (["optimizer=muon", "parallelism=fsdp"], "optimizer=muon cannot be sharded"),
         (["loss.impl=fused"], "loss.impl"),
         (["schedule.min_lr=-1"], "schedule.min_lr"),
         (["name=../elsewhere"], "name must be"),

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from scaling_testbed.errors import ConfigError
-from scaling_testbed.learning.config import AdamAtan2Config, AdamWConfig, CrossEntropyConfig
+from scaling_testbed.learning.config import AdamAtan2Config, AdamWConfig, CrossEntropyConfig, MuonConfig
 from scaling_testbed.learning.optimizers import build_optimizer, parameter_groups, set_lr
 from scaling_testbed.learning.schedules import SCHEDULES
 from scaling_testbed.model.config import ModelConfig, ParametrizationConfig
@@ -44,6 +44,8 @@ DECAYING = [
     (AdamWConfig, {"update_clipping": True}),
     (AdamWConfig, {"scale_lr_by_param_rms": True}),
     (AdamAtan2Config, {}),
+    (MuonConfig, {}),
+    (MuonConfig, {"lr_adjustment": "original"}),
 ]
 
 
@@ -52,7 +54,8 @@ DECAYING = [
 def test_independent_decay_shrinks_a_weight_by_the_schedule_and_not_by_the_rate(lr, kind, fields):
     """With a zero gradient a step is w <- w (1 - s lambda), s the schedule's factor."""
     transformer = model()
-    before = transformer.head_weight_VD.detach().clone()
+    weights = (transformer.head_weight_VD, transformer.blocks[0].mlp.mlp_in.weight)
+    before = [weight.detach().clone() for weight in weights]
     config = kind(lr=lr, weight_decay=0.01, **fields)
     optimizer = build_optimizer(config, transformer)
     for parameter in transformer.parameters():
@@ -60,8 +63,8 @@ def test_independent_decay_shrinks_a_weight_by_the_schedule_and_not_by_the_rate(
     for factor in (1.0, 0.5):
         set_lr(optimizer, lr * factor)
         optimizer.step()
-    expected = before * (1 - 0.01) * (1 - 0.005)
-    assert torch.allclose(transformer.head_weight_VD, expected, rtol=1e-5, atol=0)
+    for weight, start in zip(weights, before, strict=True):
+        assert torch.allclose(weight, start * (1 - 0.01) * (1 - 0.005), rtol=1e-5, atol=0)
 
 
 def test_only_the_named_roles_decay():
@@ -211,6 +214,47 @@ def test_adam_atan2_does_not_know_the_size_of_gradients_and_survives_none():
         assert all(torch.equal(large[name], tiny[name]) for name in large) == same
 
 
+def test_muon_gives_matrices_of_the_blocks_orthogonal_steps_and_all_else_adamws():
+    """The step of a matrix of A x B has singular values near one, times 0.2 sqrt(max(A, B)) times the rate."""
+    steps = []
+    for config in (MuonConfig(lr=1e-3, weight_decay=0.0), AdamWConfig(lr=1e-3, weight_decay=0.0)):
+        transformer = model()
+        before = {name: parameter.detach().clone() for name, parameter in transformer.named_parameters()}
+        after = weights_after(config, [1e-3], transformer)
+        steps.append({name: after[name] - before[name] for name in before})
+    muon, adamw = steps
+    info = transformer.parameter_info()
+    for name, step in muon.items():
+        if info[name].role in ("norm", "embedding", "head"):
+            assert torch.equal(step, adamw[name]), name
+        else:
+            values = torch.linalg.svdvals(step) / (1e-3 * 0.2 * max(step.shape) ** 0.5)
+            assert values.min() > 0.5 and values.max() < 1.3, name
+            assert step.square().mean().sqrt() == pytest.approx(0.2e-3, rel=0.25)  # the RMS of AdamW's in training
+
+
+def test_muon_goes_on_from_a_state_dict_in_the_same_bits():
+    config, lrs = MuonConfig(lr=1e-3), [1e-3, 5e-4]
+    whole, stopped, resumed = model(), model(), model()
+    optimizers = [build_optimizer(config, transformer) for transformer in (whole, stopped, resumed)]
+
+    def step(number, transformer, optimizer):
+        generator = torch.Generator().manual_seed(number)
+        for parameter in transformer.parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        set_lr(optimizer, lrs[number])
+        optimizer.step()
+
+    for number in (0, 1):
+        step(number, whole, optimizers[0])
+    step(0, stopped, optimizers[1])
+    resumed.load_state_dict(stopped.state_dict())
+    optimizers[2].load_state_dict(optimizers[1].state_dict())
+    step(1, resumed, optimizers[2])
+    for name, weights in whole.state_dict().items():
+        assert torch.equal(weights, resumed.state_dict()[name]), name
+
+
 def test_impossible_settings_are_refused_by_name():
     for fields, key in (
         ({"lr": 0.0}, "lr"),
@@ -228,6 +272,9 @@ def test_impossible_settings_are_refused_by_name():
     for fields, key in (({"a": 0.0}, "a"), ({"b": -1.0}, "b"), ({"beta1": 1.0}, "beta1")):
         with pytest.raises(ConfigError, match=key):
             AdamAtan2Config(**fields)
+    for fields, key in (({"ns_steps": 0}, "ns_steps"), ({"lr_adjustment": "adam"}, "lr_adjustment")):
+        with pytest.raises(ConfigError, match=key):
+            MuonConfig(**fields)
 
 
 def test_the_defaults_are_those_of_the_proxies_paper():

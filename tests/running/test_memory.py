@@ -52,8 +52,9 @@ def test_activations_are_what_autograd_keeps(overrides, precision):
     assert activation_bytes_per_token(config, precision, 64) == pytest.approx(per_token, rel=0.05)
 
 
-def test_states_are_what_torch_allocates():
-    run = compose(["model=nano_s", "batch.micro_batch_sequences=4"])
+@pytest.mark.parametrize("optimizer", ["adamw", "adam_atan2", "muon"])
+def test_states_are_what_torch_allocates(optimizer):
+    run = compose(["model=nano_s", "batch.micro_batch_sequences=4", f"optimizer={optimizer}"])
     config = run.model.resolved(257)
     model = Transformer(config, run.parametrization, device=torch.device("cpu"))
     model.init_weights(0)
