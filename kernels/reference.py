@@ -92,7 +92,7 @@ def attention(
     """
     B, H, T, K = q_BHTK.shape
     G = k_BGTK.shape[1]
-    with _without_autocast(q_BHTK.device.type):
+    with without_autocast(q_BHTK.device.type):
         scores_BHTT = softcap_scores(_scores(q_BHTK, k_BGTK, scale), softcap)
         weights_BHTT = NORMALISERS[normaliser](scores_BHTT, allowed_keys(T, window, q_BHTK.device))
         out_BGMK = weights_BHTT.view(B, G, H // G * T, T) @ wide(v_BGTK)
@@ -112,7 +112,7 @@ def attention_statistics(
     pairs of a query and a key that it may see. Of the scores only SCORES_BYTES are held at a time."""
     B, H, T, _ = q_BHTK.shape
     n_seen, parts = 0, []
-    with _without_autocast(q_BHTK.device.type):
+    with without_autocast(q_BHTK.device.type):
         for scores_BHMN, allowed_MN in _scores_in_parts(q_BHTK, k_BGTK, scale, window):
             n_seen += B * allowed_MN.sum()
             seen_BHMN = scores_BHMN.masked_fill(~allowed_MN, 0)
@@ -130,7 +130,7 @@ def largest_scores(
     q_BHTK: torch.Tensor, k_BGTK: torch.Tensor, *, scale: float, window: int | None = None
 ) -> torch.Tensor:
     """AttentionStatistics.largest_H alone, which takes no softmax."""
-    with _without_autocast(q_BHTK.device.type):
+    with without_autocast(q_BHTK.device.type):
         parts = [_largest(*part) for part in _scores_in_parts(q_BHTK, k_BGTK, scale, window)]
         return torch.stack(parts).amax(0).float()
 
@@ -154,7 +154,8 @@ def _largest(scores_BHMN: torch.Tensor, allowed_MN: torch.Tensor) -> torch.Tenso
     return scores_BHMN.masked_fill(~allowed_MN, float("-inf")).amax((0, 2, 3))
 
 
-def _without_autocast(device_type: str):
+def without_autocast(device_type: str):
+    """A context in which products are computed in their inputs' type."""
     if torch.amp.is_autocast_available(device_type):
         return torch.autocast(device_type, enabled=False)
     return contextlib.nullcontext()

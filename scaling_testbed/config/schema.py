@@ -94,6 +94,8 @@ def unshardable(run: RunConfig) -> str | None:
     """The key=value of `run` that parallelism=fsdp has no place for, or None."""
     if isinstance(run.optimizer, MuonConfig):
         return "optimizer=muon"  # it orthogonalises whole matrices
+    if run.model is not None and run.model.linear == "sigma_reparam":
+        return "model.linear=sigma_reparam"  # its singular vectors are those of whole matrices
     return None
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from scaling_testbed.errors import ConfigError
 from scaling_testbed.kernels import reference, support
 from scaling_testbed.model.config import TRITON_D_HEADS, TRITON_WIDEST_QK_HEAD, ModelConfig
-from scaling_testbed.model.layers import Gain, Linear, cast_for_matmul
+from scaling_testbed.model.layers import LINEARS, Gain, cast_for_matmul
 
 
 class QKNorm(Gain):
@@ -108,11 +108,12 @@ class Attention(nn.Module):
         self.scale, self.softcap, self.window = scale, config.attention_softcap, config.attention_window
         self.normaliser, self.impl, self.qk_norm_impl = config.attention_normaliser, impl, qk_norm_impl
         self.norm_before_split = config.qk_norm_axis == "full" and config.kappa is None
+        linear = LINEARS[config.linear]
         queries, keys = self.n_heads * self.d_head, self.n_kv_heads * self.d_head
-        self.q = Linear(config.d_model, queries, role="q", device=device)
-        self.k = Linear(config.d_model, keys, role="k", device=device)
-        self.v = Linear(config.d_model, keys, role="v", device=device)
-        self.attn_out = Linear(queries, config.d_model, role="attn_out", device=device)
+        self.q = linear(config.d_model, queries, role="q", device=device)
+        self.k = linear(config.d_model, keys, role="k", device=device)
+        self.v = linear(config.d_model, keys, role="v", device=device)
+        self.attn_out = linear(queries, config.d_model, role="attn_out", device=device)
         self.q_norm = make_qk_norm(config, self.n_heads, device)
         self.k_norm = make_qk_norm(config, self.n_kv_heads, device)
 

@@ -5,7 +5,8 @@ An estimate. With N parameters over s shards (1 unless parallelism=fsdp), in byt
     parameters      4 N / s, fp32
     gradients       4 N / s, fp32; 4 N for fsdp with several micro-batches, which adds them up before it shards them
     optimizer       8 N / s, AdamW's two fp32 moments; Muon has one for the matrices of the blocks
-    working copies  single and ddp: 2 N in bf16, the matrices that autocast holds until their backward pass. fsdp: what
+    working copies  single and ddp: 2 N in bf16, the matrices that autocast holds until their backward pass; in fp32
+                    4 bytes for each weight that sigma_reparam makes another matrix of. fsdp: what
                     is whole for a while: embedding, head and gains with their gradients (8 bytes each), two blocks
                     (one computes, one is under way) in the type of the products, and one block's gradients there and
                     in fp32
@@ -83,8 +84,12 @@ def _moments(run: RunConfig, model: ModelConfig, n_params: int) -> int:
 
 
 def _working_copies(model: ModelConfig, n_params: int, precision: str, sharded: bool) -> int:
+    if not sharded and precision == "bf16":
+        return n_params * BF16_COPY
     if not sharded:
-        return n_params * BF16_COPY if precision == "bf16" else 0
+        head = 0 if model.tied_head else model.vocab_size * model.d_model
+        made_anew = model.n_layers * block_matrices(model) + head if model.linear == "sigma_reparam" else 0
+        return made_anew * WEIGHTS
     block = block_matrices(model) if model.n_layers else 0
     outside = n_params - model.n_layers * block
     product = BF16_COPY if precision == "bf16" else WEIGHTS

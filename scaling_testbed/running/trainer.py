@@ -308,6 +308,7 @@ class Trainer:
         skipped = self._is_skipped(ce / n_tokens, grad_norm)
         if not skipped:
             self.optimizer.step()
+            self.model.follow_weights()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         self.train_loss_last = ce / n_tokens

@@ -57,6 +57,7 @@ def test_an_override_after_an_experiment_wins():
         (["budget.tokens=10", "budget.steps=10"], "budget.tokens=10 and budget.steps=10"),
         (["batch.micro_batch_sequences=5"], "batch.micro_batch_sequences"),
         (["optimizer=muon", "parallelism=fsdp"], "optimizer=muon cannot be sharded"),
+        (["model.linear=sigma_reparam", "parallelism=fsdp"], "model.linear=sigma_reparam cannot be sharded"),
         (["loss.impl=fused"], "loss.impl"),
         (["schedule.min_lr=-1"], "schedule.min_lr"),
         (["name=../elsewhere"], "name must be"),

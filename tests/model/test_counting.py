@@ -28,6 +28,8 @@ VARIANTS = [
     {"residual": "reordered", "n_layers": 3},
     {"residual": "deepnorm", "tied_head": True},
     {"kappa": 10.0, "qk_norm": "none"},
+    {"linear": "sigma_reparam"},
+    {"linear": "sigma_reparam", "mlp": "swiglu", "tied_head": True},
 ]
 
 

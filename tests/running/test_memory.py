@@ -70,6 +70,17 @@ def test_states_are_what_torch_allocates(optimizer):
     assert found.logits == 4 * 128 * 257 * 4  # the whole of it is less than the buffer
 
 
+@pytest.mark.parametrize("linear", ["plain", "sigma_reparam"])
+def test_weights_that_are_made_anew_are_kept_until_the_backward_pass(linear):
+    run = compose(["model=nano_m", "model.d_model=128", f"model.linear={linear}"])
+    config = run.model.resolved(257)
+    model = Transformer(config, run.parametrization, device=torch.device("cpu"))
+    constant = kept_by_autograd(model, 1, 2) - 2 * activation_bytes_per_token(config, "fp32", 2)
+    head = 4 * 257 * 128 * (linear == "sigma_reparam")  # which the loss multiplies with
+    found = estimate_memory(run, config, count_params(config).n_params, "fp32").working_copies
+    assert found - head == pytest.approx(constant, rel=0.05, abs=1e4)
+
+
 PROXY_5B, OPENLM_7B = ["model=proxy_5b"], ["model=openlm_7b", "experiment=over_training"]
 
 
