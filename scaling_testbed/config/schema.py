@@ -14,7 +14,7 @@ from scaling_testbed.config.budget import BudgetConfig
 from scaling_testbed.data.corpora import SOURCES
 from scaling_testbed.data.tokenizers import TOKENIZERS
 from scaling_testbed.errors import ConfigError, check_positive
-from scaling_testbed.learning.config import OPTIMIZERS, CrossEntropyConfig, MuonConfig
+from scaling_testbed.learning.config import OPTIMIZERS, CrossEntropyConfig, MuonConfig, OptimizerConfig
 from scaling_testbed.learning.schedules import SCHEDULES
 from scaling_testbed.model.config import ModelConfig, ParametrizationConfig
 from scaling_testbed.model.parametrization import check_parametrization
@@ -81,6 +81,8 @@ class RunConfig:
             raise ConfigError(f"seed must not be negative; got {self.seed}")
         if self.model is not None and self.parametrization is not None:
             check_parametrization(self.parametrization, self.model)
+        if self.optimizer is not None and self.model is not None:
+            _check_qk_clip(self.optimizer, self.model)
         if self.parallelism is not None and self.parallelism.kind == "fsdp" and (key := unshardable(self)):
             raise ConfigError(f"{key} cannot be sharded; use parallelism=single or parallelism=ddp")
         micro = self.batch.micro_batch_sequences
@@ -90,10 +92,26 @@ class RunConfig:
             )
 
 
+def _check_qk_clip(optimizer: OptimizerConfig, model: ModelConfig) -> None:
+    normed = {
+        f"model.qk_norm={model.qk_norm}": model.qk_norm != "none",
+        f"model.kappa={model.kappa}": model.kappa is not None,
+        "model.linear=sigma_reparam": model.linear == "sigma_reparam",
+    }
+    for key, does in normed.items():
+        if does and optimizer.qk_clip is not None:
+            raise ConfigError(
+                f"optimizer.qk_clip must be null with {key}, which keeps attention logits as they are when the weights "
+                "of queries and keys shrink"
+            )
+
+
 def unshardable(run: RunConfig) -> str | None:
     """The key=value of `run` that parallelism=fsdp has no place for, or None."""
     if isinstance(run.optimizer, MuonConfig):
         return "optimizer=muon"  # it orthogonalises whole matrices
+    if run.optimizer is not None and run.optimizer.qk_clip is not None:
+        return f"optimizer.qk_clip={run.optimizer.qk_clip}"  # it scales the rows of whole heads
     if run.model is not None and run.model.linear == "sigma_reparam":
         return "model.linear=sigma_reparam"  # its singular vectors are those of whole matrices
     return None

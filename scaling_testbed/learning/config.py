@@ -22,6 +22,9 @@ class OptimizerConfig:
     skip_spikes_sigmas: leave out an update whose loss or gradient norm lies more than so many standard deviations above
         the mean of the last `skip_spikes_window` updates that were made (OLMo 2, arXiv 2501.00656, has 6 and 128); see
         learning/spikes.py. None: every update is made.
+    qk_clip: tau: after an update, the query and key weights of a head whose largest attention logit in that step's
+        batch was S > tau are shrunk so that its logits become tau / S of what they were (Kimi K2, arXiv 2507.20534,
+        section 2.1, where tau is 100); see learning/qk_clip.py. Not with what norms queries and keys. None: never.
     """
 
     name: str = ""
@@ -33,10 +36,11 @@ class OptimizerConfig:
     clip_norm: float | None = 1.0
     skip_spikes_sigmas: float | None = field(default=None, metadata=ADDED_LATER)
     skip_spikes_window: int = field(default=128, metadata=ADDED_LATER)
+    qk_clip: float | None = field(default=None, metadata=ADDED_LATER)
 
     def __post_init__(self):
         check_choice("decay", self.decay, ("independent", "coupled"))
-        for key in ("lr", "clip_norm", "skip_spikes_sigmas"):
+        for key in ("lr", "clip_norm", "skip_spikes_sigmas", "qk_clip"):
             check_positive(key, getattr(self, key))
         if self.skip_spikes_window < 4:
             raise ConfigError(f"skip_spikes_window must be at least 4; got {self.skip_spikes_window}")

@@ -100,7 +100,8 @@ def choose_qk_norm_impl(config: ModelConfig, device: torch.device) -> str:
 
 class Attention(nn.Module):
     """Self-attention of one block. `scale` multiplies q.k; `impl` is a key of ATTENTION_IMPLS, `qk_norm_impl`
-    reference or triton."""
+    reference or triton. Where `records_logits` is set, a forward pass with a gradient also finds the largest logit of
+    each head, which `take_largest_logits` gives; it changes no other result."""
 
     def __init__(self, config: ModelConfig, *, scale: float, impl: str, qk_norm_impl: str, device=None):
         super().__init__()
@@ -116,6 +117,19 @@ class Attention(nn.Module):
         self.attn_out = linear(queries, config.d_model, role="attn_out", device=device)
         self.q_norm = make_qk_norm(config, self.n_heads, device)
         self.k_norm = make_qk_norm(config, self.n_kv_heads, device)
+        self.records_logits = False
+        self._largest_logit_H: torch.Tensor | None = None
+
+    def take_largest_logits(self) -> torch.Tensor:
+        """The largest scale * q.k of each query head that a query could see since the last call, before any softcap;
+        fp32 [H]."""
+        taken_H, self._largest_logit_H = self._largest_logit_H, None
+        return taken_H
+
+    def _record_logits(self, q_BHTK, k_BGTK) -> None:
+        largest_H = reference.largest_scores(q_BHTK, k_BGTK, scale=self.scale, window=self.window)
+        before_H = largest_H if self._largest_logit_H is None else self._largest_logit_H
+        self._largest_logit_H = torch.maximum(before_H, largest_H)
 
     def queries_and_keys(self, x_BTD, cos_TR, sin_TR) -> tuple[torch.Tensor, torch.Tensor]:
         """Normed and rotated q_BHTK and k_BGTK in the type of the products; scale * q.k are the logits."""
@@ -150,6 +164,8 @@ class Attention(nn.Module):
         """[B, T, D] -> [B, T, D] in the type of the products; the tables are reference.rotary_tables'."""
         x_BTD = cast_for_matmul(x_BTD)
         q_BHTK, k_BGTK = self.queries_and_keys(x_BTD, cos_TR, sin_TR)
+        if self.records_logits and torch.is_grad_enabled():
+            self._record_logits(q_BHTK, k_BGTK)
         out_BHTK = ATTENTION_IMPLS[self.impl](
             q_BHTK,
             k_BGTK,

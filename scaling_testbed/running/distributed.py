@@ -142,7 +142,11 @@ class Processes:
 
     def max(self, value: float) -> float:
         """The largest over the ranks."""
-        return self._reduced([value], dist.ReduceOp.MAX)[0]
+        return self.largest([value])[0]
+
+    def largest(self, values: Sequence[float]) -> list[float]:
+        """Elementwise the largest over the ranks, in float64."""
+        return self._reduced(values, dist.ReduceOp.MAX)
 
     def _reduced(self, values: Sequence[float], operation) -> list[float]:
         if not self.grouped:

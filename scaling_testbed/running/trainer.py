@@ -23,6 +23,7 @@ from scaling_testbed.data.shards import PreparedData, open_prepared
 from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.learning.loss import IGNORE, choose_loss_impl
 from scaling_testbed.learning.optimizers import build_optimizer, set_lr
+from scaling_testbed.learning.qk_clip import clip_queries_and_keys, record_logits, take_largest_logits
 from scaling_testbed.learning.spikes import SpikeFilter
 from scaling_testbed.model.attention import check_impls
 from scaling_testbed.model.counting import count_params, flops_per_token
@@ -165,6 +166,8 @@ class Trainer:
             LossModel(self.model, self.loss), run.parallelism, self.device, self.precision, run.seed
         )
         self.optimizer = build_optimizer(run.optimizer, self.model)
+        if run.optimizer.qk_clip is not None:
+            record_logits(self.model)
         sigmas, window = run.optimizer.skip_spikes_sigmas, run.optimizer.skip_spikes_window
         self.spikes = None if sigmas is None else SpikeFilter(sigmas, window)
         if run.compute.compile:
@@ -308,7 +311,7 @@ class Trainer:
         skipped = self._is_skipped(ce / n_tokens, grad_norm)
         if not skipped:
             self.optimizer.step()
-            self.model.follow_weights()
+        self._after_update(skipped)
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         self.train_loss_last = ce / n_tokens
@@ -326,6 +329,16 @@ class Trainer:
                 "tokens_per_second": self._tokens_per_second(),
                 "seconds": self._wall(),
             }
+
+    def _after_update(self, skipped: bool) -> None:
+        """What else changes with the weights; nothing where they did not."""
+        limit = self.run.optimizer.qk_clip
+        if limit is not None:
+            largest = self.processes.largest(take_largest_logits(self.model))
+            if not skipped:
+                clip_queries_and_keys(self.model, limit, largest)
+        if not skipped:
+            self.model.follow_weights()
 
     def _is_skipped(self, loss: float, grad_norm: float) -> bool:
         """Whether the update at hand is left out as a spike, on all ranks or on none."""

@@ -325,12 +325,53 @@ def test_a_skipped_step_changes_no_weight_and_no_moment_and_is_marked_and_counte
     assert trained(runs="other")[0]["skipped_steps"] is None
 
 
-@pytest.mark.parametrize("polls", [7, 11])
-def test_a_run_that_skips_resumes_to_the_same_bits(trained, monkeypatch, polls):
-    row, whole = trained(*SKIPPING, runs="whole")
+QK_CLIP = ("model.qk_norm=none", "optimizer.lr=0.1", "optimizer.qk_clip=2")
+OPTIONS = {
+    "skip": SKIPPING,
+    "muon": ("optimizer=muon",),
+    "atan2": ("optimizer=adam_atan2", "optimizer.scale_lr_by_param_rms=true"),
+    "sigma": ("model.linear=sigma_reparam", "batch.micro_batch_sequences=4"),
+    "qk_clip": (*QK_CLIP, "batch.micro_batch_sequences=4"),
+    "pointwise": ("model.attention_normaliser=relu2", "model.embedding_gradient_scale=0.1"),
+}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_a_run_with_options_resumes_to_the_same_bits(trained, monkeypatch, option):
+    row, whole = trained(*OPTIONS[option], runs="whole")
+    assert row["val_loss"] < row["val_loss_initial"]
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "Interrupts", lambda: StopAt(polls))
-        stopped, folder = trained(*SKIPPING, runs="stopped")
-        assert stopped["status"] == "preempted"
-    assert trained(*SKIPPING, runs="stopped")[0]["skipped_steps"] == row["skipped_steps"] > stopped["skipped_steps"]
+        patch.setattr(trainer, "Interrupts", lambda: StopAt(11))
+        assert trained(*OPTIONS[option], runs="stopped")[0]["status"] == "preempted"
+    again, folder = trained(*OPTIONS[option], runs="stopped")
+    assert again["skipped_steps"] == row["skipped_steps"] and again["restarts"] == 1
     assert_same_bits(whole, folder)
+
+
+def test_accumulation_and_recomputation_change_no_sigma_and_no_clip(trained):
+    for name in ("sigma", "qk_clip"):
+        _, whole = trained(*OPTIONS[name], "batch.micro_batch_sequences=8", runs=f"{name}1")
+        _, split = trained(*OPTIONS[name], "parallelism.activation_checkpointing=1", runs=f"{name}2")
+        for one, other in zip(metrics(whole), metrics(split), strict=True):
+            if "train_loss" in one:
+                assert other["train_loss"] == pytest.approx(one["train_loss"], rel=2e-4), (name, one["step"])
+
+
+def test_qk_clip_holds_every_head_to_the_limit_and_one_that_is_never_reached_changes_no_bit(trained, monkeypatch):
+    """After a clip the logits of the batch are within the limit, but for what the update itself added."""
+    seen = []
+    real = trainer.clip_queries_and_keys
+
+    def clip(model, limit, largest):
+        seen.append(max(largest))
+        real(model, limit, largest)
+
+    monkeypatch.setattr(trainer, "clip_queries_and_keys", clip)
+    _, clipped = trained(*QK_CLIP, runs="clipped")
+    held = list(seen)
+    seen.clear()
+    _, free = trained(*QK_CLIP, "optimizer.qk_clip=1e9", runs="free")
+    assert len(held) == len(seen) == 12 and max(seen) > 2 * max(held[3:]) and max(held) > 2
+    _, plain = trained(*QK_CLIP, "optimizer.qk_clip=null", runs="plain")
+    assert metrics(clipped) != metrics(plain)
+    assert_same_bits(free, plain)
