@@ -29,8 +29,15 @@ def _softmax(scores_BHTT: torch.Tensor, allowed_TT: torch.Tensor) -> torch.Tenso
     return scores_BHTT.masked_fill(~allowed_TT, float("-inf")).softmax(dim=-1)
 
 
+def _relu_squared(scores_BHTT: torch.Tensor, allowed_TT: torch.Tensor) -> torch.Tensor:
+    """L^(-1/2) relu(z)^2 with L positions in the sequence, for every query alike: weights that need not sum to one
+    (Wortsman et al. 2023, arXiv 2309.14322, E.11)."""
+    n_positions = scores_BHTT.shape[-1]
+    return scores_BHTT.masked_fill(~allowed_TT, 0).relu().square() * n_positions**-0.5
+
+
 # (scores_BHTT, allowed_TT) -> weights_BHTT, zero where a key is not allowed.
-NORMALISERS = {"softmax": _softmax}
+NORMALISERS = {"softmax": _softmax, "relu2": _relu_squared}
 
 
 class AttentionStatistics(NamedTuple):
@@ -49,17 +56,22 @@ class AttentionStatistics(NamedTuple):
 def allowed_keys(n_positions: int, window: int | None, device: torch.device | None = None) -> torch.Tensor:
     """Bool allowed_TT: whether query i sees key j, that is i - window < j <= i (None: all of the past)."""
     position_T = torch.arange(n_positions, device=device)
-    distance_TT = position_T[:, None] - position_T[None, :]
-    return (distance_TT >= 0) & (distance_TT < (n_positions if window is None else window))
+    return _sees(position_T, position_T, window)
 
 
-def _scores(q_BHTK: torch.Tensor, k_BGTK: torch.Tensor, scale: float) -> torch.Tensor:
-    """Wide scores_BHTT, scale * q.k. Query head h reads key head h // (H / G)."""
-    B, H, T, K = q_BHTK.shape
-    G = k_BGTK.shape[1]
-    # Queries that share a key head are stacked along T: no copy of keys and values for each query head.
-    q_BGMK = wide(q_BHTK).reshape(B, G, H // G * T, K)
-    return scale * (q_BGMK @ wide(k_BGTK).transpose(-1, -2)).view(B, H, T, T)
+def _sees(query_M: torch.Tensor, key_N: torch.Tensor, window: int | None) -> torch.Tensor:
+    """Bool allowed_MN for queries and keys at these positions."""
+    distance_MN = query_M[:, None] - key_N[None, :]
+    return distance_MN >= 0 if window is None else (distance_MN >= 0) & (distance_MN < window)
+
+
+def _scores(q_BHMK: torch.Tensor, k_BGNK: torch.Tensor, scale: float) -> torch.Tensor:
+    """Wide scores_BHMN, scale * q.k, of M queries and N keys. Query head h reads key head h // (H / G)."""
+    B, H, M, K = q_BHMK.shape
+    G, N = k_BGNK.shape[1:3]
+    # Queries that share a key head are stacked along M: no copy of keys and values for each query head.
+    q_BGMK = wide(q_BHMK).reshape(B, G, H // G * M, K)
+    return scale * (q_BGMK @ wide(k_BGNK).transpose(-1, -2)).view(B, H, M, N)
 
 
 def attention(
@@ -80,7 +92,7 @@ def attention(
     """
     B, H, T, K = q_BHTK.shape
     G = k_BGTK.shape[1]
-    with _without_autocast(q_BHTK.device.type):
+    with without_autocast(q_BHTK.device.type):
         scores_BHTT = softcap_scores(_scores(q_BHTK, k_BGTK, scale), softcap)
         weights_BHTT = NORMALISERS[normaliser](scores_BHTT, allowed_keys(T, window, q_BHTK.device))
         out_BGMK = weights_BHTT.view(B, G, H // G * T, T) @ wide(v_BGTK)
@@ -97,23 +109,53 @@ def attention_statistics(
     window: int | None = None,
 ) -> AttentionStatistics:
     """The AttentionStatistics of `attention` with the softmax and the same arguments: over the batch and all
-    pairs of a query and a key that it may see."""
-    with _without_autocast(q_BHTK.device.type):
-        scores_BHTT = _scores(q_BHTK, k_BGTK, scale)
-        allowed_TT = allowed_keys(q_BHTK.shape[2], window, q_BHTK.device)
-        n_seen = q_BHTK.shape[0] * allowed_TT.sum()
-        seen_BHTT = scores_BHTT.masked_fill(~allowed_TT, 0)
-        weights_BHTT = _softmax(softcap_scores(scores_BHTT, softcap), allowed_TT)
-        values = (
-            scores_BHTT.masked_fill(~allowed_TT, float("-inf")).amax((0, 2, 3)),
-            seen_BHTT.sum((0, 2, 3)) / n_seen,
-            (seen_BHTT.square().sum((0, 2, 3)) / n_seen).sqrt(),
-            torch.special.entr(weights_BHTT).sum(-1).mean((0, 2)),
-        )
+    pairs of a query and a key that it may see. Of the scores only SCORES_BYTES are held at a time."""
+    B, H, T, _ = q_BHTK.shape
+    n_seen, parts = 0, []
+    with without_autocast(q_BHTK.device.type):
+        for scores_BHMN, allowed_MN in _scores_in_parts(q_BHTK, k_BGTK, scale, window):
+            n_seen += B * allowed_MN.sum()
+            seen_BHMN = scores_BHMN.masked_fill(~allowed_MN, 0)
+            entropy_BHMN = torch.special.entr(_softmax(softcap_scores(scores_BHMN, softcap), allowed_MN))
+            sums = (x.sum((0, 2, 3)) for x in (seen_BHMN, seen_BHMN.square(), entropy_BHMN))
+            parts.append(torch.stack([_largest(scores_BHMN, allowed_MN), *sums]))
+        parts_P4H = torch.stack(parts)
+        sum_H, squares_H, entropy_H = parts_P4H[:, 1:].sum(0)
+        values = parts_P4H[:, 0].amax(0), sum_H / n_seen, (squares_H / n_seen).sqrt(), entropy_H / (B * T)
     return AttentionStatistics(*(value.float() for value in values))
 
 
-def _without_autocast(device_type: str):
+@torch.no_grad()
+def largest_scores(
+    q_BHTK: torch.Tensor, k_BGTK: torch.Tensor, *, scale: float, window: int | None = None
+) -> torch.Tensor:
+    """AttentionStatistics.largest_H alone, which takes no softmax."""
+    with without_autocast(q_BHTK.device.type):
+        parts = [_largest(*part) for part in _scores_in_parts(q_BHTK, k_BGTK, scale, window)]
+        return torch.stack(parts).amax(0).float()
+
+
+SCORES_BYTES = 2**26
+
+
+def _scores_in_parts(q_BHTK: torch.Tensor, k_BGTK: torch.Tensor, scale: float, window: int | None):
+    """Yield scores_BHMN and allowed_MN of M queries after the other and the N keys up to the last of them, M so that
+    the scores take at most SCORES_BYTES (or M is one)."""
+    B, H, T, _ = q_BHTK.shape
+    position_T = torch.arange(T, device=q_BHTK.device)
+    at_once = max(1, SCORES_BYTES // (B * H * T * torch.promote_types(q_BHTK.dtype, torch.float32).itemsize))
+    for begin in range(0, T, at_once):
+        end = min(begin + at_once, T)
+        scores_BHMN = _scores(q_BHTK[:, :, begin:end], k_BGTK[:, :, :end], scale)
+        yield scores_BHMN, _sees(position_T[begin:end], position_T[:end], window)
+
+
+def _largest(scores_BHMN: torch.Tensor, allowed_MN: torch.Tensor) -> torch.Tensor:
+    return scores_BHMN.masked_fill(~allowed_MN, float("-inf")).amax((0, 2, 3))
+
+
+def without_autocast(device_type: str):
+    """A context in which products are computed in their inputs' type."""
     if torch.amp.is_autocast_available(device_type):
         return torch.autocast(device_type, enabled=False)
     return contextlib.nullcontext()

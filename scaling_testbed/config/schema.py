@@ -15,7 +15,7 @@ from scaling_testbed.data.corpora import SOURCES
 from scaling_testbed.data.tokenizers import TOKENIZERS
 from scaling_testbed.diagnostics.config import DiagnosticsConfig
 from scaling_testbed.errors import ConfigError, check_positive
-from scaling_testbed.learning.config import AdamWConfig, CrossEntropyConfig
+from scaling_testbed.learning.config import OPTIMIZERS, CrossEntropyConfig, MuonConfig, OptimizerConfig
 from scaling_testbed.learning.schedules import SCHEDULES
 from scaling_testbed.model.config import ModelConfig, ParametrizationConfig
 from scaling_testbed.model.parametrization import check_parametrization
@@ -32,7 +32,7 @@ from scaling_testbed.running.config import (
 GROUPS = {
     "model": {"": ModelConfig},
     "parametrization": {"": ParametrizationConfig},
-    "optimizer": {"adamw": AdamWConfig},
+    "optimizer": OPTIMIZERS,
     "schedule": SCHEDULES,
     "loss": {"cross_entropy": CrossEntropyConfig},
     "data": SOURCES,
@@ -84,11 +84,40 @@ class RunConfig:
             raise ConfigError(f"seed must not be negative; got {self.seed}")
         if self.model is not None and self.parametrization is not None:
             check_parametrization(self.parametrization, self.model)
+        if self.optimizer is not None and self.model is not None:
+            _check_qk_clip(self.optimizer, self.model)
+        if self.parallelism is not None and self.parallelism.kind == "fsdp" and (key := unshardable(self)):
+            raise ConfigError(f"{key} cannot be sharded; use parallelism=single or parallelism=ddp")
         micro = self.batch.micro_batch_sequences
         if micro is not None and self.batch.sequences % micro:
             raise ConfigError(
                 f"batch.micro_batch_sequences must divide batch.sequences={self.batch.sequences}; got {micro}"
             )
+
+
+def _check_qk_clip(optimizer: OptimizerConfig, model: ModelConfig) -> None:
+    normed = {
+        f"model.qk_norm={model.qk_norm}": model.qk_norm != "none",
+        f"model.kappa={model.kappa}": model.kappa is not None,
+        "model.linear=sigma_reparam": model.linear == "sigma_reparam",
+    }
+    for key, does in normed.items():
+        if does and optimizer.qk_clip is not None:
+            raise ConfigError(
+                f"optimizer.qk_clip must be null with {key}, which keeps attention logits as they are when the weights "
+                "of queries and keys shrink"
+            )
+
+
+def unshardable(run: RunConfig) -> str | None:
+    """The key=value of `run` that parallelism=fsdp has no place for, or None."""
+    if isinstance(run.optimizer, MuonConfig):
+        return "optimizer=muon"  # it orthogonalises whole matrices
+    if run.optimizer is not None and run.optimizer.qk_clip is not None:
+        return f"optimizer.qk_clip={run.optimizer.qk_clip}"  # it scales the rows of whole heads
+    if run.model is not None and run.model.linear == "sigma_reparam":
+        return "model.linear=sigma_reparam"  # its singular vectors are those of whole matrices
+    return None
 
 
 def run_id(run: RunConfig) -> str:
@@ -103,11 +132,16 @@ def run_folder_path(run: RunConfig) -> Path:
 
 
 def _identity(value: Any) -> Any:
-    """`value` as plain data without the fields marked {"identity": False}."""
+    """`value` as plain data without the fields marked {"identity": False}, or "if_set" and at their default."""
     if dataclasses.is_dataclass(value):
-        fields = dataclasses.fields(value)
-        return {f.name: _identity(getattr(value, f.name)) for f in fields if f.metadata.get("identity", True)}
+        entries = [(f, getattr(value, f.name)) for f in dataclasses.fields(value)]
+        return {f.name: _identity(entry) for f, entry in entries if _counts(f, entry)}
     return value
+
+
+def _counts(f: dataclasses.Field, entry: Any) -> bool:
+    rule = f.metadata.get("identity", True)
+    return entry != f.default if rule == "if_set" else rule
 
 
 def flatten(run: RunConfig) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from scaling_testbed.learning.tensorwise_adam import local_part
+
 Sum = Callable[[Sequence[float]], Sequence[float]]  # adds up what the shards of a tensor contribute
 
 
@@ -64,8 +66,8 @@ def update_statistics(
 def _update_sums(group, state) -> tuple[torch.Tensor, torch.Tensor]:
     """Of this process's part: the sum of squared updates, and how many coordinates are below eps."""
     step, (beta1, beta2) = float(state["step"]), group["betas"]
-    root = (_here(state["exp_avg_sq"]).double() / (1 - beta2**step)).sqrt()
-    update = _here(state["exp_avg"]).double() / (1 - beta1**step) / (root + group["eps"])
+    root = (local_part(state["exp_avg_sq"]).double() / (1 - beta2**step)).sqrt()
+    update = local_part(state["exp_avg"]).double() / (1 - beta1**step) / (root + group["eps"])
     return update.square().sum(), (root < group["eps"]).sum().double()
 
 
@@ -73,9 +75,4 @@ def _squares(tensors: Sequence[torch.Tensor], sum_over_shards: Sum) -> Sequence[
     """The sum of squares of each tensor, in float64: a squared gradient of 1e-23 is no fp32 number."""
     if not tensors:
         return []
-    return sum_over_shards(torch.stack([_here(x).double().square().sum() for x in tensors]).tolist())
-
-
-def _here(x: torch.Tensor) -> torch.Tensor:
-    """The part of a sharded tensor that lies in this process; `x` if it is whole."""
-    return x.to_local() if hasattr(x, "to_local") else x
+    return sum_over_shards(torch.stack([local_part(x).double().square().sum() for x in tensors]).tolist())

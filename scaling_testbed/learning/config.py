@@ -1,58 +1,154 @@
 """What can be set about learning, free of torch so that a grid can be planned without importing it."""
 
+import math
 from dataclasses import dataclass, field
 
 from scaling_testbed.errors import ConfigError, check_choice, check_positive
+from scaling_testbed.model.config import ADDED_LATER
 from scaling_testbed.model.parametrization import ROLES
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdamWConfig:
-    """AdamW (Loshchilov and Hutter 2019) with the defaults of Wortsman et al. 2023, section 2.1.
+class OptimizerConfig:
+    """What all optimizers have, with the defaults of Wortsman et al. 2023, section 2.1.
 
-    decay: with s the schedule's factor in [0, 1], lr the peak rate and u Adam's update, a step is
+    decay: with s the schedule's factor in [0, 1], lr the peak rate and u the optimizer's update, a step is
         independent: w <- w - s (lr u + weight_decay w)
         coupled:     w <- w - s lr (u + weight_decay w)      (what PyTorch and Optax do)
     decay_roles: the parameter roles that decay; None: all of them, norm gains and embeddings included. (The paper
         does not say; the public nanodo excludes nothing.)
     lr_multipliers: role -> factor on the learning rate, on top of the parametrization's.
     clip_norm: global gradient norm to clip at; None: no clipping, the norm is still recorded.
-    update_clipping: divide each tensor's rate by max(1, RMS(g / sqrt(second moment))): StableAdamW (Wortsman et al.
-        2023, "Stable and low-precision training for large-scale vision-language models", algorithm 2).
-    fused: PyTorch's one-kernel step; None: where it exists. Not available together with update_clipping.
+    skip_spikes_sigmas: leave out an update whose loss or gradient norm lies more than so many standard deviations above
+        the mean of the last `skip_spikes_window` updates that were made (OLMo 2, arXiv 2501.00656, has 6 and 128); see
+        learning/spikes.py. None: every update is made.
+    qk_clip: tau: after an update, the query and key weights of a head whose largest attention logit in that step's
+        batch was S > tau are shrunk so that its logits become tau / S of what they were (Kimi K2, arXiv 2507.20534,
+        section 2.1, where tau is 100); see learning/qk_clip.py. Not with what norms queries and keys. None: never.
     """
 
-    name: str = "adamw"
+    name: str = ""
     lr: float = 1e-2
-    beta1: float = 0.9
-    beta2: float = 0.95
-    eps: float = 1e-8
     weight_decay: float = 1e-4
     decay: str = "independent"
     decay_roles: list[str] | None = None
     lr_multipliers: dict[str, float] = field(default_factory=dict)
     clip_norm: float | None = 1.0
-    update_clipping: bool = False
-    fused: bool | None = None
+    skip_spikes_sigmas: float | None = field(default=None, metadata=ADDED_LATER)
+    skip_spikes_window: int = field(default=128, metadata=ADDED_LATER)
+    qk_clip: float | None = field(default=None, metadata=ADDED_LATER)
 
     def __post_init__(self):
         check_choice("decay", self.decay, ("independent", "coupled"))
-        check_positive("lr", self.lr)
-        check_positive("clip_norm", self.clip_norm)
-        for key in ("beta1", "beta2"):
-            if not 0 <= getattr(self, key) < 1:
-                raise ConfigError(f"{key} must lie in [0, 1); got {getattr(self, key)}")
-        for key in ("eps", "weight_decay"):
-            if getattr(self, key) < 0:
-                raise ConfigError(f"{key} must not be negative; got {getattr(self, key)}")
+        for key in ("lr", "clip_norm", "skip_spikes_sigmas", "qk_clip"):
+            check_positive(key, getattr(self, key))
+        if self.skip_spikes_window < 4:
+            raise ConfigError(f"skip_spikes_window must be at least 4; got {self.skip_spikes_window}")
+        self._check_not_negative("weight_decay")
         for role in self.decay_roles or []:
             check_choice("decay_roles", role, ROLES)
         for role, factor in self.lr_multipliers.items():
             check_choice("lr_multipliers", role, ROLES)
             check_positive(f"lr_multipliers.{role}", factor)
-        if self.update_clipping and self.fused:
-            raise ConfigError("fused cannot be true together with update_clipping")
 
+    def _check_fractions(self, *keys: str) -> None:
+        for key in keys:
+            if not 0 <= getattr(self, key) < 1:
+                raise ConfigError(f"{key} must lie in [0, 1); got {getattr(self, key)}")
+
+    def _check_not_negative(self, key: str) -> None:
+        if getattr(self, key) < 0:
+            raise ConfigError(f"{key} must not be negative; got {getattr(self, key)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamWConfig(OptimizerConfig):
+    """AdamW (Loshchilov and Hutter 2019).
+
+    update_clipping: divide each tensor's rate by max(1, RMS(g / sqrt(second moment))): StableAdamW (Wortsman et al.
+        2023, "Stable and low-precision training for large-scale vision-language models", algorithm 2).
+    scale_lr_by_param_rms: multiply each tensor's rate by max(RMS(w), 1e-3) of the weights before the step (Adafactor,
+        arXiv 1804.04235, algorithm 4; Wortsman et al. 2023, E.14). The decay is not multiplied, independent or
+        coupled: neither is it in Optax's Adafactor, and the paper's independent decay knows no rate.
+    fused: PyTorch's one-kernel step; None: where it exists. Not available together with the two above.
+    """
+
+    name: str = "adamw"
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    update_clipping: bool = False
+    scale_lr_by_param_rms: bool = field(default=False, metadata=ADDED_LATER)
+    fused: bool | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._check_fractions("beta1", "beta2")
+        self._check_not_negative("eps")
+        for key in ("update_clipping", "scale_lr_by_param_rms"):
+            if getattr(self, key) and self.fused:
+                raise ConfigError(f"fused cannot be true together with {key}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamAtan2Config(OptimizerConfig):
+    """Adam-atan2 (Everett et al. 2024, arXiv 2407.05872): Adam's update m / (sqrt(v) + eps) becomes
+    a atan2(m, b sqrt(v)), with m and v its bias-corrected moments. It does not change when all gradients of a tensor
+    are multiplied by a number, so there is no eps, and it is at most a pi / 2.
+
+    a: 4 / pi, with b = 1, makes the update of a constant gradient one, as Adam's is.
+    scale_lr_by_param_rms: as in AdamW.
+    """
+
+    name: str = "adam_atan2"
+    beta1: float = 0.9
+    beta2: float = 0.95
+    a: float = 4 / math.pi
+    b: float = 1.0
+    scale_lr_by_param_rms: bool = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._check_fractions("beta1", "beta2")
+        check_positive("a", self.a)
+        check_positive("b", self.b)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MuonConfig(OptimizerConfig):
+    """Muon (Jordan et al. 2024) for the matrices inside the blocks, AdamW for all other parameters.
+
+    Muon's update is its momentum orthogonalised by `ns_steps` Newton-Schulz iterations in bf16. Its decay is the one
+    above, by the group's rate, so the same for both kinds.
+
+    lr_adjustment: what multiplies the rate of a matrix of A x B (outputs x inputs):
+        match_rms_adamw: 0.2 sqrt(max(A, B)), so that an update has about the RMS of AdamW's and both kinds can share a
+            rate (Liu et al. 2025, arXiv 2502.16982, eq. 4)
+        original: sqrt(max(1, A / B))
+        Either way a rate does not mean what it means for AdamW: their LR sensitivities are not to be compared.
+    beta1, beta2, eps: AdamW's.
+    """
+
+    name: str = "muon"
+    momentum: float = 0.95
+    nesterov: bool = True
+    ns_steps: int = 5
+    lr_adjustment: str = "match_rms_adamw"
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._check_fractions("momentum", "beta1", "beta2")
+        self._check_not_negative("eps")
+        check_choice("lr_adjustment", self.lr_adjustment, ("match_rms_adamw", "original"))
+        if not 1 <= self.ns_steps < 100:
+            raise ConfigError(f"ns_steps must be 1 to 99; got {self.ns_steps}")
+
+
+# Config files name one of these as their schema.
+OPTIMIZERS = {"adamw": AdamWConfig, "adam_atan2": AdamAtan2Config, "muon": MuonConfig}
 
 LOSS_IMPLS = ("auto", "reference", "chunked", "triton")
 

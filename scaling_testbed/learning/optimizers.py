@@ -1,14 +1,21 @@
-"""AdamW with independent or coupled decay, in groups chosen by parameter role."""
+"""The optimizer of a config, in groups chosen by parameter role, with independent or coupled decay."""
+
+from collections.abc import Collection
+from typing import Any
 
 import torch
 
-from scaling_testbed.learning.config import AdamWConfig
-from scaling_testbed.model.parametrization import lr_multiplier
+from scaling_testbed.learning.config import AdamAtan2Config, MuonConfig, OptimizerConfig
+from scaling_testbed.learning.muon import MuonWithAdamW
+from scaling_testbed.learning.tensorwise_adam import AdamAtan2, TensorwiseAdamW
+from scaling_testbed.model.parametrization import HIDDEN_ROLES, ROLES, lr_multiplier
 from scaling_testbed.model.transformer import Transformer
 
 
-def parameter_groups(config: AdamWConfig, model: Transformer) -> list[dict]:
-    """Split a model's parameters into groups of one learning-rate multiplier and one weight decay each.
+def parameter_groups(
+    config: OptimizerConfig, model: Transformer, roles: Collection[str] = ROLES
+) -> list[dict[str, Any]]:
+    """Split a model's parameters of these roles into groups of one learning-rate multiplier and one weight decay each.
 
     The multiplier is the parametrization's times the role's own; whether the decay of a step is multiplied too is the
     parametrization's `scale_weight_decay_with_lr`.
@@ -20,6 +27,8 @@ def parameter_groups(config: AdamWConfig, model: Transformer) -> list[dict]:
     info = model.parameter_info()
     for name, parameter in model.named_parameters():
         role = info[name].role
+        if role not in roles:
+            continue
         multiplier = lr_multiplier(model.parametrization, info[name], model.config)
         multiplier *= config.lr_multipliers.get(role, 1.0)
         decay = config.weight_decay if config.decay_roles is None or role in config.decay_roles else 0.0
@@ -34,73 +43,41 @@ def parameter_groups(config: AdamWConfig, model: Transformer) -> list[dict]:
     return list(groups.values())
 
 
-def build_optimizer(config: AdamWConfig, model: Transformer) -> torch.optim.Optimizer:
-    """AdamW over `parameter_groups`; `set_lr` gives the groups their rates before each step."""
+def build_optimizer(config: OptimizerConfig, model: Transformer) -> torch.optim.Optimizer:
+    """The optimizer of `config` over `parameter_groups`; `set_lr` gives the groups their rates before each step."""
+    if isinstance(config, MuonConfig):
+        return _build_muon(config, model)
     groups = parameter_groups(config, model)
-    common = {"lr": config.lr, "betas": (config.beta1, config.beta2), "eps": config.eps}
-    if config.update_clipping:
-        return StableAdamW(groups, **common)
-    device = next(model.parameters()).device.type
-    fused = config.fused if config.fused is not None else device in ("cpu", "cuda")
-    return torch.optim.AdamW(groups, **common, fused=fused)
+    common = {"lr": config.lr, "betas": (config.beta1, config.beta2)}
+    if isinstance(config, AdamAtan2Config):
+        options = {"a": config.a, "b": config.b, "scale_lr_by_param_rms": config.scale_lr_by_param_rms}
+        return AdamAtan2(groups, **common, **options)
+    if config.update_clipping or config.scale_lr_by_param_rms:
+        options = {"update_clipping": config.update_clipping, "scale_lr_by_param_rms": config.scale_lr_by_param_rms}
+        return TensorwiseAdamW(groups, **common, eps=config.eps, **options)
+    fused = config.fused if config.fused is not None else _can_fuse(model)
+    return torch.optim.AdamW(groups, **common, eps=config.eps, fused=fused)
+
+
+def _build_muon(config: MuonConfig, model: Transformer) -> MuonWithAdamW:
+    muon = {
+        "lr": config.lr,
+        "momentum": config.momentum,
+        "nesterov": config.nesterov,
+        "ns_steps": config.ns_steps,
+        "adjust_lr_fn": config.lr_adjustment,
+    }
+    adamw = {"lr": config.lr, "betas": (config.beta1, config.beta2), "eps": config.eps, "fused": _can_fuse(model)}
+    hidden = parameter_groups(config, model, HIDDEN_ROLES)
+    others = parameter_groups(config, model, set(ROLES) - set(HIDDEN_ROLES))
+    return MuonWithAdamW(hidden, others, muon, adamw)
+
+
+def _can_fuse(model: Transformer) -> bool:
+    return next(model.parameters()).device.type in ("cpu", "cuda")
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Give every group the schedule's rate times the group's multiplier."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_multiplier"]
-
-
-class StableAdamW(torch.optim.Optimizer):
-    """AdamW whose rate is divided, tensor by tensor, by max(1, RMS) with RMS^2 = mean(g^2 / max(v, eps^2)).
-
-    v is the bias-corrected second moment, this step's gradient included (Wortsman et al. 2023, arXiv 2304.13013,
-    algorithm 2, which corrects the bias through a step-dependent beta). The decay is not divided, so that the
-    clipping of an update changes nothing else.
-    """
-
-    def __init__(self, params, lr, betas, eps, weight_decay=0.0):
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
-
-    @torch.no_grad()
-    def step(self, closure=None):
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, group)
-
-    def _update(self, parameter, group):
-        state, gradient, (beta1, beta2) = self.state[parameter], parameter.grad, group["betas"]
-        if not state:
-            state["step"] = torch.tensor(0.0)
-            state["exp_avg"] = torch.zeros_like(parameter)
-            state["exp_avg_sq"] = torch.zeros_like(parameter)
-        state["step"] += 1
-        step = state["step"].item()
-        tensors = (parameter, gradient, state["exp_avg"], state["exp_avg_sq"])
-        weights, gradient, exp_avg, exp_avg_sq = (_here(x) for x in tensors)
-        exp_avg.lerp_(gradient, 1 - beta1)
-        exp_avg_sq.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        second = exp_avg_sq / (1 - beta2**step)
-        rms = _mean_of_whole(gradient.square() / second.clamp(min=group["eps"] ** 2), parameter).sqrt()
-        update = exp_avg / (1 - beta1**step) / (second.sqrt() + group["eps"])
-        weights.mul_(1 - group["lr"] * group["weight_decay"])
-        weights.sub_(update * (group["lr"] / rms.clamp(min=1)))
-
-
-def _here(x: torch.Tensor) -> torch.Tensor:
-    """The part of a sharded tensor (a DTensor) that lies in this process, sharing its memory; `x` if it is whole."""
-    return x.to_local() if hasattr(x, "to_local") else x
-
-
-def _mean_of_whole(here: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """The mean over the whole tensor of which `here` is this process's part, as `like` is sharded."""
-    if not hasattr(like, "to_local"):
-        return here.mean()
-    from torch.distributed.tensor import DTensor  # half a second that an unsharded run need not spend
-
-    whole = DTensor.from_local(
-        here, like.device_mesh, like.placements, shape=like.shape, stride=like.stride(), run_check=False
-    )
-    # Not its mean: the parts need not be of one size.
-    return whole.sum().full_tensor() / like.numel()

@@ -15,7 +15,7 @@ from torch import nn
 from scaling_testbed.errors import ConfigError
 from scaling_testbed.kernels import reference, support
 from scaling_testbed.model.config import TRITON_D_HEADS, TRITON_WIDEST_QK_HEAD, ModelConfig
-from scaling_testbed.model.layers import Gain, Linear, cast_for_matmul
+from scaling_testbed.model.layers import LINEARS, Gain, cast_for_matmul
 
 
 class QKNorm(Gain):
@@ -68,7 +68,6 @@ def triton_attention(q_BHTK, k_BGTK, v_BGTK, *, normaliser="softmax", **options)
     return attention(q_BHTK, k_BGTK, v_BGTK, **options)
 
 
-STATISTICS_BYTES = 2**28  # of scores and what is made of them, at a time
 ATTENTION_IMPLS = {"reference": reference.attention, "sdpa": sdpa_attention, "triton": triton_attention}
 
 
@@ -101,7 +100,8 @@ def choose_qk_norm_impl(config: ModelConfig, device: torch.device) -> str:
 
 class Attention(nn.Module):
     """Self-attention of one block. `scale` multiplies q.k; `impl` is a key of ATTENTION_IMPLS, `qk_norm_impl`
-    reference or triton."""
+    reference or triton. Where `records_logits` is set, a forward pass with a gradient also finds the largest logit of
+    each head, which `take_largest_logits` gives; it changes no other result."""
 
     def __init__(self, config: ModelConfig, *, scale: float, impl: str, qk_norm_impl: str, device=None):
         super().__init__()
@@ -109,13 +109,27 @@ class Attention(nn.Module):
         self.scale, self.softcap, self.window = scale, config.attention_softcap, config.attention_window
         self.normaliser, self.impl, self.qk_norm_impl = config.attention_normaliser, impl, qk_norm_impl
         self.norm_before_split = config.qk_norm_axis == "full" and config.kappa is None
+        linear = LINEARS[config.linear]
         queries, keys = self.n_heads * self.d_head, self.n_kv_heads * self.d_head
-        self.q = Linear(config.d_model, queries, role="q", device=device)
-        self.k = Linear(config.d_model, keys, role="k", device=device)
-        self.v = Linear(config.d_model, keys, role="v", device=device)
-        self.attn_out = Linear(queries, config.d_model, role="attn_out", device=device)
+        self.q = linear(config.d_model, queries, role="q", device=device)
+        self.k = linear(config.d_model, keys, role="k", device=device)
+        self.v = linear(config.d_model, keys, role="v", device=device)
+        self.attn_out = linear(queries, config.d_model, role="attn_out", device=device)
         self.q_norm = make_qk_norm(config, self.n_heads, device)
         self.k_norm = make_qk_norm(config, self.n_kv_heads, device)
+        self.records_logits = False
+        self._largest_logit_H: torch.Tensor | None = None
+
+    def take_largest_logits(self) -> torch.Tensor:
+        """The largest scale * q.k of each query head that a query could see since the last call, before any softcap;
+        fp32 [H]."""
+        taken_H, self._largest_logit_H = self._largest_logit_H, None
+        return taken_H
+
+    def _record_logits(self, q_BHTK, k_BGTK) -> None:
+        largest_H = reference.largest_scores(q_BHTK, k_BGTK, scale=self.scale, window=self.window)
+        before_H = largest_H if self._largest_logit_H is None else self._largest_logit_H
+        self._largest_logit_H = torch.maximum(before_H, largest_H)
 
     def queries_and_keys(self, x_BTD, cos_TR, sin_TR) -> tuple[torch.Tensor, torch.Tensor]:
         """Normed and rotated q_BHTK and k_BGTK in the type of the products; scale * q.k are the logits."""
@@ -148,14 +162,14 @@ class Attention(nn.Module):
     @torch.no_grad()
     def statistics(self, q_BHTK, k_BGTK) -> reference.AttentionStatistics:
         """Of the scores of normed and rotated queries and keys, with the softmax: from the Triton kernel where it can
-        run, else a piece at a time."""
+        run."""
         options = {"scale": self.scale, "softcap": self.softcap, "window": self.window}
         on_gpu = q_BHTK.device.type == "cuda" and support.why_not(q_BHTK.device) is None
         if self.impl == "triton" or (on_gpu and self.d_head in TRITON_D_HEADS):
             from scaling_testbed.kernels.attention import attention
 
             return attention(q_BHTK, k_BGTK, k_BGTK, return_statistics=True, **options)[1]
-        return _statistics_in_pieces(q_BHTK, k_BGTK, **options)
+        return reference.attention_statistics(q_BHTK, k_BGTK, **options)
 
     def _heads(self, x_BTD):
         """[B, T, heads * K] -> [B, heads, T, K], a view."""
@@ -165,6 +179,8 @@ class Attention(nn.Module):
         """[B, T, D] -> [B, T, D] in the type of the products; the tables are reference.rotary_tables'."""
         x_BTD = cast_for_matmul(x_BTD)
         q_BHTK, k_BGTK = self.queries_and_keys(x_BTD, cos_TR, sin_TR)
+        if self.records_logits and torch.is_grad_enabled():
+            self._record_logits(q_BHTK, k_BGTK)
         out_BHTK = ATTENTION_IMPLS[self.impl](
             q_BHTK,
             k_BGTK,
@@ -175,26 +191,3 @@ class Attention(nn.Module):
             normaliser=self.normaliser,
         )
         return self.attn_out(out_BHTK.transpose(1, 2).flatten(2))
-
-
-def _statistics_in_pieces(q_BHTK, k_BGTK, **options) -> reference.AttentionStatistics:
-    """reference.attention_statistics with the scores of one key head and some sequences at a time."""
-    B, H, T, _ = q_BHTK.shape
-    shared = H // k_BGTK.shape[1]
-    rows = max(1, STATISTICS_BYTES // (16 * shared * T * T))  # scores, weights and two more of their size
-    of_heads = []
-    for q_BhTK, k_B1TK in zip(q_BHTK.split(shared, 1), k_BGTK.split(1, 1), strict=True):
-        pieces = zip(q_BhTK.split(rows), k_B1TK.split(rows), strict=True)
-        found = [(len(q), reference.attention_statistics(q, k, **options)) for q, k in pieces]
-        of_heads.append(_merged([n / B for n, _ in found], [statistics for _, statistics in found]))
-    return reference.AttentionStatistics(*map(torch.cat, zip(*of_heads, strict=True)))
-
-
-def _merged(shares, found) -> reference.AttentionStatistics:
-    """The statistics of sequences together from those of parts, whose `shares` of the sequences add up to one."""
-    largest, mean, rms, entropy = (torch.stack(values) for values in zip(*found, strict=True))
-    share = torch.tensor(shares, device=mean.device)[:, None]
-    mean_square = (rms.square() * share).sum(0)
-    return reference.AttentionStatistics(
-        largest.amax(0), (mean * share).sum(0), mean_square.sqrt(), (entropy * share).sum(0)
-    )

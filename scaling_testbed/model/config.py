@@ -1,9 +1,12 @@
 """What a model is, as plain data. Nothing here needs torch, so that a sweep can be planned without it."""
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from scaling_testbed.errors import ConfigError, check_choice, check_positive
+
+# Of a field that came after the first runs: it is part of the run_id only where it is not at its default.
+ADDED_LATER = {"identity": "if_set"}
 
 
 @dataclass(frozen=True)
@@ -20,8 +23,9 @@ QK_NORMS = ("none", "layernorm", "rmsnorm")
 QK_NORM_AXES = ("head", "full")
 MLPS = ("gelu", "swiglu", "relu2")
 GATED_MLPS = ("swiglu",)
+LINEARS = ("plain", "sigma_reparam")
 ATTENTION_SCALES = ("inverse_sqrt", "inverse")
-ATTENTION_NORMALISERS = ("softmax",)
+ATTENTION_NORMALISERS = ("softmax", "relu2")
 ATTENTION_IMPLS = ("auto", "reference", "sdpa", "triton")
 TRITON_D_HEADS = (32, 64, 80, 96, 128)
 QK_NORM_IMPLS = ("auto", "reference", "triton")
@@ -57,10 +61,21 @@ class ModelConfig:
     attention_scale inverse_sqrt: 1/sqrt(d_head) | inverse: 1/d_head
     attention_window
                     how many keys a query sees, its own among them; None: all of the past
+    attention_normaliser
+                    what makes weights of scores z: softmax | relu2 L^(-1/2) relu(z)^2, with L the length of the
+                    sequence at hand, on the reference path only (E.11)
     attention_impl  the path that computes attention: reference | sdpa (PyTorch's; no softcap, no window) | triton |
                     auto: sdpa where it can, else triton on a GPU, else reference; picked once, when the model is built
     qk_norm_impl    the path that norms and rotates queries and keys: reference | triton (one kernel) | auto: triton
                     on a GPU, else reference
+    embedding_gradient_scale
+                    a: the gradient of the embedding through its look-up is multiplied by a, e <- a e + (1 - a) stop(e)
+                    (GLM-130B, arXiv 2210.02414, section 2.3, a = 0.1); a tied matrix keeps its gradient as the head.
+                    Adam's update does not know the size of a gradient, so with it this acts through the clipping of
+                    the global norm and through eps. None: it is not touched
+    linear          every matrix product's weight, an untied head's included: plain W | sigma_reparam
+                    gamma W / sigma(W), sigma the largest singular value, gamma learned (Zhai et al. 2023, arXiv
+                    2303.06296, section 3.1; see layers.SigmaReparamLinear)
     n_layers        0 gives embedding, norm and head only: a bigram model
     """
 
@@ -89,12 +104,18 @@ class ModelConfig:
     rope_base: float = 10000.0
     attention_impl: str = "auto"
     qk_norm_impl: str = "auto"
+    embedding_gradient_scale: float | None = field(default=None, metadata=ADDED_LATER)
+    linear: str = field(default="plain", metadata=ADDED_LATER)
 
     def __post_init__(self):
-        for field in ("d_model", "n_heads", "n_kv_heads", "d_head", "d_ff", "vocab_size", "attention_window"):
-            check_positive(field, getattr(self, field))
-        for field in ("norm_eps", "kappa", "attention_softcap", "final_softcap", "rope_base"):
-            check_positive(field, getattr(self, field))
+        for key in ("d_model", "n_heads", "n_kv_heads", "d_head", "d_ff", "vocab_size", "attention_window"):
+            check_positive(key, getattr(self, key))
+        for key in ("norm_eps", "kappa", "attention_softcap", "final_softcap", "rope_base"):
+            check_positive(key, getattr(self, key))
+        if self.embedding_gradient_scale is not None and not 0 < self.embedding_gradient_scale <= 1:
+            raise ConfigError(
+                f"embedding_gradient_scale must be null or in (0, 1], got {self.embedding_gradient_scale}"
+            )
         if self.n_layers < 0:
             raise ConfigError(f"n_layers must be zero or more, got {self.n_layers}")
         check_choice("d_ff_rule", self.d_ff_rule, D_FF_RULES)
@@ -106,6 +127,7 @@ class ModelConfig:
         check_choice("attention_normaliser", self.attention_normaliser, ATTENTION_NORMALISERS)
         check_choice("residual", self.residual, RESIDUALS)
         check_choice("attention_impl", self.attention_impl, ATTENTION_IMPLS)
+        check_choice("linear", self.linear, LINEARS)
         check_choice("qk_norm_impl", self.qk_norm_impl, QK_NORM_IMPLS)
         self._check_heads()
         self._check_attention()
@@ -126,9 +148,14 @@ class ModelConfig:
             raise ConfigError(
                 f"kappa must be null unless qk_norm=none, whose place it takes, got qk_norm={self.qk_norm}"
             )
-        for field in ("attention_softcap", "attention_window"):
-            if self.attention_impl == "sdpa" and getattr(self, field) is not None:
-                raise ConfigError(f"attention_impl must be auto, reference or triton with {field}, got sdpa")
+        for key in ("attention_softcap", "attention_window"):
+            if self.attention_impl == "sdpa" and getattr(self, key) is not None:
+                raise ConfigError(f"attention_impl must be auto, reference or triton with {key}, got sdpa")
+        if self.attention_normaliser != "softmax" and self.attention_impl not in ("auto", "reference"):
+            raise ConfigError(
+                f"attention_impl must be auto or reference with attention_normaliser={self.attention_normaliser}, "
+                f"got {self.attention_impl}"
+            )
         d_head = self.d_head or self.d_model // self.n_heads
         if self.attention_impl == "triton" and d_head not in TRITON_D_HEADS:
             choices = ", ".join(map(str, TRITON_D_HEADS))

@@ -4,6 +4,7 @@ With L layers, d width, a = n_heads d_head, g = n_kv_heads d_head, f = d_ff, m =
 
     matrices of a block     2 d a + 2 d g + m d f
     gains of a block        2 d norms_per_branch + qk gains (2 d_head per head, a + g over the full width)
+    with sigma_reparam      one gamma more for each matrix: 2 + 2 + m in a block, one for an untied head
     outside the blocks      V d, another V d for an untied head, d for the final norm
     forward FLOPs a token   2 (L matrices + V d) + 4 L a T
 """
@@ -37,13 +38,17 @@ def count_params(config: ModelConfig) -> ParamCounts:
     config = _resolved(config)
     shape = RESIDUALS[config.residual]
     gains_per_block = 2 * shape.norms_per_branch * config.d_model + _qk_gains(config)
+    gammas = config.linear == "sigma_reparam"
+    if gammas:
+        gains_per_block += 4 + _mlp_matrices(config)
     body = config.n_layers * (block_matrices(config) + gains_per_block) + shape.final_norm * config.d_model
     table = config.vocab_size * config.d_model
-    n_params = body + (table if config.tied_head else 2 * table)
+    head_gamma = int(gammas and not config.tied_head)
+    n_params = body + head_gamma + (table if config.tied_head else 2 * table)
     return ParamCounts(
         n_params=n_params,
-        n_params_non_embedding=body,
-        n_params_no_input_embedding=body + table,
+        n_params_non_embedding=body + head_gamma,
+        n_params_no_input_embedding=body + head_gamma + table,
         n_params_no_qk_gains=n_params - config.n_layers * _qk_gains(config),
     )
 
@@ -51,7 +56,8 @@ def count_params(config: ModelConfig) -> ParamCounts:
 def forward_flops(config: ModelConfig, sequence_length: int) -> int:
     """FLOPs of one token's forward pass in a sequence of `sequence_length`: every matrix product, head
     included, a multiply-add being two. Attention counts all T x T scores, though half are masked, as torch's
-    FlopCounterMode does. Norms, activations, softmax, rotation and the embedding look-up are not counted."""
+    FlopCounterMode does. Norms, activations, softmax, rotation, the embedding look-up and sigma_reparam's products
+    of a matrix and a vector are not counted."""
     config = _resolved(config)
     products = config.n_layers * block_matrices(config) + config.vocab_size * config.d_model
     attention = config.n_layers * 2 * config.n_heads * config.d_head * sequence_length
@@ -69,8 +75,11 @@ def flops_per_token(config: ModelConfig, sequence_length: int) -> int:
 def block_matrices(config: ModelConfig) -> int:
     """Weights in the matrices of one block of a resolved `config`."""
     attention = 2 * config.d_model * config.d_head * (config.n_heads + config.n_kv_heads)
-    mlp = (3 if config.mlp in GATED_MLPS else 2) * config.d_model * config.d_ff
-    return attention + mlp
+    return attention + _mlp_matrices(config) * config.d_model * config.d_ff
+
+
+def _mlp_matrices(config: ModelConfig) -> int:
+    return 3 if config.mlp in GATED_MLPS else 2
 
 
 def _qk_gains(config: ModelConfig) -> int:

@@ -26,21 +26,91 @@ class Linear(nn.Linear):
         self.role = role
         self.fan_in = d_in
 
+    def effective_weight(self) -> torch.Tensor:
+        """The matrix [d_out, d_in] that inputs are multiplied with."""
+        return self.weight
+
     def reset_parameters(self) -> None:
         nn.init.constant_(self.weight, float("nan"))
 
 
 class Embedding(nn.Embedding):
-    """Token embedding; NaN until initialised, like Linear."""
+    """Token embedding; NaN until initialised, like Linear. `gradient_scale` multiplies the gradient of the look-up and
+    leaves its result as it is (ModelConfig.embedding_gradient_scale)."""
 
     role = "embedding"
 
-    def __init__(self, vocab_size: int, d_model: int, *, device=None):
+    def __init__(self, vocab_size: int, d_model: int, *, gradient_scale: float | None = None, device=None):
         super().__init__(vocab_size, d_model, device=device, dtype=torch.float32)
         self.fan_in = d_model
+        self.gradient_scale = gradient_scale
+
+    def forward(self, tokens_BT: torch.Tensor) -> torch.Tensor:
+        x_BTD = super().forward(tokens_BT)
+        if self.gradient_scale is None:
+            return x_BTD
+        fixed_BTD = x_BTD.detach()
+        return fixed_BTD + self.gradient_scale * (x_BTD - fixed_BTD)  # to the bit x_BTD
 
     def reset_parameters(self) -> None:
         nn.init.constant_(self.weight, float("nan"))
+
+
+class SigmaReparamLinear(Linear):
+    """x @ W_hat.T with W_hat = gamma W / sigma, sigma = left.W.right (Zhai et al. 2023, arXiv 2303.06296, section 3.1).
+
+    left and right, unit vectors in buffers, follow W's leading singular vectors by one power iteration for each update
+    (`follow`), and are constants to the gradient, which goes through W in sigma. As in apple/ml-sigma-reparam gamma
+    starts at sigma, so that the first forward pass is the plain model's (the paper's text starts it at one). There each
+    forward pass is an iteration; here a pass changes nothing, so that it may be split or repeated.
+    """
+
+    STARTING_ITERATIONS = 32
+
+    def __init__(self, d_in: int, d_out: int, *, role: str, device=None):
+        super().__init__(d_in, d_out, role=role, device=device)
+        self.gamma = Scalar(device=device)
+        self.register_buffer("left", torch.full((d_out,), float("nan"), dtype=torch.float32, device=device))
+        self.register_buffer("right", torch.full((d_in,), float("nan"), dtype=torch.float32, device=device))
+
+    def sigma(self) -> torch.Tensor:
+        """The estimate of W's largest singular value, never above it."""
+        return self.left @ (self.weight @ self.right)
+
+    def effective_weight(self) -> torch.Tensor:
+        with reference.without_autocast(self.weight.device.type):
+            return self.weight * (self.gamma.weight / self.sigma())
+
+    @torch.no_grad()
+    def follow(self) -> None:
+        """One power iteration."""
+        self.left.copy_(F.normalize(self.weight @ self.right, dim=0))
+        self.right.copy_(F.normalize(self.weight.T @ self.left, dim=0))
+
+    @torch.no_grad()
+    def start(self) -> None:
+        """Find left and right of freshly drawn weights, and set gamma to sigma."""
+        self.right.fill_(self.fan_in**-0.5)
+        for _ in range(self.STARTING_ITERATIONS):
+            self.follow()
+        self.gamma.weight.copy_(self.sigma())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self.effective_weight())
+
+
+LINEARS = {"plain": Linear, "sigma_reparam": SigmaReparamLinear}
+
+
+class Scalar(nn.Module):
+    """One learned factor; a gain to the optimizer."""
+
+    role = "norm"
+    fan_in = 1
+
+    def __init__(self, *, device=None):
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((1,), float("nan"), dtype=torch.float32, device=device))
 
 
 class Gain(nn.Module):
@@ -95,9 +165,9 @@ class MLP(nn.Module):
 
     def __init__(self, config: ModelConfig, *, activation, device=None):
         super().__init__()
-        self.activation = activation
-        self.mlp_in = Linear(config.d_model, config.d_ff, role="mlp_in", device=device)
-        self.mlp_out = Linear(config.d_ff, config.d_model, role="mlp_out", device=device)
+        self.activation, linear = activation, LINEARS[config.linear]
+        self.mlp_in = linear(config.d_model, config.d_ff, role="mlp_in", device=device)
+        self.mlp_out = linear(config.d_ff, config.d_model, role="mlp_out", device=device)
 
     def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
         return self.mlp_out(self.activation(self.mlp_in(x_BTD)))
@@ -108,10 +178,10 @@ class GatedMLP(nn.Module):
 
     def __init__(self, config: ModelConfig, *, activation, device=None):
         super().__init__()
-        self.activation = activation
-        self.mlp_gate = Linear(config.d_model, config.d_ff, role="mlp_gate", device=device)
-        self.mlp_in = Linear(config.d_model, config.d_ff, role="mlp_in", device=device)
-        self.mlp_out = Linear(config.d_ff, config.d_model, role="mlp_out", device=device)
+        self.activation, linear = activation, LINEARS[config.linear]
+        self.mlp_gate = linear(config.d_model, config.d_ff, role="mlp_gate", device=device)
+        self.mlp_in = linear(config.d_model, config.d_ff, role="mlp_in", device=device)
+        self.mlp_out = linear(config.d_ff, config.d_model, role="mlp_out", device=device)
 
     def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
         x_BTD = cast_for_matmul(x_BTD)

@@ -41,6 +41,8 @@ def check_parametrization(parametrization: ParametrizationConfig, config: ModelC
     """Raise ConfigError where the two cannot both be obeyed."""
     if config.tied_head and parametrization.name in SCALED_HEAD_INIT:
         raise ConfigError(f"tied_head must be false with {parametrization.name}, whose head has its own initialisation")
+    if config.linear == "sigma_reparam" and parametrization.name in ZERO_QUERY_INIT:
+        raise ConfigError(f"linear must be plain with {parametrization.name}, whose queries start at zero")
 
 
 def init_std(parametrization: ParametrizationConfig, info: ParameterInfo, config: ModelConfig) -> float:

@@ -9,6 +9,7 @@ Shapes in names: B sequences, T positions, D model width, V vocabulary, R rotate
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -21,7 +22,7 @@ from scaling_testbed.kernels import reference
 from scaling_testbed.model import config as names
 from scaling_testbed.model.attention import Attention, check_impls, choose_attention_impl, choose_qk_norm_impl
 from scaling_testbed.model.config import ModelConfig, ParametrizationConfig
-from scaling_testbed.model.layers import MLPS, NORMS, RESIDUALS, Embedding, Linear
+from scaling_testbed.model.layers import LINEARS, MLPS, NORMS, RESIDUALS, Embedding, SigmaReparamLinear
 from scaling_testbed.model.parametrization import (
     ParameterInfo,
     attention_scale,
@@ -88,13 +89,14 @@ class Transformer(nn.Module):
         self.qk_norm_impl = choose_qk_norm_impl(config, where)
         scale = attention_scale(parametrization, config)
         impls = {"impl": self.attention_impl, "qk_norm_impl": self.qk_norm_impl}
-        self.embedding = Embedding(config.vocab_size, config.d_model, device=device)
+        shrink = config.embedding_gradient_scale
+        self.embedding = Embedding(config.vocab_size, config.d_model, gradient_scale=shrink, device=device)
         self.blocks = nn.ModuleList(Block(config, scale=scale, device=device, **impls) for _ in range(config.n_layers))
         self.final_norm, self.head = nn.Identity(), None
         if names.RESIDUALS[config.residual].final_norm:
             self.final_norm = NORMS[config.norm](config.d_model, config.norm_eps, device=device)
         if not config.tied_head:
-            self.head = Linear(config.d_model, config.vocab_size, role="head", device=device)
+            self.head = LINEARS[config.linear](config.d_model, config.vocab_size, role="head", device=device)
         self._parameter_info = self._collect_parameter_info()
 
     def forward(self, tokens_BT: torch.Tensor) -> torch.Tensor:
@@ -117,8 +119,8 @@ class Transformer(nn.Module):
 
     @property
     def head_weight_VD(self) -> torch.Tensor:
-        """The matrix that turns hidden states into logits: the head's own, or the embedding if tied."""
-        return self.embedding.weight if self.head is None else self.head.weight
+        """The matrix that turns hidden states into logits: the head's, or the embedding if tied."""
+        return self.embedding.weight if self.head is None else self.head.effective_weight()
 
     def logits(self, tokens_BT: torch.Tensor) -> torch.Tensor:
         """fp32 logits [B, T, V], softcapped where the config says so. Training hands `forward` and the head
@@ -149,6 +151,16 @@ class Transformer(nn.Module):
 
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(draw, self.named_parameters()))
+        for module in self._sigma_reparam():
+            module.start()
+
+    def follow_weights(self) -> None:
+        """To be called after each update: what is derived from the weights step by step follows them."""
+        for module in self._sigma_reparam():
+            module.follow()
+
+    def _sigma_reparam(self) -> Iterator[SigmaReparamLinear]:
+        return (module for module in self.modules() if isinstance(module, SigmaReparamLinear))
 
     def initial_weight(self, name: str, seed: int) -> torch.Tensor:
         """The whole initial value of one parameter, fp32 on the CPU, of which a process may keep a shard.

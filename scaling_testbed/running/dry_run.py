@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from scaling_testbed.config.schema import RunConfig
+from scaling_testbed.config.schema import RunConfig, unshardable
 from scaling_testbed.model.counting import count_params, flops_per_token
 from scaling_testbed.model.transformer import Transformer
 from scaling_testbed.running.memory import Memory, estimate_memory
@@ -14,7 +14,8 @@ GIB = 2**30
 def describe_run(run: RunConfig, vocab_size: int) -> str:
     """Parameters, steps, tokens, FLOPs, and memory on each of 1, 8 and 64 GPUs, for a vocabulary of `vocab_size`.
 
-    A run of parallelism=single is shown as fsdp where there are several GPUs. Raises ConfigError as a run would.
+    A run of parallelism=single is shown as fsdp where there are several GPUs, as ddp if it cannot be sharded. Raises
+    ConfigError as a run would.
     """
     model = run.model.resolved(vocab_size)
     anywhere = dataclasses.replace(model, attention_impl="auto", qk_norm_impl="auto")
@@ -54,5 +55,5 @@ def _placed(run: RunConfig, n_gpus: int) -> RunConfig:
     if n_gpus == 1:
         parallelism = dataclasses.replace(parallelism, shard_size=None)
     elif parallelism.kind == "single":
-        parallelism = dataclasses.replace(parallelism, kind="fsdp")
+        parallelism = dataclasses.replace(parallelism, kind="ddp" if unshardable(run) else "fsdp")
     return dataclasses.replace(run, parallelism=parallelism)

@@ -15,7 +15,7 @@ ROW_FIELDS = (
     "n_params", "n_params_non_embedding", "n_params_no_input_embedding", "n_params_no_qk_gains",
     "n_tokens", "steps", "steps_planned", "epochs", "flops_6nd", "flops",
     "val_loss", "val_loss_initial", "val_loss_best", "val_bpb", "val_loss_by_set",
-    "train_loss_last", "diverged_at_step",
+    "train_loss_last", "diverged_at_step", "skipped_steps",
     "max_attention_logit", "diagnostics_at_step", "diagnostics_last_mean",
     "unigram_entropy_nats", "entropy_rate_nats",
     "wall_seconds", "tokens_per_second", "mfu", "peak_memory_bytes", "restarts",

@@ -145,11 +145,11 @@ class Trainer:
             LossModel(self.model, self.loss), run.parallelism, self.device, self.precision, run.seed
         )
         self.optimizer = build_optimizer(run.optimizer, self.model)
-        if run.compute.compile:
-            self.model.compile()
         self.updates = Updates(
             run, self.placed, self.optimizer, self.batches, self.processes, self.device, self.precision
         )
+        if run.compute.compile:
+            self.model.compile()
 
     def _resume(self) -> None:
         """Take up the newest whole checkpoint, if there is one, and cut metrics.jsonl back to it."""
@@ -161,6 +161,7 @@ class Trainer:
             self.step, self.row = plain["step"], plain["row"]
             self.train_loss_last = plain["train_loss_last"]
             self.clock = Clock(before=plain["wall_seconds"])
+            self.updates.restore(plain["updates"])
         else:
             torch.manual_seed(self.run.seed)
         self.restarts, self.git_commit, self.evaluations = self.processes.on_main(self._open_records)
@@ -262,8 +263,9 @@ class Trainer:
         self.step += 1
         self.train_loss_last = update.train_loss
         self.clock.end_step()
-        self.row = {"step": self.step} | update.diagnostics
-        if update.diagnostics or self.step % logging.every_steps == 0 or self.step in (1, self.steps):
+        marks = {"skipped": True} if update.skipped else {}
+        self.row = {"step": self.step} | update.diagnostics | marks
+        if update.diagnostics or marks or self.step % logging.every_steps == 0 or self.step in (1, self.steps):
             self.row |= {
                 "tokens": self.step * batch.tokens,
                 "train_loss": update.train_loss,
@@ -318,6 +320,7 @@ class Trainer:
             "row": self.row,
             "train_loss_last": self.train_loss_last,
             "wall_seconds": self.clock.wall_seconds,
+            "updates": self.updates.state(),
             **self._fingerprints(),
         }
         if self.run.parallelism.kind == "fsdp":
@@ -348,6 +351,7 @@ class Trainer:
             "val_bpb": last.get("val_bpb") if outcome["status"] != "preempted" else None,
             "val_loss_by_set": last.get("val_loss_by_set"),
             "train_loss_last": self.train_loss_last,
+            "skipped_steps": self.updates.skipped,
             "unigram_entropy_nats": manifest.get("unigram_entropy_nats"),
             "entropy_rate_nats": manifest.get("entropy_rate_nats"),
             **summarize(self.run.diagnostics, records.read_metrics(self.folder.path / "metrics.jsonl"), self.step),

@@ -10,6 +10,8 @@ from scaling_testbed.config.schema import RunConfig
 from scaling_testbed.data.batches import TrainingBatches
 from scaling_testbed.learning.loss import IGNORE
 from scaling_testbed.learning.optimizers import set_lr
+from scaling_testbed.learning.qk_clip import clip_queries_and_keys, record_logits, take_largest_logits
+from scaling_testbed.learning.spikes import SpikeFilter
 from scaling_testbed.running.device import autocast
 from scaling_testbed.running.distributed import Processes
 from scaling_testbed.running.interrupts import Interrupts
@@ -24,13 +26,14 @@ class Diverged(Exception):
 @dataclass(frozen=True, kw_only=True)
 class Update:
     """An update that was made. Losses are means over the valid tokens of the global batch, in nats; grad_norm is that
-    before clipping. diagnostics: what was measured around it, by name."""
+    before clipping. skipped: it was left out as a spike. diagnostics: what was measured around it, by name."""
 
     train_loss: float
     train_z_loss: float
     lr: float
     grad_norm: float
     clip_coefficient: float
+    skipped: bool
     diagnostics: dict[str, float] = field(default_factory=dict)
 
 
@@ -51,10 +54,15 @@ class Updates:
         self.processes, self.world = processes, processes.world
         self.device, self.precision = device, precision
         self.model = placed.plain.model
+        sigmas, window = run.optimizer.skip_spikes_sigmas, run.optimizer.skip_spikes_window
+        self._spikes = None if sigmas is None else SpikeFilter(sigmas, window)
+        if run.optimizer.qk_clip is not None:
+            record_logits(self.model)
         self.measurement = Measurement(run.diagnostics, run.parallelism, placed, processes, device, precision)
 
     def make(self, step: int, steps: int, interrupts: Interrupts) -> Update:
-        """Make update number `step` (from 0) of `steps`, or raise Interrupted or Diverged: weights untouched."""
+        """Make update number `step` (from 0) of `steps`, or leave it out as a spike; or raise Interrupted or Diverged
+        with the weights untouched."""
         run, measured = self.run, self.run.diagnostics.is_due(step + 1, steps)
         batch_BS = self.batches.batch(step, self.world.rank, self.world.size)
         rows = run.batch.micro_batch_sequences or len(batch_BS)
@@ -69,10 +77,13 @@ class Updates:
             raise Diverged("the gradient norm is not finite")
         lr = run.schedule.lr(step, steps, run.optimizer.lr)
         set_lr(self.optimizer, lr)
-        self.optimizer.step()
+        skipped = self._is_skipped(ce / n_tokens, grad_norm)
+        if not skipped:
+            self.optimizer.step()
+            if measured:
+                found |= self.measurement.updates(self.optimizer, found)
+        self._after_update(skipped)
         self.optimizer.zero_grad(set_to_none=True)
-        if measured:
-            found |= self.measurement.updates(self.optimizer, found)
         limit = run.optimizer.clip_norm
         return Update(
             train_loss=ce / n_tokens,
@@ -80,8 +91,40 @@ class Updates:
             lr=lr,
             grad_norm=grad_norm,
             clip_coefficient=1.0 if limit is None else min(1.0, limit / (grad_norm + 1e-6)),
+            skipped=skipped,
             diagnostics=found,
         )
+
+    @property
+    def skipped(self) -> int | None:
+        """How many updates were left out as spikes; None where none is looked for."""
+        return self._spikes and self._spikes.skipped
+
+    def state(self) -> dict:
+        """Plain data from which `restore` goes on with the same decisions."""
+        return {"spikes": self._spikes and self._spikes.state()}
+
+    def restore(self, state: dict) -> None:
+        if self._spikes is not None:
+            self._spikes.restore(state["spikes"])
+
+    def _is_skipped(self, loss: float, grad_norm: float) -> bool:
+        """Whether the update at hand is left out as a spike, on all ranks or on none."""
+        if self._spikes is None:
+            return False
+        skipped = bool(self.processes.largest([self._spikes.is_spike(loss, grad_norm)])[0])
+        self._spikes.record(loss, grad_norm, skipped=skipped)
+        return skipped
+
+    def _after_update(self, skipped: bool) -> None:
+        """What else changes with the weights; nothing where they did not."""
+        limit = self.run.optimizer.qk_clip
+        if limit is not None:
+            largest = self.processes.largest(take_largest_logits(self.model))
+            if not skipped:
+                clip_queries_and_keys(self.model, limit, largest)
+        if not skipped:
+            self.model.follow_weights()
 
     def _forward_backward(self, batch_BS: np.ndarray, rows: int, interrupts: Interrupts) -> tuple[float, float, int]:
         """Accumulate the gradient of the mean loss over the batch's valid tokens; returns sums of ce and z-loss.

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from scaling_testbed.config.compose import compose, run_config_files
-from scaling_testbed.config.schema import flatten, run_id
+from scaling_testbed.config.schema import _identity, flatten, run_id
 from scaling_testbed.errors import ConfigError
 from scaling_testbed.learning.optimizers import build_optimizer
 from scaling_testbed.model.counting import count_params, flops_per_token
@@ -56,6 +56,12 @@ def test_an_override_after_an_experiment_wins():
         (["model.norm=batchnorm"], "model.norm must be one of layernorm, rmsnorm"),
         (["budget.tokens=10", "budget.steps=10"], "budget.tokens=10 and budget.steps=10"),
         (["batch.micro_batch_sequences=5"], "batch.micro_batch_sequences"),
+        (["optimizer=muon", "parallelism=fsdp"], "optimizer=muon cannot be sharded"),
+        (["model.linear=sigma_reparam", "parallelism=fsdp"], "model.linear=sigma_reparam cannot be sharded"),
+        (["optimizer.qk_clip=100"], "optimizer.qk_clip must be null with model.qk_norm=layernorm"),
+        (["optimizer.qk_clip=9", "model.qk_norm=none", "model.kappa=2"], "qk_clip must be null with model.kappa=2.0"),
+        (["optimizer.qk_clip=9", "model.qk_norm=none", "parallelism=fsdp"], "optimizer.qk_clip=9.0 cannot be sharded"),
+        (["optimizer.qk_clip=0"], "optimizer.qk_clip"),
         (["loss.impl=fused"], "loss.impl"),
         (["schedule.min_lr=-1"], "schedule.min_lr"),
         (["name=../elsewhere"], "name must be"),
@@ -102,3 +108,12 @@ def test_the_flat_config_has_every_field_once_under_its_dotted_key():
 
 def test_overrides_are_kept_for_the_record():
     assert compose(["seed=3", "model=nano_s"]).overrides == ["seed=3", "model=nano_s"]
+
+
+def test_a_field_that_came_later_is_part_of_the_run_id_only_where_it_is_set():
+    """What was run before there was such a field is found again."""
+    run = compose([])
+    without = _identity(run)
+    assert "scale_lr_by_param_rms" not in without["optimizer"] and "beta1" in without["optimizer"]
+    assert run_id(compose(["optimizer.scale_lr_by_param_rms=false"])) == run_id(run)
+    assert run_id(compose(["optimizer.scale_lr_by_param_rms=true"])) != run_id(run)

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from scaling_testbed.diagnostics.forward import ForwardProbe
 from scaling_testbed.diagnostics.reductions import LARGEST, MEAN, RMS, SMALLEST, Reductions
 from scaling_testbed.kernels import reference
-from scaling_testbed.model import attention as attention_module
 from scaling_testbed.model.config import ModelConfig
 from scaling_testbed.model.transformer import Transformer
 
@@ -112,7 +111,7 @@ def test_pieces_give_the_numbers_of_the_whole(case, monkeypatch):
     """Attention a key head and a sequence at a time, logits some tokens at a time, the batch in two passes."""
     model, tokens_BT = case()
     whole = probed(model, tokens_BT, per_head=True)
-    monkeypatch.setattr(attention_module, "STATISTICS_BYTES", 2 * 16 * 2 * 11 * 11)  # two sequences, then one
+    monkeypatch.setattr(reference, "SCORES_BYTES", 3 * 4 * 11 * 4 * 5)  # five queries at a time
     monkeypatch.setattr("scaling_testbed.diagnostics.forward.LOGITS_BYTES", 4 * 50 * 7)
     pieces = probed(model, tokens_BT, per_head=True)
     assert whole.keys() == pieces.keys()

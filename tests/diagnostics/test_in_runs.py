@@ -26,6 +26,8 @@ def lines(folder):
         (),
         ("batch.micro_batch_sequences=2", "model.qk_norm=none", "compute.precision=bf16"),
         ("model.attention_softcap=20", "parallelism.activation_checkpointing=1", "optimizer=stable_adamw"),
+        ("model.linear=sigma_reparam", "optimizer=muon", "optimizer.skip_spikes_sigmas=0.5"),
+        ("model.qk_norm=none", "optimizer=adam_atan2", "optimizer.qk_clip=1", "model.attention_normaliser=relu2"),
     ],
 )
 def test_switching_them_on_changes_no_bit(trained, overrides):  # noqa: F811

@@ -58,6 +58,31 @@ def test_attention_statistics_are_those_of_the_scores_and_weights_of_each_head(s
     assert all(x.dtype == torch.float32 and not x.requires_grad for x in found)
 
 
+@pytest.mark.parametrize("window", [None, 3])
+def test_statistics_of_a_part_of_the_queries_at_a_time_are_those_of_all(monkeypatch, window):
+    q, k = random(2, 4, 13, 8), random(2, 2, 13, 8, seed=1)
+    options = {"scale": 0.7, "window": window}
+    whole = torch.stack(reference.attention_statistics(q, k, **options))
+    held = []
+    real = reference._scores
+    monkeypatch.setattr(reference, "_scores", lambda *args: held.append(real(*args)) or held[-1])
+    monkeypatch.setattr(reference, "SCORES_BYTES", 8 * 2 * 4 * 13 * 3)
+    torch.testing.assert_close(torch.stack(reference.attention_statistics(q, k, **options)), whole)
+    torch.testing.assert_close(reference.largest_scores(q, k, **options), whole[0])
+    assert len(held) == 2 * 5 and max(scores.nbytes for scores in held) <= reference.SCORES_BYTES
+
+
+@pytest.mark.parametrize("window", [None, 4])
+def test_pointwise_attention_weighs_each_key_by_its_score_alone(window):
+    """E.11: the sum over the past of L^(-1/2) relu(z)^2 v, L the length of the sequence."""
+    q, k, v = random(2, 4, 11, 8), random(2, 2, 11, 8, seed=1), random(2, 2, 11, 8, seed=2)
+    expected = torch.zeros_like(q)
+    for (b, h, t), scores, _, seen in weights_by_loops(q, k, scale=0.7, window=window):
+        expected[b, h, t] = scores.clamp(min=0).square() / math.sqrt(11) @ v[b, h // 2, seen]
+    found = reference.attention(q, k, v, scale=0.7, window=window, normaliser="relu2")
+    torch.testing.assert_close(found, expected)
+
+
 def test_attention_statistics_survive_weights_of_zero():
     q = 1e3 * random(1, 1, 5, 8, dtype=torch.float32)
     assert torch.stack(reference.attention_statistics(q, q, scale=1.0)).isfinite().all()
@@ -146,9 +171,10 @@ def test_ignored_targets_have_neither_loss_nor_log_z_nor_gradient():
         assert (values[ignored] == 0).all() and (values[~ignored] != 0).any()
 
 
+@pytest.mark.parametrize("normaliser", reference.NORMALISERS)
 @pytest.mark.parametrize(("softcap", "window"), [(None, None), (2.0, None), (None, 3), (2.0, 3)])
-def test_the_gradient_of_attention_is_its_derivative(softcap, window):
+def test_the_gradient_of_attention_is_its_derivative(softcap, window, normaliser):
     q, k, v = (random(1, heads, 5, 4, seed=seed).requires_grad_() for seed, heads in enumerate((2, 1, 1)))
     assert torch.autograd.gradcheck(
-        lambda *x: reference.attention(*x, scale=0.7, softcap=softcap, window=window), (q, k, v)
+        lambda *x: reference.attention(*x, scale=0.7, softcap=softcap, window=window, normaliser=normaliser), (q, k, v)
     )

@@ -109,6 +109,20 @@ def test_the_softcap_reaches_the_scores(build, tokens):
     torch.testing.assert_close(model.logits(tokens(T)), uniform.logits(tokens(T)), atol=1e-3, rtol=0)
 
 
+@pytest.mark.parametrize("qk_norm", ["none", "layernorm"])
+def test_pointwise_attention_reads_what_its_scores_weigh(build, tokens, qk_norm):
+    """Its weights do not sum to one: with queries of zero nothing is read, and with twice the scores four times as
+    much, where a softmax would go on reading the same amount."""
+    model, ids = build(attention_normaliser="relu2", qk_norm=qk_norm, n_layers=1), tokens(T)
+    attention, read = model.blocks[0].attention, []
+    attention.attn_out.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0].detach()))
+    for scale in (attention.scale, 2 * attention.scale, 0.0):
+        attention.scale = scale
+        model(ids)
+    torch.testing.assert_close(read[1], 4 * read[0])
+    assert read[0].abs().max() > 1e-3 and not read[2].any()
+
+
 def test_attention_scale_reaches_the_scores(build, tokens):
     # d_head is 8: scale 1/8 with queries sqrt(8) times larger is scale 1/sqrt(8).
     inverse, inverse_sqrt = build(attention_scale="inverse", qk_norm="none"), build(qk_norm="none")
@@ -126,7 +140,8 @@ def test_auto_is_sdpa_where_it_can_and_else_the_reference_on_a_cpu(build, tiny):
     assert build().attention_impl == "sdpa" and build().qk_norm_impl == "reference"
     assert build(attention_softcap=50.0).attention_impl == build(attention_window=5).attention_impl == "reference"
     assert choose_attention_impl(tiny(attention_impl="reference"), CPU) == "reference"
-    for option in ({"softcap": 5.0}, {"window": 3}):
+    assert build(attention_normaliser="relu2").attention_impl == "reference"
+    for option in ({"softcap": 5.0}, {"window": 3}, {"normaliser": "relu2"}):
         with pytest.raises(ValueError, match="sdpa has no softcap"):
             sdpa_attention(*[torch.zeros(1, 1, 2, 4)] * 3, scale=1.0, **option)
 
@@ -139,6 +154,7 @@ def test_auto_on_a_gpu_is_triton_for_what_sdpa_cannot(tiny, monkeypatch):
     assert choose_attention_impl(tiny(**heads, attention_softcap=50.0), gpu) == "triton"
     assert choose_attention_impl(tiny(**heads, attention_window=5), gpu) == "triton"
     assert choose_attention_impl(tiny(d_head=48, attention_window=5), gpu) == "reference"  # no such kernel
+    assert choose_attention_impl(tiny(**heads, attention_normaliser="relu2"), gpu) == "reference"
     assert choose_qk_norm_impl(tiny(), gpu) == "triton"
     assert choose_qk_norm_impl(tiny(d_head=258), gpu) == "reference"
     monkeypatch.setattr(support, "why_not", lambda device: "it is too old")

@@ -28,6 +28,8 @@ VARIANTS = [
     {"residual": "reordered", "n_layers": 3},
     {"residual": "deepnorm", "tied_head": True},
     {"kappa": 10.0, "qk_norm": "none"},
+    {"linear": "sigma_reparam"},
+    {"linear": "sigma_reparam", "mlp": "swiglu", "tied_head": True},
 ]
 
 
@@ -123,8 +125,12 @@ def test_flops_equal_torch_s_counter(build, tokens, changes, impl):
     assert counted_flops(model, tokens(24), backward=True) == flops_per_token(model.config, 24)
 
 
-@pytest.mark.parametrize("changes", [{"attention_softcap": 5.0}, {"final_softcap": 5.0, "d_ff": 7}], ids=str)
-def test_softcaps_cost_no_product(build, tokens, changes):
+@pytest.mark.parametrize(
+    "changes",
+    [{"attention_softcap": 5.0}, {"final_softcap": 5.0, "d_ff": 7}, {"attention_normaliser": "relu2"}],
+    ids=str,
+)
+def test_softcaps_and_normalisers_cost_no_product(build, tokens, changes):
     model = build(**changes)
     assert counted_flops(model, tokens(24), backward=True) == flops_per_token(model.config, 24)
 

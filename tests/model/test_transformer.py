@@ -28,7 +28,11 @@ OPTIONS = [
     {"tied_head": True},
     {"attention_softcap": 5.0},
     {"attention_softcap": 5.0, "n_kv_heads": 2},
+    {"attention_normaliser": "relu2"},
+    {"attention_normaliser": "relu2", "qk_norm": "none"},
     {"final_softcap": 3.0},
+    {"embedding_gradient_scale": 0.1},
+    {"linear": "sigma_reparam"},
     {"attention_scale": "inverse"},
     {"attention_impl": "reference"},
     {"attention_impl": "sdpa"},
@@ -166,6 +170,24 @@ def test_a_tied_head_is_the_embedding(build, tokens):
     assert "head.weight" not in tied.state_dict()
     assert untied.head_weight_VD is untied.head.weight
     torch.testing.assert_close(tied.logits(tokens(8)), tied(tokens(8)) @ tied.embedding.weight.T)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_shrunk_embedding_gradient_is_a_part_of_the_whole_one_and_nothing_else_changes(build, tokens, tied):
+    """The gradient of the look-up only: a tied matrix has another one as the head, which is the difference at a = 1."""
+    ids, found = tokens(16), {}
+    for scale in (None, 1.0, 0.5, 0.25):
+        model = build(embedding_gradient_scale=scale, tied_head=tied)
+        logits = model.logits(ids)
+        logits.square().mean().backward()
+        found[scale] = {"logits": logits.detach()} | {name: p.grad for name, p in model.named_parameters()}
+    as_head = 2 * found[0.25]["embedding.weight"] - found[0.5]["embedding.weight"]  # at a = 0
+    assert (as_head.abs().max() > 1e-6) == tied
+    look_up = found[None]["embedding.weight"] - as_head
+    for scale in (1.0, 0.5, 0.25):
+        torch.testing.assert_close(found[scale].pop("embedding.weight"), as_head + scale * look_up)
+        for name, value in found[scale].items():
+            assert torch.equal(value, found[None][name]), name
 
 
 def test_the_final_softcap_bounds_the_logits_and_leaves_small_ones(build, tokens):

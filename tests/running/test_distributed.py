@@ -39,6 +39,14 @@ COMMON = [*TINY, "evaluation.rows=5", "diagnostics.every_steps=4"]  # 13 validat
 HARD = ["model.mlp=swiglu", "optimizer=stable_adamw", "model.d_ff=41", "model.residual=reordered"]
 HARD += ["model.tied_head=true", "model.qk_norm_axis=full"]  # and 41 rows cannot be shared equally
 MICRO = ["batch.micro_batch_sequences=1", "parallelism.activation_checkpointing=2"]
+# What the options of learning and model do with several processes; every third step or so is skipped.
+SKIPPING = ["optimizer.skip_spikes_sigmas=0.5", "optimizer.skip_spikes_window=4"]
+OPTIONS = {
+    "ddp_muon": ["optimizer=muon", "model.linear=sigma_reparam", *SKIPPING],
+    "ddp_clip": ["model.qk_norm=none", "model.n_kv_heads=1", "optimizer.qk_clip=1"],
+    "fsdp_atan2": ["optimizer=adam_atan2", "optimizer.scale_lr_by_param_rms=true", *SKIPPING],
+}
+OPTIONS["fsdp_atan2"] += ["model.attention_normaliser=relu2", "model.embedding_gradient_scale=0.1", "model.d_ff=41"]
 COMPARED = ("train_loss", "train_z_loss", "val_loss", "grad_norm")
 
 
@@ -102,6 +110,8 @@ def two(tmp_path_factory):
             runs.add(kind, f"parallelism={kind}")
             runs.add(f"{kind}_hard", f"parallelism={kind}", *HARD, *MICRO)
             runs.add(f"{kind}_bf16", f"parallelism={kind}", "compute.precision=bf16")
+        for name, options in OPTIONS.items():
+            runs.add(name, f"parallelism={name.partition('_')[0]}", *options)
         runs.add("again", "parallelism=fsdp", runs="ddp")
         runs.add("held", "parallelism=ddp", held=True)
         # Stopped, gone on with by another number of processes, stopped again, gone on with.
@@ -177,6 +187,14 @@ def test_four_processes_train_as_one_does(four, one, kind):
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_micro_batches_recomputation_uneven_shards_and_stable_adamw_change_nothing(two, one, kind):
     assert_same_run(one(*HARD), two.run_folder(f"{kind}_hard"), rel=5e-6)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_options_mean_the_same_with_two_processes(two, one, name):
+    here, there = one(*OPTIONS[name]), two.run_folder(name)
+    assert_same_run(here, there, rel=1e-5)
+    skipped = [[line["step"] for line in metrics(folder) if line.get("skipped")] for folder in (here, there)]
+    assert skipped[0] == skipped[1] and bool(skipped[0]) == (SKIPPING[0] in OPTIONS[name])
 
 
 def test_a_hybrid_of_two_copies_of_two_shards_trains_as_one_process_does(four, one):

@@ -37,6 +37,8 @@ def kept_by_autograd(model, sequences, length):
         ["model.n_layers=4", "model.d_model=64"],
         ["model.d_ff=512"],
         ["model.d_head=64"],
+        ["model.attention_normaliser=relu2"],
+        ["model.attention_normaliser=relu2", "model.qk_norm=none", "model.n_heads=2"],
     ],
     ids=lambda overrides: " ".join(overrides) or "plain",
 )
@@ -47,11 +49,12 @@ def test_activations_are_what_autograd_keeps(overrides, precision):
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
         few, many = kept_by_autograd(model, 2, 64), kept_by_autograd(model, 6, 64)
     per_token = (many - few) / (4 * 64)  # without the bf16 copies of the weights, which do not grow
-    assert activation_bytes_per_token(config, precision) == pytest.approx(per_token, rel=0.05)
+    assert activation_bytes_per_token(config, precision, 64) == pytest.approx(per_token, rel=0.05)
 
 
-def test_states_are_what_torch_allocates():
-    run = compose(["model=nano_s", "batch.micro_batch_sequences=4"])
+@pytest.mark.parametrize("optimizer", ["adamw", "adam_atan2", "muon"])
+def test_states_are_what_torch_allocates(optimizer):
+    run = compose(["model=nano_s", "batch.micro_batch_sequences=4", f"optimizer={optimizer}"])
     config = run.model.resolved(257)
     model = Transformer(config, run.parametrization, device=torch.device("cpu"))
     model.init_weights(0)
@@ -63,8 +66,19 @@ def test_states_are_what_torch_allocates():
     tensors += [x for state in optimizer.state.values() for x in state.values() if x.dim()]
     found = estimate_memory(run, config, count_params(config).n_params, "fp32")
     assert found.states == sum(x.nbytes for x in tensors)
-    assert found.activations == 4 * 128 * activation_bytes_per_token(config, "fp32")
+    assert found.activations == 4 * 128 * activation_bytes_per_token(config, "fp32", 128)
     assert found.logits == 4 * 128 * 257 * 4  # the whole of it is less than the buffer
+
+
+@pytest.mark.parametrize("linear", ["plain", "sigma_reparam"])
+def test_weights_that_are_made_anew_are_kept_until_the_backward_pass(linear):
+    run = compose(["model=nano_m", "model.d_model=128", f"model.linear={linear}"])
+    config = run.model.resolved(257)
+    model = Transformer(config, run.parametrization, device=torch.device("cpu"))
+    constant = kept_by_autograd(model, 1, 2) - 2 * activation_bytes_per_token(config, "fp32", 2)
+    head = 4 * 257 * 128 * (linear == "sigma_reparam")  # which the loss multiplies with
+    found = estimate_memory(run, config, count_params(config).n_params, "fp32").working_copies
+    assert found - head == pytest.approx(constant, rel=0.05, abs=1e4)
 
 
 PROXY_5B, OPENLM_7B = ["model=proxy_5b"], ["model=openlm_7b", "experiment=over_training"]
@@ -114,7 +128,7 @@ def test_activations_with_recomputation_are_what_autograd_keeps(every):
     model = Transformer(config, run.parametrization, device=torch.device("cpu"))
     model.recompute_every = every
     per_token = (kept_by_autograd(model, 6, 64) - kept_by_autograd(model, 2, 64)) / (4 * 64)
-    whole = activation_bytes_per_token(config, "fp32")
+    whole = activation_bytes_per_token(config, "fp32", run.batch.sequence_length)
     block = (whole - 4 * config.d_model) // 4
     found = estimate_memory(run, config, count_params(config).n_params, "fp32").activations / run.batch.tokens
     assert found - block == pytest.approx(per_token, rel=0.06)

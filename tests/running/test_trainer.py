@@ -310,3 +310,73 @@ def test_a_compiled_model_has_the_same_losses(trained):
     plain, _ = trained(runs="one")
     compiled, _ = trained("compute.compile=true", runs="two")
     assert compiled["val_loss"] == pytest.approx(plain["val_loss"], rel=1e-3)
+
+
+SKIPPING = ("optimizer.skip_spikes_sigmas=0.5", "optimizer.skip_spikes_window=4", "batch.sequences=2")
+
+
+def test_a_skipped_step_changes_no_weight_and_no_moment_and_is_marked_and_counted(trained):
+    """Every step leaves a checkpoint here; half a deviation above the mean is nothing rare."""
+    row, folder = trained(*SKIPPING, "checkpoint.every_steps=1", "checkpoint.keep_last=100", "logging.every_steps=5")
+    saved = [checkpoint.load(path).tensors for path in sorted((folder / "checkpoints").iterdir())]
+    skipped = [line["step"] for line in metrics(folder) if line.get("skipped")]
+    assert row["skipped_steps"] == len(skipped) > 0 and row["steps"] == 12
+    for step in range(2, 13):
+        before, after = saved[step - 2], saved[step - 1]
+        same = all(torch.equal(after["model"][name], weights) for name, weights in before["model"].items())
+        counts = [tensors["optimizer"]["state"][0]["step"].item() for tensors in (before, after)]
+        assert same == (step in skipped) and counts[1] - counts[0] == (step not in skipped)
+    assert all("grad_norm" in line for line in metrics(folder) if line.get("skipped"))
+    assert trained(runs="other")[0]["skipped_steps"] is None
+
+
+QK_CLIP = ("model.qk_norm=none", "optimizer.lr=0.1", "optimizer.qk_clip=2")
+OPTIONS = {
+    "skip": SKIPPING,
+    "muon": ("optimizer=muon",),
+    "atan2": ("optimizer=adam_atan2", "optimizer.scale_lr_by_param_rms=true"),
+    "sigma": ("model.linear=sigma_reparam", "batch.micro_batch_sequences=4"),
+    "qk_clip": (*QK_CLIP, "batch.micro_batch_sequences=4"),
+    "pointwise": ("model.attention_normaliser=relu2", "model.embedding_gradient_scale=0.1"),
+}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_a_run_with_options_resumes_to_the_same_bits(trained, monkeypatch, option):
+    row, whole = trained(*OPTIONS[option], runs="whole")
+    assert row["val_loss"] < row["val_loss_initial"]
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "Interrupts", lambda: StopAt(11))
+        assert trained(*OPTIONS[option], runs="stopped")[0]["status"] == "preempted"
+    again, folder = trained(*OPTIONS[option], runs="stopped")
+    assert again["skipped_steps"] == row["skipped_steps"] and again["restarts"] == 1
+    assert_same_bits(whole, folder)
+
+
+def test_accumulation_and_recomputation_change_no_sigma_and_no_clip(trained):
+    for name in ("sigma", "qk_clip"):
+        _, whole = trained(*OPTIONS[name], "batch.micro_batch_sequences=8", runs=f"{name}1")
+        _, split = trained(*OPTIONS[name], "parallelism.activation_checkpointing=1", runs=f"{name}2")
+        for one, other in zip(metrics(whole), metrics(split), strict=True):
+            if "train_loss" in one:
+                assert other["train_loss"] == pytest.approx(one["train_loss"], rel=2e-4), (name, one["step"])
+
+
+def test_qk_clip_holds_every_head_to_the_limit_and_one_that_is_never_reached_changes_no_bit(trained, monkeypatch):
+    """After a clip the logits of the batch are within the limit, but for what the update itself added."""
+    seen = []
+    real = updates.clip_queries_and_keys
+
+    def clip(model, limit, largest):
+        seen.append(max(largest))
+        real(model, limit, largest)
+
+    monkeypatch.setattr(updates, "clip_queries_and_keys", clip)
+    _, clipped = trained(*QK_CLIP, runs="clipped")
+    held = list(seen)
+    seen.clear()
+    _, free = trained(*QK_CLIP, "optimizer.qk_clip=1e9", runs="free")
+    assert len(held) == len(seen) == 12 and max(seen) > 2 * max(held[3:]) and max(held) > 2
+    _, plain = trained(*QK_CLIP, "optimizer.qk_clip=null", runs="plain")
+    assert metrics(clipped) != metrics(plain)
+    assert_same_bits(free, plain)
