@@ -75,7 +75,8 @@ class ModelConfig:
                     the global norm and through eps. None: it is not touched
     linear          every matrix product's weight, an untied head's included: plain W | sigma_reparam
                     gamma W / sigma(W), sigma the largest singular value, gamma learned (Zhai et al. 2023, arXiv
-                    2303.06296, section 3.1; see layers.SigmaReparamLinear)
+                    2303.06296, section 3.1; see layers.SigmaReparamLinear). Meant for qk_norm=none: a qk-norm leaves
+                    the gammas of q and k without effect
     n_layers        0 gives embedding, norm and head only: a bigram model
     """
 
