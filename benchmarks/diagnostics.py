@@ -1,0 +1,101 @@
+"""What one measured update costs beside a plain one.
+
+    python -m benchmarks.diagnostics [--device cpu] [--seconds S] [--rounds N] [--out DIR]
+
+For each size one trainer makes updates in turns, plain and measured, on synthetic tokens. A measured update has a
+forward pass of its own over up to diagnostics.sequences (32) of the batch, the scores of every head, and statistics of
+every tensor, its optimizer's moments included. The note says what measuring every 100th update adds to a run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+
+from benchmarks import harness
+from benchmarks.report import Report
+from scaling_testbed.config.compose import compose
+from scaling_testbed.config.schema import run_folder_path
+from scaling_testbed.diagnostics.config import DiagnosticsConfig
+from scaling_testbed.running.config import ParallelismConfig
+from scaling_testbed.running.distributed import Processes
+from scaling_testbed.running.interrupts import Interrupts
+from scaling_testbed.running.records import RunFolder
+from scaling_testbed.running.trainer import Trainer
+from scaling_testbed.running.world import World
+
+NANO = ["data.vocab_size=257", "batch.sequences=32", "batch.sequence_length=128"]
+PROXY = ["data.vocab_size=32101", "batch.sequences=8", "batch.sequence_length=512"]
+SIZES = {
+    "nano_s, 32 x 128 tokens, vocabulary 257": ["model=nano_s", *NANO],
+    "nano_l, 32 x 128 tokens, vocabulary 257": ["model=nano_l", *NANO],
+    "proxy_2m, 8 x 512 tokens, vocabulary 32101": ["model=proxy_2m", *PROXY],
+    "proxy_9m, 8 x 512 tokens, vocabulary 32101": ["model=proxy_9m", *PROXY],
+}
+PLAIN, MEASURED, EVERY = "plain", "measured", 100
+COLUMNS = [("median_s", "ms", "ms"), ("low_s", "min", "ms"), ("high_s", "max", "ms"), ("ratio", "of plain", "ratio")]
+QUIET = ["data=noise", "data.n_tokens=300000", "budget.steps=100000", "checkpoint.at_end=false"]
+
+
+def measure(overrides: list[str], device, rounds: int, seconds: float) -> dict[str, list[float]]:
+    """Seconds of each update, by kind; the first of each is not counted."""
+    found: dict[str, list[float]] = {PLAIN: [], MEASURED: []}
+    with tempfile.TemporaryDirectory() as folder:
+        places = [f"runs_dir={folder}/runs", f"data_dir={folder}/data", f"compute.device={device.type}"]
+        run = compose([*QUIET, *overrides, *places])
+        budget = harness.Budget(seconds)
+        with RunFolder(run_folder_path(run)) as records, Interrupts() as interrupts:
+            trainer = Trainer(run, records, Processes(World(), ParallelismConfig()), quiet=True)
+            configs = {PLAIN: run, MEASURED: dataclasses.replace(run, diagnostics=DiagnosticsConfig(every_steps=1))}
+            for step in range(2 * (rounds + 1)):
+                kind = (PLAIN, MEASURED)[(step + step // 2) % 2]  # each comes first in every other pair
+                trainer.updates.run = configs[kind]
+                taken, _ = harness.timed(lambda at=step: trainer.updates.make(at, trainer.steps, interrupts), device)
+                if step >= 2:
+                    found[kind].append(taken)
+                if step % 2 and step >= 2 * harness.LEAST_ROUNDS and budget.left() < 0:
+                    break
+    return found
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = harness.arguments(__doc__, argv, seconds=300)
+    device = harness.choose_device(options.device)
+    sizes = dict(list(SIZES.items())[:1]) if options.quick else SIZES
+    report = Report(
+        "diagnostics",
+        harness.describe_machine(device),
+        COLUMNS,
+        out=options.out and Path(options.out),
+        smoke=options.quick,
+    )
+    budget = harness.Budget(options.seconds)
+    for number, (label, overrides) in enumerate(sizes.items()):
+        with report.attempt(label):
+            found = measure(overrides, device, options.rounds, 2 * budget.share(len(sizes) - number))
+            medians = {kind: statistics.median(seconds) for kind, seconds in found.items()}
+            rows = [
+                {
+                    "variant": kind,
+                    "status": "ok",
+                    "seconds": seconds,
+                    "median_s": medians[kind],
+                    "low_s": min(seconds),
+                    "high_s": max(seconds),
+                    "ratio": medians[kind] / medians[PLAIN],
+                }
+                for kind, seconds in found.items()
+            ]
+            added = (medians[MEASURED] / medians[PLAIN] - 1) / EVERY
+            report.add(
+                {"label": label, "rows": rows, "notes": [f"every {EVERY}th update measured: +{100 * added:.1f}%"]}
+            )
+    report.finish()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

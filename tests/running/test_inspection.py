@@ -1,0 +1,58 @@
+"""A saved checkpoint tells of its model what the run told when it was there."""
+
+import pytest
+import torch
+
+from scaling_testbed.diagnostics.summary import names_in
+from scaling_testbed.errors import UserError
+from scaling_testbed.running.inspection import inspect
+from scaling_testbed.running.trainer import train
+from tests.running.conftest import metrics
+
+
+@pytest.fixture
+def inspected(tiny):
+    """Returns a function from overrides to (RunConfig, run folder) of a run that was trained and measured."""
+
+    def make(*overrides):
+        run, folder = tiny("diagnostics.every_steps=4", "checkpoint.keep_steps=[4,8]", *overrides)
+        train(run, quiet=True)
+        return run, folder
+
+    return make
+
+
+@pytest.mark.parametrize("kind", ["single", "fsdp"])
+def test_the_last_update_is_that_of_the_runs_last_step(inspected, kind):
+    run, folder = inspected(f"parallelism={kind}")
+    step, found = inspect(run, folder)
+    last = names_in(metrics(folder)[-1])
+    assert step == 12
+    for name in ("update_rms/blocks.1.mlp.mlp_in.weight", "below_eps/embedding.weight"):
+        assert found[name] == pytest.approx(last[name], rel=1e-6)
+    assert "attention_logit_max/1/0" in found and "grad_rms/head.weight" not in found
+
+
+def test_an_earlier_step_is_another_model_and_an_initial_one_has_the_known_logits(inspected):
+    run, folder = inspected("optimizer.lr=1e-9", "optimizer.weight_decay=0", "model.d_model=64")
+    step, found = inspect(run, folder, step=8, sequences=8)
+    assert step == 8
+    # Unit-RMS features and a head of std 1 / sqrt(d): logits of unit RMS, log Z = ln V + 1/2 (arXiv 2309.14322, 2.1).
+    assert found["output_logit_rms"] == pytest.approx(1.0, rel=0.1)
+    assert found["log_z_mean"] == pytest.approx(torch.tensor(float(run_vocabulary(run))).log().item() + 0.5, abs=0.25)
+
+
+def run_vocabulary(run):
+    return run.data.vocab_size
+
+
+def test_what_cannot_be_inspected_is_named(tiny, inspected):
+    run, folder = tiny()
+    with pytest.raises(UserError, match="holds no checkpoint; run with checkpoint.at_end"):
+        inspect(run, folder)
+    run, folder = inspected()
+    with pytest.raises(UserError, match="holds no step 5; there are 4, 8, 12"):
+        inspect(run, folder, step=5)
+    (folder / "checkpoints" / "step-00000008" / "model.pt").write_bytes(b"x")
+    with pytest.raises(UserError, match="step-00000008 is damaged: model.pt"):
+        inspect(run, folder, step=8)
