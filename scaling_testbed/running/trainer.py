@@ -165,7 +165,7 @@ class Trainer:
         self.placed = parallelize(
             LossModel(self.model, self.loss), run.parallelism, self.device, self.precision, run.seed
         )
-        self.optimizer = build_optimizer(run.optimizer, self.model)
+        self.optimizer = build_optimizer(run.optimizer.for_length(run.schedule.length(self.steps)), self.model)
         if run.optimizer.qk_clip is not None:
             record_logits(self.model)
         sigmas, window = run.optimizer.skip_spikes_sigmas, run.optimizer.skip_spikes_window
