@@ -8,6 +8,7 @@
   collect  all rows into results.jsonl and results.parquet
 
 sweep=          a name from configs/sweep/, or the path of a .yaml file
+scale=          one of the file's scales, where it has some: paper (the default), gpu_hour, cpu
 workers=1       run: processes at a time;  gpus=0,1 runs_per_gpu=1: on these GPUs instead
 launcher=slurm  submit: configs/launcher/slurm.yaml, or the path of a copy; launcher.KEY=VALUE overrides. plan: with
                 launcher.nodes and launcher.gpus_per_node, memory on each GPU of a run

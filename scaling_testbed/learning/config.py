@@ -1,5 +1,6 @@
 """What can be set about learning, free of torch so that a grid can be planned without importing it."""
 
+import dataclasses
 import math
 from dataclasses import dataclass, field
 
@@ -15,6 +16,10 @@ class OptimizerConfig:
     decay: with s the schedule's factor in [0, 1], lr the peak rate and u the optimizer's update, a step is
         independent: w <- w - s (lr u + weight_decay w)
         coupled:     w <- w - s lr (u + weight_decay w)      (what PyTorch and Optax do)
+    weight_decay_steps: None: weight_decay is the same in a run of any length. A number of steps T: it is that of a run
+        of T steps, and one of t steps multiplies it by T / t, so that a weight without gradient shrinks as much over
+        either (cf. Wang and Aitchison 2024, arXiv 2405.13698). In very short runs that holds the weights near zero
+        at low rates, since lr / weight_decay sets their scale.
     decay_roles: the parameter roles that decay; None: all of them, norm gains and embeddings included. (The paper
         does not say; the public nanodo excludes nothing.)
     lr_multipliers: role -> factor on the learning rate, on top of the parametrization's.
@@ -30,6 +35,7 @@ class OptimizerConfig:
     name: str = ""
     lr: float = 1e-2
     weight_decay: float = 1e-4
+    weight_decay_steps: float | None = field(default=None, metadata=ADDED_LATER)
     decay: str = "independent"
     decay_roles: list[str] | None = None
     lr_multipliers: dict[str, float] = field(default_factory=dict)
@@ -40,7 +46,7 @@ class OptimizerConfig:
 
     def __post_init__(self):
         check_choice("decay", self.decay, ("independent", "coupled"))
-        for key in ("lr", "clip_norm", "skip_spikes_sigmas", "qk_clip"):
+        for key in ("lr", "weight_decay_steps", "clip_norm", "skip_spikes_sigmas", "qk_clip"):
             check_positive(key, getattr(self, key))
         if self.skip_spikes_window < 4:
             raise ConfigError(f"skip_spikes_window must be at least 4; got {self.skip_spikes_window}")
@@ -50,6 +56,13 @@ class OptimizerConfig:
         for role, factor in self.lr_multipliers.items():
             check_choice("lr_multipliers", role, ROLES)
             check_positive(f"lr_multipliers.{role}", factor)
+
+    def for_length(self, steps: int) -> "OptimizerConfig":
+        """The same with the weight decay of a schedule of `steps` steps, however few of them the run takes."""
+        if self.weight_decay_steps is None:
+            return self
+        decay = self.weight_decay * self.weight_decay_steps / steps
+        return dataclasses.replace(self, weight_decay=decay, weight_decay_steps=None)
 
     def _check_fractions(self, *keys: str) -> None:
         for key in keys:

@@ -144,7 +144,7 @@ class Trainer:
         self.placed = parallelize(
             LossModel(self.model, self.loss), run.parallelism, self.device, self.precision, run.seed
         )
-        self.optimizer = build_optimizer(run.optimizer, self.model)
+        self.optimizer = build_optimizer(run.optimizer.for_length(run.schedule.length(self.steps)), self.model)
         self.updates = Updates(
             run, self.placed, self.optimizer, self.batches, self.processes, self.device, self.precision
         )

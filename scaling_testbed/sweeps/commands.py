@@ -57,7 +57,7 @@ class Command:
 
 def parse(argv: Sequence[str]) -> Command:
     """Sort what was typed. Raises ConfigError for an unknown verb, flag, or an option that the verb does not take."""
-    verb, name, command = (argv[0] if argv else ""), None, Command("", Sweep(name=""))
+    verb, name, scale, command = (argv[0] if argv else ""), None, None, Command("", Sweep(name=""))
     if verb not in VERBS:
         raise ConfigError(f"say one of {', '.join(VERBS)} first, got {verb!r}; --help explains them")
     command.verb = verb
@@ -71,6 +71,8 @@ def parse(argv: Sequence[str]) -> Command:
             raise ConfigError(f"cannot read {text!r}; write key=value")
         elif key == "sweep":
             name = value
+        elif key == "scale":
+            scale = value
         elif key.startswith("launcher."):
             command.launcher.append(text)
         elif key in EVERY_OPTION:
@@ -83,7 +85,7 @@ def parse(argv: Sequence[str]) -> Command:
         raise ConfigError("give sweep=NAME, a file in configs/sweep/ or the path of one")
     if command.launcher and "launcher" not in OPTIONS[verb]:
         raise ConfigError(f"{verb} does not take {command.launcher[0]}; plan and submit do")
-    command.sweep = narrowed(load_sweep(name), command.typed)
+    command.sweep = narrowed(load_sweep(name, scale), command.typed)
     return command
 
 
@@ -136,7 +138,7 @@ def do_run(command: Command, retry: bool = False) -> int:
         raise ConfigError("runs_per_gpu= goes with gpus=0,1,...")
     places = slots(command.number("workers", int), gpus, per_gpu)
     runs = planned(command)
-    remember(runs)
+    remember(runs, command.sweep)
     driver = Driver(runs, places, retry=retry)
     status = driver.drive()
     states = list(driver.states.values())
@@ -161,7 +163,7 @@ def do_submit(command: Command, retry: bool = False) -> int:
         print(slurm.job_script(sweep_folder(runs) / "slurm" / "NNN", due[: largest - 1], config), end="")
         return 0
     largest = slurm.max_array_size()
-    remember(runs)
+    remember(runs, command.sweep)
     for submission in slurm.write_submissions(due, config, largest):
         done = slurm.submit(submission)
         print(f"job {done.job_id}: {len(done.runs)} tasks, script and output in {done.folder}/")

@@ -9,12 +9,20 @@
     exclude:                            # runs left out: all keys of an entry fit, to one value or to one of a list
       - {model: b, budget.tokens_per_param: [320, 640]}
     seeds: [0, 1]
+    base: NAME                          # a file of configs/sweep/base/ that this one is laid over
+    scales: {NAME: {any key but base and scales}, ...}     # sizes of the same sweep; `scale=NAME` picks, else the first
+
+Of two files (or a file and its scale) that are laid over each other the upper one's axes, rows of keys that move
+together (told by their first key) and seeds replace the lower one's of the same name; overrides and exclusions are
+added, and descriptions joined; an override or a row of the upper one also takes the place of a lower axis. The order
+is base, the base's scale, file, the file's scale.
 
 A value is written as on the command line. Typed after the sweep's name, `key=value` and `key=a,b` replace an axis, pick
 rows of keys that move together by their first key, or apply to every run.
 """
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -27,13 +35,21 @@ from scaling_testbed.config.compose import CONFIG_DIR, override_values
 from scaling_testbed.errors import ConfigError
 
 SWEEP_DIR = CONFIG_DIR / "sweep"
+BASE_DIR = SWEEP_DIR / "base"
+KEYS = ("description", "analysis", "overrides", "axes", "together", "exclude", "seeds")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """A sweep file as it was read, with every value in the spelling of the command line."""
+    """A sweep file as it was read at one scale, with every value in the spelling of the command line.
+
+    name: the file's. folder: what its runs are filed under: the name, and the scale's too unless it is the first.
+    scale: None where the file has no scales.
+    """
 
     name: str
+    folder: str = ""
+    scale: str | None = None
     description: str = ""
     analysis: str | None = None
     overrides: list[str] = field(default_factory=list)
@@ -51,28 +67,77 @@ class Sweep:
         return [point for point in found if not any(_fits(point, entry) for entry in self.exclude)]
 
 
-def load_sweep(name: str) -> Sweep:
-    """The sweep `name` of configs/sweep/, or in the YAML file at the path `name`. Raises ConfigError naming the file
-    and what is wrong in it."""
+def load_sweep(name: str, scale: str | None = None) -> Sweep:
+    """The sweep `name` of configs/sweep/, or in the YAML file at the path `name`, at one of its scales (None: the
+    first). Raises ConfigError naming the file and what is wrong in it, or the scales there are."""
     is_path = name.endswith((".yaml", ".yml"))
     path = Path(name) if is_path else SWEEP_DIR / f"{name}.yaml"
     try:
-        content = yaml.safe_load(path.read_text())
+        content = _read(path)
     except FileNotFoundError:
         if is_path:
             raise ConfigError(f"sweep={name}: there is no such file") from None
         names = ", ".join(sorted(file.stem for file in SWEEP_DIR.glob("*.yaml")))
         raise ConfigError(f"there is no sweep {name!r}; it is one of {names}, or the path of a .yaml file") from None
-    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from None
     try:
-        return _parse(path.stem, content)
+        scales, layers = _layers(content, scale)
+        chosen = scale or next(iter(scales), None)
+        folder = path.stem if chosen == next(iter(scales), None) else f"{path.stem}_{chosen}"
+        return _parse(functools.reduce(_laid_over, layers), name=path.stem, folder=folder, scale=chosen)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
 
 
-def _parse(name: str, content: Any) -> Sweep:
-    known = [f.name for f in dataclasses.fields(Sweep) if f.name != "name"]
+def scales_of(name: str) -> list[str]:
+    """The scales of the sweep `name` of configs/sweep/, the default first."""
+    return _layers(_read(SWEEP_DIR / f"{name}.yaml"), None)[0]
+
+
+def _read(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise
+    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from None
+
+
+def _layers(content: Any, scale: str | None) -> tuple[list[str], list[dict]]:
+    """The names of a file's scales, and what is laid over each other at `scale` (None: the first), lowest first."""
+    file, scales = _parted(content)
+    files = [(file, scales)]
+    if (base := file.pop("base", None)) is not None:
+        try:
+            below = _parted(_read(BASE_DIR / f"{base}.yaml"))
+        except FileNotFoundError:
+            known = ", ".join(sorted(path.stem for path in BASE_DIR.glob("*.yaml")))
+            raise ConfigError(f"there is no base {base!r}; it is one of {known}") from None
+        files.insert(0, below)
+    names = list(dict.fromkeys(name for _, scales in files for name in scales))
+    if scale is None:
+        scale = names[0] if names else None
+    elif scale not in names:
+        there = f"it has {', '.join(names)}" if names else "it has none"
+        raise ConfigError(f"there is no scale {scale!r}; {there}")
+    return names, [layer for file, scales in files for layer in (file, scales.get(scale, {}))]
+
+
+def _parted(content: Any) -> tuple[dict, dict[str, dict]]:
+    """A file without its scales, and those."""
+    file = _checked(content, [*KEYS, "base", "scales"])
+    scales = file.pop("scales", {})
+    if not isinstance(scales, dict):
+        raise ConfigError("scales must be a mapping")
+    found = {}
+    for name, entry in scales.items():
+        try:
+            found[str(name)] = _checked(entry or {}, KEYS)
+        except ConfigError as error:
+            raise ConfigError(f"scales.{name}: {error}") from None
+    return file, found
+
+
+def _checked(content: Any, known: Sequence[str]) -> dict:
     if not isinstance(content, dict):
         raise ConfigError(f"a sweep file is a mapping with the keys {', '.join(known)}")
     content = {key: value for key, value in content.items() if value is not None}
@@ -81,13 +146,44 @@ def _parse(name: str, content: Any) -> Sweep:
     for key, kind in (("axes", dict), *((key, list) for key in ("overrides", "together", "exclude", "seeds"))):
         if not isinstance(content.get(key, kind()), kind):
             raise ConfigError(f"{key} must be a {'mapping' if kind is dict else 'list'}")
-    content["axes"] = _columns("axes", content.get("axes", {}))
-    content["together"] = [_columns("together", entry) for entry in content.get("together", [])]
-    content["exclude"] = [_columns("exclude", entry, scalars=True) for entry in content.get("exclude", [])]
-    content["seeds"] = [spelled(seed) for seed in content.get("seeds", [0])]
+    if "axes" in content:
+        content["axes"] = _columns("axes", content["axes"])
+    if "together" in content:
+        content["together"] = [_columns("together", entry) for entry in content["together"]]
     if bad := [text for text in content.get("overrides", []) if not isinstance(text, str) or "=" not in text]:
         raise ConfigError(f"overrides are written key=value; got {bad[0]!r}")
-    sweep = Sweep(name=name, **content)
+    return content
+
+
+def _laid_over(below: dict, above: dict) -> dict:
+    """Two checked contents as one; a new axis comes before the lower content's, so that it changes more slowly."""
+    merged = below | above
+    upper = above.get("overrides", [])
+    settled = {key for entry in above.get("together", []) for key in entry} | {text.partition("=")[0] for text in upper}
+    axes = {key: values for key, values in below.get("axes", {}).items() if key not in settled}
+    new = {key: values for key, values in above.get("axes", {}).items() if key not in axes}
+    merged["axes"] = new | axes | above.get("axes", {})
+    rows = {next(iter(entry)): entry for entry in below.get("together", [])}
+    rows |= {next(iter(entry)): entry for entry in above.get("together", [])}
+    merged["together"] = list(rows.values())
+    merged["overrides"] = [*overrides_before(below.get("overrides", []), upper), *upper]
+    merged["exclude"] = [*below.get("exclude", []), *above.get("exclude", [])]
+    if "description" in below and "description" in above:
+        merged["description"] = f"{below['description'].strip()} {above['description'].strip()}"
+    return merged
+
+
+def overrides_before(shared: Sequence[str], own: Sequence[str]) -> list[str]:
+    """The shared overrides that `own` says nothing about; of several for one key the last is to hold."""
+    keys = {text.partition("=")[0] for text in own}
+    return [text for text in shared if text.partition("=")[0] not in keys]
+
+
+def _parse(content: dict, **named: str | None) -> Sweep:
+    content = dict(content)
+    content["exclude"] = [_columns("exclude", entry, scalars=True) for entry in content.get("exclude", [])]
+    content["seeds"] = [spelled(seed) for seed in content.get("seeds", [0])]
+    sweep = Sweep(**named, **content)
     for entry in sweep.together:
         if len({len(values) for values in entry.values()}) > 1:
             lengths = ", ".join(f"{key} has {len(values)}" for key, values in entry.items())

@@ -11,13 +11,14 @@ from scaling_testbed.config.compose import compose_many
 from scaling_testbed.config.schema import RunConfig, run_folder_path, run_id
 from scaling_testbed.data.preparation import folder_name
 from scaling_testbed.errors import ConfigError, UserError
-from scaling_testbed.files import write_text
+from scaling_testbed.files import write_json, write_text
 from scaling_testbed.model.counting import count_params, flops_per_token
 from scaling_testbed.running.memory import estimate_memory
 from scaling_testbed.running.world import World, check_world
-from scaling_testbed.sweeps.grid import Sweep
+from scaling_testbed.sweeps.grid import Sweep, overrides_before
 
 PLAN_FILE = "plan.jsonl"
+SWEEP_FILE = "sweep.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,13 +76,7 @@ def _overrides(sweep: Sweep, point: dict[str, str]) -> list[str]:
     """Of one run, the more special ones later; a name that was typed stays."""
     named = [text for text in sweep.overrides if text.startswith("name=")]
     values = [f"{key}={value}" for key, value in point.items()]
-    return [*([] if named else [f"name={sweep.name}"]), *_before(sweep.overrides, values)]
-
-
-def _before(shared: Sequence[str], values: Sequence[str]) -> list[str]:
-    """Shared overrides, then a run's own; of several for one key Hydra keeps the last."""
-    own = {text.partition("=")[0] for text in values}
-    return [*(text for text in shared if text.partition("=")[0] not in own), *values]
+    return [*([] if named else [f"name={sweep.folder}"]), *overrides_before(sweep.overrides, values), *values]
 
 
 def _planned(
@@ -147,8 +142,9 @@ def sweep_folder(runs: Sequence[PlannedRun]) -> Path:
     return Path(runs[0].folder).parent
 
 
-def remember(runs: Sequence[PlannedRun]) -> None:
-    """Add the runs to the folder's plan.jsonl, so that `status` shows them without the overrides too."""
+def remember(runs: Sequence[PlannedRun], sweep: Sweep) -> None:
+    """Add the runs to the folder's plan.jsonl, so that `status` shows them without the overrides too; sweep.json says
+    which sweep they are of. In a folder that another sweep began, as `name=` allows, it stays that one's."""
     folder = sweep_folder(runs)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -156,6 +152,18 @@ def remember(runs: Sequence[PlannedRun]) -> None:
         raise UserError(f"cannot write {folder}: {error.strerror}; set runs_dir=") from None
     known = {run.run_id: run for run in [*remembered(folder), *runs]}
     write_text(folder / PLAN_FILE, "".join(json.dumps(asdict(run)) + "\n" for run in known.values()))
+    about = {"sweep": sweep.name, "scale": sweep.scale, "description": sweep.description, "analysis": sweep.analysis}
+    if _sweep_of(folder) in (None, (sweep.name, sweep.scale)):
+        write_json(folder / SWEEP_FILE, about)
+
+
+def _sweep_of(folder: Path) -> tuple[str, str | None] | None:
+    """Name and scale of the sweep that began `folder`; None where nothing can tell."""
+    try:
+        about = json.loads((folder / SWEEP_FILE).read_text())
+        return about["sweep"], about["scale"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def remembered(folder: Path) -> list[PlannedRun]:
