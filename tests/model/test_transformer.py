@@ -176,7 +176,7 @@ def test_a_tied_head_is_the_embedding(build, tokens):
 def test_a_shrunk_embedding_gradient_is_a_part_of_the_whole_one_and_nothing_else_changes(build, tokens, tied):
     """The gradient of the look-up only: a tied matrix has another one as the head, which is the difference at a = 1."""
     ids, found = tokens(16), {}
-    for scale in (None, 1.0, 0.5, 0.25):
+    for scale in (None, 1.0, 0.5, 0.25, 0.1):
         model = build(embedding_gradient_scale=scale, tied_head=tied)
         logits = model.logits(ids)
         logits.square().mean().backward()
@@ -184,7 +184,7 @@ def test_a_shrunk_embedding_gradient_is_a_part_of_the_whole_one_and_nothing_else
     as_head = 2 * found[0.25]["embedding.weight"] - found[0.5]["embedding.weight"]  # at a = 0
     assert (as_head.abs().max() > 1e-6) == tied
     look_up = found[None]["embedding.weight"] - as_head
-    for scale in (1.0, 0.5, 0.25):
+    for scale in (1.0, 0.5, 0.25, 0.1):
         torch.testing.assert_close(found[scale].pop("embedding.weight"), as_head + scale * look_up)
         for name, value in found[scale].items():
             assert torch.equal(value, found[None][name]), name
