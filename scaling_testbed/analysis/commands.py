@@ -32,7 +32,7 @@ def _command(commands, function, help_: str) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=help_, description=function.__doc__, allow_abbrev=False)
     parser.set_defaults(command=function)
     parser.add_argument("sweep_dir", metavar="SWEEP_DIR", help="runs/NAME, or a .jsonl or .csv file of rows")
-    parser.add_argument("--where", nargs="+", default=[], metavar="KEY=VALUE", help="only the runs with these values")
+    parser.add_argument("--where", action="append", default=[], metavar="KEY=VALUE", help="only these runs; repeatable")
     return parser
 
 

@@ -107,7 +107,7 @@ def _draw(panels: Sequence[Panel]):
         from matplotlib import rc_context
         from matplotlib.figure import Figure
     except ImportError:
-        raise UserError("figures need matplotlib: pip install 'scaling-testbed[analysis]'") from None
+        raise UserError("figures need matplotlib: pip install -e '.[analysis]'") from None
     with rc_context(SETTINGS):
         size = (PANEL_INCHES[0] * len(panels), PANEL_INCHES[1])
         figure = Figure(figsize=size, layout="constrained")

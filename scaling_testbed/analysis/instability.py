@@ -58,8 +58,10 @@ class Fit:
 
     def predict(self, n_params: float) -> tuple[float, float, float]:
         """Value at N with the bounds of its 95 % prediction interval (Student's t)."""
-        from scipy.stats import t
-
+        try:
+            from scipy.stats import t
+        except ImportError:
+            raise UserError("prediction intervals need scipy: pip install -e '.[analysis]'") from None
         x = (math.log(n_params) - self.center) ** np.arange(len(self.coefficients))
         middle = float(x @ self.coefficients)
         error = self.residual * math.sqrt(1 + float(x @ self.inverse_gram @ x))
