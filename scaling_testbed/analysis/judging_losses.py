@@ -50,7 +50,7 @@ def s_rises(where: dict | None = None, faster: tuple[str, str, str] | None = Non
     def judge(evidence: Evidence) -> Verdict:
         parts, gaps, slopes = [], [], {}
         for name, found in by_condition(evidence.scored(where or {})).items():
-            gaps += [f"S of {name} at {size_name(one.curve)}" for one in found if one.s is None]
+            gaps += [f"S at {size_name(one.curve)}: {one.withheld}" for one in found if one.s is None]
             if len(found) < 2 or gaps:
                 continue
             small, large = found[0], found[-1]
@@ -75,9 +75,9 @@ def s_unchanged(key: str) -> Judge:
     def judge(evidence: Evidence) -> Verdict:
         parts, gaps = [], []
         for found in by_size_without(key, evidence.sensitivities, _curve_of):
-            if any(one.s is None for one in found):
-                gaps.append(f"S at {size_name(found[0].curve)}")
-            elif len(found) > 1:
+            withheld = [f"S at {size_name(one.curve)}: {one.withheld}" for one in found if one.s is None]
+            gaps += withheld
+            if not withheld and len(found) > 1:
                 low, high = min(found, key=lambda one: one.s), max(found, key=lambda one: one.s)
                 same = high.s <= SAME_S * low.s or high.s - low.s <= 0.02 or (low.low and not _s_apart(low, high))
                 shown = ", ".join(f"{_s(one)} with {one.curve.condition.get(key)}" for one in found)

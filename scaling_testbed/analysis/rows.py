@@ -85,7 +85,7 @@ def text(value: Any) -> str:
     """A configuration value as a person types it."""
     if isinstance(value, float):
         return f"{value:g}"
-    return {None: "null", True: "true", False: "false"}.get(value, str(value)) if _plain(value) else json.dumps(value)
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def same(value: Any, wanted: Any) -> bool:
@@ -117,10 +117,6 @@ def name_of(row: Row) -> str:
     if row.get("label"):
         return row["label"]
     return f"run {row['run_id']}" if row.get("run_id") else f"lr={text(row.get(LR))} N={text(row.get(SIZE))}"
-
-
-def _plain(value: Any) -> bool:
-    return value is None or isinstance(value, (bool, str, int, float))
 
 
 def _about(path: Path) -> dict[str, Any]:
