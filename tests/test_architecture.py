@@ -31,6 +31,7 @@ DOORS = {
     "omegaconf": {"config/compose.py"},
     "wandb": {"running/records.py"},
     "yaml": {"running/records.py", "sweeps/grid.py"},
+    "matplotlib": {"analysis/figures.py"},
 }
 ROOMS = {"datasets": "data", "tokenizers": "data", "pyarrow": "data", "triton": "kernels", "scipy": "analysis"}
 

@@ -1,0 +1,153 @@
+"""The commands of `python -m scaling_testbed.analyze`: what was typed, and what each does with it."""
+
+import argparse
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from scaling_testbed.analysis import figures, instability, lr_sensitivity, tables
+from scaling_testbed.analysis.claims import experiment_of
+from scaling_testbed.analysis.grouping import grouping_keys
+from scaling_testbed.analysis.instability import AT_STEP, LAST_MEAN, Quantity
+from scaling_testbed.analysis.panels import instability_panels, sensitivity_panels
+from scaling_testbed.analysis.report import write_report
+from scaling_testbed.analysis.rows import Study, load, where
+from scaling_testbed.errors import ConfigError
+
+SIZES = ("n_params_non_embedding", "n_params", "n_params_no_input_embedding", "n_params_no_qk_gains")
+FIRST_MLP = "grad_rms/blocks.0.mlp.mlp_in.weight"
+
+
+def parse(argv: Sequence[str], doc: str) -> argparse.Namespace:
+    """The arguments, with the function to call under `command`. Exits as argparse does when they are wrong."""
+    parser = argparse.ArgumentParser(prog="scaling-testbed analyze", description=doc, allow_abbrev=False)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for add in (_add_lr_sensitivity, _add_instability, _add_report):
+        add(commands)
+    return parser.parse_args(argv)
+
+
+def _command(commands, function, help_: str) -> argparse.ArgumentParser:
+    name = function.__name__.removeprefix("do_")
+    parser = commands.add_parser(name, help=help_, description=function.__doc__, allow_abbrev=False)
+    parser.set_defaults(command=function)
+    parser.add_argument("sweep_dir", metavar="SWEEP_DIR", help="runs/NAME, or a .jsonl or .csv file of rows")
+    parser.add_argument("--where", action="append", default=[], metavar="KEY=VALUE", help="only these runs; repeatable")
+    return parser
+
+
+def _add_grouping(parser: argparse.ArgumentParser) -> None:
+    keys = "keys that tell conditions apart (default: all that vary; `scan`: width or depth)"
+    parser.add_argument("--group", nargs="+", metavar="KEY", help=keys)
+    parser.add_argument("--size", choices=SIZES, default=SIZES[0], help="how N is counted (default: %(default)s)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where files go (default: SWEEP_DIR/analysis)")
+
+
+def _add_lr_sensitivity(commands) -> None:
+    parser = _command(commands, do_lr_sensitivity, "S for each size and condition, and its figure")
+    _add_grouping(parser)
+    parser.add_argument("--lr-range", default="3e-4,3e-1", metavar="LOW,HIGH", help="default: %(default)s")
+
+
+def _add_instability(commands) -> None:
+    parser = _command(commands, do_instability, "extrapolate a diagnostic to sizes not trained")
+    _add_grouping(parser)
+    parser.add_argument("--quantity", help="default: attention_logit_max/0; with --eps the gradient of the first MLP")
+    parser.add_argument("--threshold", type=float, help="unstable above this value (default: 1e4)")
+    eps = "instead of --threshold: unstable below this value, AdamW's eps, as a mean over the last steps"
+    parser.add_argument("--eps", type=float, nargs="?", const=1e-8, metavar="1e-8", help=eps)
+    held = "leave the largest size out of the fit, and show its prediction beside what was measured"
+    parser.add_argument("--hold-out-largest", action="store_true", help=held)
+
+
+def _add_report(commands) -> None:
+    parser = _command(commands, do_report, "all of it as one page, with the paper's claims judged")
+    parser.add_argument("--out", type=Path, metavar="FILE.html", help="default: SWEEP_DIR/report.html")
+
+
+def do_lr_sensitivity(arguments: argparse.Namespace) -> int:
+    """Learning-rate sensitivity S (arXiv 2309.14322, section 2.2): a table, lr_sensitivity.csv, .json, .png, .svg."""
+    study, group, folder = _opened(arguments)
+    lr_range = _range(arguments.lr_range)
+    found = lr_sensitivity.analyse(study, group, arguments.size, lr_range)
+    records = [one.record() for one in found]
+    tables.show(records)
+    print(lr_sensitivity.DEFINITION)
+    print(lr_sensitivity.rates_note(found, lr_range))
+    about = {"sweep": study.name, "definition": lr_sensitivity.DEFINITION, "size": arguments.size}
+    paths = tables.write(records, folder, "lr_sensitivity", about)
+    _say(paths + figures.save(sensitivity_panels(found), folder / "lr_sensitivity"))
+    return 0
+
+
+def do_instability(arguments: argparse.Namespace) -> int:
+    """Fit log(quantity) by a quadratic in log N at each learning rate and extrapolate it, with a 95 % prediction
+    interval, to what is planned and has no row (arXiv 2309.14322, Figures 9 and 11). A CSV of rows has the columns
+    n_params, lr, value and, if you like, diverged; an empty value asks for its prediction."""
+    study, group, folder = _opened(arguments)
+    quantity = _quantity(arguments)
+    series, predictions = instability.analyse(study, group, quantity, arguments.hold_out_largest, arguments.size)
+    records = [one.record() for one in predictions]
+    if records:
+        tables.show(records)
+    else:
+        print("no planned run without a row; --hold-out-largest tries the fit on the largest size")
+    for text in instability.notes(series, quantity):
+        print(text)
+    about = {"sweep": study.name, "quantity": quantity.name, "field": quantity.field, "threshold": quantity.threshold}
+    about["measured"] = instability.measured_records(series)
+    paths = tables.write(records, folder, "instability", about)
+    _say(paths + figures.save(instability_panels(series, predictions, quantity), folder / "instability"))
+    return 0
+
+
+def do_report(arguments: argparse.Namespace) -> int:
+    """One self-contained HTML page: question, claims, figures, tables, grid, versions."""
+    study = where(load(arguments.sweep_dir), arguments.where)
+    path = arguments.out or _default_folder(arguments, "report.html")
+    for line in write_report(study, path):
+        print(line)
+    return 0
+
+
+def _opened(arguments: argparse.Namespace) -> tuple[Study, list[str], Path]:
+    study = where(load(arguments.sweep_dir), arguments.where)
+    folder = arguments.out or _default_folder(arguments, "analysis")
+    tables.prepare(folder)
+    return study, grouping_keys(study, arguments.group, experiment_of(study.name).group), folder
+
+
+def _default_folder(arguments: argparse.Namespace, name: str) -> Path:
+    path = Path(arguments.sweep_dir)
+    return path / name if path.is_dir() else path.with_name(f"{path.stem}_{name}")
+
+
+def _quantity(arguments: argparse.Namespace) -> Quantity:
+    if arguments.eps is None:
+        threshold = 1e4 if arguments.threshold is None else arguments.threshold
+        name = arguments.quantity or "attention_logit_max/0"
+        return Quantity(name=name, field=AT_STEP, threshold=_positive("--threshold", threshold))
+    if arguments.threshold is not None:
+        raise ConfigError("give --threshold or --eps, not both: above the one, below the other is unstable")
+    name = arguments.quantity or FIRST_MLP
+    return Quantity(name=name, field=LAST_MEAN, threshold=_positive("--eps", arguments.eps), above=False)
+
+
+def _positive(option: str, value: float) -> float:
+    if not 0 < value < math.inf:
+        raise ConfigError(f"{option} must be a number greater than zero; got {value:g}")
+    return value
+
+
+def _range(text: str) -> tuple[float, float]:
+    try:
+        low, high = map(float, text.split(","))
+    except ValueError:
+        low = high = 0.0
+    if not 0 < low < high:
+        raise ConfigError(f"--lr-range must be LOW,HIGH with 0 < LOW < HIGH; got {text!r}")
+    return low, high
+
+
+def _say(paths: Sequence[Path]) -> None:
+    print("wrote " + ", ".join(map(str, paths)))

@@ -1,0 +1,219 @@
+"""Figures for a paper and for a page: the only importer of matplotlib.
+
+Size is a colour scale, condition a line style with its marker, a diverged run a cross in its curve's colour.
+"""
+
+import io
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from scaling_testbed.errors import UserError
+
+STYLES = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"), ((0, (5, 1)), "v"), ((0, (1, 1)), "P"))
+# Okabe and Ito's colours without the pale ones: told apart by colour-blind readers, for lines that have no size.
+PLAIN = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#000000")
+PANEL_INCHES = (4.2, 4.2)
+SETTINGS = {
+    "font.size": 9,
+    "font.family": "sans-serif",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.8,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.frameon": False,
+    "legend.fontsize": 7.5,
+    "lines.linewidth": 1.4,
+    "lines.markersize": 4.5,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "scaling-testbed",  # the same rows give the same file
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """Points (x, y), joined unless `joined` is false. n_params: its place on the colour scale. style: index of the line
+    style; the legend shows `label` beside it. crosses: which points diverged. band: lower and upper y."""
+
+    x: Sequence[float]
+    y: Sequence[float]
+    label: str = ""
+    n_params: float | None = None
+    style: int = 0
+    color: int | None = None
+    crosses: Sequence[bool] = ()
+    band: tuple[Sequence[float], Sequence[float]] | None = None
+    joined: bool = True
+    markers: bool = True
+    hollow: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """One pair of axes. levels: horizontal lines (y, label). color_name: what the colour scale shows, "N" or "lr"; its
+    values are the lines' n_params."""
+
+    lines: Sequence[Line]
+    x_label: str
+    y_label: str
+    title: str = ""
+    x_log: bool = True
+    y_log: bool = False
+    levels: Sequence[tuple[float, str]] = field(default_factory=list)
+    color_name: str = "N"
+
+
+def save(panels: Sequence[Panel], stem: Path) -> list[Path]:
+    """Write the panels side by side as stem.png (200 dots per inch) and stem.svg; returns the paths."""
+    figure, context = _draw(panels)
+    paths = [stem.parent / f"{stem.name}.{kind}" for kind in ("png", "svg")]
+    with context:
+        for path in paths:
+            try:
+                figure.savefig(path, dpi=200, metadata={"Date": None} if path.suffix == ".svg" else None)
+            except OSError as error:
+                raise UserError(f"cannot write {path}: {error.strerror}") from None
+    return paths
+
+
+def inline_svg(panel: Panel, name: str) -> str:
+    """One panel as an <svg> element for a page. name: makes its ids unlike those of the page's other figures."""
+    figure, context = _draw([panel])
+    buffer = io.StringIO()
+    with context:
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    svg = buffer.getvalue()
+    svg = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{name}-", svg[svg.index("<svg") :])
+    return re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+
+
+def compact(n_params: float) -> str:
+    """A number of parameters as people say it, 98.6k, 2.4M; a learning rate as they type it, 3e-4."""
+    for unit, name in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if n_params >= unit:
+            return f"{n_params / unit:.3g}{name}"
+    if 0 < n_params < 1:
+        digits, _, power = f"{n_params:.2e}".partition("e")
+        return f"{float(digits):g}e{int(power)}"
+    return f"{n_params:g}"
+
+
+def _draw(panels: Sequence[Panel]):
+    """A figure of the panels, and the settings under which it must be saved."""
+    try:
+        from matplotlib import rc_context
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UserError("figures need matplotlib: pip install -e '.[analysis]'") from None
+    with rc_context(SETTINGS):
+        size = (PANEL_INCHES[0] * len(panels), PANEL_INCHES[1])
+        figure = Figure(figsize=size, layout="constrained")
+        for panel, axes in zip(panels, figure.subplots(1, len(panels), squeeze=False)[0], strict=True):
+            _draw_panel(panel, axes)
+    return figure, rc_context(SETTINGS)
+
+
+def _draw_panel(panel: Panel, axes) -> None:
+    scale = _color_scale([line.n_params for line in panel.lines if line.n_params is not None])
+    for line in panel.lines:
+        _draw_line(line, axes, scale(line.n_params) if line.n_params is not None else PLAIN[_color(line) % len(PLAIN)])
+    for value, name in panel.levels:
+        axes.axhline(value, color="0.35", linewidth=0.9, linestyle=(0, (2, 2)))
+        axes.annotate(name, (0.01, value), xycoords=("axes fraction", "data"), va="bottom", fontsize=7, color="0.25")
+    axes.set_xscale("log" if panel.x_log else "linear")
+    axes.set_yscale("log" if panel.y_log else "linear")
+    axes.set(xlabel=panel.x_label, ylabel=panel.y_label)
+    axes.set_title(panel.title, fontsize=9, loc="left")
+    _ticks(panel, axes)
+    axes.grid(True, which="major", linewidth=0.4, color="0.9")
+    axes.set_axisbelow(True)
+    _legends(panel, axes, scale)
+
+
+def _draw_line(line: Line, axes, color) -> None:
+    shape, marker = STYLES[line.style % len(STYLES)]
+    look = {"color": color, "linestyle": shape if line.joined else "none"}
+    face = {"markerfacecolor": "white"} if line.hollow else {}
+    axes.plot(line.x, line.y, marker=marker if line.markers else "", **look, **face)
+    if line.band is not None:
+        axes.fill_between(line.x, *line.band, color=color, alpha=0.15, linewidth=0)
+    bad = [(x, y) for x, y, cross in zip(line.x, line.y, line.crosses, strict=False) if cross]
+    if bad:
+        axes.plot(*zip(*bad, strict=True), linestyle="none", marker="x", markersize=8, color=color, markeredgewidth=1.6)
+
+
+def _color(line: Line) -> int:
+    return line.style if line.color is None else line.color
+
+
+def _color_scale(values: Sequence[float]):
+    """Number of parameters -> colour: viridis over the logarithm, without its pale end."""
+    from matplotlib import colormaps
+
+    low, high = (math.log(end) if end else 0.0 for end in (min(values, default=1), max(values, default=1)))
+    return lambda n: colormaps["viridis"](0.88 * (math.log(n) - low) / (high - low) if high > low else 0.4)
+
+
+def _ticks(panel: Panel, axes) -> None:
+    """Where few x values were measured, they are the ticks; else decades, and parts of them on a short axis."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
+
+    measured = [line for line in panel.lines if line.markers]
+    values = _merged(sorted({x for line in measured for x in line.x}))
+    if panel.x_log and 0 < len(values) <= 8:
+        axes.xaxis.set_major_locator(FixedLocator(values))
+        axes.xaxis.set_minor_locator(FixedLocator([]))
+    if panel.x_log:
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: compact(x)))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    if panel.y_log:
+        low, high = axes.get_ylim()
+        if high / low < 100:
+            axes.yaxis.set_major_locator(
+                LogLocator(subs=(1, 2, 3, 5) if high / low > 3 else (1, 1.5, 2, 3, 4, 5, 6, 8))
+            )
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+            axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _legends(panel: Panel, axes, scale) -> None:
+    """Below the axes: conditions by line style, what a cross means, then sizes by colour."""
+    from matplotlib.lines import Line2D
+
+    sizes = _merged(sorted({line.n_params for line in panel.lines if line.n_params is not None}))
+    named = {line.label: line for line in panel.lines if line.label}
+    handles = []
+    for name, line in named.items():
+        shape, marker = STYLES[line.style % len(STYLES)]
+        color = "0.3" if sizes else PLAIN[_color(line) % len(PLAIN)]
+        look = {"marker": marker if line.markers else "", "linestyle": shape if line.joined else "none"}
+        handles.append(Line2D([], [], color=color, label=name, **look))
+    if any(any(line.crosses) for line in panel.lines):
+        handles.append(Line2D([], [], color="0.3", marker="x", linestyle="none", label="diverged"))
+    shown = [Line2D([], [], color=scale(n), label=f"{panel.color_name}={compact(n)}") for n in _thinned(sizes)]
+    columns = 1 if max((len(name) for name in named), default=0) > 32 else 2
+    place, y = {"loc": "upper left", "borderaxespad": 0.0, "handlelength": 2.6, "columnspacing": 1.2}, -0.17
+    if handles:
+        axes.add_artist(axes.legend(handles=handles, bbox_to_anchor=(0.0, y), ncols=columns, **place))
+        y -= 0.055 * -(-len(handles) // columns) + 0.01
+    if shown:
+        axes.legend(handles=shown, bbox_to_anchor=(0.0, y), ncols=4, **{**place, "handlelength": 1.2})
+
+
+def _merged(values: Sequence[float]) -> list[float]:
+    """Sorted values without those within five percent of the one before: the same size with and without a few gains."""
+    kept: list[float] = []
+    for value in values:
+        if not kept or value > 1.05 * kept[-1]:
+            kept.append(value)
+    return kept
+
+
+def _thinned(sizes: Sequence[float], most: int = 8) -> list[float]:
+    """At most `most` of them, the ends among them."""
+    if len(sizes) <= most:
+        return list(sizes)
+    return [sizes[round(i * (len(sizes) - 1) / (most - 1))] for i in range(most)]

@@ -1,0 +1,159 @@
+"""What each analysis draws: from its results to the panels of figures.py."""
+
+from collections.abc import Sequence
+
+from scaling_testbed.analysis.figures import Line, Panel
+from scaling_testbed.analysis.grouping import Curve
+from scaling_testbed.analysis.grouping import label as condition_label
+from scaling_testbed.analysis.instability import Prediction, Quantity, Series
+from scaling_testbed.analysis.lr_sensitivity import Sensitivity
+from scaling_testbed.analysis.rows import Study, number
+
+N_LABEL, LR_LABEL, LOSS_LABEL = (
+    "N, non-embedding parameters",
+    "peak learning rate",
+    "final validation loss (nats/token)",
+)
+
+
+def sensitivity_panels(found: Sequence[Sensitivity]) -> list[Panel]:
+    """The two panels of the paper's Figure 1: final loss against rate for each size, and S against N."""
+    order = _order([one.curve.label for one in found])
+    curves = [
+        Line(
+            x=[lr for lr, _, _ in one.losses],
+            y=[loss for _, loss, _ in one.losses],
+            label=one.curve.label,
+            n_params=one.curve.n_params,
+            style=order[one.curve.label],
+            crosses=[bad for _, _, bad in one.losses],
+        )
+        for one in found
+    ]
+    known = [one for one in found if one.s is not None]
+    lines = [_s_line([one for one in known if one.curve.label == name], order[name]) for name in order]
+    panels = [
+        Panel(lines=curves, x_label=LR_LABEL, y_label=LOSS_LABEL, title="A diverged run counts as its initial loss")
+    ]
+    if known:
+        log = all(one.s > 0 for one in known)
+        title = "S: mean excess over the best rate"
+        lines = [line for line in lines if line.x]
+        panels.append(
+            Panel(lines=lines, x_label=N_LABEL, y_label="LR sensitivity S (nats/token)", y_log=log, title=title)
+        )
+    return panels
+
+
+def _s_line(found: Sequence[Sensitivity], style: int) -> Line:
+    found = sorted(found, key=lambda one: one.curve.n_params)
+    band = None
+    if found and all(one.low is not None and one.low > 0 for one in found):
+        band = ([one.low for one in found], [one.high for one in found])
+    name = found[0].curve.label if found else ""
+    x, y = [one.curve.n_params for one in found], [one.s for one in found]
+    return Line(x=x, y=y, label=name, style=style, band=band)
+
+
+def instability_panels(series: Sequence[Series], predictions: Sequence[Prediction], quantity: Quantity) -> list[Panel]:
+    """The quantity against N, one colour for each rate (Figure 9): points, fit, interval, and what lies beyond."""
+    lines = []
+    beyond = [one.n_params for one in predictions]
+    styles = _order([condition_label(one.condition) for one in series])
+    several = len(styles) > 1
+    for one in series:
+        name = condition_label(one.condition)
+        common = {"n_params": one.lr, "style": styles[name]}
+        kept = [i for i, n in enumerate(one.n_params) if n not in one.held_out]
+        lines.append(_points(one, kept, {**common, "label": name if several else "measured"}))
+        held = [i for i in range(len(one.n_params)) if i not in kept]
+        if held:
+            lines.append(_points(one, held, {**common, "style": 5, "label": "held out"}))
+        if one.fit:
+            own = [n for n in beyond if n > max(one.n_params, default=0) or n in one.held_out]
+            lines.append(_fit_line(one, max([*one.n_params, *own]), common))
+    above = "above" if quantity.above else "below"
+    level = (quantity.threshold, f"threshold {quantity.threshold:g} ({above}: unstable)")
+    panel = Panel(
+        lines=[line for line in lines if len(line.x)],
+        x_label=N_LABEL,
+        y_label=quantity.label,
+        y_log=True,
+        levels=[level],
+        color_name="lr",
+        title="Fit in log N with its 95 % prediction interval",
+    )
+    return [panel]
+
+
+def _points(series: Series, places: Sequence[int], look: dict) -> Line:
+    return Line(
+        x=[series.n_params[i] for i in places],
+        y=[series.values[i] for i in places],
+        crosses=[bool(series.diverged[i]) for i in places],
+        joined=False,
+        **look,
+    )
+
+
+def _fit_line(series: Series, end: float, look: dict) -> Line:
+    start = min(series.n_params)
+    x = [start * (end / start) ** (i / 60) for i in range(61)]
+    middle, low, high = zip(*(series.fit.predict(n) for n in x), strict=True)
+    return Line(x=x, y=middle, band=(low, high) if end > max(series.n_params) or series.held_out else None,
+                markers=False, **look)  # fmt: skip
+
+
+def against_key(curves: Sequence[Curve], key: str, measure, y_label: str, **look) -> Panel:
+    """`measure` of a row against a key that is part of the condition, one line for each size at each rate.
+
+    measure: row -> number or None. Rows whose key is null are left out; several seeds are averaged."""
+    lines = []
+    for shape in dict.fromkeys(curve.shape for curve in curves):
+        for lr in sorted({lr for curve in curves if curve.shape == shape for lr in curve.lrs}):
+            own = [curve for curve in curves if curve.shape == shape and curve.settings.get(key) is not None]
+            points = [(number(c.settings, key), _mean(measure, c, lr)) for c in own]
+            points = sorted((x, y) for x, y in points if y is not None and x > 0)
+            if points:
+                x, y = zip(*points, strict=True)
+                lines.append(Line(x=x, y=y, label=f"lr={lr:g}", n_params=own[0].n_params, style=len(lines)))
+    return Panel(lines=lines, x_label=key, y_label=y_label, **look)
+
+
+def against_lr(curves: Sequence[Curve], measure, y_label: str, **look) -> Panel:
+    """`measure` of a row against the rate, one line for each condition and size."""
+    order = _order([curve.label for curve in curves])
+    lines = []
+    for curve in curves:
+        points = [(lr, value) for lr in curve.lrs if (value := _mean(measure, curve, lr)) is not None]
+        if points:
+            x, y = zip(*points, strict=True)
+            lines.append(Line(x=x, y=y, label=curve.label, n_params=curve.n_params, style=order[curve.label]))
+    return Panel(lines=lines, x_label=LR_LABEL, y_label=y_label, **look)
+
+
+def trace_panel(study: Study, curves: Sequence[Curve], name: str, y_log: bool) -> Panel | None:
+    """A recorded quantity against the step, one line for each run; None where no trace has it."""
+    order = _order([curve.label for curve in curves])
+    lines = []
+    for curve in curves:
+        for row in curve.runs.values():
+            steps = (
+                [step for step in study.trace(row["run_id"]) if step.get(name) is not None] if "run_id" in row else []
+            )
+            steps = [step for step in steps if step[name] > 0 or not y_log]
+            if steps:
+                x, y = [step["step"] for step in steps], [step[name] for step in steps]
+                style = order[curve.label]
+                n_params = curve.n_params
+                lines.append(Line(x=x, y=y, label=curve.label, n_params=n_params, style=style, markers=False))
+    return Panel(lines=lines, x_label="step", y_label=name, x_log=False, y_log=y_log) if lines else None
+
+
+def _mean(measure, curve: Curve, lr: float) -> float | None:
+    values = [value for row in curve.rows(lr) if (value := measure(row)) is not None]
+    return sum(values) / len(values) if values else None
+
+
+def _order(labels: Sequence[str]) -> dict[str, int]:
+    return {name: index for index, name in enumerate(dict.fromkeys(labels))}

@@ -1,0 +1,225 @@
+"""One page about a sweep: a single HTML file without scripts and without anything from the network."""
+
+import html
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from scaling_testbed.analysis import instability, lr_sensitivity, panels, tables
+from scaling_testbed.analysis.claims import Claim, Experiment, experiment_of, judged
+from scaling_testbed.analysis.evidence import Evidence, Verdict
+from scaling_testbed.analysis.figures import Panel, inline_svg
+from scaling_testbed.analysis.lr_sensitivity import capped, final_loss, rates_note
+from scaling_testbed.analysis.rows import LR, SIZE, Row, Study, name_of, number, text
+from scaling_testbed.errors import UserError
+from scaling_testbed.files import write_text
+
+PAPER = {"budget.steps": 1e5, "batch.sequences": 256, "batch.sequence_length": 512, "data.name": "c4"}
+
+STYLE = """
+:root { color-scheme: light; }
+* { box-sizing: border-box; }
+body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; margin: 0 auto; padding: 1rem;
+  max-width: 70rem; overflow-wrap: break-word; }
+h1 { font-size: 1.5rem; line-height: 1.2; margin: .5rem 0; }
+h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; border-bottom: 1px solid #ddd; }
+.box { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
+th, td { text-align: left; padding: .25rem .75rem .25rem 0; border-bottom: 1px solid #eee; vertical-align: top; }
+th { white-space: nowrap; font-weight: 600; }
+td.long { min-width: 16rem; }
+.figures { display: flex; flex-wrap: wrap; gap: 1rem; }
+figure { margin: 0; flex: 1 1 20rem; max-width: 34rem; }
+figure svg { width: 100%; height: auto; }
+ul.claims { list-style: none; padding: 0; }
+ul.claims li { border-left: 4px solid #999; padding: .25rem .75rem; margin: .75rem 0; }
+ul.claims li.agrees { border-color: #009e73; }
+ul.claims li.disagrees { border-color: #d55e00; }
+.verdict { font-weight: 600; } .number { font-size: .85rem; color: #444; margin: 0; }
+summary { cursor: pointer; }
+"""
+
+
+def write_report(study: Study, path: Path) -> list[str]:
+    """Write the page; returns what to say about it: each claim with its verdict, and where the page is. Raises
+    UserError where it cannot be written."""
+    experiment = experiment_of(study.name)
+    evidence = Evidence(study, experiment.group)
+    verdicts = judged(study.name, evidence)
+    sections = [
+        ("Claims of the paper", _claims(experiment, verdicts)),
+        ("Figures", _figures(experiment, evidence)),
+        ("Learning-rate sensitivity", _sensitivity(evidence)),
+        ("Extrapolation in N", _extrapolation(experiment, evidence)),
+        ("The grid", _grid(study)),
+        ("What was shortened", _shortened(study)),
+        ("Versions, devices, seeds", _provenance(study)),
+        ("All runs", _runs(study, evidence.group)),
+    ]
+    body = "".join(f"<section><h2>{title}</h2>{content}</section>" for title, content in sections if content)
+    tables.prepare(path.parent)
+    write_text(path, _page(study, experiment, body))
+    return [*(f"{verdict:11}  {claim.text}" for claim, (verdict, _) in verdicts), f"wrote {path}"]
+
+
+def _page(study: Study, experiment: Experiment, body: str) -> str:
+    title = html.escape(study.name + (f" at scale {study.scale}" if study.scale else ""))
+    source = f"{experiment.figure} of Wortsman et al. 2023 (arXiv 2309.14322)" if experiment.figure else ""
+    intro = "".join(f"<p>{html.escape(line)}</p>" for line in (experiment.question, source, study.description) if line)
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{title}</title><style>{STYLE}</style></head><body><h1>{title}</h1>{intro}{body}</body></html>\n"
+    )
+
+
+def _claims(experiment: Experiment, verdicts: Sequence[tuple[Claim, Verdict]]) -> str:
+    if not verdicts:
+        return "<p>The paper has no experiment of this name.</p>"
+    items = [
+        f'<li class="{verdict.replace(" ", "-")}"><span class="verdict">{verdict.capitalize()}.</span> '
+        f'{html.escape(claim.text)}<p class="number">{html.escape(words)}</p></li>'
+        for claim, (verdict, words) in verdicts
+    ]
+    return f'<ul class="claims">{"".join(items)}</ul>'
+
+
+def _figures(experiment: Experiment, evidence: Evidence) -> str:
+    drawn: list[Panel] = []
+    reasons: list[str] = []
+    for make in (_sensitivity_panels, _quantity_panels, _trace_panels):
+        try:
+            drawn += make(experiment, evidence)
+        except UserError as error:
+            reasons.append(f"<p>{html.escape(str(error))}</p>")
+    figures = "".join(f"<figure>{inline_svg(panel, f'f{index}')}</figure>" for index, panel in enumerate(drawn))
+    return f'<div class="figures">{figures}</div>' + "".join(reasons)
+
+
+def _sensitivity_panels(experiment: Experiment, evidence: Evidence) -> list[Panel]:
+    found = panels.sensitivity_panels(evidence.sensitivities)
+    if experiment.against is None:
+        return found
+    against = panels.against_key(evidence.curves, experiment.against, _capped_loss, panels.LOSS_LABEL)
+    return [against] if against.lines else found
+
+
+def _quantity_panels(experiment: Experiment, evidence: Evidence) -> list[Panel]:
+    drawn = []
+    for quantity in experiment.quantities:
+        made = instability.analyse(evidence.study, evidence.group, quantity, _holds_out(evidence))
+        drawn += panels.instability_panels(*made, quantity)
+
+        def measured(row: Row, quantity=quantity) -> float | None:
+            return instability.value_of(row, quantity)
+
+        drawn.append(panels.against_lr(evidence.curves, measured, quantity.label, y_log=True))
+    return drawn
+
+
+def _trace_panels(experiment: Experiment, evidence: Evidence) -> list[Panel]:
+    drawn = []
+    for name in experiment.traces:
+        log = name.split("/")[0] in ("attention_logit_max", "grad_rms", "update_rms", "q_rms", "k_rms")
+        panel = panels.trace_panel(evidence.study, evidence.curves, name, log)
+        drawn += [panel] if panel else []
+    return drawn
+
+
+def _capped_loss(row: Row) -> float:
+    return float(capped(final_loss(row), number(row, "val_loss_initial")))
+
+
+def _sensitivity(evidence: Evidence) -> str:
+    try:
+        found = evidence.sensitivities
+    except UserError as error:
+        return f"<p>{html.escape(str(error))}</p>"
+    said = f"{lr_sensitivity.DEFINITION} {rates_note(found, lr_sensitivity.DEFAULT_RANGE)}"
+    return f"<p>{html.escape(said)}</p>{_table([one.record() for one in found])}"
+
+
+def _extrapolation(experiment: Experiment, evidence: Evidence) -> str:
+    parts = []
+    for quantity in experiment.quantities:
+        try:
+            series, made = instability.analyse(evidence.study, evidence.group, quantity, _holds_out(evidence))
+        except UserError as error:
+            parts.append(f"<p>{html.escape(str(error))}</p>")
+            continue
+        parts += [f"<p>{html.escape(note)}</p>" for note in instability.notes(series, quantity)]
+        parts.append(_table([one.record() for one in made]))
+    return "".join(parts)
+
+
+def _holds_out(evidence: Evidence) -> bool:
+    """The largest size is held out where nothing is left to predict."""
+    return not evidence.missing and len({curve.n_params for curve in evidence.curves if curve.runs}) > 1
+
+
+def _grid(study: Study) -> str:
+    states = Counter(row.get("status", "finished") for row in [*study.rows, *study.missing])
+    total = sum(states.values())
+    said = ", ".join(f"{number} {state}" for state, number in sorted(states.items()))
+    sizes = _distinct(study.rows, lambda row: row.get(SIZE), lambda n: f"{n:,}")
+    rates = _distinct(study.rows, lambda row: row.get(LR), lambda lr: f"{lr:g}")
+    lines = [f"{total} runs planned: {said}.", f"N (non-embedding): {sizes}.", f"Learning rates: {rates}."]
+    lines += [f"Without a result: {'; '.join(map(name_of, study.missing))}."] if study.missing else []
+    return "".join(f"<p>{html.escape(line)}</p>" for line in lines)
+
+
+def _shortened(study: Study) -> str:
+    """What differs from the paper's setting, beside what the sweep varies."""
+    records = (
+        [{"setting": "scale", "paper": "paper", "here": study.scale}] if study.scale not in (None, "paper") else []
+    )
+    for key, paper in PAPER.items():
+        own = list(
+            dict.fromkeys(text(row.get("steps_planned" if key == "budget.steps" else key)) for row in study.rows)
+        )
+        if own and own not in (["null"], [text(paper)]):
+            records.append({"setting": key, "paper": text(paper), "here": ", ".join(own)})
+    return _table(records) if records else ""
+
+
+def _provenance(study: Study) -> str:
+    asked = {
+        "seeds": lambda row: row.get("seed"),
+        "devices": lambda row: row.get("device"),
+        "precision": lambda row: row.get("precision"),
+        "versions": lambda row: ", ".join(f"{k} {v}" for k, v in (row.get("versions") or {}).items()) or None,
+        "commits": lambda row: row.get("git_commit"),
+        "data": lambda row: row.get("data_fingerprint"),
+    }
+    records = [{"what": what, "found": _distinct(study.rows, ask)} for what, ask in asked.items()]
+    return _table([record for record in records if record["found"]])
+
+
+def _distinct(rows: Sequence[Row], ask: Callable, form: Callable = str) -> str:
+    values = {value for row in rows if (value := ask(row)) is not None}
+    return ", ".join(form(value) for value in sorted(values))
+
+
+def _runs(study: Study, group: Sequence[str]) -> str:
+    keys = [key for key in group if key != "scan"]
+    shown = ("run_id", SIZE, *keys, LR, "seed", "status", "val_loss", "val_loss_initial", "diverged_at_step")
+    everything = sorted(
+        [*study.rows, *study.missing],
+        key=lambda row: (row.get(SIZE) or 0, *(text(row.get(k)) for k in keys), row.get(LR)),
+    )
+    records = [{key: row.get(key) for key in shown} for row in everything]
+    return f"<details><summary>{len(records)} runs</summary>{_table(records)}</details>"
+
+
+def _table(records: Sequence[dict]) -> str:
+    if not records:
+        return ""
+    keys = tables.filled(records)
+    head = "".join(f"<th>{html.escape(key)}</th>" for key in keys)
+    lines = "".join("<tr>" + "".join(map(_cell, (record.get(key) for key in keys))) + "</tr>" for record in records)
+    return f'<div class="box"><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
+
+
+def _cell(value: object) -> str:
+    shown = html.escape(tables.cell(value))
+    return f'<td class="long">{shown}</td>' if len(shown) > 40 else f"<td>{shown}</td>"

@@ -1,0 +1,226 @@
+"""The rows of a study, what was planned beside them, and the traces of its runs.
+
+A study is a sweep's folder (run folders with result.json), a folder with results.jsonl and metrics/<run_id>.jsonl, or
+a file of rows, .jsonl or .csv. A run that was planned and has no final row is kept by name: nothing stands in for it.
+"""
+
+import csv
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from scaling_testbed.errors import ConfigError, UserError
+from scaling_testbed.running.records import FINAL, read_metrics
+
+Row = dict[str, Any]
+
+SCALES = ("paper", "gpu_hour", "cpu")
+LR, SIZE = "optimizer.lr", "n_params_non_embedding"
+ALIASES = {"lr": LR, "n_params": SIZE}  # columns of a hand-made table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """rows: one for each run that is finished or diverged. missing: for each planned run without one, its configuration
+    and parameter counts, `status` (missing | failed | preempted) and `label`. scale: None where not recorded."""
+
+    name: str
+    path: Path
+    rows: list[Row]
+    missing: list[Row] = field(default_factory=list)
+    scale: str | None = None
+    description: str = ""
+
+    def trace(self, run_id: str) -> list[Row]:
+        """The recorded steps of a run; empty where there is no such file."""
+        places = (self.path / run_id / "metrics.jsonl", self.path / "metrics" / f"{run_id}.jsonl")
+        return next((read_metrics(place) for place in places if place.exists()), [])
+
+
+def load(path: str | Path) -> Study:
+    """Read a study. Raises UserError where there is nothing to read, or a file is no table of rows."""
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"{path} does not exist; give a sweep's folder (runs/NAME), or a .jsonl or .csv file of rows")
+    about = _about(path)
+    found = _folder_rows(path) if path.is_dir() else _file_rows(path)
+    finals = [row for row in found if row.get("status", "finished") in FINAL]
+    plan = path / "plan.jsonl" if path.is_dir() else None
+    missing = _missing(plan, found) if plan and plan.exists() else _unfinished(found)
+    if not finals and not missing:
+        raise UserError(f"{path} holds no row yet; `sweep status` shows how far its runs are")
+    return Study(
+        name=sweep_name(about.get("sweep") or (path.name if path.is_dir() else path.stem)),
+        path=path if path.is_dir() else path.parent,
+        rows=sorted(finals, key=lambda row: str(row.get("run_id"))),
+        missing=missing,
+        scale=about.get("scale"),
+        description=about.get("description") or "",
+    )
+
+
+def where(study: Study, conditions: Iterable[str]) -> Study:
+    """The part of a study that fits every `key=value`. Raises ConfigError where none does."""
+    rows, missing = study.rows, study.missing
+    for text in conditions:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigError(f"--where {text}: write key=value")
+        rows = [row for row in rows if same(row.get(key), value)]
+        missing = [row for row in missing if same(row.get(key), value)]
+        if not rows and not missing:
+            raise ConfigError(f"--where {text}: no run of {study.path} fits")
+    return Study(**{**vars(study), "rows": rows, "missing": missing})
+
+
+def sweep_name(name: str) -> str:
+    """The sweep without its scale: qknorm_lr for qknorm_lr_cpu."""
+    return next((name.removesuffix(f"_{scale}") for scale in SCALES if name.endswith(f"_{scale}")), name)
+
+
+def text(value: Any) -> str:
+    """A configuration value as a person types it."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def same(value: Any, wanted: Any) -> bool:
+    """Whether a value is `wanted`, or one of it where that is a tuple; numbers are compared as numbers."""
+    if isinstance(wanted, tuple):
+        return any(same(value, one) for one in wanted)
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        try:
+            return math.isclose(value, float(wanted), rel_tol=1e-9)
+        except (TypeError, ValueError):
+            return False
+    return text(value) == (wanted if isinstance(wanted, str) else text(wanted))
+
+
+def number(row: Row, key: str) -> float:
+    """A number of a row, nan where it is null (as records write what is not finite). Raises UserError without one."""
+    value = row.get(key, "absent")
+    if value is None:
+        return math.nan
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise UserError(
+            f"{name_of(row)}: {key} must be a number, got {value if value != 'absent' else 'no such column'}"
+        )
+    return float(value)
+
+
+def name_of(row: Row) -> str:
+    """The run for a person."""
+    if row.get("label"):
+        return row["label"]
+    return f"run {row['run_id']}" if row.get("run_id") else f"lr={text(row.get(LR))} N={text(row.get(SIZE))}"
+
+
+def _about(path: Path) -> dict[str, Any]:
+    file = path / "sweep.json"
+    return _read_json(file) if file.exists() else {}
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}") from None
+
+
+def _folder_rows(folder: Path) -> list[Row]:
+    files = sorted(folder.glob("*/result.json"))
+    if files:
+        return [_read_json(file) for file in files]
+    collected = folder / "results.jsonl"
+    if not collected.exists() and not (folder / "plan.jsonl").exists():
+        raise UserError(f"{folder} has neither run folders nor results.jsonl; give a sweep's folder (runs/NAME)")
+    return _file_rows(collected) if collected.exists() else []
+
+
+def _file_rows(path: Path) -> list[Row]:
+    if path.suffix == ".csv":
+        with open(path, newline="") as file:
+            rows = [
+                _csv_row({key: _cell(value) for key, value in line.items() if key}) for line in csv.DictReader(file)
+            ]
+    elif path.suffix == ".jsonl":
+        rows = [_json_line(path, number, line) for number, line in enumerate(path.read_text().splitlines(), 1) if line]
+    else:
+        raise UserError(f"{path}: rows are read from .jsonl or .csv")
+    return [_with_full_names(row) for row in rows]
+
+
+def _json_line(path: Path, number: int, line: str) -> Row:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        row = None
+    if not isinstance(row, dict):
+        raise UserError(f"{path}:{number} is no row in JSON; mend or delete the line")
+    return row
+
+
+def _csv_row(row: Row) -> Row:
+    """A line of a table; where its result is an empty cell, a run that is planned and has no row yet."""
+    empty = any(key in row and row[key] is None for key in ("val_loss", "value"))
+    return {**row, "status": "missing"} if empty and row.get("status") not in FINAL else row
+
+
+def _cell(value: str | None) -> Any:
+    """A cell of a CSV file: number, true or false, nothing, or text."""
+    if value is None or value.strip() == "":
+        return None
+    if value.strip().lower() in ("true", "false"):
+        return value.strip().lower() == "true"
+    try:
+        return int(value)
+    except ValueError:
+        pass
+    try:
+        return float(value)
+    except ValueError:
+        return value.strip()
+
+
+def _with_full_names(row: Row) -> Row:
+    for short, full in ALIASES.items():
+        if short in row and full not in row:
+            row = {**row, full: row[short]}
+    return row
+
+
+def _unfinished(found: list[Row]) -> list[Row]:
+    rows = [row for row in found if row.get("status", "finished") not in FINAL]
+    return [{**row, "label": f"{name_of(row)} ({row['status']})"} for row in rows]
+
+
+def _missing(plan: Path, found: list[Row]) -> list[Row]:
+    """The planned runs without a final row, as rows without results."""
+    state = {row.get("run_id"): row.get("status", "finished") for row in found}
+    planned = [_json_line(plan, number, line) for number, line in enumerate(plan.read_text().splitlines(), 1) if line]
+    due = [run for run in planned if state.get(run.get("run_id")) not in FINAL]
+    return _composed(plan, due, state) if due else []
+
+
+def _composed(plan: Path, due: list[Row], state: dict[str, str]) -> list[Row]:
+    """Planned runs with their full configuration: a plan holds only what was typed."""
+    from scaling_testbed.config.compose import compose_many
+    from scaling_testbed.config.schema import flatten
+    from scaling_testbed.model.counting import count_params
+
+    try:
+        configs = compose_many([run["overrides"] for run in due])
+        counts = [count_params(c.model.resolved(run["vocab_size"])) for run, c in zip(due, configs, strict=True)]
+    except (KeyError, ConfigError) as error:
+        raise UserError(f"{plan}: a planned run without a row cannot be composed any more ({error})") from None
+    rows = []
+    for run, config, count in zip(due, configs, counts, strict=True):
+        status = state.get(run["run_id"], "missing")
+        varied = " ".join(f"{key}={value}" for key, value in run.get("varied", {}).items())
+        named = {"run_id": run["run_id"], "status": status, "label": f"{run['run_id']} ({varied}; {status})"}
+        rows.append({**flatten(config), **asdict(count), **named})
+    return rows

@@ -1,0 +1,67 @@
+"""Results as tables: on a terminal, as CSV and as JSON."""
+
+import csv
+import io
+import json
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from scaling_testbed.errors import UserError
+from scaling_testbed.files import write_text
+
+
+def cell(value: object) -> str:
+    """A value for a person: four significant digits, whole numbers whole, nothing where there is none."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float) and value.is_integer() and 1000 <= value < 1e15:
+        return f"{int(value):,}"
+    if isinstance(value, float):
+        return f"{value:.4g}" if math.isfinite(value) else str(value)
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def filled(records: Sequence[dict]) -> list[str]:
+    """The columns that hold something in some record."""
+    keys = dict.fromkeys(key for record in records for key in record)
+    return [key for key in keys if any(record.get(key) not in (None, "") for record in records)]
+
+
+def show(records: Sequence[dict]) -> None:
+    """Print records with their filled columns."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for key in filled(records):
+        table.add_column(key, no_wrap=key not in ("withheld", "run", "note"))
+    for record in records:
+        table.add_row(*(cell(record.get(key)) for key in filled(records)))
+    (Console() if sys.stdout.isatty() else Console(width=400, soft_wrap=True)).print(table)
+
+
+def write(records: Sequence[dict], folder: Path, name: str, about: dict) -> list[Path]:
+    """Write name.csv, and name.json with `about` beside the records under "rows"; returns the paths."""
+    prepare(folder)
+    buffer = io.StringIO()
+    writer = csv.DictWriter(
+        buffer, list(dict.fromkeys(key for record in records for key in record)), lineterminator="\n"
+    )
+    writer.writeheader()
+    writer.writerows(records)
+    paths = [folder / f"{name}.csv", folder / f"{name}.json"]
+    write_text(paths[0], buffer.getvalue())
+    write_text(paths[1], json.dumps({**about, "rows": list(records)}, indent=1) + "\n")
+    return paths
+
+
+def prepare(folder: Path) -> None:
+    """Make the output folder. Raises UserError where it cannot be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror}; give another --out") from None

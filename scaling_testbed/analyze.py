@@ -1,0 +1,19 @@
+"""Read what a sweep found: `python -m scaling_testbed.analyze COMMAND SWEEP_DIR [options]`"""
+
+import sys
+
+from scaling_testbed.analysis.commands import parse
+from scaling_testbed.config.compose import with_errors
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The door's main; returns the exit status."""
+    try:
+        arguments = parse(sys.argv[1:] if argv is None else argv, __doc__)
+    except SystemExit as exit_:  # argparse has said what is wrong, or helped
+        return exit_.code or 0
+    return with_errors(lambda: arguments.command(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

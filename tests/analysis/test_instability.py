@@ -1,0 +1,140 @@
+"""Planted laws are recovered and extrapolated; what is not known is not told."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from scaling_testbed import analyze
+from scaling_testbed.analysis.instability import Quantity, analyse, fit_log_log
+from scaling_testbed.analysis.rows import load
+from scaling_testbed.errors import ConfigError, UserError
+from tests.analysis.conftest import make_row
+
+LOGIT = Quantity()
+SIZES = np.array([2.4e6, 9.4e6, 1.9e7, 4.2e7, 8.5e7, 3e8])
+
+
+def planted(n, lr=1e-2):
+    x = math.log10(n) - 7
+    return 10 ** (1.5 + math.log10(lr / 1e-2) + 0.6 * x + 0.15 * x * x)
+
+
+def rows_of(sizes, value=planted, lrs=(1e-2,), field="diagnostics_at_step", name=LOGIT.name, **settings):
+    rows = []
+    for n in sizes:
+        for lr in lrs:
+            row = make_row(lr, 3.0, run_id=f"N{n:g} lr{lr:g}", **settings)
+            rows.append(
+                {**row, "n_params_non_embedding": n, "model.d_model": n, field: {"step": 9, name: value(n, lr)}}
+            )
+    return rows
+
+
+def csv_study(path, lines):
+    path.write_text("n_params,lr,value,diverged\n" + "".join(",".join(map(str, line)) + "\n" for line in lines))
+    return load(path)
+
+
+def test_a_planted_quadratic_is_recovered_and_extrapolated():
+    fit = fit_log_log(SIZES, [planted(n) for n in SIZES])
+    middle, low, high = fit.predict(4.8e9)
+    assert middle == pytest.approx(planted(4.8e9), rel=1e-6) and low == pytest.approx(high, rel=1e-6)
+    assert fit.note is None and len(fit.coefficients) == 3
+
+
+def test_three_sizes_make_a_line_that_says_so_and_two_no_fit():
+    fit = fit_log_log(SIZES[:3], [planted(n) for n in SIZES[:3]])
+    assert len(fit.coefficients) == 2 and "three sizes" in fit.note and fit.degrees_of_freedom == 1
+    low, high = fit.predict(3e8)[1:]
+    assert high / low > 1.5  # a curve fitted by a line: the interval owns up to it
+    assert fit_log_log(SIZES[:2], [1.0, 2.0]) is None
+
+
+def test_the_interval_holds_a_new_measurement_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    inside = 0
+    for _ in range(400):
+        noisy = [planted(n) * math.exp(0.3 * rng.normal()) for n in SIZES]
+        _, low, high = fit_log_log(SIZES, noisy).predict(1.2e9)
+        inside += low <= planted(1.2e9) * math.exp(0.3 * rng.normal()) <= high
+    assert 0.92 <= inside / 400 <= 0.98
+
+
+def test_the_held_out_size_does_not_enter_its_own_prediction(study):
+    series, predictions = analyse(study(rows_of(SIZES)), [], LOGIT, hold_out_largest=True)
+    other = rows_of(SIZES, lambda n, lr: planted(n) * (50 if n == SIZES[-1] else 1))
+    _, wrong = analyse(study(other, name="other"), [], LOGIT, hold_out_largest=True)
+    assert predictions[0].predicted == pytest.approx(planted(SIZES[-1])) == pytest.approx(wrong[0].predicted)
+    assert predictions[0].measured == pytest.approx(planted(SIZES[-1])) and not wrong[0].inside
+    assert series[0].held_out == [SIZES[-1]]
+    with pytest.raises(ConfigError, match="one size"):
+        analyse(study(rows_of(SIZES[:1]), name="one"), [], LOGIT, hold_out_largest=True)
+
+
+def test_verdicts_above_and_below_a_threshold(tmp_path):
+    noise = [1.1, 0.9, 1.05, 0.95, 1.1, 0.9]
+    lines = [
+        (n, lr, planted(n, lr) * f, "false") for lr in (1e-3, 1e-2, 1e-1) for n, f in zip(SIZES, noise, strict=True)
+    ]
+    table = csv_study(tmp_path / "t.csv", lines + [(4.8e9, lr, "", "") for lr in (1e-3, 1e-2, 1e-1)])
+    middle = planted(4.8e9)
+    _, above = analyse(table, [], Quantity(threshold=middle))
+    assert [one.verdict for one in above] == ["does not cross", "cannot tell", "crosses"]
+    _, below = analyse(table, [], Quantity(threshold=middle, above=False))
+    assert [one.verdict for one in below] == ["crosses", "cannot tell", "does not cross"]
+    assert [one.n_params for one in above] == [4.8e9] * 3
+
+
+def test_what_is_planned_and_has_no_row_is_predicted(study, tmp_path):
+    overrides = ["model=nano_l", "model.qk_norm=none", "optimizer.lr=1e-2"]
+    planned = {"run_id": "planned", "overrides": overrides, "vocab_size": 257, "varied": {"model": "nano_l"}}
+    folder = tmp_path / "predict_logits"
+    folder.mkdir()
+    (folder / "plan.jsonl").write_text(json.dumps(planned) + "\n")
+    sizes = [1e3, 4e3, 1.6e4, 6.4e4]
+    found = study(rows_of(sizes, model__qk_norm="none"), name="predict_logits")
+    (one,) = analyse(found, ["model.qk_norm"], LOGIT)[1]
+    assert "planned" in one.run and one.measured is None
+    assert one.n_params > 1e5 and one.predicted == pytest.approx(planted(one.n_params), rel=1e-6)
+
+
+def test_seeds_count_as_one_size_and_are_averaged(study):
+    rows = rows_of(SIZES)
+    twins = [{**row, "run_id": row["run_id"] + "b", "seed": 1} for row in rows_of(SIZES, lambda n, lr: 4 * planted(n))]
+    (series,) = analyse(study(rows + twins), [], LOGIT)[0]
+    assert series.values == pytest.approx([2 * planted(n) for n in SIZES])
+    assert series.fit.degrees_of_freedom == 3  # six sizes less three coefficients, however many seeds
+
+
+def test_runs_without_a_value_are_named_and_an_unknown_quantity_lists_what_there_is(study):
+    rows = rows_of(SIZES)
+    rows[0]["diagnostics_at_step"] = None
+    (series,) = analyse(study(rows), [], LOGIT)[0]
+    assert series.unmeasured == [f"run {rows[0]['run_id']}"] and len(series.values) == 5
+    with pytest.raises(UserError, match="log_z_mean.*attention_logit_max/0"):
+        analyse(study(rows), [], Quantity(name="log_z_mean"))
+
+
+def test_the_command_writes_predictions_and_figure(tmp_path, capsys):
+    csv_study(
+        tmp_path / "table.csv", [*((n, 1e-2, planted(n), planted(n) > 300) for n in SIZES), (4.8e9, 1e-2, "", "")]
+    )
+    assert analyze.main(["instability", str(tmp_path / "table.csv"), "--hold-out-largest"]) == 0
+    said = capsys.readouterr().out
+    assert "held out" in said and "quadratic in log N: lr=0.01" in said
+    out = tmp_path / "table_analysis"
+    about = json.loads((out / "instability.json").read_text())
+    assert len(about["rows"]) == 2 and len(about["measured"]) == 6 and about["threshold"] == 1e4
+    assert "attention_logit_max/0" in (out / "instability.svg").read_text() and (out / "instability.png").exists()
+
+
+def test_gradients_against_eps_read_the_mean_of_the_last_steps(study, tmp_path, capsys):
+    name = "grad_rms/blocks.0.mlp.mlp_in.weight"
+    rows = rows_of(SIZES, lambda n, lr: 1e-3 / n, field="diagnostics_last_mean", name=name)
+    study(rows, name="gradrms_scaling")
+    assert analyze.main(["instability", str(tmp_path / "gradrms_scaling"), "--eps", "--hold-out-largest"]) == 0
+    assert "unstable below 1e-08" in capsys.readouterr().out
+    (record,) = json.loads((tmp_path / "gradrms_scaling/analysis/instability.json").read_text())["rows"]
+    assert record["measured"] == pytest.approx(1e-3 / 3e8) and record["verdict"] == "crosses"

@@ -1,0 +1,182 @@
+"""S by hand, what withholds it, its interval over seeds, and the command."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from scaling_testbed import analyze
+from scaling_testbed.analysis.grouping import grouping_keys
+from scaling_testbed.analysis.lr_sensitivity import analyse, bootstrap_interval, sensitivity
+from scaling_testbed.errors import ConfigError, UserError
+from tests.analysis.conftest import INITIAL, LRS, grid, make_row
+
+BY_HAND = [3.2, 3.0, 2.9, 2.95, 7.0, math.nan, math.inf]
+
+
+def curve(losses, lrs=LRS, **settings):
+    return [make_row(lr, loss, **settings) for lr, loss in zip(lrs, losses, strict=True)]
+
+
+def test_s_of_a_curve_by_hand():
+    assert sensitivity(BY_HAND, INITIAL) == pytest.approx(2.93)
+    assert sensitivity([INITIAL + 5, math.nan, INITIAL], INITIAL) == 0  # never trained: blind, as the paper says
+    assert sensitivity([2.0, 30.0], 4.0) == pytest.approx(1.0)
+
+
+def test_s_of_rows_is_that_of_the_curve_where_null_stands_for_not_finite(study):
+    rows = curve([3.2, 3.0, 2.9, 2.95, 7.0, None, None])
+    (found,) = analyse(study(rows), [])
+    assert found.s == pytest.approx(2.93)
+    assert (found.best_lr, found.best_loss, found.first_diverging_lr, found.n_lrs) == (3e-3, 2.9, 0.1, 7)
+
+
+def test_a_diverged_run_counts_as_its_initial_loss_whatever_its_last_weights_score(study):
+    rows = curve(BY_HAND[:5] + [3.0, 3.0])
+    rows[5]["status"] = rows[6]["status"] = "diverged"
+    (found,) = analyse(study(rows), [])
+    assert found.s == pytest.approx(2.93) and found.first_diverging_lr == 0.1
+
+
+def test_rates_outside_the_range_are_left_out(study):
+    rows = curve([9.0, *BY_HAND, 9.0], lrs=(1e-4, *LRS, 1.0))
+    (found,) = analyse(study(rows), [])
+    assert found.s == pytest.approx(2.93) and found.n_lrs == 7
+    (wide,) = analyse(study(rows), [], lr_range=(1e-4, 1.0))
+    assert wide.n_lrs == 9 and wide.s > 2.93
+
+
+def test_coupled_decay_is_scored_with_the_better_of_two_ranges(study):
+    losses = [3.0, 2.9, 3.0, 3.1, 3.2, 3.3, 3.4, 9.0]
+    coupled = curve(losses, lrs=(1e-4, *LRS), optimizer__decay="coupled")
+    independent = curve(losses, lrs=(1e-4, *LRS), optimizer__decay="independent")
+    both = analyse(study(coupled + independent), ["optimizer.decay"])
+    found = {one.curve.condition["optimizer.decay"]: one for one in both}
+    assert found["independent"].s == pytest.approx(np.mean(losses[1:]) - 2.9)
+    assert found["coupled"].s == pytest.approx(np.mean(losses[:-1]) - 2.9)
+    assert found["coupled"].lr_range == pytest.approx((1e-4, 1e-1))
+    assert found["coupled"].range_rule == "coupled decay: smaller of two ranges" and not found["independent"].range_rule
+    (short,) = analyse(study(coupled[1:]), ["optimizer.decay"])
+    assert short.s == pytest.approx(np.mean(losses[1:]) - 2.9) and "not measured whole" in short.range_rule
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"optimizer__name": "muon"}, "Muon"),
+        ({"optimizer__scale_lr_by_param_rms": True}, "RMS"),
+        ({"model__linear": "sigma_reparam"}, "sigma-reparam"),
+    ],
+)
+def test_s_is_withheld_where_the_learning_rate_means_something_else(study, settings, reason):
+    (found,) = analyse(study(curve(BY_HAND[:5] + [3.0, 3.0], **settings)), [])
+    assert found.s is None and reason in found.withheld
+    assert len(found.losses) == 7  # the curve is shown all the same
+
+
+def test_a_hole_in_the_grid_is_named_and_s_withheld(study):
+    rows = grid(lambda *_: 3.0, [{"model__qk_norm": "none"}, {"model__qk_norm": "layernorm"}], widths=[32])
+    found = analyse(study(rows[:-1]), ["model.qk_norm"])
+    assert [one.s is None for one in found] == [True, False]
+    assert "lr=0.3" in found[0].withheld and "qk_norm=layernorm" in found[0].withheld
+
+
+def test_a_planned_run_without_a_final_row_is_named_and_s_withheld(study, tmp_path):
+    rates = ("1e-3", "1e-2", "1e-1")
+    overrides = [["model=nano_s", f"optimizer.lr={lr}", "model.qk_norm=none"] for lr in rates]
+    plan = [
+        {"run_id": f"run{i}", "overrides": each, "vocab_size": 257, "varied": {"optimizer.lr": each[1][13:]}}
+        for i, each in enumerate(overrides)
+    ]
+    settings = {"n_params_non_embedding": 24736, "model.d_model": 32, "model.n_layers": 2, "model.qk_norm": "none"}
+    rows = [{**make_row(float(lr), 3.0, run_id=f"run{i}"), **settings} for i, lr in enumerate(rates)]
+    rows[1]["status"] = "failed"
+    (tmp_path / "qknorm_lr").mkdir()
+    (tmp_path / "qknorm_lr" / "plan.jsonl").write_text("".join(json.dumps(line) + "\n" for line in plan))
+    (found,) = analyse(study(rows), ["model.qk_norm"])
+    assert found.s is None and "run1 (optimizer.lr=1e-2; failed)" in found.withheld
+    (whole,) = analyse(study([{**row, "status": "finished"} for row in rows]), ["model.qk_norm"])
+    assert whole.s == 0
+
+
+def test_two_rows_for_one_place_that_differ_are_an_error_naming_both(study):
+    rows = [make_row(1e-2, 3.0, run_id="first"), make_row(1e-2, 3.5, run_id="second", loss__z_loss=0.0)]
+    rows[0]["loss.z_loss"] = 1e-4
+    with pytest.raises(UserError, match=r"first.*second.*loss\.z_loss"):
+        analyse(study(rows), ["model.d_model"])
+    rows[1]["val_loss"] = 3.0
+    analyse(study(rows), ["model.d_model"])
+
+
+def test_the_interval_finds_the_best_rate_again_in_each_resample():
+    assert bootstrap_interval([[1.0, 2.0], [2.0, 1.0]], 9.0) == (0.0, 0.5)
+
+
+def test_the_interval_is_reproducible_and_closes_when_seeds_agree(study):
+    rng = np.random.default_rng(0)
+    losses_SL = 3 + rng.uniform(size=(5, 7))
+    low, high = bootstrap_interval(losses_SL, INITIAL)
+    assert (low, high) == bootstrap_interval(losses_SL, INITIAL) and low < high
+    assert bootstrap_interval(np.repeat(losses_SL[:1], 5, axis=0), INITIAL) == pytest.approx(
+        [sensitivity(losses_SL[0], INITIAL)] * 2
+    )
+    rows = grid(lambda c, w, lr, seed: losses_SL[seed][LRS.index(lr)], [{}], widths=[32], seeds=range(5))
+    (found,) = analyse(study(rows), [])
+    assert (found.low, found.high) == pytest.approx((low, high))
+    assert found.s == pytest.approx(sensitivity(losses_SL.mean(axis=0), INITIAL))
+
+
+def test_conditions_are_the_keys_that_vary_without_those_that_follow(study):
+    conditions = [{"budget__steps": steps, "schedule__warmup": steps / 20} for steps in (100, 200)]
+    rows = grid(lambda *_: 3.0, conditions, batch__sequences=lambda c, w, lr, s: w, logging__project=lambda *at: at[2])
+    assert grouping_keys(study(rows)) == ["budget.steps"]
+    assert grouping_keys(study(rows), preferred=["schedule.warmup"]) == ["schedule.warmup"]
+    with pytest.raises(ConfigError, match="no.such.key"):
+        grouping_keys(study(rows), ["no.such.key"])
+
+
+def test_the_model_where_scans_over_width_and_depth_meet_is_on_both(study):
+    shapes = [(32, 2), (64, 2), (128, 2), (64, 4), (64, 8), (128, 8)]
+    rows = [make_row(lr, 3.0, d_model=d, n_layers=n) for d, n in shapes for lr in (1e-3, 1e-2)]
+    found = analyse(study(rows), ["scan"])
+    places = [(one.curve.condition["scan"], *one.curve.shape) for one in found]
+    assert sorted(places) == [
+        *[("depth", 64, 2), ("depth", 64, 4), ("depth", 64, 8), ("joint", 128, 8)],
+        *[("width", 32, 2), ("width", 64, 2), ("width", 128, 2)],
+    ]
+
+
+def test_the_command_writes_table_json_and_figure(study, tmp_path, capsys):
+    conditions = [{"model__qk_norm": name} for name in ("none", "layernorm")]
+    study(grid(lambda c, w, lr, s: 3 + (lr if c["model__qk_norm"] == "none" else 0), conditions), name="qknorm_lr_cpu")
+    assert analyze.main(["lr_sensitivity", str(tmp_path / "qknorm_lr_cpu")]) == 0
+    said = capsys.readouterr().out
+    assert "minus the best" in said and "7 learning rates in [0.0003, 0.3]" in said
+    out = tmp_path / "qknorm_lr_cpu" / "analysis"
+    records = json.loads((out / "lr_sensitivity.json").read_text())["rows"]
+    assert len(records) == 6 and records[-1]["S"] == pytest.approx(np.mean(LRS) - LRS[0])
+    assert (out / "lr_sensitivity.csv").read_text().count("\n") == 7
+    assert (out / "lr_sensitivity.png").read_bytes()[:4] == b"\x89PNG"
+    assert "LR sensitivity S" in (out / "lr_sensitivity.svg").read_text()
+    again = tmp_path / "again"
+    assert analyze.main(["lr_sensitivity", str(tmp_path / "qknorm_lr_cpu"), "--out", str(again)]) == 0
+    assert (again / "lr_sensitivity.svg").read_text() == (out / "lr_sensitivity.svg").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "says"),
+    [
+        (["lr_sensitivity", "nowhere"], 1, "nowhere does not exist"),
+        (["lr_sensitivity", "{}", "--lr-range", "1,0.1"], 2, "--lr-range"),
+        (["lr_sensitivity", "{}", "--group", "model.qk_nrom"], 2, "model.qk_nrom"),
+        (["lr_sensitivity", "{}", "--where", "seed=7"], 2, "seed=7"),
+        (["instability", "{}"], 1, "attention_logit_max/0"),
+        (["instability", "{}", "--eps", "1e-8", "--threshold", "3"], 2, "not both"),
+        (["no_such_command", "{}"], 2, "no_such_command"),
+    ],
+)
+def test_a_mistake_is_one_line_and_a_status(study, tmp_path, capsys, arguments, status, says):
+    study(grid(lambda *_: 3.0, [{}]))
+    assert analyze.main([each.format(tmp_path / "qknorm_lr") for each in arguments]) == status
+    assert says in capsys.readouterr().err

@@ -1,0 +1,123 @@
+"""The page is whole, alone, and says what is missing."""
+
+import re
+import sys
+from html.parser import HTMLParser
+
+import pytest
+
+from scaling_testbed import analyze
+from scaling_testbed.analysis.figures import Line, Panel, compact, inline_svg
+from scaling_testbed.analysis.report import write_report
+from tests.analysis import worlds
+from tests.analysis.conftest import make_row
+
+VOID = {"meta", "br", "link", "img", "input", "hr"}
+
+
+class Page(HTMLParser):
+    """Collects tags, ids and text, and checks that tags close in order."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.ids, self.loads, self.text = [], [], [], [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.ids += [value for key, value in attrs if key == "id"]
+        self.loads += [value for key, value in attrs if key in ("src", "href", "xlink:href") and value[0] != "#"]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+@pytest.fixture
+def page(study, tmp_path):
+    """Returns a function from a sweep's name, rows and traces to its parsed report."""
+
+    def make(name, rows, traces=None):
+        write_report(study(rows, name=name, traces=traces), tmp_path / "report.html")
+        return Page((tmp_path / "report.html").read_text())
+
+    return make
+
+
+@pytest.mark.parametrize("name", ["qknorm_lr", "predict_logits", "zloss_trace", "kappa", "width_depth_lr"])
+def test_the_page_stands_alone(page, tmp_path, name):
+    found = page(name, *getattr(worlds, name)(True))
+    assert found.open == [] and found.loads == [] and "script" not in found.tags
+    assert found.tags.count("svg") == found.tags.count("figure") >= 1
+    assert len(found.ids) == len(set(found.ids))
+    text = (tmp_path / "report.html").read_text()
+    assert "width=device-width" in text and "@import" not in text
+    assert text.count("<table") == text.count('<div class="box"><table')
+    used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', text))
+    assert used and used <= set(found.ids)
+
+
+def test_the_page_says_verdicts_numbers_and_what_is_missing(page):
+    rows, _ = worlds.qknorm_lr(True)
+    rows[3] = {**rows[3], "status": "failed"}
+    text = page("qknorm_lr", rows).text
+    assert "Cannot tell." in text and "Figure 1 of Wortsman" in text
+    assert f"Without a result: run {rows[3]['run_id']} (failed)." in text
+    assert "1 failed, 41 finished" in text
+
+
+def test_what_differs_from_the_paper_is_listed(page):
+    rows = [{**make_row(lr, 3.0), "steps_planned": 400, "batch.sequences": 256} for lr in (1e-3, 1e-2)]
+    text = page("qknorm_lr", rows).text
+    assert "budget.steps100000400" in text and "batch.sequences256" not in text
+
+
+def test_text_from_rows_cannot_break_the_page(page):
+    rows = [make_row(lr, 3.0, model__qk_norm=name) for lr in (1e-3, 1e-2) for name in ("<b>&", "none")]
+    found = page("qknorm_lr", rows)
+    assert "b" not in found.tags and "<b>&" in found.text
+
+
+def test_the_command_prints_the_verdicts(study, tmp_path, capsys):
+    study(worlds.qknorm_axis(True)[0], name="qknorm_axis")
+    assert analyze.main(["report", str(tmp_path / "qknorm_axis")]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("agrees ") and (tmp_path / "qknorm_axis" / "report.html").exists()
+
+
+def test_without_matplotlib_one_line_says_what_to_install(study, tmp_path, capsys, monkeypatch):
+    study(worlds.qknorm_axis(True)[0], name="qknorm_axis")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert analyze.main(["lr_sensitivity", str(tmp_path / "qknorm_axis")]) == 1
+    assert "pip install -e '.[analysis]'" in capsys.readouterr().err
+
+
+def test_without_scipy_one_line_says_what_to_install(study, tmp_path, capsys, monkeypatch):
+    study(worlds.predict_logits(True)[0], name="predict_logits")
+    monkeypatch.setitem(sys.modules, "scipy.stats", None)
+    assert analyze.main(["instability", str(tmp_path / "predict_logits"), "--hold-out-largest"]) == 1
+    assert "pip install -e '.[analysis]'" in capsys.readouterr().err
+
+
+def test_a_cross_is_drawn_for_a_diverged_run_and_names_keep_ids_apart():
+    def svg(crosses, name="a"):
+        line = Line(x=[1e-3, 1e-2], y=[3.0, 4.0], label="none", n_params=1e4, crosses=crosses)
+        return inline_svg(Panel(lines=[line], x_label="x", y_label="y"), name)
+
+    assert "diverged" in svg([False, True]) and "diverged" not in svg([False, False])
+    ids = [set(re.findall(r'id="([^"]+)"', svg([], name))) for name in "ab"]
+    assert ids[0] and not ids[0] & ids[1]
+
+
+def test_sizes_and_rates_read_as_people_say_them():
+    assert [compact(n) for n in (98624, 2.4e6, 4.8e9, 512)] == ["98.6k", "2.4M", "4.8B", "512"]
+    assert [compact(lr) for lr in (3e-4, 1e-2, 0.3, 1.0)] == ["3e-4", "1e-2", "3e-1", "1"]
