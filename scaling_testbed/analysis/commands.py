@@ -1,6 +1,7 @@
 """The commands of `python -m scaling_testbed.analyze`: what was typed, and what each does with it."""
 
 import argparse
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ def parse(argv: Sequence[str], doc: str) -> argparse.Namespace:
     """The arguments, with the function to call under `command`. Exits as argparse does when they are wrong."""
     parser = argparse.ArgumentParser(prog="scaling-testbed analyze", description=doc, allow_abbrev=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_lr_sensitivity, _add_instability, _add_report):
+    for add in (_add_lr_sensitivity, _add_instability, _add_report, _add_inspect):
         add(commands)
     return parser.parse_args(argv)
 
@@ -63,6 +64,16 @@ def _add_instability(commands) -> None:
 def _add_report(commands) -> None:
     parser = _command(commands, do_report, "all of it as one page, with the paper's claims judged")
     parser.add_argument("--out", type=Path, metavar="FILE.html", help="default: SWEEP_DIR/report.html")
+
+
+def _add_inspect(commands) -> None:
+    help_ = "the diagnostics of a saved checkpoint"
+    parser = commands.add_parser("inspect", help=help_, description=do_inspect.__doc__, allow_abbrev=False)
+    parser.set_defaults(command=do_inspect)
+    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="runs/NAME/RUN_ID")
+    parser.add_argument("--step", type=int, help="of the checkpoint (default: the newest)")
+    parser.add_argument("--sequences", type=int, default=32, help="of validation data (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="every number, one object")
 
 
 def do_lr_sensitivity(arguments: argparse.Namespace) -> int:
@@ -107,6 +118,25 @@ def do_report(arguments: argparse.Namespace) -> int:
     path = arguments.out or _default_folder(arguments, "report.html")
     for line in write_report(study, path):
         print(line)
+    return 0
+
+
+def do_inspect(arguments: argparse.Namespace) -> int:
+    """Attention scores, activations, logits, parameters and the last update of a checkpoint, from a forward pass over
+    the run's validation data."""
+    from scaling_testbed.config.compose import recorded_run
+    from scaling_testbed.running.inspection import by_place, inspect
+
+    if arguments.sequences < 1:
+        raise ConfigError(f"--sequences must be greater than zero; got {arguments.sequences}")
+    run = recorded_run(arguments.run_dir)
+    step, found = inspect(run, arguments.run_dir, step=arguments.step, sequences=arguments.sequences)
+    if arguments.json:
+        print(json.dumps({"step": step, **found}))
+        return 0
+    print(f"step {step:,} of {arguments.run_dir}, {arguments.sequences} validation sequences")
+    for records in by_place(found):
+        tables.show(records)
     return 0
 
 

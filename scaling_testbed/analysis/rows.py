@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from scaling_testbed.errors import ConfigError, UserError
-from scaling_testbed.running.records import FINAL, read_metrics
+from scaling_testbed.running.records import read_metrics
+from scaling_testbed.running.result import FINAL
 
 Row = dict[str, Any]
 

@@ -23,7 +23,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from scaling_testbed.config.schema import GROUPS, RunConfig
+from scaling_testbed.config.schema import GROUPS, RunConfig, run_id
 from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.running.world import is_main_process
 
@@ -224,6 +224,25 @@ def with_errors(action: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("error: interrupted; the same command goes on where it was", file=sys.stderr)
         return 130
+
+
+def recorded_run(folder: Path) -> RunConfig:
+    """The run of a run folder, by the overrides that its config.yaml keeps. Raises UserError where there is none, or
+    where they mean another run to this version of the project."""
+    try:
+        recorded = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+        run = compose([*recorded["overrides"], f"data_dir={_quoted(recorded['data_dir'])}"])
+    except (OSError, KeyError, TypeError, OmegaConfBaseException):
+        raise UserError(f"{folder} is no run folder: it has no readable config.yaml") from None
+    if run_id(run) != folder.resolve().name:
+        raise UserError(f"{folder} was made by another version: its overrides now mean run {run_id(run)}")
+    return run
+
+
+def _quoted(text: str) -> str:
+    """A value as Hydra reads it back, whatever is in it."""
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
 
 
 def run_door(command: Callable[[RunConfig], int], argv: Sequence[str], doc: str) -> int:

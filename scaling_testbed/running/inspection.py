@@ -38,6 +38,21 @@ def inspect(run: RunConfig, folder: Path, *, step: int | None = None, sequences:
     return saved.step, numbers | update_statistics(model, optimizer, {}, list)
 
 
+def by_place(found: dict[str, float]) -> list[list[dict]]:
+    """The numbers as three tables of records: of the whole model, of each block, of each tensor. Single heads are left
+    out."""
+    whole, places = {}, {}
+    for name, value in found.items():
+        quantity, _, place = name.partition("/")
+        if not place:
+            whole[quantity] = value
+        elif "/" not in place:
+            places.setdefault(place, {})[quantity] = value
+    blocks = [{"block": int(place), **numbers} for place, numbers in places.items() if place.isdigit()]
+    tensors = [{"tensor": place, **numbers} for place, numbers in places.items() if not place.isdigit()]
+    return [[{"quantity": name, "value": value} for name, value in whole.items()], blocks, tensors]
+
+
 def _find(checkpoints: Path, step: int | None) -> Path:
     there = {int(path.name[5:]): path for path in sorted(checkpoints.glob("step-" + 8 * "[0-9]"))}
     if not there:
