@@ -1,8 +1,13 @@
 """A saved checkpoint tells of its model what the run told when it was there."""
 
+import json
+
 import pytest
 import torch
 
+from scaling_testbed import analyze
+from scaling_testbed.config.compose import recorded_run
+from scaling_testbed.config.schema import run_id
 from scaling_testbed.diagnostics.summary import names_in
 from scaling_testbed.errors import UserError
 from scaling_testbed.running.inspection import inspect
@@ -56,3 +61,27 @@ def test_what_cannot_be_inspected_is_named(tiny, inspected):
     (folder / "checkpoints" / "step-00000008" / "model.pt").write_bytes(b"x")
     with pytest.raises(UserError, match="step-00000008 is damaged: model.pt"):
         inspect(run, folder, step=8)
+
+
+def test_the_door_shows_a_run_by_its_folder_alone(tiny, tmp_path, capsys):
+    run, folder = tiny("data_dir='" + str(tmp_path / "it\\'s {data}") + "'", runs="two words")
+    train(run, quiet=True)
+    found = recorded_run(folder)
+    assert found.data_dir == run.data_dir == str(tmp_path / "it's {data}")
+    assert run_id(found) == run_id(run)
+    assert analyze.main(["inspect", str(folder)]) == 0
+    out = capsys.readouterr().out
+    assert "step 12" in out and "attention_entropy" in out and "blocks.1.mlp.mlp_out.weight" in out
+    assert analyze.main(["inspect", str(folder), "--json", "--step", "12"]) == 0
+    assert json.loads(capsys.readouterr().out)["step"] == 12
+
+
+def test_the_door_refuses_what_is_no_run_or_another_versions(tiny, capsys, tmp_path):
+    assert analyze.main(["inspect", str(tmp_path / "none")]) == 1
+    assert "is no run folder" in capsys.readouterr().err
+    run, folder = tiny()
+    train(run, quiet=True)
+    folder = folder.rename(folder.with_name("0123456789ab"))
+    assert analyze.main(["inspect", str(folder)]) == 1
+    assert "was made by another version" in capsys.readouterr().err
+    assert analyze.main(["inspect", str(folder), "--sequences", "0"]) == 2
