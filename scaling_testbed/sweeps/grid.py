@@ -6,6 +6,7 @@
     axes: {key: [values], ...}          # every combination is a run; a group (model, data, ...) is a key too
     together:                           # keys that move together: one row of values at a time; the first leads
       - {model: [a, b], batch.sequences: [64, 512]}
+      - [{model.residual: pre}, {model.residual: peri, model.norm: rmsnorm}]    # the same, written row by row
     exclude:                            # runs left out: all keys of an entry fit, to one value or to one of a list
       - {model: b, budget.tokens_per_param: [320, 640]}
     seeds: [0, 1]
@@ -14,8 +15,8 @@
 
 Of two files (or a file and its scale) that are laid over each other the upper one's axes, rows of keys that move
 together (told by their first key) and seeds replace the lower one's of the same name; overrides and exclusions are
-added, and descriptions joined; an override or a row of the upper one also takes the place of a lower axis. The order
-is base, the base's scale, file, the file's scale.
+added; an override or a row of the upper one also takes the place of a lower axis. The order is base, the base's scale,
+file, the file's scale. Descriptions are joined, the file's before its base's.
 
 A value is written as on the command line. Typed after the sweep's name, `key=value` and `key=a,b` replace an axis, pick
 rows of keys that move together by their first key, or apply to every run.
@@ -54,13 +55,13 @@ class Sweep:
     analysis: str | None = None
     overrides: list[str] = field(default_factory=list)
     axes: dict[str, list[str]] = field(default_factory=dict)
-    together: list[dict[str, list[str]]] = field(default_factory=list)
+    together: list[dict[str, list[str | None]]] = field(default_factory=list)  # None: the row says nothing
     exclude: list[dict[str, list[str]]] = field(default_factory=list)
     seeds: list[str] = field(default_factory=lambda: ["0"])
 
     def points(self) -> list[dict[str, str]]:
         """The runs in order, as {key: value} of what differs between them; the first axis changes slowest."""
-        rows = [[dict(zip(t, values, strict=True)) for values in zip(*t.values(), strict=True)] for t in self.together]
+        rows = [[_row(t, values) for values in zip(*t.values(), strict=True)] for t in self.together]
         axes = [[{key: value} for value in values] for key, values in self.axes.items()]
         seeds = [[{"seed": seed} for seed in self.seeds]]
         found = (_merged(parts) for parts in itertools.product(*rows, *axes, *seeds))
@@ -83,7 +84,10 @@ def load_sweep(name: str, scale: str | None = None) -> Sweep:
         scales, layers = _layers(content, scale)
         chosen = scale or next(iter(scales), None)
         folder = path.stem if chosen == next(iter(scales), None) else f"{path.stem}_{chosen}"
-        return _parse(functools.reduce(_laid_over, layers), name=path.stem, folder=folder, scale=chosen)
+        content = functools.reduce(_laid_over, layers)
+        texts = [layer.get("description", "").strip() for layer in [*layers[-2:], *layers[:-2]]]
+        content["description"] = " ".join(filter(None, texts))
+        return _parse(content, name=path.stem, folder=folder, scale=chosen)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
 
@@ -149,7 +153,7 @@ def _checked(content: Any, known: Sequence[str]) -> dict:
     if "axes" in content:
         content["axes"] = _columns("axes", content["axes"])
     if "together" in content:
-        content["together"] = [_columns("together", entry) for entry in content["together"]]
+        content["together"] = [_together(entry) for entry in content["together"]]
     if bad := [text for text in content.get("overrides", []) if not isinstance(text, str) or "=" not in text]:
         raise ConfigError(f"overrides are written key=value; got {bad[0]!r}")
     return content
@@ -168,8 +172,6 @@ def _laid_over(below: dict, above: dict) -> dict:
     merged["together"] = list(rows.values())
     merged["overrides"] = [*overrides_before(below.get("overrides", []), upper), *upper]
     merged["exclude"] = [*below.get("exclude", []), *above.get("exclude", [])]
-    if "description" in below and "description" in above:
-        merged["description"] = f"{below['description'].strip()} {above['description'].strip()}"
     return merged
 
 
@@ -194,6 +196,23 @@ def _parse(content: dict, **named: str | None) -> Sweep:
     if astray := [key for entry in sweep.exclude for key in entry if key not in keys]:
         raise ConfigError(f"exclude names {astray[0]}, which no axis varies")
     return sweep
+
+
+def _together(entry: Any) -> dict[str, list[str | None]]:
+    """Keys that move together as columns, from columns or from a list of rows of which each has the leading key."""
+    if not isinstance(entry, list):
+        return _columns("together", entry)
+    if not entry or not all(isinstance(row, dict) and row for row in entry):
+        raise ConfigError(f"together takes mappings of keys to lists of values, or lists of rows; got {entry!r}")
+    lead = next(iter(entry[0]))
+    if without := [row for row in entry if lead not in row]:
+        raise ConfigError(f"every row of keys that move together needs {lead}, which leads; got {without[0]!r}")
+    keys = dict.fromkeys(str(key) for row in entry for key in row)
+    return {key: [spelled(row[key]) if key in row else None for row in entry] for key in keys}
+
+
+def _row(entry: dict[str, list[str | None]], values: Sequence[str | None]) -> dict[str, str]:
+    return {key: value for key, value in zip(entry, values, strict=True) if value is not None}
 
 
 def _columns(what: str, entry: Any, scalars: bool = False) -> dict[str, list[str]]:
@@ -260,7 +279,7 @@ def _merged(parts: Sequence[dict[str, str]]) -> dict[str, str]:
 
 
 def _fits(point: dict[str, str], entry: dict[str, list[str]]) -> bool:
-    return all(any(_same(point[key], value) for value in values) for key, values in entry.items())
+    return all(key in point and any(_same(point[key], value) for value in values) for key, values in entry.items())
 
 
 def _same(a: str, b: str) -> bool:

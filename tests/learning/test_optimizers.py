@@ -1,5 +1,6 @@
 """Decay, groups, and what is done to an update and its rate."""
 
+import dataclasses
 import math
 
 import pytest
@@ -65,6 +66,25 @@ def test_independent_decay_shrinks_a_weight_by_the_schedule_and_not_by_the_rate(
         optimizer.step()
     for weight, start in zip(weights, before, strict=True):
         assert torch.allclose(weight, start * (1 - 0.01) * (1 - 0.005), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("cut", [1, 4])
+def test_decay_stated_for_a_length_shrinks_a_weight_as_much_over_any_other(cut):
+    """Also where the run takes only a part of its schedule: then as much as the whole run up to that step."""
+    schedule = SCHEDULES["cosine"](warmup=0.05, min_lr=0.0, steps=1000 if cut > 1 else None)
+
+    def shrunk(config, steps):
+        (group,) = parameter_groups(config.for_length(schedule.length(steps)), model(norm="rmsnorm"))
+        rates = [schedule.lr(step, steps, config.lr) for step in range(steps)]
+        return math.prod(1 - rate * group["weight_decay"] for rate in rates)
+
+    stated = AdamWConfig(lr=1e-2, weight_decay=1e-3, weight_decay_steps=1000)
+    assert shrunk(stated, 1000) == pytest.approx(shrunk(AdamWConfig(lr=1e-2, weight_decay=1e-3), 1000), rel=1e-12)
+    if cut > 1:
+        assert shrunk(stated, 1000 // cut) == shrunk(AdamWConfig(lr=1e-2, weight_decay=1e-3), 1000 // cut)
+    else:
+        assert shrunk(stated, 250) == pytest.approx(shrunk(stated, 1000), rel=1e-2)
+        assert shrunk(dataclasses.replace(stated, weight_decay_steps=None), 250) > 1.3 * shrunk(stated, 250)
 
 
 def test_only_the_named_roles_decay():

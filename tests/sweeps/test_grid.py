@@ -3,6 +3,7 @@
 import pytest
 
 from scaling_testbed.errors import ConfigError
+from scaling_testbed.sweeps import grid
 from scaling_testbed.sweeps.grid import load_sweep, narrowed, spelled
 
 FILE = """
@@ -71,6 +72,12 @@ def test_the_leading_key_picks_rows_and_the_others_can_be_set_for_all(load):
         ("axes: {a: [1]}\nexclude: [{b: 1}]", "exclude names b"),
         ("overrides: [a]", "key=value; got 'a'"),
         ("axes: {a: [1", "cannot be read as YAML"),
+        ("scales: [a]", "scales must be a mapping"),
+        ("scales: {big: {axis: {a: [1]}}}", "scales.big: there is no key axis"),
+        ("scales: {big: {scales: {}}}", "scales.big: there is no key scales"),
+        ("base: nothing", "there is no base 'nothing'; it is one of small_scale_proxies"),
+        ("together: [[{a: 1, b: 2}, {b: 3}]]", "needs a, which leads; got {'b': 3}"),
+        ("together: [[]]", "or lists of rows; got []"),
     ],
 )
 def test_what_is_wrong_in_a_file_is_said_in_one_line_naming_it(load, text, message):
@@ -88,3 +95,89 @@ def test_yaml_values_are_spelled_as_typed():
     assert [spelled(v) for v in (None, True, 0.001, "1e-3", [1, None], {"a": False})] == [
         *("null", "true", "0.001", "1e-3", "[1,null]", "{a:false}")
     ]
+
+
+SCALED = """
+description: Question.
+overrides: [budget.steps=100, schedule.warmup=0.05, data=c4]
+axes: {loss.z_loss: [0, 1e-4], optimizer.lr: [1e-3, 1e-2]}
+together:
+  - {batch.sequences: [8, 16], budget.tokens: [100, 200]}
+exclude: [{loss.z_loss: 0, optimizer.lr: 1e-3}]
+scales:
+  large:
+  small:
+    description: Shortened.
+    overrides: [budget.steps=5, data=markov]
+    axes: {model: [nano_s], optimizer.lr: [1]}
+    together: [{batch.sequences: [2], budget.tokens: [50]}]
+    seeds: [0, 1]
+"""
+
+
+def load_scaled(tmp_path, scale=None, text=SCALED):
+    (tmp_path / "grid.yaml").write_text(text)
+    return load_sweep(str(tmp_path / "grid.yaml"), scale)
+
+
+def test_the_first_scale_is_the_default_and_bears_the_sweeps_own_name(tmp_path):
+    assert load_scaled(tmp_path) == load_scaled(tmp_path, "large")
+    found = [(s.name, s.scale, s.folder) for s in map(lambda x: load_scaled(tmp_path, x), ("large", "small"))]
+    assert found == [("grid", "large", "grid"), ("grid", "small", "grid_small")]
+    plain = load_scaled(tmp_path, text="axes: {a: [1]}")
+    assert (plain.name, plain.scale, plain.folder) == ("grid", None, "grid")
+
+
+def test_a_scale_replaces_axes_rows_and_seeds_and_adds_overrides(tmp_path):
+    large, small = load_scaled(tmp_path), load_scaled(tmp_path, "small")
+    assert large.overrides == ["budget.steps=100", "schedule.warmup=0.05", "data=c4"] and len(large.points()) == 6
+    assert small.overrides == ["schedule.warmup=0.05", "budget.steps=5", "data=markov"]
+    assert list(small.axes.items()) == [("model", ["nano_s"]), ("loss.z_loss", ["0", "1e-4"]), ("optimizer.lr", ["1"])]
+    assert small.together == [{"batch.sequences": ["2"], "budget.tokens": ["50"]}]
+    assert small.seeds == ["0", "1"] and small.exclude == large.exclude
+    assert (large.description, small.description) == ("Question.", "Question. Shortened.")
+
+
+def test_a_wrong_scale_is_answered_with_those_there_are(tmp_path):
+    with pytest.raises(ConfigError, match="grid.yaml: there is no scale 'medium'; it has large, small"):
+        load_scaled(tmp_path, "medium")
+    with pytest.raises(ConfigError, match="grid.yaml: there is no scale 'small'; it has none"):
+        load_scaled(tmp_path, "small", "axes: {a: [1]}")
+
+
+def test_a_file_wins_over_its_base_and_its_bases_scale(tmp_path, monkeypatch):
+    monkeypatch.setattr(grid, "BASE_DIR", tmp_path)
+    (tmp_path / "common.yaml").write_text("""
+axes: {optimizer.lr: [1e-3, 1e-2]}
+scales:
+  large: {description: Long., overrides: [budget.steps=100], axes: {model: [proxy_2m, proxy_9m]}}
+  small: {overrides: [budget.steps=5], axes: {model: [nano_s, nano_m]}}
+""")
+    text = """
+base: common
+description: Question.
+axes: {loss.z_loss: [0, 1]}
+scales:
+  small: {overrides: [optimizer.lr=1, budget.steps=7], axes: {model: [nano_l]}}
+"""
+    large, small = load_scaled(tmp_path, "large", text), load_scaled(tmp_path, "small", text)
+    assert load_scaled(tmp_path, None, text) == large and large.description == "Question. Long."
+    assert values(large, "model") == [("proxy_2m",), ("proxy_9m",)] and large.overrides == ["budget.steps=100"]
+    assert values(large, "loss.z_loss") == [("0",), ("1",)] and len(large.points()) == 8
+    # An override takes the place of a lower axis.
+    assert small.overrides == ["optimizer.lr=1", "budget.steps=7"] and list(small.axes) == ["loss.z_loss", "model"]
+    assert values(small, "model") == [("nano_l",)]
+
+
+def test_rows_may_name_different_keys(load):
+    sweep = load("""
+axes: {optimizer.lr: [1, 2]}
+together: [[{logging.group: plain}, {logging.group: peri, model.residual: peri}]]
+exclude: [{model.residual: peri, optimizer.lr: 2}]
+""")
+    assert sweep.points() == [
+        {"logging.group": "plain", "optimizer.lr": "1", "seed": "0"},
+        {"logging.group": "plain", "optimizer.lr": "2", "seed": "0"},
+        {"logging.group": "peri", "model.residual": "peri", "optimizer.lr": "1", "seed": "0"},
+    ]
+    assert len(narrowed(sweep, ["logging.group=peri"]).points()) == 1
