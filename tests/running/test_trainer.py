@@ -67,6 +67,13 @@ def test_the_same_seed_twice_is_identical_and_another_differs(trained):
     assert row["val_loss"] != json.loads((one / "result.json").read_text())["val_loss"]
 
 
+def test_decay_stated_for_twice_the_schedule_is_twice_the_decay(trained):
+    """The schedule's length counts and not the run's, which is cut at 12 steps."""
+    cut = "schedule.steps=24"
+    twice = trained("optimizer.weight_decay=0.02", cut)[1]
+    assert_same_bits(trained("optimizer.weight_decay=0.01", "optimizer.weight_decay_steps=48", cut)[1], twice)
+
+
 def test_accumulation_of_four_micro_batches_equals_one_batch(trained):
     _, whole = trained(runs="one")
     _, split = trained("batch.micro_batch_sequences=2", runs="two")
