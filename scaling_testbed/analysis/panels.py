@@ -107,9 +107,10 @@ def _fit_line(series: Series, end: float, look: dict) -> Line:
 def against_key(curves: Sequence[Curve], key: str, measure, y_label: str, **look) -> Panel:
     """`measure` of a row against a key that is part of the condition, one line for each size at each rate.
 
-    measure: row -> number or None. Rows whose key is null are left out; several seeds are averaged."""
+    measure: row -> number or None. Rows whose key is null are left out; several seeds are averaged; a model without
+    layers is a level."""
     lines = []
-    for shape in dict.fromkeys(curve.shape for curve in curves):
+    for shape in dict.fromkeys(curve.shape for curve in curves if curve.settings.get("model.n_layers") != 0):
         for lr in sorted({lr for curve in curves if curve.shape == shape for lr in curve.lrs}):
             own = [curve for curve in curves if curve.shape == shape and curve.settings.get(key) is not None]
             points = [(number(c.settings, key), _mean(measure, c, lr)) for c in own]
