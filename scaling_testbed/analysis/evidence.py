@@ -74,7 +74,7 @@ def weigh(
 ) -> Verdict:
     """The verdict of comparisons. gaps: what is missing. least: how many comparisons it takes. contrary: the claim is
     that there is no such gain, so that too close to tell speaks for it."""
-    words = "; ".join(part.words for part in parts)
+    words = _few([part.words for part in parts], 8)
     if gaps:
         return CANNOT_TELL, "; ".join(filter(None, [f"missing or withheld: {_few(gaps)}", words]))
     if len(parts) < least:

@@ -197,7 +197,9 @@ def _legends(panel: Panel, axes, scale) -> None:
     columns = 1 if max((len(name) for name in named), default=0) > 32 else 2
     place, y = {"loc": "upper left", "borderaxespad": 0.0, "handlelength": 2.6, "columnspacing": 1.2}, -0.17
     if handles:
-        axes.add_artist(axes.legend(handles=handles, bbox_to_anchor=(0.0, y), ncols=columns, **place))
+        first = axes.legend(handles=handles, bbox_to_anchor=(0.0, y), ncols=columns, **place)
+        if shown:
+            axes.add_artist(first)  # or the second would take its place
         y -= 0.055 * -(-len(handles) // columns) + 0.01
     if shown:
         axes.legend(handles=shown, bbox_to_anchor=(0.0, y), ncols=4, **{**place, "handlelength": 1.2})

@@ -116,7 +116,12 @@ def kappa_below_bigram(limit: float) -> Judge:
 
 
 def _with_kappa(evidence: Evidence) -> list[Curve]:
-    found = [curve for curve in evidence.curves if curve.settings.get("model.kappa") is not None and curve.runs]
+    """By kappa. A model without layers has one in its configuration, and no attention that it would matter to."""
+    found = [
+        curve
+        for curve in evidence.curves
+        if curve.settings.get("model.kappa") is not None and curve.settings.get("model.n_layers") != 0 and curve.runs
+    ]
     return sorted(found, key=lambda curve: float(curve.settings["model.kappa"]))
 
 

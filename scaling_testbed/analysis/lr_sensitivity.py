@@ -192,4 +192,4 @@ def rates_note(found: Sequence[Sensitivity], lr_range: tuple[float, float]) -> s
     outside = [lr for lr in every if lr not in inside]
     shown = ", ".join(f"{lr:g}" for lr in inside) or "none"
     left_out = f"; outside, and left out: {', '.join(f'{lr:g}' for lr in outside)}" if outside else ""
-    return f"{len(inside)} learning rates in [{lr_range[0]:g}, {lr_range[1]:g}] enter S: {shown}{left_out}."
+    return f"Learning rates in [{lr_range[0]:g}, {lr_range[1]:g}] that enter S: {len(inside)} ({shown}){left_out}."

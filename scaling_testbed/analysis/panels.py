@@ -107,9 +107,10 @@ def _fit_line(series: Series, end: float, look: dict) -> Line:
 def against_key(curves: Sequence[Curve], key: str, measure, y_label: str, **look) -> Panel:
     """`measure` of a row against a key that is part of the condition, one line for each size at each rate.
 
-    measure: row -> number or None. Rows whose key is null are left out; several seeds are averaged."""
+    measure: row -> number or None. Rows whose key is null are left out; several seeds are averaged; a model without
+    layers is a level."""
     lines = []
-    for shape in dict.fromkeys(curve.shape for curve in curves):
+    for shape in dict.fromkeys(curve.shape for curve in curves if curve.settings.get("model.n_layers") != 0):
         for lr in sorted({lr for curve in curves if curve.shape == shape for lr in curve.lrs}):
             own = [curve for curve in curves if curve.shape == shape and curve.settings.get(key) is not None]
             points = [(number(c.settings, key), _mean(measure, c, lr)) for c in own]
@@ -117,7 +118,14 @@ def against_key(curves: Sequence[Curve], key: str, measure, y_label: str, **look
             if points:
                 x, y = zip(*points, strict=True)
                 lines.append(Line(x=x, y=y, label=f"lr={lr:g}", n_params=own[0].n_params, style=len(lines)))
-    return Panel(lines=lines, x_label=key, y_label=y_label, **look)
+    return Panel(lines=lines, x_label=key, y_label=y_label, levels=_bigram_levels(curves, measure), **look)
+
+
+def _bigram_levels(curves: Sequence[Curve], measure) -> list[tuple[float, str]]:
+    """The best of the models without layers, which have no attention to be set."""
+    bigrams = [curve for curve in curves if curve.settings.get("model.n_layers") == 0]
+    values = [value for c in bigrams for lr in c.lrs if (value := _mean(measure, c, lr)) is not None]
+    return [(min(values), "model without layers")] if values else []
 
 
 def against_lr(curves: Sequence[Curve], measure, y_label: str, **look) -> Panel:

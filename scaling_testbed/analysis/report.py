@@ -25,11 +25,12 @@ h1 { font-size: 1.5rem; line-height: 1.2; margin: .5rem 0; }
 h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; border-bottom: 1px solid #ddd; }
 .box { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: .25rem .75rem .25rem 0; border-bottom: 1px solid #eee; vertical-align: top; }
-th { white-space: nowrap; font-weight: 600; }
-td.long { min-width: 16rem; }
+th, td { text-align: left; padding: .25rem .75rem .25rem 0; border-bottom: 1px solid #eee; vertical-align: top;
+  white-space: nowrap; }
+th { font-weight: 600; }
+td.long { min-width: 16rem; white-space: normal; }
 .figures { display: flex; flex-wrap: wrap; gap: 1rem; }
-figure { margin: 0; flex: 1 1 20rem; max-width: 34rem; }
+figure { margin: 0; flex: 1 1 24rem; max-width: 33rem; }
 figure svg { width: 100%; height: auto; }
 ul.claims { list-style: none; padding: 0; }
 ul.claims li { border-left: 4px solid #999; padding: .25rem .75rem; margin: .75rem 0; }
@@ -97,11 +98,12 @@ def _figures(experiment: Experiment, evidence: Evidence) -> str:
 
 
 def _sensitivity_panels(experiment: Experiment, evidence: Evidence) -> list[Panel]:
-    found = panels.sensitivity_panels(evidence.sensitivities)
-    if experiment.against is None:
-        return found
-    against = panels.against_key(evidence.curves, experiment.against, _capped_loss, panels.LOSS_LABEL)
-    return [against] if against.lines else found
+    if experiment.against is not None:
+        against = panels.against_key(evidence.curves, experiment.against, _capped_loss, panels.LOSS_LABEL)
+        if against.lines:
+            return [against]
+    several = len({lr for curve in evidence.curves for lr in curve.lrs}) > 1
+    return panels.sensitivity_panels(evidence.sensitivities) if several else []
 
 
 def _quantity_panels(experiment: Experiment, evidence: Evidence) -> list[Panel]:
@@ -163,7 +165,7 @@ def _grid(study: Study) -> str:
     said = ", ".join(f"{number} {state}" for state, number in sorted(states.items()))
     sizes = _distinct(study.rows, lambda row: row.get(SIZE), lambda n: f"{n:,}")
     rates = _distinct(study.rows, lambda row: row.get(LR), lambda lr: f"{lr:g}")
-    lines = [f"{total} runs planned: {said}.", f"N (non-embedding): {sizes}.", f"Learning rates: {rates}."]
+    lines = [f"{total} runs: {said}.", f"N (non-embedding): {sizes}.", f"Learning rates: {rates}."]
     lines += [f"Without a result: {'; '.join(map(name_of, study.missing))}."] if study.missing else []
     return "".join(f"<p>{html.escape(line)}</p>" for line in lines)
 

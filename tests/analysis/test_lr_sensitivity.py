@@ -152,7 +152,7 @@ def test_the_command_writes_table_json_and_figure(study, tmp_path, capsys):
     study(grid(lambda c, w, lr, s: 3 + (lr if c["model__qk_norm"] == "none" else 0), conditions), name="qknorm_lr_cpu")
     assert analyze.main(["lr_sensitivity", str(tmp_path / "qknorm_lr_cpu")]) == 0
     said = capsys.readouterr().out
-    assert "minus the best" in said and "7 learning rates in [0.0003, 0.3]" in said
+    assert "minus the best" in said and "in [0.0003, 0.3] that enter S: 7" in said
     out = tmp_path / "qknorm_lr_cpu" / "analysis"
     records = json.loads((out / "lr_sensitivity.json").read_text())["rows"]
     assert len(records) == 6 and records[-1]["S"] == pytest.approx(np.mean(LRS) - LRS[0])

@@ -195,7 +195,7 @@ def kappa(paper):
     rows = grid(loss, [{"model__kappa": k} for k in (1.0, 10.0, 100.0, 1e3, 1e4)], widths=[32], lrs=[1e-2])
     if not paper:
         rows[0]["val_loss"] = 3.0
-    bigram = make_row(1e-2, 4.5, d_model=32, n_layers=0, model__kappa=None)
+    bigram = make_row(1e-2, 4.5, d_model=32, n_layers=0, model__kappa=1.0)
     return [*rows, bigram], {}
 
 
