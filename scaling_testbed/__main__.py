@@ -7,7 +7,7 @@ DOORS = {
     "train": "train one model",
     "sweep": "plan, run, submit and watch grids of runs",
     "prepare": "tokenise a corpus into shards",
-    "analyze": "learning-rate sensitivity, extrapolated instabilities, a report",
+    "analyze": "learning-rate sensitivity, instabilities, reports, a look into a checkpoint",
 }
 
 

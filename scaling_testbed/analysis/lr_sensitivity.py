@@ -165,7 +165,7 @@ def _withheld(curve: Curve | None, lr_range: tuple[float, float]) -> str | None:
         if same(curve.settings.get(key), value):
             return reason
     if curve.missing:
-        return f"missing: {'; '.join(curve.missing)}"
+        return f"{len(curve.missing)} missing: {'; '.join(curve.missing)}"
     holes = [(lr, seed) for lr in curve.lrs for seed in curve.seeds if (lr, seed) not in curve.runs]
     return "missing: " + "; ".join(f"lr={lr:g} seed={seed}" for lr, seed in holes) if holes else None
 

@@ -14,6 +14,8 @@ from rich.table import Table
 from scaling_testbed.errors import UserError
 from scaling_testbed.files import write_text
 
+LONGEST_CELL = 100  # printed; files hold all of it
+
 
 def cell(value: object) -> str:
     """A value for a person: four significant digits, whole numbers whole, nothing where there is none."""
@@ -34,13 +36,17 @@ def filled(records: Sequence[dict]) -> list[str]:
     return [key for key in keys if any(record.get(key) not in (None, "") for record in records)]
 
 
+def _brief(text: str) -> str:
+    return text if len(text) <= LONGEST_CELL else f"{text[: LONGEST_CELL - 1]}…"
+
+
 def show(records: Sequence[dict]) -> None:
     """Print records with their filled columns."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for key in filled(records):
         table.add_column(key, no_wrap=key not in ("withheld", "run", "note"))
     for record in records:
-        table.add_row(*(cell(record.get(key)) for key in filled(records)))
+        table.add_row(*(_brief(cell(record.get(key))) for key in filled(records)))
     (Console() if sys.stdout.isatty() else Console(width=400, soft_wrap=True)).print(table)
 
 
