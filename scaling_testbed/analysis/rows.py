@@ -1,10 +1,11 @@
 """The rows of a study, what was planned beside them, and the traces of its runs.
 
-A study is a sweep's folder (run folders with result.json), a folder with results.jsonl and metrics/<run_id>.jsonl, or
-a file of rows, .jsonl or .csv. A run that was planned and has no final row is kept by name: nothing stands in for it.
+A study is a sweep's folder (run folders with result.json), a folder with results.jsonl or results.jsonl.gz and
+metrics/<run_id>.jsonl, or a file of rows, .jsonl, .jsonl.gz or .csv. A run that was planned and has no final row is kept by name: nothing stands in for it.
 """
 
 import csv
+import gzip
 import json
 import math
 from collections.abc import Iterable
@@ -136,10 +137,10 @@ def _folder_rows(folder: Path) -> list[Row]:
     files = sorted(folder.glob("*/result.json"))
     if files:
         return [_read_json(file) for file in files]
-    collected = folder / "results.jsonl"
-    if not collected.exists() and not (folder / "plan.jsonl").exists():
+    collected = next((path for path in (folder / "results.jsonl", folder / "results.jsonl.gz") if path.exists()), None)
+    if collected is None and not (folder / "plan.jsonl").exists():
         raise UserError(f"{folder} has neither run folders nor results.jsonl; give a sweep's folder (runs/NAME)")
-    return _file_rows(collected) if collected.exists() else []
+    return _file_rows(collected) if collected else []
 
 
 def _file_rows(path: Path) -> list[Row]:
@@ -148,11 +149,19 @@ def _file_rows(path: Path) -> list[Row]:
             rows = [
                 _csv_row({key: _cell(value) for key, value in line.items() if key}) for line in csv.DictReader(file)
             ]
-    elif path.suffix == ".jsonl":
-        rows = [_json_line(path, number, line) for number, line in enumerate(path.read_text().splitlines(), 1) if line]
+    elif path.name.endswith((".jsonl", ".jsonl.gz")):
+        rows = [_json_line(path, number, line) for number, line in enumerate(_lines(path), 1) if line]
     else:
         raise UserError(f"{path}: rows are read from .jsonl or .csv")
     return [_with_full_names(row) for row in rows]
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        with gzip.open(path, "rt") if path.suffix == ".gz" else open(path) as file:
+            return file.read().splitlines()
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {error}") from None
 
 
 def _json_line(path: Path, number: int, line: str) -> Row:
@@ -202,7 +211,7 @@ def _unfinished(found: list[Row]) -> list[Row]:
 def _missing(plan: Path, found: list[Row]) -> list[Row]:
     """The planned runs without a final row, as rows without results."""
     state = {row.get("run_id"): row.get("status", "finished") for row in found}
-    planned = [_json_line(plan, number, line) for number, line in enumerate(plan.read_text().splitlines(), 1) if line]
+    planned = [_json_line(plan, number, line) for number, line in enumerate(_lines(plan), 1) if line]
     due = [run for run in planned if state.get(run.get("run_id")) not in FINAL]
     return _composed(plan, due, state) if due else []
 

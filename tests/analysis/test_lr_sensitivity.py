@@ -1,5 +1,6 @@
 """S by hand, what withholds it, its interval over seeds, and the command."""
 
+import gzip
 import json
 import math
 
@@ -9,6 +10,7 @@ import pytest
 from scaling_testbed import analyze
 from scaling_testbed.analysis.grouping import grouping_keys
 from scaling_testbed.analysis.lr_sensitivity import analyse, bootstrap_interval, sensitivity
+from scaling_testbed.analysis.rows import load
 from scaling_testbed.errors import ConfigError, UserError
 from tests.analysis.conftest import INITIAL, LRS, grid, make_row
 
@@ -180,3 +182,17 @@ def test_a_mistake_is_one_line_and_a_status(study, tmp_path, capsys, arguments, 
     study(grid(lambda *_: 3.0, [{}]))
     assert analyze.main([each.format(tmp_path / "qknorm_lr") for each in arguments]) == status
     assert says in capsys.readouterr().err
+
+
+def test_rows_are_read_from_a_compressed_file_too_and_a_torn_one_is_named(study, tmp_path):
+    rows = grid(lambda c, width, lr, seed: 3.0 + abs(math.log10(lr) + 2), [{"model.qk_norm": "none"}], widths=(32,))
+    found = analyse(study(rows), ["model.qk_norm"])[0].s
+    plain = tmp_path / "qknorm_lr" / "results.jsonl"
+    packed = plain.with_suffix(".jsonl.gz")
+    packed.write_bytes(gzip.compress(plain.read_bytes()))
+    plain.unlink()
+    for place in (packed, packed.parent):
+        assert analyse(load(place), ["model.qk_norm"])[0].s == found
+    packed.write_bytes(packed.read_bytes()[:-20])
+    with pytest.raises(UserError, match="cannot read .*results.jsonl.gz"):
+        load(packed.parent)
