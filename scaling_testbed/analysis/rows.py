@@ -1,8 +1,8 @@
 """The rows of a study, what was planned beside them, and the traces of its runs.
 
 A study is a sweep's folder (run folders with result.json), a folder with results.jsonl or results.jsonl.gz and
-metrics/<run_id>.jsonl, or a file of rows, .jsonl, .jsonl.gz or .csv. A run that was planned and has no final row is kept
-by name: nothing stands in for it.
+metrics/<run_id>.jsonl, or a file of rows, .jsonl, .jsonl.gz or .csv. A run that was planned and has no final row is
+kept by name: nothing stands in for it.
 """
 
 import csv
