@@ -146,13 +146,17 @@ def falls(name: str, where: dict | None = None) -> Judge:
 
 
 def crossing_diverges(quantity: Quantity, where: dict | None = None) -> Judge:
-    """Every run whose quantity passes the threshold diverges."""
+    """Every run whose quantity passes the threshold diverges. One that was stopped before the end of its schedule has
+    not shown whether it would."""
 
     def judge(evidence: Evidence) -> Verdict:
         rows = [row for curve in evidence.having(where or {}) for row in curve.runs.values()]
         past = [row for row in rows if (v := value_of(row, quantity)) is not None and quantity.passes(v)]
         bad, measured = sum(map(diverged, past)), sum(value_of(row, quantity) is not None for row in rows)
         words = f"{len(past)} of {measured} measured runs pass {quantity.threshold:g}, of which {bad} diverged"
+        short = sum(_cut_short(row) and not diverged(row) for row in past)
+        if short:
+            return CANNOT_TELL, f"{words} and {short} were stopped before the end of their schedule"
         return weigh([Part(words, 1.0 if bad == len(past) else -1.0, True)] if past else [], least=1,
                      unit=f"runs past {quantity.threshold:g}, of {measured} measured")  # fmt: skip
 
@@ -344,6 +348,10 @@ def quantities(curve: Curve, lr: float, quantity: Quantity) -> list[float]:
 def _blocks(evidence: Evidence, row: Row, prefix: str) -> list[int]:
     names = {key for step in evidence.study.trace(row["run_id"])[:50] for key in step if key.startswith(f"{prefix}/")}
     return sorted(int(name.rpartition("/")[2]) for name in names if name.rpartition("/")[2].isdigit())
+
+
+def _cut_short(row: Row) -> bool:
+    return (row.get("schedule.steps") or 0) > (row.get("steps_planned") or math.inf)
 
 
 def _word(bad: bool) -> str:

@@ -88,6 +88,16 @@ def test_an_interval_too_wide_to_foretell_anything_cannot_tell(verdicts):
     )
 
 
+def test_runs_stopped_before_the_end_of_their_schedule_cannot_tell_whether_they_diverge(verdicts):
+    rows = worlds.predict_logits(False)[0]
+    claim = "Every run whose score passes 1e4 diverges."
+    assert verdicts("predict_logits", rows)[claim][0] == DISAGREES
+    for row in rows:
+        row.update({"schedule.steps": 1000, "steps_planned": 20})
+    got, number = verdicts("predict_logits", rows)[claim]
+    assert got == CANNOT_TELL and "stopped before the end" in number
+
+
 def test_rows_that_lack_what_a_claim_needs_cannot_tell(verdicts):
     rows = [{**make_row(lr, 3.0, model__qk_norm="none"), "val_loss_initial": None} for lr in (1e-3, 1e-2)]
     got, number = verdicts("qknorm_lr", rows)[S_CLAIM]
