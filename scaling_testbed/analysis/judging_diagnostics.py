@@ -44,8 +44,7 @@ def quantity_moves(quantity: Quantity, along: str, rising: bool, where: dict | N
                 name = f"lr={place:g}" if along == "N" else f"N={compact(place)}"
                 gain = math.log(last / first) * (1 if rising else -1)
                 parts.append(Part(f"{name}: {first:.3g} to {last:.3g}", gain, abs(gain) > math.log(FACTOR)))
-        gaps = [] if parts else evidence.missing
-        return weigh(parts, gaps, 1, f"lines along {along} with two measured points")
+        return weigh(parts, _missing_within(evidence), 1, f"lines along {along} with two measured points")
 
     return judge
 
@@ -121,7 +120,9 @@ def larger_at_step(quantity: Quantity, key: str, larger, smaller, factor: float,
                     ratio = float(np.median(high) / np.median(low))
                     both = f"{np.median(high):.3g} with {text_of(larger)}, {np.median(low):.3g} with {text_of(smaller)}"
                     parts.append(
-                        Part(f"{size_name(a)} lr={lr:g}: {both}", math.log(ratio), ratio >= factor or ratio < 1)
+                        Part(
+                            f"{size_name(a)} lr={lr:g}: {both}", math.log(ratio), ratio >= factor or ratio <= 1 / FACTOR
+                        )
                     )
         top = max(parts, key=lambda part: part.gain, default=None)
         return weigh([top] if top else [], evidence.missing, 1, f"pairs of runs that recorded {quantity.name}")
@@ -146,13 +147,17 @@ def falls(name: str, where: dict | None = None) -> Judge:
 
 
 def crossing_diverges(quantity: Quantity, where: dict | None = None) -> Judge:
-    """Every run whose quantity passes the threshold diverges."""
+    """Every run whose quantity passes the threshold diverges. One that was stopped before the end of its schedule has
+    not shown whether it would."""
 
     def judge(evidence: Evidence) -> Verdict:
         rows = [row for curve in evidence.having(where or {}) for row in curve.runs.values()]
         past = [row for row in rows if (v := value_of(row, quantity)) is not None and quantity.passes(v)]
         bad, measured = sum(map(diverged, past)), sum(value_of(row, quantity) is not None for row in rows)
         words = f"{len(past)} of {measured} measured runs pass {quantity.threshold:g}, of which {bad} diverged"
+        short = sum(_cut_short(row) and not diverged(row) for row in past)
+        if short:
+            return CANNOT_TELL, f"{words} and {short} were stopped before the end of their schedule"
         return weigh([Part(words, 1.0 if bad == len(past) else -1.0, True)] if past else [], least=1,
                      unit=f"runs past {quantity.threshold:g}, of {measured} measured")  # fmt: skip
 
@@ -174,7 +179,7 @@ def largest_predicted(quantity: Quantity, where: dict | None = None) -> Judge:
             interval = f"{one.predicted:.3g} [{one.low:.3g}, {one.high:.3g}]"
             words = f"lr={one.series.lr:g}: predicted {interval}, measured {one.measured:.3g}"
             parts.append(Part(words, 1.0 if one.inside else -1.0, one.high / one.low < 100))
-        return weigh(parts, evidence.missing, 1, "rates with three sizes below the largest")
+        return weigh(parts, _missing_within(evidence), 1, "rates with three sizes below the largest")
 
     return judge
 
@@ -193,7 +198,7 @@ def trace_larger(name: str, reduce: Callable, key: str, larger, smaller, factor:
                     both_ways = f"{high:.3g} with {text_of(larger)}, {low:.3g} with {text_of(smaller)}"
                     words = f"{size_name(a)} lr={at[0]:g}: {both_ways}"
                     gain = math.log(max(high, 1e-30) / max(low, 1e-30))
-                    parts.append(Part(words, gain, gain >= math.log(factor) or gain < 0))
+                    parts.append(Part(words, gain, gain >= math.log(factor) or gain <= -math.log(FACTOR)))
         return weigh(parts, gaps, 1, f"pairs of runs that recorded {name}")
 
     return judge
@@ -344,6 +349,16 @@ def quantities(curve: Curve, lr: float, quantity: Quantity) -> list[float]:
 def _blocks(evidence: Evidence, row: Row, prefix: str) -> list[int]:
     names = {key for step in evidence.study.trace(row["run_id"])[:50] for key in step if key.startswith(f"{prefix}/")}
     return sorted(int(name.rpartition("/")[2]) for name in names if name.rpartition("/")[2].isdigit())
+
+
+def _missing_within(evidence: Evidence) -> list[str]:
+    """Missing runs up to the largest size that was measured: larger ones are planned to be foretold."""
+    largest = max((curve.n_params for curve in evidence.curves if curve.runs), default=math.inf)
+    return [name for curve in evidence.curves if curve.n_params <= largest for name in curve.missing]
+
+
+def _cut_short(row: Row) -> bool:
+    return (row.get("schedule.steps") or 0) > (row.get("steps_planned") or math.inf)
 
 
 def _word(bad: bool) -> str:

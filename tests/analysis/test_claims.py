@@ -31,8 +31,7 @@ def test_the_verdict_is_the_one_that_was_planted(verdicts, name, paper, verdict)
     assert all(any(char.isdigit() for char in number) for _, number in said.values() if "diverged" not in number)
 
 
-# Its claims are about the runs that are there; what is planned beyond them is what it foretells.
-@pytest.mark.parametrize("name", [name for name in OF_THE_PAPER if name != "predict_logits"])
+@pytest.mark.parametrize("name", OF_THE_PAPER)
 def test_a_run_without_a_result_keeps_a_claim_from_being_told(verdicts, name):
     rows, traces = getattr(worlds, name)(True)
     at = {"indep_wd_lr": 1, "mup_full": 20}.get(name, 0)  # the first in the range of S; one of the largest size
@@ -86,6 +85,22 @@ def test_an_interval_too_wide_to_foretell_anything_cannot_tell(verdicts):
         verdicts("predict_logits", rows)["A quadratic fit to the smaller sizes foretells the largest."][0]
         == CANNOT_TELL
     )
+
+
+def test_a_planned_size_beyond_those_measured_does_not_keep_them_from_being_told(verdicts):
+    rows = worlds.predict_logits(True)[0]
+    larger = {**rows[-1], "run_id": "larger", "model.d_model": 512, "n_params_non_embedding": 6e6, "status": "failed"}
+    assert {got for got, _ in verdicts("predict_logits", [*rows, larger]).values()} == {AGREES}
+
+
+def test_runs_stopped_before_the_end_of_their_schedule_cannot_tell_whether_they_diverge(verdicts):
+    rows = worlds.predict_logits(False)[0]
+    claim = "Every run whose score passes 1e4 diverges."
+    assert verdicts("predict_logits", rows)[claim][0] == DISAGREES
+    for row in rows:
+        row.update({"schedule.steps": 1000, "steps_planned": 20})
+    got, number = verdicts("predict_logits", rows)[claim]
+    assert got == CANNOT_TELL and "stopped before the end" in number
 
 
 def test_rows_that_lack_what_a_claim_needs_cannot_tell(verdicts):
