@@ -3,9 +3,9 @@
   plan     what the runs are and cost; spends nothing
   run      on this machine: what is finished is skipped, what was killed goes on; a failed run does not stop the others
   submit   as Slurm job arrays (launcher=slurm); what is queued or running is left alone. --dry-run shows the script
-  retry    the same as run, or with launcher=slurm as submit, for failed runs too
+  retry    the same as run, or with launcher=slurm as submit, for failed runs too; run and retry --dry-run only count
   status   where each run stands
-  collect  all rows into results.jsonl and results.parquet
+  collect  all rows, or those of the runs that are typed, into results.jsonl and results.parquet
 
 sweep=          a name from configs/sweep/, or the path of a .yaml file
 scale=          one of the file's scales, where it has some: paper (the default), gpu_hour, cpu

@@ -12,12 +12,13 @@ import sys
 from scaling_testbed.config.compose import run_door
 from scaling_testbed.config.schema import RunConfig, run_folder_path
 from scaling_testbed.errors import ConfigError
+from scaling_testbed.running.interrupts import Interrupts
 from scaling_testbed.running.world import is_main_process
 
 ASSUMED_VOCABULARY = 50432  # GPT-NeoX's, padded; for a dry run where only preparing could tell
 
 
-def command(run: RunConfig) -> int:
+def command(run: RunConfig, interrupts: Interrupts) -> int:
     """Train and print the row."""
     # Threads that spin while they wait starve each other on a busy machine: with one other process on two cores a
     # nano step took 0.28 s, and 0.10 s with this, which costs 9% on an idle one. It is read when torch is loaded.
@@ -25,7 +26,7 @@ def command(run: RunConfig) -> int:
     from scaling_testbed.running.result import describe_row
     from scaling_testbed.running.trainer import train
 
-    row = train(run)
+    row = train(run, interrupts)
     if is_main_process():
         print(describe_row(row, run_folder_path(run)))
     return 75 if row["status"] == "preempted" else 0
@@ -50,7 +51,8 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     if "--dry-run" in argv:
         return run_door(dry_run, [argument for argument in argv if argument != "--dry-run"], __doc__)
-    return run_door(command, argv, __doc__)
+    with Interrupts() as interrupts:  # before anything that takes time, such as loading torch
+        return run_door(lambda run: command(run, interrupts), argv, __doc__)
 
 
 if __name__ == "__main__":

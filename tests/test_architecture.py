@@ -30,7 +30,7 @@ DOORS = {
     "hydra": {"config/compose.py"},
     "omegaconf": {"config/compose.py"},
     "wandb": {"running/records.py"},
-    "yaml": {"running/records.py", "sweeps/grid.py"},
+    "yaml": {"running/records.py", "files.py"},
     "matplotlib": {"analysis/figures.py"},
 }
 ROOMS = {"datasets": "data", "tokenizers": "data", "pyarrow": "data", "triton": "kernels", "scipy": "analysis"}

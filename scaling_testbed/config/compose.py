@@ -13,6 +13,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, get_args
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -25,6 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from scaling_testbed.config.schema import GROUPS, RunConfig, run_id
 from scaling_testbed.errors import ConfigError, UserError
+from scaling_testbed.files import read_yaml
 from scaling_testbed.running.world import is_main_process
 
 CONFIG_DIR = Path(__file__).resolve().parent.parent / "configs"
@@ -77,24 +79,65 @@ _TOP_LEVEL = {f.name for f in dataclasses.fields(RunConfig)} - set(GROUPS) - {"o
 def fill(cls: type, path: Path, prefix: str, overrides: Sequence[str]):
     """A dataclass outside of RunConfig from a YAML file and overrides `prefix.key=value`. Raises ConfigError naming
     the file or key."""
+    kinds = {f"{prefix}.{f.name}": f.type for f in dataclasses.fields(cls)}
     try:
-        config = OmegaConf.merge(_unlocked(cls), OmegaConf.load(path))
+        content = read_yaml(path, as_written=True) or {}
     except FileNotFoundError:
         raise ConfigError(f"{path}: there is no such file") from None
-    except Exception as error:  # YAML's own kinds among them
-        raise ConfigError(f"{path}: {' '.join(str(error).split())}") from None
-    known = {f"{prefix}.{f.name}" for f in dataclasses.fields(cls)}
-    for text in overrides:
-        key = text.partition("=")[0]
-        if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
-            raise ConfigError(f"there is no key {key}; " + (f"did you mean {close[0]}?" if close else f"see {path}"))
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} must be a mapping of keys to values")
+    given = [(f"{prefix}.{key}", value, f"{path}: ") for key, value in content.items()]
+    given += [(*_typed_entry(text, kinds), "") for text in overrides]
+    values = {}
+    for key, value, where in given:
+        if key not in kinds:
+            close = difflib.get_close_matches(key, kinds, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(kinds)}"
+            raise ConfigError(f"{where}there is no key {key}; {hint}")
         try:
-            value = OverridesParser.create().parse_override(text).value()
-            OmegaConf.update(config, key.removeprefix(f"{prefix}."), value)
-        except (HydraException, OmegaConfBaseException) as error:
-            raise ConfigError(f"{key}: {' '.join(str(error).split())}") from None
-    return OmegaConf.to_object(config)
+            values[key.removeprefix(f"{prefix}.")] = _as_kind(value, kinds[key])
+        except ValueError as error:
+            raise ConfigError(f"{where}{key} must be {error}; got {value!r}") from None
+    return cls(**values)
+
+
+def _typed_entry(text: str, kinds: dict[str, Any]) -> tuple[str, Any]:
+    """Key and value of `key=value`: of a list as Hydra reads it, else whatever is written, commas and all."""
+    key, _, value = text.partition("=")
+    if kinds.get(key) != list[str]:
+        return key, value
+    try:
+        parsed = OverridesParser.create().parse_override(text).value()
+    except HydraException:
+        return key, value
+    return key, parsed if isinstance(parsed, list) else value
+
+
+def _as_kind(value: Any, kind: Any) -> Any:
+    """A text, a list of texts or None as the type of a field. Raises ValueError with what it must be."""
+    kinds = get_args(kind) or (kind,)
+    if kind == list[str]:
+        if isinstance(value, list) and all(isinstance(entry, str) for entry in value):
+            return [str(entry) for entry in value]
+        raise ValueError("a list of texts, such as ['a b','c']")
+    if value in (None, "null"):
+        if type(None) in kinds:
+            return None
+        raise ValueError("given")
+    if not isinstance(value, str):
+        raise ValueError("one value")
+    if int in kinds:
+        if not re.fullmatch(r"[+-]?\d+", value.strip()):
+            raise ValueError("a whole number")
+        return int(value)
+    if bool in kinds:
+        if value.lower() not in _BOOLEANS:
+            raise ValueError("true or false")
+        return _BOOLEANS[value.lower()]
+    return value
+
+
+_BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
 def override_values(text: str) -> tuple[str, list[str]]:
@@ -228,10 +271,11 @@ def with_errors(action: Callable[[], int]) -> int:
 
 def recorded_run(folder: Path) -> RunConfig:
     """The run of a run folder, by the overrides that its config.yaml keeps. Raises UserError where there is none, or
-    where they mean another run to this version of the project."""
+    where they mean another run to this version of the project. Its device is the best one here, not where it ran."""
     try:
         recorded = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-        run = compose([*recorded["overrides"], f"data_dir={_quoted(recorded['data_dir'])}"])
+        here = [f"data_dir={_quoted(recorded['data_dir'])}", "compute.device=auto"]
+        run = compose([*recorded["overrides"], *here])
     except (OSError, KeyError, TypeError, OmegaConfBaseException):
         raise UserError(f"{folder} is no run folder: it has no readable config.yaml") from None
     if run_id(run) != folder.resolve().name:

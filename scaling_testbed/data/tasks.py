@@ -229,7 +229,8 @@ def _run_in_pool(source, todo, work: Path, description: dict, workers: int, prog
 
 
 def _start_worker(parent: int, threads: int, source, work: Path, description: dict) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the parent, which ends its workers
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):  # the parent, which ends its workers, gets them too
+        signal.signal(number, signal.SIG_IGN)
     os.environ["RAYON_NUM_THREADS"] = str(threads)  # the tokenizer library's threads
     threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
     _worker.update(source=source, work=work, encoder=load_tokenizer(work, description))

@@ -8,6 +8,7 @@ without a process group (parallelism=single) passes through all of this as if it
 import contextlib
 import itertools
 import json
+import re
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
@@ -34,6 +35,13 @@ class RankError(UserError):
     def __init__(self, message: str, exit_status: int):
         super().__init__(message)
         self.exit_status = exit_status
+
+
+class PeerGone(RankError):
+    """Another process ended without a word, killed perhaps; the run can go on as after a signal. Exit status 75."""
+
+    def __init__(self, reason: str):
+        super().__init__(f"another process of this run is gone: {reason}", 75)
 
 
 class Processes:
@@ -153,14 +161,18 @@ class Processes:
 
     def first_failure(self, error: BaseException) -> UserError | None:
         """Tell the others of an error that they do not share. Returns what another rank told before this one, which
-        is then the cause: a rank whose peer is gone knows only that a connection broke."""
+        is then the cause: a rank whose peer is gone knows only that a connection broke. PeerGone where that is all that
+        any rank knows."""
         if self.world.size == 1 or self._store is None or isinstance(error, RankError):
             return None
-        mine = json.dumps({"rank": self.world.rank, **_as_error(error)})
+        broken = _broken_connection(error) if self.grouped else None
+        mine = json.dumps({"rank": self.world.rank, "broken": broken, **_as_error(error)})
         try:
             first = json.loads(self._store.compare_set("failure", "", mine))
         except RuntimeError:
             return None if isinstance(error, UserError) else RankError(STORE_GONE, 1)
+        if first["broken"]:
+            return PeerGone(first["broken"])
         if first["rank"] != self.world.rank:
             return RankError(f"rank {first['rank']} failed: {first['error']}", first["exit_status"])
         return None
@@ -182,6 +194,16 @@ class Processes:
                 raise RankError(STORE_GONE, 1) from None
             except dist.DistStoreError:
                 continue  # not there yet
+
+
+def _broken_connection(error: BaseException | None) -> str | None:
+    """What gloo or NCCL said of a peer that is gone, if that is what `error` comes from."""
+    while error is not None:
+        line = (str(error) or " ").splitlines()[0]
+        if isinstance(error, dist.DistError) or re.search(r"gloo|NCCL|[Cc]onnection (closed|reset|refused)", line):
+            return line
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _as_error(error: BaseException) -> dict[str, Any]:

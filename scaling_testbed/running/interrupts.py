@@ -1,5 +1,6 @@
 """Signals that ask a run to stop: noted when they come, acted on between two micro-batches."""
 
+import contextlib
 import signal
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
@@ -8,16 +9,20 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 class Interrupted(Exception):
     """A signal asked this run to stop; the message is the signal's name."""
 
+    exit_status = 75
+
 
 class Interrupts:
     """While entered, SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 only leave a note, which `check` turns into Interrupted.
 
     A scheduler's warning (Slurm's --signal, a preemption) thus ends in a checkpoint at a whole step. Polled between
     micro-batches and between evaluation batches; a second signal while a checkpoint is being written changes nothing.
+    A signal that was ignored, as a shell ignores SIGINT for what it starts with &, is taken too: nothing is lost by it.
     """
 
     def __init__(self):
         self.requested: str | None = None
+        self._at_once = False
         self._previous: dict = {}
 
     def __enter__(self):
@@ -31,6 +36,19 @@ class Interrupts:
 
     def _note(self, number, _frame):
         self.requested = self.requested or signal.Signals(number).name
+        if self._at_once:
+            self._at_once = False
+            self.check()
+
+    @contextlib.contextmanager
+    def at_once(self):
+        """While entered, a signal raises Interrupted where it comes: for work that may break off anywhere."""
+        self.check()
+        self._at_once = True
+        try:
+            yield
+        finally:
+            self._at_once = False
 
     def counts(self) -> list[int]:
         """For each signal, whether it was the one that came here: to be added up over ranks."""

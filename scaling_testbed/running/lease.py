@@ -3,8 +3,9 @@
 The file `lock` holds the owner's host, process and job. Its flock settles who owns the folder among processes of one
 machine: it goes away with its holder, however that ends. File systems do not always carry a flock to other machines,
 so the owner also renews the file's time every BEAT_SECONDS, and another machine takes over after STALE_SECONDS
-without a sign of life. Where a flock does not reach other machines, two of them that start in the same instant can both
-get a free folder.
+without a sign of life. Where a flock does not reach other machines, or there is none, as on Lustre without its option,
+two that start in the same instant can both get a free folder. An owner that was silent and comes back, or has lost that
+race, finds the other's name in the file before it writes anything (`check`).
 """
 
 import contextlib
@@ -13,6 +14,7 @@ import json
 import os
 import socket
 import threading
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -58,13 +60,16 @@ class Lease:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             taken = _alive_elsewhere(self.path)
-        except OSError:
+        except BlockingIOError:
             taken = _read(self.path) or "another process"
+        except OSError:  # this file system has no flock
+            taken = owner_of(self.path)
         if taken:
             self._file.close()
             raise AlreadyRunning(f"{self.path.parent} is being run by {taken}; wait for it or end it")
         self._file.truncate(0)
-        self._file.write(json.dumps(asdict(this_process())))
+        self._owner = this_process()
+        self._file.write(json.dumps(asdict(self._owner)))
         self._file.flush()
         self._stop.clear()
         self._beat = threading.Thread(target=self._renew, daemon=True)
@@ -74,13 +79,24 @@ class Lease:
     def __exit__(self, *_):
         self._stop.set()
         self._beat.join()
-        self._file.truncate(0)
+        if self._other() is None:
+            self._file.truncate(0)
         self._file.close()
+
+    def check(self) -> None:
+        """Raise AlreadyRunning if another process has taken over; to be asked before anything is written."""
+        if other := self._other():
+            raise AlreadyRunning(f"{self.path.parent} was taken over by {other} while this process was silent")
+
+    def _other(self) -> Owner | None:
+        owner = _read(self.path)
+        return owner if owner != self._owner else None
 
     def _renew(self) -> None:
         while not self._stop.wait(BEAT_SECONDS):
             with contextlib.suppress(OSError):  # a file server that is away for a moment
-                os.utime(self.path)
+                if self._other() is None:
+                    os.utime(self.path)
 
 
 def owner_of(path: Path) -> Owner | None:
@@ -108,17 +124,22 @@ def _alive_elsewhere(path: Path) -> Owner | None:
 
 def _read(path: Path) -> Owner | None:
     with contextlib.suppress(OSError, ValueError, TypeError):
-        return Owner(**json.loads(path.read_text()))
+        owner = Owner(**json.loads(path.read_text()))
+        return owner if isinstance(owner.host, str) and isinstance(owner.pid, int) else None
     return None
 
 
 def _seconds_silent(path: Path) -> float:
-    """Since the lock file was renewed, by the clock of the machine that keeps the files: clocks differ."""
+    """Since the lock file was renewed, by the clock of the machine that keeps the files, since clocks differ; where
+    nothing can be written, as who only looks may not, by the clock of this one."""
     probe = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
     try:
         probe.touch()
-        return probe.stat().st_mtime - path.stat().st_mtime
+        now = probe.stat().st_mtime
+        probe.unlink(missing_ok=True)
+    except OSError:
+        now = time.time()
+    try:
+        return now - path.stat().st_mtime
     except OSError:
         return 0.0  # not to be told: better to wait than to write beside a living owner
-    finally:
-        probe.unlink(missing_ok=True)

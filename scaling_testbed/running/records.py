@@ -23,7 +23,7 @@ import yaml
 from scaling_testbed.errors import UserError
 from scaling_testbed.files import write_json, write_text
 from scaling_testbed.running.config import LoggingConfig
-from scaling_testbed.running.lease import Lease
+from scaling_testbed.running.lease import Lease, this_process
 
 WANDB_START_SECONDS = 20  # how long the start of a run may wait for Weights & Biases
 
@@ -35,12 +35,14 @@ class RunFolder:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self._metrics = None
+        self._held = False
         self._lease = Lease(path / "lock")
 
     def __enter__(self):
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lease.__enter__()
+            self._held = True
         except OSError as error:
             raise UserError(f"cannot write the run folder {self.path}: {error.strerror}; set runs_dir=") from None
         return self
@@ -51,12 +53,26 @@ class RunFolder:
         self._lease.__exit__()
 
     def result(self) -> dict[str, Any] | None:
-        """The row, if this run has one that can be read."""
+        """The row, if this run has one that can be read: an object with at least a status."""
         with contextlib.suppress(OSError, ValueError):
-            return json.loads((self.path / "result.json").read_text())
+            row = json.loads((self.path / "result.json").read_text())
+            return row if isinstance(row, dict) and isinstance(row.get("status"), str) else None
         return None
 
+    def last_job(self) -> str | None:
+        """The Slurm job that started this run last, if any did."""
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
+            return json.loads((self.path / "environment.json").read_text())["starts"][-1].get("job")
+        return None
+
+    def check_held(self) -> None:
+        """Raise AlreadyRunning, before anything is written, if another process has taken over the folder."""
+        if self._held:
+            self._lease.check()
+
     def write_result(self, row: dict[str, Any]) -> None:
+        """Replace the row. Raises AlreadyRunning as `check_held` does."""
+        self.check_held()
         write_json(self.path / "result.json", _plain(row))
 
     def start(self, config: dict[str, Any], environment: dict[str, Any]) -> int:
@@ -80,7 +96,8 @@ class RunFolder:
         return rows
 
     def write_metrics(self, row: dict[str, Any]) -> None:
-        """Append one line and flush it. Raises UserError when the disk refuses."""
+        """Append one line and flush it. Raises UserError when the disk refuses, AlreadyRunning as `check_held` does."""
+        self.check_held()
         try:
             self._metrics.write(_line(row))
             self._metrics.flush()
@@ -93,10 +110,10 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     rows = []
     if not path.exists():
         return rows
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
             row = json.loads(line)
-            row["step"]
+            row["step"] + 0
         except (ValueError, KeyError, TypeError):
             print(f"warning: {path}:{number} is no whole record and is left out", file=sys.stderr)
             continue
@@ -105,10 +122,11 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def environment(device: str, precision: str) -> dict[str, Any]:
-    """Versions, machine and source state of this start. Nothing of the process's environment variables."""
+    """Versions, machine, Slurm job and source state of this start. Nothing else of the environment variables."""
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "host": socket.gethostname(),
+        "job": this_process().job,
         "device": device,
         "precision": precision,
         "platform": platform.platform(),

@@ -34,7 +34,7 @@ from scaling_testbed.running.device import (
     peak_flops,
     peak_memory_bytes,
 )
-from scaling_testbed.running.distributed import Processes
+from scaling_testbed.running.distributed import PeerGone, Processes
 from scaling_testbed.running.evaluation import MAIN_SET, bits_per_byte, evaluate, open_validation_sets
 from scaling_testbed.running.interrupts import Interrupted, Interrupts
 from scaling_testbed.running.parallel import LossModel, parallelize
@@ -44,28 +44,38 @@ from scaling_testbed.running.updates import Diverged, Updates, poll_all
 from scaling_testbed.running.world import check_world, world_from_environment
 
 
-def train(run: RunConfig, *, quiet: bool = False) -> dict[str, Any]:
+def train(run: RunConfig, interrupts: Interrupts | None = None, *, quiet: bool = False) -> dict[str, Any]:
     """Train, or go on training, or find finished, the run that `run` describes; returns its row (result.json).
 
-    Raises UserError for what a person can mend. Whatever else goes wrong is recorded as status failed and raised.
+    interrupts: those that the caller has entered. Raises UserError for what a person can mend. Whatever else goes wrong
+    is recorded as status failed and raised.
     """
     world = world_from_environment()
     check_world(world, run.parallelism, run.batch.sequences)
     folder = records.RunFolder(run_folder_path(run))
-    with Processes(world, run.parallelism) as processes, contextlib.ExitStack() as held:
+    with contextlib.ExitStack() as held:
+        interrupts = interrupts or held.enter_context(Interrupts())
+        processes = held.enter_context(Processes(world, run.parallelism))
         if row := processes.on_main(lambda: _final_row(folder)):
             return row
-        processes.on_main(lambda: _hold(folder, held))
+        if row := processes.on_main(lambda: _hold(folder, held)):
+            return row
         try:
-            trainer = Trainer(run, folder, processes, quiet=quiet or not world.is_main)
-            with Interrupts() as interrupts:
-                return trainer.fit(interrupts)
+            # Several processes have to stop together, which they can from the first step on.
+            with interrupts.at_once() if world.size == 1 else contextlib.nullcontext():
+                trainer = Trainer(run, folder, processes, quiet=quiet or not world.is_main)
+            return trainer.fit(interrupts)
+        except Interrupted as signal:
+            row = empty_row(run) | {"status": "preempted", "error": f"stopped by {signal} before training"}
+            folder.write_result(row)
+            return row
         except Exception as error:
             mended = _for_a_person(error)
             cause = processes.first_failure(mended or error) or mended
             if world.is_main:
                 message = (str(cause or error) or type(error).__name__).splitlines()[0]
-                folder.write_result(empty_row(run) | {"status": "failed", "error": message})
+                status = "preempted" if isinstance(cause, PeerGone) else "failed"
+                folder.write_result(empty_row(run) | {"status": status, "error": message})
             if cause is not None:
                 raise cause from error
             raise
@@ -76,8 +86,10 @@ def _final_row(folder: records.RunFolder) -> dict[str, Any] | None:
     return row if row and row["status"] in FINAL else None
 
 
-def _hold(folder: records.RunFolder, held: contextlib.ExitStack) -> None:
+def _hold(folder: records.RunFolder, held: contextlib.ExitStack) -> dict[str, Any] | None:
+    """Take the folder; returns the row if its owner of a moment ago has finished it."""
     held.enter_context(folder)
+    return _final_row(folder)
 
 
 def _for_a_person(error: Exception) -> UserError | None:
@@ -316,6 +328,7 @@ class Trainer:
 
     def _save(self) -> None:
         """Save a checkpoint of this step, with the step's record if it is still open."""
+        self.processes.on_main(self.folder.check_held)
         plain = {
             "row": self.row,
             "train_loss_last": self.train_loss_last,
@@ -343,8 +356,8 @@ class Trainer:
             "steps": self.step,
             "steps_planned": self.steps,
             "epochs": self.batches.epochs(self.step),
-            "flops_6nd": 6 * self.counts.n_params * n_tokens,
-            "flops": self.flops_per_token * n_tokens,
+            "flops_6nd": float(6 * self.counts.n_params * n_tokens),  # past 64 bits for large runs
+            "flops": float(self.flops_per_token * n_tokens),
             "val_loss": last.get("val_loss") if outcome["status"] != "preempted" else None,
             "val_loss_initial": self.evaluations[0]["val_loss"] if self.evaluations else None,
             "val_loss_best": min((loss for loss in losses if loss is not None and math.isfinite(loss)), default=None),

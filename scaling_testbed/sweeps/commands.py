@@ -14,7 +14,16 @@ from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.sweeps import slurm
 from scaling_testbed.sweeps.grid import Sweep, load_sweep, narrowed
 from scaling_testbed.sweeps.local import Driver, slots
-from scaling_testbed.sweeps.plan import PlannedRun, measured_rate, plan, priced, remember, remembered, sweep_folder
+from scaling_testbed.sweeps.plan import (
+    PlannedRun,
+    alone_in,
+    measured_rate,
+    plan,
+    priced,
+    remember,
+    remembered,
+    sweep_folder,
+)
 from scaling_testbed.sweeps.status import RunState, collect, counts, read_state, rows
 from scaling_testbed.sweeps.view import loss_table, plan_table, status_table
 
@@ -27,7 +36,8 @@ OPTIONS = {
     "status": set(),
     "collect": set(),
 }
-FLAGS = {"--json": {"plan", "status"}, "--dry-run": {"submit", "retry"}}
+FLAGS = {"--json": {"plan", "status"}, "--dry-run": {"run", "submit", "retry"}}
+PLACES = ("name", "runs_dir", "data_dir")
 EVERY_OPTION = set().union(*OPTIONS.values())
 
 
@@ -41,6 +51,11 @@ class Command:
     options: dict[str, str] = field(default_factory=dict)
     launcher: list[str] = field(default_factory=list)
     flags: set[str] = field(default_factory=set)
+
+    @property
+    def narrowed(self) -> bool:
+        """Whether what was typed says which runs are meant, and not only where they lie."""
+        return any(text.partition("=")[0] not in PLACES for text in self.typed)
 
     def number(self, key: str, kind, default=None):
         """An option as a positive number."""
@@ -89,8 +104,8 @@ def parse(argv: Sequence[str]) -> Command:
     return command
 
 
-def planned(command: Command, processes: int = 1) -> list[PlannedRun]:
-    """The runs that were asked for, of so many `processes` each; says on stderr when some were the same."""
+def planned(command: Command, processes: int | None = 1) -> list[PlannedRun]:
+    """The runs that were asked for, as `plan` makes them; says on stderr when some were the same."""
     runs, same = plan(command.sweep, processes)
     if same:
         print(f"{same} combinations are the same run as an earlier one and count once", file=sys.stderr)
@@ -99,8 +114,8 @@ def planned(command: Command, processes: int = 1) -> list[PlannedRun]:
 
 def known(command: Command) -> list[PlannedRun]:
     """The runs to look at: those asked for, and without any override all that were ever started in that folder."""
-    runs = planned(command)
-    return runs if command.typed else list({run.run_id: run for run in [*runs, *_earlier(runs)]}.values())
+    runs = planned(command, None)
+    return runs if command.narrowed else list({run.run_id: run for run in [*runs, *_earlier(runs)]}.values())
 
 
 def _earlier(runs: Sequence[PlannedRun]) -> list[PlannedRun]:
@@ -131,6 +146,8 @@ def do_plan(command: Command) -> int:
 
 def do_run(command: Command, retry: bool = False) -> int:
     gpus = [gpu for gpu in command.options.get("gpus", "").split(",") if gpu]
+    if "gpus" in command.options and not gpus:
+        raise ConfigError("gpus= names no GPU; write gpus=0,1,... or leave it out")
     per_gpu = command.number("runs_per_gpu", int, 1)
     if "workers" in command.options and gpus:
         raise ConfigError("give workers= or gpus=, not both; runs_per_gpu= sets how many share a GPU")
@@ -138,6 +155,10 @@ def do_run(command: Command, retry: bool = False) -> int:
         raise ConfigError("runs_per_gpu= goes with gpus=0,1,...")
     places = slots(command.number("workers", int), gpus, per_gpu)
     runs = planned(command)
+    if "--dry-run" in command.flags:
+        states = _states(runs)
+        print(f"{len(runs)} runs: {counts(states)}; {len(_due(states, retry))} to start")
+        return 0
     remember(runs, command.sweep)
     driver = Driver(runs, places, retry=retry)
     status = driver.drive()
@@ -151,9 +172,11 @@ def do_submit(command: Command, retry: bool = False) -> int:
     config = _launcher(command)
     dry = "--dry-run" in command.flags
     runs = planned(command, config.processes)
-    states = _states(runs)
-    due = [s.run for s in states if s.state in ("pending", "stopped") or (retry and s.state == "failed")]
+    states = _states(runs, must_know=True)
+    due = _due(states, retry)
     print(f"{len(runs)} runs: {counts(states)}; {len(due)} to submit")
+    for run in due:
+        slurm.task_line(run, config)  # what cannot be written is refused before anything is sent
     if not due:
         return 0
     if dry:
@@ -164,10 +187,20 @@ def do_submit(command: Command, retry: bool = False) -> int:
         return 0
     largest = slurm.max_array_size()
     remember(runs, command.sweep)
-    for submission in slurm.write_submissions(due, config, largest):
-        done = slurm.submit(submission)
-        print(f"job {done.job_id}: {len(done.runs)} tasks, script and output in {done.folder}/")
+    with alone_in(sweep_folder(runs)):
+        due = _due(_states(runs, must_know=True), retry)
+        if not due:
+            print("another submitter has sent them meanwhile")
+            return 0
+        for submission in slurm.write_submissions(due, config, largest):
+            done = slurm.submit(submission)
+            print(f"job {done.job_id}: {len(done.runs)} tasks, script and output in {done.folder}/")
     return 0
+
+
+def _due(states: Sequence[RunState], retry: bool) -> list[PlannedRun]:
+    """The runs that nobody has in hand and that have an end to come to."""
+    return [s.run for s in states if s.state in ("pending", "stopped") or (retry and s.state == "failed")]
 
 
 def _launcher(command: Command) -> slurm.SlurmConfig:
@@ -194,21 +227,31 @@ def do_status(command: Command) -> int:
     return 0
 
 
-def _states(runs: Sequence[PlannedRun]) -> list[RunState]:
+def _states(runs: Sequence[PlannedRun], must_know: bool = False) -> list[RunState]:
     """From the folders and, where there is one, Slurm's queue: what waits there is queued, whatever its folder says of
-    an earlier start."""
-    queue = slurm.queued(sweep_folder(runs)) if slurm.has_slurm() else {}
+    an earlier start. A queue that cannot be read is one warning, or with must_know a UserError."""
+    queue = {}
+    if slurm.has_slurm():
+        try:
+            queue = slurm.queued(sweep_folder(runs))
+        except UserError as error:
+            if must_know:
+                raise
+            print(f"warning: {error}; what waits in the queue is not shown as queued", file=sys.stderr)
     found = []
     for state in map(read_state, runs):
         job, _ = queue.get(str(Path(state.run.folder).resolve()), (None, None))
         waits = job and state.state in ("pending", "stopped", "failed")
-        found.append(replace(state, job=state.job or job, state="queued" if waits else state.state))
+        found.append(replace(state, job=job or state.job, state="queued" if waits else state.state))
     return found
 
 
 def do_collect(command: Command) -> int:
-    lines, table, number = collect(sweep_folder(planned(command)))
-    print(f"{number} rows in {lines} and {table}")
+    runs = planned(command, None)
+    ids = {run.run_id for run in runs}
+    lines, table, found = collect(sweep_folder(runs), ids if command.narrowed else None)
+    others = len([run_id for run_id in found if run_id not in ids])
+    print(f"{len(found) - others} of {len(runs)} planned runs, {others} others, in {lines} and {table}")
     return 0
 
 

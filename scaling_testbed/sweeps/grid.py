@@ -30,13 +30,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from scaling_testbed.config.compose import CONFIG_DIR, override_values
-from scaling_testbed.errors import ConfigError
+from scaling_testbed.errors import ConfigError, check_choice
+from scaling_testbed.files import read_yaml
 
 SWEEP_DIR = CONFIG_DIR / "sweep"
 BASE_DIR = SWEEP_DIR / "base"
+ANALYSES = ("lr_sensitivity", "instability", "report", "fit", "predict", "allocate", "downstream")  # of `analyze`
 KEYS = ("description", "analysis", "overrides", "axes", "together", "exclude", "seeds")
 
 
@@ -74,7 +74,7 @@ def load_sweep(name: str, scale: str | None = None) -> Sweep:
     is_path = name.endswith((".yaml", ".yml"))
     path = Path(name) if is_path else SWEEP_DIR / f"{name}.yaml"
     try:
-        content = _read(path)
+        content = read_yaml(path)
     except FileNotFoundError:
         if is_path:
             raise ConfigError(f"sweep={name}: there is no such file") from None
@@ -94,16 +94,7 @@ def load_sweep(name: str, scale: str | None = None) -> Sweep:
 
 def scales_of(name: str) -> list[str]:
     """The scales of the sweep `name` of configs/sweep/, the default first."""
-    return _layers(_read(SWEEP_DIR / f"{name}.yaml"), None)[0]
-
-
-def _read(path: Path) -> Any:
-    try:
-        return yaml.safe_load(path.read_text())
-    except FileNotFoundError:
-        raise
-    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from None
+    return _layers(read_yaml(SWEEP_DIR / f"{name}.yaml"), None)[0]
 
 
 def _layers(content: Any, scale: str | None) -> tuple[list[str], list[dict]]:
@@ -112,7 +103,7 @@ def _layers(content: Any, scale: str | None) -> tuple[list[str], list[dict]]:
     files = [(file, scales)]
     if (base := file.pop("base", None)) is not None:
         try:
-            below = _parted(_read(BASE_DIR / f"{base}.yaml"))
+            below = _parted(read_yaml(BASE_DIR / f"{base}.yaml"))
         except FileNotFoundError:
             known = ", ".join(sorted(path.stem for path in BASE_DIR.glob("*.yaml")))
             raise ConfigError(f"there is no base {base!r}; it is one of {known}") from None
@@ -154,6 +145,10 @@ def _checked(content: Any, known: Sequence[str]) -> dict:
         content["axes"] = _columns("axes", content["axes"])
     if "together" in content:
         content["together"] = [_together(entry) for entry in content["together"]]
+    if {} in content.get("together", []):
+        raise ConfigError("together holds an entry without keys; write {key: [values], ...}")
+    if "analysis" in content:
+        check_choice("analysis", content["analysis"], ANALYSES)
     if bad := [text for text in content.get("overrides", []) if not isinstance(text, str) or "=" not in text]:
         raise ConfigError(f"overrides are written key=value; got {bad[0]!r}")
     return content

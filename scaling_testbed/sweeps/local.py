@@ -17,10 +17,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.live import Live
 
-from scaling_testbed.errors import UserError
 from scaling_testbed.running.lease import owner_of
 from scaling_testbed.running.progress import clock
-from scaling_testbed.sweeps.plan import PlannedRun
+from scaling_testbed.sweeps.plan import PlannedRun, on_gpus
 from scaling_testbed.sweeps.status import LOG_FILE, RunState, last_line, read_state
 from scaling_testbed.sweeps.view import live_table
 
@@ -38,6 +37,12 @@ def slots(workers: int | None, gpus: Sequence[str], runs_per_gpu: int) -> list[d
         return [{}] * workers
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return [{"OMP_NUM_THREADS": str(max(1, cores // workers))}] * workers
+
+
+def _handle(numbers: Sequence[signal.Signals], handler) -> dict:
+    """Install `handler` but for signals that are ignored, as nohup and a shell's & do: what they protect goes on.
+    Returns the handlers before."""
+    return {n: signal.signal(n, handler) for n in numbers if signal.getsignal(n) is not signal.SIG_IGN}
 
 
 @dataclass
@@ -64,9 +69,12 @@ class Driver:
         self._left_at_start, self._began = len(self.waiting), time.monotonic()
         if not self.waiting:
             return self._conclude()
-        free, previous = list(self.slots), {number: signal.signal(number, self._stop) for number in _SIGNALS}
+        free, previous = list(self.slots), _handle(_SIGNALS, self._stop)
         try:
             self._loop(free)
+        except BaseException:
+            self._send(signal.SIGTERM)  # no run is left without its driver by an error; they save and end
+            raise
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
@@ -113,29 +121,37 @@ class Driver:
             self.waiting.remove(run)
             self.states[run.run_id] = read_state(run)
             if self._is_due(run):
-                slot = free.pop()
-                self.children[run.run_id] = (self._start(run, slot), run, slot)
-                if self.stopping:  # the signal came while it was started
-                    self.children[run.run_id][0].send_signal(signal.SIGTERM)
+                self._begin(run, free)
             else:  # the other process took it to its end
                 self._note_failure(run, "failed")
                 self._say(run)
 
+    def _begin(self, run: PlannedRun, free: list[dict[str, str]]) -> None:
+        """Start a run in a free slot; one whose folder cannot be had has failed and stops no other."""
+        try:
+            process = self._start(run, free[-1])
+        except OSError as error:
+            self.states[run.run_id] = replace(self.states[run.run_id], state="failed")
+            self.failures[run.run_id] = f"cannot write {run.folder}: {error.strerror}; set runs_dir="
+            self._say(run)
+            return
+        self.children[run.run_id] = (process, run, free.pop())
+        if self.stopping:  # the signal came while it was started
+            process.send_signal(signal.SIGTERM)
+
     def _start(self, run: PlannedRun, slot: dict[str, str]) -> subprocess.Popen:
         folder = Path(run.folder)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with open(folder / LOG_FILE, "a") as log:
-                return subprocess.Popen(
-                    [sys.executable, "-m", "scaling_testbed.train", *run.overrides],
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    env=os.environ | slot,
-                    start_new_session=True,  # Ctrl-C reaches the driver, which asks the runs to save
-                )
-        except OSError as error:
-            raise UserError(f"cannot start {run.folder}: {error.strerror}; set runs_dir=") from None
+        overrides = on_gpus(run.overrides) if "CUDA_VISIBLE_DEVICES" in slot else run.overrides
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / LOG_FILE, "a") as log:
+            return subprocess.Popen(
+                [sys.executable, "-m", "scaling_testbed.train", *overrides],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=os.environ | slot,
+                start_new_session=True,  # Ctrl-C reaches the driver, which asks the runs to save
+            )
 
     def _ended(self, run: PlannedRun, status: int, speak: bool) -> None:
         state = read_state(run)
@@ -179,8 +195,11 @@ class Driver:
     def _stop(self, number, _frame) -> None:
         """Ask every run to save and end; a second signal ends those that do not answer."""
         again, self.stopping = self.stopping is not None, signal.Signals(number).name
+        self._send(signal.SIGKILL if again else signal.SIGTERM)
+
+    def _send(self, number: signal.Signals) -> None:
         for process, _, _ in self.children.values():
-            process.send_signal(signal.SIGKILL if again else signal.SIGTERM)
+            process.send_signal(number)
 
     def _conclude(self) -> int:
         if self.stopping:

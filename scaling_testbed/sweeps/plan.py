@@ -1,5 +1,7 @@
 """What the runs of a sweep are and cost, before anything is spent."""
 
+import contextlib
+import fcntl
 import json
 import statistics
 from collections.abc import Iterable, Sequence
@@ -25,8 +27,9 @@ SWEEP_FILE = "sweep.json"
 class PlannedRun:
     """One run of a sweep.
 
-    varied: what tells it from the others. n_params: under the convention `params`, N of flops_6nd = 6 N D.
-    flops: counted from the matrix products. memory_bytes: an estimate for each GPU of the run.
+    varied: what tells it from the others. n_params: all, as in a row, and flops_6nd = 6 n_params n_tokens as there.
+    budget_n_params: the N that the budget counts, under its convention `params`. flops: counted from the matrix
+    products. memory_bytes: an estimate for each GPU of the run.
     """
 
     run_id: str
@@ -34,6 +37,7 @@ class PlannedRun:
     varied: dict[str, str]
     overrides: list[str]
     params: str
+    budget_n_params: int
     n_params: int
     vocab_size: int
     n_tokens: int
@@ -45,15 +49,20 @@ class PlannedRun:
     gpu_hours: float | None = None
 
     @property
+    def budget_flops_6nd(self) -> float:
+        """6 N D with the N that the budget counts."""
+        return 6.0 * self.budget_n_params * self.n_tokens
+
+    @property
     def label(self) -> str:
         """The run for a person: what tells it from the others, or its id where it is alone."""
         return " ".join(f"{key}={value}" for key, value in self.varied.items()) or self.run_id
 
 
-def plan(sweep: Sweep, processes: int = 1) -> tuple[list[PlannedRun], int]:
+def plan(sweep: Sweep, processes: int | None = 1) -> tuple[list[PlannedRun], int]:
     """The runs of `sweep` in its order, without those that are the same run as an earlier one, and how many those
-    were; each run has so many `processes`, one for a GPU. Composes all of them: raises ConfigError naming the key of
-    what cannot be."""
+    were; each run has so many `processes`, one for a GPU, or is only looked at (None). Composes all of them: raises
+    ConfigError naming the key of what cannot be."""
     points = sweep.points()
     if not points:
         raise ConfigError(f"sweep {sweep.name}: exclude leaves no run")
@@ -67,8 +76,9 @@ def plan(sweep: Sweep, processes: int = 1) -> tuple[list[PlannedRun], int]:
         data = repr((run.data_dir, run.data, run.tokenizer, run.model.vocab_size))
         if data not in vocab_sizes:
             vocab_sizes[data] = planned_vocab_size(run)
-        check_world(World(size=processes), run.parallelism, run.batch.sequences)
-        planned = _planned(run, vocab_sizes[data], processes, {key: point[key] for key in varied}, overrides)
+        if processes is not None:
+            check_world(World(size=processes), run.parallelism, run.batch.sequences)
+        planned = _planned(run, vocab_sizes[data], processes or 1, {key: point[key] for key in varied}, overrides)
         found.setdefault(planned.run_id, planned)
     return list(found.values()), len(points) - len(found)
 
@@ -86,7 +96,7 @@ def _planned(
     model = run.model.resolved(vocab_size)
     counts = count_params(model)
     steps = run.budget.resolve_steps(counts, run.batch.tokens)
-    n_params, n_tokens = getattr(counts, run.budget.params), steps * run.batch.tokens
+    n_tokens = steps * run.batch.tokens
     flops = flops_per_token(model, run.batch.sequence_length) * n_tokens
     precision = "bf16" if run.compute.precision == "auto" else run.compute.precision
     return PlannedRun(
@@ -95,13 +105,14 @@ def _planned(
         varied=varied,
         overrides=overrides,
         params=run.budget.params,
-        n_params=n_params,
+        budget_n_params=getattr(counts, run.budget.params),
+        n_params=counts.n_params,
         vocab_size=model.vocab_size,
         n_tokens=n_tokens,
         tokens_per_step=run.batch.tokens,
         steps=steps,
-        flops_6nd=6 * n_params * n_tokens,
-        flops=flops,
+        flops_6nd=float(6 * counts.n_params * n_tokens),
+        flops=float(flops),
         memory_bytes=estimate_memory(run, model, counts.n_params, precision, processes).total,
     )
 
@@ -129,13 +140,19 @@ def priced(runs: Sequence[PlannedRun], flops_per_second: float) -> list[PlannedR
 
 
 def measured_rate(rows: Iterable[dict[str, Any]]) -> float | None:
-    """FLOP/s that finished runs reached from start to end, their median; None without any."""
+    """FLOP/s that each GPU of finished runs reached from start to end, their median; None without any."""
     rates = [
-        row["flops"] / row["wall_seconds"]
+        row["flops"] / row["wall_seconds"] / (row.get("world_size") or 1)
         for row in rows
         if row.get("status") == "finished" and row.get("flops") and row.get("wall_seconds")
     ]
     return statistics.median(rates) if rates else None
+
+
+def on_gpus(overrides: Sequence[str]) -> list[str]:
+    """The overrides of a run that was given GPUs: where it finds none it fails and does not use the CPU instead, unless
+    it names a device itself."""
+    return ["compute.device=cuda", *overrides]
 
 
 def sweep_folder(runs: Sequence[PlannedRun]) -> Path:
@@ -143,19 +160,31 @@ def sweep_folder(runs: Sequence[PlannedRun]) -> Path:
     return Path(runs[0].folder).parent
 
 
+@contextlib.contextmanager
+def alone_in(folder: Path):
+    """While entered, no other process changes the plan of a sweep's folder or sends its runs to a queue, where the
+    file system has flock; waits for one that does. Raises UserError where the folder cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / ".lock", "a")  # noqa: SIM115 (held below)
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror}; set runs_dir=") from None
+    with file:
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def remember(runs: Sequence[PlannedRun], sweep: Sweep) -> None:
     """Add the runs to the folder's plan.jsonl, so that `status` shows them without the overrides too; sweep.json says
     which sweep they are of. In a folder that another sweep began, as `name=` allows, it stays that one's."""
     folder = sweep_folder(runs)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write {folder}: {error.strerror}; set runs_dir=") from None
-    known = {run.run_id: run for run in [*remembered(folder), *runs]}
-    write_text(folder / PLAN_FILE, "".join(json.dumps(asdict(run)) + "\n" for run in known.values()))
     about = {"sweep": sweep.name, "scale": sweep.scale, "description": sweep.description, "analysis": sweep.analysis}
-    if _sweep_of(folder) in (None, (sweep.name, sweep.scale)):
-        write_json(folder / SWEEP_FILE, about)
+    with alone_in(folder):
+        known = {run.run_id: run for run in [*remembered(folder), *runs]}
+        write_text(folder / PLAN_FILE, "".join(json.dumps(asdict(run)) + "\n" for run in known.values()))
+        if _sweep_of(folder) in (None, (sweep.name, sweep.scale)):
+            write_json(folder / SWEEP_FILE, about)
 
 
 def _sweep_of(folder: Path) -> tuple[str, str | None] | None:
@@ -171,7 +200,7 @@ def remembered(folder: Path) -> list[PlannedRun]:
     """What `remember` wrote in `folder`; lines that cannot be read are left out."""
     runs = []
     if (folder / PLAN_FILE).exists():
-        for line in (folder / PLAN_FILE).read_text().splitlines():
+        for line in (folder / PLAN_FILE).read_bytes().splitlines():
             try:
                 runs.append(PlannedRun(**json.loads(line)))
             except (ValueError, TypeError):

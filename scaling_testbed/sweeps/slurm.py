@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from scaling_testbed.errors import ConfigError, UserError, check_positive
-from scaling_testbed.sweeps.plan import PlannedRun, sweep_folder
+from scaling_testbed.sweeps.plan import PlannedRun, on_gpus, sweep_folder
 
 DEFAULT_MAX_ARRAY_SIZE = 1001  # Slurm's own default, where no cluster can be asked
 
@@ -54,6 +54,12 @@ class SlurmConfig:
         texts = [self.partition, self.account, self.qos, self.time, self.constraint, self.memory, *self.sbatch]
         if bad := [text for text in texts if text and re.search(r"[\x00-\x1f]", text)]:
             raise ConfigError(f"an option of sbatch must be one line; got {bad[0]!r}")
+        limit = _seconds(self.time)
+        if self.requeue and limit is not None and limit <= self.signal_seconds:
+            raise ConfigError(
+                f"launcher.time must be longer than launcher.signal_seconds={self.signal_seconds}, which comes before "
+                f"its end; got {self.time!r}, {limit} seconds"
+            )
 
     @property
     def processes_per_node(self) -> int:
@@ -63,6 +69,17 @@ class SlurmConfig:
     def processes(self) -> int:
         """Of one run."""
         return self.nodes * self.processes_per_node
+
+
+def _seconds(limit: str | None) -> int | None:
+    """A time limit as sbatch reads it: m, m:s, h:m:s, d-h, d-h:m or d-h:m:s; None where it is none of these."""
+    found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", limit or "")
+    if not found:
+        return None
+    days, *parts = (None if part is None else int(part) for part in found.groups())
+    parts = [part for part in parts if part is not None]
+    units = (3600, 60, 1) if days is not None or len(parts) == 3 else (60, 1)
+    return 86400 * (days or 0) + sum(part * unit for part, unit in zip(parts, units, strict=False))
 
 
 @dataclass(frozen=True)
@@ -83,7 +100,7 @@ def write_submissions(runs: Sequence[PlannedRun], config: SlurmConfig, max_array
         part = list(runs[begin : begin + max_array_size - 1])
         folder = _new_folder(parent)
         script = job_script(folder, part, config)
-        (folder / "tasks.txt").write_text("".join(_task_line(run) + "\n" for run in part))
+        (folder / "tasks.txt").write_text("".join(task_line(run, config) + "\n" for run in part))
         (folder / "job.sh").write_text(script)
         yield Submission(folder, script, part)
 
@@ -113,7 +130,7 @@ def job_script(folder: Path, runs: Sequence[PlannedRun], config: SlurmConfig) ->
     return _SCRIPT.format(
         options="\n".join(f"#SBATCH {line}" for line in lines),
         here=shlex.quote(os.getcwd()),
-        setup="\n".join(config.setup),
+        setup="\n".join(map(_setup_line, config.setup)),
         tasks=shlex.quote(str(folder.resolve() / "tasks.txt")),
         command=_command(config),
         requeue=_REQUEUE if config.requeue else "",
@@ -123,13 +140,19 @@ def job_script(folder: Path, runs: Sequence[PlannedRun], config: SlurmConfig) ->
 _SCRIPT = """#!/usr/bin/env bash
 {options}
 # One run of a sweep per array task; the same script again goes on where the run was.
-cd {here}
+fail() {{
+  printf 'error: %s; nothing was run\n' "$1" >&2
+  exit 1
+}}
+cd {here} || fail "the folder of the submission is gone"
 {setup}
-eval "task=($(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {tasks}))"
+eval "task=($(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {tasks}))" && [[ ${{task[0]}} == /* ]] ||
+  fail "there is no task $SLURM_ARRAY_TASK_ID in "{tasks}
 folder=${{task[0]}}
 overrides=("${{task[@]:1}}")
-mkdir -p "$folder"
+mkdir -p "$folder" || fail "cannot write $folder"
 touch "$folder/started"
+[ -z "${{SLURM_CPUS_PER_TASK:-}}" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK # srun no longer takes it over
 trap : TERM USR1 # they are for training; this shell outlives it
 {command} "${{overrides[@]}}" >> "$folder/log.txt" 2>&1 &
 training=$!
@@ -138,9 +161,18 @@ while wait $training; status=$?; kill -0 $training 2> /dev/null; do :; done
 exit $status
 """
 
-# Not by the exit status: a launcher in between may change it. And not by an old result: this start has written it.
-_REQUEUE = """if [ ! "$folder/result.json" -ot "$folder/started" ] &&
-  grep -q '"error": "stopped by SIGUSR1' "$folder/result.json"; then
+# By what this start has written, not by an old result, and not by the exit status, which a launcher in between may
+# change, unless Python was hit before it could write. Twice at the same step means that the time is too short to get
+# on, and that it would go on for ever.
+_REQUEUE = """reason=
+[ ! "$folder/result.json" -ot "$folder/started" ] &&
+  reason=$(grep -o 'stopped by SIGUSR1[^"]*' "$folder/result.json")
+[ $status -eq 138 ] && reason="killed by SIGUSR1 before it could save"
+[ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] || rm -f "$folder/requeued"
+if [ -n "$reason" ] && [ "$reason" = "$(cat "$folder/requeued" 2> /dev/null)" ]; then
+  echo "error: again $reason: not requeued; launcher.time is too short for a step" | tee -a "$folder/log.txt" >&2
+elif [ -n "$reason" ]; then
+  echo "$reason" > "$folder/requeued"
   scontrol requeue "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}"
 fi"""
 
@@ -168,14 +200,23 @@ def _cpus_per_task(config: SlurmConfig) -> int | None:
     return config.cpus_per_process * (config.processes_per_node if config.torchrun else 1)
 
 
+def _setup_line(line: str) -> str:
+    """A line of shell, and after it a line that ends the task where it failed."""
+    return f"{line}\n(($? == 0)) || fail {shlex.quote(f'launcher.setup failed: {line}')}"
+
+
 def _quoted_option(option: str) -> str:
-    """`--key=some value` with its value quoted for sbatch."""
-    key, equals, value = option.partition("=")
-    return f"{key}={shlex.quote(value)}" if equals else shlex.quote(key)
+    """`--key=some value`, `--key some value` or `-k value` with its value quoted for sbatch."""
+    key, between, value = re.fullmatch(r"([^=\s]*)(=|\s+|$)(.*)", option.strip()).groups()
+    return f"{key}{between}{shlex.quote(value)}" if value else f"{key}{between}"
 
 
-def _task_line(run: PlannedRun) -> str:
-    return shlex.join([str(Path(run.folder).resolve()), *run.overrides])
+def task_line(run: PlannedRun, config: SlurmConfig) -> str:
+    """The run's folder and overrides, quoted for a shell. Raises ConfigError for what does not fit on one line."""
+    words = [str(Path(run.folder).resolve()), *(on_gpus(run.overrides) if config.gpus_per_node else run.overrides)]
+    if bad := [word for word in words if re.search(r"[\x00-\x1f\x7f\x85\u2028\u2029]", word)]:
+        raise ConfigError(f"Slurm takes no line breaks or control characters in a run's overrides; got {bad[0]!r}")
+    return shlex.join(words)
 
 
 def _new_folder(parent: Path) -> Path:

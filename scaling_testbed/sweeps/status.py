@@ -3,7 +3,8 @@
 import contextlib
 import json
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ def read_state(run: PlannedRun) -> RunState:
     if row and row.get("status") in FINAL:  # the common case of a long sweep reads one file
         loss = row.get("val_loss")
         return RunState(run=run, state=row["status"], step=row.get("steps") or 0, loss=loss, error=row.get("error"))
-    owner = owner_of(folder / "lock") if folder.exists() else None
+    owner = owner_of(folder / "lock")
     last = last_metrics(folder)
     step = last.get("step", 0)
     known = {"run": run, "step": step, "loss": last.get("val_loss", last.get("train_loss"))}
@@ -68,9 +69,10 @@ def read_state(run: PlannedRun) -> RunState:
         rate = last.get("tokens_per_second")
         eta = (run.steps - step) * run.tokens_per_step / rate if rate else None
         return RunState(**known, state="running", owner=owner, job=owner.job, eta_seconds=eta)
+    known["job"] = RunFolder(folder).last_job()
     if row and row.get("status") == "failed":
         return RunState(**known, state="failed", error=row.get("error") or last_line(folder))
-    if row or (folder / "environment.json").exists() or (folder / LOG_FILE).exists():
+    if row or any(os.path.exists(folder / name) for name in ("environment.json", LOG_FILE)):
         return RunState(**known, state="stopped", error=row.get("error") if row else last_line(folder))
     return RunState(**known, state="pending")
 
@@ -79,7 +81,7 @@ def last_metrics(folder: Path) -> dict[str, Any]:
     """The last whole record of metrics.jsonl with the last validation loss, from the end of the file; {} without."""
     found: dict[str, Any] = {}
     for line in reversed(_tail(folder / "metrics.jsonl")):
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, TypeError):  # a torn line, or no record
             record = json.loads(line)
             found = {**record, **found}
             if "val_loss" in found and "train_loss" in found:
@@ -105,9 +107,14 @@ def _tail(path: Path) -> list[str]:
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
-    """Every row in a sweep's folder, by run id."""
-    found = (RunFolder(path.parent).result() for path in sorted(folder.glob("*/result.json")))
-    return [row for row in found if row]
+    """Every row in a sweep's folder, by run id. A file that holds none is named on stderr and left out."""
+    found = []
+    for path in sorted(folder.glob("*/result.json")):
+        if row := RunFolder(path.parent).result():
+            found.append(row)
+        else:
+            print(f"warning: {path} holds no whole row and is left out", file=sys.stderr)
+    return found
 
 
 def frame(folder: str | Path):
@@ -117,28 +124,39 @@ def frame(folder: str | Path):
     return pandas.DataFrame(rows(Path(folder)))
 
 
-def collect(folder: Path) -> tuple[Path, Path, int]:
-    """Write results.jsonl and results.parquet into a sweep's folder; returns their paths and the number of rows.
+def collect(folder: Path, only: Collection[str] | None = None) -> tuple[Path, Path, list[str]]:
+    """Write results.jsonl and results.parquet into a sweep's folder; returns their paths and the run ids of the rows.
 
-    In the table, columns with lists or mappings hold JSON text. Raises UserError where there is no row."""
-    found = rows(folder)
+    only: the run ids to take; None: all. In the table, columns with lists or mappings hold JSON text. Raises UserError
+    where there is no row."""
+    import pandas
+
+    found = [row for row in rows(folder) if only is None or row.get("run_id") in only]
     if not found:
-        raise UserError(f"{folder} holds no result yet; `sweep status` shows how far its runs are")
+        raise UserError(f"{folder} holds no result of these runs yet; `sweep status` shows how far its runs are")
     lines, table = folder / "results.jsonl", folder / "results.parquet"
     write_text(lines, "".join(json.dumps(row) + "\n" for row in found))
-    data = frame(folder).apply(_storable)
+    data = pandas.DataFrame(found).apply(_storable)
     work = table.with_suffix(".parquet.tmp")
     data.to_parquet(work, index=False)
     os.replace(work, table)
-    return lines, table, len(found)
+    return lines, table, [row.get("run_id") for row in found]
 
 
 def _storable(column):
-    """A column as Parquet takes it: of one type, lists and mappings as JSON text."""
-    if column.map(lambda value: isinstance(value, (dict, list))).any():
-        return column.map(lambda value: json.dumps(value) if isinstance(value, (dict, list)) else value)
+    """A column as Parquet takes it: of one type, lists and mappings as JSON text, what passes 64 bits as float."""
+    column = column.map(_cell)
     types = {type(value) for value in column.dropna()}
-    return column.map(str, na_action="ignore") if str in types and len(types) > 1 else column
+    if len(types) < 2:
+        return column
+    return column.astype(float) if types <= {int, float} else column.map(str, na_action="ignore")
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, (dict, list)):
+        return json.dumps(value)
+    too_large = isinstance(value, int) and not -(2**63) <= value < 2**63
+    return float(value) if too_large else value
 
 
 def counts(states: Sequence[RunState]) -> str:

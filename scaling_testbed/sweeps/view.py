@@ -18,14 +18,14 @@ def plan_table(runs: Sequence[PlannedRun]) -> Table:
     if with_hours:
         table.add_column("GPU-hours", justify="right")
     for run in runs:
-        cells = [run.run_id, *(run.varied.get(key, "") for key in _varied(runs)), f"{run.n_params:,}"]
-        cells += [f"{run.n_tokens:,}", f"{run.steps:,}", f"{run.flops_6nd:.3g}", f"{run.flops:.3g}"]
+        cells = [run.run_id, *(run.varied.get(key, "") for key in _varied(runs)), f"{run.budget_n_params:,}"]
+        cells += [f"{run.n_tokens:,}", f"{run.steps:,}", f"{run.budget_flops_6nd:.3g}", f"{run.flops:.3g}"]
         cells += [f"{run.memory_bytes / 2**30:,.1f} GiB"]
         cells += [f"{run.gpu_hours:,.2f}" if run.gpu_hours is not None else "?"] if with_hours else []
         table.add_row(*cells)
     table.add_section()
     total = [f"{len(runs)} runs", *[""] * len(_varied(runs)), "", f"{sum(run.n_tokens for run in runs):,}"]
-    total += [f"{sum(run.steps for run in runs):,}", f"{sum(run.flops_6nd for run in runs):.3g}"]
+    total += [f"{sum(run.steps for run in runs):,}", f"{sum(run.budget_flops_6nd for run in runs):.3g}"]
     total += [f"{sum(run.flops for run in runs):.3g}", ""]
     total += [f"{sum(run.gpu_hours or 0 for run in runs):,.2f}"] if with_hours else []
     table.add_row(*total)

@@ -419,6 +419,8 @@ def test_a_rank_that_dies_ends_the_others_and_the_run_can_go_on(tmp_path, one):
     began = time.monotonic()
     assert killed.start(2)[1] != 0
     assert time.monotonic() - began < 50  # less than the timeout of the group
+    assert killed.row("killed")["status"] == "preempted"
+    assert "another process of this run is gone" in killed.row("killed")["error"]
     row = train(compose(killed.specs["killed"]["overrides"] + ["parallelism=single"]), quiet=True)
     assert row["status"] == "finished" and row["restarts"] == 1
     assert_same_run(one(), killed.run_folder("killed"))

@@ -1,11 +1,13 @@
 """A run folder has one owner at a time, and a dead one's folder can be had again."""
 
+import errno
 import json
 import os
 import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -66,6 +68,63 @@ def test_a_process_id_used_again_by_a_later_process_is_no_owner(tmp_path):
     long_ago = time.time() - lease.STALE_SECONDS - 5
     os.utime(lock, (long_ago, long_ago))
     assert owner_of(lock) is None
+
+
+@pytest.mark.parametrize("text", ['{"host": 1, "pid": 2}', json.dumps(ELSEWHERE | {"pid": "x"}), "[1]", "\x00"])
+def test_a_lock_that_names_nobody_is_nobodys(tmp_path, text):
+    (tmp_path / "lock").write_text(text)
+    assert owner_of(tmp_path / "lock") is None
+
+
+def test_who_may_not_write_tells_the_living_from_the_dead_too(tmp_path, monkeypatch):
+    """Root may write anything, so the file system is asked to refuse."""
+    lock = tmp_path / "lock"
+    lock.write_text(json.dumps(ELSEWHERE))
+
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "touch", refuse)
+    monkeypatch.setattr(Path, "unlink", refuse)
+    assert str(owner_of(lock)) == "another-machine pid 4321 (job 77_3)"
+    long_ago = time.time() - lease.STALE_SECONDS - 5
+    os.utime(lock, (long_ago, long_ago))
+    assert owner_of(lock) is None
+
+
+@pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.ENOLCK])
+def test_where_there_is_no_flock_name_and_signs_of_life_settle_who_owns(tmp_path, monkeypatch, number):
+    def refuse(*_):
+        raise OSError(number, "no locks here")
+
+    monkeypatch.setattr(lease.fcntl, "flock", refuse)
+    lock = tmp_path / "lock"
+    with Lease(lock), pytest.raises(AlreadyRunning, match=f"pid {os.getpid()}"), Lease(lock):
+        pass
+    for text in ("", json.dumps({"host": socket.gethostname(), "pid": 2**22 + 1, "job": None})):  # free, a dead one's
+        lock.write_text(text)
+        with Lease(lock):
+            assert owner_of(lock).pid == os.getpid()
+    lock.write_text(json.dumps(ELSEWHERE))
+    with pytest.raises(AlreadyRunning, match="another-machine"), Lease(lock):
+        pass
+
+
+def test_an_owner_that_was_silent_finds_the_folder_taken_and_leaves_it_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(lease, "BEAT_SECONDS", 0.01)
+    with RunFolder(tmp_path) as folder:
+        folder.open_metrics(0)
+        folder.write_metrics({"step": 0})
+        (tmp_path / "lock").write_text(json.dumps(ELSEWHERE))
+        os.utime(tmp_path / "lock", (1, 1))
+        time.sleep(0.2)
+        assert (tmp_path / "lock").stat().st_mtime == 1  # no sign of life for the other
+        for write in (folder.write_metrics, folder.write_result):
+            with pytest.raises(AlreadyRunning, match="taken over by another-machine pid 4321"):
+                write({"step": 1})
+    assert json.loads((tmp_path / "lock").read_text()) == ELSEWHERE
+    assert not (tmp_path / "result.json").exists()
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 0}\n'
 
 
 def test_the_owner_gives_signs_of_life(tmp_path, monkeypatch):

@@ -15,9 +15,10 @@ from scaling_testbed.running.config import LoggingConfig
 
 def test_a_half_written_line_is_reported_and_left_out(tmp_path, capsys):
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1, "x": 2}\n{"step": 2, "x"')
+    path.write_bytes(b'{"step": 1, "x": 2}\n123\n{"step": "a"}\n"\xff"\n{"step": 2, "x"')
     assert records.read_metrics(path) == [{"step": 1, "x": 2}]
-    assert f"{path}:2" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert all(f"{path}:{line}" in err for line in (2, 3, 4, 5))
 
 
 def test_metrics_are_cut_back_to_the_step_that_will_be_written_next(tmp_path):
@@ -35,8 +36,9 @@ def test_numbers_that_json_does_not_have_become_null(tmp_path):
     assert json.loads((tmp_path / "result.json").read_text()) == {"loss": None, "by_set": {"a": None, "b": [1.0, None]}}
 
 
-def test_a_result_that_cannot_be_read_counts_as_none(tmp_path):
-    (tmp_path / "result.json").write_text('{"status": "fini')
+@pytest.mark.parametrize("text", ['{"status": "fini', "[1]", '"x"', '{"a": 1}', '{"status": 3}', "null"])
+def test_a_result_that_cannot_be_read_counts_as_none(tmp_path, text):
+    (tmp_path / "result.json").write_text(text)
     assert records.RunFolder(tmp_path).result() is None
 
 

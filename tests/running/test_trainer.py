@@ -9,13 +9,15 @@ import time
 import pytest
 import torch
 
+from scaling_testbed import train as train_door
 from scaling_testbed.data.preparation import prepare
 from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.model.layers import LINEARS
 from scaling_testbed.running import checkpoint, parallel, records, result, trainer, updates
+from scaling_testbed.running.interrupts import Interrupts
 from scaling_testbed.running.trainer import train
 from tests.conftest import KERNEL_DEVICE
-from tests.running.conftest import metrics, start
+from tests.running.conftest import TINY, metrics, start
 
 SAME_RUN = ("val_loss", "val_loss_initial", "val_loss_best", "train_loss_last", "steps", "n_tokens", "flops")
 
@@ -94,6 +96,56 @@ def test_a_finished_run_is_not_run_again(trained, monkeypatch):
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
+@pytest.mark.parametrize("phase", ["run_door", "prepare", "open_prepared", "build_optimizer"])
+def test_a_signal_while_a_run_starts_is_a_stop_and_the_next_start_goes_on(
+    tiny, tmp_path, data_dir, monkeypatch, capsys, phase
+):
+    _, folder = tiny()
+    place = train_door if phase == "run_door" else trainer
+    real = getattr(place, phase)
+
+    def hit(*arguments, **options):
+        signal.raise_signal(signal.SIGUSR1)
+        return real(*arguments, **options)
+
+    arguments = [*TINY, f"runs_dir={tmp_path / 'runs'}", f"data_dir={data_dir}"]
+    with monkeypatch.context() as patch:
+        patch.setattr(place, phase, hit)
+        assert train_door.main(arguments) == 75
+    row = json.loads((folder / "result.json").read_text())
+    assert (row["status"], row["error"]) == ("preempted", "stopped by SIGUSR1 before training")
+    assert train_door.main(arguments) == 0
+    assert "finished" in capsys.readouterr().out
+
+
+def test_a_run_that_is_taken_over_writes_nothing_more(tiny, monkeypatch, tmp_path, data_dir, capsys):
+    """Every third step a checkpoint, and no metrics in between, so that it is the checkpoint that is refused."""
+    options = ["checkpoint.every_steps=3", "logging.every_steps=100", "evaluation.every_steps=0"]
+    _, folder = tiny(*options)
+    real = updates.Updates.make
+
+    def make(self, step, *arguments):
+        if step == 4:
+            (folder / "lock").write_text('{"host": "elsewhere", "pid": 7, "job": null}')
+        return real(self, step, *arguments)
+
+    monkeypatch.setattr(updates.Updates, "make", make)
+    arguments = [*TINY, f"runs_dir={tmp_path / 'runs'}", f"data_dir={data_dir}", *options]
+    assert train_door.main(arguments) == 75
+    assert "was taken over by elsewhere pid 7" in capsys.readouterr().err
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step-00000003"]
+    assert [line["step"] for line in metrics(folder)] == [0, 1]
+    assert not (folder / "result.json").exists()
+
+
+def test_a_run_that_is_finished_while_its_folder_is_taken_is_not_run_again(trained, monkeypatch):
+    row, _ = trained()
+    looks = iter([None, row])
+    monkeypatch.setattr(trainer, "_final_row", lambda _: next(looks))
+    monkeypatch.setattr(trainer, "Trainer", None)
+    assert trained()[0] == row
+
+
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 def test_every_path_trains_to_the_same_losses(trained):
     """fp32 sums in another order, 1e-7 each, after three updates; without a GPU Triton runs interpreted."""
@@ -115,17 +167,12 @@ def test_every_path_trains_to_the_same_losses(trained):
     assert losses["triton"] == pytest.approx(losses["plain"], rel=1e-5)
 
 
-class StopAt:
-    """Interrupts that ask to stop at the n-th time they are polled."""
+class StopAt(Interrupts):
+    """Interrupts that ask to stop at the n-th time they are polled, not counting the one before the start."""
 
     def __init__(self, polls):
-        self.left, self.requested = polls, None
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
+        super().__init__()
+        self.left = polls + 1
 
     def check(self):
         self.left -= 1

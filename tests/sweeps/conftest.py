@@ -11,7 +11,7 @@ from tests.sweeps import cluster as cluster_module
 
 TINY = """
 overrides: [data=markov, data.n_tokens=20000, data.n_validation_tokens=4000, batch.sequences=8,
-            batch.sequence_length=16, budget.steps=4, evaluation.tokens=1024, compute.threads=1]
+            batch.sequence_length=16, budget.steps=4, evaluation.tokens=1024, compute.threads=1, compute.device=cpu]
 axes:
   model: [bigram, nano_s]
   optimizer.lr: [1e-3, 1e-2]

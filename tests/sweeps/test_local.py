@@ -27,7 +27,7 @@ def test_a_grid_runs_to_its_end_and_again_starts_nothing(door, states, tmp_path,
     assert door("run", "workers=2")[0] == 0
 
     code, out, _ = door("collect")
-    assert code == 0 and "4 rows" in out
+    assert code == 0 and "4 of 4 planned runs, 0 others" in out
     rows = [json.loads(line) for line in (tmp_path / "runs/tiny/results.jsonl").read_text().splitlines()]
     assert {row["run_id"] for row in rows} == {state["run_id"] for state in found.values()}
     import pandas
@@ -55,6 +55,71 @@ def test_a_failure_is_named_does_not_stop_the_others_and_is_tried_again_only_whe
     (folder / "checkpoints" / "step-00000002").rmdir()
     assert door("retry")[0] == 0
     assert {state["state"] for state in states().values()} == {"finished"}
+
+
+def test_a_dry_run_starts_nothing(door, tmp_path, monkeypatch):
+    monkeypatch.setattr(local.Driver, "_start", lambda *_: pytest.fail("a dry run started a run"))
+    for verb in ("run", "retry"):
+        code, out, _ = door(verb, "--dry-run")
+        assert code == 0 and "4 pending; 4 to start" in out
+    assert not (tmp_path / "runs").exists()
+
+
+def test_gpus_that_are_not_there_are_no_cpu(door, tmp_path, data_dir, capfd):
+    text = (tmp_path / "tiny.yaml").read_text().replace(", compute.device=cpu", "")
+    (tmp_path / "tiny.yaml").write_text(text)
+    code, _, err = door("run", "gpus=99", "model=bigram", "optimizer.lr=1e-3")
+    assert code == 1 and "compute.device=cuda, but PyTorch sees no GPU here" in err
+    for none in ("gpus=", "gpus=,"):
+        code, _, err = door("run", none)
+        assert code == 2 and "gpus= names no GPU" in err
+
+
+@pytest.fixture
+def standing_in(monkeypatch):
+    """Commands that run in place of the sweep's runs, one after the other; what was started is kept."""
+    started, popen = [], subprocess.Popen
+
+    def stand_in(*commands):
+        def start(_, **options):
+            started.append(popen(commands[len(started) % len(commands)]))
+            return started[-1]
+
+        monkeypatch.setattr(local.subprocess, "Popen", start)
+        return started
+
+    yield stand_in
+    for process in started:
+        process.kill()
+
+
+def test_a_folder_that_cannot_be_had_stops_no_other_run(door, tmp_path, standing_in):
+    planned = [json.loads(line) for line in door("plan", "--json")[1].splitlines()]
+    Path(planned[3]["folder"]).parent.mkdir(parents=True)
+    Path(planned[3]["folder"]).write_text("")  # of the largest model, so that it would be the first
+    started = standing_in(["true"])
+    code, _, err = door("run")
+    assert code == 1 and len(started) == 3
+    assert f"cannot write {planned[3]['folder']}: File exists; set runs_dir=" in err
+
+
+def test_an_error_of_the_driver_leaves_no_run_without_it(door, standing_in, monkeypatch):
+    started = standing_in(["sleep", "60"], ["true"])
+    monkeypatch.setattr(local.Driver, "_ended", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        door("run", "workers=2")
+    assert len(started) == 2 and started[0].wait(10) == -signal.SIGTERM
+
+
+@pytest.mark.parametrize("ignored", [True, False])
+def test_what_protects_a_driver_from_a_signal_goes_on_protecting_it(door, standing_in, ignored):
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    try:
+        started = standing_in(["sh", "-c", f"kill -HUP {os.getpid()}; sleep 0.1"])
+        code, _, err = door("run")
+    finally:
+        signal.signal(signal.SIGHUP, previous)
+    assert (code, len(started)) == ((1, 4) if ignored else (75, 1)), err
 
 
 def driver(tmp_path, data_dir, *arguments):

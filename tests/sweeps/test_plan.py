@@ -9,7 +9,7 @@ from scaling_testbed.config.compose import compose, compose_many
 from scaling_testbed.config.schema import run_id
 from scaling_testbed.errors import ConfigError
 from scaling_testbed.sweeps.grid import load_sweep
-from scaling_testbed.sweeps.plan import plan
+from scaling_testbed.sweeps.plan import measured_rate, plan
 
 PUBLISHED = Path(__file__).resolve().parents[3] / "shared" / "data" / "mlfoundations-scaling" / "exp_data" / "models"
 DATA = {"c4_original": "c4", "rpj": "redpajama", "rw_original": "refinedweb"}
@@ -35,14 +35,14 @@ def test_the_testbed_of_104_models_is_planned_as_published():
     planned = {}
     for run in runs:
         values = dict(text.split("=", 1) for text in run.overrides if "=" in text)
-        planned[values["data"], run.n_params, float(values["budget.tokens_per_param"])] = (run, values)
+        planned[values["data"], run.budget_n_params, float(values["budget.tokens_per_param"])] = (run, values)
     for path in PUBLISHED.glob("*.json"):
         record = json.loads(path.read_text())
         was = record["hyperparameters"]
         run, values = planned.pop((DATA[record["dataset_name"]], was["params"], 20.0 * was["chinchilla_multiplier"]))
         # A whole number of steps is at most half a step from the published tokens.
         assert abs(run.n_tokens - was["tokens"]) <= run.tokens_per_step / 2
-        assert run.flops_6nd == 6 * was["params"] * run.n_tokens
+        assert run.budget_flops_6nd == float(6 * was["params"] * run.n_tokens)
         assert float(values["optimizer.lr"]) == was["lr"] and float(values["optimizer.weight_decay"]) == was["wd"]
         assert int(values["schedule.warmup"]) == was["warmup"]
         assert compose(run.overrides).schedule.min_lr == was["cd"]
@@ -92,3 +92,10 @@ def test_memory_is_planned_for_each_of_a_runs_gpus(door):
 def test_combinations_that_are_one_run_count_once(door):
     status, out, err = door("plan", "--json", "compute.device=cpu,auto")
     assert len(out.splitlines()) == 4 and "4 combinations are the same run" in err
+
+
+def test_hours_are_reckoned_by_what_each_gpu_reached():
+    row = {"status": "finished", "flops": 8e12, "wall_seconds": 2.0}
+    assert measured_rate([row]) == measured_rate([row | {"world_size": 1}]) == 4e12
+    assert measured_rate([row | {"world_size": 4}]) == 1e12
+    assert measured_rate([row | {"status": "failed"}]) is None
