@@ -34,6 +34,11 @@ class Interrupts:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
+    @property
+    def entered(self) -> bool:
+        """Whether signals come here: not in another process that these were sent to, as by a launcher of Hydra."""
+        return signal.getsignal(signal.SIGTERM) == self._note
+
     def _note(self, number, _frame):
         self.requested = self.requested or signal.Signals(number).name
         if self._at_once:

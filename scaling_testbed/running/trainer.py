@@ -54,7 +54,8 @@ def train(run: RunConfig, interrupts: Interrupts | None = None, *, quiet: bool =
     check_world(world, run.parallelism, run.batch.sequences)
     folder = records.RunFolder(run_folder_path(run))
     with contextlib.ExitStack() as held:
-        interrupts = interrupts or held.enter_context(Interrupts())
+        if interrupts is None or not interrupts.entered:
+            interrupts = held.enter_context(Interrupts())
         processes = held.enter_context(Processes(world, run.parallelism))
         if row := processes.on_main(lambda: _final_row(folder)):
             return row

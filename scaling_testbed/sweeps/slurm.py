@@ -269,7 +269,7 @@ def queued(folder: Path) -> dict[str, tuple[str, str]]:
     submissions = {job_name(path): path for path in (folder / "slurm").glob("[0-9]*")}
     if not submissions:
         return {}
-    answer = _ask("squeue", "--noheader", "--array", "--format=%j|%F|%K|%T")
+    answer = _ask("squeue", "--noheader", "--array", f"--name={','.join(submissions)}", "--format=%j|%F|%K|%T")
     if answer.returncode:
         raise UserError(f"squeue does not answer: {_words(answer)}")
     found = {}

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from scaling_testbed import analyze
-from scaling_testbed.config.compose import recorded_run
+from scaling_testbed.config.compose import compose, recorded_run
 from scaling_testbed.config.schema import run_id
 from scaling_testbed.diagnostics.summary import names_in
 from scaling_testbed.errors import UserError
@@ -85,3 +85,11 @@ def test_the_door_refuses_what_is_no_run_or_another_versions(tiny, capsys, tmp_p
     assert analyze.main(["inspect", str(folder)]) == 1
     assert "was made by another version" in capsys.readouterr().err
     assert analyze.main(["inspect", str(folder), "--sequences", "0"]) == 2
+
+
+def test_a_run_of_a_gpu_can_be_looked_at_without_one(tmp_path):
+    overrides = ["compute.device=cuda", "model=nano_s", "data=markov", "budget.steps=3"]
+    folder = tmp_path / run_id(compose(overrides))
+    folder.mkdir()
+    (folder / "config.yaml").write_text(json.dumps({"overrides": overrides, "data_dir": "data"}))
+    assert recorded_run(folder).compute.device == "auto"

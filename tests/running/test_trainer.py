@@ -118,6 +118,20 @@ def test_a_signal_while_a_run_starts_is_a_stop_and_the_next_start_goes_on(
     assert "finished" in capsys.readouterr().out
 
 
+def test_interrupts_of_another_process_are_replaced(tiny, monkeypatch):
+    """As a launcher of Hydra sends them along with the run."""
+    run, _ = tiny()
+    with Interrupts() as sent:
+        pass
+    real = trainer.build_optimizer
+    monkeypatch.setattr(trainer, "build_optimizer", lambda *a: signal.raise_signal(signal.SIGTERM) or real(*a))
+    previous = signal.signal(signal.SIGTERM, lambda *_: pytest.fail("nobody took the signal"))
+    try:
+        assert train(run, sent, quiet=True)["status"] == "preempted"
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
 def test_a_run_that_is_taken_over_writes_nothing_more(tiny, monkeypatch, tmp_path, data_dir, capsys):
     """Every third step a checkpoint, and no metrics in between, so that it is the checkpoint that is refused."""
     options = ["checkpoint.every_steps=3", "logging.every_steps=100", "evaluation.every_steps=0"]

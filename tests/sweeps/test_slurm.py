@@ -254,6 +254,7 @@ def test_launcher_values_stay_as_they_are_written(tmp_path):
     for limit in ("3", "2:01", "0:02:01", "0-0:03", "1-0", "UNLIMITED"):
         assert launcher(f"launcher.time={limit}").time == limit
     assert (typed.partition, typed.constraint, typed.time) == ("gpu,long", "a100&nvlink", "1-00")
+    assert launcher("launcher.constraint=[rack1]").constraint == "[rack1]"  # a list to Hydra, a choice to Slurm
     assert (typed.qos, typed.setup) == (None, ["export X=${SCRATCH}/b", "c d"])
 
 
