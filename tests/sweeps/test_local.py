@@ -125,7 +125,8 @@ def test_what_protects_a_driver_from_a_signal_goes_on_protecting_it(door, standi
 def driver(tmp_path, data_dir, *arguments):
     places = [f"sweep={tmp_path / 'tiny.yaml'}", f"runs_dir={tmp_path / 'runs'}", f"data_dir={data_dir}"]
     command = [sys.executable, "-m", "scaling_testbed.sweep", "run", *places, *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731  ignored where the tests run with &
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
 
 
 def until(condition, seconds=90):
