@@ -83,7 +83,7 @@ def test_what_is_not_finite_is_left_out_of_a_mean_and_kept_out_of_the_largest():
     rows = [{"step": n, "attention_logit_max": value} for n, value in enumerate((1.0, None, 4.0, math.inf, 2.0), 1)]
     found = summarize(config, rows, 5)
     assert found["max_attention_logit"] == 4.0 and found["diagnostics_at_step"] is None
-    assert found["diagnostics_last_mean"]["attention_logit_max"] == 3.0
+    assert found["diagnostics_last_mean"] == {"steps": [3, 5], "measured": 3, "attention_logit_max": 3.0}
 
 
 @pytest.mark.parametrize("field", ["every_steps=-1", "at_step=0", "last_steps=0", "sequences=0"])
