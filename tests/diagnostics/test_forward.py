@@ -1,6 +1,7 @@
 """What the probe says of a forward pass is what a plain recomputation of that pass says."""
 
 import dataclasses
+import importlib.util
 import math
 
 import pytest
@@ -12,6 +13,7 @@ from scaling_testbed.diagnostics.reductions import LARGEST, MEAN, RMS, SMALLEST,
 from scaling_testbed.kernels import reference
 from scaling_testbed.model.config import ModelConfig
 from scaling_testbed.model.transformer import Transformer
+from tests.conftest import KERNEL_DEVICE
 
 SHAPE = ModelConfig(d_model=24, n_layers=2, n_heads=4, n_kv_heads=2, d_ff=40, vocab_size=50)
 
@@ -117,6 +119,19 @@ def test_pieces_give_the_numbers_of_the_whole(case, monkeypatch):
     assert whole.keys() == pieces.keys()
     for name, value in whole.items():
         assert pieces[name] == pytest.approx(value, rel=1e-5, abs=1e-6), name
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+@pytest.mark.skipif(KERNEL_DEVICE == "cuda", reason="there the kernel gathers them on every path")
+def test_the_kernels_statistics_are_those_of_the_reference(case):
+    """In Triton's interpreter."""
+    model, tokens_BT = case(attention_impl="triton", d_head=32, attention_softcap=3.0, attention_window=5)
+    by_kernel = probed(model, tokens_BT, per_head=True)
+    for block in model.blocks:
+        block.attention.impl = "reference"
+    expected = probed(model, tokens_BT, per_head=True)
+    for name, value in expected.items():
+        assert by_kernel[name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
 
 
 def test_a_probe_that_is_left_leaves_no_hook_and_no_tensor(case):
