@@ -96,12 +96,6 @@ def _finish(work: Path, final: Path, state: dict[str, Any], tensors: dict[str, A
     fsync_folder(final.parent)
 
 
-def load_latest(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint whose hashes agree, or None where there is none; see `latest`."""
-    path = latest(folder)
-    return None if path is None else read(path)
-
-
 def latest(folder: Path) -> Path | None:
     """The newest checkpoint whose hashes agree, unread, or None where there is none.
 

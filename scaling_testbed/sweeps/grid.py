@@ -92,11 +92,6 @@ def load_sweep(name: str, scale: str | None = None) -> Sweep:
         raise ConfigError(f"{path}: {error}") from None
 
 
-def scales_of(name: str) -> list[str]:
-    """The scales of the sweep `name` of configs/sweep/, the default first."""
-    return _layers(read_yaml(SWEEP_DIR / f"{name}.yaml"), None)[0]
-
-
 def _layers(content: Any, scale: str | None) -> tuple[list[str], list[dict]]:
     """The names of a file's scales, and what is laid over each other at `scale` (None: the first), lowest first."""
     file, scales = _parted(content)

@@ -162,12 +162,13 @@ exit $status
 """
 
 # By what this start has written, not by an old result, and not by the exit status, which a launcher in between may
-# change, unless Python was hit before it could write. Twice at the same step means that the time is too short to get
-# on, and that it would go on for ever.
+# change: of a process that was hit before Python could write, srun tells. Twice at the same step means that the time is
+# too short to get on, and that it would go on for ever.
 _REQUEUE = """reason=
 [ ! "$folder/result.json" -ot "$folder/started" ] &&
   reason=$(grep -o 'stopped by SIGUSR1[^"]*' "$folder/result.json")
-[ $status -eq 138 ] && reason="killed by SIGUSR1 before it could save"
+[ $status -eq 138 ] && tail -n 5 "$folder/log.txt" | grep -q 'User defined signal 1' &&
+  reason="killed by SIGUSR1 before it could save"
 [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] || rm -f "$folder/requeued"
 if [ -n "$reason" ] && [ "$reason" = "$(cat "$folder/requeued" 2> /dev/null)" ]; then
   echo "error: again $reason: not requeued; launcher.time is too short for a step" | tee -a "$folder/log.txt" >&2

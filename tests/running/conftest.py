@@ -9,6 +9,7 @@ import pytest
 
 from scaling_testbed.config.compose import compose
 from scaling_testbed.config.schema import run_folder_path
+from scaling_testbed.running import checkpoint
 from scaling_testbed.running.trainer import train
 
 TINY = [
@@ -45,6 +46,12 @@ def trained(tiny):
         return train(run, quiet=True), folder
 
     return run_it
+
+
+def load_latest(folder: Path) -> checkpoint.Checkpoint | None:
+    """The newest whole checkpoint in a folder of checkpoints, or None where there is none."""
+    path = checkpoint.latest(folder)
+    return None if path is None else checkpoint.read(path)
 
 
 def metrics(folder: Path) -> list[dict]:

@@ -14,6 +14,7 @@ import torch
 from scaling_testbed.errors import UserError
 from scaling_testbed.running import checkpoint
 from scaling_testbed.running.config import CheckpointConfig
+from tests.running.conftest import load_latest
 
 KEEP = CheckpointConfig(keep_last=2)
 
@@ -29,14 +30,14 @@ def steps(folder):
 
 def test_what_is_saved_is_loaded(tmp_path):
     save(tmp_path, 7)
-    found = checkpoint.load_latest(tmp_path)
+    found = load_latest(tmp_path)
     assert found.step == 7 and found.state["note"] == [7, None]
     assert torch.equal(found.tensors["model"]["w"], torch.full((100, 10), 7.0))
 
 
 def test_no_folder_and_an_empty_folder_hold_no_checkpoint(tmp_path):
-    assert checkpoint.load_latest(tmp_path / "nothing") is None
-    assert checkpoint.load_latest(tmp_path) is None
+    assert load_latest(tmp_path / "nothing") is None
+    assert load_latest(tmp_path) is None
 
 
 def test_the_last_k_and_the_named_ones_stay(tmp_path):
@@ -67,7 +68,7 @@ def test_damage_to_any_file_is_noticed_named_and_the_one_before_is_used(tmp_path
     DAMAGE[how](newest / file)
     if how == "flipped bit" and file == "manifest.json":  # may hit a blank; make it hit a hash
         (newest / file).write_text((newest / file).read_text().replace('"sha256": "', '"sha256": "0', 1))
-    assert checkpoint.load_latest(tmp_path).step == 1
+    assert load_latest(tmp_path).step == 1
     assert str(newest) in capsys.readouterr().err
 
 
@@ -75,7 +76,7 @@ def test_when_all_are_damaged_it_stops_instead_of_starting_again(tmp_path):
     for step in (1, 2):
         damage_flip(save(tmp_path, step) / "model.pt")
     with pytest.raises(UserError, match="every checkpoint"):
-        checkpoint.load_latest(tmp_path)
+        load_latest(tmp_path)
 
 
 class Payload:
@@ -125,7 +126,7 @@ def test_a_kill_at_any_moment_of_saving_leaves_a_good_checkpoint(tmp_path):
         save(folder, 1)
         command = [sys.executable, "-c", textwrap.dedent(KILLED_WHILE_SAVING), str(folder), str(calls)]
         ended = subprocess.run(command, capture_output=True, text=True)
-        found = checkpoint.load_latest(folder)
+        found = load_latest(folder)
         survived.append(found.step)
         assert not list(folder.glob("*.tmp"))
         if ended.returncode == 0:
@@ -150,4 +151,4 @@ def test_saving_the_same_step_again_replaces_a_damaged_one_and_keeps_a_good_one(
     path = save(tmp_path, 1)
     damage_flip(path / "model.pt")
     save(tmp_path, 1)
-    assert checkpoint.load_latest(tmp_path).step == 1
+    assert load_latest(tmp_path).step == 1

@@ -30,7 +30,7 @@ from scaling_testbed.running.device import choose_device
 from scaling_testbed.running.distributed import Processes
 from scaling_testbed.running.trainer import run_folder_path, train
 from scaling_testbed.running.world import World, check_world, world_from_environment
-from tests.running.conftest import TINY, metrics
+from tests.running.conftest import TINY, load_latest, metrics
 from tests.running.many_runs import PEAK_FLOPS
 from tests.running.test_trainer import assert_same_bits
 
@@ -170,7 +170,7 @@ def assert_same_run(here, there, rel=1e-6, atol=1e-5):
             assert other[key] == pytest.approx(line[key], rel=rel), (line["step"], key)
         for key, value in names_in(line).items():
             assert other[key] == pytest.approx(value, rel=100 * rel, abs=1e-5), (line["step"], key)
-    weights, others = (checkpoint.load_latest(folder / "checkpoints").tensors["model"] for folder in (here, there))
+    weights, others = (load_latest(folder / "checkpoints").tensors["model"] for folder in (here, there))
     assert weights.keys() == others.keys()
     for name, tensor in weights.items():
         assert torch.allclose(tensor, others[name], rtol=1e-3, atol=atol), name
@@ -216,7 +216,7 @@ def test_in_bf16_sharded_is_replicated(two, one):
     """Matrices are gathered in bf16, which is what autocast makes of them; the gains and the stream stay fp32."""
     assert_same_run(two.run_folder("ddp_bf16"), two.run_folder("fsdp_bf16"))
     assert two.row("fsdp_bf16")["val_loss"] != two.row("fsdp")["val_loss"]
-    tensors = checkpoint.load_latest(two.run_folder("fsdp_bf16") / "checkpoints").tensors
+    tensors = load_latest(two.run_folder("fsdp_bf16") / "checkpoints").tensors
     assert {tensor.dtype for tensor in tensors["model"].values()} == {torch.float32}
 
 
@@ -335,7 +335,7 @@ def test_a_flipped_bit_in_any_file_of_a_sharded_checkpoint_is_noticed(sharded_ch
     path.write_bytes(data)
     with pytest.raises(UserError, match="does not match"):
         checkpoint.load(newest)
-    assert checkpoint.load_latest(folder).step == 8
+    assert load_latest(folder).step == 8
     assert str(newest) in capsys.readouterr().err
 
 

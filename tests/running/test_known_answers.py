@@ -11,8 +11,8 @@ from scaling_testbed.config.schema import run_folder_path
 from scaling_testbed.data.batches import ValidationBatches
 from scaling_testbed.data.shards import open_prepared
 from scaling_testbed.model.transformer import Transformer
-from scaling_testbed.running import checkpoint
 from scaling_testbed.running.trainer import train
+from tests.running.conftest import load_latest
 
 
 def trained(tmp_path, *overrides):
@@ -20,7 +20,7 @@ def trained(tmp_path, *overrides):
     row = train(run, quiet=True)
     data = open_prepared(next((tmp_path / "data").glob("*/manifest.json")).parent)
     model = Transformer(run.model.resolved(data.vocab_size), run.parametrization)
-    model.load_state_dict(checkpoint.load_latest(run_folder_path(run) / "checkpoints").tensors["model"])
+    model.load_state_dict(load_latest(run_folder_path(run) / "checkpoints").tensors["model"])
     return row, model, data
 
 

@@ -17,13 +17,13 @@ from scaling_testbed.running import checkpoint, parallel, records, result, train
 from scaling_testbed.running.interrupts import Interrupts
 from scaling_testbed.running.trainer import train
 from tests.conftest import KERNEL_DEVICE
-from tests.running.conftest import TINY, metrics, start
+from tests.running.conftest import TINY, load_latest, metrics, start
 
 SAME_RUN = ("val_loss", "val_loss_initial", "val_loss_best", "train_loss_last", "steps", "n_tokens", "flops")
 
 
 def final_weights(folder):
-    return checkpoint.load_latest(folder / "checkpoints").tensors
+    return load_latest(folder / "checkpoints").tensors
 
 
 def assert_same_bits(one, other):
@@ -251,7 +251,7 @@ def test_sigterm_saves_a_checkpoint_and_exits_75_and_the_same_command_goes_on(tr
     assert process.returncode == 75, out + err
     row = json.loads((folder / "result.json").read_text())
     assert row["status"] == "preempted" and "SIGTERM" in row["error"]
-    assert checkpoint.load_latest(folder / "checkpoints").step == row["steps"] > 3
+    assert load_latest(folder / "checkpoints").step == row["steps"] > 3
 
 
 def steps_in(path):

@@ -9,9 +9,10 @@ import pytest
 
 from scaling_testbed.config.compose import compose_many, override_values
 from scaling_testbed.config.schema import flatten, run_id
+from scaling_testbed.errors import ConfigError
 from scaling_testbed.model.counting import count_params, flops_per_token
 from scaling_testbed.sweeps.commands import parse
-from scaling_testbed.sweeps.grid import SWEEP_DIR, load_sweep, narrowed, scales_of
+from scaling_testbed.sweeps.grid import SWEEP_DIR, load_sweep, narrowed
 from scaling_testbed.sweeps.plan import plan, remember
 
 SCALES = ("paper", "gpu_hour", "cpu")
@@ -70,7 +71,9 @@ def steps_of(run):
 def test_there_is_a_file_for_every_experiment_and_each_has_the_three_scales():
     based = [path.stem for path in SWEEP_DIR.glob("*.yaml") if "base: small_scale_proxies" in path.read_text()]
     assert sorted(based) == NAMES and len(ROWS) == 27
-    assert all(tuple(scales_of(name)) == SCALES for name in NAMES)
+    for name in NAMES:
+        with pytest.raises(ConfigError, match=f"it has {', '.join(SCALES)}$"):
+            load_sweep(name, "another")
 
 
 @pytest.mark.parametrize(("name", "scale"), cases())

@@ -185,10 +185,10 @@ def test_only_a_run_that_this_start_saved_before_its_time_limit_goes_back_into_t
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/requeued\n')
 
-    def requeued(error, after, restarts=0, status=75):
+    def requeued(error, after, restarts=0, status=75, said=""):
         result = f'{{\n "status": "preempted",\n "error": "{error}"\n}}\n'
         body = f"printf '%s' {shlex.quote(result)} > {folder}/result.json" if after else ":"
-        (tmp_path / "bin" / "srun").write_text(f"#!/bin/sh\n{body}\nexit {status}\n")
+        (tmp_path / "bin" / "srun").write_text(f"#!/bin/sh\n{body}\necho '{said}'\nexit {status}\n")
         for tool in ("srun", "scontrol"):
             (tmp_path / "bin" / tool).chmod(0o755)
         environment = {
@@ -205,7 +205,9 @@ def test_only_a_run_that_this_start_saved_before_its_time_limit_goes_back_into_t
     assert requeued("stopped by SIGUSR1 at step 7", True) == "requeue 8_0\n"
     assert requeued("stopped by SIGUSR1 at step 7", False) is None  # an earlier start's result
     assert requeued("stopped by SIGTERM at step 7", True) is None  # cancelled
-    assert requeued("", False, status=138) == "requeue 8_0\n"  # before Python could write anything
+    killed = "srun: error: n1: task 0: User defined signal 1"  # before Python could write anything
+    assert requeued("", False, status=138, said=killed) == "requeue 8_0\n"
+    assert requeued("", False, status=138, said="\n".join("abcde")) is None  # a status alone says too little
     # It goes round as long as it gets on; submitted anew it may try again.
     assert requeued("stopped by SIGUSR1 before training", True, restarts=1) == "requeue 8_0\n"
     assert requeued("stopped by SIGUSR1 at step 7", True, restarts=2) == "requeue 8_0\n"
