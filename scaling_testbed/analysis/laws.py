@@ -1,0 +1,351 @@
+"""Scaling laws: formula, parameters with their bounds, and source. Imports numpy alone.
+
+N is a number of parameters under a convention that the fit names, D tokens, C = 6 N D FLOPs, M = D/N tokens per
+parameter, L a loss in nats per token. A law is a function of dictionaries (parameters, inputs) that broadcast; it is
+analytic in its parameters and takes them complex, which is how gradients are exact: the imaginary part of
+f(theta + ih) / h at h = 1e-30 has no cancellation (Squire and Trapp 1998, SIAM Review 40:110).
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+Values = Mapping[str, np.ndarray]
+HUBER, LSQ, LSQ_LOG = "huber_log", "lsq", "lsq_log"  # what a law is fitted by, see fitting.py
+
+
+@dataclass(frozen=True)
+class Param:
+    """One parameter. start: the range that starts are drawn from. low, high: bounds. log: fitted as its logarithm,
+    and drawn evenly in it. value: where it is fixed unless it is freed."""
+
+    name: str
+    start: tuple[float, float]
+    low: float = 0.0
+    high: float = np.inf
+    log: bool = False
+    value: float | None = None
+
+
+@dataclass(frozen=True)
+class Law:
+    """inputs, output: columns of the rows. objective: what it is fitted by where nothing else is asked."""
+
+    name: str
+    formula: str
+    source: str
+    inputs: tuple[str, ...]
+    output: str
+    params: tuple[Param, ...]
+    function: Callable[[Values, Values], np.ndarray]
+    objective: str = HUBER
+
+    def predict(self, params: Mapping[str, float], inputs: Values) -> np.ndarray:
+        """The output for inputs of any broadcastable shape."""
+        with np.errstate(all="ignore"):  # far from the optimum a power may overflow; the fit sees inf and turns back
+            return self.function(params, {key: np.asarray(inputs[key], float) for key in self.inputs})
+
+
+def _scale(name: str, low: float, high: float) -> Param:
+    return Param(name, (low, high), low=1e-30, high=1e60, log=True)
+
+
+def _exponent(name: str, low: float = 0.05, high: float = 1.0, most: float = 4.0) -> Param:
+    return Param(name, (low, high), low=0.0, high=most)
+
+
+FLOOR = Param("E", (0.1, 3.0))
+
+
+def _over_training(p: Values, x: Values) -> np.ndarray:
+    compute = 6 * x["n_params"] * x["n_tokens"]
+    ratio = x["n_tokens"] / x["n_params"]
+    return p["E"] + (p["a"] * ratio ** p["eta"] + p["b"] * ratio ** -p["eta"]) * compute ** -p["eta"]
+
+
+def _chinchilla(p: Values, x: Values) -> np.ndarray:
+    return p["E"] + p["A"] * x["n_params"] ** -p["alpha"] + p["B"] * x["n_tokens"] ** -p["beta"]
+
+
+def _average_params(p: Values, x: Values) -> np.ndarray:
+    return p["E"] + p["A"] * x["n_params_average"] ** -p["alpha"] + p["B"] * x["n_tokens"] ** -p["beta"]
+
+
+def _power(of: str, scale: str, exponent: str) -> Callable[[Values, Values], np.ndarray]:
+    """(scale/x)^exponent."""
+    return lambda p, x: (p[scale] / x[of]) ** p[exponent]
+
+
+def _kaplan_nd(p: Values, x: Values) -> np.ndarray:
+    inner = (p["Nc"] / x["n_params"]) ** (p["alpha_N"] / p["alpha_D"]) + p["Dc"] / x["n_tokens"]
+    return inner ** p["alpha_D"]
+
+
+def _data_constrained(p: Values, x: Values) -> np.ndarray:
+    n, d, u = x["n_params"], x["n_tokens"], x["unique_tokens"]
+    g = (p["alpha"] * p["A"] / (p["beta"] * p["B"])) ** (1 / (p["alpha"] + p["beta"]))
+    optimal = g * (u * g) ** (p["beta"] / p["alpha"])  # the N whose compute-optimal D is the unique tokens
+    unique_n = np.where(n < optimal.real, n, optimal)
+    unique_d = np.minimum(d, u)
+    repeats_n, repeats_d = n / unique_n - 1, d / unique_d - 1
+    effective_n = unique_n * (1 + p["R_N"] * -np.expm1(-repeats_n / p["R_N"]))
+    effective_d = unique_d * (1 + p["R_D"] * -np.expm1(-repeats_d / p["R_D"]))
+    return p["E"] + p["A"] * effective_n ** -p["alpha"] + p["B"] * effective_d ** -p["beta"]
+
+
+def _batch(p: Values, x: Values) -> np.ndarray:
+    """Implicit in the loss: Newton from below, which climbs to the root of an increasing concave function, then one
+    step with the parameters as they came, by which a complex one hands its derivative on."""
+    size = (p["Nc"] / x["n_params"]) ** p["alpha_N"]
+    time = (p["Sc"] / x["steps"]) ** p["alpha_S"]
+    ratio, power = p["B_star"] / x["batch_tokens"], 1 / p["alpha_B"]
+
+    def step(loss, size, time, ratio, power, alpha):
+        slowed = 1 + ratio * loss**-power
+        value = loss - size - time * slowed**alpha
+        slope = 1 + time * alpha * slowed ** (alpha - 1) * ratio * power * loss ** (-power - 1)
+        return loss - value / slope
+
+    real = [np.real(value) for value in (size, time, ratio, power, p["alpha_S"])]
+    loss = real[0] + real[1]
+    for _ in range(60):
+        loss = step(loss, *real)
+    return step(loss, size, time, ratio, power, p["alpha_S"])
+
+
+def _bivariate(p: Values, x: Values) -> np.ndarray:
+    encoder, decoder = REFERENCE_N / x["n_params_encoder"], REFERENCE_N / x["n_params_decoder"]
+    return p["E"] + p["alpha"] * encoder ** p["p_e"] * decoder ** p["p_d"]
+
+
+def _error(p: Values, x: Values) -> np.ndarray:
+    return p["epsilon"] - p["k"] * np.exp(-p["gamma"] * x["loss"])
+
+
+def _sigmoid(p: Values, x: Values) -> np.ndarray:
+    return p["b"] + p["a"] / (1 + np.exp(p["k"] * (x["loss"] - p["L0"])))
+
+
+def _loss_to_loss(p: Values, x: Values) -> np.ndarray:
+    above = x["loss"] - p["E0"]
+    positive = above.real > 0  # below E0 the law says nothing better than E1
+    return p["E1"] + np.where(positive, p["K"] * np.where(positive, above, 1.0) ** p["kappa"], 0.0)
+
+
+def _grows(of: str) -> Callable[[Values, Values], np.ndarray]:
+    return lambda p, x: p["c"] * x[of] ** p["p"]
+
+
+REFERENCE_N = 1e8
+KAPLAN = "Kaplan et al. 2020, arXiv 2001.08361"
+SIGNED = Param("p", (-1.0, 1.0), low=-4.0, high=4.0)
+N_SCALE, D_SCALE = _scale("Nc", 1e6, 1e16), _scale("Dc", 1e8, 1e16)
+CHINCHILLA_PARAMS = (
+    FLOOR,
+    _scale("A", 1.0, 1e4),
+    _scale("B", 1.0, 1e5),
+    _exponent("alpha"),
+    _exponent("beta"),
+)
+
+LAWS = {
+    law.name: law
+    for law in (
+        Law(
+            "over_training",
+            "L = E + (a M^eta + b M^-eta) C^-eta",
+            "Gadre et al. 2024, arXiv 2403.08540; the same as E + a 6^-eta N^-2eta + b 6^-eta D^-2eta",
+            ("n_params", "n_tokens"),
+            "loss",
+            (FLOOR, _scale("a", 1.0, 1e4), _scale("b", 1.0, 1e4), _exponent("eta", 0.03, 0.5, 2.0)),
+            _over_training,
+        ),
+        Law(
+            "chinchilla",
+            "L = E + A/N^alpha + B/D^beta",
+            "Hoffmann et al. 2022, arXiv 2203.15556, section 3.3 (approach 3)",
+            ("n_params", "n_tokens"),
+            "loss",
+            CHINCHILLA_PARAMS,
+            _chinchilla,
+        ),
+        Law(
+            "kaplan_n",
+            "L = (Nc/N)^alpha_N",
+            f"{KAPLAN}, eq. 1.1; N without embeddings",
+            ("n_params",),
+            "loss",
+            (N_SCALE, _exponent("alpha_N", 0.01, 0.3)),
+            _power("n_params", "Nc", "alpha_N"),
+        ),
+        Law(
+            "kaplan_d",
+            "L = (Dc/D)^alpha_D",
+            f"{KAPLAN}, eq. 1.2",
+            ("n_tokens",),
+            "loss",
+            (D_SCALE, _exponent("alpha_D", 0.01, 0.3)),
+            _power("n_tokens", "Dc", "alpha_D"),
+        ),
+        Law(
+            "kaplan_c",
+            "L = (Cc/C)^alpha_C",
+            f"{KAPLAN}, eq. 1.3; C in FLOPs, of runs at the best size for it",
+            ("flops",),
+            "loss",
+            (_scale("Cc", 1e12, 1e30), _exponent("alpha_C", 0.01, 0.3)),
+            _power("flops", "Cc", "alpha_C"),
+        ),
+        Law(
+            "compute",
+            "L = E + (C0/C)^alpha",
+            "a power law with a floor, as the grid search of Gadre et al. 2024 (arXiv 2403.08540) has it",
+            ("flops",),
+            "loss",
+            (FLOOR, _scale("C0", 1e12, 1e30), _exponent("alpha", 0.01, 0.5)),
+            lambda p, x: p["E"] + (p["C0"] / x["flops"]) ** p["alpha"],
+        ),
+        Law(
+            "kaplan_nd",
+            "L = ((Nc/N)^(alpha_N/alpha_D) + Dc/D)^alpha_D",
+            f"{KAPLAN}, eq. 1.5",
+            ("n_params", "n_tokens"),
+            "loss",
+            (N_SCALE, D_SCALE, _exponent("alpha_N", 0.02, 0.3), _exponent("alpha_D", 0.02, 0.3)),
+            _kaplan_nd,
+        ),
+        Law(
+            "data_constrained",
+            "L = E + A/N'^alpha + B/D'^beta; D' = U_D + U_D R_D (1 - exp(-(D/U_D - 1)/R_D)), N' alike",
+            "Muennighoff et al. 2023, arXiv 2305.16264; U_D = min(D, U), U_N = min(N, N*(U))",
+            ("n_params", "n_tokens", "unique_tokens"),
+            "loss",
+            (*CHINCHILLA_PARAMS, Param("R_D", (1.0, 1e3), 1e-3, 1e9, True), Param("R_N", (1.0, 1e6), 1e-3, 1e9, True)),
+            _data_constrained,
+        ),
+        Law(
+            "batch",
+            "L = (Nc/N)^alpha_N + (Sc/S)^alpha_S (1 + B_crit/B)^alpha_S, B_crit = B_star / L^(1/alpha_B)",
+            "Su et al. 2024, arXiv 2403.06563; implicit in L; S steps of B tokens",
+            ("n_params", "steps", "batch_tokens"),
+            "loss",
+            (
+                N_SCALE,
+                _exponent("alpha_N", 0.02, 0.3),
+                _scale("Sc", 1e1, 1e5),
+                _exponent("alpha_S", 0.2, 1.2),
+                _scale("B_star", 1e4, 1e10),
+                Param("alpha_B", (0.1, 0.5), 0.02, 4.0),
+            ),
+            _batch,
+        ),
+        Law(
+            "average_params",
+            "L = E + A/N_avg^alpha + B/D^beta",
+            "Jin et al. 2025, arXiv 2501.12486: N averaged over a run that prunes or grows; C = 6 N_avg D",
+            ("n_params_average", "n_tokens"),
+            "loss",
+            CHINCHILLA_PARAMS,
+            _average_params,
+        ),
+        Law(
+            "bivariate",
+            "L = E + alpha (1e8/N_e)^p_e (1e8/N_d)^p_d",
+            "Ghorbani et al. 2021, arXiv 2109.07740: encoder and decoder; its reference sizes are 1e8 here",
+            ("n_params_encoder", "n_params_decoder"),
+            "loss",
+            (FLOOR, _scale("alpha", 0.1, 10.0), _exponent("p_e"), _exponent("p_d")),
+            _bivariate,
+        ),
+        Law(
+            "loss_to_error",
+            "error = epsilon - k exp(-gamma L)",
+            "Gadre et al. 2024, arXiv 2403.08540",
+            ("loss",),
+            "error",
+            (Param("epsilon", (0.3, 1.0), 0.0, 2.0), _scale("k", 0.1, 10.0), _exponent("gamma", 0.1, 3.0, 20.0)),
+            _error,
+            LSQ,
+        ),
+        Law(
+            "sigmoid",
+            "accuracy = b + a / (1 + exp(k (L - L0)))",
+            "the second step of Bhagia et al. 2024, arXiv 2412.04403, and Dubey et al. 2024, arXiv 2407.21783",
+            ("loss",),
+            "accuracy",
+            (
+                Param("a", (0.1, 1.0), 0.0, 2.0),
+                Param("b", (0.0, 0.5), -1.0, 1.0),
+                _exponent("k", 0.5, 10.0, 100.0),
+                Param("L0", (0.5, 5.0), 0.0, 20.0),
+            ),
+            _sigmoid,
+            LSQ,
+        ),
+        Law(
+            "loss_to_loss",
+            "L_other = K (L - E0)^kappa + E1",
+            "Brandfonbrener et al. 2024, arXiv 2411.12925; the two losses of one model, or of models paired by compute",
+            ("loss",),
+            "loss_other",
+            (
+                _scale("K", 0.1, 10.0),
+                _exponent("kappa", 0.3, 2.0),
+                Param("E0", (0.0, 2.0)),
+                Param("E1", (0.0, 2.0)),
+            ),
+            _loss_to_loss,
+        ),
+        Law(
+            "optimal_n",
+            "N = c C^p",
+            "Hoffmann et al. 2022, arXiv 2203.15556, sections 3.1 and 3.2: the best size of each budget",
+            ("flops",),
+            "n_params",
+            (_scale("c", 1e-8, 1e8), SIGNED),
+            _grows("flops"),
+            LSQ_LOG,
+        ),
+        Law(
+            "lr_power",
+            "lr = c C^p",
+            "DeepSeek-AI 2024, arXiv 2401.02954",
+            ("flops",),
+            "lr",
+            (_scale("c", 1e-4, 1e4), SIGNED),
+            _grows("flops"),
+            LSQ_LOG,
+        ),
+        Law(
+            "batch_power",
+            "B = c C^p",
+            "DeepSeek-AI 2024, arXiv 2401.02954; B in tokens",
+            ("flops",),
+            "batch_tokens",
+            (_scale("c", 1e-4, 1e6), SIGNED),
+            _grows("flops"),
+            LSQ_LOG,
+        ),
+        Law(
+            "optimal_lr",
+            "lr = c N^p",
+            "the best rate of each size, whose exponent muP should make zero (Yang et al. 2022, arXiv 2203.03466)",
+            ("n_params",),
+            "lr",
+            (_scale("c", 1e-4, 1e4), SIGNED),
+            _grows("n_params"),
+            LSQ_LOG,
+        ),
+        Law(
+            "optimal_lr_nd",
+            "lr = c N^p D^q",
+            "Li et al. 2025 (Step law), arXiv 2503.04715",
+            ("n_params", "n_tokens"),
+            "lr",
+            (_scale("c", 1e-4, 1e4), SIGNED, replace(SIGNED, name="q")),
+            lambda p, x: p["c"] * x["n_params"] ** p["p"] * x["n_tokens"] ** p["q"],
+            LSQ_LOG,
+        ),
+    )
+}
