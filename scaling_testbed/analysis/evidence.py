@@ -16,10 +16,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from scaling_testbed.analysis import lr_sensitivity
+from scaling_testbed.analysis.conditions import text
 from scaling_testbed.analysis.figures import compact
 from scaling_testbed.analysis.grouping import Curve, curves, grouping_keys
 from scaling_testbed.analysis.lr_sensitivity import Sensitivity
-from scaling_testbed.analysis.rows import Row, Study, text
+from scaling_testbed.analysis.rows import Row, Study
 
 AGREES, DISAGREES, CANNOT_TELL = "agrees", "disagrees", "cannot tell"
 RESOLUTION = 0.01  # nats: what one seed at nano scale cannot resolve

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+from scaling_testbed.analysis.conditions import text
 from scaling_testbed.analysis.evidence import (
     RESOLUTION,
     Evidence,
@@ -21,7 +22,6 @@ from scaling_testbed.analysis.figures import compact
 from scaling_testbed.analysis.grouping import SCAN, Curve
 from scaling_testbed.analysis.judging_losses import best_losses
 from scaling_testbed.analysis.lr_sensitivity import Sensitivity
-from scaling_testbed.analysis.rows import text
 
 
 def falls_along(key: str, what: str) -> Judge:

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from scaling_testbed.analysis.conditions import same
 from scaling_testbed.analysis.grouping import Curve, curves
-from scaling_testbed.analysis.rows import SIZE, Row, Study, name_of, number, same
+from scaling_testbed.analysis.rows import SIZE, Row, Study, name_of, number
 from scaling_testbed.errors import UserError
 
 DEFAULT_RANGE = (3e-4, 3e-1)

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from scaling_testbed.analysis import instability, lr_sensitivity, panels, tables
 from scaling_testbed.analysis.claims import Claim, Experiment, experiment_of, judged
+from scaling_testbed.analysis.conditions import text
 from scaling_testbed.analysis.evidence import Evidence, Verdict
 from scaling_testbed.analysis.figures import Panel, inline_svg
 from scaling_testbed.analysis.lr_sensitivity import capped, final_loss, rates_note
-from scaling_testbed.analysis.rows import LR, SIZE, Row, Study, name_of, number, text
+from scaling_testbed.analysis.rows import LR, SIZE, Row, Study, name_of, number
 from scaling_testbed.errors import UserError
 from scaling_testbed.files import write_text
 

@@ -1,8 +1,8 @@
 """The rows of a study, what was planned beside them, and the traces of its runs.
 
 A study is a sweep's folder (run folders with result.json), a folder with results.jsonl or results.jsonl.gz and
-metrics/<run_id>.jsonl, or a file of rows, .jsonl, .jsonl.gz or .csv. A run that was planned and has no final row is
-kept by name: nothing stands in for it.
+metrics/<run_id>.jsonl, or a file of rows, .jsonl, .jsonl.gz, .json, .csv or .parquet. A run that was planned and has no
+final row is kept by name: nothing stands in for it.
 """
 
 import csv
@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from scaling_testbed.analysis.conditions import parse as parse_condition
+from scaling_testbed.analysis.conditions import text
 from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.running.records import read_metrics
 from scaling_testbed.running.result import FINAL
@@ -66,41 +68,19 @@ def load(path: str | Path) -> Study:
 
 
 def where(study: Study, conditions: Iterable[str]) -> Study:
-    """The part of a study that fits every `key=value`. Raises ConfigError where none does."""
+    """The part of a study that fits every condition. Raises ConfigError where none does, or for what is none."""
     rows, missing = study.rows, study.missing
-    for text in conditions:
-        key, equals, value = text.partition("=")
-        if not equals:
-            raise ConfigError(f"--where {text}: write key=value")
-        rows = [row for row in rows if same(row.get(key), value)]
-        missing = [row for row in missing if same(row.get(key), value)]
+    for typed in conditions:
+        fits = parse_condition("--where", typed)
+        rows, missing = list(filter(fits, rows)), list(filter(fits, missing))
         if not rows and not missing:
-            raise ConfigError(f"--where {text}: no run of {study.path} fits")
+            raise ConfigError(f"--where {typed}: no run of {study.path} fits")
     return Study(**{**vars(study), "rows": rows, "missing": missing})
 
 
 def sweep_name(name: str) -> str:
     """The sweep without its scale: qknorm_lr for qknorm_lr_cpu."""
     return next((name.removesuffix(f"_{scale}") for scale in SCALES if name.endswith(f"_{scale}")), name)
-
-
-def text(value: Any) -> str:
-    """A configuration value as a person types it."""
-    if isinstance(value, float):
-        return f"{value:g}"
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def same(value: Any, wanted: Any) -> bool:
-    """Whether a value is `wanted`, or one of it where that is a tuple; numbers are compared as numbers."""
-    if isinstance(wanted, tuple):
-        return any(same(value, one) for one in wanted)
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        try:
-            return math.isclose(value, float(wanted), rel_tol=1e-9)
-        except (TypeError, ValueError):
-            return False
-    return text(value) == (wanted if isinstance(wanted, str) else text(wanted))
 
 
 def number(row: Row, key: str) -> float:
@@ -150,11 +130,35 @@ def _file_rows(path: Path) -> list[Row]:
             rows = [
                 _csv_row({key: _cell(value) for key, value in line.items() if key}) for line in csv.DictReader(file)
             ]
+    elif path.suffix == ".parquet":
+        rows = [_csv_row(row) for row in _parquet_rows(path)]
+    elif path.suffix == ".json":
+        rows = _records(path)
     elif path.name.endswith((".jsonl", ".jsonl.gz")):
         rows = [_json_line(path, number, line) for number, line in enumerate(_lines(path), 1) if line]
     else:
-        raise UserError(f"{path}: rows are read from .jsonl or .csv")
+        raise UserError(f"{path}: rows are read from .jsonl, .json, .csv or .parquet")
     return [_with_full_names(row) for row in rows]
+
+
+def _parquet_rows(path: Path) -> list[Row]:
+    """Rows of a Parquet table, nothing where it has no value: the format holds numbers and text, and no code."""
+    import pandas
+
+    try:
+        table = pandas.read_parquet(path)
+    except (OSError, ValueError, ImportError) as error:  # pyarrow's errors are ValueErrors
+        raise UserError(f"cannot read {path}: {error}") from None
+    return json.loads(table.to_json(orient="records", double_precision=15))
+
+
+def _records(path: Path) -> list[Row]:
+    """A JSON file with a list of rows, or with one under "rows" as our own tables are."""
+    content = _read_json(path)
+    rows = content.get("rows") if isinstance(content, dict) else content
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise UserError(f"{path} holds no list of rows")
+    return rows
 
 
 def _lines(path: Path) -> list[str]:

@@ -1,0 +1,133 @@
+"""The columns that laws ask for, from rows of any origin."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from scaling_testbed.analysis import published
+from scaling_testbed.analysis.conditions import parse
+from scaling_testbed.analysis.laws import Law
+from scaling_testbed.analysis.rows import Row, load, name_of
+from scaling_testbed.errors import ConfigError, UserError
+
+SIZES = ("n_params", "n_params_non_embedding", "n_params_no_input_embedding", "n_params_no_qk_gains")
+OWN = {"loss": "val_loss", "lr": "optimizer.lr"}  # what our rows call them
+
+
+def read(path: str | Path, source: str | None, mapping: Sequence[str], size: str) -> tuple[list[Row], list[str]]:
+    """Rows with the columns of laws under their names, and what is to be said about rows that were left out.
+
+    source: a published layout (see published.py), else what rows.load reads. mapping: `column=Name of theirs`. size:
+    the column that is N. Raises UserError and ConfigError."""
+    if source is not None and source not in published.SOURCES:
+        raise ConfigError(f"--source must be one of {', '.join(published.SOURCES)}; got {source!r}")
+    said: list[str] = []
+    if source:
+        rows = published.SOURCES[source](Path(path))
+    else:
+        study = load(path)
+        rows = study.rows
+        if study.missing:
+            named = "; ".join(name_of(row) for row in study.missing[:5])
+            said.append(f"{len(study.missing)} planned runs have no row and are left out: {named}")
+        diverged = [row for row in rows if row.get("status") == "diverged"]
+        if diverged:
+            said.append(f"{len(diverged)} diverged runs are left out")
+            rows = [row for row in rows if row.get("status") != "diverged"]
+    pairs = [_pair(text) for text in mapping]
+    for ours, theirs in pairs:
+        if not any(theirs in row for row in rows):
+            columns = ", ".join(list(dict.fromkeys(key for row in rows for key in row))[:12])
+            raise ConfigError(f"--map {ours}={theirs}: no row has the column {theirs!r}; it has {columns}")
+    rows = [{**row, **{ours: row.get(theirs) for ours, theirs in pairs}} for row in rows]
+    return [derived(row, size) for row in rows], said
+
+
+def _pair(typed: str) -> tuple[str, str]:
+    ours, equals, theirs = typed.partition("=")
+    if not (ours and equals and theirs):
+        raise ConfigError(f'--map {typed}: write --map column="their column", e.g. --map n_params="Model Size"')
+    return ours, theirs
+
+
+def derived(row: Row, size: str = "n_params") -> Row:
+    """The row with what follows from its columns: D = C/6N or M N, C = 6ND, M = D/N, steps and tokens of a batch,
+    unique tokens from epochs, error from accuracy. A column that is there stays, but n_params, which becomes the N that
+    `size` counts."""
+    row = {**row, **{ours: row[theirs] for ours, theirs in OWN.items() if theirs in row and ours not in row}}
+    if size != "n_params" and row.get(size) is not None:
+        row["n_params"] = row[size]
+    n, d, c = (_finite(row.get(key)) for key in ("n_params", "n_tokens", "flops"))
+    ratio = _finite(row.get("tokens_per_param"))
+    if n and d is None and (c or ratio):
+        d = row["n_tokens"] = c / (6 * n) if c else ratio * n
+    if n and d and c is None:
+        row["flops"] = 6 * n * d
+    if n and d:
+        row["tokens_per_param"] = d / n
+    if n:
+        row.setdefault("n_params_average", n)
+    return _with_batch(_with_error(row), d)
+
+
+def _with_batch(row: Row, n_tokens: float | None) -> Row:
+    if row.get("batch.sequences") and row.get("batch.sequence_length"):
+        row.setdefault("batch_tokens", row["batch.sequences"] * row["batch.sequence_length"])
+    batch, steps = _finite(row.get("batch_tokens")), _finite(row.get("steps"))
+    if n_tokens and batch and steps is None:
+        row["steps"] = n_tokens / batch
+    if n_tokens and steps and batch is None:
+        row["batch_tokens"] = n_tokens / steps
+    if n_tokens and row.get("epochs"):
+        row.setdefault("unique_tokens", n_tokens / max(row["epochs"], 1.0))
+    return row
+
+
+def _with_error(row: Row) -> Row:
+    for one, other in (("error", "accuracy"), ("accuracy", "error")):
+        if row.get(one) is None and _finite(row.get(other)) is not None:
+            row[one] = 1 - row[other]
+    return row
+
+
+def _finite(value: object) -> float | None:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return float(value) if is_number and math.isfinite(value) else None
+
+
+def select(rows: Sequence[Row], where: Sequence[str], hold_out: Sequence[str]) -> tuple[list[Row], list[Row]]:
+    """Rows to fit and rows held out. where: all must hold. hold_out: any may. Raises UserError where nothing is left,
+    ConfigError where a hold-out takes no row."""
+    for typed in where:
+        fits = parse("--where", typed)
+        rows = [row for row in rows if fits(row)]
+        if not rows:
+            raise UserError(f"--where {typed}: no row fits")
+    held = [parse("--hold-out", typed) for typed in hold_out]
+    for typed, fits in zip(hold_out, held, strict=True):
+        if not any(map(fits, rows)):
+            raise ConfigError(f"--hold-out {typed}: no row fits, so that nothing would be held out")
+    kept = [row for row in rows if not any(fits(row) for fits in held)]
+    if not kept:
+        raise UserError("every row is held out, and none is left to fit")
+    return kept, [row for row in rows if any(fits(row) for fits in held)]
+
+
+def values(rows: Sequence[Row], law: Law) -> tuple[dict[str, list[float]], list[float]]:
+    """A law's inputs and output of each row. Raises UserError as check does."""
+    needed = (*law.inputs, law.output)
+    found = {key: check(rows, key, needed) for key in needed}
+    return {key: found[key] for key in law.inputs}, found[law.output]
+
+
+def check(rows: Sequence[Row], key: str, needed: Sequence[str]) -> list[float]:
+    """A column. Raises UserError naming the run where it is not a finite positive number, and all that is `needed`."""
+    found = []
+    for row in rows:
+        value = _finite(row.get(key))
+        if value is None or value <= 0:
+            got = row.get(key, "no such column")
+            wanted = f"{', '.join(needed)} are needed; use --map {key}=COLUMN, or --where"
+            raise UserError(f"{name_of(row)}: {key} is {got}, and {wanted}")
+        found.append(value)
+    return found

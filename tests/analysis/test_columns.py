@@ -1,0 +1,196 @@
+"""Rows of any origin get the columns that laws ask for."""
+
+import csv
+import json
+
+import pandas
+import pytest
+
+from scaling_testbed.analysis import columns, published
+from scaling_testbed.analysis.conditions import parse
+from scaling_testbed.analysis.laws import LAWS
+from scaling_testbed.errors import ConfigError, UserError
+
+THEIRS = [
+    {"Model Size": 1e8, "Training FLOP": 6e18, "loss": 3.1},
+    {"Model Size": 2e8, "Training FLOP": 6e19, "loss": 2.8},
+]
+
+
+def write(path, rows):
+    if path.suffix == ".csv":
+        with open(path, "w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    elif path.suffix == ".parquet":
+        pandas.DataFrame(rows).to_parquet(path)
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows))
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "json", "parquet"])
+def test_any_table_is_read_with_a_mapping_and_tokens_follow_from_compute(tmp_path, kind):
+    path = write(tmp_path / f"theirs.{kind}", THEIRS)
+    rows, said = columns.read(path, None, ["n_params=Model Size", "flops=Training FLOP"], "n_params")
+    assert [row["n_tokens"] for row in rows] == pytest.approx([1e10, 5e10])  # C / 6N
+    assert [row["tokens_per_param"] for row in rows] == pytest.approx([100, 250])
+    inputs, observed = columns.values(rows, LAWS["chinchilla"])
+    assert inputs == {"n_params": [1e8, 2e8], "n_tokens": pytest.approx([1e10, 5e10])} and observed == [3.1, 2.8]
+    assert not said
+
+
+def test_a_pickle_is_not_opened(tmp_path):
+    path = tmp_path / "frame.pkl"
+    pandas.DataFrame(THEIRS).to_pickle(path)
+    with pytest.raises(UserError, match="rows are read from .jsonl, .json, .csv or .parquet"):
+        columns.read(path, None, [], "n_params")
+
+
+def test_what_follows_from_our_own_rows():
+    row = {"val_loss": 2.5, "n_params": 1000, "n_params_non_embedding": 400, "n_tokens": 64_000, "epochs": 4.0,
+           "batch.sequences": 8, "batch.sequence_length": 16, "optimizer.lr": 0.01, "flops": 7e8}  # fmt: skip
+    found = columns.derived(row)
+    assert found["loss"] == 2.5 and found["lr"] == 0.01 and found["flops"] == 7e8
+    assert found["tokens_per_param"] == 64 and found["n_params_average"] == 1000
+    assert found["batch_tokens"] == 128 and found["steps"] == 500 and found["unique_tokens"] == 16_000
+    other = columns.derived(row, "n_params_non_embedding")
+    assert other["n_params"] == 400 and other["tokens_per_param"] == 160
+    assert columns.derived({**row, "epochs": 0.5})["unique_tokens"] == 64_000
+
+
+def test_flops_tokens_and_errors_follow_from_each_other():
+    assert columns.derived({"n_params": 10, "n_tokens": 200})["flops"] == 12_000
+    assert columns.derived({"n_params": 10, "tokens_per_param": 20})["n_tokens"] == 200
+    assert columns.derived({"accuracy": 0.3})["error"] == pytest.approx(0.7)
+    assert columns.derived({"error": 0.3})["accuracy"] == pytest.approx(0.7)
+
+
+def test_runs_that_diverged_or_are_missing_are_left_out_and_named(tmp_path):
+    rows = [{"run_id": f"r{i}", "status": s, "n_params": 10, "n_tokens": 9, "val_loss": 3.0, "optimizer.lr": 1.0}
+            for i, s in enumerate(["finished", "diverged", "failed"])]  # fmt: skip
+    found, said = columns.read(write(tmp_path / "rows.jsonl", rows), None, [], "n_params")
+    assert [row["run_id"] for row in found] == ["r0"]
+    assert any("1 diverged runs" in text for text in said) and any("r2 (failed)" in text for text in said)
+
+
+@pytest.mark.parametrize(
+    "typed, fits",
+    [
+        ("n>=2", [2, 3]),
+        ("n>2", [3]),
+        ("n<=1", [1]),
+        ("n<2", [1]),
+        ("n=2", [2]),
+        ("n==2.0", [2]),
+        ("n!=2", [1, 3]),
+        ("n > 1 and n < 3", [2]),
+        ("n=1 or n=3", [1, 3]),
+        ("n=1 and kind=b or n=3 and kind=a", [3]),
+        ("kind=a", [1, 2, 3]),
+        ("absent<5", []),
+        ("kind<5", []),
+    ],
+)
+def test_conditions(typed, fits):
+    rows = [{"n": n, "kind": "a"} for n in (1, 2, 3)]
+    assert [row["n"] for row in rows if parse("--where", typed)(row)] == fits
+
+
+@pytest.mark.parametrize("typed", ["n", "n<many", "", "n<3 and", "=3"])
+def test_what_is_no_condition_is_said(typed):
+    with pytest.raises(ConfigError, match="--where"):
+        parse("--where", typed)
+
+
+def test_hold_outs_are_any_and_filters_all():
+    rows = [{"n": n, "m": m} for n in (1, 2, 3) for m in (1, 2)]
+    kept, held = columns.select(rows, ["n<3", "m=1"], [])
+    assert [(row["n"], row["m"]) for row in kept] == [(1, 1), (2, 1)] and not held
+    kept, held = columns.select(rows, [], ["n=3", "m=2"])
+    assert [(row["n"], row["m"]) for row in kept] == [(1, 1), (2, 1)] and len(held) == 4
+
+
+@pytest.mark.parametrize(
+    "where, hold_out, said",
+    [(["n>9"], [], "no row fits"), ([], ["n>9"], "nothing would be held out"), ([], ["n>0"], "every row is held out")],
+)
+def test_selections_that_leave_nothing_are_said(where, hold_out, said):
+    with pytest.raises((UserError, ConfigError), match=said):
+        columns.select([{"n": 1}], where, hold_out)
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), 0, -1.0, "many"])
+def test_a_value_that_no_law_can_use_is_named(value):
+    rows = [{"run_id": "abc", "n_params": 10, "n_tokens": value, "loss": 3.0}]
+    with pytest.raises(UserError, match="run abc: n_tokens is .*--map n_tokens=COLUMN"):
+        columns.values(rows, LAWS["chinchilla"])
+
+
+def test_a_mapping_of_a_column_that_is_not_there_names_those_that_are(tmp_path):
+    path = write(tmp_path / "theirs.csv", THEIRS)
+    with pytest.raises(ConfigError, match="no row has the column 'Size'; it has Model Size, Training FLOP, loss"):
+        columns.read(path, None, ["n_params=Size"], "n_params")
+    with pytest.raises(ConfigError, match="their column"):
+        columns.read(path, None, ["n_params"], "n_params")
+
+
+TASKS = {"easy": 0.25, "hard": 0.5}
+
+
+@pytest.fixture
+def testbed(tmp_path):
+    """The published layout in small: three sizes, one of them that which decides the subset; two tasks."""
+    folder = tmp_path / "exp_data"
+    for part in ("models", "evals"):
+        (folder / part).mkdir(parents=True)
+    lines = [
+        "Eval Task,Task Category,Random baseline",
+        *(f"{task},x,{100 * chance:g}" for task, chance in TASKS.items()),
+    ]
+    (folder / "eval_metadata.csv").write_text("\n".join(lines) + "\n")
+    for n, easy, hard in ((10_569_312, 0.3, 0.5), (153_677_376, 0.36, 0.59), (6_889_410_560, 0.8, 0.7)):
+        name = f"rpj-{n}-1.0"
+        hyper = {"params": n, "params_no_embed": n // 2, "tokens": 20 * n, "lr": 3e-4, "wd": 0.33, "warmup": 5000}
+        results = [{"loss": loss, "val_data": [f"training/eval_data/{place}/1.tar"]}
+                   for loss, place in ((3.0, "c4_val"), (2.5, "val_tok_mult/openlm"))]  # fmt: skip
+        model = {"name": name, "dataset_name": "rpj", "hyperparameters": {**hyper, "chinchilla_multiplier": 1.0},
+                 "open_lm_args": ["--lr", "0.003"], "results": results}  # fmt: skip
+        (folder / "models" / f"{name}.json").write_text(json.dumps(model))
+        icl = {"eval_metrics": {"icl": {"easy": easy, "hard": hard}}}
+        (folder / "evals" / f"evaluation_{name}_heavy.json").write_text(json.dumps(icl))
+    names = {
+        "d=96_l=8_h=4-8-0.003-0.033-8-211386240-100-3e-05": 5.15,
+        "d=96_l=4_h=4-8-0.003-0.033-8-202523520-100-3e-05": 5.3,
+    }
+    (folder / "grid.json").write_text(json.dumps(names))
+    return tmp_path
+
+
+def test_the_published_testbed_is_read_as_it_lies(testbed):
+    rows, _ = columns.read(testbed, "mlfoundations-scaling", ["error=error_1"], "n_params")
+    large = next(row for row in rows if row["n_params"] == 6_889_410_560)
+    assert large["lr"] == 3e-4 and large["weight_decay"] == 0.33  # its arguments are another run's
+    assert large["loss"] == 3.0 and large["loss_openlm"] == 2.5 and large["dataset"] == "redpajama"
+    assert large["tokens_per_param"] == 20 and large["n_params_no_input_embedding"] == 6_889_410_560 // 2
+    assert large["error_2"] == pytest.approx(0.25)
+    # 0.36 is more than a tenth above 0.25, and 0.59 less than a tenth above 0.5: the subset is one task
+    assert large["error_1"] == pytest.approx(0.2) and large["error/hard"] == pytest.approx(0.3)
+    assert large["error"] == pytest.approx(0.2)
+
+
+def test_the_published_grid_is_read_from_its_names(testbed):
+    rows, _ = columns.read(testbed / "exp_data", "mlfoundations-scaling-grid", [], "n_params")
+    assert rows[0]["n_params"] == 10_569_312 and rows[0]["d_model"] == 96 and rows[0]["lr"] == 0.003
+    assert rows[0]["warmup_steps"] == 100 and rows[0]["cooldown_lr"] == 3e-5 and rows[0]["loss"] == 5.15
+
+
+def test_what_is_no_copy_of_the_testbed_is_said(tmp_path, testbed):
+    with pytest.raises(UserError, match="no copy of mlfoundations/scaling"):
+        published.models(tmp_path / "elsewhere")
+    next((testbed / "exp_data" / "models").glob("*.json")).write_text("{}")
+    with pytest.raises(UserError, match="as published"):
+        published.models(testbed)
