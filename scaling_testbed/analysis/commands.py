@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from scaling_testbed.analysis import figures, instability, lr_sensitivity, tables
+from scaling_testbed.analysis import figures, frontier_commands, instability, law_commands, lr_sensitivity, tables
 from scaling_testbed.analysis.claims import experiment_of
 from scaling_testbed.analysis.grouping import grouping_keys
 from scaling_testbed.analysis.instability import AT_STEP, LAST_MEAN, Quantity
@@ -25,6 +25,8 @@ def parse(argv: Sequence[str], doc: str) -> argparse.Namespace:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for add in (_add_lr_sensitivity, _add_instability, _add_report, _add_inspect):
         add(commands)
+    law_commands.add_commands(commands)
+    frontier_commands.add_commands(commands)
     return parser.parse_args(argv)
 
 

@@ -1,0 +1,152 @@
+"""The best runs for their compute: the size that each budget wants, by two approaches of Hoffmann et al. 2022 (arXiv
+2203.15556, sections 3.1 and 3.2), and the ladder of configurations that a grid search picks (Gadre et al. 2024, arXiv
+2403.08540, section 3)."""
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from scaling_testbed.analysis.rows import Row
+from scaling_testbed.errors import ConfigError, UserError
+
+SAME_BUDGET = 1.1  # neighbours whose FLOPs differ by less belong to one budget
+ENVELOPE_POINTS = 100  # budgets that the envelope is read at
+
+
+@dataclass(frozen=True)
+class Optimum:
+    """The best size for a budget. n_params: the vertex of the parabola, or the size on the envelope. check: the minimum
+    of an interpolating curve through the same points, which knows nothing of parabolas. note: why not to trust it."""
+
+    flops: float
+    n_params: float
+    loss: float
+    n_sizes: int
+    check: float | None = None
+    note: str = ""
+
+    def record(self) -> dict[str, object]:
+        """As one flat row."""
+        tokens = self.flops / (6 * self.n_params)
+        ratio = {"n_tokens": tokens, "tokens_per_param": tokens / self.n_params}
+        named = {"flops": self.flops, "n_params": self.n_params, **ratio, "loss": self.loss, "n_sizes": self.n_sizes}
+        return {**named, "interpolated_n_params": self.check, "note": self.note}
+
+
+def isoflop(rows: Sequence[Row]) -> list[Optimum]:
+    """Approach 2: for each budget a parabola of the loss in ln N; its vertex is the best size.
+
+    A budget is a chain of rows whose FLOPs differ by less than a tenth from one to the next. Raises UserError where no
+    budget has three sizes."""
+    ordered = sorted(rows, key=lambda row: row["flops"])
+    budgets: list[list[Row]] = [[ordered[0]]]
+    for before, row in zip(ordered, ordered[1:], strict=False):
+        if row["flops"] > SAME_BUDGET * before["flops"]:
+            budgets.append([])
+        budgets[-1].append(row)
+    found = [_parabola(budget) for budget in budgets if len({row["n_params"] for row in budget}) >= 3]
+    if not found:
+        raise UserError("isoflop needs a budget with three sizes; FLOPs within a tenth of each other are one budget")
+    return found
+
+
+def _parabola(budget: Sequence[Row]) -> Optimum:
+    x, y = _mean_by_size(budget)
+    flops = math.exp(sum(math.log(row["flops"]) for row in budget) / len(budget))
+    curve, slope, level = np.polyfit(x - x.mean(), y, 2)
+    place = int(np.argmin(y))
+    if curve <= 0:
+        return Optimum(flops, math.exp(x[place]), float(y[place]), len(x), note="no valley: its best size stands in")
+    vertex = -slope / (2 * curve)
+    note = "" if x[0] <= vertex + x.mean() <= x[-1] else "the vertex lies outside the sizes"
+    loss = level - slope**2 / (4 * curve)
+    return Optimum(flops, math.exp(vertex + x.mean()), float(loss), len(x), _interpolated(x, y), note)
+
+
+def _mean_by_size(budget: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
+    """ln N and the mean loss over the runs of each size."""
+    losses = defaultdict(list)
+    for row in budget:
+        losses[row["n_params"]].append(row["loss"])
+    sizes = sorted(losses)
+    return np.log(np.array(sizes, float)), np.array([float(np.mean(losses[n])) for n in sizes])
+
+
+def _interpolated(x: np.ndarray, y: np.ndarray) -> float | None:
+    """The size at the minimum of a smooth curve through every point; None where that is at an end."""
+    from scipy.interpolate import Akima1DInterpolator, CubicSpline
+
+    grid = np.linspace(x[0], x[-1], 2001)
+    values = (Akima1DInterpolator if len(x) >= 5 else CubicSpline)(x, y)(grid)
+    place = int(np.argmin(values))
+    return None if place in (0, len(grid) - 1) else math.exp(grid[place])
+
+
+def envelope(rows: Sequence[Row]) -> list[Optimum]:
+    """Approach 1: loss against compute for each size, interpolated in logarithms; at each of 100 budgets the size whose
+    curve is lowest. Several rows of one size are points of its curve: of one run, or of runs of several lengths. Raises
+    UserError where fewer than two sizes have a curve."""
+    curves: dict[float, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        curves[row["n_params"]][row["flops"]].append(row["loss"])
+    known = {n: sorted((c, float(np.mean(losses))) for c, losses in points.items()) for n, points in curves.items()}
+    known = {n: points for n, points in known.items() if len(points) > 1}
+    if len(known) < 2:
+        raise UserError("envelope needs two sizes with runs of at least two lengths each")
+    low, high = min(points[0][0] for points in known.values()), max(points[-1][0] for points in known.values())
+    budgets = np.geomspace(low, high, ENVELOPE_POINTS)
+    return _inner([_lowest(float(budget), known) for budget in budgets])
+
+
+def _lowest(budget: float, known: dict[float, list[tuple[float, float]]]) -> Optimum | None:
+    found = []
+    for n, points in known.items():
+        compute, losses = zip(*points, strict=True)
+        if compute[0] <= budget * (1 + 1e-9) and budget <= compute[-1] * (1 + 1e-9):
+            loss = math.exp(np.interp(math.log(budget), np.log(compute), np.log(losses)))
+            found.append((loss, n))
+    if len(found) < 2:
+        return None
+    loss, n = min(found)
+    return Optimum(budget, n, loss, len(found))
+
+
+def _inner(optima: Sequence[Optimum | None]) -> list[Optimum]:
+    """Those that other sizes compete for; a budget that one size alone has reached says nothing."""
+    found = [one for one in optima if one is not None]
+    if len({one.n_params for one in found}) < 2:
+        raise UserError("envelope: no two sizes are each the best at some budget that several have reached")
+    return found
+
+
+def pareto(rows: Sequence[Row]) -> list[Row]:
+    """The best run of each size, and of these the ones that no cheaper one beats, by rising FLOPs."""
+    best: dict[float, Row] = {}
+    for row in rows:
+        if row["n_params"] not in best or row["loss"] < best[row["n_params"]]["loss"]:
+            best[row["n_params"]] = row
+    front: list[Row] = []
+    for row in sorted(best.values(), key=lambda row: (row["flops"], row["loss"])):
+        if not front or row["loss"] < front[-1]["loss"]:
+            front.append(row)
+    return front
+
+
+def rungs(front: Sequence[Row], predicted: Sequence[float], count: int) -> list[int]:
+    """Places of the configurations that track a fit of the frontier. Targets lie evenly in ln C from its first to its
+    last; each takes, of those not taken and nearer to it than to the next target, the one whose loss is nearest to the
+    fit in relative terms; where there is none the one nearest in ln C. Raises ConfigError for more than there are."""
+    if not 1 <= count <= len(front):
+        raise ConfigError(f"--rungs must be between 1 and the {len(front)} configurations of the frontier; got {count}")
+    compute = np.log([row["flops"] for row in front])
+    away = [abs(row["loss"] / value - 1) for row, value in zip(front, predicted, strict=True)]
+    targets, picked = np.linspace(compute[0], compute[-1], count), []
+    reach = (compute[-1] - compute[0]) / max(2 * (count - 1), 1)
+    for target in targets:
+        free = [place for place in range(len(front)) if place not in picked]
+        near = [place for place in free if abs(compute[place] - target) <= reach]
+        picked.append(min(near, key=away.__getitem__) if near else min(free, key=lambda i: abs(compute[i] - target)))
+    return sorted(picked)

@@ -1,0 +1,323 @@
+"""The commands of `analyze` about scaling laws: fit, predict, allocate, downstream, law."""
+
+import argparse
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from scaling_testbed.analysis import columns, published, tables
+from scaling_testbed.analysis.allocation import allocate
+from scaling_testbed.analysis.downstream import Chain
+from scaling_testbed.analysis.fitting import OBJECTIVES, Fit, fit
+from scaling_testbed.analysis.laws import LAWS, Law
+from scaling_testbed.analysis.rows import Row, name_of
+from scaling_testbed.errors import ConfigError, UserError
+from scaling_testbed.files import write_text
+
+
+def add_commands(commands) -> None:
+    """Add the commands to argparse's subparsers."""
+    _add_fit(commands)
+    _add_predict(commands)
+    _add_allocate(commands)
+    _add_downstream(commands)
+    parser = commands.add_parser("law", help="the laws that can be fitted", description=do_law.__doc__)
+    parser.set_defaults(command=do_law)
+    parser.add_argument("what", choices=["list"])
+    parser.add_argument("--json", action="store_true", help="as JSON")
+
+
+def add_row_options(parser: argparse.ArgumentParser) -> None:
+    """Where rows come from and which of them count."""
+    parser.add_argument("rows", metavar="ROWS", help="runs/NAME, or a .jsonl, .json, .csv or .parquet file of runs")
+    parser.add_argument("--source", choices=published.SOURCES, help="ROWS is a copy of this published testbed")
+    parser.add_argument("--map", action="append", default=[], metavar="OURS=THEIRS", help="a column; repeatable")
+    parser.add_argument("--where", action="append", default=[], metavar="COND", help='"flops<5e20"; all must hold')
+    held = "left out of the fit, and predicted; any of several"
+    parser.add_argument("--hold-out", action="append", default=[], metavar="COND", help=held)
+    size = "what N counts (default: %(default)s)"
+    parser.add_argument("--size", choices=columns.SIZES, default="n_params", help=size)
+
+
+def _add_fit(commands) -> None:
+    help_ = "fit a scaling law to runs"
+    parser = commands.add_parser("fit", help=help_, description=do_fit.__doc__, allow_abbrev=False)
+    parser.set_defaults(command=do_fit)
+    add_row_options(parser)
+    parser.add_argument("--law", required=True, metavar="NAME", help="`analyze law list` has them")
+    parser.add_argument("--fix", action="append", default=[], metavar="PARAM=VALUE", help="not fitted; repeatable")
+    _add_fitting(parser)
+
+
+def _add_fitting(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--objective", choices=OBJECTIVES, help="of the law of the loss (default: the law's own)")
+    parser.add_argument("--starts", type=int, default=64, help="default: %(default)s")
+    parser.add_argument("--bootstrap", type=int, default=200, help="resamples of the runs (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of starts and resamples (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="the fit as JSON, and nothing else")
+    parser.add_argument("--out", type=Path, metavar="FILE.json", help="keep it, for predict and allocate")
+
+
+def _add_predict(commands) -> None:
+    help_ = "what a fitted law says of one more run"
+    parser = commands.add_parser("predict", help=help_, description=do_predict.__doc__, allow_abbrev=False)
+    parser.set_defaults(command=do_predict)
+    parser.add_argument("fit", type=Path, metavar="FIT.json", help="written by analyze fit --out")
+    parser.add_argument("--n-params", type=float, metavar="N")
+    parser.add_argument("--n-tokens", type=float, metavar="D")
+    at = "another input of the law, or tokens_per_param, flops; repeatable"
+    parser.add_argument("--at", action="append", default=[], metavar="KEY=VALUE", help=at)
+    parser.add_argument("--json", action="store_true", help="one object, and nothing else")
+
+
+def _add_allocate(commands) -> None:
+    help_ = "the best size for a budget, and what a smaller model costs"
+    parser = commands.add_parser("allocate", help=help_, description=do_allocate.__doc__, allow_abbrev=False)
+    parser.set_defaults(command=do_allocate)
+    parser.add_argument("fit", type=Path, metavar="FIT.json", help="written by analyze fit --out")
+    parser.add_argument("--flops", type=float, required=True, metavar="C", help="6 N D")
+    parser.add_argument("--json", action="store_true", help="a list, and nothing else")
+
+
+def _add_downstream(commands) -> None:
+    help_ = "a law of the loss and a law of the error, chained"
+    parser = commands.add_parser("downstream", help=help_, description=do_downstream.__doc__, allow_abbrev=False)
+    parser.set_defaults(command=do_downstream)
+    add_row_options(parser)
+    parser.add_argument("--law", default="over_training", metavar="NAME", help="of the loss (default: %(default)s)")
+    chained = "of what follows from it: loss_to_error or sigmoid (default: %(default)s)"
+    parser.add_argument("--error-law", default="loss_to_error", metavar="NAME", help=chained)
+    for which in ("loss", "error"):
+        only = f"only these rows for the law of the {which}; all must hold"
+        parser.add_argument(f"--where-{which}", action="append", default=[], metavar="COND", help=only)
+    _add_fitting(parser)
+
+
+def do_fit(arguments: argparse.Namespace) -> int:
+    """Fit a law to runs from many starts; parameters with bootstrap intervals over runs, warnings, and each held-out
+    run beside its prediction."""
+    law = _law("--law", arguments.law)
+    rows, said = columns.read(arguments.rows, arguments.source, arguments.map, arguments.size)
+    kept, held = columns.select(rows, arguments.where, arguments.hold_out)
+    fixed = _numbers("--fix", arguments.fix)
+    found = _fitted(law, kept, arguments, objective=arguments.objective, fixed=fixed)
+    predictions = [_held_out(found, law, row) for row in held]
+    warnings = [*found.warnings, *said, *mixed_data(kept), *far(predictions)]
+    record = {
+        **asdict(found),
+        "warnings": warnings,
+        "formula": law.formula,
+        "source": law.source,
+        "rows": str(arguments.rows),
+        "where": arguments.where,
+        "hold_out": arguments.hold_out,
+        "predictions": predictions,
+    }
+    return answer(arguments, record, lambda: show_fit(found, law, predictions, warnings))
+
+
+def do_downstream(arguments: argparse.Namespace) -> int:
+    """Fit the loss as a law of size and tokens and the downstream error as a law of the loss, and predict the error of
+    each held-out run from its size and tokens alone. The column of the error is `error`: --map error=error_17."""
+    laws = _law("--law", arguments.law), _law("--error-law", arguments.error_law)
+    if laws[1].inputs != ("loss",) or laws[0].output != "loss":
+        raise ConfigError(
+            f"downstream chains a law of the loss with one of what follows; got {laws[0].name}, {laws[1].name}"
+        )
+    rows, said = columns.read(arguments.rows, arguments.source, arguments.map, arguments.size)
+    kept, held = columns.select(rows, arguments.where, arguments.hold_out)
+    parts = [columns.select(kept, getattr(arguments, f"where_{which}"), [])[0] for which in ("loss", "error")]
+    first = _fitted(laws[0], parts[0], arguments, objective=arguments.objective)
+    chain = Chain(first, _fitted(laws[1], parts[1], arguments))
+    predictions = [_chained(chain, laws, row) for row in held]
+    shared = [*said, *mixed_data([*parts[0], *parts[1]]), *far(predictions)]
+    record = {**asdict(chain), "rows": str(arguments.rows), "warnings": shared, "predictions": predictions}
+
+    def show() -> None:
+        for part, law in zip((chain.loss, chain.downstream), laws, strict=True):
+            show_fit(part, law, [], [f"{law.name}: {text}" for text in part.warnings])
+        show_predictions(predictions, shared)
+
+    return answer(arguments, record, show)
+
+
+def _fitted(law: Law, rows: Sequence[Row], arguments: argparse.Namespace, **more) -> Fit:
+    for option, least in (("starts", 1), ("bootstrap", 0)):
+        if getattr(arguments, option) < least:
+            raise ConfigError(f"--{option} must be at least {least}; got {getattr(arguments, option)}")
+    inputs, observed = columns.values(rows, law)
+    options = {key: getattr(arguments, key) for key in ("starts", "bootstrap", "seed", "size")}
+    return fit(law, inputs, observed, **options, **more)
+
+
+def _chained(chain: Chain, laws: tuple[Law, Law], row: Row) -> dict[str, Any]:
+    inputs = {key: found[0] for key, found in columns.values([row], laws[0])[0].items()}
+    actual = columns.values([row], laws[1])[1][0]
+    made = chain.record(inputs)
+    error = {"actual": actual, "relative_error": abs(made["predicted"] - actual) / actual}
+    inside = None if made["low"] is None else made["low"] <= actual <= made["high"]
+    return {"run": name_of(row).removeprefix("run "), **made, **error, "inside": inside}
+
+
+def answer(arguments: argparse.Namespace, record: dict, show: Callable[[], None]) -> int:
+    """Keep the record where --out says; print it alone with --json, else show its tables."""
+    if arguments.out:
+        tables.prepare(arguments.out.parent)
+        write_text(arguments.out, json.dumps(record) + "\n")
+    if arguments.json:
+        print(json.dumps(record))
+        return 0
+    show()
+    if arguments.out:
+        print(f"wrote {arguments.out}")
+    return 0
+
+
+def do_predict(arguments: argparse.Namespace) -> int:
+    """The output of a fitted law for one new run, with a 95 % prediction interval."""
+    found, law = opened(arguments.fit)
+    row: Row = _numbers("--at", arguments.at)
+    row |= {key: getattr(arguments, key) for key in ("n_params", "n_tokens") if getattr(arguments, key) is not None}
+    missing = [key for key in law.inputs if not columns.derived(row).get(key)]
+    if missing:
+        raise ConfigError(f"{law.name} needs {', '.join(law.inputs)}; say --at {missing[0]}=VALUE")
+    record = prediction(found, law, {key: columns.derived(row)[key] for key in law.inputs})
+    if arguments.json:
+        print(json.dumps(record))
+        return 0
+    tables.show([record])
+    if not found.draws:
+        free = len(found.params) - len(found.fixed)
+        print(f"no interval: the fit has no resamples ({found.n_rows} rows for {free} parameters, or --bootstrap 0)")
+    for text in far([record]):
+        print(f"warning: {text}")
+    return 0
+
+
+def do_allocate(arguments: argparse.Namespace) -> int:
+    """N and D of least loss for a budget of compute, and at the same loss smaller models with the tokens and the
+    compute that they take instead."""
+    found, _ = opened(arguments.fit)
+    if not 0 < arguments.flops < math.inf:
+        raise ConfigError(f"--flops must be a number greater than zero; got {arguments.flops:g}")
+    records = [one.record() for one in allocate(found, arguments.flops)]
+    if arguments.json:
+        print(json.dumps(records))
+        return 0
+    tables.show(records)
+    print(f"N counts {found.size}; C = 6 N D; a row without tokens: no number of them brings so small a model there")
+    best = {"n_params": records[0]["n_params"], "n_tokens": records[0]["n_tokens"]}
+    for text in far([{"extrapolation": found.extrapolation(best), "run": f"{arguments.flops:g} FLOPs"}]):
+        print(f"warning: {text}")
+    return 0
+
+
+def do_law(arguments: argparse.Namespace) -> int:
+    """The laws that can be fitted: formula, inputs, output, source."""
+    records = [
+        {"law": law.name, "formula": law.formula, "inputs": " ".join(law.inputs), "output": law.output,
+         "objective": law.objective, "params": " ".join(param.name for param in law.params), "source": law.source}
+        for law in LAWS.values()
+    ]  # fmt: skip
+    if arguments.json:
+        print(json.dumps(records))
+        return 0
+    for record in records:
+        print(f"{record['law']}: {record['formula']}")
+        print(f"    from {record['inputs']} to {record['output']}, by {record['objective']}; {record['source']}")
+    return 0
+
+
+def _law(option: str, name: str) -> Law:
+    if name not in LAWS:
+        raise ConfigError(f"{option} must be one of {', '.join(LAWS)}; got {name!r}")
+    return LAWS[name]
+
+
+def _numbers(option: str, typed: Sequence[str]) -> dict[str, float]:
+    found = {}
+    for text in typed:
+        key, equals, value = text.partition("=")
+        try:
+            found[key] = float(value)
+        except ValueError:
+            equals = ""
+        if not (key and equals and math.isfinite(found.get(key, math.nan))):
+            raise ConfigError(f"{option} {text}: write {option} NAME=NUMBER")
+    return found
+
+
+def opened(path: Path) -> tuple[Fit, Law]:
+    """A fit that was kept, and its law. Raises UserError for what is none."""
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+        found = Fit(**{one.name: content[one.name] for one in fields(Fit)})
+        return found, LAWS[found.law]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is no fit that `analyze fit --out` has written ({error})") from None
+
+
+def prediction(found: Fit, law: Law, inputs: dict[str, float]) -> dict[str, Any]:
+    """One new run as a flat row."""
+    interval = found.interval(inputs)
+    low, high = interval or (None, None)
+    value = float(found.predict(inputs))
+    return {**inputs, f"predicted_{law.output}": value, "low": low, "high": high,
+            "extrapolation": found.extrapolation(inputs)}  # fmt: skip
+
+
+def _held_out(found: Fit, law: Law, row: Row) -> dict[str, Any]:
+    inputs, observed = columns.values([row], law)
+    made = prediction(found, law, {key: values[0] for key, values in inputs.items()})
+    predicted = made.pop(f"predicted_{law.output}")
+    actual = observed[0]
+    inside = None if made["low"] is None else made["low"] <= actual <= made["high"]
+    error = {"actual": actual, "predicted": predicted, "relative_error": abs(predicted - actual) / actual}
+    return {"run": name_of(row).removeprefix("run "), **made, **error, "inside": inside}
+
+
+def mixed_data(rows: Sequence[Row]) -> list[str]:
+    """A law describes one data set: a warning where the rows have several."""
+    for key in ("data_fingerprint", "dataset"):
+        found = {row[key] for row in rows if row.get(key)}
+        if len(found) > 1:
+            return [f"the rows have {len(found)} values of {key}: a law describes one data set; use --where"]
+    return []
+
+
+def far(predictions: Sequence[dict]) -> list[str]:
+    """How far beyond the fitted rows the farthest prediction lies, where that is far."""
+    most = max(predictions, key=lambda one: one["extrapolation"], default=None)
+    if most is None or most["extrapolation"] < 10:
+        return []
+    where = f" ({most['run']})" if most.get("run") else ""
+    return [f"an input lies {most['extrapolation']:.3g} times beyond the largest that was fitted{where}"]
+
+
+def show_fit(found: Fit, law: Law, predictions: Sequence[dict], warnings: Sequence[str]) -> None:
+    """Formula, parameters with their intervals, objective, predictions, warnings."""
+    print(f"{law.formula}    [{law.source}]")
+    ends = found.ci95 or {}
+    records = [
+        {"parameter": name, "value": value, "low": ends.get(name, (None,))[0], "high": ends.get(name, (None,))[-1],
+         "note": "fixed" if name in found.fixed else ""}
+        for name, value in found.params.items()
+    ]  # fmt: skip
+    tables.show(records)
+    starts = f"{found.starts['reached_best']} of {found.starts['tried']} starts reached it"
+    value = f"{found.objective['name']} {found.objective['value']:.6g} over {found.n_rows} rows"
+    print(f"{value}; {starts}; N is {found.size}")
+    if found.draws:
+        print(f"low and high: 95 % over {len(found.draws)} resamples of the rows")
+    show_predictions(predictions, warnings)
+
+
+def show_predictions(predictions: Sequence[dict], warnings: Sequence[str]) -> None:
+    """Held-out runs beside their predictions, and what a person should know."""
+    if predictions:
+        tables.show(predictions)
+    for text in warnings:
+        print(f"warning: {text}")

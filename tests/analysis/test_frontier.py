@@ -1,0 +1,134 @@
+"""Best sizes and ladders, from worlds whose best sizes are known."""
+
+import numpy as np
+import pytest
+
+from scaling_testbed.analysis import frontier
+from scaling_testbed.analysis.allocation import allocate
+from scaling_testbed.analysis.fitting import Fit
+from scaling_testbed.analysis.laws import LAWS
+from scaling_testbed.errors import ConfigError, UserError
+
+from .planted import CHINCHILLA, PLANTED
+
+A, B, ALPHA, BETA = (CHINCHILLA[key] for key in ("A", "B", "alpha", "beta"))
+
+
+def best_size(flops):
+    """Hoffmann et al. 2022, eq. 4."""
+    g = (ALPHA * A / (BETA * B)) ** (1 / (ALPHA + BETA))
+    return g * (flops / 6) ** (BETA / (ALPHA + BETA))
+
+
+def rows_at(pairs):
+    return [
+        {"n_params": n, "n_tokens": c / 6 / n, "flops": c,
+         "loss": float(LAWS["chinchilla"].predict(CHINCHILLA, {"n_params": n, "n_tokens": c / 6 / n}))}
+        for n, c in pairs
+    ]  # fmt: skip
+
+
+def test_isoflop_parabolas_find_the_best_sizes():
+    budgets = (1e18, 1e19, 1e20)
+    rows = rows_at(
+        [(best_size(c) * factor, c * (1 + 0.01 * factor)) for c in budgets for factor in (0.5, 0.7, 1, 1.4, 2)]
+    )
+    found = frontier.isoflop(rows)
+    assert [one.flops for one in found] == pytest.approx(budgets, rel=0.02) and all(not one.note for one in found)
+    for one in found:
+        assert one.n_params == pytest.approx(best_size(one.flops), rel=0.03)  # the valley is not quite a parabola
+        assert one.check == pytest.approx(best_size(one.flops), rel=0.03)
+        assert one.loss == pytest.approx(rows_at([(best_size(one.flops), one.flops)])[0]["loss"], rel=1e-3)
+        assert one.n_sizes == 5
+
+
+def test_a_parabola_that_cannot_be_trusted_says_so():
+    beyond = frontier.isoflop(rows_at([(best_size(1e19) * factor, 1e19) for factor in (0.1, 0.2, 0.3)]))[0]
+    assert beyond.note == "the vertex lies outside the sizes" and beyond.check is None
+    hill = [{"n_params": n, "flops": 1e19, "loss": loss} for n, loss in ((1e7, 3.0), (2e7, 3.5), (4e7, 3.2))]
+    assert "no valley" in frontier.isoflop(hill)[0].note and frontier.isoflop(hill)[0].n_params == pytest.approx(1e7)
+    with pytest.raises(UserError, match="a budget with three sizes"):
+        frontier.isoflop(hill[:2])
+
+
+def test_the_mean_over_seeds_stands_for_a_size():
+    rows = [{"n_params": n, "flops": 1e19, "loss": loss + shift} for n, loss in ((1e7, 3.0), (2e7, 2.9), (4e7, 3.0))
+            for shift in (-0.05, 0.05)]  # fmt: skip
+    assert frontier.isoflop(rows)[0].n_params == pytest.approx(2e7, rel=1e-6)
+
+
+def test_the_envelope_finds_the_best_sizes_between_those_trained():
+    sizes = np.geomspace(1e7, 1e9, 9)
+    found = frontier.envelope(rows_at([(n, 6 * n * d) for n in sizes for d in np.geomspace(n, 1000 * n, 25)]))
+    inner = [one for one in found if 1e17 < one.flops < 1e20]
+    assert len(inner) > 20
+    for one in inner:  # sizes are a factor of 1.8 apart
+        assert 0.5 < one.n_params / best_size(one.flops) < 2
+        assert one.n_sizes > 1
+
+
+def test_an_envelope_needs_competitors():
+    with pytest.raises(UserError, match="two sizes with runs of at least two lengths"):
+        frontier.envelope(rows_at([(1e7, 1e17), (1e7, 1e18), (1e8, 1e18)]))
+
+
+def grid():
+    """Best of each size: 1, 2, 4, 8; size 3 is beaten by 2, and no cheaper one beats the others."""
+    rows = [(1, 10, 5.0), (1, 10, 5.5), (2, 40, 4.0), (3, 90, 4.2), (4, 160, 3.5), (8, 640, 3.0), (8, 600, 3.1)]
+    return [{"n_params": n, "flops": float(c), "loss": loss} for n, c, loss in rows]
+
+
+def test_the_pareto_frontier():
+    assert [(row["n_params"], row["loss"]) for row in frontier.pareto(grid())] == [
+        (1, 5.0),
+        (2, 4.0),
+        (4, 3.5),
+        (8, 3.0),
+    ]
+
+
+def test_rungs_track_the_fit_and_span_the_frontier():
+    front = [{"flops": c, "loss": 3.0} for c in (1.0, 1.1, 10.0, 11.0, 95.0, 100.0)]
+    off = np.array([1.02, 1.00, 1.01, 1.00, 1.00, 1.03])
+    assert frontier.rungs(front, 3.0 * off, 3) == [1, 3, 4]
+    assert frontier.rungs(front, 3.0 * off, 6) == [0, 1, 2, 3, 4, 5]
+    gap = [front[0], front[1], front[4], front[5]]
+    assert len(set(frontier.rungs(gap, [3.0] * 4, 3))) == 3  # where nothing is near the middle, the nearest
+    with pytest.raises(ConfigError, match="between 1 and the 6"):
+        frontier.rungs(front, 3.0 * off, 7)
+
+
+def fitted(law, params):
+    return Fit(
+        law=law, params=params, ci95=None, objective={"name": "lsq", "value": 0.0}, n_rows=9, starts={}, warnings=[]
+    )
+
+
+@pytest.mark.parametrize("flops", [1e18, 1e21, 1e24])
+def test_allocation_is_hoffmanns(flops):
+    made = allocate(fitted("chinchilla", CHINCHILLA), flops)
+    assert made[0].n_params == pytest.approx(best_size(flops), rel=1e-3)
+    assert made[0].n_params * made[0].n_tokens * 6 == pytest.approx(flops)
+
+
+def test_smaller_models_reach_the_same_loss_with_more_compute_or_not_at_all():
+    fit = fitted("over_training", PLANTED["over_training"])
+    made = allocate(fit, 1e21)
+    costs = [one.compute for one in made if one.compute]
+    assert costs == sorted(costs) and costs[0] == 1.0 and costs[2] > 1.05
+    for one in made:
+        if one.n_tokens:
+            assert float(fit.predict({"n_params": one.n_params, "n_tokens": one.n_tokens})) == pytest.approx(
+                made[0].loss
+            )
+            assert one.compute == pytest.approx(6 * one.n_params * one.n_tokens / 1e21)
+    tiny = allocate(fit, 1e21, shares=(1.0, 1e-3))[1]
+    floor = float(fit.predict({"n_params": tiny.n_params, "n_tokens": 1e30}))
+    assert tiny.n_tokens is None and floor > made[0].loss
+
+
+def test_allocation_needs_size_and_tokens_and_a_valley():
+    with pytest.raises(ConfigError, match="allocate needs a law of n_params and n_tokens"):
+        allocate(fitted("kaplan_n", PLANTED["kaplan_n"]), 1e20)
+    with pytest.raises(ConfigError, match="no minimum in N"):
+        allocate(fitted("chinchilla", CHINCHILLA | {"A": 0.0}), 1e20)

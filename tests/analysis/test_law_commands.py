@@ -1,0 +1,158 @@
+"""The doors of the laws: what is typed, printed and kept."""
+
+import json
+
+import numpy as np
+import pytest
+
+from scaling_testbed.analysis.laws import LAWS
+from scaling_testbed.analyze import main
+
+from .planted import PLANTED
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """A CSV of runs of a planted over-training law with noise: five sizes, four multipliers."""
+    rng = np.random.default_rng(0)
+    lines = ["name,n_params,n_tokens,loss,top1"]
+    for n in np.geomspace(1e7, 1.6e8, 5):
+        for ratio in (20, 40, 80, 160):
+            at = {"n_params": n, "n_tokens": ratio * n}
+            loss = float(LAWS["over_training"].predict(PLANTED["over_training"], at)) * np.exp(rng.normal(0, 0.003))
+            error = float(LAWS["loss_to_error"].predict(PLANTED["loss_to_error"], {"loss": loss}))
+            lines.append(f"n{n:.0f}m{ratio},{n:.0f},{ratio * n:.0f},{loss},{error}")
+    path = tmp_path / "runs.csv"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+FAST = ["--starts", "6", "--bootstrap", "20", "--objective", "lsq_log"]
+
+
+def fit(runs, *more):
+    return ["fit", str(runs), "--law", "over_training", *FAST, *more]
+
+
+def test_fit_prints_parameters_and_held_out_runs(runs, capsys):
+    assert main(fit(runs, "--hold-out", "n_params>1e8")) == 0
+    printed = capsys.readouterr().out
+    assert "eta" in printed and "lsq_log" in printed and "16 rows" in printed and "relative_error" in printed
+    assert printed.count("yes") + printed.count("no ") >= 4
+
+
+def test_json_stands_alone_and_out_keeps_the_same(runs, tmp_path, capsys):
+    kept = tmp_path / "deep" / "fit.json"
+    assert main(fit(runs, "--hold-out", "n_params>1e8", "--json", "--out", str(kept))) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record == json.loads(kept.read_text())
+    assert {"law", "params", "ci95", "objective", "n_rows", "starts", "warnings", "predictions"} <= set(record)
+    assert record["n_rows"] == 16 and len(record["predictions"]) == 4
+    assert record["params"] == pytest.approx(PLANTED["over_training"], rel=0.3)
+    for one in record["predictions"]:
+        assert one["relative_error"] == pytest.approx(abs(one["predicted"] - one["actual"]) / one["actual"])
+        assert one["relative_error"] < 0.02 and one["low"] < one["predicted"] < one["high"]
+        assert one["extrapolation"] >= 2 and one["inside"] == (one["low"] <= one["actual"] <= one["high"])
+
+
+@pytest.fixture
+def kept(runs, tmp_path, capsys):
+    path = tmp_path / "fit.json"
+    main(fit(runs, "--out", str(path)))
+    capsys.readouterr()
+    return path
+
+
+def test_predict_says_the_loss_of_a_new_run_with_its_interval(kept, capsys):
+    assert main(["predict", str(kept), "--n-params", "1e9", "--n-tokens", "2e10", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    truth = float(LAWS["over_training"].predict(PLANTED["over_training"], {"n_params": 1e9, "n_tokens": 2e10}))
+    assert found["low"] < truth < found["high"] and found["predicted_loss"] == pytest.approx(truth, rel=0.02)
+    assert found["extrapolation"] == pytest.approx(6.25)
+    assert main(["predict", str(kept), "--n-params", "1e10", "--at", "tokens_per_param=20"]) == 0
+    assert "62.5 times beyond the largest that was fitted" in capsys.readouterr().out
+
+
+def test_allocate_says_size_tokens_and_what_smaller_costs(kept, capsys):
+    assert main(["allocate", str(kept), "--flops", "1e19", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found[0]["times_compute"] == 1 and found[0]["flops"] == pytest.approx(1e19)
+    assert main(["allocate", str(kept), "--flops", "1e19"]) == 0
+    assert "times_compute" in capsys.readouterr().out
+
+
+def test_downstream_chains_the_two_laws(runs, capsys):
+    typed = ["downstream", str(runs), "--map", "error=top1", "--hold-out", "n_params>1e8", *FAST, "--json"]
+    assert main(typed) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["downstream"]["params"] == pytest.approx(PLANTED["loss_to_error"], rel=0.05)
+    assert len(found["predictions"]) == 4
+    for one in found["predictions"]:
+        assert one["relative_error"] < 0.03 and one["low"] <= one["predicted"] <= one["high"]
+    assert main([*typed[:-1], "--where-error", "tokens_per_param<100"]) == 0
+    assert "12 rows" in capsys.readouterr().out
+
+
+def test_laws_are_listed(capsys):
+    assert main(["law", "list"]) == 0
+    printed = capsys.readouterr().out
+    assert all(f"{name}: {law.formula}" in printed and law.source in printed for name, law in LAWS.items())
+    assert main(["law", "list", "--json"]) == 0
+    assert [one["law"] for one in json.loads(capsys.readouterr().out)] == list(LAWS)
+
+
+def test_frontier_and_ladder(runs, tmp_path, capsys):
+    rows = ["n_params,flops,loss"]
+    chinchilla = LAWS["chinchilla"]
+    for c in (1e18, 1e19, 1e20):
+        for n in np.geomspace(1e7, 1e10, 9) * (c / 1e19) ** 0.5:
+            rows.append(
+                f"{n},{c},{float(chinchilla.predict(PLANTED['chinchilla'], {'n_params': n, 'n_tokens': c / 6 / n}))}"
+            )
+    path = tmp_path / "grid.csv"
+    path.write_text("\n".join(rows))
+    assert main(["frontier", str(path), "--method", "isoflop", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["params"]["p"] == pytest.approx(0.28 / 0.62, abs=0.03) and len(found["optima_by_budget"]) == 3
+    assert main(["frontier", str(runs), "--method", "envelope"]) == 0
+    assert "N = c C^p" in capsys.readouterr().out
+    assert main(["ladder", str(runs), "--rungs", "3", "--where", "tokens_per_param<30", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert sum(one["rung"] for one in found["frontier"]) == 3 and found["n_runs"] == 5
+
+
+def test_rows_of_several_data_sets_are_warned_of(runs, capsys):
+    lines = runs.read_text().splitlines()
+    runs.write_text("\n".join([f"{lines[0]},dataset", *(f"{line},{i % 2}x" for i, line in enumerate(lines[1:]))]))
+    assert main(fit(runs)) == 0
+    assert "warning: the rows have 2 values of dataset" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "typed, said",
+    [
+        (["fit", "{}", "--law", "chinchila"], "--law must be one of over_training, chinchilla"),
+        (["fit", "{}", "--law", "chinchilla", "--fix", "E"], "--fix E: write --fix NAME=NUMBER"),
+        (["fit", "{}", "--law", "chinchilla", "--fix", "Q=1"], "no parameter 'Q'"),
+        (["fit", "{}", "--law", "chinchilla", "--starts", "0"], "--starts must be at least 1"),
+        (["fit", "{}", "--law", "chinchilla", "--hold-out", "n_params>1e20"], "nothing would be held out"),
+        (["fit", "{}", "--law", "chinchilla", "--where", "n_params<0"], "no row fits"),
+        (["fit", "{}", "--law", "data_constrained"], "unique_tokens is no such column"),
+        (["fit", "nowhere.csv", "--law", "chinchilla"], "nowhere.csv does not exist"),
+        (["predict", "{}", "--n-params", "1e9"], "is no fit that `analyze fit --out` has written"),
+        (["downstream", "{}", "--law", "loss_to_error"], "downstream chains"),
+        (["frontier", "{}", "--method", "isoflop", "--where", "n_params<2e7"], "a budget with three sizes"),
+        (["ladder", "{}", "--rungs", "99"], "--rungs must be between 1 and"),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_line(runs, capsys, typed, said):
+    assert main([text.format(runs) for text in typed]) in (1, 2)
+    error = capsys.readouterr().err
+    assert said in error and "Traceback" not in error and len(error.strip().splitlines()) <= 2
+
+
+def test_predict_names_the_input_it_lacks(kept, capsys):
+    assert main(["predict", str(kept), "--n-params", "1e9"]) == 2
+    assert "over_training needs n_params, n_tokens; say --at n_tokens=VALUE" in capsys.readouterr().err
+    assert main(["allocate", str(kept), "--flops", "-1"]) == 2
+    assert "--flops must be a number greater than zero" in capsys.readouterr().err
