@@ -1,5 +1,7 @@
 """The errors that a person can cause. The doors print them as they are, without a traceback."""
 
+import math
+
 
 class UserError(Exception):
     """A wrong file, run or machine: one or two lines that name it and the next thing to do. Exit status 1."""
@@ -21,6 +23,12 @@ def check_choice(field: str, value: str, choices) -> None:
 
 
 def check_positive(field: str, value) -> None:
-    """Raise ConfigError unless `value` is None or greater than zero."""
-    if value is not None and not value > 0:
-        raise ConfigError(f"{field} must be greater than zero; got {value!r}")
+    """Raise ConfigError unless `value` is None or a finite number greater than zero."""
+    if value is not None and not 0 < value < math.inf:
+        raise ConfigError(f"{field} must be greater than zero, and finite; got {value!r}")
+
+
+def check_not_negative(field: str, value) -> None:
+    """Raise ConfigError unless `value` is zero or a finite number greater than it."""
+    if not 0 <= value < math.inf:
+        raise ConfigError(f"{field} must not be negative, and be finite; got {value!r}")

@@ -74,7 +74,7 @@ def _add_inspect(commands) -> None:
     parser.set_defaults(command=do_inspect)
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="runs/NAME/RUN_ID")
     parser.add_argument("--step", type=int, help="of the checkpoint (default: the newest)")
-    parser.add_argument("--sequences", type=int, default=32, help="of validation data (default: %(default)s)")
+    parser.add_argument("--sequences", type=int, default=32, help="of validation data, at most (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="every number, one object")
 
 
@@ -134,9 +134,10 @@ def do_inspect(arguments: argparse.Namespace) -> int:
     run = recorded_run(arguments.run_dir)
     step, found = inspect(run, arguments.run_dir, step=arguments.step, sequences=arguments.sequences)
     if arguments.json:
-        print(json.dumps({"step": step, **found}))
+        finite = {name: value if math.isfinite(value) else None for name, value in found.items()}
+        print(json.dumps({"step": step, **finite}))
         return 0
-    print(f"step {step:,} of {arguments.run_dir}, {arguments.sequences} validation sequences")
+    print(f"step {step:,} of {arguments.run_dir}, {found.pop('sequences'):,} validation sequences")
     for records in by_place(found):
         tables.show(records)
     return 0

@@ -153,6 +153,9 @@ def override_values(text: str) -> tuple[str, list[str]]:
 
 
 def _compose_dict(overrides: Sequence[str], config_name: str = "train") -> DictConfig:
+    for key, _, value in (text.partition("=") for text in overrides):
+        if key in GROUPS and value.strip().lower() == "null":
+            raise ConfigError(f"{key}={value}: a group cannot be null; --help lists its choices")
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(version_base=None, config_dir=str(CONFIG_DIR)):
         return hydra.compose(config_name, overrides=list(overrides))
@@ -272,14 +275,19 @@ def with_errors(action: Callable[[], int]) -> int:
 def recorded_run(folder: Path) -> RunConfig:
     """The run of a run folder, by the overrides that its config.yaml keeps. Raises UserError where there is none, or
     where they mean another run to this version of the project. Its device is the best one here, not where it ran."""
+    file = folder / "config.yaml"
     try:
-        recorded = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+        recorded = read_yaml(file)
         here = [f"data_dir={_quoted(recorded['data_dir'])}", "compute.device=auto"]
-        run = compose([*recorded["overrides"], *here])
-    except (OSError, KeyError, TypeError, OmegaConfBaseException):
+        overrides = [*recorded["overrides"], *here]
+    except (OSError, KeyError, TypeError, AttributeError, ConfigError):
         raise UserError(f"{folder} is no run folder: it has no readable config.yaml") from None
+    try:
+        run = compose(overrides)
+    except ConfigError as error:
+        raise UserError(f"{file} cannot be composed any more: {error}") from None
     if run_id(run) != folder.resolve().name:
-        raise UserError(f"{folder} was made by another version: its overrides now mean run {run_id(run)}")
+        raise UserError(f"{folder} was renamed, or made by another version: its overrides now mean run {run_id(run)}")
     return run
 
 

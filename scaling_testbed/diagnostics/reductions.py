@@ -9,22 +9,24 @@ MEAN, RMS, LARGEST, SMALLEST = "mean", "rms", "largest", "smallest"
 
 
 class Reductions:
-    """Gathers values by name, each over equally many elements; a name is always gathered in one way.
+    """Gathers values by name; a name is always gathered in one way.
 
-    mean: of means. rms: the root of the mean of mean squares. largest, smallest: of extremes. Values stay tensors on
-    their device until `result`.
+    mean: of means. rms: the root of the mean of mean squares. largest, smallest: of extremes. Means are weighted by
+    `weight`, which says over how many equal parts (sequences) the values added from then on go; zero: what is added
+    says nothing. Values stay tensors on their device until `result`.
     """
 
     def __init__(self):
+        self.weight = 1
         self._ways: dict[str, str] = {}
-        self._values: dict[str, list[torch.Tensor]] = {}
+        self._values: dict[str, list[tuple[torch.Tensor, int]]] = {}
 
     def add(self, name: str, way: str, value: torch.Tensor) -> None:
         """A scalar; for rms, a mean square."""
         self._ways[name] = way
-        self._values.setdefault(name, []).append(value.detach().float())
+        self._values.setdefault(name, []).append((value.detach().float(), self.weight))
 
-    def result(self, sum_over_ranks: Callable, max_over_ranks: Callable, n_ranks: int) -> dict[str, float]:
+    def result(self, sum_over_ranks: Callable, max_over_ranks: Callable) -> dict[str, float]:
         """The numbers, over what was added on all ranks; every rank has added under the same names. The two functions
         take and return a list of numbers."""
         names = list(self._values)
@@ -33,15 +35,23 @@ class Reductions:
         stacked = torch.stack([self._over_batches(name) for name in names]).tolist()
         signed = [-x if self._ways[name] == SMALLEST else x for name, x in zip(names, stacked, strict=True)]
         extremes = max_over_ranks(signed)
-        means = [total / n_ranks for total in sum_over_ranks(signed)]
+        sums = sum_over_ranks([*signed, *(sum(weight for _, weight in self._values[name]) for name in names)])
+        totals, weights = sums[: len(names)], sums[len(names) :]
         return {
-            name: self._finish(self._ways[name], mean, extreme)
-            for name, mean, extreme in zip(names, means, extremes, strict=True)
+            name: self._finish(self._ways[name], total / weight, extreme)
+            for name, total, weight, extreme in zip(names, totals, weights, extremes, strict=True)
         }
 
     def _over_batches(self, name: str) -> torch.Tensor:
-        values = torch.stack(self._values[name])
-        return {LARGEST: values.amax, SMALLEST: values.amin}.get(self._ways[name], values.mean)()
+        """The extreme, or the weighted sum, of what says something."""
+        way = self._ways[name]
+        kept = [(value, weight) for value, weight in self._values[name] if weight]
+        like = self._values[name][0][0]
+        if way in (LARGEST, SMALLEST):
+            least = torch.full_like(like, -math.inf if way == LARGEST else math.inf)
+            values = torch.stack([least, *(value for value, _ in kept)])
+            return values.amax() if way == LARGEST else values.amin()
+        return torch.stack([torch.zeros_like(like), *(value * weight for value, weight in kept)]).sum()
 
     @staticmethod
     def _finish(way: str, mean: float, extreme: float) -> float:

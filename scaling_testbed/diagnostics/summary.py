@@ -24,7 +24,7 @@ def summarize(config: DiagnosticsConfig, rows: list[dict[str, Any]], steps: int)
     A mean over the last steps leaves out what is not finite (null in the file) and says over which steps it went.
     Each is None where nothing was measured.
     """
-    measured = [(row["step"], found) for row in rows if (found := names_in(row))]
+    measured = [(row["step"], _with_clipping(row, found)) for row in rows if (found := names_in(row))]
     at = next((found for step, found in measured if step == config.at_step), None)
     last = [(step, found) for step, found in measured if step > steps - config.last_steps]
     largest = [value for _, found in measured if _finite(value := found.get("attention_logit_max"))]
@@ -33,6 +33,11 @@ def summarize(config: DiagnosticsConfig, rows: list[dict[str, Any]], steps: int)
         "diagnostics_last_mean": _means(last) if last else None,
         "max_attention_logit": max(largest, default=None),
     }
+
+
+def _with_clipping(row: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    """Every line has them: beside diagnostics they belong to what the row keeps."""
+    return found | {key: row[key] for key in ("grad_norm", "clip_coefficient") if key in row}
 
 
 def _means(measured: list[tuple[int, dict[str, Any]]]) -> dict[str, Any]:

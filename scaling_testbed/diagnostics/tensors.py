@@ -4,10 +4,11 @@ Names: QUANTITY/TENSOR.
     grad_rms, grad_norm   before clipping
     param_rms             before the update
     update_rms            RMS of Adam's update m / (sqrt(v) + eps), bias-corrected, before the learning rate and without
-                          the decay (Wortsman et al. 2023, arXiv 2309.14322, section E.13)
-    update_ratio          learning rate x update_rms / param_rms
+                          the decay (Wortsman et al. 2023, arXiv 2309.14322, section E.13); of Adam-atan2
+                          a atan2(m, b sqrt(v))
+    update_ratio          the tensor's learning rate x update_rms / param_rms
     below_eps             share of coordinates with sqrt(v) < eps (section 3.4)
-The last three only of tensors whose optimizer keeps Adam's two moments.
+The last three only of tensors whose optimizer keeps Adam's two moments; below_eps only where there is an eps.
 """
 
 import math
@@ -49,17 +50,19 @@ def update_statistics(
         (names[parameter], parameter, group, optimizer.state[parameter])
         for group in optimizer.param_groups
         for parameter in group["params"]
-        if "exp_avg_sq" in optimizer.state[parameter] and "eps" in group
+        if "exp_avg_sq" in optimizer.state[parameter]
     ]
     sums = [total for _, _, group, state in adam for total in _update_sums(group, state)]
     totals = sum_over_shards(torch.stack(sums).tolist()) if sums else []
     found = {}
+    rates = getattr(optimizer, "rates", {})  # of an optimizer that gives each tensor its own
     for (name, parameter, group, _), squares, below in zip(adam, totals[::2], totals[1::2], strict=True):
         update_rms = math.sqrt(squares / parameter.numel())
         found[f"update_rms/{name}"] = update_rms
         if param_rms := before.get(f"param_rms/{name}"):
-            found[f"update_ratio/{name}"] = group["lr"] * update_rms / param_rms
-        found[f"below_eps/{name}"] = below / parameter.numel()
+            found[f"update_ratio/{name}"] = float(rates.get(parameter, group["lr"])) * update_rms / param_rms
+        if "eps" in group:
+            found[f"below_eps/{name}"] = below / parameter.numel()
     return found
 
 
@@ -67,8 +70,10 @@ def _update_sums(group, state) -> tuple[torch.Tensor, torch.Tensor]:
     """Of this process's part: the sum of squared updates, and how many coordinates are below eps."""
     step, (beta1, beta2) = float(state["step"]), group["betas"]
     root = (local_part(state["exp_avg_sq"]).double() / (1 - beta2**step)).sqrt()
-    update = local_part(state["exp_avg"]).double() / (1 - beta1**step) / (root + group["eps"])
-    return update.square().sum(), (root < group["eps"]).sum().double()
+    first = local_part(state["exp_avg"]).double() / (1 - beta1**step)
+    if "eps" not in group:
+        return (group["a"] * torch.atan2(first, group["b"] * root)).square().sum(), torch.zeros_like(first.sum())
+    return (first / (root + group["eps"])).square().sum(), (root < group["eps"]).sum().double()
 
 
 def _squares(tensors: Sequence[torch.Tensor], sum_over_shards: Sum) -> Sequence[float]:

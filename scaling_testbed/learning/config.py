@@ -4,7 +4,7 @@ import dataclasses
 import math
 from dataclasses import dataclass, field
 
-from scaling_testbed.errors import ConfigError, check_choice, check_positive
+from scaling_testbed.errors import ConfigError, check_choice, check_not_negative, check_positive
 from scaling_testbed.model.config import ADDED_LATER
 from scaling_testbed.model.parametrization import ROLES
 
@@ -50,7 +50,7 @@ class OptimizerConfig:
             check_positive(key, getattr(self, key))
         if self.skip_spikes_window < 4:
             raise ConfigError(f"skip_spikes_window must be at least 4; got {self.skip_spikes_window}")
-        self._check_not_negative("weight_decay")
+        check_not_negative("weight_decay", self.weight_decay)
         for role in self.decay_roles or []:
             check_choice("decay_roles", role, ROLES)
         for role, factor in self.lr_multipliers.items():
@@ -68,10 +68,6 @@ class OptimizerConfig:
         for key in keys:
             if not 0 <= getattr(self, key) < 1:
                 raise ConfigError(f"{key} must lie in [0, 1); got {getattr(self, key)}")
-
-    def _check_not_negative(self, key: str) -> None:
-        if getattr(self, key) < 0:
-            raise ConfigError(f"{key} must not be negative; got {getattr(self, key)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +93,7 @@ class AdamWConfig(OptimizerConfig):
     def __post_init__(self):
         super().__post_init__()
         self._check_fractions("beta1", "beta2")
-        self._check_not_negative("eps")
+        check_positive("eps", self.eps)  # with 0 the embedding of a token that never came would be 0/0
         for key in ("update_clipping", "scale_lr_by_param_rms"):
             if getattr(self, key) and self.fused:
                 raise ConfigError(f"fused cannot be true together with {key}")
@@ -154,7 +150,7 @@ class MuonConfig(OptimizerConfig):
     def __post_init__(self):
         super().__post_init__()
         self._check_fractions("momentum", "beta1", "beta2")
-        self._check_not_negative("eps")
+        check_positive("eps", self.eps)
         check_choice("lr_adjustment", self.lr_adjustment, ("match_rms_adamw", "original"))
         if not 1 <= self.ns_steps < 100:
             raise ConfigError(f"ns_steps must be 1 to 99; got {self.ns_steps}")
@@ -184,5 +180,4 @@ class CrossEntropyConfig:
     def __post_init__(self):
         check_choice("impl", self.impl, LOSS_IMPLS)
         check_positive("chunk_mib", self.chunk_mib)
-        if self.z_loss < 0:
-            raise ConfigError(f"z_loss must not be negative; got {self.z_loss}")
+        check_not_negative("z_loss", self.z_loss)

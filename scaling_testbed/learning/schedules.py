@@ -11,7 +11,7 @@ peak.
 import math
 from dataclasses import dataclass
 
-from scaling_testbed.errors import ConfigError, check_choice, check_positive
+from scaling_testbed.errors import ConfigError, check_choice, check_not_negative, check_positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,12 +32,11 @@ class Schedule:
     steps: int | None = None
 
     def __post_init__(self):
-        if self.warmup < 0 or (self.warmup > 1 and self.warmup != int(self.warmup)):
+        if not 0 <= self.warmup < math.inf or (self.warmup > 1 and self.warmup != int(self.warmup)):
             raise ConfigError(f"warmup must be a whole number of steps or a fraction below 1; got {self.warmup}")
         if not 0 <= self.warmup_start <= 1:
             raise ConfigError(f"warmup_start must lie between 0 and 1; got {self.warmup_start}")
-        if self.min_lr < 0:
-            raise ConfigError(f"min_lr must not be negative; got {self.min_lr}")
+        check_not_negative("min_lr", self.min_lr)
         check_positive("steps", self.steps)
 
     def warmup_steps(self, run_steps: int) -> int:

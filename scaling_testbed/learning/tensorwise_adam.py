@@ -13,11 +13,13 @@ class TensorwiseAdam(torch.optim.Optimizer):
     `_rate` what a tensor's rate is; the decay keeps to the group's.
 
     scale_lr_by_param_rms: max(RMS(w), 1e-3) is a factor of the rate (Adafactor, arXiv 1804.04235, algorithm 4).
+    rates: that of each tensor's last update, a number or a scalar tensor; no part of the state.
     """
 
     def __init__(self, params, lr, betas, *, scale_lr_by_param_rms=False, weight_decay=0.0, **defaults):
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay, **defaults})
         self.scale_lr_by_param_rms = scale_lr_by_param_rms
+        self.rates = {}
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -39,7 +41,7 @@ class TensorwiseAdam(torch.optim.Optimizer):
         exp_avg.lerp_(gradient, 1 - beta1)
         exp_avg_sq.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
         first, second = exp_avg / (1 - beta1**step), exp_avg_sq / (1 - beta2**step)
-        rate = self._rate(parameter, gradient, second, group)
+        rate = self.rates[parameter] = self._rate(parameter, gradient, second, group)
         weights.mul_(1 - group["lr"] * group["weight_decay"])
         weights.sub_(self._update(first, second, group) * rate)
 

@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from scaling_testbed.data.shards import PreparedData
 from scaling_testbed.errors import UserError
 from scaling_testbed.files import fsync_folder, sha256_of
 from scaling_testbed.running.config import CheckpointConfig, ParallelismConfig
@@ -144,6 +145,21 @@ def read(path: Path, *, mmap: bool = False) -> Checkpoint:
 def read_state(path: Path) -> dict[str, Any]:
     """The plain data of a checkpoint, its step included."""
     return json.loads((path / "state.json").read_bytes())
+
+
+def fingerprints(data: PreparedData) -> dict[str, str | None]:
+    """What a checkpoint's state says about the data it was trained on."""
+    return {"data_fingerprint": data.fingerprint, "tokenizer_fingerprint": data.tokenizer_fingerprint}
+
+
+def check_same_data(state: dict[str, Any], data: PreparedData, folder: Path) -> None:
+    """Raise UserError unless `data` is what the run in `folder` was trained on."""
+    for key, now in fingerprints(data).items():
+        if state[key] != now:
+            raise UserError(
+                f"{folder} was trained on other data: its {key} is {state[key]}, that of {data.folder} is {now}; "
+                "restore the data, or start a run of another name="
+            )
 
 
 def is_sharded(path: Path) -> bool:

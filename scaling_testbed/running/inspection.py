@@ -17,24 +17,30 @@ from scaling_testbed.model.transformer import Transformer
 from scaling_testbed.running import checkpoint, state
 from scaling_testbed.running.device import autocast, choose_device, choose_precision
 
+ROWS = 32  # of a forward pass
+
 
 def inspect(run: RunConfig, folder: Path, *, step: int | None = None, sequences: int = 32) -> tuple[int, dict]:
     """The step and the diagnostics of a checkpoint of `run` in its `folder`, the newest unless `step` is given: of a
-    forward pass over the first `sequences` validation sequences, the parameters, and the last update. Raises UserError
-    where there is no such checkpoint, or it is damaged."""
+    forward pass over at most `sequences` validation sequences, which lie evenly over the validation data, the
+    parameters, and the last update. `sequences` in the answer says how many there were. Raises UserError where there
+    is no such checkpoint, it is damaged, or the data is not what it was trained on."""
     saved = checkpoint.load(_find(folder / "checkpoints", step))
     device = choose_device(run.compute)
     data = open_prepared(prepare(run.data, run.tokenizer, data_dir=Path(run.data_dir), quiet=True))
+    checkpoint.check_same_data(saved.state, data, folder)
     model = Transformer(run.model.resolved(data.vocab_size), run.parametrization, device=device)
     optimizer = build_optimizer(run.optimizer, model)
     state.restore_whole(saved.tensors, model, optimizer, device)
     found, length = Reductions(), run.batch.sequence_length
-    tokens = {"sequence_length": length, "max_tokens": sequences * length, "rows": sequences}
+    rows = min(sequences, ROWS)
+    batches = ValidationBatches(data.validation, sequence_length=length, max_tokens=sequences * length, rows=rows)
     with torch.no_grad(), ForwardProbe(model, found, per_head=True):
-        for batch_BS in ValidationBatches(data.validation, **tokens):
+        for batch_BS in batches:
+            found.weight = len(batch_BS)
             with autocast(device, choose_precision(run.compute, device)):
                 model(torch.from_numpy(batch_BS).to(device)[:, :-1])
-    numbers = found.result(list, list, 1) | parameter_statistics(model, list)
+    numbers = {"sequences": batches.n_windows} | found.result(list, list) | parameter_statistics(model, list)
     return saved.step, numbers | update_statistics(model, optimizer, {}, list)
 
 

@@ -38,20 +38,33 @@ class Measurement:
 
     @torch.no_grad()
     def forward(self, batch_BS: np.ndarray, rows: int) -> dict[str, float]:
-        """Of a forward pass over this rank's part of config.sequences of the batch, `rows` at a time."""
-        limit = self.config.sequences
-        here = len(batch_BS) if limit is None else min(len(batch_BS), max(1, limit // self.processes.world.size))
+        """Of a forward pass over config.sequences of the global batch, `rows` at a time on each rank; `batch_BS` is
+        this rank's slice of it."""
+        mine, n_passes = self._chosen(len(batch_BS), rows)
         found = Reductions()
         with (
             ForwardProbe(self.model, found, per_head=self.config.per_head),
             _uncompiled(self.model),
             self.placed.scoring(),
         ):
-            for begin in range(0, here, rows):
-                tokens_BS = torch.from_numpy(batch_BS[begin : min(begin + rows, here)]).to(self.device)
+            for begin in range(0, n_passes * rows, rows):
+                here = mine[begin : begin + rows]
+                found.weight = len(here)
+                # A rank with none left goes along, as a sharded model needs all of them, and says nothing.
+                tokens_BS = torch.from_numpy(batch_BS[here if len(here) else [0]]).to(self.device)
                 with autocast(self.device, self.precision):
                     self.placed.plain(tokens_BS)
-        return found.result(self.processes.sum, self.processes.largest, self.processes.world.size)
+        return found.result(self.processes.sum, self.processes.largest)
+
+    def _chosen(self, n_here: int, rows: int) -> tuple[np.ndarray, int]:
+        """Places in this rank's slice of the sequences that are measured, which lie evenly over the global batch and so
+        are the same for any number of ranks; and how many passes the rank with the most of them makes."""
+        world = self.processes.world
+        n_batch = n_here * world.size
+        n_chosen = min(self.config.sequences or n_batch, n_batch)
+        ranks, places = np.divmod(np.arange(n_chosen) * n_batch // n_chosen, n_here)
+        most = int(np.bincount(ranks).max())
+        return places[ranks == world.rank], -(-most // rows)
 
     def gradients(self) -> dict[str, float]:
         """Of the gradients and parameters as they are."""

@@ -184,7 +184,7 @@ class Trainer:
         if path is None:
             return None
         plain = checkpoint.read_state(path)
-        self._check_same_data(plain)
+        checkpoint.check_same_data(plain, self.data, self.folder.path)
         return str(path), plain
 
     def _open_records(self) -> tuple[int, str | None, list[dict[str, Any]]]:
@@ -192,20 +192,6 @@ class Trainer:
         restarts = self.folder.start(dataclasses.asdict(self.run), environment)
         kept = self.folder.open_metrics(keep_before=self.step + (self.row is None))
         return restarts, environment["git"]["commit"], [row for row in kept if "val_loss" in row]
-
-    def _check_same_data(self, saved: dict[str, Any]) -> None:
-        for key, now in self._fingerprints().items():
-            if saved[key] != now:
-                raise UserError(
-                    f"{self.folder.path} was trained on other data: its {key} is {saved[key]}, that of "
-                    f"{self.data.folder} is {now}; restore the data, or start a run of another name="
-                )
-
-    def _fingerprints(self) -> dict[str, Any]:
-        return {
-            "data_fingerprint": self.data.fingerprint,
-            "tokenizer_fingerprint": self.data.tokenizer_fingerprint,
-        }
 
     def _announce(self, quiet: bool) -> None:
         run, config, counts = self.run, self.model.config, self.counts
@@ -219,6 +205,10 @@ class Trainer:
             f"{self.data.folder}; attention {self.model.attention_impl}, qk-norm {self.model.qk_norm_impl}, "
             f"loss {self.loss.impl}"
         )
+        if (run.diagnostics.at_step or 0) > self.steps:
+            self.progress.say(
+                f"diagnostics.at_step={run.diagnostics.at_step} lies past the last step, and is not measured"
+            )
         if self.step:
             self.progress.say(f"resumed at step {self.step:,} (start {self.restarts + 1} of this run)")
 
@@ -246,6 +236,8 @@ class Trainer:
         except Diverged as reason:
             outcome = {"status": "diverged", "error": str(reason), "diverged_at_step": self.step + 1}
             self._final_evaluation()
+            self.row = {"step": self.step + 1} | reason.diagnostics  # what the update that was not made looked like
+            self._write_row()
         finally:
             self.progress.close()
         if outcome["status"] == "preempted" or (outcome["status"] == "finished" and self.run.checkpoint.at_end):
@@ -335,7 +327,7 @@ class Trainer:
             "train_loss_last": self.train_loss_last,
             "wall_seconds": self.clock.wall_seconds,
             "updates": self.updates.state(),
-            **self._fingerprints(),
+            **checkpoint.fingerprints(self.data),
         }
         if self.run.parallelism.kind == "fsdp":
             tensors, shards = state.sharded_state(self.model, self.optimizer)
@@ -351,7 +343,7 @@ class Trainer:
         last = self.evaluations[-1] if self.evaluations else {}
         losses = [row["val_loss"] for row in self.evaluations]
         manifest = self.data.manifest
-        row = empty_row(self.run) | outcome | dataclasses.asdict(self.counts) | self._fingerprints()
+        row = empty_row(self.run) | outcome | dataclasses.asdict(self.counts) | checkpoint.fingerprints(self.data)
         return row | {
             "n_tokens": n_tokens,
             "steps": self.step,

@@ -20,7 +20,12 @@ from scaling_testbed.running.parallel import Replica
 
 
 class Diverged(Exception):
-    """The loss or the gradient norm of the next update is not finite; the message says which."""
+    """The loss or the gradient norm of the next update is not finite; the message says which. diagnostics: what was
+    measured of it."""
+
+    def __init__(self, message: str, diagnostics: dict[str, float]):
+        super().__init__(message)
+        self.diagnostics = diagnostics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,12 +74,12 @@ class Updates:
         found = self.measurement.forward(batch_BS, rows) if measured else {}
         ce, z_loss, n_tokens = self._forward_backward(batch_BS, rows, interrupts)
         if not math.isfinite(ce + z_loss):
-            raise Diverged("the training loss is not finite")
+            raise Diverged("the training loss is not finite", found)
         if measured:
             found |= self.measurement.gradients()
         grad_norm = self._clip()
         if not math.isfinite(grad_norm):
-            raise Diverged("the gradient norm is not finite")
+            raise Diverged("the gradient norm is not finite", found)
         lr = run.schedule.lr(step, steps, run.optimizer.lr)
         set_lr(self.optimizer, lr)
         skipped = self._is_skipped(ce / n_tokens, grad_norm)

@@ -26,7 +26,7 @@ def probed(model, tokens_BT, **options):
     found = Reductions()
     with torch.no_grad(), ForwardProbe(model, found, **options):
         model(tokens_BT)
-    return found.result(alone, alone, 1)
+    return found.result(alone, alone)
 
 
 @pytest.fixture
@@ -150,24 +150,31 @@ def test_a_bigram_model_has_logits_and_no_attention(case):
 
 def test_reductions_are_over_batches_and_ranks():
     ranks = []
-    for values in ((1.0, 3.0), (5.0, 7.0)):
+    for values in (((1.0, 2), (3.0, 2)), ((5.0, 1), (9.0, 3), (-100.0, 0))):
         found = Reductions()
-        for value in values:
+        for value, weight in values:
+            found.weight = weight
             for way in (MEAN, RMS, LARGEST, SMALLEST):
                 found.add(way, way, torch.tensor(value))
         ranks.append(found)
     said = []
-    ranks[1].result(lambda values: said.append(values) or values, alone, 1)  # what the other rank contributes
+    ranks[1].result(lambda values: said.append(values) or values, lambda values: said.append(values) or values)
 
     def both(values, way):
-        return [way(pair) for pair in zip(values, said[0], strict=True)]
+        return [way(pair) for pair in zip(values, next(one for one in said if len(one) == len(values)), strict=True)]
 
-    result = ranks[0].result(lambda v: both(v, sum), lambda v: both(v, max), 2)
-    assert result == {"mean": 4.0, "rms": 2.0, "largest": 7.0, "smallest": 1.0}
-    assert Reductions().result(alone, alone, 1) == {}
+    result = ranks[0].result(lambda v: both(v, sum), lambda v: both(v, max))
+    mean = (2 * 1 + 2 * 3 + 1 * 5 + 3 * 9) / 8
+    assert result == {"mean": mean, "rms": math.sqrt(mean), "largest": 9.0, "smallest": 1.0}
+    assert Reductions().result(alone, alone) == {}
 
 
-def test_what_is_not_a_number_stays_so():
+def test_what_is_not_a_number_stays_so_unless_it_says_nothing():
     found = Reductions()
     found.add("a", RMS, torch.tensor(math.nan))
-    assert math.isnan(found.result(alone, alone, 1)["a"])
+    assert math.isnan(found.result(alone, alone)["a"])
+    found = Reductions()
+    for found.weight, value in ((1, 3.0), (0, math.nan)):
+        found.add("a", MEAN, torch.tensor(value))
+        found.add("b", LARGEST, torch.tensor(value))
+    assert found.result(alone, alone) == {"a": 3.0, "b": 3.0}

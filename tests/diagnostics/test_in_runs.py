@@ -10,6 +10,7 @@ from scaling_testbed.diagnostics.config import DiagnosticsConfig
 from scaling_testbed.diagnostics.summary import names_in, summarize
 from scaling_testbed.errors import ConfigError
 from scaling_testbed.running import updates
+from scaling_testbed.running.trainer import train
 from tests.running.conftest import data_dir, metrics, tiny, trained  # noqa: F401
 from tests.running.test_trainer import assert_same_weights
 
@@ -26,7 +27,12 @@ def lines(folder):
         (),
         ("batch.micro_batch_sequences=2", "model.qk_norm=none", "compute.precision=bf16"),
         ("model.attention_softcap=20", "parallelism.activation_checkpointing=1", "optimizer=stable_adamw"),
-        ("model.linear=sigma_reparam", "optimizer=muon", "optimizer.skip_spikes_sigmas=0.5"),
+        (
+            "model.linear=sigma_reparam",
+            "optimizer=muon",
+            "optimizer.skip_spikes_sigmas=0.5",
+            "optimizer.skip_spikes_window=4",
+        ),
         ("model.qk_norm=none", "optimizer=adam_atan2", "optimizer.qk_clip=1", "model.attention_normaliser=relu2"),
     ],
 )
@@ -34,6 +40,7 @@ def test_switching_them_on_changes_no_bit(trained, overrides):  # noqa: F811
     row, plain = trained(*overrides, runs="off")
     measured, probed = trained(*overrides, *ON, runs="on")
     assert row["run_id"] == measured["run_id"]
+    assert row["skipped_steps"] == measured["skipped_steps"] != 0  # None where none is looked for
     assert_same_weights(plain, probed)
     known = [{key: value for key, value in line.items() if key not in names_in(line)} for line in metrics(probed)]
     assert known == metrics(plain)
@@ -45,7 +52,10 @@ def test_the_row_keeps_the_named_step_and_the_means_of_the_last(trained):  # noq
     row, folder = trained(*ON)
     found = lines(folder)
     assert list(found) == [1, 3, 5, 6, 9, 12]
-    assert row["diagnostics_at_step"] == {"step": 5, **found[5]}
+    clipping = {line["step"]: {key: line[key] for key in ("grad_norm", "clip_coefficient")}
+                for line in metrics(folder)[1:]}  # fmt: skip
+    assert row["diagnostics_at_step"] == {"step": 5, **found[5], **clipping[5]}
+    assert 0 < row["diagnostics_last_mean"]["clip_coefficient"] <= 1
     assert row["diagnostics_last_mean"]["steps"] == [9, 12] and row["diagnostics_last_mean"]["measured"] == 2
     for name in ("residual_rms/1", "grad_rms/blocks.0.mlp.mlp_in.weight", "log_z_mean"):
         assert row["diagnostics_last_mean"][name] == pytest.approx((found[9][name] + found[12][name]) / 2)
@@ -73,9 +83,36 @@ def test_sequences_limit_the_extra_pass(trained):  # noqa: F811
     every, _ = trained(*ON, "diagnostics.sequences=null", runs="all")
     one, _ = trained(*ON, "diagnostics.sequences=1", runs="one")
     split, _ = trained(*ON, "diagnostics.sequences=null", "batch.micro_batch_sequences=2", runs="split")
+    seven, _ = trained(*ON, "diagnostics.sequences=7", runs="seven")
+    uneven, _ = trained(*ON, "diagnostics.sequences=7", "batch.micro_batch_sequences=2", runs="uneven")  # 2, 2, 2, 1
     assert one["diagnostics_at_step"]["attention_logit_max"] < every["diagnostics_at_step"]["attention_logit_max"]
-    for name, value in every["diagnostics_at_step"].items():
-        assert split["diagnostics_at_step"][name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
+    for whole, parts in ((every, split), (seven, uneven)):
+        for name, value in whole["diagnostics_at_step"].items():
+            assert parts["diagnostics_at_step"][name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
+
+
+def test_a_step_past_the_end_is_said(tiny, capsys):  # noqa: F811
+    run, _ = tiny("diagnostics.at_step=2000")
+    assert train(run)["diagnostics_at_step"] is None
+    assert "diagnostics.at_step=2000 lies past the last step" in capsys.readouterr().out
+
+
+def test_the_update_that_diverged_is_measured(trained, monkeypatch):  # noqa: F811
+    """What broke the run is in its records: the row would look calm without."""
+    real = updates.Updates._forward_backward
+
+    def broken(self, *arguments):
+        ce, z_loss, n_tokens = real(self, *arguments)
+        made = next((float(state["step"]) for state in self.optimizer.state.values()), 0)
+        return (math.nan if made == 4 else ce), z_loss, n_tokens
+
+    monkeypatch.setattr(updates.Updates, "_forward_backward", broken)
+    row, folder = trained(*ON)  # step 5 is measured
+    assert row["status"] == "diverged" and row["diverged_at_step"] == 5
+    last = metrics(folder)[-1]
+    assert last["step"] == 5 and "val_loss" not in last and last["attention_logit_max"] > 0
+    assert row["diagnostics_at_step"] == {"step": 5, **names_in(last)}
+    assert row["max_attention_logit"] == max(line["attention_logit_max"] for line in lines(folder).values())
 
 
 def test_what_is_not_finite_is_left_out_of_a_mean_and_kept_out_of_the_largest():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from scaling_testbed.diagnostics.tensors import gradient_statistics, parameter_statistics, update_statistics
-from scaling_testbed.learning.config import AdamWConfig
+from scaling_testbed.learning.config import AdamAtan2Config, AdamWConfig
 from scaling_testbed.learning.optimizers import build_optimizer, set_lr
 from scaling_testbed.model.config import ModelConfig
 from scaling_testbed.model.transformer import Transformer
@@ -74,3 +74,29 @@ def test_the_update_falls_as_the_closed_form_says_when_gradients_near_eps():
         found[r] = update_statistics(model, optimizer, {}, list)["update_rms/head.weight"]
     for r, value in found.items():
         assert value == pytest.approx(r / (r + EPS), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        AdamWConfig(lr=LR, weight_decay=0.0, update_clipping=True),
+        AdamWConfig(lr=LR, weight_decay=0.0, scale_lr_by_param_rms=True),
+        AdamAtan2Config(lr=LR, weight_decay=0.0),
+        AdamAtan2Config(lr=LR, weight_decay=0.0, scale_lr_by_param_rms=True),
+    ],
+)
+def test_the_ratio_is_that_of_the_step_where_each_tensor_has_a_rate(config):
+    model = Transformer(ModelConfig(d_model=16, n_layers=1, n_heads=2, vocab_size=20).resolved(20))
+    model.init_weights(0)
+    optimizer = build_optimizer(config, model)
+    generator = torch.Generator().manual_seed(0)
+    for step in range(3):
+        for p in model.parameters():
+            p.grad = torch.randn(p.shape, generator=generator) * (1 + 30.0 * (step == 2))  # a spike, which is clipped
+        before, found = copy.deepcopy(model), parameter_statistics(model, list)
+        optimizer.step()
+        found |= update_statistics(model, optimizer, found, list)
+    for (name, old), new in zip(before.named_parameters(), model.parameters(), strict=True):
+        made = rms(old.double() - new.double()) / rms(old)
+        assert found[f"update_ratio/{name}"] == pytest.approx(made, rel=2e-3), name
+    assert any(name.startswith("below_eps/") for name in found) == (config.name == "adamw")

@@ -36,6 +36,7 @@ from tests.running.test_trainer import assert_same_bits
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 COMMON = [*TINY, "evaluation.rows=5", "diagnostics.every_steps=4"]  # 13 validation batches, for 2 and for 4 ranks
+COMMON += ["diagnostics.sequences=3"]  # of 8: with 4 ranks one has none
 HARD = ["model.mlp=swiglu", "optimizer=stable_adamw", "model.d_ff=41", "model.residual=reordered"]
 HARD += ["model.tied_head=true", "model.qk_norm_axis=full"]  # and 41 rows cannot be shared equally
 MICRO = ["batch.micro_batch_sequences=1", "parallelism.activation_checkpointing=2"]

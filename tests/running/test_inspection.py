@@ -7,9 +7,10 @@ import torch
 
 from scaling_testbed import analyze
 from scaling_testbed.config.compose import compose, recorded_run
-from scaling_testbed.config.schema import run_id
+from scaling_testbed.config.schema import run_folder_path, run_id
 from scaling_testbed.diagnostics.summary import names_in
 from scaling_testbed.errors import UserError
+from scaling_testbed.running import inspection
 from scaling_testbed.running.inspection import inspect
 from scaling_testbed.running.trainer import train
 from tests.running.conftest import metrics
@@ -74,6 +75,42 @@ def test_the_door_shows_a_run_by_its_folder_alone(tiny, tmp_path, capsys):
     assert "step 12" in out and "attention_entropy" in out and "blocks.1.mlp.mlp_out.weight" in out
     assert analyze.main(["inspect", str(folder), "--json", "--step", "12"]) == 0
     assert json.loads(capsys.readouterr().out)["step"] == 12
+    assert analyze.main(["inspect", str(folder), "--sequences", "100000000"]) == 0
+    assert "249 validation sequences" in capsys.readouterr().out  # all there are: 4,000 tokens, 16 at a time
+
+
+def test_the_number_of_sequences_at_a_time_changes_nothing(inspected, monkeypatch):
+    run, folder = inspected()
+    _, whole = inspect(run, folder, sequences=21)
+    monkeypatch.setattr(inspection, "ROWS", 8)  # 8, 8 and 5
+    _, parts = inspect(run, folder, sequences=21)
+    assert whole == pytest.approx(parts, rel=1e-5, abs=1e-6) and whole["sequences"] == 21
+
+
+def test_other_data_than_the_runs_is_refused(tmp_path):
+    (tmp_path / "a.txt").write_text("a tale of two corpora " * 400)
+    overrides = ["model=nano_s", "data=text_files", f"data.files=['{tmp_path}/a.txt']", "data.validation_fraction=0.5"]
+    overrides += ["tokenizer=bytes", "batch.sequences=4", "batch.sequence_length=16", "budget.steps=2"]
+    run = compose([*overrides, f"data_dir={tmp_path / 'data'}", f"runs_dir={tmp_path / 'runs'}"])
+    train(run, quiet=True)
+    folder = run_folder_path(run)
+    (tmp_path / "a.txt").write_text("another tale altogether " * 400)
+    with pytest.raises(UserError, match="was trained on other data: its data_fingerprint is"):
+        inspect(run, folder)
+
+
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        ("a: [", "has no readable config.yaml"),
+        ("data_dir: 5\noverrides: []", "has no readable config.yaml"),
+        ("data_dir: d\noverrides: [model.no=1]", "config.yaml cannot be composed any more"),
+    ],
+)
+def test_a_broken_config_is_named(tmp_path, content, said):
+    (tmp_path / "config.yaml").write_text(content)
+    with pytest.raises(UserError, match=said):
+        recorded_run(tmp_path)
 
 
 def test_the_door_refuses_what_is_no_run_or_another_versions(tiny, capsys, tmp_path):
@@ -83,7 +120,7 @@ def test_the_door_refuses_what_is_no_run_or_another_versions(tiny, capsys, tmp_p
     train(run, quiet=True)
     folder = folder.rename(folder.with_name("0123456789ab"))
     assert analyze.main(["inspect", str(folder)]) == 1
-    assert "was made by another version" in capsys.readouterr().err
+    assert "was renamed, or made by another version" in capsys.readouterr().err
     assert analyze.main(["inspect", str(folder), "--sequences", "0"]) == 2
 
 

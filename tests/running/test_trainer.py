@@ -316,7 +316,7 @@ def test_data_that_changed_between_two_starts_is_refused(tiny, trained, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(trainer, "Interrupts", lambda: StopAt(12))
         trained()
-    monkeypatch.setattr(trainer.Trainer, "_fingerprints", lambda self: {"data_fingerprint": "another"})
+    monkeypatch.setattr(checkpoint, "fingerprints", lambda data: {"data_fingerprint": "another"})
     with pytest.raises(UserError, match="trained on other data"):
         train(tiny()[0], quiet=True)
 
