@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs a sweep to its end, or goes on with it, and files rows, tables, figures and report under studies/.
+# Runs a sweep to its end, or goes on with it, and files rows, tables, figures, verdicts and traces under studies/.
 # usage: scripts/study.sh SWEEP SCALE [key=value ...]
 set -euo pipefail
 : "${2:?usage: scripts/study.sh SWEEP SCALE [key=value ...]}"
@@ -11,10 +11,15 @@ typed=("sweep=$1" "scale=$2" "runs_dir=$runs" "${@:3}")
 "$python" -m scaling_testbed.sweep run "${typed[@]}" workers="$workers"
 "$python" -m scaling_testbed.sweep collect "${typed[@]}"
 mkdir -p "$study"
-gzip -9nc "$folder/results.jsonl" > "$study/results.jsonl.gz"
-cp "$folder/plan.jsonl" "$folder/sweep.json" "$study/"
-"$python" -m scaling_testbed.analyze report "$folder" --out "$folder/report.html"
-case $(sed -n 's/.*"analysis": "\(.*\)".*/\1/p' "$study/sweep.json") in
+case $runs in /*) relative="s#$(dirname "$runs")/##g" ;; *) relative="" ;; esac  # where they lay on this machine is no news
+sed "$relative" "$folder/results.jsonl" | gzip -9n > "$study/results.jsonl.gz"
+sed "$relative" "$folder/plan.jsonl" > "$study/plan.jsonl"
+cp "$folder/sweep.json" "$study/"
+analysis=$(sed -n 's/.*"analysis": "\(.*\)".*/\1/p' "$study/sweep.json")
+report=("$folder" --out "$folder/report.html" --traces "$study/metrics")
+[ "$analysis" = report ] && report+=(--figures "$study/figures")
+"$python" -m scaling_testbed.analyze report "${report[@]}" | sed '/wrote/d; /no trace/d' | tee "$study/verdicts.txt"
+case $analysis in
   lr_sensitivity) "$python" -m scaling_testbed.analyze lr_sensitivity "$study" --out "$study" ;;
   instability) "$python" -m scaling_testbed.analyze instability "$study" --hold-out-largest --out "$study" ;;
 esac

@@ -99,11 +99,11 @@ def select(rows: Sequence[Row], where: Sequence[str], hold_out: Sequence[str]) -
     """Rows to fit and rows held out. where: all must hold. hold_out: any may. Raises UserError where nothing is left,
     ConfigError where a hold-out takes no row."""
     for typed in where:
-        fits = parse("--where", typed)
+        fits = parse("--where", typed, {key for row in rows for key in row})
         rows = [row for row in rows if fits(row)]
         if not rows:
             raise UserError(f"--where {typed}: no row fits")
-    held = [parse("--hold-out", typed) for typed in hold_out]
+    held = [parse("--hold-out", typed, {key for row in rows for key in row}) for typed in hold_out]
     for typed, fits in zip(hold_out, held, strict=True):
         if not any(map(fits, rows)):
             raise ConfigError(f"--hold-out {typed}: no row fits, so that nothing would be held out")

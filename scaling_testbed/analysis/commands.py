@@ -11,7 +11,7 @@ from scaling_testbed.analysis.claims import experiment_of
 from scaling_testbed.analysis.grouping import grouping_keys
 from scaling_testbed.analysis.instability import AT_STEP, LAST_MEAN, Quantity
 from scaling_testbed.analysis.panels import instability_panels, sensitivity_panels
-from scaling_testbed.analysis.report import write_report
+from scaling_testbed.analysis.report import write_report, write_traces
 from scaling_testbed.analysis.rows import Study, load, where
 from scaling_testbed.errors import ConfigError
 
@@ -55,7 +55,8 @@ def _add_lr_sensitivity(commands) -> None:
 def _add_instability(commands) -> None:
     parser = _command(commands, do_instability, "extrapolate a diagnostic to sizes not trained")
     _add_grouping(parser)
-    parser.add_argument("--quantity", help="default: attention_logit_max/0; with --eps the gradient of the first MLP")
+    quantity = "default: what the sweep is about; else attention_logit_max/0, with --eps the gradient of the first MLP"
+    parser.add_argument("--quantity", help=quantity)
     parser.add_argument("--threshold", type=float, help="unstable above this value (default: 1e4)")
     eps = "instead of --threshold: unstable below this value, AdamW's eps, as a mean over the last steps"
     parser.add_argument("--eps", type=float, nargs="?", const=1e-8, metavar="1e-8", help=eps)
@@ -66,6 +67,9 @@ def _add_instability(commands) -> None:
 def _add_report(commands) -> None:
     parser = _command(commands, do_report, "all of it as one page, with the paper's claims judged")
     parser.add_argument("--out", type=Path, metavar="FILE.html", help="default: SWEEP_DIR/report.html")
+    parser.add_argument("--figures", type=Path, metavar="STEM", help="also the figures, as STEM.png and STEM.svg")
+    traces = "also what it looks at over the steps of each run, as DIR/RUN_ID.jsonl.gz"
+    parser.add_argument("--traces", type=Path, metavar="DIR", help=traces)
 
 
 def _add_inspect(commands) -> None:
@@ -98,7 +102,7 @@ def do_instability(arguments: argparse.Namespace) -> int:
     interval, to what is planned and has no row (arXiv 2309.14322, Figures 9 and 11). A CSV of rows has the columns
     n_params, lr, value and, if you like, diverged; an empty value asks for its prediction."""
     study, group, folder = _opened(arguments)
-    quantity = _quantity(arguments)
+    quantity = _quantity(arguments, experiment_of(study.name).quantities)
     series, predictions = instability.analyse(study, group, quantity, arguments.hold_out_largest, arguments.size)
     records = [one.record() for one in predictions]
     if records:
@@ -118,8 +122,11 @@ def do_report(arguments: argparse.Namespace) -> int:
     """One self-contained HTML page: question, claims, figures, tables, grid, versions."""
     study = where(load(arguments.sweep_dir), arguments.where)
     path = arguments.out or _default_folder(arguments, "report.html")
-    for line in write_report(study, path):
+    for line in write_report(study, path, arguments.figures):
         print(line)
+    if arguments.traces:
+        written = write_traces(study, arguments.traces)
+        print(f"wrote {len(written)} traces to {arguments.traces}" if written else "no trace is looked at")
     return 0
 
 
@@ -155,14 +162,18 @@ def _default_folder(arguments: argparse.Namespace, name: str) -> Path:
     return path / name if path.is_dir() else path.with_name(f"{path.stem}_{name}")
 
 
-def _quantity(arguments: argparse.Namespace) -> Quantity:
+def _quantity(arguments: argparse.Namespace, known: Sequence[Quantity]) -> Quantity:
+    """What was asked for; where nothing was, the first of those that the study's experiment is about."""
+    if known and arguments.eps is arguments.threshold is arguments.quantity is None:
+        return known[0]
     if arguments.eps is None:
         threshold = 1e4 if arguments.threshold is None else arguments.threshold
         name = arguments.quantity or "attention_logit_max/0"
         return Quantity(name=name, field=AT_STEP, threshold=_positive("--threshold", threshold))
     if arguments.threshold is not None:
         raise ConfigError("give --threshold or --eps, not both: above the one, below the other is unstable")
-    name = arguments.quantity or FIRST_MLP
+    gradients = [one.name for one in known if not one.above]
+    name = arguments.quantity or next(iter(gradients), FIRST_MLP)
     return Quantity(name=name, field=LAST_MEAN, threshold=_positive("--eps", arguments.eps), above=False)
 
 

@@ -4,7 +4,7 @@ import json
 import math
 import operator
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from scaling_testbed.errors import ConfigError
@@ -15,18 +15,23 @@ PART = re.compile(r"\s*(.+?)\s*(<=|>=|!=|==|=|<|>)\s*(.*?)\s*$")
 Condition = Callable[[Mapping[str, Any]], bool]
 
 
-def parse(option: str, typed: str) -> Condition:
+def parse(option: str, typed: str, known: Collection[str] | None = None) -> Condition:
     """Whether a row fits: `model.qk_norm=none`, `flops<5e20`, `n_params>=1e6 and seed!=2 or seed=7`. A row without the
-    key does not fit an order, nor an equality. Raises ConfigError, naming the option, for what is no condition."""
-    ways = [[_part(option, part) for part in re.split(r"\s+and\s+", way)] for way in re.split(r"\s+or\s+", typed)]
+    key does not fit an order, nor an equality. Raises ConfigError, naming the option, for what is no condition, and for
+    a key that is not among those `known`."""
+    ways = [
+        [_part(option, part, known) for part in re.split(r"\s+and\s+", way)] for way in re.split(r"\s+or\s+", typed)
+    ]
     return lambda row: any(all(part(row) for part in parts) for parts in ways)
 
 
-def _part(option: str, typed: str) -> Condition:
+def _part(option: str, typed: str, known: Collection[str] | None) -> Condition:
     match = PART.match(typed)
     if not match:
         raise ConfigError(f"{option} {typed!r}: write KEY=VALUE, or one of != < <= > >= between them")
     key, sign, value = match.groups()
+    if known is not None and key not in known:
+        raise ConfigError(f"{option} {typed!r}: no row has a key {key!r}")
     if sign in ORDERS:
         try:
             bound = float(value)

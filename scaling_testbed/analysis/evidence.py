@@ -24,6 +24,7 @@ from scaling_testbed.analysis.rows import Row, Study
 
 AGREES, DISAGREES, CANNOT_TELL = "agrees", "disagrees", "cannot tell"
 RESOLUTION = 0.01  # nats: what one seed at nano scale cannot resolve
+SAME_N = 0.15  # of ln N: widths come in steps, so that two shapes are rarely of one size
 FACTOR = 1.1  # the same for quantities compared by their ratio
 
 Verdict = tuple[str, str]
@@ -94,12 +95,14 @@ def weigh(
 
 def pairs(found: Sequence, key: str, one, other, curve_of, by_n: bool = False) -> Iterator[tuple]:
     """What has `one` for a key beside what has `other` and is else the same, at the same shape; by_n: at the same
-    number of parameters to within a tenth. curve_of: item -> its curve."""
+    number of parameters to within 15 %, and of another shape. curve_of: item -> its curve."""
     for a in found:
         for b in found:
             mine, yours = curve_of(a), curve_of(b)
-            alike = abs(math.log(mine.n_params / yours.n_params)) < 0.1 if by_n else mine.shape == yours.shape
-            if alike and mine.fits({key: one}) and yours.fits({key: other}) and _rest(mine, key) == _rest(yours, key):
+            near = abs(math.log(mine.n_params / yours.n_params)) < SAME_N
+            alike = near and mine.shape != yours.shape if by_n else mine.shape == yours.shape
+            values = mine.fits({key: one}) and yours.fits({key: other})
+            if alike and values and remaining(mine, key) == remaining(yours, key):
                 yield a, b
 
 
@@ -107,7 +110,7 @@ def by_size_without(key: str, found: Sequence, curve_of) -> list[list]:
     """What differs in a key alone, in lists of one shape and one remaining condition."""
     groups: dict[tuple, list] = {}
     for one in found:
-        groups.setdefault((curve_of(one).shape, _rest(curve_of(one), key)), []).append(one)
+        groups.setdefault((curve_of(one).shape, remaining(curve_of(one), key)), []).append(one)
     return list(groups.values())
 
 
@@ -119,7 +122,8 @@ def by_condition(found: Sequence[Sensitivity]) -> dict[str, list[Sensitivity]]:
     return groups
 
 
-def _rest(curve: Curve, key: str) -> tuple:
+def remaining(curve: Curve, key: str) -> tuple:
+    """Its condition without a key."""
     return tuple(item for item in curve.condition.items() if item[0] != key)
 
 

@@ -15,6 +15,7 @@ from scaling_testbed.errors import UserError
 STYLES = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"), ((0, (5, 1)), "v"), ((0, (1, 1)), "P"))
 # Okabe and Ito's colours without the pale ones: told apart by colour-blind readers, for lines that have no size.
 PLAIN = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#000000")
+LONGEST_LABEL = 40
 PANEL_INCHES = (4.2, 4.2)
 SETTINGS = {
     "font.size": 9,
@@ -93,7 +94,7 @@ def inline_svg(panel: Panel, name: str) -> str:
 def compact(n_params: float) -> str:
     """A number of parameters as people say it, 98.6k, 2.4M; a learning rate as they type it, 3e-4."""
     for unit, name in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if n_params >= unit:
+        if n_params >= 0.9995 * unit:  # which three digits show as the unit
             return f"{n_params / unit:.3g}{name}"
     if 0 < n_params < 1:
         digits, _, power = f"{n_params:.2e}".partition("e")
@@ -122,11 +123,13 @@ def _draw_panel(panel: Panel, axes) -> None:
         _draw_line(line, axes, scale(line.n_params) if line.n_params is not None else PLAIN[_color(line) % len(PLAIN)])
     for value, name in panel.levels:
         axes.axhline(value, color="0.35", linewidth=0.9, linestyle=(0, (2, 2)))
-        axes.annotate(name, (0.01, value), xycoords=("axes fraction", "data"), va="bottom", fontsize=7, color="0.25")
+        axes.annotate(
+            _plain(name), (0.01, value), xycoords=("axes fraction", "data"), va="bottom", fontsize=7, color="0.25"
+        )
     axes.set_xscale("log" if panel.x_log else "linear")
     axes.set_yscale("log" if panel.y_log else "linear")
-    axes.set(xlabel=panel.x_label, ylabel=panel.y_label)
-    axes.set_title(panel.title, fontsize=9, loc="left")
+    axes.set(xlabel=_plain(panel.x_label), ylabel=_plain(panel.y_label))
+    axes.set_title(_plain(panel.title), fontsize=9, loc="left")
     _ticks(panel, axes)
     axes.grid(True, which="major", linewidth=0.4, color="0.9")
     axes.set_axisbelow(True)
@@ -143,6 +146,15 @@ def _draw_line(line: Line, axes, color) -> None:
     bad = [(x, y) for x, y, cross in zip(line.x, line.y, line.crosses, strict=False) if cross]
     if bad:
         axes.plot(*zip(*bad, strict=True), linestyle="none", marker="x", markersize=8, color=color, markeredgewidth=1.6)
+
+
+def _plain(text: str) -> str:
+    """A dollar is a dollar, and no formula; a long label takes two lines."""
+    text = text.replace("$", r"\$")
+    if len(text) > LONGEST_LABEL and ", " in text:
+        head, _, tail = text.rpartition(", ")
+        text = f"{head},\n{tail}"
+    return text
 
 
 def _color(line: Line) -> int:
@@ -190,7 +202,7 @@ def _legends(panel: Panel, axes, scale) -> None:
         shape, marker = STYLES[line.style % len(STYLES)]
         color = "0.3" if sizes else PLAIN[_color(line) % len(PLAIN)]
         look = {"marker": marker if line.markers else "", "linestyle": shape if line.joined else "none"}
-        handles.append(Line2D([], [], color=color, label=name, **look))
+        handles.append(Line2D([], [], color=color, label=_plain(name), **look))
     if any(any(line.crosses) for line in panel.lines):
         handles.append(Line2D([], [], color="0.3", marker="x", linestyle="none", label="diverged"))
     shown = [Line2D([], [], color=scale(n), label=f"{panel.color_name}={compact(n)}") for n in _thinned(sizes)]

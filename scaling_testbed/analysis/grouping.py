@@ -11,6 +11,7 @@ from scaling_testbed.errors import ConfigError, UserError
 # Settings that are no condition: the axes of a curve themselves, and what decides no number.
 SHAPE = ("name", "d_model", "n_layers", "n_heads", "n_kv_heads", "d_head", "d_ff", "d_ff_rule", "vocab_size")
 NO_CONDITION = {LR, "optimizer.fused", "loss.chunk_mib", "batch.micro_batch_sequences", *(f"model.{k}" for k in SHAPE)}
+RESULTS = ("run_id", "status", "val_loss", "value", "name", "label", "n_params", SIZE)
 NO_CONDITION_IN = ("logging.", "checkpoint.", "evaluation.", "compute.", "parallelism.", "diagnostics.")
 SCAN = "scan"  # derived from the shapes: a model lies on the scan over width, over depth, or on neither
 
@@ -107,16 +108,16 @@ def curves(
     every = [*study.rows, *study.missing]
     scans = _scans(every) if SCAN in group else {}
     for row in every:
-        lr = number(row, LR)
+        lr = _checked(row, LR, least=1e-30)
         if not lr_range[0] * (1 - 1e-9) <= lr <= lr_range[1] * (1 + 1e-9):
             continue
         for condition in _conditions(row, group, scans):
-            cells[tuple(condition.items()), shape_of(row, size), number(row, size)].append(row)
-    has_plan = (study.path / "plan.jsonl").exists()
+            cells[tuple(condition.items()), shape_of(row, size), _checked(row, size)].append(row)
+    _check_one_size(cells)
     rows = [row for cell in cells.values() for row in cell]
-    grid = {(number(row, LR), int(row.get("seed") or 0)) for row in rows}
+    grid = {(number(row, LR), _seed(row)) for row in rows}
     order = sorted(cells, key=lambda place: ([_sortable(value) for _, value in place[0]], place[2]))
-    return [_curve(place, cells[place], None if has_plan else grid) for place in order]
+    return [_curve(place, cells[place], None if study.planned else grid) for place in order]
 
 
 def _curve(place: tuple, rows: list[Row], grid: set[tuple[float, int]] | None) -> Curve:
@@ -124,7 +125,7 @@ def _curve(place: tuple, rows: list[Row], grid: set[tuple[float, int]] | None) -
     runs: dict[tuple[float, int], Row] = {}
     planned: dict[tuple[float, int], Row] = {}
     for row in rows:
-        at = (number(row, LR), int(row.get("seed") or 0))
+        at = (number(row, LR), _seed(row))
         if "label" in row:
             planned[at] = row
         elif at in runs and _result(runs[at]) != _result(row):
@@ -140,12 +141,39 @@ def _curve(place: tuple, rows: list[Row], grid: set[tuple[float, int]] | None) -
     return Curve(dict(condition), n_params, shape, lrs, seeds, runs, planned, names, rows[0])
 
 
+def _check_one_size(cells: dict[tuple, list[Row]]) -> None:
+    """Raise UserError where a condition has two models of one shape whose N differ: by the gains of a qk-norm, say, of
+    which the condition does not speak."""
+    seen: dict[tuple, list[Row]] = {}
+    for (condition, shape, _), rows in cells.items():
+        other = seen.setdefault((condition, shape), rows)
+        if other is not rows:
+            raise UserError(_two_rows(other[0], rows[0], (number(rows[0], LR), _seed(rows[0]))))
+
+
+def _checked(row: Row, key: str, least: float = 0.0) -> float:
+    """A finite number of a row. A model without layers has no parameters beside embedding and head."""
+    value = number(row, key)
+    if not least <= value < float("inf"):
+        sign = "greater than zero" if least else "zero or more"
+        raise UserError(f"{name_of(row)}: {key} must be a number, {sign}; got {text(row.get(key))}")
+    return value
+
+
+def _seed(row: Row) -> int:
+    seed = row.get("seed") or 0
+    if isinstance(seed, bool) or not isinstance(seed, (int, float)) or seed != seed or seed != int(seed):
+        raise UserError(f"{name_of(row)}: seed must be a whole number, got {text(seed)}")
+    return int(seed)
+
+
 def _result(row: Row) -> tuple:
     return (row.get("status", "finished"), row.get("val_loss"), row.get("value"))
 
 
 def _two_rows(first: Row, second: Row, at: tuple[float, int]) -> str:
-    keys = [key for key in second if _may_be_condition(key) and text(first.get(key)) != text(second[key])]
+    keys = [key for key in second if key not in RESULTS and text(first.get(key)) != text(second[key])]
+    keys = [key for key in keys if _may_be_condition(key)] or [key for key in keys if key.startswith("model.")] or keys
     differ = f"; they differ in {', '.join(keys)}: use --group or --where KEY=VALUE" if keys else "; remove one"
     return f"{name_of(first)} and {name_of(second)} both claim lr={at[0]:g} seed={at[1]} and differ{differ}"
 

@@ -7,7 +7,7 @@ gradients below AdamW's eps no longer move their weights at full size.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -151,7 +151,8 @@ def value_of(row: Row, quantity: Quantity) -> float | None:
 
 def measured_names(study: Study, field: str) -> list[str]:
     """The quantities that some row holds, in the order of the records."""
-    return list(dict.fromkeys(key for row in study.rows for key in row.get(field) or {} if "step" not in key))
+    about = ("step", "steps", "measured")  # what the numbers are of
+    return list(dict.fromkeys(key for row in study.rows for key in row.get(field) or {} if key not in about))
 
 
 def analyse(
@@ -166,15 +167,26 @@ def analyse(
         raise UserError(f"no row of {study.path} has {quantity.name} in {quantity.field}, which holds {known}")
     by_series: dict[tuple, list[Curve]] = {}
     for curve in curves(study, group, size):
-        for lr in curve.lrs:
+        for lr in curve.lrs if curve.n_params else ():  # a model without layers has no ln N
             by_series.setdefault((*curve.condition.items(), lr), []).append(curve)
-    measured = [curve.n_params for found in by_series.values() for curve in found if curve.runs]
-    largest = max(measured) if hold_out_largest else math.inf
-    if hold_out_largest and min(measured) == largest:
-        raise ConfigError(f"--hold-out-largest: {study.path} has one size only")
-    fitted = {key: _series(found, key[-1], quantity, largest) for key, found in by_series.items()}
+    largest = _largest(by_series.values(), study) if hold_out_largest else {}
+    fitted = {
+        key: _series(found, key[-1], quantity, largest.get(key[:-1], math.inf)) for key, found in by_series.items()
+    }
     predictions = [one for key, found in by_series.items() for one in _predictions(found, fitted[key], quantity)]
     return list(fitted.values()), predictions
+
+
+def _largest(groups: Iterable[Sequence[Curve]], study: Study) -> dict[tuple, float]:
+    """The largest measured size of each condition that has several: with the gains of its qk-norm one condition is a
+    little larger than another at the same width and depth. Raises ConfigError where none has."""
+    sizes: dict[tuple, set[float]] = {}
+    for curve in (curve for found in groups for curve in found if curve.runs):
+        sizes.setdefault(tuple(curve.condition.items()), set()).add(curve.n_params)
+    largest = {condition: max(found) for condition, found in sizes.items() if len(found) > 1}
+    if not largest:
+        raise ConfigError(f"--hold-out-largest: {study.path} has one size only")
+    return largest
 
 
 def _series(found: Sequence[Curve], lr: float, quantity: Quantity, largest: float) -> Series:
@@ -199,10 +211,17 @@ def _any_diverged(rows: Sequence[Row]) -> bool | None:
         return None
     return any(
         row.get("status") == "diverged"
-        or bool(row.get("diverged"))
+        or _said_diverged(row)
         or (row.get("val_loss_initial") is not None and (row.get("val_loss") or math.inf) >= row["val_loss_initial"])
         for row in rows
     )
+
+
+def _said_diverged(row: Row) -> bool:
+    said = row.get("diverged")
+    if said not in (None, True, False, 0, 1):
+        raise UserError(f"{name_of(row)}: diverged must be true or false, got {said!r}")
+    return bool(said)
 
 
 def _predictions(found: Sequence[Curve], series: Series, quantity: Quantity) -> list[Prediction]:

@@ -158,7 +158,8 @@ def crossing_diverges(quantity: Quantity, where: dict | None = None) -> Judge:
         short = sum(_cut_short(row) and not diverged(row) for row in past)
         if short:
             return CANNOT_TELL, f"{words} and {short} were stopped before the end of their schedule"
-        return weigh([Part(words, 1.0 if bad == len(past) else -1.0, True)] if past else [], least=1,
+        parts = [Part(words, 1.0 if bad == len(past) else -1.0, True)] if past else []
+        return weigh(parts, _missing_within(evidence), least=1,
                      unit=f"runs past {quantity.threshold:g}, of {measured} measured")  # fmt: skip
 
     return judge
@@ -294,7 +295,7 @@ def updates_shrink_below(grad: str, update: str) -> Judge:
                 f"{len(below)} measured runs have a gradient RMS below their eps, {len(others)} above it",
             )
         words = f"median update RMS {np.median(below):.3g} below eps ({len(below)} runs), {np.median(others):.3g} above"
-        return weigh([Part(words, float(np.median(others) - np.median(below)), True)])
+        return weigh([Part(words, float(np.median(others) - np.median(below)), True)], evidence.missing)
 
     return judge
 

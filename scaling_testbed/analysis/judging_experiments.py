@@ -14,12 +14,12 @@ from scaling_testbed.analysis.evidence import (
     apart,
     by_size_without,
     pairs,
+    remaining,
     size_name,
     text_of,
     weigh,
 )
-from scaling_testbed.analysis.figures import compact
-from scaling_testbed.analysis.grouping import SCAN, Curve
+from scaling_testbed.analysis.grouping import SCAN, Curve, label
 from scaling_testbed.analysis.judging_losses import best_losses
 from scaling_testbed.analysis.lr_sensitivity import Sensitivity
 
@@ -61,14 +61,14 @@ def _gains(evidence: Evidence, key: str, what: str) -> tuple[list[tuple[float, P
             gaps.append(f"{what} at {size_name(short.curve)}: {short.withheld or long.withheld}")
             continue
         names = [text(one.curve.settings[key]) for one in (short, long)]
-        gain = float(np.mean(a) - np.mean(b))
-        words = f"{size_name(short.curve)}: {what} {np.mean(a):.3f} at {names[0]}, {np.mean(b):.3f} at {names[1]}"
-        parts.append((short.curve.n_params, Part(words, gain, apart(a, b))))
+        first, last = (one.s if what == "S" else float(np.mean(values)) for one, values in ((short, a), (long, b)))
+        words = f"{size_name(short.curve)}: {what} {first:.3f} at {names[0]}, {last:.3f} at {names[1]}"
+        parts.append((short.curve.n_params, Part(words, first - last, apart(a, b))))
     return parts, gaps
 
 
 def _measured(one: Sensitivity, what: str) -> list[float]:
-    """What two conditions are compared by: the seeds' losses at the best rate, or S with the ends of its interval."""
+    """What tells whether two conditions differ: the seeds' losses at the best rate, or S and its interval."""
     if what == "best loss":
         return best_losses(one.curve) if one.curve.runs and not one.curve.missing else []
     return [value for value in (one.low, one.s, one.high) if value is not None]
@@ -183,20 +183,22 @@ def joint_extrapolates_best() -> Judge:
 
 
 def better_small_worse_large(key: str, one, other) -> Judge:
-    """The best loss is lower with one value of a key at the smallest size, and higher at the largest."""
+    """In each remaining condition the best loss is lower with one value of a key at the smallest size, and higher at
+    the largest; every one of these differences must be clear."""
 
     def judge(evidence: Evidence) -> Verdict:
         found = [pair for pair in pairs(evidence.curves, key, one, other, lambda c: c) if pair[0].runs and pair[1].runs]
-        found.sort(key=lambda pair: pair[0].n_params)
-        if not found or found[0][0].n_params == found[-1][0].n_params:
-            return weigh([], evidence.missing, 1, "pairs of sizes")
         parts = []
-        for (a, b), sign in ((found[0], 1), (found[-1], -1)):
-            mine, yours = best_losses(a), best_losses(b)
-            both = f"{np.mean(mine):.4f} with {text_of(one)}, {np.mean(yours):.4f} with {text_of(other)}"
-            words = f"N={compact(a.n_params)}: best loss {both}"
-            parts.append(Part(words, sign * float(np.mean(yours) - np.mean(mine)), apart(mine, yours)))
-        verdict = weigh(parts, evidence.missing)
-        return verdict if all(part.clear for part in parts) else weigh(parts, evidence.missing, 3, "clear differences")
+        for rest in dict.fromkeys(remaining(a, key) for a, _ in found):
+            own = sorted((pair for pair in found if remaining(pair[0], key) == rest), key=lambda pair: pair[0].n_params)
+            for (a, b), sign in ((own[0], 1), (own[-1], -1)) if own[0][0].n_params < own[-1][0].n_params else ():
+                mine, yours = best_losses(a), best_losses(b)
+                both = f"{np.mean(mine):.4f} with {text_of(one)}, {np.mean(yours):.4f} with {text_of(other)}"
+                words = f"{label(dict(rest))} {size_name(a)}: best loss {both}"
+                parts.append(Part(words, sign * float(np.mean(yours) - np.mean(mine)), apart(mine, yours)))
+        if not parts:
+            return weigh([], evidence.missing, 1, "pairs of sizes")
+        clear = all(part.clear for part in parts)
+        return weigh(parts, evidence.missing, 1 if clear else len(parts) + 1, "clear differences")
 
     return judge

@@ -1,5 +1,6 @@
 """Judges of claims about final losses and learning-rate sensitivity."""
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -214,17 +215,19 @@ def best_lr_steady(where: dict | None = None, against: dict | None = None) -> Ju
 
 
 def best_lr_moves_up(key: str) -> Judge:
-    """The best rate does not fall, and rises somewhere, as the key's value grows."""
+    """The best rate falls nowhere, and rises somewhere, as the key's value grows."""
 
     def judge(evidence: Evidence) -> Verdict:
         parts, gaps = [], []
         for found in by_size_without(key, evidence.curves, _itself):
             found = sorted(found, key=lambda curve: float(curve.settings[key]))
             gaps += [name for curve in found for name in curve.missing]
-            rates = [best_lr(curve) for curve in found if curve.runs]
+            rates = {curve.condition.get(key): best_lr(curve) for curve in found if curve.runs}
             if len(rates) > 1:
-                shown = ", ".join(f"{c.condition.get(key)}: {lr:g}" for c, lr in zip(found, rates, strict=False))
-                parts.append(Part(f"{size_name(found[0])}: best lr at {shown}", math.log(rates[-1] / rates[0]), True))
+                shown = ", ".join(f"{value}: {lr:g}" for value, lr in rates.items())
+                steps = [math.log(b / a) for a, b in itertools.pairwise(rates.values())]
+                gain = max(steps) if min(steps) >= 0 else min(steps)
+                parts.append(Part(f"{size_name(found[0])}: best lr at {shown}", gain, True))
         return weigh(parts, gaps, 2)
 
     return judge

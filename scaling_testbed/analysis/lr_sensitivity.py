@@ -165,6 +165,9 @@ def _withheld(curve: Curve | None, lr_range: tuple[float, float]) -> str | None:
     for key, (value, reason) in OTHER_MEANING.items():
         if same(curve.settings.get(key), value):
             return reason
+    data = {row["data_fingerprint"] for row in curve.runs.values() if row.get("data_fingerprint")}
+    if len(data) > 1:
+        return f"its rows come from {len(data)} sets of data ({', '.join(sorted(data))})"
     if curve.missing:
         return f"{len(curve.missing)} missing: {'; '.join(curve.missing)}"
     holes = [(lr, seed) for lr in curve.lrs for seed in curve.seeds if (lr, seed) not in curve.runs]
@@ -189,8 +192,10 @@ def _better_range(main: Sensitivity, shifted: Curve | None, whole: Curve, lr_ran
 def rates_note(found: Sequence[Sensitivity], lr_range: tuple[float, float]) -> str:
     """How many rates entered, and which were measured but lie outside the range."""
     every = sorted({lr for one in found for lr in one.curve.lrs})
-    inside = [lr for lr in every if lr_range[0] * (1 - 1e-9) <= lr <= lr_range[1] * (1 + 1e-9)]
+    ranges = {lr_range, *(one.lr_range for one in found)}  # that of coupled decay may be another
+    inside = [lr for lr in every if any(low * (1 - 1e-9) <= lr <= high * (1 + 1e-9) for low, high in ranges)]
     outside = [lr for lr in every if lr not in inside]
     shown = ", ".join(f"{lr:g}" for lr in inside) or "none"
     left_out = f"; outside, and left out: {', '.join(f'{lr:g}' for lr in outside)}" if outside else ""
-    return f"Learning rates in [{lr_range[0]:g}, {lr_range[1]:g}] that enter S: {len(inside)} ({shown}){left_out}."
+    said = " or ".join(f"[{low:g}, {high:g}]" for low, high in sorted(ranges, reverse=True))
+    return f"Learning rates in {said} that enter S: {len(inside)} ({shown}){left_out}."

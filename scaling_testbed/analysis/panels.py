@@ -1,5 +1,6 @@
 """What each analysis draws: from its results to the panels of figures.py."""
 
+import math
 from collections.abc import Sequence
 
 from scaling_testbed.analysis.figures import Line, Panel
@@ -31,14 +32,14 @@ def sensitivity_panels(found: Sequence[Sensitivity]) -> list[Panel]:
         for one in found
     ]
     known = [one for one in found if one.s is not None]
-    lines = [_s_line([one for one in known if one.curve.label == name], order[name]) for name in order]
+    lines = [_s_line([one for one in found if one.curve.label == name], order[name]) for name in order]
     panels = [
         Panel(lines=curves, x_label=LR_LABEL, y_label=LOSS_LABEL, title="A diverged run counts as its initial loss")
     ]
     if known:
         log = all(one.s > 0 for one in known)
         title = "S: mean excess over the best rate"
-        lines = [line for line in lines if line.x]
+        lines = [line for line in lines if not all(map(math.isnan, line.y))]
         panels.append(
             Panel(lines=lines, x_label=N_LABEL, y_label="LR sensitivity S (nats/token)", y_log=log, title=title)
         )
@@ -46,13 +47,17 @@ def sensitivity_panels(found: Sequence[Sensitivity]) -> list[Panel]:
 
 
 def _s_line(found: Sequence[Sensitivity], style: int) -> Line:
+    """Of one condition, broken where S is withheld."""
     found = sorted(found, key=lambda one: one.curve.n_params)
+    known = [one for one in found if one.s is not None]
     band = None
-    if found and all(one.low is not None and one.low > 0 for one in found):
-        band = ([one.low for one in found], [one.high for one in found])
-    name = found[0].curve.label if found else ""
-    x, y = [one.curve.n_params for one in found], [one.s for one in found]
-    return Line(x=x, y=y, label=name, style=style, band=band)
+    if known and all(one.low is not None and one.low > 0 for one in known):
+        band = tuple(
+            [math.nan if end is None else end for end in ends]
+            for ends in zip(*((one.low, one.high) for one in found), strict=True)
+        )
+    y = [math.nan if one.s is None else one.s for one in found]
+    return Line(x=[one.curve.n_params for one in found], y=y, label=found[0].curve.label, style=style, band=band)
 
 
 def instability_panels(series: Sequence[Series], predictions: Sequence[Prediction], quantity: Quantity) -> list[Panel]:

@@ -1,6 +1,8 @@
 """One page about a sweep: a single HTML file without scripts and without anything from the network."""
 
+import gzip
 import html
+import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,7 +11,7 @@ from scaling_testbed.analysis import instability, lr_sensitivity, panels, tables
 from scaling_testbed.analysis.claims import Claim, Experiment, experiment_of, judged
 from scaling_testbed.analysis.conditions import text
 from scaling_testbed.analysis.evidence import Evidence, Verdict
-from scaling_testbed.analysis.figures import Panel, inline_svg
+from scaling_testbed.analysis.figures import Panel, inline_svg, save
 from scaling_testbed.analysis.lr_sensitivity import capped, final_loss, rates_note
 from scaling_testbed.analysis.rows import LR, SIZE, Row, Study, name_of, number
 from scaling_testbed.errors import UserError
@@ -42,15 +44,17 @@ summary { cursor: pointer; }
 """
 
 
-def write_report(study: Study, path: Path) -> list[str]:
-    """Write the page; returns what to say about it: each claim with its verdict, and where the page is. Raises
-    UserError where it cannot be written."""
+def write_report(study: Study, path: Path, figures: Path | None = None) -> list[str]:
+    """Write the page, and its figures side by side as figures.png and figures.svg where a stem is given; returns what
+    to say about it: each claim with its verdict, and where the files are. Raises UserError where one cannot be written.
+    """
     experiment = experiment_of(study.name)
     evidence = Evidence(study, experiment.group)
     verdicts = judged(study.name, evidence)
+    drawn, reasons = _panels(experiment, evidence)
     sections = [
         ("Claims of the paper", _claims(experiment, verdicts)),
-        ("Figures", _figures(experiment, evidence)),
+        ("Figures", _figures(drawn, reasons)),
         ("Learning-rate sensitivity", _sensitivity(evidence)),
         ("Extrapolation in N", _extrapolation(experiment, evidence)),
         ("The grid", _grid(study)),
@@ -61,7 +65,26 @@ def write_report(study: Study, path: Path) -> list[str]:
     body = "".join(f"<section><h2>{title}</h2>{content}</section>" for title, content in sections if content)
     tables.prepare(path.parent)
     write_text(path, _page(study, experiment, body))
-    return [*(f"{verdict:11}  {claim.text}" for claim, (verdict, _) in verdicts), f"wrote {path}"]
+    written = [path, *(save(drawn, figures) if figures and drawn else [])]
+    said = [f"{verdict:11}  {claim.text}\n             {words}" for claim, (verdict, words) in verdicts]
+    return [*said, f"wrote {', '.join(map(str, written))}"]
+
+
+def write_traces(study: Study, folder: Path) -> list[Path]:
+    """Write what the study's experiment looks at over the steps of its runs as folder/<run_id>.jsonl.gz, for a study
+    that is kept without its runs' folders; returns the paths, none where it looks at no trace."""
+    quantities = {name.partition("/")[0] for name in experiment_of(study.name).traces}
+    paths = []
+    for row in study.rows if quantities else ():
+        steps = study.trace(row["run_id"])
+        kept = [{key: value for key, value in step.items() if key == "step" or key.partition("/")[0] in quantities}
+                for step in steps]  # fmt: skip
+        lines = "".join(json.dumps(step) + "\n" for step in kept if len(step) > 1)
+        if lines:
+            tables.prepare(folder)
+            paths.append(folder / f"{row['run_id']}.jsonl.gz")
+            paths[-1].write_bytes(gzip.compress(lines.encode(), mtime=0))
+    return paths
 
 
 def _page(study: Study, experiment: Experiment, body: str) -> str:
@@ -86,16 +109,21 @@ def _claims(experiment: Experiment, verdicts: Sequence[tuple[Claim, Verdict]]) -
     return f'<ul class="claims">{"".join(items)}</ul>'
 
 
-def _figures(experiment: Experiment, evidence: Evidence) -> str:
+def _panels(experiment: Experiment, evidence: Evidence) -> tuple[list[Panel], list[str]]:
+    """What can be drawn, and why the rest cannot."""
     drawn: list[Panel] = []
     reasons: list[str] = []
     for make in (_sensitivity_panels, _quantity_panels, _trace_panels):
         try:
             drawn += make(experiment, evidence)
         except UserError as error:
-            reasons.append(f"<p>{html.escape(str(error))}</p>")
+            reasons.append(str(error))
+    return drawn, reasons
+
+
+def _figures(drawn: Sequence[Panel], reasons: Sequence[str]) -> str:
     figures = "".join(f"<figure>{inline_svg(panel, f'f{index}')}</figure>" for index, panel in enumerate(drawn))
-    return f'<div class="figures">{figures}</div>' + "".join(reasons)
+    return f'<div class="figures">{figures}</div>' + "".join(f"<p>{html.escape(reason)}</p>" for reason in reasons)
 
 
 def _sensitivity_panels(experiment: Experiment, evidence: Evidence) -> list[Panel]:
@@ -138,6 +166,8 @@ def _sensitivity(evidence: Evidence) -> str:
         found = evidence.sensitivities
     except UserError as error:
         return f"<p>{html.escape(str(error))}</p>"
+    if all(len(one.curve.lrs) < 2 for one in found):
+        return ""  # a study at one rate, or at the best of each size, says nothing of sensitivity
     said = f"{lr_sensitivity.DEFINITION} {rates_note(found, lr_sensitivity.DEFAULT_RANGE)}"
     return f"<p>{html.escape(said)}</p>{_table([one.record() for one in found])}"
 
@@ -156,8 +186,8 @@ def _extrapolation(experiment: Experiment, evidence: Evidence) -> str:
 
 
 def _holds_out(evidence: Evidence) -> bool:
-    """The largest size is held out where nothing is left to predict."""
-    return not evidence.missing and len({curve.n_params for curve in evidence.curves if curve.runs}) > 1
+    """The largest size is held out where nothing is left to predict, and enough sizes remain for a fit."""
+    return not evidence.missing and len({curve.shape for curve in evidence.curves if curve.runs}) > 3
 
 
 def _grid(study: Study) -> str:
@@ -200,7 +230,7 @@ def _provenance(study: Study) -> str:
 
 def _distinct(rows: Sequence[Row], ask: Callable, form: Callable = str) -> str:
     values = {value for row in rows if (value := ask(row)) is not None}
-    return ", ".join(form(value) for value in sorted(values))
+    return ", ".join(form(value) if _order(value)[0] == 0 else text(value) for value in sorted(values, key=_order))
 
 
 def _runs(study: Study, group: Sequence[str]) -> str:
@@ -208,10 +238,16 @@ def _runs(study: Study, group: Sequence[str]) -> str:
     shown = ("run_id", SIZE, *keys, LR, "seed", "status", "val_loss", "val_loss_initial", "diverged_at_step")
     everything = sorted(
         [*study.rows, *study.missing],
-        key=lambda row: (row.get(SIZE) or 0, *(text(row.get(k)) for k in keys), row.get(LR)),
+        key=lambda row: (_order(row.get(SIZE)), *(text(row.get(k)) for k in keys), _order(row.get(LR))),
     )
     records = [{key: row.get(key) for key in shown} for row in everything]
     return f"<details><summary>{len(records)} runs</summary>{_table(records)}</details>"
+
+
+def _order(value: object) -> tuple:
+    """Numbers first, then what a hand-made table may hold in their place."""
+    is_number = isinstance(value, (int, float)) and value == value
+    return (0, value, "") if is_number else (1, 0.0, text(value))
 
 
 def _table(records: Sequence[dict]) -> str:

@@ -1,8 +1,8 @@
 """The rows of a study, what was planned beside them, and the traces of its runs.
 
 A study is a sweep's folder (run folders with result.json), a folder with results.jsonl or results.jsonl.gz and
-metrics/<run_id>.jsonl, or a file of rows, .jsonl, .jsonl.gz, .json, .csv or .parquet. A run that was planned and has no
-final row is kept by name: nothing stands in for it.
+metrics/<run_id>.jsonl or .jsonl.gz, or a file of rows, .jsonl, .jsonl.gz, .json, .csv or .parquet. A run that was
+planned and has no final row is kept by name: nothing stands in for it.
 """
 
 import csv
@@ -30,18 +30,24 @@ ALIASES = {"lr": LR, "n_params": SIZE}  # columns of a hand-made table
 @dataclass(frozen=True, kw_only=True)
 class Study:
     """rows: one for each run that is finished or diverged. missing: for each planned run without one, its configuration
-    and parameter counts, `status` (missing | failed | preempted) and `label`. scale: None where not recorded."""
+    and parameter counts, `status` (missing | failed | preempted) and `label`. planned: whether there is a plan, which
+    says what should be there. scale: None where not recorded."""
 
     name: str
     path: Path
     rows: list[Row]
     missing: list[Row] = field(default_factory=list)
+    planned: bool = False
     scale: str | None = None
     description: str = ""
 
     def trace(self, run_id: str) -> list[Row]:
         """The recorded steps of a run; empty where there is no such file."""
-        places = (self.path / run_id / "metrics.jsonl", self.path / "metrics" / f"{run_id}.jsonl")
+        folder = self.path if self.path.is_dir() else self.path.parent
+        places = [
+            folder / run_id / "metrics.jsonl",
+            *(folder / "metrics" / f"{run_id}.jsonl{end}" for end in ("", ".gz")),
+        ]
         return next((read_metrics(place) for place in places if place.exists()), [])
 
 
@@ -49,17 +55,19 @@ def load(path: str | Path) -> Study:
     """Read a study. Raises UserError where there is nothing to read, or a file is no table of rows."""
     path = Path(path)
     if not path.exists():
-        raise UserError(f"{path} does not exist; give a sweep's folder (runs/NAME), or a .jsonl or .csv file of rows")
-    about = _about(path)
+        raise UserError(f"{path} does not exist; give a sweep's folder (runs/NAME), or a file of rows")
+    folder = path if path.is_dir() else path.parent if path.name.startswith("results.") else None
+    about = _about(folder) if folder else {}
     found = _folder_rows(path) if path.is_dir() else _file_rows(path)
     finals = [row for row in found if row.get("status", "finished") in FINAL]
-    plan = path / "plan.jsonl" if path.is_dir() else None
-    missing = _missing(plan, found) if plan and plan.exists() else _unfinished(found)
+    plan = folder / "plan.jsonl" if folder and (folder / "plan.jsonl").exists() else None
+    missing = _missing(plan, found) if plan else _unfinished(found)
     if not finals and not missing:
         raise UserError(f"{path} holds no row yet; `sweep status` shows how far its runs are")
     return Study(
-        name=sweep_name(about.get("sweep") or (path.name if path.is_dir() else path.stem)),
-        path=path if path.is_dir() else path.parent,
+        name=sweep_name(about.get("sweep") or (folder.name if folder else path.stem)),
+        path=path,
+        planned=plan is not None,
         rows=sorted(finals, key=lambda row: str(row.get("run_id"))),
         missing=missing,
         scale=about.get("scale"),
@@ -71,7 +79,7 @@ def where(study: Study, conditions: Iterable[str]) -> Study:
     """The part of a study that fits every condition. Raises ConfigError where none does, or for what is none."""
     rows, missing = study.rows, study.missing
     for typed in conditions:
-        fits = parse_condition("--where", typed)
+        fits = parse_condition("--where", typed, {key for row in [*study.rows, *study.missing] for key in row})
         rows, missing = list(filter(fits, rows)), list(filter(fits, missing))
         if not rows and not missing:
             raise ConfigError(f"--where {typed}: no run of {study.path} fits")
@@ -104,7 +112,10 @@ def name_of(row: Row) -> str:
 
 def _about(path: Path) -> dict[str, Any]:
     file = path / "sweep.json"
-    return _read_json(file) if file.exists() else {}
+    about = _read_json(file) if file.exists() else {}
+    if not isinstance(about, dict):
+        raise UserError(f"{file} must be one JSON object that says which sweep this is")
+    return about
 
 
 def _read_json(path: Path) -> Any:
@@ -126,10 +137,8 @@ def _folder_rows(folder: Path) -> list[Row]:
 
 def _file_rows(path: Path) -> list[Row]:
     if path.suffix == ".csv":
-        with open(path, newline="") as file:
-            rows = [
-                _csv_row({key: _cell(value) for key, value in line.items() if key}) for line in csv.DictReader(file)
-            ]
+        lines = csv.DictReader(_lines(path))
+        rows = [_csv_row({key: _cell(value) for key, value in line.items() if key}) for line in lines]
     elif path.suffix == ".parquet":
         rows = [_csv_row(row) for row in _parquet_rows(path)]
     elif path.suffix == ".json":
@@ -163,7 +172,8 @@ def _records(path: Path) -> list[Row]:
 
 def _lines(path: Path) -> list[str]:
     try:
-        with gzip.open(path, "rt") if path.suffix == ".gz" else open(path) as file:
+        # Spreadsheets put a mark before the first column's name, which utf-8-sig takes off.
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig") as file:
             return file.read().splitlines()
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path}: {error}") from None

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from scaling_testbed.errors import UserError
 from scaling_testbed.files import write_text
@@ -44,9 +45,10 @@ def show(records: Sequence[dict]) -> None:
     """Print records with their filled columns."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for key in filled(records):
-        table.add_column(key, no_wrap=key not in ("withheld", "run", "note"))
+        table.add_column(Text(key), no_wrap=key not in ("withheld", "run", "note"))
     for record in records:
-        table.add_row(*(_brief(cell(record.get(key))) for key in filled(records)))
+        # As Text: brackets in a value are no markup.
+        table.add_row(*(Text(_brief(cell(record.get(key)))) for key in filled(records)))
     (Console() if sys.stdout.isatty() else Console(width=400, soft_wrap=True)).print(table)
 
 

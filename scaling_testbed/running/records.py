@@ -4,6 +4,7 @@ metrics.jsonl is the truth: one line per recorded step, flushed as it is written
 """
 
 import contextlib
+import gzip
 import hashlib
 import importlib.metadata
 import json
@@ -106,11 +107,13 @@ class RunFolder:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl. A half-written line (a kill, a full disk) is reported on stderr and left out."""
+    """The rows of a metrics.jsonl, or .jsonl.gz. A half-written line (a kill, a full disk) is said on stderr and left
+    out."""
     rows = []
     if not path.exists():
         return rows
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+    content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    for number, line in enumerate(content.splitlines(), start=1):
         try:
             row = json.loads(line)
             row["step"] + 0

@@ -1,10 +1,16 @@
 """Each claim of each experiment agrees in a world where the paper is right, disagrees in one where it is wrong, and
 does not tell where the data cannot."""
 
+import itertools
+import math
+import re
+
 import pytest
 
 from scaling_testbed.analysis.claims import SWEEPS, experiment_of, judged
-from scaling_testbed.analysis.evidence import AGREES, CANNOT_TELL, DISAGREES, Evidence
+from scaling_testbed.analysis.evidence import AGREES, CANNOT_TELL, DISAGREES, Evidence, Part, pairs, weigh
+from scaling_testbed.config.compose import CONFIG_DIR, compose
+from scaling_testbed.sweeps.grid import load_sweep
 from tests.analysis import worlds
 from tests.analysis.conftest import grid, make_row
 
@@ -107,3 +113,105 @@ def test_rows_that_lack_what_a_claim_needs_cannot_tell(verdicts):
     rows = [{**make_row(lr, 3.0, model__qk_norm="none"), "val_loss_initial": None} for lr in (1e-3, 1e-2)]
     got, number = verdicts("qknorm_lr", rows)[S_CLAIM]
     assert got == CANNOT_TELL and "val_loss_initial" in number
+
+
+def test_half_of_the_comparisons_must_count():
+    parts = [Part("", 1.0, clear) for clear in (True, False, False)]
+    assert weigh(parts)[0] == CANNOT_TELL and weigh(parts[:2])[0] == AGREES
+
+
+def test_a_size_that_never_diverges_is_the_last_to(verdicts):
+    """Not the first: its critical rate lies above all that were tried."""
+    text = "Without it the lowest rate that diverges falls as N grows."
+
+    def loss(condition, width, lr, seed):
+        return math.inf if width > 32 and lr >= 0.3 else 3.0
+
+    rows = grid(loss, [worlds.WITH, worlds.WITHOUT])
+    assert verdicts("qknorm_lr", rows)[text][0] == AGREES
+
+
+def test_each_condition_is_judged_by_itself(verdicts):
+    """1/d_head better at every size of one condition and worse at every size of the other: true of neither."""
+
+    def loss(condition, width, lr, seed):
+        better = condition["model__qk_norm"] == "none"
+        return 3.0 - (0.05 if (condition["model__attention_scale"] == "inverse") == better else 0.0)
+
+    conditions = [{"model__qk_norm": norm, "model__attention_scale": scale} for norm in ("none", "layernorm")
+                  for scale in ("inverse", "inverse_sqrt")]  # fmt: skip
+    rows = grid(loss, conditions)
+    gains = {"none": 0, "layernorm": 64}  # so that all models without are smaller than all with, at each width
+    rows = [
+        {**row, "n_params_non_embedding": row["n_params_non_embedding"] + gains[row["model.qk_norm"]]} for row in rows
+    ]
+    said = verdicts("attn_scale", rows)
+    got = [one for text, one in said.items() if "smallest" in text or "slightly" in text]
+    assert got and all(verdict != AGREES for verdict, _ in got), said
+
+
+def test_s_in_a_claim_is_the_s_of_the_table(study):
+    def loss(condition, width, lr, seed):
+        return worlds.bowl(lr, depth=0.2 + (0.9 if seed == 2 else 0.0))
+
+    rows = grid(loss, [{"schedule__warmup": value} for value in (0.005, 0.25)], seeds=(0, 1, 2))
+    evidence = Evidence(study(rows, name="warmup_lr"), experiment_of("warmup_lr").group)
+    table = {f"{one.s:.3f}" for one in evidence.sensitivities}
+    said = [number for _, (_, number) in judged("warmup_lr", evidence) if ": S " in number]
+    assert said and set(re.findall(r"S (\d\.\d+) at", said[0])) <= table
+
+
+def test_missing_runs_keep_a_claim_about_every_run_from_being_told(verdicts):
+    rows, _ = worlds.predict_logits(True)
+    whole = verdicts("predict_logits", rows)
+    text = next(text for text, (_, number) in whole.items() if "measured runs pass" in number)
+    rows[0] = {**rows[0], "status": "failed"}
+    assert whole[text][0] == AGREES and verdicts("predict_logits", rows)[text][0] == CANNOT_TELL
+
+
+@pytest.mark.parametrize(("rates", "verdict"), [((0.001, 0.001, 0.03), AGREES), ((0.01, 0.001, 0.03), DISAGREES)])
+def test_a_best_rate_that_falls_anywhere_does_not_move_up(verdicts, rates, verdict):
+    best = dict(zip((0.0, 1e-5, 1e-4), rates, strict=True))
+
+    def loss(condition, width, lr, seed):
+        return 3 + abs(math.log(lr / best[condition["optimizer__weight_decay"]]))
+
+    rows = grid(loss, [{"optimizer__weight_decay": value} for value in best])
+    said = [one for one in verdicts("wd_value", rows).values() if "best lr at" in one[1]]
+    assert said and said[0][0] == verdict
+    rest = [one for one in rows if one["optimizer.weight_decay"] != 0]
+    said = [one for one in verdicts("wd_value", rest).values() if "best lr at" in one[1]]
+    assert f"1e-05: {rates[1]:g}, 0.0001: {rates[2]:g}" in said[0][1]
+
+
+def test_a_model_where_scans_meet_is_not_compared_with_itself(study):
+    rows = grid(lambda *_: 3.0, [{}], widths=(32, 64, 128)) + grid(lambda *_: 3.0, [{}], widths=(64,), n_layers=4)
+    found = Evidence(study(rows, name="width_depth_lr"), ["scan"])
+    assert not list(pairs(found.curves, "scan", "depth", "width", lambda curve: curve, by_n=True))
+
+
+@pytest.mark.parametrize("scale", ["cpu", "gpu_hour"])
+@pytest.mark.parametrize("name", ["shape_scaling", "width_depth_lr", "width_depth_noqk"])
+def test_the_grids_of_shortened_scales_can_tell_what_their_claims_ask(verdicts, name, scale):
+    """In a world where the paper is right; too few or unequal sizes would leave a claim open."""
+    axes = load_sweep(name, scale).axes
+    rows = []
+    for model, lr in itertools.product(axes["model"], map(float, axes["optimizer.lr"])):
+        width, depth = (int(re.search(rf"^{key}: (\d+)", (CONFIG_DIR / "model" / f"{model}.yaml").read_text(), re.M)[1])
+                        for key in ("d_model", "n_layers"))  # fmt: skip
+        n = 12 * depth * width**2
+        scans = {"cpu": (64, 2), "gpu_hour": (512, 6)}[scale]
+        joint = width != scans[0] and depth != scans[1]
+        spread = 0.3 * n**0.1 * (depth / scans[1]) ** 0.2
+        loss = 40 * n**-0.2 * (0.9 if joint else 1.0) * (0.99 if depth > scans[1] else 1.0)
+        loss += spread * abs(math.log10(lr) + 2)
+        rows.append(make_row(lr, loss, d_model=width, n_layers=depth, model__qk_norm="none"))
+    said = verdicts(name, rows)
+    assert all(got != CANNOT_TELL or "too close" in number for got, number in said.values()), said
+
+
+@pytest.mark.parametrize("scale", ["paper", "gpu_hour", "cpu"])
+def test_every_model_of_output_norm_has_the_block_that_is_asked_for(scale):
+    models = load_sweep("output_norm", scale).axes["model"]
+    block = int(experiment_of("output_norm").quantities[0].name.partition("/")[2])
+    assert all(compose([f"model={name}"]).model.n_layers > block for name in models)

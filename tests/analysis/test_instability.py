@@ -139,3 +139,30 @@ def test_gradients_against_eps_read_the_mean_of_the_last_steps(study, tmp_path, 
     assert "unstable below 1e-08" in capsys.readouterr().out
     (record,) = json.loads((tmp_path / "gradrms_scaling/analysis/instability.json").read_text())["rows"]
     assert record["measured"] == pytest.approx(1e-3 / 3e8) and record["verdict"] == "crosses"
+
+
+def test_the_largest_of_each_condition_is_held_out(study):
+    """With the gains of its qk-norm one condition is a little larger than the other."""
+    rows = [{**row, "n_params_non_embedding": row["n_params_non_embedding"] + gains}
+            for name, gains in (("none", 0), ("layernorm", 64)) for row in rows_of(SIZES, model__qk_norm=name)
+            for row in [{**row, "run_id": row["run_id"] + name}]]  # fmt: skip
+    series, made = analyse(study(rows), ["model.qk_norm"], LOGIT, hold_out_largest=True)
+    assert [one.held_out for one in series] == [[SIZES[-1] + 64], [SIZES[-1]]]
+    assert sorted(one.n_params for one in made) == [SIZES[-1], SIZES[-1] + 64]
+
+
+def test_what_the_sweep_is_about_is_asked_where_nothing_else_is(study, tmp_path, capsys):
+    key = "grad_rms/blocks.0.attention.k.weight"
+    study(rows_of(SIZES, field="diagnostics_last_mean", name=key), name="gradrms_kernel_cpu")
+    assert analyze.main(["instability", str(tmp_path / "gradrms_kernel_cpu"), "--hold-out-largest"]) == 0
+    assert f"{key}, mean of the last steps; unstable below 1e-08" in capsys.readouterr().out
+    assert analyze.main(["instability", str(tmp_path / "gradrms_kernel_cpu"), "--eps", "1e-7"]) == 0
+    assert f"{key}, mean of the last steps; unstable below 1e-07" in capsys.readouterr().out
+
+
+def test_diverged_is_true_or_false(tmp_path):
+    path = tmp_path / "rows.csv"
+    with pytest.raises(UserError, match="diverged must be true or false, got 'no'"):
+        analyse(csv_study(path, [(n, 0.1, 5.0, "no") for n in (1e6, 2e6, 4e6)]), [], LOGIT)
+    series, _ = analyse(csv_study(path, [(1e6, 0.1, 5.0, "false"), (2e6, 0.1, 5.0, 1)]), [], LOGIT)
+    assert series[0].diverged == [False, True]

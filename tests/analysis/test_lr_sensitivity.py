@@ -9,7 +9,8 @@ import pytest
 
 from scaling_testbed import analyze
 from scaling_testbed.analysis.grouping import grouping_keys
-from scaling_testbed.analysis.lr_sensitivity import analyse, bootstrap_interval, sensitivity
+from scaling_testbed.analysis.lr_sensitivity import analyse, bootstrap_interval, rates_note, sensitivity
+from scaling_testbed.analysis.panels import sensitivity_panels
 from scaling_testbed.analysis.rows import load
 from scaling_testbed.errors import ConfigError, UserError
 from tests.analysis.conftest import INITIAL, LRS, grid, make_row
@@ -196,3 +197,89 @@ def test_rows_are_read_from_a_compressed_file_too_and_a_torn_one_is_named(study,
     packed.write_bytes(packed.read_bytes()[:-20])
     with pytest.raises(UserError, match="cannot read .*results.jsonl.gz"):
         load(packed.parent)
+
+
+def test_a_plan_beside_a_file_of_rows_says_what_is_missing(study, tmp_path):
+    """The file alone would make a grid of what is there, from which a whole rate can be missing unseen."""
+    study(grid(lambda c, width, lr, seed: 3.0 + lr, [{}], widths=(32,), lrs=LRS[:-1]))
+    place = tmp_path / "qknorm_lr"
+    typed = ["data=markov", "model=nano_xs", "optimizer.lr=3e-1", "budget.steps=3"]
+    planned = {"run_id": "gone", "overrides": typed, "vocab_size": 16, "varied": {"optimizer.lr": "3e-1"}}
+    (place / "plan.jsonl").write_text(json.dumps(planned) + "\n")
+    for path in (place, place / "results.jsonl"):
+        found = load(path)
+        assert found.planned and [row["run_id"] for row in found.missing] == ["gone"]
+
+
+def test_two_sizes_of_one_shape_in_a_condition_are_refused(study):
+    rows = grid(lambda *_: 3.0, [{"model__qk_norm": "none"}, {"model__qk_norm": "layernorm"}], widths=(32,))
+    rows = [
+        {**row, "n_params_non_embedding": 24_800 if row["model.qk_norm"] == "layernorm" else 24_736} for row in rows
+    ]
+    assert len(analyse(study(rows), ["model.qk_norm"])) == 2
+    with pytest.raises(UserError, match="they differ in model.qk_norm: use --group"):
+        analyse(study(rows), ["data.name"])
+
+
+def test_rows_of_two_sets_of_data_make_no_s(study):
+    rows = grid(lambda *_: 3.0, [{}], widths=(32,), data_fingerprint=lambda c, w, lr, s: "b" if lr > 0.05 else "a")
+    found = analyse(study(rows), [])[0]
+    assert found.s is None and "2 sets of data (a, b)" in found.withheld
+
+
+def test_the_line_of_s_breaks_where_it_is_withheld(study):
+    rows = grid(lambda c, width, lr, seed: 3.0 + lr, [{}])
+    found = analyse(study([row for row in rows if (row["model.d_model"], row["optimizer.lr"]) != (64, 0.3)]), [])
+    assert [one.s is None for one in found] == [False, True, False]
+    line = sensitivity_panels(found)[1].lines[0]
+    assert [math.isnan(y) for y in line.y] == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("3e-4,100,3.0,9,x,1", "seed must be a whole number"),
+        ("0,100,3.0,9,0,1", "optimizer.lr must be a number, greater than zero"),
+        (",100,3.0,9,0,1", "optimizer.lr must be a number"),
+        ("1e-3,,3.0,9,0,1", "n_params_non_embedding must be a number"),
+        ("1e-3,-5,3.0,9,0,1", "n_params_non_embedding must be a number, zero or more"),
+    ],
+)
+@pytest.mark.parametrize("command", ["lr_sensitivity", "report"])
+def test_a_cell_that_cannot_be_read_is_named_and_never_left_out(tmp_path, capsys, line, says, command):
+    path = tmp_path / "rows.csv"
+    path.write_text(f"lr,n_params,val_loss,val_loss_initial,seed,other\n1e-2,100,3.0,9,0,1\n{line}\n")
+    status = analyze.main([command, str(path)])
+    said = capsys.readouterr()
+    page = (tmp_path / "rows_report.html").read_text() if command == "report" and status == 0 else ""
+    assert says in said.err + page and "Traceback" not in said.err
+
+
+def test_a_table_from_a_spreadsheet_and_one_that_is_none(tmp_path, capsys):
+    path = tmp_path / "rows.csv"
+    path.write_bytes("lr,n_params,val_loss,val_loss_initial\n1e-2,9,3,9\n1e-1,9,4,9\n".encode("utf-8-sig"))
+    assert analyse(load(path), [])[0].s == pytest.approx(0.5)
+    path.write_bytes(bytes(range(256)))
+    assert analyze.main(["lr_sensitivity", str(path)]) == 1
+    assert f"cannot read {path}" in capsys.readouterr().err
+    (tmp_path / "sweep.json").write_text("[]")
+    assert analyze.main(["report", str(tmp_path)]) == 1
+    assert "sweep.json must be one JSON object" in capsys.readouterr().err
+
+
+def test_brackets_and_dollars_in_values_are_text(study, tmp_path, capsys):
+    study(grid(lambda *_: 3.0, [{"data__files": name} for name in ("[/src]*.py", "$x^{$", "[a-z]")], widths=(32,)))
+    assert analyze.main(["lr_sensitivity", str(tmp_path / "qknorm_lr")]) == 0
+    printed = capsys.readouterr().out
+    assert "[/src]*.py" in printed and "[a-z]" in printed and "$x^{$" in printed
+    assert analyze.main(["report", str(tmp_path / "qknorm_lr")]) == 0
+
+
+def test_the_note_names_both_ranges_of_coupled_decay(study):
+    rates = (1e-4, *LRS)
+    found = analyse(
+        study(grid(lambda c, w, lr, s: 3 + abs(math.log10(lr) + 4), [{"optimizer__decay": "coupled"}], lrs=rates)), []
+    )
+    assert found[0].lr_range == pytest.approx((1e-4, 1e-1))
+    said = rates_note(found, (3e-4, 3e-1))
+    assert "[0.0003, 0.3] or [0.0001, 0.1]" in said and "left out" not in said

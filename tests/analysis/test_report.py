@@ -9,6 +9,7 @@ import pytest
 from scaling_testbed import analyze
 from scaling_testbed.analysis.figures import Line, Panel, compact, inline_svg
 from scaling_testbed.analysis.report import write_report
+from scaling_testbed.analysis.rows import load
 from tests.analysis import worlds
 from tests.analysis.conftest import make_row
 
@@ -124,3 +125,34 @@ def test_a_cross_is_drawn_for_a_diverged_run_and_names_keep_ids_apart():
 def test_sizes_and_rates_read_as_people_say_them():
     assert [compact(n) for n in (98624, 2.4e6, 4.8e9, 512)] == ["98.6k", "2.4M", "4.8B", "512"]
     assert [compact(lr) for lr in (3e-4, 1e-2, 0.3, 1.0)] == ["3e-4", "1e-2", "3e-1", "1"]
+
+
+def test_three_sizes_are_fitted_and_none_is_held_out(study, tmp_path):
+    """With the largest held out two would be left, and two make no fit."""
+    rows = [make_row(0.01, 3.0, d_model=width, model__qk_norm="none", run_id=f"w{width}") for width in (32, 64, 128)]
+    for row in rows:
+        row["diagnostics_at_step"] = {"step": 9, "attention_logit_max/0": float(row["model.d_model"])}
+    write_report(study(rows, name="predict_logits"), tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert "line in log N, having three sizes only" in page and "no fit" not in page
+
+
+def test_figures_and_traces_are_kept_on_request(study, tmp_path):
+    rows, traces = worlds.qknorm_trace(True)
+    place = study(rows, name="qknorm_trace", traces=traces).path
+    kept, stem = tmp_path / "kept", tmp_path / "kept" / "figures"
+    kept.mkdir()
+    assert analyze.main(["report", str(place), "--figures", str(stem), "--traces", str(kept / "metrics")]) == 0
+    assert (kept / "figures.png").read_bytes()[:4] == b"\x89PNG" and (kept / "figures.svg").exists()
+    (kept / "results.jsonl").write_text((place / "results.jsonl").read_text())
+    (kept / "sweep.json").write_text('{"sweep": "qknorm_trace"}')
+    before, after = (write_report(load(where), tmp_path / "page.html")[:-1] for where in (place, kept))
+    assert before == after and any(text.startswith("agrees") for text in after)
+    assert load(kept).trace(rows[0]["run_id"]) and not load(kept).trace("other")
+
+
+def test_a_page_of_claims_lets_no_markup_in(study, tmp_path):
+    rows = [{**row, "label": "<b>x</b>", "status": "failed"} for row in worlds.qknorm_lr(True)[0][:2]]
+    write_report(study([*worlds.qknorm_lr(True)[0][2:], *rows], name="qknorm_lr"), tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert "<b>" not in page and "&lt;b&gt;" in page.split("Figures")[0]
