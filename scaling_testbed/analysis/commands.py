@@ -10,6 +10,7 @@ from scaling_testbed.analysis import figures, frontier_commands, instability, la
 from scaling_testbed.analysis.claims import experiment_of
 from scaling_testbed.analysis.grouping import grouping_keys
 from scaling_testbed.analysis.instability import AT_STEP, LAST_MEAN, Quantity
+from scaling_testbed.analysis.law_report import is_fit, write_law_report
 from scaling_testbed.analysis.panels import instability_panels, sensitivity_panels
 from scaling_testbed.analysis.report import write_report, write_traces
 from scaling_testbed.analysis.rows import Study, load, where
@@ -119,7 +120,13 @@ def do_instability(arguments: argparse.Namespace) -> int:
 
 
 def do_report(arguments: argparse.Namespace) -> int:
-    """One self-contained HTML page: question, claims, figures, tables, grid, versions."""
+    """One self-contained HTML page: of a sweep its question, claims, figures, tables, grid, versions; of a kept fit
+    (FIT.json) the law, its warnings, parameters, figures, predictions."""
+    if is_fit(Path(arguments.sweep_dir)):
+        path = arguments.out or Path(arguments.sweep_dir).with_suffix(".html")
+        write_law_report(Path(arguments.sweep_dir), path)
+        _say([path])
+        return 0
     study = where(load(arguments.sweep_dir), arguments.where)
     path = arguments.out or _default_folder(arguments, "report.html")
     for line in write_report(study, path, arguments.figures):

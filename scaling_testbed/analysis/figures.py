@@ -92,7 +92,9 @@ def inline_svg(panel: Panel, name: str) -> str:
 
 
 def compact(n_params: float) -> str:
-    """A number of parameters as people say it, 98.6k, 2.4M; a learning rate as they type it, 3e-4."""
+    """A number of parameters as people say it, 98.6k, 2.4M; FLOPs as 1e18; a learning rate as they type it, 3e-4."""
+    if n_params >= 1e12:
+        return f"{n_params:.3g}".replace("e+", "e")
     for unit, name in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if n_params >= 0.9995 * unit:  # which three digits show as the unit
             return f"{n_params / unit:.3g}{name}"
@@ -202,6 +204,7 @@ def _legends(panel: Panel, axes, scale) -> None:
         shape, marker = STYLES[line.style % len(STYLES)]
         color = "0.3" if sizes else PLAIN[_color(line) % len(PLAIN)]
         look = {"marker": marker if line.markers else "", "linestyle": shape if line.joined else "none"}
+        look |= {"markerfacecolor": "white"} if line.hollow else {}
         handles.append(Line2D([], [], color=color, label=_plain(name), **look))
     if any(any(line.crosses) for line in panel.lines):
         handles.append(Line2D([], [], color="0.3", marker="x", linestyle="none", label="diverged"))

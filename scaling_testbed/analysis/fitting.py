@@ -7,7 +7,7 @@ the sum of squares of predicted - observed; `lsq_log`, of their logarithms.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
 from typing import Any
 
@@ -104,6 +104,15 @@ class Fit:
     draws: list[dict[str, float]] = field(default_factory=list)
     size: str = "n_params"
 
+    def table(self) -> list[dict[str, Any]]:
+        """Its parameters as flat rows."""
+        ends = self.ci95 or {}
+        return [
+            {"parameter": name, "value": value, "low": ends.get(name, (None,))[0], "high": ends.get(name, (None,))[-1],
+             "note": "fixed" if name in self.fixed else ""}
+            for name, value in self.params.items()
+        ]  # fmt: skip
+
     def predict(self, inputs: Mapping[str, Any]) -> np.ndarray:
         """The law's output for its inputs."""
         return LAWS[self.law].predict(self.params, inputs)
@@ -131,6 +140,12 @@ class Fit:
     def extrapolation(self, inputs: Mapping[str, float]) -> float:
         """How far beyond the fitted rows: the largest ratio of an input to its largest fitted value; at least 1."""
         return max([1.0, *(float(inputs[key]) / most for key, most in self.largest.items() if most > 0)])
+
+
+def from_record(record: Mapping[str, Any]) -> Fit:
+    """A fit from what its dataclass was written as. Raises KeyError where something is not there."""
+    LAWS[record["law"]]  # it may be of another version
+    return Fit(**{one.name: record[one.name] for one in fields(Fit)})
 
 
 def fit(

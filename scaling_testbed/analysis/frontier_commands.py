@@ -8,6 +8,7 @@ from pathlib import Path
 from scaling_testbed.analysis import columns, frontier, tables
 from scaling_testbed.analysis.fitting import LSQ, fit
 from scaling_testbed.analysis.law_commands import add_row_options, answer, mixed_data, show_fit
+from scaling_testbed.analysis.law_panels import frontier_panels, ladder_panels
 from scaling_testbed.analysis.laws import LAWS
 from scaling_testbed.analysis.rows import Row, name_of
 from scaling_testbed.errors import UserError
@@ -34,6 +35,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     add_row_options(parser)
     parser.add_argument("--json", action="store_true", help="as JSON, and nothing else")
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="keep it")
+    parser.add_argument("--figures", type=Path, metavar="STEM", help="figures, as STEM.png and STEM.svg")
 
 
 def do_frontier(arguments: argparse.Namespace) -> int:
@@ -59,7 +61,7 @@ def do_frontier(arguments: argparse.Namespace) -> int:
         tables.show(records)
         show_fit(found, law, [], warnings)
 
-    return answer(arguments, record, show)
+    return answer(arguments, record, show, lambda: frontier_panels(rows, optima, found, arguments.method))
 
 
 def do_ladder(arguments: argparse.Namespace) -> int:
@@ -82,7 +84,7 @@ def do_ladder(arguments: argparse.Namespace) -> int:
         tables.show(records)
         show_fit(found, law, [], warnings)
 
-    return answer(arguments, record, show)
+    return answer(arguments, record, show, lambda: ladder_panels(records, found))
 
 
 def _rung(row: Row, found, picked: bool, fitted: bool) -> dict[str, object]:

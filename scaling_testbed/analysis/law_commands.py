@@ -1,20 +1,23 @@
 """The commands of `analyze` about scaling laws: fit, predict, allocate, downstream, law."""
 
 import argparse
+import functools
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from scaling_testbed.analysis import columns, published, tables
+from scaling_testbed.analysis import columns, figures, law_report, published, tables
 from scaling_testbed.analysis.allocation import allocate
 from scaling_testbed.analysis.downstream import Chain
+from scaling_testbed.analysis.figures import Panel
 from scaling_testbed.analysis.fitting import OBJECTIVES, Fit, fit
+from scaling_testbed.analysis.law_panels import fit_panels
 from scaling_testbed.analysis.laws import LAWS, Law
 from scaling_testbed.analysis.rows import Row, name_of
-from scaling_testbed.errors import ConfigError, UserError
+from scaling_testbed.errors import ConfigError
 from scaling_testbed.files import write_text
 
 
@@ -59,6 +62,7 @@ def _add_fitting(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of starts and resamples (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="the fit as JSON, and nothing else")
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="keep it, for predict and allocate")
+    parser.add_argument("--figures", type=Path, metavar="STEM", help="figures, as STEM.png and STEM.svg")
 
 
 def _add_predict(commands) -> None:
@@ -104,7 +108,8 @@ def do_fit(arguments: argparse.Namespace) -> int:
     kept, held = columns.select(rows, arguments.where, arguments.hold_out)
     fixed = _numbers("--fix", arguments.fix)
     found = _fitted(law, kept, arguments, objective=arguments.objective, fixed=fixed)
-    predictions = [_held_out(found, law, row) for row in held]
+    fitted = [_beside(found, law, row, new=False) for row in kept]
+    predictions = [_beside(found, law, row, new=True) for row in held]
     warnings = [*found.warnings, *said, *mixed_data(kept), *far(predictions)]
     record = {
         **asdict(found),
@@ -114,9 +119,11 @@ def do_fit(arguments: argparse.Namespace) -> int:
         "rows": str(arguments.rows),
         "where": arguments.where,
         "hold_out": arguments.hold_out,
+        "fitted": fitted,
         "predictions": predictions,
     }
-    return answer(arguments, record, lambda: show_fit(found, law, predictions, warnings))
+    draw = functools.partial(fit_panels, found, fitted, predictions)
+    return answer(arguments, record, lambda: show_fit(found, law, predictions, warnings), draw)
 
 
 def do_downstream(arguments: argparse.Namespace) -> int:
@@ -162,23 +169,34 @@ def _chained(chain: Chain, laws: tuple[Law, Law], row: Row) -> dict[str, Any]:
     return {"run": name_of(row).removeprefix("run "), **made, **error, "inside": inside}
 
 
-def answer(arguments: argparse.Namespace, record: dict, show: Callable[[], None]) -> int:
-    """Keep the record where --out says; print it alone with --json, else show its tables."""
+def answer(
+    arguments: argparse.Namespace,
+    record: dict,
+    show: Callable[[], None],
+    draw: Callable[[], list[Panel]] | None = None,
+) -> int:
+    """Keep the record where --out says, and the figures where --figures does; print the record alone with --json, else
+    show its tables."""
+    written = [arguments.out] if arguments.out else []
     if arguments.out:
         tables.prepare(arguments.out.parent)
         write_text(arguments.out, json.dumps(record) + "\n")
+    if draw and arguments.figures:
+        tables.prepare(arguments.figures.parent)
+        written += figures.save(draw(), arguments.figures)
     if arguments.json:
         print(json.dumps(record))
         return 0
     show()
-    if arguments.out:
-        print(f"wrote {arguments.out}")
+    if written:
+        print(f"wrote {', '.join(map(str, written))}")
     return 0
 
 
 def do_predict(arguments: argparse.Namespace) -> int:
     """The output of a fitted law for one new run, with a 95 % prediction interval."""
-    found, law = opened(arguments.fit)
+    found, _ = law_report.read(arguments.fit)
+    law = LAWS[found.law]
     row: Row = _numbers("--at", arguments.at)
     row |= {key: getattr(arguments, key) for key in ("n_params", "n_tokens") if getattr(arguments, key) is not None}
     missing = [key for key in law.inputs if not columns.derived(row).get(key)]
@@ -200,7 +218,7 @@ def do_predict(arguments: argparse.Namespace) -> int:
 def do_allocate(arguments: argparse.Namespace) -> int:
     """N and D of least loss for a budget of compute, and at the same loss smaller models with the tokens and the
     compute that they take instead."""
-    found, _ = opened(arguments.fit)
+    found, _ = law_report.read(arguments.fit)
     if not 0 < arguments.flops < math.inf:
         raise ConfigError(f"--flops must be a number greater than zero; got {arguments.flops:g}")
     records = [one.record() for one in allocate(found, arguments.flops)]
@@ -250,33 +268,26 @@ def _numbers(option: str, typed: Sequence[str]) -> dict[str, float]:
     return found
 
 
-def opened(path: Path) -> tuple[Fit, Law]:
-    """A fit that was kept, and its law. Raises UserError for what is none."""
-    try:
-        content: dict[str, Any] = json.loads(path.read_text())
-        found = Fit(**{one.name: content[one.name] for one in fields(Fit)})
-        return found, LAWS[found.law]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is no fit that `analyze fit --out` has written ({error})") from None
-
-
-def prediction(found: Fit, law: Law, inputs: dict[str, float]) -> dict[str, Any]:
-    """One new run as a flat row."""
-    interval = found.interval(inputs)
-    low, high = interval or (None, None)
+def prediction(found: Fit, law: Law, inputs: dict[str, float], new: bool = True) -> dict[str, Any]:
+    """One run as a flat row; a new one with its interval and how far out it lies."""
     value = float(found.predict(inputs))
+    if not new:
+        return {**inputs, f"predicted_{law.output}": value}
+    low, high = found.interval(inputs) or (None, None)
     return {**inputs, f"predicted_{law.output}": value, "low": low, "high": high,
             "extrapolation": found.extrapolation(inputs)}  # fmt: skip
 
 
-def _held_out(found: Fit, law: Law, row: Row) -> dict[str, Any]:
+def _beside(found: Fit, law: Law, row: Row, new: bool) -> dict[str, Any]:
+    """A run beside its prediction; for one that was not fitted also its interval."""
     inputs, observed = columns.values([row], law)
-    made = prediction(found, law, {key: values[0] for key, values in inputs.items()})
+    made = prediction(found, law, {key: values[0] for key, values in inputs.items()}, new)
     predicted = made.pop(f"predicted_{law.output}")
     actual = observed[0]
-    inside = None if made["low"] is None else made["low"] <= actual <= made["high"]
     error = {"actual": actual, "predicted": predicted, "relative_error": abs(predicted - actual) / actual}
-    return {"run": name_of(row).removeprefix("run "), **made, **error, "inside": inside}
+    if new:
+        error["inside"] = None if made["low"] is None else made["low"] <= actual <= made["high"]
+    return {"run": name_of(row).removeprefix("run "), **made, **error}
 
 
 def mixed_data(rows: Sequence[Row]) -> list[str]:
@@ -300,13 +311,7 @@ def far(predictions: Sequence[dict]) -> list[str]:
 def show_fit(found: Fit, law: Law, predictions: Sequence[dict], warnings: Sequence[str]) -> None:
     """Formula, parameters with their intervals, objective, predictions, warnings."""
     print(f"{law.formula}    [{law.source}]")
-    ends = found.ci95 or {}
-    records = [
-        {"parameter": name, "value": value, "low": ends.get(name, (None,))[0], "high": ends.get(name, (None,))[-1],
-         "note": "fixed" if name in found.fixed else ""}
-        for name, value in found.params.items()
-    ]  # fmt: skip
-    tables.show(records)
+    tables.show(found.table())
     starts = f"{found.starts['reached_best']} of {found.starts['tried']} starts reached it"
     value = f"{found.objective['name']} {found.objective['value']:.6g} over {found.n_rows} rows"
     print(f"{value}; {starts}; N is {found.size}")

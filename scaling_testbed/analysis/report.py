@@ -7,41 +7,16 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from scaling_testbed.analysis import instability, lr_sensitivity, panels, tables
+from scaling_testbed.analysis import instability, lr_sensitivity, page, panels, tables
 from scaling_testbed.analysis.claims import Claim, Experiment, experiment_of, judged
 from scaling_testbed.analysis.conditions import text
 from scaling_testbed.analysis.evidence import Evidence, Verdict
-from scaling_testbed.analysis.figures import Panel, inline_svg, save
+from scaling_testbed.analysis.figures import Panel, save
 from scaling_testbed.analysis.lr_sensitivity import capped, final_loss, rates_note
 from scaling_testbed.analysis.rows import LR, SIZE, Row, Study, name_of, number
 from scaling_testbed.errors import UserError
-from scaling_testbed.files import write_text
 
 PAPER = {"budget.steps": 1e5, "batch.sequences": 256, "batch.sequence_length": 512, "data.name": "c4"}
-
-STYLE = """
-:root { color-scheme: light; }
-* { box-sizing: border-box; }
-body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; margin: 0 auto; padding: 1rem;
-  max-width: 70rem; overflow-wrap: break-word; }
-h1 { font-size: 1.5rem; line-height: 1.2; margin: .5rem 0; }
-h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; border-bottom: 1px solid #ddd; }
-.box { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: .25rem .75rem .25rem 0; border-bottom: 1px solid #eee; vertical-align: top;
-  white-space: nowrap; }
-th { font-weight: 600; }
-td.long { min-width: 16rem; white-space: normal; }
-.figures { display: flex; flex-wrap: wrap; gap: 1rem; }
-figure { margin: 0; flex: 1 1 24rem; max-width: 33rem; }
-figure svg { width: 100%; height: auto; }
-ul.claims { list-style: none; padding: 0; }
-ul.claims li { border-left: 4px solid #999; padding: .25rem .75rem; margin: .75rem 0; }
-ul.claims li.agrees { border-color: #009e73; }
-ul.claims li.disagrees { border-color: #d55e00; }
-.verdict { font-weight: 600; } .number { font-size: .85rem; color: #444; margin: 0; }
-summary { cursor: pointer; }
-"""
 
 
 def write_report(study: Study, path: Path, figures: Path | None = None) -> list[str]:
@@ -54,7 +29,7 @@ def write_report(study: Study, path: Path, figures: Path | None = None) -> list[
     drawn, reasons = _panels(experiment, evidence)
     sections = [
         ("Claims of the paper", _claims(experiment, verdicts)),
-        ("Figures", _figures(drawn, reasons)),
+        ("Figures", page.figures(drawn) + page.paragraphs(reasons)),
         ("Learning-rate sensitivity", _sensitivity(evidence)),
         ("Extrapolation in N", _extrapolation(experiment, evidence)),
         ("The grid", _grid(study)),
@@ -62,9 +37,8 @@ def write_report(study: Study, path: Path, figures: Path | None = None) -> list[
         ("Versions, devices, seeds", _provenance(study)),
         ("All runs", _runs(study, evidence.group)),
     ]
-    body = "".join(f"<section><h2>{title}</h2>{content}</section>" for title, content in sections if content)
-    tables.prepare(path.parent)
-    write_text(path, _page(study, experiment, body))
+    title = study.name + (f" at scale {study.scale}" if study.scale else "")
+    page.write(path, title, _intro(study, experiment), sections)
     written = [path, *(save(drawn, figures) if figures and drawn else [])]
     said = [f"{verdict:11}  {claim.text}\n             {words}" for claim, (verdict, words) in verdicts]
     return [*said, f"wrote {', '.join(map(str, written))}"]
@@ -87,15 +61,9 @@ def write_traces(study: Study, folder: Path) -> list[Path]:
     return paths
 
 
-def _page(study: Study, experiment: Experiment, body: str) -> str:
-    title = html.escape(study.name + (f" at scale {study.scale}" if study.scale else ""))
+def _intro(study: Study, experiment: Experiment) -> list[str]:
     source = f"{experiment.figure} of Wortsman et al. 2023 (arXiv 2309.14322)" if experiment.figure else ""
-    intro = "".join(f"<p>{html.escape(line)}</p>" for line in (experiment.question, source, study.description) if line)
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{title}</title><style>{STYLE}</style></head><body><h1>{title}</h1>{intro}{body}</body></html>\n"
-    )
+    return [line for line in (experiment.question, source, study.description) if line]
 
 
 def _claims(experiment: Experiment, verdicts: Sequence[tuple[Claim, Verdict]]) -> str:
@@ -119,11 +87,6 @@ def _panels(experiment: Experiment, evidence: Evidence) -> tuple[list[Panel], li
         except UserError as error:
             reasons.append(str(error))
     return drawn, reasons
-
-
-def _figures(drawn: Sequence[Panel], reasons: Sequence[str]) -> str:
-    figures = "".join(f"<figure>{inline_svg(panel, f'f{index}')}</figure>" for index, panel in enumerate(drawn))
-    return f'<div class="figures">{figures}</div>' + "".join(f"<p>{html.escape(reason)}</p>" for reason in reasons)
 
 
 def _sensitivity_panels(experiment: Experiment, evidence: Evidence) -> list[Panel]:
@@ -165,11 +128,11 @@ def _sensitivity(evidence: Evidence) -> str:
     try:
         found = evidence.sensitivities
     except UserError as error:
-        return f"<p>{html.escape(str(error))}</p>"
+        return page.paragraphs([str(error)])
     if all(len(one.curve.lrs) < 2 for one in found):
         return ""  # a study at one rate, or at the best of each size, says nothing of sensitivity
     said = f"{lr_sensitivity.DEFINITION} {rates_note(found, lr_sensitivity.DEFAULT_RANGE)}"
-    return f"<p>{html.escape(said)}</p>{_table([one.record() for one in found])}"
+    return page.paragraphs([said]) + page.table([one.record() for one in found])
 
 
 def _extrapolation(experiment: Experiment, evidence: Evidence) -> str:
@@ -178,10 +141,10 @@ def _extrapolation(experiment: Experiment, evidence: Evidence) -> str:
         try:
             series, made = instability.analyse(evidence.study, evidence.group, quantity, _holds_out(evidence))
         except UserError as error:
-            parts.append(f"<p>{html.escape(str(error))}</p>")
+            parts.append(page.paragraphs([str(error)]))
             continue
-        parts += [f"<p>{html.escape(note)}</p>" for note in instability.notes(series, quantity)]
-        parts.append(_table([one.record() for one in made]))
+        parts.append(page.paragraphs(instability.notes(series, quantity)))
+        parts.append(page.table([one.record() for one in made]))
     return "".join(parts)
 
 
@@ -198,7 +161,7 @@ def _grid(study: Study) -> str:
     rates = _distinct(study.rows, lambda row: row.get(LR), lambda lr: f"{lr:g}")
     lines = [f"{total} runs: {said}.", f"N (non-embedding): {sizes}.", f"Learning rates: {rates}."]
     lines += [f"Without a result: {'; '.join(map(name_of, study.missing))}."] if study.missing else []
-    return "".join(f"<p>{html.escape(line)}</p>" for line in lines)
+    return page.paragraphs(lines)
 
 
 def _shortened(study: Study) -> str:
@@ -212,7 +175,7 @@ def _shortened(study: Study) -> str:
         )
         if own and own not in (["null"], [text(paper)]):
             records.append({"setting": key, "paper": text(paper), "here": ", ".join(own)})
-    return _table(records) if records else ""
+    return page.table(records) if records else ""
 
 
 def _provenance(study: Study) -> str:
@@ -225,7 +188,7 @@ def _provenance(study: Study) -> str:
         "data": lambda row: row.get("data_fingerprint"),
     }
     records = [{"what": what, "found": _distinct(study.rows, ask)} for what, ask in asked.items()]
-    return _table([record for record in records if record["found"]])
+    return page.table([record for record in records if record["found"]])
 
 
 def _distinct(rows: Sequence[Row], ask: Callable, form: Callable = str) -> str:
@@ -241,24 +204,10 @@ def _runs(study: Study, group: Sequence[str]) -> str:
         key=lambda row: (_order(row.get(SIZE)), *(text(row.get(k)) for k in keys), _order(row.get(LR))),
     )
     records = [{key: row.get(key) for key in shown} for row in everything]
-    return f"<details><summary>{len(records)} runs</summary>{_table(records)}</details>"
+    return f"<details><summary>{len(records)} runs</summary>{page.table(records)}</details>"
 
 
 def _order(value: object) -> tuple:
     """Numbers first, then what a hand-made table may hold in their place."""
     is_number = isinstance(value, (int, float)) and value == value
     return (0, value, "") if is_number else (1, 0.0, text(value))
-
-
-def _table(records: Sequence[dict]) -> str:
-    if not records:
-        return ""
-    keys = tables.filled(records)
-    head = "".join(f"<th>{html.escape(key)}</th>" for key in keys)
-    lines = "".join("<tr>" + "".join(map(_cell, (record.get(key) for key in keys))) + "</tr>" for record in records)
-    return f'<div class="box"><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
-
-
-def _cell(value: object) -> str:
-    shown = html.escape(tables.cell(value))
-    return f'<td class="long">{shown}</td>' if len(shown) > 40 else f"<td>{shown}</td>"

@@ -156,3 +156,29 @@ def test_predict_names_the_input_it_lacks(kept, capsys):
     assert "over_training needs n_params, n_tokens; say --at n_tokens=VALUE" in capsys.readouterr().err
     assert main(["allocate", str(kept), "--flops", "-1"]) == 2
     assert "--flops must be a number greater than zero" in capsys.readouterr().err
+
+
+def test_a_page_and_figures_of_a_fit(runs, tmp_path, capsys):
+    kept = tmp_path / "fit.json"
+    assert main(fit(runs, "--hold-out", "n_params>1e8", "--out", str(kept), "--figures", str(tmp_path / "fig"))) == 0
+    assert (tmp_path / "fig.png").read_bytes()[:4] == b"\x89PNG" and "fig.svg" in capsys.readouterr().out
+    assert main(["report", str(kept)]) == 0
+    page = (tmp_path / "fit.html").read_text()
+    for said in (
+        LAWS["over_training"].formula,
+        "Held-out runs",
+        "Smaller models of the same loss",
+        "Held out: n_params",
+        "<svg",
+    ):
+        assert said in page, said
+    assert page.count("<tr>") > 30 and "http" not in page.replace("http://www.w3.org", "")
+    assert main(["fit", str(runs), "--law", "kaplan_n", *FAST, "--out", str(kept)]) == 0  # one input, no allocation
+    assert main(["report", str(kept)]) == 0
+    assert "Smaller models" not in (tmp_path / "fit.html").read_text()
+
+
+@pytest.mark.parametrize("typed", [["frontier", "--method", "envelope"], ["ladder", "--rungs", "2"]])
+def test_frontiers_are_drawn(runs, tmp_path, typed):
+    assert main([typed[0], str(runs), *typed[1:], "--figures", str(tmp_path / "fig")]) == 0
+    assert (tmp_path / "fig.png").exists() and "<svg" in (tmp_path / "fig.svg").read_text()

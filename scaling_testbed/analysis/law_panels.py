@@ -1,0 +1,140 @@
+"""The figures of scaling laws: what was fitted and held out beside what the law says."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from scaling_testbed.analysis.figures import Line, Panel, compact
+from scaling_testbed.analysis.fitting import Fit
+from scaling_testbed.analysis.frontier import Optimum
+from scaling_testbed.analysis.laws import LAWS
+from scaling_testbed.analysis.rows import Row
+
+Records = Sequence[Mapping[str, Any]]
+CURVE_POINTS = 60
+
+
+def fit_panels(fit: Fit, fitted: Records, held_out: Records) -> list[Panel]:
+    """Predicted against actual; and for a law of size and tokens the loss against compute at each multiplier, for one
+    of a single input the output against it. Records have the law's inputs, `actual` and `predicted`."""
+    panels = [_predicted_against_actual(LAWS[fit.law].output, fitted, held_out)]
+    inputs = LAWS[fit.law].inputs
+    if set(inputs) == {"n_params", "n_tokens"}:
+        panels.append(_loss_against_compute(fit, fitted, held_out))
+    elif len(inputs) == 1:
+        panels.append(_output_against_input(fit, inputs[0], fitted, held_out))
+    return panels
+
+
+def _predicted_against_actual(output: str, fitted: Records, held_out: Records) -> Panel:
+    ends = [value for record in (*fitted, *held_out) for value in (record["actual"], record["predicted"])]
+    diagonal = [min(ends), max(ends)]
+    lines = [Line(x=diagonal, y=diagonal, label="equal", markers=False, color=5)]
+    for index, (name, records) in enumerate((("fitted", fitted), ("held out", held_out))):
+        if records:
+            x, y = [record["predicted"] for record in records], [record["actual"] for record in records]
+            lines.append(Line(x=x, y=y, label=name, style=index, joined=False, hollow=bool(index)))
+    names = {"x_label": f"predicted {output}", "y_label": f"actual {output}", "title": "Predicted and actual"}
+    return Panel(lines=lines, x_log=False, **names)
+
+
+def _loss_against_compute(fit: Fit, fitted: Records, held_out: Records) -> Panel:
+    """One colour and curve for each multiplier, tokens per parameter to two digits."""
+    lines = []
+    ratios = sorted({_multiplier(record) for record in (*fitted, *held_out)})
+    for ratio in ratios:
+        for index, records in enumerate((fitted, held_out)):
+            own = [record for record in records if _multiplier(record) == ratio]
+            if own:
+                look = {"style": index, "label": ("fitted", "held out")[index], "hollow": bool(index)}
+                x = [6 * record["n_params"] * record["n_tokens"] for record in own]
+                lines.append(Line(x=x, y=[r["actual"] for r in own], n_params=ratio, joined=False, **look))
+        own = [record["n_params"] for record in (*fitted, *held_out) if _multiplier(record) == ratio]
+        n = np.geomspace(min(own), max(own), CURVE_POINTS)
+        y = fit.predict({"n_params": n, "n_tokens": ratio * n})
+        lines.append(Line(x=list(6 * ratio * n**2), y=list(map(float, y)), n_params=ratio, markers=False))
+    return Panel(
+        lines=lines,
+        x_label="C = 6ND, FLOPs",
+        y_label=LAWS[fit.law].output,
+        color_name="D/N",
+        title="Curves: the law at each number of tokens per parameter",
+    )
+
+
+def _multiplier(record: Mapping[str, Any]) -> float:
+    return float(f"{record['n_tokens'] / record['n_params']:.2g}")
+
+
+def _output_against_input(fit: Fit, key: str, fitted: Records, held_out: Records) -> Panel:
+    values = [record[key] for record in (*fitted, *held_out)]
+    log = max(values) / min(values) > 30
+    x = (np.geomspace if log else np.linspace)(min(values), max(values), CURVE_POINTS)
+    middle = list(map(float, fit.predict({key: x})))
+    bands = [fit.interval({key: float(value)}) for value in x] if fit.draws else []
+    band = tuple(zip(*bands, strict=True)) if bands else None
+    lines = [Line(x=list(x), y=middle, label="the law", markers=False, band=band)]
+    for index, (name, records) in enumerate((("fitted", fitted), ("held out", held_out)), 1):
+        if records:
+            points = {"x": [record[key] for record in records], "y": [record["actual"] for record in records]}
+            lines.append(Line(**points, label=name, style=index, joined=False, hollow=index == 2))
+    title = "The law with its 95 % prediction interval" if band else "The law"
+    y_log = log and min(middle) > 0
+    return Panel(lines=lines, x_label=key, y_label=LAWS[fit.law].output, x_log=log, y_log=y_log, title=title)
+
+
+def frontier_panels(rows: Sequence[Row], optima: Sequence[Optimum], fit: Fit, method: str) -> list[Panel]:
+    """The loss against N at each budget with its best size (isoflop) or against compute for each size (envelope); and
+    the best size against compute with the law through it."""
+    best = Line(
+        x=[one.n_params if method == "isoflop" else one.flops for one in optima],
+        y=[one.loss for one in optima], label="best size", style=1, color=5, joined=method != "isoflop",
+        markers=method == "isoflop",
+    )  # fmt: skip
+    flops = np.geomspace(min(one.flops for one in optima), max(one.flops for one in optima), CURVE_POINTS)
+    law = Line(x=list(flops), y=list(map(float, fit.predict({"flops": flops}))), label=_spelled(fit), markers=False)
+    points = Line(x=[one.flops for one in optima], y=[one.n_params for one in optima], label="best size", style=1,
+                  joined=False)  # fmt: skip
+    measured = _curves(rows, "n_params") if method == "isoflop" else _curves(rows, "flops")
+    return [
+        Panel(
+            lines=[*measured, best],
+            x_label="N, parameters" if method == "isoflop" else "C, FLOPs",
+            y_label="loss",
+            color_name="C" if method == "isoflop" else "N",
+            title="Loss at each budget" if method == "isoflop" else "Loss of each size, and their envelope",
+        ),
+        Panel(lines=[law, points], x_label="C, FLOPs", y_label="best N", y_log=True, title="The best size"),
+    ]
+
+
+def _curves(rows: Sequence[Row], x: str) -> list[Line]:
+    """Lines over x; each holds the other of size and compute, the latter to two digits."""
+    other = "flops" if x == "n_params" else "n_params"
+    lines = []
+    for value in sorted({float(f"{row[other]:.2g}") for row in rows}):
+        own = sorted((row[x], row["loss"]) for row in rows if float(f"{row[other]:.2g}") == value)
+        lines.append(Line(x=[point[0] for point in own], y=[point[1] for point in own], n_params=value))
+    return lines
+
+
+def _spelled(fit: Fit) -> str:
+    return f"N = {fit.params['c']:.3g} C^{fit.params['p']:.3g}"
+
+
+def ladder_panels(records: Records, fit: Fit) -> list[Panel]:
+    """The frontier of a grid search, the law through it, and the configurations that were picked."""
+    flops = np.geomspace(min(r["flops"] for r in records), max(r["flops"] for r in records), CURVE_POINTS)
+    lines = [Line(x=list(flops), y=list(map(float, fit.predict({"flops": flops}))), label="the law", markers=False)]
+    groups = {
+        "frontier": [r for r in records if r["fitted"] and not r["rung"]],
+        "left out of the fit": [r for r in records if not r["fitted"]],
+        "picked": [r for r in records if r["rung"]],
+    }
+    for index, (name, own) in enumerate(groups.items(), 1):
+        if own:
+            label = f"{name}: {', '.join(compact(r['n_params']) for r in own)}" if name == "picked" else name
+            points = {"x": [r["flops"] for r in own], "y": [r["loss"] for r in own]}
+            lines.append(Line(**points, label=label, style=index, joined=False, hollow=name == "left out of the fit"))
+    return [Panel(lines=lines, x_label="C, FLOPs", y_label="loss", title="The frontier of the grid search")]
