@@ -36,7 +36,7 @@ from scaling_testbed.files import read_yaml
 
 SWEEP_DIR = CONFIG_DIR / "sweep"
 BASE_DIR = SWEEP_DIR / "base"
-ANALYSES = ("lr_sensitivity", "instability", "report", "fit", "predict", "allocate", "downstream")  # of `analyze`
+ANALYSES = ("lr_sensitivity", "instability", "report", "fit", "frontier")  # of `analyze`
 KEYS = ("description", "analysis", "overrides", "axes", "together", "exclude", "seeds")
 
 

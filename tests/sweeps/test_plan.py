@@ -1,6 +1,7 @@
 """A plan is what the runs then are: the same ids, counts and steps; and the published testbed is planned as it was."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -58,10 +59,43 @@ def test_the_grid_of_qk_layernorm_has_every_size_rate_and_condition():
     assert {run.varied["model.qk_norm"] for run in runs} == {"layernorm", "none"}
 
 
-@pytest.mark.parametrize("name", ["nano_lr", "overtraining"])  # those with scales: test_proxies.py
-def test_every_shipped_sweep_can_be_planned(name):
-    runs, same = plan(load_sweep(name))
+@pytest.mark.parametrize(
+    ("name", "scale"),
+    [("nano_lr", None), ("overtraining", "paper"), ("overtraining", "cpu")]
+    + [("isoflop", scale) for scale in ("paper", "gpu_hour", "cpu")],
+)  # the others: test_proxies.py
+def test_every_shipped_sweep_can_be_planned(name, scale):
+    runs, same = plan(load_sweep(name, scale))
     assert runs and same == 0
+
+
+@pytest.mark.parametrize("scale", ["paper", "gpu_hour", "cpu"])
+def test_each_budget_of_isoflop_has_its_best_size_inside_and_follows_its_rule(scale):
+    """About 20 tokens per parameter are best (Hoffmann et al. 2022): sizes lie on both sides of sqrt(C / 120)."""
+    budgets = {}
+    for run in plan(load_sweep("isoflop", scale))[0]:
+        budgets.setdefault(round(run.flops_6nd, -int(math.log10(run.flops_6nd)) + 1), []).append(run)
+        flops = float(run.varied["budget.flops"])
+        assert run.flops_6nd == pytest.approx(flops, rel=0.01)  # a whole number of steps
+        if scale != "cpu":
+            values = dict(text.split("=", 1) for text in run.overrides if "=" in text)
+            assert float(values["optimizer.lr"]) == pytest.approx(0.3118 * flops**-0.125, rel=0.005)
+            assert run.tokens_per_step == pytest.approx(0.292 * flops**0.3271, rel=0.03)
+    for runs in budgets.values():
+        ratios = sorted(run.n_params / math.sqrt(float(run.varied["budget.flops"]) / 120) for run in runs)
+        assert len(ratios) >= 4 and ratios[0] < 0.8 and ratios[-1] > 1.25, ratios
+
+
+def test_the_grid_of_over_training_for_a_cpu_fits_cheap_runs_and_predicts_dear_ones():
+    runs, _ = plan(load_sweep("overtraining", "cpu"))
+    points = {}
+    for run in runs:
+        points.setdefault((run.varied["model"], run.varied["budget.tokens_per_param"]), []).append(run)
+    fitted = [found for found in points.values() if len(found) == 3]
+    predicted = [found for found in points.values() if len(found) == 1]
+    assert len({found[0].n_params for found in fitted}) == 4 and len(fitted) >= 12
+    assert len(predicted) == 4 and all(len(found) in (1, 3) for found in points.values())
+    assert min(f[0].flops for f in predicted[-2:]) > 2 * max(f[0].flops for f in fitted)
 
 
 def test_a_plan_spends_nothing_and_prints_objects_alone(door, tmp_path):
