@@ -1,0 +1,62 @@
+"""Whether one model is better than another: paired over documents, with training seeds as the second level."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean of a minus mean of b, with its bootstrap interval, and the share of resamples that contradict its sign,
+    doubled (two-sided)."""
+
+    mean: float
+    low: float
+    high: float
+    p_value: float
+
+
+def paired_difference(a_SD, b_SD, resamples: int = 10_000, seed: int = 0) -> Difference:
+    """Compare two models on the same documents: [seeds, documents] of a value such as a loss, or 1 for a right answer.
+
+    Documents are resampled for both at once, as both saw the same ones; the seeds of each model for itself, as a seed
+    of one has nothing to do with a seed of the other; what few of them spread too little, sqrt(n / (n - 1)) gives back.
+    With one seed each the interval says nothing of other seeds.
+    """
+    a_SD, b_SD = (np.atleast_2d(np.asarray(x, float)) for x in (a_SD, b_SD))
+    if a_SD.shape[1] != b_SD.shape[1]:
+        raise ValueError(f"{a_SD.shape[1]} and {b_SD.shape[1]} documents: both models must have seen the same ones")
+    rng = np.random.default_rng(seed)
+    means = np.array([_resampled_difference(a_SD, b_SD, rng) for _ in range(resamples)])
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    mean = float(a_SD.mean() - b_SD.mean())
+    contrary = min(np.sum(means <= 0), np.sum(means >= 0))
+    return Difference(mean, float(low), float(high), float(min(1.0, 2 * (contrary + 1) / (resamples + 1))))
+
+
+def _resampled_difference(a_SD: np.ndarray, b_SD: np.ndarray, rng: np.random.Generator) -> float:
+    n_documents = a_SD.shape[1]
+    weights_D = np.bincount(rng.integers(n_documents, size=n_documents), minlength=n_documents) / n_documents
+    return _seed_mean(a_SD @ weights_D, rng) - _seed_mean(b_SD @ weights_D, rng)
+
+
+def _seed_mean(values_S: np.ndarray, rng: np.random.Generator) -> float:
+    n_seeds = len(values_S)
+    if n_seeds == 1:
+        return float(values_S[0])
+    mean = values_S.mean()
+    drawn = values_S[rng.integers(n_seeds, size=n_seeds)].mean()
+    return float(mean + (drawn - mean) * np.sqrt(n_seeds / (n_seeds - 1)))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values corrected for their number (Holm 1979): below alpha with all of them true at most alpha of the time."""
+    order = np.argsort(p_values)
+    corrected, largest = np.empty(len(p_values)), 0.0
+    for rank, place in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        corrected[place] = largest
+    return corrected.tolist()
