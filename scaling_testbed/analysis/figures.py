@@ -54,8 +54,8 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """One pair of axes. levels: horizontal lines (y, label). color_name: what the colour scale shows, "N" or "lr"; its
-    values are the lines' n_params."""
+    """One pair of axes. levels: horizontal lines (y, label). y_range: what is shown, else all of it. color_name: what
+    the colour scale shows, "N" or "lr"; its values are the lines' n_params."""
 
     lines: Sequence[Line]
     x_label: str
@@ -64,6 +64,7 @@ class Panel:
     x_log: bool = True
     y_log: bool = False
     levels: Sequence[tuple[float, str]] = field(default_factory=list)
+    y_range: tuple[float, float] | None = None
     color_name: str = "N"
 
 
@@ -130,6 +131,8 @@ def _draw_panel(panel: Panel, axes) -> None:
         )
     axes.set_xscale("log" if panel.x_log else "linear")
     axes.set_yscale("log" if panel.y_log else "linear")
+    if panel.y_range:
+        axes.set_ylim(*panel.y_range)
     axes.set(xlabel=_plain(panel.x_label), ylabel=_plain(panel.y_label))
     axes.set_title(_plain(panel.title), fontsize=9, loc="left")
     _ticks(panel, axes)

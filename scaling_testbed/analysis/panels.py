@@ -77,6 +77,9 @@ def instability_panels(series: Sequence[Series], predictions: Sequence[Predictio
         if one.fit:
             own = [n for n in beyond if n > max(one.n_params, default=0) or n in one.held_out]
             lines.append(_fit_line(one, max([*one.n_params, *own]), common))
+    # An interval may span twenty decades, in which the points would be one.
+    shown = [*(y for one in series for y in one.values), *(one.predicted for one in predictions if one.predicted)]
+    shown.append(quantity.threshold)
     above = "above" if quantity.above else "below"
     level = (quantity.threshold, f"threshold {quantity.threshold:g} ({above}: unstable)")
     panel = Panel(
@@ -85,6 +88,7 @@ def instability_panels(series: Sequence[Series], predictions: Sequence[Predictio
         y_label=quantity.label,
         y_log=True,
         levels=[level],
+        y_range=(min(shown) / 10, max(shown) * 10),
         color_name="lr",
         title="Fit in log N with its 95 % prediction interval",
     )

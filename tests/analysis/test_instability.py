@@ -8,6 +8,7 @@ import pytest
 
 from scaling_testbed import analyze
 from scaling_testbed.analysis.instability import Quantity, analyse, fit_log_log
+from scaling_testbed.analysis.panels import instability_panels
 from scaling_testbed.analysis.rows import load
 from scaling_testbed.errors import ConfigError, UserError
 from tests.analysis.conftest import make_row
@@ -166,3 +167,14 @@ def test_diverged_is_true_or_false(tmp_path):
         analyse(csv_study(path, [(n, 0.1, 5.0, "no") for n in (1e6, 2e6, 4e6)]), [], LOGIT)
     series, _ = analyse(csv_study(path, [(1e6, 0.1, 5.0, "false"), (2e6, 0.1, 5.0, 1)]), [], LOGIT)
     assert series[0].diverged == [False, True]
+
+
+def test_an_interval_of_many_decades_leaves_the_points_to_be_seen(study):
+    def value(n, lr):
+        return math.exp(0.3 * math.log(n) * (1.5 if n == SIZES[2] else 1))
+
+    made = analyse(study(rows_of(SIZES[:5], value)), [], LOGIT, hold_out_largest=True)
+    low, high = instability_panels(*made, LOGIT)[0].y_range
+    values = [y for y in made[0][0].values] + [made[1][0].predicted, LOGIT.threshold]
+    assert made[1][0].high / made[1][0].low > 1e4
+    assert low < min(values) and high > max(values) and high / low < 1e3 * max(values) / min(values)
