@@ -7,7 +7,8 @@ DOORS = {
     "train": "train one model",
     "sweep": "plan, run, submit and watch grids of runs",
     "prepare": "tokenise a corpus into shards",
-    "analyze": "learning-rate sensitivity, instabilities, reports, a look into a checkpoint",
+    "analyze": "learning-rate sensitivity, instabilities, laws, reports, a look into a checkpoint, task scores",
+    "export": "write a checkpoint for Hugging Face's transformers",
 }
 
 

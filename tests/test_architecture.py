@@ -23,7 +23,7 @@ LAYERS = [
     ("running",),
     ("config.compose",),
     ("sweeps", "analysis"),
-    ("train", "prepare", "sweep", "analyze"),
+    ("train", "prepare", "sweep", "analyze", "export"),
     ("__main__",),
 ]
 DOORS = {
@@ -32,6 +32,8 @@ DOORS = {
     "wandb": {"running/records.py"},
     "yaml": {"running/records.py", "files.py"},
     "matplotlib": {"analysis/figures.py"},
+    "safetensors": {"running/export.py"},
+    "transformers": set(),  # it reads exports, in tests
 }
 ROOMS = {"datasets": "data", "tokenizers": "data", "pyarrow": "data", "triton": "kernels", "scipy": "analysis"}
 

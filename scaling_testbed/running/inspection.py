@@ -6,16 +6,14 @@ import torch
 
 from scaling_testbed.config.schema import RunConfig
 from scaling_testbed.data.batches import ValidationBatches
-from scaling_testbed.data.preparation import prepare
-from scaling_testbed.data.shards import open_prepared
 from scaling_testbed.diagnostics.forward import ForwardProbe
 from scaling_testbed.diagnostics.reductions import Reductions
 from scaling_testbed.diagnostics.tensors import parameter_statistics, update_statistics
-from scaling_testbed.errors import UserError
 from scaling_testbed.learning.optimizers import build_optimizer
 from scaling_testbed.model.transformer import Transformer
-from scaling_testbed.running import checkpoint, state
+from scaling_testbed.running import state
 from scaling_testbed.running.device import autocast, choose_device, choose_precision
+from scaling_testbed.running.loading import open_checkpoint
 
 ROWS = 32  # of a forward pass
 
@@ -25,10 +23,8 @@ def inspect(run: RunConfig, folder: Path, *, step: int | None = None, sequences:
     forward pass over at most `sequences` validation sequences, which lie evenly over the validation data, the
     parameters, and the last update. `sequences` in the answer says how many there were. Raises UserError where there
     is no such checkpoint, it is damaged, or the data is not what it was trained on."""
-    saved = checkpoint.load(_find(folder / "checkpoints", step))
+    saved, data = open_checkpoint(run, folder, step)
     device = choose_device(run.compute)
-    data = open_prepared(prepare(run.data, run.tokenizer, data_dir=Path(run.data_dir), quiet=True))
-    checkpoint.check_same_data(saved.state, data, folder)
     model = Transformer(run.model.resolved(data.vocab_size), run.parametrization, device=device)
     optimizer = build_optimizer(run.optimizer, model)
     state.restore_whole(saved.tensors, model, optimizer, device)
@@ -57,14 +53,3 @@ def by_place(found: dict[str, float]) -> list[list[dict]]:
     blocks = [{"block": int(place), **numbers} for place, numbers in places.items() if place.isdigit()]
     tensors = [{"tensor": place, **numbers} for place, numbers in places.items() if not place.isdigit()]
     return [[{"quantity": name, "value": value} for name, value in whole.items()], blocks, tensors]
-
-
-def _find(checkpoints: Path, step: int | None) -> Path:
-    there = {int(path.name[5:]): path for path in sorted(checkpoints.glob("step-" + 8 * "[0-9]"))}
-    if not there:
-        raise UserError(
-            f"{checkpoints} holds no checkpoint; run with checkpoint.at_end=true or checkpoint.every_steps="
-        )
-    if step is not None and step not in there:
-        raise UserError(f"{checkpoints} holds no step {step}; there are {', '.join(map(str, there))}")
-    return there[max(there) if step is None else step]

@@ -1,0 +1,166 @@
+"""Multiple-choice tasks on disk, and a question and its answers as tokens.
+
+A task is a file of JSON lines, each {"context": str, "choices": [str, ...], "gold": int}, with gold counted from 0;
+other keys are left alone. The file's stem is the task's name.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from scaling_testbed.errors import ConfigError, UserError
+
+
+@dataclass(frozen=True)
+class Document:
+    """One question. `line` counts from 1."""
+
+    line: int
+    context: str
+    choices: tuple[str, ...]
+    gold: int
+
+    @property
+    def n_bytes(self) -> list[int]:
+        """The length of each choice in bytes of UTF-8, white space in front of it not counted."""
+        return [len(choice.lstrip().encode()) for choice in self.choices]
+
+
+@dataclass(frozen=True)
+class ChoiceTask:
+    """The documents of one file."""
+
+    path: Path
+    documents: tuple[Document, ...]
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """The last `n_scored` of `ids` are a choice's tokens, those before it what it is conditioned on (one or more).
+
+    truncated   whether tokens of the context were left out
+    apart       whether context and choice had to be tokenised one by one
+    """
+
+    ids: np.ndarray
+    n_scored: int
+    truncated: bool
+    apart: bool
+
+
+def read_tasks(paths: list[Path]) -> list[ChoiceTask]:
+    """The tasks of some files. Raises UserError naming file and line, ConfigError where two have one name."""
+    tasks = [_read_task(path) for path in paths]
+    seen = {}
+    for task in tasks:
+        if task.name in seen:
+            raise ConfigError(f"{seen[task.name]} and {task.path} are both named {task.name}; rename one of them")
+        seen[task.name] = task.path
+    return tasks
+
+
+def _read_task(path: Path) -> ChoiceTask:
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines: U+2028 may stand in a JSON string
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8: byte {error.start} is {error.object[error.start]:#04x}") from None
+    documents = tuple(_parse(line, path, number) for number, line in enumerate(lines, 1) if line.strip())
+    if not documents:
+        raise UserError(f"{path} holds no document; each line is one: {_EXAMPLE}")
+    return ChoiceTask(path, documents)
+
+
+_EXAMPLE = '{"context": "...", "choices": ["...", "..."], "gold": 0}'
+
+
+def _parse(line: str, path: Path, number: int) -> Document:
+    try:
+        given = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}:{number}: not JSON ({error})") from None
+    if problem := _problem(given):
+        raise UserError(f"{path}:{number}: {problem}")
+    return Document(number, given["context"], tuple(given["choices"]), given["gold"])
+
+
+def _problem(given) -> str | None:
+    """What is wrong with a line's content, or None."""
+    if not isinstance(given, dict):
+        return f"must be an object like {_EXAMPLE}"
+    for key in ("context", "choices", "gold"):
+        if key not in given:
+            return f"has no {key!r}; a line is {_EXAMPLE}"
+    context, choices, gold = given["context"], given["choices"], given["gold"]
+    if not isinstance(context, str):
+        return f"context must be a text, got {json.dumps(context)[:60]}"
+    if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(choice, str) for choice in choices):
+        return f"choices must be a list of two texts or more, got {json.dumps(choices)[:60]}"
+    for place, choice in enumerate(choices):
+        if not choice.strip():
+            return f"choices[{place}] is blank"
+    if type(gold) is not int or not 0 <= gold < len(choices):
+        return f"gold must be a whole number from 0 to {len(choices) - 1}, got {json.dumps(gold)[:60]}"
+    if not all(_is_unicode(text) for text in (context, *choices)):
+        return "has a text with half a surrogate pair, which is no Unicode"
+    return None
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def continuations(task: ChoiceTask, tokenizer, *, max_length: int) -> list[list[Continuation]]:
+    """Each choice of each document as tokens that a model reads at most `max_length` of.
+
+    White space at the end of the context counts to the front of the choice, so that it does not matter on which side
+    of the boundary it is written. Context and choice are then tokenised together, and the choice's tokens are those
+    after the context's own, as in EleutherAI's lm-evaluation-harness; where the context's own tokens are not the first
+    of them, because one would span the boundary, the two are tokenised apart. An empty context is EOS: what stands in
+    front of a document in training. A context that is too long loses its beginning.
+
+    Raises UserError naming file and line where a choice is longer than `max_length`, or has no token.
+    """
+    pairs = [_pair(document, choice) for document in task.documents for choice in document.choices]
+    contexts, choices, wholes = (
+        tokenizer.encode_batch([text.encode() for text in texts])
+        for texts in ([a for a, _ in pairs], [b for _, b in pairs], [a + b for a, b in pairs])
+    )
+    made = iter(
+        _continuation(*ids, eos_id=tokenizer.eos_id, max_length=max_length)
+        for ids in zip(contexts, choices, wholes, strict=True)
+    )
+    found = [[next(made) for _ in document.choices] for document in task.documents]
+    for document, row in zip(task.documents, found, strict=True):
+        for place, one in enumerate(row):
+            if not 1 <= one.n_scored <= max_length:
+                raise UserError(
+                    f"{task.path}:{document.line}: choices[{place}] has {one.n_scored} tokens; at least one and at "
+                    f"most {max_length} can be scored (--max-length; by default as many as in training)"
+                )
+    return found
+
+
+def _pair(document: Document, choice: str) -> tuple[str, str]:
+    context = document.context.rstrip()
+    return context, document.context[len(context) :] + choice
+
+
+def _continuation(context, choice, whole, *, eos_id: int, max_length: int) -> Continuation:
+    apart = len(whole) <= len(context) or not np.array_equal(whole[: len(context)], context)
+    scored = choice if apart else whole[len(context) :]
+    before = context if len(context) else [eos_id]
+    ids = np.concatenate([np.asarray(before, np.int64), np.asarray(scored, np.int64)])
+    kept = ids[-(max_length + 1) :]  # the last token is read by nothing
+    return Continuation(kept, len(scored), len(kept) < len(ids), apart)
