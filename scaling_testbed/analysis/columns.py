@@ -10,7 +10,6 @@ from scaling_testbed.analysis.laws import Law
 from scaling_testbed.analysis.rows import Row, load, name_of
 from scaling_testbed.errors import ConfigError, UserError
 
-SIZES = ("n_params", "n_params_non_embedding", "n_params_no_input_embedding", "n_params_no_qk_gains")
 OWN = {"loss": "val_loss", "lr": "optimizer.lr"}  # what our rows call them
 
 

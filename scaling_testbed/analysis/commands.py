@@ -13,11 +13,11 @@ from scaling_testbed.analysis.instability import AT_STEP, LAST_MEAN, Quantity
 from scaling_testbed.analysis.law_report import is_fit, write_law_report
 from scaling_testbed.analysis.panels import instability_panels, sensitivity_panels
 from scaling_testbed.analysis.report import write_report, write_traces
-from scaling_testbed.analysis.rows import Study, load, where
+from scaling_testbed.analysis.rows import SIZE, Study, load, where
+from scaling_testbed.config.budget import CONVENTIONS
 from scaling_testbed.errors import ConfigError
 from scaling_testbed.files import write_text
 
-SIZES = ("n_params_non_embedding", "n_params", "n_params_no_input_embedding", "n_params_no_qk_gains")
 FIRST_MLP = "grad_rms/blocks.0.mlp.mlp_in.weight"
 
 
@@ -44,7 +44,7 @@ def _command(commands, function, help_: str) -> argparse.ArgumentParser:
 def _add_grouping(parser: argparse.ArgumentParser) -> None:
     keys = "keys that tell conditions apart (default: all that vary; `scan`: width or depth)"
     parser.add_argument("--group", nargs="+", metavar="KEY", help=keys)
-    parser.add_argument("--size", choices=SIZES, default=SIZES[0], help="how N is counted (default: %(default)s)")
+    parser.add_argument("--size", choices=CONVENTIONS, default=SIZE, help="how N is counted (default: %(default)s)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where files go (default: SWEEP_DIR/analysis)")
 
 

@@ -47,7 +47,7 @@ class Problem:
 
     def residuals(self, theta: np.ndarray) -> np.ndarray:
         """Predicted - observed, in logarithms but for `lsq`; inf where the law has no value."""
-        return self.linearised(theta)[0]
+        return self._apart(self.law.predict(self.params(theta), self.inputs))
 
     def linearised(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Residuals and d residuals / d theta, [n_rows, n_free], exact to rounding, from one evaluation."""
@@ -56,11 +56,12 @@ class Problem:
         found = np.broadcast_to(found, (len(theta), len(self.observed)))
         predicted, slopes = found[0].real, found.imag.T / STEP
         with np.errstate(all="ignore"):
-            if self.objective != LSQ:
-                predicted, slopes = np.log(predicted / self.observed), slopes / predicted[:, None]
-            else:
-                predicted = predicted - self.observed
-        return np.where(np.isfinite(predicted), predicted, np.inf), slopes
+            return self._apart(predicted), slopes if self.objective == LSQ else slopes / predicted[:, None]
+
+    def _apart(self, predicted: np.ndarray) -> np.ndarray:
+        with np.errstate(all="ignore"):
+            found = predicted - self.observed if self.objective == LSQ else np.log(predicted / self.observed)
+        return np.where(np.isfinite(found), found, np.inf)
 
     def value(self, theta: np.ndarray) -> float:
         """The objective."""

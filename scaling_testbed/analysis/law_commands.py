@@ -17,6 +17,7 @@ from scaling_testbed.analysis.fitting import OBJECTIVES, Fit, fit
 from scaling_testbed.analysis.law_panels import fit_panels
 from scaling_testbed.analysis.laws import LAWS, Law
 from scaling_testbed.analysis.rows import Row, name_of
+from scaling_testbed.config.budget import CONVENTIONS
 from scaling_testbed.errors import ConfigError
 from scaling_testbed.files import write_text
 
@@ -42,7 +43,7 @@ def add_row_options(parser: argparse.ArgumentParser) -> None:
     held = "left out of the fit, and predicted; any of several"
     parser.add_argument("--hold-out", action="append", default=[], metavar="COND", help=held)
     size = "what N counts (default: %(default)s)"
-    parser.add_argument("--size", choices=columns.SIZES, default="n_params", help=size)
+    parser.add_argument("--size", choices=CONVENTIONS, default="n_params", help=size)
 
 
 def _add_fit(commands) -> None:
