@@ -6,17 +6,24 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from scaling_testbed.analysis import figures, frontier_commands, instability, law_commands, lr_sensitivity, tables
+from scaling_testbed.analysis import (
+    figures,
+    frontier_commands,
+    instability,
+    law_commands,
+    lr_sensitivity,
+    tables,
+    task_commands,
+)
 from scaling_testbed.analysis.claims import experiment_of
 from scaling_testbed.analysis.grouping import grouping_keys
 from scaling_testbed.analysis.instability import AT_STEP, LAST_MEAN, Quantity
-from scaling_testbed.analysis.law_report import is_fit, write_law_report
+from scaling_testbed.analysis.law_report import is_law, laws_of, write_law_report
 from scaling_testbed.analysis.panels import instability_panels, sensitivity_panels
-from scaling_testbed.analysis.report import write_report, write_traces
-from scaling_testbed.analysis.rows import SIZE, Study, load, where
+from scaling_testbed.analysis.report import write_laws, write_report, write_traces
+from scaling_testbed.analysis.rows import SIZE, Study, is_study, load, where
 from scaling_testbed.config.budget import CONVENTIONS
 from scaling_testbed.errors import ConfigError
-from scaling_testbed.files import write_text
 
 FIRST_MLP = "grad_rms/blocks.0.mlp.mlp_in.weight"
 
@@ -25,8 +32,9 @@ def parse(argv: Sequence[str], doc: str) -> argparse.Namespace:
     """The arguments, with the function to call under `command`. Exits as argparse does when they are wrong."""
     parser = argparse.ArgumentParser(prog="scaling-testbed analyze", description=doc, allow_abbrev=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_lr_sensitivity, _add_instability, _add_report, _add_inspect, _add_score):
+    for add in (_add_lr_sensitivity, _add_instability, _add_report, _add_inspect):
         add(commands)
+    task_commands.add_commands(commands)
     law_commands.add_commands(commands)
     frontier_commands.add_commands(commands)
     return parser.parse_args(argv)
@@ -84,19 +92,6 @@ def _add_inspect(commands) -> None:
     parser.add_argument("--json", action="store_true", help="every number, one object")
 
 
-def _add_score(commands) -> None:
-    help_ = "top-1 error of a saved checkpoint on multiple-choice tasks"
-    parser = commands.add_parser("score", help=help_, description=do_score.__doc__, allow_abbrev=False)
-    parser.set_defaults(command=do_score)
-    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="runs/NAME/RUN_ID")
-    parser.add_argument("tasks", type=Path, nargs="+", metavar="TASK.jsonl", help="a file is a task of its own")
-    parser.add_argument("--step", type=int, help="of the checkpoint (default: the newest)")
-    longest = "tokens that the model reads at most; a context loses its beginning (default: as in training)"
-    parser.add_argument("--max-length", type=int, metavar="N", help=longest)
-    parser.add_argument("--out", type=Path, metavar="FILE.jsonl", help="keep the log-likelihoods of each document")
-    parser.add_argument("--json", action="store_true", help="one object")
-
-
 def do_lr_sensitivity(arguments: argparse.Namespace) -> int:
     """Learning-rate sensitivity S (arXiv 2309.14322, section 2.2): a table, lr_sensitivity.csv, .json, .png, .svg."""
     study, group, folder = _opened(arguments)
@@ -134,11 +129,17 @@ def do_instability(arguments: argparse.Namespace) -> int:
 
 
 def do_report(arguments: argparse.Namespace) -> int:
-    """One self-contained HTML page: of a sweep its question, claims, figures, tables, grid, versions; of a kept fit
-    (FIT.json) the law, its warnings, parameters, figures, predictions."""
-    if is_fit(Path(arguments.sweep_dir)):
-        path = arguments.out or Path(arguments.sweep_dir).with_suffix(".html")
-        write_law_report(Path(arguments.sweep_dir), path)
+    """One self-contained HTML page: of a sweep its question, claims, figures, tables, grid, versions, and the laws that
+    are kept in its folder or its analysis/; of one kept law (LAW.json), or a folder of them, all that it says."""
+    given = Path(arguments.sweep_dir)
+    if is_law(given):
+        path = arguments.out or given.with_suffix(".html")
+        write_law_report(given, path)
+        _say([path])
+        return 0
+    if given.is_dir() and not is_study(given) and laws_of(given):
+        path = arguments.out or given / "report.html"
+        write_laws(given, path)
         _say([path])
         return 0
     study = where(load(arguments.sweep_dir), arguments.where)
@@ -168,34 +169,6 @@ def do_inspect(arguments: argparse.Namespace) -> int:
     print(f"step {step:,} of {arguments.run_dir}, {found.pop('sequences'):,} validation sequences")
     for records in by_place(found):
         tables.show(records)
-    return 0
-
-
-def do_score(arguments: argparse.Namespace) -> int:
-    """Top-1 error by the log-likelihood of each choice after its context, summed and per byte. A line of a task is
-    {"context": "...", "choices": ["...", "..."], "gold": 0}. Context and choice are tokenised together, white space
-    between them as part of the choice; an empty context is the end of a document."""
-    from scaling_testbed.config.compose import recorded_run
-    from scaling_testbed.data.multiple_choice import read_tasks
-    from scaling_testbed.running.scoring import DEFINITION, score, summaries
-
-    if arguments.max_length is not None and arguments.max_length < 1:
-        raise ConfigError(f"--max-length must be greater than zero; got {arguments.max_length}")
-    run, tasks = recorded_run(arguments.run_dir), read_tasks(arguments.tasks)
-    if arguments.out is not None:
-        tables.prepare(arguments.out.parent)
-    step, scored = score(run, arguments.run_dir, tasks, step=arguments.step, max_length=arguments.max_length)
-    rows = summaries(scored)
-    if arguments.out is not None:
-        write_text(arguments.out, "".join(json.dumps(one.record()) + "\n" for one in scored))
-    if arguments.json:
-        print(json.dumps({"step": step, "tasks": rows}))
-        return 0
-    print(f"step {step:,} of {arguments.run_dir}")
-    tables.show(rows)
-    print(DEFINITION)
-    if arguments.out is not None:
-        _say([arguments.out])
     return 0
 
 

@@ -105,6 +105,11 @@ class Fit:
     draws: list[dict[str, float]] = field(default_factory=list)
     size: str = "n_params"
 
+    def summary(self) -> str:
+        """The optimum in a line: its objective, how many starts reached it, what N counts."""
+        value = f"{self.objective['name']} {self.objective['value']:.6g} over {self.n_rows} rows"
+        return f"{value}; {self.starts['reached_best']} of {self.starts['tried']} starts reached it; N is {self.size}"
+
     def table(self) -> list[dict[str, Any]]:
         """Its parameters as flat rows."""
         ends = self.ci95 or {}

@@ -55,13 +55,15 @@ def do_frontier(arguments: argparse.Namespace) -> int:
     found = fit(law, inputs, observed, starts=8, bootstrap=resamples, size=arguments.size)
     records = [one.record() for one in optima]
     warnings = [*found.warnings, *said]
-    record = {**asdict(found), "method": arguments.method, "warnings": warnings, "optima_by_budget": records}
+    runs = [{key: row[key] for key in NEEDED} for row in rows]
+    record = {**asdict(found), "method": arguments.method, "rows": str(arguments.rows), "where": arguments.where,
+              "warnings": warnings, "optima_by_budget": records, "runs": runs}  # fmt: skip
 
     def show() -> None:
         tables.show(records)
         show_fit(found, law, [], warnings)
 
-    return answer(arguments, record, show, lambda: frontier_panels(rows, optima, found, arguments.method))
+    return answer(arguments, record, show, lambda: frontier_panels(runs, records, found, arguments.method))
 
 
 def do_ladder(arguments: argparse.Namespace) -> int:
@@ -78,7 +80,8 @@ def do_ladder(arguments: argparse.Namespace) -> int:
     picked = {id(kept[place]) for place in frontier.rungs(kept, predicted, arguments.rungs)}
     records = [_rung(row, found, id(row) in picked, any(row is one for one in kept)) for row in front]
     warnings = [*found.warnings, *said]
-    record = {**asdict(found), "warnings": warnings, "n_runs": len(rows), "frontier": records}
+    record = {**asdict(found), "rows": str(arguments.rows), "where": arguments.where, "hold_out": arguments.hold_out,
+              "warnings": warnings, "n_runs": len(rows), "frontier": records}  # fmt: skip
 
     def show() -> None:
         tables.show(records)

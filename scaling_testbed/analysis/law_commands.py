@@ -14,7 +14,7 @@ from scaling_testbed.analysis.allocation import allocate
 from scaling_testbed.analysis.downstream import Chain
 from scaling_testbed.analysis.figures import Panel
 from scaling_testbed.analysis.fitting import OBJECTIVES, Fit, fit
-from scaling_testbed.analysis.law_panels import fit_panels
+from scaling_testbed.analysis.law_panels import downstream_panels, fit_panels
 from scaling_testbed.analysis.laws import LAWS, Law
 from scaling_testbed.analysis.rows import Row, name_of
 from scaling_testbed.config.budget import CONVENTIONS
@@ -142,14 +142,20 @@ def do_downstream(arguments: argparse.Namespace) -> int:
     chain = Chain(first, _fitted(laws[1], parts[1], arguments))
     predictions = [_chained(chain, laws, row) for row in held]
     shared = [*said, *mixed_data([*parts[0], *parts[1]]), *far(predictions)]
-    record = {**asdict(chain), "rows": str(arguments.rows), "warnings": shared, "predictions": predictions}
+    fitted = {
+        "fitted_loss": [_beside(chain.loss, laws[0], row, new=False) for row in parts[0]],
+        "fitted_downstream": [_beside(chain.downstream, laws[1], row, new=False) for row in parts[1]],
+    }
+    record = {**asdict(chain), "rows": str(arguments.rows), "where": arguments.where, "hold_out": arguments.hold_out,
+              "warnings": shared, **fitted, "predictions": predictions}  # fmt: skip
 
     def show() -> None:
         for part, law in zip((chain.loss, chain.downstream), laws, strict=True):
             show_fit(part, law, [], [f"{law.name}: {text}" for text in part.warnings])
         show_predictions(predictions, shared)
 
-    return answer(arguments, record, show)
+    draw = functools.partial(downstream_panels, chain.downstream, fitted["fitted_downstream"], predictions)
+    return answer(arguments, record, show, draw)
 
 
 def _fitted(law: Law, rows: Sequence[Row], arguments: argparse.Namespace, **more) -> Fit:
@@ -313,9 +319,7 @@ def show_fit(found: Fit, law: Law, predictions: Sequence[dict], warnings: Sequen
     """Formula, parameters with their intervals, objective, predictions, warnings."""
     print(f"{law.formula}    [{law.source}]")
     tables.show(found.table())
-    starts = f"{found.starts['reached_best']} of {found.starts['tried']} starts reached it"
-    value = f"{found.objective['name']} {found.objective['value']:.6g} over {found.n_rows} rows"
-    print(f"{value}; {starts}; N is {found.size}")
+    print(found.summary())
     if found.draws:
         print(f"low and high: 95 % over {len(found.draws)} resamples of the rows")
     show_predictions(predictions, warnings)

@@ -7,9 +7,7 @@ import numpy as np
 
 from scaling_testbed.analysis.figures import Line, Panel, compact
 from scaling_testbed.analysis.fitting import Fit
-from scaling_testbed.analysis.frontier import Optimum
 from scaling_testbed.analysis.laws import LAWS
-from scaling_testbed.analysis.rows import Row
 
 Records = Sequence[Mapping[str, Any]]
 CURVE_POINTS = 60
@@ -84,19 +82,27 @@ def _output_against_input(fit: Fit, key: str, fitted: Records, held_out: Records
     return Panel(lines=lines, x_label=key, y_label=LAWS[fit.law].output, x_log=log, y_log=y_log, title=title)
 
 
-def frontier_panels(rows: Sequence[Row], optima: Sequence[Optimum], fit: Fit, method: str) -> list[Panel]:
+def downstream_panels(error: Fit, fitted: Records, held_out: Records) -> list[Panel]:
+    """The error against the loss with the law between them; and the held-out runs, whose error was predicted from size
+    and tokens."""
+    output, key = LAWS[error.law].output, LAWS[error.law].inputs[0]
+    panels = [_output_against_input(error, key, fitted, [])]
+    return [*panels, _predicted_against_actual(output, [], held_out)] if held_out else panels
+
+
+def frontier_panels(runs: Records, optima: Records, fit: Fit, method: str) -> list[Panel]:
     """The loss against N at each budget with its best size (isoflop) or against compute for each size (envelope); and
-    the best size against compute with the law through it."""
+    the best size against compute with the law through it. Records have n_params, flops, loss."""
     best = Line(
-        x=[one.n_params if method == "isoflop" else one.flops for one in optima],
-        y=[one.loss for one in optima], label="best size", style=1, color=5, joined=method != "isoflop",
+        x=[one["n_params" if method == "isoflop" else "flops"] for one in optima],
+        y=[one["loss"] for one in optima], label="best size", style=1, color=5, joined=method != "isoflop",
         markers=method == "isoflop",
     )  # fmt: skip
-    flops = np.geomspace(min(one.flops for one in optima), max(one.flops for one in optima), CURVE_POINTS)
+    budgets = [one["flops"] for one in optima]
+    flops = np.geomspace(min(budgets), max(budgets), CURVE_POINTS)
     law = Line(x=list(flops), y=list(map(float, fit.predict({"flops": flops}))), label=_spelled(fit), markers=False)
-    points = Line(x=[one.flops for one in optima], y=[one.n_params for one in optima], label="best size", style=1,
-                  joined=False)  # fmt: skip
-    measured = _curves(rows, "n_params") if method == "isoflop" else _curves(rows, "flops")
+    points = Line(x=budgets, y=[one["n_params"] for one in optima], label="best size", style=1, joined=False)
+    measured = _curves(runs, "n_params" if method == "isoflop" else "flops")
     return [
         Panel(
             lines=[*measured, best],
@@ -109,12 +115,12 @@ def frontier_panels(rows: Sequence[Row], optima: Sequence[Optimum], fit: Fit, me
     ]
 
 
-def _curves(rows: Sequence[Row], x: str) -> list[Line]:
+def _curves(runs: Records, x: str) -> list[Line]:
     """Lines over x; each holds the other of size and compute, the latter to two digits."""
     other = "flops" if x == "n_params" else "n_params"
     lines = []
-    for value in sorted({float(f"{row[other]:.2g}") for row in rows}):
-        own = sorted((row[x], row["loss"]) for row in rows if float(f"{row[other]:.2g}") == value)
+    for value in sorted({float(f"{row[other]:.2g}") for row in runs}):
+        own = sorted((row[x], row["loss"]) for row in runs if float(f"{row[other]:.2g}") == value)
         lines.append(Line(x=[point[0] for point in own], y=[point[1] for point in own], n_params=value))
     return lines
 

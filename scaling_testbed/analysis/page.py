@@ -14,6 +14,7 @@ STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; margin: 0 auto; padding: 1rem;
   max-width: 70rem; overflow-wrap: break-word; }
 h1 { font-size: 1.5rem; line-height: 1.2; margin: .5rem 0; }
+h3 { font-size: 1rem; margin: 1.25rem 0 .25rem; }
 h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; border-bottom: 1px solid #ddd; }
 .box { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
@@ -52,9 +53,9 @@ def paragraphs(lines: Iterable[str]) -> str:
     return "".join(f"<p>{html.escape(line)}</p>" for line in lines)
 
 
-def figures(panels: Sequence[Panel]) -> str:
-    """Panels as drawings inside the page."""
-    drawn = "".join(f"<figure>{inline_svg(panel, f'f{index}')}</figure>" for index, panel in enumerate(panels))
+def figures(panels: Sequence[Panel], names: str = "f") -> str:
+    """Panels as drawings inside the page. `names` begins their ids, which a page may hold once."""
+    drawn = "".join(f"<figure>{inline_svg(panel, f'{names}{index}')}</figure>" for index, panel in enumerate(panels))
     return f'<div class="figures">{drawn}</div>'
 
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from scaling_testbed.analysis import instability, lr_sensitivity, page, panels, tables
+from scaling_testbed.analysis import instability, law_report, lr_sensitivity, page, panels, tables
 from scaling_testbed.analysis.claims import Claim, Experiment, experiment_of, judged
 from scaling_testbed.analysis.conditions import text
 from scaling_testbed.analysis.evidence import Evidence, Verdict
@@ -27,9 +27,11 @@ def write_report(study: Study, path: Path, figures: Path | None = None) -> list[
     evidence = Evidence(study, experiment.group)
     verdicts = judged(study.name, evidence)
     drawn, reasons = _panels(experiment, evidence)
+    laws = law_sections(study.path)
     sections = [
-        ("Claims of the paper", _claims(experiment, verdicts)),
-        ("Figures", page.figures(drawn) + page.paragraphs(reasons)),
+        ("Claims of the paper", _claims(experiment, verdicts) if verdicts or not laws else ""),
+        ("Figures", page.figures(drawn) + page.paragraphs(reasons) if drawn or reasons else ""),
+        *laws,
         ("Learning-rate sensitivity", _sensitivity(evidence)),
         ("Extrapolation in N", _extrapolation(experiment, evidence)),
         ("The grid", _grid(study)),
@@ -42,6 +44,16 @@ def write_report(study: Study, path: Path, figures: Path | None = None) -> list[
     written = [path, *(save(drawn, figures) if figures and drawn else [])]
     said = [f"{verdict:11}  {claim.text}\n             {words}" for claim, (verdict, words) in verdicts]
     return [*said, f"wrote {', '.join(map(str, written))}"]
+
+
+def write_laws(folder: Path, path: Path) -> None:
+    """Write a page of the laws that a folder without rows keeps."""
+    page.write(path, folder.resolve().name, [], law_sections(folder))
+
+
+def law_sections(folder: Path) -> list[tuple[str, str]]:
+    """A section for each law that is kept beside the rows."""
+    return [law_report.section(path, f"law{index}-") for index, path in enumerate(law_report.laws_of(folder))]
 
 
 def write_traces(study: Study, folder: Path) -> list[Path]:

@@ -125,11 +125,20 @@ def _read_json(path: Path) -> Any:
         raise UserError(f"cannot read {path}: {error}") from None
 
 
+def is_study(path: Path) -> bool:
+    """Whether a folder is a sweep's: with rows, or a plan of them."""
+    return _collected(path) is not None or (path / "plan.jsonl").exists() or any(path.glob("*/result.json"))
+
+
+def _collected(folder: Path) -> Path | None:
+    return next((path for path in (folder / "results.jsonl", folder / "results.jsonl.gz") if path.exists()), None)
+
+
 def _folder_rows(folder: Path) -> list[Row]:
     files = sorted(folder.glob("*/result.json"))
     if files:
         return [_read_json(file) for file in files]
-    collected = next((path for path in (folder / "results.jsonl", folder / "results.jsonl.gz") if path.exists()), None)
+    collected = _collected(folder)
     if collected is None and not (folder / "plan.jsonl").exists():
         raise UserError(f"{folder} has neither run folders nor results.jsonl; give a sweep's folder (runs/NAME)")
     return _file_rows(collected) if collected else []

@@ -19,27 +19,37 @@ class Difference:
     p_value: float
 
 
-def paired_difference(a_SD, b_SD, resamples: int = 10_000, seed: int = 0) -> Difference:
+def paired_difference(a_SD, b_SD, task_D=None, resamples: int = 10_000, seed: int = 0) -> Difference:
     """Compare two models on the same documents: [seeds, documents] of a value such as a loss, or 1 for a right answer.
 
-    Documents are resampled for both at once, as both saw the same ones; the seeds of each model for itself, as a seed
-    of one has nothing to do with a seed of the other; what few of them spread too little, sqrt(n / (n - 1)) gives back.
-    With one seed each the interval says nothing of other seeds.
+    Documents are resampled for both at once, as both saw the same ones, and within their task where `task_D` names it:
+    tasks are given, and count alike. The seeds of each model are resampled for itself, as a seed of one has nothing to
+    do with a seed of the other; what few of them spread too little, sqrt(n / (n - 1)) gives back. With one seed each
+    the interval says nothing of other seeds.
     """
     a_SD, b_SD = (np.atleast_2d(np.asarray(x, float)) for x in (a_SD, b_SD))
     if a_SD.shape[1] != b_SD.shape[1]:
         raise ValueError(f"{a_SD.shape[1]} and {b_SD.shape[1]} documents: both models must have seen the same ones")
+    task_D = np.zeros(a_SD.shape[1]) if task_D is None else np.asarray(task_D)
+    tasks = [np.flatnonzero(task_D == task) for task in np.unique(task_D)]
     rng = np.random.default_rng(seed)
-    means = np.array([_resampled_difference(a_SD, b_SD, rng) for _ in range(resamples)])
+    means = np.array([_resampled_difference(a_SD, b_SD, tasks, rng) for _ in range(resamples)])
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    mean = float(a_SD.mean() - b_SD.mean())
+    mean = mean_over_tasks(a_SD, task_D) - mean_over_tasks(b_SD, task_D)
     contrary = min(np.sum(means <= 0), np.sum(means >= 0))
     return Difference(mean, float(low), float(high), float(min(1.0, 2 * (contrary + 1) / (resamples + 1))))
 
 
-def _resampled_difference(a_SD: np.ndarray, b_SD: np.ndarray, rng: np.random.Generator) -> float:
-    n_documents = a_SD.shape[1]
-    weights_D = np.bincount(rng.integers(n_documents, size=n_documents), minlength=n_documents) / n_documents
+def mean_over_tasks(values_SD: np.ndarray, task_D: np.ndarray) -> float:
+    """The mean over seeds and tasks of each task's mean over its documents."""
+    return float(np.mean([values_SD[:, task_D == task].mean() for task in np.unique(task_D)]))
+
+
+def _resampled_difference(a_SD: np.ndarray, b_SD: np.ndarray, tasks: list[np.ndarray], rng) -> float:
+    weights_D = np.zeros(a_SD.shape[1])
+    for places in tasks:
+        drawn = np.bincount(rng.integers(len(places), size=len(places)), minlength=len(places))
+        weights_D[places] = drawn / len(places) / len(tasks)
     return _seed_mean(a_SD @ weights_D, rng) - _seed_mean(b_SD @ weights_D, rng)
 
 

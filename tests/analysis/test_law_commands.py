@@ -1,6 +1,7 @@
 """The doors of the laws: what is typed, printed and kept."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -178,7 +179,46 @@ def test_a_page_and_figures_of_a_fit(runs, tmp_path, capsys):
     assert "Smaller models" not in (tmp_path / "fit.html").read_text()
 
 
-@pytest.mark.parametrize("typed", [["frontier", "--method", "envelope"], ["ladder", "--rungs", "2"]])
-def test_frontiers_are_drawn(runs, tmp_path, typed):
-    assert main([typed[0], str(runs), *typed[1:], "--figures", str(tmp_path / "fig")]) == 0
-    assert (tmp_path / "fig.png").exists() and "<svg" in (tmp_path / "fig.svg").read_text()
+KEPT = {
+    "frontier": (["frontier", "--method", "envelope"], ["The best size of each budget, by envelope", "Budgets"]),
+    "ladder": (["ladder", "--rungs", "2", "--hold-out", "flops<1e17"], ["The ladder", "20 runs", "Held out: flops"]),
+    "downstream": (["downstream", "--map", "error=top1", *FAST, "--hold-out", "n_params>1e8"],
+                   ["From over_training to downstream error", "Parameters of loss_to_error", "predicted_loss"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KEPT)
+def test_what_is_kept_is_drawn_and_has_a_page(runs, tmp_path, kind):
+    typed, said = KEPT[kind]
+    kept, figures = tmp_path / f"{kind}.json", tmp_path / "fig"
+    assert main([typed[0], str(runs), *typed[1:], "--figures", str(figures), "--out", str(kept)]) == 0
+    assert figures.with_suffix(".png").exists() and "<svg" in figures.with_suffix(".svg").read_text()
+    assert main(["report", str(kept)]) == 0
+    page = kept.with_suffix(".html").read_text()
+    for text in (*said, f"Rows: {runs}", "<svg", "starts reached it"):
+        assert text in page, text
+
+
+def test_a_sweeps_page_has_the_laws_that_are_kept_beside_its_rows(runs, tmp_path, capsys):
+    sweep, laws = tmp_path / "overtraining", tmp_path / "laws"
+    (sweep / "analysis").mkdir(parents=True)
+    rows = [dict(zip(("run_id", "n_params", "n_tokens", "val_loss", "top1"), line.split(","), strict=True))
+            for line in runs.read_text().splitlines()[1:]]  # fmt: skip
+    rows = [{**row, **{key: float(row[key]) for key in ("n_params", "n_tokens", "val_loss")}} for row in rows]
+    (sweep / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for place in (sweep / "over_training.json", sweep / "analysis" / "kaplan.json", laws / "only.json"):
+        law = "kaplan_n" if place.stem == "kaplan" else "over_training"
+        assert main(["fit", str(runs), "--law", law, *FAST, "--out", str(place)]) == 0
+    (sweep / "analysis" / "lr_sensitivity.json").write_text('{"rows": []}')
+    assert main(["report", str(sweep)]) == 0
+    page = (sweep / "report.html").read_text()
+    assert "The law over_training (over_training.json)" in page and "The law kaplan_n (kaplan.json)" in page
+    assert "no experiment of this name" not in page and "20 finished" in page
+    ids = re.findall(r' id="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+    assert main(["report", str(laws)]) == 0  # a folder of nothing but laws
+    assert "The law over_training (only.json)" in (laws / "report.html").read_text()
+    capsys.readouterr()
+    (laws / "only.json").write_text('{"law": "over_training", "params": {}}')
+    assert main(["report", str(laws)]) == 1
+    assert "only.json is nothing that `analyze fit --out` has written" in capsys.readouterr().err
