@@ -1,13 +1,17 @@
 #!/usr/bin/env bash
 # Runs a sweep to its end, or goes on with it, and files rows, tables, figures, verdicts and traces under studies/.
-# usage: scripts/study.sh SWEEP SCALE [key=value ...]
+# usage: scripts/study.sh SWEEP [SCALE] [key=value ...]
 set -euo pipefail
-: "${2:?usage: scripts/study.sh SWEEP SCALE [key=value ...]}"
+: "${1:?usage: scripts/study.sh SWEEP [SCALE] [key=value ...]}"
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python} runs=${RUNS_DIR:-runs} workers=${WORKERS:-2}
-folder=$runs/$1; study=studies/$1
-[ "$2" = paper ] || { folder=${folder}_$2; study=${study}_$2; }
-typed=("sweep=$1" "scale=$2" "runs_dir=$runs" "${@:3}")
+typed=("sweep=$1" "runs_dir=$runs") name=$1; shift
+case ${1:-} in
+  '' | *=*) ;;
+  paper) typed+=("scale=$1"); shift ;;
+  *) typed+=("scale=$1") name=${name}_$1; shift ;;
+esac
+typed+=("$@") folder=$runs/$name study=studies/$name
 "$python" -m scaling_testbed.sweep run "${typed[@]}" workers="$workers"
 "$python" -m scaling_testbed.sweep collect "${typed[@]}"
 mkdir -p "$study"

@@ -61,7 +61,7 @@ def test_the_grid_of_qk_layernorm_has_every_size_rate_and_condition():
 
 @pytest.mark.parametrize(
     ("name", "scale"),
-    [("nano_lr", None), ("overtraining", "paper"), ("overtraining", "cpu")]
+    [("nano_lr", None), ("overtraining", "paper"), ("overtraining", "cpu"), ("known_entropy", None)]
     + [("isoflop", scale) for scale in ("paper", "gpu_hour", "cpu")],
 )  # the others: test_proxies.py
 def test_every_shipped_sweep_can_be_planned(name, scale):
