@@ -183,7 +183,8 @@ KEPT = {
     "frontier": (["frontier", "--method", "envelope"], ["The best size of each budget, by envelope", "Budgets"]),
     "ladder": (["ladder", "--rungs", "2", "--hold-out", "flops<1e17"], ["The ladder", "20 runs", "Held out: flops"]),
     "downstream": (["downstream", "--map", "error=top1", *FAST, "--hold-out", "n_params>1e8"],
-                   ["From over_training to downstream error", "Parameters of loss_to_error", "predicted_loss", "actual error"]),
+                   ["From over_training to downstream error", "Parameters of loss_to_error", "predicted_loss",
+                    "actual error"]),
 }  # fmt: skip
 
 
