@@ -14,9 +14,11 @@ from scaling_testbed.errors import ConfigError, UserError
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file in one step. Raises UserError naming it when the disk refuses."""
+    """Replace a file in one step. Raises UserError naming it when the disk refuses, or it is a device, say."""
     work = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
+        if path.exists() and not path.is_file():
+            raise UserError(f"cannot write {path}: it is there already, and no file")
         with open(work, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()

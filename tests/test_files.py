@@ -15,6 +15,14 @@ def test_what_is_written_is_there_and_nothing_else(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
+def test_what_is_no_file_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for name in (tmp_path / "pipe", tmp_path):
+        with pytest.raises(UserError, match="it is there already, and no file"):
+            files.write_text(name, "text")
+    assert (tmp_path / "pipe").is_fifo() and len(list(tmp_path.iterdir())) == 1
+
+
 @pytest.mark.parametrize("broken", ["open", "fsync", "replace"])
 def test_a_disk_that_refuses_is_one_line_and_the_old_file_stays(tmp_path, monkeypatch, broken):
     """On a read-only file system not even the removal of the temporary file works."""

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from scaling_testbed.analysis.statistics import LEVEL, holm, mean_over_tasks, paired_difference
+from scaling_testbed.data.multiple_choice import MEAN
 from scaling_testbed.errors import ConfigError, UserError
 
 MEASURES = {
@@ -104,7 +105,7 @@ def _row(a: Model, b: Model, task: str | None, task_D: np.ndarray) -> dict[str, 
     return {
         "a": a.name,
         "b": b.name,
-        "task": "mean" if task is None else task,
+        "task": MEAN if task is None else task,
         "documents": int(chosen_D.sum()),
         "seeds_a": len(a_SD),
         "seeds_b": len(b_SD),

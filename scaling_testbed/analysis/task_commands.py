@@ -47,21 +47,23 @@ def do_score(arguments: argparse.Namespace) -> int:
     between them as part of the choice; an empty context is the end of a document."""
     from scaling_testbed.config.compose import recorded_run
     from scaling_testbed.data.multiple_choice import read_tasks
-    from scaling_testbed.running.scoring import DEFINITION, score, summaries
+    from scaling_testbed.running.scoring import DEFINITION, place_of, score, summaries
 
     if arguments.max_length is not None and arguments.max_length < 1:
         raise ConfigError(f"--max-length must be greater than zero; got {arguments.max_length}")
     run, tasks = recorded_run(arguments.run_dir), read_tasks(arguments.tasks)
     if arguments.out is not None:
+        if arguments.out.resolve() in [path.resolve() for path in arguments.tasks]:
+            raise ConfigError(f"--out {arguments.out} is one of the tasks; it would be lost")
         tables.prepare(arguments.out.parent)
     step, scored = score(run, arguments.run_dir, tasks, step=arguments.step, max_length=arguments.max_length)
-    rows = summaries(scored)
+    rows, precision = summaries(scored), place_of(run)[1]
     if arguments.out is not None:
         write_text(arguments.out, "".join(json.dumps(one.record()) + "\n" for one in scored))
     if arguments.json:
-        print(json.dumps({"step": step, "tasks": rows}))
+        print(json.dumps({"step": step, "precision": precision, "tasks": rows}))
         return 0
-    print(f"step {step:,} of {arguments.run_dir}")
+    print(f"step {step:,} of {arguments.run_dir}, in {precision}")
     tables.show(rows)
     print(DEFINITION)
     if arguments.out is not None:

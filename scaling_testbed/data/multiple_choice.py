@@ -12,6 +12,8 @@ import numpy as np
 
 from scaling_testbed.errors import ConfigError, UserError
 
+MEAN = "mean"  # stands in tables where a task would
+
 
 @dataclass(frozen=True)
 class Document:
@@ -59,6 +61,8 @@ def read_tasks(paths: list[Path]) -> list[ChoiceTask]:
     tasks = [_read_task(path) for path in paths]
     seen = {}
     for task in tasks:
+        if task.name == MEAN:
+            raise ConfigError(f"{task.path}: {MEAN} names the tasks' mean; give the file another name")
         if task.name in seen:
             raise ConfigError(f"{seen[task.name]} and {task.path} are both named {task.name}; rename one of them")
         seen[task.name] = task.path
@@ -67,7 +71,7 @@ def read_tasks(paths: list[Path]) -> list[ChoiceTask]:
 
 def _read_task(path: Path) -> ChoiceTask:
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines: U+2028 may stand in a JSON string
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # not splitlines: U+2028 may stand in a JSON string
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError as error:

@@ -6,6 +6,7 @@ yields a special token: an EOS spelled out inside a document is encoded as ordin
 """
 
 import hashlib
+import json
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -182,7 +183,8 @@ class PretrainedConfig:
         """Writes tokenizer.json into `folder` and returns the description."""
         local = self._local_file()
         tokenizer = _read_tokenizer_json(local) if local is not None else self._download()
-        sha256 = _save(tokenizer.to_str(), folder)
+        eos_id = self._eos_id(tokenizer)
+        sha256 = _save(_with_special(tokenizer.to_str(), tokenizer.id_to_token(eos_id), eos_id), folder)
         n_ids = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
         vocab_size = n_ids if self.vocab_size is None else self.vocab_size
         if vocab_size < n_ids:
@@ -192,7 +194,7 @@ class PretrainedConfig:
             "kind": "pretrained",
             "name": self.name,
             "vocab_size": -(-vocab_size // multiple) * multiple,
-            "eos_id": self._eos_id(tokenizer),
+            "eos_id": eos_id,
             "sha256": sha256,
         }
 
@@ -215,6 +217,20 @@ class PretrainedConfig:
             tried = ", ".join(names)
             raise ConfigError(f"tokenizer.eos_token must name a token of {self.path}; it has none of {tried}")
         return found
+
+
+def _with_special(text: str, token: str, token_id: int) -> str:
+    """A tokenizer.json in which a token is special: no text yields it, here and in other libraries."""
+    content = json.loads(text)
+    entry = next((one for one in content["added_tokens"] if one["id"] == token_id), None)
+    if entry is not None and entry["special"]:
+        return text
+    if entry is None:
+        flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+        entry = {"id": token_id, "content": token, **flags}
+        content["added_tokens"].append(entry)
+    entry["special"] = True
+    return json.dumps(content, ensure_ascii=False)
 
 
 def _save(text: str, folder: Path) -> str:

@@ -181,8 +181,7 @@ def export(run: RunConfig, folder: Path, out: Path, *, step: int | None = None) 
     """
     family = family_of(run.model.resolved(run.model.vocab_size or 1))
     library = _safetensors()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"OUT_DIR {out} is there already and not empty; give another one, or delete it")
+    out = _new_folder(out)
     step, model, data = load_model(run, folder, step=step, device=torch.device("cpu"))
     length, eos_id = run.batch.sequence_length, data.manifest["eos_id"]
     files = tokenizer_files(data.folder, data.manifest["tokenizer"], length)
@@ -193,12 +192,14 @@ def export(run: RunConfig, folder: Path, out: Path, *, step: int | None = None) 
         f"folded into its weights: {', '.join(folded(model)) or 'nothing'}",
         _tokenizer_line(data.manifest["tokenizer"]),
     ]
-    work = out.with_name(f"{out.name}.{os.getpid()}.partial")
+    work = out.with_name(f"{out.name}.partial")
     try:
+        shutil.rmtree(work, ignore_errors=True)  # of an export that was killed
         work.mkdir(parents=True)
         library.torch.save_file(weights(model, family), work / WEIGHTS_FILE, metadata={"format": "pt"})
         for name, content in files.items():
             write_json(work / name, content)
+        shutil.copymode(work / "config.json", work / WEIGHTS_FILE)  # safetensors lets nobody else read its files
         write_text(work / "README.md", _readme(run, family, [*lines, _training_line(length, eos_id)]))
         os.rename(work, out)
     except (OSError, library.SafetensorError) as error:
@@ -206,6 +207,20 @@ def export(run: RunConfig, folder: Path, out: Path, *, step: int | None = None) 
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return lines
+
+
+def _new_folder(out: Path) -> Path:
+    """`out`, links resolved. Raises ConfigError where something is there already."""
+    try:
+        found = out.resolve()
+        taken = found.exists() and (not found.is_dir() or any(found.iterdir()))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"OUT_DIR {out} is no name for a folder: {getattr(error, 'strerror', error)}") from None
+    if taken:
+        raise ConfigError(f"OUT_DIR {out} is there already and not empty; give another one, or delete it")
+    if found == Path.cwd():
+        raise ConfigError(f"OUT_DIR {out} is the current folder; name one in it")
+    return found
 
 
 def _safetensors():

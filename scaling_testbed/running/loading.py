@@ -1,5 +1,6 @@
 """A saved model of a run, found by the run's folder."""
 
+import contextlib
 import dataclasses
 from pathlib import Path
 
@@ -17,9 +18,22 @@ def open_checkpoint(run: RunConfig, folder: Path, step: int | None) -> tuple[che
     """A checkpoint of `run` in its `folder`, the newest unless `step` is given, and the data it was trained on. Raises
     UserError where there is no such checkpoint, it is damaged, or the data is another one now."""
     saved = checkpoint.load(_find(folder / "checkpoints", step))
-    data = open_prepared(prepare(run.data, run.tokenizer, data_dir=Path(run.data_dir), quiet=True))
+    data = open_prepared(_prepared(run, saved))
     checkpoint.check_same_data(saved.state, data, folder)
     return saved, data
+
+
+def _prepared(run: RunConfig, saved: checkpoint.Checkpoint) -> Path:
+    """The folder of a run's data; where the texts that it was made of are gone, the one that was made of them."""
+    try:
+        return prepare(run.data, run.tokenizer, data_dir=Path(run.data_dir), quiet=True)
+    except UserError:
+        for manifest in sorted(Path(run.data_dir).glob("*/manifest.json")):
+            with contextlib.suppress(UserError):
+                found = checkpoint.fingerprints(open_prepared(manifest.parent))
+                if all(saved.state[key] == value for key, value in found.items()):
+                    return manifest.parent
+        raise
 
 
 def load_model(

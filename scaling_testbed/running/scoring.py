@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from scaling_testbed.config.schema import RunConfig
-from scaling_testbed.data.multiple_choice import ChoiceTask, Continuation, Document, continuations
+from scaling_testbed.data.multiple_choice import MEAN, ChoiceTask, Continuation, Document, continuations
 from scaling_testbed.data.tokenizers import load_tokenizer
 from scaling_testbed.errors import UserError
 from scaling_testbed.kernels import reference
@@ -86,10 +86,9 @@ def score(
     Raises UserError where there is no such checkpoint, its data is another one now or has no tokenizer, a choice is too
     long, or a log-likelihood is not finite.
     """
-    device = choose_device(run.compute)
+    device, precision = place_of(run)
     step, model, data = load_model(run, folder, step=step, device=device)
-    tokenizer = load_tokenizer(data.folder)
-    precision, length = choose_precision(run.compute, device), max_length or run.batch.sequence_length
+    tokenizer, length = load_tokenizer(data.folder), max_length or run.batch.sequence_length
     rows = [row for task in tasks for row in continuations(task, tokenizer, max_length=length)]
     flat = log_likelihoods(model, [one for row in rows for one in row], device=device, precision=precision)
     if not all(map(math.isfinite, flat)):
@@ -99,6 +98,12 @@ def score(
         for document in task.documents:
             found.append(Scored(task.name, document, [next(values) for _ in document.choices], next(row)))
     return step, found
+
+
+def place_of(run: RunConfig) -> tuple[torch.device, str]:
+    """The device and the precision in which a run's checkpoint is scored: as in training, where it can be."""
+    device = choose_device(run.compute)
+    return device, choose_precision(run.compute, device)
 
 
 @torch.no_grad()
@@ -180,7 +185,7 @@ def _mean(values: Sequence[float]) -> tuple[float, float | None]:
 
 def _mean_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Every task counts alike. The tasks are given: the standard error is that of their documents."""
-    found: dict[str, Any] = {"task": "mean"}
+    found: dict[str, Any] = {"task": MEAN}
     for key in ("documents", "truncated", "tokenised_apart"):
         found[key] = sum(row[key] for row in rows)
     for key in ("chance_error", "error", "error_per_byte"):

@@ -96,6 +96,23 @@ def test_the_end_of_text_token_is_found_or_named(tmp_path, tokenizer_json):
         PretrainedConfig(path=str(path), eos_token="<stop>").prepare([], tmp_path)
 
 
+@pytest.mark.parametrize("entry", ["not special", "none"])
+def test_no_text_yields_the_end_of_text_token_whatever_its_file_says(tmp_path, tokenizer_json, entry):
+    path, _ = tokenizer_json
+    content = json.loads(path.read_text())
+    (eos,) = (one for one in content["added_tokens"] if one["content"] == "</s>")
+    eos["special"] = False
+    if entry == "none":
+        content["added_tokens"].remove(eos)
+        content["model"]["vocab"]["</s>"] = eos["id"]
+    path.write_text(json.dumps(content))
+    description = PretrainedConfig(path=str(path)).prepare([], tmp_path)
+    ids = load_tokenizer(tmp_path, description).encode_batch([b"</s> the end"])[0]
+    assert description["eos_id"] == eos["id"] and eos["id"] not in ids and len(ids) > 3
+    kept = json.loads((tmp_path / "tokenizer.json").read_text())["added_tokens"]
+    assert [one["special"] for one in kept if one["id"] == eos["id"]] == [True]
+
+
 def test_a_fingerprint_follows_the_tokenizer_and_not_its_name(tmp_path, tokenizer_json):
     path, _ = tokenizer_json
     one = PretrainedConfig(path=str(path)).prepare([], tmp_path)

@@ -1,6 +1,7 @@
 """An exported model is the same function in transformers, and what it cannot be is refused by name."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -141,7 +142,7 @@ def test_every_choice_of_a_model_is_mapped_or_refused():
     assert set(ModelConfig.__dataclass_fields__) == known
 
 
-def test_the_door_says_what_it_wrote_and_refuses_in_one_line(tiny, tmp_path, capsys):
+def test_the_door_says_what_it_wrote_and_refuses_in_one_line(tiny, tmp_path, capsys, monkeypatch):
     pytest.importorskip("safetensors")
     run, folder = tiny(*LLAMA_LIKE, "model.attention_scale=inverse", "checkpoint.keep_steps=[4]")
     train(run, quiet=True)
@@ -153,6 +154,20 @@ def test_the_door_says_what_it_wrote_and_refuses_in_one_line(tiny, tmp_path, cap
     assert "folded into its weights: attention scale 1/d_head" in said and "no tokenizer" in said
     assert {path.name for path in (tmp_path / "a").iterdir()} == {"config.json", "model.safetensors", "README.md"}
     assert "attention scale 1/d_head" in (tmp_path / "a" / "README.md").read_text()
+    assert len({path.stat().st_mode for path in (tmp_path / "a").iterdir()}) == 1  # whoever reads one reads all
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "c").symlink_to(tmp_path / "empty")
+    monkeypatch.chdir(tmp_path / "empty")
+    for out in (".", "n" * 300, "nul\0"):
+        assert door.main([str(folder), out]) == 2
+        assert capsys.readouterr().err.startswith("error: OUT_DIR")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.partial").mkdir()  # of an export that was killed
+    (tmp_path / "empty.partial" / "model.safetensors").write_text("half of it")
+    assert door.main([str(folder), str(tmp_path / "c"), "--step", "4"]) == 0 and capsys.readouterr()
+    assert (tmp_path / "empty" / "model.safetensors").stat().st_size > 1000
+    (tmp_path / "c").unlink()
+    shutil.rmtree(tmp_path / "empty")
     for arguments, status, message in [
         ([str(folder), str(tmp_path / "a")], 2, "is there already and not empty"),
         ([str(folder), str(tmp_path / "b"), "--step", "5"], 1, "holds no step 5"),

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -177,7 +178,11 @@ def test_the_door_prints_a_table_one_object_and_keeps_every_document(text_run, t
     assert records[2]["n_tokens"] == [4, 16, 3, 2] and records[2]["n_bytes"] == [3, 15, 2, 1]
     assert analyze.main(["score", str(folder), *files, "--json", "--step", "4"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["step"] == 4 and [row["task"] for row in found["tasks"]] == ["rhyme", "two", "mean"]
+    assert (
+        found["precision"] == "fp32"
+        and found["step"] == 4
+        and [row["task"] for row in found["tasks"]] == ["rhyme", "two", "mean"]
+    )
     wrong = [{"context": "a", "choices": ["b"], "gold": 0}]
     for arguments, status, message in [
         ([str(folder), str(tmp_path / "none.jsonl")], 1, "none.jsonl: No such file"),
@@ -185,6 +190,8 @@ def test_the_door_prints_a_table_one_object_and_keeps_every_document(text_run, t
         ([str(folder), *files, "--max-length", "0"], 2, "--max-length must be"),
         ([str(folder), *files, "--max-length", "8"], 1, "rhyme.jsonl:2: choices[1] has 9 tokens"),
         ([str(folder), *files, "--out", f"{files[0]}/x/y"], 1, "cannot write"),
+        ([str(folder), *files, "--out", files[1]], 2, "two.jsonl is one of the tasks"),
+        ([str(folder), str(task_file(QUESTIONS, "mean"))], 2, "mean names the tasks' mean"),
         ([str(folder), *files, "--step", "5"], 1, "holds no step 5"),
         ([str(tmp_path), *files], 1, "is no run folder"),
         ([str(folder)], 2, "TASK.jsonl"),
@@ -192,6 +199,18 @@ def test_the_door_prints_a_table_one_object_and_keeps_every_document(text_run, t
         assert analyze.main(["score", *arguments]) == status
         error = capsys.readouterr().err
         assert message in error and "Traceback" not in error
+
+
+def test_a_checkpoint_is_scored_also_when_its_texts_are_gone(text_run, task_file, tmp_path):
+    run, folder = text_run()
+    before = score(run, folder, read_tasks([task_file()]))[1]
+    (tmp_path / "a.txt").unlink()
+    after = score(run, folder, read_tasks([task_file()]))[1]
+    assert [one.record() for one in after] == [one.record() for one in before]
+    for prepared in (tmp_path / "data").iterdir():
+        shutil.rmtree(prepared) if prepared.is_dir() else prepared.unlink()
+    with pytest.raises(UserError, match="no file matches"):
+        score(run, folder, read_tasks([task_file()]))
 
 
 def test_a_run_without_a_tokenizer_is_refused(tiny, task_file):
