@@ -1,6 +1,5 @@
 """The columns that laws ask for, from rows of any origin."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,29 +32,47 @@ def read(path: str | Path, source: str | None, mapping: Sequence[str], size: str
         if diverged:
             said.append(f"{len(diverged)} diverged runs are left out")
             rows = [row for row in rows if row.get("status") != "diverged"]
-    pairs = [_pair(text) for text in mapping]
-    for ours, theirs in pairs:
+    if not rows:
+        raise UserError(f"{path}: no finished run is left; {'; '.join(said)}")
+    pairs = _pairs(mapping)
+    for ours, theirs in pairs.items():
         if not any(theirs in row for row in rows):
             columns = ", ".join(list(dict.fromkeys(key for row in rows for key in row))[:12])
             raise ConfigError(f"--map {ours}={theirs}: no row has the column {theirs!r}; it has {columns}")
-    rows = [{**row, **{ours: row.get(theirs) for ours, theirs in pairs}} for row in rows]
+    rows = [{**row, **{ours: row.get(theirs) for ours, theirs in pairs.items()}} for row in rows]
+    if "flops" in pairs:
+        rows = [{key: value for key, value in row.items() if key != "flops_6nd"} for row in rows]
+    _check_size(rows, size)
     return [derived(row, size) for row in rows], said
 
 
-def _pair(typed: str) -> tuple[str, str]:
-    ours, equals, theirs = typed.partition("=")
-    if not (ours and equals and theirs):
-        raise ConfigError(f'--map {typed}: write --map column="their column", e.g. --map n_params="Model Size"')
-    return ours, theirs
+def _pairs(mapping: Sequence[str]) -> dict[str, str]:
+    pairs: dict[str, str] = {}
+    for typed in mapping:
+        ours, equals, theirs = typed.partition("=")
+        if not (ours and equals and theirs):
+            raise ConfigError(f'--map {typed}: write --map column="their column", e.g. --map n_params="Model Size"')
+        if ours in pairs:
+            raise ConfigError(f"--map {typed}: {ours} is mapped already, to {pairs[ours]!r}")
+        pairs[ours] = theirs
+    return pairs
+
+
+def _check_size(rows: Sequence[Row], size: str) -> None:
+    """A hand-made table has one count of parameters, which must not pass for another."""
+    if size != "n_params" and all(row.get(size) in (None, row.get("n_params")) for row in rows):
+        raise ConfigError(f"--size {size}: no row counts N so; name a column of it by --map {size}=COLUMN")
 
 
 def derived(row: Row, size: str = "n_params") -> Row:
     """The row with what follows from its columns: D = C/6N or M N, C = 6ND, M = D/N, steps and tokens of a batch,
     unique tokens from epochs, error from accuracy. A column that is there stays, but n_params, which becomes the N that
-    `size` counts."""
+    `size` counts, and in rows of our own flops, which there are counted operations and in laws are 6ND."""
     row = {**row, **{ours: row[theirs] for ours, theirs in OWN.items() if theirs in row and ours not in row}}
-    if size != "n_params" and row.get(size) is not None:
-        row["n_params"] = row[size]
+    if size != "n_params":
+        row["n_params"] = row.get(size)
+    if row.get("flops_6nd") is not None:
+        row["flops"] = None
     n, d, c = (_finite(row.get(key)) for key in ("n_params", "n_tokens", "flops"))
     ratio = _finite(row.get("tokens_per_param"))
     if n and d is None and (c or ratio):
@@ -70,15 +87,17 @@ def derived(row: Row, size: str = "n_params") -> Row:
 
 
 def _with_batch(row: Row, n_tokens: float | None) -> Row:
-    if row.get("batch.sequences") and row.get("batch.sequence_length"):
-        row.setdefault("batch_tokens", row["batch.sequences"] * row["batch.sequence_length"])
+    sequences, length = _finite(row.get("batch.sequences")), _finite(row.get("batch.sequence_length"))
+    if sequences and length:
+        row.setdefault("batch_tokens", sequences * length)
     batch, steps = _finite(row.get("batch_tokens")), _finite(row.get("steps"))
     if n_tokens and batch and steps is None:
         row["steps"] = n_tokens / batch
     if n_tokens and steps and batch is None:
         row["batch_tokens"] = n_tokens / steps
-    if n_tokens and row.get("epochs"):
-        row.setdefault("unique_tokens", n_tokens / max(row["epochs"], 1.0))
+    epochs = _finite(row.get("epochs"))
+    if n_tokens and epochs:
+        row.setdefault("unique_tokens", n_tokens / max(epochs, 1.0))
     return row
 
 
@@ -90,8 +109,8 @@ def _with_error(row: Row) -> Row:
 
 
 def _finite(value: object) -> float | None:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return float(value) if is_number and math.isfinite(value) else None
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
+    return float(value) if is_number else None  # not NaN either, which is below nothing
 
 
 def select(rows: Sequence[Row], where: Sequence[str], hold_out: Sequence[str]) -> tuple[list[Row], list[Row]]:
@@ -119,6 +138,24 @@ def values(rows: Sequence[Row], law: Law) -> tuple[dict[str, list[float]], list[
     return {key: found[key] for key in law.inputs}, found[law.output]
 
 
+def best_of_each(rows: Sequence[Row], law: Law) -> tuple[list[Row], list[str]]:
+    """For a law about the best runs the one of least loss for each value of its inputs, a mean over runs that share
+    inputs and output; and what is to be said about it. Raises UserError where several outputs have no loss to judge."""
+    groups: dict[tuple, dict[float, list[Row]]] = {}
+    for row in rows:
+        at = tuple(check([row], key, law.inputs)[0] for key in law.inputs)
+        groups.setdefault(at, {}).setdefault(check([row], law.output, (law.output,))[0], []).append(row)
+    if all(len(outputs) == 1 for outputs in groups.values()):
+        return list(rows), []
+
+    def mean_loss(group: Sequence[Row]) -> float:
+        return sum(check(group, "loss", (*law.inputs, law.output, "loss"))) / len(group)
+
+    kept = [row for outputs in groups.values() for row in min(outputs.values(), key=mean_loss)]
+    said = f"{len(kept)} of {len(rows)} rows have the least loss of their {' and '.join(law.inputs)}"
+    return kept, [f"{law.name} is about the best {law.output}: {said}, and are fitted"]
+
+
 def check(rows: Sequence[Row], key: str, needed: Sequence[str]) -> list[float]:
     """A column. Raises UserError naming the run where it is not a finite positive number, and all that is `needed`."""
     found = []
@@ -126,7 +163,7 @@ def check(rows: Sequence[Row], key: str, needed: Sequence[str]) -> list[float]:
         value = _finite(row.get(key))
         if value is None or value <= 0:
             got = row.get(key, "no such column")
-            wanted = f"{', '.join(needed)} are needed; use --map {key}=COLUMN, or --where"
+            wanted = f"{', '.join(needed)} must be numbers greater than zero; use --map {key}=COLUMN, or --where"
             raise UserError(f"{name_of(row)}: {key} is {got}, and {wanted}")
         found.append(value)
     return found

@@ -43,6 +43,8 @@ def read_models(files: Mapping[str, Sequence[Path]], measure: str) -> tuple[list
     asked: list[tuple] = []
     models = []
     for name, paths in files.items():
+        if len({path.resolve() for path in paths}) < len(paths):
+            raise ConfigError(f"--model {name}: a file is given twice; each is a seed of its own")
         values_SD = []
         for path in paths:
             documents = _read(path)

@@ -30,6 +30,8 @@ class Chain:
         losses = self.loss.samples(inputs)
         losses = np.quantile(losses, (np.arange(400) + 0.5) / 400)  # as many, spread as they are
         values = self.downstream.samples({"loss": losses})
+        if not np.isfinite(values).any():
+            return None
         low, high = np.quantile(values[np.isfinite(values)], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         return float(low), float(high)
 
@@ -37,5 +39,5 @@ class Chain:
         """One new run as a flat row."""
         loss, value = self.predict(inputs)
         low, high = self.interval(inputs) or (None, None)
-        return {**inputs, "predicted_loss": loss, "predicted": value, "low": low, "high": high,
-                "extrapolation": self.loss.extrapolation(inputs)}  # fmt: skip
+        far = max(self.loss.extrapolation(inputs), self.downstream.extrapolation({"loss": loss}))
+        return {**inputs, "predicted_loss": loss, "predicted": value, "low": low, "high": high, "extrapolation": far}

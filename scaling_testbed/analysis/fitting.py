@@ -88,7 +88,7 @@ class Problem:
 class Fit:
     """A fitted law. params: all, fixed ones too. ci95: of the free ones, None where rows are too few. objective: its
     name and value. starts: how many were tried and how many reached the best optimum. optima: others of near-equal
-    quality. largest: the largest value of each input among the fitted rows. residuals: of the fitted rows.
+    quality. smallest, largest: of each input among the fitted rows. residuals: of the fitted rows.
     draws: the parameters of each bootstrap resample. size: the convention that counts N."""
 
     law: str
@@ -101,6 +101,7 @@ class Fit:
     fixed: dict[str, float] = field(default_factory=dict)
     optima: list[dict[str, Any]] = field(default_factory=list)
     largest: dict[str, float] = field(default_factory=dict)
+    smallest: dict[str, float] = field(default_factory=dict)
     residuals: list[float] = field(default_factory=list)
     draws: list[dict[str, float]] = field(default_factory=list)
     size: str = "n_params"
@@ -130,6 +131,8 @@ class Fit:
         if not self.draws:
             return None
         found = self.samples(inputs)
+        if not np.isfinite(found).any():
+            return None
         low, high = np.quantile(found[np.isfinite(found)], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         return float(low), float(high)
 
@@ -144,14 +147,20 @@ class Fit:
         return (middle - noise if self.objective["name"] == LSQ else middle * np.exp(-noise)).ravel()
 
     def extrapolation(self, inputs: Mapping[str, float]) -> float:
-        """How far beyond the fitted rows: the largest ratio of an input to its largest fitted value; at least 1."""
-        return max([1.0, *(float(inputs[key]) / most for key, most in self.largest.items() if most > 0)])
+        """How far beyond the fitted rows: the largest ratio of an input to its largest fitted value, or of its smallest
+        fitted value to it; at least 1."""
+        above = [float(inputs[key]) / most for key, most in self.largest.items()]
+        below = [least / float(inputs[key]) for key, least in self.smallest.items()]
+        return max(1.0, *above, *below)
 
 
 def from_record(record: Mapping[str, Any]) -> Fit:
-    """A fit from what its dataclass was written as. Raises KeyError where something is not there."""
-    LAWS[record["law"]]  # it may be of another version
-    return Fit(**{one.name: record[one.name] for one in fields(Fit)})
+    """A fit from what its dataclass was written as; what is not there and has a default takes it. Raises KeyError and
+    TypeError where something is missing, ValueError for parameters that are not those of its law."""
+    known = [param.name for param in LAWS[record["law"]].params]
+    if list(record["params"]) != known or not all(map(math.isfinite, record["params"].values())):
+        raise ValueError(f"{record['law']} has the parameters {', '.join(known)}, each a number")
+    return Fit(**{one.name: record[one.name] for one in fields(Fit) if one.name in record})
 
 
 def fit(
@@ -200,6 +209,7 @@ def fit(
         fixed=dict(problem.fixed),
         optima=[{"objective": value, "params": _named(problem, other)} for value, other in optima[1:]],
         largest={key: float(np.max(values)) for key, values in problem.inputs.items()},
+        smallest={key: float(np.min(values)) for key, values in problem.inputs.items()},
         residuals=[float(one) for one in problem.residuals(theta)],
         draws=[_named(problem, one) for one in draws],
         size=size,
@@ -214,6 +224,10 @@ def _problem(law: Law, inputs, observed, objective: str | None, fixed: Mapping[s
     for name in fixed:
         if name not in known:
             raise ConfigError(f"{law.name} has no parameter {name!r}; it has {', '.join(known)}")
+    for param in law.params:
+        value = fixed.get(param.name, param.low)
+        if not param.low <= value <= param.high:
+            raise ConfigError(f"{param.name} must be between {param.low:g} and {param.high:g}; got {value:g}")
     arrays = {key: np.asarray(inputs[key], float) for key in law.inputs}
     problem = Problem(law, arrays, np.asarray(observed, float), objective, dict(fixed))
     if not problem.free:

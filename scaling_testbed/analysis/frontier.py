@@ -18,11 +18,13 @@ ENVELOPE_POINTS = 100  # budgets that the envelope is read at
 
 @dataclass(frozen=True)
 class Optimum:
-    """The best size for a budget. n_params: the vertex of the parabola, or the size on the envelope. check: the minimum
-    of an interpolating curve through the same points, which knows nothing of parabolas. note: why not to trust it."""
+    """The best size for a budget, and the tokens that it sees there. n_params: the vertex of the parabola, or the size
+    on the envelope. check: the minimum of an interpolating curve through the same points, which knows nothing of
+    parabolas. note: why not to trust it."""
 
     flops: float
     n_params: float
+    n_tokens: float
     loss: float
     n_sizes: int
     check: float | None = None
@@ -30,8 +32,7 @@ class Optimum:
 
     def record(self) -> dict[str, object]:
         """As one flat row."""
-        tokens = self.flops / (6 * self.n_params)
-        ratio = {"n_tokens": tokens, "tokens_per_param": tokens / self.n_params}
+        ratio = {"n_tokens": self.n_tokens, "tokens_per_param": self.n_tokens / self.n_params}
         named = {"flops": self.flops, "n_params": self.n_params, **ratio, "loss": self.loss, "n_sizes": self.n_sizes}
         return {**named, "interpolated_n_params": self.check, "note": self.note}
 
@@ -56,14 +57,26 @@ def isoflop(rows: Sequence[Row]) -> list[Optimum]:
 def _parabola(budget: Sequence[Row]) -> Optimum:
     x, y = _mean_by_size(budget)
     flops = math.exp(sum(math.log(row["flops"]) for row in budget) / len(budget))
+    tokens = np.polyfit(*_logs(budget), 1)  # a line, of slope -1 where C is 6ND
     curve, slope, level = np.polyfit(x - x.mean(), y, 2)
     place = int(np.argmin(y))
     if curve <= 0:
-        return Optimum(flops, math.exp(x[place]), float(y[place]), len(x), note="no valley: its best size stands in")
+        best = math.exp(x[place]), math.exp(np.polyval(tokens, x[place]))
+        return Optimum(flops, *best, float(y[place]), len(x), note="no valley: its best size stands in")
     vertex = -slope / (2 * curve)
     note = "" if x[0] <= vertex + x.mean() <= x[-1] else "the vertex lies outside the sizes"
     loss = level - slope**2 / (4 * curve)
-    return Optimum(flops, math.exp(vertex + x.mean()), float(loss), len(x), _interpolated(x, y), note)
+    best = math.exp(vertex + x.mean()), math.exp(np.polyval(tokens, vertex + x.mean()))
+    return Optimum(flops, *best, float(loss), len(x), _interpolated(x, y), note)
+
+
+def _logs(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
+    """ln N and ln D."""
+    return np.log([float(row["n_params"]) for row in rows]), np.log([_tokens(row) for row in rows])
+
+
+def _tokens(row: Row) -> float:
+    return float(row.get("n_tokens") or row["flops"] / (6 * row["n_params"]))
 
 
 def _mean_by_size(budget: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
@@ -76,7 +89,10 @@ def _mean_by_size(budget: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _interpolated(x: np.ndarray, y: np.ndarray) -> float | None:
-    """The size at the minimum of a smooth curve through every point; None where that is at an end."""
+    """The size at the minimum of a smooth curve through every point; None where that is at an end, and for three
+    points, through which the curve is the parabola itself."""
+    if len(x) < 4:
+        return None
     from scipy.interpolate import Akima1DInterpolator, CubicSpline
 
     grid = np.linspace(x[0], x[-1], 2001)
@@ -89,11 +105,10 @@ def envelope(rows: Sequence[Row]) -> list[Optimum]:
     """Approach 1: loss against compute for each size, interpolated in logarithms; at each of 100 budgets the size whose
     curve is lowest. Several rows of one size are points of its curve: of one run, or of runs of several lengths. Raises
     UserError where fewer than two sizes have a curve."""
-    curves: dict[float, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
+    curves: dict[float, dict[float, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
-        curves[row["n_params"]][row["flops"]].append(row["loss"])
-    known = {n: sorted((c, float(np.mean(losses))) for c, losses in points.items()) for n, points in curves.items()}
-    known = {n: points for n, points in known.items() if len(points) > 1}
+        curves[row["n_params"]][row["flops"]].append(row)
+    known = {n: [_point(points[c]) for c in sorted(points)] for n, points in curves.items() if len(points) > 1}
     if len(known) < 2:
         raise UserError("envelope needs two sizes with runs of at least two lengths each")
     low, high = min(points[0][0] for points in known.values()), max(points[-1][0] for points in known.values())
@@ -101,17 +116,28 @@ def envelope(rows: Sequence[Row]) -> list[Optimum]:
     return _inner([_lowest(float(budget), known) for budget in budgets])
 
 
-def _lowest(budget: float, known: dict[float, list[tuple[float, float]]]) -> Optimum | None:
+Point = tuple[float, float, float]
+
+
+def _point(rows: Sequence[Row]) -> Point:
+    """FLOPs, mean loss and tokens of one length."""
+    return rows[0]["flops"], float(np.mean([row["loss"] for row in rows])), _tokens(rows[0])
+
+
+def _lowest(budget: float, known: dict[float, list[Point]]) -> Optimum | None:
     found = []
     for n, points in known.items():
-        compute, losses = zip(*points, strict=True)
+        compute, losses, tokens = zip(*points, strict=True)
         if compute[0] <= budget * (1 + 1e-9) and budget <= compute[-1] * (1 + 1e-9):
-            loss = math.exp(np.interp(math.log(budget), np.log(compute), np.log(losses)))
-            found.append((loss, n))
+            loss, seen = (math.exp(np.interp(math.log(budget), np.log(compute), np.log(y))) for y in (losses, tokens))
+            found.append((loss, n, seen))
     if len(found) < 2:
         return None
-    loss, n = min(found)
-    return Optimum(budget, n, loss, len(found))
+    loss, n, seen = min(found)
+    sizes = [size for _, size, _ in found]
+    end = {max(sizes): "largest", min(sizes): "smallest"}.get(n)
+    note = f"the best is the {end} size that was trained so long: the true one may lie beyond" if end else ""
+    return Optimum(budget, n, seen, loss, len(found), note=note)
 
 
 def _inner(optima: Sequence[Optimum | None]) -> list[Optimum]:

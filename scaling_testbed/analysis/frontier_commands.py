@@ -22,17 +22,17 @@ def add_commands(commands) -> None:
     help_ = "the best size of each budget"
     parser = commands.add_parser("frontier", help=help_, description=do_frontier.__doc__, allow_abbrev=False)
     parser.set_defaults(command=do_frontier)
-    _add_options(parser)
+    _add_options(parser, hold_out=False)
     parser.add_argument("--method", choices=METHODS, required=True, help="approach 2, or approach 1")
     help_ = "the configurations of a grid search to scale up"
     parser = commands.add_parser("ladder", help=help_, description=do_ladder.__doc__, allow_abbrev=False)
     parser.set_defaults(command=do_ladder)
-    _add_options(parser)
+    _add_options(parser, hold_out=True)
     parser.add_argument("--rungs", type=int, default=4, help="how many (default: %(default)s)")
 
 
-def _add_options(parser: argparse.ArgumentParser) -> None:
-    add_row_options(parser)
+def _add_options(parser: argparse.ArgumentParser, hold_out: bool) -> None:
+    add_row_options(parser, hold_out)
     parser.add_argument("--json", action="store_true", help="as JSON, and nothing else")
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="keep it")
     parser.add_argument("--figures", type=Path, metavar="STEM", help="figures, as STEM.png and STEM.svg")
@@ -54,7 +54,9 @@ def do_frontier(arguments: argparse.Namespace) -> int:
     inputs, observed = {"flops": [one.flops for one in trusted]}, [one.n_params for one in trusted]
     found = fit(law, inputs, observed, starts=8, bootstrap=resamples, size=arguments.size)
     records = [one.record() for one in optima]
-    warnings = [*found.warnings, *said]
+    left_out = len(optima) - len(trusted)
+    noted = [f"{left_out} of {len(optima)} budgets are left out of the law: see their notes"] if left_out else []
+    warnings = [*found.warnings, *noted, *said]
     runs = [{key: row[key] for key in NEEDED} for row in rows]
     record = {**asdict(found), "method": arguments.method, "rows": str(arguments.rows), "where": arguments.where,
               "warnings": warnings, "optima_by_budget": records, "runs": runs}  # fmt: skip

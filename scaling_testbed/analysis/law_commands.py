@@ -34,14 +34,15 @@ def add_commands(commands) -> None:
     parser.add_argument("--json", action="store_true", help="as JSON")
 
 
-def add_row_options(parser: argparse.ArgumentParser) -> None:
+def add_row_options(parser: argparse.ArgumentParser, hold_out: bool = True) -> None:
     """Where rows come from and which of them count."""
     parser.add_argument("rows", metavar="ROWS", help="runs/NAME, or a .jsonl, .json, .csv or .parquet file of runs")
     parser.add_argument("--source", choices=published.SOURCES, help="ROWS is a copy of this published testbed")
     parser.add_argument("--map", action="append", default=[], metavar="OURS=THEIRS", help="a column; repeatable")
     parser.add_argument("--where", action="append", default=[], metavar="COND", help='"flops<5e20"; all must hold')
-    held = "left out of the fit, and predicted; any of several"
-    parser.add_argument("--hold-out", action="append", default=[], metavar="COND", help=held)
+    if hold_out:
+        held = "left out of the fit, and predicted; any of several"
+        parser.add_argument("--hold-out", action="append", default=[], metavar="COND", help=held)
     size = "what N counts (default: %(default)s)"
     parser.add_argument("--size", choices=CONVENTIONS, default="n_params", help=size)
 
@@ -107,6 +108,10 @@ def do_fit(arguments: argparse.Namespace) -> int:
     law = _law("--law", arguments.law)
     rows, said = columns.read(arguments.rows, arguments.source, arguments.map, arguments.size)
     kept, held = columns.select(rows, arguments.where, arguments.hold_out)
+    if law.of_best:
+        kept, reduced = columns.best_of_each(kept, law)
+        held, _ = columns.best_of_each(held, law)
+        said = [*said, *reduced]
     fixed = _numbers("--fix", arguments.fix)
     found = _fitted(law, kept, arguments, objective=arguments.objective, fixed=fixed)
     fitted = [_beside(found, law, row, new=False) for row in kept]
@@ -159,9 +164,11 @@ def do_downstream(arguments: argparse.Namespace) -> int:
 
 
 def _fitted(law: Law, rows: Sequence[Row], arguments: argparse.Namespace, **more) -> Fit:
-    for option, least in (("starts", 1), ("bootstrap", 0)):
+    for option, least in (("starts", 1), ("bootstrap", 0), ("seed", 0)):
         if getattr(arguments, option) < least:
             raise ConfigError(f"--{option} must be at least {least}; got {getattr(arguments, option)}")
+    if 0 < arguments.bootstrap < 20:
+        raise ConfigError(f"--bootstrap must be 0 or at least 20, for an interval; got {arguments.bootstrap}")
     inputs, observed = columns.values(rows, law)
     options = {key: getattr(arguments, key) for key in ("starts", "bootstrap", "seed", "size")}
     return fit(law, inputs, observed, **options, **more)
@@ -205,11 +212,12 @@ def do_predict(arguments: argparse.Namespace) -> int:
     found, _ = law_report.read(arguments.fit)
     law = LAWS[found.law]
     row: Row = _numbers("--at", arguments.at)
-    row |= {key: getattr(arguments, key) for key in ("n_params", "n_tokens") if getattr(arguments, key) is not None}
-    missing = [key for key in law.inputs if not columns.derived(row).get(key)]
-    if missing:
-        raise ConfigError(f"{law.name} needs {', '.join(law.inputs)}; say --at {missing[0]}=VALUE")
-    record = prediction(found, law, {key: columns.derived(row)[key] for key in law.inputs})
+    for key in ("n_params", "n_tokens"):
+        if (value := getattr(arguments, key)) is not None:
+            if key in row:
+                raise ConfigError(f"--at {key}={row[key]:g}: {key} is given already")
+            row[key] = value
+    record = prediction(found, law, _inputs(law, row))
     if arguments.json:
         print(json.dumps(record))
         return 0
@@ -222,6 +230,22 @@ def do_predict(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _inputs(law: Law, row: Row) -> dict[str, float]:
+    """A law's inputs from what was typed. Raises ConfigError naming what is missing, of no use or no such number."""
+    derived = columns.derived(row)
+    missing = [key for key in law.inputs if derived.get(key) is None]
+    if missing:
+        raise ConfigError(f"{law.name} needs {', '.join(law.inputs)}; say --at {missing[0]}=VALUE")
+    for key, value in row.items():
+        if not 0 < value < math.inf:
+            raise ConfigError(f"{key} must be a number greater than zero; got {value:g}")
+    spare = {key for key in row if key not in law.inputs}
+    enough = set(law.inputs) <= set(row) or {"flops", "tokens_per_param"} <= spare
+    if spare - {"n_params", "n_tokens", "flops", "tokens_per_param"} or (spare and enough):
+        raise ConfigError(f"{law.name} takes {', '.join(law.inputs)}; {', '.join(sorted(spare))} is more than it needs")
+    return {key: derived[key] for key in law.inputs}
+
+
 def do_allocate(arguments: argparse.Namespace) -> int:
     """N and D of least loss for a budget of compute, and at the same loss smaller models with the tokens and the
     compute that they take instead."""
@@ -229,13 +253,17 @@ def do_allocate(arguments: argparse.Namespace) -> int:
     if not 0 < arguments.flops < math.inf:
         raise ConfigError(f"--flops must be a number greater than zero; got {arguments.flops:g}")
     records = [one.record() for one in allocate(found, arguments.flops)]
+    for one in records:
+        at = {"n_params": one["n_params"], "n_tokens": one["n_tokens"]}
+        one["extrapolation"] = found.extrapolation(at) if one["n_tokens"] else None
     if arguments.json:
         print(json.dumps(records))
         return 0
     tables.show(records)
     print(f"N counts {found.size}; C = 6 N D; a row without tokens: no number of them brings so small a model there")
-    best = {"n_params": records[0]["n_params"], "n_tokens": records[0]["n_tokens"]}
-    for text in far([{"extrapolation": found.extrapolation(best), "run": f"{arguments.flops:g} FLOPs"}]):
+    named = [{"extrapolation": one["extrapolation"], "run": f"{one['share_of_optimal_n']:g} of the best size"}
+             for one in records if one["n_tokens"]]  # fmt: skip
+    for text in far(named):
         print(f"warning: {text}")
     return 0
 
@@ -266,6 +294,8 @@ def _numbers(option: str, typed: Sequence[str]) -> dict[str, float]:
     found = {}
     for text in typed:
         key, equals, value = text.partition("=")
+        if key in found:
+            raise ConfigError(f"{option} {text}: {key} is given already")
         try:
             found[key] = float(value)
         except ValueError:
@@ -300,7 +330,7 @@ def _beside(found: Fit, law: Law, row: Row, new: bool) -> dict[str, Any]:
 def mixed_data(rows: Sequence[Row]) -> list[str]:
     """A law describes one data set: a warning where the rows have several."""
     for key in ("data_fingerprint", "dataset"):
-        found = {row[key] for row in rows if row.get(key)}
+        found = {str(row[key]) for row in rows if row.get(key)}
         if len(found) > 1:
             return [f"the rows have {len(found)} values of {key}: a law describes one data set; use --where"]
     return []
@@ -312,7 +342,7 @@ def far(predictions: Sequence[dict]) -> list[str]:
     if most is None or most["extrapolation"] < 10:
         return []
     where = f" ({most['run']})" if most.get("run") else ""
-    return [f"an input lies {most['extrapolation']:.3g} times beyond the largest that was fitted{where}"]
+    return [f"an input lies {most['extrapolation']:.3g} times beyond what was fitted{where}"]
 
 
 def show_fit(found: Fit, law: Law, predictions: Sequence[dict], warnings: Sequence[str]) -> None:

@@ -30,7 +30,8 @@ class Param:
 
 @dataclass(frozen=True)
 class Law:
-    """inputs, output: columns of the rows. objective: what it is fitted by where nothing else is asked."""
+    """inputs, output: columns of the rows. objective: what it is fitted by where nothing else is asked. of_best: it is
+    about the best run of each input, as that of the best learning rate."""
 
     name: str
     formula: str
@@ -40,6 +41,7 @@ class Law:
     params: tuple[Param, ...]
     function: Callable[[Values, Values], np.ndarray]
     objective: str = HUBER
+    of_best: bool = False
 
     def predict(self, params: Mapping[str, float], inputs: Values) -> np.ndarray:
         """The output for inputs of any broadcastable shape."""
@@ -306,6 +308,7 @@ LAWS = {
             (_scale("c", 1e-8, 1e8), SIGNED),
             _grows("flops"),
             LSQ_LOG,
+            of_best=True,
         ),
         Law(
             "lr_power",
@@ -316,6 +319,7 @@ LAWS = {
             (_scale("c", 1e-4, 1e4), SIGNED),
             _grows("flops"),
             LSQ_LOG,
+            of_best=True,
         ),
         Law(
             "batch_power",
@@ -326,6 +330,7 @@ LAWS = {
             (_scale("c", 1e-4, 1e6), SIGNED),
             _grows("flops"),
             LSQ_LOG,
+            of_best=True,
         ),
         Law(
             "optimal_lr",
@@ -336,6 +341,7 @@ LAWS = {
             (_scale("c", 1e-4, 1e4), SIGNED),
             _grows("n_params"),
             LSQ_LOG,
+            of_best=True,
         ),
         Law(
             "optimal_lr_nd",
@@ -346,6 +352,7 @@ LAWS = {
             (_scale("c", 1e-4, 1e4), SIGNED, replace(SIGNED, name="q")),
             lambda p, x: p["c"] * x["n_params"] ** p["p"] * x["n_tokens"] ** p["q"],
             LSQ_LOG,
+            of_best=True,
         ),
     )
 }

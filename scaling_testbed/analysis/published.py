@@ -69,7 +69,7 @@ def _data_folder(path: Path) -> Path:
 def _read(file: Path, take: Callable[[Any], Any]) -> Any:
     try:
         return take(json.loads(file.read_text()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(f"cannot read {file} as published: {error!r}") from None
 
 
@@ -91,7 +91,10 @@ def _model_row(content: dict) -> Row:
         "warmup_steps": hyper["warmup"],
     }
     for result in content["results"]:
-        part = next(part for part in LOSSES if part in result["val_data"][0].rpartition("eval_data/")[2])
+        name = result["val_data"][0].rpartition("eval_data/")[2]
+        part = next((part for part in LOSSES if part in name), None)
+        if part is None:
+            raise ValueError(f"no validation set named {name!r} is known")
         row[LOSSES[part]] = result["loss"]
     return row
 
@@ -112,6 +115,8 @@ def _chance(file: Path) -> dict[str, float]:
 def _above_chance(rows: list[Row], chance: dict[str, float]) -> list[str]:
     small = [row["errors"] for row in rows if row["n_params"] == SMALLEST_OF_SUBSET and "errors" in row]
     tasks = small[0] if small else {}
+    if unknown := [task for task in tasks if task not in chance]:
+        raise UserError(f"eval_metadata.csv says nothing of the task {unknown[0]}")
     return [task for task in tasks if any(1 - errors[task] > chance[task] + ABOVE_CHANCE for errors in small)]
 
 

@@ -105,8 +105,9 @@ def number(row: Row, key: str) -> float:
 
 def name_of(row: Row) -> str:
     """The run for a person."""
-    if row.get("label"):
-        return row["label"]
+    for key in ("label", "name" if not row.get("run_id") else "label"):
+        if row.get(key):
+            return str(row[key])
     return f"run {row['run_id']}" if row.get("run_id") else f"lr={text(row.get(LR))} N={text(row.get(SIZE))}"
 
 
@@ -125,6 +126,13 @@ def _read_json(path: Path) -> Any:
         raise UserError(f"cannot read {path}: {error}") from None
 
 
+def _result(file: Path) -> Row:
+    row = _read_json(file)
+    if not isinstance(row, dict):
+        raise UserError(f"{file} holds no row, which is one JSON object")
+    return row
+
+
 def is_study(path: Path) -> bool:
     """Whether a folder is a sweep's: with rows, or a plan of them."""
     return _collected(path) is not None or (path / "plan.jsonl").exists() or any(path.glob("*/result.json"))
@@ -137,7 +145,7 @@ def _collected(folder: Path) -> Path | None:
 def _folder_rows(folder: Path) -> list[Row]:
     files = sorted(folder.glob("*/result.json"))
     if files:
-        return [_read_json(file) for file in files]
+        return [_result(file) for file in files]
     collected = _collected(folder)
     if collected is None and not (folder / "plan.jsonl").exists():
         raise UserError(f"{folder} has neither run folders nor results.jsonl; give a sweep's folder (runs/NAME)")

@@ -62,6 +62,39 @@ def test_what_follows_from_our_own_rows():
     assert columns.derived({**row, "epochs": 0.5})["unique_tokens"] == 64_000
 
 
+def test_flops_of_our_own_rows_are_those_of_laws_unless_a_mapping_names_others(tmp_path):
+    """Counted operations differ from 6ND from size to size, and an isoFLOP budget would fall apart."""
+    row = {"run_id": "a", "val_loss": 2.5, "n_params": 1000, "n_params_non_embedding": 400, "n_tokens": 10_000,
+           "flops": 7e8, "flops_6nd": 6e7, "epochs": "four", "batch.sequences": "8"}  # fmt: skip
+    path = write(tmp_path / "rows.jsonl", [row])
+    for size, mapping, flops in [("n_params", [], 6e7), ("n_params_non_embedding", [], 2.4e7),
+                                 ("n_params", ["flops=flops"], 7e8)]:  # fmt: skip
+        (found,), _ = columns.read(path, None, mapping, size)
+        assert found["flops"] == flops and found["n_tokens"] == 10_000
+
+
+def test_one_count_of_parameters_does_not_pass_for_another(tmp_path):
+    rows = [{"n_params": 1000, "n_tokens": 10_000, "loss": 2.0}]
+    path = write(tmp_path / "rows.csv", rows)
+    with pytest.raises(ConfigError, match="--size n_params_non_embedding: no row counts N so"):
+        columns.read(path, None, [], "n_params_non_embedding")
+    path = write(tmp_path / "two.csv", [{**rows[0], "body": 400}, {**rows[0], "body": None}])
+    found, _ = columns.read(path, None, ["n_params_non_embedding=body"], "n_params_non_embedding")
+    assert [row["n_params"] for row in found] == [400, None]
+
+
+def test_a_law_about_the_best_runs_gets_the_best_of_each_size_over_seeds():
+    losses = {(10, 0.1): (3.0, 2.0), (10, 0.2): (2.4, 2.4), (20, 0.1): (2.2,), (20, 0.2): (2.3,)}
+    rows = [{"n_params": n, "lr": lr, "loss": loss} for (n, lr), found in losses.items() for loss in found]
+    kept, said = columns.best_of_each(rows, LAWS["optimal_lr"])
+    assert [(row["n_params"], row["lr"]) for row in kept] == [(10, 0.2), (10, 0.2), (20, 0.1)]
+    words = "3 of 6 rows have the least loss of their n_params, and are fitted"
+    assert said == [f"optimal_lr is about the best lr: {words}"]
+    assert columns.best_of_each(kept, LAWS["optimal_lr"]) == (kept, [])
+    with pytest.raises(UserError, match="loss is no such column"):
+        columns.best_of_each([{"n_params": 10, "lr": lr} for lr in (0.1, 0.2)], LAWS["optimal_lr"])
+
+
 def test_flops_tokens_and_errors_follow_from_each_other():
     assert columns.derived({"n_params": 10, "n_tokens": 200})["flops"] == 12_000
     assert columns.derived({"n_params": 10, "tokens_per_param": 20})["n_tokens"] == 200
@@ -136,6 +169,8 @@ def test_a_mapping_of_a_column_that_is_not_there_names_those_that_are(tmp_path):
         columns.read(path, None, ["n_params=Size"], "n_params")
     with pytest.raises(ConfigError, match="their column"):
         columns.read(path, None, ["n_params"], "n_params")
+    with pytest.raises(ConfigError, match="--map loss=Model Size: loss is mapped already, to 'loss'"):
+        columns.read(path, None, ["loss=loss", "loss=Model Size"], "n_params")
 
 
 TASKS = {"easy": 0.25, "hard": 0.5}

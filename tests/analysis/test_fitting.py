@@ -1,10 +1,12 @@
 """A fit finds planted laws, says how sure it is, and warns where it should."""
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 
 from scaling_testbed.analysis import fitting
-from scaling_testbed.analysis.fitting import DELTA, HUBER, LSQ, LSQ_LOG, fit
+from scaling_testbed.analysis.fitting import DELTA, HUBER, LSQ, LSQ_LOG, Fit, fit, from_record
 from scaling_testbed.analysis.laws import LAWS
 from scaling_testbed.errors import ConfigError, UserError
 
@@ -180,12 +182,38 @@ def test_it_says_that_one_start_alone_reached_the_best(monkeypatch):
     [
         ({"objective": "l1"}, ConfigError, "huber_log, lsq, lsq_log"),
         ({"fixed": {"Q": 1.0}}, ConfigError, "kaplan_n has no parameter 'Q'"),
+        ({"fixed": {"alpha_N": -3.0}}, ConfigError, "alpha_N must be between 0 and 4; got -3"),
         ({"fixed": {"Nc": 1.0, "alpha_N": 1.0}}, ConfigError, "nothing is left to fit"),
     ],
 )
 def test_wrong_arguments_are_named(arguments, error, said):
     with pytest.raises(error, match=said):
         fit(LAWS["kaplan_n"], *observations("kaplan_n"), **arguments)
+
+
+def planted_fit(law, **more) -> Fit:
+    of = {"ci95": None, "objective": {"name": LSQ}, "n_rows": 9, "starts": {}, "warnings": []}
+    return Fit(law=law, params=PLANTED[law], **of, **more)
+
+
+def test_extrapolation_counts_both_ways():
+    made = planted_fit("chinchilla", largest={"n_params": 8e9, "n_tokens": 1e12},
+                       smallest={"n_params": 1e9, "n_tokens": 1e11})  # fmt: skip
+    for n, d, factor in [(2e9, 2e11, 1), (1e10, 2e11, 1.25), (2.5e8, 2e11, 4), (2.5e8, 1e13, 10)]:
+        assert made.extrapolation({"n_params": n, "n_tokens": d}) == pytest.approx(factor)
+
+
+def test_a_prediction_that_is_no_number_has_no_interval():
+    made = planted_fit("kaplan_n", residuals=[0.0], draws=[PLANTED["kaplan_n"]])
+    assert made.interval({"n_params": -5.0}) is None and made.interval({"n_params": 1e6}) is not None
+
+
+@pytest.mark.parametrize("params", [{}, {"Nc": 1.0}, {"Nc": 1.0, "alpha_N": float("nan")}])
+def test_a_record_with_other_parameters_is_no_fit(params):
+    made = {**asdict(fit(LAWS["kaplan_n"], *observations("kaplan_n"), starts=2, bootstrap=0))}
+    assert from_record(made).params == made["params"]
+    with pytest.raises(ValueError, match="kaplan_n has the parameters Nc, alpha_N, each a number"):
+        from_record({**made, "params": params})
 
 
 def test_fewer_rows_than_parameters_are_refused():

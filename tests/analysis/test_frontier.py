@@ -57,6 +57,32 @@ def test_the_mean_over_seeds_stands_for_a_size():
     assert frontier.isoflop(rows)[0].n_params == pytest.approx(2e7, rel=1e-6)
 
 
+def test_the_best_sizes_see_the_tokens_of_the_rows_about_them():
+    """FLOPs may be counted so that they are not 6ND, here twice that."""
+    rows = [{**row, "flops": 2 * row["flops"]} for row in rows_at([(best_size(1e19) * s, 1e19) for s in (0.4, 1, 2.5)])]
+    (found,) = frontier.isoflop(rows)
+    assert found.n_tokens == pytest.approx(1e19 / 6 / found.n_params)
+    assert found.record()["tokens_per_param"] == found.n_tokens / found.n_params
+    sizes = np.geomspace(1e7, 1e9, 5)
+    rows = rows_at([(n, 6 * n * d) for n in sizes for d in np.geomspace(n, 1000 * n, 25)])
+    for one in frontier.envelope([{**row, "flops": 2 * row["flops"]} for row in rows]):
+        assert one.n_tokens == pytest.approx(one.flops / 12 / one.n_params, rel=1e-6)
+
+
+def test_an_envelope_does_not_trust_the_ends_of_what_was_trained():
+    """At budgets that the largest size wins a larger one might: taken for the best it would bend the law."""
+    sizes = np.geomspace(1e6, 1e8, 9)
+    found = frontier.envelope(rows_at([(n, 6 * n * n * m) for n in sizes for m in np.geomspace(0.01, 1e5, 40)]))
+    ends = {"largest": sizes[-1], "smallest": sizes[0]}
+    noted = [one for one in found if one.note]
+    assert any("largest" in one.note for one in noted) and any("smallest" in one.note for one in found)
+    for name, size in ends.items():
+        assert all(one.n_params == size for one in noted if name in one.note and 1e15 < one.flops < 1e20)
+    trusted = [one for one in found if not one.note]
+    slope = np.polyfit(np.log([one.flops for one in trusted]), np.log([one.n_params for one in trusted]), 1)[0]
+    assert slope == pytest.approx(BETA / (ALPHA + BETA), abs=0.05)
+
+
 def test_the_envelope_finds_the_best_sizes_between_those_trained():
     sizes = np.geomspace(1e7, 1e9, 9)
     found = frontier.envelope(rows_at([(n, 6 * n * d) for n in sizes for d in np.geomspace(n, 1000 * n, 25)]))

@@ -71,7 +71,7 @@ def test_predict_says_the_loss_of_a_new_run_with_its_interval(kept, capsys):
     assert found["low"] < truth < found["high"] and found["predicted_loss"] == pytest.approx(truth, rel=0.02)
     assert found["extrapolation"] == pytest.approx(6.25)
     assert main(["predict", str(kept), "--n-params", "1e10", "--at", "tokens_per_param=20"]) == 0
-    assert "62.5 times beyond the largest that was fitted" in capsys.readouterr().out
+    assert "62.5 times beyond what was fitted" in capsys.readouterr().out
 
 
 def test_allocate_says_size_tokens_and_what_smaller_costs(kept, capsys):
@@ -80,6 +80,10 @@ def test_allocate_says_size_tokens_and_what_smaller_costs(kept, capsys):
     assert found[0]["times_compute"] == 1 and found[0]["flops"] == pytest.approx(1e19)
     assert main(["allocate", str(kept), "--flops", "1e19"]) == 0
     assert "times_compute" in capsys.readouterr().out
+    farthest = max(found, key=lambda one: one["extrapolation"] or 0)
+    assert farthest["extrapolation"] > found[0]["extrapolation"] > 1 and farthest["share_of_optimal_n"] < 1
+    assert main(["allocate", str(kept), "--flops", "1e23"]) == 0
+    assert "of the best size)" in capsys.readouterr().out
 
 
 def test_downstream_chains_the_two_laws(runs, capsys):
@@ -115,8 +119,10 @@ def test_frontier_and_ladder(runs, tmp_path, capsys):
     assert main(["frontier", str(path), "--method", "isoflop", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["params"]["p"] == pytest.approx(0.28 / 0.62, abs=0.03) and len(found["optima_by_budget"]) == 3
-    assert main(["frontier", str(runs), "--method", "envelope"]) == 0
+    assert main(["frontier", str(path), "--method", "isoflop", "--where", "flops<2e19"]) == 0
     assert "N = c C^p" in capsys.readouterr().out
+    assert main(["frontier", str(runs), "--method", "envelope"]) == 1  # the largest size is the best wherever it is
+    assert "envelope: 0 budgets have a best size inside what was trained" in capsys.readouterr().err
     assert main(["ladder", str(runs), "--rungs", "3", "--where", "tokens_per_param<30", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert sum(one["rung"] for one in found["frontier"]) == 3 and found["n_runs"] == 5
@@ -143,6 +149,9 @@ def test_rows_of_several_data_sets_are_warned_of(runs, capsys):
         (["predict", "{}", "--n-params", "1e9"], "is no fit that `analyze fit --out` has written"),
         (["downstream", "{}", "--law", "loss_to_error"], "downstream chains"),
         (["frontier", "{}", "--method", "isoflop", "--where", "n_params<2e7"], "a budget with three sizes"),
+        (["fit", "{}", "--law", "chinchilla", "--fix", "E=1", "--fix", "E=2"], "--fix E=2: E is given already"),
+        (["fit", "{}", "--law", "chinchilla", "--seed", "-1"], "--seed must be at least 0"),
+        (["fit", "{}", "--law", "chinchilla", "--bootstrap", "1"], "--bootstrap must be 0 or at least 20"),
         (["ladder", "{}", "--rungs", "99"], "--rungs must be between 1 and"),
     ],
 )
@@ -155,8 +164,32 @@ def test_what_is_wrong_is_said_in_a_line(runs, capsys, typed, said):
 def test_predict_names_the_input_it_lacks(kept, capsys):
     assert main(["predict", str(kept), "--n-params", "1e9"]) == 2
     assert "over_training needs n_params, n_tokens; say --at n_tokens=VALUE" in capsys.readouterr().err
+    two = ["predict", str(kept), "--n-params", "1e9", "--n-tokens", "1e10"]
+    for more, said in [
+        (["--at", "n_tokens=5"], "n_tokens is given already"),
+        (["--at", "flops=1e20"], "over_training takes n_params, n_tokens; flops is more than it needs"),
+        (["--at", "depth=3"], "depth is more than it needs"),
+        (["--n-params", "-5"], "n_params must be a number greater than zero; got -5"),
+        (["--n-tokens", "nan"], "n_tokens must be a number greater than zero; got nan"),
+    ]:
+        assert main([*two, *more]) == 2
+        assert said in capsys.readouterr().err
+    assert main(["predict", str(kept), "--at", "flops=6e18", "--at", "n_params=1e8", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["n_tokens"] == pytest.approx(1e10)
     assert main(["allocate", str(kept), "--flops", "-1"]) == 2
     assert "--flops must be a number greater than zero" in capsys.readouterr().err
+
+
+def test_the_best_rate_of_each_size_is_fitted_not_every_rate(tmp_path, capsys):
+    """On one grid of rates a law through all rows has no slope, whatever the best rates do."""
+    rows = [f"{n},{lr},{2 + (np.log(lr) - np.log(1e-2 * (n / 1e6) ** -0.5)) ** 2}"
+            for n in (1e6, 4e6, 1.6e7) for lr in 1e-2 * 2.0 ** np.arange(-4, 3)]  # fmt: skip
+    path = tmp_path / "rates.csv"
+    path.write_text("\n".join(["n_params,lr,loss", *rows]))
+    assert main(["fit", str(path), "--law", "optimal_lr", "--starts", "4", "--bootstrap", "0", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["params"]["p"] == pytest.approx(-0.5) and found["n_rows"] == 3
+    assert any("3 of 21 rows have the least loss" in text for text in found["warnings"])
 
 
 def test_a_page_and_figures_of_a_fit(runs, tmp_path, capsys):
@@ -180,7 +213,7 @@ def test_a_page_and_figures_of_a_fit(runs, tmp_path, capsys):
 
 
 KEPT = {
-    "frontier": (["frontier", "--method", "envelope"], ["The best size of each budget, by envelope", "Budgets"]),
+    "frontier": (["frontier", "--method", "isoflop"], ["The best size of each budget, by isoflop", "Budgets"]),
     "ladder": (["ladder", "--rungs", "2", "--hold-out", "flops<1e17"], ["The ladder", "20 runs", "Held out: flops"]),
     "downstream": (["downstream", "--map", "error=top1", *FAST, "--hold-out", "n_params>1e8"],
                    ["From over_training to downstream error", "Parameters of loss_to_error", "predicted_loss",
@@ -191,6 +224,12 @@ KEPT = {
 @pytest.mark.parametrize("kind", KEPT)
 def test_what_is_kept_is_drawn_and_has_a_page(runs, tmp_path, kind):
     typed, said = KEPT[kind]
+    if kind == "frontier":  # the runs that the others are of lie on no budgets
+        chinchilla = LAWS["chinchilla"]
+        at = [{"n_params": n * c**0.5 / 1e10, "n_tokens": c**0.5 * 1e10 / 6 / n} for c in (1e18, 1e19, 1e20)
+              for n in np.geomspace(1e8, 4e10, 6)]  # fmt: skip
+        lines = [f"{x['n_params']},{x['n_tokens']},{float(chinchilla.predict(PLANTED['chinchilla'], x))}" for x in at]
+        runs.write_text("\n".join(["n_params,n_tokens,loss", *lines]))
     kept, figures = tmp_path / f"{kind}.json", tmp_path / "fig"
     assert main([typed[0], str(runs), *typed[1:], "--figures", str(figures), "--out", str(kept)]) == 0
     assert figures.with_suffix(".png").exists() and "<svg" in figures.with_suffix(".svg").read_text()

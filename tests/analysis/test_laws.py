@@ -41,6 +41,34 @@ def test_the_gradient_of_hubers_sum_is_that_of_finite_differences():
         assert gradient[place] == pytest.approx(measured, rel=1e-4)
 
 
+BY_HAND = [
+    ("over_training", {"E": 1, "a": 2, "b": 3, "eta": 0.5}, {"n_params": 100, "n_tokens": 1e4}, 1 + 20.3 / 6e6**0.5),
+    ("chinchilla", {"E": 1, "A": 8, "B": 27, "alpha": 0.5, "beta": 1}, {"n_params": 16, "n_tokens": 9}, 6),
+    ("average_params", {"E": 1, "A": 8, "B": 27, "alpha": 0.5, "beta": 1}, {"n_params_average": 16, "n_tokens": 9}, 6),
+    ("kaplan_n", {"Nc": 81, "alpha_N": 0.5}, {"n_params": 9}, 3),
+    ("kaplan_d", {"Dc": 64, "alpha_D": 0.5}, {"n_tokens": 16}, 2),
+    ("kaplan_c", {"Cc": 1000, "alpha_C": 1 / 3}, {"flops": 8}, 5),
+    ("kaplan_nd", {"Nc": 16, "Dc": 9, "alpha_N": 1, "alpha_D": 0.5}, {"n_params": 4, "n_tokens": 1}, 5),
+    ("compute", {"E": 1, "C0": 64, "alpha": 0.5}, {"flops": 16}, 3),
+    ("bivariate", {"E": 1, "alpha": 2, "p_e": 1, "p_d": 2}, {"n_params_encoder": 1e7, "n_params_decoder": 1e9}, 1.2),
+    ("loss_to_error", {"epsilon": 0.9, "k": 2, "gamma": 1}, {"loss": np.log(4)}, 0.4),
+    ("sigmoid", {"a": 0.5, "b": 0.25, "k": 1, "L0": 3}, {"loss": 3}, 0.5),
+    ("sigmoid", {"a": 0.5, "b": 0.25, "k": 1, "L0": 3}, {"loss": 60}, 0.25),
+    ("loss_to_loss", {"K": 2, "E0": 1, "kappa": 2, "E1": 0.5}, {"loss": 4}, 18.5),
+    ("optimal_n", {"c": 3, "p": 0.5}, {"flops": 16}, 12),
+    ("lr_power", {"c": 0.1, "p": -0.5}, {"flops": 4}, 0.05),
+    ("batch_power", {"c": 2, "p": 0.5}, {"flops": 9}, 6),
+    ("optimal_lr", {"c": 2, "p": -0.5}, {"n_params": 4}, 1),
+    ("optimal_lr_nd", {"c": 2, "p": -1, "q": 0.5}, {"n_params": 4, "n_tokens": 9}, 1.5),
+]
+
+
+@pytest.mark.parametrize(("name", "params", "inputs", "expected"), BY_HAND)
+def test_laws_have_the_values_that_a_person_finds(name, params, inputs, expected):
+    """Planted data come from the law itself and follow it in its mistakes."""
+    assert float(LAWS[name].predict(params, inputs)) == pytest.approx(expected, rel=1e-12)
+
+
 def test_over_training_is_chinchilla_with_one_exponent():
     """Gadre et al. 2024: a M^eta C^-eta = a 6^-eta N^-2eta, b M^-eta C^-eta = b 6^-eta D^-2eta."""
     eta, a, b = 0.12, 140.0, 190.0
