@@ -192,7 +192,7 @@ def export(run: RunConfig, folder: Path, out: Path, *, step: int | None = None) 
         f"folded into its weights: {', '.join(folded(model)) or 'nothing'}",
         _tokenizer_line(data.manifest["tokenizer"]),
     ]
-    work = out.with_name(f"{out.name}.partial")
+    work = out.with_name(f".{out.name}.partial")
     try:
         shutil.rmtree(work, ignore_errors=True)  # of an export that was killed
         work.mkdir(parents=True)

@@ -162,8 +162,8 @@ def test_the_door_says_what_it_wrote_and_refuses_in_one_line(tiny, tmp_path, cap
         assert door.main([str(folder), out]) == 2
         assert capsys.readouterr().err.startswith("error: OUT_DIR")
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "empty.partial").mkdir()  # of an export that was killed
-    (tmp_path / "empty.partial" / "model.safetensors").write_text("half of it")
+    (tmp_path / ".empty.partial").mkdir()  # of an export that was killed
+    (tmp_path / ".empty.partial" / "model.safetensors").write_text("half of it")
     assert door.main([str(folder), str(tmp_path / "c"), "--step", "4"]) == 0 and capsys.readouterr()
     assert (tmp_path / "empty" / "model.safetensors").stat().st_size > 1000
     (tmp_path / "c").unlink()
