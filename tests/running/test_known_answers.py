@@ -16,7 +16,7 @@ from tests.running.conftest import load_latest
 
 
 def trained(tmp_path, *overrides):
-    run = compose([f"runs_dir={tmp_path}/runs", f"data_dir={tmp_path}/data", "compute.threads=2", *overrides])
+    run = compose([f"runs_dir={tmp_path}/runs", f"data_dir={tmp_path}/data", "compute.threads=1", *overrides])
     row = train(run, quiet=True)
     data = open_prepared(next((tmp_path / "data").glob("*/manifest.json")).parent)
     model = Transformer(run.model.resolved(data.vocab_size), run.parametrization)
@@ -77,7 +77,7 @@ def test_the_second_half_of_copied_strings_is_solved_and_the_first_half_is_not(t
     _, model, data = trained(
         tmp_path,
         *("data=copy", "data.vocab_size=8", f"data.length={length}", "data.n_tokens=1000000"),
-        *("model=nano_m", "batch.sequences=64", f"batch.sequence_length={2 * length}", "budget.steps=600"),
+        *("model=nano_m", "batch.sequences=64", f"batch.sequence_length={2 * length}", "budget.steps=400"),
         *("optimizer.lr=1e-2", "evaluation.every_steps=0"),
     )
     by_position = token_losses(model, data, 2 * length, 50_000).mean(axis=0)
