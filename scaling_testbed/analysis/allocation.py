@@ -49,6 +49,15 @@ def allocate(fit: Fit, flops: float, shares: Sequence[float] = SHARES) -> list[A
     return [_smaller(fit, share, best, tokens, loss) for share in shares]
 
 
+def allocation_records(fit: Fit, flops: float) -> list[dict[str, float | None]]:
+    """`allocate` as flat rows, each with how far it lies beyond what was fitted."""
+    records = [one.record() for one in allocate(fit, flops)]
+    for one in records:
+        at = {"n_params": one["n_params"], "n_tokens": one["n_tokens"]}
+        one["extrapolation"] = fit.extrapolation(at) if one["n_tokens"] else None
+    return records
+
+
 def _loss(fit: Fit, n_params, n_tokens) -> float:
     return float(fit.predict({"n_params": n_params, "n_tokens": n_tokens}))
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from scaling_testbed.analysis.fitting import LEVEL, Fit
+from scaling_testbed.analysis.fitting import LEVEL, Fit, from_record
 
 
 @dataclass(frozen=True)
@@ -41,3 +41,8 @@ class Chain:
         low, high = self.interval(inputs) or (None, None)
         far = max(self.loss.extrapolation(inputs), self.downstream.extrapolation({"loss": loss}))
         return {**inputs, "predicted_loss": loss, "predicted": value, "low": low, "high": high, "extrapolation": far}
+
+
+def chain_from_record(record: Mapping[str, Any]) -> Chain:
+    """What dataclasses.asdict made of a chain. Raises as from_record does."""
+    return Chain(from_record(record["loss"]), from_record(record["downstream"]))

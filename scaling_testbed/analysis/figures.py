@@ -37,7 +37,8 @@ SETTINGS = {
 @dataclass(frozen=True, kw_only=True)
 class Line:
     """Points (x, y), joined unless `joined` is false. n_params: its place on the colour scale. style: index of the line
-    style; the legend shows `label` beside it. crosses: which points diverged. band: lower and upper y."""
+    style; the legend shows `label` beside it. crosses: which points diverged. band: lower and upper y. x_bars: of each
+    point the least and largest x."""
 
     x: Sequence[float]
     y: Sequence[float]
@@ -47,6 +48,7 @@ class Line:
     color: int | None = None
     crosses: Sequence[bool] = ()
     band: tuple[Sequence[float], Sequence[float]] | None = None
+    x_bars: Sequence[tuple[float, float]] = ()
     joined: bool = True
     markers: bool = True
     hollow: bool = False
@@ -148,6 +150,8 @@ def _draw_line(line: Line, axes, color) -> None:
     axes.plot(line.x, line.y, marker=marker if line.markers else "", **look, **face)
     if line.band is not None:
         axes.fill_between(line.x, *line.band, color=color, alpha=0.15, linewidth=0)
+    for y, (low, high) in zip(line.y, line.x_bars, strict=False):
+        axes.plot([low, high], [y, y], color=color, linewidth=0.9, alpha=0.6)
     bad = [(x, y) for x, y, cross in zip(line.x, line.y, line.crosses, strict=False) if cross]
     if bad:
         axes.plot(*zip(*bad, strict=True), linestyle="none", marker="x", markersize=8, color=color, markeredgewidth=1.6)

@@ -20,7 +20,8 @@ ENVELOPE_POINTS = 100  # budgets that the envelope is read at
 class Optimum:
     """The best size for a budget, and the tokens that it sees there. n_params: the vertex of the parabola, or the size
     on the envelope. check: the minimum of an interpolating curve through the same points, which knows nothing of
-    parabolas. note: why not to trust it."""
+    parabolas. curvature: of the parabola, loss = its least + curvature (ln N - ln n_params)^2. note: why not to trust
+    it."""
 
     flops: float
     n_params: float
@@ -28,35 +29,44 @@ class Optimum:
     loss: float
     n_sizes: int
     check: float | None = None
+    curvature: float | None = None
     note: str = ""
 
     def record(self) -> dict[str, object]:
         """As one flat row."""
         ratio = {"n_tokens": self.n_tokens, "tokens_per_param": self.n_tokens / self.n_params}
         named = {"flops": self.flops, "n_params": self.n_params, **ratio, "loss": self.loss, "n_sizes": self.n_sizes}
-        return {**named, "interpolated_n_params": self.check, "note": self.note}
+        return {**named, "interpolated_n_params": self.check, "curvature": self.curvature, "note": self.note}
 
 
 def isoflop(rows: Sequence[Row]) -> list[Optimum]:
-    """Approach 2: for each budget a parabola of the loss in ln N; its vertex is the best size.
+    """Approach 2: for each budget a parabola of the loss in ln N; its vertex is the best size. Raises UserError where
+    no budget has three sizes."""
+    found = [_parabola(budget) for budget in by_budget(rows) if len({row["n_params"] for row in budget}) >= 3]
+    if not found:
+        raise UserError("isoflop needs a budget with three sizes; FLOPs within a tenth of each other are one budget")
+    return found
 
-    A budget is a chain of rows whose FLOPs differ by less than a tenth from one to the next. Raises UserError where no
-    budget has three sizes."""
+
+def by_budget(rows: Sequence[Row]) -> list[list[Row]]:
+    """Rows by rising FLOPs; a budget is a chain of them that differ by less than a tenth from one to the next."""
     ordered = sorted(rows, key=lambda row: row["flops"])
     budgets: list[list[Row]] = [[ordered[0]]]
     for before, row in zip(ordered, ordered[1:], strict=False):
         if row["flops"] > SAME_BUDGET * before["flops"]:
             budgets.append([])
         budgets[-1].append(row)
-    found = [_parabola(budget) for budget in budgets if len({row["n_params"] for row in budget}) >= 3]
-    if not found:
-        raise UserError("isoflop needs a budget with three sizes; FLOPs within a tenth of each other are one budget")
-    return found
+    return budgets
+
+
+def middle(budget: Sequence[Row]) -> float:
+    """The geometric mean of its rows' FLOPs, by which a budget is called."""
+    return math.exp(sum(math.log(row["flops"]) for row in budget) / len(budget))
 
 
 def _parabola(budget: Sequence[Row]) -> Optimum:
     x, y = _mean_by_size(budget)
-    flops = math.exp(sum(math.log(row["flops"]) for row in budget) / len(budget))
+    flops = middle(budget)
     tokens = np.polyfit(*_logs(budget), 1)  # a line, of slope -1 where C is 6ND
     curve, slope, level = np.polyfit(x - x.mean(), y, 2)
     place = int(np.argmin(y))
@@ -67,7 +77,7 @@ def _parabola(budget: Sequence[Row]) -> Optimum:
     note = "" if x[0] <= vertex + x.mean() <= x[-1] else "the vertex lies outside the sizes"
     loss = level - slope**2 / (4 * curve)
     best = math.exp(vertex + x.mean()), math.exp(np.polyval(tokens, vertex + x.mean()))
-    return Optimum(flops, *best, float(loss), len(x), _interpolated(x, y), note)
+    return Optimum(flops, *best, float(loss), len(x), _interpolated(x, y), float(curve), note)
 
 
 def _logs(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:

@@ -57,7 +57,9 @@ def do_frontier(arguments: argparse.Namespace) -> int:
     left_out = len(optima) - len(trusted)
     noted = [f"{left_out} of {len(optima)} budgets are left out of the law: see their notes"] if left_out else []
     warnings = [*found.warnings, *noted, *said]
-    runs = [{key: row[key] for key in NEEDED} for row in rows]
+    budgets = frontier.by_budget(rows) if arguments.method == "isoflop" else [rows]
+    runs = [{**{key: row[key] for key in NEEDED}, "budget": frontier.middle(budget)} for budget in budgets
+            for row in budget]  # fmt: skip
     record = {**asdict(found), "method": arguments.method, "rows": str(arguments.rows), "where": arguments.where,
               "warnings": warnings, "optima_by_budget": records, "runs": runs}  # fmt: skip
 

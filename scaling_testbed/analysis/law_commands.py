@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from scaling_testbed.analysis import columns, figures, law_report, published, tables
-from scaling_testbed.analysis.allocation import allocate
+from scaling_testbed.analysis.allocation import allocation_records
 from scaling_testbed.analysis.downstream import Chain
 from scaling_testbed.analysis.figures import Panel
 from scaling_testbed.analysis.fitting import OBJECTIVES, Fit, fit
@@ -71,7 +71,7 @@ def _add_predict(commands) -> None:
     help_ = "what a fitted law says of one more run"
     parser = commands.add_parser("predict", help=help_, description=do_predict.__doc__, allow_abbrev=False)
     parser.set_defaults(command=do_predict)
-    parser.add_argument("fit", type=Path, metavar="FIT.json", help="written by analyze fit --out")
+    parser.add_argument("fit", type=Path, metavar="FIT.json", help="written by analyze fit --out, or downstream --out")
     parser.add_argument("--n-params", type=float, metavar="N")
     parser.add_argument("--n-tokens", type=float, metavar="D")
     at = "another input of the law, or tokens_per_param, flops; repeatable"
@@ -208,23 +208,29 @@ def answer(
 
 
 def do_predict(arguments: argparse.Namespace) -> int:
-    """The output of a fitted law for one new run, with a 95 % prediction interval."""
-    found, _ = law_report.read(arguments.fit)
-    law = LAWS[found.law]
+    """The output of a fitted law for one new run, with a 95 % prediction interval; of two chained laws the loss and
+    what follows from it."""
+    kept = law_report.read(arguments.fit)
+    parts = (kept.loss, kept.downstream) if isinstance(kept, Chain) else (kept,)
+    law = LAWS[parts[0].law]
     row: Row = _numbers("--at", arguments.at)
     for key in ("n_params", "n_tokens"):
         if (value := getattr(arguments, key)) is not None:
             if key in row:
                 raise ConfigError(f"--at {key}={row[key]:g}: {key} is given already")
             row[key] = value
-    record = prediction(found, law, _inputs(law, row))
+    inputs = _inputs(law, row)
+    record = kept.record(inputs) if isinstance(kept, Chain) else prediction(kept, law, inputs)
     if arguments.json:
         print(json.dumps(record))
         return 0
     tables.show([record])
-    if not found.draws:
-        free = len(found.params) - len(found.fixed)
-        print(f"no interval: the fit has no resamples ({found.n_rows} rows for {free} parameters, or --bootstrap 0)")
+    if "n_params" in record:
+        print(f"N counts {parts[0].size}")
+    for part in parts:
+        if not part.draws:
+            free = f"{part.n_rows} rows for {len(part.params) - len(part.fixed)} parameters, or --bootstrap 0"
+            print(f"no interval: the fit of {part.law} has no resamples ({free})")
     for text in far([record]):
         print(f"warning: {text}")
     return 0
@@ -249,13 +255,11 @@ def _inputs(law: Law, row: Row) -> dict[str, float]:
 def do_allocate(arguments: argparse.Namespace) -> int:
     """N and D of least loss for a budget of compute, and at the same loss smaller models with the tokens and the
     compute that they take instead."""
-    found, _ = law_report.read(arguments.fit)
+    kept = law_report.read(arguments.fit)
+    found = kept.loss if isinstance(kept, Chain) else kept
     if not 0 < arguments.flops < math.inf:
         raise ConfigError(f"--flops must be a number greater than zero; got {arguments.flops:g}")
-    records = [one.record() for one in allocate(found, arguments.flops)]
-    for one in records:
-        at = {"n_params": one["n_params"], "n_tokens": one["n_tokens"]}
-        one["extrapolation"] = found.extrapolation(at) if one["n_tokens"] else None
+    records = allocation_records(found, arguments.flops)
     if arguments.json:
         print(json.dumps(records))
         return 0

@@ -32,7 +32,10 @@ def _predicted_against_actual(output: str, fitted: Records, held_out: Records) -
     for index, (name, records) in enumerate((("fitted", fitted), ("held out", held_out))):
         if records:
             x, y = [record["predicted"] for record in records], [record["actual"] for record in records]
-            lines.append(Line(x=x, y=y, label=name, style=index, joined=False, hollow=bool(index)))
+            known = bool(index) and all(record["low"] is not None for record in records)
+            bars = [(record["low"], record["high"]) for record in records] if known else []
+            name += ", with 95 % intervals" * known
+            lines.append(Line(x=x, y=y, label=name, style=index, joined=False, hollow=bool(index), x_bars=bars))
     names = {"x_label": f"predicted {output}", "y_label": f"actual {output}", "title": "Predicted and actual"}
     return Panel(lines=lines, x_log=False, **names)
 
@@ -93,36 +96,50 @@ def downstream_panels(error: Fit, fitted: Records, held_out: Records) -> list[Pa
 def frontier_panels(runs: Records, optima: Records, fit: Fit, method: str) -> list[Panel]:
     """The loss against N at each budget with its best size (isoflop) or against compute for each size (envelope); and
     the best size against compute with the law through it. Records have n_params, flops, loss."""
-    best = Line(
-        x=[one["n_params" if method == "isoflop" else "flops"] for one in optima],
-        y=[one["loss"] for one in optima], label="best size", style=1, color=5, joined=method != "isoflop",
-        markers=method == "isoflop",
-    )  # fmt: skip
+    measured = _loss_at_budgets(runs, optima) if method == "isoflop" else _loss_of_sizes(runs, optima)
     budgets = [one["flops"] for one in optima]
     flops = np.geomspace(min(budgets), max(budgets), CURVE_POINTS)
     law = Line(x=list(flops), y=list(map(float, fit.predict({"flops": flops}))), label=_spelled(fit), markers=False)
     points = Line(x=budgets, y=[one["n_params"] for one in optima], label="best size", style=1, joined=False)
-    measured = _curves(runs, "n_params" if method == "isoflop" else "flops")
     return [
-        Panel(
-            lines=[*measured, best],
-            x_label="N, parameters" if method == "isoflop" else "C, FLOPs",
-            y_label="loss",
-            color_name="C" if method == "isoflop" else "N",
-            title="Loss at each budget" if method == "isoflop" else "Loss of each size, and their envelope",
-        ),
+        measured,
         Panel(lines=[law, points], x_label="C, FLOPs", y_label="best N", y_log=True, title="The best size"),
     ]
 
 
-def _curves(runs: Records, x: str) -> list[Line]:
-    """Lines over x; each holds the other of size and compute, the latter to two digits."""
-    other = "flops" if x == "n_params" else "n_params"
+def _loss_at_budgets(runs: Records, optima: Records) -> Panel:
+    """A colour and, where it has been fitted, a parabola for each budget."""
     lines = []
-    for value in sorted({float(f"{row[other]:.2g}") for row in runs}):
-        own = sorted((row[x], row["loss"]) for row in runs if float(f"{row[other]:.2g}") == value)
-        lines.append(Line(x=[point[0] for point in own], y=[point[1] for point in own], n_params=value))
-    return lines
+    for budget in sorted({run["budget"] for run in runs}):
+        own = [run for run in runs if run["budget"] == budget]
+        x, y = [run["n_params"] for run in own], [run["loss"] for run in own]
+        lines.append(Line(x=x, y=y, n_params=budget, label="run", joined=False))
+        lines += [_parabola(one, x) for one in optima if one["flops"] == budget and one["curvature"]]
+    x, y = [one["n_params"] for one in optima], [one["loss"] for one in optima]
+    lines.append(Line(x=x, y=y, label="best size", style=1, color=5, joined=False))
+    title = "Loss at each budget, and its parabola in ln N"
+    return Panel(lines=lines, x_label="N, parameters", y_label="loss", color_name="C", title=title)
+
+
+def _parabola(optimum: Mapping[str, Any], sizes: Sequence[float]) -> Line:
+    """Over the sizes and as far as its vertex."""
+    best = optimum["n_params"]
+    x = np.geomspace(min(best, *sizes), max(best, *sizes), CURVE_POINTS)
+    y = optimum["loss"] + optimum["curvature"] * np.log(x / best) ** 2
+    return Line(x=list(x), y=list(map(float, y)), n_params=optimum["flops"], markers=False)
+
+
+def _loss_of_sizes(runs: Records, optima: Records) -> Panel:
+    """A colour and curve for each size."""
+    lines = []
+    for n_params in sorted({run["n_params"] for run in runs}):
+        own = sorted((run["flops"], run["loss"]) for run in runs if run["n_params"] == n_params)
+        x, y = zip(*own, strict=True)
+        lines.append(Line(x=x, y=y, n_params=n_params))
+    x, y = [one["flops"] for one in optima], [one["loss"] for one in optima]
+    lines.append(Line(x=x, y=y, label="best size", style=1, color=5, markers=False))
+    title = "Loss of each size, and their envelope"
+    return Panel(lines=lines, x_label="C, FLOPs", y_label="loss", color_name="N", title=title)
 
 
 def _spelled(fit: Fit) -> str:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from scaling_testbed.analysis import page
-from scaling_testbed.analysis.allocation import allocate
+from scaling_testbed.analysis.allocation import allocation_records
+from scaling_testbed.analysis.downstream import Chain, chain_from_record
 from scaling_testbed.analysis.fitting import Fit, from_record
 from scaling_testbed.analysis.law_panels import downstream_panels, fit_panels, frontier_panels, ladder_panels
 from scaling_testbed.analysis.laws import LAWS
@@ -17,12 +18,12 @@ Record = dict[str, Any]
 Sections = list[tuple[str, str]]
 
 
-def read(path: Path) -> tuple[Fit, Record]:
-    """A kept fit, and all that stands in its file. Raises UserError for what is none."""
+def read(path: Path) -> Fit | Chain:
+    """A kept law, or two that were chained. Raises UserError for what is none."""
     try:
         record = json.loads(path.read_text())
-        return from_record(record), record
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return chain_from_record(record) if _kind(record) == "downstream" else from_record(record)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is no fit that `analyze fit --out` has written ({error})") from None
 
 
@@ -91,7 +92,8 @@ def _fit(record: Record, names: str) -> tuple[str, list[str], Sections]:
 
 
 def _downstream(record: Record, names: str) -> tuple[str, list[str], Sections]:
-    loss, error = from_record(record["loss"]), from_record(record["downstream"])
+    chain = chain_from_record(record)
+    loss, error = chain.loss, chain.downstream
     held_out = record["predictions"]
     warnings = [*(f"{fit.law}: {text}" for fit in (loss, error) for text in fit.warnings), *record["warnings"]]
     drawn = [*fit_panels(loss, record["fitted_loss"], []),
@@ -142,7 +144,7 @@ def _allocation(fit: Fit, fitted: Sequence[Mapping[str, Any]]) -> str:
         return ""
     flops = max(6 * one["n_params"] * one["n_tokens"] for one in fitted)
     try:
-        records = [one.record() for one in allocate(fit, flops)]
+        records = allocation_records(fit, flops)
     except ConfigError:  # no law of a loss, or one without a valley
         return ""
     return page.paragraphs([f"At {flops:.3g} FLOPs, the most that was fitted."]) + page.table(records)

@@ -1,6 +1,6 @@
 """The rows of a study, what was planned beside them, and the traces of its runs.
 
-A study is a sweep's folder (run folders with result.json), a folder with results.jsonl or results.jsonl.gz and
+A study is a sweep's folder (run folders with result.json), a folder with results.jsonl, .jsonl.gz or .parquet and
 metrics/<run_id>.jsonl or .jsonl.gz, or a file of rows, .jsonl, .jsonl.gz, .json, .csv or .parquet. A run that was
 planned and has no final row is kept by name: nothing stands in for it.
 """
@@ -108,7 +108,10 @@ def name_of(row: Row) -> str:
     for key in ("label", "name" if not row.get("run_id") else "label"):
         if row.get(key):
             return str(row[key])
-    return f"run {row['run_id']}" if row.get("run_id") else f"lr={text(row.get(LR))} N={text(row.get(SIZE))}"
+    if row.get("run_id"):
+        return f"run {row['run_id']}"
+    place = [f"row {row['row']}"] if row.get("row") is not None else []
+    return " ".join([*place, *(f"{name}={text(row[key])}" for name, key in (("lr", LR), ("N", SIZE)) if key in row)])
 
 
 def _about(path: Path) -> dict[str, Any]:
@@ -139,7 +142,8 @@ def is_study(path: Path) -> bool:
 
 
 def _collected(folder: Path) -> Path | None:
-    return next((path for path in (folder / "results.jsonl", folder / "results.jsonl.gz") if path.exists()), None)
+    places = (folder / f"results.{end}" for end in ("jsonl", "jsonl.gz", "parquet"))
+    return next((path for path in places if path.exists()), None)
 
 
 def _folder_rows(folder: Path) -> list[Row]:
@@ -153,18 +157,19 @@ def _folder_rows(folder: Path) -> list[Row]:
 
 
 def _file_rows(path: Path) -> list[Row]:
-    if path.suffix == ".csv":
+    kind = path.suffix.lower()
+    if kind == ".csv":
         lines = csv.DictReader(_lines(path))
         rows = [_csv_row({key: _cell(value) for key, value in line.items() if key}) for line in lines]
-    elif path.suffix == ".parquet":
+    elif kind == ".parquet":
         rows = [_csv_row(row) for row in _parquet_rows(path)]
-    elif path.suffix == ".json":
+    elif kind == ".json":
         rows = _records(path)
     elif path.name.endswith((".jsonl", ".jsonl.gz")):
         rows = [_json_line(path, number, line) for number, line in enumerate(_lines(path), 1) if line]
     else:
         raise UserError(f"{path}: rows are read from .jsonl, .json, .csv or .parquet")
-    return [_with_full_names(row) for row in rows]
+    return [_with_full_names({**row, "row": row.get("row", place)}) for place, row in enumerate(rows, 1)]
 
 
 def _parquet_rows(path: Path) -> list[Row]:
@@ -175,7 +180,8 @@ def _parquet_rows(path: Path) -> list[Row]:
         table = pandas.read_parquet(path)
     except (OSError, ValueError, ImportError) as error:  # pyarrow's errors are ValueErrors
         raise UserError(f"cannot read {path}: {error}") from None
-    return json.loads(table.to_json(orient="records", double_precision=15))
+    rows = table.astype(object).where(table.notna(), None).to_dict(orient="records")
+    return [{key: value.tolist() if hasattr(value, "tolist") else value for key, value in row.items()} for row in rows]
 
 
 def _records(path: Path) -> list[Row]:

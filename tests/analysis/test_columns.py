@@ -43,6 +43,27 @@ def test_any_table_is_read_with_a_mapping_and_tokens_follow_from_compute(tmp_pat
     assert not said
 
 
+def test_a_table_s_small_numbers_keep_their_digits(tmp_path):
+    path = write(tmp_path / "small.parquet", [{"loss": 3.0, "flops": 1.2345e-20, "gone": float("nan"), "list": [1, 2]}])
+    ((row,), _) = columns.read(path, None, [], "n_params")
+    assert (row["flops"], row["gone"], row["list"]) == (1.2345e-20, None, [1, 2])
+
+
+def test_a_folder_may_hold_its_rows_in_parquet_alone_and_a_name_end_in_capitals(tmp_path):
+    write(tmp_path / "results.parquet", THEIRS)
+    (tmp_path / "ROWS.CSV").write_bytes(write(tmp_path / "rows.csv", THEIRS).read_bytes())
+    for path in (tmp_path, tmp_path / "ROWS.CSV"):
+        assert [row["loss"] for row in columns.read(path, None, [], "n_params")[0]] == [3.1, 2.8]
+
+
+def test_a_row_without_a_name_is_called_by_its_place(tmp_path):
+    path = write(tmp_path / "rows.jsonl", [*THEIRS, {"n_params": 3e8, "loss": 2.5}, {"name": "mine", "loss": 2.5}])
+    rows, _ = columns.read(path, None, [], "n_params")
+    assert [columns.name_of(row) for row in rows] == ["row 1", "row 2", "row 3 N=3e+08", "mine"]
+    with pytest.raises(UserError, match="row 1: flops is no such column, and"):
+        columns.check(rows, "flops", ["flops"])
+
+
 def test_a_pickle_is_not_opened(tmp_path):
     path = tmp_path / "frame.pkl"
     pandas.DataFrame(THEIRS).to_pickle(path)

@@ -203,6 +203,19 @@ def test_extrapolation_counts_both_ways():
         assert made.extrapolation({"n_params": n, "n_tokens": d}) == pytest.approx(factor)
 
 
+def test_an_interval_is_the_residuals_about_each_resamples_prediction():
+    """By hand: L = 10 / N of one resample, four residuals of ln(predicted / observed), two of the three free."""
+    params = {"Nc": 10.0, "alpha_N": 1.0}
+    shared = {"law": "kaplan_n", "params": params, "ci95": None, "n_rows": 4, "starts": {}, "warnings": []}
+    residuals = [-0.3, 0.0, 0.0, 0.1]
+    one = Fit(**shared, objective={"name": "huber_log", "value": 0.0}, residuals=residuals, draws=[params])
+    wide = np.sqrt(4 / 2)  # two parameters took their share of the residuals
+    expected = 2.0 * np.exp(-wide * np.array(residuals))  # one that was predicted too low was above
+    assert np.sort(one.samples({"n_params": 5.0})) == pytest.approx(np.sort(expected))
+    least = Fit(**shared, objective={"name": "lsq", "value": 0.0}, residuals=residuals, draws=[params])
+    assert np.sort(least.samples({"n_params": 5.0})) == pytest.approx(np.sort(2.0 - wide * np.array(residuals)))
+
+
 def test_a_prediction_that_is_no_number_has_no_interval():
     made = planted_fit("kaplan_n", residuals=[0.0], draws=[PLANTED["kaplan_n"]])
     assert made.interval({"n_params": -5.0}) is None and made.interval({"n_params": 1e6}) is not None

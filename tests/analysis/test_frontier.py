@@ -42,6 +42,29 @@ def test_isoflop_parabolas_find_the_best_sizes():
         assert one.n_sizes == 5
 
 
+def test_an_exact_parabola_is_found_where_its_sizes_lie_to_one_side():
+    sizes = (1e7, 1.5e7, 2.5e7, 6e7, 9e7)
+    rows = [{"n_params": n, "flops": 1e19, "loss": 3 + 0.1 * np.log(n / 2e7) ** 2} for n in sizes]
+    (found,) = frontier.isoflop(rows)
+    assert (found.n_params, found.loss, found.curvature) == pytest.approx((2e7, 3, 0.1))
+
+
+def test_the_check_beside_a_parabola_knows_the_neighbours_alone():
+    """A run gone wrong bends the parabola and every spline that is smooth throughout, and must not bend this."""
+    sizes = np.geomspace(1e7, 1e9, 9)
+    rows = [{"n_params": n, "flops": 1e19, "loss": 3 + 0.1 * np.log(n / 5e7) ** 2} for n in sizes]
+    (right,) = frontier.isoflop(rows)
+    (wrong,) = frontier.isoflop([*rows[:-1], {**rows[-1], "loss": 9.0}])
+    assert wrong.check == right.check and abs(wrong.n_params / right.n_params - 1) > 0.04
+
+
+def test_a_budget_is_a_chain_of_rows_a_tenth_apart():
+    rows = [{"flops": c} for c in (2.0, 1.09, 1.0, 1.18, 2.1)]
+    budgets = frontier.by_budget(rows)
+    assert [[row["flops"] for row in budget] for budget in budgets] == [[1.0, 1.09, 1.18], [2.0, 2.1]]
+    assert frontier.middle(budgets[1]) == pytest.approx(4.2**0.5)
+
+
 def test_a_parabola_that_cannot_be_trusted_says_so():
     beyond = frontier.isoflop(rows_at([(best_size(1e19) * factor, 1e19) for factor in (0.1, 0.2, 0.3)]))[0]
     assert beyond.note == "the vertex lies outside the sizes" and beyond.check is None
@@ -87,10 +110,11 @@ def test_the_envelope_finds_the_best_sizes_between_those_trained():
     sizes = np.geomspace(1e7, 1e9, 9)
     found = frontier.envelope(rows_at([(n, 6 * n * d) for n in sizes for d in np.geomspace(n, 1000 * n, 25)]))
     inner = [one for one in found if 1e17 < one.flops < 1e20]
-    assert len(inner) > 20
+    assert len(inner) > 20 and all(one.n_sizes > 1 for one in found)
     for one in inner:  # sizes are a factor of 1.8 apart
         assert 0.5 < one.n_params / best_size(one.flops) < 2
-        assert one.n_sizes > 1
+        (truth,) = rows_at([(one.n_params, one.flops)])
+        assert one.loss == pytest.approx(truth["loss"], rel=1e-3)
 
 
 def test_an_envelope_needs_competitors():
@@ -118,6 +142,9 @@ def test_rungs_track_the_fit_and_span_the_frontier():
     off = np.array([1.02, 1.00, 1.01, 1.00, 1.00, 1.03])
     assert frontier.rungs(front, 3.0 * off, 3) == [1, 3, 4]
     assert frontier.rungs(front, 3.0 * off, 6) == [0, 1, 2, 3, 4, 5]
+    # A configuration belongs to the target that it is nearest to, however well another would like it.
+    uneven = [{"flops": c, "loss": 3.0} for c in (1.0, 12.0, 35.0, 100.0)]
+    assert frontier.rungs(uneven, [3.0, 3.1, 2.99, 3.0], 3) == [0, 1, 3]
     gap = [front[0], front[1], front[4], front[5]]
     assert len(set(frontier.rungs(gap, [3.0] * 4, 3))) == 3  # where nothing is near the middle, the nearest
     with pytest.raises(ConfigError, match="between 1 and the 6"):
@@ -148,9 +175,31 @@ def test_smaller_models_reach_the_same_loss_with_more_compute_or_not_at_all():
                 made[0].loss
             )
             assert one.compute == pytest.approx(6 * one.n_params * one.n_tokens / 1e21)
+        record = one.record()
+        assert record["flops"] is None or record["flops"] == 6 * one.n_params * one.n_tokens
     tiny = allocate(fit, 1e21, shares=(1.0, 1e-3))[1]
     floor = float(fit.predict({"n_params": tiny.n_params, "n_tokens": 1e30}))
     assert tiny.n_tokens is None and floor > made[0].loss
+
+
+def test_a_small_model_may_need_a_million_times_the_tokens():
+    law = CHINCHILLA | {"alpha": 0.01, "beta": 0.3, "B": 4e4}
+    made = allocate(fitted("chinchilla", law), 1e21, shares=(1.0, 0.03965))
+    assert 1e5 < made[1].n_tokens / made[0].n_tokens < 1e8
+
+
+class TwoValleys(Fit):
+    """Deep and narrow at 1e8 parameters, shallow and wide at 1e10."""
+
+    def predict(self, inputs):
+        n = np.log(inputs["n_params"])
+        return 4 - 2 * np.exp(-((n - np.log(1e8)) ** 2)) - np.exp(-(((n - np.log(1e10)) / 6) ** 2))
+
+
+def test_the_deepest_of_several_valleys_is_the_best():
+    fit = fitted("chinchilla", CHINCHILLA)
+    made = allocate(TwoValleys(**vars(fit)), 1e21, shares=(1.0,))
+    assert made[0].n_params == pytest.approx(1e8, rel=0.2)
 
 
 def test_allocation_needs_size_and_tokens_and_a_valley():

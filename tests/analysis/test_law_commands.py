@@ -98,6 +98,23 @@ def test_downstream_chains_the_two_laws(runs, capsys):
     assert "12 rows" in capsys.readouterr().out
 
 
+def test_a_kept_chain_is_asked_about_a_new_run(runs, tmp_path, capsys):
+    kept = tmp_path / "chain.json"
+    typed = ["downstream", str(runs), "--map", "error=top1", "--hold-out", "n_params>1e8", *FAST, "--out", str(kept)]
+    assert main(typed) == 0
+    held = json.loads(kept.read_text())["predictions"][0]
+    capsys.readouterr()
+    asked = ["predict", str(kept), "--n-params", str(held["n_params"]), "--n-tokens", str(held["n_tokens"])]
+    assert main([*asked, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found == {key: held[key] for key in found} and {"predicted_loss", "predicted", "low", "high"} <= set(found)
+    assert main(asked) == 0
+    assert "N counts n_params" in capsys.readouterr().out
+    assert main(["allocate", str(kept), "--flops", "1e19"]) == 0  # of its law of the loss
+    assert main(["predict", str(runs), "--n-params", "1", "--n-tokens", "1"]) == 1
+    assert "is no fit that" in capsys.readouterr().err
+
+
 def test_laws_are_listed(capsys):
     assert main(["law", "list"]) == 0
     printed = capsys.readouterr().out
@@ -202,6 +219,7 @@ def test_a_page_and_figures_of_a_fit(runs, tmp_path, capsys):
         LAWS["over_training"].formula,
         "Held-out runs",
         "Smaller models of the same loss",
+        "<th>extrapolation</th>",
         "Held out: n_params",
         "<svg",
     ):
