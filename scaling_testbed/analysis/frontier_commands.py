@@ -65,7 +65,7 @@ def do_frontier(arguments: argparse.Namespace) -> int:
 
     def show() -> None:
         tables.show(records)
-        show_fit(found, law, [], warnings)
+        show_fit(found, law, [], warnings, resampled="budgets")
 
     return answer(arguments, record, show, lambda: frontier_panels(runs, records, found, arguments.method))
 

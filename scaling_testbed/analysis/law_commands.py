@@ -349,13 +349,15 @@ def far(predictions: Sequence[dict]) -> list[str]:
     return [f"an input lies {most['extrapolation']:.3g} times beyond what was fitted{where}"]
 
 
-def show_fit(found: Fit, law: Law, predictions: Sequence[dict], warnings: Sequence[str]) -> None:
-    """Formula, parameters with their intervals, objective, predictions, warnings."""
+def show_fit(
+    found: Fit, law: Law, predictions: Sequence[dict], warnings: Sequence[str], resampled: str = "rows"
+) -> None:
+    """Formula, parameters with their intervals, objective, predictions, warnings. resampled: what was fitted."""
     print(f"{law.formula}    [{law.source}]")
     tables.show(found.table())
     print(found.summary())
     if found.draws:
-        print(f"low and high: 95 % over {len(found.draws)} resamples of the rows")
+        print(f"low and high: 95 % over {len(found.draws)} resamples of the {resampled}")
     show_predictions(predictions, warnings)
 
 

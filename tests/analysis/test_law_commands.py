@@ -138,6 +138,8 @@ def test_frontier_and_ladder(runs, tmp_path, capsys):
     assert found["params"]["p"] == pytest.approx(0.28 / 0.62, abs=0.03) and len(found["optima_by_budget"]) == 3
     assert main(["frontier", str(path), "--method", "isoflop", "--where", "flops<2e19"]) == 0
     assert "N = c C^p" in capsys.readouterr().out
+    assert main(["frontier", str(path), "--method", "isoflop"]) == 0
+    assert "resamples of the budgets" in capsys.readouterr().out
     assert main(["frontier", str(runs), "--method", "envelope"]) == 1  # the largest size is the best wherever it is
     assert "envelope: 0 budgets have a best size inside what was trained" in capsys.readouterr().err
     assert main(["ladder", str(runs), "--rungs", "3", "--where", "tokens_per_param<30", "--json"]) == 0

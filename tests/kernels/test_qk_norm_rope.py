@@ -238,7 +238,7 @@ def test_a_normed_row_of_zeros_gives_zeros(kind):
 @each_kind
 @pytest.mark.parametrize("dtype", [FP32, BF16])
 def test_ten_repeats_are_bitwise_equal(kind, dtype):
-    arguments = inputs(64, T=45, dtype=dtype)
+    arguments = inputs(64, T=45 if KERNEL_DEVICE == "cuda" else 5, dtype=dtype)
     first = results(kind, arguments)
     for _ in range(9):
         assert_same(results(kind, arguments), first)
