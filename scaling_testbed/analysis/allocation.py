@@ -40,8 +40,8 @@ def allocate(fit: Fit, flops: float, shares: Sequence[float] = SHARES) -> list[A
     Raises ConfigError for a law that does not tell size from tokens, and where its least loss lies at an end of what is
     searched, 1e-4 to 1e7 tokens per parameter."""
     law = LAWS[fit.law]
-    if law.output != "loss" or sorted(law.inputs) != ["n_params", "n_tokens"]:
-        known = [law.name for law in LAWS.values() if sorted(law.inputs) == ["n_params", "n_tokens"]]
+    known = [one.name for one in LAWS.values() if one.output == "loss" and set(one.inputs) == {"n_params", "n_tokens"}]
+    if law.name not in known:
         raise ConfigError(f"allocate needs a law of n_params and n_tokens ({', '.join(known)}); this is {fit.law}")
     best = _optimal_size(fit, flops)
     tokens = flops / (6 * best)

@@ -2,13 +2,17 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 
 from scaling_testbed.analysis import published
 from scaling_testbed.analysis.conditions import parse
+from scaling_testbed.analysis.frontier import SAME_BUDGET
 from scaling_testbed.analysis.laws import Law
 from scaling_testbed.analysis.rows import Row, load, name_of
 from scaling_testbed.errors import ConfigError, UserError
 
+ROUNDED = ("flops", "n_tokens")  # never quite what was planned, as steps and batches are whole
+SHARES = ("error", "accuracy")
 OWN = {"loss": "val_loss", "lr": "optimizer.lr"}  # what our rows call them
 
 
@@ -27,7 +31,7 @@ def read(path: str | Path, source: str | None, mapping: Sequence[str], size: str
         rows = study.rows
         if study.missing:
             named = "; ".join(name_of(row) for row in study.missing[:5])
-            said.append(f"{len(study.missing)} planned runs have no row and are left out: {named}")
+            said.append(f"{len(study.missing)} runs are not finished and are left out: {named}")
         diverged = [row for row in rows if row.get("status") == "diverged"]
         if diverged:
             said.append(f"{len(diverged)} diverged runs are left out")
@@ -113,14 +117,16 @@ def _finite(value: object) -> float | None:
     return float(value) if is_number else None  # not NaN either, which is below nothing
 
 
-def select(rows: Sequence[Row], where: Sequence[str], hold_out: Sequence[str]) -> tuple[list[Row], list[Row]]:
-    """Rows to fit and rows held out. where: all must hold. hold_out: any may. Raises UserError where nothing is left,
-    ConfigError where a hold-out takes no row."""
+def select(
+    rows: Sequence[Row], where: Sequence[str], hold_out: Sequence[str], option: str = "--where"
+) -> tuple[list[Row], list[Row]]:
+    """Rows to fit and rows held out. where: all must hold; `option` is what it was typed behind. hold_out: any may.
+    Raises UserError where nothing is left, ConfigError where a hold-out takes no row."""
     for typed in where:
-        fits = parse("--where", typed, {key for row in rows for key in row})
+        fits = parse(option, typed, {key for row in rows for key in row})
         rows = [row for row in rows if fits(row)]
         if not rows:
-            raise UserError(f"--where {typed}: no row fits")
+            raise UserError(f"{option} {typed}: no row fits")
     held = [parse("--hold-out", typed, {key for row in rows for key in row}) for typed in hold_out]
     for typed, fits in zip(hold_out, held, strict=True):
         if not any(map(fits, rows)):
@@ -139,21 +145,35 @@ def values(rows: Sequence[Row], law: Law) -> tuple[dict[str, list[float]], list[
 
 
 def best_of_each(rows: Sequence[Row], law: Law) -> tuple[list[Row], list[str]]:
-    """For a law about the best runs the one of least loss for each value of its inputs, a mean over runs that share
-    inputs and output; and what is to be said about it. Raises UserError where several outputs have no loss to judge."""
+    """For a law about the best runs one row for each value of its inputs: the first with the output whose mean loss
+    over seeds is least; and what is to be said about it. FLOPs and tokens within a tenth are one value, as budgets
+    are. Raises UserError where several outputs have no loss to judge."""
+    needed = (*law.inputs, law.output)
+    places = zip(*(_places(check(rows, key, needed), key in ROUNDED) for key in law.inputs), strict=True)
     groups: dict[tuple, dict[float, list[Row]]] = {}
-    for row in rows:
-        at = tuple(check([row], key, law.inputs)[0] for key in law.inputs)
-        groups.setdefault(at, {}).setdefault(check([row], law.output, (law.output,))[0], []).append(row)
-    if all(len(outputs) == 1 for outputs in groups.values()):
+    for row, place, output in zip(rows, places, check(rows, law.output, needed), strict=True):
+        groups.setdefault(place, {}).setdefault(output, []).append(row)
+    if len(groups) == len(rows):
         return list(rows), []
 
     def mean_loss(group: Sequence[Row]) -> float:
-        return sum(check(group, "loss", (*law.inputs, law.output, "loss"))) / len(group)
+        return fmean(check(group, "loss", (*needed, "loss")))
 
-    kept = [row for outputs in groups.values() for row in min(outputs.values(), key=mean_loss)]
+    kept = []
+    for outputs in map(list, map(dict.values, groups.values())):
+        kept.append((min(outputs, key=mean_loss) if len(outputs) > 1 else outputs[0])[0])
     said = f"{len(kept)} of {len(rows)} rows have the least loss of their {' and '.join(law.inputs)}"
     return kept, [f"{law.name} is about the best {law.output}: {said}, and are fitted"]
+
+
+def _places(values: Sequence[float], rounded: bool) -> list[float]:
+    """What each value counts as: itself, or the least of a chain of values a tenth apart."""
+    if not rounded:
+        return list(values)
+    ordered, starts = sorted(set(values)), {}
+    for before, value in zip([0.0, *ordered], ordered, strict=False):
+        starts[value] = starts[before] if before and value <= SAME_BUDGET * before else value
+    return [starts[value] for value in values]
 
 
 def check(rows: Sequence[Row], key: str, needed: Sequence[str]) -> list[float]:
@@ -161,6 +181,8 @@ def check(rows: Sequence[Row], key: str, needed: Sequence[str]) -> list[float]:
     found = []
     for row in rows:
         value = _finite(row.get(key))
+        if key in SHARES and value is not None and value > 1:
+            raise UserError(f"{name_of(row)}: {key} is {value:g}, and must be a share of one, not of a hundred")
         if value is None or value <= 0:
             got = row.get(key, "no such column")
             wanted = f"{', '.join(needed)} must be numbers greater than zero; use --map {key}=COLUMN, or --where"

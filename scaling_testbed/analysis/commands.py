@@ -134,11 +134,13 @@ def do_report(arguments: argparse.Namespace) -> int:
     given = Path(arguments.sweep_dir)
     if is_law(given):
         path = arguments.out or given.with_suffix(".html")
+        _check_law_options(arguments, given)
         write_law_report(given, path)
         _say([path])
         return 0
     if given.is_dir() and not is_study(given) and laws_of(given):
         path = arguments.out or given / "report.html"
+        _check_law_options(arguments, *laws_of(given))
         write_laws(given, path)
         _say([path])
         return 0
@@ -150,6 +152,13 @@ def do_report(arguments: argparse.Namespace) -> int:
         written = write_traces(study, arguments.traces)
         print(f"wrote {len(written)} traces to {arguments.traces}" if written else "no trace is looked at")
     return 0
+
+
+def _check_law_options(arguments: argparse.Namespace, *kept: Path) -> None:
+    for option in ("where", "figures", "traces"):
+        if getattr(arguments, option):
+            raise ConfigError(f"--{option} is for a page about runs; this one is about laws that were kept")
+    tables.check_out(arguments.out, kept)
 
 
 def do_inspect(arguments: argparse.Namespace) -> int:

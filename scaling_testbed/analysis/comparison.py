@@ -6,6 +6,7 @@ Shapes in names: S seeds, D documents.
 import itertools
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,10 +71,16 @@ def _read(path: Path) -> list[dict[str, Any]]:
             values = [measure(one) for measure in MEASURES.values()]
             if not all(map(math.isfinite, values)) or not _identity(one):
                 raise ValueError("a value that is not finite")
+            if not (isinstance(one["task"], str) and isinstance(one["line"], int)):
+                raise ValueError("task must be text, line a whole number")
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise UserError(f"{path} is no file that `analyze score --out` has written ({error})") from None
     if not documents:
         raise UserError(f"{path} holds no document")
+    seen = Counter((one["task"], one["line"]) for one in documents)
+    (task, line), times = seen.most_common(1)[0]
+    if times > 1:
+        raise UserError(f"{path} holds {task} line {line} {times} times; give the files of several seeds one by one")
     return sorted(documents, key=lambda one: (one["task"], one["line"]))
 
 

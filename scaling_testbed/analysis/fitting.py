@@ -21,6 +21,8 @@ LEVEL = 0.95
 OBJECTIVES = (HUBER, LSQ, LSQ_LOG)
 SAME_OPTIMUM = 1e-6  # of the objective, relative: reached the best one
 NEAR_OPTIMUM = 0.05  # and near enough to be named beside it
+FLAT = 1e-10  # a singular value of the scaled slopes, relative: rows that do not tell this direction at all
+LOOSE = 0.02  # of a starting range: an error below it is small whatever the value, which may be near zero
 STEP = 1e-30  # of complex differentiation: its square vanishes beside 1
 
 
@@ -111,6 +113,10 @@ class Fit:
         value = f"{self.objective['name']} {self.objective['value']:.6g} over {self.n_rows} rows"
         return f"{value}; {self.starts['reached_best']} of {self.starts['tried']} starts reached it; N is {self.size}"
 
+    def about_intervals(self, resampled: str = "rows") -> list[str]:
+        """What low and high are in a table of parameters; nothing where there are none."""
+        return [f"low and high: 95 % over {len(self.draws)} resamples of the {resampled}"] if self.draws else []
+
     def table(self) -> list[dict[str, Any]]:
         """Its parameters as flat rows."""
         ends = self.ci95 or {}
@@ -160,6 +166,11 @@ def from_record(record: Mapping[str, Any]) -> Fit:
     known = [param.name for param in LAWS[record["law"]].params]
     if list(record["params"]) != known or not all(map(math.isfinite, record["params"].values())):
         raise ValueError(f"{record['law']} has the parameters {', '.join(known)}, each a number")
+    for key in ("largest", "smallest"):
+        if any(not math.isfinite(value) for value in record.get(key, {}).values()):
+            raise ValueError(f"{key} must hold numbers")
+    if any(sorted(draw) != sorted(known) for draw in record.get("draws", [])):
+        raise ValueError(f"each of the draws must have {', '.join(known)}")
     return Fit(**{one.name: record[one.name] for one in fields(Fit) if one.name in record})
 
 
@@ -191,17 +202,20 @@ def fit(
     reached = sum(value <= best * (1 + SAME_OPTIMUM) + 1e-18 for value, _ in solutions)
     optima = _distinct(problem, solutions)
     draws = _resampled(problem, optima, bootstrap, rng)
+    errors = standard_errors(problem, theta)
+    told = [param.name for param, free in zip(problem.free, errors.undetermined, strict=True) if not free]
     warnings = [
         *_too_few(problem, bootstrap),
         *_seldom(reached, starts),
         *_at_bounds(problem, theta),
         *_several(problem, optima),
-        *_unidentified(problem, theta),
+        *_undetermined(problem, errors),
+        *_unidentified(problem, theta, errors),
     ]
     return Fit(
         law=law.name,
         params=_named(problem, theta),
-        ci95=_intervals(problem, draws),
+        ci95=_intervals(told, problem, draws),
         objective={"name": problem.objective, "value": best},
         n_rows=len(problem.observed),
         starts={"tried": starts, "reached_best": reached},
@@ -349,20 +363,20 @@ def _resampled(problem: Problem, optima, count: int, rng: np.random.Generator) -
     return found
 
 
-def _intervals(problem: Problem, draws: Sequence[np.ndarray]) -> dict[str, tuple[float, float]] | None:
+def _intervals(told: Sequence[str], problem: Problem, draws) -> dict[str, tuple[float, float]] | None:
+    """Of the parameters that the rows tell: of others the draws show where the descents halted."""
     if not draws:
         return None
     named = [_named(problem, theta) for theta in draws]
     ends = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
-    return {
-        param.name: tuple(map(float, np.quantile([one[param.name] for one in named], ends))) for param in problem.free
-    }
+    return {name: tuple(map(float, np.quantile([one[name] for one in named], ends))) for name in told}
 
 
 def _too_few(problem: Problem, bootstrap: int) -> list[str]:
     n, free = len(problem.observed), len(problem.free)
     if n - free >= 2 and len({tuple(row) for row in np.stack(list(problem.inputs.values())).T}) > free:
-        return [] if n - free >= free else [f"{n} rows for {free} parameters: intervals from so few are too narrow"]
+        few = bootstrap and n - free < free
+        return [f"{n} rows for {free} parameters: intervals from so few are too narrow"] if few else []
     return [f"{n} rows for {free} parameters: too few for an interval" + ("" if bootstrap else ", and none was asked")]
 
 
@@ -394,37 +408,62 @@ def _spelled(params: Mapping[str, float]) -> str:
     return " ".join(f"{name}={value:.4g}" for name, value in params.items())
 
 
-def standard_errors(problem: Problem, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """Linearised standard errors of theta and of the predictions at the fitted rows (the latter relative but for
-    `lsq`), the Huber function as its reweighted squares; None with no degree of freedom left."""
+@dataclass(frozen=True)
+class Errors:
+    """Linearised standard errors of theta and of the predictions at the fitted rows, nan with no degree of freedom
+    left. undetermined: of each parameter whether it can be moved, along with others or not, and no fitted prediction
+    with it; such have no standard error (nan)."""
+
+    theta: np.ndarray
+    predictions: np.ndarray
+    undetermined: np.ndarray
+
+
+def standard_errors(problem: Problem, theta: np.ndarray) -> Errors:
+    """By the slopes at the optimum; those of predictions are relative but for `lsq`, and the Huber function is taken as
+    its reweighted squares."""
     residuals, jacobian = problem.linearised(theta)
-    freedom = len(residuals) - len(theta)
-    if freedom < 1:
-        return None
-    weights = np.minimum(1.0, DELTA / np.maximum(np.abs(residuals), 1e-300)) if problem.objective == HUBER else 1.0
-    root = np.sqrt(weights)[:, None] if problem.objective == HUBER else 1.0
-    variance = float(np.sum(weights * residuals**2)) / freedom
-    covariance = variance * np.linalg.pinv((root * jacobian).T @ (root * jacobian), rcond=1e-15, hermitian=True)
-    predicted = np.einsum("ij,jk,ik->i", jacobian, covariance, jacobian)
-    return np.sqrt(np.maximum(np.diag(covariance), 0)), np.sqrt(np.maximum(predicted, 0))
+    weights = np.ones(len(residuals))
+    if problem.objective == HUBER:
+        weights = np.minimum(1.0, DELTA / np.maximum(np.abs(residuals), 1e-300))
+    widths = _widths(problem)
+    if not np.isfinite(jacobian).all():
+        return Errors(np.full(len(theta), math.nan), np.full(len(residuals), math.nan), np.zeros(len(theta), bool))
+    _, singular, ways = np.linalg.svd(np.sqrt(weights)[:, None] * jacobian * widths, full_matrices=True)
+    singular = np.pad(singular, (0, len(theta) - len(singular)))
+    flat = singular <= FLAT * singular.max(initial=0.0)
+    undetermined = (np.abs(ways[flat]) > 1e-3).any(axis=0) if flat.any() else np.zeros(len(theta), bool)
+    freedom = len(residuals) - int(np.sum(~flat))
+    variance = float(np.sum(weights * residuals**2)) / freedom if freedom > 0 else math.nan
+    spread = ways[~flat].T / singular[~flat]
+    of_theta = math.sqrt(variance) * np.linalg.norm(spread, axis=1) * widths
+    of_predictions = math.sqrt(variance) * np.linalg.norm((jacobian * widths) @ spread, axis=1)
+    return Errors(np.where(undetermined, math.nan, of_theta), of_predictions, undetermined)
 
 
-def _unidentified(problem: Problem, theta: np.ndarray) -> list[str]:
-    """Parameters that one standard error moves by a factor of two, or by half their value: a flat valley."""
-    errors = standard_errors(problem, theta)
-    if errors is None:
+def _undetermined(problem: Problem, errors: Errors) -> list[str]:
+    names = [param.name for param, free in zip(problem.free, errors.undetermined, strict=True) if free]
+    if not names:
         return []
-    of_theta, of_predictions = errors
+    what = "is" if len(names) == 1 else "are"
+    return [
+        f"{', '.join(names)} {what} not determined by these rows, which other values fit as well: where inputs do not "
+        "vary so, predictions are as free"
+    ]
+
+
+def _unidentified(problem: Problem, theta: np.ndarray, errors: Errors) -> list[str]:
+    """Parameters that one standard error moves by a factor of two, or by half their value: a flat valley."""
     loose = []
-    for param, value, error in zip(problem.free, theta, of_theta, strict=True):
+    for param, value, error, width in zip(problem.free, theta, errors.theta, _widths(problem), strict=True):
         if param.log and error > math.log(2):
             loose.append(f"{param.name} (a factor of {math.exp(min(error, 50)):.2g})")
-        elif not param.log and error > 0.5 * abs(value):
+        elif not param.log and error > max(0.5 * abs(value), LOOSE * width):
             loose.append(f"{param.name} (±{error:.2g})")
     if not loose:
         return []
     unit = "" if problem.objective == LSQ else " relative"
     return [
         f"a flat valley: one standard error moves {', '.join(loose)}, and the predictions at the fitted rows by at "
-        f"most {np.max(of_predictions):.2g}{unit}: trust these, not the parameters"
+        f"most {np.max(errors.predictions):.2g}{unit}: trust these, not the parameters"
     ]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from scaling_testbed.analysis import columns, frontier, tables
 from scaling_testbed.analysis.fitting import LSQ, fit
-from scaling_testbed.analysis.law_commands import add_row_options, answer, mixed_data, show_fit
+from scaling_testbed.analysis.law_commands import add_row_options, answer, mixed_data, read_rows, show_fit
 from scaling_testbed.analysis.law_panels import frontier_panels, ladder_panels
 from scaling_testbed.analysis.laws import LAWS
 from scaling_testbed.analysis.rows import Row, name_of
@@ -101,8 +101,10 @@ def _rung(row: Row, found, picked: bool, fitted: bool) -> dict[str, object]:
 
 
 def _rows(arguments: argparse.Namespace) -> tuple[Sequence[Row], list[str]]:
-    rows, said = columns.read(arguments.rows, arguments.source, arguments.map, arguments.size)
+    rows, said = read_rows(arguments)
     rows, _ = columns.select(rows, arguments.where, [])
     for key in NEEDED:
         columns.check(rows, key, NEEDED)
+    given = [row for row in rows if row.get("n_tokens") is not None]
+    columns.check(given, "n_tokens", (*NEEDED, "n_tokens"))
     return rows, [*said, *mixed_data(rows)]

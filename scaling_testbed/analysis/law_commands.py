@@ -106,12 +106,13 @@ def do_fit(arguments: argparse.Namespace) -> int:
     """Fit a law to runs from many starts; parameters with bootstrap intervals over runs, warnings, and each held-out
     run beside its prediction."""
     law = _law("--law", arguments.law)
-    rows, said = columns.read(arguments.rows, arguments.source, arguments.map, arguments.size)
+    rows, said = read_rows(arguments)
     kept, held = columns.select(rows, arguments.where, arguments.hold_out)
     if law.of_best:
         kept, reduced = columns.best_of_each(kept, law)
         held, _ = columns.best_of_each(held, law)
-        said = [*said, *reduced]
+        risky = f"a best {law.output} may be one at which other seeds diverged"
+        said = [*said, *reduced, *([risky] if any("diverged" in text for text in said) else [])]
     fixed = _numbers("--fix", arguments.fix)
     found = _fitted(law, kept, arguments, objective=arguments.objective, fixed=fixed)
     fitted = [_beside(found, law, row, new=False) for row in kept]
@@ -140,9 +141,10 @@ def do_downstream(arguments: argparse.Namespace) -> int:
         raise ConfigError(
             f"downstream chains a law of the loss with one of what follows; got {laws[0].name}, {laws[1].name}"
         )
-    rows, said = columns.read(arguments.rows, arguments.source, arguments.map, arguments.size)
+    rows, said = read_rows(arguments)
     kept, held = columns.select(rows, arguments.where, arguments.hold_out)
-    parts = [columns.select(kept, getattr(arguments, f"where_{which}"), [])[0] for which in ("loss", "error")]
+    only = {f"where_{which}": getattr(arguments, f"where_{which}") for which in ("loss", "error")}
+    parts = [columns.select(kept, typed, [], f"--{key.replace('_', '-')}")[0] for key, typed in only.items()]
     first = _fitted(laws[0], parts[0], arguments, objective=arguments.objective)
     chain = Chain(first, _fitted(laws[1], parts[1], arguments))
     predictions = [_chained(chain, laws, row) for row in held]
@@ -152,7 +154,7 @@ def do_downstream(arguments: argparse.Namespace) -> int:
         "fitted_downstream": [_beside(chain.downstream, laws[1], row, new=False) for row in parts[1]],
     }
     record = {**asdict(chain), "rows": str(arguments.rows), "where": arguments.where, "hold_out": arguments.hold_out,
-              "warnings": shared, **fitted, "predictions": predictions}  # fmt: skip
+              **only, "warnings": shared, **fitted, "predictions": predictions}  # fmt: skip
 
     def show() -> None:
         for part, law in zip((chain.loss, chain.downstream), laws, strict=True):
@@ -161,6 +163,12 @@ def do_downstream(arguments: argparse.Namespace) -> int:
 
     draw = functools.partial(downstream_panels, chain.downstream, fitted["fitted_downstream"], predictions)
     return answer(arguments, record, show, draw)
+
+
+def read_rows(arguments: argparse.Namespace) -> tuple[list[Row], list[str]]:
+    """What columns.read does, of what was typed. Raises ConfigError where --out is what is read."""
+    tables.check_out(arguments.out, [Path(arguments.rows)])
+    return columns.read(arguments.rows, arguments.source, arguments.map, arguments.size)
 
 
 def _fitted(law: Law, rows: Sequence[Row], arguments: argparse.Namespace, **more) -> Fit:
@@ -175,8 +183,8 @@ def _fitted(law: Law, rows: Sequence[Row], arguments: argparse.Namespace, **more
 
 
 def _chained(chain: Chain, laws: tuple[Law, Law], row: Row) -> dict[str, Any]:
-    inputs = {key: found[0] for key, found in columns.values([row], laws[0])[0].items()}
-    actual = columns.values([row], laws[1])[1][0]
+    inputs = {key: columns.check([row], key, laws[0].inputs)[0] for key in laws[0].inputs}
+    (actual,) = columns.check([row], laws[1].output, (laws[1].output,))
     made = chain.record(inputs)
     error = {"actual": actual, "relative_error": abs(made["predicted"] - actual) / actual}
     inside = None if made["low"] is None else made["low"] <= actual <= made["high"]
@@ -356,8 +364,8 @@ def show_fit(
     print(f"{law.formula}    [{law.source}]")
     tables.show(found.table())
     print(found.summary())
-    if found.draws:
-        print(f"low and high: 95 % over {len(found.draws)} resamples of the {resampled}")
+    for text in found.about_intervals(resampled):
+        print(text)
     show_predictions(predictions, warnings)
 
 

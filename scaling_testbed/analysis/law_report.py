@@ -15,6 +15,12 @@ from scaling_testbed.analysis.laws import LAWS
 from scaling_testbed.errors import ConfigError, UserError
 
 Record = dict[str, Any]
+FILTERS = (
+    ("Only", "where"),
+    ("For the law of the loss only", "where_loss"),
+    ("For the law of the error only", "where_error"),
+    ("Held out", "hold_out"),
+)
 Sections = list[tuple[str, str]]
 
 
@@ -62,9 +68,9 @@ def _content(path: Path, names: str = "f") -> tuple[str, list[str], Sections]:
         record = json.loads(path.read_text())
         kind = _kind(record)
         title, formulas, sections = MAKERS[kind](record, names)
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise UserError(f"{path} is nothing that `analyze fit --out` has written ({error!r})") from None
-    chosen = [f"{name}: {'; '.join(record[key])}" for name, key in (("Only", "where"), ("Held out", "hold_out"))
+    chosen = [f"{name}: {'; '.join(record[key])}" for name, key in FILTERS
               if record.get(key)]  # fmt: skip
     return title, [*formulas, f"Rows: {record.get('rows')}.", *chosen], sections
 
@@ -111,7 +117,7 @@ def _frontier(record: Record, names: str) -> tuple[str, list[str], Sections]:
     fit, optima, method = from_record(record), record["optima_by_budget"], record["method"]
     return f"The best size of each budget, by {method}", _formula(fit), [
         ("Warnings", page.paragraphs(record["warnings"])),
-        ("Parameters", _parameters(fit)),
+        ("Parameters", _parameters(fit, "budgets")),
         ("Figures", page.figures(frontier_panels(record["runs"], optima, fit, method), names)),
         ("Budgets", page.table(optima)),
     ]  # fmt: skip
@@ -134,8 +140,8 @@ def _formula(fit: Fit) -> list[str]:
     return [LAWS[fit.law].formula, LAWS[fit.law].source]
 
 
-def _parameters(fit: Fit) -> str:
-    return page.paragraphs([fit.summary()]) + page.table(fit.table())
+def _parameters(fit: Fit, resampled: str = "rows") -> str:
+    return page.paragraphs([fit.summary(), *fit.about_intervals(resampled)]) + page.table(fit.table())
 
 
 def _allocation(fit: Fit, fitted: Sequence[Mapping[str, Any]]) -> str:

@@ -3,6 +3,7 @@
 import gzip
 import html
 import json
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -52,8 +53,15 @@ def write_laws(folder: Path, path: Path) -> None:
 
 
 def law_sections(folder: Path) -> list[tuple[str, str]]:
-    """A section for each law that is kept beside the rows."""
-    return [law_report.section(path, f"law{index}-") for index, path in enumerate(law_report.laws_of(folder))]
+    """A section for each law that is kept beside the rows; of one that is damaged what is wrong with it."""
+    sections = []
+    for index, path in enumerate(law_report.laws_of(folder)):
+        try:
+            sections.append(law_report.section(path, f"law{index}-"))
+        except UserError as error:
+            print(f"warning: {error}", file=sys.stderr)
+            sections.append((html.escape(path.name), page.paragraphs([str(error)])))
+    return sections
 
 
 def write_traces(study: Study, folder: Path) -> list[Path]:

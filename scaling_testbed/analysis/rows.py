@@ -111,7 +111,8 @@ def name_of(row: Row) -> str:
     if row.get("run_id"):
         return f"run {row['run_id']}"
     place = [f"row {row['row']}"] if row.get("row") is not None else []
-    return " ".join([*place, *(f"{name}={text(row[key])}" for name, key in (("lr", LR), ("N", SIZE)) if key in row)])
+    known = [f"{name}={text(row[key])}" for name, key in (("lr", LR), ("N", SIZE)) if key in row]
+    return " ".join([*place, *known]) or "a row without a name"
 
 
 def _about(path: Path) -> dict[str, Any]:
@@ -159,8 +160,7 @@ def _folder_rows(folder: Path) -> list[Row]:
 def _file_rows(path: Path) -> list[Row]:
     kind = path.suffix.lower()
     if kind == ".csv":
-        lines = csv.DictReader(_lines(path))
-        rows = [_csv_row({key: _cell(value) for key, value in line.items() if key}) for line in lines]
+        rows = [_csv_row({key: _cell(value) for key, value in line.items() if key}) for line in _csv_lines(path)]
     elif kind == ".parquet":
         rows = [_csv_row(row) for row in _parquet_rows(path)]
     elif kind == ".json":
@@ -170,6 +170,13 @@ def _file_rows(path: Path) -> list[Row]:
     else:
         raise UserError(f"{path}: rows are read from .jsonl, .json, .csv or .parquet")
     return [_with_full_names({**row, "row": row.get("row", place)}) for place, row in enumerate(rows, 1)]
+
+
+def _csv_lines(path: Path) -> list[dict[str, str]]:
+    try:
+        return list(csv.DictReader(_lines(path)))
+    except csv.Error as error:
+        raise UserError(f"cannot read {path}: {error}") from None
 
 
 def _parquet_rows(path: Path) -> list[Row]:

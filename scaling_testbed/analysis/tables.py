@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from scaling_testbed.errors import UserError
+from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.files import write_text
 
 LONGEST_CELL = 100  # printed; files hold all of it
@@ -65,6 +65,12 @@ def write(records: Sequence[dict], folder: Path, name: str, about: dict) -> list
     write_text(paths[0], buffer.getvalue())
     write_text(paths[1], json.dumps({**about, "rows": list(records)}, indent=1) + "\n")
     return paths
+
+
+def check_out(out: Path | None, read: Sequence[Path]) -> None:
+    """Raises ConfigError where the file to be written is one that is read."""
+    if out is not None and out.resolve() in [path.resolve() for path in read]:
+        raise ConfigError(f"--out {out} is what is read; it would be lost")
 
 
 def prepare(folder: Path) -> None:

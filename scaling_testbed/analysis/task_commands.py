@@ -53,8 +53,7 @@ def do_score(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"--max-length must be greater than zero; got {arguments.max_length}")
     run, tasks = recorded_run(arguments.run_dir), read_tasks(arguments.tasks)
     if arguments.out is not None:
-        if arguments.out.resolve() in [path.resolve() for path in arguments.tasks]:
-            raise ConfigError(f"--out {arguments.out} is one of the tasks; it would be lost")
+        tables.check_out(arguments.out, arguments.tasks)
         tables.prepare(arguments.out.parent)
     step, scored = score(run, arguments.run_dir, tasks, step=arguments.step, max_length=arguments.max_length)
     rows, precision = summaries(scored), place_of(run)[1]

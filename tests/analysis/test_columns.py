@@ -108,12 +108,20 @@ def test_a_law_about_the_best_runs_gets_the_best_of_each_size_over_seeds():
     losses = {(10, 0.1): (3.0, 2.0), (10, 0.2): (2.4, 2.4), (20, 0.1): (2.2,), (20, 0.2): (2.3,)}
     rows = [{"n_params": n, "lr": lr, "loss": loss} for (n, lr), found in losses.items() for loss in found]
     kept, said = columns.best_of_each(rows, LAWS["optimal_lr"])
-    assert [(row["n_params"], row["lr"]) for row in kept] == [(10, 0.2), (10, 0.2), (20, 0.1)]
-    words = "3 of 6 rows have the least loss of their n_params, and are fitted"
+    assert [(row["n_params"], row["lr"]) for row in kept] == [(10, 0.2), (20, 0.1)]
+    words = "2 of 6 rows have the least loss of their n_params, and are fitted"
     assert said == [f"optimal_lr is about the best lr: {words}"]
     assert columns.best_of_each(kept, LAWS["optimal_lr"]) == (kept, [])
     with pytest.raises(UserError, match="loss is no such column"):
         columns.best_of_each([{"n_params": 10, "lr": lr} for lr in (0.1, 0.2)], LAWS["optimal_lr"])
+
+
+def test_budgets_that_whole_steps_have_rounded_are_one():
+    rows = [{"flops": c * (1 + 0.01 * k), "n_params": n, "loss": 1 + abs(n - best)}
+            for c, best in ((1e18, 2e7), (2e18, 3e7))
+            for k, n in enumerate((1e7, 2e7, 3e7, 4e7))]  # fmt: skip
+    kept, said = columns.best_of_each(rows, LAWS["optimal_n"])
+    assert [row["n_params"] for row in kept] == [2e7, 3e7] and "2 of 8 rows" in said[0]
 
 
 def test_flops_tokens_and_errors_follow_from_each_other():

@@ -91,6 +91,16 @@ def test_documents_are_resampled_within_their_task():
     assert apart.low == pytest.approx(0.5) == apart.high and together.low < 0.45
 
 
+def test_a_document_counts_once_in_a_file(kept, capsys):
+    """Three seeds' files joined to one would pass for three times the documents."""
+    one = [document("t", line, right=True) for line in (1, 2)]
+    assert door(("a", kept("a", one + one)), ("b", kept("b", one))) == 1
+    assert "a.jsonl holds t line" in capsys.readouterr().err
+    for broken in ({"task": None}, {"line": "1"}):
+        assert door(("a", kept("a", [one[0], {**one[1], **broken}])), ("b", kept("b", one))) == 1
+        assert "is no file that `analyze score --out` has written" in capsys.readouterr().err
+
+
 def test_what_cannot_be_compared_is_named(kept, tmp_path, capsys):
     good = kept("good", [document("t", line, right=True) for line in (1, 2)])
     fewer = kept("fewer", [document("t", 1, right=True)])

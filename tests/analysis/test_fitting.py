@@ -154,6 +154,33 @@ def test_it_warns_of_a_flat_valley():
     assert "flat valley" not in warnings_of("chinchilla", *noisy("chinchilla", 0.002), objective=LSQ_LOG)
 
 
+@pytest.mark.parametrize(
+    ("name", "inputs", "free"),
+    [
+        ("chinchilla", {"n_params": [1e8] * 12, "n_tokens": np.geomspace(1e8, 1e11, 12)}, ["E", "A", "alpha"]),
+        ("optimal_lr_nd", {"n_params": np.geomspace(1e7, 1e9, 12), "n_tokens": 20 * np.geomspace(1e7, 1e9, 12)},
+         ["c", "p", "q"]),
+    ],
+)  # fmt: skip
+def test_what_the_rows_do_not_tell_is_named_and_has_no_interval(name, inputs, free):
+    inputs = {key: np.array(values, float) for key, values in inputs.items()}
+    planted = PLANTED.get(name, {"c": 0.1, "p": -0.3, "q": 0.0})
+    observed = LAWS[name].predict(planted, inputs)
+    observed = observed * np.exp(np.random.default_rng(0).normal(0, 0.002, len(observed)))
+    found = fit(LAWS[name], inputs, observed, starts=8, bootstrap=20, objective=LSQ_LOG)
+    (said,) = [text for text in found.warnings if "not determined by these rows" in text]
+    assert said.startswith(", ".join(free) + " are")
+    assert not set(found.ci95) & set(free) and set(found.ci95) == set(found.params) - set(free)
+    assert found.predict(inputs) == pytest.approx(observed, rel=0.02)
+
+
+def test_an_exponent_of_zero_may_be_well_determined():
+    n = np.geomspace(1e6, 1e9, 8)
+    lr = 1e-2 * np.exp(np.random.default_rng(0).normal(0, 0.02, 8))
+    found = fit(LAWS["optimal_lr"], {"n_params": n}, lr, starts=8, bootstrap=20)
+    assert abs(found.params["p"]) < 0.01 and not [text for text in found.warnings if "flat valley" in text]
+
+
 def test_it_lists_other_optima_of_near_equal_quality(monkeypatch):
     """Two frequencies that fit the same three points equally well."""
     from scaling_testbed.analysis.laws import Law, Param

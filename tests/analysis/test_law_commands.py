@@ -126,7 +126,7 @@ def test_laws_are_listed(capsys):
 def test_frontier_and_ladder(runs, tmp_path, capsys):
     rows = ["n_params,flops,loss"]
     chinchilla = LAWS["chinchilla"]
-    for c in (1e18, 1e19, 1e20):
+    for c in (1e18, 1e19, 1e20, 1e21):
         for n in np.geomspace(1e7, 1e10, 9) * (c / 1e19) ** 0.5:
             rows.append(
                 f"{n},{c},{float(chinchilla.predict(PLANTED['chinchilla'], {'n_params': n, 'n_tokens': c / 6 / n}))}"
@@ -135,7 +135,7 @@ def test_frontier_and_ladder(runs, tmp_path, capsys):
     path.write_text("\n".join(rows))
     assert main(["frontier", str(path), "--method", "isoflop", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["params"]["p"] == pytest.approx(0.28 / 0.62, abs=0.03) and len(found["optima_by_budget"]) == 3
+    assert found["params"]["p"] == pytest.approx(0.28 / 0.62, abs=0.03) and len(found["optima_by_budget"]) == 4
     assert main(["frontier", str(path), "--method", "isoflop", "--where", "flops<2e19"]) == 0
     assert "N = c C^p" in capsys.readouterr().out
     assert main(["frontier", str(path), "--method", "isoflop"]) == 0
@@ -172,12 +172,53 @@ def test_rows_of_several_data_sets_are_warned_of(runs, capsys):
         (["fit", "{}", "--law", "chinchilla", "--seed", "-1"], "--seed must be at least 0"),
         (["fit", "{}", "--law", "chinchilla", "--bootstrap", "1"], "--bootstrap must be 0 or at least 20"),
         (["ladder", "{}", "--rungs", "99"], "--rungs must be between 1 and"),
+        (["fit", "{}", "--law", "chinchilla", "--out", "{}"], "is what is read; it would be lost"),
+        (["frontier", "{}", "--method", "isoflop", "--out", "{}"], "is what is read; it would be lost"),
+        (
+            ["downstream", "{}", "--map", "error=top1", "--where-loss", "n_params>1e12"],
+            "--where-loss n_params>1e12: no",
+        ),
+        (["downstream", "{}", "--map", "error=n_params"], "and must be a share of one, not of a hundred"),
     ],
 )
 def test_what_is_wrong_is_said_in_a_line(runs, capsys, typed, said):
     assert main([text.format(runs) for text in typed]) in (1, 2)
     error = capsys.readouterr().err
     assert said in error and "Traceback" not in error and len(error.strip().splitlines()) <= 2
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda record: record["draws"][0].pop("E"),
+        lambda record: record.update(largest={"n_params": None}),
+        lambda record: record.update(largest=None),
+        lambda record: record.update(params={}),
+    ],
+)
+def test_a_kept_fit_that_is_damaged_is_named(kept, capsys, damage):
+    record = json.loads(kept.read_text())
+    damage(record)
+    kept.write_text(json.dumps(record))
+    for typed in (["predict", str(kept), "--n-params", "1e9", "--n-tokens", "1e10"], ["report", str(kept)]):
+        assert main(typed) == 1
+        assert "has written" in capsys.readouterr().err
+
+
+def test_a_page_about_laws_takes_no_option_of_runs_and_replaces_none_of_them(kept, capsys):
+    assert main(["report", str(kept), "--where", "loss<3"]) == 2
+    assert "--where is for a page about runs" in capsys.readouterr().err
+    assert main(["report", str(kept), "--out", str(kept)]) == 2 and json.loads(kept.read_text())
+    assert main(["report", str(kept.parent), "--out", str(kept)]) == 2
+
+
+def test_held_out_runs_of_a_chain_need_no_loss(runs, capsys):
+    lines = runs.read_text().splitlines()
+    cells = [line.split(",") for line in lines]
+    runs.write_text("\n".join(",".join([*c[:3], "" if c[1].startswith("16000") else c[3], c[4]]) for c in cells))
+    typed = ["downstream", str(runs), "--map", "error=top1", "--hold-out", "n_params>1e8", *FAST, "--json"]
+    assert main(typed) == 0
+    assert [one["predicted_loss"] > 1 for one in json.loads(capsys.readouterr().out)["predictions"]] == [True] * 4
 
 
 def test_predict_names_the_input_it_lacks(kept, capsys):
@@ -235,8 +276,10 @@ def test_a_page_and_figures_of_a_fit(runs, tmp_path, capsys):
 KEPT = {
     "frontier": (["frontier", "--method", "isoflop"], ["The best size of each budget, by isoflop", "Budgets"]),
     "ladder": (["ladder", "--rungs", "2", "--hold-out", "flops<1e17"], ["The ladder", "20 runs", "Held out: flops"]),
-    "downstream": (["downstream", "--map", "error=top1", *FAST, "--hold-out", "n_params>1e8"],
-                   ["From over_training to downstream error", "Parameters of loss_to_error", "predicted_loss",
+    "downstream": (["downstream", "--map", "error=top1", *FAST, "--hold-out", "n_params>1e8",
+                    "--where-error", "loss<9"],
+                   ["For the law of the error only: loss&lt;9", "95 % over 20 resamples of the rows",
+                    "From over_training to downstream error", "Parameters of loss_to_error", "predicted_loss",
                     "actual error"]),
 }  # fmt: skip
 
@@ -276,9 +319,9 @@ def test_a_sweeps_page_has_the_laws_that_are_kept_beside_its_rows(runs, tmp_path
     assert "no experiment of this name" not in page and "20 finished" in page
     ids = re.findall(r' id="([^"]+)"', page)
     assert len(ids) == len(set(ids))
-    assert main(["report", str(laws)]) == 0  # a folder of nothing but laws
-    assert "The law over_training (only.json)" in (laws / "report.html").read_text()
     capsys.readouterr()
-    (laws / "only.json").write_text('{"law": "over_training", "params": {}}')
-    assert main(["report", str(laws)]) == 1
-    assert "only.json is nothing that `analyze fit --out` has written" in capsys.readouterr().err
+    (laws / "spoilt.json").write_text('{"law": "over_training", "params": {}}')
+    assert main(["report", str(laws)]) == 0  # a folder of nothing but laws
+    page = (laws / "report.html").read_text()
+    assert "The law over_training (only.json)" in page and "spoilt.json is nothing that" in page
+    assert "spoilt.json is nothing that `analyze fit --out` has written" in capsys.readouterr().err
