@@ -6,7 +6,7 @@ from statistics import fmean
 
 from scaling_testbed.analysis import published
 from scaling_testbed.analysis.conditions import parse
-from scaling_testbed.analysis.frontier import SAME_BUDGET
+from scaling_testbed.analysis.frontier import budget_starts
 from scaling_testbed.analysis.laws import Law
 from scaling_testbed.analysis.rows import Row, load, name_of
 from scaling_testbed.errors import ConfigError, UserError
@@ -167,13 +167,9 @@ def best_of_each(rows: Sequence[Row], law: Law) -> tuple[list[Row], list[str]]:
 
 
 def _places(values: Sequence[float], rounded: bool) -> list[float]:
-    """What each value counts as: itself, or the least of a chain of values a tenth apart."""
-    if not rounded:
-        return list(values)
-    ordered, starts = sorted(set(values)), {}
-    for before, value in zip([0.0, *ordered], ordered, strict=False):
-        starts[value] = starts[before] if before and value <= SAME_BUDGET * before else value
-    return [starts[value] for value in values]
+    """What each value counts as."""
+    starts = budget_starts(values) if rounded else {}
+    return [starts.get(value, value) for value in values]
 
 
 def check(rows: Sequence[Row], key: str, needed: Sequence[str]) -> list[float]:

@@ -49,14 +49,22 @@ def isoflop(rows: Sequence[Row]) -> list[Optimum]:
 
 
 def by_budget(rows: Sequence[Row]) -> list[list[Row]]:
-    """Rows by rising FLOPs; a budget is a chain of them that differ by less than a tenth from one to the next."""
-    ordered = sorted(rows, key=lambda row: row["flops"])
-    budgets: list[list[Row]] = [[ordered[0]]]
-    for before, row in zip(ordered, ordered[1:], strict=False):
-        if row["flops"] > SAME_BUDGET * before["flops"]:
-            budgets.append([])
-        budgets[-1].append(row)
-    return budgets
+    """Rows by rising FLOPs, those of one budget together."""
+    starts = budget_starts([row["flops"] for row in rows])
+    budgets: dict[float, list[Row]] = defaultdict(list)
+    for row in sorted(rows, key=lambda row: row["flops"]):
+        budgets[starts[row["flops"]]].append(row)
+    return list(budgets.values())
+
+
+def budget_starts(values: Sequence[float]) -> dict[float, float]:
+    """Of each value the least of its budget, which is a chain of values within a tenth from one to the next."""
+    starts: dict[float, float] = {}
+    before = math.inf
+    for value in sorted(values):
+        starts[value] = starts[before] if before in starts and value <= SAME_BUDGET * before else value
+        before = value
+    return starts
 
 
 def middle(budget: Sequence[Row]) -> float:
