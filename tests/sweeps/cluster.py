@@ -40,7 +40,7 @@ MpiDefault=none
 SwitchType=switch/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
-SchedulerParameters=sched_min_interval=0,batch_sched_delay=0,bf_interval=2
+SchedulerParameters=sched_interval=2,sched_min_interval=0,batch_sched_delay=0,bf_interval=2
 SlurmdParameters=config_overrides
 ReturnToService=2
 KillWait=5

@@ -344,9 +344,11 @@ def test_a_run_that_is_warned_is_saved_requeued_and_ends_in_the_same_bits(cluste
     until(lambda: read()["state"] == "finished" or "SIGUSR1" in (read()["error"] or ""), 120)
     assert "SIGUSR1" in read()["error"]
     until(lambda: squeue() == [f"{job} PENDING"], 30)
-    # Once is enough; and Slurm would hold a requeued task back for two minutes.
-    subprocess.run(["scontrol", "update", f"jobid={job}", "TimeLimit=30", "StartTime=now"], check=True)
-    until(lambda: read()["state"] == "finished", 700)
+    # Once is enough; and Slurm would hold a requeued task back for two minutes. Not "now": credentials count in
+    # seconds, and one made in the second in which the first start's were revoked is taken for revoked.
+    subprocess.run(["scontrol", "update", f"jobid={job}", "TimeLimit=30", "StartTime=now+3"], check=True)
+    until(lambda: not squeue(), 700)
+    assert read()["state"] == "finished"
     row = json.loads((Path(read()["folder"]) / "result.json").read_text())
     assert row["restarts"] >= 1
     assert door("run", *same, "name=undisturbed")[0] == 0
