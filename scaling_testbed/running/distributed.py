@@ -25,6 +25,7 @@ WAIT_SECONDS = 30  # between two looks at the store
 LEAVE_SECONDS = 20  # how long rank 0 stays for the others
 STORE_GONE = "the process that keeps the store of this run is gone"
 _uses = itertools.count()  # of the launcher's store by this process, which are as many on every rank
+_ended_group = None  # the last one, which outlives its model: see _end_group
 
 
 class RankError(UserError):
@@ -63,7 +64,7 @@ class Processes:
         # After a failure in a group the others wait in a collective, until this process is gone.
         failed_in_group = self.grouped and kind is not None
         if self.grouped and (not failed_in_group or self.world.size == 1):
-            dist.destroy_process_group()
+            _end_group()
         self.grouped = False
         if self.world.address is not None and self._store is not None and not failed_in_group:
             self._leave()
@@ -194,6 +195,18 @@ class Processes:
                 raise RankError(STORE_GONE, 1) from None
             except dist.DistStoreError:
                 continue  # not there yet
+
+
+def _end_group() -> None:
+    """Destroy the process group, but keep it from being freed until the next one ends.
+
+    To free a gloo group is to wait for its threads, and these need Python's lock to let go of a tensor. A handle that
+    Python holds gives the lock up meanwhile; DDP's own reference does not, and if it were the last one, the process
+    could wait for ever. So a handle outlives the model.
+    """
+    global _ended_group
+    _ended_group = dist.group.WORLD
+    dist.destroy_process_group()
 
 
 def _broken_connection(error: BaseException | None) -> str | None:
