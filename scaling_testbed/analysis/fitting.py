@@ -199,10 +199,10 @@ def fit(
     if not solutions:
         raise UserError(f"{law.name}: no start of {starts} leads to an optimum; are the units right? {law.formula}")
     best, theta = solutions[0]
-    reached = sum(value <= best * (1 + SAME_OPTIMUM) + 1e-18 for value, _ in solutions)
+    reached = sum(_as_good(value, best) for value, _ in solutions)
     optima = _distinct(problem, solutions)
     draws = _resampled(problem, optima, bootstrap, rng)
-    errors = standard_errors(problem, theta)
+    errors = _errors_of_all(problem, [other for value, other in optima if _as_good(value, best)])
     told = [param.name for param, free in zip(problem.free, errors.undetermined, strict=True) if not free]
     warnings = [
         *_too_few(problem, bootstrap),
@@ -228,6 +228,10 @@ def fit(
         draws=[_named(problem, one) for one in draws],
         size=size,
     )
+
+
+def _as_good(value: float, best: float) -> bool:
+    return value <= best * (1 + SAME_OPTIMUM) + 1e-18
 
 
 def _problem(law: Law, inputs, observed, objective: str | None, fixed: Mapping[str, float]) -> Problem:
@@ -439,6 +443,14 @@ def standard_errors(problem: Problem, theta: np.ndarray) -> Errors:
     of_theta = math.sqrt(variance) * np.linalg.norm(spread, axis=1) * widths
     of_predictions = math.sqrt(variance) * np.linalg.norm((jacobian * widths) @ spread, axis=1)
     return Errors(np.where(undetermined, math.nan, of_theta), of_predictions, undetermined)
+
+
+def _errors_of_all(problem: Problem, optima: Sequence[np.ndarray]) -> Errors:
+    """Of the first of equally good optima; undetermined is what is so at any of them: where only E + A is
+    told, an optimum at A = 0 holds E fast, one beside it does not, and rounding decides which comes first."""
+    first, *others = [standard_errors(problem, theta) for theta in optima]
+    free = np.any([errors.undetermined for errors in (first, *others)], axis=0)
+    return Errors(np.where(free, math.nan, first.theta), first.predictions, free)
 
 
 def _undetermined(problem: Problem, errors: Errors) -> list[str]:
