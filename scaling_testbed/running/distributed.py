@@ -5,6 +5,7 @@ key-value store, which knows no time limit; the collectives of a step have one, 
 without a process group (parallelism=single) passes through all of this as if it were not there.
 """
 
+import atexit
 import contextlib
 import itertools
 import json
@@ -202,11 +203,18 @@ def _end_group() -> None:
 
     To free a gloo group is to wait for its threads, and these need Python's lock to let go of a tensor. A handle that
     Python holds gives the lock up meanwhile; DDP's own reference does not, and if it were the last one, the process
-    could wait for ever. So a handle outlives the model.
+    could wait for ever. So a handle outlives the model. It goes at exit while Python still runs: later it would give
+    the lock to no thread, and the process would abort.
     """
     global _ended_group
     _ended_group = dist.group.WORLD
     dist.destroy_process_group()
+
+
+@atexit.register
+def _free_ended_group() -> None:
+    global _ended_group
+    _ended_group = None
 
 
 def _broken_connection(error: BaseException | None) -> str | None:

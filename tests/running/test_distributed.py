@@ -510,24 +510,31 @@ def test_rank_0_stays_until_the_others_have_read_what_it_said():
 
 
 MODEL_OUTLIVES_GROUP = """
+import sys
+import time
 import torch
 import torch.distributed as dist
 from scaling_testbed.running.config import ParallelismConfig
 from scaling_testbed.running.distributed import Processes
 from scaling_testbed.running.world import World
 
+sys.setswitchinterval(100)  # no thread gets Python's lock unless it is given up
 for _ in range(3):  # PyTorch itself keeps the first group
     with Processes(World(), ParallelismConfig(kind="ddp")) as processes:
         processes.connect(torch.device("cpu"))
         model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(2, 2))
         dist.all_gather([torch.ones(30_000_000)], torch.ones(30_000_000), async_op=True)  # takes a while
     del model
-print("ended")
+print("ended", flush=True)
+end = time.monotonic() + 0.5
+while time.monotonic() < end:  # until the last gather is done and waits for the lock
+    pass
 """
 
 
 def test_a_model_that_outlives_its_group_holds_nothing_up():
-    """The group's thread still has tensors to let go of when the model, the last to know the group, goes."""
+    """The group's thread still has tensors to let go of when the model, the last to know the group, goes, and when
+    Python ends."""
     command = [sys.executable, "-c", MODEL_OUTLIVES_GROUP]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (ended.returncode, ended.stdout) == (0, "ended\n"), ended.stderr
