@@ -446,8 +446,8 @@ def standard_errors(problem: Problem, theta: np.ndarray) -> Errors:
 
 
 def _errors_of_all(problem: Problem, optima: Sequence[np.ndarray]) -> Errors:
-    """Of the first of equally good optima; undetermined is what is so at any of them: where only E + A is
-    told, an optimum at A = 0 holds E fast, one beside it does not, and rounding decides which comes first."""
+    """Of the first of equally good optima; undetermined is what is so at any of them: where only E + A is told, an
+    optimum at A = 0 holds E fast, one beside it does not, and rounding decides which comes first."""
     first, *others = [standard_errors(problem, theta) for theta in optima]
     free = np.any([errors.undetermined for errors in (first, *others)], axis=0)
     return Errors(np.where(free, math.nan, first.theta), first.predictions, free)
