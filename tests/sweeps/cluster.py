@@ -99,6 +99,25 @@ def running(folder: Path):
             time.sleep(0.1)
 
 
+def squeue() -> list[str]:
+    """A line for each task in the queue, such as "7_0 RUNNING", also of one whose run is done and which is ending."""
+    answer = subprocess.run(["squeue", "-h", "-r", "-o", "%i %T"], capture_output=True, text=True)
+    return answer.stdout.splitlines()
+
+
+def until(condition, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, squeue() if shutil.which("squeue") else "it never came to this"
+        time.sleep(0.5)
+
+
+def empty_queue() -> None:
+    """What a test left in the queue is not the next one's."""
+    subprocess.run(["scancel", f"--user={os.getuid()}"], check=True, capture_output=True)
+    until(lambda: not squeue(), 60)
+
+
 def _start(*command: str) -> None:
     subprocess.run(command, check=True, capture_output=True, timeout=60)
 

@@ -61,6 +61,7 @@ def cluster_config():
 
 @pytest.fixture
 def cluster(cluster_config, monkeypatch):
-    """A running cluster that the commands of this process talk to."""
+    """A running cluster with an empty queue that the commands of this process talk to."""
     monkeypatch.setenv("SLURM_CONF", str(cluster_config))
-    return cluster_config
+    yield cluster_config
+    cluster_module.empty_queue()

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.sweeps.test_slurm import squeue, until
+from tests.sweeps.cluster import squeue, until
 
 
 def row(state):

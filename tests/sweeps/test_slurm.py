@@ -17,6 +17,7 @@ from scaling_testbed.sweeps import slurm
 from scaling_testbed.sweeps.grid import load_sweep, narrowed
 from scaling_testbed.sweeps.plan import on_gpus, plan
 from scaling_testbed.sweeps.slurm import SlurmConfig, job_script, task_line, write_submissions
+from tests.sweeps.cluster import squeue, until
 
 NASTY = "a b's $(touch x) 100%A"
 
@@ -277,17 +278,6 @@ def test_without_slurm_the_script_can_be_seen_and_submitting_says_what_is_missin
 
 
 # ---- On a real cluster
-
-
-def squeue():
-    return subprocess.run(["squeue", "-h", "-r", "-o", "%i %T"], capture_output=True, text=True).stdout.split("\n")[:-1]
-
-
-def until(condition, seconds):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, squeue()
-        time.sleep(0.5)
 
 
 @pytest.mark.slurm
