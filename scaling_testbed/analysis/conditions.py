@@ -17,8 +17,8 @@ Condition = Callable[[Mapping[str, Any]], bool]
 
 def parse(option: str, typed: str, known: Collection[str] | None = None) -> Condition:
     """Whether a row fits: `model.qk_norm=none`, `flops<5e20`, `n_params>=1e6 and seed!=2 or seed=7`. A row without the
-    key does not fit an order, nor an equality. Raises ConfigError, naming the option, for what is no condition, and for
-    a key that is not among those `known`."""
+    key does not fit an order, nor an equality. Raises ConfigError, naming the option, for what is no condition and for
+    a key that is not among those `known`; the condition itself does for a text where an order needs a number."""
     ways = [
         [_part(option, part, known) for part in re.split(r"\s+and\s+", way)] for way in re.split(r"\s+or\s+", typed)
     ]
@@ -37,10 +37,16 @@ def _part(option: str, typed: str, known: Collection[str] | None) -> Condition:
             bound = float(value)
         except ValueError:
             raise ConfigError(f"{option} {typed!r}: {value!r} is no number to compare with") from None
-        return lambda row: _is_number(row.get(key)) and ORDERS[sign](row[key], bound)
+        return lambda row: _fits_order(option, typed, key, row.get(key), ORDERS[sign], bound)
     if sign == "!=":
         return lambda row: not same(row.get(key), value)
     return lambda row: same(row.get(key), value)
+
+
+def _fits_order(option: str, typed: str, key: str, value: Any, order: Callable[[Any, Any], bool], bound: float) -> bool:
+    if isinstance(value, str):  # such as 1.3B: left out without a word, it would change every number after it
+        raise ConfigError(f"{option} {typed!r}: a row has {value!r} as its {key}, which is no number to compare")
+    return _is_number(value) and order(value, bound)
 
 
 def _is_number(value: Any) -> bool:

@@ -34,13 +34,13 @@ def read(path: Path) -> Fit | Chain:
 
 
 def is_law(path: Path) -> bool:
-    """Whether a path is a kept law, and not a table of rows."""
+    """Whether a path is a kept law, and not a table of rows. What cannot be read may be one: its page then says so."""
     if path.suffix != ".json" or not path.is_file():
         return False
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError):
-        return False
+        return True
     return isinstance(content, dict) and _kind(content) is not None
 
 
@@ -66,9 +66,11 @@ def _content(path: Path, names: str = "f") -> tuple[str, list[str], Sections]:
     """Title, first lines, sections."""
     try:
         record = json.loads(path.read_text())
-        kind = _kind(record)
-        title, formulas, sections = MAKERS[kind](record, names)
-    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}") from None
+    try:
+        title, formulas, sections = MAKERS[_kind(record)](record, names)
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise UserError(f"{path} is nothing that `analyze fit --out` has written ({error!r})") from None
     chosen = [f"{name}: {'; '.join(record[key])}" for name, key in FILTERS
               if record.get(key)]  # fmt: skip

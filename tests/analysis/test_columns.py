@@ -154,7 +154,8 @@ def test_runs_that_diverged_or_are_missing_are_left_out_and_named(tmp_path):
         ("n=1 and kind=b or n=3 and kind=a", [3]),
         ("kind=a", [1, 2, 3]),
         ("absent<5", []),
-        ("kind<5", []),
+        ("n<3 and kind=b or n=3", [3]),
+        ("kind=b and kind<5", []),  # the first part keeps the second from a text
     ],
 )
 def test_conditions(typed, fits):
@@ -166,6 +167,12 @@ def test_conditions(typed, fits):
 def test_what_is_no_condition_is_said(typed):
     with pytest.raises(ConfigError, match="--where"):
         parse("--where", typed)
+
+
+def test_a_text_is_not_left_out_without_a_word_where_an_order_needs_a_number():
+    rows = [{"n": 1e9}, {"n": None}, {"n": "1.3B"}]
+    with pytest.raises(ConfigError, match="--hold-out 'n>1e9': a row has '1.3B' as its n"):
+        columns.select(rows, [], ["n>1e9"])
 
 
 def test_hold_outs_are_any_and_filters_all():

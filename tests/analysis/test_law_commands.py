@@ -1,5 +1,6 @@
 """The doors of the laws: what is typed, printed and kept."""
 
+import html
 import json
 import re
 
@@ -321,7 +322,9 @@ def test_a_sweeps_page_has_the_laws_that_are_kept_beside_its_rows(runs, tmp_path
     assert len(ids) == len(set(ids))
     capsys.readouterr()
     (laws / "spoilt.json").write_text('{"law": "over_training", "params": {}}')
+    (laws / "short.json").write_text((laws / "only.json").read_text()[:99])
     assert main(["report", str(laws)]) == 0  # a folder of nothing but laws
-    page = (laws / "report.html").read_text()
-    assert "The law over_training (only.json)" in page and "spoilt.json is nothing that" in page
-    assert "spoilt.json is nothing that `analyze fit --out` has written" in capsys.readouterr().err
+    page, warned = (laws / "report.html").read_text(), capsys.readouterr().err
+    assert "The law over_training (only.json)" in page
+    for said in ("spoilt.json is nothing that `analyze fit --out` has written", f"cannot read {laws / 'short.json'}: "):
+        assert said in html.unescape(page) and said in warned
