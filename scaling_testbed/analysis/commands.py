@@ -1,6 +1,7 @@
 """The commands of `python -m scaling_testbed.analyze`: what was typed, and what each does with it."""
 
 import argparse
+import dataclasses
 import json
 import math
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from scaling_testbed.analysis import (
     tables,
     task_commands,
 )
-from scaling_testbed.analysis.claims import experiment_of
+from scaling_testbed.analysis.claims import SWEEPS, experiment_of
 from scaling_testbed.analysis.grouping import grouping_keys
 from scaling_testbed.analysis.instability import AT_STEP, LAST_MEAN, Quantity
 from scaling_testbed.analysis.law_report import is_law, laws_of, write_law_report
@@ -77,6 +78,8 @@ def _add_instability(commands) -> None:
 def _add_report(commands) -> None:
     parser = _command(commands, do_report, "all of it as one page, with the paper's claims judged")
     parser.add_argument("--out", type=Path, metavar="FILE.html", help="default: SWEEP_DIR/report.html")
+    experiment = "of the study whose claims are judged (default: the sweep's name)"
+    parser.add_argument("--experiment", choices=sorted(SWEEPS), metavar="NAME", help=experiment)
     parser.add_argument("--figures", type=Path, metavar="STEM", help="also the figures, as STEM.png and STEM.svg")
     traces = "also what it looks at over the steps of each run, as DIR/RUN_ID.jsonl.gz"
     parser.add_argument("--traces", type=Path, metavar="DIR", help=traces)
@@ -145,7 +148,9 @@ def do_report(arguments: argparse.Namespace) -> int:
         _say([path])
         return 0
     study = where(load(arguments.sweep_dir), arguments.where)
-    path = arguments.out or _default_folder(arguments, "report.html")
+    path = arguments.out or _default_folder(arguments, f"{arguments.experiment or 'report'}.html")
+    if arguments.experiment:
+        study = dataclasses.replace(study, name=arguments.experiment, description="")
     for line in write_report(study, path, arguments.figures):
         print(line)
     if arguments.traces:
@@ -155,15 +160,15 @@ def do_report(arguments: argparse.Namespace) -> int:
 
 
 def _check_law_options(arguments: argparse.Namespace, *kept: Path) -> None:
-    for option in ("where", "figures", "traces"):
+    for option in ("where", "experiment", "figures", "traces"):
         if getattr(arguments, option):
             raise ConfigError(f"--{option} is for a page about runs; this one is about laws that were kept")
     tables.check_out(arguments.out, kept)
 
 
 def do_inspect(arguments: argparse.Namespace) -> int:
-    """Attention scores, activations, logits, parameters and the last update of a checkpoint, from a forward pass over
-    the run's validation data."""
+    """Attention scores, activations, logits, gradients and parameters of a checkpoint, from a forward and a backward
+    pass over the run's validation data, and the last update of training."""
     from scaling_testbed.config.compose import recorded_run
     from scaling_testbed.running.inspection import by_place, inspect
 

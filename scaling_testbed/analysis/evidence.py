@@ -58,8 +58,7 @@ class Evidence:
 
     def trace(self, row: Row, name: str) -> list[tuple[int, float]]:
         """(step, value) of what a run recorded under a name."""
-        steps = self.study.trace(row["run_id"]) if row.get("run_id") else []
-        return [(step["step"], step[name]) for step in steps if step.get(name) is not None]
+        return [(step["step"], step[name]) for step in self.study.trace(row) if step.get(name) is not None]
 
 
 @dataclass(frozen=True)

@@ -6,17 +6,20 @@ Size is a colour scale, condition a line style with its marker, a diverged run a
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from scaling_testbed.errors import UserError
 
-STYLES = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"), ((0, (5, 1)), "v"), ((0, (1, 1)), "P"))
+DASHES = ("-", "--", ":", "-.", (0, (5, 1)), (0, (1, 1)))
+MARKERS = "os^DvPX*<>ph"
 # Okabe and Ito's colours without the pale ones: told apart by colour-blind readers, for lines that have no size.
 PLAIN = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#000000")
 LONGEST_LABEL = 40
 PANEL_INCHES = (4.2, 4.2)
+LEGEND_INCHES, LEGEND_LINE_INCHES = 0.46, 0.16  # from the axes to the first line, from one to the next
+IN_A_ROW = 4  # panels
 SETTINGS = {
     "font.size": 9,
     "font.family": "sans-serif",
@@ -71,7 +74,7 @@ class Panel:
 
 
 def save(panels: Sequence[Panel], stem: Path) -> list[Path]:
-    """Write the panels side by side as stem.png (200 dots per inch) and stem.svg; returns the paths."""
+    """Write the panels, four in a row, as stem.png (200 dots per inch) and stem.svg; returns the paths."""
     figure, context = _draw(panels)
     paths = [stem.parent / f"{stem.name}.{kind}" for kind in ("png", "svg")]
     with context:
@@ -115,17 +118,24 @@ def _draw(panels: Sequence[Panel]):
     except ImportError:
         raise UserError("figures need matplotlib: pip install -e '.[analysis]'") from None
     with rc_context(SETTINGS):
-        size = (PANEL_INCHES[0] * len(panels), PANEL_INCHES[1])
-        figure = Figure(figsize=size, layout="constrained")
-        for panel, axes in zip(panels, figure.subplots(1, len(panels), squeeze=False)[0], strict=True):
+        rows = -(-len(panels) // IN_A_ROW)
+        columns = -(-len(panels) // rows)
+        height = PANEL_INCHES[1] + LEGEND_LINE_INCHES * max(0, *(_legend_lines(panel) - 3 for panel in panels))
+        figure = Figure(figsize=(PANEL_INCHES[0] * columns, height * rows), layout="constrained")
+        grid = figure.subplots(rows, columns, squeeze=False).flatten()
+        for panel, axes in zip(panels, grid, strict=False):
             _draw_panel(panel, axes)
+        for axes in grid[len(panels) :]:
+            axes.remove()
     return figure, rc_context(SETTINGS)
 
 
 def _draw_panel(panel: Panel, axes) -> None:
+    sizes = _sizes(panel)
     scale = _color_scale([line.n_params for line in panel.lines if line.n_params is not None])
     for line in panel.lines:
-        _draw_line(line, axes, scale(line.n_params) if line.n_params is not None else PLAIN[_color(line) % len(PLAIN)])
+        sized = sizes and line.n_params is not None
+        _draw_line(line, axes, scale(line.n_params) if sized else PLAIN[_color(line) % len(PLAIN)])
     for value, name in panel.levels:
         axes.axhline(value, color="0.35", linewidth=0.9, linestyle=(0, (2, 2)))
         axes.annotate(
@@ -144,10 +154,7 @@ def _draw_panel(panel: Panel, axes) -> None:
 
 
 def _draw_line(line: Line, axes, color) -> None:
-    shape, marker = STYLES[line.style % len(STYLES)]
-    look = {"color": color, "linestyle": shape if line.joined else "none"}
-    face = {"markerfacecolor": "white"} if line.hollow else {}
-    axes.plot(line.x, line.y, marker=marker if line.markers else "", **look, **face)
+    axes.plot(line.x, line.y, color=color, **_look(line))
     if line.band is not None:
         axes.fill_between(line.x, *line.band, color=color, alpha=0.15, linewidth=0)
     for y, (low, high) in zip(line.y, line.x_bars, strict=False):
@@ -157,13 +164,20 @@ def _draw_line(line: Line, axes, color) -> None:
         axes.plot(*zip(*bad, strict=True), linestyle="none", marker="x", markersize=8, color=color, markeredgewidth=1.6)
 
 
+def _look(line: Line) -> dict:
+    """What tells its style from seventy others, drawn and in the legend."""
+    marker = MARKERS[(line.style + line.style // len(MARKERS)) % len(MARKERS)] if line.markers else ""
+    look = {"marker": marker, "linestyle": DASHES[line.style % len(DASHES)] if line.joined else "none"}
+    return look | ({"markerfacecolor": "white"} if line.hollow else {})
+
+
 def _plain(text: str) -> str:
-    """A dollar is a dollar, and no formula; a long label takes two lines."""
-    text = text.replace("$", r"\$")
-    if len(text) > LONGEST_LABEL and ", " in text:
-        head, _, tail = text.rpartition(", ")
-        text = f"{head},\n{tail}"
-    return text
+    """A dollar is a dollar, and no formula; a long label of several parts takes several lines."""
+    lines = [""]
+    for part in text.replace("$", r"\$").split(", "):
+        fits = not lines[-1] or len(lines[-1]) + len(part) <= LONGEST_LABEL
+        lines = [*lines[:-1], f"{lines[-1]}, {part}" if lines[-1] else part] if fits else [*lines, part]
+    return ",\n".join(lines)
 
 
 def _color(line: Line) -> int:
@@ -203,28 +217,49 @@ def _ticks(panel: Panel, axes) -> None:
 def _legends(panel: Panel, axes, scale) -> None:
     """Below the axes: conditions by line style, what a cross means, then sizes by colour."""
     from matplotlib.lines import Line2D
+    from matplotlib.transforms import ScaledTranslation
 
-    sizes = _merged(sorted({line.n_params for line in panel.lines if line.n_params is not None}))
+    def below(inches):  # and not by parts of the axes, whose height the legend decides
+        return axes.transAxes + ScaledTranslation(0, -inches, axes.figure.dpi_scale_trans)
+
+    sizes = _sizes(panel)
     named = {line.label: line for line in panel.lines if line.label}
     handles = []
     for name, line in named.items():
-        shape, marker = STYLES[line.style % len(STYLES)]
         color = "0.3" if sizes else PLAIN[_color(line) % len(PLAIN)]
-        look = {"marker": marker if line.markers else "", "linestyle": shape if line.joined else "none"}
-        look |= {"markerfacecolor": "white"} if line.hollow else {}
-        handles.append(Line2D([], [], color=color, label=_plain(name), **look))
+        handles.append(Line2D([], [], color=color, label=_plain(name), **_look(line)))
     if any(any(line.crosses) for line in panel.lines):
         handles.append(Line2D([], [], color="0.3", marker="x", linestyle="none", label="diverged"))
-    shown = [Line2D([], [], color=scale(n), label=f"{panel.color_name}={compact(n)}") for n in _thinned(sizes)]
-    columns = 1 if max((len(name) for name in named), default=0) > 32 else 2
-    place, y = {"loc": "upper left", "borderaxespad": 0.0, "handlelength": 2.6, "columnspacing": 1.2}, -0.17
+    shown = [Line2D([], [], color=scale(n), label=f"{panel.color_name}={compact(n)}") for n in thinned(sizes)]
+    columns = _columns(named)
+    place = {"loc": "upper left", "borderaxespad": 0.0, "handlelength": 2.6, "columnspacing": 1.2}
+    place, inches = {**place, "bbox_to_anchor": (0.0, 0.0)}, LEGEND_INCHES
     if handles:
-        first = axes.legend(handles=handles, bbox_to_anchor=(0.0, y), ncols=columns, **place)
+        first = axes.legend(handles=handles, bbox_transform=below(inches), ncols=columns, **place)
         if shown:
             axes.add_artist(first)  # or the second would take its place
-        y -= 0.055 * -(-len(handles) // columns) + 0.01
+        inches += LEGEND_LINE_INCHES * (_legend_lines(panel) - -(-len(shown) // 4)) + 0.03
     if shown:
-        axes.legend(handles=shown, bbox_to_anchor=(0.0, y), ncols=4, **{**place, "handlelength": 1.2})
+        axes.legend(handles=shown, bbox_transform=below(inches), ncols=4, **{**place, "handlelength": 1.2})
+
+
+def _columns(names: Collection[str]) -> int:
+    """Of a legend below one panel."""
+    return 1 if max(map(len, names), default=0) > 24 else 2
+
+
+def _legend_lines(panel: Panel) -> int:
+    """How many lines of text there are below the axes."""
+    names = list(dict.fromkeys(line.label for line in panel.lines if line.label))
+    names += ["diverged"] if any(any(line.crosses) for line in panel.lines) else []
+    lines = sum(_plain(name).count("\n") + 1 for name in names)
+    return -(-lines // _columns(names)) + -(-len(thinned(_sizes(panel))) // 4)
+
+
+def _sizes(panel: Panel) -> list[float]:
+    """What the colour scale shows; nothing where it would show one size for several styles, which then have colours."""
+    sizes = _merged(sorted({line.n_params for line in panel.lines if line.n_params is not None}))
+    return sizes if len(sizes) > 1 or len({line.style for line in panel.lines}) == 1 else []
 
 
 def _merged(values: Sequence[float]) -> list[float]:
@@ -236,7 +271,7 @@ def _merged(values: Sequence[float]) -> list[float]:
     return kept
 
 
-def _thinned(sizes: Sequence[float], most: int = 8) -> list[float]:
+def thinned(sizes: Sequence[float], most: int = 8) -> list[float]:
     """At most `most` of them, the ends among them."""
     if len(sizes) <= most:
         return list(sizes)

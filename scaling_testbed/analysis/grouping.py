@@ -11,7 +11,7 @@ from scaling_testbed.errors import ConfigError, UserError
 # Settings that are no condition: the axes of a curve themselves, and what decides no number.
 SHAPE = ("name", "d_model", "n_layers", "n_heads", "n_kv_heads", "d_head", "d_ff", "d_ff_rule", "vocab_size")
 NO_CONDITION = {LR, "optimizer.fused", "loss.chunk_mib", "batch.micro_batch_sequences", *(f"model.{k}" for k in SHAPE)}
-RESULTS = ("run_id", "status", "val_loss", "value", "name", "label", "n_params", SIZE)
+RESULTS = ("run_id", "row", "status", "val_loss", "value", "name", "label", "n_params", SIZE)
 NO_CONDITION_IN = ("logging.", "checkpoint.", "evaluation.", "compute.", "parallelism.", "diagnostics.")
 SCAN = "scan"  # derived from the shapes: a model lies on the scan over width, over depth, or on neither
 
@@ -53,7 +53,8 @@ class Curve:
 
 def label(condition: dict[str, str]) -> str:
     """A condition for a legend."""
-    return ", ".join(f"{key.removeprefix('model.')}={value}" for key, value in condition.items()) or "all runs"
+    short = {key.removeprefix("model.").removeprefix("logging."): value for key, value in condition.items()}
+    return ", ".join(f"{key}={value}" for key, value in short.items()) or "all runs"
 
 
 def grouping_keys(study: Study, group: Sequence[str] | None = None, preferred: Sequence[str] = ()) -> list[str]:
@@ -68,7 +69,7 @@ def grouping_keys(study: Study, group: Sequence[str] | None = None, preferred: S
     found = [SCAN] if SCAN in preferred and _scans(rows) else []
     candidates = [*preferred, *dict.fromkeys(key for row in rows for key in row)]
     for key in dict.fromkeys(candidates):
-        if _may_be_condition(key) and not _follows(rows, key, found):
+        if (key in preferred or _may_be_condition(key)) and not _follows(rows, key, found):
             found.append(key)
     return found
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from scaling_testbed.analysis.conditions import text
 from scaling_testbed.analysis.grouping import Curve, curves
-from scaling_testbed.analysis.rows import SIZE, Row, Study, name_of
+from scaling_testbed.analysis.rows import SIZE, Row, Study, name_of, number
 from scaling_testbed.errors import ConfigError, UserError
 
 AT_STEP, LAST_MEAN = "diagnostics_at_step", "diagnostics_last_mean"
@@ -113,7 +114,7 @@ class Prediction:
             "lr": self.series.lr,
             "n_params": self.n_params,
             "run": self.run or "held out",
-            "fitted_sizes": len(self.series.n_params) - len(self.series.held_out),
+            "fitted_sizes": sum(n not in self.series.held_out for n in self.series.n_params),
             "degree": len(fit.coefficients) - 1 if fit else None,
             "predicted": self.predicted,
             "low": self.low,
@@ -145,14 +146,22 @@ def fit_log_log(n_params: Sequence[float], values: Sequence[float]) -> Fit | Non
 def value_of(row: Row, quantity: Quantity) -> float | None:
     """The quantity of a row, None where it was not measured or is not a finite number. A hand-made table has it in a
     column `value`."""
-    value = row["value"] if "value" in row else (row.get(quantity.field) or {}).get(quantity.name)
+    value = row["value"] if "value" in row else measured(row, quantity.field).get(quantity.name)
     return float(value) if isinstance(value, (int, float)) and math.isfinite(value) and value > 0 else None
+
+
+def measured(row: Row, field: str) -> Row:
+    """What a row holds in a field of diagnostics, by name. Raises UserError where these are no named numbers."""
+    found = row.get(field) or {}
+    if not isinstance(found, dict):
+        raise UserError(f"{name_of(row)}: {field} must hold numbers by name, got {text(found)}")
+    return found
 
 
 def measured_names(study: Study, field: str) -> list[str]:
     """The quantities that some row holds, in the order of the records."""
     about = ("step", "steps", "measured")  # what the numbers are of
-    return list(dict.fromkeys(key for row in study.rows for key in row.get(field) or {} if key not in about))
+    return list(dict.fromkeys(key for row in study.rows for key in measured(row, field) if key not in about))
 
 
 def analyse(
@@ -163,8 +172,9 @@ def analyse(
     Raises UserError where no row has the quantity, ConfigError where there is no size to hold out.
     """
     if not any(value_of(row, quantity) for row in study.rows):
-        known = ", ".join(measured_names(study, quantity.field)[:6]) or "nothing"
-        raise UserError(f"no row of {study.path} has {quantity.name} in {quantity.field}, which holds {known}")
+        known = ", ".join(measured_names(study, quantity.field)[:6])
+        holds = f", which holds {known}" if known else "; a table of your own has it in a column named value"
+        raise UserError(f"no row of {study.path} has {quantity.name} in {quantity.field}{holds}")
     by_series: dict[tuple, list[Curve]] = {}
     for curve in curves(study, group, size):
         for lr in curve.lrs if curve.n_params else ():  # a model without layers has no ln N
@@ -190,18 +200,18 @@ def _largest(groups: Iterable[Sequence[Curve]], study: Study) -> dict[tuple, flo
 
 
 def _series(found: Sequence[Curve], lr: float, quantity: Quantity, largest: float) -> Series:
-    n_params, values, diverged, unmeasured = [], [], [], []
+    n_params, values, diverged, unmeasured, held_out = [], [], [], [], []
     for curve in sorted(found, key=lambda one: one.n_params):
         rows = curve.rows(lr)
         known = [value for row in rows if (value := value_of(row, quantity)) is not None]
         unmeasured += [name_of(row) for row in rows if value_of(row, quantity) is None]
+        held_out += [curve.n_params] if rows and curve.n_params >= largest else []
         if known:
             n_params.append(curve.n_params)
             values.append(math.exp(sum(map(math.log, known)) / len(known)))
             diverged.append(_any_diverged(rows))
     kept = [(n, value) for n, value in zip(n_params, values, strict=True) if n < largest]
     fit = fit_log_log([n for n, _ in kept], [value for _, value in kept])
-    held_out = [n for n in n_params if n >= largest]
     return Series(found[0].condition, lr, n_params, values, diverged, held_out, fit, unmeasured)
 
 
@@ -209,12 +219,14 @@ def _any_diverged(rows: Sequence[Row]) -> bool | None:
     """From the status, or the column `diverged` of a hand-made table; ending no better than it began counts."""
     if all("status" not in row and row.get("diverged") is None for row in rows):
         return None
-    return any(
-        row.get("status") == "diverged"
-        or _said_diverged(row)
-        or (row.get("val_loss_initial") is not None and (row.get("val_loss") or math.inf) >= row["val_loss_initial"])
-        for row in rows
-    )
+    return any(row.get("status") == "diverged" or _said_diverged(row) or _ended_no_better(row) for row in rows)
+
+
+def _ended_no_better(row: Row) -> bool:
+    """Than it began; a loss that is not finite did. Not where one of the two is no column."""
+    if row.get("val_loss_initial") is None or "val_loss" not in row:
+        return False
+    return number(row, "val_loss") >= number(row, "val_loss_initial") or not math.isfinite(number(row, "val_loss"))
 
 
 def _said_diverged(row: Row) -> bool:
@@ -225,8 +237,8 @@ def _said_diverged(row: Row) -> bool:
 
 
 def _predictions(found: Sequence[Curve], series: Series, quantity: Quantity) -> list[Prediction]:
-    measured = dict(zip(series.n_params, series.values, strict=True))
-    made = [_prediction(series, n, None, measured[n], quantity) for n in series.held_out]
+    values = dict(zip(series.n_params, series.values, strict=True))
+    made = [_prediction(series, n, None, values.get(n), quantity) for n in series.held_out]
     for curve in found:
         for seed in curve.seeds:
             row = curve.planned.get((series.lr, seed))

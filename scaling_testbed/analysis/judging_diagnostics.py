@@ -20,9 +20,9 @@ from scaling_testbed.analysis.evidence import (
 )
 from scaling_testbed.analysis.figures import compact
 from scaling_testbed.analysis.grouping import Curve
-from scaling_testbed.analysis.instability import Quantity, value_of
+from scaling_testbed.analysis.instability import Quantity, measured, value_of
 from scaling_testbed.analysis.lr_sensitivity import diverged
-from scaling_testbed.analysis.rows import Row
+from scaling_testbed.analysis.rows import Row, number
 from scaling_testbed.errors import UserError
 
 
@@ -96,7 +96,7 @@ def rises_with_block(prefix: str) -> Judge:
         parts = []
         for curve in evidence.curves:
             for (lr, _), row in curve.runs.items():
-                means = row.get(instability.LAST_MEAN) or {}
+                means = measured(row, instability.LAST_MEAN)
                 blocks = sorted(int(k[len(prefix) + 1 :]) for k in means if k.startswith(f"{prefix}/") and means[k])
                 if len(blocks) > 1:
                     first, last = means[f"{prefix}/{blocks[0]}"], means[f"{prefix}/{blocks[-1]}"]
@@ -153,14 +153,14 @@ def crossing_diverges(quantity: Quantity, where: dict | None = None) -> Judge:
     def judge(evidence: Evidence) -> Verdict:
         rows = [row for curve in evidence.having(where or {}) for row in curve.runs.values()]
         past = [row for row in rows if (v := value_of(row, quantity)) is not None and quantity.passes(v)]
-        bad, measured = sum(map(diverged, past)), sum(value_of(row, quantity) is not None for row in rows)
-        words = f"{len(past)} of {measured} measured runs pass {quantity.threshold:g}, of which {bad} diverged"
+        bad, known = sum(map(diverged, past)), sum(value_of(row, quantity) is not None for row in rows)
+        words = f"{len(past)} of {known} measured runs pass {quantity.threshold:g}, of which {bad} diverged"
         short = sum(_cut_short(row) and not diverged(row) for row in past)
         if short:
             return CANNOT_TELL, f"{words} and {short} were stopped before the end of their schedule"
         parts = [Part(words, 1.0 if bad == len(past) else -1.0, True)] if past else []
         return weigh(parts, _missing_within(evidence), least=1,
-                     unit=f"runs past {quantity.threshold:g}, of {measured} measured")  # fmt: skip
+                     unit=f"runs past {quantity.threshold:g}, of {known} measured")  # fmt: skip
 
     return judge
 
@@ -174,7 +174,7 @@ def largest_predicted(quantity: Quantity, where: dict | None = None) -> Judge:
             _, made = instability.analyse(evidence.study, evidence.group, quantity, hold_out_largest=True)
         except UserError as error:
             return CANNOT_TELL, str(error)
-        held = [one for one in made if one.run is None and one.predicted is not None]
+        held = [one for one in made if one.predicted is not None and one.measured is not None]
         parts = []
         for one in held:
             interval = f"{one.predicted:.3g} [{one.low:.3g}, {one.high:.3g}]"
@@ -286,9 +286,9 @@ def updates_shrink_below(grad: str, update: str) -> Judge:
         below, others = [], []
         for curve in evidence.curves:
             for row in curve.runs.values():
-                means = row.get(instability.LAST_MEAN) or {}
+                means = measured(row, instability.LAST_MEAN)
                 if means.get(grad) and means.get(update):
-                    (below if means[grad] < row["optimizer.eps"] else others).append(means[update])
+                    (below if means[grad] < number(row, "optimizer.eps") else others).append(means[update])
         if not below or not others:
             return (
                 CANNOT_TELL,
@@ -348,7 +348,7 @@ def quantities(curve: Curve, lr: float, quantity: Quantity) -> list[float]:
 
 
 def _blocks(evidence: Evidence, row: Row, prefix: str) -> list[int]:
-    names = {key for step in evidence.study.trace(row["run_id"])[:50] for key in step if key.startswith(f"{prefix}/")}
+    names = {key for step in evidence.study.trace(row)[:50] for key in step if key.startswith(f"{prefix}/")}
     return sorted(int(name.rpartition("/")[2]) for name in names if name.rpartition("/")[2].isdigit())
 
 

@@ -22,6 +22,7 @@ from scaling_testbed.analysis.evidence import (
 from scaling_testbed.analysis.grouping import SCAN, Curve, label
 from scaling_testbed.analysis.judging_losses import best_losses
 from scaling_testbed.analysis.lr_sensitivity import Sensitivity
+from scaling_testbed.analysis.rows import number
 
 
 def falls_along(key: str, what: str) -> Judge:
@@ -52,7 +53,7 @@ def _gains(evidence: Evidence, key: str, what: str) -> tuple[list[tuple[float, P
     """For each size what S or the best loss loses from the smallest to the largest value of a key."""
     parts, gaps = [], []
     for found in by_size_without(key, evidence.sensitivities, lambda one: one.curve):
-        found = sorted(found, key=lambda one: float(one.curve.settings[key]))
+        found = sorted(found, key=lambda one: number(one.curve.settings, key))
         if len(found) < 2:
             continue
         short, long = found[0], found[-1]
@@ -106,7 +107,7 @@ def kappa_below_bigram(limit: float) -> Judge:
         base = float(np.mean(best_losses(bigrams[0])))
         parts = []
         for curve in _with_kappa(evidence):
-            if float(curve.settings["model.kappa"]) >= limit * (1 - 1e-9):
+            if number(curve.settings, "model.kappa") >= limit * (1 - 1e-9):
                 loss = float(np.mean(best_losses(curve)))
                 words = f"kappa={curve.settings['model.kappa']:g}: loss {loss:.3f}, without layers {base:.3f}"
                 parts.append(Part(words, loss - base, apart(best_losses(curve), best_losses(bigrams[0]))))
@@ -122,7 +123,7 @@ def _with_kappa(evidence: Evidence) -> list[Curve]:
         for curve in evidence.curves
         if curve.settings.get("model.kappa") is not None and curve.settings.get("model.n_layers") != 0 and curve.runs
     ]
-    return sorted(found, key=lambda curve: float(curve.settings["model.kappa"]))
+    return sorted(found, key=lambda curve: number(curve.settings, "model.kappa"))
 
 
 def _kappas(evidence: Evidence, low: float, high: float) -> tuple[float | None, list[tuple[float, str]], list[str]]:
@@ -132,7 +133,7 @@ def _kappas(evidence: Evidence, low: float, high: float) -> tuple[float | None, 
         return None, [], evidence.missing
     base, rest = float(np.mean(best_losses(found[0]))), []
     for curve in found[1:]:
-        kappa, loss = float(curve.settings["model.kappa"]), float(np.mean(best_losses(curve)))
+        kappa, loss = number(curve.settings, "model.kappa"), float(np.mean(best_losses(curve)))
         if low * (1 - 1e-9) <= kappa <= high * (1 + 1e-9):
             rest.append((loss - base, f"kappa={kappa:g}: loss {loss:.3f}, at the smallest kappa {base:.3f}"))
     return base, rest, evidence.missing

@@ -89,10 +89,9 @@ def s_unchanged(key: str) -> Judge:
 
 
 def lower_best_loss(
-    key: str, better, worse, where: dict | None = None, largest: bool = False, contrary: bool = False, least: int = 2
+    key: str, better, worse, where: dict | None = None, largest: bool = False, contrary: bool = False
 ) -> Judge:
-    """The loss at the best rate is lower with one value of a key. largest: at the largest size only. least: how many
-    sizes it takes."""
+    """The loss at the best rate is lower with one value of a key. largest: at the largest size only."""
 
     def judge(evidence: Evidence) -> Verdict:
         found = list(pairs(evidence.having(where or {}), key, better, worse, _itself, by_n=key == SCAN))
@@ -101,15 +100,37 @@ def lower_best_loss(
             found = [pair for pair in found if pair[0].n_params == top]
         parts = []
         for low, high in (pair for pair in found if pair[0].runs and pair[1].runs):
-            a, b = best_losses(low), best_losses(high)
-            gain = float(np.mean(b) - np.mean(a))
-            both = f"{np.mean(a):.4f} with {text_of(better)}, {np.mean(b):.4f} with {text_of(worse)}"
-            words = f"{size_name(low)}: best loss {both}"
-            parts.append(Part(words, gain, apart(a, b)))
-        gaps = [name for pair in found for curve in pair for name in curve.missing]
-        return weigh(parts, gaps, 1 if largest else least, contrary=contrary)
+            both = (best_losses(low), best_losses(high))
+            parts.append(_lower(f"{size_name(low)}: best loss", *both, better, worse))
+        return weigh(parts, _missing(found), 1 if largest else 2, contrary=contrary)
 
     return judge
+
+
+def lower_loss_at_top(key: str, better, worse) -> Judge:
+    """At the highest rate that both have, the loss is lower with one value of a key than with another, at each size."""
+
+    def judge(evidence: Evidence) -> Verdict:
+        found = list(pairs(evidence.curves, key, better, worse, _itself))
+        parts = []
+        for low, high in found:
+            if shared := [lr for lr in low.lrs if low.rows(lr) and high.rows(lr)]:
+                lr = max(shared)
+                words = f"{size_name(low)} at lr={lr:g}: loss"
+                parts.append(_lower(words, losses(low, lr), losses(high, lr), better, worse))
+        return weigh(parts, _missing(found))
+
+    return judge
+
+
+def _lower(words: str, low: list[float], high: list[float], better, worse) -> Part:
+    """One comparison of losses, one for each seed."""
+    both = f"{np.mean(low):.4f} with {text_of(better)}, {np.mean(high):.4f} with {text_of(worse)}"
+    return Part(f"{words} {both}", float(np.mean(high) - np.mean(low)), apart(low, high))
+
+
+def _missing(found: Sequence[tuple[Curve, Curve]]) -> list[str]:
+    return [name for pair in found for curve in pair for name in curve.missing]
 
 
 def coincide_below_best(key: str, one, other, where: dict | None = None) -> Judge:
@@ -220,7 +241,7 @@ def best_lr_moves_up(key: str) -> Judge:
     def judge(evidence: Evidence) -> Verdict:
         parts, gaps = [], []
         for found in by_size_without(key, evidence.curves, _itself):
-            found = sorted(found, key=lambda curve: float(curve.settings[key]))
+            found = sorted(found, key=lambda curve: number(curve.settings, key))
             gaps += [name for curve in found for name in curve.missing]
             rates = {curve.condition.get(key): best_lr(curve) for curve in found if curve.runs}
             if len(rates) > 1:

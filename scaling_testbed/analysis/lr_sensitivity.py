@@ -167,7 +167,7 @@ def _withheld(curve: Curve | None, lr_range: tuple[float, float]) -> str | None:
             return reason
     data = {row["data_fingerprint"] for row in curve.runs.values() if row.get("data_fingerprint")}
     if len(data) > 1:
-        return f"its rows come from {len(data)} sets of data ({', '.join(sorted(data))})"
+        return f"its rows come from {len(data)} sets of data ({', '.join(sorted(map(str, data)))})"
     if curve.missing:
         return f"{len(curve.missing)} missing: {'; '.join(curve.missing)}"
     holes = [(lr, seed) for lr in curve.lrs for seed in curve.seeds if (lr, seed) not in curve.runs]
@@ -177,10 +177,12 @@ def _withheld(curve: Curve | None, lr_range: tuple[float, float]) -> str | None:
 def _better_range(main: Sensitivity, shifted: Curve | None, whole: Curve, lr_range: tuple) -> Sensitivity:
     """The smaller S of two ranges, as the paper scores coupled decay (Figure 6). Both must hold as many rates."""
     other_range = (lr_range[0] * SHIFT, lr_range[1] * SHIFT)
-    if shifted is None or len(shifted.lrs) < main.n_lrs:
-        rule = f"coupled decay, but {other_range[0]:g} to {other_range[1]:g} was not measured whole"
-        return Sensitivity(**{**vars(main), "range_rule": rule})
-    other = _one(shifted, whole, other_range)
+    n_shifted = len(shifted.lrs) if shifted else 0
+    if n_shifted < main.n_lrs:
+        return Sensitivity(**{**vars(main), "range_rule": _not_whole(other_range)})
+    other = _one(shifted, whole, other_range, _not_whole(lr_range))
+    if n_shifted > main.n_lrs:
+        return other
     if main.s is None or other.s is None:
         reason = main.withheld or other.withheld
         empty = {"s": None, "low": None, "high": None, "withheld": reason}
@@ -189,13 +191,19 @@ def _better_range(main: Sensitivity, shifted: Curve | None, whole: Curve, lr_ran
     return Sensitivity(**{**vars(chosen), "range_rule": "coupled decay: smaller of two ranges"})
 
 
+def _not_whole(lr_range: tuple) -> str:
+    return f"coupled decay, but {lr_range[0]:g} to {lr_range[1]:g} was not measured whole"
+
+
 def rates_note(found: Sequence[Sensitivity], lr_range: tuple[float, float]) -> str:
-    """How many rates entered, and which were measured but lie outside the range."""
+    """How many rates entered, which were measured but lie outside the range, and which of its ends were not."""
     every = sorted({lr for one in found for lr in one.curve.lrs})
     ranges = {lr_range, *(one.lr_range for one in found)}  # that of coupled decay may be another
     inside = [lr for lr in every if any(low * (1 - 1e-9) <= lr <= high * (1 + 1e-9) for low, high in ranges)]
     outside = [lr for lr in every if lr not in inside]
     shown = ", ".join(f"{lr:g}" for lr in inside) or "none"
     left_out = f"; outside, and left out: {', '.join(f'{lr:g}' for lr in outside)}" if outside else ""
+    ends = [end for end in lr_range if not any(math.isclose(lr, end, rel_tol=1e-6) for lr in every)]
+    left_out += f"; not measured: {' and '.join(f'{end:g}' for end in ends)}" if ends else ""
     said = " or ".join(f"[{low:g}, {high:g}]" for low, high in sorted(ranges, reverse=True))
     return f"Learning rates in {said} that enter S: {len(inside)} ({shown}){left_out}."

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from scaling_testbed.analysis.figures import Line, Panel
+from scaling_testbed.analysis.figures import Line, Panel, thinned
 from scaling_testbed.analysis.grouping import Curve
 from scaling_testbed.analysis.grouping import label as condition_label
 from scaling_testbed.analysis.instability import Prediction, Quantity, Series
@@ -119,14 +119,17 @@ def against_key(curves: Sequence[Curve], key: str, measure, y_label: str, **look
     measure: row -> number or None. Rows whose key is null are left out; several seeds are averaged; a model without
     layers is a level."""
     lines = []
-    for shape in dict.fromkeys(curve.shape for curve in curves if curve.settings.get("model.n_layers") != 0):
-        for lr in sorted({lr for curve in curves if curve.shape == shape for lr in curve.lrs}):
-            own = [curve for curve in curves if curve.shape == shape and curve.settings.get(key) is not None]
-            points = [(number(c.settings, key), _mean(measure, c, lr)) for c in own]
+    shapes = dict.fromkeys(curve.shape for curve in curves if curve.settings.get("model.n_layers") != 0)
+    own = {s: [c for c in curves if c.shape == s and c.settings.get(key) is not None] for s in shapes}
+    order = _order([f"lr={lr:g}" for lr in sorted({lr for found in own.values() for c in found for lr in c.lrs})])
+    for found in own.values():
+        for lr in sorted({lr for curve in found for lr in curve.lrs}):
+            points = [(number(c.settings, key), _mean(measure, c, lr)) for c in found]
             points = sorted((x, y) for x, y in points if y is not None and x > 0)
             if points:
                 x, y = zip(*points, strict=True)
-                lines.append(Line(x=x, y=y, label=f"lr={lr:g}", n_params=own[0].n_params, style=len(lines)))
+                name = f"lr={lr:g}"
+                lines.append(Line(x=x, y=y, label=name, n_params=found[0].n_params, style=order[name]))
     return Panel(lines=lines, x_label=key, y_label=y_label, levels=_bigram_levels(curves, measure), **look)
 
 
@@ -149,22 +152,25 @@ def against_lr(curves: Sequence[Curve], measure, y_label: str, **look) -> Panel:
     return Panel(lines=lines, x_label=LR_LABEL, y_label=y_label, **look)
 
 
-def trace_panel(study: Study, curves: Sequence[Curve], name: str, y_log: bool) -> Panel | None:
-    """A recorded quantity against the step, one line for each run; None where no trace has it."""
+def trace_panels(study: Study, curves: Sequence[Curve], name: str, y_log: bool) -> list[Panel]:
+    """A recorded quantity against the step, a panel for each of at most three rates, the ends among them, and in it a
+    line for each run of the first seed; none where no trace has it."""
     order = _order([curve.label for curve in curves])
-    lines = []
-    for curve in curves:
-        for row in curve.runs.values():
-            steps = (
-                [step for step in study.trace(row["run_id"]) if step.get(name) is not None] if "run_id" in row else []
-            )
-            steps = [step for step in steps if step[name] > 0 or not y_log]
-            if steps:
-                x, y = [step["step"] for step in steps], [step[name] for step in steps]
-                style = order[curve.label]
-                n_params = curve.n_params
-                lines.append(Line(x=x, y=y, label=curve.label, n_params=n_params, style=style, markers=False))
-    return Panel(lines=lines, x_label="step", y_label=name, x_log=False, y_log=y_log) if lines else None
+    panels = []
+    for lr in thinned(sorted({lr for curve in curves for lr in curve.lrs}), most=3):
+        lines = []
+        for curve in (curve for curve in curves if curve.rows(lr)):
+            steps = [step for step in study.trace(curve.rows(lr)[0]) if step.get(name) is not None]
+            points = [(step["step"], step[name]) for step in steps if step[name] > 0 or not y_log]
+            if points:
+                x, y = zip(*points, strict=True)
+                look = {"label": curve.label, "style": order[curve.label], "markers": False}
+                lines.append(Line(x=x, y=y, n_params=curve.n_params, **look))
+        if lines:
+            title = f"lr={lr:g}" + (", first seed" if any(len(curve.rows(lr)) > 1 for curve in curves) else "")
+            look = {"x_log": False, "y_log": y_log, "title": title}
+            panels.append(Panel(lines=lines, x_label="step", y_label=name, **look))
+    return panels
 
 
 def _mean(measure, curve: Curve, lr: float) -> float | None:

@@ -70,7 +70,7 @@ def write_traces(study: Study, folder: Path) -> list[Path]:
     quantities = {name.partition("/")[0] for name in experiment_of(study.name).traces}
     paths = []
     for row in study.rows if quantities else ():
-        steps = study.trace(row["run_id"])
+        steps = study.trace(row)
         kept = [{key: value for key, value in step.items() if key == "step" or key.partition("/")[0] in quantities}
                 for step in steps]  # fmt: skip
         lines = "".join(json.dumps(step) + "\n" for step in kept if len(step) > 1)
@@ -135,8 +135,7 @@ def _trace_panels(experiment: Experiment, evidence: Evidence) -> list[Panel]:
     drawn = []
     for name in experiment.traces:
         log = name.split("/")[0] in ("attention_logit_max", "grad_rms", "update_rms", "q_rms", "k_rms")
-        panel = panels.trace_panel(evidence.study, evidence.curves, name, log)
-        drawn += [panel] if panel else []
+        drawn += panels.trace_panels(evidence.study, evidence.curves, name, log)
     return drawn
 
 

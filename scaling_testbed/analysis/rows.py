@@ -41,11 +41,12 @@ class Study:
     scale: str | None = None
     description: str = ""
 
-    def trace(self, run_id: str) -> list[Row]:
-        """The recorded steps of a run; empty where there is no such file."""
+    def trace(self, row: Row) -> list[Row]:
+        """The recorded steps of a row's run; empty where there is no such file."""
+        run_id = row.get("run_id")
         folder = self.path if self.path.is_dir() else self.path.parent
         places = [
-            folder / run_id / "metrics.jsonl",
+            folder / f"{run_id}" / "metrics.jsonl",
             *(folder / "metrics" / f"{run_id}.jsonl{end}" for end in ("", ".gz")),
         ]
         return next((read_metrics(place) for place in places if place.exists()), [])
@@ -174,7 +175,11 @@ def _file_rows(path: Path) -> list[Row]:
 
 def _csv_lines(path: Path) -> list[dict[str, str]]:
     try:
-        return list(csv.DictReader(_lines(path)))
+        reader = csv.DictReader(_lines(path))
+        names = [name for name in reader.fieldnames or () if name]
+        if double := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+            raise UserError(f"{path} has more than one column {', '.join(double)}; rename or delete one")
+        return list(reader)
     except csv.Error as error:
         raise UserError(f"cannot read {path}: {error}") from None
 

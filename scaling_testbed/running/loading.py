@@ -42,10 +42,15 @@ def load_model(
     """The step, the model and the data of `open_checkpoint`, whose errors it raises. The model takes the path that is
     there on `device`, whatever the run took: one without Triton can read a run that named it."""
     saved, data = open_checkpoint(run, folder, step)
-    config = dataclasses.replace(run.model, attention_impl="auto", qk_norm_impl="auto").resolved(data.vocab_size)
-    model = Transformer(config, run.parametrization, device=device)
+    model = build_anywhere(run, data, device)
     model.load_state_dict(saved.tensors["model"])
     return saved.step, model.eval(), data
+
+
+def build_anywhere(run: RunConfig, data: PreparedData, device: torch.device) -> Transformer:
+    """A run's model, its weights not yet read, by whatever path is there on `device`."""
+    config = dataclasses.replace(run.model, attention_impl="auto", qk_norm_impl="auto").resolved(data.vocab_size)
+    return Transformer(config, run.parametrization, device=device)
 
 
 def _find(checkpoints: Path, step: int | None) -> Path:

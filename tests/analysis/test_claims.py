@@ -9,12 +9,14 @@ import pytest
 
 from scaling_testbed.analysis.claims import SWEEPS, experiment_of, judged
 from scaling_testbed.analysis.evidence import AGREES, CANNOT_TELL, DISAGREES, Evidence, Part, pairs, weigh
+from scaling_testbed.analysis.report import write_report, write_traces
+from scaling_testbed.analysis.rows import load
 from scaling_testbed.config.compose import CONFIG_DIR, compose
 from scaling_testbed.sweeps.grid import load_sweep
 from tests.analysis import worlds
 from tests.analysis.conftest import grid, make_row
 
-OF_THE_PAPER = [name for name in SWEEPS if name != "nano_lr"]
+OF_THE_PAPER = [name for name in SWEEPS if name not in ("nano_lr", "mitigations")]
 
 
 @pytest.fixture
@@ -54,6 +56,29 @@ def test_every_sweep_of_the_reference_has_claims_with_their_figure():
         experiment = experiment_of(name)
         assert experiment.claims and experiment.figure.startswith("Figure") and experiment.question.endswith("?")
     assert experiment_of("no_such_sweep").claims == ()
+
+
+@pytest.mark.parametrize("name", OF_THE_PAPER)
+def test_a_table_of_ones_own_with_the_name_of_a_sweep_lacks_columns_and_has_verdicts_all_the_same(tmp_path, name):
+    lines = [f"{lr},{n},{3 + lr},5.5" for n in (1000, 4000) for lr in (0.01, 0.1, 0.3)]
+    (tmp_path / f"{name}.csv").write_text("\n".join(["lr,n_params,val_loss,val_loss_initial", *lines]))
+    found = load(tmp_path / f"{name}.csv")
+    verdicts = [verdict for _, verdict in judged(name, Evidence(found, experiment_of(name).group))]
+    assert verdicts and all(text for _, text in verdicts)
+    assert write_report(found, tmp_path / "page.html") and write_traces(found, tmp_path / "metrics") == []
+
+
+def test_rows_that_do_not_say_their_eps_cannot_tell(verdicts):
+    rows = [row for row in worlds.adam_eps(True)[0] if row.pop("optimizer.eps") == 1e-8]
+    assert "optimizer.eps must be a number, got no such column" in str(verdicts("adam_eps", rows).values())
+
+
+@pytest.mark.parametrize(("gradient", "verdict"), [(0.9e-7, AGREES), (1.1e-7, DISAGREES)])
+def test_a_gradient_has_come_down_to_eps_where_it_is_within_ten_times(verdicts, gradient, verdict):
+    row = make_row(0.3, 3.0, diagnostics_last_mean={f"grad_rms/{worlds.MLP}": gradient})
+    said = verdicts("gradrms_scaling", [row])
+    (claim,) = [text for text in said if "comes down to AdamW's eps" in text]
+    assert said[claim][0] == verdict
 
 
 S_CLAIM = "qk-layernorm lowers learning-rate sensitivity at each size."

@@ -75,6 +75,37 @@ def test_the_held_out_size_does_not_enter_its_own_prediction(study):
         analyse(study(rows_of(SIZES[:1]), name="one"), [], LOGIT, hold_out_largest=True)
 
 
+def test_a_held_out_run_that_diverged_before_the_step_keeps_its_prediction(study):
+    rows = rows_of(SIZES)
+    rows[-1]["diagnostics_at_step"] = None
+    series, (one,) = analyse(study(rows), [], LOGIT, hold_out_largest=True)
+    assert one.predicted == pytest.approx(planted(SIZES[-1])) and one.measured is None and one.inside is None
+    assert one.record()["fitted_sizes"] == 5 and series[0].held_out == [SIZES[-1]]
+    assert instability_panels(series, [one], LOGIT)[0].lines
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"val_loss": "abc"}, "N2.4e+06 lr0.01: val_loss must be a number, got abc"),
+        ({"val_loss_initial": "six"}, "val_loss_initial must be a number, got six"),
+        ({"diagnostics_at_step": "text"}, "diagnostics_at_step must hold numbers by name, got text"),
+        ({"diagnostics_at_step": [1, 2]}, "diagnostics_at_step must hold numbers by name"),
+    ],
+)
+def test_a_cell_that_cannot_be_read_is_named(study, tmp_path, capsys, changes, says):
+    rows = rows_of(SIZES)
+    place = study([{**rows[0], **changes}, *rows[1:]]).path
+    assert analyze.main(["instability", str(place), "--out", str(tmp_path / "out")]) == 1
+    assert says in capsys.readouterr().err
+
+
+def test_a_table_without_a_value_is_told_the_column(tmp_path):
+    (tmp_path / "rows.csv").write_text("n_params,lr,score\n1e6,0.1,5\n")
+    with pytest.raises(UserError, match="a table of your own has it in a column named value"):
+        analyse(load(tmp_path / "rows.csv"), [], LOGIT)
+
+
 def test_verdicts_above_and_below_a_threshold(tmp_path):
     noise = [1.1, 0.9, 1.05, 0.95, 1.1, 0.9]
     lines = [

@@ -62,6 +62,9 @@ def test_coupled_decay_is_scored_with_the_better_of_two_ranges(study):
     assert found["coupled"].range_rule == "coupled decay: smaller of two ranges" and not found["independent"].range_rule
     (short,) = analyse(study(coupled[1:]), ["optimizer.decay"])
     assert short.s == pytest.approx(np.mean(losses[1:]) - 2.9) and "not measured whole" in short.range_rule
+    (low,) = analyse(study(coupled[:-1]), ["optimizer.decay"])  # S over fewer rates is another S, be it smaller or not
+    assert low.s == pytest.approx(np.mean(losses[:-1]) - 2.9) and low.lr_range == pytest.approx((1e-4, 1e-1))
+    assert low.range_rule == "coupled decay, but 0.0003 to 0.3 was not measured whole"
 
 
 @pytest.mark.parametrize(
@@ -110,6 +113,12 @@ def test_two_rows_for_one_place_that_differ_are_an_error_naming_both(study):
         analyse(study(rows), ["model.d_model"])
     rows[1]["val_loss"] = 3.0
     analyse(study(rows), ["model.d_model"])
+
+
+def test_two_rows_that_differ_in_their_losses_alone_are_told_to_be_one_too_many(tmp_path):
+    (tmp_path / "rows.csv").write_text("lr,n_params,val_loss,val_loss_initial\n1e-2,9,3,9\n1e-2,9,4,9\n")
+    with pytest.raises(UserError, match="row 1 .*and row 2 .*differ; remove one"):
+        analyse(load(tmp_path / "rows.csv"), [])
 
 
 def test_the_interval_finds_the_best_rate_again_in_each_resample():
@@ -221,10 +230,24 @@ def test_two_sizes_of_one_shape_in_a_condition_are_refused(study):
         analyse(study(rows), ["data.name"])
 
 
+def test_ends_of_the_range_that_were_not_measured_are_said(study):
+    said = rates_note(analyse(study(curve(BY_HAND)[:-1]), []), (3e-4, 3e-1))
+    assert "6 (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1); not measured: 0.3." in said
+    assert "not measured" not in rates_note(analyse(study(curve(BY_HAND), name="whole"), []), (3e-4, 3e-1))
+
+
+def test_a_setting_named_by_the_sweep_stands_for_all_that_follow_it(study):
+    named = {"none": {}, "clip": {"optimizer__qk_clip": 100}, "peri": {"model__residual": "peri"}}
+    conditions = [{"model__residual": "pre", "logging__group": name, **more} for name, more in named.items()]
+    found = study(grid(lambda *_: 3.0, conditions), name="mitigations")
+    assert grouping_keys(found, None, ["logging.group"]) == ["logging.group"]
+    assert set(grouping_keys(found)) == {"model.residual", "optimizer.qk_clip"}
+
+
 def test_rows_of_two_sets_of_data_make_no_s(study):
-    rows = grid(lambda *_: 3.0, [{}], widths=(32,), data_fingerprint=lambda c, w, lr, s: "b" if lr > 0.05 else "a")
+    rows = grid(lambda *_: 3.0, [{}], widths=(32,), data_fingerprint=lambda c, w, lr, s: "b" if lr > 0.05 else 7)
     found = analyse(study(rows), [])[0]
-    assert found.s is None and "2 sets of data (a, b)" in found.withheld
+    assert found.s is None and "2 sets of data (7, b)" in found.withheld
 
 
 def test_the_line_of_s_breaks_where_it_is_withheld(study):
@@ -259,6 +282,9 @@ def test_a_table_from_a_spreadsheet_and_one_that_is_none(tmp_path, capsys):
     path = tmp_path / "rows.csv"
     path.write_bytes("lr,n_params,val_loss,val_loss_initial\n1e-2,9,3,9\n1e-1,9,4,9\n".encode("utf-8-sig"))
     assert analyse(load(path), [])[0].s == pytest.approx(0.5)
+    path.write_text("lr,n_params,n_params,val_loss,val_loss_initial\n1e-2,9,10,3,9\n")
+    assert analyze.main(["lr_sensitivity", str(path)]) == 1
+    assert "rows.csv has more than one column n_params" in capsys.readouterr().err
     path.write_bytes(bytes(range(256)))
     assert analyze.main(["lr_sensitivity", str(path)]) == 1
     assert f"cannot read {path}" in capsys.readouterr().err

@@ -7,11 +7,14 @@ from html.parser import HTMLParser
 import pytest
 
 from scaling_testbed import analyze
-from scaling_testbed.analysis.figures import Line, Panel, compact, inline_svg
+from scaling_testbed.analysis import lr_sensitivity
+from scaling_testbed.analysis.figures import Line, Panel, _draw, _look, compact, inline_svg, save
+from scaling_testbed.analysis.grouping import curves
+from scaling_testbed.analysis.panels import against_key, sensitivity_panels, trace_panels
 from scaling_testbed.analysis.report import write_report
 from scaling_testbed.analysis.rows import load
 from tests.analysis import worlds
-from tests.analysis.conftest import make_row
+from tests.analysis.conftest import grid, make_row
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}
 
@@ -149,7 +152,48 @@ def test_figures_and_traces_are_kept_on_request(study, tmp_path):
     (kept / "sweep.json").write_text('{"sweep": "qknorm_trace"}')
     before, after = (write_report(load(where), tmp_path / "page.html")[:-1] for where in (place, kept))
     assert before == after and any(text.startswith("agrees") for text in after)
-    assert load(kept).trace(rows[0]["run_id"]) and not load(kept).trace("other")
+    assert load(kept).trace(rows[0]) and not load(kept).trace({"run_id": "other"})
+
+
+def test_a_folder_is_judged_as_another_experiment_that_reads_its_runs(study, tmp_path, capsys):
+    place = study(worlds.output_norm(True)[0], name="gradrms_scaling").path
+    assert analyze.main(["report", str(place), "--experiment", "output_norm"]) == 0
+    assert "It rises with depth." in capsys.readouterr().out and (place / "output_norm.html").exists()
+    assert analyze.main(["report", str(place)]) == 0 and "It rises with depth." not in capsys.readouterr().out
+
+
+def test_each_rate_has_a_style_of_its_own_whatever_the_size(study):
+    conditions = [{"optimizer__eps": eps} for eps in (1e-8, 1e-6)]
+    found = study(grid(lambda *_: 3.0, conditions, lrs=(0.01, 0.3)), name="adam_eps")
+    lines = against_key(curves(found, ["optimizer.eps"]), "optimizer.eps", lambda row: row["val_loss"], "loss").lines
+    assert len(lines) == 6
+    assert {(line.label, line.style) for line in lines} == {("lr=0.01", 0), ("lr=0.3", 1)}
+
+
+def test_traces_have_a_panel_for_each_rate_and_the_first_seed(study):
+    rows = grid(lambda *_: 3.0, [{"model__qk_norm": name} for name in ("none", "layernorm")], seeds=(0, 1))
+    traces = {row["run_id"]: [{"step": 1, "train_loss": row["optimizer.lr"] + row["seed"]}] for row in rows}
+    found = study(rows, traces=traces)
+    drawn = trace_panels(found, curves(found, ["model.qk_norm"]), "train_loss", False)
+    assert [panel.title for panel in drawn] == [f"lr={lr}, first seed" for lr in ("0.0003", "0.01", "0.3")]
+    assert [[line.y[0] for line in panel.lines] for panel in drawn] == [[lr] * 6 for lr in (3e-4, 1e-2, 0.3)]
+
+
+@pytest.mark.filterwarnings("error")
+def test_fifteen_conditions_can_be_told_apart_and_are_all_in_the_legend(study, tmp_path):
+    names = [f"mitigation number {i}" for i in range(15)]
+    rows = grid(lambda c, *_: 3.0 + names.index(c["logging__group"]), [{"logging__group": name} for name in names])
+    found = lr_sensitivity.analyse(study(rows, name="mitigations"), ["logging.group"])
+    panels = sensitivity_panels(found)
+    looks = {(look["marker"], str(look["linestyle"])) for look in map(_look, panels[0].lines)}
+    assert len(looks) == 15
+    save(panels, tmp_path / "figure")
+    assert all(f"group={name}<" in (tmp_path / "figure.svg").read_text() for name in names)
+    figure, _ = _draw(panels)
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        legend = axes.get_legend().get_window_extent()
+        assert legend.y0 >= 0 and axes.get_window_extent().height > 2 * figure.dpi  # of inches
 
 
 def test_a_page_of_claims_lets_no_markup_in(study, tmp_path):

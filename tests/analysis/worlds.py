@@ -218,9 +218,11 @@ def gradrms_kernel(paper):
 
 def adam_eps(paper):
     values = {1e-15: 3.0, 1e-8: 3.1, 1e-6: 3.3} if paper else {1e-15: 3.3, 1e-8: 3.1, 1e-6: 3.0}
-    rows = grid(
-        lambda c, *_: values[c["optimizer__eps"]], [{"optimizer__eps": e} for e in values], widths=[128], lrs=[0.3]
-    )
+
+    def loss(condition, width, lr, seed):  # which is about high rates: at a lower and better one eps does not matter
+        return values[condition["optimizer__eps"]] if lr == 0.3 else 2.5
+
+    rows = grid(loss, [{"optimizer__eps": e} for e in values], widths=[128], lrs=[0.01, 0.3])
     for row in rows:
         small = (row["optimizer.eps"] > 1e-7) == paper
         means = {f"grad_rms/{MLP}": 1e-7, f"update_rms/{MLP}": 0.01 if small else 0.2}

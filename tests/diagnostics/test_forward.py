@@ -39,6 +39,9 @@ def case():
         with torch.no_grad():
             for block in model.blocks:
                 block.attention.q.weight.mul_(9)  # scores that are worth measuring
+                for norm in (block.attention.q_norm, block.attention.k_norm):
+                    if hasattr(norm, "weight"):  # gains that differ, the largest of them negative
+                        norm.weight.copy_(torch.linspace(-3, 2, norm.weight.numel()).view_as(norm.weight))
         return model, torch.randint(50, (3, 11), generator=torch.Generator().manual_seed(1))
 
     return make
@@ -50,12 +53,13 @@ def rms(x):
 
 @torch.no_grad()
 def stream(model, tokens_BT):
-    """The residual stream before the first and after each block, and each block's attention output."""
+    """The residual stream before the first and after each block, and the outputs of each block's attention and MLP."""
     x_BTD = model.embedding(tokens_BT)
     tables = reference.rotary_tables(torch.arange(tokens_BT.shape[1]), model.config.d_head, model.config.rope_base)
     streams, branches = [x_BTD], []
     for block in model.blocks:
-        branches.append(block.attention(block.attention_norms[0](x_BTD), *tables))
+        attended = block.attention(block.attention_norms[0](x_BTD), *tables)
+        branches.append((attended, block.mlp(block.mlp_norms[0](x_BTD + attended))))
         x_BTD = block(x_BTD, *tables)
         streams.append(x_BTD)
     return streams, branches, tables
@@ -86,14 +90,15 @@ def test_every_number_is_that_of_the_pass(case, qk_norm):
             "q_normed_rms": rms(before),
             "k_normed_rms": rms(after),
             "qk_cosine": cosine.mean().item(),
-            "attention_out_rms": rms(branches[number]),
+            "attention_out_rms": rms(branches[number][0]),
+            "mlp_out_rms": rms(branches[number][1]),
             "residual_rms": rms(streams[number + 1]),
         }
         expected = {f"{name}/{number}": value for name, value in expected.items()}
         expected |= {f"attention_logit_max/{number}/{h}": here[:, h].max().item() for h in range(4)}
         for name, value in expected.items():
             assert found[name] == pytest.approx(value, rel=1e-5, abs=1e-6), name
-        assert ("qk_gain_max/0" in found) == (qk_norm != "none")
+        assert found.get(f"qk_gain_max/{number}") == (None if qk_norm == "none" else pytest.approx(3.0))
     assert found["attention_logit_max"] == max(found["attention_logit_max/0"], found["attention_logit_max/1"])
     logits = model.logits(tokens_BT).double()
     log_z = logits.logsumexp(-1)

@@ -8,10 +8,12 @@ import torch
 from scaling_testbed import analyze
 from scaling_testbed.config.compose import compose, recorded_run
 from scaling_testbed.config.schema import run_folder_path, run_id
+from scaling_testbed.data.batches import ValidationBatches
 from scaling_testbed.diagnostics.summary import names_in
 from scaling_testbed.errors import UserError
 from scaling_testbed.running import inspection
 from scaling_testbed.running.inspection import inspect
+from scaling_testbed.running.loading import load_model
 from scaling_testbed.running.trainer import train
 from tests.running.conftest import metrics
 
@@ -36,7 +38,9 @@ def test_the_last_update_is_that_of_the_runs_last_step(inspected, kind):
     assert step == 12
     for name in ("update_rms/blocks.1.mlp.mlp_in.weight", "below_eps/embedding.weight"):
         assert found[name] == pytest.approx(last[name], rel=1e-6)
-    assert "attention_logit_max/1/0" in found and "grad_rms/head.weight" not in found
+    name = "update_ratio/blocks.1.mlp.mlp_in.weight"  # to the weights before the update there, after it here
+    assert found[name] == pytest.approx(last[name], rel=0.02) and last[name] > 1e-6
+    assert "attention_logit_max/1/0" in found
 
 
 def test_an_earlier_step_is_another_model_and_an_initial_one_has_the_known_logits(inspected):
@@ -85,6 +89,31 @@ def test_the_number_of_sequences_at_a_time_changes_nothing(inspected, monkeypatc
     monkeypatch.setattr(inspection, "ROWS", 8)  # 8, 8 and 5
     _, parts = inspect(run, folder, sequences=21)
     assert whole == pytest.approx(parts, rel=1e-5, abs=1e-6) and whole["sequences"] == 21
+
+
+@pytest.mark.parametrize("limit", [0.01, 1e9])
+def test_the_gradient_is_that_of_the_mean_loss_of_the_same_sequences(inspected, limit):
+    run, folder = inspected(f"optimizer.clip_norm={limit}", "loss.z_loss=0.1")
+    _, found = inspect(run, folder, sequences=37)
+    _, model, data = load_model(run, folder, step=None, device=torch.device("cpu"))
+    batches = ValidationBatches(data.validation, sequence_length=16, max_tokens=37 * 16, rows=37)
+    tokens_BS = torch.from_numpy(batches.batch(0))
+    logits_NV = (model(tokens_BS[:, :-1]) @ model.head_weight_VD.T).flatten(0, 1)
+    z_loss = logits_NV.logsumexp(-1).square().mean()
+    (torch.nn.functional.cross_entropy(logits_NV, tokens_BS[:, 1:].flatten()) + 0.1 * z_loss).backward()
+    grads = {name: p.grad for name, p in model.named_parameters()}
+    assert len(batches) == 1 and found["sequences"] == 37
+    for name, grad in grads.items():
+        assert found[f"grad_norm/{name}"] == pytest.approx(grad.norm().item(), rel=1e-4)
+        assert found[f"grad_rms/{name}"] == pytest.approx(grad.square().mean().sqrt().item(), rel=1e-4)
+    norm = torch.cat([grad.flatten() for grad in grads.values()]).norm().item()
+    assert found["grad_norm"] == pytest.approx(norm, rel=1e-4)
+    assert found["clip_coefficient"] == pytest.approx(min(1.0, limit / norm), rel=1e-3)
+
+
+def test_an_optimizer_with_rates_of_its_own_has_no_ratio_that_a_checkpoint_could_tell(inspected):
+    _, found = inspect(*inspected("optimizer=stable_adamw"))
+    assert "update_rms/head.weight" in found and "update_ratio/head.weight" not in found
 
 
 def test_other_data_than_the_runs_is_refused(tmp_path):
