@@ -7,12 +7,17 @@ from statistics import fmean
 from scaling_testbed.analysis import published
 from scaling_testbed.analysis.conditions import parse
 from scaling_testbed.analysis.frontier import budget_starts
-from scaling_testbed.analysis.laws import Law
+from scaling_testbed.analysis.laws import LAWS, Law
 from scaling_testbed.analysis.rows import Row, load, name_of
+from scaling_testbed.config.budget import CONVENTIONS
 from scaling_testbed.errors import ConfigError, UserError
 
 ROUNDED = ("flops", "n_tokens")  # never quite what was planned, as steps and batches are whole
 SHARES = ("error", "accuracy")
+KNOWN = {key for law in LAWS.values() for key in (*law.inputs, law.output)} | {
+    *("loss", "tokens_per_param", "error", "accuracy", "steps", "epochs", "batch_tokens", *CONVENTIONS),
+    *("run_id", "name", "seed", "dataset"),
+}  # what --map may name
 OWN = {"loss": "val_loss", "lr": "optimizer.lr"}  # what our rows call them
 
 
@@ -24,21 +29,25 @@ def read(path: str | Path, source: str | None, mapping: Sequence[str], size: str
     if source is not None and source not in published.SOURCES:
         raise ConfigError(f"--source must be one of {', '.join(published.SOURCES)}; got {source!r}")
     said: list[str] = []
+    pairs = _pairs(mapping)
     if source:
         rows = published.SOURCES[source](Path(path))
     else:
         study = load(path)
-        rows = study.rows
-        if study.missing:
-            named = "; ".join(name_of(row) for row in study.missing[:5])
-            said.append(f"{len(study.missing)} runs are not finished and are left out: {named}")
+        rows, missing = study.rows, study.missing
+        if pairs.get("loss", "val_loss") != "val_loss":  # a row with that loss is none without a result
+            done = [row for row in missing if row.get("status") == "missing" and row.get(pairs["loss"]) is not None]
+            rows = [*rows, *({key: row[key] for key in row if key not in ("label", "status")} for row in done)]
+            missing = [row for row in missing if row not in done]
+        if missing:
+            named = "; ".join(name_of(row) for row in missing[:5])
+            said.append(f"{len(missing)} runs are not finished and are left out: {named}")
         diverged = [row for row in rows if row.get("status") == "diverged"]
         if diverged:
             said.append(f"{len(diverged)} diverged runs are left out")
             rows = [row for row in rows if row.get("status") != "diverged"]
     if not rows:
         raise UserError(f"{path}: no finished run is left; {'; '.join(said)}")
-    pairs = _pairs(mapping)
     for ours, theirs in pairs.items():
         if not any(theirs in row for row in rows):
             columns = ", ".join(list(dict.fromkeys(key for row in rows for key in row))[:12])
@@ -47,7 +56,13 @@ def read(path: str | Path, source: str | None, mapping: Sequence[str], size: str
     if "flops" in pairs:
         rows = [{key: value for key, value in row.items() if key != "flops_6nd"} for row in rows]
     _check_size(rows, size)
-    return [derived(row, size) for row in rows], said
+    return [derived(row, size) for row in rows], [*said, *_repeated(rows)]
+
+
+def _repeated(rows: Sequence[Row]) -> list[str]:
+    """What is there twice counts twice, and narrows every interval."""
+    kept = {repr(sorted((key, repr(value)) for key, value in row.items() if key != "row")) for row in rows}
+    return [f"{len(rows) - len(kept)} of {len(rows)} rows repeat another one in every column"][: len(rows) > len(kept)]
 
 
 def _pairs(mapping: Sequence[str]) -> dict[str, str]:
@@ -56,6 +71,8 @@ def _pairs(mapping: Sequence[str]) -> dict[str, str]:
         ours, equals, theirs = typed.partition("=")
         if not (ours and equals and theirs):
             raise ConfigError(f'--map {typed}: write --map column="their column", e.g. --map n_params="Model Size"')
+        if ours not in KNOWN:
+            raise ConfigError(f"--map {typed}: {ours} is no column that laws use; those are {', '.join(sorted(KNOWN))}")
         if ours in pairs:
             raise ConfigError(f"--map {typed}: {ours} is mapped already, to {pairs[ours]!r}")
         pairs[ours] = theirs
@@ -123,11 +140,11 @@ def select(
     """Rows to fit and rows held out. where: all must hold; `option` is what it was typed behind. hold_out: any may.
     Raises UserError where nothing is left, ConfigError where a hold-out takes no row."""
     for typed in where:
-        fits = parse(option, typed, {key for row in rows for key in row})
+        fits = parse(option, typed, rows)
         rows = [row for row in rows if fits(row)]
         if not rows:
             raise UserError(f"{option} {typed}: no row fits")
-    held = [parse("--hold-out", typed, {key for row in rows for key in row}) for typed in hold_out]
+    held = [parse("--hold-out", typed, rows) for typed in hold_out]
     for typed, fits in zip(hold_out, held, strict=True):
         if not any(map(fits, rows)):
             raise ConfigError(f"--hold-out {typed}: no row fits, so that nothing would be held out")
@@ -159,11 +176,15 @@ def best_of_each(rows: Sequence[Row], law: Law) -> tuple[list[Row], list[str]]:
     def mean_loss(group: Sequence[Row]) -> float:
         return fmean(check(group, "loss", (*needed, "loss")))
 
-    kept = []
-    for outputs in map(list, map(dict.values, groups.values())):
-        kept.append((min(outputs, key=mean_loss) if len(outputs) > 1 else outputs[0])[0])
-    said = f"{len(kept)} of {len(rows)} rows have the least loss of their {' and '.join(law.inputs)}"
-    return kept, [f"{law.name} is about the best {law.output}: {said}, and are fitted"]
+    kept, at_end = [], 0
+    for outputs in groups.values():
+        best = min(outputs, key=lambda output: mean_loss(outputs[output])) if len(outputs) > 1 else next(iter(outputs))
+        kept.append(outputs[best][0])
+        at_end += len(outputs) > 1 and best in (min(outputs), max(outputs))
+    words = f"{len(kept)} of {len(rows)} rows have the least loss of their {' and '.join(law.inputs)}"
+    said = [f"{law.name} is about the best {law.output}: {words}, and are taken"]
+    ends = f"{at_end} of {len(kept)} best {law.output} are the least or the largest that was tried: better ones may lie"
+    return kept, [*said, *([f"{ends} beyond, and the law be that of the grid"] if at_end else [])]
 
 
 def _places(values: Sequence[float], rounded: bool) -> list[float]:

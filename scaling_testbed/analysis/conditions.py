@@ -4,7 +4,7 @@ import json
 import math
 import operator
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from scaling_testbed.errors import ConfigError
@@ -15,29 +15,34 @@ PART = re.compile(r"\s*(.+?)\s*(<=|>=|!=|==|=|<|>)\s*(.*?)\s*$")
 Condition = Callable[[Mapping[str, Any]], bool]
 
 
-def parse(option: str, typed: str, known: Collection[str] | None = None) -> Condition:
+def parse(option: str, typed: str, rows: Sequence[Mapping[str, Any]] = ()) -> Condition:
     """Whether a row fits: `model.qk_norm=none`, `flops<5e20`, `n_params>=1e6 and seed!=2 or seed=7`. A row without the
     key does not fit an order, nor an equality. Raises ConfigError, naming the option, for what is no condition and for
-    a key that is not among those `known`; the condition itself does for a text where an order needs a number."""
-    ways = [
-        [_part(option, part, known) for part in re.split(r"\s+and\s+", way)] for way in re.split(r"\s+or\s+", typed)
-    ]
+    a key that none of the `rows` has or that never is such a value; the condition itself does for a text where an order
+    needs a number."""
+    ways = [[_part(option, part, rows) for part in _split(way, "and")] for way in _split(typed, "or")]
     return lambda row: any(all(part(row) for part in parts) for parts in ways)
 
 
-def _part(option: str, typed: str, known: Collection[str] | None) -> Condition:
+def _split(typed: str, word: str) -> list[str]:
+    return re.split(rf"\s+{word}\s+", typed, flags=re.IGNORECASE)
+
+
+def _part(option: str, typed: str, rows: Sequence[Mapping[str, Any]]) -> Condition:
     match = PART.match(typed)
     if not match:
         raise ConfigError(f"{option} {typed!r}: write KEY=VALUE, or one of != < <= > >= between them")
     key, sign, value = match.groups()
-    if known is not None and key not in known:
+    if rows and not any(key in row for row in rows):
         raise ConfigError(f"{option} {typed!r}: no row has a key {key!r}")
     if sign in ORDERS:
-        try:
-            bound = float(value)
-        except ValueError:
-            raise ConfigError(f"{option} {typed!r}: {value!r} is no number to compare with") from None
+        bound = _read(value)
+        if isinstance(bound, str):
+            raise ConfigError(f"{option} {typed!r}: {value!r} is no number to compare with")
         return lambda row: _fits_order(option, typed, key, row.get(key), ORDERS[sign], bound)
+    values = [row[key] for row in rows if row.get(key) is not None]
+    if values and all(map(_is_number, values)) and not _is_number(_read(value)) and value != "null":
+        raise ConfigError(f"{option} {typed!r}: {key} is a number in every row, and {value!r} is none")
     if sign == "!=":
         return lambda row: not same(row.get(key), value)
     return lambda row: same(row.get(key), value)
@@ -49,6 +54,13 @@ def _fits_order(option: str, typed: str, key: str, value: Any, order: Callable[[
     return _is_number(value) and order(value, bound)
 
 
+def _read(value: str) -> float | str:
+    try:
+        return float(value)
+    except ValueError:
+        return value
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
@@ -57,7 +69,7 @@ def text(value: Any) -> str:
     """A configuration value as a person types it."""
     if isinstance(value, float):
         return f"{value:g}"
-    return value if isinstance(value, str) else json.dumps(value)
+    return value if isinstance(value, str) else json.dumps(value, default=str)  # a date of a Parquet file, say
 
 
 def same(value: Any, wanted: Any) -> bool:

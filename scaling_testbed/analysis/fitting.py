@@ -153,11 +153,20 @@ class Fit:
         return (middle - noise if self.objective["name"] == LSQ else middle * np.exp(-noise)).ravel()
 
     def extrapolation(self, inputs: Mapping[str, float]) -> float:
-        """How far beyond the fitted rows: the largest ratio of an input to its largest fitted value, or of its smallest
-        fitted value to it; at least 1."""
-        above = [float(inputs[key]) / most for key, most in self.largest.items()]
-        below = [least / float(inputs[key]) for key, least in self.smallest.items()]
+        """How far beyond the fitted rows: the largest ratio of an input, of compute or of tokens per parameter to its
+        largest fitted value, or of its smallest fitted value to it; at least 1."""
+        reached = _with_ratios(inputs)
+        above = [float(reached[key]) / most for key, most in self.largest.items()]
+        below = [least / float(reached[key]) for key, least in self.smallest.items()]
         return max(1.0, *above, *below)
+
+
+def _with_ratios(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """With compute and tokens per parameter, which may be far from all rows where neither N nor D is."""
+    if not {"n_params", "n_tokens"} <= set(inputs):
+        return dict(inputs)
+    n, d = inputs["n_params"], inputs["n_tokens"]
+    return {**inputs, "flops": 6 * n * d, "tokens_per_param": d / n}
 
 
 def from_record(record: Mapping[str, Any]) -> Fit:
@@ -202,6 +211,7 @@ def fit(
     reached = sum(_as_good(value, best) for value, _ in solutions)
     optima = _distinct(problem, solutions)
     draws = _resampled(problem, optima, bootstrap, rng)
+    seen = _with_ratios(problem.inputs)
     errors = _errors_of_all(problem, [other for value, other in optima if _as_good(value, best)])
     told = [param.name for param, free in zip(problem.free, errors.undetermined, strict=True) if not free]
     warnings = [
@@ -222,8 +232,8 @@ def fit(
         warnings=warnings,
         fixed=dict(problem.fixed),
         optima=[{"objective": value, "params": _named(problem, other)} for value, other in optima[1:]],
-        largest={key: float(np.max(values)) for key, values in problem.inputs.items()},
-        smallest={key: float(np.min(values)) for key, values in problem.inputs.items()},
+        largest={key: float(np.max(values)) for key, values in seen.items()},
+        smallest={key: float(np.min(values)) for key, values in seen.items()},
         residuals=[float(one) for one in problem.residuals(theta)],
         draws=[_named(problem, one) for one in draws],
         size=size,
@@ -404,7 +414,10 @@ def _several(problem: Problem, optima) -> list[str]:
     if len(optima) < 2:
         return []
     best = optima[0][0]
-    listed = "; ".join(f"{_spelled(_named(problem, theta))} (+{value / best - 1:.2%})" for value, theta in optima[1:])
+    # Of an exact fit every objective is nothing but rounding, and may be zero.
+    more = [0.0 if _as_good(value, best) else value / best - 1 for value, _ in optima]
+    named = [_spelled(_named(problem, theta)) for _, theta in optima]
+    listed = "; ".join(f"{name} (+{part:.2%})" for name, part in zip(named[1:], more[1:], strict=True))
     return [f"other optima of near-equal objective: {listed}"]
 
 

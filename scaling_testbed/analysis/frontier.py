@@ -13,6 +13,7 @@ from scaling_testbed.analysis.rows import Row
 from scaling_testbed.errors import ConfigError, UserError
 
 SAME_BUDGET = 1.1  # neighbours whose FLOPs differ by less belong to one budget
+WHOLE_BUDGET = 1.25  # a chain of neighbours that spans more is no budget, but compute that varies
 ENVELOPE_POINTS = 100  # budgets that the envelope is read at
 
 
@@ -44,7 +45,8 @@ def isoflop(rows: Sequence[Row]) -> list[Optimum]:
     no budget has three sizes."""
     found = [_parabola(budget) for budget in by_budget(rows) if len({row["n_params"] for row in budget}) >= 3]
     if not found:
-        raise UserError("isoflop needs a budget with three sizes; FLOPs within a tenth of each other are one budget")
+        near = "FLOPs within a tenth of each other, and a quarter in all, are one budget"
+        raise UserError(f"isoflop needs a budget with three sizes; {near}")
     return found
 
 
@@ -58,13 +60,15 @@ def by_budget(rows: Sequence[Row]) -> list[list[Row]]:
 
 
 def budget_starts(values: Sequence[float]) -> dict[float, float]:
-    """Of each value the least of its budget, which is a chain of values within a tenth from one to the next."""
-    starts: dict[float, float] = {}
-    before = math.inf
+    """Of each value the least of its budget, which is a chain of values within a tenth from one to the next and a
+    quarter in all. In a longer chain each value stands for itself."""
+    chains: list[list[float]] = []
     for value in sorted(values):
-        starts[value] = starts[before] if before in starts and value <= SAME_BUDGET * before else value
-        before = value
-    return starts
+        if chains and value <= SAME_BUDGET * chains[-1][-1]:
+            chains[-1].append(value)
+        else:
+            chains.append([value])
+    return {value: chain[0] if chain[-1] <= WHOLE_BUDGET * chain[0] else value for chain in chains for value in chain}
 
 
 def middle(budget: Sequence[Row]) -> float:

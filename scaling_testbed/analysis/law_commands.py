@@ -18,7 +18,7 @@ from scaling_testbed.analysis.law_panels import downstream_panels, fit_panels
 from scaling_testbed.analysis.laws import LAWS, Law
 from scaling_testbed.analysis.rows import Row, name_of
 from scaling_testbed.config.budget import CONVENTIONS
-from scaling_testbed.errors import ConfigError
+from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.files import write_text
 
 
@@ -110,11 +110,15 @@ def do_fit(arguments: argparse.Namespace) -> int:
     kept, held = columns.select(rows, arguments.where, arguments.hold_out)
     if law.of_best:
         kept, reduced = columns.best_of_each(kept, law)
-        held, _ = columns.best_of_each(held, law)
-        risky = f"a best {law.output} may be one at which other seeds diverged"
-        said = [*said, *reduced, *([risky] if any("diverged" in text for text in said) else [])]
+        held, left_out = columns.best_of_each(held, law) if held else (held, [])
+        said = [*said, *reduced, *(f"held out: {text}" for text in left_out)]
+        if any("diverged" in text for text in said):
+            said.append(f"a best {law.output} may be one at which other seeds diverged")
     fixed = _numbers("--fix", arguments.fix)
-    found = _fitted(law, kept, arguments, objective=arguments.objective, fixed=fixed)
+    try:
+        found = _fitted(law, kept, arguments, objective=arguments.objective, fixed=fixed)
+    except UserError as error:
+        raise UserError("; ".join([str(error), *said])) from None
     fitted = [_beside(found, law, row, new=False) for row in kept]
     predictions = [_beside(found, law, row, new=True) for row in held]
     warnings = [*found.warnings, *said, *mixed_data(kept), *far(predictions)]
@@ -354,7 +358,7 @@ def far(predictions: Sequence[dict]) -> list[str]:
     if most is None or most["extrapolation"] < 10:
         return []
     where = f" ({most['run']})" if most.get("run") else ""
-    return [f"an input lies {most['extrapolation']:.3g} times beyond what was fitted{where}"]
+    return [f"a prediction lies {most['extrapolation']:.3g} times beyond what was fitted{where}"]
 
 
 def show_fit(

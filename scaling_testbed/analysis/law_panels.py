@@ -74,7 +74,7 @@ def _output_against_input(fit: Fit, key: str, fitted: Records, held_out: Records
     x = (np.geomspace if log else np.linspace)(min(values), max(values), CURVE_POINTS)
     middle = list(map(float, fit.predict({key: x})))
     bands = [fit.interval({key: float(value)}) for value in x] if fit.draws else []
-    band = tuple(zip(*bands, strict=True)) if bands else None
+    band = tuple(zip(*bands, strict=True)) if bands and all(bands) else None
     lines = [Line(x=list(x), y=middle, label="the law", markers=False, band=band)]
     for index, (name, records) in enumerate((("fitted", fitted), ("held out", held_out)), 1):
         if records:

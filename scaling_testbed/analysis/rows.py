@@ -24,6 +24,7 @@ Row = dict[str, Any]
 
 SCALES = ("paper", "gpu_hour", "cpu")
 LR, SIZE = "optimizer.lr", "n_params_non_embedding"
+OTHERS_FINISHED = ("completed", "complete", "success", "succeeded", "done", "ok")
 ALIASES = {"lr": LR, "n_params": SIZE}  # columns of a hand-made table
 
 
@@ -60,7 +61,7 @@ def load(path: str | Path) -> Study:
     folder = path if path.is_dir() else path.parent if path.name.startswith("results.") else None
     about = _about(folder) if folder else {}
     found = _folder_rows(path) if path.is_dir() else _file_rows(path)
-    finals = [row for row in found if row.get("status", "finished") in FINAL]
+    finals = [row for row in found if _is_final(row)]
     plan = folder / "plan.jsonl" if folder and (folder / "plan.jsonl").exists() else None
     missing = _missing(plan, found) if plan else _unfinished(found)
     if not finals and not missing:
@@ -76,11 +77,17 @@ def load(path: str | Path) -> Study:
     )
 
 
+def _is_final(row: Row) -> bool:
+    """Whether a row is of a run that has come to its end, in our words or those of others' tables."""
+    status = row.get("status")
+    return status is None or str(status).lower() in (*FINAL, *OTHERS_FINISHED)
+
+
 def where(study: Study, conditions: Iterable[str]) -> Study:
     """The part of a study that fits every condition. Raises ConfigError where none does, or for what is none."""
     rows, missing = study.rows, study.missing
     for typed in conditions:
-        fits = parse_condition("--where", typed, {key for row in [*study.rows, *study.missing] for key in row})
+        fits = parse_condition("--where", typed, [*study.rows, *study.missing])
         rows, missing = list(filter(fits, rows)), list(filter(fits, missing))
         if not rows and not missing:
             raise ConfigError(f"--where {typed}: no run of {study.path} fits")
@@ -179,7 +186,12 @@ def _csv_lines(path: Path) -> list[dict[str, str]]:
         names = [name for name in reader.fieldnames or () if name]
         if double := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
             raise UserError(f"{path} has more than one column {', '.join(double)}; rename or delete one")
-        return list(reader)
+        lines = []
+        for line in reader:
+            if None in line:  # a decimal comma, say
+                raise UserError(f"{path}:{reader.line_num} has more cells than the header has columns")
+            lines.append(line)
+        return lines
     except csv.Error as error:
         raise UserError(f"cannot read {path}: {error}") from None
 
@@ -254,7 +266,7 @@ def _with_full_names(row: Row) -> Row:
 
 
 def _unfinished(found: list[Row]) -> list[Row]:
-    rows = [row for row in found if row.get("status", "finished") not in FINAL]
+    rows = [row for row in found if not _is_final(row)]
     return [{**row, "label": f"{name_of(row)} ({row['status']})"} for row in rows]
 
 

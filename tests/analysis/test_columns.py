@@ -109,11 +109,20 @@ def test_a_law_about_the_best_runs_gets_the_best_of_each_size_over_seeds():
     rows = [{"n_params": n, "lr": lr, "loss": loss} for (n, lr), found in losses.items() for loss in found]
     kept, said = columns.best_of_each(rows, LAWS["optimal_lr"])
     assert [(row["n_params"], row["lr"]) for row in kept] == [(10, 0.2), (20, 0.1)]
-    words = "2 of 6 rows have the least loss of their n_params, and are fitted"
-    assert said == [f"optimal_lr is about the best lr: {words}"]
+    words = "2 of 6 rows have the least loss of their n_params, and are taken"
+    assert said[0] == f"optimal_lr is about the best lr: {words}"
     assert columns.best_of_each(kept, LAWS["optimal_lr"]) == (kept, [])
     with pytest.raises(UserError, match="loss is no such column"):
         columns.best_of_each([{"n_params": 10, "lr": lr} for lr in (0.1, 0.2)], LAWS["optimal_lr"])
+
+
+def test_a_best_rate_at_the_end_of_the_grid_is_said_to_be_one():
+    rows = [{"n_params": n, "lr": lr, "loss": 1 + abs(lr - best)} for n, best in ((10, 0.2), (20, 9.0), (40, 0.1))
+            for lr in (0.1, 0.2, 0.3)]  # fmt: skip
+    kept, said = columns.best_of_each(rows, LAWS["optimal_lr"])
+    assert [row["lr"] for row in kept] == [0.2, 0.3, 0.1]
+    assert said[1].startswith("2 of 3 best lr are the least or the largest that was tried")
+    assert len(columns.best_of_each(rows[:3], LAWS["optimal_lr"])[1]) == 1
 
 
 def test_budgets_that_whole_steps_have_rounded_are_one():
@@ -124,9 +133,42 @@ def test_budgets_that_whole_steps_have_rounded_are_one():
     assert [row["n_params"] for row in kept] == [2e7, 3e7] and "2 of 8 rows" in said[0]
 
 
+def test_what_a_table_cannot_say_by_map_is_refused():
+    with pytest.raises(ConfigError, match="--map tokens=D: tokens is no column that laws use; those are .*n_tokens"):
+        columns._pairs(["tokens=D"])
+
+
+def test_rows_that_are_there_twice_are_said_to_be(tmp_path):
+    _, said = columns.read(write(tmp_path / "rows.csv", [*THEIRS, THEIRS[0]]), None, [], "n_params")
+    assert said == ["1 of 3 rows repeat another one in every column"]
+
+
+def test_a_line_with_more_cells_than_columns_is_named_and_not_cut(tmp_path):
+    (tmp_path / "rows.csv").write_text("n_params,loss\n10,3.5\n20,3,4\n")
+    with pytest.raises(UserError, match=r"rows.csv:3 has more cells than the header has columns"):
+        columns.read(tmp_path / "rows.csv", None, [], "n_params")
+
+
+def test_others_words_for_a_finished_run_are_understood_and_any_other_leaves_it_out(tmp_path):
+    words = ["COMPLETED", "FAILED", None, "done", "running"]
+    rows = [{"name": f"r{i}", "status": word, "n_params": 10, "loss": 3.0} for i, word in enumerate(words)]
+    found, said = columns.read(write(tmp_path / "rows.jsonl", rows), None, [], "n_params")
+    assert [row["name"] for row in found] == ["r0", "r2", "r3"]
+    assert said == ["2 runs are not finished and are left out: r1 (FAILED); r4 (running)"]
+
+
+def test_a_row_with_the_loss_that_was_asked_for_needs_no_other(tmp_path):
+    rows = [{"n_params": 10, "train_loss": 3.0, "val_loss": None}, {"n_params": 20, "train_loss": None, "val_loss": 3}]
+    found, said = columns.read(write(tmp_path / "rows.csv", rows), None, ["loss=train_loss"], "n_params")
+    assert [row["loss"] for row in found] == [None, 3.0] and not said
+    found, said = columns.read(write(tmp_path / "rows.csv", rows), None, [], "n_params")
+    assert [row["loss"] for row in found] == [3] and "1 runs are not finished" in said[0]
+
+
 def test_flops_tokens_and_errors_follow_from_each_other():
     assert columns.derived({"n_params": 10, "n_tokens": 200})["flops"] == 12_000
     assert columns.derived({"n_params": 10, "tokens_per_param": 20})["n_tokens"] == 200
+    assert columns.derived({"n_params": 10, "n_tokens": 200, "tokens_per_param": 7})["tokens_per_param"] == 20
     assert columns.derived({"accuracy": 0.3})["error"] == pytest.approx(0.7)
     assert columns.derived({"error": 0.3})["accuracy"] == pytest.approx(0.7)
 
@@ -151,6 +193,7 @@ def test_runs_that_diverged_or_are_missing_are_left_out_and_named(tmp_path):
         ("n!=2", [1, 3]),
         ("n > 1 and n < 3", [2]),
         ("n=1 or n=3", [1, 3]),
+        ("n>1 AND n!=3 Or n=1", [1, 2]),
         ("n=1 and kind=b or n=3 and kind=a", [3]),
         ("kind=a", [1, 2, 3]),
         ("absent<5", []),
@@ -173,6 +216,20 @@ def test_a_text_is_not_left_out_without_a_word_where_an_order_needs_a_number():
     rows = [{"n": 1e9}, {"n": None}, {"n": "1.3B"}]
     with pytest.raises(ConfigError, match="--hold-out 'n>1e9': a row has '1.3B' as its n"):
         columns.select(rows, [], ["n>1e9"])
+
+
+@pytest.mark.parametrize("typed", ["n!=6.9B", "n=6.9B"])
+def test_a_number_that_is_compared_with_a_word_is_said_and_does_not_differ_from_it(typed):
+    rows = [{"n": 1, "m": None}, {"n": 2, "m": "many"}]
+    with pytest.raises(ConfigError, match="n is a number in every row, and '6.9B' is none"):
+        columns.select(rows, [typed], [])
+    assert columns.select(rows, ["n!=null", "m!=many"], [])[0] == rows[:1]
+
+
+def test_a_condition_on_dates_compares_them_as_they_are_written(tmp_path):
+    table = [{"n": 1, "day": pandas.Timestamp("2024-01-01")}, {"n": 2, "day": pandas.Timestamp("2025-01-01")}]
+    rows, _ = columns.read(write(tmp_path / "rows.parquet", table), None, [], "n_params")
+    assert [row["n"] for row in rows if parse("--where", 'day!="2024-01-01 00:00:00"')(row)] == [2]
 
 
 def test_hold_outs_are_any_and_filters_all():

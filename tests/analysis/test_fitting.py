@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from scaling_testbed.analysis import fitting
+from scaling_testbed.analysis.downstream import Chain
 from scaling_testbed.analysis.fitting import DELTA, HUBER, LSQ, LSQ_LOG, Fit, fit, from_record
 from scaling_testbed.analysis.laws import LAWS
 from scaling_testbed.errors import ConfigError, UserError
@@ -94,7 +95,7 @@ def test_prediction_intervals_hold_new_runs():
     new = law.predict(truth, at) * np.exp(rng.normal(0, 0.01, 1000))
     assert 0.85 <= np.mean((new >= low) & (new <= high)) <= 1.0
     assert high / low < 1.1
-    assert found.extrapolation(at) == pytest.approx(3.0)
+    assert found.extrapolation(at) == pytest.approx(9.0)  # in compute
     assert found.extrapolation({"n_params": 1e7, "n_tokens": 1e9}) == 1.0
 
 
@@ -230,6 +231,13 @@ def test_extrapolation_counts_both_ways():
         assert made.extrapolation({"n_params": n, "n_tokens": d}) == pytest.approx(factor)
 
 
+def test_extrapolation_counts_compute_and_tokens_per_parameter_too():
+    n, d = np.array([1e7, 1e8, 1e9, 1e10, 1e7, 1e8]), np.array([2e8, 2e9, 2e10, 2e11, 4e8, 4e9])
+    made = fit(LAWS["kaplan_nd"], {"n_params": n, "n_tokens": d}, 3 - 0.01 * np.log(d), starts=1, bootstrap=0)
+    for at, factor in [((1e7, 2e8), 1), ((1e9, 5e9), 4), ((1e8, 4e10), 10), ((1e10, 4e11), 2), ((1e7, 1e8), 2)]:
+        assert made.extrapolation(dict(zip(("n_params", "n_tokens"), at, strict=True))) == pytest.approx(factor)
+
+
 def test_an_interval_is_the_residuals_about_each_resamples_prediction():
     """By hand: L = 10 / N of one resample, four residuals of ln(predicted / observed), two of the three free."""
     params = {"Nc": 10.0, "alpha_N": 1.0}
@@ -241,6 +249,35 @@ def test_an_interval_is_the_residuals_about_each_resamples_prediction():
     assert np.sort(one.samples({"n_params": 5.0})) == pytest.approx(np.sort(expected))
     least = Fit(**shared, objective={"name": "lsq", "value": 0.0}, residuals=residuals, draws=[params])
     assert np.sort(least.samples({"n_params": 5.0})) == pytest.approx(np.sort(2.0 - wide * np.array(residuals)))
+
+
+def test_a_chained_interval_has_the_spread_of_both_laws():
+    at, loss, middle = {"n_params": 5.0}, {"Nc": 10.0, "alpha_N": 1.0}, {"epsilon": 1.0, "k": 1.0, "gamma": 0.5}
+    shared = {"ci95": None, "starts": {}, "warnings": [], "n_rows": 10**6}
+
+    def interval(of_loss, of_error):
+        chain = Chain(
+            Fit(law="kaplan_n", params=loss, objective={"name": "lsq"}, residuals=of_loss, draws=[loss], **shared),
+            Fit(law="loss_to_error", params=middle, objective={"name": "lsq"}, residuals=of_error, draws=[middle],
+                **shared),
+        )  # fmt: skip
+        return chain.interval(at)
+
+    def error(loss):
+        return 1 - np.exp(-0.5 * loss)
+
+    assert interval([0.0], [0.0]) == pytest.approx((error(2), error(2)))
+    assert interval([0.0], [-0.1, 0.1]) == pytest.approx((error(2) - 0.1, error(2) + 0.1), abs=1e-5)
+    # Two losses, 1.5 and 2.5, and what lies between them.
+    assert interval([-0.5, 0.5], [0.0]) == pytest.approx((error(1.525), error(2.475)), abs=1e-3)
+    low, high = interval([-0.5, 0.5], [-0.1, 0.1])
+    assert low < error(1.6) - 0.1 and high > error(2.4) + 0.1
+
+
+def test_an_exact_fit_has_optima_of_which_none_is_worse():
+    flat = fit(LAWS["loss_to_error"], {"loss": np.linspace(3, 4, 8)}, [0.75] * 8, starts=16, bootstrap=0)
+    assert flat.objective["value"] == pytest.approx(0, abs=1e-18)
+    assert not any("%" in text and "+0.00%" not in text for text in flat.warnings)
 
 
 def test_a_prediction_that_is_no_number_has_no_interval():

@@ -65,6 +65,14 @@ def test_a_budget_is_a_chain_of_rows_a_tenth_apart():
     assert frontier.middle(budgets[1]) == pytest.approx(4.2**0.5)
 
 
+def test_compute_that_varies_without_a_gap_makes_no_budget():
+    flops = [1e18 * 1.05**i for i in range(30)]
+    rows = [{"flops": c, "n_params": best_size(c) * 2 ** (i % 5 - 2), "loss": 3.0} for i, c in enumerate(flops)]
+    assert [len(budget) for budget in frontier.by_budget(rows)] == [1] * 30
+    with pytest.raises(UserError, match="a quarter in all, are one budget"):
+        frontier.isoflop(rows)
+
+
 def test_a_parabola_that_cannot_be_trusted_says_so():
     beyond = frontier.isoflop(rows_at([(best_size(1e19) * factor, 1e19) for factor in (0.1, 0.2, 0.3)]))[0]
     assert beyond.note == "the vertex lies outside the sizes" and beyond.check is None

@@ -57,6 +57,28 @@ def test_json_stands_alone_and_out_keeps_the_same(runs, tmp_path, capsys):
         assert one["extrapolation"] >= 2 and one["inside"] == (one["low"] <= one["actual"] <= one["high"])
 
 
+def test_held_out_runs_of_a_law_of_the_best_are_the_best_too(tmp_path, capsys):
+    rows = [{"n_params": n, "lr": lr, "loss": 3 + abs(np.log(lr / 0.1 * n / 1e6))} for n in (1e6, 2e6, 4e6, 8e6)
+            for lr in (1e-2, 2.5e-2, 5e-2, 1e-1, 0.2)]  # fmt: skip
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    typed = ["--law", "optimal_lr", "--hold-out", "n_params>6e6", "--bootstrap", "0", "--json"]
+    assert main(["fit", str(path), *typed]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert [one["actual"] for one in record["predictions"]] == [1e-2]
+    assert any(text.startswith("held out: optimal_lr is about the best lr: 1 of 5") for text in record["warnings"])
+    assert any("1 of 1 best lr are the least" in text for text in record["warnings"])
+
+
+def test_rows_that_were_left_out_are_named_where_too_few_are_left(tmp_path, capsys):
+    rows = [{"name": f"r{i}", "status": "failed" if i else "finished", "n_params": 10, "loss": 3.0} for i in range(3)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["fit", str(path), "--law", "kaplan_n"]) == 1
+    said = capsys.readouterr().err
+    assert "there are 1 rows to fit" in said and "2 runs are not finished and are left out: r1 (failed)" in said
+
+
 @pytest.fixture
 def kept(runs, tmp_path, capsys):
     path = tmp_path / "fit.json"
@@ -72,7 +94,7 @@ def test_predict_says_the_loss_of_a_new_run_with_its_interval(kept, capsys):
     assert found["low"] < truth < found["high"] and found["predicted_loss"] == pytest.approx(truth, rel=0.02)
     assert found["extrapolation"] == pytest.approx(6.25)
     assert main(["predict", str(kept), "--n-params", "1e10", "--at", "tokens_per_param=20"]) == 0
-    assert "62.5 times beyond what was fitted" in capsys.readouterr().out
+    assert "488 times beyond what was fitted" in capsys.readouterr().out
 
 
 def test_allocate_says_size_tokens_and_what_smaller_costs(kept, capsys):
@@ -143,6 +165,10 @@ def test_frontier_and_ladder(runs, tmp_path, capsys):
     assert "resamples of the budgets" in capsys.readouterr().out
     assert main(["frontier", str(runs), "--method", "envelope"]) == 1  # the largest size is the best wherever it is
     assert "envelope: 0 budgets have a best size inside what was trained" in capsys.readouterr().err
+    assert main(["ladder", str(runs), "--rungs", "2", "--hold-out", "flops<1e17", "--json"]) == 0
+    part = json.loads(capsys.readouterr().out)
+    assert 0 < part["n_rows"] == sum(one["flops"] >= 1e17 for one in part["frontier"]) < len(part["frontier"])
+    assert all(one["fitted"] == (one["flops"] >= 1e17) for one in part["frontier"])
     assert main(["ladder", str(runs), "--rungs", "3", "--where", "tokens_per_param<30", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert sum(one["rung"] for one in found["frontier"]) == 3 and found["n_runs"] == 5
@@ -263,6 +289,7 @@ def test_a_page_and_figures_of_a_fit(runs, tmp_path, capsys):
         LAWS["over_training"].formula,
         "Held-out runs",
         "Smaller models of the same loss",
+        "At 6.14e+18 FLOPs, the most that was fitted",  # the held-out size would have been 2.46e+19
         "<th>extrapolation</th>",
         "Held out: n_params",
         "<svg",

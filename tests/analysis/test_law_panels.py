@@ -1,5 +1,7 @@
 """What the figures of laws show."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -29,6 +31,15 @@ def test_each_budget_has_its_runs_and_the_parabola_through_them():
         assert min(curve.y) == pytest.approx(3, abs=1e-3)
         assert curve.x[0] == pytest.approx(5e6) and curve.x[-1] == pytest.approx(max(center, 3e7))
     assert best.lines[1].y == pytest.approx([1e7, 4e7])
+
+
+def test_a_law_whose_interval_ends_within_the_figure_is_drawn_without(monkeypatch):
+    fit = fitted("kaplan_n", {"Nc": 10.0, "alpha_N": 1.0})
+    monkeypatch.setattr(Fit, "interval", lambda _, inputs: (1.0, 2.0) if inputs["n_params"] < 5 else None)
+    fit = dataclasses.replace(fit, draws=[fit.params])
+    records = [{"n_params": n, "actual": 3.0, "predicted": 3.0} for n in (1.0, 9.0)]
+    panel = next(panel for panel in law_panels.fit_panels(fit, records, []) if panel.title == "The law")
+    assert panel.lines[0].band is None
 
 
 def test_a_held_out_run_has_the_interval_of_its_prediction():
