@@ -97,17 +97,15 @@ def inline_svg(panel: Panel, name: str) -> str:
     return re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
 
 
-def compact(n_params: float) -> str:
-    """A number of parameters as people say it, 98.6k, 2.4M; FLOPs as 1e18; a learning rate as they type it, 3e-4."""
-    if n_params >= 1e12:
-        return f"{n_params:.3g}".replace("e+", "e")
-    for unit, name in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if n_params >= 0.9995 * unit:  # which three digits show as the unit
-            return f"{n_params / unit:.3g}{name}"
-    if 0 < n_params < 1:
-        digits, _, power = f"{n_params:.2e}".partition("e")
+def compact(value: float, flops: bool = False) -> str:
+    """A number of parameters as people say it, 98.6k, 2.4M; FLOPs as 1e11; a learning rate as they type it, 3e-4."""
+    if value >= 1e12 or 0 < value < 1 or flops:
+        digits, _, power = f"{value:.2e}".partition("e")
         return f"{float(digits):g}e{int(power)}"
-    return f"{n_params:g}"
+    for unit, name in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if value >= 0.9995 * unit:  # which three digits show as the unit
+            return f"{value / unit:.3g}{name}"
+    return f"{value:g}"
 
 
 def _draw(panels: Sequence[Panel]):
@@ -202,7 +200,7 @@ def _ticks(panel: Panel, axes) -> None:
         axes.xaxis.set_major_locator(FixedLocator(values))
         axes.xaxis.set_minor_locator(FixedLocator([]))
     if panel.x_log:
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: compact(x)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: compact(x, "FLOPs" in panel.x_label)))
         axes.xaxis.set_minor_formatter(NullFormatter())
     if panel.y_log:
         low, high = axes.get_ylim()
@@ -230,7 +228,8 @@ def _legends(panel: Panel, axes, scale) -> None:
         handles.append(Line2D([], [], color=color, label=_plain(name), **_look(line)))
     if any(any(line.crosses) for line in panel.lines):
         handles.append(Line2D([], [], color="0.3", marker="x", linestyle="none", label="diverged"))
-    shown = [Line2D([], [], color=scale(n), label=f"{panel.color_name}={compact(n)}") for n in thinned(sizes)]
+    shown = [Line2D([], [], color=scale(n), label=f"{panel.color_name}={compact(n, panel.color_name == 'C')}")
+             for n in thinned(sizes)]  # fmt: skip
     columns = _columns(named)
     place = {"loc": "upper left", "borderaxespad": 0.0, "handlelength": 2.6, "columnspacing": 1.2}
     place, inches = {**place, "bbox_to_anchor": (0.0, 0.0)}, LEGEND_INCHES

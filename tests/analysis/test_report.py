@@ -128,6 +128,7 @@ def test_a_cross_is_drawn_for_a_diverged_run_and_names_keep_ids_apart():
 def test_sizes_and_rates_read_as_people_say_them():
     assert [compact(n) for n in (98624, 2.4e6, 4.8e9, 512, 999_999)] == ["98.6k", "2.4M", "4.8B", "512", "1M"]
     assert [compact(flops) for flops in (1e16, 2.5e21)] == ["1e16", "2.5e21"]
+    assert [compact(flops, flops=True) for flops in (1e11, 2.5e9)] == ["1e11", "2.5e9"]
     assert [compact(lr) for lr in (3e-4, 1e-2, 0.3, 1.0)] == ["3e-4", "1e-2", "3e-1", "1"]
 
 
