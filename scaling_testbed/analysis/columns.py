@@ -6,7 +6,7 @@ from statistics import fmean
 
 from scaling_testbed.analysis import published
 from scaling_testbed.analysis.conditions import parse
-from scaling_testbed.analysis.frontier import budget_starts
+from scaling_testbed.analysis.frontier import budget_starts, loose
 from scaling_testbed.analysis.laws import LAWS, Law
 from scaling_testbed.analysis.rows import Row, load, name_of
 from scaling_testbed.config.budget import CONVENTIONS
@@ -14,11 +14,12 @@ from scaling_testbed.errors import ConfigError, UserError
 
 ROUNDED = ("flops", "n_tokens")  # never quite what was planned, as steps and batches are whole
 SHARES = ("error", "accuracy")
+OWN = {"loss": "val_loss", "lr": "optimizer.lr"}  # what our rows call them
 KNOWN = {key for law in LAWS.values() for key in (*law.inputs, law.output)} | {
     *("loss", "tokens_per_param", "error", "accuracy", "steps", "epochs", "batch_tokens", *CONVENTIONS),
-    *("run_id", "name", "seed", "dataset"),
+    *("flops_6nd", "batch.sequences", "batch.sequence_length", *OWN.values()),
+    *("run_id", "name", "seed", "dataset", "data_fingerprint"),
 }  # what --map may name
-OWN = {"loss": "val_loss", "lr": "optimizer.lr"}  # what our rows call them
 
 
 def read(path: str | Path, source: str | None, mapping: Sequence[str], size: str) -> tuple[list[Row], list[str]]:
@@ -139,12 +140,13 @@ def select(
 ) -> tuple[list[Row], list[Row]]:
     """Rows to fit and rows held out. where: all must hold; `option` is what it was typed behind. hold_out: any may.
     Raises UserError where nothing is left, ConfigError where a hold-out takes no row."""
+    every = rows  # what a column holds does not hang on the other conditions
     for typed in where:
-        fits = parse(option, typed, rows)
+        fits = parse(option, typed, every)
         rows = [row for row in rows if fits(row)]
         if not rows:
             raise UserError(f"{option} {typed}: no row fits")
-    held = [parse("--hold-out", typed, rows) for typed in hold_out]
+    held = [parse("--hold-out", typed, every) for typed in hold_out]
     for typed, fits in zip(hold_out, held, strict=True):
         if not any(map(fits, rows)):
             raise ConfigError(f"--hold-out {typed}: no row fits, so that nothing would be held out")
@@ -183,6 +185,7 @@ def best_of_each(rows: Sequence[Row], law: Law) -> tuple[list[Row], list[str]]:
         at_end += len(outputs) > 1 and best in (min(outputs), max(outputs))
     words = f"{len(kept)} of {len(rows)} rows have the least loss of their {' and '.join(law.inputs)}"
     said = [f"{law.name} is about the best {law.output}: {words}, and are taken"]
+    said += [text for key in law.inputs if key in ROUNDED for text in loose([row[key] for row in rows], key)]
     ends = f"{at_end} of {len(kept)} best {law.output} are the least or the largest that was tried: better ones may lie"
     return kept, [*said, *([f"{ends} beyond, and the law be that of the grid"] if at_end else [])]
 

@@ -25,7 +25,8 @@ def parse(option: str, typed: str, rows: Sequence[Mapping[str, Any]] = ()) -> Co
 
 
 def _split(typed: str, word: str) -> list[str]:
-    return re.split(rf"\s+{word}\s+", typed, flags=re.IGNORECASE)
+    """Where another comparison follows, which the words of a value do not."""
+    return re.split(rf"\s+{word}\s+(?=[^\s<>=!]+\s*[<>=!])", typed, flags=re.IGNORECASE)
 
 
 def _part(option: str, typed: str, rows: Sequence[Mapping[str, Any]]) -> Condition:
@@ -42,7 +43,7 @@ def _part(option: str, typed: str, rows: Sequence[Mapping[str, Any]]) -> Conditi
         return lambda row: _fits_order(option, typed, key, row.get(key), ORDERS[sign], bound)
     values = [row[key] for row in rows if row.get(key) is not None]
     if values and all(map(_is_number, values)) and not _is_number(_read(value)) and value != "null":
-        raise ConfigError(f"{option} {typed!r}: {key} is a number in every row, and {value!r} is none")
+        raise ConfigError(f"{option} {typed!r}: {key} is a number wherever it is given, and {value!r} is none")
     if sign == "!=":
         return lambda row: not same(row.get(key), value)
     return lambda row: same(row.get(key), value)

@@ -163,7 +163,7 @@ def _draw_line(line: Line, axes, color) -> None:
 
 
 def _look(line: Line) -> dict:
-    """What tells its style from seventy others, drawn and in the legend."""
+    """What tells its style from others, drawn and in the legend: with markers from seventy, without from five."""
     marker = MARKERS[(line.style + line.style // len(MARKERS)) % len(MARKERS)] if line.markers else ""
     look = {"marker": marker, "linestyle": DASHES[line.style % len(DASHES)] if line.joined else "none"}
     return look | ({"markerfacecolor": "white"} if line.hollow else {})

@@ -13,7 +13,7 @@ from scaling_testbed.analysis.rows import Row
 from scaling_testbed.errors import ConfigError, UserError
 
 SAME_BUDGET = 1.1  # neighbours whose FLOPs differ by less belong to one budget
-WHOLE_BUDGET = 1.25  # a chain of neighbours that spans more is no budget, but compute that varies
+WHOLE_BUDGET = 1.4  # a chain of neighbours that spans more is no budget, but compute that varies
 ENVELOPE_POINTS = 100  # budgets that the envelope is read at
 
 
@@ -45,7 +45,7 @@ def isoflop(rows: Sequence[Row]) -> list[Optimum]:
     no budget has three sizes."""
     found = [_parabola(budget) for budget in by_budget(rows) if len({row["n_params"] for row in budget}) >= 3]
     if not found:
-        near = "FLOPs within a tenth of each other, and a quarter in all, are one budget"
+        near = f"FLOPs within a tenth from one to the next, and a factor {WHOLE_BUDGET:g} in all, are one budget"
         raise UserError(f"isoflop needs a budget with three sizes; {near}")
     return found
 
@@ -61,14 +61,27 @@ def by_budget(rows: Sequence[Row]) -> list[list[Row]]:
 
 def budget_starts(values: Sequence[float]) -> dict[float, float]:
     """Of each value the least of its budget, which is a chain of values within a tenth from one to the next and a
-    quarter in all. In a longer chain each value stands for itself."""
+    factor WHOLE_BUDGET in all. In a longer chain each value stands for itself."""
+    chains = _chains(values)
+    return {value: chain[0] if chain[-1] <= WHOLE_BUDGET * chain[0] else value for chain in chains for value in chain}
+
+
+def loose(values: Sequence[float], key: str) -> list[str]:
+    """Which values lie close to each other and yet make no budget."""
+    wide = [chain for chain in _chains(values) if chain[-1] > WHOLE_BUDGET * chain[0]]
+    spans = "; ".join(f"{len(chain)} from {chain[0]:.3g} to {chain[-1]:.3g}" for chain in wide)
+    return [f"{key} varies without a gap ({spans}): no budgets, and each value stands for itself"] if wide else []
+
+
+def _chains(values: Sequence[float]) -> list[list[float]]:
+    """Sorted values, parted where one is more than a tenth above the one before."""
     chains: list[list[float]] = []
     for value in sorted(values):
         if chains and value <= SAME_BUDGET * chains[-1][-1]:
             chains[-1].append(value)
         else:
             chains.append([value])
-    return {value: chain[0] if chain[-1] <= WHOLE_BUDGET * chain[0] else value for chain in chains for value in chain}
+    return chains
 
 
 def middle(budget: Sequence[Row]) -> float:

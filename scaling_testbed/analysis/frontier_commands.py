@@ -42,14 +42,15 @@ def do_frontier(arguments: argparse.Namespace) -> int:
     """The size of least loss for each budget of compute, and the power law N = c C^p through them: by the vertex of a
     parabola in ln N at each budget (isoflop), or by the envelope of the sizes' curves (envelope)."""
     rows, said = _rows(arguments)
+    if arguments.method == "isoflop":
+        said = [*said, *frontier.loose([row["flops"] for row in rows], "flops")]
     optima = METHODS[arguments.method](rows)
     # Neighbours on an envelope come from the same runs: resampling them would promise too much.
     resamples = 200 if arguments.method == "isoflop" else 0
     trusted = [one for one in optima if not one.note]
     if len(trusted) < 2:
-        raise UserError(
-            f"{arguments.method}: {len(trusted)} budgets have a best size inside what was trained; two are needed"
-        )
+        few = f"{arguments.method}: {len(trusted)} budgets have a best size inside what was trained; two are needed"
+        raise UserError("; ".join([few, *said]))
     law = LAWS["optimal_n"]
     inputs, observed = {"flops": [one.flops for one in trusted]}, [one.n_params for one in trusted]
     found = fit(law, inputs, observed, starts=8, bootstrap=resamples, size=arguments.size)

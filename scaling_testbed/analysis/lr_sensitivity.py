@@ -175,13 +175,15 @@ def _withheld(curve: Curve | None, lr_range: tuple[float, float]) -> str | None:
 
 
 def _better_range(main: Sensitivity, shifted: Curve | None, whole: Curve, lr_range: tuple) -> Sensitivity:
-    """The smaller S of two ranges, as the paper scores coupled decay (Figure 6). Both must hold as many rates."""
+    """The smaller S of two ranges, as the paper scores coupled decay (Figure 6). Where the ends of one alone were
+    measured, that one; and where neither's were, both must hold as many rates."""
     other_range = (lr_range[0] * SHIFT, lr_range[1] * SHIFT)
-    n_shifted = len(shifted.lrs) if shifted else 0
-    if n_shifted < main.n_lrs:
+    main_whole, other_whole = (_has_ends(whole, ends) for ends in (lr_range, other_range))
+    fewer = shifted is None or len(shifted.lrs) < main.n_lrs
+    if main_whole > other_whole or (fewer and not other_whole):
         return Sensitivity(**{**vars(main), "range_rule": _not_whole(other_range)})
     other = _one(shifted, whole, other_range, _not_whole(lr_range))
-    if n_shifted > main.n_lrs:
+    if other_whole > main_whole:
         return other
     if main.s is None or other.s is None:
         reason = main.withheld or other.withheld
@@ -189,6 +191,10 @@ def _better_range(main: Sensitivity, shifted: Curve | None, whole: Curve, lr_ran
         return Sensitivity(**{**vars(main), **empty, "range_rule": "coupled decay: smaller of two ranges"})
     chosen = min(main, other, key=lambda one: one.s)
     return Sensitivity(**{**vars(chosen), "range_rule": "coupled decay: smaller of two ranges"})
+
+
+def _has_ends(whole: Curve, lr_range: tuple) -> bool:
+    return all(any(math.isclose(lr, end, rel_tol=1e-6) for lr in whole.lrs) for end in lr_range)
 
 
 def _not_whole(lr_range: tuple) -> str:

@@ -24,6 +24,7 @@ Row = dict[str, Any]
 
 SCALES = ("paper", "gpu_hour", "cpu")
 LR, SIZE = "optimizer.lr", "n_params_non_embedding"
+NOTHING = ("", "na", "n/a", "null", "-")  # in a cell
 OTHERS_FINISHED = ("completed", "complete", "success", "succeeded", "done", "ok")
 ALIASES = {"lr": LR, "n_params": SIZE}  # columns of a hand-made table
 
@@ -61,7 +62,7 @@ def load(path: str | Path) -> Study:
     folder = path if path.is_dir() else path.parent if path.name.startswith("results.") else None
     about = _about(folder) if folder else {}
     found = _folder_rows(path) if path.is_dir() else _file_rows(path)
-    finals = [row for row in found if _is_final(row)]
+    finals = [row for row in found if row.get("status", "finished") in FINAL]
     plan = folder / "plan.jsonl" if folder and (folder / "plan.jsonl").exists() else None
     missing = _missing(plan, found) if plan else _unfinished(found)
     if not finals and not missing:
@@ -77,17 +78,11 @@ def load(path: str | Path) -> Study:
     )
 
 
-def _is_final(row: Row) -> bool:
-    """Whether a row is of a run that has come to its end, in our words or those of others' tables."""
-    status = row.get("status")
-    return status is None or str(status).lower() in (*FINAL, *OTHERS_FINISHED)
-
-
 def where(study: Study, conditions: Iterable[str]) -> Study:
     """The part of a study that fits every condition. Raises ConfigError where none does, or for what is none."""
     rows, missing = study.rows, study.missing
     for typed in conditions:
-        fits = parse_condition("--where", typed, [*study.rows, *study.missing])
+        fits = parse_condition("--where", typed, [*study.rows, *study.missing])  # those that another left out too
         rows, missing = list(filter(fits, rows)), list(filter(fits, missing))
         if not rows and not missing:
             raise ConfigError(f"--where {typed}: no run of {study.path} fits")
@@ -168,16 +163,17 @@ def _folder_rows(folder: Path) -> list[Row]:
 def _file_rows(path: Path) -> list[Row]:
     kind = path.suffix.lower()
     if kind == ".csv":
-        rows = [_csv_row({key: _cell(value) for key, value in line.items() if key}) for line in _csv_lines(path)]
+        lines = [{key: _cell(value) for key, value in line.items() if key} for line in _csv_lines(path)]
+        rows = [_csv_row(_in_our_words(line)) for line in lines]
     elif kind == ".parquet":
-        rows = [_csv_row(row) for row in _parquet_rows(path)]
+        rows = [_csv_row(_in_our_words(row)) for row in _parquet_rows(path)]
     elif kind == ".json":
         rows = _records(path)
     elif path.name.endswith((".jsonl", ".jsonl.gz")):
         rows = [_json_line(path, number, line) for number, line in enumerate(_lines(path), 1) if line]
     else:
         raise UserError(f"{path}: rows are read from .jsonl, .json, .csv or .parquet")
-    return [_with_full_names({**row, "row": row.get("row", place)}) for place, row in enumerate(rows, 1)]
+    return [_with_full_names({**_in_our_words(row), "row": row.get("row", place)}) for place, row in enumerate(rows, 1)]
 
 
 def _csv_lines(path: Path) -> list[dict[str, str]]:
@@ -188,7 +184,7 @@ def _csv_lines(path: Path) -> list[dict[str, str]]:
             raise UserError(f"{path} has more than one column {', '.join(double)}; rename or delete one")
         lines = []
         for line in reader:
-            if None in line:  # a decimal comma, say
+            if any(cell.strip() for cell in line.pop(None, ())):  # a decimal comma, say
                 raise UserError(f"{path}:{reader.line_num} has more cells than the header has columns")
             lines.append(line)
         return lines
@@ -237,14 +233,25 @@ def _json_line(path: Path, number: int, line: str) -> Row:
 
 
 def _csv_row(row: Row) -> Row:
-    """A line of a table; where its result is an empty cell, a run that is planned and has no row yet."""
+    """A line of a table; where its result is an empty cell and no status says why, a run that is planned and has no row
+    yet."""
     empty = any(key in row and row[key] is None for key in ("val_loss", "value"))
-    return {**row, "status": "missing"} if empty and row.get("status") not in FINAL else row
+    return {**row, "status": "missing"} if empty and "status" not in row else row
+
+
+def _in_our_words(row: Row) -> Row:
+    """A row whose status, where it has one, is ours if others' tables mean the same by it."""
+    if "status" not in row:
+        return row
+    said = str(row["status"]).lower()
+    if row["status"] is None:
+        return {key: value for key, value in row.items() if key != "status"}
+    return {**row, "status": "finished" if said in OTHERS_FINISHED else said if said in FINAL else row["status"]}
 
 
 def _cell(value: str | None) -> Any:
     """A cell of a CSV file: number, true or false, nothing, or text."""
-    if value is None or value.strip() == "":
+    if value is None or value.strip().lower() in NOTHING:
         return None
     if value.strip().lower() in ("true", "false"):
         return value.strip().lower() == "true"
@@ -266,7 +273,7 @@ def _with_full_names(row: Row) -> Row:
 
 
 def _unfinished(found: list[Row]) -> list[Row]:
-    rows = [row for row in found if not _is_final(row)]
+    rows = [row for row in found if row.get("status", "finished") not in FINAL]
     return [{**row, "label": f"{name_of(row)} ({row['status']})"} for row in rows]
 
 

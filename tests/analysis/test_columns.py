@@ -125,6 +125,12 @@ def test_a_best_rate_at_the_end_of_the_grid_is_said_to_be_one():
     assert len(columns.best_of_each(rows[:3], LAWS["optimal_lr"])[1]) == 1
 
 
+def test_compute_that_makes_no_budgets_is_said_to_make_none():
+    rows = [{"flops": 1e18 * 1.05**i, "n_params": 10, "loss": 3.0} for i in range(20)]
+    _, said = columns.best_of_each([*rows, rows[0]], LAWS["optimal_n"])
+    assert "flops varies without a gap (21 from 1e+18 to 2.53e+18)" in said[1]
+
+
 def test_budgets_that_whole_steps_have_rounded_are_one():
     rows = [{"flops": c * (1 + 0.01 * k), "n_params": n, "loss": 1 + abs(n - best)}
             for c, best in ((1e18, 2e7), (2e18, 3e7))
@@ -136,6 +142,7 @@ def test_budgets_that_whole_steps_have_rounded_are_one():
 def test_what_a_table_cannot_say_by_map_is_refused():
     with pytest.raises(ConfigError, match="--map tokens=D: tokens is no column that laws use; those are .*n_tokens"):
         columns._pairs(["tokens=D"])
+    assert columns._pairs(["batch.sequences=b", "val_loss=l", "optimizer.lr=r", "n_params_non_embedding=n"])
 
 
 def test_rows_that_are_there_twice_are_said_to_be(tmp_path):
@@ -147,6 +154,9 @@ def test_a_line_with_more_cells_than_columns_is_named_and_not_cut(tmp_path):
     (tmp_path / "rows.csv").write_text("n_params,loss\n10,3.5\n20,3,4\n")
     with pytest.raises(UserError, match=r"rows.csv:3 has more cells than the header has columns"):
         columns.read(tmp_path / "rows.csv", None, [], "n_params")
+    (tmp_path / "rows.csv").write_text("n_params,loss\n10,3.5,\n20,NA, \n")  # ends of lines, and nothing in a cell
+    rows, _ = columns.read(tmp_path / "rows.csv", None, [], "n_params")
+    assert [(row["n_params"], row["loss"]) for row in rows] == [(10, 3.5), (20, None)]
 
 
 def test_others_words_for_a_finished_run_are_understood_and_any_other_leaves_it_out(tmp_path):
@@ -155,6 +165,24 @@ def test_others_words_for_a_finished_run_are_understood_and_any_other_leaves_it_
     found, said = columns.read(write(tmp_path / "rows.jsonl", rows), None, [], "n_params")
     assert [row["name"] for row in found] == ["r0", "r2", "r3"]
     assert said == ["2 runs are not finished and are left out: r1 (FAILED); r4 (running)"]
+
+
+@pytest.mark.parametrize("word", ["diverged", "DIVERGED", "Diverged"])
+def test_a_diverged_run_is_one_in_any_spelling(tmp_path, word):
+    rows = [{"name": "r0", "status": word, "n_params": 10, "loss": 9.0}, {"name": "r1", "n_params": 10, "loss": 3.0}]
+    found, said = columns.read(write(tmp_path / "rows.jsonl", rows), None, [], "n_params")
+    assert [row["name"] for row in found] == ["r1"] and said == ["1 diverged runs are left out"]
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "jsonl"])
+@pytest.mark.parametrize("status", ["preempted", "failed"])
+def test_a_run_that_did_not_end_is_left_out_whatever_loss_is_asked_for(tmp_path, kind, status):
+    rows = [{"name": "r0", "status": status, "n_params": 10, "val_loss": None, "val_loss_best": 3.0},
+            {"name": "r1", "status": "finished", "n_params": 10, "val_loss": 2.0, "val_loss_best": 2.0}]  # fmt: skip
+    found, said = columns.read(write(tmp_path / f"rows.{kind}", rows), None, ["loss=val_loss_best"], "n_params")
+    assert [row["name"] for row in found] == ["r1"] and said == [
+        f"1 runs are not finished and are left out: r0 ({status})"
+    ]
 
 
 def test_a_row_with_the_loss_that_was_asked_for_needs_no_other(tmp_path):
@@ -194,6 +222,7 @@ def test_runs_that_diverged_or_are_missing_are_left_out_and_named(tmp_path):
         ("n > 1 and n < 3", [2]),
         ("n=1 or n=3", [1, 3]),
         ("n>1 AND n!=3 Or n=1", [1, 2]),
+        ("kind=nuts And bolts or n=2", [2]),  # words of a value
         ("n=1 and kind=b or n=3 and kind=a", [3]),
         ("kind=a", [1, 2, 3]),
         ("absent<5", []),
@@ -221,9 +250,11 @@ def test_a_text_is_not_left_out_without_a_word_where_an_order_needs_a_number():
 @pytest.mark.parametrize("typed", ["n!=6.9B", "n=6.9B"])
 def test_a_number_that_is_compared_with_a_word_is_said_and_does_not_differ_from_it(typed):
     rows = [{"n": 1, "m": None}, {"n": 2, "m": "many"}]
-    with pytest.raises(ConfigError, match="n is a number in every row, and '6.9B' is none"):
+    with pytest.raises(ConfigError, match="n is a number wherever it is given, and '6.9B' is none"):
         columns.select(rows, [typed], [])
     assert columns.select(rows, ["n!=null", "m!=many"], [])[0] == rows[:1]
+    mixed = [{"n": 1, "m": 1}, {"n": 2, "m": "many"}, {"n": 3, "m": 2}]
+    assert columns.select(mixed, ["n!=2", "m!=many"], ["m=many or n=3"])[0] == mixed[:1]  # in whatever order
 
 
 def test_a_condition_on_dates_compares_them_as_they_are_written(tmp_path):

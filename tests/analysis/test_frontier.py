@@ -65,11 +65,17 @@ def test_a_budget_is_a_chain_of_rows_a_tenth_apart():
     assert frontier.middle(budgets[1]) == pytest.approx(4.2**0.5)
 
 
+def test_a_budget_of_counted_operations_spans_a_quarter_and_more():
+    rows = [{"flops": c * 1.063**i, "n_params": 10 + i} for c in (1e11, 1e12) for i in range(5)]  # 1.28 in all
+    assert [len(budget) for budget in frontier.by_budget(rows)] == [5, 5]
+    assert frontier.loose([row["flops"] for row in rows], "flops") == []
+
+
 def test_compute_that_varies_without_a_gap_makes_no_budget():
     flops = [1e18 * 1.05**i for i in range(30)]
     rows = [{"flops": c, "n_params": best_size(c) * 2 ** (i % 5 - 2), "loss": 3.0} for i, c in enumerate(flops)]
     assert [len(budget) for budget in frontier.by_budget(rows)] == [1] * 30
-    with pytest.raises(UserError, match="a quarter in all, are one budget"):
+    with pytest.raises(UserError, match="a factor 1.4 in all, are one budget"):
         frontier.isoflop(rows)
 
 

@@ -70,6 +70,15 @@ def test_held_out_runs_of_a_law_of_the_best_are_the_best_too(tmp_path, capsys):
     assert any("1 of 1 best lr are the least" in text for text in record["warnings"])
 
 
+def test_compute_without_gaps_is_named_where_too_few_budgets_are_left(tmp_path, capsys):
+    rows = [{"n_params": n, "flops": 1e15 * (1 + i / 100), "loss": 3 + i % 2} for i, n in enumerate((1e5, 2e5, 4e5))]
+    rows += [{"n_params": 1e5 + i, "flops": 1e16 * 1.05**i, "loss": 3.0} for i in range(30)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["frontier", str(path), "--method", "isoflop"]) == 1
+    assert "flops varies without a gap (30 from 1e+16 to 4.12e+16): no budgets" in capsys.readouterr().err
+
+
 def test_rows_that_were_left_out_are_named_where_too_few_are_left(tmp_path, capsys):
     rows = [{"name": f"r{i}", "status": "failed" if i else "finished", "n_params": 10, "loss": 3.0} for i in range(3)]
     path = tmp_path / "rows.jsonl"

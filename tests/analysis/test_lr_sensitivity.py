@@ -65,6 +65,9 @@ def test_coupled_decay_is_scored_with_the_better_of_two_ranges(study):
     (low,) = analyse(study(coupled[:-1]), ["optimizer.decay"])  # S over fewer rates is another S, be it smaller or not
     assert low.s == pytest.approx(np.mean(losses[:-1]) - 2.9) and low.lr_range == pytest.approx((1e-4, 1e-1))
     assert low.range_rule == "coupled decay, but 0.0003 to 0.3 was not measured whole"
+    dense = [*coupled, {**coupled[0], "run_id": "one more", "optimizer.lr": 2e-4, "val_loss": 10.8}]
+    (more,) = analyse(study(dense), ["optimizer.decay"])  # both are whole, and the smaller S is not that of more rates
+    assert more.lr_range == (3e-4, 3e-1) and more.range_rule == "coupled decay: smaller of two ranges"
 
 
 @pytest.mark.parametrize(
