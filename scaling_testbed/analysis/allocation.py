@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scaling_testbed.analysis.fitting import Fit
+from scaling_testbed.analysis.fitted import Fit
 from scaling_testbed.analysis.laws import LAWS
 from scaling_testbed.errors import ConfigError
 

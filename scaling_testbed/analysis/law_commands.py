@@ -13,7 +13,8 @@ from scaling_testbed.analysis import columns, figures, law_report, published, ta
 from scaling_testbed.analysis.allocation import allocation_records
 from scaling_testbed.analysis.downstream import Chain
 from scaling_testbed.analysis.figures import Panel
-from scaling_testbed.analysis.fitting import OBJECTIVES, Fit, fit
+from scaling_testbed.analysis.fitted import Fit
+from scaling_testbed.analysis.fitting import OBJECTIVES, fit
 from scaling_testbed.analysis.law_panels import downstream_panels, fit_panels
 from scaling_testbed.analysis.laws import LAWS, Law
 from scaling_testbed.analysis.rows import Row, name_of

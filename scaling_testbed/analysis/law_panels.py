@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from scaling_testbed.analysis.figures import Line, Panel, compact
-from scaling_testbed.analysis.fitting import Fit
+from scaling_testbed.analysis.fitted import Fit
 from scaling_testbed.analysis.laws import LAWS
 
 Records = Sequence[Mapping[str, Any]]

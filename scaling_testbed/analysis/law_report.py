@@ -9,7 +9,7 @@ from typing import Any
 from scaling_testbed.analysis import page
 from scaling_testbed.analysis.allocation import allocation_records
 from scaling_testbed.analysis.downstream import Chain, chain_from_record
-from scaling_testbed.analysis.fitting import Fit, from_record
+from scaling_testbed.analysis.fitted import Fit, from_record
 from scaling_testbed.analysis.law_panels import downstream_panels, fit_panels, frontier_panels, ladder_panels
 from scaling_testbed.analysis.laws import LAWS
 from scaling_testbed.errors import ConfigError, UserError

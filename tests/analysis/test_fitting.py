@@ -7,7 +7,8 @@ import pytest
 
 from scaling_testbed.analysis import fitting
 from scaling_testbed.analysis.downstream import Chain
-from scaling_testbed.analysis.fitting import DELTA, HUBER, LSQ, LSQ_LOG, Fit, fit, from_record
+from scaling_testbed.analysis.fitted import Fit, from_record
+from scaling_testbed.analysis.fitting import DELTA, HUBER, LSQ, LSQ_LOG, fit
 from scaling_testbed.analysis.laws import LAWS
 from scaling_testbed.errors import ConfigError, UserError
 

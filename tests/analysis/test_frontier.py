@@ -5,7 +5,7 @@ import pytest
 
 from scaling_testbed.analysis import frontier
 from scaling_testbed.analysis.allocation import allocate
-from scaling_testbed.analysis.fitting import Fit
+from scaling_testbed.analysis.fitted import Fit
 from scaling_testbed.analysis.laws import LAWS
 from scaling_testbed.errors import ConfigError, UserError
 

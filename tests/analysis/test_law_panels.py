@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from scaling_testbed.analysis import frontier, law_panels
-from scaling_testbed.analysis.fitting import Fit
+from scaling_testbed.analysis.fitted import Fit
 
 
 def fitted(law, params):
