@@ -63,7 +63,8 @@ def read(path: str | Path, source: str | None, mapping: Sequence[str], size: str
 def _repeated(rows: Sequence[Row]) -> list[str]:
     """What is there twice counts twice, and narrows every interval."""
     kept = {repr(sorted((key, repr(value)) for key, value in row.items() if key != "row")) for row in rows}
-    return [f"{len(rows) - len(kept)} of {len(rows)} rows repeat another one in every column"][: len(rows) > len(kept)]
+    more = len(rows) - len(kept)
+    return [f"{more} of {len(rows)} rows repeat another one in every column"] if more else []
 
 
 def _pairs(mapping: Sequence[str]) -> dict[str, str]:

@@ -178,7 +178,7 @@ def _better_range(main: Sensitivity, shifted: Curve | None, whole: Curve, lr_ran
     """The smaller S of two ranges, as the paper scores coupled decay (Figure 6). Where the ends of one alone were
     measured, that one; and where neither's were, both must hold as many rates."""
     other_range = (lr_range[0] * SHIFT, lr_range[1] * SHIFT)
-    main_whole, other_whole = (_has_ends(whole, ends) for ends in (lr_range, other_range))
+    main_whole, other_whole = (not _unmeasured(whole.lrs, ends) for ends in (lr_range, other_range))
     fewer = shifted is None or len(shifted.lrs) < main.n_lrs
     if main_whole > other_whole or (fewer and not other_whole):
         return Sensitivity(**{**vars(main), "range_rule": _not_whole(other_range)})
@@ -193,8 +193,9 @@ def _better_range(main: Sensitivity, shifted: Curve | None, whole: Curve, lr_ran
     return Sensitivity(**{**vars(chosen), "range_rule": "coupled decay: smaller of two ranges"})
 
 
-def _has_ends(whole: Curve, lr_range: tuple) -> bool:
-    return all(any(math.isclose(lr, end, rel_tol=1e-6) for lr in whole.lrs) for end in lr_range)
+def _unmeasured(lrs: Sequence[float], lr_range: tuple) -> list[float]:
+    """The ends of a range that are none of the rates."""
+    return [end for end in lr_range if not any(math.isclose(lr, end, rel_tol=1e-6) for lr in lrs)]
 
 
 def _not_whole(lr_range: tuple) -> str:
@@ -209,7 +210,7 @@ def rates_note(found: Sequence[Sensitivity], lr_range: tuple[float, float]) -> s
     outside = [lr for lr in every if lr not in inside]
     shown = ", ".join(f"{lr:g}" for lr in inside) or "none"
     left_out = f"; outside, and left out: {', '.join(f'{lr:g}' for lr in outside)}" if outside else ""
-    ends = [end for end in lr_range if not any(math.isclose(lr, end, rel_tol=1e-6) for lr in every)]
+    ends = _unmeasured(every, lr_range)
     left_out += f"; not measured: {' and '.join(f'{end:g}' for end in ends)}" if ends else ""
     said = " or ".join(f"[{low:g}, {high:g}]" for low, high in sorted(ranges, reverse=True))
     return f"Learning rates in {said} that enter S: {len(inside)} ({shown}){left_out}."

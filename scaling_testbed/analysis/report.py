@@ -21,7 +21,7 @@ PAPER = {"budget.steps": 1e5, "batch.sequences": 256, "batch.sequence_length": 5
 
 
 def write_report(study: Study, path: Path, figures: Path | None = None) -> list[str]:
-    """Write the page, and its figures side by side as figures.png and figures.svg where a stem is given; returns what
+    """Write the page, and its figures as figures.png and figures.svg where a stem is given; returns what
     to say about it: each claim with its verdict, and where the files are. Raises UserError where one cannot be written.
     """
     experiment = experiment_of(study.name)

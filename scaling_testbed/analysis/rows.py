@@ -45,10 +45,12 @@ class Study:
 
     def trace(self, row: Row) -> list[Row]:
         """The recorded steps of a row's run; empty where there is no such file."""
-        run_id = row.get("run_id")
+        if row.get("run_id") is None:
+            return []
+        run_id = str(row["run_id"])
         folder = self.path if self.path.is_dir() else self.path.parent
         places = [
-            folder / f"{run_id}" / "metrics.jsonl",
+            folder / run_id / "metrics.jsonl",
             *(folder / "metrics" / f"{run_id}.jsonl{end}" for end in ("", ".gz")),
         ]
         return next((read_metrics(place) for place in places if place.exists()), [])
@@ -163,17 +165,19 @@ def _folder_rows(folder: Path) -> list[Row]:
 def _file_rows(path: Path) -> list[Row]:
     kind = path.suffix.lower()
     if kind == ".csv":
-        lines = [{key: _cell(value) for key, value in line.items() if key} for line in _csv_lines(path)]
-        rows = [_csv_row(_in_our_words(line)) for line in lines]
+        rows = [{key: _cell(value) for key, value in line.items() if key} for line in _csv_lines(path)]
     elif kind == ".parquet":
-        rows = [_csv_row(_in_our_words(row)) for row in _parquet_rows(path)]
+        rows = _parquet_rows(path)
     elif kind == ".json":
         rows = _records(path)
     elif path.name.endswith((".jsonl", ".jsonl.gz")):
         rows = [_json_line(path, number, line) for number, line in enumerate(_lines(path), 1) if line]
     else:
         raise UserError(f"{path}: rows are read from .jsonl, .json, .csv or .parquet")
-    return [_with_full_names({**_in_our_words(row), "row": row.get("row", place)}) for place, row in enumerate(rows, 1)]
+    rows = list(map(_in_our_words, rows))
+    if kind in (".csv", ".parquet"):
+        rows = list(map(_planned_if_empty, rows))
+    return [_with_full_names({**row, "row": row.get("row", place)}) for place, row in enumerate(rows, 1)]
 
 
 def _csv_lines(path: Path) -> list[dict[str, str]]:
@@ -232,7 +236,7 @@ def _json_line(path: Path, number: int, line: str) -> Row:
     return row
 
 
-def _csv_row(row: Row) -> Row:
+def _planned_if_empty(row: Row) -> Row:
     """A line of a table; where its result is an empty cell and no status says why, a run that is planned and has no row
     yet."""
     empty = any(key in row and row[key] is None for key in ("val_loss", "value"))
@@ -243,9 +247,9 @@ def _in_our_words(row: Row) -> Row:
     """A row whose status, where it has one, is ours if others' tables mean the same by it."""
     if "status" not in row:
         return row
-    said = str(row["status"]).lower()
     if row["status"] is None:
         return {key: value for key, value in row.items() if key != "status"}
+    said = str(row["status"]).lower()
     return {**row, "status": "finished" if said in OTHERS_FINISHED else said if said in FINAL else row["status"]}
 
 

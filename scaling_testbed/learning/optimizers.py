@@ -77,6 +77,11 @@ def _can_fuse(model: Transformer) -> bool:
     return next(model.parameters()).device.type in ("cpu", "cuda")
 
 
+def clip_coefficient(norm: float, limit: float | None) -> float:
+    """What a gradient of this norm is multiplied by, as torch.nn.utils.clip_grad_norm_ does."""
+    return 1.0 if limit is None else min(1.0, limit / (norm + 1e-6))
+
+
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Give every group the schedule's rate times the group's multiplier."""
     for group in optimizer.param_groups:

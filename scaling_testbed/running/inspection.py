@@ -11,7 +11,7 @@ from scaling_testbed.data.batches import ValidationBatches
 from scaling_testbed.diagnostics.forward import ForwardProbe
 from scaling_testbed.diagnostics.reductions import Reductions
 from scaling_testbed.diagnostics.tensors import gradient_statistics, parameter_statistics, update_statistics
-from scaling_testbed.learning.optimizers import build_optimizer
+from scaling_testbed.learning.optimizers import build_optimizer, clip_coefficient
 from scaling_testbed.model.transformer import Transformer
 from scaling_testbed.running import state
 from scaling_testbed.running.device import autocast, choose_device, choose_precision
@@ -60,8 +60,7 @@ def _gradients(run: RunConfig, model: Transformer, batches: ValidationBatches, d
         (terms.loss / batches.n_tokens).backward()
     found = gradient_statistics(model, list)
     norm = math.sqrt(sum(value**2 for name, value in found.items() if name.startswith("grad_norm/")))
-    limit = run.optimizer.clip_norm
-    return found | {"grad_norm": norm, "clip_coefficient": 1.0 if limit is None else min(1.0, limit / (norm + 1e-6))}
+    return found | {"grad_norm": norm, "clip_coefficient": clip_coefficient(norm, run.optimizer.clip_norm)}
 
 
 def by_place(found: dict[str, float]) -> list[list[dict]]:

@@ -9,7 +9,7 @@ import torch
 from scaling_testbed.config.schema import RunConfig
 from scaling_testbed.data.batches import TrainingBatches
 from scaling_testbed.learning.loss import IGNORE
-from scaling_testbed.learning.optimizers import set_lr
+from scaling_testbed.learning.optimizers import clip_coefficient, set_lr
 from scaling_testbed.learning.qk_clip import clip_queries_and_keys, record_logits, take_largest_logits
 from scaling_testbed.learning.spikes import SpikeFilter
 from scaling_testbed.running.device import autocast
@@ -89,13 +89,12 @@ class Updates:
                 found |= self.measurement.updates(self.optimizer, found)
         self._after_update(skipped)
         self.optimizer.zero_grad(set_to_none=True)
-        limit = run.optimizer.clip_norm
         return Update(
             train_loss=ce / n_tokens,
             train_z_loss=z_loss / n_tokens,
             lr=lr,
             grad_norm=grad_norm,
-            clip_coefficient=1.0 if limit is None else min(1.0, limit / (grad_norm + 1e-6)),
+            clip_coefficient=clip_coefficient(grad_norm, run.optimizer.clip_norm),
             skipped=skipped,
             diagnostics=found,
         )
