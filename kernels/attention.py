@@ -36,7 +36,8 @@ class Tiles(NamedTuple):
 
 # By kernel and padded d_head, for compute capability 9. "statistics" is the forward kernel when it gathers them: as
 # many keys, so that the output is the same to the bit, and where registers are short no pipeline. None of these and
-# those below spills on 8.0, 9.0 and 10.0 (python -m benchmarks.kernel_resources).
+# those below spills on 8.0, 9.0 and 10.0 (python -m benchmarks.kernel_resources) where rows begin at multiples of 16
+# bytes, as the model's do.
 TILES = {
     ("forward", 32): Tiles(128, 64, 8, 3),
     ("forward", 64): Tiles(128, 64, 8, 3),
@@ -80,6 +81,8 @@ TILES_FP32 = {
     ("queries", 128): Tiles(32, 32, 4, 2),
 }
 DELTA_ELEMENTS = 2048  # of a tile of outputs
+LARGEST_TILE = 128  # rows, of any tile here
+LARGEST_GRID = 65535  # programs, along the second and the third axis (CUDA C Programming Guide, table 30)
 
 
 def attention(
@@ -98,7 +101,8 @@ def attention(
     The output lies in memory as [B, T, H, K], and so do the gradients. Views whose last dimension is contiguous are
     read as they are. With `return_statistics` also reference.attention_statistics, which changes no other result.
 
-    Raises ValueError for shapes, types or options that it cannot take, RuntimeError where Triton cannot run.
+    Raises ValueError for shapes, types or options that it cannot take, RuntimeError on a CPU outside of
+    Triton's interpreter.
     """
     support.require(q_BHTK, "attention_impl=triton")
     _check(q_BHTK, k_BGTK, v_BGTK, scale, softcap, window)
@@ -116,6 +120,8 @@ def _check(q, k, v, scale: float, softcap: float | None, window: int | None) -> 
         raise ValueError(f"attention takes q [B, H, T, K] and k, v [B, G, T, K], got {shapes}")
     if q.numel() == 0 or k.numel() == 0 or q.shape[1] % k.shape[1]:
         raise ValueError(f"attention needs no empty dimension, and query heads a multiple of key heads, got {shapes}")
+    if max(q.shape[:2]) > LARGEST_GRID:
+        raise ValueError(f"attention takes at most {LARGEST_GRID} sequences and heads at once, got {shapes}")
     if q.shape[3] not in D_HEADS:
         raise ValueError(f"d_head must be one of {', '.join(map(str, D_HEADS))} for triton attention, got {q.shape[3]}")
     if not (q.dtype == k.dtype == v.dtype and q.dtype in support.DTYPES):
@@ -141,7 +147,7 @@ def _attention(
     statistics: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """out_BHTK, the log-sum-exp in base 2 lse_BHT, and statistics_SH: AttentionStatistics as rows, or no row."""
-    q, k, v = (_with_contiguous_rows(x) for x in (q_BHTK, k_BGTK, v_BGTK))
+    q, k, v = (_addressable(x) for x in (q_BHTK, k_BGTK, v_BGTK))
     out, lse, statistics_SH = _allocate_forward(q, k, v, scale, softcap, window, statistics)
     B, H, T, d_head = q.shape
     partials = None
@@ -154,11 +160,14 @@ def _attention(
             *(q, k, v, out, lse, partials),
             *(*q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3]),
             *(T, H // k.shape[1], window or 0, *_factors(scale, softcap)),
+            *(scale, 1 / (B * _seen_keys(T, window)), 1 / (B * T)),
             **_constants(tiles, d_head, block_k, softcap, window),
             STATISTICS=statistics,
         )
-    if statistics:
-        _reduce_statistics(partials, T, scale, window, statistics_SH)
+        if statistics:  # few and small operations: each costs as much as a percent of the kernel
+            torch.amax(partials[0], (0, 2), out=statistics_SH[0])
+            statistics_SH[1:].copy_(partials[1:].sum((1, 3), dtype=torch.float64))
+            statistics_SH[2].sqrt_()
     return out, lse, statistics_SH
 
 
@@ -169,16 +178,10 @@ def _allocate_forward(q, k, v, scale, softcap, window, statistics):
     return _empty_like(q), lse, torch.empty(4 if statistics else 0, H, dtype=torch.float32, device=q.device)
 
 
-def _reduce_statistics(partials_4BHP, T: int, scale: float, window: int | None, statistics_SH) -> None:
-    """Fill in statistics_SH from what the programs of the forward kernel found."""
-    B = partials_4BHP.shape[1]
-    reach = min(window or T, T)  # query i sees min(i + 1, reach) keys
-    n_seen = B * (reach * (reach + 1) // 2 + (T - reach) * reach)
-    largest_H = partials_4BHP[0].amax((0, 2))
-    score_H, squares_H, entropy_H = partials_4BHP[1:].sum((1, 3), dtype=torch.float64)
-    values = (scale * largest_H, scale * score_H / n_seen, scale * (squares_H / n_seen).sqrt(), entropy_H / (B * T))
-    for row_H, value_H in zip(statistics_SH, values, strict=True):
-        row_H.copy_(value_H)
+def _seen_keys(T: int, window: int | None) -> int:
+    """Pairs of a query and a key that it sees: query i sees min(i + 1, window) of them."""
+    reach = min(window or T, T)
+    return reach * (reach + 1) // 2 + (T - reach) * reach
 
 
 @torch.library.custom_op("scaling_testbed::attention_backward", mutates_args=())
@@ -194,7 +197,7 @@ def _attention_backward(
     window: int | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """dq_BHTK, dk_BGTK, dv_BGTK from the gradient in out and what `_attention` returned."""
-    grad, q, k, v, out = (_with_contiguous_rows(x) for x in (grad_BHTK, q_BHTK, k_BGTK, v_BGTK, out_BHTK))
+    grad, q, k, v, out = (_addressable(x) for x in (grad_BHTK, q_BHTK, k_BGTK, v_BGTK, out_BHTK))
     lse, delta = lse_BHT.contiguous(), torch.empty(lse_BHT.shape, dtype=torch.float32, device=q.device)
     dq, dk, dv = _empty_like(q), _empty_like(k), _empty_like(v)
     B, H, T, d_head = q.shape
@@ -243,8 +246,10 @@ def _backward(ctx, grad_BHTK, _lse, _statistics):
 _attention.register_autograd(_backward, setup_context=_setup_context)
 
 
-def _with_contiguous_rows(x: torch.Tensor) -> torch.Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
+def _addressable(x_BHTK: torch.Tensor) -> torch.Tensor:
+    """`x`, copied if its rows are not contiguous, or so far apart that a tile of them spans more than 32 bits."""
+    near = (LARGEST_TILE + 1) * x_BHTK.stride(2) < 2**31
+    return x_BHTK if near and x_BHTK.stride(3) == 1 else x_BHTK.contiguous()
 
 
 def _empty_like(x_BHTK: torch.Tensor) -> torch.Tensor:

@@ -34,7 +34,7 @@ def _load(
     not there are zeros too, if BOUNDED; else all must be there."""
     rows = first + tl.arange(0, ROWS)
     columns = tl.arange(0, BLOCK_K)
-    # Only the tile's corner needs 64 bits: offsets inside it are small, and 32 bits save registers.
+    # Only the tile's corner needs 64 bits: offsets inside it fit 32 (attention._addressable), which saves registers.
     pointers = base + tl.cast(first, tl.int64) * stride + tl.arange(0, ROWS)[:, None] * stride + columns[None, :]
     if BOUNDED and D_HEAD < BLOCK_K:
         tile = tl.load(pointers, mask=(rows[:, None] < n_rows) & (columns[None, :] < D_HEAD), other=0.0)
@@ -182,6 +182,9 @@ def forward_kernel(
     window,
     exponent,
     doubled,
+    scale,
+    per_score,
+    per_query,
     M: tl.constexpr,
     N: tl.constexpr,
     D_HEAD: tl.constexpr,
@@ -194,8 +197,9 @@ def forward_kernel(
     """reference.attention's output for M queries of one head, and reference.attention_statistics over them.
 
     Q and OUT [B, H, T, D_HEAD], K and V [B, G, T, D_HEAD] in one type with contiguous rows; LSE fp32 [B, H, T], the
-    log-sum-exp in base 2; PARTIALS fp32 [4, B, H, programs] with STATISTICS, else unused: the largest q.k, the sums
-    of q.k and of its square, and the sum of the entropies. Grid: (tiles of queries, H, B).
+    log-sum-exp in base 2; PARTIALS fp32 [4, B, H, programs] with STATISTICS, else unused: the largest score, the sums
+    of scores and of their squares times `per_score`, and the sum of entropies times `per_query`. Grid: (tiles of
+    queries, H, B).
 
     FlashAttention-2 (arXiv 2307.08691), algorithm 1. The entropy of a query's weights p = 2^(e - largest) / total is
     -sum p ln p = ln 2 (log2 total - sum 2^(e - largest) (e - largest) / total), that is lse - sum p s without the
@@ -240,10 +244,13 @@ def forward_kernel(
         apart = tl.num_programs(2) * tl.num_programs(1) * tl.num_programs(0)
         here = PARTIALS + row * tl.num_programs(0) + tile
         # A query that is not there is zeros: it adds nothing to the sums, but its scores may be the largest.
-        tl.store(here, tl.max(tl.where(exists_M, highest_M, float("-inf")), 0))
-        tl.store(here + apart, tl.sum(sum_M, 0))
-        tl.store(here + 2 * apart, tl.sum(squares_M, 0))
-        tl.store(here + 3 * apart, tl.sum(entropy_M, 0))
+        highest = tl.max(tl.where(exists_M, highest_M, float("-inf")), 0)
+        score = tl.sum(sum_M, 0)
+        # A GPU's maximum passes over NaN; a sum does not.
+        tl.store(here, scale * tl.where(score == score, highest, score))
+        tl.store(here + apart, scale * score * per_score)
+        tl.store(here + 2 * apart, scale * scale * tl.sum(squares_M, 0) * per_score)
+        tl.store(here + 3 * apart, tl.sum(entropy_M, 0) * per_query)
 
 
 @triton.jit

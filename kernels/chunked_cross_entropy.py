@@ -14,6 +14,7 @@ Shapes in names: N tokens, C tokens of a chunk, D model width, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -53,7 +54,8 @@ def linear_cross_entropy(
     targets_N             int64, `ignore_index` where a token does not count
     chunk_bytes           of logits held at once; None: DEFAULT_CHUNK_BYTES
 
-    The head's gradient is accumulated wide. Raises ValueError for shapes that do not fit.
+    The head's gradient is accumulated wide. Raises ValueError for shapes that do not fit and
+    softcaps that are none.
     """
     return call_operator(
         chunked_operator, hidden_ND, weight_VD, targets_N, z_loss, softcap, ignore_index, chunk_bytes or 0
@@ -68,6 +70,8 @@ def call_operator(
         raise ValueError(f"hidden [N, D] and weight [V, D] do not fit: {hidden_ND.shape} and {weight_VD.shape}")
     if targets_N.shape != hidden_ND.shape[:1] or targets_N.dtype != torch.int64:
         raise ValueError(f"targets must be int64 [{hidden_ND.shape[0]}], got {targets_N.dtype} {targets_N.shape}")
+    if softcap is not None and not 0 < softcap < math.inf:
+        raise ValueError(f"softcap must be positive and finite, or None, got {softcap}")
     wanted = [x.requires_grad and torch.is_grad_enabled() for x in (hidden_ND, weight_VD)]
     numbers = float(z_loss), softcap, ignore_index, product_dtype(hidden_ND), chunk_bytes
     return CrossEntropy(*operator(hidden_ND, weight_VD, targets_N, *numbers, *wanted)[:3])
@@ -93,10 +97,10 @@ def define_operator(name: str, compute: Callable) -> Callable:
         "-> (Tensor, Tensor, Tensor, Tensor, Tensor)"
     )
 
-    def run(hidden_ND, *arguments):
+    def run(hidden_ND, weight_VD, targets_N, *arguments):
         # Autocast would act on the products inside; `dtype` has already said what they run in.
         with torch.autocast(hidden_ND.device.type, enabled=False):
-            return compute(hidden_ND, *arguments)
+            return compute(hidden_ND, weight_VD, targets_N.contiguous(), *arguments)
 
     operator = torch.library.custom_op(f"scaling_testbed::{name}", run, mutates_args=(), schema=schema)
     operator.register_fake(_fake)
@@ -118,8 +122,13 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward(ctx, grad_loss, *_):
-    """Scale the stored gradients in place, which saves a copy of the head. A second backward pass through the same
-    graph is refused by autograd, since what it saved has changed."""
+    """Scale the stored gradients in place, which saves a copy of the head; so it can be done once, and what is stored
+    has no derivative. Raises RuntimeError where a second backward pass or a second derivative is asked for."""
+    if torch.is_grad_enabled():
+        raise RuntimeError("this cross-entropy has no second derivative (create_graph=True); loss.impl=reference has")
+    if getattr(ctx, "scaled", False):
+        raise RuntimeError("a second backward pass through this cross-entropy; loss.impl=reference allows it")
+    ctx.scaled = True
     grads = [
         saved.mul_(grad_loss) if wanted and grad_loss is not None else None
         for saved, wanted in zip(ctx.saved_tensors, ctx.wanted, strict=True)
@@ -171,6 +180,7 @@ def chunked_gradients(
             product(logits_CV.T, hidden[chunk], grad_weight_VD, add=begin > 0)
     if want_weight and N == 0:
         grad_weight_VD.zero_()
+    buffer = logits_CV = None  # room for the head's gradient in its own type
     loss = ce_N.sum() + z_loss * log_z_N.square().sum()
     return loss, ce_N, log_z_N, grad_hidden_ND, grad_weight_VD.to(weight_VD.dtype)
 

@@ -70,7 +70,7 @@ def linear_cross_entropy(
     logits in bf16 while training, so log Z has their rounding; the target's logit, and all of an evaluation, have not.
     A target outside the vocabulary makes the loss NaN.
 
-    Raises RuntimeError where Triton cannot run, ValueError for what does not fit.
+    Raises RuntimeError on a CPU outside of Triton's interpreter, ValueError for what does not fit.
     """
     support.require(hidden_ND, "loss.impl=triton")
     if variant == "auto":

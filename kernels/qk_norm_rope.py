@@ -53,7 +53,8 @@ def qk_norm_rope(
     kind         layernorm | rmsnorm; eps is added to the variance, or to the mean square
     out_dtype    of the results, default the inputs' type
 
-    Differentiable in q, k and the gains. Raises RuntimeError where Triton cannot run, ValueError for what does not fit.
+    Differentiable in q, k and the gains. Raises RuntimeError on a CPU outside of Triton's interpreter, ValueError for
+    what does not fit.
     """
     support.require(q_BHTK, "qk_norm_impl=triton")
     if kind not in KINDS:

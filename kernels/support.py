@@ -39,6 +39,7 @@ def on_device(x: torch.Tensor) -> contextlib.AbstractContextManager:
 
 
 def require(x: torch.Tensor, what: str) -> None:
-    """Raise RuntimeError, naming `what` was asked for, unless the kernels can run on `x`'s device. Costs nothing."""
+    """Raise RuntimeError, naming `what` was asked for, for a tensor that is neither on a GPU nor on a CPU under the
+    interpreter. Costs nothing; whether this GPU will do is `why_not`'s to say, once, where a path is chosen."""
     if not (x.is_cuda or INTERPRETED):
         raise RuntimeError(f"{what} cannot run: {why_not(x.device)}")

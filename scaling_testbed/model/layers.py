@@ -146,7 +146,7 @@ def cast_for_matmul(x: torch.Tensor) -> torch.Tensor:
     """`x` in the type that autocast will use for products. Autocast converts an activation anew for each
     product that reads it; this converts once where several do."""
     device_type = x.device.type
-    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+    if device_type != "meta" and torch.is_autocast_enabled(device_type):
         return x.to(torch.get_autocast_dtype(device_type))
     return x
 

@@ -160,6 +160,22 @@ def test_the_largest_score_may_be_negative(small_tiles):
     assert_are_statistics(statistics, q, -q, 2e-6, scale=1.0, window=3)
 
 
+@pytest.mark.parametrize("options", [{}, {"softcap": 5.0, "window": 9}], ids=str)
+@pytest.mark.filterwarnings("ignore:invalid value encountered")
+def test_statistics_show_what_is_not_a_number(options, small_tiles):
+    q, k, v, _ = (x.detach() for x in inputs(Case(40, 32, heads=2, groups=2)))
+    k[0, 1, 17, 3] = math.nan
+    _, statistics = attention(q, k, v, scale=0.2, **options, return_statistics=True)
+    for row_H in statistics:
+        assert row_H.isnan().tolist() == [False, True]
+
+
+def test_rows_too_far_apart_for_32_bits_are_copied():
+    near, far = (torch.empty_strided((1, 1, 4, 32), (0, 0, step, 1), device="meta") for step in (2**23, 2**24))
+    assert module._addressable(near).stride(2) == 2**23
+    assert module._addressable(far).stride(2) == 32
+
+
 def test_shipped_statistics_tiles_leave_the_output_alone():
     for width in (32, 64, 128):
         for table in TABLES:
@@ -261,6 +277,7 @@ def test_inputs_that_it_cannot_take_are_refused():
     refused("scale must be positive and finite, got nan", scale=math.nan)
     refused("softcap must be positive", softcap=0.0)
     refused("window must be at least 1", window=0)
+    refused("at most 65535 sequences and heads", q=(65536, 1, 1, 32), k=(65536, 1, 1, 32))
 
 
 def test_where_triton_cannot_run_the_reason_is_given(monkeypatch):

@@ -181,8 +181,26 @@ def test_inputs_need_not_be_contiguous(path):
     hidden, weight, targets = inputs()
     expected = outputs(path, hidden, weight, targets)
     strided = (hidden.detach().T.contiguous().T, torch.cat([weight.detach()] * 2, 1)[:, : weight.shape[1]])
-    found = outputs(path, *(x.requires_grad_() for x in strided), targets)
+    found = outputs(path, *(x.requires_grad_() for x in strided), torch.stack([targets, targets + 1], 1)[:, 0])
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    same = outputs(path, hidden, weight, targets[-1:].expand(len(targets)))
+    assert_near(same, outputs(path, hidden, weight, targets[-1:].repeat(len(targets))), 0, 0)
+
+
+@each_path
+@pytest.mark.parametrize("softcap", [0.0, -1.0, float("inf"), float("nan")])
+def test_a_softcap_that_is_none_is_refused(path, softcap):
+    with pytest.raises(ValueError, match="softcap must be positive and finite"):
+        PATHS[path](*inputs(), softcap=softcap)
+
+
+@each_path
+def test_a_second_derivative_is_refused(path):
+    hidden, weight, targets = inputs()
+    (grad,) = torch.autograd.grad(PATHS[path](hidden, weight, targets).loss, hidden)
+    assert not grad.requires_grad
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(PATHS[path](hidden, weight, targets).loss, hidden, create_graph=True)
 
 
 @each_path
@@ -220,7 +238,13 @@ def test_a_second_backward_pass_is_refused_rather_than_wrong(path):
     hidden, weight, targets = inputs()
     loss = PATHS[path](hidden, weight, targets).loss
     (2 * loss).backward(retain_graph=True)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+    with pytest.raises(RuntimeError, match="a second backward pass"):
+        (2 * loss).backward()
+    # These hide from autograd that what it saved has changed.
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x):
+        loss = PATHS[path](hidden, weight, targets).loss
+    (2 * loss).backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="a second backward pass"):
         (2 * loss).backward()
 
 
