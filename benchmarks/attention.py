@@ -4,7 +4,8 @@
 
 attention: 32768 tokens in sequences of 1k to 8k, 16 heads of 64 or 8 of 128, bf16; the forward pass as training runs
 it (with what the backward pass needs kept), and both passes. TFLOP/s count the causal half: two products of T^2/2
-scores forward, five more backward. FlexAttention takes part at two lengths only: each costs a compilation.
+scores forward, five more backward. Inputs lie in memory as the projections leave them, [B, T, H, K], and gradients are
+taken as they come, added to nothing. FlexAttention, which each shape costs a compilation, is compared at one length.
 
 qk-norm + rotary: from the projections' output, in bf16, to what attention reads. Bandwidth counts each of q and k
 read once and written once forward; backward, the incoming gradient and the input read and a gradient written.
@@ -26,13 +27,14 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks import harness
-from benchmarks.harness import Budget, Outputs, Variant
-from benchmarks.report import Report, first_line
+from benchmarks.harness import Outputs, Variant
+from benchmarks.report import Budget, Report, first_line, verdict
 from scaling_testbed.kernels import reference
 
 SOFTCAP = 30.0
 EPS = 1e-6
 STATISTICS_AIM, BANDWIDTH_AIM = 1.10, 0.85
+FLEX_LENGTH = 2048
 # Relative errors in norm. fp32 in the interpreter and on CPUs; bf16 on GPUs.
 TOLERANCE = {"cuda": {"": 2e-2}, "cpu": {"": 1e-4}}
 COLUMNS = [
@@ -128,16 +130,16 @@ def flex_ways(shape: Shape, device: torch.device) -> list[Way]:
     ]
 
 
-def ways(shape: Shape, device: torch.device) -> tuple[list[Way], list[str]]:
-    """What there is to time for this shape, and what is left out."""
+def ways(device: torch.device) -> tuple[list[Way], list[str]]:
+    """What there is to time for any shape, and what is left out."""
     found, absent = our_ways(device)
     if device.type == "cpu":
         return [*found, Way("SDPA", sdpa), Way("reference", partial(definition, softcap=None))], absent
-    found += [
+    return [
+        *found,
         Way("SDPA cuDNN", partial(sdpa, backend=SDPBackend.CUDNN_ATTENTION)),
         Way("SDPA flash", partial(sdpa, backend=SDPBackend.FLASH_ATTENTION)),
-    ]
-    return found + (flex_ways(shape, device) if shape.T in (2048, 8192) else []), absent
+    ], absent
 
 
 def definition(q, k, v, softcap):
@@ -145,11 +147,13 @@ def definition(q, k, v, softcap):
 
 
 def attention_inputs(seed: int, *, shape: Shape, device: torch.device) -> tuple[Tensor, ...]:
-    """q, k, v and the gradient of the output."""
+    """q, k, v and the gradient of the output, heads side by side in memory."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     random = torch.Generator(device).manual_seed(seed)
-    size = (shape.B, shape.H, shape.T, shape.K)
-    q, k, v, grad_out = (torch.randn(size, generator=random, device=device, dtype=dtype) for _ in range(4))
+    size = (shape.B, shape.T, shape.H, shape.K)
+    q, k, v, grad_out = (
+        torch.randn(size, generator=random, device=device, dtype=dtype).transpose(1, 2) for _ in range(4)
+    )
     return q.requires_grad_(), k.requires_grad_(), v.requires_grad_(), grad_out
 
 
@@ -157,8 +161,8 @@ def run_attention(q, k, v, grad_out, *, function, backward: bool) -> Outputs:
     out = function(q, k, v)
     if not backward:
         return {"out": out}
-    out.backward(grad_out)
-    return {"out": out, "q gradient": q.grad, "k gradient": k.grad, "v gradient": v.grad}
+    names = ("q gradient", "k gradient", "v gradient")
+    return {"out": out} | dict(zip(names, torch.autograd.grad(out, (q, k, v), grad_out), strict=True))
 
 
 def last_head(x: Tensor) -> Tensor:
@@ -178,7 +182,7 @@ def attention_flops(shape: Shape, backward: bool) -> float:
     return 2 * shape.B * shape.H * shape.T**2 * shape.K * (3.5 if backward else 1)
 
 
-def measure_attention(shape: Shape, backward: bool, found: list[Way], seconds: float, device, rounds: int) -> dict:
+def measure_attention(shape: Shape, backward: bool, found: list[Way], seconds: float, device, options, title) -> dict:
     """One comparison as a case of the report."""
     variants = [
         Variant(
@@ -199,7 +203,7 @@ def measure_attention(shape: Shape, backward: bool, found: list[Way], seconds: f
         trusted,
         device=device,
         tolerance=TOLERANCE[device.type],
-        rounds=rounds,
+        rounds=options.rounds,
         seconds=seconds,
         pick=last_head,
     )
@@ -209,7 +213,7 @@ def measure_attention(shape: Shape, backward: bool, found: list[Way], seconds: f
             row["flops_per_s"] = attention_flops(shape, backward) / row["median_s"]
     compare_with_peers(rows)
     notes = _statistics_note(rows) if device.type == "cuda" else []
-    return {"label": f"attention {_passes(backward)}, {shape}", "rows": rows, "notes": notes}
+    return {"label": f"{title} {_passes(backward)}, {shape}", "rows": rows, "notes": notes}
 
 
 def compare_with_peers(rows: list[dict[str, Any]]) -> None:
@@ -225,7 +229,8 @@ def compare_with_peers(rows: list[dict[str, Any]]) -> None:
 def _statistics_note(rows: list[dict[str, Any]]) -> list[str]:
     row = next((row for row in rows if row["variant"] == "ours with statistics"), {})
     ratio = row.get("this_over_ours")
-    return [f"with statistics / without: {ratio:.2f} (aim: {STATISTICS_AIM:.2f} or less)"] if ratio else []
+    text = f"with statistics / without: {ratio:.2f} (aim: {STATISTICS_AIM:.2f} or less)" if ratio else ""
+    return [verdict(text, ratio <= STATISTICS_AIM)] if ratio else []
 
 
 def _passes(backward: bool) -> str:
@@ -284,19 +289,19 @@ def norm_variants(device: torch.device) -> tuple[list[tuple], list[str]]:
     return [("ours", partial(qk_norm_rope, kind="layernorm", eps=EPS), True), *found], absent
 
 
-def measure_norm(shape: Shape, backward: bool, found, seconds: float, device, rounds: int, copy_rate: float) -> dict:
+def measure_norm(shape: Shape, backward: bool, found, seconds: float, device, options, copy_rate: float) -> dict:
     """One comparison of qk-norm + rotary as a case of the report."""
     variants = [
         Variant(name, partial(run_norm, function=function, backward=backward), "norm", ours)
         for name, function, ours in found
     ]
     rows = harness.compare(
-        variants,
+        harness.kept(variants, options.without),
         partial(norm_inputs, shape=shape, device=device),
         {"norm": partial(trusted_norm, backward=backward)},
         device=device,
         tolerance=TOLERANCE[device.type],
-        rounds=rounds,
+        rounds=options.rounds,
         seconds=seconds,
     )
     size = 2 if device.type == "cuda" else 4
@@ -305,21 +310,12 @@ def measure_norm(shape: Shape, backward: bool, found, seconds: float, device, ro
         row["over_copy_rate"] = moved / row["median_s"] / copy_rate
     compare_with_peers(rows)
     reached = [row["over_copy_rate"] for row in rows if row["ours"] and "over_copy_rate" in row]
-    notes = (
-        [f"ours: {reached[0]:.0%} of the copy rate (aim: {BANDWIDTH_AIM:.0%})"]
-        if reached and device.type == "cuda"
-        else []
-    )
+    text = "ours: {:.0%} of the copy rate (aim: {:.0%} or more)"
+    notes = [verdict(text.format(one, BANDWIDTH_AIM), one >= BANDWIDTH_AIM) for one in reached if device.type == "cuda"]
     return {"label": f"qk-norm + rotary {_passes(backward)}, {shape}", "rows": rows, "notes": notes}
 
 
 # ------------------------------------------------------------------------------------------------ the door
-
-
-def plan(device: torch.device, quick: bool) -> list[tuple[str, Shape]]:
-    """What is measured, in order: (which, shape)."""
-    attention = [("attention", shape) for shape in attention_shapes(device, quick)]
-    return [("qk-norm + rotary", shape) for shape in norm_shapes(device)] + attention
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -328,28 +324,43 @@ def main(argv: Sequence[str] | None = None) -> int:
     device = harness.choose_device(options.device)
     smoke = options.quick or device.type == "cpu"
     report = Report("attention", harness.describe_machine(device), COLUMNS, out=options.out, smoke=smoke)
-    work = plan(device, options.quick)
-    for place, (which, shape) in enumerate(work):
-        label = f"{which}, {shape}"
-        if budget.left() <= 0:
-            report.data["not_reached"].append(label)
-            continue
-        with report.attempt(label):
-            measure(which, shape, report, budget.share(2 * (len(work) - place)), options.rounds, device)
-    report.finish()
-    return 0
+    found, absent = ways(device)
+    report.data["absent"] = absent
+    work = {
+        f"qk-norm + rotary, {shape}": partial(norms, report, options, device, shape) for shape in norm_shapes(device)
+    }
+    shapes = attention_shapes(device, options.quick)
+    work |= {f"attention, {shape}": partial(attentions, report, options, device, shape, found) for shape in shapes}
+    if device.type == "cuda":  # last: compilers take most of its time
+        work |= {
+            f"attention beside FlexAttention, {shape}": partial(beside_flex, report, options, device, shape, found)
+            for shape in shapes
+            if shape.T == FLEX_LENGTH
+        }
+    return report.run(work, budget)
 
 
-def measure(which: str, shape: Shape, report: Report, seconds: float, rounds: int, device: torch.device) -> None:
-    """The forward pass, then both, with the same compiled functions."""
+def norms(report: Report, options, device: torch.device, shape: Shape, seconds: float) -> None:
+    """The forward pass, then both, with the same compiled function."""
     copy_rate = report.data["ceilings"]["copy_bytes_per_s"]
-    found, absent = ways(shape, device) if which == "attention" else norm_variants(device)
-    report.data["absent"] += [f"{which}: {text}" for text in absent if f"{which}: {text}" not in report.data["absent"]]
+    found, absent = norm_variants(device)
+    report.data["absent"] += [text for text in absent if text not in report.data["absent"]]
     for backward in (False, True):
-        if which == "attention":
-            report.add(measure_attention(shape, backward, found, seconds, device, rounds))
-        else:
-            report.add(measure_norm(shape, backward, found, seconds, device, rounds, copy_rate))
+        report.add(measure_norm(shape, backward, found, seconds / 2, device, options, copy_rate))
+
+
+def attentions(
+    report: Report, options, device: torch.device, shape: Shape, found: list[Way], seconds: float, title="attention"
+) -> None:
+    """The forward pass, then both, with the same compiled functions."""
+    found = harness.kept(found, options.without)
+    for backward in (False, True):
+        report.add(measure_attention(shape, backward, found, seconds / 2, device, options, title))
+
+
+def beside_flex(report: Report, options, device: torch.device, shape: Shape, found: list[Way], seconds: float) -> None:
+    found = [way for way in found if way.ours] + flex_ways(shape, device)
+    attentions(report, options, device, shape, found, seconds, "attention beside FlexAttention,")
 
 
 if __name__ == "__main__":

@@ -13,10 +13,11 @@ import dataclasses
 import statistics
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 from benchmarks import harness
-from benchmarks.report import Report
+from benchmarks.report import Budget, Report
 from scaling_testbed.config.compose import compose
 from scaling_testbed.config.schema import run_folder_path
 from scaling_testbed.diagnostics.config import DiagnosticsConfig
@@ -46,7 +47,7 @@ def measure(overrides: list[str], device, rounds: int, seconds: float) -> dict[s
     with tempfile.TemporaryDirectory() as folder:
         places = [f"runs_dir={folder}/runs", f"data_dir={folder}/data", f"compute.device={device.type}"]
         run = compose([*QUIET, *overrides, *places])
-        budget = harness.Budget(seconds)
+        budget = Budget(seconds)
         with RunFolder(run_folder_path(run)) as records, Interrupts() as interrupts:
             trainer = Trainer(run, records, Processes(World(), ParallelismConfig()), quiet=True)
             configs = {PLAIN: run, MEASURED: dataclasses.replace(run, diagnostics=DiagnosticsConfig(every_steps=1))}
@@ -72,29 +73,27 @@ def main(argv: list[str] | None = None) -> int:
         out=options.out and Path(options.out),
         smoke=options.quick,
     )
-    budget = harness.Budget(options.seconds)
-    for number, (label, overrides) in enumerate(sizes.items()):
-        with report.attempt(label):
-            found = measure(overrides, device, options.rounds, 2 * budget.share(len(sizes) - number))
-            medians = {kind: statistics.median(seconds) for kind, seconds in found.items()}
-            rows = [
-                {
-                    "variant": kind,
-                    "status": "ok",
-                    "seconds": seconds,
-                    "median_s": medians[kind],
-                    "low_s": min(seconds),
-                    "high_s": max(seconds),
-                    "ratio": medians[kind] / medians[PLAIN],
-                }
-                for kind, seconds in found.items()
-            ]
-            added = (medians[MEASURED] / medians[PLAIN] - 1) / EVERY
-            report.add(
-                {"label": label, "rows": rows, "notes": [f"every {EVERY}th update measured: +{100 * added:.1f}%"]}
-            )
-    report.finish()
-    return 0
+    work = {label: partial(compare, report, options, device, label, overrides) for label, overrides in sizes.items()}
+    return report.run(work, Budget(options.seconds))
+
+
+def compare(report: Report, options, device, label: str, overrides: list[str], seconds: float) -> None:
+    found = measure(overrides, device, options.rounds, 2 * seconds)
+    medians = {kind: statistics.median(times) for kind, times in found.items()}
+    rows = [
+        {
+            "variant": kind,
+            "status": "ok",
+            "seconds": times,
+            "median_s": medians[kind],
+            "low_s": min(times),
+            "high_s": max(times),
+            "ratio": medians[kind] / medians[PLAIN],
+        }
+        for kind, times in found.items()
+    ]
+    added = (medians[MEASURED] / medians[PLAIN] - 1) / EVERY
+    report.add({"label": label, "rows": rows, "notes": [f"every {EVERY}th update measured: +{100 * added:.1f}%"]})
 
 
 if __name__ == "__main__":

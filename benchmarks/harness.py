@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.report import first_line, write_readme_tables
+from benchmarks.report import DeviceLost, first_line, write_readme_tables
 from scaling_testbed.running.device import device_name
 
 LEAST_ROUNDS = 3
@@ -78,7 +78,9 @@ def measure_ceilings(device: torch.device) -> dict[str, float]:
     size = 2**30 if on_gpu else 2**28
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
     product = _median_seconds(lambda: torch.mm(a, b), device)
-    source, target = (torch.zeros(size, dtype=torch.uint8, device=device) for _ in range(2))
+    # Random bytes: a GPU moves zeros with less power, and so at higher clocks.
+    source = torch.randint(256, (size,), dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
     copy = _median_seconds(lambda: target.copy_(source), device)
     return {"product_flops_per_s": 2 * n**3 / product, "copy_bytes_per_s": 2 * size / copy}
 
@@ -154,8 +156,11 @@ def _resident(field: str) -> int:
 
 
 def poison(device: torch.device) -> None:
-    """Leave NaN in the memory that the next allocations get, so that an output that was not written shows."""
+    """Leave NaN in the memory that the next allocations get, so that an output that was not written shows. What other
+    variants have freed goes back first: the allocator would prefer it, and it holds right answers."""
     if device.type == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
         with contextlib.suppress(torch.OutOfMemoryError):
             torch.full((POISON_BYTES // 4,), float("nan"), device=device)
 
@@ -247,7 +252,8 @@ def _forget_gradients(inputs: tuple) -> None:
 
 @contextlib.contextmanager
 def _attempt(row: dict):
-    """Turn what goes wrong inside into the row's status, and give the memory back."""
+    """Turn what goes wrong inside into the row's status, and give the memory back. Raises DeviceLost where the GPU
+    answers no more, as after an access out of bounds: nothing of this process can be timed from then on."""
     try:
         yield
         return
@@ -255,28 +261,23 @@ def _attempt(row: dict):
         row["status"] = OUT_OF_MEMORY if is_out_of_memory(error) else f"failed: {first_line(error)}"
     gc.collect()
     if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+        try:
+            torch.cuda.empty_cache()
+            torch.cuda.synchronize()
+        except RuntimeError as error:
+            raise DeviceLost(f"the GPU was lost in {row['variant']} ({row['status']}); go on with --without") from error
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
-# ------------------------------------------------------------------------------------------------ time
+# ------------------------------------------------------------------------------------------------ options
 
 
-class Budget:
-    """The seconds that a benchmark may take; a shape gets its share of what is left."""
-
-    def __init__(self, seconds: float):
-        self.end = time.monotonic() + seconds
-
-    def left(self) -> float:
-        return self.end - time.monotonic()
-
-    def share(self, shapes_left: int) -> float:
-        """For timing one of `shapes_left` shapes; about half goes to compilers and checks."""
-        return max(0.0, self.left()) / max(1, shapes_left) / 2
+def kept(variants: Sequence, without: Sequence[str]) -> list:
+    """Those whose name holds none of the texts that the user wants to do without."""
+    return [variant for variant in variants if not any(text.lower() in variant.name.lower() for text in without)]
 
 
 def arguments(doc: str, argv: Sequence[str] | None, seconds: float) -> argparse.Namespace:
@@ -285,6 +286,7 @@ def arguments(doc: str, argv: Sequence[str] | None, seconds: float) -> argparse.
     parser.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"))
     parser.add_argument("--seconds", type=float, default=seconds, help="start no new shape after this long")
     parser.add_argument("--rounds", type=int, default=20, help="at most so many rounds of each comparison")
+    parser.add_argument("--without", nargs="+", default=[], metavar="TEXT", help="leave out variants named like this")
     parser.add_argument("--out", type=Path, help="folder for the result (default: benchmarks/results)")
     parser.add_argument("--quick", action="store_true", help="smaller, to see that it works or to fit a short slot")
     return parser.parse_args(argv)

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import torch._dynamo  # an operator's first call imports it: once here and not in each of the processes
 
 from scaling_testbed.kernels import support
 
@@ -216,12 +217,10 @@ def _resources(name: str, kernel) -> dict:
         file.write(kernel.asm["cubin"])
         file.flush()
         tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-        usage, sass = (
-            subprocess.run([tool, option, file.name], capture_output=True, text=True, check=True).stdout
-            for option in ("--dump-resource-usage", "--dump-sass")
-        )
-    registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", usage).groups()
-    found = {key: len(re.findall(rf"\b{key}\b", sass)) for key in MATRIX_INSTRUCTIONS}
+        command = [tool, "--dump-resource-usage", "--dump-sass", file.name]
+        printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", printed).groups()
+    found = {key: len(re.findall(rf"\b{key}\b", printed)) for key in MATRIX_INSTRUCTIONS}
     return {
         "kernel": name,
         "triton": triton.__version__,

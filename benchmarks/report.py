@@ -32,6 +32,24 @@ FORMATS: dict[str, Callable[[float], str]] = {
 }
 
 
+class Budget:
+    """The seconds that a benchmark may take; a shape gets its share of what is left."""
+
+    def __init__(self, seconds: float):
+        self.end = time.monotonic() + seconds
+
+    def left(self) -> float:
+        return self.end - time.monotonic()
+
+    def share(self, shapes_left: int) -> float:
+        """For timing one of `shapes_left` shapes; about half goes to compilers and checks."""
+        return max(0.0, self.left()) / max(1, shapes_left) / 2
+
+
+class DeviceLost(RuntimeError):
+    """The device cannot be used any more by this process."""
+
+
 class Report:
     """One result, written after every shape so that nothing measured is lost.
 
@@ -58,25 +76,47 @@ class Report:
         )
         self.write()
 
-    @contextlib.contextmanager
-    def attempt(self, label: str):
-        """What goes wrong inside costs this shape, not the ones after it."""
-        try:
-            yield
-        except Exception as error:
-            self.data["not_reached"].append(f"{label} ({first_line(error)})")
-            print(self.data["not_reached"][-1], flush=True)
+    def run(self, work: dict[str, Callable[[float], object]], budget: Budget) -> int:
+        """Do `work`, {label: what adds its cases when called with the seconds that it may take}, while time is left.
+
+        What goes wrong costs its piece alone; an interrupt or a lost device costs the rest too. What was not done is
+        named in the result. Returns the exit status.
+        """
+        self.data["not_reached"] = list(work)
+        status = 0
+        for place, (label, piece) in enumerate(work.items()):
+            if budget.left() <= 0:
+                break
+            try:
+                piece(budget.share(len(work) - place))
+                self.data["not_reached"].remove(label)
+            except (Exception, KeyboardInterrupt) as error:
+                status = 1
+                where = self.data["not_reached"].index(label)
+                self.data["not_reached"][where] = f"{label} ({first_line(error)})"
+                print(self.data["not_reached"][where], flush=True)
+                if isinstance(error, DeviceLost | KeyboardInterrupt):
+                    break
+        self.finish()
+        return status
 
     def write(self) -> None:
         if self.path:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.write_text(json.dumps(self.data, indent=1) + "\n")
+            whole = self.path.with_suffix(".partial")  # whoever is ended while writing leaves the last one whole
+            whole.write_text(json.dumps(self.data, indent=1) + "\n")
+            whole.replace(self.path)
 
     def finish(self) -> None:
         self.write()
         print("\n" + table(self.data))
         if self.path:
             print(f"\nwritten: {self.path}")
+
+
+def verdict(text: str, met: bool) -> str:
+    """An aim beside what was reached, and whether that is enough."""
+    return f"{text}: {'met' if met else 'NOT met'}"
 
 
 def _short(row: dict[str, Any]) -> str:
@@ -100,7 +140,7 @@ def table(result: dict[str, Any]) -> str:
                 cells = [row["status"], *[""] * (len(columns) - 1)]
             lines.append(" | ".join([f"| {case['label']}", row["variant"], *cells]) + " |")
     lines += [f"\n{case['label']}: {note}" for case in result["cases"] for note in case.get("notes", [])]
-    for title, names in (("left out", result["absent"]), ("not reached in time", result["not_reached"])):
+    for title, names in (("left out", result["absent"]), ("not measured", result["not_reached"])):
         lines += [f"\n{title}: {', '.join(names)}"] if names else []
     return "\n".join(lines)
 
@@ -123,7 +163,8 @@ def _commit() -> str | None:
         return subprocess.run(["git", *command], cwd=HERE, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        return git("rev-parse", "--short=12", "HEAD") + (" with changes" if git("status", "--porcelain") else "")
+        changed = git("status", "--porcelain", "--untracked-files=no")  # carried wheels are no change
+        return git("rev-parse", "--short=12", "HEAD") + (" with changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None
 
@@ -147,7 +188,8 @@ def write_readme_tables(readme: Path = HERE / "README.md", results: Path = HERE 
 
 def _described(result: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    head = f"{result['machine']}; {describe_ceilings(result['ceilings'])}; {result['date']}, commit {result['commit']}"
+    commit = f"commit {result['commit']}" if result["commit"] else "commit not known"
+    head = f"{result['machine']}; {describe_ceilings(result['ceilings'])}; {result['date']}, {commit}"
     return f"{head}; {versions}. `{result['command']}`\n\n{table(result)}"
 
 

@@ -4,7 +4,9 @@
 
 Every configuration is a process of its own with a time limit, so that one that fails, or asks for too much memory,
 costs one line. It trains on synthetic tokens (Zipf, vocabulary 50304) in temporary folders and keeps no checkpoint.
-tokens/s, utilisation and peak memory are those of the run's row, whose clock starts after the first step. The first
+tokens/s, utilisation and peak memory are those of the run's row, whose clock starts after the first step; the times
+of a step lie between one's record and the next. Utilisation counts all scores of attention, as data sheets' users do
+(PaLM, arXiv 2204.02311, appendix B), though half of them are masked and some kernels leave them out. The first
 losses are compared with those of the first path of that size: paths that disagree must not be compared in speed.
 
 --quick: a few dozen steps each, which fits 200 seconds on one GPU; otherwise three times as many, and compiled runs.
@@ -14,20 +16,23 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import itertools
 import json
 import multiprocessing
+import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks import harness
-from benchmarks.harness import OUT_OF_MEMORY, Budget
-from benchmarks.report import Report, first_line
+from benchmarks.harness import OUT_OF_MEMORY
+from benchmarks.report import Budget, Report, first_line
 
 NEEDED = ("hydra", "omegaconf", "antlr4", "yaml", "rich", "numpy")
 VOCABULARY = 50304
@@ -39,6 +44,9 @@ LEAST_SECONDS = 15  # no configuration is started with less left
 PATHS = [("reference", "sdpa"), ("chunked", "sdpa"), ("triton", "sdpa"), ("triton", "triton")]
 COLUMNS = [
     ("tokens_per_second", "tokens/s", "count"),
+    ("median_s", "ms a step", "ms"),
+    ("low_s", "min", "ms"),
+    ("high_s", "max", "ms"),
     ("mfu", "of data sheet FLOP/s", "percent"),
     ("over_product_rate", "of measured FLOP/s", "percent"),
     ("peak_bytes", "peak GiB", "GiB"),
@@ -128,14 +136,20 @@ def run_one(arguments: list[str]) -> dict[str, Any]:
     if problem := too_large(run):
         return {"status": problem}
     row = train(run, quiet=True)
-    written = (json.loads(line) for line in (run_folder_path(run) / "metrics.jsonl").read_text().splitlines())
-    losses = [line["train_loss"] for line in written if "train_loss" in line]
+    written = map(json.loads, (run_folder_path(run) / "metrics.jsonl").read_text().splitlines())
+    steps = [line for line in written if "train_loss" in line]
+    losses = [line["train_loss"] for line in steps]
+    # Not the last: its record may wait for what ends a run.
+    times = [after["seconds"] - before["seconds"] for before, after in itertools.pairwise(steps[:-1])]
     kept = ("tokens_per_second", "mfu", "n_params", "steps", "loss_impl", "attention_impl", "qk_norm_impl", "precision")
     return {key: row.get(key) for key in kept} | {
         "status": "ok" if row["status"] == "finished" else row["status"],
         "peak_bytes": row["peak_memory_bytes"],
         "flops_per_token": row["flops"] / row["n_tokens"] if row["n_tokens"] else None,
         "losses": losses[:LOSSES_KEPT],
+        "median_s": statistics.median(times) if times else None,
+        "low_s": min(times, default=None),
+        "high_s": max(times, default=None),
     }
 
 
@@ -205,14 +219,16 @@ def configurations(size: Size, quick: bool) -> list[tuple[str, str, bool]]:
     return plain + ([("triton", "sdpa", True)] if size.compiled and not quick else [])
 
 
-def measure_size(size: Size, options, budget: Budget, method: str, report: Report, folder: Path) -> None:
-    """All configurations of one size, one after the other; the report is written after each."""
+def measure_size(report: Report, options, budget: Budget, method: str, folder: Path, size: Size, _seconds) -> None:
+    """All configurations of one size, one after the other, as long as time is left; each is written when it is done."""
     case = {"label": size.label, "batch": dict(zip(("sequences", "micro", "length"), size.batch, strict=True))}
     case["rows"] = rows = []
     report.add(case)
     product_rate = report.data["ceilings"]["product_flops_per_s"]
     for number, (loss, attention, compiled) in enumerate(configurations(size, options.quick)):
         name = f"loss {loss}, attention {attention}{', compiled' if compiled else ''}"
+        if any(text.lower() in f"{size.label}: {name}".lower() for text in options.without):
+            continue
         if budget.left() < LEAST_SECONDS:
             report.data["not_reached"].append(f"{size.label}: {name}")
             continue
@@ -262,11 +278,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     on_gpu = machine["device"] == "cuda"
     report = Report("trainer", machine, COLUMNS, out=options.out, smoke=not on_gpu)
     with tempfile.TemporaryDirectory() as folder:
-        for size in SIZES if on_gpu else CPU_SIZES:
-            with report.attempt(size.label):
-                measure_size(size, options, budget, method, report, Path(folder))
-    report.finish()
-    return 0
+        sizes = SIZES if on_gpu else CPU_SIZES
+        measure = partial(measure_size, report, options, budget, method, Path(folder))
+        return report.run({size.label: partial(measure, size) for size in sizes}, budget)
 
 
 if __name__ == "__main__":

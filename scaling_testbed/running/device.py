@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import resource
 import sys
 
@@ -10,18 +11,24 @@ import torch
 from scaling_testbed.errors import ConfigError
 from scaling_testbed.running.config import ComputeConfig
 
-# Dense bf16 tensor-core peak in FLOP/s, from NVIDIA's data sheets (without sparsity), by a part of the device's name.
+# Dense bf16 tensor-core peak in FLOP/s, from NVIDIA's data sheets (without sparsity), by words of the device's name,
+# of which the first line that fits counts.
 PEAK_BF16_FLOPS = {
+    "GB200": 2500e12,
     "B200": 2250e12,
+    "H200 NVL": 835e12,
     "H200": 989e12,
+    "GH200": 989e12,
     "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
     "H100": 989e12,
     "A100": 312e12,
     "L40S": 362e12,
     "L4": 121e12,
     "A10": 125e12,
-    "RTX 4090": 165e12,
+    "GeForce RTX 4090": 165e12,
 }
+OTHER_PEAK = {"Laptop", "D", "MIG"}  # words that make it another card, or a part of one
 
 
 def choose_device(config: ComputeConfig, local_rank: int = 0) -> torch.device:
@@ -80,10 +87,12 @@ def device_name(device: torch.device) -> str:
 
 def peak_flops(device: torch.device, precision: str) -> float | None:
     """The device's peak in FLOP/s for this precision; None where it is not known (all but bf16 on listed GPUs)."""
-    if device.type == "cuda" and precision == "bf16":
-        name = device_name(device)
-        return next((peak for part, peak in PEAK_BF16_FLOPS.items() if part in name), None)
-    return None
+    if device.type != "cuda" or precision != "bf16":
+        return None
+    words = set(re.split(r"[ -]", device_name(device)))
+    if words & OTHER_PEAK:
+        return None
+    return next((peak for name, peak in PEAK_BF16_FLOPS.items() if words.issuperset(name.split())), None)
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -15,14 +15,14 @@ SMS = (80, 90, 100)
 TENSOR_CORES = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}
 
 
-# Of each kernel the case that needs the most registers and shared memory: for Hopper at each tile that is shipped, for
-# the others where they have tiles of their own.
-EVERYWHERE = ("recompute d128 bf16 softcap", "chunked d768 bf16 softcap", "layernorm d128 bf16")
-DEMANDING = {
-    80: ("d128 bf16 softcap window", *EVERYWHERE),
-    90: (*(f"d{d_head} bf16 softcap window" for d_head in (32, 64, 128)), *EVERYWHERE),
-    100: ("d64 bf16 softcap window", "d128 bf16 softcap window", *EVERYWHERE),
-}
+# Each tile that is shipped, in the case that needs the most registers and shared memory.
+DEMANDING = [
+    *(f"{width} {dtype} softcap window" for width in ("d32", "d64", "d128") for dtype in ("bf16", "fp32")),
+    *(f"recompute {width} {dtype} softcap" for width in ("d64", "d128") for dtype in ("bf16", "fp32")),
+    "chunked d768 bf16 softcap",
+    "chunked d768 fp32 softcap",
+    "layernorm d128 bf16",
+]
 
 
 def compiled(sms, only=("",), **environment):
@@ -37,10 +37,8 @@ def compiled(sms, only=("",), **environment):
 
 @pytest.fixture(scope="module", params=["demanding cases", pytest.param("all cases", marks=pytest.mark.slow)])
 def rows(request):
-    """All of them take ten minutes, and come in the slow tests."""
-    if request.param == "all cases":
-        return compiled(SMS)
-    return [row for sm, cases in DEMANDING.items() for row in compiled((sm,), cases)]
+    """Every combination of features takes ten minutes, and comes in the slow tests."""
+    return compiled(SMS, DEMANDING) if request.param == "demanding cases" else compiled(SMS)
 
 
 def test_every_kernel_compiles_for_every_generation(rows):

@@ -25,6 +25,27 @@ def with_gradients(function, inputs, grad):
     return out.detach(), *torch.autograd.grad(out, inputs, grad.to(out.dtype))
 
 
+def test_every_path_trains_to_the_same_losses_in_bf16(tmp_path):
+    """bf16 products, 2^-9 each, in another order: single losses agree to 2e-3 over twenty updates."""
+    from scaling_testbed.config.compose import compose
+    from scaling_testbed.running.trainer import train
+
+    common = ["data=markov", "model=nano_m", "model.d_head=32", "batch.sequences=32", "budget.steps=20"]
+    common += [f"data_dir={tmp_path}/data", f"runs_dir={tmp_path}/runs", "checkpoint.at_end=false"]
+    paths = {
+        "plain": ["loss.impl=reference", "model.attention_impl=reference", "model.qk_norm_impl=reference"],
+        "auto": [],
+        "triton": ["loss.impl=triton", "model.attention_impl=triton", "model.qk_norm_impl=triton"],
+        "compiled": ["loss.impl=triton", "model.attention_impl=triton", "compute.compile=true"],
+    }
+    rows = {name: train(compose([*common, *path, f"name={name}"]), quiet=True) for name, path in paths.items()}
+    assert rows["auto"]["loss_impl"] == rows["auto"]["qk_norm_impl"] == "triton"
+    for name, row in rows.items():
+        assert row["status"] == "finished" and row["precision"] == "bf16", name
+        assert row["val_loss"] == pytest.approx(rows["plain"]["val_loss"], rel=2e-3), name
+        assert row["val_loss_initial"] == pytest.approx(rows["plain"]["val_loss_initial"], rel=1e-3), name
+
+
 @pytest.mark.parametrize("T", [1, 129, 2048])
 @pytest.mark.parametrize("d_head", [32, 64, 80, 96, 128])
 def test_attention_is_as_exact_as_sdpa(d_head, T):
@@ -135,24 +156,3 @@ def test_qk_norm_and_rotation_equal_the_definition(kind):
     expected = torch.autograd.grad(weighted(reference.qk_norm_rope, *truth), truth)
     for one, exact in zip(torch.autograd.grad(weighted(qk_norm_rope, *found), found), expected, strict=True):
         assert relative(one, exact) < 4e-3
-
-
-def test_every_path_trains_to_the_same_losses_in_bf16(tmp_path):
-    """bf16 products, 2^-9 each, in another order: single losses agree to 2e-3 over twenty updates."""
-    from scaling_testbed.config.compose import compose
-    from scaling_testbed.running.trainer import train
-
-    common = ["data=markov", "model=nano_m", "model.d_head=32", "batch.sequences=32", "budget.steps=20"]
-    common += [f"data_dir={tmp_path}/data", f"runs_dir={tmp_path}/runs", "checkpoint.at_end=false"]
-    paths = {
-        "plain": ["loss.impl=reference", "model.attention_impl=reference", "model.qk_norm_impl=reference"],
-        "auto": [],
-        "triton": ["loss.impl=triton", "model.attention_impl=triton", "model.qk_norm_impl=triton"],
-        "compiled": ["loss.impl=triton", "model.attention_impl=triton", "compute.compile=true"],
-    }
-    rows = {name: train(compose([*common, *path, f"name={name}"]), quiet=True) for name, path in paths.items()}
-    assert rows["auto"]["loss_impl"] == rows["auto"]["qk_norm_impl"] == "triton"
-    for name, row in rows.items():
-        assert row["status"] == "finished" and row["precision"] == "bf16", name
-        assert row["val_loss"] == pytest.approx(rows["plain"]["val_loss"], rel=2e-3), name
-        assert row["val_loss_initial"] == pytest.approx(rows["plain"]["val_loss_initial"], rel=1e-3), name

@@ -1,0 +1,133 @@
+"""What the benchmarks say of what they measured: aims judged, interruptions survived, the table whole."""
+
+import json
+
+import pytest
+import torch
+
+from benchmarks import attention, harness, head
+from benchmarks.report import Budget, DeviceLost, Report, table
+
+MACHINE = {"machine": "a machine", "device": "cpu", "ceilings": {"product_flops_per_s": 1e12, "copy_bytes_per_s": 1e9}}
+COLUMNS = [("median_s", "ms", "ms")]
+GOOD, BAD = ": met", ": NOT met"
+
+
+def rows(ours: float, recompute: float, peer: float, peak: int = 150) -> list[dict]:
+    """Of a head that took `ours` seconds, beside our other and a peer that held 100 bytes."""
+    found = [
+        {"variant": "ours, recompute", "ours": True, "median_s": recompute, "peak_bytes": 10},
+        {"variant": "ours, chunked", "ours": True, "median_s": ours, "peak_bytes": peak},
+        {"variant": "a peer", "ours": False, "median_s": peer, "peak_bytes": 100},
+    ]
+    head.compare_with_peers(found, floor=1.0)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("measured", "width", "verdicts"),
+    [
+        (rows(1.3, 1.0, 1.7), 256, [GOOD, GOOD, GOOD]),
+        (rows(1.3, 1.0, 1.6), 256, [BAD, GOOD, GOOD]),
+        (rows(1.3, 1.0, 1.6), 768, [GOOD, GOOD, GOOD]),
+        (rows(1.5, 1.0, 1.4), 768, [BAD, BAD, GOOD]),  # what is not trained with does not count
+        (rows(1.3, 1.0, 1.7, peak=151), 256, [GOOD, GOOD, BAD]),
+    ],
+)
+def test_the_head_s_aims_are_judged_by_what_training_uses(measured, width, verdicts):
+    found = head.gpu_aims(measured, (32768, width, 50304), budget_bytes=50)
+    assert len(found) == 3 and all(text.endswith(end) for text, end in zip(found, verdicts, strict=True))
+
+
+def test_an_aim_that_was_not_measured_is_not_met_in_silence():
+    alone = [row for row in rows(1.3, 1.0, 1.7) if row["variant"] != "ours, chunked"]
+    assert "cannot be checked" in head.gpu_aims(alone, (32768, 256, 50304), 50)[0]
+
+
+def test_the_head_that_is_judged_is_the_one_that_training_takes():
+    cross_entropy = pytest.importorskip("scaling_testbed.kernels.cross_entropy")
+    assert f"ours, {cross_entropy.AUTO_VARIANT}" == head.TRAINED
+
+
+def statistics_row(ratio: float) -> list[dict]:
+    return [
+        {"variant": name, "ours": True, "capped": False, "median_s": seconds}
+        for name, seconds in (("ours", 1.0), ("ours with statistics", ratio))
+    ]
+
+
+@pytest.mark.parametrize(("ratio", "end"), [(1.1, GOOD), (1.11, BAD)])
+def test_the_statistics_aim_is_judged(ratio, end):
+    measured = statistics_row(ratio)
+    attention.compare_with_peers(measured)
+    assert attention._statistics_note(measured)[0].endswith(end)
+
+
+@pytest.fixture
+def report(tmp_path):
+    return Report("head", MACHINE, COLUMNS, out=tmp_path, smoke=True)
+
+
+def adds(report, label):
+    return lambda seconds: report.add({"label": label, "rows": [{"variant": "v", "status": "ok", "median_s": seconds}]})
+
+
+def fails(error):
+    def piece(_seconds):
+        raise error
+
+    return piece
+
+
+def written(report) -> dict:
+    (path,) = report.path.parent.iterdir()  # and nothing half written beside it
+    return json.loads(path.read_text())
+
+
+def test_a_piece_that_fails_costs_itself(report, capsys):
+    work = {"first": adds(report, "first"), "second": fails(ValueError("no")), "third": adds(report, "third")}
+    assert report.run(work, Budget(60)) == 1
+    assert [case["label"] for case in written(report)["cases"]] == ["first", "third"]
+    assert written(report)["not_reached"] == ["second (no)"]
+    assert "not measured: second (no)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), DeviceLost("gone")], ids=repr)
+def test_an_interruption_keeps_what_was_measured_and_names_the_rest(report, error):
+    work = {"first": adds(report, "first"), "second": fails(error), "third": adds(report, "third")}
+    assert report.run(work, Budget(60)) == 1
+    assert [case["label"] for case in written(report)["cases"]] == ["first"]
+    assert [name.split(" ")[0] for name in written(report)["not_reached"]] == ["second", "third"]
+
+
+def test_what_there_is_no_time_for_is_named(report):
+    assert report.run({"first": adds(report, "first")}, Budget(0)) == 0
+    assert written(report)["not_reached"] == ["first"] and "not measured: first" in table(written(report))
+
+
+def test_peers_can_be_done_without():
+    variants = [harness.Variant(name, print) for name in ("ours, chunked", "Liger", "Liger, sums in fp32", "SDPA")]
+    assert [variant.name for variant in harness.kept(variants, ["liger", "sdpa"])] == ["ours, chunked"]
+
+
+def test_attention_is_timed_on_what_the_projections_leave():
+    shape = attention.Shape(2, 5, 3, 32)
+    inputs = attention.attention_inputs(0, shape=shape, device=torch.device("cpu"))
+    for x in inputs:
+        assert x.shape == (2, 3, 5, 32) and x.transpose(1, 2).is_contiguous() and x.is_leaf
+    found = attention.run_attention(*inputs, function=attention.sdpa, backward=True)
+    assert set(found) == {"out", "q gradient", "k gradient", "v gradient"}
+    assert all(x.grad is None for x in inputs)  # a copy into it would be charged to whoever lays it out otherwise
+
+
+def test_a_quick_run_measures_and_checks(tmp_path, capsys):
+    options = ["--device", "cpu", "--quick", "--rounds", "1", "--out", str(tmp_path), "--without", "torch's"]
+    assert head.main(options) == 0
+    (path,) = tmp_path.iterdir()
+    (case,) = json.loads(path.read_text())["cases"]
+    assert [row["variant"] for row in case["rows"]] == [
+        "ours, chunked", "F.cross_entropy + z", "F.cross_entropy, without z"
+    ]  # fmt: skip
+    assert all(
+        row["status"] == "ok" and row["median_s"] > 0 and max(row["errors"].values()) < 1e-4 for row in case["rows"]
+    )
