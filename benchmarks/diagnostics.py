@@ -63,7 +63,7 @@ def measure(overrides: list[str], device, rounds: int, seconds: float) -> dict[s
 
 
 def main(argv: list[str] | None = None) -> int:
-    options = harness.arguments(__doc__, argv, seconds=300)
+    options = harness.arguments(__doc__, argv, seconds=300, peers=False)
     device = harness.choose_device(options.device)
     sizes = dict(list(SIZES.items())[:1]) if options.quick else SIZES
     report = Report(

@@ -280,13 +280,16 @@ def kept(variants: Sequence, without: Sequence[str]) -> list:
     return [variant for variant in variants if not any(text.lower() in variant.name.lower() for text in without)]
 
 
-def arguments(doc: str, argv: Sequence[str] | None, seconds: float) -> argparse.Namespace:
-    """The options that all benchmarks have."""
+def arguments(doc: str, argv: Sequence[str] | None, seconds: float, *, peers: bool = True) -> argparse.Namespace:
+    """The options that all benchmarks have; --without only where there are `peers` to do without."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"))
     parser.add_argument("--seconds", type=float, default=seconds, help="start no new shape after this long")
     parser.add_argument("--rounds", type=int, default=20, help="at most so many rounds of each comparison")
-    parser.add_argument("--without", nargs="+", default=[], metavar="TEXT", help="leave out variants named like this")
+    if peers:
+        parser.add_argument(
+            "--without", nargs="+", default=[], metavar="TEXT", help="leave out variants named like this"
+        )
     parser.add_argument("--out", type=Path, help="folder for the result (default: benchmarks/results)")
     parser.add_argument("--quick", action="store_true", help="smaller, to see that it works or to fit a short slot")
     return parser.parse_args(argv)

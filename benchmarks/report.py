@@ -80,7 +80,7 @@ class Report:
         """Do `work`, {label: what adds its cases when called with the seconds that it may take}, while time is left.
 
         What goes wrong costs its piece alone; an interrupt or a lost device costs the rest too. What was not done is
-        named in the result. Returns the exit status.
+        named in the result. Returns the exit status: 1 after any of this, and where one of ours fails or is wrong.
         """
         self.data["not_reached"] = list(work)
         status = 0
@@ -98,7 +98,7 @@ class Report:
                 if isinstance(error, DeviceLost | KeyboardInterrupt):
                     break
         self.finish()
-        return status
+        return 1 if any(_broken(row) for case in self.data["cases"] for row in case["rows"]) else status
 
     def write(self) -> None:
         if self.path:
@@ -112,6 +112,10 @@ class Report:
         print("\n" + table(self.data))
         if self.path:
             print(f"\nwritten: {self.path}")
+
+
+def _broken(row: dict[str, Any]) -> bool:
+    return bool(row.get("ours")) and row["status"].startswith(("failed", "wrong", "the process"))
 
 
 def verdict(text: str, met: bool) -> str:

@@ -225,23 +225,27 @@ def measure_size(report: Report, options, budget: Budget, method: str, folder: P
     case["rows"] = rows = []
     report.add(case)
     product_rate = report.data["ceilings"]["product_flops_per_s"]
-    for number, (loss, attention, compiled) in enumerate(configurations(size, options.quick)):
-        name = f"loss {loss}, attention {attention}{', compiled' if compiled else ''}"
-        if any(text.lower() in f"{size.label}: {name}".lower() for text in options.without):
-            continue
-        if budget.left() < LEAST_SECONDS:
-            report.data["not_reached"].append(f"{size.label}: {name}")
-            continue
-        steps = size.steps if options.quick or len(size.paths) == 1 else 3 * size.steps
-        arguments = overrides(size, loss, attention, compiled, steps)
-        arguments += [f"runs_dir={folder}/{len(report.data['cases'])}-{number}", f"data_dir={folder}/data"]
-        arguments += [f"compute.device={report.data['device']}"]
-        limit = min(size.limit * (1 if options.quick else 3), budget.left())
-        row = {"variant": name, "ours": True} | in_child(run_one, arguments, limit, method)
-        rows.append(row)
-        judge(row, rows, product_rate)
-        print(f"  {name}: {_line(row)}", flush=True)
-        report.write()
+    asked = {
+        f"loss {loss}, attention {attention}{', compiled' if compiled else ''}": (loss, attention, compiled)
+        for loss, attention, compiled in configurations(size, options.quick)
+    }
+    waiting = [name for name in asked if not any(x.lower() in f"{size.label}: {name}".lower() for x in options.without)]
+    try:
+        while waiting and budget.left() >= LEAST_SECONDS:
+            name = waiting[0]
+            steps = size.steps if options.quick or len(size.paths) == 1 else 3 * size.steps
+            arguments = overrides(size, *asked[name], steps)
+            arguments += [f"runs_dir={folder}/{len(report.data['cases'])}-{len(rows)}", f"data_dir={folder}/data"]
+            arguments += [f"compute.device={report.data['device']}"]
+            limit = min(size.limit * (1 if options.quick else 3), budget.left())
+            row = {"variant": name, "ours": True} | in_child(run_one, arguments, limit, method)
+            rows.append(row)
+            waiting.pop(0)
+            judge(row, rows, product_rate)
+            print(f"  {name}: {_line(row)}", flush=True)
+            report.write()
+    finally:
+        report.data["not_reached"] += [f"{size.label}: {name}" for name in waiting]
 
 
 def judge(row: dict[str, Any], rows: list[dict[str, Any]], product_rate: float) -> None:

@@ -69,7 +69,7 @@ TILES_BY_CAPABILITY = {80: TILES_AMPERE, 90: TILES, 100: TILES_BLACKWELL, 103: T
 TILES_FP32 = {
     ("forward", 32): Tiles(32, 32, 4, 2),
     ("forward", 64): Tiles(32, 32, 4, 2),
-    ("forward", 128): Tiles(32, 32, 8, 2),
+    ("forward", 128): Tiles(32, 32, 8, 1),
     ("statistics", 32): Tiles(32, 32, 4, 2),
     ("statistics", 64): Tiles(32, 32, 4, 2),
     ("statistics", 128): Tiles(32, 32, 8, 2),

@@ -246,10 +246,10 @@ def forward_kernel(
         # A query that is not there is zeros: it adds nothing to the sums, but its scores may be the largest.
         highest = tl.max(tl.where(exists_M, highest_M, float("-inf")), 0)
         score = tl.sum(sum_M, 0)
-        # A GPU's maximum passes over NaN; a sum does not.
+        # A GPU's maximum passes over NaN; a sum does not (nor over infinities of both signs).
         tl.store(here, scale * tl.where(score == score, highest, score))
         tl.store(here + apart, scale * score * per_score)
-        tl.store(here + 2 * apart, scale * scale * tl.sum(squares_M, 0) * per_score)
+        tl.store(here + 2 * apart, scale * (scale * (tl.sum(squares_M, 0) * per_score)))
         tl.store(here + 3 * apart, tl.sum(entropy_M, 0) * per_query)
 
 

@@ -1,6 +1,7 @@
 """What the benchmarks say of what they measured: aims judged, interruptions survived, the table whole."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -44,6 +45,10 @@ def test_an_aim_that_was_not_measured_is_not_met_in_silence():
     assert "cannot be checked" in head.gpu_aims(alone, (32768, 256, 50304), 50)[0]
 
 
+def test_the_cpu_claim_needs_both_sides():
+    assert "cannot be checked" in head.cpu_claim(rows(1.3, 1.0, 1.7))
+
+
 def test_the_head_that_is_judged_is_the_one_that_training_takes():
     cross_entropy = pytest.importorskip("scaling_testbed.kernels.cross_entropy")
     assert f"ours, {cross_entropy.AUTO_VARIANT}" == head.TRAINED
@@ -61,6 +66,17 @@ def test_the_statistics_aim_is_judged(ratio, end):
     measured = statistics_row(ratio)
     attention.compare_with_peers(measured)
     assert attention._statistics_note(measured)[0].endswith(end)
+    assert "cannot be checked" in attention._statistics_note(measured[:1])[0]
+
+
+@pytest.mark.parametrize(("rate", "end"), [(0.85, GOOD), (0.84, BAD), (None, "cannot be checked")])
+def test_the_bandwidth_aim_is_judged(rate, end):
+    reached = {} if rate is None else {"over_copy_rate": rate}
+    measured = [
+        {"variant": "eager", "ours": False, "over_copy_rate": 0.9},
+        {"variant": "ours", "ours": True, **reached},
+    ]
+    assert attention._bandwidth_note(measured)[0].endswith(end)
 
 
 @pytest.fixture
@@ -98,6 +114,40 @@ def test_an_interruption_keeps_what_was_measured_and_names_the_rest(report, erro
     assert report.run(work, Budget(60)) == 1
     assert [case["label"] for case in written(report)["cases"]] == ["first"]
     assert [name.split(" ")[0] for name in written(report)["not_reached"]] == ["second", "third"]
+
+
+@pytest.mark.parametrize("status", ["failed: no", "wrong, not timed: out off by 1"])
+def test_what_fails_of_ours_is_a_failure(report, status):
+    def piece(_seconds, ours):
+        report.add({"label": "first", "rows": [{"variant": "v", "ours": ours, "status": status}]})
+
+    assert report.run({"first": partial(piece, ours=False)}, Budget(60)) == 0
+    assert report.run({"first": partial(piece, ours=True)}, Budget(60)) == 1
+
+
+def test_a_gpu_that_answers_no_more_ends_a_comparison(monkeypatch):
+    def gone():
+        raise RuntimeError("an illegal memory access was encountered")
+
+    def fails(*_inputs):
+        raise RuntimeError("an illegal memory access was encountered")
+
+    peers = [harness.Variant("a peer", fails)]
+    compare = partial(
+        harness.compare,
+        peers,
+        lambda seed: (),
+        {"plain": dict},
+        device=torch.device("cpu"),
+        tolerance={},
+        rounds=1,
+        seconds=0,
+    )
+    assert compare()[0]["status"].startswith("failed: an illegal memory access")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", gone)
+    with pytest.raises(DeviceLost, match="the GPU was lost in a peer"):
+        compare()
 
 
 def test_what_there_is_no_time_for_is_named(report):
