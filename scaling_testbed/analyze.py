@@ -1,6 +1,5 @@
 """Read what a sweep found: `python -m scaling_testbed.analyze COMMAND SWEEP_DIR [options]`"""
 
-import os
 import sys
 
 from scaling_testbed.analysis.commands import parse
@@ -13,11 +12,7 @@ def main(argv: list[str] | None = None) -> int:
         arguments = parse(sys.argv[1:] if argv is None else argv, __doc__)
     except SystemExit as exit_:  # argparse has said what is wrong, or helped
         return exit_.code or 0
-    try:
-        return with_errors(lambda: arguments.command(arguments))
-    except BrokenPipeError:  # the reader of `analyze ... | head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    return with_errors(lambda: arguments.command(arguments))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ Any other key=value applies to every run; key=a,b replaces an axis, or makes one
 Exit status: 0 done, 1 a run failed, 75 stopped by a signal, 2 a wrong command.
 """
 
-import os
 import sys
 
 from scaling_testbed.config.compose import with_errors
@@ -30,11 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     if not argv or {"-h", "--help"} & set(argv):
         print(__doc__.strip())
         return 0 if argv else 2
-    try:
-        return with_errors(lambda: execute(argv))
-    except BrokenPipeError:  # the reader of `sweep plan | head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    return with_errors(lambda: execute(argv))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The command line: exit statuses, one-line errors, and what a door prints."""
 
 import os
+import shlex
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import pytest
 
 from scaling_testbed import __main__ as entry
 from scaling_testbed import prepare, train
+from scaling_testbed.config.compose import quoted
 from scaling_testbed.kernels import support
 
 SMALL = ["data=markov", "data.n_tokens=20000", "data.n_validation_tokens=4000", "model=nano_s", "budget.steps=2"]
@@ -51,6 +53,23 @@ def test_a_mistake_is_one_or_two_lines_on_stderr_and_a_status(places, capsys, ar
     assert "Traceback" not in message
     assert status is None or len(message.strip().splitlines()) <= 2
     assert not (tmp_path / "data").exists()  # refused before any work
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(places):
+    command = [sys.executable, "-m", "scaling_testbed.train", "--dry-run", *SMALL, *places]
+    done = subprocess.run(f"{shlex.join(command)} | true", shell=True, capture_output=True, text=True)
+    assert done.stderr == ""
+
+
+def test_a_data_dir_that_cannot_be_made_is_named(places, capsys):
+    assert train.main([*SMALL, places[0], "data_dir=/proc/foo"]) != 0
+    assert capsys.readouterr().err.startswith("error: data_dir=/proc/foo: cannot be made")
+
+
+def test_a_value_that_needs_quotes_of_its_own_is_told_so(places, capsys):
+    assert train.main([*SMALL, "name=Läufe"]) == 2
+    assert """write key=value, in both kinds of quotes""" in capsys.readouterr().err
+    assert quoted("a/b-1.5_c") == "a/b-1.5_c" and quoted('ä "b"') == '"ä \\"b\\""'
 
 
 @pytest.mark.parametrize(

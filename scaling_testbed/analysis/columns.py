@@ -1,8 +1,10 @@
 """The columns that laws ask for, from rows of any origin."""
 
+import contextlib
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 
 from scaling_testbed.analysis import published
 from scaling_testbed.analysis.conditions import parse
@@ -49,15 +51,43 @@ def read(path: str | Path, source: str | None, mapping: Sequence[str], size: str
             rows = [row for row in rows if row.get("status") != "diverged"]
     if not rows:
         raise UserError(f"{path}: no finished run is left; {'; '.join(said)}")
-    for ours, theirs in pairs.items():
-        if not any(theirs in row for row in rows):
-            columns = ", ".join(list(dict.fromkeys(key for row in rows for key in row))[:12])
-            raise ConfigError(f"--map {ours}={theirs}: no row has the column {theirs!r}; it has {columns}")
-    rows = [{**row, **{ours: row.get(theirs) for ours, theirs in pairs.items()}} for row in rows]
+    taken = {ours: _column(ours, theirs, rows) for ours, theirs in pairs.items()}
+    rows = [{**row, **{ours: _times(row.get(name), factor) for ours, (name, factor) in taken.items()}} for row in rows]
     if "flops" in pairs:
         rows = [{key: value for key, value in row.items() if key != "flops_6nd"} for row in rows]
     _check_size(rows, size)
-    return [derived(row, size) for row in rows], [*said, *_repeated(rows)]
+    rows = [derived(row, size) for row in rows]
+    return rows, [*said, *_repeated(rows), *_units(rows)]
+
+
+def _column(ours: str, theirs: str, rows: Sequence[Row]) -> tuple[str, float]:
+    """The column that --map names, and what its numbers are multiplied with: `Params (M)*1e6`."""
+    if any(theirs in row for row in rows):
+        return theirs, 1.0
+    name, _, factor = theirs.rpartition("*")
+    with contextlib.suppress(ValueError):
+        if any(name in row for row in rows) and math.isfinite(float(factor)):
+            return name, float(factor)
+    columns = ", ".join(list(dict.fromkeys(key for row in rows for key in row))[:12])
+    raise ConfigError(f"--map {ours}={theirs}: no row has the column {theirs!r}; it has {columns}")
+
+
+def _times(value: object, factor: float) -> object:
+    number = _finite(value)
+    return value if factor == 1 or number is None else number * factor
+
+
+def _units(rows: Sequence[Row]) -> list[str]:
+    """What looks like millions, billions or thousands where ones are meant."""
+    sizes = [tuple(_finite(row.get(key)) for key in ("n_params", "n_tokens", "flops")) for row in rows]
+    pairs = [(n, d) for n, d, _ in sizes if n and d]
+    meant = 'are these parameters, tokens and FLOPs? A column in millions is --map n_params="COLUMN*1e6"'
+    if pairs and max(d / n for n, d in pairs) < 0.1:
+        return [f"no row has even a tenth of a token for each parameter: {meant}"]
+    ratios = [c / (6 * n * d) for n, d, c in sizes if n and d and c]
+    if ratios and not 0.1 < median(ratios) < 10:
+        return [f"FLOPs are {median(ratios):.2g} times 6 N D: {meant}"]
+    return []
 
 
 def _repeated(rows: Sequence[Row]) -> list[str]:

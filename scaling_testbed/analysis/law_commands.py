@@ -122,7 +122,8 @@ def do_fit(arguments: argparse.Namespace) -> int:
         raise UserError("; ".join([str(error), *said])) from None
     fitted = [_beside(found, law, row, new=False) for row in kept]
     predictions = [_beside(found, law, row, new=True) for row in held]
-    warnings = [*found.warnings, *said, *mixed_data(kept), *far(predictions)]
+    mixed = [] if law.of_best else mixed_settings(kept, law)
+    warnings = [*found.warnings, *said, *mixed_data(kept), *mixed, *far(predictions)]
     record = {
         **asdict(found),
         "warnings": warnings,
@@ -351,6 +352,28 @@ def mixed_data(rows: Sequence[Row]) -> list[str]:
         if len(found) > 1:
             return [f"the rows have {len(found)} values of {key}: a law describes one data set; use --where"]
     return []
+
+
+def mixed_settings(rows: Sequence[Row], law: Law) -> list[str]:
+    """A law sees nothing but its inputs: a warning where rows that have them alike differ in a setting of the run, and
+    in the output by more than one percent."""
+    groups: dict[tuple, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[key] for key in law.inputs), []).append(row)
+    keys: dict[str, None] = {}
+    most = 0.0
+    for group in groups.values():
+        settings = dict.fromkeys(key for row in group for key in row if "." in key or key == "lr")
+        differ = [key for key in settings if len({repr(row.get(key)) for row in group}) > 1 and key not in law.inputs]
+        outputs = [row[law.output] for row in group]
+        if differ and max(outputs) > 1.01 * min(outputs):
+            keys |= dict.fromkeys(key for key in differ if not (key == "lr" and "optimizer.lr" in differ))
+            most = max(most, max(outputs) - min(outputs))
+    if not keys:
+        return []
+    named = ", ".join(keys) if len(keys) < 4 else f"{', '.join(list(keys)[:3])} and others"
+    alike = f"rows of the same {' and '.join(law.inputs)} differ in {named}"
+    return [f"{alike}, and by up to {most:.3g} in {law.output}: the law is of all of them; choose with --where"]
 
 
 def far(predictions: Sequence[dict]) -> list[str]:

@@ -246,7 +246,8 @@ def _one_line(error: Exception, overrides: Sequence[str]) -> str:
         options = [path.stem for path in sorted((CONFIG_DIR / group).glob("*.yaml"))]
         return f"{group} has no choice {choice!r}; it has {', '.join(options)}"
     if isinstance(error, OverrideParseException):
-        return f"cannot read the override {error.override!r}; write key=value, quoted where the shell would change it"
+        hint = """in both kinds of quotes where the value has spaces or letters like ä: 'key="value"'"""
+        return f"cannot read the override {error.override!r}; write key=value, {hint}"
     first = message.splitlines()[0]
     if unmatched := re.search(r"Could not override '([^']+)'", first):
         return _unknown_key(unmatched.group(1))
@@ -255,13 +256,26 @@ def _one_line(error: Exception, overrides: Sequence[str]) -> str:
     return first
 
 
+def quoted(value: str) -> str:
+    """A text as the value of an override."""
+    if re.fullmatch(r"[A-Za-z0-9_./@%+-]+", value):
+        return value
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
 def with_errors(action: Callable[[], int]) -> int:
     """The exit status of `action`; an error that a person can mend is printed as its message.
 
     Of several processes, rank 0 prints what they have in common: a wrong key or value, and what they told each other.
     """
     try:
-        return action()
+        status = action()
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # the reader of `... | head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except UserError as error:
         shared = error.told_to_all or isinstance(error, ConfigError)
         if is_main_process() or not shared:

@@ -61,6 +61,9 @@ def prepare(
     progress = Progress(folder.name, quiet)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"data_dir={data_dir}: cannot be made ({error.strerror})") from None
+    try:
         with _Lock(folder.parent / f".{folder.name}.lock", progress):
             if not (folder / "manifest.json").exists():
                 _build(source, tokenizer, folder, workers, progress, chunk_bytes)

@@ -85,7 +85,9 @@ def load_tokenizer(folder: Path, description: dict | None = None) -> ByteTokeniz
 
 def tokenizer_fingerprint(description: dict) -> str:
     """Stands for how text becomes ids: equal for the same tokenizer under another name."""
-    return fingerprint_of({key: value for key, value in description.items() if key != "name"})
+    # "bpe" and "pretrained" are a tokenizer.json alike, which its hash tells from others.
+    same = {"kind": "bpe"} if description["kind"] == "pretrained" else {}
+    return fingerprint_of({key: value for key, value in (description | same).items() if key != "name"})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -173,7 +173,8 @@ class Driver:
     def _say(self, run: PlannedRun) -> None:
         state = self.states[run.run_id]
         done = self._left_at_start - len(self.waiting) - len(self.children)
-        loss = f"val_loss {state.loss:.4f}" if state.loss is not None else ""
+        which = "val_loss" if state.state in ("finished", "diverged") else "last loss"
+        loss = f"{which} {state.loss:.4f}" if state.loss is not None else ""
         left = self._seconds_left()
         time_left = f"about {clock(left)} left" if left else ""
         parts = (f"{done}/{self._left_at_start}", f"{state.state:9}", run.label, loss, time_left)

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from scaling_testbed.config.compose import compose_many
+from scaling_testbed.config.compose import compose_many, quoted
 from scaling_testbed.config.schema import RunConfig, run_folder_path, run_id
 from scaling_testbed.data.preparation import folder_name
 from scaling_testbed.errors import ConfigError, UserError
@@ -87,7 +87,7 @@ def _overrides(sweep: Sweep, point: dict[str, str]) -> list[str]:
     """Of one run, the more special ones later; a name that was typed stays."""
     named = [text for text in sweep.overrides if text.startswith("name=")]
     values = [f"{key}={value}" for key, value in point.items()]
-    return [*([] if named else [f"name={sweep.folder}"]), *overrides_before(sweep.overrides, values), *values]
+    return [*([] if named else [f"name={quoted(sweep.folder)}"]), *overrides_before(sweep.overrides, values), *values]
 
 
 def _planned(
@@ -181,7 +181,10 @@ def remember(runs: Sequence[PlannedRun], sweep: Sweep) -> None:
     folder = sweep_folder(runs)
     about = {"sweep": sweep.name, "scale": sweep.scale, "description": sweep.description, "analysis": sweep.analysis}
     with alone_in(folder):
-        known = {run.run_id: run for run in [*remembered(folder), *runs]}
+        known = {run.run_id: run for run in remembered(folder)}
+        for run in runs:  # what told a run from others before still does where fewer are typed
+            older = known[run.run_id].varied if run.run_id in known else {}
+            known[run.run_id] = replace(run, varied=older | run.varied)
         write_text(folder / PLAN_FILE, "".join(json.dumps(asdict(run)) + "\n" for run in known.values()))
         if _sweep_of(folder) in (None, (sweep.name, sweep.scale)):
             write_json(folder / SWEEP_FILE, about)

@@ -83,6 +83,8 @@ def last_metrics(folder: Path) -> dict[str, Any]:
     for line in reversed(_tail(folder / "metrics.jsonl")):
         with contextlib.suppress(ValueError, TypeError):  # a torn line, or no record
             record = json.loads(line)
+            if found and record.get("step") == 0:  # before training: nothing that became of the run
+                record.pop("val_loss", None)
             found = {**record, **found}
             if "val_loss" in found and "train_loss" in found:
                 break

@@ -353,3 +353,28 @@ def test_what_is_no_copy_of_the_testbed_is_said(tmp_path, testbed):
     next((testbed / "exp_data" / "models").glob("*.json")).write_text("{}")
     with pytest.raises(UserError, match="as published"):
         published.models(testbed)
+
+
+def test_a_mapping_may_multiply(tmp_path):
+    path = write(tmp_path / "theirs.csv", [{"Params (M)": 100, "Tokens (B)": 2, "loss": 3.1, "a*2": 7}])
+    mapping = ["n_params=Params (M)*1e6", "n_tokens=Tokens (B)*1e9", "seed=a*2"]
+    ((row,), said) = columns.read(path, None, mapping, "n_params")
+    assert (row["n_params"], row["n_tokens"], row["flops"], row["seed"], said) == (1e8, 2e9, 1.2e18, 7, [])
+    for factor in ("many", "nan", ""):
+        with pytest.raises(ConfigError, match="no row has the column"):
+            columns.read(path, None, [f"n_params=Params (M)*{factor}"], "n_params")
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"n_params": 100, "n_tokens": 2}, "no row has even a tenth of a token for each parameter"),
+        ({"n_params": 100, "n_tokens": 200, "flops": 1.2e20}, "FLOPs are 1e+15 times 6 N D"),
+        ({"n_params": 1e8, "n_tokens": 2e9, "flops": 2e18}, None),
+    ],
+)
+def test_columns_in_millions_are_noticed(tmp_path, row, said):
+    mapping = [f"{key}={key}" for key in row]
+    _, found = columns.read(write(tmp_path / "theirs.csv", [row | {"loss": 3.0}]), None, mapping, "n_params")
+    assert [text for text in found if "are these parameters, tokens and FLOPs?" in text] == found
+    assert len(found) == (said is not None) and all(said in text for text in found)

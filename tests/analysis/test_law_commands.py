@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 
+from scaling_testbed.analysis.law_commands import mixed_settings
 from scaling_testbed.analysis.laws import LAWS
 from scaling_testbed.analyze import main
 
@@ -364,3 +365,18 @@ def test_a_sweeps_page_has_the_laws_that_are_kept_beside_its_rows(runs, tmp_path
     assert "The law over_training (only.json)" in page
     for said in ("spoilt.json is nothing that `analyze fit --out` has written", f"cannot read {laws / 'short.json'}: "):
         assert said in html.unescape(page) and said in warned
+
+
+def test_rows_that_differ_in_what_the_law_does_not_see_are_named():
+    law = LAWS["chinchilla"]
+    points = [(1e6, 2e7), (1e6, 4e7), (2e6, 4e7)]
+    rows = [
+        {"n_params": n, "n_tokens": d, "loss": 3.0 + worse, "optimizer.lr": lr, "lr": lr, "seed": seed}
+        for n, d in points
+        for lr, worse, seed in ((1e-3, 0.0, 0), (1e-2, 0.5, 1))
+    ]
+    (said,) = mixed_settings(rows, law)
+    assert "same n_params and n_tokens differ in optimizer.lr, and by up to 0.5 in loss" in said
+    assert mixed_settings([row for row in rows if row["lr"] == 1e-2], law) == []
+    assert mixed_settings([row | {"optimizer.lr": 1.0, "lr": 1.0} for row in rows], law) == []  # seeds are no setting
+    assert mixed_settings([row | {"loss": 3.0} for row in rows], law) == []

@@ -89,6 +89,7 @@ def test_megatron_globs_over_idx_files_and_documents_are_counted(tmp_path, prepa
         (lambda p, t: write_megatron(p, t, "<f4", 7), {}, "train_0.idx: version 1 with type code 7"),
         (lambda p, t: p.write_bytes(b"abc"), {}, "train_0.bin: 3 bytes is not a list of uint16"),
         (lambda p, t: p.write_bytes(b""), {}, "train_0.bin: empty file"),
+        (lambda p, t: t.astype("<u4").tofile(p), {}, "train_0.bin: every second token is 0, as where uint32"),
     ],
 )
 def test_a_file_that_is_not_what_it_should_be_is_named(write, fields, message, tmp_path, prepared):

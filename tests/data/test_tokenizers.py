@@ -119,6 +119,9 @@ def test_a_fingerprint_follows_the_tokenizer_and_not_its_name(tmp_path, tokenize
     renamed = PretrainedConfig(path=str(path), name="other").prepare([], tmp_path)
     padded = PretrainedConfig(path=str(path), vocab_multiple=128).prepare([], tmp_path)
     assert tokenizer_fingerprint(one) == tokenizer_fingerprint(renamed) != tokenizer_fingerprint(padded)
+    trained = one | {"kind": "bpe", "name": "bpe"}  # the same file, where it was trained
+    assert tokenizer_fingerprint(one) == tokenizer_fingerprint(trained)
+    assert tokenizer_fingerprint(one) != tokenizer_fingerprint(trained | {"sha256": "another"})
 
 
 def test_a_tokenizer_that_is_not_there_or_not_one_is_named(tmp_path, monkeypatch):

@@ -1,7 +1,11 @@
 """A sweep file says which runs there are; what is typed after it narrows or changes them."""
 
+import json
+from pathlib import Path
+
 import pytest
 
+from scaling_testbed import sweep
 from scaling_testbed.errors import ConfigError
 from scaling_testbed.sweeps import grid
 from scaling_testbed.sweeps.grid import load_sweep, narrowed, spelled
@@ -185,3 +189,11 @@ exclude: [{model.residual: peri, optimizer.lr: 2}]
         {"logging.group": "peri", "model.residual": "peri", "optimizer.lr": "1", "seed": "0"},
     ]
     assert len(narrowed(sweep, ["logging.group=peri"]).points()) == 1
+
+
+def test_a_file_may_be_called_anything(tmp_path, capfd):
+    path = tmp_path / 'Räster "eins".yaml'
+    path.write_text("overrides: [data=markov, budget.steps=4]\naxes: {optimizer.lr: [1e-3, 1e-2]}\n")
+    assert sweep.main(["plan", f"sweep={path}", f"runs_dir={tmp_path / 'runs'}", "--json"]) == 0
+    folders = {Path(json.loads(line)["folder"]).parent for line in capfd.readouterr().out.splitlines()}
+    assert folders == {tmp_path / "runs" / 'Räster "eins"'}

@@ -98,3 +98,23 @@ def test_the_plans_counts_are_the_rows_and_the_budgets_beside_them(planned):
     every, counted = planned()[2], planned("budget.params=n_params_non_embedding")[2]
     assert every["budget_n_params"] == every["n_params"] == counted["n_params"] > counted["budget_n_params"]
     assert every["flops_6nd"] == counted["flops_6nd"] == 6 * every["n_params"] * every["n_tokens"]
+
+
+def test_what_tells_runs_apart_stays_known_when_a_part_is_typed(door, states):
+    assert door("run")[0] == 0
+    assert door("run", "optimizer.lr=1e-2", "seed=0,1")[0] == 0
+    assert set(states()) == {"bigram 1e-3", "nano_s 1e-3", *(f"{model} 1e-2 0" for model in ("bigram", "nano_s"))} | {
+        "bigram 1", "nano_s 1"
+    }  # fmt: skip
+
+
+def test_the_loss_before_training_is_no_loss_of_a_run_that_was_stopped(planned, states):
+    (run,) = planned("model=bigram", "optimizer.lr=1e-3")
+    folder = Path(run["folder"])
+    folder.mkdir(parents=True)
+    (folder / "environment.json").write_text("{}")
+    lines = [{"step": 0, "val_loss": 6.5}, {"step": 3, "train_loss": 5.5}]
+    for n, loss in ((1, None), (2, 5.5)):
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines[:n]))
+        (found,) = states("model=bigram", "optimizer.lr=1e-3").values()
+        assert (found["state"], found["loss"]) == ("stopped", loss or 6.5)
