@@ -59,6 +59,10 @@ def test_a_reader_that_has_seen_enough_is_no_error(places):
     command = [sys.executable, "-m", "scaling_testbed.train", "--dry-run", *SMALL, *places]
     done = subprocess.run(f"{shlex.join(command)} | true", shell=True, capture_output=True, text=True)
     assert done.stderr == ""
+    training = [*command[:3], *command[4:], "budget.steps=50"]
+    done = subprocess.Popen(training, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    done.stdout.close()
+    assert done.stderr.read() == "" and done.wait() == 141  # cut short, and no success
 
 
 def test_a_data_dir_that_cannot_be_made_is_named(places, capsys):

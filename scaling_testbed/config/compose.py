@@ -10,6 +10,7 @@ import difflib
 import functools
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -273,9 +274,9 @@ def with_errors(action: Callable[[], int]) -> int:
         status = action()
         sys.stdout.flush()
         return status
-    except BrokenPipeError:  # the reader of `... | head` has seen enough
+    except BrokenPipeError:  # the reader of `... | head` has seen enough; but what was to be done may not be done
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return 128 + signal.SIGPIPE
     except UserError as error:
         shared = error.told_to_all or isinstance(error, ConfigError)
         if is_main_process() or not shared:

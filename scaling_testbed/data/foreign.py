@@ -86,7 +86,7 @@ def probe(path: str, format: str = "auto") -> dict:
         return {"format": format, "dtype": dtype, "offset": HEADER_BYTES, "n_tokens": n_tokens, "n_documents": None}
     if size % 2:
         raise UserError(f"{path}: {size} bytes is not a list of uint16 tokens; set data.format")
-    first = np.fromfile(path, "<u2", SCAN_TOKENS)
+    first = np.fromfile(path, "<u2", 1 << 16)
     if len(first) >= 64 and not first[1::2].any() and first.any():
         raise UserError(f"{path}: every second token is 0, as where uint32 is read as uint16; write the ids as uint16")
     return {"format": format, "dtype": "uint16", "offset": 0, "n_tokens": size // 2, "n_documents": None}

@@ -23,6 +23,7 @@ from scaling_testbed.sweeps.plan import (
     remember,
     remembered,
     sweep_folder,
+    told_apart,
 )
 from scaling_testbed.sweeps.status import RunState, collect, counts, read_state, rows
 from scaling_testbed.sweeps.view import loss_table, plan_table, status_table
@@ -115,7 +116,7 @@ def planned(command: Command, processes: int | None = 1) -> list[PlannedRun]:
 def known(command: Command) -> list[PlannedRun]:
     """The runs to look at: those asked for, and without any override all that were ever started in that folder."""
     runs = planned(command, None)
-    return runs if command.narrowed else list({run.run_id: run for run in [*runs, *_earlier(runs)]}.values())
+    return runs if command.narrowed else told_apart([*runs, *_earlier(runs)])
 
 
 def _earlier(runs: Sequence[PlannedRun]) -> list[PlannedRun]:

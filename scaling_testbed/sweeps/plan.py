@@ -175,17 +175,33 @@ def alone_in(folder: Path):
         yield
 
 
+def told_apart(runs: Iterable[PlannedRun]) -> list[PlannedRun]:
+    """The runs, the last of each id, with what was set for each under every key that tells any of them apart: what is
+    an axis where all are typed is none where a part is. A number has one spelling: 1e-3 and 0.001 are one column."""
+    runs = list(runs)
+    keys = dict.fromkeys(key for run in runs for key in run.varied)
+    spelling: dict[tuple[str, float | str], str] = {}
+
+    def spelled(key: str, value: str) -> str:
+        with contextlib.suppress(ValueError):
+            return spelling.setdefault((key, float(value)), value)
+        return value
+
+    def varied(run: PlannedRun) -> dict[str, str]:
+        was_set = dict(text.partition("=")[::2] for text in run.overrides) | run.varied
+        return {key: spelled(key, was_set[key]) for key in keys if key in was_set}
+
+    return list({run.run_id: replace(run, varied=varied(run)) for run in runs}.values())
+
+
 def remember(runs: Sequence[PlannedRun], sweep: Sweep) -> None:
     """Add the runs to the folder's plan.jsonl, so that `status` shows them without the overrides too; sweep.json says
     which sweep they are of. In a folder that another sweep began, as `name=` allows, it stays that one's."""
     folder = sweep_folder(runs)
     about = {"sweep": sweep.name, "scale": sweep.scale, "description": sweep.description, "analysis": sweep.analysis}
     with alone_in(folder):
-        known = {run.run_id: run for run in remembered(folder)}
-        for run in runs:  # what told a run from others before still does where fewer are typed
-            older = known[run.run_id].varied if run.run_id in known else {}
-            known[run.run_id] = replace(run, varied=older | run.varied)
-        write_text(folder / PLAN_FILE, "".join(json.dumps(asdict(run)) + "\n" for run in known.values()))
+        known = told_apart([*remembered(folder), *runs])
+        write_text(folder / PLAN_FILE, "".join(json.dumps(asdict(run)) + "\n" for run in known))
         if _sweep_of(folder) in (None, (sweep.name, sweep.scale)):
             write_json(folder / SWEEP_FILE, about)
 
