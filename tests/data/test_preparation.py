@@ -121,6 +121,7 @@ def test_a_preparation_killed_anywhere_goes_on_and_ends_with_the_same_bytes(
 def test_a_second_process_waits_and_finds_the_data_ready(child, corpus, tmp_path):
     first = child(corpus, "data")
     folder = Path(first.communicate(timeout=60)[0].strip())
+    assert first.returncode == 0 and folder.parent == tmp_path / "data"  # and no other folder is removed below
     shutil.rmtree(folder)
     with open(folder.parent / f".{folder.name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
