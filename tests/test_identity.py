@@ -1,0 +1,35 @@
+"""A run's identity outlives the code: what is filed under a run_id is found under it again."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from scaling_testbed.config.compose import compose, compose_many, run_config_files
+from scaling_testbed.config.schema import run_id
+
+ROOT = Path(__file__).resolve().parent.parent
+PLANS = sorted(ROOT.glob("studies/*/plan.jsonl"))
+GOLDEN = json.loads((Path(__file__).parent / "run_ids.json").read_text())
+
+
+def test_there_are_committed_plans():
+    assert len(PLANS) >= 12
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=lambda plan: plan.parent.name)
+def test_every_line_of_a_committed_plan_recomposes_to_its_run_id(plan):
+    lines = [json.loads(line) for line in plan.read_text().splitlines()]
+    runs = compose_many([line["overrides"] for line in lines])
+    assert [run_id(run) for run in runs] == [line["run_id"] for line in lines]
+    assert run_id(compose(lines[-1]["overrides"])) == lines[-1]["run_id"]  # by Hydra, the whole way
+
+
+@pytest.mark.parametrize("overrides", GOLDEN, ids=lambda text: text or "default")
+def test_every_choice_of_every_group_keeps_its_run_id(overrides):
+    assert run_id(compose(overrides.split())) == GOLDEN[overrides]
+
+
+def test_no_choice_is_left_out():
+    chosen = {word for text in GOLDEN for word in text.split()}
+    assert {f"{path.parent.name}={path.stem}" for path in run_config_files()} <= chosen
