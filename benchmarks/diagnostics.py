@@ -19,14 +19,14 @@ from pathlib import Path
 from benchmarks import harness
 from benchmarks.report import Budget, Report
 from scaling_testbed.config.compose import compose
-from scaling_testbed.config.schema import run_folder_path
+from scaling_testbed.config.run import run_folder_path
+from scaling_testbed.config.sections import ParallelismConfig
 from scaling_testbed.diagnostics.config import DiagnosticsConfig
-from scaling_testbed.running.config import ParallelismConfig
-from scaling_testbed.running.distributed import Processes
-from scaling_testbed.running.interrupts import Interrupts
-from scaling_testbed.running.records import RunFolder
-from scaling_testbed.running.trainer import Trainer
-from scaling_testbed.running.world import World
+from scaling_testbed.processes.group import Processes
+from scaling_testbed.processes.interrupts import Interrupts
+from scaling_testbed.processes.world import World
+from scaling_testbed.runs.folder import RunFolder
+from scaling_testbed.training.run import Trainer
 
 NANO = ["data.vocab_size=257", "batch.sequences=32", "batch.sequence_length=128"]
 PROXY = ["data.vocab_size=32101", "batch.sequences=8", "batch.sequence_length=512"]

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.report import DeviceLost, first_line, write_readme_tables
-from scaling_testbed.running.device import device_name
+from scaling_testbed.processes.device import device_name
 
 LEAST_ROUNDS = 3
 # Longer than launching a call takes: by the time the GPU wakes up the whole call is queued, as in a training step,

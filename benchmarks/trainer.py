@@ -129,8 +129,8 @@ def overrides(size: Size, loss: str, attention: str, compiled: bool, steps: int)
 def run_one(arguments: list[str]) -> dict[str, Any]:
     """Train once in this process; what the table needs of the run's row, and its first losses."""
     from scaling_testbed.config.compose import compose
-    from scaling_testbed.config.schema import run_folder_path
-    from scaling_testbed.running.trainer import train
+    from scaling_testbed.config.run import run_folder_path
+    from scaling_testbed.training.run import train
 
     run = compose(arguments)
     if problem := too_large(run):
@@ -276,7 +276,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if missing:
         print(f"benchmarks.trainer needs {', '.join(missing)}: pip install hydra-core rich numpy", file=sys.stderr)
         return 2
-    importlib.import_module("scaling_testbed.running.trainer")  # forked children find it imported
+    importlib.import_module("scaling_testbed.training.run")  # forked children find it imported
     budget = Budget(options.seconds)
     method, machine = start_method(options.device)
     on_gpu = machine["device"] == "cuda"

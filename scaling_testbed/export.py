@@ -9,7 +9,7 @@ from scaling_testbed.config.compose import recorded_run, with_errors
 
 def command(arguments: argparse.Namespace) -> int:
     """Export and say what was written."""
-    from scaling_testbed.running.export import export
+    from scaling_testbed.exporting.hugging_face import export
 
     run = recorded_run(arguments.run_dir)
     for line in export(run, arguments.run_dir, arguments.out_dir, step=arguments.step):

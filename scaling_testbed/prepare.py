@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from scaling_testbed.config.compose import run_door
-from scaling_testbed.config.schema import RunConfig
+from scaling_testbed.config.run import RunConfig
 
 
 def command(run: RunConfig) -> int:

@@ -10,10 +10,10 @@ import os
 import sys
 
 from scaling_testbed.config.compose import run_door
-from scaling_testbed.config.schema import RunConfig, run_folder_path
+from scaling_testbed.config.run import RunConfig, run_folder_path
 from scaling_testbed.errors import ConfigError
-from scaling_testbed.running.interrupts import Interrupts
-from scaling_testbed.running.world import is_main_process
+from scaling_testbed.processes.interrupts import Interrupts
+from scaling_testbed.processes.world import is_main_process
 
 ASSUMED_VOCABULARY = 50432  # GPT-NeoX's, padded; for a dry run where only preparing could tell
 
@@ -23,8 +23,8 @@ def command(run: RunConfig, interrupts: Interrupts) -> int:
     # Threads that spin while they wait starve each other on a busy machine: with one other process on two cores a
     # nano step took 0.28 s, and 0.10 s with this, which costs 9% on an idle one. It is read when torch is loaded.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    from scaling_testbed.running.result import describe_row
-    from scaling_testbed.running.trainer import train
+    from scaling_testbed.runs.row import describe_row
+    from scaling_testbed.training.run import train
 
     row = train(run, interrupts)
     if is_main_process():
@@ -34,7 +34,7 @@ def command(run: RunConfig, interrupts: Interrupts) -> int:
 
 def dry_run(run: RunConfig) -> int:
     """Print what the run would be."""
-    from scaling_testbed.running.dry_run import describe_run
+    from scaling_testbed.sweeps.dry_run import describe_run
     from scaling_testbed.sweeps.plan import planned_vocab_size
 
     try:

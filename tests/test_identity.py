@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from scaling_testbed.config.compose import compose, compose_many, run_config_files
-from scaling_testbed.config.schema import run_id
+from scaling_testbed.config.run import run_id
 
 ROOT = Path(__file__).resolve().parent.parent
 PLANS = sorted(ROOT.glob("studies/*/plan.jsonl"))

@@ -170,7 +170,7 @@ def do_inspect(arguments: argparse.Namespace) -> int:
     """Attention scores, activations, logits, gradients and parameters of a checkpoint, from a forward and a backward
     pass over the run's validation data, and the last update of training."""
     from scaling_testbed.config.compose import recorded_run
-    from scaling_testbed.running.inspection import by_place, inspect
+    from scaling_testbed.evaluation.inspection import by_place, inspect
 
     if arguments.sequences < 1:
         raise ConfigError(f"--sequences must be greater than zero; got {arguments.sequences}")

@@ -17,8 +17,8 @@ from typing import Any
 from scaling_testbed.analysis.conditions import parse as parse_condition
 from scaling_testbed.analysis.conditions import text
 from scaling_testbed.errors import ConfigError, UserError
-from scaling_testbed.running.records import read_metrics
-from scaling_testbed.running.result import FINAL
+from scaling_testbed.runs.folder import read_metrics
+from scaling_testbed.runs.row import FINAL
 
 Row = dict[str, Any]
 
@@ -292,7 +292,7 @@ def _missing(plan: Path, found: list[Row]) -> list[Row]:
 def _composed(plan: Path, due: list[Row], state: dict[str, str]) -> list[Row]:
     """Planned runs with their full configuration: a plan holds only what was typed."""
     from scaling_testbed.config.compose import compose_many
-    from scaling_testbed.config.schema import flatten
+    from scaling_testbed.config.run import flatten
     from scaling_testbed.model.counting import count_params
 
     try:

@@ -5,8 +5,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from scaling_testbed.analysis import comparison, tables
+from scaling_testbed.analysis import tables
 from scaling_testbed.errors import ConfigError
+from scaling_testbed.evaluation import comparison
 from scaling_testbed.files import write_text
 
 
@@ -46,8 +47,8 @@ def do_score(arguments: argparse.Namespace) -> int:
     {"context": "...", "choices": ["...", "..."], "gold": 0}. Context and choice are tokenised together, white space
     between them as part of the choice; an empty context is the end of a document."""
     from scaling_testbed.config.compose import recorded_run
-    from scaling_testbed.data.multiple_choice import read_tasks
-    from scaling_testbed.running.scoring import DEFINITION, place_of, score, summaries
+    from scaling_testbed.evaluation.multiple_choice import read_tasks
+    from scaling_testbed.evaluation.scoring import DEFINITION, place_of, score, summaries
 
     if arguments.max_length is not None and arguments.max_length < 1:
         raise ConfigError(f"--max-length must be greater than zero; got {arguments.max_length}")

@@ -25,10 +25,10 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from scaling_testbed.config.schema import GROUPS, RunConfig, run_id
+from scaling_testbed.config.run import GROUPS, RunConfig, run_id
 from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.files import read_yaml
-from scaling_testbed.running.world import is_main_process
+from scaling_testbed.processes.world import is_main_process
 
 CONFIG_DIR = Path(__file__).resolve().parent.parent / "configs"
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.live import Live
 
-from scaling_testbed.running.lease import owner_of
-from scaling_testbed.running.progress import clock
+from scaling_testbed.progress import clock
+from scaling_testbed.runs.lease import owner_of
 from scaling_testbed.sweeps.plan import PlannedRun, on_gpus
 from scaling_testbed.sweeps.status import LOG_FILE, RunState, last_line, read_state
 from scaling_testbed.sweeps.view import live_table

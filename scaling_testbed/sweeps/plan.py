@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from scaling_testbed.config.compose import compose_many, quoted
-from scaling_testbed.config.schema import RunConfig, run_folder_path, run_id
+from scaling_testbed.config.run import RunConfig, run_folder_path, run_id
 from scaling_testbed.data.preparation import folder_name
 from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.files import write_json, write_text
 from scaling_testbed.model.counting import count_params, flops_per_token
-from scaling_testbed.running.memory import estimate_memory
-from scaling_testbed.running.world import World, check_world
+from scaling_testbed.processes.world import World, check_world
 from scaling_testbed.sweeps.grid import Sweep, overrides_before
+from scaling_testbed.sweeps.memory import estimate_memory
 
 PLAN_FILE = "plan.jsonl"
 SWEEP_FILE = "sweep.json"

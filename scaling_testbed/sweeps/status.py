@@ -11,9 +11,9 @@ from typing import Any
 
 from scaling_testbed.errors import UserError
 from scaling_testbed.files import write_text
-from scaling_testbed.running.lease import Owner, owner_of
-from scaling_testbed.running.records import RunFolder
-from scaling_testbed.running.result import FINAL
+from scaling_testbed.runs.folder import RunFolder
+from scaling_testbed.runs.lease import Owner, owner_of
+from scaling_testbed.runs.row import FINAL
 from scaling_testbed.sweeps.plan import PlannedRun
 
 LOG_FILE = "log.txt"  # what a run printed when a sweep started it

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from scaling_testbed.running.progress import clock
+from scaling_testbed.progress import clock
 from scaling_testbed.sweeps.plan import PlannedRun
 from scaling_testbed.sweeps.status import RunState, counts
 

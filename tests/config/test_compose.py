@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from scaling_testbed.config.compose import compose, run_config_files
-from scaling_testbed.config.schema import _identity, flatten, run_id
+from scaling_testbed.config.run import _identity, flatten, run_id
 from scaling_testbed.errors import ConfigError
 from scaling_testbed.learning.optimizers import build_optimizer
 from scaling_testbed.model.counting import count_params, flops_per_token

@@ -9,10 +9,10 @@ import pytest
 from scaling_testbed.diagnostics.config import DiagnosticsConfig
 from scaling_testbed.diagnostics.summary import names_in, summarize
 from scaling_testbed.errors import ConfigError
-from scaling_testbed.running import updates
-from scaling_testbed.running.trainer import train
-from tests.running.conftest import data_dir, metrics, tiny, trained  # noqa: F401
-from tests.running.test_trainer import assert_same_weights
+from scaling_testbed.training import step as updates
+from scaling_testbed.training.run import train
+from tests.training.conftest import data_dir, metrics, tiny, trained  # noqa: F401
+from tests.training.test_run import assert_same_weights
 
 ON = ("diagnostics=basic", "diagnostics.every_steps=3", "diagnostics.at_step=5", "diagnostics.last_steps=4")
 

@@ -28,7 +28,7 @@ def with_gradients(function, inputs, grad):
 def test_every_path_trains_to_the_same_losses_in_bf16(tmp_path):
     """bf16 products, 2^-9 each, in another order: single losses agree to 2e-3 over twenty updates."""
     from scaling_testbed.config.compose import compose
-    from scaling_testbed.running.trainer import train
+    from scaling_testbed.training.run import train
 
     common = ["data=markov", "model=nano_m", "model.d_head=32", "batch.sequences=32", "budget.steps=20"]
     common += [f"data_dir={tmp_path}/data", f"runs_dir={tmp_path}/runs", "checkpoint.at_end=false"]

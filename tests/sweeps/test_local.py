@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from scaling_testbed.running.lease import Owner
+from scaling_testbed.runs.lease import Owner
 from scaling_testbed.sweeps import local, status
 from scaling_testbed.sweeps.local import slots
 

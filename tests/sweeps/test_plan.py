@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from scaling_testbed.config.compose import compose, compose_many
-from scaling_testbed.config.schema import run_id
+from scaling_testbed.config.run import run_id
 from scaling_testbed.errors import ConfigError
 from scaling_testbed.sweeps.grid import load_sweep
 from scaling_testbed.sweeps.plan import measured_rate, plan

@@ -1,0 +1,159 @@
+"""The configuration of one run, as frozen dataclasses; no Hydra here.
+
+Every default lives in a dataclass; the files in configs/ say only what deviates.
+"""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from scaling_testbed.config.budget import BudgetConfig
+from scaling_testbed.config.sections import (
+    BatchConfig,
+    CheckpointConfig,
+    ComputeConfig,
+    EvaluationConfig,
+    LoggingConfig,
+    ParallelismConfig,
+)
+from scaling_testbed.data.corpora import SOURCES
+from scaling_testbed.data.tokenizers import TOKENIZERS
+from scaling_testbed.diagnostics.config import DiagnosticsConfig
+from scaling_testbed.errors import ConfigError, check_positive
+from scaling_testbed.learning.config import OPTIMIZERS, CrossEntropyConfig, MuonConfig, OptimizerConfig
+from scaling_testbed.learning.schedules import SCHEDULES
+from scaling_testbed.model.config import ModelConfig, ParametrizationConfig
+from scaling_testbed.model.parametrization import check_parametrization
+
+# Config group -> the dataclasses a file of that group can fill, by kind; a group of one kind has the key "".
+GROUPS = {
+    "model": {"": ModelConfig},
+    "parametrization": {"": ParametrizationConfig},
+    "optimizer": OPTIMIZERS,
+    "schedule": SCHEDULES,
+    "loss": {"cross_entropy": CrossEntropyConfig},
+    "data": SOURCES,
+    "tokenizer": TOKENIZERS,
+    "diagnostics": {"": DiagnosticsConfig},
+    "parallelism": {"": ParallelismConfig},
+    "logging": {"": LoggingConfig},
+}
+
+_NOT_IDENTITY = {"identity": False}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that decides one run. Fields typed Any hold one of the dataclasses of their group in GROUPS.
+
+    name: the folder under runs_dir that this run is filed in. data_dir: where prepared corpora lie.
+    data_workers: processes that tokenise; None: the usable cores, at most 16. seed: of the
+    initial weights and the order of the data. overrides: what was typed to get here, for the record.
+    """
+
+    name: str = field(default="default", metadata=_NOT_IDENTITY)
+    seed: int = 0
+    runs_dir: str = field(default="runs", metadata=_NOT_IDENTITY)
+    data_dir: str = field(default="data", metadata=_NOT_IDENTITY)
+    data_workers: int | None = field(default=None, metadata=_NOT_IDENTITY)
+    model: Any = None
+    parametrization: Any = None
+    optimizer: Any = None
+    schedule: Any = None
+    loss: Any = None
+    data: Any = None
+    tokenizer: Any = None
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    diagnostics: Any = field(default=None, metadata=_NOT_IDENTITY)
+    parallelism: Any = field(default=None, metadata=_NOT_IDENTITY)
+    logging: Any = field(default=None, metadata=_NOT_IDENTITY)
+    overrides: list[str] = field(default_factory=list, metadata=_NOT_IDENTITY)
+
+    def __post_init__(self):
+        if not self.name or self.name.startswith((".", "/")) or ".." in self.name.split("/"):
+            raise ConfigError(f"name must be a plain folder name; got {self.name!r}")
+        check_positive("data_workers", self.data_workers)
+        if self.seed < 0:
+            raise ConfigError(f"seed must not be negative; got {self.seed}")
+        if self.model is not None and self.parametrization is not None:
+            check_parametrization(self.parametrization, self.model)
+        if self.optimizer is not None and self.model is not None:
+            _check_qk_clip(self.optimizer, self.model)
+        if self.parallelism is not None and self.parallelism.kind == "fsdp" and (key := unshardable(self)):
+            raise ConfigError(f"{key} cannot be sharded; use parallelism=single or parallelism=ddp")
+        micro = self.batch.micro_batch_sequences
+        if micro is not None and self.batch.sequences % micro:
+            raise ConfigError(
+                f"batch.micro_batch_sequences must divide batch.sequences={self.batch.sequences}; got {micro}"
+            )
+
+
+def _check_qk_clip(optimizer: OptimizerConfig, model: ModelConfig) -> None:
+    normed = {
+        f"model.qk_norm={model.qk_norm}": model.qk_norm != "none",
+        f"model.kappa={model.kappa}": model.kappa is not None,
+        "model.linear=sigma_reparam": model.linear == "sigma_reparam",
+    }
+    for key, does in normed.items():
+        if does and optimizer.qk_clip is not None:
+            raise ConfigError(
+                f"optimizer.qk_clip must be null with {key}, which keeps attention logits as they are when the weights "
+                "of queries and keys shrink"
+            )
+
+
+def unshardable(run: RunConfig) -> str | None:
+    """The key=value of `run` that parallelism=fsdp has no place for, or None."""
+    if isinstance(run.optimizer, MuonConfig):
+        return "optimizer=muon"  # it orthogonalises whole matrices
+    if run.optimizer is not None and run.optimizer.qk_clip is not None:
+        return f"optimizer.qk_clip={run.optimizer.qk_clip}"  # it scales the rows of whole heads
+    if run.model is not None and run.model.linear == "sigma_reparam":
+        return "model.linear=sigma_reparam"  # its singular vectors are those of whole matrices
+    return None
+
+
+def run_id(run: RunConfig) -> str:
+    """The name of a run's folder: a hash of what it computes, without paths, logging and how it is executed."""
+    canonical = json.dumps(_identity(run), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+
+def run_folder_path(run: RunConfig) -> Path:
+    """runs_dir/name/run_id: the same command finds its own folder again."""
+    return Path(run.runs_dir) / run.name / run_id(run)
+
+
+def _identity(value: Any) -> Any:
+    """`value` as plain data without the fields marked {"identity": False}, or "if_set" and at their default."""
+    if dataclasses.is_dataclass(value):
+        entries = [(f, getattr(value, f.name)) for f in dataclasses.fields(value)]
+        return {f.name: _identity(entry) for f, entry in entries if _counts(f, entry)}
+    return value
+
+
+def _counts(f: dataclasses.Field, entry: Any) -> bool:
+    rule = f.metadata.get("identity", True)
+    return entry != f.default if rule == "if_set" else rule
+
+
+def flatten(run: RunConfig) -> dict[str, Any]:
+    """The configuration as one level of dotted keys, for the result row: {"model.d_model": 64, ...}."""
+    flat: dict[str, Any] = {}
+
+    def walk(prefix, value):
+        if isinstance(value, dict) and value:
+            for key, entry in value.items():
+                walk(f"{prefix}.{key}" if prefix else key, entry)
+        else:
+            flat[prefix] = value
+
+    walk("", dataclasses.asdict(run))
+    return flat

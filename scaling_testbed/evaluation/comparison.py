@@ -1,0 +1,127 @@
+"""Models compared on the same multiple-choice documents, from the files that `analyze score --out` keeps.
+
+Shapes in names: S seeds, D documents.
+"""
+
+import itertools
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scaling_testbed.errors import ConfigError, UserError
+from scaling_testbed.evaluation.multiple_choice import MEAN
+from scaling_testbed.evaluation.statistics import LEVEL, holm, mean_over_tasks, paired_difference
+
+MEASURES = {
+    "error": lambda one: one["predicted"] != one["gold"],
+    "error_per_byte": lambda one: one["predicted_per_byte"] != one["gold"],
+    "gold_loss": lambda one: -one["log_likelihoods"][one["gold"]],
+}
+DEFINITION = (
+    f"difference is a - b; low and high: {LEVEL:.0%} bootstrap over documents, the same for both, and each model's\n"
+    "seeds; p_value is two-sided, p_holm corrected for the number of rows (Holm 1979)"
+)
+
+
+@dataclass(frozen=True)
+class Model:
+    """One model's values on every document, a file a seed."""
+
+    name: str
+    values_SD: np.ndarray
+
+
+def read_models(files: Mapping[str, Sequence[Path]], measure: str) -> tuple[list[Model], np.ndarray]:
+    """The models, and each document's task. Raises UserError naming the file that is none of `score`, or that holds
+    other documents than the first one."""
+    first: Path | None = None
+    asked: list[tuple] = []
+    models = []
+    for name, paths in files.items():
+        if len({path.resolve() for path in paths}) < len(paths):
+            raise ConfigError(f"--model {name}: a file is given twice; each is a seed of its own")
+        values_SD = []
+        for path in paths:
+            documents = _read(path)
+            own = list(map(_identity, documents))
+            if first is None:
+                first, asked = path, own
+            elif own != asked:
+                raise UserError(f"{path} and {first} are of other documents: {_first_apart(own, asked)}")
+            values_SD.append([float(MEASURES[measure](one)) for one in documents])
+        models.append(Model(name, np.array(values_SD)))
+    return models, np.array([task for task, *_ in asked])
+
+
+def _identity(one: Mapping[str, Any]) -> tuple:
+    """What tells whether two records are of the same document."""
+    return (one["task"], one["line"], one["gold"], *one["n_bytes"])
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    try:
+        documents = [json.loads(line) for line in path.read_text().split("\n") if line.strip()]
+        for one in documents:
+            values = [measure(one) for measure in MEASURES.values()]
+            if not all(map(math.isfinite, values)) or not _identity(one):
+                raise ValueError("a value that is not finite")
+            if not (isinstance(one["task"], str) and isinstance(one["line"], int)):
+                raise ValueError("task must be text, line a whole number")
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise UserError(f"{path} is no file that `analyze score --out` has written ({error})") from None
+    if not documents:
+        raise UserError(f"{path} holds no document")
+    seen = Counter((one["task"], one["line"]) for one in documents)
+    (task, line), times = seen.most_common(1)[0]
+    if times > 1:
+        raise UserError(f"{path} holds {task} line {line} {times} times; give the files of several seeds one by one")
+    return sorted(documents, key=lambda one: (one["task"], one["line"]))
+
+
+def _first_apart(own: Sequence[tuple], asked: Sequence[tuple]) -> str:
+    for one, other in zip(own, asked, strict=False):
+        if one != other:
+            return f"{one[0]} line {one[1]} there, {other[0]} line {other[1]} here"
+    return f"{len(own)} there, {len(asked)} here"
+
+
+def compare(models: Sequence[Model], task_D: np.ndarray, against: str | None = None) -> list[dict[str, Any]]:
+    """A row for each two models and task, and with several tasks for their plain mean; only those with the model
+    `against`, where it is named. Raises ConfigError for fewer than two models or an unknown name."""
+    names = [model.name for model in models]
+    if len(models) < 2:
+        raise ConfigError(f"--model: two models make a comparison; got {', '.join(names)}")
+    if against is not None and against not in names:
+        raise ConfigError(f"--against must be one of {', '.join(names)}; got {against!r}")
+    pairs = [(a, b) for a, b in itertools.combinations(models, 2) if against is None or against in (a.name, b.name)]
+    pairs = [(b, a) if a.name == against else (a, b) for a, b in pairs]
+    tasks = list(dict.fromkeys(task_D.tolist()))
+    rows = [_row(a, b, task, task_D) for a, b in pairs for task in (tasks if len(tasks) == 1 else [*tasks, None])]
+    corrected = holm([row["p_value"] for row in rows])
+    return [{**row, "p_holm": p} for row, p in zip(rows, corrected, strict=True)]
+
+
+def _row(a: Model, b: Model, task: str | None, task_D: np.ndarray) -> dict[str, Any]:
+    chosen_D = np.ones(len(task_D), bool) if task is None else task_D == task
+    a_SD, b_SD, task_D = a.values_SD[:, chosen_D], b.values_SD[:, chosen_D], task_D[chosen_D]
+    found = paired_difference(a_SD, b_SD, task_D)
+    return {
+        "a": a.name,
+        "b": b.name,
+        "task": MEAN if task is None else task,
+        "documents": int(chosen_D.sum()),
+        "seeds_a": len(a_SD),
+        "seeds_b": len(b_SD),
+        "mean_a": mean_over_tasks(a_SD, task_D),
+        "mean_b": mean_over_tasks(b_SD, task_D),
+        "difference": found.mean,
+        "low": found.low,
+        "high": found.high,
+        "p_value": found.p_value,
+    }

@@ -1,0 +1,78 @@
+"""The diagnostics of a saved checkpoint, on the run's own validation tokens."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import torch
+
+from scaling_testbed.config.run import RunConfig
+from scaling_testbed.data.batches import ValidationBatches
+from scaling_testbed.diagnostics.forward import ForwardProbe
+from scaling_testbed.diagnostics.reductions import Reductions
+from scaling_testbed.diagnostics.tensors import gradient_statistics, parameter_statistics, update_statistics
+from scaling_testbed.evaluation.loading import build_anywhere, open_checkpoint
+from scaling_testbed.learning.optimizers import build_optimizer, clip_coefficient
+from scaling_testbed.model.transformer import Transformer
+from scaling_testbed.processes.device import autocast, choose_device, choose_precision
+from scaling_testbed.processes.placement import LossModel
+from scaling_testbed.runs import state
+
+ROWS = 32  # of a forward pass
+
+
+def inspect(run: RunConfig, folder: Path, *, step: int | None = None, sequences: int = 32) -> tuple[int, dict]:
+    """The step and the diagnostics of a checkpoint of `run` in its `folder`, the newest unless `step` is given.
+
+    Forward pass and gradient are those of the loss on at most `sequences` validation sequences, which lie evenly over
+    the validation data (`sequences` in the answer says how many there were); the update is the last of training, its
+    ratio to the parameters as they are after it, and left out where the optimizer has rates of its own. Raises
+    UserError where there is no such checkpoint, it is damaged, or the data is not what it was trained on."""
+    saved, data = open_checkpoint(run, folder, step)
+    device = choose_device(run.compute)
+    model = build_anywhere(run, data, device)
+    optimizer = build_optimizer(run.optimizer, model)
+    state.restore_whole(saved.tensors, model, optimizer, device)
+    rows = min(sequences, run.batch.micro_batch_sequences or ROWS, ROWS)
+    length = run.batch.sequence_length
+    batches = ValidationBatches(data.validation, sequence_length=length, max_tokens=sequences * length, rows=rows)
+    found = {"sequences": batches.n_windows} | _forward(run, model, batches, device)
+    found |= _gradients(run, model, batches, device) | parameter_statistics(model, list)
+    return saved.step, found | update_statistics(model, optimizer, {} if hasattr(optimizer, "rates") else found, list)
+
+
+def _forward(run: RunConfig, model: Transformer, batches: ValidationBatches, device: torch.device) -> dict[str, float]:
+    found = Reductions()
+    with torch.no_grad(), ForwardProbe(model, found, per_head=True):
+        for batch_BS in batches:
+            found.weight = len(batch_BS)
+            with autocast(device, choose_precision(run.compute, device)):
+                model(torch.from_numpy(batch_BS).to(device)[:, :-1])
+    return found.result(list, list)
+
+
+def _gradients(run: RunConfig, model: Transformer, batches: ValidationBatches, device: torch.device) -> dict:
+    """Of the mean loss, z-loss included as in training; the norm of all, and what clipping would leave of it."""
+    losses = LossModel(model, dataclasses.replace(run.loss, impl="auto"))
+    for batch_BS in batches:
+        with autocast(device, choose_precision(run.compute, device)):
+            terms = losses(torch.from_numpy(batch_BS).to(device))
+        (terms.loss / batches.n_tokens).backward()
+    found = gradient_statistics(model, list)
+    norm = math.sqrt(sum(value**2 for name, value in found.items() if name.startswith("grad_norm/")))
+    return found | {"grad_norm": norm, "clip_coefficient": clip_coefficient(norm, run.optimizer.clip_norm)}
+
+
+def by_place(found: dict[str, float]) -> list[list[dict]]:
+    """The numbers as three tables of records: of the whole model, of each block, of each tensor. Single heads are left
+    out."""
+    whole, places = {}, {}
+    for name, value in found.items():
+        quantity, _, place = name.partition("/")
+        if not place:
+            whole[quantity] = value
+        elif "/" not in place:
+            places.setdefault(place, {})[quantity] = value
+    blocks = [{"block": int(place), **numbers} for place, numbers in places.items() if place.isdigit()]
+    tensors = [{"tensor": place, **numbers} for place, numbers in places.items() if not place.isdigit()]
+    return [[{"quantity": name, "value": value} for name, value in whole.items()], blocks, tensors]

@@ -1,0 +1,64 @@
+"""A saved model of a run, found by the run's folder."""
+
+import contextlib
+import dataclasses
+from pathlib import Path
+
+import torch
+
+from scaling_testbed.config.run import RunConfig
+from scaling_testbed.data.preparation import prepare
+from scaling_testbed.data.shards import PreparedData, open_prepared
+from scaling_testbed.errors import UserError
+from scaling_testbed.model.transformer import Transformer
+from scaling_testbed.runs import checkpoint
+
+
+def open_checkpoint(run: RunConfig, folder: Path, step: int | None) -> tuple[checkpoint.Checkpoint, PreparedData]:
+    """A checkpoint of `run` in its `folder`, the newest unless `step` is given, and the data it was trained on. Raises
+    UserError where there is no such checkpoint, it is damaged, or the data is another one now."""
+    saved = checkpoint.load(_find(folder / "checkpoints", step))
+    data = open_prepared(_prepared(run, saved))
+    checkpoint.check_same_data(saved.state, data, folder)
+    return saved, data
+
+
+def _prepared(run: RunConfig, saved: checkpoint.Checkpoint) -> Path:
+    """The folder of a run's data; where the texts that it was made of are gone, the one that was made of them."""
+    try:
+        return prepare(run.data, run.tokenizer, data_dir=Path(run.data_dir), quiet=True)
+    except UserError:
+        for manifest in sorted(Path(run.data_dir).glob("*/manifest.json")):
+            with contextlib.suppress(UserError):
+                found = checkpoint.fingerprints(open_prepared(manifest.parent))
+                if all(saved.state[key] == value for key, value in found.items()):
+                    return manifest.parent
+        raise
+
+
+def load_model(
+    run: RunConfig, folder: Path, *, step: int | None, device: torch.device
+) -> tuple[int, Transformer, PreparedData]:
+    """The step, the model and the data of `open_checkpoint`, whose errors it raises. The model takes the path that is
+    there on `device`, whatever the run took: one without Triton can read a run that named it."""
+    saved, data = open_checkpoint(run, folder, step)
+    model = build_anywhere(run, data, device)
+    model.load_state_dict(saved.tensors["model"])
+    return saved.step, model.eval(), data
+
+
+def build_anywhere(run: RunConfig, data: PreparedData, device: torch.device) -> Transformer:
+    """A run's model, its weights not yet read, by whatever path is there on `device`."""
+    config = dataclasses.replace(run.model, attention_impl="auto", qk_norm_impl="auto").resolved(data.vocab_size)
+    return Transformer(config, run.parametrization, device=device)
+
+
+def _find(checkpoints: Path, step: int | None) -> Path:
+    there = {int(path.name[5:]): path for path in sorted(checkpoints.glob("step-" + 8 * "[0-9]"))}
+    if not there:
+        raise UserError(
+            f"{checkpoints} holds no checkpoint; run with checkpoint.at_end=true or checkpoint.every_steps="
+        )
+    if step is not None and step not in there:
+        raise UserError(f"{checkpoints} holds no step {step}; there are {', '.join(map(str, there))}")
+    return there[max(there) if step is None else step]

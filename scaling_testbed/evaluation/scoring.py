@@ -1,0 +1,196 @@
+"""Top-1 error of a saved checkpoint on multiple-choice tasks, by the log-likelihood of each choice after its context.
+
+Shapes in names: B sequences, T positions, D model width, V vocabulary, N scored tokens.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scaling_testbed.config.run import RunConfig
+from scaling_testbed.data.tokenizers import load_tokenizer
+from scaling_testbed.errors import UserError
+from scaling_testbed.evaluation.loading import load_model
+from scaling_testbed.evaluation.multiple_choice import MEAN, ChoiceTask, Continuation, Document, continuations
+from scaling_testbed.kernels import reference
+from scaling_testbed.model.transformer import Transformer
+from scaling_testbed.processes.device import autocast, choose_device, choose_precision
+
+BATCH_TOKENS = 4096  # of a forward pass, padding counted
+DEFINITION = (
+    "error is 1 - top-1 accuracy by the sum of log-likelihoods of a choice's tokens, error_per_byte by that sum over\n"
+    "the choice's bytes of UTF-8 without the white space in front; se is the standard error of a mean over documents"
+)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One document: log-likelihood of each choice in nats, and what the choices are as tokens."""
+
+    task: str
+    document: Document
+    log_likelihoods: list[float]
+    continuations: list[Continuation]
+
+    @property
+    def predicted(self) -> int:
+        """The likeliest choice, the first of equals."""
+        return _largest(self.log_likelihoods)
+
+    @property
+    def predicted_per_byte(self) -> int:
+        """The likeliest choice by log-likelihood per byte, the first of equals."""
+        return _largest([x / n for x, n in zip(self.log_likelihoods, self.document.n_bytes, strict=True)])
+
+    @property
+    def truncated(self) -> bool:
+        """Whether the beginning of the context was left out."""
+        return any(one.truncated for one in self.continuations)
+
+    @property
+    def tokenised_apart(self) -> bool:
+        """Whether some choice and the context were tokenised one by one."""
+        return any(one.apart for one in self.continuations)
+
+    def record(self) -> dict[str, Any]:
+        """One line of the kept file."""
+        return {
+            "task": self.task,
+            "line": self.document.line,
+            "gold": self.document.gold,
+            "predicted": self.predicted,
+            "predicted_per_byte": self.predicted_per_byte,
+            "log_likelihoods": self.log_likelihoods,
+            "n_bytes": self.document.n_bytes,
+            "n_tokens": [one.n_scored for one in self.continuations],
+            "truncated": self.truncated,
+            "tokenised_apart": self.tokenised_apart,
+        }
+
+
+def _largest(values: Sequence[float]) -> int:
+    return max(range(len(values)), key=values.__getitem__)
+
+
+def score(
+    run: RunConfig, folder: Path, tasks: Sequence[ChoiceTask], *, step: int | None = None, max_length: int | None = None
+) -> tuple[int, list[Scored]]:
+    """The step and every document of `tasks` under a checkpoint of `run` in its `folder`, the newest unless `step` is
+    given. `max_length` is how many tokens the model reads at most, by default as many as in training: a model can read
+    more, but was not trained for it.
+
+    Raises UserError where there is no such checkpoint, its data is another one now or has no tokenizer, a choice is too
+    long, or a log-likelihood is not finite.
+    """
+    device, precision = place_of(run)
+    step, model, data = load_model(run, folder, step=step, device=device)
+    tokenizer, length = load_tokenizer(data.folder), max_length or run.batch.sequence_length
+    rows = [row for task in tasks for row in continuations(task, tokenizer, max_length=length)]
+    flat = log_likelihoods(model, [one for row in rows for one in row], device=device, precision=precision)
+    if not all(map(math.isfinite, flat)):
+        raise UserError(f"step {step} of {folder} gives log-likelihoods that are not finite: has the run diverged?")
+    values, row, found = iter(flat), iter(rows), []
+    for task in tasks:
+        for document in task.documents:
+            found.append(Scored(task.name, document, [next(values) for _ in document.choices], next(row)))
+    return step, found
+
+
+def place_of(run: RunConfig) -> tuple[torch.device, str]:
+    """The device and the precision in which a run's checkpoint is scored: as in training, where it can be."""
+    device = choose_device(run.compute)
+    return device, choose_precision(run.compute, device)
+
+
+@torch.no_grad()
+def log_likelihoods(
+    model: Transformer, sequences: Sequence[Continuation], *, device: torch.device, precision: str
+) -> list[float]:
+    """The sum over each one's scored tokens of their log-likelihood after all tokens before them, in nats."""
+    lengths = [len(one.ids) for one in sequences]
+    found = [0.0] * len(sequences)
+    for batch in _batches(lengths, same_length=model.config.attention_normaliser == "relu2"):
+        rows = [sequences[place] for place in batch]
+        with autocast(device, precision):
+            for place, value in zip(batch, _of_batch(model, rows, device), strict=True):
+                found[place] = value
+    return found
+
+
+def _batches(lengths: Sequence[int], *, same_length: bool) -> Iterator[list[int]]:
+    """Places of sequences to be read together, the longest first, at most BATCH_TOKENS with their padding (or one
+    alone). same_length: without padding, for the one normaliser that looks at the length of a sequence."""
+    batch: list[int] = []
+    for place in sorted(range(len(lengths)), key=lambda place: -lengths[place]):
+        full = batch and (len(batch) + 1) * lengths[batch[0]] > BATCH_TOKENS
+        if full or (batch and same_length and lengths[place] != lengths[batch[0]]):
+            yield batch
+            batch = []
+        batch.append(place)
+    if batch:
+        yield batch
+
+
+def _of_batch(model: Transformer, rows: Sequence[Continuation], device: torch.device) -> list[float]:
+    """Log-likelihoods of sequences, the longest first. Padding comes after their ends, where causal attention does not
+    look, and is not scored."""
+    tokens_BT = torch.zeros(len(rows), len(rows[0].ids), dtype=torch.int64)
+    scored_BT = torch.zeros_like(tokens_BT, dtype=torch.bool)
+    for row, one in enumerate(rows):
+        tokens_BT[row, : len(one.ids)] = torch.from_numpy(one.ids)
+        scored_BT[row, len(one.ids) - one.n_scored : len(one.ids)] = True
+    row_N = scored_BT[:, 1:].nonzero()[:, 0]
+    tokens_BT, scored_BT = tokens_BT.to(device), scored_BT[:, 1:].to(device)
+    hidden_ND = model(tokens_BT[:, :-1])[scored_BT]
+    targets_N = tokens_BT[:, 1:][scored_BT]
+    cap = model.config.final_softcap
+    ce_N, _ = reference.linear_cross_entropy(hidden_ND, model.head_weight_VD, targets_N, softcap=cap)
+    return torch.zeros(len(rows), dtype=torch.float64).index_add_(0, row_N, -ce_N.double().cpu()).tolist()
+
+
+def summaries(scored: Sequence[Scored]) -> list[dict[str, Any]]:
+    """A row for each task, and with several of them their plain mean."""
+    names = dict.fromkeys(one.task for one in scored)
+    rows = [_summary(name, [one for one in scored if one.task == name]) for name in names]
+    return rows if len(rows) == 1 else [*rows, _mean_row(rows)]
+
+
+def _summary(name: str, scored: Sequence[Scored]) -> dict[str, Any]:
+    error, error_se = _mean([one.predicted != one.document.gold for one in scored])
+    per_byte, per_byte_se = _mean([one.predicted_per_byte != one.document.gold for one in scored])
+    return {
+        "task": name,
+        "documents": len(scored),
+        "chance_error": _mean([1 - 1 / len(one.document.choices) for one in scored])[0],
+        "error": error,
+        "error_se": error_se,
+        "error_per_byte": per_byte,
+        "error_per_byte_se": per_byte_se,
+        "truncated": sum(one.truncated for one in scored),
+        "tokenised_apart": sum(one.tokenised_apart for one in scored),
+    }
+
+
+def _mean(values: Sequence[float]) -> tuple[float, float | None]:
+    """The mean and its standard error, which one value has none of."""
+    n, mean = len(values), sum(values) / len(values)
+    if n == 1:
+        return mean, None
+    return mean, math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1) / n)
+
+
+def _mean_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Every task counts alike. The tasks are given: the standard error is that of their documents."""
+    found: dict[str, Any] = {"task": MEAN}
+    for key in ("documents", "truncated", "tokenised_apart"):
+        found[key] = sum(row[key] for row in rows)
+    for key in ("chance_error", "error", "error_per_byte"):
+        found[key] = sum(row[key] for row in rows) / len(rows)
+    for key in ("error_se", "error_per_byte_se"):
+        errors = [row[key] for row in rows]
+        found[key] = None if None in errors else math.sqrt(sum(error**2 for error in errors)) / len(rows)
+    return {key: found[key] for key in rows[0]}

@@ -1,0 +1,256 @@
+"""A checkpoint in the format of Hugging Face: config.json, model.safetensors, the tokenizer and a README.md.
+
+A model of RMSNorms and SwiGLU, with rotary positions that pair features r and r + d_head/2 as Hugging Face's do, is
+
+    without a qk-norm, pre-norm residual            LlamaForCausalLM
+    with an RMS qk-norm per head, pre-norm          Qwen3ForCausalLM
+    with an RMS qk-norm over the full width, norms
+    after the branches (model.residual=reordered)   Olmo2ForCausalLM
+
+Folded into weights is what only changes their values: an attention scale of 1/d_head, kappa, sigma_reparam. The scale
+of the embedding's gradient is no part of the model. Everything else that these three cannot compute is refused.
+"""
+
+import json
+import math
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from scaling_testbed.config.run import RunConfig
+from scaling_testbed.errors import ConfigError, UserError
+from scaling_testbed.evaluation.loading import load_model
+from scaling_testbed.exporting.tokenizer import tokenizer_files
+from scaling_testbed.files import write_json, write_text
+from scaling_testbed.model.config import ModelConfig
+from scaling_testbed.model.transformer import Block, Transformer
+
+WEIGHTS_FILE = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model class of transformers. `norms` are its names for the norms of attention and MLP in a block."""
+
+    model_type: str
+    architecture: str
+    residual: str
+    norms: tuple[str, str]
+
+
+LLAMA = Family("llama", "LlamaForCausalLM", "pre", ("input_layernorm", "post_attention_layernorm"))
+QWEN3 = Family("qwen3", "Qwen3ForCausalLM", "pre", ("input_layernorm", "post_attention_layernorm"))
+OLMO2 = Family(
+    "olmo2", "Olmo2ForCausalLM", "reordered", ("post_attention_layernorm", "post_feedforward_layernorm")
+)  # fmt: skip
+FAMILIES = {"none": LLAMA, "head": QWEN3, "full": OLMO2}
+# What all of them have, by the key of ModelConfig.
+NEEDED = {
+    "norm": "rmsnorm",
+    "mlp": "swiglu",
+    "attention_softcap": None,
+    "attention_normaliser": "softmax",
+    "final_softcap": None,
+}
+
+
+def family_of(config: ModelConfig) -> Family:
+    """The model class that computes what a resolved `config` does. Raises ConfigError naming each key and value that
+    has no counterpart."""
+    wrong = [f"model.{key}={getattr(config, key)}" for key, needed in NEEDED.items() if getattr(config, key) != needed]
+    if config.qk_norm == "layernorm":
+        wrong.append("model.qk_norm=layernorm")
+    if config.residual not in {family.residual for family in FAMILIES.values()}:
+        wrong.append(f"model.residual={config.residual}")
+    if wrong:
+        raise _no_counterpart(wrong, ", ".join(family.architecture for family in FAMILIES.values()))
+    axis = "head" if config.kappa is not None else "none" if config.qk_norm == "none" else config.qk_norm_axis
+    family = FAMILIES[axis]
+    if config.residual != family.residual:
+        raise _no_counterpart(
+            [f"model.residual={config.residual}"], f"{family.architecture}, which {_qk_norm(config)} calls for"
+        )
+    if config.attention_window is not None and family is not QWEN3:
+        raise _no_counterpart([f"model.attention_window={config.attention_window}"], family.architecture)
+    if config.d_model % config.n_heads and family is LLAMA:
+        raise _no_counterpart([f"model.n_heads={config.n_heads}"], f"{LLAMA.architecture}: it must divide d_model")
+    return family
+
+
+def _no_counterpart(wrong: list[str], where: str) -> ConfigError:
+    return ConfigError(f"{', '.join(wrong)} {'has' if len(wrong) == 1 else 'have'} no counterpart in {where}")
+
+
+def _qk_norm(config: ModelConfig) -> str:
+    if config.kappa is not None:
+        return f"model.kappa={config.kappa}"
+    axis = "" if config.qk_norm == "none" else f" model.qk_norm_axis={config.qk_norm_axis}"
+    return f"model.qk_norm={config.qk_norm}{axis}"
+
+
+def config_json(model: Transformer, family: Family, *, max_length: int, eos_id: int | None) -> dict:
+    """The content of config.json."""
+    config = model.config
+    window = {}
+    if config.attention_window is not None:
+        layers = ["sliding_attention"] * config.n_layers
+        window = {"use_sliding_window": True, "sliding_window": config.attention_window}
+        window |= {"max_window_layers": 0, "layer_types": layers}
+    return {
+        "architectures": [family.architecture],
+        "model_type": family.model_type,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.d_model,
+        "intermediate_size": config.d_ff,
+        "num_hidden_layers": config.n_layers,
+        "num_attention_heads": config.n_heads,
+        "num_key_value_heads": config.n_kv_heads,
+        "head_dim": config.d_head,
+        "hidden_act": "silu",
+        "max_position_embeddings": max_length,
+        "rms_norm_eps": config.norm_eps,
+        # Under both names: transformers 5 reads the second, earlier ones and other readers the first.
+        "rope_theta": config.rope_base,
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_base},
+        "tie_word_embeddings": config.tied_head,
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "bos_token_id": None,
+        "eos_token_id": eos_id,
+        "pad_token_id": None,
+        "torch_dtype": "float32",
+        **window,
+    }
+
+
+@torch.no_grad()
+def weights(model: Transformer, family: Family) -> dict[str, torch.Tensor]:
+    """Every tensor under its name in `family`, fp32, contiguous, on the CPU. A tied head is not there twice."""
+    found = {"model.embed_tokens.weight": model.embedding.weight, "model.norm.weight": model.final_norm.weight}
+    if model.head is not None:
+        found["lm_head.weight"] = model.head_weight_VD
+    for number, block in enumerate(model.blocks):
+        for name, tensor in _block_weights(block, model.config, family).items():
+            found[f"model.layers.{number}.{name}.weight"] = tensor
+    return {name: tensor.detach().float().cpu().contiguous() for name, tensor in found.items()}
+
+
+def _block_weights(block: Block, config: ModelConfig, family: Family) -> dict[str, torch.Tensor]:
+    attention, mlp = block.attention, block.mlp
+    linears = {"self_attn.q_proj": attention.q, "self_attn.k_proj": attention.k, "self_attn.v_proj": attention.v}
+    linears |= {"self_attn.o_proj": attention.attn_out, "mlp.gate_proj": mlp.mlp_gate, "mlp.up_proj": mlp.mlp_in}
+    linears["mlp.down_proj"] = mlp.mlp_out
+    found = {name: linear.effective_weight() for name, linear in linears.items()}
+    of_attention, of_mlp = family.norms
+    found |= {of_attention: block.attention_norms[0].weight, of_mlp: block.mlp_norms[0].weight}
+    if config.kappa is not None:
+        gain_K = torch.full((config.d_head,), math.sqrt(config.kappa))
+        found |= {"self_attn.q_norm": gain_K, "self_attn.k_norm": gain_K.clone()}
+    elif config.qk_norm != "none":
+        found |= {"self_attn.q_norm": attention.q_norm.weight, "self_attn.k_norm": attention.k_norm.weight}
+    # All three divide q.k by sqrt(d_head). Rotation leaves a factor of q as it is, and so does everything before it
+    # but a norm, so that it goes into the norm's gain where there is one.
+    surplus = attention.scale * math.sqrt(config.d_head)
+    if not math.isclose(surplus, 1.0):
+        last = "self_attn.q_norm" if "self_attn.q_norm" in found else "self_attn.q_proj"
+        found[last] = found[last] * surplus
+    return found
+
+
+def folded(model: Transformer) -> list[str]:
+    """What is in the weights of an export and was none of its own in the model, for a person."""
+    config, found = model.config, []
+    if any(not math.isclose(block.attention.scale * math.sqrt(config.d_head), 1.0) for block in model.blocks):
+        found.append("attention scale 1/d_head")
+    if config.kappa is not None:
+        found.append(f"model.kappa={config.kappa}")
+    if config.linear != "plain":
+        found.append(f"model.linear={config.linear}")
+    return found
+
+
+def export(run: RunConfig, folder: Path, out: Path, *, step: int | None = None) -> list[str]:
+    """Write a checkpoint of `run` in its `folder`, the newest unless `step` is given, to the folder `out`, which is
+    whole or not there. Returns what there is to say, a line each.
+
+    Raises ConfigError for a model without a counterpart, before anything is read, and for an `out` that holds files;
+    UserError where there is no such checkpoint, its data is another one now, or the disk refuses.
+    """
+    family = family_of(run.model.resolved(run.model.vocab_size or 1))
+    library = _safetensors()
+    out = _new_folder(out)
+    step, model, data = load_model(run, folder, step=step, device=torch.device("cpu"))
+    length, eos_id = run.batch.sequence_length, data.manifest["eos_id"]
+    files = tokenizer_files(data.folder, data.manifest["tokenizer"], length)
+    files["config.json"] = config_json(model, family, max_length=length, eos_id=eos_id)
+    lines = [
+        f"{family.architecture}, {sum(x.numel() for x in model.parameters()):,} parameters in fp32: step {step:,} of "
+        f"run {folder.resolve().name}",
+        f"folded into its weights: {', '.join(folded(model)) or 'nothing'}",
+        _tokenizer_line(data.manifest["tokenizer"]),
+    ]
+    work = out.with_name(f".{out.name}.partial")
+    try:
+        shutil.rmtree(work, ignore_errors=True)  # of an export that was killed
+        work.mkdir(parents=True)
+        library.torch.save_file(weights(model, family), work / WEIGHTS_FILE, metadata={"format": "pt"})
+        for name, content in files.items():
+            write_json(work / name, content)
+        shutil.copymode(work / "config.json", work / WEIGHTS_FILE)  # safetensors lets nobody else read its files
+        write_text(work / "README.md", _readme(run, family, [*lines, _training_line(length, eos_id)]))
+        os.rename(work, out)
+    except (OSError, library.SafetensorError) as error:
+        raise UserError(f"cannot write {out}: {getattr(error, 'strerror', None) or error}") from None
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return lines
+
+
+def _new_folder(out: Path) -> Path:
+    """`out`, links resolved. Raises ConfigError where something is there already."""
+    try:
+        found = out.resolve()
+        taken = found.exists() and (not found.is_dir() or any(found.iterdir()))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"OUT_DIR {out} is no name for a folder: {getattr(error, 'strerror', error)}") from None
+    if taken:
+        raise ConfigError(f"OUT_DIR {out} is there already and not empty; give another one, or delete it")
+    if found == Path.cwd():
+        raise ConfigError(f"OUT_DIR {out} is the current folder; name one in it")
+    return found
+
+
+def _safetensors():
+    try:
+        import safetensors.torch
+    except ImportError:
+        raise UserError("an export needs safetensors, which is not installed: pip install -e '.[export]'") from None
+    return safetensors
+
+
+def _tokenizer_line(description: dict | None) -> str:
+    if description is None:
+        return "no tokenizer: the run's data was given as token ids"
+    if description["kind"] == "bytes":
+        return "tokenizer bytes, written as a byte-level BPE without merges: the same ids, 0 to 255 and EOS"
+    return f"tokenizer {description['name']}, adding no special tokens to a text and reading none in it, as in training"
+
+
+def _training_line(length: int, eos_id: int | None) -> str:
+    documents = "" if eos_id is None else ", in which each document ends with EOS and none starts with BOS"
+    return f"trained on sequences of {length:,} tokens{documents}"
+
+
+def _readme(run: RunConfig, family: Family, lines: list[str]) -> str:
+    facts = "".join(f"- {line}\n" for line in lines)
+    return (
+        f"# {run.name}\n\nA checkpoint of the scaling testbed, for `transformers.{family.architecture}`.\n\n{facts}"
+        f"\nThe model:\n\n```\n{json.dumps(_plain(run.model), indent=1)}\n```\n"
+    )
+
+
+def _plain(config: ModelConfig) -> dict:
+    return {key: value for key, value in vars(config).items() if value is not None}

@@ -1,0 +1,103 @@
+"""The machine under a run: device, number format, determinism, and the peak that utilisation is measured against."""
+
+import contextlib
+import os
+import re
+import resource
+import sys
+
+import torch
+
+from scaling_testbed.config.sections import ComputeConfig
+from scaling_testbed.errors import ConfigError
+
+# Dense bf16 tensor-core peak in FLOP/s, from NVIDIA's data sheets (without sparsity), by words of the device's name,
+# of which the first line that fits counts.
+PEAK_BF16_FLOPS = {
+    "GB200": 2500e12,
+    "B200": 2250e12,
+    "H200 NVL": 835e12,
+    "H200": 989e12,
+    "GH200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "A10": 125e12,
+    "GeForce RTX 4090": 165e12,
+}
+OTHER_PEAK = {"Laptop", "D", "MIG"}  # words that make it another card, or a part of one
+
+
+def choose_device(config: ComputeConfig, local_rank: int = 0) -> torch.device:
+    """The device a run uses. Raises ConfigError for a named one that is not there."""
+    name = config.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("compute.device=cuda, but PyTorch sees no GPU here; use compute.device=auto")
+    if name == "cuda" and local_rank >= torch.cuda.device_count():
+        raise ConfigError(
+            f"process {local_rank + 1} of this machine has no GPU: PyTorch sees {torch.cuda.device_count()}; start one "
+            "process for each"
+        )
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("compute.device=mps, but PyTorch sees no Apple GPU here; use compute.device=auto")
+    return torch.device(name, local_rank) if name == "cuda" else torch.device(name)
+
+
+def choose_precision(config: ComputeConfig, device: torch.device) -> str:
+    """fp32 or bf16. Raises ConfigError for bf16 on a GPU without it."""
+    has_bf16 = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+    if config.precision == "bf16" and not has_bf16:
+        raise ConfigError(f"compute.precision=bf16, but {torch.cuda.get_device_name(device)} has none; use fp32")
+    if config.precision == "auto":
+        return "bf16" if device.type == "cuda" and has_bf16 else "fp32"
+    return config.precision
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
+    """Matrix products in bf16 where `precision` says so; parameters stay fp32."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+def configure_torch(config: ComputeConfig) -> None:
+    """Threads and determinism, process-wide, before the first kernel runs."""
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    # Denormal numbers cost a CPU a hundredfold and carry nothing here: Adam's moments are full of them.
+    torch.set_flush_denormal(True)
+    torch.use_deterministic_algorithms(config.deterministic)
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+def device_name(device: torch.device) -> str:
+    """The product name of a GPU, or of the processor."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as lines:
+        for line in lines:
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return device.type
+
+
+def peak_flops(device: torch.device, precision: str) -> float | None:
+    """The device's peak in FLOP/s for this precision; None where it is not known (all but bf16 on listed GPUs)."""
+    if device.type != "cuda" or precision != "bf16":
+        return None
+    words = set(re.split(r"[ -]", device_name(device)))
+    if words & OTHER_PEAK:
+        return None
+    return next((peak for name, peak in PEAK_BF16_FLOPS.items() if words.issuperset(name.split())), None)
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Largest memory held so far: allocated on the GPU, or resident in the process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,130 @@
+"""One model on several devices: replicated (DDP) or sharded (FSDP2, `fully_shard`).
+
+Whatever the way, the gradient after a step's last micro-batch is that of the mean loss over the global batch.
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from scaling_testbed.config.sections import ParallelismConfig
+from scaling_testbed.learning.config import CrossEntropyConfig
+from scaling_testbed.learning.loss import LossTerms, loss_terms
+from scaling_testbed.model.layers import Linear
+from scaling_testbed.model.transformer import Transformer
+
+
+class LossModel(nn.Module):
+    """Model and head loss in one forward pass, so that what wraps it sees every use of the head's weight."""
+
+    def __init__(self, model: Transformer, loss: CrossEntropyConfig):
+        super().__init__()
+        self.model, self.loss = model, loss
+
+    def forward(self, tokens_BS: torch.Tensor) -> LossTerms:
+        """Token ids [B, T + 1], the last T of them targets too (-100: none) -> sums over the valid targets."""
+        hidden_BTD = self.model(tokens_BS[:, :-1])
+        return loss_terms(
+            self.loss,
+            hidden_BTD.flatten(0, 1),
+            self.model.head_weight_VD,
+            tokens_BS[:, 1:].flatten(),
+            softcap=self.model.config.final_softcap,
+        )
+
+
+class Replica:
+    """One process, or one of several that hold the whole model each.
+
+    forward: the module to call for training. plain: the same without gradient synchronisation, for evaluation.
+    """
+
+    def __init__(self, plain: LossModel, config: ParallelismConfig, device: torch.device):
+        self.plain = self.forward = plain
+        if config.kind == "ddp":
+            from torch.nn.parallel import DistributedDataParallel
+
+            devices = [device] if device.type == "cuda" else None
+            self.forward = DistributedDataParallel(plain, device_ids=devices, gradient_as_bucket_view=True)
+
+    @contextlib.contextmanager
+    def accumulating(self, last: bool) -> Iterator[None]:
+        """Around a micro-batch: gradients are exchanged in the backward pass of the `last` one only."""
+        quiet = self.forward is not self.plain and not last
+        with self.forward.no_sync() if quiet else contextlib.nullcontext():
+            yield
+
+    @contextlib.contextmanager
+    def scoring(self) -> Iterator[None]:
+        """Around forward passes without a backward one."""
+        yield
+
+
+class Sharded(Replica):
+    """One of several processes that hold a part of each parameter, built from a model on the meta device.
+
+    The matrices of a block are one group: gathered before it, in bf16 where autocast would round them anyway,
+    and freed after it. Embedding, head and gains are another one, gathered in fp32, because the residual stream and
+    the norms are fp32 and the head rounds its weight itself. Gradients are reduced in fp32.
+    """
+
+    def __init__(self, plain: LossModel, config: ParallelismConfig, device: torch.device, precision: str):
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+        size = torch.distributed.get_world_size()
+        if config.shard_size in (None, size):
+            mesh = init_device_mesh(device.type, (size,), mesh_dim_names=("shard",))
+        else:
+            shape = (size // config.shard_size, config.shard_size)
+            mesh = init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard"))
+        matrices_dtype = torch.bfloat16 if precision == "bf16" else None
+        policy = {"reduce_dtype": torch.float32, "cast_forward_inputs": False}
+        for block in plain.model.blocks:
+            matrices = [module for module in block.modules() if isinstance(module, Linear)]
+            fully_shard(matrices, mesh=mesh, mp_policy=MixedPrecisionPolicy(param_dtype=matrices_dtype, **policy))
+        fully_shard(plain, mesh=mesh, mp_policy=MixedPrecisionPolicy(**policy))
+        plain.to_empty(device=device)
+        self.plain = self.forward = plain
+
+    @contextlib.contextmanager
+    def accumulating(self, last: bool) -> Iterator[None]:
+        self.plain.set_requires_gradient_sync(last)
+        yield
+
+    @contextlib.contextmanager
+    def scoring(self) -> Iterator[None]:
+        try:
+            yield
+        finally:  # a signal may end an evaluation
+            # The root stays gathered until a backward pass; without one it would do so over a save.
+            self.plain.reshard()
+
+
+def parallelize(
+    plain: LossModel, config: ParallelismConfig, device: torch.device, precision: str, seed: int
+) -> Replica:
+    """Place `plain` as `config` says, with the initial weights of `seed`, the same however it is placed.
+
+    Its model is on `device`, for fsdp on the meta device. Each rank draws each tensor whole, one at a time, and keeps
+    its part.
+    """
+    if config.kind != "fsdp":
+        plain.model.init_weights(seed)
+        return Replica(plain, config, device)
+    placed = Sharded(plain, config, device, precision)
+    for name, parameter in plain.model.named_parameters():
+        copy_shard(parameter, plain.model.initial_weight(name, seed))
+    return placed
+
+
+@torch.no_grad()
+def copy_shard(target: torch.Tensor, whole: torch.Tensor) -> None:
+    """Copy this rank's part of `whole` into the DTensor `target`; every rank has the same `whole`."""
+    from torch.distributed.tensor import distribute_tensor
+
+    mesh, placements = target.device_mesh, target.placements
+    part = distribute_tensor(whole.to(target.device), mesh, placements, src_data_rank=None)
+    target.to_local().copy_(part.to_local())

@@ -1,0 +1,305 @@
+"""Checkpoints that are whole or not there.
+
+A checkpoint is a folder `step-XXXXXXXX` of tensor files, `state.json` and `manifest.json` with every file's size and
+sha256. It is written beside its final place, flushed to the disk and renamed; the hashes are checked before anything
+in it is read; tensors are loaded without unpickling code (weights_only).
+
+A sharded run's tensors lie in the folder's `shards/`, in the format of torch.distributed.checkpoint, each rank's part
+in files of its own. `read` gives the same for both kinds, so that any checkpoint serves any number of processes.
+"""
+
+import enum
+import json
+import os
+import pickle
+import re
+import shutil
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scaling_testbed.config.sections import CheckpointConfig, ParallelismConfig
+from scaling_testbed.data.shards import PreparedData
+from scaling_testbed.errors import UserError
+from scaling_testbed.files import fsync_folder, sha256_of
+from scaling_testbed.processes.group import Processes
+from scaling_testbed.processes.world import World
+
+MANIFEST, SHARDS = "manifest.json", "shards"
+ALONE = Processes(World(), ParallelismConfig())
+_STEP_FOLDER = re.compile(r"step-(\d{8})")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint: `state` is plain data, `tensors` the state dicts by name, on the CPU."""
+
+    step: int
+    state: dict[str, Any]
+    tensors: dict[str, Any]
+
+
+def save(
+    folder: Path,
+    step: int,
+    state: dict[str, Any],
+    tensors: dict[str, Any],
+    config: CheckpointConfig,
+    *,
+    shards: dict[str, torch.Tensor] | None = None,
+    processes: Processes = ALONE,
+) -> Path:
+    """Write `folder/step-XXXXXXXX` and drop those that `config` does not keep. Raises UserError when the disk refuses.
+
+    Called by every rank: rank 0 writes `tensors` and the manifest, each rank its parts of `shards` (DTensors by key).
+    At every moment at least one earlier checkpoint, if there was one, stays whole.
+    """
+    final, work = (folder / f"step-{step:08d}{suffix}" for suffix in ("", ".tmp"))
+    if processes.on_main(lambda: final.exists() and _problem(final) is None):
+        return final
+    try:
+        processes.on_main(lambda: _start(work))
+        if shards is not None:
+            _write_shards(work / SHARDS, shards)
+        processes.on_main(lambda: _finish(work, final, {"step": step, **state}, tensors))
+    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
+        processes.on_main(lambda: shutil.rmtree(work, ignore_errors=True))
+        raise UserError(
+            f"could not write the checkpoint {final}: {_first_line(error)}; earlier ones are intact"
+        ) from error
+    processes.on_main(lambda: _retain(folder, config))
+    return final
+
+
+def _start(work: Path) -> None:
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+
+
+def _finish(work: Path, final: Path, state: dict[str, Any], tensors: dict[str, Any]) -> None:
+    """Add what one process writes, hash everything, and give the folder its name."""
+    for name, tensor_state in tensors.items():
+        _write(work / f"{name}.pt", lambda file, value=tensor_state: torch.save(value, file))
+    _write(work / "state.json", lambda file: file.write(json.dumps(state).encode()))
+    files = sorted(path for path in work.rglob("*") if path.is_file())
+    manifest = {path.relative_to(work).as_posix(): _fingerprint(path) for path in files}
+    _write(work / MANIFEST, lambda file: file.write(json.dumps({"files": manifest}, indent=1).encode()))
+    for inner in {path.parent for path in files} | {work}:
+        fsync_folder(inner)
+    if final.exists():  # a damaged one of the same step
+        shutil.rmtree(final)
+    os.rename(work, final)
+    fsync_folder(final.parent)
+
+
+def latest(folder: Path) -> Path | None:
+    """The newest checkpoint whose hashes agree, unread, or None where there is none.
+
+    A damaged one is named on stderr and the one before is used. Raises UserError when all are damaged: a run never
+    starts again at step 0 by itself.
+    """
+    for leftover in folder.glob("step-*.tmp"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    damaged = []
+    for path in reversed(_step_folders(folder)):
+        problem = _problem(path)
+        if problem is None:
+            return path
+        damaged.append(path)
+        print(f"warning: checkpoint {path} is damaged ({problem}); trying the one before", file=sys.stderr)
+    if damaged:
+        raise UserError(
+            f"every checkpoint in {folder} is damaged; restore one, or delete the folder to start again from step 0"
+        )
+    return None
+
+
+def load(path: Path) -> Checkpoint:
+    """Read one checkpoint. Raises UserError if it is damaged or holds anything but tensors and plain data."""
+    if problem := _problem(path):
+        raise UserError(f"checkpoint {path} is damaged: {problem}")
+    return read(path)
+
+
+def read(path: Path, *, mmap: bool = False) -> Checkpoint:
+    """Read one checkpoint whose hashes agree, of a sharded one every tensor whole.
+
+    mmap: leave tensors on the disk until they are used. Raises UserError for anything but tensors and plain data.
+    """
+    state = read_state(path)
+    try:
+        options = {"map_location": "cpu", "weights_only": True, "mmap": mmap}
+        tensors = {p.stem: torch.load(p, **options) for p in sorted(path.glob("*.pt"))}
+    except pickle.UnpicklingError:
+        raise UserError(f"checkpoint {path} holds something that is no tensor; it was not loaded") from None
+    if is_sharded(path):
+        tensors |= _whole(path, tensors.pop("groups"))
+    return Checkpoint(state["step"], state, tensors)
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """The plain data of a checkpoint, its step included."""
+    return json.loads((path / "state.json").read_bytes())
+
+
+def fingerprints(data: PreparedData) -> dict[str, str | None]:
+    """What a checkpoint's state says about the data it was trained on."""
+    return {"data_fingerprint": data.fingerprint, "tokenizer_fingerprint": data.tokenizer_fingerprint}
+
+
+def check_same_data(state: dict[str, Any], data: PreparedData, folder: Path) -> None:
+    """Raise UserError unless `data` is what the run in `folder` was trained on."""
+    for key, now in fingerprints(data).items():
+        if state[key] != now:
+            raise UserError(
+                f"{folder} was trained on other data: its {key} is {state[key]}, that of {data.folder} is {now}; "
+                "restore the data, or start a run of another name="
+            )
+
+
+def is_sharded(path: Path) -> bool:
+    """Whether each rank wrote its part of the tensors."""
+    return (path / SHARDS).is_dir()
+
+
+def _write_shards(folder: Path, shards: dict[str, torch.Tensor]) -> None:
+    """Every rank writes its parts. Raises OSError on all ranks if it fails on one."""
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    try:
+        dcp.save(shards, storage_writer=dcp.FileSystemWriter(folder))
+    except CheckpointException as error:  # no Exception, so nothing above would catch it
+        raise OSError(_first_line(next(iter(error.failures.values()))[0])) from None
+
+
+def read_shards(path: Path, make: Callable[[str, torch.Size, torch.dtype], torch.Tensor], *, alone: bool) -> dict:
+    """Fill the tensors that `make` (key, shape, type) gives from a sharded checkpoint whose hashes agree.
+
+    DTensors get this rank's part. alone: this process reads for itself; otherwise all ranks read together.
+    """
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    reader = _reader(path / SHARDS)
+    known = reader.read_metadata().state_dict_metadata
+    tensors = {key: make(key, entry.size, entry.properties.dtype) for key, entry in known.items()}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that there is no process group
+            dcp.load(tensors, storage_reader=reader, no_dist=alone)
+    except CheckpointException as error:
+        reason = _first_line(next(iter(error.failures.values()))[0])
+        raise UserError(f"checkpoint {path} cannot be read: {reason}") from None
+    return tensors
+
+
+def _reader(folder: Path):
+    """PyTorch's reader, which unpickles `.metadata`, held to the few classes that belong there."""
+    import torch.distributed.checkpoint as dcp
+
+    class Reader(dcp.FileSystemReader):
+        def read_metadata(self, *_args, **_kwargs):
+            try:
+                with open(folder / ".metadata", "rb") as file:
+                    metadata = _MetadataUnpickler(file).load()
+            except pickle.UnpicklingError:
+                raise UserError(f"{folder}/.metadata holds something that is no metadata; it was not loaded") from None
+            metadata.storage_meta.load_id = self.load_id
+            return metadata
+
+    return Reader(folder)
+
+
+class _MetadataUnpickler(pickle.Unpickler):
+    ROOMS = ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem")
+    CLASSES = {("torch", "Size"), ("torch", "device"), ("torch.serialization", "_get_layout")}
+    CLASSES |= {("pathlib", "PosixPath"), ("pathlib._local", "PosixPath")}
+
+    def find_class(self, module, name):
+        if (module, name) == ("builtins", "getattr"):  # how some releases of Python 3.11 pickle a member of an Enum
+            return _enum_member
+        found = super().find_class(module, name) if module == "torch" or module in self.ROOMS else None
+        is_own = isinstance(found, type) and found.__module__ in self.ROOMS
+        if is_own or isinstance(found, torch.dtype) or (module, name) in self.CLASSES:
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"{module}.{name}")
+
+
+def _enum_member(kind: type, name: str) -> enum.Enum:
+    if isinstance(kind, enum.EnumMeta):
+        return kind[name]
+    raise pickle.UnpicklingError(f"getattr of {kind}")
+
+
+def _whole(path: Path, groups: dict[str, Any]) -> dict[str, Any]:
+    """The state dicts of model and optimizer, put together from a sharded checkpoint."""
+    flat = read_shards(path, lambda _, shape, dtype: torch.empty(shape, dtype=dtype), alone=True)
+    model, states = {}, {name: {} for name in groups["names"]}
+    for key, tensor in flat.items():
+        kind, name, *part = key.split("/")
+        if kind == "model":
+            model[name] = tensor
+        else:
+            states[name][part[0]] = tensor
+    numbered = {number: states[name] for number, name in enumerate(groups["names"]) if states[name]}
+    return {"model": model, "optimizer": {"state": numbered, "param_groups": groups["param_groups"]}}
+
+
+def _problem(path: Path) -> str | None:
+    """What is wrong with a checkpoint folder, or None."""
+    try:
+        files = json.loads((path / MANIFEST).read_bytes())["files"]
+        expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return f"{MANIFEST} is missing or unreadable"
+    if "state.json" not in expected:
+        return "state.json is not in the manifest"
+    for name, (size, digest) in expected.items():
+        file = path / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != size:
+            return f"{name} has {file.stat().st_size} bytes instead of {size}"
+        if _fingerprint(file)["sha256"] != digest:
+            return f"the hash of {name} does not match"
+    return None
+
+
+def _retain(folder: Path, config: CheckpointConfig) -> None:
+    kept_steps = set(config.keep_steps)
+    others = [path for path in _step_folders(folder) if _step(path) not in kept_steps]
+    for path in others[: -config.keep_last]:
+        # Renamed first: a kill in mid-deletion must not leave what looks like a checkpoint.
+        doomed = path.with_suffix(".tmp")
+        os.rename(path, doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _step_folders(folder: Path) -> list[Path]:
+    """Checkpoint folders by step, oldest first."""
+    return sorted((path for path in folder.glob("step-*") if _STEP_FOLDER.fullmatch(path.name)), key=_step)
+
+
+def _step(path: Path) -> int:
+    return int(_STEP_FOLDER.fullmatch(path.name).group(1))
+
+
+def _fingerprint(path: Path) -> dict[str, Any]:
+    return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+
+
+def _write(path: Path, fill) -> None:
+    with open(path, "wb") as file:
+        fill(file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,0 +1,59 @@
+"""What a run would be and cost, by building its model on the meta device: nothing is allocated, read or written."""
+
+import dataclasses
+
+from scaling_testbed.config.run import RunConfig, unshardable
+from scaling_testbed.model.counting import count_params, flops_per_token
+from scaling_testbed.model.transformer import Transformer
+from scaling_testbed.sweeps.memory import Memory, estimate_memory
+
+GPUS = (1, 8, 64)
+GIB = 2**30
+
+
+def describe_run(run: RunConfig, vocab_size: int) -> str:
+    """Parameters, steps, tokens, FLOPs, and memory on each of 1, 8 and 64 GPUs, for a vocabulary of `vocab_size`.
+
+    A run of parallelism=single is shown as fsdp where there are several GPUs, as ddp if it cannot be sharded. Raises
+    ConfigError as a run would.
+    """
+    model = run.model.resolved(vocab_size)
+    anywhere = dataclasses.replace(model, attention_impl="auto", qk_norm_impl="auto")
+    built = Transformer(anywhere, run.parametrization, device="meta")
+    n_params = sum(parameter.numel() for parameter in built.parameters())
+    counts = count_params(model)
+    steps = run.budget.resolve_steps(counts, run.batch.tokens)
+    n_tokens = steps * run.batch.tokens
+    lines = {
+        "model": f"{model.name}, vocabulary {model.vocab_size:,}",
+        "parameters": f"{n_params:,} ({counts.n_params_non_embedding:,} without embedding and head)",
+        "steps": f"{steps:,} of {run.batch.tokens:,} tokens",
+        "tokens": f"{n_tokens:,}",
+        "training FLOPs": f"{flops_per_token(model, run.batch.sequence_length) * n_tokens:.3g}",
+    }
+    text = "\n".join(f"{label:<16} {value}" for label, value in lines.items())
+    return f"{text}\n{_memory_table(run, model, n_params)}"
+
+
+def _memory_table(run: RunConfig, model, n_params: int) -> str:
+    precision = "bf16" if run.compute.precision == "auto" else run.compute.precision
+    fields = [field.name for field in dataclasses.fields(Memory)]
+    header = f"{'GiB per GPU':<16} {'GPUs':>4}  " + "  ".join(name.replace("_", " ") for name in [*fields, "total"])
+    lines = [f"{header}    ({precision}; activations are an estimate)"]
+    for n_gpus in GPUS:
+        placed = _placed(run, n_gpus)
+        memory = estimate_memory(placed, model, n_params, precision, n_gpus)
+        cells = [f"{getattr(memory, name) / GIB:>{len(name)}.1f}" for name in [*fields, "total"]]
+        note = f"    batch.sequences={run.batch.sequences} is no multiple" if run.batch.sequences % n_gpus else ""
+        lines.append(f"{placed.parallelism.kind:<16} {n_gpus:>4}  " + "  ".join(cells) + note)
+    return "\n".join(lines)
+
+
+def _placed(run: RunConfig, n_gpus: int) -> RunConfig:
+    """`run` as it would be on so many GPUs: one shards nothing, and several need more than `single`."""
+    parallelism = run.parallelism
+    if n_gpus == 1:
+        parallelism = dataclasses.replace(parallelism, shard_size=None)
+    elif parallelism.kind == "single":
+        parallelism = dataclasses.replace(parallelism, kind="ddp" if unshardable(run) else "fsdp")
+    return dataclasses.replace(run, parallelism=parallelism)

@@ -1,0 +1,299 @@
+"""An exported model is the same function in transformers, and what it cannot be is refused by name."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from scaling_testbed import export as door
+from scaling_testbed.config.compose import compose
+from scaling_testbed.config.run import run_folder_path
+from scaling_testbed.data.preparation import prepare
+from scaling_testbed.data.shards import read_manifest
+from scaling_testbed.data.tokenizers import load_tokenizer
+from scaling_testbed.errors import ConfigError, UserError
+from scaling_testbed.evaluation.loading import load_model
+from scaling_testbed.exporting import hugging_face as exporting
+from scaling_testbed.exporting.hugging_face import export, family_of
+from scaling_testbed.exporting.tokenizer import tokenizer_files
+from scaling_testbed.model.config import ModelConfig
+from scaling_testbed.training.run import train
+
+LLAMA_LIKE = ["model.norm=rmsnorm", "model.mlp=swiglu", "model.qk_norm=none"]
+QWEN3_LIKE = ["model.norm=rmsnorm", "model.mlp=swiglu", "model.qk_norm=rmsnorm"]
+OLMO2_LIKE = [*QWEN3_LIKE, "model.qk_norm_axis=full", "model.residual=reordered"]
+GROUPED = ["model.n_heads=4", "model.n_kv_heads=2"]
+KAPPA = [*LLAMA_LIKE, "model.kappa=6.5"]
+# A rate that moves gains away from one and logits away from zero within a few steps.
+FAST = ["optimizer.lr=3e-2", "schedule.warmup=0"]
+
+
+@pytest.fixture
+def exported(tiny, tmp_path):
+    """Returns a function from overrides to (model, OUT_DIR) of a run that was trained and exported."""
+    pytest.importorskip("safetensors")
+
+    def make(*overrides):
+        run, folder = tiny(*FAST, *overrides)
+        train(run, quiet=True)
+        export(run, folder, tmp_path / "out")
+        return load_model(run, folder, step=None, device=torch.device("cpu"))[1], tmp_path / "out"
+
+    return make
+
+
+def read_back(out, **options):
+    transformers = pytest.importorskip("transformers")
+    model, report = transformers.AutoModelForCausalLM.from_pretrained(out, output_loading_info=True, **options)
+    assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    return model.eval()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "architecture"),
+    [
+        (LLAMA_LIKE, "LlamaForCausalLM"),
+        ([*LLAMA_LIKE, *GROUPED, "model.tied_head=true"], "LlamaForCausalLM"),
+        ([*LLAMA_LIKE, "model.rope_base=77", "model.norm_eps=0.03", "model.d_head=10"], "LlamaForCausalLM"),
+        ([*LLAMA_LIKE, "model.attention_scale=inverse"], "LlamaForCausalLM"),
+        ([*LLAMA_LIKE, "model.linear=sigma_reparam", "model.embedding_gradient_scale=0.1"], "LlamaForCausalLM"),
+        ([*LLAMA_LIKE, "model.vocab_size=40", "parametrization=mup_simple"], "LlamaForCausalLM"),
+        (QWEN3_LIKE, "Qwen3ForCausalLM"),
+        ([*QWEN3_LIKE, *GROUPED, "model.norm_eps=0.03", "model.d_head=6", "model.tied_head=true"], "Qwen3ForCausalLM"),
+        ([*QWEN3_LIKE, "parametrization=mup_full", "model.rope_base=77"], "Qwen3ForCausalLM"),
+        ([*QWEN3_LIKE, "model.attention_window=3"], "Qwen3ForCausalLM"),
+        ([*KAPPA, *GROUPED, "model.attention_scale=inverse"], "Qwen3ForCausalLM"),
+        (OLMO2_LIKE, "Olmo2ForCausalLM"),
+        ([*OLMO2_LIKE, *GROUPED, "model.norm_eps=0.03", "model.d_head=6", "model.tied_head=true"], "Olmo2ForCausalLM"),
+        ([*OLMO2_LIKE, "model.attention_scale=inverse", "model.rope_base=77"], "Olmo2ForCausalLM"),
+    ],
+    ids=lambda value: "-".join(x.partition("=")[2] for x in value) if isinstance(value, list) else "",
+)
+def test_logits_in_transformers_are_the_models(exported, overrides, architecture):
+    model, out = exported(*overrides)
+    theirs = read_back(out)
+    assert type(theirs).__name__ == architecture
+    assert all(parameter.dtype == torch.float32 for parameter in theirs.parameters())
+    # Longer than the 16 tokens of training: rotary positions have no end.
+    tokens_BT = torch.randint(16, (3, 40), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        ours_BTV, theirs_BTV = model.logits(tokens_BT), theirs(tokens_BT).logits
+    assert ours_BTV.std() > 0.2  # there is something to compare
+    torch.testing.assert_close(theirs_BTV, ours_BTV, rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_without_layers_is_exported_too(exported):
+    model, out = exported(*LLAMA_LIKE, "model.n_layers=0")
+    tokens_BT = torch.arange(16)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(read_back(out)(tokens_BT, use_cache=False).logits, model.logits(tokens_BT))
+
+
+def good(**changes) -> ModelConfig:
+    given = {"norm": "rmsnorm", "mlp": "swiglu", "qk_norm": "none"} | changes
+    return ModelConfig(**given).resolved(16)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"norm": "layernorm"}, "model.norm=layernorm has no counterpart in LlamaForCausalLM, Qwen3"),
+        ({"mlp": "gelu"}, "model.mlp=gelu has no"),
+        ({"mlp": "relu2"}, "model.mlp=relu2 has no"),
+        ({"attention_softcap": 30.0}, "model.attention_softcap=30.0 has no"),
+        ({"final_softcap": 20.0}, "model.final_softcap=20.0 has no"),
+        ({"attention_normaliser": "relu2"}, "model.attention_normaliser=relu2 has no"),
+        ({"qk_norm": "layernorm"}, "model.qk_norm=layernorm has no"),
+        ({"qk_norm": "layernorm", "qk_norm_axis": "full", "residual": "reordered"}, "model.qk_norm=layernorm has no"),
+        ({"residual": "post"}, "model.residual=post has no counterpart in LlamaForCausalLM, Qwen3"),
+        ({"residual": "peri"}, "model.residual=peri has no"),
+        ({"residual": "deepnorm"}, "model.residual=deepnorm has no"),
+        ({"residual": "reordered"}, "reordered has no counterpart in LlamaForCausalLM, which model.qk_norm=none calls"),
+        (
+            {"residual": "reordered", "qk_norm": "rmsnorm"},
+            "in Qwen3ForCausalLM, which model.qk_norm=rmsnorm model.qk_n",
+        ),
+        ({"residual": "reordered", "kappa": 2.0}, "reordered has no counterpart in Qwen3ForCausalLM, which model.kapp"),
+        ({"qk_norm": "rmsnorm", "qk_norm_axis": "full"}, "model.residual=pre has no counterpart in Olmo2ForCausalLM"),
+        ({"attention_window": 8}, "model.attention_window=8 has no counterpart in LlamaForCausalLM"),
+        (
+            {"attention_window": 8, "qk_norm": "rmsnorm", "qk_norm_axis": "full", "residual": "reordered"},
+            "model.attention_window=8 has no counterpart in Olmo2ForCausalLM",
+        ),
+        ({"n_heads": 3, "d_head": 8}, "model.n_heads=3 has no counterpart in LlamaForCausalLM: it must divide d_model"),
+        ({"norm": "layernorm", "mlp": "gelu"}, "model.norm=layernorm, model.mlp=gelu have no counterpart"),
+    ],
+)
+def test_what_has_no_counterpart_is_refused_by_name(changes, said):
+    with pytest.raises(ConfigError) as refused:
+        family_of(good(**changes))
+    assert said in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_every_choice_of_a_model_is_mapped_or_refused():
+    """A field that is new in ModelConfig must be looked at here before an export may ignore it."""
+    shape = {"name", "d_model", "n_layers", "n_heads", "n_kv_heads", "d_head", "d_ff", "d_ff_rule", "vocab_size"}
+    mapped = {"norm_eps", "rope_base", "tied_head", "qk_norm", "qk_norm_axis", "residual", "attention_window"}
+    in_the_weights = {"kappa", "attention_scale", "linear"}
+    not_in_the_function = {"attention_impl", "qk_norm_impl", "embedding_gradient_scale"}
+    known = shape | mapped | in_the_weights | not_in_the_function | set(exporting.NEEDED)
+    assert set(ModelConfig.__dataclass_fields__) == known
+
+
+def test_the_door_says_what_it_wrote_and_refuses_in_one_line(tiny, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("safetensors")
+    run, folder = tiny(*LLAMA_LIKE, "model.attention_scale=inverse", "checkpoint.keep_steps=[4]")
+    train(run, quiet=True)
+    capsys.readouterr()
+    assert door.main(["--help"]) == 0 and "RUN_DIR" in capsys.readouterr().out
+    assert door.main([str(folder), str(tmp_path / "a"), "--step", "4"]) == 0
+    said = capsys.readouterr().out
+    assert "LlamaForCausalLM" in said and f"step 4 of run {folder.name}" in said
+    assert "folded into its weights: attention scale 1/d_head" in said and "no tokenizer" in said
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {"config.json", "model.safetensors", "README.md"}
+    assert "attention scale 1/d_head" in (tmp_path / "a" / "README.md").read_text()
+    assert len({path.stat().st_mode for path in (tmp_path / "a").iterdir()}) == 1  # whoever reads one reads all
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "c").symlink_to(tmp_path / "empty")
+    monkeypatch.chdir(tmp_path / "empty")
+    for out in (".", "n" * 300, "nul\0"):
+        assert door.main([str(folder), out]) == 2
+        assert capsys.readouterr().err.startswith("error: OUT_DIR")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".empty.partial").mkdir()  # of an export that was killed
+    (tmp_path / ".empty.partial" / "model.safetensors").write_text("half of it")
+    assert door.main([str(folder), str(tmp_path / "c"), "--step", "4"]) == 0 and capsys.readouterr()
+    assert (tmp_path / "empty" / "model.safetensors").stat().st_size > 1000
+    (tmp_path / "c").unlink()
+    shutil.rmtree(tmp_path / "empty")
+    for arguments, status, message in [
+        ([str(folder), str(tmp_path / "a")], 2, "is there already and not empty"),
+        ([str(folder), str(tmp_path / "b"), "--step", "5"], 1, "holds no step 5"),
+        ([str(tmp_path / "none"), str(tmp_path / "b")], 1, "is no run folder"),
+        ([str(folder), str(tmp_path / "a" / "README.md" / "b")], 1, "cannot write"),
+        ([str(folder)], 2, "OUT_DIR"),
+    ]:
+        assert door.main(arguments) == status
+        error = capsys.readouterr().err
+        assert message in error and "Traceback" not in error
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "runs"]
+    run, folder = tiny()
+    train(run, quiet=True)
+    assert door.main([str(folder), str(tmp_path / "b")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: model.norm=layernorm, model.mlp=gelu, model.qk_norm=layernorm have no counterpart")
+    assert len(error.splitlines()) == 1 and not (tmp_path / "b").exists()
+
+
+def test_a_disk_that_refuses_leaves_nothing(tiny, tmp_path, monkeypatch):
+    safetensors = pytest.importorskip("safetensors.torch")
+
+    def full(*arguments, **options):
+        raise __import__("safetensors").SafetensorError("No space left on device")
+
+    run, folder = tiny(*LLAMA_LIKE)
+    train(run, quiet=True)
+    monkeypatch.setattr(safetensors, "save_file", full)
+    with pytest.raises(UserError, match="cannot write .*/out: No space left on device"):
+        export(run, folder, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+
+
+def test_without_safetensors_the_door_says_what_to_install(monkeypatch, tiny, tmp_path):
+    monkeypatch.setitem(__import__("sys").modules, "safetensors.torch", None)
+    run, folder = tiny(*LLAMA_LIKE)
+    with pytest.raises(UserError, match=r"pip install -e '.\[export\]'"):
+        export(run, folder, tmp_path / "out")
+
+
+def test_a_checkpoint_of_several_processes_is_exported_like_one_of_one(tiny, tmp_path):
+    safetensors = pytest.importorskip("safetensors.torch")
+    for kind in ("single", "fsdp"):
+        run, folder = tiny(*QWEN3_LIKE, f"parallelism={kind}", runs=kind)
+        train(run, quiet=True)
+        export(run, folder, tmp_path / f"{kind}_out")
+    one, other = (safetensors.load_file(tmp_path / f"{kind}_out" / "model.safetensors") for kind in ("single", "fsdp"))
+    assert one.keys() == other.keys()
+    assert all(torch.allclose(one[name], other[name], atol=1e-6) for name in one)
+
+
+# ------------------------------------------------------------------------------------------------ tokenizers
+
+TEXTS = [
+    "the cat sat on the mat, and the cat sat on the hat",
+    "  two  spaces\n\n\tand a tab\r\n",
+    "Zürich, naïve — 北京 🙂 \u0000\u00ad\u00a0",
+    "an end that is spelled out: <|endoftext|> and more <s>",
+    " ",
+]
+
+
+def published(folder: Path) -> str:
+    """A tokenizer.json that puts BOS in front of a text, as many published ones do."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet)
+    tokenizer.train_from_iterator(TEXTS * 20, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    tokenizer.enable_truncation(4)
+    tokenizer.save(str(folder / "published.json"))
+    return str(folder / "published.json")
+
+
+@pytest.fixture
+def text_run(tmp_path):
+    """Returns a function from overrides to the RunConfig of a tiny run on text."""
+    for name in "ab":
+        (tmp_path / f"{name}.txt").write_text(f"{name} {' '.join(TEXTS[:2])}\n" * 60)
+
+    def make(*overrides):
+        files = [f"data.files=['{tmp_path}/a.txt']", f"data.validation_files=['{tmp_path}/b.txt']"]
+        places = [f"data_dir={tmp_path / 'data'}", f"runs_dir={tmp_path / 'runs'}"]
+        small = ["model=nano_s", "batch.sequences=4", "batch.sequence_length=16", "budget.steps=2"]
+        return compose(["data=text_files", *files, *places, *small, *overrides])
+
+    return make
+
+
+def tokenizer_overrides(kind: str, folder: Path) -> list[str]:
+    more = {"bpe": ["tokenizer.vocab_size=300"], "pretrained": [f"tokenizer.path={published(folder)}"], "bytes": []}
+    return [f"tokenizer={kind}", *more[kind]]
+
+
+@pytest.mark.parametrize("family", [LLAMA_LIKE, QWEN3_LIKE, OLMO2_LIKE], ids=["llama", "qwen3", "olmo2"])
+@pytest.mark.parametrize("kind", ["bytes", "bpe", "pretrained"])
+def test_transformers_makes_the_ids_of_training_of_a_text(text_run, tmp_path, kind, family):
+    transformers = pytest.importorskip("transformers")
+    run = text_run(*family, *tokenizer_overrides(kind, tmp_path))
+    train(run, quiet=True)
+    export(run, run_folder_path(run), tmp_path / "out")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    ours = load_tokenizer(prepare(run.data, run.tokenizer, data_dir=Path(run.data_dir)))
+    for text, ids in zip(TEXTS, ours.encode_batch([text.encode() for text in TEXTS]), strict=True):
+        assert theirs(text)["input_ids"] == ids.tolist()
+        assert theirs.decode(ids.tolist()) == ours.decode(ids) == text
+    assert theirs.eos_token_id == ours.eos_id == read_back(tmp_path / "out").config.eos_token_id
+
+
+def test_a_bytes_tokenizer_has_each_byte_once():
+    from tokenizers import Tokenizer
+
+    files = tokenizer_files(Path(), {"kind": "bytes"}, 16)
+    tokenizer = Tokenizer.from_str(json.dumps(files["tokenizer.json"]))
+    every = "".join(map(chr, range(0x800))) + "\uffff\U0010ffff"
+    assert tokenizer.encode(every).ids == list(every.encode())
+    assert sorted(tokenizer.get_vocab().values()) == list(range(257))
+
+
+def test_a_changed_tokenizer_is_refused(text_run, tmp_path):
+    run = text_run("tokenizer=bpe", "tokenizer.vocab_size=300")
+    folder = prepare(run.data, run.tokenizer, data_dir=Path(run.data_dir))
+    (folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(UserError, match="missing or changed since"):
+        tokenizer_files(folder, read_manifest(folder)["tokenizer"], 16)

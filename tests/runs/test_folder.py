@@ -1,0 +1,95 @@
+"""What a run writes down is whole, readable after a kill, and mirrored without risk."""
+
+import json
+import math
+import sys
+import time
+import types
+
+import pytest
+
+from scaling_testbed.config.sections import LoggingConfig
+from scaling_testbed.errors import UserError
+from scaling_testbed.runs import folder as records
+
+
+def test_a_half_written_line_is_reported_and_left_out(tmp_path, capsys):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1, "x": 2}\n123\n{"step": "a"}\n"\xff"\n{"step": 2, "x"')
+    assert records.read_metrics(path) == [{"step": 1, "x": 2}]
+    err = capsys.readouterr().err
+    assert all(f"{path}:{line}" in err for line in (2, 3, 4, 5))
+
+
+def test_metrics_are_cut_back_to_the_step_that_will_be_written_next(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("".join(f'{{"step": {step}}}\n' for step in range(6)) + '{"ste')
+    with records.RunFolder(tmp_path) as folder:
+        assert folder.open_metrics(keep_before=4) == [{"step": step} for step in range(4)]
+        folder.write_metrics({"step": 4})
+        lines = (tmp_path / "metrics.jsonl").read_text().splitlines()  # flushed, while still open
+    assert [json.loads(line)["step"] for line in lines] == [0, 1, 2, 3, 4]
+
+
+def test_numbers_that_json_does_not_have_become_null(tmp_path):
+    folder = records.RunFolder(tmp_path)
+    folder.write_result({"loss": math.nan, "by_set": {"a": math.inf, "b": [1.0, -math.inf]}})
+    assert json.loads((tmp_path / "result.json").read_text()) == {"loss": None, "by_set": {"a": None, "b": [1.0, None]}}
+
+
+@pytest.mark.parametrize("text", ['{"status": "fini', "[1]", '"x"', '{"a": 1}', '{"status": 3}', "null"])
+def test_a_result_that_cannot_be_read_counts_as_none(tmp_path, text):
+    (tmp_path / "result.json").write_text(text)
+    assert records.RunFolder(tmp_path).result() is None
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="runs_dir="), records.RunFolder(tmp_path / "file" / "run"):
+        pass
+
+
+def test_the_environment_record_holds_no_environment_variables(monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "a-secret-value")
+    found = records.environment("cpu", "fp32")
+    assert "a-secret-value" not in json.dumps(found)
+    assert found["versions"]["torch"]
+
+
+def mirror(tmp_path):
+    return records.WandbMirror(LoggingConfig(wandb=True), records.RunFolder(tmp_path), "id", "name", {"a": 1})
+
+
+def test_without_a_key_wandb_records_offline(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("wandb")
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    mirrored = mirror(tmp_path)
+    mirrored.log({"step": 1, "train_loss": 2.0})
+    mirrored.finish(dict.fromkeys(("status", "val_loss", "val_bpb", "n_params", "n_tokens", "flops"), 0))
+    assert "offline" in capsys.readouterr().out
+    assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+
+
+class BrokenWandb(types.ModuleType):
+    """Stands in for the package; `init` does what it is given."""
+
+    Settings = staticmethod(lambda **_: None)
+
+
+@pytest.mark.parametrize("trouble", ["raises", "exits", "hangs", "missing"])
+def test_trouble_with_wandb_is_one_warning_and_the_run_goes_on(tmp_path, monkeypatch, capsys, trouble):
+    def init(**_):
+        if trouble == "hangs":
+            time.sleep(60)
+        raise SystemExit(1) if trouble == "exits" else RuntimeError("no connection")
+
+    broken = BrokenWandb("wandb")
+    broken.init = init
+    monkeypatch.setitem(sys.modules, "wandb", None if trouble == "missing" else broken)
+    monkeypatch.setattr(records, "WANDB_START_SECONDS", 0.2)
+    began = time.monotonic()
+    mirrored = mirror(tmp_path)
+    mirrored.log({"step": 1})
+    mirrored.finish({})
+    assert time.monotonic() - began < 5
+    assert capsys.readouterr().err.count("warning: wandb is off") == 1

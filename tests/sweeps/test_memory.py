@@ -1,0 +1,134 @@
+"""The estimate of memory against what torch really holds."""
+
+import pytest
+import torch
+
+from scaling_testbed.config.compose import compose
+from scaling_testbed.learning.optimizers import build_optimizer
+from scaling_testbed.model.counting import count_params
+from scaling_testbed.model.transformer import Transformer
+from scaling_testbed.sweeps.memory import activation_bytes_per_token, estimate_memory
+
+
+def kept_by_autograd(model, sequences, length):
+    """Bytes of the distinct storages that a forward pass saves, parameters not counted."""
+    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept, alive = {}, []
+
+    def pack(x):
+        storage = x.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            kept[storage.data_ptr()] = storage.nbytes()
+        alive.append(x)  # a freed storage's address could be used again
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        model(torch.randint(0, 257, (sequences, length)))
+    return sum(kept.values())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["model.qk_norm=none"],
+        ["model.mlp=swiglu"],
+        ["model.n_layers=4", "model.d_model=64"],
+        ["model.d_ff=512"],
+        ["model.d_head=64"],
+        ["model.attention_normaliser=relu2"],
+        ["model.attention_normaliser=relu2", "model.qk_norm=none", "model.n_heads=2"],
+    ],
+    ids=lambda overrides: " ".join(overrides) or "plain",
+)
+def test_activations_are_what_autograd_keeps(overrides, precision):
+    run = compose(["model=nano_m", *overrides])
+    config = run.model.resolved(257)
+    model = Transformer(config, run.parametrization, device=torch.device("cpu"))
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        few, many = kept_by_autograd(model, 2, 64), kept_by_autograd(model, 6, 64)
+    per_token = (many - few) / (4 * 64)  # without the bf16 copies of the weights, which do not grow
+    assert activation_bytes_per_token(config, precision, 64) == pytest.approx(per_token, rel=0.05)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adam_atan2", "muon"])
+def test_states_are_what_torch_allocates(optimizer):
+    run = compose(["model=nano_s", "batch.micro_batch_sequences=4", f"optimizer={optimizer}"])
+    config = run.model.resolved(257)
+    model = Transformer(config, run.parametrization, device=torch.device("cpu"))
+    model.init_weights(0)
+    optimizer = build_optimizer(run.optimizer, model)
+    model(torch.randint(0, 257, (1, 8))).sum().backward()
+    model.head_weight_VD.grad = torch.zeros_like(model.head_weight_VD)
+    optimizer.step()
+    tensors = [*model.parameters(), *(p.grad for p in model.parameters())]
+    tensors += [x for state in optimizer.state.values() for x in state.values() if x.dim()]
+    found = estimate_memory(run, config, count_params(config).n_params, "fp32")
+    assert found.states == sum(x.nbytes for x in tensors)
+    assert found.activations == 4 * 128 * activation_bytes_per_token(config, "fp32", 128)
+    assert found.logits == 4 * 128 * 257 * 4  # the whole of it is less than the buffer
+
+
+@pytest.mark.parametrize("linear", ["plain", "sigma_reparam"])
+def test_weights_that_are_made_anew_are_kept_until_the_backward_pass(linear):
+    run = compose(["model=nano_m", "model.d_model=128", f"model.linear={linear}"])
+    config = run.model.resolved(257)
+    model = Transformer(config, run.parametrization, device=torch.device("cpu"))
+    constant = kept_by_autograd(model, 1, 2) - 2 * activation_bytes_per_token(config, "fp32", 2)
+    head = 4 * 257 * 128 * (linear == "sigma_reparam")  # which the loss multiplies with
+    found = estimate_memory(run, config, count_params(config).n_params, "fp32").working_copies
+    assert found - head == pytest.approx(constant, rel=0.05, abs=1e4)
+
+
+PROXY_5B, OPENLM_7B = ["model=proxy_5b"], ["model=openlm_7b", "experiment=over_training"]
+
+
+@pytest.mark.parametrize("overrides", [PROXY_5B, OPENLM_7B], ids=["proxy_5b", "openlm_7b"])
+@pytest.mark.parametrize("n_gpus", [1, 8, 64])
+def test_states_of_the_largest_models_are_what_their_shards_take(overrides, n_gpus):
+    """Of the first rank, which has the larger share where rows do not divide."""
+    run = compose([*overrides, "parallelism=fsdp", "batch.sequences=64"])
+    config = run.model.resolved(50432)
+    model = Transformer(config, run.parametrization, device="meta")
+    shards = [-(-p.shape[0] // n_gpus) * p[0].numel() * p.element_size() for p in model.parameters()]
+    found = estimate_memory(run, config, count_params(config).n_params, "fp32", n_gpus)
+    assert found.parameters == found.gradients == pytest.approx(sum(shards), rel=1e-3)
+    assert found.optimizer == 2 * found.parameters
+    assert found.total > found.states
+
+
+def test_sharding_and_recomputation_lower_what_they_should_and_nothing_else():
+    base = ["model=openlm_7b", "batch.sequences=64", "batch.sequence_length=2048"]
+
+    def estimate(*overrides, n_gpus=8):
+        run = compose([*base, *overrides])
+        model = run.model.resolved(50432)
+        return estimate_memory(run, model, count_params(model).n_params, "bf16", n_gpus)
+
+    copied, sharded = estimate("parallelism=ddp"), estimate("parallelism=fsdp")
+    assert copied.states == pytest.approx(8 * sharded.states) and copied.activations == sharded.activations
+    assert copied == estimate("parallelism=ddp", n_gpus=8) and sharded.working_copies < copied.working_copies
+    pairs = estimate("parallelism=fsdp", "parallelism.shard_size=2")
+    assert pairs.states == pytest.approx(4 * sharded.states)
+    micro = estimate("parallelism=fsdp", "batch.micro_batch_sequences=2")
+    assert micro.gradients == copied.gradients and micro.activations == sharded.activations // 4
+    every = estimate("parallelism=fsdp", "parallelism.activation_checkpointing=1")
+    other = estimate("parallelism=fsdp", "parallelism.activation_checkpointing=2")
+    assert every.activations < other.activations < sharded.activations and every.states == sharded.states
+    stream = 8 * 2048 * 4 * 4096  # of eight sequences, one tensor in fp32
+    assert every.activations > 32 * stream
+
+
+@pytest.mark.parametrize("every", [1, 2, 3])
+def test_activations_with_recomputation_are_what_autograd_keeps(every):
+    """But for the one block that is whole while it is computed again, which autograd does not hold at this moment."""
+    run = compose(["model=nano_m", "model.n_layers=4", f"parallelism.activation_checkpointing={every}"])
+    config = run.model.resolved(257)
+    model = Transformer(config, run.parametrization, device=torch.device("cpu"))
+    model.recompute_every = every
+    per_token = (kept_by_autograd(model, 6, 64) - kept_by_autograd(model, 2, 64)) / (4 * 64)
+    whole = activation_bytes_per_token(config, "fp32", run.batch.sequence_length)
+    block = (whole - 4 * config.d_model) // 4
+    found = estimate_memory(run, config, count_params(config).n_params, "fp32").activations / run.batch.tokens
+    assert found - block == pytest.approx(per_token, rel=0.06)

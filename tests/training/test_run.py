@@ -1,0 +1,473 @@
+"""A run is a function of its configuration: repeated, split or interrupted, it ends in the same bits."""
+
+import importlib.util
+import json
+import math
+import signal
+import time
+
+import pytest
+import torch
+
+from scaling_testbed import train as train_door
+from scaling_testbed.data.preparation import prepare
+from scaling_testbed.errors import ConfigError, UserError
+from scaling_testbed.model.layers import LINEARS
+from scaling_testbed.processes import placement as parallel
+from scaling_testbed.processes.interrupts import Interrupts
+from scaling_testbed.runs import checkpoint
+from scaling_testbed.runs import folder as records
+from scaling_testbed.runs import row as result
+from scaling_testbed.training import run as trainer
+from scaling_testbed.training import step as updates
+from scaling_testbed.training.run import train
+from tests.conftest import KERNEL_DEVICE
+from tests.training.conftest import TINY, load_latest, metrics, start
+
+SAME_RUN = ("val_loss", "val_loss_initial", "val_loss_best", "train_loss_last", "steps", "n_tokens", "flops")
+
+
+def final_weights(folder):
+    return load_latest(folder / "checkpoints").tensors
+
+
+def assert_same_bits(one, other):
+    """Weights, optimizer state and metrics of two run folders agree in every bit."""
+    assert_same_weights(one, other)
+    assert metrics(one) == metrics(other)
+
+
+def assert_same_weights(one, other):
+    first, second = final_weights(one), final_weights(other)
+    for name, tensor in first["model"].items():
+        assert torch.equal(tensor, second["model"][name]), name
+    for index, state in first["optimizer"]["state"].items():
+        assert all(torch.equal(value, second["optimizer"]["state"][index][key]) for key, value in state.items())
+    rows = [json.loads((folder / "result.json").read_text()) for folder in (one, other)]
+    assert [rows[0][key] for key in SAME_RUN] == [rows[1][key] for key in SAME_RUN]
+
+
+def test_a_run_leaves_its_records(trained):
+    row, folder = trained()
+    assert json.loads((folder / "result.json").read_text()) == row
+    assert row["status"] == "finished" and row["steps"] == 12 and row["n_tokens"] == 12 * 128
+    assert set(result.ROW_FIELDS) <= set(row) and row["model.d_model"] == 32
+    assert row["flops_6nd"] == 6 * row["n_params"] * row["n_tokens"]
+    assert row["entropy_rate_nats"] > 0 and row["restarts"] == 0
+    assert [line["step"] for line in metrics(folder)] == list(range(13))
+    evaluated = [line["step"] for line in metrics(folder) if "val_loss" in line]
+    assert evaluated == [0, 5, 10, 12]  # at step 0, at every fifth, at the end
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["step-00000008", "step-00000012"]
+    assert {"config.yaml", "environment.json", "metrics.jsonl", "result.json"} <= {p.name for p in folder.iterdir()}
+
+
+def test_a_run_that_wants_no_checkpoint_leaves_none(trained):
+    row, folder = trained("checkpoint.every_steps=0", "checkpoint.at_end=false")
+    assert row["status"] == "finished" and not list((folder / "checkpoints").glob("*"))
+
+
+def test_the_same_seed_twice_is_identical_and_another_differs(trained):
+    _, one = trained(runs="one")
+    _, two = trained(runs="two")
+    assert_same_bits(one, two)
+    row, _ = trained("seed=1")
+    assert row["val_loss"] != json.loads((one / "result.json").read_text())["val_loss"]
+
+
+def test_decay_stated_for_twice_the_schedule_is_twice_the_decay(trained):
+    """The schedule's length counts and not the run's, which is cut at 12 steps."""
+    cut = "schedule.steps=24"
+    twice = trained("optimizer.weight_decay=0.02", cut)[1]
+    assert_same_bits(trained("optimizer.weight_decay=0.01", "optimizer.weight_decay_steps=48", cut)[1], twice)
+
+
+def test_accumulation_of_four_micro_batches_equals_one_batch(trained):
+    _, whole = trained(runs="one")
+    _, split = trained("batch.micro_batch_sequences=2", runs="two")
+    for one, other in zip(metrics(whole), metrics(split), strict=True):
+        for key, value in one.items():
+            if isinstance(value, float):
+                assert other[key] == pytest.approx(value, rel=2e-4), key  # fp32 sums in another order
+    first, second = final_weights(whole)["model"], final_weights(split)["model"]
+    assert all(torch.allclose(first[name], second[name], atol=1e-3) for name in first)
+
+
+def test_a_finished_run_is_not_run_again(trained, monkeypatch):
+    row, folder = trained()
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    monkeypatch.setattr(trainer, "Trainer", None)
+    again, _ = trained()
+    assert again == row
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+@pytest.mark.parametrize("phase", ["run_door", "prepare", "open_prepared", "build_optimizer"])
+def test_a_signal_while_a_run_starts_is_a_stop_and_the_next_start_goes_on(
+    tiny, tmp_path, data_dir, monkeypatch, capsys, phase
+):
+    _, folder = tiny()
+    place = train_door if phase == "run_door" else trainer
+    real = getattr(place, phase)
+
+    def hit(*arguments, **options):
+        signal.raise_signal(signal.SIGUSR1)
+        return real(*arguments, **options)
+
+    arguments = [*TINY, f"runs_dir={tmp_path / 'runs'}", f"data_dir={data_dir}"]
+    with monkeypatch.context() as patch:
+        patch.setattr(place, phase, hit)
+        assert train_door.main(arguments) == 75
+    row = json.loads((folder / "result.json").read_text())
+    assert (row["status"], row["error"]) == ("preempted", "stopped by SIGUSR1 before training")
+    assert train_door.main(arguments) == 0
+    assert "finished" in capsys.readouterr().out
+
+
+def test_interrupts_of_another_process_are_replaced(tiny, monkeypatch):
+    """As a launcher of Hydra sends them along with the run."""
+    run, _ = tiny()
+    with Interrupts() as sent:
+        pass
+    real = trainer.build_optimizer
+    monkeypatch.setattr(trainer, "build_optimizer", lambda *a: signal.raise_signal(signal.SIGTERM) or real(*a))
+    previous = signal.signal(signal.SIGTERM, lambda *_: pytest.fail("nobody took the signal"))
+    try:
+        assert train(run, sent, quiet=True)["status"] == "preempted"
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def test_a_run_that_is_taken_over_writes_nothing_more(tiny, monkeypatch, tmp_path, data_dir, capsys):
+    """Every third step a checkpoint, and no metrics in between, so that it is the checkpoint that is refused."""
+    options = ["checkpoint.every_steps=3", "logging.every_steps=100", "evaluation.every_steps=0"]
+    _, folder = tiny(*options)
+    real = updates.Updates.make
+
+    def make(self, step, *arguments):
+        if step == 4:
+            (folder / "lock").write_text('{"host": "elsewhere", "pid": 7, "job": null}')
+        return real(self, step, *arguments)
+
+    monkeypatch.setattr(updates.Updates, "make", make)
+    arguments = [*TINY, f"runs_dir={tmp_path / 'runs'}", f"data_dir={data_dir}", *options]
+    assert train_door.main(arguments) == 75
+    assert "was taken over by elsewhere pid 7" in capsys.readouterr().err
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step-00000003"]
+    assert [line["step"] for line in metrics(folder)] == [0, 1]
+    assert not (folder / "result.json").exists()
+
+
+def test_a_run_that_is_finished_while_its_folder_is_taken_is_not_run_again(trained, monkeypatch):
+    row, _ = trained()
+    looks = iter([None, row])
+    monkeypatch.setattr(trainer, "_final_row", lambda _: next(looks))
+    monkeypatch.setattr(trainer, "Trainer", None)
+    assert trained()[0] == row
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+def test_every_path_trains_to_the_same_losses(trained):
+    """fp32 sums in another order, 1e-7 each, after three updates; without a GPU Triton runs interpreted."""
+    paths = {
+        "plain": ("loss.impl=reference", "model.attention_impl=reference", "model.qk_norm_impl=reference"),
+        "cpu": ("loss.impl=chunked", "model.attention_impl=sdpa", "model.qk_norm_impl=reference"),
+        "triton": ("loss.impl=triton", "model.attention_impl=triton", "model.qk_norm_impl=triton"),
+    }
+    common = ("model.d_head=32", "model.n_heads=2", "batch.sequences=2", "evaluation.tokens=32", "budget.steps=3")
+    losses = {}
+    for name, impls in paths.items():
+        row, folder = trained(*common, *impls, "compute.precision=fp32", f"compute.device={KERNEL_DEVICE}", runs=name)
+        assert [f"loss.impl={row['loss_impl']}", f"model.attention_impl={row['attention_impl']}"] == list(impls[:2])
+        assert f"model.qk_norm_impl={row['qk_norm_impl']}" == impls[2]
+        lines = metrics(folder)
+        losses[name] = [line[key] for line in lines for key in ("train_loss", "val_loss", "grad_norm") if key in line]
+    assert len(losses["plain"]) == 3 + 2 + 3
+    assert losses["cpu"] == pytest.approx(losses["plain"], rel=1e-5)
+    assert losses["triton"] == pytest.approx(losses["plain"], rel=1e-5)
+
+
+class StopAt(Interrupts):
+    """Interrupts that ask to stop at the n-th time they are polled, not counting the one before the start."""
+
+    def __init__(self, polls):
+        super().__init__()
+        self.left = polls + 1
+
+    def check(self):
+        self.left -= 1
+        if self.left == 0:
+            raise trainer.Interrupted("SIGTERM")
+
+
+@pytest.mark.parametrize("polls", [1, 3, 6, 12, 14, 17, 19, 25])
+def test_a_run_stopped_anywhere_resumes_to_the_same_bits(trained, monkeypatch, polls):
+    """Evaluations are polled too, so that some of these stops fall between the batches of one."""
+    _, whole = trained(runs="whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "Interrupts", lambda: StopAt(polls))
+        row, folder = trained(runs="stopped")
+        assert row["status"] == "preempted" and row["steps"] < 12
+    row, _ = trained(runs="stopped")
+    assert row["status"] == "finished" and row["restarts"] == 1
+    assert_same_bits(whole, folder)
+
+
+@pytest.mark.parametrize("kill_at", ["step 7", "checkpoint 8"])
+def test_a_run_killed_with_sigkill_resumes_to_the_same_bits(trained, tmp_path, data_dir, kill_at):
+    """In mid-run, three steps after a checkpoint; and in the middle of writing one, before it gets its name."""
+    _, whole = trained(runs="whole")
+    kill = "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)"
+    if kill_at == "step 7":
+        hook = f"""
+from scaling_testbed.running import updates
+real = updates.set_lr
+def set_lr(optimizer, lr, count=[0]):
+    count[0] += 1
+    if count[0] == 8:
+        exec({kill!r})
+    real(optimizer, lr)
+updates.set_lr = set_lr
+"""
+    else:
+        hook = f"""
+import os
+real = os.rename
+def rename(source, target):
+    if str(target).endswith("step-00000008"):
+        exec({kill!r})
+    real(source, target)
+os.rename = rename
+"""
+    killed = start(tmp_path, data_dir, before=hook)
+    assert killed.wait(timeout=120) == -signal.SIGKILL, killed.communicate()
+    _, folder = trained()
+    assert records.read_metrics(folder / "metrics.jsonl")  # readable
+    assert_same_bits(whole, folder)
+
+
+def test_sigterm_saves_a_checkpoint_and_exits_75_and_the_same_command_goes_on(trained, tmp_path, data_dir):
+    many = ("budget.steps=100000", "checkpoint.every_steps=0", "evaluation.every_steps=0")
+    process = start(tmp_path, data_dir, *many)
+    (folder,) = wait_for(
+        lambda: [path.parent for path in tmp_path.glob("runs/*/*/metrics.jsonl") if steps_in(path) > 3]
+    )
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 75, out + err
+    row = json.loads((folder / "result.json").read_text())
+    assert row["status"] == "preempted" and "SIGTERM" in row["error"]
+    assert load_latest(folder / "checkpoints").step == row["steps"] > 3
+
+
+def steps_in(path):
+    return len(path.read_text().splitlines())
+
+
+def wait_for(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
+    return value
+
+
+def test_a_second_process_in_the_same_folder_is_refused_with_75(tiny, tmp_path, data_dir):
+    run, folder = tiny()
+    with records.RunFolder(folder):
+        second = start(tmp_path, data_dir)
+        out, err = second.communicate(timeout=60)
+    assert second.returncode == 75 and "is being run by" in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_stops_the_run_before_the_update(trained, monkeypatch, bad):
+    real, calls = parallel.loss_terms, [0]
+
+    def poisoned(*args, **kwargs):
+        terms = real(*args, **kwargs)
+        training = torch.is_grad_enabled()  # evaluations are left alone
+        calls[0] += training
+        return terms._replace(ce=terms.ce * bad) if training and calls[0] == 7 else terms
+
+    monkeypatch.setattr(parallel, "loss_terms", poisoned)
+    row, folder = trained()
+    assert row["status"] == "diverged" and row["diverged_at_step"] == 7 and row["steps"] == 6
+    assert metrics(folder)[-1]["step"] == 6 and metrics(folder)[-1]["val_loss"] == row["val_loss"]
+    again, _ = trained()
+    assert again == row  # a diverged run is a result: it is not run again
+
+
+def test_a_gradient_norm_that_is_not_finite_stops_the_run_before_the_update(trained, monkeypatch):
+    norms = iter([1.0, 1.0, 1.0, math.inf])
+    monkeypatch.setattr(updates.Updates, "_clip", lambda self: next(norms))
+    row, _ = trained()
+    assert row["status"] == "diverged" and row["steps"] == 3 and "gradient" in row["error"]
+
+
+def test_a_crash_is_recorded_as_failed_and_raised(trained, tiny, monkeypatch):
+    def broken(*_args):
+        raise RuntimeError("first line\nsecond line")
+
+    monkeypatch.setattr(trainer, "build_optimizer", broken)
+    with pytest.raises(RuntimeError, match="first line"):
+        trained()
+    row = json.loads((tiny()[1] / "result.json").read_text())
+    assert row["status"] == "failed" and row["error"] == "first line"
+    monkeypatch.undo()
+    assert trained()[0]["status"] == "finished"
+
+
+def test_data_that_changed_between_two_starts_is_refused(tiny, trained, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "Interrupts", lambda: StopAt(12))
+        trained()
+    monkeypatch.setattr(checkpoint, "fingerprints", lambda data: {"data_fingerprint": "another"})
+    with pytest.raises(UserError, match="trained on other data"):
+        train(tiny()[0], quiet=True)
+
+
+def test_several_validation_sets_are_scored_and_the_runs_own_leads(tiny, trained, data_dir):
+    folder = next(path.parent for path in data_dir.glob("*/manifest.json"))
+    row, _ = trained(f"+evaluation.sets.again={folder}")
+    assert row["val_loss_by_set"] == {"validation": row["val_loss"], "again": row["val_loss"]}
+
+
+def test_a_validation_set_with_another_vocabulary_is_refused(trained, tiny, data_dir):
+    other, _ = tiny("data=noise")
+    folder = prepare(other.data, other.tokenizer, data_dir=data_dir, quiet=True)
+    with pytest.raises(ConfigError, match=r"evaluation\.sets\.noise: .* another tokenizer"):
+        trained(f"+evaluation.sets.noise={folder}")
+
+
+def test_several_processes_need_a_parallelism(tiny, monkeypatch):
+    for key, value in {"RANK": 0, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "MASTER_ADDR": "x", "MASTER_PORT": 1}.items():
+        monkeypatch.setenv(key, str(value))
+    with pytest.raises(ConfigError, match="add parallelism=ddp or parallelism=fsdp"):
+        train(tiny()[0], quiet=True)
+
+
+def test_a_missing_gpu_is_refused_by_name(tiny):
+    if torch.cuda.is_available():
+        pytest.skip("there is one here")
+    with pytest.raises(ConfigError, match=r"compute\.device=cuda"):
+        train(tiny("compute.device=cuda")[0], quiet=True)
+
+
+def test_bf16_and_deterministic_mode_train(trained):
+    row, _ = trained("compute.precision=bf16", "compute.deterministic=true")
+    assert row["status"] == "finished" and row["precision"] == "bf16"
+    assert row["val_loss"] < row["val_loss_initial"]
+
+
+def test_each_update_uses_the_schedules_rate_and_the_clip_that_are_recorded(trained, tiny):
+    """A tight clip shrinks nothing but the gradient; the first update has made one step of the warm-up."""
+    run, _ = tiny("optimizer.clip_norm=0.01")
+    row, folder = trained("optimizer.clip_norm=0.01")
+    for line in metrics(folder)[1:]:
+        assert line["lr"] == run.schedule.lr(line["step"] - 1, 12, run.optimizer.lr)
+        assert line["clip_coefficient"] == pytest.approx(0.01 / line["grad_norm"], rel=1e-3)
+    moments = final_weights(folder)["optimizer"]["state"].values()
+    clipped = sum(state["exp_avg"].square().sum() for state in moments).sqrt()
+    assert clipped <= 0.011
+
+
+def test_bf16_changes_the_numbers_and_deterministic_mode_is_switched_on(trained):
+    exact, _ = trained(runs="one")
+    rounded, _ = trained("compute.precision=bf16", "compute.deterministic=true", runs="two")
+    assert torch.are_deterministic_algorithms_enabled()
+    assert rounded["val_loss"] != exact["val_loss"]
+    assert rounded["val_loss"] == pytest.approx(exact["val_loss"], rel=0.05)
+
+
+@pytest.mark.slow
+def test_a_compiled_model_has_the_same_losses(trained):
+    plain, _ = trained(runs="one")
+    compiled, _ = trained("compute.compile=true", runs="two")
+    assert compiled["val_loss"] == pytest.approx(plain["val_loss"], rel=1e-3)
+
+
+SKIPPING = ("optimizer.skip_spikes_sigmas=0.1", "optimizer.skip_spikes_window=4", "batch.sequences=2")
+
+
+def test_a_skipped_step_changes_no_weight_and_no_moment_and_is_marked_and_counted(trained):
+    """Every step leaves a checkpoint here; a tenth of a deviation above the mean is nothing rare."""
+    row, folder = trained(*SKIPPING, "checkpoint.every_steps=1", "checkpoint.keep_last=100", "logging.every_steps=5")
+    saved = [checkpoint.load(path).tensors for path in sorted((folder / "checkpoints").iterdir())]
+    skipped = [line["step"] for line in metrics(folder) if line.get("skipped")]
+    assert row["skipped_steps"] == len(skipped) > 0 and row["steps"] == 12
+    for step in range(2, 13):
+        before, after = saved[step - 2], saved[step - 1]
+        same = all(torch.equal(after["model"][name], weights) for name, weights in before["model"].items())
+        counts = [tensors["optimizer"]["state"][0]["step"].item() for tensors in (before, after)]
+        assert same == (step in skipped) and counts[1] - counts[0] == (step not in skipped)
+    assert all("grad_norm" in line for line in metrics(folder) if line.get("skipped"))
+    assert trained(runs="other")[0]["skipped_steps"] is None
+
+
+QK_CLIP = ("model.qk_norm=none", "optimizer.lr=0.1", "optimizer.qk_clip=2")
+OPTIONS = {
+    "skip": SKIPPING,
+    "muon": ("optimizer=muon",),
+    "atan2": ("optimizer=adam_atan2", "optimizer.scale_lr_by_param_rms=true"),
+    "sigma": ("model.linear=sigma_reparam", "batch.micro_batch_sequences=4"),
+    "qk_clip": (*QK_CLIP, "batch.micro_batch_sequences=4"),
+    "pointwise": ("model.attention_normaliser=relu2", "model.embedding_gradient_scale=0.1"),
+}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_a_run_with_options_resumes_to_the_same_bits(trained, monkeypatch, option):
+    overrides = (*OPTIONS[option], "evaluation.rows=64")  # an evaluation is one poll
+    row, whole = trained(*overrides, runs="whole")
+    assert row["val_loss"] < row["val_loss_initial"]
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "Interrupts", lambda: StopAt(11))
+        stopped, _ = trained(*overrides, runs="stopped")
+        assert stopped["status"] == "preempted" and 4 <= stopped["steps"] < 12
+    again, folder = trained(*overrides, runs="stopped")
+    assert again["skipped_steps"] == row["skipped_steps"] and again["restarts"] == 1
+    assert option != "skip" or 0 < stopped["skipped_steps"] < row["skipped_steps"]
+    assert_same_bits(whole, folder)
+
+
+def test_the_singular_vectors_make_one_iteration_with_the_weights_of_each_update(trained):
+    every = ("checkpoint.every_steps=1", "checkpoint.keep_last=100", "checkpoint.keep_steps=[]")
+    _, folder = trained("model.linear=sigma_reparam", "batch.micro_batch_sequences=2", *every)
+    saved = [checkpoint.load(path).tensors["model"] for path in sorted((folder / "checkpoints").iterdir())]
+    layer = LINEARS["sigma_reparam"](32, 128, role="mlp_in")
+    for before, after in zip(saved, saved[1:], strict=False):
+        here = "blocks.0.mlp.mlp_in."
+        layer.load_state_dict(
+            {name: (after if "weight" in name else before)[here + name] for name in layer.state_dict()}
+        )
+        layer.follow()
+        assert all(torch.equal(value, after[here + name]) for name, value in layer.state_dict().items())
+
+
+def test_accumulation_and_recomputation_change_no_sigma_and_no_clip(trained):
+    for name in ("sigma", "qk_clip"):
+        _, whole = trained(*OPTIONS[name], "batch.micro_batch_sequences=8", runs=f"{name}1")
+        _, split = trained(*OPTIONS[name], "parallelism.activation_checkpointing=1", runs=f"{name}2")
+        for one, other in zip(metrics(whole), metrics(split), strict=True):
+            if "train_loss" in one:
+                assert other["train_loss"] == pytest.approx(one["train_loss"], rel=2e-4), (name, one["step"])
+
+
+def test_qk_clip_holds_every_head_to_the_limit_and_one_that_is_never_reached_changes_no_bit(trained, monkeypatch):
+    """After a clip the logits of the batch are within the limit, but for what the update itself added."""
+    seen = []
+    real = updates.clip_queries_and_keys
+
+    def clip(model, limit, largest):
+        seen.append(max(largest))
+        real(model, limit, largest)
+
+    monkeypatch.setattr(updates, "clip_queries_and_keys", clip)
+    _, clipped = trained(*QK_CLIP, runs="clipped")
+    held = list(seen)
+    seen.clear()
+    _, free = trained(*QK_CLIP, "optimizer.qk_clip=1e9", runs="free")
+    assert len(held) == len(seen) == 12 and max(seen) > 2 * max(held[3:]) and max(held) > 2
+    _, plain = trained(*QK_CLIP, "optimizer.qk_clip=null", runs="plain")
+    assert metrics(clipped) != metrics(plain)
+    assert_same_bits(free, plain)
