@@ -13,7 +13,7 @@ from scaling_testbed.config.run import RunConfig
 
 def command(run: RunConfig) -> int:
     """Prepare and print what is there."""
-    from scaling_testbed.data.preparation import prepare
+    from scaling_testbed.data.preparing.preparation import prepare
     from scaling_testbed.data.shards import describe, open_prepared
 
     folder = prepare(run.data, run.tokenizer, data_dir=Path(run.data_dir), workers=run.data_workers)

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from scaling_testbed.config.run import RunConfig
-from scaling_testbed.data.preparation import prepare
+from scaling_testbed.data.preparing.preparation import prepare
 from scaling_testbed.data.shards import PreparedData, open_prepared
 from scaling_testbed.errors import UserError
 from scaling_testbed.model.transformer import Transformer

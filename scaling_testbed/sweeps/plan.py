@@ -11,7 +11,7 @@ from typing import Any
 
 from scaling_testbed.config.compose import compose_many, quoted
 from scaling_testbed.config.run import RunConfig, run_folder_path, run_id
-from scaling_testbed.data.preparation import folder_name
+from scaling_testbed.data.preparing.preparation import folder_name
 from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.files import write_json, write_text
 from scaling_testbed.model.counting import count_params, flops_per_token

@@ -16,7 +16,7 @@ import torch
 
 from scaling_testbed.config.run import RunConfig, flatten, run_folder_path, run_id
 from scaling_testbed.data.batches import TrainingBatches
-from scaling_testbed.data.preparation import prepare
+from scaling_testbed.data.preparing.preparation import prepare
 from scaling_testbed.data.shards import open_prepared
 from scaling_testbed.diagnostics.summary import summarize
 from scaling_testbed.errors import ConfigError, UserError

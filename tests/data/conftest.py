@@ -2,9 +2,9 @@ import json
 
 import pytest
 
-from scaling_testbed.data.corpora import TextFilesConfig
-from scaling_testbed.data.preparation import prepare
+from scaling_testbed.data.preparing.preparation import prepare
 from scaling_testbed.data.shards import open_prepared
+from scaling_testbed.data.sources.corpora import TextFilesConfig
 from scaling_testbed.data.tokenizers import BytesConfig
 
 

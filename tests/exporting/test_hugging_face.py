@@ -10,7 +10,7 @@ import torch
 from scaling_testbed import export as door
 from scaling_testbed.config.compose import compose
 from scaling_testbed.config.run import run_folder_path
-from scaling_testbed.data.preparation import prepare
+from scaling_testbed.data.preparing.preparation import prepare
 from scaling_testbed.data.shards import read_manifest
 from scaling_testbed.data.tokenizers import load_tokenizer
 from scaling_testbed.errors import ConfigError, UserError

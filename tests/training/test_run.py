@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from scaling_testbed import train as train_door
-from scaling_testbed.data.preparation import prepare
+from scaling_testbed.data.preparing.preparation import prepare
 from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.model.layers import LINEARS
 from scaling_testbed.processes import placement as parallel

@@ -4,8 +4,8 @@ import math
 import numpy as np
 import pytest
 
-from scaling_testbed.data.corpora import SOURCES
-from scaling_testbed.data.synthetic import CopyConfig, MarkovConfig, NoiseConfig
+from scaling_testbed.data.sources.corpora import SOURCES
+from scaling_testbed.data.sources.synthetic import CopyConfig, MarkovConfig, NoiseConfig
 from scaling_testbed.errors import ConfigError
 
 
@@ -78,7 +78,7 @@ def test_copy_repeats_each_random_string_and_only_its_first_half_is_uncertain():
 
 @pytest.mark.parametrize("kind", ["markov", "noise", "copy"])
 def test_the_manifest_holds_the_exact_entropy_and_ignores_the_tokenizer(kind, prepared, tmp_path):
-    from scaling_testbed.data.preparation import folder_name
+    from scaling_testbed.data.preparing.preparation import folder_name
     from scaling_testbed.data.tokenizers import BpeConfig
 
     source = SOURCES[kind](n_tokens=20_000, n_validation_tokens=5_000)

@@ -3,7 +3,7 @@ import struct
 import numpy as np
 import pytest
 
-from scaling_testbed.data.foreign import TokenFilesConfig
+from scaling_testbed.data.sources.token_files import TokenFilesConfig
 from scaling_testbed.errors import ConfigError, UserError
 
 TOKENS = {"train": np.arange(5000) % 997, "validation": np.arange(700) % 991}

@@ -13,18 +13,10 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from scaling_testbed.data.foreign import TokenFilesConfig
-from scaling_testbed.data.hub import hub_documents, hub_units
-from scaling_testbed.data.reading import (
-    Unit,
-    as_list,
-    expand,
-    file_identity,
-    plan_file,
-    read_unit,
-    walk,
-)
-from scaling_testbed.data.synthetic import CopyConfig, MarkovConfig, NoiseConfig
+from scaling_testbed.data.sources.hub import hub_documents, hub_units
+from scaling_testbed.data.sources.reading import Unit, as_list, expand, file_identity, plan_file, read_unit, walk
+from scaling_testbed.data.sources.synthetic import CopyConfig, MarkovConfig, NoiseConfig
+from scaling_testbed.data.sources.token_files import TokenFilesConfig
 from scaling_testbed.errors import ConfigError, UserError, check_positive
 
 

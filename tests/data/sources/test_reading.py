@@ -8,8 +8,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from scaling_testbed.data.corpora import PythonStdlibConfig, TextFilesConfig
-from scaling_testbed.data.reading import cut, plan_file, read_unit
+from scaling_testbed.data.sources.corpora import PythonStdlibConfig, TextFilesConfig
+from scaling_testbed.data.sources.reading import cut, plan_file, read_unit
 from scaling_testbed.errors import ConfigError, UserError
 
 

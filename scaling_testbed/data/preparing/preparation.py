@@ -14,10 +14,14 @@ from pathlib import Path
 
 import numpy as np
 
-from scaling_testbed.data.corpora import TextSource
-from scaling_testbed.data.foreign import TokenFilesConfig, probe, scan
-from scaling_testbed.data.progress import Progress
-from scaling_testbed.data.reading import Unit
+from scaling_testbed.data.preparing.progress import Progress
+from scaling_testbed.data.preparing.tasks import (
+    plan_tasks,
+    run_tasks,
+    split_rule,
+    start_or_resume,
+    with_a_validation_document,
+)
 from scaling_testbed.data.shards import (
     SCHEMA_VERSION,
     SPLITS,
@@ -25,7 +29,9 @@ from scaling_testbed.data.shards import (
     fingerprint_of,
     smallest_dtype,
 )
-from scaling_testbed.data.tasks import plan_tasks, run_tasks, split_rule, start_or_resume, with_a_validation_document
+from scaling_testbed.data.sources.corpora import TextSource
+from scaling_testbed.data.sources.reading import Unit
+from scaling_testbed.data.sources.token_files import TokenFilesConfig, probe, scan
 from scaling_testbed.data.tokenizers import tokenizer_fingerprint, training_sample
 from scaling_testbed.errors import UserError
 from scaling_testbed.files import fsync_folder, write_json

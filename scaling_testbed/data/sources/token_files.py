@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from scaling_testbed.data.reading import as_list, expand, file_identity
 from scaling_testbed.data.shards import HEADER_BYTES, HEADERS, parse_header
+from scaling_testbed.data.sources.reading import as_list, expand, file_identity
 from scaling_testbed.errors import ConfigError, UserError, check_choice, check_positive
 from scaling_testbed.files import sha256_of
 

@@ -23,10 +23,10 @@ from pathlib import Path
 
 import numpy as np
 
-from scaling_testbed.data.corpora import split_draw, split_of
-from scaling_testbed.data.progress import Progress
-from scaling_testbed.data.reading import Unit
+from scaling_testbed.data.preparing.progress import Progress
 from scaling_testbed.data.shards import SPLITS, ShardWriter
+from scaling_testbed.data.sources.corpora import split_draw, split_of
+from scaling_testbed.data.sources.reading import Unit
 from scaling_testbed.data.tokenizers import load_tokenizer
 from scaling_testbed.errors import UserError
 from scaling_testbed.files import fsync_folder, write_json

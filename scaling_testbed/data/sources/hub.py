@@ -7,7 +7,7 @@ import functools
 import sys
 from collections.abc import Iterator
 
-from scaling_testbed.data.reading import Unit, as_list, text_of_json, text_of_row
+from scaling_testbed.data.sources.reading import Unit, as_list, text_of_json, text_of_row
 from scaling_testbed.errors import UserError
 
 

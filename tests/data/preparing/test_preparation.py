@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scaling_testbed.data import shards, tasks
-from scaling_testbed.data.corpora import PythonStdlibConfig, TextFilesConfig, split_of
-from scaling_testbed.data.preparation import folder_name, prepare
+from scaling_testbed.data import shards
+from scaling_testbed.data.preparing import tasks
+from scaling_testbed.data.preparing.preparation import folder_name, prepare
+from scaling_testbed.data.sources.corpora import PythonStdlibConfig, TextFilesConfig, split_of
 from scaling_testbed.data.tokenizers import BpeConfig, BytesConfig
 from scaling_testbed.errors import UserError
 
@@ -22,7 +23,7 @@ CHILD = """
 import os, signal, sys
 from pathlib import Path
 from scaling_testbed.data import preparation, shards, tasks
-from scaling_testbed.data.corpora import TextFilesConfig
+from scaling_testbed.data.sources.corpora import TextFilesConfig
 from scaling_testbed.data.tokenizers import BytesConfig
 
 def kill(*args, **kwargs):
