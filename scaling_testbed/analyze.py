@@ -2,7 +2,7 @@
 
 import sys
 
-from scaling_testbed.analysis.commands import parse
+from scaling_testbed.commands.analyze import parse
 from scaling_testbed.config.compose import with_errors
 
 

@@ -19,8 +19,8 @@ Exit status: 0 done, 1 a run failed, 75 stopped by a signal, 2 a wrong command.
 
 import sys
 
+from scaling_testbed.commands.sweep import execute
 from scaling_testbed.config.compose import with_errors
-from scaling_testbed.sweeps.commands import execute
 
 
 def main(argv: list[str] | None = None) -> int:

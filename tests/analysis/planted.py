@@ -1,8 +1,7 @@
 """For each law inputs that tell its parameters apart, and parameters to find again."""
 
 import numpy as np
-
-from scaling_testbed.analysis.laws import LAWS
+from scaling_testbed.analysis.laws.forms.forms import LAWS
 
 
 def _grid(**axes):

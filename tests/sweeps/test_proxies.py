@@ -7,11 +7,11 @@ from functools import cache
 
 import pytest
 
+from scaling_testbed.commands.sweep import parse
 from scaling_testbed.config.compose import compose_many, override_values
 from scaling_testbed.config.run import flatten, run_id
 from scaling_testbed.errors import ConfigError
 from scaling_testbed.model.counting import count_params, flops_per_token
-from scaling_testbed.sweeps.commands import parse
 from scaling_testbed.sweeps.grid import SWEEP_DIR, load_sweep, narrowed
 from scaling_testbed.sweeps.plan import plan, remember
 

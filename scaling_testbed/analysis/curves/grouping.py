@@ -1,0 +1,213 @@
+"""Rows sorted into curves: one condition, one size, all learning rates and seeds."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from scaling_testbed.analysis.rows.study.conditions import same, text
+from scaling_testbed.analysis.rows.study.study import LR, SIZE, Row, Study, name_of, number
+from scaling_testbed.errors import ConfigError, UserError
+
+# Settings that are no condition: the axes of a curve themselves, and what decides no number.
+SHAPE = ("name", "d_model", "n_layers", "n_heads", "n_kv_heads", "d_head", "d_ff", "d_ff_rule", "vocab_size")
+NO_CONDITION = {LR, "optimizer.fused", "loss.chunk_mib", "batch.micro_batch_sequences", *(f"model.{k}" for k in SHAPE)}
+RESULTS = ("run_id", "row", "status", "val_loss", "value", "name", "label", "n_params", SIZE)
+NO_CONDITION_IN = ("logging.", "checkpoint.", "evaluation.", "compute.", "parallelism.", "diagnostics.")
+SCAN = "scan"  # derived from the shapes: a model lies on the scan over width, over depth, or on neither
+
+
+@dataclass(frozen=True)
+class Curve:
+    """All runs of one condition and size.
+
+    condition: the grouping keys and their values. runs: (lr, seed) -> row. planned: (lr, seed) -> the
+    configuration of a run without a row. missing: names of the runs that should be there. settings: one of its rows or
+    planned runs, for the values of keys that are no condition.
+    """
+
+    condition: dict[str, str]
+    n_params: float
+    shape: tuple
+    lrs: list[float]
+    seeds: list[int]
+    runs: dict[tuple[float, int], Row]
+    planned: dict[tuple[float, int], Row]
+    missing: list[str]
+    settings: Row
+
+    @property
+    def label(self) -> str:
+        return label(self.condition)
+
+    def rows(self, lr: float) -> list[Row]:
+        """The rows at a learning rate, one for each seed that has one."""
+        return [self.runs[lr, seed] for seed in self.seeds if (lr, seed) in self.runs]
+
+    def fits(self, conditions: dict[str, object]) -> bool:
+        """Whether its settings have these values (a tuple: one of them)."""
+        return all(
+            same(self.condition[key] if key in self.condition else self.settings.get(key), value)
+            for key, value in conditions.items()
+        )
+
+
+def label(condition: dict[str, str]) -> str:
+    """A condition for a legend."""
+    short = {key.removeprefix("model.").removeprefix("logging."): value for key, value in condition.items()}
+    return ", ".join(f"{key}={value}" for key, value in short.items()) or "all runs"
+
+
+def grouping_keys(study: Study, group: Sequence[str] | None = None, preferred: Sequence[str] = ()) -> list[str]:
+    """The configuration keys that tell conditions apart: `group` where given, else every key that varies and does not
+    merely follow another one or the size, `preferred` ones first. Raises ConfigError for a key that no row has."""
+    rows = [*study.rows, *study.missing]
+    if group:
+        for key in group:
+            if key != SCAN and not any(key in row for row in rows):
+                raise ConfigError(f"--group {key}: no row has this key")
+        return list(group)
+    found = [SCAN] if SCAN in preferred and _scans(rows) else []
+    candidates = [*preferred, *dict.fromkeys(key for row in rows for key in row)]
+    for key in dict.fromkeys(candidates):
+        if (key in preferred or _may_be_condition(key)) and not _follows(rows, key, found):
+            found.append(key)
+    return found
+
+
+def _may_be_condition(key: str) -> bool:
+    own = key not in NO_CONDITION and not key.startswith(NO_CONDITION_IN) and not key.endswith("_impl")
+    return "." in key and own
+
+
+def _follows(rows: Sequence[Row], key: str, found: Sequence[str]) -> bool:
+    """Whether `key` has one value for each shape and each combination of the keys found so far."""
+    values: dict[tuple, str] = {}
+    plain = [name for name in found if name != SCAN]
+    for row in rows:
+        place = (shape_of(row), *(text(row.get(name)) for name in plain))
+        if values.setdefault(place, text(row.get(key))) != text(row.get(key)):
+            return False
+    return True
+
+
+def shape_of(row: Row, size: str = SIZE) -> tuple:
+    """What makes two models of different conditions the same size: width and depth, else the number of parameters."""
+    if row.get("model.d_model") is not None and row.get("model.n_layers") is not None:
+        return (row["model.d_model"], row["model.n_layers"])
+    return (row.get(size),)
+
+
+def curves(
+    study: Study, group: Sequence[str], size: str = SIZE, lr_range: tuple[float, float] = (0.0, float("inf"))
+) -> list[Curve]:
+    """The study's curves within a range of learning rates, in the order of condition and size.
+
+    What should be there: with a plan, what was planned; without one, every learning rate and seed of the study. Raises
+    UserError where a row lacks its size or rate, and where two rows for one place differ.
+    """
+    cells: dict[tuple, list[Row]] = defaultdict(list)
+    every = [*study.rows, *study.missing]
+    scans = _scans(every) if SCAN in group else {}
+    for row in every:
+        lr = _checked(row, LR, least=1e-30)
+        if not lr_range[0] * (1 - 1e-9) <= lr <= lr_range[1] * (1 + 1e-9):
+            continue
+        for condition in _conditions(row, group, scans):
+            cells[tuple(condition.items()), shape_of(row, size), _checked(row, size)].append(row)
+    _check_one_size(cells)
+    rows = [row for cell in cells.values() for row in cell]
+    grid = {(number(row, LR), _seed(row)) for row in rows}
+    order = sorted(cells, key=lambda place: ([_sortable(value) for _, value in place[0]], place[2]))
+    return [_curve(place, cells[place], None if study.planned else grid) for place in order]
+
+
+def _curve(place: tuple, rows: list[Row], grid: set[tuple[float, int]] | None) -> Curve:
+    condition, shape, n_params = place
+    runs: dict[tuple[float, int], Row] = {}
+    planned: dict[tuple[float, int], Row] = {}
+    for row in rows:
+        at = (number(row, LR), _seed(row))
+        if "label" in row:
+            planned[at] = row
+        elif at in runs and _result(runs[at]) != _result(row):
+            raise UserError(_two_rows(runs[at], row, at))
+        else:
+            runs[at] = row
+    planned = {at: row for at, row in planned.items() if at not in runs}
+    missing = {at: name_of(row) for at, row in planned.items()}
+    for lr, seed in (grid or set()) - set(runs) - set(planned):
+        missing[lr, seed] = f"lr={lr:g} seed={seed} of {label(dict(condition))} N={n_params:g} (no row)"
+    lrs, seeds = (sorted({at[i] for at in [*runs, *missing]}) for i in (0, 1))
+    names = [missing[at] for at in sorted(missing)]
+    return Curve(dict(condition), n_params, shape, lrs, seeds, runs, planned, names, rows[0])
+
+
+def _check_one_size(cells: dict[tuple, list[Row]]) -> None:
+    """Raise UserError where a condition has two models of one shape whose N differ: by the gains of a qk-norm, say, of
+    which the condition does not speak."""
+    seen: dict[tuple, list[Row]] = {}
+    for (condition, shape, _), rows in cells.items():
+        other = seen.setdefault((condition, shape), rows)
+        if other is not rows:
+            raise UserError(_two_rows(other[0], rows[0], (number(rows[0], LR), _seed(rows[0]))))
+
+
+def _checked(row: Row, key: str, least: float = 0.0) -> float:
+    """A finite number of a row. A model without layers has no parameters beside embedding and head."""
+    value = number(row, key)
+    if not least <= value < float("inf"):
+        sign = "greater than zero" if least else "zero or more"
+        raise UserError(f"{name_of(row)}: {key} must be a number, {sign}; got {text(row.get(key))}")
+    return value
+
+
+def _seed(row: Row) -> int:
+    seed = row.get("seed") or 0
+    if isinstance(seed, bool) or not isinstance(seed, (int, float)) or seed != seed or seed != int(seed):
+        raise UserError(f"{name_of(row)}: seed must be a whole number, got {text(seed)}")
+    return int(seed)
+
+
+def _result(row: Row) -> tuple:
+    return (row.get("status", "finished"), row.get("val_loss"), row.get("value"))
+
+
+def _two_rows(first: Row, second: Row, at: tuple[float, int]) -> str:
+    keys = [key for key in second if key not in RESULTS and text(first.get(key)) != text(second[key])]
+    keys = [key for key in keys if _may_be_condition(key)] or [key for key in keys if key.startswith("model.")] or keys
+    differ = f"; they differ in {', '.join(keys)}: use --group or --where KEY=VALUE" if keys else "; remove one"
+    return f"{name_of(first)} and {name_of(second)} both claim lr={at[0]:g} seed={at[1]} and differ{differ}"
+
+
+def _conditions(row: Row, group: Sequence[str], scans: dict[tuple, list[str]]) -> list[dict[str, str]]:
+    """The conditions a row belongs to: one, or two where both scans meet."""
+    names = scans.get(shape_of(row), ["joint"]) if SCAN in group else [""]
+    return [{key: name if key == SCAN else text(row.get(key)) for key in group} for name in names]
+
+
+def _scans(rows: Sequence[Row]) -> dict[tuple, list[str]]:
+    """Shape -> its scans: width at the depth that most widths share, depth at the width that most depths share."""
+    shapes = {shape_of(row) for row in rows}
+    if not shapes or any(len(shape) != 2 for shape in shapes):
+        return {}
+    by_width, by_depth = defaultdict(set), defaultdict(set)
+    for width, depth in shapes:
+        by_width[width].add(depth)
+        by_depth[depth].add(width)
+    width = max(by_width, key=lambda value: (len(by_width[value]), -value))
+    depth = max(by_depth, key=lambda value: (len(by_depth[value]), -value))
+    if len(by_width[width]) < 2 or len(by_depth[depth]) < 2:
+        return {}
+    found: dict[tuple, list[str]] = defaultdict(list)
+    for shape in shapes:
+        found[shape] += ["depth"] if shape[0] == width else []
+        found[shape] += ["width"] if shape[1] == depth else []
+        found[shape] += [] if found[shape] else ["joint"]
+    return dict(found)
+
+
+def _sortable(value: str) -> tuple:
+    try:
+        return (0, float(value), "")
+    except ValueError:
+        return (1, 0.0, value)

@@ -1,0 +1,282 @@
+"""Predict an instability from smaller models (Wortsman et al. 2023, section 3.3, Figures 9 and 11).
+
+At each learning rate the logarithm of a measured quantity, the largest attention score at one step or the RMS of a
+gradient, is fitted by a quadratic in log N, N the number of non-embedding parameters, and extrapolated with a
+prediction interval to sizes that were not trained. Attention scores past 1e4 went with divergence in the paper;
+gradients below AdamW's eps no longer move their weights at full size.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from scaling_testbed.analysis.curves.grouping import Curve, curves
+from scaling_testbed.analysis.rows.study.conditions import text
+from scaling_testbed.analysis.rows.study.study import SIZE, Row, Study, name_of, number
+from scaling_testbed.errors import ConfigError, UserError
+
+AT_STEP, LAST_MEAN = "diagnostics_at_step", "diagnostics_last_mean"
+LEVEL = 0.95
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantity:
+    """What is extrapolated, and the value that it must not pass.
+
+    name: as in the records, e.g. attention_logit_max/0. field: of the row, at the named step or as the mean over the
+    last steps. above: whether passing the threshold means being above it.
+    """
+
+    name: str = "attention_logit_max/0"
+    field: str = AT_STEP
+    threshold: float = 1e4
+    above: bool = True
+
+    def passes(self, value: float) -> bool:
+        return value > self.threshold if self.above else value < self.threshold
+
+    @property
+    def label(self) -> str:
+        return self.name if self.field == AT_STEP else f"{self.name}, mean of the last steps"
+
+
+@dataclass(frozen=True)
+class Fit:
+    """ln(value) as a polynomial in ln N at one learning rate.
+
+    coefficients: constant first. residual: standard error of the residuals. degree 2, or 1 with three sizes only.
+    inverse_gram: (X'X)^-1 of the design in centred ln N. note: why it is no quadratic, or None.
+    """
+
+    coefficients: np.ndarray
+    center: float
+    residual: float
+    degrees_of_freedom: int
+    inverse_gram: np.ndarray
+    note: str | None
+
+    def predict(self, n_params: float) -> tuple[float, float, float]:
+        """Value at N with the bounds of its 95 % prediction interval (Student's t)."""
+        try:
+            from scipy.stats import t
+        except ImportError:
+            raise UserError("prediction intervals need scipy: pip install -e '.[analysis]'") from None
+        x = (math.log(n_params) - self.center) ** np.arange(len(self.coefficients))
+        middle = float(x @ self.coefficients)
+        error = self.residual * math.sqrt(1 + float(x @ self.inverse_gram @ x))
+        reach = float(t.ppf((1 + LEVEL) / 2, self.degrees_of_freedom)) * error
+        return _exp(middle), _exp(middle - reach), _exp(middle + reach)
+
+
+@dataclass(frozen=True)
+class Series:
+    """One condition and learning rate: sizes with the geometric mean over seeds, and the fit to them.
+
+    diverged: whether a seed's run diverged, None where the rows do not say. held_out: sizes left out of the fit.
+    fit: None with fewer than three sizes.
+    """
+
+    condition: dict[str, str]
+    lr: float
+    n_params: list[float]
+    values: list[float]
+    diverged: list[bool | None]
+    held_out: list[float]
+    fit: Fit | None
+    unmeasured: list[str]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A size beyond the fit. run: the planned run, or None where the size was held out and is measured."""
+
+    series: Series
+    n_params: float
+    run: str | None
+    predicted: float | None
+    low: float | None
+    high: float | None
+    measured: float | None
+    verdict: str
+
+    @property
+    def inside(self) -> bool | None:
+        """Whether the measured value lies in the interval."""
+        return None if self.measured is None or self.low is None else self.low <= self.measured <= self.high
+
+    def record(self) -> dict[str, object]:
+        """As one flat row for tables, CSV and JSON."""
+        fit = self.series.fit
+        return {
+            **self.series.condition,
+            "lr": self.series.lr,
+            "n_params": self.n_params,
+            "run": self.run or "held out",
+            "fitted_sizes": sum(n not in self.series.held_out for n in self.series.n_params),
+            "degree": len(fit.coefficients) - 1 if fit else None,
+            "predicted": self.predicted,
+            "low": self.low,
+            "high": self.high,
+            "measured": self.measured,
+            "inside": self.inside,
+            "verdict": self.verdict,
+            "note": fit.note if fit else "fewer than three sizes: no fit",
+        }
+
+
+def fit_log_log(n_params: Sequence[float], values: Sequence[float]) -> Fit | None:
+    """Least squares of ln(value) on ln N: a quadratic from four sizes on, a line with three, None with fewer, so that a
+    degree of freedom is left to tell the residual error from. Values must be finite and positive."""
+    sizes = len(set(n_params))
+    if sizes < 3:
+        return None
+    degree = 2 if sizes >= 4 else 1
+    x, y = np.log(np.asarray(n_params, float)), np.log(np.asarray(values, float))
+    center = float(x.mean())
+    design = (x - center)[:, None] ** np.arange(degree + 1)
+    coefficients = np.linalg.lstsq(design, y, rcond=None)[0]
+    freedom = len(x) - degree - 1
+    residual = math.sqrt(float(np.sum((y - design @ coefficients) ** 2)) / freedom)
+    note = None if degree == 2 else "a line: three sizes are too few for a quadratic"
+    return Fit(coefficients, center, residual, freedom, np.linalg.inv(design.T @ design), note)
+
+
+def value_of(row: Row, quantity: Quantity) -> float | None:
+    """The quantity of a row, None where it was not measured or is not a finite number. A hand-made table has it in a
+    column `value`."""
+    value = row["value"] if "value" in row else measured(row, quantity.field).get(quantity.name)
+    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) and value > 0 else None
+
+
+def measured(row: Row, field: str) -> Row:
+    """What a row holds in a field of diagnostics, by name. Raises UserError where these are no named numbers."""
+    found = row.get(field) or {}
+    if not isinstance(found, dict):
+        raise UserError(f"{name_of(row)}: {field} must hold numbers by name, got {text(found)}")
+    return found
+
+
+def measured_names(study: Study, field: str) -> list[str]:
+    """The quantities that some row holds, in the order of the records."""
+    about = ("step", "steps", "measured")  # what the numbers are of
+    return list(dict.fromkeys(key for row in study.rows for key in measured(row, field) if key not in about))
+
+
+def analyse(
+    study: Study, group: Sequence[str], quantity: Quantity, hold_out_largest: bool = False, size: str = SIZE
+) -> tuple[list[Series], list[Prediction]]:
+    """Fit each condition and learning rate and predict what is planned and has no row, or the largest size.
+
+    Raises UserError where no row has the quantity, ConfigError where there is no size to hold out.
+    """
+    if not any(value_of(row, quantity) for row in study.rows):
+        known = ", ".join(measured_names(study, quantity.field)[:6])
+        holds = f", which holds {known}" if known else "; a table of your own has it in a column named value"
+        raise UserError(f"no row of {study.path} has {quantity.name} in {quantity.field}{holds}")
+    by_series: dict[tuple, list[Curve]] = {}
+    for curve in curves(study, group, size):
+        for lr in curve.lrs if curve.n_params else ():  # a model without layers has no ln N
+            by_series.setdefault((*curve.condition.items(), lr), []).append(curve)
+    largest = _largest(by_series.values(), study) if hold_out_largest else {}
+    fitted = {
+        key: _series(found, key[-1], quantity, largest.get(key[:-1], math.inf)) for key, found in by_series.items()
+    }
+    predictions = [one for key, found in by_series.items() for one in _predictions(found, fitted[key], quantity)]
+    return list(fitted.values()), predictions
+
+
+def _largest(groups: Iterable[Sequence[Curve]], study: Study) -> dict[tuple, float]:
+    """The largest measured size of each condition that has several: with the gains of its qk-norm one condition is a
+    little larger than another at the same width and depth. Raises ConfigError where none has."""
+    sizes: dict[tuple, set[float]] = {}
+    for curve in (curve for found in groups for curve in found if curve.runs):
+        sizes.setdefault(tuple(curve.condition.items()), set()).add(curve.n_params)
+    largest = {condition: max(found) for condition, found in sizes.items() if len(found) > 1}
+    if not largest:
+        raise ConfigError(f"--hold-out-largest: {study.path} has one size only")
+    return largest
+
+
+def _series(found: Sequence[Curve], lr: float, quantity: Quantity, largest: float) -> Series:
+    n_params, values, diverged, unmeasured, held_out = [], [], [], [], []
+    for curve in sorted(found, key=lambda one: one.n_params):
+        rows = curve.rows(lr)
+        known = [value for row in rows if (value := value_of(row, quantity)) is not None]
+        unmeasured += [name_of(row) for row in rows if value_of(row, quantity) is None]
+        held_out += [curve.n_params] if rows and curve.n_params >= largest else []
+        if known:
+            n_params.append(curve.n_params)
+            values.append(math.exp(sum(map(math.log, known)) / len(known)))
+            diverged.append(_any_diverged(rows))
+    kept = [(n, value) for n, value in zip(n_params, values, strict=True) if n < largest]
+    fit = fit_log_log([n for n, _ in kept], [value for _, value in kept])
+    return Series(found[0].condition, lr, n_params, values, diverged, held_out, fit, unmeasured)
+
+
+def _any_diverged(rows: Sequence[Row]) -> bool | None:
+    """From the status, or the column `diverged` of a hand-made table; ending no better than it began counts."""
+    if all("status" not in row and row.get("diverged") is None for row in rows):
+        return None
+    return any(row.get("status") == "diverged" or _said_diverged(row) or _ended_no_better(row) for row in rows)
+
+
+def _ended_no_better(row: Row) -> bool:
+    """Than it began; a loss that is not finite did. Not where one of the two is no column."""
+    if row.get("val_loss_initial") is None or "val_loss" not in row:
+        return False
+    return number(row, "val_loss") >= number(row, "val_loss_initial") or not math.isfinite(number(row, "val_loss"))
+
+
+def _said_diverged(row: Row) -> bool:
+    said = row.get("diverged")
+    if said not in (None, True, False, 0, 1):
+        raise UserError(f"{name_of(row)}: diverged must be true or false, got {said!r}")
+    return bool(said)
+
+
+def _predictions(found: Sequence[Curve], series: Series, quantity: Quantity) -> list[Prediction]:
+    values = dict(zip(series.n_params, series.values, strict=True))
+    made = [_prediction(series, n, None, values.get(n), quantity) for n in series.held_out]
+    for curve in found:
+        for seed in curve.seeds:
+            row = curve.planned.get((series.lr, seed))
+            if row is not None:
+                made.append(_prediction(series, curve.n_params, name_of(row), None, quantity))
+    return made
+
+
+def _prediction(series: Series, n_params: float, run: str | None, measured: float | None, quantity: Quantity):
+    if series.fit is None:
+        return Prediction(series, n_params, run, None, None, None, measured, "cannot tell")
+    middle, low, high = series.fit.predict(n_params)
+    both = quantity.passes(low), quantity.passes(high)
+    verdict = "crosses" if all(both) else "cannot tell" if any(both) else "does not cross"
+    return Prediction(series, n_params, run, middle, low, high, measured, verdict)
+
+
+def _exp(value: float) -> float:
+    return math.exp(min(value, 700.0))  # an interval may be wider than a float
+
+
+def measured_records(series: Sequence[Series]) -> list[dict[str, object]]:
+    """What the fits were made from, one flat row for each condition, rate and size."""
+    return [
+        {**one.condition, "lr": one.lr, "n_params": n, "value": value, "diverged": bad, "held_out": n in one.held_out}
+        for one in series
+        for n, value, bad in zip(one.n_params, one.values, one.diverged, strict=True)
+    ]
+
+
+def notes(series: Sequence[Series], quantity: Quantity) -> list[str]:
+    """How the fits were made, where one could not be, and which runs lack a value."""
+    said = [f"{quantity.label}; unstable {'above' if quantity.above else 'below'} {quantity.threshold:g}"]
+    for degree, words in ((3, "quadratic in log N"), (2, "line in log N, having three sizes only")):
+        rates = [f"{one.lr:g}" for one in series if one.fit and len(one.fit.coefficients) == degree]
+        said += [f"{words}: lr={', '.join(dict.fromkeys(rates))}"] if rates else []
+    unfitted = dict.fromkeys(f"{one.lr:g}" for one in series if one.fit is None)
+    said += [f"no fit, fewer than three sizes: lr={', '.join(unfitted)}"] if unfitted else []
+    unmeasured = [name for one in series for name in one.unmeasured]
+    said += [f"without a value: {'; '.join(unmeasured)}"] if unmeasured else []
+    return said

@@ -1,0 +1,216 @@
+"""Learning-rate sensitivity (Wortsman et al. 2023, arXiv 2309.14322, section 2.2).
+
+With l(eta) the final validation loss of the run with peak rate eta, and l0 the loss at initialisation:
+
+    S = mean over the rates of [ min(l(eta), l0) - l* ],    l* = min over the rates of min(l(eta), l0)
+
+over the rates of the grid within a range, 3e-4 to 3e-1 unless said otherwise. A loss that is not finite counts as l0,
+and so does a run that was stopped as diverged, whatever its last weights score: the paper does not say.
+S compares two settings only where both mean the same by "learning rate" (Appendix B of the paper).
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from scaling_testbed.analysis.curves.grouping import Curve, curves
+from scaling_testbed.analysis.rows.study.conditions import same
+from scaling_testbed.analysis.rows.study.study import SIZE, Row, Study, name_of, number
+from scaling_testbed.errors import UserError
+
+DEFAULT_RANGE = (3e-4, 3e-1)
+SHIFT = 1 / 3  # coupled decay has its optimum lower: the second range is 1e-4 to 1e-1 for the default one
+RESAMPLES = 2000
+DEFINITION = (
+    "S = mean over the learning rates of min(final validation loss, loss at initialisation) minus the best of them, "
+    "in nats per token; a run that diverged or ended in a loss that is not finite counts as the loss at initialisation."
+)
+# What gives the learning rate another meaning, so that S cannot be set beside that of other runs.
+OTHER_MEANING = {
+    "optimizer.name": ("muon", "Muon's learning rate is another quantity than AdamW's"),
+    "optimizer.scale_lr_by_param_rms": (True, "the learning rate is relative to the RMS of each tensor"),
+    "model.linear": ("sigma_reparam", "sigma-reparam changes what the learning rate means"),
+}
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """S of one condition and size, in nats per token.
+
+    s: None where it is withheld, for the reason in `withheld`. low, high: 95 % bootstrap interval over seeds, None with
+    one seed. best_lr, best_loss: of the mean over seeds. first_diverging_lr: the lowest rate at which a seed diverged.
+    losses: (rate, mean over seeds of the capped loss, whether a seed diverged), over all rates of the study.
+    """
+
+    curve: Curve
+    s: float | None
+    low: float | None
+    high: float | None
+    best_lr: float | None
+    best_loss: float | None
+    first_diverging_lr: float | None
+    n_lrs: int
+    lr_range: tuple[float, float]
+    range_rule: str
+    withheld: str | None
+    losses: list[tuple[float, float, bool]]
+
+    def record(self) -> dict[str, object]:
+        """As one flat row for tables, CSV and JSON."""
+        return {
+            **self.curve.condition,
+            "n_params": self.curve.n_params,
+            "S": self.s,
+            "S_low": self.low,
+            "S_high": self.high,
+            "n_lrs": self.n_lrs,
+            "n_seeds": len(self.curve.seeds),
+            "lr_low": self.lr_range[0],
+            "lr_high": self.lr_range[1],
+            "range_rule": self.range_rule,
+            "best_lr": self.best_lr,
+            "best_loss": self.best_loss,
+            "first_diverging_lr": self.first_diverging_lr,
+            "withheld": self.withheld,
+        }
+
+
+def capped(losses, initial) -> np.ndarray:
+    """min(loss, loss at initialisation), which also stands for a loss that is not finite. Arrays of one shape."""
+    losses, initial = np.broadcast_arrays(np.asarray(losses, float), np.asarray(initial, float))
+    return np.where(np.isfinite(losses), np.minimum(losses, initial), initial)
+
+
+def sensitivity(losses, initial) -> float:
+    """S of the final losses [n_lrs] at equally weighted rates; `initial` is a number or [n_lrs], all in nats."""
+    values = capped(losses, initial)
+    return float(values.mean() - values.min())
+
+
+def bootstrap_interval(losses_SL, initial_SL, level: float = 0.95, random_seed: int = 0) -> tuple[float, float]:
+    """Percentile interval of S of the mean over seeds, for losses [seeds, rates]. Seeds are resampled whole, and the
+    best rate is found again in each resample."""
+    values_SL = capped(losses_SL, initial_SL)
+    n_seeds = len(values_SL)
+    draws = np.random.default_rng(random_seed).integers(n_seeds, size=(RESAMPLES, n_seeds))
+    means_RL = values_SL[draws].mean(axis=1)
+    resampled = means_RL.mean(axis=1) - means_RL.min(axis=1)
+    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def final_loss(row: Row) -> float:
+    """The final validation loss in nats; nan where the run diverged, or its loss was not finite and so is null."""
+    return math.nan if row.get("status") == "diverged" else number(row, "val_loss")
+
+
+def diverged(row: Row) -> bool:
+    """Whether a run diverged: by its status, or because it ended no better than it began."""
+    loss = final_loss(row)
+    return not math.isfinite(loss) or loss >= number(row, "val_loss_initial")
+
+
+def analyse(
+    study: Study, group: Sequence[str], size: str = SIZE, lr_range: tuple[float, float] = DEFAULT_RANGE
+) -> list[Sensitivity]:
+    """S for every condition and size of a study. Raises UserError where a row lacks what it needs."""
+    for row in study.rows:
+        if not math.isfinite(number(row, "val_loss_initial")):
+            raise UserError(f"{name_of(row)} has no val_loss_initial, which caps the loss; it cannot enter S")
+    inside = {_place(curve): curve for curve in curves(study, group, size, lr_range)}
+    shifted_range = (lr_range[0] * SHIFT, lr_range[1] * SHIFT)
+    shifted = {_place(curve): curve for curve in curves(study, group, size, shifted_range)}
+    found = []
+    for whole in curves(study, group, size):
+        curve = inside.get(_place(whole))
+        best = _one(curve, whole, lr_range)
+        if same(whole.settings.get("optimizer.decay"), "coupled"):
+            best = _better_range(best, shifted.get(_place(whole)), whole, lr_range)
+        found.append(best)
+    return found
+
+
+def _place(curve: Curve) -> tuple:
+    return (*curve.condition.items(), curve.shape, curve.n_params)
+
+
+def _one(curve: Curve | None, whole: Curve, lr_range: tuple[float, float], rule: str = "") -> Sensitivity:
+    reason = _withheld(curve, lr_range)
+    points = [(lr, *_point(whole.rows(lr))) for lr in whole.lrs if whole.rows(lr)]
+    finite = [point for point in points if curve and point[0] in curve.lrs]
+    best = min(finite, key=lambda point: point[1], default=(None, None, None))
+    first = next((lr for lr, _, bad in points if bad), None)
+    s = low = high = None
+    if curve and not reason:
+        losses_SL = [[final_loss(curve.runs[lr, seed]) for lr in curve.lrs] for seed in curve.seeds]
+        initial_SL = [[number(curve.runs[lr, seed], "val_loss_initial") for lr in curve.lrs] for seed in curve.seeds]
+        mean_L = capped(losses_SL, initial_SL).mean(axis=0)
+        s = float(mean_L.mean() - mean_L.min())
+        if len(curve.seeds) > 1:
+            low, high = bootstrap_interval(losses_SL, initial_SL)
+    n_lrs = len(curve.lrs) if curve else 0
+    return Sensitivity(whole, s, low, high, *best[:2], first, n_lrs, lr_range, rule, reason, points)
+
+
+def _point(rows: Sequence[Row]) -> tuple[float, bool]:
+    values = capped([final_loss(row) for row in rows], [number(row, "val_loss_initial") for row in rows])
+    return float(values.mean()), any(diverged(row) for row in rows)
+
+
+def _withheld(curve: Curve | None, lr_range: tuple[float, float]) -> str | None:
+    if curve is None or len(curve.lrs) < 2:
+        return f"fewer than two learning rates in {lr_range[0]:g} to {lr_range[1]:g}"
+    for key, (value, reason) in OTHER_MEANING.items():
+        if same(curve.settings.get(key), value):
+            return reason
+    data = {row["data_fingerprint"] for row in curve.runs.values() if row.get("data_fingerprint")}
+    if len(data) > 1:
+        return f"its rows come from {len(data)} sets of data ({', '.join(sorted(map(str, data)))})"
+    if curve.missing:
+        return f"{len(curve.missing)} missing: {'; '.join(curve.missing)}"
+    holes = [(lr, seed) for lr in curve.lrs for seed in curve.seeds if (lr, seed) not in curve.runs]
+    return "missing: " + "; ".join(f"lr={lr:g} seed={seed}" for lr, seed in holes) if holes else None
+
+
+def _better_range(main: Sensitivity, shifted: Curve | None, whole: Curve, lr_range: tuple) -> Sensitivity:
+    """The smaller S of two ranges, as the paper scores coupled decay (Figure 6). Where the ends of one alone were
+    measured, that one; and where neither's were, both must hold as many rates."""
+    other_range = (lr_range[0] * SHIFT, lr_range[1] * SHIFT)
+    main_whole, other_whole = (not _unmeasured(whole.lrs, ends) for ends in (lr_range, other_range))
+    fewer = shifted is None or len(shifted.lrs) < main.n_lrs
+    if main_whole > other_whole or (fewer and not other_whole):
+        return Sensitivity(**{**vars(main), "range_rule": _not_whole(other_range)})
+    other = _one(shifted, whole, other_range, _not_whole(lr_range))
+    if other_whole > main_whole:
+        return other
+    if main.s is None or other.s is None:
+        reason = main.withheld or other.withheld
+        empty = {"s": None, "low": None, "high": None, "withheld": reason}
+        return Sensitivity(**{**vars(main), **empty, "range_rule": "coupled decay: smaller of two ranges"})
+    chosen = min(main, other, key=lambda one: one.s)
+    return Sensitivity(**{**vars(chosen), "range_rule": "coupled decay: smaller of two ranges"})
+
+
+def _unmeasured(lrs: Sequence[float], lr_range: tuple) -> list[float]:
+    """The ends of a range that are none of the rates."""
+    return [end for end in lr_range if not any(math.isclose(lr, end, rel_tol=1e-6) for lr in lrs)]
+
+
+def _not_whole(lr_range: tuple) -> str:
+    return f"coupled decay, but {lr_range[0]:g} to {lr_range[1]:g} was not measured whole"
+
+
+def rates_note(found: Sequence[Sensitivity], lr_range: tuple[float, float]) -> str:
+    """How many rates entered, which were measured but lie outside the range, and which of its ends were not."""
+    every = sorted({lr for one in found for lr in one.curve.lrs})
+    ranges = {lr_range, *(one.lr_range for one in found)}  # that of coupled decay may be another
+    inside = [lr for lr in every if any(low * (1 - 1e-9) <= lr <= high * (1 + 1e-9) for low, high in ranges)]
+    outside = [lr for lr in every if lr not in inside]
+    shown = ", ".join(f"{lr:g}" for lr in inside) or "none"
+    left_out = f"; outside, and left out: {', '.join(f'{lr:g}' for lr in outside)}" if outside else ""
+    ends = _unmeasured(every, lr_range)
+    left_out += f"; not measured: {' and '.join(f'{end:g}' for end in ends)}" if ends else ""
+    said = " or ".join(f"[{low:g}, {high:g}]" for low, high in sorted(ranges, reverse=True))
+    return f"Learning rates in {said} that enter S: {len(inside)} ({shown}){left_out}."

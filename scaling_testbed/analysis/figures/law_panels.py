@@ -1,0 +1,163 @@
+"""The figures of scaling laws: what was fitted and held out beside what the law says."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from scaling_testbed.analysis.figures.drawing.drawing import Line, Panel, compact
+from scaling_testbed.analysis.laws.forms.fitted import Fit
+from scaling_testbed.analysis.laws.forms.forms import LAWS
+
+Records = Sequence[Mapping[str, Any]]
+CURVE_POINTS = 60
+
+
+def fit_panels(fit: Fit, fitted: Records, held_out: Records) -> list[Panel]:
+    """Predicted against actual; and for a law of size and tokens the loss against compute at each multiplier, for one
+    of a single input the output against it. Records have the law's inputs, `actual` and `predicted`."""
+    panels = [_predicted_against_actual(LAWS[fit.law].output, fitted, held_out)]
+    inputs = LAWS[fit.law].inputs
+    if set(inputs) == {"n_params", "n_tokens"}:
+        panels.append(_loss_against_compute(fit, fitted, held_out))
+    elif len(inputs) == 1:
+        panels.append(_output_against_input(fit, inputs[0], fitted, held_out))
+    return panels
+
+
+def _predicted_against_actual(output: str, fitted: Records, held_out: Records) -> Panel:
+    ends = [value for record in (*fitted, *held_out) for value in (record["actual"], record["predicted"])]
+    diagonal = [min(ends), max(ends)]
+    lines = [Line(x=diagonal, y=diagonal, label="equal", markers=False, color=5)]
+    for index, (name, records) in enumerate((("fitted", fitted), ("held out", held_out))):
+        if records:
+            x, y = [record["predicted"] for record in records], [record["actual"] for record in records]
+            known = bool(index) and all(record["low"] is not None for record in records)
+            bars = [(record["low"], record["high"]) for record in records] if known else []
+            name += ", with 95 % intervals" * known
+            lines.append(Line(x=x, y=y, label=name, style=index, joined=False, hollow=bool(index), x_bars=bars))
+    names = {"x_label": f"predicted {output}", "y_label": f"actual {output}", "title": "Predicted and actual"}
+    return Panel(lines=lines, x_log=False, **names)
+
+
+def _loss_against_compute(fit: Fit, fitted: Records, held_out: Records) -> Panel:
+    """One colour and curve for each multiplier, tokens per parameter to two digits."""
+    lines = []
+    ratios = sorted({_multiplier(record) for record in (*fitted, *held_out)})
+    for ratio in ratios:
+        for index, records in enumerate((fitted, held_out)):
+            own = [record for record in records if _multiplier(record) == ratio]
+            if own:
+                look = {"style": index, "label": ("fitted", "held out")[index], "hollow": bool(index)}
+                x = [6 * record["n_params"] * record["n_tokens"] for record in own]
+                lines.append(Line(x=x, y=[r["actual"] for r in own], n_params=ratio, joined=False, **look))
+        own = [record["n_params"] for record in (*fitted, *held_out) if _multiplier(record) == ratio]
+        n = np.geomspace(min(own), max(own), CURVE_POINTS)
+        y = fit.predict({"n_params": n, "n_tokens": ratio * n})
+        lines.append(Line(x=list(6 * ratio * n**2), y=list(map(float, y)), n_params=ratio, markers=False))
+    return Panel(
+        lines=lines,
+        x_label="C = 6ND, FLOPs",
+        y_label=LAWS[fit.law].output,
+        color_name="D/N",
+        title="Curves: the law at each number of tokens per parameter",
+    )
+
+
+def _multiplier(record: Mapping[str, Any]) -> float:
+    return float(f"{record['n_tokens'] / record['n_params']:.2g}")
+
+
+def _output_against_input(fit: Fit, key: str, fitted: Records, held_out: Records) -> Panel:
+    values = [record[key] for record in (*fitted, *held_out)]
+    log = max(values) / min(values) > 30
+    x = (np.geomspace if log else np.linspace)(min(values), max(values), CURVE_POINTS)
+    middle = list(map(float, fit.predict({key: x})))
+    bands = [fit.interval({key: float(value)}) for value in x] if fit.draws else []
+    band = tuple(zip(*bands, strict=True)) if bands and all(bands) else None
+    lines = [Line(x=list(x), y=middle, label="the law", markers=False, band=band)]
+    for index, (name, records) in enumerate((("fitted", fitted), ("held out", held_out)), 1):
+        if records:
+            points = {"x": [record[key] for record in records], "y": [record["actual"] for record in records]}
+            lines.append(Line(**points, label=name, style=index, joined=False, hollow=index == 2))
+    title = "The law with its 95 % prediction interval" if band else "The law"
+    y_log = log and min(middle) > 0
+    return Panel(lines=lines, x_label=key, y_label=LAWS[fit.law].output, x_log=log, y_log=y_log, title=title)
+
+
+def downstream_panels(error: Fit, fitted: Records, held_out: Records) -> list[Panel]:
+    """The error against the loss with the law between them; and the held-out runs, whose error was predicted from size
+    and tokens."""
+    output, key = LAWS[error.law].output, LAWS[error.law].inputs[0]
+    panels = [_output_against_input(error, key, fitted, [])]
+    return [*panels, _predicted_against_actual(output, [], held_out)] if held_out else panels
+
+
+def frontier_panels(runs: Records, optima: Records, fit: Fit, method: str) -> list[Panel]:
+    """The loss against N at each budget with its best size (isoflop) or against compute for each size (envelope); and
+    the best size against compute with the law through it. Records have n_params, flops, loss."""
+    measured = _loss_at_budgets(runs, optima) if method == "isoflop" else _loss_of_sizes(runs, optima)
+    budgets = [one["flops"] for one in optima]
+    flops = np.geomspace(min(budgets), max(budgets), CURVE_POINTS)
+    law = Line(x=list(flops), y=list(map(float, fit.predict({"flops": flops}))), label=_spelled(fit), markers=False)
+    points = Line(x=budgets, y=[one["n_params"] for one in optima], label="best size", style=1, joined=False)
+    return [
+        measured,
+        Panel(lines=[law, points], x_label="C, FLOPs", y_label="best N", y_log=True, title="The best size"),
+    ]
+
+
+def _loss_at_budgets(runs: Records, optima: Records) -> Panel:
+    """A colour and, where it has been fitted, a parabola for each budget."""
+    lines = []
+    for budget in sorted({run["budget"] for run in runs}):
+        own = [run for run in runs if run["budget"] == budget]
+        x, y = [run["n_params"] for run in own], [run["loss"] for run in own]
+        lines.append(Line(x=x, y=y, n_params=budget, label="run", joined=False))
+        lines += [_parabola(one, x) for one in optima if one["flops"] == budget and one["curvature"]]
+    x, y = [one["n_params"] for one in optima], [one["loss"] for one in optima]
+    lines.append(Line(x=x, y=y, label="best size", style=1, color=5, joined=False))
+    title = "Loss at each budget, and its parabola in ln N"
+    return Panel(lines=lines, x_label="N, parameters", y_label="loss", color_name="C", title=title)
+
+
+def _parabola(optimum: Mapping[str, Any], sizes: Sequence[float]) -> Line:
+    """Over the sizes and as far as its vertex."""
+    best = optimum["n_params"]
+    x = np.geomspace(min(best, *sizes), max(best, *sizes), CURVE_POINTS)
+    y = optimum["loss"] + optimum["curvature"] * np.log(x / best) ** 2
+    return Line(x=list(x), y=list(map(float, y)), n_params=optimum["flops"], markers=False)
+
+
+def _loss_of_sizes(runs: Records, optima: Records) -> Panel:
+    """A colour and curve for each size."""
+    lines = []
+    for n_params in sorted({run["n_params"] for run in runs}):
+        own = sorted((run["flops"], run["loss"]) for run in runs if run["n_params"] == n_params)
+        x, y = zip(*own, strict=True)
+        lines.append(Line(x=x, y=y, n_params=n_params))
+    x, y = [one["flops"] for one in optima], [one["loss"] for one in optima]
+    lines.append(Line(x=x, y=y, label="best size", style=1, color=5, markers=False))
+    title = "Loss of each size, and their envelope"
+    return Panel(lines=lines, x_label="C, FLOPs", y_label="loss", color_name="N", title=title)
+
+
+def _spelled(fit: Fit) -> str:
+    return f"N = {fit.params['c']:.3g} C^{fit.params['p']:.3g}"
+
+
+def ladder_panels(records: Records, fit: Fit) -> list[Panel]:
+    """The frontier of a grid search, the law through it, and the configurations that were picked."""
+    flops = np.geomspace(min(r["flops"] for r in records), max(r["flops"] for r in records), CURVE_POINTS)
+    lines = [Line(x=list(flops), y=list(map(float, fit.predict({"flops": flops}))), label="the law", markers=False)]
+    groups = {
+        "frontier": [r for r in records if r["fitted"] and not r["rung"]],
+        "left out of the fit": [r for r in records if not r["fitted"]],
+        "picked": [r for r in records if r["rung"]],
+    }
+    for index, (name, own) in enumerate(groups.items(), 1):
+        if own:
+            label = f"{name}: {', '.join(compact(r['n_params']) for r in own)}" if name == "picked" else name
+            points = {"x": [r["flops"] for r in own], "y": [r["loss"] for r in own]}
+            lines.append(Line(**points, label=label, style=index, joined=False, hollow=name == "left out of the fit"))
+    return [Panel(lines=lines, x_label="C, FLOPs", y_label="loss", title="The frontier of the grid search")]

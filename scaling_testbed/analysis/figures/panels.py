@@ -1,0 +1,182 @@
+"""What each analysis draws: from its results to the panels of figures.py."""
+
+import math
+from collections.abc import Sequence
+
+from scaling_testbed.analysis.curves.grouping import Curve
+from scaling_testbed.analysis.curves.grouping import label as condition_label
+from scaling_testbed.analysis.curves.instability import Prediction, Quantity, Series
+from scaling_testbed.analysis.curves.lr_sensitivity import Sensitivity
+from scaling_testbed.analysis.figures.drawing.drawing import Line, Panel, thinned
+from scaling_testbed.analysis.rows.study.study import Study, number
+
+N_LABEL, LR_LABEL, LOSS_LABEL = (
+    "N, non-embedding parameters",
+    "peak learning rate",
+    "final validation loss (nats/token)",
+)
+
+
+def sensitivity_panels(found: Sequence[Sensitivity]) -> list[Panel]:
+    """The two panels of the paper's Figure 1: final loss against rate for each size, and S against N."""
+    order = _order([one.curve.label for one in found])
+    curves = [
+        Line(
+            x=[lr for lr, _, _ in one.losses],
+            y=[loss for _, loss, _ in one.losses],
+            label=one.curve.label,
+            n_params=one.curve.n_params,
+            style=order[one.curve.label],
+            crosses=[bad for _, _, bad in one.losses],
+        )
+        for one in found
+    ]
+    known = [one for one in found if one.s is not None]
+    lines = [_s_line([one for one in found if one.curve.label == name], order[name]) for name in order]
+    panels = [
+        Panel(lines=curves, x_label=LR_LABEL, y_label=LOSS_LABEL, title="A diverged run counts as its initial loss")
+    ]
+    if known:
+        log = all(one.s > 0 for one in known)
+        title = "S: mean excess over the best rate"
+        lines = [line for line in lines if not all(map(math.isnan, line.y))]
+        panels.append(
+            Panel(lines=lines, x_label=N_LABEL, y_label="LR sensitivity S (nats/token)", y_log=log, title=title)
+        )
+    return panels
+
+
+def _s_line(found: Sequence[Sensitivity], style: int) -> Line:
+    """Of one condition, broken where S is withheld."""
+    found = sorted(found, key=lambda one: one.curve.n_params)
+    known = [one for one in found if one.s is not None]
+    band = None
+    if known and all(one.low is not None and one.low > 0 for one in known):
+        band = tuple(
+            [math.nan if end is None else end for end in ends]
+            for ends in zip(*((one.low, one.high) for one in found), strict=True)
+        )
+    y = [math.nan if one.s is None else one.s for one in found]
+    return Line(x=[one.curve.n_params for one in found], y=y, label=found[0].curve.label, style=style, band=band)
+
+
+def instability_panels(series: Sequence[Series], predictions: Sequence[Prediction], quantity: Quantity) -> list[Panel]:
+    """The quantity against N, one colour for each rate (Figure 9): points, fit, interval, and what lies beyond."""
+    lines = []
+    beyond = [one.n_params for one in predictions]
+    styles = _order([condition_label(one.condition) for one in series])
+    several = len(styles) > 1
+    for one in series:
+        name = condition_label(one.condition)
+        common = {"n_params": one.lr, "style": styles[name]}
+        kept = [i for i, n in enumerate(one.n_params) if n not in one.held_out]
+        lines.append(_points(one, kept, {**common, "label": name if several else "measured"}))
+        held = [i for i in range(len(one.n_params)) if i not in kept]
+        if held:
+            lines.append(_points(one, held, {**common, "style": 5, "label": "held out"}))
+        if one.fit:
+            own = [n for n in beyond if n > max(one.n_params, default=0) or n in one.held_out]
+            lines.append(_fit_line(one, max([*one.n_params, *own]), common))
+    # An interval may span twenty decades, in which the points would be one.
+    shown = [*(y for one in series for y in one.values), *(one.predicted for one in predictions if one.predicted)]
+    shown.append(quantity.threshold)
+    above = "above" if quantity.above else "below"
+    level = (quantity.threshold, f"threshold {quantity.threshold:g} ({above}: unstable)")
+    panel = Panel(
+        lines=[line for line in lines if len(line.x)],
+        x_label=N_LABEL,
+        y_label=quantity.label,
+        y_log=True,
+        levels=[level],
+        y_range=(min(shown) / 10, max(shown) * 10),
+        color_name="lr",
+        title="Fit in log N with its 95 % prediction interval",
+    )
+    return [panel]
+
+
+def _points(series: Series, places: Sequence[int], look: dict) -> Line:
+    return Line(
+        x=[series.n_params[i] for i in places],
+        y=[series.values[i] for i in places],
+        crosses=[bool(series.diverged[i]) for i in places],
+        joined=False,
+        **look,
+    )
+
+
+def _fit_line(series: Series, end: float, look: dict) -> Line:
+    start = min(series.n_params)
+    x = [start * (end / start) ** (i / 60) for i in range(61)]
+    middle, low, high = zip(*(series.fit.predict(n) for n in x), strict=True)
+    return Line(x=x, y=middle, band=(low, high) if end > max(series.n_params) or series.held_out else None,
+                markers=False, **look)  # fmt: skip
+
+
+def against_key(curves: Sequence[Curve], key: str, measure, y_label: str, **look) -> Panel:
+    """`measure` of a row against a key that is part of the condition, one line for each size at each rate.
+
+    measure: row -> number or None. Rows whose key is null are left out; several seeds are averaged; a model without
+    layers is a level."""
+    lines = []
+    shapes = dict.fromkeys(curve.shape for curve in curves if curve.settings.get("model.n_layers") != 0)
+    own = {s: [c for c in curves if c.shape == s and c.settings.get(key) is not None] for s in shapes}
+    order = _order([f"lr={lr:g}" for lr in sorted({lr for found in own.values() for c in found for lr in c.lrs})])
+    for found in own.values():
+        for lr in sorted({lr for curve in found for lr in curve.lrs}):
+            points = [(number(c.settings, key), _mean(measure, c, lr)) for c in found]
+            points = sorted((x, y) for x, y in points if y is not None and x > 0)
+            if points:
+                x, y = zip(*points, strict=True)
+                name = f"lr={lr:g}"
+                lines.append(Line(x=x, y=y, label=name, n_params=found[0].n_params, style=order[name]))
+    return Panel(lines=lines, x_label=key, y_label=y_label, levels=_bigram_levels(curves, measure), **look)
+
+
+def _bigram_levels(curves: Sequence[Curve], measure) -> list[tuple[float, str]]:
+    """The best of the models without layers, which have no attention to be set."""
+    bigrams = [curve for curve in curves if curve.settings.get("model.n_layers") == 0]
+    values = [value for c in bigrams for lr in c.lrs if (value := _mean(measure, c, lr)) is not None]
+    return [(min(values), "model without layers")] if values else []
+
+
+def against_lr(curves: Sequence[Curve], measure, y_label: str, **look) -> Panel:
+    """`measure` of a row against the rate, one line for each condition and size."""
+    order = _order([curve.label for curve in curves])
+    lines = []
+    for curve in curves:
+        points = [(lr, value) for lr in curve.lrs if (value := _mean(measure, curve, lr)) is not None]
+        if points:
+            x, y = zip(*points, strict=True)
+            lines.append(Line(x=x, y=y, label=curve.label, n_params=curve.n_params, style=order[curve.label]))
+    return Panel(lines=lines, x_label=LR_LABEL, y_label=y_label, **look)
+
+
+def trace_panels(study: Study, curves: Sequence[Curve], name: str, y_log: bool) -> list[Panel]:
+    """A recorded quantity against the step, a panel for each of at most three rates, the ends among them, and in it a
+    line for each run of the first seed; none where no trace has it."""
+    order = _order([curve.label for curve in curves])
+    panels = []
+    for lr in thinned(sorted({lr for curve in curves for lr in curve.lrs}), most=3):
+        lines = []
+        for curve in (curve for curve in curves if curve.rows(lr)):
+            steps = [step for step in study.trace(curve.rows(lr)[0]) if step.get(name) is not None]
+            points = [(step["step"], step[name]) for step in steps if step[name] > 0 or not y_log]
+            if points:
+                x, y = zip(*points, strict=True)
+                look = {"label": curve.label, "style": order[curve.label], "markers": False}
+                lines.append(Line(x=x, y=y, n_params=curve.n_params, **look))
+        if lines:
+            title = f"lr={lr:g}" + (", first seed" if any(len(curve.rows(lr)) > 1 for curve in curves) else "")
+            look = {"x_log": False, "y_log": y_log, "title": title}
+            panels.append(Panel(lines=lines, x_label="step", y_label=name, **look))
+    return panels
+
+
+def _mean(measure, curve: Curve, lr: float) -> float | None:
+    values = [value for row in curve.rows(lr) if (value := measure(row)) is not None]
+    return sum(values) / len(values) if values else None
+
+
+def _order(labels: Sequence[str]) -> dict[str, int]:
+    return {name: index for index, name in enumerate(dict.fromkeys(labels))}

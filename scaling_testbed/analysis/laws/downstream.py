@@ -1,0 +1,48 @@
+"""From size and tokens to downstream error in two steps: a law of the loss, then error = epsilon - k exp(-gamma L)
+(Gadre et al. 2024, arXiv 2403.08540, section 4)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from scaling_testbed.analysis.laws.forms.fitted import LEVEL, Fit, from_record
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A law of the loss and a law of what follows from it."""
+
+    loss: Fit
+    downstream: Fit
+
+    def predict(self, inputs: Mapping[str, float]) -> tuple[float, float]:
+        """Loss and downstream value of one new run."""
+        loss = float(self.loss.predict(inputs))
+        return loss, float(self.downstream.predict({"loss": loss}))
+
+    def interval(self, inputs: Mapping[str, float]) -> tuple[float, float] | None:
+        """Bounds of a 95 % prediction interval of the downstream value: every resample of the one fit meets one of the
+        other; None where either has no resamples."""
+        if not (self.loss.draws and self.downstream.draws):
+            return None
+        losses = self.loss.samples(inputs)
+        losses = np.quantile(losses, (np.arange(400) + 0.5) / 400)  # as many, spread as they are
+        values = self.downstream.samples({"loss": losses})
+        if not np.isfinite(values).any():
+            return None
+        low, high = np.quantile(values[np.isfinite(values)], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        return float(low), float(high)
+
+    def record(self, inputs: Mapping[str, float]) -> dict[str, Any]:
+        """One new run as a flat row."""
+        loss, value = self.predict(inputs)
+        low, high = self.interval(inputs) or (None, None)
+        far = max(self.loss.extrapolation(inputs), self.downstream.extrapolation({"loss": loss}))
+        return {**inputs, "predicted_loss": loss, "predicted": value, "low": low, "high": high, "extrapolation": far}
+
+
+def chain_from_record(record: Mapping[str, Any]) -> Chain:
+    """What dataclasses.asdict made of a chain. Raises as from_record does."""
+    return Chain(from_record(record["loss"]), from_record(record["downstream"]))

@@ -1,0 +1,213 @@
+"""The best runs for their compute: the size that each budget wants, by two approaches of Hoffmann et al. 2022 (arXiv
+2203.15556, sections 3.1 and 3.2), and the ladder of configurations that a grid search picks (Gadre et al. 2024, arXiv
+2403.08540, section 3)."""
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from scaling_testbed.analysis.rows.study.study import Row
+from scaling_testbed.errors import ConfigError, UserError
+
+SAME_BUDGET = 1.1  # neighbours whose FLOPs differ by less belong to one budget
+WHOLE_BUDGET = 1.4  # a chain of neighbours that spans more is no budget, but compute that varies
+ENVELOPE_POINTS = 100  # budgets that the envelope is read at
+
+
+@dataclass(frozen=True)
+class Optimum:
+    """The best size for a budget, and the tokens that it sees there. n_params: the vertex of the parabola, or the size
+    on the envelope. check: the minimum of an interpolating curve through the same points, which knows nothing of
+    parabolas. curvature: of the parabola, loss = its least + curvature (ln N - ln n_params)^2. note: why not to trust
+    it."""
+
+    flops: float
+    n_params: float
+    n_tokens: float
+    loss: float
+    n_sizes: int
+    check: float | None = None
+    curvature: float | None = None
+    note: str = ""
+
+    def record(self) -> dict[str, object]:
+        """As one flat row."""
+        ratio = {"n_tokens": self.n_tokens, "tokens_per_param": self.n_tokens / self.n_params}
+        named = {"flops": self.flops, "n_params": self.n_params, **ratio, "loss": self.loss, "n_sizes": self.n_sizes}
+        return {**named, "interpolated_n_params": self.check, "curvature": self.curvature, "note": self.note}
+
+
+def isoflop(rows: Sequence[Row]) -> list[Optimum]:
+    """Approach 2: for each budget a parabola of the loss in ln N; its vertex is the best size. Raises UserError where
+    no budget has three sizes."""
+    found = [_parabola(budget) for budget in by_budget(rows) if len({row["n_params"] for row in budget}) >= 3]
+    if not found:
+        near = f"FLOPs within a tenth from one to the next, and a factor {WHOLE_BUDGET:g} in all, are one budget"
+        raise UserError(f"isoflop needs a budget with three sizes; {near}")
+    return found
+
+
+def by_budget(rows: Sequence[Row]) -> list[list[Row]]:
+    """Rows by rising FLOPs, those of one budget together."""
+    starts = budget_starts([row["flops"] for row in rows])
+    budgets: dict[float, list[Row]] = defaultdict(list)
+    for row in sorted(rows, key=lambda row: row["flops"]):
+        budgets[starts[row["flops"]]].append(row)
+    return list(budgets.values())
+
+
+def budget_starts(values: Sequence[float]) -> dict[float, float]:
+    """Of each value the least of its budget, which is a chain of values within a tenth from one to the next and a
+    factor WHOLE_BUDGET in all. In a longer chain each value stands for itself."""
+    chains = _chains(values)
+    return {value: chain[0] if chain[-1] <= WHOLE_BUDGET * chain[0] else value for chain in chains for value in chain}
+
+
+def loose(values: Sequence[float], key: str) -> list[str]:
+    """Which values lie close to each other and yet make no budget."""
+    wide = [chain for chain in _chains(values) if chain[-1] > WHOLE_BUDGET * chain[0]]
+    spans = "; ".join(f"{len(chain)} from {chain[0]:.3g} to {chain[-1]:.3g}" for chain in wide)
+    return [f"{key} varies without a gap ({spans}): no budgets, and each value stands for itself"] if wide else []
+
+
+def _chains(values: Sequence[float]) -> list[list[float]]:
+    """Sorted values, parted where one is more than a tenth above the one before."""
+    chains: list[list[float]] = []
+    for value in sorted(values):
+        if chains and value <= SAME_BUDGET * chains[-1][-1]:
+            chains[-1].append(value)
+        else:
+            chains.append([value])
+    return chains
+
+
+def middle(budget: Sequence[Row]) -> float:
+    """The geometric mean of its rows' FLOPs, by which a budget is called."""
+    return math.exp(sum(math.log(row["flops"]) for row in budget) / len(budget))
+
+
+def _parabola(budget: Sequence[Row]) -> Optimum:
+    x, y = _mean_by_size(budget)
+    flops = middle(budget)
+    tokens = np.polyfit(*_logs(budget), 1)  # a line, of slope -1 where C is 6ND
+    curve, slope, level = np.polyfit(x - x.mean(), y, 2)
+    place = int(np.argmin(y))
+    if curve <= 0:
+        best = math.exp(x[place]), math.exp(np.polyval(tokens, x[place]))
+        return Optimum(flops, *best, float(y[place]), len(x), note="no valley: its best size stands in")
+    vertex = -slope / (2 * curve)
+    note = "" if x[0] <= vertex + x.mean() <= x[-1] else "the vertex lies outside the sizes"
+    loss = level - slope**2 / (4 * curve)
+    best = math.exp(vertex + x.mean()), math.exp(np.polyval(tokens, vertex + x.mean()))
+    return Optimum(flops, *best, float(loss), len(x), _interpolated(x, y), float(curve), note)
+
+
+def _logs(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
+    """ln N and ln D."""
+    return np.log([float(row["n_params"]) for row in rows]), np.log([_tokens(row) for row in rows])
+
+
+def _tokens(row: Row) -> float:
+    return float(row.get("n_tokens") or row["flops"] / (6 * row["n_params"]))
+
+
+def _mean_by_size(budget: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
+    """ln N and the mean loss over the runs of each size."""
+    losses = defaultdict(list)
+    for row in budget:
+        losses[row["n_params"]].append(row["loss"])
+    sizes = sorted(losses)
+    return np.log(np.array(sizes, float)), np.array([float(np.mean(losses[n])) for n in sizes])
+
+
+def _interpolated(x: np.ndarray, y: np.ndarray) -> float | None:
+    """The size at the minimum of a smooth curve through every point; None where that is at an end, and for three
+    points, through which the curve is the parabola itself."""
+    if len(x) < 4:
+        return None
+    from scipy.interpolate import Akima1DInterpolator, CubicSpline
+
+    grid = np.linspace(x[0], x[-1], 2001)
+    values = (Akima1DInterpolator if len(x) >= 5 else CubicSpline)(x, y)(grid)
+    place = int(np.argmin(values))
+    return None if place in (0, len(grid) - 1) else math.exp(grid[place])
+
+
+def envelope(rows: Sequence[Row]) -> list[Optimum]:
+    """Approach 1: loss against compute for each size, interpolated in logarithms; at each of 100 budgets the size whose
+    curve is lowest. Several rows of one size are points of its curve: of one run, or of runs of several lengths. Raises
+    UserError where fewer than two sizes have a curve."""
+    curves: dict[float, dict[float, list[Row]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        curves[row["n_params"]][row["flops"]].append(row)
+    known = {n: [_point(points[c]) for c in sorted(points)] for n, points in curves.items() if len(points) > 1}
+    if len(known) < 2:
+        raise UserError("envelope needs two sizes with runs of at least two lengths each")
+    low, high = min(points[0][0] for points in known.values()), max(points[-1][0] for points in known.values())
+    budgets = np.geomspace(low, high, ENVELOPE_POINTS)
+    return _inner([_lowest(float(budget), known) for budget in budgets])
+
+
+Point = tuple[float, float, float]
+
+
+def _point(rows: Sequence[Row]) -> Point:
+    """FLOPs, mean loss and tokens of one length."""
+    return rows[0]["flops"], float(np.mean([row["loss"] for row in rows])), _tokens(rows[0])
+
+
+def _lowest(budget: float, known: dict[float, list[Point]]) -> Optimum | None:
+    found = []
+    for n, points in known.items():
+        compute, losses, tokens = zip(*points, strict=True)
+        if compute[0] <= budget * (1 + 1e-9) and budget <= compute[-1] * (1 + 1e-9):
+            loss, seen = (math.exp(np.interp(math.log(budget), np.log(compute), np.log(y))) for y in (losses, tokens))
+            found.append((loss, n, seen))
+    if len(found) < 2:
+        return None
+    loss, n, seen = min(found)
+    sizes = [size for _, size, _ in found]
+    end = {max(sizes): "largest", min(sizes): "smallest"}.get(n)
+    note = f"the best is the {end} size that was trained so long: the true one may lie beyond" if end else ""
+    return Optimum(budget, n, seen, loss, len(found), note=note)
+
+
+def _inner(optima: Sequence[Optimum | None]) -> list[Optimum]:
+    """Those that other sizes compete for; a budget that one size alone has reached says nothing."""
+    found = [one for one in optima if one is not None]
+    if len({one.n_params for one in found}) < 2:
+        raise UserError("envelope: no two sizes are each the best at some budget that several have reached")
+    return found
+
+
+def pareto(rows: Sequence[Row]) -> list[Row]:
+    """The best run of each size, and of these the ones that no cheaper one beats, by rising FLOPs."""
+    best: dict[float, Row] = {}
+    for row in rows:
+        if row["n_params"] not in best or row["loss"] < best[row["n_params"]]["loss"]:
+            best[row["n_params"]] = row
+    front: list[Row] = []
+    for row in sorted(best.values(), key=lambda row: (row["flops"], row["loss"])):
+        if not front or row["loss"] < front[-1]["loss"]:
+            front.append(row)
+    return front
+
+
+def rungs(front: Sequence[Row], predicted: Sequence[float], count: int) -> list[int]:
+    """Places of the configurations that track a fit of the frontier. Targets lie evenly in ln C from its first to its
+    last; each takes, of those not taken and nearer to it than to the next target, the one whose loss is nearest to the
+    fit in relative terms; where there is none the one nearest in ln C. Raises ConfigError for more than there are."""
+    if not 1 <= count <= len(front):
+        raise ConfigError(f"--rungs must be between 1 and the {len(front)} configurations of the frontier; got {count}")
+    compute = np.log([row["flops"] for row in front])
+    away = [abs(row["loss"] / value - 1) for row, value in zip(front, predicted, strict=True)]
+    targets, picked = np.linspace(compute[0], compute[-1], count), []
+    reach = (compute[-1] - compute[0]) / max(2 * (count - 1), 1)
+    for target in targets:
+        free = [place for place in range(len(front)) if place not in picked]
+        near = [place for place in free if abs(compute[place] - target) <= reach]
+        picked.append(min(near, key=away.__getitem__) if near else min(free, key=lambda i: abs(compute[i] - target)))
+    return sorted(picked)

@@ -1,0 +1,144 @@
+"""Runs that others have published, in the layout of their own repositories, as rows. Nothing is copied or unpickled.
+
+mlfoundations-scaling: github.com/mlfoundations/scaling (Gadre et al. 2024, arXiv 2403.08540; MIT): 104 models with
+eight validation losses and 46 downstream accuracies each, and the grid search of 435 runs behind their sizes.
+"""
+
+import csv
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from scaling_testbed.analysis.rows.study.study import Row
+from scaling_testbed.errors import UserError
+
+DATASETS = {"c4_original": "c4", "rpj": "redpajama", "rw_original": "refinedweb"}
+# What a validation set is called here, by a part of its path there. C4's is the paper's headline loss.
+LOSSES = {
+    "c4_val": "loss",
+    "openlm": "loss_openlm",
+    "paloma_c4_en": "loss_paloma_c4",
+    "programing_languages": "loss_paloma_100_languages",
+    "falcon-refinedweb": "loss_paloma_refinedweb",
+    "paloma_ptb": "loss_paloma_ptb",
+    "paloma_redpajama": "loss_paloma_redpajama",
+    "de-en": "loss_c4_german",
+}
+SMALLEST_OF_SUBSET = 153_677_376  # the 0.154B models, which decide the subset of tasks
+ABOVE_CHANCE = 0.10
+
+
+def models(path: Path) -> list[Row]:
+    """The 104 models. loss: on C4's validation set, loss_*: on the others; error_46 and error_17: mean top-1 error over
+    all tasks and over those where some 0.154B model beats chance by a tenth; error/TASK: of one. Arguments that the
+    6.9B files carry over from other runs are not read. Raises UserError where a file is not as published."""
+    folder = _data_folder(path)
+    rows = [_model(file) for file in sorted((folder / "models").glob("*.json"))]
+    if not rows:
+        raise UserError(f"{folder / 'models'} holds no models (*.json)")
+    for row in rows:
+        file = folder / "evals" / f"evaluation_{row['run_id']}_heavy.json"
+        if file.exists():
+            row["errors"] = {task: 1 - value for task, value in _read(file, _accuracies).items()}
+    subset = _above_chance(rows, _chance(folder / "eval_metadata.csv"))
+    return [_with_errors(row, subset) for row in rows]
+
+
+def grid(path: Path) -> list[Row]:
+    """The 435 runs of the grid search at 20 tokens per parameter, with what their names say. Which loss it is the
+    repository does not say."""
+    file = _data_folder(path) / "grid.json"
+    return [_grid_run(file, name, loss) for name, loss in _read(file, dict).items()]
+
+
+SOURCES: dict[str, Callable[[Path], list[Row]]] = {
+    "mlfoundations-scaling": models,
+    "mlfoundations-scaling-grid": grid,
+}
+
+
+def _data_folder(path: Path) -> Path:
+    folder = next((place for place in (path / "exp_data", path) if (place / "models").is_dir()), None)
+    if folder is None:
+        raise UserError(f"{path} is no copy of mlfoundations/scaling: it has no exp_data/models")
+    return folder
+
+
+def _read(file: Path, take: Callable[[Any], Any]) -> Any:
+    try:
+        return take(json.loads(file.read_text()))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"cannot read {file} as published: {error!r}") from None
+
+
+def _model(file: Path) -> Row:
+    return _read(file, _model_row)
+
+
+def _model_row(content: dict) -> Row:
+    hyper = content["hyperparameters"]
+    row = {
+        "run_id": content["name"],
+        "dataset": DATASETS.get(content["dataset_name"], content["dataset_name"]),
+        "n_params": hyper["params"],
+        "n_params_no_input_embedding": hyper["params_no_embed"],
+        "n_tokens": hyper["tokens"],
+        "tokens_per_param": 20 * hyper["chinchilla_multiplier"],
+        "lr": hyper["lr"],
+        "weight_decay": hyper["wd"],
+        "warmup_steps": hyper["warmup"],
+    }
+    for result in content["results"]:
+        name = result["val_data"][0].rpartition("eval_data/")[2]
+        part = next((part for part in LOSSES if part in name), None)
+        if part is None:
+            raise ValueError(f"no validation set named {name!r} is known")
+        row[LOSSES[part]] = result["loss"]
+    return row
+
+
+def _accuracies(content: dict) -> dict[str, float]:
+    return content["eval_metrics"]["icl"]
+
+
+def _chance(file: Path) -> dict[str, float]:
+    """Accuracy of a random answer, by task."""
+    try:
+        with open(file, newline="") as lines:
+            return {row["Eval Task"]: float(row["Random baseline"]) / 100 for row in csv.DictReader(lines)}
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"cannot read {file} as published: {error!r}") from None
+
+
+def _above_chance(rows: list[Row], chance: dict[str, float]) -> list[str]:
+    small = [row["errors"] for row in rows if row["n_params"] == SMALLEST_OF_SUBSET and "errors" in row]
+    tasks = small[0] if small else {}
+    if unknown := [task for task in tasks if task not in chance]:
+        raise UserError(f"eval_metadata.csv says nothing of the task {unknown[0]}")
+    return [task for task in tasks if any(1 - errors[task] > chance[task] + ABOVE_CHANCE for errors in small)]
+
+
+def _with_errors(row: Row, subset: list[str]) -> Row:
+    errors = row.pop("errors", None)
+    if not errors:
+        return row
+    means = {f"error_{len(tasks)}": sum(errors[task] for task in tasks) / len(tasks)
+             for tasks in (list(errors), subset) if tasks}  # fmt: skip
+    return {**row, **means, **{f"error/{task}": error for task, error in errors.items()}}
+
+
+GRID_NAME = re.compile(
+    r"d=(?P<d_model>\d+)_l=(?P<n_layers>\d+)_h=(?P<n_heads>\d+)-(?P<batch>\d+)-(?P<lr>[\d.e-]+?)-(?P<weight_decay>[\d.]+)-"
+    r"\d+-(?P<n_tokens>\d+)-(?P<warmup_steps>\d+)-(?P<cooldown_lr>[\d.e-]+)"
+)
+
+
+def _grid_run(file: Path, name: str, loss: float) -> Row:
+    match = GRID_NAME.fullmatch(name)
+    if not match:
+        raise UserError(f"{file}: {name!r} is not named as published")
+    numbers = {key: float(value) if key in ("lr", "weight_decay", "cooldown_lr") else int(value)
+               for key, value in match.groupdict().items()}  # fmt: skip
+    return {"run_id": name, "n_params": numbers["n_tokens"] // 20, "tokens_per_param": 20.0, "loss": loss, **numbers}

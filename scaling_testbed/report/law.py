@@ -1,0 +1,163 @@
+"""Pages about what `analyze fit`, `downstream`, `frontier` and `ladder` keep with --out."""
+
+import html
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from scaling_testbed.analysis.figures.drawing.law_panels import (
+    downstream_panels,
+    fit_panels,
+    frontier_panels,
+    ladder_panels,
+)
+from scaling_testbed.analysis.laws.forms.allocation import allocation_records
+from scaling_testbed.analysis.laws.forms.downstream import Chain, chain_from_record
+from scaling_testbed.analysis.laws.forms.fitted import Fit, from_record
+from scaling_testbed.analysis.laws.forms.forms import LAWS
+from scaling_testbed.errors import ConfigError, UserError
+from scaling_testbed.report import page
+
+Record = dict[str, Any]
+FILTERS = (
+    ("Only", "where"),
+    ("For the law of the loss only", "where_loss"),
+    ("For the law of the error only", "where_error"),
+    ("Held out", "hold_out"),
+)
+Sections = list[tuple[str, str]]
+
+
+def read(path: Path) -> Fit | Chain:
+    """A kept law, or two that were chained. Raises UserError for what is none."""
+    try:
+        record = json.loads(path.read_text())
+        return chain_from_record(record) if _kind(record) == "downstream" else from_record(record)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is no fit that `analyze fit --out` has written ({error})") from None
+
+
+def is_law(path: Path) -> bool:
+    """Whether a path is a kept law, and not a table of rows. What cannot be read may be one: its page then says so."""
+    if path.suffix != ".json" or not path.is_file():
+        return False
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return True
+    return isinstance(content, dict) and _kind(content) is not None
+
+
+def laws_of(folder: Path) -> list[Path]:
+    """The laws that are kept in a sweep's or study's folder, and in its analysis/."""
+    return [path for place in (folder, folder / "analysis") for path in sorted(place.glob("*.json")) if is_law(path)]
+
+
+def write_law_report(path: Path, out: Path) -> None:
+    """Write the page of the law in `path`. Raises UserError where it cannot be read or written."""
+    title, intro, sections = _content(path)
+    page.write(out, title, intro, sections)
+
+
+def section(path: Path, names: str) -> tuple[str, str]:
+    """A kept law as one section of a larger page; `names` keeps its figures' ids apart from others'."""
+    title, intro, sections = _content(path, names)
+    inner = "".join(f"<h3>{html.escape(heading)}</h3>{content}" for heading, content in sections if content)
+    return html.escape(f"{title} ({path.name})"), page.paragraphs(intro) + inner
+
+
+def _content(path: Path, names: str = "f") -> tuple[str, list[str], Sections]:
+    """Title, first lines, sections."""
+    try:
+        record = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}") from None
+    try:
+        title, formulas, sections = MAKERS[_kind(record)](record, names)
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise UserError(f"{path} is nothing that `analyze fit --out` has written ({error!r})") from None
+    chosen = [f"{name}: {'; '.join(record[key])}" for name, key in FILTERS
+              if record.get(key)]  # fmt: skip
+    return title, [*formulas, f"Rows: {record.get('rows')}.", *chosen], sections
+
+
+def _kind(record: Mapping[str, Any]) -> str | None:
+    """Which command has kept it."""
+    if isinstance(record.get("loss"), dict) and isinstance(record.get("downstream"), dict):
+        return "downstream"
+    if "law" not in record or "params" not in record:
+        return None
+    return "frontier" if "optima_by_budget" in record else "ladder" if "frontier" in record else "fit"
+
+
+def _fit(record: Record, names: str) -> tuple[str, list[str], Sections]:
+    fit = from_record(record)
+    fitted, held_out = record["fitted"], record["predictions"]
+    return f"The law {fit.law}", _formula(fit), [
+        ("Warnings", page.paragraphs(record["warnings"])),
+        ("Parameters", _parameters(fit)),
+        ("Figures", page.figures(fit_panels(fit, fitted, held_out), names)),
+        ("Held-out runs", page.table(held_out)),
+        ("Smaller models of the same loss", _allocation(fit, fitted)),
+        ("Fitted runs", page.table(fitted)),
+    ]  # fmt: skip
+
+
+def _downstream(record: Record, names: str) -> tuple[str, list[str], Sections]:
+    chain = chain_from_record(record)
+    loss, error = chain.loss, chain.downstream
+    held_out = record["predictions"]
+    warnings = [*(f"{fit.law}: {text}" for fit in (loss, error) for text in fit.warnings), *record["warnings"]]
+    drawn = [*fit_panels(loss, record["fitted_loss"], []),
+             *downstream_panels(error, record["fitted_downstream"], held_out)]  # fmt: skip
+    return f"From {loss.law} to downstream error", [*_formula(loss), *_formula(error)], [
+        ("Warnings", page.paragraphs(warnings)),
+        (f"Parameters of {loss.law}", _parameters(loss)),
+        (f"Parameters of {error.law}", _parameters(error)),
+        ("Figures", page.figures(drawn, names)),
+        ("Held-out runs", page.table(held_out)),
+    ]  # fmt: skip
+
+
+def _frontier(record: Record, names: str) -> tuple[str, list[str], Sections]:
+    fit, optima, method = from_record(record), record["optima_by_budget"], record["method"]
+    return f"The best size of each budget, by {method}", _formula(fit), [
+        ("Warnings", page.paragraphs(record["warnings"])),
+        ("Parameters", _parameters(fit, "budgets")),
+        ("Figures", page.figures(frontier_panels(record["runs"], optima, fit, method), names)),
+        ("Budgets", page.table(optima)),
+    ]  # fmt: skip
+
+
+def _ladder(record: Record, names: str) -> tuple[str, list[str], Sections]:
+    fit, frontier = from_record(record), record["frontier"]
+    return "The ladder of configurations", [*_formula(fit), f"{record['n_runs']} runs."], [
+        ("Warnings", page.paragraphs(record["warnings"])),
+        ("Parameters", _parameters(fit)),
+        ("Figures", page.figures(ladder_panels(frontier, fit), names)),
+        ("The frontier", page.table(frontier)),
+    ]  # fmt: skip
+
+
+MAKERS = {"fit": _fit, "downstream": _downstream, "frontier": _frontier, "ladder": _ladder}
+
+
+def _formula(fit: Fit) -> list[str]:
+    return [LAWS[fit.law].formula, LAWS[fit.law].source]
+
+
+def _parameters(fit: Fit, resampled: str = "rows") -> str:
+    return page.paragraphs([fit.summary(), *fit.about_intervals(resampled)]) + page.table(fit.table())
+
+
+def _allocation(fit: Fit, fitted: Sequence[Mapping[str, Any]]) -> str:
+    """At the largest compute that was fitted."""
+    if not fitted or not {"n_params", "n_tokens"} <= set(fitted[0]):
+        return ""
+    flops = max(6 * one["n_params"] * one["n_tokens"] for one in fitted)
+    try:
+        records = allocation_records(fit, flops)
+    except ConfigError:  # no law of a loss, or one without a valley
+        return ""
+    return page.paragraphs([f"At {flops:.3g} FLOPs, the most that was fitted."]) + page.table(records)

@@ -1,0 +1,314 @@
+"""S by hand, what withholds it, its interval over seeds, and the command."""
+
+import gzip
+import json
+import math
+
+import numpy as np
+import pytest
+from scaling_testbed.analysis.figures.drawing.panels import sensitivity_panels
+from scaling_testbed.analysis.rows.study.study import load
+
+from scaling_testbed import analyze
+from scaling_testbed.analysis.curves.grouping import grouping_keys
+from scaling_testbed.analysis.curves.lr_sensitivity import analyse, bootstrap_interval, rates_note, sensitivity
+from scaling_testbed.errors import ConfigError, UserError
+from tests.analysis.conftest import INITIAL, LRS, grid, make_row
+
+BY_HAND = [3.2, 3.0, 2.9, 2.95, 7.0, math.nan, math.inf]
+
+
+def curve(losses, lrs=LRS, **settings):
+    return [make_row(lr, loss, **settings) for lr, loss in zip(lrs, losses, strict=True)]
+
+
+def test_s_of_a_curve_by_hand():
+    assert sensitivity(BY_HAND, INITIAL) == pytest.approx(2.93)
+    assert sensitivity([INITIAL + 5, math.nan, INITIAL], INITIAL) == 0  # never trained: blind, as the paper says
+    assert sensitivity([2.0, 30.0], 4.0) == pytest.approx(1.0)
+
+
+def test_s_of_rows_is_that_of_the_curve_where_null_stands_for_not_finite(study):
+    rows = curve([3.2, 3.0, 2.9, 2.95, 7.0, None, None])
+    (found,) = analyse(study(rows), [])
+    assert found.s == pytest.approx(2.93)
+    assert (found.best_lr, found.best_loss, found.first_diverging_lr, found.n_lrs) == (3e-3, 2.9, 0.1, 7)
+
+
+def test_a_diverged_run_counts_as_its_initial_loss_whatever_its_last_weights_score(study):
+    rows = curve(BY_HAND[:5] + [3.0, 3.0])
+    rows[5]["status"] = rows[6]["status"] = "diverged"
+    (found,) = analyse(study(rows), [])
+    assert found.s == pytest.approx(2.93) and found.first_diverging_lr == 0.1
+
+
+def test_rates_outside_the_range_are_left_out(study):
+    rows = curve([9.0, *BY_HAND, 9.0], lrs=(1e-4, *LRS, 1.0))
+    (found,) = analyse(study(rows), [])
+    assert found.s == pytest.approx(2.93) and found.n_lrs == 7
+    (wide,) = analyse(study(rows), [], lr_range=(1e-4, 1.0))
+    assert wide.n_lrs == 9 and wide.s > 2.93
+
+
+def test_coupled_decay_is_scored_with_the_better_of_two_ranges(study):
+    losses = [3.0, 2.9, 3.0, 3.1, 3.2, 3.3, 3.4, 9.0]
+    coupled = curve(losses, lrs=(1e-4, *LRS), optimizer__decay="coupled")
+    independent = curve(losses, lrs=(1e-4, *LRS), optimizer__decay="independent")
+    both = analyse(study(coupled + independent), ["optimizer.decay"])
+    found = {one.curve.condition["optimizer.decay"]: one for one in both}
+    assert found["independent"].s == pytest.approx(np.mean(losses[1:]) - 2.9)
+    assert found["coupled"].s == pytest.approx(np.mean(losses[:-1]) - 2.9)
+    assert found["coupled"].lr_range == pytest.approx((1e-4, 1e-1))
+    assert found["coupled"].range_rule == "coupled decay: smaller of two ranges" and not found["independent"].range_rule
+    (short,) = analyse(study(coupled[1:]), ["optimizer.decay"])
+    assert short.s == pytest.approx(np.mean(losses[1:]) - 2.9) and "not measured whole" in short.range_rule
+    (low,) = analyse(study(coupled[:-1]), ["optimizer.decay"])  # S over fewer rates is another S, be it smaller or not
+    assert low.s == pytest.approx(np.mean(losses[:-1]) - 2.9) and low.lr_range == pytest.approx((1e-4, 1e-1))
+    assert low.range_rule == "coupled decay, but 0.0003 to 0.3 was not measured whole"
+    dense = [*coupled, {**coupled[0], "run_id": "one more", "optimizer.lr": 2e-4, "val_loss": 10.8}]
+    (more,) = analyse(study(dense), ["optimizer.decay"])  # both are whole, and the smaller S is not that of more rates
+    assert more.lr_range == (3e-4, 3e-1) and more.range_rule == "coupled decay: smaller of two ranges"
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"optimizer__name": "muon"}, "Muon"),
+        ({"optimizer__scale_lr_by_param_rms": True}, "RMS"),
+        ({"model__linear": "sigma_reparam"}, "sigma-reparam"),
+    ],
+)
+def test_s_is_withheld_where_the_learning_rate_means_something_else(study, settings, reason):
+    (found,) = analyse(study(curve(BY_HAND[:5] + [3.0, 3.0], **settings)), [])
+    assert found.s is None and reason in found.withheld
+    assert len(found.losses) == 7  # the curve is shown all the same
+
+
+def test_a_hole_in_the_grid_is_named_and_s_withheld(study):
+    rows = grid(lambda *_: 3.0, [{"model__qk_norm": "none"}, {"model__qk_norm": "layernorm"}], widths=[32])
+    found = analyse(study(rows[:-1]), ["model.qk_norm"])
+    assert [one.s is None for one in found] == [True, False]
+    assert "lr=0.3" in found[0].withheld and "qk_norm=layernorm" in found[0].withheld
+
+
+def test_a_planned_run_without_a_final_row_is_named_and_s_withheld(study, tmp_path):
+    rates = ("1e-3", "1e-2", "1e-1")
+    overrides = [["model=nano_s", f"optimizer.lr={lr}", "model.qk_norm=none"] for lr in rates]
+    plan = [
+        {"run_id": f"run{i}", "overrides": each, "vocab_size": 257, "varied": {"optimizer.lr": each[1][13:]}}
+        for i, each in enumerate(overrides)
+    ]
+    settings = {"n_params_non_embedding": 24736, "model.d_model": 32, "model.n_layers": 2, "model.qk_norm": "none"}
+    rows = [{**make_row(float(lr), 3.0, run_id=f"run{i}"), **settings} for i, lr in enumerate(rates)]
+    rows[1]["status"] = "failed"
+    (tmp_path / "qknorm_lr").mkdir()
+    (tmp_path / "qknorm_lr" / "plan.jsonl").write_text("".join(json.dumps(line) + "\n" for line in plan))
+    (found,) = analyse(study(rows), ["model.qk_norm"])
+    assert found.s is None and "run1 (optimizer.lr=1e-2; failed)" in found.withheld
+    (whole,) = analyse(study([{**row, "status": "finished"} for row in rows]), ["model.qk_norm"])
+    assert whole.s == 0
+
+
+def test_two_rows_for_one_place_that_differ_are_an_error_naming_both(study):
+    rows = [make_row(1e-2, 3.0, run_id="first"), make_row(1e-2, 3.5, run_id="second", loss__z_loss=0.0)]
+    rows[0]["loss.z_loss"] = 1e-4
+    with pytest.raises(UserError, match=r"first.*second.*loss\.z_loss"):
+        analyse(study(rows), ["model.d_model"])
+    rows[1]["val_loss"] = 3.0
+    analyse(study(rows), ["model.d_model"])
+
+
+def test_two_rows_that_differ_in_their_losses_alone_are_told_to_be_one_too_many(tmp_path):
+    (tmp_path / "rows.csv").write_text("lr,n_params,val_loss,val_loss_initial\n1e-2,9,3,9\n1e-2,9,4,9\n")
+    with pytest.raises(UserError, match="row 1 .*and row 2 .*differ; remove one"):
+        analyse(load(tmp_path / "rows.csv"), [])
+
+
+def test_the_interval_finds_the_best_rate_again_in_each_resample():
+    assert bootstrap_interval([[1.0, 2.0], [2.0, 1.0]], 9.0) == (0.0, 0.5)
+
+
+def test_the_interval_is_reproducible_and_closes_when_seeds_agree(study):
+    rng = np.random.default_rng(0)
+    losses_SL = 3 + rng.uniform(size=(5, 7))
+    low, high = bootstrap_interval(losses_SL, INITIAL)
+    assert (low, high) == bootstrap_interval(losses_SL, INITIAL) and low < high
+    assert bootstrap_interval(np.repeat(losses_SL[:1], 5, axis=0), INITIAL) == pytest.approx(
+        [sensitivity(losses_SL[0], INITIAL)] * 2
+    )
+    rows = grid(lambda c, w, lr, seed: losses_SL[seed][LRS.index(lr)], [{}], widths=[32], seeds=range(5))
+    (found,) = analyse(study(rows), [])
+    assert (found.low, found.high) == pytest.approx((low, high))
+    assert found.s == pytest.approx(sensitivity(losses_SL.mean(axis=0), INITIAL))
+
+
+def test_conditions_are_the_keys_that_vary_without_those_that_follow(study):
+    conditions = [{"budget__steps": steps, "schedule__warmup": steps / 20} for steps in (100, 200)]
+    rows = grid(lambda *_: 3.0, conditions, batch__sequences=lambda c, w, lr, s: w, logging__project=lambda *at: at[2])
+    assert grouping_keys(study(rows)) == ["budget.steps"]
+    assert grouping_keys(study(rows), preferred=["schedule.warmup"]) == ["schedule.warmup"]
+    with pytest.raises(ConfigError, match="no.such.key"):
+        grouping_keys(study(rows), ["no.such.key"])
+
+
+def test_the_model_where_scans_over_width_and_depth_meet_is_on_both(study):
+    shapes = [(32, 2), (64, 2), (128, 2), (64, 4), (64, 8), (128, 8)]
+    rows = [make_row(lr, 3.0, d_model=d, n_layers=n) for d, n in shapes for lr in (1e-3, 1e-2)]
+    found = analyse(study(rows), ["scan"])
+    places = [(one.curve.condition["scan"], *one.curve.shape) for one in found]
+    assert sorted(places) == [
+        *[("depth", 64, 2), ("depth", 64, 4), ("depth", 64, 8), ("joint", 128, 8)],
+        *[("width", 32, 2), ("width", 64, 2), ("width", 128, 2)],
+    ]
+
+
+def test_the_command_writes_table_json_and_figure(study, tmp_path, capsys):
+    conditions = [{"model__qk_norm": name} for name in ("none", "layernorm")]
+    study(grid(lambda c, w, lr, s: 3 + (lr if c["model__qk_norm"] == "none" else 0), conditions), name="qknorm_lr_cpu")
+    assert analyze.main(["lr_sensitivity", str(tmp_path / "qknorm_lr_cpu")]) == 0
+    said = capsys.readouterr().out
+    assert "minus the best" in said and "in [0.0003, 0.3] that enter S: 7" in said
+    out = tmp_path / "qknorm_lr_cpu" / "analysis"
+    records = json.loads((out / "lr_sensitivity.json").read_text())["rows"]
+    assert len(records) == 6 and records[-1]["S"] == pytest.approx(np.mean(LRS) - LRS[0])
+    assert (out / "lr_sensitivity.csv").read_text().count("\n") == 7
+    assert (out / "lr_sensitivity.png").read_bytes()[:4] == b"\x89PNG"
+    assert "LR sensitivity S" in (out / "lr_sensitivity.svg").read_text()
+    again = tmp_path / "again"
+    assert analyze.main(["lr_sensitivity", str(tmp_path / "qknorm_lr_cpu"), "--out", str(again)]) == 0
+    assert (again / "lr_sensitivity.svg").read_text() == (out / "lr_sensitivity.svg").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "says"),
+    [
+        (["lr_sensitivity", "nowhere"], 1, "nowhere does not exist"),
+        (["lr_sensitivity", "{}", "--lr-range", "1,0.1"], 2, "--lr-range"),
+        (["lr_sensitivity", "{}", "--group", "model.qk_nrom"], 2, "model.qk_nrom"),
+        (["lr_sensitivity", "{}", "--where", "seed=7"], 2, "seed=7"),
+        (["instability", "{}"], 1, "attention_logit_max/0"),
+        (["instability", "{}", "--eps", "1e-8", "--threshold", "3"], 2, "not both"),
+        (["no_such_command", "{}"], 2, "no_such_command"),
+    ],
+)
+def test_a_mistake_is_one_line_and_a_status(study, tmp_path, capsys, arguments, status, says):
+    study(grid(lambda *_: 3.0, [{}]))
+    assert analyze.main([each.format(tmp_path / "qknorm_lr") for each in arguments]) == status
+    assert says in capsys.readouterr().err
+
+
+def test_rows_are_read_from_a_compressed_file_too_and_a_torn_one_is_named(study, tmp_path):
+    rows = grid(lambda c, width, lr, seed: 3.0 + abs(math.log10(lr) + 2), [{"model.qk_norm": "none"}], widths=(32,))
+    found = analyse(study(rows), ["model.qk_norm"])[0].s
+    plain = tmp_path / "qknorm_lr" / "results.jsonl"
+    packed = plain.with_suffix(".jsonl.gz")
+    packed.write_bytes(gzip.compress(plain.read_bytes()))
+    plain.unlink()
+    for place in (packed, packed.parent):
+        assert analyse(load(place), ["model.qk_norm"])[0].s == found
+    packed.write_bytes(packed.read_bytes()[:-20])
+    with pytest.raises(UserError, match="cannot read .*results.jsonl.gz"):
+        load(packed.parent)
+
+
+def test_a_plan_beside_a_file_of_rows_says_what_is_missing(study, tmp_path):
+    """The file alone would make a grid of what is there, from which a whole rate can be missing unseen."""
+    study(grid(lambda c, width, lr, seed: 3.0 + lr, [{}], widths=(32,), lrs=LRS[:-1]))
+    place = tmp_path / "qknorm_lr"
+    typed = ["data=markov", "model=nano_xs", "optimizer.lr=3e-1", "budget.steps=3"]
+    planned = {"run_id": "gone", "overrides": typed, "vocab_size": 16, "varied": {"optimizer.lr": "3e-1"}}
+    (place / "plan.jsonl").write_text(json.dumps(planned) + "\n")
+    for path in (place, place / "results.jsonl"):
+        found = load(path)
+        assert found.planned and [row["run_id"] for row in found.missing] == ["gone"]
+
+
+def test_two_sizes_of_one_shape_in_a_condition_are_refused(study):
+    rows = grid(lambda *_: 3.0, [{"model__qk_norm": "none"}, {"model__qk_norm": "layernorm"}], widths=(32,))
+    rows = [
+        {**row, "n_params_non_embedding": 24_800 if row["model.qk_norm"] == "layernorm" else 24_736} for row in rows
+    ]
+    assert len(analyse(study(rows), ["model.qk_norm"])) == 2
+    with pytest.raises(UserError, match="they differ in model.qk_norm: use --group"):
+        analyse(study(rows), ["data.name"])
+
+
+def test_ends_of_the_range_that_were_not_measured_are_said(study):
+    said = rates_note(analyse(study(curve(BY_HAND)[:-1]), []), (3e-4, 3e-1))
+    assert "6 (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1); not measured: 0.3." in said
+    assert "not measured" not in rates_note(analyse(study(curve(BY_HAND), name="whole"), []), (3e-4, 3e-1))
+
+
+def test_a_setting_named_by_the_sweep_stands_for_all_that_follow_it(study):
+    named = {"none": {}, "clip": {"optimizer__qk_clip": 100}, "peri": {"model__residual": "peri"}}
+    conditions = [{"model__residual": "pre", "logging__group": name, **more} for name, more in named.items()]
+    found = study(grid(lambda *_: 3.0, conditions), name="mitigations")
+    assert grouping_keys(found, None, ["logging.group"]) == ["logging.group"]
+    assert set(grouping_keys(found)) == {"model.residual", "optimizer.qk_clip"}
+
+
+def test_rows_of_two_sets_of_data_make_no_s(study):
+    rows = grid(lambda *_: 3.0, [{}], widths=(32,), data_fingerprint=lambda c, w, lr, s: "b" if lr > 0.05 else 7)
+    found = analyse(study(rows), [])[0]
+    assert found.s is None and "2 sets of data (7, b)" in found.withheld
+
+
+def test_the_line_of_s_breaks_where_it_is_withheld(study):
+    rows = grid(lambda c, width, lr, seed: 3.0 + lr, [{}])
+    found = analyse(study([row for row in rows if (row["model.d_model"], row["optimizer.lr"]) != (64, 0.3)]), [])
+    assert [one.s is None for one in found] == [False, True, False]
+    line = sensitivity_panels(found)[1].lines[0]
+    assert [math.isnan(y) for y in line.y] == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("3e-4,100,3.0,9,x,1", "seed must be a whole number"),
+        ("0,100,3.0,9,0,1", "optimizer.lr must be a number, greater than zero"),
+        (",100,3.0,9,0,1", "optimizer.lr must be a number"),
+        ("1e-3,,3.0,9,0,1", "n_params_non_embedding must be a number"),
+        ("1e-3,-5,3.0,9,0,1", "n_params_non_embedding must be a number, zero or more"),
+    ],
+)
+@pytest.mark.parametrize("command", ["lr_sensitivity", "report"])
+def test_a_cell_that_cannot_be_read_is_named_and_never_left_out(tmp_path, capsys, line, says, command):
+    path = tmp_path / "rows.csv"
+    path.write_text(f"lr,n_params,val_loss,val_loss_initial,seed,other\n1e-2,100,3.0,9,0,1\n{line}\n")
+    status = analyze.main([command, str(path)])
+    said = capsys.readouterr()
+    page = (tmp_path / "rows_report.html").read_text() if command == "report" and status == 0 else ""
+    assert says in said.err + page and "Traceback" not in said.err
+
+
+def test_a_table_from_a_spreadsheet_and_one_that_is_none(tmp_path, capsys):
+    path = tmp_path / "rows.csv"
+    path.write_bytes("lr,n_params,val_loss,val_loss_initial\n1e-2,9,3,9\n1e-1,9,4,9\n".encode("utf-8-sig"))
+    assert analyse(load(path), [])[0].s == pytest.approx(0.5)
+    path.write_text("lr,n_params,n_params,val_loss,val_loss_initial\n1e-2,9,10,3,9\n")
+    assert analyze.main(["lr_sensitivity", str(path)]) == 1
+    assert "rows.csv has more than one column n_params" in capsys.readouterr().err
+    path.write_bytes(bytes(range(256)))
+    assert analyze.main(["lr_sensitivity", str(path)]) == 1
+    assert f"cannot read {path}" in capsys.readouterr().err
+    (tmp_path / "sweep.json").write_text("[]")
+    assert analyze.main(["report", str(tmp_path)]) == 1
+    assert "sweep.json must be one JSON object" in capsys.readouterr().err
+
+
+def test_brackets_and_dollars_in_values_are_text(study, tmp_path, capsys):
+    study(grid(lambda *_: 3.0, [{"data__files": name} for name in ("[/src]*.py", "$x^{$", "[a-z]")], widths=(32,)))
+    assert analyze.main(["lr_sensitivity", str(tmp_path / "qknorm_lr")]) == 0
+    printed = capsys.readouterr().out
+    assert "[/src]*.py" in printed and "[a-z]" in printed and "$x^{$" in printed
+    assert analyze.main(["report", str(tmp_path / "qknorm_lr")]) == 0
+
+
+def test_the_note_names_both_ranges_of_coupled_decay(study):
+    rates = (1e-4, *LRS)
+    found = analyse(
+        study(grid(lambda c, w, lr, s: 3 + abs(math.log10(lr) + 4), [{"optimizer__decay": "coupled"}], lrs=rates)), []
+    )
+    assert found[0].lr_range == pytest.approx((1e-4, 1e-1))
+    said = rates_note(found, (3e-4, 3e-1))
+    assert "[0.0003, 0.3] or [0.0001, 0.1]" in said and "left out" not in said

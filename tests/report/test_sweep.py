@@ -1,0 +1,204 @@
+"""The page is whole, alone, and says what is missing."""
+
+import re
+import sys
+from html.parser import HTMLParser
+
+import pytest
+from scaling_testbed.analysis.figures.drawing.drawing import Line, Panel, _draw, _look, compact, inline_svg, save
+from scaling_testbed.analysis.figures.drawing.panels import against_key, sensitivity_panels, trace_panels
+from scaling_testbed.analysis.rows.study.study import load
+
+from scaling_testbed import analyze
+from scaling_testbed.analysis.curves import lr_sensitivity
+from scaling_testbed.analysis.curves.grouping import curves
+from scaling_testbed.report.sweep import write_report
+from tests.analysis.conftest import grid, make_row
+from tests.papers import worlds
+
+VOID = {"meta", "br", "link", "img", "input", "hr"}
+
+
+class Page(HTMLParser):
+    """Collects tags, ids and text, and checks that tags close in order."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.ids, self.loads, self.text = [], [], [], [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.ids += [value for key, value in attrs if key == "id"]
+        self.loads += [value for key, value in attrs if key in ("src", "href", "xlink:href") and value[0] != "#"]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+@pytest.fixture
+def page(study, tmp_path):
+    """Returns a function from a sweep's name, rows and traces to its parsed report."""
+
+    def make(name, rows, traces=None):
+        write_report(study(rows, name=name, traces=traces), tmp_path / "report.html")
+        return Page((tmp_path / "report.html").read_text())
+
+    return make
+
+
+@pytest.mark.parametrize("name", ["qknorm_lr", "predict_logits", "zloss_trace", "kappa", "width_depth_lr"])
+def test_the_page_stands_alone(page, tmp_path, name):
+    found = page(name, *getattr(worlds, name)(True))
+    assert found.open == [] and found.loads == [] and "script" not in found.tags
+    assert found.tags.count("svg") == found.tags.count("figure") >= 1
+    assert len(found.ids) == len(set(found.ids))
+    text = (tmp_path / "report.html").read_text()
+    assert "width=device-width" in text and "@import" not in text
+    assert text.count("<table") == text.count('<div class="box"><table')
+    used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', text))
+    assert used and used <= set(found.ids)
+
+
+def test_the_page_says_verdicts_numbers_and_what_is_missing(page):
+    rows, _ = worlds.qknorm_lr(True)
+    rows[3] = {**rows[3], "status": "failed"}
+    text = page("qknorm_lr", rows).text
+    assert "Cannot tell." in text and "Figure 1 of Wortsman" in text
+    assert f"Without a result: run {rows[3]['run_id']} (failed)." in text
+    assert "1 failed, 41 finished" in text
+
+
+def test_what_differs_from_the_paper_is_listed(page):
+    rows = [{**make_row(lr, 3.0), "steps_planned": 400, "batch.sequences": 256} for lr in (1e-3, 1e-2)]
+    text = page("qknorm_lr", rows).text
+    assert "budget.steps100000400" in text and "batch.sequences256" not in text
+
+
+def test_text_from_rows_cannot_break_the_page(page):
+    rows = [make_row(lr, 3.0, model__qk_norm=name) for lr in (1e-3, 1e-2) for name in ("<b>&", "none")]
+    found = page("qknorm_lr", rows)
+    assert "b" not in found.tags and "<b>&" in found.text
+
+
+def test_the_command_prints_the_verdicts(study, tmp_path, capsys):
+    study(worlds.qknorm_axis(True)[0], name="qknorm_axis")
+    assert analyze.main(["report", str(tmp_path / "qknorm_axis")]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("agrees ") and (tmp_path / "qknorm_axis" / "report.html").exists()
+
+
+def test_without_matplotlib_one_line_says_what_to_install(study, tmp_path, capsys, monkeypatch):
+    study(worlds.qknorm_axis(True)[0], name="qknorm_axis")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert analyze.main(["lr_sensitivity", str(tmp_path / "qknorm_axis")]) == 1
+    assert "pip install -e '.[analysis]'" in capsys.readouterr().err
+
+
+def test_without_scipy_one_line_says_what_to_install(study, tmp_path, capsys, monkeypatch):
+    study(worlds.predict_logits(True)[0], name="predict_logits")
+    monkeypatch.setitem(sys.modules, "scipy.stats", None)
+    assert analyze.main(["instability", str(tmp_path / "predict_logits"), "--hold-out-largest"]) == 1
+    assert "pip install -e '.[analysis]'" in capsys.readouterr().err
+
+
+def test_a_cross_is_drawn_for_a_diverged_run_and_names_keep_ids_apart():
+    def svg(crosses, name="a"):
+        line = Line(x=[1e-3, 1e-2], y=[3.0, 4.0], label="none", n_params=1e4, crosses=crosses)
+        return inline_svg(Panel(lines=[line], x_label="x", y_label="y"), name)
+
+    assert "diverged" in svg([False, True]) and "diverged" not in svg([False, False])
+    assert svg([True, True]).count("<use ") == svg([False, True]).count("<use ") + 1
+    plain = Panel(lines=[Line(x=[1.0, 2.0], y=[3.0, 4.0], label="told apart")], x_label="x", y_label="y")
+    assert inline_svg(plain, "c").count(">told apart<") == 1  # a second time it would be clipped, and both not seen
+    ids = [set(re.findall(r'id="([^"]+)"', svg([], name))) for name in "ab"]
+    assert ids[0] and not ids[0] & ids[1]
+
+
+def test_sizes_and_rates_read_as_people_say_them():
+    assert [compact(n) for n in (98624, 2.4e6, 4.8e9, 512, 999_999)] == ["98.6k", "2.4M", "4.8B", "512", "1M"]
+    assert [compact(flops) for flops in (1e16, 2.5e21)] == ["1e16", "2.5e21"]
+    assert [compact(flops, flops=True) for flops in (1e11, 2.5e9)] == ["1e11", "2.5e9"]
+    assert [compact(lr) for lr in (3e-4, 1e-2, 0.3, 1.0)] == ["3e-4", "1e-2", "3e-1", "1"]
+
+
+def test_three_sizes_are_fitted_and_none_is_held_out(study, tmp_path):
+    """With the largest held out two would be left, and two make no fit."""
+    rows = [make_row(0.01, 3.0, d_model=width, model__qk_norm="none", run_id=f"w{width}") for width in (32, 64, 128)]
+    for row in rows:
+        row["diagnostics_at_step"] = {"step": 9, "attention_logit_max/0": float(row["model.d_model"])}
+    write_report(study(rows, name="predict_logits"), tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert "line in log N, having three sizes only" in page and "no fit" not in page
+
+
+def test_figures_and_traces_are_kept_on_request(study, tmp_path):
+    rows, traces = worlds.qknorm_trace(True)
+    place = study(rows, name="qknorm_trace", traces=traces).path
+    kept, stem = tmp_path / "kept", tmp_path / "kept" / "figures"
+    kept.mkdir()
+    assert analyze.main(["report", str(place), "--figures", str(stem), "--traces", str(kept / "metrics")]) == 0
+    assert (kept / "figures.png").read_bytes()[:4] == b"\x89PNG" and (kept / "figures.svg").exists()
+    (kept / "results.jsonl").write_text((place / "results.jsonl").read_text())
+    (kept / "sweep.json").write_text('{"sweep": "qknorm_trace"}')
+    before, after = (write_report(load(where), tmp_path / "page.html")[:-1] for where in (place, kept))
+    assert before == after and any(text.startswith("agrees") for text in after)
+    assert load(kept).trace(rows[0]) and not load(kept).trace({"run_id": "other"})
+
+
+def test_a_folder_is_judged_as_another_experiment_that_reads_its_runs(study, tmp_path, capsys):
+    place = study(worlds.output_norm(True)[0], name="gradrms_scaling").path
+    assert analyze.main(["report", str(place), "--experiment", "output_norm"]) == 0
+    assert "It rises with depth." in capsys.readouterr().out and (place / "output_norm.html").exists()
+    assert analyze.main(["report", str(place)]) == 0 and "It rises with depth." not in capsys.readouterr().out
+
+
+def test_each_rate_has_a_style_of_its_own_whatever_the_size(study):
+    conditions = [{"optimizer__eps": eps} for eps in (1e-8, 1e-6)]
+    found = study(grid(lambda *_: 3.0, conditions, lrs=(0.01, 0.3)), name="adam_eps")
+    lines = against_key(curves(found, ["optimizer.eps"]), "optimizer.eps", lambda row: row["val_loss"], "loss").lines
+    assert len(lines) == 6
+    assert {(line.label, line.style) for line in lines} == {("lr=0.01", 0), ("lr=0.3", 1)}
+
+
+def test_traces_have_a_panel_for_each_rate_and_the_first_seed(study):
+    rows = grid(lambda *_: 3.0, [{"model__qk_norm": name} for name in ("none", "layernorm")], seeds=(0, 1))
+    traces = {row["run_id"]: [{"step": 1, "train_loss": row["optimizer.lr"] + row["seed"]}] for row in rows}
+    found = study(rows, traces=traces)
+    drawn = trace_panels(found, curves(found, ["model.qk_norm"]), "train_loss", False)
+    assert [panel.title for panel in drawn] == [f"lr={lr}, first seed" for lr in ("0.0003", "0.01", "0.3")]
+    assert [[line.y[0] for line in panel.lines] for panel in drawn] == [[lr] * 6 for lr in (3e-4, 1e-2, 0.3)]
+
+
+@pytest.mark.filterwarnings("error")
+def test_fifteen_conditions_can_be_told_apart_and_are_all_in_the_legend(study, tmp_path):
+    names = [f"mitigation number {i}" for i in range(15)]
+    rows = grid(lambda c, *_: 3.0 + names.index(c["logging__group"]), [{"logging__group": name} for name in names])
+    found = lr_sensitivity.analyse(study(rows, name="mitigations"), ["logging.group"])
+    panels = sensitivity_panels(found)
+    looks = {(look["marker"], str(look["linestyle"])) for look in map(_look, panels[0].lines)}
+    assert len(looks) == 15
+    save(panels, tmp_path / "figure")
+    assert all(f"group={name}<" in (tmp_path / "figure.svg").read_text() for name in names)
+    figure, _ = _draw(panels)
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        legend = axes.get_legend().get_window_extent()
+        assert legend.y0 >= 0 and axes.get_window_extent().height > 2 * figure.dpi  # of inches
+
+
+def test_a_page_of_claims_lets_no_markup_in(study, tmp_path):
+    rows = [{**row, "label": "<b>x</b>", "status": "failed"} for row in worlds.qknorm_lr(True)[0][:2]]
+    write_report(study([*worlds.qknorm_lr(True)[0][2:], *rows], name="qknorm_lr"), tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert "<b>" not in page and "&lt;b&gt;" in page.split("Figures")[0]
