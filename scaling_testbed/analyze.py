@@ -3,7 +3,7 @@
 import sys
 
 from scaling_testbed.commands.analyze import parse
-from scaling_testbed.config.compose import with_errors
+from scaling_testbed.commands.doors import errors_reported
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -12,7 +12,9 @@ def main(argv: list[str] | None = None) -> int:
         arguments = parse(sys.argv[1:] if argv is None else argv, __doc__)
     except SystemExit as exit_:  # argparse has said what is wrong, or helped
         return exit_.code or 0
-    return with_errors(lambda: arguments.command(arguments))
+    with errors_reported() as found:
+        found.status = arguments.command(arguments)
+    return found.status
 
 
 if __name__ == "__main__":

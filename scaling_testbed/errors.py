@@ -32,3 +32,8 @@ def check_not_negative(field: str, value) -> None:
     """Raise ConfigError unless `value` is zero or a finite number greater than it."""
     if not 0 <= value < math.inf:
         raise ConfigError(f"{field} must not be negative, and be finite; got {value!r}")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or the name of its class where it says nothing."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

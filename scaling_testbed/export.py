@@ -4,7 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from scaling_testbed.config.compose import recorded_run, with_errors
+from scaling_testbed.commands.doors import errors_reported
+from scaling_testbed.config.compose import recorded_run
 
 
 def command(arguments: argparse.Namespace) -> int:
@@ -28,7 +29,9 @@ def main(argv: list[str] | None = None) -> int:
         arguments = parser.parse_args(sys.argv[1:] if argv is None else argv)
     except SystemExit as exit_:  # argparse has said what is wrong, or helped
         return exit_.code or 0
-    return with_errors(lambda: command(arguments))
+    with errors_reported() as found:
+        found.status = command(arguments)
+    return found.status
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ started again it goes on where it was.
 import sys
 from pathlib import Path
 
-from scaling_testbed.config.compose import run_door
+from scaling_testbed.commands.doors import run_door
 from scaling_testbed.config.run import RunConfig
 
 

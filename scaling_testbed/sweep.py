@@ -19,8 +19,8 @@ Exit status: 0 done, 1 a run failed, 75 stopped by a signal, 2 a wrong command.
 
 import sys
 
+from scaling_testbed.commands.doors import errors_reported
 from scaling_testbed.commands.sweep import execute
-from scaling_testbed.config.compose import with_errors
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -29,7 +29,9 @@ def main(argv: list[str] | None = None) -> int:
     if not argv or {"-h", "--help"} & set(argv):
         print(__doc__.strip())
         return 0 if argv else 2
-    return with_errors(lambda: execute(argv))
+    with errors_reported() as found:
+        found.status = execute(argv)
+    return found.status
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ anything else.
 import os
 import sys
 
-from scaling_testbed.config.compose import run_door
+from scaling_testbed.commands.doors import run_door
 from scaling_testbed.config.run import RunConfig, run_folder_path
 from scaling_testbed.errors import ConfigError
 from scaling_testbed.processes.interrupts import Interrupts

@@ -10,7 +10,6 @@ import difflib
 import functools
 import os
 import re
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,7 +27,6 @@ from omegaconf.errors import OmegaConfBaseException
 from scaling_testbed.config.run import GROUPS, RunConfig, run_id
 from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.files import read_yaml
-from scaling_testbed.processes.world import is_main_process
 
 CONFIG_DIR = Path(__file__).resolve().parent.parent / "configs"
 
@@ -265,28 +263,6 @@ def quoted(value: str) -> str:
     return f'"{escaped}"'
 
 
-def with_errors(action: Callable[[], int]) -> int:
-    """The exit status of `action`; an error that a person can mend is printed as its message.
-
-    Of several processes, rank 0 prints what they have in common: a wrong key or value, and what they told each other.
-    """
-    try:
-        status = action()
-        sys.stdout.flush()
-        return status
-    except BrokenPipeError:  # the reader of `... | head` has seen enough; but what was to be done may not be done
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
-    except UserError as error:
-        shared = error.told_to_all or isinstance(error, ConfigError)
-        if is_main_process() or not shared:
-            print(f"error: {error}", file=sys.stderr)
-        return error.exit_status
-    except KeyboardInterrupt:
-        print("error: interrupted; the same command goes on where it was", file=sys.stderr)
-        return 130
-
-
 def recorded_run(folder: Path) -> RunConfig:
     """The run of a run folder, by the overrides that its config.yaml keeps. Raises UserError where there is none, or
     where they mean another run to this version of the project. Its device is the best one here, not where it ran."""
@@ -312,34 +288,14 @@ def _quoted(text: str) -> str:
     return f"'{escaped}'"
 
 
-def run_door(command: Callable[[RunConfig], int], argv: Sequence[str], doc: str) -> int:
-    """What a door does with its arguments: compose, call `command`, return the exit status.
-
-    Plain overrides are composed here, so that a mistake costs one line on stderr instead of a traceback. Hydra's own
-    options (--cfg job, --info, --multirun ...) are left to Hydra. `doc` is the door's docstring, for --help.
-    """
-    if {"-h", "--help"} & set(argv):
-        print(_help(doc))
-        return 0
-    if any(argument.startswith("-") for argument in argv):
-        return with_errors(lambda: _through_hydra(command, argv))
-    return with_errors(lambda: command(compose(argv)))
-
-
 def run_config_files() -> list[Path]:
     """The files that are choices of a run; those of sweep/ and launcher/ are none."""
     return sorted(path for path in CONFIG_DIR.glob("*/*.yaml") if path.parent.name in {*GROUPS, "experiment"})
 
 
-def _help(doc: str) -> str:
-    groups: dict[str, list[str]] = {}
-    for path in run_config_files():
-        groups.setdefault(path.parent.name, []).append(path.stem)
-    choices = "\n".join(f"  {group}={' | '.join(names)}" for group, names in groups.items())
-    return f"{doc.strip()}\n\nChoices:\n{choices}\n\nOptions of Hydra: --cfg job, --info, --multirun, --hydra-help"
-
-
-def _through_hydra(command, argv) -> int:
+def through_hydra(action: Callable[[Callable[[], RunConfig]], int], argv: Sequence[str]) -> int:
+    """Let Hydra read `argv`, its own options among it, and call `action` for each run with what composes it. Returns
+    the largest status."""
     multirun = {"-m", "--multirun"} & set(argv)
     if multirun and "TORCHELASTIC_RUN_ID" in os.environ:
         raise ConfigError(
@@ -351,8 +307,8 @@ def _through_hydra(command, argv) -> int:
     statuses: list[int] = []
 
     def task(composed: DictConfig) -> None:
-        run = lambda: command(to_run_config(composed, HydraConfig.get().overrides.task))  # noqa: E731
-        statuses.append(with_errors(run))
+        overrides = HydraConfig.get().overrides.task
+        statuses.append(action(lambda: to_run_config(composed, overrides)))
 
     main = hydra.main(version_base=None, config_path=str(CONFIG_DIR), config_name="train")
     saved, sys.argv = sys.argv, [sys.argv[0], *argv]

@@ -23,6 +23,7 @@ from scaling_testbed.data.sources.corpora import SOURCES
 from scaling_testbed.data.tokenizers import TOKENIZERS
 from scaling_testbed.diagnostics.config import DiagnosticsConfig
 from scaling_testbed.errors import ConfigError, check_positive
+from scaling_testbed.keys import EXECUTION_ONLY
 from scaling_testbed.learning.config import OPTIMIZERS, CrossEntropyConfig, MuonConfig, OptimizerConfig
 from scaling_testbed.learning.schedules import SCHEDULES
 from scaling_testbed.model.config import ModelConfig, ParametrizationConfig
@@ -42,8 +43,6 @@ GROUPS = {
     "logging": {"": LoggingConfig},
 }
 
-_NOT_IDENTITY = {"identity": False}
-
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
@@ -54,11 +53,11 @@ class RunConfig:
     initial weights and the order of the data. overrides: what was typed to get here, for the record.
     """
 
-    name: str = field(default="default", metadata=_NOT_IDENTITY)
+    name: str = field(default="default", metadata=EXECUTION_ONLY)
     seed: int = 0
-    runs_dir: str = field(default="runs", metadata=_NOT_IDENTITY)
-    data_dir: str = field(default="data", metadata=_NOT_IDENTITY)
-    data_workers: int | None = field(default=None, metadata=_NOT_IDENTITY)
+    runs_dir: str = field(default="runs", metadata=EXECUTION_ONLY)
+    data_dir: str = field(default="data", metadata=EXECUTION_ONLY)
+    data_workers: int | None = field(default=None, metadata=EXECUTION_ONLY)
     model: Any = None
     parametrization: Any = None
     optimizer: Any = None
@@ -71,10 +70,10 @@ class RunConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
-    diagnostics: Any = field(default=None, metadata=_NOT_IDENTITY)
-    parallelism: Any = field(default=None, metadata=_NOT_IDENTITY)
-    logging: Any = field(default=None, metadata=_NOT_IDENTITY)
-    overrides: list[str] = field(default_factory=list, metadata=_NOT_IDENTITY)
+    diagnostics: Any = field(default=None, metadata=EXECUTION_ONLY)
+    parallelism: Any = field(default=None, metadata=EXECUTION_ONLY)
+    logging: Any = field(default=None, metadata=EXECUTION_ONLY)
+    overrides: list[str] = field(default_factory=list, metadata=EXECUTION_ONLY)
 
     def __post_init__(self):
         if not self.name or self.name.startswith((".", "/")) or ".." in self.name.split("/"):

@@ -1,14 +1,10 @@
-"""What can be set about running, free of torch.
-
-A field with {"identity": False} says how a run is executed, not what it computes: it is left out of the run_id, so
-changing it finds the same run folder again.
-"""
+"""The sections of a run's configuration that have one kind each: batch, evaluation, checkpoints, device, processes,
+logging. Free of torch."""
 
 from dataclasses import dataclass, field
 
 from scaling_testbed.errors import ConfigError, check_choice, check_positive
-
-_EXECUTION_ONLY = {"identity": False}
+from scaling_testbed.keys import EXECUTION_ONLY
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +16,7 @@ class BatchConfig:
 
     sequences: int = 32
     sequence_length: int = 128
-    micro_batch_sequences: int | None = field(default=None, metadata=_EXECUTION_ONLY)
+    micro_batch_sequences: int | None = field(default=None, metadata=EXECUTION_ONLY)
 
     def __post_init__(self):
         for key in ("sequences", "sequence_length", "micro_batch_sequences"):
@@ -43,7 +39,7 @@ class EvaluationConfig:
     every_steps: int = 200
     tokens: float = 131072
     sets: dict[str, str] = field(default_factory=dict)
-    rows: int | None = field(default=None, metadata=_EXECUTION_ONLY)
+    rows: int | None = field(default=None, metadata=EXECUTION_ONLY)
 
     def __post_init__(self):
         if self.every_steps < 0:
@@ -58,10 +54,10 @@ class CheckpointConfig:
     wants its row can do without. keep_last: how many stay; keep_steps: steps that always stay (and are saved even
     between the regular ones)."""
 
-    every_steps: int = field(default=500, metadata=_EXECUTION_ONLY)
-    at_end: bool = field(default=True, metadata=_EXECUTION_ONLY)
-    keep_last: int = field(default=2, metadata=_EXECUTION_ONLY)
-    keep_steps: list[int] = field(default_factory=list, metadata=_EXECUTION_ONLY)
+    every_steps: int = field(default=500, metadata=EXECUTION_ONLY)
+    at_end: bool = field(default=True, metadata=EXECUTION_ONLY)
+    keep_last: int = field(default=2, metadata=EXECUTION_ONLY)
+    keep_steps: list[int] = field(default_factory=list, metadata=EXECUTION_ONLY)
 
     def __post_init__(self):
         if self.every_steps < 0:
@@ -78,11 +74,11 @@ class ComputeConfig:
     threads: CPU threads; None: PyTorch's choice. The number of threads can change the last bits of a result.
     """
 
-    device: str = field(default="auto", metadata=_EXECUTION_ONLY)
+    device: str = field(default="auto", metadata=EXECUTION_ONLY)
     precision: str = "auto"
-    compile: bool = field(default=False, metadata=_EXECUTION_ONLY)
-    deterministic: bool = field(default=False, metadata=_EXECUTION_ONLY)
-    threads: int | None = field(default=None, metadata=_EXECUTION_ONLY)
+    compile: bool = field(default=False, metadata=EXECUTION_ONLY)
+    deterministic: bool = field(default=False, metadata=EXECUTION_ONLY)
+    threads: int | None = field(default=None, metadata=EXECUTION_ONLY)
 
     def __post_init__(self):
         check_choice("device", self.device, ("auto", "cpu", "cuda", "mps"))
@@ -100,10 +96,10 @@ class ParallelismConfig:
     every block; None: all are kept. timeout_seconds: how long a rank waits for the others before it gives up.
     """
 
-    kind: str = field(default="single", metadata=_EXECUTION_ONLY)
-    shard_size: int | None = field(default=None, metadata=_EXECUTION_ONLY)
-    activation_checkpointing: int | None = field(default=None, metadata=_EXECUTION_ONLY)
-    timeout_seconds: float = field(default=600, metadata=_EXECUTION_ONLY)
+    kind: str = field(default="single", metadata=EXECUTION_ONLY)
+    shard_size: int | None = field(default=None, metadata=EXECUTION_ONLY)
+    activation_checkpointing: int | None = field(default=None, metadata=EXECUTION_ONLY)
+    timeout_seconds: float = field(default=600, metadata=EXECUTION_ONLY)
 
     def __post_init__(self):
         check_choice("kind", self.kind, ("single", "ddp", "fsdp"))

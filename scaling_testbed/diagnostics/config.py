@@ -3,8 +3,7 @@
 from dataclasses import dataclass, field
 
 from scaling_testbed.errors import ConfigError, check_positive
-
-_EXECUTION_ONLY = {"identity": False}
+from scaling_testbed.keys import EXECUTION_ONLY
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,11 +18,11 @@ class DiagnosticsConfig:
     per_head: also the largest attention score of each head.
     """
 
-    every_steps: int = field(default=0, metadata=_EXECUTION_ONLY)
-    at_step: int | None = field(default=None, metadata=_EXECUTION_ONLY)
-    last_steps: int = field(default=500, metadata=_EXECUTION_ONLY)
-    sequences: int | None = field(default=32, metadata=_EXECUTION_ONLY)
-    per_head: bool = field(default=False, metadata=_EXECUTION_ONLY)
+    every_steps: int = field(default=0, metadata=EXECUTION_ONLY)
+    at_step: int | None = field(default=None, metadata=EXECUTION_ONLY)
+    last_steps: int = field(default=500, metadata=EXECUTION_ONLY)
+    sequences: int | None = field(default=32, metadata=EXECUTION_ONLY)
+    per_head: bool = field(default=False, metadata=EXECUTION_ONLY)
 
     def __post_init__(self):
         if self.every_steps < 0:

@@ -12,10 +12,10 @@ from scaling_testbed.diagnostics.forward import ForwardProbe
 from scaling_testbed.diagnostics.reductions import Reductions
 from scaling_testbed.diagnostics.tensors import gradient_statistics, parameter_statistics, update_statistics
 from scaling_testbed.evaluation.loading import build_anywhere, open_checkpoint
+from scaling_testbed.learning.loss_model import LossModel
 from scaling_testbed.learning.optimizers import build_optimizer, clip_coefficient
 from scaling_testbed.model.transformer import Transformer
 from scaling_testbed.processes.device import autocast, choose_device, choose_precision
-from scaling_testbed.processes.placement import LossModel
 from scaling_testbed.runs import state
 
 ROWS = 32  # of a forward pass

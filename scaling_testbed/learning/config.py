@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass, field
 
 from scaling_testbed.errors import ConfigError, check_choice, check_not_negative, check_positive
-from scaling_testbed.model.config import ADDED_LATER
+from scaling_testbed.keys import ADDED_LATER, EXECUTION_ONLY
 from scaling_testbed.model.parametrization import ROLES
 
 
@@ -175,7 +175,7 @@ class CrossEntropyConfig:
     name: str = "cross_entropy"
     z_loss: float = 1e-4
     impl: str = "auto"
-    chunk_mib: int | None = field(default=None, metadata={"identity": False})
+    chunk_mib: int | None = field(default=None, metadata=EXECUTION_ONLY)
 
     def __post_init__(self):
         check_choice("impl", self.impl, LOSS_IMPLS)

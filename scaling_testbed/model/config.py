@@ -4,9 +4,7 @@ import dataclasses
 from dataclasses import dataclass, field
 
 from scaling_testbed.errors import ConfigError, check_choice, check_positive
-
-# Of a field that came after the first runs: it is part of the run_id only where it is not at its default.
-ADDED_LATER = {"identity": "if_set"}
+from scaling_testbed.keys import ADDED_LATER
 
 
 @dataclass(frozen=True)

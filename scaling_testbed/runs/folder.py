@@ -1,32 +1,21 @@
-"""What a run leaves behind: config.yaml, environment.json, metrics.jsonl and result.json, and who mirrors them.
+"""What a run leaves behind: config.yaml, environment.json, metrics.jsonl and result.json.
 
 metrics.jsonl is the truth: one line per recorded step, flushed as it is written.
 """
 
 import contextlib
 import gzip
-import hashlib
-import importlib.metadata
 import json
 import math
-import os
-import platform
-import socket
-import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from scaling_testbed.config.sections import LoggingConfig
 from scaling_testbed.errors import UserError
 from scaling_testbed.files import write_json, write_text
-from scaling_testbed.runs.lease import Lease, this_process
-
-WANDB_START_SECONDS = 20  # how long the start of a run may wait for Weights & Biases
+from scaling_testbed.runs.lease import Lease
 
 
 class RunFolder:
@@ -122,119 +111,6 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             continue
         rows.append(row)
     return rows
-
-
-def environment(device: str, precision: str) -> dict[str, Any]:
-    """Versions, machine, Slurm job and source state of this start. Nothing else of the environment variables."""
-    return {
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "host": socket.gethostname(),
-        "job": this_process().job,
-        "device": device,
-        "precision": precision,
-        "platform": platform.platform(),
-        "versions": versions(),
-        "git": git_state(Path(__file__).resolve().parent),
-    }
-
-
-def versions() -> dict[str, str]:
-    """Versions of what decides a number."""
-    found = {"python": platform.python_version()}
-    for package in ("torch", "triton", "numpy", "tokenizers", "scaling-testbed"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    return found
-
-
-def git_state(folder: Path) -> dict[str, str | None]:
-    """Commit of the source and a hash of what is changed on top of it (None where clean or not under git)."""
-
-    def git(*arguments):
-        return subprocess.run(["git", *arguments], cwd=folder, capture_output=True, timeout=10, check=True).stdout
-
-    try:
-        top = git("rev-parse", "--show-toplevel").decode().strip()
-        tracked = git("ls-files", "--error-unmatch", str(Path(__file__).resolve()))
-        commit = git("rev-parse", "HEAD").decode().strip()
-        changes = git("-C", top, "diff", "HEAD") if tracked else b""
-    except (OSError, subprocess.SubprocessError):
-        return {"commit": None, "dirty": None}
-    return {"commit": commit, "dirty": hashlib.sha256(changes).hexdigest()[:12] if changes else None}
-
-
-class WandbMirror:
-    """Sends records on to Weights & Biases, and can neither stop nor delay a run: every failure is one warning."""
-
-    def __init__(self, config: LoggingConfig, folder: RunFolder, run_id: str, name: str, flat_config: dict[str, Any]):
-        self._run = None
-        if not config.wandb:
-            return
-        mode = config.wandb_mode
-        if mode == "auto" and not _wandb_key():
-            mode = "offline"
-            print(f"wandb: no key found, recording offline under {folder.path}; `wandb sync` sends it later")
-        self._run = self._guarded(
-            lambda: _start_wandb(config, mode, folder.path, run_id, name, flat_config), WANDB_START_SECONDS
-        )
-
-    def log(self, row: dict[str, Any]) -> None:
-        if self._run is not None:
-            numbers = {key: value for key, value in row.items() if key != "step" and value is not None}
-            self._guarded(lambda: self._run.log(numbers, step=row["step"]), 5)
-
-    def finish(self, row: dict[str, Any]) -> None:
-        if self._run is not None:
-            summary = {key: row[key] for key in ("status", "val_loss", "val_bpb", "n_params", "n_tokens", "flops")}
-            self._guarded(lambda: (self._run.summary.update(summary), self._run.finish()), 20)
-
-    def _guarded(self, action, seconds: float):
-        """Run `action` beside the run for at most `seconds`; after any trouble the mirror is off."""
-        outcome: dict[str, Any] = {}
-
-        def attempt():
-            try:
-                outcome["value"] = action()
-            except BaseException as error:  # wandb raises its own kinds, SystemExit among them
-                outcome["error"] = error
-
-        thread = threading.Thread(target=attempt, daemon=True)
-        thread.start()
-        thread.join(seconds)
-        if "value" in outcome:
-            return outcome["value"]
-        reason = str(outcome.get("error") or f"no answer in {seconds} s").splitlines()[0]
-        print(f"warning: wandb is off for the rest of this run: {reason}", file=sys.stderr)
-        self._run = None
-        return None
-
-
-def _start_wandb(config: LoggingConfig, mode: str, folder: Path, run_id: str, name: str, flat_config: dict[str, Any]):
-    import wandb
-
-    return wandb.init(
-        project=config.project,
-        entity=config.entity,
-        group=config.group or name,
-        id=run_id,
-        name=run_id,
-        dir=str(folder),
-        config=flat_config,
-        mode=None if mode == "auto" else mode,
-        resume="allow",
-        save_code=False,
-        settings=wandb.Settings(init_timeout=15, silent=True),
-    )
-
-
-def _wandb_key() -> bool:
-    """Whether wandb would find a key: in its variable or in the netrc file."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    netrc = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
-    with contextlib.suppress(OSError):
-        return "wandb" in netrc.read_text()
-    return False
 
 
 def _line(row: dict[str, Any]) -> str:

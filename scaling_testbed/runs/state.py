@@ -7,7 +7,7 @@ import torch
 
 from scaling_testbed.model.transformer import Transformer
 from scaling_testbed.processes.placement import copy_shard
-from scaling_testbed.runs import checkpoint
+from scaling_testbed.runs import checkpoint, sharded
 
 
 def whole_state(model: Transformer, optimizer: torch.optim.Optimizer, device: torch.device) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def _restore_shards(path: Path, model, optimizer) -> None:
         state[part[0]] = _empty_state(optimizer, parameter, shape, dtype)
         return state[part[0]]
 
-    checkpoint.read_shards(path, place, alone=False)
+    sharded.read_shards(path, place, alone=False)
 
 
 def _shard_whole(tensors: dict[str, Any], model, optimizer) -> None:

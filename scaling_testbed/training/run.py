@@ -21,6 +21,7 @@ from scaling_testbed.data.shards import open_prepared
 from scaling_testbed.diagnostics.summary import summarize
 from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.learning.loss import choose_loss_impl
+from scaling_testbed.learning.loss_model import LossModel
 from scaling_testbed.learning.optimizers import build_optimizer
 from scaling_testbed.model.attention import check_impls
 from scaling_testbed.model.counting import count_params, flops_per_token
@@ -35,12 +36,15 @@ from scaling_testbed.processes.device import (
 )
 from scaling_testbed.processes.group import PeerGone, Processes
 from scaling_testbed.processes.interrupts import Interrupted, Interrupts
-from scaling_testbed.processes.placement import LossModel, parallelize
+from scaling_testbed.processes.placement import parallelize
 from scaling_testbed.processes.world import check_world, world_from_environment
 from scaling_testbed.progress import Clock, RunProgress
 from scaling_testbed.runs import checkpoint, state
-from scaling_testbed.runs import folder as records
+from scaling_testbed.runs.environment import environment as start_environment
+from scaling_testbed.runs.environment import versions
+from scaling_testbed.runs.folder import RunFolder, read_metrics
 from scaling_testbed.runs.row import FINAL, empty_row
+from scaling_testbed.runs.wandb import WandbMirror
 from scaling_testbed.training.step import Diverged, Updates, poll_all
 from scaling_testbed.training.validation import MAIN_SET, bits_per_byte, evaluate, open_validation_sets
 
@@ -53,7 +57,7 @@ def train(run: RunConfig, interrupts: Interrupts | None = None, *, quiet: bool =
     """
     world = world_from_environment()
     check_world(world, run.parallelism, run.batch.sequences)
-    folder = records.RunFolder(run_folder_path(run))
+    folder = RunFolder(run_folder_path(run))
     with contextlib.ExitStack() as held:
         if interrupts is None or not interrupts.entered:
             interrupts = held.enter_context(Interrupts())
@@ -83,12 +87,12 @@ def train(run: RunConfig, interrupts: Interrupts | None = None, *, quiet: bool =
             raise
 
 
-def _final_row(folder: records.RunFolder) -> dict[str, Any] | None:
+def _final_row(folder: RunFolder) -> dict[str, Any] | None:
     row = folder.result()
     return row if row and row["status"] in FINAL else None
 
 
-def _hold(folder: records.RunFolder, held: contextlib.ExitStack) -> dict[str, Any] | None:
+def _hold(folder: RunFolder, held: contextlib.ExitStack) -> dict[str, Any] | None:
     """Take the folder; returns the row if its owner of a moment ago has finished it."""
     held.enter_context(folder)
     return _final_row(folder)
@@ -105,7 +109,7 @@ def _for_a_person(error: Exception) -> UserError | None:
 class Trainer:
     """Holds one run's parts; `fit` runs it to its end, its divergence or a signal."""
 
-    def __init__(self, run: RunConfig, folder: records.RunFolder, processes: Processes, *, quiet: bool = False):
+    def __init__(self, run: RunConfig, folder: RunFolder, processes: Processes, *, quiet: bool = False):
         self.run, self.folder, self.processes, self.world = run, folder, processes, processes.world
         configure_torch(run.compute)
         processes.together(self._choose_paths)
@@ -189,7 +193,7 @@ class Trainer:
         return str(path), plain
 
     def _open_records(self) -> tuple[int, str | None, list[dict[str, Any]]]:
-        environment = records.environment(device_name(self.device), self.precision)
+        environment = start_environment(device_name(self.device), self.precision)
         restarts = self.folder.start(dataclasses.asdict(self.run), environment)
         kept = self.folder.open_metrics(keep_before=self.step + (self.row is None))
         return restarts, environment["git"]["commit"], [row for row in kept if "val_loss" in row]
@@ -228,7 +232,7 @@ class Trainer:
         logging = self.run.logging
         if not self.world.is_main:
             logging = dataclasses.replace(logging, wandb=False)
-        self.mirror = records.WandbMirror(logging, self.folder, run_id(self.run), self.run.name, flatten(self.run))
+        self.mirror = WandbMirror(logging, self.folder, run_id(self.run), self.run.name, flatten(self.run))
         outcome: dict[str, Any] = {"status": "finished"}
         try:
             self._loop()
@@ -361,7 +365,7 @@ class Trainer:
             "skipped_steps": self.updates.skipped,
             "unigram_entropy_nats": manifest.get("unigram_entropy_nats"),
             "entropy_rate_nats": manifest.get("entropy_rate_nats"),
-            **summarize(self.run.diagnostics, records.read_metrics(self.folder.path / "metrics.jsonl"), self.step),
+            **summarize(self.run.diagnostics, read_metrics(self.folder.path / "metrics.jsonl"), self.step),
             "wall_seconds": self.clock.wall_seconds,
             "tokens_per_second": rate,
             "mfu": rate * self.flops_per_token / (peak * self.world.size) if rate and peak else None,
@@ -375,5 +379,5 @@ class Trainer:
             "world_size": self.world.size,
             "parallelism": self.run.parallelism.kind,
             "git_commit": self.git_commit,
-            "versions": records.versions(),
+            "versions": versions(),
         }

@@ -10,20 +10,21 @@ import pytest
 
 from scaling_testbed.config.sections import LoggingConfig
 from scaling_testbed.errors import UserError
-from scaling_testbed.runs import folder as records
+from scaling_testbed.runs import environment, wandb
+from scaling_testbed.runs.folder import RunFolder, read_metrics
 
 
 def test_a_half_written_line_is_reported_and_left_out(tmp_path, capsys):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 1, "x": 2}\n123\n{"step": "a"}\n"\xff"\n{"step": 2, "x"')
-    assert records.read_metrics(path) == [{"step": 1, "x": 2}]
+    assert read_metrics(path) == [{"step": 1, "x": 2}]
     err = capsys.readouterr().err
     assert all(f"{path}:{line}" in err for line in (2, 3, 4, 5))
 
 
 def test_metrics_are_cut_back_to_the_step_that_will_be_written_next(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("".join(f'{{"step": {step}}}\n' for step in range(6)) + '{"ste')
-    with records.RunFolder(tmp_path) as folder:
+    with RunFolder(tmp_path) as folder:
         assert folder.open_metrics(keep_before=4) == [{"step": step} for step in range(4)]
         folder.write_metrics({"step": 4})
         lines = (tmp_path / "metrics.jsonl").read_text().splitlines()  # flushed, while still open
@@ -31,7 +32,7 @@ def test_metrics_are_cut_back_to_the_step_that_will_be_written_next(tmp_path):
 
 
 def test_numbers_that_json_does_not_have_become_null(tmp_path):
-    folder = records.RunFolder(tmp_path)
+    folder = RunFolder(tmp_path)
     folder.write_result({"loss": math.nan, "by_set": {"a": math.inf, "b": [1.0, -math.inf]}})
     assert json.loads((tmp_path / "result.json").read_text()) == {"loss": None, "by_set": {"a": None, "b": [1.0, None]}}
 
@@ -39,24 +40,24 @@ def test_numbers_that_json_does_not_have_become_null(tmp_path):
 @pytest.mark.parametrize("text", ['{"status": "fini', "[1]", '"x"', '{"a": 1}', '{"status": 3}', "null"])
 def test_a_result_that_cannot_be_read_counts_as_none(tmp_path, text):
     (tmp_path / "result.json").write_text(text)
-    assert records.RunFolder(tmp_path).result() is None
+    assert RunFolder(tmp_path).result() is None
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="runs_dir="), records.RunFolder(tmp_path / "file" / "run"):
+    with pytest.raises(UserError, match="runs_dir="), RunFolder(tmp_path / "file" / "run"):
         pass
 
 
 def test_the_environment_record_holds_no_environment_variables(monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "a-secret-value")
-    found = records.environment("cpu", "fp32")
+    found = environment.environment("cpu", "fp32")
     assert "a-secret-value" not in json.dumps(found)
     assert found["versions"]["torch"]
 
 
 def mirror(tmp_path):
-    return records.WandbMirror(LoggingConfig(wandb=True), records.RunFolder(tmp_path), "id", "name", {"a": 1})
+    return wandb.WandbMirror(LoggingConfig(wandb=True), RunFolder(tmp_path), "id", "name", {"a": 1})
 
 
 def test_without_a_key_wandb_records_offline(tmp_path, monkeypatch, capsys):
@@ -86,7 +87,7 @@ def test_trouble_with_wandb_is_one_warning_and_the_run_goes_on(tmp_path, monkeyp
     broken = BrokenWandb("wandb")
     broken.init = init
     monkeypatch.setitem(sys.modules, "wandb", None if trouble == "missing" else broken)
-    monkeypatch.setattr(records, "WANDB_START_SECONDS", 0.2)
+    monkeypatch.setattr(wandb, "WANDB_START_SECONDS", 0.2)
     began = time.monotonic()
     mirrored = mirror(tmp_path)
     mirrored.log({"step": 1})

@@ -28,7 +28,7 @@ from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.processes.device import choose_device
 from scaling_testbed.processes.group import Processes
 from scaling_testbed.processes.world import World, check_world, world_from_environment
-from scaling_testbed.runs import checkpoint
+from scaling_testbed.runs import checkpoint, sharded
 from scaling_testbed.training.run import run_folder_path, train
 from tests.training.conftest import TINY, load_latest, metrics
 from tests.training.many_runs import PEAK_FLOPS
@@ -209,7 +209,7 @@ def test_a_hybrid_of_two_copies_of_two_shards_trains_as_one_process_does(four, o
 
 def parts_of_a_matrix(folder):
     (path, *_) = (folder / "checkpoints").iterdir()
-    metadata = checkpoint._reader(path / "shards").read_metadata()
+    metadata = sharded._reader(path / "shards").read_metadata()
     return metadata.state_dict_metadata["model/blocks.0.attention.q.weight"].chunks
 
 
@@ -403,7 +403,7 @@ class Fetched:
 
 def test_metadata_of_another_release_of_python_is_read_and_no_other_attribute_fetched(monkeypatch):
     def load(thing):
-        return checkpoint._MetadataUnpickler(io.BytesIO(pickle.dumps(thing))).load()
+        return sharded._MetadataUnpickler(io.BytesIO(pickle.dumps(thing))).load()
 
     from torch.distributed.checkpoint import metadata
 

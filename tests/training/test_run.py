@@ -12,8 +12,8 @@ import torch
 from scaling_testbed import train as train_door
 from scaling_testbed.data.preparing.preparation import prepare
 from scaling_testbed.errors import ConfigError, UserError
+from scaling_testbed.learning import loss_model
 from scaling_testbed.model.layers import LINEARS
-from scaling_testbed.processes import placement as parallel
 from scaling_testbed.processes.interrupts import Interrupts
 from scaling_testbed.runs import checkpoint
 from scaling_testbed.runs import folder as records
@@ -281,7 +281,7 @@ def test_a_second_process_in_the_same_folder_is_refused_with_75(tiny, tmp_path, 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_stops_the_run_before_the_update(trained, monkeypatch, bad):
-    real, calls = parallel.loss_terms, [0]
+    real, calls = loss_model.loss_terms, [0]
 
     def poisoned(*args, **kwargs):
         terms = real(*args, **kwargs)
@@ -289,7 +289,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_the_update(trained, monk
         calls[0] += training
         return terms._replace(ce=terms.ce * bad) if training and calls[0] == 7 else terms
 
-    monkeypatch.setattr(parallel, "loss_terms", poisoned)
+    monkeypatch.setattr(loss_model, "loss_terms", poisoned)
     row, folder = trained()
     assert row["status"] == "diverged" and row["diverged_at_step"] == 7 and row["steps"] == 6
     assert metrics(folder)[-1]["step"] == 6 and metrics(folder)[-1]["val_loss"] == row["val_loss"]

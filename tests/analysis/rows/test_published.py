@@ -14,7 +14,7 @@ from scaling_testbed.analysis.rows.study.conditions import parse
 
 from scaling_testbed.analysis.laws.forms import columns, frontier
 
-DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
+DATA = Path(__file__).resolve().parents[4] / "shared" / "data"
 TESTBED, DATABLATIONS = DATA / "mlfoundations-scaling", DATA / "datablations182.csv"
 at_hand = pytest.mark.skipif(not TESTBED.is_dir(), reason="the published runs are not at hand")
 # RedPajama: N, D, loss on C4, error over 17 tasks. Five runs for the loss, one more for the error, two to be predicted.

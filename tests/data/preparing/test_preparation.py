@@ -22,7 +22,8 @@ from scaling_testbed.errors import UserError
 CHILD = """
 import os, signal, sys
 from pathlib import Path
-from scaling_testbed.data import preparation, shards, tasks
+from scaling_testbed.data import shards
+from scaling_testbed.data.preparing import preparation, tasks
 from scaling_testbed.data.sources.corpora import TextFilesConfig
 from scaling_testbed.data.tokenizers import BytesConfig
 

@@ -1,0 +1,99 @@
+"""The tensors of a sharded run, in `shards/` of a checkpoint: each rank's part in files of its own, in the format of
+torch.distributed.checkpoint, read without unpickling anything but its metadata."""
+
+import enum
+import pickle
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scaling_testbed.errors import UserError, first_line
+
+SHARDS = "shards"
+
+
+def write_shards(folder: Path, shards: dict[str, torch.Tensor]) -> None:
+    """Every rank writes its parts. Raises OSError on all ranks if it fails on one."""
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    try:
+        dcp.save(shards, storage_writer=dcp.FileSystemWriter(folder))
+    except CheckpointException as error:  # no Exception, so nothing above would catch it
+        raise OSError(first_line(next(iter(error.failures.values()))[0])) from None
+
+
+def read_shards(path: Path, make: Callable[[str, torch.Size, torch.dtype], torch.Tensor], *, alone: bool) -> dict:
+    """Fill the tensors that `make` (key, shape, type) gives from a sharded checkpoint whose hashes agree.
+
+    DTensors get this rank's part. alone: this process reads for itself; otherwise all ranks read together.
+    """
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    reader = _reader(path / SHARDS)
+    known = reader.read_metadata().state_dict_metadata
+    tensors = {key: make(key, entry.size, entry.properties.dtype) for key, entry in known.items()}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that there is no process group
+            dcp.load(tensors, storage_reader=reader, no_dist=alone)
+    except CheckpointException as error:
+        reason = first_line(next(iter(error.failures.values()))[0])
+        raise UserError(f"checkpoint {path} cannot be read: {reason}") from None
+    return tensors
+
+
+def _reader(folder: Path):
+    """PyTorch's reader, which unpickles `.metadata`, held to the few classes that belong there."""
+    import torch.distributed.checkpoint as dcp
+
+    class Reader(dcp.FileSystemReader):
+        def read_metadata(self, *_args, **_kwargs):
+            try:
+                with open(folder / ".metadata", "rb") as file:
+                    metadata = _MetadataUnpickler(file).load()
+            except pickle.UnpicklingError:
+                raise UserError(f"{folder}/.metadata holds something that is no metadata; it was not loaded") from None
+            metadata.storage_meta.load_id = self.load_id
+            return metadata
+
+    return Reader(folder)
+
+
+class _MetadataUnpickler(pickle.Unpickler):
+    ROOMS = ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem")
+    CLASSES = {("torch", "Size"), ("torch", "device"), ("torch.serialization", "_get_layout")}
+    CLASSES |= {("pathlib", "PosixPath"), ("pathlib._local", "PosixPath")}
+
+    def find_class(self, module, name):
+        if (module, name) == ("builtins", "getattr"):  # how some releases of Python 3.11 pickle a member of an Enum
+            return _enum_member
+        found = super().find_class(module, name) if module == "torch" or module in self.ROOMS else None
+        is_own = isinstance(found, type) and found.__module__ in self.ROOMS
+        if is_own or isinstance(found, torch.dtype) or (module, name) in self.CLASSES:
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"{module}.{name}")
+
+
+def _enum_member(kind: type, name: str) -> enum.Enum:
+    if isinstance(kind, enum.EnumMeta):
+        return kind[name]
+    raise pickle.UnpicklingError(f"getattr of {kind}")
+
+
+def read_whole(path: Path, groups: dict[str, Any]) -> dict[str, Any]:
+    """The state dicts of model and optimizer, put together from a sharded checkpoint."""
+    flat = read_shards(path, lambda _, shape, dtype: torch.empty(shape, dtype=dtype), alone=True)
+    model, states = {}, {name: {} for name in groups["names"]}
+    for key, tensor in flat.items():
+        kind, name, *part = key.split("/")
+        if kind == "model":
+            model[name] = tensor
+        else:
+            states[name][part[0]] = tensor
+    numbered = {number: states[name] for number, name in enumerate(groups["names"]) if states[name]}
+    return {"model": model, "optimizer": {"state": numbered, "param_groups": groups["param_groups"]}}

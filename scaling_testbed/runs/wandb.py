@@ -1,0 +1,87 @@
+"""Weights & Biases as a mirror of what a run records. The only importer of wandb."""
+
+import contextlib
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from scaling_testbed.config.sections import LoggingConfig
+from scaling_testbed.runs.folder import RunFolder
+
+WANDB_START_SECONDS = 20  # how long the start of a run may wait for Weights & Biases
+
+
+class WandbMirror:
+    """Sends records on to Weights & Biases, and can neither stop nor delay a run: every failure is one warning."""
+
+    def __init__(self, config: LoggingConfig, folder: RunFolder, run_id: str, name: str, flat_config: dict[str, Any]):
+        self._run = None
+        if not config.wandb:
+            return
+        mode = config.wandb_mode
+        if mode == "auto" and not _wandb_key():
+            mode = "offline"
+            print(f"wandb: no key found, recording offline under {folder.path}; `wandb sync` sends it later")
+        self._run = self._guarded(
+            lambda: _start_wandb(config, mode, folder.path, run_id, name, flat_config), WANDB_START_SECONDS
+        )
+
+    def log(self, row: dict[str, Any]) -> None:
+        if self._run is not None:
+            numbers = {key: value for key, value in row.items() if key != "step" and value is not None}
+            self._guarded(lambda: self._run.log(numbers, step=row["step"]), 5)
+
+    def finish(self, row: dict[str, Any]) -> None:
+        if self._run is not None:
+            summary = {key: row[key] for key in ("status", "val_loss", "val_bpb", "n_params", "n_tokens", "flops")}
+            self._guarded(lambda: (self._run.summary.update(summary), self._run.finish()), 20)
+
+    def _guarded(self, action, seconds: float):
+        """Run `action` beside the run for at most `seconds`; after any trouble the mirror is off."""
+        outcome: dict[str, Any] = {}
+
+        def attempt():
+            try:
+                outcome["value"] = action()
+            except BaseException as error:  # wandb raises its own kinds, SystemExit among them
+                outcome["error"] = error
+
+        thread = threading.Thread(target=attempt, daemon=True)
+        thread.start()
+        thread.join(seconds)
+        if "value" in outcome:
+            return outcome["value"]
+        reason = str(outcome.get("error") or f"no answer in {seconds} s").splitlines()[0]
+        print(f"warning: wandb is off for the rest of this run: {reason}", file=sys.stderr)
+        self._run = None
+        return None
+
+
+def _start_wandb(config: LoggingConfig, mode: str, folder: Path, run_id: str, name: str, flat_config: dict[str, Any]):
+    import wandb
+
+    return wandb.init(
+        project=config.project,
+        entity=config.entity,
+        group=config.group or name,
+        id=run_id,
+        name=run_id,
+        dir=str(folder),
+        config=flat_config,
+        mode=None if mode == "auto" else mode,
+        resume="allow",
+        save_code=False,
+        settings=wandb.Settings(init_timeout=15, silent=True),
+    )
+
+
+def _wandb_key() -> bool:
+    """Whether wandb would find a key: in its variable or in the netrc file."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    netrc = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
+    with contextlib.suppress(OSError):
+        return "wandb" in netrc.read_text()
+    return False

@@ -1,0 +1,38 @@
+"""Names lead to one entry each, whoever registered it."""
+
+import pytest
+
+from scaling_testbed.errors import ConfigError
+from scaling_testbed.registry import Registry, resolve
+
+
+def test_a_decorator_registers_and_returns_what_it_decorates():
+    shapes = Registry("shape")
+
+    @shapes.register("round")
+    def circle():
+        return 1
+
+    assert shapes == {"round": circle} and circle() == 1
+
+
+def test_a_name_is_taken_once_and_the_message_says_by_whom():
+    shapes = Registry("shape")
+    shapes.add("round", 1, module="mine")
+    shapes.add("round", 2, module="mine")  # a reload
+    with pytest.raises(ConfigError, match="the shape 'round' is registered already by mine"):
+        shapes.add("round", 3, module="yours")
+    assert shapes["round"] == 2
+
+
+def test_an_unknown_name_is_refused_with_the_choices():
+    shapes = Registry("shape")
+    shapes.add("round", 1)
+    assert shapes.get_or_refuse("model.shape", "round") == 1
+    with pytest.raises(ConfigError, match="model.shape must be one of round; got 'square'"):
+        shapes.get_or_refuse("model.shape", "square")
+
+
+def test_a_text_is_resolved_when_it_is_asked_for():
+    assert resolve("math:pi") == pytest.approx(3.14159, abs=1e-5)
+    assert resolve(len) is len
