@@ -10,9 +10,9 @@ from pathlib import Path
 from scaling_testbed.analysis.curves import instability, lr_sensitivity
 from scaling_testbed.analysis.curves.grouping import grouping_keys
 from scaling_testbed.analysis.curves.instability import AT_STEP, LAST_MEAN, Quantity
-from scaling_testbed.analysis.figures.drawing import drawing as figures
-from scaling_testbed.analysis.figures.drawing.panels import instability_panels, sensitivity_panels
-from scaling_testbed.analysis.rows.study.study import SIZE, Study, is_study, load, where
+from scaling_testbed.analysis.figures import drawing as figures
+from scaling_testbed.analysis.figures.panels import instability_panels, sensitivity_panels
+from scaling_testbed.analysis.rows.study import SIZE, Study, is_study, load, where
 from scaling_testbed.commands import frontier as frontier_commands
 from scaling_testbed.commands import laws as law_commands
 from scaling_testbed.commands import tasks as task_commands

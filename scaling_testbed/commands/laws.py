@@ -9,17 +9,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from scaling_testbed.analysis.figures.drawing import drawing as figures
-from scaling_testbed.analysis.figures.drawing.drawing import Panel
-from scaling_testbed.analysis.figures.drawing.law_panels import downstream_panels, fit_panels
-from scaling_testbed.analysis.laws.forms import columns
-from scaling_testbed.analysis.laws.forms.allocation import allocation_records
-from scaling_testbed.analysis.laws.forms.downstream import Chain
-from scaling_testbed.analysis.laws.forms.fitted import Fit
-from scaling_testbed.analysis.laws.forms.fitting import OBJECTIVES, fit
-from scaling_testbed.analysis.laws.forms.forms import LAWS, Law
-from scaling_testbed.analysis.rows.study import published
-from scaling_testbed.analysis.rows.study.study import Row, name_of
+from scaling_testbed.analysis.figures import drawing as figures
+from scaling_testbed.analysis.figures.drawing import Panel
+from scaling_testbed.analysis.figures.law_panels import downstream_panels, fit_panels
+from scaling_testbed.analysis.laws import columns
+from scaling_testbed.analysis.laws.allocation import allocation_records
+from scaling_testbed.analysis.laws.downstream import Chain
+from scaling_testbed.analysis.laws.fitted import Fit
+from scaling_testbed.analysis.laws.fitting import OBJECTIVES, fit
+from scaling_testbed.analysis.laws.forms import LAWS, Law
+from scaling_testbed.analysis.rows import published
+from scaling_testbed.analysis.rows.study import Row, name_of
 from scaling_testbed.config.budget import CONVENTIONS
 from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.files import write_text

@@ -18,9 +18,9 @@ import numpy as np
 from scaling_testbed.analysis.curves import lr_sensitivity
 from scaling_testbed.analysis.curves.grouping import Curve, curves, grouping_keys
 from scaling_testbed.analysis.curves.lr_sensitivity import Sensitivity
-from scaling_testbed.analysis.figures.drawing.drawing import compact
-from scaling_testbed.analysis.rows.study.conditions import text
-from scaling_testbed.analysis.rows.study.study import Row, Study
+from scaling_testbed.analysis.figures.drawing import compact
+from scaling_testbed.analysis.rows.conditions import text
+from scaling_testbed.analysis.rows.study import Row, Study
 
 AGREES, DISAGREES, CANNOT_TELL = "agrees", "disagrees", "cannot tell"
 RESOLUTION = 0.01  # nats: what one seed at nano scale cannot resolve

@@ -9,8 +9,8 @@ from scaling_testbed.analysis.curves import instability
 from scaling_testbed.analysis.curves.grouping import Curve
 from scaling_testbed.analysis.curves.instability import Quantity, measured, value_of
 from scaling_testbed.analysis.curves.lr_sensitivity import diverged
-from scaling_testbed.analysis.figures.drawing.drawing import compact
-from scaling_testbed.analysis.rows.study.study import Row, number
+from scaling_testbed.analysis.figures.drawing import compact
+from scaling_testbed.analysis.rows.study import Row, number
 from scaling_testbed.errors import UserError
 from scaling_testbed.papers.evidence import (
     CANNOT_TELL,

@@ -6,8 +6,8 @@ import numpy as np
 
 from scaling_testbed.analysis.curves.grouping import SCAN, Curve, label
 from scaling_testbed.analysis.curves.lr_sensitivity import Sensitivity
-from scaling_testbed.analysis.rows.study.conditions import text
-from scaling_testbed.analysis.rows.study.study import number
+from scaling_testbed.analysis.rows.conditions import text
+from scaling_testbed.analysis.rows.study import number
 from scaling_testbed.papers.evidence import (
     RESOLUTION,
     Evidence,

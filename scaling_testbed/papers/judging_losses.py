@@ -8,7 +8,7 @@ import numpy as np
 
 from scaling_testbed.analysis.curves.grouping import SCAN, Curve
 from scaling_testbed.analysis.curves.lr_sensitivity import Sensitivity, capped, diverged, final_loss
-from scaling_testbed.analysis.rows.study.study import number
+from scaling_testbed.analysis.rows.study import number
 from scaling_testbed.papers.evidence import (
     Evidence,
     Judge,

@@ -6,16 +6,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scaling_testbed.analysis.figures.drawing.law_panels import (
+from scaling_testbed.analysis.figures.law_panels import (
     downstream_panels,
     fit_panels,
     frontier_panels,
     ladder_panels,
 )
-from scaling_testbed.analysis.laws.forms.allocation import allocation_records
-from scaling_testbed.analysis.laws.forms.downstream import Chain, chain_from_record
-from scaling_testbed.analysis.laws.forms.fitted import Fit, from_record
-from scaling_testbed.analysis.laws.forms.forms import LAWS
+from scaling_testbed.analysis.laws.allocation import allocation_records
+from scaling_testbed.analysis.laws.downstream import Chain, chain_from_record
+from scaling_testbed.analysis.laws.fitted import Fit, from_record
+from scaling_testbed.analysis.laws.forms import LAWS
 from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.report import page
 

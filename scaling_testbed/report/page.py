@@ -4,7 +4,7 @@ import html
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from scaling_testbed.analysis.figures.drawing.drawing import Panel, inline_svg
+from scaling_testbed.analysis.figures.drawing import Panel, inline_svg
 from scaling_testbed.files import write_text
 from scaling_testbed.report import tables
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from scaling_testbed.analysis.curves import instability, lr_sensitivity
 from scaling_testbed.analysis.curves.lr_sensitivity import capped, final_loss, rates_note
-from scaling_testbed.analysis.figures.drawing import panels
-from scaling_testbed.analysis.figures.drawing.drawing import Panel, save
-from scaling_testbed.analysis.rows.study.conditions import text
-from scaling_testbed.analysis.rows.study.study import LR, SIZE, Row, Study, name_of, number
+from scaling_testbed.analysis.figures import panels
+from scaling_testbed.analysis.figures.drawing import Panel, save
+from scaling_testbed.analysis.rows.conditions import text
+from scaling_testbed.analysis.rows.study import LR, SIZE, Row, Study, name_of, number
 from scaling_testbed.errors import UserError
 from scaling_testbed.papers.evidence import Evidence, Verdict
 from scaling_testbed.papers.small_scale_proxies import Claim, Experiment, experiment_of, judged

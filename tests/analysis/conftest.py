@@ -3,7 +3,8 @@
 import json
 
 import pytest
-from scaling_testbed.analysis.rows.study.study import load
+
+from scaling_testbed.analysis.rows.study import load
 
 INITIAL = 10.88
 LRS = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)

@@ -1,7 +1,8 @@
 """For each law inputs that tell its parameters apart, and parameters to find again."""
 
 import numpy as np
-from scaling_testbed.analysis.laws.forms.forms import LAWS
+
+from scaling_testbed.analysis.laws.forms import LAWS
 
 
 def _grid(**axes):

@@ -6,8 +6,8 @@ import re
 
 import numpy as np
 import pytest
-from scaling_testbed.analysis.laws.forms.forms import LAWS
 
+from scaling_testbed.analysis.laws.forms import LAWS
 from scaling_testbed.analyze import main
 from scaling_testbed.commands.laws import mixed_settings
 

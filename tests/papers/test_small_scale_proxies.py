@@ -6,8 +6,8 @@ import math
 import re
 
 import pytest
-from scaling_testbed.analysis.rows.study.study import load
 
+from scaling_testbed.analysis.rows.study import load
 from scaling_testbed.config.compose import CONFIG_DIR, compose
 from scaling_testbed.papers.evidence import AGREES, CANNOT_TELL, DISAGREES, Evidence, Part, pairs, weigh
 from scaling_testbed.papers.small_scale_proxies import SWEEPS, experiment_of, judged

@@ -5,13 +5,13 @@ import sys
 from html.parser import HTMLParser
 
 import pytest
-from scaling_testbed.analysis.figures.drawing.drawing import Line, Panel, _draw, _look, compact, inline_svg, save
-from scaling_testbed.analysis.figures.drawing.panels import against_key, sensitivity_panels, trace_panels
-from scaling_testbed.analysis.rows.study.study import load
 
 from scaling_testbed import analyze
 from scaling_testbed.analysis.curves import lr_sensitivity
 from scaling_testbed.analysis.curves.grouping import curves
+from scaling_testbed.analysis.figures.drawing import Line, Panel, _draw, _look, compact, inline_svg, save
+from scaling_testbed.analysis.figures.panels import against_key, sensitivity_panels, trace_panels
+from scaling_testbed.analysis.rows.study import load
 from scaling_testbed.report.sweep import write_report
 from tests.analysis.conftest import grid, make_row
 from tests.papers import worlds

@@ -99,7 +99,7 @@ KILLED_WHILE_SAVING = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from scaling_testbed.running import checkpoint
+from scaling_testbed.runs import checkpoint
 from scaling_testbed.config.sections import CheckpointConfig
 
 folder, calls_left = Path(sys.argv[1]), int(sys.argv[2])

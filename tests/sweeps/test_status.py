@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas
 import pytest
 
-from scaling_testbed.runs.folder import environment
+from scaling_testbed.runs.environment import environment
 from scaling_testbed.sweeps.status import collect
 
 

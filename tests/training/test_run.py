@@ -219,7 +219,7 @@ def test_a_run_killed_with_sigkill_resumes_to_the_same_bits(trained, tmp_path, d
     kill = "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)"
     if kill_at == "step 7":
         hook = f"""
-from scaling_testbed.running import updates
+from scaling_testbed.training import step as updates
 real = updates.set_lr
 def set_lr(optimizer, lr, count=[0]):
     count[0] += 1

@@ -4,8 +4,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scaling_testbed.analysis.rows.study.conditions import same, text
-from scaling_testbed.analysis.rows.study.study import LR, SIZE, Row, Study, name_of, number
+from scaling_testbed.analysis.rows.conditions import same, text
+from scaling_testbed.analysis.rows.study import LR, SIZE, Row, Study, name_of, number
 from scaling_testbed.errors import ConfigError, UserError
 
 # Settings that are no condition: the axes of a curve themselves, and what decides no number.

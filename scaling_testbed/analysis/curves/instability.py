@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from scaling_testbed.analysis.curves.grouping import Curve, curves
-from scaling_testbed.analysis.rows.study.conditions import text
-from scaling_testbed.analysis.rows.study.study import SIZE, Row, Study, name_of, number
+from scaling_testbed.analysis.rows.conditions import text
+from scaling_testbed.analysis.rows.study import SIZE, Row, Study, name_of, number
 from scaling_testbed.errors import ConfigError, UserError
 
 AT_STEP, LAST_MEAN = "diagnostics_at_step", "diagnostics_last_mean"

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from scaling_testbed.analysis.curves.grouping import Curve, curves
-from scaling_testbed.analysis.rows.study.conditions import same
-from scaling_testbed.analysis.rows.study.study import SIZE, Row, Study, name_of, number
+from scaling_testbed.analysis.rows.conditions import same
+from scaling_testbed.analysis.rows.study import SIZE, Row, Study, name_of, number
 from scaling_testbed.errors import UserError
 
 DEFAULT_RANGE = (3e-4, 3e-1)

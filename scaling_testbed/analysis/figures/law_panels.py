@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from scaling_testbed.analysis.figures.drawing.drawing import Line, Panel, compact
-from scaling_testbed.analysis.laws.forms.fitted import Fit
-from scaling_testbed.analysis.laws.forms.forms import LAWS
+from scaling_testbed.analysis.figures.drawing import Line, Panel, compact
+from scaling_testbed.analysis.laws.fitted import Fit
+from scaling_testbed.analysis.laws.forms import LAWS
 
 Records = Sequence[Mapping[str, Any]]
 CURVE_POINTS = 60

@@ -7,8 +7,8 @@ from scaling_testbed.analysis.curves.grouping import Curve
 from scaling_testbed.analysis.curves.grouping import label as condition_label
 from scaling_testbed.analysis.curves.instability import Prediction, Quantity, Series
 from scaling_testbed.analysis.curves.lr_sensitivity import Sensitivity
-from scaling_testbed.analysis.figures.drawing.drawing import Line, Panel, thinned
-from scaling_testbed.analysis.rows.study.study import Study, number
+from scaling_testbed.analysis.figures.drawing import Line, Panel, thinned
+from scaling_testbed.analysis.rows.study import Study, number
 
 N_LABEL, LR_LABEL, LOSS_LABEL = (
     "N, non-embedding parameters",

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scaling_testbed.analysis.laws.forms.fitted import Fit
-from scaling_testbed.analysis.laws.forms.forms import LAWS
+from scaling_testbed.analysis.laws.fitted import Fit
+from scaling_testbed.analysis.laws.forms import LAWS
 from scaling_testbed.errors import ConfigError
 
 SHARES = (1.0, 0.75, 0.5, 0.35, 0.25, 0.15, 0.1, 0.05)

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, median
 
-from scaling_testbed.analysis.laws.forms.forms import LAWS, Law
-from scaling_testbed.analysis.laws.forms.frontier import budget_starts, loose
-from scaling_testbed.analysis.rows.study import published
-from scaling_testbed.analysis.rows.study.conditions import parse
-from scaling_testbed.analysis.rows.study.study import Row, load, name_of
+from scaling_testbed.analysis.laws.forms import LAWS, Law
+from scaling_testbed.analysis.laws.frontier import budget_starts, loose
+from scaling_testbed.analysis.rows import published
+from scaling_testbed.analysis.rows.conditions import parse
+from scaling_testbed.analysis.rows.study import Row, load, name_of
 from scaling_testbed.config.budget import CONVENTIONS
 from scaling_testbed.errors import ConfigError, UserError
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from scaling_testbed.analysis.laws.forms.fitted import LEVEL, Fit, from_record
+from scaling_testbed.analysis.laws.fitted import LEVEL, Fit, from_record
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from scaling_testbed.analysis.laws.forms.forms import LAWS, LSQ
+from scaling_testbed.analysis.laws.forms import LAWS, LSQ
 
 LEVEL = 0.95
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from scaling_testbed.analysis.laws.forms.fitted import LEVEL, Fit, with_ratios
-from scaling_testbed.analysis.laws.forms.forms import HUBER, LSQ, LSQ_LOG, Law, Param
+from scaling_testbed.analysis.laws.fitted import LEVEL, Fit, with_ratios
+from scaling_testbed.analysis.laws.forms import HUBER, LSQ, LSQ_LOG, Law, Param
 from scaling_testbed.errors import ConfigError, UserError
 
 DELTA = 1e-3

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scaling_testbed.analysis.rows.study.study import Row
+from scaling_testbed.analysis.rows.study import Row
 from scaling_testbed.errors import ConfigError, UserError
 
 SAME_BUDGET = 1.1  # neighbours whose FLOPs differ by less belong to one budget

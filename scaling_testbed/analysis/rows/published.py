@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from scaling_testbed.analysis.rows.study.study import Row
+from scaling_testbed.analysis.rows.study import Row
 from scaling_testbed.errors import UserError
 
 DATASETS = {"c4_original": "c4", "rpj": "redpajama", "rw_original": "refinedweb"}

@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scaling_testbed.analysis.rows.study.conditions import parse as parse_condition
-from scaling_testbed.analysis.rows.study.conditions import text
+from scaling_testbed.analysis.rows.conditions import parse as parse_condition
+from scaling_testbed.analysis.rows.conditions import text
 from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.runs.folder import read_metrics
 from scaling_testbed.runs.row import FINAL

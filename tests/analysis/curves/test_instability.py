@@ -5,11 +5,11 @@ import math
 
 import numpy as np
 import pytest
-from scaling_testbed.analysis.figures.drawing.panels import instability_panels
-from scaling_testbed.analysis.rows.study.study import load
 
 from scaling_testbed import analyze
 from scaling_testbed.analysis.curves.instability import Quantity, analyse, fit_log_log
+from scaling_testbed.analysis.figures.panels import instability_panels
+from scaling_testbed.analysis.rows.study import load
 from scaling_testbed.errors import ConfigError, UserError
 from tests.analysis.conftest import make_row
 

@@ -6,12 +6,12 @@ import math
 
 import numpy as np
 import pytest
-from scaling_testbed.analysis.figures.drawing.panels import sensitivity_panels
-from scaling_testbed.analysis.rows.study.study import load
 
 from scaling_testbed import analyze
 from scaling_testbed.analysis.curves.grouping import grouping_keys
 from scaling_testbed.analysis.curves.lr_sensitivity import analyse, bootstrap_interval, rates_note, sensitivity
+from scaling_testbed.analysis.figures.panels import sensitivity_panels
+from scaling_testbed.analysis.rows.study import load
 from scaling_testbed.errors import ConfigError, UserError
 from tests.analysis.conftest import INITIAL, LRS, grid, make_row
 

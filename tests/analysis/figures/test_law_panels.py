@@ -4,10 +4,10 @@ import dataclasses
 
 import numpy as np
 import pytest
-from scaling_testbed.analysis.laws.forms.fitted import Fit
 
-from scaling_testbed.analysis.figures.drawing import law_panels
-from scaling_testbed.analysis.laws.forms import frontier
+from scaling_testbed.analysis.figures import law_panels
+from scaling_testbed.analysis.laws import frontier
+from scaling_testbed.analysis.laws.fitted import Fit
 
 
 def fitted(law, params):

@@ -5,11 +5,11 @@ import json
 
 import pandas
 import pytest
-from scaling_testbed.analysis.laws.forms.forms import LAWS
-from scaling_testbed.analysis.rows.study.conditions import parse
 
-from scaling_testbed.analysis.laws.forms import columns
-from scaling_testbed.analysis.rows.study import published
+from scaling_testbed.analysis.laws import columns
+from scaling_testbed.analysis.laws.forms import LAWS
+from scaling_testbed.analysis.rows import published
+from scaling_testbed.analysis.rows.conditions import parse
 from scaling_testbed.errors import ConfigError, UserError
 
 THEIRS = [

@@ -4,12 +4,12 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
-from scaling_testbed.analysis.laws.forms.downstream import Chain
-from scaling_testbed.analysis.laws.forms.fitted import Fit, from_record
-from scaling_testbed.analysis.laws.forms.fitting import DELTA, HUBER, LSQ, LSQ_LOG, fit
-from scaling_testbed.analysis.laws.forms.forms import LAWS
 
-from scaling_testbed.analysis.laws.forms import fitting
+from scaling_testbed.analysis.laws import fitting
+from scaling_testbed.analysis.laws.downstream import Chain
+from scaling_testbed.analysis.laws.fitted import Fit, from_record
+from scaling_testbed.analysis.laws.fitting import DELTA, HUBER, LSQ, LSQ_LOG, fit
+from scaling_testbed.analysis.laws.forms import LAWS
 from scaling_testbed.errors import ConfigError, UserError
 
 from .planted import CHINCHILLA, INPUTS, PLANTED, observations
@@ -185,7 +185,7 @@ def test_an_exponent_of_zero_may_be_well_determined():
 
 def test_it_lists_other_optima_of_near_equal_quality(monkeypatch):
     """Two frequencies that fit the same three points equally well."""
-    from scaling_testbed.analysis.laws.forms.forms import Law, Param
+    from scaling_testbed.analysis.laws.forms import Law, Param
 
     def wave(p, x):
         return 2 + np.sin(p["w"] * x["flops"])

@@ -4,8 +4,9 @@ import math
 
 import numpy as np
 import pytest
-from scaling_testbed.analysis.laws.forms.fitting import HUBER, LSQ, LSQ_LOG, Problem
-from scaling_testbed.analysis.laws.forms.forms import LAWS
+
+from scaling_testbed.analysis.laws.fitting import HUBER, LSQ, LSQ_LOG, Problem
+from scaling_testbed.analysis.laws.forms import LAWS
 
 from .planted import INPUTS, PLANTED, observations
 

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from scaling_testbed.analysis.laws.forms.allocation import allocate
-from scaling_testbed.analysis.laws.forms.fitted import Fit
-from scaling_testbed.analysis.laws.forms.forms import LAWS
 
-from scaling_testbed.analysis.laws.forms import frontier
+from scaling_testbed.analysis.laws import frontier
+from scaling_testbed.analysis.laws.allocation import allocate
+from scaling_testbed.analysis.laws.fitted import Fit
+from scaling_testbed.analysis.laws.forms import LAWS
 from scaling_testbed.errors import ConfigError, UserError
 
 from .planted import CHINCHILLA, PLANTED

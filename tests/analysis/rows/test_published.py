@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scaling_testbed.analysis.laws.forms.downstream import Chain
-from scaling_testbed.analysis.laws.forms.fitting import LSQ, Problem, fit
-from scaling_testbed.analysis.laws.forms.forms import LAWS
-from scaling_testbed.analysis.rows.study.conditions import parse
 
-from scaling_testbed.analysis.laws.forms import columns, frontier
+from scaling_testbed.analysis.laws import columns, frontier
+from scaling_testbed.analysis.laws.downstream import Chain
+from scaling_testbed.analysis.laws.fitting import LSQ, Problem, fit
+from scaling_testbed.analysis.laws.forms import LAWS
+from scaling_testbed.analysis.rows.conditions import parse
 
 DATA = Path(__file__).resolve().parents[4] / "shared" / "data"
 TESTBED, DATABLATIONS = DATA / "mlfoundations-scaling", DATA / "datablations182.csv"
