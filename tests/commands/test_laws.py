@@ -10,8 +10,7 @@ import pytest
 from scaling_testbed.analysis.laws.forms import LAWS
 from scaling_testbed.analyze import main
 from scaling_testbed.commands.laws import mixed_settings
-
-from .planted import PLANTED
+from tests.analysis.laws.planted import PLANTED
 
 
 @pytest.fixture

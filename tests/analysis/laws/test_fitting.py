@@ -11,8 +11,7 @@ from scaling_testbed.analysis.laws.fitted import Fit, from_record
 from scaling_testbed.analysis.laws.fitting import DELTA, HUBER, LSQ, LSQ_LOG, fit
 from scaling_testbed.analysis.laws.forms import LAWS
 from scaling_testbed.errors import ConfigError, UserError
-
-from .planted import CHINCHILLA, INPUTS, PLANTED, observations
+from tests.analysis.laws.planted import CHINCHILLA, INPUTS, PLANTED, observations
 
 
 def noisy(name, scale, seed=0):

@@ -7,8 +7,7 @@ import pytest
 
 from scaling_testbed.analysis.laws.fitting import HUBER, LSQ, LSQ_LOG, Problem
 from scaling_testbed.analysis.laws.forms import LAWS
-
-from .planted import INPUTS, PLANTED, observations
+from tests.analysis.laws.planted import INPUTS, PLANTED, observations
 
 
 def test_every_law_has_planted_parameters_here():

@@ -8,8 +8,7 @@ from scaling_testbed.analysis.laws.allocation import allocate
 from scaling_testbed.analysis.laws.fitted import Fit
 from scaling_testbed.analysis.laws.forms import LAWS
 from scaling_testbed.errors import ConfigError, UserError
-
-from .planted import CHINCHILLA, PLANTED
+from tests.analysis.laws.planted import CHINCHILLA, PLANTED
 
 A, B, ALPHA, BETA = (CHINCHILLA[key] for key in ("A", "B", "alpha", "beta"))
 
