@@ -47,6 +47,7 @@ OPTIONS = {
     "ddp_sigma": ["model.linear=sigma_reparam", "model.qk_norm=none", *SKIPPING],
     "ddp_muon": ["optimizer=muon", "optimizer.lr=1e-3"],
     "ddp_clip": ["model.qk_norm=none", "model.n_kv_heads=1", "optimizer.qk_clip=1"],
+    "fsdp_sgd": ["optimizer=sgd", "optimizer.lr=0.1"],
     "fsdp_atan2": ["optimizer=adam_atan2", "optimizer.scale_lr_by_param_rms=true", *SKIPPING],
 }
 OPTIONS["fsdp_atan2"] += ["model.attention_normaliser=relu2", "model.embedding_gradient_scale=0.1", "model.d_ff=41"]
