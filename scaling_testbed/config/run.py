@@ -24,7 +24,8 @@ from scaling_testbed.data.tokenizers import TOKENIZERS
 from scaling_testbed.diagnostics.config import DiagnosticsConfig
 from scaling_testbed.errors import ConfigError, check_positive
 from scaling_testbed.keys import EXECUTION_ONLY
-from scaling_testbed.learning.config import OPTIMIZERS, CrossEntropyConfig, MuonConfig, OptimizerConfig
+from scaling_testbed.learning.config import CrossEntropyConfig
+from scaling_testbed.learning.optimizers import OPTIMIZERS, OptimizerConfig
 from scaling_testbed.learning.schedules import SCHEDULES
 from scaling_testbed.model.config import ModelConfig, ParametrizationConfig
 from scaling_testbed.model.parametrization import check_parametrization
@@ -85,8 +86,9 @@ class RunConfig:
             check_parametrization(self.parametrization, self.model)
         if self.optimizer is not None and self.model is not None:
             _check_qk_clip(self.optimizer, self.model)
-        if self.parallelism is not None and self.parallelism.kind == "fsdp" and (key := unshardable(self)):
-            raise ConfigError(f"{key} cannot be sharded; use parallelism=single or parallelism=ddp")
+        if self.parallelism is not None and self.parallelism.kind == "fsdp" and (found := unshardable(self)):
+            key, reason = found
+            raise ConfigError(f"{key} cannot be sharded: {reason}; use parallelism=single or parallelism=ddp")
         micro = self.batch.micro_batch_sequences
         if micro is not None and self.batch.sequences % micro:
             raise ConfigError(
@@ -108,15 +110,34 @@ def _check_qk_clip(optimizer: OptimizerConfig, model: ModelConfig) -> None:
             )
 
 
-def unshardable(run: RunConfig) -> str | None:
-    """The key=value of `run` that parallelism=fsdp has no place for, or None."""
-    if isinstance(run.optimizer, MuonConfig):
-        return "optimizer=muon"  # it orthogonalises whole matrices
-    if run.optimizer is not None and run.optimizer.qk_clip is not None:
-        return f"optimizer.qk_clip={run.optimizer.qk_clip}"  # it scales the rows of whole heads
-    if run.model is not None and run.model.linear == "sigma_reparam":
-        return "model.linear=sigma_reparam"  # its singular vectors are those of whole matrices
+def unshardable(run: RunConfig) -> tuple[str, str] | None:
+    """The key=value of `run` that parallelism=fsdp has no place for and the reason, or None."""
+    if run.optimizer is not None and (found := run.optimizer.unshardable):
+        return found
+    if run.model is not None and (reason := _linear_facts(run.model.linear)[1]):
+        return f"model.linear={run.model.linear}", reason
     return None
+
+
+def rate_means(run: RunConfig) -> str:
+    """What one unit of `run`'s learning rate is: two runs of which it differs are never compared in one S."""
+    return rate_meaning(run.optimizer, run.model.linear)
+
+
+def rate_meaning(optimizer: OptimizerConfig, linear: str) -> str:
+    """The same of an optimizer over a model whose `model.linear` is `linear`, as a row may tell of them."""
+    changed = _linear_facts(linear)[0]
+    return f"{optimizer.rate_means}; {changed}" if changed else optimizer.rate_means
+
+
+def _linear_facts(linear: str) -> tuple[str | None, str | None]:
+    """How a kind of linear layer changes what a learning rate means, and why it cannot be sharded, where it does."""
+    if linear == "sigma_reparam":
+        return (
+            "sigma-reparam divides each matrix by its largest singular value",
+            "its singular vectors are those of whole matrices",
+        )
+    return None, None
 
 
 def run_id(run: RunConfig) -> str:

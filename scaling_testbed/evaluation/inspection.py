@@ -13,7 +13,7 @@ from scaling_testbed.diagnostics.reductions import Reductions
 from scaling_testbed.diagnostics.tensors import gradient_statistics, parameter_statistics, update_statistics
 from scaling_testbed.evaluation.loading import build_anywhere, open_checkpoint
 from scaling_testbed.learning.loss_model import LossModel
-from scaling_testbed.learning.optimizers import build_optimizer, clip_coefficient
+from scaling_testbed.learning.optimizers import clip_coefficient
 from scaling_testbed.model.transformer import Transformer
 from scaling_testbed.processes.device import autocast, choose_device, choose_precision
 from scaling_testbed.runs import state
@@ -26,19 +26,19 @@ def inspect(run: RunConfig, folder: Path, *, step: int | None = None, sequences:
 
     Forward pass and gradient are those of the loss on at most `sequences` validation sequences, which lie evenly over
     the validation data (`sequences` in the answer says how many there were); the update is the last of training, its
-    ratio to the parameters as they are after it, and left out where the optimizer has rates of its own. Raises
+    ratio to the parameters as they are after it, and left out where only the step itself knew its rate. Raises
     UserError where there is no such checkpoint, it is damaged, or the data is not what it was trained on."""
     saved, data = open_checkpoint(run, folder, step)
     device = choose_device(run.compute)
     model = build_anywhere(run, data, device)
-    optimizer = build_optimizer(run.optimizer, model)
+    optimizer = run.optimizer.build(model)
     state.restore_whole(saved.tensors, model, optimizer, device)
     rows = min(sequences, run.batch.micro_batch_sequences or ROWS, ROWS)
     length = run.batch.sequence_length
     batches = ValidationBatches(data.validation, sequence_length=length, max_tokens=sequences * length, rows=rows)
     found = {"sequences": batches.n_windows} | _forward(run, model, batches, device)
     found |= _gradients(run, model, batches, device) | parameter_statistics(model, list)
-    return saved.step, found | update_statistics(model, optimizer, {} if hasattr(optimizer, "rates") else found, list)
+    return saved.step, found | update_statistics(model, run.optimizer, optimizer, found, list)
 
 
 def _forward(run: RunConfig, model: Transformer, batches: ValidationBatches, device: torch.device) -> dict[str, float]:

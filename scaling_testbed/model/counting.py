@@ -78,6 +78,17 @@ def block_matrices(config: ModelConfig) -> int:
     return attention + _mlp_matrices(config) * config.d_model * config.d_ff
 
 
+def weights_by_role(config: ModelConfig) -> dict[str, int]:
+    """Parameters of each role (parametrization.ROLES) of a resolved `config`; a learned factor counts as a gain."""
+    heads, kv_heads = config.d_head * config.n_heads, config.d_head * config.n_kv_heads
+    widths = {"q": heads, "k": kv_heads, "v": kv_heads, "attn_out": heads}
+    widths |= dict.fromkeys(("mlp_in", "mlp_out", "mlp_gate")[: _mlp_matrices(config)], config.d_ff)
+    found = {role: config.n_layers * config.d_model * width for role, width in widths.items()}
+    found["embedding"] = config.vocab_size * config.d_model
+    found["head"] = 0 if config.tied_head else found["embedding"]
+    return {**found, "norm": count_params(config).n_params - sum(found.values())}
+
+
 def _mlp_matrices(config: ModelConfig) -> int:
     return 3 if config.mlp in GATED_MLPS else 2
 

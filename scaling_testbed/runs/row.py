@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from scaling_testbed.config.run import RunConfig, flatten, run_id
+from scaling_testbed.config.run import RunConfig, flatten, rate_means, run_id
 
 SCHEMA_VERSION = 1
 FINAL = ("finished", "diverged")  # a run with one of these statuses is a result and is not run again
@@ -14,7 +14,7 @@ ROW_FIELDS = (
     "schema_version", "run_id", "name", "status", "error", "overrides", "seed",
     "n_params", "n_params_non_embedding", "n_params_no_input_embedding", "n_params_no_qk_gains",
     "n_tokens", "steps", "steps_planned", "epochs", "flops_6nd", "flops",
-    "val_loss", "val_loss_initial", "val_loss_best", "val_bpb", "val_loss_by_set",
+    "rate_means", "val_loss", "val_loss_initial", "val_loss_best", "val_bpb", "val_loss_by_set",
     "train_loss_last", "diverged_at_step", "skipped_steps",
     "max_attention_logit", "diagnostics_at_step", "diagnostics_last_mean",
     "unigram_entropy_nats", "entropy_rate_nats",
@@ -32,6 +32,7 @@ def empty_row(run: RunConfig) -> dict[str, Any]:
         "name": run.name,
         "overrides": run.overrides,
         "seed": run.seed,
+        "rate_means": rate_means(run),
     }
     return dict.fromkeys(ROW_FIELDS) | known | {k: v for k, v in flatten(run).items() if "." in k}
 

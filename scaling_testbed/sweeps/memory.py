@@ -4,7 +4,7 @@ An estimate. With N parameters over s shards (1 unless parallelism=fsdp), in byt
 
     parameters      4 N / s, fp32
     gradients       4 N / s, fp32; 4 N for fsdp with several micro-batches, which adds them up before it shards them
-    optimizer       8 N / s, AdamW's two fp32 moments; Muon has one for the matrices of the blocks
+    optimizer       over s shards what the optimizer says it keeps of a weight of each role: 8 N / s for AdamW
     working copies  single and ddp: 2 N in bf16, the matrices that autocast holds until their backward pass; in fp32
                     4 bytes for each weight that sigma_reparam makes another matrix of. fsdp: what
                     is whole for a while: embedding, head and gains with their gradients (8 bytes each), two blocks
@@ -22,12 +22,11 @@ allocator and NCCL add is not in it.
 from dataclasses import dataclass
 
 from scaling_testbed.config.run import RunConfig
-from scaling_testbed.learning.config import MuonConfig
 from scaling_testbed.model.config import GATED_MLPS, ModelConfig
-from scaling_testbed.model.counting import block_matrices
+from scaling_testbed.model.counting import block_matrices, weights_by_role
 
-# Bytes per parameter: fp32 weights, fp32 gradients, AdamW's two fp32 moments; a copy in bf16.
-WEIGHTS, GRADIENTS, MOMENTS, BF16_COPY = 4, 4, 8, 2
+# Bytes per parameter: fp32 weights, fp32 gradients; a copy in bf16.
+WEIGHTS, GRADIENTS, BF16_COPY = 4, 4, 2
 LOGITS_BYTES = 2**30  # the chunked head's buffer on a GPU, see loss.chunk_mib
 
 
@@ -69,7 +68,7 @@ def estimate_memory(
     return Memory(
         parameters=-(-n_params * WEIGHTS // shards),
         gradients=n_params * GRADIENTS if kept_whole else -(-n_params * GRADIENTS // shards),
-        optimizer=-(-_moments(run, model, n_params) // shards),
+        optimizer=-(-_optimizer_bytes(run, model) // shards),
         working_copies=_working_copies(model, n_params, precision, sharded),
         activations=tokens * _kept_per_token(run, model, precision),
         # The reference holds logits, their softmax and their gradient.
@@ -77,10 +76,8 @@ def estimate_memory(
     )
 
 
-def _moments(run: RunConfig, model: ModelConfig, n_params: int) -> int:
-    if isinstance(run.optimizer, MuonConfig):
-        return n_params * MOMENTS - model.n_layers * block_matrices(model) * MOMENTS // 2
-    return n_params * MOMENTS
+def _optimizer_bytes(run: RunConfig, model: ModelConfig) -> int:
+    return sum(count * run.optimizer.bytes_per_weight(role) for role, count in weights_by_role(model).items())
 
 
 def _working_copies(model: ModelConfig, n_params: int, precision: str, sharded: bool) -> int:

@@ -11,6 +11,7 @@ from scaling_testbed.diagnostics.config import DiagnosticsConfig
 from scaling_testbed.diagnostics.forward import ForwardProbe
 from scaling_testbed.diagnostics.reductions import Reductions
 from scaling_testbed.diagnostics.tensors import gradient_statistics, parameter_statistics, update_statistics
+from scaling_testbed.learning.optimizers import OptimizerConfig
 from scaling_testbed.model.transformer import Transformer
 from scaling_testbed.processes.device import autocast
 from scaling_testbed.processes.group import Processes
@@ -71,9 +72,11 @@ class Measurement:
         parameters = parameter_statistics(self.model, self._sum_over_shards)
         return gradient_statistics(self.model, self._sum_over_shards) | parameters
 
-    def updates(self, optimizer: torch.optim.Optimizer, before: dict[str, float]) -> dict[str, float]:
-        """Of the update just made; `before` is what `gradients` found."""
-        return update_statistics(self.model, optimizer, before, self._sum_over_shards)
+    def updates(
+        self, config: OptimizerConfig, optimizer: torch.optim.Optimizer, before: dict[str, float]
+    ) -> dict[str, float]:
+        """Of the update just made by the optimizer of `config`; `before` is what `gradients` found."""
+        return update_statistics(self.model, config, optimizer, before, self._sum_over_shards)
 
     def _sum_over_shards(self, values):
         if self._copies is None:

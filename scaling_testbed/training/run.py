@@ -22,7 +22,6 @@ from scaling_testbed.diagnostics.summary import summarize
 from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.learning.loss import choose_loss_impl
 from scaling_testbed.learning.loss_model import LossModel
-from scaling_testbed.learning.optimizers import build_optimizer
 from scaling_testbed.model.attention import check_impls
 from scaling_testbed.model.counting import count_params, flops_per_token
 from scaling_testbed.model.transformer import Transformer
@@ -162,7 +161,7 @@ class Trainer:
         self.placed = parallelize(
             LossModel(self.model, self.loss), run.parallelism, self.device, self.precision, run.seed
         )
-        self.optimizer = build_optimizer(run.optimizer.for_length(run.schedule.length(self.steps)), self.model)
+        self.optimizer = run.optimizer.for_length(run.schedule.length(self.steps)).build(self.model)
         self.updates = Updates(
             run, self.placed, self.optimizer, self.batches, self.processes, self.device, self.precision
         )

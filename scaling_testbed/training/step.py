@@ -86,7 +86,7 @@ class Updates:
         if not skipped:
             self.optimizer.step()
             if measured:
-                found |= self.measurement.updates(self.optimizer, found)
+                found |= self.measurement.updates(run.optimizer, self.optimizer, found)
         self._after_update(skipped)
         self.optimizer.zero_grad(set_to_none=True)
         return Update(

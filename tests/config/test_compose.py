@@ -9,7 +9,6 @@ import torch
 from scaling_testbed.config.compose import compose, run_config_files
 from scaling_testbed.config.run import _identity, flatten, run_id
 from scaling_testbed.errors import ConfigError
-from scaling_testbed.learning.optimizers import build_optimizer
 from scaling_testbed.model.counting import count_params, flops_per_token
 from scaling_testbed.model.transformer import Transformer
 
@@ -23,7 +22,7 @@ def test_every_config_composes_and_builds(path: Path):
     config = run.model.resolved(run.model.vocab_size or 257)
     with torch.device("meta"):
         model = Transformer(config, run.parametrization)
-    build_optimizer(run.optimizer, model)
+    run.optimizer.build(model)
     steps = run.budget.resolve_steps(count_params(config), run.batch.tokens)
     assert steps > 0 and flops_per_token(config, run.batch.sequence_length) > 0
     assert 0 < run.schedule.lr(0, steps, run.optimizer.lr) <= run.optimizer.lr

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from scaling_testbed.diagnostics.tensors import gradient_statistics, parameter_statistics, update_statistics
-from scaling_testbed.learning.config import AdamAtan2Config, AdamWConfig
-from scaling_testbed.learning.optimizers import build_optimizer, set_lr
+from scaling_testbed.learning.optimizers import AdamAtan2Config, AdamWConfig, SGDConfig, set_lr
 from scaling_testbed.model.config import ModelConfig
 from scaling_testbed.model.transformer import Transformer
 
@@ -20,7 +19,8 @@ def stepped():
     config = ModelConfig(d_model=16, n_layers=1, n_heads=2, vocab_size=20).resolved(20)
     model = Transformer(config)
     model.init_weights(0)
-    optimizer = build_optimizer(AdamWConfig(lr=LR, eps=EPS, weight_decay=0.0), model)
+    config = AdamWConfig(lr=LR, eps=EPS, weight_decay=0.0)
+    optimizer = config.build(model)
     generator = torch.Generator().manual_seed(0)
     for _ in range(3):
         optimizer.zero_grad()
@@ -29,7 +29,7 @@ def stepped():
         before, found = copy.deepcopy(model), gradient_statistics(model, list) | parameter_statistics(model, list)
         set_lr(optimizer, LR)
         optimizer.step()
-        found |= update_statistics(model, optimizer, found, list)
+        found |= update_statistics(model, config, optimizer, found, list)
     return before, model, optimizer, found
 
 
@@ -66,12 +66,13 @@ def test_the_update_falls_as_the_closed_form_says_when_gradients_near_eps():
     for r in (1e-2, EPS, 1e-6):
         model = Transformer(ModelConfig(d_model=16, n_layers=0, n_heads=2, vocab_size=20).resolved(20))
         model.init_weights(0)
-        optimizer = build_optimizer(AdamWConfig(lr=LR, eps=EPS), model)
+        config = AdamWConfig(lr=LR, eps=EPS)
+        optimizer = config.build(model)
         for _ in range(200):
             for p in model.parameters():
                 p.grad = torch.full_like(p, r)
             optimizer.step()
-        found[r] = update_statistics(model, optimizer, {}, list)["update_rms/head.weight"]
+        found[r] = update_statistics(model, config, optimizer, {}, list)["update_rms/head.weight"]
     for r, value in found.items():
         assert value == pytest.approx(r / (r + EPS), rel=1e-3)
 
@@ -83,19 +84,20 @@ def test_the_update_falls_as_the_closed_form_says_when_gradients_near_eps():
         AdamWConfig(lr=LR, weight_decay=0.0, scale_lr_by_param_rms=True),
         AdamAtan2Config(lr=LR, weight_decay=0.0),
         AdamAtan2Config(lr=LR, weight_decay=0.0, scale_lr_by_param_rms=True),
+        SGDConfig(lr=LR, weight_decay=0.0),
     ],
 )
 def test_the_ratio_is_that_of_the_step_where_each_tensor_has_a_rate(config):
     model = Transformer(ModelConfig(d_model=16, n_layers=1, n_heads=2, vocab_size=20).resolved(20))
     model.init_weights(0)
-    optimizer = build_optimizer(config, model)
+    optimizer = config.build(model)
     generator = torch.Generator().manual_seed(0)
     for step in range(3):
         for p in model.parameters():
             p.grad = torch.randn(p.shape, generator=generator) * (1 + 30.0 * (step == 2))  # a spike, which is clipped
         before, found = copy.deepcopy(model), parameter_statistics(model, list)
         optimizer.step()
-        found |= update_statistics(model, optimizer, found, list)
+        found |= update_statistics(model, config, optimizer, found, list)
     for (name, old), new in zip(before.named_parameters(), model.parameters(), strict=True):
         made = rms(old.double() - new.double()) / rms(old)
         assert found[f"update_ratio/{name}"] == pytest.approx(made, rel=2e-3), name

@@ -8,7 +8,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from scaling_testbed.errors import ConfigError
 from scaling_testbed.model.config import ModelConfig
-from scaling_testbed.model.counting import count_params, flops_per_token, forward_flops
+from scaling_testbed.model.counting import count_params, flops_per_token, forward_flops, weights_by_role
+from scaling_testbed.model.parametrization import ROLES
 from scaling_testbed.model.transformer import Transformer
 
 CONFIG_NAMES = sorted(path.stem for path in (Path(__file__).resolve().parents[2] / "configs" / "model").glob("*.yaml"))
@@ -46,6 +47,10 @@ def assert_counts_equal(config):
     assert counts.n_params_no_input_embedding == numel(model, "embedding", "head") + head
     qk_gains = sum(p.numel() for name, p in model.named_parameters() if ".q_norm." in name or ".k_norm." in name)
     assert counts.n_params - counts.n_params_no_qk_gains == qk_gains
+    roles = dict.fromkeys(ROLES, 0)
+    for name, parameter in model.named_parameters():
+        roles[model.parameter_info()[name].role] += parameter.numel()
+    assert roles == {"mlp_gate": 0, **weights_by_role(config)}
 
 
 @pytest.mark.parametrize("changes", VARIANTS, ids=str)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from scaling_testbed.config.compose import compose
-from scaling_testbed.learning.optimizers import build_optimizer
+from scaling_testbed.learning.optimizers import OPTIMIZERS
 from scaling_testbed.model.counting import count_params
 from scaling_testbed.model.transformer import Transformer
 from scaling_testbed.sweeps.memory import activation_bytes_per_token, estimate_memory
@@ -52,13 +52,13 @@ def test_activations_are_what_autograd_keeps(overrides, precision):
     assert activation_bytes_per_token(config, precision, 64) == pytest.approx(per_token, rel=0.05)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "adam_atan2", "muon"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_states_are_what_torch_allocates(optimizer):
     run = compose(["model=nano_s", "batch.micro_batch_sequences=4", f"optimizer={optimizer}"])
     config = run.model.resolved(257)
     model = Transformer(config, run.parametrization, device=torch.device("cpu"))
     model.init_weights(0)
-    optimizer = build_optimizer(run.optimizer, model)
+    optimizer = run.optimizer.build(model)
     model(torch.randint(0, 257, (1, 8))).sum().backward()
     model.head_weight_VD.grad = torch.zeros_like(model.head_weight_VD)
     optimizer.step()

@@ -47,6 +47,7 @@ OPTIONS = {
     "ddp_sigma": ["model.linear=sigma_reparam", "model.qk_norm=none", *SKIPPING],
     "ddp_muon": ["optimizer=muon", "optimizer.lr=1e-3"],
     "ddp_clip": ["model.qk_norm=none", "model.n_kv_heads=1", "optimizer.qk_clip=1"],
+    "fsdp_sgd": ["optimizer=sgd", "optimizer.lr=0.1"],
     "fsdp_atan2": ["optimizer=adam_atan2", "optimizer.scale_lr_by_param_rms=true", *SKIPPING],
 }
 OPTIONS["fsdp_atan2"] += ["model.attention_normaliser=relu2", "model.embedding_gradient_scale=0.1", "model.d_ff=41"]
@@ -113,6 +114,8 @@ def two(tmp_path_factory):
             runs.add(kind, f"parallelism={kind}")
             runs.add(f"{kind}_hard", f"parallelism={kind}", *HARD, *MICRO)
             runs.add(f"{kind}_bf16", f"parallelism={kind}", "compute.precision=bf16")
+        stopped = {"runs": "fsdp_sgd", "fault": [1, 5, "signal"]}  # gone on with from its shards just below
+        runs.add("fsdp_sgd_stopped", "parallelism=fsdp", *OPTIONS["fsdp_sgd"], **stopped)
         for name, options in OPTIONS.items():
             runs.add(name, f"parallelism={name.partition('_')[0]}", *options)
         runs.add("again", "parallelism=fsdp", runs="ddp")
@@ -194,9 +197,11 @@ def test_micro_batches_recomputation_uneven_shards_and_stable_adamw_change_nothi
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_options_mean_the_same_with_two_processes(two, one, name):
-    """Muon rounds its momentum to bf16, which makes 4e-3 of 1e-7 now and then."""
+    """Muon rounds its momentum to bf16, which makes 4e-3 of 1e-7 now and then; SGD divides by no small number."""
     here, there = one(*OPTIONS[name]), two.run_folder(name)
-    assert_same_run(here, there, **({"rel": 1e-3, "atol": 1e-3} if name == "ddp_muon" else {"rel": 5e-6}))
+    tolerances = {"ddp_muon": {"rel": 1e-3, "atol": 1e-3}, "fsdp_sgd": {"rel": 1e-6}}
+    assert_same_run(here, there, **tolerances.get(name, {"rel": 5e-6}))
+    assert two.row(name)["restarts"] == (name == "fsdp_sgd")
     skipped = [[line["step"] for line in metrics(folder) if line.get("skipped")] for folder in (here, there)]
     assert skipped[0] == skipped[1] and bool(skipped[0]) == (SKIPPING[0] in OPTIONS[name])
 

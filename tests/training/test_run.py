@@ -13,6 +13,7 @@ from scaling_testbed import train as train_door
 from scaling_testbed.data.preparing.preparation import prepare
 from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.learning import loss_model
+from scaling_testbed.learning.optimizers import AS_ADAMW
 from scaling_testbed.model.layers import LINEARS
 from scaling_testbed.processes.interrupts import Interrupts
 from scaling_testbed.runs import checkpoint
@@ -54,6 +55,7 @@ def test_a_run_leaves_its_records(trained):
     assert set(result.ROW_FIELDS) <= set(row) and row["model.d_model"] == 32
     assert row["flops_6nd"] == 6 * row["n_params"] * row["n_tokens"]
     assert row["entropy_rate_nats"] > 0 and row["restarts"] == 0
+    assert row["rate_means"] == AS_ADAMW
     assert [line["step"] for line in metrics(folder)] == list(range(13))
     evaluated = [line["step"] for line in metrics(folder) if "val_loss" in line]
     assert evaluated == [0, 5, 10, 12]  # at step 0, at every fifth, at the end
@@ -101,7 +103,7 @@ def test_a_finished_run_is_not_run_again(trained, monkeypatch):
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
-@pytest.mark.parametrize("phase", ["run_door", "prepare", "open_prepared", "build_optimizer"])
+@pytest.mark.parametrize("phase", ["run_door", "prepare", "open_prepared", "parallelize"])
 def test_a_signal_while_a_run_starts_is_a_stop_and_the_next_start_goes_on(
     tiny, tmp_path, data_dir, monkeypatch, capsys, phase
 ):
@@ -128,8 +130,8 @@ def test_interrupts_of_another_process_are_replaced(tiny, monkeypatch):
     run, _ = tiny()
     with Interrupts() as sent:
         pass
-    real = trainer.build_optimizer
-    monkeypatch.setattr(trainer, "build_optimizer", lambda *a: signal.raise_signal(signal.SIGTERM) or real(*a))
+    real = trainer.parallelize
+    monkeypatch.setattr(trainer, "parallelize", lambda *a: signal.raise_signal(signal.SIGTERM) or real(*a))
     previous = signal.signal(signal.SIGTERM, lambda *_: pytest.fail("nobody took the signal"))
     try:
         assert train(run, sent, quiet=True)["status"] == "preempted"
@@ -308,7 +310,7 @@ def test_a_crash_is_recorded_as_failed_and_raised(trained, tiny, monkeypatch):
     def broken(*_args):
         raise RuntimeError("first line\nsecond line")
 
-    monkeypatch.setattr(trainer, "build_optimizer", broken)
+    monkeypatch.setattr(trainer, "parallelize", broken)
     with pytest.raises(RuntimeError, match="first line"):
         trained()
     row = json.loads((tiny()[1] / "result.json").read_text())
@@ -409,6 +411,7 @@ OPTIONS = {
     "skip": SKIPPING,
     "muon": ("optimizer=muon",),
     "atan2": ("optimizer=adam_atan2", "optimizer.scale_lr_by_param_rms=true"),
+    "sgd": ("optimizer=sgd", "optimizer.lr=0.1"),
     "sigma": ("model.linear=sigma_reparam", "batch.micro_batch_sequences=4"),
     "qk_clip": (*QK_CLIP, "batch.micro_batch_sequences=4"),
     "pointwise": ("model.attention_normaliser=relu2", "model.embedding_gradient_scale=0.1"),

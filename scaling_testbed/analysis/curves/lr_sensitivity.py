@@ -6,19 +6,22 @@ With l(eta) the final validation loss of the run with peak rate eta, and l0 the 
 
 over the rates of the grid within a range, 3e-4 to 3e-1 unless said otherwise. A loss that is not finite counts as l0,
 and so does a run that was stopped as diverged, whatever its last weights score: the paper does not say.
-S compares two settings only where both mean the same by "learning rate" (Appendix B of the paper).
+S compares two settings only where both mean the same by "learning rate" (Appendix B of the paper); rate_meaning.py says
+which do.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from scaling_testbed.analysis.curves.grouping import Curve, curves
+from scaling_testbed.analysis.curves.rate_meaning import curve_meaning, incomparable
 from scaling_testbed.analysis.rows.conditions import same
 from scaling_testbed.analysis.rows.study import SIZE, Row, Study, name_of, number
 from scaling_testbed.errors import UserError
+from scaling_testbed.learning.optimizers import AS_ADAMW
 
 DEFAULT_RANGE = (3e-4, 3e-1)
 SHIFT = 1 / 3  # coupled decay has its optimum lower: the second range is 1e-4 to 1e-1 for the default one
@@ -27,12 +30,6 @@ DEFINITION = (
     "S = mean over the learning rates of min(final validation loss, loss at initialisation) minus the best of them, "
     "in nats per token; a run that diverged or ended in a loss that is not finite counts as the loss at initialisation."
 )
-# What gives the learning rate another meaning, so that S cannot be set beside that of other runs.
-OTHER_MEANING = {
-    "optimizer.name": ("muon", "Muon's learning rate is another quantity than AdamW's"),
-    "optimizer.scale_lr_by_param_rms": (True, "the learning rate is relative to the RMS of each tensor"),
-    "model.linear": ("sigma_reparam", "sigma-reparam changes what the learning rate means"),
-}
 
 
 @dataclass(frozen=True)
@@ -42,6 +39,7 @@ class Sensitivity:
     s: None where it is withheld, for the reason in `withheld`. low, high: 95 % bootstrap interval over seeds, None with
     one seed. best_lr, best_loss: of the mean over seeds. first_diverging_lr: the lowest rate at which a seed diverged.
     losses: (rate, mean over seeds of the capped loss, whether a seed diverged), over all rates of the study.
+    rate_means: what one unit of the learning rate is; None where the rows do not agree.
     """
 
     curve: Curve
@@ -56,9 +54,10 @@ class Sensitivity:
     range_rule: str
     withheld: str | None
     losses: list[tuple[float, float, bool]]
+    rate_means: str | None = None
 
     def record(self) -> dict[str, object]:
-        """As one flat row for tables, CSV and JSON."""
+        """As one flat row for tables, CSV and JSON. rate_means is empty where it is AdamW's."""
         return {
             **self.curve.condition,
             "n_params": self.curve.n_params,
@@ -74,6 +73,7 @@ class Sensitivity:
             "best_loss": self.best_loss,
             "first_diverging_lr": self.first_diverging_lr,
             "withheld": self.withheld,
+            "rate_means": None if self.rate_means == AS_ADAMW else self.rate_means,
         }
 
 
@@ -122,14 +122,23 @@ def analyse(
     inside = {_place(curve): curve for curve in curves(study, group, size, lr_range)}
     shifted_range = (lr_range[0] * SHIFT, lr_range[1] * SHIFT)
     shifted = {_place(curve): curve for curve in curves(study, group, size, shifted_range)}
+    every = curves(study, group, size)
+    meanings = [curve_meaning(whole) for whole in every]
     found = []
-    for whole in curves(study, group, size):
-        curve = inside.get(_place(whole))
-        best = _one(curve, whole, lr_range)
+    for whole, meaning, reason in zip(every, meanings, incomparable(meanings), strict=True):
+        best = _one(inside.get(_place(whole)), whole, lr_range)
         if same(whole.settings.get("optimizer.decay"), "coupled"):
             best = _better_range(best, shifted.get(_place(whole)), whole, lr_range)
-        found.append(best)
+        found.append(_compared(best, meaning, reason))
     return found
+
+
+def _compared(found: Sensitivity, meaning: str | None, reason: str | None) -> Sensitivity:
+    """With what its learning rate means, and without S where that forbids to set it beside the others."""
+    if reason is None:
+        return replace(found, rate_means=meaning)
+    said = "; ".join(text for text in (reason, found.withheld) if text)
+    return replace(found, rate_means=meaning, s=None, low=None, high=None, withheld=said)
 
 
 def _place(curve: Curve) -> tuple:
@@ -162,9 +171,6 @@ def _point(rows: Sequence[Row]) -> tuple[float, bool]:
 def _withheld(curve: Curve | None, lr_range: tuple[float, float]) -> str | None:
     if curve is None or len(curve.lrs) < 2:
         return f"fewer than two learning rates in {lr_range[0]:g} to {lr_range[1]:g}"
-    for key, (value, reason) in OTHER_MEANING.items():
-        if same(curve.settings.get(key), value):
-            return reason
     data = {row["data_fingerprint"] for row in curve.runs.values() if row.get("data_fingerprint")}
     if len(data) > 1:
         return f"its rows come from {len(data)} sets of data ({', '.join(sorted(map(str, data)))})"
@@ -203,7 +209,8 @@ def _not_whole(lr_range: tuple) -> str:
 
 
 def rates_note(found: Sequence[Sensitivity], lr_range: tuple[float, float]) -> str:
-    """How many rates entered, which were measured but lie outside the range, and which of its ends were not."""
+    """How many rates entered, which were measured but lie outside the range, which of its ends were not, and what a
+    rate means where it is not what it means for AdamW."""
     every = sorted({lr for one in found for lr in one.curve.lrs})
     ranges = {lr_range, *(one.lr_range for one in found)}  # that of coupled decay may be another
     inside = [lr for lr in every if any(low * (1 - 1e-9) <= lr <= high * (1 + 1e-9) for low, high in ranges)]
@@ -213,4 +220,7 @@ def rates_note(found: Sequence[Sensitivity], lr_range: tuple[float, float]) -> s
     ends = _unmeasured(every, lr_range)
     left_out += f"; not measured: {' and '.join(f'{end:g}' for end in ends)}" if ends else ""
     said = " or ".join(f"[{low:g}, {high:g}]" for low, high in sorted(ranges, reverse=True))
-    return f"Learning rates in {said} that enter S: {len(inside)} ({shown}){left_out}."
+    meanings = {one.rate_means for one in found}
+    told = len(meanings) == 1 and not meanings & {None, AS_ADAMW}
+    other = f" One unit of learning rate is {meanings.pop()}." if told else ""
+    return f"Learning rates in {said} that enter S: {len(inside)} ({shown}){left_out}.{other}"

@@ -70,18 +70,63 @@ def test_coupled_decay_is_scored_with_the_better_of_two_ranges(study):
     assert more.lr_range == (3e-4, 3e-1) and more.range_rule == "coupled decay: smaller of two ranges"
 
 
-@pytest.mark.parametrize(
-    ("settings", "reason"),
-    [
-        ({"optimizer__name": "muon"}, "Muon"),
-        ({"optimizer__scale_lr_by_param_rms": True}, "RMS"),
-        ({"model__linear": "sigma_reparam"}, "sigma-reparam"),
-    ],
-)
-def test_s_is_withheld_where_the_learning_rate_means_something_else(study, settings, reason):
-    (found,) = analyse(study(curve(BY_HAND[:5] + [3.0, 3.0], **settings)), [])
-    assert found.s is None and reason in found.withheld
-    assert len(found.losses) == 7  # the curve is shown all the same
+FINITE = BY_HAND[:5] + [3.0, 3.0]
+S_FINITE = np.mean(FINITE) - 2.9
+MUON = {"optimizer__name": "muon"}
+OTHER_MEANINGS = [
+    (MUON, "(Muon)"),
+    ({"optimizer__name": "sgd", "optimizer__momentum": 0.9}, "momentum=0.9 (SGD)"),
+    ({"optimizer__scale_lr_by_param_rms": True}, "RMS"),
+    ({"model__linear": "sigma_reparam"}, "sigma-reparam"),
+    ({"optimizer__name": "newest"}, "unknown: there is no optimizer newest here"),
+    ({"optimizer__name": "adamw", "optimizer__eps": "tiny"}, "unknown: its optimizer.* columns are none of adamw"),
+    ({"rate_means": "a tenth of what it was"}, "a tenth of what it was"),
+]
+
+
+@pytest.mark.parametrize(("settings", "meaning"), OTHER_MEANINGS)
+def test_s_is_withheld_beside_adamws_where_the_learning_rate_means_something_else(study, settings, meaning):
+    """Also where rows of earlier versions do not say it themselves, and their options tell."""
+    conditions = curve(FINITE, logging__group="adamw") + curve(FINITE, logging__group="other", **settings)
+    found = {one.curve.label: one for one in analyse(study(conditions), ["logging.group"])}
+    assert found["group=adamw"].s == pytest.approx(S_FINITE) and found["group=adamw"].withheld is None
+    other = found["group=other"]
+    assert (other.s, other.low, other.high) == (None, None, None)
+    assert "another quantity than AdamW's" in other.withheld and meaning in other.withheld
+    assert len(other.losses) == 7 and other.best_loss == 2.9  # the curve is shown all the same
+
+
+@pytest.mark.parametrize(("settings", "meaning"), OTHER_MEANINGS)
+def test_s_of_curves_of_one_other_meaning_is_given_with_a_note_that_names_it(study, settings, meaning):
+    rows = curve(FINITE, **settings)
+    found = analyse(study(rows + [row | {"model.d_model": 64} for row in rows]), [])
+    assert [one.s for one in found] == pytest.approx([S_FINITE] * 2)
+    assert f"One unit of learning rate is {found[0].rate_means}" in rates_note(found, (3e-4, 3e-1))
+    assert meaning in found[0].rate_means == found[0].record()["rate_means"]
+
+
+def test_what_means_the_same_as_for_adamw_is_compared_and_not_remarked(study):
+    names = ("adamw", "stable_adamw", "adam_atan2", None)
+    rows = [row for name in names for row in curve(FINITE, optimizer__name=name)]
+    found = analyse(study(rows), ["optimizer.name"])
+    assert [one.s for one in found] == pytest.approx([S_FINITE] * 4)
+    assert "One unit" not in rates_note(found, (3e-4, 3e-1)) and found[0].record()["rate_means"] is None
+
+
+def test_s_of_no_curve_is_given_where_none_means_what_adamw_does_and_they_differ(study):
+    sgd = {"optimizer__name": "sgd"}
+    rows = curve(FINITE, **sgd, optimizer__momentum=0.9) + curve(FINITE, **sgd, optimizer__momentum=0.5)
+    found = analyse(study(rows), ["optimizer.momentum"])
+    assert [one.s for one in found] == [None, None]
+    assert all("than that of the other curves (one per step" in one.withheld for one in found)
+
+
+def test_a_curve_whose_rows_do_not_agree_has_no_s_and_every_reason_is_said(study):
+    rows = curve(FINITE[:4], LRS[:4]) + curve(FINITE[4:], LRS[4:], **MUON)
+    (found,) = analyse(study(rows), [])
+    assert found.s is None and found.withheld == "its rows mean different things by the learning rate"
+    (short,) = analyse(study(rows), [], lr_range=(9e-3, 2e-2))
+    assert short.withheld.endswith("learning rate; fewer than two learning rates in 0.009 to 0.02")
 
 
 def test_a_hole_in_the_grid_is_named_and_s_withheld(study):

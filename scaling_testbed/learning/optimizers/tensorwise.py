@@ -5,6 +5,8 @@ They work on whole and on sharded tensors (DTensors) and keep the state of torch
 
 import torch
 
+from scaling_testbed.learning.optimizers.base import local_part
+
 SMALLEST_RMS = 1e-3  # that a rate is multiplied by, so that a tensor of zeros learns
 
 
@@ -82,11 +84,6 @@ class AdamAtan2(TensorwiseAdam):
 
     def _update(self, first, second, group):
         return group["a"] * torch.atan2(first, group["b"] * second.sqrt())
-
-
-def local_part(x: torch.Tensor) -> torch.Tensor:
-    """The part of a sharded tensor (a DTensor) that lies in this process, sharing its memory; `x` if it is whole."""
-    return x.to_local() if hasattr(x, "to_local") else x
 
 
 def _mean_of_whole(here: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

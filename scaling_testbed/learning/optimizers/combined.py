@@ -1,18 +1,17 @@
-"""Muon and AdamW as one optimizer, each over parameters of its own."""
+"""Several optimizers as one, each over parameters of its own."""
+
+from collections.abc import Sequence
 
 import torch
 
 
-class MuonWithAdamW(torch.optim.Optimizer):
-    """torch.optim.Muon over the groups `hidden`, torch.optim.AdamW over `others`; `muon` and `adamw` are their options.
+class Combined(torch.optim.Optimizer):
+    """Its groups and its state are those of its parts, so that rates are set, saved and restored as for a single one.
 
-    Its groups and its state are those of the two, so that rates are set, saved and restored as for a single one.
+    parts: optimizers whose steps do not depend on one another; they step in this order.
     """
 
-    def __init__(self, hidden: list[dict], others: list[dict], muon: dict, adamw: dict):
-        parts = [torch.optim.AdamW(others, **adamw)]
-        if hidden:  # a model may have no blocks
-            parts.append(torch.optim.Muon(hidden, **muon))
+    def __init__(self, parts: Sequence[torch.optim.Optimizer]):
         super().__init__([group for part in parts for group in part.param_groups], {})
         self.parts = parts
 

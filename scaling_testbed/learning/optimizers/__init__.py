@@ -1,0 +1,32 @@
+"""The optimizers, one file each. Importing them imports no torch, so that a grid can be planned without it."""
+
+from scaling_testbed.learning.optimizers.adam_atan2 import AdamAtan2Config
+from scaling_testbed.learning.optimizers.adamw import AdamWConfig, StableAdamWConfig
+from scaling_testbed.learning.optimizers.base import (
+    AS_ADAMW,
+    OPTIMIZERS,
+    OptimizerConfig,
+    Update,
+    clip_coefficient,
+    local_part,
+    parameter_groups,
+    set_lr,
+)
+from scaling_testbed.learning.optimizers.muon import MuonConfig
+from scaling_testbed.learning.optimizers.sgd import SGDConfig
+
+__all__ = [
+    "AS_ADAMW",
+    "OPTIMIZERS",
+    "AdamAtan2Config",
+    "AdamWConfig",
+    "MuonConfig",
+    "OptimizerConfig",
+    "SGDConfig",
+    "StableAdamWConfig",
+    "Update",
+    "clip_coefficient",
+    "local_part",
+    "parameter_groups",
+    "set_lr",
+]

@@ -1,0 +1,117 @@
+"""AdamW and StableAdamW."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from scaling_testbed.errors import ConfigError, check_positive
+from scaling_testbed.keys import ADDED_LATER
+from scaling_testbed.learning.optimizers.base import (
+    AS_ADAMW,
+    OPTIMIZERS,
+    OptimizerConfig,
+    Update,
+    local_part,
+    parameter_groups,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+    from scaling_testbed.model.transformer import Transformer
+
+MOMENTS_BYTES = 8  # of the two moments, fp32
+RELATIVE_RATE = "about one per step and unit of each tensor's RMS (AdamW with scale_lr_by_param_rms)"
+
+
+@OPTIMIZERS.register("adamw")
+@dataclass(frozen=True, kw_only=True)
+class AdamWConfig(OptimizerConfig):
+    """AdamW (Loshchilov and Hutter 2019).
+
+    update_clipping: divide each tensor's rate by max(1, RMS(g / sqrt(second moment))): StableAdamW (Wortsman et al.
+        2023, "Stable and low-precision training for large-scale vision-language models", algorithm 2).
+    scale_lr_by_param_rms: multiply each tensor's rate by max(RMS(w), 1e-3) of the weights before the step (Adafactor,
+        arXiv 1804.04235, algorithm 4; Wortsman et al. 2023, E.14). The decay is not multiplied, independent or
+        coupled: neither is it in Optax's Adafactor, and the paper's independent decay knows no rate.
+    fused: PyTorch's one-kernel step; None: where it exists. Not available together with the two above.
+    """
+
+    needs_whole_tensors = None
+
+    name: str = "adamw"
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    update_clipping: bool = False
+    scale_lr_by_param_rms: bool = field(default=False, metadata=ADDED_LATER)
+    fused: bool | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._check_fractions("beta1", "beta2")
+        check_positive("eps", self.eps)  # with 0 the embedding of a token that never came would be 0/0
+        for key in ("update_clipping", "scale_lr_by_param_rms"):
+            if getattr(self, key) and self.fused:
+                raise ConfigError(f"fused cannot be true together with {key}")
+
+    @property
+    def _has_rates_of_tensors(self) -> bool:
+        return self.update_clipping or self.scale_lr_by_param_rms
+
+    def build(self, model: Transformer) -> torch.optim.Optimizer:
+        import torch
+
+        groups = parameter_groups(self, model)
+        options = {"lr": self.lr, "betas": (self.beta1, self.beta2), "eps": self.eps}
+        if not self._has_rates_of_tensors:
+            fused = self.fused if self.fused is not None else can_fuse(model)
+            return torch.optim.AdamW(groups, **options, fused=fused)
+        from scaling_testbed.learning.optimizers.tensorwise import TensorwiseAdamW
+
+        rates = {"update_clipping": self.update_clipping, "scale_lr_by_param_rms": self.scale_lr_by_param_rms}
+        return TensorwiseAdamW(groups, **options, **rates)
+
+    def bytes_per_weight(self, role: str) -> int:
+        return MOMENTS_BYTES
+
+    @property
+    def rate_means(self) -> str:
+        """Clipping an update does not change it: it divides by one but after a spike."""
+        return RELATIVE_RATE if self.scale_lr_by_param_rms else AS_ADAMW
+
+    def update_of(self, group: dict[str, Any], state: dict[str, Any]) -> Update | None:
+        return adam_update(group, state)
+
+    def rate_of(self, optimizer, group, parameter) -> float | torch.Tensor | None:
+        return optimizer.rates.get(parameter) if self._has_rates_of_tensors else group["lr"]
+
+
+@OPTIMIZERS.register("stable_adamw")
+@dataclass(frozen=True, kw_only=True)
+class StableAdamWConfig(AdamWConfig):
+    """AdamW with update_clipping."""
+
+    name: str = "stable_adamw"
+    update_clipping: bool = True
+
+
+def adam_update(group: dict[str, Any], state: dict[str, Any]) -> Update | None:
+    """m / (sqrt(v) + eps), bias-corrected (Wortsman et al. 2023, arXiv 2309.14322, section E.13)."""
+    if not state:
+        return None
+    first, root = moments(group, state)
+    return Update(first / (root + group["eps"]), (root < group["eps"]).sum())
+
+
+def moments(group: dict[str, Any], state: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Adam's bias-corrected first moment and the root of its second, fp64, of this process's part of a tensor."""
+    step, (beta1, beta2) = float(state["step"]), group["betas"]
+    root = (local_part(state["exp_avg_sq"]).double() / (1 - beta2**step)).sqrt()
+    return local_part(state["exp_avg"]).double() / (1 - beta1**step), root
+
+
+def can_fuse(model: Transformer) -> bool:
+    """Whether PyTorch has a one-kernel step where the model lies."""
+    return next(model.parameters()).device.type in ("cpu", "cuda")

@@ -1,0 +1,194 @@
+"""What every optimizer has, what it answers for itself, and the groups that it makes of a model's parameters.
+
+A new optimizer is one file: a dataclass derived from OptimizerConfig and registered in OPTIMIZERS. No other file asks
+for it by name.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+from scaling_testbed.errors import ConfigError, check_choice, check_not_negative, check_positive
+from scaling_testbed.keys import ADDED_LATER
+from scaling_testbed.model.parametrization import ROLES, lr_multiplier
+from scaling_testbed.registry import Registry
+
+if TYPE_CHECKING:
+    import torch
+
+    from scaling_testbed.model.transformer import Transformer
+
+# Name -> the dataclass that a file in configs/optimizer/ fills.
+OPTIMIZERS = Registry("optimizer")
+
+# What a learning rate means for AdamW, beside which every other meaning is judged.
+AS_ADAMW = "about one per step and weight (AdamW)"
+
+
+class Update(NamedTuple):
+    """What an optimizer made of a tensor's gradients in its last step.
+
+    direction: fp64, of the part of the tensor that lies in this process: what the rate multiplies, without the decay.
+    n_below_eps: a scalar tensor, how many of its coordinates have the root of their second moment below eps; None
+    where there is no eps.
+    """
+
+    direction: torch.Tensor
+    n_below_eps: torch.Tensor | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig(abc.ABC):
+    """What all optimizers have, with the defaults of Wortsman et al. 2023, section 2.1.
+
+    decay: with s the schedule's factor in [0, 1], lr the peak rate and u the optimizer's update, a step is
+        independent: w <- w - s (lr u + weight_decay w)
+        coupled:     w <- w - s lr (u + weight_decay w)      (what PyTorch and Optax do)
+    weight_decay_steps: None: weight_decay is the same in a run of any length. A number of steps T: it is that of a run
+        of T steps, and one of t steps multiplies it by T / t, so that a weight without gradient shrinks as much over
+        either (cf. Wang and Aitchison 2024, arXiv 2405.13698). In very short runs that holds the weights near zero
+        at low rates, since lr / weight_decay sets their scale.
+    decay_roles: the parameter roles that decay; None: all of them, norm gains and embeddings included. (The paper
+        does not say; the public nanodo excludes nothing.)
+    lr_multipliers: role -> factor on the learning rate, on top of the parametrization's.
+    clip_norm: global gradient norm to clip at; None: no clipping, the norm is still recorded.
+    skip_spikes_sigmas: leave out an update whose loss or gradient norm lies more than so many standard deviations above
+        the mean of the last `skip_spikes_window` updates that were made (OLMo 2, arXiv 2501.00656, has 6 and 128); see
+        learning/spikes.py. None: every update is made.
+    qk_clip: tau: after an update, the query and key weights of a head whose largest attention logit in that step's
+        batch was S > tau are shrunk so that its logits become tau / S of what they were (Kimi K2, arXiv 2507.20534,
+        section 2.1, where tau is 100); see learning/qk_clip.py. Not with what norms queries and keys. None: never.
+
+    A subclass answers `build`, `bytes_per_weight` and `rate_means`, says by `needs_whole_tensors` whether it can be
+    sharded, and where it can by `update_of` what it did.
+    """
+
+    # Why a tensor of which each process holds a part cannot be updated part by part; None: it can.
+    needs_whole_tensors: ClassVar[str | None] = "it does not say that it can update a part of a tensor by itself"
+
+    name: str = ""
+    lr: float = 1e-2
+    weight_decay: float = 1e-4
+    weight_decay_steps: float | None = field(default=None, metadata=ADDED_LATER)
+    decay: str = "independent"
+    decay_roles: list[str] | None = None
+    lr_multipliers: dict[str, float] = field(default_factory=dict)
+    clip_norm: float | None = 1.0
+    skip_spikes_sigmas: float | None = field(default=None, metadata=ADDED_LATER)
+    skip_spikes_window: int = field(default=128, metadata=ADDED_LATER)
+    qk_clip: float | None = field(default=None, metadata=ADDED_LATER)
+
+    def __post_init__(self):
+        check_choice("decay", self.decay, ("independent", "coupled"))
+        for key in ("lr", "weight_decay_steps", "clip_norm", "skip_spikes_sigmas", "qk_clip"):
+            check_positive(key, getattr(self, key))
+        if self.skip_spikes_window < 4:
+            raise ConfigError(f"skip_spikes_window must be at least 4; got {self.skip_spikes_window}")
+        check_not_negative("weight_decay", self.weight_decay)
+        for role in self.decay_roles or []:
+            check_choice("decay_roles", role, ROLES)
+        for role, factor in self.lr_multipliers.items():
+            check_choice("lr_multipliers", role, ROLES)
+            check_positive(f"lr_multipliers.{role}", factor)
+
+    @abc.abstractmethod
+    def build(self, model: Transformer) -> torch.optim.Optimizer:
+        """The optimizer over `parameter_groups`; `set_lr` gives the groups their rates before each step.
+
+        Each step multiplies the weights by 1 - lr * weight_decay of their group, which is either kind of decay. All
+        that later steps need stands in the state, which checkpoints save and restore.
+        """
+
+    @abc.abstractmethod
+    def bytes_per_weight(self, role: str) -> int:
+        """Bytes of state that are kept from step to step for each weight of a role."""
+
+    @property
+    @abc.abstractmethod
+    def rate_means(self) -> str:
+        """What one unit of learning rate is, in a few words; AS_ADAMW where it is what it is for AdamW. It stands in
+        the row, and S is never compared between runs of which this differs."""
+
+    @property
+    def unshardable(self) -> tuple[str, str] | None:
+        """The key=value that parallelism=fsdp has no place for and the reason, or None."""
+        if self.needs_whole_tensors is not None:
+            return f"optimizer={self.name}", self.needs_whole_tensors
+        if self.qk_clip is not None:
+            return f"optimizer.qk_clip={self.qk_clip}", "it scales the rows of whole heads"
+        return None
+
+    def update_of(self, group: dict[str, Any], state: dict[str, Any]) -> Update | None:
+        """The last update of a tensor, from its group and its state; None where the state does not tell."""
+        return None
+
+    def rate_of(
+        self, optimizer: torch.optim.Optimizer, group: dict[str, Any], parameter: torch.nn.Parameter
+    ) -> float | torch.Tensor | None:
+        """What multiplied the last update of a tensor of `group`; None where only the step itself knew it, and it was
+        made by another process."""
+        return group["lr"]
+
+    def for_length(self, steps: int) -> OptimizerConfig:
+        """The same with the weight decay of a schedule of `steps` steps, however few of them the run takes."""
+        if self.weight_decay_steps is None:
+            return self
+        decay = self.weight_decay * self.weight_decay_steps / steps
+        return dataclasses.replace(self, weight_decay=decay, weight_decay_steps=None)
+
+    def _check_fractions(self, *keys: str) -> None:
+        """Raises ConfigError unless all of these lie in [0, 1)."""
+        for key in keys:
+            if not 0 <= getattr(self, key) < 1:
+                raise ConfigError(f"{key} must lie in [0, 1); got {getattr(self, key)}")
+
+
+def parameter_groups(
+    config: OptimizerConfig, model: Transformer, roles: Collection[str] = ROLES
+) -> list[dict[str, Any]]:
+    """Split a model's parameters of these roles into groups of one learning-rate multiplier and one weight decay each.
+
+    The multiplier is the parametrization's times the role's own; whether the decay of a step is multiplied too is the
+    parametrization's `scale_weight_decay_with_lr`.
+
+    PyTorch's AdamW multiplies weights by 1 - lr_t * weight_decay, with lr_t the group's current rate, so independent
+    decay is weight_decay / peak rate (Wortsman et al. 2023, section 3.2.2).
+    """
+    groups: dict[tuple[float, float], dict] = {}
+    info = model.parameter_info()
+    for name, parameter in model.named_parameters():
+        role = info[name].role
+        if role not in roles:
+            continue
+        multiplier = lr_multiplier(model.parametrization, info[name], model.config)
+        multiplier *= config.lr_multipliers.get(role, 1.0)
+        decay = config.weight_decay if config.decay_roles is None or role in config.decay_roles else 0.0
+        if config.decay == "independent":
+            decay = decay / config.lr
+        if not model.parametrization.scale_weight_decay_with_lr:
+            decay = decay / multiplier
+        group = groups.setdefault(
+            (multiplier, decay), {"params": [], "lr_multiplier": multiplier, "weight_decay": decay}
+        )
+        group["params"].append(parameter)
+    return list(groups.values())
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Give every group the schedule's rate times the group's multiplier."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_multiplier"]
+
+
+def clip_coefficient(norm: float, limit: float | None) -> float:
+    """What a gradient of this norm is multiplied by, as torch.nn.utils.clip_grad_norm_ does."""
+    return 1.0 if limit is None else min(1.0, limit / (norm + 1e-6))
+
+
+def local_part(x: torch.Tensor) -> torch.Tensor:
+    """The part of a sharded tensor (a DTensor) that lies in this process, sharing its memory; `x` if it is whole."""
+    return x.to_local() if hasattr(x, "to_local") else x

@@ -1,0 +1,74 @@
+"""Stochastic gradient descent with momentum."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from scaling_testbed.errors import ConfigError
+from scaling_testbed.learning.optimizers.base import OPTIMIZERS, OptimizerConfig, Update, local_part, parameter_groups
+
+if TYPE_CHECKING:
+    import torch
+
+    from scaling_testbed.model.transformer import Transformer
+
+
+@OPTIMIZERS.register("sgd")
+@dataclass(frozen=True, kw_only=True)
+class SGDConfig(OptimizerConfig):
+    """Stochastic gradient descent with momentum (Sutskever et al. 2013, "On the importance of initialization and
+    momentum in deep learning"), in PyTorch's form and without dampening.
+
+    With g the gradient after clipping, b <- momentum b + g is the update; with nesterov it is g + momentum b. The decay
+    acts on the weights and is no part of b: SGDW (Loshchilov and Hutter 2019, arXiv 1711.05101, algorithm 1).
+
+    momentum: 0: the update is g, and no moment is kept.
+    """
+
+    needs_whole_tensors = None
+
+    name: str = "sgd"
+    momentum: float = 0.9
+    nesterov: bool = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._check_fractions("momentum")
+        if self.nesterov and not self.momentum:
+            raise ConfigError("nesterov must be false with momentum=0; set momentum, to 0.9 for example")
+
+    def build(self, model: Transformer) -> torch.optim.Optimizer:
+        import torch
+
+        # PyTorch's own weight_decay would add the weights to the gradient, and so to the momentum.
+        groups = [
+            {**group, "weight_decay": 0.0, "decoupled_decay": group["weight_decay"]}
+            for group in parameter_groups(self, model)
+        ]
+        optimizer = torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=self.nesterov)
+        optimizer.register_step_pre_hook(_decay)
+        return optimizer
+
+    def bytes_per_weight(self, role: str) -> int:
+        """One moment, fp32."""
+        return 4 if self.momentum else 0
+
+    @property
+    def rate_means(self) -> str:
+        """A constant gradient comes to move a weight 1 / (1 - momentum) times, so momentum is part of the meaning."""
+        return f"one per step and unit of gradient, summed with momentum={self.momentum:g} (SGD)"
+
+    def update_of(self, group: dict[str, Any], state: dict[str, Any]) -> Update | None:
+        """The momentum; None where the update is of the gradient too, which is no part of the state."""
+        if self.nesterov or "momentum_buffer" not in state:
+            return None
+        return Update(local_part(state["momentum_buffer"]).double(), None)
+
+
+def _decay(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    """Before a step: shrink the weights that have a gradient, by their group's rate."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                local_part(parameter.detach()).mul_(1 - group["lr"] * group["decoupled_decay"])
