@@ -10,8 +10,8 @@ from scaling_testbed.config.run import RunConfig
 from scaling_testbed.data.batches import TrainingBatches
 from scaling_testbed.learning.loss import IGNORE
 from scaling_testbed.learning.optimizers import clip_coefficient, set_lr
-from scaling_testbed.learning.qk_clip import clip_queries_and_keys, record_logits, take_largest_logits
-from scaling_testbed.learning.spikes import SpikeFilter
+from scaling_testbed.learning.interventions.qk_clip import clip_queries_and_keys, record_logits, take_largest_logits
+from scaling_testbed.learning.interventions.spikes import SpikeFilter
 from scaling_testbed.processes.device import autocast
 from scaling_testbed.processes.group import Processes
 from scaling_testbed.processes.interrupts import Interrupts

@@ -6,7 +6,7 @@ import statistics
 
 import pytest
 
-from scaling_testbed.learning.spikes import SpikeFilter
+from scaling_testbed.learning.interventions.spikes import SpikeFilter
 
 
 def filled(sigmas=3.0, window=8, pairs=None):
