@@ -23,9 +23,12 @@ from scaling_testbed.data.sources.corpora import SOURCES
 from scaling_testbed.data.tokenizers import TOKENIZERS
 from scaling_testbed.diagnostics.config import DiagnosticsConfig
 from scaling_testbed.errors import ConfigError, check_positive
-from scaling_testbed.keys import EXECUTION_ONLY
+from scaling_testbed.keys import ADDED_LATER, EXECUTION_ONLY
 from scaling_testbed.learning.config import OPTIMIZERS, CrossEntropyConfig, MuonConfig, OptimizerConfig
+from scaling_testbed.learning.interventions.base import Intervention
+from scaling_testbed.learning.interventions.chosen import choose_interventions
 from scaling_testbed.learning.schedules import SCHEDULES
+from scaling_testbed.model import counting
 from scaling_testbed.model.config import ModelConfig, ParametrizationConfig
 from scaling_testbed.model.parametrization import check_parametrization
 
@@ -50,7 +53,8 @@ class RunConfig:
 
     name: the folder under runs_dir that this run is filed in. data_dir: where prepared corpora lie.
     data_workers: processes that tokenise; None: the usable cores, at most 16. seed: of the
-    initial weights and the order of the data. overrides: what was typed to get here, for the record.
+    initial weights and the order of the data. interventions: name -> arguments of a registered intervention, which
+    acts in every step (learning/interventions/base.py). overrides: what was typed to get here, for the record.
     """
 
     name: str = field(default="default", metadata=EXECUTION_ONLY)
@@ -63,6 +67,7 @@ class RunConfig:
     optimizer: Any = None
     schedule: Any = None
     loss: Any = None
+    interventions: dict[str, Any] = field(default_factory=dict, metadata=ADDED_LATER)
     data: Any = None
     tokenizer: Any = None
     budget: BudgetConfig = field(default_factory=BudgetConfig)
@@ -85,6 +90,7 @@ class RunConfig:
             check_parametrization(self.parametrization, self.model)
         if self.optimizer is not None and self.model is not None:
             _check_qk_clip(self.optimizer, self.model)
+            interventions_of(self)
         if self.parallelism is not None and self.parallelism.kind == "fsdp" and (key := unshardable(self)):
             raise ConfigError(f"{key} cannot be sharded; use parallelism=single or parallelism=ddp")
         micro = self.batch.micro_batch_sequences
@@ -112,11 +118,26 @@ def unshardable(run: RunConfig) -> str | None:
     """The key=value of `run` that parallelism=fsdp has no place for, or None."""
     if isinstance(run.optimizer, MuonConfig):
         return "optimizer=muon"  # it orthogonalises whole matrices
-    if run.optimizer is not None and run.optimizer.qk_clip is not None:
-        return f"optimizer.qk_clip={run.optimizer.qk_clip}"  # it scales the rows of whole heads
-    if run.model is not None and run.model.linear == "sigma_reparam":
-        return "model.linear=sigma_reparam"  # its singular vectors are those of whole matrices
+    for name, intervention in interventions_of(run).items():
+        if not intervention.shardable:
+            key = intervention.key
+            return f"interventions.{name}" if key is None else f"{key}={flatten(run)[key]}"
     return None
+
+
+def interventions_of(run: RunConfig) -> dict[str, Intervention]:
+    """Name -> what acts in the steps of `run`, new objects each time. Raises ConfigError as choose_interventions."""
+    if run.optimizer is None or run.model is None:
+        return {}
+    return choose_interventions(run.optimizer, run.model, run.interventions)
+
+
+def flops_per_token(run: RunConfig, model: ModelConfig) -> float:
+    """FLOPs of training `run` on one token with its resolved `model`: those of the model
+    (model.counting.flops_per_token) and those that its interventions add."""
+    length = run.batch.sequence_length
+    added = sum(found.flops_per_token(model, length) for found in interventions_of(run).values())
+    return counting.flops_per_token(model, length) + added
 
 
 def run_id(run: RunConfig) -> str:
@@ -140,7 +161,9 @@ def _identity(value: Any) -> Any:
 
 def _counts(f: dataclasses.Field, entry: Any) -> bool:
     rule = f.metadata.get("identity", True)
-    return entry != f.default if rule == "if_set" else rule
+    if rule != "if_set":
+        return rule
+    return entry != (f.default if f.default_factory is dataclasses.MISSING else f.default_factory())
 
 
 def flatten(run: RunConfig) -> dict[str, Any]:
