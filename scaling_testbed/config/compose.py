@@ -227,6 +227,8 @@ def _plain_sections():
 
 def _unknown_key(key: str) -> str:
     group, _, field = key.partition(".")
+    if group == "interventions" and field:
+        return f"{key} must be typed with a plus, which adds it: +{key}.KEY=VALUE"
     kinds = [kind for kind, cls in GROUPS.get(group, {}).items() if field in {f.name for f in dataclasses.fields(cls)}]
     if kinds:
         return f"{key} belongs to {group}={' or '.join(kinds)}, not to the {group} that was chosen"
