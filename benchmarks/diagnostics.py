@@ -2,7 +2,7 @@
 
     python -m benchmarks.diagnostics [--device cpu] [--seconds S] [--rounds N] [--out DIR]
 
-For each size one trainer makes updates in turns, plain and measured, on synthetic tokens. A measured update has a
+For each size one model is updated in turns, plain and measured, on synthetic tokens. A measured update has a
 forward pass of its own over up to diagnostics.sequences (32) of the batch, the scores of every head, and statistics of
 every tensor, its optimizer's moments included. The note says what measuring every 100th update adds to a run.
 """
@@ -26,7 +26,8 @@ from scaling_testbed.processes.group import Processes
 from scaling_testbed.processes.interrupts import Interrupts
 from scaling_testbed.processes.world import World
 from scaling_testbed.runs.folder import RunFolder
-from scaling_testbed.training.run import Trainer
+from scaling_testbed.training.parts import build_parts
+from scaling_testbed.training.step import make_update
 
 NANO = ["data.vocab_size=257", "batch.sequences=32", "batch.sequence_length=128"]
 PROXY = ["data.vocab_size=32101", "batch.sequences=8", "batch.sequence_length=512"]
@@ -49,12 +50,12 @@ def measure(overrides: list[str], device, rounds: int, seconds: float) -> dict[s
         run = compose([*QUIET, *overrides, *places])
         budget = Budget(seconds)
         with RunFolder(run_folder_path(run)) as records, Interrupts() as interrupts:
-            trainer = Trainer(run, records, Processes(World(), ParallelismConfig()), quiet=True)
-            configs = {PLAIN: run, MEASURED: dataclasses.replace(run, diagnostics=DiagnosticsConfig(every_steps=1))}
+            plain = build_parts(run, records, Processes(World(), ParallelismConfig()), quiet=True)
+            measured = dataclasses.replace(run, diagnostics=DiagnosticsConfig(every_steps=1))
+            parts = {PLAIN: plain, MEASURED: dataclasses.replace(plain, run=measured)}
             for step in range(2 * (rounds + 1)):
                 kind = (PLAIN, MEASURED)[(step + step // 2) % 2]  # each comes first in every other pair
-                trainer.updates.run = configs[kind]
-                taken, _ = harness.timed(lambda at=step: trainer.updates.make(at, trainer.steps, interrupts), device)
+                taken, _ = harness.timed(partial(make_update, parts[kind], step, interrupts), device)
                 if step >= 2:
                     found[kind].append(taken)
                 if step % 2 and step >= 2 * harness.LEAST_ROUNDS and budget.left() < 0:

@@ -176,6 +176,8 @@ def to_run_config(composed: DictConfig, overrides: Sequence[str]) -> RunConfig:
 def _freeze(node: DictConfig, group: str):
     """One group's node as its dataclass, with the group's name in front of whatever is wrong."""
     cls = OmegaConf.get_type(node)
+    if cls is dict:
+        return OmegaConf.to_container(node)
     if not dataclasses.is_dataclass(cls):
         raise ConfigError(f"{group} has no schema; its file must name one in its defaults list")
     known = {field.name for field in dataclasses.fields(cls)}
@@ -225,6 +227,8 @@ def _plain_sections():
 
 def _unknown_key(key: str) -> str:
     group, _, field = key.partition(".")
+    if group == "interventions" and field:
+        return f"{key} must be typed with a plus, which adds it: +{key}.KEY=VALUE"
     kinds = [kind for kind, cls in GROUPS.get(group, {}).items() if field in {f.name for f in dataclasses.fields(cls)}]
     if kinds:
         return f"{key} belongs to {group}={' or '.join(kinds)}, not to the {group} that was chosen"

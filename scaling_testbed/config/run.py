@@ -23,10 +23,13 @@ from scaling_testbed.data.sources.corpora import SOURCES
 from scaling_testbed.data.tokenizers import TOKENIZERS
 from scaling_testbed.diagnostics.config import DiagnosticsConfig
 from scaling_testbed.errors import ConfigError, check_positive
-from scaling_testbed.keys import EXECUTION_ONLY
+from scaling_testbed.keys import ADDED_LATER, EXECUTION_ONLY
 from scaling_testbed.learning.config import CrossEntropyConfig
+from scaling_testbed.learning.interventions.base import Intervention
+from scaling_testbed.learning.interventions.chosen import choose_interventions
 from scaling_testbed.learning.optimizers import OPTIMIZERS, OptimizerConfig
 from scaling_testbed.learning.schedules import SCHEDULES
+from scaling_testbed.model import counting
 from scaling_testbed.model.config import ModelConfig, ParametrizationConfig
 from scaling_testbed.model.parametrization import check_parametrization
 
@@ -51,7 +54,8 @@ class RunConfig:
 
     name: the folder under runs_dir that this run is filed in. data_dir: where prepared corpora lie.
     data_workers: processes that tokenise; None: the usable cores, at most 16. seed: of the
-    initial weights and the order of the data. overrides: what was typed to get here, for the record.
+    initial weights and the order of the data. interventions: name -> arguments of a registered intervention, which
+    acts in every step (learning/interventions/base.py). overrides: what was typed to get here, for the record.
     """
 
     name: str = field(default="default", metadata=EXECUTION_ONLY)
@@ -64,6 +68,7 @@ class RunConfig:
     optimizer: Any = None
     schedule: Any = None
     loss: Any = None
+    interventions: dict[str, Any] = field(default_factory=dict, metadata=ADDED_LATER)
     data: Any = None
     tokenizer: Any = None
     budget: BudgetConfig = field(default_factory=BudgetConfig)
@@ -86,6 +91,7 @@ class RunConfig:
             check_parametrization(self.parametrization, self.model)
         if self.optimizer is not None and self.model is not None:
             _check_qk_clip(self.optimizer, self.model)
+            interventions_of(self)
         if self.parallelism is not None and self.parallelism.kind == "fsdp" and (found := unshardable(self)):
             key, reason = found
             raise ConfigError(f"{key} cannot be sharded: {reason}; use parallelism=single or parallelism=ddp")
@@ -112,10 +118,12 @@ def _check_qk_clip(optimizer: OptimizerConfig, model: ModelConfig) -> None:
 
 def unshardable(run: RunConfig) -> tuple[str, str] | None:
     """The key=value of `run` that parallelism=fsdp has no place for and the reason, or None."""
-    if run.optimizer is not None and (found := run.optimizer.unshardable):
-        return found
-    if run.model is not None and (reason := _linear_facts(run.model.linear)[1]):
-        return f"model.linear={run.model.linear}", reason
+    if run.optimizer is not None and (reason := run.optimizer.needs_whole_tensors):
+        return f"optimizer={run.optimizer.name}", reason
+    for name, intervention in interventions_of(run).items():
+        if reason := intervention.needs_whole_tensors:
+            key = intervention.key
+            return (f"interventions.{name}" if key is None else f"{key}={flatten(run)[key]}"), reason
     return None
 
 
@@ -126,18 +134,28 @@ def rate_means(run: RunConfig) -> str:
 
 def rate_meaning(optimizer: OptimizerConfig, linear: str) -> str:
     """The same of an optimizer over a model whose `model.linear` is `linear`, as a row may tell of them."""
-    changed = _linear_facts(linear)[0]
+    changed = _changed_rate(linear)
     return f"{optimizer.rate_means}; {changed}" if changed else optimizer.rate_means
 
 
-def _linear_facts(linear: str) -> tuple[str | None, str | None]:
-    """How a kind of linear layer changes what a learning rate means, and why it cannot be sharded, where it does."""
-    if linear == "sigma_reparam":
-        return (
-            "sigma-reparam divides each matrix by its largest singular value",
-            "its singular vectors are those of whole matrices",
-        )
-    return None, None
+def _changed_rate(linear: str) -> str | None:
+    """How a kind of linear layer changes what a learning rate means, where it does."""
+    return "sigma-reparam divides each matrix by its largest singular value" if linear == "sigma_reparam" else None
+
+
+def interventions_of(run: RunConfig) -> dict[str, Intervention]:
+    """Name -> what acts in the steps of `run`, new objects each time. Raises ConfigError as choose_interventions."""
+    if run.optimizer is None or run.model is None:
+        return {}
+    return choose_interventions(run.optimizer, run.model, run.interventions)
+
+
+def flops_per_token(run: RunConfig, model: ModelConfig) -> float:
+    """FLOPs of training `run` on one token with its resolved `model`: those of the model
+    (model.counting.flops_per_token) and those that its interventions add."""
+    length = run.batch.sequence_length
+    added = sum(found.flops_per_token(model, length) for found in interventions_of(run).values())
+    return counting.flops_per_token(model, length) + added
 
 
 def run_id(run: RunConfig) -> str:
@@ -161,7 +179,9 @@ def _identity(value: Any) -> Any:
 
 def _counts(f: dataclasses.Field, entry: Any) -> bool:
     rule = f.metadata.get("identity", True)
-    return entry != f.default if rule == "if_set" else rule
+    if rule != "if_set":
+        return rule
+    return entry != (f.default if f.default_factory is dataclasses.MISSING else f.default_factory())
 
 
 def flatten(run: RunConfig) -> dict[str, Any]:

@@ -9,7 +9,6 @@ Shapes in names: B sequences, T positions, D model width, V vocabulary, R rotate
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -151,16 +150,9 @@ class Transformer(nn.Module):
 
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(draw, self.named_parameters()))
-        for module in self._sigma_reparam():
-            module.start()
-
-    def follow_weights(self) -> None:
-        """To be called after each update: what is derived from the weights step by step follows them."""
-        for module in self._sigma_reparam():
-            module.follow()
-
-    def _sigma_reparam(self) -> Iterator[SigmaReparamLinear]:
-        return (module for module in self.modules() if isinstance(module, SigmaReparamLinear))
+        for module in self.modules():
+            if isinstance(module, SigmaReparamLinear):
+                module.start()
 
     def initial_weight(self, name: str, seed: int) -> torch.Tensor:
         """The whole initial value of one parameter, fp32 on the CPU, of which a process may keep a shard.

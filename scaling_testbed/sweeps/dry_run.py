@@ -2,8 +2,8 @@
 
 import dataclasses
 
-from scaling_testbed.config.run import RunConfig, unshardable
-from scaling_testbed.model.counting import count_params, flops_per_token
+from scaling_testbed.config.run import RunConfig, flops_per_token, unshardable
+from scaling_testbed.model.counting import count_params
 from scaling_testbed.model.transformer import Transformer
 from scaling_testbed.sweeps.memory import Memory, estimate_memory
 
@@ -29,7 +29,7 @@ def describe_run(run: RunConfig, vocab_size: int) -> str:
         "parameters": f"{n_params:,} ({counts.n_params_non_embedding:,} without embedding and head)",
         "steps": f"{steps:,} of {run.batch.tokens:,} tokens",
         "tokens": f"{n_tokens:,}",
-        "training FLOPs": f"{flops_per_token(model, run.batch.sequence_length) * n_tokens:.3g}",
+        "training FLOPs": f"{flops_per_token(run, model) * n_tokens:.3g}",
     }
     text = "\n".join(f"{label:<16} {value}" for label, value in lines.items())
     return f"{text}\n{_memory_table(run, model, n_params)}"

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from scaling_testbed.config.compose import compose_many, quoted
-from scaling_testbed.config.run import RunConfig, run_folder_path, run_id
+from scaling_testbed.config.run import RunConfig, flops_per_token, run_folder_path, run_id
 from scaling_testbed.data.preparing.preparation import folder_name
 from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.files import write_json, write_text
-from scaling_testbed.model.counting import count_params, flops_per_token
+from scaling_testbed.model.counting import count_params
 from scaling_testbed.processes.world import World, check_world
 from scaling_testbed.sweeps.grid import Sweep, overrides_before
 from scaling_testbed.sweeps.memory import estimate_memory
@@ -29,7 +29,7 @@ class PlannedRun:
 
     varied: what tells it from the others. n_params: all, as in a row, and flops_6nd = 6 n_params n_tokens as there.
     budget_n_params: the N that the budget counts, under its convention `params`. flops: counted from the matrix
-    products. memory_bytes: an estimate for each GPU of the run.
+    products, those of interventions included. memory_bytes: an estimate for each GPU of the run.
     """
 
     run_id: str
@@ -97,7 +97,7 @@ def _planned(
     counts = count_params(model)
     steps = run.budget.resolve_steps(counts, run.batch.tokens)
     n_tokens = steps * run.batch.tokens
-    flops = flops_per_token(model, run.batch.sequence_length) * n_tokens
+    flops = flops_per_token(run, model) * n_tokens
     precision = "bf16" if run.compute.precision == "auto" else run.compute.precision
     return PlannedRun(
         run_id=run_id(run),

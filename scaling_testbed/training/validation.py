@@ -2,77 +2,45 @@
 
 import math
 from collections.abc import Callable
-from pathlib import Path
+from typing import Any
 
 import torch
 
-from scaling_testbed.config.run import RunConfig
-from scaling_testbed.data.batches import ValidationBatches
-from scaling_testbed.data.shards import PreparedData, open_prepared
-from scaling_testbed.errors import ConfigError
 from scaling_testbed.processes.device import autocast
-from scaling_testbed.processes.group import Processes
-from scaling_testbed.processes.placement import Replica
-
-MAIN_SET = "validation"
-
-
-def open_validation_sets(run: RunConfig, data: PreparedData) -> dict[str, ValidationBatches]:
-    """The validation split of the run's own `data`, as MAIN_SET, and of every corpus in evaluation.sets.
-
-    Raises ConfigError for a set with that name, or with another tokenizer.
-    """
-    streams = {MAIN_SET: data.validation}
-    for name, path in run.evaluation.sets.items():
-        other = open_prepared(Path(path))
-        if name == MAIN_SET:
-            raise ConfigError(f"evaluation.sets.{name}: this is the name of the run's own set; choose another")
-        if _vocabulary(other) != _vocabulary(data):
-            raise ConfigError(f"evaluation.sets.{name}: {path} has another tokenizer than {data.folder}")
-        streams[name] = other.validation
-    rows = run.evaluation.rows or run.batch.micro_batch_sequences or run.batch.sequences
-    length, tokens = run.batch.sequence_length, int(run.evaluation.tokens)
-    return {
-        name: ValidationBatches(stream, sequence_length=length, max_tokens=tokens, rows=rows)
-        for name, stream in streams.items()
-    }
-
-
-def _vocabulary(data: PreparedData) -> tuple[str | None, int]:
-    """What two corpora must share for one model to be scored on both."""
-    return data.tokenizer_fingerprint, data.vocab_size
+from scaling_testbed.training.data import MAIN_SET
+from scaling_testbed.training.parts import Parts
 
 
 @torch.no_grad()
-def evaluate(
-    placed: Replica,
-    batches: ValidationBatches,
-    *,
-    device: torch.device,
-    precision: str,
-    processes: Processes,
-    poll: Callable[[], object] | None = None,
-) -> float:
-    """Sum of cross-entropy over all tokens divided by their number, in nats; z-loss is never inside.
+def evaluate(parts: Parts, poll: Callable[[], object] = lambda: None) -> dict[str, Any]:
+    """val_loss, val_bpb (of the run's own set) and val_loss_by_set, for a step's record.
 
-    The ranks take batches in turn; sums are float64. `poll` is called before each batch, on every rank equally often,
-    and may raise Interrupted.
+    A loss is the sum of cross-entropy over all tokens of a set divided by their number, in nats; z-loss is never
+    inside. The ranks take batches in turn; sums are float64. `poll` is called before each batch, on every rank equally
+    often, and may raise Interrupted.
     """
-    total, n_tokens = 0.0, 0
-    with placed.scoring():
-        for first in range(0, len(batches), processes.world.size):
-            if poll is not None:
+    processes, losses = parts.processes, {}
+    for name, batches in parts.validation_sets.items():
+        total, n_tokens = 0.0, 0
+        with parts.placed.scoring():
+            for first in range(0, len(batches), processes.world.size):
                 poll()
-            number = first + processes.world.rank
-            # Sharded ranks must all come along: one without a batch of its own computes the last one and drops it.
-            tokens_BS = torch.from_numpy(batches.batch(min(number, len(batches) - 1))).to(device)
-            with autocast(device, precision):
-                terms = placed.plain(tokens_BS)
-            if number < len(batches):
-                total += terms.ce.item()
-                n_tokens += terms.n_tokens.item()
-    total, n_tokens = processes.sum([total, n_tokens])
-    return total / n_tokens
+                number = first + processes.world.rank
+                # Sharded ranks must all come along: one without a batch of its own computes the last and drops it.
+                tokens_BS = torch.from_numpy(batches.batch(min(number, len(batches) - 1))).to(parts.device)
+                with autocast(parts.device, parts.precision):
+                    terms = parts.placed.plain(tokens_BS)
+                if number < len(batches):
+                    total += terms.ce.item()
+                    n_tokens += terms.n_tokens.item()
+        total, n_tokens = processes.sum([total, n_tokens])
+        losses[name] = total / n_tokens
+    main, stream = losses[MAIN_SET], parts.data.validation
+    return {
+        "val_loss": main,
+        "val_bpb": bits_per_byte(main, stream.n_tokens, stream.n_bytes),
+        "val_loss_by_set": losses,
+    }
 
 
 def bits_per_byte(loss_nats: float, n_tokens: int, n_bytes: int) -> float | None:

@@ -5,10 +5,12 @@ import os
 import signal
 
 import pytest
+import torch
 
 from scaling_testbed.diagnostics.config import DiagnosticsConfig
 from scaling_testbed.diagnostics.summary import names_in, summarize
 from scaling_testbed.errors import ConfigError
+from scaling_testbed.learning import loss_model
 from scaling_testbed.training import step as updates
 from scaling_testbed.training.run import train
 from tests.training.conftest import data_dir, metrics, tiny, trained  # noqa: F401
@@ -99,14 +101,14 @@ def test_a_step_past_the_end_is_said(tiny, capsys):  # noqa: F811
 
 def test_the_update_that_diverged_is_measured(trained, monkeypatch):  # noqa: F811
     """What broke the run is in its records: the row would look calm without."""
-    real = updates.Updates._forward_backward
+    real, calls = loss_model.loss_terms, [0]
 
-    def broken(self, *arguments):
-        ce, z_loss, n_tokens = real(self, *arguments)
-        made = next((float(state["step"]) for state in self.optimizer.state.values()), 0)
-        return (math.nan if made == 4 else ce), z_loss, n_tokens
+    def broken(*arguments, **options):
+        terms = real(*arguments, **options)
+        calls[0] += torch.is_grad_enabled()  # not in evaluations and in what is measured
+        return terms._replace(ce=terms.ce * math.nan) if torch.is_grad_enabled() and calls[0] == 5 else terms
 
-    monkeypatch.setattr(updates.Updates, "_forward_backward", broken)
+    monkeypatch.setattr(loss_model, "loss_terms", broken)
     row, folder = trained(*ON)  # step 5 is measured
     assert row["status"] == "diverged" and row["diverged_at_step"] == 5
     last = metrics(folder)[-1]

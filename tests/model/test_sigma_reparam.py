@@ -71,16 +71,6 @@ def test_sigma_is_computed_in_fp32_under_autocast(layer):
         assert layer(torch.ones(2, 24)).dtype == torch.bfloat16
 
 
-def test_the_vectors_follow_the_weights_of_every_matrix(build):
-    model = build(**SIGMA)
-    names = {name.removesuffix(".left") for name, _ in model.named_buffers() if name.endswith(".left")}
-    matrices = {name.removesuffix(".weight") for name, p in model.named_parameters() if p.dim() == 2}
-    assert names == matrices - {"embedding"}
-    before = {name: value.clone() for name, value in model.named_buffers()}
-    model.follow_weights()
-    assert all(not torch.equal(value, before[name]) for name, value in model.named_buffers())
-
-
 def test_queries_that_start_at_zero_are_refused(build):
     with pytest.raises(ConfigError, match="linear must be plain with mup_full"):
         build(parametrization="mup_full", **SIGMA)

@@ -21,6 +21,8 @@ from scaling_testbed.config.compose import compose
 from scaling_testbed.data.batches import ValidationBatches
 from scaling_testbed.errors import UserError
 from scaling_testbed.runs import folder as records
+from scaling_testbed.training import parts as building
+from scaling_testbed.training import row as result
 from scaling_testbed.training import run as trainer
 from scaling_testbed.training import step as updates
 
@@ -46,14 +48,14 @@ def fault(rank, step, what):
 
 
 def slow(seconds):
-    real = trainer.prepare
+    real = building.prepare
 
     def prepare(*arguments, **options):
         time.sleep(seconds)
         return real(*arguments, **options)
 
-    trainer.prepare = prepare
-    return lambda: setattr(trainer, "prepare", real)
+    building.prepare = prepare
+    return lambda: setattr(building, "prepare", real)
 
 
 @contextlib.contextmanager
@@ -74,7 +76,7 @@ def circumstances(spec, rank):
 def main():
     rank, path = int(os.environ["RANK"]), Path(sys.argv[1])
     trainer.peak_memory_bytes = lambda device: 1000 * (rank + 1)
-    trainer.peak_flops = lambda *_: PEAK_FLOPS
+    result.peak_flops = lambda *_: PEAK_FLOPS
     for spec in json.loads(path.read_text()):
         if spec.get("alone") and rank:
             continue

@@ -13,12 +13,14 @@ from scaling_testbed import train as train_door
 from scaling_testbed.data.preparing.preparation import prepare
 from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.learning import loss_model
+from scaling_testbed.learning.interventions import qk_clip
 from scaling_testbed.learning.optimizers import AS_ADAMW
 from scaling_testbed.model.layers import LINEARS
 from scaling_testbed.processes.interrupts import Interrupts
 from scaling_testbed.runs import checkpoint
 from scaling_testbed.runs import folder as records
 from scaling_testbed.runs import row as result
+from scaling_testbed.training import parts as building
 from scaling_testbed.training import run as trainer
 from scaling_testbed.training import step as updates
 from scaling_testbed.training.run import train
@@ -97,18 +99,18 @@ def test_accumulation_of_four_micro_batches_equals_one_batch(trained):
 def test_a_finished_run_is_not_run_again(trained, monkeypatch):
     row, folder = trained()
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    monkeypatch.setattr(trainer, "Trainer", None)
+    monkeypatch.setattr(trainer, "build_parts", None)
     again, _ = trained()
     assert again == row
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
-@pytest.mark.parametrize("phase", ["run_door", "prepare", "open_prepared", "parallelize"])
+@pytest.mark.parametrize("phase", ["compose", "prepare", "open_prepared", "parallelize"])
 def test_a_signal_while_a_run_starts_is_a_stop_and_the_next_start_goes_on(
     tiny, tmp_path, data_dir, monkeypatch, capsys, phase
 ):
     _, folder = tiny()
-    place = train_door if phase == "run_door" else trainer
+    place = train_door if phase == "compose" else building
     real = getattr(place, phase)
 
     def hit(*arguments, **options):
@@ -130,8 +132,8 @@ def test_interrupts_of_another_process_are_replaced(tiny, monkeypatch):
     run, _ = tiny()
     with Interrupts() as sent:
         pass
-    real = trainer.parallelize
-    monkeypatch.setattr(trainer, "parallelize", lambda *a: signal.raise_signal(signal.SIGTERM) or real(*a))
+    real = building.parallelize
+    monkeypatch.setattr(building, "parallelize", lambda *a: signal.raise_signal(signal.SIGTERM) or real(*a))
     previous = signal.signal(signal.SIGTERM, lambda *_: pytest.fail("nobody took the signal"))
     try:
         assert train(run, sent, quiet=True)["status"] == "preempted"
@@ -143,14 +145,14 @@ def test_a_run_that_is_taken_over_writes_nothing_more(tiny, monkeypatch, tmp_pat
     """Every third step a checkpoint, and no metrics in between, so that it is the checkpoint that is refused."""
     options = ["checkpoint.every_steps=3", "logging.every_steps=100", "evaluation.every_steps=0"]
     _, folder = tiny(*options)
-    real = updates.Updates.make
+    real = trainer.make_update
 
-    def make(self, step, *arguments):
+    def make(parts, step, *arguments):
         if step == 4:
             (folder / "lock").write_text('{"host": "elsewhere", "pid": 7, "job": null}')
-        return real(self, step, *arguments)
+        return real(parts, step, *arguments)
 
-    monkeypatch.setattr(updates.Updates, "make", make)
+    monkeypatch.setattr(trainer, "make_update", make)
     arguments = [*TINY, f"runs_dir={tmp_path / 'runs'}", f"data_dir={data_dir}", *options]
     assert train_door.main(arguments) == 75
     assert "was taken over by elsewhere pid 7" in capsys.readouterr().err
@@ -163,7 +165,7 @@ def test_a_run_that_is_finished_while_its_folder_is_taken_is_not_run_again(train
     row, _ = trained()
     looks = iter([None, row])
     monkeypatch.setattr(trainer, "_final_row", lambda _: next(looks))
-    monkeypatch.setattr(trainer, "Trainer", None)
+    monkeypatch.setattr(trainer, "build_parts", None)
     assert trained()[0] == row
 
 
@@ -301,7 +303,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_the_update(trained, monk
 
 def test_a_gradient_norm_that_is_not_finite_stops_the_run_before_the_update(trained, monkeypatch):
     norms = iter([1.0, 1.0, 1.0, math.inf])
-    monkeypatch.setattr(updates.Updates, "_clip", lambda self: next(norms))
+    monkeypatch.setattr(updates, "clip_gradients", lambda parts: next(norms))
     row, _ = trained()
     assert row["status"] == "diverged" and row["steps"] == 3 and "gradient" in row["error"]
 
@@ -310,7 +312,7 @@ def test_a_crash_is_recorded_as_failed_and_raised(trained, tiny, monkeypatch):
     def broken(*_args):
         raise RuntimeError("first line\nsecond line")
 
-    monkeypatch.setattr(trainer, "parallelize", broken)
+    monkeypatch.setattr(building, "parallelize", broken)
     with pytest.raises(RuntimeError, match="first line"):
         trained()
     row = json.loads((tiny()[1] / "result.json").read_text())
@@ -459,13 +461,13 @@ def test_accumulation_and_recomputation_change_no_sigma_and_no_clip(trained):
 def test_qk_clip_holds_every_head_to_the_limit_and_one_that_is_never_reached_changes_no_bit(trained, monkeypatch):
     """After a clip the logits of the batch are within the limit, but for what the update itself added."""
     seen = []
-    real = updates.clip_queries_and_keys
+    real = qk_clip.clip_queries_and_keys
 
     def clip(model, limit, largest):
         seen.append(max(largest))
         real(model, limit, largest)
 
-    monkeypatch.setattr(updates, "clip_queries_and_keys", clip)
+    monkeypatch.setattr(qk_clip, "clip_queries_and_keys", clip)
     _, clipped = trained(*QK_CLIP, runs="clipped")
     held = list(seen)
     seen.clear()

@@ -58,10 +58,11 @@ class OptimizerConfig(abc.ABC):
     clip_norm: global gradient norm to clip at; None: no clipping, the norm is still recorded.
     skip_spikes_sigmas: leave out an update whose loss or gradient norm lies more than so many standard deviations above
         the mean of the last `skip_spikes_window` updates that were made (OLMo 2, arXiv 2501.00656, has 6 and 128); see
-        learning/spikes.py. None: every update is made.
+        learning/interventions/spikes.py. None: every update is made.
     qk_clip: tau: after an update, the query and key weights of a head whose largest attention logit in that step's
         batch was S > tau are shrunk so that its logits become tau / S of what they were (Kimi K2, arXiv 2507.20534,
-        section 2.1, where tau is 100); see learning/qk_clip.py. Not with what norms queries and keys. None: never.
+        section 2.1, where tau is 100); see learning/interventions/qk_clip.py. Not with what norms queries and keys.
+        None: never.
 
     A subclass answers `build`, `bytes_per_weight` and `rate_means`, says by `needs_whole_tensors` whether it can be
     sharded, and where it can by `update_of` what it did.
@@ -112,15 +113,6 @@ class OptimizerConfig(abc.ABC):
     def rate_means(self) -> str:
         """What one unit of learning rate is, in a few words; AS_ADAMW where it is what it is for AdamW. It stands in
         the row, and S is never compared between runs of which this differs."""
-
-    @property
-    def unshardable(self) -> tuple[str, str] | None:
-        """The key=value that parallelism=fsdp has no place for and the reason, or None."""
-        if self.needs_whole_tensors is not None:
-            return f"optimizer={self.name}", self.needs_whole_tensors
-        if self.qk_clip is not None:
-            return f"optimizer.qk_clip={self.qk_clip}", "it scales the rows of whole heads"
-        return None
 
     def update_of(self, group: dict[str, Any], state: dict[str, Any]) -> Update | None:
         """The last update of a tensor, from its group and its state; None where the state does not tell."""

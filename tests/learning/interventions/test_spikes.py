@@ -6,14 +6,23 @@ import statistics
 
 import pytest
 
-from scaling_testbed.learning.spikes import SpikeFilter
+from scaling_testbed.learning.interventions.base import Context
+from scaling_testbed.learning.interventions.spikes import SpikeFilter
 
 
 def filled(sigmas=3.0, window=8, pairs=None):
-    made = SpikeFilter(sigmas, window)
+    spikes = SpikeFilter(sigmas, window)
     for pair in pairs or [(2.0 + 0.1 * (-1) ** n, 1.0 + 0.2 * (-1) ** n) for n in range(window)]:
-        made.record(*pair, skipped=False)
-    return made
+        spikes.allows(*pair)
+        spikes.after_update(True)
+    return spikes
+
+
+def step(spikes, *pair):
+    """Whether the filter lets a step be made, which then is or is not."""
+    allowed = spikes.allows(*pair)
+    spikes.after_update(allowed)
+    return allowed
 
 
 @pytest.mark.parametrize("which", [0, 1])
@@ -36,22 +45,35 @@ def test_nothing_is_skipped_before_half_a_window_of_updates():
 def test_the_window_holds_the_last_updates_that_were_made_and_no_skipped_one():
     spikes = filled(window=4, pairs=[(100.0, 100.0)] * 4 + [(2.0, 1.0), (2.1, 1.1), (1.9, 0.9), (2.0, 1.0)])
     assert spikes.is_spike(10.0, 1.0)  # the hundreds are gone
-    for _ in range(9):
-        spikes.record(10.0, 1.0, skipped=True)
-    assert spikes.is_spike(10.0, 1.0) and spikes.skipped == 9 and len(spikes.made) == 4
+    assert not any(step(spikes, 10.0, 1.0) for _ in range(9))
+    assert spikes.is_spike(10.0, 1.0) and spikes.row() == {"skipped_steps": 9} and len(spikes.made) == 4
+
+
+def test_an_update_that_something_else_left_out_is_neither_in_the_window_nor_counted():
+    spikes = filled()
+    before = spikes.state()
+    assert spikes.allows(2.0, 1.0)
+    spikes.after_update(False)
+    assert spikes.state() == before
+
+
+def test_a_spike_on_any_process_is_one_on_all():
+    spikes = filled()
+    context = dict.fromkeys(("model", "optimizer", "sum"))
+    spikes.attach(Context(**context, largest=lambda values: [max(value, True) for value in values]))
+    assert not step(spikes, 2.0, 1.0) and spikes.skipped == 1
 
 
 def test_its_state_goes_on_with_the_same_decisions_through_json():
     drawn = random.Random(0)
     whole, decisions = SpikeFilter(1.0, 16), [[], []]
-    for step in range(60):
+    for at in range(60):
         pair = drawn.gauss(2, 0.3), drawn.gauss(1, 0.3)
-        if step == 30:
+        if at == 30:
             resumed = SpikeFilter(1.0, 16)
             resumed.restore(json.loads(json.dumps(whole.state())))
-        for number, spikes in enumerate([whole] if step < 30 else [whole, resumed]):
-            skipped = spikes.is_spike(*pair)
-            spikes.record(*pair, skipped=skipped)
-            decisions[number] += [skipped] if step >= 30 else []
+        for number, spikes in enumerate([whole] if at < 30 else [whole, resumed]):
+            skipped = not step(spikes, *pair)
+            decisions[number] += [skipped] if at >= 30 else []
     assert decisions[0] == decisions[1] and 0 < sum(decisions[0]) < 30
     assert whole.state() == resumed.state()

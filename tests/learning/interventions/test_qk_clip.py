@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from scaling_testbed.kernels import reference
-from scaling_testbed.learning.qk_clip import clip_queries_and_keys, record_logits, take_largest_logits
+from scaling_testbed.learning.interventions.qk_clip import clip_queries_and_keys, record_logits, take_largest_logits
 from scaling_testbed.model.config import ModelConfig
 from scaling_testbed.model.transformer import Transformer
 

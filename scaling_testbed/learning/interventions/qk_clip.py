@@ -1,0 +1,78 @@
+"""QK-clip: after an update, queries and keys of heads whose attention logits grew too large are shrunk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from scaling_testbed.learning.interventions.base import INTERVENTIONS, Context, Intervention
+
+if TYPE_CHECKING:
+    from scaling_testbed.learning.optimizers import OptimizerConfig
+    from scaling_testbed.model.config import ModelConfig
+    from scaling_testbed.model.transformer import Transformer
+
+
+@INTERVENTIONS.register("qk_clip")
+class QkClip(Intervention):
+    """After an update, shrinks the queries and keys of heads whose largest logit in the step's batch was above `limit`
+    (Kimi K2, arXiv 2507.20534, algorithm 1; `clip_queries_and_keys`).
+
+    Finding the logits computes the scores a second time;
+    that is not counted in the FLOPs, as no recomputation is.
+    """
+
+    key = "optimizer.qk_clip"
+    needs_whole_tensors = "it scales the rows of whole heads"
+
+    def __init__(self, limit: float):
+        self.limit = limit
+
+    @classmethod
+    def asked_by(cls, optimizer: OptimizerConfig, model: ModelConfig) -> QkClip | None:
+        return None if optimizer.qk_clip is None else cls(optimizer.qk_clip)
+
+    def attach(self, context: Context) -> None:
+        self._model, self._largest = context.model, context.largest
+        record_logits(self._model)
+
+    def after_update(self, made: bool) -> None:
+        largest = self._largest(take_largest_logits(self._model))
+        if made:
+            clip_queries_and_keys(self._model, self.limit, largest)
+
+
+def record_logits(model: Transformer) -> None:
+    """Let every attention find the largest logits of its heads in each forward pass that has a gradient."""
+    for block in model.blocks:
+        block.attention.records_logits = True
+
+
+def take_largest_logits(model: Transformer) -> list[float]:
+    """The largest causal logit since the last call of every head, layer after layer."""
+    import torch
+
+    taken = [block.attention.take_largest_logits() for block in model.blocks]
+    return torch.cat(taken).tolist() if taken else []
+
+
+def clip_queries_and_keys(model: Transformer, limit: float, largest: Sequence[float]) -> None:
+    """Scale the weights of q and k so that a head's logits become gamma = min(1, limit / largest) times what they were
+    (Kimi K2, arXiv 2507.20534, algorithm 1). `largest` is that of every head, layer after layer.
+
+    With a key head for each query head both are multiplied by sqrt(gamma). A key head that several share is multiplied
+    by the largest sqrt(gamma) of them, which is that of the head in least need, and each query head by what is left of
+    its gamma: a head within the limit keeps its logits, and no weight grows.
+    """
+    import torch
+
+    largest_LH = torch.tensor(largest).view(len(model.blocks), model.config.n_heads)
+    for block, largest_H in zip(model.blocks, largest_LH, strict=True):
+        attention = block.attention
+        gamma_H = torch.where(largest_H > limit, limit / largest_H, 1.0).to(attention.q.weight.device)
+        heads_per_key = attention.n_heads // attention.n_kv_heads
+        key_G = gamma_H.view(-1, heads_per_key).amax(1).sqrt()
+        query_H = gamma_H / key_G.repeat_interleave(heads_per_key)
+        with torch.no_grad():
+            for weight, factor in ((attention.q.weight, query_H), (attention.k.weight, key_G)):
+                weight.mul_(factor.repeat_interleave(attention.d_head)[:, None])

@@ -1,0 +1,74 @@
+"""When an update is left out because its loss or gradient norm is a spike."""
+
+from __future__ import annotations
+
+import statistics
+from collections import deque
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from scaling_testbed.learning.interventions.base import INTERVENTIONS, Context, Intervention
+
+if TYPE_CHECKING:
+    from scaling_testbed.learning.optimizers import OptimizerConfig
+    from scaling_testbed.model.config import ModelConfig
+
+
+@INTERVENTIONS.register("spikes")
+class SpikeFilter(Intervention):
+    """Allows no update whose loss or gradient norm is above mean + sigmas * std of those of the last `window` updates
+    that were made (the skip-step of OLMo 2, arXiv 2501.00656, section 3; in OLMo-core the window holds skipped steps
+    too, and low outliers are skipped as well).
+
+    std divides by n - 1. Until half a window is full every update is made. What is skipped leaves no trace here, so a
+    level that rises at once and for good is skipped for good; the count shows it.
+    """
+
+    key = "optimizer.skip_spikes_sigmas"
+
+    def __init__(self, sigmas: float, window: int):
+        self.sigmas, self.window = sigmas, window
+        self.made: deque[tuple[float, float]] = deque(maxlen=window)  # (loss, gradient norm), the oldest first
+        self.skipped = 0
+        self._at_hand: tuple[float, float] | None = None
+        self._refused = False
+        self._largest = list  # over the processes; alone until attached
+
+    @classmethod
+    def asked_by(cls, optimizer: OptimizerConfig, model: ModelConfig) -> SpikeFilter | None:
+        sigmas = optimizer.skip_spikes_sigmas
+        return None if sigmas is None else cls(sigmas, optimizer.skip_spikes_window)
+
+    def attach(self, context: Context) -> None:
+        self._largest = context.largest
+
+    def allows(self, loss: float, grad_norm: float) -> bool:
+        self._at_hand = loss, grad_norm
+        self._refused = bool(self._largest([self.is_spike(loss, grad_norm)])[0])
+        return not self._refused
+
+    def is_spike(self, loss: float, grad_norm: float) -> bool:
+        """Whether either is one. Both are those of the step at hand and finite."""
+        if len(self.made) < self.window // 2:
+            return False
+        losses, grad_norms = zip(*self.made, strict=True)
+        return self._above(loss, losses) or self._above(grad_norm, grad_norms)
+
+    def _above(self, x: float, past: Sequence[float]) -> bool:
+        return x > statistics.fmean(past) + self.sigmas * statistics.stdev(past)
+
+    def after_update(self, made: bool) -> None:
+        self.skipped += self._refused
+        if made:
+            self.made.append(self._at_hand)
+
+    def state(self) -> dict:
+        return {"made": [list(pair) for pair in self.made], "skipped": self.skipped}
+
+    def restore(self, state: dict) -> None:
+        self.made.extend(tuple(pair) for pair in state["made"])
+        self.skipped = state["skipped"]
+
+    def row(self) -> dict[str, int]:
+        """skipped_steps: how many updates were left out as spikes."""
+        return {"skipped_steps": self.skipped}

@@ -1,0 +1,42 @@
+"""The prepared data that a run is trained and scored on."""
+
+from pathlib import Path
+
+from scaling_testbed.config.run import RunConfig
+from scaling_testbed.data.batches import TrainingBatches, ValidationBatches
+from scaling_testbed.data.shards import PreparedData, open_prepared
+from scaling_testbed.errors import ConfigError
+
+MAIN_SET = "validation"
+
+
+def open_training_batches(run: RunConfig, data: PreparedData) -> TrainingBatches:
+    """The training split of the run's `data`, in the run's own order."""
+    batch = run.batch
+    return TrainingBatches(data.train, sequence_length=batch.sequence_length, sequences=batch.sequences, seed=run.seed)
+
+
+def open_validation_sets(run: RunConfig, data: PreparedData) -> dict[str, ValidationBatches]:
+    """The validation split of the run's own `data`, as MAIN_SET, and of every corpus in evaluation.sets.
+
+    Raises ConfigError for a set with that name, or with another tokenizer.
+    """
+    streams = {MAIN_SET: data.validation}
+    for name, path in run.evaluation.sets.items():
+        other = open_prepared(Path(path))
+        if name == MAIN_SET:
+            raise ConfigError(f"evaluation.sets.{name}: this is the name of the run's own set; choose another")
+        if _vocabulary(other) != _vocabulary(data):
+            raise ConfigError(f"evaluation.sets.{name}: {path} has another tokenizer than {data.folder}")
+        streams[name] = other.validation
+    rows = run.evaluation.rows or run.batch.micro_batch_sequences or run.batch.sequences
+    length, tokens = run.batch.sequence_length, int(run.evaluation.tokens)
+    return {
+        name: ValidationBatches(stream, sequence_length=length, max_tokens=tokens, rows=rows)
+        for name, stream in streams.items()
+    }
+
+
+def _vocabulary(data: PreparedData) -> tuple[str | None, int]:
+    """What two corpora must share for one model to be scored on both."""
+    return data.tokenizer_fingerprint, data.vocab_size

@@ -1,0 +1,123 @@
+"""What a run consists of, built once from its configuration."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from scaling_testbed.config.run import RunConfig, flops_per_token, interventions_of
+from scaling_testbed.data.batches import TrainingBatches, ValidationBatches
+from scaling_testbed.data.preparing.preparation import prepare
+from scaling_testbed.data.shards import PreparedData, open_prepared
+from scaling_testbed.errors import ConfigError
+from scaling_testbed.learning.config import CrossEntropyConfig
+from scaling_testbed.learning.interventions.base import Context, Intervention
+from scaling_testbed.learning.loss import choose_loss_impl
+from scaling_testbed.learning.loss_model import LossModel
+from scaling_testbed.model.attention import check_impls
+from scaling_testbed.model.counting import ParamCounts, count_params
+from scaling_testbed.model.transformer import Transformer
+from scaling_testbed.processes.device import choose_device, choose_precision, configure_torch
+from scaling_testbed.processes.group import Processes
+from scaling_testbed.processes.placement import Replica, parallelize
+from scaling_testbed.runs.folder import RunFolder
+from scaling_testbed.training.data import open_training_batches, open_validation_sets
+from scaling_testbed.training.measurement import Measurement
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """The parts of one run on one of its processes. Weights, moments and what interventions remember change as it
+    trains; the parts stay the same.
+
+    precision: fp32 | bf16. loss: with its `impl` chosen. validation_sets: by name, the run's own first. steps: of the
+    whole run. flops_per_token: of training, interventions included. model: bare; placed: the same on its devices.
+    interventions: by name, in the order in which a step runs them.
+    """
+
+    run: RunConfig
+    folder: RunFolder
+    processes: Processes
+    device: torch.device
+    precision: str
+    loss: CrossEntropyConfig
+    data: PreparedData
+    batches: TrainingBatches
+    validation_sets: dict[str, ValidationBatches]
+    counts: ParamCounts
+    steps: int
+    flops_per_token: float
+    model: Transformer
+    placed: Replica
+    optimizer: torch.optim.Optimizer
+    interventions: dict[str, Intervention]
+    measurement: Measurement
+
+
+def build_parts(run: RunConfig, folder: RunFolder, processes: Processes, *, quiet: bool = False) -> Parts:
+    """Choose the device and the paths, prepare the data, make the process group and build what is trained.
+
+    Every rank calls this. Raises UserError for what a person can mend; what cannot run is refused before data is
+    prepared.
+    """
+    configure_torch(run.compute)
+    device, precision, loss = processes.together(lambda: _choose_paths(run, processes.world.local_rank))
+    # Rank 0 prepares, which may take hours; the others find it done.
+    prepared = Path(processes.on_main(lambda: str(_prepare(run, quiet))))
+    data, batches, validation_sets = processes.together(lambda: _open(run, prepared))
+    processes.connect(device)
+
+    config = run.model.resolved(data.vocab_size)
+    counts = count_params(config)
+    steps = run.budget.resolve_steps(counts, run.batch.tokens)
+    where = torch.device("meta") if run.parallelism.kind == "fsdp" else device
+    model = Transformer(config, run.parametrization, device=where, run_on=device)
+    model.recompute_every = run.parallelism.activation_checkpointing
+    placed = parallelize(LossModel(model, loss), run.parallelism, device, precision, run.seed)
+    optimizer = run.optimizer.for_length(run.schedule.length(steps)).build(model)
+    interventions = interventions_of(run)
+    for intervention in interventions.values():
+        intervention.attach(Context(model=model, optimizer=optimizer, sum=processes.sum, largest=processes.largest))
+    measurement = Measurement(run.diagnostics, run.parallelism, placed, processes, device, precision)
+    if run.compute.compile:
+        model.compile()
+    return Parts(
+        run=run,
+        folder=folder,
+        processes=processes,
+        device=device,
+        precision=precision,
+        loss=loss,
+        data=data,
+        batches=batches,
+        validation_sets=validation_sets,
+        counts=counts,
+        steps=steps,
+        flops_per_token=flops_per_token(run, config),
+        model=model,
+        placed=placed,
+        optimizer=optimizer,
+        interventions=interventions,
+        measurement=measurement,
+    )
+
+
+def _choose_paths(run: RunConfig, local_rank: int) -> tuple[torch.device, str, CrossEntropyConfig]:
+    """Device, precision and loss; `auto` is decided once, and the row records for what."""
+    device = choose_device(run.compute, local_rank)
+    precision = choose_precision(run.compute, device)
+    loss = dataclasses.replace(run.loss, impl=choose_loss_impl(run.loss, device))
+    check_impls(run.model, device)
+    if run.compute.compile and run.parallelism.kind == "fsdp":
+        raise ConfigError("compute.compile=true has not been tried with parallelism=fsdp; set it to false")
+    return device, precision, loss
+
+
+def _prepare(run: RunConfig, quiet: bool) -> Path:
+    return prepare(run.data, run.tokenizer, data_dir=Path(run.data_dir), workers=run.data_workers, quiet=quiet)
+
+
+def _open(run: RunConfig, prepared: Path) -> tuple[PreparedData, TrainingBatches, dict[str, ValidationBatches]]:
+    data = open_prepared(prepared)
+    return data, open_training_batches(run, data), open_validation_sets(run, data)

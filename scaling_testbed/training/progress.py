@@ -1,0 +1,123 @@
+"""How far a run is: what changes as it trains, and how a checkpoint keeps it."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scaling_testbed.config.run import RunConfig
+from scaling_testbed.config.sections import CheckpointConfig
+from scaling_testbed.learning.interventions.base import Intervention
+from scaling_testbed.progress import Clock
+from scaling_testbed.runs import checkpoint, state
+from scaling_testbed.training.parts import Parts
+from scaling_testbed.training.step import Update
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """With the weights, the moments and the states of interventions, all that changes as a run trains.
+
+    step: updates made, those included that were left out. record: this step's line of metrics.jsonl while it is still
+    open; None: it is written. train_loss_last: nats, of the last update. evaluations: the records that have a
+    validation loss, of earlier starts too. clock: wall seconds over all starts.
+    """
+
+    step: int = 0
+    record: dict[str, Any] | None = field(default_factory=lambda: {"step": 0})
+    train_loss_last: float | None = None
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
+    clock: Clock = field(default_factory=Clock)
+
+    def advance(self, update: Update, run: RunConfig, steps: int) -> None:
+        """Count `update` as made, and open the record of its step; `steps` are those of the whole run."""
+        self.step += 1
+        self.train_loss_last = update.train_loss
+        self.clock.end_step()
+        marks = {"skipped": True} if update.skipped else {}
+        self.record = {"step": self.step} | update.diagnostics | marks
+        if update.diagnostics or marks or self.step % run.logging.every_steps == 0 or self.step in (1, steps):
+            self.record |= {
+                "tokens": self.step * run.batch.tokens,
+                "train_loss": update.train_loss,
+                "train_z_loss": update.train_z_loss,
+                "lr": update.lr,
+                "grad_norm": update.grad_norm,
+                "clip_coefficient": update.clip_coefficient,
+                "tokens_per_second": self.clock.tokens_per_second(run.batch.tokens),
+                "seconds": self.clock.wall_seconds,
+            }
+
+
+def is_evaluated(run: RunConfig, step: int, steps: int) -> bool:
+    """Whether the weights after `step` updates of `steps` are scored."""
+    every = run.evaluation.every_steps
+    return step in (0, steps) or bool(every) and step % every == 0
+
+
+def is_saved(config: CheckpointConfig, step: int) -> bool:
+    """Whether a checkpoint is saved after `step` updates, before the last."""
+    every = config.every_steps
+    return step > 0 and (bool(every) and step % every == 0 or step in config.keep_steps)
+
+
+def save(parts: Parts, progress: Progress) -> None:
+    """Save a checkpoint of this step, with the step's record if it is still open. Every rank calls this."""
+    parts.processes.on_main(parts.folder.check_held)
+    plain = {
+        "row": progress.record,
+        "train_loss_last": progress.train_loss_last,
+        "wall_seconds": progress.clock.wall_seconds,
+        "updates": states_of(parts.interventions),
+        **checkpoint.fingerprints(parts.data),
+    }
+    if parts.run.parallelism.kind == "fsdp":
+        tensors, shards = state.sharded_state(parts.model, parts.optimizer)
+    else:
+        tensors, shards = state.whole_state(parts.model, parts.optimizer, parts.device), None
+    where, keep = parts.folder.checkpoints, parts.run.checkpoint
+    checkpoint.save(where, progress.step, plain, tensors, keep, shards=shards, processes=parts.processes)
+
+
+def resume(parts: Parts) -> Progress:
+    """Take up the newest whole checkpoint, if there is one; returns how far it is. Every rank calls this.
+
+    Raises UserError where every checkpoint is damaged, or where the data is not that of the run.
+    """
+    found = parts.processes.on_main(lambda: _find_checkpoint(parts))
+    if found is None:
+        torch.manual_seed(parts.run.seed)
+        return Progress()
+    path, plain = found
+    sharded = parts.run.parallelism.kind == "fsdp"
+    state.restore(Path(path), parts.model, parts.optimizer, parts.device, sharded=sharded)
+    restore_states(parts.interventions, plain["updates"])
+    return Progress(
+        step=plain["step"],
+        record=plain["row"],
+        train_loss_last=plain["train_loss_last"],
+        clock=Clock(before=plain["wall_seconds"]),
+    )
+
+
+def _find_checkpoint(parts: Parts) -> tuple[str, dict[str, Any]] | None:
+    path = checkpoint.latest(parts.folder.checkpoints)
+    if path is None:
+        return None
+    plain = checkpoint.read_state(path)
+    checkpoint.check_same_data(plain, parts.data, parts.folder.path)
+    return str(path), plain
+
+
+def states_of(interventions: dict[str, Intervention]) -> dict[str, Any]:
+    """Name -> state of the interventions that have one."""
+    states = {name: intervention.state() for name, intervention in interventions.items()}
+    return {name: found for name, found in states.items() if found is not None}
+
+
+def restore_states(interventions: dict[str, Intervention], states: dict[str, Any]) -> None:
+    """Undo `states_of`. A name may have None, as older checkpoints have for what was switched off."""
+    for name, intervention in interventions.items():
+        if states.get(name) is not None:
+            intervention.restore(states[name])

@@ -1,0 +1,86 @@
+"""What a run writes and shows while it trains: metrics.jsonl, the mirror in Weights & Biases, lines for a person."""
+
+import dataclasses
+from typing import Any
+
+from scaling_testbed.config.run import flatten, run_id
+from scaling_testbed.processes.device import device_name
+from scaling_testbed.progress import RunProgress
+from scaling_testbed.runs.environment import environment
+from scaling_testbed.runs.wandb import WandbMirror
+from scaling_testbed.training.parts import Parts
+from scaling_testbed.training.progress import Progress
+
+
+class Records:
+    """Open records of one start of a run; rank 0 alone writes.
+
+    restarts: how often the run was started before. git_commit: of the source, or None.
+    """
+
+    def __init__(self, parts: Parts, progress: Progress, *, quiet: bool):
+        """Note this start, and cut metrics.jsonl back to `progress`, whose evaluations come from it."""
+        self._parts = parts
+        self._mirror: WandbMirror | None = None
+        self.restarts, self.git_commit, progress.evaluations = parts.processes.on_main(lambda: self._open(progress))
+        line_every = parts.run.logging.line_every_steps
+        self._shown = RunProgress(parts.steps, progress.step, line_every=line_every, quiet=quiet)
+        self._announce(progress)
+
+    def _open(self, progress: Progress) -> tuple[int, str | None, list[dict[str, Any]]]:
+        parts, here = self._parts, environment(device_name(self._parts.device), self._parts.precision)
+        restarts = parts.folder.start(dataclasses.asdict(parts.run), here)
+        kept = parts.folder.open_metrics(keep_before=progress.step + (progress.record is None))
+        return restarts, here["git"]["commit"], [row for row in kept if "val_loss" in row]
+
+    def _announce(self, progress: Progress) -> None:
+        parts, run, say = self._parts, self._parts.run, self._shown.say
+        say(
+            f"run {parts.folder.path}: {parts.model.config.name}, {parts.counts.n_params:,} parameters "
+            f"({parts.counts.n_params_non_embedding:,} without embedding and head), on {_devices(parts)} in "
+            f"{parts.precision}"
+        )
+        say(
+            f"{parts.steps:,} steps of {run.batch.tokens:,} tokens, {parts.batches.epochs(parts.steps):.2f} epochs of "
+            f"{parts.data.folder}; attention {parts.model.attention_impl}, qk-norm {parts.model.qk_norm_impl}, "
+            f"loss {parts.loss.impl}"
+        )
+        if (run.diagnostics.at_step or 0) > parts.steps:
+            say(f"diagnostics.at_step={run.diagnostics.at_step} lies past the last step, and is not measured")
+        if progress.step:
+            say(f"resumed at step {progress.step:,} (start {self.restarts + 1} of this run)")
+
+    def start_mirror(self) -> None:
+        """Connect to Weights & Biases where the run asks for it, which may take a while."""
+        parts, logging = self._parts, self._parts.run.logging
+        if not parts.processes.world.is_main:
+            logging = dataclasses.replace(logging, wandb=False)
+        run = parts.run
+        self._mirror = WandbMirror(logging, parts.folder, run_id(run), run.name, flatten(run))
+
+    def write(self, progress: Progress) -> None:
+        """Write the open record if it says anything, and close it."""
+        record = progress.record
+        if len(record) > 1 and self._parts.processes.world.is_main:
+            self._parts.folder.write_metrics(record)
+            self._shown.update(record)
+            self._mirror.log(record)
+        if "val_loss" in record:
+            progress.evaluations.append(record)
+        progress.record = None
+
+    def close(self) -> None:
+        """Take the progress bar away."""
+        self._shown.close()
+
+    def finish(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Write the run's row, on rank 0; returns it."""
+        self._parts.folder.write_result(row)
+        self._mirror.finish(row)
+        return row
+
+
+def _devices(parts: Parts) -> str:
+    if not parts.processes.grouped:
+        return parts.device.type
+    return f"{parts.processes.world.size} x {parts.device.type} ({parts.run.parallelism.kind})"
