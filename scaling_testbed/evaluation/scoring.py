@@ -16,7 +16,7 @@ from scaling_testbed.data.tokenizers import load_tokenizer
 from scaling_testbed.errors import UserError
 from scaling_testbed.evaluation.loading import load_model
 from scaling_testbed.evaluation.multiple_choice import MEAN, ChoiceTask, Continuation, Document, continuations
-from scaling_testbed.kernels import reference
+from scaling_testbed.kernels.cross_entropy.reference import linear_cross_entropy
 from scaling_testbed.model.transformer import Transformer
 from scaling_testbed.processes.device import autocast, choose_device, choose_precision
 
@@ -148,7 +148,7 @@ def _of_batch(model: Transformer, rows: Sequence[Continuation], device: torch.de
     hidden_ND = model(tokens_BT[:, :-1])[scored_BT]
     targets_N = tokens_BT[:, 1:][scored_BT]
     cap = model.config.final_softcap
-    ce_N, _ = reference.linear_cross_entropy(hidden_ND, model.head_weight_VD, targets_N, softcap=cap)
+    ce_N, _ = linear_cross_entropy(hidden_ND, model.head_weight_VD, targets_N, softcap=cap)
     return torch.zeros(len(rows), dtype=torch.float64).index_add_(0, row_N, -ce_N.double().cpu()).tolist()
 
 

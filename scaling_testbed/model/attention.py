@@ -13,7 +13,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from scaling_testbed.errors import ConfigError
-from scaling_testbed.kernels import reference, support
+from scaling_testbed.kernels import support
+from scaling_testbed.kernels.attention import reference
+from scaling_testbed.kernels.qk_norm_rope.reference import apply_rotary, qk_norm
 from scaling_testbed.model.config import TRITON_D_HEADS, TRITON_WIDEST_QK_HEAD, ModelConfig
 from scaling_testbed.model.layers import LINEARS, Gain, cast_for_matmul
 
@@ -26,7 +28,7 @@ class QKNorm(Gain):
         self.kind = kind
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return reference.qk_norm(x, self.weight, self.kind, self.eps)
+        return qk_norm(x, self.weight, self.kind, self.eps)
 
 
 class KappaNorm(nn.Module):
@@ -38,7 +40,7 @@ class KappaNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.root_kappa * reference.qk_norm(x, None, "rmsnorm", self.eps)
+        return self.root_kappa * qk_norm(x, None, "rmsnorm", self.eps)
 
 
 def make_qk_norm(config: ModelConfig, n_heads: int, device=None) -> nn.Module:
@@ -61,7 +63,7 @@ def sdpa_attention(q_BHTK, k_BGTK, v_BGTK, *, scale, softcap=None, window=None, 
 
 def triton_attention(q_BHTK, k_BGTK, v_BGTK, *, normaliser="softmax", **options):
     """The Triton kernel, with reference.attention's arguments."""
-    from scaling_testbed.kernels.attention import attention  # where it is chosen, Triton is there
+    from scaling_testbed.kernels.attention.triton import attention  # where it is chosen, Triton is there
 
     if normaliser != "softmax":
         raise ValueError("the Triton kernel has no other normaliser than softmax")
@@ -141,11 +143,11 @@ class Attention(nn.Module):
         if self.qk_norm_impl == "triton":
             return self._fused_queries_and_keys(q_BTD, k_BTD, cos_TR, sin_TR, dtype)
         q_BHTK, k_BGTK = self.normed_heads(q_BTD, k_BTD)
-        return tuple(reference.apply_rotary(x, cos_TR, sin_TR).to(dtype) for x in (q_BHTK, k_BGTK))
+        return tuple(apply_rotary(x, cos_TR, sin_TR).to(dtype) for x in (q_BHTK, k_BGTK))
 
     def _fused_queries_and_keys(self, q_BTD, k_BTD, cos_TR, sin_TR, dtype):
         """One kernel norms and rotates; a norm that it does not know (over the full width, or kappa's) comes before."""
-        from scaling_testbed.kernels.qk_norm_rope import qk_norm_rope, rotary
+        from scaling_testbed.kernels.qk_norm_rope.triton import qk_norm_rope, rotary
 
         if isinstance(self.q_norm, QKNorm) and not self.norm_before_split:
             q_BHTK, k_BGTK = self._heads(q_BTD), self._heads(k_BTD)
@@ -166,7 +168,7 @@ class Attention(nn.Module):
         options = {"scale": self.scale, "softcap": self.softcap, "window": self.window}
         on_gpu = q_BHTK.device.type == "cuda" and support.why_not(q_BHTK.device) is None
         if self.impl == "triton" or (on_gpu and self.d_head in TRITON_D_HEADS):
-            from scaling_testbed.kernels.attention import attention
+            from scaling_testbed.kernels.attention.triton import attention
 
             return attention(q_BHTK, k_BGTK, k_BGTK, return_statistics=True, **options)[1]
         return reference.attention_statistics(q_BHTK, k_BGTK, **options)
@@ -176,7 +178,7 @@ class Attention(nn.Module):
         return x_BTD.unflatten(-1, (-1, self.d_head)).transpose(1, 2)
 
     def forward(self, x_BTD: torch.Tensor, cos_TR: torch.Tensor, sin_TR: torch.Tensor) -> torch.Tensor:
-        """[B, T, D] -> [B, T, D] in the type of the products; the tables are reference.rotary_tables'."""
+        """[B, T, D] -> [B, T, D] in the type of the products; the tables are rotary_tables'."""
         x_BTD = cast_for_matmul(x_BTD)
         q_BHTK, k_BGTK = self.queries_and_keys(x_BTD, cos_TR, sin_TR)
         if self.records_logits and torch.is_grad_enabled():

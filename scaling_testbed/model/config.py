@@ -15,7 +15,7 @@ class ResidualShape:
     final_norm: bool
 
 
-# The names a config may use. What each one computes is in layers.py and kernels/reference.py.
+# The names a config may use. What each one computes is in layers.py and kernels/.
 NORMS = ("layernorm", "rmsnorm")
 QK_NORMS = ("none", "layernorm", "rmsnorm")
 QK_NORM_AXES = ("head", "full")

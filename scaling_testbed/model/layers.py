@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from scaling_testbed.kernels import reference
+from scaling_testbed.kernels.reference import wide, without_autocast
 from scaling_testbed.model.config import ModelConfig
 
 
@@ -78,7 +78,7 @@ class SigmaReparamLinear(Linear):
         return self.left @ (self.weight @ self.right)
 
     def effective_weight(self) -> torch.Tensor:
-        with reference.without_autocast(self.weight.device.type):
+        with without_autocast(self.weight.device.type):
             return self.weight * (self.gamma.weight / self.sigma())
 
     @torch.no_grad()
@@ -129,14 +129,14 @@ class LayerNorm(Gain):
     """Mean-centred, gain only. Statistics and result in fp32 whatever comes in."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.layer_norm(reference.wide(x), self.weight.shape, self.weight, None, self.eps)
+        return F.layer_norm(wide(x), self.weight.shape, self.weight, None, self.eps)
 
 
 class RMSNorm(Gain):
     """x / RMS(x) times a gain. Statistics and result in fp32 whatever comes in."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.rms_norm(reference.wide(x), self.weight.shape, self.weight, self.eps)
+        return F.rms_norm(wide(x), self.weight.shape, self.weight, self.eps)
 
 
 NORMS = {"layernorm": LayerNorm, "rmsnorm": RMSNorm}

@@ -18,7 +18,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from scaling_testbed.errors import ConfigError
-from scaling_testbed.kernels import reference
+from scaling_testbed.kernels.qk_norm_rope.reference import rotary_tables
+from scaling_testbed.kernels.reference import softcap_scores, wide
 from scaling_testbed.model import config as names
 from scaling_testbed.model.attention import Attention, check_impls, choose_attention_impl, choose_qk_norm_impl
 from scaling_testbed.model.config import ModelConfig, ParametrizationConfig
@@ -104,7 +105,7 @@ class Transformer(nn.Module):
         x_BTD = self.embedding(tokens_BT)
         # Made anew for each pass: a few thousand numbers, right for any length and device, nothing to save.
         positions_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
-        cos_TR, sin_TR = reference.rotary_tables(positions_T, self.config.d_head, self.config.rope_base)
+        cos_TR, sin_TR = rotary_tables(positions_T, self.config.d_head, self.config.rope_base)
         for number, block in enumerate(self.blocks):
             if self._is_recomputed(number):
                 # Nothing here draws random numbers. Stopping early would leave the hooks of sharding half done.
@@ -125,8 +126,8 @@ class Transformer(nn.Module):
     def logits(self, tokens_BT: torch.Tensor) -> torch.Tensor:
         """fp32 logits [B, T, V], softcapped where the config says so. Training hands `forward` and the head
         weight to the loss instead, which need not hold them all."""
-        logits_BTV = reference.wide(F.linear(self(tokens_BT), self.head_weight_VD))
-        return reference.softcap_scores(logits_BTV, self.config.final_softcap)
+        logits_BTV = wide(F.linear(self(tokens_BT), self.head_weight_VD))
+        return softcap_scores(logits_BTV, self.config.final_softcap)
 
     def parameter_info(self) -> dict[str, ParameterInfo]:
         """Role, fan-in and layer of every parameter, by its name in `named_parameters`."""

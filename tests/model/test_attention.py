@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from scaling_testbed.errors import ConfigError
-from scaling_testbed.kernels import reference, support
+from scaling_testbed.kernels import support
+from scaling_testbed.kernels.qk_norm_rope import reference
 from scaling_testbed.model.attention import choose_attention_impl, choose_qk_norm_impl, sdpa_attention
 from tests.conftest import KERNEL_DEVICE
 

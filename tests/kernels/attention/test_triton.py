@@ -9,9 +9,10 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from scaling_testbed.kernels import attention as module
-from scaling_testbed.kernels import reference, support
-from scaling_testbed.kernels.attention import attention
+from scaling_testbed.kernels import support
+from scaling_testbed.kernels.attention import reference
+from scaling_testbed.kernels.attention import triton as module
+from scaling_testbed.kernels.attention.triton import attention
 
 DEVICE = "cpu" if support.INTERPRETED else "cuda"
 pytestmark = pytest.mark.skipif(
@@ -328,7 +329,7 @@ def test_a_window_as_long_as_the_sequence_or_longer_is_none():
 
 
 def test_the_configuration_knows_the_kernels_limits():
-    from scaling_testbed.kernels import qk_norm_rope
+    from scaling_testbed.kernels.qk_norm_rope import triton as qk_norm_rope
     from scaling_testbed.model import config
 
     assert config.TRITON_D_HEADS == module.D_HEADS

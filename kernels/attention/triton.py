@@ -18,8 +18,13 @@ import torch
 import triton
 
 from scaling_testbed.kernels import support
-from scaling_testbed.kernels.attention_kernels import delta_kernel, forward_kernel, keys_values_kernel, queries_kernel
-from scaling_testbed.kernels.reference import AttentionStatistics
+from scaling_testbed.kernels.attention.reference import AttentionStatistics
+from scaling_testbed.kernels.attention.triton_kernels import (
+    delta_kernel,
+    forward_kernel,
+    keys_values_kernel,
+    queries_kernel,
+)
 
 D_HEADS = (32, 64, 80, 96, 128)
 LOG2_E = math.log2(math.e)

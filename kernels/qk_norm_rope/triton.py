@@ -19,7 +19,7 @@ import triton
 from torch import Tensor
 
 from scaling_testbed.kernels import support
-from scaling_testbed.kernels.qk_norm_rope_kernels import backward_kernel, forward_kernel
+from scaling_testbed.kernels.qk_norm_rope.triton_kernels import backward_kernel, forward_kernel
 
 KINDS = ("layernorm", "rmsnorm")
 WIDEST_HEAD = 256
