@@ -55,11 +55,11 @@ def cases() -> dict[str, Callable[[], object]]:
 def _attention_cases() -> dict[str, Callable[[], object]]:
     """In bf16 every combination of features for d_head 128, where registers are shortest, and none for the others; for
     all widths and types softcap and window, with and without statistics. Heads are grouped where there is a window."""
-    from scaling_testbed.kernels.attention import triton as attention
+    from scaling_testbed.kernels.limits import ATTENTION_D_HEADS
 
     found = {}
     features = list(itertools.product((None, 50.0), (None, 100), (False, True)))
-    for d_head, dtype in itertools.product(attention.D_HEADS, (torch.bfloat16, torch.float32)):
+    for d_head, dtype in itertools.product(ATTENTION_D_HEADS, (torch.bfloat16, torch.float32)):
         for softcap, window, statistics in features:
             named = " softcap" * bool(softcap) + " window" * bool(window) + " stats" * statistics
             every = dtype == torch.bfloat16 and (d_head == 128 or named == "")

@@ -6,26 +6,21 @@ head, M queries and N keys of a part. "Wide" is fp32, or the input's own type wh
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 
 from scaling_testbed.kernels.reference import softcap_scores, wide, without_autocast
 
-
-def _softmax(scores_BHTT: torch.Tensor, allowed_TT: torch.Tensor) -> torch.Tensor:
-    return scores_BHTT.masked_fill(~allowed_TT, float("-inf")).softmax(dim=-1)
-
-
-def _relu_squared(scores_BHTT: torch.Tensor, allowed_TT: torch.Tensor) -> torch.Tensor:
-    """L^(-1/2) relu(z)^2 with L positions in the sequence, for every query alike: weights that need not sum to one
-    (Wortsman et al. 2023, arXiv 2309.14322, E.11)."""
-    n_positions = scores_BHTT.shape[-1]
-    return scores_BHTT.masked_fill(~allowed_TT, 0).relu().square() * n_positions**-0.5
+# (scores_BHMN, allowed_MN, n_positions) -> weights_BHMN, zero where a key is not allowed. n_positions is the length of
+# the whole sequence, of which the M queries and N keys may be a part.
+Normaliser = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]
 
 
-# (scores_BHTT, allowed_TT) -> weights_BHTT, zero where a key is not allowed.
-NORMALISERS = {"softmax": _softmax, "relu2": _relu_squared}
+def softmax(scores_BHMN: torch.Tensor, allowed_MN: torch.Tensor, n_positions: int) -> torch.Tensor:
+    """The softmax over the allowed keys, a Normaliser."""
+    return scores_BHMN.masked_fill(~allowed_MN, float("-inf")).softmax(dim=-1)
 
 
 class AttentionStatistics(NamedTuple):
@@ -69,7 +64,7 @@ def attention(
     *,
     scale: float,
     softcap: float | None = None,
-    normaliser: str = "softmax",
+    normaliser: Normaliser = softmax,
     window: int | None = None,
 ) -> torch.Tensor:
     """Causal attention: scores q.k -> times `scale` -> softcap -> normaliser -> weighted values [B, H, T, K].
@@ -82,7 +77,7 @@ def attention(
     G = k_BGTK.shape[1]
     with without_autocast(q_BHTK.device.type):
         scores_BHTT = softcap_scores(_scores(q_BHTK, k_BGTK, scale), softcap)
-        weights_BHTT = NORMALISERS[normaliser](scores_BHTT, allowed_keys(T, window, q_BHTK.device))
+        weights_BHTT = normaliser(scores_BHTT, allowed_keys(T, window, q_BHTK.device), T)
         out_BGMK = weights_BHTT.view(B, G, H // G * T, T) @ wide(v_BGTK)
         return out_BGMK.view(B, H, T, K).to(v_BGTK.dtype)
 
@@ -94,17 +89,18 @@ def attention_statistics(
     *,
     scale: float,
     softcap: float | None = None,
+    normaliser: Normaliser = softmax,
     window: int | None = None,
 ) -> AttentionStatistics:
-    """The AttentionStatistics of `attention` with the softmax and the same arguments: over the batch and all
-    pairs of a query and a key that it may see. Of the scores only SCORES_BYTES are held at a time."""
+    """The AttentionStatistics of `attention` with the same arguments: over the batch and all pairs of a query and a
+    key that it may see. Of the scores only SCORES_BYTES are held at a time."""
     B, H, T, _ = q_BHTK.shape
     n_seen, parts = 0, []
     with without_autocast(q_BHTK.device.type):
         for scores_BHMN, allowed_MN in _scores_in_parts(q_BHTK, k_BGTK, scale, window):
             n_seen += B * allowed_MN.sum()
             seen_BHMN = scores_BHMN.masked_fill(~allowed_MN, 0)
-            entropy_BHMN = torch.special.entr(_softmax(softcap_scores(scores_BHMN, softcap), allowed_MN))
+            entropy_BHMN = torch.special.entr(normaliser(softcap_scores(scores_BHMN, softcap), allowed_MN, T))
             sums = (x.sum((0, 2, 3)) for x in (seen_BHMN, seen_BHMN.square(), entropy_BHMN))
             parts.append(torch.stack([_largest(scores_BHMN, allowed_MN), *sums]))
         parts_P4H = torch.stack(parts)

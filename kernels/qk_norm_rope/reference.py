@@ -12,18 +12,27 @@ import torch.nn.functional as F
 from scaling_testbed.kernels.reference import wide
 
 
-def qk_norm(x: torch.Tensor, gain: torch.Tensor | None, kind: str, eps: float) -> torch.Tensor:
-    """Normalise queries or keys over their last dimension and multiply by `gain` ([last], or None for one).
+def layer_norm(x: torch.Tensor, gain: torch.Tensor | None, eps: float) -> torch.Tensor:
+    """(x - mean) / sqrt(var + eps) over the last dimension times `gain` ([last], or None for one), without bias; wide
+    (Dehghani et al. 2023; Wortsman et al. 2023, arXiv 2309.14322, section 3.1.1 and E.8)."""
+    return F.layer_norm(wide(x), x.shape[-1:], gain, None, eps)
 
-    kind "layernorm": (x - mean) / sqrt(var + eps), no bias (Dehghani et al. 2023; Wortsman et al. 2023,
-    arXiv 2309.14322, section 3.1.1 and E.8); "rmsnorm": x / sqrt(mean x^2 + eps) (OLMo 2, arXiv 2501.00656).
-    The result is wide; the caller rounds after the rotation.
-    """
-    if kind == "layernorm":
-        return F.layer_norm(wide(x), x.shape[-1:], gain, None, eps)
-    if kind == "rmsnorm":
-        return F.rms_norm(wide(x), x.shape[-1:], gain, eps)
-    raise ValueError(f"kind must be layernorm or rmsnorm, got {kind!r}")
+
+def rms_norm(x: torch.Tensor, gain: torch.Tensor | None, eps: float) -> torch.Tensor:
+    """x / sqrt(mean x^2 + eps) over the last dimension times `gain` ([last], or None for one); wide (OLMo 2, arXiv
+    2501.00656)."""
+    return F.rms_norm(wide(x), x.shape[-1:], gain, eps)
+
+
+KINDS = {"layernorm": layer_norm, "rmsnorm": rms_norm}
+
+
+def qk_norm(x: torch.Tensor, gain: torch.Tensor | None, kind: str, eps: float) -> torch.Tensor:
+    """Queries or keys after one of KINDS. The result is wide; the caller rounds after the rotation. Raises ValueError
+    for another kind."""
+    if kind not in KINDS:
+        raise ValueError(f"kind must be {' or '.join(KINDS)}, got {kind!r}")
+    return KINDS[kind](x, gain, eps)
 
 
 def rotary_tables(positions_T: torch.Tensor, d_head: int, base: float) -> tuple[torch.Tensor, torch.Tensor]:

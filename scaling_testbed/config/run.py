@@ -28,6 +28,7 @@ from scaling_testbed.learning.config import OPTIMIZERS, CrossEntropyConfig, Muon
 from scaling_testbed.learning.schedules import SCHEDULES
 from scaling_testbed.model.config import ModelConfig, ParametrizationConfig
 from scaling_testbed.model.parametrization import check_parametrization
+from scaling_testbed.model.parts import LINEARS
 
 # Config group -> the dataclasses a file of that group can fill, by kind; a group of one kind has the key "".
 GROUPS = {
@@ -95,12 +96,12 @@ class RunConfig:
 
 
 def _check_qk_clip(optimizer: OptimizerConfig, model: ModelConfig) -> None:
-    normed = {
-        f"model.qk_norm={model.qk_norm}": model.qk_norm != "none",
-        f"model.kappa={model.kappa}": model.kappa is not None,
-        "model.linear=sigma_reparam": model.linear == "sigma_reparam",
+    norm = f"model.qk_norm={model.qk_norm}" if model.kappa is None else f"model.kappa={model.kappa}"
+    keeps = {
+        norm: model.query_key_norm.keeps_logits,
+        f"model.linear={model.linear}": LINEARS[model.linear].keeps_logits,
     }
-    for key, does in normed.items():
+    for key, does in keeps.items():
         if does and optimizer.qk_clip is not None:
             raise ConfigError(
                 f"optimizer.qk_clip must be null with {key}, which keeps attention logits as they are when the weights "
@@ -114,8 +115,8 @@ def unshardable(run: RunConfig) -> str | None:
         return "optimizer=muon"  # it orthogonalises whole matrices
     if run.optimizer is not None and run.optimizer.qk_clip is not None:
         return f"optimizer.qk_clip={run.optimizer.qk_clip}"  # it scales the rows of whole heads
-    if run.model is not None and run.model.linear == "sigma_reparam":
-        return "model.linear=sigma_reparam"  # its singular vectors are those of whole matrices
+    if run.model is not None and LINEARS[run.model.linear].unshardable:
+        return f"model.linear={run.model.linear}"
     return None
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from scaling_testbed.kernels.attention import reference
+from scaling_testbed.model.parts import relu_squared
 from tests.kernels.conftest import random
 
 
@@ -75,8 +76,21 @@ def test_pointwise_attention_weighs_each_key_by_its_score_alone(window):
     expected = torch.zeros_like(q)
     for (b, h, t), scores, _, seen in weights_by_loops(q, k, scale=0.7, window=window):
         expected[b, h, t] = scores.clamp(min=0).square() / math.sqrt(11) @ v[b, h // 2, seen]
-    found = reference.attention(q, k, v, scale=0.7, window=window, normaliser="relu2")
+    found = reference.attention(q, k, v, scale=0.7, window=window, normaliser=relu_squared)
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 11])
+def test_a_part_of_the_queries_is_weighed_as_in_the_whole_sequence(monkeypatch, at_once):
+    """A normaliser that knows the sequence's length gives the same entropy however many queries are held at a time."""
+
+    def even(scores_BHMN, allowed_MN, n_positions):
+        return allowed_MN.expand_as(scores_BHMN) / n_positions
+
+    q, k = random(1, 2, 11, 8), random(1, 1, 11, 8, seed=1)
+    monkeypatch.setattr(reference, "SCORES_BYTES", 8 * 2 * 11 * at_once)
+    found = reference.attention_statistics(q, k, scale=1.0, normaliser=even)
+    torch.testing.assert_close(found.entropy_H, torch.full((2,), 6 * math.log(11) / 11))  # six keys on average
 
 
 def test_attention_statistics_survive_weights_of_zero():
@@ -93,7 +107,7 @@ def test_attention_rounds_only_its_result_even_under_autocast():
     assert torch.equal(out, exact.bfloat16())
 
 
-@pytest.mark.parametrize("normaliser", reference.NORMALISERS)
+@pytest.mark.parametrize("normaliser", [reference.softmax, relu_squared])
 @pytest.mark.parametrize(("softcap", "window"), [(None, None), (2.0, None), (None, 3), (2.0, 3)])
 def test_the_gradient_of_attention_is_its_derivative(softcap, window, normaliser):
     q, k, v = (random(1, heads, 5, 4, seed=seed).requires_grad_() for seed, heads in enumerate((2, 1, 1)))

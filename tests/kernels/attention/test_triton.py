@@ -326,11 +326,3 @@ def test_a_window_as_long_as_the_sequence_or_longer_is_none():
         results.append((out, *torch.autograd.grad(out.square().sum(), (q, k, v))))
     for found in results[1:]:
         assert all(torch.equal(one, other) for one, other in zip(found, results[0], strict=True))
-
-
-def test_the_configuration_knows_the_kernels_limits():
-    from scaling_testbed.kernels.qk_norm_rope import triton as qk_norm_rope
-    from scaling_testbed.model import config
-
-    assert config.TRITON_D_HEADS == module.D_HEADS
-    assert config.TRITON_WIDEST_QK_HEAD == qk_norm_rope.WIDEST_HEAD
