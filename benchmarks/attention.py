@@ -29,7 +29,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from benchmarks import harness
 from benchmarks.harness import Outputs, Variant
 from benchmarks.report import Budget, Report, first_line, verdict
-from scaling_testbed.kernels import reference
+from scaling_testbed.kernels.attention import reference
+from scaling_testbed.kernels.qk_norm_rope.reference import apply_rotary, qk_norm, rotary_tables
 
 SOFTCAP = 30.0
 EPS = 1e-6
@@ -91,7 +92,7 @@ def our_ways(device: torch.device) -> tuple[list[Way], list[str]]:
     if device.type == "cpu" and not os.environ.get("TRITON_INTERPRET"):
         return [], ["ours: needs a GPU, or TRITON_INTERPRET=1"]
     try:
-        from scaling_testbed.kernels.attention import attention
+        from scaling_testbed.kernels.attention.triton import attention
     except ImportError as error:
         return [], [f"ours: {first_line(error)}"]
 
@@ -253,13 +254,13 @@ def norm_inputs(seed: int, *, shape: Shape, device: torch.device) -> tuple[Tenso
 
     B, T, H, K = shape
     leaves = [normal(B, T, H, K), normal(B, T, H, K), *(1 + 0.1 * normal(K, kind=torch.float32) for _ in range(2))]
-    tables = reference.rotary_tables(torch.arange(T, device=device), K, 10000.0)
+    tables = rotary_tables(torch.arange(T, device=device), K, 10000.0)
     return (*(x.requires_grad_() for x in leaves), *tables, normal(B, H, T, K), normal(B, H, T, K))
 
 
 def eager_norm(q_BHTK, k_BHTK, q_gain, k_gain, cos, sin, out_dtype):
-    normed = (reference.qk_norm(x, g, "layernorm", EPS) for x, g in ((q_BHTK, q_gain), (k_BHTK, k_gain)))
-    return tuple(reference.apply_rotary(x, cos, sin).to(out_dtype) for x in normed)
+    normed = (qk_norm(x, g, "layernorm", EPS) for x, g in ((q_BHTK, q_gain), (k_BHTK, k_gain)))
+    return tuple(apply_rotary(x, cos, sin).to(out_dtype) for x in normed)
 
 
 def run_norm(q, k, q_gain, k_gain, cos, sin, grad_q, grad_k, *, function, backward: bool) -> Outputs:
@@ -286,7 +287,7 @@ def norm_variants(device: torch.device) -> tuple[list[tuple], list[str]]:
     elif not os.environ.get("TRITON_INTERPRET"):
         return found, ["ours: needs a GPU, or TRITON_INTERPRET=1"]
     try:
-        from scaling_testbed.kernels.qk_norm_rope import qk_norm_rope
+        from scaling_testbed.kernels.qk_norm_rope.triton import qk_norm_rope
     except ImportError as error:
         return found, [f"ours: {first_line(error)}"]
     return [("ours", partial(qk_norm_rope, kind="layernorm", eps=EPS), True), *found], absent

@@ -28,7 +28,8 @@ from torch import Tensor
 from benchmarks import harness
 from benchmarks.harness import Outputs, Variant
 from benchmarks.report import Budget, Report, first_line, verdict
-from scaling_testbed.kernels import chunked_cross_entropy, reference
+from scaling_testbed.kernels.cross_entropy import chunked as our_chunked
+from scaling_testbed.kernels.cross_entropy import reference
 
 Shape = tuple[int, int, int]  # N, D, V
 
@@ -85,7 +86,7 @@ def our_loss(hidden_ND, weight_VD, targets_N, *, function, **options):
 
 def cpu_variants(_shape: Shape) -> tuple[list[Variant], list[str]]:
     """What there is to time on a CPU, and what is left out."""
-    chunked = partial(our_loss, function=chunked_cross_entropy.linear_cross_entropy)
+    chunked = partial(our_loss, function=our_chunked.linear_cross_entropy)
     native, absent = torch_native()
     return [
         variant("ours, chunked", chunked, ours=True),
@@ -99,7 +100,7 @@ def gpu_variants(shape: Shape) -> tuple[list[Variant], list[str]]:
     """What there is to time on a GPU for this shape, and what is left out."""
     torch._dynamo.reset()  # a compiled variant is compiled for this shape alone
     found, absent = our_triton(shape)
-    chunked = partial(our_loss, function=chunked_cross_entropy.linear_cross_entropy)
+    chunked = partial(our_loss, function=our_chunked.linear_cross_entropy)
     found += [
         variant("ours, chunked, without Triton", chunked, ours=True),
         variant("F.cross_entropy + z", plain_loss_with_z),
@@ -113,7 +114,7 @@ def gpu_variants(shape: Shape) -> tuple[list[Variant], list[str]]:
 
 def our_triton(shape: Shape) -> tuple[list[Variant], list[str]]:
     try:
-        from scaling_testbed.kernels import cross_entropy
+        from scaling_testbed.kernels.cross_entropy import triton as cross_entropy
     except ImportError as error:
         return [], [f"ours in Triton: {first_line(error)}"]
     names = ["chunked", "recompute"] if shape[1] <= cross_entropy.WIDEST_RECOMPUTE else ["chunked"]
@@ -301,8 +302,8 @@ def measure(report: Report, options, device: torch.device, shape: Shape, seconds
     if on_gpu:
         N, _, V = shape
         row_bytes = dtype.itemsize * V
-        held = row_bytes * chunked_cross_entropy.chunk_rows(N, row_bytes, 0, device)
-        notes = gpu_aims(rows, shape, max(held, chunked_cross_entropy.DEFAULT_CHUNK_BYTES["cuda"]))
+        held = row_bytes * our_chunked.chunk_rows(N, row_bytes, 0, device)
+        notes = gpu_aims(rows, shape, max(held, our_chunked.DEFAULT_CHUNK_BYTES["cuda"]))
     else:
         notes = [cpu_claim(rows)] if shape in CPU_SHAPES else []
     report.add(

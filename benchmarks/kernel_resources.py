@@ -55,11 +55,11 @@ def cases() -> dict[str, Callable[[], object]]:
 def _attention_cases() -> dict[str, Callable[[], object]]:
     """In bf16 every combination of features for d_head 128, where registers are shortest, and none for the others; for
     all widths and types softcap and window, with and without statistics. Heads are grouped where there is a window."""
-    from scaling_testbed.kernels import attention
+    from scaling_testbed.kernels.limits import ATTENTION_D_HEADS
 
     found = {}
     features = list(itertools.product((None, 50.0), (None, 100), (False, True)))
-    for d_head, dtype in itertools.product(attention.D_HEADS, (torch.bfloat16, torch.float32)):
+    for d_head, dtype in itertools.product(ATTENTION_D_HEADS, (torch.bfloat16, torch.float32)):
         for softcap, window, statistics in features:
             named = " softcap" * bool(softcap) + " window" * bool(window) + " stats" * statistics
             every = dtype == torch.bfloat16 and (d_head == 128 or named == "")
@@ -90,7 +90,7 @@ def _call_attention_backward(d_head, dtype, softcap, window) -> None:
 
 
 def _cross_entropy_cases() -> dict[str, Callable[[], object]]:
-    from scaling_testbed.kernels import cross_entropy
+    from scaling_testbed.kernels.cross_entropy import triton as cross_entropy
 
     found = {}
     for variant, width in (("chunked", 768), ("recompute", 64), ("recompute", 96), ("recompute", 128)):
@@ -115,7 +115,7 @@ def _call_cross_entropy(operator, width: int, V: int, arguments: tuple) -> None:
 
 
 def _qk_norm_rope_cases() -> dict[str, Callable[[], object]]:
-    from scaling_testbed.kernels import qk_norm_rope
+    from scaling_testbed.kernels.qk_norm_rope import triton as qk_norm_rope
 
     found = {}
     for kind in (*qk_norm_rope.KINDS, "none"):
@@ -130,7 +130,7 @@ def _qk_norm_rope_cases() -> dict[str, Callable[[], object]]:
 
 
 def _call_qk_norm_rope(kind: str, d_head: int, dtype: torch.dtype, *, backward: bool) -> None:
-    from scaling_testbed.kernels import qk_norm_rope
+    from scaling_testbed.kernels.qk_norm_rope import triton as qk_norm_rope
 
     # As the model has them: views of projections' outputs, of more positions than one program takes.
     q, k = (torch.empty(2, 4096, heads, d_head, dtype=dtype).transpose(1, 2) for heads in (12, 4))

@@ -65,7 +65,6 @@ bench attention flex cudnn
 left=$((end - SECONDS - 20))
 step trainer 205 "$python" -m benchmarks.trainer --quick --out "$out" --seconds "$((left < 185 ? left : 185))"
 # shellcheck disable=SC2086
-step kernels 150 "$python" -m pytest -q $parallel tests/kernels/test_cross_entropy.py tests/kernels/test_attention.py \
-  tests/kernels/test_qk_norm_rope.py
+step kernels 150 "$python" -m pytest -q $parallel tests/kernels/cross_entropy tests/kernels/attention tests/kernels/qk_norm_rope
 cat "$out/summary.txt"
 exit "$failed"

@@ -119,5 +119,4 @@ def test_plain_training_imports_only_what_it_uses(tmp_path):
     loaded = modules_loaded_by(f"from scaling_testbed.train import main\nassert main({overrides!r}) == 0")
     assert "torch" in loaded
     assert not loaded & {"wandb", "datasets", "tokenizers", "matplotlib", "scipy", "pyarrow"}
-    triton_kernels = {f"scaling_testbed.kernels.{name}" for name in ("attention", "cross_entropy", "qk_norm_rope")}
-    assert not loaded & triton_kernels
+    assert not {name for name in loaded if name.startswith("scaling_testbed.kernels.") and name.endswith(".triton")}

@@ -20,7 +20,8 @@ assert sys.prefix in scaling_testbed.__file__, scaling_testbed.__file__
 for module in pkgutil.walk_packages(scaling_testbed.__path__, "scaling_testbed."):
     if not module.name.endswith("__main__"):
         importlib.import_module(module.name)
-importlib.import_module("scaling_testbed.kernels.reference")
+for op in ("attention", "cross_entropy", "qk_norm_rope"):
+    importlib.import_module(f"scaling_testbed.kernels.{op}.reference")
 for path in run_config_files():
     compose([f"{path.parent.name}={path.stem}"])
 sweeps = sorted((CONFIG_DIR / "sweep").glob("*.yaml"))
@@ -36,7 +37,8 @@ def test_the_wheel_works_in_a_fresh_environment_from_another_folder(tmp_path):
     subprocess.run(pip, check=True)
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    assert "scaling_testbed/kernels/reference.py" in names
+    kernels = [path.relative_to(ROOT).as_posix() for path in (ROOT / "kernels").rglob("*.py")]
+    assert {f"scaling_testbed/{path}" for path in kernels} <= set(names)
     assert not any(name.startswith(("kernels/", "configs/", "tests/")) for name in names)
     venv.create(tmp_path / "fresh", with_pip=True)
     python = tmp_path / "fresh" / "bin" / "python"

@@ -32,6 +32,7 @@ from scaling_testbed.learning.schedules import SCHEDULES
 from scaling_testbed.model import counting
 from scaling_testbed.model.config import ModelConfig, ParametrizationConfig
 from scaling_testbed.model.parametrization import check_parametrization
+from scaling_testbed.model.parts import LINEARS
 
 # Config group -> the dataclasses a file of that group can fill, by kind; a group of one kind has the key "".
 GROUPS = {
@@ -103,12 +104,12 @@ class RunConfig:
 
 
 def _check_qk_clip(optimizer: OptimizerConfig, model: ModelConfig) -> None:
-    normed = {
-        f"model.qk_norm={model.qk_norm}": model.qk_norm != "none",
-        f"model.kappa={model.kappa}": model.kappa is not None,
-        "model.linear=sigma_reparam": model.linear == "sigma_reparam",
+    norm = f"model.qk_norm={model.qk_norm}" if model.kappa is None else f"model.kappa={model.kappa}"
+    keeps = {
+        norm: model.query_key_norm.keeps_logits,
+        f"model.linear={model.linear}": LINEARS[model.linear].keeps_logits,
     }
-    for key, does in normed.items():
+    for key, does in keeps.items():
         if does and optimizer.qk_clip is not None:
             raise ConfigError(
                 f"optimizer.qk_clip must be null with {key}, which keeps attention logits as they are when the weights "
@@ -134,13 +135,8 @@ def rate_means(run: RunConfig) -> str:
 
 def rate_meaning(optimizer: OptimizerConfig, linear: str) -> str:
     """The same of an optimizer over a model whose `model.linear` is `linear`, as a row may tell of them."""
-    changed = _changed_rate(linear)
+    changed = LINEARS[linear].rate_means if linear in LINEARS else f"model.linear={linear} is not registered here"
     return f"{optimizer.rate_means}; {changed}" if changed else optimizer.rate_means
-
-
-def _changed_rate(linear: str) -> str | None:
-    """How a kind of linear layer changes what a learning rate means, where it does."""
-    return "sigma-reparam divides each matrix by its largest singular value" if linear == "sigma_reparam" else None
 
 
 def interventions_of(run: RunConfig) -> dict[str, Intervention]:

@@ -4,7 +4,7 @@ Names: QUANTITY/BLOCK, or QUANTITY alone for the whole model.
     attention_logit_max          largest score scale * q.k that a query may see, before a softcap; also over all blocks
     attention_logit_max/B/H      the same of head H, with `per_head`
     attention_logit_mean, _rms   of the scores that a query may see
-    attention_entropy            of the attention weights, nats, mean over queries and heads; only of a softmax
+    attention_entropy            of the attention weights, nats, mean over queries and heads; only where they sum to one
     q_rms, k_rms                 before the qk-norm;  q_normed_rms, k_normed_rms: after it
     qk_cosine                    mean cosine of each query and its own position's key, normed, before the rotation
     qk_gain_max                  largest |gain| of the qk-norms
@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from scaling_testbed.diagnostics.reductions import LARGEST, MEAN, RMS, SMALLEST, Reductions
-from scaling_testbed.kernels import reference
+from scaling_testbed.kernels.reference import softcap_scores, wide
 from scaling_testbed.model.attention import Attention
 from scaling_testbed.model.transformer import Transformer
 
@@ -64,7 +64,7 @@ class ForwardProbe:
         self._raw[number, name] = output
 
     def _rms(self, name: str, _module, _inputs, output) -> None:
-        self.found.add(name, RMS, reference.wide(output).square().mean())
+        self.found.add(name, RMS, wide(output).square().mean())
 
     def _attention(self, number: int, attention: Attention, inputs, output) -> None:
         self._rms(f"attention_out_rms/{number}", None, None, output)
@@ -76,7 +76,7 @@ class ForwardProbe:
         self._scores(number, attention, q_BHTK, k_BGTK)
 
     def _normed(self, number: int, attention: Attention, q_BTD, k_BTD) -> None:
-        q_BHTK, k_BGTK = (reference.wide(x) for x in attention.normed_heads(q_BTD, k_BTD))
+        q_BHTK, k_BGTK = (wide(x) for x in attention.normed_heads(q_BTD, k_BTD))
         self._rms(f"q_normed_rms/{number}", None, None, q_BHTK)
         self._rms(f"k_normed_rms/{number}", None, None, k_BGTK)
         shared = q_BHTK.shape[1] // k_BGTK.shape[1]
@@ -92,7 +92,7 @@ class ForwardProbe:
         self.found.add("attention_logit_max", LARGEST, statistics.largest_H.max())
         self.found.add(f"attention_logit_mean/{number}", MEAN, statistics.mean_H.mean())
         self.found.add(f"attention_logit_rms/{number}", RMS, statistics.rms_H.square().mean())
-        if attention.normaliser == "softmax":
+        if attention.normaliser.sums_to_one:
             self.found.add(f"attention_entropy/{number}", MEAN, statistics.entropy_H.mean())
         if self.per_head:
             for head, largest in enumerate(statistics.largest_H):
@@ -114,7 +114,7 @@ class ForwardProbe:
 
 
 def _logit_statistics(hidden_ND, weight_VD, softcap) -> dict[str, torch.Tensor]:
-    logits_NV = reference.softcap_scores(reference.wide(F.linear(hidden_ND, weight_VD)), softcap)
+    logits_NV = softcap_scores(wide(F.linear(hidden_ND, weight_VD)), softcap)
     log_z_N = logits_NV.logsumexp(-1)
     return {
         "output_logit_mean": logits_NV.mean(),

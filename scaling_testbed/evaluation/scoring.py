@@ -16,7 +16,8 @@ from scaling_testbed.data.tokenizers import load_tokenizer
 from scaling_testbed.errors import UserError
 from scaling_testbed.evaluation.loading import load_model
 from scaling_testbed.evaluation.multiple_choice import MEAN, ChoiceTask, Continuation, Document, continuations
-from scaling_testbed.kernels import reference
+from scaling_testbed.kernels.cross_entropy.reference import linear_cross_entropy
+from scaling_testbed.model.parts import NORMALISERS
 from scaling_testbed.model.transformer import Transformer
 from scaling_testbed.processes.device import autocast, choose_device, choose_precision
 
@@ -113,7 +114,8 @@ def log_likelihoods(
     """The sum over each one's scored tokens of their log-likelihood after all tokens before them, in nats."""
     lengths = [len(one.ids) for one in sequences]
     found = [0.0] * len(sequences)
-    for batch in _batches(lengths, same_length=model.config.attention_normaliser == "relu2"):
+    normaliser = NORMALISERS[model.config.attention_normaliser]
+    for batch in _batches(lengths, same_length=normaliser.depends_on_length):
         rows = [sequences[place] for place in batch]
         with autocast(device, precision):
             for place, value in zip(batch, _of_batch(model, rows, device), strict=True):
@@ -123,7 +125,7 @@ def log_likelihoods(
 
 def _batches(lengths: Sequence[int], *, same_length: bool) -> Iterator[list[int]]:
     """Places of sequences to be read together, the longest first, at most BATCH_TOKENS with their padding (or one
-    alone). same_length: without padding, for the one normaliser that looks at the length of a sequence."""
+    alone). same_length: without padding, for a normaliser that looks at the length of a sequence."""
     batch: list[int] = []
     for place in sorted(range(len(lengths)), key=lambda place: -lengths[place]):
         full = batch and (len(batch) + 1) * lengths[batch[0]] > BATCH_TOKENS
@@ -148,7 +150,7 @@ def _of_batch(model: Transformer, rows: Sequence[Continuation], device: torch.de
     hidden_ND = model(tokens_BT[:, :-1])[scored_BT]
     targets_N = tokens_BT[:, 1:][scored_BT]
     cap = model.config.final_softcap
-    ce_N, _ = reference.linear_cross_entropy(hidden_ND, model.head_weight_VD, targets_N, softcap=cap)
+    ce_N, _ = linear_cross_entropy(hidden_ND, model.head_weight_VD, targets_N, softcap=cap)
     return torch.zeros(len(rows), dtype=torch.float64).index_add_(0, row_N, -ce_N.double().cpu()).tolist()
 
 

@@ -26,6 +26,7 @@ from scaling_testbed.evaluation.loading import load_model
 from scaling_testbed.exporting.tokenizer import tokenizer_files
 from scaling_testbed.files import write_json, write_text
 from scaling_testbed.model.config import ModelConfig
+from scaling_testbed.model.parts import LINEARS, MLPS, NORMALISERS, NORMS, QK_NORMS, RESIDUALS
 from scaling_testbed.model.transformer import Block, Transformer
 
 WEIGHTS_FILE = "model.safetensors"
@@ -33,7 +34,8 @@ WEIGHTS_FILE = "model.safetensors"
 
 @dataclass(frozen=True)
 class Family:
-    """A model class of transformers. `norms` are its names for the norms of attention and MLP in a block."""
+    """A model class of transformers. residual: model.parts.Residual.counterpart. norms: its names for the norms of
+    attention and MLP in a block."""
 
     model_type: str
     architecture: str
@@ -41,35 +43,33 @@ class Family:
     norms: tuple[str, str]
 
 
-LLAMA = Family("llama", "LlamaForCausalLM", "pre", ("input_layernorm", "post_attention_layernorm"))
-QWEN3 = Family("qwen3", "Qwen3ForCausalLM", "pre", ("input_layernorm", "post_attention_layernorm"))
-OLMO2 = Family(
-    "olmo2", "Olmo2ForCausalLM", "reordered", ("post_attention_layernorm", "post_feedforward_layernorm")
-)  # fmt: skip
-FAMILIES = {"none": LLAMA, "head": QWEN3, "full": OLMO2}
-# What all of them have, by the key of ModelConfig.
-NEEDED = {
-    "norm": "rmsnorm",
-    "mlp": "swiglu",
-    "attention_softcap": None,
-    "attention_normaliser": "softmax",
-    "final_softcap": None,
+BEFORE, AFTER = "norms before the branches", "norms after the branches"
+LLAMA = Family("llama", "LlamaForCausalLM", BEFORE, ("input_layernorm", "post_attention_layernorm"))
+QWEN3 = Family("qwen3", "Qwen3ForCausalLM", BEFORE, ("input_layernorm", "post_attention_layernorm"))
+OLMO2 = Family("olmo2", "Olmo2ForCausalLM", AFTER, ("post_attention_layernorm", "post_feedforward_layernorm"))
+FAMILIES = (LLAMA, QWEN3, OLMO2)
+# By the key of ModelConfig: the records of a part, and the counterparts that these model classes have.
+PARTS = {
+    "norm": (NORMS, {"rms_norm"}),
+    "mlp": (MLPS, {"silu"}),
+    "attention_normaliser": (NORMALISERS, {"softmax"}),
+    "qk_norm": (QK_NORMS, {"none", "rms_norm"}),
+    "residual": (RESIDUALS, {family.residual for family in FAMILIES}),
 }
+# None of them has these.
+ABSENT = ("attention_softcap", "final_softcap")
 
 
 def family_of(config: ModelConfig) -> Family:
     """The model class that computes what a resolved `config` does. Raises ConfigError naming each key and value that
     has no counterpart."""
-    wrong = [f"model.{key}={getattr(config, key)}" for key, needed in NEEDED.items() if getattr(config, key) != needed]
-    if config.qk_norm == "layernorm":
-        wrong.append("model.qk_norm=layernorm")
-    if config.residual not in {family.residual for family in FAMILIES.values()}:
-        wrong.append(f"model.residual={config.residual}")
+    wrong = [key for key, (parts, theirs) in PARTS.items() if parts[getattr(config, key)].counterpart not in theirs]
+    wrong += [key for key in ABSENT if getattr(config, key) is not None]
     if wrong:
-        raise _no_counterpart(wrong, ", ".join(family.architecture for family in FAMILIES.values()))
-    axis = "head" if config.kappa is not None else "none" if config.qk_norm == "none" else config.qk_norm_axis
-    family = FAMILIES[axis]
-    if config.residual != family.residual:
+        keys = [f"model.{key}={getattr(config, key)}" for key in wrong]
+        raise _no_counterpart(keys, ", ".join(family.architecture for family in FAMILIES))
+    family = LLAMA if not _norms_queries(config) else OLMO2 if config.norms_heads_together else QWEN3
+    if RESIDUALS[config.residual].counterpart != family.residual:
         raise _no_counterpart(
             [f"model.residual={config.residual}"], f"{family.architecture}, which {_qk_norm(config)} calls for"
         )
@@ -84,10 +84,14 @@ def _no_counterpart(wrong: list[str], where: str) -> ConfigError:
     return ConfigError(f"{', '.join(wrong)} {'has' if len(wrong) == 1 else 'have'} no counterpart in {where}")
 
 
+def _norms_queries(config: ModelConfig) -> bool:
+    return config.query_key_norm.function is not None
+
+
 def _qk_norm(config: ModelConfig) -> str:
     if config.kappa is not None:
         return f"model.kappa={config.kappa}"
-    axis = "" if config.qk_norm == "none" else f" model.qk_norm_axis={config.qk_norm_axis}"
+    axis = f" model.qk_norm_axis={config.qk_norm_axis}" if _norms_queries(config) else ""
     return f"model.qk_norm={config.qk_norm}{axis}"
 
 
@@ -109,7 +113,7 @@ def config_json(model: Transformer, family: Family, *, max_length: int, eos_id: 
         "num_attention_heads": config.n_heads,
         "num_key_value_heads": config.n_kv_heads,
         "head_dim": config.d_head,
-        "hidden_act": "silu",
+        "hidden_act": MLPS[config.mlp].counterpart,
         "max_position_embeddings": max_length,
         "rms_norm_eps": config.norm_eps,
         # Under both names: transformers 5 reads the second, earlier ones and other readers the first.
@@ -149,7 +153,7 @@ def _block_weights(block: Block, config: ModelConfig, family: Family) -> dict[st
     if config.kappa is not None:
         gain_K = torch.full((config.d_head,), math.sqrt(config.kappa))
         found |= {"self_attn.q_norm": gain_K, "self_attn.k_norm": gain_K.clone()}
-    elif config.qk_norm != "none":
+    elif _norms_queries(config):
         found |= {"self_attn.q_norm": attention.q_norm.weight, "self_attn.k_norm": attention.k_norm.weight}
     # All three divide q.k by sqrt(d_head). Rotation leaves a factor of q as it is, and so does everything before it
     # but a norm, so that it goes into the norm's gain where there is one.
@@ -167,7 +171,7 @@ def folded(model: Transformer) -> list[str]:
         found.append("attention scale 1/d_head")
     if config.kappa is not None:
         found.append(f"model.kappa={config.kappa}")
-    if config.linear != "plain":
+    if LINEARS[config.linear].makes_weight_anew:
         found.append(f"model.linear={config.linear}")
     return found
 

@@ -27,3 +27,11 @@ class CrossEntropyConfig:
         check_choice("impl", self.impl, LOSS_IMPLS)
         check_positive("chunk_mib", self.chunk_mib)
         check_not_negative("z_loss", self.z_loss)
+
+    def logits_bytes(self, tokens: int, vocab_size: int) -> int:
+        """Bytes of logits that a GPU holds at once for so many tokens: of the reference's the logits, their softmax and
+        their gradient, of the others' a chunk."""
+        everything = 4 * tokens * vocab_size
+        if self.impl == "reference":
+            return 3 * everything
+        return min(self.chunk_mib * 2**20 if self.chunk_mib else 2**30, everything)

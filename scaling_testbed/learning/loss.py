@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from scaling_testbed.errors import ConfigError
-from scaling_testbed.kernels import chunked_cross_entropy, reference, support
+from scaling_testbed.kernels import support
+from scaling_testbed.kernels.cross_entropy import chunked, reference
 from scaling_testbed.learning.config import CrossEntropyConfig
 
 IGNORE = -100  # a target with this value is left out of every term
@@ -71,7 +72,7 @@ def choose_loss_impl(config: CrossEntropyConfig, device: torch.device) -> str:
 def _linear_cross_entropy(impl: str):
     """The kernel of a path. Triton is imported only where it is used."""
     if impl == "chunked":
-        return chunked_cross_entropy.linear_cross_entropy
-    from scaling_testbed.kernels import cross_entropy
+        return chunked.linear_cross_entropy
+    from scaling_testbed.kernels.cross_entropy import triton
 
-    return cross_entropy.linear_cross_entropy
+    return triton.linear_cross_entropy

@@ -13,103 +13,125 @@ import torch.nn.functional as F
 from torch import nn
 
 from scaling_testbed.errors import ConfigError
-from scaling_testbed.kernels import reference, support
-from scaling_testbed.model.config import TRITON_D_HEADS, TRITON_WIDEST_QK_HEAD, ModelConfig
-from scaling_testbed.model.layers import LINEARS, Gain, cast_for_matmul
+from scaling_testbed.kernels.attention import reference
+from scaling_testbed.kernels.qk_norm_rope.reference import apply_rotary
+from scaling_testbed.model.config import ModelConfig
+from scaling_testbed.model.layers import Gain, cast_for_matmul
+from scaling_testbed.model.parts import ATTENTION_IMPLS, AUTO, IMPLS, LINEARS, NORMALISERS, QK_NORM_IMPLS
+from scaling_testbed.registry import resolve
 
 
 class QKNorm(Gain):
-    """Norm of queries or keys with a learned gain; the result is fp32."""
+    """Norm of queries or keys with a learned gain; the result is fp32. norm: parts.QKNorm.function."""
 
-    def __init__(self, width: int, kind: str, eps: float, *, device=None):
+    def __init__(self, norm, width: int, eps: float, *, device=None):
         super().__init__(width, eps, device=device)
-        self.kind = kind
+        self.norm = norm
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return reference.qk_norm(x, self.weight, self.kind, self.eps)
+        return self.norm(x, self.weight, self.eps)
 
 
-class KappaNorm(nn.Module):
-    """sqrt(kappa) z / RMS(z), to impose the size of the attention logits (arXiv 2309.14322, Fig. 10)."""
+class FixedQKNorm(nn.Module):
+    """factor * norm(x), without a gain; the result is fp32. norm: parts.QKNorm.function."""
 
-    def __init__(self, kappa: float, eps: float):
+    def __init__(self, norm, eps: float, *, factor: float = 1.0):
         super().__init__()
-        self.root_kappa = math.sqrt(kappa)
-        self.eps = eps
+        self.norm, self.eps, self.factor = norm, eps, factor
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.root_kappa * reference.qk_norm(x, None, "rmsnorm", self.eps)
+        return self.factor * self.norm(x, None, self.eps)
 
 
 def make_qk_norm(config: ModelConfig, n_heads: int, device=None) -> nn.Module:
-    """The norm of queries (n_heads of them) or keys (n_kv_heads): QKNorm, KappaNorm or nothing."""
-    if config.kappa is not None:
-        return KappaNorm(config.kappa, config.norm_eps)
-    if config.qk_norm == "none":
+    """The norm of queries (n_heads of them) or keys (n_kv_heads), or nn.Identity where there is none. With kappa it is
+    sqrt(kappa) z / RMS(z), which imposes the size of the attention logits (arXiv 2309.14322, Fig. 10)."""
+    part = config.query_key_norm
+    if part.function is None:
         return nn.Identity()
-    width = config.d_head if config.qk_norm_axis == "head" else n_heads * config.d_head
-    return QKNorm(width, config.qk_norm, config.norm_eps, device=device)
+    norm = resolve(part.function)
+    if not part.gains:
+        return FixedQKNorm(norm, config.norm_eps, factor=math.sqrt(config.kappa or 1.0))
+    width = n_heads * config.d_head if config.norms_heads_together else config.d_head
+    return QKNorm(norm, width, config.norm_eps, device=device)
 
 
-def sdpa_attention(q_BHTK, k_BGTK, v_BGTK, *, scale, softcap=None, window=None, normaliser="softmax"):
-    """PyTorch's fused attention, with reference.attention's arguments: the plain softmax of it, no more."""
-    if softcap is not None or window is not None or normaliser != "softmax":
+# Paths of attention, with the arguments of reference.attention.
+
+
+def sdpa_attention(q_BHTK, k_BGTK, v_BGTK, *, scale, softcap=None, window=None, normaliser=reference.softmax):
+    """PyTorch's fused attention: the plain softmax of it, no more."""
+    if softcap is not None or window is not None or normaliser is not reference.softmax:
         raise ValueError("sdpa has no softcap, no window and no other normaliser than softmax")
     grouped = q_BHTK.shape[1] != k_BGTK.shape[1]
     return F.scaled_dot_product_attention(q_BHTK, k_BGTK, v_BGTK, is_causal=True, scale=scale, enable_gqa=grouped)
 
 
-def triton_attention(q_BHTK, k_BGTK, v_BGTK, *, normaliser="softmax", **options):
-    """The Triton kernel, with reference.attention's arguments."""
-    from scaling_testbed.kernels.attention import attention  # where it is chosen, Triton is there
+def triton_attention(q_BHTK, k_BGTK, v_BGTK, *, normaliser=reference.softmax, **options):
+    """The Triton kernel."""
+    from scaling_testbed.kernels.attention.triton import attention  # where it is chosen, Triton is there
 
-    if normaliser != "softmax":
+    if normaliser is not reference.softmax:
         raise ValueError("the Triton kernel has no other normaliser than softmax")
     return attention(q_BHTK, k_BGTK, v_BGTK, **options)
 
 
-ATTENTION_IMPLS = {"reference": reference.attention, "sdpa": sdpa_attention, "triton": triton_attention}
+def triton_statistics(q_BHTK, k_BGTK, *, normaliser=reference.softmax, **options) -> reference.AttentionStatistics:
+    """reference.attention_statistics from the Triton kernel."""
+    from scaling_testbed.kernels.attention.triton import attention
+
+    if normaliser is not reference.softmax:
+        raise ValueError("the Triton kernel has no other normaliser than softmax")
+    return attention(q_BHTK, k_BGTK, k_BGTK, return_statistics=True, **options)[1]
+
+
+# Paths of the norm and rotation: normed and rotated q_BHTK and k_BGTK in the projections' type.
+
+
+def plain_queries_and_keys(attention: Attention, q_BTD, k_BTD, cos_TR, sin_TR) -> tuple[torch.Tensor, torch.Tensor]:
+    """The norms of `attention`, then the rotation."""
+    normed = attention.normed_heads(q_BTD, k_BTD)
+    return tuple(apply_rotary(x, cos_TR, sin_TR).to(q_BTD.dtype) for x in normed)
+
+
+def fused_queries_and_keys(attention: Attention, q_BTD, k_BTD, cos_TR, sin_TR) -> tuple[torch.Tensor, torch.Tensor]:
+    """One Triton kernel norms and rotates; a norm that it does not know, and one over all heads, comes before."""
+    from scaling_testbed.kernels.qk_norm_rope.triton import qk_norm_rope, rotary
+
+    dtype = q_BTD.dtype
+    if attention.fused_kind is None:
+        return rotary(*attention.normed_heads(q_BTD, k_BTD), cos_TR, sin_TR, out_dtype=dtype)
+    q_norm, k_norm = attention.q_norm, attention.k_norm
+    heads = attention.heads(q_BTD), attention.heads(k_BTD)
+    options = {"kind": attention.fused_kind, "eps": q_norm.eps, "out_dtype": dtype}
+    return qk_norm_rope(*heads, q_norm.weight, k_norm.weight, cos_TR, sin_TR, **options)
 
 
 def check_impls(config: ModelConfig, device: torch.device) -> None:
     """Raise ConfigError where `config` names a path that cannot run on `device`."""
-    for key in ("attention_impl", "qk_norm_impl"):
-        if getattr(config, key) == "triton" and (reason := support.why_not(device)):
-            raise ConfigError(f"model.{key}=triton cannot run: {reason}; use model.{key}=auto")
-
-
-def choose_attention_impl(config: ModelConfig, device: torch.device) -> str:
-    """The path that the resolved `config.attention_impl` means on `device`: auto is sdpa where sdpa can compute what
-    the config asks for, else triton on a GPU that can, else reference."""
-    if config.attention_impl != "auto":
-        return config.attention_impl
-    softmax = config.attention_normaliser == "softmax"
-    if softmax and config.attention_softcap is None and config.attention_window is None:
-        return "sdpa"
-    fits = softmax and config.d_head in TRITON_D_HEADS
-    return "triton" if fits and device.type == "cuda" and support.why_not(device) is None else "reference"
-
-
-def choose_qk_norm_impl(config: ModelConfig, device: torch.device) -> str:
-    """The path that `config.qk_norm_impl` means on `device`: auto is triton on a GPU that can, else reference."""
-    if config.qk_norm_impl != "auto":
-        return config.qk_norm_impl
-    fits = config.d_head <= TRITON_WIDEST_QK_HEAD
-    return "triton" if fits and device.type == "cuda" and support.why_not(device) is None else "reference"
+    for key, impls in IMPLS.items():
+        named = getattr(config, key)
+        if named != AUTO and (reason := impls[named].why_not(device)):
+            raise ConfigError(f"model.{key}={named} cannot run: {reason}; use model.{key}={AUTO}")
 
 
 class Attention(nn.Module):
-    """Self-attention of one block. `scale` multiplies q.k; `impl` is a key of ATTENTION_IMPLS, `qk_norm_impl`
-    reference or triton. Where `records_logits` is set, a forward pass with a gradient also finds the largest logit of
+    """Self-attention of one block. `scale` multiplies q.k; `impl` is a key of ATTENTION_IMPLS, `qk_norm_impl` one of
+    QK_NORM_IMPLS. Where `records_logits` is set, a forward pass with a gradient also finds the largest logit of
     each head, which `take_largest_logits` gives; it changes no other result."""
 
     def __init__(self, config: ModelConfig, *, scale: float, impl: str, qk_norm_impl: str, device=None):
         super().__init__()
         self.n_heads, self.n_kv_heads, self.d_head = config.n_heads, config.n_kv_heads, config.d_head
         self.scale, self.softcap, self.window = scale, config.attention_softcap, config.attention_window
-        self.normaliser, self.impl, self.qk_norm_impl = config.attention_normaliser, impl, qk_norm_impl
-        self.norm_before_split = config.qk_norm_axis == "full" and config.kappa is None
-        linear = LINEARS[config.linear]
+        self.config, self.impl = config, impl
+        self.normaliser = NORMALISERS[config.attention_normaliser]
+        self._weigh = resolve(self.normaliser.function)
+        self._attend = resolve(ATTENTION_IMPLS[impl].function)
+        self._norm_and_rotate = resolve(QK_NORM_IMPLS[qk_norm_impl].function)
+        self.norm_before_split = config.norms_heads_together
+        self.fused_kind = None if self.norm_before_split else config.query_key_norm.fused_kind
+        linear = resolve(LINEARS[config.linear].make)
         queries, keys = self.n_heads * self.d_head, self.n_kv_heads * self.d_head
         self.q = linear(config.d_model, queries, role="q", device=device)
         self.k = linear(config.d_model, keys, role="k", device=device)
@@ -137,57 +159,48 @@ class Attention(nn.Module):
 
     def prepare(self, q_BTD, k_BTD, cos_TR, sin_TR) -> tuple[torch.Tensor, torch.Tensor]:
         """`queries_and_keys` from the projections."""
-        dtype = q_BTD.dtype
-        if self.qk_norm_impl == "triton":
-            return self._fused_queries_and_keys(q_BTD, k_BTD, cos_TR, sin_TR, dtype)
-        q_BHTK, k_BGTK = self.normed_heads(q_BTD, k_BTD)
-        return tuple(reference.apply_rotary(x, cos_TR, sin_TR).to(dtype) for x in (q_BHTK, k_BGTK))
-
-    def _fused_queries_and_keys(self, q_BTD, k_BTD, cos_TR, sin_TR, dtype):
-        """One kernel norms and rotates; a norm that it does not know (over the full width, or kappa's) comes before."""
-        from scaling_testbed.kernels.qk_norm_rope import qk_norm_rope, rotary
-
-        if isinstance(self.q_norm, QKNorm) and not self.norm_before_split:
-            q_BHTK, k_BGTK = self._heads(q_BTD), self._heads(k_BTD)
-            gains, kind, eps = (self.q_norm.weight, self.k_norm.weight), self.q_norm.kind, self.q_norm.eps
-            return qk_norm_rope(q_BHTK, k_BGTK, *gains, cos_TR, sin_TR, kind=kind, eps=eps, out_dtype=dtype)
-        return rotary(*self.normed_heads(q_BTD, k_BTD), cos_TR, sin_TR, out_dtype=dtype)
+        return self._norm_and_rotate(self, q_BTD, k_BTD, cos_TR, sin_TR)
 
     def normed_heads(self, q_BTD, k_BTD):
         """q_BHTK and k_BGTK, fp32 where they were normed, not rotated."""
         if self.norm_before_split:
-            return self._heads(self.q_norm(q_BTD)), self._heads(self.k_norm(k_BTD))
-        return self.q_norm(self._heads(q_BTD)), self.k_norm(self._heads(k_BTD))
+            return self.heads(self.q_norm(q_BTD)), self.heads(self.k_norm(k_BTD))
+        return self.q_norm(self.heads(q_BTD)), self.k_norm(self.heads(k_BTD))
 
     @torch.no_grad()
     def statistics(self, q_BHTK, k_BGTK) -> reference.AttentionStatistics:
-        """Of the scores of normed and rotated queries and keys, with the softmax: from the Triton kernel where it can
-        run."""
+        """Of the scores of normed and rotated queries and keys: from the first path that gathers them and can run.
+        Where the weights do not sum to one, the entropy is the softmax's."""
         options = {"scale": self.scale, "softcap": self.softcap, "window": self.window}
-        on_gpu = q_BHTK.device.type == "cuda" and support.why_not(q_BHTK.device) is None
-        if self.impl == "triton" or (on_gpu and self.d_head in TRITON_D_HEADS):
-            from scaling_testbed.kernels.attention import attention
+        if self.normaliser.sums_to_one:
+            options["normaliser"] = self._weigh
+        gather = next(self._gatherers(q_BHTK.device))
+        return gather(q_BHTK, k_BGTK, **options)
 
-            return attention(q_BHTK, k_BGTK, k_BGTK, return_statistics=True, **options)[1]
-        return reference.attention_statistics(q_BHTK, k_BGTK, **options)
+    def _gatherers(self, device: torch.device):
+        for name, impl in ATTENTION_IMPLS.items():
+            lacks = impl.lacks if self.normaliser.sums_to_one else impl.lacks_scores
+            usable = name == self.impl or impl.is_automatic_on(device)
+            if impl.statistics is not None and usable and lacks(self.config) is None:
+                yield resolve(impl.statistics)
 
-    def _heads(self, x_BTD):
+    def heads(self, x_BTD):
         """[B, T, heads * K] -> [B, heads, T, K], a view."""
         return x_BTD.unflatten(-1, (-1, self.d_head)).transpose(1, 2)
 
     def forward(self, x_BTD: torch.Tensor, cos_TR: torch.Tensor, sin_TR: torch.Tensor) -> torch.Tensor:
-        """[B, T, D] -> [B, T, D] in the type of the products; the tables are reference.rotary_tables'."""
+        """[B, T, D] -> [B, T, D] in the type of the products; the tables are rotary_tables'."""
         x_BTD = cast_for_matmul(x_BTD)
         q_BHTK, k_BGTK = self.queries_and_keys(x_BTD, cos_TR, sin_TR)
         if self.records_logits and torch.is_grad_enabled():
             self._record_logits(q_BHTK, k_BGTK)
-        out_BHTK = ATTENTION_IMPLS[self.impl](
+        out_BHTK = self._attend(
             q_BHTK,
             k_BGTK,
-            self._heads(self.v(x_BTD)),
+            self.heads(self.v(x_BTD)),
             scale=self.scale,
             softcap=self.softcap,
             window=self.window,
-            normaliser=self.normaliser,
+            normaliser=self._weigh,
         )
         return self.attn_out(out_BHTK.transpose(1, 2).flatten(2))

@@ -5,37 +5,11 @@ from dataclasses import dataclass, field
 
 from scaling_testbed.errors import ConfigError, check_choice, check_positive
 from scaling_testbed.keys import ADDED_LATER
+from scaling_testbed.model import parts
 
-
-@dataclass(frozen=True)
-class ResidualShape:
-    """Which norms a residual layout has: so many for each branch, and one after the last block or none."""
-
-    norms_per_branch: int
-    final_norm: bool
-
-
-# The names a config may use. What each one computes is in layers.py and kernels/reference.py.
-NORMS = ("layernorm", "rmsnorm")
-QK_NORMS = ("none", "layernorm", "rmsnorm")
 QK_NORM_AXES = ("head", "full")
-MLPS = ("gelu", "swiglu", "relu2")
-GATED_MLPS = ("swiglu",)
-LINEARS = ("plain", "sigma_reparam")
 ATTENTION_SCALES = ("inverse_sqrt", "inverse")
-ATTENTION_NORMALISERS = ("softmax", "relu2")
-ATTENTION_IMPLS = ("auto", "reference", "sdpa", "triton")
-TRITON_D_HEADS = (32, 64, 80, 96, 128)
-QK_NORM_IMPLS = ("auto", "reference", "triton")
-TRITON_WIDEST_QK_HEAD = 256
 PARAMETRIZATIONS = ("standard", "mup_simple", "mup_intermediate", "mup_full")
-RESIDUALS = {
-    "pre": ResidualShape(norms_per_branch=1, final_norm=True),
-    "post": ResidualShape(norms_per_branch=1, final_norm=False),
-    "reordered": ResidualShape(norms_per_branch=1, final_norm=True),
-    "peri": ResidualShape(norms_per_branch=2, final_norm=True),
-    "deepnorm": ResidualShape(norms_per_branch=1, final_norm=False),
-}
 D_FF_RULES = {
     "4x": lambda d_model: 4 * d_model,
     # 8d/3 rounded up to a multiple of 256 keeps a gated MLP near 8d^2 weights (open_lm, arXiv 2403.08540).
@@ -118,49 +92,55 @@ class ModelConfig:
         if self.n_layers < 0:
             raise ConfigError(f"n_layers must be zero or more, got {self.n_layers}")
         check_choice("d_ff_rule", self.d_ff_rule, D_FF_RULES)
-        check_choice("norm", self.norm, NORMS)
-        check_choice("qk_norm", self.qk_norm, QK_NORMS)
+        check_choice("norm", self.norm, parts.NORMS)
+        check_choice("qk_norm", self.qk_norm, parts.QK_NORMS)
         check_choice("qk_norm_axis", self.qk_norm_axis, QK_NORM_AXES)
-        check_choice("mlp", self.mlp, MLPS)
+        check_choice("mlp", self.mlp, parts.MLPS)
         check_choice("attention_scale", self.attention_scale, ATTENTION_SCALES)
-        check_choice("attention_normaliser", self.attention_normaliser, ATTENTION_NORMALISERS)
-        check_choice("residual", self.residual, RESIDUALS)
-        check_choice("attention_impl", self.attention_impl, ATTENTION_IMPLS)
-        check_choice("linear", self.linear, LINEARS)
-        check_choice("qk_norm_impl", self.qk_norm_impl, QK_NORM_IMPLS)
+        check_choice("attention_normaliser", self.attention_normaliser, parts.NORMALISERS)
+        check_choice("residual", self.residual, parts.RESIDUALS)
+        check_choice("linear", self.linear, parts.LINEARS)
         self._check_heads()
-        self._check_attention()
+        for key in parts.IMPLS:
+            self._check_impl(key)
 
     def _check_heads(self):
         if self.d_head is None and self.d_model % self.n_heads:
             raise ConfigError(
                 f"d_model must be a multiple of n_heads={self.n_heads} or d_head be given, got {self.d_model}"
             )
-        d_head = self.d_head or self.d_model // self.n_heads
-        if d_head % 2:
-            raise ConfigError(f"d_head must be even, because rotary positions turn pairs of features, got {d_head}")
+        if self.head_width % 2:
+            raise ConfigError(
+                f"d_head must be even, because rotary positions turn pairs of features, got {self.head_width}"
+            )
         if self.n_kv_heads is not None and self.n_heads % self.n_kv_heads:
             raise ConfigError(f"n_kv_heads must be a divisor of n_heads ({self.n_heads}), got {self.n_kv_heads}")
-
-    def _check_attention(self):
-        if self.kappa is not None and self.qk_norm != "none":
+        if self.kappa is not None and parts.QK_NORMS[self.qk_norm].function is not None:
             raise ConfigError(
                 f"kappa must be null unless qk_norm=none, whose place it takes, got qk_norm={self.qk_norm}"
             )
-        for key in ("attention_softcap", "attention_window"):
-            if self.attention_impl == "sdpa" and getattr(self, key) is not None:
-                raise ConfigError(f"attention_impl must be auto, reference or triton with {key}, got sdpa")
-        if self.attention_normaliser != "softmax" and self.attention_impl not in ("auto", "reference"):
-            raise ConfigError(
-                f"attention_impl must be auto or reference with attention_normaliser={self.attention_normaliser}, "
-                f"got {self.attention_impl}"
-            )
-        d_head = self.d_head or self.d_model // self.n_heads
-        if self.attention_impl == "triton" and d_head not in TRITON_D_HEADS:
-            choices = ", ".join(map(str, TRITON_D_HEADS))
-            raise ConfigError(f"attention_impl must be auto for d_head {d_head}, got triton: it has {choices}")
-        if self.qk_norm_impl == "triton" and d_head > TRITON_WIDEST_QK_HEAD:
-            raise ConfigError(f"qk_norm_impl must be auto for d_head {d_head}, got triton: it has up to 256")
+
+    def _check_impl(self, key: str):
+        named, impls = getattr(self, key), parts.IMPLS[key]
+        check_choice(key, named, (parts.AUTO, *impls))
+        if named != parts.AUTO and (lacking := impls[named].lacks(self)):
+            able = " or ".join((parts.AUTO, *parts.able_impls(key, self)))
+            raise ConfigError(f"{key} must be {able} with {lacking}, got {named}")
+
+    @property
+    def head_width(self) -> int:
+        """d_head, by its rule where it is not given."""
+        return self.d_head or self.d_model // self.n_heads
+
+    @property
+    def query_key_norm(self) -> parts.QKNorm:
+        """What is true of the norm of queries and keys: kappa's where it is set, else that of `qk_norm`."""
+        return parts.QK_NORMS[self.qk_norm] if self.kappa is None else parts.KAPPA
+
+    @property
+    def norms_heads_together(self) -> bool:
+        """Whether that norm is over all heads together."""
+        return self.qk_norm_axis == "full" and not self.query_key_norm.per_head
 
     def resolved(self, vocab_size: int) -> "ModelConfig":
         """The same model with nothing left to a rule: n_kv_heads (n_heads), d_head (d_model / n_heads), d_ff
@@ -173,7 +153,7 @@ class ModelConfig:
         return dataclasses.replace(
             self,
             n_kv_heads=self.n_kv_heads or self.n_heads,
-            d_head=self.d_head or self.d_model // self.n_heads,
+            d_head=self.head_width,
             d_ff=self.d_ff or D_FF_RULES[self.d_ff_rule](self.d_model),
             vocab_size=self.vocab_size or vocab_size,
         )

@@ -1,10 +1,10 @@
 """Parameters and FLOPs in closed form, without torch and without building the model.
 
-With L layers, d width, a = n_heads d_head, g = n_kv_heads d_head, f = d_ff, m = 2 (gated: 3), V vocabulary:
+With L layers, d width, a = n_heads d_head, g = n_kv_heads d_head, f = d_ff, m matrices in an MLP, V vocabulary:
 
     matrices of a block     2 d a + 2 d g + m d f
     gains of a block        2 d norms_per_branch + qk gains (2 d_head per head, a + g over the full width)
-    with sigma_reparam      one gamma more for each matrix: 2 + 2 + m in a block, one for an untied head
+    extra of its linears    model.linear's for each matrix: 2 + 2 + m in a block, one for an untied head
     outside the blocks      V d, another V d for an untied head, d for the final norm
     forward FLOPs a token   2 (L matrices + V d) + 4 L a T
 """
@@ -14,7 +14,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from scaling_testbed.errors import ConfigError
-from scaling_testbed.model.config import GATED_MLPS, RESIDUALS, ModelConfig
+from scaling_testbed.model.config import ModelConfig
+from scaling_testbed.model.parts import LINEARS, MLPS, NORMS, RESIDUALS
 
 
 @dataclass(frozen=True)
@@ -36,19 +37,19 @@ class ParamCounts:
 def count_params(config: ModelConfig) -> ParamCounts:
     """Count the parameters of `config`, whose vocab_size must be known."""
     config = _resolved(config)
-    shape = RESIDUALS[config.residual]
-    gains_per_block = 2 * shape.norms_per_branch * config.d_model + _qk_gains(config)
-    gammas = config.linear == "sigma_reparam"
-    if gammas:
-        gains_per_block += 4 + _mlp_matrices(config)
-    body = config.n_layers * (block_matrices(config) + gains_per_block) + shape.final_norm * config.d_model
+    layout, extra = RESIDUALS[config.residual], LINEARS[config.linear].extra_per_matrix
+    norm = NORMS[config.norm].gains * config.d_model
+    n_matrices = 4 + MLPS[config.mlp].n_matrices
+    beside_matrices = 2 * layout.norms_per_branch * norm + _qk_gains(config) + n_matrices * extra
+    body = config.n_layers * (block_matrices(config) + beside_matrices) + layout.final_norm * norm
     table = config.vocab_size * config.d_model
-    head_gamma = int(gammas and not config.tied_head)
-    n_params = body + head_gamma + (table if config.tied_head else 2 * table)
+    if not config.tied_head:
+        body += extra
+    n_params = body + (table if config.tied_head else 2 * table)
     return ParamCounts(
         n_params=n_params,
-        n_params_non_embedding=body + head_gamma,
-        n_params_no_input_embedding=body + head_gamma + table,
+        n_params_non_embedding=body,
+        n_params_no_input_embedding=body + table,
         n_params_no_qk_gains=n_params - config.n_layers * _qk_gains(config),
     )
 
@@ -56,8 +57,8 @@ def count_params(config: ModelConfig) -> ParamCounts:
 def forward_flops(config: ModelConfig, sequence_length: int) -> int:
     """FLOPs of one token's forward pass in a sequence of `sequence_length`: every matrix product, head
     included, a multiply-add being two. Attention counts all T x T scores, though half are masked, as torch's
-    FlopCounterMode does. Norms, activations, softmax, rotation, the embedding look-up and sigma_reparam's products
-    of a matrix and a vector are not counted."""
+    FlopCounterMode does. Norms, activations, normalisers, rotation, the embedding look-up and products of a matrix and
+    a vector, as sigma_reparam has them, are not counted."""
     config = _resolved(config)
     products = config.n_layers * block_matrices(config) + config.vocab_size * config.d_model
     attention = config.n_layers * 2 * config.n_heads * config.d_head * sequence_length
@@ -75,30 +76,23 @@ def flops_per_token(config: ModelConfig, sequence_length: int) -> int:
 def block_matrices(config: ModelConfig) -> int:
     """Weights in the matrices of one block of a resolved `config`."""
     attention = 2 * config.d_model * config.d_head * (config.n_heads + config.n_kv_heads)
-    return attention + _mlp_matrices(config) * config.d_model * config.d_ff
+    return attention + MLPS[config.mlp].n_matrices * config.d_model * config.d_ff
 
 
 def weights_by_role(config: ModelConfig) -> dict[str, int]:
     """Parameters of each role (parametrization.ROLES) of a resolved `config`; a learned factor counts as a gain."""
     heads, kv_heads = config.d_head * config.n_heads, config.d_head * config.n_kv_heads
     widths = {"q": heads, "k": kv_heads, "v": kv_heads, "attn_out": heads}
-    widths |= dict.fromkeys(("mlp_in", "mlp_out", "mlp_gate")[: _mlp_matrices(config)], config.d_ff)
+    widths |= dict.fromkeys(MLPS[config.mlp].roles, config.d_ff)
     found = {role: config.n_layers * config.d_model * width for role, width in widths.items()}
     found["embedding"] = config.vocab_size * config.d_model
     found["head"] = 0 if config.tied_head else found["embedding"]
     return {**found, "norm": count_params(config).n_params - sum(found.values())}
 
 
-def _mlp_matrices(config: ModelConfig) -> int:
-    return 3 if config.mlp in GATED_MLPS else 2
-
-
 def _qk_gains(config: ModelConfig) -> int:
-    if config.qk_norm == "none":
-        return 0
-    if config.qk_norm_axis == "head":
-        return 2 * config.d_head
-    return config.d_head * (config.n_heads + config.n_kv_heads)
+    heads = config.n_heads + config.n_kv_heads if config.norms_heads_together else 2
+    return config.query_key_norm.gains * heads * config.d_head
 
 
 def _resolved(config: ModelConfig) -> ModelConfig:

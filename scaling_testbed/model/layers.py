@@ -1,8 +1,7 @@
-"""The parts of a block, chosen by name: norms, MLPs, residual layouts.
+"""The modules of a block: linear layers, norms, MLPs. What is true of each, and its name, is in parts.py.
 
 Shapes in names: B sequences, T positions, D model width, F MLP width.
 Parameters are fp32. Under autocast, matrix products run in its type; norms and the residual stream stay fp32.
-A new part is a class or function here, its name in config.py, and its count in counting.py.
 """
 
 from __future__ import annotations
@@ -13,8 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from scaling_testbed.kernels import reference
+from scaling_testbed.kernels.reference import wide, without_autocast
 from scaling_testbed.model.config import ModelConfig
+from scaling_testbed.model.parts import LINEARS
+from scaling_testbed.registry import resolve
 
 
 class Linear(nn.Linear):
@@ -78,7 +79,7 @@ class SigmaReparamLinear(Linear):
         return self.left @ (self.weight @ self.right)
 
     def effective_weight(self) -> torch.Tensor:
-        with reference.without_autocast(self.weight.device.type):
+        with without_autocast(self.weight.device.type):
             return self.weight * (self.gamma.weight / self.sigma())
 
     @torch.no_grad()
@@ -97,9 +98,6 @@ class SigmaReparamLinear(Linear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.linear(x, self.effective_weight())
-
-
-LINEARS = {"plain": Linear, "sigma_reparam": SigmaReparamLinear}
 
 
 class Scalar(nn.Module):
@@ -129,17 +127,14 @@ class LayerNorm(Gain):
     """Mean-centred, gain only. Statistics and result in fp32 whatever comes in."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.layer_norm(reference.wide(x), self.weight.shape, self.weight, None, self.eps)
+        return F.layer_norm(wide(x), self.weight.shape, self.weight, None, self.eps)
 
 
 class RMSNorm(Gain):
     """x / RMS(x) times a gain. Statistics and result in fp32 whatever comes in."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.rms_norm(reference.wide(x), self.weight.shape, self.weight, self.eps)
-
-
-NORMS = {"layernorm": LayerNorm, "rmsnorm": RMSNorm}
+        return F.rms_norm(wide(x), self.weight.shape, self.weight, self.eps)
 
 
 def cast_for_matmul(x: torch.Tensor) -> torch.Tensor:
@@ -165,7 +160,7 @@ class MLP(nn.Module):
 
     def __init__(self, config: ModelConfig, *, activation, device=None):
         super().__init__()
-        self.activation, linear = activation, LINEARS[config.linear]
+        self.activation, linear = activation, resolve(LINEARS[config.linear].make)
         self.mlp_in = linear(config.d_model, config.d_ff, role="mlp_in", device=device)
         self.mlp_out = linear(config.d_ff, config.d_model, role="mlp_out", device=device)
 
@@ -178,7 +173,7 @@ class GatedMLP(nn.Module):
 
     def __init__(self, config: ModelConfig, *, activation, device=None):
         super().__init__()
-        self.activation, linear = activation, LINEARS[config.linear]
+        self.activation, linear = activation, resolve(LINEARS[config.linear].make)
         self.mlp_gate = linear(config.d_model, config.d_ff, role="mlp_gate", device=device)
         self.mlp_in = linear(config.d_model, config.d_ff, role="mlp_in", device=device)
         self.mlp_out = linear(config.d_ff, config.d_model, role="mlp_out", device=device)
@@ -188,37 +183,6 @@ class GatedMLP(nn.Module):
         return self.mlp_out(self.activation(self.mlp_gate(x_BTD)) * self.mlp_in(x_BTD))
 
 
-MLPS = {
-    "gelu": partial(MLP, activation=_gelu_tanh),
-    "relu2": partial(MLP, activation=_relu_squared),
-    "swiglu": partial(GatedMLP, activation=F.silu),
-}
-
-
-# Residual layouts: (x_BTD, branch, this branch's norms, n_layers) -> x_BTD. config.RESIDUALS counts norms.
-
-
-def _pre(x, branch, norms, n_layers):
-    return x + branch(norms[0](x))
-
-
-def _post(x, branch, norms, n_layers):
-    return norms[0](x + branch(x))
-
-
-def _reordered(x, branch, norms, n_layers):
-    """OLMo 2, arXiv 2501.00656, section 3.3."""
-    return x + norms[0](branch(x))
-
-
-def _peri(x, branch, norms, n_layers):
-    """Peri-LN, arXiv 2502.02732."""
-    return x + norms[1](branch(norms[0](x)))
-
-
-def _deepnorm(x, branch, norms, n_layers):
-    """DeepNorm for a decoder, arXiv 2203.00555, Fig. 2; its initialisation is in parametrization.init_std."""
-    return norms[0]((2 * n_layers) ** 0.25 * x + branch(x))
-
-
-RESIDUALS = {"pre": _pre, "post": _post, "reordered": _reordered, "peri": _peri, "deepnorm": _deepnorm}
+gelu_mlp = partial(MLP, activation=_gelu_tanh)
+relu2_mlp = partial(MLP, activation=_relu_squared)
+swiglu_mlp = partial(GatedMLP, activation=F.silu)

@@ -10,12 +10,11 @@ from dataclasses import dataclass
 
 from scaling_testbed.errors import ConfigError
 from scaling_testbed.model.config import ModelConfig, ParametrizationConfig
+from scaling_testbed.model.parts import LINEARS, RESIDUALS
 
 ROLES = ("q", "k", "v", "attn_out", "mlp_in", "mlp_gate", "mlp_out", "embedding", "head", "norm")
 # The weights of matrix products inside the blocks.
 HIDDEN_ROLES = ("q", "k", "v", "attn_out", "mlp_in", "mlp_gate", "mlp_out")
-# What DeepNorm shrinks at initialisation (arXiv 2203.00555, Fig. 2): MLP, output and value projections.
-DEEPNORM_ROLES = ("v", "attn_out", "mlp_in", "mlp_gate", "mlp_out")
 
 SCALED_LR = ("mup_simple", "mup_intermediate", "mup_full")
 SCALED_HEAD_INIT = ("mup_intermediate", "mup_full")
@@ -41,8 +40,9 @@ def check_parametrization(parametrization: ParametrizationConfig, config: ModelC
     """Raise ConfigError where the two cannot both be obeyed."""
     if config.tied_head and parametrization.name in SCALED_HEAD_INIT:
         raise ConfigError(f"tied_head must be false with {parametrization.name}, whose head has its own initialisation")
-    if config.linear == "sigma_reparam" and parametrization.name in ZERO_QUERY_INIT:
-        raise ConfigError(f"linear must be plain with {parametrization.name}, whose queries start at zero")
+    if not LINEARS[config.linear].zero_init and parametrization.name in ZERO_QUERY_INIT:
+        able = " or ".join(name for name, linear in LINEARS.items() if linear.zero_init)
+        raise ConfigError(f"linear must be {able} with {parametrization.name}, whose queries start at zero")
 
 
 def init_std(parametrization: ParametrizationConfig, info: ParameterInfo, config: ModelConfig) -> float:
@@ -53,10 +53,7 @@ def init_std(parametrization: ParametrizationConfig, info: ParameterInfo, config
         return 0.0
     if info.role == "head" and parametrization.name in SCALED_HEAD_INIT:
         return math.sqrt(_base_fan_in(parametrization, info, config)) / info.fan_in
-    std = 1.0 / math.sqrt(info.fan_in)
-    if config.residual == "deepnorm" and info.role in DEEPNORM_ROLES:
-        std /= (8 * config.n_layers) ** 0.25
-    return std
+    return 1.0 / math.sqrt(info.fan_in) / RESIDUALS[config.residual].init_divisor(info.role, config.n_layers)
 
 
 def lr_multiplier(parametrization: ParametrizationConfig, info: ParameterInfo, config: ModelConfig) -> float:

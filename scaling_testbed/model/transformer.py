@@ -17,17 +17,19 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from scaling_testbed.errors import ConfigError
-from scaling_testbed.kernels import reference
-from scaling_testbed.model import config as names
-from scaling_testbed.model.attention import Attention, check_impls, choose_attention_impl, choose_qk_norm_impl
+from scaling_testbed.kernels.qk_norm_rope.reference import rotary_tables
+from scaling_testbed.kernels.reference import softcap_scores, wide
+from scaling_testbed.model.attention import Attention, check_impls
 from scaling_testbed.model.config import ModelConfig, ParametrizationConfig
-from scaling_testbed.model.layers import LINEARS, MLPS, NORMS, RESIDUALS, Embedding, SigmaReparamLinear
+from scaling_testbed.model.layers import Embedding, SigmaReparamLinear
 from scaling_testbed.model.parametrization import (
     ParameterInfo,
     attention_scale,
     check_parametrization,
     init_std,
 )
+from scaling_testbed.model.parts import LINEARS, MLPS, NORMS, RESIDUALS, choose_impl
+from scaling_testbed.registry import resolve
 
 # Standard deviation of N(0, 1) truncated to [-2, 2].
 TRUNCATED_STD = 0.87962566103423978
@@ -39,11 +41,11 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig, *, scale: float, impl: str, qk_norm_impl: str, device=None):
         super().__init__()
         self.n_layers = config.n_layers
-        self.residual = RESIDUALS[config.residual]
+        self.residual = resolve(RESIDUALS[config.residual].apply)
         self.attention_norms = _norms(config, device)
         self.attention = Attention(config, scale=scale, impl=impl, qk_norm_impl=qk_norm_impl, device=device)
         self.mlp_norms = _norms(config, device)
-        self.mlp = MLPS[config.mlp](config, device=device)
+        self.mlp = resolve(MLPS[config.mlp].make)(config, device=device)
 
     def forward(self, x_BTD: torch.Tensor, cos_TR: torch.Tensor, sin_TR: torch.Tensor) -> torch.Tensor:
         def attend(y_BTD):
@@ -54,7 +56,7 @@ class Block(nn.Module):
 
 
 def _norms(config: ModelConfig, device) -> nn.ModuleList:
-    make, count = NORMS[config.norm], names.RESIDUALS[config.residual].norms_per_branch
+    make, count = resolve(NORMS[config.norm].make), RESIDUALS[config.residual].norms_per_branch
     return nn.ModuleList(make(config.d_model, config.norm_eps, device=device) for _ in range(count))
 
 
@@ -84,18 +86,19 @@ class Transformer(nn.Module):
         self.recompute_every: int | None = None
         where = run_on or (torch.get_default_device() if device is None else torch.device(device))
         check_impls(config, where)
-        self.attention_impl = choose_attention_impl(config, where)
-        self.qk_norm_impl = choose_qk_norm_impl(config, where)
+        self.attention_impl = choose_impl("attention_impl", config, where)
+        self.qk_norm_impl = choose_impl("qk_norm_impl", config, where)
         scale = attention_scale(parametrization, config)
         impls = {"impl": self.attention_impl, "qk_norm_impl": self.qk_norm_impl}
         shrink = config.embedding_gradient_scale
         self.embedding = Embedding(config.vocab_size, config.d_model, gradient_scale=shrink, device=device)
         self.blocks = nn.ModuleList(Block(config, scale=scale, device=device, **impls) for _ in range(config.n_layers))
         self.final_norm, self.head = nn.Identity(), None
-        if names.RESIDUALS[config.residual].final_norm:
-            self.final_norm = NORMS[config.norm](config.d_model, config.norm_eps, device=device)
+        if RESIDUALS[config.residual].final_norm:
+            self.final_norm = resolve(NORMS[config.norm].make)(config.d_model, config.norm_eps, device=device)
         if not config.tied_head:
-            self.head = LINEARS[config.linear](config.d_model, config.vocab_size, role="head", device=device)
+            linear = resolve(LINEARS[config.linear].make)
+            self.head = linear(config.d_model, config.vocab_size, role="head", device=device)
         self._parameter_info = self._collect_parameter_info()
 
     def forward(self, tokens_BT: torch.Tensor) -> torch.Tensor:
@@ -103,7 +106,7 @@ class Transformer(nn.Module):
         x_BTD = self.embedding(tokens_BT)
         # Made anew for each pass: a few thousand numbers, right for any length and device, nothing to save.
         positions_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
-        cos_TR, sin_TR = reference.rotary_tables(positions_T, self.config.d_head, self.config.rope_base)
+        cos_TR, sin_TR = rotary_tables(positions_T, self.config.d_head, self.config.rope_base)
         for number, block in enumerate(self.blocks):
             if self._is_recomputed(number):
                 # Nothing here draws random numbers. Stopping early would leave the hooks of sharding half done.
@@ -124,8 +127,8 @@ class Transformer(nn.Module):
     def logits(self, tokens_BT: torch.Tensor) -> torch.Tensor:
         """fp32 logits [B, T, V], softcapped where the config says so. Training hands `forward` and the head
         weight to the loss instead, which need not hold them all."""
-        logits_BTV = reference.wide(F.linear(self(tokens_BT), self.head_weight_VD))
-        return reference.softcap_scores(logits_BTV, self.config.final_softcap)
+        logits_BTV = wide(F.linear(self(tokens_BT), self.head_weight_VD))
+        return softcap_scores(logits_BTV, self.config.final_softcap)
 
     def parameter_info(self) -> dict[str, ParameterInfo]:
         """Role, fan-in and layer of every parameter, by its name in `named_parameters`."""

@@ -6,12 +6,12 @@ An estimate. With N parameters over s shards (1 unless parallelism=fsdp), in byt
     gradients       4 N / s, fp32; 4 N for fsdp with several micro-batches, which adds them up before it shards them
     optimizer       over s shards what the optimizer says it keeps of a weight of each role: 8 N / s for AdamW
     working copies  single and ddp: 2 N in bf16, the matrices that autocast holds until their backward pass; in fp32
-                    4 bytes for each weight that sigma_reparam makes another matrix of. fsdp: what
+                    4 bytes for each weight that its linear layer makes another matrix of. fsdp: what
                     is whole for a while: embedding, head and gains with their gradients (8 bytes each), two blocks
                     (one computes, one is under way) in the type of the products, and one block's gradients there and
                     in fp32
-    activations     what autograd keeps of one micro-batch on the reference path, counted tensor by tensor; of a block
-                    that is computed again only its input, and one such block whole while that happens
+    activations     what autograd keeps of one micro-batch, counted tensor by tensor, with qk-norm on the reference
+                    path; of a block that is computed again only its input, and one such block whole while that happens
     logits          the loss head's buffer
 
 The first three are exact but for the rounding of shards (within 0.1%; a test compares), activations are within 5% of
@@ -22,12 +22,12 @@ allocator and NCCL add is not in it.
 from dataclasses import dataclass
 
 from scaling_testbed.config.run import RunConfig
-from scaling_testbed.model.config import GATED_MLPS, ModelConfig
+from scaling_testbed.model.config import ModelConfig
 from scaling_testbed.model.counting import block_matrices, weights_by_role
+from scaling_testbed.model.parts import ATTENTION_IMPLS, LINEARS, MLPS, NORMALISERS, NORMS, RESIDUALS, choose_impl
 
 # Bytes per parameter: fp32 weights, fp32 gradients; a copy in bf16.
 WEIGHTS, GRADIENTS, BF16_COPY = 4, 4, 2
-LOGITS_BYTES = 2**30  # the chunked head's buffer on a GPU, see loss.chunk_mib
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,6 @@ def estimate_memory(
     here = -(-run.batch.sequences // n_gpus)
     rows = min(run.batch.micro_batch_sequences or here, here)
     tokens = rows * run.batch.sequence_length
-    all_logits = tokens * model.vocab_size * 4
-    buffer = run.loss.chunk_mib * 2**20 if run.loss.chunk_mib else LOGITS_BYTES
     kept_whole = sharded and rows < here
     return Memory(
         parameters=-(-n_params * WEIGHTS // shards),
@@ -71,8 +69,7 @@ def estimate_memory(
         optimizer=-(-_optimizer_bytes(run, model) // shards),
         working_copies=_working_copies(model, n_params, precision, sharded),
         activations=tokens * _kept_per_token(run, model, precision),
-        # The reference holds logits, their softmax and their gradient.
-        logits=3 * all_logits if run.loss.impl == "reference" else min(buffer, all_logits),
+        logits=run.loss.logits_bytes(tokens, model.vocab_size),
     )
 
 
@@ -85,7 +82,7 @@ def _working_copies(model: ModelConfig, n_params: int, precision: str, sharded: 
         return n_params * BF16_COPY
     if not sharded:
         head = 0 if model.tied_head else model.vocab_size * model.d_model
-        made_anew = model.n_layers * block_matrices(model) + head if model.linear == "sigma_reparam" else 0
+        made_anew = model.n_layers * block_matrices(model) + head if LINEARS[model.linear].makes_weight_anew else 0
         return made_anew * WEIGHTS
     block = block_matrices(model) if model.n_layers else 0
     outside = n_params - model.n_layers * block
@@ -105,19 +102,25 @@ def _kept_per_token(run: RunConfig, model: ModelConfig, precision: str) -> int:
 
 
 def activation_bytes_per_token(model: ModelConfig, precision: str, sequence_length: int) -> int:
-    """What autograd keeps for a token. With D width, a = heads x d_head, F the MLP's width, a block keeps
-    4 D (two norms' inputs and outputs), 5 a (q, k, v, their attention and its product), 2 a more with qk-norm, and 2 F
-    (4 F gated); in bf16 the norms' inputs and what the qk-norm reads and gives stay fp32. After the blocks: the final
-    norm's input. Pointwise attention keeps two scores in fp32 for each head and position, one a less, and q, k and v
-    in fp32."""
-    D, F = model.d_model, model.d_ff
+    """What autograd keeps for a token, from the facts in model.parts. With D width, a = heads x d_head, F the MLP's
+    width, a block keeps, in the type of the products unless said otherwise:
+
+        D for the input of each branch, and in fp32 what each norm's backward pass needs
+        a for queries and a for keys in fp32, where they are normed
+        what the path of attention keeps: 5 a by PyTorch's; by the reference 4 a, of them 3 a in fp32, and in fp32 the
+        scores that the normaliser and a softcap keep
+        2 F, of a gated MLP 4 F
+
+    and after the blocks the final norm's input in fp32. The path is the named one, or what `auto` takes on a GPU."""
+    path = ATTENTION_IMPLS[choose_impl("attention_impl", model)]
+    norm, layout, mlp = NORMS[model.norm], RESIDUALS[model.residual], MLPS[model.mlp]
     a = model.n_heads * model.d_head
-    a_normed = 0 if model.qk_norm == "none" else 2 * a
-    pointwise = model.attention_normaliser == "relu2"
-    mlp = (4 if model.mlp in GATED_MLPS else 2) * F
-    elements = 4 * D + (4 if pointwise else 5) * a + a_normed + mlp
-    scores = 2 * model.n_heads * sequence_length if pointwise else 0
-    if precision == "fp32":
-        return model.n_layers * 4 * (elements + scores) + 4 * D
-    stay_fp32 = 2 * D + a_normed + (3 * a if pointwise else 0)
-    return model.n_layers * (2 * elements + 2 * stay_fp32 + 4 * scores) + 4 * D
+    scores = 0
+    if path.keeps_scores:
+        n_scores = NORMALISERS[model.attention_normaliser].kept_scores + (model.attention_softcap is not None)
+        scores = n_scores * model.n_heads * sequence_length
+    normed = 2 * layout.norms_per_branch * norm.kept * model.d_model + 2 * model.query_key_norm.kept * a
+    wide = normed + path.kept_wide * a + scores
+    products = 2 * model.d_model + path.kept * a + mlp.kept_widths * model.d_ff
+    in_product = BF16_COPY if precision == "bf16" else WEIGHTS
+    return model.n_layers * (4 * wide + in_product * products) + 4 * model.d_model

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.kernel_resources import SHARED_LIMIT, cases
 
-attention = pytest.importorskip("scaling_testbed.kernels.attention")
+attention = pytest.importorskip("scaling_testbed.kernels.attention.triton")
 
 ROOT = Path(__file__).resolve().parents[2]
 SMS = (80, 90, 100)

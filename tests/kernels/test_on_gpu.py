@@ -4,7 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from scaling_testbed.kernels import reference
+from scaling_testbed.kernels.attention import reference
+from scaling_testbed.kernels.cross_entropy import reference as head_reference
+from scaling_testbed.kernels.qk_norm_rope import reference as norm_reference
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")]
 BF16 = torch.bfloat16
@@ -50,7 +52,7 @@ def test_every_path_trains_to_the_same_losses_in_bf16(tmp_path):
 @pytest.mark.parametrize("d_head", [32, 64, 80, 96, 128])
 def test_attention_is_as_exact_as_sdpa(d_head, T):
     """Against float64 on the same bf16 inputs: outputs within 1.3 and gradients within 1.5 times SDPA's own error."""
-    from scaling_testbed.kernels.attention import attention
+    from scaling_testbed.kernels.attention.triton import attention
 
     q, k, v, grad = (random(2, heads, T, d_head, seed=i) for i, heads in enumerate((4, 2, 2, 4)))
     scale = d_head**-0.5
@@ -72,7 +74,7 @@ def test_attention_is_as_exact_as_sdpa(d_head, T):
 @pytest.mark.parametrize("softcap", [None, 30.0])
 @pytest.mark.parametrize("window", [None, 100])
 def test_attention_with_statistics_equals_the_definition(softcap, window):
-    from scaling_testbed.kernels.attention import attention
+    from scaling_testbed.kernels.attention.triton import attention
 
     q, k, v, grad = (random(2, 4, 777, 64, seed=i) for i in range(4))
     options = {"scale": 0.125, "softcap": softcap, "window": window}
@@ -92,7 +94,7 @@ def head_truth(hidden, weight, targets, z_loss):
     loss, grads, grad_weight = 0.0, [], torch.zeros_like(weight)
     for rows, picked in zip(hidden.split(1024), targets.split(1024), strict=True):
         rows = rows.detach().double().requires_grad_()
-        ce_N, log_z_N = reference.linear_cross_entropy(rows, weight, picked)
+        ce_N, log_z_N = head_reference.linear_cross_entropy(rows, weight, picked)
         part = ce_N.sum() + z_loss * log_z_N.square().sum()
         grad_rows, grad = torch.autograd.grad(part, (rows, weight))
         loss, grad_weight = loss + part.item(), grad_weight + grad
@@ -105,7 +107,7 @@ def head_truth(hidden, weight, targets, z_loss):
 )
 def test_the_head_is_exact(variant, d, v):
     """Loss within 1e-6 relative, the head's gradient within 2e-3, to the bit again, at a young model's logits."""
-    from scaling_testbed.kernels.cross_entropy import linear_cross_entropy
+    from scaling_testbed.kernels.cross_entropy.triton import linear_cross_entropy
 
     n = 8192
     hidden, weight = random(n, d), (random(v, d, seed=1, dtype=torch.float32) / d**0.5).to(BF16)
@@ -124,7 +126,7 @@ def test_the_head_is_exact(variant, d, v):
 
 
 def test_a_chunk_of_more_than_2_to_the_31_logits_is_addressed_right():
-    from scaling_testbed.kernels.cross_entropy import linear_cross_entropy
+    from scaling_testbed.kernels.cross_entropy.triton import linear_cross_entropy
 
     n, d, v = 43_000, 64, 50_304
     hidden, weight = random(n, d), random(v, d, seed=1) / 8
@@ -140,11 +142,11 @@ def test_a_chunk_of_more_than_2_to_the_31_logits_is_addressed_right():
 
 @pytest.mark.parametrize("kind", ["layernorm", "rmsnorm"])
 def test_qk_norm_and_rotation_equal_the_definition(kind):
-    from scaling_testbed.kernels.qk_norm_rope import qk_norm_rope
+    from scaling_testbed.kernels.qk_norm_rope.triton import qk_norm_rope
 
     q, k = (random(2, 513, heads, 64, seed=heads).transpose(1, 2) for heads in (6, 2))
     gains = [1 + 0.1 * random(64, seed=seed, dtype=torch.float32) for seed in (3, 4)]
-    tables = reference.rotary_tables(torch.arange(513, device="cuda"), 64, 1e4)
+    tables = norm_reference.rotary_tables(torch.arange(513, device="cuda"), 64, 1e4)
 
     def weighted(function, *inputs):
         outs = function(*inputs, *tables, kind=kind, eps=1e-6)
@@ -153,6 +155,6 @@ def test_qk_norm_and_rotation_equal_the_definition(kind):
     inputs = (q, k, *gains)
     truth = [x.detach().double().requires_grad_() for x in inputs]
     found = [x.detach().requires_grad_() for x in inputs]
-    expected = torch.autograd.grad(weighted(reference.qk_norm_rope, *truth), truth)
+    expected = torch.autograd.grad(weighted(norm_reference.qk_norm_rope, *truth), truth)
     for one, exact in zip(torch.autograd.grad(weighted(qk_norm_rope, *found), found), expected, strict=True):
         assert relative(one, exact) < 4e-3

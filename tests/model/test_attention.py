@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from scaling_testbed.errors import ConfigError
-from scaling_testbed.kernels import reference, support
-from scaling_testbed.model.attention import choose_attention_impl, choose_qk_norm_impl, sdpa_attention
+from scaling_testbed.kernels import support
+from scaling_testbed.kernels.qk_norm_rope import reference
+from scaling_testbed.model.attention import sdpa_attention
+from scaling_testbed.model.parts import NORMALISERS, choose_impl
 from tests.conftest import KERNEL_DEVICE
 
 T = 23
@@ -139,9 +141,9 @@ CPU = torch.device("cpu")
 def test_auto_is_sdpa_where_it_can_and_else_the_reference_on_a_cpu(build, tiny):
     assert build().attention_impl == "sdpa" and build().qk_norm_impl == "reference"
     assert build(attention_softcap=50.0).attention_impl == build(attention_window=5).attention_impl == "reference"
-    assert choose_attention_impl(tiny(attention_impl="reference"), CPU) == "reference"
+    assert choose_impl("attention_impl", tiny(attention_impl="reference"), CPU) == "reference"
     assert build(attention_normaliser="relu2").attention_impl == "reference"
-    for option in ({"softcap": 5.0}, {"window": 3}, {"normaliser": "relu2"}):
+    for option in ({"softcap": 5.0}, {"window": 3}, {"normaliser": NORMALISERS["relu2"].function}):
         with pytest.raises(ValueError, match="sdpa has no softcap"):
             sdpa_attention(*[torch.zeros(1, 1, 2, 4)] * 3, scale=1.0, **option)
 
@@ -150,16 +152,16 @@ def test_auto_on_a_gpu_is_triton_for_what_sdpa_cannot(tiny, monkeypatch):
     gpu = torch.device("cuda")
     monkeypatch.setattr(support, "why_not", lambda device: None)
     heads = {"d_head": 32}
-    assert choose_attention_impl(tiny(**heads), gpu) == "sdpa"
-    assert choose_attention_impl(tiny(**heads, attention_softcap=50.0), gpu) == "triton"
-    assert choose_attention_impl(tiny(**heads, attention_window=5), gpu) == "triton"
-    assert choose_attention_impl(tiny(d_head=48, attention_window=5), gpu) == "reference"  # no such kernel
-    assert choose_attention_impl(tiny(**heads, attention_normaliser="relu2"), gpu) == "reference"
-    assert choose_qk_norm_impl(tiny(), gpu) == "triton"
-    assert choose_qk_norm_impl(tiny(d_head=258), gpu) == "reference"
+    assert choose_impl("attention_impl", tiny(**heads), gpu) == "sdpa"
+    assert choose_impl("attention_impl", tiny(**heads, attention_softcap=50.0), gpu) == "triton"
+    assert choose_impl("attention_impl", tiny(**heads, attention_window=5), gpu) == "triton"
+    assert choose_impl("attention_impl", tiny(d_head=48, attention_window=5), gpu) == "reference"  # no such kernel
+    assert choose_impl("attention_impl", tiny(**heads, attention_normaliser="relu2"), gpu) == "reference"
+    assert choose_impl("qk_norm_impl", tiny(), gpu) == "triton"
+    assert choose_impl("qk_norm_impl", tiny(d_head=258), gpu) == "reference"
     monkeypatch.setattr(support, "why_not", lambda device: "it is too old")
-    assert choose_attention_impl(tiny(**heads, attention_softcap=50.0), gpu) == "reference"
-    assert choose_qk_norm_impl(tiny(), gpu) == "reference"
+    assert choose_impl("attention_impl", tiny(**heads, attention_softcap=50.0), gpu) == "reference"
+    assert choose_impl("qk_norm_impl", tiny(), gpu) == "reference"
 
 
 @pytest.mark.parametrize("key", ["attention_impl", "qk_norm_impl"])

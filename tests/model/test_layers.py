@@ -4,7 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from scaling_testbed.model.layers import MLPS, NORMS, RESIDUALS, Linear
+from scaling_testbed.model.layers import Linear
+from scaling_testbed.model.parts import MLPS, NORMS, RESIDUALS
+from scaling_testbed.registry import resolve
 
 
 def drawn(module):
@@ -19,7 +21,7 @@ def drawn(module):
 @pytest.mark.parametrize("name", NORMS)
 def test_a_norm_has_unit_rms_a_gain_and_no_bias(name):
     x = 3 * torch.randn(5, 64) + 2
-    norm = NORMS[name](64, 1e-6)
+    norm = resolve(NORMS[name].make)(64, 1e-6)
     assert [parameter for parameter, _ in norm.named_parameters()] == ["weight"]
     with torch.no_grad():
         norm.weight.fill_(1.0)
@@ -32,7 +34,7 @@ def test_a_norm_has_unit_rms_a_gain_and_no_bias(name):
 
 @pytest.mark.parametrize("name", NORMS)
 def test_norm_statistics_and_results_are_fp32_for_bf16_inputs(name):
-    norm = drawn(NORMS[name](64, 1e-6))
+    norm = drawn(resolve(NORMS[name].make)(64, 1e-6))
     x = (100 + torch.randn(5, 64)).bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
         out = norm(x)
@@ -42,7 +44,7 @@ def test_norm_statistics_and_results_are_fp32_for_bf16_inputs(name):
 
 def test_mlps_compute_their_formulas(tiny):
     x = torch.randn(2, 3, 32)
-    gelu, relu2, swiglu = (drawn(MLPS[name](tiny(mlp=name))) for name in ("gelu", "relu2", "swiglu"))
+    gelu, relu2, swiglu = (drawn(resolve(MLPS[name].make)(tiny(mlp=name))) for name in ("gelu", "relu2", "swiglu"))
     hidden = x @ gelu.mlp_in.weight.T
     tanh_form = 0.5 * hidden * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (hidden + 0.044715 * hidden**3)))
     torch.testing.assert_close(gelu(x), tanh_form @ gelu.mlp_out.weight.T, atol=1e-4, rtol=1e-4)
@@ -64,7 +66,7 @@ def test_mlps_compute_their_formulas(tiny):
 )
 def test_residual_layouts_compute_their_formulas(name, expected):
     norms = [lambda x: 10 * x, lambda x: 100 * x]
-    assert RESIDUALS[name](5, lambda x: x + 1, norms, 8) == expected
+    assert RESIDUALS[name].apply(5, lambda x: x + 1, norms, 8) == expected
 
 
 def test_building_draws_no_random_numbers_and_leaves_weights_that_show():

@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from scaling_testbed.errors import ConfigError
-from scaling_testbed.model.layers import LINEARS
+from scaling_testbed.model.layers import SigmaReparamLinear
 
 SIGMA = {"linear": "sigma_reparam"}
 
 
 @pytest.fixture
 def layer():
-    made = LINEARS["sigma_reparam"](24, 16, role="mlp_in")
+    made = SigmaReparamLinear(24, 16, role="mlp_in")
     with torch.no_grad():
         made.weight.normal_(generator=torch.Generator().manual_seed(0))
         for _ in range(20):

@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 
 from scaling_testbed.errors import ConfigError
-from scaling_testbed.model.config import RESIDUALS, ModelConfig
+from scaling_testbed.model.config import ModelConfig
 from scaling_testbed.model.layers import Linear
 from scaling_testbed.model.parametrization import ROLES
+from scaling_testbed.model.parts import RESIDUALS
 from scaling_testbed.model.transformer import Transformer
 
 OPTIONS = [

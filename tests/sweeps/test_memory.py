@@ -39,6 +39,11 @@ def kept_by_autograd(model, sequences, length):
         ["model.d_head=64"],
         ["model.attention_normaliser=relu2"],
         ["model.attention_normaliser=relu2", "model.qk_norm=none", "model.n_heads=2"],
+        ["model.attention_normaliser=relu2", "model.attention_softcap=5"],
+        ["model.attention_impl=reference"],
+        ["model.attention_window=8", "model.attention_softcap=5"],
+        ["model.qk_norm=none", "model.kappa=3"],
+        ["model.residual=peri"],
     ],
     ids=lambda overrides: " ".join(overrides) or "plain",
 )

@@ -127,7 +127,10 @@ def test_it_is_part_of_the_run_id_where_it_is_switched_on():
         (["interventions.fading.factor=1"], r"must be typed with a plus.*: \+interventions\.fading"),
         (["+interventions.spikes.sigmas=3"], r"switched on by optimizer\.skip_spikes_sigmas"),
         (["+interventions.qk_clip.limit=3"], r"switched on by optimizer\.qk_clip"),
-        ([FADING, "parallelism=fsdp"], r"interventions\.fading cannot be sharded: it counts its own updates; use parallelism=single"),
+        (
+            [FADING, "parallelism=fsdp"],
+            r"interventions\.fading cannot be sharded: it counts its own updates; use parallelism=single",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_that_names_the_key(overrides, message):

@@ -15,7 +15,7 @@ from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.learning import loss_model
 from scaling_testbed.learning.interventions import qk_clip
 from scaling_testbed.learning.optimizers import AS_ADAMW
-from scaling_testbed.model.layers import LINEARS
+from scaling_testbed.model.layers import SigmaReparamLinear
 from scaling_testbed.processes.interrupts import Interrupts
 from scaling_testbed.runs import checkpoint
 from scaling_testbed.runs import folder as records
@@ -439,7 +439,7 @@ def test_the_singular_vectors_make_one_iteration_with_the_weights_of_each_update
     every = ("checkpoint.every_steps=1", "checkpoint.keep_last=100", "checkpoint.keep_steps=[]")
     _, folder = trained("model.linear=sigma_reparam", "batch.micro_batch_sequences=2", *every)
     saved = [checkpoint.load(path).tensors["model"] for path in sorted((folder / "checkpoints").iterdir())]
-    layer = LINEARS["sigma_reparam"](32, 128, role="mlp_in")
+    layer = SigmaReparamLinear(32, 128, role="mlp_in")
     for before, after in zip(saved, saved[1:], strict=False):
         here = "blocks.0.mlp.mlp_in."
         layer.load_state_dict(

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from scaling_testbed.kernels import reference
+from scaling_testbed.kernels.attention.reference import allowed_keys
+from scaling_testbed.kernels.qk_norm_rope.reference import rotary_tables
 from scaling_testbed.learning.interventions.qk_clip import clip_queries_and_keys, record_logits, take_largest_logits
 from scaling_testbed.model.config import ModelConfig
 from scaling_testbed.model.transformer import Transformer
@@ -26,10 +27,10 @@ def scores(built):
     """[H, every pair of a query and a key that it sees] of the first layer."""
     attention, found = built.blocks[0].attention, []
     with torch.no_grad():
-        tables = reference.rotary_tables(torch.arange(T), built.config.d_head, built.config.rope_base)
+        tables = rotary_tables(torch.arange(T), built.config.d_head, built.config.rope_base)
         q, k = attention.queries_and_keys(built.blocks[0].attention_norms[0](built.embedding(TOKENS)), *tables)
         every = attention.scale * q @ k.repeat_interleave(H // k.shape[1], 1).mT
-        found = every[:, :, reference.allowed_keys(T, built.config.attention_window)]
+        found = every[:, :, allowed_keys(T, built.config.attention_window)]
     return found.transpose(0, 1).flatten(1)
 
 

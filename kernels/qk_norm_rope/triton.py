@@ -19,10 +19,10 @@ import triton
 from torch import Tensor
 
 from scaling_testbed.kernels import support
-from scaling_testbed.kernels.qk_norm_rope_kernels import backward_kernel, forward_kernel
+from scaling_testbed.kernels.limits import QK_NORM_ROPE_WIDEST_HEAD as WIDEST_HEAD
+from scaling_testbed.kernels.qk_norm_rope.triton_kernels import backward_kernel, forward_kernel
 
-KINDS = ("layernorm", "rmsnorm")
-WIDEST_HEAD = 256
+KINDS = ("layernorm", "rmsnorm")  # that the kernel knows
 MOST_ROWS = 2**30  # row numbers have 32 bits, with room for the last tile: 64-bit divisions are slow
 
 # Pairs of a tile, and warps. In bf16 every thread has 64 bytes on their way, half of them gradients in the backward

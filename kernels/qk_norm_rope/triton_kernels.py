@@ -1,4 +1,4 @@
-"""The kernels of qk_norm_rope.py: norm and rotation of rows, forward and backward.
+"""The kernels of triton.py: norm and rotation of rows, forward and backward.
 
 N is rows of a tile; a row is one head at one position, numbered (b T + t) heads + h, and a tile is two [N, R] halves,
 first and second, because feature r is rotated with feature r + R.

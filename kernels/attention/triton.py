@@ -18,10 +18,15 @@ import torch
 import triton
 
 from scaling_testbed.kernels import support
-from scaling_testbed.kernels.attention_kernels import delta_kernel, forward_kernel, keys_values_kernel, queries_kernel
-from scaling_testbed.kernels.reference import AttentionStatistics
+from scaling_testbed.kernels.attention.reference import AttentionStatistics
+from scaling_testbed.kernels.attention.triton_kernels import (
+    delta_kernel,
+    forward_kernel,
+    keys_values_kernel,
+    queries_kernel,
+)
+from scaling_testbed.kernels.limits import ATTENTION_D_HEADS
 
-D_HEADS = (32, 64, 80, 96, 128)
 LOG2_E = math.log2(math.e)
 
 
@@ -97,9 +102,10 @@ def attention(
 ) -> torch.Tensor | tuple[torch.Tensor, AttentionStatistics]:
     """reference.attention with the softmax: causal attention [B, H, T, K] over the last `window` keys (None: all).
 
-    Inputs are fp32, bf16 or fp16, all alike, on a GPU (or on a CPU in Triton's interpreter); d_head is one of D_HEADS.
-    The output lies in memory as [B, T, H, K], and so do the gradients. Views whose last dimension is contiguous are
-    read as they are. With `return_statistics` also reference.attention_statistics, which changes no other result.
+    Inputs are fp32, bf16 or fp16, all alike, on a GPU (or on a CPU in Triton's interpreter); d_head is one of
+    ATTENTION_D_HEADS. The output lies in memory as [B, T, H, K], and so do the gradients. Views whose last dimension is
+    contiguous are read as they are. With `return_statistics` also reference.attention_statistics, which changes no
+    other result.
 
     Raises ValueError for shapes, types or options that it cannot take, RuntimeError on a CPU outside of
     Triton's interpreter.
@@ -122,8 +128,9 @@ def _check(q, k, v, scale: float, softcap: float | None, window: int | None) -> 
         raise ValueError(f"attention needs no empty dimension, and query heads a multiple of key heads, got {shapes}")
     if max(q.shape[:2]) > LARGEST_GRID:
         raise ValueError(f"attention takes at most {LARGEST_GRID} sequences and heads at once, got {shapes}")
-    if q.shape[3] not in D_HEADS:
-        raise ValueError(f"d_head must be one of {', '.join(map(str, D_HEADS))} for triton attention, got {q.shape[3]}")
+    if q.shape[3] not in ATTENTION_D_HEADS:
+        widths = ", ".join(map(str, ATTENTION_D_HEADS))
+        raise ValueError(f"d_head must be one of {widths} for triton attention, got {q.shape[3]}")
     if not (q.dtype == k.dtype == v.dtype and q.dtype in support.DTYPES):
         raise ValueError(f"q, k, v must all be fp32, bf16 or fp16, got {q.dtype}, {k.dtype}, {v.dtype}")
     if not (q.device == k.device == v.device):

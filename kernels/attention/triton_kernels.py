@@ -1,4 +1,4 @@
-"""The kernels of attention.py: causal attention with a running softmax, forward and backward.
+"""The kernels of triton.py: causal attention with a running softmax, forward and backward.
 
 Shapes in names: B sequences, T positions, H query heads, G key and value heads, K features of a head, M queries of a
 tile, N keys of a tile. x is the score that is still to be multiplied by a factor to become an exponent of two: q.k, or
@@ -34,7 +34,7 @@ def _load(
     not there are zeros too, if BOUNDED; else all must be there."""
     rows = first + tl.arange(0, ROWS)
     columns = tl.arange(0, BLOCK_K)
-    # Only the tile's corner needs 64 bits: offsets inside it fit 32 (attention._addressable), which saves registers.
+    # Only the tile's corner needs 64 bits: offsets inside it fit 32 (triton._addressable), which saves registers.
     pointers = base + tl.cast(first, tl.int64) * stride + tl.arange(0, ROWS)[:, None] * stride + columns[None, :]
     if BOUNDED and D_HEAD < BLOCK_K:
         tile = tl.load(pointers, mask=(rows[:, None] < n_rows) & (columns[None, :] < D_HEAD), other=0.0)

@@ -14,16 +14,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from scaling_testbed.kernels import chunked_cross_entropy, cross_entropy, reference, support
+from scaling_testbed.kernels import support
+from scaling_testbed.kernels.cross_entropy import chunked, reference
+from scaling_testbed.kernels.cross_entropy import triton as cross_entropy
 from tests.conftest import KERNEL_DEVICE
 
 IGNORE = -100
 PATHS = {
-    "torch": chunked_cross_entropy.linear_cross_entropy,
+    "torch": chunked.linear_cross_entropy,
     "triton": partial(cross_entropy.linear_cross_entropy, variant="chunked"),
     "recompute": partial(cross_entropy.linear_cross_entropy, variant="recompute"),
 }
-OPERATORS = {"torch": chunked_cross_entropy.chunked_operator, **cross_entropy.OPERATORS}
+OPERATORS = {"torch": chunked.chunked_operator, **cross_entropy.OPERATORS}
 FP32, BF16 = torch.float32, torch.bfloat16
 TOLERANCE = {FP32: (2e-6, 5e-6), BF16: (1.5e-3, 1.2e-2)}
 each_path = pytest.mark.parametrize("path", PATHS)
@@ -286,7 +288,7 @@ def test_the_definition_s_gradient_is_its_derivative():
 @pytest.mark.parametrize("chunk_bytes", [0, 1, 10**6, 10**9])
 def test_chunks_are_even_and_keep_to_the_budget(n, chunk_bytes):
     row_bytes = 200_000
-    rows = chunked_cross_entropy.chunk_rows(n, row_bytes, chunk_bytes, torch.device("cpu"))
+    rows = chunked.chunk_rows(n, row_bytes, chunk_bytes, torch.device("cpu"))
     assert rows >= 1 and (rows == 1 or rows * row_bytes <= (chunk_bytes or 64 * 2**20))
     chunks = -(-n // rows)
     assert n > rows * (chunks - 1)  # none is empty

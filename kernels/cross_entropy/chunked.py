@@ -6,7 +6,7 @@ coefficient and t the target, the loss of a token is log Z - y_t + c log^2 Z, an
 
     dL/dy_j = (1 + 2 c log Z) p_j - 1[j = t],      dL/dx_j = dL/dy_j (1 - (y_j/s)^2)   under a cap y = s tanh(x/s)
 
-(PaLM, arXiv 2204.02311, section 5, for the z-loss). Needs no Triton: it is what CPUs use. cross_entropy.py has the same
+(PaLM, arXiv 2204.02311, section 5, for the z-loss). Needs no Triton: it is what CPUs use. triton.py has the same
 loop with a Triton kernel in the place of `torch_rows`.
 
 Shapes in names: N tokens, C tokens of a chunk, D model width, V vocabulary.

@@ -2,12 +2,12 @@
 
 Two variants, both bitwise repeatable (no atomics), both forming the gradients in the forward pass:
 
-chunked    the loop of chunked_cross_entropy.py with one kernel that turns a chunk's logits into their gradient in
+chunked    the loop of chunked.py with one kernel that turns a chunk's logits into their gradient in
            place. Per token 6 V D multiply-adds' FLOPs in the GPU's own matrix products, and 12 V bytes of traffic.
 recompute  logits exist only as tiles: an attention over the vocabulary, with hidden states as queries and the head's
            rows as both keys and values. 8 V D FLOPs, no traffic, no buffer; for narrow models.
 
-The gradients are derived in chunked_cross_entropy.py. Shapes in names: N tokens, C tokens of a chunk, D model width,
+The gradients are derived in chunked.py. Shapes in names: N tokens, C tokens of a chunk, D model width,
 V vocabulary.
 """
 
@@ -21,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from scaling_testbed.kernels import support
-from scaling_testbed.kernels.chunked_cross_entropy import (
+from scaling_testbed.kernels.cross_entropy.chunked import (
     CrossEntropy,
     call_operator,
     chunked_gradients,
@@ -63,7 +63,7 @@ def linear_cross_entropy(
     chunk_bytes: int | None = None,
     variant: str = "auto",
 ) -> CrossEntropy:
-    """chunked_cross_entropy.linear_cross_entropy, with the same arguments and result, in Triton.
+    """chunked.linear_cross_entropy, with the same arguments and result, in Triton.
 
     variant: chunked | recompute (D at most 128) | auto (chunked, until the other is measured to be faster somewhere).
     The products run in fp32 or bf16: in fp16 small gradients would vanish before any scaling of the loss. Chunked holds

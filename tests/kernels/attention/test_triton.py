@@ -9,9 +9,10 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from scaling_testbed.kernels import attention as module
-from scaling_testbed.kernels import reference, support
-from scaling_testbed.kernels.attention import attention
+from scaling_testbed.kernels import support
+from scaling_testbed.kernels.attention import reference
+from scaling_testbed.kernels.attention import triton as module
+from scaling_testbed.kernels.attention.triton import attention
 
 DEVICE = "cpu" if support.INTERPRETED else "cuda"
 pytestmark = pytest.mark.skipif(
@@ -325,11 +326,3 @@ def test_a_window_as_long_as_the_sequence_or_longer_is_none():
         results.append((out, *torch.autograd.grad(out.square().sum(), (q, k, v))))
     for found in results[1:]:
         assert all(torch.equal(one, other) for one, other in zip(found, results[0], strict=True))
-
-
-def test_the_configuration_knows_the_kernels_limits():
-    from scaling_testbed.kernels import qk_norm_rope
-    from scaling_testbed.model import config
-
-    assert config.TRITON_D_HEADS == module.D_HEADS
-    assert config.TRITON_WIDEST_QK_HEAD == qk_norm_rope.WIDEST_HEAD

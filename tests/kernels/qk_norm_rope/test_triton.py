@@ -11,7 +11,9 @@ GPU the kernels run in Triton's interpreter. Tolerances are relative, by norm:
 import pytest
 import torch
 
-from scaling_testbed.kernels import qk_norm_rope, reference, support
+from scaling_testbed.kernels import support
+from scaling_testbed.kernels.qk_norm_rope import reference
+from scaling_testbed.kernels.qk_norm_rope import triton as qk_norm_rope
 from tests.conftest import KERNEL_DEVICE
 
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16

@@ -1,0 +1,436 @@
+"""What is true of each part of a model that is chosen by name: one record for each name, which stands nowhere else.
+
+Counting, memory, parametrization, scoring, export, diagnostics and the checks of a configuration read these facts. A
+new part is one registration, here or in a plug-in:
+
+    @NORMALISERS.register("relu2", depends_on_length=True, sums_to_one=False, kept_scores=2)
+    def relu_squared(scores_BHMN, allowed_MN, n_positions): ...
+
+Nothing here imports torch, because a sweep is planned without it: what needs torch is named by "module:attribute", and
+found by `registry.resolve` where a model is built.
+
+Shapes in names: B sequences, H query heads, M queries, N keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from scaling_testbed.kernels.limits import ATTENTION_D_HEADS, QK_NORM_ROPE_WIDEST_HEAD
+from scaling_testbed.registry import Registry, resolve
+
+if TYPE_CHECKING:
+    from scaling_testbed.model.config import ModelConfig
+
+Target = Callable[..., Any] | str  # a function or class, or the "module:attribute" that names it
+AUTO = "auto"  # in place of a path's name: the first that can
+
+LAYERS, ATTENTION = "scaling_testbed.model.layers", "scaling_testbed.model.attention"
+QK_NORM_ROPE = "scaling_testbed.kernels.qk_norm_rope.reference"
+TRITON_WHY_NOT = "scaling_testbed.kernels.support:why_not"
+
+
+class Parts(Registry):
+    """The parts of one kind, by name. record: the class of their facts, whose first field is the function."""
+
+    def __init__(self, kind: str, record: type):
+        super().__init__(kind)
+        self.record = record
+
+    def register(self, name: str, **facts: Any) -> Callable[[Any], Any]:
+        """A decorator that adds a function or class with its facts, and returns it as it is."""
+
+        def add(function: Any) -> Any:
+            self.add(name, self.record(function, **facts), module=function.__module__)
+            return function
+
+        return add
+
+
+# ---- norms
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A norm of the residual stream or of a branch.
+
+    make         (width, eps, *, device) -> nn.Module, fp32 out
+    gains        learned numbers for each feature
+    kept         fp32 tensors of the input's size that its backward pass needs
+    counterpart  what an export to Hugging Face calls it, None where no exported model has it
+    """
+
+    make: Target
+    gains: int = field(kw_only=True)
+    kept: int = field(default=1, kw_only=True)
+    counterpart: str | None = field(default=None, kw_only=True)
+
+
+NORMS = Parts("norm", Norm)
+NORMS.add("layernorm", Norm(f"{LAYERS}:LayerNorm", gains=1), module=__name__)
+NORMS.add("rmsnorm", Norm(f"{LAYERS}:RMSNorm", gains=1, counterpart="rms_norm"), module=__name__)
+
+
+# ---- norms of queries and keys
+
+
+@dataclass(frozen=True)
+class QKNorm:
+    """What queries and keys become before the rotation.
+
+    function     (x, gain or None, eps) -> fp32, over the last dimension; None: they stay as they are
+    gains        learned numbers for each normed feature: 1 or 0
+    kept         fp32 tensors of the input's size that its backward pass needs
+    keeps_logits whether attention logits stay as they are when the weights of queries and keys shrink
+    per_head     whether it is always over each head, whatever ModelConfig.qk_norm_axis says
+    fused_kind   what the kernel that norms and rotates at once calls it, None where it does not know it
+    counterpart  what an export to Hugging Face calls it, None where no exported model has it
+    """
+
+    function: Target | None
+    gains: int = field(kw_only=True)
+    kept: int = field(kw_only=True)
+    keeps_logits: bool = field(kw_only=True)
+    per_head: bool = field(default=False, kw_only=True)
+    fused_kind: str | None = field(default=None, kw_only=True)
+    counterpart: str | None = field(default=None, kw_only=True)
+
+
+_NORMED: dict[str, Any] = {"gains": 1, "kept": 1, "keeps_logits": True}
+QK_NORMS = Parts("norm of queries and keys", QKNorm)
+QK_NORMS.add("none", QKNorm(None, gains=0, kept=0, keeps_logits=False, counterpart="none"), module=__name__)
+QK_NORMS.add("layernorm", QKNorm(f"{QK_NORM_ROPE}:layer_norm", fused_kind="layernorm", **_NORMED), module=__name__)
+QK_NORMS.add(
+    "rmsnorm",
+    QKNorm(f"{QK_NORM_ROPE}:rms_norm", fused_kind="rmsnorm", counterpart="rms_norm", **_NORMED),
+    module=__name__,
+)
+# What ModelConfig.kappa puts in the place of the named one: sqrt(kappa) z / RMS(z) of each head.
+KAPPA = QKNorm(
+    f"{QK_NORM_ROPE}:rms_norm", gains=0, kept=1, keeps_logits=True, per_head=True, counterpart="rms_norm"
+)  # fmt: skip
+
+
+# ---- MLPs
+
+
+@dataclass(frozen=True)
+class MLP:
+    """The MLP of a block.
+
+    make         (config, *, device) -> nn.Module, [B, T, d_model] to the same
+    roles        of its matrices (parametrization.ROLES), each of d_model x d_ff, one way or the other
+    kept_widths  tensors of d_ff features for each token that its backward pass needs, in the type of the products
+    counterpart  the hidden_act of an export to Hugging Face, for a gated MLP with mlp_gate, mlp_in and mlp_out; None
+                 where no exported model has it
+    """
+
+    make: Target
+    roles: tuple[str, ...] = field(kw_only=True)
+    kept_widths: int = field(kw_only=True)
+    counterpart: str | None = field(default=None, kw_only=True)
+
+    @property
+    def n_matrices(self) -> int:
+        return len(self.roles)
+
+
+_PLAIN, _GATED = ("mlp_in", "mlp_out"), ("mlp_gate", "mlp_in", "mlp_out")
+MLPS = Parts("MLP", MLP)
+MLPS.add("gelu", MLP(f"{LAYERS}:gelu_mlp", roles=_PLAIN, kept_widths=2), module=__name__)
+MLPS.add("swiglu", MLP(f"{LAYERS}:swiglu_mlp", roles=_GATED, kept_widths=4, counterpart="silu"), module=__name__)
+MLPS.add("relu2", MLP(f"{LAYERS}:relu2_mlp", roles=_PLAIN, kept_widths=2), module=__name__)
+
+
+# ---- residual layouts
+
+
+def _as_it_is(role: str, n_layers: int) -> float:
+    return 1.0
+
+
+@dataclass(frozen=True)
+class Residual:
+    """How a branch joins the residual stream.
+
+    apply        (x_BTD, branch, the branch's norms, n_layers) -> x_BTD
+    norms_per_branch
+    final_norm   whether one more norm comes after the last block
+    init_divisor (role, n_layers) -> what the standard deviation of a parameter's initialisation is divided by
+    counterpart  where an export to Hugging Face has the norms, None where no exported model has this layout
+    """
+
+    apply: Target
+    norms_per_branch: int = field(kw_only=True)
+    final_norm: bool = field(kw_only=True)
+    init_divisor: Callable[[str, int], float] = field(default=_as_it_is, kw_only=True)
+    counterpart: str | None = field(default=None, kw_only=True)
+
+
+RESIDUALS = Parts("residual layout", Residual)
+
+
+@RESIDUALS.register("pre", norms_per_branch=1, final_norm=True, counterpart="norms before the branches")
+def _pre(x, branch, norms, n_layers):
+    return x + branch(norms[0](x))
+
+
+@RESIDUALS.register("post", norms_per_branch=1, final_norm=False)
+def _post(x, branch, norms, n_layers):
+    return norms[0](x + branch(x))
+
+
+@RESIDUALS.register("reordered", norms_per_branch=1, final_norm=True, counterpart="norms after the branches")
+def _reordered(x, branch, norms, n_layers):
+    """OLMo 2, arXiv 2501.00656, section 3.3."""
+    return x + norms[0](branch(x))
+
+
+@RESIDUALS.register("peri", norms_per_branch=2, final_norm=True)
+def _peri(x, branch, norms, n_layers):
+    """Peri-LN, arXiv 2502.02732."""
+    return x + norms[1](branch(norms[0](x)))
+
+
+def _deepnorm_divisor(role: str, n_layers: int) -> float:
+    """DeepNorm shrinks MLP, output and value projections at initialisation (arXiv 2203.00555, Fig. 2)."""
+    return (8 * n_layers) ** 0.25 if role in ("v", "attn_out", "mlp_in", "mlp_gate", "mlp_out") else 1.0
+
+
+@RESIDUALS.register("deepnorm", norms_per_branch=1, final_norm=False, init_divisor=_deepnorm_divisor)
+def _deepnorm(x, branch, norms, n_layers):
+    """DeepNorm for a decoder, arXiv 2203.00555, Fig. 2."""
+    return norms[0]((2 * n_layers) ** 0.25 * x + branch(x))
+
+
+# ---- linear layers
+
+
+@dataclass(frozen=True)
+class Linear:
+    """The matrix products inside the blocks, and an untied head's.
+
+    make         (d_in, d_out, *, role, device) -> nn.Module with `effective_weight()`
+    extra_per_matrix  learned numbers for each matrix beside its weights
+    makes_weight_anew whether inputs are multiplied with another matrix than the parameter, made in each forward pass
+    unshardable  why it cannot work on a part of its weight; None: it can
+    keeps_logits whether attention logits stay as they are when the weights of queries and keys shrink
+    zero_init    whether its weight may start at zero
+    rate_means   how it changes what one unit of learning rate is; None: not. Rates that mean different things are not
+                 compared
+    """
+
+    make: Target
+    extra_per_matrix: int = field(default=0, kw_only=True)
+    makes_weight_anew: bool = field(default=False, kw_only=True)
+    unshardable: str | None = field(default=None, kw_only=True)
+    keeps_logits: bool = field(default=False, kw_only=True)
+    zero_init: bool = field(default=True, kw_only=True)
+    rate_means: str | None = field(default=None, kw_only=True)
+
+
+LINEARS = Parts("linear layer", Linear)
+LINEARS.add("plain", Linear(f"{LAYERS}:Linear"), module=__name__)
+LINEARS.add(
+    "sigma_reparam",
+    Linear(
+        f"{LAYERS}:SigmaReparamLinear",
+        extra_per_matrix=1,  # gamma
+        makes_weight_anew=True,
+        unshardable="its singular vectors are those of whole matrices",
+        keeps_logits=True,  # the size of the weight cancels
+        zero_init=False,  # 0 / 0
+        rate_means="sigma-reparam divides each matrix by its largest singular value",
+    ),
+    module=__name__,
+)
+
+
+# ---- what makes weights of attention scores
+
+
+@dataclass(frozen=True)
+class Normaliser:
+    """What makes attention weights of scores. Every path without a list of the normalisers that it knows computes it.
+
+    function     (scores_BHMN, allowed_MN, n_positions) -> weights_BHMN, zero where a key is not allowed; n_positions is
+                 the length of the whole sequence, which M and N can be a part of
+    depends_on_length  whether the weights of a query depend on n_positions, that is on tokens after it: sequences of
+                 several lengths then cannot be read together
+    sums_to_one  whether the weights of a query sum to one, so that they have an entropy
+    kept_scores  fp32 tensors of the scores' size that autograd keeps of it, the weights among them
+    counterpart  what an export to Hugging Face has, None where no exported model has it
+    """
+
+    function: Target
+    depends_on_length: bool = field(kw_only=True)
+    sums_to_one: bool = field(kw_only=True)
+    kept_scores: int = field(kw_only=True)
+    counterpart: str | None = field(default=None, kw_only=True)
+
+
+NORMALISERS = Parts("attention normaliser", Normaliser)
+NORMALISERS.add(
+    "softmax",
+    Normaliser(
+        "scaling_testbed.kernels.attention.reference:softmax",
+        depends_on_length=False,
+        sums_to_one=True,
+        kept_scores=1,
+        counterpart="softmax",
+    ),
+    module=__name__,
+)
+
+
+@NORMALISERS.register("relu2", depends_on_length=True, sums_to_one=False, kept_scores=2)
+def relu_squared(scores_BHMN, allowed_MN, n_positions: int):
+    """L^(-1/2) relu(z)^2 with L positions in the sequence, for every query alike (Wortsman et al. 2023, arXiv
+    2309.14322, E.11)."""
+    return scores_BHMN.masked_fill(~allowed_MN, 0).relu().square() * n_positions**-0.5
+
+
+# ---- paths: ways to compute the same
+
+
+@dataclass(frozen=True)
+class Impl:
+    """A path. `auto` takes the first in the order of registration that can compute what a config asks for.
+
+    function     what computes it; see the kinds below
+    needs        (device) -> why it cannot run there, or None; None: it runs everywhere
+    automatic_on types of devices on which `auto` may take it; None: all
+    """
+
+    function: Target
+    needs: Target | None = field(default=None, kw_only=True)
+    automatic_on: tuple[str, ...] | None = field(default=None, kw_only=True)
+
+    def why_not(self, device) -> str | None:
+        """Why it cannot run on a torch.device, or None."""
+        return None if self.needs is None else resolve(self.needs)(device)
+
+    def is_automatic_on(self, device) -> bool:
+        """Whether `auto` may take it on a torch.device."""
+        return (self.automatic_on is None or device.type in self.automatic_on) and self.why_not(device) is None
+
+    def lacks(self, config: ModelConfig) -> str | None:
+        """What `config` asks for that it cannot compute, as "key=value", or None."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class AttentionImpl(Impl):
+    """A path of attention. function: with the arguments of kernels.attention.reference.attention.
+
+    normalisers  those that it knows; None: any
+    softcap, window  whether it has them
+    d_heads      the widths of a head that it has; None: any
+    statistics   (q, k, scale, softcap, window, normaliser) -> AttentionStatistics; None: it gathers none
+    kept         tensors of all query heads' features that autograd keeps in the type of the products: queries, keys,
+                 values, the result, and the input of the output projection where that is another tensor
+    kept_wide    such tensors that it keeps in fp32
+    keeps_scores whether autograd keeps what the normaliser does with the scores, and a softcap's result
+    """
+
+    normalisers: tuple[str, ...] | None = field(default=None, kw_only=True)
+    softcap: bool = field(default=True, kw_only=True)
+    window: bool = field(default=True, kw_only=True)
+    d_heads: tuple[int, ...] | None = field(default=None, kw_only=True)
+    statistics: Target | None = field(default=None, kw_only=True)
+    kept: int = field(kw_only=True)
+    kept_wide: int = field(default=0, kw_only=True)
+    keeps_scores: bool = field(default=False, kw_only=True)
+
+    def lacks(self, config: ModelConfig) -> str | None:
+        if self.normalisers is not None and config.attention_normaliser not in self.normalisers:
+            return f"attention_normaliser={config.attention_normaliser}"
+        return self.lacks_scores(config)
+
+    def lacks_scores(self, config: ModelConfig) -> str | None:
+        """`lacks` of what comes before the normaliser."""
+        if config.attention_softcap is not None and not self.softcap:
+            return f"attention_softcap={config.attention_softcap}"
+        if config.attention_window is not None and not self.window:
+            return f"attention_window={config.attention_window}"
+        if self.d_heads is not None and config.head_width not in self.d_heads:
+            return f"d_head={config.head_width} (not one of {', '.join(map(str, self.d_heads))})"
+        return None
+
+
+ATTENTION_IMPLS = Parts("path of attention", AttentionImpl)
+ATTENTION_IMPLS.add(
+    "sdpa",
+    AttentionImpl(f"{ATTENTION}:sdpa_attention", normalisers=("softmax",), softcap=False, window=False, kept=5),
+    module=__name__,
+)
+ATTENTION_IMPLS.add(
+    "triton",
+    AttentionImpl(
+        f"{ATTENTION}:triton_attention",
+        needs=TRITON_WHY_NOT,
+        automatic_on=("cuda",),
+        normalisers=("softmax",),
+        d_heads=ATTENTION_D_HEADS,
+        statistics=f"{ATTENTION}:triton_statistics",
+        kept=4,
+    ),
+    module=__name__,
+)
+ATTENTION_IMPLS.add(
+    "reference",
+    AttentionImpl(
+        "scaling_testbed.kernels.attention.reference:attention",
+        statistics="scaling_testbed.kernels.attention.reference:attention_statistics",
+        kept=1,
+        kept_wide=3,
+        keeps_scores=True,
+    ),
+    module=__name__,
+)
+
+
+@dataclass(frozen=True)
+class QKNormImpl(Impl):
+    """A path of the norm and rotation of queries and keys. function: (Attention, q_BTD, k_BTD, cos_TR, sin_TR) ->
+    q_BHTK, k_BGTK. widest_head: None: any."""
+
+    widest_head: int | None = field(default=None, kw_only=True)
+
+    def lacks(self, config: ModelConfig) -> str | None:
+        if self.widest_head is not None and config.head_width > self.widest_head:
+            return f"d_head={config.head_width} (more than {self.widest_head})"
+        return None
+
+
+QK_NORM_IMPLS = Parts("path of the norm of queries and keys", QKNormImpl)
+QK_NORM_IMPLS.add(
+    "triton",
+    QKNormImpl(
+        f"{ATTENTION}:fused_queries_and_keys",
+        needs=TRITON_WHY_NOT,
+        automatic_on=("cuda",),
+        widest_head=QK_NORM_ROPE_WIDEST_HEAD,
+    ),
+    module=__name__,
+)
+QK_NORM_IMPLS.add("reference", QKNormImpl(f"{ATTENTION}:plain_queries_and_keys"), module=__name__)
+
+# The key of ModelConfig -> its paths.
+IMPLS = {"attention_impl": ATTENTION_IMPLS, "qk_norm_impl": QK_NORM_IMPLS}
+
+
+def able_impls(key: str, config: ModelConfig) -> list[str]:
+    """The names of the paths of `key` that can compute what `config` asks for, the preferred one first."""
+    return [name for name, impl in IMPLS[key].items() if impl.lacks(config) is None]
+
+
+def choose_impl(key: str, config: ModelConfig, device=None) -> str:
+    """The path that `config.<key>` means on a torch.device (None: one on which every path runs): the named one, or
+    what `auto` takes."""
+    named = getattr(config, key)
+    if named != AUTO:
+        return named
+    return next(name for name in able_impls(key, config) if device is None or IMPLS[key][name].is_automatic_on(device))

@@ -1,0 +1,54 @@
+"""The definitions of qk-norm and rotation agree with slower, plainer ones."""
+
+import math
+
+import pytest
+import torch
+
+from scaling_testbed.kernels.qk_norm_rope import reference
+from tests.kernels.conftest import random
+
+
+@pytest.mark.parametrize("kind", ["layernorm", "rmsnorm"])
+def test_qk_norm_divides_by_the_deviation_or_the_rms(kind):
+    x, gain = random(3, 4, 10) + 1, random(10, seed=1)
+    centred = x - x.mean(-1, keepdim=True) if kind == "layernorm" else x
+    expected = centred / (centred.square().mean(-1, keepdim=True) + 0.01).sqrt()
+    torch.testing.assert_close(reference.qk_norm(x, gain, kind, 0.01), expected * gain)
+    torch.testing.assert_close(reference.qk_norm(x, None, kind, 0.01), expected)
+    assert reference.qk_norm(x.bfloat16(), None, kind, 0.01).dtype == torch.float32
+
+
+def test_qk_norm_refuses_another_kind():
+    with pytest.raises(ValueError, match="kind must be"):
+        reference.qk_norm(torch.ones(2), None, "l2", 1e-6)
+
+
+def test_rotary_turns_feature_pairs_by_position_over_wavelength():
+    x = random(1, 1, 5, 6, dtype=torch.float32)
+    out = reference.rotary(x, 100.0)
+    for t in range(5):
+        for r in range(3):
+            angle = t * 100.0 ** (-2 * r / 6)
+            a, b = x[0, 0, t, r], x[0, 0, t, r + 3]
+            torch.testing.assert_close(out[0, 0, t, r], a * math.cos(angle) - b * math.sin(angle))
+            torch.testing.assert_close(out[0, 0, t, r + 3], b * math.cos(angle) + a * math.sin(angle))
+
+
+def test_rotated_scores_depend_on_the_distance_only():
+    q, k = random(1, 1, 1, 16, dtype=torch.float32), random(1, 1, 1, 16, dtype=torch.float32, seed=1)
+
+    def score(i, j):
+        return (reference.rotary(q, 1e4, torch.tensor([i])) * reference.rotary(k, 1e4, torch.tensor([j]))).sum()
+
+    torch.testing.assert_close(score(3, 1), score(103, 101), atol=1e-4, rtol=1e-4)
+    assert (score(3, 1) - score(4, 1)).abs() > 1e-3
+
+
+def test_rotary_keeps_lengths_and_types_and_reads_given_positions():
+    x = random(2, 3, 7, 8, dtype=torch.bfloat16)
+    assert reference.rotary(x, 1e4).dtype == torch.bfloat16
+    x = x.float()
+    torch.testing.assert_close(reference.rotary(x, 1e4).norm(dim=-1), x.norm(dim=-1))
+    tail = reference.rotary(x[:, :, 4:], 1e4, positions=torch.arange(4, 7))
+    torch.testing.assert_close(tail, reference.rotary(x, 1e4)[:, :, 4:])
