@@ -121,6 +121,8 @@ def unshardable(run: RunConfig) -> tuple[str, str] | None:
     """The key=value of `run` that parallelism=fsdp has no place for and the reason, or None."""
     if run.optimizer is not None and (reason := run.optimizer.needs_whole_tensors):
         return f"optimizer={run.optimizer.name}", reason
+    if run.model is not None and (reason := LINEARS[run.model.linear].needs_whole_tensors):
+        return f"model.linear={run.model.linear}", reason
     for name, intervention in interventions_of(run).items():
         if reason := intervention.needs_whole_tensors:
             key = intervention.key

@@ -215,7 +215,8 @@ class Linear:
     make         (d_in, d_out, *, role, device) -> nn.Module with `effective_weight()`
     extra_per_matrix  learned numbers for each matrix beside its weights
     makes_weight_anew whether inputs are multiplied with another matrix than the parameter, made in each forward pass
-    unshardable  why it cannot work on a part of its weight; None: it can
+    needs_whole_tensors
+                 why it cannot work on a part of its weight; None: it can
     keeps_logits whether attention logits stay as they are when the weights of queries and keys shrink
     zero_init    whether its weight may start at zero
     rate_means   how it changes what one unit of learning rate is; None: not. Rates that mean different things are not
@@ -225,7 +226,7 @@ class Linear:
     make: Target
     extra_per_matrix: int = field(default=0, kw_only=True)
     makes_weight_anew: bool = field(default=False, kw_only=True)
-    unshardable: str | None = field(default=None, kw_only=True)
+    needs_whole_tensors: str | None = field(default=None, kw_only=True)
     keeps_logits: bool = field(default=False, kw_only=True)
     zero_init: bool = field(default=True, kw_only=True)
     rate_means: str | None = field(default=None, kw_only=True)
@@ -239,7 +240,7 @@ LINEARS.add(
         f"{LAYERS}:SigmaReparamLinear",
         extra_per_matrix=1,  # gamma
         makes_weight_anew=True,
-        unshardable="its singular vectors are those of whole matrices",
+        needs_whole_tensors="its singular vectors are those of whole matrices",
         keeps_logits=True,  # the size of the weight cancels
         zero_init=False,  # 0 / 0
         rate_means="sigma-reparam divides each matrix by its largest singular value",

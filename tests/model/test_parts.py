@@ -113,7 +113,7 @@ def planted(monkeypatch):
     NORMALISERS.register("planted", depends_on_length=True, sums_to_one=False, kept_scores=2)(mean_of_positives)
     NORMS.register("planted", gains=2)(Bias)
     MLPS.register("planted", roles=("mlp_in", "mlp_gate", "mlp_out"), kept_widths=3)(ThreeMatrices)
-    LINEARS.register("planted", extra_per_matrix=1, makes_weight_anew=True, unshardable="a test")(Scaled)
+    LINEARS.register("planted", extra_per_matrix=1, makes_weight_anew=True, needs_whole_tensors="a test")(Scaled)
     RESIDUALS.register("planted", norms_per_branch=3, final_norm=False, init_divisor=lambda role, n: 2.0)(sandwich)
     QK_NORMS.register("planted", gains=1, kept=2, keeps_logits=True)(no_mean)
     yield
@@ -231,7 +231,7 @@ def test_a_new_part_without_a_counterpart_is_not_exported(planted, key):
 def test_what_a_run_may_combine_follows_the_facts(planted):
     for named, parameter in (("linear", "model.linear=planted"), ("qk_norm", "model.qk_norm=planted")):
         run = compose(overrides(named))
-        assert unshardable(run) == (parameter if named == "linear" else None)
+        assert unshardable(run) == ((parameter, "a test") if named == "linear" else None)
     with pytest.raises(ConfigError, match="model.qk_norm=planted, which keeps attention logits"):
         compose([*overrides("qk_norm"), "optimizer.qk_clip=10"])
     with pytest.raises(ConfigError, match="model.linear=planted cannot be sharded"):

@@ -21,7 +21,6 @@ class SigmaReparam(Intervention):
     """
 
     key = "model.linear"
-    needs_whole_tensors = "its singular vectors are those of whole matrices"
     follows_weights = True
 
     @classmethod
