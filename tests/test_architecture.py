@@ -14,6 +14,7 @@ PACKAGE = "scaling_testbed"
 LAYERS = [
     ("errors",),
     ("files", "keys", "progress", "registry"),
+    ("tables",),
     ("kernels",),
     ("model",),
     ("learning", "data"),

@@ -4,9 +4,9 @@ import html
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from scaling_testbed import tables
 from scaling_testbed.analysis.figures.drawing import Panel, inline_svg
 from scaling_testbed.files import write_text
-from scaling_testbed.report import tables
 
 STYLE = """
 :root { color-scheme: light; }

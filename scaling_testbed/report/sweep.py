@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from scaling_testbed import tables
 from scaling_testbed.analysis.curves import instability, lr_sensitivity
 from scaling_testbed.analysis.curves.lr_sensitivity import capped, final_loss, rates_note
 from scaling_testbed.analysis.figures import panels
@@ -18,7 +19,7 @@ from scaling_testbed.errors import UserError
 from scaling_testbed.papers.evidence import Evidence, Verdict
 from scaling_testbed.papers.small_scale_proxies import Claim, Experiment, experiment_of, judged
 from scaling_testbed.report import law as law_report
-from scaling_testbed.report import page, tables
+from scaling_testbed.report import page
 
 PAPER = {"budget.steps": 1e5, "batch.sequences": 256, "batch.sequence_length": 512, "data.name": "c4"}
 
