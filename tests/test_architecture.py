@@ -42,7 +42,15 @@ DOORS = {
     "safetensors": {"exporting/hugging_face.py"},
     "transformers": set(),  # it reads exports, in tests
 }
-ROOMS = {"datasets": "data", "tokenizers": "data", "pyarrow": "data", "triton": "kernels", "scipy": "analysis"}
+ROOMS = {
+    "datasets": "data",
+    "tokenizers": "data",
+    "pyarrow": "data",
+    "triton": "kernels",
+    "scipy": "analysis",
+    "jinja2": "report",
+    "markupsafe": "report",
+}
 
 
 def modules():
