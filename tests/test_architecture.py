@@ -127,6 +127,6 @@ def test_plain_training_imports_only_what_it_uses(tmp_path):
     ]
     loaded = modules_loaded_by(f"from scaling_testbed.train import main\nassert main({overrides!r}) == 0")
     assert "torch" in loaded
-    assert not loaded & {"wandb", "datasets", "tokenizers", "matplotlib", "scipy", "pyarrow"}
+    assert not loaded & {"wandb", "datasets", "tokenizers", "matplotlib", "scipy", "pandas", "pyarrow"}
     triton_kernels = {f"scaling_testbed.kernels.{name}" for name in ("attention", "cross_entropy", "qk_norm_rope")}
     assert not loaded & triton_kernels
