@@ -1,11 +1,10 @@
-"""How far a run is: the time it took, and what a person sees of it (a bar on a terminal, plain lines otherwise)."""
+"""How far a run or a preparation is: the time it took, and what a person sees of it."""
 
 import sys
 import time
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+SECONDS_BETWEEN_LINES = 10.0  # of a preparation
 
 
 class Clock:
@@ -36,52 +35,112 @@ class Clock:
         return (self._steps - 1) * tokens_per_step / self._seconds if self._steps > 1 else None
 
 
-class RunProgress:
-    """Reports step, loss, learning rate, tokens/s and time left. `quiet` says nothing at all.
+class Progress:
+    """Work done out of a total: on a terminal a bar with the time left before all else, plain lines otherwise.
+
+    prefix: begins every line. errors: on standard error, not output. quiet: says nothing at all.
+    """
+
+    def __init__(self, *, prefix: str = "", errors: bool = False, quiet: bool = False):
+        self._prefix, self._stream, self._quiet = prefix, sys.stderr if errors else sys.stdout, quiet
+        self._bar = self._task = None
+
+    @property
+    def has_bar(self) -> bool:
+        """Whether there is a bar now, beside which a line for each step would be too much."""
+        return self._bar is not None
+
+    def start(self, total: float, done: float = 0) -> None:
+        """Begin at `done` out of `total`, in a unit of the caller's."""
+        self._total, self._first, self._began = total, done, time.monotonic()
+        if not self._quiet and self._stream.isatty():
+            from rich.console import Console
+
+            self._bar = bar(Console(file=self._stream))
+            self._task = self._bar.add_task("", total=total, completed=done)
+            self._bar.start()
+
+    def move(self, done: float, text: str) -> None:
+        """So much is done: moves the bar, and puts `text` beside it."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, description=text)
+
+    def say(self, text: str) -> None:
+        """One line of its own."""
+        if self._bar is not None:
+            self._bar.console.print(self._prefix + text, highlight=False, markup=False, soft_wrap=True)
+        elif not self._quiet:
+            print(self._prefix + text, file=self._stream, flush=True)
+
+    def rate(self, done: float) -> float | None:
+        """Units a second since the start; None before anything is done."""
+        seconds = time.monotonic() - self._began
+        return (done - self._first) / seconds if done > self._first and seconds > 0 else None
+
+    def left(self, done: float) -> str:
+        """The time left, in words; nothing at the start and at the end."""
+        rate = self.rate(done)
+        return f"{clock((self._total - done) / rate)} left" if rate and done < self._total else ""
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def bar(console):
+    """rich's bar: time left, bar, text. A narrow terminal cuts the text alone."""
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as RichProgress
+    from rich.table import Column
+
+    text = TextColumn("{task.description}", markup=False, table_column=Column(ratio=1, no_wrap=True))
+    return RichProgress(TimeRemainingColumn(), BarColumn(bar_width=12), text, console=console, expand=True)
+
+
+class RunProgress(Progress):
+    """Reports step, loss, learning rate, tokens/s and time left of a run.
 
     line_every: steps between plain lines; a step with an evaluation always has its line.
     """
 
     def __init__(self, steps: int, done: int, *, line_every: int, quiet: bool = False):
-        self._steps, self._first, self._line_every, self._quiet = steps, done, line_every, quiet
-        self._lines = done // line_every
-        self._began = time.monotonic()
-        self._bar = None
-        if not quiet and sys.stdout.isatty():
-            columns = (BarColumn(bar_width=12), TextColumn("{task.description}"), TimeRemainingColumn())
-            self._bar = Progress(*columns, console=Console(file=sys.stdout))
-            self._task = self._bar.add_task("", total=steps, completed=done)
-            self._bar.start()
-
-    def say(self, text: str) -> None:
-        """One line of its own."""
-        if self._bar is not None:
-            self._bar.console.print(text, highlight=False, markup=False, soft_wrap=True)
-        elif not self._quiet:
-            print(text, flush=True)
+        super().__init__(quiet=quiet)
+        self._steps, self._line_every, self._lines = steps, line_every, done // line_every
+        self.start(steps, done)
 
     def update(self, row: dict[str, Any]) -> None:
         """A metrics row was written."""
-        line = _describe(row, self._steps)
-        if self._bar is not None:
-            if "val_loss" in row:
-                self.say(line)
-            line = _describe({key: value for key, value in row.items() if key != "val_loss"}, self._steps)
-            self._bar.update(self._task, completed=row["step"], description=line)
-        elif "val_loss" in row or row["step"] // self._line_every > self._lines:
-            self._lines = row["step"] // self._line_every
-            self.say(f"{line}  {self._left(row['step'])}".rstrip())
+        step, evaluated = row["step"], "val_loss" in row
+        self.move(step, _describe({key: value for key, value in row.items() if key != "val_loss"}, self._steps))
+        if evaluated or (not self.has_bar and step // self._line_every > self._lines):
+            self._lines = step // self._line_every
+            self.say(f"{_describe(row, self._steps)}  {'' if self.has_bar else self.left(step)}".rstrip())
 
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
 
-    def _left(self, step: int) -> str:
-        if not self._first < step < self._steps:
-            return ""
-        left = (time.monotonic() - self._began) / (step - self._first) * (self._steps - step)
-        return f"{clock(left)} left"
+class ByteProgress(Progress):
+    """Reports a long preparation on standard error: bytes of text out of a total that is an estimate for compressed
+    files, with a plain line every ten seconds."""
+
+    def __init__(self, label: str, *, quiet: bool = False):
+        super().__init__(prefix=f"prepare {label}: ", errors=True, quiet=quiet)
+        self._done, self._label = 0, label
+
+    def start(self, total: int, done: int = 0) -> None:
+        super().start(total, done)
+        self._done, self._next_line = done, time.monotonic() + SECONDS_BETWEEN_LINES
+
+    def advance(self, n_bytes: int) -> None:
+        """`n_bytes` more are done."""
+        self._done = min(self._total, self._done + n_bytes)
+        rate = self.rate(self._done)
+        speed = f", {rate / 1e6:,.1f} MB/s" if rate else ""
+        said = f"{self._done / max(1, self._total):.0%} of {self._total / 1e6:,.0f} MB of text{speed}"
+        self.move(self._done, f"{said}, prepare {self._label}")
+        if not self.has_bar and time.monotonic() >= self._next_line:
+            self._next_line = time.monotonic() + SECONDS_BETWEEN_LINES
+            self.say(f"{said}  {self.left(self._done)}".rstrip())
 
 
 def clock(seconds: float) -> str:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from scaling_testbed import tables
 from scaling_testbed.analysis.curves import instability, lr_sensitivity
 from scaling_testbed.analysis.curves.grouping import grouping_keys
 from scaling_testbed.analysis.curves.instability import AT_STEP, LAST_MEAN, Quantity
@@ -19,7 +20,6 @@ from scaling_testbed.commands import tasks as task_commands
 from scaling_testbed.config.budget import CONVENTIONS
 from scaling_testbed.errors import ConfigError
 from scaling_testbed.papers.small_scale_proxies import SWEEPS, experiment_of
-from scaling_testbed.report import tables
 from scaling_testbed.report.law import is_law, laws_of, write_law_report
 from scaling_testbed.report.sweep import write_laws, write_report, write_traces
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from scaling_testbed import tables
 from scaling_testbed.analysis.figures.law_panels import frontier_panels, ladder_panels
 from scaling_testbed.analysis.laws import columns, frontier
 from scaling_testbed.analysis.laws.fitting import LSQ, fit
@@ -12,7 +13,6 @@ from scaling_testbed.analysis.laws.forms import LAWS
 from scaling_testbed.analysis.rows.study import Row, name_of
 from scaling_testbed.commands.laws import add_row_options, answer, mixed_data, read_rows, show_fit
 from scaling_testbed.errors import UserError
-from scaling_testbed.report import tables
 
 METHODS = {"isoflop": frontier.isoflop, "envelope": frontier.envelope}
 NEEDED = ("n_params", "flops", "loss")

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from scaling_testbed import tables
 from scaling_testbed.analysis.figures import drawing as figures
 from scaling_testbed.analysis.figures.drawing import Panel
 from scaling_testbed.analysis.figures.law_panels import downstream_panels, fit_panels
@@ -24,7 +25,6 @@ from scaling_testbed.config.budget import CONVENTIONS
 from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.files import write_text
 from scaling_testbed.report import law as law_report
-from scaling_testbed.report import tables
 
 
 def add_commands(commands) -> None:

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from rich.console import Console
-
 from scaling_testbed.config.compose import CONFIG_DIR, fill
 from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.sweeps import slurm
@@ -27,6 +25,7 @@ from scaling_testbed.sweeps.plan import (
 )
 from scaling_testbed.sweeps.status import RunState, collect, counts, read_state, rows
 from scaling_testbed.sweeps.view import loss_table, plan_table, status_table
+from scaling_testbed.tables import console
 
 VERBS = ("plan", "run", "submit", "retry", "status", "collect")
 OPTIONS = {
@@ -135,7 +134,7 @@ def do_plan(command: Command) -> int:
         return 0
     if command.sweep.description:
         print(command.sweep.description)
-    _console().print(plan_table(runs))
+    console().print(plan_table(runs))
     print(
         f"GPU-hours at {rate:.3g} FLOP/s ({source})" if rate else "GPU-hours: give flops_per_second=, say 4e14",
         f"memory on {'one GPU' if processes == 1 else f'each of {processes} GPUs'}",
@@ -164,7 +163,7 @@ def do_run(command: Command, retry: bool = False) -> int:
     driver = Driver(runs, places, retry=retry)
     status = driver.drive()
     states = list(driver.states.values())
-    _console().print(loss_table(states))
+    console().print(loss_table(states))
     print(f"{counts(states)}; validation loss in nats per token; records under {sweep_folder(runs)}/")
     return status
 
@@ -223,7 +222,7 @@ def do_status(command: Command) -> int:
         for state in states:
             print(json.dumps(state.record()))
         return 0
-    _console().print(status_table(states))
+    console().print(status_table(states))
     print(f"{counts(states)}; records under {sweep_folder(runs)}/")
     return 0
 
@@ -254,11 +253,6 @@ def do_collect(command: Command) -> int:
     others = len([run_id for run_id in found if run_id not in ids])
     print(f"{len(found) - others} of {len(runs)} planned runs, {others} others, in {lines} and {table}")
     return 0
-
-
-def _console() -> Console:
-    """Tables are as wide as they need to be where no terminal limits them."""
-    return Console() if sys.stdout.isatty() else Console(width=400, soft_wrap=True)
 
 
 DO = dict(zip(VERBS, (do_plan, do_run, do_submit, do_retry, do_status, do_collect), strict=True))

@@ -5,10 +5,10 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from scaling_testbed import tables
 from scaling_testbed.errors import ConfigError
 from scaling_testbed.evaluation import comparison
 from scaling_testbed.files import write_text
-from scaling_testbed.report import tables
 
 
 def add_commands(commands) -> None:

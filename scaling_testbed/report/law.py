@@ -1,10 +1,11 @@
 """Pages about what `analyze fit`, `downstream`, `frontier` and `ladder` keep with --out."""
 
-import html
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from markupsafe import Markup
 
 from scaling_testbed.analysis.figures.law_panels import (
     downstream_panels,
@@ -26,7 +27,7 @@ FILTERS = (
     ("For the law of the error only", "where_error"),
     ("Held out", "hold_out"),
 )
-Sections = list[tuple[str, str]]
+Sections = list[page.Section]
 
 
 def read(path: Path) -> Fit | Chain:
@@ -60,11 +61,10 @@ def write_law_report(path: Path, out: Path) -> None:
     page.write(out, title, intro, sections)
 
 
-def section(path: Path, names: str) -> tuple[str, str]:
+def section(path: Path, names: str) -> page.Section:
     """A kept law as one section of a larger page; `names` keeps its figures' ids apart from others'."""
     title, intro, sections = _content(path, names)
-    inner = "".join(f"<h3>{html.escape(heading)}</h3>{content}" for heading, content in sections if content)
-    return html.escape(f"{title} ({path.name})"), page.paragraphs(intro) + inner
+    return f"{title} ({path.name})", page.paragraphs(intro) + page.render("subsections", sections=sections)
 
 
 def _content(path: Path, names: str = "f") -> tuple[str, list[str], Sections]:
@@ -147,17 +147,17 @@ def _formula(fit: Fit) -> list[str]:
     return [LAWS[fit.law].formula, LAWS[fit.law].source]
 
 
-def _parameters(fit: Fit, resampled: str = "rows") -> str:
+def _parameters(fit: Fit, resampled: str = "rows") -> Markup:
     return page.paragraphs([fit.summary(), *fit.about_intervals(resampled)]) + page.table(fit.table())
 
 
-def _allocation(fit: Fit, fitted: Sequence[Mapping[str, Any]]) -> str:
+def _allocation(fit: Fit, fitted: Sequence[Mapping[str, Any]]) -> Markup:
     """At the largest compute that was fitted."""
     if not fitted or not {"n_params", "n_tokens"} <= set(fitted[0]):
-        return ""
+        return Markup()
     flops = max(6 * one["n_params"] * one["n_tokens"] for one in fitted)
     try:
         records = allocation_records(fit, flops)
     except ConfigError:  # no law of a loss, or one without a valley
-        return ""
+        return Markup()
     return page.paragraphs([f"At {flops:.3g} FLOPs, the most that was fitted."]) + page.table(records)

@@ -1,13 +1,15 @@
 """One page about a sweep: a single HTML file without scripts and without anything from the network."""
 
 import gzip
-import html
 import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from markupsafe import Markup
+
+from scaling_testbed import tables
 from scaling_testbed.analysis.curves import instability, lr_sensitivity
 from scaling_testbed.analysis.curves.lr_sensitivity import capped, final_loss, rates_note
 from scaling_testbed.analysis.figures import panels
@@ -18,7 +20,7 @@ from scaling_testbed.errors import UserError
 from scaling_testbed.papers.evidence import Evidence, Verdict
 from scaling_testbed.papers.small_scale_proxies import Claim, Experiment, experiment_of, judged
 from scaling_testbed.report import law as law_report
-from scaling_testbed.report import page, tables
+from scaling_testbed.report import page
 
 PAPER = {"budget.steps": 1e5, "batch.sequences": 256, "batch.sequence_length": 512, "data.name": "c4"}
 
@@ -33,8 +35,8 @@ def write_report(study: Study, path: Path, figures: Path | None = None) -> list[
     drawn, reasons = _panels(experiment, evidence)
     laws = law_sections(study.path)
     sections = [
-        ("Claims of the paper", _claims(experiment, verdicts) if verdicts or not laws else ""),
-        ("Figures", page.figures(drawn) + page.paragraphs(reasons) if drawn or reasons else ""),
+        ("Claims of the paper", _claims(experiment, verdicts) if verdicts or not laws else Markup()),
+        ("Figures", page.figures(drawn) + page.paragraphs(reasons) if drawn or reasons else Markup()),
         *laws,
         ("Learning-rate sensitivity", _sensitivity(evidence)),
         ("Extrapolation in N", _extrapolation(experiment, evidence)),
@@ -55,7 +57,7 @@ def write_laws(folder: Path, path: Path) -> None:
     page.write(path, folder.resolve().name, [], law_sections(folder))
 
 
-def law_sections(folder: Path) -> list[tuple[str, str]]:
+def law_sections(folder: Path) -> list[page.Section]:
     """A section for each law that is kept beside the rows; of one that is damaged what is wrong with it."""
     sections = []
     for index, path in enumerate(law_report.laws_of(folder)):
@@ -63,7 +65,7 @@ def law_sections(folder: Path) -> list[tuple[str, str]]:
             sections.append(law_report.section(path, f"law{index}-"))
         except UserError as error:
             print(f"warning: {error}", file=sys.stderr)
-            sections.append((html.escape(path.name), page.paragraphs([str(error)])))
+            sections.append((path.name, page.paragraphs([str(error)])))
     return sections
 
 
@@ -89,15 +91,10 @@ def _intro(study: Study, experiment: Experiment) -> list[str]:
     return [line for line in (experiment.question, source, study.description) if line]
 
 
-def _claims(experiment: Experiment, verdicts: Sequence[tuple[Claim, Verdict]]) -> str:
+def _claims(experiment: Experiment, verdicts: Sequence[tuple[Claim, Verdict]]) -> Markup:
     if not verdicts:
-        return "<p>The paper has no experiment of this name.</p>"
-    items = [
-        f'<li class="{verdict.replace(" ", "-")}"><span class="verdict">{verdict.capitalize()}.</span> '
-        f'{html.escape(claim.text)}<p class="number">{html.escape(words)}</p></li>'
-        for claim, (verdict, words) in verdicts
-    ]
-    return f'<ul class="claims">{"".join(items)}</ul>'
+        return page.paragraphs(["The paper has no experiment of this name."])
+    return page.render("claims", claims=[(claim.text, verdict, words) for claim, (verdict, words) in verdicts])
 
 
 def _panels(experiment: Experiment, evidence: Evidence) -> tuple[list[Panel], list[str]]:
@@ -146,18 +143,18 @@ def _capped_loss(row: Row) -> float:
     return float(capped(final_loss(row), number(row, "val_loss_initial")))
 
 
-def _sensitivity(evidence: Evidence) -> str:
+def _sensitivity(evidence: Evidence) -> Markup:
     try:
         found = evidence.sensitivities
     except UserError as error:
         return page.paragraphs([str(error)])
     if all(len(one.curve.lrs) < 2 for one in found):
-        return ""  # a study at one rate, or at the best of each size, says nothing of sensitivity
+        return Markup()  # a study at one rate, or at the best of each size, says nothing of sensitivity
     said = f"{lr_sensitivity.DEFINITION} {rates_note(found, lr_sensitivity.DEFAULT_RANGE)}"
     return page.paragraphs([said]) + page.table([one.record() for one in found])
 
 
-def _extrapolation(experiment: Experiment, evidence: Evidence) -> str:
+def _extrapolation(experiment: Experiment, evidence: Evidence) -> Markup:
     parts = []
     for quantity in experiment.quantities:
         try:
@@ -167,7 +164,7 @@ def _extrapolation(experiment: Experiment, evidence: Evidence) -> str:
             continue
         parts.append(page.paragraphs(instability.notes(series, quantity)))
         parts.append(page.table([one.record() for one in made]))
-    return "".join(parts)
+    return Markup("").join(parts)
 
 
 def _holds_out(evidence: Evidence) -> bool:
@@ -175,7 +172,7 @@ def _holds_out(evidence: Evidence) -> bool:
     return not evidence.missing and len({curve.shape for curve in evidence.curves if curve.runs}) > 3
 
 
-def _grid(study: Study) -> str:
+def _grid(study: Study) -> Markup:
     states = Counter(row.get("status", "finished") for row in [*study.rows, *study.missing])
     total = sum(states.values())
     said = ", ".join(f"{number} {state}" for state, number in sorted(states.items()))
@@ -186,7 +183,7 @@ def _grid(study: Study) -> str:
     return page.paragraphs(lines)
 
 
-def _shortened(study: Study) -> str:
+def _shortened(study: Study) -> Markup:
     """What differs from the paper's setting, beside what the sweep varies."""
     records = (
         [{"setting": "scale", "paper": "paper", "here": study.scale}] if study.scale not in (None, "paper") else []
@@ -197,10 +194,10 @@ def _shortened(study: Study) -> str:
         )
         if own and own not in (["null"], [text(paper)]):
             records.append({"setting": key, "paper": text(paper), "here": ", ".join(own)})
-    return page.table(records) if records else ""
+    return page.table(records)
 
 
-def _provenance(study: Study) -> str:
+def _provenance(study: Study) -> Markup:
     asked = {
         "seeds": lambda row: row.get("seed"),
         "devices": lambda row: row.get("device"),
@@ -218,7 +215,7 @@ def _distinct(rows: Sequence[Row], ask: Callable, form: Callable = str) -> str:
     return ", ".join(form(value) if _order(value)[0] == 0 else text(value) for value in sorted(values, key=_order))
 
 
-def _runs(study: Study, group: Sequence[str]) -> str:
+def _runs(study: Study, group: Sequence[str]) -> Markup:
     keys = [key for key in group if key != "scan"]
     shown = ("run_id", SIZE, *keys, LR, "seed", "status", "val_loss", "val_loss_initial", "diverged_at_step")
     everything = sorted(
@@ -226,7 +223,7 @@ def _runs(study: Study, group: Sequence[str]) -> str:
         key=lambda row: (_order(row.get(SIZE)), *(text(row.get(k)) for k in keys), _order(row.get(LR))),
     )
     records = [{key: row.get(key) for key in shown} for row in everything]
-    return f"<details><summary>{len(records)} runs</summary>{page.table(records)}</details>"
+    return page.render("folded", summary=f"{len(records)} runs", content=page.table(records))
 
 
 def _order(value: object) -> tuple:

@@ -1,20 +1,30 @@
-"""Where and from what a run was started: versions, machine, Slurm job and the state of the source."""
+"""Where and from what a run was started: installed versions, machine, driver, Slurm job and the state of the source."""
 
 import contextlib
 import hashlib
 import importlib.metadata
+import json
+import os
 import platform
+import re
 import socket
 import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
+from scaling_testbed.files import write_json, write_text
 from scaling_testbed.runs.lease import this_process
+
+LONGEST_DIFF = 1 << 20  # characters; of a longer one its hash and length are kept
+SOURCES = ("scaling_testbed", "kernels", "configs")  # whose new files belong to a diff
+DRIVER_FILE = Path("/proc/driver/nvidia/version")
 
 
 def environment(device: str, precision: str) -> dict[str, Any]:
-    """Versions, machine, Slurm job and source state of this start. Nothing else of the environment variables."""
+    """This start: machine, driver, Slurm job and source state, and under `installed` and `diff` what `record_start`
+    keeps once for all starts. Nothing else of the environment variables."""
+    git, diff = git_state(Path(__file__).resolve().parent)
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "host": socket.gethostname(),
@@ -22,9 +32,34 @@ def environment(device: str, precision: str) -> dict[str, Any]:
         "device": device,
         "precision": precision,
         "platform": platform.platform(),
+        "driver": driver(),
         "versions": versions(),
-        "git": git_state(Path(__file__).resolve().parent),
+        "git": git,
+        "installed": installed(),
+        "diff": diff,
     }
+
+
+def record_start(folder: Path, start: dict[str, Any]) -> int:
+    """Add a start, as `environment` gives it, to environment.json in a run's folder; returns how many were there.
+
+    The list of installed versions is kept once under its hash, to which the starts refer, and the uncommitted changes
+    as uncommitted-HASH.diff beside the file: a run that is started many times repeats neither.
+    """
+    path = folder / "environment.json"
+    starts, lists = [], {}
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
+        known = json.loads(path.read_text())
+        starts, lists = [*known["starts"]], {**known.get("installed", {})}
+    packages, diff = start["installed"], start["diff"]
+    start = {key: value for key, value in start.items() if key != "diff"} | {"installed": _hash(json.dumps(packages))}
+    if diff is not None and len(diff) <= LONGEST_DIFF:
+        name = f"uncommitted-{start['git']['dirty']}.diff"
+        start["git"] = {**start["git"], "diff": name}
+        if not (folder / name).exists():
+            write_text(folder / name, diff)
+    write_json(path, {"starts": [*starts, start], "installed": {**lists, start["installed"]: packages}})
+    return len(starts)
 
 
 def versions() -> dict[str, str]:
@@ -36,17 +71,55 @@ def versions() -> dict[str, str]:
     return found
 
 
-def git_state(folder: Path) -> dict[str, str | None]:
-    """Commit of the source and a hash of what is changed on top of it (None where clean or not under git)."""
+def installed() -> dict[str, str]:
+    """The version of every distribution that can be imported, by name."""
+    found = {}
+    for distribution in importlib.metadata.distributions():
+        # `distribution.metadata` parses the whole file, descriptions included, and takes ten times as long.
+        head = distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or ""
+        name, version = (re.search(rf"^{key}: *(\S+)", head, re.MULTILINE) for key in ("Name", "Version"))
+        if name and version:
+            found.setdefault(name[1].lower(), version[1])  # of several the first is imported
+    return dict(sorted(found.items()))
 
-    def git(*arguments):
-        return subprocess.run(["git", *arguments], cwd=folder, capture_output=True, timeout=10, check=True).stdout
+
+def driver() -> dict[str, str | None] | None:
+    """Versions of the NVIDIA driver, and of CUDA as this PyTorch was built with; None without either."""
+    import torch
+
+    found = None
+    with contextlib.suppress(OSError):
+        match = re.search(r"\s(\d+\.\d[\d.]*)\s", DRIVER_FILE.read_text())
+        found = match and match[1]
+    return {"nvidia": found, "cuda": torch.version.cuda} if found or torch.version.cuda else None
+
+
+def git_state(folder: Path) -> tuple[dict[str, Any], str | None]:
+    """Commit of the source with a hash and the length of what is changed on top of it, and these changes as a diff with
+    the sources that git does not know yet; None where clean or not under git."""
+
+    def git(*arguments, may_differ=False):
+        ran = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, timeout=10)
+        if ran.returncode and not (may_differ and ran.returncode == 1):
+            raise OSError(f"git {arguments[0]} ended with {ran.returncode}")
+        return ran.stdout
 
     try:
         top = git("rev-parse", "--show-toplevel").decode().strip()
         tracked = git("ls-files", "--error-unmatch", str(Path(__file__).resolve()))
         commit = git("rev-parse", "HEAD").decode().strip()
-        changes = git("-C", top, "diff", "HEAD") if tracked else b""
+        changes = git("-C", top, "diff", "--no-ext-diff", "HEAD") if tracked else b""
+        listed = git("-C", top, "ls-files", "-z", "--others", "--exclude-standard", "--", *SOURCES) if tracked else b""
+        for path in filter(None, listed.split(b"\0")):
+            changes += git("-C", top, "diff", "--no-index", "--", os.devnull, os.fsdecode(path), may_differ=True)
     except (OSError, subprocess.SubprocessError):
-        return {"commit": None, "dirty": None}
-    return {"commit": commit, "dirty": hashlib.sha256(changes).hexdigest()[:12] if changes else None}
+        return {"commit": None, "dirty": None}, None
+    if not changes:
+        return {"commit": commit, "dirty": None}, None
+    diff = changes.decode(errors="replace")
+    return {"commit": commit, "dirty": _hash(changes), "diff_length": len(diff)}, diff
+
+
+def _hash(content: str | bytes) -> str:
+    content = content.encode() if isinstance(content, str) else content
+    return hashlib.sha256(content).hexdigest()[:12]

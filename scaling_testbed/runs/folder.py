@@ -15,6 +15,7 @@ import yaml
 
 from scaling_testbed.errors import UserError
 from scaling_testbed.files import write_json, write_text
+from scaling_testbed.runs.environment import record_start
 from scaling_testbed.runs.lease import Lease
 
 
@@ -68,11 +69,7 @@ class RunFolder:
     def start(self, config: dict[str, Any], environment: dict[str, Any]) -> int:
         """Record the configuration and this start's environment; returns how often the run was started before."""
         write_text(self.path / "config.yaml", yaml.safe_dump(config, sort_keys=False))
-        starts = []
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            starts = json.loads((self.path / "environment.json").read_text())["starts"]
-        write_json(self.path / "environment.json", {"starts": [*starts, environment]})
-        return len(starts)
+        return record_start(self.path, environment)
 
     def open_metrics(self, keep_before: int) -> list[dict[str, Any]]:
         """Open metrics.jsonl for appending and return its rows; those of step `keep_before` and later are dropped.

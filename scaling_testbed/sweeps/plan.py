@@ -1,7 +1,7 @@
 """What the runs of a sweep are and cost, before anything is spent."""
 
 import contextlib
-import fcntl
+import errno
 import json
 import statistics
 from collections.abc import Iterable, Sequence
@@ -21,6 +21,7 @@ from scaling_testbed.sweeps.memory import estimate_memory
 
 PLAN_FILE = "plan.jsonl"
 SWEEP_FILE = "sweep.json"
+WITHOUT_FLOCK = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # what file systems answer that have none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,15 +165,20 @@ def sweep_folder(runs: Sequence[PlannedRun]) -> Path:
 def alone_in(folder: Path):
     """While entered, no other process changes the plan of a sweep's folder or sends its runs to a queue, where the
     file system has flock; waits for one that does. Raises UserError where the folder cannot be written."""
+    import filelock
+
+    # No file that stands for a lock where there is no flock: that of a killed process would stop all others.
+    lock = filelock.FileLock(folder / ".lock", fallback_to_soft=False)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / ".lock", "a")  # noqa: SIM115 (held below)
+        lock.acquire()
     except OSError as error:
-        raise UserError(f"cannot write {folder}: {error.strerror}; set runs_dir=") from None
-    with file:
-        with contextlib.suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX)
+        if error.errno not in WITHOUT_FLOCK:
+            raise UserError(f"cannot write {folder}: {error.strerror}; set runs_dir=") from None
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def told_apart(runs: Iterable[PlannedRun]) -> list[PlannedRun]:

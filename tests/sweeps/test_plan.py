@@ -1,5 +1,7 @@
 """A plan is what the runs then are: the same ids, counts and steps; and the published testbed is planned as it was."""
 
+import errno
+import fcntl
 import json
 import math
 from pathlib import Path
@@ -8,9 +10,9 @@ import pytest
 
 from scaling_testbed.config.compose import compose, compose_many
 from scaling_testbed.config.run import run_id
-from scaling_testbed.errors import ConfigError
+from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.sweeps.grid import load_sweep
-from scaling_testbed.sweeps.plan import measured_rate, plan
+from scaling_testbed.sweeps.plan import alone_in, measured_rate, plan
 
 PUBLISHED = Path(__file__).resolve().parents[3] / "shared" / "data" / "mlfoundations-scaling" / "exp_data" / "models"
 DATA = {"c4_original": "c4", "rpj": "redpajama", "rw_original": "refinedweb"}
@@ -133,3 +135,21 @@ def test_hours_are_reckoned_by_what_each_gpu_reached():
     assert measured_rate([row]) == measured_rate([row | {"world_size": 1}]) == 4e12
     assert measured_rate([row | {"world_size": 4}]) == 1e12
     assert measured_rate([row | {"status": "failed"}]) is None
+
+
+def test_one_process_at_a_time_has_a_sweeps_folder_where_the_file_system_has_flock(tmp_path, monkeypatch):
+    folder = tmp_path / "runs"
+    with alone_in(folder), open(folder / ".lock") as file, pytest.raises(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with open(folder / ".lock") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def refuse(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with alone_in(folder):
+        assert [path.name for path in folder.iterdir()] == [".lock"]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write .*; set runs_dir="), alone_in(tmp_path / "file" / "runs"):
+        pass

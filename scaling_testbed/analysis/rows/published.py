@@ -4,14 +4,13 @@ mlfoundations-scaling: github.com/mlfoundations/scaling (Gadre et al. 2024, arXi
 eight validation losses and 46 downstream accuracies each, and the grid search of 435 runs behind their sizes.
 """
 
-import csv
 import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from scaling_testbed.analysis.rows.study import Row
+from scaling_testbed.analysis.rows.tables import Row, read_table
 from scaling_testbed.errors import UserError
 
 DATASETS = {"c4_original": "c4", "rpj": "redpajama", "rw_original": "refinedweb"}
@@ -106,9 +105,8 @@ def _accuracies(content: dict) -> dict[str, float]:
 def _chance(file: Path) -> dict[str, float]:
     """Accuracy of a random answer, by task."""
     try:
-        with open(file, newline="") as lines:
-            return {row["Eval Task"]: float(row["Random baseline"]) / 100 for row in csv.DictReader(lines)}
-    except (OSError, ValueError, KeyError) as error:
+        return {row["Eval Task"]: float(row["Random baseline"]) / 100 for row in read_table(file)}
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"cannot read {file} as published: {error!r}") from None
 
 

@@ -5,9 +5,6 @@ metrics/<run_id>.jsonl or .jsonl.gz, or a file of rows, .jsonl, .jsonl.gz, .json
 planned and has no final row is kept by name: nothing stands in for it.
 """
 
-import csv
-import gzip
-import json
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -16,15 +13,13 @@ from typing import Any
 
 from scaling_testbed.analysis.rows.conditions import parse as parse_condition
 from scaling_testbed.analysis.rows.conditions import text
+from scaling_testbed.analysis.rows.tables import Row, is_flat, json_lines, read_json, read_table
 from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.runs.folder import read_metrics
 from scaling_testbed.runs.row import FINAL
 
-Row = dict[str, Any]
-
 SCALES = ("paper", "gpu_hour", "cpu")
 LR, SIZE = "optimizer.lr", "n_params_non_embedding"
-NOTHING = ("", "na", "n/a", "null", "-")  # in a cell
 OTHERS_FINISHED = ("completed", "complete", "success", "succeeded", "done", "ok")
 ALIASES = {"lr": LR, "n_params": SIZE}  # columns of a hand-made table
 
@@ -122,21 +117,14 @@ def name_of(row: Row) -> str:
 
 def _about(path: Path) -> dict[str, Any]:
     file = path / "sweep.json"
-    about = _read_json(file) if file.exists() else {}
+    about = read_json(file) if file.exists() else {}
     if not isinstance(about, dict):
         raise UserError(f"{file} must be one JSON object that says which sweep this is")
     return about
 
 
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}") from None
-
-
 def _result(file: Path) -> Row:
-    row = _read_json(file)
+    row = read_json(file)
     if not isinstance(row, dict):
         raise UserError(f"{file} holds no row, which is one JSON object")
     return row
@@ -163,77 +151,10 @@ def _folder_rows(folder: Path) -> list[Row]:
 
 
 def _file_rows(path: Path) -> list[Row]:
-    kind = path.suffix.lower()
-    if kind == ".csv":
-        rows = [{key: _cell(value) for key, value in line.items() if key} for line in _csv_lines(path)]
-    elif kind == ".parquet":
-        rows = _parquet_rows(path)
-    elif kind == ".json":
-        rows = _records(path)
-    elif path.name.endswith((".jsonl", ".jsonl.gz")):
-        rows = [_json_line(path, number, line) for number, line in enumerate(_lines(path), 1) if line]
-    else:
-        raise UserError(f"{path}: rows are read from .jsonl, .json, .csv or .parquet")
-    rows = list(map(_in_our_words, rows))
-    if kind in (".csv", ".parquet"):
+    rows = list(map(_in_our_words, read_table(path)))
+    if is_flat(path):
         rows = list(map(_planned_if_empty, rows))
     return [_with_full_names({**row, "row": row.get("row", place)}) for place, row in enumerate(rows, 1)]
-
-
-def _csv_lines(path: Path) -> list[dict[str, str]]:
-    try:
-        reader = csv.DictReader(_lines(path))
-        names = [name for name in reader.fieldnames or () if name]
-        if double := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
-            raise UserError(f"{path} has more than one column {', '.join(double)}; rename or delete one")
-        lines = []
-        for line in reader:
-            if any(cell.strip() for cell in line.pop(None, ())):  # a decimal comma, say
-                raise UserError(f"{path}:{reader.line_num} has more cells than the header has columns")
-            lines.append(line)
-        return lines
-    except csv.Error as error:
-        raise UserError(f"cannot read {path}: {error}") from None
-
-
-def _parquet_rows(path: Path) -> list[Row]:
-    """Rows of a Parquet table, nothing where it has no value: the format holds numbers and text, and no code."""
-    import pandas
-
-    try:
-        table = pandas.read_parquet(path)
-    except (OSError, ValueError, ImportError) as error:  # pyarrow's errors are ValueErrors
-        raise UserError(f"cannot read {path}: {error}") from None
-    rows = table.astype(object).where(table.notna(), None).to_dict(orient="records")
-    return [{key: value.tolist() if hasattr(value, "tolist") else value for key, value in row.items()} for row in rows]
-
-
-def _records(path: Path) -> list[Row]:
-    """A JSON file with a list of rows, or with one under "rows" as our own tables are."""
-    content = _read_json(path)
-    rows = content.get("rows") if isinstance(content, dict) else content
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise UserError(f"{path} holds no list of rows")
-    return rows
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        # Spreadsheets put a mark before the first column's name, which utf-8-sig takes off.
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig") as file:
-            return file.read().splitlines()
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {error}") from None
-
-
-def _json_line(path: Path, number: int, line: str) -> Row:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        row = None
-    if not isinstance(row, dict):
-        raise UserError(f"{path}:{number} is no row in JSON; mend or delete the line")
-    return row
 
 
 def _planned_if_empty(row: Row) -> Row:
@@ -253,22 +174,6 @@ def _in_our_words(row: Row) -> Row:
     return {**row, "status": "finished" if said in OTHERS_FINISHED else said if said in FINAL else row["status"]}
 
 
-def _cell(value: str | None) -> Any:
-    """A cell of a CSV file: number, true or false, nothing, or text."""
-    if value is None or value.strip().lower() in NOTHING:
-        return None
-    if value.strip().lower() in ("true", "false"):
-        return value.strip().lower() == "true"
-    try:
-        return int(value)
-    except ValueError:
-        pass
-    try:
-        return float(value)
-    except ValueError:
-        return value.strip()
-
-
 def _with_full_names(row: Row) -> Row:
     for short, full in ALIASES.items():
         if short in row and full not in row:
@@ -284,7 +189,7 @@ def _unfinished(found: list[Row]) -> list[Row]:
 def _missing(plan: Path, found: list[Row]) -> list[Row]:
     """The planned runs without a final row, as rows without results."""
     state = {row.get("run_id"): row.get("status", "finished") for row in found}
-    planned = [_json_line(plan, number, line) for number, line in enumerate(_lines(plan), 1) if line]
+    planned = json_lines(plan)
     due = [run for run in planned if state.get(run.get("run_id")) not in FINAL]
     return _composed(plan, due, state) if due else []
 

@@ -5,6 +5,7 @@ for their hash and the range of their ids, and stay where they are. Everything i
 that is renamed when it is complete, so that a folder with a manifest is whole.
 """
 
+import contextlib
 import errno
 import json
 import os
@@ -14,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 
-from scaling_testbed.data.preparing.progress import Progress
 from scaling_testbed.data.preparing.tasks import (
     plan_tasks,
     run_tasks,
@@ -35,6 +35,7 @@ from scaling_testbed.data.sources.token_files import TokenFilesConfig, probe, sc
 from scaling_testbed.data.tokenizers import tokenizer_fingerprint, training_sample
 from scaling_testbed.errors import UserError
 from scaling_testbed.files import fsync_folder, write_json
+from scaling_testbed.progress import ByteProgress
 
 CHUNK_BYTES = 64 << 20
 
@@ -64,13 +65,13 @@ def prepare(
     folder = Path(data_dir) / folder_name(source, tokenizer)
     if (folder / "manifest.json").exists():
         return folder
-    progress = Progress(folder.name, quiet)
+    progress = ByteProgress(folder.name, quiet=quiet)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"data_dir={data_dir}: cannot be made ({error.strerror})") from None
     try:
-        with _Lock(folder.parent / f".{folder.name}.lock", progress):
+        with _alone(folder.parent / f".{folder.name}.lock", progress):
             if not (folder / "manifest.json").exists():
                 _build(source, tokenizer, folder, workers, progress, chunk_bytes)
     except OSError as error:
@@ -93,28 +94,24 @@ def prepare(
     return folder
 
 
-class _Lock:
-    """One process at a time, by flock: it goes away with its holder, however that ends."""
+@contextlib.contextmanager
+def _alone(path: Path, progress: ByteProgress):
+    """While entered, no other process prepares the same data; waits for one that does."""
+    import filelock
 
-    def __init__(self, path: Path, progress: Progress):
-        self.path, self.progress = path, progress
-
-    def __enter__(self):
-        import fcntl
-
-        self._file = open(self.path, "w")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self.progress.line("another process is preparing the same data; waiting for it")
-            fcntl.flock(self._file, fcntl.LOCK_EX)
-        return self
-
-    def __exit__(self, *exception):
-        self._file.close()
+    lock = filelock.FileLock(path)
+    try:
+        lock.acquire(blocking=False)
+    except filelock.Timeout:
+        progress.say("another process is preparing the same data; waiting for it")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
-def _build(source, tokenizer, folder: Path, workers: int | None, progress: Progress, chunk_bytes: int) -> None:
+def _build(source, tokenizer, folder: Path, workers: int | None, progress: ByteProgress, chunk_bytes: int) -> None:
     """Fills the work folder, writes its manifest, and renames it to `folder`."""
     work = folder.parent / f".{folder.name}.partial"
     work.mkdir(exist_ok=True)
@@ -169,7 +166,7 @@ def _where(source) -> str:
     return ", ".join(given) or source.kind
 
 
-def _prepare_text(source, tokenizer, work: Path, workers: int | None, progress: Progress, chunk_bytes: int) -> dict:
+def _prepare_text(source, tokenizer, work: Path, workers: int | None, progress: ByteProgress, chunk_bytes: int) -> dict:
     units = source.units(chunk_bytes)
     if not units:
         raise UserError(f"{source.name}: empty corpus, nothing to read in {_where(source)}")
@@ -185,7 +182,7 @@ def _prepare_text(source, tokenizer, work: Path, workers: int | None, progress: 
     if not any(splits[split]["n_documents"] for split in SPLITS):
         raise UserError(f"{source.name}: empty corpus, no document in {_where(source)}\n{reason}".rstrip())
     if skipped:
-        progress.line(reason)
+        progress.say(reason)
     return _manifest(
         source,
         splits,
@@ -202,12 +199,12 @@ def _merge(records: list[dict]) -> dict:
     return {**totals, "shards": [shard for record in records for shard in record["shards"]]}
 
 
-def _prepare_tokenizer(source, tokenizer, units: list[Unit], work: Path, progress: Progress) -> dict:
+def _prepare_tokenizer(source, tokenizer, units: list[Unit], work: Path, progress: ByteProgress) -> dict:
     path = work / "tasks" / "tokenizer_description.json"
     if path.exists():
         return json.loads(path.read_text())
     if tokenizer.identity()["kind"] == "bpe":
-        progress.line("training the tokenizer")
+        progress.say("training the tokenizer")
     decide = split_rule(source)
     sample = training_sample(source, units, getattr(tokenizer, "sample_bytes", 0), decide)
     description = tokenizer.prepare(sample, work)
@@ -227,7 +224,7 @@ def _prepare_synthetic(source, work: Path) -> dict:
     return _manifest(source, splits, counts, entropy_rate_nats=source.entropy_rate_nats())
 
 
-def _prepare_token_files(source: TokenFilesConfig, progress: Progress) -> dict:
+def _prepare_token_files(source: TokenFilesConfig, progress: ByteProgress) -> dict:
     paths = {split: source.paths(split) for split in SPLITS}
     layouts = {path: probe(path, source.format) for split in SPLITS for path in paths[split]}
     progress.start(sum(os.path.getsize(path) for path in layouts))

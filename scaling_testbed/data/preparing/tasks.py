@@ -23,13 +23,13 @@ from pathlib import Path
 
 import numpy as np
 
-from scaling_testbed.data.preparing.progress import Progress
 from scaling_testbed.data.shards import SPLITS, ShardWriter
 from scaling_testbed.data.sources.corpora import split_draw, split_of
 from scaling_testbed.data.sources.reading import Unit
 from scaling_testbed.data.tokenizers import load_tokenizer
 from scaling_testbed.errors import UserError
 from scaling_testbed.files import fsync_folder, write_json
+from scaling_testbed.progress import ByteProgress
 
 BATCH_DOCUMENTS, BATCH_BYTES = 1024, 4 << 20
 MAX_WORKERS = 16
@@ -74,7 +74,7 @@ def split_rule(source):
     return lambda unit, document: unit.split or split_of(document, source.validation_fraction)
 
 
-def with_a_validation_document(source, units: list[Unit], progress: Progress):
+def with_a_validation_document(source, units: list[Unit], progress: ByteProgress):
     """`source`, with its validation_fraction raised to take in one document where a small corpus has none under it.
 
     Stops reading at the first document of the validation split, so that it costs a large corpus nothing.
@@ -89,13 +89,13 @@ def with_a_validation_document(source, units: list[Unit], progress: Progress):
             return source
     if len(draws) < 2:
         return source
-    progress.line(
+    progress.say(
         f"none of {len(draws)} documents fell into the validation split; the one nearest to it was moved there"
     )
     return replace(source, validation_fraction=math.nextafter(min(draws), 1.0))
 
 
-def run_tasks(source, tasks, work: Path, description: dict, workers: int | None, progress: Progress) -> list[dict]:
+def run_tasks(source, tasks, work: Path, description: dict, workers: int | None, progress: ByteProgress) -> list[dict]:
     """The records of all tasks in order; those of an earlier call are taken as they are."""
     done = {task.index: record for task in tasks if (record := _finished(work, task.index))}
     progress.start(sum(task.weight for task in tasks), sum(task.weight for task in tasks if task.index in done))
@@ -118,7 +118,7 @@ def _finished(work: Path, index: int) -> dict | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def _run_in_order(source, tasks, done: dict, work: Path, description: dict, progress: Progress) -> list[dict]:
+def _run_in_order(source, tasks, done: dict, work: Path, description: dict, progress: ByteProgress) -> list[dict]:
     """In this process, one task after the other. Here alone can a limit be counted in document order; the
     tokenizer library uses all cores by itself. A limit counts a source's own validation split apart."""
     encoder = load_tokenizer(work, description)
@@ -205,7 +205,7 @@ def _batches(pairs: Iterator) -> Iterator[list]:
 _worker = {}  # what a worker process needs for every task; set once, when it starts
 
 
-def _run_in_pool(source, todo, work: Path, description: dict, workers: int, progress: Progress) -> Iterator[dict]:
+def _run_in_pool(source, todo, work: Path, description: dict, workers: int, progress: ByteProgress) -> Iterator[dict]:
     """The records of tasks as they finish, from `workers` processes. Whatever ends this loop ends them
     too."""
     before = set(multiprocessing.active_children())
