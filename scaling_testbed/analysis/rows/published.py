@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from scaling_testbed.analysis.rows.study import Row
+from scaling_testbed.analysis.rows.study import Row, Study
 from scaling_testbed.errors import UserError
 
 DATASETS = {"c4_original": "c4", "rpj": "redpajama", "rw_original": "refinedweb"}
@@ -57,6 +57,14 @@ SOURCES: dict[str, Callable[[Path], list[Row]]] = {
     "mlfoundations-scaling": models,
     "mlfoundations-scaling-grid": grid,
 }
+
+TESTBEDS = {"mlfoundations-scaling": ("over_training", "overtraining")}  # source -> paper and experiment of its runs
+
+
+def study(source: str, path: Path) -> Study:
+    """A published testbed as a study of its own paper."""
+    paper, experiment = TESTBEDS[source]
+    return Study(name=source, path=path, rows=SOURCES[source](path), paper=paper, experiment=experiment)
 
 
 def _data_folder(path: Path) -> Path:
