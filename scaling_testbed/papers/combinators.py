@@ -9,7 +9,6 @@
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -36,6 +35,9 @@ from scaling_testbed.papers.measures import (
     size_name,
 )
 from scaling_testbed.papers.paper import AGREES, CANNOT_TELL, DISAGREES, Judge, Verdict
+from scaling_testbed.papers.predictions import Number
+
+Numbers = Callable[[Evidence], list[Number]]  # of laws, one for each data set
 
 RESOLUTION = 0.01  # nats: what one seed at nano scale cannot resolve
 SAME_N = 0.15  # of ln N: widths come in steps, so that two shapes are rarely of one size
@@ -92,22 +94,33 @@ def remaining(curve: Curve, key: str) -> tuple:
     return tuple(item for item in curve.condition.items() if item[0] != key)
 
 
-def _missing(evidence: Evidence, measure: Measure, found: Iterable[Curve]) -> list[str]:
+def _gaps(found: Iterable[Curve]) -> list[str]:
+    return [name for curve in found for name in curve.missing]
+
+
+def missing_of(evidence: Evidence, measure: Measure, found: Iterable[Curve]) -> list[str]:
+    """What keeps these curves from being judged by a measure."""
     return [name for curve in found for name in measure.missing(evidence, curve)]
 
 
-def _values(evidence: Evidence, measure: Measure, curve: Curve) -> dict[Place, Value]:
-    """What was measured, by rate and seed alone."""
+def values_at(evidence: Evidence, measure: Measure, curve: Curve) -> dict[tuple, tuple[Place, Value]]:
+    """What was measured, by rate and seed."""
     taken = ((place, measure.of(evidence, place)) for place in places(curve, measure.level))
     return {(place.lr, place.seed): (place, value) for place, value in taken if value is not None}
 
 
-def _gain(measure: Measure, one: Value, other: Value) -> tuple[float, bool]:
+def gain_of(measure: Measure, one: Value, other: Value) -> tuple[float, bool]:
     """By how much the other is larger, for a ratio in logarithms, and whether that counts."""
     if measure.ratio:
         gain = math.log(other.number / one.number)
         return gain, abs(gain) > math.log(FACTOR)
     return other.number - one.number, apart(one.seeds, other.seeds)
+
+
+def up_to_measured(found: Sequence[Curve]) -> list[Curve]:
+    """Without sizes above the largest that was measured."""
+    largest = max((curve.n_params for curve in found if curve.runs), default=math.inf)
+    return [curve for curve in found if curve.n_params <= largest]
 
 
 def compare(
@@ -131,10 +144,10 @@ def compare(
             found = [pair for pair in found if pair[0].n_params == top]
         parts = []
         for low, high in found:
-            ours, theirs = (_values(evidence, measure, curve) for curve in (low, high))
+            ours, theirs = (values_at(evidence, measure, curve) for curve in (low, high))
             shared = [one for one in ours if one in theirs]
-            for place, one, other in [(*ours[key], theirs[key][1]) for key in shared[-1 if at == HIGHEST else 0 :]]:
-                gain, clear = _gain(measure, one, other)
+            for (place, one), (_, other) in ((ours[x], theirs[x]) for x in shared[-1 if at == HIGHEST else 0 :]):
+                gain, clear = gain_of(measure, one, other)
                 words = f"{one.text} with {_text(lower)}, {other.text} with {_text(higher)}"
                 enough = clear and not 0 < gain < math.log(factor) if measure.ratio else clear
                 parts.append(Part(f"{place}: {measure.name} {words}", gain, enough))
@@ -143,7 +156,7 @@ def compare(
         per_size = measure.level == SIZE or at == HIGHEST
         unit = "sizes" if per_size else f"pairs of runs with {measure.name}"
         least = 2 if measure.level == SIZE and at == EACH else 1
-        return weigh(parts, _missing(evidence, measure, itertools.chain(*found)), least, unit, contrary)
+        return weigh(parts, missing_of(evidence, measure, itertools.chain(*found)), least, unit, contrary)
 
     return judge
 
@@ -151,178 +164,6 @@ def compare(
 def _text(value) -> str:
     """A wanted value in a sentence."""
     return "/".join(map(text, value)) if isinstance(value, tuple) else text(value)
-
-
-@dataclass(frozen=True)
-class Line:
-    """A measure along N, the rate or a key, all else being the same: (x, x in words, value), by x."""
-
-    name: str
-    curve: Curve
-    points: list[tuple[float, str, Value]]
-
-    @property
-    def said(self) -> str:
-        return ", ".join(f"{value.text} at {place}" for _, place, value in self.points)
-
-
-def _lines(evidence: Evidence, measure: Measure, along: str, where: Mapping | None) -> tuple[list[Line], list[str]]:
-    """The lines of two points and more, and what is missing: at rates only up to the largest size that was measured, as
-    larger ones may be planned to be foretold."""
-    found: dict[tuple, list] = {}
-    scope = sorted(evidence.having(where), key=lambda curve: curve.n_params if along == "N" else 0)
-    for curve in scope:
-        for place, value in _values(evidence, measure, curve).values():
-            if along == "N":
-                line, x = (curve.label, place.lr), (curve.n_params, size_name(curve))
-            elif along == "lr":
-                line, x = (curve.label, curve.n_params), (place.lr, f"lr={place.lr:g}")
-            else:
-                line = (curve.shape, remaining(curve, along), place.lr)
-                x = (number(curve.settings, along), text(curve.settings[along]))
-            found.setdefault(line, []).append((*x, value, place))
-    several = len({curve.label for curve in scope}) > 1
-    lines = []
-    for points in (sorted(points, key=lambda point: point[0]) for points in found.values() if len(points) > 1):
-        first = points[0][3]
-        at_rate = f"lr={first.lr:g}" if first.lr is not None else first.curve.label if several else ""
-        name = at_rate if along == "N" else size_name(first.curve)
-        lines.append(Line(name, first.curve, [point[:3] for point in points]))
-    if measure.level != SIZE:
-        largest = max((curve.n_params for curve in scope if curve.runs), default=math.inf)
-        scope = [curve for curve in scope if curve.n_params <= largest]
-    return lines, _missing(evidence, measure, scope)
-
-
-def _called(*words: str) -> str:
-    """A line's name, where it has one, before what is said of it."""
-    return ": ".join(filter(None, words))
-
-
-def trend(
-    measure: Measure, along: str, rising: bool = True, where: Mapping | None = None, more_at_largest: bool = False
-) -> Judge:
-    """From its first to its last point each line of the measure along N, the rate (lr) or a key rises, or falls.
-    more_at_largest: that it does so more at the largest size than at the smallest."""
-
-    def judge(evidence: Evidence) -> Verdict:
-        lines, gaps = _lines(evidence, measure, along, where)
-        parts = []
-        for line in lines:
-            (_, start, first), (_, end, last) = line.points[0], line.points[-1]
-            gain, clear = _gain(measure, first, last)
-            at_ends = f"{measure.name} {first.text} at {start}, {last.text} at {end}"
-            words = at_ends if measure.level == SIZE else f"{first.text} to {last.text}"
-            parts.append(Part(_called(line.name, words), gain if rising else -gain, clear))
-        if more_at_largest and len(parts) > 1 and not gaps:
-            sizes = [line.curve.n_params for line in lines]
-            small, large = parts[sizes.index(min(sizes))], parts[sizes.index(max(sizes))]
-            more = large.gain - small.gain
-            return weigh([Part(f"{small.words}; {large.words}", more, abs(more) >= RESOLUTION)])
-        of_sizes = along not in ("N", "lr")
-        unit = "sizes" if of_sizes else f"lines of {measure.name} along {along} with two points"
-        return weigh(parts, gaps, 2 if of_sizes else 1, unit)
-
-    return judge
-
-
-def monotone(measure: Measure, along: str, rising: bool, where: Mapping | None = None) -> Judge:
-    """Along N or a key each line of the measure, of ratios, goes nowhere the other way, and somewhere its own."""
-
-    def judge(evidence: Evidence) -> Verdict:
-        lines, gaps = _lines(evidence, measure, along, where)
-        parts = []
-        for line in lines:
-            numbers = [value.number for _, _, value in line.points]
-            if min(numbers) == math.inf:
-                continue
-            logs = [0.0 if a == b else math.log(b) - math.log(a) for a, b in itertools.pairwise(numbers)]
-            steps = logs if rising else [-step for step in logs]
-            shown = ", ".join(f"{place}: {value.text}" for _, place, value in line.points)
-            gain = max(steps) if min(steps) >= 0 else min(steps)
-            parts.append(Part(_called(line.name, f"{measure.name} at {shown}"), gain))
-        of_sizes = along != "N"
-        unit = "sizes" if of_sizes else "conditions in which a run diverged at one of two or more sizes"
-        return weigh(parts, gaps, 2 if of_sizes else 1, unit)
-
-    return judge
-
-
-def steady(
-    measure: Measure, along: str = "N", factor: float = SAME, slack: float = 0.0, where: Mapping | None = None
-) -> Judge:
-    """Along each line the measure stays within a factor, or a slack, or the intervals of its seeds."""
-
-    def judge(evidence: Evidence) -> Verdict:
-        lines, gaps = _lines(evidence, measure, along, where)
-        parts = []
-        for line in lines:
-            values = sorted((value for _, _, value in line.points), key=lambda value: value.number)
-            low, high = values[0], values[-1]
-            same = high.number <= factor * low.number or high.number - low.number <= slack
-            same = same or (len(low.seeds) > 1 and not apart(low.seeds, high.seeds))
-            parts.append(Part(_called(line.name, f"{measure.name} {line.said}"), 1.0 if same else -1.0))
-        of_sizes = along not in ("N", "lr")
-        return weigh(
-            parts, gaps, 2 if of_sizes else 1, "sizes" if of_sizes else f"lines of {measure.name} along {along}"
-        )
-
-    return judge
-
-
-@dataclass(frozen=True)
-class Reduction:
-    """What a line comes to: a number and its words. template: for two lines, {a} and {b} with {one} and {other}.
-    clear: the least difference that counts, or ratio where `ratio`."""
-
-    of: Callable[[Line, Measure], Value | None]
-    template: str
-    clear: float
-    ratio: bool = False
-
-
-def _slope(line: Line, measure: Measure) -> Value:
-    x, y = ([point[0] for point in line.points], [max(point[2].number, 1e-6) for point in line.points])
-    slope = float(np.polyfit(np.log(x), np.log(y), 1)[0])
-    return Value(slope, f"N^{slope:.2f}")
-
-
-def _spread(line: Line, measure: Measure) -> Value:
-    numbers = [value.number for _, _, value in line.points]
-    return Value(max(numbers) / min(numbers), f"{measure.name} {line.said}")
-
-
-def _miss(line: Line, measure: Measure) -> Value | None:
-    if len(line.points) < 4:
-        return None
-    x, y = np.log([(point[0], point[2].number) for point in line.points]).T
-    error = abs(math.exp(np.polyval(np.polyfit(x[:-1], y[:-1], 1), x[-1])) - line.points[-1][2].number)
-    return Value(error, f"{error:.4f}")
-
-
-SLOPE = Reduction(_slope, "S grows as {a} along {one}, {b} along {other}", 0.05)  # a power law, of what may be zero
-SPREAD = Reduction(_spread, "{a}; in comparison {b}", 0.1, ratio=True)  # the largest over the smallest
-# of a power law in N through all but the largest size
-MISS_AT_LARGEST = Reduction(_miss, "error at the largest size: {a} {one}, {b} {other}", RESOLUTION)
-
-
-def lines_differ(measure: Measure, reduce: Reduction, key: str, one, other, larger: bool = False) -> Judge:
-    """What the line of the measure along N comes to is lower with one value of a key than with another, or with each of
-    a tuple of others; or `larger`."""
-
-    def judge(evidence: Evidence) -> Verdict:
-        lines, gaps = _lines(evidence, measure, "N", None)
-        reduced = [(line.curve, value) for line in lines if (value := reduce.of(line, measure))]
-        parts = []
-        for (a, mine), (b, yours) in itertools.product(reduced, reduced):
-            if a.fits({key: one}) and b.fits({key: other}) and remaining(a, key) == remaining(b, key):
-                gain = math.log(yours.number / mine.number) if reduce.ratio else yours.number - mine.number
-                named = {"one": a.condition[key], "other": b.condition[key]}
-                words = reduce.template.format(a=mine.text, b=yours.text, **named)
-                parts.append(Part(words, -gain if larger else gain, abs(gain) >= reduce.clear))
-        return weigh(parts, gaps, 1, f"pairs of lines of {measure.name} along N with enough sizes each")
-
-    return judge
 
 
 def opposite_at_ends(measure: Measure, key: str, one, other) -> Judge:
@@ -336,7 +177,7 @@ def opposite_at_ends(measure: Measure, key: str, one, other) -> Judge:
             own = sorted((pair for pair in found if remaining(pair[0], key) == rest), key=lambda pair: pair[0].n_params)
             for pair, sign in ((own[0], 1), (own[-1], -1)) if own[0][0].n_params < own[-1][0].n_params else ():
                 mine, yours = (measure.of(evidence, Place(curve)) for curve in pair)
-                gain, clear = _gain(measure, mine, yours)
+                gain, clear = gain_of(measure, mine, yours)
                 both = f"{mine.text} with {_text(one)}, {yours.text} with {_text(other)}"
                 words = f"{label(dict(rest))} {size_name(pair[0])}: {measure.name} {both}"
                 parts.append(Part(words, sign * gain, clear))
@@ -366,11 +207,17 @@ def coincide_below_best(key: str, one, other, margin: float = 0.05) -> Judge:
 
 
 def loss_beside(
-    key: str, low: float, high: float, higher: bool, margin: float, plain: Mapping, beside_plain: bool = False
+    key: str,
+    plain: Mapping,
+    low: float,
+    high: float = math.inf,
+    *,
+    within: float | None = None,
+    above: float | None = None,
 ) -> Judge:
-    """At the values of a key from low to high the loss is higher than at its smallest value by a margin, in nats; or is
-    not (`higher` false). plain: the settings of a model that the key means nothing to, which is left out; or is what
-    the losses are compared with (beside_plain), beyond what seeds differ by."""
+    """At the values of a key from low to high the loss is `within` so many nats of that at its smallest value, or is so
+    many `above` it. With neither: it is above that of a model with the settings `plain`, which the key means nothing
+    to."""
 
     def judge(evidence: Evidence) -> Verdict:
         short = key.rpartition(".")[2]
@@ -378,19 +225,18 @@ def loss_beside(
         found = [curve for curve in evidence.curves if curve.runs and not curve.fits(plain)]
         found = [curve for curve in found if curve.settings.get(key) is not None]
         found.sort(key=lambda curve: number(curve.settings, key))
-        if not beside_plain:
-            bases, found = found[:1], found[1:]
+        name = "without layers"
+        if above is not None or within is not None:
+            name, bases, found = f"at the smallest {short}", found[:1], found[1:]
         parts = []
         for curve in found if bases else ():
-            value = number(curve.settings, key)
+            value, ours, base = number(curve.settings, key), best_losses(curve), best_losses(bases[0])
             if low * (1 - 1e-9) <= value <= high * (1 + 1e-9):
-                ours, base = best_losses(curve), best_losses(bases[0])
                 gap = float(np.mean(ours) - np.mean(base))
-                name = "without layers" if beside_plain else f"at the smallest {short}"
                 words = f"{short}={value:g}: loss {np.mean(ours):.3f}, {name} {np.mean(base):.3f}"
-                past = gap >= margin if higher else gap <= margin
-                gain = (gap, apart(ours, base)) if beside_plain else (1.0 if past else -1.0, True)
-                parts.append(Part(words, *gain))
+                past = gap >= above if above is not None else gap <= within if within is not None else gap > 0
+                clear = name != "without layers" or apart(ours, base)
+                parts.append(Part(words, 1.0 if past else -1.0, clear))
         some = f"from {low:g} on" if high == math.inf else f"up to {high:g}"
         return weigh(parts, evidence.missing, 1, f"values of {short} {some}")
 
@@ -415,15 +261,9 @@ def each(check: Check, where: Mapping | None = None, at: str = EACH, typically: 
         if typically and plus not in (0, len(parts)):
             return (AGREES if plus > len(parts) / 2 else CANNOT_TELL), f"true of {plus} of {len(parts)} runs"
         least = 2 if check.level == TOP_RATE and at == EACH else 1
-        return weigh(parts, [name for curve in scope for name in curve.missing], least, check.unit)
+        return weigh(parts, _gaps(scope), least, check.unit)
 
     return judge
-
-
-def _up_to_measured(found: Sequence[Curve]) -> list[str]:
-    """Missing runs up to the largest size that was measured: larger ones are planned to be foretold."""
-    largest = max((curve.n_params for curve in found if curve.runs), default=math.inf)
-    return [name for curve in found if curve.n_params <= largest for name in curve.missing]
 
 
 def past_threshold_diverges(quantity: Quantity, where: Mapping | None = None) -> Judge:
@@ -440,7 +280,7 @@ def past_threshold_diverges(quantity: Quantity, where: Mapping | None = None) ->
             return CANNOT_TELL, f"{words} and {short} were stopped before the end of their schedule"
         parts = [Part(words, 1.0 if bad == len(past) else -1.0)] if past else []
         unit = f"runs past {quantity.threshold:g}, of {len(known)} measured"
-        return weigh(parts, _up_to_measured(evidence.curves), 1, unit)
+        return weigh(parts, _gaps(up_to_measured(evidence.curves)), 1, unit)
 
     return judge
 
@@ -460,7 +300,7 @@ def largest_foretold(quantity: Quantity) -> Judge:
             interval = f"{one.predicted:.3g} [{one.low:.3g}, {one.high:.3g}]"
             words = f"lr={one.series.lr:g}: predicted {interval}, measured {one.measured:.3g}"
             parts.append(Part(words, 1.0 if one.inside else -1.0, one.high / one.low < 100))
-        return weigh(parts, _up_to_measured(evidence.curves), 1, "rates with three sizes below the largest")
+        return weigh(parts, _gaps(up_to_measured(evidence.curves)), 1, "rates with three sizes below the largest")
 
     return judge
 
@@ -479,5 +319,54 @@ def smaller_below_eps(grad: str, update: str) -> Judge:
             return CANNOT_TELL, few
         words = f"median update RMS {np.median(below):.3g} below eps ({len(below)} runs), {np.median(others):.3g} above"
         return weigh([Part(words, float(np.median(others) - np.median(below)))], evidence.missing)
+
+    return judge
+
+
+def _weigh_laws(evidence: Evidence, parts: Sequence[Part], unit: str = "data sets") -> Verdict:
+    """With the number of runs that no law saw."""
+    diverged_runs = sum(row.get("status") == "diverged" for row in evidence.study.rows)
+    counts = ((diverged_runs, "diverged"), (len(evidence.study.missing), "without a result"))
+    left_out = ", ".join(f"{number} {what}" for number, what in counts if number)
+    verdict, words = weigh(parts, unit=unit)
+    return verdict, f"{words}; left out: {left_out}" if left_out else words
+
+
+def within(measure: Numbers, limit: float, reach: float = 0.0, beyond: bool = False) -> Judge:
+    """Each number is at most a limit, or `beyond` it. reach: of how many times the compute of the fitted runs a
+    prediction must be for a small error to count; a large one counts from anywhere."""
+
+    def judge(evidence: Evidence) -> Verdict:
+        parts = []
+        for one in measure(evidence):
+            true = one.number <= limit
+            parts.append(Part(one.words, 1.0 if true != beyond else -1.0, not true or one.reach >= reach))
+        return _weigh_laws(evidence, parts)
+
+    return judge
+
+
+def same_over(measure: Numbers, factor: float = SAME) -> Judge:
+    """The numbers of all data sets lie within a factor of each other; there must be two."""
+
+    def judge(evidence: Evidence) -> Verdict:
+        found = measure(evidence)
+        numbers = [one.number for one in found]
+        words = "; ".join(one.words for one in found)
+        parts = [Part(words, 1.0 if max(numbers) <= factor * min(numbers) else -1.0)] if len(found) > 1 else []
+        return _weigh_laws(evidence, parts, "second data set")
+
+    return judge
+
+
+def less(measure: Numbers, other: Numbers, factor: float = FACTOR) -> Judge:
+    """A number is less than another one of the same data set; it counts from a factor on."""
+
+    def judge(evidence: Evidence) -> Verdict:
+        parts = []
+        for one, more in zip(measure(evidence), other(evidence), strict=True):
+            gain = math.log(max(more.number, 1e-9) / max(one.number, 1e-9))
+            parts.append(Part(f"{one.words}, {more.words}", gain, abs(gain) > math.log(factor)))
+        return _weigh_laws(evidence, parts)
 
     return judge

@@ -17,9 +17,12 @@ from scaling_testbed.analysis.curves.instability import LAST_MEAN, Quantity, mea
 from scaling_testbed.analysis.curves.lr_sensitivity import Sensitivity, capped, diverged, final_loss
 from scaling_testbed.analysis.figures.drawing import compact
 from scaling_testbed.analysis.rows.study import Row, Study, number
+from scaling_testbed.papers.predictions import DataSet, data_sets
 
 FACTOR = 1.1  # quantities that are compared by their ratio differ from here on
 SIZE, RATE, TOP_RATE, RUN = "size", "rate", "top rate", "run"  # what a measure is of
+
+Trace = Sequence[tuple[int, float]]  # (step, value)
 
 
 class Evidence:
@@ -49,8 +52,12 @@ class Evidence:
         """S of one of the curves."""
         return self.sensitivities[[id(one) for one in self.curves].index(id(curve))]  # both are in one order
 
-    def trace(self, row: Row, name: str) -> list[tuple[int, float]]:
-        """(step, value) of what a run recorded under a name."""
+    @functools.cached_property
+    def data_sets(self) -> list[DataSet]:
+        return data_sets(self.study)
+
+    def trace(self, row: Row, name: str) -> Trace:
+        """What a run recorded under a name."""
         return [(step["step"], step[name]) for step in self.study.trace(row) if step.get(name) is not None]
 
 
@@ -180,7 +187,7 @@ def measured_as(quantity: Quantity) -> Measure:
     return Measure(quantity.name, of, RATE, ratio=True)
 
 
-def traced(name: str, reduce: Callable[[Sequence[tuple[int, float]]], float]) -> Measure:
+def traced(name: str, reduce: Callable[[Trace], float]) -> Measure:
     """What `reduce` makes of a quantity that each run recorded, [(step, value)] -> number."""
 
     def of(evidence: Evidence, place: Place) -> Value | None:
@@ -191,26 +198,19 @@ def traced(name: str, reduce: Callable[[Sequence[tuple[int, float]]], float]) ->
     return Measure(f"{reduce.__name__} of {name}", of, RUN, ratio=True)
 
 
-def peak(trace: Sequence[tuple[int, float]]) -> float:
+def peak(trace: Trace) -> float:
     """The largest absolute value."""
     return max(abs(value) for _, value in trace)
 
 
-def drift(trace: Sequence[tuple[int, float]]) -> float:
+def drift(trace: Trace) -> float:
     """How far the last value lies from the first."""
     return abs(trace[-1][1] - trace[0][1])
 
 
-def growth(trace: Sequence[tuple[int, float]]) -> float:
+def growth(trace: Trace) -> float:
     """The last absolute value over the first."""
     return max(abs(trace[-1][1]), 1e-30) / max(abs(trace[0][1]), 1e-30)
-
-
-def half_drift_at(trace: Sequence[tuple[int, float]]) -> float:
-    """The share of the run after which half of the drift has happened."""
-    first, last = trace[0][1], trace[-1][1]
-    step = next(step for step, value in trace if abs(value - first) >= abs(last - first) / 2)
-    return (step - trace[0][0]) / (trace[-1][0] - trace[0][0])
 
 
 @dataclass(frozen=True)
@@ -287,19 +287,6 @@ def rises_with_block(prefix: str) -> Check:
     return Check(of, f"runs with {prefix} of two blocks")
 
 
-def falls_below_zero(name: str) -> Check:
-    """A recorded quantity ends below where it began, and below zero."""
-
-    def of(evidence: Evidence, place: Place) -> Part | None:
-        if not (trace := evidence.trace(place.row, name)):
-            return None
-        first, last = trace[0][1], trace[-1][1]
-        words = f"{place}: {first:.3g} to {last:.3g}"
-        return Part(words, 1.0 if last < min(first, 0) else -1.0, abs(last - first) > 0.1)
-
-    return Check(of, f"runs that recorded {name}")
-
-
 def largest_in_first_block(prefix: str) -> Check:
     """The largest value of a per-block quantity over a run is that of block 0."""
 
@@ -314,44 +301,47 @@ def largest_in_first_block(prefix: str) -> Check:
     return Check(of, f"runs that recorded {prefix} of several blocks")
 
 
-def drifts_late(name: str) -> Check:
-    """Half of a quantity's drift, from first to last record, happens after half of the run."""
+def recorded(judge: Callable[..., tuple[str, float, bool] | None], *names: str) -> Check:
+    """What a function says of the traces of these quantities in a run: words, gain and whether it is clear; or None."""
 
     def of(evidence: Evidence, place: Place) -> Part | None:
-        trace = evidence.trace(place.row, name)
-        if len(trace) < 4 or drift(trace) <= 0.1:
-            return None
-        share = half_drift_at(trace)
-        return Part(f"{place}: half of {drift(trace):.3g} after {share:.0%} of the run", share - 0.5)
+        traces = [evidence.trace(place.row, name) for name in names]
+        said = judge(*traces) if all(traces) else None
+        return Part(f"{place}: {said[0]}", *said[1:]) if said else None
 
-    return Check(of, f"runs in which {name} drifts by more than 0.1")
+    return Check(of, f"runs that recorded {', '.join(names)}")
 
 
-def growth_is_in(grows: Sequence[str], not_: str) -> Check:
-    """Over a run the product of some quantities grows by a larger factor than another one's absolute value does."""
-
-    def of(evidence: Evidence, place: Place) -> Part | None:
-        own, other = [evidence.trace(place.row, name) for name in grows], evidence.trace(place.row, not_)
-        if not all(own) or not other:
-            return None
-        norms = math.prod(growth(trace) for trace in own)
-        words = f"{place}: norms x{norms:.3g}, {not_} x{growth(other):.3g}"
-        return Part(words, math.log(norms / growth(other)), norms > 1.5)
-
-    return Check(of, f"runs that recorded {', '.join([*grows, not_])}")
+def falls_below_zero(trace: Trace) -> tuple[str, float, bool]:
+    """It ends below where it began, and below zero."""
+    first, last = trace[0][1], trace[-1][1]
+    return f"{first:.3g} to {last:.3g}", 1.0 if last < min(first, 0) else -1.0, abs(last - first) > 0.1
 
 
-def shrinks_near_eps(grad: str, update: str, eps: float = 1e-8) -> Check:
-    """Where a run's gradient RMS is within ten times eps, the update RMS is smaller than before."""
+def drifts_late(trace: Trace) -> tuple[str, float, bool] | None:
+    """Half of its drift, from first to last record, happens after half of the run. None where that is less than 0.1."""
+    if len(trace) < 4 or drift(trace) <= 0.1:
+        return None
+    first, last = trace[0][1], trace[-1][1]
+    half = next(step for step, value in trace if abs(value - first) >= abs(last - first) / 2)
+    share = (half - trace[0][0]) / (trace[-1][0] - trace[0][0])
+    return f"half of {drift(trace):.3g} after {share:.0%} of the run", share - 0.5, True
 
-    def of(evidence: Evidence, place: Place) -> Part | None:
-        grads, updates = (dict(evidence.trace(place.row, name)) for name in (grad, update))
-        steps = sorted(set(grads) & set(updates))
-        near = [updates[step] for step in steps if grads[step] < 10 * eps]
-        far = [updates[step] for step in steps if grads[step] >= 10 * eps]
-        if not near or not far:
-            return None
-        words = f"{place}: update RMS {np.median(near):.3g} near eps, {np.median(far):.3g} before"
-        return Part(words, float(np.median(far) - np.median(near)))
 
-    return Check(of, f"runs whose {grad} comes within ten times eps={eps:g}")
+def norms_outgrow(q_rms: Trace, k_rms: Trace, cosine: Trace) -> tuple[str, float, bool]:
+    """The product of two norms grows by a larger factor than the absolute value of their cosine."""
+    norms, other = growth(q_rms) * growth(k_rms), growth(cosine)
+    return f"norms x{norms:.3g}, cosine x{other:.3g}", math.log(norms / other), norms > 1.5
+
+
+def shrinks_near_eps(grads: Trace, updates: Trace, eps: float = 1e-8) -> tuple[str, float, bool] | None:
+    """Where the gradient's RMS is within ten times eps, that of the update is smaller than before. None where it does
+    not come so near, or begins there."""
+    grad_at, update_at = dict(grads), dict(updates)
+    steps = sorted(set(grad_at) & set(update_at))
+    near = [update_at[step] for step in steps if grad_at[step] < 10 * eps]
+    far = [update_at[step] for step in steps if grad_at[step] >= 10 * eps]
+    if not near or not far:
+        return None
+    said = f"update RMS {np.median(near):.3g} near eps, {np.median(far):.3g} before"
+    return said, float(np.median(far) - np.median(near)), True

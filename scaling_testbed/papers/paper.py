@@ -11,8 +11,8 @@ A whole paper of one's own, as a plug-in holds it:
     paper = Paper(name="mine", authors="A 2026", title="On residuals", arxiv="2601.00001", experiments=[residuals])
     PAPERS.add(paper.name, paper, module=__name__)
 
-A sweep file then says `paper: mine` and `experiment: residuals`, and `analyze report` judges its runs. A judge is made by
-one of combinators.py from what measures.py measures, or is any function from the evidence to a verdict.
+A sweep file then says `paper: mine` and `experiment: residuals`, and `analyze report` judges its runs. Judges are made
+in combinators.py and lines.py of what measures.py and predictions.py measure; any function from the evidence is one.
 """
 
 from collections.abc import Callable, Mapping, Sequence

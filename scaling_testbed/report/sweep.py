@@ -20,6 +20,7 @@ from scaling_testbed.papers.paper import Claim, Experiment, Paper, Verdict, expe
 from scaling_testbed.report import law as law_report
 from scaling_testbed.report import page, tables
 
+
 def write_report(study: Study, path: Path, figures: Path | None = None) -> list[str]:
     """Write the page, and its figures as figures.png and figures.svg where a stem is given; returns what
     to say about it: each claim with its verdict, and where the files are. Raises UserError where one cannot be written.
@@ -111,6 +112,8 @@ def _panels(experiment: Experiment, evidence: Evidence) -> tuple[list[Panel], li
 
 
 def _sensitivity_panels(experiment: Experiment, evidence: Evidence) -> list[Panel]:
+    if not any(LR in row for row in evidence.study.rows):
+        return []
     if experiment.against is not None:
         against = panels.against_key(evidence.curves, experiment.against, _capped_loss, panels.LOSS_LABEL)
         if against.lines:
@@ -145,6 +148,8 @@ def _capped_loss(row: Row) -> float:
 
 
 def _sensitivity(evidence: Evidence) -> str:
+    if not any(LR in row for row in evidence.study.rows):
+        return ""  # rows of others, about something else
     try:
         found = evidence.sensitivities
     except UserError as error:
@@ -179,7 +184,10 @@ def _grid(study: Study) -> str:
     said = ", ".join(f"{number} {state}" for state, number in sorted(states.items()))
     sizes = _distinct(study.rows, lambda row: row.get(SIZE), lambda n: f"{n:,}")
     rates = _distinct(study.rows, lambda row: row.get(LR), lambda lr: f"{lr:g}")
-    lines = [f"{total} runs: {said}.", f"N (non-embedding): {sizes}.", f"Learning rates: {rates}."]
+    lines = [f"{total} runs: {said}."]
+    lines += [
+        f"{what}: {values}." for what, values in (("N (non-embedding)", sizes), ("Learning rates", rates)) if values
+    ]
     lines += [f"Without a result: {'; '.join(map(name_of, study.missing))}."] if study.missing else []
     return page.paragraphs(lines)
 

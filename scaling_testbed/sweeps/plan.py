@@ -204,7 +204,8 @@ def told_apart(runs: Iterable[PlannedRun]) -> list[PlannedRun]:
 
 def remember(runs: Sequence[PlannedRun], sweep: Sweep) -> None:
     """Add the runs to the folder's plan.jsonl, so that `status` shows them without the overrides too; sweep.json says
-    which sweep they are of, and which paper's experiment that is. In a folder that another sweep began, as `name=` allows, it stays that one's."""
+    which sweep they are of, and which experiment of which paper that is. In a folder that another sweep began, as
+    `name=` allows, it stays that one's."""
     folder = sweep_folder(runs)
     about = {key: getattr(sweep, key) for key in ("scale", "paper", "experiment", "description", "analysis")}
     about = {"sweep": sweep.name, **about}

@@ -288,8 +288,8 @@ def _missing(plan: Path, found: list[Row]) -> list[Row]:
     for run in (run for run in planned if state.get(run.get("run_id")) not in FINAL):
         if not run.get("config"):
             raise UserError(
-                f"{plan}: the planned run {run.get('run_id')} has no row, and an earlier version wrote its line without "
-                "a configuration; `sweep run` with what the sweep was started with writes it anew"
+                f"{plan}: the planned run {run.get('run_id')} has no row, and an earlier version wrote its line "
+                "without a configuration; `sweep run` with what the sweep was started with writes it anew"
             )
         status = state.get(run["run_id"], "missing")
         varied = " ".join(f"{key}={value}" for key, value in run.get("varied", {}).items())
