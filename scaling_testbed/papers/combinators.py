@@ -138,7 +138,8 @@ def compare(
     measure of ratios must differ by to count for it."""
 
     def judge(evidence: Evidence) -> Verdict:
-        found = list(pairs(evidence.having(where), key, lower, higher))
+        scope = evidence.having(where)
+        found = list(pairs(scope, key, lower, higher))
         if at == LARGEST:
             top = max((low.n_params for low, _ in found), default=0)
             found = [pair for pair in found if pair[0].n_params == top]
@@ -156,7 +157,8 @@ def compare(
         per_size = measure.level == SIZE or at == HIGHEST
         unit = "sizes" if per_size else f"pairs of runs with {measure.name}"
         least = 2 if measure.level == SIZE and at == EACH else 1
-        return weigh(parts, missing_of(evidence, measure, itertools.chain(*found)), least, unit, contrary)
+        gaps = missing_of(evidence, measure, itertools.chain(*found) if found else scope)
+        return weigh(parts, gaps, least, unit, contrary)
 
     return judge
 

@@ -211,7 +211,8 @@ def _exponent_spread(one: DataSet) -> Number:
     if len(slopes) < 2:
         raise UserError(f"{one.name} has fewer than two multipliers with three sizes each")
     shown = ", ".join(f"{slope:.3f} at M={m}" for m, slope in slopes.items())
-    return Number(max(slopes.values()) / min(slopes.values()), f"{one.name}: {shown}")
+    least, most = min(slopes.values()), max(slopes.values())
+    return Number(most / least if least > 0 else math.inf, f"{one.name}: {shown}")
 
 
 def unexplained(column: str):

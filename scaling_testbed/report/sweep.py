@@ -27,7 +27,7 @@ def write_report(study: Study, path: Path, figures: Path | None = None) -> list[
     """
     paper, experiment = experiment_of(study)
     evidence = Evidence(study, experiment.group)
-    verdicts = [(claim, claim.verdict(evidence)) for claim in experiment.claims]
+    verdicts = judged(experiment, evidence)
     drawn, reasons = _panels(experiment, evidence)
     laws = law_sections(study.path)
     sections = [
@@ -44,8 +44,17 @@ def write_report(study: Study, path: Path, figures: Path | None = None) -> list[
     title = study.name + (f" at scale {study.scale}" if study.scale else "")
     page.write(path, title, _intro(study, paper, experiment), sections)
     written = [path, *(save(drawn, figures) if figures and drawn else [])]
-    said = [f"{verdict:11}  {claim}\n             {words}" for claim, (verdict, words) in verdicts]
-    return [*said, f"wrote {', '.join(map(str, written))}"]
+    return [*verdict_lines(verdicts), f"wrote {', '.join(map(str, written))}"]
+
+
+def judged(experiment: Experiment, evidence: Evidence) -> list[tuple[Claim, Verdict]]:
+    """Each claim of an experiment with this study's verdict."""
+    return [(claim, claim.verdict(evidence)) for claim in experiment.claims]
+
+
+def verdict_lines(verdicts: Sequence[tuple[Claim, Verdict]]) -> list[str]:
+    """Two lines for each claim: the verdict and what is claimed, and below it the number."""
+    return [f"{verdict:11}  {claim}\n             {words}" for claim, (verdict, words) in verdicts]
 
 
 def write_laws(folder: Path, path: Path) -> None:
