@@ -13,13 +13,14 @@ from scaling_testbed.analysis.curves.grouping import grouping_keys
 from scaling_testbed.analysis.curves.instability import AT_STEP, LAST_MEAN, Quantity
 from scaling_testbed.analysis.figures import drawing as figures
 from scaling_testbed.analysis.figures.panels import instability_panels, sensitivity_panels
+from scaling_testbed.analysis.rows import published
 from scaling_testbed.analysis.rows.study import SIZE, Study, is_study, load, where
 from scaling_testbed.commands import frontier as frontier_commands
 from scaling_testbed.commands import laws as law_commands
 from scaling_testbed.commands import tasks as task_commands
 from scaling_testbed.config.budget import CONVENTIONS
 from scaling_testbed.errors import ConfigError
-from scaling_testbed.papers.small_scale_proxies import SWEEPS, experiment_of
+from scaling_testbed.papers.paper import chosen, experiment_of
 from scaling_testbed.report.law import is_law, laws_of, write_law_report
 from scaling_testbed.report.sweep import write_laws, write_report, write_traces
 
@@ -75,8 +76,9 @@ def _add_instability(commands) -> None:
 def _add_report(commands) -> None:
     parser = _command(commands, do_report, "all of it as one page, with the paper's claims judged")
     parser.add_argument("--out", type=Path, metavar="FILE.html", help="default: SWEEP_DIR/report.html")
-    experiment = "of the study whose claims are judged (default: the sweep's name)"
-    parser.add_argument("--experiment", choices=sorted(SWEEPS), metavar="NAME", help=experiment)
+    experiment = "whose claims are judged (default: what the sweep's file names)"
+    parser.add_argument("--experiment", metavar="[PAPER/]NAME", help=experiment)
+    parser.add_argument("--source", choices=published.TESTBEDS, help="SWEEP_DIR is a copy of this published testbed")
     parser.add_argument("--figures", type=Path, metavar="STEM", help="also the figures, as STEM.png and STEM.svg")
     traces = "also what it looks at over the steps of each run, as DIR/RUN_ID.jsonl.gz"
     parser.add_argument("--traces", type=Path, metavar="DIR", help=traces)
@@ -112,7 +114,7 @@ def do_instability(arguments: argparse.Namespace) -> int:
     interval, to what is planned and has no row (arXiv 2309.14322, Figures 9 and 11). A CSV of rows has the columns
     n_params, lr, value and, if you like, diverged; an empty value asks for its prediction."""
     study, group, folder = _opened(arguments)
-    quantity = _quantity(arguments, experiment_of(study.name).quantities)
+    quantity = _quantity(arguments, experiment_of(study)[1].quantities)
     series, predictions = instability.analyse(study, group, quantity, arguments.hold_out_largest, arguments.size)
     records = [one.record() for one in predictions]
     if records:
@@ -144,10 +146,15 @@ def do_report(arguments: argparse.Namespace) -> int:
         write_laws(given, path)
         _say([path])
         return 0
-    study = where(load(arguments.sweep_dir), arguments.where)
-    path = arguments.out or _default_folder(arguments, f"{arguments.experiment or 'report'}.html")
+    if arguments.source and not arguments.out:
+        raise ConfigError("--source needs --out FILE.html: nothing is written into a published testbed")
+    study = published.study(arguments.source, given) if arguments.source else load(arguments.sweep_dir)
+    study = where(study, arguments.where)
     if arguments.experiment:
-        study = dataclasses.replace(study, name=arguments.experiment, description="")
+        paper, experiment = chosen(arguments.experiment)
+        names = {"name": experiment.name, "paper": paper.name, "experiment": experiment.name}
+        study = dataclasses.replace(study, **names, description="")
+    path = arguments.out or _default_folder(arguments, f"{study.experiment if arguments.experiment else 'report'}.html")
     for line in write_report(study, path, arguments.figures):
         print(line)
     if arguments.traces:
@@ -157,7 +164,7 @@ def do_report(arguments: argparse.Namespace) -> int:
 
 
 def _check_law_options(arguments: argparse.Namespace, *kept: Path) -> None:
-    for option in ("where", "experiment", "figures", "traces"):
+    for option in ("where", "experiment", "figures", "traces", "source"):
         if getattr(arguments, option):
             raise ConfigError(f"--{option} is for a page about runs; this one is about laws that were kept")
     tables.check_out(arguments.out, kept)
@@ -187,7 +194,7 @@ def _opened(arguments: argparse.Namespace) -> tuple[Study, list[str], Path]:
     study = where(load(arguments.sweep_dir), arguments.where)
     folder = arguments.out or _default_folder(arguments, "analysis")
     tables.prepare(folder)
-    return study, grouping_keys(study, arguments.group, experiment_of(study.name).group), folder
+    return study, grouping_keys(study, arguments.group, experiment_of(study)[1].group), folder
 
 
 def _default_folder(arguments: argparse.Namespace, name: str) -> Path:

@@ -4,7 +4,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from scaling_testbed.config.compose import CONFIG_DIR, fill
@@ -130,7 +130,7 @@ def do_plan(command: Command) -> int:
     runs = priced(runs, rate) if rate else runs
     if "--json" in command.flags:
         for run in runs:
-            print(json.dumps(asdict(run)))
+            print(json.dumps(run.record()))
         return 0
     if command.sweep.description:
         print(command.sweep.description)

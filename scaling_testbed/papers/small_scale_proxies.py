@@ -1,52 +1,19 @@
-"""The experiments of Wortsman et al. 2023 (arXiv 2309.14322) by the name of their sweep, and what the paper claims of
-each, with the function that judges it. A new experiment is one more entry in SWEEPS."""
-
-from collections.abc import Sequence
-from dataclasses import dataclass
+"""The experiments of Wortsman et al. 2023 (arXiv 2309.14322) and what the paper claims of each."""
 
 from scaling_testbed.analysis.curves.grouping import SCAN
 from scaling_testbed.analysis.curves.instability import LAST_MEAN, Quantity
-from scaling_testbed.errors import UserError
-from scaling_testbed.papers import judging_diagnostics as inside
-from scaling_testbed.papers import judging_experiments as single
-from scaling_testbed.papers import judging_losses as loss
-from scaling_testbed.papers.evidence import CANNOT_TELL, Evidence, Judge, Verdict
-
-
-@dataclass(frozen=True)
-class Claim:
-    """What the paper says, in our words, and how this data is asked."""
-
-    text: str
-    judge: Judge
-
-    def verdict(self, evidence: Evidence) -> Verdict:
-        """agrees | disagrees | cannot tell, and the number behind it; rows that cannot be read for it cannot tell."""
-        try:
-            return self.judge(evidence)
-        except UserError as error:
-            return CANNOT_TELL, str(error)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Experiment:
-    """One sweep of the paper. group: the keys that tell its conditions apart, first ones first. quantities: fitted
-    against N. traces: recorded quantities to draw over time. against: a key that the final loss is drawn against.
-    """
-
-    figure: str = ""
-    question: str = "How does the final loss depend on the learning rate?"
-    group: Sequence[str] = ()
-    quantities: Sequence[Quantity] = ()
-    traces: Sequence[str] = ()
-    against: str | None = None
-    claims: Sequence[Claim] = ()
-
+from scaling_testbed.papers import combinators as by
+from scaling_testbed.papers import lines
+from scaling_testbed.papers import measures as of
+from scaling_testbed.papers.paper import Claim, Experiment, Paper
 
 QK = "model.qk_norm"
 NORMED = ("layernorm", "rmsnorm")
 WITHOUT, WITH = {QK: "none"}, {QK: NORMED}
 PAR = "parametrization.name"
+KAPPA, BIGRAM = "model.kappa", {"model.n_layers": 0}  # without attention, that kappa would matter to
+GRID_STEP = 3.4  # neighbouring rates of the grid differ by 3 or 3.33
+DIVERGING = "conditions in which a run diverged at one of two or more sizes"
 LOGIT = Quantity(name="attention_logit_max/0")
 FIRST_MLP = "blocks.0.mlp.mlp_in.weight"
 SECOND_BLOCK = Quantity(name="residual_rms/1", field=LAST_MEAN, threshold=1e4)
@@ -60,295 +27,281 @@ def _gradient(tensor: str) -> Quantity:
 def _gradient_claims(tensor: str) -> list[Claim]:
     quantity = _gradient(tensor)
     return [
-        Claim("The RMS of the gradient falls as N grows.", inside.quantity_moves(quantity, "N", rising=False)),
-        Claim("It falls as the learning rate grows.", inside.quantity_moves(quantity, "lr", rising=False)),
-        Claim("At the largest N and rate it comes down to AdamW's eps of 1e-8.", inside.reaches(quantity, within=10)),
+        Claim("The RMS of the gradient falls as N grows.", lines.along(of.measured_as(quantity), "N", lines.falls)),
+        Claim("It falls as the learning rate grows.", lines.along(of.measured_as(quantity), "lr", lines.falls)),
+        Claim(
+            "At the largest N and rate it comes down to AdamW's eps of 1e-8.",
+            by.each(of.comes_to(quantity, within=10), at=by.HIGHEST),
+        ),
     ]
 
 
-SWEEPS = {
-    "qknorm_lr": Experiment(
-        figure="Figure 1",
+EXPERIMENTS = [
+    Experiment(
+        name="qknorm_lr", figure="Figure 1", group=[QK],
+        sweeps=["qknorm_lr", "nano_lr"],  # the second is its small picture
         question="Does qk-layernorm keep high learning rates trainable as models grow?",
-        group=[QK],
         claims=[
-            Claim("qk-layernorm lowers learning-rate sensitivity at each size.", loss.lower_s(QK, NORMED, "none")),
-            Claim("Without it the lowest rate that diverges falls as N grows.", loss.first_divergence_falls(WITHOUT)),
-            Claim("With it the largest model trains at a rate of 0.3.", loss.trains_at(0.3, WITH)),
-            Claim("Sensitivity grows with N, with qk-layernorm and without.", loss.s_rises()),
-            Claim("Below the critical rate both curves coincide.", loss.coincide_below_best(QK, NORMED, "none")),
+            Claim("qk-layernorm lowers learning-rate sensitivity at each size.", by.compare(of.S, QK, NORMED, "none")),
+            Claim("Without it the lowest rate that diverges falls as N grows.",
+                  lines.along(of.FIRST_DIVERGING_LR, "N", lines.only_falls, WITHOUT, DIVERGING)),
+            Claim("With it the largest model trains at a rate of 0.3.",
+                  by.each(of.trains_at(0.3), WITH, at=by.LARGEST)),
+            Claim("Sensitivity grows with N, with qk-layernorm and without.", lines.along(of.S, "N", lines.rises)),
+            Claim("Below the critical rate both curves coincide.", by.coincide_below_best(QK, NORMED, "none")),
         ],
     ),
-    "qknorm_trace": Experiment(
-        figure="Figure 2",
+    Experiment(
+        name="qknorm_trace", figure="Figure 2", group=[QK], traces=["train_loss", "attention_logit_max/0"],
         question="What do attention scores do in a run that diverges, small or large?",
-        group=[QK],
-        traces=["train_loss", "attention_logit_max/0"],
         claims=[
             Claim("Without qk-layernorm runs diverge at a high rate, with it they do not.",
-                  inside.diverges_only_with(QK, "none", NORMED)),
+                  by.compare(of.DIVERGED, QK, NORMED, "none")),
             Claim("Without it the largest attention score of block 0 grows far past that of the stable run (here: ten "
-                  "times).", inside.trace_larger("attention_logit_max/0", inside.peak, QK, "none", NORMED, 10)),
+                  "times).", by.compare(of.traced("attention_logit_max/0", of.peak), QK, NORMED, "none", factor=10)),
             Claim("Block 0 typically has the largest scores.",
-                  inside.first_block_largest("attention_logit_max", WITHOUT)),
+                  by.each(of.largest_in_first_block("attention_logit_max"), WITHOUT, typically=True)),
         ],
     ),
-    "zloss_lr": Experiment(
-        figure="Figure 3",
+    Experiment(
+        name="zloss_lr", figure="Figure 3", group=["loss.z_loss", "optimizer.weight_decay"],
         question="Does z-loss, or weight decay, prevent the divergence of output logits?",
-        group=["loss.z_loss", "optimizer.weight_decay"],
         claims=[
             Claim("Without weight decay, z-loss lowers sensitivity at each size.",
-                  loss.lower_s("loss.z_loss", 1e-4, 0, {"optimizer.weight_decay": 0})),
+                  by.compare(of.S, "loss.z_loss", 1e-4, 0, {"optimizer.weight_decay": 0})),
             Claim("Without z-loss, weight decay lowers it for the larger models.",
-                  loss.lower_s("optimizer.weight_decay", 1e-4, 0, {"loss.z_loss": 0}, largest=True)),
+                  by.compare(of.S, "optimizer.weight_decay", 1e-4, 0, {"loss.z_loss": 0}, at=by.LARGEST)),
             Claim("With neither, training is unstable at the highest rate at every size.",
-                  loss.unstable_at_top({"loss.z_loss": 0, "optimizer.weight_decay": 0})),
+                  by.each(of.UNSTABLE_AT_TOP, {"loss.z_loss": 0, "optimizer.weight_decay": 0})),
         ],
     ),
-    "zloss_trace": Experiment(
-        figure="Figure 4",
-        question="What do output logits do over a run without z-loss?",
-        group=["loss.z_loss"],
+    Experiment(
+        name="zloss_trace", figure="Figure 4", group=["loss.z_loss"],
         traces=["train_loss", "output_logit_mean", "log_z_mean"],
+        question="What do output logits do over a run without z-loss?",
         claims=[
             Claim("Without z-loss the mean output logit drifts further (here: twice as far).",
-                  inside.trace_larger("output_logit_mean", inside.drift, "loss.z_loss", 0, 1e-4, 2)),
+                  by.compare(of.traced("output_logit_mean", of.drift), "loss.z_loss", 1e-4, 0, factor=2)),
             Claim("The drift is downwards, to very negative logits.",
-                  inside.falls("output_logit_mean", {"loss.z_loss": 0})),
-            Claim("It comes late in training.", inside.late("output_logit_mean", {"loss.z_loss": 0})),
+                  by.each(of.recorded(of.falls_below_zero, "output_logit_mean"), {"loss.z_loss": 0})),
+            Claim("It comes late in training.",
+                  by.each(of.recorded(of.drifts_late, "output_logit_mean"), {"loss.z_loss": 0})),
         ],
     ),
-    "warmup_lr": Experiment(
-        figure="Figure 5",
+    Experiment(
+        name="warmup_lr", figure="Figure 5", group=["schedule.warmup"],
         question="Does a longer warm-up lower learning-rate sensitivity?",
-        group=["schedule.warmup"],
         claims=[
             Claim("The longest warm-up has a lower sensitivity than the shortest.",
-                  single.falls_along("schedule.warmup", "S")),
-            Claim("It has the lower loss at the best rate too.", single.falls_along("schedule.warmup", "best loss")),
-            Claim("The gain is the largest for the largest model.", single.gain_grows("schedule.warmup")),
+                  lines.along(of.S, "schedule.warmup", lines.falls)),
+            Claim("It has the lower loss at the best rate too.",
+                  lines.along(of.best_loss(3), "schedule.warmup", lines.falls)),
+            Claim("The gain is the largest for the largest model.",
+                  lines.more_at_largest(of.S, "schedule.warmup", lines.falls)),
         ],
     ),
-    "indep_wd_lr": Experiment(
-        figure="Figure 6",
+    Experiment(
+        name="indep_wd_lr", figure="Figure 6", group=["optimizer.decay"],
         question="Does weight decay that does not scale with the learning rate lower its sensitivity?",
-        group=["optimizer.decay"],
         claims=[
             Claim("Independent decay has the lower sensitivity, coupled decay scored with its better range.",
-                  loss.lower_s("optimizer.decay", "independent", "coupled")),
+                  by.compare(of.S, "optimizer.decay", "independent", "coupled")),
         ],
     ),
-    "width_depth_lr": Experiment(
-        figure="Figure 7",
+    Experiment(
+        name="width_depth_lr", figure="Figure 7", group=[SCAN],
         question="Does sensitivity grow faster with depth or with width?",
-        group=[SCAN],
         claims=[
             Claim("Sensitivity grows faster with depth than with width.",
-                  loss.s_rises(faster=(SCAN, "depth", "width"))),
+                  lines.differ(of.S, lines.SLOPE, SCAN, "width", "depth")),
             Claim("Depth still gives the lower loss at the largest common size.",
-                  loss.lower_best_loss(SCAN, "depth", "width", largest=True)),
+                  by.compare(of.BEST_LOSS, SCAN, "depth", "width", at=by.LARGEST)),
         ],
     ),
-    "mup_simple_lr": Experiment(
-        figure="Figure 8",
+    Experiment(
+        name="mup_simple_lr", figure="Figure 8", group=[PAR],
         question="Does muParam (simple) lower sensitivity, or only hold the best learning rate in place?",
-        group=[PAR],
         claims=[
             Claim("The best rate moves less over widths with muParam (simple) than without.",
-                  loss.best_lr_steady({PAR: "mup_simple"}, against={PAR: "standard"})),
+                  lines.differ(of.BEST_LR, lines.SPREAD, PAR, "mup_simple", "standard")),
             Claim("muParam does not lower the loss at the best rate.",
-                  loss.lower_best_loss(PAR, "mup_simple", "standard", contrary=True)),
-            Claim("muParam does not lower sensitivity.", loss.lower_s(PAR, "mup_simple", "standard", contrary=True)),
+                  by.compare(of.BEST_LOSS, PAR, "mup_simple", "standard", contrary=True)),
+            Claim("muParam does not lower sensitivity.",
+                  by.compare(of.S, PAR, "mup_simple", "standard", contrary=True)),
         ],
     ),
-    "predict_logits": Experiment(
-        figure="Figure 9",
+    Experiment(
+        name="predict_logits", figure="Figure 9", group=[QK], quantities=[LOGIT],
         question="Do the attention scores of small models foretell at which size and rate training diverges?",
-        group=[QK],
-        quantities=[LOGIT],
         claims=[
             Claim("At a given rate the largest score of block 0 grows with N.",
-                  inside.quantity_moves(LOGIT, "N", rising=True, where=WITHOUT)),
-            Claim("Every run whose score passes 1e4 diverges.", inside.crossing_diverges(LOGIT, WITHOUT)),
-            Claim("A quadratic fit to the smaller sizes foretells the largest.", inside.largest_predicted(LOGIT)),
+                  lines.along(of.measured_as(LOGIT), "N", lines.rises, WITHOUT)),
+            Claim("Every run whose score passes 1e4 diverges.", by.past_threshold_diverges(LOGIT, WITHOUT)),
+            Claim("A quadratic fit to the smaller sizes foretells the largest.", by.largest_foretold(LOGIT)),
         ],
     ),
-    "kappa": Experiment(
-        figure="Figure 10",
+    Experiment(
+        name="kappa", figure="Figure 10", group=["model.kappa"], against="model.kappa",
         question="How large may attention scores be before they hurt?",
-        group=["model.kappa"],
-        against="model.kappa",
         claims=[
-            Claim("Up to kappa = 100 the loss stays near its best (here: 0.1 nats).", single.kappa_harmless(100)),
-            Claim("From kappa = 1,000 on the loss is worse (here: 0.1 nats).", single.kappa_hurts(1000)),
-            Claim("At kappa = 10,000 it is worse than that of a model without layers.", single.kappa_below_bigram(1e4)),
+            Claim("Up to kappa = 100 the loss stays near its best (here: 0.1 nats).",
+                  by.loss_beside(KAPPA, BIGRAM, 0, 100, within=0.1)),
+            Claim("From kappa = 1,000 on the loss is worse (here: 0.1 nats).",
+                  by.loss_beside(KAPPA, BIGRAM, 1e3, above=0.1)),
+            Claim("At kappa = 10,000 it is worse than that of a model without layers.",
+                  by.loss_beside(KAPPA, BIGRAM, 1e4)),
         ],
     ),
-    "gradrms_scaling": Experiment(
-        figure="Figure 11",
+    Experiment(
+        name="gradrms_scaling", figure="Figure 11", quantities=[_gradient(FIRST_MLP)],
         question="Do gradients fall to AdamW's eps as models and learning rates grow?",
-        quantities=[_gradient(FIRST_MLP)],
         claims=_gradient_claims(FIRST_MLP),
     ),
-    "adam_eps": Experiment(
-        figure="Figures 12, 13 and E.15",
-        question="Does AdamW's eps stop learning where gradients are small?",
-        group=["optimizer.eps"],
-        against="optimizer.eps",
+    Experiment(
+        name="adam_eps", figure="Figures 12, 13 and E.15", group=["optimizer.eps"], against="optimizer.eps",
         traces=["train_loss", f"grad_rms/{FIRST_MLP}", f"update_rms/{FIRST_MLP}"],
+        question="Does AdamW's eps stop learning where gradients are small?",
         claims=[
             Claim("At a high rate (here: the highest) eps = 1e-15 has a lower loss than 1e-8.",
-                  loss.lower_loss_at_top("optimizer.eps", 1e-15, 1e-8)),
+                  by.compare(of.LOSS, "optimizer.eps", 1e-15, 1e-8, at=by.HIGHEST)),
             Claim("There eps = 1e-6 is worse than 1e-8 (in the paper it diverges).",
-                  loss.lower_loss_at_top("optimizer.eps", 1e-8, 1e-6)),
+                  by.compare(of.LOSS, "optimizer.eps", 1e-8, 1e-6, at=by.HIGHEST)),
             Claim("Updates are smaller where the gradient's RMS is below eps.",
-                  inside.updates_shrink_below(f"grad_rms/{FIRST_MLP}", f"update_rms/{FIRST_MLP}")),
+                  by.smaller_below_eps(f"grad_rms/{FIRST_MLP}", f"update_rms/{FIRST_MLP}")),
         ],
     ),
-    "output_norm": Experiment(
-        figure="Figure C.1",
+    Experiment(
+        name="output_norm", figure="Figure C.1", quantities=[SECOND_BLOCK],
         question="How does the size of the residual stream depend on N, learning rate and depth?",
-        quantities=[SECOND_BLOCK],
         claims=[
             Claim("The RMS after block 2 (here the second, which every size has) hardly depends on N (here: within a "
-                  "factor of two).", inside.steady_in_n(SECOND_BLOCK.name, 2)),
-            Claim("It rises with the learning rate.", inside.quantity_moves(SECOND_BLOCK, "lr", rising=True)),
-            Claim("It rises with depth.", inside.rises_with_block("residual_rms")),
+                  "factor of two).", lines.along(of.measured_as(SECOND_BLOCK), "N", lines.steady(2))),
+            Claim("It rises with the learning rate.", lines.along(of.measured_as(SECOND_BLOCK), "lr", lines.rises)),
+            Claim("It rises with depth.", by.each(of.rises_with_block("residual_rms"))),
         ],
     ),
-    "qk_alignment": Experiment(
-        figure="Figure E.1",
+    Experiment(
+        name="qk_alignment", figure="Figure E.1", group=[QK], traces=["q_rms/0", "k_rms/0", "qk_cosine/0"],
         question="Do attention scores grow because queries and keys grow, or because they align?",
-        group=[QK],
-        traces=["q_rms/0", "k_rms/0", "qk_cosine/0"],
         claims=[
             Claim("The norms of queries and keys grow by more than their cosine.",
-                  inside.growth_is_in(["q_rms/0", "k_rms/0"], "qk_cosine/0", WITHOUT)),
+                  by.each(of.recorded(of.norms_outgrow, "q_rms/0", "k_rms/0", "qk_cosine/0"), WITHOUT)),
         ],
     ),
-    "width_depth_noqk": Experiment(
-        figure="Figure E.2",
+    Experiment(
+        name="width_depth_noqk", figure="Figure E.2", group=[SCAN],
         question="Without qk-layernorm, do both ways to scale bring instability?",
-        group=[SCAN],
-        claims=[Claim("Without qk-layernorm sensitivity grows along width and along depth.", loss.s_rises(WITHOUT))],
+        claims=[Claim("Without qk-layernorm sensitivity grows along width and along depth.",
+                      lines.along(of.S, "N", lines.rises, WITHOUT))],
     ),
-    "shape_scaling": Experiment(
-        figure="Figure E.3",
+    Experiment(
+        name="shape_scaling", figure="Figure E.3", group=[SCAN],
         question="Which way to scale a model has the lowest loss at its best learning rate?",
-        group=[SCAN],
         claims=[
-            Claim("Scaling width and depth together is best at the largest size.", single.joint_best()),
-            Claim("A power law through its smaller sizes extrapolates best.", single.joint_extrapolates_best()),
+            Claim("Scaling width and depth together is best at the largest size.",
+                  by.compare(of.BEST_LOSS, SCAN, "joint", ("width", "depth"), at=by.LARGEST)),
+            Claim("A power law through its smaller sizes extrapolates best.",
+                  lines.differ(of.BEST_LOSS, lines.MISS_AT_LARGEST, SCAN, "joint", ("width", "depth"))),
         ],
     ),
-    "mup_simple_noqk": Experiment(
-        figure="Figure E.4",
+    Experiment(
+        name="mup_simple_noqk", figure="Figure E.4", group=[PAR],
         question="Does muParam (simple) replace qk-layernorm?",
-        group=[PAR],
         claims=[
             Claim("The best rate is steady over widths with muParam (simple).",
-                  loss.best_lr_steady({PAR: "mup_simple"})),
+                  lines.along(of.BEST_LR, "N", lines.steady(GRID_STEP), {PAR: "mup_simple"})),
             Claim("Without qk-layernorm the largest model with muParam still is unstable at the highest rate.",
-                  loss.unstable_at_top({PAR: "mup_simple", **WITHOUT}, largest=True)),
+                  by.each(of.UNSTABLE_AT_TOP, {PAR: "mup_simple", **WITHOUT}, at=by.LARGEST)),
         ],
     ),
-    "mup_full": Experiment(
-        figure="Figure E.5",
+    Experiment(
+        name="mup_full", figure="Figure E.5", group=[PAR, QK],
         question="What does the full muParam change over its simple form?",
-        group=[PAR, QK],
         claims=[
             Claim("With qk-layernorm the full muParam trains at a rate of 1.",
-                  loss.trains_at(1.0, {PAR: "mup_full", **WITH})),
+                  by.each(of.trains_at(1.0), {PAR: "mup_full", **WITH}, at=by.LARGEST)),
             Claim("It does not lower the best loss at the largest size.",
-                  loss.lower_best_loss(PAR, "mup_full", "mup_simple", WITH, largest=True, contrary=True)),
+                  by.compare(of.BEST_LOSS, PAR, "mup_full", "mup_simple", WITH, at=by.LARGEST, contrary=True)),
         ],
     ),
-    "attn_scale": Experiment(
-        figure="Figure E.6",
+    Experiment(
+        name="attn_scale", figure="Figure E.6", group=["model.attention_scale", QK],
         question="Does dividing attention scores by d_head replace qk-layernorm?",
-        group=["model.attention_scale", QK],
         claims=[
             Claim("1/d_head is slightly better at the smallest size, slightly worse at the largest.",
-                  single.better_small_worse_large("model.attention_scale", "inverse", "inverse_sqrt")),
+                  by.opposite_at_ends(of.BEST_LOSS, "model.attention_scale", "inverse", "inverse_sqrt")),
             Claim("With 1/d_head, qk-layernorm still lowers sensitivity.",
-                  loss.lower_s(QK, NORMED, "none", {"model.attention_scale": "inverse"})),
+                  by.compare(of.S, QK, NORMED, "none", {"model.attention_scale": "inverse"})),
         ],
     ),
-    "steps": Experiment(
-        figure="Figure E.7",
+    Experiment(
+        name="steps", figure="Figure E.7", group=["budget.steps"],
         question="Does sensitivity depend on the number of steps?",
-        group=["budget.steps"],
-        claims=[Claim("Sensitivity does not change with the number of steps.", loss.s_unchanged("budget.steps"))],
+        claims=[Claim("Sensitivity does not change with the number of steps.",
+                      lines.along(of.S, "budget.steps", lines.steady(slack=0.02)))],
     ),
-    "qknorm_axis": Experiment(
-        figure="Figure E.8",
+    Experiment(
+        name="qknorm_axis", figure="Figure E.8", group=["model.qk_norm_axis"],
         question="Should queries and keys be normed per head or over the full width?",
-        group=["model.qk_norm_axis"],
         claims=[Claim("Per head is slightly better at the best rate.",
-                      loss.lower_best_loss("model.qk_norm_axis", "head", "full"))],
+                      by.compare(of.BEST_LOSS, "model.qk_norm_axis", "head", "full"))],
     ),
-    "batch": Experiment(
-        figure="Figure E.9",
+    Experiment(
+        name="batch", figure="Figure E.9", group=["batch.sequences"],
         question="Does sensitivity depend on the batch, at a fixed number of tokens?",
-        group=["batch.sequences"],
-        claims=[Claim("Sensitivity does not change with the batch.", loss.s_unchanged("batch.sequences"))],
+        claims=[Claim("Sensitivity does not change with the batch.",
+                      lines.along(of.S, "batch.sequences", lines.steady(slack=0.02)))],
     ),
-    "wd_value": Experiment(
-        figure="Figure E.10",
+    Experiment(
+        name="wd_value", figure="Figure E.10", group=["optimizer.weight_decay"],
         question="Where does more weight decay move the best learning rate?",
-        group=["optimizer.weight_decay"],
-        claims=[Claim("More decay moves the best rate slightly up.", loss.best_lr_moves_up("optimizer.weight_decay"))],
+        claims=[Claim("More decay moves the best rate slightly up.",
+                      lines.along(of.BEST_LR, "optimizer.weight_decay", lines.only_rises))],
     ),
-    "pointwise_attn": Experiment(
-        figure="Figure E.11",
-        question="Is softmax the cause of growing attention scores?",
-        group=["model.attention_normaliser", QK],
-        quantities=[LOGIT],
+    Experiment(
+        name="pointwise_attn", figure="Figure E.11", group=["model.attention_normaliser", QK], quantities=[LOGIT],
         traces=["train_loss", "attention_logit_max/0"],
+        question="Is softmax the cause of growing attention scores?",
         claims=[
             Claim("Scores grow without softmax too: past those with qk-layernorm (here: ten times).",
-                  inside.larger_at_step(LOGIT, QK, "none", NORMED, 10, {"model.attention_normaliser": "relu2"})),
+                  by.compare(of.measured_as(LOGIT), QK, NORMED, "none", {"model.attention_normaliser": "relu2"},
+                             at=by.MOST, factor=10)),
         ],
     ),
-    "gradrms_kernel": Experiment(
-        figure="Figure E.12",
+    Experiment(
+        name="gradrms_kernel", figure="Figure E.12", quantities=[_gradient(KEY_PROJECTION)],
         question="Do the gradients of the key projection fall as those of the MLP do?",
-        quantities=[_gradient(KEY_PROJECTION)],
         claims=_gradient_claims(KEY_PROJECTION),
     ),
-    "update_trace": Experiment(
-        figure="Figure E.13",
+    Experiment(
+        name="update_trace", figure="Figure E.13", traces=[f"grad_rms/{FIRST_MLP}", f"update_rms/{FIRST_MLP}"],
         question="What do updates do when gradients near eps?",
-        traces=[f"grad_rms/{FIRST_MLP}", f"update_rms/{FIRST_MLP}"],
         claims=[
             Claim("Updates shrink when the gradient's RMS nears eps.",
-                  inside.update_follows_gradient(f"grad_rms/{FIRST_MLP}", f"update_rms/{FIRST_MLP}")),
+                  by.each(of.recorded(of.shrinks_near_eps, f"grad_rms/{FIRST_MLP}", f"update_rms/{FIRST_MLP}"))),
             Claim("Gradients come closest to eps at the largest N.",
-                  inside.quantity_moves(_gradient(FIRST_MLP), "N", rising=False)),
+                  lines.along(of.measured_as(_gradient(FIRST_MLP)), "N", lines.falls)),
         ],
     ),
-    "param_rms_lr": Experiment(
-        figure="Figure E.14",
+    Experiment(
+        name="param_rms_lr", figure="Figure E.14", group=["optimizer.scale_lr_by_param_rms"],
         question="Does a learning rate relative to the size of the parameters hold the best one in place?",
-        group=["optimizer.scale_lr_by_param_rms"],
         claims=[
             Claim("With the scaled rate the best one is steady over sizes.",
-                  loss.best_lr_steady({"optimizer.scale_lr_by_param_rms": True})),
+                  lines.along(of.BEST_LR, "N", lines.steady(GRID_STEP), {"optimizer.scale_lr_by_param_rms": True})),
         ],
     ),
-}  # fmt: skip
-SWEEPS["nano_lr"] = SWEEPS["qknorm_lr"]  # its small picture
-SWEEPS["mitigations"] = Experiment(
-    question="What else keeps high learning rates trainable without qk-layernorm?", group=["logging.group"]
+    Experiment(
+        name="mitigations", group=["logging.group"],
+        question="What else keeps high learning rates trainable without qk-layernorm?",
+    ),
+]  # fmt: skip
+
+PAPER = Paper(
+    name="small_scale_proxies",
+    authors="Wortsman et al. 2023",
+    title="Small-scale proxies for large-scale Transformer training instabilities",
+    arxiv="2309.14322",
+    settings={"budget.steps": 1e5, "batch.sequences": 256, "batch.sequence_length": 512, "data.name": "c4"},
+    experiments=EXPERIMENTS,
 )
-
-
-def experiment_of(name: str) -> Experiment:
-    """The experiment of a sweep's name; one without claims where the paper has none of that name."""
-    return SWEEPS.get(name, Experiment())
-
-
-def judged(name: str, evidence: Evidence) -> list[tuple[Claim, Verdict]]:
-    """The paper's claims for a sweep with this study's verdicts."""
-    return [(claim, claim.verdict(evidence)) for claim in experiment_of(name).claims]

@@ -17,39 +17,46 @@ from scaling_testbed.analysis.figures.drawing import Panel, save
 from scaling_testbed.analysis.rows.conditions import text
 from scaling_testbed.analysis.rows.study import LR, SIZE, Row, Study, name_of, number
 from scaling_testbed.errors import UserError
-from scaling_testbed.papers.evidence import Evidence, Verdict
-from scaling_testbed.papers.small_scale_proxies import Claim, Experiment, experiment_of, judged
+from scaling_testbed.papers.measures import Evidence
+from scaling_testbed.papers.paper import Claim, Experiment, Paper, Verdict, experiment_of
 from scaling_testbed.report import law as law_report
 from scaling_testbed.report import page
-
-PAPER = {"budget.steps": 1e5, "batch.sequences": 256, "batch.sequence_length": 512, "data.name": "c4"}
 
 
 def write_report(study: Study, path: Path, figures: Path | None = None) -> list[str]:
     """Write the page, and its figures as figures.png and figures.svg where a stem is given; returns what
     to say about it: each claim with its verdict, and where the files are. Raises UserError where one cannot be written.
     """
-    experiment = experiment_of(study.name)
+    paper, experiment = experiment_of(study)
     evidence = Evidence(study, experiment.group)
-    verdicts = judged(study.name, evidence)
+    verdicts = judged(experiment, evidence)
     drawn, reasons = _panels(experiment, evidence)
     laws = law_sections(study.path)
     sections = [
-        ("Claims of the paper", _claims(experiment, verdicts) if verdicts or not laws else Markup()),
+        ("Claims of the paper", _claims(paper, verdicts) if verdicts or not laws else Markup()),
         ("Figures", page.figures(drawn) + page.paragraphs(reasons) if drawn or reasons else Markup()),
         *laws,
         ("Learning-rate sensitivity", _sensitivity(evidence)),
         ("Extrapolation in N", _extrapolation(experiment, evidence)),
         ("The grid", _grid(study)),
-        ("What was shortened", _shortened(study)),
+        ("What was shortened", _shortened(study, paper)),
         ("Versions, devices, seeds", _provenance(study)),
         ("All runs", _runs(study, evidence.group)),
     ]
     title = study.name + (f" at scale {study.scale}" if study.scale else "")
-    page.write(path, title, _intro(study, experiment), sections)
+    page.write(path, title, _intro(study, paper, experiment), sections)
     written = [path, *(save(drawn, figures) if figures and drawn else [])]
-    said = [f"{verdict:11}  {claim.text}\n             {words}" for claim, (verdict, words) in verdicts]
-    return [*said, f"wrote {', '.join(map(str, written))}"]
+    return [*verdict_lines(verdicts), f"wrote {', '.join(map(str, written))}"]
+
+
+def judged(experiment: Experiment, evidence: Evidence) -> list[tuple[Claim, Verdict]]:
+    """Each claim of an experiment with this study's verdict."""
+    return [(claim, claim.verdict(evidence)) for claim in experiment.claims]
+
+
+def verdict_lines(verdicts: Sequence[tuple[Claim, Verdict]]) -> list[str]:
+    """Two lines for each claim: the verdict and what is claimed, and below it the number."""
+    return [f"{verdict:11}  {claim}\n             {words}" for claim, (verdict, words) in verdicts]
 
 
 def write_laws(folder: Path, path: Path) -> None:
@@ -72,7 +79,7 @@ def law_sections(folder: Path) -> list[page.Section]:
 def write_traces(study: Study, folder: Path) -> list[Path]:
     """Write what the study's experiment looks at over the steps of its runs as folder/<run_id>.jsonl.gz, for a study
     that is kept without its runs' folders; returns the paths, none where it looks at no trace."""
-    quantities = {name.partition("/")[0] for name in experiment_of(study.name).traces}
+    quantities = {name.partition("/")[0] for name in experiment_of(study)[1].traces}
     paths = []
     for row in study.rows if quantities else ():
         steps = study.trace(row)
@@ -86,15 +93,16 @@ def write_traces(study: Study, folder: Path) -> list[Path]:
     return paths
 
 
-def _intro(study: Study, experiment: Experiment) -> list[str]:
-    source = f"{experiment.figure} of Wortsman et al. 2023 (arXiv 2309.14322)" if experiment.figure else ""
+def _intro(study: Study, paper: Paper | None, experiment: Experiment) -> list[str]:
+    source = f"{experiment.figure} of {paper}" if paper and experiment.figure else ""
     return [line for line in (experiment.question, source, study.description) if line]
 
 
-def _claims(experiment: Experiment, verdicts: Sequence[tuple[Claim, Verdict]]) -> Markup:
+def _claims(paper: Paper | None, verdicts: Sequence[tuple[Claim, Verdict]]) -> Markup:
     if not verdicts:
-        return page.paragraphs(["The paper has no experiment of this name."])
-    return page.render("claims", claims=[(claim.text, verdict, words) for claim, (verdict, words) in verdicts])
+        names = "sweep.json names no experiment of a paper; --experiment chooses one."
+        return page.paragraphs([names if paper is None else "The paper claims nothing of this."])
+    return page.render("claims", claims=[(str(claim), verdict, words) for claim, (verdict, words) in verdicts])
 
 
 def _panels(experiment: Experiment, evidence: Evidence) -> tuple[list[Panel], list[str]]:
@@ -110,6 +118,8 @@ def _panels(experiment: Experiment, evidence: Evidence) -> tuple[list[Panel], li
 
 
 def _sensitivity_panels(experiment: Experiment, evidence: Evidence) -> list[Panel]:
+    if not any(LR in row for row in evidence.study.rows):
+        return []
     if experiment.against is not None:
         against = panels.against_key(evidence.curves, experiment.against, _capped_loss, panels.LOSS_LABEL)
         if against.lines:
@@ -144,6 +154,8 @@ def _capped_loss(row: Row) -> float:
 
 
 def _sensitivity(evidence: Evidence) -> Markup:
+    if not any(LR in row for row in evidence.study.rows):
+        return Markup()  # rows of others, about something else
     try:
         found = evidence.sensitivities
     except UserError as error:
@@ -178,22 +190,25 @@ def _grid(study: Study) -> Markup:
     said = ", ".join(f"{number} {state}" for state, number in sorted(states.items()))
     sizes = _distinct(study.rows, lambda row: row.get(SIZE), lambda n: f"{n:,}")
     rates = _distinct(study.rows, lambda row: row.get(LR), lambda lr: f"{lr:g}")
-    lines = [f"{total} runs: {said}.", f"N (non-embedding): {sizes}.", f"Learning rates: {rates}."]
+    lines = [f"{total} runs: {said}."]
+    lines += [
+        f"{what}: {values}." for what, values in (("N (non-embedding)", sizes), ("Learning rates", rates)) if values
+    ]
     lines += [f"Without a result: {'; '.join(map(name_of, study.missing))}."] if study.missing else []
     return page.paragraphs(lines)
 
 
-def _shortened(study: Study) -> Markup:
+def _shortened(study: Study, paper: Paper | None) -> Markup:
     """What differs from the paper's setting, beside what the sweep varies."""
     records = (
         [{"setting": "scale", "paper": "paper", "here": study.scale}] if study.scale not in (None, "paper") else []
     )
-    for key, paper in PAPER.items():
+    for key, theirs in (paper.settings if paper else {}).items():
         own = list(
             dict.fromkeys(text(row.get("steps_planned" if key == "budget.steps" else key)) for row in study.rows)
         )
-        if own and own not in (["null"], [text(paper)]):
-            records.append({"setting": key, "paper": text(paper), "here": ", ".join(own)})
+        if own and own not in (["null"], [text(theirs)]):
+            records.append({"setting": key, "paper": text(theirs), "here": ", ".join(own)})
     return page.table(records)
 
 

@@ -1,6 +1,8 @@
 """A sweep file: which overrides each run of a grid has.
 
     description: one line
+    paper: small_scale_proxies          # with experiment: whose question this is, and whose claims `report` judges
+    experiment: qknorm_lr
     analysis: lr_sensitivity            # the analysis that reads the results; null: none
     overrides: [key=value, ...]         # of every run
     axes: {key: [values], ...}          # every combination is a run; a group (model, data, ...) is a key too
@@ -33,11 +35,12 @@ from typing import Any
 from scaling_testbed.config.compose import CONFIG_DIR, override_values
 from scaling_testbed.errors import ConfigError, check_choice
 from scaling_testbed.files import read_yaml
+from scaling_testbed.papers.paper import paper_named
 
 SWEEP_DIR = CONFIG_DIR / "sweep"
 BASE_DIR = SWEEP_DIR / "base"
 ANALYSES = ("lr_sensitivity", "instability", "report", "fit", "frontier")  # of `analyze`
-KEYS = ("description", "analysis", "overrides", "axes", "together", "exclude", "seeds")
+KEYS = ("description", "paper", "experiment", "analysis", "overrides", "axes", "together", "exclude", "seeds")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,13 +48,16 @@ class Sweep:
     """A sweep file as it was read at one scale, with every value in the spelling of the command line.
 
     name: the file's. folder: what its runs are filed under: the name, and the scale's too unless it is the first.
-    scale: None where the file has no scales.
+    scale: None where the file has no scales. paper, experiment: of papers.paper.PAPERS; neither, or a paper alone whose
+    settings the runs have.
     """
 
     name: str
     folder: str = ""
     scale: str | None = None
     description: str = ""
+    paper: str | None = None
+    experiment: str | None = None
     analysis: str | None = None
     overrides: list[str] = field(default_factory=list)
     axes: dict[str, list[str]] = field(default_factory=dict)
@@ -176,6 +182,7 @@ def _parse(content: dict, **named: str | None) -> Sweep:
     content["exclude"] = [_columns("exclude", entry, scalars=True) for entry in content.get("exclude", [])]
     content["seeds"] = [spelled(seed) for seed in content.get("seeds", [0])]
     sweep = Sweep(**named, **content)
+    _check_experiment(sweep)
     for entry in sweep.together:
         if len({len(values) for values in entry.values()}) > 1:
             lengths = ", ".join(f"{key} has {len(values)}" for key, values in entry.items())
@@ -186,6 +193,14 @@ def _parse(content: dict, **named: str | None) -> Sweep:
     if astray := [key for entry in sweep.exclude for key in entry if key not in keys]:
         raise ConfigError(f"exclude names {astray[0]}, which no axis varies")
     return sweep
+
+
+def _check_experiment(sweep: Sweep) -> None:
+    if sweep.paper is None and sweep.experiment is not None:
+        raise ConfigError(f"experiment: {sweep.experiment} needs paper: beside it, the name of the paper it is of")
+    paper = sweep.paper and paper_named(sweep.paper)
+    if paper and sweep.experiment is not None:
+        paper.experiment(sweep.experiment)
 
 
 def _together(entry: Any) -> dict[str, list[str | None]]:

@@ -5,12 +5,12 @@ import errno
 import json
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from scaling_testbed.config.compose import compose_many, quoted
-from scaling_testbed.config.run import RunConfig, flops_per_token, run_folder_path, run_id
+from scaling_testbed.config.run import RunConfig, flatten, flops_per_token, run_folder_path, run_id
 from scaling_testbed.data.preparing.preparation import folder_name
 from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.files import write_json, write_text
@@ -30,7 +30,9 @@ class PlannedRun:
 
     varied: what tells it from the others. n_params: all, as in a row, and flops_6nd = 6 n_params n_tokens as there.
     budget_n_params: the N that the budget counts, under its convention `params`. flops: counted from the matrix
-    products, those of interventions included. memory_bytes: an estimate for each GPU of the run.
+    products, those of interventions included. memory_bytes: an estimate for each GPU of the run. config: the
+    configuration and the counts of parameters under every convention, flat as in a row, so that who reads a plan
+    composes nothing; empty in the plan of a version that did not write it.
     """
 
     run_id: str
@@ -48,6 +50,11 @@ class PlannedRun:
     flops: float
     memory_bytes: int
     gpu_hours: float | None = None
+    config: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def record(self) -> dict[str, Any]:
+        """As one object for --json, without its configuration, which `overrides` compose to."""
+        return {key: value for key, value in asdict(self).items() if key != "config"}
 
     @property
     def budget_flops_6nd(self) -> float:
@@ -115,6 +122,7 @@ def _planned(
         flops_6nd=float(6 * counts.n_params * n_tokens),
         flops=float(flops),
         memory_bytes=estimate_memory(run, model, counts.n_params, precision, processes).total,
+        config={key: value for key, value in flatten(run).items() if "." in key or key == "seed"} | asdict(counts),
     )
 
 
@@ -202,9 +210,11 @@ def told_apart(runs: Iterable[PlannedRun]) -> list[PlannedRun]:
 
 def remember(runs: Sequence[PlannedRun], sweep: Sweep) -> None:
     """Add the runs to the folder's plan.jsonl, so that `status` shows them without the overrides too; sweep.json says
-    which sweep they are of. In a folder that another sweep began, as `name=` allows, it stays that one's."""
+    which sweep they are of, and which experiment of which paper that is. In a folder that another sweep began, as
+    `name=` allows, it stays that one's."""
     folder = sweep_folder(runs)
-    about = {"sweep": sweep.name, "scale": sweep.scale, "description": sweep.description, "analysis": sweep.analysis}
+    about = {key: getattr(sweep, key) for key in ("scale", "paper", "experiment", "description", "analysis")}
+    about = {"sweep": sweep.name, **about}
     with alone_in(folder):
         known = told_apart([*remembered(folder), *runs])
         write_text(folder / PLAN_FILE, "".join(json.dumps(asdict(run)) + "\n" for run in known))

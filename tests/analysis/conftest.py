@@ -37,11 +37,13 @@ def grid(loss, conditions, widths=WIDTHS, lrs=LRS, seeds=(0,), n_layers=2, **mor
 
 @pytest.fixture
 def study(tmp_path):
-    """Returns a function from rows, and traces by run id, to a study folder as committed, loaded."""
+    """Returns a function from rows, and traces by run id, to a study folder as committed, loaded. name: of the folder,
+    and of its sweep unless another is given; sweep.json says that alone, as that of an earlier version."""
 
-    def write(rows, name="qknorm_lr", traces=None, folder=tmp_path):
+    def write(rows, name="qknorm_lr", traces=None, folder=tmp_path, sweep=None):
         place = folder / name
         (place / "metrics").mkdir(parents=True, exist_ok=True)
+        (place / "sweep.json").write_text(json.dumps({"sweep": sweep or name}))
         (place / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         for run_id, lines in (traces or {}).items():
             text = "".join(json.dumps(line) + "\n" for line in lines)

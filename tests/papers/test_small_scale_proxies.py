@@ -4,19 +4,29 @@ does not tell where the data cannot."""
 import itertools
 import math
 import re
+from dataclasses import replace
 
 import pytest
 
 from scaling_testbed.analysis.rows.study import load
 from scaling_testbed.config.compose import CONFIG_DIR, compose
-from scaling_testbed.papers.evidence import AGREES, CANNOT_TELL, DISAGREES, Evidence, Part, pairs, weigh
-from scaling_testbed.papers.small_scale_proxies import SWEEPS, experiment_of, judged
+from scaling_testbed.papers.combinators import pairs, weigh
+from scaling_testbed.papers.measures import Evidence, Part
+from scaling_testbed.papers.paper import AGREES, CANNOT_TELL, DISAGREES
+from scaling_testbed.papers.small_scale_proxies import PAPER
 from scaling_testbed.report.sweep import write_report, write_traces
 from scaling_testbed.sweeps.grid import load_sweep
 from tests.analysis.conftest import grid, make_row
 from tests.papers import worlds
 
-OF_THE_PAPER = [name for name in SWEEPS if name not in ("nano_lr", "mitigations")]
+OF_THE_PAPER = [one.name for one in PAPER.experiments if one.name != "mitigations"]
+
+
+def judged(name, found):
+    """{claim: (verdict, number)} of an experiment, asked of a study."""
+    experiment = PAPER.experiment(name)
+    evidence = Evidence(found, experiment.group)
+    return {claim.text: claim.verdict(evidence) for claim in experiment.claims}
 
 
 @pytest.fixture
@@ -24,8 +34,7 @@ def verdicts(study):
     """Returns a function from a sweep's name, rows and traces to {claim: (verdict, number)}."""
 
     def judge(name, rows, traces=None):
-        found = study(rows, name=name, traces=traces)
-        return {claim.text: said for claim, said in judged(name, Evidence(found, experiment_of(name).group))}
+        return judged(name, study(rows, name=name, traces=traces))
 
     return judge
 
@@ -42,7 +51,8 @@ def test_the_verdict_is_the_one_that_was_planted(verdicts, name, paper, verdict)
 @pytest.mark.parametrize("name", OF_THE_PAPER)
 def test_a_run_without_a_result_keeps_a_claim_from_being_told(verdicts, name):
     rows, traces = getattr(worlds, name)(True)
-    at = {"indep_wd_lr": 1, "mup_full": 20}.get(name, 0)  # the first in the range of S; one of the largest size
+    # the first in the range of S; one of the largest size; one of those that the claim is about
+    at = {"indep_wd_lr": 1, "mup_full": 20, "pointwise_attn": 50}.get(name, 0)
     rows[at] = {**rows[at], "status": "failed"}
     said = verdicts(name, rows, traces)
     told = [got for got, _ in said.values()]
@@ -53,17 +63,16 @@ def test_a_run_without_a_result_keeps_a_claim_from_being_told(verdicts, name):
 def test_every_sweep_of_the_reference_has_claims_with_their_figure():
     assert len(OF_THE_PAPER) == 27
     for name in OF_THE_PAPER:
-        experiment = experiment_of(name)
+        experiment = PAPER.experiment(name)
         assert experiment.claims and experiment.figure.startswith("Figure") and experiment.question.endswith("?")
-    assert experiment_of("no_such_sweep").claims == ()
 
 
 @pytest.mark.parametrize("name", OF_THE_PAPER)
-def test_a_table_of_ones_own_with_the_name_of_a_sweep_lacks_columns_and_has_verdicts_all_the_same(tmp_path, name):
+def test_a_table_of_ones_own_lacks_columns_and_has_verdicts_of_a_chosen_experiment_all_the_same(tmp_path, name):
     lines = [f"{lr},{n},{3 + lr},5.5" for n in (1000, 4000) for lr in (0.01, 0.1, 0.3)]
-    (tmp_path / f"{name}.csv").write_text("\n".join(["lr,n_params,val_loss,val_loss_initial", *lines]))
-    found = load(tmp_path / f"{name}.csv")
-    verdicts = [verdict for _, verdict in judged(name, Evidence(found, experiment_of(name).group))]
+    (tmp_path / "own.csv").write_text("\n".join(["lr,n_params,val_loss,val_loss_initial", *lines]))
+    found = replace(load(tmp_path / "own.csv"), paper=PAPER.name, experiment=name)
+    verdicts = judged(name, found).values()
     assert verdicts and all(text for _, text in verdicts)
     assert write_report(found, tmp_path / "page.html") and write_traces(found, tmp_path / "metrics") == []
 
@@ -180,10 +189,11 @@ def test_s_in_a_claim_is_the_s_of_the_table(study):
         return worlds.bowl(lr, depth=0.2 + (0.9 if seed == 2 else 0.0))
 
     rows = grid(loss, [{"schedule__warmup": value} for value in (0.005, 0.25)], seeds=(0, 1, 2))
-    evidence = Evidence(study(rows, name="warmup_lr"), experiment_of("warmup_lr").group)
-    table = {f"{one.s:.3f}" for one in evidence.sensitivities}
-    said = [number for _, (_, number) in judged("warmup_lr", evidence) if ": S " in number]
-    assert said and set(re.findall(r"S (\d\.\d+) at", said[0])) <= table
+    found = study(rows, name="warmup_lr")
+    table = {f"{one.s:.3f}" for one in Evidence(found, PAPER.experiment("warmup_lr").group).sensitivities}
+    said = [number for _, number in judged("warmup_lr", found).values() if ": S " in number]
+    told = set(re.findall(r"(?:S |, )(\d\.\d+) \[", said[0]))
+    assert told and told <= table
 
 
 def test_missing_runs_keep_a_claim_about_every_run_from_being_told(verdicts):
@@ -212,7 +222,7 @@ def test_a_best_rate_that_falls_anywhere_does_not_move_up(verdicts, rates, verdi
 def test_a_model_where_scans_meet_is_not_compared_with_itself(study):
     rows = grid(lambda *_: 3.0, [{}], widths=(32, 64, 128)) + grid(lambda *_: 3.0, [{}], widths=(64,), n_layers=4)
     found = Evidence(study(rows, name="width_depth_lr"), ["scan"])
-    assert not list(pairs(found.curves, "scan", "depth", "width", lambda curve: curve, by_n=True))
+    assert not list(pairs(found.curves, "scan", "depth", "width"))
 
 
 @pytest.mark.parametrize("scale", ["cpu", "gpu_hour"])
@@ -238,5 +248,5 @@ def test_the_grids_of_shortened_scales_can_tell_what_their_claims_ask(verdicts, 
 @pytest.mark.parametrize("scale", ["paper", "gpu_hour", "cpu"])
 def test_every_model_of_output_norm_has_the_block_that_is_asked_for(scale):
     models = load_sweep("output_norm", scale).axes["model"]
-    block = int(experiment_of("output_norm").quantities[0].name.partition("/")[2])
+    block = int(PAPER.experiment("output_norm").quantities[0].name.partition("/")[2])
     assert all(compose([f"model={name}"]).model.n_layers > block for name in models)

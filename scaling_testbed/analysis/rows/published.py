@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from scaling_testbed.analysis.rows.study import Study
 from scaling_testbed.analysis.rows.tables import Row, read_table
 from scaling_testbed.errors import UserError
 
@@ -56,6 +57,14 @@ SOURCES: dict[str, Callable[[Path], list[Row]]] = {
     "mlfoundations-scaling": models,
     "mlfoundations-scaling-grid": grid,
 }
+
+TESTBEDS = {"mlfoundations-scaling": ("over_training", "overtraining")}  # source -> paper and experiment of its runs
+
+
+def study(source: str, path: Path) -> Study:
+    """A published testbed as a study of its own paper."""
+    paper, experiment = TESTBEDS[source]
+    return Study(name=source, path=path, rows=SOURCES[source](path), paper=paper, experiment=experiment)
 
 
 def _data_folder(path: Path) -> Path:

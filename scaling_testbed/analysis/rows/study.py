@@ -7,7 +7,7 @@ planned and has no final row is kept by name: nothing stands in for it.
 
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.runs.folder import read_metrics
 from scaling_testbed.runs.row import FINAL
 
-SCALES = ("paper", "gpu_hour", "cpu")
 LR, SIZE = "optimizer.lr", "n_params_non_embedding"
 OTHERS_FINISHED = ("completed", "complete", "success", "succeeded", "done", "ok")
 ALIASES = {"lr": LR, "n_params": SIZE}  # columns of a hand-made table
@@ -28,14 +27,18 @@ ALIASES = {"lr": LR, "n_params": SIZE}  # columns of a hand-made table
 class Study:
     """rows: one for each run that is finished or diverged. missing: for each planned run without one, its configuration
     and parameter counts, `status` (missing | failed | preempted) and `label`. planned: whether there is a plan, which
-    says what should be there. scale: None where not recorded."""
+    says what should be there. sweep, scale, paper, experiment: as sweep.json has them, None where it does not say, as
+    none of a folder without one. name: the sweep, else the folder's or file's name, for a title alone."""
 
     name: str
     path: Path
     rows: list[Row]
     missing: list[Row] = field(default_factory=list)
     planned: bool = False
+    sweep: str | None = None
     scale: str | None = None
+    paper: str | None = None
+    experiment: str | None = None
     description: str = ""
 
     def trace(self, row: Row) -> list[Row]:
@@ -65,12 +68,12 @@ def load(path: str | Path) -> Study:
     if not finals and not missing:
         raise UserError(f"{path} holds no row yet; `sweep status` shows how far its runs are")
     return Study(
-        name=sweep_name(about.get("sweep") or (folder.name if folder else path.stem)),
+        name=about.get("sweep") or (folder.resolve().name if folder else path.stem),
         path=path,
         planned=plan is not None,
         rows=sorted(finals, key=lambda row: str(row.get("run_id"))),
         missing=missing,
-        scale=about.get("scale"),
+        **{key: about.get(key) for key in ("sweep", "scale", "paper", "experiment")},
         description=about.get("description") or "",
     )
 
@@ -84,11 +87,6 @@ def where(study: Study, conditions: Iterable[str]) -> Study:
         if not rows and not missing:
             raise ConfigError(f"--where {typed}: no run of {study.path} fits")
     return Study(**{**vars(study), "rows": rows, "missing": missing})
-
-
-def sweep_name(name: str) -> str:
-    """The sweep without its scale: qknorm_lr for qknorm_lr_cpu."""
-    return next((name.removesuffix(f"_{scale}") for scale in SCALES if name.endswith(f"_{scale}")), name)
 
 
 def number(row: Row, key: str) -> float:
@@ -187,28 +185,19 @@ def _unfinished(found: list[Row]) -> list[Row]:
 
 
 def _missing(plan: Path, found: list[Row]) -> list[Row]:
-    """The planned runs without a final row, as rows without results."""
+    """The planned runs without a final row, as rows without results: what the plan holds of each. Raises UserError for
+    one planned by a version that wrote no configuration."""
     state = {row.get("run_id"): row.get("status", "finished") for row in found}
     planned = json_lines(plan)
-    due = [run for run in planned if state.get(run.get("run_id")) not in FINAL]
-    return _composed(plan, due, state) if due else []
-
-
-def _composed(plan: Path, due: list[Row], state: dict[str, str]) -> list[Row]:
-    """Planned runs with their full configuration: a plan holds only what was typed."""
-    from scaling_testbed.config.compose import compose_many
-    from scaling_testbed.config.run import flatten
-    from scaling_testbed.model.counting import count_params
-
-    try:
-        configs = compose_many([run["overrides"] for run in due])
-        counts = [count_params(c.model.resolved(run["vocab_size"])) for run, c in zip(due, configs, strict=True)]
-    except (KeyError, ConfigError) as error:
-        raise UserError(f"{plan}: a planned run without a row cannot be composed any more ({error})") from None
     rows = []
-    for run, config, count in zip(due, configs, counts, strict=True):
+    for run in (run for run in planned if state.get(run.get("run_id")) not in FINAL):
+        if not run.get("config"):
+            raise UserError(
+                f"{plan}: the planned run {run.get('run_id')} has no row, and an earlier version wrote its line "
+                "without a configuration; `sweep run` with what the sweep was started with writes it anew"
+            )
         status = state.get(run["run_id"], "missing")
         varied = " ".join(f"{key}={value}" for key, value in run.get("varied", {}).items())
         named = {"run_id": run["run_id"], "status": status, "label": f"{run['run_id']} ({varied}; {status})"}
-        rows.append({**flatten(config), **asdict(count), **named})
+        rows.append({**run["config"], **named})
     return rows

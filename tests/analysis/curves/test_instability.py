@@ -121,8 +121,8 @@ def test_verdicts_above_and_below_a_threshold(tmp_path):
 
 
 def test_what_is_planned_and_has_no_row_is_predicted(study, tmp_path):
-    overrides = ["model=nano_l", "model.qk_norm=none", "optimizer.lr=1e-2"]
-    planned = {"run_id": "planned", "overrides": overrides, "vocab_size": 257, "varied": {"model": "nano_l"}}
+    config = {"model.qk_norm": "none", "optimizer.lr": 1e-2, "seed": 0, "n_params_non_embedding": 394000}
+    planned = {"run_id": "planned", "config": config, "varied": {"model": "nano_l"}}
     folder = tmp_path / "predict_logits"
     folder.mkdir()
     (folder / "plan.jsonl").write_text(json.dumps(planned) + "\n")
@@ -185,7 +185,7 @@ def test_the_largest_of_each_condition_is_held_out(study):
 
 def test_what_the_sweep_is_about_is_asked_where_nothing_else_is(study, tmp_path, capsys):
     key = "grad_rms/blocks.0.attention.k.weight"
-    study(rows_of(SIZES, field="diagnostics_last_mean", name=key), name="gradrms_kernel_cpu")
+    study(rows_of(SIZES, field="diagnostics_last_mean", name=key), name="gradrms_kernel_cpu", sweep="gradrms_kernel")
     assert analyze.main(["instability", str(tmp_path / "gradrms_kernel_cpu"), "--hold-out-largest"]) == 0
     assert f"{key}, mean of the last steps; unstable below 1e-08" in capsys.readouterr().out
     assert analyze.main(["instability", str(tmp_path / "gradrms_kernel_cpu"), "--eps", "1e-7"]) == 0

@@ -138,12 +138,11 @@ def test_a_hole_in_the_grid_is_named_and_s_withheld(study):
 
 def test_a_planned_run_without_a_final_row_is_named_and_s_withheld(study, tmp_path):
     rates = ("1e-3", "1e-2", "1e-1")
-    overrides = [["model=nano_s", f"optimizer.lr={lr}", "model.qk_norm=none"] for lr in rates]
-    plan = [
-        {"run_id": f"run{i}", "overrides": each, "vocab_size": 257, "varied": {"optimizer.lr": each[1][13:]}}
-        for i, each in enumerate(overrides)
-    ]
     settings = {"n_params_non_embedding": 24736, "model.d_model": 32, "model.n_layers": 2, "model.qk_norm": "none"}
+    plan = [
+        {"run_id": f"run{i}", "config": {"optimizer.lr": float(lr), **settings}, "varied": {"optimizer.lr": lr}}
+        for i, lr in enumerate(rates)
+    ]
     rows = [{**make_row(float(lr), 3.0, run_id=f"run{i}"), **settings} for i, lr in enumerate(rates)]
     rows[1]["status"] = "failed"
     (tmp_path / "qknorm_lr").mkdir()
@@ -209,7 +208,8 @@ def test_the_model_where_scans_over_width_and_depth_meet_is_on_both(study):
 
 def test_the_command_writes_table_json_and_figure(study, tmp_path, capsys):
     conditions = [{"model__qk_norm": name} for name in ("none", "layernorm")]
-    study(grid(lambda c, w, lr, s: 3 + (lr if c["model__qk_norm"] == "none" else 0), conditions), name="qknorm_lr_cpu")
+    rows = grid(lambda c, w, lr, s: 3 + (lr if c["model__qk_norm"] == "none" else 0), conditions)
+    study(rows, name="qknorm_lr_cpu", sweep="qknorm_lr")
     assert analyze.main(["lr_sensitivity", str(tmp_path / "qknorm_lr_cpu")]) == 0
     said = capsys.readouterr().out
     assert "minus the best" in said and "in [0.0003, 0.3] that enter S: 7" in said
@@ -260,12 +260,21 @@ def test_a_plan_beside_a_file_of_rows_says_what_is_missing(study, tmp_path):
     """The file alone would make a grid of what is there, from which a whole rate can be missing unseen."""
     study(grid(lambda c, width, lr, seed: 3.0 + lr, [{}], widths=(32,), lrs=LRS[:-1]))
     place = tmp_path / "qknorm_lr"
-    typed = ["data=markov", "model=nano_xs", "optimizer.lr=3e-1", "budget.steps=3"]
-    planned = {"run_id": "gone", "overrides": typed, "vocab_size": 16, "varied": {"optimizer.lr": "3e-1"}}
+    planned = {"run_id": "gone", "config": {"optimizer.lr": 0.3}, "varied": {"optimizer.lr": "3e-1"}}
     (place / "plan.jsonl").write_text(json.dumps(planned) + "\n")
     for path in (place, place / "results.jsonl"):
         found = load(path)
         assert found.planned and [row["run_id"] for row in found.missing] == ["gone"]
+
+
+def test_a_plan_of_an_earlier_version_is_one_line_that_says_what_to_type(study, tmp_path):
+    place = study(grid(lambda *_: 3.0, [{}], widths=(32,))).path
+    done = {"run_id": load(place).rows[0]["run_id"], "overrides": ["optimizer.lr=3e-4"]}
+    (place / "plan.jsonl").write_text(json.dumps(done) + "\n")
+    assert load(place).missing == []  # a line of a run with a row is not needed
+    (place / "plan.jsonl").write_text(json.dumps({"run_id": "gone", "overrides": ["optimizer.lr=3e-1"]}) + "\n")
+    with pytest.raises(UserError, match=r"plan.jsonl: the planned run gone has no row, .*`sweep run`"):
+        load(place)
 
 
 def test_two_sizes_of_one_shape_in_a_condition_are_refused(study):

@@ -1,0 +1,157 @@
+"""A paper is data that a sweep names and a study is judged by; the committed studies keep their verdicts."""
+
+import dataclasses
+import json
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from scaling_testbed import analyze
+from scaling_testbed.analysis.rows.study import load
+from scaling_testbed.errors import ConfigError
+from scaling_testbed.papers import paper as papers
+from scaling_testbed.papers.measures import Evidence
+from scaling_testbed.papers.paper import CANNOT_TELL, NO_EXPERIMENT, PAPERS, chosen, experiment_of, paper_named
+from scaling_testbed.report.sweep import judged, verdict_lines
+from scaling_testbed.sweeps.grid import SWEEP_DIR, load_sweep
+from tests.analysis.conftest import grid
+
+STUDIES = Path(__file__).resolve().parents[2] / "studies"
+FILED = [path for path in sorted(STUDIES.glob("*/verdicts.txt")) if (path.parent / "sweep.json").exists()]
+
+
+@pytest.mark.parametrize("filed", FILED, ids=lambda path: path.parent.name)
+def test_a_filed_study_has_the_verdicts_that_were_filed(filed):
+    """To the byte, as `analyze report` prints them before the line that says what it wrote."""
+    study = load(filed.parent)
+    _, experiment = experiment_of(study)
+    said = verdict_lines(judged(experiment, Evidence(study, experiment.group)))
+    assert said and "".join(f"{line}\n" for line in said) == filed.read_text()
+
+
+def test_there_are_filed_studies():
+    assert len(FILED) >= 11
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_every_experiment_names_sweeps_that_name_it_back(name):
+    for one in paper_named(name).experiments:
+        for sweep in map(load_sweep, one.sweeps):
+            assert (sweep.paper, sweep.experiment) == (name, one.name)
+
+
+def test_every_shipped_sweep_names_an_experiment():
+    assert all(load_sweep(path.stem).experiment for path in SWEEP_DIR.glob("*.yaml"))
+
+
+def test_a_committed_study_names_its_experiment():
+    for path in sorted(STUDIES.glob("*/sweep.json")):
+        about = json.loads(path.read_text())
+        assert about["sweep"] in paper_named(about["paper"]).experiment(about["experiment"]).sweeps
+
+
+def example():
+    """The code in the docstring of paper.py."""
+    lines = papers.__doc__.splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith("    from "))
+    last = next(i for i, line in enumerate(lines) if line.startswith("    PAPERS.add"))
+    return textwrap.dedent("\n".join(lines[first : last + 1]))
+
+
+@pytest.fixture
+def stranger():
+    assert len(example().splitlines()) <= 10
+    exec(compile(example(), "stranger.py", "exec"), {"__name__": "stranger"})
+    yield paper_named("mine")
+    del PAPERS["mine"]
+
+
+def residuals(better):
+    conditions = [{"model__residual": name} for name in ("pre", "peri")]
+    return grid(lambda c, *_: 3.0 - 0.1 * (c["model__residual"] == better), conditions)
+
+
+@pytest.mark.parametrize(("better", "verdict"), [("peri", "agrees"), ("pre", "disagrees")])
+def test_a_strangers_paper_judges_the_study_of_a_strangers_sweep(stranger, study, tmp_path, capsys, better, verdict):
+    (tmp_path / "own.yaml").write_text("paper: mine\nexperiment: residuals\naxes: {model.residual: [pre, peri]}\n")
+    sweep = load_sweep(str(tmp_path / "own.yaml"))
+    place = study(residuals(better), name="own").path
+    about = {"sweep": sweep.name, "paper": sweep.paper, "experiment": sweep.experiment}
+    (place / "sweep.json").write_text(json.dumps(about))
+    assert analyze.main(["report", str(place)]) == 0
+    assert capsys.readouterr().out.startswith(f"{verdict:11}  Peri-norm has the lower best loss.")
+    page = (place / "report.html").read_text()
+    assert "Which is best?" in page and "Wortsman" not in page
+
+
+def test_a_paper_that_is_not_loaded_is_one_line_that_lists_those_that_are(study, tmp_path, capsys):
+    place = study(residuals("pre")).path
+    (place / "sweep.json").write_text('{"sweep": "own", "paper": "mine", "experiment": "residuals"}')
+    assert analyze.main(["report", str(place)]) == 2
+    said = capsys.readouterr().err
+    assert "paper must be one of small_scale_proxies, over_training, or of a plug-in" in said and said.count("\n") == 1
+    (tmp_path / "own.yaml").write_text("paper: mine\naxes: {seed: [1]}\n")
+    with pytest.raises(ConfigError, match=r"own.yaml: paper must be one of small_scale_proxies, .*got 'mine'"):
+        load_sweep(str(tmp_path / "own.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("experiment: qknorm_lr", "experiment: qknorm_lr needs paper: beside it"),
+        ("paper: small_scale_proxies\nexperiment: qknrom", "experiment must be one of qknorm_lr, .*no 'qknrom'"),
+        ("paper: over_training\nexperiment: qknorm_lr", "experiment must be one of overtraining, "),
+    ],
+)
+def test_a_sweep_of_an_experiment_that_is_not_there_is_refused(tmp_path, text, says):
+    (tmp_path / "own.yaml").write_text(f"{text}\naxes: {{seed: [1]}}\n")
+    with pytest.raises(ConfigError, match=says):
+        load_sweep(str(tmp_path / "own.yaml"))
+
+
+def test_a_sweep_on_a_papers_base_has_its_settings_and_no_experiment(tmp_path, study):
+    (tmp_path / "own.yaml").write_text("base: small_scale_proxies\naxes: {model.norm: [rmsnorm]}\n")
+    sweep = load_sweep(str(tmp_path / "own.yaml"), "cpu")
+    assert (sweep.paper, sweep.experiment) == ("small_scale_proxies", None)
+    found = dataclasses.replace(study(residuals("pre")), paper=sweep.paper)
+    assert experiment_of(found) == (paper_named("small_scale_proxies"), NO_EXPERIMENT)
+
+
+def test_a_folder_of_an_earlier_version_is_told_by_its_sweep_and_no_folder_by_its_name(study):
+    found = study(residuals("pre"), name="anything", sweep="nano_lr")
+    assert experiment_of(found)[1].name == "qknorm_lr"
+    (found.path / "sweep.json").unlink()
+    place = found.path.rename(found.path.with_name("qknorm_lr_cpu"))
+    assert load(place).name == "qknorm_lr_cpu" and experiment_of(load(place)) == (None, NO_EXPERIMENT)
+
+
+def test_an_experiment_is_chosen_by_its_name_or_with_its_papers(study, tmp_path, capsys):
+    assert chosen("qknorm_lr") == chosen("small_scale_proxies/qknorm_lr") == chosen("nano_lr")
+    with pytest.raises(ConfigError, match=r"--experiment must be one of small_scale_proxies/qknorm_lr, .*; got 'kapa'"):
+        chosen("kapa")
+    place = study(residuals("pre"), sweep="own").path
+    assert analyze.main(["report", str(place)]) == 0 and "names no experiment" in (place / "report.html").read_text()
+    assert analyze.main(["report", str(place), "--experiment", "small_scale_proxies/kappa"]) == 0
+    assert "Figure 10 of Wortsman et al. 2023, Small-scale proxies" in (place / "kappa.html").read_text()
+    capsys.readouterr()
+    assert analyze.main(["report", str(place), "--experiment", "kapa"]) == 2
+    assert "got 'kapa'" in capsys.readouterr().err
+
+
+def test_a_name_in_two_papers_is_to_be_typed_with_the_papers(stranger):
+    twin = dataclasses.replace(stranger, name="twin")
+    PAPERS.add("twin", twin)
+    try:
+        with pytest.raises(ConfigError, match="one of mine/residuals, twin/residuals; got 'residuals'"):
+            chosen("residuals")
+        assert chosen("twin/residuals")[0] is twin
+    finally:
+        del PAPERS["twin"]
+
+
+def test_a_claim_without_what_it_needs_cannot_tell(study):
+    found = study([{"run_id": "a", "n_params": 1e4, "loss": 3.0}])
+    for name in PAPERS:
+        for one in paper_named(name).experiments:
+            assert {claim.verdict(Evidence(found, one.group))[0] for claim in one.claims} <= {CANNOT_TELL}
