@@ -119,7 +119,7 @@ def unshardable(run: RunConfig) -> str | None:
     if isinstance(run.optimizer, MuonConfig):
         return "optimizer=muon"  # it orthogonalises whole matrices
     for name, intervention in interventions_of(run).items():
-        if not intervention.shardable:
+        if intervention.unshardable:
             key = intervention.key
             return f"interventions.{name}" if key is None else f"{key}={flatten(run)[key]}"
     return None

@@ -46,12 +46,12 @@ class Intervention:
     """Acts at three places of every step, in this order; by itself it does nothing.
 
     key              the configuration key that switches it on; None: its name under `interventions`
-    shardable        whether it can act on a model of which each process holds a part (parallelism=fsdp)
+    unshardable      why it cannot act on a model of which each process holds a part (parallelism=fsdp); None: it can
     follows_weights  whether `after_update` must see the weights as all other interventions leave them
     """
 
     key: str | None = None
-    shardable = True
+    unshardable: str | None = None
     follows_weights = False
 
     @classmethod

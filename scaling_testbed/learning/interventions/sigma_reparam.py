@@ -16,12 +16,12 @@ class SigmaReparam(Intervention):
     """After an update, makes one power iteration in every model.layers.SigmaReparamLinear (Zhai et al. 2023, arXiv
     2303.06296, section 3.1).
 
-    Singular vectors are those of whole matrices, so it cannot be sharded. They are buffers of the model, so there is no
-    state here. Products of a matrix and a vector are not counted in the FLOPs.
+    The singular vectors are buffers of the model, so there is no state here. Products of a matrix and a vector are not
+    counted in the FLOPs.
     """
 
     key = "model.linear"
-    shardable = False
+    unshardable = "its singular vectors are those of whole matrices"
     follows_weights = True
 
     @classmethod
