@@ -18,8 +18,7 @@ class QkClip(Intervention):
     """After an update, shrinks the queries and keys of heads whose largest logit in the step's batch was above `limit`
     (Kimi K2, arXiv 2507.20534, algorithm 1; `clip_queries_and_keys`).
 
-    Finding the logits computes the scores a second time;
-    that is not counted in the FLOPs, as no recomputation is.
+    Finding the logits computes the scores a second time; that is not counted in the FLOPs, as no recomputation is.
     """
 
     key = "optimizer.qk_clip"

@@ -16,7 +16,7 @@ class SigmaReparam(Intervention):
     """After an update, makes one power iteration in every model.layers.SigmaReparamLinear (Zhai et al. 2023, arXiv
     2303.06296, section 3.1).
 
-    The vectors are buffers of the model, so there is no state here. Products of a matrix and a vector are not
+    The singular vectors are buffers of the model, so there is no state here. Products of a matrix and a vector are not
     counted in the FLOPs.
     """
 
