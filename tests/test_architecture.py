@@ -14,6 +14,7 @@ PACKAGE = "scaling_testbed"
 LAYERS = [
     ("errors",),
     ("files", "keys", "progress", "registry"),
+    ("row_files",),
     ("kernels",),
     ("model",),
     ("learning", "data"),
@@ -28,6 +29,7 @@ LAYERS = [
     ("papers",),
     ("sweeps", "exporting"),
     ("report",),
+    ("api",),
     ("commands",),
     ("train", "prepare", "sweep", "analyze", "export"),
     ("__main__",),
@@ -41,7 +43,14 @@ DOORS = {
     "safetensors": {"exporting/hugging_face.py"},
     "transformers": set(),  # it reads exports, in tests
 }
-ROOMS = {"datasets": "data", "tokenizers": "data", "pyarrow": "data", "triton": "kernels", "scipy": "analysis"}
+ROOMS = {
+    "typer": "commands",
+    "datasets": "data",
+    "tokenizers": "data",
+    "pyarrow": "data",
+    "triton": "kernels",
+    "scipy": "analysis",
+}
 
 
 def modules():

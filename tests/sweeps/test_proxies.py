@@ -7,7 +7,8 @@ from functools import cache
 
 import pytest
 
-from scaling_testbed.commands.sweep import parse
+from scaling_testbed import sweep
+from scaling_testbed.commands import sweep as commands
 from scaling_testbed.config.compose import compose_many, override_values
 from scaling_testbed.config.run import flatten, run_id
 from scaling_testbed.errors import ConfigError
@@ -206,11 +207,15 @@ def test_a_plan_agrees_with_the_table():
     )
 
 
-def test_the_commands_of_the_readme_compose_and_do_what_was_typed():
+def test_the_commands_of_the_readme_compose_and_do_what_was_typed(monkeypatch, capsys):
     lines = [line.partition("#")[0].split() for line in (SWEEP_DIR / "README.md").read_text().splitlines()]
-    commands = [parse(words[3:]) for words in lines if words[:3] == ["python", "-m", "scaling_testbed.sweep"]]
-    assert len(commands) == 14
-    for command in commands:
+    typed = [words[3:] for words in lines if words[:3] == ["python", "-m", "scaling_testbed.sweep"]]
+    assert len(typed) == 14
+    monkeypatch.setattr(commands, "_run", lambda chosen, *_: commands.planned(chosen) and 0)
+    asked, made = commands.asked, []
+    monkeypatch.setattr(commands, "asked", lambda *words: made.append(asked(*words)) or made[-1])
+    assert [sweep.main(words) for words in typed] == [0] * 14 and "note: " not in capsys.readouterr().err
+    for command in made:
         typed = dict(map(override_values, command.typed))
         points = covering(command.sweep.points(), typed) or command.sweep.points()[:1]
         runs = [flatten(run) for run in compose_many([overrides(command.sweep, point) for point in points])]
