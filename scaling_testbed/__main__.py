@@ -1,25 +1,35 @@
 """`scaling-testbed train ...` and `python -m scaling_testbed train ...`: the doors under one name."""
 
+import functools
 import importlib
+import os
 import sys
 
-DOORS = {
-    "train": "train one model",
-    "sweep": "plan, run, submit and watch grids of runs",
-    "prepare": "tokenise a corpus into shards",
-    "analyze": "learning-rate sensitivity, instabilities, laws, reports, a look into a checkpoint, task scores",
-    "export": "write a checkpoint for Hugging Face's transformers",
-}
+from scaling_testbed import analyze, sweep
+from scaling_testbed.commands.app import add_door, add_verb, application, run
+from scaling_testbed.commands.export import export
+
+NAME = "scaling-testbed"
+ABOUT = "Pretrain small language models in grids, and read what they found."
+
+
+def _open(name: str, words: list[str]) -> int:
+    """A door whose arguments are Hydra's; loaded when it is opened."""
+    return importlib.import_module(f"scaling_testbed.{name}").main(words)
+
+
+app = application(ABOUT, groups={"sweep": sweep.app, "analyze": analyze.app}, completion=True)
+for name, about in {"train": "Train one model.", "prepare": "Tokenise a corpus into shards."}.items():
+    add_door(app, name, about, functools.partial(_open, name))
+add_verb(app, export)
 
 
 def main() -> int:
-    """Open the door named by the first argument; returns the exit status."""
-    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
-    if name in DOORS:
-        return importlib.import_module(f"scaling_testbed.{name}").main(sys.argv[2:])
-    usage = "usage: scaling-testbed COMMAND [key=value ...]\n" + "\n".join(f"  {k:9}{v}" for k, v in DOORS.items())
-    print(usage if name in ("-h", "--help") else f"error: there is no command {name!r}\n{usage}")
-    return 0 if name in ("-h", "--help") else 2
+    """Open the door named by the first argument; returns the exit status. With the environment of a shell that asks for
+    completion, answer it."""
+    if f"_{NAME}_COMPLETE".replace("-", "_").upper() in os.environ:
+        app(prog_name=NAME)
+    return run(app, sys.argv[1:] or ["--help"], NAME)
 
 
 if __name__ == "__main__":

@@ -1,20 +1,31 @@
-"""Read what a sweep found: `python -m scaling_testbed.analyze COMMAND SWEEP_DIR [options]`"""
+"""Sensitivities, laws, reports, checkpoints, task scores.
+
+python -m scaling_testbed.analyze VERB PATH [options]
+"""
 
 import sys
 
-from scaling_testbed.commands.analyze import parse
-from scaling_testbed.commands.doors import errors_reported
+from scaling_testbed.commands.app import application, run
+from scaling_testbed.commands.curves import instability, lr_sensitivity
+from scaling_testbed.commands.frontier import frontier, ladder
+from scaling_testbed.commands.laws import allocate, downstream, fit, list_, predict
+from scaling_testbed.commands.report import report
+from scaling_testbed.commands.tasks import compare, inspect, score
+
+app = application(
+    __doc__,
+    [
+        *(lr_sensitivity, instability, report),
+        *(inspect, score, compare),
+        *(fit, predict, allocate, downstream, frontier, ladder),
+    ],
+    {"law": application("The laws that can be fitted.", [list_])},
+)
 
 
 def main(argv: list[str] | None = None) -> int:
     """The door's main; returns the exit status."""
-    try:
-        arguments = parse(sys.argv[1:] if argv is None else argv, __doc__)
-    except SystemExit as exit_:  # argparse has said what is wrong, or helped
-        return exit_.code or 0
-    with errors_reported() as found:
-        found.status = arguments.command(arguments)
-    return found.status
+    return run(app, sys.argv[1:] if argv is None else argv, "scaling-testbed analyze")
 
 
 if __name__ == "__main__":

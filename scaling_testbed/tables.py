@@ -1,8 +1,5 @@
-"""Records as tables: on a terminal, as CSV and as JSON."""
+"""Records as tables on a terminal, and what --out may name."""
 
-import csv
-import io
-import json
 import math
 import sys
 from collections.abc import Collection, Iterable, Sequence
@@ -14,7 +11,6 @@ from rich.table import Table
 from rich.text import Text
 
 from scaling_testbed.errors import ConfigError, UserError
-from scaling_testbed.files import write_text
 
 LONGEST_CELL = 100  # printed; files hold all of it
 SHORTEST_COLUMN = 4  # with less room it is left out
@@ -93,21 +89,6 @@ def show(records: Sequence[dict]) -> None:
     keys = filled(records)
     rows = ([brief(cell(record.get(key))) for key in keys] for record in records)
     console().print(table(keys, rows, wrapped=("withheld", "run", "note")))
-
-
-def write(records: Sequence[dict], folder: Path, name: str, about: dict) -> list[Path]:
-    """Write name.csv, and name.json with `about` beside the records under "rows"; returns the paths."""
-    prepare(folder)
-    buffer = io.StringIO()
-    writer = csv.DictWriter(
-        buffer, list(dict.fromkeys(key for record in records for key in record)), lineterminator="\n"
-    )
-    writer.writeheader()
-    writer.writerows(records)
-    paths = [folder / f"{name}.csv", folder / f"{name}.json"]
-    write_text(paths[0], buffer.getvalue())
-    write_text(paths[1], json.dumps({**about, "rows": list(records)}, indent=1) + "\n")
-    return paths
 
 
 def check_out(out: Path | None, read: Sequence[Path]) -> None:

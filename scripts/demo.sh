@@ -4,5 +4,5 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${1:-python}
-"$python" -m scaling_testbed.sweep run sweep=nano_lr name=demo workers=2
+"$python" -m scaling_testbed.sweep run sweep=nano_lr name=demo --workers 2
 "$python" -m scaling_testbed.analyze lr_sensitivity runs/demo --lr-range 1e-3,1

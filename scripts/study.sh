@@ -12,7 +12,7 @@ case ${1:-} in
   *) typed+=("scale=$1") name=${name}_$1; shift ;;
 esac
 typed+=("$@") folder=$runs/$name study=studies/$name
-"$python" -m scaling_testbed.sweep run "${typed[@]}" workers="$workers"
+"$python" -m scaling_testbed.sweep run "${typed[@]}" --workers "$workers"
 "$python" -m scaling_testbed.sweep collect "${typed[@]}"
 mkdir -p "$study"
 case $runs in /*) relative="s#$(dirname "$runs")/##g" ;; *) relative="" ;; esac  # where they lay on this machine is no news
@@ -21,9 +21,10 @@ sed "$relative" "$folder/plan.jsonl" > "$study/plan.jsonl"
 cp "$folder/sweep.json" "$study/"
 analysis=$(sed -n 's/.*"analysis": "\(.*\)".*/\1/p' "$study/sweep.json")
 report=("$folder" --out "$folder/report.html" --traces "$study/metrics")
-[ "$analysis" = report ] && report+=(--figures "$study/figures")
+[ "$analysis" = report ] && report+=(--out "$study/figures.png" --out "$study/figures.svg")
 "$python" -m scaling_testbed.analyze report "${report[@]}" | sed '/wrote/d; /no trace/d' | tee "$study/verdicts.txt"
+files=() ; for ending in csv json png svg; do files+=(--out "$study/$analysis.$ending"); done
 case $analysis in
-  lr_sensitivity) "$python" -m scaling_testbed.analyze lr_sensitivity "$study" --out "$study" ;;
-  instability) "$python" -m scaling_testbed.analyze instability "$study" --hold-out-largest --out "$study" ;;
+  lr_sensitivity) "$python" -m scaling_testbed.analyze lr_sensitivity "$study" "${files[@]}" ;;
+  instability) "$python" -m scaling_testbed.analyze instability "$study" --hold-out-largest "${files[@]}" ;;
 esac

@@ -14,7 +14,7 @@ PACKAGE = "scaling_testbed"
 LAYERS = [
     ("errors",),
     ("files", "keys", "progress", "registry"),
-    ("tables",),
+    ("tables", "row_files"),
     ("kernels",),
     ("model",),
     ("learning", "data"),
@@ -29,6 +29,7 @@ LAYERS = [
     ("papers",),
     ("sweeps", "exporting"),
     ("report",),
+    ("api",),
     ("commands",),
     ("train", "prepare", "sweep", "analyze", "export"),
     ("__main__",),
@@ -43,6 +44,7 @@ DOORS = {
     "transformers": set(),  # it reads exports, in tests
 }
 ROOMS = {
+    "typer": "commands",
     "datasets": "data",
     "tokenizers": "data",
     "pyarrow": "data",

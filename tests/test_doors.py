@@ -8,9 +8,10 @@ import sys
 import pytest
 
 from scaling_testbed import __main__ as entry
-from scaling_testbed import prepare, train
+from scaling_testbed import prepare
 from scaling_testbed.config.compose import quoted
 from scaling_testbed.kernels import support
+from scaling_testbed.train import main as train_main
 
 SMALL = ["data=markov", "data.n_tokens=20000", "data.n_validation_tokens=4000", "model=nano_s", "budget.steps=2"]
 
@@ -21,10 +22,10 @@ def places(tmp_path):
 
 
 def test_a_run_prints_its_row_and_ends_with_0_and_again_the_same(places, capsys):
-    assert train.main([*SMALL, *places]) == 0
+    assert train_main([*SMALL, *places]) == 0
     first = capsys.readouterr().out
     assert "status           finished" in first and "entropy rate" in first and "result.json" in first
-    assert train.main([*SMALL, *places]) == 0
+    assert train_main([*SMALL, *places]) == 0
     assert capsys.readouterr().out == first[first.index("status ") :]
 
 
@@ -45,7 +46,7 @@ def test_a_run_prints_its_row_and_ends_with_0_and_again_the_same(places, capsys)
 def test_a_mistake_is_one_or_two_lines_on_stderr_and_a_status(places, capsys, arguments, status, monkeypatch, tmp_path):
     monkeypatch.setattr(support, "INTERPRETED", False)
     try:
-        found = train.main([*arguments, *places])
+        found = train_main([*arguments, *places])
     except SystemExit as exit_:  # Hydra's own
         found = exit_.code
     assert found != 0 and (status is None or found == status)
@@ -66,12 +67,12 @@ def test_a_reader_that_has_seen_enough_is_no_error(places):
 
 
 def test_a_data_dir_that_cannot_be_made_is_named(places, capsys):
-    assert train.main([*SMALL, places[0], "data_dir=/proc/foo"]) != 0
+    assert train_main([*SMALL, places[0], "data_dir=/proc/foo"]) != 0
     assert capsys.readouterr().err.startswith("error: data_dir=/proc/foo: cannot be made")
 
 
 def test_a_value_that_needs_quotes_of_its_own_is_told_so(places, capsys):
-    assert train.main([*SMALL, "name=Läufe"]) == 2
+    assert train_main([*SMALL, "name=Läufe"]) == 2
     assert """write key=value, in both kinds of quotes""" in capsys.readouterr().err
     assert quoted("a/b-1.5_c") == "a/b-1.5_c" and quoted('ä "b"') == '"ä \\"b\\""'
 
@@ -81,7 +82,7 @@ def test_a_value_that_needs_quotes_of_its_own_is_told_so(places, capsys):
 )
 def test_a_dry_run_tells_the_cost_and_leaves_nothing(places, capsys, tmp_path, model, n_params):
     extra = ["data=markov"] if model == "nano_s" else []
-    assert train.main(["--dry-run", f"model={model}", "parallelism=fsdp", "batch.sequences=64", *extra, *places]) == 0
+    assert train_main(["--dry-run", f"model={model}", "parallelism=fsdp", "batch.sequences=64", *extra, *places]) == 0
     out = capsys.readouterr().out
     assert f"parameters       {n_params} " in out and "training FLOPs" in out
     rows = [line.split() for line in out.splitlines() if line.startswith("fsdp")]
@@ -92,13 +93,13 @@ def test_a_dry_run_tells_the_cost_and_leaves_nothing(places, capsys, tmp_path, m
 
 
 def test_a_dry_run_says_which_vocabulary_it_assumes_and_refuses_mistakes(places, capsys):
-    assert train.main(["--dry-run", "tokenizer=pretrained", "tokenizer.path=none/at/all", *places]) == 0
+    assert train_main(["--dry-run", "tokenizer=pretrained", "tokenizer.path=none/at/all", *places]) == 0
     assert "50,432 is assumed" in capsys.readouterr().out
-    assert train.main(["--dry-run", "optimizer.lrr=1"]) == 2
+    assert train_main(["--dry-run", "optimizer.lrr=1"]) == 2
 
 
 def test_help_lists_the_choices(capsys):
-    assert train.main(["--help"]) == 0
+    assert train_main(["--help"]) == 0
     text = capsys.readouterr().out
     assert "model=" in text and "proxy_9m" in text and "schema" not in text
     assert "sweep=" not in text and "launcher=" not in text  # no groups of a run
@@ -130,8 +131,8 @@ def test_hydras_own_options_print_the_configuration_from_any_folder(tmp_path):
 
 def test_multirun_runs_each_and_is_refused_under_torchrun(places, tmp_path, capsys, monkeypatch):
     sweep = ["--multirun", "seed=1,2", *SMALL, *places]
-    assert train.main(sweep) == 0
+    assert train_main(sweep) == 0
     assert len(list(tmp_path.glob("runs/default/*/result.json"))) == 2
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
-    assert train.main(sweep) == 2
+    assert train_main(sweep) == 2
     assert "--multirun" in capsys.readouterr().err

@@ -5,11 +5,13 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
-from scaling_testbed.config.compose import compose, run_config_files, through_hydra
-from scaling_testbed.config.run import RunConfig
 from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.processes.world import is_main_process
+
+if TYPE_CHECKING:
+    from scaling_testbed.config.run import RunConfig
 
 
 class Exit:
@@ -42,7 +44,7 @@ def errors_reported() -> Iterator[Exit]:
         found.status = 130
 
 
-def run_door(command: Callable[[RunConfig], int], argv: Sequence[str], doc: str) -> int:
+def run_door(command: "Callable[[RunConfig], int]", argv: Sequence[str], doc: str) -> int:
     """What a door does with its arguments: compose, call `command`, return the exit status.
 
     Plain overrides are composed here, so that a mistake costs one line on stderr instead of a traceback. Hydra's own
@@ -51,8 +53,9 @@ def run_door(command: Callable[[RunConfig], int], argv: Sequence[str], doc: str)
     if {"-h", "--help"} & set(argv):
         print(_help(doc))
         return 0
+    from scaling_testbed.config.compose import compose, through_hydra
 
-    def through(make: Callable[[], RunConfig]) -> int:
+    def through(make: "Callable[[], RunConfig]") -> int:
         with errors_reported() as found:
             found.status = command(make())
         return found.status
@@ -64,6 +67,8 @@ def run_door(command: Callable[[RunConfig], int], argv: Sequence[str], doc: str)
 
 
 def _help(doc: str) -> str:
+    from scaling_testbed.config.compose import run_config_files
+
     groups: dict[str, list[str]] = {}
     for path in run_config_files():
         groups.setdefault(path.parent.name, []).append(path.stem)

@@ -1,235 +1,331 @@
-"""The verbs of `python -m scaling_testbed.sweep`: what was typed, sorted, and what each verb does with it."""
+"""The verbs about grids of runs: plan, run, submit, retry, status, collect.
+
+Words are what a run is: sweep=NAME, scale=NAME, overrides, launcher.KEY=VALUE. Options are what a verb does.
+"""
 
 import contextlib
-import json
+import dataclasses
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from scaling_testbed.config.compose import CONFIG_DIR, fill
+import typer
+
+from scaling_testbed.commands import output
+from scaling_testbed.commands.options import Json, OutTable
 from scaling_testbed.errors import ConfigError, UserError
-from scaling_testbed.sweeps import slurm
-from scaling_testbed.sweeps.grid import Sweep, load_sweep, narrowed
-from scaling_testbed.sweeps.local import Driver, slots
-from scaling_testbed.sweeps.plan import (
-    PlannedRun,
-    alone_in,
-    measured_rate,
-    plan,
-    priced,
-    remember,
-    remembered,
-    sweep_folder,
-    told_apart,
-)
-from scaling_testbed.sweeps.status import RunState, collect, counts, read_state, rows
-from scaling_testbed.sweeps.view import loss_table, plan_table, status_table
-from scaling_testbed.tables import console
+from scaling_testbed.row_files import ENDINGS
 
-VERBS = ("plan", "run", "submit", "retry", "status", "collect")
-OPTIONS = {
-    "plan": {"flops_per_second", "launcher"},
-    "run": {"workers", "gpus", "runs_per_gpu"},
-    "submit": {"launcher"},
-    "retry": {"workers", "gpus", "runs_per_gpu", "launcher"},
-    "status": set(),
-    "collect": set(),
-}
-FLAGS = {"--json": {"plan", "status"}, "--dry-run": {"run", "submit", "retry"}}
+if TYPE_CHECKING:
+    from scaling_testbed.sweeps.grid import Sweep
+    from scaling_testbed.sweeps.plan import PlannedRun
+    from scaling_testbed.sweeps.slurm import SlurmConfig
+    from scaling_testbed.sweeps.status import RunState
+
 PLACES = ("name", "runs_dir", "data_dir")
-EVERY_OPTION = set().union(*OPTIONS.values())
+Words = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="sweep=NAME KEY=VALUE",
+        help="sweep=: a name from configs/sweep/, or the path of a .yaml file; scale=: one of the file's scales, where "
+        "it has some (default: its first); any other key=value applies to every run, key=a,b replaces an axis, or "
+        "makes one",
+    ),
+]
+LauncherWords = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="sweep=NAME KEY=VALUE",
+        help="sweep=: a name from configs/sweep/, or the path of a .yaml file; scale=: one of the file's scales, where "
+        "it has some (default: its first); launcher.KEY=VALUE: of the Slurm job; any other key=value applies to every "
+        "run, key=a,b replaces an axis, or makes one",
+    ),
+]
+Workers = Annotated[int | None, typer.Option("--workers", metavar="N", help="processes at a time (default: 1)")]
+Gpus = Annotated[str | None, typer.Option("--gpus", metavar="0,1", help="on these GPUs instead, one run on each")]
+RunsPerGpu = Annotated[
+    int | None, typer.Option("--runs-per-gpu", metavar="N", help="how many runs share a GPU (default: 1)")
+]
+FlopsPerSecond = Annotated[
+    float | None,
+    typer.Option(
+        "--flops-per-second", metavar="X",
+        help="what GPU-hours are reckoned with, say 4e14 (default: what finished runs of the sweep reached)",
+    ),
+]  # fmt: skip
+Launcher = Annotated[
+    str,
+    typer.Option(
+        "--launcher", metavar="NAME", show_default=True, help="a name from configs/launcher/, or the path of a copy"
+    ),
+]
+RetryLauncher = Annotated[
+    str | None, typer.Option("--launcher", metavar="NAME", help="as submit does, and not on this machine")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="only count what would be started")]
+ShowScript = Annotated[bool, typer.Option("--dry-run", help="show the job script, and do nothing")]
 
 
-@dataclass
-class Command:
-    """What was typed, sorted."""
+@dataclass(frozen=True)
+class Asked:
+    """Which runs were typed. typed: the overrides. launcher: the words launcher.KEY=VALUE."""
 
-    verb: str
-    sweep: Sweep
-    typed: list[str] = field(default_factory=list)
-    options: dict[str, str] = field(default_factory=dict)
-    launcher: list[str] = field(default_factory=list)
-    flags: set[str] = field(default_factory=set)
+    sweep: "Sweep"
+    typed: list[str]
+    launcher: list[str]
 
     @property
     def narrowed(self) -> bool:
         """Whether what was typed says which runs are meant, and not only where they lie."""
         return any(text.partition("=")[0] not in PLACES for text in self.typed)
 
-    def number(self, key: str, kind, default=None):
-        """An option as a positive number."""
-        if key not in self.options:
-            return default
-        try:
-            value = kind(self.options[key])
-        except ValueError:
-            value = 0
-        if not value > 0:
-            raise ConfigError(f"{key} must be a number greater than zero; got {self.options[key]!r}")
-        return value
 
+def asked(words: Sequence[str], verb_with_launcher: bool = True) -> Asked:
+    """Sort the words. Raises ConfigError for what is no key=value, without sweep=, and for a launcher's key where
+    `verb_with_launcher` is false."""
+    from scaling_testbed.sweeps.grid import load_sweep, narrowed
 
-def parse(argv: Sequence[str]) -> Command:
-    """Sort what was typed. Raises ConfigError for an unknown verb, flag, or an option that the verb does not take."""
-    verb, name, scale, command = (argv[0] if argv else ""), None, None, Command("", Sweep(name=""))
-    if verb not in VERBS:
-        raise ConfigError(f"say one of {', '.join(VERBS)} first, got {verb!r}; --help explains them")
-    command.verb = verb
-    for text in argv[1:]:
+    named: dict[str, str] = {}
+    typed, launcher = [], []
+    for text in words:
         key, equals, value = text.partition("=")
-        if text.startswith("-"):
-            if verb not in FLAGS.get(text, set()):
-                raise ConfigError(f"{verb} does not take {text}; --help lists what there is")
-            command.flags.add(text)
-        elif not equals:
+        if not equals:
             raise ConfigError(f"cannot read {text!r}; write key=value")
-        elif key == "sweep":
-            name = value
-        elif key == "scale":
-            scale = value
+        if key in ("sweep", "scale"):
+            named[key] = value
         elif key.startswith("launcher."):
-            command.launcher.append(text)
-        elif key in EVERY_OPTION:
-            if key not in OPTIONS[verb]:
-                raise ConfigError(f"{verb} does not take {key}=; --help says which verb does")
-            command.options[key] = value
+            launcher.append(text)
         else:
-            command.typed.append(text)
-    if not name:
+            typed.append(text)
+    if not named.get("sweep"):
         raise ConfigError("give sweep=NAME, a file in configs/sweep/ or the path of one")
-    if command.launcher and "launcher" not in OPTIONS[verb]:
-        raise ConfigError(f"{verb} does not take {command.launcher[0]}; plan and submit do")
-    command.sweep = narrowed(load_sweep(name, scale), command.typed)
-    return command
+    if launcher and not verb_with_launcher:
+        raise ConfigError(f"this verb does not take {launcher[0]}; plan, submit and retry do")
+    return Asked(narrowed(load_sweep(named["sweep"], named.get("scale")), typed), typed, launcher)
 
 
-def planned(command: Command, processes: int | None = 1) -> list[PlannedRun]:
+def plan(
+    words: LauncherWords = (),
+    flops_per_second: FlopsPerSecond = None,
+    launcher: Launcher = "slurm",
+    as_json: Json = False,
+    out: OutTable = (),
+) -> None:
+    """What the runs are and cost; spends nothing.
+
+    With launcher.nodes= and launcher.gpus_per_node=, memory on each GPU of a run."""
+    from scaling_testbed.sweeps.plan import measured_rate, priced, sweep_folder
+    from scaling_testbed.sweeps.status import rows
+    from scaling_testbed.sweeps.view import plan_table
+    from scaling_testbed.tables import console
+
+    output.check(out, ENDINGS)
+    rate, source = _positive("--flops-per-second", flops_per_second), "stated"
+    chosen = asked(words)
+    processes = _launcher(launcher, chosen.launcher).processes
+    runs = planned(chosen, processes)
+    if rate is None:
+        rate, source = measured_rate(rows(sweep_folder(runs))), "the median of this sweep's finished runs"
+    runs = priced(runs, rate) if rate else runs
+    records = [one.record() for one in runs]
+    written = output.write(out, records)
+    if as_json:
+        output.print_json(records)
+        return
+    if chosen.sweep.description:
+        print(chosen.sweep.description)
+    console().print(plan_table(runs))
+    print(
+        f"GPU-hours at {rate:.3g} FLOP/s ({source})" if rate else "GPU-hours: give --flops-per-second, say 4e14",
+        f"memory on {'one GPU' if processes == 1 else f'each of {processes} GPUs'}",
+        f"records under {sweep_folder(runs)}/",
+        sep="; ",
+    )
+    output.say_written(written)
+
+
+def run(
+    words: Words = (),
+    workers: Workers = None,
+    gpus: Gpus = None,
+    runs_per_gpu: RunsPerGpu = None,
+    dry_run: DryRun = False,
+) -> int:
+    """Run it on this machine.
+
+    What is finished is skipped, what was killed goes on; a failed run does not stop the others. Exit status: 0 done, 1
+    a run failed, 75 stopped by a signal, 2 a wrong command."""
+    return _run(asked(words, False), workers, gpus, runs_per_gpu, dry_run)
+
+
+def submit(words: LauncherWords = (), launcher: Launcher = "slurm", dry_run: ShowScript = False) -> None:
+    """Send it as Slurm job arrays.
+
+    What is queued, running or finished is left alone."""
+    _submit(asked(words), launcher, dry_run)
+
+
+def retry(
+    words: LauncherWords = (),
+    workers: Workers = None,
+    gpus: Gpus = None,
+    runs_per_gpu: RunsPerGpu = None,
+    launcher: RetryLauncher = None,
+    dry_run: DryRun = False,
+) -> int | None:
+    """The same as run, for failed runs too; with --launcher slurm, or launcher.KEY=, as submit."""
+    chosen = asked(words)
+    if launcher is None and not chosen.launcher:
+        return _run(chosen, workers, gpus, runs_per_gpu, dry_run, failed_too=True)
+    for option, value in {"--workers": workers, "--gpus": gpus, "--runs-per-gpu": runs_per_gpu}.items():
+        if value is not None:
+            raise ConfigError(f"{option} is for this machine; leave it out, or the launcher")
+    return _submit(chosen, launcher or "slurm", dry_run, failed_too=True)
+
+
+def status(words: Words = (), as_json: Json = False, out: OutTable = ()) -> None:
+    """Where each run stands."""
+    from scaling_testbed.sweeps.plan import remembered, sweep_folder, told_apart
+    from scaling_testbed.sweeps.status import counts
+    from scaling_testbed.sweeps.view import status_table
+    from scaling_testbed.tables import console
+
+    output.check(out, ENDINGS)
+    chosen = asked(words, False)
+    runs = planned(chosen, None)
+    if not chosen.narrowed:  # then all that were ever started in that folder
+        runs = told_apart([*runs, *remembered(sweep_folder(runs))])
+    states = _states(runs)
+    records = [state.record() for state in states]
+    written = output.write(out, records)
+    if as_json:
+        output.print_json(records)
+        return
+    console().print(status_table(states))
+    print(f"{counts(states)}; records under {sweep_folder(runs)}/")
+    output.say_written(written)
+
+
+def collect(words: Words = ()) -> None:
+    """All rows, or those of the runs that are typed, into results.jsonl and results.parquet in the sweep's folder."""
+    from scaling_testbed.sweeps.plan import sweep_folder
+    from scaling_testbed.sweeps.status import collect
+
+    chosen = asked(words, False)
+    runs = planned(chosen, None)
+    ids = {run.run_id for run in runs}
+    lines, table, found = collect(sweep_folder(runs), ids if chosen.narrowed else None)
+    others = len([run_id for run_id in found if run_id not in ids])
+    print(f"{len(found) - others} of {len(runs)} planned runs, {others} others, in {lines} and {table}")
+
+
+def planned(chosen: Asked, processes: int | None = 1) -> "list[PlannedRun]":
     """The runs that were asked for, as `plan` makes them; says on stderr when some were the same."""
-    runs, same = plan(command.sweep, processes)
+    from scaling_testbed.sweeps.plan import plan
+
+    runs, same = plan(chosen.sweep, processes)
     if same:
         print(f"{same} combinations are the same run as an earlier one and count once", file=sys.stderr)
     return runs
 
 
-def known(command: Command) -> list[PlannedRun]:
-    """The runs to look at: those asked for, and without any override all that were ever started in that folder."""
-    runs = planned(command, None)
-    return runs if command.narrowed else told_apart([*runs, *_earlier(runs)])
+def _run(
+    chosen: Asked,
+    workers: int | None,
+    gpus: str | None,
+    runs_per_gpu: int | None,
+    dry_run: bool,
+    failed_too: bool = False,
+) -> int:
+    from scaling_testbed.sweeps.local import Driver
+    from scaling_testbed.sweeps.plan import remember, sweep_folder
+    from scaling_testbed.sweeps.status import counts
+    from scaling_testbed.sweeps.view import loss_table
+    from scaling_testbed.tables import console
 
-
-def _earlier(runs: Sequence[PlannedRun]) -> list[PlannedRun]:
-    return remembered(sweep_folder(runs))
-
-
-def do_plan(command: Command) -> int:
-    processes = _launcher(command).processes
-    runs, rate, source = planned(command, processes), command.number("flops_per_second", float), "stated"
-    if rate is None:
-        rate, source = measured_rate(rows(sweep_folder(runs))), "the median of this sweep's finished runs"
-    runs = priced(runs, rate) if rate else runs
-    if "--json" in command.flags:
-        for run in runs:
-            print(json.dumps(run.record()))
-        return 0
-    if command.sweep.description:
-        print(command.sweep.description)
-    console().print(plan_table(runs))
-    print(
-        f"GPU-hours at {rate:.3g} FLOP/s ({source})" if rate else "GPU-hours: give flops_per_second=, say 4e14",
-        f"memory on {'one GPU' if processes == 1 else f'each of {processes} GPUs'}",
-        f"records under {sweep_folder(runs)}/",
-        sep="; ",
-    )
-    return 0
-
-
-def do_run(command: Command, retry: bool = False) -> int:
-    gpus = [gpu for gpu in command.options.get("gpus", "").split(",") if gpu]
-    if "gpus" in command.options and not gpus:
-        raise ConfigError("gpus= names no GPU; write gpus=0,1,... or leave it out")
-    per_gpu = command.number("runs_per_gpu", int, 1)
-    if "workers" in command.options and gpus:
-        raise ConfigError("give workers= or gpus=, not both; runs_per_gpu= sets how many share a GPU")
-    if "runs_per_gpu" in command.options and not gpus:
-        raise ConfigError("runs_per_gpu= goes with gpus=0,1,...")
-    places = slots(command.number("workers", int), gpus, per_gpu)
-    runs = planned(command)
-    if "--dry-run" in command.flags:
+    places = _places(workers, gpus, runs_per_gpu)
+    runs = planned(chosen)
+    if dry_run:
         states = _states(runs)
-        print(f"{len(runs)} runs: {counts(states)}; {len(_due(states, retry))} to start")
+        print(f"{len(runs)} runs: {counts(states)}; {len(_due(states, failed_too))} to start")
         return 0
-    remember(runs, command.sweep)
-    driver = Driver(runs, places, retry=retry)
-    status = driver.drive()
+    remember(runs, chosen.sweep)
+    driver = Driver(runs, places, retry=failed_too)
+    found = driver.drive()
     states = list(driver.states.values())
     console().print(loss_table(states))
     print(f"{counts(states)}; validation loss in nats per token; records under {sweep_folder(runs)}/")
-    return status
+    return found
 
 
-def do_submit(command: Command, retry: bool = False) -> int:
-    config = _launcher(command)
-    dry = "--dry-run" in command.flags
-    runs = planned(command, config.processes)
+def _places(workers: int | None, gpus: str | None, runs_per_gpu: int | None) -> list[dict[str, str]]:
+    """A place for each run at a time. Raises ConfigError for options that do not go together."""
+    from scaling_testbed.sweeps.local import slots
+
+    names = [gpu for gpu in (gpus or "").split(",") if gpu]
+    if gpus is not None and not names:
+        raise ConfigError("--gpus names no GPU; write --gpus 0,1,... or leave it out")
+    if workers is not None and names:
+        raise ConfigError("give --workers or --gpus, not both; --runs-per-gpu sets how many share a GPU")
+    if runs_per_gpu is not None and not names:
+        raise ConfigError("--runs-per-gpu goes with --gpus 0,1,...")
+    return slots(_positive("--workers", workers), names, _positive("--runs-per-gpu", runs_per_gpu) or 1)
+
+
+def _submit(chosen: Asked, launcher: str, dry_run: bool, failed_too: bool = False) -> None:
+    from scaling_testbed.sweeps import slurm
+    from scaling_testbed.sweeps.plan import alone_in, remember, sweep_folder
+    from scaling_testbed.sweeps.status import counts
+
+    config = _launcher(launcher, chosen.launcher)
+    runs = planned(chosen, config.processes)
     states = _states(runs, must_know=True)
-    due = _due(states, retry)
+    due = _due(states, failed_too)
     print(f"{len(runs)} runs: {counts(states)}; {len(due)} to submit")
-    for run in due:
-        slurm.task_line(run, config)  # what cannot be written is refused before anything is sent
+    for one in due:
+        slurm.task_line(one, config)  # what cannot be written is refused before anything is sent
     if not due:
-        return 0
-    if dry:
+        return
+    if dry_run:
         largest = slurm.DEFAULT_MAX_ARRAY_SIZE
         with contextlib.suppress(UserError):  # a script can be seen without a cluster
             largest = slurm.max_array_size()
         print(slurm.job_script(sweep_folder(runs) / "slurm" / "NNN", due[: largest - 1], config), end="")
-        return 0
+        return
     largest = slurm.max_array_size()
-    remember(runs, command.sweep)
+    remember(runs, chosen.sweep)
     with alone_in(sweep_folder(runs)):
-        due = _due(_states(runs, must_know=True), retry)
+        due = _due(_states(runs, must_know=True), failed_too)
         if not due:
             print("another submitter has sent them meanwhile")
-            return 0
+            return
         for submission in slurm.write_submissions(due, config, largest):
             done = slurm.submit(submission)
             print(f"job {done.job_id}: {len(done.runs)} tasks, script and output in {done.folder}/")
-    return 0
 
 
-def _due(states: Sequence[RunState], retry: bool) -> list[PlannedRun]:
+def _due(states: "Sequence[RunState]", failed_too: bool) -> "list[PlannedRun]":
     """The runs that nobody has in hand and that have an end to come to."""
-    return [s.run for s in states if s.state in ("pending", "stopped") or (retry and s.state == "failed")]
+    return [s.run for s in states if s.state in ("pending", "stopped") or (failed_too and s.state == "failed")]
 
 
-def _launcher(command: Command) -> slurm.SlurmConfig:
-    name = command.options.get("launcher", "slurm")
+def _launcher(name: str, words: Sequence[str]) -> "SlurmConfig":
+    from scaling_testbed.config.compose import CONFIG_DIR, fill
+    from scaling_testbed.sweeps.slurm import SlurmConfig
+
     path = Path(name) if name.endswith((".yaml", ".yml")) else CONFIG_DIR / "launcher" / f"{name}.yaml"
-    return fill(slurm.SlurmConfig, path, "launcher", command.launcher)
+    return fill(SlurmConfig, path, "launcher", words)
 
 
-def do_retry(command: Command) -> int:
-    if "launcher" in command.options or command.launcher:
-        return do_submit(command, retry=True)
-    return do_run(command, retry=True)
-
-
-def do_status(command: Command) -> int:
-    runs = known(command)
-    states = _states(runs)
-    if "--json" in command.flags:
-        for state in states:
-            print(json.dumps(state.record()))
-        return 0
-    console().print(status_table(states))
-    print(f"{counts(states)}; records under {sweep_folder(runs)}/")
-    return 0
-
-
-def _states(runs: Sequence[PlannedRun], must_know: bool = False) -> list[RunState]:
+def _states(runs: "Sequence[PlannedRun]", must_know: bool = False) -> "list[RunState]":
     """From the folders and, where there is one, Slurm's queue: what waits there is queued, whatever its folder says of
     an earlier start. A queue that cannot be read is one warning, or with must_know a UserError."""
+    from scaling_testbed.sweeps import slurm
+    from scaling_testbed.sweeps.plan import sweep_folder
+    from scaling_testbed.sweeps.status import read_state
+
     queue = {}
     if slurm.has_slurm():
         try:
@@ -242,23 +338,11 @@ def _states(runs: Sequence[PlannedRun], must_know: bool = False) -> list[RunStat
     for state in map(read_state, runs):
         job, _ = queue.get(str(Path(state.run.folder).resolve()), (None, None))
         waits = job and state.state in ("pending", "stopped", "failed")
-        found.append(replace(state, job=job or state.job, state="queued" if waits else state.state))
+        found.append(dataclasses.replace(state, job=job or state.job, state="queued" if waits else state.state))
     return found
 
 
-def do_collect(command: Command) -> int:
-    runs = planned(command, None)
-    ids = {run.run_id for run in runs}
-    lines, table, found = collect(sweep_folder(runs), ids if command.narrowed else None)
-    others = len([run_id for run_id in found if run_id not in ids])
-    print(f"{len(found) - others} of {len(runs)} planned runs, {others} others, in {lines} and {table}")
-    return 0
-
-
-DO = dict(zip(VERBS, (do_plan, do_run, do_submit, do_retry, do_status, do_collect), strict=True))
-
-
-def execute(argv: Sequence[str]) -> int:
-    """Do what was typed; returns the exit status. Raises ConfigError for a wrong command."""
-    command = parse(argv)
-    return DO[command.verb](command)
+def _positive(option: str, value: float | None) -> float | None:
+    if value is not None and not value > 0:
+        raise ConfigError(f"{option} must be a number greater than zero; got {value:g}")
+    return value

@@ -57,8 +57,13 @@ def laws_of(folder: Path) -> list[Path]:
 
 def write_law_report(path: Path, out: Path) -> None:
     """Write the page of the law in `path`. Raises UserError where it cannot be read or written."""
-    title, intro, sections = _content(path)
-    page.write(out, title, intro, sections)
+    page.write(out, *_content(path))
+
+
+def write_law_page(record: Record, out: Path) -> None:
+    """Write the page of a law that is at hand: the record of a FitReport, ChainReport, FrontierReport or LadderReport.
+    Raises UserError where it cannot be written."""
+    page.write(out, *_content_of(json.loads(json.dumps(record)), "f"))
 
 
 def section(path: Path, names: str) -> page.Section:
@@ -74,9 +79,13 @@ def _content(path: Path, names: str = "f") -> tuple[str, list[str], Sections]:
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path}: {error}") from None
     try:
-        title, formulas, sections = MAKERS[_kind(record)](record, names)
+        return _content_of(record, names)
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise UserError(f"{path} is nothing that `analyze fit --out` has written ({error!r})") from None
+
+
+def _content_of(record: Record, names: str) -> tuple[str, list[str], Sections]:
+    title, formulas, sections = MAKERS[_kind(record)](record, names)
     chosen = [f"{name}: {'; '.join(record[key])}" for name, key in FILTERS
               if record.get(key)]  # fmt: skip
     return title, [*formulas, f"Rows: {record.get('rows')}.", *chosen], sections

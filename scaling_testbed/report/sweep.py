@@ -23,10 +23,9 @@ from scaling_testbed.report import law as law_report
 from scaling_testbed.report import page
 
 
-def write_report(study: Study, path: Path, figures: Path | None = None) -> list[str]:
-    """Write the page, and its figures as figures.png and figures.svg where a stem is given; returns what
-    to say about it: each claim with its verdict, and where the files are. Raises UserError where one cannot be written.
-    """
+def write_report(study: Study, path: Path, figures: Sequence[Path] = ()) -> list[str]:
+    """Write the page, and its figures to the files `figures` (.png, .svg); returns what to say about it: each claim
+    with its verdict, and where the files are. Raises UserError where one cannot be written."""
     paper, experiment = experiment_of(study)
     evidence = Evidence(study, experiment.group)
     verdicts = judged(experiment, evidence)

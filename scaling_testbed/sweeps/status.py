@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from scaling_testbed.errors import UserError
-from scaling_testbed.files import write_text
+from scaling_testbed.row_files import write_rows
 from scaling_testbed.runs.folder import RunFolder
 from scaling_testbed.runs.lease import Owner, owner_of
 from scaling_testbed.runs.row import FINAL
@@ -131,34 +131,13 @@ def collect(folder: Path, only: Collection[str] | None = None) -> tuple[Path, Pa
 
     only: the run ids to take; None: all. In the table, columns with lists or mappings hold JSON text. Raises UserError
     where there is no row."""
-    import pandas
-
     found = [row for row in rows(folder) if only is None or row.get("run_id") in only]
     if not found:
         raise UserError(f"{folder} holds no result of these runs yet; `sweep status` shows how far its runs are")
     lines, table = folder / "results.jsonl", folder / "results.parquet"
-    write_text(lines, "".join(json.dumps(row) + "\n" for row in found))
-    data = pandas.DataFrame(found).apply(_storable)
-    work = table.with_suffix(".parquet.tmp")
-    data.to_parquet(work, index=False)
-    os.replace(work, table)
+    for path in (lines, table):
+        write_rows(path, found)
     return lines, table, [row.get("run_id") for row in found]
-
-
-def _storable(column):
-    """A column as Parquet takes it: of one type, lists and mappings as JSON text, what passes 64 bits as float."""
-    column = column.map(_cell)
-    types = {type(value) for value in column.dropna()}
-    if len(types) < 2:
-        return column
-    return column.astype(float) if types <= {int, float} else column.map(str, na_action="ignore")
-
-
-def _cell(value: Any) -> Any:
-    if isinstance(value, (dict, list)):
-        return json.dumps(value)
-    too_large = isinstance(value, int) and not -(2**63) <= value < 2**63
-    return float(value) if too_large else value
 
 
 def counts(states: Sequence[RunState]) -> str:

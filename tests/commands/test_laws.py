@@ -9,7 +9,6 @@ import pytest
 
 from scaling_testbed.analysis.laws.forms import LAWS
 from scaling_testbed.analyze import main
-from scaling_testbed.commands.laws import mixed_settings
 from tests.analysis.laws.planted import PLANTED
 
 
@@ -331,7 +330,12 @@ def test_what_is_kept_is_drawn_and_has_a_page(runs, tmp_path, kind):
         lines = [f"{x['n_params']},{x['n_tokens']},{float(chinchilla.predict(PLANTED['chinchilla'], x))}" for x in at]
         runs.write_text("\n".join(["n_params,n_tokens,loss", *lines]))
     kept, figures = tmp_path / f"{kind}.json", tmp_path / "fig"
-    assert main([typed[0], str(runs), *typed[1:], "--figures", str(figures), "--out", str(kept)]) == 0
+    assert (
+        main(
+            [typed[0], str(runs), *typed[1:], "--out", f"{figures}.png", "--out", f"{figures}.svg", "--out", str(kept)]
+        )
+        == 0
+    )
     assert figures.with_suffix(".png").exists() and "<svg" in figures.with_suffix(".svg").read_text()
     assert main(["report", str(kept)]) == 0
     page = kept.with_suffix(".html").read_text()
@@ -364,18 +368,3 @@ def test_a_sweeps_page_has_the_laws_that_are_kept_beside_its_rows(runs, tmp_path
     assert "The law over_training (only.json)" in page
     for said in ("spoilt.json is nothing that `analyze fit --out` has written", f"cannot read {laws / 'short.json'}: "):
         assert said in html.unescape(page) and said in warned
-
-
-def test_rows_that_differ_in_what_the_law_does_not_see_are_named():
-    law = LAWS["chinchilla"]
-    points = [(1e6, 2e7), (1e6, 4e7), (2e6, 4e7)]
-    rows = [
-        {"n_params": n, "n_tokens": d, "loss": 3.0 + worse, "optimizer.lr": lr, "lr": lr, "seed": seed}
-        for n, d in points
-        for lr, worse, seed in ((1e-3, 0.0, 0), (1e-2, 0.5, 1))
-    ]
-    (said,) = mixed_settings(rows, law)
-    assert "same n_params and n_tokens differ in optimizer.lr, and by up to 0.5 in loss" in said
-    assert mixed_settings([row for row in rows if row["lr"] == 1e-2], law) == []
-    assert mixed_settings([row | {"optimizer.lr": 1.0, "lr": 1.0} for row in rows], law) == []  # seeds are no setting
-    assert mixed_settings([row | {"loss": 3.0} for row in rows], law) == []

@@ -42,7 +42,8 @@ def seeds(kept, name: str, rate: float, n: int = 3, tasks=(("t", 200),)) -> list
 
 
 def door(*models, more=()) -> int:
-    return analyze.main(["compare", *(word for model in models for word in ("--model", *model)), *more])
+    named = [f"{name}={','.join(files)}" for name, *files in models]
+    return analyze.main(["compare", *(word for model in named for word in ("--model", model)), *more])
 
 
 def test_a_better_model_is_found_and_an_equal_one_is_not(kept, capsys):
@@ -125,7 +126,7 @@ def test_what_cannot_be_compared_is_named(kept, tmp_path, capsys):
     for models, more, message in [
         ([("a", good)], [], "two models make a comparison; got a"),
         ([("a", good), ("a", good)], [], "--model a is given twice"),
-        ([("a", good), ("b",)], [], "--model b: write --model NAME FILE"),
+        ([("a", good), ("b",)], [], "--model b=: write --model NAME=FILE"),
         ([("a", good), ("b", good)], ["--against", "c"], "--against must be one of a, b; got 'c'"),
     ]:
         assert door(*models, more=more) == 2

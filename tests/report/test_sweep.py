@@ -147,7 +147,12 @@ def test_figures_and_traces_are_kept_on_request(study, tmp_path):
     place = study(rows, name="qknorm_trace", traces=traces).path
     kept, stem = tmp_path / "kept", tmp_path / "kept" / "figures"
     kept.mkdir()
-    assert analyze.main(["report", str(place), "--figures", str(stem), "--traces", str(kept / "metrics")]) == 0
+    assert (
+        analyze.main(
+            ["report", str(place), "--out", f"{stem}.png", "--out", f"{stem}.svg", "--traces", str(kept / "metrics")]
+        )
+        == 0
+    )
     assert (kept / "figures.png").read_bytes()[:4] == b"\x89PNG" and (kept / "figures.svg").exists()
     (kept / "results.jsonl").write_text((place / "results.jsonl").read_text())
     (kept / "sweep.json").write_text('{"sweep": "qknorm_trace"}')
@@ -188,7 +193,7 @@ def test_fifteen_conditions_can_be_told_apart_and_are_all_in_the_legend(study, t
     panels = sensitivity_panels(found)
     looks = {(look["marker"], str(look["linestyle"])) for look in map(_look, panels[0].lines)}
     assert len(looks) == 15
-    save(panels, tmp_path / "figure")
+    save(panels, [tmp_path / "figure.png", tmp_path / "figure.svg"])
     assert all(f"group={name}<" in (tmp_path / "figure.svg").read_text() for name in names)
     figure, _ = _draw(panels)
     figure.draw_without_rendering()

@@ -42,7 +42,7 @@ def states(door):
     """Returns a function to the runs' states by what tells them apart: {"bigram 1e-3": {...}}."""
 
     def read(*arguments):
-        lines = map(json.loads, door("status", "--json", *arguments)[1].splitlines())
+        lines = json.loads(door("status", "--json", *arguments)[1])
         return {" ".join(line["varied"].values()): line for line in lines}
 
     return read

@@ -195,5 +195,5 @@ def test_a_file_may_be_called_anything(tmp_path, capfd):
     path = tmp_path / 'Räster "eins".yaml'
     path.write_text("overrides: [data=markov, budget.steps=4]\naxes: {optimizer.lr: [1e-3, 1e-2]}\n")
     assert sweep.main(["plan", f"sweep={path}", f"runs_dir={tmp_path / 'runs'}", "--json"]) == 0
-    folders = {Path(json.loads(line)["folder"]).parent for line in capfd.readouterr().out.splitlines()}
+    folders = {Path(run["folder"]).parent for run in json.loads(capfd.readouterr().out)}
     assert folders == {tmp_path / "runs" / 'Räster "eins"'}

@@ -16,7 +16,7 @@ from scaling_testbed.sweeps.local import slots
 
 
 def test_a_grid_runs_to_its_end_and_again_starts_nothing(door, states, tmp_path, monkeypatch):
-    code, out, err = door("run", "workers=2")
+    code, out, err = door("run", "--workers", "2")
     assert (code, err) == (0, "")
     assert "4/4  finished" in out and "4 finished" in out and "optimizer.lr=1e-2" in out
     found = states()
@@ -24,7 +24,7 @@ def test_a_grid_runs_to_its_end_and_again_starts_nothing(door, states, tmp_path,
     assert all(f"{state['loss']:.4f}" in out for state in found.values())
 
     monkeypatch.setattr(local.Driver, "_start", lambda *_: pytest.fail("a finished run was started again"))
-    assert door("run", "workers=2")[0] == 0
+    assert door("run", "--workers", "2")[0] == 0
 
     code, out, _ = door("collect")
     assert code == 0 and "4 of 4 planned runs, 0 others" in out
@@ -39,7 +39,7 @@ def test_a_grid_runs_to_its_end_and_again_starts_nothing(door, states, tmp_path,
 
 
 def test_a_failure_is_named_does_not_stop_the_others_and_is_tried_again_only_when_asked(door, states, tmp_path):
-    planned = [json.loads(line) for line in door("plan", "--json")[1].splitlines()]
+    planned = json.loads(door("plan", "--json")[1])
     folder = Path(planned[0]["folder"])
     (folder / "checkpoints" / "step-00000002").mkdir(parents=True)  # damaged: the run refuses to start
     code, out, err = door("run")
@@ -68,11 +68,11 @@ def test_a_dry_run_starts_nothing(door, tmp_path, monkeypatch):
 def test_gpus_that_are_not_there_are_no_cpu(door, tmp_path, data_dir, capfd):
     text = (tmp_path / "tiny.yaml").read_text().replace(", compute.device=cpu", "")
     (tmp_path / "tiny.yaml").write_text(text)
-    code, _, err = door("run", "gpus=99", "model=bigram", "optimizer.lr=1e-3")
+    code, _, err = door("run", "--gpus", "99", "model=bigram", "optimizer.lr=1e-3")
     assert code == 1 and "compute.device=cuda, but PyTorch sees no GPU here" in err
-    for none in ("gpus=", "gpus=,"):
-        code, _, err = door("run", none)
-        assert code == 2 and "gpus= names no GPU" in err
+    for none in ("", ","):
+        code, _, err = door("run", "--gpus", none)
+        assert code == 2 and "--gpus names no GPU" in err
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def standing_in(monkeypatch):
 
 
 def test_a_folder_that_cannot_be_had_stops_no_other_run(door, tmp_path, standing_in):
-    planned = [json.loads(line) for line in door("plan", "--json")[1].splitlines()]
+    planned = json.loads(door("plan", "--json")[1])
     Path(planned[3]["folder"]).parent.mkdir(parents=True)
     Path(planned[3]["folder"]).write_text("")  # of the largest model, so that it would be the first
     started = standing_in(["true"])
@@ -107,7 +107,7 @@ def test_an_error_of_the_driver_leaves_no_run_without_it(door, standing_in, monk
     started = standing_in(["sleep", "60"], ["true"])
     monkeypatch.setattr(local.Driver, "_ended", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        door("run", "workers=2")
+        door("run", "--workers", "2")
     assert len(started) == 2 and started[0].wait(10) == -signal.SIGTERM
 
 
@@ -139,7 +139,7 @@ def until(condition, seconds=90):
 
 def test_a_signal_saves_every_run_and_the_next_call_goes_on(door, states, tmp_path, data_dir):
     long = ("budget.steps=6000", "logging.every_steps=1", "model=bigram")
-    process = driver(tmp_path, data_dir, "workers=2", *long)
+    process = driver(tmp_path, data_dir, "--workers", "2", *long)
     until(lambda: sum(state["step"] > 5 for state in states(*long).values()) == 2)
     assert {state["state"] for state in states(*long).values()} == {"running"}
     process.send_signal(signal.SIGINT)
@@ -150,13 +150,13 @@ def test_a_signal_saves_every_run_and_the_next_call_goes_on(door, states, tmp_pa
     assert all(list(Path(state["folder"]).glob("checkpoints/step-*")) for state in stopped.values())
 
     # A run that was stopped is resumed, not started again.
-    process = driver(tmp_path, data_dir, "workers=2", *long)
+    process = driver(tmp_path, data_dir, "--workers", "2", *long)
     until(lambda: sum(state["state"] == "running" for state in states(*long).values()) == 2)
     process.kill()  # the driver alone: its runs go on, and the next driver waits for them
     process.communicate()
     owners = [state["owner"] for state in states(*long).values() if state["state"] == "running"]
     assert owners
-    code, _, err = door("run", "workers=2", *long)
+    code, _, err = door("run", "--workers", "2", *long)
     assert code == 0 and f"is being run by {owners[0]}; waiting for it" in err
     for state in states(*long).values():
         row = json.loads((Path(state["folder"]) / "result.json").read_text())
@@ -170,7 +170,7 @@ def test_a_signal_saves_every_run_and_the_next_call_goes_on(door, states, tmp_pa
 
 def test_a_run_that_fails_in_another_process_counts_as_failed(door, monkeypatch, tmp_path):
     """The owner is seen once; when it is gone the folder says that its run failed."""
-    (planned, *_) = [json.loads(line) for line in door("plan", "--json", "model=bigram")[1].splitlines()]
+    (planned, *_) = json.loads(door("plan", "--json", "model=bigram")[1])
     seen = []
 
     def owner(path):
@@ -210,14 +210,14 @@ def test_places_for_runs_by_workers_or_gpus(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("run", "workers=0"), "workers must be a number greater than zero"),
-        (("run", "workers=2", "gpus=0"), "not both"),
-        (("run", "runs_per_gpu=2"), "goes with gpus="),
-        (("plan", "workers=2"), "plan does not take workers="),
-        (("plan", "--dry-run"), "plan does not take --dry-run"),
-        (("run", "launcher.partition=x"), "run does not take launcher.partition=x"),
+        (("run", "--workers", "0"), "--workers must be a number greater than zero"),
+        (("run", "--workers", "2", "--gpus", "0"), "not both"),
+        (("run", "--runs-per-gpu", "2"), "goes with --gpus"),
+        (("plan", "--workers", "2"), "plan: there is no option --workers"),
+        (("plan", "--dry-run"), "plan: there is no option --dry-run"),
+        (("run", "launcher.partition=x"), "this verb does not take launcher.partition=x; plan, submit and retry do"),
         (("run", "optimizer.lrr=1"), "did you mean optimizer.lr"),
-        (("jump",), "say one of plan, run, submit"),
+        (("jump",), "there is no command 'jump'; it is one of plan, run, submit"),
         (("plan", "budget"), "write key=value"),
     ],
 )

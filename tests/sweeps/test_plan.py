@@ -101,8 +101,8 @@ def test_the_grid_of_over_training_for_a_cpu_fits_cheap_runs_and_predicts_dear_o
 
 
 def test_a_plan_spends_nothing_and_prints_objects_alone(door, tmp_path):
-    status, out, err = door("plan", "--json", "flops_per_second=1e12")
-    runs = [json.loads(line) for line in out.splitlines()]
+    status, out, err = door("plan", "--json", "--flops-per-second", "1e12")
+    runs = json.loads(out)
     assert (status, err, len(runs)) == (0, "", 4)
     assert not (tmp_path / "runs").exists()
     for run in runs:
@@ -116,7 +116,7 @@ def test_memory_is_planned_for_each_of_a_runs_gpus(door):
     def memory(*arguments):
         status, out, err = door("plan", "--json", "model=nano_l", *arguments)
         assert (status, err) == (0, "")
-        return json.loads(out.splitlines()[0])["memory_bytes"]
+        return json.loads(out)[0]["memory_bytes"]
 
     one = memory("parallelism=fsdp")
     assert memory("parallelism=fsdp", "launcher.gpus_per_node=4", "launcher.nodes=2") < 0.5 * one
@@ -127,7 +127,7 @@ def test_memory_is_planned_for_each_of_a_runs_gpus(door):
 
 def test_combinations_that_are_one_run_count_once(door):
     status, out, err = door("plan", "--json", "compute.device=cpu,auto")
-    assert len(out.splitlines()) == 4 and "4 combinations are the same run" in err
+    assert len(json.loads(out)) == 4 and "4 combinations are the same run" in err
 
 
 def test_hours_are_reckoned_by_what_each_gpu_reached():

@@ -7,10 +7,11 @@ from functools import cache
 
 import pytest
 
-from scaling_testbed.commands.sweep import parse
+from scaling_testbed import sweep
+from scaling_testbed.commands import sweep as commands
 from scaling_testbed.config.compose import compose_many, override_values
 from scaling_testbed.config.run import flatten, run_id
-from scaling_testbed.errors import ConfigError
+from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.model.counting import count_params, flops_per_token
 from scaling_testbed.sweeps.grid import SWEEP_DIR, load_sweep, narrowed
 from scaling_testbed.sweeps.plan import plan, remember
@@ -206,11 +207,20 @@ def test_a_plan_agrees_with_the_table():
     )
 
 
-def test_the_commands_of_the_readme_compose_and_do_what_was_typed():
+def test_the_commands_of_the_readme_compose_and_do_what_was_typed(monkeypatch, capsys):
     lines = [line.partition("#")[0].split() for line in (SWEEP_DIR / "README.md").read_text().splitlines()]
-    commands = [parse(words[3:]) for words in lines if words[:3] == ["python", "-m", "scaling_testbed.sweep"]]
-    assert len(commands) == 14
-    for command in commands:
+    typed = [words[3:] for words in lines if words[:3] == ["python", "-m", "scaling_testbed.sweep"]]
+    assert len(typed) == 14
+    asked, made = commands.asked, []
+
+    def and_no_more(*words):
+        made.append(asked(*words))
+        raise UserError("understood")
+
+    monkeypatch.setattr(commands, "asked", and_no_more)
+    assert [sweep.main(words) for words in typed] == [1] * 14
+    assert capsys.readouterr().err == 14 * "error: understood\n"  # and nothing of an old spelling
+    for command in made:
         typed = dict(map(override_values, command.typed))
         points = covering(command.sweep.points(), typed) or command.sweep.points()[:1]
         runs = [flatten(run) for run in compose_many([overrides(command.sweep, point) for point in points])]

@@ -342,7 +342,7 @@ def test_a_run_that_is_warned_is_saved_requeued_and_ends_in_the_same_bits(cluste
     row = json.loads((Path(read()["folder"]) / "result.json").read_text())
     assert row["restarts"] >= 1
     assert door("run", *same, "name=undisturbed")[0] == 0
-    (again,) = [json.loads(line) for line in door("status", "--json", *same, "name=undisturbed")[1].splitlines()]
+    (again,) = json.loads(door("status", "--json", *same, "name=undisturbed")[1])
     assert again["loss"] == row["val_loss"]
 
 

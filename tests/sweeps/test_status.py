@@ -13,7 +13,7 @@ from scaling_testbed.sweeps.status import collect
 @pytest.fixture
 def planned(door):
     """Returns a function from overrides to the planned runs, as objects."""
-    return lambda *typed: [json.loads(line) for line in door("plan", "--json", *typed)[1].splitlines()]
+    return lambda *typed: json.loads(door("plan", "--json", *typed)[1])
 
 
 def write_row(run, **fields):

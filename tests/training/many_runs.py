@@ -16,11 +16,11 @@ import sys
 import time
 from pathlib import Path
 
-from scaling_testbed import train
 from scaling_testbed.config.compose import compose
 from scaling_testbed.data.batches import ValidationBatches
 from scaling_testbed.errors import UserError
 from scaling_testbed.runs import folder as records
+from scaling_testbed.train import main as train_main
 from scaling_testbed.training import parts as building
 from scaling_testbed.training import row as result
 from scaling_testbed.training import run as trainer
@@ -82,7 +82,7 @@ def main():
             continue
         out, err = io.StringIO(), io.StringIO()
         with circumstances(spec, rank), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            status = train.main(spec["overrides"])
+            status = train_main(spec["overrides"])
         found = {"status": status, "out": out.getvalue(), "err": err.getvalue()}
         path.with_name(f"{spec['name']}.{rank}.json").write_text(json.dumps(found))
 

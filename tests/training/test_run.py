@@ -4,12 +4,12 @@ import importlib.util
 import json
 import math
 import signal
+import sys
 import time
 
 import pytest
 import torch
 
-from scaling_testbed import train as train_door
 from scaling_testbed.data.preparing.preparation import prepare
 from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.learning import loss_model
@@ -20,6 +20,7 @@ from scaling_testbed.processes.interrupts import Interrupts
 from scaling_testbed.runs import checkpoint
 from scaling_testbed.runs import folder as records
 from scaling_testbed.runs import row as result
+from scaling_testbed.train import main as train_main
 from scaling_testbed.training import parts as building
 from scaling_testbed.training import run as trainer
 from scaling_testbed.training import step as updates
@@ -110,7 +111,7 @@ def test_a_signal_while_a_run_starts_is_a_stop_and_the_next_start_goes_on(
     tiny, tmp_path, data_dir, monkeypatch, capsys, phase
 ):
     _, folder = tiny()
-    place = train_door if phase == "compose" else building
+    place = sys.modules["scaling_testbed.train"] if phase == "compose" else building
     real = getattr(place, phase)
 
     def hit(*arguments, **options):
@@ -120,10 +121,10 @@ def test_a_signal_while_a_run_starts_is_a_stop_and_the_next_start_goes_on(
     arguments = [*TINY, f"runs_dir={tmp_path / 'runs'}", f"data_dir={data_dir}"]
     with monkeypatch.context() as patch:
         patch.setattr(place, phase, hit)
-        assert train_door.main(arguments) == 75
+        assert train_main(arguments) == 75
     row = json.loads((folder / "result.json").read_text())
     assert (row["status"], row["error"]) == ("preempted", "stopped by SIGUSR1 before training")
-    assert train_door.main(arguments) == 0
+    assert train_main(arguments) == 0
     assert "finished" in capsys.readouterr().out
 
 
@@ -154,7 +155,7 @@ def test_a_run_that_is_taken_over_writes_nothing_more(tiny, monkeypatch, tmp_pat
 
     monkeypatch.setattr(trainer, "make_update", make)
     arguments = [*TINY, f"runs_dir={tmp_path / 'runs'}", f"data_dir={data_dir}", *options]
-    assert train_door.main(arguments) == 75
+    assert train_main(arguments) == 75
     assert "was taken over by elsewhere pid 7" in capsys.readouterr().err
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step-00000003"]
     assert [line["step"] for line in metrics(folder)] == [0, 1]

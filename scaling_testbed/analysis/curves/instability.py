@@ -19,6 +19,8 @@ from scaling_testbed.errors import ConfigError, UserError
 
 AT_STEP, LAST_MEAN = "diagnostics_at_step", "diagnostics_last_mean"
 LEVEL = 0.95
+FIRST_MLP = "grad_rms/blocks.0.mlp.mlp_in.weight"
+THRESHOLD, EPS = 1e4, 1e-8  # of attention scores, and AdamW's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +33,7 @@ class Quantity:
 
     name: str = "attention_logit_max/0"
     field: str = AT_STEP
-    threshold: float = 1e4
+    threshold: float = THRESHOLD
     above: bool = True
 
     def passes(self, value: float) -> bool:
@@ -40,6 +42,30 @@ class Quantity:
     @property
     def label(self) -> str:
         return self.name if self.field == AT_STEP else f"{self.name}, mean of the last steps"
+
+
+def chosen_quantity(
+    known: Sequence[Quantity], name: str | None = None, threshold: float | None = None, eps: float | None = None
+) -> Quantity:
+    """What is extrapolated. Where nothing is asked for, the first of `known`, which the study is about. Unstable is a
+    value above `threshold` at the named step (default THRESHOLD, of the largest attention score), or below `eps` as a
+    mean over the last steps (of a gradient of `known`, else of the first MLP). Raises ConfigError for both of them."""
+    if known and name is threshold is eps is None:
+        return known[0]
+    if eps is None:
+        threshold = _positive("--threshold", THRESHOLD if threshold is None else threshold)
+        return Quantity(name=name or Quantity.name, field=AT_STEP, threshold=threshold)
+    if threshold is not None:
+        raise ConfigError("give --threshold or --eps, not both: above the one, below the other is unstable")
+    gradients = [one.name for one in known if not one.above]
+    name = name or next(iter(gradients), FIRST_MLP)
+    return Quantity(name=name, field=LAST_MEAN, threshold=_positive("--eps", eps), above=False)
+
+
+def _positive(option: str, value: float) -> float:
+    if not 0 < value < math.inf:
+        raise ConfigError(f"{option} must be a number greater than zero; got {value:g}")
+    return value
 
 
 @dataclass(frozen=True)
@@ -124,6 +150,23 @@ class Prediction:
             "verdict": self.verdict,
             "note": fit.note if fit else "fewer than three sizes: no fit",
         }
+
+
+@dataclass(frozen=True)
+class Extrapolation:
+    """What `analyse` finds of one quantity of a study."""
+
+    quantity: Quantity
+    series: list[Series]
+    predictions: list[Prediction]
+
+    def records(self) -> list[dict[str, object]]:
+        """The predictions as flat rows."""
+        return [one.record() for one in self.predictions]
+
+    def notes(self) -> list[str]:
+        """How the fits were made, where one could not be, and which runs lack a value."""
+        return notes(self.series, self.quantity)
 
 
 def fit_log_log(n_params: Sequence[float], values: Sequence[float]) -> Fit | None:

@@ -20,7 +20,7 @@ from scaling_testbed.analysis.curves.grouping import Curve, curves
 from scaling_testbed.analysis.curves.rate_meaning import curve_meaning, incomparable
 from scaling_testbed.analysis.rows.conditions import same
 from scaling_testbed.analysis.rows.study import SIZE, Row, Study, name_of, number
-from scaling_testbed.errors import UserError
+from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.learning.optimizers import AS_ADAMW
 
 DEFAULT_RANGE = (3e-4, 3e-1)
@@ -110,6 +110,14 @@ def diverged(row: Row) -> bool:
     """Whether a run diverged: by its status, or because it ended no better than it began."""
     loss = final_loss(row)
     return not math.isfinite(loss) or loss >= number(row, "val_loss_initial")
+
+
+def check_range(lr_range: Sequence[float]) -> tuple[float, float]:
+    """The range of learning rates over which S is taken. Raises ConfigError where it is none."""
+    if len(lr_range) != 2 or not 0 < lr_range[0] < lr_range[1]:
+        typed = ",".join(f"{end:g}" for end in lr_range)
+        raise ConfigError(f"--lr-range must be LOW,HIGH with 0 < LOW < HIGH; got {typed}")
+    return lr_range[0], lr_range[1]
 
 
 def analyse(

@@ -73,17 +73,16 @@ class Panel:
     color_name: str = "N"
 
 
-def save(panels: Sequence[Panel], stem: Path) -> list[Path]:
-    """Write the panels, four in a row, as stem.png (200 dots per inch) and stem.svg; returns the paths."""
+def save(panels: Sequence[Panel], files: Sequence[Path]) -> list[Path]:
+    """Write the panels, four in a row, to each file: .png (200 dots per inch) or .svg; returns the paths."""
     figure, context = _draw(panels)
-    paths = [stem.parent / f"{stem.name}.{kind}" for kind in ("png", "svg")]
     with context:
-        for path in paths:
+        for path in files:
             try:
                 figure.savefig(path, dpi=200, metadata={"Date": None} if path.suffix == ".svg" else None)
             except OSError as error:
                 raise UserError(f"cannot write {path}: {error.strerror}") from None
-    return paths
+    return list(files)
 
 
 def inline_svg(panel: Panel, name: str) -> str:

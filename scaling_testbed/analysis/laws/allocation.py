@@ -50,7 +50,10 @@ def allocate(fit: Fit, flops: float, shares: Sequence[float] = SHARES) -> list[A
 
 
 def allocation_records(fit: Fit, flops: float) -> list[dict[str, float | None]]:
-    """`allocate` as flat rows, each with how far it lies beyond what was fitted."""
+    """`allocate` as flat rows, each with how far it lies beyond what was fitted. Raises ConfigError as it does, and for
+    flops that are no such number."""
+    if not 0 < flops < math.inf:
+        raise ConfigError(f"--flops must be a number greater than zero; got {flops:g}")
     records = [one.record() for one in allocate(fit, flops)]
     for one in records:
         at = {"n_params": one["n_params"], "n_tokens": one["n_tokens"]}

@@ -10,9 +10,9 @@ from scaling_testbed.analysis.laws.forms import LAWS, Law
 from scaling_testbed.analysis.laws.frontier import budget_starts, loose
 from scaling_testbed.analysis.rows import published
 from scaling_testbed.analysis.rows.conditions import parse
-from scaling_testbed.analysis.rows.study import Row, load, name_of
+from scaling_testbed.analysis.rows.study import Row, Study, load, name_of
 from scaling_testbed.config.budget import CONVENTIONS
-from scaling_testbed.errors import ConfigError, UserError
+from scaling_testbed.errors import ConfigError, UserError, check_choice
 
 ROUNDED = ("flops", "n_tokens")  # never quite what was planned, as steps and batches are whole
 SHARES = ("error", "accuracy")
@@ -29,26 +29,36 @@ def read(path: str | Path, source: str | None, mapping: Sequence[str], size: str
 
     source: a published layout (see published.py), else what rows.load reads. mapping: `column=Name of theirs`. size:
     the column that is N. Raises UserError and ConfigError."""
-    if source is not None and source not in published.SOURCES:
-        raise ConfigError(f"--source must be one of {', '.join(published.SOURCES)}; got {source!r}")
+    if source is None:
+        return of_study(load(path), mapping, size)
+    check_choice("--source", source, published.SOURCES)
+    return _named(published.SOURCES[source](Path(path)), [], path, _pairs(mapping), size)
+
+
+def of_study(study: Study, mapping: Sequence[str] = (), size: str = "n_params") -> tuple[list[Row], list[str]]:
+    """What `read` does, of a study: its runs that are neither unfinished nor diverged."""
     said: list[str] = []
     pairs = _pairs(mapping)
-    if source:
-        rows = published.SOURCES[source](Path(path))
-    else:
-        study = load(path)
-        rows, missing = study.rows, study.missing
-        if pairs.get("loss", "val_loss") != "val_loss":  # a row with that loss is none without a result
-            done = [row for row in missing if row.get("status") == "missing" and row.get(pairs["loss"]) is not None]
-            rows = [*rows, *({key: row[key] for key in row if key not in ("label", "status")} for row in done)]
-            missing = [row for row in missing if row not in done]
-        if missing:
-            named = "; ".join(name_of(row) for row in missing[:5])
-            said.append(f"{len(missing)} runs are not finished and are left out: {named}")
-        diverged = [row for row in rows if row.get("status") == "diverged"]
-        if diverged:
-            said.append(f"{len(diverged)} diverged runs are left out")
-            rows = [row for row in rows if row.get("status") != "diverged"]
+    rows, missing = study.rows, study.missing
+    if pairs.get("loss", "val_loss") != "val_loss":  # a row with that loss is none without a result
+        done = [row for row in missing if row.get("status") == "missing" and row.get(pairs["loss"]) is not None]
+        rows = [*rows, *({key: row[key] for key in row if key not in ("label", "status")} for row in done)]
+        missing = [row for row in missing if row not in done]
+    if missing:
+        named = "; ".join(name_of(row) for row in missing[:5])
+        said.append(f"{len(missing)} runs are not finished and are left out: {named}")
+    diverged = [row for row in rows if row.get("status") == "diverged"]
+    if diverged:
+        said.append(f"{len(diverged)} diverged runs are left out")
+        rows = [row for row in rows if row.get("status") != "diverged"]
+    return _named(rows, said, study.path, pairs, size)
+
+
+def _named(
+    rows: Sequence[Row], said: Sequence[str], path: str | Path, pairs: dict[str, str], size: str
+) -> tuple[list[Row], list[str]]:
+    """The rows with the columns of laws, and what is to be said of them after what was said of others."""
+    check_choice("--size", size, CONVENTIONS)
     if not rows:
         raise UserError(f"{path}: no finished run is left; {'; '.join(said)}")
     taken = {ours: _column(ours, theirs, rows) for ours, theirs in pairs.items()}

@@ -96,7 +96,7 @@ def test_a_held_out_run_that_diverged_before_the_step_keeps_its_prediction(study
 def test_a_cell_that_cannot_be_read_is_named(study, tmp_path, capsys, changes, says):
     rows = rows_of(SIZES)
     place = study([{**rows[0], **changes}, *rows[1:]]).path
-    assert analyze.main(["instability", str(place), "--out", str(tmp_path / "out")]) == 1
+    assert analyze.main(["instability", str(place), "--out", str(tmp_path / "out" / "table.csv")]) == 1
     assert says in capsys.readouterr().err
 
 
@@ -167,7 +167,7 @@ def test_gradients_against_eps_read_the_mean_of_the_last_steps(study, tmp_path, 
     name = "grad_rms/blocks.0.mlp.mlp_in.weight"
     rows = rows_of(SIZES, lambda n, lr: 1e-3 / n, field="diagnostics_last_mean", name=name)
     study(rows, name="gradrms_scaling")
-    assert analyze.main(["instability", str(tmp_path / "gradrms_scaling"), "--eps", "--hold-out-largest"]) == 0
+    assert analyze.main(["instability", str(tmp_path / "gradrms_scaling"), "--eps", "1e-8", "--hold-out-largest"]) == 0
     assert "unstable below 1e-08" in capsys.readouterr().out
     (record,) = json.loads((tmp_path / "gradrms_scaling/analysis/instability.json").read_text())["rows"]
     assert record["measured"] == pytest.approx(1e-3 / 3e8) and record["verdict"] == "crosses"

@@ -1,0 +1,135 @@
+"""The best runs for their compute: the law through the best size of each budget, and the ladder of configurations that
+are worth scaling up."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from scaling_testbed.analysis.laws import columns, frontier
+from scaling_testbed.analysis.laws.checks import mixed_data
+from scaling_testbed.analysis.laws.fitted import Fit
+from scaling_testbed.analysis.laws.fitting import LSQ, fit
+from scaling_testbed.analysis.laws.forms import LAWS
+from scaling_testbed.analysis.laws.study import Rows
+from scaling_testbed.analysis.rows.study import Row, name_of
+from scaling_testbed.errors import UserError, check_choice
+
+METHODS = {"isoflop": frontier.isoflop, "envelope": frontier.envelope}
+NEEDED = ("n_params", "flops", "loss")
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrontierReport:
+    """The law N = c C^p through the best sizes. optima: the best size of each budget. runs: what these come from."""
+
+    fit: Fit
+    method: str
+    optima: list[Record]
+    runs: list[Record]
+    warnings: list[str]
+    origin: str
+    where: list[str] = field(default_factory=list)
+
+    def record(self) -> Record:
+        """What is kept in a file."""
+        typed = {"method": self.method, "rows": self.origin, "where": self.where}
+        found = {"warnings": self.warnings, "optima_by_budget": self.optima, "runs": self.runs}
+        return {**asdict(self.fit), **typed, **found}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LadderReport:
+    """The law through the Pareto frontier of a grid search. frontier: its runs, each with the law's loss, whether it
+    was fitted and whether it is a rung."""
+
+    fit: Fit
+    frontier: list[Record]
+    n_runs: int
+    warnings: list[str]
+    origin: str
+    where: list[str] = field(default_factory=list)
+    hold_out: list[str] = field(default_factory=list)
+
+    def record(self) -> Record:
+        """What is kept in a file."""
+        typed = {"rows": self.origin, "where": self.where, "hold_out": self.hold_out}
+        found = {"warnings": self.warnings, "n_runs": self.n_runs, "frontier": self.frontier}
+        return {**asdict(self.fit), **typed, **found}
+
+
+def frontier_rows(given: Rows, method: str, *, where: Sequence[str] = (), size: str = "n_params") -> FrontierReport:
+    """The size of least loss for each budget of compute, and the power law N = c C^p through them (Hoffmann et al.
+    2022, arXiv 2203.15556, section 3): by the vertex of a parabola in ln N at each budget (isoflop, approach 2), or by
+    the envelope of the sizes' curves (envelope, approach 1).
+
+    A budget whose best size is the largest or the smallest that was trained is shown with a note and left out of the
+    law. Raises UserError where fewer than two budgets are left."""
+    check_choice("--method", method, METHODS)
+    rows, said = _checked(given, where)
+    if method == "isoflop":
+        said = [*said, *frontier.loose([row["flops"] for row in rows], "flops")]
+    optima = METHODS[method](rows)
+    trusted = [one for one in optima if not one.note]
+    if len(trusted) < 2:
+        few = f"{method}: {len(trusted)} budgets have a best size inside what was trained; two are needed"
+        raise UserError("; ".join([few, *said]))
+    inputs, observed = {"flops": [one.flops for one in trusted]}, [one.n_params for one in trusted]
+    # Neighbours on an envelope come from the same runs: resampling them would promise too much.
+    resamples = 200 if method == "isoflop" else 0
+    found = fit(LAWS["optimal_n"], inputs, observed, starts=8, bootstrap=resamples, size=size)
+    left_out = len(optima) - len(trusted)
+    noted = [f"{left_out} of {len(optima)} budgets are left out of the law: see their notes"] if left_out else []
+    budgets = frontier.by_budget(rows) if method == "isoflop" else [rows]
+    runs = [{**{key: row[key] for key in NEEDED}, "budget": frontier.middle(budget)} for budget in budgets
+            for row in budget]  # fmt: skip
+    return FrontierReport(
+        fit=found,
+        method=method,
+        optima=[one.record() for one in optima],
+        runs=runs,
+        warnings=[*found.warnings, *noted, *said],
+        origin=given.origin,
+        where=list(where),
+    )
+
+
+def ladder_rows(
+    given: Rows, *, rungs: int = 4, where: Sequence[str] = (), hold_out: Sequence[str] = (), size: str = "n_params"
+) -> LadderReport:
+    """From a grid search the configurations to scale up: the best run of each size, of these the Pareto frontier in
+    compute, a law L = E + (C0/C)^alpha through it, and on each part of it the configuration that tracks the law best.
+    hold_out: runs of the frontier that are left out of the fit. Raises ConfigError for more rungs than there are."""
+    rows, said = _checked(given, where)
+    front = frontier.pareto(rows)
+    kept, _ = columns.select(front, [], hold_out)
+    law = LAWS["compute"]
+    inputs, observed = columns.values(kept, law)
+    found = fit(law, inputs, observed, objective=LSQ, bootstrap=0, size=size)
+    predicted = [float(found.predict({"flops": row["flops"]})) for row in kept]
+    picked = {id(kept[place]) for place in frontier.rungs(kept, predicted, rungs)}
+    return LadderReport(
+        fit=found,
+        frontier=[_rung(row, found, id(row) in picked, any(row is one for one in kept)) for row in front],
+        n_runs=len(rows),
+        warnings=[*found.warnings, *said],
+        origin=given.origin,
+        where=list(where),
+        hold_out=list(hold_out),
+    )
+
+
+def _rung(row: Row, found: Fit, picked: bool, fitted: bool) -> Record:
+    predicted = float(found.predict({"flops": row["flops"]}))
+    shown = {"run": name_of(row).removeprefix("run "), **{key: row[key] for key in NEEDED}}
+    return {**shown, "law": predicted, "fitted": fitted, "rung": picked}
+
+
+def _checked(given: Rows, where: Sequence[str]) -> tuple[Sequence[Row], list[str]]:
+    """The rows that fit `where`, each with N, C and a loss, and what is to be said of them."""
+    rows, _ = columns.select(given.rows, where, [])
+    for key in NEEDED:
+        columns.check(rows, key, NEEDED)
+    measured = [row for row in rows if row.get("n_tokens") is not None]
+    columns.check(measured, "n_tokens", (*NEEDED, "n_tokens"))
+    return rows, [*given.said, *mixed_data(rows)]

@@ -1,0 +1,49 @@
+"""What a law cannot see of the rows it is fitted to, and how far a prediction lies beyond them, as warnings."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from scaling_testbed.analysis.laws.forms import Law
+from scaling_testbed.analysis.rows.study import Row
+
+FAR = 10  # times beyond what was fitted: from here on it is said
+
+
+def mixed_data(rows: Sequence[Row]) -> list[str]:
+    """A law describes one data set: a warning where the rows have several."""
+    for key in ("data_fingerprint", "dataset"):
+        found = {str(row[key]) for row in rows if row.get(key)}
+        if len(found) > 1:
+            return [f"the rows have {len(found)} values of {key}: a law describes one data set; use --where"]
+    return []
+
+
+def mixed_settings(rows: Sequence[Row], law: Law) -> list[str]:
+    """A law sees nothing but its inputs: a warning where rows that have them alike differ in a setting of the run, and
+    in the output by more than one percent."""
+    groups: dict[tuple, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[key] for key in law.inputs), []).append(row)
+    keys: dict[str, None] = {}
+    most = 0.0
+    for group in groups.values():
+        settings = dict.fromkeys(key for row in group for key in row if "." in key or key == "lr")
+        differ = [key for key in settings if len({repr(row.get(key)) for row in group}) > 1 and key not in law.inputs]
+        outputs = [row[law.output] for row in group]
+        if differ and max(outputs) > 1.01 * min(outputs):
+            keys |= dict.fromkeys(key for key in differ if not (key == "lr" and "optimizer.lr" in differ))
+            most = max(most, max(outputs) - min(outputs))
+    if not keys:
+        return []
+    named = ", ".join(keys) if len(keys) < 4 else f"{', '.join(list(keys)[:3])} and others"
+    alike = f"rows of the same {' and '.join(law.inputs)} differ in {named}"
+    return [f"{alike}, and by up to {most:.3g} in {law.output}: the law is of all of them; choose with --where"]
+
+
+def far(predictions: Sequence[Mapping[str, Any]]) -> list[str]:
+    """How far beyond the fitted rows the farthest prediction lies, where that is FAR or more."""
+    most = max(predictions, key=lambda one: one["extrapolation"], default=None)
+    if most is None or most["extrapolation"] < FAR:
+        return []
+    where = f" ({most['run']})" if most.get("run") else ""
+    return [f"a prediction lies {most['extrapolation']:.3g} times beyond what was fitted{where}"]

@@ -1,0 +1,322 @@
+"""The public API: what a notebook calls as `import scaling_testbed as st; st.train(...)`. See st.__all__.
+
+Functions take overrides (Hydra's grammar, as on the command line), paths of studies, or rows that are at hand as
+mappings or as a pandas DataFrame; they return dataclasses and plain rows. What each needs is imported when it is
+called. A mistake raises ConfigError (a wrong key or value) or UserError (a wrong file, run or machine) in one line.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas
+
+    from scaling_testbed.analysis.curves.instability import Extrapolation
+    from scaling_testbed.analysis.curves.lr_sensitivity import Sensitivity
+    from scaling_testbed.analysis.laws.downstream import Chain
+    from scaling_testbed.analysis.laws.fitted import Fit
+    from scaling_testbed.analysis.laws.study import ChainReport, FitReport, Rows
+    from scaling_testbed.analysis.rows.given import Given
+    from scaling_testbed.analysis.rows.study import Row
+    from scaling_testbed.config.run import RunConfig
+    from scaling_testbed.data.tokenizers import ByteTokenizer, JsonTokenizer
+    from scaling_testbed.model.transformer import Transformer
+    from scaling_testbed.sweeps.grid import Sweep
+    from scaling_testbed.sweeps.plan import PlannedRun
+
+
+def compose(overrides: Sequence[str] = ()) -> RunConfig:
+    """The frozen configuration that `overrides` ask for. Raises ConfigError naming the key that is wrong."""
+    from scaling_testbed.config.compose import compose
+
+    return compose(list(overrides))
+
+
+def train(run: RunConfig | Sequence[str], *, quiet: bool = True) -> Row:
+    """Train a run, or go on with it, or find it finished; returns its row, which result.json holds: losses in nats per
+    token, parameters, tokens, FLOPs, the flat configuration. `status` is finished, diverged, or preempted where a
+    signal stopped it; the same call goes on. quiet: print no progress. Raises UserError for what a person can mend."""
+    from scaling_testbed.config.run import RunConfig
+    from scaling_testbed.training.run import train
+
+    return train(run if isinstance(run, RunConfig) else compose(run), quiet=quiet)
+
+
+def plan(
+    sweep: str, overrides: Sequence[str] = (), *, scale: str | None = None, processes: int = 1
+) -> list[PlannedRun]:
+    """What the runs of a sweep are and cost; spends nothing. sweep: a name of configs/sweep/, or the path of a .yaml
+    file. overrides: of every run, `key=a,b` for an axis. scale: one of the file's, None for its first. processes: of
+    each run, for the memory on each GPU. Raises ConfigError."""
+    return _planned(_sweep(sweep, overrides, scale), processes)
+
+
+def run_sweep(
+    sweep: str,
+    overrides: Sequence[str] = (),
+    *,
+    scale: str | None = None,
+    workers: int = 1,
+    gpus: Sequence[str] = (),
+    runs_per_gpu: int = 1,
+    retry: bool = False,
+) -> list[Row]:
+    """Run a sweep on this machine, `workers` processes at a time or `runs_per_gpu` on each of `gpus`; returns the rows
+    of its runs. What is finished is not run again; what was killed goes on. retry: failed runs are tried again.
+
+    Raises ConfigError before anything is started, and UserError at the end where a run failed, naming each, or where a
+    signal stopped the sweep; finished rows lie in the folder then, and `load_rows` reads them."""
+    from scaling_testbed.errors import UserError
+    from scaling_testbed.sweeps.local import Driver, slots
+    from scaling_testbed.sweeps.plan import remember, sweep_folder
+    from scaling_testbed.sweeps.status import rows
+
+    chosen = _sweep(sweep, overrides, scale)
+    runs = _planned(chosen)
+    places = slots(workers, list(map(str, gpus)), runs_per_gpu)
+    remember(runs, chosen)
+    driver = Driver(runs, places, retry=retry)
+    status, folder = driver.drive(), sweep_folder(runs)
+    if status:
+        failed = "; ".join(f"{run_id}: {error}" for run_id, error in driver.failures.items())
+        raise UserError(f"{folder}: {failed or 'stopped by a signal; the same call goes on'}")
+    ids = {run.run_id for run in runs}
+    return [row for row in rows(folder) if row.get("run_id") in ids]
+
+
+def _sweep(name: str, overrides: Sequence[str], scale: str | None) -> Sweep:
+    from scaling_testbed.sweeps.grid import load_sweep, narrowed
+
+    return narrowed(load_sweep(name, scale), list(overrides))
+
+
+def _planned(sweep: Sweep, processes: int = 1) -> list[PlannedRun]:
+    from scaling_testbed.sweeps.plan import plan
+
+    runs, same = plan(sweep, processes)
+    if same:
+        warnings.warn(f"{same} combinations are the same run as an earlier one and count once", stacklevel=3)
+    return runs
+
+
+def load_rows(path: str | Path, where: Sequence[str] = (), *, frame: bool = False) -> list[Row] | pandas.DataFrame:
+    """The rows of a sweep's folder or of a file (.jsonl, .json, .csv, .parquet): one for each run that is finished or
+    diverged and fits every condition ("model.qk_norm=none", "flops<5e20"). frame: as a DataFrame, a column a field.
+    Warns of runs that are planned, or were begun, and have no result. Raises UserError and ConfigError."""
+    from scaling_testbed.analysis.rows.given import study_of
+
+    study = study_of(path, where)
+    if study.missing:
+        warnings.warn(f"{path}: {len(study.missing)} runs have no result and are left out", stacklevel=2)
+    if not frame:
+        return study.rows
+    import pandas
+
+    return pandas.DataFrame(study.rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedRun:
+    """Where a loaded model comes from: its run, the step of the checkpoint, and the folder of the run's data."""
+
+    run: RunConfig
+    step: int
+    data_folder: Path
+
+    @property
+    def tokenizer(self) -> ByteTokenizer | JsonTokenizer:
+        """The tokenizer of the run's data. Raises UserError where the data was given as token ids."""
+        from scaling_testbed.data.tokenizers import load_tokenizer
+
+        return load_tokenizer(self.data_folder)
+
+
+def load_model(run_dir: str | Path, *, step: int | None = None, device: str = "cpu") -> tuple[Transformer, LoadedRun]:
+    """A saved model of runs/NAME/RUN_ID in evaluation mode, with its run and tokenizer; `model(tokens_BS)` gives the
+    hidden states, times `model.head_weight_VD.T` the logits. step: of the checkpoint, None for the newest. Raises
+    UserError where there is no such checkpoint, it is damaged, or the data is another one now."""
+    import torch
+
+    from scaling_testbed.config.compose import recorded_run
+    from scaling_testbed.evaluation.loading import load_model
+
+    run = recorded_run(Path(run_dir))
+    step, model, data = load_model(run, Path(run_dir), step=step, device=torch.device(device))
+    return model, LoadedRun(run=run, step=step, data_folder=data.folder)
+
+
+def lr_sensitivity(
+    rows: Given,
+    *,
+    where: Sequence[str] = (),
+    group: Sequence[str] | None = None,
+    size: str | None = None,
+    lr_range: tuple[float, float] | None = None,
+) -> list[Sensitivity]:
+    """Learning-rate sensitivity S for each size and condition (Wortsman et al. 2023, arXiv 2309.14322, section 2.2), in
+    nats per token. group: the keys that tell conditions apart, by default all that vary. size: what N counts, by
+    default the parameters outside embedding and head. lr_range: the rates that count, by default 3e-4 to 3e-1. S is
+    None where it is withheld, for the reason in `withheld`. Raises UserError and ConfigError."""
+    from scaling_testbed.analysis.curves.grouping import grouping_keys
+    from scaling_testbed.analysis.curves.lr_sensitivity import DEFAULT_RANGE, analyse, check_range
+    from scaling_testbed.analysis.rows.given import study_of
+    from scaling_testbed.papers.paper import experiment_of
+
+    study = study_of(rows, where)
+    keys = grouping_keys(study, group, experiment_of(study)[1].group)
+    return analyse(study, keys, _size(size), check_range(lr_range or DEFAULT_RANGE))
+
+
+def instability(
+    rows: Given,
+    *,
+    quantity: str | None = None,
+    threshold: float | None = None,
+    eps: float | None = None,
+    hold_out_largest: bool = False,
+    where: Sequence[str] = (),
+    group: Sequence[str] | None = None,
+    size: str | None = None,
+) -> Extrapolation:
+    """log(quantity) as a quadratic in log N at each learning rate, extrapolated with a 95 % prediction interval to what
+    is planned and has no row, or to the largest size, held out (Wortsman et al. 2023, section 3.3, Figures 9 and 11).
+
+    quantity: a diagnostic, by default what the sweep is about, else attention_logit_max/0. threshold: unstable above
+    it; eps: unstable below it, as a mean over the last steps. Raises UserError and ConfigError."""
+    from scaling_testbed.analysis.curves.grouping import grouping_keys
+    from scaling_testbed.analysis.curves.instability import Extrapolation, analyse, chosen_quantity
+    from scaling_testbed.analysis.rows.given import study_of
+    from scaling_testbed.papers.paper import experiment_of
+
+    study = study_of(rows, where)
+    _, experiment = experiment_of(study)
+    chosen = chosen_quantity(experiment.quantities, quantity, threshold, eps)
+    keys = grouping_keys(study, group, experiment.group)
+    return Extrapolation(chosen, *analyse(study, keys, chosen, hold_out_largest, _size(size)))
+
+
+def _size(size: str | None) -> str:
+    from scaling_testbed.analysis.rows.study import SIZE
+    from scaling_testbed.config.budget import CONVENTIONS
+    from scaling_testbed.errors import check_choice
+
+    check_choice("--size", size or SIZE, CONVENTIONS)
+    return size or SIZE
+
+
+def law_rows(
+    rows: Given, *, source: str | None = None, columns: Mapping[str, str] | None = None, size: str = "n_params"
+) -> Rows:
+    """Rows with the columns that laws ask for. source: `rows` is the path of a copy of this published testbed. columns:
+    our name of a column to theirs, {"n_params": "Params (M)*1e6"}. size: what N counts. Raises UserError and
+    ConfigError."""
+    from scaling_testbed.analysis.laws import columns as law_columns
+    from scaling_testbed.analysis.laws.study import Rows
+    from scaling_testbed.analysis.rows.given import study_of
+
+    mapping = [f"{ours}={theirs}" for ours, theirs in (columns or {}).items()]
+    if source is not None:
+        found, said = law_columns.read(rows, source, mapping, size)
+        return Rows(rows=found, said=said, origin=str(rows))
+    study = study_of(rows)
+    found, said = law_columns.of_study(study, mapping, size)
+    return Rows(rows=found, said=said, origin=str(study.path))
+
+
+def fit(
+    rows: Given,
+    law: str = "chinchilla",
+    *,
+    where: Sequence[str] = (),
+    hold_out: Sequence[str] = (),
+    fix: Mapping[str, float] | None = None,
+    objective: str | None = None,
+    starts: int = 64,
+    bootstrap: int = 200,
+    seed: int = 0,
+    size: str = "n_params",
+    source: str | None = None,
+    columns: Mapping[str, str] | None = None,
+) -> FitReport:
+    """Fit a scaling law to runs, from many starts, with bootstrap intervals over runs (`law list` has the names).
+
+    The answer holds the fit, each fitted and each held-out run beside the law's value, and the warnings; `record()` is
+    what `analyze fit --out` keeps. hold_out: runs that fit any of these conditions are predicted, not fitted. fix:
+    parameters that are given. source, columns, size: as in `law_rows`. Raises UserError and ConfigError."""
+    from scaling_testbed.analysis.laws.study import Fitting, fit_rows, law_named
+
+    fitting = Fitting(objective=objective, starts=starts, bootstrap=bootstrap, seed=seed, size=size)
+    chosen, given = law_named(law), law_rows(rows, source=source, columns=columns, size=size)
+    return fit_rows(given, chosen, where=where, hold_out=hold_out, fixed=fix, fitting=fitting)
+
+
+def predict(
+    fit: FitReport | ChainReport | Fit | Chain | str | Path,
+    *,
+    n_params: float | None = None,
+    n_tokens: float | None = None,
+    **inputs: float,
+) -> dict[str, Any]:
+    """What a fitted law, or two that are chained, say of one new run: value, 95 % prediction interval, and how many
+    times it lies beyond what was fitted. fit: also the path of one that was kept. inputs: others of the law, or
+    tokens_per_param, flops. Raises ConfigError for an input that is missing or of no use."""
+    from scaling_testbed.analysis.laws.prediction import predict
+
+    given = {"n_params": n_params, "n_tokens": n_tokens, **inputs}
+    return predict(kept_law(fit), {key: value for key, value in given.items() if value is not None})
+
+
+def allocate(fit: FitReport | ChainReport | Fit | Chain | str | Path, *, flops: float) -> list[dict[str, Any]]:
+    """N and D of least loss for a budget C = 6 N D, first, and smaller models of the same loss with the tokens and the
+    compute that they take instead (Hoffmann et al. 2022, arXiv 2203.15556; Gadre et al. 2024, arXiv 2403.08540). Raises
+    ConfigError for a law that does not tell size from tokens."""
+    from scaling_testbed.analysis.laws.allocation import allocation_records
+
+    return allocation_records(loss_law(kept_law(fit)), flops)
+
+
+def kept_law(fit: FitReport | ChainReport | Fit | Chain | str | Path) -> Fit | Chain:
+    """The law, or the two that are chained, in whatever form: as fitted, as a report of it, or the path of a kept one.
+    Raises UserError where the file is none."""
+    from scaling_testbed.analysis.laws.study import ChainReport, FitReport
+    from scaling_testbed.report import law
+
+    if isinstance(fit, (str, Path)):
+        return law.read(Path(fit))
+    if isinstance(fit, FitReport):
+        return fit.fit
+    return fit.chain if isinstance(fit, ChainReport) else fit
+
+
+def loss_law(kept: Fit | Chain) -> Fit:
+    """The law of the loss, which of two chained laws is the first."""
+    from scaling_testbed.analysis.laws.downstream import Chain
+
+    return kept.loss if isinstance(kept, Chain) else kept
+
+
+def report(
+    path: str | Path,
+    out: str | Path | None = None,
+    *,
+    where: Sequence[str] = (),
+    experiment: str | None = None,
+    source: str | None = None,
+    figures: Sequence[str | Path] = (),
+    traces: str | Path | None = None,
+) -> list[str]:
+    """Write one self-contained HTML page about a sweep or kept laws; returns each claim with its verdict and the number
+    behind it, and the files that were written. out: the page's file, by default report.html in the sweep's folder.
+    source: `path` is a copy of this published testbed. See report/write.py for the rest. Raises UserError and
+    ConfigError."""
+    from scaling_testbed.report.write import write
+
+    page, folder = (None if value is None else Path(value) for value in (out, traces))
+    drawn = list(map(Path, figures))
+    options = {"conditions": where, "experiment": experiment, "source": source, "figures": drawn, "traces": folder}
+    return write(Path(path), page, **options)

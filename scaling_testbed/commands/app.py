@@ -1,0 +1,113 @@
+"""From typed functions to a command line: the one place that all commands of analyze, sweep and export pass through."""
+
+import difflib
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from scaling_testbed.commands import spellings
+from scaling_testbed.commands.doors import errors_reported
+from scaling_testbed.errors import ConfigError
+
+HELP = {"help_option_names": ["-h", "--help"]}
+Verb = Callable[..., int | None]  # prints what it found; returns an exit status, None for 0
+
+
+class _Verb(TyperCommand):
+    """A verb that still knows the old spellings of what it takes."""
+
+    def parse_args(self, ctx, args):
+        known = {option for parameter in self.params for option in parameter.opts}
+        return super().parse_args(ctx, spellings.today(args, known))
+
+
+class _Whole(TyperCommand):
+    """A verb that reads its own arguments, options too."""
+
+    def parse_args(self, ctx, args):
+        return super().parse_args(ctx, ["--", *args])
+
+
+class _Verbs(TyperGroup):
+    """Verbs, of which one must be said."""
+
+    def parse_args(self, ctx, args):
+        if not args and not ctx.resilient_parsing:
+            raise ConfigError(f"say one of {', '.join(self.commands)} first; --help explains them")
+        return super().parse_args(ctx, args)
+
+    def resolve_command(self, ctx, args):
+        if args[0] not in self.commands and not ctx.resilient_parsing:
+            close = difflib.get_close_matches(args[0], self.commands, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"it is one of {', '.join(self.commands)}"
+            raise ConfigError(f"there is no command {args[0]!r}; {hint}")
+        return super().resolve_command(ctx, args)
+
+
+def application(
+    help_: str, verbs: Iterable[Verb] = (), groups: Mapping[str, typer.Typer] | None = None, completion: bool = False
+) -> typer.Typer:
+    """A command line of functions, each a verb under its own name (list_ for list) with its docstring as its help; help
+    and errors are plain text. groups: command lines under one more word. completion: with --install-completion."""
+    app = typer.Typer(
+        cls=_Verbs, help=help_, context_settings=HELP, rich_markup_mode=None, pretty_exceptions_enable=False,
+        add_completion=completion,
+    )  # fmt: skip
+    for verb in verbs:
+        add_verb(app, verb)
+    for name, group in (groups or {}).items():
+        app.add_typer(group, name=name)
+    return app
+
+
+def add_verb(app: typer.Typer, verb: Verb) -> None:
+    """Add a function as a verb."""
+    app.command(verb.__name__.rstrip("_"), cls=_Verb, context_settings=HELP)(_called(verb))
+
+
+def add_door(app: typer.Typer, name: str, help_: str, door: Callable[[list[str]], int]) -> None:
+    """Add a verb that hands all that is typed behind it to `door`, the main of another command line."""
+
+    def call(words: Annotated[list[str], typer.Argument(metavar="KEY=VALUE")] = ()) -> int:
+        return door(list(words))
+
+    app.command(name, cls=_Whole, help=help_, add_help_option=False)(call)
+
+
+def _called(verb: Verb) -> Verb:
+    """What typer calls with what was typed: every verb passes here."""
+
+    @functools.wraps(verb)
+    def call(**typed: Any) -> int:
+        return verb(**typed) or 0
+
+    return call
+
+
+def run(app: typer.Typer, argv: Sequence[str], name: str) -> int:
+    """Do what was typed behind `name`; returns the exit status. Mistakes are one line on stderr."""
+    with errors_reported() as found:
+        command = typer.main.get_command(app)
+        try:
+            with command.make_context(name, list(argv)) as context:
+                found.status = command.invoke(context)
+        except typer.Exit as exit_:  # it has helped
+            found.status = exit_.exit_code
+        except typer.TyperException as error:
+            raise ConfigError(_in_one_line(error)) from None
+    return found.status
+
+
+def _in_one_line(error: typer.TyperException) -> str:
+    """What is wrong with the arguments of which verb."""
+    context = getattr(error, "ctx", None)
+    verb = f"{context.info_name}: " if context else ""
+    if hasattr(error, "possibilities"):  # an option that is none
+        close = difflib.get_close_matches(error.option_name, sorted(error.possibilities or ()), n=1)
+        hint = f"did you mean {close[0]}?" if close else "--help lists what there is"
+        return f"{verb}there is no option {error.option_name}; {hint}"
+    said = " ".join(error.format_message().split()).rstrip(".")
+    return f"{verb}{said[0].lower()}{said[1:]}; --help explains what is taken"

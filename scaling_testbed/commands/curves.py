@@ -1,0 +1,162 @@
+"""The verbs about a grid over learning rates: lr_sensitivity and instability."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from scaling_testbed.commands import output, spellings
+from scaling_testbed.commands.options import Group, Json, Size, SweepDir, Where, out
+from scaling_testbed.row_files import ENDINGS, beside
+
+ALL = (".csv", ".json", ".png", ".svg")  # what is written by default
+Out = out(
+    "write this file alone, by its ending: table and what it says (.json), table (.csv, .jsonl, .parquet), figure "
+    "(.png, .svg); default: .csv, .json, .png and .svg in SWEEP_DIR/analysis/",
+    str,
+)
+LrRange = Annotated[str, typer.Option("--lr-range", metavar="LOW,HIGH", show_default=True, help="the rates that count")]
+QuantityName = Annotated[
+    str | None,
+    typer.Option(
+        "--quantity", metavar="NAME",
+        help="default: what the sweep is about; else attention_logit_max/0, with --eps the gradient of the first MLP",
+    ),
+]  # fmt: skip
+Threshold = Annotated[
+    float | None, typer.Option("--threshold", metavar="X", help="unstable above this value (default: 1e4)")
+]
+Eps = Annotated[
+    float | None,
+    typer.Option(
+        "--eps", metavar="X",
+        help="instead of --threshold: unstable below this value, AdamW's eps (1e-8, say), as a mean of the last steps",
+    ),
+]  # fmt: skip
+HoldOutLargest = Annotated[
+    bool,
+    typer.Option(
+        "--hold-out-largest",
+        help="leave the largest size out of the fit, and show its prediction beside what was measured",
+    ),
+]
+
+
+def lr_sensitivity(
+    sweep_dir: SweepDir,
+    where: Where = (),
+    group: Group = (),
+    size: Size = "n_params_non_embedding",
+    lr_range: LrRange = "3e-4,3e-1",
+    as_json: Json = False,
+    out: Out = (),
+) -> None:
+    """S, the sensitivity to the learning rate, with its figure.
+
+    For each size and condition: the mean over the learning rates of min(final loss, loss at initialisation) minus the
+    best of them (arXiv 2309.14322, section 2.2)."""
+    from scaling_testbed import api
+    from scaling_testbed.analysis.curves.lr_sensitivity import DEFINITION, rates_note
+    from scaling_testbed.analysis.figures.panels import sensitivity_panels
+    from scaling_testbed.analysis.rows.given import study_of
+
+    study, ends = study_of(sweep_dir, where), _ends(lr_range)
+    files = _files(out, sweep_dir, "lr_sensitivity")
+    found = api.lr_sensitivity(study, group=group, size=size, lr_range=ends)
+    about = {"sweep": study.name, "definition": DEFINITION, "size": size}
+    said = [DEFINITION, rates_note(found, ends)]
+    _answer([one.record() for one in found], about, said, lambda: sensitivity_panels(found), files, as_json)
+
+
+def instability(
+    sweep_dir: SweepDir,
+    where: Where = (),
+    group: Group = (),
+    size: Size = "n_params_non_embedding",
+    quantity: QuantityName = None,
+    threshold: Threshold = None,
+    eps: Eps = None,
+    hold_out_largest: HoldOutLargest = False,
+    as_json: Json = False,
+    out: Out = (),
+) -> None:
+    """Extrapolate a diagnostic to sizes that were not trained.
+
+    Fits log(quantity) by a quadratic in log N at each learning rate and extrapolates it, with a 95 % prediction
+    interval, to what is planned and has no row (arXiv 2309.14322, Figures 9 and 11). A CSV of rows has the columns
+    n_params, lr, value and, if you like, diverged; an empty value asks for its prediction."""
+    from scaling_testbed import api
+    from scaling_testbed.analysis.curves.instability import measured_records
+    from scaling_testbed.analysis.figures.panels import instability_panels
+    from scaling_testbed.analysis.rows.given import study_of
+
+    study = study_of(sweep_dir, where)
+    files = _files(out, sweep_dir, "instability")
+    found = api.instability(
+        study,
+        quantity=quantity,
+        threshold=threshold,
+        eps=eps,
+        hold_out_largest=hold_out_largest,
+        group=group,
+        size=size,
+    )
+    asked = found.quantity
+    about = {"sweep": study.name, "quantity": asked.name, "field": asked.field, "threshold": asked.threshold}
+    about["measured"] = measured_records(found.series)
+    none = "no planned run without a row; --hold-out-largest tries the fit on the largest size"
+    said = [*([] if found.predictions else [none]), *found.notes()]
+
+    def draw():
+        return instability_panels(found.series, found.predictions, asked)
+
+    _answer(found.records(), about, said, draw, files, as_json)
+
+
+def _answer(records: list[dict], about: dict, said: Sequence[str], draw, files: Sequence[Path], as_json: bool) -> None:
+    document = {**about, "rows": records}
+    written = output.write(files, records, document=document, indent=1, draw=draw)
+    if as_json:
+        output.print_json(document)
+        return
+    from scaling_testbed import tables
+
+    if records:
+        tables.show(records)
+    for line in said:
+        print(line)
+    output.say_written(written)
+
+
+def _files(out: Sequence[str], sweep_dir: Path, name: str) -> list[Path]:
+    """The files to write: those that were named, by default one of each kind in a folder. A folder after --out is the
+    old spelling of one of each kind."""
+    if not out:
+        found = _of_each_kind(beside(sweep_dir, "analysis"), name)
+    else:
+        found = []
+        for text in out:
+            path = Path(text)
+            if text.endswith("/") or path.is_dir() or not path.suffix:
+                files = _of_each_kind(path, name)
+                spellings.said(f"--out {text}", " ".join(f"--out {file}" for file in files))
+                found += files
+            else:
+                found.append(path)
+    output.check(found, (*ENDINGS, *output.FIGURES), [sweep_dir])
+    return found
+
+
+def _of_each_kind(folder: Path, name: str) -> list[Path]:
+    return [folder / f"{name}{ending}" for ending in ALL]
+
+
+def _ends(text: str) -> tuple[float, float]:
+    from scaling_testbed.analysis.curves.lr_sensitivity import check_range
+    from scaling_testbed.errors import ConfigError
+
+    try:
+        return check_range(tuple(map(float, text.split(","))))
+    except ValueError:
+        raise ConfigError(f"--lr-range must be LOW,HIGH with 0 < LOW < HIGH; got {text!r}") from None

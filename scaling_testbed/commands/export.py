@@ -1,0 +1,23 @@
+"""The verb that writes a checkpoint for other libraries: export."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from scaling_testbed.commands.options import RunDir, Step
+
+OutDir = Annotated[Path, typer.Argument(metavar="OUT_DIR", help="a folder that is not there yet, or empty")]
+
+
+def export(run_dir: RunDir, out_dir: OutDir, step: Step = None) -> None:
+    """Write a checkpoint for other libraries.
+
+    For transformers and lm-evaluation-harness: config.json, model.safetensors in fp32, the tokenizer and a README.md.
+    A model that has no counterpart there is refused by its key."""
+    from scaling_testbed.config.compose import recorded_run
+    from scaling_testbed.exporting.hugging_face import export
+
+    for line in export(recorded_run(run_dir), run_dir, out_dir, step=step):
+        print(line)
+    print(f"wrote {out_dir}")

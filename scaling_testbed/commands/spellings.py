@@ -1,0 +1,82 @@
+"""Old spellings of options, which are understood for one more version; a line on stderr says the new one."""
+
+import re
+import sys
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+WORDS = ("workers", "gpus", "runs_per_gpu", "flops_per_second", "launcher")  # of sweep, once key=value
+
+
+def today(args: Sequence[str], known: Collection[str]) -> list[str]:
+    """The arguments of a verb in today's spelling. known: the options that it takes."""
+    found: list[str] = []
+    left = list(args)
+    while left:
+        word = left.pop(0)
+        if word in REWRITERS and word in known | REPLACED:
+            found += REWRITERS[word](word, left)
+        else:
+            found += _word(word, known)
+    return found
+
+
+def said(old: str, new: str) -> None:
+    """Say on stderr how something is written now."""
+    print(f"note: {old} is written {new} now; the old spelling is understood in this version only", file=sys.stderr)
+
+
+def _word(word: str, known: Collection[str]) -> list[str]:
+    """`workers=2` as `--workers 2`. Of a verb that has no such option it becomes one all the same, to be refused."""
+    key, equals, value = word.partition("=")
+    if not equals or key not in WORDS:
+        return [word]
+    option = f"--{key.replace('_', '-')}"
+    if option in known:
+        said(word, f"{option} {value}")
+    return [option, value]
+
+
+def _group(option: str, left: list[str]) -> list[str]:
+    """Several keys after one --group."""
+    keys = []
+    while left and re.fullmatch(r"\w[\w.]*", left[0]) and not (keys and Path(left[0]).exists()):
+        keys.append(left.pop(0))
+    new = [word for key in keys for word in (option, key)] or [option]
+    if len(keys) > 1:
+        said(f"{option} {' '.join(keys)}", " ".join(new))
+    return new
+
+
+def _eps(option: str, left: list[str]) -> list[str]:
+    """--eps without its value."""
+    if left and not left[0].startswith("-"):
+        return [option]
+    said(option, f"{option} 1e-8")
+    return [option, "1e-8"]
+
+
+def _model(option: str, left: list[str]) -> list[str]:
+    """A name, and its files as words of their own."""
+    if not left or "=" in left[0] or len(left) < 2 or left[1].startswith("-"):
+        return [option]
+    name, files = left.pop(0), []
+    while left and not left[0].startswith("-"):
+        files.append(left.pop(0))
+    new = f"{name}={','.join(files)}"
+    said(f"{option} {name} {' '.join(files)}", f"{option} {new}")
+    return [option, new]
+
+
+def _figures(option: str, left: list[str]) -> list[str]:
+    """A stem for a .png and a .svg."""
+    if not left:
+        return [option]
+    stem = left.pop(0)
+    new = ["--out", f"{stem}.png", "--out", f"{stem}.svg"]
+    said(f"{option} {stem}", " ".join(new))
+    return new
+
+
+REWRITERS = {"--group": _group, "--eps": _eps, "--model": _model, "--figures": _figures}
+REPLACED = {"--figures"}  # options that no verb has any more

@@ -1,0 +1,77 @@
+"""Rows as a file, by its ending: .csv, .json, .jsonl or .parquet."""
+
+import csv
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from scaling_testbed.errors import UserError
+from scaling_testbed.files import write_text
+
+ENDINGS = (".csv", ".json", ".jsonl", ".parquet")
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Replace `path` by the rows, one column for each field that some row has. In .csv and .parquet, lists and mappings
+    are JSON text. Raises UserError naming the file when the disk refuses, KeyError for another ending."""
+    WRITERS[path.suffix](path, rows)
+
+
+def beside(rows: Path, name: str) -> Path:
+    """Where what is found in rows is written by default: inside their folder, or beside their file under its name."""
+    return rows / name if rows.is_dir() else rows.with_name(f"{rows.stem}_{name}")
+
+
+def _csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
+    write_text(path, buffer.getvalue())
+
+
+def _json(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    write_text(path, one_per_line(rows) + "\n")
+
+
+def _jsonl(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    import pandas
+
+    table = pandas.DataFrame(list(rows)).apply(_storable)
+    work = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        table.to_parquet(work, index=False)
+        os.replace(work, path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def one_per_line(rows: Sequence[Any]) -> str:
+    """One JSON document, a list, with an entry on each line."""
+    return "[" + ",\n ".join(map(json.dumps, rows)) + "]"
+
+
+def _storable(column):
+    """A column as Parquet takes it: of one type, lists and mappings as JSON text, what passes 64 bits as float."""
+    column = column.map(_cell)
+    types = {type(value) for value in column.dropna()}
+    if len(types) < 2:
+        return column
+    return column.astype(float) if types <= {int, float} else column.map(str, na_action="ignore")
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, (dict, list, tuple)):
+        return json.dumps(value)
+    too_large = isinstance(value, int) and not -(2**63) <= value < 2**63
+    return float(value) if too_large else value
+
+
+WRITERS = {".csv": _csv, ".json": _json, ".jsonl": _jsonl, ".parquet": _parquet}

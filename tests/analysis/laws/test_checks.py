@@ -1,0 +1,34 @@
+"""What a law cannot see of its rows is said."""
+
+import pytest
+
+from scaling_testbed.analysis.laws.checks import far, mixed_data, mixed_settings
+from scaling_testbed.analysis.laws.forms import LAWS
+
+
+def test_rows_that_differ_in_what_the_law_does_not_see_are_named():
+    law = LAWS["chinchilla"]
+    points = [(1e6, 2e7), (1e6, 4e7), (2e6, 4e7)]
+    rows = [
+        {"n_params": n, "n_tokens": d, "loss": 3.0 + worse, "optimizer.lr": lr, "lr": lr, "seed": seed}
+        for n, d in points
+        for lr, worse, seed in ((1e-3, 0.0, 0), (1e-2, 0.5, 1))
+    ]
+    (said,) = mixed_settings(rows, law)
+    assert "same n_params and n_tokens differ in optimizer.lr, and by up to 0.5 in loss" in said
+    assert mixed_settings([row for row in rows if row["lr"] == 1e-2], law) == []
+    assert mixed_settings([row | {"optimizer.lr": 1.0, "lr": 1.0} for row in rows], law) == []  # seeds are no setting
+    assert mixed_settings([row | {"loss": 3.0} for row in rows], law) == []
+
+
+def test_rows_of_several_data_sets_are_named_by_the_fingerprint_first():
+    rows = [{"data_fingerprint": "a", "dataset": "c4"}, {"data_fingerprint": "b", "dataset": "c4"}, {"dataset": None}]
+    assert mixed_data(rows) == ["the rows have 2 values of data_fingerprint: a law describes one data set; use --where"]
+    assert mixed_data(rows[1:]) == [] == mixed_data([])
+
+
+@pytest.mark.parametrize(("reach", "said"), [(9.9, 0), (10.0, 1)])
+def test_the_farthest_prediction_is_named_from_ten_times_on(reach, said):
+    found = far([{"run": "near", "extrapolation": 2.0}, {"run": "far", "extrapolation": reach}])
+    assert len(found) == said and all(text.endswith("beyond what was fitted (far)") for text in found)
+    assert far([]) == []
