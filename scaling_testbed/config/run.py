@@ -19,7 +19,7 @@ from scaling_testbed.config.sections import (
     LoggingConfig,
     ParallelismConfig,
 )
-from scaling_testbed.data.sources.corpora import SOURCES
+from scaling_testbed.data.sources import SOURCES
 from scaling_testbed.data.tokenizers import TOKENIZERS
 from scaling_testbed.diagnostics.config import DiagnosticsConfig
 from scaling_testbed.errors import ConfigError, check_positive

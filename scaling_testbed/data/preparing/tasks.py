@@ -25,8 +25,8 @@ import numpy as np
 
 from scaling_testbed.data.preparing.progress import Progress
 from scaling_testbed.data.shards import SPLITS, ShardWriter
-from scaling_testbed.data.sources.corpora import split_draw, split_of
 from scaling_testbed.data.sources.reading import Unit
+from scaling_testbed.data.sources.source import split_draw, split_of
 from scaling_testbed.data.tokenizers import load_tokenizer
 from scaling_testbed.errors import UserError
 from scaling_testbed.files import fsync_folder, write_json
@@ -80,7 +80,7 @@ def with_a_validation_document(source, units: list[Unit], progress: Progress):
     Stops reading at the first document of the validation split, so that it costs a large corpus nothing.
     """
     fraction = source.validation_fraction
-    if source.kind == "huggingface" or source.limited or not fraction or any(unit.split for unit in units):
+    if not source.read_twice or source.limited or not fraction or any(unit.split for unit in units):
         return source
     draws = []
     for document in (document for unit in units for document in source.documents(unit, [])):
