@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from scaling_testbed.commands.doors import errors_reported
+from scaling_testbed.commands.doors import errors_reported, without_plugins
 from scaling_testbed.config.compose import recorded_run
 
 
@@ -25,11 +25,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="runs/NAME/RUN_ID")
     parser.add_argument("out_dir", type=Path, metavar="OUT_DIR", help="a folder that is not there yet, or empty")
     parser.add_argument("--step", type=int, help="of the checkpoint (default: the newest)")
-    try:
-        arguments = parser.parse_args(sys.argv[1:] if argv is None else argv)
-    except SystemExit as exit_:  # argparse has said what is wrong, or helped
-        return exit_.code or 0
     with errors_reported() as found:
+        try:
+            arguments = parser.parse_args(without_plugins(sys.argv[1:] if argv is None else argv))
+        except SystemExit as exit_:  # argparse has said what is wrong, or helped
+            return exit_.code or 0
         found.status = command(arguments)
     return found.status
 

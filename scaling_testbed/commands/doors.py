@@ -6,9 +6,11 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
-from scaling_testbed.config.compose import compose, run_config_files, through_hydra
+from scaling_testbed.config.compose import compose, outside_of, run_config_files, through_hydra
 from scaling_testbed.config.run import RunConfig
+from scaling_testbed.config.search import config_folder
 from scaling_testbed.errors import ConfigError, UserError
+from scaling_testbed.plugins import load_plugins
 from scaling_testbed.processes.world import is_main_process
 
 
@@ -49,8 +51,9 @@ def run_door(command: Callable[[RunConfig], int], argv: Sequence[str], doc: str)
     options (--cfg job, --info, --multirun ...) are left to Hydra. `doc` is the door's docstring, for --help.
     """
     if {"-h", "--help"} & set(argv):
-        print(_help(doc))
-        return 0
+        with errors_reported() as found:
+            print(_help(doc, [config_folder(folder) for folder in outside_of(argv)[1]]))
+        return found.status
 
     def through(make: Callable[[], RunConfig]) -> int:
         with errors_reported() as found:
@@ -63,9 +66,27 @@ def run_door(command: Callable[[RunConfig], int], argv: Sequence[str], doc: str)
     return found.status
 
 
-def _help(doc: str) -> str:
+def without_plugins(argv: Sequence[str]) -> list[str]:
+    """Load what `--plugins NAME_OR_PATH` names, which may be repeated, and return the other arguments: what a plug-in
+    registers is there before a command looks at its choices. Raises ConfigError as `load_plugins` does."""
+    others, names = [], []
+    arguments = iter(argv)
+    for argument in arguments:
+        option, equals, value = argument.partition("=")
+        if option != "--plugins":
+            others.append(argument)
+            continue
+        value = value if equals else next(arguments, "")
+        if not value or value.startswith("-"):
+            raise ConfigError("--plugins needs a module's dotted name or the path of a .py file")
+        names.append(value)
+    load_plugins(names)
+    return others
+
+
+def _help(doc: str, configs: Sequence[str]) -> str:
     groups: dict[str, list[str]] = {}
-    for path in run_config_files():
+    for path in run_config_files(configs):
         groups.setdefault(path.parent.name, []).append(path.stem)
     choices = "\n".join(f"  {group}={' | '.join(names)}" for group, names in groups.items())
     return f"{doc.strip()}\n\nChoices:\n{choices}\n\nOptions of Hydra: --cfg job, --info, --multirun, --hydra-help"

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from scaling_testbed.config.compose import CONFIG_DIR, fill
+from scaling_testbed.config.compose import OUTSIDE, fill, outside_of
+from scaling_testbed.config.search import choices
 from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.sweeps import slurm
 from scaling_testbed.sweeps.grid import Sweep, load_sweep, narrowed
@@ -74,6 +75,7 @@ class Command:
 def parse(argv: Sequence[str]) -> Command:
     """Sort what was typed. Raises ConfigError for an unknown verb, flag, or an option that the verb does not take."""
     verb, name, scale, command = (argv[0] if argv else ""), None, None, Command("", Sweep(name=""))
+    outside: list[str] = []
     if verb not in VERBS:
         raise ConfigError(f"say one of {', '.join(VERBS)} first, got {verb!r}; --help explains them")
     command.verb = verb
@@ -89,6 +91,8 @@ def parse(argv: Sequence[str]) -> Command:
             name = value
         elif key == "scale":
             scale = value
+        elif key in OUTSIDE:
+            outside.append(text)
         elif key.startswith("launcher."):
             command.launcher.append(text)
         elif key in EVERY_OPTION:
@@ -101,7 +105,8 @@ def parse(argv: Sequence[str]) -> Command:
         raise ConfigError("give sweep=NAME, a file in configs/sweep/ or the path of one")
     if command.launcher and "launcher" not in OPTIONS[verb]:
         raise ConfigError(f"{verb} does not take {command.launcher[0]}; plan and submit do")
-    command.sweep = narrowed(load_sweep(name, scale), command.typed)
+    plugins, configs, _ = outside_of(outside)
+    command.sweep = narrowed(load_sweep(name, scale, plugins=plugins, configs=configs), command.typed)
     return command
 
 
@@ -206,7 +211,10 @@ def _due(states: Sequence[RunState], retry: bool) -> list[PlannedRun]:
 
 def _launcher(command: Command) -> slurm.SlurmConfig:
     name = command.options.get("launcher", "slurm")
-    path = Path(name) if name.endswith((".yaml", ".yml")) else CONFIG_DIR / "launcher" / f"{name}.yaml"
+    known = choices("launcher", command.sweep.configs)
+    path = Path(name) if name.endswith((".yaml", ".yml")) else known.get(name)
+    if path is None:
+        raise ConfigError(f"there is no launcher {name!r}; it is one of {', '.join(sorted(known))}, or a .yaml file")
     return fill(slurm.SlurmConfig, path, "launcher", command.launcher)
 
 

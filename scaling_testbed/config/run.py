@@ -50,7 +50,9 @@ class RunConfig:
 
     name: the folder under runs_dir that this run is filed in. data_dir: where prepared corpora lie.
     data_workers: processes that tokenise; None: the usable cores, at most 16. seed: of the
-    initial weights and the order of the data. overrides: what was typed to get here, for the record.
+    initial weights and the order of the data. plugins: modules from outside that register what other keys name: dotted
+    names, or paths of .py files. configs: folders that are searched for choices of every group, besides configs/.
+    overrides: what was typed to get here, for the record.
     """
 
     name: str = field(default="default", metadata=EXECUTION_ONLY)
@@ -73,6 +75,8 @@ class RunConfig:
     diagnostics: Any = field(default=None, metadata=EXECUTION_ONLY)
     parallelism: Any = field(default=None, metadata=EXECUTION_ONLY)
     logging: Any = field(default=None, metadata=EXECUTION_ONLY)
+    plugins: list[str] = field(default_factory=list, metadata=EXECUTION_ONLY)
+    configs: list[str] = field(default_factory=list, metadata=EXECUTION_ONLY)
     overrides: list[str] = field(default_factory=list, metadata=EXECUTION_ONLY)
 
     def __post_init__(self):

@@ -10,11 +10,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+from scaling_testbed.plugins import loaded_plugins
 from scaling_testbed.runs.lease import this_process
 
 
 def environment(device: str, precision: str) -> dict[str, Any]:
-    """Versions, machine, Slurm job and source state of this start. Nothing else of the environment variables."""
+    """Versions, machine, Slurm job, plug-ins and source state of this start. Of the environment variables nothing
+    else."""
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "host": socket.gethostname(),
@@ -23,6 +25,7 @@ def environment(device: str, precision: str) -> dict[str, Any]:
         "precision": precision,
         "platform": platform.platform(),
         "versions": versions(),
+        "plugins": [plugin.record() for plugin in loaded_plugins()],
         "git": git_state(Path(__file__).resolve().parent),
     }
 

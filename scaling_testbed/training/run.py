@@ -26,6 +26,7 @@ from scaling_testbed.learning.optimizers import build_optimizer
 from scaling_testbed.model.attention import check_impls
 from scaling_testbed.model.counting import count_params, flops_per_token
 from scaling_testbed.model.transformer import Transformer
+from scaling_testbed.plugins import check_unchanged, hashes
 from scaling_testbed.processes.device import (
     choose_device,
     choose_precision,
@@ -62,9 +63,9 @@ def train(run: RunConfig, interrupts: Interrupts | None = None, *, quiet: bool =
         if interrupts is None or not interrupts.entered:
             interrupts = held.enter_context(Interrupts())
         processes = held.enter_context(Processes(world, run.parallelism))
-        if row := processes.on_main(lambda: _final_row(folder)):
+        if row := processes.on_main(lambda: _final_row(folder, run)):
             return row
-        if row := processes.on_main(lambda: _hold(folder, held)):
+        if row := processes.on_main(lambda: _hold(folder, held, run)):
             return row
         try:
             # Several processes have to stop together, which they can from the first step on.
@@ -87,15 +88,18 @@ def train(run: RunConfig, interrupts: Interrupts | None = None, *, quiet: bool =
             raise
 
 
-def _final_row(folder: RunFolder) -> dict[str, Any] | None:
+def _final_row(folder: RunFolder, run: RunConfig) -> dict[str, Any] | None:
     row = folder.result()
-    return row if row and row["status"] in FINAL else None
+    if not row or row["status"] not in FINAL:
+        return None
+    check_unchanged(row.get("plugins"), run.plugins, folder.path)
+    return row
 
 
-def _hold(folder: RunFolder, held: contextlib.ExitStack) -> dict[str, Any] | None:
+def _hold(folder: RunFolder, held: contextlib.ExitStack, run: RunConfig) -> dict[str, Any] | None:
     """Take the folder; returns the row if its owner of a moment ago has finished it."""
     held.enter_context(folder)
-    return _final_row(folder)
+    return _final_row(folder, run)
 
 
 def _for_a_person(error: Exception) -> UserError | None:
@@ -190,6 +194,7 @@ class Trainer:
             return None
         plain = checkpoint.read_state(path)
         checkpoint.check_same_data(plain, self.data, self.folder.path)
+        check_unchanged(plain.get("plugins"), self.run.plugins, self.folder.path)
         return str(path), plain
 
     def _open_records(self) -> tuple[int, str | None, list[dict[str, Any]]]:
@@ -333,6 +338,7 @@ class Trainer:
             "wall_seconds": self.clock.wall_seconds,
             "updates": self.updates.state(),
             **checkpoint.fingerprints(self.data),
+            "plugins": hashes(self.run.plugins),
         }
         if self.run.parallelism.kind == "fsdp":
             tensors, shards = state.sharded_state(self.model, self.optimizer)

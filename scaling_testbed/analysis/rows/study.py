@@ -296,7 +296,7 @@ def _composed(plan: Path, due: list[Row], state: dict[str, str]) -> list[Row]:
     from scaling_testbed.model.counting import count_params
 
     try:
-        configs = compose_many([run["overrides"] for run in due])
+        configs = compose_many([run["overrides"] for run in due], written_in=plan)
         counts = [count_params(c.model.resolved(run["vocab_size"])) for run, c in zip(due, configs, strict=True)]
     except (KeyError, ConfigError) as error:
         raise UserError(f"{plan}: a planned run without a row cannot be composed any more ({error})") from None

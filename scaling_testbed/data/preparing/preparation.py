@@ -29,17 +29,21 @@ from scaling_testbed.data.sources.source import TextSource
 from scaling_testbed.data.tokenizers import tokenizer_fingerprint, training_sample
 from scaling_testbed.errors import UserError
 from scaling_testbed.files import fsync_folder, write_json
+from scaling_testbed.plugins import source_hash
 
 CHUNK_BYTES = 64 << 20
 
 
 def folder_name(source, tokenizer) -> str:
     """`<source>-<tokenizer>-<hash>`; sources that give token ids leave the tokenizer out of both name and
-    hash. The hash is over everything that decides the tokens, so a changed corpus gets another folder."""
+    hash. The hash is over everything that decides the tokens, the code of a plug-in included, so a changed
+    corpus gets another folder."""
     names, identity = [source.name], {"schema": SCHEMA_VERSION, "source": source.identity()}
     if source.uses_tokenizer:
         names.append(tokenizer.name)
         identity["tokenizer"] = tokenizer.identity()
+    if code := [found for one in (source, tokenizer)[: len(names)] if (found := source_hash(type(one)))]:
+        identity["plugins"] = code
     names = [re.sub(r"[^A-Za-z0-9_.]+", "_", name).strip("._")[:60] or "unnamed" for name in names]
     return "-".join([*names, fingerprint_of(identity)[:10]])
 

@@ -10,6 +10,7 @@ import json
 import math
 import multiprocessing
 import os
+import pickle
 import shutil
 import signal
 import threading
@@ -30,6 +31,7 @@ from scaling_testbed.data.sources.source import split_draw, split_of
 from scaling_testbed.data.tokenizers import load_tokenizer
 from scaling_testbed.errors import UserError
 from scaling_testbed.files import fsync_folder, write_json
+from scaling_testbed.plugins import load_plugins, loaded_plugins
 
 BATCH_DOCUMENTS, BATCH_BYTES = 1024, 4 << 20
 MAX_WORKERS = 16
@@ -209,7 +211,9 @@ def _run_in_pool(source, todo, work: Path, description: dict, workers: int, prog
     """The records of tasks as they finish, from `workers` processes. Whatever ends this loop ends them
     too."""
     before = set(multiprocessing.active_children())
-    setup = (os.getpid(), max(1, usable_cores() // workers), source, work, description)
+    threads, plugins = max(1, usable_cores() // workers), [plugin.name for plugin in loaded_plugins()]
+    # The source as bytes: what it is of may be known to the process only after its plug-ins are loaded.
+    setup = (os.getpid(), threads, plugins, pickle.dumps(source), work, description)
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker, setup)
     try:
         futures = {pool.submit(_run_in_worker, task): task for task in todo}
@@ -228,12 +232,13 @@ def _run_in_pool(source, todo, work: Path, description: dict, workers: int, prog
             child.terminate()
 
 
-def _start_worker(parent: int, threads: int, source, work: Path, description: dict) -> None:
+def _start_worker(parent: int, threads: int, plugins: list[str], source: bytes, work: Path, description: dict) -> None:
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):  # the parent, which ends its workers, gets them too
         signal.signal(number, signal.SIG_IGN)
     os.environ["RAYON_NUM_THREADS"] = str(threads)  # the tokenizer library's threads
     threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
-    _worker.update(source=source, work=work, encoder=load_tokenizer(work, description))
+    load_plugins(plugins)
+    _worker.update(source=pickle.loads(source), work=work, encoder=load_tokenizer(work, description))
 
 
 def _leave_with(parent: int) -> None:
