@@ -19,7 +19,8 @@ app = application(
         *(inspect, score, compare),
         *(fit, predict, allocate, downstream, frontier, ladder),
     ],
-    {"law": application("The laws that can be fitted.", [list_])},
+    {"law": application("The laws that can be fitted.", [list_], plugins=True)},
+    plugins=True,
 )
 
 

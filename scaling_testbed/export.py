@@ -5,7 +5,7 @@ import sys
 from scaling_testbed.commands.app import application, run
 from scaling_testbed.commands.export import export
 
-app = application(__doc__, [export])
+app = application(__doc__, [export], plugins=True)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,6 +1,7 @@
 """What can be chosen by name: built in, or registered by a plug-in."""
 
 import importlib
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -30,20 +31,34 @@ class Registry(dict[str, Any]):
 
         return add
 
-    def add(self, name: str, entry: Any, *, module: str = "") -> None:
-        """Add an entry. module: who adds it; the same module may add it again, as a reload does."""
+    def add(self, name: str, entry: Any, *, module: str | None = None) -> None:
+        """Add an entry. module: who adds it, the calling module where it is not said; the same module may add it again,
+        as a reload does."""
+        module = module or sys._getframe(1).f_globals["__name__"]
         taken = self._modules.get(name)
         if name in self and taken != module:
-            where = f" by {taken}" if taken else ""
-            raise ConfigError(f"the {self.kind} {name!r} is registered already{where}; choose another name")
+            raise ConfigError(f"the {self.kind} {name!r} is registered already by {_place(taken)}; choose another name")
         self._modules[name] = module
         self[name] = entry
+
+    def name_of(self, entry: Any) -> str:
+        """The name under which `entry` itself was registered. Raises LookupError where it was not."""
+        for name, known in self.items():
+            if known is entry:
+                return name
+        raise LookupError(f"{entry!r} is no {self.kind} that was registered")
 
     def get_or_refuse(self, field: str, name: str) -> Any:
         """The entry of `name`. Raises ConfigError naming `field` and the choices where there is none."""
         if name not in self:
             raise ConfigError(f"{field} must be one of {', '.join(self)}; got {name!r}")
         return self[name]
+
+
+def _place(module: str | None) -> str:
+    """A module for a person: a plug-in that is a file has a made-up name, and is shown as the file."""
+    known = sys.modules.get(module or "")
+    return getattr(known, "__file__", None) or module if module and "." not in module else str(module)
 
 
 def resolve(target: Any) -> Any:

@@ -13,7 +13,7 @@ PACKAGE = "scaling_testbed"
 # Lowest first; a module belongs to the longest prefix that fits. A module imports only from its own room or from below.
 LAYERS = [
     ("errors",),
-    ("files", "keys", "progress", "registry"),
+    ("files", "keys", "plugins", "progress", "registry"),
     ("tables", "row_files"),
     ("kernels",),
     ("model",),

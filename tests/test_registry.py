@@ -25,6 +25,19 @@ def test_a_name_is_taken_once_and_the_message_says_by_whom():
     assert shapes["round"] == 2
 
 
+def test_without_a_word_the_calling_module_is_who_adds():
+    """So that nobody takes another's name by leaving it out."""
+    shapes = Registry("shape")
+    shapes.add("round", 1)
+    shapes.add("round", 2)
+    stranger = {"__name__": "stranger", "shapes": shapes}
+    with pytest.raises(ConfigError, match="'round' is registered already by tests.test_registry"):
+        exec("shapes.add('round', 3)", stranger)
+    assert shapes.name_of(2) == "round"
+    with pytest.raises(LookupError):
+        shapes.name_of(3)
+
+
 def test_an_unknown_name_is_refused_with_the_choices():
     shapes = Registry("shape")
     shapes.add("round", 1)

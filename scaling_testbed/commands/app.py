@@ -2,6 +2,8 @@
 
 import difflib
 import functools
+import inspect
+import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any
 
@@ -11,8 +13,16 @@ from typer.core import TyperCommand, TyperGroup
 from scaling_testbed.commands import spellings
 from scaling_testbed.commands.doors import errors_reported
 from scaling_testbed.errors import ConfigError
+from scaling_testbed.plugins import load_plugins
 
 HELP = {"help_option_names": ["-h", "--help"]}
+Plugins = Annotated[
+    list[str],
+    typer.Option(
+        "--plugins", metavar="NAME_OR_PATH",
+        help="a module that registers what is named, by its dotted name or as a .py file; repeatable",
+    ),
+]  # fmt: skip
 Verb = Callable[..., int | None]  # prints what it found; returns an exit status, None for 0
 
 
@@ -48,24 +58,30 @@ class _Verbs(TyperGroup):
 
 
 def application(
-    help_: str, verbs: Iterable[Verb] = (), groups: Mapping[str, typer.Typer] | None = None, completion: bool = False
+    help_: str,
+    verbs: Iterable[Verb] = (),
+    groups: Mapping[str, typer.Typer] | None = None,
+    *,
+    plugins: bool = False,
+    completion: bool = False,
 ) -> typer.Typer:
     """A command line of functions, each a verb under its own name (list_ for list) with its docstring as its help; help
-    and errors are plain text. groups: command lines under one more word. completion: with --install-completion."""
+    and errors are plain text. groups: command lines under one more word. plugins: every verb takes --plugins.
+    completion: with --install-completion."""
     app = typer.Typer(
         cls=_Verbs, help=help_, context_settings=HELP, rich_markup_mode=None, pretty_exceptions_enable=False,
         add_completion=completion,
     )  # fmt: skip
     for verb in verbs:
-        add_verb(app, verb)
+        add_verb(app, verb, plugins=plugins)
     for name, group in (groups or {}).items():
         app.add_typer(group, name=name)
     return app
 
 
-def add_verb(app: typer.Typer, verb: Verb) -> None:
-    """Add a function as a verb."""
-    app.command(verb.__name__.rstrip("_"), cls=_Verb, context_settings=HELP)(_called(verb))
+def add_verb(app: typer.Typer, verb: Verb, *, plugins: bool = False) -> None:
+    """Add a function as a verb. plugins: it takes --plugins too."""
+    app.command(verb.__name__.rstrip("_"), cls=_Verb, context_settings=HELP)(_called(verb, plugins))
 
 
 def add_door(app: typer.Typer, name: str, help_: str, door: Callable[[list[str]], int]) -> None:
@@ -77,13 +93,19 @@ def add_door(app: typer.Typer, name: str, help_: str, door: Callable[[list[str]]
     app.command(name, cls=_Whole, help=help_, add_help_option=False)(call)
 
 
-def _called(verb: Verb) -> Verb:
-    """What typer calls with what was typed: every verb passes here."""
+def _called(verb: Verb, plugins: bool) -> Verb:
+    """What typer calls with what was typed: every verb passes here. plugins: what --plugins names is loaded first."""
 
     @functools.wraps(verb)
     def call(**typed: Any) -> int:
+        load_plugins(typed.pop("plugins", ()))
         return verb(**typed) or 0
 
+    if plugins:
+        given = inspect.signature(verb, eval_str=True)
+        option = inspect.Parameter("plugins", inspect.Parameter.KEYWORD_ONLY, default=(), annotation=Plugins)
+        call.__signature__ = given.replace(parameters=[*given.parameters.values(), option])
+        call.__annotations__ = {**typing.get_type_hints(verb, include_extras=True), "plugins": Plugins}
     return call
 
 

@@ -51,8 +51,9 @@ def run_door(command: "Callable[[RunConfig], int]", argv: Sequence[str], doc: st
     options (--cfg job, --info, --multirun ...) are left to Hydra. `doc` is the door's docstring, for --help.
     """
     if {"-h", "--help"} & set(argv):
-        print(_help(doc))
-        return 0
+        with errors_reported() as found:
+            print(_help(doc, argv))
+        return found.status
     from scaling_testbed.config.compose import compose, through_hydra
 
     def through(make: "Callable[[], RunConfig]") -> int:
@@ -66,11 +67,13 @@ def run_door(command: "Callable[[RunConfig], int]", argv: Sequence[str], doc: st
     return found.status
 
 
-def _help(doc: str) -> str:
-    from scaling_testbed.config.compose import run_config_files
+def _help(doc: str, argv: Sequence[str]) -> str:
+    from scaling_testbed.config.compose import outside_of, run_config_files
+    from scaling_testbed.config.search import config_folder
 
+    configs = [config_folder(folder) for folder in outside_of(argv)[1]]
     groups: dict[str, list[str]] = {}
-    for path in run_config_files():
+    for path in run_config_files(configs):
         groups.setdefault(path.parent.name, []).append(path.stem)
     choices = "\n".join(f"  {group}={' | '.join(names)}" for group, names in groups.items())
     return f"{doc.strip()}\n\nChoices:\n{choices}\n\nOptions of Hydra: --cfg job, --info, --multirun, --hydra-help"

@@ -85,16 +85,19 @@ class Asked:
 def asked(words: Sequence[str], verb_with_launcher: bool = True) -> Asked:
     """Sort the words. Raises ConfigError for what is no key=value, without sweep=, and for a launcher's key where
     `verb_with_launcher` is false."""
+    from scaling_testbed.config.compose import OUTSIDE, outside_of
     from scaling_testbed.sweeps.grid import load_sweep, narrowed
 
     named: dict[str, str] = {}
-    typed, launcher = [], []
+    typed, launcher, outside = [], [], []
     for text in words:
         key, equals, value = text.partition("=")
         if not equals:
             raise ConfigError(f"cannot read {text!r}; write key=value")
         if key in ("sweep", "scale"):
             named[key] = value
+        elif key in OUTSIDE:
+            outside.append(text)
         elif key.startswith("launcher."):
             launcher.append(text)
         else:
@@ -103,7 +106,9 @@ def asked(words: Sequence[str], verb_with_launcher: bool = True) -> Asked:
         raise ConfigError("give sweep=NAME, a file in configs/sweep/ or the path of one")
     if launcher and not verb_with_launcher:
         raise ConfigError(f"this verb does not take {launcher[0]}; plan, submit and retry do")
-    return Asked(narrowed(load_sweep(named["sweep"], named.get("scale")), typed), typed, launcher)
+    plugins, configs, _ = outside_of(outside)
+    sweep = load_sweep(named["sweep"], named.get("scale"), plugins=plugins, configs=configs)
+    return Asked(narrowed(sweep, typed), typed, launcher)
 
 
 def plan(
@@ -124,7 +129,7 @@ def plan(
     output.check(out, ENDINGS)
     rate, source = _positive("--flops-per-second", flops_per_second), "stated"
     chosen = asked(words)
-    processes = _launcher(launcher, chosen.launcher).processes
+    processes = _launcher(launcher, chosen).processes
     runs = planned(chosen, processes)
     if rate is None:
         rate, source = measured_rate(rows(sweep_folder(runs))), "the median of this sweep's finished runs"
@@ -279,7 +284,7 @@ def _submit(chosen: Asked, launcher: str, dry_run: bool, failed_too: bool = Fals
     from scaling_testbed.sweeps.plan import alone_in, remember, sweep_folder
     from scaling_testbed.sweeps.status import counts
 
-    config = _launcher(launcher, chosen.launcher)
+    config = _launcher(launcher, chosen)
     runs = planned(chosen, config.processes)
     states = _states(runs, must_know=True)
     due = _due(states, failed_too)
@@ -311,12 +316,16 @@ def _due(states: "Sequence[RunState]", failed_too: bool) -> "list[PlannedRun]":
     return [s.run for s in states if s.state in ("pending", "stopped") or (failed_too and s.state == "failed")]
 
 
-def _launcher(name: str, words: Sequence[str]) -> "SlurmConfig":
-    from scaling_testbed.config.compose import CONFIG_DIR, fill
+def _launcher(name: str, chosen: Asked) -> "SlurmConfig":
+    from scaling_testbed.config.compose import fill
+    from scaling_testbed.config.search import choices
     from scaling_testbed.sweeps.slurm import SlurmConfig
 
-    path = Path(name) if name.endswith((".yaml", ".yml")) else CONFIG_DIR / "launcher" / f"{name}.yaml"
-    return fill(SlurmConfig, path, "launcher", words)
+    known = choices("launcher", chosen.sweep.configs)
+    path = Path(name) if name.endswith((".yaml", ".yml")) else known.get(name)
+    if path is None:
+        raise ConfigError(f"there is no launcher {name!r}; it is one of {', '.join(sorted(known))}, or a .yaml file")
+    return fill(SlurmConfig, path, "launcher", chosen.launcher)
 
 
 def _states(runs: "Sequence[PlannedRun]", must_know: bool = False) -> "list[RunState]":

@@ -1,19 +1,21 @@
 """From overrides to a RunConfig. The only importer of Hydra and OmegaConf.
 
-The dataclasses of schema.py are registered as Hydra's schemas, so that every key has one default and one type, and a
-file in configs/ that names a group's schema (`/schema/optimizer/adamw@_here_`) says only what deviates.
+The dataclasses in GROUPS are registered as Hydra's schemas, so that every key has one default and one type, and a file
+in configs/ that names a group's schema (`/schema/optimizer/adamw@_here_`) says only what deviates. plugins= and
+configs= are read before Hydra composes: what they name can then be chosen like everything else.
 """
 
+import contextlib
 import copy
 import dataclasses
 import difflib
 import functools
+import json
 import os
 import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, get_args
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -21,48 +23,50 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, OverrideParseException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf, StringNode
 from omegaconf.errors import OmegaConfBaseException
 
 from scaling_testbed.config.run import GROUPS, RunConfig, run_id
+from scaling_testbed.config.search import CONFIG_DIR, check_no_doubles, choices, config_folder, search_path
 from scaling_testbed.errors import ConfigError, UserError
-from scaling_testbed.files import read_yaml
+from scaling_testbed.files import parse_yaml, read_yaml
+from scaling_testbed.plugins import check_unchanged, load_named_in, load_plugins, loaded_plugins
 
-CONFIG_DIR = Path(__file__).resolve().parent.parent / "configs"
 
-
-def compose(overrides: Sequence[str], config_name: str = "train") -> RunConfig:
+def compose(overrides: Sequence[str], config_name: str = "train", *, written_in: Path | None = None) -> RunConfig:
     """The run that `overrides` (Hydra's grammar: key=value, group=choice, +key=value) ask for.
 
-    Raises ConfigError, one or two lines naming the key, for an unknown key or choice, a wrong type or a bad value.
+    written_in: the file that the overrides stand in; None: a person has typed them, and the plug-ins among them.
+    Raises ConfigError, one or two lines naming the key, for an unknown key or choice, a wrong type or a bad value, and
+    UserError for plug-ins that a file must not name (see plugins.py).
     """
-    _register_schemas()
+    overrides, configs = _from_outside(overrides, written_in)
     try:
-        return to_run_config(_compose_dict(overrides, config_name), overrides)
+        return to_run_config(_compose_dict(overrides, configs, config_name), overrides)
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(_one_line(error, overrides)) from None
+        raise ConfigError(_one_line(error, configs)) from None
 
 
-def compose_many(override_lists: Sequence[Sequence[str]]) -> list[RunConfig]:
+def compose_many(override_lists: Sequence[Sequence[str]], *, written_in: Path | None = None) -> list[RunConfig]:
     """`compose` of each list, in about a tenth of the time where lists differ in plain values only: Hydra composes once
     for each choice of groups, and values are set on copies of that. Raises ConfigError as `compose` does.
     """
-    _register_schemas()
     parsed = functools.cache(OverridesParser.create().parse_override)
     bases: dict[tuple[str, ...], DictConfig] = {}
     runs = []
     for overrides in override_lists:
+        overrides, configs = _from_outside(overrides, written_in)
         values = [text for text in overrides if _sets_plain_value(text)]
-        choices = tuple(text for text in overrides if not _sets_plain_value(text))
+        chosen = tuple(text for text in overrides if not _sets_plain_value(text))
         try:
-            if choices not in bases:
-                bases[choices] = _compose_dict(choices)
-            composed = copy.deepcopy(bases[choices])
+            if chosen not in bases:
+                bases[chosen] = _compose_dict(chosen, configs)
+            composed = copy.deepcopy(bases[chosen])
             for override in map(parsed, values):
                 OmegaConf.update(composed, override.key_or_group, override.value(), merge=True)
             runs.append(to_run_config(composed, overrides))
         except (HydraException, OmegaConfBaseException, ConfigError):
-            runs.append(compose(overrides))  # it knows how to say what is wrong
+            runs.append(compose(overrides, written_in=written_in))  # it knows how to say what is wrong
     return runs
 
 
@@ -72,71 +76,91 @@ def _sets_plain_value(text: str) -> bool:
     return "." in key and key[0].isalpha() and "@" not in key and "/" not in key or key in _TOP_LEVEL
 
 
-_TOP_LEVEL = {f.name for f in dataclasses.fields(RunConfig)} - set(GROUPS) - {"overrides"}
+OUTSIDE = ("plugins", "configs")
+_TOP_LEVEL = {f.name for f in dataclasses.fields(RunConfig)} - {*GROUPS, *OUTSIDE, "overrides"}
+
+
+def outside_of(overrides: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
+    """What plugins= and configs= name, as it is typed, and the other overrides. Raises ConfigError for a value of these
+    keys that is no name and no list of names."""
+    named: dict[str, list[str]] = {key: [] for key in OUTSIDE}
+    others = []
+    for text in overrides:
+        key = text.partition("=")[0].lstrip("+")
+        if key in named:
+            named[key] += _names(key, text)
+        else:
+            others.append(text)
+    return named["plugins"], named["configs"], others
+
+
+def _names(key: str, text: str) -> list[str]:
+    try:
+        override = OverridesParser.create().parse_override(text)
+    except HydraException as error:
+        raise ConfigError(_one_line(error)) from None
+    value = None if override.is_sweep_override() else override.value()
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+        raise ConfigError(f"{key} takes a name or a list of names, {key}=[a,b], for all runs; got {text!r}")
+    return names
+
+
+def outside_overrides(plugins: Sequence[str], configs: Sequence[str]) -> list[str]:
+    """The overrides that name these plug-ins and folders; none where there is nothing to name."""
+    named = zip(OUTSIDE, (plugins, configs), strict=True)
+    return [f"{key}=[{','.join(map(_quoted, dict.fromkeys(names)))}]" for key, names in named if names]
+
+
+def _from_outside(overrides: Sequence[str], written_in: Path | None) -> tuple[list[str], list[str]]:
+    """Load and register what the overrides name; returns them with absolute names, and the folders of configs=."""
+    plugins, configs, others = outside_of(overrides)
+    loaded = load_plugins(plugins) if written_in is None else load_named_in(written_in, plugins, "--plugins ")
+    configs = list(dict.fromkeys(map(config_folder, configs)))
+    if configs:
+        check_no_doubles(configs)
+    _register_schemas()
+    return [*outside_overrides([plugin.name for plugin in loaded], configs), *others], configs
 
 
 def fill(cls: type, path: Path, prefix: str, overrides: Sequence[str]):
-    """A dataclass outside of RunConfig from a YAML file and overrides `prefix.key=value`. Raises ConfigError naming
-    the file or key."""
-    kinds = {f"{prefix}.{f.name}": f.type for f in dataclasses.fields(cls)}
+    """A dataclass outside of RunConfig from a YAML file and overrides `prefix.key=value`.
+
+    A scalar is the text that is written there, commas and `${}` and all, until the type of its field says otherwise: to
+    YAML 1.1 8:00:00 is the number 28800. Raises ConfigError naming the file and key.
+    """
     try:
         content = read_yaml(path, as_written=True) or {}
     except FileNotFoundError:
         raise ConfigError(f"{path}: there is no such file") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path} must be a mapping of keys to values")
-    given = [(f"{prefix}.{key}", value, f"{path}: ") for key, value in content.items()]
-    given += [(*_typed_entry(text, kinds), "") for text in overrides]
-    values = {}
-    for key, value, where in given:
-        if key not in kinds:
-            close = difflib.get_close_matches(key, kinds, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(kinds)}"
-            raise ConfigError(f"{where}there is no key {key}; {hint}")
+    config, known = _unlocked(cls), [f"{prefix}.{field.name}" for field in dataclasses.fields(cls)]
+    given = [(f"{path}: ", f"{prefix}.{key}", value) for key, value in content.items()]
+    given += [("", *text.partition("=")[::2]) for text in overrides]
+    for where, full_key, value in given:
+        key = full_key.removeprefix(f"{prefix}.")
+        if full_key not in known:
+            hint = _close_to(full_key, known) or f"it has {', '.join(known)}"
+            raise ConfigError(f"{where}there is no key {full_key}; {hint}")
         try:
-            values[key.removeprefix(f"{prefix}.")] = _as_kind(value, kinds[key])
-        except ValueError as error:
-            raise ConfigError(f"{where}{key} must be {error}; got {value!r}") from None
-    return cls(**values)
+            is_list = isinstance(config._get_node(key), ListConfig)
+            OmegaConf.update(config, key, _as_typed(value, is_list) if not where else value)
+            if is_list and not all(isinstance(entry, str) for entry in config._get_node(key)._content):
+                raise ConfigError(f"{where}{full_key} must be a list of texts; got {value!r}")
+            if OmegaConf.is_interpolation(config, key) and not isinstance(config._get_node(key), StringNode):
+                raise ConfigError(f"{where}{full_key} must be a value of its type; got {value!r}")
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"{where}{full_key}: {_uncapitalized(str(error).splitlines()[0])}") from None
+    return cls(**OmegaConf.to_container(config, resolve=False))
 
 
-def _typed_entry(text: str, kinds: dict[str, Any]) -> tuple[str, Any]:
-    """Key and value of `key=value`: of a list as Hydra reads it, else whatever is written, commas and all."""
-    key, _, value = text.partition("=")
-    if kinds.get(key) != list[str]:
-        return key, value
-    try:
-        parsed = OverridesParser.create().parse_override(text).value()
-    except HydraException:
-        return key, value
-    return key, parsed if isinstance(parsed, list) else value
-
-
-def _as_kind(value: Any, kind: Any) -> Any:
-    """A text, a list of texts or None as the type of a field. Raises ValueError with what it must be."""
-    kinds = get_args(kind) or (kind,)
-    if kind == list[str]:
-        if isinstance(value, list) and all(isinstance(entry, str) for entry in value):
-            return [str(entry) for entry in value]
-        raise ValueError("a list of texts, such as ['a b','c']")
-    if value in (None, "null"):
-        if type(None) in kinds:
-            return None
-        raise ValueError("given")
-    if not isinstance(value, str):
-        raise ValueError("one value")
-    if int in kinds:
-        if not re.fullmatch(r"[+-]?\d+", value.strip()):
-            raise ValueError("a whole number")
-        return int(value)
-    if bool in kinds:
-        if value.lower() not in _BOOLEANS:
-            raise ValueError("true or false")
-        return _BOOLEANS[value.lower()]
-    return value
-
-
-_BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+def _as_typed(text: str, is_list: bool) -> str | list | None:
+    """The value of an override: of a list as YAML reads it, else what is written."""
+    if is_list:
+        with contextlib.suppress(ConfigError):
+            return parse_yaml(text, as_written=True)
+    return None if text == "null" else text
 
 
 def override_values(text: str) -> tuple[str, list[str]]:
@@ -148,16 +172,21 @@ def override_values(text: str) -> tuple[str, list[str]]:
             return override.get_key_element(), [text.partition("=")[2]]
         return override.get_key_element(), list(override.sweep_string_iterator())
     except HydraException as error:
-        raise ConfigError(_one_line(error, [text])) from None
+        raise ConfigError(_one_line(error)) from None
 
 
-def _compose_dict(overrides: Sequence[str], config_name: str = "train") -> DictConfig:
+def _compose_dict(overrides: Sequence[str], configs: Sequence[str], config_name: str = "train") -> DictConfig:
     for key, _, value in (text.partition("=") for text in overrides):
         if key in GROUPS and value.strip().lower() == "null":
             raise ConfigError(f"{key}={value}: a group cannot be null; --help lists its choices")
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(version_base=None, config_dir=str(CONFIG_DIR)):
-        return hydra.compose(config_name, overrides=list(overrides))
+        return hydra.compose(config_name, overrides=[*overrides, *_search_override(configs)])
+
+
+def _search_override(configs: Sequence[str]) -> list[str]:
+    places = ",".join(_quoted(f"file://{folder}") for folder in configs)
+    return [f"hydra.searchpath=[{places}]"] if configs else []
 
 
 def to_run_config(composed: DictConfig, overrides: Sequence[str]) -> RunConfig:
@@ -166,11 +195,15 @@ def to_run_config(composed: DictConfig, overrides: Sequence[str]) -> RunConfig:
     fields = {field.name for field in dataclasses.fields(RunConfig)}
     if unknown := [str(key) for key in composed if key not in fields]:
         raise ConfigError(_unknown_key(unknown[0]))
+    for key, named in zip(OUTSIDE, outside_of(overrides)[:2], strict=True):
+        if list(composed[key]) != named:
+            raise ConfigError(f"{key} stands in a config file; type it, {key}=[...], or name it in a sweep file")
     values = {}
     for key in composed:
         node = composed._get_node(key)
         values[key] = _freeze(node, key) if isinstance(node, DictConfig) and not node._is_none() else composed[key]
-    return RunConfig(**values | {"overrides": list(overrides)})
+    lists = {key: list(composed[key]) for key in OUTSIDE} | {"overrides": list(overrides)}
+    return RunConfig(**values | lists)
 
 
 def _freeze(node: DictConfig, group: str):
@@ -191,14 +224,16 @@ def _freeze(node: DictConfig, group: str):
 
 
 def _register_schemas() -> None:
-    store = ConfigStore.instance()
-    store.store(group="schema", name="run", node=_unlocked(RunConfig))
+    """Register the schemas that there are by now and that were not before."""
+    _register_schema("schema", "run", RunConfig)
     for group, kinds in GROUPS.items():
         for kind, cls in kinds.items():
-            if kind:
-                store.store(group=f"schema/{group}", name=kind, node=_unlocked(cls))
-            else:
-                store.store(group="schema", name=group, node=_unlocked(cls))
+            _register_schema(f"schema/{group}" if kind else "schema", kind or group, cls)
+
+
+@functools.cache
+def _register_schema(group: str, name: str, cls: type) -> None:
+    ConfigStore.instance().store(group=group, name=name, node=_unlocked(cls))
 
 
 def _unlocked(cls) -> DictConfig:
@@ -232,12 +267,15 @@ def _unknown_key(key: str) -> str:
     kinds = [kind for kind, cls in GROUPS.get(group, {}).items() if field in {f.name for f in dataclasses.fields(cls)}]
     if kinds:
         return f"{key} belongs to {group}={' or '.join(kinds)}, not to the {group} that was chosen"
-    close = difflib.get_close_matches(key, _known_keys(), n=1)
-    hint = f"did you mean {close[0]}?" if close else "`--cfg job` prints every key"
-    return f"there is no key {key}; {hint}"
+    return f"there is no key {key}; {_close_to(key, _known_keys()) or '`--cfg job` prints every key'}"
 
 
-def _one_line(error: Exception, overrides: Sequence[str]) -> str:
+def _close_to(key: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(key, known, n=1)
+    return f"did you mean {close[0]}?" if close else ""
+
+
+def _one_line(error: Exception, configs: Sequence[str] = ()) -> str:
     """Hydra's and OmegaConf's errors in one or two lines that name the key."""
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else None
     key = getattr(cause or error, "full_key", None)
@@ -246,8 +284,10 @@ def _one_line(error: Exception, overrides: Sequence[str]) -> str:
         return _unknown_key(key)
     if missing := re.search(r"Could not find '([^']+)'", message):
         group, _, choice = missing.group(1).rpartition("/")
-        options = [path.stem for path in sorted((CONFIG_DIR / group).glob("*.yaml"))]
-        return f"{group} has no choice {choice!r}; it has {', '.join(options)}"
+        return f"{group} has no choice {choice!r}; it has {', '.join(sorted(choices(group, configs)))}"
+    if missing := re.search(r"In '([^']+)/([^']+)': Could not load 'schema/", message):
+        group, choice = missing.groups()
+        return f"{group}={choice} is of a plug-in that was not named; type plugins=NAME, its module or .py file"
     if isinstance(error, OverrideParseException):
         hint = """in both kinds of quotes where the value has spaces or letters like ä: 'key="value"'"""
         return f"cannot read the override {error.override!r}; write key=value, {hint}"
@@ -255,8 +295,12 @@ def _one_line(error: Exception, overrides: Sequence[str]) -> str:
     if unmatched := re.search(r"Could not override '([^']+)'", first):
         return _unknown_key(unmatched.group(1))
     if key and cause:
-        return f"{key}: {first[0].lower()}{first[1:]}"
+        return f"{key}: {_uncapitalized(first)}"
     return first
+
+
+def _uncapitalized(text: str) -> str:
+    return text[:1].lower() + text[1:]
 
 
 def quoted(value: str) -> str:
@@ -268,22 +312,40 @@ def quoted(value: str) -> str:
 
 
 def recorded_run(folder: Path) -> RunConfig:
-    """The run of a run folder, by the overrides that its config.yaml keeps. Raises UserError where there is none, or
-    where they mean another run to this version of the project. Its device is the best one here, not where it ran."""
+    """The run of a run folder, by the overrides that its config.yaml keeps. Raises UserError where there is none, where
+    they mean another run to this version of the project, or where a plug-in of it was not allowed or has changed. Its
+    device is the best one here, not where it ran."""
     file = folder / "config.yaml"
     try:
         recorded = read_yaml(file)
         here = [f"data_dir={_quoted(recorded['data_dir'])}", "compute.device=auto"]
-        overrides = [*recorded["overrides"], *here]
+        plugins, configs, others = outside_of(recorded["overrides"])
+        overrides = [*others, *here]
     except (OSError, KeyError, TypeError, AttributeError, ConfigError):
         raise UserError(f"{folder} is no run folder: it has no readable config.yaml") from None
+    was = _hashes_of_last_start(folder)
+    plugins = [_stand_in(name, was.get(name)) for name in plugins]
     try:
-        run = compose(overrides)
+        run = compose([*outside_overrides(plugins, configs), *overrides], written_in=file)
     except ConfigError as error:
         raise UserError(f"{file} cannot be composed any more: {error}") from None
     if run_id(run) != folder.resolve().name:
         raise UserError(f"{folder} was renamed, or made by another version: its overrides now mean run {run_id(run)}")
+    check_unchanged(was, run.plugins, folder)
     return run
+
+
+def _hashes_of_last_start(folder: Path) -> dict[str, str]:
+    """Name -> sha256 of the plug-ins that a run was started with last."""
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+        last = json.loads((folder / "environment.json").read_text())["starts"][-1]
+        return {plugin["name"]: plugin["sha256"] for plugin in last["plugins"]}
+    return {}
+
+
+def _stand_in(name: str, sha256: str | None) -> str:
+    """The plug-in that was named here and has the same source, where a run was made with a file that lay elsewhere."""
+    return next((plugin.name for plugin in loaded_plugins() if plugin.sha256 == sha256), name)
 
 
 def _quoted(text: str) -> str:
@@ -292,9 +354,11 @@ def _quoted(text: str) -> str:
     return f"'{escaped}'"
 
 
-def run_config_files() -> list[Path]:
+def run_config_files(configs: Sequence[str] = ()) -> list[Path]:
     """The files that are choices of a run; those of sweep/ and launcher/ are none."""
-    return sorted(path for path in CONFIG_DIR.glob("*/*.yaml") if path.parent.name in {*GROUPS, "experiment"})
+    files = [path for root in search_path(configs) for path in root.glob("*/*.yaml")]
+    of_runs = [path for path in files if path.parent.name in {*GROUPS, "experiment"}]
+    return sorted(of_runs, key=lambda path: (path.parent.name, path.name))
 
 
 def through_hydra(action: Callable[[Callable[[], RunConfig]], int], argv: Sequence[str]) -> int:
@@ -307,7 +371,11 @@ def through_hydra(action: Callable[[Callable[[], RunConfig]], int], argv: Sequen
             "`torchrun ... -m scaling_testbed.train parallelism=ddp key=value`, or a grid without torchrun, "
             "`python -m scaling_testbed.sweep run sweep=NAME`"
         )
-    _register_schemas()
+    overrides, configs = _from_outside(argv, None)
+    others = outside_of(argv)[2]
+    at = next((at for at, (typed, other) in enumerate(zip(argv, others, strict=False)) if typed != other), len(others))
+    named = overrides[: len(overrides) - len(others)]
+    argv = [*others[:at], *named, *_search_override(configs), *others[at:]]  # where they stood, for argparse's sake
     statuses: list[int] = []
 
     def task(composed: DictConfig) -> None:

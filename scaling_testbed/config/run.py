@@ -19,7 +19,7 @@ from scaling_testbed.config.sections import (
     LoggingConfig,
     ParallelismConfig,
 )
-from scaling_testbed.data.sources.corpora import SOURCES
+from scaling_testbed.data.sources import SOURCES
 from scaling_testbed.data.tokenizers import TOKENIZERS
 from scaling_testbed.diagnostics.config import DiagnosticsConfig
 from scaling_testbed.errors import ConfigError, check_positive
@@ -56,7 +56,9 @@ class RunConfig:
     name: the folder under runs_dir that this run is filed in. data_dir: where prepared corpora lie.
     data_workers: processes that tokenise; None: the usable cores, at most 16. seed: of the
     initial weights and the order of the data. interventions: name -> arguments of a registered intervention, which
-    acts in every step (learning/interventions/base.py). overrides: what was typed to get here, for the record.
+    acts in every step (learning/interventions/base.py). plugins: modules from outside that register what other keys
+    name: dotted names, or paths of .py files. configs: folders that are searched for choices of every group, besides
+    configs/. overrides: what was typed to get here, for the record.
     """
 
     name: str = field(default="default", metadata=EXECUTION_ONLY)
@@ -80,6 +82,8 @@ class RunConfig:
     diagnostics: Any = field(default=None, metadata=EXECUTION_ONLY)
     parallelism: Any = field(default=None, metadata=EXECUTION_ONLY)
     logging: Any = field(default=None, metadata=EXECUTION_ONLY)
+    plugins: list[str] = field(default_factory=list, metadata=EXECUTION_ONLY)
+    configs: list[str] = field(default_factory=list, metadata=EXECUTION_ONLY)
     overrides: list[str] = field(default_factory=list, metadata=EXECUTION_ONLY)
 
     def __post_init__(self):

@@ -18,7 +18,9 @@ import numpy as np
 from scaling_testbed.data.shards import fingerprint_of, read_manifest
 from scaling_testbed.errors import ConfigError, UserError, check_positive
 from scaling_testbed.files import sha256_of
+from scaling_testbed.registry import Registry
 
+TOKENIZERS = Registry("tokenizer")
 TOKENIZER_FILE = "tokenizer.json"
 BPE_EOS = "<|endoftext|>"
 # Names that published tokenizers give their end of document, most telling first.
@@ -75,39 +77,75 @@ def load_tokenizer(folder: Path, description: dict | None = None) -> ByteTokeniz
         description = read_manifest(Path(folder))["tokenizer"]
     if description is None:
         raise UserError(f"{folder}: this data was given as token ids; there is no tokenizer")
-    if description["kind"] == "bytes":
-        return ByteTokenizer()
-    path = Path(folder) / TOKENIZER_FILE
-    if not path.exists() or sha256_of(path) != description["sha256"]:
-        raise UserError(f"{path}: missing or changed since the data was prepared; prepare again")
-    return JsonTokenizer(path, description["vocab_size"], description["eos_id"])
+    if description["kind"] not in TOKENIZERS:
+        kind = description["kind"]
+        raise UserError(f"{folder}: there is no tokenizer {kind!r} here; name the plug-in that registers it")
+    return TOKENIZERS[description["kind"]].load(Path(folder), description)
 
 
 def tokenizer_fingerprint(description: dict) -> str:
     """Stands for how text becomes ids: equal for the same tokenizer under another name."""
-    # "bpe" and "pretrained" are a tokenizer.json alike, which its hash tells from others.
-    same = {"kind": "bpe"} if description["kind"] == "pretrained" else {}
+    same = {"kind": TOKENIZERS[description["kind"]].same_as or description["kind"]}
     return fingerprint_of({key: value for key, value in (description | same).items() if key != "name"})
 
 
 @dataclass(frozen=True, kw_only=True)
-class BytesConfig:
+class TokenizerConfig:
+    """The base of all tokenizers.
+
+    sample_bytes: how much training text `prepare` wants to see; 0: none. same_as: the kind whose tokenizer this one is
+    where their descriptions are the same.
+    """
+
+    name: str = ""
+
+    sample_bytes: ClassVar[int] = 0
+    same_as: ClassVar[str | None] = None
+
+    @property
+    def kind(self) -> str:
+        """The name it is registered under."""
+        return TOKENIZERS.name_of(type(self))
+
+    def identity(self) -> dict:
+        """Everything that decides the ids of a text, together with the text it is trained on; plain JSON."""
+        fields = {key: value for key, value in asdict(self).items() if key != "name"}
+        return {"kind": self.kind, **fields}
+
+    def prepare(self, texts: Iterable[bytes], folder: Path) -> dict:
+        """Leave what is needed in `folder`; returns the description for the manifest, with at least kind, name,
+        vocab_size and eos_id."""
+        raise NotImplementedError
+
+    @classmethod
+    def load(cls, folder: Path, description: dict) -> "ByteTokenizer | JsonTokenizer":
+        """What encodes and decodes, from what `prepare` left: by default of a tokenizer.json, whose sha256 the
+        description holds."""
+        path = folder / TOKENIZER_FILE
+        if not path.exists() or sha256_of(path) != description["sha256"]:
+            raise UserError(f"{path}: missing or changed since the data was prepared; prepare again")
+        return JsonTokenizer(path, description["vocab_size"], description["eos_id"])
+
+
+@TOKENIZERS.register("bytes")
+@dataclass(frozen=True, kw_only=True)
+class BytesConfig(TokenizerConfig):
     """256 byte values and EOS: nothing to train, nothing to download."""
 
     name: str = "bytes"
     vocab_size: ClassVar[int] = 257
 
-    def identity(self) -> dict:
-        """Everything that decides the ids of a text."""
-        return {"kind": "bytes"}
-
     def prepare(self, texts: Iterable[bytes], folder: Path) -> dict:
-        """Leaves what is needed in `folder` and returns the description for the manifest."""
-        return {"kind": "bytes", "name": self.name, "vocab_size": self.vocab_size, "eos_id": 256}
+        return {"kind": self.kind, "name": self.name, "vocab_size": self.vocab_size, "eos_id": 256}
+
+    @classmethod
+    def load(cls, folder: Path, description: dict) -> ByteTokenizer:
+        return ByteTokenizer()
 
 
+@TOKENIZERS.register("bpe")
 @dataclass(frozen=True, kw_only=True)
-class BpeConfig:
+class BpeConfig(TokenizerConfig):
     """Byte-level BPE trained on a bounded sample of the training documents; EOS is id 0. The vocabulary is
     `vocab_size` also where a small corpus offers fewer merges, so that model sizes do not follow the
     corpus."""
@@ -120,10 +158,6 @@ class BpeConfig:
         if not 257 <= self.vocab_size <= 1 << 24:
             raise ConfigError(f"vocab_size must be at least 257 (256 bytes and EOS), got {self.vocab_size}")
         check_positive("sample_bytes", self.sample_bytes)
-
-    def identity(self) -> dict:
-        """Everything that decides the ids of a text, together with the source it is trained on."""
-        return {"kind": "bpe", "vocab_size": self.vocab_size, "sample_bytes": self.sample_bytes}
 
     def prepare(self, texts: Iterable[bytes], folder: Path) -> dict:
         """Trains on the texts, writes tokenizer.json into `folder`, and returns the description."""
@@ -140,11 +174,12 @@ class BpeConfig:
         )
         tokenizer.train_from_iterator((text.decode("utf-8") for text in texts), trainer)
         sha256 = _save(tokenizer.to_str(), folder)
-        return {"kind": "bpe", "name": self.name, "vocab_size": self.vocab_size, "eos_id": 0, "sha256": sha256}
+        return {"kind": self.kind, "name": self.name, "vocab_size": self.vocab_size, "eos_id": 0, "sha256": sha256}
 
 
+@TOKENIZERS.register("pretrained")
 @dataclass(frozen=True, kw_only=True)
-class PretrainedConfig:
+class PretrainedConfig(TokenizerConfig):
     """A tokenizer.json by `path` (the file, its folder, or a hub name with `revision`). The vocabulary is the
     tokenizer's, raised to a multiple of `vocab_multiple` or to `vocab_size`, as models pad their embeddings.
     `eos_token` null: the first well-known name found."""
@@ -155,6 +190,8 @@ class PretrainedConfig:
     eos_token: str | None = None
     vocab_multiple: int | None = None
     vocab_size: int | None = None
+
+    same_as: ClassVar[str] = "bpe"  # a tokenizer.json alike, which its hash tells from others
 
     def __post_init__(self):
         check_positive("vocab_multiple", self.vocab_multiple)
@@ -176,10 +213,8 @@ class PretrainedConfig:
     def identity(self) -> dict:
         """Everything that decides the ids of a text: the file's bytes, or the hub name and revision."""
         local = self._local_file()
-        fields = {key: value for key, value in asdict(self).items() if key != "name"}
-        if local is not None:
-            fields |= {"path": None, "revision": None, "sha256": sha256_of(local)}
-        return {"kind": "pretrained", **fields}
+        found = {"path": None, "revision": None, "sha256": sha256_of(local)} if local is not None else {}
+        return super().identity() | found
 
     def prepare(self, texts: Iterable[bytes], folder: Path) -> dict:
         """Writes tokenizer.json into `folder` and returns the description."""
@@ -193,7 +228,7 @@ class PretrainedConfig:
             raise ConfigError(f"tokenizer.vocab_size must be at least {n_ids} for {self.path}, got {vocab_size}")
         multiple = self.vocab_multiple or 1
         return {
-            "kind": "pretrained",
+            "kind": self.kind,
             "name": self.name,
             "vocab_size": -(-vocab_size // multiple) * multiple,
             "eos_id": eos_id,
@@ -265,6 +300,3 @@ def training_sample(source, units, sample_bytes: int, split_of_document) -> Iter
         total += taken
         if total >= sample_bytes:
             return
-
-
-TOKENIZERS = {"bytes": BytesConfig, "bpe": BpeConfig, "pretrained": PretrainedConfig}

@@ -12,6 +12,9 @@ import math
 from dataclasses import dataclass
 
 from scaling_testbed.errors import ConfigError, check_choice, check_not_negative, check_positive
+from scaling_testbed.registry import Registry
+
+SCHEDULES = Registry("schedule")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +66,7 @@ def _progress(done: int, begin: int, end: int) -> float:
     return min(1.0, max(0.0, (done - begin) / max(1, end - begin)))
 
 
+@SCHEDULES.register("cosine")
 @dataclass(frozen=True, kw_only=True)
 class CosineConfig(Schedule):
     """Half a cosine from the peak to the floor (Wortsman et al. 2023, section 2.1)."""
@@ -73,6 +77,7 @@ class CosineConfig(Schedule):
         return floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * _progress(done, warmup, total)))
 
 
+@SCHEDULES.register("linear")
 @dataclass(frozen=True, kw_only=True)
 class LinearConfig(Schedule):
     """A straight line from the peak to the floor."""
@@ -83,6 +88,7 @@ class LinearConfig(Schedule):
         return peak + (floor - peak) * _progress(done, warmup, total)
 
 
+@SCHEDULES.register("constant")
 @dataclass(frozen=True, kw_only=True)
 class ConstantConfig(Schedule):
     """The peak to the end; the floor is not used."""
@@ -93,6 +99,7 @@ class ConstantConfig(Schedule):
         return peak
 
 
+@SCHEDULES.register("inverse_sqrt")
 @dataclass(frozen=True, kw_only=True)
 class InverseSqrtConfig(Schedule):
     """peak * sqrt(warmup / step), never under the floor (Vaswani et al. 2017, equation 3)."""
@@ -103,6 +110,7 @@ class InverseSqrtConfig(Schedule):
         return max(floor, peak * math.sqrt(max(1, warmup) / max(1, warmup, done)))
 
 
+@SCHEDULES.register("wsd")
 @dataclass(frozen=True, kw_only=True)
 class WarmupStableDecayConfig(Schedule):
     """The peak, then a decay to the floor over the last `decay_fraction` of the schedule (Hu et al. 2024, MiniCPM).
@@ -129,12 +137,4 @@ _DECAY_SHAPES = {
     "linear": lambda progress: 1 - progress,
     "sqrt": lambda progress: 1 - math.sqrt(progress),
     "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
-}
-
-SCHEDULES = {
-    "cosine": CosineConfig,
-    "linear": LinearConfig,
-    "constant": ConstantConfig,
-    "inverse_sqrt": InverseSqrtConfig,
-    "wsd": WarmupStableDecayConfig,
 }

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from scaling_testbed.config.run import RunConfig, flatten, rate_means, run_id
+from scaling_testbed.plugins import hashes
 
 SCHEMA_VERSION = 1
 FINAL = ("finished", "diverged")  # a run with one of these statuses is a result and is not run again
@@ -20,7 +21,7 @@ ROW_FIELDS = (
     "unigram_entropy_nats", "entropy_rate_nats",
     "wall_seconds", "tokens_per_second", "mfu", "peak_memory_bytes", "restarts",
     "attention_impl", "qk_norm_impl", "loss_impl", "precision", "device", "world_size", "parallelism",
-    "data_fingerprint", "tokenizer_fingerprint", "git_commit", "versions",
+    "data_fingerprint", "tokenizer_fingerprint", "git_commit", "versions", "plugins",
 )  # fmt: skip
 
 
@@ -33,6 +34,7 @@ def empty_row(run: RunConfig) -> dict[str, Any]:
         "overrides": run.overrides,
         "seed": run.seed,
         "rate_means": rate_means(run),
+        "plugins": hashes(run.plugins),
     }
     return dict.fromkeys(ROW_FIELDS) | known | {k: v for k, v in flatten(run).items() if "." in k}
 

@@ -12,13 +12,17 @@
     exclude:                            # runs left out: all keys of an entry fit, to one value or to one of a list
       - {model: b, budget.tokens_per_param: [320, 640]}
     seeds: [0, 1]
+    plugins: [NAME, FILE.py]            # modules from outside; loaded where installed, or named on the command line too
+    configs: [DIR]                      # folders that are searched for choices, beside configs/
     base: NAME                          # a file of configs/sweep/base/ that this one is laid over
     scales: {NAME: {any key but base and scales}, ...}     # sizes of the same sweep; `scale=NAME` picks, else the first
 
+A relative path counts from the folder of the file that it stands in.
+
 Of two files (or a file and its scale) that are laid over each other the upper one's axes, rows of keys that move
-together (told by their first key) and seeds replace the lower one's of the same name; overrides and exclusions are
-added; an override or a row of the upper one also takes the place of a lower axis. The order is base, the base's scale,
-file, the file's scale. Descriptions are joined, the file's before its base's.
+together (told by their first key) and seeds replace the lower one's of the same name; overrides, exclusions, plugins
+and configs are added; an override or a row of the upper one also takes the place of a lower axis. The order is base,
+the base's scale, file, the file's scale. Descriptions are joined, the file's before its base's.
 
 A value is written as on the command line. Typed after the sweep's name, `key=value` and `key=a,b` replace an axis, pick
 rows of keys that move together by their first key, or apply to every run.
@@ -33,14 +37,18 @@ from pathlib import Path
 from typing import Any
 
 from scaling_testbed.config.compose import CONFIG_DIR, override_values
+from scaling_testbed.config.search import check_no_doubles, choices, config_folder
 from scaling_testbed.errors import ConfigError, check_choice
 from scaling_testbed.files import read_yaml
 from scaling_testbed.papers.paper import paper_named
+from scaling_testbed.plugins import load_named_in, load_plugins, plugin_name
 
 SWEEP_DIR = CONFIG_DIR / "sweep"
-BASE_DIR = SWEEP_DIR / "base"
 ANALYSES = ("lr_sensitivity", "instability", "report", "fit", "frontier")  # of `analyze`
-KEYS = ("description", "paper", "experiment", "analysis", "overrides", "axes", "together", "exclude", "seeds")
+KEYS = (
+    *("description", "paper", "experiment", "analysis", "overrides", "axes", "together", "exclude", "seeds"),
+    *("plugins", "configs"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +57,7 @@ class Sweep:
 
     name: the file's. folder: what its runs are filed under: the name, and the scale's too unless it is the first.
     scale: None where the file has no scales. paper, experiment: of papers.paper.PAPERS; neither, or a paper alone whose
-    settings the runs have.
+    settings the runs have. plugins, configs: of every run, with absolute paths, typed or in the file.
     """
 
     name: str
@@ -64,6 +72,8 @@ class Sweep:
     together: list[dict[str, list[str | None]]] = field(default_factory=list)  # None: the row says nothing
     exclude: list[dict[str, list[str]]] = field(default_factory=list)
     seeds: list[str] = field(default_factory=lambda: ["0"])
+    plugins: list[str] = field(default_factory=list)
+    configs: list[str] = field(default_factory=list)
 
     def points(self) -> list[dict[str, str]]:
         """The runs in order, as {key: value} of what differs between them; the first axis changes slowest."""
@@ -74,41 +84,52 @@ class Sweep:
         return [point for point in found if not any(_fits(point, entry) for entry in self.exclude)]
 
 
-def load_sweep(name: str, scale: str | None = None) -> Sweep:
+def load_sweep(
+    name: str, scale: str | None = None, *, plugins: Sequence[str] = (), configs: Sequence[str] = ()
+) -> Sweep:
     """The sweep `name` of configs/sweep/, or in the YAML file at the path `name`, at one of its scales (None: the
-    first). Raises ConfigError naming the file and what is wrong in it, or the scales there are."""
-    is_path = name.endswith((".yaml", ".yml"))
-    path = Path(name) if is_path else SWEEP_DIR / f"{name}.yaml"
+    first).
+
+    plugins, configs: what was typed; the folders are searched for sweeps too. Raises ConfigError naming the file and
+    what is wrong in it, or the scales there are, and UserError for a plug-in that the file alone names and that is not
+    installed.
+    """
+    typed_plugins = [plugin.name for plugin in load_plugins(plugins)]
+    typed_configs = [config_folder(folder) for folder in configs]
+    check_no_doubles(typed_configs)
+    is_path, known = name.endswith((".yaml", ".yml")), choices("sweep", typed_configs)
+    path = Path(name) if is_path else known.get(name)
     try:
-        content = read_yaml(path)
+        content = read_yaml(path) if path else None
     except FileNotFoundError:
-        if is_path:
-            raise ConfigError(f"sweep={name}: there is no such file") from None
-        names = ", ".join(sorted(file.stem for file in SWEEP_DIR.glob("*.yaml")))
-        raise ConfigError(f"there is no sweep {name!r}; it is one of {names}, or the path of a .yaml file") from None
+        raise ConfigError(f"sweep={name}: there is no such file") from None
+    if path is None:
+        names = ", ".join(sorted(known))
+        raise ConfigError(f"there is no sweep {name!r}; it is one of {names}, or the path of a .yaml file")
     try:
-        scales, layers = _layers(content, scale)
+        scales, layers = _layers(content, scale, path, typed_configs)
         chosen = scale or next(iter(scales), None)
         folder = path.stem if chosen == next(iter(scales), None) else f"{path.stem}_{chosen}"
         content = functools.reduce(_laid_over, layers)
         texts = [layer.get("description", "").strip() for layer in [*layers[-2:], *layers[:-2]]]
         content["description"] = " ".join(filter(None, texts))
+        named = load_named_in(path, content.get("plugins", []), "plugins=")
+        content["plugins"] = list(dict.fromkeys([*typed_plugins, *(plugin.name for plugin in named)]))
+        content["configs"] = list(dict.fromkeys([*typed_configs, *content.get("configs", [])]))
         return _parse(content, name=path.stem, folder=folder, scale=chosen)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
 
 
-def _layers(content: Any, scale: str | None) -> tuple[list[str], list[dict]]:
+def _layers(content: Any, scale: str | None, path: Path, configs: Sequence[str]) -> tuple[list[str], list[dict]]:
     """The names of a file's scales, and what is laid over each other at `scale` (None: the first), lowest first."""
-    file, scales = _parted(content)
+    file, scales = _parted(content, path.parent)
     files = [(file, scales)]
     if (base := file.pop("base", None)) is not None:
-        try:
-            below = _parted(read_yaml(BASE_DIR / f"{base}.yaml"))
-        except FileNotFoundError:
-            known = ", ".join(sorted(path.stem for path in BASE_DIR.glob("*.yaml")))
-            raise ConfigError(f"there is no base {base!r}; it is one of {known}") from None
-        files.insert(0, below)
+        bases = choices("sweep/base", [*configs, *file.get("configs", [])])
+        if base not in bases:
+            raise ConfigError(f"there is no base {base!r}; it is one of {', '.join(sorted(bases))}")
+        files.insert(0, _parted(read_yaml(bases[base]), bases[base].parent))
     names = list(dict.fromkeys(name for _, scales in files for name in scales))
     if scale is None:
         scale = names[0] if names else None
@@ -118,22 +139,22 @@ def _layers(content: Any, scale: str | None) -> tuple[list[str], list[dict]]:
     return names, [layer for file, scales in files for layer in (file, scales.get(scale, {}))]
 
 
-def _parted(content: Any) -> tuple[dict, dict[str, dict]]:
-    """A file without its scales, and those."""
-    file = _checked(content, [*KEYS, "base", "scales"])
+def _parted(content: Any, folder: Path) -> tuple[dict, dict[str, dict]]:
+    """A file without its scales, and those. folder: what its relative paths count from."""
+    file = _checked(content, [*KEYS, "base", "scales"], folder)
     scales = file.pop("scales", {})
     if not isinstance(scales, dict):
         raise ConfigError("scales must be a mapping")
     found = {}
     for name, entry in scales.items():
         try:
-            found[str(name)] = _checked(entry or {}, KEYS)
+            found[str(name)] = _checked(entry or {}, KEYS, folder)
         except ConfigError as error:
             raise ConfigError(f"scales.{name}: {error}") from None
     return file, found
 
 
-def _checked(content: Any, known: Sequence[str]) -> dict:
+def _checked(content: Any, known: Sequence[str], folder: Path) -> dict:
     if not isinstance(content, dict):
         raise ConfigError(f"a sweep file is a mapping with the keys {', '.join(known)}")
     content = {key: value for key, value in content.items() if value is not None}
@@ -152,6 +173,12 @@ def _checked(content: Any, known: Sequence[str]) -> dict:
         check_choice("analysis", content["analysis"], ANALYSES)
     if bad := [text for text in content.get("overrides", []) if not isinstance(text, str) or "=" not in text]:
         raise ConfigError(f"overrides are written key=value; got {bad[0]!r}")
+    for key, absolute in (("plugins", plugin_name), ("configs", config_folder)):
+        names = [content[key]] if isinstance(content.get(key), str) else content.get(key, [])
+        if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+            raise ConfigError(f"{key} must be a list of names; got {names!r}")
+        if names:
+            content[key] = [absolute(name, folder) for name in names]
     return content
 
 
@@ -167,7 +194,8 @@ def _laid_over(below: dict, above: dict) -> dict:
     rows |= {next(iter(entry)): entry for entry in above.get("together", [])}
     merged["together"] = list(rows.values())
     merged["overrides"] = [*overrides_before(below.get("overrides", []), upper), *upper]
-    merged["exclude"] = [*below.get("exclude", []), *above.get("exclude", [])]
+    for key in ("exclude", "plugins", "configs"):
+        merged[key] = [*below.get(key, []), *above.get(key, [])]
     return merged
 
 

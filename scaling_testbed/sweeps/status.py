@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from scaling_testbed.errors import UserError
+from scaling_testbed.plugins import difference, loaded_plugins
 from scaling_testbed.row_files import write_rows
 from scaling_testbed.runs.folder import RunFolder
 from scaling_testbed.runs.lease import Owner, owner_of
@@ -59,8 +60,11 @@ def read_state(run: PlannedRun) -> RunState:
     folder = Path(run.folder)
     row = RunFolder(folder).result()
     if row and row.get("status") in FINAL:  # the common case of a long sweep reads one file
-        loss = row.get("val_loss")
-        return RunState(run=run, state=row["status"], step=row.get("steps") or 0, loss=loss, error=row.get("error"))
+        known = {"run": run, "step": row.get("steps") or 0, "loss": row.get("val_loss")}
+        now = {plugin.name: plugin.sha256 for plugin in loaded_plugins()}
+        if problem := difference(row.get("plugins"), now):
+            return RunState(**known, state="failed", error=problem)
+        return RunState(**known, state=row["status"], error=row.get("error"))
     owner = owner_of(folder / "lock")
     last = last_metrics(folder)
     step = last.get("step", 0)

@@ -9,6 +9,7 @@ import torch
 from scaling_testbed.config.run import RunConfig
 from scaling_testbed.config.sections import CheckpointConfig
 from scaling_testbed.learning.interventions.base import Intervention
+from scaling_testbed.plugins import check_unchanged, hashes
 from scaling_testbed.progress import Clock
 from scaling_testbed.runs import checkpoint, state
 from scaling_testbed.training.parts import Parts
@@ -71,6 +72,7 @@ def save(parts: Parts, progress: Progress) -> None:
         "wall_seconds": progress.clock.wall_seconds,
         "updates": states_of(parts.interventions),
         **checkpoint.fingerprints(parts.data),
+        "plugins": hashes(parts.run.plugins),
     }
     if parts.run.parallelism.kind == "fsdp":
         tensors, shards = state.sharded_state(parts.model, parts.optimizer)
@@ -83,7 +85,7 @@ def save(parts: Parts, progress: Progress) -> None:
 def resume(parts: Parts) -> Progress:
     """Take up the newest whole checkpoint, if there is one; returns how far it is. Every rank calls this.
 
-    Raises UserError where every checkpoint is damaged, or where the data is not that of the run.
+    Raises UserError where every checkpoint is damaged, or where the data or a plug-in is not that of the run.
     """
     found = parts.processes.on_main(lambda: _find_checkpoint(parts))
     if found is None:
@@ -107,6 +109,7 @@ def _find_checkpoint(parts: Parts) -> tuple[str, dict[str, Any]] | None:
         return None
     plain = checkpoint.read_state(path)
     checkpoint.check_same_data(plain, parts.data, parts.folder.path)
+    check_unchanged(plain.get("plugins"), parts.run.plugins, parts.folder.path)
     return str(path), plain
 
 

@@ -13,6 +13,7 @@ import torch
 
 from scaling_testbed.config.run import RunConfig, run_folder_path
 from scaling_testbed.errors import UserError, first_line
+from scaling_testbed.plugins import check_unchanged
 from scaling_testbed.processes.device import peak_memory_bytes
 from scaling_testbed.processes.group import PeerGone, Processes
 from scaling_testbed.processes.interrupts import Interrupted, Interrupts
@@ -42,9 +43,9 @@ def train(run: RunConfig, interrupts: Interrupts | None = None, *, quiet: bool =
         if interrupts is None or not interrupts.entered:
             interrupts = held.enter_context(Interrupts())
         processes = held.enter_context(Processes(world, run.parallelism))
-        if row := processes.on_main(lambda: _final_row(folder)):
+        if row := processes.on_main(lambda: _final_row(folder, run)):
             return row
-        if row := processes.on_main(lambda: _hold(folder, held)):
+        if row := processes.on_main(lambda: _hold(folder, held, run)):
             return row
         held.enter_context(_failures_recorded(run, folder, processes))
         try:
@@ -90,15 +91,18 @@ def train(run: RunConfig, interrupts: Interrupts | None = None, *, quiet: bool =
         return processes.on_main(lambda: records.finish(make_row(parts, progress, records, outcome, peak_bytes)))
 
 
-def _final_row(folder: RunFolder) -> dict[str, Any] | None:
+def _final_row(folder: RunFolder, run: RunConfig) -> dict[str, Any] | None:
     row = folder.result()
-    return row if row and row["status"] in FINAL else None
+    if not row or row["status"] not in FINAL:
+        return None
+    check_unchanged(row.get("plugins"), run.plugins, folder.path)
+    return row
 
 
-def _hold(folder: RunFolder, held: contextlib.ExitStack) -> dict[str, Any] | None:
+def _hold(folder: RunFolder, held: contextlib.ExitStack, run: RunConfig) -> dict[str, Any] | None:
     """Take the folder; returns the row if its owner of a moment ago has finished it."""
     held.enter_context(folder)
-    return _final_row(folder)
+    return _final_row(folder, run)
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ import pytest
 
 from scaling_testbed.data.preparing.preparation import prepare
 from scaling_testbed.data.shards import open_prepared
-from scaling_testbed.data.sources.corpora import TextFilesConfig
+from scaling_testbed.data.sources.text_files import TextFilesConfig
 from scaling_testbed.data.tokenizers import BytesConfig
 
 

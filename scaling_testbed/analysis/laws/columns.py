@@ -17,11 +17,11 @@ from scaling_testbed.errors import ConfigError, UserError, check_choice
 ROUNDED = ("flops", "n_tokens")  # never quite what was planned, as steps and batches are whole
 SHARES = ("error", "accuracy")
 OWN = {"loss": "val_loss", "lr": "optimizer.lr"}  # what our rows call them
-KNOWN = {key for law in LAWS.values() for key in (*law.inputs, law.output)} | {
+OTHERS = {
     *("loss", "tokens_per_param", "error", "accuracy", "steps", "epochs", "batch_tokens", *CONVENTIONS),
     *("flops_6nd", "batch.sequences", "batch.sequence_length", *OWN.values()),
     *("run_id", "name", "seed", "dataset", "data_fingerprint"),
-}  # what --map may name
+}  # what --map may name beside the columns of the laws
 
 
 def read(path: str | Path, source: str | None, mapping: Sequence[str], size: str) -> tuple[list[Row], list[str]]:
@@ -113,8 +113,9 @@ def _pairs(mapping: Sequence[str]) -> dict[str, str]:
         ours, equals, theirs = typed.partition("=")
         if not (ours and equals and theirs):
             raise ConfigError(f'--map {typed}: write --map column="their column", e.g. --map n_params="Model Size"')
-        if ours not in KNOWN:
-            raise ConfigError(f"--map {typed}: {ours} is no column that laws use; those are {', '.join(sorted(KNOWN))}")
+        known = OTHERS.union(*((*law.inputs, law.output) for law in LAWS.values()))
+        if ours not in known:
+            raise ConfigError(f"--map {typed}: {ours} is no column that laws use; those are {', '.join(sorted(known))}")
         if ours in pairs:
             raise ConfigError(f"--map {typed}: {ours} is mapped already, to {pairs[ours]!r}")
         pairs[ours] = theirs

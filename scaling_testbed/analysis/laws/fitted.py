@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from scaling_testbed.analysis.laws.forms import LAWS, LSQ
+from scaling_testbed.errors import UserError
 
 LEVEL = 0.95
 
@@ -97,7 +98,10 @@ def with_ratios(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 def from_record(record: Mapping[str, Any]) -> Fit:
     """A fit from what its dataclass was written as; what is not there and has a default takes it. Raises KeyError and
-    TypeError where something is missing, ValueError for parameters that are not those of its law."""
+    TypeError where something is missing, ValueError for parameters that are not those of its law, UserError for a law
+    that is not known here."""
+    if record["law"] not in LAWS:
+        raise UserError(f"there is no law {record['law']!r} here; name the plug-in that adds it: --plugins NAME")
     known = [param.name for param in LAWS[record["law"]].params]
     if list(record["params"]) != known or not all(map(math.isfinite, record["params"].values())):
         raise ValueError(f"{record['law']} has the parameters {', '.join(known)}, each a number")

@@ -10,6 +10,7 @@ import json
 import math
 import multiprocessing
 import os
+import pickle
 import shutil
 import signal
 import threading
@@ -24,11 +25,12 @@ from pathlib import Path
 import numpy as np
 
 from scaling_testbed.data.shards import SPLITS, ShardWriter
-from scaling_testbed.data.sources.corpora import split_draw, split_of
 from scaling_testbed.data.sources.reading import Unit
+from scaling_testbed.data.sources.source import split_draw, split_of
 from scaling_testbed.data.tokenizers import load_tokenizer
 from scaling_testbed.errors import UserError
 from scaling_testbed.files import fsync_folder, write_json
+from scaling_testbed.plugins import load_plugins, loaded_plugins
 from scaling_testbed.progress import ByteProgress
 
 BATCH_DOCUMENTS, BATCH_BYTES = 1024, 4 << 20
@@ -80,7 +82,7 @@ def with_a_validation_document(source, units: list[Unit], progress: ByteProgress
     Stops reading at the first document of the validation split, so that it costs a large corpus nothing.
     """
     fraction = source.validation_fraction
-    if source.kind == "huggingface" or source.limited or not fraction or any(unit.split for unit in units):
+    if not source.read_twice or source.limited or not fraction or any(unit.split for unit in units):
         return source
     draws = []
     for document in (document for unit in units for document in source.documents(unit, [])):
@@ -209,7 +211,9 @@ def _run_in_pool(source, todo, work: Path, description: dict, workers: int, prog
     """The records of tasks as they finish, from `workers` processes. Whatever ends this loop ends them
     too."""
     before = set(multiprocessing.active_children())
-    setup = (os.getpid(), max(1, usable_cores() // workers), source, work, description)
+    threads, plugins = max(1, usable_cores() // workers), [plugin.name for plugin in loaded_plugins()]
+    # The source as bytes: what it is of may be known to the process only after its plug-ins are loaded.
+    setup = (os.getpid(), threads, plugins, pickle.dumps(source), work, description)
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker, setup)
     try:
         futures = {pool.submit(_run_in_worker, task): task for task in todo}
@@ -228,12 +232,13 @@ def _run_in_pool(source, todo, work: Path, description: dict, workers: int, prog
             child.terminate()
 
 
-def _start_worker(parent: int, threads: int, source, work: Path, description: dict) -> None:
+def _start_worker(parent: int, threads: int, plugins: list[str], source: bytes, work: Path, description: dict) -> None:
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):  # the parent, which ends its workers, gets them too
         signal.signal(number, signal.SIG_IGN)
     os.environ["RAYON_NUM_THREADS"] = str(threads)  # the tokenizer library's threads
     threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
-    _worker.update(source=source, work=work, encoder=load_tokenizer(work, description))
+    load_plugins(plugins)
+    _worker.update(source=pickle.loads(source), work=work, encoder=load_tokenizer(work, description))
 
 
 def _leave_with(parent: int) -> None:

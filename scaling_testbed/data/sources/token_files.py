@@ -5,14 +5,15 @@ Preparing them writes a manifest and copies nothing.
 
 import os
 import struct
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from scaling_testbed.data.shards import HEADER_BYTES, HEADERS, parse_header
+from scaling_testbed.data.shards import HEADER_BYTES, HEADERS, SPLITS, parse_header
 from scaling_testbed.data.sources.reading import as_list, expand, file_identity
+from scaling_testbed.data.sources.source import SOURCES, Job, Source, token_record
 from scaling_testbed.errors import ConfigError, UserError, check_choice, check_positive
 from scaling_testbed.files import sha256_of
 
@@ -23,8 +24,9 @@ MEGATRON_DTYPES = {1: "uint8", 2: "int8", 3: "int16", 4: "int32", 5: "int64", 8:
 SCAN_TOKENS = 1 << 24
 
 
+@SOURCES.register("token_files")
 @dataclass(frozen=True, kw_only=True)
-class TokenFilesConfig:
+class TokenFilesConfig(Source):
     """Token files by glob. `format` auto: Megatron where an .idx lies beside the .bin, llm.c where its magic
     number opens the file, nanoGPT (headerless uint16) otherwise. `vocab_size` is that of the tokenizer that
     wrote them."""
@@ -34,8 +36,6 @@ class TokenFilesConfig:
     validation: Any = None  # str or list[str]
     format: str = "auto"
     vocab_size: int | None = None
-
-    kind = "token_files"
 
     def __post_init__(self):
         check_choice("format", self.format, FORMATS)
@@ -60,11 +60,23 @@ class TokenFilesConfig:
         files = {split: file_identity(found, "/") for split, found in paths.items()}
         return {"kind": self.kind, "format": self.format, "vocab_size": self.vocab_size, **files}
 
-    def description(self) -> dict:
-        """The record of this source in the manifest."""
-        fields = asdict(self)
-        del fields["name"]
-        return {"kind": self.kind, "fields": fields}
+    def prepare(self, job: Job) -> dict:
+        """Read every file once, for its hash and the range of its ids; they stay where they are."""
+        paths = {split: self.paths(split) for split in SPLITS}
+        layouts = {path: probe(path, self.format) for split in SPLITS for path in paths[split]}
+        job.start(sum(os.path.getsize(path) for path in layouts))
+        splits, train_counts = {}, np.zeros(self.vocab_size, dtype=np.int64)
+        for split in SPLITS:
+            shards = []
+            for path in paths[split]:
+                entry, counts = scan(path, layouts[path], self.vocab_size)
+                shards.append(entry)
+                train_counts += counts * (split == "train")
+                job.advance(entry["size"])
+            documents = [layouts[path]["n_documents"] for path in paths[split]]
+            n_documents = None if None in documents else sum(documents)
+            splits[split] = token_record(sum(shard["n_tokens"] for shard in shards), n_documents, shards)
+        return self.manifest(splits, train_counts)
 
 
 def probe(path: str, format: str = "auto") -> dict:

@@ -15,7 +15,9 @@ import pytest
 from scaling_testbed.data import shards
 from scaling_testbed.data.preparing import tasks
 from scaling_testbed.data.preparing.preparation import folder_name, prepare
-from scaling_testbed.data.sources.corpora import PythonStdlibConfig, TextFilesConfig, split_of
+from scaling_testbed.data.sources.python_stdlib import PythonStdlibConfig
+from scaling_testbed.data.sources.source import split_of
+from scaling_testbed.data.sources.text_files import TextFilesConfig
 from scaling_testbed.data.tokenizers import BpeConfig, BytesConfig
 from scaling_testbed.errors import UserError
 
@@ -24,7 +26,8 @@ import os, signal, sys
 from pathlib import Path
 from scaling_testbed.data import shards
 from scaling_testbed.data.preparing import preparation, tasks
-from scaling_testbed.data.sources.corpora import TextFilesConfig
+from scaling_testbed.data.sources import source as source_module
+from scaling_testbed.data.sources.text_files import TextFilesConfig
 from scaling_testbed.data.tokenizers import BytesConfig
 
 def kill(*args, **kwargs):
@@ -44,7 +47,7 @@ if __name__ == "__main__":
     elif point == "before a record":
         kill_at_call(tasks, "_write_record", 3, tasks._write_record)
     elif point == "before the manifest":
-        preparation._manifest = kill
+        source_module.Source.manifest = kill
     elif point == "before the rename":
         os.rename = kill
     elif point == "in the work of others":

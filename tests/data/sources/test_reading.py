@@ -8,8 +8,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from scaling_testbed.data.sources.corpora import PythonStdlibConfig, TextFilesConfig
+from scaling_testbed.data.sources.python_stdlib import PythonStdlibConfig
 from scaling_testbed.data.sources.reading import cut, plan_file, read_unit
+from scaling_testbed.data.sources.text_files import TextFilesConfig
 from scaling_testbed.errors import ConfigError, UserError
 
 

@@ -4,8 +4,10 @@ import math
 import numpy as np
 import pytest
 
-from scaling_testbed.data.sources.corpora import SOURCES
-from scaling_testbed.data.sources.synthetic import CopyConfig, MarkovConfig, NoiseConfig
+from scaling_testbed.data.sources import SOURCES
+from scaling_testbed.data.sources.copy import CopyConfig
+from scaling_testbed.data.sources.markov import MarkovConfig
+from scaling_testbed.data.sources.noise import NoiseConfig
 from scaling_testbed.errors import ConfigError
 
 

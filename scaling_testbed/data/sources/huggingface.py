@@ -1,17 +1,76 @@
-"""Reading Hugging Face datasets: the only module that imports `datasets`, and only inside its functions.
+"""Datasets of Hugging Face: the only module that imports `datasets`, and only inside its functions.
 
 No dataset script is ever run: datasets 4 and later cannot, and nothing here asks an older one to.
 """
 
 import functools
+import os
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
-from scaling_testbed.data.sources.reading import Unit, as_list, text_of_json, text_of_row
-from scaling_testbed.errors import UserError
+from scaling_testbed.data.sources.reading import (
+    Unit,
+    as_list,
+    expand,
+    file_identity,
+    text_of_json,
+    text_of_row,
+    walk,
+)
+from scaling_testbed.data.sources.source import SOURCES, TextSource
+from scaling_testbed.errors import ConfigError, UserError
 
 
-def hub_units(source, hub_split: str, split: str | None, chunk_bytes: int) -> list[Unit]:
+@SOURCES.register("huggingface")
+@dataclass(frozen=True, kw_only=True)
+class HuggingFaceConfig(TextSource):
+    """Any dataset that `datasets` can load without running its code. `path` is a hub name, a local folder, or
+    a format (`parquet`, `json`) with `data_files`. With `path: json` each line is parsed here, so that files
+    whose other fields differ can be mixed. `streaming` reads file by file without a local copy.
+    `validation_split`, where given, is the validation split and nothing is split by hash."""
+
+    name: str = "huggingface"
+    path: str | None = None
+    config_name: str | None = None
+    data_files: Any = None  # str or list[str]
+    split: str = "train"
+    validation_split: str | None = None
+    text_field: str = "text"
+    revision: str | None = None
+    streaming: bool = False
+
+    where_fields: ClassVar[tuple[str, ...]] = ("path", "data_files")
+    read_twice: ClassVar[bool] = False  # it may come over a network
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not (self.data_files is None or isinstance(self.data_files, (str, list)) and as_list(self.data_files)):
+            raise ConfigError(f"data_files must be a glob or a list of globs, got {self.data_files!r}")
+
+    def content(self) -> dict:
+        """Local files are watched by size and time; what lies on the hub is pinned by `revision`."""
+        if self.path is None:
+            raise ConfigError("data.path must be given: a dataset's name on the hub, a folder, or parquet or json")
+        local = [name for name in as_list(self.data_files) if "://" not in name]
+        if local and self.path in ("parquet", "json", "text", "csv"):
+            return {"contents": file_identity(expand("data.data_files", local))}
+        if os.path.isdir(self.path):
+            return {"contents": file_identity(walk(self.path, frozenset({".git", ".cache"})), self.path)}
+        return {}
+
+    def units(self, chunk_bytes: int) -> list[Unit]:
+        if self.validation_split is None:
+            return _units(self, self.split, None, chunk_bytes)
+        train = _units(self, self.split, "train", chunk_bytes)
+        return train + _units(self, self.validation_split, "validation", chunk_bytes)
+
+    def documents(self, unit: Unit, skipped: list[str]) -> Iterator[bytes]:
+        return _documents(self, unit)
+
+
+def _units(source, hub_split: str, split: str | None, chunk_bytes: int) -> list[Unit]:
     """Row ranges of about `chunk_bytes` of a downloaded dataset, or the files of a streamed one."""
     _load_cached.cache_clear()  # the files may have changed since this process last looked
     dataset = _load(source, hub_split)
@@ -26,7 +85,7 @@ def hub_units(source, hub_split: str, split: str | None, chunk_bytes: int) -> li
     ]
 
 
-def hub_documents(source, unit: Unit) -> Iterator[bytes]:
+def _documents(source, unit: Unit) -> Iterator[bytes]:
     """The documents of one unit, none of them empty."""
     dataset = _load(source, unit.path)
     if source.streaming:

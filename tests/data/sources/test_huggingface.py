@@ -4,7 +4,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from scaling_testbed.data.sources.corpora import HuggingFaceConfig
+from scaling_testbed.data.sources.huggingface import HuggingFaceConfig
 from scaling_testbed.errors import ConfigError, UserError
 
 

@@ -1,0 +1,41 @@
+"""Strings that are said twice."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from scaling_testbed.data.sources.source import SOURCES
+from scaling_testbed.data.sources.synthetic import SyntheticSource, check_range
+from scaling_testbed.errors import ConfigError
+
+
+@SOURCES.register("copy")
+@dataclass(frozen=True, kw_only=True)
+class CopyConfig(SyntheticSource):
+    """Strings of `length` uniform symbols, each followed by its repetition, packed without separators: with
+    sequence_length = 2 x length every training sequence starts where a string starts."""
+
+    name: str = "copy"
+    vocab_size: int = 64
+    length: int = 32
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_range("length", self.length, 1)
+        shortest = min(self.n_tokens, self.n_validation_tokens)
+        if shortest < 2 * self.length:
+            raise ConfigError(f"length must be at most half of the smaller split ({shortest}), got {self.length}")
+
+    def entropy_rate_nats(self) -> float:
+        """Half of the tokens are uniform and half are determined: 0.5 ln V."""
+        return 0.5 * math.log(self.vocab_size)
+
+    def n_documents(self, n_tokens: int) -> int:
+        return n_tokens // (2 * self.length)
+
+    def tokens(self, split: str) -> np.ndarray:
+        """Whole documents only: the length is rounded down to a multiple of 2 x length."""
+        shape = (self._length(split) // (2 * self.length), self.length)
+        strings = self.random(split).integers(self.vocab_size, size=shape)
+        return np.concatenate([strings, strings], axis=1).reshape(-1)

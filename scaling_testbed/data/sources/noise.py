@@ -1,0 +1,57 @@
+"""Independent symbols."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from scaling_testbed.data.sources.source import SOURCES
+from scaling_testbed.data.sources.synthetic import SyntheticSource
+from scaling_testbed.errors import ConfigError, check_choice
+
+
+@SOURCES.register("noise")
+@dataclass(frozen=True, kw_only=True)
+class NoiseConfig(SyntheticSource):
+    """Independent symbols. `distribution` is uniform, zipf (probability of symbol i proportional to
+    (i + 1) ** -exponent) or explicit (`probabilities`, one per symbol)."""
+
+    name: str = "noise"
+    vocab_size: int = 256
+    distribution: str = "uniform"
+    exponent: float = 1.0
+    probabilities: list[float] | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_choice("distribution", self.distribution, ("uniform", "zipf", "explicit"))
+        if (self.probabilities is not None) != (self.distribution == "explicit"):
+            raise ConfigError("probabilities must be given with distribution=explicit and only there")
+        if self.probabilities is not None:
+            total = sum(self.probabilities)
+            if len(self.probabilities) != self.vocab_size or min(self.probabilities) < 0 or not total > 0:
+                raise ConfigError(
+                    f"probabilities must be {self.vocab_size} numbers, none negative, not all zero, "
+                    f"got {len(self.probabilities)} with sum {total}"
+                )
+
+    def symbol_probabilities(self) -> np.ndarray:
+        """The probability of each symbol [vocab_size]."""
+        if self.distribution == "explicit":
+            weights = np.array(self.probabilities, dtype=np.float64)
+        elif self.distribution == "zipf":
+            weights = np.arange(1, self.vocab_size + 1, dtype=np.float64) ** -self.exponent
+        else:
+            weights = np.ones(self.vocab_size)
+        return weights / weights.sum()
+
+    def entropy_rate_nats(self) -> float:
+        """H = -sum p ln p over the symbols that occur."""
+        share = self.symbol_probabilities()
+        share = share[share > 0]
+        return float(-(share * np.log(share)).sum())
+
+    def tokens(self, split: str) -> np.ndarray:
+        cumulative = np.cumsum(self.symbol_probabilities())
+        draws = self.random(split).random(self._length(split)) * cumulative[-1]
+        symbols = np.searchsorted(cumulative, draws, side="right")
+        return np.minimum(symbols, self.vocab_size - 1)  # the product above may round up to the very end

@@ -1,0 +1,39 @@
+"""The interpreter's own library: real text on every machine."""
+
+import sysconfig
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from scaling_testbed.data.sources.reading import Unit, file_identity, plan_file, read_unit, walk
+from scaling_testbed.data.sources.source import SOURCES, TextSource
+from scaling_testbed.errors import UserError
+
+
+@SOURCES.register("python_stdlib")
+@dataclass(frozen=True, kw_only=True)
+class PythonStdlibConfig(TextSource):
+    """The .py files of the running interpreter's standard library, read in place: real text on every
+    machine."""
+
+    name: str = "python_stdlib"
+    validation_fraction: float = 0.05  # files are few and of very different sizes
+
+    _folders = ("stdlib",)
+    _skip = frozenset({"site-packages", "dist-packages", "__pycache__"})
+
+    def _files(self) -> list[tuple[str, list[str]]]:
+        roots = sorted({sysconfig.get_path(name) for name in self._folders})
+        found = [(root, [path for path in walk(root, self._skip) if path.endswith(".py")]) for root in roots]
+        if not any(paths for _, paths in found):
+            raise UserError(f"{self.kind}: no .py file under {', '.join(roots)}; use data=text_files instead")
+        return found
+
+    def content(self) -> dict:
+        return {"files": [file_identity(paths, root) for root, paths in self._files()]}
+
+    def units(self, chunk_bytes: int) -> list[Unit]:
+        paths = [path for _, paths in self._files() for path in paths]
+        return [unit for path in paths for unit in plan_file("files", path, chunk_bytes)]
+
+    def documents(self, unit: Unit, skipped: list[str]) -> Iterator[bytes]:
+        return read_unit(unit, "", None, skipped)

@@ -1,0 +1,267 @@
+"""Plug-ins: modules from outside of this package that register what can then be chosen by name.
+
+A plug-in is named by the dotted name of a module or by the path of a .py file. It is loaded once in a process, before
+anything is chosen, and what it was loaded from is recorded with a hash of its source.
+
+A name that a person typed is loaded. A name that stands in a file (a sweep, a run folder) is loaded only where the same
+was typed, or where it is an installed module: such a file may come from someone else.
+"""
+
+import functools
+import hashlib
+import importlib.machinery
+import importlib.metadata
+import importlib.util
+import json
+import os
+import re
+import site
+import sys
+import sysconfig
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from urllib.parse import unquote, urlparse
+
+from scaling_testbed.errors import ConfigError, UserError, first_line
+from scaling_testbed.files import sha256_of
+
+OURS = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """A loaded plug-in.
+
+    name: a dotted name, or the absolute path of a file; typed: how it was written. module: its name in sys.modules.
+    origin: the file, or of a module inside a package the folder of that package. sha256: of the file, or of all .py
+    files in the folder.
+    """
+
+    name: str
+    typed: str
+    module: str
+    origin: str
+    sha256: str
+
+    def record(self) -> dict[str, str]:
+        """As plain data for environment.json."""
+        return {"name": self.name, "typed": self.typed, "origin": self.origin, "sha256": self.sha256}
+
+
+_loaded: dict[str, Plugin] = {}
+
+
+def plugin_name(typed: str, base: Path | None = None) -> str:
+    """A dotted name as it is, the path of a .py file absolute; relative ones count from `base`, or from here."""
+    if not (typed.endswith(".py") or os.sep in typed):
+        return typed
+    return os.path.abspath(os.path.join(base or "", os.path.expanduser(typed)))
+
+
+def load_plugins(typed: Sequence[str]) -> list[Plugin]:
+    """Load what a person named, in this order, each once; this is also what allows a file to name the same.
+
+    Raises ConfigError, one line, where a plug-in is missing, its code raises, or it takes a name that is taken.
+    """
+    return [_load(plugin_name(one), one) for one in typed]
+
+
+def load_named_in(file: Path, names: Sequence[str], option: str) -> list[Plugin]:
+    """Load what `file` names, where that is allowed. option: what to type to allow it: "plugins=" or "--plugins ".
+
+    Raises UserError naming the file and the plug-in where it was neither typed nor installed, and as `load_plugins`.
+    """
+    for name in names:
+        if plugin_name(name) not in _loaded and not is_installed(name):
+            raise UserError(
+                f"{file} names the plug-in {name}, which is not installed and not named on this command line; nothing "
+                f"of it was run. To allow it, type {option}{name}"
+            )
+    return load_plugins(names)
+
+
+def loaded_plugins() -> list[Plugin]:
+    """What this process has loaded, in that order."""
+    return list(_loaded.values())
+
+
+def hashes(names: Sequence[str]) -> dict[str, str]:
+    """Name -> sha256 of the loaded plug-ins `names`."""
+    return {_loaded[name].name: _loaded[name].sha256 for name in map(plugin_name, names)}
+
+
+def source_hash(cls: type) -> str | None:
+    """The hash of the plug-in that a class was defined in; None for what is not from a plug-in."""
+    file = Path(getattr(sys.modules.get(cls.__module__), "__file__", None) or "")
+    if file.is_relative_to(OURS):
+        return None
+    return next((plugin.sha256 for plugin in _loaded.values() if file.is_relative_to(plugin.origin)), None)
+
+
+def difference(then: Mapping[str, str] | None, now: Mapping[str, str]) -> str | None:
+    """What is wrong where a run was made with the plug-ins `then` and is to be taken up with those `now` (name ->
+    sha256), in one line; None where each of then is among those of now, under whatever name."""
+    for name, sha256 in (then or {}).items():
+        if sha256 in now.values():
+            continue
+        was = f"plug-in {name} (sha256 {sha256[:12]})"
+        if name in now:
+            return f"{was} has changed: it is {now[name][:12]} now; restore it, or give another name="
+        return f"{was} is not named now; type plugins={name}, or give another name="
+    return None
+
+
+def check_unchanged(then: Mapping[str, str] | None, names: Sequence[str], folder: Path) -> None:
+    """Raise UserError unless the run in `folder`, made with the plug-ins `then`, would be the same with `names`."""
+    if problem := difference(then, hashes(names)):
+        raise UserError(f"{folder} was made with other code: {problem}")
+
+
+def _load(name: str, typed: str) -> Plugin:
+    if name not in _loaded:
+        module = _import_file(name) if name.endswith(".py") or os.sep in name else _import_module(name)
+        origin = _origin(module)
+        _loaded[name] = Plugin(name, typed, module.__name__, str(origin), _sha256(origin))
+    return _loaded[name]
+
+
+class _FromSource(importlib.machinery.SourceFileLoader):
+    """Compiles the file that is there: a .pyc tells two versions apart by whole seconds only. It writes none."""
+
+    def get_code(self, fullname):
+        return self.source_to_code(self.get_data(self.path), self.path)
+
+
+def _import_file(path: str) -> ModuleType:
+    """The module of a file, under a name that is the same in every process, so that its objects can be pickled."""
+    if not (path.endswith(".py") and os.path.isfile(path)):
+        raise ConfigError(f"plug-in {path}: there is no such .py file; give the path of one or a module's dotted name")
+    stem = re.sub(r"\W", "_", Path(path).stem)
+    name = f"plugin_{stem}_{hashlib.sha256(path.encode()).hexdigest()[:8]}"
+    spec = importlib.util.spec_from_file_location(name, path, loader=_FromSource(name, path))
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        del sys.modules[name]
+        raise ConfigError(_failure(path, error)) from error
+    return module
+
+
+def _import_module(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except (Exception, SystemExit) as error:
+        missing = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
+        if missing is not None and f"{name}.".startswith(f"{missing}."):
+            raise ConfigError(
+                f"plug-in {name}: there is no module {missing}; install it (pip install -e FOLDER), or give "
+                "the path of a .py file"
+            ) from None
+        raise ConfigError(_failure(name, error)) from error
+
+
+def _failure(name: str, error: BaseException) -> str:
+    """What a plug-in's own code raised, with the last line of its own that led there."""
+    if isinstance(error, SyntaxError):
+        file, line = error.filename or name, error.lineno
+    else:
+        frames = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+        spec = None if os.sep in name else _find_spec(name.partition(".")[0], None)
+        place = os.path.dirname(spec.origin) if spec and spec.submodule_search_locations and spec.origin else name
+        own = [one for one in frames if one[0] == getattr(spec, "origin", None) or Path(one[0]).is_relative_to(place)]
+        file, line = (own or frames)[-1]
+    where = f"{file}, line {line}" if file == name else f"{name} ({file}, line {line})"
+    kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+    return f"plug-in {where}: {kind}{first_line(error)}"
+
+
+def _origin(module: ModuleType) -> Path:
+    """Where a module's source lies: the folder of the package that it is or is in, or its own file."""
+    if hasattr(module, "__path__"):
+        return Path(os.path.abspath(next(iter(module.__path__))))
+    if getattr(module, "__file__", None) is None:
+        raise ConfigError(f"plug-in {module.__name__}: it is part of the interpreter and has no source file")
+    file = Path(os.path.abspath(module.__file__))
+    return file.parent if "." in module.__name__ else file
+
+
+def _sha256(origin: Path) -> str:
+    if origin.is_file():
+        return sha256_of(origin)
+    digest = hashlib.sha256()
+    for path in sorted(origin.rglob("*.py")):
+        digest.update(f"{path.relative_to(origin).as_posix()} {sha256_of(path)}\n".encode())
+    return digest.hexdigest()
+
+
+# ------------------------------------------------------------------------------------- what is installed
+
+
+def is_installed(name: str) -> bool:
+    """Whether a dotted name leads to a module of an installed distribution, told without running any of it: each module
+    on the way lies in the interpreter's site-packages, or in a package that an editable install brought. What is found
+    only because the current folder, or PYTHONPATH, is searched, is not installed."""
+    if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", name):
+        return False
+    parts, path = name.split("."), None
+    for end in range(1, len(parts) + 1):
+        spec = _find_spec(".".join(parts[:end]), path)
+        if spec is None or spec.loader is not None and not _is_from_distribution(spec.origin, parts[0]):
+            return False
+        try:
+            path = list(spec.submodule_search_locations or [])
+        except KeyError:  # a folder without code, in a package that was not imported
+            return False
+    return spec.loader is not None  # a folder without code names nothing
+
+
+def _find_spec(name: str, path: list[str] | None) -> importlib.machinery.ModuleSpec | None:
+    """As an import would find it, without importing the package around it."""
+    for finder in sys.meta_path:
+        find = getattr(finder, "find_spec", None)
+        if find is not None and (spec := find(name, path)) is not None:
+            return spec
+    return None
+
+
+def _is_from_distribution(origin: str | None, top: str) -> bool:
+    if origin is None or not os.path.isfile(origin):
+        return False
+    file = Path(origin).resolve()
+    if any(file.is_relative_to(folder) for folder in _site_folders()):
+        return True
+    packages = [
+        root / layout / top for root in _editable_roots().get(top, ()) for layout in ("", "src", "lib", "python")
+    ]
+    return any(file.is_relative_to(package) or file == package.with_suffix(".py") for package in packages)
+
+
+@functools.cache
+def _site_folders() -> tuple[Path, ...]:
+    folders = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), *site.getsitepackages()]
+    if site.ENABLE_USER_SITE:
+        folders.append(site.getusersitepackages())
+    return tuple({Path(folder).resolve() for folder in folders})
+
+
+@functools.cache
+def _editable_roots() -> dict[str, list[Path]]:
+    """Top-level module -> the project folders that an editable install brings it from, by what lies in site-packages:
+    a folder on sys.path may hold metadata that says anything."""
+    found: dict[str, list[Path]] = {}
+    for distribution in importlib.metadata.distributions(path=[str(folder) for folder in _site_folders()]):
+        try:
+            record = json.loads(distribution.read_text("direct_url.json") or "{}")
+            url = urlparse(record["url"]) if record.get("dir_info", {}).get("editable") else None
+        except (ValueError, KeyError, TypeError, AttributeError):
+            continue
+        if url is None or url.scheme != "file":
+            continue
+        tops = (distribution.read_text("top_level.txt") or distribution.name.replace("-", "_")).split()
+        for top in tops:
+            found.setdefault(top, []).append(Path(unquote(url.path)).resolve())
+    return found
