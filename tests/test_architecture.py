@@ -13,7 +13,8 @@ PACKAGE = "scaling_testbed"
 # Lowest first; a module belongs to the longest prefix that fits. A module imports only from its own room or from below.
 LAYERS = [
     ("errors",),
-    ("files", "keys", "plugins", "progress", "registry"),
+    ("files", "keys", "progress", "registry"),
+    ("plugins",),
     ("kernels",),
     ("model",),
     ("learning", "data"),
