@@ -61,19 +61,11 @@ def read_yaml(path: Path, *, as_written: bool = False) -> Any:
     """What a YAML file holds; as_written: with scalars as text. Raises FileNotFoundError, and ConfigError naming the
     file that cannot be read."""
     try:
-        return parse_yaml(path.read_text(), as_written=as_written)
+        return yaml.load(path.read_text(), _AsWritten if as_written else _Loader)
     except FileNotFoundError:
         raise
-    except (OSError, UnicodeDecodeError, ConfigError) as error:
+    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from None
-
-
-def parse_yaml(text: str, *, as_written: bool = False) -> Any:
-    """What a text of YAML holds, as `read_yaml`. Raises ConfigError with what is wrong in it."""
-    try:
-        return yaml.load(text, _AsWritten if as_written else _Loader)
-    except yaml.YAMLError as error:
-        raise ConfigError(str(error)) from None
 
 
 def fsync_folder(folder: Path) -> None:

@@ -209,13 +209,13 @@ def is_installed(name: str) -> bool:
         return False
     parts, path = name.split("."), None
     for end in range(1, len(parts) + 1):
-        spec = _find_spec(".".join(parts[:end]), path)
-        if spec is None or spec.loader is not None and not _is_from_distribution(spec.origin, parts[0]):
-            return False
         try:
-            path = list(spec.submodule_search_locations or [])
+            spec = _find_spec(".".join(parts[:end]), path)
         except KeyError:  # a folder without code, in a package that was not imported
             return False
+        if spec is None or spec.loader is not None and not _is_from_distribution(spec.origin, parts[0]):
+            return False
+        path = list(spec.submodule_search_locations or [])
     return spec.loader is not None  # a folder without code names nothing
 
 

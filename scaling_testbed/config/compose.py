@@ -29,7 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 from scaling_testbed.config.run import GROUPS, RunConfig, run_id
 from scaling_testbed.config.search import CONFIG_DIR, check_no_doubles, choices, config_folder, search_path
 from scaling_testbed.errors import ConfigError, UserError
-from scaling_testbed.files import parse_yaml, read_yaml
+from scaling_testbed.files import read_yaml
 from scaling_testbed.plugins import check_unchanged, load_named_in, load_plugins, loaded_plugins
 
 
@@ -86,12 +86,23 @@ def outside_of(overrides: Sequence[str]) -> tuple[list[str], list[str], list[str
     named: dict[str, list[str]] = {key: [] for key in OUTSIDE}
     others = []
     for text in overrides:
-        key = text.partition("=")[0].lstrip("+")
-        if key in named:
+        if (key := _key(text)) in named:
             named[key] += _names(key, text)
         else:
             others.append(text)
     return named["plugins"], named["configs"], others
+
+
+def check_no_code(overrides: Sequence[str], file: str | Path) -> None:
+    """Raise ConfigError where overrides out of a file would load code: plugins has a key of its own in a sweep file,
+    and what is set of Hydra itself, such as its search path, can import any module."""
+    for text in overrides:
+        if (key := _key(text)) in OUTSIDE or re.match(r"hydra\b", key):
+            raise ConfigError(f"{file}: no override in a file may set {key}; a sweep file has keys plugins and configs")
+
+
+def _key(text: str) -> str:
+    return text.partition("=")[0].strip().lstrip("+~").strip()
 
 
 def _names(key: str, text: str) -> list[str]:
@@ -101,7 +112,7 @@ def _names(key: str, text: str) -> list[str]:
         raise ConfigError(_one_line(error)) from None
     value = None if override.is_sweep_override() else override.value()
     names = [value] if isinstance(value, str) else value
-    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+    if not _is_list_of_texts(names) or "" in names:
         raise ConfigError(f"{key} takes a name or a list of names, {key}=[a,b], for all runs; got {text!r}")
     return names
 
@@ -115,7 +126,11 @@ def outside_overrides(plugins: Sequence[str], configs: Sequence[str]) -> list[st
 def _from_outside(overrides: Sequence[str], written_in: Path | None) -> tuple[list[str], list[str]]:
     """Load and register what the overrides name; returns them with absolute names, and the folders of configs=."""
     plugins, configs, others = outside_of(overrides)
-    loaded = load_plugins(plugins) if written_in is None else load_named_in(written_in, plugins, "--plugins ")
+    if written_in is None:
+        loaded = load_plugins(plugins)
+    else:
+        check_no_code(others, written_in)
+        loaded = load_named_in(written_in, plugins, "--plugins ")
     configs = list(dict.fromkeys(map(config_folder, configs)))
     if configs:
         check_no_doubles(configs)
@@ -137,30 +152,37 @@ def fill(cls: type, path: Path, prefix: str, overrides: Sequence[str]):
         raise ConfigError(f"{path} must be a mapping of keys to values")
     config, known = _unlocked(cls), [f"{prefix}.{field.name}" for field in dataclasses.fields(cls)]
     given = [(f"{path}: ", f"{prefix}.{key}", value) for key, value in content.items()]
-    given += [("", *text.partition("=")[::2]) for text in overrides]
+    given += [("", text.partition("=")[0], text) for text in overrides]
     for where, full_key, value in given:
-        key = full_key.removeprefix(f"{prefix}.")
         if full_key not in known:
             hint = _close_to(full_key, known) or f"it has {', '.join(known)}"
             raise ConfigError(f"{where}there is no key {full_key}; {hint}")
+        key = full_key.removeprefix(f"{prefix}.")
+        node = config._get_node(key)
+        value = value if where else _as_typed(value, isinstance(node, ListConfig))
+        if isinstance(node, ListConfig) and not _is_list_of_texts(value):
+            raise ConfigError(f"{where}{full_key} must be a list of texts, such as ['a b','c']; got {value!r}")
         try:
-            is_list = isinstance(config._get_node(key), ListConfig)
-            OmegaConf.update(config, key, _as_typed(value, is_list) if not where else value)
-            if is_list and not all(isinstance(entry, str) for entry in config._get_node(key)._content):
-                raise ConfigError(f"{where}{full_key} must be a list of texts; got {value!r}")
-            if OmegaConf.is_interpolation(config, key) and not isinstance(config._get_node(key), StringNode):
-                raise ConfigError(f"{where}{full_key} must be a value of its type; got {value!r}")
+            OmegaConf.update(config, key, value)
         except OmegaConfBaseException as error:
             raise ConfigError(f"{where}{full_key}: {_uncapitalized(str(error).splitlines()[0])}") from None
+        if OmegaConf.is_interpolation(config, key) and not isinstance(node, StringNode):
+            raise ConfigError(f"{where}{full_key} must be given as a value; got {value!r}")
     return cls(**OmegaConf.to_container(config, resolve=False))
 
 
+def _is_list_of_texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(entry, str) for entry in value)
+
+
 def _as_typed(text: str, is_list: bool) -> str | list | None:
-    """The value of an override: of a list as YAML reads it, else what is written."""
+    """The value of `key=value`: of a list as Hydra reads it, else what is written, commas and all."""
+    value = text.partition("=")[2]
     if is_list:
-        with contextlib.suppress(ConfigError):
-            return parse_yaml(text, as_written=True)
-    return None if text == "null" else text
+        with contextlib.suppress(HydraException):
+            parsed = OverridesParser.create().parse_override(text).value()
+            return parsed if isinstance(parsed, list) else value
+    return None if value == "null" else value
 
 
 def override_values(text: str) -> tuple[str, list[str]]:

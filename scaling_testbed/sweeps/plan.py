@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from scaling_testbed.config.compose import compose_many, outside_of, outside_overrides, quoted
+from scaling_testbed.config.compose import check_no_code, compose_many, outside_overrides, quoted
 from scaling_testbed.config.run import RunConfig, flatten, flops_per_token, run_folder_path, run_id
 from scaling_testbed.data.preparing.preparation import folder_name
 from scaling_testbed.errors import ConfigError, UserError
@@ -96,8 +96,7 @@ def _overrides(sweep: Sweep, point: dict[str, str]) -> list[str]:
     named = [text for text in sweep.overrides if text.startswith("name=")]
     values = [f"{key}={value}" for key, value in point.items()]
     own = [*([] if named else [f"name={quoted(sweep.folder)}"]), *overrides_before(sweep.overrides, values), *values]
-    if any(outside_of(own)[:2]):  # in a file these would be loaded as if a person had typed them
-        raise ConfigError(f"sweep {sweep.name}: plugins and configs are keys of a sweep file, not overrides or axes")
+    check_no_code(own, f"sweep {sweep.name}")
     return [*outside_overrides(sweep.plugins, sweep.configs), *own]
 
 

@@ -7,7 +7,6 @@ import pytest
 
 from scaling_testbed import sweep
 from scaling_testbed.errors import ConfigError
-from scaling_testbed.sweeps import grid
 from scaling_testbed.sweeps.grid import load_sweep, narrowed, spelled
 
 FILE = """
@@ -153,9 +152,9 @@ def test_a_wrong_scale_is_answered_with_those_there_are(tmp_path):
         load_scaled(tmp_path, "small", "axes: {a: [1]}")
 
 
-def test_a_file_wins_over_its_base_and_its_bases_scale(tmp_path, monkeypatch):
-    monkeypatch.setattr(grid, "BASE_DIR", tmp_path)
-    (tmp_path / "common.yaml").write_text("""
+def test_a_file_wins_over_its_base_and_its_bases_scale(tmp_path):
+    (tmp_path / "sweep" / "base").mkdir(parents=True)
+    (tmp_path / "sweep" / "base" / "common.yaml").write_text("""
 axes: {optimizer.lr: [1e-3, 1e-2]}
 scales:
   large: {description: Long., overrides: [budget.steps=100], axes: {model: [proxy_2m, proxy_9m]}}
@@ -163,6 +162,7 @@ scales:
 """)
     text = """
 base: common
+configs: .
 description: Question.
 axes: {loss.z_loss: [0, 1]}
 scales:
