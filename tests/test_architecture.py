@@ -111,6 +111,21 @@ def test_each_dependency_has_one_door(relative, tree):
         assert relative.startswith(ROOMS.get(top, "")), f"{top} is imported outside {ROOMS.get(top)}/"
 
 
+@pytest.mark.parametrize(
+    ("relative", "tree"), [pytest.param(*m, id=m[0]) for m in modules() if m[0].startswith("analysis/")]
+)
+def test_analysis_composes_nothing(relative, tree):
+    """Rows and plans hold the configuration; of config/ it knows the conventions of budgets alone."""
+    known = (f"{PACKAGE}.config.budget.",)
+    assert [name for name in imports(tree) if name.startswith(f"{PACKAGE}.config") and not name.startswith(known)] == []
+    assert [name for name in imports(tree) if name.startswith(f"{PACKAGE}.model")] == []
+
+
+def test_reading_a_sweep_with_its_paper_imports_only_what_planning_needs():
+    loaded = modules_loaded_by("from scaling_testbed.sweeps.grid import load_sweep\nload_sweep('overtraining')")
+    assert not loaded & {"torch", "pandas", "scipy", "matplotlib", "datasets", "tokenizers", "wandb"}
+
+
 def modules_loaded_by(code):
     script = f"import sys\n{code}\nprint(*sorted(sys.modules))"
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)

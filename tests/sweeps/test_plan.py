@@ -4,15 +4,19 @@ import errno
 import fcntl
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
+from scaling_testbed.analysis.rows.study import load
 from scaling_testbed.config.compose import compose, compose_many
 from scaling_testbed.config.run import run_id
 from scaling_testbed.errors import ConfigError, UserError
-from scaling_testbed.sweeps.grid import load_sweep
-from scaling_testbed.sweeps.plan import alone_in, measured_rate, plan
+from scaling_testbed.model.counting import count_params
+from scaling_testbed.runs.row import empty_row
+from scaling_testbed.sweeps.grid import load_sweep, narrowed
+from scaling_testbed.sweeps.plan import alone_in, measured_rate, plan, remember, remembered, sweep_folder
 
 PUBLISHED = Path(__file__).resolve().parents[3] / "shared" / "data" / "mlfoundations-scaling" / "exp_data" / "models"
 DATA = {"c4_original": "c4", "rpj": "redpajama", "rw_original": "refinedweb"}
@@ -110,6 +114,34 @@ def test_a_plan_spends_nothing_and_prints_objects_alone(door, tmp_path):
         assert run["gpu_hours"] == pytest.approx(run["flops"] / 1e12 / 3600)
         assert run["n_tokens"] == 4 * 8 * 16 and run["flops_6nd"] == 6 * run["n_params"] * run["n_tokens"]
     assert "4 runs" in door("plan")[1]
+
+
+def test_a_plan_holds_the_configuration_as_the_row_will_have_it(tmp_path):
+    """So that who reads what is missing composes nothing."""
+    sweep = narrowed(load_sweep("nano_lr"), [f"runs_dir={tmp_path}", "data=markov", "model=nano_s", "seed=0,1"])
+    runs, _ = plan(sweep)
+    remember(runs, sweep)
+    found = load(sweep_folder(runs))
+    assert (found.sweep, found.paper, found.experiment) == ("nano_lr", "small_scale_proxies", "qknorm_lr")
+    assert [row["run_id"] for row in found.missing] == [run.run_id for run in runs]
+    for run, missing in zip(runs, found.missing, strict=True):
+        config = compose(run.overrides)
+        row = empty_row(config) | asdict(count_params(config.model.resolved(run.vocab_size)))
+        planned = {key: row[key] for key in row if "." in key or key == "seed" or key.startswith("n_params")}
+        assert planned == {key: missing[key] for key in planned} and "config" not in run.record()
+
+
+def test_a_line_of_an_earlier_version_is_remembered_and_written_anew_by_the_next_start(tmp_path):
+    sweep = narrowed(load_sweep("nano_lr"), [f"runs_dir={tmp_path}", "data=markov"])
+    runs, _ = plan(sweep)
+    folder = sweep_folder(runs)
+    folder.mkdir()
+    (folder / "plan.jsonl").write_text("".join(json.dumps(run.record()) + "\n" for run in runs))
+    assert [run.config for run in remembered(folder)] == [{}] * len(runs)
+    with pytest.raises(UserError, match="`sweep run`"):
+        load(folder)
+    remember(runs, sweep)
+    assert len(load(folder).missing) == len(runs)
 
 
 def test_memory_is_planned_for_each_of_a_runs_gpus(door):

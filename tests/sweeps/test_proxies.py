@@ -239,7 +239,8 @@ def test_a_folder_says_which_sweep_began_it(tmp_path):
     small, large = (load_sweep(str(tmp_path / "grid.yaml"), scale) for scale in ("small", "large"))
     runs = plan(narrowed(small, [f"runs_dir={tmp_path}"]))[0]
     remember(runs, small)
-    about = {"sweep": "grid", "scale": "small", "description": "Why. Small.", "analysis": "report"}
+    about = {"sweep": "grid", "scale": "small", "paper": "small_scale_proxies", "experiment": "kappa"}
+    about |= {"description": "Why. Small.", "analysis": "report"}
     assert json.loads((tmp_path / "grid_small" / "sweep.json").read_text()) == about
     remember(runs, dataclasses.replace(small, description="Better said."))
     assert "Better said." in (tmp_path / "grid_small" / "sweep.json").read_text()
@@ -261,6 +262,8 @@ def test_the_door_takes_a_scale(door, tmp_path):
 
 SCALED = """
 description: Why.
+paper: small_scale_proxies
+experiment: kappa
 analysis: report
 scales:
   large: {axes: {model: [bigram, nano_s]}}
