@@ -160,7 +160,8 @@ def test_the_door_says_what_it_wrote_and_refuses_in_one_line(tiny, tmp_path, cap
     monkeypatch.chdir(tmp_path / "empty")
     for out in (".", "n" * 300, "nul\0"):
         assert door.main([str(folder), out]) == 2
-        assert capsys.readouterr().err.startswith("error: OUT_DIR")
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and "OUT_DIR" in error and len(error.splitlines()) == 1
     monkeypatch.chdir(tmp_path)
     (tmp_path / ".empty.partial").mkdir()  # of an export that was killed
     (tmp_path / ".empty.partial" / "model.safetensors").write_text("half of it")
