@@ -26,7 +26,6 @@ OWN = {
 }
 
 
-
 def config_classes():
     """Class name -> the file that defines it, of every optimizer, schedule and source and of what they share."""
     found = {}

@@ -83,7 +83,8 @@ def weights_by_role(config: ModelConfig) -> dict[str, int]:
     """Parameters of each role (parametrization.ROLES) of a resolved `config`; a learned factor counts as a gain."""
     heads, kv_heads = config.d_head * config.n_heads, config.d_head * config.n_kv_heads
     widths = {"q": heads, "k": kv_heads, "v": kv_heads, "attn_out": heads}
-    widths |= dict.fromkeys(MLPS[config.mlp].roles, config.d_ff)
+    for role in MLPS[config.mlp].roles:
+        widths[role] = widths.get(role, 0) + config.d_ff
     found = {role: config.n_layers * config.d_model * width for role, width in widths.items()}
     found["embedding"] = config.vocab_size * config.d_model
     found["head"] = 0 if config.tied_head else found["embedding"]

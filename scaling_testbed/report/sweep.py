@@ -93,7 +93,7 @@ def write_traces(study: Study, folder: Path) -> list[Path]:
 
 
 def _intro(study: Study, paper: Paper | None, experiment: Experiment) -> list[str]:
-    source = f"{experiment.figure} of {paper}" if paper and experiment.figure else ""
+    source = "" if paper is None else f"{experiment.figure} of {paper}" if experiment.figure else str(paper)
     return [line for line in (experiment.question, source, study.description) if line]
 
 

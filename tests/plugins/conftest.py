@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.plugins.strangers import STRANGERS
+from tests.plugins.strangers import RECIPES, STRANGERS
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 COMMON = [
@@ -55,7 +55,8 @@ def lab(tmp_path_factory):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
         overrides += stranger.overrides
-    sweep = f"overrides: [{', '.join(overrides)}]\naxes: {{optimizer.lr: [1e-3, 1e-2]}}\n"
+    (folder / "my_paper.py").write_text(RECIPES["my_paper.py"])
+    sweep = RECIPES["confs/sweep/my_sweep.yaml"].replace("overrides: []", f"overrides: [{', '.join(overrides)}]")
     (folder / "confs" / "sweep").mkdir(parents=True)
     (folder / "confs" / "sweep" / "my_sweep.yaml").write_text(sweep)
     (folder / "confs" / "launcher").mkdir()

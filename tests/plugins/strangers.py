@@ -1,13 +1,19 @@
 """What a stranger adds to a run, one entry each: a module, the files of configs/ that choose it, and what to type.
 
-One more is one more entry; every way of starting a run then uses it together with the others.
+Most of them are the recipes of docs/extending.md, as they stand there. One more is one more entry; every way of
+starting a run then uses it together with the others.
 """
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+DOCUMENT = Path(__file__).resolve().parent.parent.parent / "docs" / "extending.md"
+# File -> its text, of every block of code that begins with the name of a file.
+RECIPES = {name: text for name, text in re.findall(r"```\w+\n# (\S+)\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)}
 
 
 @dataclass(frozen=True)
@@ -22,28 +28,35 @@ class Stranger:
     proof: Callable[[dict[str, Any], Path], bool]
 
 
-SOURCE = Stranger(
+def recipe(name: str, *configs: str, overrides: list[str], proof: Callable[[dict[str, Any], Path], bool]) -> Stranger:
+    """The recipe of docs/extending.md whose file is my_NAME.py, with its files under confs/."""
+    files = {config: RECIPES[f"confs/{config}"] for config in configs}
+    return Stranger(name, RECIPES[f"my_{name}.py"], files, overrides, proof)
+
+
+OPTIMIZER = recipe(
+    "optimizer",
+    "optimizer/nadam.yaml",
+    overrides=["optimizer=nadam"],
+    proof=lambda row, folder: row["optimizer.name"] == "nadam" and "AdamW" in row["rate_means"],
+)
+NORM = recipe("norm", overrides=["model.norm=l1"], proof=lambda row, folder: row["model.norm"] == "l1")
+INTERVENTION = recipe(
+    "intervention",
+    overrides=["+interventions.embedding_gradient.factor=0.5"],
+    proof=lambda row, folder: row["embedding_gradient_factor"] == 0.5,
+)
+SOURCE = recipe(
     "source",
-    """
-from dataclasses import dataclass
-from scaling_testbed.data.sources.reading import Unit
-from scaling_testbed.data.sources.source import SOURCES, TextSource
-
-@SOURCES.register("counting")
-@dataclass(frozen=True, kw_only=True)
-class CountingConfig(TextSource):
-    name: str = "counting"
-    last: int = 400
-
-    def units(self, chunk_bytes):
-        return [Unit("", "numbers", n, n + 100, 3000) for n in range(0, self.last, 100)]
-
-    def documents(self, unit, skipped):
-        return (f"{n} is before {n + 1}, and that is all. ".encode() for n in range(unit.start, unit.stop))
-""",
-    {"data/numbers.yaml": "defaults:\n  - /schema/data/counting@_here_\nvalidation_fraction: 0.3\nlast: 500\n"},
-    ["data=numbers"],
-    lambda row, folder: (row["data.last"], row["data.validation_fraction"]) == (500, 0.3),
+    "data/numbers.yaml",
+    overrides=["data=numbers"],
+    proof=lambda row, folder: (row["data.last"], row["data.validation_fraction"]) == (500, 0.3),
+)
+SCHEDULE = recipe(
+    "schedule",
+    "schedule/stairs.yaml",
+    overrides=["schedule=stairs"],
+    proof=lambda row, folder: rates(folder)[:2] == [row["optimizer.lr"] * row["schedule.factor"] ** n for n in (1, 2)],
 )
 
 TOKENIZER = Stranger(
@@ -79,26 +92,6 @@ class NibblesConfig(TokenizerConfig):
     lambda row, folder: 2 < row["unigram_entropy_nats"] < 2.8,  # of 17 ids; of bytes it would be above 3
 )
 
-SCHEDULE = Stranger(
-    "schedule",
-    """
-from dataclasses import dataclass
-from scaling_testbed.learning.schedules import SCHEDULES, Schedule
-
-@SCHEDULES.register("staircase")
-@dataclass(frozen=True, kw_only=True)
-class StaircaseConfig(Schedule):
-    name: str = "staircase"
-    factor: float = 0.5
-
-    def after_warmup(self, done, warmup, total, peak, floor):
-        return max(floor, peak * self.factor**done)
-""",
-    {"schedule/stairs.yaml": "defaults:\n  - /schema/schedule/staircase@_here_\nwarmup: 0\nfactor: 0.25\n"},
-    ["schedule=stairs"],
-    lambda row, folder: rates(folder)[:2] == [row["optimizer.lr"] / 4, row["optimizer.lr"] / 16],
-)
-
 
 def rates(folder: Path) -> list[float]:
     """The learning rate of each update."""
@@ -106,14 +99,4 @@ def rates(folder: Path) -> list[float]:
     return [line["lr"] for line in lines if "lr" in line]
 
 
-STRANGERS = [SOURCE, TOKENIZER, SCHEDULE]
-
-LAW = """
-from scaling_testbed.analysis.laws.forms import LAWS, Law, Param
-
-LAWS.add("saturating", Law(
-    "saturating", "L = E + A/N + B/D", "a stranger", ("n_params", "n_tokens"), "loss",
-    (Param("E", (0.1, 3.0)), Param("A", (1.0, 1e6), 1e-30, 1e60, True), Param("B", (1.0, 1e8), 1e-30, 1e60, True)),
-    lambda p, x: p["E"] + p["A"] / x["n_params"] + p["B"] / x["n_tokens"],
-))
-"""
+STRANGERS = [OPTIMIZER, NORM, INTERVENTION, SOURCE, TOKENIZER, SCHEDULE]

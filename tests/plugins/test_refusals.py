@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from scaling_testbed import plugins, sweep, train
+from scaling_testbed import plugins, sweep
 from scaling_testbed.config.compose import compose, compose_many, recorded_run
 from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.sweeps.grid import Sweep, load_sweep
 from scaling_testbed.sweeps.plan import plan
 from scaling_testbed.sweeps.status import read_state
+from scaling_testbed.train import main as train_main
 from scaling_testbed.training.run import run_folder_path
 from scaling_testbed.training.run import train as train_run
 from tests.plugins.conftest import COMMON
@@ -52,7 +53,7 @@ def refused(call, capfd, status):
         (["configs=nowhere"], "configs=nowhere: there is no folder"),
         (
             ["configs=confs", "optimizer=fast"],
-            "optimizer has no choice 'fast'; it has adam_atan2, adamw, muon, of_plugin",
+            "optimizer has no choice 'fast'; it has adam_atan2, adamw, muon, of_plugin, sgd",
         ),
         (
             ["configs=confs", "optimizer=of_plugin"],
@@ -73,7 +74,7 @@ def test_what_is_typed_wrong_is_one_line(tmp_path, capfd, overrides, message):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    line = refused(lambda: train.main(["--dry-run", *overrides]), capfd, 2)
+    line = refused(lambda: train_main(["--dry-run", *overrides]), capfd, 2)
     assert message in line and not (tmp_path / "it_ran").exists()
 
 
@@ -85,9 +86,9 @@ def test_a_folder_of_configurations_is_searched_and_listed_and_paths_become_abso
     assert compose(run.overrides) == run and (tmp_path / "it_ran").read_text() == "x"
     lists = [["configs=confs", "optimizer=slow", f"seed={seed}"] for seed in (0, 1)]
     assert [one.optimizer.lr for one in compose_many(lists)] == [1e-4, 1e-4]
-    assert train.main(["--help", "configs=confs"]) == 0
-    assert "optimizer=adam_atan2 | adamw | muon | slow" in capfd.readouterr().out
-    assert train.main(["--cfg", "job", "plugins=mine.py", "configs=confs", "optimizer=slow"]) == 0
+    assert train_main(["--help", "configs=confs"]) == 0
+    assert "optimizer=adam_atan2 | adamw | muon | sgd | slow" in capfd.readouterr().out
+    assert train_main(["--cfg", "job", "plugins=mine.py", "configs=confs", "optimizer=slow"]) == 0
     printed = capfd.readouterr().out
     assert f"plugins:\n- {tmp_path}/mine.py\n" in printed and "lr: 0.0001" in printed
 
@@ -107,7 +108,7 @@ def test_a_sweep_file_does_not_run_what_was_not_typed(tmp_path, capfd, monkeypat
     assert "theirs/grid.yaml names the plug-in" in line and f"type plugins={tmp_path}/mine.py" in line
     assert not (tmp_path / "it_ran").exists()
     assert sweep.main(["plan", name, "plugins=mine.py", "--json"]) == 0
-    planned = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    planned = json.loads(capfd.readouterr().out)
     assert len(planned) == 2 and (tmp_path / "it_ran").exists()
     assert planned[0]["overrides"][:2] == [f"plugins=['{tmp_path}/mine.py']", f"configs=['{tmp_path}/confs']"]
 

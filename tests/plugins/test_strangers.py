@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from tests.plugins.strangers import LAW, STRANGERS
+from tests.plugins.strangers import RECIPES, STRANGERS
 from tests.sweeps.cluster import until
 from tests.sweeps.conftest import cluster, cluster_config  # noqa: F401
 
@@ -22,6 +22,12 @@ if __name__ == "__main__":
         print(prepare(run.data, run.tokenizer, data_dir=Path(f"workers{workers}"), workers=workers, chunk_bytes=2000))
     sys.exit(main(sys.argv[1:]))
 """
+
+
+@pytest.mark.parametrize("file", [name for name in RECIPES if name.endswith(".py")])
+def test_a_recipe_has_at_most_ten_lines_of_code(file):
+    lines = [line.strip() for line in RECIPES[file].splitlines() if line.strip()]
+    assert 0 < len([line for line in lines if not line.startswith(("import ", "from "))]) <= 10
 
 
 def rows(folder):
@@ -42,7 +48,7 @@ def trained(lab):
 def test_a_run_is_made_of_what_a_stranger_registered(stranger, trained, lab):
     row, folder, _ = trained
     assert row["status"] == "finished" and stranger.proof(row, folder)
-    ours = {str(lab.folder / f"my_{one.name}.py") for one in STRANGERS}
+    ours = {str(path) for path in lab.folder.glob("my_*.py")}
     assert set(row["plugins"]) == ours and all(len(sha256) == 64 for sha256 in row["plugins"].values())
     (start,) = json.loads((folder / "environment.json").read_text())["starts"]
     assert {plugin["name"]: plugin["sha256"] for plugin in start["plugins"]} == row["plugins"]
@@ -55,14 +61,22 @@ def test_worker_processes_prepare_the_same_bytes(trained, lab):
 
 
 def test_a_sweep_with_two_workers_finds_its_grid_and_its_plugins(lab, trained):
-    status, out, err = lab.run("-m", "scaling_testbed.sweep", "run", "sweep=my_sweep", *lab.named, "workers=2")
+    status, out, err = lab.run("-m", "scaling_testbed.sweep", "run", "sweep=my_sweep", *lab.named, "--workers", "2")
     assert status == 0, out + err
     found = rows(lab.folder / "runs" / "my_sweep")
     assert [row["status"] for row, _ in found] == ["finished"] * 2
     assert all(stranger.proof(row, folder) for row, folder in found for stranger in STRANGERS)
     same = next(row for row, _ in found if row["run_id"] == trained[0]["run_id"])
     assert same["val_loss"] == trained[0]["val_loss"]
-    assert f"plugins=['{lab.folder}/my_schedule.py'" in same["overrides"][0]  # absolute, for whoever takes it up
+    assert f"'{lab.folder}/my_schedule.py'" in same["overrides"][0]  # absolute, for whoever takes it up
+    about = json.loads((lab.folder / "runs" / "my_sweep" / "sweep.json").read_text())
+    assert (about["paper"], about["experiment"]) == ("mine", "stairs")
+    report = ("-m", "scaling_testbed.analyze", "report", "runs/my_sweep", "--out", "page.html")
+    status, out, err = lab.run(*report, "--plugins", "my_paper.py")
+    assert status == 0 and "Steep stairs have the lower loss." in out, out + err
+    assert "A 2026, On stairs (arXiv 2601.00001)" in (lab.folder / "page.html").read_text()
+    status, _, err = lab.run(*report)
+    assert status == 2 and "paper must be one of" in err and "of a plug-in that is loaded; got 'mine'" in err
 
 
 def test_two_ranks_train_it_together(lab, trained):
@@ -91,7 +105,7 @@ def test_the_script_of_a_stranger_s_launcher_asks_for_what_its_file_says(lab):
 
 
 def test_a_law_is_listed_fitted_drawn_predicts_and_allocates(lab):
-    (lab.folder / "a_law.py").write_text(LAW)
+    (lab.folder / "a_law.py").write_text(RECIPES["my_law.py"])
     n, d = (grid.ravel() for grid in np.meshgrid(np.geomspace(1e6, 1e8, 4), np.geomspace(1e8, 1e10, 4)))
     lines = [f"{a},{b},{1.7 + 3e5 / a + 2e7 / b}" for a, b in zip(n, d, strict=True)]
     (lab.folder / "rows.csv").write_text("\n".join(["n_params,n_tokens,loss", *lines]) + "\n")

@@ -4,8 +4,8 @@ import sys
 from pathlib import Path
 
 import scaling_testbed
-from scaling_testbed import train as door
 from scaling_testbed.model.transformer import Transformer
+from scaling_testbed.train import main as train_main
 from tests.training.conftest import TINY
 
 PACKAGE = str(Path(scaling_testbed.__file__).parent)
@@ -30,7 +30,7 @@ def test_five_frames_lie_from_the_door_to_the_model_in_training_and_in_evaluatio
 
     monkeypatch.setattr(Transformer, "forward", forward)
     places = [f"runs_dir={tmp_path / 'runs'}", f"data_dir={data_dir}"]
-    assert door.main([*TINY, *places, "batch.micro_batch_sequences=4", "budget.steps=2"]) == 0
+    assert train_main([*TINY, *places, "batch.micro_batch_sequences=4", "budget.steps=2"]) == 0
     assert seen == {
         ("train.main", "run.train", "step.make_update", "loss_model.forward", "transformer.forward"),
         ("train.main", "run.train", "validation.evaluate", "loss_model.forward", "transformer.forward"),

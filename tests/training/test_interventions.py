@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-from scaling_testbed import train as door
 from scaling_testbed.config.compose import compose
 from scaling_testbed.config.run import flops_per_token, interventions_of, run_id
 from scaling_testbed.errors import ConfigError, check_positive
@@ -12,6 +11,7 @@ from scaling_testbed.learning.interventions.base import INTERVENTIONS, Intervent
 from scaling_testbed.runs import checkpoint
 from scaling_testbed.sweeps.grid import load_sweep
 from scaling_testbed.sweeps.plan import plan
+from scaling_testbed.train import main as train_main
 from scaling_testbed.training import run as trainer
 from scaling_testbed.training.progress import restore_states, states_of
 from tests.training.conftest import TINY, load_latest, metrics
@@ -102,7 +102,7 @@ def test_its_flops_are_in_the_row_the_plan_and_the_dry_run(trained, tmp_path, ca
     (tmp_path / "grid.yaml").write_text(json.dumps(grid))
     planned, _ = plan(load_sweep(str(tmp_path / "grid.yaml")))
     assert [run.flops for run in planned] == 2 * [row["flops"]]
-    assert door.main(["--dry-run", *TINY, FADING]) == 0
+    assert train_main(["--dry-run", *TINY, FADING]) == 0
     assert f"training FLOPs   {row['flops']:.3g}\n" in capsys.readouterr().out
 
 
