@@ -13,6 +13,7 @@ workers=1       run: processes at a time;  gpus=0,1 runs_per_gpu=1: on these GPU
 launcher=slurm  submit: configs/launcher/slurm.yaml, or the path of a copy; launcher.KEY=VALUE overrides. plan: with
                 launcher.nodes and launcher.gpus_per_node, memory on each GPU of a run
 flops_per_second=  plan: what GPU-hours are reckoned with; without it what finished runs of the sweep reached
+plugins=, configs=  modules (or .py files) and folders of configurations from outside, here or in the sweep file
 Any other key=value applies to every run; key=a,b replaces an axis, or makes one. --json: one object per line.
 Exit status: 0 done, 1 a run failed, 75 stopped by a signal, 2 a wrong command.
 """
