@@ -55,6 +55,7 @@ def cases() -> dict[str, Callable[[], object]]:
 def _attention_cases() -> dict[str, Callable[[], object]]:
     """In bf16 every combination of features for d_head 128, where registers are shortest, and none for the others; for
     all widths and types softcap and window, with and without statistics. Heads are grouped where there is a window."""
+    import scaling_testbed.kernels.attention.triton  # noqa: F401 - it defines the operators that the cases call
     from scaling_testbed.kernels.limits import ATTENTION_D_HEADS
 
     found = {}
