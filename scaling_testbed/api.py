@@ -215,17 +215,10 @@ def law_rows(
     """Rows with the columns that laws ask for. source: `rows` is the path of a copy of this published testbed. columns:
     our name of a column to theirs, {"n_params": "Params (M)*1e6"}. size: what N counts. Raises UserError and
     ConfigError."""
-    from scaling_testbed.analysis.laws import columns as law_columns
-    from scaling_testbed.analysis.laws.study import Rows
-    from scaling_testbed.analysis.rows.given import study_of
+    from scaling_testbed.analysis.laws import study
 
     mapping = [f"{ours}={theirs}" for ours, theirs in (columns or {}).items()]
-    if source is not None:
-        found, said = law_columns.read(rows, source, mapping, size)
-        return Rows(rows=found, said=said, origin=str(rows))
-    study = study_of(rows)
-    found, said = law_columns.of_study(study, mapping, size)
-    return Rows(rows=found, said=said, origin=str(study.path))
+    return study.law_rows(rows, source=source, mapping=mapping, size=size)
 
 
 def fit(
