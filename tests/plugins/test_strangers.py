@@ -74,7 +74,8 @@ def test_a_sweep_with_two_workers_finds_its_grid_and_its_plugins(lab, trained):
     report = ("-m", "scaling_testbed.analyze", "report", "runs/my_sweep", "--out", "page.html")
     status, out, err = lab.run(*report, "--plugins", "my_paper.py")
     assert status == 0 and "Steep stairs have the lower loss." in out, out + err
-    assert "A 2026, On stairs (arXiv 2601.00001)" in (lab.folder / "page.html").read_text()
+    page = (lab.folder / "page.html").read_text()
+    assert "A 2026, On stairs (arXiv 2601.00001)" in page and "my_schedule.py " in page
     status, _, err = lab.run(*report)
     assert status == 2 and "paper must be one of" in err and "of a plug-in that is loaded; got 'mine'" in err
 
