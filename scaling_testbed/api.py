@@ -51,8 +51,8 @@ def plan(
     sweep: str, overrides: Sequence[str] = (), *, scale: str | None = None, processes: int = 1
 ) -> list[PlannedRun]:
     """What the runs of a sweep are and cost; spends nothing. sweep: a name of configs/sweep/, or the path of a .yaml
-    file. overrides: of every run, `key=a,b` for an axis. scale: one of the file's, None for its first. processes: of
-    each run, for the memory on each GPU. Raises ConfigError."""
+    file. overrides: of every run, `key=a,b` for an axis; plugins=[...] and configs=[...] too. scale: one of the
+    file's, None for its first. processes: of each run, for the memory on each GPU. Raises ConfigError."""
     return _planned(_sweep(sweep, overrides, scale), processes)
 
 
@@ -90,9 +90,11 @@ def run_sweep(
 
 
 def _sweep(name: str, overrides: Sequence[str], scale: str | None) -> Sweep:
+    from scaling_testbed.config.compose import outside_of
     from scaling_testbed.sweeps.grid import load_sweep, narrowed
 
-    return narrowed(load_sweep(name, scale), list(overrides))
+    plugins, configs, others = outside_of(overrides)
+    return narrowed(load_sweep(name, scale, plugins=plugins, configs=configs), others)
 
 
 def _planned(sweep: Sweep, processes: int = 1) -> list[PlannedRun]:
@@ -136,15 +138,20 @@ class LoadedRun:
         return load_tokenizer(self.data_folder)
 
 
-def load_model(run_dir: str | Path, *, step: int | None = None, device: str = "cpu") -> tuple[Transformer, LoadedRun]:
+def load_model(
+    run_dir: str | Path, *, step: int | None = None, device: str = "cpu", plugins: Sequence[str] = ()
+) -> tuple[Transformer, LoadedRun]:
     """A saved model of runs/NAME/RUN_ID in evaluation mode, with its run and tokenizer; `model(tokens_BS)` gives the
-    hidden states, times `model.head_weight_VD.T` the logits. step: of the checkpoint, None for the newest. Raises
-    UserError where there is no such checkpoint, it is damaged, or the data is another one now."""
+    hidden states, times `model.head_weight_VD.T` the logits. step: of the checkpoint, None for the newest. plugins:
+    those of the run that may be loaded though they are not installed. Raises UserError where there is no such
+    checkpoint, it is damaged, or the data is another one now."""
     import torch
 
     from scaling_testbed.config.compose import recorded_run
     from scaling_testbed.evaluation.loading import load_model
+    from scaling_testbed.plugins import load_plugins
 
+    load_plugins(plugins)
     run = recorded_run(Path(run_dir))
     step, model, data = load_model(run, Path(run_dir), step=step, device=torch.device(device))
     return model, LoadedRun(run=run, step=step, data_folder=data.folder)
@@ -215,17 +222,10 @@ def law_rows(
     """Rows with the columns that laws ask for. source: `rows` is the path of a copy of this published testbed. columns:
     our name of a column to theirs, {"n_params": "Params (M)*1e6"}. size: what N counts. Raises UserError and
     ConfigError."""
-    from scaling_testbed.analysis.laws import columns as law_columns
-    from scaling_testbed.analysis.laws.study import Rows
-    from scaling_testbed.analysis.rows.given import study_of
+    from scaling_testbed.analysis.laws import study
 
     mapping = [f"{ours}={theirs}" for ours, theirs in (columns or {}).items()]
-    if source is not None:
-        found, said = law_columns.read(rows, source, mapping, size)
-        return Rows(rows=found, said=said, origin=str(rows))
-    study = study_of(rows)
-    found, said = law_columns.of_study(study, mapping, size)
-    return Rows(rows=found, said=said, origin=str(study.path))
+    return study.law_rows(rows, source=source, mapping=mapping, size=size)
 
 
 def fit(

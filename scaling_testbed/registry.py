@@ -48,12 +48,6 @@ class Registry(dict[str, Any]):
                 return name
         raise LookupError(f"{entry!r} is no {self.kind} that was registered")
 
-    def get_or_refuse(self, field: str, name: str) -> Any:
-        """The entry of `name`. Raises ConfigError naming `field` and the choices where there is none."""
-        if name not in self:
-            raise ConfigError(f"{field} must be one of {', '.join(self)}; got {name!r}")
-        return self[name]
-
 
 def _place(module: str | None) -> str:
     """A module for a person: a plug-in that is a file has a made-up name, and is shown as the file."""

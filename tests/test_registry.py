@@ -38,14 +38,6 @@ def test_without_a_word_the_calling_module_is_who_adds():
         shapes.name_of(3)
 
 
-def test_an_unknown_name_is_refused_with_the_choices():
-    shapes = Registry("shape")
-    shapes.add("round", 1)
-    assert shapes.get_or_refuse("model.shape", "round") == 1
-    with pytest.raises(ConfigError, match="model.shape must be one of round; got 'square'"):
-        shapes.get_or_refuse("model.shape", "square")
-
-
 def test_a_text_is_resolved_when_it_is_asked_for():
     assert resolve("math:pi") == pytest.approx(3.14159, abs=1e-5)
     assert resolve(len) is len

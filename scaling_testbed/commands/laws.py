@@ -224,11 +224,10 @@ def list_(as_json: Json = False, out: OutTable = ()) -> None:
 
 def law_rows(rows: Path, source: str | None, mapping: Sequence[str], size: str, out: Sequence[Path]):
     """The rows that were typed, with the columns of laws; checks beforehand what is to be written."""
-    from scaling_testbed.analysis.laws import columns, study
+    from scaling_testbed.analysis.laws import study
 
     output.check(out, KEPT, [rows])
-    found, said = columns.read(rows, source, mapping, size)
-    return study.Rows(rows=found, said=said, origin=str(rows))
+    return study.law_rows(rows, source=source, mapping=mapping, size=size)
 
 
 def answer(

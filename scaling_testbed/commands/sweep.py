@@ -85,19 +85,18 @@ class Asked:
 def asked(words: Sequence[str], verb_with_launcher: bool = True) -> Asked:
     """Sort the words. Raises ConfigError for what is no key=value, without sweep=, and for a launcher's key where
     `verb_with_launcher` is false."""
-    from scaling_testbed.config.compose import OUTSIDE, outside_of
+    from scaling_testbed.config.compose import outside_of
     from scaling_testbed.sweeps.grid import load_sweep, narrowed
 
+    plugins, configs, others = outside_of(words)
     named: dict[str, str] = {}
-    typed, launcher, outside = [], [], []
-    for text in words:
+    typed, launcher = [], []
+    for text in others:
         key, equals, value = text.partition("=")
         if not equals:
             raise ConfigError(f"cannot read {text!r}; write key=value")
         if key in ("sweep", "scale"):
             named[key] = value
-        elif key in OUTSIDE:
-            outside.append(text)
         elif key.startswith("launcher."):
             launcher.append(text)
         else:
@@ -106,7 +105,6 @@ def asked(words: Sequence[str], verb_with_launcher: bool = True) -> Asked:
         raise ConfigError("give sweep=NAME, a file in configs/sweep/ or the path of one")
     if launcher and not verb_with_launcher:
         raise ConfigError(f"this verb does not take {launcher[0]}; plan, submit and retry do")
-    plugins, configs, _ = outside_of(outside)
     sweep = load_sweep(named["sweep"], named.get("scale"), plugins=plugins, configs=configs)
     return Asked(narrowed(sweep, typed), typed, launcher)
 

@@ -95,29 +95,14 @@ class RunConfig:
         if self.model is not None and self.parametrization is not None:
             check_parametrization(self.parametrization, self.model)
         if self.optimizer is not None and self.model is not None:
-            _check_qk_clip(self.optimizer, self.model)
             interventions_of(self)
-        if self.parallelism is not None and self.parallelism.kind == "fsdp" and (found := unshardable(self)):
+        if self.parallelism is not None and self.parallelism.is_sharded and (found := unshardable(self)):
             key, reason = found
             raise ConfigError(f"{key} cannot be sharded: {reason}; use parallelism=single or parallelism=ddp")
         micro = self.batch.micro_batch_sequences
         if micro is not None and self.batch.sequences % micro:
             raise ConfigError(
                 f"batch.micro_batch_sequences must divide batch.sequences={self.batch.sequences}; got {micro}"
-            )
-
-
-def _check_qk_clip(optimizer: OptimizerConfig, model: ModelConfig) -> None:
-    norm = f"model.qk_norm={model.qk_norm}" if model.kappa is None else f"model.kappa={model.kappa}"
-    keeps = {
-        norm: model.query_key_norm.keeps_logits,
-        f"model.linear={model.linear}": LINEARS[model.linear].keeps_logits,
-    }
-    for key, does in keeps.items():
-        if does and optimizer.qk_clip is not None:
-            raise ConfigError(
-                f"optimizer.qk_clip must be null with {key}, which keeps attention logits as they are when the weights "
-                "of queries and keys shrink"
             )
 
 

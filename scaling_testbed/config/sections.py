@@ -85,6 +85,11 @@ class ComputeConfig:
         check_choice("precision", self.precision, ("auto", "fp32", "bf16"))
         check_positive("threads", self.threads)
 
+    @property
+    def precision_on_gpu(self) -> str:
+        """What `precision` means on a GPU that has bf16."""
+        return "bf16" if self.precision == "auto" else self.precision
+
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelismConfig:
@@ -105,8 +110,13 @@ class ParallelismConfig:
         check_choice("kind", self.kind, ("single", "ddp", "fsdp"))
         for key in ("shard_size", "activation_checkpointing", "timeout_seconds"):
             check_positive(key, getattr(self, key))
-        if self.shard_size is not None and self.kind != "fsdp":
+        if self.shard_size is not None and not self.is_sharded:
             raise ConfigError(f"shard_size must be null for parallelism={self.kind}; only fsdp shards")
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether each process holds a part of every parameter."""
+        return self.kind == "fsdp"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,6 +31,9 @@ class Linear(nn.Linear):
         """The matrix [d_out, d_in] that inputs are multiplied with."""
         return self.weight
 
+    def start(self) -> None:
+        """Set what follows from freshly drawn weights."""
+
     def reset_parameters(self) -> None:
         nn.init.constant_(self.weight, float("nan"))
 

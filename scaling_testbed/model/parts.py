@@ -212,7 +212,7 @@ def _deepnorm(x, branch, norms, n_layers):
 class Linear:
     """The matrix products inside the blocks, and an untied head's.
 
-    make         (d_in, d_out, *, role, device) -> nn.Module with `effective_weight()`
+    make         (d_in, d_out, *, role, device) -> layers.Linear; its `effective_weight()` and `start()` can be others
     extra_per_matrix  learned numbers for each matrix beside its weights
     makes_weight_anew whether inputs are multiplied with another matrix than the parameter, made in each forward pass
     needs_whole_tensors

@@ -21,7 +21,7 @@ from scaling_testbed.kernels.qk_norm_rope.reference import rotary_tables
 from scaling_testbed.kernels.reference import softcap_scores, wide
 from scaling_testbed.model.attention import Attention, check_impls
 from scaling_testbed.model.config import ModelConfig, ParametrizationConfig
-from scaling_testbed.model.layers import Embedding, SigmaReparamLinear
+from scaling_testbed.model.layers import Embedding, Linear
 from scaling_testbed.model.parametrization import (
     ParameterInfo,
     attention_scale,
@@ -154,7 +154,7 @@ class Transformer(nn.Module):
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(draw, self.named_parameters()))
         for module in self.modules():
-            if isinstance(module, SigmaReparamLinear):
+            if isinstance(module, Linear):
                 module.start()
 
     def initial_weight(self, name: str, seed: int) -> torch.Tensor:

@@ -89,7 +89,7 @@ def parallelize(
     Its model is on `device`, for fsdp on the meta device. Each rank draws each tensor whole, one at a time, and keeps
     its part.
     """
-    if config.kind != "fsdp":
+    if not config.is_sharded:
         plain.model.init_weights(seed)
         return Replica(plain, config, device)
     placed = Sharded(plain, config, device, precision)

@@ -218,6 +218,9 @@ def _provenance(study: Study) -> Markup:
         "precision": lambda row: row.get("precision"),
         "versions": lambda row: ", ".join(f"{k} {v}" for k, v in (row.get("versions") or {}).items()) or None,
         "commits": lambda row: row.get("git_commit"),
+        "plug-ins": lambda row: (
+            ", ".join(f"{Path(k).name} {v[:12]}" for k, v in (row.get("plugins") or {}).items()) or None
+        ),
         "data": lambda row: row.get("data_fingerprint"),
     }
     records = [{"what": what, "found": _distinct(study.rows, ask)} for what, ask in asked.items()]

@@ -36,7 +36,7 @@ def describe_run(run: RunConfig, vocab_size: int) -> str:
 
 
 def _memory_table(run: RunConfig, model, n_params: int) -> str:
-    precision = "bf16" if run.compute.precision == "auto" else run.compute.precision
+    precision = run.compute.precision_on_gpu
     fields = [field.name for field in dataclasses.fields(Memory)]
     header = f"{'GiB per GPU':<16} {'GPUs':>4}  " + "  ".join(name.replace("_", " ") for name in [*fields, "total"])
     lines = [f"{header}    ({precision}; activations are an estimate)"]

@@ -57,7 +57,7 @@ def estimate_memory(
     """Memory on each of `n_gpus` in a step of `run`, as its parallelism says, with the resolved `model` of `n_params`
     parameters, in bf16 or fp32."""
     parallelism = run.parallelism
-    sharded = parallelism.kind == "fsdp"
+    sharded = parallelism.is_sharded
     shards = (parallelism.shard_size or n_gpus) if sharded else 1
     here = -(-run.batch.sequences // n_gpus)
     rows = min(run.batch.micro_batch_sequences or here, here)

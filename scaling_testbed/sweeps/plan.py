@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from scaling_testbed.config.compose import check_no_code, compose_many, outside_overrides, quoted
-from scaling_testbed.config.run import RunConfig, flatten, flops_per_token, run_folder_path, run_id
+from scaling_testbed.config.run import RunConfig, flatten, flops_per_token, rate_means, run_folder_path, run_id
 from scaling_testbed.data.preparing.preparation import folder_name
 from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.files import write_json, write_text
@@ -31,8 +31,8 @@ class PlannedRun:
     varied: what tells it from the others. n_params: all, as in a row, and flops_6nd = 6 n_params n_tokens as there.
     budget_n_params: the N that the budget counts, under its convention `params`. flops: counted from the matrix
     products, those of interventions included. memory_bytes: an estimate for each GPU of the run. config: the
-    configuration and the counts of parameters under every convention, flat as in a row, so that who reads a plan
-    composes nothing; empty in the plan of a version that did not write it.
+    configuration, the counts of parameters under every convention and what the learning rate means, flat as in a row,
+    so that who reads a plan composes nothing; empty in the plan of a version that did not write it.
     """
 
     run_id: str
@@ -108,7 +108,7 @@ def _planned(
     steps = run.budget.resolve_steps(counts, run.batch.tokens)
     n_tokens = steps * run.batch.tokens
     flops = flops_per_token(run, model) * n_tokens
-    precision = "bf16" if run.compute.precision == "auto" else run.compute.precision
+    config = {key: value for key, value in flatten(run).items() if "." in key or key == "seed"}
     return PlannedRun(
         run_id=run_id(run),
         folder=str(run_folder_path(run)),
@@ -123,8 +123,8 @@ def _planned(
         steps=steps,
         flops_6nd=float(6 * counts.n_params * n_tokens),
         flops=float(flops),
-        memory_bytes=estimate_memory(run, model, counts.n_params, precision, processes).total,
-        config={key: value for key, value in flatten(run).items() if "." in key or key == "seed"} | asdict(counts),
+        memory_bytes=estimate_memory(run, model, counts.n_params, run.compute.precision_on_gpu, processes).total,
+        config=config | asdict(counts) | {"rate_means": rate_means(run)},
     )
 
 

@@ -33,9 +33,9 @@ class Measurement:
         self.config, self.placed, self.processes = config, placed, processes
         self.device, self.precision = device, precision
         self.model: Transformer = placed.plain.model
-        sharded = parallelism.kind == "fsdp"
         # Each shard is there once for every copy of the model; what is whole needs no sum.
-        self._copies = processes.world.size // (parallelism.shard_size or processes.world.size) if sharded else None
+        size = processes.world.size
+        self._copies = size // (parallelism.shard_size or size) if parallelism.is_sharded else None
 
     @torch.no_grad()
     def forward(self, batch_BS: np.ndarray, rows: int) -> dict[str, float]:

@@ -71,7 +71,7 @@ def build_parts(run: RunConfig, folder: RunFolder, processes: Processes, *, quie
     config = run.model.resolved(data.vocab_size)
     counts = count_params(config)
     steps = run.budget.resolve_steps(counts, run.batch.tokens)
-    where = torch.device("meta") if run.parallelism.kind == "fsdp" else device
+    where = torch.device("meta") if run.parallelism.is_sharded else device
     model = Transformer(config, run.parametrization, device=where, run_on=device)
     model.recompute_every = run.parallelism.activation_checkpointing
     placed = parallelize(LossModel(model, loss), run.parallelism, device, precision, run.seed)
@@ -109,7 +109,7 @@ def _choose_paths(run: RunConfig, local_rank: int) -> tuple[torch.device, str, C
     precision = choose_precision(run.compute, device)
     loss = dataclasses.replace(run.loss, impl=choose_loss_impl(run.loss, device))
     check_impls(run.model, device)
-    if run.compute.compile and run.parallelism.kind == "fsdp":
+    if run.compute.compile and run.parallelism.is_sharded:
         raise ConfigError("compute.compile=true has not been tried with parallelism=fsdp; set it to false")
     return device, precision, loss
 

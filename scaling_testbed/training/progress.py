@@ -74,7 +74,7 @@ def save(parts: Parts, progress: Progress) -> None:
         **checkpoint.fingerprints(parts.data),
         "plugins": hashes(parts.run.plugins),
     }
-    if parts.run.parallelism.kind == "fsdp":
+    if parts.run.parallelism.is_sharded:
         tensors, shards = state.sharded_state(parts.model, parts.optimizer)
     else:
         tensors, shards = state.whole_state(parts.model, parts.optimizer, parts.device), None
@@ -92,7 +92,7 @@ def resume(parts: Parts) -> Progress:
         torch.manual_seed(parts.run.seed)
         return Progress()
     path, plain = found
-    sharded = parts.run.parallelism.kind == "fsdp"
+    sharded = parts.run.parallelism.is_sharded
     state.restore(Path(path), parts.model, parts.optimizer, parts.device, sharded=sharded)
     restore_states(parts.interventions, plain["updates"])
     return Progress(

@@ -103,7 +103,7 @@ def clip_gradients(parts: Parts) -> float:
     """Clip the global gradient norm if a limit is set; returns the norm before."""
     limit = parts.run.optimizer.clip_norm
     norm = torch.nn.utils.clip_grad_norm_(parts.model.parameters(), math.inf if limit is None else limit)
-    return (norm.full_tensor() if parts.run.parallelism.kind == "fsdp" else norm).item()
+    return (norm.full_tensor() if parts.run.parallelism.is_sharded else norm).item()
 
 
 def poll(processes: Processes, interrupts: Interrupts) -> None:

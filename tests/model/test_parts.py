@@ -90,6 +90,9 @@ class Scaled(Linear):
         super().__init__(d_in, d_out, role=role, device=device)
         self.factor = Gain(1, 0.0, device=device)
 
+    def start(self):
+        nn.init.constant_(self.factor.weight, 2.0)
+
     def effective_weight(self):
         return self.weight * self.factor.weight
 
@@ -160,6 +163,11 @@ def test_a_dry_run_counts_the_scores_that_a_new_normaliser_keeps(planted):
     changes = {"attention_normaliser": "planted", "n_heads": 4}
     short, long = (activation_bytes_per_token(ModelConfig(**changes).resolved(61), "bf16", T) for T in (100, 300))
     assert long - short == 2 * 4 * 200 * 2 * 4  # layers, heads, positions, kept scores, bytes
+
+
+def test_a_new_linear_layer_sets_what_follows_from_its_weights(planted, build):
+    model = build(linear="planted")
+    assert {layer.factor.weight.item() for layer in model.modules() if isinstance(layer, Scaled)} == {2.0}
 
 
 @each_planted

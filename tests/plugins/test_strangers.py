@@ -74,7 +74,8 @@ def test_a_sweep_with_two_workers_finds_its_grid_and_its_plugins(lab, trained):
     report = ("-m", "scaling_testbed.analyze", "report", "runs/my_sweep", "--out", "page.html")
     status, out, err = lab.run(*report, "--plugins", "my_paper.py")
     assert status == 0 and "Steep stairs have the lower loss." in out, out + err
-    assert "A 2026, On stairs (arXiv 2601.00001)" in (lab.folder / "page.html").read_text()
+    page = (lab.folder / "page.html").read_text()
+    assert "A 2026, On stairs (arXiv 2601.00001)" in page and "my_schedule.py " in page
     status, _, err = lab.run(*report)
     assert status == 2 and "paper must be one of" in err and "of a plug-in that is loaded; got 'mine'" in err
 
@@ -123,3 +124,25 @@ def test_a_law_is_listed_fitted_drawn_predicts_and_allocates(lab):
     assert (lab.folder / "fit.html").exists()
     status, _, err = lab.run("-m", "scaling_testbed.analyze", "predict", "fit.json", "--n-params", "1e9")
     assert status == 1 and "there is no law 'saturating' here; name the plug-in that adds it: --plugins" in err
+
+
+FROM_PYTHON = """
+import sys
+import scaling_testbed as st
+
+run_dir, *overrides = sys.argv[1:]
+assert len(st.plan("my_sweep", overrides)) == 2
+named = overrides[0].removeprefix("plugins=[").removesuffix("]").split(",")
+model, about = st.load_model(run_dir, plugins=named)
+print(type(model.final_norm).__name__, about.run.schedule.name)
+"""
+
+
+def test_the_api_takes_plugins_where_the_command_line_does(lab, trained):
+    (lab.folder / "ask.py").write_text(FROM_PYTHON)
+    status, out, err = lab.run("ask.py", trained[1], *lab.named)
+    assert status == 0, err
+    assert out.split() == ["L1Norm", "staircase"]
+    refused = f"import scaling_testbed as st; st.load_model({str(trained[1])!r})"
+    status, _, err = lab.run("-c", refused)
+    assert status == 1 and "which is not installed and not named on this command line" in err

@@ -11,6 +11,7 @@ from scaling_testbed.analysis.laws.fitted import Fit
 from scaling_testbed.analysis.laws.fitting import fit
 from scaling_testbed.analysis.laws.forms import LAWS, Law
 from scaling_testbed.analysis.laws.prediction import beside_chained, beside_fitted, beside_held_out
+from scaling_testbed.analysis.rows.given import AT_HAND, Given, study_of
 from scaling_testbed.analysis.rows.study import Row
 from scaling_testbed.errors import ConfigError, UserError
 
@@ -46,12 +47,23 @@ class Fitting:
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """Rows with the columns of laws, as columns.read and columns.of_study make them. origin: where they lie, for the
-    record. said: what is to be said of those that were left out."""
+    """Rows with the columns of laws. origin: where they lie, for the record. said: what is to be said of those that
+    were left out."""
 
     rows: Sequence[Row]
-    origin: str = "rows at hand"
+    origin: str = AT_HAND
     said: Sequence[str] = ()
+
+
+def law_rows(given: Given, *, source: str | None = None, mapping: Sequence[str] = (), size: str = "n_params") -> Rows:
+    """Rows in any form, with the columns of laws. source: `given` is the path of a copy of this published testbed.
+    mapping, size: as in columns.read. Raises what that raises."""
+    if source is not None:
+        found, said = columns.read(given, source, mapping, size)
+        return Rows(rows=found, said=said, origin=str(given))
+    study = study_of(given)
+    found, said = columns.of_study(study, mapping, size)
+    return Rows(rows=found, said=said, origin=str(study.path))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scaling_testbed.analysis.rows.study import ALIASES, Row, Study, load, name_of
+from scaling_testbed.analysis.rows.study import Study, in_our_words, load, unfinished
 from scaling_testbed.analysis.rows.study import where as only
 from scaling_testbed.runs.row import FINAL
 
@@ -22,25 +22,9 @@ def study_of(given: Given, where: Sequence[str] = ()) -> Study:
 
 
 def _at_hand(given: Iterable[Mapping[str, Any]]) -> Study:
-    rows = _records(given) if hasattr(given, "to_dict") else [dict(row) for row in given]
-    rows = [_named({**row, "row": row.get("row", place)}) for place, row in enumerate(rows, 1)]
+    is_frame = hasattr(given, "to_dict")
+    if is_frame:  # None where it has no value
+        given = given.astype(object).where(given.notna(), None).to_dict(orient="records")
+    rows = in_our_words(map(dict, given), is_flat=is_frame)
     finals = [row for row in rows if row.get("status", "finished") in FINAL]
-    others = [row for row in rows if row.get("status", "finished") not in FINAL]
-    missing = [{**row, "label": f"{name_of(row)} ({row['status']})"} for row in others]
-    return Study(name=AT_HAND, path=Path(AT_HAND), rows=finals, missing=missing)
-
-
-def _records(frame) -> list[Row]:
-    """Rows of a DataFrame, None where it has no value. A run without its result and without a status is one to come."""
-    rows = frame.astype(object).where(frame.notna(), None).to_dict(orient="records")
-    empty = [any(key in row and row[key] is None for key in ("val_loss", "value")) for row in rows]
-    return [
-        {**row, "status": "missing"} if none and row.get("status") is None else row
-        for row, none in zip(rows, empty, strict=True)
-    ]
-
-
-def _named(row: Row) -> Row:
-    """With our names for the columns that a hand-made table calls otherwise; without an empty status."""
-    added = {full: row[short] for short, full in ALIASES.items() if short in row and full not in row}
-    return {key: value for key, value in {**row, **added}.items() if key != "status" or value is not None}
+    return Study(name=AT_HAND, path=Path(AT_HAND), rows=finals, missing=unfinished(rows))

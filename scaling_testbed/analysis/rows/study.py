@@ -64,7 +64,7 @@ def load(path: str | Path) -> Study:
     found = _folder_rows(path) if path.is_dir() else _file_rows(path)
     finals = [row for row in found if row.get("status", "finished") in FINAL]
     plan = folder / "plan.jsonl" if folder and (folder / "plan.jsonl").exists() else None
-    missing = _missing(plan, found) if plan else _unfinished(found)
+    missing = _missing(plan, found) if plan else unfinished(found)
     if not finals and not missing:
         raise UserError(f"{path} holds no row yet; `sweep status` shows how far its runs are")
     return Study(
@@ -149,9 +149,14 @@ def _folder_rows(folder: Path) -> list[Row]:
 
 
 def _file_rows(path: Path) -> list[Row]:
-    rows = list(map(_in_our_words, read_table(path)))
-    if is_flat(path):
-        rows = list(map(_planned_if_empty, rows))
+    return in_our_words(read_table(path), is_flat(path))
+
+
+def in_our_words(records: Iterable[Row], is_flat: bool) -> list[Row]:
+    """Records of any origin, with our names for columns and statuses, numbered from 1 as `row`. is_flat: they are lines
+    of a table, in which an empty cell can stand for a result to come."""
+    rows = map(_with_our_status, records)
+    rows = map(_planned_if_empty, rows) if is_flat else rows
     return [_with_full_names({**row, "row": row.get("row", place)}) for place, row in enumerate(rows, 1)]
 
 
@@ -162,7 +167,7 @@ def _planned_if_empty(row: Row) -> Row:
     return {**row, "status": "missing"} if empty and "status" not in row else row
 
 
-def _in_our_words(row: Row) -> Row:
+def _with_our_status(row: Row) -> Row:
     """A row whose status, where it has one, is ours if others' tables mean the same by it."""
     if "status" not in row:
         return row
@@ -179,7 +184,8 @@ def _with_full_names(row: Row) -> Row:
     return row
 
 
-def _unfinished(found: list[Row]) -> list[Row]:
+def unfinished(found: list[Row]) -> list[Row]:
+    """The rows without a result, each labelled with its status."""
     rows = [row for row in found if row.get("status", "finished") not in FINAL]
     return [{**row, "label": f"{name_of(row)} ({row['status']})"} for row in rows]
 

@@ -57,7 +57,8 @@ class Intervention:
 
     @classmethod
     def asked_by(cls, optimizer: OptimizerConfig, model: ModelConfig) -> Intervention | None:
-        """The intervention that `key` asks for, or None where it asks for none. Only for one that has a `key`."""
+        """The intervention that `key` asks for, or None where it asks for none. Only for one that has a `key`. Raises
+        ConfigError, naming the key, where it cannot act on such a model."""
         return None
 
     def flops_per_token(self, model: ModelConfig, sequence_length: int) -> float:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from scaling_testbed.errors import ConfigError
 from scaling_testbed.learning.interventions.base import INTERVENTIONS, Context, Intervention
+from scaling_testbed.model.parts import LINEARS
 
 if TYPE_CHECKING:
     from scaling_testbed.learning.optimizers import OptimizerConfig
@@ -29,7 +31,19 @@ class QkClip(Intervention):
 
     @classmethod
     def asked_by(cls, optimizer: OptimizerConfig, model: ModelConfig) -> QkClip | None:
-        return None if optimizer.qk_clip is None else cls(optimizer.qk_clip)
+        if optimizer.qk_clip is None:
+            return None
+        norm = f"model.qk_norm={model.qk_norm}" if model.kappa is None else f"model.kappa={model.kappa}"
+        keeps = {
+            norm: model.query_key_norm.keeps_logits,
+            f"model.linear={model.linear}": LINEARS[model.linear].keeps_logits,
+        }
+        for key in (key for key, does in keeps.items() if does):
+            raise ConfigError(
+                f"optimizer.qk_clip must be null with {key}, which keeps attention logits as they are when the weights "
+                "of queries and keys shrink"
+            )
+        return cls(optimizer.qk_clip)
 
     def attach(self, context: Context) -> None:
         self._model, self._largest = context.model, context.largest

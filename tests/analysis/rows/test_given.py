@@ -31,3 +31,15 @@ def test_short_names_and_runs_to_come_are_read_as_from_a_file(tmp_path):
     assert given.rows == read.rows and given.rows[0]["optimizer.lr"] == 1e-3
     assert [row["label"] for row in given.missing] == [row["label"] for row in read.missing]
     assert study_of([{"status": "failed", "name": "a"}]).missing[0]["label"] == "a (failed)"
+
+
+def test_the_status_of_others_tables_is_read_as_from_a_file(tmp_path):
+    rows = [{"lr": lr, "val_loss": loss, "status": status} for lr, loss, status in
+            ((1e-3, 3.0, "Completed"), (1e-2, 3.1, "diverged"), (1e-1, 3.2, "crashed"))]  # fmt: skip
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    read = load(path)
+    for given in (rows, pandas.DataFrame(rows)):
+        found = study_of(given)
+        assert found.rows == read.rows and found.missing == read.missing
+    assert [row["status"] for row in read.rows] == ["finished", "diverged"]
