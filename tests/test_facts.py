@@ -16,8 +16,6 @@ PART_NAMES = {name for kind in KINDS for name in kind}
 PATHS = {*LOSS_IMPLS, *parts.ATTENTION_IMPLS, *parts.QK_NORM_IMPLS}
 # Without "auto", which is also a device, a precision, ...
 NAMES = (PART_NAMES | PATHS | set(PARAMETRIZATIONS) | set(GROUPS["optimizer"])) - {"auto"}
-    "auto"
-}  # which is also a device, a precision, ...
 
 # File -> the names that it may ask for, because it is where what is true of them stands.
 OWN = {
