@@ -21,7 +21,7 @@ def _open(name: str, words: list[str]) -> int:
 app = application(ABOUT, groups={"sweep": sweep.app, "analyze": analyze.app}, completion=True)
 for name, about in {"train": "Train one model.", "prepare": "Tokenise a corpus into shards."}.items():
     add_door(app, name, about, functools.partial(_open, name))
-add_verb(app, export)
+add_verb(app, export, plugins=True)
 
 
 def main() -> int:

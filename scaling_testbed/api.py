@@ -1,7 +1,8 @@
 """The public API: what a notebook calls as `import scaling_testbed as st; st.train(...)`. See st.__all__.
 
 Functions take overrides (Hydra's grammar, as on the command line), paths of studies, or rows that are at hand as
-mappings or as a pandas DataFrame; they return dataclasses and plain rows. What each needs is imported when it is
+mappings or as a pandas DataFrame; they return dataclasses and plain rows. One override, condition or key may be given
+as a text of its own instead of a list. What each needs is imported when it is
 called. A mistake raises ConfigError (a wrong key or value) or UserError (a wrong file, run or machine) in one line.
 """
 
@@ -29,15 +30,17 @@ if TYPE_CHECKING:
     from scaling_testbed.sweeps.grid import Sweep
     from scaling_testbed.sweeps.plan import PlannedRun
 
+Texts = Sequence[str] | str
 
-def compose(overrides: Sequence[str] = ()) -> RunConfig:
+
+def compose(overrides: Texts = ()) -> RunConfig:
     """The frozen configuration that `overrides` ask for. Raises ConfigError naming the key that is wrong."""
     from scaling_testbed.config.compose import compose
 
-    return compose(list(overrides))
+    return compose(_texts(overrides))
 
 
-def train(run: RunConfig | Sequence[str], *, quiet: bool = True) -> Row:
+def train(run: RunConfig | Texts, *, quiet: bool = True) -> Row:
     """Train a run, or go on with it, or find it finished; returns its row, which result.json holds: losses in nats per
     token, parameters, tokens, FLOPs, the flat configuration. `status` is finished, diverged, or preempted where a
     signal stopped it; the same call goes on. quiet: print no progress. Raises UserError for what a person can mend."""
@@ -47,27 +50,29 @@ def train(run: RunConfig | Sequence[str], *, quiet: bool = True) -> Row:
     return train(run if isinstance(run, RunConfig) else compose(run), quiet=quiet)
 
 
-def plan(
-    sweep: str, overrides: Sequence[str] = (), *, scale: str | None = None, processes: int = 1
-) -> list[PlannedRun]:
+def plan(sweep: str | Path, overrides: Texts = (), *, scale: str | None = None, processes: int = 1) -> list[PlannedRun]:
     """What the runs of a sweep are and cost; spends nothing. sweep: a name of configs/sweep/, or the path of a .yaml
-    file. overrides: of every run, `key=a,b` for an axis; plugins=[...] and configs=[...] too. scale: one of the
-    file's, None for its first. processes: of each run, for the memory on each GPU. Raises ConfigError."""
+    file. overrides: of every run, `key=a,b` for an axis; plugins= and configs= as on the command line. scale: one of
+    the file's, None for its first. processes: of each run, for the memory on each GPU. Raises ConfigError."""
+    from scaling_testbed.errors import check_positive
+
+    check_positive("processes", processes)
     return _planned(_sweep(sweep, overrides, scale), processes)
 
 
 def run_sweep(
-    sweep: str,
-    overrides: Sequence[str] = (),
+    sweep: str | Path,
+    overrides: Texts = (),
     *,
     scale: str | None = None,
     workers: int = 1,
-    gpus: Sequence[str] = (),
+    gpus: Sequence[str | int] | str = (),
     runs_per_gpu: int = 1,
     retry: bool = False,
 ) -> list[Row]:
-    """Run a sweep on this machine, `workers` processes at a time or `runs_per_gpu` on each of `gpus`; returns the rows
-    of its runs. What is finished is not run again; what was killed goes on. retry: failed runs are tried again.
+    """Run a sweep on this machine, `workers` processes at a time or `runs_per_gpu` on each of `gpus` ([0, 1] or "0,1");
+    returns the rows of its runs. What is finished is not run again; what was killed goes on. retry: failed runs are
+    tried again.
 
     Raises ConfigError before anything is started, and UserError at the end where a run failed, naming each, or where a
     signal stopped the sweep; finished rows lie in the folder then, and `load_rows` reads them."""
@@ -78,7 +83,8 @@ def run_sweep(
 
     chosen = _sweep(sweep, overrides, scale)
     runs = _planned(chosen)
-    places = slots(workers, list(map(str, gpus)), runs_per_gpu)
+    names = gpus.split(",") if isinstance(gpus, str) else map(str, gpus)
+    places = slots(workers, list(filter(None, names)), runs_per_gpu)
     remember(runs, chosen)
     driver = Driver(runs, places, retry=retry)
     status, folder = driver.drive(), sweep_folder(runs)
@@ -89,12 +95,17 @@ def run_sweep(
     return [row for row in rows(folder) if row.get("run_id") in ids]
 
 
-def _sweep(name: str, overrides: Sequence[str], scale: str | None) -> Sweep:
+def _sweep(name: str | Path, overrides: Texts, scale: str | None) -> Sweep:
     from scaling_testbed.config.compose import outside_of
     from scaling_testbed.sweeps.grid import load_sweep, narrowed
 
-    plugins, configs, others = outside_of(overrides)
-    return narrowed(load_sweep(name, scale, plugins=plugins, configs=configs), others)
+    plugins, configs, others = outside_of(_texts(overrides))
+    return narrowed(load_sweep(str(name), scale, plugins=plugins, configs=configs), others)
+
+
+def _texts(given: Texts) -> list[str]:
+    """A list of texts, or one of a text alone, which is a sequence of letters too."""
+    return [given] if isinstance(given, str) else list(given)
 
 
 def _planned(sweep: Sweep, processes: int = 1) -> list[PlannedRun]:
@@ -106,13 +117,13 @@ def _planned(sweep: Sweep, processes: int = 1) -> list[PlannedRun]:
     return runs
 
 
-def load_rows(path: str | Path, where: Sequence[str] = (), *, frame: bool = False) -> list[Row] | pandas.DataFrame:
+def load_rows(path: str | Path, where: Texts = (), *, frame: bool = False) -> list[Row] | pandas.DataFrame:
     """The rows of a sweep's folder or of a file (.jsonl, .json, .csv, .parquet): one for each run that is finished or
     diverged and fits every condition ("model.qk_norm=none", "flops<5e20"). frame: as a DataFrame, a column a field.
     Warns of runs that are planned, or were begun, and have no result. Raises UserError and ConfigError."""
     from scaling_testbed.analysis.rows.given import study_of
 
-    study = study_of(path, where)
+    study = study_of(path, _texts(where))
     if study.missing:
         warnings.warn(f"{path}: {len(study.missing)} runs have no result and are left out", stacklevel=2)
     if not frame:
@@ -139,29 +150,34 @@ class LoadedRun:
 
 
 def load_model(
-    run_dir: str | Path, *, step: int | None = None, device: str = "cpu", plugins: Sequence[str] = ()
+    run_dir: str | Path, *, step: int | None = None, device: str = "cpu", plugins: Texts = ()
 ) -> tuple[Transformer, LoadedRun]:
     """A saved model of runs/NAME/RUN_ID in evaluation mode, with its run and tokenizer; `model(tokens_BS)` gives the
     hidden states, times `model.head_weight_VD.T` the logits. step: of the checkpoint, None for the newest. plugins:
-    those of the run that may be loaded though they are not installed. Raises UserError where there is no such
-    checkpoint, it is damaged, or the data is another one now."""
+    those of the run that may be loaded, as after --plugins. Raises UserError where there is no such checkpoint, it is
+    damaged, or the data is another one now, and ConfigError for a device that is not here."""
     import torch
 
     from scaling_testbed.config.compose import recorded_run
+    from scaling_testbed.errors import ConfigError, first_line
     from scaling_testbed.evaluation.loading import load_model
     from scaling_testbed.plugins import load_plugins
 
-    load_plugins(plugins)
+    try:
+        place = torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:  # AssertionError: PyTorch was not built for it
+        raise ConfigError(f"device={device!r} cannot be used here: {first_line(error)}") from None
+    load_plugins(_texts(plugins))
     run = recorded_run(Path(run_dir))
-    step, model, data = load_model(run, Path(run_dir), step=step, device=torch.device(device))
+    step, model, data = load_model(run, Path(run_dir), step=step, device=place)
     return model, LoadedRun(run=run, step=step, data_folder=data.folder)
 
 
 def lr_sensitivity(
     rows: Given,
     *,
-    where: Sequence[str] = (),
-    group: Sequence[str] | None = None,
+    where: Texts = (),
+    group: Texts | None = None,
     size: str | None = None,
     lr_range: tuple[float, float] | None = None,
 ) -> list[Sensitivity]:
@@ -174,8 +190,8 @@ def lr_sensitivity(
     from scaling_testbed.analysis.rows.given import study_of
     from scaling_testbed.papers.paper import experiment_of
 
-    study = study_of(rows, where)
-    keys = grouping_keys(study, group, experiment_of(study)[1].group)
+    study = study_of(rows, _texts(where))
+    keys = grouping_keys(study, None if group is None else _texts(group), experiment_of(study)[1].group)
     return analyse(study, keys, _size(size), check_range(lr_range or DEFAULT_RANGE))
 
 
@@ -186,8 +202,8 @@ def instability(
     threshold: float | None = None,
     eps: float | None = None,
     hold_out_largest: bool = False,
-    where: Sequence[str] = (),
-    group: Sequence[str] | None = None,
+    where: Texts = (),
+    group: Texts | None = None,
     size: str | None = None,
 ) -> Extrapolation:
     """log(quantity) as a quadratic in log N at each learning rate, extrapolated with a 95 % prediction interval to what
@@ -200,10 +216,10 @@ def instability(
     from scaling_testbed.analysis.rows.given import study_of
     from scaling_testbed.papers.paper import experiment_of
 
-    study = study_of(rows, where)
+    study = study_of(rows, _texts(where))
     _, experiment = experiment_of(study)
     chosen = chosen_quantity(experiment.quantities, quantity, threshold, eps)
-    keys = grouping_keys(study, group, experiment.group)
+    keys = grouping_keys(study, None if group is None else _texts(group), experiment.group)
     return Extrapolation(chosen, *analyse(study, keys, chosen, hold_out_largest, _size(size)))
 
 
@@ -232,8 +248,8 @@ def fit(
     rows: Given,
     law: str = "chinchilla",
     *,
-    where: Sequence[str] = (),
-    hold_out: Sequence[str] = (),
+    where: Texts = (),
+    hold_out: Texts = (),
     fix: Mapping[str, float] | None = None,
     objective: str | None = None,
     starts: int = 64,
@@ -252,7 +268,7 @@ def fit(
 
     fitting = Fitting(objective=objective, starts=starts, bootstrap=bootstrap, seed=seed, size=size)
     chosen, given = law_named(law), law_rows(rows, source=source, columns=columns, size=size)
-    return fit_rows(given, chosen, where=where, hold_out=hold_out, fixed=fix, fitting=fitting)
+    return fit_rows(given, chosen, where=_texts(where), hold_out=_texts(hold_out), fixed=fix, fitting=fitting)
 
 
 def predict(
@@ -304,7 +320,7 @@ def report(
     path: str | Path,
     out: str | Path | None = None,
     *,
-    where: Sequence[str] = (),
+    where: Texts = (),
     experiment: str | None = None,
     source: str | None = None,
     figures: Sequence[str | Path] = (),
@@ -317,6 +333,6 @@ def report(
     from scaling_testbed.report.write import write
 
     page, folder = (None if value is None else Path(value) for value in (out, traces))
-    drawn = list(map(Path, figures))
-    options = {"conditions": where, "experiment": experiment, "source": source, "figures": drawn, "traces": folder}
+    drawn, only = list(map(Path, figures)), _texts(where)
+    options = {"conditions": only, "experiment": experiment, "source": source, "figures": drawn, "traces": folder}
     return write(Path(path), page, **options)

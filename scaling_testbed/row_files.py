@@ -1,4 +1,4 @@
-"""Rows as a file, by its ending: .csv, .json, .jsonl or .parquet."""
+"""Rows as a file, by its ending: .csv, .json, .jsonl or .parquet. And the endings of what else can be written."""
 
 import csv
 import io
@@ -12,6 +12,8 @@ from scaling_testbed.errors import UserError
 from scaling_testbed.files import write_text
 
 ENDINGS = (".csv", ".json", ".jsonl", ".parquet")
+FIGURES = (".png", ".svg")
+PAGE = (".html",)
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

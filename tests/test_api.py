@@ -158,3 +158,57 @@ def test_a_page_is_written_and_its_verdicts_returned(tmp_path):
     assert (
         said[0].startswith("agrees") and "<svg" in page.read_text() and "<svg" in (tmp_path / "figure.svg").read_text()
     )
+
+
+def test_one_text_is_one_override_condition_or_key_and_not_its_letters(places):
+    assert st.compose("model=bigram").model.name == "bigram"
+    assert len(st.plan("nano_lr", "model=nano_s")) == 8
+    rows = grid(lambda *_: 3.0, [{"model.qk_norm": "none"}, {"model.qk_norm": "layernorm"}], widths=(32,))
+    key = "model.qk_norm"
+    assert st.load_rows(rows, f"{key}=none") == st.load_rows(rows, [f"{key}=none"]) != []
+    assert st.lr_sensitivity(rows, group=key) == st.lr_sensitivity(rows, group=[key])
+    fits = [st.fit(STUDIES / "overtraining_cpu", hold_out=held, **FAST) for held in ("n_params>4e5", ["n_params>4e5"])]
+    assert fits[0].record() == fits[1].record()
+
+
+def test_a_sweep_takes_plugins_and_folders_as_it_does_on_the_command_line(places, tmp_path):
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    register = "NORMS.add('api', Norm(RMSNorm, gains=1), module=__name__)\n"
+    imports = "from scaling_testbed.model.layers import RMSNorm\nfrom scaling_testbed.model.parts import NORMS, Norm\n"
+    (tmp_path / "mine.py").write_text(imports + register)
+    (tmp_path / "confs" / "model").mkdir(parents=True)
+    (tmp_path / "confs" / "model" / "of_api.yaml").write_text("defaults: [nano_s, _self_]\nname: of_api\nnorm: api\n")
+    outside = [f"plugins={tmp_path}/mine.py", f"configs={tmp_path}/confs"]
+    (run, _) = st.plan(tmp_path / "tiny.yaml", [*outside, "model=of_api", *places])
+    assert run.config["model.norm"] == "api" and f"plugins=['{tmp_path}/mine.py']" in run.overrides
+
+
+@pytest.mark.parametrize("places_of_runs", [{"workers": 0}, {"workers": -1}, {"gpus": [0], "runs_per_gpu": 0}])
+def test_a_sweep_without_a_place_for_a_run_is_refused_and_waits_for_none(places, places_of_runs, tmp_path):
+    with pytest.raises(ConfigError, match="must be greater than zero"):
+        st.run_sweep("nano_lr", places, **places_of_runs)
+    with pytest.raises(ConfigError, match="processes must be greater than zero"):
+        st.plan("nano_lr", places, processes=0)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("given", [3, [1], None])
+def test_what_is_no_row_is_said_in_one_line(given):
+    with pytest.raises(UserError, match="rows are a path, a DataFrame, or mappings, each a run; got"):
+        st.load_rows(given)
+    assert st.load_rows({"run_id": "a", "val_loss": 3.0})[0]["run_id"] == "a"
+
+
+def test_a_wrong_device_ending_parameter_or_objective_is_a_wrong_value(tmp_path):
+    with pytest.raises(ConfigError, match="device='cudaa' cannot be used here"):
+        st.load_model(tmp_path, device="cudaa")
+    for out in ({"out": tmp_path / "page.txt"}, {"figures": [tmp_path / "figure.txt"]}):
+        with pytest.raises(ConfigError, match=r"\.txt: the ending says the format and must be \.(html|png or \.svg)"):
+            st.report(STUDIES / "overtraining_cpu", **out)
+    assert not list(tmp_path.iterdir())
+    for wrong, said in (
+        ({"fix": {"Q": 1.0}}, "has no parameter 'Q'"),
+        ({"objective": "lqs"}, "--objective must be one"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            st.fit(STUDIES / "overtraining_cpu", **wrong, **FAST)

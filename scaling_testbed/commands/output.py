@@ -6,10 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from scaling_testbed.errors import ConfigError
-from scaling_testbed.row_files import ENDINGS, one_per_line, write_rows
+from scaling_testbed.row_files import ENDINGS, FIGURES, PAGE, one_per_line, write_rows
 
-FIGURES = (".png", ".svg")
-PAGE = (".html",)
 Records = Sequence[Mapping[str, Any]]
 
 

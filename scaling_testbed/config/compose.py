@@ -22,15 +22,19 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, ListConfig, OmegaConf, StringNode
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from scaling_testbed.config.run import GROUPS, RunConfig, run_id
 from scaling_testbed.config.search import CONFIG_DIR, check_no_doubles, choices, config_folder, search_path
 from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.files import read_yaml
 from scaling_testbed.plugins import check_unchanged, load_named_in, load_plugins, loaded_plugins
+
+CANNOT_COMPOSE = (HydraException, OmegaConfBaseException, YAMLError)
 
 
 def compose(overrides: Sequence[str], config_name: str = "train", *, written_in: Path | None = None) -> RunConfig:
@@ -43,7 +47,7 @@ def compose(overrides: Sequence[str], config_name: str = "train", *, written_in:
     overrides, configs = _from_outside(overrides, written_in)
     try:
         return to_run_config(_compose_dict(overrides, configs, config_name), overrides)
-    except (HydraException, OmegaConfBaseException) as error:
+    except CANNOT_COMPOSE as error:
         raise ConfigError(_one_line(error, configs)) from None
 
 
@@ -65,7 +69,7 @@ def compose_many(override_lists: Sequence[Sequence[str]], *, written_in: Path | 
             for override in map(parsed, values):
                 OmegaConf.update(composed, override.key_or_group, override.value(), merge=True)
             runs.append(to_run_config(composed, overrides))
-        except (HydraException, OmegaConfBaseException, ConfigError):
+        except (*CANNOT_COMPOSE, ConfigError):
             runs.append(compose(overrides, written_in=written_in))  # it knows how to say what is wrong
     return runs
 
@@ -106,10 +110,7 @@ def _key(text: str) -> str:
 
 
 def _names(key: str, text: str) -> list[str]:
-    try:
-        override = OverridesParser.create().parse_override(text)
-    except HydraException as error:
-        raise ConfigError(_one_line(error)) from None
+    override = _parsed(text)
     value = None if override.is_sweep_override() else override.value()
     names = [value] if isinstance(value, str) else value
     if not _is_list_of_texts(names) or "" in names:
@@ -188,13 +189,25 @@ def _as_typed(text: str, is_list: bool) -> str | list | None:
 def override_values(text: str) -> tuple[str, list[str]]:
     """The key of `key=value` and its values, more than one for `key=a,b` or key=range(...) (Hydra's sweeps), as they
     would be typed. Raises ConfigError for what Hydra cannot read."""
+    override = _parsed(text)
     try:
-        override = OverridesParser.create().parse_override(text)
         if not override.is_sweep_override():
             return override.get_key_element(), [text.partition("=")[2]]
         return override.get_key_element(), list(override.sweep_string_iterator())
     except HydraException as error:
         raise ConfigError(_one_line(error)) from None
+
+
+def _parsed(text: str) -> Override:
+    try:
+        return OverridesParser.create().parse_override(text)
+    except HydraException:
+        raise ConfigError(_unreadable(text)) from None
+
+
+def _unreadable(override: str) -> str:
+    hint = """in both kinds of quotes where the value has spaces, quotes or letters like ä: 'key="value"'"""
+    return f"cannot read the override {override!r}; write key=value, {hint}"
 
 
 def _compose_dict(overrides: Sequence[str], configs: Sequence[str], config_name: str = "train") -> DictConfig:
@@ -223,6 +236,8 @@ def to_run_config(composed: DictConfig, overrides: Sequence[str]) -> RunConfig:
     values = {}
     for key in composed:
         node = composed._get_node(key)
+        if key in GROUPS and not dataclasses.is_dataclass(OmegaConf.get_type(node)):
+            raise ConfigError(f"{key} has no schema; its file must name one in its defaults list")
         values[key] = _freeze(node, key) if isinstance(node, DictConfig) and not node._is_none() else composed[key]
     lists = {key: list(composed[key]) for key in OUTSIDE} | {"overrides": list(overrides)}
     return RunConfig(**values | lists)
@@ -233,8 +248,6 @@ def _freeze(node: DictConfig, group: str):
     cls = OmegaConf.get_type(node)
     if cls is dict:
         return OmegaConf.to_container(node)
-    if not dataclasses.is_dataclass(cls):
-        raise ConfigError(f"{group} has no schema; its file must name one in its defaults list")
     known = {field.name for field in dataclasses.fields(cls)}
     if unknown := [str(key) for key in node if key not in known]:
         raise ConfigError(_unknown_key(f"{group}.{unknown[0]}"))
@@ -299,11 +312,15 @@ def _close_to(key: str, known: Sequence[str]) -> str:
 
 def _one_line(error: Exception, configs: Sequence[str] = ()) -> str:
     """Hydra's and OmegaConf's errors in one or two lines that name the key."""
-    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else None
+    if isinstance(error, YAMLError):
+        return f"a file cannot be read as YAML: {' '.join(str(error).split())}"
+    inner = error.__cause__ or error.__context__
+    cause = inner if isinstance(inner, OmegaConfBaseException) else None
     key = getattr(cause or error, "full_key", None)
     message = (getattr(cause, "msg", None) or str(cause or error)).strip()
     if re.search(r"not in (struct|')|not in struct", message) and key:
-        return _unknown_key(key)
+        file = re.match(r"In '[^']+': ", str(error))
+        return (file[0] if file else "") + _unknown_key(key)
     if missing := re.search(r"Could not find '([^']+)'", message):
         group, _, choice = missing.group(1).rpartition("/")
         return f"{group} has no choice {choice!r}; it has {', '.join(sorted(choices(group, configs)))}"
@@ -311,8 +328,7 @@ def _one_line(error: Exception, configs: Sequence[str] = ()) -> str:
         group, choice = missing.groups()
         return f"{group}={choice} is of a plug-in that was not named; type plugins=NAME, its module or .py file"
     if isinstance(error, OverrideParseException):
-        hint = """in both kinds of quotes where the value has spaces or letters like ä: 'key="value"'"""
-        return f"cannot read the override {error.override!r}; write key=value, {hint}"
+        return _unreadable(error.override)
     first = message.splitlines()[0]
     if unmatched := re.search(r"Could not override '([^']+)'", first):
         return _unknown_key(unmatched.group(1))

@@ -116,8 +116,12 @@ def experiment_of(study: Study) -> tuple[Paper | None, Experiment]:
     """The paper and experiment that a study's sweep.json names; where it names none, as before there were such keys,
     the one that lists its sweep, else (None, NO_EXPERIMENT). Raises ConfigError for a name that is not registered."""
     if study.paper is not None:
-        paper = paper_named(study.paper)
-        return paper, NO_EXPERIMENT if study.experiment is None else paper.experiment(study.experiment)
+        try:
+            paper = paper_named(study.paper)
+            return paper, NO_EXPERIMENT if study.experiment is None else paper.experiment(study.experiment)
+        except ConfigError as error:
+            hint = "" if study.paper in PAPERS else "; to load it, type --plugins NAME, its module or .py file"
+            raise ConfigError(f"{study.path}, by its sweep.json: {error}{hint}") from None
     listed = [(paper, one) for paper, one in _everything() if study.sweep in one.sweeps]
     return listed[0] if listed else (None, NO_EXPERIMENT)
 

@@ -11,7 +11,7 @@ from scaling_testbed.errors import ConfigError
 from scaling_testbed.papers.paper import chosen
 from scaling_testbed.report.law import is_law, laws_of, write_law_report
 from scaling_testbed.report.sweep import write_laws, write_report, write_traces
-from scaling_testbed.row_files import beside
+from scaling_testbed.row_files import FIGURES, PAGE, beside
 
 
 def write(
@@ -31,6 +31,7 @@ def write(
     default that of the sweep; source, the published testbed that `given` is a copy of, for which `out` must be named;
     figures, files for the page's figures (.png, .svg); traces, a folder for what the experiment looks at over the steps
     of each run. Raises ConfigError and UserError."""
+    _check_endings(out, figures)
     of_runs = {"where": conditions, "experiment": experiment, "out FILE.png or FILE.svg": figures, "traces": traces}
     of_runs["source"] = source
     if is_law(given):
@@ -56,6 +57,12 @@ def write(
         written = write_traces(study, traces)
         said.append(f"wrote {len(written)} traces to {traces}" if written else "no trace is looked at")
     return said
+
+
+def _check_endings(out: Path | None, figures: Sequence[Path]) -> None:
+    for path, endings in [*([(out, PAGE)] if out else []), *((path, FIGURES) for path in figures)]:
+        if path.suffix not in endings:
+            raise ConfigError(f"{path}: the ending says the format and must be {' or '.join(endings)}")
 
 
 def _check_of_laws(of_runs: dict[str, object], out: Path | None, kept: Sequence[Path]) -> None:

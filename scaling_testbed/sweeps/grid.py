@@ -160,6 +160,9 @@ def _checked(content: Any, known: Sequence[str], folder: Path) -> dict:
     content = {key: value for key, value in content.items() if value is not None}
     if unknown := [key for key in content if key not in known]:
         raise ConfigError(f"there is no key {unknown[0]}; a sweep has {', '.join(known)}")
+    for key in ("description", "paper", "experiment", "base"):
+        if not isinstance(content.get(key, ""), str):
+            raise ConfigError(f"{key} must be a text; got {content[key]!r}")
     for key, kind in (("axes", dict), *((key, list) for key in ("overrides", "together", "exclude", "seeds"))):
         if not isinstance(content.get(key, kind()), kind):
             raise ConfigError(f"{key} must be a {'mapping' if kind is dict else 'list'}")

@@ -17,6 +17,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.live import Live
 
+from scaling_testbed.errors import check_positive
 from scaling_testbed.progress import clock
 from scaling_testbed.runs.lease import owner_of
 from scaling_testbed.sweeps.plan import PlannedRun, on_gpus
@@ -29,7 +30,10 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def slots(workers: int | None, gpus: Sequence[str], runs_per_gpu: int) -> list[dict[str, str]]:
-    """The environment of each place that a run can take, as changes to this process's own."""
+    """The environment of each place that a run can take, as changes to this process's own. Raises ConfigError for no
+    place at all."""
+    check_positive("workers", workers)
+    check_positive("runs_per_gpu", runs_per_gpu)
     if gpus:
         return [{"CUDA_VISIBLE_DEVICES": gpu} for _ in range(runs_per_gpu) for gpu in gpus]
     workers = workers or 1

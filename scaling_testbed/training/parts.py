@@ -73,6 +73,7 @@ def build_parts(run: RunConfig, folder: RunFolder, processes: Processes, *, quie
     steps = run.budget.resolve_steps(counts, run.batch.tokens)
     where = torch.device("meta") if run.parallelism.is_sharded else device
     model = Transformer(config, run.parametrization, device=where, run_on=device)
+    _check_counts(run, counts, model)
     model.recompute_every = run.parallelism.activation_checkpointing
     placed = parallelize(LossModel(model, loss), run.parallelism, device, precision, run.seed)
     optimizer = run.optimizer.for_length(run.schedule.length(steps)).build(model)
@@ -101,6 +102,17 @@ def build_parts(run: RunConfig, folder: RunFolder, processes: Processes, *, quie
         interventions=interventions,
         measurement=measurement,
     )
+
+
+def _check_counts(run: RunConfig, counts: ParamCounts, model: Transformer) -> None:
+    """Raise ConfigError where the parts of the model do not have the parameters that their facts say: plan, budget,
+    FLOPs and row would all be of another model."""
+    there = sum(parameter.numel() for parameter in model.parameters())
+    if there != counts.n_params:
+        raise ConfigError(
+            f"model={run.model.name} has {there:,} parameters, its parts' facts say {counts.n_params:,}; mend "
+            "what the plug-in says of the part that it registers, such as gains or roles (model/parts.py)"
+        )
 
 
 def _choose_paths(run: RunConfig, local_rank: int) -> tuple[torch.device, str, CrossEntropyConfig]:

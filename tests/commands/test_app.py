@@ -64,6 +64,7 @@ def test_an_option_means_the_same_wherever_it_is_taken():
         (sweep, ["pln"], "there is no command 'pln'; did you mean plan?"),
         (sweep, ["run", "--worker", "2"], "run: there is no option --worker; did you mean --workers?"),
         (entry, ["trian"], "there is no command 'trian'; did you mean train?"),
+        (entry, ["export", "x", "y", "--plugins", "nope"], "plug-in nope: there is no module nope"),
         (entry, ["analyze", "fitt"], "there is no command 'fitt'; did you mean fit?"),
     ],
 )

@@ -91,6 +91,7 @@ def test_a_paper_that_is_not_loaded_is_one_line_that_lists_those_that_are(study,
     assert analyze.main(["report", str(place)]) == 2
     said = capsys.readouterr().err
     assert "paper must be one of small_scale_proxies, over_training, or of a plug-in" in said and said.count("\n") == 1
+    assert f"{place}, by its sweep.json: " in said and "type --plugins NAME, its module or .py file" in said
     (tmp_path / "own.yaml").write_text("paper: mine\naxes: {seed: [1]}\n")
     with pytest.raises(ConfigError, match=r"own.yaml: paper must be one of small_scale_proxies, .*got 'mine'"):
         load_sweep(str(tmp_path / "own.yaml"))
@@ -124,6 +125,14 @@ def test_a_folder_of_an_earlier_version_is_told_by_its_sweep_and_no_folder_by_it
     (found.path / "sweep.json").unlink()
     place = found.path.rename(found.path.with_name("qknorm_lr_cpu"))
     assert load(place).name == "qknorm_lr_cpu" and experiment_of(load(place)) == (None, NO_EXPERIMENT)
+
+
+@pytest.mark.parametrize(("key", "value"), [("sweep", 3), ("paper", ["over_training"]), ("experiment", {"a": 1})])
+def test_a_sweep_json_that_holds_no_texts_is_one_line(study, capsys, key, value):
+    place = study(residuals("pre")).path
+    (place / "sweep.json").write_text(json.dumps({"sweep": "own", key: value}))
+    assert analyze.main(["report", str(place)]) == 1
+    assert f"sweep.json: {key} must be a text or null; got {value!r}" in capsys.readouterr().err
 
 
 def test_an_experiment_is_chosen_by_its_name_or_with_its_papers(study, tmp_path, capsys):

@@ -53,13 +53,20 @@ def refused(call, capfd, status):
         (["configs=nowhere"], "configs=nowhere: there is no folder"),
         (
             ["configs=confs", "optimizer=fast"],
-            "optimizer has no choice 'fast'; it has adam_atan2, adamw, muon, of_plugin, sgd",
+            "optimizer has no choice 'fast'; it has adam_atan2, adamw, bare, muon, of_plugin, sgd",
         ),
         (
             ["configs=confs", "optimizer=of_plugin"],
             "optimizer=of_plugin is of a plug-in that was not named; type plugins=",
         ),
         (["configs=confs", "experiment=naming"], "plugins stands in a config file; type it, plugins=[...]"),
+        (
+            ["plugins=it's.py"],
+            """cannot read the override "plugins=it's.py"; write key=value, in both kinds of quotes""",
+        ),
+        (["configs=confs", "optimizer=bare"], "optimizer has no schema; its file must name one in its defaults list"),
+        (["configs=confs", "optimizer=torn"], "a file cannot be read as YAML: mapping values are not allowed here"),
+        (["configs=confs", "optimizer=typo"], "In 'optimizer/typo': there is no key optimizer.lrr; did you mean"),
         (["configs=doubles"], "doubles/optimizer/muon.yaml is called as"),
         (["configs=[confs,more]"], "more/optimizer/slow.yaml is called as"),
     ],
@@ -68,6 +75,9 @@ def test_what_is_typed_wrong_is_one_line(tmp_path, capfd, overrides, message):
     for name, text in {
         "confs/optimizer/of_plugin.yaml": "defaults: [/schema/optimizer/not_there@_here_]\n",
         "confs/experiment/naming.yaml": "# @package _global_\nplugins: [mine.py]\n",
+        "confs/optimizer/bare.yaml": "lr: 1e-3\n",
+        "confs/optimizer/torn.yaml": "lr: : 1e-3\n",
+        "confs/optimizer/typo.yaml": "defaults: [/schema/optimizer/adamw@_here_]\nlrr: 1e-3\n",
         "doubles/optimizer/muon.yaml": "",
         "more/optimizer/slow.yaml": "",
     }.items():
@@ -184,3 +194,13 @@ def only(run):
     sweep = Sweep(name="only", folder="only", overrides=run.overrides[2:], plugins=run.plugins, configs=run.configs)
     (planned,), _ = plan(sweep)
     return dataclasses.replace(planned, folder=str(run_folder_path(run)))
+
+
+def test_a_part_whose_facts_count_other_parameters_than_it_has_is_not_trained(tmp_path, capfd):
+    """Every number of the run would be of another model."""
+    head = "from scaling_testbed.model.layers import RMSNorm\nfrom scaling_testbed.model.parts import NORMS, Norm\n"
+    (tmp_path / "liar.py").write_text(head + "NORMS.add('liar', Norm(RMSNorm, gains=2), module=__name__)\n")
+    typed = [*COMMON, "data=markov", "data.n_tokens=20000", "plugins=liar.py", "model.norm=liar"]
+    assert train_main(typed) == 2
+    line = capfd.readouterr().err.splitlines()[-1]
+    assert "has 26,848 parameters, its parts' facts say 27,008; mend what the plug-in says" in line

@@ -68,6 +68,10 @@ def test_the_leading_key_picks_rows_and_the_others_can_be_set_for_all(load):
     [
         ("axis: {a: [1]}", "there is no key axis"),
         ("axes: {a: 1}", "axes.a must be a list"),
+        ("description: [a]", "description must be a text; got ['a']"),
+        ("paper: {a: 1}", "paper must be a text; got {'a': 1}"),
+        ("scales: {big: {experiment: 3}}", "scales.big: experiment must be a text; got 3"),
+        ("base: [a]", "base must be a text; got ['a']"),
         ("axes: [a]", "axes must be a mapping"),
         ("- a", "a sweep file is a mapping"),
         ("together: [{a: [1, 2], b: [1]}]", "a has 2, b has 1"),

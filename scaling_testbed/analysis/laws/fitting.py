@@ -150,7 +150,7 @@ def _as_good(value: float, best: float) -> bool:
 def _problem(law: Law, inputs, observed, objective: str | None, fixed: Mapping[str, float]) -> Problem:
     objective = objective or law.objective
     if objective not in OBJECTIVES:
-        raise ConfigError(f"objective must be one of {', '.join(OBJECTIVES)}; got {objective!r}")
+        raise ConfigError(f"--objective must be one of {', '.join(OBJECTIVES)}; got {objective!r}")
     known = [param.name for param in law.params]
     for name in fixed:
         if name not in known:

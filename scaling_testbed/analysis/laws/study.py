@@ -152,7 +152,7 @@ def fit_rows(
     try:
         found = fitting.fit(law, kept, fitting.objective, fixed)
     except UserError as error:
-        raise UserError("; ".join([str(error), *said])) from None
+        raise type(error)("; ".join([str(error), *said])) from None
     predictions = [beside_held_out(found, row) for row in held]
     mixed = [] if law.of_best else mixed_settings(kept, law)
     return FitReport(

@@ -6,6 +6,7 @@ from typing import Any
 
 from scaling_testbed.analysis.rows.study import Study, in_our_words, load, unfinished
 from scaling_testbed.analysis.rows.study import where as only
+from scaling_testbed.errors import UserError
 from scaling_testbed.runs.row import FINAL
 
 Given = Any  # str | Path | Study | Iterable[Mapping[str, Any]] | pandas.DataFrame; pandas is not loaded to say so
@@ -13,8 +14,8 @@ AT_HAND = "rows at hand"  # what stands for a path in messages and records
 
 
 def study_of(given: Given, where: Sequence[str] = ()) -> Study:
-    """The study of rows in any form, and of it the runs that fit every condition. Raises what `load` and `where` of
-    study.py raise."""
+    """The study of rows in any form, of which a mapping alone is one run, and of it the runs that fit every condition.
+    Raises what `load` and `where` of study.py raise, and UserError for what is no row."""
     if isinstance(given, (str, Path)):
         given = load(given)
     study = given if isinstance(given, Study) else _at_hand(given)
@@ -22,9 +23,13 @@ def study_of(given: Given, where: Sequence[str] = ()) -> Study:
 
 
 def _at_hand(given: Iterable[Mapping[str, Any]]) -> Study:
-    is_frame = hasattr(given, "to_dict")
-    if is_frame:  # None where it has no value
+    if is_frame := hasattr(given, "to_dict"):  # None where it has no value
         given = given.astype(object).where(given.notna(), None).to_dict(orient="records")
-    rows = in_our_words(map(dict, given), is_flat=is_frame)
+    rows = list(given) if isinstance(given, Iterable) and not isinstance(given, Mapping) else [given]
+    if bad := [row for row in rows if not isinstance(row, Mapping)]:
+        raise UserError(
+            f"rows are a path, a DataFrame, or mappings, each a run; got {type(bad[0]).__name__} {bad[0]!r}"
+        )
+    rows = in_our_words(map(dict, rows), is_flat=is_frame)
     finals = [row for row in rows if row.get("status", "finished") in FINAL]
     return Study(name=AT_HAND, path=Path(AT_HAND), rows=finals, missing=unfinished(rows))

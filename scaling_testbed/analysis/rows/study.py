@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from scaling_testbed.analysis.rows.conditions import parse as parse_condition
@@ -20,6 +21,7 @@ from scaling_testbed.runs.row import FINAL
 
 LR, SIZE = "optimizer.lr", "n_params_non_embedding"
 OTHERS_FINISHED = ("completed", "complete", "success", "succeeded", "done", "ok")
+ABOUT = ("sweep", "scale", "paper", "experiment", "description")  # of sweep.json
 ALIASES = {"lr": LR, "n_params": SIZE}  # columns of a hand-made table
 
 
@@ -73,7 +75,7 @@ def load(path: str | Path) -> Study:
         planned=plan is not None,
         rows=sorted(finals, key=lambda row: str(row.get("run_id"))),
         missing=missing,
-        **{key: about.get(key) for key in ("sweep", "scale", "paper", "experiment")},
+        **{key: about.get(key) for key in ABOUT if key != "description"},
         description=about.get("description") or "",
     )
 
@@ -118,6 +120,9 @@ def _about(path: Path) -> dict[str, Any]:
     about = read_json(file) if file.exists() else {}
     if not isinstance(about, dict):
         raise UserError(f"{file} must be one JSON object that says which sweep this is")
+    for key in ABOUT:
+        if not isinstance(about.get(key), (str, NoneType)):
+            raise UserError(f"{file}: {key} must be a text or null; got {about[key]!r}")
     return about
 
 
