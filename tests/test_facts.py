@@ -8,12 +8,14 @@ import pytest
 from scaling_testbed.config.run import GROUPS
 from scaling_testbed.learning.config import LOSS_IMPLS
 from scaling_testbed.model import parts
+from scaling_testbed.model.config import PARAMETRIZATIONS
 from tests.test_architecture import PACKAGE, modules
 
 KINDS = [value for value in vars(parts).values() if isinstance(value, parts.Parts)]
 PART_NAMES = {name for kind in KINDS for name in kind}
 PATHS = {*LOSS_IMPLS, *parts.ATTENTION_IMPLS, *parts.QK_NORM_IMPLS}
-NAMES = (PART_NAMES | PATHS | set(GROUPS["optimizer"])) - {"auto"}  # which is also a device, a precision, ...
+# Without "auto", which is also a device, a precision, ...
+NAMES = (PART_NAMES | PATHS | set(PARAMETRIZATIONS) | set(GROUPS["optimizer"])) - {"auto"}
 
 # File -> the names that it may ask for, because it is where what is true of them stands.
 OWN = {

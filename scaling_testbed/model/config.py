@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from scaling_testbed.errors import ConfigError, check_choice, check_positive
 from scaling_testbed.keys import ADDED_LATER
 from scaling_testbed.model import parts
+from scaling_testbed.registry import Registry
 
 QK_NORM_AXES = ("head", "full")
 ATTENTION_SCALES = ("inverse_sqrt", "inverse")
-PARAMETRIZATIONS = ("standard", "mup_simple", "mup_intermediate", "mup_full")
 D_FF_RULES = {
     "4x": lambda d_model: 4 * d_model,
     # 8d/3 rounded up to a multiple of 256 keeps a gated MLP near 8d^2 weights (open_lm, arXiv 2403.08540).
@@ -160,6 +160,25 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Rules:
+    """Which of the rules of ParametrizationConfig a parametrization has, (i) to (iv) in order."""
+
+    scales_lr: bool = False
+    scales_head_init: bool = False
+    inverse_attention_scale: bool = False
+    zero_queries: bool = False
+
+
+PARAMETRIZATIONS = Registry("parametrization")  # name -> Rules
+PARAMETRIZATIONS.add("standard", Rules())
+PARAMETRIZATIONS.add("mup_simple", Rules(scales_lr=True))
+PARAMETRIZATIONS.add("mup_intermediate", Rules(scales_lr=True, scales_head_init=True))
+PARAMETRIZATIONS.add(
+    "mup_full", Rules(scales_lr=True, scales_head_init=True, inverse_attention_scale=True, zero_queries=True)
+)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ParametrizationConfig:
     """How initialisation and learning rate depend on width: arXiv 2309.14322, section 3.2.4 and E.5.
 
@@ -185,3 +204,8 @@ class ParametrizationConfig:
     def __post_init__(self):
         check_choice("name", self.name, PARAMETRIZATIONS)
         check_positive("base_width", self.base_width)
+
+    @property
+    def rules(self) -> Rules:
+        """Those that it has."""
+        return PARAMETRIZATIONS[self.name]

@@ -16,11 +16,6 @@ ROLES = ("q", "k", "v", "attn_out", "mlp_in", "mlp_gate", "mlp_out", "embedding"
 # The weights of matrix products inside the blocks.
 HIDDEN_ROLES = ("q", "k", "v", "attn_out", "mlp_in", "mlp_gate", "mlp_out")
 
-SCALED_LR = ("mup_simple", "mup_intermediate", "mup_full")
-SCALED_HEAD_INIT = ("mup_intermediate", "mup_full")
-INVERSE_ATTENTION_SCALE = ("mup_full",)
-ZERO_QUERY_INIT = ("mup_full",)
-
 
 @dataclass(frozen=True)
 class ParameterInfo:
@@ -38,9 +33,9 @@ class ParameterInfo:
 
 def check_parametrization(parametrization: ParametrizationConfig, config: ModelConfig) -> None:
     """Raise ConfigError where the two cannot both be obeyed."""
-    if config.tied_head and parametrization.name in SCALED_HEAD_INIT:
+    if config.tied_head and parametrization.rules.scales_head_init:
         raise ConfigError(f"tied_head must be false with {parametrization.name}, whose head has its own initialisation")
-    if not LINEARS[config.linear].zero_init and parametrization.name in ZERO_QUERY_INIT:
+    if not LINEARS[config.linear].zero_init and parametrization.rules.zero_queries:
         able = " or ".join(name for name, linear in LINEARS.items() if linear.zero_init)
         raise ConfigError(f"linear must be {able} with {parametrization.name}, whose queries start at zero")
 
@@ -49,9 +44,9 @@ def init_std(parametrization: ParametrizationConfig, info: ParameterInfo, config
     """Standard deviation at initialisation, after truncation. 0 means constant: gains one, others zero."""
     if info.role == "norm":
         return 0.0
-    if info.role == "q" and parametrization.name in ZERO_QUERY_INIT:
+    if info.role == "q" and parametrization.rules.zero_queries:
         return 0.0
-    if info.role == "head" and parametrization.name in SCALED_HEAD_INIT:
+    if info.role == "head" and parametrization.rules.scales_head_init:
         return math.sqrt(_base_fan_in(parametrization, info, config)) / info.fan_in
     return 1.0 / math.sqrt(info.fan_in) / RESIDUALS[config.residual].init_divisor(info.role, config.n_layers)
 
@@ -59,14 +54,14 @@ def init_std(parametrization: ParametrizationConfig, info: ParameterInfo, config
 def lr_multiplier(parametrization: ParametrizationConfig, info: ParameterInfo, config: ModelConfig) -> float:
     """What the learning rate is multiplied by: rule (i). Embeddings and gains always have 1."""
     linear_roles = HIDDEN_ROLES + (("head",) if parametrization.scale_head_lr else ())
-    if parametrization.name in SCALED_LR and info.role in linear_roles:
+    if parametrization.rules.scales_lr and info.role in linear_roles:
         return _base_fan_in(parametrization, info, config) / info.fan_in
     return 1.0
 
 
 def attention_scale(parametrization: ParametrizationConfig, config: ModelConfig) -> float:
     """What q.k is multiplied by, for a resolved config. mup_full means 1/d_head, whatever the config says."""
-    if config.attention_scale == "inverse" or parametrization.name in INVERSE_ATTENTION_SCALE:
+    if config.attention_scale == "inverse" or parametrization.rules.inverse_attention_scale:
         return 1.0 / config.d_head
     return 1.0 / math.sqrt(config.d_head)
 

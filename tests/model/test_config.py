@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from scaling_testbed.errors import ConfigError
-from scaling_testbed.model import parametrization
-from scaling_testbed.model.config import PARAMETRIZATIONS, ModelConfig, ParametrizationConfig
+from scaling_testbed.model.config import ModelConfig, ParametrizationConfig
 
 
 @pytest.mark.parametrize(
@@ -86,10 +85,6 @@ def test_the_swiglu_256_rule_rounds_8d_over_3_up_to_a_multiple_of_256(d_model, d
 def test_a_vocabulary_smaller_than_the_data_is_refused():
     with pytest.raises(ConfigError, match="^vocab_size must be at least the data's 257, got 256"):
         ModelConfig(vocab_size=256).resolved(257)
-
-
-def test_the_parametrizations_of_scaled_rates_are_parametrizations():
-    assert set(parametrization.SCALED_LR) < set(PARAMETRIZATIONS)
 
 
 def test_planning_needs_no_torch():
