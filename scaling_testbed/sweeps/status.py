@@ -123,13 +123,6 @@ def rows(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
-def frame(folder: str | Path):
-    """All rows of a sweep's folder as a pandas DataFrame, one column per field."""
-    import pandas
-
-    return pandas.DataFrame(rows(Path(folder)))
-
-
 def collect(folder: Path, only: Collection[str] | None = None) -> tuple[Path, Path, list[str]]:
     """Write results.jsonl and results.parquet into a sweep's folder; returns their paths and the run ids of the rows.
 

@@ -34,7 +34,7 @@ def test_a_grid_runs_to_its_end_and_again_starts_nothing(door, states, tmp_path,
 
     table = pandas.read_parquet(tmp_path / "runs/tiny/results.parquet")
     assert sorted(table["val_loss"]) == sorted(row["val_loss"] for row in rows)
-    assert len(status.frame(tmp_path / "runs/tiny")) == 4
+    assert len(status.rows(tmp_path / "runs/tiny")) == 4
     assert "finished runs" in door("plan")[1]  # priced by what they reached
 
 
