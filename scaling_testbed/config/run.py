@@ -27,7 +27,7 @@ from scaling_testbed.keys import ADDED_LATER, EXECUTION_ONLY
 from scaling_testbed.learning.config import CrossEntropyConfig
 from scaling_testbed.learning.interventions.base import Intervention
 from scaling_testbed.learning.interventions.chosen import choose_interventions
-from scaling_testbed.learning.optimizers import OPTIMIZERS, OptimizerConfig
+from scaling_testbed.learning.optimizers import OPTIMIZERS, rate_meaning
 from scaling_testbed.learning.schedules import SCHEDULES
 from scaling_testbed.model import counting
 from scaling_testbed.model.config import ModelConfig, ParametrizationConfig
@@ -122,12 +122,6 @@ def unshardable(run: RunConfig) -> tuple[str, str] | None:
 def rate_means(run: RunConfig) -> str:
     """What one unit of `run`'s learning rate is: two runs of which it differs are never compared in one S."""
     return rate_meaning(run.optimizer, run.model.linear)
-
-
-def rate_meaning(optimizer: OptimizerConfig, linear: str) -> str:
-    """The same of an optimizer over a model whose `model.linear` is `linear`, as a row may tell of them."""
-    changed = LINEARS[linear].rate_means if linear in LINEARS else f"model.linear={linear} is not registered here"
-    return f"{optimizer.rate_means}; {changed}" if changed else optimizer.rate_means
 
 
 def interventions_of(run: RunConfig) -> dict[str, Intervention]:

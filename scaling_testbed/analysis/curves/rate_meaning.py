@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 from scaling_testbed.analysis.curves.grouping import Curve
 from scaling_testbed.analysis.rows.study import Row
-from scaling_testbed.config.run import rate_meaning
 from scaling_testbed.errors import ConfigError
-from scaling_testbed.learning.optimizers import AS_ADAMW, OPTIMIZERS, AdamWConfig, OptimizerConfig
+from scaling_testbed.learning.optimizers import AS_ADAMW, OPTIMIZERS, AdamWConfig, OptimizerConfig, rate_meaning
 
 
 def meaning_of(row: Row) -> str:

@@ -10,6 +10,7 @@ from scaling_testbed.learning.optimizers.base import (
     clip_coefficient,
     local_part,
     parameter_groups,
+    rate_meaning,
     set_lr,
 )
 from scaling_testbed.learning.optimizers.muon import MuonConfig
@@ -28,5 +29,6 @@ __all__ = [
     "clip_coefficient",
     "local_part",
     "parameter_groups",
+    "rate_meaning",
     "set_lr",
 ]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from scaling_testbed.errors import ConfigError, check_choice, check_not_negative, check_positive
 from scaling_testbed.keys import ADDED_LATER
 from scaling_testbed.model.parametrization import ROLES, lr_multiplier
+from scaling_testbed.model.parts import LINEARS
 from scaling_testbed.registry import Registry
 
 if TYPE_CHECKING:
@@ -137,6 +138,12 @@ class OptimizerConfig(abc.ABC):
         for key in keys:
             if not 0 <= getattr(self, key) < 1:
                 raise ConfigError(f"{key} must lie in [0, 1); got {getattr(self, key)}")
+
+
+def rate_meaning(optimizer: OptimizerConfig, linear: str) -> str:
+    """What one unit of learning rate is to an optimizer over a model whose `model.linear` is `linear`."""
+    changed = LINEARS[linear].rate_means if linear in LINEARS else f"model.linear={linear} is not registered here"
+    return f"{optimizer.rate_means}; {changed}" if changed else optimizer.rate_means
 
 
 def parameter_groups(
