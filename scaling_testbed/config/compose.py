@@ -417,12 +417,14 @@ def _check_hydra_untouched(overrides: Sequence[str], configs: Sequence[str]) -> 
         return {key: OmegaConf.to_container(composed, resolve=False)[key] for key in RUNS_CODE}
 
     single = [text for text in overrides if not _parsed(text).is_sweep_override()]
-    found, typed = (
-        of_hydra(single, configs),
-        of_hydra([text for text in single if re.match(r"hydra\b", _key(text))], ()),
-    )
-    if changed := [key for key in RUNS_CODE if found[key] != typed[key]]:
-        raise ConfigError(f"a file in configs= sets hydra.{changed[0]}, which names code; type it, or leave it out")
+    typed = of_hydra([text for text in single if re.match(r"hydra\b", _key(text))], ())
+    swept = [override_values(text) for text in overrides if text not in single and not _sets_plain_value(text)]
+    first = {key: values[0] for key, values in swept}  # other keys may need a choice to be there
+    for key, value in [("", ""), *((key, value) for key, values in swept for value in values[1:])]:
+        choices_of_run = first | ({key: value} if key else {})
+        found = of_hydra([*(f"{group}={choice}" for group, choice in choices_of_run.items()), *single], configs)
+        if changed := [key for key in RUNS_CODE if found[key] != typed[key]]:
+            raise ConfigError(f"a file in configs= sets hydra.{changed[0]}, which names code; type it, or leave it out")
 
 
 def through_hydra(action: Callable[[Callable[[], RunConfig]], int], argv: Sequence[str]) -> int:

@@ -206,7 +206,15 @@ def test_a_part_whose_facts_count_other_parameters_than_it_has_is_not_trained(tm
     assert "has 26,848 parameters, its parts' facts say 27,008; mend what the plug-in says" in line
 
 
-@pytest.mark.parametrize("options", [["--multirun"], ["--multirun", "seed=0,1"], ["--cfg", "job"]])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--multirun", "experiment=evil"],
+        ["--multirun", "experiment=over_training,evil"],
+        ["--multirun", "data=markov,noise", "data.n_tokens=20000", "experiment=evil"],
+        ["--cfg", "job", "experiment=evil"],
+    ],
+)
 def test_a_folder_of_configurations_runs_no_code_through_hydra(tmp_path, capfd, options):
     """Hydra calls what hydra.callbacks and its logging name; only plugins= may name code."""
     (tmp_path / "confs" / "experiment").mkdir()
@@ -214,6 +222,6 @@ def test_a_folder_of_configurations_runs_no_code_through_hydra(tmp_path, capfd, 
     (tmp_path / "confs" / "experiment" / "evil.yaml").write_text(
         f"# @package _global_\nhydra: {{callbacks: {{x: {target}}}}}\n"
     )
-    line = refused(lambda: train_main(["configs=confs", "experiment=evil", *options]), capfd, 2)
+    line = refused(lambda: train_main(["configs=confs", *options]), capfd, 2)
     assert "a file in configs= sets hydra.callbacks, which names code" in line and not (tmp_path / "it_ran").exists()
     assert train_main(["configs=confs", "optimizer=slow", "hydra.job.name=x", "--cfg", "job"]) == 0
