@@ -64,7 +64,8 @@ def plugin_name(typed: str, base: Path | None = None) -> str:
 def load_plugins(typed: Sequence[str]) -> list[Plugin]:
     """Load what a person named, in this order, each once; this is also what allows a file to name the same.
 
-    Raises ConfigError, one line, where a plug-in is missing, its code raises, or it takes a name that is taken.
+    Raises ConfigError, one line, where a plug-in is missing, its code raises, it takes a name that is taken, or its
+    file has changed since this process loaded it.
     """
     return [_load(plugin_name(one), one) for one in typed]
 
@@ -125,7 +126,15 @@ def _load(name: str, typed: str) -> Plugin:
         module = _import_file(name) if name.endswith(".py") or os.sep in name else _import_module(name)
         origin = _origin(module)
         _loaded[name] = Plugin(name, typed, module.__name__, str(origin), _sha256(origin))
+    elif _changed_since(_loaded[name]):
+        raise ConfigError(f"plug-in {name} has changed since this process loaded it; start Python (the kernel) again")
     return _loaded[name]
+
+
+def _changed_since(plugin: Plugin) -> bool:
+    """Of a file alone: to read a package for each run of a sweep would take long."""
+    origin = Path(plugin.origin)
+    return origin.is_file() and _sha256(origin) != plugin.sha256
 
 
 class _FromSource(importlib.machinery.SourceFileLoader):
@@ -176,12 +185,15 @@ def _failure(name: str, error: BaseException) -> str:
         file, line = (own or frames)[-1]
     where = f"{file}, line {line}" if file == name else f"{name} ({file}, line {line})"
     kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-    return f"plug-in {where}: {kind}{first_line(error)}"
+    said = error.msg if isinstance(error, SyntaxError) else first_line(error)
+    return f"plug-in {where}: {kind}{said}"
 
 
 def _origin(module: ModuleType) -> Path:
     """Where a module's source lies: the folder of the package that it is or is in, or its own file."""
     if hasattr(module, "__path__"):
+        if getattr(module, "__file__", None) is None:
+            raise ConfigError(f"plug-in {module.__name__}: it is a folder without code; name a module in it")
         return Path(os.path.abspath(next(iter(module.__path__))))
     if getattr(module, "__file__", None) is None:
         raise ConfigError(f"plug-in {module.__name__}: it is part of the interpreter and has no source file")

@@ -79,7 +79,8 @@ def test_the_hash_of_a_module_in_a_package_is_of_all_python_files_of_that_packag
         ("gone.py", None, "gone.py: there is no such .py file"),
         ("no_such_lab.optim", None, "plug-in no_such_lab.optim: there is no module no_such_lab; install it"),
         ("bad.py", "import math\n\nmath.nothing\n", "bad.py, line 3: AttributeError: module 'math' has no attribute"),
-        ("bad.py", "x = (\n", "bad.py, line 1: SyntaxError"),
+        ("bad.py", "x = (\n", "bad.py, line 1: SyntaxError: '(' was never closed"),
+        ("bare", None, "plug-in bare: it is a folder without code; name a module in it"),
         ("bad.py", "import no_such_module\n", "bad.py, line 1: ModuleNotFoundError: No module named 'no_such_module'"),
         ("bad.py", "def f():\n    import json\n    json.loads('{')\nf()\n", "bad.py, line 3: JSONDecodeError"),
         ("bad.py", "raise SystemExit(3)\n", "bad.py, line 1: SystemExit: 3"),
@@ -91,12 +92,23 @@ def test_the_hash_of_a_module_in_a_package_is_of_all_python_files_of_that_packag
     ],
 )
 def test_what_cannot_be_loaded_is_one_line_that_names_file_and_line(tmp_path, typed, text, message):
+    (tmp_path / "bare").mkdir()
     if text:
         write(tmp_path / typed, text)
     with pytest.raises(ConfigError) as error:
         load_plugins([typed])
-    assert message in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value) and "\n" not in str(error.value) and str(error.value).count("(bad.py") == 0
     assert plugins.loaded_plugins() == [] and not [name for name in sys.modules if name.startswith("plugin_bad")]
+
+
+def test_a_file_that_changed_after_it_was_loaded_is_not_taken_for_what_runs(tmp_path):
+    """In a notebook: the old code would train, and the sweep's other processes would load the new one."""
+    file = write(tmp_path / "mine.py")
+    (one,) = load_plugins(["mine.py"])
+    assert load_plugins(["mine.py"]) == [one]
+    file.write_text("VALUE = 2\n")
+    with pytest.raises(ConfigError, match="mine.py has changed since this process loaded it; start Python"):
+        load_plugins(["mine.py"])
 
 
 def test_an_error_deep_in_a_package_names_the_line_of_the_package(tmp_path):

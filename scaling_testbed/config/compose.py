@@ -210,13 +210,16 @@ def _unreadable(override: str) -> str:
     return f"cannot read the override {override!r}; write key=value, {hint}"
 
 
-def _compose_dict(overrides: Sequence[str], configs: Sequence[str], config_name: str = "train") -> DictConfig:
+def _compose_dict(
+    overrides: Sequence[str], configs: Sequence[str], config_name: str = "train", *, with_hydra: bool = False
+) -> DictConfig:
     for key, _, value in (text.partition("=") for text in overrides):
         if key in GROUPS and value.strip().lower() == "null":
             raise ConfigError(f"{key}={value}: a group cannot be null; --help lists its choices")
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(version_base=None, config_dir=str(CONFIG_DIR)):
-        return hydra.compose(config_name, overrides=[*overrides, *_search_override(configs)])
+        found = [*overrides, *_search_override(configs)]
+        return hydra.compose(config_name, overrides=found, return_hydra_config=with_hydra)
 
 
 def _search_override(configs: Sequence[str]) -> list[str]:
@@ -399,6 +402,31 @@ def run_config_files(configs: Sequence[str] = ()) -> list[Path]:
     return sorted(of_runs, key=lambda path: (path.parent.name, path.name))
 
 
+RUNS_CODE = ("callbacks", "job_logging", "hydra_logging", "launcher", "sweeper")  # keys of hydra that name classes
+
+
+def _check_hydra_untouched(overrides: Sequence[str], configs: Sequence[str]) -> None:
+    """Raise ConfigError where a file of configs= sets what Hydra itself imports and calls: such a folder may come from
+    someone else, and only plugins= names code. What is typed may."""
+
+    def of_hydra(overrides: Sequence[str], configs: Sequence[str]) -> dict:
+        try:
+            composed = _compose_dict(overrides, configs, with_hydra=True).hydra
+        except CANNOT_COMPOSE as error:
+            raise ConfigError(_one_line(error, configs)) from None
+        return {key: OmegaConf.to_container(composed, resolve=False)[key] for key in RUNS_CODE}
+
+    single = [text for text in overrides if not _parsed(text).is_sweep_override()]
+    typed = of_hydra([text for text in single if re.match(r"hydra\b", _key(text))], ())
+    swept = [override_values(text) for text in overrides if text not in single and not _sets_plain_value(text)]
+    first = {key: values[0] for key, values in swept}  # other keys may need a choice to be there
+    for key, value in [("", ""), *((key, value) for key, values in swept for value in values[1:])]:
+        choices_of_run = first | ({key: value} if key else {})
+        found = of_hydra([*(f"{group}={choice}" for group, choice in choices_of_run.items()), *single], configs)
+        if changed := [key for key in RUNS_CODE if found[key] != typed[key]]:
+            raise ConfigError(f"a file in configs= sets hydra.{changed[0]}, which names code; type it, or leave it out")
+
+
 def through_hydra(action: Callable[[Callable[[], RunConfig]], int], argv: Sequence[str]) -> int:
     """Let Hydra read `argv`, its own options among it, and call `action` for each run with what composes it. Returns
     the largest status."""
@@ -411,6 +439,8 @@ def through_hydra(action: Callable[[Callable[[], RunConfig]], int], argv: Sequen
         )
     overrides, configs = _from_outside(argv, None)
     others = outside_of(argv)[2]
+    if configs:
+        _check_hydra_untouched([text for text in others if "=" in text and not text.startswith("-")], configs)
     at = next((at for at, (typed, other) in enumerate(zip(argv, others, strict=False)) if typed != other), len(others))
     named = overrides[: len(overrides) - len(others)]
     argv = [*others[:at], *named, *_search_override(configs), *others[at:]]  # where they stood, for argparse's sake

@@ -204,3 +204,24 @@ def test_a_part_whose_facts_count_other_parameters_than_it_has_is_not_trained(tm
     assert train_main(typed) == 2
     line = capfd.readouterr().err.splitlines()[-1]
     assert "has 26,848 parameters, its parts' facts say 27,008; mend what the plug-in says" in line
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--multirun", "experiment=evil"],
+        ["--multirun", "experiment=over_training,evil"],
+        ["--multirun", "data=markov,noise", "data.n_tokens=20000", "experiment=evil"],
+        ["--cfg", "job", "experiment=evil"],
+    ],
+)
+def test_a_folder_of_configurations_runs_no_code_through_hydra(tmp_path, capfd, options):
+    """Hydra calls what hydra.callbacks and its logging name; only plugins= may name code."""
+    (tmp_path / "confs" / "experiment").mkdir()
+    target = "{_target_: pathlib.Path.touch, self: {_target_: pathlib.Path, _args_: [it_ran]}}"
+    (tmp_path / "confs" / "experiment" / "evil.yaml").write_text(
+        f"# @package _global_\nhydra: {{callbacks: {{x: {target}}}}}\n"
+    )
+    line = refused(lambda: train_main(["configs=confs", *options]), capfd, 2)
+    assert "a file in configs= sets hydra.callbacks, which names code" in line and not (tmp_path / "it_ran").exists()
+    assert train_main(["configs=confs", "optimizer=slow", "hydra.job.name=x", "--cfg", "job"]) == 0
