@@ -12,6 +12,8 @@ import yaml
 
 from scaling_testbed.errors import ConfigError, UserError
 
+YAMLError = yaml.YAMLError  # what others' readers of YAML raise, too
+
 
 def write_text(path: Path, text: str) -> None:
     """Replace a file in one step. Raises UserError naming it when the disk refuses, or it is a device, say."""

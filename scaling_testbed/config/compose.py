@@ -26,12 +26,11 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, ListConfig, OmegaConf, StringNode
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from scaling_testbed.config.run import GROUPS, RunConfig, run_id
 from scaling_testbed.config.search import CONFIG_DIR, check_no_doubles, choices, config_folder, search_path
 from scaling_testbed.errors import ConfigError, UserError
-from scaling_testbed.files import read_yaml
+from scaling_testbed.files import YAMLError, read_yaml
 from scaling_testbed.plugins import check_unchanged, load_named_in, load_plugins, loaded_plugins
 
 CANNOT_COMPOSE = (HydraException, OmegaConfBaseException, YAMLError)
