@@ -19,7 +19,7 @@ import numpy as np
 from scaling_testbed.analysis.curves.grouping import Curve, curves
 from scaling_testbed.analysis.curves.rate_meaning import curve_meaning, incomparable
 from scaling_testbed.analysis.rows.conditions import same
-from scaling_testbed.analysis.rows.study import SIZE, Row, Study, name_of, number
+from scaling_testbed.analysis.rows.study import SIZE, Row, Study, name_of, number, several_sources
 from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.learning.optimizers import AS_ADAMW
 
@@ -182,6 +182,8 @@ def _withheld(curve: Curve | None, lr_range: tuple[float, float]) -> str | None:
     data = {row["data_fingerprint"] for row in curve.runs.values() if row.get("data_fingerprint")}
     if len(data) > 1:
         return f"its rows come from {len(data)} sets of data ({', '.join(sorted(map(str, data)))})"
+    if several := several_sources(curve.runs.values()):
+        return f"its rows were made with {several}"
     if curve.missing:
         return f"{len(curve.missing)} missing: {'; '.join(curve.missing)}"
     holes = [(lr, seed) for lr in curve.lrs for seed in curve.seeds if (lr, seed) not in curve.runs]

@@ -4,18 +4,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from scaling_testbed.analysis.laws.forms import Law
-from scaling_testbed.analysis.rows.study import Row
+from scaling_testbed.analysis.rows.study import Row, several_sources
 
 FAR = 10  # times beyond what was fitted: from here on it is said
 
 
 def mixed_data(rows: Sequence[Row]) -> list[str]:
-    """A law describes one data set: a warning where the rows have several."""
+    """A law describes one data set, and what one version of a plug-in made: a warning where the rows have several."""
     for key in ("data_fingerprint", "dataset"):
         found = {str(row[key]) for row in rows if row.get(key)}
         if len(found) > 1:
             return [f"the rows have {len(found)} values of {key}: a law describes one data set; use --where"]
-    return []
+    several = several_sources(rows)
+    return [f"the rows were made with {several}: a law describes what one of them made"] if several else []
 
 
 def mixed_settings(rows: Sequence[Row], law: Law) -> list[str]:

@@ -91,6 +91,17 @@ def where(study: Study, conditions: Iterable[str]) -> Study:
     return Study(**{**vars(study), "rows": rows, "missing": missing})
 
 
+def several_sources(rows: Iterable[Row]) -> str | None:
+    """The first plug-in that the rows were not all made with the same source of, in words; None where there is none.
+    Of rows of a table without mappings nothing is known."""
+    hashes: dict[str, set[str]] = {}
+    for row in rows:
+        for name, sha256 in plugins.items() if isinstance(plugins := row.get("plugins"), dict) else ():
+            hashes.setdefault(name, set()).add(str(sha256)[:12])
+    found = next((name for name, several in hashes.items() if len(several) > 1), None)
+    return found and f"{len(hashes[found])} versions of the plug-in {found} ({', '.join(sorted(hashes[found]))})"
+
+
 def number(row: Row, key: str) -> float:
     """A number of a row, nan where it is null (as records write what is not finite). Raises UserError without one."""
     value = row.get(key, "absent")

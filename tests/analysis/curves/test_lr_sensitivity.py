@@ -307,6 +307,18 @@ def test_rows_of_two_sets_of_data_make_no_s(study):
     assert found.s is None and "2 sets of data (7, b)" in found.withheld
 
 
+def test_rows_of_two_versions_of_a_plug_in_make_no_s(study):
+    def plugins(changed):
+        return lambda c, w, lr, s: {"mine.py": "b" * 64 if lr > 0.05 and changed else "a" * 64, f"{lr}.py": "c" * 64}
+
+    found, same = (
+        analyse(study(grid(lambda *_: 3.0, [{}], widths=(32,), plugins=plugins(changed))), [])[0]
+        for changed in (True, False)
+    )
+    assert found.s is None and "2 versions of the plug-in mine.py (aaaaaaaaaaaa, bbbbbbbbbbbb)" in found.withheld
+    assert same.s is not None
+
+
 def test_the_line_of_s_breaks_where_it_is_withheld(study):
     rows = grid(lambda c, width, lr, seed: 3.0 + lr, [{}])
     found = analyse(study([row for row in rows if (row["model.d_model"], row["optimizer.lr"]) != (64, 0.3)]), [])

@@ -25,6 +25,9 @@ def test_rows_of_several_data_sets_are_named_by_the_fingerprint_first():
     rows = [{"data_fingerprint": "a", "dataset": "c4"}, {"data_fingerprint": "b", "dataset": "c4"}, {"dataset": None}]
     assert mixed_data(rows) == ["the rows have 2 values of data_fingerprint: a law describes one data set; use --where"]
     assert mixed_data(rows[1:]) == [] == mixed_data([])
+    first, second = ({"plugins": {"mine.py": letter * 64}} for letter in "ab")
+    assert "2 versions of the plug-in mine.py (aaaaaaaaaaaa, bbbbbbbbbbbb)" in mixed_data([first, second])[0]
+    assert mixed_data([first, first, {}]) == []
 
 
 @pytest.mark.parametrize(("reach", "said"), [(9.9, 0), (10.0, 1)])
