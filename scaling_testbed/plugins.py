@@ -89,9 +89,14 @@ def loaded_plugins() -> list[Plugin]:
     return list(_loaded.values())
 
 
+def plugins_of(names: Sequence[str]) -> list[Plugin]:
+    """The loaded plug-ins `names`, of a run: a process may have loaded those of other runs too."""
+    return [_loaded[plugin_name(name)] for name in names]
+
+
 def hashes(names: Sequence[str]) -> dict[str, str]:
     """Name -> sha256 of the loaded plug-ins `names`."""
-    return {_loaded[name].name: _loaded[name].sha256 for name in map(plugin_name, names)}
+    return {plugin.name: plugin.sha256 for plugin in plugins_of(names)}
 
 
 def source_hash(cls: type) -> str | None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import scaling_testbed as st
-from scaling_testbed import analyze
+from scaling_testbed import analyze, plugins
 from scaling_testbed.errors import ConfigError, UserError
 from tests.analysis.conftest import grid
 from tests.sweeps.conftest import TINY
@@ -171,7 +171,8 @@ def test_one_text_is_one_override_condition_or_key_and_not_its_letters(places):
     assert fits[0].record() == fits[1].record()
 
 
-def test_a_sweep_takes_plugins_and_folders_as_it_does_on_the_command_line(places, tmp_path):
+def test_a_sweep_takes_plugins_and_folders_as_it_does_on_the_command_line(places, tmp_path, monkeypatch):
+    monkeypatch.setattr(plugins, "_loaded", {})
     (tmp_path / "tiny.yaml").write_text(TINY)
     register = "NORMS.add('api', Norm(RMSNorm, gains=1), module=__name__)\n"
     imports = "from scaling_testbed.model.layers import RMSNorm\nfrom scaling_testbed.model.parts import NORMS, Norm\n"

@@ -10,11 +10,12 @@ import re
 import socket
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from scaling_testbed.files import write_json, write_text
-from scaling_testbed.plugins import loaded_plugins
+from scaling_testbed.plugins import plugins_of
 from scaling_testbed.runs.lease import this_process
 
 LONGEST_DIFF = 1 << 20  # characters; of a longer one its hash and length are kept
@@ -22,9 +23,9 @@ SOURCES = ("scaling_testbed", "kernels", "configs")  # whose new files belong to
 DRIVER_FILE = Path("/proc/driver/nvidia/version")
 
 
-def environment(device: str, precision: str) -> dict[str, Any]:
-    """This start: machine, driver, Slurm job, plug-ins and source state, and under `installed` and `diff` what
-    `record_start` keeps once for all starts. Nothing else of the environment variables."""
+def environment(device: str, precision: str, plugins: Sequence[str] = ()) -> dict[str, Any]:
+    """This start of a run with these plug-ins: machine, driver, Slurm job and source state, and under `installed` and
+    `diff` what `record_start` keeps once for all starts. Nothing else of the environment variables."""
     git, diff = git_state(Path(__file__).resolve().parent)
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -35,7 +36,7 @@ def environment(device: str, precision: str) -> dict[str, Any]:
         "platform": platform.platform(),
         "driver": driver(),
         "versions": versions(),
-        "plugins": [plugin.record() for plugin in loaded_plugins()],
+        "plugins": [plugin.record() for plugin in plugins_of(plugins)],
         "git": git,
         "installed": installed(),
         "diff": diff,

@@ -28,7 +28,8 @@ class Records:
         self._announce(progress)
 
     def _open(self, progress: Progress) -> tuple[int, str | None, list[dict[str, Any]]]:
-        parts, here = self._parts, environment(device_name(self._parts.device), self._parts.precision)
+        parts = self._parts
+        here = environment(device_name(parts.device), parts.precision, parts.run.plugins)
         restarts = parts.folder.start(dataclasses.asdict(parts.run), here)
         kept = parts.folder.open_metrics(keep_before=progress.step + (progress.record is None))
         return restarts, here["git"]["commit"], [row for row in kept if "val_loss" in row]

@@ -189,6 +189,14 @@ def test_a_run_of_someone_else_runs_nothing_and_one_of_other_code_is_not_taken_f
         train_run(run, quiet=True)
 
 
+def test_a_run_has_nothing_of_a_plug_in_that_another_run_of_the_process_named(monkeypatch):
+    compose(["plugins=mine.py"])
+    run = compose([*COMMON, "budget.steps=2", "data=noise", "data.n_tokens=4096", "data.n_validation_tokens=2048"])
+    train_run(run, quiet=True)
+    forget(monkeypatch)
+    assert recorded_run(run_folder_path(run)).plugins == []
+
+
 def only(run):
     """`run` as a sweep plans it."""
     sweep = Sweep(name="only", folder="only", overrides=run.overrides[2:], plugins=run.plugins, configs=run.configs)
