@@ -182,7 +182,8 @@ def flatten(run: RunConfig) -> dict[str, Any]:
 
 
 def outcome_of(folder: Path) -> str | None:
-    """How the run in `folder` failed, diverged or was interrupted, by its result.json; None where it finished or has no row."""
+    """How the run in `folder` failed, diverged or was interrupted, from its result.json; None where it finished or has
+    no row."""
     said = {"failed": "failed", "diverged": "diverged", "preempted": "was interrupted"}
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
         row = json.loads((folder / "result.json").read_text())
