@@ -18,13 +18,15 @@ setup: $(VENV)/setup
 $(VENV)/setup: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "error: Python 3.11 or newer is needed; set PYTHON=python3.11"; exit 1; }
-	@test -d $(VENV) || echo "Installing PyTorch and the testbed into $(VENV); this takes some minutes."
+	@echo "Installing PyTorch, the testbed and what figures need into $(VENV): 1.5 GB with a CPU build of PyTorch, more"
+	@echo "with a CUDA build. This takes some minutes, most of them for the download; only the first call does it."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -c constraints.txt -e '.[analysis,export]'
 	@touch $@
 
 # .venv/test, .venv/check and .venv/docs: the extra of that name is installed, on top of what a user needs.
 $(VENV)/test $(VENV)/check $(VENV)/docs: $(VENV)/%: $(VENV)/setup
+	@echo "Installing what \`make $*\` needs into $(VENV)"
 	$(BIN)/pip install -q -c constraints.txt -e '.[$*]'
 	@touch $@
 
