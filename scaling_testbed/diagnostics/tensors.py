@@ -1,15 +1,4 @@
-"""Gradients and updates, tensor by tensor.
-
-Names: QUANTITY/TENSOR.
-    grad_rms, grad_norm   before clipping
-    param_rms             before the update
-    update_rms            RMS of the optimizer's update before the learning rate and without the decay, as its config
-                          tells (`update_of`); for AdamW m / (sqrt(v) + eps), bias-corrected (Wortsman et al. 2023,
-                          arXiv 2309.14322, section E.13)
-    update_ratio          the tensor's learning rate x update_rms / param_rms
-    below_eps             share of coordinates with sqrt(v) < eps (section 3.4)
-The last three only of tensors whose optimizer keeps what tells its update; below_eps only where there is an eps.
-"""
+"""Statistics of gradients and updates, tensor by tensor. names.py defines each."""
 
 import math
 from collections.abc import Callable, Sequence

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from scaling_testbed.config.sections import ParallelismConfig
-from scaling_testbed.errors import UserError
+from scaling_testbed.errors import FAILED, STOPPED, UserError
 from scaling_testbed.processes.world import World
 
 WAIT_SECONDS = 30  # between two looks at the store
@@ -43,7 +43,7 @@ class PeerGone(RankError):
     """Another process ended without a word, killed perhaps; the run can go on as after a signal. Exit status 75."""
 
     def __init__(self, reason: str):
-        super().__init__(f"another process of this run is gone: {reason}", 75)
+        super().__init__(f"another process of this run is gone: {reason}", STOPPED)
 
 
 class Processes:
@@ -231,7 +231,7 @@ def _as_error(error: BaseException) -> dict[str, Any]:
     message = str(error) or type(error).__name__
     if not isinstance(error, UserError):
         message = f"{type(error).__name__}: {message}".splitlines()[0]
-    return {"error": message, "exit_status": getattr(error, "exit_status", 1)}
+    return {"error": message, "exit_status": getattr(error, "exit_status", FAILED)}
 
 
 def _value_or_error(found: dict[str, Any], prefix: str = "") -> Any:

@@ -18,7 +18,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from scaling_testbed.errors import UserError
+from scaling_testbed.errors import STOPPED, UserError
 
 BEAT_SECONDS, STALE_SECONDS = 10, 60
 
@@ -26,7 +26,7 @@ BEAT_SECONDS, STALE_SECONDS = 10, 60
 class AlreadyRunning(UserError):
     """Another process owns this run's folder. Exit status 75."""
 
-    exit_status = 75
+    exit_status = STOPPED
 
 
 @dataclass(frozen=True)
