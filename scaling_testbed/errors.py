@@ -1,6 +1,7 @@
 """The errors that a person can cause. The doors print them as they are, without a traceback."""
 
 import math
+from collections.abc import Collection
 
 
 class UserError(Exception):
@@ -16,19 +17,19 @@ class ConfigError(UserError):
     exit_status = 2
 
 
-def check_choice(field: str, value: str, choices) -> None:
+def check_choice(field: str, value: str, choices: Collection[str]) -> None:
     """Raise ConfigError unless `value` is one of `choices`."""
     if value not in choices:
         raise ConfigError(f"{field} must be one of {', '.join(choices)}; got {value!r}")
 
 
-def check_positive(field: str, value) -> None:
+def check_positive(field: str, value: float | None) -> None:
     """Raise ConfigError unless `value` is None or a finite number greater than zero."""
     if value is not None and not 0 < value < math.inf:
         raise ConfigError(f"{field} must be greater than zero, and finite; got {value!r}")
 
 
-def check_not_negative(field: str, value) -> None:
+def check_not_negative(field: str, value: float) -> None:
     """Raise ConfigError unless `value` is zero or a finite number greater than it."""
     if not 0 <= value < math.inf:
         raise ConfigError(f"{field} must not be negative, and be finite; got {value!r}")

@@ -9,12 +9,13 @@ peak.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from scaling_testbed.errors import ConfigError, check_choice, check_not_negative, check_positive
 from scaling_testbed.registry import Registry
 
-SCHEDULES = Registry("schedule")
+SCHEDULES: Registry[type["Schedule"]] = Registry("schedule")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +74,7 @@ class CosineConfig(Schedule):
 
     name: str = "cosine"
 
-    def after_warmup(self, done, warmup, total, peak, floor):
+    def after_warmup(self, done: int, warmup: int, total: int, peak: float, floor: float) -> float:
         return floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * _progress(done, warmup, total)))
 
 
@@ -84,7 +85,7 @@ class LinearConfig(Schedule):
 
     name: str = "linear"
 
-    def after_warmup(self, done, warmup, total, peak, floor):
+    def after_warmup(self, done: int, warmup: int, total: int, peak: float, floor: float) -> float:
         return peak + (floor - peak) * _progress(done, warmup, total)
 
 
@@ -95,7 +96,7 @@ class ConstantConfig(Schedule):
 
     name: str = "constant"
 
-    def after_warmup(self, done, warmup, total, peak, floor):
+    def after_warmup(self, done: int, warmup: int, total: int, peak: float, floor: float) -> float:
         return peak
 
 
@@ -106,7 +107,7 @@ class InverseSqrtConfig(Schedule):
 
     name: str = "inverse_sqrt"
 
-    def after_warmup(self, done, warmup, total, peak, floor):
+    def after_warmup(self, done: int, warmup: int, total: int, peak: float, floor: float) -> float:
         return max(floor, peak * math.sqrt(max(1, warmup) / max(1, warmup, done)))
 
 
@@ -128,12 +129,12 @@ class WarmupStableDecayConfig(Schedule):
         if not 0 < self.decay_fraction <= 1:
             raise ConfigError(f"decay_fraction must lie above 0 and up to 1; got {self.decay_fraction}")
 
-    def after_warmup(self, done, warmup, total, peak, floor):
+    def after_warmup(self, done: int, warmup: int, total: int, peak: float, floor: float) -> float:
         begin = max(warmup, total - round(self.decay_fraction * total))
         return floor + (peak - floor) * _DECAY_SHAPES[self.decay_shape](_progress(done, begin, total))
 
 
-_DECAY_SHAPES = {
+_DECAY_SHAPES: dict[str, Callable[[float], float]] = {
     "linear": lambda progress: 1 - progress,
     "sqrt": lambda progress: 1 - math.sqrt(progress),
     "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),

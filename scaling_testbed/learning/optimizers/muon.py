@@ -56,12 +56,21 @@ class MuonConfig(OptimizerConfig):
 
         from scaling_testbed.learning.optimizers.combined import Combined
 
-        muon = {"momentum": self.momentum, "nesterov": self.nesterov, "ns_steps": self.ns_steps}
         betas = (self.beta1, self.beta2)
         others = parameter_groups(self, model, set(ROLES) - set(HIDDEN_ROLES))
-        parts = [torch.optim.AdamW(others, lr=self.lr, betas=betas, eps=self.eps, fused=can_fuse(model))]
+        parts: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(others, lr=self.lr, betas=betas, eps=self.eps, fused=can_fuse(model))
+        ]
         if hidden := parameter_groups(self, model, HIDDEN_ROLES):  # a model may have no blocks
-            parts.append(torch.optim.Muon(hidden, lr=self.lr, **muon, adjust_lr_fn=self.lr_adjustment))
+            muon = torch.optim.Muon(
+                hidden,
+                lr=self.lr,
+                momentum=self.momentum,
+                nesterov=self.nesterov,
+                ns_steps=self.ns_steps,
+                adjust_lr_fn=self.lr_adjustment,
+            )
+            parts.append(muon)
         return Combined(parts)
 
     def bytes_per_weight(self, role: str) -> int:
