@@ -59,7 +59,7 @@ class Continuation:
 def read_tasks(paths: list[Path]) -> list[ChoiceTask]:
     """The tasks of some files. Raises UserError naming file and line, ConfigError where two have one name."""
     tasks = [_read_task(path) for path in paths]
-    seen = {}
+    seen: dict[str, Path] = {}
     for task in tasks:
         if task.name == MEAN:
             raise ConfigError(f"{task.path}: {MEAN} names the tasks' mean; give the file another name")

@@ -62,10 +62,13 @@ class Records:
     def write(self, progress: Progress) -> None:
         """Write the open record if it says anything, and close it."""
         record = progress.record
+        if record is None:
+            return
         if len(record) > 1 and self._parts.processes.world.is_main:
             self._parts.folder.write_metrics(record)
             self._shown.update(record)
-            self._mirror.log(record)
+            if self._mirror is not None:
+                self._mirror.log(record)
         if "val_loss" in record:
             progress.evaluations.append(record)
         progress.record = None
@@ -77,7 +80,8 @@ class Records:
     def finish(self, row: dict[str, Any]) -> dict[str, Any]:
         """Write the run's row, on rank 0; returns it."""
         self._parts.folder.write_result(row)
-        self._mirror.finish(row)
+        if self._mirror is not None:
+            self._mirror.finish(row)
         return row
 
 
