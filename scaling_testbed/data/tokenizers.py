@@ -20,7 +20,7 @@ from scaling_testbed.errors import ConfigError, UserError, check_positive
 from scaling_testbed.files import sha256_of
 from scaling_testbed.registry import Registry
 
-TOKENIZERS = Registry("tokenizer")
+TOKENIZERS: Registry[type["TokenizerConfig"]] = Registry("tokenizer")
 TOKENIZER_FILE = "tokenizer.json"
 BPE_EOS = "<|endoftext|>"
 # Names that published tokenizers give their end of document, most telling first.
@@ -238,6 +238,7 @@ class PretrainedConfig(TokenizerConfig):
     def _download(self):
         from tokenizers import Tokenizer
 
+        assert self.path is not None, "`_local_file` asks for it"
         try:
             return Tokenizer.from_pretrained(self.path, revision=self.revision or "main")
         except Exception as error:  # the library raises bare Exception

@@ -18,7 +18,7 @@ from scaling_testbed.data.sources.reading import Unit
 from scaling_testbed.errors import ConfigError, UserError, check_positive
 from scaling_testbed.registry import Registry
 
-SOURCES = Registry("data source")
+SOURCES: Registry[type["Source"]] = Registry("data source")
 
 
 class Job(Protocol):
