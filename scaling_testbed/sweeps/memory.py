@@ -114,7 +114,7 @@ def activation_bytes_per_token(model: ModelConfig, precision: str, sequence_leng
     and after the blocks the final norm's input in fp32. The path is the named one, or what `auto` takes on a GPU."""
     path = ATTENTION_IMPLS[choose_impl("attention_impl", model)]
     norm, layout, mlp = NORMS[model.norm], RESIDUALS[model.residual], MLPS[model.mlp]
-    a = model.n_heads * model.d_head
+    a = model.n_heads * model.head_width
     scores = 0
     if path.keeps_scores:
         n_scores = NORMALISERS[model.attention_normaliser].kept_scores + (model.attention_softcap is not None)
