@@ -52,7 +52,7 @@ def make_qk_norm(config: ModelConfig, n_heads: int, device=None) -> QKNorm | Fix
     norm = resolve(part.function)
     if not part.gains:
         return FixedQKNorm(norm, config.norm_eps, factor=math.sqrt(config.kappa or 1.0))
-    width = n_heads * config.d_head if config.norms_heads_together else config.d_head
+    width = n_heads * config.head_width if config.norms_heads_together else config.head_width
     return QKNorm(norm, width, config.norm_eps, device=device)
 
 
@@ -125,7 +125,7 @@ class Attention(nn.Module):
 
     def __init__(self, config: ModelConfig, *, scale: float, impl: str, qk_norm_impl: str, device=None):
         super().__init__()
-        self.n_heads, self.n_kv_heads, self.d_head = config.n_heads, config.n_kv_heads, config.d_head
+        self.n_heads, self.n_kv_heads, self.d_head = config.n_heads, config.kv_heads, config.head_width
         self.scale, self.softcap, self.window = scale, config.attention_softcap, config.attention_window
         self.config, self.impl = config, impl
         self.normaliser = NORMALISERS[config.attention_normaliser]

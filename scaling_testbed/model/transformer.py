@@ -92,7 +92,7 @@ class Transformer(nn.Module):
         scale = attention_scale(parametrization, config)
         impls = {"impl": self.attention_impl, "qk_norm_impl": self.qk_norm_impl}
         shrink = config.embedding_gradient_scale
-        self.embedding = Embedding(config.vocab_size, config.d_model, gradient_scale=shrink, device=device)
+        self.embedding = Embedding(config.known_vocab_size, config.d_model, gradient_scale=shrink, device=device)
         self.blocks = nn.ModuleList(Block(config, scale=scale, device=device, **impls) for _ in range(config.n_layers))
         self.final_norm: nn.Module = nn.Identity()
         self.head: Linear | None = None
@@ -100,7 +100,7 @@ class Transformer(nn.Module):
             self.final_norm = resolve(NORMS[config.norm].make)(config.d_model, config.norm_eps, device=device)
         if not config.tied_head:
             linear = resolve(LINEARS[config.linear].make)
-            self.head = linear(config.d_model, config.vocab_size, role="head", device=device)
+            self.head = linear(config.d_model, config.known_vocab_size, role="head", device=device)
         self._parameter_info = self._collect_parameter_info()
 
     def forward(self, tokens_BT: torch.Tensor) -> torch.Tensor:
@@ -108,7 +108,7 @@ class Transformer(nn.Module):
         x_BTD = self.embedding(tokens_BT)
         # Made anew for each pass: a few thousand numbers, right for any length and device, nothing to save.
         positions_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
-        cos_TR, sin_TR = rotary_tables(positions_T, self.config.d_head, self.config.rope_base)
+        cos_TR, sin_TR = rotary_tables(positions_T, self.config.head_width, self.config.rope_base)
         for number, block in enumerate(self.blocks):
             if self._is_recomputed(number):
                 # Nothing here draws random numbers. Stopping early would leave the hooks of sharding half done.

@@ -95,7 +95,8 @@ class TensorwiseAdamW(TensorwiseAdam):
         self.update_clipping = update_clipping
 
     def _update(self, first: torch.Tensor, second: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:
-        return first / (second.sqrt() + group["eps"])
+        eps: float = group["eps"]
+        return first / (second.sqrt() + eps)
 
     def _rate(
         self, parameter: torch.Tensor, gradient: torch.Tensor, second: torch.Tensor, group: dict[str, Any]
