@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypedDict
 
 import torch
 
@@ -148,7 +148,14 @@ def read_state(path: Path) -> dict[str, Any]:
     return state
 
 
-def fingerprints(data: PreparedData) -> dict[str, str | None]:
+class Fingerprints(TypedDict):
+    """Of the data that a run is trained on."""
+
+    data_fingerprint: str
+    tokenizer_fingerprint: str | None
+
+
+def fingerprints(data: PreparedData) -> Fingerprints:
     """What a checkpoint's state says about the data it was trained on."""
     return {"data_fingerprint": data.fingerprint, "tokenizer_fingerprint": data.tokenizer_fingerprint}
 
