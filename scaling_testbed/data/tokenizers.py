@@ -100,13 +100,17 @@ class TokenizerConfig:
 
     name: str = key("", "The name in prepared folders. It is no part of the identity of the data.")
 
-    sample_bytes: ClassVar[int] = 0
     same_as: ClassVar[str | None] = None
 
     @property
     def kind(self) -> str:
         """The name it is registered under."""
         return TOKENIZERS.name_of(type(self))
+
+    @property
+    def sample_bytes(self) -> int:
+        """See above. A subclass can have a class variable or a key of this name."""
+        return 0
 
     def identity(self) -> dict:
         """Everything that decides the ids of a text, together with the text it is trained on; plain JSON."""

@@ -39,7 +39,7 @@ class Schedule:
         "another rate at any step.",
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 <= self.warmup < math.inf or (self.warmup > 1 and self.warmup != int(self.warmup)):
             raise ConfigError(f"warmup must be a whole number of steps or a fraction below 1; got {self.warmup}")
         if not 0 <= self.warmup_start <= 1:
@@ -128,7 +128,7 @@ class WarmupStableDecayConfig(Schedule):
         choices=("linear", "sqrt", "cosine"),
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_choices(self)
         if not 0 < self.decay_fraction <= 1:

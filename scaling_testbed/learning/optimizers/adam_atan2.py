@@ -36,7 +36,7 @@ class AdamAtan2Config(OptimizerConfig):
     b: float = key(1.0, "The factor b.")
     scale_lr_by_param_rms: bool = key(False, "As in AdamW: multiply each tensor's rate by max(RMS(w), 1e-3).")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         self._check_fractions("beta1", "beta2")
         check_positive("a", self.a)

@@ -53,7 +53,7 @@ class AdamWConfig(OptimizerConfig):
         "scale_lr_by_param_rms.",
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         self._check_fractions("beta1", "beta2")
         check_positive("eps", self.eps)  # with 0 the embedding of a token that never came would be 0/0

@@ -100,7 +100,7 @@ class OptimizerConfig(abc.ABC):
         identity=ADDED_LATER,
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_choices(self)
         for name in ("lr", "weight_decay_steps", "clip_norm", "skip_spikes_sigmas", "qk_clip"):
             check_positive(name, getattr(self, name))

@@ -43,7 +43,7 @@ class MuonConfig(OptimizerConfig):
     beta2: float = key(0.95, "AdamW's decay of the second moment.")
     eps: float = key(1e-8, "AdamW's eps.")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         self._check_fractions("momentum", "beta1", "beta2")
         check_positive("eps", self.eps)
