@@ -112,7 +112,7 @@ def _called(verb: Verb, plugins: bool) -> Verb:
 
 
 def _for_typer(annotation: Any) -> Any:
-    """typer knows an option that can be repeated as a list, and no other sequence."""
+    """With list in place of Sequence: typer accepts no other sequence for an option that can be repeated."""
     kind, *told = typing.get_args(annotation) if typing.get_origin(annotation) is Annotated else [annotation]
     if typing.get_origin(kind) is not Sequence:
         return annotation

@@ -109,7 +109,7 @@ class TokenizerConfig:
 
     @property
     def sample_bytes(self) -> int:
-        """See above. A subclass can have a class variable or a key of this name."""
+        """A subclass can define it as a class variable or as a key."""
         return 0
 
     def identity(self) -> dict:

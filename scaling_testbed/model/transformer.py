@@ -126,7 +126,7 @@ class Transformer(nn.Module):
 
     @property
     def typed_blocks(self) -> list[Block]:
-        """`blocks`, of which PyTorch tells a type checker no more than that they are modules."""
+        """The blocks with their type: PyTorch types `blocks` as plain modules."""
         return [cast(Block, block) for block in self.blocks]
 
     @property

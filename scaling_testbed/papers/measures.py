@@ -71,19 +71,19 @@ class Place:
 
     @property
     def rate(self) -> float:
-        """lr. Raises ValueError where the place is not at one rate."""
+        """The learning rate. Raises ValueError where the place is not at one rate."""
         if self.lr is None:
             raise ValueError(f"{self} is not at one learning rate")
         return self.lr
 
     @property
     def rows(self) -> list[Row]:
-        """Those at its rate, one for each seed that has one."""
+        """The rows at its rate, one for each seed that has one."""
         return self.curve.rows(self.rate)
 
     @property
     def row(self) -> Row:
-        """That of its run. Raises ValueError where the place is not one run."""
+        """The row of its run. Raises ValueError where the place is not one run."""
         if self.seed is None:
             raise ValueError(f"{self} is not one run")
         return self.curve.runs[self.rate, self.seed]
