@@ -1,6 +1,7 @@
 """The errors that a person can cause, which the doors print without a traceback, and the exit statuses."""
 
 import math
+from collections.abc import Collection
 
 DONE, FAILED, WRONG, STOPPED, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 75, 130, 141
 EXIT_STATUSES = {
@@ -26,19 +27,19 @@ class ConfigError(UserError):
     exit_status = WRONG
 
 
-def check_choice(field: str, value: str, choices) -> None:
+def check_choice(field: str, value: str, choices: Collection[str]) -> None:
     """Raise ConfigError unless `value` is one of `choices`."""
     if value not in choices:
         raise ConfigError(f"{field} must be one of {', '.join(choices)}; got {value!r}")
 
 
-def check_positive(field: str, value) -> None:
+def check_positive(field: str, value: float | None) -> None:
     """Raise ConfigError unless `value` is None or a finite number greater than zero."""
     if value is not None and not 0 < value < math.inf:
         raise ConfigError(f"{field} must be greater than zero, and finite; got {value!r}")
 
 
-def check_not_negative(field: str, value) -> None:
+def check_not_negative(field: str, value: float) -> None:
     """Raise ConfigError unless `value` is zero or a finite number greater than it."""
     if not 0 <= value < math.inf:
         raise ConfigError(f"{field} must not be negative, and be finite; got {value!r}")

@@ -15,7 +15,7 @@ from torch import nn
 
 from scaling_testbed.diagnostics.reductions import LARGEST, MEAN, RMS, SMALLEST, Reductions
 from scaling_testbed.kernels.reference import softcap_scores, wide
-from scaling_testbed.model.attention import Attention
+from scaling_testbed.model.attention import Attention, QKNorm
 from scaling_testbed.model.transformer import Transformer
 
 LOGITS_BYTES = 2**28  # of logits held at once
@@ -30,7 +30,7 @@ class ForwardProbe:
         self._stack = contextlib.ExitStack()
 
     def __enter__(self):
-        for number, block in enumerate(self.model.blocks):
+        for number, block in enumerate(self.model.typed_blocks):
             attention = block.attention
             for name in ("q", "k"):
                 self._hook(getattr(attention, name), partial(self._keep, number, name))
@@ -70,7 +70,7 @@ class ForwardProbe:
         shared = q_BHTK.shape[1] // k_BGTK.shape[1]
         cosine = F.cosine_similarity(q_BHTK, k_BGTK.repeat_interleave(shared, 1), dim=-1)
         self.found.add(f"qk_cosine/{number}", MEAN, cosine.mean())
-        gains = [norm.weight.abs().max() for norm in (attention.q_norm, attention.k_norm) if hasattr(norm, "weight")]
+        gains = [norm.weight.abs().max() for norm in (attention.q_norm, attention.k_norm) if isinstance(norm, QKNorm)]
         if gains:
             self.found.add(f"qk_gain_max/{number}", LARGEST, torch.stack(gains).max())
 

@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from typing import Any
+from typing import Any, TypeGuard
 
 from scaling_testbed.diagnostics.config import DiagnosticsConfig
 from scaling_testbed.diagnostics.names import is_diagnostic
@@ -42,5 +42,5 @@ def _means(measured: list[tuple[int, dict[str, Any]]]) -> dict[str, Any]:
     return {"steps": [measured[0][0], measured[-1][0]], "measured": len(measured), **means}
 
 
-def _finite(value: Any) -> bool:
+def _finite(value: Any) -> TypeGuard[float]:
     return value is not None and math.isfinite(value)

@@ -17,6 +17,7 @@ import threading
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Self
 
 from scaling_testbed.errors import STOPPED, UserError
 
@@ -55,8 +56,9 @@ class Lease:
         self.path = path
         self._stop = threading.Event()
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         self._file = open(self.path, "a+")
+        taken: Owner | str | None
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             taken = _alive_elsewhere(self.path)
@@ -76,7 +78,7 @@ class Lease:
         self._beat.start()
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._beat.join()
         if self._other() is None:

@@ -81,8 +81,8 @@ def _seconds(limit: str | None) -> int | None:
     found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", limit or "")
     if not found:
         return None
-    days, *parts = (None if part is None else int(part) for part in found.groups())
-    parts = [part for part in parts if part is not None]
+    days, *given = (None if part is None else int(part) for part in found.groups())
+    parts = [part for part in given if part is not None]
     units = (3600, 60, 1) if days is not None or len(parts) == 3 else (60, 1)
     return 86400 * (days or 0) + sum(part * unit for part, unit in zip(parts, units, strict=False))
 
@@ -213,7 +213,9 @@ def _setup_line(line: str) -> str:
 
 def _quoted_option(option: str) -> str:
     """`--key=some value`, `--key some value` or `-k value` with its value quoted for sbatch."""
-    key, between, value = re.fullmatch(r"([^=\s]*)(=|\s+|$)(.*)", option.strip()).groups()
+    found = re.fullmatch(r"([^=\s]*)(=|\s+|$)(.*)", option.strip())
+    assert found is not None, "SlurmConfig refuses an option of several lines"
+    key, between, value = found.groups()
     return f"{key}{between}{shlex.quote(value)}" if value else f"{key}{between}"
 
 
