@@ -297,7 +297,8 @@ def narrowed(sweep: Sweep, typed: Sequence[str]) -> Sweep:
 def _rows_of(entry: dict[str, list[str | None]], key: str, values: list[str]) -> dict[str, list[str | None]]:
     if key not in entry:
         return entry
-    known_of = {row: known for row, known in enumerate(entry[key]) if known is not None}  # every row has the leading key
+    # Every row has the leading key.
+    known_of = {row: known for row, known in enumerate(entry[key]) if known is not None}
     if missing := [value for value in values if not any(_same(value, known) for known in known_of.values())]:
         tied, there = ", ".join(list(entry)[1:]), ", ".join(known_of.values())
         raise ConfigError(f"{key} moves together with {tied}; it is one of {there}, got {missing[0]}")
