@@ -2,12 +2,11 @@
 
 import contextlib
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from scaling_testbed.errors import ConfigError, UserError
+from scaling_testbed.errors import DONE, INTERRUPTED, PIPE_CLOSED, ConfigError, UserError
 from scaling_testbed.processes.world import is_main_process
 
 if TYPE_CHECKING:
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 class Exit:
     """How a command ended: 0 unless its body or an error says otherwise."""
 
-    status: int = 0
+    status: int = DONE
 
 
 @contextlib.contextmanager
@@ -33,7 +32,7 @@ def errors_reported() -> Iterator[Exit]:
         sys.stdout.flush()
     except BrokenPipeError:  # the reader of `... | head` has seen enough; but what was to be done may not be done
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        found.status = 128 + signal.SIGPIPE
+        found.status = PIPE_CLOSED
     except UserError as error:
         shared = error.told_to_all or isinstance(error, ConfigError)
         if is_main_process() or not shared:
@@ -41,7 +40,7 @@ def errors_reported() -> Iterator[Exit]:
         found.status = error.exit_status
     except KeyboardInterrupt:
         print("error: interrupted; the same command goes on where it was", file=sys.stderr)
-        found.status = 130
+        found.status = INTERRUPTED
 
 
 def run_door(command: "Callable[[RunConfig], int]", argv: Sequence[str], doc: str) -> int:
@@ -68,12 +67,21 @@ def run_door(command: "Callable[[RunConfig], int]", argv: Sequence[str], doc: st
 
 
 def _help(doc: str, argv: Sequence[str]) -> str:
+    """The door's help; or where words are typed beside --help, what these sections and keys mean."""
     from scaling_testbed.config.compose import outside_of, run_config_files
+    from scaling_testbed.config.explain import help_on
     from scaling_testbed.config.search import config_folder
+    from scaling_testbed.plugins import load_plugins
 
-    configs = [config_folder(folder) for folder in outside_of(argv)[1]]
+    plugins, folders, others = outside_of([argument for argument in argv if "=" in argument])
+    if topics := [argument for argument in argv if "=" not in argument and not argument.startswith("-")]:
+        load_plugins(plugins)  # their kinds have keys too
+        return help_on(topics)
+    configs = [config_folder(folder) for folder in folders]
     groups: dict[str, list[str]] = {}
     for path in run_config_files(configs):
         groups.setdefault(path.parent.name, []).append(path.stem)
     choices = "\n".join(f"  {group}={' | '.join(names)}" for group, names in groups.items())
-    return f"{doc.strip()}\n\nChoices:\n{choices}\n\nOptions of Hydra: --cfg job, --info, --multirun, --hydra-help"
+    more = "--help SECTION_OR_KEY explains keys, such as --help optimizer or --help optimizer.lr"
+    options = "Options of Hydra: --cfg job, --info, --multirun, --hydra-help"
+    return f"{doc.strip()}\n\nChoices:\n{choices}\n\n{more}\n{options}"

@@ -7,6 +7,7 @@ from scaling_testbed.config.run import flatten, run_id
 from scaling_testbed.processes.device import device_name
 from scaling_testbed.progress import RunProgress
 from scaling_testbed.runs.environment import environment
+from scaling_testbed.runs.row import Row
 from scaling_testbed.runs.wandb import WandbMirror
 from scaling_testbed.training.parts import Parts
 from scaling_testbed.training.progress import Progress
@@ -64,10 +65,13 @@ class Records:
     def write(self, progress: Progress) -> None:
         """Write the open record if it says anything, and close it."""
         record = progress.record
+        if record is None:
+            return
         if len(record) > 1 and self._parts.processes.world.is_main:
             self._parts.folder.write_metrics(record)
             self._shown.update(record)
-            self._mirror.log(record)
+            if self._mirror is not None:
+                self._mirror.log(record)
         if "val_loss" in record:
             progress.evaluations.append(record)
         progress.record = None
@@ -76,11 +80,13 @@ class Records:
         """Take the progress bar away."""
         self._shown.close()
 
-    def finish(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Write the run's row, on rank 0; returns it."""
-        self._parts.folder.write_result(row)
-        self._mirror.finish(row)
-        return row
+    def finish(self, row: Row) -> dict[str, Any]:
+        """Write the run's row, on rank 0; returns it as it was written."""
+        written = row.as_dict()
+        self._parts.folder.write_result(written)
+        if self._mirror is not None:
+            self._mirror.finish(written)
+        return written
 
 
 def _devices(parts: Parts) -> str:
