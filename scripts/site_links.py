@@ -1,5 +1,5 @@
-"""A hook of MkDocs: a page may link to a file outside of docs/, such as ../configs/sweep/README.md. The link works in the
-repository; the site does not hold the file, so there the link becomes the text and the path of the file."""
+"""A hook of MkDocs for links to files outside of docs/, such as ../configs/sweep/README.md. They work in the repository.
+The site does not hold these files, so there the link becomes its text and the path of the file."""
 
 import posixpath
 import re
