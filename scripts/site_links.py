@@ -1,5 +1,6 @@
-"""A hook of MkDocs for links to files outside of docs/, such as ../configs/sweep/README.md. They work in the repository.
-The site does not hold these files, so there the link becomes its text and the path of the file."""
+"""A hook of MkDocs for links to files outside of docs/, such as ../configs/sweep/README.md.
+
+They work in the repository. The site does not hold these files, so there the link becomes its text and the path."""
 
 import posixpath
 import re
