@@ -339,6 +339,7 @@ def check_overrides(overrides: list[str]) -> None:
     """Every key exists and every choice of a group too, by itself or by a recipe of docs/extending.md."""
     for text in overrides:
         key, values = read_override(text)
+        key = key.lstrip("+")
         if key == "plugins":
             check_plugins(name for value in values for name in value.strip("[]").split(","))
         elif key in GROUPS or key in ("experiment", "hydra/launcher"):
@@ -392,6 +393,7 @@ def test_every_command_can_be_typed():
         "pip install -e '.[nothing]'",
         "python -m scaling_testbed.train optimizer.lrr=1",
         "python -m scaling_testbed.train model=no_such_model",
+        "python -m scaling_testbed.train +evaluation.set.NAME=data/FOLDER",
         "python -m scaling_testbed.train --no-such-option",
         "python -m scaling_testbed.train model=nano_s | head > x && python -m scaling_testbed.train seeed=1",
         "OMP_NUM_THREADS=1 torchrun --nproc-per-node=2 -m scaling_testbed.trian",
