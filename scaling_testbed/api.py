@@ -275,8 +275,8 @@ def fit(
 
     The result holds the fit, each fitted and each held-out run beside the value of the law, and the warnings. Its
     `record()` is what `analyze fit --out` keeps. hold_out: runs that meet any of these conditions are predicted, not
-    fitted. fix: parameters with a given value. objective: huber_log, lsq or lsq_log; None: that of the law. starts: of the
-    optimisation. bootstrap: resamples of the runs; 0: no intervals. source: `rows` is the path of a copy of this
+    fitted. fix: parameters with a given value. objective: huber_log, lsq or lsq_log; None: that of the law. starts: of
+    the optimisation. bootstrap: resamples of the runs; 0: no intervals. source: `rows` is the path of a copy of this
     published testbed. columns: maps a name of this project to a column of the table. size: what N counts. Raises
     UserError and ConfigError."""
     from scaling_testbed.analysis.laws.study import Fitting, fit_rows, law_named
@@ -294,8 +294,8 @@ def predict(
     **inputs: float,
 ) -> dict[str, Any]:
     """Predict one new run by a fitted law, or by two chained laws: the value, its 95 % prediction interval, and how
-    many times the run lies beyond the fitted runs. fit: also the path of a kept law. inputs: further inputs of the law, or
-    tokens_per_param, flops. Raises ConfigError for an input that is missing or not used."""
+    many times the run lies beyond the fitted runs. fit: also the path of a kept law. inputs: further inputs of the law,
+    or tokens_per_param, flops. Raises ConfigError for an input that is missing or not used."""
     from scaling_testbed.analysis.laws.prediction import predict
 
     given = {"n_params": n_params, "n_tokens": n_tokens, **inputs}
