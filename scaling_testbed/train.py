@@ -1,6 +1,7 @@
 """Train one model: `python -m scaling_testbed.train model=nano_m optimizer.lr=1e-2 ...`
 
-Every key=value is a Hydra override; --cfg job prints the whole configuration, --help the choices.
+Every key=value is a Hydra override. --cfg job prints the whole configuration, --help the choices, --help optimizer what
+the keys of a section mean.
 plugins=[MODULE_OR_FILE.py] loads what someone else wrote, configs=DIR is searched for choices too.
 --dry-run prints parameters, steps, FLOPs and memory per GPU, and does nothing.
 Exit status: 0 finished or diverged, 75 stopped by a signal or owned by another process, 2 a wrong key or value, 1

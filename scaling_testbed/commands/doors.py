@@ -68,12 +68,21 @@ def run_door(command: "Callable[[RunConfig], int]", argv: Sequence[str], doc: st
 
 
 def _help(doc: str, argv: Sequence[str]) -> str:
+    """The door's help; or where words are typed beside --help, what these sections and keys mean."""
     from scaling_testbed.config.compose import outside_of, run_config_files
+    from scaling_testbed.config.explain import help_on
     from scaling_testbed.config.search import config_folder
+    from scaling_testbed.plugins import load_plugins
 
-    configs = [config_folder(folder) for folder in outside_of(argv)[1]]
+    plugins, folders, others = outside_of([argument for argument in argv if "=" in argument])
+    if topics := [argument for argument in argv if "=" not in argument and not argument.startswith("-")]:
+        load_plugins(plugins)  # their kinds have keys too
+        return help_on(topics)
+    configs = [config_folder(folder) for folder in folders]
     groups: dict[str, list[str]] = {}
     for path in run_config_files(configs):
         groups.setdefault(path.parent.name, []).append(path.stem)
     choices = "\n".join(f"  {group}={' | '.join(names)}" for group, names in groups.items())
-    return f"{doc.strip()}\n\nChoices:\n{choices}\n\nOptions of Hydra: --cfg job, --info, --multirun, --hydra-help"
+    more = "--help SECTION_OR_KEY explains keys, such as --help optimizer or --help optimizer.lr"
+    options = "Options of Hydra: --cfg job, --info, --multirun, --hydra-help"
+    return f"{doc.strip()}\n\nChoices:\n{choices}\n\n{more}\n{options}"

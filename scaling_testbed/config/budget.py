@@ -3,7 +3,8 @@
 import math
 from dataclasses import dataclass
 
-from scaling_testbed.errors import ConfigError, check_choice, check_positive
+from scaling_testbed.errors import ConfigError, check_positive
+from scaling_testbed.keys import check_choices, key
 
 UNITS = ("tokens", "tokens_per_param", "flops", "steps")
 CONVENTIONS = ("n_params", "n_params_non_embedding", "n_params_no_input_embedding", "n_params_no_qk_gains")
@@ -11,22 +12,25 @@ CONVENTIONS = ("n_params", "n_params_non_embedding", "n_params_no_input_embeddin
 
 @dataclass(frozen=True, kw_only=True)
 class BudgetConfig:
-    """At most one of the four units; none means 20 tokens per parameter (Hoffmann et al. 2022).
+    """How long a run trains, in at most one of four units. Without any, 20 tokens per parameter (Hoffmann et al. 2022).
 
-    tokens: training tokens. tokens_per_param: the multiplier M = D / N of Gadre et al. 2024. flops: 6 N D.
-    steps: optimizer steps.
-    params: which count N stands for in tokens_per_param and flops: n_params (all) | n_params_non_embedding (neither
-        embedding nor head) | n_params_no_input_embedding (head included) | n_params_no_qk_gains (all but those).
+    A budget that is no whole number of steps is rounded to the nearest one.
     """
 
-    tokens: float | None = None
-    tokens_per_param: float | None = None
-    flops: float | None = None
-    steps: float | None = None
-    params: str = "n_params"
+    tokens: float | None = key(None, "Training tokens D.")
+    tokens_per_param: float | None = key(None, "Training tokens per parameter, M = D / N (Gadre et al. 2024).")
+    flops: float | None = key(None, "Training FLOPs, 6 N D.")
+    steps: float | None = key(None, "Optimizer steps.")
+    params: str = key(
+        "n_params",
+        "What N counts in tokens_per_param and flops. n_params: all parameters. n_params_non_embedding: without "
+        "embedding and head. n_params_no_input_embedding: with the head, without the embedding. n_params_no_qk_gains: "
+        "all but the gains of the qk-norm.",
+        choices=CONVENTIONS,
+    )
 
     def __post_init__(self):
-        check_choice("params", self.params, CONVENTIONS)
+        check_choices(self)
         given = [unit for unit in UNITS if getattr(self, unit) is not None]
         if len(given) > 1:
             both = " and ".join(f"budget.{unit}={getattr(self, unit):g}" for unit in given)

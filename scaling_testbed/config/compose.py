@@ -16,6 +16,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -262,10 +263,22 @@ def _freeze(node: DictConfig, group: str):
 
 def _register_schemas() -> None:
     """Register the schemas that there are by now and that were not before."""
-    _register_schema("schema", "run", RunConfig)
+    _register_schema("schema", "run", _run_schema())
     for group, kinds in GROUPS.items():
         for kind, cls in kinds.items():
             _register_schema(f"schema/{group}" if kind else "schema", kind or group, cls)
+
+
+@functools.cache
+def _run_schema() -> type:
+    """RunConfig with its groups left open: Hydra fills each by the schema of the kind that is chosen."""
+    fields = [
+        (f.name, Any, dataclasses.field(default=None))
+        if f.name in GROUPS
+        else (f.name, f.type, dataclasses.field(default=f.default, default_factory=f.default_factory))
+        for f in dataclasses.fields(RunConfig)
+    ]
+    return dataclasses.make_dataclass("RunConfig", fields, frozen=True, kw_only=True)
 
 
 @functools.cache

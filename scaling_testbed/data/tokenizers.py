@@ -18,6 +18,7 @@ import numpy as np
 from scaling_testbed.data.shards import fingerprint_of, read_manifest
 from scaling_testbed.errors import ConfigError, UserError, check_positive
 from scaling_testbed.files import sha256_of
+from scaling_testbed.keys import key
 from scaling_testbed.registry import Registry
 
 TOKENIZERS = Registry("tokenizer")
@@ -98,7 +99,7 @@ class TokenizerConfig:
     training; `prepare`, `load` and `vocab_size` then need not be written. None: a subclass writes `prepare`.
     """
 
-    name: str = ""
+    name: str = key("", "The name in prepared folders. It is no part of the identity of the data.")
 
     sample_bytes: ClassVar[int] = 0
     same_as: ClassVar[str | None] = None
@@ -156,13 +157,15 @@ class BytesConfig(TokenizerConfig):
 @TOKENIZERS.register("bpe")
 @dataclass(frozen=True, kw_only=True)
 class BpeConfig(TokenizerConfig):
-    """Byte-level BPE trained on a bounded sample of the training documents; EOS is id 0. The vocabulary is
-    `vocab_size` also where a small corpus offers fewer merges, so that model sizes do not follow the
-    corpus."""
+    """Byte-level BPE that is trained on a sample of the training documents. EOS is id 0."""
 
     name: str = "bpe"
-    vocab_size: int = 4096
-    sample_bytes: int = 32 << 20
+    vocab_size: int = key(
+        4096,
+        "The vocabulary. It has this size even where a small corpus offers fewer merges, so the size of a model does "
+        "not depend on the corpus.",
+    )
+    sample_bytes: int = key(32 << 20, "How much training text the merges are learned from, in bytes.")
 
     def __post_init__(self):
         if not 257 <= self.vocab_size <= 1 << 24:
@@ -190,16 +193,16 @@ class BpeConfig(TokenizerConfig):
 @TOKENIZERS.register("pretrained")
 @dataclass(frozen=True, kw_only=True)
 class PretrainedConfig(TokenizerConfig):
-    """A tokenizer.json by `path` (the file, its folder, or a hub name with `revision`). The vocabulary is the
-    tokenizer's, raised to a multiple of `vocab_multiple` or to `vocab_size`, as models pad their embeddings.
-    `eos_token` null: the first well-known name found."""
+    """A tokenizer.json that exists already."""
 
     name: str = "pretrained"
-    path: str | None = None
-    revision: str | None = None
-    eos_token: str | None = None
-    vocab_multiple: int | None = None
-    vocab_size: int | None = None
+    path: str | None = key(None, "The file, its folder, or a name on the hub. It must be given.")
+    revision: str | None = key(None, "A commit, branch or tag on the hub. null: the newest.")
+    eos_token: str | None = key(None, "The token that ends a document. null: the first well-known one that is found.")
+    vocab_multiple: int | None = key(
+        None, "Raise the vocabulary to a multiple of this, as models pad their embeddings. null: leave it."
+    )
+    vocab_size: int | None = key(None, "Raise the vocabulary to this. null: leave it.")
 
     same_as: ClassVar[str] = "bpe"  # a tokenizer.json alike, which its hash tells from others
 
@@ -253,8 +256,8 @@ class PretrainedConfig(TokenizerConfig):
         except Exception as error:  # the library raises bare Exception
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise UserError(
-                f"tokenizer.path: {self.path!r} is no local file and the hub did not give it ({reason})\n"
-                "Download its tokenizer.json on a machine with a network and give that path."
+                f"tokenizer.path: {self.path!r} is no local file and the hub did not give it ({reason})\nDownload its "
+                "tokenizer.json on a machine with a network and give that path."
             ) from None
 
     def _eos_id(self, tokenizer) -> int:

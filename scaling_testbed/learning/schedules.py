@@ -11,7 +11,8 @@ peak.
 import math
 from dataclasses import dataclass
 
-from scaling_testbed.errors import ConfigError, check_choice, check_not_negative, check_positive
+from scaling_testbed.errors import ConfigError, check_not_negative, check_positive
+from scaling_testbed.keys import check_choices, key
 from scaling_testbed.registry import Registry
 
 SCHEDULES = Registry("schedule")
@@ -19,20 +20,23 @@ SCHEDULES = Registry("schedule")
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """Linear warm-up, then `after_warmup`. The base of all schedules.
+    """A linear warm-up, then `after_warmup`. The base of all schedules."""
 
-    warmup: number of steps if it is 1 or more, else a fraction of the schedule's length. 0 means none.
-    warmup_start: the rate before the first update, as a fraction of the peak. (Not stated in Wortsman et al. 2023;
-        the public nanodo begins at a tenth of the peak.)
-    steps: the schedule's length; None: the length of the run. Longer than the run, it lets a run be cut short
-        without changing the rate at any step.
-    """
-
-    name: str = "schedule"
-    warmup: float = 0.05
-    warmup_start: float = 0.0
-    min_lr: float = 1e-5
-    steps: int | None = None
+    name: str = key("schedule", "The kind of schedule.")
+    warmup: float = key(
+        0.05, "Length of the warm-up: steps if it is 1 or more, a fraction of the schedule's length if it is less."
+    )
+    warmup_start: float = key(
+        0.0,
+        "The rate before the first update, as a fraction of the peak. Wortsman et al. 2023 does not state it; the "
+        "public nanodo starts at 0.1.",
+    )
+    min_lr: float = key(1e-5, "The floor of the rate. It is absolute and not a fraction of the peak.")
+    steps: int | None = key(
+        None,
+        "The schedule's length in steps. null: the length of the run. A longer schedule lets a run stop early without "
+        "another rate at any step.",
+    )
 
     def __post_init__(self):
         if not 0 <= self.warmup < math.inf or (self.warmup > 1 and self.warmup != int(self.warmup)):
@@ -113,18 +117,19 @@ class InverseSqrtConfig(Schedule):
 @SCHEDULES.register("wsd")
 @dataclass(frozen=True, kw_only=True)
 class WarmupStableDecayConfig(Schedule):
-    """The peak, then a decay to the floor over the last `decay_fraction` of the schedule (Hu et al. 2024, MiniCPM).
-
-    decay_shape: linear | sqrt (1 - sqrt(progress), Haegele et al. 2024) | cosine.
-    """
+    """The peak, then a decay to the floor over the last part of the schedule (Hu et al. 2024, MiniCPM)."""
 
     name: str = "wsd"
-    decay_fraction: float = 0.2
-    decay_shape: str = "linear"
+    decay_fraction: float = key(0.2, "The part of the schedule in which the rate decays.")
+    decay_shape: str = key(
+        "linear",
+        "The shape of the decay. sqrt: 1 - sqrt(progress) (Haegele et al. 2024).",
+        choices=("linear", "sqrt", "cosine"),
+    )
 
     def __post_init__(self):
         super().__post_init__()
-        check_choice("decay_shape", self.decay_shape, _DECAY_SHAPES)
+        check_choices(self)
         if not 0 < self.decay_fraction <= 1:
             raise ConfigError(f"decay_fraction must lie above 0 and up to 1; got {self.decay_fraction}")
 

@@ -7,6 +7,7 @@ from scaling_testbed.config.run import flatten, run_id
 from scaling_testbed.processes.device import device_name
 from scaling_testbed.progress import RunProgress
 from scaling_testbed.runs.environment import environment
+from scaling_testbed.runs.row import Row
 from scaling_testbed.runs.wandb import WandbMirror
 from scaling_testbed.training.parts import Parts
 from scaling_testbed.training.progress import Progress
@@ -74,11 +75,12 @@ class Records:
         """Take the progress bar away."""
         self._shown.close()
 
-    def finish(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Write the run's row, on rank 0; returns it."""
-        self._parts.folder.write_result(row)
-        self._mirror.finish(row)
-        return row
+    def finish(self, row: Row) -> dict[str, Any]:
+        """Write the run's row, on rank 0; returns it as it was written."""
+        written = row.as_dict()
+        self._parts.folder.write_result(written)
+        self._mirror.finish(written)
+        return written
 
 
 def _devices(parts: Parts) -> str:

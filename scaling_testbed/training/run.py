@@ -19,11 +19,11 @@ from scaling_testbed.processes.group import PeerGone, Processes
 from scaling_testbed.processes.interrupts import Interrupted, Interrupts
 from scaling_testbed.processes.world import check_world, world_from_environment
 from scaling_testbed.runs.folder import RunFolder
-from scaling_testbed.runs.row import FINAL, empty_row
+from scaling_testbed.runs.row import FINAL, Row
 from scaling_testbed.training.parts import build_parts
 from scaling_testbed.training.progress import is_evaluated, is_saved, resume, save
 from scaling_testbed.training.records import Records
-from scaling_testbed.training.row import make_row
+from scaling_testbed.training.row import Outcome, make_row
 from scaling_testbed.training.step import Diverged, make_update, poll
 from scaling_testbed.training.validation import evaluate
 
@@ -56,11 +56,11 @@ def train(run: RunConfig, interrupts: Interrupts | None = None, *, quiet: bool =
                 progress = resume(parts)
                 records = Records(parts, progress, quiet=quiet)
         except Interrupted as signal:
-            row = empty_row(run) | {"status": "preempted", "error": f"stopped by {signal} before training"}
+            row = Row.of(run, status="preempted", error=f"stopped by {signal} before training").as_dict()
             folder.write_result(row)
             return row
         records.start_mirror()
-        outcome: dict[str, Any] = {"status": "finished"}
+        outcome = Outcome("finished")
         try:
             while True:
                 if progress.record is not None:
@@ -75,9 +75,9 @@ def train(run: RunConfig, interrupts: Interrupts | None = None, *, quiet: bool =
                 update = make_update(parts, progress.step, interrupts)
                 progress.advance(update, run, parts.steps)
         except Interrupted as signal:
-            outcome = {"status": "preempted", "error": f"stopped by {signal} at step {progress.step}"}
+            outcome = Outcome("preempted", f"stopped by {signal} at step {progress.step}")
         except Diverged as reason:
-            outcome = {"status": "diverged", "error": str(reason), "diverged_at_step": progress.step + 1}
+            outcome = Outcome("diverged", str(reason), progress.step + 1)
             if not progress.evaluations or progress.evaluations[-1]["step"] != progress.step:
                 progress.record = {"step": progress.step} | evaluate(parts)  # of the weights of the last update
                 records.write(progress)
@@ -85,7 +85,7 @@ def train(run: RunConfig, interrupts: Interrupts | None = None, *, quiet: bool =
             records.write(progress)
         finally:
             records.close()
-        if outcome["status"] == "preempted" or (outcome["status"] == "finished" and run.checkpoint.at_end):
+        if outcome.status == "preempted" or (outcome.status == "finished" and run.checkpoint.at_end):
             save(parts, progress)
         peak_bytes = int(processes.largest([peak_memory_bytes(parts.device)])[0])
         return processes.on_main(lambda: records.finish(make_row(parts, progress, records, outcome, peak_bytes)))
@@ -116,7 +116,7 @@ def _failures_recorded(run: RunConfig, folder: RunFolder, processes: Processes) 
         cause = processes.first_failure(mended or error) or mended
         if processes.world.is_main:
             status = "preempted" if isinstance(cause, PeerGone) else "failed"
-            folder.write_result(empty_row(run) | {"status": status, "error": first_line(cause or error)})
+            folder.write_result(Row.of(run, status=status, error=first_line(cause or error)).as_dict())
         if cause is not None:
             raise cause from error
         raise

@@ -8,17 +8,20 @@ import numpy as np
 from scaling_testbed.data.sources.source import SOURCES
 from scaling_testbed.data.sources.synthetic import SyntheticSource, check_range
 from scaling_testbed.errors import ConfigError
+from scaling_testbed.keys import key
 
 
 @SOURCES.register("copy")
 @dataclass(frozen=True, kw_only=True)
 class CopyConfig(SyntheticSource):
-    """Strings of `length` uniform symbols, each followed by its repetition, packed without separators: with
-    sequence_length = 2 x length every training sequence starts where a string starts."""
+    """Strings of uniform symbols, each followed by its repetition, packed without separators.
+
+    With sequence_length = 2 x length every training sequence starts where a string starts.
+    """
 
     name: str = "copy"
     vocab_size: int = 64
-    length: int = 32
+    length: int = key(32, "Symbols in a string.")
 
     def __post_init__(self):
         super().__post_init__()

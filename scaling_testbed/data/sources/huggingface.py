@@ -21,25 +21,30 @@ from scaling_testbed.data.sources.reading import (
 )
 from scaling_testbed.data.sources.source import SOURCES, TextSource
 from scaling_testbed.errors import ConfigError, UserError
+from scaling_testbed.keys import key
 
 
 @SOURCES.register("huggingface")
 @dataclass(frozen=True, kw_only=True)
 class HuggingFaceConfig(TextSource):
-    """Any dataset that `datasets` can load without running its code. `path` is a hub name, a local folder, or
-    a format (`parquet`, `json`) with `data_files`. With `path: json` each line is parsed here, so that files
-    whose other fields differ can be mixed. `streaming` reads file by file without a local copy.
-    `validation_split`, where given, is the validation split and nothing is split by hash."""
+    """Any dataset that `datasets` can load without running its code."""
 
     name: str = "huggingface"
-    path: str | None = None
-    config_name: str | None = None
-    data_files: Any = None  # str or list[str]
-    split: str = "train"
-    validation_split: str | None = None
-    text_field: str = "text"
-    revision: str | None = None
-    streaming: bool = False
+    path: str | None = key(
+        None,
+        "A name on the hub, a local folder, or a format (parquet, json, ...) with data_files. The lines of json are "
+        "parsed here, so files whose other fields differ can be mixed.",
+    )
+    config_name: str | None = key(None, "The dataset's configuration, where it has several.")
+    data_files: Any = key(None, "A file, a glob, or a list of them, for `path` a format.")
+    split: str = key("train", "The split of the dataset that is read.")
+    validation_split: str | None = key(
+        None,
+        "The split of the dataset that is the validation split. null: documents of `split` are split by their hash.",
+    )
+    text_field: str = key("text", "The field with the text of a document.")
+    revision: str | None = key(None, "A commit, branch or tag on the hub. null: the newest.")
+    streaming: bool = key(False, "Whether the dataset is read file by file, without a local copy.")
 
     where_fields: ClassVar[tuple[str, ...]] = ("path", "data_files")
     read_twice: ClassVar[bool] = False  # it may come over a network
@@ -131,8 +136,8 @@ class _one_line:
         cause = error.__cause__ or error
         lines = str(cause).strip().splitlines() or [""]
         raise UserError(
-            f"{_label(self.source)} cannot be read: {type(cause).__name__}: {lines[0]}\n"
-            "Check data.path, data.config_name, data.data_files, data.split and data.revision, or the network."
+            f"{_label(self.source)} cannot be read: {type(cause).__name__}: {lines[0]}\nCheck data.path, "
+            "data.config_name, data.data_files, data.split and data.revision, or the network."
         ) from None
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from scaling_testbed.data.sources.source import SOURCES
 from scaling_testbed.data.sources.synthetic import SyntheticSource, check_range
 from scaling_testbed.errors import ConfigError
+from scaling_testbed.keys import key
 
 MAX_TABLE = 1 << 22  # entries of a transition table
 
@@ -15,12 +16,15 @@ MAX_TABLE = 1 << 22  # entries of a transition table
 @SOURCES.register("markov")
 @dataclass(frozen=True, kw_only=True)
 class MarkovConfig(SyntheticSource):
-    """A Markov source: the next symbol depends on the last `order` symbols through a random table whose rows
-    are Dirichlet(`concentration`) draws (small: nearly deterministic; large: nearly uniform)."""
+    """A Markov source: the next symbol depends on the last ones through a random table with known entropy rate."""
 
     name: str = "markov"
-    order: int = 2
-    concentration: float = 0.3
+    order: int = key(2, "How many past symbols the next one depends on.")
+    concentration: float = key(
+        0.3,
+        "Rows of the table are drawn from a Dirichlet distribution with this concentration. Small: nearly "
+        "deterministic. Large: nearly uniform.",
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -29,8 +33,8 @@ class MarkovConfig(SyntheticSource):
             raise ConfigError(f"concentration must be at least 0.01, got {self.concentration}")
         if self.vocab_size ** (self.order + 1) > MAX_TABLE:
             raise ConfigError(
-                f"order must be small enough that vocab_size ** (order + 1) is at most {MAX_TABLE}, "
-                f"got order {self.order} with vocab_size {self.vocab_size}"
+                f"order must be small enough that vocab_size ** (order + 1) is at most {MAX_TABLE}, got order "
+                f"{self.order} with vocab_size {self.vocab_size}"
             )
 
     def table(self) -> np.ndarray:

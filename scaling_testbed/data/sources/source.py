@@ -16,6 +16,7 @@ import numpy as np
 from scaling_testbed.data.shards import SPLITS, smallest_dtype
 from scaling_testbed.data.sources.reading import Unit
 from scaling_testbed.errors import ConfigError, UserError, check_positive
+from scaling_testbed.keys import key
 from scaling_testbed.registry import Registry
 
 SOURCES = Registry("data source")
@@ -38,13 +39,13 @@ class Job(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """The base of all sources. name: what prepared folders are named after; no part of the identity.
+    """The base of all sources.
 
     uses_tokenizer: whether the tokenizer decides the tokens too. where_fields: the fields that name its place to a
     person. too_small: what to do where a split has no document.
     """
 
-    name: str = ""
+    name: str = key("", "The name in front of prepared folders. It is no part of the identity of the data.")
 
     uses_tokenizer: ClassVar[bool] = False
     where_fields: ClassVar[tuple[str, ...]] = ()
@@ -110,16 +111,23 @@ def token_record(n_tokens: int, n_documents: int | None, shards: list[dict]) -> 
 
 @dataclass(frozen=True, kw_only=True)
 class TextSource(Source):
-    """What all sources of documents share. A limit counts documents, or tokens with EOS, of both splits
-    together in document order, and stops after the document that reaches it.
+    """What all sources of documents share.
 
     read_twice: whether its documents may be read once more to look for one that belongs to the validation split.
     """
 
     name: str = "text"
-    validation_fraction: float = 0.01
-    max_documents: int | None = None
-    max_tokens: int | None = None
+    validation_fraction: float = key(
+        0.01, "The part of the documents that is the validation split. A hash of its text decides for each document."
+    )
+    max_documents: int | None = key(
+        None, "Stop after so many documents, of both splits together, in their order. null: no limit."
+    )
+    max_tokens: int | None = key(
+        None,
+        "Stop after the document with which the tokens of both splits, each document's EOS included, reach this "
+        "number. null: no limit.",
+    )
 
     uses_tokenizer: ClassVar[bool] = True
     read_twice: ClassVar[bool] = True

@@ -13,6 +13,7 @@ import numpy as np
 from scaling_testbed.data.shards import SPLITS, ShardWriter
 from scaling_testbed.data.sources.source import Job, Source, token_record
 from scaling_testbed.errors import ConfigError
+from scaling_testbed.keys import key
 
 STREAMS = {"table": 0, "train": 1, "validation": 2}
 
@@ -26,13 +27,13 @@ def check_range(field: str, value, low, high=math.inf) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class SyntheticSource(Source):
-    """What the synthetic sources share: sizes of the two splits in tokens, and a seed."""
+    """What the synthetic sources share."""
 
     name: str = "synthetic"
-    vocab_size: int = 32
-    n_tokens: int = 4_000_000
-    n_validation_tokens: int = 200_000
-    seed: int = 0
+    vocab_size: int = key(32, "The number of symbols.")
+    n_tokens: int = key(4_000_000, "Tokens of the train split.")
+    n_validation_tokens: int = key(200_000, "Tokens of the validation split.")
+    seed: int = key(0, "The seed of the source. It is not the seed of the run.")
 
     def __post_init__(self):
         check_range("vocab_size", self.vocab_size, 2, 2**31)

@@ -14,8 +14,9 @@ import numpy as np
 from scaling_testbed.data.shards import HEADER_BYTES, HEADERS, SPLITS, parse_header
 from scaling_testbed.data.sources.reading import as_list, expand, file_identity
 from scaling_testbed.data.sources.source import SOURCES, Job, Source, token_record
-from scaling_testbed.errors import ConfigError, UserError, check_choice, check_positive
+from scaling_testbed.errors import ConfigError, UserError, check_positive
 from scaling_testbed.files import sha256_of
+from scaling_testbed.keys import check_choices, key
 
 FORMATS = ("auto", "nanogpt", "llmc", "megatron")
 MEGATRON_MAGIC = b"MMIDIDX\x00\x00"
@@ -27,18 +28,21 @@ SCAN_TOKENS = 1 << 24
 @SOURCES.register("token_files")
 @dataclass(frozen=True, kw_only=True)
 class TokenFilesConfig(Source):
-    """Token files by glob. `format` auto: Megatron where an .idx lies beside the .bin, llm.c where its magic
-    number opens the file, nanoGPT (headerless uint16) otherwise. `vocab_size` is that of the tokenizer that
-    wrote them."""
+    """Token files that exist already, read in place: of nanoGPT, llm.c or Megatron."""
 
     name: str = "token_files"
-    train: Any = None  # str or list[str]
-    validation: Any = None  # str or list[str]
-    format: str = "auto"
-    vocab_size: int | None = None
+    train: Any = key(None, "The .bin files of the train split: a glob, a folder, or a list of them.")
+    validation: Any = key(None, "The .bin files of the validation split.")
+    format: str = key(
+        "auto",
+        "auto: Megatron where an .idx lies beside the .bin, llm.c where its magic number starts the file, else nanoGPT "
+        "(uint16 without a header).",
+        choices=FORMATS,
+    )
+    vocab_size: int | None = key(None, "The vocabulary of the tokenizer that wrote the files. It must be given.")
 
     def __post_init__(self):
-        check_choice("format", self.format, FORMATS)
+        check_choices(self)
         check_positive("vocab_size", self.vocab_size)
 
     def paths(self, split: str) -> list[str]:
@@ -153,8 +157,8 @@ def scan(path: str, layout: dict, vocab_size: int) -> tuple[dict, np.ndarray]:
         low, high = int(block.min()), int(block.max())
         if low < 0 or high >= vocab_size:
             raise UserError(
-                f"{path}: token id {low if low < 0 else high} is outside data.vocab_size={vocab_size}; "
-                "a wrong data.format or vocab_size?"
+                f"{path}: token id {low if low < 0 else high} is outside data.vocab_size={vocab_size}; a wrong "
+                "data.format or vocab_size?"
             )
         counts += np.bincount(block, minlength=vocab_size)
     layout = {key: layout[key] for key in ("format", "dtype", "offset", "n_tokens")}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from scaling_testbed.errors import check_positive
+from scaling_testbed.keys import key
 from scaling_testbed.learning.optimizers.adamw import MOMENTS_BYTES, RELATIVE_RATE, moments
 from scaling_testbed.learning.optimizers.base import AS_ADAMW, OPTIMIZERS, OptimizerConfig, Update, parameter_groups
 
@@ -22,19 +23,18 @@ class AdamAtan2Config(OptimizerConfig):
     """Adam-atan2 (Everett et al. 2024, arXiv 2407.05872): Adam's update m / (sqrt(v) + eps) becomes
     a atan2(m, b sqrt(v)), with m and v its bias-corrected moments. It does not change when all gradients of a tensor
     are multiplied by a number, so there is no eps, and it is at most a pi / 2.
-
-    a: 4 / pi, with b = 1, makes the update of a constant gradient one, as Adam's is.
-    scale_lr_by_param_rms: as in AdamW.
     """
 
     needs_whole_tensors = None
 
     name: str = "adam_atan2"
-    beta1: float = 0.9
-    beta2: float = 0.95
-    a: float = 4 / math.pi
-    b: float = 1.0
-    scale_lr_by_param_rms: bool = False
+    beta1: float = key(0.9, "The decay of the first moment.")
+    beta2: float = key(0.95, "The decay of the second moment.")
+    a: float = key(
+        4 / math.pi, "The factor a. 4 / pi with b = 1 makes the update of a constant gradient one, as Adam's."
+    )
+    b: float = key(1.0, "The factor b.")
+    scale_lr_by_param_rms: bool = key(False, "As in AdamW: multiply each tensor's rate by max(RMS(w), 1e-3).")
 
     def __post_init__(self):
         super().__post_init__()

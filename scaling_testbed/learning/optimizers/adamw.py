@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from scaling_testbed.errors import ConfigError, check_positive
-from scaling_testbed.keys import ADDED_LATER
+from scaling_testbed.keys import ADDED_LATER, key
 from scaling_testbed.learning.optimizers.base import (
     AS_ADAMW,
     OPTIMIZERS,
@@ -28,33 +28,38 @@ RELATIVE_RATE = "about one per step and unit of each tensor's RMS (AdamW with sc
 @OPTIMIZERS.register("adamw")
 @dataclass(frozen=True, kw_only=True)
 class AdamWConfig(OptimizerConfig):
-    """AdamW (Loshchilov and Hutter 2019).
-
-    update_clipping: divide each tensor's rate by max(1, RMS(g / sqrt(second moment))): StableAdamW (Wortsman et al.
-        2023, "Stable and low-precision training for large-scale vision-language models", algorithm 2).
-    scale_lr_by_param_rms: multiply each tensor's rate by max(RMS(w), 1e-3) of the weights before the step (Adafactor,
-        arXiv 1804.04235, algorithm 4; Wortsman et al. 2023, E.14). The decay is not multiplied, independent or
-        coupled: neither is it in Optax's Adafactor, and the paper's independent decay knows no rate.
-    fused: PyTorch's one-kernel step; None: where it exists. Not available together with the two above.
-    """
+    """AdamW (Loshchilov and Hutter 2019)."""
 
     needs_whole_tensors = None
 
     name: str = "adamw"
-    beta1: float = 0.9
-    beta2: float = 0.95
-    eps: float = 1e-8
-    update_clipping: bool = False
-    scale_lr_by_param_rms: bool = field(default=False, metadata=ADDED_LATER)
-    fused: bool | None = None
+    beta1: float = key(0.9, "The decay of the first moment.")
+    beta2: float = key(0.95, "The decay of the second moment.")
+    eps: float = key(1e-8, "Added to the root of the second moment.")
+    update_clipping: bool = key(
+        False,
+        "Divide each tensor's rate by max(1, RMS(g / sqrt(second moment))): StableAdamW (Wortsman et al. 2023, Stable "
+        "and low-precision training for large-scale vision-language models, algorithm 2).",
+    )
+    scale_lr_by_param_rms: bool = key(
+        False,
+        "Multiply each tensor's rate by max(RMS(w), 1e-3) of its weights before the step (Adafactor, arXiv 1804.04235, "
+        "algorithm 4; Wortsman et al. 2023, E.14). The decay is not multiplied, as in Optax's Adafactor.",
+        identity=ADDED_LATER,
+    )
+    fused: bool | None = key(
+        None,
+        "Whether to use PyTorch's fused step. null: where it exists. Not available with update_clipping or "
+        "scale_lr_by_param_rms.",
+    )
 
     def __post_init__(self):
         super().__post_init__()
         self._check_fractions("beta1", "beta2")
         check_positive("eps", self.eps)  # with 0 the embedding of a token that never came would be 0/0
-        for key in ("update_clipping", "scale_lr_by_param_rms"):
-            if getattr(self, key) and self.fused:
-                raise ConfigError(f"fused cannot be true together with {key}")
+        for name in ("update_clipping", "scale_lr_by_param_rms"):
+            if getattr(self, name) and self.fused:
+                raise ConfigError(f"fused cannot be true together with {name}")
 
     @property
     def _has_rates_of_tensors(self) -> bool:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from scaling_testbed.errors import ConfigError, check_choice, check_not_negative, check_positive
-from scaling_testbed.keys import ADDED_LATER
+from scaling_testbed.keys import ADDED_LATER, check_choices, key
 from scaling_testbed.model.parametrization import ROLES, lr_multiplier
 from scaling_testbed.model.parts import LINEARS
 from scaling_testbed.registry import Registry
@@ -44,50 +44,66 @@ class Update(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig(abc.ABC):
-    """What all optimizers have, with the defaults of Wortsman et al. 2023, section 2.1.
+    """What all optimizers have. The defaults are those of Wortsman et al. 2023, section 2.1.
 
-    decay: with s the schedule's factor in [0, 1], lr the peak rate and u the optimizer's update, a step is
-        independent: w <- w - s (lr u + weight_decay w)
-        coupled:     w <- w - s lr (u + weight_decay w)      (what PyTorch and Optax do)
-    weight_decay_steps: None: weight_decay is the same in a run of any length. A number of steps T: it is that of a run
-        of T steps, and one of t steps multiplies it by T / t, so that a weight without gradient shrinks as much over
-        either (cf. Wang and Aitchison 2024, arXiv 2405.13698). In very short runs that holds the weights near zero
-        at low rates, since lr / weight_decay sets their scale.
-    decay_roles: the parameter roles that decay; None: all of them, norm gains and embeddings included. (The paper
-        does not say; the public nanodo excludes nothing.)
-    lr_multipliers: role -> factor on the learning rate, on top of the parametrization's.
-    clip_norm: global gradient norm to clip at; None: no clipping, the norm is still recorded.
-    skip_spikes_sigmas: leave out an update whose loss or gradient norm lies more than so many standard deviations above
-        the mean of the last `skip_spikes_window` updates that were made (OLMo 2, arXiv 2501.00656, has 6 and 128); see
-        learning/interventions/spikes.py. None: every update is made.
-    qk_clip: tau: after an update, the query and key weights of a head whose largest attention logit in that step's
-        batch was S > tau are shrunk so that its logits become tau / S of what they were (Kimi K2, arXiv 2507.20534,
-        section 2.1, where tau is 100); see learning/interventions/qk_clip.py. Not with what norms queries and keys.
-        None: never.
-
-    A subclass answers `build`, `bytes_per_weight` and `rate_means`, says by `needs_whole_tensors` whether it can be
-    sharded, and where it can by `update_of` what it did.
+    A subclass answers `build`, `bytes_per_weight` and `rate_means`. `needs_whole_tensors` says whether it can be
+    sharded, and `update_of` what its last update was, where its state tells.
     """
 
     # Why a tensor of which each process holds a part cannot be updated part by part; None: it can.
     needs_whole_tensors: ClassVar[str | None] = "it does not say that it can update a part of a tensor by itself"
 
-    name: str = ""
-    lr: float = 1e-2
-    weight_decay: float = 1e-4
-    weight_decay_steps: float | None = field(default=None, metadata=ADDED_LATER)
-    decay: str = "independent"
-    decay_roles: list[str] | None = None
-    lr_multipliers: dict[str, float] = field(default_factory=dict)
-    clip_norm: float | None = 1.0
-    skip_spikes_sigmas: float | None = field(default=None, metadata=ADDED_LATER)
-    skip_spikes_window: int = field(default=128, metadata=ADDED_LATER)
-    qk_clip: float | None = field(default=None, metadata=ADDED_LATER)
+    name: str = key("", "The kind of optimizer.")
+    lr: float = key(1e-2, "The peak learning rate.")
+    weight_decay: float = key(1e-4, "The weight decay, in the sense of `decay`.")
+    weight_decay_steps: float | None = key(
+        None,
+        "null: weight_decay is the same in a run of any length. T: it is the decay of a run of T steps, and a run of t "
+        "steps multiplies it by T / t. A weight without gradient then shrinks equally over both (cf. Wang and "
+        "Aitchison 2024, arXiv 2405.13698). lr / weight_decay sets the scale of weights, so in very short runs at low "
+        "rates this holds them near zero.",
+        identity=ADDED_LATER,
+    )
+    decay: str = key(
+        "independent",
+        "How the decay acts. With s the schedule's factor in [0, 1], lr the peak rate and u the optimizer's update: "
+        "independent: w <- w - s (lr u + weight_decay w). coupled: w <- w - s lr (u + weight_decay w), as in PyTorch "
+        "and Optax.",
+        choices=("independent", "coupled"),
+    )
+    decay_roles: list[str] | None = key(
+        None,
+        f"The roles of parameters that decay, among {', '.join(ROLES)}. null: all, with norm gains and embeddings. "
+        "Wortsman et al. 2023 does not say; the public nanodo excludes nothing.",
+    )
+    lr_multipliers: dict[str, float] = key(
+        {},
+        "Role of a parameter -> factor on its learning rate, in addition to the parametrization's. Type "
+        "+optimizer.lr_multipliers.ROLE=FACTOR.",
+    )
+    clip_norm: float | None = key(
+        1.0, "The global gradient norm is clipped to this. null: no clipping; the norm is still recorded."
+    )
+    skip_spikes_sigmas: float | None = key(
+        None,
+        "Leave out an update whose loss or gradient norm is more than so many standard deviations above the mean of "
+        "the last skip_spikes_window updates that were made. OLMo 2 (arXiv 2501.00656) uses 6 and 128. null: every "
+        "update is made.",
+        identity=ADDED_LATER,
+    )
+    skip_spikes_window: int = key(128, "The number of updates that skip_spikes_sigmas looks at.", identity=ADDED_LATER)
+    qk_clip: float | None = key(
+        None,
+        "tau: after an update, where the largest attention logit S of a head in that step's batch was above tau, the "
+        "query and key weights of that head are shrunk so that its logits are multiplied by tau / S. Kimi K2 (arXiv "
+        "2507.20534, section 2.1) uses 100. Not available with a qk-norm or kappa. null: never.",
+        identity=ADDED_LATER,
+    )
 
     def __post_init__(self):
-        check_choice("decay", self.decay, ("independent", "coupled"))
-        for key in ("lr", "weight_decay_steps", "clip_norm", "skip_spikes_sigmas", "qk_clip"):
-            check_positive(key, getattr(self, key))
+        check_choices(self)
+        for name in ("lr", "weight_decay_steps", "clip_norm", "skip_spikes_sigmas", "qk_clip"):
+            check_positive(name, getattr(self, name))
         if self.skip_spikes_window < 4:
             raise ConfigError(f"skip_spikes_window must be at least 4; got {self.skip_spikes_window}")
         check_not_negative("weight_decay", self.weight_decay)
@@ -133,11 +149,11 @@ class OptimizerConfig(abc.ABC):
         decay = self.weight_decay * self.weight_decay_steps / steps
         return dataclasses.replace(self, weight_decay=decay, weight_decay_steps=None)
 
-    def _check_fractions(self, *keys: str) -> None:
+    def _check_fractions(self, *names: str) -> None:
         """Raises ConfigError unless all of these lie in [0, 1)."""
-        for key in keys:
-            if not 0 <= getattr(self, key) < 1:
-                raise ConfigError(f"{key} must lie in [0, 1); got {getattr(self, key)}")
+        for name in names:
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name} must lie in [0, 1); got {getattr(self, name)}")
 
 
 def rate_meaning(optimizer: OptimizerConfig, linear: str) -> str:

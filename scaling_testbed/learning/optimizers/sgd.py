@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from scaling_testbed.errors import ConfigError
+from scaling_testbed.keys import key
 from scaling_testbed.learning.optimizers.base import OPTIMIZERS, OptimizerConfig, Update, local_part, parameter_groups
 
 if TYPE_CHECKING:
@@ -22,15 +23,13 @@ class SGDConfig(OptimizerConfig):
 
     With g the gradient after clipping, b <- momentum b + g is the update; with nesterov it is g + momentum b. The decay
     acts on the weights and is no part of b: SGDW (Loshchilov and Hutter 2019, arXiv 1711.05101, algorithm 1).
-
-    momentum: 0: the update is g, and no moment is kept.
     """
 
     needs_whole_tensors = None
 
     name: str = "sgd"
-    momentum: float = 0.9
-    nesterov: bool = False
+    momentum: float = key(0.9, "The momentum. 0: the update is the gradient, and no moment is kept.")
+    nesterov: bool = key(False, "Whether the momentum is Nesterov's.")
 
     def __post_init__(self):
         super().__post_init__()
