@@ -308,8 +308,10 @@ def run_overrides(words: list[str]) -> list[str]:
             raise Wrong(f"there is no option {word}")
         elif "=" in word:
             found.append(word)
-        elif not asks_help:  # --help GROUP_OR_KEY
+        elif not asks_help:
             raise Wrong(f"{word} is no key=value")
+        elif word not in keys() and not PLACEHOLDER.fullmatch(word):  # --help GROUP_OR_KEY
+            raise Wrong(f"there is no group or key {word} that --help could explain")
     return found
 
 
@@ -395,6 +397,7 @@ def test_every_command_can_be_typed():
         "python -m scaling_testbed.train model=no_such_model",
         "python -m scaling_testbed.train +evaluation.set.NAME=data/FOLDER",
         "python -m scaling_testbed.train --no-such-option",
+        "python -m scaling_testbed.train --help optimiser",
         "python -m scaling_testbed.train model=nano_s | head > x && python -m scaling_testbed.train seeed=1",
         "OMP_NUM_THREADS=1 torchrun --nproc-per-node=2 -m scaling_testbed.trian",
         "torchrun --nproc=2 -m scaling_testbed.train",
