@@ -352,5 +352,4 @@ def report(
 
     page, folder = (None if value is None else Path(value) for value in (out, traces))
     drawn, only = list(map(Path, figures)), _texts(where)
-    options = {"conditions": only, "experiment": experiment, "source": source, "figures": drawn, "traces": folder}
-    return write(Path(path), page, **options)
+    return write(Path(path), page, conditions=only, experiment=experiment, source=source, figures=drawn, traces=folder)

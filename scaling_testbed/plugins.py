@@ -155,10 +155,12 @@ def _import_file(path: str) -> ModuleType:
         raise ConfigError(f"plug-in {path}: there is no such .py file; give the path of one or a module's dotted name")
     stem = re.sub(r"\W", "_", Path(path).stem)
     name = f"plugin_{stem}_{hashlib.sha256(path.encode()).hexdigest()[:8]}"
-    spec = importlib.util.spec_from_file_location(name, path, loader=_FromSource(name, path))
+    loader = _FromSource(name, path)
+    spec = importlib.util.spec_from_file_location(name, path, loader=loader)
+    assert spec is not None  # a loader was given
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
+        loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise ConfigError(_failure(path, error)) from error
@@ -200,9 +202,10 @@ def _origin(module: ModuleType) -> Path:
         if getattr(module, "__file__", None) is None:
             raise ConfigError(f"plug-in {module.__name__}: it is a folder without code; name a module in it")
         return Path(os.path.abspath(next(iter(module.__path__))))
-    if getattr(module, "__file__", None) is None:
+    source = getattr(module, "__file__", None)
+    if source is None:
         raise ConfigError(f"plug-in {module.__name__}: it is part of the interpreter and has no source file")
-    file = Path(os.path.abspath(module.__file__))
+    file = Path(os.path.abspath(source))
     return file.parent if "." in module.__name__ else file
 
 
@@ -224,7 +227,9 @@ def is_installed(name: str) -> bool:
     only because the current folder, or PYTHONPATH, is searched, is not installed."""
     if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", name):
         return False
-    parts, path = name.split("."), None
+    parts = name.split(".")
+    path: list[str] | None = None
+    loader = None
     for end in range(1, len(parts) + 1):
         try:
             spec = _find_spec(".".join(parts[:end]), path)
@@ -232,8 +237,8 @@ def is_installed(name: str) -> bool:
             return False
         if spec is None or spec.loader is not None and not _is_from_distribution(spec.origin, parts[0]):
             return False
-        path = list(spec.submodule_search_locations or [])
-    return spec.loader is not None  # a folder without code names nothing
+        path, loader = list(spec.submodule_search_locations or []), spec.loader
+    return loader is not None  # a folder without code names nothing
 
 
 def _find_spec(name: str, path: list[str] | None) -> importlib.machinery.ModuleSpec | None:

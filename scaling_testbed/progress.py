@@ -1,8 +1,14 @@
 """How far a run or a preparation is: the time it took, and what a person sees of it."""
 
+from __future__ import annotations
+
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress as RichProgress
 
 SECONDS_BETWEEN_LINES = 10.0  # of a preparation
 
@@ -43,7 +49,7 @@ class Progress:
 
     def __init__(self, *, prefix: str = "", errors: bool = False, quiet: bool = False):
         self._prefix, self._stream, self._quiet = prefix, sys.stderr if errors else sys.stdout, quiet
-        self._bar = self._task = None
+        self._bar: RichProgress | None = None
 
     @property
     def has_bar(self) -> bool:
@@ -56,9 +62,9 @@ class Progress:
         if not self._quiet and self._stream.isatty():
             from rich.console import Console
 
-            self._bar = bar(Console(file=self._stream))
-            self._task = self._bar.add_task("", total=total, completed=done)
-            self._bar.start()
+            shown = self._bar = bar(Console(file=self._stream))
+            self._task = shown.add_task("", total=total, completed=done)  # type: ignore[arg-type]  # a fraction too
+            shown.start()
 
     def move(self, done: float, text: str) -> None:
         """So much is done: moves the bar, and puts `text` beside it."""
@@ -89,7 +95,7 @@ class Progress:
             self._bar = None
 
 
-def bar(console):
+def bar(console: Console) -> RichProgress:
     """rich's bar: time left, bar, text. A narrow terminal cuts the text alone."""
     from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as RichProgress
@@ -125,9 +131,9 @@ class ByteProgress(Progress):
 
     def __init__(self, label: str, *, quiet: bool = False):
         super().__init__(prefix=f"prepare {label}: ", errors=True, quiet=quiet)
-        self._done, self._label = 0, label
+        self._label, self._done = label, 0.0
 
-    def start(self, total: int, done: int = 0) -> None:
+    def start(self, total: float, done: float = 0) -> None:
         super().start(total, done)
         self._done, self._next_line = done, time.monotonic() + SECONDS_BETWEEN_LINES
 

@@ -7,10 +7,11 @@ from typing import Any, TypeVar
 
 from scaling_testbed.errors import ConfigError
 
-E = TypeVar("E")
+E = TypeVar("E")  # an entry
+F = TypeVar("F")  # a function or class as it was written
 
 
-class Registry(dict[str, Any]):
+class Registry(dict[str, E]):
     """Name -> entry, in the order of registration. kind: what an entry is, for messages: "optimizer".
 
     A module registers by the decorator `@REGISTRY.register("name")`, or by `REGISTRY.add("name", entry)`. Raises
@@ -22,16 +23,16 @@ class Registry(dict[str, Any]):
         self.kind = kind
         self._modules: dict[str, str] = {}
 
-    def register(self, name: str) -> Callable[[E], E]:
+    def register(self, name: str) -> Callable[[F], F]:
         """A decorator that adds a function or class under `name` and returns it as it is."""
 
-        def add(entry: E) -> E:
+        def add(entry: Any) -> Any:
             self.add(name, entry, module=entry.__module__)
             return entry
 
         return add
 
-    def add(self, name: str, entry: Any, *, module: str | None = None) -> None:
+    def add(self, name: str, entry: E, *, module: str | None = None) -> None:
         """Add an entry. module: who adds it, the calling module where it is not said; the same module may add it again,
         as a reload does."""
         module = module or sys._getframe(1).f_globals["__name__"]
@@ -41,7 +42,7 @@ class Registry(dict[str, Any]):
         self._modules[name] = module
         self[name] = entry
 
-    def name_of(self, entry: Any) -> str:
+    def name_of(self, entry: E) -> str:
         """The name under which `entry` itself was registered. Raises LookupError where it was not."""
         for name, known in self.items():
             if known is entry:

@@ -16,7 +16,7 @@ from typing import Any
 from scaling_testbed.commands.doors import errors_reported, run_door
 from scaling_testbed.config.compose import compose
 from scaling_testbed.config.run import RunConfig, run_folder_path
-from scaling_testbed.errors import ConfigError
+from scaling_testbed.errors import DONE, STOPPED, ConfigError
 from scaling_testbed.processes.interrupts import Interrupts
 from scaling_testbed.processes.world import is_main_process
 
@@ -55,7 +55,7 @@ def report(run: RunConfig, row: dict[str, Any]) -> int:
 
     if is_main_process():
         print(describe_row(row, run_folder_path(run)))
-    return 75 if row["status"] == "preempted" else 0
+    return STOPPED if row["status"] == "preempted" else DONE
 
 
 def dry_run(run: RunConfig) -> int:

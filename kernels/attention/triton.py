@@ -12,7 +12,7 @@ tile, N keys of a tile, S statistics.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple, overload
 
 import torch
 import triton
@@ -88,6 +88,32 @@ TILES_FP32 = {
 DELTA_ELEMENTS = 2048  # of a tile of outputs
 LARGEST_TILE = 128  # rows, of any tile here
 LARGEST_GRID = 65535  # programs, along the second and the third axis (CUDA C Programming Guide, table 30)
+
+
+@overload
+def attention(
+    q_BHTK: torch.Tensor,
+    k_BGTK: torch.Tensor,
+    v_BGTK: torch.Tensor,
+    *,
+    scale: float,
+    softcap: float | None = None,
+    window: int | None = None,
+    return_statistics: Literal[False] = False,
+) -> torch.Tensor: ...
+
+
+@overload
+def attention(
+    q_BHTK: torch.Tensor,
+    k_BGTK: torch.Tensor,
+    v_BGTK: torch.Tensor,
+    *,
+    scale: float,
+    softcap: float | None = None,
+    window: int | None = None,
+    return_statistics: Literal[True],
+) -> tuple[torch.Tensor, AttentionStatistics]: ...
 
 
 def attention(
@@ -171,7 +197,7 @@ def _attention(
             **_constants(tiles, d_head, block_k, softcap, window),
             STATISTICS=statistics,
         )
-        if statistics:  # few and small operations: each costs as much as a percent of the kernel
+        if partials is not None:  # few and small operations: each costs as much as a percent of the kernel
             torch.amax(partials[0], (0, 2), out=statistics_SH[0])
             statistics_SH[1:].copy_(partials[1:].sum((1, 3), dtype=torch.float64))
             statistics_SH[2].sqrt_()

@@ -167,6 +167,7 @@ def chunked_gradients(
     C = chunk_rows(N, V * logits_type.itemsize, chunk_bytes, hidden.device)
     # Rows begin at multiples of 128 bytes, whatever the vocabulary, so that a GPU can read them in whole lines.
     buffer = torch.empty(C, -(-V // 64) * 64, dtype=logits_type, device=hidden.device)[:, :V]
+    logits_CV = buffer
     for begin in range(0, N, C):
         chunk = slice(begin, min(begin + C, N))
         logits_CV = buffer[: chunk.stop - begin]
@@ -180,7 +181,7 @@ def chunked_gradients(
             product(logits_CV.T, hidden[chunk], grad_weight_VD, add=begin > 0)
     if want_weight and N == 0:
         grad_weight_VD.zero_()
-    buffer = logits_CV = None  # room for the head's gradient in its own type
+    del buffer, logits_CV  # room for the head's gradient in its own type
     loss = ce_N.sum() + z_loss * log_z_N.square().sum()
     return loss, ce_N, log_z_N, grad_hidden_ND, grad_weight_VD.to(weight_VD.dtype)
 
@@ -206,8 +207,10 @@ def product(left: Tensor, right: Tensor, out: Tensor, *, add: bool = False) -> N
     if left.dtype == out.dtype:
         torch.addmm(out, left, right, out=out) if add else torch.mm(left, right, out=out)
     elif left.is_cuda and out.dtype == torch.float32:
-        wide_out = {"out_dtype": torch.float32, "out": out}
-        torch.addmm(out, left, right, **wide_out) if add else torch.mm(left, right, **wide_out)
+        if add:
+            torch.addmm(out, left, right, out_dtype=torch.float32, out=out)
+        else:
+            torch.mm(left, right, out_dtype=torch.float32, out=out)
     else:
         out.add_(left @ right) if add else out.copy_(left @ right)
 

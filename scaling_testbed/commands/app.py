@@ -17,7 +17,7 @@ from scaling_testbed.plugins import load_plugins
 
 HELP = {"help_option_names": ["-h", "--help"]}
 Plugins = Annotated[
-    list[str],
+    Sequence[str],
     typer.Option(
         "--plugins", metavar="NAME_OR_PATH",
         help="a module that registers what is named, by its dotted name or as a .py file; repeatable",
@@ -87,8 +87,8 @@ def add_verb(app: typer.Typer, verb: Verb, *, plugins: bool = False) -> None:
 def add_door(app: typer.Typer, name: str, help_: str, door: Callable[[list[str]], int]) -> None:
     """Add a verb that hands all that is typed behind it to `door`, the main of another command line."""
 
-    def call(words: Annotated[list[str], typer.Argument(metavar="KEY=VALUE")] = ()) -> int:
-        return door(list(words))
+    def call(words: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE")] = None) -> int:
+        return door(words or [])
 
     app.command(name, cls=_Whole, help=help_, add_help_option=False)(call)
 
@@ -101,12 +101,22 @@ def _called(verb: Verb, plugins: bool) -> Verb:
         load_plugins(typed.pop("plugins", ()))
         return verb(**typed) or 0
 
+    given = inspect.signature(verb, eval_str=True)
+    parameters = list(given.parameters.values())
     if plugins:
-        given = inspect.signature(verb, eval_str=True)
-        option = inspect.Parameter("plugins", inspect.Parameter.KEYWORD_ONLY, default=(), annotation=Plugins)
-        call.__signature__ = given.replace(parameters=[*given.parameters.values(), option])
-        call.__annotations__ = {**typing.get_type_hints(verb, include_extras=True), "plugins": Plugins}
+        parameters.append(inspect.Parameter("plugins", inspect.Parameter.KEYWORD_ONLY, default=(), annotation=Plugins))
+    parameters = [one.replace(annotation=_for_typer(one.annotation)) for one in parameters]
+    call.__signature__ = given.replace(parameters=parameters)  # type: ignore[attr-defined]  # read by inspect
+    call.__annotations__ = {one.name: one.annotation for one in parameters} | {"return": given.return_annotation}
     return call
+
+
+def _for_typer(annotation: Any) -> Any:
+    """With list in place of Sequence: typer accepts no other sequence for an option that can be repeated."""
+    kind, *told = typing.get_args(annotation) if typing.get_origin(annotation) is Annotated else [annotation]
+    if typing.get_origin(kind) is not Sequence:
+        return annotation
+    return Annotated[list[typing.get_args(kind)[0]], *told]  # type: ignore[misc]  # made at run time
 
 
 def run(app: typer.Typer, argv: Sequence[str], name: str) -> int:
@@ -127,9 +137,10 @@ def _in_one_line(error: typer.TyperException) -> str:
     """What is wrong with the arguments of which verb."""
     context = getattr(error, "ctx", None)
     verb = f"{context.info_name}: " if context else ""
-    if hasattr(error, "possibilities"):  # an option that is none
-        close = difflib.get_close_matches(error.option_name, sorted(error.possibilities or ()), n=1)
+    option = getattr(error, "option_name", None)
+    if option is not None and hasattr(error, "possibilities"):  # an option that is none
+        close = difflib.get_close_matches(option, sorted(error.possibilities or ()), n=1)
         hint = f"did you mean {close[0]}?" if close else "--help lists what there is"
-        return f"{verb}there is no option {error.option_name}; {hint}"
+        return f"{verb}there is no option {option}; {hint}"
     said = " ".join(error.format_message().split()).rstrip(".")
     return f"{verb}{said[0].lower()}{said[1:]}; --help explains what is taken"

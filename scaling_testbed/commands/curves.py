@@ -11,11 +11,13 @@ from scaling_testbed.commands.options import Group, Json, Size, SweepDir, Where,
 from scaling_testbed.row_files import ENDINGS, beside
 
 ALL = (".csv", ".json", ".png", ".svg")  # what is written by default
-Out = out(
-    "write this file alone, by its ending: table and what it says (.json), table (.csv, .jsonl, .parquet), figure "
-    "(.png, .svg); default: .csv, .json, .png and .svg in SWEEP_DIR/analysis/",
-    str,
-)
+Out = Annotated[
+    Sequence[str],
+    out(
+        "write this file alone, by its ending: table and what it says (.json), table (.csv, .jsonl, .parquet), figure "
+        "(.png, .svg); default: .csv, .json, .png and .svg in SWEEP_DIR/analysis/"
+    ),
+]
 LrRange = Annotated[str, typer.Option("--lr-range", metavar="LOW,HIGH", show_default=True, help="the rates that count")]
 QuantityName = Annotated[
     str | None,

@@ -2,12 +2,11 @@
 
 import contextlib
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from scaling_testbed.errors import ConfigError, UserError
+from scaling_testbed.errors import DONE, INTERRUPTED, PIPE_CLOSED, ConfigError, UserError
 from scaling_testbed.processes.world import is_main_process
 
 if TYPE_CHECKING:
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 class Exit:
     """How a command ended: 0 unless its body or an error says otherwise."""
 
-    status: int = 0
+    status: int = DONE
 
 
 @contextlib.contextmanager
@@ -33,7 +32,7 @@ def errors_reported() -> Iterator[Exit]:
         sys.stdout.flush()
     except BrokenPipeError:  # the reader of `... | head` has seen enough; but what was to be done may not be done
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        found.status = 128 + signal.SIGPIPE
+        found.status = PIPE_CLOSED
     except UserError as error:
         shared = error.told_to_all or isinstance(error, ConfigError)
         if is_main_process() or not shared:
@@ -41,7 +40,7 @@ def errors_reported() -> Iterator[Exit]:
         found.status = error.exit_status
     except KeyboardInterrupt:
         print("error: interrupted; the same command goes on where it was", file=sys.stderr)
-        found.status = 130
+        found.status = INTERRUPTED
 
 
 def run_door(command: "Callable[[RunConfig], int]", argv: Sequence[str], doc: str) -> int:

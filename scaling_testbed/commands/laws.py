@@ -28,27 +28,30 @@ from scaling_testbed.commands.options import (
 from scaling_testbed.row_files import ENDINGS
 
 KEPT = (*ENDINGS, *output.PAGE, *output.FIGURES)
-OutLaw = out(
-    "keep it, by the file's ending: all of it, for predict, allocate and report (.json), a page (.html), the runs "
-    "beside what the law says of them (.csv, .jsonl, .parquet), figures (.png, .svg)"
-)
+OutLaw = Annotated[
+    Sequence[Path],
+    out(
+        "keep it, by the file's ending: all of it, for predict, allocate and report (.json), a page (.html), the runs "
+        "beside what the law says of them (.csv, .jsonl, .parquet), figures (.png, .svg)"
+    ),
+]
 FitFile = Annotated[
     Path, typer.Argument(metavar="FIT.json", help="written by `analyze fit --out` or `downstream --out`")
 ]
-Fix = Annotated[list[str], typer.Option("--fix", metavar="PARAM=VALUE", help="not fitted; repeatable")]
+Fix = Annotated[Sequence[str], typer.Option("--fix", metavar="PARAM=VALUE", help="not fitted; repeatable")]
 At = Annotated[
-    list[str],
+    Sequence[str],
     typer.Option("--at", metavar="KEY=VALUE", help="another input, or tokens_per_param, flops; repeatable"),
 ]
 NParams = Annotated[float | None, typer.Option("--n-params", metavar="N", help="parameters, as the fit counts them")]
 NTokens = Annotated[float | None, typer.Option("--n-tokens", metavar="D", help="training tokens")]
 Flops = Annotated[float, typer.Option("--flops", metavar="C", help="6 N D")]
 WhereLoss = Annotated[
-    list[str],
+    Sequence[str],
     typer.Option("--where-loss", metavar="CONDITION", help="only these rows for the law of the loss; all hold"),
 ]
 WhereError = Annotated[
-    list[str],
+    Sequence[str],
     typer.Option("--where-error", metavar="CONDITION", help="only these rows for the law of the error; all hold"),
 ]
 
@@ -123,8 +126,9 @@ def downstream(
     laws = law_named(law), law_named(error_law, "--error-law")
     given = law_rows(rows, source, map_, size, out)
     fitting = Fitting(objective=objective, starts=starts, bootstrap=bootstrap, seed=seed, size=size)
-    only = {"where_loss": where_loss, "where_error": where_error}
-    found = chain_rows(given, *laws, where=where, hold_out=hold_out, fitting=fitting, **only)
+    found = chain_rows(
+        given, *laws, where=where, hold_out=hold_out, fitting=fitting, where_loss=where_loss, where_error=where_error
+    )
     chain = found.chain
 
     def show() -> None:

@@ -1,7 +1,8 @@
 """The options and arguments that several verbs have, each with one meaning and one help."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -27,11 +28,11 @@ RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="runs/NAME/RUN_I
 Step = Annotated[int | None, typer.Option("--step", metavar="N", help="of the checkpoint (default: the newest)")]
 
 Where = Annotated[
-    list[str],
+    Sequence[str],
     typer.Option("--where", metavar="CONDITION", help='only these rows: KEY=VALUE, "flops<5e20"; repeatable, all hold'),
 ]
 HoldOut = Annotated[
-    list[str],
+    Sequence[str],
     typer.Option("--hold-out", metavar="CONDITION", help="left out of the fit, and predicted; repeatable, any holds"),
 ]
 Size = Annotated[
@@ -55,7 +56,7 @@ Source = Annotated[
     str | None, typer.Option("--source", metavar="NAME", help="what is read is a copy of this published testbed")
 ]
 Map = Annotated[
-    list[str], typer.Option("--map", metavar="OURS=THEIRS", help='a column, "n_params=Params (M)*1e6"; repeatable')
+    Sequence[str], typer.Option("--map", metavar="OURS=THEIRS", help='a column, "n_params=Params (M)*1e6"; repeatable')
 ]
 Objective = Annotated[
     str | None,
@@ -68,7 +69,7 @@ Starts = Annotated[int, typer.Option("--starts", metavar="N", help="of the fit",
 Bootstrap = Annotated[int, typer.Option("--bootstrap", metavar="N", help="resamples of the runs", show_default=True)]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", help="of starts and resamples", show_default=True)]
 Group = Annotated[
-    list[str],
+    Sequence[str],
     typer.Option(
         "--group", metavar="KEY",
         help="a key that tells conditions apart; repeatable (default: all that vary; `scan`: width or depth)",
@@ -76,9 +77,9 @@ Group = Annotated[
 ]  # fmt: skip
 
 
-def out(help_: str, kind: type = Path):
+def out(help_: str) -> Any:
     """--out FILE, repeatable; `help_`: what each ending holds, and what is written without it."""
-    return Annotated[list[kind], typer.Option("--out", metavar="FILE", help=f"{help_}; repeatable")]
+    return typer.Option("--out", metavar="FILE", help=f"{help_}; repeatable")
 
 
-OutTable = out("keep the table, by the file's ending: .csv, .json, .jsonl or .parquet")
+OutTable = Annotated[Sequence[Path], out("keep the table, by the file's ending: .csv, .json, .jsonl or .parquet")]

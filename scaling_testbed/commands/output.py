@@ -1,12 +1,17 @@
 """What a verb answers with: one JSON document, tables for a person, and the files that --out names."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scaling_testbed.errors import ConfigError
 from scaling_testbed.row_files import ENDINGS, FIGURES, PAGE, one_per_line, write_rows
+
+if TYPE_CHECKING:
+    from scaling_testbed.analysis.figures.drawing import Panel
 
 Records = Sequence[Mapping[str, Any]]
 
@@ -31,7 +36,7 @@ def write(
     *,
     document: Any = None,
     indent: int | None = None,
-    draw: Callable[[], Sequence] | None = None,
+    draw: Callable[[], Sequence[Panel]] | None = None,
     page: Callable[[Path], None] | None = None,
 ) -> list[Path]:
     """Write each file of `out`: records as a table; `document`, where there is one, as .json; what `draw` returns as
@@ -41,6 +46,7 @@ def write(
     figures = [path for path in out if path.suffix in FIGURES]
     for path in out:
         if path.suffix in PAGE:
+            assert page is not None, "`check` refuses a page of a verb that has none"
             page(path)
         elif path.suffix == ".json" and document is not None:
             write_text(path, json.dumps(document, indent=indent) + "\n")
@@ -49,6 +55,7 @@ def write(
     if figures:
         from scaling_testbed.analysis.figures import drawing
 
+        assert draw is not None, "`check` refuses a figure of a verb that has none"
         drawing.save(draw(), figures)
     return list(out)
 

@@ -1,5 +1,6 @@
 """The verb that writes a page: report."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -13,10 +14,13 @@ Reported = Annotated[
     Path,
     typer.Argument(metavar="PATH", help="runs/NAME, a file of rows, a kept law (.json), or a folder of kept laws"),
 ]
-OutPage = out(
-    "the page (.html; default: report.html in the sweep's folder, or beside the file), and files for its figures "
-    "(.png, .svg)"
-)
+OutPage = Annotated[
+    Sequence[Path],
+    out(
+        "the page (.html; default: report.html in the sweep's folder, or beside the file), and files for its figures "
+        "(.png, .svg)"
+    ),
+]
 Experiment = Annotated[
     str | None,
     typer.Option(
@@ -51,6 +55,6 @@ def report(
         raise ConfigError(f"--out {pages[1]}: the page is written to {pages[0]} already")
     figures = [file for file in out if file.suffix in output.FIGURES]
     page = pages[0] if pages else None
-    options = {"where": where, "experiment": experiment, "source": source, "figures": figures, "traces": traces}
-    for line in api.report(path, page, **options):
+    said = api.report(path, page, where=where, experiment=experiment, source=source, figures=figures, traces=traces)
+    for line in said:
         print(line)

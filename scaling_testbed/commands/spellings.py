@@ -2,13 +2,13 @@
 
 import re
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Sequence, Set
 from pathlib import Path
 
 WORDS = ("workers", "gpus", "runs_per_gpu", "flops_per_second", "launcher")  # of sweep, once key=value
 
 
-def today(args: Sequence[str], known: Collection[str]) -> list[str]:
+def today(args: Sequence[str], known: Set[str]) -> list[str]:
     """The arguments of a verb in today's spelling. known: the options that it takes."""
     found: list[str] = []
     left = list(args)
@@ -39,7 +39,7 @@ def _word(word: str, known: Collection[str]) -> list[str]:
 
 def _group(option: str, left: list[str]) -> list[str]:
     """Several keys after one --group."""
-    keys = []
+    keys: list[str] = []
     while left and re.fullmatch(r"\w[\w.]*", left[0]) and not (keys and Path(left[0]).exists()):
         keys.append(left.pop(0))
     new = [word for key in keys for word in (option, key)] or [option]

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -24,9 +24,10 @@ if TYPE_CHECKING:
     from scaling_testbed.sweeps.slurm import SlurmConfig
     from scaling_testbed.sweeps.status import RunState
 
+Given = TypeVar("Given", int, float)
 PLACES = ("name", "runs_dir", "data_dir")
 Words = Annotated[
-    list[str],
+    Sequence[str],
     typer.Argument(
         metavar="sweep=NAME KEY=VALUE",
         help="sweep=: a name from configs/sweep/, or the path of a .yaml file; scale=: one of the file's scales, where "
@@ -35,7 +36,7 @@ Words = Annotated[
     ),
 ]
 LauncherWords = Annotated[
-    list[str],
+    Sequence[str],
     typer.Argument(
         metavar="sweep=NAME KEY=VALUE",
         help="sweep=: a name from configs/sweep/, or the path of a .yaml file; scale=: one of the file's scales, where "
@@ -185,7 +186,8 @@ def retry(
     for option, value in {"--workers": workers, "--gpus": gpus, "--runs-per-gpu": runs_per_gpu}.items():
         if value is not None:
             raise ConfigError(f"{option} is for this machine; leave it out, or the launcher")
-    return _submit(chosen, launcher or "slurm", dry_run, failed_too=True)
+    _submit(chosen, launcher or "slurm", dry_run, failed_too=True)
+    return None
 
 
 def status(words: Words = (), as_json: Json = False, out: OutTable = ()) -> None:
@@ -349,7 +351,7 @@ def _states(runs: "Sequence[PlannedRun]", must_know: bool = False) -> "list[RunS
     return found
 
 
-def _positive(option: str, value: float | None) -> float | None:
+def _positive(option: str, value: Given | None) -> Given | None:
     if value is not None and not value > 0:
         raise ConfigError(f"{option} must be a number greater than zero; got {value:g}")
     return value

@@ -12,11 +12,14 @@ from scaling_testbed.commands.options import Json, OutTable, RunDir, Step, out
 from scaling_testbed.errors import ConfigError, check_choice
 from scaling_testbed.row_files import ENDINGS
 
-OutDocuments = out("keep the log-likelihoods of each document (.jsonl, which compare reads; .json, .csv, .parquet)")
+OutDocuments = Annotated[
+    Sequence[Path],
+    out("keep the log-likelihoods of each document (.jsonl, which compare reads; .json, .csv, .parquet)"),
+]
 Sequences = Annotated[
     int, typer.Option("--sequences", metavar="N", show_default=True, help="of validation data, at most")
 ]
-Tasks = Annotated[list[Path], typer.Argument(metavar="TASK.jsonl", help="a file is a task of its own")]
+Tasks = Annotated[Sequence[Path], typer.Argument(metavar="TASK.jsonl", help="a file is a task of its own")]
 MaxLength = Annotated[
     int | None,
     typer.Option(
@@ -25,7 +28,7 @@ MaxLength = Annotated[
     ),
 ]  # fmt: skip
 Models = Annotated[
-    list[str],
+    Sequence[str],
     typer.Option(
         "--model", metavar="NAME=FILE[,FILE]",
         help="a name and what `score --out` kept, a file a seed; once for each model",

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from scaling_testbed.errors import ConfigError, check_positive
 from scaling_testbed.keys import check_choices, key
+from scaling_testbed.model.counting import ParamCounts
 
 UNITS = ("tokens", "tokens_per_param", "flops", "steps")
 CONVENTIONS = ("n_params", "n_params_non_embedding", "n_params_no_input_embedding", "n_params_no_qk_gains")
@@ -29,7 +30,7 @@ class BudgetConfig:
         choices=CONVENTIONS,
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_choices(self)
         given = [unit for unit in UNITS if getattr(self, unit) is not None]
         if len(given) > 1:
@@ -38,12 +39,12 @@ class BudgetConfig:
         for unit in given:
             check_positive(unit, getattr(self, unit))
 
-    def resolve_steps(self, counts, tokens_per_step: int) -> int:
+    def resolve_steps(self, counts: ParamCounts, tokens_per_step: int) -> int:
         """Optimizer steps for a model with the counts `counts` (fields as in CONVENTIONS), at least one.
 
         A budget that is no whole number of steps is rounded to the nearest one.
         """
-        n_params = getattr(counts, self.params)
+        n_params: int = getattr(counts, self.params)
         if self.steps is not None:
             return math.ceil(self.steps)
         if self.tokens is not None:

@@ -16,7 +16,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -33,6 +33,11 @@ from scaling_testbed.config.search import CONFIG_DIR, check_no_doubles, choices,
 from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.files import YAMLError, read_yaml
 from scaling_testbed.plugins import check_unchanged, load_named_in, load_plugins, loaded_plugins
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Filled = TypeVar("Filled", bound="DataclassInstance")
 
 CANNOT_COMPOSE = (HydraException, OmegaConfBaseException, YAMLError)
 
@@ -111,7 +116,7 @@ def _key(text: str) -> str:
 
 def _names(key: str, text: str) -> list[str]:
     override = _parsed(text)
-    value = None if override.is_sweep_override() else override.value()
+    value: object = None if override.is_sweep_override() else override.value()
     names = [value] if isinstance(value, str) else value
     if not _is_list_of_texts(names) or "" in names:
         raise ConfigError(f"{key} takes a name or a list of names, {key}=[a,b], for all runs; got {text!r}")
@@ -139,7 +144,7 @@ def _from_outside(overrides: Sequence[str], written_in: Path | None) -> tuple[li
     return [*outside_overrides([plugin.name for plugin in loaded], configs), *others], configs
 
 
-def fill(cls: type, path: Path, prefix: str, overrides: Sequence[str]):
+def fill(cls: type[Filled], path: Path, prefix: str, overrides: Sequence[str]) -> Filled:
     """A dataclass outside of RunConfig from a YAML file and overrides `prefix.key=value`.
 
     A scalar is the text that is written there, commas and `${}` and all, until the type of its field says otherwise: to
@@ -169,14 +174,15 @@ def fill(cls: type, path: Path, prefix: str, overrides: Sequence[str]):
             raise ConfigError(f"{where}{full_key}: {_uncapitalized(str(error).splitlines()[0])}") from None
         if OmegaConf.is_interpolation(config, key) and not isinstance(node, StringNode):
             raise ConfigError(f"{where}{full_key} must be given as a value; got {value!r}")
-    return cls(**OmegaConf.to_container(config, resolve=False))
+    values: Any = OmegaConf.to_container(config, resolve=False)  # a mapping, as `config` is one
+    return cls(**values)
 
 
-def _is_list_of_texts(value: object) -> bool:
+def _is_list_of_texts(value: object) -> TypeGuard[list[str]]:
     return isinstance(value, list) and all(isinstance(entry, str) for entry in value)
 
 
-def _as_typed(text: str, is_list: bool) -> str | list | None:
+def _as_typed(text: str, is_list: bool) -> str | list[Any] | None:
     """The value of `key=value`: of a list as Hydra reads it, else what is written, commas and all."""
     value = text.partition("=")[2]
     if is_list:
@@ -237,7 +243,7 @@ def to_run_config(composed: DictConfig, overrides: Sequence[str]) -> RunConfig:
         if list(composed[key]) != named:
             raise ConfigError(f"{key} stands in a config file; type it, {key}=[...], or name it in a sweep file")
     values = {}
-    for key in composed:
+    for key in map(str, composed):
         node = composed._get_node(key)
         if key in GROUPS and not dataclasses.is_dataclass(OmegaConf.get_type(node)):
             raise ConfigError(f"{key} has no schema; its file must name one in its defaults list")
@@ -246,9 +252,9 @@ def to_run_config(composed: DictConfig, overrides: Sequence[str]) -> RunConfig:
     return RunConfig(**values | lists)
 
 
-def _freeze(node: DictConfig, group: str):
+def _freeze(node: DictConfig, group: str) -> Any:
     """One group's node as its dataclass, with the group's name in front of whatever is wrong."""
-    cls = OmegaConf.get_type(node)
+    cls: Any = OmegaConf.get_type(node)
     if cls is dict:
         return OmegaConf.to_container(node)
     known = {field.name for field in dataclasses.fields(cls)}
@@ -282,15 +288,15 @@ def _run_schema() -> type:
 
 
 @functools.cache
-def _register_schema(group: str, name: str, cls: type) -> None:
+def _register_schema(group: str, name: str, cls: "type[DataclassInstance]") -> None:
     ConfigStore.instance().store(group=group, name=name, node=_unlocked(cls))
 
 
-def _unlocked(cls) -> DictConfig:
+def _unlocked(cls: type[Any]) -> DictConfig:
     """A structured config that can still be overridden although its dataclass is frozen."""
-    config = OmegaConf.structured(cls)
+    config: DictConfig = OmegaConf.structured(cls)
     config._set_flag("readonly", None)
-    for child in config._content.values():
+    for child in map(config._get_node, config):
         if isinstance(child, DictConfig) and dataclasses.is_dataclass(OmegaConf.get_type(child)):
             child._set_flag("readonly", None)
     return config
@@ -305,9 +311,10 @@ def _known_keys() -> list[str]:
     return sorted(set(keys))
 
 
-def _plain_sections():
+def _plain_sections() -> list[tuple[str, type[Any]]]:
     """The parts of RunConfig that are dataclasses of one kind and no config group."""
-    return [(field.name, field.type) for field in dataclasses.fields(RunConfig) if dataclasses.is_dataclass(field.type)]
+    found = [(field.name, field.type) for field in dataclasses.fields(RunConfig)]
+    return [(name, kind) for name, kind in found if isinstance(kind, type) and dataclasses.is_dataclass(kind)]
 
 
 def _unknown_key(key: str) -> str:
@@ -421,12 +428,13 @@ def _check_hydra_untouched(overrides: Sequence[str], configs: Sequence[str]) -> 
     """Raise ConfigError where a file of configs= sets what Hydra itself imports and calls: such a folder may come from
     someone else, and only plugins= names code. What is typed may."""
 
-    def of_hydra(overrides: Sequence[str], configs: Sequence[str]) -> dict:
+    def of_hydra(overrides: Sequence[str], configs: Sequence[str]) -> dict[str, Any]:
         try:
             composed = _compose_dict(overrides, configs, with_hydra=True).hydra
         except CANNOT_COMPOSE as error:
             raise ConfigError(_one_line(error, configs)) from None
-        return {key: OmegaConf.to_container(composed, resolve=False)[key] for key in RUNS_CODE}
+        found: Any = OmegaConf.to_container(composed, resolve=False)
+        return {key: found[key] for key in RUNS_CODE}
 
     single = [text for text in overrides if not _parsed(text).is_sweep_override()]
     typed = of_hydra([text for text in single if re.match(r"hydra\b", _key(text))], ())

@@ -6,9 +6,10 @@ Every default lives in a dataclass; the files in configs/ say only what deviates
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scaling_testbed.config.budget import BudgetConfig
 from scaling_testbed.config.sections import (
@@ -35,8 +36,11 @@ from scaling_testbed.model.config import ModelConfig, ParametrizationConfig
 from scaling_testbed.model.parametrization import check_parametrization
 from scaling_testbed.model.parts import LINEARS
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 # Config group -> the dataclasses a file of that group can fill, by kind; a group of one kind has the key "".
-GROUPS = {
+GROUPS: Mapping[str, Mapping[str, type["DataclassInstance"]]] = {
     "model": {"": ModelConfig},
     "parametrization": {"": ParametrizationConfig},
     "optimizer": OPTIMIZERS,
@@ -94,7 +98,7 @@ class RunConfig:
     )
     overrides: list[str] = key([], "What was typed, for the record. It cannot be set.", identity=EXECUTION_ONLY)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.name or self.name.startswith((".", "/")) or ".." in self.name.split("/"):
             raise ConfigError(f"name must be a plain folder name; got {self.name!r}")
         check_positive("data_workers", self.data_workers)
@@ -162,18 +166,19 @@ def _identity(value: Any) -> Any:
     return value
 
 
-def _counts(f: dataclasses.Field, entry: Any) -> bool:
+def _counts(f: dataclasses.Field[Any], entry: Any) -> bool:
     rule = f.metadata.get("identity", True)
     if rule != "if_set":
-        return rule
-    return entry != (f.default if f.default_factory is dataclasses.MISSING else f.default_factory())
+        return bool(rule)
+    default = f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
+    return bool(entry != default)
 
 
 def flatten(run: RunConfig) -> dict[str, Any]:
     """The configuration as one level of dotted keys, for the result row: {"model.d_model": 64, ...}."""
     flat: dict[str, Any] = {}
 
-    def walk(prefix, value):
+    def walk(prefix: str, value: Any) -> None:
         if isinstance(value, dict) and value:
             for key, entry in value.items():
                 walk(f"{prefix}.{key}" if prefix else key, entry)

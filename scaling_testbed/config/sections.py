@@ -20,7 +20,7 @@ class BatchConfig:
         identity=EXECUTION_ONLY,
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("sequences", "sequence_length", "micro_batch_sequences"):
             check_positive(name, getattr(self, name))
 
@@ -49,7 +49,7 @@ class EvaluationConfig:
         None, "Sequences in one forward pass of an evaluation. null: as in a micro-batch.", identity=EXECUTION_ONLY
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.every_steps < 0:
             raise ConfigError(f"every_steps must not be negative; got {self.every_steps}")
         check_positive("tokens", self.tokens)
@@ -76,7 +76,7 @@ class CheckpointConfig:
         identity=EXECUTION_ONLY,
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.every_steps < 0:
             raise ConfigError(f"every_steps must not be negative; got {self.every_steps}")
         check_positive("keep_last", self.keep_last)
@@ -108,7 +108,7 @@ class ComputeConfig:
         identity=EXECUTION_ONLY,
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_choices(self)
         check_positive("threads", self.threads)
 
@@ -145,7 +145,7 @@ class ParallelismConfig:
         600, "How long a process waits for the others within a step before it stops.", identity=EXECUTION_ONLY
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_choices(self)
         for name in ("shard_size", "activation_checkpointing", "timeout_seconds"):
             check_positive(name, getattr(self, name))
@@ -173,7 +173,7 @@ class LoggingConfig:
     entity: str | None = key(None, "The user or team in Weights & Biases. null: the account's default.")
     group: str | None = key(None, "The group of runs in Weights & Biases. null: the run's `name`.")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_positive("every_steps", self.every_steps)
         check_positive("line_every_steps", self.line_every_steps)
         check_choices(self)

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -61,8 +62,8 @@ class ShardWriter:
     def __init__(self, folder: Path, stem: str, vocab_size: int):
         self.folder, self.stem, self.vocab_size = folder, stem, vocab_size
         self.dtype = smallest_dtype(vocab_size)
-        self.entries = []
-        self._file = None
+        self.entries: list[dict] = []
+        self._file: BinaryIO | None = None
         self._n_tokens = 0
 
     def write(self, tokens: np.ndarray, origin: str) -> None:
@@ -71,27 +72,27 @@ class ShardWriter:
             worst = int(tokens.max()) if tokens.max() >= self.vocab_size else int(tokens.min())
             raise UserError(f"{origin}: token id {worst} is outside the vocabulary of {self.vocab_size}")
         while len(tokens):
-            if self._file is None:
-                self._open()
+            file = self._file = self._open() if self._file is None else self._file
             part = tokens[: MAX_SHARD_TOKENS - self._n_tokens]
-            self._file.write(part.astype(np.dtype(self.dtype).newbyteorder("<")).tobytes())
+            file.write(part.astype(np.dtype(self.dtype).newbyteorder("<")).tobytes())
             self._n_tokens += len(part)
             tokens = tokens[len(part) :]
             if self._n_tokens == MAX_SHARD_TOKENS:
-                self._finish()
+                self._finish(file)
 
-    def _open(self) -> None:
+    def _open(self) -> BinaryIO:
         self._name = f"{self.stem}.bin" if not self.entries else f"{self.stem}.{len(self.entries)}.bin"
         self._temporary = self.folder / f"{self._name}.{os.getpid()}.tmp"
-        self._file = open(self._temporary, "wb", buffering=1 << 20)  # noqa: SIM115 (closed in _finish)
-        self._file.write(bytes(HEADER_BYTES))
+        file = open(self._temporary, "wb", buffering=1 << 20)  # noqa: SIM115 (closed in _finish)
+        file.write(bytes(HEADER_BYTES))
+        return file
 
-    def _finish(self) -> None:
-        self._file.seek(0)
-        self._file.write(header_bytes(self.dtype, self._n_tokens))
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
+    def _finish(self, file: BinaryIO) -> None:
+        file.seek(0)
+        file.write(header_bytes(self.dtype, self._n_tokens))
+        file.flush()
+        os.fsync(file.fileno())
+        file.close()
         path = self.folder / self._name
         os.replace(self._temporary, path)
         self.entries.append(
@@ -110,7 +111,7 @@ class ShardWriter:
     def close(self) -> list[dict]:
         """Finishes the last file and returns the manifest entries of all."""
         if self._file is not None:
-            self._finish()
+            self._finish(self._file)
         return self.entries
 
 
@@ -176,7 +177,7 @@ class PreparedData:
 
     @property
     def fingerprint(self) -> str:
-        content = [self.vocab_size, self.tokenizer_fingerprint]
+        content: list[Any] = [self.vocab_size, self.tokenizer_fingerprint]
         for split in SPLITS:
             shards = self.manifest["splits"][split]["shards"]
             content.append([[shard["sha256"], shard["n_tokens"], shard["offset"]] for shard in shards])

@@ -21,7 +21,7 @@ from scaling_testbed.files import sha256_of
 from scaling_testbed.keys import key
 from scaling_testbed.registry import Registry
 
-TOKENIZERS = Registry("tokenizer")
+TOKENIZERS: Registry[type["TokenizerConfig"]] = Registry("tokenizer")
 TOKENIZER_FILE = "tokenizer.json"
 BPE_EOS = "<|endoftext|>"
 # Names that published tokenizers give their end of document, most telling first.
@@ -101,7 +101,6 @@ class TokenizerConfig:
 
     name: str = key("", "The name in prepared folders. It is no part of the identity of the data.")
 
-    sample_bytes: ClassVar[int] = 0
     same_as: ClassVar[str | None] = None
     encoder: ClassVar[type | None] = None
 
@@ -114,6 +113,11 @@ class TokenizerConfig:
     def kind(self) -> str:
         """The name it is registered under."""
         return TOKENIZERS.name_of(type(self))
+
+    @property
+    def sample_bytes(self) -> int:
+        """A subclass can define it as a class variable or as a key."""
+        return 0
 
     def identity(self) -> dict:
         """Everything that decides the ids of a text, together with the text it is trained on; plain JSON."""
@@ -251,6 +255,7 @@ class PretrainedConfig(TokenizerConfig):
     def _download(self):
         from tokenizers import Tokenizer
 
+        assert self.path is not None, "`_local_file` asks for it"
         try:
             return Tokenizer.from_pretrained(self.path, revision=self.revision or "main")
         except Exception as error:  # the library raises bare Exception

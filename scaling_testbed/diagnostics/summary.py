@@ -2,20 +2,15 @@
 
 import math
 import statistics
-from typing import Any
+from typing import Any, TypeGuard
 
 from scaling_testbed.diagnostics.config import DiagnosticsConfig
+from scaling_testbed.diagnostics.names import is_diagnostic
 
 
 def names_in(row: dict[str, Any]) -> dict[str, float | None]:
     """The diagnostics of one line of metrics.jsonl."""
-    return {key: value for key, value in row.items() if "/" in key or key in WHOLE_MODEL}
-
-
-WHOLE_MODEL = (
-    *("attention_logit_max", "final_norm_input_rms", "output_logit_mean", "output_logit_rms", "output_logit_max"),
-    *("output_logit_min", "log_z_mean", "log_z_mean_square"),
-)
+    return {key: value for key, value in row.items() if is_diagnostic(key)}
 
 
 def summarize(config: DiagnosticsConfig, rows: list[dict[str, Any]], steps: int) -> dict[str, Any]:
@@ -47,5 +42,5 @@ def _means(measured: list[tuple[int, dict[str, Any]]]) -> dict[str, Any]:
     return {"steps": [measured[0][0], measured[-1][0]], "measured": len(measured), **means}
 
 
-def _finite(value: Any) -> bool:
+def _finite(value: Any) -> TypeGuard[float]:
     return value is not None and math.isfinite(value)

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -66,7 +67,8 @@ def _gradients(run: RunConfig, model: Transformer, batches: ValidationBatches, d
 def by_place(found: dict[str, float]) -> list[list[dict]]:
     """The numbers as three tables of records: of the whole model, of each block, of each tensor. Single heads are left
     out."""
-    whole, places = {}, {}
+    whole: dict[str, Any] = {}
+    places: dict[str, dict[str, Any]] = {}
     for name, value in found.items():
         quantity, _, place = name.partition("/")
         if not place:

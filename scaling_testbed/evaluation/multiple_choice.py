@@ -5,6 +5,7 @@ other keys are left alone. The file's stem is the task's name.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,10 +57,10 @@ class Continuation:
     apart: bool
 
 
-def read_tasks(paths: list[Path]) -> list[ChoiceTask]:
+def read_tasks(paths: Sequence[Path]) -> list[ChoiceTask]:
     """The tasks of some files. Raises UserError naming file and line, ConfigError where two have one name."""
     tasks = [_read_task(path) for path in paths]
-    seen = {}
+    seen: dict[str, Path] = {}
     for task in tasks:
         if task.name == MEAN:
             raise ConfigError(f"{task.path}: {MEAN} names the tasks' mean; give the file another name")

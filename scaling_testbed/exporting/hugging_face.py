@@ -15,10 +15,13 @@ import json
 import math
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
 from scaling_testbed.config.run import RunConfig
 from scaling_testbed.errors import ConfigError, UserError
@@ -49,7 +52,7 @@ QWEN3 = Family("qwen3", "Qwen3ForCausalLM", BEFORE, ("input_layernorm", "post_at
 OLMO2 = Family("olmo2", "Olmo2ForCausalLM", AFTER, ("post_attention_layernorm", "post_feedforward_layernorm"))
 FAMILIES = (LLAMA, QWEN3, OLMO2)
 # By the key of ModelConfig: the records of a part, and the counterparts that these model classes have.
-PARTS = {
+PARTS: Mapping[str, tuple[Mapping[str, Any], set[str | None]]] = {
     "norm": (NORMS, {"rms_norm"}),
     "mlp": (MLPS, {"silu"}),
     "attention_normaliser": (NORMALISERS, {"softmax"}),
@@ -98,7 +101,7 @@ def _qk_norm(config: ModelConfig) -> str:
 def config_json(model: Transformer, family: Family, *, max_length: int, eos_id: int | None) -> dict:
     """The content of config.json."""
     config = model.config
-    window = {}
+    window: dict[str, Any] = {}
     if config.attention_window is not None:
         layers = ["sliding_attention"] * config.n_layers
         window = {"use_sliding_window": True, "sliding_window": config.attention_window}
@@ -133,10 +136,10 @@ def config_json(model: Transformer, family: Family, *, max_length: int, eos_id: 
 @torch.no_grad()
 def weights(model: Transformer, family: Family) -> dict[str, torch.Tensor]:
     """Every tensor under its name in `family`, fp32, contiguous, on the CPU. A tied head is not there twice."""
-    found = {"model.embed_tokens.weight": model.embedding.weight, "model.norm.weight": model.final_norm.weight}
+    found = {"model.embed_tokens.weight": model.embedding.weight, "model.norm.weight": _gain(model.final_norm)}
     if model.head is not None:
         found["lm_head.weight"] = model.head_weight_VD
-    for number, block in enumerate(model.blocks):
+    for number, block in enumerate(model.typed_blocks):
         for name, tensor in _block_weights(block, model.config, family).items():
             found[f"model.layers.{number}.{name}.weight"] = tensor
     return {name: tensor.detach().float().cpu().contiguous() for name, tensor in found.items()}
@@ -149,25 +152,31 @@ def _block_weights(block: Block, config: ModelConfig, family: Family) -> dict[st
     linears["mlp.down_proj"] = mlp.mlp_out
     found = {name: linear.effective_weight() for name, linear in linears.items()}
     of_attention, of_mlp = family.norms
-    found |= {of_attention: block.attention_norms[0].weight, of_mlp: block.mlp_norms[0].weight}
+    found |= {of_attention: _gain(block.attention_norms[0]), of_mlp: _gain(block.mlp_norms[0])}
     if config.kappa is not None:
-        gain_K = torch.full((config.d_head,), math.sqrt(config.kappa))
+        gain_K = torch.full((config.head_width,), math.sqrt(config.kappa))
         found |= {"self_attn.q_norm": gain_K, "self_attn.k_norm": gain_K.clone()}
     elif _norms_queries(config):
-        found |= {"self_attn.q_norm": attention.q_norm.weight, "self_attn.k_norm": attention.k_norm.weight}
+        found |= {"self_attn.q_norm": _gain(attention.q_norm), "self_attn.k_norm": _gain(attention.k_norm)}
     # All three divide q.k by sqrt(d_head). Rotation leaves a factor of q as it is, and so does everything before it
     # but a norm, so that it goes into the norm's gain where there is one.
-    surplus = attention.scale * math.sqrt(config.d_head)
+    surplus = attention.scale * math.sqrt(config.head_width)
     if not math.isclose(surplus, 1.0):
         last = "self_attn.q_norm" if "self_attn.q_norm" in found else "self_attn.q_proj"
         found[last] = found[last] * surplus
     return found
 
 
+def _gain(norm: nn.Module) -> torch.Tensor:
+    """The learned gain of a norm that has one."""
+    return norm.get_parameter("weight")
+
+
 def folded(model: Transformer) -> list[str]:
     """What is in the weights of an export and was none of its own in the model, for a person."""
     config, found = model.config, []
-    if any(not math.isclose(block.attention.scale * math.sqrt(config.d_head), 1.0) for block in model.blocks):
+    scales = [block.attention.scale for block in model.typed_blocks]
+    if any(not math.isclose(scale * math.sqrt(config.head_width), 1.0) for scale in scales):
         found.append("attention scale 1/d_head")
     if config.kappa is not None:
         found.append(f"model.kappa={config.kappa}")

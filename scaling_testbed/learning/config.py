@@ -28,7 +28,7 @@ class CrossEntropyConfig:
         identity=EXECUTION_ONLY,
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_choices(self)
         check_positive("chunk_mib", self.chunk_mib)
         check_not_negative("z_loss", self.z_loss)

@@ -3,6 +3,7 @@
 Legend: N tokens, D d_model, V vocabulary.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -69,7 +70,7 @@ def choose_loss_impl(config: CrossEntropyConfig, device: torch.device) -> str:
     return config.impl
 
 
-def _linear_cross_entropy(impl: str):
+def _linear_cross_entropy(impl: str) -> Callable[..., chunked.CrossEntropy]:
     """The kernel of a path. Triton is imported only where it is used."""
     if impl == "chunked":
         return chunked.linear_cross_entropy

@@ -9,13 +9,14 @@ peak.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from scaling_testbed.errors import ConfigError, check_not_negative, check_positive
 from scaling_testbed.keys import check_choices, key
 from scaling_testbed.registry import Registry
 
-SCHEDULES = Registry("schedule")
+SCHEDULES: Registry[type["Schedule"]] = Registry("schedule")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,7 @@ class Schedule:
         "another rate at any step.",
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 <= self.warmup < math.inf or (self.warmup > 1 and self.warmup != int(self.warmup)):
             raise ConfigError(f"warmup must be a whole number of steps or a fraction below 1; got {self.warmup}")
         if not 0 <= self.warmup_start <= 1:
@@ -77,7 +78,7 @@ class CosineConfig(Schedule):
 
     name: str = "cosine"
 
-    def after_warmup(self, done, warmup, total, peak, floor):
+    def after_warmup(self, done: int, warmup: int, total: int, peak: float, floor: float) -> float:
         return floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * _progress(done, warmup, total)))
 
 
@@ -88,7 +89,7 @@ class LinearConfig(Schedule):
 
     name: str = "linear"
 
-    def after_warmup(self, done, warmup, total, peak, floor):
+    def after_warmup(self, done: int, warmup: int, total: int, peak: float, floor: float) -> float:
         return peak + (floor - peak) * _progress(done, warmup, total)
 
 
@@ -99,7 +100,7 @@ class ConstantConfig(Schedule):
 
     name: str = "constant"
 
-    def after_warmup(self, done, warmup, total, peak, floor):
+    def after_warmup(self, done: int, warmup: int, total: int, peak: float, floor: float) -> float:
         return peak
 
 
@@ -110,7 +111,7 @@ class InverseSqrtConfig(Schedule):
 
     name: str = "inverse_sqrt"
 
-    def after_warmup(self, done, warmup, total, peak, floor):
+    def after_warmup(self, done: int, warmup: int, total: int, peak: float, floor: float) -> float:
         return max(floor, peak * math.sqrt(max(1, warmup) / max(1, warmup, done)))
 
 
@@ -127,18 +128,18 @@ class WarmupStableDecayConfig(Schedule):
         choices=("linear", "sqrt", "cosine"),
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_choices(self)
         if not 0 < self.decay_fraction <= 1:
             raise ConfigError(f"decay_fraction must lie above 0 and up to 1; got {self.decay_fraction}")
 
-    def after_warmup(self, done, warmup, total, peak, floor):
+    def after_warmup(self, done: int, warmup: int, total: int, peak: float, floor: float) -> float:
         begin = max(warmup, total - round(self.decay_fraction * total))
         return floor + (peak - floor) * _DECAY_SHAPES[self.decay_shape](_progress(done, begin, total))
 
 
-_DECAY_SHAPES = {
+_DECAY_SHAPES: dict[str, Callable[[float], float]] = {
     "linear": lambda progress: 1 - progress,
     "sqrt": lambda progress: 1 - math.sqrt(progress),
     "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),

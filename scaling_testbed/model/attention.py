@@ -43,7 +43,7 @@ class FixedQKNorm(nn.Module):
         return self.factor * self.norm(x, None, self.eps)
 
 
-def make_qk_norm(config: ModelConfig, n_heads: int, device=None) -> nn.Module:
+def make_qk_norm(config: ModelConfig, n_heads: int, device=None) -> QKNorm | FixedQKNorm | nn.Identity:
     """The norm of queries (n_heads of them) or keys (n_kv_heads), or nn.Identity where there is none. With kappa it is
     sqrt(kappa) z / RMS(z), which imposes the size of the attention logits (arXiv 2309.14322, Fig. 10)."""
     part = config.query_key_norm
@@ -52,7 +52,7 @@ def make_qk_norm(config: ModelConfig, n_heads: int, device=None) -> nn.Module:
     norm = resolve(part.function)
     if not part.gains:
         return FixedQKNorm(norm, config.norm_eps, factor=math.sqrt(config.kappa or 1.0))
-    width = n_heads * config.d_head if config.norms_heads_together else config.d_head
+    width = n_heads * config.head_width if config.norms_heads_together else config.head_width
     return QKNorm(norm, width, config.norm_eps, device=device)
 
 
@@ -91,20 +91,23 @@ def triton_statistics(q_BHTK, k_BGTK, *, normaliser=reference.softmax, **options
 def plain_queries_and_keys(attention: Attention, q_BTD, k_BTD, cos_TR, sin_TR) -> tuple[torch.Tensor, torch.Tensor]:
     """The norms of `attention`, then the rotation."""
     normed = attention.normed_heads(q_BTD, k_BTD)
-    return tuple(apply_rotary(x, cos_TR, sin_TR).to(q_BTD.dtype) for x in normed)
+    q_BHTK, k_BGTK = (apply_rotary(x, cos_TR, sin_TR).to(q_BTD.dtype) for x in normed)
+    return q_BHTK, k_BGTK
 
 
 def fused_queries_and_keys(attention: Attention, q_BTD, k_BTD, cos_TR, sin_TR) -> tuple[torch.Tensor, torch.Tensor]:
     """One Triton kernel norms and rotates; a norm that it does not know, and one over all heads, comes before."""
     from scaling_testbed.kernels.qk_norm_rope.triton import qk_norm_rope, rotary
 
-    dtype = q_BTD.dtype
-    if attention.fused_kind is None:
-        return rotary(*attention.normed_heads(q_BTD, k_BTD), cos_TR, sin_TR, out_dtype=dtype)
+    dtype, kind = q_BTD.dtype, attention.fused_kind
+    if kind is None:
+        q_BHTK, k_BGTK = attention.normed_heads(q_BTD, k_BTD)
+        return rotary(q_BHTK, k_BGTK, cos_TR, sin_TR, out_dtype=dtype)
     q_norm, k_norm = attention.q_norm, attention.k_norm
-    heads = attention.heads(q_BTD), attention.heads(k_BTD)
-    options = {"kind": attention.fused_kind, "eps": q_norm.eps, "out_dtype": dtype}
-    return qk_norm_rope(*heads, q_norm.weight, k_norm.weight, cos_TR, sin_TR, **options)
+    assert isinstance(q_norm, QKNorm) and isinstance(k_norm, QKNorm), "a norm that the kernel knows has a gain"
+    q_BHTK, k_BGTK = attention.heads(q_BTD), attention.heads(k_BTD)
+    gains = q_norm.weight, k_norm.weight
+    return qk_norm_rope(q_BHTK, k_BGTK, *gains, cos_TR, sin_TR, kind=kind, eps=q_norm.eps, out_dtype=dtype)
 
 
 def check_impls(config: ModelConfig, device: torch.device) -> None:
@@ -122,7 +125,7 @@ class Attention(nn.Module):
 
     def __init__(self, config: ModelConfig, *, scale: float, impl: str, qk_norm_impl: str, device=None):
         super().__init__()
-        self.n_heads, self.n_kv_heads, self.d_head = config.n_heads, config.n_kv_heads, config.d_head
+        self.n_heads, self.n_kv_heads, self.d_head = config.n_heads, config.kv_heads, config.head_width
         self.scale, self.softcap, self.window = scale, config.attention_softcap, config.attention_window
         self.config, self.impl = config, impl
         self.normaliser = NORMALISERS[config.attention_normaliser]
@@ -144,8 +147,10 @@ class Attention(nn.Module):
 
     def take_largest_logits(self) -> torch.Tensor:
         """The largest scale * q.k of each query head that a query could see since the last call, before any softcap;
-        fp32 [H]."""
+        fp32 [H]. Raises RuntimeError where no forward pass recorded any."""
         taken_H, self._largest_logit_H = self._largest_logit_H, None
+        if taken_H is None:
+            raise RuntimeError("no forward pass with a gradient recorded attention logits since the last call")
         return taken_H
 
     def _record_logits(self, q_BHTK, k_BGTK) -> None:
@@ -161,7 +166,7 @@ class Attention(nn.Module):
         """`queries_and_keys` from the projections."""
         return self._norm_and_rotate(self, q_BTD, k_BTD, cos_TR, sin_TR)
 
-    def normed_heads(self, q_BTD, k_BTD):
+    def normed_heads(self, q_BTD, k_BTD) -> tuple[torch.Tensor, torch.Tensor]:
         """q_BHTK and k_BGTK, fp32 where they were normed, not rotated."""
         if self.norm_before_split:
             return self.heads(self.q_norm(q_BTD)), self.heads(self.k_norm(k_BTD))
@@ -184,7 +189,7 @@ class Attention(nn.Module):
             if impl.statistics is not None and usable and lacks(self.config) is None:
                 yield resolve(impl.statistics)
 
-    def heads(self, x_BTD):
+    def heads(self, x_BTD: torch.Tensor) -> torch.Tensor:
         """[B, T, heads * K] -> [B, heads, T, K], a view."""
         return x_BTD.unflatten(-1, (-1, self.d_head)).transpose(1, 2)
 

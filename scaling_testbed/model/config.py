@@ -155,6 +155,23 @@ class ModelConfig:
         return self.d_head or self.d_model // self.n_heads
 
     @property
+    def kv_heads(self) -> int:
+        """n_kv_heads, by its rule where it is not given."""
+        return self.n_kv_heads or self.n_heads
+
+    @property
+    def ff_width(self) -> int:
+        """d_ff, by its rule where it is not given."""
+        return self.d_ff or D_FF_RULES[self.d_ff_rule](self.d_model)
+
+    @property
+    def known_vocab_size(self) -> int:
+        """vocab_size. Raises ConfigError where it is not known yet: see `resolved`."""
+        if self.vocab_size is None:
+            raise ConfigError("vocab_size must be known: use config.resolved(vocab_size)")
+        return self.vocab_size
+
+    @property
     def query_key_norm(self) -> parts.QKNorm:
         """What is true of the norm of queries and keys: kappa's where it is set, else that of `qk_norm`."""
         return parts.QK_NORMS[self.qk_norm] if self.kappa is None else parts.KAPPA
@@ -174,9 +191,9 @@ class ModelConfig:
             raise ConfigError(f"vocab_size must be at least the data's {vocab_size}, got {self.vocab_size}")
         return dataclasses.replace(
             self,
-            n_kv_heads=self.n_kv_heads or self.n_heads,
+            n_kv_heads=self.kv_heads,
             d_head=self.head_width,
-            d_ff=self.d_ff or D_FF_RULES[self.d_ff_rule](self.d_model),
+            d_ff=self.ff_width,
             vocab_size=self.vocab_size or vocab_size,
         )
 
@@ -191,7 +208,7 @@ class Rules:
     zero_queries: bool = False
 
 
-PARAMETRIZATIONS = Registry("parametrization")  # name -> Rules
+PARAMETRIZATIONS: Registry[Rules] = Registry("parametrization")
 PARAMETRIZATIONS.add("standard", Rules())
 PARAMETRIZATIONS.add("mup_simple", Rules(scales_lr=True))
 PARAMETRIZATIONS.add("mup_intermediate", Rules(scales_lr=True, scales_head_init=True))

@@ -42,7 +42,7 @@ def count_params(config: ModelConfig) -> ParamCounts:
     n_matrices = 4 + MLPS[config.mlp].n_matrices
     beside_matrices = 2 * layout.norms_per_branch * norm + _qk_gains(config) + n_matrices * extra
     body = config.n_layers * (block_matrices(config) + beside_matrices) + layout.final_norm * norm
-    table = config.vocab_size * config.d_model
+    table = config.known_vocab_size * config.d_model
     if not config.tied_head:
         body += extra
     n_params = body + (table if config.tied_head else 2 * table)
@@ -60,8 +60,8 @@ def forward_flops(config: ModelConfig, sequence_length: int) -> int:
     FlopCounterMode does. Norms, activations, normalisers, rotation, the embedding look-up and products of a matrix and
     a vector, as sigma_reparam has them, are not counted."""
     config = _resolved(config)
-    products = config.n_layers * block_matrices(config) + config.vocab_size * config.d_model
-    attention = config.n_layers * 2 * config.n_heads * config.d_head * sequence_length
+    products = config.n_layers * block_matrices(config) + config.known_vocab_size * config.d_model
+    attention = config.n_layers * 2 * config.n_heads * config.head_width * sequence_length
     return 2 * (products + attention)
 
 
@@ -75,25 +75,25 @@ def flops_per_token(config: ModelConfig, sequence_length: int) -> int:
 
 def block_matrices(config: ModelConfig) -> int:
     """Weights in the matrices of one block of a resolved `config`."""
-    attention = 2 * config.d_model * config.d_head * (config.n_heads + config.n_kv_heads)
-    return attention + MLPS[config.mlp].n_matrices * config.d_model * config.d_ff
+    attention = 2 * config.d_model * config.head_width * (config.n_heads + config.kv_heads)
+    return attention + MLPS[config.mlp].n_matrices * config.d_model * config.ff_width
 
 
 def weights_by_role(config: ModelConfig) -> dict[str, int]:
     """Parameters of each role (parametrization.ROLES) of a resolved `config`; a learned factor counts as a gain."""
-    heads, kv_heads = config.d_head * config.n_heads, config.d_head * config.n_kv_heads
+    heads, kv_heads = config.head_width * config.n_heads, config.head_width * config.kv_heads
     widths = {"q": heads, "k": kv_heads, "v": kv_heads, "attn_out": heads}
     for role in MLPS[config.mlp].roles:
-        widths[role] = widths.get(role, 0) + config.d_ff
+        widths[role] = widths.get(role, 0) + config.ff_width
     found = {role: config.n_layers * config.d_model * width for role, width in widths.items()}
-    found["embedding"] = config.vocab_size * config.d_model
+    found["embedding"] = config.known_vocab_size * config.d_model
     found["head"] = 0 if config.tied_head else found["embedding"]
     return {**found, "norm": count_params(config).n_params - sum(found.values())}
 
 
 def _qk_gains(config: ModelConfig) -> int:
-    heads = config.n_heads + config.n_kv_heads if config.norms_heads_together else 2
-    return config.query_key_norm.gains * heads * config.d_head
+    heads = config.n_heads + config.kv_heads if config.norms_heads_together else 2
+    return config.query_key_norm.gains * heads * config.head_width
 
 
 def _resolved(config: ModelConfig) -> ModelConfig:

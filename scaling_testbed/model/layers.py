@@ -70,6 +70,8 @@ class SigmaReparamLinear(Linear):
     """
 
     STARTING_ITERATIONS = 32
+    left: torch.Tensor
+    right: torch.Tensor
 
     def __init__(self, d_in: int, d_out: int, *, role: str, device=None):
         super().__init__(d_in, d_out, role=role, device=device)

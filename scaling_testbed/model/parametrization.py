@@ -62,8 +62,8 @@ def lr_multiplier(parametrization: ParametrizationConfig, info: ParameterInfo, c
 def attention_scale(parametrization: ParametrizationConfig, config: ModelConfig) -> float:
     """What q.k is multiplied by, for a resolved config. mup_full means 1/d_head, whatever the config says."""
     if config.attention_scale == "inverse" or parametrization.rules.inverse_attention_scale:
-        return 1.0 / config.d_head
-    return 1.0 / math.sqrt(config.d_head)
+        return 1.0 / config.head_width
+    return 1.0 / math.sqrt(config.head_width)
 
 
 def _base_fan_in(parametrization: ParametrizationConfig, info: ParameterInfo, config: ModelConfig) -> float:

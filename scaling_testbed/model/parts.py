@@ -14,9 +14,9 @@ Shapes in names: B sequences, H query heads, M queries, N keys.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from scaling_testbed.kernels.limits import ATTENTION_D_HEADS, QK_NORM_ROPE_WIDEST_HEAD
 from scaling_testbed.registry import Registry, resolve
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from scaling_testbed.model.config import ModelConfig
 
 Target = Callable[..., Any] | str  # a function or class, or the "module:attribute" that names it
+Record = TypeVar("Record")  # the facts of a part
 AUTO = "auto"  # in place of a path's name: the first that can
 
 LAYERS, ATTENTION = "scaling_testbed.model.layers", "scaling_testbed.model.attention"
@@ -32,10 +33,10 @@ QK_NORM_ROPE = "scaling_testbed.kernels.qk_norm_rope.reference"
 TRITON_WHY_NOT = "scaling_testbed.kernels.support:why_not"
 
 
-class Parts(Registry):
+class Parts(Registry[Record]):
     """The parts of one kind, by name. record: the class of their facts, whose first field is the function."""
 
-    def __init__(self, kind: str, record: type):
+    def __init__(self, kind: str, record: Callable[..., Record]):
         super().__init__(kind)
         self.record = record
 
@@ -420,7 +421,7 @@ QK_NORM_IMPLS.add(
 QK_NORM_IMPLS.add("reference", QKNormImpl(f"{ATTENTION}:plain_queries_and_keys"), module=__name__)
 
 # The key of ModelConfig -> its paths.
-IMPLS = {"attention_impl": ATTENTION_IMPLS, "qk_norm_impl": QK_NORM_IMPLS}
+IMPLS: Mapping[str, Mapping[str, Impl]] = {"attention_impl": ATTENTION_IMPLS, "qk_norm_impl": QK_NORM_IMPLS}
 
 
 def able_impls(key: str, config: ModelConfig) -> list[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -91,14 +92,15 @@ class Transformer(nn.Module):
         scale = attention_scale(parametrization, config)
         impls = {"impl": self.attention_impl, "qk_norm_impl": self.qk_norm_impl}
         shrink = config.embedding_gradient_scale
-        self.embedding = Embedding(config.vocab_size, config.d_model, gradient_scale=shrink, device=device)
+        self.embedding = Embedding(config.known_vocab_size, config.d_model, gradient_scale=shrink, device=device)
         self.blocks = nn.ModuleList(Block(config, scale=scale, device=device, **impls) for _ in range(config.n_layers))
-        self.final_norm, self.head = nn.Identity(), None
+        self.final_norm: nn.Module = nn.Identity()
+        self.head: Linear | None = None
         if RESIDUALS[config.residual].final_norm:
             self.final_norm = resolve(NORMS[config.norm].make)(config.d_model, config.norm_eps, device=device)
         if not config.tied_head:
             linear = resolve(LINEARS[config.linear].make)
-            self.head = linear(config.d_model, config.vocab_size, role="head", device=device)
+            self.head = linear(config.d_model, config.known_vocab_size, role="head", device=device)
         self._parameter_info = self._collect_parameter_info()
 
     def forward(self, tokens_BT: torch.Tensor) -> torch.Tensor:
@@ -106,18 +108,26 @@ class Transformer(nn.Module):
         x_BTD = self.embedding(tokens_BT)
         # Made anew for each pass: a few thousand numbers, right for any length and device, nothing to save.
         positions_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
-        cos_TR, sin_TR = rotary_tables(positions_T, self.config.d_head, self.config.rope_base)
+        cos_TR, sin_TR = rotary_tables(positions_T, self.config.head_width, self.config.rope_base)
         for number, block in enumerate(self.blocks):
             if self._is_recomputed(number):
                 # Nothing here draws random numbers. Stopping early would leave the hooks of sharding half done.
-                options = {"use_reentrant": False, "preserve_rng_state": False, "early_stop": False}
-                x_BTD = checkpoint(block, x_BTD, cos_TR, sin_TR, **options)
+                x_BTD = checkpoint(
+                    block, x_BTD, cos_TR, sin_TR, use_reentrant=False, preserve_rng_state=False, early_stop=False
+                )
             else:
                 x_BTD = block(x_BTD, cos_TR, sin_TR)
         return self.final_norm(x_BTD)
 
     def _is_recomputed(self, number: int) -> bool:
-        return bool(self.recompute_every) and number % self.recompute_every == 0 and torch.is_grad_enabled()
+        if not self.recompute_every:
+            return False
+        return number % self.recompute_every == 0 and torch.is_grad_enabled()
+
+    @property
+    def typed_blocks(self) -> list[Block]:
+        """The blocks with their type: PyTorch types `blocks` as plain modules."""
+        return [cast(Block, block) for block in self.blocks]
 
     @property
     def head_weight_VD(self) -> torch.Tensor:

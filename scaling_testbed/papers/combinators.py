@@ -8,7 +8,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -35,9 +35,9 @@ from scaling_testbed.papers.measures import (
     size_name,
 )
 from scaling_testbed.papers.paper import AGREES, CANNOT_TELL, DISAGREES, Judge, Verdict
-from scaling_testbed.papers.predictions import Number
+from scaling_testbed.papers.predictions import Numbers
 
-Numbers = Callable[[Evidence], list[Number]]  # of laws, one for each data set
+Settings = Mapping[str, object]  # keys and their values; of a tuple any
 
 RESOLUTION = 0.01  # nats: what one seed at nano scale cannot resolve
 SAME_N = 0.15  # of ln N: widths come in steps, so that two shapes are rarely of one size
@@ -79,7 +79,7 @@ def apart(a: Sequence[float], b: Sequence[float], floor: float = RESOLUTION) -> 
     return abs(float(np.mean(a) - np.mean(b))) >= floor
 
 
-def pairs(found: Sequence[Curve], key: str, one, other) -> Iterator[tuple[Curve, Curve]]:
+def pairs(found: Sequence[Curve], key: str, one: object, other: object) -> Iterator[tuple[Curve, Curve]]:
     """Curves with `one` for a key beside those that have `other` and are else the same, at the same shape; of a scan at
     the same number of parameters to within 15 %, and of another shape."""
     for a, b in itertools.product(found, found):
@@ -89,7 +89,7 @@ def pairs(found: Sequence[Curve], key: str, one, other) -> Iterator[tuple[Curve,
             yield a, b
 
 
-def remaining(curve: Curve, key: str) -> tuple:
+def remaining(curve: Curve, key: str) -> tuple[tuple[str, str], ...]:
     """Its condition without a key."""
     return tuple(item for item in curve.condition.items() if item[0] != key)
 
@@ -103,7 +103,9 @@ def missing_of(evidence: Evidence, measure: Measure, found: Iterable[Curve]) -> 
     return [name for curve in found for name in measure.missing(evidence, curve)]
 
 
-def values_at(evidence: Evidence, measure: Measure, curve: Curve) -> dict[tuple, tuple[Place, Value]]:
+def values_at(
+    evidence: Evidence, measure: Measure, curve: Curve
+) -> dict[tuple[float | None, int | None], tuple[Place, Value]]:
     """What was measured, by rate and seed."""
     taken = ((place, measure.of(evidence, place)) for place in places(curve, measure.level))
     return {(place.lr, place.seed): (place, value) for place, value in taken if value is not None}
@@ -126,9 +128,9 @@ def up_to_measured(found: Sequence[Curve]) -> list[Curve]:
 def compare(
     measure: Measure,
     key: str,
-    lower,
-    higher,
-    where: Mapping | None = None,
+    lower: object,
+    higher: object,
+    where: Settings | None = None,
     at: str = EACH,
     factor: float = FACTOR,
     contrary: bool = False,
@@ -163,33 +165,36 @@ def compare(
     return judge
 
 
-def _text(value) -> str:
+def _text(value: object) -> str:
     """A wanted value in a sentence."""
     return "/".join(map(text, value)) if isinstance(value, tuple) else text(value)
 
 
-def opposite_at_ends(measure: Measure, key: str, one, other) -> Judge:
+def opposite_at_ends(measure: Measure, key: str, one: object, other: object) -> Judge:
     """In each remaining condition the measure is lower with one value of a key at the smallest size, and higher at the
     largest; every one of these differences must be clear."""
 
     def judge(evidence: Evidence) -> Verdict:
         found = [pair for pair in pairs(evidence.curves, key, one, other) if pair[0].runs and pair[1].runs]
-        parts = []
+        parts, gaps = [], list(evidence.missing)
         for rest in dict.fromkeys(remaining(a, key) for a, _ in found):
             own = sorted((pair for pair in found if remaining(pair[0], key) == rest), key=lambda pair: pair[0].n_params)
             for pair, sign in ((own[0], 1), (own[-1], -1)) if own[0][0].n_params < own[-1][0].n_params else ():
                 mine, yours = (measure.of(evidence, Place(curve)) for curve in pair)
+                if mine is None or yours is None:
+                    gaps += missing_of(evidence, measure, pair) or [f"{measure.name} at {size_name(pair[0])}"]
+                    continue
                 gain, clear = gain_of(measure, mine, yours)
                 both = f"{mine.text} with {_text(one)}, {yours.text} with {_text(other)}"
                 words = f"{label(dict(rest))} {size_name(pair[0])}: {measure.name} {both}"
                 parts.append(Part(words, sign * gain, clear))
         least = 1 if all(part.clear for part in parts) else len(parts) + 1
-        return weigh(parts, evidence.missing, least, "clear differences" if parts else "pairs of sizes")
+        return weigh(parts, gaps, least, "clear differences" if parts else "pairs of sizes")
 
     return judge
 
 
-def coincide_below_best(key: str, one, other, margin: float = 0.05) -> Judge:
+def coincide_below_best(key: str, one: object, other: object, margin: float = 0.05) -> Judge:
     """Two curves agree within a margin, in nats, or within their seeds, at the rates up to the lower of their best."""
 
     def judge(evidence: Evidence) -> Verdict:
@@ -199,7 +204,7 @@ def coincide_below_best(key: str, one, other, margin: float = 0.05) -> Judge:
             most = min(map(best_lr, (a, b))) if a.runs and b.runs else 0.0
             if shared := [lr for lr in a.lrs if a.rows(lr) and b.rows(lr) and lr <= most]:
                 gap = {lr: abs(float(np.mean(losses(a, lr)) - np.mean(losses(b, lr)))) for lr in shared}
-                worst = max(gap, key=gap.get)
+                worst = max(gap, key=gap.__getitem__)
                 together = gap[worst] <= margin or not apart(losses(a, worst), losses(b, worst))
                 words = f"{size_name(a)}: at most {gap[worst]:.3f} nats apart up to lr={max(shared):g}"
                 parts.append(Part(words, 1.0 if together else -1.0))
@@ -210,7 +215,7 @@ def coincide_below_best(key: str, one, other, margin: float = 0.05) -> Judge:
 
 def loss_beside(
     key: str,
-    plain: Mapping,
+    plain: Settings,
     low: float,
     high: float = math.inf,
     *,
@@ -245,7 +250,7 @@ def loss_beside(
     return judge
 
 
-def each(check: Check, where: Mapping | None = None, at: str = EACH, typically: bool = False) -> Judge:
+def each(check: Check, where: Settings | None = None, at: str = EACH, typically: bool = False) -> Judge:
     """A check holds at each place, at the LARGEST size only, or at the largest size and HIGHEST rate that it was made
     at. typically: that it holds at more than half of them is enough."""
 
@@ -254,10 +259,10 @@ def each(check: Check, where: Mapping | None = None, at: str = EACH, typically: 
         if at == LARGEST:
             top = max((curve.n_params for curve in scope), default=0)
             scope = [curve for curve in scope if curve.n_params == top]
-        made = [(place, check.of(evidence, place)) for curve in scope for place in places(curve, check.level)]
-        made = [(place, part) for place, part in made if part is not None]
+        asked = [(place, check.of(evidence, place)) for curve in scope for place in places(curve, check.level)]
+        made = [(place, part) for place, part in asked if part is not None]
         if at == HIGHEST and made:
-            made = [max(made, key=lambda one: (one[0].curve.n_params, one[0].lr))]
+            made = [max(made, key=lambda one: (one[0].curve.n_params, one[0].lr or 0.0))]
         parts = [part for _, part in made]
         plus = sum(part.gain > 0 for part in parts)
         if typically and plus not in (0, len(parts)):
@@ -268,7 +273,7 @@ def each(check: Check, where: Mapping | None = None, at: str = EACH, typically: 
     return judge
 
 
-def past_threshold_diverges(quantity: Quantity, where: Mapping | None = None) -> Judge:
+def past_threshold_diverges(quantity: Quantity, where: Settings | None = None) -> Judge:
     """Every run whose quantity passes the threshold diverges. One that was stopped before the end of its schedule has
     not shown whether it would."""
 
@@ -298,7 +303,9 @@ def largest_foretold(quantity: Quantity) -> Judge:
     def judge(evidence: Evidence) -> Verdict:
         _, made = instability.analyse(evidence.study, evidence.group, quantity, hold_out_largest=True)
         parts = []
-        for one in (one for one in made if one.predicted is not None and one.measured is not None):
+        for one in made:
+            if one.predicted is None or one.low is None or one.high is None or one.measured is None:
+                continue
             interval = f"{one.predicted:.3g} [{one.low:.3g}, {one.high:.3g}]"
             words = f"lr={one.series.lr:g}: predicted {interval}, measured {one.measured:.3g}"
             parts.append(Part(words, 1.0 if one.inside else -1.0, one.high / one.low < 100))
@@ -311,7 +318,8 @@ def smaller_below_eps(grad: str, update: str) -> Judge:
     """Among runs that differ in eps, those whose gradient RMS lies below their eps have the smaller updates."""
 
     def judge(evidence: Evidence) -> Verdict:
-        below, others = [], []
+        below: list[float] = []
+        others: list[float] = []
         for row in (row for curve in evidence.curves for row in curve.runs.values()):
             means = measured(row, LAST_MEAN)
             if means.get(grad) and means.get(update):

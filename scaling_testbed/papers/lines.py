@@ -3,7 +3,7 @@
 import functools
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ from scaling_testbed.analysis.rows.study import number
 from scaling_testbed.papers.combinators import (
     RESOLUTION,
     SAME,
+    Settings,
     apart,
     gain_of,
     missing_of,
@@ -22,7 +23,7 @@ from scaling_testbed.papers.combinators import (
     values_at,
     weigh,
 )
-from scaling_testbed.papers.measures import SIZE, Evidence, Measure, Part, Value, size_name
+from scaling_testbed.papers.measures import SIZE, Evidence, Measure, Part, Place, Value, size_name
 from scaling_testbed.papers.paper import Judge, Verdict
 
 
@@ -49,17 +50,18 @@ class Line:
         return Part(": ".join(filter(None, (self.name, words))), gain, clear)
 
 
-def _lines(evidence: Evidence, measure: Measure, key: str, where: Mapping | None) -> tuple[list[Line], list[str]]:
+def _lines(evidence: Evidence, measure: Measure, key: str, where: Settings | None) -> tuple[list[Line], list[str]]:
     """The lines, and what is missing: at rates only up to the largest size that was measured, as larger ones may be
     planned to be foretold."""
-    found: dict[tuple, list] = {}
+    found: dict[tuple[object, ...], list[tuple[float, str, Value, Place]]] = {}
     scope = sorted(evidence.having(where), key=lambda curve: curve.n_params if key == "N" else 0)
     for curve in scope:
         for place, value in values_at(evidence, measure, curve).values():
+            line: tuple[object, ...]
             if key == "N":
                 line, x = (curve.label, place.lr), (curve.n_params, size_name(curve))
             elif key == "lr":
-                line, x = (curve.label, curve.n_params), (place.lr, f"lr={place.lr:g}")
+                line, x = (curve.label, curve.n_params), (place.rate, f"lr={place.rate:g}")
             else:
                 line = (curve.shape, remaining(curve, key), place.lr)
                 x = (number(curve.settings, key), text(curve.settings[key]))
@@ -77,7 +79,7 @@ def _lines(evidence: Evidence, measure: Measure, key: str, where: Mapping | None
 Rule = Callable[[Line], Part | None]
 
 
-def along(measure: Measure, key: str, rule: Rule, where: Mapping | None = None, unit: str = "") -> Judge:
+def along(measure: Measure, key: str, rule: Rule, where: Settings | None = None, unit: str = "") -> Judge:
     """A rule holds on each line of the measure along N, the rate (lr) or a key. unit: what lines are called that it can
     be asked of."""
 
@@ -136,7 +138,8 @@ def more_at_largest(measure: Measure, key: str, rule: Rule) -> Judge:
 
     def judge(evidence: Evidence) -> Verdict:
         lines, gaps = _lines(evidence, measure, key, None)
-        parts = [rule(line) for line in sorted(lines, key=lambda line: line.curve.n_params)]
+        by_size = sorted(lines, key=lambda line: line.curve.n_params)
+        parts = [part for line in by_size if (part := rule(line))]
         if gaps or len(parts) < 2:
             return weigh(parts, gaps, 2)
         more = parts[-1].gain - parts[0].gain
@@ -180,7 +183,7 @@ SPREAD = Reduction(_spread, "{a}; in comparison {b}", 0.1, ratio=True)  # the la
 MISS_AT_LARGEST = Reduction(_miss, "error at the largest size: {a} {one}, {b} {other}", RESOLUTION)
 
 
-def differ(measure: Measure, reduce: Reduction, key: str, lower, higher) -> Judge:
+def differ(measure: Measure, reduce: Reduction, key: str, lower: object, higher: object) -> Judge:
     """What the line of the measure along N comes to is lower with one value of a key than with another, or with each of
     a tuple of others."""
 

@@ -44,7 +44,7 @@ class Evidence:
     def missing(self) -> list[str]:
         return list(dict.fromkeys(name for curve in self.curves for name in curve.missing))
 
-    def having(self, where: Mapping | None = None) -> list[Curve]:
+    def having(self, where: Mapping[str, object] | None = None) -> list[Curve]:
         """The curves whose settings have these values."""
         return [curve for curve in self.curves if curve.fits(where or {})]
 
@@ -70,8 +70,23 @@ class Place:
     seed: int | None = None
 
     @property
+    def rate(self) -> float:
+        """The learning rate. Raises ValueError where the place is not at one rate."""
+        if self.lr is None:
+            raise ValueError(f"{self} is not at one learning rate")
+        return self.lr
+
+    @property
+    def rows(self) -> list[Row]:
+        """The rows at its rate, one for each seed that has one."""
+        return self.curve.rows(self.rate)
+
+    @property
     def row(self) -> Row:
-        return self.curve.runs[self.lr, self.seed]
+        """The row of its run. Raises ValueError where the place is not one run."""
+        if self.seed is None:
+            raise ValueError(f"{self} is not one run")
+        return self.curve.runs[self.rate, self.seed]
 
     def __str__(self) -> str:
         return size_name(self.curve) + (f" at lr={self.lr:g}" if self.lr is not None else "")
@@ -155,7 +170,7 @@ def best_loss(digits: int = 4) -> Measure:
 
 
 def _first_diverging_lr(evidence: Evidence, place: Place) -> Value:
-    first = next((at.lr for at in places(place.curve, RATE) if any(map(diverged, place.curve.rows(at.lr)))), math.inf)
+    first = next((at.rate for at in places(place.curve, RATE) if any(map(diverged, at.rows))), math.inf)
     return Value(first, f"{first:g}" if first < math.inf else "none")
 
 
@@ -170,7 +185,7 @@ def _diverged(evidence: Evidence, place: Place) -> Value:
 
 S = Measure("S", _s, missing=_withheld)
 BEST_LOSS = best_loss()
-LOSS = Measure("loss", lambda _, at: _loss(losses(at.curve, at.lr)), RATE)
+LOSS = Measure("loss", lambda _, at: _loss(losses(at.curve, at.rate)), RATE)
 BEST_LR = Measure("best lr", _best_lr, ratio=True)
 FIRST_DIVERGING_LR = Measure("first diverging lr", _first_diverging_lr, ratio=True)  # above all rates where none does
 DIVERGED = Measure("run", _diverged, RUN)
@@ -180,7 +195,7 @@ def measured_as(quantity: Quantity) -> Measure:
     """A recorded quantity at each rate: the geometric mean over the seeds that have it."""
 
     def of(evidence: Evidence, place: Place) -> Value | None:
-        values = [value for row in place.curve.rows(place.lr) if (value := value_of(row, quantity)) is not None]
+        values = [value for row in place.rows if (value := value_of(row, quantity)) is not None]
         mean = math.exp(float(np.mean(np.log(values)))) if values else 0.0
         return Value(mean, f"{mean:.3g}") if values else None
 
@@ -250,8 +265,8 @@ def trains_at(lr: float) -> Check:
 
 
 def _unstable(evidence: Evidence, place: Place) -> Part:
-    rows, best = place.curve.rows(place.lr), float(np.mean(best_losses(place.curve)))
-    initial, last = number(rows[0], "val_loss_initial"), float(np.mean(losses(place.curve, place.lr)))
+    rows, best = place.rows, float(np.mean(best_losses(place.curve)))
+    initial, last = number(rows[0], "val_loss_initial"), float(np.mean(losses(place.curve, place.rate)))
     bad = any(map(diverged, rows)) or last - best >= (initial - best) / 2
     return _is(f"{place}: loss {last:.3f}, best {best:.3f}, initial {initial:.3f}", bad)
 
@@ -294,7 +309,7 @@ def largest_in_first_block(prefix: str) -> Check:
         names = {key for step in evidence.study.trace(place.row)[:50] for key in step if key.startswith(f"{prefix}/")}
         blocks = sorted(int(block) for name in names if (block := name.rpartition("/")[2]).isdigit())
         peaks = {n: max(value for _, value in evidence.trace(place.row, f"{prefix}/{n}")) for n in blocks}
-        top = max(peaks, key=peaks.get, default=0)
+        top = max(peaks, key=peaks.__getitem__, default=0)
         words = f"{place}: largest in block {top} of {len(peaks)}"
         return _is(f"{words} ({peaks[top]:.3g})", top == 0) if len(peaks) > 1 else None
 

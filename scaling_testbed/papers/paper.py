@@ -17,19 +17,22 @@ in combinators.py and lines.py of what measures.py and predictions.py measure; a
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scaling_testbed.analysis.curves.instability import Quantity
 from scaling_testbed.analysis.rows.study import Study
 from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.registry import Registry, resolve
 
+if TYPE_CHECKING:
+    from scaling_testbed.papers.measures import Evidence
+
 AGREES, DISAGREES, CANNOT_TELL = "agrees", "disagrees", "cannot tell"
 
 Verdict = tuple[str, str]  # one of these words, and the number behind it
-Judge = Callable[[Any], Verdict]  # of measures.Evidence
+Judge = Callable[["Evidence"], Verdict]
 
-PAPERS = Registry("paper")  # name -> Paper, or "module:attribute" of one
+PAPERS: Registry["Paper | str"] = Registry("paper")  # name -> Paper, or "module:attribute" of one
 PAPERS.add("small_scale_proxies", "scaling_testbed.papers.small_scale_proxies:PAPER", module=__name__)
 PAPERS.add("over_training", "scaling_testbed.papers.over_training:PAPER", module=__name__)
 
@@ -43,7 +46,7 @@ class Claim:
     judge: Judge
     source: str = ""
 
-    def verdict(self, evidence: Any) -> Verdict:
+    def verdict(self, evidence: "Evidence") -> Verdict:
         """agrees | disagrees | cannot tell, and the number behind it; rows that cannot be read for it cannot tell."""
         try:
             return self.judge(evidence)
@@ -73,7 +76,7 @@ class Experiment:
     against: str | None = None
     claims: Sequence[Claim] = ()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "sweeps", tuple(self.sweeps) or (self.name,))
 
 
@@ -109,7 +112,8 @@ def paper_named(name: str) -> Paper:
     if name not in PAPERS:
         known = ", ".join(PAPERS)
         raise ConfigError(f"paper must be one of {known}, or of a plug-in that is loaded; got {name!r}")
-    return resolve(PAPERS[name])
+    paper: Paper = resolve(PAPERS[name])
+    return paper
 
 
 def experiment_of(study: Study) -> tuple[Paper | None, Experiment]:

@@ -9,6 +9,7 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,6 +22,9 @@ from scaling_testbed.analysis.laws.forms import LAWS
 from scaling_testbed.analysis.rows.conditions import text
 from scaling_testbed.analysis.rows.study import Row, Study, name_of
 from scaling_testbed.errors import UserError
+
+if TYPE_CHECKING:
+    from scaling_testbed.papers.measures import Evidence
 
 FITTED_SIZES, OPTIMAL_M, LARGE_M = 4, 20, 320
 OVER_TRAINED, LARGEST_SIZE = "the dearest over-trained run", "the largest size"  # predictions
@@ -35,6 +39,9 @@ class Number:
     reach: float = math.inf
 
 
+Numbers = Callable[["Evidence"], list[Number]]  # of laws, one for each data set
+
+
 @dataclass(frozen=True)
 class Point:
     """The runs of one size and multiplier: M is their tokens per parameter, rounded."""
@@ -45,7 +52,8 @@ class Point:
 
     @property
     def flops(self) -> float:
-        return 6 * self.n_params * self.rows[0]["n_tokens"]
+        n_tokens: float = self.rows[0]["n_tokens"]
+        return 6 * self.n_params * n_tokens
 
     def mean(self, column: str) -> float:
         """Over the seeds. Raises UserError where it is not there."""
@@ -158,15 +166,15 @@ def data_sets(study: Study) -> list[DataSet]:
     return [DataSet(name, rows) for name, rows in groups.items()]
 
 
-def _of_each(number: Callable[[DataSet], Number]):
+def _of_each(number: Callable[[DataSet], Number]) -> Numbers:
     """A measure: the number of each data set."""
     return lambda evidence: [number(one) for one in evidence.data_sets]
 
 
-def error_at(which: str, column: str = "loss", data: str | None = None, calibrated: bool = True):
+def error_at(which: str, column: str = "loss", data: str | None = None, calibrated: bool = True) -> Numbers:
     """The relative error of predictions of a target; of the data set `data` only, or the only one there is."""
 
-    def measure(evidence) -> list[Number]:
+    def measure(evidence: "Evidence") -> list[Number]:
         found = [one for one in evidence.data_sets if data in (None, one.name)]
         if not found and len(evidence.data_sets) > 1:
             raise UserError(f"several data sets, and none of them {data}")
@@ -175,7 +183,7 @@ def error_at(which: str, column: str = "loss", data: str | None = None, calibrat
     return measure
 
 
-def mean_error(column: str = "loss", least_m: float = 0, most_m: float = math.inf, data: str | None = None):
+def mean_error(column: str = "loss", least_m: float = 0, most_m: float = math.inf, data: str | None = None) -> Numbers:
     """The mean relative error over the held-out points between two multipliers; of the data set `data` only."""
     ms = f"M={least_m:g}" if least_m == most_m else f"M>={least_m:g}"
 
@@ -187,7 +195,7 @@ def mean_error(column: str = "loss", least_m: float = 0, most_m: float = math.in
         off = f"{column} {np.mean(errors):.2%} off over {len(errors)} runs of {ms}, at most {max(errors):.2%}"
         return Number(float(np.mean(errors)), f"{one.name}: {off}")
 
-    def measure(evidence) -> list[Number]:
+    def measure(evidence: "Evidence") -> list[Number]:
         found = [one for one in evidence.data_sets if data in (None, one.name)]
         if not found:
             raise UserError(f"no run is of the data set {data}")
@@ -215,7 +223,7 @@ def _exponent_spread(one: DataSet) -> Number:
     return Number(most / least if least > 0 else math.inf, f"{one.name}: {shown}")
 
 
-def unexplained(column: str):
+def unexplained(column: str) -> Numbers:
     """The share of a downstream error's variance over all runs that the law fitted to them all leaves."""
 
     def number(one: DataSet) -> Number:
@@ -227,7 +235,7 @@ def unexplained(column: str):
     return _of_each(number)
 
 
-def single_task_error(which: str, tasks: Sequence[str]):
+def single_task_error(which: str, tasks: Sequence[str]) -> Numbers:
     """The median over single tasks of the relative error of predictions."""
 
     def number(one: DataSet) -> Number:
@@ -238,10 +246,10 @@ def single_task_error(which: str, tasks: Sequence[str]):
     return _of_each(number)
 
 
-def share_not_lower(column: str, data: str):
+def share_not_lower(column: str, data: str) -> Numbers:
     """At which share of the sizes and multipliers that both have `data` has no lower number than another data set."""
 
-    def measure(evidence) -> list[Number]:
+    def measure(evidence: "Evidence") -> list[Number]:
         own = next((one for one in evidence.data_sets if one.name == data), None)
         others = [one for one in evidence.data_sets if one is not own]
         if own is None or not others:

@@ -12,14 +12,14 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from scaling_testbed.config.sections import ParallelismConfig
-from scaling_testbed.errors import UserError
+from scaling_testbed.errors import FAILED, STOPPED, UserError
 from scaling_testbed.processes.world import World
 
 WAIT_SECONDS = 30  # between two looks at the store
@@ -43,7 +43,7 @@ class PeerGone(RankError):
     """Another process ended without a word, killed perhaps; the run can go on as after a signal. Exit status 75."""
 
     def __init__(self, reason: str):
-        super().__init__(f"another process of this run is gone: {reason}", 75)
+        super().__init__(f"another process of this run is gone: {reason}", STOPPED)
 
 
 class Processes:
@@ -54,38 +54,38 @@ class Processes:
         self.grouped = False
         self._device = torch.device("cpu")
         self._talks = 0
-        self._store = None
+        self._store: dist.Store | None = None
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         if self.config.kind != "single":
             self._store = self._open_store()
         return self
 
-    def __exit__(self, kind, *_):
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         # After a failure in a group the others wait in a collective, until this process is gone.
         failed_in_group = self.grouped and kind is not None
         if self.grouped and (not failed_in_group or self.world.size == 1):
             _end_group()
         self.grouped = False
         if self.world.address is not None and self._store is not None and not failed_in_group:
-            self._leave()
+            self._leave(self._store)
         self._store = None
 
-    def _leave(self) -> None:
+    def _leave(self, store: dist.Store) -> None:
         """Rank 0 keeps the store where no launcher does, so it goes last: the others may still have to read there."""
         others = [f"bye/{rank}" for rank in range(1, self.world.size)]
         with contextlib.suppress(RuntimeError):
             if self.world.is_main:
-                self._store.wait(others, timedelta(seconds=LEAVE_SECONDS))
+                store.wait(others, timedelta(seconds=LEAVE_SECONDS))
             else:
-                self._store.set(f"bye/{self.world.rank}", "")
+                store.set(f"bye/{self.world.rank}", "")
 
-    def _open_store(self):
+    def _open_store(self) -> dist.Store:
         if self.world.size == 1:
             return dist.HashStore()
         world, timeout = self.world, timedelta(seconds=self.config.timeout_seconds)
         try:
-            if world.address is not None:
+            if world.address is not None and world.port is not None:
                 return dist.TCPStore(world.address, world.port, world.size, world.is_main, timeout)
             launchers, *_ = next(rendezvous("env://", world.rank, world.size, timeout=timeout))
             return dist.PrefixStore(f"run/{next(_uses)}", launchers)
@@ -183,15 +183,22 @@ class Processes:
         self._talks += 1
         return f"talk/{self._talks}"
 
+    @property
+    def _opened(self) -> dist.Store:
+        if self._store is None:
+            raise RuntimeError("the processes have no store: enter them first")
+        return self._store
+
     def _write(self, key: str, value: dict[str, Any]) -> None:
-        self._store.set(key, json.dumps(value))
+        self._opened.set(key, json.dumps(value))
 
     def _read(self, key: str) -> dict[str, Any]:
         """The value at `key`, waiting for it. Raises RankError if the store, or who keeps it, is gone."""
+        store = self._opened
         while True:
             try:
-                self._store.wait([key], timedelta(seconds=WAIT_SECONDS))
-                return json.loads(self._store.get(key))
+                store.wait([key], timedelta(seconds=WAIT_SECONDS))
+                return json.loads(store.get(key))
             except dist.DistNetworkError:
                 raise RankError(STORE_GONE, 1) from None
             except dist.DistStoreError:
@@ -231,7 +238,7 @@ def _as_error(error: BaseException) -> dict[str, Any]:
     message = str(error) or type(error).__name__
     if not isinstance(error, UserError):
         message = f"{type(error).__name__}: {message}".splitlines()[0]
-    return {"error": message, "exit_status": getattr(error, "exit_status", 1)}
+    return {"error": message, "exit_status": getattr(error, "exit_status", FAILED)}
 
 
 def _value_or_error(found: dict[str, Any], prefix: str = "") -> Any:

@@ -3,13 +3,15 @@
 import contextlib
 import signal
 
+from scaling_testbed.errors import STOPPED
+
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Interrupted(Exception):
     """A signal asked this run to stop; the message is the signal's name."""
 
-    exit_status = 75
+    exit_status = STOPPED
 
 
 class Interrupts:

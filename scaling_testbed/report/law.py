@@ -1,7 +1,7 @@
 """Pages about what `analyze fit`, `downstream`, `frontier` and `ladder` keep with --out."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ FILTERS = (
     ("Held out", "hold_out"),
 )
 Sections = list[page.Section]
+Maker = Callable[[Record, str], tuple[str, list[str], Sections]]
 
 
 def read(path: Path) -> Fit | Chain:
@@ -149,7 +150,7 @@ def _ladder(record: Record, names: str) -> tuple[str, list[str], Sections]:
     ]  # fmt: skip
 
 
-MAKERS = {"fit": _fit, "downstream": _downstream, "frontier": _frontier, "ladder": _ladder}
+MAKERS: Mapping[str | None, Maker] = {"fit": _fit, "downstream": _downstream, "frontier": _frontier, "ladder": _ladder}
 
 
 def _formula(fit: Fit) -> list[str]:

@@ -32,8 +32,13 @@ def write(
     figures, files for the page's figures (.png, .svg); traces, a folder for what the experiment looks at over the steps
     of each run. Raises ConfigError and UserError."""
     _check_endings(out, figures)
-    of_runs = {"where": conditions, "experiment": experiment, "out FILE.png or FILE.svg": figures, "traces": traces}
-    of_runs["source"] = source
+    of_runs: dict[str, object] = {
+        "where": conditions,
+        "experiment": experiment,
+        "out FILE.png or FILE.svg": figures,
+        "traces": traces,
+        "source": source,
+    }
     if is_law(given):
         _check_of_laws(of_runs, out, [given])
         page = out or given.with_suffix(".html")
@@ -49,8 +54,7 @@ def write(
     study = where(published.study(source, given) if source else load(given), conditions)
     if experiment:
         paper, found = chosen(experiment)
-        names = {"name": found.name, "paper": paper.name, "experiment": found.name}
-        study = dataclasses.replace(study, **names, description="")
+        study = dataclasses.replace(study, name=found.name, paper=paper.name, experiment=found.name, description="")
     page = out or beside(given, f"{study.experiment if experiment else 'report'}.html")
     said = write_report(study, page, figures)
     if traces:

@@ -14,9 +14,11 @@ import pickle
 import re
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypedDict
 
 import torch
 
@@ -82,7 +84,7 @@ def _start(work: Path) -> None:
 def _finish(work: Path, final: Path, state: dict[str, Any], tensors: dict[str, Any]) -> None:
     """Add what one process writes, hash everything, and give the folder its name."""
     for name, tensor_state in tensors.items():
-        _write(work / f"{name}.pt", lambda file, value=tensor_state: torch.save(value, file))
+        _write(work / f"{name}.pt", partial(torch.save, tensor_state))
     _write(work / "state.json", lambda file: file.write(json.dumps(state).encode()))
     files = sorted(path for path in work.rglob("*") if path.is_file())
     manifest = {path.relative_to(work).as_posix(): _fingerprint(path) for path in files}
@@ -131,8 +133,8 @@ def read(path: Path, *, mmap: bool = False) -> Checkpoint:
     """
     state = read_state(path)
     try:
-        options = {"map_location": "cpu", "weights_only": True, "mmap": mmap}
-        tensors = {p.stem: torch.load(p, **options) for p in sorted(path.glob("*.pt"))}
+        files = sorted(path.glob("*.pt"))
+        tensors = {file.stem: torch.load(file, map_location="cpu", weights_only=True, mmap=mmap) for file in files}
     except pickle.UnpicklingError:
         raise UserError(f"checkpoint {path} holds something that is no tensor; it was not loaded") from None
     if is_sharded(path):
@@ -142,10 +144,18 @@ def read(path: Path, *, mmap: bool = False) -> Checkpoint:
 
 def read_state(path: Path) -> dict[str, Any]:
     """The plain data of a checkpoint, its step included."""
-    return json.loads((path / "state.json").read_bytes())
+    state: dict[str, Any] = json.loads((path / "state.json").read_bytes())
+    return state
 
 
-def fingerprints(data: PreparedData) -> dict[str, str | None]:
+class Fingerprints(TypedDict):
+    """Of the data that a run is trained on."""
+
+    data_fingerprint: str
+    tokenizer_fingerprint: str | None
+
+
+def fingerprints(data: PreparedData) -> Fingerprints:
     """What a checkpoint's state says about the data it was trained on."""
     return {"data_fingerprint": data.fingerprint, "tokenizer_fingerprint": data.tokenizer_fingerprint}
 
@@ -201,14 +211,14 @@ def _step_folders(folder: Path) -> list[Path]:
 
 
 def _step(path: Path) -> int:
-    return int(_STEP_FOLDER.fullmatch(path.name).group(1))
+    return int(path.name.removeprefix("step-"))
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
 
 
-def _write(path: Path, fill) -> None:
+def _write(path: Path, fill: Callable[[BinaryIO], object]) -> None:
     with open(path, "wb") as file:
         fill(file)
         file.flush()

@@ -76,7 +76,7 @@ def versions() -> dict[str, str]:
 
 def installed() -> dict[str, str]:
     """The version of every distribution that can be imported, by name."""
-    found = {}
+    found: dict[str, str] = {}
     for distribution in importlib.metadata.distributions():
         # `distribution.metadata` parses the whole file, descriptions included, and takes ten times as long.
         head = distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or ""
@@ -101,7 +101,7 @@ def git_state(folder: Path) -> tuple[dict[str, Any], str | None]:
     """Commit of the source with a hash and the length of what is changed on top of it, and these changes as a diff with
     the sources that git does not know yet; None where clean or not under git."""
 
-    def git(*arguments, may_differ=False):
+    def git(*arguments: str, may_differ: bool = False) -> bytes:
         ran = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, timeout=10)
         if ran.returncode and not (may_differ and ran.returncode == 1):
             raise OSError(f"git {arguments[0]} ended with {ran.returncode}")

@@ -9,7 +9,7 @@ import json
 import math
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, TextIO
 
 import yaml
 
@@ -25,11 +25,11 @@ class RunFolder:
     def __init__(self, path: Path):
         self.path = path
         self.checkpoints = path / "checkpoints"
-        self._metrics = None
+        self._metrics: TextIO | None = None
         self._held = False
         self._lease = Lease(path / "lock")
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lease.__enter__()
@@ -38,7 +38,7 @@ class RunFolder:
             raise UserError(f"cannot write the run folder {self.path}: {error.strerror}; set runs_dir=") from None
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         if self._metrics is not None:
             self._metrics.close()
         self._lease.__exit__()
@@ -53,7 +53,8 @@ class RunFolder:
     def last_job(self) -> str | None:
         """The Slurm job that started this run last, if any did."""
         with contextlib.suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
-            return json.loads((self.path / "environment.json").read_text())["starts"][-1].get("job")
+            job: str | None = json.loads((self.path / "environment.json").read_text())["starts"][-1].get("job")
+            return job
         return None
 
     def check_held(self) -> None:
@@ -85,6 +86,8 @@ class RunFolder:
     def write_metrics(self, row: dict[str, Any]) -> None:
         """Append one line and flush it. Raises UserError when the disk refuses, AlreadyRunning as `check_held` does."""
         self.check_held()
+        if self._metrics is None:
+            raise RuntimeError("metrics.jsonl is not open: call open_metrics first")
         try:
             self._metrics.write(_line(row))
             self._metrics.flush()
@@ -95,7 +98,7 @@ class RunFolder:
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The rows of a metrics.jsonl, or .jsonl.gz. A half-written line (a kill, a full disk) is said on stderr and left
     out."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     if not path.exists():
         return rows
     content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()

@@ -17,8 +17,9 @@ import threading
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Self
 
-from scaling_testbed.errors import UserError
+from scaling_testbed.errors import STOPPED, UserError
 
 BEAT_SECONDS, STALE_SECONDS = 10, 60
 
@@ -26,7 +27,7 @@ BEAT_SECONDS, STALE_SECONDS = 10, 60
 class AlreadyRunning(UserError):
     """Another process owns this run's folder. Exit status 75."""
 
-    exit_status = 75
+    exit_status = STOPPED
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,9 @@ class Lease:
         self.path = path
         self._stop = threading.Event()
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         self._file = open(self.path, "a+")
+        taken: Owner | str | None
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             taken = _alive_elsewhere(self.path)
@@ -76,7 +78,7 @@ class Lease:
         self._beat.start()
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._beat.join()
         if self._other() is None:

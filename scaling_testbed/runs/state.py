@@ -18,7 +18,9 @@ def whole_state(model: Transformer, optimizer: torch.optim.Optimizer, device: to
     return {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "rng": rng}
 
 
-def sharded_state(model: Transformer, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], dict]:
+def sharded_state(
+    model: Transformer, optimizer: torch.optim.Optimizer
+) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """Of a sharded model: what one process writes, and the DTensors `model/NAME` and `optimizer/NAME/KEY`."""
     shards = {f"model/{name}": parameter.detach() for name, parameter in model.named_parameters()}
     names = _optimizer_names(model, optimizer)
@@ -28,7 +30,9 @@ def sharded_state(model: Transformer, optimizer: torch.optim.Optimizer) -> tuple
     return {"groups": groups}, shards
 
 
-def restore(path: Path, model: Transformer, optimizer: torch.optim.Optimizer, device, *, sharded: bool) -> None:
+def restore(
+    path: Path, model: Transformer, optimizer: torch.optim.Optimizer, device: torch.device, *, sharded: bool
+) -> None:
     """Take up a checkpoint of any kind whose hashes agree; `sharded` says what the model is now."""
     if not sharded:
         restore_whole(checkpoint.read(path).tensors, model, optimizer, device)
@@ -38,7 +42,9 @@ def restore(path: Path, model: Transformer, optimizer: torch.optim.Optimizer, de
         _shard_whole(checkpoint.read(path, mmap=True).tensors, model, optimizer)
 
 
-def restore_whole(tensors: dict[str, Any], model, optimizer, device: torch.device) -> None:
+def restore_whole(
+    tensors: dict[str, Any], model: Transformer, optimizer: torch.optim.Optimizer, device: torch.device
+) -> None:
     """Take up the tensors of a checkpoint in a model that is whole in this process."""
     model.load_state_dict(tensors["model"])
     optimizer.load_state_dict(tensors["optimizer"])
@@ -48,7 +54,7 @@ def restore_whole(tensors: dict[str, Any], model, optimizer, device: torch.devic
             torch.cuda.set_rng_state(tensors["rng"]["cuda"], device)
 
 
-def _restore_shards(path: Path, model, optimizer) -> None:
+def _restore_shards(path: Path, model: Transformer, optimizer: torch.optim.Optimizer) -> None:
     """Every rank reads its parts, from the files of as many ranks as there were."""
     parameters = dict(model.named_parameters())
 
@@ -57,14 +63,13 @@ def _restore_shards(path: Path, model, optimizer) -> None:
         parameter = parameters[name]
         if kind == "model":
             return parameter.detach()
-        state = optimizer.state[parameter]
-        state[part[0]] = _empty_state(optimizer, parameter, shape, dtype)
-        return state[part[0]]
+        empty = optimizer.state[parameter][part[0]] = _empty_state(optimizer, parameter, shape, dtype)
+        return empty
 
     sharded.read_shards(path, place, alone=False)
 
 
-def _shard_whole(tensors: dict[str, Any], model, optimizer) -> None:
+def _shard_whole(tensors: dict[str, Any], model: Transformer, optimizer: torch.optim.Optimizer) -> None:
     """Every rank reads everything, tensor by tensor, and keeps its parts."""
     for name, parameter in model.named_parameters():
         copy_shard(parameter, tensors["model"][name])
@@ -77,7 +82,9 @@ def _shard_whole(tensors: dict[str, Any], model, optimizer) -> None:
             optimizer.state[parameter][key] = mine
 
 
-def _empty_state(optimizer, parameter, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
+def _empty_state(
+    optimizer: torch.optim.Optimizer, parameter: torch.Tensor, shape: torch.Size, dtype: torch.dtype
+) -> torch.Tensor:
     """Room for a moment, sharded like its parameter, or for the count of steps, which a fused optimizer keeps on the
     device."""
     if len(shape):
@@ -86,7 +93,7 @@ def _empty_state(optimizer, parameter, shape: torch.Size, dtype: torch.dtype) ->
     return torch.zeros(shape, dtype=dtype, device=parameter.device if fused else "cpu")
 
 
-def _optimizer_names(model: Transformer, optimizer: torch.optim.Optimizer) -> dict[torch.nn.Parameter, str]:
+def _optimizer_names(model: Transformer, optimizer: torch.optim.Optimizer) -> dict[torch.Tensor, str]:
     """The optimizer's parameters in its order, with their names in the model."""
     names = {parameter: name for name, parameter in model.named_parameters()}
     return {parameter: names[parameter] for group in optimizer.param_groups for parameter in group["params"]}

@@ -4,6 +4,7 @@ import contextlib
 import os
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ class WandbMirror:
     """Sends records on to Weights & Biases, and can neither stop nor delay a run: every failure is one warning."""
 
     def __init__(self, config: LoggingConfig, folder: RunFolder, run_id: str, name: str, flat_config: dict[str, Any]):
-        self._run = None
+        self._run: Any = None
         if not config.wandb:
             return
         mode = config.wandb_mode
@@ -38,11 +39,11 @@ class WandbMirror:
             summary = {key: row[key] for key in ("status", "val_loss", "val_bpb", "n_params", "n_tokens", "flops")}
             self._guarded(lambda: (self._run.summary.update(summary), self._run.finish()), 20)
 
-    def _guarded(self, action, seconds: float):
+    def _guarded(self, action: Callable[[], Any], seconds: float) -> Any:
         """Run `action` beside the run for at most `seconds`; after any trouble the mirror is off."""
         outcome: dict[str, Any] = {}
 
-        def attempt():
+        def attempt() -> None:
             try:
                 outcome["value"] = action()
             except BaseException as error:  # wandb raises its own kinds, SystemExit among them
@@ -59,9 +60,12 @@ class WandbMirror:
         return None
 
 
-def _start_wandb(config: LoggingConfig, mode: str, folder: Path, run_id: str, name: str, flat_config: dict[str, Any]):
+def _start_wandb(
+    config: LoggingConfig, mode: str, folder: Path, run_id: str, name: str, flat_config: dict[str, Any]
+) -> Any:
     import wandb
 
+    named: Any = None if mode == "auto" else mode  # one of wandb's own, as LoggingConfig checks
     return wandb.init(
         project=config.project,
         entity=config.entity,
@@ -70,7 +74,7 @@ def _start_wandb(config: LoggingConfig, mode: str, folder: Path, run_id: str, na
         name=run_id,
         dir=str(folder),
         config=flat_config,
-        mode=None if mode == "auto" else mode,
+        mode=named,
         resume="allow",
         save_code=False,
         settings=wandb.Settings(init_timeout=15, silent=True),

@@ -17,7 +17,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.live import Live
 
-from scaling_testbed.errors import check_positive
+from scaling_testbed.errors import STOPPED, check_positive
 from scaling_testbed.progress import clock
 from scaling_testbed.runs.lease import owner_of
 from scaling_testbed.sweeps.plan import PlannedRun, on_gpus
@@ -210,7 +210,7 @@ class Driver:
         if self.stopping:
             left = len(self.waiting)
             print(f"stopped by {self.stopping}; {left} runs not started; the same command goes on", file=sys.stderr)
-            return 75
+            return STOPPED
         for run in self.runs:
             if run.run_id in self.failures:
                 print(f"failed: {run.label}: {self.failures[run.run_id]} ({run.folder}/{LOG_FILE})", file=sys.stderr)

@@ -59,7 +59,7 @@ def loss_table(states: Sequence[RunState]) -> Table:
     shows its state; so does a diverged one, beside its last loss."""
     keys = _varied([found.run for found in states])
     sizes = {key: len({found.run.varied.get(key) for found in states}) for key in keys}
-    across = max(reversed(keys), key=lambda key: sizes[key], default=None)
+    across = max(reversed(keys), key=lambda key: sizes[key], default="")
     down = [key for key in keys if key != across]
     columns = list(dict.fromkeys(found.run.varied.get(across, "") for found in states))
     lines: dict[tuple[str, ...], dict[str, str]] = {}

@@ -63,10 +63,13 @@ class Records:
     def write(self, progress: Progress) -> None:
         """Write the open record if it says anything, and close it."""
         record = progress.record
+        if record is None:
+            return
         if len(record) > 1 and self._parts.processes.world.is_main:
             self._parts.folder.write_metrics(record)
             self._shown.update(record)
-            self._mirror.log(record)
+            if self._mirror is not None:
+                self._mirror.log(record)
         if "val_loss" in record:
             progress.evaluations.append(record)
         progress.record = None
@@ -79,7 +82,8 @@ class Records:
         """Write the run's row, on rank 0; returns it as it was written."""
         written = row.as_dict()
         self._parts.folder.write_result(written)
-        self._mirror.finish(written)
+        if self._mirror is not None:
+            self._mirror.finish(written)
         return written
 
 

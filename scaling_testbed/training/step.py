@@ -66,8 +66,8 @@ def make_update(parts: Parts, step: int, interrupts: Interrupts) -> Update:
             # Gradients are averaged over ranks, while each rank's loss is its part of a sum.
             (terms.loss / (n_tokens / processes.world.size)).backward()
         ce, z_loss = ce + terms.ce, z_loss + terms.z_loss
-    ce, z_loss = processes.sum([ce.item(), z_loss.item()])
-    if not math.isfinite(ce + z_loss):
+    ce_sum, z_loss_sum = processes.sum([ce.item(), z_loss.item()])
+    if not math.isfinite(ce_sum + z_loss_sum):
         raise Diverged("the training loss is not finite", found)
 
     for intervention in interventions:
@@ -80,7 +80,7 @@ def make_update(parts: Parts, step: int, interrupts: Interrupts) -> Update:
     lr = run.schedule.lr(step, parts.steps, run.optimizer.lr)
     set_lr(optimizer, lr)
     # All are asked, whatever the first says: each remembers what it saw.
-    made = all([intervention.allows(ce / n_tokens, grad_norm) for intervention in interventions])
+    made = all([intervention.allows(ce_sum / n_tokens, grad_norm) for intervention in interventions])
     if made:
         optimizer.step()
         if measured:
@@ -89,8 +89,8 @@ def make_update(parts: Parts, step: int, interrupts: Interrupts) -> Update:
         intervention.after_update(made)
     optimizer.zero_grad(set_to_none=True)
     return Update(
-        train_loss=ce / n_tokens,
-        train_z_loss=z_loss / n_tokens,
+        train_loss=ce_sum / n_tokens,
+        train_z_loss=z_loss_sum / n_tokens,
         lr=lr,
         grad_norm=grad_norm,
         clip_coefficient=clip_coefficient(grad_norm, run.optimizer.clip_norm),
@@ -103,7 +103,12 @@ def clip_gradients(parts: Parts) -> float:
     """Clip the global gradient norm if a limit is set; returns the norm before."""
     limit = parts.run.optimizer.clip_norm
     norm = torch.nn.utils.clip_grad_norm_(parts.model.parameters(), math.inf if limit is None else limit)
-    return (norm.full_tensor() if parts.run.parallelism.is_sharded else norm).item()
+    if parts.run.parallelism.is_sharded:
+        from torch.distributed.tensor import DTensor
+
+        assert isinstance(norm, DTensor)
+        norm = norm.full_tensor()
+    return norm.item()
 
 
 def poll(processes: Processes, interrupts: Interrupts) -> None:

@@ -33,8 +33,8 @@ def evaluate(parts: Parts, poll: Callable[[], object] = lambda: None) -> dict[st
                 if number < len(batches):
                     total += terms.ce.item()
                     n_tokens += terms.n_tokens.item()
-        total, n_tokens = processes.sum([total, n_tokens])
-        losses[name] = total / n_tokens
+        total_of_all, n_tokens_of_all = processes.sum([total, n_tokens])
+        losses[name] = total_of_all / n_tokens_of_all
     main, stream = losses[MAIN_SET], parts.data.validation
     return {
         "val_loss": main,
@@ -43,8 +43,8 @@ def evaluate(parts: Parts, poll: Callable[[], object] = lambda: None) -> dict[st
     }
 
 
-def bits_per_byte(loss_nats: float, n_tokens: int, n_bytes: int) -> float | None:
-    """Loss per token as bits per byte of text; None for a source that has no text (n_bytes = 0).
+def bits_per_byte(loss_nats: float, n_tokens: int, n_bytes: int | None) -> float | None:
+    """Loss per token as bits per byte of text; None for a source that has no text (n_bytes None or 0).
 
     n_tokens and n_bytes are those of the whole validation split.
     """

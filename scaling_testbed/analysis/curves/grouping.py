@@ -1,7 +1,7 @@
 """Rows sorted into curves: one condition, one size, all learning rates and seeds."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from scaling_testbed.analysis.rows.conditions import same, text
@@ -43,7 +43,7 @@ class Curve:
         """The rows at a learning rate, one for each seed that has one."""
         return [self.runs[lr, seed] for seed in self.seeds if (lr, seed) in self.runs]
 
-    def fits(self, conditions: dict[str, object]) -> bool:
+    def fits(self, conditions: Mapping[str, object]) -> bool:
         """Whether its settings have these values (a tuple: one of them)."""
         return all(
             same(self.condition[key] if key in self.condition else self.settings.get(key), value)
@@ -137,7 +137,7 @@ def _curve(place: tuple, rows: list[Row], grid: set[tuple[float, int]] | None) -
     missing = {at: name_of(row) for at, row in planned.items()}
     for lr, seed in (grid or set()) - set(runs) - set(planned):
         missing[lr, seed] = f"lr={lr:g} seed={seed} of {label(dict(condition))} N={n_params:g} (no row)"
-    lrs, seeds = (sorted({at[i] for at in [*runs, *missing]}) for i in (0, 1))
+    lrs, seeds = sorted({lr for lr, _ in [*runs, *missing]}), sorted({seed for _, seed in [*runs, *missing]})
     names = [missing[at] for at in sorted(missing)]
     return Curve(dict(condition), n_params, shape, lrs, seeds, runs, planned, names, rows[0])
 

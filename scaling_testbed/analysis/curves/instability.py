@@ -50,7 +50,7 @@ def chosen_quantity(
     """What is extrapolated. Where nothing is asked for, the first of `known`, which the study is about. Unstable is a
     value above `threshold` at the named step (default THRESHOLD, of the largest attention score), or below `eps` as a
     mean over the last steps (of a gradient of `known`, else of the first MLP). Raises ConfigError for both of them."""
-    if known and name is threshold is eps is None:
+    if known and name is None and threshold is None and eps is None:
         return known[0]
     if eps is None:
         threshold = _positive("--threshold", THRESHOLD if threshold is None else threshold)
@@ -130,7 +130,9 @@ class Prediction:
     @property
     def inside(self) -> bool | None:
         """Whether the measured value lies in the interval."""
-        return None if self.measured is None or self.low is None else self.low <= self.measured <= self.high
+        if self.measured is None or self.low is None or self.high is None:
+            return None
+        return self.low <= self.measured <= self.high
 
     def record(self) -> dict[str, object]:
         """As one flat row for tables, CSV and JSON."""

@@ -157,7 +157,7 @@ def _one(curve: Curve | None, whole: Curve, lr_range: tuple[float, float], rule:
     reason = _withheld(curve, lr_range)
     points = [(lr, *_point(whole.rows(lr))) for lr in whole.lrs if whole.rows(lr)]
     finite = [point for point in points if curve and point[0] in curve.lrs]
-    best = min(finite, key=lambda point: point[1], default=(None, None, None))
+    best_lr, best_loss, _ = min(finite, key=lambda point: point[1], default=(None, None, None))
     first = next((lr for lr, _, bad in points if bad), None)
     s = low = high = None
     if curve and not reason:
@@ -168,7 +168,7 @@ def _one(curve: Curve | None, whole: Curve, lr_range: tuple[float, float], rule:
         if len(curve.seeds) > 1:
             low, high = bootstrap_interval(losses_SL, initial_SL)
     n_lrs = len(curve.lrs) if curve else 0
-    return Sensitivity(whole, s, low, high, *best[:2], first, n_lrs, lr_range, rule, reason, points)
+    return Sensitivity(whole, s, low, high, best_lr, best_loss, first, n_lrs, lr_range, rule, reason, points)
 
 
 def _point(rows: Sequence[Row]) -> tuple[float, bool]:
@@ -205,7 +205,7 @@ def _better_range(main: Sensitivity, shifted: Curve | None, whole: Curve, lr_ran
         reason = main.withheld or other.withheld
         empty = {"s": None, "low": None, "high": None, "withheld": reason}
         return Sensitivity(**{**vars(main), **empty, "range_rule": "coupled decay: smaller of two ranges"})
-    chosen = min(main, other, key=lambda one: one.s)
+    chosen = other if other.s < main.s else main
     return Sensitivity(**{**vars(chosen), "range_rule": "coupled decay: smaller of two ranges"})
 
 

@@ -3,6 +3,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 from scaling_testbed.analysis.curves.grouping import Curve
 from scaling_testbed.analysis.rows.study import Row
@@ -28,7 +29,7 @@ def meaning_of(row: Row) -> str:
         return f"unknown: its optimizer.* columns are none of {kind().name} ({error})"
 
 
-def _settings(row: Row, kind: type[OptimizerConfig]) -> dict[str, object]:
+def _settings(row: Row, kind: type[OptimizerConfig]) -> dict[str, Any]:
     """The fields of an optimizer that a row has, but for those that can be null or hold a list or a mapping, of which a
     cell of a table says nothing reliable. No optimizer that rows without `rate_means` may have is told by these."""
     fields = [field for field in dataclasses.fields(kind) if isinstance(field.default, (bool, int, float, str))]
@@ -52,7 +53,7 @@ def incomparable(meanings: Sequence[str | None]) -> list[str | None]:
     if None not in meanings and len(set(meanings)) < 2:
         return [None] * len(meanings)
     others = "AdamW's" if AS_ADAMW in meanings else "that of the other curves"
-    reasons = []
+    reasons: list[str | None] = []
     for meaning in meanings:
         if meaning is None:
             reasons.append("its rows mean different things by the learning rate")

@@ -9,6 +9,7 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from scaling_testbed.errors import UserError
 
@@ -20,7 +21,7 @@ LONGEST_LABEL = 40
 PANEL_INCHES = (4.2, 4.2)
 LEGEND_INCHES, LEGEND_LINE_INCHES = 0.46, 0.16  # from the axes to the first line, from one to the next
 IN_A_ROW = 4  # panels
-SETTINGS = {
+SETTINGS: dict[Any, Any] = {
     "font.size": 9,
     "font.family": "sans-serif",
     "axes.spines.top": False,

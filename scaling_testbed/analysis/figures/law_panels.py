@@ -36,8 +36,8 @@ def _predicted_against_actual(output: str, fitted: Records, held_out: Records) -
             bars = [(record["low"], record["high"]) for record in records] if known else []
             name += ", with 95 % intervals" * known
             lines.append(Line(x=x, y=y, label=name, style=index, joined=False, hollow=bool(index), x_bars=bars))
-    names = {"x_label": f"predicted {output}", "y_label": f"actual {output}", "title": "Predicted and actual"}
-    return Panel(lines=lines, x_log=False, **names)
+    x_label, y_label = f"predicted {output}", f"actual {output}"
+    return Panel(lines=lines, x_log=False, x_label=x_label, y_label=y_label, title="Predicted and actual")
 
 
 def _loss_against_compute(fit: Fit, fitted: Records, held_out: Records) -> Panel:
@@ -48,13 +48,14 @@ def _loss_against_compute(fit: Fit, fitted: Records, held_out: Records) -> Panel
         for index, records in enumerate((fitted, held_out)):
             own = [record for record in records if _multiplier(record) == ratio]
             if own:
-                look = {"style": index, "label": ("fitted", "held out")[index], "hollow": bool(index)}
+                label = ("fitted", "held out")[index]
                 x = [6 * record["n_params"] * record["n_tokens"] for record in own]
-                lines.append(Line(x=x, y=[r["actual"] for r in own], n_params=ratio, joined=False, **look))
-        own = [record["n_params"] for record in (*fitted, *held_out) if _multiplier(record) == ratio]
-        n = np.geomspace(min(own), max(own), CURVE_POINTS)
-        y = fit.predict({"n_params": n, "n_tokens": ratio * n})
-        lines.append(Line(x=list(6 * ratio * n**2), y=list(map(float, y)), n_params=ratio, markers=False))
+                y = [record["actual"] for record in own]
+                lines.append(Line(x=x, y=y, n_params=ratio, label=label, style=index, joined=False, hollow=bool(index)))
+        sizes = [record["n_params"] for record in (*fitted, *held_out) if _multiplier(record) == ratio]
+        n = np.geomspace(min(sizes), max(sizes), CURVE_POINTS)
+        y = list(map(float, fit.predict({"n_params": n, "n_tokens": ratio * n})))
+        lines.append(Line(x=list(6 * ratio * n**2), y=y, n_params=ratio, markers=False))
     return Panel(
         lines=lines,
         x_label="C = 6ND, FLOPs",
@@ -78,8 +79,8 @@ def _output_against_input(fit: Fit, key: str, fitted: Records, held_out: Records
     lines = [Line(x=list(x), y=middle, label="the law", markers=False, band=band)]
     for index, (name, records) in enumerate((("fitted", fitted), ("held out", held_out)), 1):
         if records:
-            points = {"x": [record[key] for record in records], "y": [record["actual"] for record in records]}
-            lines.append(Line(**points, label=name, style=index, joined=False, hollow=index == 2))
+            own, y = [record[key] for record in records], [record["actual"] for record in records]
+            lines.append(Line(x=own, y=y, label=name, style=index, joined=False, hollow=index == 2))
     title = "The law with its 95 % prediction interval" if band else "The law"
     y_log = log and min(middle) > 0
     return Panel(lines=lines, x_label=key, y_label=LAWS[fit.law].output, x_log=log, y_log=y_log, title=title)
@@ -134,8 +135,8 @@ def _loss_of_sizes(runs: Records, optima: Records) -> Panel:
     lines = []
     for n_params in sorted({run["n_params"] for run in runs}):
         own = sorted((run["flops"], run["loss"]) for run in runs if run["n_params"] == n_params)
-        x, y = zip(*own, strict=True)
-        lines.append(Line(x=x, y=y, n_params=n_params))
+        flops, losses = zip(*own, strict=True)
+        lines.append(Line(x=flops, y=losses, n_params=n_params))
     x, y = [one["flops"] for one in optima], [one["loss"] for one in optima]
     lines.append(Line(x=x, y=y, label="best size", style=1, color=5, markers=False))
     title = "Loss of each size, and their envelope"
@@ -158,6 +159,6 @@ def ladder_panels(records: Records, fit: Fit) -> list[Panel]:
     for index, (name, own) in enumerate(groups.items(), 1):
         if own:
             label = f"{name}: {', '.join(compact(r['n_params']) for r in own)}" if name == "picked" else name
-            points = {"x": [r["flops"] for r in own], "y": [r["loss"] for r in own]}
-            lines.append(Line(**points, label=label, style=index, joined=False, hollow=name == "left out of the fit"))
+            x, y, hollow = [r["flops"] for r in own], [r["loss"] for r in own], name == "left out of the fit"
+            lines.append(Line(x=x, y=y, label=label, style=index, joined=False, hollow=hollow))
     return [Panel(lines=lines, x_label="C, FLOPs", y_label="loss", title="The frontier of the grid search")]

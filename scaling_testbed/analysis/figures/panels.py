@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from scaling_testbed.analysis.curves.grouping import Curve
 from scaling_testbed.analysis.curves.grouping import label as condition_label
-from scaling_testbed.analysis.curves.instability import Prediction, Quantity, Series
+from scaling_testbed.analysis.curves.instability import Fit, Prediction, Quantity, Series
 from scaling_testbed.analysis.curves.lr_sensitivity import Sensitivity
 from scaling_testbed.analysis.figures.drawing import Line, Panel, thinned
 from scaling_testbed.analysis.rows.study import Study, number
@@ -37,7 +37,7 @@ def sensitivity_panels(found: Sequence[Sensitivity]) -> list[Panel]:
         Panel(lines=curves, x_label=LR_LABEL, y_label=LOSS_LABEL, title="A diverged run counts as its initial loss")
     ]
     if known:
-        log = all(one.s > 0 for one in known)
+        log = all(one.s is not None and one.s > 0 for one in known)
         title = "S: mean excess over the best rate"
         lines = [line for line in lines if not all(map(math.isnan, line.y))]
         panels.append(
@@ -52,10 +52,11 @@ def _s_line(found: Sequence[Sensitivity], style: int) -> Line:
     known = [one for one in found if one.s is not None]
     band = None
     if known and all(one.low is not None and one.low > 0 for one in known):
-        band = tuple(
+        low, high = (
             [math.nan if end is None else end for end in ends]
-            for ends in zip(*((one.low, one.high) for one in found), strict=True)
+            for ends in ([one.low for one in found], [one.high for one in found])
         )
+        band = low, high
     y = [math.nan if one.s is None else one.s for one in found]
     return Line(x=[one.curve.n_params for one in found], y=y, label=found[0].curve.label, style=style, band=band)
 
@@ -76,7 +77,7 @@ def instability_panels(series: Sequence[Series], predictions: Sequence[Predictio
             lines.append(_points(one, held, {**common, "style": 5, "label": "held out"}))
         if one.fit:
             own = [n for n in beyond if n > max(one.n_params, default=0) or n in one.held_out]
-            lines.append(_fit_line(one, max([*one.n_params, *own]), common))
+            lines.append(_fit_line(one, one.fit, max([*one.n_params, *own]), common))
     # An interval may span twenty decades, in which the points would be one.
     shown = [*(y for one in series for y in one.values), *(one.predicted for one in predictions if one.predicted)]
     shown.append(quantity.threshold)
@@ -105,10 +106,10 @@ def _points(series: Series, places: Sequence[int], look: dict) -> Line:
     )
 
 
-def _fit_line(series: Series, end: float, look: dict) -> Line:
+def _fit_line(series: Series, fit: Fit, end: float, look: dict) -> Line:
     start = min(series.n_params)
     x = [start * (end / start) ** (i / 60) for i in range(61)]
-    middle, low, high = zip(*(series.fit.predict(n) for n in x), strict=True)
+    middle, low, high = zip(*(fit.predict(n) for n in x), strict=True)
     return Line(x=x, y=middle, band=(low, high) if end > max(series.n_params) or series.held_out else None,
                 markers=False, **look)  # fmt: skip
 
@@ -164,12 +165,11 @@ def trace_panels(study: Study, curves: Sequence[Curve], name: str, y_log: bool) 
             points = [(step["step"], step[name]) for step in steps if step[name] > 0 or not y_log]
             if points:
                 x, y = zip(*points, strict=True)
-                look = {"label": curve.label, "style": order[curve.label], "markers": False}
-                lines.append(Line(x=x, y=y, n_params=curve.n_params, **look))
+                style, n_params = order[curve.label], curve.n_params
+                lines.append(Line(x=x, y=y, n_params=n_params, label=curve.label, style=style, markers=False))
         if lines:
             title = f"lr={lr:g}" + (", first seed" if any(len(curve.rows(lr)) > 1 for curve in curves) else "")
-            look = {"x_log": False, "y_log": y_log, "title": title}
-            panels.append(Panel(lines=lines, x_label="step", y_label=name, **look))
+            panels.append(Panel(lines=lines, x_label="step", y_label=name, title=title, x_log=False, y_log=y_log))
     return panels
 
 

@@ -54,11 +54,11 @@ def allocation_records(fit: Fit, flops: float) -> list[dict[str, float | None]]:
     flops that are no such number."""
     if not 0 < flops < math.inf:
         raise ConfigError(f"--flops must be a number greater than zero; got {flops:g}")
-    records = [one.record() for one in allocate(fit, flops)]
-    for one in records:
-        at = {"n_params": one["n_params"], "n_tokens": one["n_tokens"]}
-        one["extrapolation"] = fit.extrapolation(at) if one["n_tokens"] else None
-    return records
+    return [one.record() | {"extrapolation": _extrapolation(fit, one)} for one in allocate(fit, flops)]
+
+
+def _extrapolation(fit: Fit, one: Allocation) -> float | None:
+    return fit.extrapolation({"n_params": one.n_params, "n_tokens": one.n_tokens}) if one.n_tokens else None
 
 
 def _loss(fit: Fit, n_params, n_tokens) -> float:

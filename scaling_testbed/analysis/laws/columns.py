@@ -139,8 +139,10 @@ def derived(row: Row, size: str = "n_params") -> Row:
         row["flops"] = None
     n, d, c = (_finite(row.get(key)) for key in ("n_params", "n_tokens", "flops"))
     ratio = _finite(row.get("tokens_per_param"))
-    if n and d is None and (c or ratio):
-        d = row["n_tokens"] = c / (6 * n) if c else ratio * n
+    if n and d is None and c:
+        d = row["n_tokens"] = c / (6 * n)
+    elif n and d is None and ratio:
+        d = row["n_tokens"] = ratio * n
     if n and d and c is None:
         row["flops"] = 6 * n * d
     if n and d:
@@ -173,8 +175,9 @@ def _with_error(row: Row) -> Row:
 
 
 def _finite(value: object) -> float | None:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
-    return float(value) if is_number else None  # not NaN either, which is below nothing
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300:
+        return float(value)
+    return None  # not NaN either, which is below nothing
 
 
 def select(

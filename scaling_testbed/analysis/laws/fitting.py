@@ -286,7 +286,8 @@ def _intervals(told: Sequence[str], problem: Problem, draws) -> dict[str, tuple[
         return None
     named = [_named(problem, theta) for theta in draws]
     ends = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
-    return {name: tuple(map(float, np.quantile([one[name] for one in named], ends))) for name in told}
+    found = {name: np.quantile([one[name] for one in named], ends) for name in told}
+    return {name: (float(low), float(high)) for name, (low, high) in found.items()}
 
 
 def _too_few(problem: Problem, bootstrap: int) -> list[str]:

@@ -8,12 +8,14 @@ f(theta + ih) / h at h = 1e-30 has no cancellation (Squire and Trapp 1998, SIAM 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from scaling_testbed.registry import Registry
 
-LAWS = Registry("law")  # one more is `LAWS.add(NAME, Law(NAME, ...))`: list, fit, predict, figures, allocate follow
+# One more is `LAWS.add(NAME, Law(NAME, ...))`: list, fit, predict, figures, allocate follow.
+LAWS: Registry["Law"] = Registry("law")
 Values = Mapping[str, np.ndarray]
 HUBER, LSQ, LSQ_LOG = "huber_log", "lsq", "lsq_log"  # what a law is fitted by, see fitting.py
 
@@ -42,11 +44,11 @@ class Law:
     inputs: tuple[str, ...]
     output: str
     params: tuple[Param, ...]
-    function: Callable[[Values, Values], np.ndarray]
+    function: Callable[[Any, Values], np.ndarray]  # of the parameters, arrays or numbers, and the inputs
     objective: str = HUBER
     of_best: bool = False
 
-    def predict(self, params: Mapping[str, float], inputs: Values) -> np.ndarray:
+    def predict(self, params: Mapping[str, float] | Values, inputs: Values) -> np.ndarray:
         """The output for inputs of any broadcastable shape."""
         with np.errstate(all="ignore"):  # far from the optimum a power may overflow; the fit sees inf and turns back
             return self.function(params, {key: np.asarray(inputs[key], float) for key in self.inputs})

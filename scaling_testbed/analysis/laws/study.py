@@ -41,8 +41,17 @@ class Fitting:
     ) -> Fit:
         """`law` fitted to rows with its columns. Raises what `columns.values` and `fitting.fit` raise."""
         inputs, observed = columns.values(rows, law)
-        options = {"starts": self.starts, "bootstrap": self.bootstrap, "seed": self.seed, "size": self.size}
-        return fit(law, inputs, observed, objective=objective, fixed=fixed, **options)
+        return fit(
+            law,
+            inputs,
+            observed,
+            objective=objective,
+            fixed=fixed,
+            starts=self.starts,
+            bootstrap=self.bootstrap,
+            seed=self.seed,
+            size=self.size,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

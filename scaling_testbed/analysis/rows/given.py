@@ -22,7 +22,7 @@ def study_of(given: Given, where: Sequence[str] = ()) -> Study:
     return only(study, where)
 
 
-def _at_hand(given: Iterable[Mapping[str, Any]]) -> Study:
+def _at_hand(given: Given) -> Study:
     if is_frame := hasattr(given, "to_dict"):  # None where it has no value
         given = given.astype(object).where(given.notna(), None).to_dict(orient="records")
     rows = list(given) if isinstance(given, Iterable) and not isinstance(given, Mapping) else [given]
@@ -30,6 +30,6 @@ def _at_hand(given: Iterable[Mapping[str, Any]]) -> Study:
         raise UserError(
             f"rows are a path, a DataFrame, or mappings, each a run; got {type(bad[0]).__name__} {bad[0]!r}"
         )
-    rows = in_our_words(map(dict, rows), is_flat=is_frame)
-    finals = [row for row in rows if row.get("status", "finished") in FINAL]
-    return Study(name=AT_HAND, path=Path(AT_HAND), rows=finals, missing=unfinished(rows))
+    ours = in_our_words(map(dict, rows), is_flat=is_frame)
+    finals = [row for row in ours if row.get("status", "finished") in FINAL]
+    return Study(name=AT_HAND, path=Path(AT_HAND), rows=finals, missing=unfinished(ours))

@@ -21,6 +21,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -51,7 +52,9 @@ class Task:
 
 def plan_tasks(units: list[Unit], chunk_bytes: int) -> list[Task]:
     """Consecutive units, closed as soon as they weigh `chunk_bytes`."""
-    tasks, open_units, weight = [], [], 0
+    tasks: list[Task] = []
+    open_units: list[Unit] = []
+    weight = 0
     for unit in units:
         if open_units and (weight >= chunk_bytes or unit.split != open_units[-1].split):
             tasks.append(Task(len(tasks), tuple(open_units)))
@@ -124,7 +127,8 @@ def _run_in_order(source, tasks, done: dict, work: Path, description: dict, prog
     """In this process, one task after the other. Here alone can a limit be counted in document order; the
     tokenizer library uses all cores by itself. A limit counts a source's own validation split apart."""
     encoder = load_tokenizer(work, description)
-    records, used = [], {}
+    records: list[dict] = []
+    used: dict[str | None, list[int]] = {}
     for task in tasks:
         spent = used.setdefault(task.units[0].split, [0, 0])
         left = [None if most is None else most - gone for most, gone in zip(_limits(source), spent, strict=True)]
@@ -149,11 +153,12 @@ def run_task(source, task: Task, work: Path, encoder, left=(None, None), advance
     writers = {split: ShardWriter(work, f"{split}-{task.index:05d}", encoder.vocab_size) for split in SPLITS}
     totals = {split: {"n_tokens": 0, "n_documents": 0, "n_bytes": 0} for split in SPLITS}
     counts = np.zeros(encoder.vocab_size, dtype=np.int64)
-    skipped, eos, decide = [], np.array([encoder.eos_id]), split_rule(source)
+    skipped: list[str] = []
+    eos, decide = np.array([encoder.eos_id]), split_rule(source)
     max_documents, tokens_left = left
     pairs = ((unit, document) for unit in task.units for document in source.documents(unit, skipped))
     for batch in _batches(islice(pairs, max_documents)):
-        parts = {split: [] for split in SPLITS}
+        parts: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
         encoded = encoder.encode_batch([document for _, document in batch])
         for (unit, document), ids in zip(batch, encoded, strict=True):
             if tokens_left is not None and tokens_left <= 0:
@@ -204,7 +209,7 @@ def _batches(pairs: Iterator) -> Iterator[list]:
 
 # ------------------------------------------------------------------------------------- other processes
 
-_worker = {}  # what a worker process needs for every task; set once, when it starts
+_worker: dict[str, Any] = {}  # what a worker process needs for every task; set once, when it starts
 
 
 def _run_in_pool(source, todo, work: Path, description: dict, workers: int, progress: ByteProgress) -> Iterator[dict]:

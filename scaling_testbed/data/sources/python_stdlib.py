@@ -3,6 +3,7 @@
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 from scaling_testbed.data.sources.reading import Unit, file_identity, plan_file, read_unit, walk
 from scaling_testbed.data.sources.source import SOURCES, TextSource
@@ -18,7 +19,7 @@ class PythonStdlibConfig(TextSource):
     name: str = "python_stdlib"
     validation_fraction: float = 0.05  # files are few and of very different sizes
 
-    _folders = ("stdlib",)
+    _folders: ClassVar[tuple[str, ...]] = ("stdlib",)
     _skip = frozenset({"site-packages", "dist-packages", "__pycache__"})
 
     def _files(self) -> list[tuple[str, list[str]]]:

@@ -74,7 +74,7 @@ def expand(field: str, patterns) -> list[str]:
 
 def walk(root: str, skip: frozenset[str] = frozenset()) -> list[str]:
     """All files under `root` in sorted order (os.walk's own order differs between machines)."""
-    found = []
+    found: list[str] = []
     for folder, folders, names in os.walk(root):
         folders[:] = sorted(name for name in folders if name not in skip)
         found.extend(os.path.join(folder, name) for name in sorted(names))
@@ -132,7 +132,7 @@ def read_unit(unit: Unit, text_field: str, cut_bytes: int | None, skipped: list[
         else:
             yield from _read_json_lines(unit, text_field)
     except (OSError, EOFError, zlib.error) as error:
-        if getattr(error, "errno", None) is not None and not isinstance(error, gzip.BadGzipFile):
+        if isinstance(error, OSError) and error.errno is not None and not isinstance(error, gzip.BadGzipFile):
             raise UserError(f"{unit.path}: cannot be read ({error.strerror})") from None
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{unit.path}: cannot be read as {unit.kind} ({reason})") from None

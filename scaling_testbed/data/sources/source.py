@@ -19,7 +19,7 @@ from scaling_testbed.errors import ConfigError, UserError, check_positive
 from scaling_testbed.keys import key
 from scaling_testbed.registry import Registry
 
-SOURCES = Registry("data source")
+SOURCES: Registry[type["Source"]] = Registry("data source")
 
 
 class Job(Protocol):

@@ -68,6 +68,7 @@ class TokenFilesConfig(Source):
         """Read every file once, for its hash and the range of its ids; they stay where they are."""
         paths = {split: self.paths(split) for split in SPLITS}
         layouts = {path: probe(path, self.format) for split in SPLITS for path in paths[split]}
+        assert self.vocab_size is not None, "`paths` asks for it"
         job.start(sum(os.path.getsize(path) for path in layouts))
         splits, train_counts = {}, np.zeros(self.vocab_size, dtype=np.int64)
         for split in SPLITS:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from scaling_testbed.model.config import ModelConfig
     from scaling_testbed.model.transformer import Transformer
 
-INTERVENTIONS = Registry("intervention")  # name -> subclass of Intervention
+INTERVENTIONS: Registry[type[Intervention]] = Registry("intervention")
 
 
 @dataclass(frozen=True, kw_only=True)

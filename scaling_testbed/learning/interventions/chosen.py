@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from scaling_testbed.errors import ConfigError
@@ -48,8 +48,9 @@ def _make(name: str, arguments: Any) -> Intervention:
     except TypeError as error:
         takes = f"it takes {', '.join(signature.parameters)}" if signature.parameters else "it takes none"
         raise ConfigError(f"{where}: {error}; {takes}") from None
+    make: Callable[..., Intervention] = kind  # each kind has arguments of its own
     try:
-        return kind(**arguments)
+        return make(**arguments)
     except ConfigError as error:
         raise ConfigError(f"{where}.{error}") from None
     except (TypeError, ValueError) as error:

@@ -57,7 +57,7 @@ class QkClip(Intervention):
 
 def record_logits(model: Transformer) -> None:
     """Let every attention find the largest logits of its heads in each forward pass that has a gradient."""
-    for block in model.blocks:
+    for block in model.typed_blocks:
         block.attention.records_logits = True
 
 
@@ -65,7 +65,7 @@ def take_largest_logits(model: Transformer) -> list[float]:
     """The largest causal logit since the last call of every head, layer after layer."""
     import torch
 
-    taken = [block.attention.take_largest_logits() for block in model.blocks]
+    taken = [block.attention.take_largest_logits() for block in model.typed_blocks]
     return torch.cat(taken).tolist() if taken else []
 
 
@@ -80,7 +80,7 @@ def clip_queries_and_keys(model: Transformer, limit: float, largest: Sequence[fl
     import torch
 
     largest_LH = torch.tensor(largest).view(len(model.blocks), model.config.n_heads)
-    for block, largest_H in zip(model.blocks, largest_LH, strict=True):
+    for block, largest_H in zip(model.typed_blocks, largest_LH, strict=True):
         attention = block.attention
         gamma_H = torch.where(largest_H > limit, limit / largest_H, 1.0).to(attention.q.weight.device)
         heads_per_key = attention.n_heads // attention.n_kv_heads

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import statistics
 from collections import deque
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from scaling_testbed.learning.interventions.base import INTERVENTIONS, Context, Intervention
 
@@ -32,7 +32,7 @@ class SpikeFilter(Intervention):
         self.skipped = 0
         self._at_hand: tuple[float, float] | None = None
         self._refused = False
-        self._largest = list  # over the processes; alone until attached
+        self._largest: Callable[[Sequence[float]], list[float]] = list  # over the processes; alone until attached
 
     @classmethod
     def asked_by(cls, optimizer: OptimizerConfig, model: ModelConfig) -> SpikeFilter | None:
@@ -60,13 +60,14 @@ class SpikeFilter(Intervention):
     def after_update(self, made: bool) -> None:
         self.skipped += self._refused
         if made:
+            assert self._at_hand is not None, "`allows` comes before `after_update` in every step"
             self.made.append(self._at_hand)
 
-    def state(self) -> dict:
+    def state(self) -> dict[str, Any]:
         return {"made": [list(pair) for pair in self.made], "skipped": self.skipped}
 
-    def restore(self, state: dict) -> None:
-        self.made.extend(tuple(pair) for pair in state["made"])
+    def restore(self, state: dict[str, Any]) -> None:
+        self.made.extend((loss, grad_norm) for loss, grad_norm in state["made"])
         self.skipped = state["skipped"]
 
     def row(self) -> dict[str, int]:

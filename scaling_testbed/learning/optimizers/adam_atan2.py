@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from scaling_testbed.errors import check_positive
 from scaling_testbed.keys import key
-from scaling_testbed.learning.optimizers.adamw import MOMENTS_BYTES, RELATIVE_RATE, moments
+from scaling_testbed.learning.optimizers.adamw import MOMENTS_BYTES, RELATIVE_RATE, moments, rate_of_tensor
 from scaling_testbed.learning.optimizers.base import AS_ADAMW, OPTIMIZERS, OptimizerConfig, Update, parameter_groups
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class AdamAtan2Config(OptimizerConfig):
     b: float = key(1.0, "The factor b.")
     scale_lr_by_param_rms: bool = key(False, "As in AdamW: multiply each tensor's rate by max(RMS(w), 1e-3).")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         self._check_fractions("beta1", "beta2")
         check_positive("a", self.a)
@@ -45,8 +45,9 @@ class AdamAtan2Config(OptimizerConfig):
     def build(self, model: Transformer) -> torch.optim.Optimizer:
         from scaling_testbed.learning.optimizers.tensorwise import AdamAtan2
 
-        options = {"lr": self.lr, "betas": (self.beta1, self.beta2), "a": self.a, "b": self.b}
-        return AdamAtan2(parameter_groups(self, model), **options, scale_lr_by_param_rms=self.scale_lr_by_param_rms)
+        groups, betas = parameter_groups(self, model), (self.beta1, self.beta2)
+        scales = self.scale_lr_by_param_rms
+        return AdamAtan2(groups, self.lr, betas, a=self.a, b=self.b, scale_lr_by_param_rms=scales)
 
     def bytes_per_weight(self, role: str) -> int:
         return MOMENTS_BYTES
@@ -65,5 +66,9 @@ class AdamAtan2Config(OptimizerConfig):
         first, root = moments(group, state)
         return Update(group["a"] * first.atan2(group["b"] * root), None)
 
-    def rate_of(self, optimizer, group, parameter) -> float | torch.Tensor | None:
-        return optimizer.rates.get(parameter) if self.scale_lr_by_param_rms else group["lr"]
+    def rate_of(
+        self, optimizer: torch.optim.Optimizer, group: dict[str, Any], parameter: torch.nn.Parameter
+    ) -> float | torch.Tensor | None:
+        if not self.scale_lr_by_param_rms:
+            return super().rate_of(optimizer, group, parameter)
+        return rate_of_tensor(optimizer, parameter)

@@ -53,7 +53,7 @@ class AdamWConfig(OptimizerConfig):
         "scale_lr_by_param_rms.",
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         self._check_fractions("beta1", "beta2")
         check_positive("eps", self.eps)  # with 0 the embedding of a token that never came would be 0/0
@@ -68,15 +68,20 @@ class AdamWConfig(OptimizerConfig):
     def build(self, model: Transformer) -> torch.optim.Optimizer:
         import torch
 
-        groups = parameter_groups(self, model)
-        options = {"lr": self.lr, "betas": (self.beta1, self.beta2), "eps": self.eps}
+        groups, betas = parameter_groups(self, model), (self.beta1, self.beta2)
         if not self._has_rates_of_tensors:
             fused = self.fused if self.fused is not None else can_fuse(model)
-            return torch.optim.AdamW(groups, **options, fused=fused)
+            return torch.optim.AdamW(groups, lr=self.lr, betas=betas, eps=self.eps, fused=fused)
         from scaling_testbed.learning.optimizers.tensorwise import TensorwiseAdamW
 
-        rates = {"update_clipping": self.update_clipping, "scale_lr_by_param_rms": self.scale_lr_by_param_rms}
-        return TensorwiseAdamW(groups, **options, **rates)
+        return TensorwiseAdamW(
+            groups,
+            self.lr,
+            betas,
+            eps=self.eps,
+            update_clipping=self.update_clipping,
+            scale_lr_by_param_rms=self.scale_lr_by_param_rms,
+        )
 
     def bytes_per_weight(self, role: str) -> int:
         return MOMENTS_BYTES
@@ -89,8 +94,12 @@ class AdamWConfig(OptimizerConfig):
     def update_of(self, group: dict[str, Any], state: dict[str, Any]) -> Update | None:
         return adam_update(group, state)
 
-    def rate_of(self, optimizer, group, parameter) -> float | torch.Tensor | None:
-        return optimizer.rates.get(parameter) if self._has_rates_of_tensors else group["lr"]
+    def rate_of(
+        self, optimizer: torch.optim.Optimizer, group: dict[str, Any], parameter: torch.nn.Parameter
+    ) -> float | torch.Tensor | None:
+        if not self._has_rates_of_tensors:
+            return super().rate_of(optimizer, group, parameter)
+        return rate_of_tensor(optimizer, parameter)
 
 
 @OPTIMIZERS.register("stable_adamw")
@@ -115,6 +124,14 @@ def moments(group: dict[str, Any], state: dict[str, Any]) -> tuple[torch.Tensor,
     step, (beta1, beta2) = float(state["step"]), group["betas"]
     root = (local_part(state["exp_avg_sq"]).double() / (1 - beta2**step)).sqrt()
     return local_part(state["exp_avg"]).double() / (1 - beta1**step), root
+
+
+def rate_of_tensor(optimizer: torch.optim.Optimizer, parameter: torch.nn.Parameter) -> float | torch.Tensor | None:
+    """The last rate of a tensor in an optimizer that gives each its own (tensorwise.TensorwiseAdam)."""
+    from scaling_testbed.learning.optimizers.tensorwise import TensorwiseAdam
+
+    assert isinstance(optimizer, TensorwiseAdam)
+    return optimizer.rates.get(parameter)
 
 
 def can_fuse(model: Transformer) -> bool:

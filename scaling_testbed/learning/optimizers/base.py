@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from scaling_testbed.model.transformer import Transformer
 
 # Name -> the dataclass that a file in configs/optimizer/ fills.
-OPTIMIZERS = Registry("optimizer")
+OPTIMIZERS: Registry[type[OptimizerConfig]] = Registry("optimizer")
 
 # What a learning rate means for AdamW, beside which every other meaning is judged.
 AS_ADAMW = "about one per step and weight (AdamW)"
@@ -100,7 +100,7 @@ class OptimizerConfig(abc.ABC):
         identity=ADDED_LATER,
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_choices(self)
         for name in ("lr", "weight_decay_steps", "clip_norm", "skip_spikes_sigmas", "qk_clip"):
             check_positive(name, getattr(self, name))
@@ -140,7 +140,8 @@ class OptimizerConfig(abc.ABC):
     ) -> float | torch.Tensor | None:
         """What multiplied the last update of a tensor of `group`; None where only the step itself knew it, and it was
         made by another process."""
-        return group["lr"]
+        rate: float = group["lr"]
+        return rate
 
     def for_length(self, steps: int) -> OptimizerConfig:
         """The same with the weight decay of a schedule of `steps` steps, however few of them the run takes."""
@@ -173,7 +174,7 @@ def parameter_groups(
     PyTorch's AdamW multiplies weights by 1 - lr_t * weight_decay, with lr_t the group's current rate, so independent
     decay is weight_decay / peak rate (Wortsman et al. 2023, section 3.2.2).
     """
-    groups: dict[tuple[float, float], dict] = {}
+    groups: dict[tuple[float, float], dict[str, Any]] = {}
     info = model.parameter_info()
     for name, parameter in model.named_parameters():
         role = info[name].role

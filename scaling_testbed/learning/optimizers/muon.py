@@ -43,7 +43,7 @@ class MuonConfig(OptimizerConfig):
     beta2: float = key(0.95, "AdamW's decay of the second moment.")
     eps: float = key(1e-8, "AdamW's eps.")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         self._check_fractions("momentum", "beta1", "beta2")
         check_positive("eps", self.eps)
@@ -55,12 +55,21 @@ class MuonConfig(OptimizerConfig):
 
         from scaling_testbed.learning.optimizers.combined import Combined
 
-        muon = {"momentum": self.momentum, "nesterov": self.nesterov, "ns_steps": self.ns_steps}
         betas = (self.beta1, self.beta2)
         others = parameter_groups(self, model, set(ROLES) - set(HIDDEN_ROLES))
-        parts = [torch.optim.AdamW(others, lr=self.lr, betas=betas, eps=self.eps, fused=can_fuse(model))]
+        parts: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(others, lr=self.lr, betas=betas, eps=self.eps, fused=can_fuse(model))
+        ]
         if hidden := parameter_groups(self, model, HIDDEN_ROLES):  # a model may have no blocks
-            parts.append(torch.optim.Muon(hidden, lr=self.lr, **muon, adjust_lr_fn=self.lr_adjustment))
+            muon = torch.optim.Muon(
+                hidden,
+                lr=self.lr,
+                momentum=self.momentum,
+                nesterov=self.nesterov,
+                ns_steps=self.ns_steps,
+                adjust_lr_fn=self.lr_adjustment,
+            )
+            parts.append(muon)
         return Combined(parts)
 
     def bytes_per_weight(self, role: str) -> int:

@@ -31,7 +31,7 @@ class SGDConfig(OptimizerConfig):
     momentum: float = key(0.9, "The momentum. 0: the update is the gradient, and no moment is kept.")
     nesterov: bool = key(False, "Whether the momentum is Nesterov's.")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         self._check_fractions("momentum")
         if self.nesterov and not self.momentum:

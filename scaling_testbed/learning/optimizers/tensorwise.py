@@ -3,6 +3,9 @@
 They work on whole and on sharded tensors (DTensors) and keep the state of torch.optim.AdamW.
 """
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 
 from scaling_testbed.learning.optimizers.base import local_part
@@ -18,20 +21,29 @@ class TensorwiseAdam(torch.optim.Optimizer):
     rates: that of each tensor's last update, a number or a scalar tensor; no part of the state.
     """
 
-    def __init__(self, params, lr, betas, *, scale_lr_by_param_rms=False, weight_decay=0.0, **defaults):
+    def __init__(
+        self,
+        params: Iterable[torch.Tensor] | Iterable[dict[str, Any]],
+        lr: float,
+        betas: tuple[float, float],
+        *,
+        scale_lr_by_param_rms: bool = False,
+        weight_decay: float = 0.0,
+        **defaults: float,
+    ):
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay, **defaults})
         self.scale_lr_by_param_rms = scale_lr_by_param_rms
-        self.rates = {}
+        self.rates: dict[torch.Tensor, float | torch.Tensor] = {}
 
     @torch.no_grad()
-    def step(self, closure=None):
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # there is no closure
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._step_of(parameter, group)
+                    self._step_of(parameter, parameter.grad, group)
 
-    def _step_of(self, parameter, group):
-        state, gradient, (beta1, beta2) = self.state[parameter], parameter.grad, group["betas"]
+    def _step_of(self, parameter: torch.Tensor, gradient: torch.Tensor, group: dict[str, Any]) -> None:
+        state, (beta1, beta2) = self.state[parameter], group["betas"]
         if not state:
             state["step"] = torch.tensor(0.0)
             state["exp_avg"] = torch.zeros_like(parameter)
@@ -47,13 +59,16 @@ class TensorwiseAdam(torch.optim.Optimizer):
         weights.mul_(1 - group["lr"] * group["weight_decay"])
         weights.sub_(self._update(first, second, group) * rate)
 
-    def _update(self, first, second, group):
+    def _update(self, first: torch.Tensor, second: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:
         raise NotImplementedError
 
-    def _rate(self, parameter, gradient, second, group):
+    def _rate(
+        self, parameter: torch.Tensor, gradient: torch.Tensor, second: torch.Tensor, group: dict[str, Any]
+    ) -> float | torch.Tensor:
+        lr: float = group["lr"]
         if not self.scale_lr_by_param_rms:
-            return group["lr"]
-        return group["lr"] * _mean_of_whole(local_part(parameter).square(), parameter).sqrt().clamp(min=SMALLEST_RMS)
+            return lr
+        return lr * _mean_of_whole(local_part(parameter).square(), parameter).sqrt().clamp(min=SMALLEST_RMS)
 
 
 class TensorwiseAdamW(TensorwiseAdam):
@@ -64,14 +79,28 @@ class TensorwiseAdamW(TensorwiseAdam):
     through a step-dependent beta). The decay is not divided, so that the clipping of an update changes nothing else.
     """
 
-    def __init__(self, params, *, update_clipping=False, **options):
-        super().__init__(params, **options)
+    def __init__(
+        self,
+        params: Iterable[torch.Tensor] | Iterable[dict[str, Any]],
+        lr: float,
+        betas: tuple[float, float],
+        *,
+        eps: float,
+        update_clipping: bool = False,
+        scale_lr_by_param_rms: bool = False,
+        weight_decay: float = 0.0,
+    ):
+        scales = scale_lr_by_param_rms
+        super().__init__(params, lr, betas, scale_lr_by_param_rms=scales, weight_decay=weight_decay, eps=eps)
         self.update_clipping = update_clipping
 
-    def _update(self, first, second, group):
-        return first / (second.sqrt() + group["eps"])
+    def _update(self, first: torch.Tensor, second: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:
+        eps: float = group["eps"]
+        return first / (second.sqrt() + eps)
 
-    def _rate(self, parameter, gradient, second, group):
+    def _rate(
+        self, parameter: torch.Tensor, gradient: torch.Tensor, second: torch.Tensor, group: dict[str, Any]
+    ) -> float | torch.Tensor:
         rate = super()._rate(parameter, gradient, second, group)
         if not self.update_clipping:
             return rate
@@ -82,8 +111,9 @@ class TensorwiseAdamW(TensorwiseAdam):
 class AdamAtan2(TensorwiseAdam):
     """Adam-atan2 (Everett et al. 2024, arXiv 2407.05872): the update is a atan2(m, b sqrt(v)), zero where both are."""
 
-    def _update(self, first, second, group):
-        return group["a"] * torch.atan2(first, group["b"] * second.sqrt())
+    def _update(self, first: torch.Tensor, second: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:
+        a: float = group["a"]
+        return a * torch.atan2(first, group["b"] * second.sqrt())
 
 
 def _mean_of_whole(here: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
@@ -92,8 +122,12 @@ def _mean_of_whole(here: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         return here.mean()
     from torch.distributed.tensor import DTensor  # half a second that an unsharded run need not spend
 
+    assert isinstance(like, DTensor)
     whole = DTensor.from_local(
         here, like.device_mesh, like.placements, shape=like.shape, stride=like.stride(), run_check=False
     )
     # Not its mean: the parts need not be of one size.
-    return whole.sum().full_tensor() / like.numel()
+    total = whole.sum()
+    assert isinstance(total, DTensor)
+    mean: torch.Tensor = total.full_tensor() / like.numel()
+    return mean
