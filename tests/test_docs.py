@@ -501,3 +501,7 @@ def test_every_page_is_in_the_navigation_of_the_site_and_is_there():
     _, _, navigation = (ROOT / "mkdocs.yml").read_text().partition("\nnav:\n")
     named = re.findall(r"(\S+\.md)$", navigation, re.MULTILINE)
     assert sorted(named) == sorted(page.relative_to(ROOT / "docs").as_posix() for page in PAGES)
+
+
+def test_the_readme_has_at_most_150_lines():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
