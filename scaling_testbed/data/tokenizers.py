@@ -102,7 +102,7 @@ class TokenizerConfig:
     name: str = key("", "The name in prepared folders. It is no part of the identity of the data.")
 
     same_as: ClassVar[str | None] = None
-    encoder: ClassVar[type | None] = None
+    encoder: ClassVar[type[ByteTokenizer] | None] = None
 
     @property
     def vocab_size(self) -> int | None:
@@ -155,7 +155,7 @@ class BytesConfig(TokenizerConfig):
 
     name: str = "bytes"
 
-    encoder: ClassVar[type] = ByteTokenizer
+    encoder = ByteTokenizer
 
 
 @TOKENIZERS.register("bpe")
