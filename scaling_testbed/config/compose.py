@@ -277,11 +277,16 @@ def _register_schemas() -> None:
 
 @functools.cache
 def _run_schema() -> type:
-    """RunConfig with its groups left open: Hydra fills each by the schema of the kind that is chosen."""
+    """RunConfig with open groups and interventions: Hydra fills a group by the schema of the kind that is chosen, and
+    OmegaConf has no type for the options of an intervention."""
     fields = [
         (f.name, Any, dataclasses.field(default=None))
         if f.name in GROUPS
-        else (f.name, f.type, dataclasses.field(default=f.default, default_factory=f.default_factory))
+        else (
+            f.name,
+            dict[str, Any] if f.name == "interventions" else f.type,
+            dataclasses.field(default=f.default, default_factory=f.default_factory),
+        )
         for f in dataclasses.fields(RunConfig)
     ]
     return dataclasses.make_dataclass("RunConfig", fields, frozen=True, kw_only=True)

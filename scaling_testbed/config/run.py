@@ -71,7 +71,7 @@ class RunConfig:
     optimizer: OptimizerConfig = key(REQUIRED, "The optimizer.")
     schedule: Schedule = key(REQUIRED, "The learning rate as a function of the step.")
     loss: CrossEntropyConfig = key(REQUIRED, "The training loss.")
-    interventions: dict[str, Any] = key(
+    interventions: dict[str, dict[str, object]] = key(
         {},
         "Interventions that act in every step: the name of a registered one, and its options. Type "
         "+interventions.NAME.OPTION=VALUE.",
