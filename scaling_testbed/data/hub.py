@@ -3,6 +3,8 @@
 import logging
 import sys
 
+LOGGERS = ("huggingface_hub.utils._http", "datasets.utils.file_utils")  # of each attempt and its wait
+
 
 class Retries(logging.Filter):
     """Replaces the lines that the libraries log for each attempt to reach the Hub by one line, the first time."""
@@ -12,12 +14,9 @@ class Retries(logging.Filter):
         self.said = False
 
     def install(self) -> None:
-        """Filter what the two libraries print; again does no harm."""
-        import huggingface_hub  # noqa: F401  makes its handler
-
-        for library in ("huggingface_hub", "datasets"):
-            for handler in logging.getLogger(library).handlers:
-                handler.addFilter(self)
+        """Filter what the two libraries log; a second call changes nothing."""
+        for name in LOGGERS:
+            logging.getLogger(name).addFilter(self)
 
     def filter(self, record: logging.LogRecord) -> bool:
         text = record.getMessage()

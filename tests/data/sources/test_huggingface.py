@@ -132,7 +132,8 @@ def test_a_hub_that_does_not_answer_is_said_in_one_line(asked, source, monkeypat
     monkeypatch.setattr("tokenizers.Tokenizer", SimpleNamespace(from_pretrained=refused))
     for handler in logging.getLogger("huggingface_hub").handlers:
         monkeypatch.setattr(handler, "stream", sys.stderr)
-        monkeypatch.setattr(handler, "filters", [])
+    for name in hub.LOGGERS:
+        monkeypatch.setattr(logging.getLogger(name), "filters", [])
     if asked == "dataset":
         list(source("json").units(1000))
         with pytest.raises(Exception, match="Connection refused"):
