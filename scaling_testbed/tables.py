@@ -1,4 +1,4 @@
-"""Records as tables on a terminal, and what --out may name."""
+"""Print records as tables on a terminal, and check the paths that --out names."""
 
 import math
 import sys
@@ -12,12 +12,12 @@ from rich.text import Text
 
 from scaling_testbed.errors import ConfigError, UserError
 
-LONGEST_CELL = 100  # printed; files hold all of it
-SHORTEST_COLUMN = 4  # with less room it is left out
+LONGEST_CELL = 100  # characters that are printed; files hold the whole cell
+SHORTEST_COLUMN = 4  # a column with less room is left out
 
 
 def cell(value: object) -> str:
-    """A value for a person: four significant digits, whole numbers whole, nothing where there is none."""
+    """A value as text: four significant digits, whole numbers in full, empty for None."""
     if value is None:
         return ""
     if isinstance(value, bool):
@@ -30,13 +30,13 @@ def cell(value: object) -> str:
 
 
 def filled(records: Sequence[dict]) -> list[str]:
-    """The columns that hold something in some record."""
+    """The columns that have a value in at least one record."""
     keys = dict.fromkeys(key for record in records for key in record)
     return [key for key in keys if any(record.get(key) not in (None, "") for record in records)]
 
 
 def brief(text: str, longest: int = LONGEST_CELL) -> str:
-    """A text with what passes `longest` characters cut off."""
+    """A text cut to at most `longest` characters."""
     return text if len(text) <= longest else f"{text[: longest - 1]}…"
 
 
@@ -47,22 +47,24 @@ def table(
     wrapped: Collection[str] = (),
     widths: Sequence[int | None] | None = None,
 ) -> Table:
-    """Rows of cells for a terminal, for `console().print`.
+    """A table of cells for `console().print`.
 
-    wrapped: the columns whose text may take several lines. widths: of the columns, in characters; by default as wide as
-    their cells, or all narrower where the terminal is.
+    wrapped: the columns whose text may take several lines. widths: the widths of the columns in characters. By default
+    a column is as wide as its cells, and rich makes all columns narrower on a narrow terminal.
     """
     made = Table(box=None, pad_edge=False, header_style="bold")
     for column, width in zip(columns, widths or [None] * len(columns), strict=True):
         made.add_column(Text(column), no_wrap=column not in wrapped, width=width)
     for row in rows:
-        made.add_row(*map(Text, row))  # as Text: brackets in a value are no markup
+        made.add_row(*map(Text, row))  # as Text, so that rich does not read brackets in a value as markup
     return made
 
 
 class LeftFirst:
-    """A table for `console().print` of which a narrow terminal shows the columns at the left whole, one shortened, and
-    none of those at the right."""
+    """A table for `console().print` that shows as many columns as fit, from the left.
+
+    On a narrow terminal the last column shown may be shortened, and the columns to its right are left out.
+    """
 
     def __init__(self, columns: Sequence[str], rows: Iterable[Sequence[str]]):
         self.columns, self.rows = columns, list(rows)
@@ -80,7 +82,7 @@ class LeftFirst:
 
 
 def console() -> Console:
-    """Standard output: as wide as the terminal is, or as wide as the lines are where there is none."""
+    """Standard output, as wide as the terminal. Without a terminal, lines are not wrapped."""
     return Console() if sys.stdout.isatty() else Console(width=400, soft_wrap=True)
 
 
@@ -92,13 +94,13 @@ def show(records: Sequence[dict]) -> None:
 
 
 def check_out(out: Path | None, read: Sequence[Path]) -> None:
-    """Raises ConfigError where the file to be written is one that is read."""
+    """Raise ConfigError if `out` is one of the files to read."""
     if out is not None and out.resolve() in [path.resolve() for path in read]:
-        raise ConfigError(f"--out {out} is what is read; it would be lost")
+        raise ConfigError(f"--out {out} is also an input and would be overwritten; give another --out")
 
 
 def prepare(folder: Path) -> None:
-    """Make the output folder. Raises UserError where it cannot be made."""
+    """Make the output folder. Raises UserError if it cannot be made."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
