@@ -20,11 +20,9 @@ if TYPE_CHECKING:
 @OPTIMIZERS.register("adam_atan2")
 @dataclass(frozen=True, kw_only=True)
 class AdamAtan2Config(OptimizerConfig):
-    """Adam-atan2 (Everett et al. 2024, arXiv 2407.05872).
-
-    It replaces Adam's update m / (sqrt(v) + eps) by a atan2(m, b sqrt(v)), with m and v the bias-corrected moments. The
-    update does not change if all gradients of a tensor are multiplied by a positive number, so there is no eps. It is
-    at most a pi / 2.
+    """Adam-atan2 (Everett et al. 2024, arXiv 2407.05872). It replaces Adam's update m / (sqrt(v) + eps) by
+    a atan2(m, b sqrt(v)), with m and v the bias-corrected moments. The update does not change if all gradients of a
+    tensor are multiplied by a positive number, so there is no eps. It is at most a pi / 2.
     """
 
     needs_whole_tensors = None
