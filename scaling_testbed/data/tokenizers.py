@@ -99,12 +99,20 @@ class TokenizerConfig:
     """The base of all tokenizers.
 
     sample_bytes: bytes of training text that `prepare` needs; 0: none. same_as: another kind. Tokenizers of the two
-    kinds are the same if their descriptions are the same.
+    kinds are the same if their descriptions are the same. encoder: a class like ByteTokenizer that encodes without a
+    file and without training. A subclass that sets it need not define `prepare`, `load` or `vocab_size`. None: the
+    subclass defines `prepare`.
     """
 
     name: str = key("", "The name in prepared folders. It is no part of the identity of the data.")
 
     same_as: ClassVar[str | None] = None
+    encoder: ClassVar[type[ByteTokenizer] | None] = None
+
+    @property
+    def vocab_size(self) -> int | None:
+        """The number of ids, where it is known before anything is prepared."""
+        return None if self.encoder is None else self.encoder.vocab_size
 
     @property
     def kind(self) -> str:
@@ -126,14 +134,23 @@ class TokenizerConfig:
 
         The description has at least kind, name, vocab_size and eos_id.
         """
-        raise NotImplementedError
+        if self.encoder is None:
+            raise NotImplementedError
+        return {
+            "kind": self.kind,
+            "name": self.name,
+            "vocab_size": self.encoder.vocab_size,
+            "eos_id": self.encoder.eos_id,
+        }
 
     @classmethod
     def load(cls, folder: Path, description: dict) -> "ByteTokenizer | JsonTokenizer":
         """Load the tokenizer from the files that `prepare` wrote.
 
-        The default loads a tokenizer.json, whose sha256 is in the description.
+        The default makes an `encoder`. If that is None, it loads a tokenizer.json, whose sha256 is in the description.
         """
+        if cls.encoder is not None:
+            return cls.encoder()
         path = folder / TOKENIZER_FILE
         if not path.exists() or sha256_of(path) != description["sha256"]:
             raise UserError(f"{path}: missing or changed since the data was prepared; prepare again")
@@ -146,14 +163,8 @@ class BytesConfig(TokenizerConfig):
     """256 byte values and EOS. It needs no training and no download."""
 
     name: str = "bytes"
-    vocab_size: ClassVar[int] = 257
 
-    def prepare(self, texts: Iterable[bytes], folder: Path) -> dict:
-        return {"kind": self.kind, "name": self.name, "vocab_size": self.vocab_size, "eos_id": 256}
-
-    @classmethod
-    def load(cls, folder: Path, description: dict) -> ByteTokenizer:
-        return ByteTokenizer()
+    encoder = ByteTokenizer
 
 
 @TOKENIZERS.register("bpe")
