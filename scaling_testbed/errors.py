@@ -39,7 +39,7 @@ def check_choice(field: str, value: str, choices: Collection[str]) -> None:
 def check_positive(field: str, value: float | None) -> None:
     """Raise ConfigError unless `value` is None or a finite number greater than zero."""
     if value is not None and not 0 < value < math.inf:
-        raise ConfigError(f"{field} must be finite and greater than zero; got {value!r}")
+        raise ConfigError(f"{field} must be greater than zero and finite; got {value!r}")
 
 
 def check_not_negative(field: str, value: float) -> None:
