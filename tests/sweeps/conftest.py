@@ -1,6 +1,7 @@
 """A sweep of runs that take a second: a Markov corpus and models of a few thousand parameters."""
 
 import json
+import sys
 import tempfile
 from pathlib import Path
 
@@ -24,8 +25,11 @@ def data_dir(tmp_path_factory):
 
 
 @pytest.fixture
-def door(tmp_path, data_dir, capfd):
-    """Returns a function from (verb, arguments) to (exit status, stdout, stderr) of the sweep door, on TINY."""
+def door(tmp_path, data_dir, capfd, python, monkeypatch, request):
+    """Returns a function from (verb, arguments) to (exit status, stdout, stderr) of the sweep door, on TINY. The runs that
+    the local driver starts are forks of the warm parent; tasks of a cluster are not."""
+    if request.node.get_closest_marker("slurm") is None:
+        monkeypatch.setattr(sys, "executable", python)
     (tmp_path / "tiny.yaml").write_text(TINY)
 
     def call(verb, *arguments):

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -60,9 +59,9 @@ def metrics(folder: Path) -> list[dict]:
     return [{key: value for key, value in line.items() if key not in TIMING} for line in lines]
 
 
-def start(tmp_path, data_dir, *overrides, before="", **kwargs) -> subprocess.Popen:
+def start(python, tmp_path, data_dir, *overrides, before="", **kwargs) -> subprocess.Popen:
     """The door of training in a process of its own, after `before` (Python) has run in it."""
     arguments = [*TINY, f"runs_dir={tmp_path / 'runs'}", f"data_dir={data_dir}", *overrides]
     code = f"import sys\n{before}\nfrom scaling_testbed.train import main\nsys.exit(main({arguments!r}))"
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | kwargs
-    return subprocess.Popen([sys.executable, "-c", code], **pipes)
+    return subprocess.Popen([python, "-c", code], **pipes)

@@ -218,7 +218,7 @@ def test_a_run_stopped_anywhere_resumes_to_the_same_bits(trained, monkeypatch, p
 
 
 @pytest.mark.parametrize("kill_at", ["step 7", "checkpoint 8"])
-def test_a_run_killed_with_sigkill_resumes_to_the_same_bits(trained, tmp_path, data_dir, kill_at):
+def test_a_run_killed_with_sigkill_resumes_to_the_same_bits(trained, python, tmp_path, data_dir, kill_at):
     """In mid-run, three steps after a checkpoint; and in the middle of writing one, before it gets its name."""
     _, whole = trained(runs="whole")
     kill = "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)"
@@ -243,16 +243,16 @@ def rename(source, target):
     real(source, target)
 os.rename = rename
 """
-    killed = start(tmp_path, data_dir, before=hook)
+    killed = start(python, tmp_path, data_dir, before=hook)
     assert killed.wait(timeout=120) == -signal.SIGKILL, killed.communicate()
     _, folder = trained()
     assert records.read_metrics(folder / "metrics.jsonl")  # readable
     assert_same_bits(whole, folder)
 
 
-def test_sigterm_saves_a_checkpoint_and_exits_75_and_the_same_command_goes_on(trained, tmp_path, data_dir):
+def test_sigterm_saves_a_checkpoint_and_exits_75_and_the_same_command_goes_on(trained, python, tmp_path, data_dir):
     many = ("budget.steps=100000", "checkpoint.every_steps=0", "evaluation.every_steps=0")
-    process = start(tmp_path, data_dir, *many)
+    process = start(python, tmp_path, data_dir, *many)
     (folder,) = wait_for(
         lambda: [path.parent for path in tmp_path.glob("runs/*/*/metrics.jsonl") if steps_in(path) > 3]
     )
@@ -276,10 +276,10 @@ def wait_for(condition, seconds=60):
     return value
 
 
-def test_a_second_process_in_the_same_folder_is_refused_with_75(tiny, tmp_path, data_dir):
+def test_a_second_process_in_the_same_folder_is_refused_with_75(tiny, python, tmp_path, data_dir):
     run, folder = tiny()
     with records.RunFolder(folder):
-        second = start(tmp_path, data_dir)
+        second = start(python, tmp_path, data_dir)
         out, err = second.communicate(timeout=60)
     assert second.returncode == 75 and "is being run by" in err and "Traceback" not in err
 
