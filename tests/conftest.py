@@ -1,18 +1,22 @@
 """Where there is no GPU, Triton's interpreter runs the kernels. To be said before any of them is imported."""
 
+import copy
 import os
+import sys
 import tempfile
 from pathlib import Path
 
 import pytest
 import torch
 
+from scaling_testbed.config import compose as composing
 from tests.warm import WarmPython
 
 KERNEL_DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 if KERNEL_DEVICE == "cpu":
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+REAL_PYTHON = sys.executable
 SHARED_PYTHON = "SCALING_TESTBED_TESTS_PYTHON"
 
 
@@ -39,3 +43,22 @@ def python(tmp_path_factory):
     warm = WarmPython(tmp_path_factory.mktemp("python"))
     yield warm.path
     warm.close()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def hydra_composes_the_same_words_once():
+    """Composing takes Hydra 0.2 s. The same overrides give the same configuration while the same schemas are known,
+    which is what compose_many relies on too. Words with a folder of configurations (configs=) are always composed."""
+    real, composed = composing._compose_dict, {}
+
+    def compose_dict(overrides, configs, config_name="train", *, with_hydra=False):
+        if configs or with_hydra:
+            return real(overrides, configs, config_name, with_hydra=with_hydra)
+        key = (*overrides, config_name, composing._register_schema.cache_info().currsize)
+        if key not in composed:
+            composed[key] = real(overrides, configs, config_name)
+        return copy.deepcopy(composed[key])
+
+    composing._compose_dict = compose_dict
+    yield
+    composing._compose_dict = real

@@ -30,11 +30,11 @@ class Lab:
         files = sorted(path.name for path in self.folder.glob("my_*.py"))
         return [f"plugins=[{','.join(files)}]", "configs=confs"]
 
-    def run(self, *command, timeout=240):
+    def run(self, *command, timeout=240, python=None):
         """A Python command in the folder; returns (status, stdout, stderr)."""
         environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         done = subprocess.run(
-            [self.python, *map(str, command)],
+            [python or self.python, *map(str, command)],
             capture_output=True,
             text=True,
             cwd=self.folder,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from scaling_testbed.config.compose import compose
+from scaling_testbed.config.compose import compose_many
 from scaling_testbed.config.run import run_folder_path
 from scaling_testbed.runs import checkpoint
 from scaling_testbed.training.run import train
@@ -30,7 +30,7 @@ def tiny(tmp_path, data_dir):
     """Returns a function from further overrides to (RunConfig, run folder)."""
 
     def make(*overrides, runs="runs"):
-        run = compose([*TINY, f"runs_dir={tmp_path / runs}", f"data_dir={data_dir}", *overrides])
+        (run,) = compose_many([[*TINY, f"runs_dir={tmp_path / runs}", f"data_dir={data_dir}", *overrides]])
         return run, run_folder_path(run)
 
     return make
@@ -43,6 +43,23 @@ def trained(tiny):
     def run_it(*overrides, **where):
         run, folder = tiny(*overrides, **where)
         return train(run, quiet=True), folder
+
+    return run_it
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory, data_dir):
+    """Returns a function from further overrides to (row, run folder) of a tiny run that was never stopped.
+
+    It is trained once a session, so tests only read it."""
+    done = {}
+
+    def run_it(*overrides):
+        if overrides not in done:
+            places = [f"runs_dir={tmp_path_factory.mktemp('whole')}", f"data_dir={data_dir}"]
+            (run,) = compose_many([[*TINY, *places, *overrides]])
+            done[overrides] = train(run, quiet=True), run_folder_path(run)
+        return done[overrides]
 
     return run_it
 

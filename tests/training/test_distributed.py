@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from scaling_testbed.config.compose import compose
+from scaling_testbed.config.compose import compose, compose_many
 from scaling_testbed.config.sections import ComputeConfig, ParallelismConfig
 from scaling_testbed.diagnostics.summary import names_in
 from scaling_testbed.errors import ConfigError, UserError
@@ -156,7 +156,7 @@ def one(tmp_path_factory):
     def make(*overrides):
         if overrides not in done:
             places = [f"runs_dir={folder / str(len(done))}", f"data_dir={folder / 'data'}"]
-            run = compose([*COMMON, *places, *overrides])
+            (run,) = compose_many([[*COMMON, *places, *overrides]])
             train(run, quiet=True)
             done[overrides] = run_folder_path(run)
         return done[overrides]

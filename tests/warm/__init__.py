@@ -37,10 +37,10 @@ class WarmPython:
         environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         address = f"scaling-testbed-tests-{secrets.token_hex(8)}"
         known, python = folder / "known.json", folder / "python"
-        known.write_text(
-            json.dumps({"address": address, "python": sys.executable, "environment": read_once(environment)})
-        )
-        python.write_text(f'#!/bin/sh\nexec {shlex.join([sys.executable, "-IS", f"{HERE}/client.py", str(known)])} "$@"\n')
+        fixed = {"address": address, "python": sys.executable, "environment": read_once(environment)}
+        known.write_text(json.dumps(fixed))
+        client = shlex.join([sys.executable, "-IS", str(HERE / "client.py"), str(known)])
+        python.write_text(f'#!/bin/sh\nexec {client} "$@"\n')
         python.chmod(0o755)
         self.path = str(python)
         with socket.socket(socket.AF_UNIX) as listener:

@@ -87,13 +87,11 @@ def become(request, executable, searched):
     for number in request["ignored"]:
         signal.signal(number, signal.SIG_IGN)
     unbuffered = request["arguments"][0] == "-u"
-    sys.stdin = open(0, closefd=False)
+    sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, closefd=False)), "utf-8")
     for name, stream, errors in (("stdout", 1, "strict"), ("stderr", 2, "backslashreplace")):
         lines = unbuffered or name == "stderr" or os.isatty(stream)
-        file = open(stream, "wb", buffering=0 if unbuffered else -1, closefd=False)
-        text = io.TextIOWrapper(file, "utf-8", errors, line_buffering=lines, write_through=unbuffered)
-        text.mode = "w"
-        setattr(sys, name, text)
+        file = io.BufferedWriter(io.FileIO(stream, "wb", closefd=False))
+        setattr(sys, name, io.TextIOWrapper(file, "utf-8", errors, line_buffering=lines, write_through=unbuffered))
     sys.executable = executable
     paths = request["environment"].get("PYTHONPATH", "").split(os.pathsep)
     sys.path[:] = ["", *(os.path.abspath(path) for path in paths if path), *searched]
