@@ -17,15 +17,31 @@ if KERNEL_DEVICE == "cpu":
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 REAL_PYTHON = sys.executable
+LONG_FIRST = ("kernels/test_compiled", "training/test_distributed", "training/test_run", "sweeps/test_local")
+LONG_FIRST += ("training/test_known_answers", "test_identity", "sweeps/test_plan", "plugins/test_strangers")
+LONG_FIRST += ("diagnostics/test_in_runs", "exporting/test_hugging_face", "evaluation/test_scoring")
+LONG_FIRST += ("evaluation/test_inspection", "sweeps/test_proxies", "commands/test_laws", "test_examples")
 SHARED_PYTHON = "SCALING_TESTBED_TESTS_PYTHON"
 
 
 def pytest_configure(config):
     """Of several test processes, the one that starts the others has the warm parent for all of them."""
     if getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput"):
+        config.option.loadscopereorder = False  # groups start in the order of pytest_collection_modifyitems
         config.warm_folder = tempfile.TemporaryDirectory(prefix="warm-python-")
         config.warm_python = WarmPython(Path(config.warm_folder.name))
         os.environ[SHARED_PYTHON] = config.warm_python.path
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """A file's tests stay in one process, and the files that take longest come first."""
+    for item in items:
+        file = item.nodeid.partition("::")[0]
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(file))
+    order = {f"tests/{name}.py": rank for rank, name in enumerate(LONG_FIRST)}
+    items.sort(key=lambda item: order.get(item.nodeid.partition("::")[0], len(order)))
 
 
 def pytest_unconfigure(config):

@@ -10,9 +10,20 @@ import struct
 import sys
 
 # The beginnings of variables that are read while Python starts or a module is imported. A fork would not see them.
-READ_ONCE = ("PYTHON", "LD_", "LC_", "LANG", "MKL_", "OMP_", "OPENBLAS_", "TORCH_LOGS", "TORCHDYNAMO", "TORCHINDUCTOR")
-READ_ONCE += ("TRITON_", "CUDA_", "HIP_", "_TYPER", "TYPER_")
-SET_IN_FORK = {"PYTHONPATH", "OMP_NUM_THREADS"}
+READ_ONCE = (
+    "PYTHON",
+    "LD_",
+    "LC_",
+    "LANG",
+    "MKL_",
+    "OMP_",
+    "OPENBLAS_",
+    "TORCH_LOGS",
+    "TRITON_INTERPRET",
+    "TYPER",
+    "_TYPER",
+)
+SET_IN_FORK = {"PYTHONPATH", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES"}  # the last is read when CUDA starts
 PASSED_ON = [signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2]
 
 
