@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from scaling_testbed.config.compose import compose
+from scaling_testbed.config.compose import compose_many
 from scaling_testbed.config.run import run_folder_path
 from scaling_testbed.data.batches import ValidationBatches
 from scaling_testbed.data.shards import open_prepared
@@ -16,7 +16,8 @@ from tests.training.conftest import load_latest
 
 
 def trained(tmp_path, *overrides):
-    run = compose([f"runs_dir={tmp_path}/runs", f"data_dir={tmp_path}/data", "compute.threads=1", *overrides])
+    places = [f"runs_dir={tmp_path}/runs", f"data_dir={tmp_path}/data"]
+    (run,) = compose_many([[*places, "compute.threads=1", *overrides]])
     row = train(run, quiet=True)
     data = open_prepared(next((tmp_path / "data").glob("*/manifest.json")).parent)
     model = Transformer(run.model.resolved(data.vocab_size), run.parametrization)
