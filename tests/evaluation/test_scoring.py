@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from scaling_testbed import analyze
-from scaling_testbed.config.compose import compose
+from scaling_testbed.config.compose import compose_many
 from scaling_testbed.config.run import run_folder_path
 from scaling_testbed.data.tokenizers import load_tokenizer
 from scaling_testbed.errors import UserError
@@ -43,7 +43,7 @@ def text_run(tmp_path):
         files = [f"data.files=['{tmp_path}/a.txt']", f"data.validation_files=['{tmp_path}/b.txt']"]
         places = [f"data_dir={tmp_path / 'data'}", f"runs_dir={tmp_path / 'runs'}"]
         small = ["model=nano_s", "batch.sequences=8", "batch.sequence_length=32", "budget.steps=8"]
-        run = compose(["data=text_files", *files, *places, *small, "optimizer.lr=1e-2", *overrides])
+        (run,) = compose_many([["data=text_files", *files, *places, *small, "optimizer.lr=1e-2", *overrides]])
         train(run, quiet=True)
         return run, run_folder_path(run)
 
