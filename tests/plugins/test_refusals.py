@@ -57,18 +57,18 @@ def refused(call, capfd, status):
         ),
         (
             ["configs=confs", "optimizer=of_plugin"],
-            "optimizer=of_plugin is of a plug-in that was not named; type plugins=",
+            "optimizer=of_plugin comes from a plug-in that is not loaded; type plugins=",
         ),
-        (["configs=confs", "experiment=naming"], "plugins stands in a config file; type it, plugins=[...]"),
+        (["configs=confs", "experiment=naming"], "plugins is set in a config file; type plugins=[...]"),
         (
             ["plugins=it's.py"],
-            """cannot read the override "plugins=it's.py"; write key=value, in both kinds of quotes""",
+            """cannot read the override "plugins=it's.py"; write key=value, and put a value with spaces""",
         ),
         (["configs=confs", "optimizer=bare"], "optimizer has no schema; its file must name one in its defaults list"),
         (["configs=confs", "optimizer=torn"], "a file cannot be read as YAML: mapping values are not allowed here"),
         (["configs=confs", "optimizer=typo"], "In 'optimizer/typo': there is no key optimizer.lrr; did you mean"),
-        (["configs=doubles"], "doubles/optimizer/muon.yaml is called as"),
-        (["configs=[confs,more]"], "more/optimizer/slow.yaml is called as"),
+        (["configs=doubles"], "doubles/optimizer/muon.yaml has the same name as"),
+        (["configs=[confs,more]"], "more/optimizer/slow.yaml has the same name as"),
     ],
 )
 def test_what_is_typed_wrong_is_one_line(tmp_path, capfd, overrides, message):
