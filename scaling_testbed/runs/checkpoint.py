@@ -57,8 +57,8 @@ def save(
 ) -> Path:
     """Write `folder/step-XXXXXXXX`, and delete the checkpoints that `config` does not keep.
 
-    Every rank calls this. Rank 0 writes `tensors` and the manifest, and each rank writes its parts of `shards` (DTensors
-    by key). At every moment at least one earlier checkpoint, if there is one, is complete. Raises UserError if writing
+    Every rank calls this. Rank 0 writes `tensors` and the manifest. Each rank writes its parts of `shards`, DTensors by
+    key. At every moment at least one earlier checkpoint, if there is one, is complete. Raises UserError if writing
     fails.
     """
     final, work = (folder / f"step-{step:08d}{suffix}" for suffix in ("", ".tmp"))

@@ -132,7 +132,7 @@ def _read(path: Path) -> Owner | None:
 
 
 def _seconds_silent(path: Path) -> float:
-    """Seconds since the lock file was updated. Clocks differ, so this uses the clock of the file server, or the clock of
+    """Seconds since the lock file was updated. Clocks differ, so this uses the clock of the file server, or that of
     this machine if the process may not write in the folder."""
     probe = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
     try:

@@ -211,7 +211,7 @@ def test_a_part_whose_facts_count_other_parameters_than_it_has_is_not_trained(tm
     typed = [*COMMON, "data=markov", "data.n_tokens=20000", "plugins=liar.py", "model.norm=liar"]
     assert train_main(typed) == 2
     line = capfd.readouterr().err.splitlines()[-1]
-    assert "has 26,848 parameters, its parts' facts say 27,008; mend what the plug-in says" in line
+    assert "has 26,848 parameters, but the facts of its parts give 27,008; correct the facts" in line
 
 
 @pytest.mark.parametrize(
