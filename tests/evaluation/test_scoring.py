@@ -191,7 +191,7 @@ def test_the_door_prints_a_table_one_object_and_keeps_every_document(text_run, t
         ([str(folder), *files, "--max-length", "8"], 1, "rhyme.jsonl:2: choices[1] has 9 tokens"),
         ([str(folder), *files, "--out", f"{files[0]}/x/y.jsonl"], 1, "cannot write"),
         ([str(folder), *files, "--out", files[1]], 2, "two.jsonl is also an input"),
-        ([str(folder), str(task_file(QUESTIONS, "mean"))], 2, "mean names the tasks' mean"),
+        ([str(folder), str(task_file(QUESTIONS, "mean"))], 2, "mean is the name of the mean over tasks"),
         ([str(folder), *files, "--step", "5"], 1, "holds no step 5"),
         ([str(tmp_path), *files], 1, "is no run folder"),
         ([str(folder)], 2, "TASK.jsonl"),
