@@ -123,7 +123,7 @@ def test_a_law_is_listed_fitted_drawn_predicts_and_allocates(lab):
     assert "saturating: L = E + A/N + B/D" in out and predicted["predicted_loss"] == pytest.approx(1.7005, abs=1e-4)
     assert (lab.folder / "fit.html").exists()
     status, _, err = lab.run("-m", "scaling_testbed.analyze", "predict", "fit.json", "--n-params", "1e9")
-    assert status == 1 and "there is no law 'saturating' here; name the plug-in that adds it: --plugins" in err
+    assert status == 1 and "the law 'saturating' is unknown; name the plug-in that adds it: --plugins" in err
 
 
 FROM_PYTHON = """
