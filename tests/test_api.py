@@ -195,7 +195,7 @@ def test_a_sweep_without_a_place_for_a_run_is_refused_and_waits_for_none(places,
 
 @pytest.mark.parametrize("given", [3, [1], None])
 def test_what_is_no_row_is_said_in_one_line(given):
-    with pytest.raises(UserError, match="rows are a path, a DataFrame, or mappings, each a run; got"):
+    with pytest.raises(UserError, match="rows must be a path, a DataFrame or one mapping per run; got"):
         st.load_rows(given)
     assert st.load_rows({"run_id": "a", "val_loss": 3.0})[0]["run_id"] == "a"
 
