@@ -246,12 +246,14 @@ def _run(
 ) -> int:
     from scaling_testbed.sweeps.local import Driver
     from scaling_testbed.sweeps.plan import remember, sweep_folder
-    from scaling_testbed.sweeps.status import counts
+    from scaling_testbed.sweeps.status import counts, read_state
     from scaling_testbed.sweeps.view import loss_table
     from scaling_testbed.tables import console
 
     places = _places(workers, gpus, runs_per_gpu)
     runs = planned(chosen)
+    if failed_too:
+        _say_if_none_failed(list(map(read_state, runs)))
     if dry_run:
         states = _states(runs)
         print(f"{len(runs)} runs: {counts(states)}; {len(_due(states, failed_too))} to start")
@@ -288,6 +290,8 @@ def _submit(chosen: Asked, launcher: str, dry_run: bool, failed_too: bool = Fals
     runs = planned(chosen, config.processes)
     states = _states(runs, must_know=True)
     due = _due(states, failed_too)
+    if failed_too:
+        _say_if_none_failed(states)
     print(f"{len(runs)} runs: {counts(states)}; {len(due)} to submit")
     for one in due:
         slurm.task_line(one, config)  # what cannot be written is refused before anything is sent
@@ -309,6 +313,12 @@ def _submit(chosen: Asked, launcher: str, dry_run: bool, failed_too: bool = Fals
         for submission in slurm.write_submissions(due, config, largest):
             done = slurm.submit(submission)
             print(f"job {done.job_id}: {len(done.runs)} tasks, script and output in {done.folder}/")
+
+
+def _say_if_none_failed(states: "Sequence[RunState]") -> None:
+    if not any(state.state == "failed" for state in states):
+        unfinished = "; runs that are not finished are started, as by `sweep run`" if _due(states, True) else ""
+        print(f"no run has failed, so there is nothing to retry{unfinished}")
 
 
 def _due(states: "Sequence[RunState]", failed_too: bool) -> "list[PlannedRun]":

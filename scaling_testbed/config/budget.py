@@ -8,6 +8,7 @@ from scaling_testbed.keys import check_choices, key
 from scaling_testbed.model.counting import ParamCounts
 
 UNITS = ("tokens", "tokens_per_param", "flops", "steps")
+TOKENS_PER_PARAM = 20  # without a budget; Hoffmann et al. 2022
 CONVENTIONS = ("n_params", "n_params_non_embedding", "n_params_no_input_embedding", "n_params_no_qk_gains")
 
 
@@ -44,13 +45,31 @@ class BudgetConfig:
 
         A budget that is no whole number of steps is rounded to the nearest one.
         """
-        n_params: int = getattr(counts, self.params)
         if self.steps is not None:
             return math.ceil(self.steps)
+        return max(1, round(self._exact_steps(counts, tokens_per_step)))
+
+    def rounding(self, counts: ParamCounts, tokens_per_step: int) -> str | None:
+        """The steps that the budget asks for and those that are trained, in words; None where both are the same to two
+        decimals."""
+        exact, steps = self._exact_steps(counts, tokens_per_step), self.resolve_steps(counts, tokens_per_step)
+        if abs(exact - steps) < 0.005:
+            return None
+        unit = next((unit for unit in UNITS if getattr(self, unit) is not None), "tokens_per_param")
+        value = TOKENS_PER_PARAM if getattr(self, unit) is None else getattr(self, unit)
+        return (
+            f"budget.{unit}={value:g} is {exact:,.2f} steps of {tokens_per_step:,} tokens; rounded to {steps:,} "
+            f"step{'s' if steps > 1 else ''}, {steps * tokens_per_step:,} tokens"
+        )
+
+    def _exact_steps(self, counts: ParamCounts, tokens_per_step: int) -> float:
+        if self.steps is not None:
+            return self.steps
+        n_params: int = getattr(counts, self.params)
         if self.tokens is not None:
             tokens = self.tokens
         elif self.flops is not None:
             tokens = self.flops / (6 * n_params)
         else:
-            tokens = (20 if self.tokens_per_param is None else self.tokens_per_param) * n_params
-        return max(1, round(tokens / tokens_per_step))
+            tokens = (TOKENS_PER_PARAM if self.tokens_per_param is None else self.tokens_per_param) * n_params
+        return tokens / tokens_per_step

@@ -28,7 +28,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, ListConfig, OmegaConf, StringNode
 from omegaconf.errors import OmegaConfBaseException
 
-from scaling_testbed.config.run import GROUPS, RunConfig, run_id
+from scaling_testbed.config.run import GROUPS, RunConfig, outcome_of, run_id
 from scaling_testbed.config.search import CONFIG_DIR, check_no_doubles, choices, config_folder, search_path
 from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.files import YAMLError, read_yaml
@@ -277,11 +277,16 @@ def _register_schemas() -> None:
 
 @functools.cache
 def _run_schema() -> type:
-    """RunConfig with its groups left open: Hydra fills each by the schema of the kind that is chosen."""
+    """RunConfig with open groups and interventions: Hydra fills a group by the schema of the kind that is chosen, and
+    OmegaConf has no type for the options of an intervention."""
     fields = [
         (f.name, Any, dataclasses.field(default=None))
         if f.name in GROUPS
-        else (f.name, f.type, dataclasses.field(default=f.default, default_factory=f.default_factory))
+        else (
+            f.name,
+            dict[str, Any] if f.name == "interventions" else f.type,
+            dataclasses.field(default=f.default, default_factory=f.default_factory),
+        )
         for f in dataclasses.fields(RunConfig)
     ]
     return dataclasses.make_dataclass("RunConfig", fields, frozen=True, kw_only=True)
@@ -382,6 +387,8 @@ def recorded_run(folder: Path) -> RunConfig:
         plugins, configs, others = outside_of(recorded["overrides"])
         overrides = [*others, *here]
     except (OSError, KeyError, TypeError, AttributeError, ConfigError):
+        if outcome := outcome_of(folder):  # it ended before it wrote its configuration
+            raise UserError(f"{folder} holds no checkpoint: {outcome}") from None
         raise UserError(f"{folder} is no run folder: it has no readable config.yaml") from None
     was = _hashes_of_last_start(folder)
     plugins = [_stand_in(name, was.get(name)) for name in plugins]

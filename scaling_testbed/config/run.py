@@ -3,6 +3,7 @@
 Every default lives in a dataclass; the files in configs/ say only what deviates.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -70,7 +71,7 @@ class RunConfig:
     optimizer: OptimizerConfig = key(REQUIRED, "The optimizer.")
     schedule: Schedule = key(REQUIRED, "The learning rate as a function of the step.")
     loss: CrossEntropyConfig = key(REQUIRED, "The training loss.")
-    interventions: dict[str, Any] = key(
+    interventions: dict[str, dict[str, object]] = key(
         {},
         "Interventions that act in every step: the name of a registered one, and its options. Type "
         "+interventions.NAME.OPTION=VALUE.",
@@ -187,3 +188,13 @@ def flatten(run: RunConfig) -> dict[str, Any]:
 
     walk("", dataclasses.asdict(run))
     return flat
+
+
+def outcome_of(folder: Path) -> str | None:
+    """How the run in `folder` failed, diverged or was interrupted, from its result.json; None where it finished or has
+    no row."""
+    said = {"failed": "failed", "diverged": "diverged", "preempted": "was interrupted"}
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+        row = json.loads((folder / "result.json").read_text())
+        return f"the run {said[row['status']]}: {row['error']}"
+    return None

@@ -95,12 +95,19 @@ class TokenizerConfig:
     """The base of all tokenizers.
 
     sample_bytes: how much training text `prepare` wants to see; 0: none. same_as: the kind whose tokenizer this one is
-    where their descriptions are the same.
+    where their descriptions are the same. encoder: a class like ByteTokenizer that encodes without a file and without
+    training; `prepare`, `load` and `vocab_size` then need not be written. None: a subclass writes `prepare`.
     """
 
     name: str = key("", "The name in prepared folders. It is no part of the identity of the data.")
 
     same_as: ClassVar[str | None] = None
+    encoder: ClassVar[type[ByteTokenizer] | None] = None
+
+    @property
+    def vocab_size(self) -> int | None:
+        """The number of ids, where it is known before anything is prepared."""
+        return None if self.encoder is None else self.encoder.vocab_size
 
     @property
     def kind(self) -> str:
@@ -120,12 +127,21 @@ class TokenizerConfig:
     def prepare(self, texts: Iterable[bytes], folder: Path) -> dict:
         """Leave what is needed in `folder`; returns the description for the manifest, with at least kind, name,
         vocab_size and eos_id."""
-        raise NotImplementedError
+        if self.encoder is None:
+            raise NotImplementedError
+        return {
+            "kind": self.kind,
+            "name": self.name,
+            "vocab_size": self.encoder.vocab_size,
+            "eos_id": self.encoder.eos_id,
+        }
 
     @classmethod
     def load(cls, folder: Path, description: dict) -> "ByteTokenizer | JsonTokenizer":
-        """What encodes and decodes, from what `prepare` left: by default of a tokenizer.json, whose sha256 the
-        description holds."""
+        """What encodes and decodes, from what `prepare` left: by default an `encoder`, or that of a tokenizer.json,
+        whose sha256 the description holds."""
+        if cls.encoder is not None:
+            return cls.encoder()
         path = folder / TOKENIZER_FILE
         if not path.exists() or sha256_of(path) != description["sha256"]:
             raise UserError(f"{path}: missing or changed since the data was prepared; prepare again")
@@ -138,14 +154,8 @@ class BytesConfig(TokenizerConfig):
     """256 byte values and EOS: nothing to train, nothing to download."""
 
     name: str = "bytes"
-    vocab_size: ClassVar[int] = 257
 
-    def prepare(self, texts: Iterable[bytes], folder: Path) -> dict:
-        return {"kind": self.kind, "name": self.name, "vocab_size": self.vocab_size, "eos_id": 256}
-
-    @classmethod
-    def load(cls, folder: Path, description: dict) -> ByteTokenizer:
-        return ByteTokenizer()
+    encoder = ByteTokenizer
 
 
 @TOKENIZERS.register("bpe")

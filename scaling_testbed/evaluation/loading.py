@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from scaling_testbed.config.run import RunConfig
+from scaling_testbed.config.run import RunConfig, outcome_of
 from scaling_testbed.data.preparing.preparation import prepare
 from scaling_testbed.data.shards import PreparedData, open_prepared
 from scaling_testbed.errors import UserError
@@ -17,7 +17,7 @@ from scaling_testbed.runs import checkpoint
 def open_checkpoint(run: RunConfig, folder: Path, step: int | None) -> tuple[checkpoint.Checkpoint, PreparedData]:
     """A checkpoint of `run` in its `folder`, the newest unless `step` is given, and the data it was trained on. Raises
     UserError where there is no such checkpoint, it is damaged, or the data is another one now."""
-    saved = checkpoint.load(_find(folder / "checkpoints", step))
+    saved = checkpoint.load(_find(folder, step))
     data = open_prepared(_prepared(run, saved))
     checkpoint.check_same_data(saved.state, data, folder)
     return saved, data
@@ -53,9 +53,12 @@ def build_anywhere(run: RunConfig, data: PreparedData, device: torch.device) -> 
     return Transformer(config, run.parametrization, device=device)
 
 
-def _find(checkpoints: Path, step: int | None) -> Path:
+def _find(folder: Path, step: int | None) -> Path:
+    checkpoints = folder / "checkpoints"
     there = {int(path.name[5:]): path for path in sorted(checkpoints.glob("step-" + 8 * "[0-9]"))}
     if not there:
+        if outcome := outcome_of(folder):
+            raise UserError(f"{folder} holds no checkpoint: {outcome}")
         raise UserError(
             f"{checkpoints} holds no checkpoint; run with checkpoint.at_end=true or checkpoint.every_steps="
         )

@@ -21,6 +21,7 @@ from scaling_testbed.runs.lease import this_process
 LONGEST_DIFF = 1 << 20  # characters; of a longer one its hash and length are kept
 SOURCES = ("scaling_testbed", "kernels", "configs")  # whose new files belong to a diff
 DRIVER_FILE = Path("/proc/driver/nvidia/version")
+COMMIT_VARIABLE = "SCALING_TESTBED_COMMIT"  # of an image that was built without .git
 
 
 def environment(device: str, precision: str, plugins: Sequence[str] = ()) -> dict[str, Any]:
@@ -99,7 +100,10 @@ def driver() -> dict[str, str | None] | None:
 
 def git_state(folder: Path) -> tuple[dict[str, Any], str | None]:
     """Commit of the source with a hash and the length of what is changed on top of it, and these changes as a diff with
-    the sources that git does not know yet; None where clean or not under git."""
+    the sources that git does not know yet; None where clean or not under git.
+
+    Where the source is not under git, the commit is the value of COMMIT_VARIABLE, if it is set.
+    """
 
     def git(*arguments: str, may_differ: bool = False) -> bytes:
         ran = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, timeout=10)
@@ -116,7 +120,7 @@ def git_state(folder: Path) -> tuple[dict[str, Any], str | None]:
         for path in filter(None, listed.split(b"\0")):
             changes += git("-C", top, "diff", "--no-index", "--", os.devnull, os.fsdecode(path), may_differ=True)
     except (OSError, subprocess.SubprocessError):
-        return {"commit": None, "dirty": None}, None
+        return {"commit": os.environ.get(COMMIT_VARIABLE) or None, "dirty": None}, None
     if not changes:
         return {"commit": commit, "dirty": None}, None
     diff = changes.decode(errors="replace")

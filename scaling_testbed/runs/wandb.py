@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shlex
 import sys
 import threading
 from collections.abc import Callable
@@ -24,7 +25,7 @@ class WandbMirror:
         mode = config.wandb_mode
         if mode == "auto" and not _wandb_key():
             mode = "offline"
-            print(f"wandb: no key found, recording offline under {folder.path}; `wandb sync` sends it later")
+            print(f"wandb: no key found; recording offline. To upload it later: {sync_command(folder.path)}")
         self._run = self._guarded(
             lambda: _start_wandb(config, mode, folder.path, run_id, name, flat_config), WANDB_START_SECONDS
         )
@@ -54,10 +55,18 @@ class WandbMirror:
         thread.join(seconds)
         if "value" in outcome:
             return outcome["value"]
-        reason = str(outcome.get("error") or f"no answer in {seconds} s").splitlines()[0]
+        error = outcome.get("error")
+        reason = str(error or f"no answer in {seconds} s").splitlines()[0]
+        if isinstance(error, ModuleNotFoundError) and error.name == "wandb":
+            reason = "it is not installed; pip install wandb"
         print(f"warning: wandb is off for the rest of this run: {reason}", file=sys.stderr)
         self._run = None
         return None
+
+
+def sync_command(folder: Path) -> str:
+    """The command that uploads what a run recorded offline in its `folder`."""
+    return f"wandb sync {shlex.quote(str(folder / 'wandb'))}/offline-run-*"
 
 
 def _start_wandb(

@@ -47,6 +47,8 @@ class Records:
             f"{parts.data.folder}; attention {parts.model.attention_impl}, qk-norm {parts.model.qk_norm_impl}, "
             f"loss {parts.loss.impl}"
         )
+        if rounding := run.budget.rounding(parts.counts, run.batch.tokens):
+            say(rounding)
         if (run.diagnostics.at_step or 0) > parts.steps:
             say(f"diagnostics.at_step={run.diagnostics.at_step} lies past the last step, and is not measured")
         if progress.step:

@@ -43,9 +43,9 @@ def train(run: RunConfig, interrupts: Interrupts | None = None, *, quiet: bool =
         if interrupts is None or not interrupts.entered:
             interrupts = held.enter_context(Interrupts())
         processes = held.enter_context(Processes(world, run.parallelism))
-        if row := processes.on_main(lambda: _final_row(folder, run)):
+        if row := processes.on_main(lambda: _final_row(folder, run, quiet=quiet)):
             return row
-        if row := processes.on_main(lambda: _hold(folder, held, run)):
+        if row := processes.on_main(lambda: _hold(folder, held, run, quiet=quiet)):
             return row
         held.enter_context(_failures_recorded(run, folder, processes))
         try:
@@ -91,18 +91,21 @@ def train(run: RunConfig, interrupts: Interrupts | None = None, *, quiet: bool =
         return processes.on_main(lambda: records.finish(make_row(parts, progress, records, outcome, peak_bytes)))
 
 
-def _final_row(folder: RunFolder, run: RunConfig) -> dict[str, Any] | None:
+def _final_row(folder: RunFolder, run: RunConfig, *, quiet: bool) -> dict[str, Any] | None:
+    """The row of a run that has come to its end, or None. Says so unless `quiet`."""
     row = folder.result()
     if not row or row["status"] not in FINAL:
         return None
     check_unchanged(row.get("plugins"), run.plugins, folder.path)
+    if not quiet:
+        print(f"run {folder.path} has {row['status']} before and is not trained again; to repeat it, delete its folder")
     return row
 
 
-def _hold(folder: RunFolder, held: contextlib.ExitStack, run: RunConfig) -> dict[str, Any] | None:
+def _hold(folder: RunFolder, held: contextlib.ExitStack, run: RunConfig, *, quiet: bool) -> dict[str, Any] | None:
     """Take the folder; returns the row if its owner of a moment ago has finished it."""
     held.enter_context(folder)
-    return _final_row(folder, run)
+    return _final_row(folder, run, quiet=quiet)
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ No dataset script is ever run: datasets 4 and later cannot, and nothing here ask
 """
 
 import functools
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -141,6 +142,34 @@ class _one_line:
         ) from None
 
 
+class _Retries(logging.Filter):
+    """Replaces the lines that the libraries log for each attempt to reach the Hub by one line, the first time."""
+
+    def __init__(self):
+        super().__init__()
+        self.said = False
+
+    def install(self) -> None:
+        """Filter what the two libraries print. They must be imported before."""
+        for library in ("huggingface_hub", "datasets"):
+            for handler in logging.getLogger(library).handlers:
+                handler.addFilter(self)  # adds it once
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        problem, failed, _ = text.partition(" thrown while requesting ")
+        if not (failed or "Retrying in " in text):
+            return True
+        if not self.said:
+            self.said = True
+            reason = problem.strip("'") if failed else "the connection was lost"
+            print(f"the Hugging Face Hub does not answer ({reason}); trying again", file=sys.stderr)
+        return False
+
+
+RETRIES = _Retries()
+
+
 def _load(source, hub_split: str):
     with _one_line(source):
         return _load_cached(
@@ -158,6 +187,7 @@ def _load(source, hub_split: str):
 def _load_cached(path, config_name, data_files, hub_split, revision, streaming, text_field):
     import datasets
 
+    RETRIES.install()
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     # As lines of text, JSON files whose other fields differ in type can be mixed (those of RedPajama do).

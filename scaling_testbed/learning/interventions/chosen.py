@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def choose_interventions(
-    optimizer: OptimizerConfig, model: ModelConfig, options: Mapping[str, Any]
+    optimizer: OptimizerConfig, model: ModelConfig, options: Mapping[str, Mapping[str, object]]
 ) -> dict[str, Intervention]:
     """Name -> intervention, in the order in which a step runs them: those of `options`, then those that a key of
     `optimizer` or `model` asks for; those that follow the weights come last.
