@@ -204,7 +204,7 @@ def test_a_wrong_device_ending_parameter_or_objective_is_a_wrong_value(tmp_path)
     with pytest.raises(ConfigError, match="device='cudaa' cannot be used here"):
         st.load_model(tmp_path, device="cudaa")
     for out in ({"out": tmp_path / "page.txt"}, {"figures": [tmp_path / "figure.txt"]}):
-        with pytest.raises(ConfigError, match=r"\.txt: the ending says the format and must be \.(html|png or \.svg)"):
+        with pytest.raises(ConfigError, match=r"\.txt: the file must end in \.(html|png or \.svg)"):
             st.report(STUDIES / "overtraining_cpu", **out)
     assert not list(tmp_path.iterdir())
     for wrong, said in (

@@ -51,7 +51,7 @@ class Claim:
     source: str = ""
 
     def verdict(self, evidence: "Evidence") -> Verdict:
-        """agrees | disagrees | cannot tell, and the numbers that led to it. A UserError of the judge is "cannot tell"."""
+        """agrees | disagrees | cannot tell, and the numbers that led to it. A UserError of the judge: cannot tell."""
         try:
             return self.judge(evidence)
         except UserError as error:
