@@ -113,14 +113,21 @@ def assert_is_the_definition(case, dtype):
     assert_near(found, exact(*tensors, **case.options), tolerance, tensors[3])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("case", SHIPPED, ids=str)
+def in_both_types(cases):
+    """Each case in one of two types, in turn, and in the other one in the slow tests. On a GPU neither is slow."""
+    types = (torch.float32, torch.bfloat16)
+    slow = pytest.mark.slow if support.INTERPRETED else ()
+    both = [(case, types[(index + other) % 2], other) for index, case in enumerate(cases) for other in (0, 1)]
+    params = [pytest.param(case, dtype, marks=slow if other else ()) for case, dtype, other in both]
+    return pytest.mark.parametrize(("case", "dtype"), params, ids=str)
+
+
+@in_both_types(SHIPPED)
 def test_output_and_gradients_are_the_definition_s(case, dtype):
     assert_is_the_definition(case, dtype)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("case", SMALL, ids=str)
+@in_both_types(SMALL)
 def test_output_and_gradients_are_the_definition_s_over_many_tiles(case, dtype, small_tiles):
     assert_is_the_definition(case, dtype)
 
