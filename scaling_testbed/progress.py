@@ -63,7 +63,7 @@ class Progress:
             from rich.console import Console
 
             shown = self._bar = bar(Console(file=self._stream))
-            self._task = shown.add_task("", total=total, completed=done)  # type: ignore[arg-type]  # a fraction too
+            self._task = shown.add_task("", total=total, completed=done)  # type: ignore[arg-type]  # rich takes a fraction too
             shown.start()
 
     def move(self, done: float, text: str) -> None:

@@ -187,7 +187,7 @@ def chunked_gradients(
             product(logits_CV.T, hidden[chunk], grad_weight_VD, add=begin > 0)
     if want_weight and N == 0:
         grad_weight_VD.zero_()
-    del buffer, logits_CV  # room for the head's gradient in its own type
+    del buffer, logits_CV  # frees memory for the head's gradient in its own type
     loss = ce_N.sum() + z_loss * log_z_N.square().sum()
     return loss, ce_N, log_z_N, grad_hidden_ND, grad_weight_VD.to(weight_VD.dtype)
 

@@ -171,7 +171,7 @@ class Attention(nn.Module):
         return self.prepare(self.q(x_BTD), self.k(x_BTD), cos_TR, sin_TR)
 
     def prepare(self, q_BTD, k_BTD, cos_TR, sin_TR) -> tuple[torch.Tensor, torch.Tensor]:
-        """`queries_and_keys` from the projections."""
+        """`queries_and_keys`, from the projections q_BTD and k_BTD."""
         return self._norm_and_rotate(self, q_BTD, k_BTD, cos_TR, sin_TR)
 
     def normed_heads(self, q_BTD, k_BTD) -> tuple[torch.Tensor, torch.Tensor]:

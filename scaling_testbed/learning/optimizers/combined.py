@@ -16,7 +16,7 @@ class Combined(torch.optim.Optimizer):
         self.parts = parts
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]  # there is no closure
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # closures are not supported
         self._share()
         for part in self.parts:
             part.step()

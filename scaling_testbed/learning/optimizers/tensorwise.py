@@ -38,7 +38,7 @@ class TensorwiseAdam(torch.optim.Optimizer):
         self.rates: dict[torch.Tensor, float | torch.Tensor] = {}
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]  # there is no closure
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # closures are not supported
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
