@@ -34,7 +34,7 @@ demo: $(VENV)/setup
 	scripts/demo.sh $(BIN)/python
 
 test: $(VENV)/test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 check: $(VENV)/check
 	$(BIN)/ruff check .

@@ -27,19 +27,14 @@ SHARED_PYTHON = "SCALING_TESTBED_TESTS_PYTHON"
 def pytest_configure(config):
     """Of several test processes, the one that starts the others has the warm parent for all of them."""
     if getattr(config.option, "numprocesses", None) and not hasattr(config, "workerinput"):
-        config.option.loadscopereorder = False  # groups start in the order of pytest_collection_modifyitems
+        config.option.loadscopereorder = False  # files start in the order of pytest_collection_modifyitems
         config.warm_folder = tempfile.TemporaryDirectory(prefix="warm-python-")
         config.warm_python = WarmPython(Path(config.warm_folder.name))
         os.environ[SHARED_PYTHON] = config.warm_python.path
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """A file's tests stay in one process, and the files that take longest come first."""
-    for item in items:
-        file = item.nodeid.partition("::")[0]
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(file))
+    """The files that take longest come first."""
     order = {f"tests/{name}.py": rank for rank, name in enumerate(LONG_FIRST)}
     items.sort(key=lambda item: order.get(item.nodeid.partition("::")[0], len(order)))
 
