@@ -39,8 +39,7 @@ class SlurmConfig:
     cpus_per_process: int | None = key(None, "CPUs of a process.")
     max_running: int | None = key(
         None,
-        "Array tasks that run at a time. A sweep with more runs than MaxArraySize allows is several array jobs, and "
-        "the limit applies to each.",
+        "Array tasks that run at a time in each array job. A sweep larger than MaxArraySize has several array jobs.",
     )
     signal_seconds: int = key(
         120, "Seconds before the time limit at which a task saves a checkpoint and goes back into the queue."
