@@ -70,7 +70,7 @@ def test_the_measures_look_at_their_own_columns(kept, capsys):
         (row,) = json.loads(capsys.readouterr().out)
         assert (row["mean_a"], row["mean_b"]) == means
     assert door(("a", a), ("b", b)) == 0
-    assert "one seed of a, b: the interval says nothing of other seeds" in capsys.readouterr().out
+    assert "one seed of a, b: the interval does not cover other seeds" in capsys.readouterr().out
 
 
 def test_tasks_count_alike_in_the_mean(kept):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from scaling_testbed import export as door
-from scaling_testbed.config.compose import compose
+from scaling_testbed.config.compose import compose_many
 from scaling_testbed.config.run import run_folder_path
 from scaling_testbed.data.preparing.preparation import prepare
 from scaling_testbed.data.shards import read_manifest
@@ -257,7 +257,7 @@ def text_run(tmp_path):
         files = [f"data.files=['{tmp_path}/a.txt']", f"data.validation_files=['{tmp_path}/b.txt']"]
         places = [f"data_dir={tmp_path / 'data'}", f"runs_dir={tmp_path / 'runs'}"]
         small = ["model=nano_s", "batch.sequences=4", "batch.sequence_length=16", "budget.steps=2"]
-        return compose(["data=text_files", *files, *places, *small, *overrides])
+        return compose_many([["data=text_files", *files, *places, *small, *overrides]])[0]
 
     return make
 
