@@ -100,7 +100,7 @@ def test_a_paper_that_is_not_loaded_is_one_line_that_lists_those_that_are(study,
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("experiment: qknorm_lr", "experiment: qknorm_lr needs paper: beside it"),
+        ("experiment: qknorm_lr", "experiment: qknorm_lr also needs paper:"),
         ("paper: small_scale_proxies\nexperiment: qknrom", "experiment must be one of qknorm_lr, .*no 'qknrom'"),
         ("paper: over_training\nexperiment: qknorm_lr", "experiment must be one of overtraining, "),
     ],
