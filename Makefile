@@ -18,8 +18,8 @@ setup: $(VENV)/setup
 $(VENV)/setup: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "error: Python 3.11 or newer is needed; set PYTHON=python3.11"; exit 1; }
-	@echo "Installing PyTorch, the testbed and what figures need into $(VENV): 1.5 GB with a CPU build of PyTorch, more"
-	@echo "with a CUDA build. This takes some minutes, most of them for the download; only the first call does it."
+	@echo "Installing PyTorch, the testbed and what figures need into $(VENV): 1.5 GB with a CPU build of PyTorch,"
+	@echo "5.4 GB with the CUDA build that PyPI has for Linux. This takes some minutes, and only the first call does it."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -c constraints.txt -e '.[analysis,export]'
 	@touch $@
@@ -34,7 +34,7 @@ demo: $(VENV)/setup
 	scripts/demo.sh $(BIN)/python
 
 test: $(VENV)/test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
 
 check: $(VENV)/check
 	$(BIN)/ruff check .

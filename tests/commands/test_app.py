@@ -143,7 +143,7 @@ def test_help_loads_nothing_that_takes_time():
         ("analyze fit rows.csv --size n_params_no_", {"n_params_no_input_embedding", "n_params_no_qk_gains"}),
     ],
 )
-def test_a_shell_is_offered_what_fits(typed, offered):
+def test_a_shell_is_offered_what_fits(typed, offered, python):
     words = f"scaling-testbed {typed}"
     asked = {
         "_SCALING_TESTBED_COMPLETE": "complete_bash",
@@ -152,7 +152,7 @@ def test_a_shell_is_offered_what_fits(typed, offered):
     }
     if not typed:
         asked["COMP_CWORD"] = "1"
-    command = [sys.executable, "-m", "scaling_testbed"]
+    command = [python, "-m", "scaling_testbed"]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | asked, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "") and set(done.stdout.split()) == offered
 

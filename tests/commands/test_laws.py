@@ -207,8 +207,8 @@ def test_rows_of_several_data_sets_are_warned_of(runs, capsys):
         (["fit", "{}", "--law", "chinchilla", "--seed", "-1"], "--seed must be at least 0"),
         (["fit", "{}", "--law", "chinchilla", "--bootstrap", "1"], "--bootstrap must be 0 or at least 20"),
         (["ladder", "{}", "--rungs", "99"], "--rungs must be between 1 and"),
-        (["fit", "{}", "--law", "chinchilla", "--out", "{}"], "is what is read; it would be lost"),
-        (["frontier", "{}", "--method", "isoflop", "--out", "{}"], "is what is read; it would be lost"),
+        (["fit", "{}", "--law", "chinchilla", "--out", "{}"], "is also an input and would be overwritten"),
+        (["frontier", "{}", "--method", "isoflop", "--out", "{}"], "is also an input and would be overwritten"),
         (
             ["downstream", "{}", "--map", "error=top1", "--where-loss", "n_params>1e12"],
             "--where-loss n_params>1e12: no",

@@ -75,7 +75,7 @@ def test_what_is_read_is_not_written_over(place, capsys):
     rows = place / "results.jsonl"
     before = rows.read_text()
     assert main(["lr_sensitivity", str(rows), "--out", str(rows)]) == 2
-    assert "is what is read; it would be lost" in capsys.readouterr().err and rows.read_text() == before
+    assert "is also an input and would be overwritten" in capsys.readouterr().err and rows.read_text() == before
 
 
 def test_a_law_is_kept_as_a_page_and_as_a_table_of_runs(tmp_path, capsys):

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from tests.conftest import REAL_PYTHON
 from tests.plugins.strangers import RECIPES, STRANGERS
 from tests.sweeps.cluster import until
 from tests.sweeps.conftest import cluster, cluster_config  # noqa: F401
@@ -123,7 +124,8 @@ def test_a_law_is_listed_fitted_drawn_predicts_and_allocates(lab):
     (predicted,) = (json.loads(line) for line in out.splitlines() if line.startswith("{"))
     assert "saturating: L = E + A/N + B/D" in out and predicted["predicted_loss"] == pytest.approx(1.7005, abs=1e-4)
     assert (lab.folder / "fit.html").exists()
-    status, _, err = lab.run("-m", "scaling_testbed.analyze", "predict", "fit.json", "--n-params", "1e9")
+    predict = ("-m", "scaling_testbed.analyze", "predict", "fit.json", "--n-params", "1e9")
+    status, _, err = lab.run(*predict, python=REAL_PYTHON)
     assert status == 1 and "the law 'saturating' is unknown; name the plug-in that adds it: --plugins" in err
 
 
