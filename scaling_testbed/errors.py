@@ -1,4 +1,4 @@
-"""The errors that a person can cause, which the doors print without a traceback, and the exit statuses."""
+"""The errors that a user can cause, which commands print without a traceback, and the exit statuses."""
 
 import math
 from collections.abc import Collection
@@ -15,10 +15,13 @@ EXIT_STATUSES = {
 
 
 class UserError(Exception):
-    """A wrong file, run or machine: one or two lines that name it and the next thing to do. Exit status 1."""
+    """A wrong file, run or machine. Exit status 1.
+
+    The message is one or two lines. It names the file, run or machine and says what to do next.
+    """
 
     exit_status = FAILED
-    told_to_all = False  # whether every process of a run raises it, so that one need print it
+    told_to_all = False  # whether every process of a run raises it; then only one process prints it
 
 
 class ConfigError(UserError):
@@ -36,15 +39,15 @@ def check_choice(field: str, value: str, choices: Collection[str]) -> None:
 def check_positive(field: str, value: float | None) -> None:
     """Raise ConfigError unless `value` is None or a finite number greater than zero."""
     if value is not None and not 0 < value < math.inf:
-        raise ConfigError(f"{field} must be greater than zero, and finite; got {value!r}")
+        raise ConfigError(f"{field} must be greater than zero and finite; got {value!r}")
 
 
 def check_not_negative(field: str, value: float) -> None:
-    """Raise ConfigError unless `value` is zero or a finite number greater than it."""
+    """Raise ConfigError unless `value` is zero or a finite number greater than zero."""
     if not 0 <= value < math.inf:
-        raise ConfigError(f"{field} must not be negative, and be finite; got {value!r}")
+        raise ConfigError(f"{field} must be finite and not negative; got {value!r}")
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says, or the name of its class where it says nothing."""
+    """The first line of an error's message, or the name of its class if the message is empty."""
     return str(error).splitlines()[0] if str(error) else type(error).__name__

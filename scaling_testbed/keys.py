@@ -14,7 +14,7 @@ from scaling_testbed.errors import check_choice
 T = TypeVar("T")
 Identity = bool | Literal["if_set"]
 
-REQUIRED: Any = dataclasses.MISSING  # of a key that has no default
+REQUIRED: Any = dataclasses.MISSING  # the `default` of a key that has none
 # The key says how a run is executed, not what it computes. Another value finds the same run folder again.
 EXECUTION_ONLY: Identity = False
 # The key came after the first runs. It is part of the run_id only where it differs from its default.
@@ -24,8 +24,8 @@ ADDED_LATER: Identity = "if_set"
 def key(default: T, help: str, *, identity: Identity = True, choices: Collection[str] | None = None) -> T:
     """A field of a configuration dataclass.
 
-    default: REQUIRED where there is none. identity: whether the key is part of the run_id: True, EXECUTION_ONLY or
-    ADDED_LATER. choices: the texts that it can be; `check_choices` refuses all others.
+    default: REQUIRED if there is none. identity: whether the key is part of the run_id: True, EXECUTION_ONLY or
+    ADDED_LATER. choices: the allowed texts; `check_choices` refuses all others.
     """
     metadata = {"help": help, "identity": identity, "choices": choices}
     if isinstance(default, (list, dict)):
@@ -34,7 +34,7 @@ def key(default: T, help: str, *, identity: Identity = True, choices: Collection
 
 
 def check_choices(config: Any) -> None:
-    """Raise ConfigError unless each key of `config` that has choices is one of them."""
+    """Raise ConfigError unless each key of `config` that has choices holds one of them."""
     for field in dataclasses.fields(config):
         choices = about(type(config), field.name).get("choices")
         if choices is not None:
@@ -42,7 +42,7 @@ def check_choices(config: Any) -> None:
 
 
 def about(cls: type, name: str) -> dict[str, Any]:
-    """What `key` was told about the field `name` of a dataclass. A subclass that only sets another default keeps it."""
+    """The metadata that `key` stored for the field `name`. A subclass that only sets another default inherits it."""
     for ancestor in cls.__mro__:
         field = ancestor.__dict__.get("__dataclass_fields__", {}).get(name)
         if field is not None and "help" in field.metadata:

@@ -73,7 +73,7 @@ def test_a_data_dir_that_cannot_be_made_is_named(places, capsys):
 
 def test_a_value_that_needs_quotes_of_its_own_is_told_so(places, capsys):
     assert train_main([*SMALL, "name=Läufe"]) == 2
-    assert """write key=value, in both kinds of quotes""" in capsys.readouterr().err
+    assert """write key=value, and put a value with spaces""" in capsys.readouterr().err
     assert quoted("a/b-1.5_c") == "a/b-1.5_c" and quoted('ä "b"') == '"ä \\"b\\""'
 
 
@@ -120,8 +120,8 @@ def test_the_console_command_names_its_doors_and_refuses_others(monkeypatch, cap
     assert entry.main() == 0
 
 
-def test_hydras_own_options_print_the_configuration_from_any_folder(tmp_path):
-    command = [sys.executable, "-m", "scaling_testbed.train", "--cfg", "job", "seed=7"]
+def test_hydras_own_options_print_the_configuration_from_any_folder(tmp_path, python):
+    command = [python, "-m", "scaling_testbed.train", "--cfg", "job", "seed=7"]
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     environment = os.environ | {"PYTHONPATH": root}
     shown = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)

@@ -3,7 +3,6 @@
 import ast
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -38,8 +37,8 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
     assert namespace["logits"].shape[:2] == (1, 4)
 
 
-def test_the_script_trains_its_grid_and_fits_a_law(tmp_path):
-    command = [sys.executable, str(EXAMPLES / "nano_grid.py"), str(tmp_path / "grid")]
+def test_the_script_trains_its_grid_and_fits_a_law(tmp_path, python):
+    command = [python, str(EXAMPLES / "nano_grid.py"), str(tmp_path / "grid")]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert said.startswith("6 runs") and said.count("S = ") == 2 and said.count("by the law") == 4
     assert len(list(tmp_path.glob("grid/nano_grid/*/result.json"))) == 9  # one run is in both

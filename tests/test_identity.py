@@ -4,9 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from scaling_testbed.config.compose import compose, compose_many, run_config_files
 from scaling_testbed.config.run import run_id
+from scaling_testbed.model.counting import count_params, flops_per_token
+from scaling_testbed.model.transformer import Transformer
 
 ROOT = Path(__file__).resolve().parent.parent
 PLANS = sorted(ROOT.glob("studies/*/plan.jsonl"))
@@ -26,8 +29,16 @@ def test_every_line_of_a_committed_plan_recomposes_to_its_run_id(plan):
 
 
 @pytest.mark.parametrize("overrides", GOLDEN, ids=lambda text: text or "default")
-def test_every_choice_of_every_group_keeps_its_run_id(overrides):
-    assert run_id(compose(overrides.split())) == GOLDEN[overrides]
+def test_every_choice_of_every_group_composes_builds_and_keeps_its_run_id(overrides):
+    run = compose(overrides.split())
+    assert run_id(run) == GOLDEN[overrides]
+    config = run.model.resolved(run.model.vocab_size or 257)
+    with torch.device("meta"):
+        model = Transformer(config, run.parametrization)
+    run.optimizer.build(model)
+    steps = run.budget.resolve_steps(count_params(config), run.batch.tokens)
+    assert steps > 0 and flops_per_token(config, run.batch.sequence_length) > 0
+    assert 0 < run.schedule.lr(0, steps, run.optimizer.lr) <= run.optimizer.lr
 
 
 def test_no_choice_is_left_out():

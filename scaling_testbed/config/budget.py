@@ -1,4 +1,4 @@
-"""How long a run trains: one budget, given in one of four units, becomes steps here and nowhere else."""
+"""How long a run trains. Only this module converts a budget, given in one of four units, to steps."""
 
 import math
 from dataclasses import dataclass
@@ -50,8 +50,7 @@ class BudgetConfig:
         return max(1, round(self._exact_steps(counts, tokens_per_step)))
 
     def rounding(self, counts: ParamCounts, tokens_per_step: int) -> str | None:
-        """The steps that the budget asks for and those that are trained, in words; None where both are the same to two
-        decimals."""
+        """How the budget is rounded to whole steps, in words; None if it is a whole number to two decimals."""
         exact, steps = self._exact_steps(counts, tokens_per_step), self.resolve_steps(counts, tokens_per_step)
         if abs(exact - steps) < 0.005:
             return None

@@ -1,6 +1,6 @@
-"""The configuration of one run, as frozen dataclasses; no Hydra here.
+"""The configuration of one run as frozen dataclasses. Does not import Hydra.
 
-Every default lives in a dataclass; the files in configs/ say only what deviates.
+Every default is set in a dataclass. The files in configs/ hold only values that differ from it.
 """
 
 import contextlib
@@ -40,7 +40,7 @@ from scaling_testbed.model.parts import LINEARS
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-# Config group -> the dataclasses a file of that group can fill, by kind; a group of one kind has the key "".
+# Config group -> the dataclasses that a file of the group can fill, by kind. A group with one kind has the key "".
 GROUPS: Mapping[str, Mapping[str, type["DataclassInstance"]]] = {
     "model": {"": ModelConfig},
     "parametrization": {"": ParametrizationConfig},
@@ -57,7 +57,7 @@ GROUPS: Mapping[str, Mapping[str, type["DataclassInstance"]]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Everything that decides one run. A section that is a group of configs/ holds one of its dataclasses in GROUPS."""
+    """The configuration of one run. A section that is a config group holds one of its dataclasses in GROUPS."""
 
     name: str = key("default", "The folder under runs_dir that the run is filed in.", identity=EXECUTION_ONLY)
     seed: int = key(0, "The seed of the initial weights and of the order of the data.")
@@ -97,7 +97,7 @@ class RunConfig:
         "Folders that are searched for the choices of every group, in addition to configs/.",
         identity=EXECUTION_ONLY,
     )
-    overrides: list[str] = key([], "What was typed, for the record. It cannot be set.", identity=EXECUTION_ONLY)
+    overrides: list[str] = key([], "The overrides as typed, for the record. It cannot be set.", identity=EXECUTION_ONLY)
 
     def __post_init__(self) -> None:
         if not self.name or self.name.startswith((".", "/")) or ".." in self.name.split("/"):
@@ -118,7 +118,7 @@ class RunConfig:
 
 
 def unshardable(run: RunConfig) -> tuple[str, str] | None:
-    """The key=value of `run` that parallelism=fsdp has no place for and the reason, or None."""
+    """The key=value of `run` that parallelism=fsdp does not support, and the reason; None if it supports the run."""
     if reason := run.optimizer.needs_whole_tensors:
         return f"optimizer={run.optimizer.name}", reason
     if reason := LINEARS[run.model.linear].needs_whole_tensors:
@@ -131,12 +131,12 @@ def unshardable(run: RunConfig) -> tuple[str, str] | None:
 
 
 def rate_means(run: RunConfig) -> str:
-    """What one unit of `run`'s learning rate is: two runs of which it differs are never compared in one S."""
+    """The meaning of one unit of the learning rate. Runs with different meanings are never compared in one S."""
     return rate_meaning(run.optimizer, run.model.linear)
 
 
 def interventions_of(run: RunConfig) -> dict[str, Intervention]:
-    """Name -> what acts in the steps of `run`, new objects each time. Raises ConfigError as choose_interventions."""
+    """Name -> intervention of `run`; new objects at each call. Raises ConfigError as choose_interventions does."""
     return choose_interventions(run.optimizer, run.model, run.interventions)
 
 
@@ -149,18 +149,18 @@ def flops_per_token(run: RunConfig, model: ModelConfig) -> float:
 
 
 def run_id(run: RunConfig) -> str:
-    """The name of a run's folder: a hash of what it computes, without paths, logging and how it is executed."""
+    """The name of a run's folder: a hash of the configuration without paths, logging and fields of execution."""
     canonical = json.dumps(_identity(run), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 
 def run_folder_path(run: RunConfig) -> Path:
-    """runs_dir/name/run_id: the same command finds its own folder again."""
+    """The path runs_dir/name/run_id. The same command finds the same folder again."""
     return Path(run.runs_dir) / run.name / run_id(run)
 
 
 def _identity(value: Any) -> Any:
-    """`value` as plain data without the fields marked {"identity": False}, or "if_set" and at their default."""
+    """Return `value` as plain data without the fields marked identity=False, or "if_set" and equal to their default."""
     if dataclasses.is_dataclass(value):
         entries = [(f, getattr(value, f.name)) for f in dataclasses.fields(value)]
         return {f.name: _identity(entry) for f, entry in entries if _counts(f, entry)}

@@ -1,5 +1,5 @@
-"""The sections of a run's configuration that have one kind each: batch, evaluation, checkpoints, device, processes,
-logging. Free of torch."""
+"""The sections of a run's configuration that have only one kind: batch, evaluation, checkpoints, device, processes and
+logging. Does not import torch."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from scaling_testbed.keys import EXECUTION_ONLY, check_choices, key
 
 @dataclass(frozen=True, kw_only=True)
 class BatchConfig:
-    """What one step is computed on."""
+    """The batch of a step."""
 
     sequences: int = key(32, "Sequences in the global batch, for any number of devices.")
     sequence_length: int = key(128, "Tokens in a sequence.")
@@ -32,9 +32,9 @@ class BatchConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """When and on what the validation loss is computed. It is always computed at step 0 and at the end."""
+    """When the validation loss is computed, and on which data. It is always computed at step 0 and at the end."""
 
-    every_steps: int = key(200, "Validate also every so many steps. 0: only at step 0 and at the end.")
+    every_steps: int = key(200, "Steps between two validations. 0: only at step 0 and at the end.")
     tokens: float = key(
         131072,
         "Validation tokens of each set. They are the same at every evaluation, and spread evenly over the validation "
@@ -61,12 +61,12 @@ class CheckpointConfig:
     """When a checkpoint is saved, and how long it is kept."""
 
     every_steps: int = key(
-        500, "Save every so many steps. 0: only at the end and when a signal stops the run.", identity=EXECUTION_ONLY
+        500, "Steps between two checkpoints. 0: only at the end and if a signal stops the run.", identity=EXECUTION_ONLY
     )
     at_end: bool = key(
         True,
-        "Whether to save the last step. A finished run is not continued, so a run of which only the row is needed can "
-        "do without.",
+        "Whether a checkpoint of the last step is saved. A finished run is not continued, so its checkpoint is not "
+        "needed where only its row is used.",
         identity=EXECUTION_ONLY,
     )
     keep_last: int = key(2, "How many of the newest checkpoints are kept.", identity=EXECUTION_ONLY)
@@ -114,13 +114,13 @@ class ComputeConfig:
 
     @property
     def precision_on_gpu(self) -> str:
-        """What `precision` means on a GPU that has bf16."""
+        """The precision on a GPU that has bf16: there `auto` is bf16."""
         return "bf16" if self.precision == "auto" else self.precision
 
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelismConfig:
-    """How one run is spread over the processes that torchrun or srun started. It changes nothing but rounding."""
+    """How one run is spread over the processes that torchrun or srun started. It changes only rounding."""
 
     kind: str = key(
         "single",

@@ -1,4 +1,4 @@
-"""What can be set about diagnostics, free of torch."""
+"""The configuration of diagnostics, without torch."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from scaling_testbed.keys import EXECUTION_ONLY, key
 
 @dataclass(frozen=True, kw_only=True)
 class DiagnosticsConfig:
-    """When the inside of a model is measured. Measuring changes no weight."""
+    """When diagnostics of the model are measured. A measurement changes no weight."""
 
     every_steps: int = key(
         0, "Measure at the first step, every so many steps, and at the last step. 0: never.", identity=EXECUTION_ONLY
@@ -41,7 +41,7 @@ class DiagnosticsConfig:
             check_positive(name, getattr(self, name))
 
     def is_due(self, step: int, steps: int) -> bool:
-        """Whether the update that makes `step` of `steps` is measured."""
+        """Whether the update that completes `step` of `steps` is measured."""
         if step == self.at_step:
             return True
         return self.every_steps > 0 and (step % self.every_steps == 0 or step in (1, steps))

@@ -1,4 +1,4 @@
-"""Statistics of a forward pass, measured by hooks that change nothing. names.py defines each.
+"""Statistics of a forward pass, measured by hooks that do not change it. names.py defines each statistic.
 
 Shapes in names: B sequences, T positions, D model width, H query heads, G key heads, K features of a head, N tokens,
 V vocabulary.
@@ -18,11 +18,11 @@ from scaling_testbed.kernels.reference import softcap_scores, wide
 from scaling_testbed.model.attention import Attention, QKNorm
 from scaling_testbed.model.transformer import Transformer
 
-LOGITS_BYTES = 2**28  # of logits held at once
+LOGITS_BYTES = 2**28  # bytes of logits held at once
 
 
 class ForwardProbe:
-    """While entered, every forward pass of `model` under no_grad adds to `found`."""
+    """A context in which every forward pass of `model` adds its statistics to `found`. Use it under no_grad."""
 
     def __init__(self, model: Transformer, found: Reductions, *, per_head: bool = False):
         self.model, self.found, self.per_head = model, found, per_head

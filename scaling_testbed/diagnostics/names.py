@@ -1,19 +1,19 @@
-"""The diagnostics by name: what they measure, in which unit."""
+"""The diagnostics by name, with their meaning and unit."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A number in a line of metrics.jsonl. unit: empty where it has none."""
+    """A number in a line of metrics.jsonl. unit: empty if it has none."""
 
     name: str
     meaning: str
     unit: str = ""
 
 
-# B is the number of a block, H that of a head, TENSOR the name of a parameter. A name without a slash is of the whole
-# model.
+# B is the number of a block, H the number of a head, TENSOR the name of a parameter. A name without a slash belongs to
+# the whole model.
 DIAGNOSTICS = (
     Metric("attention_logit_max", "The largest scaled q.k that a query may see, before a softcap, of all blocks."),
     Metric("attention_logit_max/B", "The same of one block."),
@@ -61,5 +61,5 @@ WHOLE_MODEL = tuple(metric.name for metric in DIAGNOSTICS if "/" not in metric.n
 
 
 def is_diagnostic(name: str) -> bool:
-    """Whether a name in a line of metrics.jsonl is that of a diagnostic."""
+    """Whether a name in a line of metrics.jsonl is the name of a diagnostic."""
     return "/" in name or name in WHOLE_MODEL

@@ -1,4 +1,4 @@
-"""Statistics of gradients and updates, tensor by tensor. names.py defines each."""
+"""Statistics of gradients, parameters and updates of each tensor. names.py defines each statistic."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -7,7 +7,7 @@ import torch
 
 from scaling_testbed.learning.optimizers import OptimizerConfig, local_part
 
-Sum = Callable[[Sequence[float]], Sequence[float]]  # adds up what the shards of a tensor contribute
+Sum = Callable[[Sequence[float]], Sequence[float]]  # elementwise sum over the shards of a tensor
 
 
 @torch.no_grad()
@@ -37,8 +37,10 @@ def update_statistics(
     before: dict[str, float],
     sum_over_shards: Sum,
 ) -> dict[str, float]:
-    """update_rms, update_ratio and below_eps of the update that `optimizer`, built by `config`, made last; `before`
-    holds param_rms."""
+    """update_rms, update_ratio and below_eps of the last update by `optimizer`, which `config` built.
+
+    before: the param_rms of `parameter_statistics` before the update.
+    """
     names = {parameter: name for name, parameter in model.named_parameters()}
     measured, sums = [], []
     for group in optimizer.param_groups:
@@ -64,7 +66,7 @@ def update_statistics(
 
 
 def _squares(tensors: Sequence[torch.Tensor], sum_over_shards: Sum) -> Sequence[float]:
-    """The sum of squares of each tensor, in float64: a squared gradient of 1e-23 is no fp32 number."""
+    """The sum of squares of each tensor, in float64: the square of a gradient of 1e-23 underflows in fp32."""
     if not tensors:
         return []
     return sum_over_shards(torch.stack([local_part(x).double().square().sum() for x in tensors]).tolist())

@@ -1,4 +1,4 @@
-"""What can be set about the loss, free of torch so that a grid can be planned without importing it."""
+"""The configuration of the loss, without torch, so that a grid can be planned without torch."""
 
 from dataclasses import dataclass
 
@@ -34,8 +34,10 @@ class CrossEntropyConfig:
         check_not_negative("z_loss", self.z_loss)
 
     def logits_bytes(self, tokens: int, vocab_size: int) -> int:
-        """Bytes of logits that a GPU holds at once for so many tokens: of the reference's the logits, their softmax and
-        their gradient, of the others' a chunk."""
+        """Bytes of logits that a GPU holds at once for `tokens` tokens.
+
+        The reference path holds the logits, their softmax and their gradient. The other paths hold one chunk.
+        """
         everything = 4 * tokens * vocab_size
         if self.impl == "reference":
             return 3 * everything

@@ -1,11 +1,11 @@
-"""Learning-rate schedules: pure functions of the step, free of torch, so that they can be planned and plotted.
+"""Learning-rate schedules: pure functions of the step, without torch, so that grids can be planned and plotted.
 
-Steps count completed updates: `lr(step, ...)` is the rate of the update that makes step + 1, for step = 0, 1, ...,
-steps - 1. After n updates of a warm-up of w steps that begins at zero the last rate was peak * n / w, and the last
-update of a run uses the floor.
+Steps count completed updates: `lr(step, ...)` is the rate of the update from step to step + 1, for step = 0, 1, ...,
+steps - 1. In a warm-up of w steps that begins at zero, update n has the rate peak * n / w. The last update of a run has
+the rate of the floor.
 
-The floor `min_lr` is absolute, not a fraction of the peak (Wortsman et al. 2023, section 2.1), and is never above the
-peak.
+The floor `min_lr` is absolute and not a fraction of the peak (Wortsman et al. 2023, section 2.1). The floor in use is
+never above the peak.
 """
 
 import math
@@ -21,7 +21,7 @@ SCHEDULES: Registry[type["Schedule"]] = Registry("schedule")
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """A linear warm-up, then `after_warmup`. The base of all schedules."""
+    """The base of all schedules: a linear warm-up, then `after_warmup`."""
 
     name: str = key("schedule", "The kind of schedule.")
     warmup: float = key(
@@ -41,14 +41,14 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if not 0 <= self.warmup < math.inf or (self.warmup > 1 and self.warmup != int(self.warmup)):
-            raise ConfigError(f"warmup must be a whole number of steps or a fraction below 1; got {self.warmup}")
+            raise ConfigError(f"warmup must be a whole number of steps, or a fraction below 1; got {self.warmup}")
         if not 0 <= self.warmup_start <= 1:
             raise ConfigError(f"warmup_start must lie between 0 and 1; got {self.warmup_start}")
         check_not_negative("min_lr", self.min_lr)
         check_positive("steps", self.steps)
 
     def warmup_steps(self, run_steps: int) -> int:
-        """Number of warm-up steps in a run of `run_steps` updates."""
+        """The number of warm-up steps in a run of `run_steps` updates."""
         return round(self.warmup * self.length(run_steps)) if self.warmup < 1 else int(self.warmup)
 
     def length(self, run_steps: int) -> int:
@@ -56,7 +56,7 @@ class Schedule:
         return self.steps or run_steps
 
     def lr(self, step: int, run_steps: int, peak: float) -> float:
-        """Rate of the update after `step` completed ones, in a run of `run_steps`, for the peak rate `peak`."""
+        """The rate of the update after `step` completed updates of `run_steps`, for the peak rate `peak`."""
         warmup, done = self.warmup_steps(run_steps), step + 1
         if done < warmup:
             return peak * (self.warmup_start + (1 - self.warmup_start) * done / warmup)
@@ -67,14 +67,14 @@ class Schedule:
 
 
 def _progress(done: int, begin: int, end: int) -> float:
-    """How far `done` has come from `begin` to `end`, within [0, 1]."""
+    """The fraction of the way from `begin` to `end` at `done`, in [0, 1]."""
     return min(1.0, max(0.0, (done - begin) / max(1, end - begin)))
 
 
 @SCHEDULES.register("cosine")
 @dataclass(frozen=True, kw_only=True)
 class CosineConfig(Schedule):
-    """Half a cosine from the peak to the floor (Wortsman et al. 2023, section 2.1)."""
+    """Half a period of a cosine, from the peak to the floor (Wortsman et al. 2023, section 2.1)."""
 
     name: str = "cosine"
 
@@ -96,7 +96,7 @@ class LinearConfig(Schedule):
 @SCHEDULES.register("constant")
 @dataclass(frozen=True, kw_only=True)
 class ConstantConfig(Schedule):
-    """The peak to the end; the floor is not used."""
+    """The peak rate until the end. The floor is not used."""
 
     name: str = "constant"
 
@@ -107,7 +107,7 @@ class ConstantConfig(Schedule):
 @SCHEDULES.register("inverse_sqrt")
 @dataclass(frozen=True, kw_only=True)
 class InverseSqrtConfig(Schedule):
-    """peak * sqrt(warmup / step), never under the floor (Vaswani et al. 2017, equation 3)."""
+    """peak * sqrt(warmup / step), never below the floor (Vaswani et al. 2017, equation 3)."""
 
     name: str = "inverse_sqrt"
 
@@ -132,7 +132,7 @@ class WarmupStableDecayConfig(Schedule):
         super().__post_init__()
         check_choices(self)
         if not 0 < self.decay_fraction <= 1:
-            raise ConfigError(f"decay_fraction must lie above 0 and up to 1; got {self.decay_fraction}")
+            raise ConfigError(f"decay_fraction must be above 0 and at most 1; got {self.decay_fraction}")
 
     def after_warmup(self, done: int, warmup: int, total: int, peak: float, floor: float) -> float:
         begin = max(warmup, total - round(self.decay_fraction * total))

@@ -1,4 +1,4 @@
-"""What a model is, as plain data. Nothing here needs torch, so that a sweep can be planned without it."""
+"""The configuration of a model as plain data. Nothing here needs torch, so that a sweep can be planned without it."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ D_FF_RULES = {
 class ModelConfig:
     """The architecture. The defaults are those of Wortsman et al. 2023 (arXiv 2309.14322, section 2.1).
 
-    n_kv_heads, d_head, d_ff and vocab_size may be None, which means by rule: see `resolved`.
+    n_kv_heads, d_head, d_ff and vocab_size may be None; `resolved` then sets them by a rule.
     """
 
     name: str = key("custom", "A label for people; other keys decide the model.")
@@ -129,17 +129,17 @@ class ModelConfig:
     def _check_heads(self):
         if self.d_head is None and self.d_model % self.n_heads:
             raise ConfigError(
-                f"d_model must be a multiple of n_heads={self.n_heads} or d_head be given, got {self.d_model}"
+                f"d_model must be a multiple of n_heads={self.n_heads} unless d_head is set, got {self.d_model}"
             )
         if self.head_width % 2:
             raise ConfigError(
-                f"d_head must be even, because rotary positions turn pairs of features, got {self.head_width}"
+                f"d_head must be even, because the rotary embedding rotates pairs of features, got {self.head_width}"
             )
         if self.n_kv_heads is not None and self.n_heads % self.n_kv_heads:
             raise ConfigError(f"n_kv_heads must be a divisor of n_heads ({self.n_heads}), got {self.n_kv_heads}")
         if self.kappa is not None and parts.QK_NORMS[self.qk_norm].function is not None:
             raise ConfigError(
-                f"kappa must be null unless qk_norm=none, whose place it takes, got qk_norm={self.qk_norm}"
+                f"kappa must be null unless qk_norm=none, because it replaces the qk-norm, got qk_norm={self.qk_norm}"
             )
 
     def _check_impl(self, name: str):
@@ -151,41 +151,42 @@ class ModelConfig:
 
     @property
     def head_width(self) -> int:
-        """d_head, by its rule where it is not given."""
+        """d_head, or its value by rule if it is None."""
         return self.d_head or self.d_model // self.n_heads
 
     @property
     def kv_heads(self) -> int:
-        """n_kv_heads, by its rule where it is not given."""
+        """n_kv_heads, or its value by rule if it is None."""
         return self.n_kv_heads or self.n_heads
 
     @property
     def ff_width(self) -> int:
-        """d_ff, by its rule where it is not given."""
+        """d_ff, or its value by rule if it is None."""
         return self.d_ff or D_FF_RULES[self.d_ff_rule](self.d_model)
 
     @property
     def known_vocab_size(self) -> int:
-        """vocab_size. Raises ConfigError where it is not known yet: see `resolved`."""
+        """vocab_size. Raises ConfigError if it is not known yet; `resolved` sets it."""
         if self.vocab_size is None:
             raise ConfigError("vocab_size must be known: use config.resolved(vocab_size)")
         return self.vocab_size
 
     @property
     def query_key_norm(self) -> parts.QKNorm:
-        """What is true of the norm of queries and keys: kappa's where it is set, else that of `qk_norm`."""
+        """The facts about the norm of queries and keys: that of kappa if it is set, else that of `qk_norm`."""
         return parts.QK_NORMS[self.qk_norm] if self.kappa is None else parts.KAPPA
 
     @property
     def norms_heads_together(self) -> bool:
-        """Whether that norm is over all heads together."""
+        """Whether the norm of queries and keys goes over all heads together."""
         return self.qk_norm_axis == "full" and not self.query_key_norm.per_head
 
     def resolved(self, vocab_size: int) -> "ModelConfig":
-        """The same model with nothing left to a rule: n_kv_heads (n_heads), d_head (d_model / n_heads), d_ff
-        (d_ff_rule), and the vocabulary: the data's `vocab_size` unless the config has a larger, padded one.
+        """The same model with all rules applied.
 
-        Raises ConfigError where the config's own vocabulary is smaller than the data's.
+        The rules are n_kv_heads = n_heads, d_head = d_model / n_heads, d_ff by d_ff_rule, and the data's `vocab_size`
+        unless the config has a larger, padded vocabulary. Raises ConfigError if the config's own vocabulary is smaller
+        than the data's.
         """
         if self.vocab_size is not None and self.vocab_size < vocab_size:
             raise ConfigError(f"vocab_size must be at least the data's {vocab_size}, got {self.vocab_size}")
@@ -200,7 +201,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """Which of the rules of ParametrizationConfig a parametrization has, (i) to (iv) in order."""
+    """The rules of ParametrizationConfig that a parametrization has, (i) to (iv) in order."""
 
     scales_lr: bool = False
     scales_head_init: bool = False
@@ -221,12 +222,12 @@ PARAMETRIZATIONS.add(
 class ParametrizationConfig:
     """How initialisation and learning rate depend on width: arXiv 2309.14322, section 3.2.4 and E.5.
 
-    Rules: (i) learning rate of linear layers times base_fan_in / fan_in; (ii) head init std sqrt(base_fan_in)
-    / fan_in; (iii) attention scale 1 / d_head; (iv) query projections start at zero.
-    mup_simple is (i), mup_intermediate (i) and (ii), mup_full all four, standard none.
+    Rules: (i) the learning rate of linear layers is multiplied by base_fan_in / fan_in; (ii) the standard deviation of
+    the head's initialisation is sqrt(base_fan_in) / fan_in; (iii) the attention scale is 1 / d_head; (iv) query
+    projections start at zero. mup_simple has rule (i), mup_intermediate (i) and (ii), mup_full all four, standard none.
 
-    With (iv) and a qk-norm the first step is peculiar: the norm of a zero query has the slope 1 / sqrt(norm_eps), so
-    that the gradient of q dwarfs the others in the global norm, and k's is zero.
+    Rule (iv) with a qk-norm makes the first step unusual. The norm of a zero query has the slope 1 / sqrt(norm_eps), so
+    the gradient of q is much larger than all others in the global norm, and the gradient of k is zero.
     """
 
     name: str = key("standard", "Which of the rules hold.", choices=PARAMETRIZATIONS)
@@ -246,5 +247,5 @@ class ParametrizationConfig:
 
     @property
     def rules(self) -> Rules:
-        """Those that it has."""
+        """The rules of this parametrization."""
         return PARAMETRIZATIONS[self.name]

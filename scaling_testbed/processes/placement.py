@@ -1,6 +1,6 @@
 """One model on several devices: replicated (DDP) or sharded (FSDP2, `fully_shard`).
 
-Whatever the way, the gradient after a step's last micro-batch is that of the mean loss over the global batch.
+In both cases, the gradient after the last micro-batch of a step is that of the mean loss over the global batch.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Replica:
-    """One process, or one of several that hold the whole model each.
+    """A model that this process holds as a whole, alone or as one of several replicas.
 
     forward: the module to call for training. plain: the same without gradient synchronisation, for evaluation.
     """
@@ -39,7 +39,7 @@ class Replica:
 
     @contextlib.contextmanager
     def accumulating(self, last: bool) -> Iterator[None]:
-        """Around a micro-batch: gradients are exchanged in the backward pass of the `last` one only."""
+        """Context manager for a micro-batch. Gradients are exchanged only in the backward pass of the `last` one."""
         if self._replicated is None or last:
             yield
             return
@@ -48,16 +48,16 @@ class Replica:
 
     @contextlib.contextmanager
     def scoring(self) -> Iterator[None]:
-        """Around forward passes without a backward one."""
+        """Context manager for forward passes without a backward pass."""
         yield
 
 
 class Sharded(Replica):
-    """One of several processes that hold a part of each parameter, built from a model on the meta device.
+    """A model of which this process holds a part of each parameter, built from a model on the meta device.
 
-    The matrices of a block are one group: gathered before it, in bf16 where autocast would round them anyway,
-    and freed after it. Embedding, head and gains are another one, gathered in fp32, because the residual stream and
-    the norms are fp32 and the head rounds its weight itself. Gradients are reduced in fp32.
+    The matrices of a block are one group. They are gathered before the block, in bf16 if autocast would round them
+    anyway, and freed after it. Embedding, head and gains are another group. They are gathered in fp32, because the
+    residual stream and the norms are in fp32 and the head rounds its weight itself. Gradients are reduced in fp32.
     """
 
     def __init__(self, plain: LossModel, config: ParallelismConfig, device: torch.device, precision: str):
@@ -89,17 +89,17 @@ class Sharded(Replica):
         try:
             yield
         finally:  # a signal may end an evaluation
-            # The root stays gathered until a backward pass; without one it would do so over a save.
+            # The root stays gathered until a backward pass. Without one it would still be gathered during a save.
             self._root.reshard()
 
 
 def parallelize(
     plain: LossModel, config: ParallelismConfig, device: torch.device, precision: str, seed: int
 ) -> Replica:
-    """Place `plain` as `config` says, with the initial weights of `seed`, the same however it is placed.
+    """Place `plain` as `config` says, with the initial weights of `seed`, which do not depend on the placement.
 
-    Its model is on `device`, for fsdp on the meta device. Each rank draws each tensor whole, one at a time, and keeps
-    its part.
+    The model in `plain` is on `device`, for fsdp on the meta device. Each rank draws each tensor as a whole, one at a
+    time, and keeps its part.
     """
     if not config.is_sharded:
         plain.model.init_weights(seed)

@@ -1,4 +1,4 @@
-"""The row that a run leaves in result.json, which is all that analysis reads."""
+"""The row of a run in result.json. Analysis reads only this row."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def fact(meaning: str, unit: str = "") -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """What a run came to. Every field is in result.json, null where it is unknown.
+    """The result of a run. Every field is in result.json, null where it is unknown.
 
     The keys of the configuration follow the fields, as `model.d_model`, and after them what plug-ins add.
     """
@@ -32,7 +32,7 @@ class Row:
         "finished; diverged (a loss or gradient norm was not finite); preempted (stopped before the end); failed."
     )
     error: str | None = fact("Why a run was stopped, diverged or failed, in one line.")
-    overrides: list[str] | None = fact("What was typed.")
+    overrides: list[str] | None = fact("The overrides as they were typed.")
     seed: int | None = fact("The configuration key seed.")
     n_params: int | None = fact("All parameters.", "parameters")
     n_params_non_embedding: int | None = fact("Parameters without embedding and head.", "parameters")
@@ -43,13 +43,13 @@ class Row:
     n_tokens: int | None = fact("Training tokens seen: steps times tokens in a batch.", "tokens")
     steps: int | None = fact("Steps made.", "steps")
     steps_planned: int | None = fact("Steps of the whole budget.", "steps")
-    epochs: float | None = fact("How often training went through the train split.", "epochs")
+    epochs: float | None = fact("Passes through the train split.", "epochs")
     flops_6nd: float | None = fact("6 n_params n_tokens.", "FLOPs")
     flops: float | None = fact(
         "Training FLOPs counted from matrix products, attention and interventions included.", "FLOPs"
     )
     rate_means: str | None = fact(
-        "What one unit of learning rate is. Sensitivities of runs are compared only where it is the same."
+        "The meaning of one unit of the learning rate. Sensitivities are compared only where it is the same."
     )
     val_loss: float | None = fact(
         "Cross-entropy of the last evaluation, without z-loss; null where the run was stopped early.", "nats per token"
@@ -98,7 +98,7 @@ class Row:
 
     @classmethod
     def of(cls, run: RunConfig, *, status: str | None = None, error: str | None = None) -> Row:
-        """The row of `run` with what is known before anything runs."""
+        """The row of `run` with the fields that are known before training."""
         return cls(
             schema_version=SCHEMA_VERSION,
             run_id=run_id(run),
@@ -122,7 +122,7 @@ ROW_FIELDS = tuple(f.name for f in fields(Row) if "meaning" in f.metadata)
 
 
 def describe_row(row: dict[str, Any], folder: Path) -> str:
-    """The row for a person: what the run came to, and where its records lie."""
+    """The row as printed text: the result of the run, and the folder of its records."""
     shown = {
         "status": row["status"] if row["error"] is None else f"{row['status']}: {row['error']}",
         "validation loss": _nats(row["val_loss"]),

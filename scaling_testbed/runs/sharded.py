@@ -1,5 +1,7 @@
-"""The tensors of a sharded run, in `shards/` of a checkpoint: each rank's part in files of its own, in the format of
-torch.distributed.checkpoint, read without unpickling anything but its metadata."""
+"""The tensors of a sharded run, in `shards/` of a checkpoint, in the format of torch.distributed.checkpoint.
+
+Each rank writes its part in files of its own. Only the metadata are unpickled when a checkpoint is read.
+"""
 
 from __future__ import annotations
 
@@ -22,22 +24,22 @@ SHARDS = "shards"
 
 
 def write_shards(folder: Path, shards: dict[str, torch.Tensor]) -> None:
-    """Every rank writes its parts. Raises OSError on all ranks if it fails on one."""
+    """Write the parts of this rank. Every rank calls this. Raises OSError on all ranks if one fails."""
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.api import CheckpointException
 
     try:
         dcp.save(shards, storage_writer=dcp.FileSystemWriter(folder))
-    except CheckpointException as error:  # no Exception, so nothing above would catch it
+    except CheckpointException as error:  # no subclass of Exception, so no caller would catch it
         raise OSError(first_line(next(iter(error.failures.values()))[0])) from None
 
 
 def read_shards(
     path: Path, make: Callable[[str, torch.Size, torch.dtype], torch.Tensor], *, alone: bool
 ) -> dict[str, torch.Tensor]:
-    """Fill the tensors that `make` (key, shape, type) gives from a sharded checkpoint whose hashes agree.
+    """Fill the tensors that `make` (key, shape, type) returns from a sharded checkpoint whose hashes agree.
 
-    DTensors get this rank's part. alone: this process reads for itself; otherwise all ranks read together.
+    A DTensor gets the part of this rank. alone: only this process reads; otherwise all ranks read together.
     """
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.api import CheckpointException
@@ -47,7 +49,7 @@ def read_shards(
     tensors = {key: make(key, *_shape_and_type(path, key, entry)) for key, entry in known.items()}
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that there is no process group
+            warnings.simplefilter("ignore")  # warning: there is no process group
             dcp.load(tensors, storage_reader=reader, no_dist=alone)
     except CheckpointException as error:
         reason = first_line(next(iter(error.failures.values()))[0])
@@ -66,7 +68,7 @@ def _shape_and_type(
 
 
 def _reader(folder: Path) -> FileSystemReader:
-    """PyTorch's reader, which unpickles `.metadata`, held to the few classes that belong there."""
+    """PyTorch's reader, restricted to the few classes that a `.metadata` file needs when it is unpickled."""
     import torch.distributed.checkpoint as dcp
 
     class Reader(dcp.FileSystemReader):
@@ -105,7 +107,7 @@ def _enum_member(kind: type, name: str) -> enum.Enum:
 
 
 def read_whole(path: Path, groups: dict[str, Any]) -> dict[str, Any]:
-    """The state dicts of model and optimizer, put together from a sharded checkpoint."""
+    """The state dicts of model and optimizer, assembled from a sharded checkpoint."""
     flat = read_shards(path, lambda _, shape, dtype: torch.empty(shape, dtype=dtype), alone=True)
     model: dict[str, torch.Tensor] = {}
     states: dict[str, dict[str, torch.Tensor]] = {name: {} for name in groups["names"]}

@@ -1,4 +1,4 @@
-"""Weights & Biases as a mirror of what a run records. The only importer of wandb."""
+"""Mirror the records of a run to Weights & Biases. Only this module imports wandb."""
 
 import contextlib
 import os
@@ -16,7 +16,7 @@ WANDB_START_SECONDS = 20  # how long the start of a run may wait for Weights & B
 
 
 class WandbMirror:
-    """Sends records on to Weights & Biases, and can neither stop nor delay a run: every failure is one warning."""
+    """Sends records to Weights & Biases. It can neither stop nor delay a run: each failure is one warning."""
 
     def __init__(self, config: LoggingConfig, folder: RunFolder, run_id: str, name: str, flat_config: dict[str, Any]):
         self._run: Any = None
@@ -41,13 +41,13 @@ class WandbMirror:
             self._guarded(lambda: (self._run.summary.update(summary), self._run.finish()), 20)
 
     def _guarded(self, action: Callable[[], Any], seconds: float) -> Any:
-        """Run `action` beside the run for at most `seconds`; after any trouble the mirror is off."""
+        """Run `action` in a thread for at most `seconds`. After an error or a timeout the mirror is off."""
         outcome: dict[str, Any] = {}
 
         def attempt() -> None:
             try:
                 outcome["value"] = action()
-            except BaseException as error:  # wandb raises its own kinds, SystemExit among them
+            except BaseException as error:  # wandb raises exceptions of its own, and SystemExit
                 outcome["error"] = error
 
         thread = threading.Thread(target=attempt, daemon=True)
@@ -65,7 +65,7 @@ class WandbMirror:
 
 
 def sync_command(folder: Path) -> str:
-    """The command that uploads what a run recorded offline in its `folder`."""
+    """The command that uploads the offline records of a run in its `folder`."""
     return f"wandb sync {shlex.quote(str(folder / 'wandb'))}/offline-run-*"
 
 

@@ -1,4 +1,4 @@
-"""The row that a run leaves, from its parts and its progress."""
+"""Make the row of a run from its parts and its progress."""
 
 import dataclasses
 import math
@@ -24,7 +24,7 @@ class Outcome:
 
 
 def make_row(parts: Parts, progress: Progress, records: Records, outcome: Outcome, peak_bytes: int) -> Row:
-    """The row that analysis reads. peak_bytes: of memory, on the rank that took most."""
+    """Make the row that analysis reads. peak_bytes: peak memory of the rank that used most."""
     run, model, n_tokens = parts.run, parts.model, progress.step * parts.run.batch.tokens
     rate, peak = progress.clock.tokens_per_second(run.batch.tokens), peak_flops(parts.device, parts.precision)
     size, manifest = parts.processes.world.size, parts.data.manifest
@@ -42,7 +42,7 @@ def make_row(parts: Parts, progress: Progress, records: Records, outcome: Outcom
         steps=progress.step,
         steps_planned=parts.steps,
         epochs=parts.batches.epochs(progress.step),
-        flops_6nd=float(6 * parts.counts.n_params * n_tokens),  # past 64 bits for large runs
+        flops_6nd=float(6 * parts.counts.n_params * n_tokens),  # more than 64 bits for large runs
         flops=float(parts.flops_per_token * n_tokens),
         val_loss=last.get("val_loss") if is_over else None,
         val_loss_initial=losses[0] if losses else None,

@@ -1,8 +1,8 @@
 """One run from its start to its row: claim the folder, build the parts, resume, loop, row.
 
-Everything a run computes is a function of its configuration and the step, so a run that was killed anywhere and
-started again by the same command ends in the same bits as one that was not. Several processes take parts of each
-batch and change nothing but rounding; rank 0 alone holds the run's folder.
+All that a run computes is a function of its configuration and the step. So a run that was killed and started again by
+the same command is bitwise identical at its end to an uninterrupted run. Several processes share each batch, which
+changes only rounding. Only rank 0 holds the folder of the run.
 """
 
 import contextlib
@@ -29,12 +29,12 @@ from scaling_testbed.training.validation import evaluate
 
 
 def train(run: RunConfig, interrupts: Interrupts | None = None, *, quiet: bool = False) -> dict[str, Any]:
-    """Train, or go on training, or find finished, the run that `run` describes; returns its row (result.json).
+    """Train or resume the run that `run` describes, and return its row (result.json). A finished run is not repeated.
 
-    interrupts: those that the caller has entered. quiet: print nothing. The row's status is finished, diverged (stopped
-    before the update that would have used a non-finite loss) or preempted (a signal came; a checkpoint of this step is
-    saved). Raises UserError for what a person can mend. Whatever else goes wrong is recorded as status failed and
-    raised.
+    interrupts: entered by the caller, or None. quiet: print nothing. The status in the row is finished, diverged
+    (stopped before the update that would have used a non-finite loss) or preempted (a signal came; a checkpoint of this
+    step is saved). Raises UserError for an error that the user can correct. Any other error is recorded as status
+    failed and raised.
     """
     world = world_from_environment()
     check_world(world, run.parallelism, run.batch.sequences)
@@ -49,7 +49,7 @@ def train(run: RunConfig, interrupts: Interrupts | None = None, *, quiet: bool =
             return row
         held.enter_context(_failures_recorded(run, folder, processes))
         try:
-            # Several processes have to stop together, which they can from the first step on.
+            # Several processes must stop together, which is only possible from the first step on.
             with interrupts.at_once() if world.size == 1 else contextlib.nullcontext():
                 quiet = quiet or not world.is_main
                 parts = build_parts(run, folder, processes, quiet=quiet)
@@ -92,7 +92,7 @@ def train(run: RunConfig, interrupts: Interrupts | None = None, *, quiet: bool =
 
 
 def _final_row(folder: RunFolder, run: RunConfig, *, quiet: bool) -> dict[str, Any] | None:
-    """The row of a run that has come to its end, or None. Says so unless `quiet`."""
+    """The row of a run that has finished or diverged, or None. Prints a line about it unless `quiet`."""
     row = folder.result()
     if not row or row["status"] not in FINAL:
         return None
@@ -103,15 +103,15 @@ def _final_row(folder: RunFolder, run: RunConfig, *, quiet: bool) -> dict[str, A
 
 
 def _hold(folder: RunFolder, held: contextlib.ExitStack, run: RunConfig, *, quiet: bool) -> dict[str, Any] | None:
-    """Take the folder; returns the row if its owner of a moment ago has finished it."""
+    """Claim the folder. Returns the row if another process has finished the run in the meantime, else None."""
     held.enter_context(folder)
     return _final_row(folder, run, quiet=quiet)
 
 
 @contextlib.contextmanager
 def _failures_recorded(run: RunConfig, folder: RunFolder, processes: Processes) -> Iterator[None]:
-    """Around the work in a claimed folder: an error becomes the run's row, is told to the other processes, and is
-    raised, as a UserError where a person can mend it or where another process is its cause."""
+    """Context manager for the work in a claimed folder. It records an error in the row, reports it to the other
+    processes, and raises it: as a UserError if the user can correct it or another process caused it."""
     try:
         yield
     except Exception as error:
@@ -126,7 +126,7 @@ def _failures_recorded(run: RunConfig, folder: RunFolder, processes: Processes) 
 
 
 def _for_a_person(error: Exception) -> UserError | None:
-    """What to do about an error that is nobody's defect."""
+    """A UserError with advice if `error` is not a defect of the code, else None."""
     if isinstance(error, torch.OutOfMemoryError):
         hint = "set batch.micro_batch_sequences lower: it changes the memory, not the global batch"
         return UserError(f"the device has too little memory for this run; {hint}")

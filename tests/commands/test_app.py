@@ -52,10 +52,10 @@ def test_an_option_means_the_same_wherever_it_is_taken():
     [
         (analyze, ["fitt", "x"], "there is no command 'fitt'; did you mean fit?"),
         (analyze, ["xyzzy"], "there is no command 'xyzzy'; it is one of lr_sensitivity, instability"),
-        (analyze, [], "say one of lr_sensitivity, instability"),
+        (analyze, [], "give a command: one of lr_sensitivity, instability"),
         (analyze, ["law", "lst"], "there is no command 'lst'; did you mean list?"),
         (analyze, ["fit", "x", "--hold-otu", "y"], "fit: there is no option --hold-otu; did you mean --hold-out?"),
-        (analyze, ["fit", "x", "--xyzzy"], "fit: there is no option --xyzzy; --help lists what there is"),
+        (analyze, ["fit", "x", "--xyzzy"], "fit: there is no option --xyzzy; --help lists the options"),
         (analyze, ["fit", "x"], "fit: missing option '--law'"),
         (analyze, ["fit", "x", "--law"], "option '--law' requires an argument"),
         (analyze, ["fit", "x", "--law", "chinchilla", "--starts", "many"], "fit: invalid value for '--starts'"),
@@ -143,7 +143,7 @@ def test_help_loads_nothing_that_takes_time():
         ("analyze fit rows.csv --size n_params_no_", {"n_params_no_input_embedding", "n_params_no_qk_gains"}),
     ],
 )
-def test_a_shell_is_offered_what_fits(typed, offered):
+def test_a_shell_is_offered_what_fits(typed, offered, python):
     words = f"scaling-testbed {typed}"
     asked = {
         "_SCALING_TESTBED_COMPLETE": "complete_bash",
@@ -152,7 +152,7 @@ def test_a_shell_is_offered_what_fits(typed, offered):
     }
     if not typed:
         asked["COMP_CWORD"] = "1"
-    command = [sys.executable, "-m", "scaling_testbed"]
+    command = [python, "-m", "scaling_testbed"]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | asked, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "") and set(done.stdout.split()) == offered
 

@@ -1,31 +1,14 @@
-"""Every shipped config composes and builds; what a person mistypes is refused in one or two lines naming the key."""
+"""What is chosen is composed; what a person mistypes is refused in one or two lines naming the key.
+
+That every shipped config composes and builds: tests/test_identity.py."""
 
 import dataclasses
-from pathlib import Path
 
 import pytest
-import torch
 
-from scaling_testbed.config.compose import compose, run_config_files
+from scaling_testbed.config.compose import compose
 from scaling_testbed.config.run import _identity, flatten, run_id
 from scaling_testbed.errors import ConfigError
-from scaling_testbed.model.counting import count_params, flops_per_token
-from scaling_testbed.model.transformer import Transformer
-
-FILES = run_config_files()
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}={path.stem}")
-def test_every_config_composes_and_builds(path: Path):
-    group = path.parent.name
-    run = compose([f"{group}={path.stem}"])
-    config = run.model.resolved(run.model.vocab_size or 257)
-    with torch.device("meta"):
-        model = Transformer(config, run.parametrization)
-    run.optimizer.build(model)
-    steps = run.budget.resolve_steps(count_params(config), run.batch.tokens)
-    assert steps > 0 and flops_per_token(config, run.batch.sequence_length) > 0
-    assert 0 < run.schedule.lr(0, steps, run.optimizer.lr) <= run.optimizer.lr
 
 
 def test_a_file_named_in_a_group_sets_what_it_says():
@@ -64,13 +47,13 @@ def test_an_override_after_an_experiment_wins():
         (["loss.impl=fused"], "loss.impl"),
         (["schedule.min_lr=-1"], "schedule.min_lr"),
         (["schedule.warmup=nan"], "schedule.warmup"),
-        (["schedule.min_lr=nan"], "schedule.min_lr must not be negative, and be finite"),
-        (["optimizer.lr=inf"], "optimizer.lr must be greater than zero, and finite"),
-        (["optimizer.eps=nan"], "optimizer.eps must be greater than zero, and finite"),
+        (["schedule.min_lr=nan"], "schedule.min_lr must be finite and not negative"),
+        (["optimizer.lr=inf"], "optimizer.lr must be greater than zero and finite"),
+        (["optimizer.eps=nan"], "optimizer.eps must be greater than zero and finite"),
         (["optimizer.eps=0"], "optimizer.eps must be greater than zero"),
-        (["optimizer.weight_decay=nan"], "optimizer.weight_decay must not be negative, and be finite"),
-        (["loss.z_loss=nan"], "loss.z_loss must not be negative, and be finite"),
-        (["model.kappa=inf"], "model.kappa must be greater than zero, and finite"),
+        (["optimizer.weight_decay=nan"], "optimizer.weight_decay must be finite and not negative"),
+        (["loss.z_loss=nan"], "loss.z_loss must be finite and not negative"),
+        (["model.kappa=inf"], "model.kappa must be greater than zero and finite"),
         (["diagnostics=null"], "diagnostics=null: a group cannot be null"),
         (["name=../elsewhere"], "name must be"),
         (["optimizer.lr"], "cannot read the override 'optimizer.lr'"),

@@ -8,14 +8,14 @@ from scaling_testbed.data.sources.text_files import TextFilesConfig
 from scaling_testbed.data.tokenizers import BytesConfig
 
 
-def _documents(n):
+def many_documents(n):
     return [f"Document {i}: " + "naïve café 日本 🙂 " * (i % 7) + f"line {i}\n" * (i % 11 + 1) for i in range(n)]
 
 
 @pytest.fixture
 def documents():
     """Makes n different documents, many of them with characters of more than one byte."""
-    return _documents
+    return many_documents
 
 
 @pytest.fixture

@@ -6,13 +6,27 @@ import numpy as np
 import pytest
 
 from scaling_testbed.data import shards
+from scaling_testbed.data.preparing.preparation import prepare
 from scaling_testbed.data.shards import ShardWriter, open_prepared, parse_header
+from scaling_testbed.data.sources.text_files import TextFilesConfig
+from scaling_testbed.data.tokenizers import BytesConfig
 from scaling_testbed.errors import UserError
+from tests.data.conftest import many_documents
+
+
+@pytest.fixture(scope="module")
+def prepared_once(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("prepared")
+    texts = (json.dumps({"id": i, "text": text}) for i, text in enumerate(many_documents(200)))
+    (folder / "a.jsonl").write_text("".join(line + "\n" for line in texts))
+    source = TextFilesConfig(files=str(folder / "a.jsonl"), validation_fraction=0.2)
+    return prepare(source, BytesConfig(), data_dir=folder / "data", quiet=True, chunk_bytes=4096)
 
 
 @pytest.fixture
-def data(prepared, jsonl, documents):
-    return prepared(jsonl("a.jsonl", documents(200)), chunk_bytes=4096)
+def data(prepared_once, tmp_path):
+    """A copy that a test may damage, of a folder that was prepared and opened."""
+    return open_prepared(shutil.copytree(prepared_once, tmp_path / "data" / prepared_once.name))
 
 
 def shard(data, number=1):
@@ -191,7 +205,7 @@ def test_a_manifest_cannot_lead_out_of_its_folder(data):
     manifest = json.loads((data.folder / "manifest.json").read_text())
     manifest["splits"]["train"]["shards"][0]["file"] = "../../secret.bin"
     (data.folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(UserError, match="leads out of the folder"):
+    with pytest.raises(UserError, match="lies outside the folder"):
         open_prepared(data.folder)
 
 

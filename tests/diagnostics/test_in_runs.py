@@ -98,7 +98,7 @@ def test_sequences_limit_the_extra_pass(trained):  # noqa: F811
 def test_a_step_past_the_end_is_said(tiny, capsys):  # noqa: F811
     run, _ = tiny("diagnostics.at_step=2000")
     assert train(run)["diagnostics_at_step"] is None
-    assert "diagnostics.at_step=2000 lies past the last step" in capsys.readouterr().out
+    assert "diagnostics.at_step=2000 is after the last step" in capsys.readouterr().out
 
 
 def test_the_update_that_diverged_is_measured(trained, monkeypatch):  # noqa: F811

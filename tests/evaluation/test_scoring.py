@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from scaling_testbed import analyze
-from scaling_testbed.config.compose import compose
+from scaling_testbed.config.compose import compose_many
 from scaling_testbed.config.run import run_folder_path
 from scaling_testbed.data.tokenizers import load_tokenizer
 from scaling_testbed.errors import UserError
@@ -43,7 +43,7 @@ def text_run(tmp_path):
         files = [f"data.files=['{tmp_path}/a.txt']", f"data.validation_files=['{tmp_path}/b.txt']"]
         places = [f"data_dir={tmp_path / 'data'}", f"runs_dir={tmp_path / 'runs'}"]
         small = ["model=nano_s", "batch.sequences=8", "batch.sequence_length=32", "budget.steps=8"]
-        run = compose(["data=text_files", *files, *places, *small, "optimizer.lr=1e-2", *overrides])
+        (run,) = compose_many([["data=text_files", *files, *places, *small, "optimizer.lr=1e-2", *overrides]])
         train(run, quiet=True)
         return run, run_folder_path(run)
 
@@ -190,8 +190,8 @@ def test_the_door_prints_a_table_one_object_and_keeps_every_document(text_run, t
         ([str(folder), *files, "--max-length", "0"], 2, "--max-length must be"),
         ([str(folder), *files, "--max-length", "8"], 1, "rhyme.jsonl:2: choices[1] has 9 tokens"),
         ([str(folder), *files, "--out", f"{files[0]}/x/y.jsonl"], 1, "cannot write"),
-        ([str(folder), *files, "--out", files[1]], 2, "two.jsonl is what is read"),
-        ([str(folder), str(task_file(QUESTIONS, "mean"))], 2, "mean names the tasks' mean"),
+        ([str(folder), *files, "--out", files[1]], 2, "two.jsonl is also an input"),
+        ([str(folder), str(task_file(QUESTIONS, "mean"))], 2, "mean is the name of the mean over tasks"),
         ([str(folder), *files, "--step", "5"], 1, "holds no step 5"),
         ([str(tmp_path), *files], 1, "is no run folder"),
         ([str(folder)], 2, "TASK.jsonl"),

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from scaling_testbed import export as door
-from scaling_testbed.config.compose import compose
+from scaling_testbed.config.compose import compose_many
 from scaling_testbed.config.run import run_folder_path
 from scaling_testbed.data.preparing.preparation import prepare
 from scaling_testbed.data.shards import read_manifest
@@ -110,7 +110,7 @@ def good(**changes) -> ModelConfig:
         ({"residual": "post"}, "model.residual=post has no counterpart in LlamaForCausalLM, Qwen3"),
         ({"residual": "peri"}, "model.residual=peri has no"),
         ({"residual": "deepnorm"}, "model.residual=deepnorm has no"),
-        ({"residual": "reordered"}, "reordered has no counterpart in LlamaForCausalLM, which model.qk_norm=none calls"),
+        ({"residual": "reordered"}, "reordered has no counterpart in LlamaForCausalLM, which model.qk_norm=none needs"),
         (
             {"residual": "reordered", "qk_norm": "rmsnorm"},
             "in Qwen3ForCausalLM, which model.qk_norm=rmsnorm model.qk_n",
@@ -170,7 +170,7 @@ def test_the_door_says_what_it_wrote_and_refuses_in_one_line(tiny, tmp_path, cap
     (tmp_path / "c").unlink()
     shutil.rmtree(tmp_path / "empty")
     for arguments, status, message in [
-        ([str(folder), str(tmp_path / "a")], 2, "is there already and not empty"),
+        ([str(folder), str(tmp_path / "a")], 2, "exists and is not empty"),
         ([str(folder), str(tmp_path / "b"), "--step", "5"], 1, "holds no step 5"),
         ([str(tmp_path / "none"), str(tmp_path / "b")], 1, "is no run folder"),
         ([str(folder), str(tmp_path / "a" / "README.md" / "b")], 1, "cannot write"),
@@ -257,7 +257,7 @@ def text_run(tmp_path):
         files = [f"data.files=['{tmp_path}/a.txt']", f"data.validation_files=['{tmp_path}/b.txt']"]
         places = [f"data_dir={tmp_path / 'data'}", f"runs_dir={tmp_path / 'runs'}"]
         small = ["model=nano_s", "batch.sequences=4", "batch.sequence_length=16", "budget.steps=2"]
-        return compose(["data=text_files", *files, *places, *small, *overrides])
+        return compose_many([["data=text_files", *files, *places, *small, *overrides]])[0]
 
     return make
 

@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +21,7 @@ class Lab:
     """The folder, and what starts the doors in it. overrides: of a run that uses all that the stranger registers."""
 
     folder: Path
+    python: str
     overrides: list[str] = field(default_factory=list)
 
     @property
@@ -30,11 +30,11 @@ class Lab:
         files = sorted(path.name for path in self.folder.glob("my_*.py"))
         return [f"plugins=[{','.join(files)}]", "configs=confs"]
 
-    def run(self, *command, timeout=240):
+    def run(self, *command, timeout=240, python=None):
         """A Python command in the folder; returns (status, stdout, stderr)."""
         environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         done = subprocess.run(
-            [sys.executable, *map(str, command)],
+            [python or self.python, *map(str, command)],
             capture_output=True,
             text=True,
             cwd=self.folder,
@@ -45,7 +45,7 @@ class Lab:
 
 
 @pytest.fixture(scope="session")
-def lab(tmp_path_factory):
+def lab(tmp_path_factory, python):
     folder = tmp_path_factory.mktemp("lab")
     overrides = list(COMMON)
     for stranger in STRANGERS:
@@ -61,4 +61,4 @@ def lab(tmp_path_factory):
     (folder / "confs" / "sweep" / "my_sweep.yaml").write_text(sweep)
     (folder / "confs" / "launcher").mkdir()
     (folder / "confs" / "launcher" / "my_cluster.yaml").write_text("gpus_per_node: 0\ntime: 0:10:00\n")
-    return Lab(folder, overrides)
+    return Lab(folder, python, overrides)

@@ -5,7 +5,6 @@ import os
 import pickle
 import signal
 import subprocess
-import sys
 import textwrap
 
 import pytest
@@ -118,13 +117,13 @@ print("saved")
 """
 
 
-def test_a_kill_at_any_moment_of_saving_leaves_a_good_checkpoint(tmp_path):
+def test_a_kill_at_any_moment_of_saving_leaves_a_good_checkpoint(tmp_path, python):
     """Kills at every system call that makes something durable, one after the other, until a save comes through."""
     survived = []
     for calls in range(0, 40, 2):
         folder = tmp_path / str(calls)
         save(folder, 1)
-        command = [sys.executable, "-c", textwrap.dedent(KILLED_WHILE_SAVING), str(folder), str(calls)]
+        command = [python, "-c", textwrap.dedent(KILLED_WHILE_SAVING), str(folder), str(calls)]
         ended = subprocess.run(command, capture_output=True, text=True)
         found = load_latest(folder)
         survived.append(found.step)

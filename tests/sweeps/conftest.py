@@ -1,12 +1,15 @@
 """A sweep of runs that take a second: a Markov corpus and models of a few thousand parameters."""
 
 import json
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
 import pytest
 
 from scaling_testbed import sweep
+from scaling_testbed.sweeps import local
 from tests.sweeps import cluster as cluster_module
 
 TINY = """
@@ -24,8 +27,12 @@ def data_dir(tmp_path_factory):
 
 
 @pytest.fixture
-def door(tmp_path, data_dir, capfd):
-    """Returns a function from (verb, arguments) to (exit status, stdout, stderr) of the sweep door, on TINY."""
+def door(tmp_path, data_dir, capfd, python, monkeypatch, request):
+    """Returns a function from (verb, arguments) to (exit status, stdout, stderr) of the sweep door, on TINY.
+
+    The runs that the local driver starts are forks of the warm parent; tasks of a cluster are real processes."""
+    if request.node.get_closest_marker("slurm") is None:
+        monkeypatch.setattr(sys, "executable", python)
     (tmp_path / "tiny.yaml").write_text(TINY)
 
     def call(verb, *arguments):
@@ -35,6 +42,20 @@ def door(tmp_path, data_dir, capfd):
         return (status, *capfd.readouterr())
 
     return call
+
+
+@pytest.fixture
+def untrained(monkeypatch):
+    """The runs that the local driver starts have a row at once, and nothing is trained."""
+
+    def start(_driver, run, _slot):
+        folder = Path(run.folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        row = {"run_id": run.run_id, "status": "finished", "steps": 4, "val_loss": 2.0}
+        (folder / "result.json").write_text(json.dumps(row))
+        return subprocess.Popen(["true"])
+
+    monkeypatch.setattr(local.Driver, "_start", start)
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import fcntl
 import json
 import math
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,12 @@ PUBLISHED = Path(__file__).resolve().parents[3] / "shared" / "data" / "mlfoundat
 DATA = {"c4_original": "c4", "rpj": "redpajama", "rw_original": "refinedweb"}
 
 
+@cache
+def planned(name, scale=None):
+    """The plan of a shipped sweep, made once."""
+    return plan(load_sweep(name, scale))
+
+
 def test_composing_many_gives_what_composing_each_gives():
     lists = [
         ["experiment=over_training", "model=openlm_79m", "optimizer.lr=1e-2", "checkpoint.keep_steps=[1,2]"],
@@ -37,29 +44,31 @@ def test_composing_many_gives_what_composing_each_gives():
 def test_the_testbed_of_104_models_is_planned_as_published():
     if not PUBLISHED.is_dir():
         pytest.skip("the published runs are not at hand")
-    runs, same = plan(load_sweep("overtraining"))
+    runs, same = planned("overtraining")
     assert (len(runs), same) == (104, 0)
-    planned = {}
-    for run in runs:
+    expected = {}
+    for run, config in zip(runs, compose_many([run.overrides for run in runs]), strict=True):
         values = dict(text.split("=", 1) for text in run.overrides if "=" in text)
-        planned[values["data"], run.budget_n_params, float(values["budget.tokens_per_param"])] = (run, values)
+        point = values["data"], run.budget_n_params, float(values["budget.tokens_per_param"])
+        expected[point] = (run, values, config)
     for path in PUBLISHED.glob("*.json"):
         record = json.loads(path.read_text())
         was = record["hyperparameters"]
-        run, values = planned.pop((DATA[record["dataset_name"]], was["params"], 20.0 * was["chinchilla_multiplier"]))
+        point = DATA[record["dataset_name"]], was["params"], 20.0 * was["chinchilla_multiplier"]
+        run, values, config = expected.pop(point)
         # A whole number of steps is at most half a step from the published tokens.
         assert abs(run.n_tokens - was["tokens"]) <= run.tokens_per_step / 2
         assert run.budget_flops_6nd == float(6 * was["params"] * run.n_tokens)
         assert float(values["optimizer.lr"]) == was["lr"] and float(values["optimizer.weight_decay"]) == was["wd"]
         assert int(values["schedule.warmup"]) == was["warmup"]
-        assert compose(run.overrides).schedule.min_lr == was["cd"]
+        assert config.schedule.min_lr == was["cd"]
         if was["global_bs"] > 1:  # the 6.9B records hold stale fields
             assert int(values["batch.sequences"]) == was["global_bs"]
-    assert planned == {}
+    assert expected == {}
 
 
 def test_the_grid_of_qk_layernorm_has_every_size_rate_and_condition():
-    runs, same = plan(load_sweep("qknorm_lr"))
+    runs, same = planned("qknorm_lr")
     assert (len(runs), same) == (7 * 7 * 2, 0)
     assert {run.n_tokens for run in runs} == {100_000 * 256 * 512}
     assert {run.varied["model.qk_norm"] for run in runs} == {"layernorm", "none"}
@@ -67,11 +76,11 @@ def test_the_grid_of_qk_layernorm_has_every_size_rate_and_condition():
 
 @pytest.mark.parametrize(
     ("name", "scale"),
-    [("nano_lr", None), ("overtraining", "paper"), ("overtraining", "cpu"), ("known_entropy", None)]
+    [("nano_lr", None), ("overtraining", None), ("overtraining", "cpu"), ("known_entropy", None)]
     + [("isoflop", scale) for scale in ("paper", "gpu_hour", "cpu")],
 )  # the others: test_proxies.py
 def test_every_shipped_sweep_can_be_planned(name, scale):
-    runs, same = plan(load_sweep(name, scale))
+    runs, same = planned(name, scale)
     assert runs and same == 0
 
 
@@ -79,7 +88,7 @@ def test_every_shipped_sweep_can_be_planned(name, scale):
 def test_each_budget_of_isoflop_has_its_best_size_inside_and_follows_its_rule(scale):
     """About 20 tokens per parameter are best (Hoffmann et al. 2022): sizes lie on both sides of sqrt(C / 120)."""
     budgets = {}
-    for run in plan(load_sweep("isoflop", scale))[0]:
+    for run in planned("isoflop", scale)[0]:
         budgets.setdefault(round(run.flops_6nd, -int(math.log10(run.flops_6nd)) + 1), []).append(run)
         flops = float(run.varied["budget.flops"])
         assert run.flops_6nd == pytest.approx(flops, rel=0.01)  # a whole number of steps
@@ -93,7 +102,7 @@ def test_each_budget_of_isoflop_has_its_best_size_inside_and_follows_its_rule(sc
 
 
 def test_the_grid_of_over_training_for_a_cpu_fits_cheap_runs_and_predicts_dear_ones():
-    runs, _ = plan(load_sweep("overtraining", "cpu"))
+    runs, _ = planned("overtraining", "cpu")
     points = {}
     for run in runs:
         points.setdefault((run.varied["model"], run.varied["budget.tokens_per_param"]), []).append(run)
@@ -109,8 +118,8 @@ def test_a_plan_spends_nothing_and_prints_objects_alone(door, tmp_path):
     runs = json.loads(out)
     assert (status, err, len(runs)) == (0, "", 4)
     assert not (tmp_path / "runs").exists()
-    for run in runs:
-        assert run["run_id"] == run_id(compose(run["overrides"]))
+    for run, config in zip(runs, compose_many([run["overrides"] for run in runs]), strict=True):
+        assert run["run_id"] == run_id(config)
         assert run["gpu_hours"] == pytest.approx(run["flops"] / 1e12 / 3600)
         assert run["n_tokens"] == 4 * 8 * 16 and run["flops_6nd"] == 6 * run["n_params"] * run["n_tokens"]
     assert "4 runs" in door("plan")[1]
@@ -125,7 +134,7 @@ def test_a_plan_holds_the_configuration_as_the_row_will_have_it(tmp_path):
     assert (found.sweep, found.paper, found.experiment) == ("nano_lr", "small_scale_proxies", "qknorm_lr")
     assert [row["run_id"] for row in found.missing] == [run.run_id for run in runs]
     for run, missing in zip(runs, found.missing, strict=True):
-        config = compose(run.overrides)
+        (config,) = compose_many([run.overrides])
         row = Row.of(config).as_dict() | asdict(count_params(config.model.resolved(run.vocab_size)))
         planned = {key: row[key] for key in row if "." in key or key == "seed" or key.startswith("n_params")}
         assert planned == {key: missing[key] for key in planned} and "config" not in run.record()

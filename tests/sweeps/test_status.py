@@ -68,7 +68,7 @@ def test_broken_files_of_one_run_hide_no_other(door, states, planned):
     assert (found[str(second)]["step"], found[str(second)]["loss"]) == (3, 2.5)
     status, out, err = door("collect")
     assert status == 0 and "1 of 4 planned runs, 0 others" in out
-    assert f"warning: {first}/result.json holds no whole row and is left out" in err
+    assert f"warning: {first}/result.json holds no complete row and is left out" in err
 
 
 def test_collect_takes_the_runs_that_are_typed_and_says_what_else_it_took(door, planned):
@@ -100,7 +100,7 @@ def test_the_plans_counts_are_the_rows_and_the_budgets_beside_them(planned):
     assert every["flops_6nd"] == counted["flops_6nd"] == 6 * every["n_params"] * every["n_tokens"]
 
 
-def test_what_tells_runs_apart_stays_known_when_a_part_is_typed(door, states):
+def test_what_tells_runs_apart_stays_known_when_a_part_is_typed(door, states, untrained):
     assert door("run", "model=bigram", "optimizer.lr=1e-3,1e-2")[0] == 0
     assert door("run", "model=bigram", "optimizer.lr=1e-2", "seed=0,1")[0] == 0
     found = [line["varied"] for line in states().values()]

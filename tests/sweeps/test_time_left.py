@@ -84,7 +84,7 @@ def test_a_retry_with_nothing_to_retry_says_so(door, standing_in, tmp_path):
     standing_in(0)
     said = "no run has failed, so there is nothing to retry"
     code, out, _ = door("retry", "--dry-run")
-    assert code == 0 and f"{said}; runs that are not finished are started, as by `sweep run`" in out
+    assert code == 0 and f"{said}; unfinished runs are started, as with `sweep run`" in out
     assert said not in door("run")[1]
     code, out, _ = door("retry")
     assert code == 0 and out.startswith(f"{said}\n")

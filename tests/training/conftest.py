@@ -2,12 +2,11 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from scaling_testbed.config.compose import compose
+from scaling_testbed.config.compose import compose_many
 from scaling_testbed.config.run import run_folder_path
 from scaling_testbed.runs import checkpoint
 from scaling_testbed.training.run import train
@@ -31,7 +30,7 @@ def tiny(tmp_path, data_dir):
     """Returns a function from further overrides to (RunConfig, run folder)."""
 
     def make(*overrides, runs="runs"):
-        run = compose([*TINY, f"runs_dir={tmp_path / runs}", f"data_dir={data_dir}", *overrides])
+        (run,) = compose_many([[*TINY, f"runs_dir={tmp_path / runs}", f"data_dir={data_dir}", *overrides]])
         return run, run_folder_path(run)
 
     return make
@@ -48,6 +47,23 @@ def trained(tiny):
     return run_it
 
 
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory, data_dir):
+    """Returns a function from further overrides to (row, run folder) of a tiny run that was never stopped.
+
+    It is trained once a session, so tests only read it."""
+    done = {}
+
+    def run_it(*overrides):
+        if overrides not in done:
+            places = [f"runs_dir={tmp_path_factory.mktemp('whole')}", f"data_dir={data_dir}"]
+            (run,) = compose_many([[*TINY, *places, *overrides]])
+            done[overrides] = train(run, quiet=True), run_folder_path(run)
+        return done[overrides]
+
+    return run_it
+
+
 def load_latest(folder: Path) -> checkpoint.Checkpoint | None:
     """The newest whole checkpoint in a folder of checkpoints, or None where there is none."""
     path = checkpoint.latest(folder)
@@ -60,9 +76,9 @@ def metrics(folder: Path) -> list[dict]:
     return [{key: value for key, value in line.items() if key not in TIMING} for line in lines]
 
 
-def start(tmp_path, data_dir, *overrides, before="", **kwargs) -> subprocess.Popen:
+def start(python, tmp_path, data_dir, *overrides, before="", **kwargs) -> subprocess.Popen:
     """The door of training in a process of its own, after `before` (Python) has run in it."""
     arguments = [*TINY, f"runs_dir={tmp_path / 'runs'}", f"data_dir={data_dir}", *overrides]
     code = f"import sys\n{before}\nfrom scaling_testbed.train import main\nsys.exit(main({arguments!r}))"
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | kwargs
-    return subprocess.Popen([sys.executable, "-c", code], **pipes)
+    return subprocess.Popen([python, "-c", code], **pipes)

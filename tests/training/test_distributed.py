@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from scaling_testbed.config.compose import compose
+from scaling_testbed.config.compose import compose, compose_many
 from scaling_testbed.config.sections import ComputeConfig, ParallelismConfig
 from scaling_testbed.diagnostics.summary import names_in
 from scaling_testbed.errors import ConfigError, UserError
@@ -55,10 +55,10 @@ COMPARED = ("train_loss", "train_z_loss", "val_loss", "grad_norm")
 
 
 class Launch:
-    """The runs of one torchrun and what their ranks said."""
+    """The runs of one torchrun and what their ranks said. python: the interpreter of torchrun and of the ranks."""
 
-    def __init__(self, folder):
-        self.folder, self.specs, self.size = folder, {}, 0
+    def __init__(self, folder, python=sys.executable):
+        self.folder, self.python, self.specs, self.size = folder, python, {}, 0
 
     def add(self, name, *overrides, runs=None, **circumstances):
         places = [f"runs_dir={self.folder / (runs or name)}", f"data_dir={self.folder / 'data'}"]
@@ -71,7 +71,7 @@ class Launch:
         command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={size}"]
         environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         process = subprocess.Popen(
-            [sys.executable, *command, "-m", "tests.training.many_runs", str(spec)],
+            [self.python, *command, "-m", "tests.training.many_runs", str(spec)],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -95,8 +95,8 @@ class Launch:
         return [json.loads((self.folder / f"{name}.{rank}.json").read_text()) for rank in range(self.size)]
 
 
-def launch(folder, size, add):
-    launched = Launch(folder)
+def launch(folder, python, size, add):
+    launched = Launch(folder, python)
     add(launched)
     said, status = launched.start(size)
     assert status == 0, said
@@ -104,7 +104,7 @@ def launch(folder, size, add):
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory):
+def two(tmp_path_factory, python):
     def add(runs):
         runs.add("slow", "parallelism=ddp", "parallelism.timeout_seconds=1", "budget.steps=1", slow=2.5)
         runs.add("wrong")
@@ -132,11 +132,11 @@ def two(tmp_path_factory):
         runs.add("stopped", "parallelism=fsdp", *HARD, fault=[0, 6, "signal"])
         runs.add("broken", "parallelism=ddp", fault=[1, 3, "error"])  # the last one: it breaks the group
 
-    return launch(tmp_path_factory.mktemp("two"), 2, add)
+    return launch(tmp_path_factory.mktemp("two"), python, 2, add)
 
 
 @pytest.fixture(scope="module")
-def four(tmp_path_factory, two):
+def four(tmp_path_factory, python, two):
     def add(runs):
         shutil.copytree(two.folder / "stopped", runs.folder / "resharded")
         runs.add("resharded", "parallelism=fsdp", "parallelism.shard_size=2", *HARD)
@@ -145,7 +145,7 @@ def four(tmp_path_factory, two):
         runs.add("hybrid", "parallelism=fsdp", "parallelism.shard_size=2", *HARD, *MICRO)
         runs.add("bad_shard", "parallelism=fsdp", "parallelism.shard_size=3")
 
-    return launch(tmp_path_factory.mktemp("four"), 4, add)
+    return launch(tmp_path_factory.mktemp("four"), python, 4, add)
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +156,7 @@ def one(tmp_path_factory):
     def make(*overrides):
         if overrides not in done:
             places = [f"runs_dir={folder / str(len(done))}", f"data_dir={folder / 'data'}"]
-            run = compose([*COMMON, *places, *overrides])
+            (run,) = compose_many([[*COMMON, *places, *overrides]])
             train(run, quiet=True)
             done[overrides] = run_folder_path(run)
         return done[overrides]

@@ -51,8 +51,8 @@ def assert_same_weights(one, other):
     assert [rows[0][key] for key in SAME_RUN] == [rows[1][key] for key in SAME_RUN]
 
 
-def test_a_run_leaves_its_records(trained):
-    row, folder = trained()
+def test_a_run_leaves_its_records(whole):
+    row, folder = whole()
     assert json.loads((folder / "result.json").read_text()) == row
     assert row["status"] == "finished" and row["steps"] == 12 and row["n_tokens"] == 12 * 128
     assert set(result.ROW_FIELDS) <= set(row) and row["model.d_model"] == 32
@@ -205,22 +205,22 @@ class StopAt(Interrupts):
 
 
 @pytest.mark.parametrize("polls", [1, 3, 6, 12, 14, 17, 19, 25])
-def test_a_run_stopped_anywhere_resumes_to_the_same_bits(trained, monkeypatch, polls):
+def test_a_run_stopped_anywhere_resumes_to_the_same_bits(whole, trained, monkeypatch, polls):
     """Evaluations are polled too, so that some of these stops fall between the batches of one."""
-    _, whole = trained(runs="whole")
+    _, unstopped = whole()
     with monkeypatch.context() as patch:
         patch.setattr(trainer, "Interrupts", lambda: StopAt(polls))
         row, folder = trained(runs="stopped")
         assert row["status"] == "preempted" and row["steps"] < 12
     row, _ = trained(runs="stopped")
     assert row["status"] == "finished" and row["restarts"] == 1
-    assert_same_bits(whole, folder)
+    assert_same_bits(unstopped, folder)
 
 
 @pytest.mark.parametrize("kill_at", ["step 7", "checkpoint 8"])
-def test_a_run_killed_with_sigkill_resumes_to_the_same_bits(trained, tmp_path, data_dir, kill_at):
+def test_a_run_killed_with_sigkill_resumes_to_the_same_bits(whole, trained, python, tmp_path, data_dir, kill_at):
     """In mid-run, three steps after a checkpoint; and in the middle of writing one, before it gets its name."""
-    _, whole = trained(runs="whole")
+    _, unstopped = whole()
     kill = "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)"
     if kill_at == "step 7":
         hook = f"""
@@ -243,16 +243,16 @@ def rename(source, target):
     real(source, target)
 os.rename = rename
 """
-    killed = start(tmp_path, data_dir, before=hook)
+    killed = start(python, tmp_path, data_dir, before=hook)
     assert killed.wait(timeout=120) == -signal.SIGKILL, killed.communicate()
     _, folder = trained()
     assert records.read_metrics(folder / "metrics.jsonl")  # readable
-    assert_same_bits(whole, folder)
+    assert_same_bits(unstopped, folder)
 
 
-def test_sigterm_saves_a_checkpoint_and_exits_75_and_the_same_command_goes_on(trained, tmp_path, data_dir):
+def test_sigterm_saves_a_checkpoint_and_exits_75_and_the_same_command_goes_on(trained, python, tmp_path, data_dir):
     many = ("budget.steps=100000", "checkpoint.every_steps=0", "evaluation.every_steps=0")
-    process = start(tmp_path, data_dir, *many)
+    process = start(python, tmp_path, data_dir, *many)
     (folder,) = wait_for(
         lambda: [path.parent for path in tmp_path.glob("runs/*/*/metrics.jsonl") if steps_in(path) > 3]
     )
@@ -276,10 +276,10 @@ def wait_for(condition, seconds=60):
     return value
 
 
-def test_a_second_process_in_the_same_folder_is_refused_with_75(tiny, tmp_path, data_dir):
+def test_a_second_process_in_the_same_folder_is_refused_with_75(tiny, python, tmp_path, data_dir):
     run, folder = tiny()
     with records.RunFolder(folder):
-        second = start(tmp_path, data_dir)
+        second = start(python, tmp_path, data_dir)
         out, err = second.communicate(timeout=60)
     assert second.returncode == 75 and "is being run by" in err and "Traceback" not in err
 
@@ -422,9 +422,9 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("option", OPTIONS)
-def test_a_run_with_options_resumes_to_the_same_bits(trained, monkeypatch, option):
+def test_a_run_with_options_resumes_to_the_same_bits(whole, trained, monkeypatch, option):
     overrides = (*OPTIONS[option], "evaluation.rows=64")  # an evaluation is one poll
-    row, whole = trained(*overrides, runs="whole")
+    row, unstopped = whole(*overrides)
     assert row["val_loss"] < row["val_loss_initial"]
     with monkeypatch.context() as patch:
         patch.setattr(trainer, "Interrupts", lambda: StopAt(11))
@@ -433,7 +433,7 @@ def test_a_run_with_options_resumes_to_the_same_bits(trained, monkeypatch, optio
     again, folder = trained(*overrides, runs="stopped")
     assert again["skipped_steps"] == row["skipped_steps"] and again["restarts"] == 1
     assert option != "skip" or 0 < stopped["skipped_steps"] < row["skipped_steps"]
-    assert_same_bits(whole, folder)
+    assert_same_bits(unstopped, folder)
 
 
 def test_the_singular_vectors_make_one_iteration_with_the_weights_of_each_update(trained):

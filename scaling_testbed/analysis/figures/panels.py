@@ -1,4 +1,4 @@
-"""What each analysis draws: from its results to the panels of figures.py."""
+"""The panels of each analysis, made from its results; drawing.py draws them."""
 
 import math
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ N_LABEL, LR_LABEL, LOSS_LABEL = (
 
 
 def sensitivity_panels(found: Sequence[Sensitivity]) -> list[Panel]:
-    """The two panels of the paper's Figure 1: final loss against rate for each size, and S against N."""
+    """The two panels of the paper's Figure 1: final loss against learning rate for each size, and S against N."""
     order = _order([one.curve.label for one in found])
     curves = [
         Line(
@@ -47,7 +47,7 @@ def sensitivity_panels(found: Sequence[Sensitivity]) -> list[Panel]:
 
 
 def _s_line(found: Sequence[Sensitivity], style: int) -> Line:
-    """Of one condition, broken where S is withheld."""
+    """The line of S against N of one condition, interrupted where S is withheld."""
     found = sorted(found, key=lambda one: one.curve.n_params)
     known = [one for one in found if one.s is not None]
     band = None
@@ -62,7 +62,7 @@ def _s_line(found: Sequence[Sensitivity], style: int) -> Line:
 
 
 def instability_panels(series: Sequence[Series], predictions: Sequence[Prediction], quantity: Quantity) -> list[Panel]:
-    """The quantity against N, one colour for each rate (Figure 9): points, fit, interval, and what lies beyond."""
+    """The quantity against N, one colour for each rate (Figure 9): points, fit, interval and predicted sizes."""
     lines = []
     beyond = [one.n_params for one in predictions]
     styles = _order([condition_label(one.condition) for one in series])
@@ -78,7 +78,7 @@ def instability_panels(series: Sequence[Series], predictions: Sequence[Predictio
         if one.fit:
             own = [n for n in beyond if n > max(one.n_params, default=0) or n in one.held_out]
             lines.append(_fit_line(one, one.fit, max([*one.n_params, *own]), common))
-    # An interval may span twenty decades, in which the points would be one.
+    # An interval may span twenty decades, and the points would then coincide.
     shown = [*(y for one in series for y in one.values), *(one.predicted for one in predictions if one.predicted)]
     shown.append(quantity.threshold)
     above = "above" if quantity.above else "below"
@@ -115,10 +115,11 @@ def _fit_line(series: Series, fit: Fit, end: float, look: dict) -> Line:
 
 
 def against_key(curves: Sequence[Curve], key: str, measure, y_label: str, **look) -> Panel:
-    """`measure` of a row against a key that is part of the condition, one line for each size at each rate.
+    """`measure` of a row against a key of the condition, with one line for each size at each rate.
 
-    measure: row -> number or None. Rows whose key is null are left out; several seeds are averaged; a model without
-    layers is a level."""
+    measure: row -> number or None. Rows whose key is null are left out. Seeds are averaged. The best model without
+    layers is a horizontal line.
+    """
     lines = []
     shapes = dict.fromkeys(curve.shape for curve in curves if curve.settings.get("model.n_layers") != 0)
     own = {s: [c for c in curves if c.shape == s and c.settings.get(key) is not None] for s in shapes}
@@ -135,14 +136,14 @@ def against_key(curves: Sequence[Curve], key: str, measure, y_label: str, **look
 
 
 def _bigram_levels(curves: Sequence[Curve], measure) -> list[tuple[float, str]]:
-    """The best of the models without layers, which have no attention to be set."""
+    """The best value of the models without layers, as a level. Keys of attention do not apply to them."""
     bigrams = [curve for curve in curves if curve.settings.get("model.n_layers") == 0]
     values = [value for c in bigrams for lr in c.lrs if (value := _mean(measure, c, lr)) is not None]
     return [(min(values), "model without layers")] if values else []
 
 
 def against_lr(curves: Sequence[Curve], measure, y_label: str, **look) -> Panel:
-    """`measure` of a row against the rate, one line for each condition and size."""
+    """`measure` of a row against the learning rate, with one line for each condition and size."""
     order = _order([curve.label for curve in curves])
     lines = []
     for curve in curves:
@@ -154,8 +155,10 @@ def against_lr(curves: Sequence[Curve], measure, y_label: str, **look) -> Panel:
 
 
 def trace_panels(study: Study, curves: Sequence[Curve], name: str, y_log: bool) -> list[Panel]:
-    """A recorded quantity against the step, a panel for each of at most three rates, the ends among them, and in it a
-    line for each run of the first seed; none where no trace has it."""
+    """A recorded quantity against the step: a panel for each of at most three rates, including the lowest and highest.
+
+    A panel has a line for each run of the first seed. The list is empty if no trace has the quantity.
+    """
     order = _order([curve.label for curve in curves])
     panels = []
     for lr in thinned(sorted({lr for curve in curves for lr in curve.lrs}), most=3):

@@ -1,6 +1,6 @@
-"""Datasets of Hugging Face: the only module that imports `datasets`, and only inside its functions.
+"""Datasets of Hugging Face. Only this module imports `datasets`, and only inside its functions.
 
-No dataset script is ever run: datasets 4 and later cannot, and nothing here asks an older one to.
+It never runs a dataset script. datasets 4 and later cannot run one, and this module does not allow an older version to.
 """
 
 import functools
@@ -28,7 +28,7 @@ from scaling_testbed.keys import key
 @SOURCES.register("huggingface")
 @dataclass(frozen=True, kw_only=True)
 class HuggingFaceConfig(TextSource):
-    """Any dataset that `datasets` can load without running its code."""
+    """Any dataset that `datasets` can load without running the code of the dataset."""
 
     name: str = "huggingface"
     path: str | None = key(
@@ -56,7 +56,7 @@ class HuggingFaceConfig(TextSource):
             raise ConfigError(f"data_files must be a glob or a list of globs, got {self.data_files!r}")
 
     def content(self) -> dict:
-        """Local files are watched by size and time; what lies on the hub is pinned by `revision`."""
+        """The sizes and times of local files; empty for a dataset on the hub, whose content `revision` identifies."""
         if self.path is None:
             raise ConfigError("data.path must be given: a dataset's name on the hub, a folder, or parquet or json")
         local = [name for name in as_list(self.data_files) if "://" not in name]
@@ -77,8 +77,8 @@ class HuggingFaceConfig(TextSource):
 
 
 def _units(source, hub_split: str, split: str | None, chunk_bytes: int) -> list[Unit]:
-    """Row ranges of about `chunk_bytes` of a downloaded dataset, or the files of a streamed one."""
-    _load_cached.cache_clear()  # the files may have changed since this process last looked
+    """Row ranges of about `chunk_bytes` of a downloaded dataset, or the files of a streamed dataset."""
+    _load_cached.cache_clear()  # the files may have changed since this process loaded them
     dataset = _load(source, hub_split)
     if source.streaming:
         return [Unit(hub_split, "hub_shard", i, i + 1, chunk_bytes, split) for i in range(dataset.num_shards)]
@@ -92,7 +92,7 @@ def _units(source, hub_split: str, split: str | None, chunk_bytes: int) -> list[
 
 
 def _documents(source, unit: Unit) -> Iterator[bytes]:
-    """The documents of one unit, none of them empty."""
+    """Yield the documents of one unit, none empty."""
     dataset = _load(source, unit.path)
     if source.streaming:
         rows = dataset.shard(num_shards=dataset.num_shards, index=unit.start)
@@ -123,7 +123,7 @@ def _label(source) -> str:
 
 
 class _one_line:
-    """Turns whatever `datasets` raises into one line that names the dataset."""
+    """A context that turns an exception of `datasets` into a UserError that names the dataset."""
 
     def __init__(self, source):
         self.source = source
@@ -162,7 +162,8 @@ def _load_cached(path, config_name, data_files, hub_split, revision, streaming, 
     hub.RETRIES.install()
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
-    # As lines of text, JSON files whose other fields differ in type can be mixed (those of RedPajama do).
+    # JSON files are read as lines of text, so that files can be mixed whose other fields have different types (those of
+    # RedPajama do).
     dataset = datasets.load_dataset(
         "text" if path == "json" else path,
         config_name,

@@ -1,4 +1,4 @@
-"""Independent symbols."""
+"""A synthetic source of independent symbols."""
 
 from dataclasses import dataclass
 
@@ -30,7 +30,7 @@ class NoiseConfig(SyntheticSource):
         super().__post_init__()
         check_choices(self)
         if (self.probabilities is not None) != (self.distribution == "explicit"):
-            raise ConfigError("probabilities must be given with distribution=explicit and only there")
+            raise ConfigError("probabilities must be set with distribution=explicit, and only then")
         if self.probabilities is not None:
             total = sum(self.probabilities)
             if len(self.probabilities) != self.vocab_size or min(self.probabilities) < 0 or not total > 0:
@@ -59,4 +59,4 @@ class NoiseConfig(SyntheticSource):
         cumulative = np.cumsum(self.symbol_probabilities())
         draws = self.random(split).random(self._length(split)) * cumulative[-1]
         symbols = np.searchsorted(cumulative, draws, side="right")
-        return np.minimum(symbols, self.vocab_size - 1)  # the product above may round up to the very end
+        return np.minimum(symbols, self.vocab_size - 1)  # the product above may round up to the last cumulative value

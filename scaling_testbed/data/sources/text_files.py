@@ -1,4 +1,4 @@
-"""A person's own files: plain text, JSON lines, parquet."""
+"""A user's own files: plain text, JSON lines, parquet."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -56,7 +56,7 @@ class TextFilesConfig(TextSource):
         return record
 
     def identity(self) -> dict:
-        """As for every source, but of the files found, not of the globs that found them."""
+        """The identity of `TextSource`, with the files found in place of the globs."""
         record = super().identity()
         del record["files"], record["validation_files"]
         return record

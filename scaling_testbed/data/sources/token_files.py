@@ -1,6 +1,6 @@
-"""Token files that a person already has, read in place: nanoGPT, llm.c, and Megatron (.bin beside .idx).
+"""A user's own token files, read in place: nanoGPT, llm.c, and Megatron (.bin beside .idx).
 
-Preparing them writes a manifest and copies nothing.
+Their preparation writes a manifest and copies no tokens.
 """
 
 import os
@@ -28,7 +28,7 @@ SCAN_TOKENS = 1 << 24
 @SOURCES.register("token_files")
 @dataclass(frozen=True, kw_only=True)
 class TokenFilesConfig(Source):
-    """Token files that exist already, read in place: of nanoGPT, llm.c or Megatron."""
+    """Existing token files of nanoGPT, llm.c or Megatron, read in place."""
 
     name: str = "token_files"
     train: Any = key(None, "The .bin files of the train split: a glob, a folder, or a list of them.")
@@ -46,18 +46,18 @@ class TokenFilesConfig(Source):
         check_positive("vocab_size", self.vocab_size)
 
     def paths(self, split: str) -> list[str]:
-        """The .bin files of a split, sorted. An .idx that a glob also matches stands for its .bin."""
+        """The .bin files of a split, sorted. If a glob matches an .idx file, its .bin file is taken."""
         for field in ("train", "validation", "vocab_size"):
             if getattr(self, field) is None:
                 raise ConfigError(f"data.{field} must be given for data=token_files")
         patterns = [f"{name}/*.bin" if os.path.isdir(name) else name for name in as_list(getattr(self, split))]
         found = {path[:-4] + ".bin" if path.endswith(".idx") else path for path in expand(f"data.{split}", patterns)}
         if other := sorted(path for path in found if not path.endswith(".bin")):
-            raise UserError(f"data.{split}: {other[0]} is no .bin file of tokens")
+            raise UserError(f"data.{split}: {other[0]} is not a .bin file of tokens")
         return sorted(found)
 
     def identity(self) -> dict:
-        """The files by path, size and time; the tokenizer is not among it."""
+        """The files by path, size and time. The tokenizer is not part of the identity."""
         paths = {split: self.paths(split) for split in ("train", "validation")}
         if both := set(paths["train"]) & set(paths["validation"]):
             raise ConfigError(f"data.validation must not be in data.train too: {min(both)}")
@@ -65,10 +65,10 @@ class TokenFilesConfig(Source):
         return {"kind": self.kind, "format": self.format, "vocab_size": self.vocab_size, **files}
 
     def prepare(self, job: Job) -> dict:
-        """Read every file once, for its hash and the range of its ids; they stay where they are."""
+        """Read every file once, for its hash and the range of its ids. The files stay in place."""
         paths = {split: self.paths(split) for split in SPLITS}
         layouts = {path: probe(path, self.format) for split in SPLITS for path in paths[split]}
-        assert self.vocab_size is not None, "`paths` asks for it"
+        assert self.vocab_size is not None, "`paths` raises without it"
         job.start(sum(os.path.getsize(path) for path in layouts))
         splits, train_counts = {}, np.zeros(self.vocab_size, dtype=np.int64)
         for split in SPLITS:
@@ -85,8 +85,10 @@ class TokenFilesConfig(Source):
 
 
 def probe(path: str, format: str = "auto") -> dict:
-    """How a token file is laid out: {format, dtype, offset (bytes), n_tokens, n_documents}. Raises UserError
-    that names the file for a wrong magic number or a size that does not fit."""
+    """The layout of a token file: {format, dtype, offset (bytes), n_tokens, n_documents}.
+
+    Raises UserError that names the file if its magic number or its size is wrong.
+    """
     size = os.path.getsize(path)
     if size == 0:
         raise UserError(f"{path}: empty file, no tokens")
@@ -105,7 +107,7 @@ def probe(path: str, format: str = "auto") -> dict:
         raise UserError(f"{path}: {size} bytes is not a list of uint16 tokens; set data.format")
     first = np.fromfile(path, "<u2", 1 << 16)
     if len(first) >= 64 and not first[1::2].any() and first.any():
-        raise UserError(f"{path}: every second token is 0, as where uint32 is read as uint16; write the ids as uint16")
+        raise UserError(f"{path}: every second token is 0, so the ids seem to be uint32; write them as uint16")
     return {"format": format, "dtype": "uint16", "offset": 0, "n_tokens": size // 2, "n_documents": None}
 
 
@@ -116,7 +118,7 @@ def _has_llmc_magic(path: str) -> bool:
 
 
 def _probe_megatron(path: str, index: Path, size: int) -> dict:
-    """Reads the .idx: magic, version, type code, counts, then a length and a byte offset per sequence and the
+    """Read the .idx file: magic, version, type code, counts, the length and byte offset of each sequence, and the
     document borders. The sequences must lie one after the other, as Megatron's own tool writes them."""
     try:
         raw = index.read_bytes()
@@ -143,8 +145,10 @@ def _probe_megatron(path: str, index: Path, size: int) -> dict:
 
 
 def scan(path: str, layout: dict, vocab_size: int) -> tuple[dict, np.ndarray]:
-    """Reads a token file once: its manifest entry and how often each id occurs. UserError for an id
-    outside."""
+    """Read a token file once. Return its manifest entry and the counts of each id.
+
+    Raises UserError if an id is outside the vocabulary.
+    """
     tokens = np.memmap(
         path,
         dtype=np.dtype(layout["dtype"]).newbyteorder("<"),

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 @OPTIMIZERS.register("adam_atan2")
 @dataclass(frozen=True, kw_only=True)
 class AdamAtan2Config(OptimizerConfig):
-    """Adam-atan2 (Everett et al. 2024, arXiv 2407.05872): Adam's update m / (sqrt(v) + eps) becomes
-    a atan2(m, b sqrt(v)), with m and v its bias-corrected moments. It does not change when all gradients of a tensor
-    are multiplied by a number, so there is no eps, and it is at most a pi / 2.
+    """Adam-atan2 (Everett et al. 2024, arXiv 2407.05872). It replaces Adam's update m / (sqrt(v) + eps) by
+    a atan2(m, b sqrt(v)), with m and v the bias-corrected moments. The update does not change if all gradients of a
+    tensor are multiplied by a positive number, so there is no eps. It is at most a pi / 2.
     """
 
     needs_whole_tensors = None
@@ -54,13 +54,13 @@ class AdamAtan2Config(OptimizerConfig):
 
     @property
     def rate_means(self) -> str:
-        """AdamW's where a constant gradient has AdamW's update, which is one."""
+        """The meaning of AdamW if the update of a constant gradient is one, as AdamW's is."""
         constant = self.a * math.atan2(1, self.b)
         as_adamw = RELATIVE_RATE if self.scale_lr_by_param_rms else AS_ADAMW
         return as_adamw if math.isclose(constant, 1, rel_tol=1e-6) else f"{constant:.4g} times {as_adamw}"
 
     def update_of(self, group: dict[str, Any], state: dict[str, Any]) -> Update | None:
-        """a atan2(m, b sqrt(v)), which has no eps."""
+        """The last update a atan2(m, b sqrt(v)), which has no eps."""
         if not state:
             return None
         first, root = moments(group, state)

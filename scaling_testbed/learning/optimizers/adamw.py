@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from scaling_testbed.model.transformer import Transformer
 
-MOMENTS_BYTES = 8  # of the two moments, fp32
+MOMENTS_BYTES = 8  # bytes of the two moments of a weight, fp32
 RELATIVE_RATE = "about one per step and unit of each tensor's RMS (AdamW with scale_lr_by_param_rms)"
 
 
@@ -56,7 +56,7 @@ class AdamWConfig(OptimizerConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_fractions("beta1", "beta2")
-        check_positive("eps", self.eps)  # with 0 the embedding of a token that never came would be 0/0
+        check_positive("eps", self.eps)  # with 0, the update of the embedding of a token that never occurs is 0/0
         for name in ("update_clipping", "scale_lr_by_param_rms"):
             if getattr(self, name) and self.fused:
                 raise ConfigError(f"fused cannot be true together with {name}")
@@ -88,7 +88,7 @@ class AdamWConfig(OptimizerConfig):
 
     @property
     def rate_means(self) -> str:
-        """Clipping an update does not change it: it divides by one but after a spike."""
+        """update_clipping does not change the meaning, because it divides the rate by one except after a spike."""
         return RELATIVE_RATE if self.scale_lr_by_param_rms else AS_ADAMW
 
     def update_of(self, group: dict[str, Any], state: dict[str, Any]) -> Update | None:
@@ -112,7 +112,7 @@ class StableAdamWConfig(AdamWConfig):
 
 
 def adam_update(group: dict[str, Any], state: dict[str, Any]) -> Update | None:
-    """m / (sqrt(v) + eps), bias-corrected (Wortsman et al. 2023, arXiv 2309.14322, section E.13)."""
+    """The last update m / (sqrt(v) + eps), bias-corrected (Wortsman et al. 2023, arXiv 2309.14322, section E.13)."""
     if not state:
         return None
     first, root = moments(group, state)
@@ -120,14 +120,14 @@ def adam_update(group: dict[str, Any], state: dict[str, Any]) -> Update | None:
 
 
 def moments(group: dict[str, Any], state: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Adam's bias-corrected first moment and the root of its second, fp64, of this process's part of a tensor."""
+    """Adam's bias-corrected first moment and the root of the second, fp64, for this process's part of a tensor."""
     step, (beta1, beta2) = float(state["step"]), group["betas"]
     root = (local_part(state["exp_avg_sq"]).double() / (1 - beta2**step)).sqrt()
     return local_part(state["exp_avg"]).double() / (1 - beta1**step), root
 
 
 def rate_of_tensor(optimizer: torch.optim.Optimizer, parameter: torch.nn.Parameter) -> float | torch.Tensor | None:
-    """The last rate of a tensor in an optimizer that gives each its own (tensorwise.TensorwiseAdam)."""
+    """The last rate of a tensor in an optimizer with a rate for each tensor (tensorwise.TensorwiseAdam)."""
     from scaling_testbed.learning.optimizers.tensorwise import TensorwiseAdam
 
     assert isinstance(optimizer, TensorwiseAdam)
@@ -135,5 +135,5 @@ def rate_of_tensor(optimizer: torch.optim.Optimizer, parameter: torch.nn.Paramet
 
 
 def can_fuse(model: Transformer) -> bool:
-    """Whether PyTorch has a one-kernel step where the model lies."""
+    """Whether PyTorch has a fused step on the device of the model."""
     return next(model.parameters()).device.type in ("cpu", "cuda")

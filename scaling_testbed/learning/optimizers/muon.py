@@ -1,4 +1,4 @@
-"""Muon for matrices, AdamW for all else."""
+"""Muon for the matrices inside the blocks, AdamW for all other parameters."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class MuonConfig(OptimizerConfig):
     """Muon (Jordan et al. 2024) for the matrices inside the blocks, AdamW for all other parameters.
 
     Muon's update is its momentum, orthogonalised by Newton-Schulz iterations in bf16. The weight decay acts equally on
-    both kinds. A rate does not mean what it means for AdamW, so their sensitivities S are not comparable.
+    both kinds of parameters. A rate has another meaning than for AdamW, so their sensitivities S are not comparable.
     """
 
     needs_whole_tensors = "it orthogonalises whole matrices"
@@ -73,7 +73,7 @@ class MuonConfig(OptimizerConfig):
         return Combined(parts)
 
     def bytes_per_weight(self, role: str) -> int:
-        """Muon has one moment, fp32."""
+        """Bytes of optimizer state for each weight of a role. Muon has one moment, fp32."""
         return 4 if role in HIDDEN_ROLES else MOMENTS_BYTES
 
     @property
@@ -81,5 +81,5 @@ class MuonConfig(OptimizerConfig):
         return f"an orthogonal matrix per step, times the factor of lr_adjustment={self.lr_adjustment} (Muon)"
 
     def update_of(self, group: dict[str, Any], state: dict[str, Any]) -> Update | None:
-        """AdamW's, of what it updates; the iterations of Muon are not repeated for the sake of a number."""
+        """The update of AdamW's parameters; None for Muon's, because its iterations would have to be repeated."""
         return None if "momentum_buffer" in state else adam_update(group, state)

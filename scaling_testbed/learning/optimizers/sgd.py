@@ -21,8 +21,8 @@ class SGDConfig(OptimizerConfig):
     """Stochastic gradient descent with momentum (Sutskever et al. 2013, "On the importance of initialization and
     momentum in deep learning"), in PyTorch's form and without dampening.
 
-    With g the gradient after clipping, b <- momentum b + g is the update; with nesterov it is g + momentum b. The decay
-    acts on the weights and is no part of b: SGDW (Loshchilov and Hutter 2019, arXiv 1711.05101, algorithm 1).
+    With g the gradient after clipping, the update is b <- momentum b + g; with nesterov it is g + momentum b. The decay
+    acts on the weights and does not enter b, as in SGDW (Loshchilov and Hutter 2019, arXiv 1711.05101, algorithm 1).
     """
 
     needs_whole_tensors = None
@@ -50,23 +50,23 @@ class SGDConfig(OptimizerConfig):
         return optimizer
 
     def bytes_per_weight(self, role: str) -> int:
-        """One moment, fp32."""
+        """Bytes of optimizer state for each weight of a role: one moment, fp32."""
         return 4 if self.momentum else 0
 
     @property
     def rate_means(self) -> str:
-        """A constant gradient comes to move a weight 1 / (1 - momentum) times, so momentum is part of the meaning."""
+        """The meaning includes momentum, which multiplies the effect of a constant gradient by 1 / (1 - momentum)."""
         return f"one per step and unit of gradient, summed with momentum={self.momentum:g} (SGD)"
 
     def update_of(self, group: dict[str, Any], state: dict[str, Any]) -> Update | None:
-        """The momentum; None where the update is of the gradient too, which is no part of the state."""
+        """The momentum; None if the update also depends on the gradient, which is not in the state."""
         if self.nesterov or "momentum_buffer" not in state:
             return None
         return Update(local_part(state["momentum_buffer"]).double(), None)
 
 
 def _decay(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-    """Before a step: shrink the weights that have a gradient, by their group's rate."""
+    """Decay the weights that have a gradient, before each step, by the rate and decay of their group."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             if parameter.grad is not None:

@@ -1,6 +1,6 @@
-"""AdamW and Adam-atan2 a tensor at a time, for what depends on a whole tensor or is not in torch.optim.
+"""AdamW and Adam-atan2, one tensor at a time, for features that need a whole tensor or are not in torch.optim.
 
-They work on whole and on sharded tensors (DTensors) and keep the state of torch.optim.AdamW.
+They work on whole and on sharded tensors (DTensors). Their state has the form of torch.optim.AdamW's state.
 """
 
 from collections.abc import Iterable
@@ -10,15 +10,17 @@ import torch
 
 from scaling_testbed.learning.optimizers.base import local_part
 
-SMALLEST_RMS = 1e-3  # that a rate is multiplied by, so that a tensor of zeros learns
+SMALLEST_RMS = 1e-3  # the smallest factor on a rate, so that a tensor of zeros learns
 
 
 class TensorwiseAdam(torch.optim.Optimizer):
-    """The moments of Adam and decoupled decay. A subclass says in `_update` what is made of the moments, and in
-    `_rate` what a tensor's rate is; the decay keeps to the group's.
+    """The base class: the moments of Adam and decoupled decay.
 
-    scale_lr_by_param_rms: max(RMS(w), 1e-3) is a factor of the rate (Adafactor, arXiv 1804.04235, algorithm 4).
-    rates: that of each tensor's last update, a number or a scalar tensor; no part of the state.
+    A subclass computes the update from the moments in `_update`. It may also define `_rate`, the rate of a tensor. The
+    decay always uses the rate of the group.
+
+    scale_lr_by_param_rms: multiply the rate by max(RMS(w), 1e-3) (Adafactor, arXiv 1804.04235, algorithm 4).
+    rates: tensor -> rate of its last update, a number or a scalar tensor. It is not part of the state.
     """
 
     def __init__(
@@ -36,7 +38,7 @@ class TensorwiseAdam(torch.optim.Optimizer):
         self.rates: dict[torch.Tensor, float | torch.Tensor] = {}
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]  # there is no closure
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # closures are not supported
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
@@ -72,11 +74,11 @@ class TensorwiseAdam(torch.optim.Optimizer):
 
 
 class TensorwiseAdamW(TensorwiseAdam):
-    """AdamW, and with update_clipping StableAdamW.
+    """AdamW, or StableAdamW with update_clipping.
 
     StableAdamW divides the rate by max(1, RMS) with RMS^2 = mean(g^2 / max(v, eps^2)). v is the bias-corrected second
-    moment, this step's gradient included (Wortsman et al. 2023, arXiv 2304.13013, algorithm 2, which corrects the bias
-    through a step-dependent beta). The decay is not divided, so that the clipping of an update changes nothing else.
+    moment, including the gradient of this step (Wortsman et al. 2023, arXiv 2304.13013, algorithm 2, which corrects the
+    bias by a step-dependent beta). The decay is not divided, so that the clipping changes only the update.
     """
 
     def __init__(
@@ -109,7 +111,7 @@ class TensorwiseAdamW(TensorwiseAdam):
 
 
 class AdamAtan2(TensorwiseAdam):
-    """Adam-atan2 (Everett et al. 2024, arXiv 2407.05872): the update is a atan2(m, b sqrt(v)), zero where both are."""
+    """Adam-atan2 (Everett et al. 2024, arXiv 2407.05872): the update is a atan2(m, b sqrt(v)), zero if m = v = 0."""
 
     def _update(self, first: torch.Tensor, second: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:
         a: float = group["a"]
@@ -117,16 +119,16 @@ class AdamAtan2(TensorwiseAdam):
 
 
 def _mean_of_whole(here: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """The mean over the whole tensor of which `here` is this process's part, as `like` is sharded."""
+    """The mean over a whole tensor. `here` is this process's part of it, sharded as `like` is."""
     if not hasattr(like, "to_local"):
         return here.mean()
-    from torch.distributed.tensor import DTensor  # half a second that an unsharded run need not spend
+    from torch.distributed.tensor import DTensor  # takes half a second, so only sharded runs import it
 
     assert isinstance(like, DTensor)
     whole = DTensor.from_local(
         here, like.device_mesh, like.placements, shape=like.shape, stride=like.stride(), run_check=False
     )
-    # Not its mean: the parts need not be of one size.
+    # Not whole.mean(), because the parts may have different sizes.
     total = whole.sum()
     assert isinstance(total, DTensor)
     mean: torch.Tensor = total.full_tensor() / like.numel()

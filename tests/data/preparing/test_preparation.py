@@ -66,14 +66,14 @@ def content(folder):
 
 
 @pytest.fixture
-def child(tmp_path):
+def child(tmp_path, python):
     """Starts a preparation in a process of its own, to be killed at a point."""
     script = tmp_path / "child.py"
     script.write_text(CHILD)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
 
     def start(files, data_dir, workers=1, point="never"):
-        command = [sys.executable, str(script), files, str(tmp_path / data_dir), str(workers), point]
+        command = [python, str(script), files, str(tmp_path / data_dir), str(workers), point]
         return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=tmp_path)
 
     return start

@@ -113,14 +113,21 @@ def assert_is_the_definition(case, dtype):
     assert_near(found, exact(*tensors, **case.options), tolerance, tensors[3])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("case", SHIPPED, ids=str)
+def in_both_types(cases):
+    """Each case in one of two types, in turn, and in the other one in the slow tests. On a GPU neither is slow."""
+    types = (torch.float32, torch.bfloat16)
+    slow = pytest.mark.slow if support.INTERPRETED else ()
+    both = [(case, types[(index + other) % 2], other) for index, case in enumerate(cases) for other in (0, 1)]
+    params = [pytest.param(case, dtype, marks=slow if other else ()) for case, dtype, other in both]
+    return pytest.mark.parametrize(("case", "dtype"), params, ids=str)
+
+
+@in_both_types(SHIPPED)
 def test_output_and_gradients_are_the_definition_s(case, dtype):
     assert_is_the_definition(case, dtype)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("case", SMALL, ids=str)
+@in_both_types(SMALL)
 def test_output_and_gradients_are_the_definition_s_over_many_tiles(case, dtype, small_tiles):
     assert_is_the_definition(case, dtype)
 
@@ -268,7 +275,7 @@ def test_inputs_that_it_cannot_take_are_refused():
 
     refused("d_head must be one of 32, 64, 80, 96, 128 .* got 48", q=(1, 2, 8, 48), k=(1, 2, 8, 48))
     refused("multiple of key heads", q=(1, 3, 8, 32))
-    refused("no empty dimension", q=(1, 2, 0, 32), k=(1, 2, 0, 32))
+    refused("non-empty dimensions", q=(1, 2, 0, 32), k=(1, 2, 0, 32))
     refused(r"q \[B, H, T, K\] and k, v \[B, G, T, K\], got q \(1, 2, 8, 32\)", k=(1, 2, 9, 32))
     refused("takes q", v=(1, 1, 8, 32))
     refused("takes q", q=(2, 8, 32), k=(2, 8, 32))

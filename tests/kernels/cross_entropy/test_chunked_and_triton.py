@@ -70,7 +70,9 @@ def test_terms_and_gradients_equal_the_definition(path, dtype, softcap):
 
 
 @each_path
-@pytest.mark.parametrize(("n", "d", "v"), [(1, 8, 3), (127, 16, 50), (129, 65, 129), (3, 64, 50257)])
+@pytest.mark.parametrize(
+    ("n", "d", "v"), [(1, 8, 3), (127, 16, 50), (129, 65, 129), pytest.param(3, 64, 50257, marks=pytest.mark.slow)]
+)
 def test_odd_sizes_are_handled(path, n, d, v):
     arguments = inputs(n, d, v, ignored=0)
     assert_near(outputs(path, *arguments), truth(*arguments), *TOLERANCE[FP32])
@@ -82,8 +84,8 @@ each_chunked_path = pytest.mark.parametrize("path", ["torch", "triton"])
 
 @each_chunked_path
 def test_the_size_of_the_chunks_changes_nothing(path):
-    arguments = inputs(300, 16, 33)
-    one, many = (outputs(path, *arguments, chunk_bytes=size) for size in (2**30, 130 * 33 * 4))
+    arguments = inputs(40, 16, 33)
+    one, many = (outputs(path, *arguments, chunk_bytes=size) for size in (2**30, 17 * 33 * 4))
     assert_near(many, truth(*arguments), *TOLERANCE[FP32])
     for left, right in zip(one, many, strict=True):
         torch.testing.assert_close(left, right, rtol=1e-5, atol=1e-5)
@@ -92,9 +94,9 @@ def test_the_size_of_the_chunks_changes_nothing(path):
 @each_chunked_path
 def test_the_head_s_gradient_is_summed_wide_over_chunks(path):
     """A bf16 sum would be off by 1e-2 after 64 chunks, and more after more."""
-    hidden, weight, targets = inputs(256, 16, 33, dtype=BF16, scale=0.2, ignored=0)
+    hidden, weight, targets = inputs(128, 16, 33, dtype=BF16, scale=0.2, ignored=0)
     errors = []
-    for chunk_bytes in (2**30, 4 * 33 * 2):
+    for chunk_bytes in (2**30, 2 * 33 * 2):
         grad = outputs(path, hidden, weight.detach().float().requires_grad_(), targets, chunk_bytes=chunk_bytes)[-1]
         exact = truth(hidden, weight, targets)[-1]
         errors.append(((grad - exact).norm() / exact.norm()).item())

@@ -1,0 +1,163 @@
+"""The warm parent: `parent.py SOCKET EXECUTABLE` imports, then forks a child for each request, until its stdin ends."""
+
+import atexit
+import gc
+import importlib
+import importlib.util
+import io
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import struct
+import sys
+import threading
+import types
+
+# What most of the commands import.
+MODULES = ["torch", "torch._dynamo", "torch.distributed.checkpoint", "torch.distributed.fsdp", "torch.distributed.run"]
+MODULES += ["filelock", "hydra", "numpy.fft", "omegaconf"]
+MODULES += ["scaling_testbed.training.run", "scaling_testbed.config.compose", "scaling_testbed.commands.doors"]
+MODULES += ["scaling_testbed.sweeps.local", "scaling_testbed.sweeps.plan"]
+# What Hydra imports when it composes for the first time.
+MODULES += [
+    f"hydra._internal.core_plugins.{name}"
+    for name in ("bash_completion", "basic_launcher", "basic_sweeper", "file_config_source", "fish_completion")
+    + ("importlib_resources_config_source", "structured_config_source", "zsh_completion")
+]
+
+
+def serve(listener):
+    """Answers requests. Returns a request in each child, and never returns in the parent."""
+    with listener:
+        while True:
+            ready, _, _ = select.select([listener, sys.stdin], [], [])
+            reap()
+            if listener not in ready:
+                os._exit(0)
+            connection, _ = listener.accept()
+            if os.fork() == 0:
+                break
+            connection.close()
+    return answer(connection)
+
+
+def reap():
+    """Collects the keepers that have ended, and with them the processor time of their children."""
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        pass
+
+
+def answer(connection):
+    """Forks the child and returns the request in it. The process itself is its keeper: it tells the client the child's
+    process id and how the child ended, and kills the child when the client is gone."""
+    header, streams, _, _ = socket.recv_fds(connection, 4, 3)
+    data = connection.recv(*struct.unpack("i", header), socket.MSG_WAITALL)
+    child = os.fork()
+    if child == 0:
+        connection.close()
+        for target, stream in enumerate(streams):
+            os.dup2(stream, target)
+            os.close(stream)
+        return json.loads(data)
+    for stream in [0, 1, 2, *streams]:
+        os.close(stream)
+    connection.send(struct.pack("i", child))
+    ended = os.pidfd_open(child)
+    ready, _, _ = select.select([connection, ended], [], [])
+    if ended not in ready:
+        os.kill(child, signal.SIGKILL)
+    status = os.waitpid(child, 0)[1]
+    try:
+        connection.send(struct.pack("i", status))
+    finally:
+        os._exit(0)
+
+
+def become(request, executable, searched):
+    """Makes this process what a new interpreter is with these arguments, in this folder and environment."""
+    os.chdir(request["cwd"])
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    for number in request["ignored"]:
+        signal.signal(number, signal.SIG_IGN)
+    unbuffered = request["arguments"][0] == "-u"
+    sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, closefd=False)), "utf-8")
+    for name, stream, errors in (("stdout", 1, "strict"), ("stderr", 2, "backslashreplace")):
+        lines = unbuffered or name == "stderr" or os.isatty(stream)
+        file = io.BufferedWriter(io.FileIO(stream, "wb", closefd=False))
+        setattr(sys, name, io.TextIOWrapper(file, "utf-8", errors, line_buffering=lines, write_through=unbuffered))
+    sys.executable = executable
+    paths = request["environment"].get("PYTHONPATH", "").split(os.pathsep)
+    sys.path[:] = ["", *(os.path.abspath(path) for path in paths if path), *searched]
+    threads = int(request["environment"].get("OMP_NUM_THREADS", len(os.sched_getaffinity(0))))
+    if threads != 1:
+        import torch
+
+        torch.set_num_threads(threads)
+    return request["arguments"][unbuffered:]
+
+
+def run(arguments):
+    """python -m NAME ..., python -c CODE ..., or python FILE ..."""
+    option, *rest = arguments
+    if option == "-m":
+        name, sys.path[0], sys.argv = rest[0], os.getcwd(), rest
+        found = importlib.util.find_spec(name)
+        if found is not None and found.submodule_search_locations is not None:
+            name += ".__main__"
+        sys.modules.pop(name, None)
+        runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
+    elif option == "-c":
+        sys.argv = ["-c", *rest[1:]]
+        sys.modules["__main__"] = types.ModuleType("__main__")
+        sys.modules["__main__"].__dict__["__builtins__"] = __builtins__
+        exec(compile(rest[0], "<string>", "exec"), sys.modules["__main__"].__dict__)
+    else:
+        sys.argv, sys.path[0] = arguments, os.path.dirname(os.path.realpath(option))
+        runpy.run_path(option, run_name="__main__")
+
+
+def end(call):
+    """Calls and ends the process as Python would, but does not take the modules apart, which takes 0.3 s."""
+    status = 0
+    try:
+        try:
+            call()
+        finally:
+            threading._shutdown()
+    except SystemExit as error:
+        status = 0 if error.code is None else error.code
+        if not isinstance(status, int):
+            print(status, file=sys.stderr)
+            status = 1
+    except BaseException as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+        status = -signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
+    atexit._run_exitfuncs()
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        print(f"Exception ignored in: {sys.stdout!r}\n{type(error).__name__}: {error}", file=sys.stderr)
+        status = 120
+    if status < 0:
+        signal.signal(-status, signal.SIG_DFL)
+        os.kill(os.getpid(), -status)
+    os._exit(status & 0xFF)
+
+
+if __name__ == "__main__":
+    listener, executable = socket.socket(fileno=int(sys.argv[1])), sys.argv[2]
+    own = os.environ["PYTHONPATH"]
+    searched = [entry for entry in sys.path[1:] if entry != own]
+    sys.path[0] = own
+    for name in MODULES:
+        importlib.import_module(name)
+    assert os.listdir("/proc/self/task") == [str(os.getpid())], "an import has started a thread: forks are not safe"
+    gc.freeze()
+    end(lambda: run(become(serve(listener), executable, searched)))
