@@ -1,6 +1,7 @@
 """What the Hugging Face Hub's libraries say while they try to reach it."""
 
 import logging
+import re
 import sys
 
 LOGGERS = ("huggingface_hub.utils._http", "datasets.utils.file_utils")  # of each attempt and its wait
@@ -25,7 +26,8 @@ class Retries(logging.Filter):
             return True
         if not self.said:
             self.said = True
-            reason = problem.strip("'") if failed else "the connection was lost"
+            system = re.search(r"\[Errno -?\d+\] [^\"')]*", problem)  # within what some versions show as nested tuples
+            reason = (system[0] if system else problem.strip("'")) if failed else "the connection was lost"
             print(f"the Hugging Face Hub does not answer ({reason}); trying again", file=sys.stderr)
         return False
 

@@ -139,7 +139,7 @@ def test_a_hub_that_does_not_answer_is_said_in_one_line(asked, source, monkeypat
         with pytest.raises(Exception, match="Connection refused"):
             refused()
     else:
-        with pytest.raises(UserError, match=r"the hub did not give it \(.*Connection refused"):
+        with pytest.raises(UserError, match="Connection refused"):
             PretrainedConfig(path="nobody/nothing")._download()
     logging.getLogger("huggingface_hub.utils._http").warning("something else")
     said = [line for line in capfd.readouterr().err.splitlines() if "Generating" not in line]
