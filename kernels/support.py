@@ -1,4 +1,4 @@
-"""Where the Triton kernels can run. Imports no triton, so that it can be asked where there is none."""
+"""Where the Triton kernels can run. This module does not import triton, so that it works without triton."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import os
 
 import torch
 
-# Triton 3.10 stops fusing multiply and add unless told to; the kernels were checked with fusion. Read at its import.
+# From 3.10 on, Triton fuses multiply and add only if this is set. The kernels were checked with fusion. Triton reads
+# the variable when it is imported.
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
-# Whether the kernels run in Triton's interpreter, on the CPU and slowly. Triton reads it when a kernel is defined.
+# Whether the kernels run in Triton's interpreter, slowly on the CPU. Triton reads this when a kernel is defined.
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
 
 OLDEST_CAPABILITY = (8, 0)  # bf16 tensor cores
@@ -19,7 +20,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def why_not(device: torch.device) -> str | None:
-    """The reason why the Triton kernels cannot run on `device`, for an error message; None where they can."""
+    """The reason why the Triton kernels cannot run on `device`, for an error message; None if they can."""
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
     if device.type == "cuda":
@@ -34,12 +35,14 @@ def why_not(device: torch.device) -> str | None:
 
 
 def on_device(x: torch.Tensor) -> contextlib.AbstractContextManager:
-    """Triton launches on the current device: make it `x`'s."""
+    """A context in which the device of `x` is the current device, on which Triton launches."""
     return torch.cuda.device_of(x) if x.is_cuda else contextlib.nullcontext()
 
 
 def require(x: torch.Tensor, what: str) -> None:
-    """Raise RuntimeError, naming `what` was asked for, for a tensor that is neither on a GPU nor on a CPU under the
-    interpreter. Costs nothing; whether this GPU will do is `why_not`'s to say, once, where a path is chosen."""
+    """Raise RuntimeError that names `what` if `x` is neither on a GPU nor on a CPU under Triton's interpreter.
+
+    The check is cheap. It does not check the kind of GPU; `why_not` does so once, when a path is chosen.
+    """
     if not (x.is_cuda or INTERPRETED):
         raise RuntimeError(f"{what} cannot run: {why_not(x.device)}")

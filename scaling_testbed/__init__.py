@@ -3,7 +3,8 @@
     import scaling_testbed as st
     row = st.train(["model=nano_s", "data=markov", "budget.steps=100"])
 
-`st.__all__` lists the functions of api.py; importing the package loads none of what they need, torch and Hydra say.
+`st.__all__` lists the functions of api.py. Importing the package does not import their dependencies, such as torch and
+Hydra.
 """
 
 import importlib
@@ -45,9 +46,12 @@ __all__ = [
 
 
 class _Package(types.ModuleType):
-    """This package, with the functions of api.py as properties. A property, because Python's import system sets each
-    submodule as an attribute of its package: after `import scaling_testbed.train` a plain attribute `train` would be
-    that module. A property of the class comes first, and its setter lets the module pass by."""
+    """This package, with the functions of api.py as properties.
+
+    They are properties because Python's import system sets each submodule as an attribute of its package: after `import
+    scaling_testbed.train`, a plain attribute `train` would be the module. A property of the class takes precedence, and
+    its setter ignores modules.
+    """
 
     def __dir__(self):
         return sorted({*vars(self), *__all__})

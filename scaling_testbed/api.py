@@ -1,9 +1,9 @@
-"""The public API: what a notebook calls as `import scaling_testbed as st; st.train(...)`. See st.__all__.
+"""The public API: `import scaling_testbed as st; st.train(...)`. `st.__all__` lists the functions.
 
-Functions take overrides (Hydra's grammar, as on the command line), paths of studies, or rows that are at hand as
-mappings or as a pandas DataFrame; they return dataclasses and plain rows. One override, condition or key may be given
-as a text of its own instead of a list. What each needs is imported when it is
-called. A mistake raises ConfigError (a wrong key or value) or UserError (a wrong file, run or machine) in one line.
+Functions take overrides (in Hydra's grammar, as on the command line), paths of studies, or rows as mappings or as a
+pandas DataFrame. They return dataclasses and plain rows. A list of overrides, conditions or keys that has one entry can
+be given as a text. A function imports what it needs when it is called. An error of the user raises ConfigError (a wrong
+key or value) or UserError (a wrong file, run or machine), with one line.
 """
 
 from __future__ import annotations
@@ -34,16 +34,18 @@ Texts = Sequence[str] | str
 
 
 def compose(overrides: Texts = ()) -> RunConfig:
-    """The frozen configuration that `overrides` ask for. Raises ConfigError naming the key that is wrong."""
+    """Build the frozen configuration of a run from `overrides`. Raises ConfigError, which names the wrong key."""
     from scaling_testbed.config.compose import compose
 
     return compose(_texts(overrides))
 
 
 def train(run: RunConfig | Texts, *, quiet: bool = True) -> Row:
-    """Train a run, or go on with it, or find it finished; returns its row, which result.json holds: losses in nats per
-    token, parameters, tokens, FLOPs, the flat configuration. `status` is finished, diverged, or preempted where a
-    signal stopped it; the same call goes on. quiet: print no progress. Raises UserError for what a person can mend."""
+    """Train a run and return its row, the content of result.json: losses in nats per token, parameters, tokens, FLOPs,
+    the flat configuration. A run that was stopped continues, and the row of a finished run is returned at once.
+
+    `status` in the row is finished, diverged, or preempted if a signal stopped the run; the same call continues it.
+    quiet: print no progress. Raises UserError for an error that the user can correct."""
     from scaling_testbed.config.run import RunConfig
     from scaling_testbed.training.run import train
 
@@ -51,9 +53,11 @@ def train(run: RunConfig | Texts, *, quiet: bool = True) -> Row:
 
 
 def plan(sweep: str | Path, overrides: Texts = (), *, scale: str | None = None, processes: int = 1) -> list[PlannedRun]:
-    """What the runs of a sweep are and cost; spends nothing. sweep: a name of configs/sweep/, or the path of a .yaml
-    file. overrides: of every run, `key=a,b` for an axis; plugins= and configs= as on the command line. scale: one of
-    the file's, None for its first. processes: of each run, for the memory on each GPU. Raises ConfigError."""
+    """List the runs of a sweep and what they cost. Trains nothing.
+
+    sweep: a name in configs/sweep/, or the path of a .yaml file. overrides: apply to every run; `key=a,b` makes an
+    axis; plugins= and configs= work as on the command line. scale: one of the scales of the file; None: its first.
+    processes: of each run; they decide the memory on each GPU. Raises ConfigError."""
     from scaling_testbed.errors import check_positive
 
     check_positive("processes", processes)
@@ -70,12 +74,12 @@ def run_sweep(
     runs_per_gpu: int = 1,
     retry: bool = False,
 ) -> list[Row]:
-    """Run a sweep on this machine, `workers` processes at a time or `runs_per_gpu` on each of `gpus` ([0, 1] or "0,1");
-    returns the rows of its runs. What is finished is not run again; what was killed goes on. retry: failed runs are
-    tried again.
+    """Run a sweep on this machine and return the rows of its runs. `workers` processes run at a time, or `runs_per_gpu`
+    on each of `gpus` ([0, 1] or "0,1"). Finished runs are not run again, and killed runs continue. retry: run failed
+    runs again.
 
-    Raises ConfigError before anything is started, and UserError at the end where a run failed, naming each, or where a
-    signal stopped the sweep; finished rows lie in the folder then, and `load_rows` reads them."""
+    Raises ConfigError before anything is started. Raises UserError at the end if a run failed (it names each), or if a
+    signal stopped the sweep. The rows of finished runs are then in the folder, and `load_rows` reads them."""
     from scaling_testbed.errors import UserError
     from scaling_testbed.sweeps.local import Driver, slots
     from scaling_testbed.sweeps.plan import remember, sweep_folder
@@ -118,9 +122,10 @@ def _planned(sweep: Sweep, processes: int = 1) -> list[PlannedRun]:
 
 
 def load_rows(path: str | Path, where: Texts = (), *, frame: bool = False) -> list[Row] | pandas.DataFrame:
-    """The rows of a sweep's folder or of a file (.jsonl, .json, .csv, .parquet): one for each run that is finished or
-    diverged and fits every condition ("model.qk_norm=none", "flops<5e20"). frame: as a DataFrame, a column a field.
-    Warns of runs that are planned, or were begun, and have no result. Raises UserError and ConfigError."""
+    """Read the rows of a sweep's folder or of a file (.jsonl, .json, .csv, .parquet): one for each run that is finished
+    or diverged and meets every condition ("model.qk_norm=none", "flops<5e20"). frame: return a DataFrame with one
+    column for each field. Warns of runs that were planned or started and have no result. Raises UserError and
+    ConfigError."""
     from scaling_testbed.analysis.rows.given import study_of
 
     study = study_of(path, _texts(where))
@@ -135,7 +140,7 @@ def load_rows(path: str | Path, where: Texts = (), *, frame: bool = False) -> li
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedRun:
-    """Where a loaded model comes from: its run, the step of the checkpoint, and the folder of the run's data."""
+    """The origin of a loaded model: its run, the step of the checkpoint, and the folder of the run's data."""
 
     run: RunConfig
     step: int
@@ -143,7 +148,7 @@ class LoadedRun:
 
     @property
     def tokenizer(self) -> ByteTokenizer | JsonTokenizer:
-        """The tokenizer of the run's data. Raises UserError where the data was given as token ids."""
+        """The tokenizer of the run's data. Raises UserError if the data was given as token ids."""
         from scaling_testbed.data.tokenizers import load_tokenizer
 
         return load_tokenizer(self.data_folder)
@@ -152,10 +157,12 @@ class LoadedRun:
 def load_model(
     run_dir: str | Path, *, step: int | None = None, device: str = "cpu", plugins: Texts = ()
 ) -> tuple[Transformer, LoadedRun]:
-    """A saved model of runs/NAME/RUN_ID in evaluation mode, with its run and tokenizer; `model(tokens_BS)` gives the
-    hidden states, times `model.head_weight_VD.T` the logits. step: of the checkpoint, None for the newest. plugins:
-    those of the run that may be loaded, as after --plugins. Raises UserError where there is no such checkpoint, it is
-    damaged, or the data is another one now, and ConfigError for a device that is not here."""
+    """Load a saved model of runs/NAME/RUN_ID in evaluation mode, with its run and tokenizer. `model(tokens_BS)` gives
+    the hidden states; times `model.head_weight_VD.T` they are the logits.
+
+    step: of the checkpoint; None: the newest. plugins: plug-ins of the run that may be loaded, as after --plugins.
+    Raises UserError if there is no such checkpoint, if it is damaged, or if the data has changed. Raises ConfigError
+    for a device that is not available."""
     import torch
 
     from scaling_testbed.config.compose import recorded_run
@@ -181,10 +188,12 @@ def lr_sensitivity(
     size: str | None = None,
     lr_range: tuple[float, float] | None = None,
 ) -> list[Sensitivity]:
-    """Learning-rate sensitivity S for each size and condition (Wortsman et al. 2023, arXiv 2309.14322, section 2.2), in
-    nats per token. group: the keys that tell conditions apart, by default all that vary. size: what N counts, by
-    default the parameters outside embedding and head. lr_range: the rates that count, by default 3e-4 to 3e-1. S is
-    None where it is withheld, for the reason in `withheld`. Raises UserError and ConfigError."""
+    """Compute the learning-rate sensitivity S of each size and condition (Wortsman et al. 2023, arXiv 2309.14322,
+    section 2.2), in nats per token.
+
+    group: the keys that tell conditions apart, by default all that vary. size: what N counts, by default the parameters
+    outside embedding and head. lr_range: the rates that count, by default 3e-4 to 3e-1. S is None if it is withheld;
+    `withheld` is the reason. Raises UserError and ConfigError."""
     from scaling_testbed.analysis.curves.grouping import grouping_keys
     from scaling_testbed.analysis.curves.lr_sensitivity import DEFAULT_RANGE, analyse, check_range
     from scaling_testbed.analysis.rows.given import study_of
@@ -206,11 +215,13 @@ def instability(
     group: Texts | None = None,
     size: str | None = None,
 ) -> Extrapolation:
-    """log(quantity) as a quadratic in log N at each learning rate, extrapolated with a 95 % prediction interval to what
-    is planned and has no row, or to the largest size, held out (Wortsman et al. 2023, section 3.3, Figures 9 and 11).
+    """Fit log(quantity) by a quadratic in log N at each learning rate, and extrapolate it with a 95 % prediction
+    interval to planned runs without a row, or to the largest size, held out (Wortsman et al. 2023, section 3.3,
+    Figures 9 and 11).
 
-    quantity: a diagnostic, by default what the sweep is about, else attention_logit_max/0. threshold: unstable above
-    it; eps: unstable below it, as a mean over the last steps. Raises UserError and ConfigError."""
+    quantity: a diagnostic, by default the one that the sweep is about, else attention_logit_max/0. threshold: a run is
+    unstable above it. eps: a run is unstable below it, as a mean over the last steps. Raises UserError and
+    ConfigError."""
     from scaling_testbed.analysis.curves.grouping import grouping_keys
     from scaling_testbed.analysis.curves.instability import Extrapolation, analyse, chosen_quantity
     from scaling_testbed.analysis.rows.given import study_of
@@ -235,9 +246,9 @@ def _size(size: str | None) -> str:
 def law_rows(
     rows: Given, *, source: str | None = None, columns: Mapping[str, str] | None = None, size: str = "n_params"
 ) -> Rows:
-    """Rows with the columns that laws ask for. source: `rows` is the path of a copy of this published testbed. columns:
-    our name of a column to theirs, {"n_params": "Params (M)*1e6"}. size: what N counts. Raises UserError and
-    ConfigError."""
+    """Rows with the columns that laws need. source: `rows` is the path of a copy of this published testbed. columns:
+    maps a name of this project to a column of the table, {"n_params": "Params (M)*1e6"}. size: what N counts. Raises
+    UserError and ConfigError."""
     from scaling_testbed.analysis.laws import study
 
     mapping = [f"{ours}={theirs}" for ours, theirs in (columns or {}).items()]
@@ -259,11 +270,15 @@ def fit(
     source: str | None = None,
     columns: Mapping[str, str] | None = None,
 ) -> FitReport:
-    """Fit a scaling law to runs, from many starts, with bootstrap intervals over runs (`law list` has the names).
+    """Fit a scaling law to runs, from many starts, with bootstrap intervals over runs. `analyze law list` names the
+    laws.
 
-    The answer holds the fit, each fitted and each held-out run beside the law's value, and the warnings; `record()` is
-    what `analyze fit --out` keeps. hold_out: runs that fit any of these conditions are predicted, not fitted. fix:
-    parameters that are given. source, columns, size: as in `law_rows`. Raises UserError and ConfigError."""
+    The result holds the fit, each fitted and each held-out run beside the value of the law, and the warnings. Its
+    `record()` is what `analyze fit --out` keeps. hold_out: runs that meet any of these conditions are predicted, not
+    fitted. fix: parameters with a given value. objective: huber_log, lsq or lsq_log; None: that of the law. starts: of
+    the optimisation. bootstrap: resamples of the runs; 0: no intervals. source: `rows` is the path of a copy of this
+    published testbed. columns: maps a name of this project to a column of the table. size: what N counts. Raises
+    UserError and ConfigError."""
     from scaling_testbed.analysis.laws.study import Fitting, fit_rows, law_named
 
     fitting = Fitting(objective=objective, starts=starts, bootstrap=bootstrap, seed=seed, size=size)
@@ -278,9 +293,9 @@ def predict(
     n_tokens: float | None = None,
     **inputs: float,
 ) -> dict[str, Any]:
-    """What a fitted law, or two that are chained, say of one new run: value, 95 % prediction interval, and how many
-    times it lies beyond what was fitted. fit: also the path of one that was kept. inputs: others of the law, or
-    tokens_per_param, flops. Raises ConfigError for an input that is missing or of no use."""
+    """Predict one new run by a fitted law, or by two chained laws: the value, its 95 % prediction interval, and how
+    many times the run lies beyond the fitted runs. fit: also the path of a kept law. inputs: further inputs of the law,
+    or tokens_per_param, flops. Raises ConfigError for an input that is missing or not used."""
     from scaling_testbed.analysis.laws.prediction import predict
 
     given = {"n_params": n_params, "n_tokens": n_tokens, **inputs}
@@ -288,17 +303,17 @@ def predict(
 
 
 def allocate(fit: FitReport | ChainReport | Fit | Chain | str | Path, *, flops: float) -> list[dict[str, Any]]:
-    """N and D of least loss for a budget C = 6 N D, first, and smaller models of the same loss with the tokens and the
-    compute that they take instead (Hoffmann et al. 2022, arXiv 2203.15556; Gadre et al. 2024, arXiv 2403.08540). Raises
-    ConfigError for a law that does not tell size from tokens."""
+    """Find N and D of least loss for a budget C = 6 N D, and smaller models of the same loss with the tokens and the
+    compute that they need (Hoffmann et al. 2022, arXiv 2203.15556; Gadre et al. 2024, arXiv 2403.08540). The first
+    record is the optimum. Raises ConfigError for a law that does not distinguish size from tokens."""
     from scaling_testbed.analysis.laws.allocation import allocation_records
 
     return allocation_records(loss_law(kept_law(fit)), flops)
 
 
 def kept_law(fit: FitReport | ChainReport | Fit | Chain | str | Path) -> Fit | Chain:
-    """The law, or the two that are chained, in whatever form: as fitted, as a report of it, or the path of a kept one.
-    Raises UserError where the file is none."""
+    """The law, or the two chained laws, of a fit, a report of a fit, or the path of a kept law. Raises UserError if the
+    file holds no law."""
     from scaling_testbed.analysis.laws.study import ChainReport, FitReport
     from scaling_testbed.report import law
 
@@ -310,7 +325,7 @@ def kept_law(fit: FitReport | ChainReport | Fit | Chain | str | Path) -> Fit | C
 
 
 def loss_law(kept: Fit | Chain) -> Fit:
-    """The law of the loss, which of two chained laws is the first."""
+    """The law of the loss: of two chained laws the first."""
     from scaling_testbed.analysis.laws.downstream import Chain
 
     return kept.loss if isinstance(kept, Chain) else kept
@@ -326,13 +341,15 @@ def report(
     figures: Sequence[str | Path] = (),
     traces: str | Path | None = None,
 ) -> list[str]:
-    """Write one self-contained HTML page about a sweep or kept laws; returns each claim with its verdict and the number
-    behind it, and the files that were written. out: the page's file, by default report.html in the sweep's folder.
-    source: `path` is a copy of this published testbed. See report/write.py for the rest. Raises UserError and
-    ConfigError."""
+    """Write one self-contained HTML page about a sweep or kept laws. Returns lines of text: each claim with its verdict
+    and the number behind it, and the files that were written.
+
+    out: the file of the page, by default report.html in the sweep's folder. where: conditions on the rows. experiment:
+    whose claims are judged. source: `path` is a copy of this published testbed. figures: files of the figures (.png,
+    .svg) that are written too. traces: a folder for recorded quantities over the steps of each run. Raises UserError
+    and ConfigError."""
     from scaling_testbed.report.write import write
 
     page, folder = (None if value is None else Path(value) for value in (out, traces))
     drawn, only = list(map(Path, figures)), _texts(where)
-    options = {"conditions": only, "experiment": experiment, "source": source, "figures": drawn, "traces": folder}
-    return write(Path(path), page, **options)
+    return write(Path(path), page, conditions=only, experiment=experiment, source=source, figures=drawn, traces=folder)

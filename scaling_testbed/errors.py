@@ -1,39 +1,53 @@
-"""The errors that a person can cause. The doors print them as they are, without a traceback."""
+"""The errors that a user can cause, which commands print without a traceback, and the exit statuses."""
 
 import math
+from collections.abc import Collection
+
+DONE, FAILED, WRONG, STOPPED, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 75, 130, 141
+EXIT_STATUSES = {
+    DONE: "The command is done. A run has finished, or has diverged, which is a result too.",
+    FAILED: "Something failed: a file, a run, a machine, or a run of a sweep. One line names it and says what to do.",
+    WRONG: "The command is wrong: a key, value, verb or option. Nothing was started.",
+    STOPPED: "A signal stopped the run, or another process owns it. The same command continues it.",
+    INTERRUPTED: "Ctrl-C stopped a command that saves nothing, such as an analysis.",
+    PIPE_CLOSED: "The reader of the output closed it early, as `head` does. The command may not be done.",
+}
 
 
 class UserError(Exception):
-    """A wrong file, run or machine: one or two lines that name it and the next thing to do. Exit status 1."""
+    """A wrong file, run or machine. Exit status 1.
 
-    exit_status = 1
-    told_to_all = False  # whether every process of a run raises it, so that one need print it
+    The message is one or two lines. It names the file, run or machine and says what to do next.
+    """
+
+    exit_status = FAILED
+    told_to_all = False  # whether every process of a run raises it; then only one process prints it
 
 
 class ConfigError(UserError):
     """A wrong key or value on the command line or in a config file. Exit status 2."""
 
-    exit_status = 2
+    exit_status = WRONG
 
 
-def check_choice(field: str, value: str, choices) -> None:
+def check_choice(field: str, value: str, choices: Collection[str]) -> None:
     """Raise ConfigError unless `value` is one of `choices`."""
     if value not in choices:
         raise ConfigError(f"{field} must be one of {', '.join(choices)}; got {value!r}")
 
 
-def check_positive(field: str, value) -> None:
+def check_positive(field: str, value: float | None) -> None:
     """Raise ConfigError unless `value` is None or a finite number greater than zero."""
     if value is not None and not 0 < value < math.inf:
-        raise ConfigError(f"{field} must be greater than zero, and finite; got {value!r}")
+        raise ConfigError(f"{field} must be greater than zero and finite; got {value!r}")
 
 
-def check_not_negative(field: str, value) -> None:
-    """Raise ConfigError unless `value` is zero or a finite number greater than it."""
+def check_not_negative(field: str, value: float) -> None:
+    """Raise ConfigError unless `value` is zero or a finite number greater than zero."""
     if not 0 <= value < math.inf:
-        raise ConfigError(f"{field} must not be negative, and be finite; got {value!r}")
+        raise ConfigError(f"{field} must be finite and not negative; got {value!r}")
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says, or the name of its class where it says nothing."""
+    """The first line of an error's message, or the name of its class if the message is empty."""
     return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, also after a power cut."""
+"""Read YAML, hash files, and write files atomically: a file is complete or absent, also after a power failure."""
 
 import contextlib
 import hashlib
@@ -12,15 +12,18 @@ import yaml
 
 from scaling_testbed.errors import ConfigError, UserError
 
-YAMLError = yaml.YAMLError  # what others' readers of YAML raise, too
+YAMLError = yaml.YAMLError  # the error of YAML readers in other packages too
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file in one step. Raises UserError naming it when the disk refuses, or it is a device, say."""
+    """Replace a file atomically.
+
+    Raises UserError that names the file if it cannot be written or is not a regular file.
+    """
     work = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         if path.exists() and not path.is_file():
-            raise UserError(f"cannot write {path}: it is there already, and no file")
+            raise UserError(f"cannot write {path}: it exists and is not a regular file")
         with open(work, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
@@ -34,12 +37,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """`write_text` of a JSON value, one entry per line."""
+    """Write a JSON value with `write_text`, one entry per line."""
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1, in which a key that is given twice is an error: PyYAML would drop the first."""
+    """A loader of YAML 1.1 that refuses a duplicate key. PyYAML keeps the last one silently."""
 
     def construct_mapping(self, node, deep=False):
         seen = set()
@@ -53,15 +56,17 @@ class _Loader(yaml.SafeLoader):
 
 
 class _AsWritten(_Loader):
-    """Scalars stay texts, but for null: to YAML 1.1 8:00:00 is the number 28800, and 007 is 7."""
+    """A loader that keeps each scalar except null as text. YAML 1.1 reads 8:00:00 as 28800 and 007 as 7."""
 
     _NULL = ("tag:yaml.org,2002:null", re.compile("(~|null)?$"))
     yaml_implicit_resolvers = {"": [_NULL], "~": [_NULL], "n": [_NULL]}
 
 
 def read_yaml(path: Path, *, as_written: bool = False) -> Any:
-    """What a YAML file holds; as_written: with scalars as text. Raises FileNotFoundError, and ConfigError naming the
-    file that cannot be read."""
+    """The content of a YAML file. as_written: keep scalars as text.
+
+    Raises FileNotFoundError if there is no such file, and ConfigError that names the file if it cannot be read.
+    """
     try:
         return yaml.load(path.read_text(), _AsWritten if as_written else _Loader)
     except FileNotFoundError:
@@ -71,7 +76,7 @@ def read_yaml(path: Path, *, as_written: bool = False) -> Any:
 
 
 def fsync_folder(folder: Path) -> None:
-    """Make renames inside a folder durable."""
+    """Write a folder's entries to disk, so that renames inside it survive a power failure."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

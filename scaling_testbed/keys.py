@@ -1,9 +1,50 @@
-"""What a configuration key is to the identity of a run, as metadata of its field; config.run.run_id reads it.
+"""How a configuration key is declared: `lr: float = key(1e-2, "The peak learning rate.")`.
 
-A key without either is part of the run_id.
+The help text is what `train --help GROUP` and docs/reference/keys.md show. It is plain text of one or more sentences,
+and says `null` for None, as it is typed.
 """
 
-# Says how a run is executed, not what it computes: left out, so that changing it finds the same run folder again.
-EXECUTION_ONLY = {"identity": False}
-# Of a field that came after the first runs: part of the run_id only where it is not at its default.
-ADDED_LATER = {"identity": "if_set"}
+import copy
+import dataclasses
+from collections.abc import Collection
+from typing import Any, Literal, TypeVar
+
+from scaling_testbed.errors import check_choice
+
+T = TypeVar("T")
+Identity = bool | Literal["if_set"]
+
+REQUIRED: Any = dataclasses.MISSING  # the `default` of a key that has none
+# The key says how a run is executed, not what it computes. Another value finds the same run folder again.
+EXECUTION_ONLY: Identity = False
+# The key came after the first runs. It is part of the run_id only where it differs from its default.
+ADDED_LATER: Identity = "if_set"
+
+
+def key(default: T, help: str, *, identity: Identity = True, choices: Collection[str] | None = None) -> T:
+    """A field of a configuration dataclass.
+
+    default: REQUIRED if there is none. identity: whether the key is part of the run_id: True, EXECUTION_ONLY or
+    ADDED_LATER. choices: the allowed texts; `check_choices` refuses all others.
+    """
+    metadata = {"help": help, "identity": identity, "choices": choices}
+    if isinstance(default, (list, dict)):
+        return dataclasses.field(default_factory=lambda: copy.copy(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def check_choices(config: Any) -> None:
+    """Raise ConfigError unless each key of `config` that has choices holds one of them."""
+    for field in dataclasses.fields(config):
+        choices = about(type(config), field.name).get("choices")
+        if choices is not None:
+            check_choice(field.name, getattr(config, field.name), choices)
+
+
+def about(cls: type, name: str) -> dict[str, Any]:
+    """The metadata that `key` stored for the field `name`. A subclass that only sets another default inherits it."""
+    for ancestor in cls.__mro__:
+        field = ancestor.__dict__.get("__dataclass_fields__", {}).get(name)
+        if field is not None and "help" in field.metadata:
+            return dict(field.metadata)
+    return {}

@@ -1,10 +1,10 @@
-"""Plug-ins: modules from outside of this package that register what can then be chosen by name.
+"""Plug-ins: modules outside this package that register components, which can then be chosen by name.
 
-A plug-in is named by the dotted name of a module or by the path of a .py file. It is loaded once in a process, before
-anything is chosen, and what it was loaded from is recorded with a hash of its source.
+A plug-in is named by the dotted name of a module or by the path of a .py file. Each process loads it once, before it
+chooses any component. The origin of the plug-in is recorded with a hash of its source.
 
-A name that a person typed is loaded. A name that stands in a file (a sweep, a run folder) is loaded only where the same
-was typed, or where it is an installed module: such a file may come from someone else.
+A name that the user typed is always loaded. A name that a file (a sweep, a run folder) contains is loaded only if the
+user typed the same name or if it is an installed module, because such a file may come from someone else.
 """
 
 import functools
@@ -35,9 +35,9 @@ OURS = Path(__file__).parent
 class Plugin:
     """A loaded plug-in.
 
-    name: a dotted name, or the absolute path of a file; typed: how it was written. module: its name in sys.modules.
-    origin: the file, or of a module inside a package the folder of that package. sha256: of the file, or of all .py
-    files in the folder.
+    name: a dotted name, or the absolute path of a file. typed: the name as the user typed it. module: its name in
+    sys.modules. origin: the file; for a module inside a package, the folder of the package. sha256: the hash of the
+    file, or of all .py files in the folder.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Plugin:
     sha256: str
 
     def record(self) -> dict[str, str]:
-        """As plain data for environment.json."""
+        """The plug-in as plain data for environment.json."""
         return {"name": self.name, "typed": self.typed, "origin": self.origin, "sha256": self.sha256}
 
 
@@ -55,42 +55,46 @@ _loaded: dict[str, Plugin] = {}
 
 
 def plugin_name(typed: str, base: Path | None = None) -> str:
-    """A dotted name as it is, the path of a .py file absolute; relative ones count from `base`, or from here."""
+    """A dotted name unchanged, or the absolute path of a .py file. A relative path starts at `base`.
+
+    base: None means the current folder.
+    """
     if not (typed.endswith(".py") or os.sep in typed):
         return typed
     return os.path.abspath(os.path.join(base or "", os.path.expanduser(typed)))
 
 
 def load_plugins(typed: Sequence[str]) -> list[Plugin]:
-    """Load what a person named, in this order, each once; this is also what allows a file to name the same.
+    """Load the plug-ins that the user named, in this order, each once. A file may then name the same plug-ins.
 
-    Raises ConfigError, one line, where a plug-in is missing, its code raises, it takes a name that is taken, or its
-    file has changed since this process loaded it.
+    Raises ConfigError with one line if a plug-in is missing, its code raises, it registers a name that is taken, or
+    its file has changed since this process loaded it.
     """
     return [_load(plugin_name(one), one) for one in typed]
 
 
 def load_named_in(file: Path, names: Sequence[str], option: str) -> list[Plugin]:
-    """Load what `file` names, where that is allowed. option: what to type to allow it: "plugins=" or "--plugins ".
+    """Load the plug-ins that `file` names, if that is allowed.
 
-    Raises UserError naming the file and the plug-in where it was neither typed nor installed, and as `load_plugins`.
+    option: what the user types to allow a plug-in: "plugins=" or "--plugins ". Raises UserError that names the file and
+    the plug-in if it was neither typed nor installed, and the errors of `load_plugins`.
     """
     for name in names:
         if plugin_name(name) not in _loaded and not is_installed(name):
             raise UserError(
-                f"{file} names the plug-in {name}, which is not installed and not named on this command line; nothing "
-                f"of it was run. To allow it, type {option}{name}"
+                f"{file} names the plug-in {name}, which is not installed and not named on this command line, so it "
+                f"was not run. To allow it, type {option}{name}"
             )
     return load_plugins(names)
 
 
 def loaded_plugins() -> list[Plugin]:
-    """What this process has loaded, in that order."""
+    """The plug-ins that this process has loaded, in the order of loading."""
     return list(_loaded.values())
 
 
 def plugins_of(names: Sequence[str]) -> list[Plugin]:
-    """The loaded plug-ins `names`, of a run: a process may have loaded those of other runs too."""
+    """The loaded plug-ins with these names. A process may have loaded the plug-ins of other runs too."""
     return [_loaded[plugin_name(name)] for name in names]
 
 
@@ -100,7 +104,7 @@ def hashes(names: Sequence[str]) -> dict[str, str]:
 
 
 def source_hash(cls: type) -> str | None:
-    """The hash of the plug-in that a class was defined in; None for what is not from a plug-in."""
+    """The sha256 of the plug-in that defines a class; None if no plug-in defines it."""
     file = Path(getattr(sys.modules.get(cls.__module__), "__file__", None) or "")
     if file.is_relative_to(OURS):
         return None
@@ -108,8 +112,10 @@ def source_hash(cls: type) -> str | None:
 
 
 def difference(then: Mapping[str, str] | None, now: Mapping[str, str]) -> str | None:
-    """What is wrong where a run was made with the plug-ins `then` and is to be taken up with those `now` (name ->
-    sha256), in one line; None where each of then is among those of now, under whatever name."""
+    """Why a run made with the plug-ins `then` cannot continue with the plug-ins `now`, in one line.
+
+    Both map a name to a sha256. Returns None if each hash of `then` is among those of `now`, under any name.
+    """
     for name, sha256 in (then or {}).items():
         if sha256 in now.values():
             continue
@@ -121,7 +127,7 @@ def difference(then: Mapping[str, str] | None, now: Mapping[str, str]) -> str | 
 
 
 def check_unchanged(then: Mapping[str, str] | None, names: Sequence[str], folder: Path) -> None:
-    """Raise UserError unless the run in `folder`, made with the plug-ins `then`, would be the same with `names`."""
+    """Raise UserError if the run in `folder`, made with the plug-ins `then`, cannot continue with those in `names`."""
     if problem := difference(then, hashes(names)):
         raise UserError(f"{folder} was made with other code: {problem}")
 
@@ -137,28 +143,33 @@ def _load(name: str, typed: str) -> Plugin:
 
 
 def _changed_since(plugin: Plugin) -> bool:
-    """Of a file alone: to read a package for each run of a sweep would take long."""
+    """Whether the file of a plug-in has changed. A package is not checked: reading it for each run would take long."""
     origin = Path(plugin.origin)
     return origin.is_file() and _sha256(origin) != plugin.sha256
 
 
 class _FromSource(importlib.machinery.SourceFileLoader):
-    """Compiles the file that is there: a .pyc tells two versions apart by whole seconds only. It writes none."""
+    """A loader that always compiles the source file and writes no .pyc file.
+
+    A .pyc file records the source's time in whole seconds, so it can miss a later change within the same second.
+    """
 
     def get_code(self, fullname):
         return self.source_to_code(self.get_data(self.path), self.path)
 
 
 def _import_file(path: str) -> ModuleType:
-    """The module of a file, under a name that is the same in every process, so that its objects can be pickled."""
+    """Import a file under a name that is the same in every process, so that its objects can be pickled."""
     if not (path.endswith(".py") and os.path.isfile(path)):
-        raise ConfigError(f"plug-in {path}: there is no such .py file; give the path of one or a module's dotted name")
+        raise ConfigError(f"plug-in {path}: there is no such .py file; give a .py file or a module's dotted name")
     stem = re.sub(r"\W", "_", Path(path).stem)
     name = f"plugin_{stem}_{hashlib.sha256(path.encode()).hexdigest()[:8]}"
-    spec = importlib.util.spec_from_file_location(name, path, loader=_FromSource(name, path))
+    loader = _FromSource(name, path)
+    spec = importlib.util.spec_from_file_location(name, path, loader=loader)
+    assert spec is not None  # a loader was given
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
+        loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise ConfigError(_failure(path, error)) from error
@@ -179,7 +190,7 @@ def _import_module(name: str) -> ModuleType:
 
 
 def _failure(name: str, error: BaseException) -> str:
-    """What a plug-in's own code raised, with the last line of its own that led there."""
+    """A message about an error that a plug-in's code raised, with the last line of the plug-in in the traceback."""
     if isinstance(error, SyntaxError):
         file, line = error.filename or name, error.lineno
     else:
@@ -195,14 +206,15 @@ def _failure(name: str, error: BaseException) -> str:
 
 
 def _origin(module: ModuleType) -> Path:
-    """Where a module's source lies: the folder of the package that it is or is in, or its own file."""
+    """The folder of the package that a module is or is part of; for any other module, its file."""
     if hasattr(module, "__path__"):
         if getattr(module, "__file__", None) is None:
-            raise ConfigError(f"plug-in {module.__name__}: it is a folder without code; name a module in it")
+            raise ConfigError(f"plug-in {module.__name__} is a folder without an __init__.py; name a module in it")
         return Path(os.path.abspath(next(iter(module.__path__))))
-    if getattr(module, "__file__", None) is None:
-        raise ConfigError(f"plug-in {module.__name__}: it is part of the interpreter and has no source file")
-    file = Path(os.path.abspath(module.__file__))
+    source = getattr(module, "__file__", None)
+    if source is None:
+        raise ConfigError(f"plug-in {module.__name__} is part of the interpreter and has no source file")
+    file = Path(os.path.abspath(source))
     return file.parent if "." in module.__name__ else file
 
 
@@ -219,25 +231,29 @@ def _sha256(origin: Path) -> str:
 
 
 def is_installed(name: str) -> bool:
-    """Whether a dotted name leads to a module of an installed distribution, told without running any of it: each module
-    on the way lies in the interpreter's site-packages, or in a package that an editable install brought. What is found
-    only because the current folder, or PYTHONPATH, is searched, is not installed."""
+    """Whether a dotted name is a module of an installed distribution. The check runs no code of the module.
+
+    Each package in the name must lie in the interpreter's site-packages or belong to an editable install. A module that
+    Python finds only through the current folder or PYTHONPATH is not installed.
+    """
     if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", name):
         return False
-    parts, path = name.split("."), None
+    parts = name.split(".")
+    path: list[str] | None = None
+    loader = None
     for end in range(1, len(parts) + 1):
         try:
             spec = _find_spec(".".join(parts[:end]), path)
-        except KeyError:  # a folder without code, in a package that was not imported
+        except KeyError:  # a folder without __init__.py, in a package that was not imported
             return False
         if spec is None or spec.loader is not None and not _is_from_distribution(spec.origin, parts[0]):
             return False
-        path = list(spec.submodule_search_locations or [])
-    return spec.loader is not None  # a folder without code names nothing
+        path, loader = list(spec.submodule_search_locations or []), spec.loader
+    return loader is not None  # None: a folder without __init__.py, which is no module
 
 
 def _find_spec(name: str, path: list[str] | None) -> importlib.machinery.ModuleSpec | None:
-    """As an import would find it, without importing the package around it."""
+    """The spec that an import would find, without importing the parent package."""
     for finder in sys.meta_path:
         find = getattr(finder, "find_spec", None)
         if find is not None and (spec := find(name, path)) is not None:
@@ -267,8 +283,10 @@ def _site_folders() -> tuple[Path, ...]:
 
 @functools.cache
 def _editable_roots() -> dict[str, list[Path]]:
-    """Top-level module -> the project folders that an editable install brings it from, by what lies in site-packages:
-    a folder on sys.path may hold metadata that says anything."""
+    """Top-level module -> the project folders of its editable installs.
+
+    Only metadata in site-packages counts, because any other folder on sys.path may contain arbitrary metadata.
+    """
     found: dict[str, list[Path]] = {}
     for distribution in importlib.metadata.distributions(path=[str(folder) for folder in _site_folders()]):
         try:

@@ -1,14 +1,20 @@
-"""How far a run or a preparation is: the time it took, and what a person sees of it."""
+"""The progress of a run or a preparation: elapsed time, and the bar or lines on the terminal."""
+
+from __future__ import annotations
 
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-SECONDS_BETWEEN_LINES = 10.0  # of a preparation
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress as RichProgress
+
+SECONDS_BETWEEN_LINES = 10.0  # plain lines of a preparation
 
 
 class Clock:
-    """Wall seconds of a run over all its starts, and the seconds of this start's steps without the rest.
+    """Measures the wall seconds of a run over all its starts, and the seconds that steps took since this start.
 
     before: wall seconds of earlier starts.
     """
@@ -31,66 +37,66 @@ class Clock:
         return self._before + time.monotonic() - self._began
 
     def tokens_per_second(self, tokens_per_step: int) -> float | None:
-        """None before the second step."""
+        """Mean tokens per second since the second step of this start; None before the second step."""
         return (self._steps - 1) * tokens_per_step / self._seconds if self._steps > 1 else None
 
 
 class Progress:
-    """Work done out of a total: on a terminal a bar with the time left before all else, plain lines otherwise.
+    """Shows the work done out of a total: a bar with the time left on a terminal, plain lines otherwise.
 
-    prefix: begins every line. errors: on standard error, not output. quiet: says nothing at all.
+    prefix: the start of every line. errors: print to standard error instead of standard output. quiet: print nothing.
     """
 
     def __init__(self, *, prefix: str = "", errors: bool = False, quiet: bool = False):
         self._prefix, self._stream, self._quiet = prefix, sys.stderr if errors else sys.stdout, quiet
-        self._bar = self._task = None
+        self._bar: RichProgress | None = None
 
     @property
     def has_bar(self) -> bool:
-        """Whether there is a bar now, beside which a line for each step would be too much."""
+        """Whether a bar is shown. Then a line for each step is not needed."""
         return self._bar is not None
 
     def start(self, total: float, done: float = 0) -> None:
-        """Begin at `done` out of `total`, in a unit of the caller's."""
+        """Begin at `done` out of `total`, both in the caller's unit."""
         self._total, self._first, self._began = total, done, time.monotonic()
         if not self._quiet and self._stream.isatty():
             from rich.console import Console
 
-            self._bar = bar(Console(file=self._stream))
-            self._task = self._bar.add_task("", total=total, completed=done)
-            self._bar.start()
+            shown = self._bar = bar(Console(file=self._stream))
+            self._task = shown.add_task("", total=total, completed=done)  # type: ignore[arg-type]  # rich takes a fraction too
+            shown.start()
 
     def move(self, done: float, text: str) -> None:
-        """So much is done: moves the bar, and puts `text` beside it."""
+        """Move the bar to `done`, and show `text` beside it."""
         if self._bar is not None:
             self._bar.update(self._task, completed=done, description=text)
 
     def say(self, text: str) -> None:
-        """One line of its own."""
+        """Print `text` on a line of its own."""
         if self._bar is not None:
             self._bar.console.print(self._prefix + text, highlight=False, markup=False, soft_wrap=True)
         elif not self._quiet:
             print(self._prefix + text, file=self._stream, flush=True)
 
     def rate(self, done: float) -> float | None:
-        """Units a second since the start; None before anything is done."""
+        """Units per second since the start; None before anything is done."""
         seconds = time.monotonic() - self._began
         return (done - self._first) / seconds if done > self._first and seconds > 0 else None
 
     def left(self, done: float) -> str:
-        """The time left, in words; nothing at the start and at the end."""
+        """The time left as text; empty at the start and at the end."""
         rate = self.rate(done)
         return f"{clock((self._total - done) / rate)} left" if rate and done < self._total else ""
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
 
 
-def bar(console):
-    """rich's bar: time left, bar, text. A narrow terminal cuts the text alone."""
+def bar(console: Console) -> RichProgress:
+    """A bar of rich: time left, bar, text. A narrow terminal shortens only the text."""
     from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as RichProgress
     from rich.table import Column
@@ -102,7 +108,7 @@ def bar(console):
 class RunProgress(Progress):
     """Reports step, loss, learning rate, tokens/s and time left of a run.
 
-    line_every: steps between plain lines; a step with an evaluation always has its line.
+    line_every: steps between plain lines. A step with an evaluation always prints a line.
     """
 
     def __init__(self, steps: int, done: int, *, line_every: int, quiet: bool = False):
@@ -111,7 +117,7 @@ class RunProgress(Progress):
         self.start(steps, done)
 
     def update(self, row: dict[str, Any]) -> None:
-        """A metrics row was written."""
+        """Show a row of metrics that was just written."""
         step, evaluated = row["step"], "val_loss" in row
         self.move(step, _describe({key: value for key, value in row.items() if key != "val_loss"}, self._steps))
         if evaluated or (not self.has_bar and step // self._line_every > self._lines):
@@ -120,19 +126,21 @@ class RunProgress(Progress):
 
 
 class ByteProgress(Progress):
-    """Reports a long preparation on standard error: bytes of text out of a total that is an estimate for compressed
-    files, with a plain line every ten seconds."""
+    """Reports a long preparation on standard error, in bytes of text. Without a bar it prints a line every ten seconds.
+
+    The total is an estimate for compressed files.
+    """
 
     def __init__(self, label: str, *, quiet: bool = False):
         super().__init__(prefix=f"prepare {label}: ", errors=True, quiet=quiet)
-        self._done, self._label = 0, label
+        self._label, self._done = label, 0.0
 
-    def start(self, total: int, done: int = 0) -> None:
+    def start(self, total: float, done: float = 0) -> None:
         super().start(total, done)
         self._done, self._next_line = done, time.monotonic() + SECONDS_BETWEEN_LINES
 
     def advance(self, n_bytes: int) -> None:
-        """`n_bytes` more are done."""
+        """Add `n_bytes` to the bytes done."""
         self._done = min(self._total, self._done + n_bytes)
         rate = self.rate(self._done)
         speed = f", {rate / 1e6:,.1f} MB/s" if rate else ""

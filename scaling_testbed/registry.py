@@ -1,4 +1,4 @@
-"""What can be chosen by name: built in, or registered by a plug-in."""
+"""Registries of components that are chosen by name. Components are built in or come from plug-ins."""
 
 import importlib
 import sys
@@ -7,14 +7,15 @@ from typing import Any, TypeVar
 
 from scaling_testbed.errors import ConfigError
 
-E = TypeVar("E")
+E = TypeVar("E")  # an entry
+F = TypeVar("F")  # a function or class as it was written
 
 
-class Registry(dict[str, Any]):
-    """Name -> entry, in the order of registration. kind: what an entry is, for messages: "optimizer".
+class Registry(dict[str, E]):
+    """Name -> entry, in the order of registration. kind: what an entry is, for messages, such as "optimizer".
 
-    A module registers by the decorator `@REGISTRY.register("name")`, or by `REGISTRY.add("name", entry)`. Raises
-    ConfigError for a name that another module has taken.
+    A module registers an entry with the decorator `@REGISTRY.register("name")` or with `REGISTRY.add("name", entry)`.
+    Raises ConfigError if another module has registered the name.
     """
 
     def __init__(self, kind: str):
@@ -22,18 +23,20 @@ class Registry(dict[str, Any]):
         self.kind = kind
         self._modules: dict[str, str] = {}
 
-    def register(self, name: str) -> Callable[[E], E]:
-        """A decorator that adds a function or class under `name` and returns it as it is."""
+    def register(self, name: str) -> Callable[[F], F]:
+        """A decorator that adds a function or class under `name` and returns it unchanged."""
 
-        def add(entry: E) -> E:
+        def add(entry: Any) -> Any:
             self.add(name, entry, module=entry.__module__)
             return entry
 
         return add
 
-    def add(self, name: str, entry: Any, *, module: str | None = None) -> None:
-        """Add an entry. module: who adds it, the calling module where it is not said; the same module may add it again,
-        as a reload does."""
+    def add(self, name: str, entry: E, *, module: str | None = None) -> None:
+        """Add an entry. module: the module that adds it; None: the calling module.
+
+        The same module may add an entry again, for example when it is reloaded.
+        """
         module = module or sys._getframe(1).f_globals["__name__"]
         taken = self._modules.get(name)
         if name in self and taken != module:
@@ -41,24 +44,24 @@ class Registry(dict[str, Any]):
         self._modules[name] = module
         self[name] = entry
 
-    def name_of(self, entry: Any) -> str:
-        """The name under which `entry` itself was registered. Raises LookupError where it was not."""
+    def name_of(self, entry: E) -> str:
+        """The name of the registered object `entry`. Raises LookupError if it is not registered."""
         for name, known in self.items():
             if known is entry:
                 return name
-        raise LookupError(f"{entry!r} is no {self.kind} that was registered")
+        raise LookupError(f"{entry!r} is not a registered {self.kind}")
 
 
 def _place(module: str | None) -> str:
-    """A module for a person: a plug-in that is a file has a made-up name, and is shown as the file."""
+    """A module's name for messages. A plug-in loaded from a file has a generated name, so its path is shown instead."""
     known = sys.modules.get(module or "")
     return getattr(known, "__file__", None) or module if module and "." not in module else str(module)
 
 
 def resolve(target: Any) -> Any:
-    """The object that "module:attribute" names, imported now; anything but a text is returned as it is.
+    """Import and return the object that "module:attribute" names. Anything that is not a text is returned unchanged.
 
-    So a record can stand where torch must not be imported, beside the function that needs it.
+    A module that must not import torch can thus name a function that needs torch.
     """
     if not isinstance(target, str):
         return target

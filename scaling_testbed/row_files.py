@@ -1,4 +1,4 @@
-"""Rows as a file, by its ending: .csv, .json, .jsonl or .parquet. And the endings of what else can be written."""
+"""Write rows to a .csv, .json, .jsonl or .parquet file. The endings of other outputs are here too."""
 
 import csv
 import io
@@ -17,13 +17,16 @@ PAGE = (".html",)
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Replace `path` by the rows, one column for each field that some row has. In .csv and .parquet, lists and mappings
-    are JSON text. Raises UserError naming the file when the disk refuses, KeyError for another ending."""
+    """Replace `path` by the rows, with one column for each field of any row.
+
+    In .csv and .parquet, lists and mappings are JSON text. Raises UserError that names the file if it cannot be
+    written, and KeyError for another ending.
+    """
     WRITERS[path.suffix](path, rows)
 
 
 def beside(rows: Path, name: str) -> Path:
-    """Where what is found in rows is written by default: inside their folder, or beside their file under its name."""
+    """The default path of an output made from rows: in their folder, or beside their file with its stem as prefix."""
     return rows / name if rows.is_dir() else rows.with_name(f"{rows.stem}_{name}")
 
 
@@ -56,12 +59,12 @@ def _parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def one_per_line(rows: Sequence[Any]) -> str:
-    """One JSON document, a list, with an entry on each line."""
+    """A JSON list with one entry on each line."""
     return "[" + ",\n ".join(map(json.dumps, rows)) + "]"
 
 
 def _storable(column):
-    """A column as Parquet takes it: of one type, lists and mappings as JSON text, what passes 64 bits as float."""
+    """A column that Parquet can store: one type, lists and mappings as JSON text, integers over 64 bits as float."""
     column = column.map(_cell)
     types = {type(value) for value in column.dropna()}
     if len(types) < 2:

@@ -1,6 +1,7 @@
 """Train one model: `python -m scaling_testbed.train model=nano_m optimizer.lr=1e-2 ...`
 
-Every key=value is a Hydra override; --cfg job prints the whole configuration, --help the choices.
+Every key=value is a Hydra override. --cfg job prints the whole configuration, --help the choices, --help optimizer what
+the keys of a section mean.
 plugins=[MODULE_OR_FILE.py] loads what someone else wrote, configs=DIR is searched for choices too.
 --dry-run prints parameters, steps, FLOPs and memory per GPU, and does nothing.
 Exit status: 0 finished or diverged, 75 stopped by a signal or owned by another process, 2 a wrong key or value, 1
@@ -15,7 +16,7 @@ from typing import Any
 from scaling_testbed.commands.doors import errors_reported, run_door
 from scaling_testbed.config.compose import compose
 from scaling_testbed.config.run import RunConfig, run_folder_path
-from scaling_testbed.errors import ConfigError
+from scaling_testbed.errors import DONE, STOPPED, ConfigError
 from scaling_testbed.processes.interrupts import Interrupts
 from scaling_testbed.processes.world import is_main_process
 
@@ -54,7 +55,7 @@ def report(run: RunConfig, row: dict[str, Any]) -> int:
 
     if is_main_process():
         print(describe_row(row, run_folder_path(run)))
-    return 75 if row["status"] == "preempted" else 0
+    return STOPPED if row["status"] == "preempted" else DONE
 
 
 def dry_run(run: RunConfig) -> int:

@@ -195,7 +195,7 @@ def test_a_sweep_without_a_place_for_a_run_is_refused_and_waits_for_none(places,
 
 @pytest.mark.parametrize("given", [3, [1], None])
 def test_what_is_no_row_is_said_in_one_line(given):
-    with pytest.raises(UserError, match="rows are a path, a DataFrame, or mappings, each a run; got"):
+    with pytest.raises(UserError, match="rows must be a path, a DataFrame or one mapping per run; got"):
         st.load_rows(given)
     assert st.load_rows({"run_id": "a", "val_loss": 3.0})[0]["run_id"] == "a"
 
@@ -204,7 +204,7 @@ def test_a_wrong_device_ending_parameter_or_objective_is_a_wrong_value(tmp_path)
     with pytest.raises(ConfigError, match="device='cudaa' cannot be used here"):
         st.load_model(tmp_path, device="cudaa")
     for out in ({"out": tmp_path / "page.txt"}, {"figures": [tmp_path / "figure.txt"]}):
-        with pytest.raises(ConfigError, match=r"\.txt: the ending says the format and must be \.(html|png or \.svg)"):
+        with pytest.raises(ConfigError, match=r"\.txt: the file must end in \.(html|png or \.svg)"):
             st.report(STUDIES / "overtraining_cpu", **out)
     assert not list(tmp_path.iterdir())
     for wrong, said in (

@@ -73,7 +73,7 @@ def test_a_data_dir_that_cannot_be_made_is_named(places, capsys):
 
 def test_a_value_that_needs_quotes_of_its_own_is_told_so(places, capsys):
     assert train_main([*SMALL, "name=Läufe"]) == 2
-    assert """write key=value, in both kinds of quotes""" in capsys.readouterr().err
+    assert """write key=value, and put a value with spaces""" in capsys.readouterr().err
     assert quoted("a/b-1.5_c") == "a/b-1.5_c" and quoted('ä "b"') == '"ä \\"b\\""'
 
 

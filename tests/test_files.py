@@ -18,7 +18,7 @@ def test_what_is_written_is_there_and_nothing_else(tmp_path):
 def test_what_is_no_file_is_not_replaced(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for name in (tmp_path / "pipe", tmp_path):
-        with pytest.raises(UserError, match="it is there already, and no file"):
+        with pytest.raises(UserError, match="it exists and is not a regular file"):
             files.write_text(name, "text")
     assert (tmp_path / "pipe").is_fifo() and len(list(tmp_path.iterdir())) == 1
 

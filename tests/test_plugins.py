@@ -80,7 +80,7 @@ def test_the_hash_of_a_module_in_a_package_is_of_all_python_files_of_that_packag
         ("no_such_lab.optim", None, "plug-in no_such_lab.optim: there is no module no_such_lab; install it"),
         ("bad.py", "import math\n\nmath.nothing\n", "bad.py, line 3: AttributeError: module 'math' has no attribute"),
         ("bad.py", "x = (\n", "bad.py, line 1: SyntaxError: '(' was never closed"),
-        ("bare", None, "plug-in bare: it is a folder without code; name a module in it"),
+        ("bare", None, "plug-in bare is a folder without an __init__.py; name a module in it"),
         ("bad.py", "import no_such_module\n", "bad.py, line 1: ModuleNotFoundError: No module named 'no_such_module'"),
         ("bad.py", "def f():\n    import json\n    json.loads('{')\nf()\n", "bad.py, line 3: JSONDecodeError"),
         ("bad.py", "raise SystemExit(3)\n", "bad.py, line 1: SystemExit: 3"),

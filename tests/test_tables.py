@@ -34,6 +34,52 @@ def test_a_table_is_whole_where_no_terminal_limits_it(capsys):
     assert "…" in printed(tables.table(COLUMNS, [ROW]), 60)[1]
     tables.show([dict(zip(COLUMNS, ROW, strict=True))])
     assert capsys.readouterr().out.splitlines()[1].split() == ROW
+    names = [f"name_{number}" for number in range(200)]
+    tables.show([dict.fromkeys(names, "a value of some words")])
+    head, row = capsys.readouterr().out.splitlines()
+    assert head.split() == names and row.count("a value of some words") == 200
+
+
+NAMES = ["model", "model.qk_norm", *(f"optimizer.lr={rate}" for rate in ("1e-3", "1e-2", "1e-1"))]
+ROWS = [[model, norm, "2.5511", "2.1799", "2.1654"] for model in ("nano_s", "nano_m") for norm in ("layernorm", "none")]
+
+
+@pytest.mark.parametrize("width", [12, 20, 30, 40, 60, 80, 200])
+@pytest.mark.parametrize(("names", "rows"), [(NAMES, ROWS), (COLUMNS, [ROW, ROW]), (["one"], [["x" * 100]])])
+def test_a_terminal_of_any_width_shows_every_value_and_name_whole(names, rows, width):
+    lines = printed(tables.Whole(names, rows), width)
+    assert max(map(len, lines)) <= width and not any("…" in line for line in lines)
+    packed = "".join("".join(line.split()) for line in lines)
+    for text in {text for row in rows for text in row if len(text) <= width}:
+        assert any(text in line.split() for line in lines)
+    assert all(packed.count(letter) >= "".join(map("".join, rows)).count(letter) for letter in "xy25")
+
+
+def test_a_name_that_is_too_wide_takes_several_lines_before_a_column_moves_below():
+    lines = printed(tables.Whole(NAMES, ROWS), 60)
+    assert [line.split() for line in lines[:3]] == [
+        ["optimizer.", "optimizer.", "optimizer."],
+        ["model", "model.qk_norm", "lr=1e-3", "lr=1e-2", "lr=1e-1"],
+        ["nano_s", "layernorm", "2.5511", "2.1799", "2.1654"],
+    ]
+
+
+def test_what_has_no_room_stands_below_beside_what_tells_the_rows_apart():
+    lines = [line.split() for line in printed(tables.Whole(NAMES, ROWS), 44)]
+    below = lines[lines.index([]) + 1 :]
+    assert below[-4:] == [[*row[:2], row[4]] for row in ROWS]
+
+
+def test_text_that_may_take_several_lines_does(capsys):
+    lines = printed(tables.Whole(["S", "withheld"], [["0.1", "a word " * 20]], wrapped=("withheld",)), 40)
+    assert max(map(len, lines)) <= 40 and sum("word" in line for line in lines) > 3 and "" not in lines
+
+
+def test_nothing_is_no_table(capsys):
+    tables.show([])
+    tables.show([{"empty": None}])
+    assert capsys.readouterr().out == ""
+    assert printed(tables.Whole(["a"], []), 20) == ["a"]
 
 
 def test_brackets_in_a_value_are_text(capsys):

@@ -1,9 +1,9 @@
-"""Causal attention in Triton: `attention` optimises reference.attention and reference.attention_statistics.
+"""Causal attention in Triton: `attention` is an optimisation of reference.attention and reference.attention_statistics.
 
-FlashAttention-2 (arXiv 2307.08691): no T x T matrix is ever stored. The forward pass keeps each query's log-sum-exp
-and the backward pass computes the weights again from it, once for the keys and values and once for the queries, so
-that every sum runs in a fixed order: no atomics, and a repetition gives the same bits. Scores, weights and sums are
-fp32 and a result is rounded once.
+The algorithm is FlashAttention-2 (arXiv 2307.08691), which stores no T x T matrix. The forward pass keeps the
+log-sum-exp of each query. The backward pass computes the weights again from it, once for the keys and values and once
+for the queries. So every sum has a fixed order without atomics, and results are bitwise repeatable. Scores, weights and
+sums are fp32, and a result is rounded once.
 
 Shapes in names: B sequences, T positions, H query heads, G key and value heads, K features of a head, M queries of a
 tile, N keys of a tile, S statistics.
@@ -12,7 +12,7 @@ tile, N keys of a tile, S statistics.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple, overload
 
 import torch
 import triton
@@ -31,7 +31,7 @@ LOG2_E = math.log2(math.e)
 
 
 class Tiles(NamedTuple):
-    """How a kernel is cut: queries and keys of a tile, warps of a program, stages of its loads' pipeline."""
+    """The tile sizes of a kernel (queries, keys), the warps of a program, and the pipeline stages of its loads."""
 
     queries: int
     keys: int
@@ -39,10 +39,10 @@ class Tiles(NamedTuple):
     stages: int
 
 
-# By kernel and padded d_head, for compute capability 9. "statistics" is the forward kernel when it gathers them: as
-# many keys, so that the output is the same to the bit, and where registers are short no pipeline. None of these and
-# those below spills on 8.0, 9.0 and 10.0 (python -m benchmarks.kernel_resources) where rows begin at multiples of 16
-# bytes, as the model's do.
+# (kernel, padded d_head) -> tiles, for compute capability 9. "statistics" is the forward kernel with statistics. It has
+# the same number of keys, so that the output is bitwise the same. Its loads are not pipelined if registers are scarce.
+# With these tiles and those below, no kernel spills registers on 8.0, 9.0 and 10.0
+# (python -m benchmarks.kernel_resources) if rows begin at multiples of 16 bytes, as they do in the model.
 TILES = {
     ("forward", 32): Tiles(128, 64, 8, 3),
     ("forward", 64): Tiles(128, 64, 8, 3),
@@ -61,7 +61,7 @@ TILES_BLACKWELL = TILES | {  # capability 10
     ("forward", 64): Tiles(64, 64, 4, 3),
     ("statistics", 128): Tiles(64, 64, 8, 2),
 }
-# Capability 8.0, where a product's operands come from registers.
+# Capability 8.0, whose matrix products read their operands from registers.
 TILES_AMPERE = TILES | {
     ("forward", 128): Tiles(64, 64, 8, 3),
     ("statistics", 128): Tiles(64, 64, 8, 3),
@@ -70,7 +70,8 @@ TILES_AMPERE = TILES | {
 }
 TILES_SMALL = TILES_AMPERE | {("keys_values", 128): Tiles(64, 64, 8, 2)}  # all others: 99 KiB of shared memory
 TILES_BY_CAPABILITY = {80: TILES_AMPERE, 90: TILES, 100: TILES_BLACKWELL, 103: TILES_BLACKWELL}
-# Inputs of four bytes: twice the shared memory, and products by ordinary arithmetic, whose operands fill registers.
+# Inputs of four bytes take twice the shared memory. Their products do not use tensor cores, and the operands fill
+# registers.
 TILES_FP32 = {
     ("forward", 32): Tiles(32, 32, 4, 2),
     ("forward", 64): Tiles(32, 32, 4, 2),
@@ -85,9 +86,35 @@ TILES_FP32 = {
     ("queries", 64): Tiles(32, 32, 4, 2),
     ("queries", 128): Tiles(32, 32, 4, 2),
 }
-DELTA_ELEMENTS = 2048  # of a tile of outputs
-LARGEST_TILE = 128  # rows, of any tile here
-LARGEST_GRID = 65535  # programs, along the second and the third axis (CUDA C Programming Guide, table 30)
+DELTA_ELEMENTS = 2048  # elements of a tile of outputs
+LARGEST_TILE = 128  # most rows of any tile in this file
+LARGEST_GRID = 65535  # most programs along the second and the third axis (CUDA C Programming Guide, table 30)
+
+
+@overload
+def attention(
+    q_BHTK: torch.Tensor,
+    k_BGTK: torch.Tensor,
+    v_BGTK: torch.Tensor,
+    *,
+    scale: float,
+    softcap: float | None = None,
+    window: int | None = None,
+    return_statistics: Literal[False] = False,
+) -> torch.Tensor: ...
+
+
+@overload
+def attention(
+    q_BHTK: torch.Tensor,
+    k_BGTK: torch.Tensor,
+    v_BGTK: torch.Tensor,
+    *,
+    scale: float,
+    softcap: float | None = None,
+    window: int | None = None,
+    return_statistics: Literal[True],
+) -> tuple[torch.Tensor, AttentionStatistics]: ...
 
 
 def attention(
@@ -102,18 +129,17 @@ def attention(
 ) -> torch.Tensor | tuple[torch.Tensor, AttentionStatistics]:
     """reference.attention with the softmax: causal attention [B, H, T, K] over the last `window` keys (None: all).
 
-    Inputs are fp32, bf16 or fp16, all alike, on a GPU (or on a CPU in Triton's interpreter); d_head is one of
-    ATTENTION_D_HEADS. The output lies in memory as [B, T, H, K], and so do the gradients. Views whose last dimension is
-    contiguous are read as they are. With `return_statistics` also reference.attention_statistics, which changes no
-    other result.
+    The inputs are all fp32, all bf16 or all fp16, on a GPU (or on a CPU in Triton's interpreter). d_head is one of
+    ATTENTION_D_HEADS. The output and the gradients lie in memory as [B, T, H, K]. Views whose last dimension is
+    contiguous are read in place. return_statistics: also return reference.attention_statistics, which changes no other
+    result.
 
-    Raises ValueError for shapes, types or options that it cannot take, RuntimeError on a CPU outside of
-    Triton's interpreter.
+    Raises ValueError for unsupported shapes, types or options, and RuntimeError on a CPU outside Triton's interpreter.
     """
     support.require(q_BHTK, "attention_impl=triton")
     _check(q_BHTK, k_BGTK, v_BGTK, scale, softcap, window)
     if window is not None and window >= q_BHTK.shape[2]:
-        window = None  # the same, without masks; and no sum with it leaves 32 bits
+        window = None  # the same result without masks for a window; also avoids overflow of 32 bits in sums with it
     out_BHTK, _, statistics_SH = _attention(q_BHTK, k_BGTK, v_BGTK, scale, softcap, window, return_statistics)
     if not return_statistics:
         return out_BHTK
@@ -125,7 +151,7 @@ def _check(q, k, v, scale: float, softcap: float | None, window: int | None) -> 
     if q.dim() != 4 or k.dim() != 4 or k.shape != v.shape or (q.shape[0], *q.shape[2:]) != (k.shape[0], *k.shape[2:]):
         raise ValueError(f"attention takes q [B, H, T, K] and k, v [B, G, T, K], got {shapes}")
     if q.numel() == 0 or k.numel() == 0 or q.shape[1] % k.shape[1]:
-        raise ValueError(f"attention needs no empty dimension, and query heads a multiple of key heads, got {shapes}")
+        raise ValueError(f"attention needs non-empty dimensions, and query heads a multiple of key heads, got {shapes}")
     if max(q.shape[:2]) > LARGEST_GRID:
         raise ValueError(f"attention takes at most {LARGEST_GRID} sequences and heads at once, got {shapes}")
     if q.shape[3] not in ATTENTION_D_HEADS:
@@ -135,7 +161,7 @@ def _check(q, k, v, scale: float, softcap: float | None, window: int | None) -> 
         raise ValueError(f"q, k, v must all be fp32, bf16 or fp16, got {q.dtype}, {k.dtype}, {v.dtype}")
     if not (q.device == k.device == v.device):
         raise ValueError(f"q, k, v must be on one device, got {q.device}, {k.device}, {v.device}")
-    # The largest score of a tile is found before it is multiplied by the scale.
+    # The kernel takes the largest score of a tile before it multiplies by the scale, so the scale must be positive.
     for name, value in (("scale", scale), ("softcap", softcap)):
         if value is not None and not 0 < value < math.inf:
             raise ValueError(f"{name} must be positive and finite, got {value}")
@@ -153,7 +179,7 @@ def _attention(
     window: int | None,
     statistics: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """out_BHTK, the log-sum-exp in base 2 lse_BHT, and statistics_SH: AttentionStatistics as rows, or no row."""
+    """Return out_BHTK, the log-sum-exp lse_BHT in base 2, and statistics_SH: AttentionStatistics as rows, or no row."""
     q, k, v = (_addressable(x) for x in (q_BHTK, k_BGTK, v_BGTK))
     out, lse, statistics_SH = _allocate_forward(q, k, v, scale, softcap, window, statistics)
     B, H, T, d_head = q.shape
@@ -171,7 +197,7 @@ def _attention(
             **_constants(tiles, d_head, block_k, softcap, window),
             STATISTICS=statistics,
         )
-        if statistics:  # few and small operations: each costs as much as a percent of the kernel
+        if partials is not None:  # as few operations as possible: each may cost a percent of the kernel's time
             torch.amax(partials[0], (0, 2), out=statistics_SH[0])
             statistics_SH[1:].copy_(partials[1:].sum((1, 3), dtype=torch.float64))
             statistics_SH[2].sqrt_()
@@ -186,7 +212,7 @@ def _allocate_forward(q, k, v, scale, softcap, window, statistics):
 
 
 def _seen_keys(T: int, window: int | None) -> int:
-    """Pairs of a query and a key that it sees: query i sees min(i + 1, window) of them."""
+    """Number of pairs of a query and a key that it sees: query i sees min(i + 1, window) keys."""
     reach = min(window or T, T)
     return reach * (reach + 1) // 2 + (T - reach) * reach
 
@@ -203,7 +229,7 @@ def _attention_backward(
     softcap: float | None,
     window: int | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """dq_BHTK, dk_BGTK, dv_BGTK from the gradient in out and what `_attention` returned."""
+    """Return dq_BHTK, dk_BGTK and dv_BGTK, from the gradient of out and the results of `_attention`."""
     grad, q, k, v, out = (_addressable(x) for x in (grad_BHTK, q_BHTK, k_BGTK, v_BGTK, out_BHTK))
     lse, delta = lse_BHT.contiguous(), torch.empty(lse_BHT.shape, dtype=torch.float32, device=q.device)
     dq, dk, dv = _empty_like(q), _empty_like(k), _empty_like(v)
@@ -254,13 +280,13 @@ _attention.register_autograd(_backward, setup_context=_setup_context)
 
 
 def _addressable(x_BHTK: torch.Tensor) -> torch.Tensor:
-    """`x`, copied if its rows are not contiguous, or so far apart that a tile of them spans more than 32 bits."""
+    """`x`, or a contiguous copy if its rows are not contiguous, or if offsets in a tile of rows exceed 32 bits."""
     near = (LARGEST_TILE + 1) * x_BHTK.stride(2) < 2**31
     return x_BHTK if near and x_BHTK.stride(3) == 1 else x_BHTK.contiguous()
 
 
 def _empty_like(x_BHTK: torch.Tensor) -> torch.Tensor:
-    """Of x's shape and type, in memory [B, T, H, K]: joining the heads is a view."""
+    """An empty tensor with x's shape and type that lies in memory as [B, T, H, K], so that joining heads is a view."""
     B, H, T, K = x_BHTK.shape
     return torch.empty(B, T, H, K, dtype=x_BHTK.dtype, device=x_BHTK.device).transpose(1, 2)
 
@@ -270,13 +296,13 @@ def _tiles(kernel: str, q: torch.Tensor) -> tuple[Tiles, int]:
     block_k = triton.next_power_of_2(q.shape[-1])
     if q.dtype == torch.float32:
         return TILES_FP32[kernel, block_k], block_k
-    # Triton is asked, not torch, so that compiling for a device needs no device.
+    # The capability comes from Triton and not from torch, so that one can compile for a device without having it.
     capability = 90 if support.INTERPRETED else triton.runtime.driver.active.get_current_target().arch
     return TILES_BY_CAPABILITY.get(capability, TILES_SMALL)[kernel, block_k], block_k
 
 
 def _factors(scale: float, softcap: float | None) -> tuple[float, float]:
-    """What makes q.k, or the tanh of it, an exponent of two, and what _tanh needs."""
+    """(exponent, doubled): the factor that makes q.k, or its tanh, an exponent of two, and the argument of _tanh."""
     if softcap is None:
         return scale * LOG2_E, 0.0
     return softcap * LOG2_E, 2 * LOG2_E * scale / softcap

@@ -1,7 +1,7 @@
 """The kernels of triton.py: causal attention with a running softmax, forward and backward.
 
 Shapes in names: B sequences, T positions, H query heads, G key and value heads, K features of a head, M queries of a
-tile, N keys of a tile. x is the score that is still to be multiplied by a factor to become an exponent of two: q.k, or
+tile, N keys of a tile. x is a score that becomes an exponent of two when it is multiplied by a factor: q.k, or
 tanh(scale q.k / softcap) with a softcap.
 """
 
@@ -12,8 +12,8 @@ import math
 import triton
 import triton.language as tl
 
-# Where a running maximum starts: below every score, and finite, so that a tile in which a query sees no key gives
-# exp2(-inf - LOWEST) = 0 and not exp2(-inf + inf).
+# The start of a running maximum. It is below every score, and finite: in a tile in which a query sees no key,
+# exp2(-inf - LOWEST) is 0, but exp2(-inf + inf) would be NaN.
 LOWEST = tl.constexpr(-1e30)
 LN_2 = tl.constexpr(math.log(2))
 
@@ -30,11 +30,13 @@ def _load(
     BOUNDED: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """Rows first .. first + ROWS of a [n_rows, D_HEAD] matrix, padded to BLOCK_K columns with zeros. Rows that are
-    not there are zeros too, if BOUNDED; else all must be there."""
+    """Load rows first .. first + ROWS of a [n_rows, D_HEAD] matrix, padded to BLOCK_K columns with zeros.
+
+    With BOUNDED, rows that do not exist are zeros too. Without it, all rows must exist.
+    """
     rows = first + tl.arange(0, ROWS)
     columns = tl.arange(0, BLOCK_K)
-    # Only the tile's corner needs 64 bits: offsets inside it fit 32 (triton._addressable), which saves registers.
+    # Only the tile's corner needs 64 bits. Offsets in it fit in 32 bits (triton._addressable), which saves registers.
     pointers = base + tl.cast(first, tl.int64) * stride + tl.arange(0, ROWS)[:, None] * stride + columns[None, :]
     if BOUNDED and D_HEAD < BLOCK_K:
         tile = tl.load(pointers, mask=(rows[:, None] < n_rows) & (columns[None, :] < D_HEAD), other=0.0)
@@ -49,7 +51,7 @@ def _load(
 
 @triton.jit
 def _store(base, first, stride, n_rows, tile, ROWS: tl.constexpr, D_HEAD: tl.constexpr, BLOCK_K: tl.constexpr):
-    """The inverse of _load: round `tile` to the matrix's type and write those of its elements that exist."""
+    """The inverse of _load: round `tile` to the matrix's type and store the elements that exist."""
     rows = first + tl.arange(0, ROWS)
     columns = tl.arange(0, BLOCK_K)
     pointers = base + tl.cast(first, tl.int64) * stride + tl.arange(0, ROWS)[:, None] * stride + columns[None, :]
@@ -59,7 +61,7 @@ def _store(base, first, stride, n_rows, tile, ROWS: tl.constexpr, D_HEAD: tl.con
 
 @triton.jit
 def _allowed(queries, keys, window, WINDOW: tl.constexpr):
-    """Whether each query may see each key; the two broadcast, one as a row and one as a column."""
+    """Whether each query may see each key. One of the two is a row and the other a column, so that they broadcast."""
     allowed = keys <= queries
     if WINDOW:
         allowed = allowed & (keys > queries - window)
@@ -68,16 +70,22 @@ def _allowed(queries, keys, window, WINDOW: tl.constexpr):
 
 @triton.jit
 def _tanh(x, doubled):
-    """tanh(x * doubled / (2 log2 e)) = 1 - 2 / (1 + 2^(x doubled)), which has the right limits when 2^ overflows.
-    Its error is absolute, one fp32 rounding of 1, as is that of a score of about `softcap`."""
+    """tanh(x * doubled / (2 log2 e)) = 1 - 2 / (1 + 2^(x doubled)), which has the right limits if the power overflows.
+
+    The error is absolute: one fp32 rounding of 1. After the product with `softcap` it is the rounding error of a score
+    of about `softcap`.
+    """
     return 1.0 - 2.0 / (1.0 + tl.exp2(x * doubled))
 
 
 @triton.jit
 def _keys_of_queries(first_query, T, window, M: tl.constexpr, N: tl.constexpr, WINDOW: tl.constexpr):
-    """Where a tile of queries meets its keys: (start, edge, stop), the first two multiples of N. In the tiles of
-    start .. edge all queries see all keys and there are T of them; those of edge .. stop need a mask. A window is
-    masked everywhere: a third loop for its other edge would cost more registers than it saves work."""
+    """Return (start, edge, stop), the range of keys of a tile of queries. start and edge are multiples of N.
+
+    In the tiles from start to edge, all queries see all keys, and all keys exist. The tiles from edge to stop need a
+    mask. With a window all tiles are masked, because a third loop for the window's other edge would cost more registers
+    than it would save work.
+    """
     stop = tl.minimum(first_query + M, T)
     start = 0
     edge = (first_query + 1) // N * N
@@ -114,9 +122,9 @@ def _attend(
     STATISTICS: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """Take keys start .. stop into the running softmax of a tile of queries (FlashAttention-2, algorithm 1).
+    """Add keys start .. stop to the running softmax of a tile of queries (FlashAttention-2, algorithm 1).
 
-    After it accumulator = sum 2^(e - largest) v and total = sum 2^(e - largest), with e the exponents and `largest`
+    Afterwards accumulator = sum 2^(e - largest) v and total = sum 2^(e - largest), with e the exponents and `largest`
     the largest of them. seen_M4 = (largest q.k, sum of q.k, sum of squares, sum 2^(e - largest) (e - largest)).
     """
     highest_M, sum_M, squares_M, weighted_M = seen_M4
@@ -194,18 +202,18 @@ def forward_kernel(
     STATISTICS: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """reference.attention's output for M queries of one head, and reference.attention_statistics over them.
+    """The output of reference.attention for M queries of one head, and reference.attention_statistics over them.
 
-    Q and OUT [B, H, T, D_HEAD], K and V [B, G, T, D_HEAD] in one type with contiguous rows; LSE fp32 [B, H, T], the
-    log-sum-exp in base 2; PARTIALS fp32 [4, B, H, programs] with STATISTICS, else unused: the largest score, the sums
-    of scores and of their squares times `per_score`, and the sum of entropies times `per_query`. Grid: (tiles of
-    queries, H, B).
+    Q and OUT [B, H, T, D_HEAD] and K and V [B, G, T, D_HEAD] have one type and contiguous rows. LSE fp32 [B, H, T] is
+    the log-sum-exp in base 2. PARTIALS fp32 [4, B, H, programs] is used with STATISTICS only. It holds the largest
+    score, the sums of the scores and of their squares times `per_score`, and the sum of the entropies times
+    `per_query`. Grid: (tiles of queries, H, B).
 
     FlashAttention-2 (arXiv 2307.08691), algorithm 1. The entropy of a query's weights p = 2^(e - largest) / total is
-    -sum p ln p = ln 2 (log2 total - sum 2^(e - largest) (e - largest) / total), that is lse - sum p s without the
-    loss of digits where s is large.
+    -sum p ln p = ln 2 (log2 total - sum 2^(e - largest) (e - largest) / total). This equals lse - sum p s, but does not
+    lose digits if s is large.
     """
-    # The last queries see the most keys: started first, they do not make the others wait at the end.
+    # The last queries see the most keys. They start first, so that no long program runs alone at the end.
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
     h = tl.program_id(1)
     b = tl.program_id(2).to(tl.int64)
@@ -243,10 +251,10 @@ def forward_kernel(
         entropy_M = LN_2 * (tl.log2(total_M) - weighted_M / total_M)
         apart = tl.num_programs(2) * tl.num_programs(1) * tl.num_programs(0)
         here = PARTIALS + row * tl.num_programs(0) + tile
-        # A query that is not there is zeros: it adds nothing to the sums, but its scores may be the largest.
+        # A query that does not exist is all zeros. It adds nothing to the sums, but its score 0 could be the largest.
         highest = tl.max(tl.where(exists_M, highest_M, float("-inf")), 0)
         score = tl.sum(sum_M, 0)
-        # A GPU's maximum passes over NaN; a sum does not (nor over infinities of both signs).
+        # The maximum on a GPU ignores NaN. A sum does not; it is also NaN for infinities of both signs.
         tl.store(here, scale * tl.where(score == score, highest, score))
         tl.store(here + apart, scale * score * per_score)
         tl.store(here + 2 * apart, scale * (scale * (tl.sum(squares_M, 0) * per_score)))
@@ -269,10 +277,11 @@ def delta_kernel(
     D_HEAD: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """DELTA = sum over features of OUT * GRAD, fp32 [B, H, T], for M queries of one head: the part of the softmax's
-    gradient that is the same for all keys, sum_j p_j dp_j (FlashAttention-2, arXiv 2307.08691, section 2.3.2).
+    """DELTA = sum over features of OUT * GRAD, fp32 [B, H, T], for M queries of one head.
 
-    OUT and its gradient GRAD [B, H, T, D_HEAD] with contiguous rows. Grid: (tiles of queries, H, B).
+    It is the part of the softmax's gradient that is the same for all keys, sum_j p_j dp_j (FlashAttention-2, arXiv
+    2307.08691, section 2.3.2). OUT and its gradient GRAD are [B, H, T, D_HEAD] with contiguous rows. Grid: (tiles of
+    queries, H, B).
     """
     first_query = tl.program_id(0) * M
     h = tl.program_id(1).to(tl.int64)
@@ -288,8 +297,10 @@ def delta_kernel(
 
 @triton.jit
 def _weights(x, lse, exponent, doubled, SOFTCAP: tl.constexpr):
-    """The weights p = 2^(e - lse) from the products x = q.k, and the slope of the softcap there: with
-    s = softcap tanh(scale q.k / softcap), ds / d(scale q.k) = 1 - tanh^2; 1 without a softcap."""
+    """Return the weights p = 2^(e - lse) of the products x = q.k, and the slope of the softcap at x.
+
+    With s = softcap tanh(scale q.k / softcap), the slope is ds / d(scale q.k) = 1 - tanh^2. Without a softcap it is 1.
+    """
     slope = 1.0
     if SOFTCAP:
         x = _tanh(x, doubled)
@@ -338,11 +349,11 @@ def keys_values_kernel(
 ):
     """The gradients of reference.attention in N keys and values of one group, summed over its query heads in order.
 
-    Q and GRAD [B, H, T, D_HEAD], K, V, DK and DV [B, G, T, D_HEAD] in one type with contiguous rows (DK and DV share
-    strides); LSE and DELTA fp32 [B, H, T] from the kernels above. Grid: (tiles of keys, G, B).
+    Q and GRAD [B, H, T, D_HEAD] and K, V, DK and DV [B, G, T, D_HEAD] have one type and contiguous rows; DK and DV have
+    the same strides. LSE and DELTA fp32 [B, H, T] come from the kernels above. Grid: (tiles of keys, G, B).
 
     FlashAttention-2 (arXiv 2307.08691), algorithm 2, the outer loop over keys: dv = p^T grad, dp = grad v^T,
-    ds = p (dp - delta) (1 - tanh^2 with a softcap), dk = scale ds^T q.
+    ds = p (dp - delta) (times 1 - tanh^2 with a softcap), dk = scale ds^T q.
     """
     first_key = tl.program_id(0) * N
     g = tl.program_id(1)
@@ -360,12 +371,12 @@ def keys_values_kernel(
     if WINDOW:
         stop = tl.minimum(T, first_key + N - 1 + window)
     n_tiles = tl.cdiv(stop - start, M)
-    # One loop over the tiles of all heads of the group, all masked: it needs fewer registers than loops inside a loop
-    # or one for the tiles that need no mask, and a comparison is little beside four products.
+    # One loop goes over the tiles of all heads of the group, and all tiles are masked. Nested loops, or an extra loop
+    # for tiles that need no mask, would need more registers. The mask costs little compared with the four products.
     for index in range(0, heads_per_group * n_tiles):
         h = (g * heads_per_group + index // n_tiles).to(tl.int64)
         first_query = start + index % n_tiles * M
-        # A query that is not there is all zeros: its p, 2^0, multiplies a gradient and a dp - delta of zero.
+        # A query that does not exist is all zeros. Its p = 2^0 multiplies a gradient and a dp - delta that are zero.
         q_MK = _load(Q + b * stride_qb + h * stride_qh, first_query, stride_qt, T, M, D_HEAD, BLOCK_K, True, UPCAST)
         query_M = first_query + tl.arange(0, M)
         exists_M = query_M < T
@@ -412,7 +423,7 @@ def _gather_queries(
     WINDOW: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """Add to a tile's dq (still to be scaled) what keys start .. stop give."""
+    """Add the contribution of keys start .. stop to the dq of a tile of queries. The caller scales dq afterwards."""
     for first_key in range(start, stop, N):
         k_NK = _load(k_base, first_key, stride_kt, T, N, D_HEAD, BLOCK_K, MASKED, UPCAST)
         x_MN = tl.dot(q_MK, tl.trans(k_NK), input_precision="ieee")
@@ -465,10 +476,12 @@ def queries_kernel(
     WINDOW: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """The gradient of reference.attention in M queries of one head: dq = scale ds k, with ds of keys_values_kernel,
-    whose arguments these are, but for DQ [B, H, T, D_HEAD]. Grid: (tiles of queries, H, B).
+    """The gradient of reference.attention in M queries of one head: dq = scale ds k, with the ds of keys_values_kernel.
 
-    FlashAttention-2 (arXiv 2307.08691), algorithm 2, with dq in a kernel of its own rather than added up atomically.
+    The arguments are those of keys_values_kernel, with DQ [B, H, T, D_HEAD] in place of DK and DV. Grid: (tiles of
+    queries, H, B).
+
+    FlashAttention-2 (arXiv 2307.08691), algorithm 2. dq has a kernel of its own, so that it needs no atomic additions.
     """
     first_query = (tl.num_programs(0) - 1 - tl.program_id(0)) * M
     h = tl.program_id(1)

@@ -1,13 +1,13 @@
-"""Linear cross-entropy with z-loss, a chunk of tokens at a time: all logits are never held at once.
+"""Linear cross-entropy with z-loss, one chunk of tokens at a time, so that memory never holds all logits at once.
 
-An optimisation of reference.linear_cross_entropy. The gradient of a chunk is formed in the forward pass while its
-logits are at hand, so nothing is computed twice. With y_j the (capped) logits, p = softmax(y), c the z-loss
-coefficient and t the target, the loss of a token is log Z - y_t + c log^2 Z, and since d log Z / d y_j = p_j
+An optimisation of reference.linear_cross_entropy. The gradient of a chunk is computed in the forward pass, while its
+logits are in memory, so nothing is computed twice. With y_j the (capped) logits, p = softmax(y), c the z-loss
+coefficient and t the target, the loss of a token is log Z - y_t + c log^2 Z. Since d log Z / d y_j = p_j,
 
     dL/dy_j = (1 + 2 c log Z) p_j - 1[j = t],      dL/dx_j = dL/dy_j (1 - (y_j/s)^2)   under a cap y = s tanh(x/s)
 
-(PaLM, arXiv 2204.02311, section 5, for the z-loss). Needs no Triton: it is what CPUs use. triton.py has the same
-loop with a Triton kernel in the place of `torch_rows`.
+(PaLM, arXiv 2204.02311, section 5, for the z-loss). This module does not need Triton; CPUs use it. triton.py has the
+same loop, with a Triton kernel in place of `torch_rows`.
 
 Shapes in names: N tokens, C tokens of a chunk, D model width, V vocabulary.
 """
@@ -23,15 +23,17 @@ from torch import Tensor
 
 from scaling_testbed.kernels.reference import softcap_scores, wide
 
-# Bytes of logits held at once where the caller does not say: on a CPU what about fits its last cache.
+# Bytes of logits held at once by default. The value for a CPU is about the size of its last-level cache.
 DEFAULT_CHUNK_BYTES = {"cpu": 64 * 2**20, "cuda": 2**30}
-# Matrix products on a GPU lose speed with fewer rows than this.
+# Matrix products on a GPU are slower with fewer rows than this.
 LEAST_GPU_ROWS = 4096
 
 
 class CrossEntropy(NamedTuple):
-    """loss = sum of ce + z_loss * sum of log_z^2, a scalar, differentiable; ce_N and log_z_N are not. All wide:
-    fp32, or fp64 where the inputs are. Tokens that are ignored have ce and log_z zero."""
+    """The scalar loss = sum of ce + z_loss * sum of log_z^2, and ce_N and log_z_N of each token.
+
+    Only loss is differentiable. All are wide: fp32, or fp64 for fp64 inputs. ce and log_z of an ignored token are zero.
+    """
 
     loss: Tensor
     ce_N: Tensor
@@ -50,12 +52,12 @@ def linear_cross_entropy(
 ) -> CrossEntropy:
     """Cross-entropy and z-loss of the final hidden states under the head, in plain PyTorch.
 
-    hidden_ND, weight_VD  floating; the products run in hidden's type, or in autocast's
-    targets_N             int64, `ignore_index` where a token does not count
-    chunk_bytes           of logits held at once; None: DEFAULT_CHUNK_BYTES
+    hidden_ND, weight_VD  floating point; the products run in hidden's type, or in autocast's type
+    targets_N             int64; `ignore_index` excludes a token
+    chunk_bytes           bytes of logits held at once; None: DEFAULT_CHUNK_BYTES
 
-    The head's gradient is accumulated wide. Raises ValueError for shapes that do not fit and
-    softcaps that are none.
+    The head's gradient is accumulated wide. Raises ValueError if shapes do not match or softcap is not positive and
+    finite.
     """
     return call_operator(
         chunked_operator, hidden_ND, weight_VD, targets_N, z_loss, softcap, ignore_index, chunk_bytes or 0
@@ -65,7 +67,7 @@ def linear_cross_entropy(
 def call_operator(
     operator, hidden_ND, weight_VD, targets_N, z_loss, softcap, ignore_index, chunk_bytes
 ) -> CrossEntropy:
-    """Call one of `define_operator`'s for the gradients that are wanted, in autocast's type where it is on."""
+    """Check the arguments and call an operator of `define_operator` for the gradients that autograd needs."""
     if hidden_ND.ndim != 2 or weight_VD.ndim != 2 or hidden_ND.shape[1] != weight_VD.shape[1]:
         raise ValueError(f"hidden [N, D] and weight [V, D] do not fit: {hidden_ND.shape} and {weight_VD.shape}")
     if targets_N.shape != hidden_ND.shape[:1] or targets_N.dtype != torch.int64:
@@ -78,7 +80,7 @@ def call_operator(
 
 
 def product_dtype(hidden_ND: Tensor) -> torch.dtype:
-    """What the products of hidden states run in: autocast's type where that is on, else their own."""
+    """The type in which products of hidden states run: autocast's type if autocast is on, else their own."""
     device_type = hidden_ND.device.type
     if torch.is_autocast_enabled(device_type):
         return torch.get_autocast_dtype(device_type)
@@ -89,7 +91,8 @@ def define_operator(name: str, compute: Callable) -> Callable:
     """Register `compute` as scaling_testbed::<name>, for autograd and torch.compile.
 
     compute(hidden_ND, weight_VD, targets_N, z_loss, softcap, ignore_index, dtype, chunk_bytes, want_hidden,
-    want_weight) -> loss, ce_N, log_z_N, grad_hidden_ND, grad_weight_VD, the gradients those of loss, or empty.
+    want_weight) -> loss, ce_N, log_z_N, grad_hidden_ND, grad_weight_VD. The last two are gradients of loss; a gradient
+    that is not wanted is an empty tensor.
     """
     schema = (
         "(Tensor hidden, Tensor weight, Tensor targets, float z_loss, float? softcap, SymInt ignore_index, "
@@ -98,7 +101,7 @@ def define_operator(name: str, compute: Callable) -> Callable:
     )
 
     def run(hidden_ND, weight_VD, targets_N, *arguments):
-        # Autocast would act on the products inside; `dtype` has already said what they run in.
+        # Autocast would change the type of the products inside, which `dtype` already determines.
         with torch.autocast(hidden_ND.device.type, enabled=False):
             return compute(hidden_ND, weight_VD, targets_N.contiguous(), *arguments)
 
@@ -122,8 +125,11 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward(ctx, grad_loss, *_):
-    """Scale the stored gradients in place, which saves a copy of the head; so it can be done once, and what is stored
-    has no derivative. Raises RuntimeError where a second backward pass or a second derivative is asked for."""
+    """Scale the stored gradients in place, which saves a copy of the head.
+
+    The stored gradients can thus be used only once, and they have no derivative. Raises RuntimeError for a second
+    backward pass and for a second derivative.
+    """
     if torch.is_grad_enabled():
         raise RuntimeError("this cross-entropy has no second derivative (create_graph=True); loss.impl=reference has")
     if getattr(ctx, "scaled", False):
@@ -149,15 +155,15 @@ def chunked_gradients(
     want_hidden: bool,
     want_weight: bool,
 ):
-    """The loop over chunks, for `define_operator`. `rows` turns a chunk's logits into their gradient in place.
+    """The loop over chunks, for `define_operator`. `rows` replaces a chunk's logits by their gradient.
 
-    rows(logits_CV, hidden_CD, weight_VD, targets_C, z_loss, softcap, ignore_index, want) -> ce_C, log_z_C.
-    Logits are held in `dtype`; wide where no gradient is wanted, so that a validation loss suffers no rounding.
+    rows(logits_CV, hidden_CD, weight_VD, targets_C, z_loss, softcap, ignore_index, want) -> ce_C, log_z_C. Logits are
+    held in `dtype`. If no gradient is wanted they are held wide, so that a validation loss has no rounding of logits.
     """
     N, V = len(hidden_ND), len(weight_VD)
     want = want_hidden or want_weight
     ce_N = wide(hidden_ND.new_empty(0)).new_empty(N)
-    # CPUs have no product of bf16 inputs with a wide result: there the rounded inputs are widened first.
+    # A CPU has no product of bf16 inputs with a wide result, so the rounded inputs are widened first.
     product_type = dtype if want or hidden_ND.is_cuda else ce_N.dtype
     hidden, weight = (x.to(dtype).to(product_type).contiguous() for x in (hidden_ND, weight_VD))
     log_z_N = torch.empty_like(ce_N)
@@ -165,8 +171,9 @@ def chunked_gradients(
     grad_weight_VD = ce_N.new_empty(weight_VD.shape if want_weight else 0)
     logits_type = dtype if want else ce_N.dtype
     C = chunk_rows(N, V * logits_type.itemsize, chunk_bytes, hidden.device)
-    # Rows begin at multiples of 128 bytes, whatever the vocabulary, so that a GPU can read them in whole lines.
+    # Rows begin at multiples of 128 bytes for every vocabulary, so that a GPU reads whole cache lines.
     buffer = torch.empty(C, -(-V // 64) * 64, dtype=logits_type, device=hidden.device)[:, :V]
+    logits_CV = buffer
     for begin in range(0, N, C):
         chunk = slice(begin, min(begin + C, N))
         logits_CV = buffer[: chunk.stop - begin]
@@ -180,16 +187,17 @@ def chunked_gradients(
             product(logits_CV.T, hidden[chunk], grad_weight_VD, add=begin > 0)
     if want_weight and N == 0:
         grad_weight_VD.zero_()
-    buffer = logits_CV = None  # room for the head's gradient in its own type
+    del buffer, logits_CV  # frees memory for the head's gradient in its own type
     loss = ce_N.sum() + z_loss * log_z_N.square().sum()
     return loss, ce_N, log_z_N, grad_hidden_ND, grad_weight_VD.to(weight_VD.dtype)
 
 
 def chunk_rows(n_tokens: int, row_bytes: int, chunk_bytes: int, device: torch.device) -> int:
-    """Tokens of a chunk: what `chunk_bytes` hold (0: the default), cut into equal chunks, at least one.
+    """Number of tokens in a chunk, at least one: all chunks together hold `n_tokens`, in about equal parts.
 
-    Without a budget, on a GPU, at least LEAST_GPU_ROWS where they take no more than a sixteenth of the card. Nothing
-    here depends on what happens to be free: the number of chunks decides the last bits of the head's gradient.
+    The logits of a chunk take at most `chunk_bytes` (0: the default). With the default, a chunk on a GPU has at least
+    LEAST_GPU_ROWS tokens, as far as their logits take at most a sixteenth of the GPU's memory. The result does not
+    depend on the free memory, because the number of chunks determines the last bits of the head's gradient.
     """
     rows = max(1, (chunk_bytes or DEFAULT_CHUNK_BYTES.get(device.type, 2**28)) // row_bytes)
     if device.type == "cuda" and not chunk_bytes and rows < LEAST_GPU_ROWS:
@@ -201,24 +209,29 @@ def chunk_rows(n_tokens: int, row_bytes: int, chunk_bytes: int, device: torch.de
 
 
 def product(left: Tensor, right: Tensor, out: Tensor, *, add: bool = False) -> None:
-    """out (+)= left @ right, in `out`'s type. Where it is wider than theirs a GPU rounds nothing; a CPU rounds the
-    product to their type before it is added."""
+    """Set out to left @ right, or add left @ right to it, in out's type.
+
+    If out's type is wider than the inputs' type, a GPU does not round the product. A CPU rounds the product to the
+    inputs' type before it is stored or added.
+    """
     if left.dtype == out.dtype:
         torch.addmm(out, left, right, out=out) if add else torch.mm(left, right, out=out)
     elif left.is_cuda and out.dtype == torch.float32:
-        wide_out = {"out_dtype": torch.float32, "out": out}
-        torch.addmm(out, left, right, **wide_out) if add else torch.mm(left, right, **wide_out)
+        if add:
+            torch.addmm(out, left, right, out_dtype=torch.float32, out=out)
+        else:
+            torch.mm(left, right, out_dtype=torch.float32, out=out)
     else:
         out.add_(left @ right) if add else out.copy_(left @ right)
 
 
 def torch_rows(logits_CV, hidden_CD, weight_VD, targets_C, z_loss, softcap, ignore_index, want):
-    """`chunked_gradients`' rows in plain PyTorch, in place as far as it goes."""
+    """The `rows` argument of `chunked_gradients` in plain PyTorch. It works in place where it can."""
     valid_C = targets_C != ignore_index
     picked_C1 = torch.where(valid_C, targets_C, 0)[:, None]
     x_CV = wide(logits_CV)
     if x_CV.dtype != logits_CV.dtype:
-        # The target's own logit without the rounding of the stored ones.
+        # The target's logit without the rounding of the stored logits.
         exact_C = (wide(hidden_CD) * wide(weight_VD[picked_C1[:, 0]])).sum(-1)
         x_CV.scatter_(1, picked_C1, exact_C[:, None])
     slope_CV = None

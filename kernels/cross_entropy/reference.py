@@ -1,7 +1,7 @@
-"""Linear cross-entropy in plain PyTorch: the definition that the fast paths are judged against.
+"""Linear cross-entropy in plain PyTorch: the definition that the fast paths must match.
 
-Shapes in names: N tokens, D model width, V vocabulary. "Wide" is fp32, or the input's own type where that is wider
-(fp64 in tests).
+Shapes in names: N tokens, D model width, V vocabulary. "Wide" is fp32, or the input's own type if that is wider (fp64
+in tests).
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ def linear_cross_entropy(
     softcap: float | None = None,
     ignore_index: int = -100,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cross-entropy of each token and log Z = logsumexp of its logits, in nats: (ce_N, log_z_N), both wide
-    and both zero where the target is `ignore_index`. A z-loss is coefficient * log_z^2 (PaLM, arXiv
-    2204.02311, section 5).
+    """Return (ce_N, log_z_N): the cross-entropy of each token, and log Z = logsumexp of its logits, in nats.
 
-    The product hidden x weight runs in its inputs' type or in autocast's; all that follows is wide.
+    Both are wide, and zero where the target is `ignore_index`. A z-loss is coefficient * log_z^2 (PaLM, arXiv
+    2204.02311, section 5). The product hidden x weight runs in the type of its inputs, or in autocast's type. All
+    later steps are wide.
     """
     logits_NV = softcap_scores(wide(F.linear(hidden_ND, weight_VD)), softcap)
     valid_N = targets_N != ignore_index

@@ -1,11 +1,12 @@
 """Linear cross-entropy with z-loss on a GPU, in Triton. An optimisation of reference.linear_cross_entropy.
 
-Two variants, both bitwise repeatable (no atomics), both forming the gradients in the forward pass:
+Two variants. Both are bitwise repeatable (no atomics), and both compute the gradients in the forward pass:
 
-chunked    the loop of chunked.py with one kernel that turns a chunk's logits into their gradient in
-           place. Per token 6 V D multiply-adds' FLOPs in the GPU's own matrix products, and 12 V bytes of traffic.
-recompute  logits exist only as tiles: an attention over the vocabulary, with hidden states as queries and the head's
-           rows as both keys and values. 8 V D FLOPs, no traffic, no buffer; for narrow models.
+chunked    The loop of chunked.py, with one kernel that replaces a chunk's logits by their gradient. Per token it takes
+           6 V D FLOPs in the GPU library's matrix products, and 12 V bytes of memory traffic.
+recompute  Logits exist only as tiles. It is an attention over the vocabulary: hidden states are the queries, and the
+           rows of the head are keys and values. It takes 8 V D FLOPs, no such traffic and no buffer. It is for narrow
+           models.
 
 The gradients are derived in chunked.py. Shapes in names: N tokens, C tokens of a chunk, D model width,
 V vocabulary.
@@ -30,10 +31,10 @@ from scaling_testbed.kernels.cross_entropy.chunked import (
 )
 from scaling_testbed.kernels.reference import wide
 
-# Vocabulary columns, and features, that one step of the row kernel reads; warps.
+# Vocabulary columns and features that one step of the row kernel reads, and its warps.
 ROW_TILE = {"BLOCK_V": 4096, "BLOCK_D": 1024, "num_warps": 8}
-# Padded width, bytes of a number -> tokens and vocabulary columns of a tile, warps, stages. None spills registers
-# (python -m benchmarks.kernel_resources). fp32 has no tensor cores here and is for checking.
+# (Padded width, bytes per number) -> tokens and vocabulary columns of a tile, warps, stages. No kernel spills registers
+# (python -m benchmarks.kernel_resources). The fp32 products do not use tensor cores; they are for checks.
 FORWARD_TILES = {
     (64, 2): (128, 64, 8, 3),
     (128, 2): (128, 32, 8, 3),
@@ -47,8 +48,8 @@ WEIGHT_TILES = {
     (128, 4): (32, 16, 8, 1),
 }
 WIDEST_RECOMPUTE = 128  # at 256 the tiles that fit in registers are too small to be fast
-# By a model of bytes and FLOPs recompute is the faster one at every width it has. Not yet measured on a GPU, so `auto`
-# stays with the plainer one; benchmarks/head.py times both.
+# A model of bytes and FLOPs predicts that recompute is faster at every width that it supports. This is not yet measured
+# on a GPU, so `auto` takes the simpler variant. benchmarks/head.py times both.
 AUTO_VARIANT = "chunked"
 
 
@@ -63,14 +64,14 @@ def linear_cross_entropy(
     chunk_bytes: int | None = None,
     variant: str = "auto",
 ) -> CrossEntropy:
-    """chunked.linear_cross_entropy, with the same arguments and result, in Triton.
+    """chunked.linear_cross_entropy in Triton, with the same arguments and result.
 
-    variant: chunked | recompute (D at most 128) | auto (chunked, until the other is measured to be faster somewhere).
-    The products run in fp32 or bf16: in fp16 small gradients would vanish before any scaling of the loss. Chunked holds
-    logits in bf16 while training, so log Z has their rounding; the target's logit, and all of an evaluation, have not.
-    A target outside the vocabulary makes the loss NaN.
+    variant: chunked | recompute (D at most 128) | auto (chunked, until recompute is measured to be faster). The
+    products run in fp32 or bf16. In fp16, small gradients would underflow before any scaling of the loss. In training,
+    chunked holds logits in bf16, so log Z includes their rounding error. The target's logit does not, and neither does
+    an evaluation. A target outside the vocabulary makes the loss NaN.
 
-    Raises RuntimeError on a CPU outside of Triton's interpreter, ValueError for what does not fit.
+    Raises RuntimeError on a CPU outside Triton's interpreter, and ValueError for unsupported shapes, types or options.
     """
     support.require(hidden_ND, "loss.impl=triton")
     if variant == "auto":
@@ -89,9 +90,9 @@ def linear_cross_entropy(
 
 @triton.jit
 def _capped(x, softcap, HAS_SOFTCAP: tl.constexpr):
-    """y = s tanh(x / s) and dy/dx = 1 - (y / s)^2, or x and 1."""
+    """Return y = s tanh(x / s) and dy/dx = 1 - (y / s)^2; without a softcap, x and 1."""
     if HAS_SOFTCAP:
-        # tanh through the exponential: the interpreter has no tanh. It saturates to +-1 without overflow.
+        # tanh through exp, because the interpreter has no tanh. The result saturates to +-1 and does not overflow.
         tanh = 1 - 2 / (1 + tl.exp(2 * (x / softcap)))
         return softcap * tanh, 1 - tanh * tanh
     return x, tl.full(x.shape, 1.0, tl.float32)
@@ -116,12 +117,12 @@ def _row_kernel(
     BLOCK_V: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """One token: logits [V] -> their gradient in place, ce and log Z (reference.linear_cross_entropy).
+    """Compute ce and log Z of one token (reference.linear_cross_entropy), and replace its logits [V] by their gradient.
 
-    logits bf16 or fp32 with rows `logits_stride` apart; hidden [C, D] and weight [V, D] contiguous; ce, log_z
-    fp32 [C]. Two passes: a running maximum and sum give log Z, then each logit becomes
-    ((1 + 2 c log Z) p_j - 1[j = t]) times the softcap's slope. The target's logit is taken as an fp32 dot product, not
-    from the rounded logits: its rounding error would be the largest part of the loss's.
+    logits are bf16 or fp32, with rows `logits_stride` apart; hidden [C, D] and weight [V, D] are contiguous; ce and
+    log_z are fp32 [C]. There are two passes. The first computes log Z from a running maximum and sum. The second
+    replaces each logit by ((1 + 2 c log Z) p_j - 1[j = t]) times the softcap's slope. The target's logit is an fp32 dot
+    product and not the rounded logit, whose rounding error would be the largest part of the loss's error.
     """
     row = tl.program_id(0).to(tl.int64)
     target = tl.load(targets + row)
@@ -149,7 +150,7 @@ def _row_kernel(
         largest = larger
     log_partition = largest + tl.log(total)
     target_y, _ = _capped(tl.zeros([1], tl.float32) + target_logit, softcap, HAS_SOFTCAP)
-    # A target that is no column has no loss: NaN ends the run, where a number would hide a wrong vocabulary.
+    # The loss of a target outside the vocabulary is NaN, which ends the run. A number would hide a wrong vocabulary.
     target_ce = tl.where(inside, log_partition - tl.sum(target_y, 0), float("nan"))
     tl.store(ce + row, tl.where(valid, target_ce, 0.0))
     tl.store(log_z + row, tl.where(valid, log_partition, 0.0))
@@ -165,7 +166,7 @@ def _row_kernel(
 
 
 def triton_rows(logits_CV, hidden_CD, weight_VD, targets_C, z_loss, softcap, ignore_index, want):
-    """chunked_gradients' rows as one launch of `_row_kernel`."""
+    """The `rows` argument of `chunked_gradients`, as one launch of `_row_kernel`."""
     ce_C = logits_CV.new_empty(len(logits_CV), dtype=torch.float32)
     log_z_C = torch.empty_like(ce_C)
     tile = ROW_TILE | {"BLOCK_D": min(ROW_TILE["BLOCK_D"], triton.next_power_of_2(weight_VD.shape[1]))}
@@ -191,7 +192,7 @@ def triton_rows(logits_CV, hidden_CD, weight_VD, targets_C, z_loss, softcap, ign
 
 @triton.jit
 def _tile(base, rows, n_rows, D, BLOCK_D: tl.constexpr, UPCAST: tl.constexpr):
-    """Rows `rows` of a contiguous [n_rows, D], zero outside. The interpreter's bf16 products are wrong: UPCAST."""
+    """Load rows `rows` of a contiguous [n_rows, D], zero outside. UPCAST: the interpreter's bf16 products are wrong."""
     d = tl.arange(0, BLOCK_D)
     mask = (rows[:, None] < n_rows) & (d[None, :] < D)
     tile = tl.load(base + rows[:, None].to(tl.int64) * D + d[None, :], mask=mask, other=0.0)
@@ -221,12 +222,13 @@ def _forward_kernel(
     BLOCK_V: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """BLOCK_N tokens: ce, log Z and the gradient of hidden, in one pass over the vocabulary, no logits in memory.
+    """Compute ce, log Z and the gradient of hidden for BLOCK_N tokens in one pass over the vocabulary.
 
-    hidden [N, D], weight [V, D] contiguous, of one type; ce, log_z fp32 [N]; grad_hidden [N, D]. With W the head,
-        dL/dh = (1 + 2 c log Z) sum_j p_j slope_j W_j - slope_t W_t,
-    and the sum over j is what flash attention computes (arXiv 2205.14135, algorithm 1): exponentials of a running
-    maximum are accumulated times W_j and divided by their total at the end.
+    No logits are stored in memory. hidden [N, D] and weight [V, D] are contiguous and have one type; ce and log_z are
+    fp32 [N]; grad_hidden is [N, D]. With W the head,
+        dL/dh = (1 + 2 c log Z) sum_j p_j slope_j W_j - slope_t W_t.
+    The sum over j is computed as in flash attention (arXiv 2205.14135, algorithm 1): the loop accumulates
+    exp(y_j - running maximum) slope_j W_j, and the result is divided by the total of the exponentials at the end.
     """
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     h = _tile(hidden, n, N, D, BLOCK_D, UPCAST)
@@ -290,10 +292,10 @@ def _weight_kernel(
     BLOCK_V: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """BLOCK_V rows of the head: their gradient [V, D] in fp32, summed over all tokens in one program, in order.
+    """Compute the fp32 gradient of BLOCK_V rows of the head [V, D]. One program sums over all tokens, in order.
 
-    The tile of logits is computed again, turned into its gradient with the known log Z, rounded to the inputs' type
-    and multiplied with the hidden states: dL/dW_j = sum_n dL/dx_nj h_n.
+    Each tile of logits is computed again and replaced by its gradient with the known log Z. The gradient is rounded to
+    the inputs' type and multiplied with the hidden states: dL/dW_j = sum_n dL/dx_nj h_n.
     """
     v = tl.program_id(0) * BLOCK_V + tl.arange(0, BLOCK_V)
     w = _tile(weight, v, V, D, BLOCK_D, UPCAST)
@@ -321,7 +323,7 @@ def _weight_kernel(
 def _recompute(
     hidden_ND, weight_VD, targets_N, z_loss, softcap, ignore_index, dtype, chunk_bytes, want_hidden, want_weight
 ):
-    """The recompute variant, for `define_operator`; `chunk_bytes` has nothing to say here."""
+    """The recompute variant, for `define_operator`. It does not use `chunk_bytes`."""
     (N, D), V = hidden_ND.shape, len(weight_VD)
     hidden, weight = (x.to(dtype).contiguous() for x in (hidden_ND, weight_VD))
     ce_N = wide(hidden_ND.new_empty(0)).new_empty(N)

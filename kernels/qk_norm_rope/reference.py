@@ -1,7 +1,7 @@
-"""Norm and rotation of queries and keys in plain PyTorch: the definition that the fast paths are judged against.
+"""Norm and rotation of queries and keys in plain PyTorch: the definition that the fast paths must match.
 
 Shapes in names: B sequences, T positions, H query heads, G key heads, K features of a head, R = K/2 rotated pairs.
-"Wide" is fp32, or the input's own type where that is wider (fp64 in tests).
+"Wide" is fp32, or the input's own type if that is wider (fp64 in tests).
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ from scaling_testbed.kernels.reference import wide
 
 
 def layer_norm(x: torch.Tensor, gain: torch.Tensor | None, eps: float) -> torch.Tensor:
-    """(x - mean) / sqrt(var + eps) over the last dimension times `gain` ([last], or None for one), without bias; wide
-    (Dehghani et al. 2023; Wortsman et al. 2023, arXiv 2309.14322, section 3.1.1 and E.8)."""
+    """(x - mean) / sqrt(var + eps) over the last dimension, times `gain`, without bias; wide.
+
+    gain: [last], or None for one (Dehghani et al. 2023; Wortsman et al. 2023, arXiv 2309.14322, section 3.1.1 and E.8).
+    """
     return F.layer_norm(wide(x), x.shape[-1:], gain, None, eps)
 
 
 def rms_norm(x: torch.Tensor, gain: torch.Tensor | None, eps: float) -> torch.Tensor:
-    """x / sqrt(mean x^2 + eps) over the last dimension times `gain` ([last], or None for one); wide (OLMo 2, arXiv
+    """x / sqrt(mean x^2 + eps) over the last dimension, times `gain` ([last], or None for one); wide (OLMo 2, arXiv
     2501.00656)."""
     return F.rms_norm(wide(x), x.shape[-1:], gain, eps)
 
@@ -28,15 +30,17 @@ KINDS = {"layernorm": layer_norm, "rmsnorm": rms_norm}
 
 
 def qk_norm(x: torch.Tensor, gain: torch.Tensor | None, kind: str, eps: float) -> torch.Tensor:
-    """Queries or keys after one of KINDS. The result is wide; the caller rounds after the rotation. Raises ValueError
-    for another kind."""
+    """Queries or keys after the norm `kind`, one of KINDS. The result is wide; the caller rounds after the rotation.
+
+    Raises ValueError for another kind.
+    """
     if kind not in KINDS:
         raise ValueError(f"kind must be {' or '.join(KINDS)}, got {kind!r}")
     return KINDS[kind](x, gain, eps)
 
 
 def rotary_tables(positions_T: torch.Tensor, d_head: int, base: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """fp32 cos_TR and sin_TR of the angles position * base^(-2 r / d_head), r = 0 .. d_head/2 - 1
+    """Return fp32 cos_TR and sin_TR of the angles position * base^(-2 r / d_head), r = 0 .. d_head/2 - 1
     (RoFormer, arXiv 2104.09864, eq. 15)."""
     pairs_R = torch.arange(0, d_head, 2, dtype=torch.float32, device=positions_T.device)
     angles_TR = positions_T.float()[:, None] * base ** (-pairs_R / d_head)
@@ -44,7 +48,7 @@ def rotary_tables(positions_T: torch.Tensor, d_head: int, base: float) -> tuple[
 
 
 def apply_rotary(x_BHTK: torch.Tensor, cos_TR: torch.Tensor, sin_TR: torch.Tensor) -> torch.Tensor:
-    """Rotate each pair (x[r], x[r + K/2]) by its angle; computed wide, returned in x's type."""
+    """Rotate each pair (x[r], x[r + K/2]) by its angle. The rotation is computed wide and returned in x's type."""
     first_BHTR, second_BHTR = wide(x_BHTK).chunk(2, dim=-1)
     rotated = (first_BHTR * cos_TR - second_BHTR * sin_TR, second_BHTR * cos_TR + first_BHTR * sin_TR)
     return torch.cat(rotated, dim=-1).to(x_BHTK.dtype)
@@ -62,8 +66,10 @@ def qk_norm_rope(
     eps: float,
     out_dtype: torch.dtype | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Queries and keys after `qk_norm` with their gains, then `apply_rotary`: (q_BHTK, k_BGTK), computed wide and
-    rounded once to `out_dtype` (default: each input's own type)."""
+    """Return (q_BHTK, k_BGTK): queries and keys after `qk_norm` with their gains and then `apply_rotary`.
+
+    Both are computed wide and rounded once to `out_dtype` (default: each input's own type).
+    """
 
     def prepare(x: torch.Tensor, gain_K: torch.Tensor | None) -> torch.Tensor:
         return apply_rotary(qk_norm(x, gain_K, kind, eps), cos_TR, sin_TR).to(out_dtype or x.dtype)

@@ -1,9 +1,10 @@
 """Norm and rotation of queries and keys in one Triton launch: an optimisation of reference.qk_norm_rope.
 
-Memory-bound: each element is read once and written once, in the backward pass read twice (input and gradient) and
-written once. Inputs are read in place through their strides; results have [B, T, heads, K] memory behind their
-[B, heads, T, K] shape, as the projections' outputs do, so that neighbouring rows of a program are neighbours in memory.
-Arithmetic is fp32 and a result is rounded once. No atomics: a repetition gives the same bits.
+The kernels are memory-bound. The forward pass reads and writes each element once. The backward pass reads it twice
+(input and gradient) and writes it once. Inputs are read in place through their strides. Results have the shape
+[B, heads, T, K] and lie in memory as [B, T, heads, K], like the outputs of the projections, so that neighbouring rows
+of a program are neighbours in memory. Arithmetic is fp32, and a result is rounded once. There are no atomics, so
+results are bitwise repeatable.
 
 Shapes in names: B sequences, T positions, H query heads, G key heads, K features of a head, R = K/2 rotated pairs,
 P programs.
@@ -22,15 +23,16 @@ from scaling_testbed.kernels import support
 from scaling_testbed.kernels.limits import QK_NORM_ROPE_WIDEST_HEAD as WIDEST_HEAD
 from scaling_testbed.kernels.qk_norm_rope.triton_kernels import backward_kernel, forward_kernel
 
-KINDS = ("layernorm", "rmsnorm")  # that the kernel knows
-MOST_ROWS = 2**30  # row numbers have 32 bits, with room for the last tile: 64-bit divisions are slow
+KINDS = ("layernorm", "rmsnorm")  # the norms that the kernel supports
+# Row numbers have 32 bits, because 64-bit divisions are slow. The limit leaves room for the last tile.
+MOST_ROWS = 2**30
 
-# Pairs of a tile, and warps. In bf16 every thread has 64 bytes on their way, half of them gradients in the backward
-# pass, and few enough registers (python -m benchmarks.kernel_resources) that the threads on a processor together keep
-# 40 KiB or more on their way, which is what an H200 needs (4.8 TB/s for about a microsecond). Not yet measured.
+# Pairs of a tile, and warps. In bf16 every thread has 64 bytes of loads in flight; in the backward pass half of them
+# are gradients. A thread uses few registers (python -m benchmarks.kernel_resources), so the threads of a multiprocessor
+# together have 40 KiB or more in flight. An H200 needs this much (4.8 TB/s for about a microsecond). Not yet measured.
 FORWARD_PAIRS, BACKWARD_PAIRS, WARPS = 2048, 1024, 4
-# A program of the backward pass takes several tiles, which saves partial sums of the gains' gradients; at most these,
-# and fewer where there would be too few programs to fill a GPU several times.
+# A program of the backward pass processes several tiles, so that there are fewer partial sums of the gains' gradients.
+# It takes at most MOST_TILES, and fewer if there would be too few programs to fill a GPU several times.
 MOST_TILES, ENOUGH_PROGRAMS = 8, 2048
 
 
@@ -46,15 +48,15 @@ def qk_norm_rope(
     eps: float,
     out_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """reference.qk_norm_rope, with the same arguments and result: q and k normed over K, times their gains, rotated.
+    """reference.qk_norm_rope with the same arguments and result: q and k normed over K, times their gains, rotated.
 
-    q, k         fp32, bf16 or fp16, the same one; in place through any strides if the last dimension is contiguous
+    q, k         of one type: fp32, bf16 or fp16; read in place through any strides if the last dimension is contiguous
     gains, cos, sin  fp32
     kind         layernorm | rmsnorm; eps is added to the variance, or to the mean square
-    out_dtype    of the results, default the inputs' type
+    out_dtype    the type of the results; default: the inputs' type
 
-    Differentiable in q, k and the gains. Raises RuntimeError on a CPU outside of Triton's interpreter, ValueError for
-    what does not fit.
+    Differentiable in q, k and the gains. Raises RuntimeError on a CPU outside Triton's interpreter, and ValueError for
+    unsupported shapes, types or options.
     """
     support.require(q_BHTK, "qk_norm_impl=triton")
     if kind not in KINDS:
@@ -68,7 +70,7 @@ def qk_norm_rope(
 def rotary(
     q_BHTK: Tensor, k_BGTK: Tensor, cos_TR: Tensor, sin_TR: Tensor, *, out_dtype: torch.dtype | None = None
 ) -> tuple[Tensor, Tensor]:
-    """reference.apply_rotary of q and of k, without a norm; arguments, result and errors as in `qk_norm_rope`."""
+    """reference.apply_rotary of q and of k, without a norm. Arguments, result and errors are as in `qk_norm_rope`."""
     support.require(q_BHTK, "qk_norm_impl=triton")
     out_dtype = out_dtype or q_BHTK.dtype
     _check(q_BHTK, k_BGTK, cos_TR, sin_TR, out_dtype)
@@ -100,12 +102,12 @@ def _check_vectors(shape: tuple[int, ...], device: torch.device, **tensors: Tens
 
 
 class _Problem(NamedTuple):
-    """What both launches derive from the shapes."""
+    """The sizes and constants that both launches derive from the shapes."""
 
     T: int
     q_rows: int
     k_rows: int
-    constants: dict[str, int | str]  # all constexpr arguments but the alignment
+    constants: dict[str, int | str]  # all constexpr arguments except the alignment
 
     @property
     def tiles(self) -> tuple[int, int]:
@@ -120,18 +122,18 @@ def _problem(q_shape: torch.Size, k_shape: torch.Size, kind: str, pairs: int) ->
 
 
 def _empty(shape: torch.Size, like: Tensor, dtype: torch.dtype) -> Tensor:
-    """[B, heads, T, K] with [B, T, heads, K] memory."""
+    """An empty tensor of shape [B, heads, T, K] that lies in memory as [B, T, heads, K]."""
     B, heads, T, K = shape
     return like.new_empty((B, T, heads, K), dtype=dtype).transpose(1, 2)
 
 
 def _readable(x: Tensor) -> Tensor:
-    """`x`, copied to [B, T, heads, K] memory if its rows are not contiguous."""
+    """`x`, or a copy that lies in memory as [B, T, heads, K] if the rows of `x` are not contiguous."""
     return x if x.stride(-1) == 1 else x.transpose(1, 2).contiguous().transpose(1, 2)
 
 
 def _strides(*tensors: Tensor | None) -> list[int]:
-    """The b, h and t strides of the tensors one after another; 0 for a dimension of one, whose stride means nothing."""
+    """The b, h and t strides of each tensor in turn; 0 for a dimension of size one, whose stride has no meaning."""
     return [x.stride(dim) if x is not None and x.shape[dim] > 1 else 0 for x in tensors for dim in range(3)]
 
 
@@ -147,7 +149,7 @@ def forward_operator(
     eps: float,
     out_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    """`qk_norm_rope`, or with kind "none" `rotary`, for arguments that fit."""
+    """`qk_norm_rope`, or `rotary` with kind "none", for checked arguments."""
     problem = _problem(q.shape, k.shape, kind, FORWARD_PAIRS)
     q, k, cos, sin = _readable(q), _readable(k), cos.contiguous(), sin.contiguous()
     q_gain, k_gain = (x if x is None else x.contiguous() for x in (q_gain, k_gain))
@@ -180,16 +182,19 @@ def backward_operator(
     eps: float,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of `forward_operator`: dq and dk in `dtype`, the inputs' type, and dgain fp32 [2, K], q's and k's
-    ([2, 0] with kind "none"). q and k are None with kind "none" and only then."""
+    """Return the gradients of `forward_operator`: dq and dk in `dtype`, the inputs' type, and dgain fp32 [2, K].
+
+    dgain holds the gradients of q's and k's gains ([2, 0] with kind "none"). q and k are None if and only if kind is
+    "none".
+    """
     problem = _problem(grad_q.shape, grad_k.shape, kind, BACKWARD_PAIRS)
     grads = _readable(grad_q), _readable(grad_k)
     inputs = [x if x is None else _readable(x) for x in (q, k)]
     gains = [x if x is None else x.contiguous() for x in (q_gain, k_gain)]
     out = _empty(grad_q.shape, grad_q, dtype), _empty(grad_k.shape, grad_k, dtype)
     strides = _strides(*inputs, *grads)
-    # As many programs for q as for k, so that one sum ends both gains' gradients. All of it depends on shapes only,
-    # not on the device: that is the order of the sums.
+    # q and k have the same number of programs, so that one sum completes the gradients of both gains. The number
+    # depends only on shapes and not on the device, because it determines the order of the sums.
     tiles = problem.tiles
     most = max(1, min(MOST_TILES, sum(tiles) // ENOUGH_PROGRAMS))
     parts = triton.cdiv(max(tiles), most)

@@ -1,7 +1,7 @@
 """The kernels of triton.py: norm and rotation of rows, forward and backward.
 
-N is rows of a tile; a row is one head at one position, numbered (b T + t) heads + h, and a tile is two [N, R] halves,
-first and second, because feature r is rotated with feature r + R.
+N is the number of rows of a tile. A row is one head at one position; its number is (b T + t) heads + h. A tile consists
+of two [N, R] halves, first and second, because feature r is rotated with feature r + R.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import triton.language as tl
 
 @triton.jit
 def _locate(row_N, T, stride_b, stride_h, stride_t, HEADS: tl.constexpr, ALIGNMENT: tl.constexpr):
-    """Where rows begin in a tensor with these strides (64 bits; multiples of ALIGNMENT), and their positions t."""
+    """The offsets of rows in a tensor with these strides (64 bits; multiples of ALIGNMENT), and their positions t."""
     token_N = row_N // HEADS
     b_N = token_N // T
     t_N = token_N % T
@@ -23,7 +23,7 @@ def _locate(row_N, T, stride_b, stride_h, stride_t, HEADS: tl.constexpr, ALIGNME
 
 @triton.jit
 def _load_halves(base, offset_N, exists_N, R: tl.constexpr, BLOCK_R: tl.constexpr):
-    """Both halves of rows at `offset_N` in fp32, zero outside. Bf16 arithmetic is wrong in the interpreter."""
+    """Load both halves of the rows at `offset_N` in fp32, zero outside. Bf16 arithmetic is wrong in the interpreter."""
     r = tl.arange(0, BLOCK_R)[None, :]
     pointers = base + offset_N[:, None] + r
     exists_NR = exists_N[:, None] & (r < R)
@@ -34,7 +34,7 @@ def _load_halves(base, offset_N, exists_N, R: tl.constexpr, BLOCK_R: tl.constexp
 
 @triton.jit
 def _store_halves(base, row_N, exists_N, first_NR, second_NR, R: tl.constexpr, BLOCK_R: tl.constexpr):
-    """Round two halves to the type of `base`, whose rows are packed, and write what exists of them."""
+    """Round two halves to the type of `base`, whose rows are contiguous in memory, and store the rows that exist."""
     r = tl.arange(0, BLOCK_R)[None, :]
     pointers = base + row_N.to(tl.int64)[:, None] * (2 * R) + r
     exists_NR = exists_N[:, None] & (r < R)
@@ -44,7 +44,7 @@ def _store_halves(base, row_N, exists_N, first_NR, second_NR, R: tl.constexpr, B
 
 @triton.jit
 def _load_angles(COS, SIN, t_N, R: tl.constexpr, BLOCK_R: tl.constexpr):
-    """cos and sin of each row's position; the rows of a position read the same ones, from a cache."""
+    """Load cos and sin of each row's position. Rows of the same position read the same values, from a cache."""
     r = tl.arange(0, BLOCK_R)[None, :]
     at = t_N[:, None] * R + r
     return tl.load(COS + at, mask=r < R, other=0.0), tl.load(SIN + at, mask=r < R, other=0.0)
@@ -52,14 +52,14 @@ def _load_angles(COS, SIN, t_N, R: tl.constexpr, BLOCK_R: tl.constexpr):
 
 @triton.jit
 def _load_gains(GAIN, R: tl.constexpr, BLOCK_R: tl.constexpr):
-    """The gains of the first and of the second half, [1, BLOCK_R] each."""
+    """Load the gains of the first and of the second half, [1, BLOCK_R] each."""
     r = tl.arange(0, BLOCK_R)[None, :]
     return tl.load(GAIN + r, mask=r < R, other=0.0), tl.load(GAIN + R + r, mask=r < R, other=0.0)
 
 
 @triton.jit
 def _normalise(first_NR, second_NR, exists_N, eps, KIND: tl.constexpr, R: tl.constexpr, BLOCK_R: tl.constexpr):
-    """reference.qk_norm without the gain, and 1 / deviation or 1 / rms of each row: (xhat's halves, scale_N)."""
+    """Return the two halves of xhat = reference.qk_norm without the gain, and scale_N = 1 / deviation or 1 / rms."""
     if KIND == "layernorm":
         mean_N1 = (tl.sum(first_NR + second_NR, 1) / (2 * R))[:, None]
         # Features that pad a half must stay zero.
@@ -67,7 +67,7 @@ def _normalise(first_NR, second_NR, exists_N, eps, KIND: tl.constexpr, R: tl.con
         first_NR = tl.where(inside, first_NR - mean_N1, 0.0)
         second_NR = tl.where(inside, second_NR - mean_N1, 0.0)
     square_N = tl.sum(first_NR * first_NR + second_NR * second_NR, 1) / (2 * R)
-    # A row that is not there is all zeros, and 0 / 0 where eps is 0 would reach the gradients of the gains.
+    # A row that does not exist is all zeros. With eps = 0 it would give 0 / 0, which would enter the gains' gradients.
     scale_N = tl.rsqrt(tl.where(exists_N, square_N + eps, 1.0))
     return first_NR * scale_N[:, None], second_NR * scale_N[:, None], scale_N
 
@@ -93,7 +93,7 @@ def _forward_tile(
     N: tl.constexpr,
     ALIGNMENT: tl.constexpr,
 ):
-    """N rows of q or of k for `forward_kernel`."""
+    """Process N rows of q or of k for `forward_kernel`."""
     row_N = tile * N + tl.arange(0, N)
     exists_N = row_N < n_rows
     offset_N, t_N = _locate(row_N, T, stride_b, stride_h, stride_t, HEADS, ALIGNMENT)
@@ -138,11 +138,11 @@ def forward_kernel(
     N: tl.constexpr,
     ALIGNMENT: tl.constexpr,
 ):
-    """reference.qk_norm_rope, or reference.apply_rotary of q and k where KIND is "none".
+    """reference.qk_norm_rope, or reference.apply_rotary of q and k if KIND is "none".
 
-    Q [B, H, T, 2 R] and K [B, G, T, 2 R] fp32, bf16 or fp16 with contiguous rows; Q_OUT and K_OUT the same shapes with
-    [B, T, heads, 2 R] memory, in any of those types; gains fp32 [2 R] or None; COS and SIN fp32 [T, R], contiguous.
-    Grid: tiles of N rows of q, then those of k.
+    Q [B, H, T, 2 R] and K [B, G, T, 2 R] are fp32, bf16 or fp16 with contiguous rows. Q_OUT and K_OUT have the same
+    shapes, lie in memory as [B, T, heads, 2 R], and have any of those types. The gains are fp32 [2 R] or None. COS and
+    SIN are fp32 [T, R], contiguous. Grid: the tiles of N rows of q, then those of k.
     """
     program = tl.program_id(0)
     if program < n_q_tiles:
@@ -185,7 +185,7 @@ def _backward_tiles(
     N: tl.constexpr,
     ALIGNMENT: tl.constexpr,
 ):
-    """`n_tiles` tiles of N rows of q or of k for `backward_kernel`, from tile part * n_tiles on."""
+    """Process `n_tiles` tiles of N rows of q or of k for `backward_kernel`, from tile part * n_tiles on."""
     if KIND != "none":
         first_gain, second_gain = _load_gains(GAIN, R, BLOCK_R)
         first_sum_NR = tl.zeros([N, BLOCK_R], tl.float32)
@@ -216,7 +216,7 @@ def _backward_tiles(
             second_dx_NR = scale_N[:, None] * (second_dx_NR - second_NR * along_N[:, None])
         _store_halves(DX, row_N, exists_N, first_dx_NR, second_dx_NR, R, BLOCK_R)
     if KIND != "none":
-        # [K, P]: the sum over P that follows is over neighbours, which torch does much faster than over columns.
+        # PARTIAL is [K, P], so that the later sum over P adds neighbours in memory, which is much faster in torch.
         r = tl.arange(0, BLOCK_R)
         tl.store(PARTIAL + r * n_parts + part, tl.sum(first_sum_NR, 0), mask=r < R)
         tl.store(PARTIAL + (R + r) * n_parts + part, tl.sum(second_sum_NR, 0), mask=r < R)
@@ -262,19 +262,19 @@ def backward_kernel(
     N: tl.constexpr,
     ALIGNMENT: tl.constexpr,
 ):
-    """The gradients of reference.qk_norm_rope, or of reference.apply_rotary where KIND is "none".
+    """The gradients of reference.qk_norm_rope, or of reference.apply_rotary if KIND is "none".
 
-    Q, K and the gradients of the results, Q_GRAD and K_GRAD, as in `forward_kernel` (Q and K None where KIND is
-    "none": nothing depends on them); DQ and DK with [B, T, heads, 2 R] memory; PARTIAL fp32 [2, 2 R, n_parts], the sums
-    over each program's rows for the gradients of q's and of k's gain. Grid: n_parts programs for q, then n_parts for k,
-    each with n_q_tiles or n_k_tiles tiles of N rows.
+    Q and K are those of `forward_kernel`, or None if KIND is "none", because no gradient depends on them then. Q_GRAD
+    and K_GRAD, the gradients of the results, have the same shapes. DQ and DK lie in memory as [B, T, heads, 2 R].
+    PARTIAL is fp32 [2, 2 R, n_parts]: for the gradients of q's and k's gains, the sums over each program's rows. Grid:
+    n_parts programs for q, then n_parts for k. Each program processes n_q_tiles or n_k_tiles tiles of N rows.
 
-    A rotation's transpose is the rotation by the negative angle: with z = xhat gain rotated to y,
+    The transpose of a rotation is the rotation by the negative angle. With z = xhat gain, rotated to y,
         dz_first = dy_first cos + dy_second sin,   dz_second = dy_second cos - dy_first sin,   dgain = sum dz xhat.
     LayerNorm has xhat = s (x - mean x) with s = 1 / sqrt(var + eps). With d xhat = dz gain and means over a row,
-        dx = s (d xhat - mean(d xhat) - xhat mean(d xhat xhat)):
-    the middle term is the mean's derivative, the last is the deviation's, ds/dx = -s^2 xhat / K. RMSNorm subtracts no
-    mean and has no middle term. s and xhat are computed again: cheaper than to read them.
+        dx = s (d xhat - mean(d xhat) - xhat mean(d xhat xhat)).
+    The second term comes from the mean, the third from the deviation, ds/dx = -s^2 xhat / K. RMSNorm does not subtract
+    the mean, so it has no second term. s and xhat are computed again, which is cheaper than reading them.
     """
     program = tl.program_id(0)
     if program < n_parts:

@@ -1,1 +1,1 @@
-"""What the rows of a sweep say. Nothing here is imported by training."""
+"""Analysis of the rows of a sweep. Training imports nothing from this package."""

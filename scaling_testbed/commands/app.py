@@ -1,4 +1,4 @@
-"""From typed functions to a command line: the one place that all commands of analyze, sweep and export pass through."""
+"""Make a command line from typed functions. All commands of analyze, sweep and export pass through this module."""
 
 import difflib
 import functools
@@ -17,17 +17,17 @@ from scaling_testbed.plugins import load_plugins
 
 HELP = {"help_option_names": ["-h", "--help"]}
 Plugins = Annotated[
-    list[str],
+    Sequence[str],
     typer.Option(
         "--plugins", metavar="NAME_OR_PATH",
-        help="a module that registers what is named, by its dotted name or as a .py file; repeatable",
+        help="a plug-in to load: the dotted name of a module, or a .py file; repeatable",
     ),
 ]  # fmt: skip
-Verb = Callable[..., int | None]  # prints what it found; returns an exit status, None for 0
+Verb = Callable[..., int | None]  # prints its result; returns an exit status, None for 0
 
 
 class _Verb(TyperCommand):
-    """A verb that still knows the old spellings of what it takes."""
+    """A command that also accepts the old spellings of its options."""
 
     def parse_args(self, ctx, args):
         known = {option for parameter in self.params for option in parameter.opts}
@@ -35,18 +35,18 @@ class _Verb(TyperCommand):
 
 
 class _Whole(TyperCommand):
-    """A verb that reads its own arguments, options too."""
+    """A command that reads all of its arguments by itself, including options."""
 
     def parse_args(self, ctx, args):
         return super().parse_args(ctx, ["--", *args])
 
 
 class _Verbs(TyperGroup):
-    """Verbs, of which one must be said."""
+    """A group of commands; one of them must be given."""
 
     def parse_args(self, ctx, args):
         if not args and not ctx.resilient_parsing:
-            raise ConfigError(f"say one of {', '.join(self.commands)} first; --help explains them")
+            raise ConfigError(f"give a command: one of {', '.join(self.commands)}; --help explains them")
         return super().parse_args(ctx, args)
 
     def resolve_command(self, ctx, args):
@@ -65,9 +65,12 @@ def application(
     plugins: bool = False,
     completion: bool = False,
 ) -> typer.Typer:
-    """A command line of functions, each a verb under its own name (list_ for list) with its docstring as its help; help
-    and errors are plain text. groups: command lines under one more word. plugins: every verb takes --plugins.
-    completion: with --install-completion."""
+    """A command line of functions.
+
+    Each function is a command of the same name (list_ for list), with its docstring as the help. Help and errors are
+    plain text. groups: subcommands, by name. plugins: whether every command takes --plugins. completion: whether there
+    is --install-completion.
+    """
     app = typer.Typer(
         cls=_Verbs, help=help_, context_settings=HELP, rich_markup_mode=None, pretty_exceptions_enable=False,
         add_completion=completion,
@@ -80,43 +83,53 @@ def application(
 
 
 def add_verb(app: typer.Typer, verb: Verb, *, plugins: bool = False) -> None:
-    """Add a function as a verb. plugins: it takes --plugins too."""
+    """Add a function as a command. plugins: whether it also takes --plugins."""
     app.command(verb.__name__.rstrip("_"), cls=_Verb, context_settings=HELP)(_called(verb, plugins))
 
 
 def add_door(app: typer.Typer, name: str, help_: str, door: Callable[[list[str]], int]) -> None:
-    """Add a verb that hands all that is typed behind it to `door`, the main of another command line."""
+    """Add a command that passes all its arguments to `door`, the main function of another command line."""
 
-    def call(words: Annotated[list[str], typer.Argument(metavar="KEY=VALUE")] = ()) -> int:
-        return door(list(words))
+    def call(words: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE")] = None) -> int:
+        return door(words or [])
 
     app.command(name, cls=_Whole, help=help_, add_help_option=False)(call)
 
 
 def _called(verb: Verb, plugins: bool) -> Verb:
-    """What typer calls with what was typed: every verb passes here. plugins: what --plugins names is loaded first."""
+    """The function that typer calls for a command. plugins: whether it takes --plugins and loads them first."""
 
     @functools.wraps(verb)
     def call(**typed: Any) -> int:
         load_plugins(typed.pop("plugins", ()))
         return verb(**typed) or 0
 
+    given = inspect.signature(verb, eval_str=True)
+    parameters = list(given.parameters.values())
     if plugins:
-        given = inspect.signature(verb, eval_str=True)
-        option = inspect.Parameter("plugins", inspect.Parameter.KEYWORD_ONLY, default=(), annotation=Plugins)
-        call.__signature__ = given.replace(parameters=[*given.parameters.values(), option])
-        call.__annotations__ = {**typing.get_type_hints(verb, include_extras=True), "plugins": Plugins}
+        parameters.append(inspect.Parameter("plugins", inspect.Parameter.KEYWORD_ONLY, default=(), annotation=Plugins))
+    parameters = [one.replace(annotation=_for_typer(one.annotation)) for one in parameters]
+    call.__signature__ = given.replace(parameters=parameters)  # type: ignore[attr-defined]  # read by inspect
+    call.__annotations__ = {one.name: one.annotation for one in parameters} | {"return": given.return_annotation}
     return call
 
 
+def _for_typer(annotation: Any) -> Any:
+    """The annotation with list in place of Sequence: typer accepts only list for a repeatable option."""
+    kind, *told = typing.get_args(annotation) if typing.get_origin(annotation) is Annotated else [annotation]
+    if typing.get_origin(kind) is not Sequence:
+        return annotation
+    return Annotated[list[typing.get_args(kind)[0]], *told]  # type: ignore[misc]  # made at run time
+
+
 def run(app: typer.Typer, argv: Sequence[str], name: str) -> int:
-    """Do what was typed behind `name`; returns the exit status. Mistakes are one line on stderr."""
+    """Run the command line `name` with `argv` and return the exit status. An error is one line on stderr."""
     with errors_reported() as found:
         command = typer.main.get_command(app)
         try:
             with command.make_context(name, list(argv)) as context:
                 found.status = command.invoke(context)
-        except typer.Exit as exit_:  # it has helped
+        except typer.Exit as exit_:  # --help was printed
             found.status = exit_.exit_code
         except typer.TyperException as error:
             raise ConfigError(_in_one_line(error)) from None
@@ -124,12 +137,13 @@ def run(app: typer.Typer, argv: Sequence[str], name: str) -> int:
 
 
 def _in_one_line(error: typer.TyperException) -> str:
-    """What is wrong with the arguments of which verb."""
+    """The error in the arguments of a command, as one line with the name of the command."""
     context = getattr(error, "ctx", None)
     verb = f"{context.info_name}: " if context else ""
-    if hasattr(error, "possibilities"):  # an option that is none
-        close = difflib.get_close_matches(error.option_name, sorted(error.possibilities or ()), n=1)
-        hint = f"did you mean {close[0]}?" if close else "--help lists what there is"
-        return f"{verb}there is no option {error.option_name}; {hint}"
+    option = getattr(error, "option_name", None)
+    if option is not None and hasattr(error, "possibilities"):  # an unknown option
+        close = difflib.get_close_matches(option, sorted(error.possibilities or ()), n=1)
+        hint = f"did you mean {close[0]}?" if close else "--help lists the options"
+        return f"{verb}there is no option {option}; {hint}"
     said = " ".join(error.format_message().split()).rstrip(".")
-    return f"{verb}{said[0].lower()}{said[1:]}; --help explains what is taken"
+    return f"{verb}{said[0].lower()}{said[1:]}; --help explains the arguments"

@@ -1,4 +1,4 @@
-"""The verbs about a grid over learning rates: lr_sensitivity and instability."""
+"""The commands about a grid over learning rates: lr_sensitivity and instability."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,18 +10,22 @@ from scaling_testbed.commands import output, spellings
 from scaling_testbed.commands.options import Group, Json, Size, SweepDir, Where, out
 from scaling_testbed.row_files import ENDINGS, beside
 
-ALL = (".csv", ".json", ".png", ".svg")  # what is written by default
-Out = out(
-    "write this file alone, by its ending: table and what it says (.json), table (.csv, .jsonl, .parquet), figure "
-    "(.png, .svg); default: .csv, .json, .png and .svg in SWEEP_DIR/analysis/",
-    str,
-)
-LrRange = Annotated[str, typer.Option("--lr-range", metavar="LOW,HIGH", show_default=True, help="the rates that count")]
+ALL = (".csv", ".json", ".png", ".svg")  # the default formats
+Out = Annotated[
+    Sequence[str],
+    out(
+        "write only this file, in the format of its ending: table with its definition (.json), table (.csv, .jsonl, "
+        ".parquet), figure (.png, .svg); default: .csv, .json, .png and .svg in SWEEP_DIR/analysis/"
+    ),
+]
+LrRange = Annotated[
+    str, typer.Option("--lr-range", metavar="LOW,HIGH", show_default=True, help="the range of learning rates in S")
+]
 QuantityName = Annotated[
     str | None,
     typer.Option(
         "--quantity", metavar="NAME",
-        help="default: what the sweep is about; else attention_logit_max/0, with --eps the gradient of the first MLP",
+        help="default: that of the sweep's experiment, or attention_logit_max/0; with --eps, the first MLP's gradient",
     ),
 ]  # fmt: skip
 Threshold = Annotated[
@@ -31,14 +35,14 @@ Eps = Annotated[
     float | None,
     typer.Option(
         "--eps", metavar="X",
-        help="instead of --threshold: unstable below this value, AdamW's eps (1e-8, say), as a mean of the last steps",
+        help="instead of --threshold: unstable if the mean of the last steps is below this value, e.g. AdamW's eps",
     ),
 ]  # fmt: skip
 HoldOutLargest = Annotated[
     bool,
     typer.Option(
         "--hold-out-largest",
-        help="leave the largest size out of the fit, and show its prediction beside what was measured",
+        help="leave the largest size out of the fit, and show its prediction beside its measured value",
     ),
 ]
 
@@ -54,8 +58,8 @@ def lr_sensitivity(
 ) -> None:
     """S, the sensitivity to the learning rate, with its figure.
 
-    For each size and condition: the mean over the learning rates of min(final loss, loss at initialisation) minus the
-    best of them (arXiv 2309.14322, section 2.2)."""
+    S is computed for each size and condition. It is the mean over the learning rates of min(final loss, loss at
+    initialisation), minus the lowest of these values (arXiv 2309.14322, section 2.2)."""
     from scaling_testbed import api
     from scaling_testbed.analysis.curves.lr_sensitivity import DEFINITION, rates_note
     from scaling_testbed.analysis.figures.panels import sensitivity_panels
@@ -83,9 +87,9 @@ def instability(
 ) -> None:
     """Extrapolate a diagnostic to sizes that were not trained.
 
-    Fits log(quantity) by a quadratic in log N at each learning rate and extrapolates it, with a 95 % prediction
-    interval, to what is planned and has no row (arXiv 2309.14322, Figures 9 and 11). A CSV of rows has the columns
-    n_params, lr, value and, if you like, diverged; an empty value asks for its prediction."""
+    Fits log(quantity) by a quadratic in log N at each learning rate. Extrapolates the fit, with a 95 % prediction
+    interval, to planned runs without a row (arXiv 2309.14322, Figures 9 and 11). A CSV of rows has the columns
+    n_params, lr, value and, optionally, diverged; a row with an empty value is predicted."""
     from scaling_testbed import api
     from scaling_testbed.analysis.curves.instability import measured_records
     from scaling_testbed.analysis.figures.panels import instability_panels
@@ -130,8 +134,10 @@ def _answer(records: list[dict], about: dict, said: Sequence[str], draw, files: 
 
 
 def _files(out: Sequence[str], sweep_dir: Path, name: str) -> list[Path]:
-    """The files to write: those that were named, by default one of each kind in a folder. A folder after --out is the
-    old spelling of one of each kind."""
+    """The files to write: those of --out, by default one of each kind in a folder.
+
+    A folder after --out is the old spelling of one file of each kind in it.
+    """
     if not out:
         found = _of_each_kind(beside(sweep_dir, "analysis"), name)
     else:

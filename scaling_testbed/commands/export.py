@@ -1,4 +1,4 @@
-"""The verb that writes a checkpoint for other libraries: export."""
+"""The command that writes a checkpoint for other libraries: export."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,14 +7,14 @@ import typer
 
 from scaling_testbed.commands.options import RunDir, Step
 
-OutDir = Annotated[Path, typer.Argument(metavar="OUT_DIR", help="a folder that is not there yet, or empty")]
+OutDir = Annotated[Path, typer.Argument(metavar="OUT_DIR", help="a new or empty folder")]
 
 
 def export(run_dir: RunDir, out_dir: OutDir, step: Step = None) -> None:
     """Write a checkpoint for other libraries.
 
-    For transformers and lm-evaluation-harness: config.json, model.safetensors in fp32, the tokenizer and a README.md.
-    A model that has no counterpart there is refused by its key."""
+    Writes config.json, model.safetensors in fp32, the tokenizer and a README.md for transformers and
+    lm-evaluation-harness. A model without a counterpart there is refused, and the message names its key."""
     from scaling_testbed.config.compose import recorded_run
     from scaling_testbed.exporting.hugging_face import export
 

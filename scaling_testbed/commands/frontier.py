@@ -1,4 +1,4 @@
-"""The verbs about the best runs for their compute: frontier and ladder."""
+"""The commands about the best runs for their compute: frontier and ladder."""
 
 from typing import Annotated
 
@@ -14,7 +14,7 @@ Method = Annotated[
         help="isoflop (approach 2 of Hoffmann et al. 2022) or envelope (approach 1)",
     ),
 ]  # fmt: skip
-Rungs = Annotated[int, typer.Option("--rungs", metavar="N", show_default=True, help="how many configurations")]
+Rungs = Annotated[int, typer.Option("--rungs", metavar="N", show_default=True, help="number of configurations")]
 
 
 def frontier(
@@ -29,8 +29,8 @@ def frontier(
 ) -> None:
     """The best size of each budget.
 
-    The size of least loss for each budget of compute, and the power law N = c C^p through them: by the vertex of a
-    parabola in ln N at each budget (isoflop), or by the envelope of the sizes' curves (envelope)."""
+    Finds the size with the lowest loss at each budget of compute, and the power law N = c C^p through these sizes.
+    isoflop uses the vertex of a parabola in ln N at each budget, envelope the envelope of the curves of all sizes."""
     from scaling_testbed import tables
     from scaling_testbed.analysis.figures.law_panels import frontier_panels
     from scaling_testbed.analysis.laws.best_runs import frontier_rows
@@ -60,9 +60,9 @@ def ladder(
 ) -> None:
     """The configurations of a grid search to scale up.
 
-    The best run of each size, of these the Pareto frontier in compute, a law L = E + (C0/C)^alpha through it, and on
-    each part of it the configuration that tracks the law best. --hold-out leaves runs of the frontier out of the
-    fit."""
+    Takes the best run of each size, then the Pareto frontier of these in compute. Fits L = E + (C0/C)^alpha to the
+    frontier and picks, on each part of it, the configuration that follows the law most closely. --hold-out leaves runs
+    of the frontier out of the fit."""
     from scaling_testbed import tables
     from scaling_testbed.analysis.figures.law_panels import ladder_panels
     from scaling_testbed.analysis.laws.best_runs import ladder_rows

@@ -1,4 +1,4 @@
-"""The verbs about scaling laws: fit, predict, allocate, downstream, and the list of laws."""
+"""The commands about scaling laws: fit, predict, allocate, downstream, and the list of laws."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -28,28 +28,41 @@ from scaling_testbed.commands.options import (
 from scaling_testbed.row_files import ENDINGS
 
 KEPT = (*ENDINGS, *output.PAGE, *output.FIGURES)
-OutLaw = out(
-    "keep it, by the file's ending: all of it, for predict, allocate and report (.json), a page (.html), the runs "
-    "beside what the law says of them (.csv, .jsonl, .parquet), figures (.png, .svg)"
-)
+OutLaw = Annotated[
+    Sequence[Path],
+    out(
+        "save the result in the format of the ending: all of it, for predict, allocate and report (.json), a page "
+        "(.html), the runs beside the values of the law (.csv, .jsonl, .parquet), figures (.png, .svg)"
+    ),
+]
 FitFile = Annotated[
     Path, typer.Argument(metavar="FIT.json", help="written by `analyze fit --out` or `downstream --out`")
 ]
-Fix = Annotated[list[str], typer.Option("--fix", metavar="PARAM=VALUE", help="not fitted; repeatable")]
+Fix = Annotated[Sequence[str], typer.Option("--fix", metavar="PARAM=VALUE", help="a fixed parameter; repeatable")]
 At = Annotated[
-    list[str],
-    typer.Option("--at", metavar="KEY=VALUE", help="another input, or tokens_per_param, flops; repeatable"),
+    Sequence[str],
+    typer.Option("--at", metavar="KEY=VALUE", help="any input of the law, or tokens_per_param or flops; repeatable"),
 ]
-NParams = Annotated[float | None, typer.Option("--n-params", metavar="N", help="parameters, as the fit counts them")]
-NTokens = Annotated[float | None, typer.Option("--n-tokens", metavar="D", help="training tokens")]
-Flops = Annotated[float, typer.Option("--flops", metavar="C", help="6 N D")]
+NParams = Annotated[
+    float | None, typer.Option("--n-params", metavar="N", help="number of parameters, as the fit counts them")
+]
+NTokens = Annotated[float | None, typer.Option("--n-tokens", metavar="D", help="number of training tokens")]
+Flops = Annotated[float, typer.Option("--flops", metavar="C", help="compute budget, 6 N D")]
 WhereLoss = Annotated[
-    list[str],
-    typer.Option("--where-loss", metavar="CONDITION", help="only these rows for the law of the loss; all hold"),
+    Sequence[str],
+    typer.Option(
+        "--where-loss",
+        metavar="CONDITION",
+        help="use only these rows for the law of the loss; repeatable, all must hold",
+    ),
 ]
 WhereError = Annotated[
-    list[str],
-    typer.Option("--where-error", metavar="CONDITION", help="only these rows for the law of the error; all hold"),
+    Sequence[str],
+    typer.Option(
+        "--where-error",
+        metavar="CONDITION",
+        help="use only these rows for the law of the error; repeatable, all must hold",
+    ),
 ]
 
 
@@ -71,8 +84,8 @@ def fit(
 ) -> None:
     """Fit a scaling law to runs.
 
-    From many starts; parameters with 95 % bootstrap intervals over runs, warnings, and each held-out run beside its
-    prediction."""
+    The fit tries many starts. Shows parameters with 95 % bootstrap intervals over runs, warnings, and each held-out run
+    beside its prediction."""
     from scaling_testbed.analysis.figures.law_panels import fit_panels
     from scaling_testbed.analysis.laws.study import Fitting, fit_rows, law_named
 
@@ -114,8 +127,8 @@ def downstream(
 ) -> None:
     """A law of the loss and a law of the error, chained.
 
-    The loss is fitted as a law of size and tokens and the downstream error as a law of the loss; the error of each
-    held-out run is predicted from its size and tokens alone. The column of the error is `error`: --map
+    Fits the loss as a law of size and tokens, and the downstream error as a law of the loss. Predicts the error of each
+    held-out run from its size and tokens alone. The column of the error is `error`; name another one with --map
     error=error_17."""
     from scaling_testbed.analysis.figures.law_panels import downstream_panels
     from scaling_testbed.analysis.laws.study import Fitting, chain_rows, law_named
@@ -123,8 +136,9 @@ def downstream(
     laws = law_named(law), law_named(error_law, "--error-law")
     given = law_rows(rows, source, map_, size, out)
     fitting = Fitting(objective=objective, starts=starts, bootstrap=bootstrap, seed=seed, size=size)
-    only = {"where_loss": where_loss, "where_error": where_error}
-    found = chain_rows(given, *laws, where=where, hold_out=hold_out, fitting=fitting, **only)
+    found = chain_rows(
+        given, *laws, where=where, hold_out=hold_out, fitting=fitting, where_loss=where_loss, where_error=where_error
+    )
     chain = found.chain
 
     def show() -> None:
@@ -146,9 +160,9 @@ def predict(
     as_json: Json = False,
     out: OutTable = (),
 ) -> None:
-    """What a fitted law says of one more run.
+    """Predict one run with a fitted law.
 
-    With a 95 % prediction interval; of two chained laws the loss and what follows from it."""
+    Shows a 95 % prediction interval. Two chained laws predict the loss and the downstream error."""
     from scaling_testbed import api, tables
     from scaling_testbed.analysis.laws.checks import far
     from scaling_testbed.analysis.laws.downstream import Chain
@@ -159,7 +173,7 @@ def predict(
     kept, row = api.kept_law(fit), _numbers("--at", at)
     for key, value in (("n_params", n_params), ("n_tokens", n_tokens)):
         if value is not None and key in row:
-            raise ConfigError(f"--at {key}={row[key]:g}: {key} is given already")
+            raise ConfigError(f"--at {key}={row[key]:g}: {key} is given twice")
         row |= {} if value is None else {key: value}
     record = predict(kept, row)
     written = output.write(out, [record], document=record)
@@ -179,10 +193,10 @@ def predict(
 
 
 def allocate(fit: FitFile, flops: Flops, as_json: Json = False, out: OutTable = ()) -> None:
-    """The best size for a budget, and what smaller ones cost.
+    """The best size for a budget, and the cost of smaller models.
 
-    N and D of least loss for a budget of compute, and at the same loss smaller models with the tokens and the compute
-    that they take instead."""
+    Shows the N and D of the lowest loss for a budget of compute, and smaller models of the same loss with the tokens
+    and the compute that they need."""
     from scaling_testbed import api, tables
     from scaling_testbed.analysis.laws.checks import far
 
@@ -195,7 +209,7 @@ def allocate(fit: FitFile, flops: Flops, as_json: Json = False, out: OutTable = 
         return
     tables.show(records)
     size = api.loss_law(kept).size
-    print(f"N counts {size}; C = 6 N D; a row without tokens: no number of them brings so small a model there")
+    print(f"N counts {size}; C = 6 N D; a row without tokens is a model too small to reach this loss")
     named = [{"extrapolation": one["extrapolation"], "run": f"{one['share_of_optimal_n']:g} of the best size"}
              for one in records if one["n_tokens"]]  # fmt: skip
     show_predictions([], far(named))
@@ -223,7 +237,7 @@ def list_(as_json: Json = False, out: OutTable = ()) -> None:
 
 
 def law_rows(rows: Path, source: str | None, mapping: Sequence[str], size: str, out: Sequence[Path]):
-    """The rows that were typed, with the columns of laws; checks beforehand what is to be written."""
+    """The rows of a command, with the columns of laws. Checks the files of --out first."""
     from scaling_testbed.analysis.laws import study
 
     output.check(out, KEPT, [rows])
@@ -238,8 +252,7 @@ def answer(
     show: Callable[[], None],
     draw: Callable[[], Sequence],
 ) -> None:
-    """Write what --out names: the record, its page, its table or its figures; print the record alone with --json, else
-    show it."""
+    """Write the files of --out (record, page, table, figures), then print the record (--json) or show the result."""
 
     def page(path: Path) -> None:
         from scaling_testbed.report.law import write_law_page
@@ -255,7 +268,7 @@ def answer(
 
 
 def show_fit(found, predictions: Sequence[dict], warnings: Sequence[str], resampled: str = "rows") -> None:
-    """Formula, parameters with their intervals, objective, predictions, warnings. resampled: what was fitted."""
+    """Print formula, parameters with intervals, objective, predictions and warnings. resampled: what was resampled."""
     from scaling_testbed import tables
     from scaling_testbed.analysis.laws.forms import LAWS
 
@@ -269,7 +282,7 @@ def show_fit(found, predictions: Sequence[dict], warnings: Sequence[str], resamp
 
 
 def show_predictions(predictions: Sequence[dict], warnings: Sequence[str]) -> None:
-    """Held-out runs beside their predictions, and what a person should know."""
+    """Print held-out runs beside their predictions, and warnings."""
     if predictions:
         from scaling_testbed import tables
 
@@ -285,7 +298,7 @@ def _numbers(option: str, typed: Sequence[str]) -> dict[str, float]:
     for text in typed:
         key, equals, value = text.partition("=")
         if key in found:
-            raise ConfigError(f"{option} {text}: {key} is given already")
+            raise ConfigError(f"{option} {text}: {key} is given twice")
         try:
             found[key] = float(value)
         except ValueError:

@@ -1,7 +1,8 @@
-"""The options and arguments that several verbs have, each with one meaning and one help."""
+"""The options and arguments that several commands share, each with one meaning and one help text."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -9,7 +10,7 @@ from scaling_testbed.config.budget import CONVENTIONS
 
 
 def _one_of(names):
-    """Shell completion of a fixed choice."""
+    """The shell completion of a fixed set of names."""
     return lambda: list(names)
 
 
@@ -24,15 +25,19 @@ SweepDir = Annotated[
 ]
 Rows = Annotated[Path, typer.Argument(metavar="ROWS", help="runs/NAME, or a .jsonl, .json, .csv or .parquet file")]
 RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="runs/NAME/RUN_ID")]
-Step = Annotated[int | None, typer.Option("--step", metavar="N", help="of the checkpoint (default: the newest)")]
+Step = Annotated[int | None, typer.Option("--step", metavar="N", help="step of the checkpoint (default: the newest)")]
 
 Where = Annotated[
-    list[str],
-    typer.Option("--where", metavar="CONDITION", help='only these rows: KEY=VALUE, "flops<5e20"; repeatable, all hold'),
+    Sequence[str],
+    typer.Option(
+        "--where", metavar="CONDITION", help='use only these rows: KEY=VALUE, "flops<5e20"; repeatable, all must hold'
+    ),
 ]
 HoldOut = Annotated[
-    list[str],
-    typer.Option("--hold-out", metavar="CONDITION", help="left out of the fit, and predicted; repeatable, any holds"),
+    Sequence[str],
+    typer.Option(
+        "--hold-out", metavar="CONDITION", help="rows to leave out of the fit and to predict; repeatable, any may hold"
+    ),
 ]
 Size = Annotated[
     str,
@@ -48,37 +53,44 @@ Law = Annotated[
 ErrorLaw = Annotated[
     str,
     typer.Option(
-        "--error-law", metavar="NAME", autocompletion=_laws, show_default=True, help="of what follows from the loss"
+        "--error-law",
+        metavar="NAME",
+        autocompletion=_laws,
+        show_default=True,
+        help="law of the downstream error, a function of the loss",
     ),
 ]
 Source = Annotated[
-    str | None, typer.Option("--source", metavar="NAME", help="what is read is a copy of this published testbed")
+    str | None, typer.Option("--source", metavar="NAME", help="the published testbed of which ROWS is a copy")
 ]
 Map = Annotated[
-    list[str], typer.Option("--map", metavar="OURS=THEIRS", help='a column, "n_params=Params (M)*1e6"; repeatable')
+    Sequence[str],
+    typer.Option("--map", metavar="OURS=THEIRS", help='name of a column, e.g. "n_params=Params (M)*1e6"; repeatable'),
 ]
 Objective = Annotated[
     str | None,
     typer.Option(
         "--objective", metavar="NAME", autocompletion=_one_of(("huber_log", "lsq", "lsq_log")),
-        help="huber_log, lsq or lsq_log, of the law of the loss (default: the law's own)",
+        help="objective of the law of the loss: huber_log, lsq or lsq_log (default: the law's own)",
     ),
 ]  # fmt: skip
-Starts = Annotated[int, typer.Option("--starts", metavar="N", help="of the fit", show_default=True)]
-Bootstrap = Annotated[int, typer.Option("--bootstrap", metavar="N", help="resamples of the runs", show_default=True)]
-Seed = Annotated[int, typer.Option("--seed", metavar="N", help="of starts and resamples", show_default=True)]
+Starts = Annotated[int, typer.Option("--starts", metavar="N", help="number of starts of the fit", show_default=True)]
+Bootstrap = Annotated[
+    int, typer.Option("--bootstrap", metavar="N", help="number of resamples of the runs", show_default=True)
+]
+Seed = Annotated[int, typer.Option("--seed", metavar="N", help="seed of starts and resamples", show_default=True)]
 Group = Annotated[
-    list[str],
+    Sequence[str],
     typer.Option(
         "--group", metavar="KEY",
-        help="a key that tells conditions apart; repeatable (default: all that vary; `scan`: width or depth)",
+        help="a key that distinguishes conditions; repeatable (default: all that vary; `scan`: width or depth)",
     ),
 ]  # fmt: skip
 
 
-def out(help_: str, kind: type = Path):
-    """--out FILE, repeatable; `help_`: what each ending holds, and what is written without it."""
-    return Annotated[list[kind], typer.Option("--out", metavar="FILE", help=f"{help_}; repeatable")]
+def out(help_: str) -> Any:
+    """The option --out FILE, repeatable. help_: the content for each ending, and the default."""
+    return typer.Option("--out", metavar="FILE", help=f"{help_}; repeatable")
 
 
-OutTable = out("keep the table, by the file's ending: .csv, .json, .jsonl or .parquet")
+OutTable = Annotated[Sequence[Path], out("save the table in the format of the ending: .csv, .json, .jsonl or .parquet")]

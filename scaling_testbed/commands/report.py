@@ -1,5 +1,6 @@
-"""The verb that writes a page: report."""
+"""The command that writes a page: report."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -11,22 +12,27 @@ from scaling_testbed.errors import ConfigError
 
 Reported = Annotated[
     Path,
-    typer.Argument(metavar="PATH", help="runs/NAME, a file of rows, a kept law (.json), or a folder of kept laws"),
+    typer.Argument(metavar="PATH", help="runs/NAME, a file of rows, a saved law (.json), or a folder of saved laws"),
 ]
-OutPage = out(
-    "the page (.html; default: report.html in the sweep's folder, or beside the file), and files for its figures "
-    "(.png, .svg)"
-)
+OutPage = Annotated[
+    Sequence[Path],
+    out(
+        "the page (.html; default: report.html in the sweep's folder, or beside the file), and files for its figures "
+        "(.png, .svg)"
+    ),
+]
 Experiment = Annotated[
     str | None,
     typer.Option(
-        "--experiment", metavar="[PAPER/]NAME", help="whose claims are judged (default: what the sweep's file names)"
+        "--experiment",
+        metavar="[PAPER/]NAME",
+        help="the experiment whose claims are judged (default: that of the sweep's file)",
     ),
 ]
 Traces = Annotated[
     Path | None,
     typer.Option(
-        "--traces", metavar="DIR", help="also what it looks at over the steps of each run, as DIR/RUN_ID.jsonl.gz"
+        "--traces", metavar="DIR", help="also save the traces that the experiment uses, as DIR/RUN_ID.jsonl.gz"
     ),
 ]
 
@@ -39,18 +45,19 @@ def report(
     traces: Traces = None,
     out: OutPage = (),
 ) -> None:
-    """All of it as one page, with the paper's claims judged.
+    """One page about a sweep or a law, with verdicts on the paper's claims.
 
-    One self-contained HTML file: of a sweep its question, claims, figures, tables, grid, versions, and the laws that
-    are kept in its folder or its analysis/; of one kept law, or a folder of them, all that it says."""
+    Writes one self-contained HTML file. The page of a sweep holds its question, claims, figures, tables, grid,
+    versions, and the laws that are saved in its folder or in its analysis/. The page of a saved law, or of a folder of
+    laws, holds their whole content."""
     from scaling_testbed import api
 
     output.check(out, (*output.PAGE, *output.FIGURES))
     pages = [file for file in out if file.suffix in output.PAGE]
     if len(pages) > 1:
-        raise ConfigError(f"--out {pages[1]}: the page is written to {pages[0]} already")
+        raise ConfigError(f"--out {pages[1]}: give one page only; {pages[0]} is already the page")
     figures = [file for file in out if file.suffix in output.FIGURES]
     page = pages[0] if pages else None
-    options = {"where": where, "experiment": experiment, "source": source, "figures": figures, "traces": traces}
-    for line in api.report(path, page, **options):
+    said = api.report(path, page, where=where, experiment=experiment, source=source, figures=figures, traces=traces)
+    for line in said:
         print(line)

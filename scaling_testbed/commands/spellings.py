@@ -1,15 +1,15 @@
-"""Old spellings of options, which are understood for one more version; a line on stderr says the new one."""
+"""Old spellings of options. This version still accepts them and prints the new spelling on stderr."""
 
 import re
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Sequence, Set
 from pathlib import Path
 
-WORDS = ("workers", "gpus", "runs_per_gpu", "flops_per_second", "launcher")  # of sweep, once key=value
+WORDS = ("workers", "gpus", "runs_per_gpu", "flops_per_second", "launcher")  # options of sweep, formerly key=value
 
 
-def today(args: Sequence[str], known: Collection[str]) -> list[str]:
-    """The arguments of a verb in today's spelling. known: the options that it takes."""
+def today(args: Sequence[str], known: Set[str]) -> list[str]:
+    """The arguments of a command in the current spelling. known: the options of the command."""
     found: list[str] = []
     left = list(args)
     while left:
@@ -22,12 +22,12 @@ def today(args: Sequence[str], known: Collection[str]) -> list[str]:
 
 
 def said(old: str, new: str) -> None:
-    """Say on stderr how something is written now."""
-    print(f"note: {old} is written {new} now; the old spelling is understood in this version only", file=sys.stderr)
+    """Print the new spelling of an option on stderr."""
+    print(f"note: {old} is now {new}; this is the last version that accepts the old spelling", file=sys.stderr)
 
 
 def _word(word: str, known: Collection[str]) -> list[str]:
-    """`workers=2` as `--workers 2`. Of a verb that has no such option it becomes one all the same, to be refused."""
+    """`workers=2` as `--workers 2`, also for a command without that option, which then refuses it."""
     key, equals, value = word.partition("=")
     if not equals or key not in WORDS:
         return [word]
@@ -38,8 +38,8 @@ def _word(word: str, known: Collection[str]) -> list[str]:
 
 
 def _group(option: str, left: list[str]) -> list[str]:
-    """Several keys after one --group."""
-    keys = []
+    """One --group for each of several keys after a single --group."""
+    keys: list[str] = []
     while left and re.fullmatch(r"\w[\w.]*", left[0]) and not (keys and Path(left[0]).exists()):
         keys.append(left.pop(0))
     new = [word for key in keys for word in (option, key)] or [option]
@@ -49,7 +49,7 @@ def _group(option: str, left: list[str]) -> list[str]:
 
 
 def _eps(option: str, left: list[str]) -> list[str]:
-    """--eps without its value."""
+    """--eps with its value, 1e-8, if it has none."""
     if left and not left[0].startswith("-"):
         return [option]
     said(option, f"{option} 1e-8")
@@ -57,7 +57,7 @@ def _eps(option: str, left: list[str]) -> list[str]:
 
 
 def _model(option: str, left: list[str]) -> list[str]:
-    """A name, and its files as words of their own."""
+    """NAME=FILE,FILE for a name followed by its files as separate arguments."""
     if not left or "=" in left[0] or len(left) < 2 or left[1].startswith("-"):
         return [option]
     name, files = left.pop(0), []
@@ -69,7 +69,7 @@ def _model(option: str, left: list[str]) -> list[str]:
 
 
 def _figures(option: str, left: list[str]) -> list[str]:
-    """A stem for a .png and a .svg."""
+    """--out for a .png and a .svg, from the common stem of their names."""
     if not left:
         return [option]
     stem = left.pop(0)
@@ -79,4 +79,4 @@ def _figures(option: str, left: list[str]) -> list[str]:
 
 
 REWRITERS = {"--group": _group, "--eps": _eps, "--model": _model, "--figures": _figures}
-REPLACED = {"--figures"}  # options that no verb has any more
+REPLACED = {"--figures"}  # options that no command has any more

@@ -1,6 +1,6 @@
-"""The verbs about grids of runs: plan, run, submit, retry, status, collect.
+"""The commands about grids of runs: plan, run, submit, retry, status, collect.
 
-Words are what a run is: sweep=NAME, scale=NAME, overrides, launcher.KEY=VALUE. Options are what a verb does.
+Words define the runs: sweep=NAME, scale=NAME, overrides, launcher.KEY=VALUE. Options define what the command does.
 """
 
 import contextlib
@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -24,35 +24,36 @@ if TYPE_CHECKING:
     from scaling_testbed.sweeps.slurm import SlurmConfig
     from scaling_testbed.sweeps.status import RunState
 
+Given = TypeVar("Given", int, float)
 PLACES = ("name", "runs_dir", "data_dir")
 Words = Annotated[
-    list[str],
+    Sequence[str],
     typer.Argument(
         metavar="sweep=NAME KEY=VALUE",
-        help="sweep=: a name from configs/sweep/, or the path of a .yaml file; scale=: one of the file's scales, where "
-        "it has some (default: its first); any other key=value applies to every run, key=a,b replaces an axis, or "
-        "makes one",
+        help="sweep=: a name from configs/sweep/, or the path of a .yaml file; scale=: one of the file's scales, if it "
+        "has any (default: the first); any other key=value applies to every run; key=a,b replaces an axis or adds "
+        "one",
     ),
 ]
 LauncherWords = Annotated[
-    list[str],
+    Sequence[str],
     typer.Argument(
         metavar="sweep=NAME KEY=VALUE",
-        help="sweep=: a name from configs/sweep/, or the path of a .yaml file; scale=: one of the file's scales, where "
-        "it has some (default: its first); launcher.KEY=VALUE: of the Slurm job; any other key=value applies to every "
-        "run, key=a,b replaces an axis, or makes one",
+        help="sweep=: a name from configs/sweep/, or the path of a .yaml file; scale=: one of the file's scales, if it "
+        "has any (default: the first); launcher.KEY=VALUE: a setting of the Slurm job; any other key=value applies to "
+        "every run; key=a,b replaces an axis or adds one",
     ),
 ]
-Workers = Annotated[int | None, typer.Option("--workers", metavar="N", help="processes at a time (default: 1)")]
-Gpus = Annotated[str | None, typer.Option("--gpus", metavar="0,1", help="on these GPUs instead, one run on each")]
+Workers = Annotated[int | None, typer.Option("--workers", metavar="N", help="number of runs at a time (default: 1)")]
+Gpus = Annotated[str | None, typer.Option("--gpus", metavar="0,1", help="run on these GPUs, one run on each")]
 RunsPerGpu = Annotated[
-    int | None, typer.Option("--runs-per-gpu", metavar="N", help="how many runs share a GPU (default: 1)")
+    int | None, typer.Option("--runs-per-gpu", metavar="N", help="number of runs that share a GPU (default: 1)")
 ]
 FlopsPerSecond = Annotated[
     float | None,
     typer.Option(
         "--flops-per-second", metavar="X",
-        help="what GPU-hours are reckoned with, say 4e14 (default: what finished runs of the sweep reached)",
+        help="the rate for estimates of GPU-hours, e.g. 4e14 (default: the median rate of the sweep's finished runs)",
     ),
 ]  # fmt: skip
 Launcher = Annotated[
@@ -62,15 +63,15 @@ Launcher = Annotated[
     ),
 ]
 RetryLauncher = Annotated[
-    str | None, typer.Option("--launcher", metavar="NAME", help="as submit does, and not on this machine")
+    str | None, typer.Option("--launcher", metavar="NAME", help="submit to Slurm, and do not run on this machine")
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="only count what would be started")]
-ShowScript = Annotated[bool, typer.Option("--dry-run", help="show the job script, and do nothing")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="only count the runs that would start")]
+ShowScript = Annotated[bool, typer.Option("--dry-run", help="only show the job script")]
 
 
 @dataclass(frozen=True)
 class Asked:
-    """Which runs were typed. typed: the overrides. launcher: the words launcher.KEY=VALUE."""
+    """The runs that the words of a command select. typed: the overrides. launcher: the words launcher.KEY=VALUE."""
 
     sweep: "Sweep"
     typed: list[str]
@@ -78,13 +79,16 @@ class Asked:
 
     @property
     def narrowed(self) -> bool:
-        """Whether what was typed says which runs are meant, and not only where they lie."""
+        """Whether an override selects runs, and does not only name their folder."""
         return any(text.partition("=")[0] not in PLACES for text in self.typed)
 
 
 def asked(words: Sequence[str], verb_with_launcher: bool = True) -> Asked:
-    """Sort the words. Raises ConfigError for what is no key=value, without sweep=, and for a launcher's key where
-    `verb_with_launcher` is false."""
+    """Sort the words of a command.
+
+    Raises ConfigError if a word is not key=value, if there is no sweep=, or if there is a launcher.KEY and
+    `verb_with_launcher` is false.
+    """
     from scaling_testbed.config.compose import outside_of
     from scaling_testbed.sweeps.grid import load_sweep, narrowed
 
@@ -104,7 +108,7 @@ def asked(words: Sequence[str], verb_with_launcher: bool = True) -> Asked:
     if not named.get("sweep"):
         raise ConfigError("give sweep=NAME, a file in configs/sweep/ or the path of one")
     if launcher and not verb_with_launcher:
-        raise ConfigError(f"this verb does not take {launcher[0]}; plan, submit and retry do")
+        raise ConfigError(f"this command does not take {launcher[0]}; plan, submit and retry do")
     sweep = load_sweep(named["sweep"], named.get("scale"), plugins=plugins, configs=configs)
     return Asked(narrowed(sweep, typed), typed, launcher)
 
@@ -116,9 +120,9 @@ def plan(
     as_json: Json = False,
     out: OutTable = (),
 ) -> None:
-    """What the runs are and cost; spends nothing.
+    """Show the runs and their cost, without starting any.
 
-    With launcher.nodes= and launcher.gpus_per_node=, memory on each GPU of a run."""
+    launcher.nodes= and launcher.gpus_per_node= set the GPUs of a run, for the estimate of memory on each GPU."""
     from scaling_testbed.sweeps.plan import measured_rate, priced, sweep_folder
     from scaling_testbed.sweeps.status import rows
     from scaling_testbed.sweeps.view import plan_table
@@ -141,7 +145,7 @@ def plan(
         print(chosen.sweep.description)
     console().print(plan_table(runs))
     print(
-        f"GPU-hours at {rate:.3g} FLOP/s ({source})" if rate else "GPU-hours: give --flops-per-second, say 4e14",
+        f"GPU-hours at {rate:.3g} FLOP/s ({source})" if rate else "GPU-hours: give --flops-per-second, e.g. 4e14",
         f"memory on {'one GPU' if processes == 1 else f'each of {processes} GPUs'}",
         f"records under {sweep_folder(runs)}/",
         sep="; ",
@@ -156,17 +160,17 @@ def run(
     runs_per_gpu: RunsPerGpu = None,
     dry_run: DryRun = False,
 ) -> int:
-    """Run it on this machine.
+    """Run the sweep on this machine.
 
-    What is finished is skipped, what was killed goes on; a failed run does not stop the others. Exit status: 0 done, 1
-    a run failed, 75 stopped by a signal, 2 a wrong command."""
+    Skips finished runs and resumes killed ones. A failed run does not stop the others. Exit status: 0 if all is done, 1
+    if a run failed, 75 if a signal stopped it, 2 for a wrong command."""
     return _run(asked(words, False), workers, gpus, runs_per_gpu, dry_run)
 
 
 def submit(words: LauncherWords = (), launcher: Launcher = "slurm", dry_run: ShowScript = False) -> None:
-    """Send it as Slurm job arrays.
+    """Submit the sweep as Slurm job arrays.
 
-    What is queued, running or finished is left alone."""
+    Runs that are queued, running or finished are not submitted."""
     _submit(asked(words), launcher, dry_run)
 
 
@@ -178,18 +182,19 @@ def retry(
     launcher: RetryLauncher = None,
     dry_run: DryRun = False,
 ) -> int | None:
-    """The same as run, for failed runs too; with --launcher slurm, or launcher.KEY=, as submit."""
+    """Like run, also for failed runs; with --launcher slurm or launcher.KEY=, like submit."""
     chosen = asked(words)
     if launcher is None and not chosen.launcher:
         return _run(chosen, workers, gpus, runs_per_gpu, dry_run, failed_too=True)
     for option, value in {"--workers": workers, "--gpus": gpus, "--runs-per-gpu": runs_per_gpu}.items():
         if value is not None:
-            raise ConfigError(f"{option} is for this machine; leave it out, or the launcher")
-    return _submit(chosen, launcher or "slurm", dry_run, failed_too=True)
+            raise ConfigError(f"{option} applies to this machine only; leave out either it or the launcher")
+    _submit(chosen, launcher or "slurm", dry_run, failed_too=True)
+    return None
 
 
 def status(words: Words = (), as_json: Json = False, out: OutTable = ()) -> None:
-    """Where each run stands."""
+    """Show the state of each run."""
     from scaling_testbed.sweeps.plan import remembered, sweep_folder, told_apart
     from scaling_testbed.sweeps.status import counts
     from scaling_testbed.sweeps.view import status_table
@@ -198,7 +203,7 @@ def status(words: Words = (), as_json: Json = False, out: OutTable = ()) -> None
     output.check(out, ENDINGS)
     chosen = asked(words, False)
     runs = planned(chosen, None)
-    if not chosen.narrowed:  # then all that were ever started in that folder
+    if not chosen.narrowed:  # include all runs that were ever started in the folder
         runs = told_apart([*runs, *remembered(sweep_folder(runs))])
     states = _states(runs)
     records = [state.record() for state in states]
@@ -212,7 +217,7 @@ def status(words: Words = (), as_json: Json = False, out: OutTable = ()) -> None
 
 
 def collect(words: Words = ()) -> None:
-    """All rows, or those of the runs that are typed, into results.jsonl and results.parquet in the sweep's folder."""
+    """Collect all rows, or those of the selected runs, in results.jsonl and results.parquet of the sweep's folder."""
     from scaling_testbed.sweeps.plan import sweep_folder
     from scaling_testbed.sweeps.status import collect
 
@@ -225,7 +230,7 @@ def collect(words: Words = ()) -> None:
 
 
 def planned(chosen: Asked, processes: int | None = 1) -> "list[PlannedRun]":
-    """The runs that were asked for, as `plan` makes them; says on stderr when some were the same."""
+    """The planned runs of a selection; prints the number of duplicate runs on stderr."""
     from scaling_testbed.sweeps.plan import plan
 
     runs, same = plan(chosen.sweep, processes)
@@ -244,12 +249,14 @@ def _run(
 ) -> int:
     from scaling_testbed.sweeps.local import Driver
     from scaling_testbed.sweeps.plan import remember, sweep_folder
-    from scaling_testbed.sweeps.status import counts
+    from scaling_testbed.sweeps.status import counts, read_state
     from scaling_testbed.sweeps.view import loss_table
     from scaling_testbed.tables import console
 
     places = _places(workers, gpus, runs_per_gpu)
     runs = planned(chosen)
+    if failed_too:
+        _say_if_none_failed(list(map(read_state, runs)))
     if dry_run:
         states = _states(runs)
         print(f"{len(runs)} runs: {counts(states)}; {len(_due(states, failed_too))} to start")
@@ -264,16 +271,16 @@ def _run(
 
 
 def _places(workers: int | None, gpus: str | None, runs_per_gpu: int | None) -> list[dict[str, str]]:
-    """A place for each run at a time. Raises ConfigError for options that do not go together."""
+    """The environment of each of the simultaneous runs. Raises ConfigError if options contradict each other."""
     from scaling_testbed.sweeps.local import slots
 
     names = [gpu for gpu in (gpus or "").split(",") if gpu]
     if gpus is not None and not names:
         raise ConfigError("--gpus names no GPU; write --gpus 0,1,... or leave it out")
     if workers is not None and names:
-        raise ConfigError("give --workers or --gpus, not both; --runs-per-gpu sets how many share a GPU")
+        raise ConfigError("give --workers or --gpus, not both; --runs-per-gpu sets how many runs share a GPU")
     if runs_per_gpu is not None and not names:
-        raise ConfigError("--runs-per-gpu goes with --gpus 0,1,...")
+        raise ConfigError("--runs-per-gpu needs --gpus 0,1,...")
     return slots(_positive("--workers", workers), names, _positive("--runs-per-gpu", runs_per_gpu) or 1)
 
 
@@ -286,14 +293,16 @@ def _submit(chosen: Asked, launcher: str, dry_run: bool, failed_too: bool = Fals
     runs = planned(chosen, config.processes)
     states = _states(runs, must_know=True)
     due = _due(states, failed_too)
+    if failed_too:
+        _say_if_none_failed(states)
     print(f"{len(runs)} runs: {counts(states)}; {len(due)} to submit")
     for one in due:
-        slurm.task_line(one, config)  # what cannot be written is refused before anything is sent
+        slurm.task_line(one, config)  # raises before any submission if a line cannot be written
     if not due:
         return
     if dry_run:
         largest = slurm.DEFAULT_MAX_ARRAY_SIZE
-        with contextlib.suppress(UserError):  # a script can be seen without a cluster
+        with contextlib.suppress(UserError):  # the script can be shown without a cluster
             largest = slurm.max_array_size()
         print(slurm.job_script(sweep_folder(runs) / "slurm" / "NNN", due[: largest - 1], config), end="")
         return
@@ -302,15 +311,21 @@ def _submit(chosen: Asked, launcher: str, dry_run: bool, failed_too: bool = Fals
     with alone_in(sweep_folder(runs)):
         due = _due(_states(runs, must_know=True), failed_too)
         if not due:
-            print("another submitter has sent them meanwhile")
+            print("another process has submitted these runs in the meantime")
             return
         for submission in slurm.write_submissions(due, config, largest):
             done = slurm.submit(submission)
             print(f"job {done.job_id}: {len(done.runs)} tasks, script and output in {done.folder}/")
 
 
+def _say_if_none_failed(states: "Sequence[RunState]") -> None:
+    if not any(state.state == "failed" for state in states):
+        unfinished = "; unfinished runs are started, as with `sweep run`" if _due(states, True) else ""
+        print(f"no run has failed, so there is nothing to retry{unfinished}")
+
+
 def _due(states: "Sequence[RunState]", failed_too: bool) -> "list[PlannedRun]":
-    """The runs that nobody has in hand and that have an end to come to."""
+    """The runs to start: pending and stopped ones, and failed ones if `failed_too`."""
     return [s.run for s in states if s.state in ("pending", "stopped") or (failed_too and s.state == "failed")]
 
 
@@ -327,8 +342,11 @@ def _launcher(name: str, chosen: Asked) -> "SlurmConfig":
 
 
 def _states(runs: "Sequence[PlannedRun]", must_know: bool = False) -> "list[RunState]":
-    """From the folders and, where there is one, Slurm's queue: what waits there is queued, whatever its folder says of
-    an earlier start. A queue that cannot be read is one warning, or with must_know a UserError."""
+    """The states of runs, from their folders and from Slurm's queue if there is one.
+
+    A waiting job counts as queued, whatever its folder records of an earlier start. If the queue cannot be read, this
+    prints a warning; with `must_know` it raises UserError.
+    """
     from scaling_testbed.sweeps import slurm
     from scaling_testbed.sweeps.plan import sweep_folder
     from scaling_testbed.sweeps.status import read_state
@@ -340,7 +358,7 @@ def _states(runs: "Sequence[PlannedRun]", must_know: bool = False) -> "list[RunS
         except UserError as error:
             if must_know:
                 raise
-            print(f"warning: {error}; what waits in the queue is not shown as queued", file=sys.stderr)
+            print(f"warning: {error}; runs that wait in the queue are not shown as queued", file=sys.stderr)
     found = []
     for state in map(read_state, runs):
         job, _ = queue.get(str(Path(state.run.folder).resolve()), (None, None))
@@ -349,7 +367,7 @@ def _states(runs: "Sequence[PlannedRun]", must_know: bool = False) -> "list[RunS
     return found
 
 
-def _positive(option: str, value: float | None) -> float | None:
+def _positive(option: str, value: Given | None) -> Given | None:
     if value is not None and not value > 0:
         raise ConfigError(f"{option} must be a number greater than zero; got {value:g}")
     return value

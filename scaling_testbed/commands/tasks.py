@@ -1,4 +1,4 @@
-"""The verbs about saved checkpoints: a look inside, multiple-choice tasks, and models compared on them."""
+"""The commands about saved checkpoints: diagnostics, multiple-choice tasks, and comparison of models on them."""
 
 import math
 from collections.abc import Sequence
@@ -12,23 +12,26 @@ from scaling_testbed.commands.options import Json, OutTable, RunDir, Step, out
 from scaling_testbed.errors import ConfigError, check_choice
 from scaling_testbed.row_files import ENDINGS
 
-OutDocuments = out("keep the log-likelihoods of each document (.jsonl, which compare reads; .json, .csv, .parquet)")
-Sequences = Annotated[
-    int, typer.Option("--sequences", metavar="N", show_default=True, help="of validation data, at most")
+OutDocuments = Annotated[
+    Sequence[Path],
+    out("save the log-likelihoods of each document (.jsonl, which compare reads; .json, .csv, .parquet)"),
 ]
-Tasks = Annotated[list[Path], typer.Argument(metavar="TASK.jsonl", help="a file is a task of its own")]
+Sequences = Annotated[
+    int, typer.Option("--sequences", metavar="N", show_default=True, help="maximum number of validation sequences")
+]
+Tasks = Annotated[Sequence[Path], typer.Argument(metavar="TASK.jsonl", help="files of tasks; each file is one task")]
 MaxLength = Annotated[
     int | None,
     typer.Option(
         "--max-length", metavar="N",
-        help="tokens that the model reads at most; a context loses its beginning (default: as in training)",
+        help="maximum number of tokens that the model reads; long contexts lose their start (default: as in training)",
     ),
 ]  # fmt: skip
 Models = Annotated[
-    list[str],
+    Sequence[str],
     typer.Option(
         "--model", metavar="NAME=FILE[,FILE]",
-        help="a name and what `score --out` kept, a file a seed; once for each model",
+        help="a name and files of `score --out`, one for each seed; give this option once for each model",
     ),
 ]  # fmt: skip
 Measure = Annotated[
@@ -38,7 +41,9 @@ Measure = Annotated[
         help="error, error_per_byte, or gold_loss: minus the log-likelihood of the right choice, in nats",
     ),
 ]  # fmt: skip
-Against = Annotated[str | None, typer.Option("--against", metavar="NAME", help="compare the others with this one only")]
+Against = Annotated[
+    str | None, typer.Option("--against", metavar="NAME", help="compare each other model with this one only")
+]
 
 
 def inspect(
@@ -46,8 +51,9 @@ def inspect(
 ) -> None:
     """The diagnostics of a saved checkpoint.
 
-    Attention scores, activations, logits, gradients and parameters, from a forward and a backward pass over the run's
-    validation data, and the last update of training. --json and --out have every number, also of single heads."""
+    Measures attention scores, activations, logits, gradients and parameters in a forward and a backward pass over the
+    run's validation data, and shows the last update of training. --json and --out hold all numbers, also those of
+    single heads."""
     if sequences < 1:
         raise ConfigError(f"--sequences must be greater than zero; got {sequences}")
     from scaling_testbed.config.compose import recorded_run
@@ -82,9 +88,9 @@ def score(
 ) -> None:
     """Top-1 error of a checkpoint on multiple-choice tasks.
 
-    By the log-likelihood of each choice after its context, summed and per byte. A line of a task is {"context": "...",
-    "choices": ["...", "..."], "gold": 0}. Context and choice are tokenised together, white space between them as part
-    of the choice; an empty context is the end of a document."""
+    The score of a choice is its log-likelihood after the context, summed and per byte. A line of a task is {"context":
+    "...", "choices": ["...", "..."], "gold": 0}. Context and choice are tokenised together; white space between them is
+    part of the choice. An empty context becomes the end-of-document token."""
     if max_length is not None and max_length < 1:
         raise ConfigError(f"--max-length must be greater than zero; got {max_length}")
     from scaling_testbed.config.compose import recorded_run
@@ -115,10 +121,10 @@ def compare(
     as_json: Json = False,
     out: OutTable = (),
 ) -> None:
-    """Which of some models is better on the same documents.
+    """Compare models on the same documents.
 
-    Differences by a paired bootstrap over documents, with training seeds as the second level, and Holm's correction
-    for the number of comparisons."""
+    Differences come from a paired bootstrap over documents, with training seeds as the second level, and with Holm's
+    correction for the number of comparisons."""
     from scaling_testbed import tables
     from scaling_testbed.evaluation import comparison
 
@@ -135,7 +141,7 @@ def compare(
     print(f"{measure}: {comparison.DEFINITION}")
     alone = [model.name for model in models if len(model.values_SD) == 1]
     if alone:
-        print(f"one seed of {', '.join(alone)}: the interval says nothing of other seeds")
+        print(f"one seed of {', '.join(alone)}: the interval does not cover other seeds")
     output.say_written(written)
 
 

@@ -1,32 +1,38 @@
-"""How long a run trains: one budget, given in one of four units, becomes steps here and nowhere else."""
+"""How long a run trains. Only this module converts a budget, given in one of four units, to steps."""
 
 import math
 from dataclasses import dataclass
 
-from scaling_testbed.errors import ConfigError, check_choice, check_positive
+from scaling_testbed.errors import ConfigError, check_positive
+from scaling_testbed.keys import check_choices, key
+from scaling_testbed.model.counting import ParamCounts
 
 UNITS = ("tokens", "tokens_per_param", "flops", "steps")
+TOKENS_PER_PARAM = 20  # without a budget; Hoffmann et al. 2022
 CONVENTIONS = ("n_params", "n_params_non_embedding", "n_params_no_input_embedding", "n_params_no_qk_gains")
 
 
 @dataclass(frozen=True, kw_only=True)
 class BudgetConfig:
-    """At most one of the four units; none means 20 tokens per parameter (Hoffmann et al. 2022).
+    """How long a run trains, in at most one of four units. Without any, 20 tokens per parameter (Hoffmann et al. 2022).
 
-    tokens: training tokens. tokens_per_param: the multiplier M = D / N of Gadre et al. 2024. flops: 6 N D.
-    steps: optimizer steps.
-    params: which count N stands for in tokens_per_param and flops: n_params (all) | n_params_non_embedding (neither
-        embedding nor head) | n_params_no_input_embedding (head included) | n_params_no_qk_gains (all but those).
+    A budget that is no whole number of steps is rounded to the nearest one.
     """
 
-    tokens: float | None = None
-    tokens_per_param: float | None = None
-    flops: float | None = None
-    steps: float | None = None
-    params: str = "n_params"
+    tokens: float | None = key(None, "Training tokens D.")
+    tokens_per_param: float | None = key(None, "Training tokens per parameter, M = D / N (Gadre et al. 2024).")
+    flops: float | None = key(None, "Training FLOPs, 6 N D.")
+    steps: float | None = key(None, "Optimizer steps.")
+    params: str = key(
+        "n_params",
+        "What N counts in tokens_per_param and flops. n_params: all parameters. n_params_non_embedding: without "
+        "embedding and head. n_params_no_input_embedding: with the head, without the embedding. n_params_no_qk_gains: "
+        "all but the gains of the qk-norm.",
+        choices=CONVENTIONS,
+    )
 
-    def __post_init__(self):
-        check_choice("params", self.params, CONVENTIONS)
+    def __post_init__(self) -> None:
+        check_choices(self)
         given = [unit for unit in UNITS if getattr(self, unit) is not None]
         if len(given) > 1:
             both = " and ".join(f"budget.{unit}={getattr(self, unit):g}" for unit in given)
@@ -34,18 +40,35 @@ class BudgetConfig:
         for unit in given:
             check_positive(unit, getattr(self, unit))
 
-    def resolve_steps(self, counts, tokens_per_step: int) -> int:
+    def resolve_steps(self, counts: ParamCounts, tokens_per_step: int) -> int:
         """Optimizer steps for a model with the counts `counts` (fields as in CONVENTIONS), at least one.
 
         A budget that is no whole number of steps is rounded to the nearest one.
         """
-        n_params = getattr(counts, self.params)
         if self.steps is not None:
             return math.ceil(self.steps)
+        return max(1, round(self._exact_steps(counts, tokens_per_step)))
+
+    def rounding(self, counts: ParamCounts, tokens_per_step: int) -> str | None:
+        """How the budget is rounded to whole steps, in words; None if it is a whole number to two decimals."""
+        exact, steps = self._exact_steps(counts, tokens_per_step), self.resolve_steps(counts, tokens_per_step)
+        if abs(exact - steps) < 0.005:
+            return None
+        unit = next((unit for unit in UNITS if getattr(self, unit) is not None), "tokens_per_param")
+        value = TOKENS_PER_PARAM if getattr(self, unit) is None else getattr(self, unit)
+        return (
+            f"budget.{unit}={value:g} is {exact:,.2f} steps of {tokens_per_step:,} tokens; rounded to {steps:,} "
+            f"step{'s' if steps > 1 else ''}, {steps * tokens_per_step:,} tokens"
+        )
+
+    def _exact_steps(self, counts: ParamCounts, tokens_per_step: int) -> float:
+        if self.steps is not None:
+            return self.steps
+        n_params: int = getattr(counts, self.params)
         if self.tokens is not None:
             tokens = self.tokens
         elif self.flops is not None:
             tokens = self.flops / (6 * n_params)
         else:
-            tokens = (20 if self.tokens_per_param is None else self.tokens_per_param) * n_params
-        return max(1, round(tokens / tokens_per_step))
+            tokens = (TOKENS_PER_PARAM if self.tokens_per_param is None else self.tokens_per_param) * n_params
+        return tokens / tokens_per_step

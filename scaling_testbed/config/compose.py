@@ -1,8 +1,8 @@
-"""From overrides to a RunConfig. The only importer of Hydra and OmegaConf.
+"""Compose overrides into a RunConfig. Only this module imports Hydra and OmegaConf.
 
-The dataclasses in GROUPS are registered as Hydra's schemas, so that every key has one default and one type, and a file
-in configs/ that names a group's schema (`/schema/optimizer/adamw@_here_`) says only what deviates. plugins= and
-configs= are read before Hydra composes: what they name can then be chosen like everything else.
+The dataclasses in GROUPS are registered as Hydra's schemas, so every key has one default and one type. A file in
+configs/ names the schema of its group (`/schema/optimizer/adamw@_here_`) and holds only values that differ from it.
+plugins= and configs= are read before Hydra composes, so that their choices are available like all others.
 """
 
 import contextlib
@@ -16,6 +16,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -27,20 +28,25 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, ListConfig, OmegaConf, StringNode
 from omegaconf.errors import OmegaConfBaseException
 
-from scaling_testbed.config.run import GROUPS, RunConfig, run_id
+from scaling_testbed.config.run import GROUPS, RunConfig, outcome_of, run_id
 from scaling_testbed.config.search import CONFIG_DIR, check_no_doubles, choices, config_folder, search_path
 from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.files import YAMLError, read_yaml
 from scaling_testbed.plugins import check_unchanged, load_named_in, load_plugins, loaded_plugins
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Filled = TypeVar("Filled", bound="DataclassInstance")
+
 CANNOT_COMPOSE = (HydraException, OmegaConfBaseException, YAMLError)
 
 
 def compose(overrides: Sequence[str], config_name: str = "train", *, written_in: Path | None = None) -> RunConfig:
-    """The run that `overrides` (Hydra's grammar: key=value, group=choice, +key=value) ask for.
+    """Return the run that `overrides` describe (Hydra's grammar: key=value, group=choice, +key=value).
 
-    written_in: the file that the overrides stand in; None: a person has typed them, and the plug-ins among them.
-    Raises ConfigError, one or two lines naming the key, for an unknown key or choice, a wrong type or a bad value, and
+    written_in: the file that contains the overrides; None if a person typed them, including the plug-ins. Raises
+    ConfigError, one or two lines that name the key, for an unknown key or choice, a wrong type or a bad value. Raises
     UserError for plug-ins that a file must not name (see plugins.py).
     """
     overrides, configs = _from_outside(overrides, written_in)
@@ -51,8 +57,10 @@ def compose(overrides: Sequence[str], config_name: str = "train", *, written_in:
 
 
 def compose_many(override_lists: Sequence[Sequence[str]], *, written_in: Path | None = None) -> list[RunConfig]:
-    """`compose` of each list, in about a tenth of the time where lists differ in plain values only: Hydra composes once
-    for each choice of groups, and values are set on copies of that. Raises ConfigError as `compose` does.
+    """Compose each list. This takes about a tenth of the time of `compose` if the lists differ only in plain values.
+
+    Hydra composes once for each choice of groups, and the values are set on copies of the result. Raises ConfigError as
+    `compose` does.
     """
     parsed = functools.cache(OverridesParser.create().parse_override)
     bases: dict[tuple[str, ...], DictConfig] = {}
@@ -69,12 +77,12 @@ def compose_many(override_lists: Sequence[Sequence[str]], *, written_in: Path | 
                 OmegaConf.update(composed, override.key_or_group, override.value(), merge=True)
             runs.append(to_run_config(composed, overrides))
         except (*CANNOT_COMPOSE, ConfigError):
-            runs.append(compose(overrides, written_in=written_in))  # it knows how to say what is wrong
+            runs.append(compose(overrides, written_in=written_in))  # its errors name the key
     return runs
 
 
 def _sets_plain_value(text: str) -> bool:
-    """Whether an override only sets a key: it chooses no group, adds and deletes nothing."""
+    """Whether an override only sets the value of a key: it chooses no group, and adds or deletes no key."""
     key = text.partition("=")[0]
     return "." in key and key[0].isalpha() and "@" not in key and "/" not in key or key in _TOP_LEVEL
 
@@ -84,8 +92,8 @@ _TOP_LEVEL = {f.name for f in dataclasses.fields(RunConfig)} - {*GROUPS, *OUTSID
 
 
 def outside_of(overrides: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
-    """What plugins= and configs= name, as it is typed, and the other overrides. Raises ConfigError for a value of these
-    keys that is no name and no list of names."""
+    """Split `overrides` into the names in plugins= and in configs=, both as typed, and the other overrides. Raises
+    ConfigError if a value of these two keys is neither a name nor a list of names."""
     named: dict[str, list[str]] = {key: [] for key in OUTSIDE}
     others = []
     for text in overrides:
@@ -97,8 +105,8 @@ def outside_of(overrides: Sequence[str]) -> tuple[list[str], list[str], list[str
 
 
 def check_no_code(overrides: Sequence[str], file: str | Path) -> None:
-    """Raise ConfigError where overrides out of a file would load code: plugins has a key of its own in a sweep file,
-    and what is set of Hydra itself, such as its search path, can import any module."""
+    """Raise ConfigError if overrides from a file would load code. A sweep file names plug-ins in its own key `plugins`,
+    and keys of Hydra itself, such as its search path, can import any module."""
     for text in overrides:
         if (key := _key(text)) in OUTSIDE or re.match(r"hydra\b", key):
             raise ConfigError(f"{file}: no override in a file may set {key}; a sweep file has keys plugins and configs")
@@ -110,7 +118,7 @@ def _key(text: str) -> str:
 
 def _names(key: str, text: str) -> list[str]:
     override = _parsed(text)
-    value = None if override.is_sweep_override() else override.value()
+    value: object = None if override.is_sweep_override() else override.value()
     names = [value] if isinstance(value, str) else value
     if not _is_list_of_texts(names) or "" in names:
         raise ConfigError(f"{key} takes a name or a list of names, {key}=[a,b], for all runs; got {text!r}")
@@ -118,13 +126,13 @@ def _names(key: str, text: str) -> list[str]:
 
 
 def outside_overrides(plugins: Sequence[str], configs: Sequence[str]) -> list[str]:
-    """The overrides that name these plug-ins and folders; none where there is nothing to name."""
+    """The overrides that name these plug-ins and folders; an empty list if there are none."""
     named = zip(OUTSIDE, (plugins, configs), strict=True)
     return [f"{key}=[{','.join(map(_quoted, dict.fromkeys(names)))}]" for key, names in named if names]
 
 
 def _from_outside(overrides: Sequence[str], written_in: Path | None) -> tuple[list[str], list[str]]:
-    """Load and register what the overrides name; returns them with absolute names, and the folders of configs=."""
+    """Load plug-ins and register all schemas. Returns overrides with absolute names, and the folders of configs=."""
     plugins, configs, others = outside_of(overrides)
     if written_in is None:
         loaded = load_plugins(plugins)
@@ -138,11 +146,11 @@ def _from_outside(overrides: Sequence[str], written_in: Path | None) -> tuple[li
     return [*outside_overrides([plugin.name for plugin in loaded], configs), *others], configs
 
 
-def fill(cls: type, path: Path, prefix: str, overrides: Sequence[str]):
-    """A dataclass outside of RunConfig from a YAML file and overrides `prefix.key=value`.
+def fill(cls: type[Filled], path: Path, prefix: str, overrides: Sequence[str]) -> Filled:
+    """Fill a dataclass that is no part of RunConfig from a YAML file and overrides `prefix.key=value`.
 
-    A scalar is the text that is written there, commas and `${}` and all, until the type of its field says otherwise: to
-    YAML 1.1 8:00:00 is the number 28800. Raises ConfigError naming the file and key.
+    A scalar is read as text, including commas and `${}`, and then converted to the type of its field: YAML 1.1 would
+    read 8:00:00 as the number 28800. Raises ConfigError, which names the file and key.
     """
     try:
         content = read_yaml(path, as_written=True) or {}
@@ -167,16 +175,17 @@ def fill(cls: type, path: Path, prefix: str, overrides: Sequence[str]):
         except OmegaConfBaseException as error:
             raise ConfigError(f"{where}{full_key}: {_uncapitalized(str(error).splitlines()[0])}") from None
         if OmegaConf.is_interpolation(config, key) and not isinstance(node, StringNode):
-            raise ConfigError(f"{where}{full_key} must be given as a value; got {value!r}")
-    return cls(**OmegaConf.to_container(config, resolve=False))
+            raise ConfigError(f"{where}{full_key} must be a value and no interpolation; got {value!r}")
+    values: Any = OmegaConf.to_container(config, resolve=False)  # a mapping, as `config` is one
+    return cls(**values)
 
 
-def _is_list_of_texts(value: object) -> bool:
+def _is_list_of_texts(value: object) -> TypeGuard[list[str]]:
     return isinstance(value, list) and all(isinstance(entry, str) for entry in value)
 
 
-def _as_typed(text: str, is_list: bool) -> str | list | None:
-    """The value of `key=value`: of a list as Hydra reads it, else what is written, commas and all."""
+def _as_typed(text: str, is_list: bool) -> str | list[Any] | None:
+    """The value in `key=value`: for a list as Hydra parses it, else the text as it is, including commas."""
     value = text.partition("=")[2]
     if is_list:
         with contextlib.suppress(HydraException):
@@ -186,8 +195,8 @@ def _as_typed(text: str, is_list: bool) -> str | list | None:
 
 
 def override_values(text: str) -> tuple[str, list[str]]:
-    """The key of `key=value` and its values, more than one for `key=a,b` or key=range(...) (Hydra's sweeps), as they
-    would be typed. Raises ConfigError for what Hydra cannot read."""
+    """The key in `key=value` and its values, as they are typed. `key=a,b` and key=range(...) (Hydra's sweeps) have
+    several. Raises ConfigError if Hydra cannot parse the text."""
     override = _parsed(text)
     try:
         if not override.is_sweep_override():
@@ -205,7 +214,7 @@ def _parsed(text: str) -> Override:
 
 
 def _unreadable(override: str) -> str:
-    hint = """in both kinds of quotes where the value has spaces, quotes or letters like ä: 'key="value"'"""
+    hint = """and put a value with spaces, quotes or letters like ä in both kinds of quotes: 'key="value"'"""
     return f"cannot read the override {override!r}; write key=value, {hint}"
 
 
@@ -234,9 +243,9 @@ def to_run_config(composed: DictConfig, overrides: Sequence[str]) -> RunConfig:
         raise ConfigError(_unknown_key(unknown[0]))
     for key, named in zip(OUTSIDE, outside_of(overrides)[:2], strict=True):
         if list(composed[key]) != named:
-            raise ConfigError(f"{key} stands in a config file; type it, {key}=[...], or name it in a sweep file")
+            raise ConfigError(f"{key} is set in a config file; type {key}=[...], or set it in a sweep file")
     values = {}
-    for key in composed:
+    for key in map(str, composed):
         node = composed._get_node(key)
         if key in GROUPS and not dataclasses.is_dataclass(OmegaConf.get_type(node)):
             raise ConfigError(f"{key} has no schema; its file must name one in its defaults list")
@@ -245,9 +254,9 @@ def to_run_config(composed: DictConfig, overrides: Sequence[str]) -> RunConfig:
     return RunConfig(**values | lists)
 
 
-def _freeze(node: DictConfig, group: str):
-    """One group's node as its dataclass, with the group's name in front of whatever is wrong."""
-    cls = OmegaConf.get_type(node)
+def _freeze(node: DictConfig, group: str) -> Any:
+    """Convert the node of one group to its dataclass. An error message starts with the name of the group."""
+    cls: Any = OmegaConf.get_type(node)
     if cls is dict:
         return OmegaConf.to_container(node)
     known = {field.name for field in dataclasses.fields(cls)}
@@ -261,23 +270,40 @@ def _freeze(node: DictConfig, group: str):
 
 
 def _register_schemas() -> None:
-    """Register the schemas that there are by now and that were not before."""
-    _register_schema("schema", "run", RunConfig)
+    """Register the schemas that are not registered yet."""
+    _register_schema("schema", "run", _run_schema())
     for group, kinds in GROUPS.items():
         for kind, cls in kinds.items():
             _register_schema(f"schema/{group}" if kind else "schema", kind or group, cls)
 
 
 @functools.cache
-def _register_schema(group: str, name: str, cls: type) -> None:
+def _run_schema() -> type:
+    """RunConfig with open types for groups and interventions: Hydra fills a group with the schema of the chosen kind,
+    and OmegaConf has no type for the options of an intervention."""
+    fields = [
+        (f.name, Any, dataclasses.field(default=None))
+        if f.name in GROUPS
+        else (
+            f.name,
+            dict[str, Any] if f.name == "interventions" else f.type,
+            dataclasses.field(default=f.default, default_factory=f.default_factory),
+        )
+        for f in dataclasses.fields(RunConfig)
+    ]
+    return dataclasses.make_dataclass("RunConfig", fields, frozen=True, kw_only=True)
+
+
+@functools.cache
+def _register_schema(group: str, name: str, cls: "type[DataclassInstance]") -> None:
     ConfigStore.instance().store(group=group, name=name, node=_unlocked(cls))
 
 
-def _unlocked(cls) -> DictConfig:
+def _unlocked(cls: type[Any]) -> DictConfig:
     """A structured config that can still be overridden although its dataclass is frozen."""
-    config = OmegaConf.structured(cls)
+    config: DictConfig = OmegaConf.structured(cls)
     config._set_flag("readonly", None)
-    for child in config._content.values():
+    for child in map(config._get_node, config):
         if isinstance(child, DictConfig) and dataclasses.is_dataclass(OmegaConf.get_type(child)):
             child._set_flag("readonly", None)
     return config
@@ -292,9 +318,10 @@ def _known_keys() -> list[str]:
     return sorted(set(keys))
 
 
-def _plain_sections():
-    """The parts of RunConfig that are dataclasses of one kind and no config group."""
-    return [(field.name, field.type) for field in dataclasses.fields(RunConfig) if dataclasses.is_dataclass(field.type)]
+def _plain_sections() -> list[tuple[str, type[Any]]]:
+    """The sections of RunConfig that are dataclasses of one kind and no config groups."""
+    found = [(field.name, field.type) for field in dataclasses.fields(RunConfig)]
+    return [(name, kind) for name, kind in found if isinstance(kind, type) and dataclasses.is_dataclass(kind)]
 
 
 def _unknown_key(key: str) -> str:
@@ -313,7 +340,7 @@ def _close_to(key: str, known: Sequence[str]) -> str:
 
 
 def _one_line(error: Exception, configs: Sequence[str] = ()) -> str:
-    """Hydra's and OmegaConf's errors in one or two lines that name the key."""
+    """Describe an error of Hydra or OmegaConf in one or two lines that name the key."""
     if isinstance(error, YAMLError):
         return f"a file cannot be read as YAML: {' '.join(str(error).split())}"
     inner = error.__cause__ or error.__context__
@@ -328,7 +355,7 @@ def _one_line(error: Exception, configs: Sequence[str] = ()) -> str:
         return f"{group} has no choice {choice!r}; it has {', '.join(sorted(choices(group, configs)))}"
     if missing := re.search(r"In '([^']+)/([^']+)': Could not load 'schema/", message):
         group, choice = missing.groups()
-        return f"{group}={choice} is of a plug-in that was not named; type plugins=NAME, its module or .py file"
+        return f"{group}={choice} comes from a plug-in that is not loaded; type plugins=NAME, its module or .py file"
     if isinstance(error, OverrideParseException):
         return _unreadable(error.override)
     first = message.splitlines()[0]
@@ -344,7 +371,7 @@ def _uncapitalized(text: str) -> str:
 
 
 def quoted(value: str) -> str:
-    """A text as the value of an override."""
+    """Write a text as the value of an override, in quotes if it needs them."""
     if re.fullmatch(r"[A-Za-z0-9_./@%+-]+", value):
         return value
     escaped = value.replace("\\", "\\\\").replace('"', '\\"')
@@ -352,9 +379,12 @@ def quoted(value: str) -> str:
 
 
 def recorded_run(folder: Path) -> RunConfig:
-    """The run of a run folder, by the overrides that its config.yaml keeps. Raises UserError where there is none, where
-    they mean another run to this version of the project, or where a plug-in of it was not allowed or has changed. Its
-    device is the best one here, not where it ran."""
+    """Return the run of a run folder, composed from the overrides in its config.yaml. Its device is the best one of
+    this machine, not the one that it ran on.
+
+    Raises UserError if the folder has no readable config.yaml, if this version of the project composes another run from
+    it, or if a plug-in of the run is not allowed or has changed.
+    """
     file = folder / "config.yaml"
     try:
         recorded = read_yaml(file)
@@ -362,6 +392,8 @@ def recorded_run(folder: Path) -> RunConfig:
         plugins, configs, others = outside_of(recorded["overrides"])
         overrides = [*others, *here]
     except (OSError, KeyError, TypeError, AttributeError, ConfigError):
+        if outcome := outcome_of(folder):  # it ended before it wrote its configuration
+            raise UserError(f"{folder} holds no checkpoint: {outcome}") from None
         raise UserError(f"{folder} is no run folder: it has no readable config.yaml") from None
     was = _hashes_of_last_start(folder)
     plugins = [_stand_in(name, was.get(name)) for name in plugins]
@@ -376,7 +408,7 @@ def recorded_run(folder: Path) -> RunConfig:
 
 
 def _hashes_of_last_start(folder: Path) -> dict[str, str]:
-    """Name -> sha256 of the plug-ins that a run was started with last."""
+    """Name -> sha256 of the plug-ins at the last start of a run."""
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
         last = json.loads((folder / "environment.json").read_text())["starts"][-1]
         return {plugin["name"]: plugin["sha256"] for plugin in last["plugins"]}
@@ -384,18 +416,18 @@ def _hashes_of_last_start(folder: Path) -> dict[str, str]:
 
 
 def _stand_in(name: str, sha256: str | None) -> str:
-    """The plug-in that was named here and has the same source, where a run was made with a file that lay elsewhere."""
+    """The name of a loaded plug-in with the same source, else `name`: the file may have had another path in the run."""
     return next((plugin.name for plugin in loaded_plugins() if plugin.sha256 == sha256), name)
 
 
 def _quoted(text: str) -> str:
-    """A value as Hydra reads it back, whatever is in it."""
+    """Quote a text so that Hydra reads back the same text, whatever characters it has."""
     escaped = text.replace("\\", "\\\\").replace("'", "\\'")
     return f"'{escaped}'"
 
 
 def run_config_files(configs: Sequence[str] = ()) -> list[Path]:
-    """The files that are choices of a run; those of sweep/ and launcher/ are none."""
+    """The files that are choices of a run. Files of sweep/ and launcher/ are not among them."""
     files = [path for root in search_path(configs) for path in root.glob("*/*.yaml")]
     of_runs = [path for path in files if path.parent.name in {*GROUPS, "experiment"}]
     return sorted(of_runs, key=lambda path: (path.parent.name, path.name))
@@ -405,30 +437,31 @@ RUNS_CODE = ("callbacks", "job_logging", "hydra_logging", "launcher", "sweeper")
 
 
 def _check_hydra_untouched(overrides: Sequence[str], configs: Sequence[str]) -> None:
-    """Raise ConfigError where a file of configs= sets what Hydra itself imports and calls: such a folder may come from
-    someone else, and only plugins= names code. What is typed may."""
+    """Raise ConfigError if a file in configs= sets a key of Hydra that names code to import and call. Such a folder may
+    come from another person, and only plugins= may name code. Typed overrides may set these keys."""
 
-    def of_hydra(overrides: Sequence[str], configs: Sequence[str]) -> dict:
+    def of_hydra(overrides: Sequence[str], configs: Sequence[str]) -> dict[str, Any]:
         try:
             composed = _compose_dict(overrides, configs, with_hydra=True).hydra
         except CANNOT_COMPOSE as error:
             raise ConfigError(_one_line(error, configs)) from None
-        return {key: OmegaConf.to_container(composed, resolve=False)[key] for key in RUNS_CODE}
+        found: Any = OmegaConf.to_container(composed, resolve=False)
+        return {key: found[key] for key in RUNS_CODE}
 
     single = [text for text in overrides if not _parsed(text).is_sweep_override()]
     typed = of_hydra([text for text in single if re.match(r"hydra\b", _key(text))], ())
     swept = [override_values(text) for text in overrides if text not in single and not _sets_plain_value(text)]
-    first = {key: values[0] for key, values in swept}  # other keys may need a choice to be there
+    first = {key: values[0] for key, values in swept}  # other keys may exist only with a choice
     for key, value in [("", ""), *((key, value) for key, values in swept for value in values[1:])]:
         choices_of_run = first | ({key: value} if key else {})
         found = of_hydra([*(f"{group}={choice}" for group, choice in choices_of_run.items()), *single], configs)
         if changed := [key for key in RUNS_CODE if found[key] != typed[key]]:
-            raise ConfigError(f"a file in configs= sets hydra.{changed[0]}, which names code; type it, or leave it out")
+            raise ConfigError(f"a file in configs= sets hydra.{changed[0]}, which names code; type it, or remove it")
 
 
 def through_hydra(action: Callable[[Callable[[], RunConfig]], int], argv: Sequence[str]) -> int:
-    """Let Hydra read `argv`, its own options among it, and call `action` for each run with what composes it. Returns
-    the largest status."""
+    """Let Hydra parse `argv`, including its own options, and call `action` for each run. `action` gets a function that
+    composes the run, and returns an exit status. Returns the largest status."""
     multirun = {"-m", "--multirun"} & set(argv)
     if multirun and "TORCHELASTIC_RUN_ID" in os.environ:
         raise ConfigError(
@@ -442,7 +475,7 @@ def through_hydra(action: Callable[[Callable[[], RunConfig]], int], argv: Sequen
         _check_hydra_untouched([text for text in others if "=" in text and not text.startswith("-")], configs)
     at = next((at for at, (typed, other) in enumerate(zip(argv, others, strict=False)) if typed != other), len(others))
     named = overrides[: len(overrides) - len(others)]
-    argv = [*others[:at], *named, *_search_override(configs), *others[at:]]  # where they stood, for argparse's sake
+    argv = [*others[:at], *named, *_search_override(configs), *others[at:]]  # argparse needs the old order
     statuses: list[int] = []
 
     def task(composed: DictConfig) -> None:

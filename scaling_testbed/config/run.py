@@ -1,14 +1,16 @@
-"""The configuration of one run, as frozen dataclasses; no Hydra here.
+"""The configuration of one run as frozen dataclasses. Does not import Hydra.
 
-Every default lives in a dataclass; the files in configs/ say only what deviates.
+Every default is set in a dataclass. The files in configs/ hold only values that differ from it.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scaling_testbed.config.budget import BudgetConfig
 from scaling_testbed.config.sections import (
@@ -20,22 +22,26 @@ from scaling_testbed.config.sections import (
     ParallelismConfig,
 )
 from scaling_testbed.data.sources import SOURCES
-from scaling_testbed.data.tokenizers import TOKENIZERS
+from scaling_testbed.data.sources.source import Source
+from scaling_testbed.data.tokenizers import TOKENIZERS, TokenizerConfig
 from scaling_testbed.diagnostics.config import DiagnosticsConfig
 from scaling_testbed.errors import ConfigError, check_positive
-from scaling_testbed.keys import ADDED_LATER, EXECUTION_ONLY
+from scaling_testbed.keys import ADDED_LATER, EXECUTION_ONLY, REQUIRED, key
 from scaling_testbed.learning.config import CrossEntropyConfig
 from scaling_testbed.learning.interventions.base import Intervention
 from scaling_testbed.learning.interventions.chosen import choose_interventions
-from scaling_testbed.learning.optimizers import OPTIMIZERS, rate_meaning
-from scaling_testbed.learning.schedules import SCHEDULES
+from scaling_testbed.learning.optimizers import OPTIMIZERS, OptimizerConfig, rate_meaning
+from scaling_testbed.learning.schedules import SCHEDULES, Schedule
 from scaling_testbed.model import counting
 from scaling_testbed.model.config import ModelConfig, ParametrizationConfig
 from scaling_testbed.model.parametrization import check_parametrization
 from scaling_testbed.model.parts import LINEARS
 
-# Config group -> the dataclasses a file of that group can fill, by kind; a group of one kind has the key "".
-GROUPS = {
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+# Config group -> the dataclasses that a file of the group can fill, by kind. A group with one kind has the key "".
+GROUPS: Mapping[str, Mapping[str, type["DataclassInstance"]]] = {
     "model": {"": ModelConfig},
     "parametrization": {"": ParametrizationConfig},
     "optimizer": OPTIMIZERS,
@@ -51,54 +57,59 @@ GROUPS = {
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Everything that decides one run. Fields typed Any hold one of the dataclasses of their group in GROUPS.
+    """The configuration of one run. A section that is a config group holds one of its dataclasses in GROUPS."""
 
-    name: the folder under runs_dir that this run is filed in. data_dir: where prepared corpora lie.
-    data_workers: processes that tokenise; None: the usable cores, at most 16. seed: of the
-    initial weights and the order of the data. interventions: name -> arguments of a registered intervention, which
-    acts in every step (learning/interventions/base.py). plugins: modules from outside that register what other keys
-    name: dotted names, or paths of .py files. configs: folders that are searched for choices of every group, besides
-    configs/. overrides: what was typed to get here, for the record.
-    """
-
-    name: str = field(default="default", metadata=EXECUTION_ONLY)
-    seed: int = 0
-    runs_dir: str = field(default="runs", metadata=EXECUTION_ONLY)
-    data_dir: str = field(default="data", metadata=EXECUTION_ONLY)
-    data_workers: int | None = field(default=None, metadata=EXECUTION_ONLY)
-    model: Any = None
-    parametrization: Any = None
-    optimizer: Any = None
-    schedule: Any = None
-    loss: Any = None
-    interventions: dict[str, Any] = field(default_factory=dict, metadata=ADDED_LATER)
-    data: Any = None
-    tokenizer: Any = None
+    name: str = key("default", "The folder under runs_dir that the run is filed in.", identity=EXECUTION_ONLY)
+    seed: int = key(0, "The seed of the initial weights and of the order of the data.")
+    runs_dir: str = key("runs", "The folder of all runs.", identity=EXECUTION_ONLY)
+    data_dir: str = key("data", "The folder of prepared corpora.", identity=EXECUTION_ONLY)
+    data_workers: int | None = key(
+        None, "Processes that tokenise a corpus. null: one for each usable core, at most 16.", identity=EXECUTION_ONLY
+    )
+    model: ModelConfig = key(REQUIRED, "The architecture.")
+    parametrization: ParametrizationConfig = key(REQUIRED, "How initialisation and learning rates depend on width.")
+    optimizer: OptimizerConfig = key(REQUIRED, "The optimizer.")
+    schedule: Schedule = key(REQUIRED, "The learning rate as a function of the step.")
+    loss: CrossEntropyConfig = key(REQUIRED, "The training loss.")
+    interventions: dict[str, dict[str, object]] = key(
+        {},
+        "Interventions that act in every step: the name of a registered one, and its options. Type "
+        "+interventions.NAME.OPTION=VALUE.",
+        identity=ADDED_LATER,
+    )
+    data: Source = key(REQUIRED, "The source of the training and validation data.")
+    tokenizer: TokenizerConfig = key(REQUIRED, "The tokenizer.")
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
-    diagnostics: Any = field(default=None, metadata=EXECUTION_ONLY)
-    parallelism: Any = field(default=None, metadata=EXECUTION_ONLY)
-    logging: Any = field(default=None, metadata=EXECUTION_ONLY)
-    plugins: list[str] = field(default_factory=list, metadata=EXECUTION_ONLY)
-    configs: list[str] = field(default_factory=list, metadata=EXECUTION_ONLY)
-    overrides: list[str] = field(default_factory=list, metadata=EXECUTION_ONLY)
+    diagnostics: DiagnosticsConfig = key(REQUIRED, "What is measured inside the model.", identity=EXECUTION_ONLY)
+    parallelism: ParallelismConfig = key(REQUIRED, "How the run is spread over processes.", identity=EXECUTION_ONLY)
+    logging: LoggingConfig = key(REQUIRED, "What is recorded while the run trains.", identity=EXECUTION_ONLY)
+    plugins: list[str] = key(
+        [],
+        "Modules from outside that register what other keys name: dotted names, or paths of .py files.",
+        identity=EXECUTION_ONLY,
+    )
+    configs: list[str] = key(
+        [],
+        "Folders that are searched for the choices of every group, in addition to configs/.",
+        identity=EXECUTION_ONLY,
+    )
+    overrides: list[str] = key([], "The overrides as typed, for the record. It cannot be set.", identity=EXECUTION_ONLY)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.name or self.name.startswith((".", "/")) or ".." in self.name.split("/"):
             raise ConfigError(f"name must be a plain folder name; got {self.name!r}")
         check_positive("data_workers", self.data_workers)
         if self.seed < 0:
             raise ConfigError(f"seed must not be negative; got {self.seed}")
-        if self.model is not None and self.parametrization is not None:
-            check_parametrization(self.parametrization, self.model)
-        if self.optimizer is not None and self.model is not None:
-            interventions_of(self)
-        if self.parallelism is not None and self.parallelism.is_sharded and (found := unshardable(self)):
-            key, reason = found
-            raise ConfigError(f"{key} cannot be sharded: {reason}; use parallelism=single or parallelism=ddp")
+        check_parametrization(self.parametrization, self.model)
+        interventions_of(self)
+        if self.parallelism.is_sharded and (found := unshardable(self)):
+            setting, reason = found
+            raise ConfigError(f"{setting} cannot be sharded: {reason}; use parallelism=single or parallelism=ddp")
         micro = self.batch.micro_batch_sequences
         if micro is not None and self.batch.sequences % micro:
             raise ConfigError(
@@ -107,27 +118,25 @@ class RunConfig:
 
 
 def unshardable(run: RunConfig) -> tuple[str, str] | None:
-    """The key=value of `run` that parallelism=fsdp has no place for and the reason, or None."""
-    if run.optimizer is not None and (reason := run.optimizer.needs_whole_tensors):
+    """The key=value of `run` that parallelism=fsdp does not support, and the reason; None if it supports the run."""
+    if reason := run.optimizer.needs_whole_tensors:
         return f"optimizer={run.optimizer.name}", reason
-    if run.model is not None and (reason := LINEARS[run.model.linear].needs_whole_tensors):
+    if reason := LINEARS[run.model.linear].needs_whole_tensors:
         return f"model.linear={run.model.linear}", reason
     for name, intervention in interventions_of(run).items():
         if reason := intervention.needs_whole_tensors:
-            key = intervention.key
-            return (f"interventions.{name}" if key is None else f"{key}={flatten(run)[key]}"), reason
+            asked_by = intervention.key
+            return (f"interventions.{name}" if asked_by is None else f"{asked_by}={flatten(run)[asked_by]}"), reason
     return None
 
 
 def rate_means(run: RunConfig) -> str:
-    """What one unit of `run`'s learning rate is: two runs of which it differs are never compared in one S."""
+    """The meaning of one unit of the learning rate. Runs with different meanings are never compared in one S."""
     return rate_meaning(run.optimizer, run.model.linear)
 
 
 def interventions_of(run: RunConfig) -> dict[str, Intervention]:
-    """Name -> what acts in the steps of `run`, new objects each time. Raises ConfigError as choose_interventions."""
-    if run.optimizer is None or run.model is None:
-        return {}
+    """Name -> intervention of `run`; new objects at each call. Raises ConfigError as choose_interventions does."""
     return choose_interventions(run.optimizer, run.model, run.interventions)
 
 
@@ -140,36 +149,37 @@ def flops_per_token(run: RunConfig, model: ModelConfig) -> float:
 
 
 def run_id(run: RunConfig) -> str:
-    """The name of a run's folder: a hash of what it computes, without paths, logging and how it is executed."""
+    """The name of a run's folder: a hash of the configuration without paths, logging and fields of execution."""
     canonical = json.dumps(_identity(run), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 
 def run_folder_path(run: RunConfig) -> Path:
-    """runs_dir/name/run_id: the same command finds its own folder again."""
+    """The path runs_dir/name/run_id. The same command finds the same folder again."""
     return Path(run.runs_dir) / run.name / run_id(run)
 
 
 def _identity(value: Any) -> Any:
-    """`value` as plain data without the fields marked {"identity": False}, or "if_set" and at their default."""
+    """Return `value` as plain data without the fields marked identity=False, or "if_set" and equal to their default."""
     if dataclasses.is_dataclass(value):
         entries = [(f, getattr(value, f.name)) for f in dataclasses.fields(value)]
         return {f.name: _identity(entry) for f, entry in entries if _counts(f, entry)}
     return value
 
 
-def _counts(f: dataclasses.Field, entry: Any) -> bool:
+def _counts(f: dataclasses.Field[Any], entry: Any) -> bool:
     rule = f.metadata.get("identity", True)
     if rule != "if_set":
-        return rule
-    return entry != (f.default if f.default_factory is dataclasses.MISSING else f.default_factory())
+        return bool(rule)
+    default = f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
+    return bool(entry != default)
 
 
 def flatten(run: RunConfig) -> dict[str, Any]:
     """The configuration as one level of dotted keys, for the result row: {"model.d_model": 64, ...}."""
     flat: dict[str, Any] = {}
 
-    def walk(prefix, value):
+    def walk(prefix: str, value: Any) -> None:
         if isinstance(value, dict) and value:
             for key, entry in value.items():
                 walk(f"{prefix}.{key}" if prefix else key, entry)
@@ -178,3 +188,13 @@ def flatten(run: RunConfig) -> dict[str, Any]:
 
     walk("", dataclasses.asdict(run))
     return flat
+
+
+def outcome_of(folder: Path) -> str | None:
+    """How the run in `folder` failed, diverged or was interrupted, from its result.json; None where it finished or has
+    no row."""
+    said = {"failed": "failed", "diverged": "diverged", "preempted": "was interrupted"}
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+        row = json.loads((folder / "result.json").read_text())
+        return f"the run {said[row['status']]}: {row['error']}"
+    return None

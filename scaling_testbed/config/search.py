@@ -1,4 +1,4 @@
-"""Where configurations are looked for: the package's own folder, and the folders that configs= names."""
+"""The search path of configurations: the package's own folder, and the folders that configs= names."""
 
 import os
 from collections.abc import Sequence
@@ -11,8 +11,8 @@ DEPTHS = ("*.yaml", "*/*.yaml", "*/*/*.yaml")  # train.yaml, optimizer/adamw.yam
 
 
 def config_folder(typed: str, base: Path | None = None) -> str:
-    """A folder of configs=, absolute; a relative one counts from `base`, or from here. Raises ConfigError where it is
-    no folder."""
+    """Return the absolute path of a folder in configs=. A relative path starts at `base`, or at the current folder.
+    Raises ConfigError if it is no folder."""
     path = os.path.abspath(os.path.join(base or "", os.path.expanduser(typed)))
     if not os.path.isdir(path):
         raise ConfigError(f"configs={typed}: there is no folder {path}")
@@ -20,20 +20,20 @@ def config_folder(typed: str, base: Path | None = None) -> str:
 
 
 def check_no_doubles(configs: Sequence[str]) -> None:
-    """Raise ConfigError, naming both, where two files of the search path would be one choice of one group."""
+    """Raise ConfigError, which names both files, if two files of the search path have the same group and name."""
     found: dict[str, Path] = {}
     for root in search_path(configs):
         for path in (path for depth in DEPTHS for path in sorted(root.glob(depth))):
             choice = path.relative_to(root).as_posix()
             if found.setdefault(choice, path).resolve() != path.resolve():
-                raise ConfigError(f"{path} is called as {found[choice]} is; give one of them another name")
+                raise ConfigError(f"{path} has the same name as {found[choice]}; rename one of them")
 
 
 def search_path(configs: Sequence[str] = ()) -> list[Path]:
-    """The folders that are searched, ours first."""
+    """The folders that are searched, the package's own first."""
     return [CONFIG_DIR, *map(Path, configs)]
 
 
 def choices(group: str, configs: Sequence[str] = ()) -> dict[str, Path]:
-    """Name -> file of the choices that a group has, such as "optimizer" or "sweep/base"."""
+    """Name -> file of each choice of a group, such as "optimizer" or "sweep/base"."""
     return {path.stem: path for root in search_path(configs) for path in sorted((root / group).glob("*.yaml"))}

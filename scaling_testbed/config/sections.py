@@ -1,26 +1,28 @@
-"""The sections of a run's configuration that have one kind each: batch, evaluation, checkpoints, device, processes,
-logging. Free of torch."""
+"""The sections of a run's configuration that have only one kind: batch, evaluation, checkpoints, device, processes and
+logging. Does not import torch."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from scaling_testbed.errors import ConfigError, check_choice, check_positive
-from scaling_testbed.keys import EXECUTION_ONLY
+from scaling_testbed.errors import ConfigError, check_positive
+from scaling_testbed.keys import EXECUTION_ONLY, check_choices, key
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchConfig:
-    """sequences: the global batch, whatever the number of devices. sequence_length: tokens per sequence.
+    """The batch of a step."""
 
-    micro_batch_sequences: sequences per forward and backward pass; gradients are accumulated over the rest. None: all.
-    """
+    sequences: int = key(32, "Sequences in the global batch, for any number of devices.")
+    sequence_length: int = key(128, "Tokens in a sequence.")
+    micro_batch_sequences: int | None = key(
+        None,
+        "Sequences in one forward and backward pass of a process. Gradients are accumulated until the batch is done, "
+        "so this changes the memory and not the result. null: all sequences at once.",
+        identity=EXECUTION_ONLY,
+    )
 
-    sequences: int = 32
-    sequence_length: int = 128
-    micro_batch_sequences: int | None = field(default=None, metadata=EXECUTION_ONLY)
-
-    def __post_init__(self):
-        for key in ("sequences", "sequence_length", "micro_batch_sequences"):
-            check_positive(key, getattr(self, key))
+    def __post_init__(self) -> None:
+        for name in ("sequences", "sequence_length", "micro_batch_sequences"):
+            check_positive(name, getattr(self, name))
 
     @property
     def tokens(self) -> int:
@@ -30,18 +32,24 @@ class BatchConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """Validation on the same `tokens` tokens of each set, spread evenly over it; always at step 0 and at the end.
+    """When the validation loss is computed, and on which data. It is always computed at step 0 and at the end."""
 
-    every_steps: also every so many steps; 0: never in between. sets: name -> folder of another prepared corpus whose
-    validation split is scored too. rows: sequences per forward pass; None: the micro-batch.
-    """
+    every_steps: int = key(200, "Steps between two validations. 0: only at step 0 and at the end.")
+    tokens: float = key(
+        131072,
+        "Validation tokens of each set. They are the same at every evaluation, and spread evenly over the validation "
+        "split.",
+    )
+    sets: dict[str, str] = key(
+        {},
+        "Further validation sets: a name, and the folder of a prepared corpus. Type +evaluation.sets.NAME=FOLDER. The "
+        "corpus must have the tokenizer of the run.",
+    )
+    rows: int | None = key(
+        None, "Sequences in one forward pass of an evaluation. null: as in a micro-batch.", identity=EXECUTION_ONLY
+    )
 
-    every_steps: int = 200
-    tokens: float = 131072
-    sets: dict[str, str] = field(default_factory=dict)
-    rows: int | None = field(default=None, metadata=EXECUTION_ONLY)
-
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.every_steps < 0:
             raise ConfigError(f"every_steps must not be negative; got {self.every_steps}")
         check_positive("tokens", self.tokens)
@@ -50,16 +58,25 @@ class EvaluationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """every_steps: 0: only at the end and on a signal. at_end: whether the last step is saved too; a run that only
-    wants its row can do without. keep_last: how many stay; keep_steps: steps that always stay (and are saved even
-    between the regular ones)."""
+    """When a checkpoint is saved, and how long it is kept."""
 
-    every_steps: int = field(default=500, metadata=EXECUTION_ONLY)
-    at_end: bool = field(default=True, metadata=EXECUTION_ONLY)
-    keep_last: int = field(default=2, metadata=EXECUTION_ONLY)
-    keep_steps: list[int] = field(default_factory=list, metadata=EXECUTION_ONLY)
+    every_steps: int = key(
+        500, "Steps between two checkpoints. 0: only at the end and if a signal stops the run.", identity=EXECUTION_ONLY
+    )
+    at_end: bool = key(
+        True,
+        "Whether a checkpoint of the last step is saved. A finished run is not continued, so its checkpoint is not "
+        "needed where only its row is used.",
+        identity=EXECUTION_ONLY,
+    )
+    keep_last: int = key(2, "How many of the newest checkpoints are kept.", identity=EXECUTION_ONLY)
+    keep_steps: list[int] = key(
+        [],
+        "Steps whose checkpoint is always kept. They are saved even where every_steps does not save them.",
+        identity=EXECUTION_ONLY,
+    )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.every_steps < 0:
             raise ConfigError(f"every_steps must not be negative; got {self.every_steps}")
         check_positive("keep_last", self.keep_last)
@@ -67,49 +84,71 @@ class CheckpointConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ComputeConfig:
-    """device: auto (cuda, then cpu) | cpu | cuda | mps.
+    """Where and in which precision a run is computed."""
 
-    precision: auto (bf16 on cuda, fp32 elsewhere) | fp32 | bf16 (autocast: matrix products in bf16; parameters,
-    residual stream and optimizer stay fp32). compile: torch.compile. deterministic: refuse non-deterministic kernels.
-    threads: CPU threads; None: PyTorch's choice. The number of threads can change the last bits of a result.
-    """
+    device: str = key(
+        "auto",
+        "auto: a CUDA GPU where there is one, else the CPU.",
+        identity=EXECUTION_ONLY,
+        choices=("auto", "cpu", "cuda", "mps"),
+    )
+    precision: str = key(
+        "auto",
+        "bf16: autocast, which computes matrix products in bf16; parameters, residual stream and optimizer stay in "
+        "fp32. auto: bf16 on a CUDA GPU, fp32 elsewhere.",
+        choices=("auto", "fp32", "bf16"),
+    )
+    compile: bool = key(False, "Whether the model is compiled by torch.compile.", identity=EXECUTION_ONLY)
+    deterministic: bool = key(
+        False, "Whether an operation without a deterministic kernel is an error.", identity=EXECUTION_ONLY
+    )
+    threads: int | None = key(
+        None,
+        "CPU threads. null: PyTorch's choice. The number of threads can change the last bits of a result.",
+        identity=EXECUTION_ONLY,
+    )
 
-    device: str = field(default="auto", metadata=EXECUTION_ONLY)
-    precision: str = "auto"
-    compile: bool = field(default=False, metadata=EXECUTION_ONLY)
-    deterministic: bool = field(default=False, metadata=EXECUTION_ONLY)
-    threads: int | None = field(default=None, metadata=EXECUTION_ONLY)
-
-    def __post_init__(self):
-        check_choice("device", self.device, ("auto", "cpu", "cuda", "mps"))
-        check_choice("precision", self.precision, ("auto", "fp32", "bf16"))
+    def __post_init__(self) -> None:
+        check_choices(self)
         check_positive("threads", self.threads)
 
     @property
     def precision_on_gpu(self) -> str:
-        """What `precision` means on a GPU that has bf16."""
+        """The precision on a GPU that has bf16: there `auto` is bf16."""
         return "bf16" if self.precision == "auto" else self.precision
 
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelismConfig:
-    """How one run is spread over the processes that torchrun or srun started; it changes nothing but rounding.
+    """How one run is spread over the processes that torchrun or srun started. It changes only rounding."""
 
-    kind: single (one process) | ddp (each holds the whole model) | fsdp (each holds a part of every parameter, gradient
-    and moment). shard_size: for fsdp, how many ranks share one copy (inside a machine, say); None: all of them.
-    activation_checkpointing: k: the activations of every k-th block are computed again in the backward pass, 1: of
-    every block; None: all are kept. timeout_seconds: how long a rank waits for the others before it gives up.
-    """
+    kind: str = key(
+        "single",
+        "single: one process. ddp: every process holds the whole model. fsdp: every process holds a part of each "
+        "parameter, gradient and moment.",
+        identity=EXECUTION_ONLY,
+        choices=("single", "ddp", "fsdp"),
+    )
+    shard_size: int | None = key(
+        None,
+        "With fsdp, the number of processes that share one copy of the model, for example those of one machine. null: "
+        "all of them.",
+        identity=EXECUTION_ONLY,
+    )
+    activation_checkpointing: int | None = key(
+        None,
+        "k: the activations of every k-th block are computed again in the backward pass; 1: of every block. null: all "
+        "activations are kept.",
+        identity=EXECUTION_ONLY,
+    )
+    timeout_seconds: float = key(
+        600, "How long a process waits for the others within a step before it stops.", identity=EXECUTION_ONLY
+    )
 
-    kind: str = field(default="single", metadata=EXECUTION_ONLY)
-    shard_size: int | None = field(default=None, metadata=EXECUTION_ONLY)
-    activation_checkpointing: int | None = field(default=None, metadata=EXECUTION_ONLY)
-    timeout_seconds: float = field(default=600, metadata=EXECUTION_ONLY)
-
-    def __post_init__(self):
-        check_choice("kind", self.kind, ("single", "ddp", "fsdp"))
-        for key in ("shard_size", "activation_checkpointing", "timeout_seconds"):
-            check_positive(key, getattr(self, key))
+    def __post_init__(self) -> None:
+        check_choices(self)
+        for name in ("shard_size", "activation_checkpointing", "timeout_seconds"):
+            check_positive(name, getattr(self, name))
         if self.shard_size is not None and not self.is_sharded:
             raise ConfigError(f"shard_size must be null for parallelism={self.kind}; only fsdp shards")
 
@@ -121,22 +160,20 @@ class ParallelismConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LoggingConfig:
-    """metrics.jsonl is always written, one line every `every_steps` steps; Weights & Biases can mirror it.
+    """What a run records while it trains. metrics.jsonl is always written; Weights & Biases can mirror it."""
 
-    line_every_steps: steps between printed lines where there is no terminal for a progress bar.
-    wandb_mode: auto (online when a key is found, else offline) | online | offline.
-    """
+    name: str = key("jsonl", "A label; it changes nothing.")
+    every_steps: int = key(10, "Steps between two lines of metrics.jsonl.")
+    line_every_steps: int = key(100, "Steps between two printed lines, where no terminal shows a progress bar.")
+    wandb: bool = key(False, "Whether the metrics are sent to Weights & Biases too.")
+    wandb_mode: str = key(
+        "auto", "auto: online where an API key is found, else offline.", choices=("auto", "online", "offline")
+    )
+    project: str = key("scaling-testbed", "The project in Weights & Biases.")
+    entity: str | None = key(None, "The user or team in Weights & Biases. null: the account's default.")
+    group: str | None = key(None, "The group of runs in Weights & Biases. null: the run's `name`.")
 
-    name: str = "jsonl"
-    every_steps: int = 10
-    line_every_steps: int = 100
-    wandb: bool = False
-    wandb_mode: str = "auto"
-    project: str = "scaling-testbed"
-    entity: str | None = None
-    group: str | None = None
-
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_positive("every_steps", self.every_steps)
         check_positive("line_every_steps", self.line_every_steps)
-        check_choice("wandb_mode", self.wandb_mode, ("auto", "online", "offline"))
+        check_choices(self)

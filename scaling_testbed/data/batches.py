@@ -1,9 +1,9 @@
-"""Batches as a pure function of (seed, step): no state to save, the same for any number of ranks or restarts.
+"""Batches as a pure function of (seed, step). They have no state, and do not depend on the number of ranks or restarts.
 
-A stream of n tokens holds (n - 1) // T windows of T + 1 tokens at stride T: the last token of one window is
-the first of the next, so that each token is predicted once per epoch. The windows of all epochs form one
-endless line; batch `step` takes the next `sequences` of it. Within an epoch their order is a keyed
-permutation that is computed for the windows asked for only.
+A stream of n tokens holds (n - 1) // T windows of T + 1 tokens at stride T. The last token of a window is the first
+token of the next, so that each token is predicted once per epoch. The windows of all epochs form one endless sequence,
+and batch `step` takes the next `sequences` windows of it. Within an epoch their order is a keyed permutation, which is
+computed only for the requested windows.
 """
 
 import functools
@@ -35,9 +35,9 @@ def _mix(x: np.ndarray) -> np.ndarray:
 def permute(positions: np.ndarray, n: int, seed: int, epoch: int) -> np.ndarray:
     """Images of `positions` (in [0, n)) under a pseudo-random permutation of [0, n) keyed by (seed, epoch).
 
-    A Feistel network over Z_a x Z_b with a x b just above n, where rounds add to the two halves in turn, and
-    cycle walking for the few images at n or above (Black and Rogaway, "Ciphers with arbitrary finite
-    domains", 2002).
+    The permutation is a Feistel network over Z_a x Z_b, with a x b at least n and little more, whose rounds add to the
+    two halves in turn. The few images at n or above are mapped again until they are below n (cycle walking; Black and
+    Rogaway, "Ciphers with arbitrary finite domains", 2002).
     """
     a = math.isqrt(n - 1) + 1
     b = -(-n // a)
@@ -69,8 +69,11 @@ class TrainingBatches:
             )
 
     def batch(self, step: int, rank: int = 0, world_size: int = 1) -> np.ndarray:
-        """Tokens of the rank's contiguous slice of batch `step` (from 0), int64 [sequences / world_size, T +
-        1]: columns 0..T-1 are inputs, 1..T targets."""
+        """Tokens of the rank's contiguous slice of batch `step` (from 0), int64 [sequences / world_size, T + 1].
+
+        Columns 0..T-1 are the inputs and columns 1..T the targets. Raises ConfigError if the ranks cannot have equal
+        slices.
+        """
         if self.sequences % world_size:
             raise ConfigError(f"a batch of {self.sequences} sequences cannot be shared equally by {world_size} ranks")
         rows = self.sequences // world_size
@@ -79,7 +82,7 @@ class TrainingBatches:
         return self.stream.gather(windows * self.sequence_length, self.sequence_length + 1)
 
     def _windows(self, first: int, count: int) -> np.ndarray:
-        """Window numbers at places [first, first + count) of the endless line, across epoch borders."""
+        """The window numbers at places [first, first + count) of the endless sequence, across epochs."""
         parts = []
         while count:
             epoch, place = divmod(first, self.n_windows)
@@ -89,14 +92,16 @@ class TrainingBatches:
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def epochs(self, steps: int) -> float:
-        """How many times `steps` batches go through the stream; above 1 is allowed."""
+        """The number of epochs in `steps` batches. It may be above 1."""
         return steps * self.sequences / self.n_windows
 
 
 class ValidationBatches:
-    """Windows spread evenly over a stream, the same at every evaluation, so that each part of a mixture is
-    scored. At most `max_tokens` tokens are predicted (None: all); the last batch may have fewer rows. Iterating
-    gives int64 [<= rows, T + 1]."""
+    """Windows spread evenly over a stream, so that each part of a mixture is scored, the same at every evaluation.
+
+    At most `max_tokens` tokens are predicted (None: all). Iteration yields int64 [<= rows, T + 1]; only the last batch
+    may have fewer rows.
+    """
 
     def __init__(self, stream: TokenStream, *, sequence_length: int, max_tokens: int | None, rows: int):
         self.stream, self.sequence_length, self.rows = stream, sequence_length, rows
@@ -114,7 +119,7 @@ class ValidationBatches:
         return -(-self.n_windows // self.rows)
 
     def batch(self, number: int) -> np.ndarray:
-        """Batch `number` of those that iterating gives."""
+        """Batch `number` of the iteration."""
         first = number * self.rows
         windows = np.arange(first, min(first + self.rows, self.n_windows)) * self._available // self.n_windows
         return self.stream.gather(windows * self.sequence_length, self.sequence_length + 1)

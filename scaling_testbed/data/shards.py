@@ -1,8 +1,9 @@
-"""Token files on disk, their manifest, and reading them back.
+"""Write and read token files (shards) and their manifest.
 
-A shard is one `.bin` file as llm.c writes it: 256 int32 of header (magic, version, number of tokens, zeros),
-then the token ids, uint16 or uint32. A prepared folder holds shards and `manifest.json`, which appears last.
-Opening one checks every shard's size and header, and its sha256 unless the very same file was checked before.
+A shard is one `.bin` file in the format of llm.c: a header of 256 int32 (magic, version, number of tokens, zeros), then
+the token ids in uint16 or uint32. A prepared folder holds shards and `manifest.json`, which is written last. When a
+folder is opened, the size and header of every shard are checked. The sha256 of a shard is checked unless the unchanged
+file was checked before.
 """
 
 import hashlib
@@ -12,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -27,19 +29,19 @@ SPLITS = ("train", "validation")
 
 
 def smallest_dtype(vocab_size: int) -> str:
-    """uint16 while every id fits."""
+    """uint16 if every id fits, else uint32."""
     return "uint16" if vocab_size <= 1 << 16 else "uint32"
 
 
 def header_bytes(dtype: str, n_tokens: int) -> bytes:
-    """The 1024 bytes in front of the tokens."""
+    """The header of a shard: the 1024 bytes before the tokens."""
     header = np.zeros(256, dtype="<i4")
     header[:3] = (*HEADERS[dtype], n_tokens)
     return header.tobytes()
 
 
 def parse_header(path: str | Path) -> tuple[str, int]:
-    """(dtype, n_tokens) from a shard's header; UserError where it is none of ours."""
+    """Return (dtype, n_tokens) from a shard's header. Raises UserError if the header is not that of a shard."""
     with open(path, "rb") as file:
         raw = file.read(HEADER_BYTES)
     if len(raw) < HEADER_BYTES:
@@ -52,46 +54,45 @@ def parse_header(path: str | Path) -> tuple[str, int]:
 
 
 class ShardWriter:
-    """Writes one stream of tokens as `<stem>.bin`, then `<stem>.1.bin` ... beyond MAX_SHARD_TOKENS.
+    """Writes one stream of tokens to `<stem>.bin`, and to `<stem>.1.bin` ... after each MAX_SHARD_TOKENS tokens.
 
-    Files carry a temporary name until they are whole. `close` returns their manifest entries; none for no
-    tokens.
+    A file has a temporary name until it is complete. `close` returns the manifest entries, none if there are no tokens.
     """
 
     def __init__(self, folder: Path, stem: str, vocab_size: int):
         self.folder, self.stem, self.vocab_size = folder, stem, vocab_size
         self.dtype = smallest_dtype(vocab_size)
-        self.entries = []
-        self._file = None
+        self.entries: list[dict] = []
+        self._file: BinaryIO | None = None
         self._n_tokens = 0
 
     def write(self, tokens: np.ndarray, origin: str) -> None:
-        """Appends token ids; UserError naming `origin` where one is outside the vocabulary."""
+        """Append token ids. Raises UserError that names `origin` if an id is outside the vocabulary."""
         if len(tokens) and not 0 <= int(tokens.min()) <= int(tokens.max()) < self.vocab_size:
             worst = int(tokens.max()) if tokens.max() >= self.vocab_size else int(tokens.min())
             raise UserError(f"{origin}: token id {worst} is outside the vocabulary of {self.vocab_size}")
         while len(tokens):
-            if self._file is None:
-                self._open()
+            file = self._file = self._open() if self._file is None else self._file
             part = tokens[: MAX_SHARD_TOKENS - self._n_tokens]
-            self._file.write(part.astype(np.dtype(self.dtype).newbyteorder("<")).tobytes())
+            file.write(part.astype(np.dtype(self.dtype).newbyteorder("<")).tobytes())
             self._n_tokens += len(part)
             tokens = tokens[len(part) :]
             if self._n_tokens == MAX_SHARD_TOKENS:
-                self._finish()
+                self._finish(file)
 
-    def _open(self) -> None:
+    def _open(self) -> BinaryIO:
         self._name = f"{self.stem}.bin" if not self.entries else f"{self.stem}.{len(self.entries)}.bin"
         self._temporary = self.folder / f"{self._name}.{os.getpid()}.tmp"
-        self._file = open(self._temporary, "wb", buffering=1 << 20)  # noqa: SIM115 (closed in _finish)
-        self._file.write(bytes(HEADER_BYTES))
+        file = open(self._temporary, "wb", buffering=1 << 20)  # noqa: SIM115 (closed in _finish)
+        file.write(bytes(HEADER_BYTES))
+        return file
 
-    def _finish(self) -> None:
-        self._file.seek(0)
-        self._file.write(header_bytes(self.dtype, self._n_tokens))
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
+    def _finish(self, file: BinaryIO) -> None:
+        file.seek(0)
+        file.write(header_bytes(self.dtype, self._n_tokens))
+        file.flush()
+        os.fsync(file.fileno())
+        file.close()
         path = self.folder / self._name
         os.replace(self._temporary, path)
         self.entries.append(
@@ -108,16 +109,16 @@ class ShardWriter:
         self._file, self._n_tokens = None, 0
 
     def close(self) -> list[dict]:
-        """Finishes the last file and returns the manifest entries of all."""
+        """Finish the last file and return the manifest entries of all files."""
         if self._file is not None:
-            self._finish()
+            self._finish(self._file)
         return self.entries
 
 
 class TokenStream:
-    """The tokens of one split as one long sequence over its shards. Memory-mapped; safe to read from threads.
+    """The tokens of one split as one long sequence over its shards. It is memory-mapped, and threads may read it.
 
-    `n_bytes` is the bytes of text behind the tokens (EOS counts none), None where there was no text.
+    n_bytes: number of bytes of the text (EOS adds none); None if the source has no text.
     """
 
     def __init__(self, label: str, arrays: list[np.ndarray], n_bytes: int | None = None):
@@ -127,7 +128,7 @@ class TokenStream:
         self.n_tokens = int(self._ends[-1]) if arrays else 0
 
     def read(self, start: int, length: int) -> np.ndarray:
-        """Tokens [start, start + length); a view where they lie in one shard. IndexError beyond the ends."""
+        """Tokens [start, start + length); a view if they are in one shard. Raises IndexError beyond the ends."""
         if start < 0 or length < 0 or start + length > self.n_tokens:
             raise IndexError(f"{self.label}: tokens {start} to {start + length} of {self.n_tokens}")
         shard = int(np.searchsorted(self._ends, start, side="right"))
@@ -143,8 +144,7 @@ class TokenStream:
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def gather(self, starts: np.ndarray, length: int) -> np.ndarray:
-        """Rows of `length` tokens at each start, int64 [len(starts), length]: the one copy that a batch
-        makes."""
+        """Rows of `length` tokens at each start, int64 [len(starts), length]. This is the only copy for a batch."""
         rows = np.empty((len(starts), length), dtype=np.int64)
         if len(self._arrays) == 1:
             tokens = self._arrays[0]
@@ -158,8 +158,11 @@ class TokenStream:
 
 @dataclass(frozen=True)
 class PreparedData:
-    """An opened folder of shards. Fingerprints follow the tokens and the tokenizer, not names, places or
-    times; `tokenizer_fingerprint` is None where no tokenizer was involved."""
+    """An opened folder of shards.
+
+    Fingerprints depend on the tokens and the tokenizer, and not on names, paths or times. `tokenizer_fingerprint` is
+    None if the source has no tokenizer.
+    """
 
     folder: Path
     manifest: dict
@@ -176,7 +179,7 @@ class PreparedData:
 
     @property
     def fingerprint(self) -> str:
-        content = [self.vocab_size, self.tokenizer_fingerprint]
+        content: list[Any] = [self.vocab_size, self.tokenizer_fingerprint]
         for split in SPLITS:
             shards = self.manifest["splits"][split]["shards"]
             content.append([[shard["sha256"], shard["n_tokens"], shard["offset"]] for shard in shards])
@@ -184,15 +187,17 @@ class PreparedData:
 
 
 def fingerprint_of(value) -> str:
-    """16 hex digits that stand for a JSON value."""
+    """A hash of a JSON value, as 16 hex digits."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def open_prepared(folder: Path | str, verify: bool = True) -> PreparedData:
-    """Opens a prepared folder. Sizes and headers are always checked; with `verify` the sha256 of each shard
-    too, remembered per file (size, times, inode) so that only the first opening reads everything. Raises
-    UserError that names the file which is missing, swapped, cut short or changed. Files the manifest does not
-    name are ignored."""
+    """Open a prepared folder.
+
+    Sizes and headers are always checked. With `verify` the sha256 of each shard is checked too. A check is remembered
+    with the file's size, times and inode, so that only the first opening reads all files. Raises UserError that names a
+    file which is missing, replaced, truncated or changed. Files that the manifest does not name are ignored.
+    """
     folder = Path(folder)
     manifest = read_manifest(folder)
     entries = [entry for split in SPLITS for entry in manifest["splits"][split]["shards"]]
@@ -210,7 +215,7 @@ def open_prepared(folder: Path | str, verify: bool = True) -> PreparedData:
 
 
 def describe(data: PreparedData) -> str:
-    """A prepared corpus for a person, a line each."""
+    """A description of a prepared corpus for a terminal, one fact on each line."""
     manifest, lines = data.manifest, [f"{'folder':<16} {data.folder}"]
     for split in SPLITS:
         record = manifest["splits"][split]
@@ -228,7 +233,7 @@ _COUNTS = {"n_documents": "documents", "n_bytes": "bytes of text"}
 
 
 def read_manifest(folder: Path) -> dict:
-    """manifest.json of a prepared folder."""
+    """Read manifest.json of a prepared folder. Raises UserError if it is missing, unreadable or of another version."""
     path = folder / "manifest.json"
     try:
         manifest = json.loads(path.read_text())
@@ -243,10 +248,10 @@ def read_manifest(folder: Path) -> dict:
 
 
 def _shard_path(folder: Path, entry: dict) -> Path:
-    """Our own shards lie in the folder itself; token files that a person already had are named absolutely."""
+    """The path of a shard. Prepared shards lie in the folder itself; a user's own token files have absolute paths."""
     path = Path(entry["file"])
     if not path.is_absolute() and path.name != entry["file"]:
-        raise UserError(f"{folder / 'manifest.json'}: {entry['file']!r} leads out of the folder")
+        raise UserError(f"{folder / 'manifest.json'}: {entry['file']!r} lies outside the folder")
     return folder / path
 
 
@@ -264,8 +269,7 @@ def _check_shape(path: Path, entry: dict) -> None:
 
 
 def _file_state(path: Path) -> list[int]:
-    """Changes whenever the file does: ctime cannot be set back, so neither an edit in place nor a swap
-    hides."""
+    """Size, times and inode of a file. ctime cannot be set back, so each edit in place and each replacement shows."""
     stat = path.stat()
     return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
 
@@ -284,8 +288,8 @@ def _check_hashes(folder: Path, paths: list[Path], entries: list[dict]) -> None:
     with ThreadPoolExecutor(min(8, len(stale))) as pool:  # hashing releases the interpreter lock
         for i, found in zip(stale, pool.map(sha256_of, [paths[i] for i in stale]), strict=True):
             if found != entries[i]["sha256"]:
-                raise UserError(f"{paths[i]}: sha256 differs from the manifest; the file was changed or swapped")
-    with suppress(UserError):  # a read-only folder is hashed each time instead
+                raise UserError(f"{paths[i]}: sha256 differs from the manifest; the file was changed or replaced")
+    with suppress(UserError):  # the files of a read-only folder are hashed at each opening
         write_json(cache_path, {str(path.absolute()): row for path, row in zip(paths, wanted, strict=True)})
 
 

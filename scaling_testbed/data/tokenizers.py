@@ -1,8 +1,8 @@
 """Tokenizers: bytes, byte-level BPE trained on the corpus, and pretrained ones.
 
-A config prepares its tokenizer once into the folder of the shards and describes it in plain JSON;
-`load_tokenizer` makes it again from that description, in workers and later for reading samples. Text never
-yields a special token: an EOS spelled out inside a document is encoded as ordinary characters.
+A config prepares its tokenizer once, in the folder of the shards, and describes it in plain JSON. `load_tokenizer`
+loads it from that description, in workers and later to decode samples. Text never yields a special token: the text of
+an EOS inside a document is encoded as ordinary characters.
 """
 
 import hashlib
@@ -18,17 +18,18 @@ import numpy as np
 from scaling_testbed.data.shards import fingerprint_of, read_manifest
 from scaling_testbed.errors import ConfigError, UserError, check_positive
 from scaling_testbed.files import sha256_of
+from scaling_testbed.keys import key
 from scaling_testbed.registry import Registry
 
-TOKENIZERS = Registry("tokenizer")
+TOKENIZERS: Registry[type["TokenizerConfig"]] = Registry("tokenizer")
 TOKENIZER_FILE = "tokenizer.json"
 BPE_EOS = "<|endoftext|>"
-# Names that published tokenizers give their end of document, most telling first.
+# Names of the end-of-document token in published tokenizers, the most specific first.
 KNOWN_EOS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eot_id|>", "[EOS]")
 
 
 class ByteTokenizer:
-    """Ids 0..255 are bytes, 256 is EOS."""
+    """A tokenizer of bytes: ids 0..255 are bytes, 256 is EOS."""
 
     vocab_size, eos_id = 257, 256
 
@@ -37,12 +38,12 @@ class ByteTokenizer:
         return [np.frombuffer(document, dtype=np.uint8) for document in documents]
 
     def decode(self, ids) -> str:
-        """Text of token ids; EOS gives nothing, broken UTF-8 a replacement character."""
+        """Text of token ids. EOS gives no text, and invalid UTF-8 gives a replacement character."""
         return bytes(int(i) for i in ids if i < 256).decode("utf-8", "replace")
 
 
 class JsonTokenizer:
-    """A tokenizer.json read by the `tokenizers` library."""
+    """A tokenizer that the `tokenizers` library reads from a tokenizer.json."""
 
     def __init__(self, path: Path, vocab_size: int, eos_id: int):
         self.vocab_size, self.eos_id = vocab_size, eos_id
@@ -58,7 +59,7 @@ class JsonTokenizer:
         return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
 
     def decode(self, ids) -> str:
-        """Text of token ids, special tokens left out."""
+        """Text of token ids, without special tokens."""
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
 
 
@@ -72,19 +73,23 @@ def _read_tokenizer_json(path: Path):
 
 
 def load_tokenizer(folder: Path, description: dict | None = None) -> ByteTokenizer | JsonTokenizer:
-    """The tokenizer of a prepared folder (or of its description, while the folder is being built)."""
+    """Load the tokenizer of a prepared folder.
+
+    description: the description of the tokenizer; None: the one in the manifest, which exists once the folder is
+    complete. Raises UserError if there is no tokenizer or its kind is not registered.
+    """
     if description is None:
         description = read_manifest(Path(folder))["tokenizer"]
     if description is None:
         raise UserError(f"{folder}: this data was given as token ids; there is no tokenizer")
     if description["kind"] not in TOKENIZERS:
         kind = description["kind"]
-        raise UserError(f"{folder}: there is no tokenizer {kind!r} here; name the plug-in that registers it")
+        raise UserError(f"{folder}: the tokenizer {kind!r} is not registered; name the plug-in that registers it")
     return TOKENIZERS[description["kind"]].load(Path(folder), description)
 
 
 def tokenizer_fingerprint(description: dict) -> str:
-    """Stands for how text becomes ids: equal for the same tokenizer under another name."""
+    """A hash of how text becomes ids. It is equal for the same tokenizer under another name."""
     same = {"kind": TOKENIZERS[description["kind"]].same_as or description["kind"]}
     return fingerprint_of({key: value for key, value in (description | same).items() if key != "name"})
 
@@ -93,34 +98,59 @@ def tokenizer_fingerprint(description: dict) -> str:
 class TokenizerConfig:
     """The base of all tokenizers.
 
-    sample_bytes: how much training text `prepare` wants to see; 0: none. same_as: the kind whose tokenizer this one is
-    where their descriptions are the same.
+    sample_bytes: bytes of training text that `prepare` needs; 0: none. same_as: another kind. Tokenizers of the two
+    kinds are the same if their descriptions are the same. encoder: a class like ByteTokenizer that encodes without a
+    file and without training. A subclass that sets it need not define `prepare`, `load` or `vocab_size`. None: the
+    subclass defines `prepare`.
     """
 
-    name: str = ""
+    name: str = key("", "The name in prepared folders. It is no part of the identity of the data.")
 
-    sample_bytes: ClassVar[int] = 0
     same_as: ClassVar[str | None] = None
+    encoder: ClassVar[type[ByteTokenizer] | None] = None
+
+    @property
+    def vocab_size(self) -> int | None:
+        """The number of ids, where it is known before anything is prepared."""
+        return None if self.encoder is None else self.encoder.vocab_size
 
     @property
     def kind(self) -> str:
-        """The name it is registered under."""
+        """The name under which the class is registered."""
         return TOKENIZERS.name_of(type(self))
 
+    @property
+    def sample_bytes(self) -> int:
+        """Bytes of training text that `prepare` needs. A subclass can define it as a class variable or as a key."""
+        return 0
+
     def identity(self) -> dict:
-        """Everything that decides the ids of a text, together with the text it is trained on; plain JSON."""
+        """Everything that determines the ids of a text, except the training text of the tokenizer, as plain JSON."""
         fields = {key: value for key, value in asdict(self).items() if key != "name"}
         return {"kind": self.kind, **fields}
 
     def prepare(self, texts: Iterable[bytes], folder: Path) -> dict:
-        """Leave what is needed in `folder`; returns the description for the manifest, with at least kind, name,
-        vocab_size and eos_id."""
-        raise NotImplementedError
+        """Write the files of the tokenizer into `folder`, and return its description for the manifest.
+
+        The description has at least kind, name, vocab_size and eos_id.
+        """
+        if self.encoder is None:
+            raise NotImplementedError
+        return {
+            "kind": self.kind,
+            "name": self.name,
+            "vocab_size": self.encoder.vocab_size,
+            "eos_id": self.encoder.eos_id,
+        }
 
     @classmethod
     def load(cls, folder: Path, description: dict) -> "ByteTokenizer | JsonTokenizer":
-        """What encodes and decodes, from what `prepare` left: by default of a tokenizer.json, whose sha256 the
-        description holds."""
+        """Load the tokenizer from the files that `prepare` wrote.
+
+        The default makes an `encoder`. If that is None, it loads a tokenizer.json, whose sha256 is in the description.
+        """
+        if cls.encoder is not None:
+            return cls.encoder()
         path = folder / TOKENIZER_FILE
         if not path.exists() or sha256_of(path) != description["sha256"]:
             raise UserError(f"{path}: missing or changed since the data was prepared; prepare again")
@@ -130,29 +160,25 @@ class TokenizerConfig:
 @TOKENIZERS.register("bytes")
 @dataclass(frozen=True, kw_only=True)
 class BytesConfig(TokenizerConfig):
-    """256 byte values and EOS: nothing to train, nothing to download."""
+    """256 byte values and EOS. It needs no training and no download."""
 
     name: str = "bytes"
-    vocab_size: ClassVar[int] = 257
 
-    def prepare(self, texts: Iterable[bytes], folder: Path) -> dict:
-        return {"kind": self.kind, "name": self.name, "vocab_size": self.vocab_size, "eos_id": 256}
-
-    @classmethod
-    def load(cls, folder: Path, description: dict) -> ByteTokenizer:
-        return ByteTokenizer()
+    encoder = ByteTokenizer
 
 
 @TOKENIZERS.register("bpe")
 @dataclass(frozen=True, kw_only=True)
 class BpeConfig(TokenizerConfig):
-    """Byte-level BPE trained on a bounded sample of the training documents; EOS is id 0. The vocabulary is
-    `vocab_size` also where a small corpus offers fewer merges, so that model sizes do not follow the
-    corpus."""
+    """Byte-level BPE, trained on a sample of the training documents. EOS is id 0."""
 
     name: str = "bpe"
-    vocab_size: int = 4096
-    sample_bytes: int = 32 << 20
+    vocab_size: int = key(
+        4096,
+        "The vocabulary. It has this size even where a small corpus offers fewer merges, so the size of a model does "
+        "not depend on the corpus.",
+    )
+    sample_bytes: int = key(32 << 20, "How much training text the merges are learned from, in bytes.")
 
     def __post_init__(self):
         if not 257 <= self.vocab_size <= 1 << 24:
@@ -160,7 +186,7 @@ class BpeConfig(TokenizerConfig):
         check_positive("sample_bytes", self.sample_bytes)
 
     def prepare(self, texts: Iterable[bytes], folder: Path) -> dict:
-        """Trains on the texts, writes tokenizer.json into `folder`, and returns the description."""
+        """Train on the texts, write tokenizer.json into `folder`, and return the description."""
         from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
         tokenizer = Tokenizer(models.BPE())
@@ -180,18 +206,18 @@ class BpeConfig(TokenizerConfig):
 @TOKENIZERS.register("pretrained")
 @dataclass(frozen=True, kw_only=True)
 class PretrainedConfig(TokenizerConfig):
-    """A tokenizer.json by `path` (the file, its folder, or a hub name with `revision`). The vocabulary is the
-    tokenizer's, raised to a multiple of `vocab_multiple` or to `vocab_size`, as models pad their embeddings.
-    `eos_token` null: the first well-known name found."""
+    """An existing tokenizer.json."""
 
     name: str = "pretrained"
-    path: str | None = None
-    revision: str | None = None
-    eos_token: str | None = None
-    vocab_multiple: int | None = None
-    vocab_size: int | None = None
+    path: str | None = key(None, "The file, its folder, or a name on the hub. It must be given.")
+    revision: str | None = key(None, "A commit, branch or tag on the hub. null: the newest.")
+    eos_token: str | None = key(None, "The token that ends a document. null: the first well-known one that is found.")
+    vocab_multiple: int | None = key(
+        None, "Raise the vocabulary to a multiple of this, as models pad their embeddings. null: leave it."
+    )
+    vocab_size: int | None = key(None, "Raise the vocabulary to this. null: leave it.")
 
-    same_as: ClassVar[str] = "bpe"  # a tokenizer.json alike, which its hash tells from others
+    same_as: ClassVar[str] = "bpe"  # both kinds are a tokenizer.json, and its hash is in the description
 
     def __post_init__(self):
         check_positive("vocab_multiple", self.vocab_multiple)
@@ -211,13 +237,13 @@ class PretrainedConfig(TokenizerConfig):
         return None
 
     def identity(self) -> dict:
-        """Everything that decides the ids of a text: the file's bytes, or the hub name and revision."""
+        """Everything that determines the ids of a text: the hash of the file, or the hub name and revision."""
         local = self._local_file()
         found = {"path": None, "revision": None, "sha256": sha256_of(local)} if local is not None else {}
         return super().identity() | found
 
     def prepare(self, texts: Iterable[bytes], folder: Path) -> dict:
-        """Writes tokenizer.json into `folder` and returns the description."""
+        """Write tokenizer.json into `folder` and return the description."""
         local = self._local_file()
         tokenizer = _read_tokenizer_json(local) if local is not None else self._download()
         eos_id = self._eos_id(tokenizer)
@@ -238,12 +264,13 @@ class PretrainedConfig(TokenizerConfig):
     def _download(self):
         from tokenizers import Tokenizer
 
+        assert self.path is not None, "`_local_file` raises without a path"
         try:
             return Tokenizer.from_pretrained(self.path, revision=self.revision or "main")
         except Exception as error:  # the library raises bare Exception
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise UserError(
-                f"tokenizer.path: {self.path!r} is no local file and the hub did not give it ({reason})\n"
+                f"tokenizer.path: {self.path!r} is not a local file, and the download from the hub failed ({reason})\n"
                 "Download its tokenizer.json on a machine with a network and give that path."
             ) from None
 
@@ -257,7 +284,7 @@ class PretrainedConfig(TokenizerConfig):
 
 
 def _with_special(text: str, token: str, token_id: int) -> str:
-    """A tokenizer.json in which a token is special: no text yields it, here and in other libraries."""
+    """A tokenizer.json in which the token is special, so that no text yields it, here and in other libraries."""
     content = json.loads(text)
     entry = next((one for one in content["added_tokens"] if one["id"] == token_id), None)
     if entry is not None and entry["special"]:
@@ -271,7 +298,7 @@ def _with_special(text: str, token: str, token_id: int) -> str:
 
 
 def _save(text: str, folder: Path) -> str:
-    """Writes tokenizer.json whole or not at all; returns its sha256."""
+    """Write tokenizer.json atomically and return its sha256."""
     data = text.encode("utf-8")
     temporary = folder / f"{TOKENIZER_FILE}.{os.getpid()}.tmp"
     with open(temporary, "wb") as file:
@@ -283,9 +310,11 @@ def _save(text: str, folder: Path) -> str:
 
 
 def training_sample(source, units, sample_bytes: int, split_of_document) -> Iterator[bytes]:
-    """Training documents for a tokenizer, about `sample_bytes` of them: units in an order fixed by a hash of
-    their position, each giving at most its share, so that one part of the corpus does not decide the
-    vocabulary."""
+    """Yield training documents for a tokenizer, about `sample_bytes` in total.
+
+    The order of the units is fixed by a hash of their position. Each unit gives at most its share, so that one part of
+    the corpus does not determine the vocabulary.
+    """
     order = sorted(range(len(units)), key=lambda i: hashlib.blake2b(str(i).encode(), digest_size=8).digest())
     share, total = max(1 << 20, sample_bytes // max(1, len(units))), 0
     for i in order:

@@ -1,16 +1,4 @@
-"""What a forward pass looks like from the inside, by hooks that change nothing.
-
-Names: QUANTITY/BLOCK, or QUANTITY alone for the whole model.
-    attention_logit_max          largest score scale * q.k that a query may see, before a softcap; also over all blocks
-    attention_logit_max/B/H      the same of head H, with `per_head`
-    attention_logit_mean, _rms   of the scores that a query may see
-    attention_entropy            of the attention weights, nats, mean over queries and heads; only where they sum to one
-    q_rms, k_rms                 before the qk-norm;  q_normed_rms, k_normed_rms: after it
-    qk_cosine                    mean cosine of each query and its own position's key, normed, before the rotation
-    qk_gain_max                  largest |gain| of the qk-norms
-    attention_out_rms, mlp_out_rms   what the branch gives, before any norm of its output
-    residual_rms                 of the stream after the block
-    final_norm_input_rms, output_logit_mean, _rms, _min, _max, log_z_mean, log_z_mean_square
+"""Statistics of a forward pass, measured by hooks that do not change it. names.py defines each statistic.
 
 Shapes in names: B sequences, T positions, D model width, H query heads, G key heads, K features of a head, N tokens,
 V vocabulary.
@@ -27,14 +15,14 @@ from torch import nn
 
 from scaling_testbed.diagnostics.reductions import LARGEST, MEAN, RMS, SMALLEST, Reductions
 from scaling_testbed.kernels.reference import softcap_scores, wide
-from scaling_testbed.model.attention import Attention
+from scaling_testbed.model.attention import Attention, QKNorm
 from scaling_testbed.model.transformer import Transformer
 
-LOGITS_BYTES = 2**28  # of logits held at once
+LOGITS_BYTES = 2**28  # bytes of logits held at once
 
 
 class ForwardProbe:
-    """While entered, every forward pass of `model` under no_grad adds to `found`."""
+    """A context in which every forward pass of `model` adds its statistics to `found`. Use it under no_grad."""
 
     def __init__(self, model: Transformer, found: Reductions, *, per_head: bool = False):
         self.model, self.found, self.per_head = model, found, per_head
@@ -42,7 +30,7 @@ class ForwardProbe:
         self._stack = contextlib.ExitStack()
 
     def __enter__(self):
-        for number, block in enumerate(self.model.blocks):
+        for number, block in enumerate(self.model.typed_blocks):
             attention = block.attention
             for name in ("q", "k"):
                 self._hook(getattr(attention, name), partial(self._keep, number, name))
@@ -82,7 +70,7 @@ class ForwardProbe:
         shared = q_BHTK.shape[1] // k_BGTK.shape[1]
         cosine = F.cosine_similarity(q_BHTK, k_BGTK.repeat_interleave(shared, 1), dim=-1)
         self.found.add(f"qk_cosine/{number}", MEAN, cosine.mean())
-        gains = [norm.weight.abs().max() for norm in (attention.q_norm, attention.k_norm) if hasattr(norm, "weight")]
+        gains = [norm.weight.abs().max() for norm in (attention.q_norm, attention.k_norm) if isinstance(norm, QKNorm)]
         if gains:
             self.found.add(f"qk_gain_max/{number}", LARGEST, torch.stack(gains).max())
 

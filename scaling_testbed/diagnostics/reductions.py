@@ -1,4 +1,4 @@
-"""Named numbers that are gathered over batches and processes, each in its own way."""
+"""Named numbers that are reduced over batches and processes, each by its own kind of reduction."""
 
 import math
 from collections.abc import Callable
@@ -9,11 +9,11 @@ MEAN, RMS, LARGEST, SMALLEST = "mean", "rms", "largest", "smallest"
 
 
 class Reductions:
-    """Gathers values by name; a name is always gathered in one way.
+    """Gathers values by name. All values of a name have the same way (kind of reduction).
 
-    mean: of means. rms: the root of the mean of mean squares. largest, smallest: of extremes. Means are weighted by
-    `weight`, which says over how many equal parts (sequences) the values added from then on go; zero: what is added
-    says nothing. Values stay tensors on their device until `result`.
+    mean: the weighted mean of means. rms: the root of the weighted mean of mean squares. largest, smallest: the extreme
+    of extremes. `weight` is the number of equal parts (sequences) behind the values that are added next. With weight
+    zero, values are ignored. Values stay tensors on their device until `result`.
     """
 
     def __init__(self):
@@ -22,13 +22,15 @@ class Reductions:
         self._values: dict[str, list[tuple[torch.Tensor, int]]] = {}
 
     def add(self, name: str, way: str, value: torch.Tensor) -> None:
-        """A scalar; for rms, a mean square."""
+        """Add a scalar. way: MEAN, RMS, LARGEST or SMALLEST. For RMS, value is a mean square."""
         self._ways[name] = way
         self._values.setdefault(name, []).append((value.detach().float(), self.weight))
 
     def result(self, sum_over_ranks: Callable, max_over_ranks: Callable) -> dict[str, float]:
-        """The numbers, over what was added on all ranks; every rank has added under the same names. The two functions
-        take and return a list of numbers."""
+        """Name -> the reduced number over all ranks. Every rank must have added values under the same names.
+
+        The two functions take and return a list of numbers.
+        """
         names = list(self._values)
         if not names:
             return {}
@@ -43,7 +45,7 @@ class Reductions:
         }
 
     def _over_batches(self, name: str) -> torch.Tensor:
-        """The extreme, or the weighted sum, of what says something."""
+        """The extreme, or the weighted sum, of the values with a weight above zero."""
         way = self._ways[name]
         kept = [(value, weight) for value, weight in self._values[name] if weight]
         like = self._values[name][0][0]

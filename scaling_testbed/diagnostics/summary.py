@@ -1,28 +1,23 @@
-"""What the row keeps of the diagnostics in metrics.jsonl."""
+"""The diagnostics that the row takes from metrics.jsonl."""
 
 import math
 import statistics
-from typing import Any
+from typing import Any, TypeGuard
 
 from scaling_testbed.diagnostics.config import DiagnosticsConfig
+from scaling_testbed.diagnostics.names import is_diagnostic
 
 
 def names_in(row: dict[str, Any]) -> dict[str, float | None]:
     """The diagnostics of one line of metrics.jsonl."""
-    return {key: value for key, value in row.items() if "/" in key or key in WHOLE_MODEL}
-
-
-WHOLE_MODEL = (
-    *("attention_logit_max", "final_norm_input_rms", "output_logit_mean", "output_logit_rms", "output_logit_max"),
-    *("output_logit_min", "log_z_mean", "log_z_mean_square"),
-)
+    return {key: value for key, value in row.items() if is_diagnostic(key)}
 
 
 def summarize(config: DiagnosticsConfig, rows: list[dict[str, Any]], steps: int) -> dict[str, Any]:
     """diagnostics_at_step, diagnostics_last_mean and max_attention_logit from the metrics of a run of `steps` steps.
 
-    A mean over the last steps leaves out what is not finite (null in the file) and says over which steps it went.
-    Each is None where nothing was measured.
+    A mean over the last steps ignores values that are not finite (null in the file) and records the range of its steps.
+    Each field is None if nothing was measured.
     """
     measured = [(row["step"], _with_clipping(row, found)) for row in rows if (found := names_in(row))]
     at = next((found for step, found in measured if step == config.at_step), None)
@@ -36,7 +31,7 @@ def summarize(config: DiagnosticsConfig, rows: list[dict[str, Any]], steps: int)
 
 
 def _with_clipping(row: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
-    """Every line has them: beside diagnostics they belong to what the row keeps."""
+    """Add grad_norm and clip_coefficient, which every line has, so that the row keeps them with the diagnostics."""
     return found | {key: row[key] for key in ("grad_norm", "clip_coefficient") if key in row}
 
 
@@ -47,5 +42,5 @@ def _means(measured: list[tuple[int, dict[str, Any]]]) -> dict[str, Any]:
     return {"steps": [measured[0][0], measured[-1][0]], "measured": len(measured), **means}
 
 
-def _finite(value: Any) -> bool:
+def _finite(value: Any) -> TypeGuard[float]:
     return value is not None and math.isfinite(value)

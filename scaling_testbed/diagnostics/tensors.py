@@ -1,15 +1,4 @@
-"""Gradients and updates, tensor by tensor.
-
-Names: QUANTITY/TENSOR.
-    grad_rms, grad_norm   before clipping
-    param_rms             before the update
-    update_rms            RMS of the optimizer's update before the learning rate and without the decay, as its config
-                          tells (`update_of`); for AdamW m / (sqrt(v) + eps), bias-corrected (Wortsman et al. 2023,
-                          arXiv 2309.14322, section E.13)
-    update_ratio          the tensor's learning rate x update_rms / param_rms
-    below_eps             share of coordinates with sqrt(v) < eps (section 3.4)
-The last three only of tensors whose optimizer keeps what tells its update; below_eps only where there is an eps.
-"""
+"""Statistics of gradients, parameters and updates of each tensor. names.py defines each statistic."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -18,16 +7,16 @@ import torch
 
 from scaling_testbed.learning.optimizers import OptimizerConfig, local_part
 
-Sum = Callable[[Sequence[float]], Sequence[float]]  # adds up what the shards of a tensor contribute
+Sum = Callable[[Sequence[float]], Sequence[float]]  # elementwise sum over the shards of a tensor
 
 
 @torch.no_grad()
 def gradient_statistics(model: torch.nn.Module, sum_over_shards: Sum) -> dict[str, float]:
     """grad_rms and grad_norm of every tensor that has a gradient."""
-    named = [(name, p) for name, p in model.named_parameters() if p.grad is not None]
+    named = [(name, p.grad) for name, p in model.named_parameters() if p.grad is not None]
     found = {}
-    for (name, p), total in zip(named, _squares([p.grad for _, p in named], sum_over_shards), strict=True):
-        found[f"grad_rms/{name}"] = math.sqrt(total / p.numel())
+    for (name, grad), total in zip(named, _squares([grad for _, grad in named], sum_over_shards), strict=True):
+        found[f"grad_rms/{name}"] = math.sqrt(total / grad.numel())
         found[f"grad_norm/{name}"] = math.sqrt(total)
     return found
 
@@ -48,8 +37,10 @@ def update_statistics(
     before: dict[str, float],
     sum_over_shards: Sum,
 ) -> dict[str, float]:
-    """update_rms, update_ratio and below_eps of the update that `optimizer`, built by `config`, made last; `before`
-    holds param_rms."""
+    """update_rms, update_ratio and below_eps of the last update by `optimizer`, which `config` built.
+
+    before: the param_rms of `parameter_statistics` before the update.
+    """
     names = {parameter: name for name, parameter in model.named_parameters()}
     measured, sums = [], []
     for group in optimizer.param_groups:
@@ -62,20 +53,20 @@ def update_statistics(
             measured.append((parameter, config.rate_of(optimizer, group, parameter), below is not None))
     totals = sum_over_shards(torch.stack(sums).tolist()) if sums else []
     found = {}
-    for (parameter, rate, has_eps), squares, below in zip(measured, totals[::2], totals[1::2], strict=True):
+    for (parameter, rate, has_eps), total, n_below in zip(measured, totals[::2], totals[1::2], strict=True):
         name = names[parameter]
-        update_rms = math.sqrt(squares / parameter.numel())
+        update_rms = math.sqrt(total / parameter.numel())
         found[f"update_rms/{name}"] = update_rms
         param_rms = before.get(f"param_rms/{name}")
         if param_rms and rate is not None:
             found[f"update_ratio/{name}"] = float(rate) * update_rms / param_rms
         if has_eps:
-            found[f"below_eps/{name}"] = below / parameter.numel()
+            found[f"below_eps/{name}"] = n_below / parameter.numel()
     return found
 
 
 def _squares(tensors: Sequence[torch.Tensor], sum_over_shards: Sum) -> Sequence[float]:
-    """The sum of squares of each tensor, in float64: a squared gradient of 1e-23 is no fp32 number."""
+    """The sum of squares of each tensor, in float64: the square of a gradient of 1e-23 underflows in fp32."""
     if not tensors:
         return []
     return sum_over_shards(torch.stack([local_part(x).double().square().sum() for x in tensors]).tolist())

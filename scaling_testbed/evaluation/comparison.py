@@ -1,4 +1,4 @@
-"""Models compared on the same multiple-choice documents, from the files that `analyze score --out` keeps.
+"""Compare models on the same multiple-choice documents, from the files that `analyze score --out` writes.
 
 Shapes in names: S seeds, D documents.
 """
@@ -24,28 +24,28 @@ MEASURES = {
     "gold_loss": lambda one: -one["log_likelihoods"][one["gold"]],
 }
 DEFINITION = (
-    f"difference is a - b; low and high: {LEVEL:.0%} bootstrap over documents, the same for both, and each model's\n"
-    "seeds; p_value is two-sided, p_holm corrected for the number of rows (Holm 1979)"
+    f"difference is a - b. low and high: {LEVEL:.0%} bootstrap interval over documents (the same for both models) and\n"
+    "over the seeds of each model. p_value is two-sided; p_holm is corrected for the number of rows (Holm 1979)"
 )
 
 
 @dataclass(frozen=True)
 class Model:
-    """One model's values on every document, a file a seed."""
+    """The values of one model on every document. Each seed is one file."""
 
     name: str
     values_SD: np.ndarray
 
 
 def read_models(files: Mapping[str, Sequence[Path]], measure: str) -> tuple[list[Model], np.ndarray]:
-    """The models, and each document's task. Raises UserError naming the file that is none of `score`, or that holds
-    other documents than the first one."""
+    """Read the models, and the task of each document. Raises UserError, which names the file, for a file that `score`
+    did not write or that has other documents than the first file, and ConfigError for a file given twice."""
     first: Path | None = None
     asked: list[tuple] = []
     models = []
     for name, paths in files.items():
         if len({path.resolve() for path in paths}) < len(paths):
-            raise ConfigError(f"--model {name}: a file is given twice; each is a seed of its own")
+            raise ConfigError(f"--model {name}: a file is given twice; give one file for each seed")
         values_SD = []
         for path in paths:
             documents = _read(path)
@@ -53,14 +53,14 @@ def read_models(files: Mapping[str, Sequence[Path]], measure: str) -> tuple[list
             if first is None:
                 first, asked = path, own
             elif own != asked:
-                raise UserError(f"{path} and {first} are of other documents: {_first_apart(own, asked)}")
+                raise UserError(f"{path} and {first} have different documents: {_first_apart(own, asked)}")
             values_SD.append([float(MEASURES[measure](one)) for one in documents])
         models.append(Model(name, np.array(values_SD)))
     return models, np.array([task for task, *_ in asked])
 
 
 def _identity(one: Mapping[str, Any]) -> tuple:
-    """What tells whether two records are of the same document."""
+    """A key that is equal for two records of the same document."""
     return (one["task"], one["line"], one["gold"], *one["n_bytes"])
 
 
@@ -70,33 +70,33 @@ def _read(path: Path) -> list[dict[str, Any]]:
         for one in documents:
             values = [measure(one) for measure in MEASURES.values()]
             if not all(map(math.isfinite, values)) or not _identity(one):
-                raise ValueError("a value that is not finite")
+                raise ValueError("a value is not finite")
             if not (isinstance(one["task"], str) and isinstance(one["line"], int)):
                 raise ValueError("task must be text, line a whole number")
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise UserError(f"{path} is no file that `analyze score --out` has written ({error})") from None
+        raise UserError(f"{path} was not written by `analyze score --out` ({error})") from None
     if not documents:
         raise UserError(f"{path} holds no document")
     seen = Counter((one["task"], one["line"]) for one in documents)
     (task, line), times = seen.most_common(1)[0]
     if times > 1:
-        raise UserError(f"{path} holds {task} line {line} {times} times; give the files of several seeds one by one")
+        raise UserError(f"{path} holds {task} line {line} {times} times; give one file for each seed")
     return sorted(documents, key=lambda one: (one["task"], one["line"]))
 
 
 def _first_apart(own: Sequence[tuple], asked: Sequence[tuple]) -> str:
     for one, other in zip(own, asked, strict=False):
         if one != other:
-            return f"{one[0]} line {one[1]} there, {other[0]} line {other[1]} here"
-    return f"{len(own)} there, {len(asked)} here"
+            return f"{one[0]} line {one[1]} in the first, {other[0]} line {other[1]} in the second"
+    return f"{len(own)} in the first, {len(asked)} in the second"
 
 
 def compare(models: Sequence[Model], task_D: np.ndarray, against: str | None = None) -> list[dict[str, Any]]:
-    """A row for each two models and task, and with several tasks for their plain mean; only those with the model
-    `against`, where it is named. Raises ConfigError for fewer than two models or an unknown name."""
+    """One row for each pair of models and each task, and with several tasks for their unweighted mean. against: only
+    pairs with this model. Raises ConfigError for fewer than two models or an unknown name."""
     names = [model.name for model in models]
     if len(models) < 2:
-        raise ConfigError(f"--model: two models make a comparison; got {', '.join(names)}")
+        raise ConfigError(f"--model: a comparison needs two models; got {', '.join(names)}")
     if against is not None and against not in names:
         raise ConfigError(f"--against must be one of {', '.join(names)}; got {against!r}")
     pairs = [(a, b) for a, b in itertools.combinations(models, 2) if against is None or against in (a.name, b.name)]

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,16 +19,17 @@ from scaling_testbed.model.transformer import Transformer
 from scaling_testbed.processes.device import autocast, choose_device, choose_precision
 from scaling_testbed.runs import state
 
-ROWS = 32  # of a forward pass
+ROWS = 32  # sequences in a forward pass
 
 
 def inspect(run: RunConfig, folder: Path, *, step: int | None = None, sequences: int = 32) -> tuple[int, dict]:
-    """The step and the diagnostics of a checkpoint of `run` in its `folder`, the newest unless `step` is given.
+    """Return the step and the diagnostics of a checkpoint of `run` in its `folder`, the newest unless `step` is given.
 
-    Forward pass and gradient are those of the loss on at most `sequences` validation sequences, which lie evenly over
-    the validation data (`sequences` in the answer says how many there were); the update is the last of training, its
-    ratio to the parameters as they are after it, and left out where only the step itself knew its rate. Raises
-    UserError where there is no such checkpoint, it is damaged, or the data is not what it was trained on."""
+    The forward pass and the gradient use at most `sequences` validation sequences, spread evenly over the validation
+    data; `sequences` in the result is their number. The update is the last one of training, relative to the parameters
+    after it. It is left out if its learning rate was known only during the step. Raises UserError if the checkpoint
+    does not exist or is damaged, or if the data is not that of training.
+    """
     saved, data = open_checkpoint(run, folder, step)
     device = choose_device(run.compute)
     model = build_anywhere(run, data, device)
@@ -52,7 +54,7 @@ def _forward(run: RunConfig, model: Transformer, batches: ValidationBatches, dev
 
 
 def _gradients(run: RunConfig, model: Transformer, batches: ValidationBatches, device: torch.device) -> dict:
-    """Of the mean loss, z-loss included as in training; the norm of all, and what clipping would leave of it."""
+    """Gradient statistics of the mean loss, including the z-loss as in training; global norm, clip coefficient."""
     losses = LossModel(model, dataclasses.replace(run.loss, impl="auto"))
     for batch_BS in batches:
         with autocast(device, choose_precision(run.compute, device)):
@@ -66,7 +68,8 @@ def _gradients(run: RunConfig, model: Transformer, batches: ValidationBatches, d
 def by_place(found: dict[str, float]) -> list[list[dict]]:
     """The numbers as three tables of records: of the whole model, of each block, of each tensor. Single heads are left
     out."""
-    whole, places = {}, {}
+    whole: dict[str, Any] = {}
+    places: dict[str, dict[str, Any]] = {}
     for name, value in found.items():
         quantity, _, place = name.partition("/")
         if not place:

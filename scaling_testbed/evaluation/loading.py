@@ -1,4 +1,4 @@
-"""A saved model of a run, found by the run's folder."""
+"""Load a saved model from the folder of its run."""
 
 import contextlib
 import dataclasses
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from scaling_testbed.config.run import RunConfig
+from scaling_testbed.config.run import RunConfig, outcome_of
 from scaling_testbed.data.preparing.preparation import prepare
 from scaling_testbed.data.shards import PreparedData, open_prepared
 from scaling_testbed.errors import UserError
@@ -16,15 +16,15 @@ from scaling_testbed.runs import checkpoint
 
 def open_checkpoint(run: RunConfig, folder: Path, step: int | None) -> tuple[checkpoint.Checkpoint, PreparedData]:
     """A checkpoint of `run` in its `folder`, the newest unless `step` is given, and the data it was trained on. Raises
-    UserError where there is no such checkpoint, it is damaged, or the data is another one now."""
-    saved = checkpoint.load(_find(folder / "checkpoints", step))
+    UserError if the checkpoint does not exist or is damaged, or if the data has changed."""
+    saved = checkpoint.load(_find(folder, step))
     data = open_prepared(_prepared(run, saved))
     checkpoint.check_same_data(saved.state, data, folder)
     return saved, data
 
 
 def _prepared(run: RunConfig, saved: checkpoint.Checkpoint) -> Path:
-    """The folder of a run's data; where the texts that it was made of are gone, the one that was made of them."""
+    """The folder of a run's prepared data. If the source texts no longer exist, it is found by its fingerprints."""
     try:
         return prepare(run.data, run.tokenizer, data_dir=Path(run.data_dir), quiet=True)
     except UserError:
@@ -39,8 +39,8 @@ def _prepared(run: RunConfig, saved: checkpoint.Checkpoint) -> Path:
 def load_model(
     run: RunConfig, folder: Path, *, step: int | None, device: torch.device
 ) -> tuple[int, Transformer, PreparedData]:
-    """The step, the model and the data of `open_checkpoint`, whose errors it raises. The model takes the path that is
-    there on `device`, whatever the run took: one without Triton can read a run that named it."""
+    """The step, the model and the data of a checkpoint. Raises the errors of `open_checkpoint`. The model uses a path
+    that is available on `device`, so a machine without Triton can load a run that used it."""
     saved, data = open_checkpoint(run, folder, step)
     model = build_anywhere(run, data, device)
     model.load_state_dict(saved.tensors["model"])
@@ -48,14 +48,17 @@ def load_model(
 
 
 def build_anywhere(run: RunConfig, data: PreparedData, device: torch.device) -> Transformer:
-    """A run's model, its weights not yet read, by whatever path is there on `device`."""
+    """Build the model of a run, without its saved weights, with a path that is available on `device`."""
     config = dataclasses.replace(run.model, attention_impl="auto", qk_norm_impl="auto").resolved(data.vocab_size)
     return Transformer(config, run.parametrization, device=device)
 
 
-def _find(checkpoints: Path, step: int | None) -> Path:
+def _find(folder: Path, step: int | None) -> Path:
+    checkpoints = folder / "checkpoints"
     there = {int(path.name[5:]): path for path in sorted(checkpoints.glob("step-" + 8 * "[0-9]"))}
     if not there:
+        if outcome := outcome_of(folder):
+            raise UserError(f"{folder} holds no checkpoint: {outcome}")
         raise UserError(
             f"{checkpoints} holds no checkpoint; run with checkpoint.at_end=true or checkpoint.every_steps="
         )

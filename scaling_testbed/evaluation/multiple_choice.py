@@ -1,10 +1,11 @@
-"""Multiple-choice tasks on disk, and a question and its answers as tokens.
+"""Multiple-choice tasks in files, and their questions and answers as tokens.
 
 A task is a file of JSON lines, each {"context": str, "choices": [str, ...], "gold": int}, with gold counted from 0;
-other keys are left alone. The file's stem is the task's name.
+other keys are ignored. The file's stem is the task's name.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from scaling_testbed.errors import ConfigError, UserError
 
-MEAN = "mean"  # stands in tables where a task would
+MEAN = "mean"  # in tables, in place of a task
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Document:
 
     @property
     def n_bytes(self) -> list[int]:
-        """The length of each choice in bytes of UTF-8, white space in front of it not counted."""
+        """The length of each choice in bytes of UTF-8, without leading white space."""
         return [len(choice.lstrip().encode()) for choice in self.choices]
 
 
@@ -44,10 +45,11 @@ class ChoiceTask:
 
 @dataclass(frozen=True)
 class Continuation:
-    """The last `n_scored` of `ids` are a choice's tokens, those before it what it is conditioned on (one or more).
+    """The tokens of a choice after its context. The last `n_scored` of `ids` are the choice, the others (one or more)
+    are the context.
 
     truncated   whether tokens of the context were left out
-    apart       whether context and choice had to be tokenised one by one
+    apart       whether context and choice had to be tokenised separately
     """
 
     ids: np.ndarray
@@ -56,13 +58,13 @@ class Continuation:
     apart: bool
 
 
-def read_tasks(paths: list[Path]) -> list[ChoiceTask]:
-    """The tasks of some files. Raises UserError naming file and line, ConfigError where two have one name."""
+def read_tasks(paths: Sequence[Path]) -> list[ChoiceTask]:
+    """Read tasks from files. Raises UserError, which names file and line, and ConfigError if two have the same name."""
     tasks = [_read_task(path) for path in paths]
-    seen = {}
+    seen: dict[str, Path] = {}
     for task in tasks:
         if task.name == MEAN:
-            raise ConfigError(f"{task.path}: {MEAN} names the tasks' mean; give the file another name")
+            raise ConfigError(f"{task.path}: {MEAN} is the name of the mean over tasks; rename the file")
         if task.name in seen:
             raise ConfigError(f"{seen[task.name]} and {task.path} are both named {task.name}; rename one of them")
         seen[task.name] = task.path
@@ -113,7 +115,7 @@ def _problem(given) -> str | None:
     if type(gold) is not int or not 0 <= gold < len(choices):
         return f"gold must be a whole number from 0 to {len(choices) - 1}, got {json.dumps(gold)[:60]}"
     if not all(_is_unicode(text) for text in (context, *choices)):
-        return "has a text with half a surrogate pair, which is no Unicode"
+        return "has a text with half a surrogate pair, which is not valid Unicode"
     return None
 
 
@@ -126,15 +128,15 @@ def _is_unicode(text: str) -> bool:
 
 
 def continuations(task: ChoiceTask, tokenizer, *, max_length: int) -> list[list[Continuation]]:
-    """Each choice of each document as tokens that a model reads at most `max_length` of.
+    """Each choice of each document as tokens, of which a model reads at most `max_length`.
 
-    White space at the end of the context counts to the front of the choice, so that it does not matter on which side
-    of the boundary it is written. Context and choice are then tokenised together, and the choice's tokens are those
-    after the context's own, as in EleutherAI's lm-evaluation-harness; where the context's own tokens are not the first
-    of them, because one would span the boundary, the two are tokenised apart. An empty context is EOS: what stands in
-    front of a document in training. A context that is too long loses its beginning.
+    White space at the end of the context is moved to the start of the choice, so it does not matter on which side of
+    the boundary it is written. Context and choice are then tokenised together. The tokens of the choice are those after
+    the tokens of the context alone, as in EleutherAI's lm-evaluation-harness. If the joint tokens do not start with
+    those of the context, because a token spans the boundary, the two are tokenised separately. An empty context becomes
+    EOS, which precedes a document in training. A context that is too long loses its beginning.
 
-    Raises UserError naming file and line where a choice is longer than `max_length`, or has no token.
+    Raises UserError, which names file and line, if a choice is longer than `max_length` or has no token.
     """
     pairs = [_pair(document, choice) for document in task.documents for choice in document.choices]
     contexts, choices, wholes = (
@@ -166,5 +168,5 @@ def _continuation(context, choice, whole, *, eos_id: int, max_length: int) -> Co
     scored = choice if apart else whole[len(context) :]
     before = context if len(context) else [eos_id]
     ids = np.concatenate([np.asarray(before, np.int64), np.asarray(scored, np.int64)])
-    kept = ids[-(max_length + 1) :]  # the last token is read by nothing
+    kept = ids[-(max_length + 1) :]  # the model does not read the last token
     return Continuation(kept, len(scored), len(kept) < len(ids), apart)

@@ -21,16 +21,16 @@ from scaling_testbed.model.parts import NORMALISERS
 from scaling_testbed.model.transformer import Transformer
 from scaling_testbed.processes.device import autocast, choose_device, choose_precision
 
-BATCH_TOKENS = 4096  # of a forward pass, padding counted
+BATCH_TOKENS = 4096  # in a forward pass, including padding
 DEFINITION = (
-    "error is 1 - top-1 accuracy by the sum of log-likelihoods of a choice's tokens, error_per_byte by that sum over\n"
-    "the choice's bytes of UTF-8 without the white space in front; se is the standard error of a mean over documents"
+    "error is 1 - top-1 accuracy, by the sum of the log-likelihoods of a choice's tokens. error_per_byte divides this\n"
+    "sum by the UTF-8 bytes of the choice without leading white space. se is the standard error of a mean over documents"
 )
 
 
 @dataclass(frozen=True)
 class Scored:
-    """One document: log-likelihood of each choice in nats, and what the choices are as tokens."""
+    """A scored document. log_likelihoods: one for each choice, in nats. continuations: the choices as tokens."""
 
     task: str
     document: Document
@@ -39,12 +39,12 @@ class Scored:
 
     @property
     def predicted(self) -> int:
-        """The likeliest choice, the first of equals."""
+        """The likeliest choice, the first one if several are equal."""
         return _largest(self.log_likelihoods)
 
     @property
     def predicted_per_byte(self) -> int:
-        """The likeliest choice by log-likelihood per byte, the first of equals."""
+        """The likeliest choice by log-likelihood per byte, the first one if several are equal."""
         return _largest([x / n for x, n in zip(self.log_likelihoods, self.document.n_bytes, strict=True)])
 
     @property
@@ -54,11 +54,11 @@ class Scored:
 
     @property
     def tokenised_apart(self) -> bool:
-        """Whether some choice and the context were tokenised one by one."""
+        """Whether some choice and the context were tokenised separately."""
         return any(one.apart for one in self.continuations)
 
     def record(self) -> dict[str, Any]:
-        """One line of the kept file."""
+        """One line of the file that `analyze score --out` writes."""
         return {
             "task": self.task,
             "line": self.document.line,
@@ -80,12 +80,11 @@ def _largest(values: Sequence[float]) -> int:
 def score(
     run: RunConfig, folder: Path, tasks: Sequence[ChoiceTask], *, step: int | None = None, max_length: int | None = None
 ) -> tuple[int, list[Scored]]:
-    """The step and every document of `tasks` under a checkpoint of `run` in its `folder`, the newest unless `step` is
-    given. `max_length` is how many tokens the model reads at most, by default as many as in training: a model can read
-    more, but was not trained for it.
+    """Score `tasks` by a checkpoint of `run` in its `folder`, the newest unless `step` is given.
 
-    Raises UserError where there is no such checkpoint, its data is another one now or has no tokenizer, a choice is too
-    long, or a log-likelihood is not finite.
+    max_length: how many tokens the model reads at most, by default as many as in training; a model can read more, but
+    was not trained for it. Returns the step and the scored documents. Raises UserError if the checkpoint does not
+    exist, its data has changed or has no tokenizer, a choice is too long, or a log-likelihood is not finite.
     """
     device, precision = place_of(run)
     step, model, data = load_model(run, folder, step=step, device=device)
@@ -102,7 +101,7 @@ def score(
 
 
 def place_of(run: RunConfig) -> tuple[torch.device, str]:
-    """The device and the precision in which a run's checkpoint is scored: as in training, where it can be."""
+    """The device and the precision in which a checkpoint is scored: those of training, if available."""
     device = choose_device(run.compute)
     return device, choose_precision(run.compute, device)
 
@@ -111,7 +110,7 @@ def place_of(run: RunConfig) -> tuple[torch.device, str]:
 def log_likelihoods(
     model: Transformer, sequences: Sequence[Continuation], *, device: torch.device, precision: str
 ) -> list[float]:
-    """The sum over each one's scored tokens of their log-likelihood after all tokens before them, in nats."""
+    """For each sequence, the log-likelihood of its scored tokens given all tokens before them, summed, in nats."""
     lengths = [len(one.ids) for one in sequences]
     found = [0.0] * len(sequences)
     normaliser = NORMALISERS[model.config.attention_normaliser]
@@ -124,8 +123,8 @@ def log_likelihoods(
 
 
 def _batches(lengths: Sequence[int], *, same_length: bool) -> Iterator[list[int]]:
-    """Places of sequences to be read together, the longest first, at most BATCH_TOKENS with their padding (or one
-    alone). same_length: without padding, for a normaliser that looks at the length of a sequence."""
+    """Indices of the sequences of each forward pass, the longest first: at most BATCH_TOKENS tokens including padding,
+    or one sequence. same_length: without padding, for a normaliser that depends on the length of a sequence."""
     batch: list[int] = []
     for place in sorted(range(len(lengths)), key=lambda place: -lengths[place]):
         full = batch and (len(batch) + 1) * lengths[batch[0]] > BATCH_TOKENS
@@ -138,8 +137,8 @@ def _batches(lengths: Sequence[int], *, same_length: bool) -> Iterator[list[int]
 
 
 def _of_batch(model: Transformer, rows: Sequence[Continuation], device: torch.device) -> list[float]:
-    """Log-likelihoods of sequences, the longest first. Padding comes after their ends, where causal attention does not
-    look, and is not scored."""
+    """Log-likelihoods of the sequences `rows`, the longest first. Padding is after their ends, so causal attention does
+    not see it, and it is not scored."""
     tokens_BT = torch.zeros(len(rows), len(rows[0].ids), dtype=torch.int64)
     scored_BT = torch.zeros_like(tokens_BT, dtype=torch.bool)
     for row, one in enumerate(rows):
@@ -155,7 +154,7 @@ def _of_batch(model: Transformer, rows: Sequence[Continuation], device: torch.de
 
 
 def summaries(scored: Sequence[Scored]) -> list[dict[str, Any]]:
-    """A row for each task, and with several of them their plain mean."""
+    """One row for each task, and with several tasks one for their unweighted mean."""
     names = dict.fromkeys(one.task for one in scored)
     rows = [_summary(name, [one for one in scored if one.task == name]) for name in names]
     return rows if len(rows) == 1 else [*rows, _mean_row(rows)]
@@ -178,7 +177,7 @@ def _summary(name: str, scored: Sequence[Scored]) -> dict[str, Any]:
 
 
 def _mean(values: Sequence[float]) -> tuple[float, float | None]:
-    """The mean and its standard error, which one value has none of."""
+    """The mean and its standard error, which is None for one value."""
     n, mean = len(values), sum(values) / len(values)
     if n == 1:
         return mean, None
@@ -186,7 +185,7 @@ def _mean(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def _mean_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Every task counts alike. The tasks are given: the standard error is that of their documents."""
+    """The unweighted mean over tasks. Tasks are fixed, so the standard error covers only their documents."""
     found: dict[str, Any] = {"task": MEAN}
     for key in ("documents", "truncated", "tokenised_apart"):
         found[key] = sum(row[key] for row in rows)

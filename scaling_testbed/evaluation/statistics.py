@@ -1,4 +1,4 @@
-"""Whether one model is better than another: paired over documents, with training seeds as the second level."""
+"""Test whether one model is better than another: paired over documents, with training seeds as the second level."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,8 +10,8 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean of a minus mean of b, with its bootstrap interval, and the share of resamples that contradict its sign,
-    doubled (two-sided)."""
+    """The mean of a minus the mean of b, with its bootstrap interval. p_value: two-sided, twice the share of resamples
+    that contradict the sign of the difference."""
 
     mean: float
     low: float
@@ -20,12 +20,16 @@ class Difference:
 
 
 def paired_difference(a_SD, b_SD, task_D=None, resamples: int = 10_000, seed: int = 0) -> Difference:
-    """Compare two models on the same documents: [seeds, documents] of a value such as a loss, or 1 for a right answer.
+    """Compare two models on the same documents by the bootstrap.
 
-    Documents are resampled for both at once, as both saw the same ones, and within their task where `task_D` names it:
-    tasks are given, and count alike. The seeds of each model are resampled for itself, as a seed of one has nothing to
-    do with a seed of the other; what few of them spread too little, sqrt(n / (n - 1)) gives back. With one seed each
-    the interval says nothing of other seeds.
+    a_SD, b_SD: [seeds, documents] of a value such as a loss, or 1 for a correct answer. task_D: the task of each
+    document; None: all are of one task.
+
+    Documents are resampled once for both models, because both saw the same ones, and within their task. Tasks are fixed
+    and have equal weight. Seeds are resampled for each model separately, because the seeds of two models are
+    independent. Resampling n seeds underestimates their spread; the factor sqrt(n / (n - 1)) corrects this. With one
+    seed for each model, the interval does not cover the variation between seeds. Raises ValueError if the numbers of
+    documents differ.
     """
     a_SD, b_SD = (np.atleast_2d(np.asarray(x, float)) for x in (a_SD, b_SD))
     if a_SD.shape[1] != b_SD.shape[1]:
@@ -63,7 +67,8 @@ def _seed_mean(values_S: np.ndarray, rng: np.random.Generator) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values corrected for their number (Holm 1979): below alpha with all of them true at most alpha of the time."""
+    """p-values corrected for their number (Holm 1979). If all null hypotheses are true, the probability that any of them
+    is below alpha is at most alpha."""
     order = np.argsort(p_values)
     corrected, largest = np.empty(len(p_values)), 0.0
     for rank, place in enumerate(order):

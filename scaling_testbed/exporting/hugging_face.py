@@ -1,24 +1,28 @@
 """A checkpoint in the format of Hugging Face: config.json, model.safetensors, the tokenizer and a README.md.
 
-A model of RMSNorms and SwiGLU, with rotary positions that pair features r and r + d_head/2 as Hugging Face's do, is
+A model with RMSNorms, SwiGLU, and rotary positions that pair features r and r + d_head/2 as in Hugging Face, becomes
 
     without a qk-norm, pre-norm residual            LlamaForCausalLM
     with an RMS qk-norm per head, pre-norm          Qwen3ForCausalLM
     with an RMS qk-norm over the full width, norms
     after the branches (model.residual=reordered)   Olmo2ForCausalLM
 
-Folded into weights is what only changes their values: an attention scale of 1/d_head, kappa, sigma_reparam. The scale
-of the embedding's gradient is no part of the model. Everything else that these three cannot compute is refused.
+An attention scale of 1/d_head, kappa and sigma_reparam only change values of weights, so they are folded into the
+weights. The scale of the embedding's gradient is not part of the model. Everything else that these three classes cannot
+compute is refused.
 """
 
 import json
 import math
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
 from scaling_testbed.config.run import RunConfig
 from scaling_testbed.errors import ConfigError, UserError
@@ -48,21 +52,21 @@ LLAMA = Family("llama", "LlamaForCausalLM", BEFORE, ("input_layernorm", "post_at
 QWEN3 = Family("qwen3", "Qwen3ForCausalLM", BEFORE, ("input_layernorm", "post_attention_layernorm"))
 OLMO2 = Family("olmo2", "Olmo2ForCausalLM", AFTER, ("post_attention_layernorm", "post_feedforward_layernorm"))
 FAMILIES = (LLAMA, QWEN3, OLMO2)
-# By the key of ModelConfig: the records of a part, and the counterparts that these model classes have.
-PARTS = {
+# Key of ModelConfig -> the registered parts, and the counterparts that these model classes have.
+PARTS: Mapping[str, tuple[Mapping[str, Any], set[str | None]]] = {
     "norm": (NORMS, {"rms_norm"}),
     "mlp": (MLPS, {"silu"}),
     "attention_normaliser": (NORMALISERS, {"softmax"}),
     "qk_norm": (QK_NORMS, {"none", "rms_norm"}),
     "residual": (RESIDUALS, {family.residual for family in FAMILIES}),
 }
-# None of them has these.
+# Keys without a counterpart in any of these classes.
 ABSENT = ("attention_softcap", "final_softcap")
 
 
 def family_of(config: ModelConfig) -> Family:
-    """The model class that computes what a resolved `config` does. Raises ConfigError naming each key and value that
-    has no counterpart."""
+    """The model class that computes the same as a resolved `config`. Raises ConfigError, which names each key and value
+    that has no counterpart."""
     wrong = [key for key, (parts, theirs) in PARTS.items() if parts[getattr(config, key)].counterpart not in theirs]
     wrong += [key for key in ABSENT if getattr(config, key) is not None]
     if wrong:
@@ -71,7 +75,7 @@ def family_of(config: ModelConfig) -> Family:
     family = LLAMA if not _norms_queries(config) else OLMO2 if config.norms_heads_together else QWEN3
     if RESIDUALS[config.residual].counterpart != family.residual:
         raise _no_counterpart(
-            [f"model.residual={config.residual}"], f"{family.architecture}, which {_qk_norm(config)} calls for"
+            [f"model.residual={config.residual}"], f"{family.architecture}, which {_qk_norm(config)} needs"
         )
     if config.attention_window is not None and family is not QWEN3:
         raise _no_counterpart([f"model.attention_window={config.attention_window}"], family.architecture)
@@ -98,7 +102,7 @@ def _qk_norm(config: ModelConfig) -> str:
 def config_json(model: Transformer, family: Family, *, max_length: int, eos_id: int | None) -> dict:
     """The content of config.json."""
     config = model.config
-    window = {}
+    window: dict[str, Any] = {}
     if config.attention_window is not None:
         layers = ["sliding_attention"] * config.n_layers
         window = {"use_sliding_window": True, "sliding_window": config.attention_window}
@@ -132,11 +136,11 @@ def config_json(model: Transformer, family: Family, *, max_length: int, eos_id: 
 
 @torch.no_grad()
 def weights(model: Transformer, family: Family) -> dict[str, torch.Tensor]:
-    """Every tensor under its name in `family`, fp32, contiguous, on the CPU. A tied head is not there twice."""
-    found = {"model.embed_tokens.weight": model.embedding.weight, "model.norm.weight": model.final_norm.weight}
+    """Name in `family` -> tensor, in fp32, contiguous, on the CPU. A tied head is stored once."""
+    found = {"model.embed_tokens.weight": model.embedding.weight, "model.norm.weight": _gain(model.final_norm)}
     if model.head is not None:
         found["lm_head.weight"] = model.head_weight_VD
-    for number, block in enumerate(model.blocks):
+    for number, block in enumerate(model.typed_blocks):
         for name, tensor in _block_weights(block, model.config, family).items():
             found[f"model.layers.{number}.{name}.weight"] = tensor
     return {name: tensor.detach().float().cpu().contiguous() for name, tensor in found.items()}
@@ -149,25 +153,31 @@ def _block_weights(block: Block, config: ModelConfig, family: Family) -> dict[st
     linears["mlp.down_proj"] = mlp.mlp_out
     found = {name: linear.effective_weight() for name, linear in linears.items()}
     of_attention, of_mlp = family.norms
-    found |= {of_attention: block.attention_norms[0].weight, of_mlp: block.mlp_norms[0].weight}
+    found |= {of_attention: _gain(block.attention_norms[0]), of_mlp: _gain(block.mlp_norms[0])}
     if config.kappa is not None:
-        gain_K = torch.full((config.d_head,), math.sqrt(config.kappa))
+        gain_K = torch.full((config.head_width,), math.sqrt(config.kappa))
         found |= {"self_attn.q_norm": gain_K, "self_attn.k_norm": gain_K.clone()}
     elif _norms_queries(config):
-        found |= {"self_attn.q_norm": attention.q_norm.weight, "self_attn.k_norm": attention.k_norm.weight}
-    # All three divide q.k by sqrt(d_head). Rotation leaves a factor of q as it is, and so does everything before it
-    # but a norm, so that it goes into the norm's gain where there is one.
-    surplus = attention.scale * math.sqrt(config.d_head)
+        found |= {"self_attn.q_norm": _gain(attention.q_norm), "self_attn.k_norm": _gain(attention.k_norm)}
+    # All three classes divide q.k by sqrt(d_head). Another factor of q goes into the gain of its norm, or into its
+    # projection if there is no norm. The rotation does not change it, but a norm after the projection would remove it.
+    surplus = attention.scale * math.sqrt(config.head_width)
     if not math.isclose(surplus, 1.0):
         last = "self_attn.q_norm" if "self_attn.q_norm" in found else "self_attn.q_proj"
         found[last] = found[last] * surplus
     return found
 
 
+def _gain(norm: nn.Module) -> torch.Tensor:
+    """The learned gain of a norm that has one."""
+    return norm.get_parameter("weight")
+
+
 def folded(model: Transformer) -> list[str]:
-    """What is in the weights of an export and was none of its own in the model, for a person."""
+    """The settings of the model that an export folds into the weights, as printed text."""
     config, found = model.config, []
-    if any(not math.isclose(block.attention.scale * math.sqrt(config.d_head), 1.0) for block in model.blocks):
+    scales = [block.attention.scale for block in model.typed_blocks]
+    if any(not math.isclose(scale * math.sqrt(config.head_width), 1.0) for scale in scales):
         found.append("attention scale 1/d_head")
     if config.kappa is not None:
         found.append(f"model.kappa={config.kappa}")
@@ -177,11 +187,11 @@ def folded(model: Transformer) -> list[str]:
 
 
 def export(run: RunConfig, folder: Path, out: Path, *, step: int | None = None) -> list[str]:
-    """Write a checkpoint of `run` in its `folder`, the newest unless `step` is given, to the folder `out`, which is
-    whole or not there. Returns what there is to say, a line each.
+    """Export a checkpoint of `run` in its `folder`, the newest unless `step` is given, to the folder `out`, which is
+    either complete or absent afterwards. Returns lines of text about the export.
 
-    Raises ConfigError for a model without a counterpart, before anything is read, and for an `out` that holds files;
-    UserError where there is no such checkpoint, its data is another one now, or the disk refuses.
+    Raises ConfigError for a model without a counterpart, before anything is read, and for an `out` that contains files.
+    Raises UserError if the checkpoint does not exist, its data has changed, or writing fails.
     """
     family = family_of(run.model.resolved(run.model.vocab_size or 1))
     library = _safetensors()
@@ -198,12 +208,12 @@ def export(run: RunConfig, folder: Path, out: Path, *, step: int | None = None) 
     ]
     work = out.with_name(f".{out.name}.partial")
     try:
-        shutil.rmtree(work, ignore_errors=True)  # of an export that was killed
+        shutil.rmtree(work, ignore_errors=True)  # left by an export that was killed
         work.mkdir(parents=True)
         library.torch.save_file(weights(model, family), work / WEIGHTS_FILE, metadata={"format": "pt"})
         for name, content in files.items():
             write_json(work / name, content)
-        shutil.copymode(work / "config.json", work / WEIGHTS_FILE)  # safetensors lets nobody else read its files
+        shutil.copymode(work / "config.json", work / WEIGHTS_FILE)  # other users cannot read a file of safetensors
         write_text(work / "README.md", _readme(run, family, [*lines, _training_line(length, eos_id)]))
         os.rename(work, out)
     except (OSError, library.SafetensorError) as error:
@@ -214,16 +224,16 @@ def export(run: RunConfig, folder: Path, out: Path, *, step: int | None = None) 
 
 
 def _new_folder(out: Path) -> Path:
-    """`out`, links resolved. Raises ConfigError where something is there already."""
+    """`out` with its links resolved. Raises ConfigError if it exists and is not an empty folder."""
     try:
         found = out.resolve()
         taken = found.exists() and (not found.is_dir() or any(found.iterdir()))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"OUT_DIR {out} is no name for a folder: {getattr(error, 'strerror', error)}") from None
+        raise ConfigError(f"OUT_DIR {out} is not a valid folder name: {getattr(error, 'strerror', error)}") from None
     if taken:
-        raise ConfigError(f"OUT_DIR {out} is there already and not empty; give another one, or delete it")
+        raise ConfigError(f"OUT_DIR {out} exists and is not empty; give another folder, or delete it")
     if found == Path.cwd():
-        raise ConfigError(f"OUT_DIR {out} is the current folder; name one in it")
+        raise ConfigError(f"OUT_DIR {out} is the current folder; name a folder in it")
     return found
 
 
@@ -240,7 +250,7 @@ def _tokenizer_line(description: dict | None) -> str:
         return "no tokenizer: the run's data was given as token ids"
     if description["kind"] == "bytes":
         return "tokenizer bytes, written as a byte-level BPE without merges: the same ids, 0 to 255 and EOS"
-    return f"tokenizer {description['name']}, adding no special tokens to a text and reading none in it, as in training"
+    return f"tokenizer {description['name']}; as in training, it adds no special tokens to a text and reads none in it"
 
 
 def _training_line(length: int, eos_id: int | None) -> str:

@@ -1,4 +1,4 @@
-"""A run's tokenizer as the files that `transformers.AutoTokenizer` loads: the same ids for the same text."""
+"""Export the tokenizer of a run as files for `transformers.AutoTokenizer`. The same text has the same ids."""
 
 import json
 from pathlib import Path
@@ -7,11 +7,12 @@ from scaling_testbed.data.tokenizers import BPE_EOS, TOKENIZER_FILE, ByteTokeniz
 
 
 def tokenizer_files(folder: Path, description: dict | None, max_length: int) -> dict[str, dict]:
-    """Name and JSON content of each file, of the tokenizer of a prepared `folder`, whose manifest describes it.
+    """Name -> JSON content of each file, for the tokenizer of a prepared `folder`.
 
-    No file where the data was given as token ids. Documents were prepared without the special tokens that a published
-    tokenizer may add around a text, and a special token spelled out in one was ordinary text; so it is here. Raises
-    UserError where the folder's tokenizer.json is missing or changed.
+    description: of the tokenizer in the manifest; None if the data was given as token ids, which needs no file.
+    Documents were prepared without the special tokens that a published tokenizer may add around a text, and a special
+    token written in a text was ordinary text. The exported tokenizer does the same. Raises UserError if the folder's
+    tokenizer.json is missing or has changed.
     """
     if description is None:
         return {}
@@ -34,14 +35,14 @@ def tokenizer_files(folder: Path, description: dict | None, max_length: int) -> 
 def _token(tokenizer: dict, number: int) -> str:
     """The text of a token id in a tokenizer.json."""
     added = {entry["id"]: entry["content"] for entry in tokenizer["added_tokens"]}
-    vocabulary = tokenizer["model"]["vocab"]  # {token: id}, or of a unigram model [[token, score], ...]
+    vocabulary = tokenizer["model"]["vocab"]  # {token: id}, or [[token, score], ...] for a unigram model
     if number in added or not isinstance(vocabulary, dict):
         return added[number] if number in added else vocabulary[number][0]
     return next(token for token, id_ in vocabulary.items() if id_ == number)
 
 
 def _bytes_as_json() -> dict:
-    """ByteTokenizer as a byte-level BPE without merges, which leaves each byte a token of its own."""
+    """ByteTokenizer as a byte-level BPE without merges, in which each byte is a token."""
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     eos = {"id": ByteTokenizer.eos_id, "content": BPE_EOS, "special": True}
     eos |= {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
@@ -60,8 +61,8 @@ def _bytes_as_json() -> dict:
 
 
 def _byte_characters() -> list[str]:
-    """The character that stands for each byte in a byte-level vocabulary: its Latin-1 one where that can be printed,
-    for the others those from U+0100 on (GPT-2's encoder.py, bytes_to_unicode)."""
+    """The character for each byte in a byte-level vocabulary: its Latin-1 character if this is printable, else one from
+    U+0100 on (GPT-2's encoder.py, bytes_to_unicode)."""
     printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
     others = iter(range(256, 512))
     return [chr(byte if byte in printable else next(others)) for byte in range(256)]

@@ -1,8 +1,9 @@
-"""Cross-entropy with z-loss over the head, its terms kept apart.
+"""Cross-entropy with z-loss over the head. The terms are reported separately.
 
 Legend: N tokens, D d_model, V vocabulary.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -19,7 +20,7 @@ IGNORE = -100  # a target with this value is left out of every term
 class LossTerms(NamedTuple):
     """Sums over the valid tokens, as fp32 scalars on the device; divide by the number of valid tokens to report.
 
-    loss = ce + z_loss is what is differentiated; ce and z_loss are detached.
+    Only loss = ce + z_loss has a gradient; ce and z_loss are detached.
     """
 
     loss: Tensor
@@ -36,8 +37,8 @@ def loss_terms(
     z-loss is coef * log^2 Z per token with Z = sum_j exp(logit_j) (PaLM, section 5; Wortsman et al. 2023, section
     3.1.2), over the same tokens as the cross-entropy. `softcap` s caps logits to s tanh(logit / s) first.
 
-    Shapes: hidden_ND [N, D], weight_VD [V, D], targets_N int64 [N] with -100 where a token does not count.
-    Under autocast the matrix products run in its dtype; everything else is fp32 (fp64 for fp64 inputs).
+    Shapes: hidden_ND [N, D], weight_VD [V, D], targets_N int64 [N] with -100 for a token that does not count.
+    Under autocast the matrix products run in its dtype. All else is fp32 (fp64 for fp64 inputs).
     """
     impl = choose_loss_impl(config, hidden_ND.device)
     if impl == "reference":
@@ -60,8 +61,10 @@ def loss_terms(
 
 
 def choose_loss_impl(config: CrossEntropyConfig, device: torch.device) -> str:
-    """The path that `auto` stands for on this device, triton on a GPU that can and else chunked; or the one that was
-    named. Raises ConfigError for a named one that cannot run."""
+    """The named path, or the path of `auto` on this device: triton on a GPU that can run it, else chunked.
+
+    Raises ConfigError if the named path cannot run.
+    """
     if config.impl == "auto":
         return "triton" if device.type == "cuda" and support.why_not(device) is None else "chunked"
     if config.impl == "triton" and (reason := support.why_not(device)):
@@ -69,8 +72,8 @@ def choose_loss_impl(config: CrossEntropyConfig, device: torch.device) -> str:
     return config.impl
 
 
-def _linear_cross_entropy(impl: str):
-    """The kernel of a path. Triton is imported only where it is used."""
+def _linear_cross_entropy(impl: str) -> Callable[..., chunked.CrossEntropy]:
+    """The kernel of a path. Triton is imported only for the triton path."""
     if impl == "chunked":
         return chunked.linear_cross_entropy
     from scaling_testbed.kernels.cross_entropy import triton

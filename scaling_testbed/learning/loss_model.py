@@ -9,14 +9,17 @@ from scaling_testbed.model.transformer import Transformer
 
 
 class LossModel(nn.Module):
-    """Model and head loss in one forward pass, so that what wraps it sees every use of the head's weight."""
+    """Model and head loss in one forward pass, so that a wrapper such as FSDP sees every use of the head's weight."""
 
     def __init__(self, model: Transformer, loss: CrossEntropyConfig):
         super().__init__()
         self.model, self.loss = model, loss
 
     def forward(self, tokens_BS: torch.Tensor) -> LossTerms:
-        """Token ids [B, T + 1], the last T of them targets too (-100: none) -> sums over the valid targets."""
+        """The loss terms of token ids [B, T + 1], as sums over the valid targets.
+
+        The first T columns are the inputs and the last T the targets (-100: no target).
+        """
         hidden_BTD = self.model(tokens_BS[:, :-1])
         return loss_terms(
             self.loss,

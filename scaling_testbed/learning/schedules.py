@@ -1,49 +1,54 @@
-"""Learning-rate schedules: pure functions of the step, free of torch, so that they can be planned and plotted.
+"""Learning-rate schedules: pure functions of the step, without torch, so that grids can be planned and plotted.
 
-Steps count completed updates: `lr(step, ...)` is the rate of the update that makes step + 1, for step = 0, 1, ...,
-steps - 1. After n updates of a warm-up of w steps that begins at zero the last rate was peak * n / w, and the last
-update of a run uses the floor.
+Steps count completed updates: `lr(step, ...)` is the rate of the update from step to step + 1, for step = 0, 1, ...,
+steps - 1. In a warm-up of w steps that begins at zero, update n has the rate peak * n / w. The last update of a run has
+the rate of the floor.
 
-The floor `min_lr` is absolute, not a fraction of the peak (Wortsman et al. 2023, section 2.1), and is never above the
-peak.
+The floor `min_lr` is absolute and not a fraction of the peak (Wortsman et al. 2023, section 2.1). The floor in use is
+never above the peak.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from scaling_testbed.errors import ConfigError, check_choice, check_not_negative, check_positive
+from scaling_testbed.errors import ConfigError, check_not_negative, check_positive
+from scaling_testbed.keys import check_choices, key
 from scaling_testbed.registry import Registry
 
-SCHEDULES = Registry("schedule")
+SCHEDULES: Registry[type["Schedule"]] = Registry("schedule")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """Linear warm-up, then `after_warmup`. The base of all schedules.
+    """The base of all schedules: a linear warm-up, then `after_warmup`."""
 
-    warmup: number of steps if it is 1 or more, else a fraction of the schedule's length. 0 means none.
-    warmup_start: the rate before the first update, as a fraction of the peak. (Not stated in Wortsman et al. 2023;
-        the public nanodo begins at a tenth of the peak.)
-    steps: the schedule's length; None: the length of the run. Longer than the run, it lets a run be cut short
-        without changing the rate at any step.
-    """
+    name: str = key("schedule", "The kind of schedule.")
+    warmup: float = key(
+        0.05, "Length of the warm-up: steps if it is 1 or more, a fraction of the schedule's length if it is less."
+    )
+    warmup_start: float = key(
+        0.0,
+        "The rate before the first update, as a fraction of the peak. Wortsman et al. 2023 does not state it; the "
+        "public nanodo starts at 0.1.",
+    )
+    min_lr: float = key(1e-5, "The floor of the rate. It is absolute and not a fraction of the peak.")
+    steps: int | None = key(
+        None,
+        "The schedule's length in steps. null: the length of the run. A longer schedule lets a run stop early without "
+        "another rate at any step.",
+    )
 
-    name: str = "schedule"
-    warmup: float = 0.05
-    warmup_start: float = 0.0
-    min_lr: float = 1e-5
-    steps: int | None = None
-
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 <= self.warmup < math.inf or (self.warmup > 1 and self.warmup != int(self.warmup)):
-            raise ConfigError(f"warmup must be a whole number of steps or a fraction below 1; got {self.warmup}")
+            raise ConfigError(f"warmup must be a whole number of steps, or a fraction below 1; got {self.warmup}")
         if not 0 <= self.warmup_start <= 1:
             raise ConfigError(f"warmup_start must lie between 0 and 1; got {self.warmup_start}")
         check_not_negative("min_lr", self.min_lr)
         check_positive("steps", self.steps)
 
     def warmup_steps(self, run_steps: int) -> int:
-        """Number of warm-up steps in a run of `run_steps` updates."""
+        """The number of warm-up steps in a run of `run_steps` updates."""
         return round(self.warmup * self.length(run_steps)) if self.warmup < 1 else int(self.warmup)
 
     def length(self, run_steps: int) -> int:
@@ -51,7 +56,7 @@ class Schedule:
         return self.steps or run_steps
 
     def lr(self, step: int, run_steps: int, peak: float) -> float:
-        """Rate of the update after `step` completed ones, in a run of `run_steps`, for the peak rate `peak`."""
+        """The rate of the update after `step` completed updates of `run_steps`, for the peak rate `peak`."""
         warmup, done = self.warmup_steps(run_steps), step + 1
         if done < warmup:
             return peak * (self.warmup_start + (1 - self.warmup_start) * done / warmup)
@@ -62,18 +67,18 @@ class Schedule:
 
 
 def _progress(done: int, begin: int, end: int) -> float:
-    """How far `done` has come from `begin` to `end`, within [0, 1]."""
+    """The fraction of the way from `begin` to `end` at `done`, in [0, 1]."""
     return min(1.0, max(0.0, (done - begin) / max(1, end - begin)))
 
 
 @SCHEDULES.register("cosine")
 @dataclass(frozen=True, kw_only=True)
 class CosineConfig(Schedule):
-    """Half a cosine from the peak to the floor (Wortsman et al. 2023, section 2.1)."""
+    """Half a period of a cosine, from the peak to the floor (Wortsman et al. 2023, section 2.1)."""
 
     name: str = "cosine"
 
-    def after_warmup(self, done, warmup, total, peak, floor):
+    def after_warmup(self, done: int, warmup: int, total: int, peak: float, floor: float) -> float:
         return floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * _progress(done, warmup, total)))
 
 
@@ -84,56 +89,57 @@ class LinearConfig(Schedule):
 
     name: str = "linear"
 
-    def after_warmup(self, done, warmup, total, peak, floor):
+    def after_warmup(self, done: int, warmup: int, total: int, peak: float, floor: float) -> float:
         return peak + (floor - peak) * _progress(done, warmup, total)
 
 
 @SCHEDULES.register("constant")
 @dataclass(frozen=True, kw_only=True)
 class ConstantConfig(Schedule):
-    """The peak to the end; the floor is not used."""
+    """The peak rate until the end. The floor is not used."""
 
     name: str = "constant"
 
-    def after_warmup(self, done, warmup, total, peak, floor):
+    def after_warmup(self, done: int, warmup: int, total: int, peak: float, floor: float) -> float:
         return peak
 
 
 @SCHEDULES.register("inverse_sqrt")
 @dataclass(frozen=True, kw_only=True)
 class InverseSqrtConfig(Schedule):
-    """peak * sqrt(warmup / step), never under the floor (Vaswani et al. 2017, equation 3)."""
+    """peak * sqrt(warmup / step), never below the floor (Vaswani et al. 2017, equation 3)."""
 
     name: str = "inverse_sqrt"
 
-    def after_warmup(self, done, warmup, total, peak, floor):
+    def after_warmup(self, done: int, warmup: int, total: int, peak: float, floor: float) -> float:
         return max(floor, peak * math.sqrt(max(1, warmup) / max(1, warmup, done)))
 
 
 @SCHEDULES.register("wsd")
 @dataclass(frozen=True, kw_only=True)
 class WarmupStableDecayConfig(Schedule):
-    """The peak, then a decay to the floor over the last `decay_fraction` of the schedule (Hu et al. 2024, MiniCPM).
-
-    decay_shape: linear | sqrt (1 - sqrt(progress), Haegele et al. 2024) | cosine.
-    """
+    """The peak, then a decay to the floor over the last part of the schedule (Hu et al. 2024, MiniCPM)."""
 
     name: str = "wsd"
-    decay_fraction: float = 0.2
-    decay_shape: str = "linear"
+    decay_fraction: float = key(0.2, "The part of the schedule in which the rate decays.")
+    decay_shape: str = key(
+        "linear",
+        "The shape of the decay. sqrt: 1 - sqrt(progress) (Haegele et al. 2024).",
+        choices=("linear", "sqrt", "cosine"),
+    )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice("decay_shape", self.decay_shape, _DECAY_SHAPES)
+        check_choices(self)
         if not 0 < self.decay_fraction <= 1:
-            raise ConfigError(f"decay_fraction must lie above 0 and up to 1; got {self.decay_fraction}")
+            raise ConfigError(f"decay_fraction must be above 0 and at most 1; got {self.decay_fraction}")
 
-    def after_warmup(self, done, warmup, total, peak, floor):
+    def after_warmup(self, done: int, warmup: int, total: int, peak: float, floor: float) -> float:
         begin = max(warmup, total - round(self.decay_fraction * total))
         return floor + (peak - floor) * _DECAY_SHAPES[self.decay_shape](_progress(done, begin, total))
 
 
-_DECAY_SHAPES = {
+_DECAY_SHAPES: dict[str, Callable[[float], float]] = {
     "linear": lambda progress: 1 - progress,
     "sqrt": lambda progress: 1 - math.sqrt(progress),
     "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),

@@ -1,1 +1,1 @@
-"""The decoder-only Transformer: its config, its parts, its parametrization and its counts."""
+"""The decoder-only Transformer: configuration, parts, parametrization, and counts of parameters and FLOPs."""

@@ -1,4 +1,4 @@
-"""Causal self-attention: q, k preparation (norm, rotation) -> scale -> softcap -> normaliser -> values.
+"""Causal self-attention: norm and rotation of q and k -> scores -> scale -> softcap -> normaliser -> values.
 
 Shapes in names: B sequences, T positions, D model width, H query heads, G key and value heads,
 K features of a head, R = K/2 rotated pairs.
@@ -43,16 +43,18 @@ class FixedQKNorm(nn.Module):
         return self.factor * self.norm(x, None, self.eps)
 
 
-def make_qk_norm(config: ModelConfig, n_heads: int, device=None) -> nn.Module:
-    """The norm of queries (n_heads of them) or keys (n_kv_heads), or nn.Identity where there is none. With kappa it is
-    sqrt(kappa) z / RMS(z), which imposes the size of the attention logits (arXiv 2309.14322, Fig. 10)."""
+def make_qk_norm(config: ModelConfig, n_heads: int, device=None) -> QKNorm | FixedQKNorm | nn.Identity:
+    """The norm of queries or keys of `n_heads` heads, or nn.Identity without a norm.
+
+    With kappa it is sqrt(kappa) z / RMS(z), which sets the size of the attention logits (arXiv 2309.14322, Fig. 10).
+    """
     part = config.query_key_norm
     if part.function is None:
         return nn.Identity()
     norm = resolve(part.function)
     if not part.gains:
         return FixedQKNorm(norm, config.norm_eps, factor=math.sqrt(config.kappa or 1.0))
-    width = n_heads * config.d_head if config.norms_heads_together else config.d_head
+    width = n_heads * config.head_width if config.norms_heads_together else config.head_width
     return QKNorm(norm, width, config.norm_eps, device=device)
 
 
@@ -60,55 +62,58 @@ def make_qk_norm(config: ModelConfig, n_heads: int, device=None) -> nn.Module:
 
 
 def sdpa_attention(q_BHTK, k_BGTK, v_BGTK, *, scale, softcap=None, window=None, normaliser=reference.softmax):
-    """PyTorch's fused attention: the plain softmax of it, no more."""
+    """PyTorch's fused attention, with the softmax only."""
     if softcap is not None or window is not None or normaliser is not reference.softmax:
-        raise ValueError("sdpa has no softcap, no window and no other normaliser than softmax")
+        raise ValueError("sdpa has no softcap, no window and no normaliser except softmax")
     grouped = q_BHTK.shape[1] != k_BGTK.shape[1]
     return F.scaled_dot_product_attention(q_BHTK, k_BGTK, v_BGTK, is_causal=True, scale=scale, enable_gqa=grouped)
 
 
 def triton_attention(q_BHTK, k_BGTK, v_BGTK, *, normaliser=reference.softmax, **options):
-    """The Triton kernel."""
-    from scaling_testbed.kernels.attention.triton import attention  # where it is chosen, Triton is there
+    """Attention by the Triton kernel."""
+    from scaling_testbed.kernels.attention.triton import attention  # this path is chosen only if Triton is installed
 
     if normaliser is not reference.softmax:
-        raise ValueError("the Triton kernel has no other normaliser than softmax")
+        raise ValueError("the Triton kernel has no normaliser except softmax")
     return attention(q_BHTK, k_BGTK, v_BGTK, **options)
 
 
 def triton_statistics(q_BHTK, k_BGTK, *, normaliser=reference.softmax, **options) -> reference.AttentionStatistics:
-    """reference.attention_statistics from the Triton kernel."""
+    """reference.attention_statistics by the Triton kernel."""
     from scaling_testbed.kernels.attention.triton import attention
 
     if normaliser is not reference.softmax:
-        raise ValueError("the Triton kernel has no other normaliser than softmax")
+        raise ValueError("the Triton kernel has no normaliser except softmax")
     return attention(q_BHTK, k_BGTK, k_BGTK, return_statistics=True, **options)[1]
 
 
-# Paths of the norm and rotation: normed and rotated q_BHTK and k_BGTK in the projections' type.
+# Paths of the norm and rotation. They return normed and rotated q_BHTK and k_BGTK in the type of the projections.
 
 
 def plain_queries_and_keys(attention: Attention, q_BTD, k_BTD, cos_TR, sin_TR) -> tuple[torch.Tensor, torch.Tensor]:
-    """The norms of `attention`, then the rotation."""
+    """Apply the norms of `attention`, then the rotation."""
     normed = attention.normed_heads(q_BTD, k_BTD)
-    return tuple(apply_rotary(x, cos_TR, sin_TR).to(q_BTD.dtype) for x in normed)
+    q_BHTK, k_BGTK = (apply_rotary(x, cos_TR, sin_TR).to(q_BTD.dtype) for x in normed)
+    return q_BHTK, k_BGTK
 
 
 def fused_queries_and_keys(attention: Attention, q_BTD, k_BTD, cos_TR, sin_TR) -> tuple[torch.Tensor, torch.Tensor]:
-    """One Triton kernel norms and rotates; a norm that it does not know, and one over all heads, comes before."""
+    """Norm and rotate in one Triton kernel. A norm that the kernel lacks, or one over all heads, is applied before."""
     from scaling_testbed.kernels.qk_norm_rope.triton import qk_norm_rope, rotary
 
-    dtype = q_BTD.dtype
-    if attention.fused_kind is None:
-        return rotary(*attention.normed_heads(q_BTD, k_BTD), cos_TR, sin_TR, out_dtype=dtype)
+    dtype, kind = q_BTD.dtype, attention.fused_kind
+    if kind is None:
+        q_BHTK, k_BGTK = attention.normed_heads(q_BTD, k_BTD)
+        return rotary(q_BHTK, k_BGTK, cos_TR, sin_TR, out_dtype=dtype)
     q_norm, k_norm = attention.q_norm, attention.k_norm
-    heads = attention.heads(q_BTD), attention.heads(k_BTD)
-    options = {"kind": attention.fused_kind, "eps": q_norm.eps, "out_dtype": dtype}
-    return qk_norm_rope(*heads, q_norm.weight, k_norm.weight, cos_TR, sin_TR, **options)
+    assert isinstance(q_norm, QKNorm) and isinstance(k_norm, QKNorm), "a norm that the kernel supports has a gain"
+    q_BHTK, k_BGTK = attention.heads(q_BTD), attention.heads(k_BTD)
+    gains = q_norm.weight, k_norm.weight
+    return qk_norm_rope(q_BHTK, k_BGTK, *gains, cos_TR, sin_TR, kind=kind, eps=q_norm.eps, out_dtype=dtype)
 
 
 def check_impls(config: ModelConfig, device: torch.device) -> None:
-    """Raise ConfigError where `config` names a path that cannot run on `device`."""
+    """Raise ConfigError if `config` names a path that cannot run on `device`."""
     for key, impls in IMPLS.items():
         named = getattr(config, key)
         if named != AUTO and (reason := impls[named].why_not(device)):
@@ -116,13 +121,16 @@ def check_impls(config: ModelConfig, device: torch.device) -> None:
 
 
 class Attention(nn.Module):
-    """Self-attention of one block. `scale` multiplies q.k; `impl` is a key of ATTENTION_IMPLS, `qk_norm_impl` one of
-    QK_NORM_IMPLS. Where `records_logits` is set, a forward pass with a gradient also finds the largest logit of
-    each head, which `take_largest_logits` gives; it changes no other result."""
+    """Self-attention of one block.
+
+    scale: the factor on q.k. impl: a key of ATTENTION_IMPLS. qk_norm_impl: a key of QK_NORM_IMPLS. If `records_logits`
+    is set, a forward pass with a gradient also records the largest logit of each head, which `take_largest_logits`
+    returns. This changes no other result.
+    """
 
     def __init__(self, config: ModelConfig, *, scale: float, impl: str, qk_norm_impl: str, device=None):
         super().__init__()
-        self.n_heads, self.n_kv_heads, self.d_head = config.n_heads, config.n_kv_heads, config.d_head
+        self.n_heads, self.n_kv_heads, self.d_head = config.n_heads, config.kv_heads, config.head_width
         self.scale, self.softcap, self.window = scale, config.attention_softcap, config.attention_window
         self.config, self.impl = config, impl
         self.normaliser = NORMALISERS[config.attention_normaliser]
@@ -143,9 +151,14 @@ class Attention(nn.Module):
         self._largest_logit_H: torch.Tensor | None = None
 
     def take_largest_logits(self) -> torch.Tensor:
-        """The largest scale * q.k of each query head that a query could see since the last call, before any softcap;
-        fp32 [H]."""
+        """The largest scale * q.k of each query head since the last call, before any softcap; fp32 [H].
+
+        Only keys that a query may see count. Raises RuntimeError if no forward pass has recorded logits since the last
+        call.
+        """
         taken_H, self._largest_logit_H = self._largest_logit_H, None
+        if taken_H is None:
+            raise RuntimeError("no forward pass with a gradient recorded attention logits since the last call")
         return taken_H
 
     def _record_logits(self, q_BHTK, k_BGTK) -> None:
@@ -154,23 +167,25 @@ class Attention(nn.Module):
         self._largest_logit_H = torch.maximum(before_H, largest_H)
 
     def queries_and_keys(self, x_BTD, cos_TR, sin_TR) -> tuple[torch.Tensor, torch.Tensor]:
-        """Normed and rotated q_BHTK and k_BGTK in the type of the products; scale * q.k are the logits."""
+        """Normed and rotated q_BHTK and k_BGTK in the type of the products. The logits are scale * q.k."""
         return self.prepare(self.q(x_BTD), self.k(x_BTD), cos_TR, sin_TR)
 
     def prepare(self, q_BTD, k_BTD, cos_TR, sin_TR) -> tuple[torch.Tensor, torch.Tensor]:
-        """`queries_and_keys` from the projections."""
+        """`queries_and_keys`, from the projections q_BTD and k_BTD."""
         return self._norm_and_rotate(self, q_BTD, k_BTD, cos_TR, sin_TR)
 
-    def normed_heads(self, q_BTD, k_BTD):
-        """q_BHTK and k_BGTK, fp32 where they were normed, not rotated."""
+    def normed_heads(self, q_BTD, k_BTD) -> tuple[torch.Tensor, torch.Tensor]:
+        """q_BHTK and k_BGTK after the norms and before the rotation; fp32 if a norm was applied."""
         if self.norm_before_split:
             return self.heads(self.q_norm(q_BTD)), self.heads(self.k_norm(k_BTD))
         return self.q_norm(self.heads(q_BTD)), self.k_norm(self.heads(k_BTD))
 
     @torch.no_grad()
     def statistics(self, q_BHTK, k_BGTK) -> reference.AttentionStatistics:
-        """Of the scores of normed and rotated queries and keys: from the first path that gathers them and can run.
-        Where the weights do not sum to one, the entropy is the softmax's."""
+        """Statistics of the scores of normed and rotated queries and keys, from the first path that can compute them.
+
+        If the weights do not sum to one, the entropy is that of the softmax.
+        """
         options = {"scale": self.scale, "softcap": self.softcap, "window": self.window}
         if self.normaliser.sums_to_one:
             options["normaliser"] = self._weigh
@@ -184,12 +199,12 @@ class Attention(nn.Module):
             if impl.statistics is not None and usable and lacks(self.config) is None:
                 yield resolve(impl.statistics)
 
-    def heads(self, x_BTD):
-        """[B, T, heads * K] -> [B, heads, T, K], a view."""
+    def heads(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        """A view of x [B, T, heads * K] as [B, heads, T, K]."""
         return x_BTD.unflatten(-1, (-1, self.d_head)).transpose(1, 2)
 
     def forward(self, x_BTD: torch.Tensor, cos_TR: torch.Tensor, sin_TR: torch.Tensor) -> torch.Tensor:
-        """[B, T, D] -> [B, T, D] in the type of the products; the tables are rotary_tables'."""
+        """Map [B, T, D] to [B, T, D] in the type of the products. cos_TR and sin_TR come from `rotary_tables`."""
         x_BTD = cast_for_matmul(x_BTD)
         q_BHTK, k_BGTK = self.queries_and_keys(x_BTD, cos_TR, sin_TR)
         if self.records_logits and torch.is_grad_enabled():

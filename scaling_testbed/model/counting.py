@@ -4,7 +4,7 @@ With L layers, d width, a = n_heads d_head, g = n_kv_heads d_head, f = d_ff, m m
 
     matrices of a block     2 d a + 2 d g + m d f
     gains of a block        2 d norms_per_branch + qk gains (2 d_head per head, a + g over the full width)
-    extra of its linears    model.linear's for each matrix: 2 + 2 + m in a block, one for an untied head
+    extra of its linears    extra_per_matrix for each of the 4 + m matrices of a block, and for an untied head
     outside the blocks      V d, another V d for an untied head, d for the final norm
     forward FLOPs a token   2 (L matrices + V d) + 4 L a T
 """
@@ -20,12 +20,12 @@ from scaling_testbed.model.parts import LINEARS, MLPS, NORMS, RESIDUALS
 
 @dataclass(frozen=True)
 class ParamCounts:
-    """One model, four conventions.
+    """The number of parameters of one model by four conventions.
 
-    n_params                     everything
-    n_params_non_embedding       neither embedding nor head (Kaplan et al.; the proxies paper)
-    n_params_no_input_embedding  with the head, without the embedding; a tied matrix counts, as the head
-    n_params_no_qk_gains         everything but the gains of qk-norm: the published counts of Gadre et al. 2024
+    n_params                     all parameters
+    n_params_non_embedding       all but embedding and head (Kaplan et al.; Wortsman et al. 2023)
+    n_params_no_input_embedding  all but the embedding; a tied matrix counts as the head
+    n_params_no_qk_gains         all but the gains of the qk-norm: the published counts of Gadre et al. 2024
     """
 
     n_params: int
@@ -42,7 +42,7 @@ def count_params(config: ModelConfig) -> ParamCounts:
     n_matrices = 4 + MLPS[config.mlp].n_matrices
     beside_matrices = 2 * layout.norms_per_branch * norm + _qk_gains(config) + n_matrices * extra
     body = config.n_layers * (block_matrices(config) + beside_matrices) + layout.final_norm * norm
-    table = config.vocab_size * config.d_model
+    table = config.known_vocab_size * config.d_model
     if not config.tied_head:
         body += extra
     n_params = body + (table if config.tied_head else 2 * table)
@@ -55,48 +55,51 @@ def count_params(config: ModelConfig) -> ParamCounts:
 
 
 def forward_flops(config: ModelConfig, sequence_length: int) -> int:
-    """FLOPs of one token's forward pass in a sequence of `sequence_length`: every matrix product, head
-    included, a multiply-add being two. Attention counts all T x T scores, though half are masked, as torch's
-    FlopCounterMode does. Norms, activations, normalisers, rotation, the embedding look-up and products of a matrix and
-    a vector, as sigma_reparam has them, are not counted."""
+    """FLOPs of the forward pass of one token in a sequence of `sequence_length` tokens.
+
+    All matrix products count, including the head; a multiply-add is two FLOPs. Attention counts all T x T scores,
+    although half of them are masked, as torch's FlopCounterMode does. Norms, activations, normalisers, the rotation,
+    the embedding look-up and matrix-vector products (those of sigma_reparam) do not count.
+    """
     config = _resolved(config)
-    products = config.n_layers * block_matrices(config) + config.vocab_size * config.d_model
-    attention = config.n_layers * 2 * config.n_heads * config.d_head * sequence_length
+    products = config.n_layers * block_matrices(config) + config.known_vocab_size * config.d_model
+    attention = config.n_layers * 2 * config.n_heads * config.head_width * sequence_length
     return 2 * (products + attention)
 
 
 def flops_per_token(config: ModelConfig, sequence_length: int) -> int:
-    """FLOPs of training on one token: 3 x forward, since each product has two more in the backward pass, one
-    for each of its inputs. Exact for the reference attention. A fused attention computes the scores again in
-    its backward pass; that work, like any recomputation, is not counted here, so that the same model costs
-    the same on every path."""
+    """FLOPs of training on one token: 3 x forward, because the backward pass has two products for each forward product.
+
+    This is exact for the reference attention. A fused attention computes the scores again in its backward pass. That
+    work does not count, and neither does any other recomputation, so that a model has the same FLOPs on every path.
+    """
     return 3 * forward_flops(config, sequence_length)
 
 
 def block_matrices(config: ModelConfig) -> int:
-    """Weights in the matrices of one block of a resolved `config`."""
-    attention = 2 * config.d_model * config.d_head * (config.n_heads + config.n_kv_heads)
-    return attention + MLPS[config.mlp].n_matrices * config.d_model * config.d_ff
+    """Number of weights in the matrices of one block of a resolved `config`."""
+    attention = 2 * config.d_model * config.head_width * (config.n_heads + config.kv_heads)
+    return attention + MLPS[config.mlp].n_matrices * config.d_model * config.ff_width
 
 
 def weights_by_role(config: ModelConfig) -> dict[str, int]:
-    """Parameters of each role (parametrization.ROLES) of a resolved `config`; a learned factor counts as a gain."""
-    heads, kv_heads = config.d_head * config.n_heads, config.d_head * config.n_kv_heads
+    """Role (parametrization.ROLES) -> number of parameters of a resolved `config`. A learned factor is a gain here."""
+    heads, kv_heads = config.head_width * config.n_heads, config.head_width * config.kv_heads
     widths = {"q": heads, "k": kv_heads, "v": kv_heads, "attn_out": heads}
     for role in MLPS[config.mlp].roles:
-        widths[role] = widths.get(role, 0) + config.d_ff
+        widths[role] = widths.get(role, 0) + config.ff_width
     found = {role: config.n_layers * config.d_model * width for role, width in widths.items()}
-    found["embedding"] = config.vocab_size * config.d_model
+    found["embedding"] = config.known_vocab_size * config.d_model
     found["head"] = 0 if config.tied_head else found["embedding"]
     return {**found, "norm": count_params(config).n_params - sum(found.values())}
 
 
 def _qk_gains(config: ModelConfig) -> int:
-    heads = config.n_heads + config.n_kv_heads if config.norms_heads_together else 2
-    return config.query_key_norm.gains * heads * config.d_head
+    heads = config.n_heads + config.kv_heads if config.norms_heads_together else 2
+    return config.query_key_norm.gains * heads * config.head_width
 
 
 def _resolved(config: ModelConfig) -> ModelConfig:
     if config.vocab_size is None:
-        raise ConfigError("vocab_size must be known to count, got None: resolve the config with the data's vocabulary")
+        raise ConfigError("vocab_size must be known to count parameters, got None: use config.resolved(vocab_size)")
     return config.resolved(config.vocab_size)

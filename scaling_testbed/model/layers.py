@@ -1,4 +1,4 @@
-"""The modules of a block: linear layers, norms, MLPs. What is true of each, and its name, is in parts.py.
+"""The modules of a block: linear layers, norms, MLPs. parts.py holds the name and the facts of each.
 
 Shapes in names: B sequences, T positions, D model width, F MLP width.
 Parameters are fp32. Under autocast, matrix products run in its type; norms and the residual stream stay fp32.
@@ -19,8 +19,11 @@ from scaling_testbed.registry import resolve
 
 
 class Linear(nn.Linear):
-    """x @ weight.T without bias. The weight is NaN until Transformer.init_weights draws it: a forgotten
-    initialisation shows at once, and building a model consumes no random numbers."""
+    """x @ weight.T without bias.
+
+    The weight is NaN until Transformer.init_weights draws it. A missing initialisation thus shows at once, and building
+    a model consumes no random numbers.
+    """
 
     def __init__(self, d_in: int, d_out: int, *, role: str, device=None):
         super().__init__(d_in, d_out, bias=False, device=device, dtype=torch.float32)
@@ -28,19 +31,22 @@ class Linear(nn.Linear):
         self.fan_in = d_in
 
     def effective_weight(self) -> torch.Tensor:
-        """The matrix [d_out, d_in] that inputs are multiplied with."""
+        """The matrix [d_out, d_in] that multiplies the inputs."""
         return self.weight
 
     def start(self) -> None:
-        """Set what follows from freshly drawn weights."""
+        """Set the tensors that depend on freshly drawn weights."""
 
     def reset_parameters(self) -> None:
         nn.init.constant_(self.weight, float("nan"))
 
 
 class Embedding(nn.Embedding):
-    """Token embedding; NaN until initialised, like Linear. `gradient_scale` multiplies the gradient of the look-up and
-    leaves its result as it is (ModelConfig.embedding_gradient_scale)."""
+    """Token embedding; NaN until initialised, like Linear.
+
+    gradient_scale: a factor on the gradient of the look-up. It does not change the result of the look-up
+    (ModelConfig.embedding_gradient_scale).
+    """
 
     role = "embedding"
 
@@ -54,7 +60,7 @@ class Embedding(nn.Embedding):
         if self.gradient_scale is None:
             return x_BTD
         fixed_BTD = x_BTD.detach()
-        return fixed_BTD + self.gradient_scale * (x_BTD - fixed_BTD)  # to the bit x_BTD
+        return fixed_BTD + self.gradient_scale * (x_BTD - fixed_BTD)  # bitwise equal to x_BTD
 
     def reset_parameters(self) -> None:
         nn.init.constant_(self.weight, float("nan"))
@@ -63,13 +69,17 @@ class Embedding(nn.Embedding):
 class SigmaReparamLinear(Linear):
     """x @ W_hat.T with W_hat = gamma W / sigma, sigma = left.W.right (Zhai et al. 2023, arXiv 2303.06296, section 3.1).
 
-    left and right, unit vectors in buffers, follow W's leading singular vectors by one power iteration for each update
-    (`follow`), and are constants to the gradient, which goes through W in sigma. As in apple/ml-sigma-reparam gamma
-    starts at sigma, so that the first forward pass is the plain model's (the paper's text starts it at one). There each
-    forward pass is an iteration; here a pass changes nothing, so that it may be split or repeated.
+    left and right are buffers with unit vectors. They approximate W's leading singular vectors by one power iteration
+    after each update (`follow`). The gradient treats them as constants and goes through W in sigma.
+
+    As in apple/ml-sigma-reparam, gamma starts at sigma, so that the first forward pass equals that of the plain model
+    (the paper's text starts gamma at one). In apple/ml-sigma-reparam each forward pass makes an iteration. Here a
+    forward pass changes nothing, so that it may be split or repeated.
     """
 
     STARTING_ITERATIONS = 32
+    left: torch.Tensor
+    right: torch.Tensor
 
     def __init__(self, d_in: int, d_out: int, *, role: str, device=None):
         super().__init__(d_in, d_out, role=role, device=device)
@@ -78,7 +88,7 @@ class SigmaReparamLinear(Linear):
         self.register_buffer("right", torch.full((d_in,), float("nan"), dtype=torch.float32, device=device))
 
     def sigma(self) -> torch.Tensor:
-        """The estimate of W's largest singular value, never above it."""
+        """The estimate of W's largest singular value. It is never above the true value."""
         return self.left @ (self.weight @ self.right)
 
     def effective_weight(self) -> torch.Tensor:
@@ -87,13 +97,13 @@ class SigmaReparamLinear(Linear):
 
     @torch.no_grad()
     def follow(self) -> None:
-        """One power iteration."""
+        """Make one power iteration."""
         self.left.copy_(F.normalize(self.weight @ self.right, dim=0))
         self.right.copy_(F.normalize(self.weight.T @ self.left, dim=0))
 
     @torch.no_grad()
     def start(self) -> None:
-        """Find left and right of freshly drawn weights, and set gamma to sigma."""
+        """Compute left and right for freshly drawn weights, and set gamma to sigma."""
         self.right.fill_(self.fan_in**-0.5)
         for _ in range(self.STARTING_ITERATIONS):
             self.follow()
@@ -104,7 +114,7 @@ class SigmaReparamLinear(Linear):
 
 
 class Scalar(nn.Module):
-    """One learned factor; a gain to the optimizer."""
+    """One learned factor. The optimizer treats it as a gain."""
 
     role = "norm"
     fan_in = 1
@@ -115,7 +125,7 @@ class Scalar(nn.Module):
 
 
 class Gain(nn.Module):
-    """A normalisation's learned gain, and no bias. Subclasses normalise."""
+    """The base of norms with a learned gain and no bias. Subclasses normalise."""
 
     role = "norm"
     fan_in = 1
@@ -127,22 +137,25 @@ class Gain(nn.Module):
 
 
 class LayerNorm(Gain):
-    """Mean-centred, gain only. Statistics and result in fp32 whatever comes in."""
+    """LayerNorm with a gain and no bias. Statistics and result are fp32 for every input type."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.layer_norm(wide(x), self.weight.shape, self.weight, None, self.eps)
 
 
 class RMSNorm(Gain):
-    """x / RMS(x) times a gain. Statistics and result in fp32 whatever comes in."""
+    """x / RMS(x) times a gain. Statistics and result are fp32 for every input type."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.rms_norm(wide(x), self.weight.shape, self.weight, self.eps)
 
 
 def cast_for_matmul(x: torch.Tensor) -> torch.Tensor:
-    """`x` in the type that autocast will use for products. Autocast converts an activation anew for each
-    product that reads it; this converts once where several do."""
+    """`x` in the type that autocast will use for products.
+
+    Autocast converts an activation again for each product that reads it. This function converts it once for several
+    products.
+    """
     device_type = x.device.type
     if device_type != "meta" and torch.is_autocast_enabled(device_type):
         return x.to(torch.get_autocast_dtype(device_type))

@@ -1,22 +1,22 @@
-"""What is true of each part of a model that is chosen by name: one record for each name, which stands nowhere else.
+"""The facts about each part of a model that is chosen by name: one record for each name.
 
-Counting, memory, parametrization, scoring, export, diagnostics and the checks of a configuration read these facts. A
-new part is one registration, here or in a plug-in:
+Counting, memory, parametrization, scoring, export, diagnostics and the checks of a configuration read these records. No
+other file holds these facts. A new part is one registration, here or in a plug-in:
 
     @NORMALISERS.register("relu2", depends_on_length=True, sums_to_one=False, kept_scores=2)
     def relu_squared(scores_BHMN, allowed_MN, n_positions): ...
 
-Nothing here imports torch, because a sweep is planned without it: what needs torch is named by "module:attribute", and
-found by `registry.resolve` where a model is built.
+Nothing here imports torch, because sweeps are planned without torch. A function that needs torch is named as
+"module:attribute". `registry.resolve` imports it when a model is built.
 
 Shapes in names: B sequences, H query heads, M queries, N keys.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from scaling_testbed.kernels.limits import ATTENTION_D_HEADS, QK_NORM_ROPE_WIDEST_HEAD
 from scaling_testbed.registry import Registry, resolve
@@ -25,22 +25,23 @@ if TYPE_CHECKING:
     from scaling_testbed.model.config import ModelConfig
 
 Target = Callable[..., Any] | str  # a function or class, or the "module:attribute" that names it
-AUTO = "auto"  # in place of a path's name: the first that can
+Record = TypeVar("Record")  # the facts of a part
+AUTO = "auto"  # in place of a path's name: the first path that can compute the model
 
 LAYERS, ATTENTION = "scaling_testbed.model.layers", "scaling_testbed.model.attention"
 QK_NORM_ROPE = "scaling_testbed.kernels.qk_norm_rope.reference"
 TRITON_WHY_NOT = "scaling_testbed.kernels.support:why_not"
 
 
-class Parts(Registry):
-    """The parts of one kind, by name. record: the class of their facts, whose first field is the function."""
+class Parts(Registry[Record]):
+    """The parts of one kind, by name. record: the class of their records, whose first field is the function."""
 
-    def __init__(self, kind: str, record: type):
+    def __init__(self, kind: str, record: Callable[..., Record]):
         super().__init__(kind)
         self.record = record
 
     def register(self, name: str, **facts: Any) -> Callable[[Any], Any]:
-        """A decorator that adds a function or class with its facts, and returns it as it is."""
+        """A decorator that adds a function or class with its facts and returns it unchanged."""
 
         def add(function: Any) -> Any:
             self.add(name, self.record(function, **facts), module=function.__module__)
@@ -56,10 +57,10 @@ class Parts(Registry):
 class Norm:
     """A norm of the residual stream or of a branch.
 
-    make         (width, eps, *, device) -> nn.Module, fp32 out
-    gains        learned numbers for each feature
-    kept         fp32 tensors of the input's size that its backward pass needs
-    counterpart  what an export to Hugging Face calls it, None where no exported model has it
+    make         (width, eps, *, device) -> nn.Module with fp32 output
+    gains        number of learned numbers for each feature
+    kept         number of fp32 tensors of the input's size that its backward pass needs
+    counterpart  its name in an export to Hugging Face; None if no exported model has it
     """
 
     make: Target
@@ -78,15 +79,15 @@ NORMS.add("rmsnorm", Norm(f"{LAYERS}:RMSNorm", gains=1, counterpart="rms_norm"),
 
 @dataclass(frozen=True)
 class QKNorm:
-    """What queries and keys become before the rotation.
+    """The norm of queries and keys before the rotation.
 
-    function     (x, gain or None, eps) -> fp32, over the last dimension; None: they stay as they are
-    gains        learned numbers for each normed feature: 1 or 0
-    kept         fp32 tensors of the input's size that its backward pass needs
-    keeps_logits whether attention logits stay as they are when the weights of queries and keys shrink
-    per_head     whether it is always over each head, whatever ModelConfig.qk_norm_axis says
-    fused_kind   what the kernel that norms and rotates at once calls it, None where it does not know it
-    counterpart  what an export to Hugging Face calls it, None where no exported model has it
+    function     (x, gain or None, eps) -> fp32, over the last dimension; None: queries and keys are not changed
+    gains        number of learned numbers for each normed feature: 1 or 0
+    kept         number of fp32 tensors of the input's size that its backward pass needs
+    keeps_logits whether attention logits do not change when the weights of queries and keys shrink
+    per_head     whether it always goes over each head, whatever ModelConfig.qk_norm_axis says
+    fused_kind   its name in the kernel that norms and rotates at once; None if the kernel does not have it
+    counterpart  its name in an export to Hugging Face; None if no exported model has it
     """
 
     function: Target | None
@@ -107,7 +108,7 @@ QK_NORMS.add(
     QKNorm(f"{QK_NORM_ROPE}:rms_norm", fused_kind="rmsnorm", counterpart="rms_norm", **_NORMED),
     module=__name__,
 )
-# What ModelConfig.kappa puts in the place of the named one: sqrt(kappa) z / RMS(z) of each head.
+# The norm that ModelConfig.kappa puts in place of the named norm: sqrt(kappa) z / RMS(z) in each head.
 KAPPA = QKNorm(
     f"{QK_NORM_ROPE}:rms_norm", gains=0, kept=1, keeps_logits=True, per_head=True, counterpart="rms_norm"
 )  # fmt: skip
@@ -120,11 +121,12 @@ KAPPA = QKNorm(
 class MLP:
     """The MLP of a block.
 
-    make         (config, *, device) -> nn.Module, [B, T, d_model] to the same
-    roles        of its matrices (parametrization.ROLES), each of d_model x d_ff, one way or the other
-    kept_widths  tensors of d_ff features for each token that its backward pass needs, in the type of the products
+    make         (config, *, device) -> nn.Module from [B, T, d_model] to [B, T, d_model]
+    roles        the roles of its matrices (parametrization.ROLES), each d_model x d_ff or d_ff x d_model
+    kept_widths  number of tensors that its backward pass needs, each with d_ff features per token in the type of the
+                 products
     counterpart  the hidden_act of an export to Hugging Face, for a gated MLP with mlp_gate, mlp_in and mlp_out; None
-                 where no exported model has it
+                 if no exported model has it
     """
 
     make: Target
@@ -156,10 +158,10 @@ class Residual:
     """How a branch joins the residual stream.
 
     apply        (x_BTD, branch, the branch's norms, n_layers) -> x_BTD
-    norms_per_branch
+    norms_per_branch  number of norms of a branch
     final_norm   whether one more norm comes after the last block
-    init_divisor (role, n_layers) -> what the standard deviation of a parameter's initialisation is divided by
-    counterpart  where an export to Hugging Face has the norms, None where no exported model has this layout
+    init_divisor (role, n_layers) -> the divisor of the standard deviation of a parameter's initialisation
+    counterpart  the place of the norms in an export to Hugging Face; None if no exported model has this layout
     """
 
     apply: Target
@@ -210,17 +212,17 @@ def _deepnorm(x, branch, norms, n_layers):
 
 @dataclass(frozen=True)
 class Linear:
-    """The matrix products inside the blocks, and an untied head's.
+    """The matrix products inside the blocks and of an untied head.
 
-    make         (d_in, d_out, *, role, device) -> layers.Linear; its `effective_weight()` and `start()` can be others
-    extra_per_matrix  learned numbers for each matrix beside its weights
-    makes_weight_anew whether inputs are multiplied with another matrix than the parameter, made in each forward pass
+    make         (d_in, d_out, *, role, device) -> layers.Linear, which may override `effective_weight()` and `start()`
+    extra_per_matrix  number of learned numbers for each matrix in addition to its weights
+    makes_weight_anew whether each forward pass computes the matrix that multiplies the inputs from the parameter
     needs_whole_tensors
                  why it cannot work on a part of its weight; None: it can
-    keeps_logits whether attention logits stay as they are when the weights of queries and keys shrink
+    keeps_logits whether attention logits do not change when the weights of queries and keys shrink
     zero_init    whether its weight may start at zero
-    rate_means   how it changes what one unit of learning rate is; None: not. Rates that mean different things are not
-                 compared
+    rate_means   how it changes the meaning of one unit of learning rate; None: it does not. Rates with different
+                 meanings are not compared
     """
 
     make: Target
@@ -241,28 +243,28 @@ LINEARS.add(
         extra_per_matrix=1,  # gamma
         makes_weight_anew=True,
         needs_whole_tensors="its singular vectors are those of whole matrices",
-        keeps_logits=True,  # the size of the weight cancels
-        zero_init=False,  # 0 / 0
+        keeps_logits=True,  # the scale of the weight cancels
+        zero_init=False,  # W / sigma(W) would be 0 / 0
         rate_means="sigma-reparam divides each matrix by its largest singular value",
     ),
     module=__name__,
 )
 
 
-# ---- what makes weights of attention scores
+# ---- normalisers: attention scores to weights
 
 
 @dataclass(frozen=True)
 class Normaliser:
-    """What makes attention weights of scores. Every path without a list of the normalisers that it knows computes it.
+    """A function from attention scores to weights. Every path that does not list its normalisers can compute it.
 
     function     (scores_BHMN, allowed_MN, n_positions) -> weights_BHMN, zero where a key is not allowed; n_positions is
-                 the length of the whole sequence, which M and N can be a part of
-    depends_on_length  whether the weights of a query depend on n_positions, that is on tokens after it: sequences of
-                 several lengths then cannot be read together
+                 the length of the whole sequence, of which M and N may be a part
+    depends_on_length  whether the weights of a query depend on n_positions, that is on tokens after it. If so,
+                 sequences of different lengths cannot share a batch
     sums_to_one  whether the weights of a query sum to one, so that they have an entropy
-    kept_scores  fp32 tensors of the scores' size that autograd keeps of it, the weights among them
-    counterpart  what an export to Hugging Face has, None where no exported model has it
+    kept_scores  number of fp32 tensors of the scores' size that autograd keeps for it, including the weights
+    counterpart  its name in an export to Hugging Face; None if no exported model has it
     """
 
     function: Target
@@ -288,20 +290,20 @@ NORMALISERS.add(
 
 @NORMALISERS.register("relu2", depends_on_length=True, sums_to_one=False, kept_scores=2)
 def relu_squared(scores_BHMN, allowed_MN, n_positions: int):
-    """L^(-1/2) relu(z)^2 with L positions in the sequence, for every query alike (Wortsman et al. 2023, arXiv
+    """L^(-1/2) relu(z)^2 with L the length of the sequence, the same for every query (Wortsman et al. 2023, arXiv
     2309.14322, E.11)."""
     return scores_BHMN.masked_fill(~allowed_MN, 0).relu().square() * n_positions**-0.5
 
 
-# ---- paths: ways to compute the same
+# ---- paths: several ways to compute the same result
 
 
 @dataclass(frozen=True)
 class Impl:
-    """A path. `auto` takes the first in the order of registration that can compute what a config asks for.
+    """A path. `auto` takes the first path, in the order of registration, that can compute the config on the device.
 
-    function     what computes it; see the kinds below
-    needs        (device) -> why it cannot run there, or None; None: it runs everywhere
+    function     the function that computes the result; the subclasses below give its arguments
+    needs        (device) -> the reason why it cannot run on the device, or None; None: it runs on every device
     automatic_on types of devices on which `auto` may take it; None: all
     """
 
@@ -310,7 +312,7 @@ class Impl:
     automatic_on: tuple[str, ...] | None = field(default=None, kw_only=True)
 
     def why_not(self, device) -> str | None:
-        """Why it cannot run on a torch.device, or None."""
+        """The reason why it cannot run on a torch.device, or None."""
         return None if self.needs is None else resolve(self.needs)(device)
 
     def is_automatic_on(self, device) -> bool:
@@ -318,22 +320,23 @@ class Impl:
         return (self.automatic_on is None or device.type in self.automatic_on) and self.why_not(device) is None
 
     def lacks(self, config: ModelConfig) -> str | None:
-        """What `config` asks for that it cannot compute, as "key=value", or None."""
+        """The first setting of `config` that it cannot compute, as "key=value", or None."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class AttentionImpl(Impl):
-    """A path of attention. function: with the arguments of kernels.attention.reference.attention.
+    """A path of attention. function: it has the arguments of kernels.attention.reference.attention.
 
-    normalisers  those that it knows; None: any
-    softcap, window  whether it has them
-    d_heads      the widths of a head that it has; None: any
-    statistics   (q, k, scale, softcap, window, normaliser) -> AttentionStatistics; None: it gathers none
-    kept         tensors of all query heads' features that autograd keeps in the type of the products: queries, keys,
-                 values, the result, and the input of the output projection where that is another tensor
-    kept_wide    such tensors that it keeps in fp32
-    keeps_scores whether autograd keeps what the normaliser does with the scores, and a softcap's result
+    normalisers  the normalisers that it supports; None: any
+    softcap, window  whether it supports them
+    d_heads      the widths of a head that it supports; None: any
+    statistics   (q, k, scale, softcap, window, normaliser) -> AttentionStatistics; None: it has none
+    kept         number of tensors, each with the features of all query heads, that autograd keeps in the type of the
+                 products: queries, keys, values, the result, and the input of the output projection if that is another
+                 tensor
+    kept_wide    number of such tensors that it keeps in fp32
+    keeps_scores whether autograd keeps the tensors of the normaliser (kept_scores) and the result of a softcap
     """
 
     normalisers: tuple[str, ...] | None = field(default=None, kw_only=True)
@@ -351,7 +354,7 @@ class AttentionImpl(Impl):
         return self.lacks_scores(config)
 
     def lacks_scores(self, config: ModelConfig) -> str | None:
-        """`lacks` of what comes before the normaliser."""
+        """`lacks` without the check of the normaliser."""
         if config.attention_softcap is not None and not self.softcap:
             return f"attention_softcap={config.attention_softcap}"
         if config.attention_window is not None and not self.window:
@@ -395,8 +398,11 @@ ATTENTION_IMPLS.add(
 
 @dataclass(frozen=True)
 class QKNormImpl(Impl):
-    """A path of the norm and rotation of queries and keys. function: (Attention, q_BTD, k_BTD, cos_TR, sin_TR) ->
-    q_BHTK, k_BGTK. widest_head: None: any."""
+    """A path of the norm and rotation of queries and keys.
+
+    function     (Attention, q_BTD, k_BTD, cos_TR, sin_TR) -> q_BHTK, k_BGTK
+    widest_head  the largest width of a head that it supports; None: any
+    """
 
     widest_head: int | None = field(default=None, kw_only=True)
 
@@ -419,18 +425,20 @@ QK_NORM_IMPLS.add(
 )
 QK_NORM_IMPLS.add("reference", QKNormImpl(f"{ATTENTION}:plain_queries_and_keys"), module=__name__)
 
-# The key of ModelConfig -> its paths.
-IMPLS = {"attention_impl": ATTENTION_IMPLS, "qk_norm_impl": QK_NORM_IMPLS}
+# Key of ModelConfig -> its paths.
+IMPLS: Mapping[str, Mapping[str, Impl]] = {"attention_impl": ATTENTION_IMPLS, "qk_norm_impl": QK_NORM_IMPLS}
 
 
 def able_impls(key: str, config: ModelConfig) -> list[str]:
-    """The names of the paths of `key` that can compute what `config` asks for, the preferred one first."""
+    """The names of the paths of `key` that can compute `config`, the preferred path first."""
     return [name for name, impl in IMPLS[key].items() if impl.lacks(config) is None]
 
 
 def choose_impl(key: str, config: ModelConfig, device=None) -> str:
-    """The path that `config.<key>` means on a torch.device (None: one on which every path runs): the named one, or
-    what `auto` takes."""
+    """The path that `config.<key>` stands for: the named path, or the path that `auto` takes.
+
+    device: a torch.device; None: a device on which every path runs.
+    """
     named = getattr(config, key)
     if named != AUTO:
         return named

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +37,7 @@ TRUNCATED_STD = 0.87962566103423978
 
 
 class Block(nn.Module):
-    """Attention, then MLP, each with the norms of the residual layout. [B, T, D] -> [B, T, D], the stream."""
+    """Attention, then MLP, each with the norms of the residual layout. Maps the residual stream [B, T, D] to itself."""
 
     def __init__(self, config: ModelConfig, *, scale: float, impl: str, qk_norm_impl: str, device=None):
         super().__init__()
@@ -63,12 +64,15 @@ def _norms(config: ModelConfig, device) -> nn.ModuleList:
 class Transformer(nn.Module):
     """The model of a resolved `config`. Its weights are NaN until `init_weights`.
 
-    attention_impl, qk_norm_impl  the paths in use: what `auto` picked for `run_on` (None: `device`, and that None:
-                                  PyTorch's default), which differs from `device` where the model is built on meta
-    recompute_every               k: the activations of every k-th block are not kept but computed again in the
-                                  backward pass, which changes no bit; None: all are kept
-    Raises ConfigError where `config` is not resolved, cannot go with `parametrization`, or names a path that cannot
-    run on `device`.
+    device                        the device of the parameters; None: PyTorch's default device
+    run_on                        the device on which the model will run; None: `device`. The two differ if the model is
+                                  built on meta
+    attention_impl, qk_norm_impl  the paths in use: the named paths, or those that `auto` picked for `run_on`
+    recompute_every               k: the activations of every k-th block are not kept. The backward pass computes them
+                                  again, with bitwise identical results. None: all are kept
+
+    Raises ConfigError if `config` is not resolved, conflicts with `parametrization`, or names a path that cannot run on
+    `run_on`.
     """
 
     def __init__(
@@ -91,47 +95,59 @@ class Transformer(nn.Module):
         scale = attention_scale(parametrization, config)
         impls = {"impl": self.attention_impl, "qk_norm_impl": self.qk_norm_impl}
         shrink = config.embedding_gradient_scale
-        self.embedding = Embedding(config.vocab_size, config.d_model, gradient_scale=shrink, device=device)
+        self.embedding = Embedding(config.known_vocab_size, config.d_model, gradient_scale=shrink, device=device)
         self.blocks = nn.ModuleList(Block(config, scale=scale, device=device, **impls) for _ in range(config.n_layers))
-        self.final_norm, self.head = nn.Identity(), None
+        self.final_norm: nn.Module = nn.Identity()
+        self.head: Linear | None = None
         if RESIDUALS[config.residual].final_norm:
             self.final_norm = resolve(NORMS[config.norm].make)(config.d_model, config.norm_eps, device=device)
         if not config.tied_head:
             linear = resolve(LINEARS[config.linear].make)
-            self.head = linear(config.d_model, config.vocab_size, role="head", device=device)
+            self.head = linear(config.d_model, config.known_vocab_size, role="head", device=device)
         self._parameter_info = self._collect_parameter_info()
 
     def forward(self, tokens_BT: torch.Tensor) -> torch.Tensor:
-        """Token ids [B, T] of any length -> fp32 hidden states [B, T, D], normed, for the head."""
+        """Map token ids [B, T] of any length to fp32 hidden states [B, T, D], normed, for the head."""
         x_BTD = self.embedding(tokens_BT)
-        # Made anew for each pass: a few thousand numbers, right for any length and device, nothing to save.
+        # The tables are computed in each pass. They are small, fit any length and device, and need not be saved.
         positions_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
-        cos_TR, sin_TR = rotary_tables(positions_T, self.config.d_head, self.config.rope_base)
+        cos_TR, sin_TR = rotary_tables(positions_T, self.config.head_width, self.config.rope_base)
         for number, block in enumerate(self.blocks):
             if self._is_recomputed(number):
-                # Nothing here draws random numbers. Stopping early would leave the hooks of sharding half done.
-                options = {"use_reentrant": False, "preserve_rng_state": False, "early_stop": False}
-                x_BTD = checkpoint(block, x_BTD, cos_TR, sin_TR, **options)
+                # A block draws no random numbers. With early_stop, the hooks of sharding would not complete.
+                x_BTD = checkpoint(
+                    block, x_BTD, cos_TR, sin_TR, use_reentrant=False, preserve_rng_state=False, early_stop=False
+                )
             else:
                 x_BTD = block(x_BTD, cos_TR, sin_TR)
         return self.final_norm(x_BTD)
 
     def _is_recomputed(self, number: int) -> bool:
-        return bool(self.recompute_every) and number % self.recompute_every == 0 and torch.is_grad_enabled()
+        if not self.recompute_every:
+            return False
+        return number % self.recompute_every == 0 and torch.is_grad_enabled()
+
+    @property
+    def typed_blocks(self) -> list[Block]:
+        """The blocks, typed as Block. PyTorch types `blocks` as plain modules."""
+        return [cast(Block, block) for block in self.blocks]
 
     @property
     def head_weight_VD(self) -> torch.Tensor:
-        """The matrix that turns hidden states into logits: the head's, or the embedding if tied."""
+        """The matrix that maps hidden states to logits: the head's weight, or the embedding if tied."""
         return self.embedding.weight if self.head is None else self.head.effective_weight()
 
     def logits(self, tokens_BT: torch.Tensor) -> torch.Tensor:
-        """fp32 logits [B, T, V], softcapped where the config says so. Training hands `forward` and the head
-        weight to the loss instead, which need not hold them all."""
+        """fp32 logits [B, T, V], with the softcap of the config.
+
+        Training does not call this. It passes hidden states and the head's weight to the loss, which need not hold all
+        logits at once.
+        """
         logits_BTV = wide(F.linear(self(tokens_BT), self.head_weight_VD))
         return softcap_scores(logits_BTV, self.config.final_softcap)
 
     def parameter_info(self) -> dict[str, ParameterInfo]:
-        """Role, fan-in and layer of every parameter, by its name in `named_parameters`."""
+        """Name in `named_parameters` -> role, fan-in and layer of the parameter."""
         return dict(self._parameter_info)
 
     def _collect_parameter_info(self) -> dict[str, ParameterInfo]:
@@ -143,9 +159,12 @@ class Transformer(nn.Module):
         }
 
     def init_weights(self, seed: int) -> None:
-        """Draw every parameter anew. A draw depends on `seed` and the parameter's name, shape and std: not on
-        the device, the global random state, or which other parameters there are. So it can be done in threads:
-        billions of normal numbers take a minute on one core."""
+        """Draw every parameter.
+
+        A draw depends only on `seed` and on the parameter's name, shape and std. It does not depend on the device, the
+        global random state or the other parameters, so threads can draw in parallel: billions of normal numbers take a
+        minute on one core.
+        """
 
         def draw(named: tuple[str, nn.Parameter]) -> None:
             with torch.no_grad():
@@ -158,10 +177,10 @@ class Transformer(nn.Module):
                 module.start()
 
     def initial_weight(self, name: str, seed: int) -> torch.Tensor:
-        """The whole initial value of one parameter, fp32 on the CPU, of which a process may keep a shard.
+        """The whole initial value of one parameter, fp32 on the CPU. A process may keep only a shard of it.
 
-        Gains are one, embeddings normal, other weights normal, cut at two standard deviations and widened
-        so that the std after the cut is parametrization.init_std (arXiv 2309.14322, section 2.1).
+        Gains are one. Embeddings are normal. Other weights are normal, truncated at two standard deviations and scaled
+        so that their std after the truncation is parametrization.init_std (arXiv 2309.14322, section 2.1).
         """
         info = self._parameter_info[name]
         value = torch.empty(self.get_parameter(name).shape, dtype=torch.float32, device="cpu")

@@ -1,14 +1,14 @@
-"""How claims are judged: each function makes a judge, from the evidence to a verdict, of what measures.py measures.
+"""Judges of claims: each function returns a judge, a function from the evidence to a verdict.
 
-- What is planned and missing, or withheld, gives "cannot tell" with its name, and so does a claim about sizes where
-  there is one size only.
-- A difference counts where the seeds' values do not overlap; with one seed where it is at least RESOLUTION.
-- "agrees" needs at least half of the comparisons to count, and none of them the other way; "disagrees" the reverse.
+- If a planned run is missing or a value is withheld, the verdict is "cannot tell" and names it. The verdict is also
+  "cannot tell" if a claim is about sizes and there is only one size.
+- A difference counts if the ranges of the seeds do not overlap; with one seed, if it is at least RESOLUTION.
+- "agrees" needs at least half of the comparisons to count, and none of these to contradict; "disagrees" the reverse.
 """
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -35,21 +35,24 @@ from scaling_testbed.papers.measures import (
     size_name,
 )
 from scaling_testbed.papers.paper import AGREES, CANNOT_TELL, DISAGREES, Judge, Verdict
-from scaling_testbed.papers.predictions import Number
+from scaling_testbed.papers.predictions import Numbers
 
-Numbers = Callable[[Evidence], list[Number]]  # of laws, one for each data set
+Settings = Mapping[str, object]  # keys and their values; a tuple lists alternatives
 
-RESOLUTION = 0.01  # nats: what one seed at nano scale cannot resolve
-SAME_N = 0.15  # of ln N: widths come in steps, so that two shapes are rarely of one size
-SAME = 1.25  # within this factor a number is called unchanged
-EACH, LARGEST, HIGHEST, MOST = "each", "largest size", "highest rate", "largest difference"  # where it is asked
+RESOLUTION = 0.01  # nats: one seed at nano scale cannot resolve smaller differences
+SAME_N = 0.15  # difference of ln N: widths come in steps, so two shapes rarely have exactly one size
+SAME = 1.25  # a number that changes by at most this factor counts as unchanged
+EACH, LARGEST, HIGHEST, MOST = "each", "largest size", "highest rate", "largest difference"  # where to compare
 
 
 def weigh(
     parts: Sequence[Part], gaps: Iterable[str] = (), least: int = 1, unit: str = "sizes", contrary: bool = False
 ) -> Verdict:
-    """The verdict of comparisons. gaps: what is missing. least: how many comparisons it takes. contrary: the claim is
-    that there is no such gain, so that too close to tell speaks for it."""
+    """The verdict of comparisons.
+
+    gaps: missing runs. least: the number of comparisons that a verdict needs. contrary: whether the claim is that there
+    is no such gain; comparisons that do not count then support it.
+    """
     words = _few([part.words for part in parts], 8)
     if gaps := list(gaps):
         return CANNOT_TELL, "; ".join(filter(None, [f"missing or withheld: {_few(gaps)}", words]))
@@ -73,15 +76,18 @@ def _few(names: Sequence[str], most: int = 3) -> str:
 
 
 def apart(a: Sequence[float], b: Sequence[float], floor: float = RESOLUTION) -> bool:
-    """Whether two groups of seeds differ: their ranges do not overlap; with one seed, by at least `floor`."""
+    """Whether two groups of seeds differ: their ranges do not overlap, or, with one seed, means differ by `floor`."""
     if len(a) > 1 and len(b) > 1:
         return max(a) < min(b) or max(b) < min(a)
     return abs(float(np.mean(a) - np.mean(b))) >= floor
 
 
-def pairs(found: Sequence[Curve], key: str, one, other) -> Iterator[tuple[Curve, Curve]]:
-    """Curves with `one` for a key beside those that have `other` and are else the same, at the same shape; of a scan at
-    the same number of parameters to within 15 %, and of another shape."""
+def pairs(found: Sequence[Curve], key: str, one: object, other: object) -> Iterator[tuple[Curve, Curve]]:
+    """Pairs of curves with `one` and `other` as the value of a key, and equal in all else.
+
+    The curves of a pair have the same shape. For the key `scan` they have different shapes and the same number of
+    parameters to within 15 %.
+    """
     for a, b in itertools.product(found, found):
         near = abs(math.log(max(a.n_params, 1) / max(b.n_params, 1))) < SAME_N
         alike = near and a.shape != b.shape if key == SCAN else a.shape == b.shape
@@ -89,8 +95,8 @@ def pairs(found: Sequence[Curve], key: str, one, other) -> Iterator[tuple[Curve,
             yield a, b
 
 
-def remaining(curve: Curve, key: str) -> tuple:
-    """Its condition without a key."""
+def remaining(curve: Curve, key: str) -> tuple[tuple[str, str], ...]:
+    """The condition of a curve without a key."""
     return tuple(item for item in curve.condition.items() if item[0] != key)
 
 
@@ -99,18 +105,20 @@ def _gaps(found: Iterable[Curve]) -> list[str]:
 
 
 def missing_of(evidence: Evidence, measure: Measure, found: Iterable[Curve]) -> list[str]:
-    """What keeps these curves from being judged by a measure."""
+    """The reasons why these curves cannot be judged by a measure."""
     return [name for curve in found for name in measure.missing(evidence, curve)]
 
 
-def values_at(evidence: Evidence, measure: Measure, curve: Curve) -> dict[tuple, tuple[Place, Value]]:
-    """What was measured, by rate and seed."""
+def values_at(
+    evidence: Evidence, measure: Measure, curve: Curve
+) -> dict[tuple[float | None, int | None], tuple[Place, Value]]:
+    """The measured values of a curve, by rate and seed."""
     taken = ((place, measure.of(evidence, place)) for place in places(curve, measure.level))
     return {(place.lr, place.seed): (place, value) for place, value in taken if value is not None}
 
 
 def gain_of(measure: Measure, one: Value, other: Value) -> tuple[float, bool]:
-    """By how much the other is larger, for a ratio in logarithms, and whether that counts."""
+    """The difference other - one (of logarithms if the measure is compared by ratio), and whether it counts."""
     if measure.ratio:
         gain = math.log(other.number / one.number)
         return gain, abs(gain) > math.log(FACTOR)
@@ -118,7 +126,7 @@ def gain_of(measure: Measure, one: Value, other: Value) -> tuple[float, bool]:
 
 
 def up_to_measured(found: Sequence[Curve]) -> list[Curve]:
-    """Without sizes above the largest that was measured."""
+    """The curves up to the largest measured size."""
     largest = max((curve.n_params for curve in found if curve.runs), default=math.inf)
     return [curve for curve in found if curve.n_params <= largest]
 
@@ -126,16 +134,18 @@ def up_to_measured(found: Sequence[Curve]) -> list[Curve]:
 def compare(
     measure: Measure,
     key: str,
-    lower,
-    higher,
-    where: Mapping | None = None,
+    lower: object,
+    higher: object,
+    where: Settings | None = None,
     at: str = EACH,
     factor: float = FACTOR,
     contrary: bool = False,
 ) -> Judge:
-    """The measure is lower with one value of a key than with another, all else being the same. at: EACH place of a
-    pair, the LARGEST size only, the HIGHEST rate that both have, or the place where they differ MOST. factor: that a
-    measure of ratios must differ by to count for it."""
+    """The judge that the measure is lower with one value of a key than with another, with all else equal.
+
+    at: EACH place of a pair, the LARGEST size only, the HIGHEST rate that both have, or the place where they differ
+    MOST. factor: the ratio from which on a difference supports the claim, for a measure compared by ratio.
+    """
 
     def judge(evidence: Evidence) -> Verdict:
         scope = evidence.having(where)
@@ -163,34 +173,39 @@ def compare(
     return judge
 
 
-def _text(value) -> str:
-    """A wanted value in a sentence."""
+def _text(value: object) -> str:
+    """The text of a wanted value in a sentence."""
     return "/".join(map(text, value)) if isinstance(value, tuple) else text(value)
 
 
-def opposite_at_ends(measure: Measure, key: str, one, other) -> Judge:
-    """In each remaining condition the measure is lower with one value of a key at the smallest size, and higher at the
-    largest; every one of these differences must be clear."""
+def opposite_at_ends(measure: Measure, key: str, one: object, other: object) -> Judge:
+    """The judge that one value of a key gives the lower measure at the smallest size, and the higher at the largest.
+
+    This must hold in each remaining condition, and every difference must be clear.
+    """
 
     def judge(evidence: Evidence) -> Verdict:
         found = [pair for pair in pairs(evidence.curves, key, one, other) if pair[0].runs and pair[1].runs]
-        parts = []
+        parts, gaps = [], list(evidence.missing)
         for rest in dict.fromkeys(remaining(a, key) for a, _ in found):
             own = sorted((pair for pair in found if remaining(pair[0], key) == rest), key=lambda pair: pair[0].n_params)
             for pair, sign in ((own[0], 1), (own[-1], -1)) if own[0][0].n_params < own[-1][0].n_params else ():
                 mine, yours = (measure.of(evidence, Place(curve)) for curve in pair)
+                if mine is None or yours is None:
+                    gaps += missing_of(evidence, measure, pair) or [f"{measure.name} at {size_name(pair[0])}"]
+                    continue
                 gain, clear = gain_of(measure, mine, yours)
                 both = f"{mine.text} with {_text(one)}, {yours.text} with {_text(other)}"
                 words = f"{label(dict(rest))} {size_name(pair[0])}: {measure.name} {both}"
                 parts.append(Part(words, sign * gain, clear))
         least = 1 if all(part.clear for part in parts) else len(parts) + 1
-        return weigh(parts, evidence.missing, least, "clear differences" if parts else "pairs of sizes")
+        return weigh(parts, gaps, least, "clear differences" if parts else "pairs of sizes")
 
     return judge
 
 
-def coincide_below_best(key: str, one, other, margin: float = 0.05) -> Judge:
-    """Two curves agree within a margin, in nats, or within their seeds, at the rates up to the lower of their best."""
+def coincide_below_best(key: str, one: object, other: object, margin: float = 0.05) -> Judge:
+    """The judge that two curves agree, in nats or within their seeds, at rates up to the lower of their best rates."""
 
     def judge(evidence: Evidence) -> Verdict:
         parts, gaps = [], []
@@ -199,7 +214,7 @@ def coincide_below_best(key: str, one, other, margin: float = 0.05) -> Judge:
             most = min(map(best_lr, (a, b))) if a.runs and b.runs else 0.0
             if shared := [lr for lr in a.lrs if a.rows(lr) and b.rows(lr) and lr <= most]:
                 gap = {lr: abs(float(np.mean(losses(a, lr)) - np.mean(losses(b, lr)))) for lr in shared}
-                worst = max(gap, key=gap.get)
+                worst = max(gap, key=gap.__getitem__)
                 together = gap[worst] <= margin or not apart(losses(a, worst), losses(b, worst))
                 words = f"{size_name(a)}: at most {gap[worst]:.3f} nats apart up to lr={max(shared):g}"
                 parts.append(Part(words, 1.0 if together else -1.0))
@@ -210,16 +225,19 @@ def coincide_below_best(key: str, one, other, margin: float = 0.05) -> Judge:
 
 def loss_beside(
     key: str,
-    plain: Mapping,
+    plain: Settings,
     low: float,
     high: float = math.inf,
     *,
     within: float | None = None,
     above: float | None = None,
 ) -> Judge:
-    """At the values of a key from low to high the loss is `within` so many nats of that at its smallest value, or is so
-    many `above` it. With neither: it is above that of a model with the settings `plain`, which the key means nothing
-    to."""
+    """The judge of the loss at the values of a key from low to high.
+
+    With `within`, the loss must be within so many nats of the loss at the smallest value. With `above`, it must be at
+    least so many nats above that loss. With neither, it must be above the loss of a model with the settings `plain`, to
+    which the key does not apply.
+    """
 
     def judge(evidence: Evidence) -> Verdict:
         short = key.rpartition(".")[2]
@@ -245,19 +263,22 @@ def loss_beside(
     return judge
 
 
-def each(check: Check, where: Mapping | None = None, at: str = EACH, typically: bool = False) -> Judge:
-    """A check holds at each place, at the LARGEST size only, or at the largest size and HIGHEST rate that it was made
-    at. typically: that it holds at more than half of them is enough."""
+def each(check: Check, where: Settings | None = None, at: str = EACH, typically: bool = False) -> Judge:
+    """The judge that a check holds at the places `at`.
+
+    at: EACH place, the LARGEST size only, or the largest size at its HIGHEST rate with a result. typically: whether the
+    check may fail at fewer than half of the places.
+    """
 
     def judge(evidence: Evidence) -> Verdict:
         scope = evidence.having(where)
         if at == LARGEST:
             top = max((curve.n_params for curve in scope), default=0)
             scope = [curve for curve in scope if curve.n_params == top]
-        made = [(place, check.of(evidence, place)) for curve in scope for place in places(curve, check.level)]
-        made = [(place, part) for place, part in made if part is not None]
+        asked = [(place, check.of(evidence, place)) for curve in scope for place in places(curve, check.level)]
+        made = [(place, part) for place, part in asked if part is not None]
         if at == HIGHEST and made:
-            made = [max(made, key=lambda one: (one[0].curve.n_params, one[0].lr))]
+            made = [max(made, key=lambda one: (one[0].curve.n_params, one[0].lr or 0.0))]
         parts = [part for _, part in made]
         plus = sum(part.gain > 0 for part in parts)
         if typically and plus not in (0, len(parts)):
@@ -268,9 +289,11 @@ def each(check: Check, where: Mapping | None = None, at: str = EACH, typically: 
     return judge
 
 
-def past_threshold_diverges(quantity: Quantity, where: Mapping | None = None) -> Judge:
-    """Every run whose quantity passes the threshold diverges. One that was stopped before the end of its schedule has
-    not shown whether it would."""
+def past_threshold_diverges(quantity: Quantity, where: Settings | None = None) -> Judge:
+    """The judge that every run whose quantity passes the threshold diverges.
+
+    If such a run was stopped before the end of its schedule, the verdict is "cannot tell", unless the run diverged.
+    """
 
     def judge(evidence: Evidence) -> Verdict:
         scope = evidence.having(where)
@@ -292,13 +315,17 @@ def _cut_short(row: Row) -> bool:
 
 
 def largest_foretold(quantity: Quantity) -> Judge:
-    """The fit to the smaller sizes foretells the largest: its value lies in the prediction interval. An interval wider
-    than a factor of 100 foretells nothing and does not count."""
+    """The judge that the fit to the smaller sizes predicts the largest: its value lies in the prediction interval.
+
+    An interval wider than a factor of 100 does not count.
+    """
 
     def judge(evidence: Evidence) -> Verdict:
         _, made = instability.analyse(evidence.study, evidence.group, quantity, hold_out_largest=True)
         parts = []
-        for one in (one for one in made if one.predicted is not None and one.measured is not None):
+        for one in made:
+            if one.predicted is None or one.low is None or one.high is None or one.measured is None:
+                continue
             interval = f"{one.predicted:.3g} [{one.low:.3g}, {one.high:.3g}]"
             words = f"lr={one.series.lr:g}: predicted {interval}, measured {one.measured:.3g}"
             parts.append(Part(words, 1.0 if one.inside else -1.0, one.high / one.low < 100))
@@ -308,10 +335,11 @@ def largest_foretold(quantity: Quantity) -> Judge:
 
 
 def smaller_below_eps(grad: str, update: str) -> Judge:
-    """Among runs that differ in eps, those whose gradient RMS lies below their eps have the smaller updates."""
+    """The judge that, of runs that differ in eps, those with a gradient RMS below their eps have smaller updates."""
 
     def judge(evidence: Evidence) -> Verdict:
-        below, others = [], []
+        below: list[float] = []
+        others: list[float] = []
         for row in (row for curve in evidence.curves for row in curve.runs.values()):
             means = measured(row, LAST_MEAN)
             if means.get(grad) and means.get(update):
@@ -326,7 +354,7 @@ def smaller_below_eps(grad: str, update: str) -> Judge:
 
 
 def _weigh_laws(evidence: Evidence, parts: Sequence[Part], unit: str = "data sets") -> Verdict:
-    """With the number of runs that no law saw."""
+    """The verdict of comparisons, with the number of runs that were left out of the laws."""
     diverged_runs = sum(row.get("status") == "diverged" for row in evidence.study.rows)
     counts = ((diverged_runs, "diverged"), (len(evidence.study.missing), "without a result"))
     left_out = ", ".join(f"{number} {what}" for number, what in counts if number)
@@ -335,8 +363,11 @@ def _weigh_laws(evidence: Evidence, parts: Sequence[Part], unit: str = "data set
 
 
 def within(measure: Numbers, limit: float, reach: float = 0.0, beyond: bool = False) -> Judge:
-    """Each number is at most a limit, or `beyond` it. reach: of how many times the compute of the fitted runs a
-    prediction must be for a small error to count; a large one counts from anywhere."""
+    """The judge that each number is at most a limit or, with `beyond`, above it.
+
+    reach: a small error counts only if the predicted run has at least this many times the compute of the fitted runs. A
+    large error always counts.
+    """
 
     def judge(evidence: Evidence) -> Verdict:
         parts = []
@@ -349,7 +380,7 @@ def within(measure: Numbers, limit: float, reach: float = 0.0, beyond: bool = Fa
 
 
 def same_over(measure: Numbers, factor: float = SAME) -> Judge:
-    """The numbers of all data sets lie within a factor of each other; there must be two."""
+    """The judge that the numbers of all data sets, at least two, lie within a factor of each other."""
 
     def judge(evidence: Evidence) -> Verdict:
         found = measure(evidence)
@@ -362,7 +393,7 @@ def same_over(measure: Numbers, factor: float = SAME) -> Judge:
 
 
 def less(measure: Numbers, other: Numbers, factor: float = FACTOR) -> Judge:
-    """A number is less than another one of the same data set; it counts from a factor on."""
+    """The judge that a number is less than another one of the same data set; it counts from a factor on."""
 
     def judge(evidence: Evidence) -> Verdict:
         parts = []

@@ -1,9 +1,9 @@
-"""Judges of a measure along the size N, the learning rate or a key, all else being the same."""
+"""Judges of a measure along the size N, the learning rate or a key, with all other settings equal."""
 
 import functools
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ from scaling_testbed.analysis.rows.study import number
 from scaling_testbed.papers.combinators import (
     RESOLUTION,
     SAME,
+    Settings,
     apart,
     gain_of,
     missing_of,
@@ -22,14 +23,17 @@ from scaling_testbed.papers.combinators import (
     values_at,
     weigh,
 )
-from scaling_testbed.papers.measures import SIZE, Evidence, Measure, Part, Value, size_name
+from scaling_testbed.papers.measures import SIZE, Evidence, Measure, Part, Place, Value, size_name
 from scaling_testbed.papers.paper import Judge, Verdict
 
 
 @dataclass(frozen=True)
 class Line:
-    """A measure along N, the rate or a key, all else being the same. points: (x, x in words, value) by x, at least two.
-    name: what tells it from other lines, where there are others."""
+    """A measure along N, the rate or a key, with all other settings equal.
+
+    points: (x, text of x, value), sorted by x, at least two. name: distinguishes it from other lines; empty if there
+    are none.
+    """
 
     measure: Measure
     name: str
@@ -45,21 +49,25 @@ class Line:
         return ", ".join(f"{value.text} at {place}" for _, place, value in self.points)
 
     def part(self, words: str, gain: float, clear: bool = True) -> Part:
-        """With its name, where it has one, before what is said of it."""
+        """A comparison whose words start with the name of the line, if it has one."""
         return Part(": ".join(filter(None, (self.name, words))), gain, clear)
 
 
-def _lines(evidence: Evidence, measure: Measure, key: str, where: Mapping | None) -> tuple[list[Line], list[str]]:
-    """The lines, and what is missing: at rates only up to the largest size that was measured, as larger ones may be
-    planned to be foretold."""
-    found: dict[tuple, list] = {}
+def _lines(evidence: Evidence, measure: Measure, key: str, where: Settings | None) -> tuple[list[Line], list[str]]:
+    """The lines of a measure, and the missing runs.
+
+    For a measure at each rate, only runs up to the largest measured size count as missing: larger sizes may be planned
+    only to be predicted.
+    """
+    found: dict[tuple[object, ...], list[tuple[float, str, Value, Place]]] = {}
     scope = sorted(evidence.having(where), key=lambda curve: curve.n_params if key == "N" else 0)
     for curve in scope:
         for place, value in values_at(evidence, measure, curve).values():
+            line: tuple[object, ...]
             if key == "N":
                 line, x = (curve.label, place.lr), (curve.n_params, size_name(curve))
             elif key == "lr":
-                line, x = (curve.label, curve.n_params), (place.lr, f"lr={place.lr:g}")
+                line, x = (curve.label, curve.n_params), (place.rate, f"lr={place.rate:g}")
             else:
                 line = (curve.shape, remaining(curve, key), place.lr)
                 x = (number(curve.settings, key), text(curve.settings[key]))
@@ -77,9 +85,11 @@ def _lines(evidence: Evidence, measure: Measure, key: str, where: Mapping | None
 Rule = Callable[[Line], Part | None]
 
 
-def along(measure: Measure, key: str, rule: Rule, where: Mapping | None = None, unit: str = "") -> Judge:
-    """A rule holds on each line of the measure along N, the rate (lr) or a key. unit: what lines are called that it can
-    be asked of."""
+def along(measure: Measure, key: str, rule: Rule, where: Settings | None = None, unit: str = "") -> Judge:
+    """The judge of a rule on each line of the measure along N, the rate (lr) or a key.
+
+    unit: the name, in a sentence, of the lines to which the rule applies.
+    """
 
     def judge(evidence: Evidence) -> Verdict:
         lines, gaps = _lines(evidence, measure, key, where)
@@ -92,7 +102,7 @@ def along(measure: Measure, key: str, rule: Rule, where: Mapping | None = None, 
 
 
 def rises(line: Line) -> Part:
-    """From its first to its last point."""
+    """The rule that the measure rises from the first point to the last."""
     (_, start, first), (_, end, last) = line.points[0], line.points[-1]
     gain, clear = gain_of(line.measure, first, last)
     at_ends = f"{line.measure.name} {first.text} at {start}, {last.text} at {end}"
@@ -100,7 +110,7 @@ def rises(line: Line) -> Part:
 
 
 def falls(line: Line) -> Part:
-    """From its first to its last point."""
+    """The rule that the measure falls from the first point to the last."""
     part = rises(line)
     return Part(part.words, -part.gain, part.clear)
 
@@ -114,12 +124,12 @@ def _goes(sign: int, line: Line) -> Part | None:
     return line.part(f"{line.measure.name} at {shown}", gain)
 
 
-only_rises: Rule = functools.partial(_goes, 1)  # nowhere down, and somewhere up
+only_rises: Rule = functools.partial(_goes, 1)  # rises at least once and never falls
 only_falls: Rule = functools.partial(_goes, -1)
 
 
 def steady(factor: float = SAME, slack: float = 0.0) -> Rule:
-    """Within a factor, or a slack, or the intervals of its seeds."""
+    """The rule that all values agree within a factor, within a slack, or within the intervals of their seeds."""
 
     def rule(line: Line) -> Part:
         values = sorted((value for _, _, value in line.points), key=lambda value: value.number)
@@ -132,11 +142,12 @@ def steady(factor: float = SAME, slack: float = 0.0) -> Rule:
 
 
 def more_at_largest(measure: Measure, key: str, rule: Rule) -> Judge:
-    """What a rule finds along a key is more at the largest size than at the smallest."""
+    """The judge that the gain of a rule along a key is larger at the largest size than at the smallest."""
 
     def judge(evidence: Evidence) -> Verdict:
         lines, gaps = _lines(evidence, measure, key, None)
-        parts = [rule(line) for line in sorted(lines, key=lambda line: line.curve.n_params)]
+        by_size = sorted(lines, key=lambda line: line.curve.n_params)
+        parts = [part for line in by_size if (part := rule(line))]
         if gaps or len(parts) < 2:
             return weigh(parts, gaps, 2)
         more = parts[-1].gain - parts[0].gain
@@ -147,8 +158,11 @@ def more_at_largest(measure: Measure, key: str, rule: Rule) -> Judge:
 
 @dataclass(frozen=True)
 class Reduction:
-    """What a line comes to, a number and its words. template: of two lines, {a} and {b} with {one} and {other}. clear:
-    the least difference that counts, or logarithm of a ratio."""
+    """A reduction of a line to one value.
+
+    of: the value of a line. template: the sentence about two lines, with their values {a} and {b} and their conditions
+    {one} and {other}. clear: the smallest difference that counts, or the smallest logarithm of the ratio if `ratio`.
+    """
 
     of: Callable[[Line], Value | None]
     template: str
@@ -174,15 +188,18 @@ def _miss(line: Line) -> Value | None:
     return Value(error, f"{error:.4f}")
 
 
-SLOPE = Reduction(_slope, "S grows as {b} along {other}, {a} along {one}", 0.05)  # of a power law, and S may be zero
-SPREAD = Reduction(_spread, "{a}; in comparison {b}", 0.1, ratio=True)  # the largest over the smallest
-# of a power law in N through all but the largest size
+# The exponent of a power law; values are at least 1e-6, because S may be zero.
+SLOPE = Reduction(_slope, "S grows as {b} along {other}, {a} along {one}", 0.05)
+SPREAD = Reduction(_spread, "{a}; in comparison {b}", 0.1, ratio=True)  # the largest value divided by the smallest
+# The error at the largest size of a power law in N that is fitted to all other sizes.
 MISS_AT_LARGEST = Reduction(_miss, "error at the largest size: {a} {one}, {b} {other}", RESOLUTION)
 
 
-def differ(measure: Measure, reduce: Reduction, key: str, lower, higher) -> Judge:
-    """What the line of the measure along N comes to is lower with one value of a key than with another, or with each of
-    a tuple of others."""
+def differ(measure: Measure, reduce: Reduction, key: str, lower: object, higher: object) -> Judge:
+    """The judge that the reduced line of the measure along N is lower with one value of a key than with another.
+
+    higher: the other value, or a tuple of values, each of which is compared.
+    """
 
     def judge(evidence: Evidence) -> Verdict:
         lines, gaps = _lines(evidence, measure, "N", None)

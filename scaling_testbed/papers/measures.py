@@ -1,7 +1,7 @@
-"""What can be measured in a study, for the judges: of a condition at a size, at each of its rates, or of each run.
+"""Quantities of a study that claims are judged by: of a condition at one size, at each of its rates, or of each run.
 
-A Measure answers for one place with a number, what tells it from another, and its words; None where it was not
-measured. A Check says of a place whether it is as the paper says.
+A Measure gives a Value for a place: a number, its text, and the values that decide whether it differs from another
+one. It gives None if the place was not measured. A Check tells whether a place behaves as the paper says.
 """
 
 import functools
@@ -19,14 +19,14 @@ from scaling_testbed.analysis.figures.drawing import compact
 from scaling_testbed.analysis.rows.study import Row, Study, number
 from scaling_testbed.papers.predictions import DataSet, data_sets
 
-FACTOR = 1.1  # quantities that are compared by their ratio differ from here on
-SIZE, RATE, TOP_RATE, RUN = "size", "rate", "top rate", "run"  # what a measure is of
+FACTOR = 1.1  # quantities compared by their ratio differ if the ratio is larger than this
+SIZE, RATE, TOP_RATE, RUN = "size", "rate", "top rate", "run"  # the level at which a measure is taken
 
 Trace = Sequence[tuple[int, float]]  # (step, value)
 
 
 class Evidence:
-    """A study with what the judges ask of it, each computed once. Raises what the analyses raise."""
+    """A study and the results that judges use; each is computed once. Raises as the analyses do."""
 
     def __init__(self, study: Study, preferred: Sequence[str] = ()):
         self.study = study
@@ -44,12 +44,12 @@ class Evidence:
     def missing(self) -> list[str]:
         return list(dict.fromkeys(name for curve in self.curves for name in curve.missing))
 
-    def having(self, where: Mapping | None = None) -> list[Curve]:
-        """The curves whose settings have these values."""
+    def having(self, where: Mapping[str, object] | None = None) -> list[Curve]:
+        """The curves whose settings have the values of `where`."""
         return [curve for curve in self.curves if curve.fits(where or {})]
 
     def sensitivity(self, curve: Curve) -> Sensitivity:
-        """S of one of the curves."""
+        """The sensitivity S of a curve."""
         return self.sensitivities[[id(one) for one in self.curves].index(id(curve))]  # both are in one order
 
     @functools.cached_property
@@ -57,33 +57,48 @@ class Evidence:
         return data_sets(self.study)
 
     def trace(self, row: Row, name: str) -> Trace:
-        """What a run recorded under a name."""
+        """The values that a run recorded under a name."""
         return [(step["step"], step[name]) for step in self.study.trace(row) if step.get(name) is not None]
 
 
 @dataclass(frozen=True)
 class Place:
-    """A condition at a size; with lr at one rate, over its seeds; with seed too, one run."""
+    """A condition at one size; with `lr`, its seeds at one rate; with `lr` and `seed`, one run."""
 
     curve: Curve
     lr: float | None = None
     seed: int | None = None
 
     @property
+    def rate(self) -> float:
+        """The learning rate. Raises ValueError if the place is not at one rate."""
+        if self.lr is None:
+            raise ValueError(f"{self} is not at one learning rate")
+        return self.lr
+
+    @property
+    def rows(self) -> list[Row]:
+        """The rows at its rate, one for each seed that has one."""
+        return self.curve.rows(self.rate)
+
+    @property
     def row(self) -> Row:
-        return self.curve.runs[self.lr, self.seed]
+        """The row of its run. Raises ValueError if the place is not one run."""
+        if self.seed is None:
+            raise ValueError(f"{self} is not one run")
+        return self.curve.runs[self.rate, self.seed]
 
     def __str__(self) -> str:
         return size_name(self.curve) + (f" at lr={self.lr:g}" if self.lr is not None else "")
 
 
 def size_name(curve: Curve) -> str:
-    """N for a sentence."""
+    """The text of a curve's N."""
     return f"N={compact(curve.n_params)}"
 
 
 def places(curve: Curve, level: str) -> list[Place]:
-    """Where a measure of this level is taken: the curve, its rates that were run, the highest of them, or its runs."""
+    """The places of a level: the curve, its rates that were run, the highest of these, or its runs."""
     if level == SIZE:
         return [Place(curve)]
     if level == RUN:
@@ -94,8 +109,11 @@ def places(curve: Curve, level: str) -> list[Place]:
 
 @dataclass(frozen=True)
 class Value:
-    """number: what is compared. text: it for a sentence. seeds: values, or the ends of an interval, whose range tells
-    it from another."""
+    """A measured value.
+
+    number: the number to compare. text: its text in a sentence. seeds: the values of the seeds, or the ends of an
+    interval; two values differ if these ranges do not overlap.
+    """
 
     number: float
     text: str
@@ -104,8 +122,11 @@ class Value:
 
 @dataclass(frozen=True)
 class Measure:
-    """name: for a sentence. missing: what keeps a curve from being judged. ratio: compared by its ratio, not by its
-    difference."""
+    """A quantity of places.
+
+    name: its name in a sentence. of: the value at a place. level: the level of its places. ratio: whether values are
+    compared by their ratio, not by their difference. missing: the reasons why a curve cannot be judged.
+    """
 
     name: str
     of: Callable[[Evidence, Place], Value | None]
@@ -115,7 +136,7 @@ class Measure:
 
 
 def losses(curve: Curve, lr: float) -> list[float]:
-    """The final losses of a curve's seeds at a rate, capped at their loss at initialisation."""
+    """The final losses of a curve's seeds at a rate, each capped at the loss at initialisation."""
     rows = curve.rows(lr)
     return list(capped([final_loss(r) for r in rows], [number(r, "val_loss_initial") for r in rows]))
 
@@ -126,7 +147,7 @@ def best_lr(curve: Curve) -> float:
 
 
 def best_losses(curve: Curve) -> list[float]:
-    """The losses at the best rate, one for each seed."""
+    """The final losses at the best rate, one for each seed."""
     return losses(curve, best_lr(curve))
 
 
@@ -150,12 +171,12 @@ def _loss(values: Sequence[float], digits: int = 4) -> Value:
 
 
 def best_loss(digits: int = 4) -> Measure:
-    """The loss at the best rate, in nats, said to so many digits."""
+    """The measure of the loss at the best rate, in nats, with its text rounded to `digits`."""
     return Measure("best loss", lambda _, at: _loss(best_losses(at.curve), digits) if at.curve.runs else None)
 
 
 def _first_diverging_lr(evidence: Evidence, place: Place) -> Value:
-    first = next((at.lr for at in places(place.curve, RATE) if any(map(diverged, place.curve.rows(at.lr)))), math.inf)
+    first = next((at.rate for at in places(place.curve, RATE) if any(map(diverged, at.rows))), math.inf)
     return Value(first, f"{first:g}" if first < math.inf else "none")
 
 
@@ -170,17 +191,17 @@ def _diverged(evidence: Evidence, place: Place) -> Value:
 
 S = Measure("S", _s, missing=_withheld)
 BEST_LOSS = best_loss()
-LOSS = Measure("loss", lambda _, at: _loss(losses(at.curve, at.lr)), RATE)
+LOSS = Measure("loss", lambda _, at: _loss(losses(at.curve, at.rate)), RATE)
 BEST_LR = Measure("best lr", _best_lr, ratio=True)
-FIRST_DIVERGING_LR = Measure("first diverging lr", _first_diverging_lr, ratio=True)  # above all rates where none does
+FIRST_DIVERGING_LR = Measure("first diverging lr", _first_diverging_lr, ratio=True)  # inf if no rate diverges
 DIVERGED = Measure("run", _diverged, RUN)
 
 
 def measured_as(quantity: Quantity) -> Measure:
-    """A recorded quantity at each rate: the geometric mean over the seeds that have it."""
+    """The measure of a recorded quantity at each rate: the geometric mean over the seeds that have it."""
 
     def of(evidence: Evidence, place: Place) -> Value | None:
-        values = [value for row in place.curve.rows(place.lr) if (value := value_of(row, quantity)) is not None]
+        values = [value for row in place.rows if (value := value_of(row, quantity)) is not None]
         mean = math.exp(float(np.mean(np.log(values)))) if values else 0.0
         return Value(mean, f"{mean:.3g}") if values else None
 
@@ -188,7 +209,7 @@ def measured_as(quantity: Quantity) -> Measure:
 
 
 def traced(name: str, reduce: Callable[[Trace], float]) -> Measure:
-    """What `reduce` makes of a quantity that each run recorded, [(step, value)] -> number."""
+    """The measure of a recorded quantity of each run, reduced by `reduce`: [(step, value)] -> number."""
 
     def of(evidence: Evidence, place: Place) -> Value | None:
         trace = evidence.trace(place.row, name)
@@ -204,18 +225,18 @@ def peak(trace: Trace) -> float:
 
 
 def drift(trace: Trace) -> float:
-    """How far the last value lies from the first."""
+    """The absolute difference of the last value and the first."""
     return abs(trace[-1][1] - trace[0][1])
 
 
 def growth(trace: Trace) -> float:
-    """The last absolute value over the first."""
+    """The absolute value of the last value divided by that of the first."""
     return max(abs(trace[-1][1]), 1e-30) / max(abs(trace[0][1]), 1e-30)
 
 
 @dataclass(frozen=True)
 class Part:
-    """One comparison. gain: positive as the paper says. clear: whether it counts."""
+    """One comparison. gain: positive if the result is as the paper says. clear: whether the comparison counts."""
 
     words: str
     gain: float
@@ -224,7 +245,11 @@ class Part:
 
 @dataclass(frozen=True)
 class Check:
-    """of: whether a place is as the paper says, None where that was not measured. unit: what such places are called."""
+    """A test of places.
+
+    of: the comparison at a place, None if it was not measured. unit: the name of such places in a sentence. level: the
+    level of the places.
+    """
 
     of: Callable[[Evidence, Place], Part | None]
     unit: str
@@ -236,7 +261,7 @@ def _is(words: str, true: bool) -> Part:
 
 
 def trains_at(lr: float) -> Check:
-    """No seed diverges at this rate."""
+    """The check that no seed diverges at this rate."""
 
     def of(evidence: Evidence, place: Place) -> Part | None:
         rows = [row for at in place.curve.lrs if math.isclose(at, lr, rel_tol=1e-6) for row in place.curve.rows(at)]
@@ -250,18 +275,18 @@ def trains_at(lr: float) -> Check:
 
 
 def _unstable(evidence: Evidence, place: Place) -> Part:
-    rows, best = place.curve.rows(place.lr), float(np.mean(best_losses(place.curve)))
-    initial, last = number(rows[0], "val_loss_initial"), float(np.mean(losses(place.curve, place.lr)))
+    rows, best = place.rows, float(np.mean(best_losses(place.curve)))
+    initial, last = number(rows[0], "val_loss_initial"), float(np.mean(losses(place.curve, place.rate)))
     bad = any(map(diverged, rows)) or last - best >= (initial - best) / 2
     return _is(f"{place}: loss {last:.3f}, best {best:.3f}, initial {initial:.3f}", bad)
 
 
-# At the highest rate a seed diverged, or half of what training gains at the best rate is lost.
+# At the highest rate a seed diverged, or at least half of the loss reduction at the best rate is lost.
 UNSTABLE_AT_TOP = Check(_unstable, "sizes", TOP_RATE)
 
 
 def comes_to(quantity: Quantity, within: float) -> Check:
-    """The quantity is past its threshold from above, or within a factor of it."""
+    """The check that the quantity is at most its threshold times the factor `within`."""
     measure = measured_as(quantity)
 
     def of(evidence: Evidence, place: Place) -> Part | None:
@@ -273,7 +298,7 @@ def comes_to(quantity: Quantity, within: float) -> Check:
 
 
 def rises_with_block(prefix: str) -> Check:
-    """A per-block mean over the last steps is larger in the last block than in the first."""
+    """The check that a per-block mean over the last steps is larger in the last block than in the first."""
 
     def of(evidence: Evidence, place: Place) -> Part | None:
         means = measured(place.row, LAST_MEAN)
@@ -288,13 +313,13 @@ def rises_with_block(prefix: str) -> Check:
 
 
 def largest_in_first_block(prefix: str) -> Check:
-    """The largest value of a per-block quantity over a run is that of block 0."""
+    """The check that block 0 has the largest value of a per-block quantity over a run."""
 
     def of(evidence: Evidence, place: Place) -> Part | None:
         names = {key for step in evidence.study.trace(place.row)[:50] for key in step if key.startswith(f"{prefix}/")}
         blocks = sorted(int(block) for name in names if (block := name.rpartition("/")[2]).isdigit())
         peaks = {n: max(value for _, value in evidence.trace(place.row, f"{prefix}/{n}")) for n in blocks}
-        top = max(peaks, key=peaks.get, default=0)
+        top = max(peaks, key=peaks.__getitem__, default=0)
         words = f"{place}: largest in block {top} of {len(peaks)}"
         return _is(f"{words} ({peaks[top]:.3g})", top == 0) if len(peaks) > 1 else None
 
@@ -302,7 +327,10 @@ def largest_in_first_block(prefix: str) -> Check:
 
 
 def recorded(judge: Callable[..., tuple[str, float, bool] | None], *names: str) -> Check:
-    """What a function says of the traces of these quantities in a run: words, gain and whether it is clear; or None."""
+    """The check that `judge` makes of the traces of these quantities in a run.
+
+    judge: traces -> (words, gain, whether it is clear), or None.
+    """
 
     def of(evidence: Evidence, place: Place) -> Part | None:
         traces = [evidence.trace(place.row, name) for name in names]
@@ -313,13 +341,16 @@ def recorded(judge: Callable[..., tuple[str, float, bool] | None], *names: str) 
 
 
 def falls_below_zero(trace: Trace) -> tuple[str, float, bool]:
-    """It ends below where it began, and below zero."""
+    """Judge whether the last value is below the first, and below zero."""
     first, last = trace[0][1], trace[-1][1]
     return f"{first:.3g} to {last:.3g}", 1.0 if last < min(first, 0) else -1.0, abs(last - first) > 0.1
 
 
 def drifts_late(trace: Trace) -> tuple[str, float, bool] | None:
-    """Half of its drift, from first to last record, happens after half of the run. None where that is less than 0.1."""
+    """Judge whether half of the drift, from the first record to the last, happens after half of the run.
+
+    None if the drift is at most 0.1 or the trace has fewer than four records.
+    """
     if len(trace) < 4 or drift(trace) <= 0.1:
         return None
     first, last = trace[0][1], trace[-1][1]
@@ -329,14 +360,16 @@ def drifts_late(trace: Trace) -> tuple[str, float, bool] | None:
 
 
 def norms_outgrow(q_rms: Trace, k_rms: Trace, cosine: Trace) -> tuple[str, float, bool]:
-    """The product of two norms grows by a larger factor than the absolute value of their cosine."""
+    """Judge whether the product of two norms grows by a larger factor than the absolute value of their cosine."""
     norms, other = growth(q_rms) * growth(k_rms), growth(cosine)
     return f"norms x{norms:.3g}, cosine x{other:.3g}", math.log(norms / other), norms > 1.5
 
 
 def shrinks_near_eps(grads: Trace, updates: Trace, eps: float = 1e-8) -> tuple[str, float, bool] | None:
-    """Where the gradient's RMS is within ten times eps, that of the update is smaller than before. None where it does
-    not come so near, or begins there."""
+    """Judge whether the RMS of the update is smaller while the RMS of the gradient is below ten times eps.
+
+    None if the gradient is never, or always, below ten times eps.
+    """
     grad_at, update_at = dict(grads), dict(updates)
     steps = sorted(set(grad_at) & set(update_at))
     near = [update_at[step] for step in steps if grad_at[step] < 10 * eps]

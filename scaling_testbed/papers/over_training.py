@@ -1,6 +1,6 @@
-"""The experiments of Gadre et al. 2024 (arXiv 2403.08540) and what the paper claims of its testbed of 104 models.
+"""The experiments of Gadre et al. 2024 (arXiv 2403.08540) and the claims of the paper about its testbed of 104 models.
 
-The numbers are the paper's; a limit that it does not give is ours and says "here".
+The numbers are those of the paper. A limit that the paper does not give is chosen here, and its claim says "here".
 """
 
 from scaling_testbed.papers import combinators as by
@@ -9,7 +9,8 @@ from scaling_testbed.papers.paper import Claim, Experiment, Paper
 
 RPJ = "redpajama"
 SINGLE_TASKS = ("arc_easy", "lambada_openai", "openbook_qa", "hellaswag_zeroshot")
-FAR_LOSS, FAR_ERROR = 100, 10  # times the compute, of the paper's 300 and 20, that a small error must be reached over
+# A small error counts only if the prediction is for this many times the compute of the fitted runs (paper: 300 and 20).
+FAR_LOSS, FAR_ERROR = 100, 10
 
 TESTBED = Experiment(
     name="overtraining",

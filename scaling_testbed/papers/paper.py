@@ -1,6 +1,6 @@
-"""A paper as data: its experiments, which sweep makes the runs of each, and what it claims of them.
+"""A paper as data: its experiments, the sweeps that make their runs, and the claims about them.
 
-A whole paper of one's own, as a plug-in holds it:
+A plug-in can define a complete paper:
 
     from scaling_testbed.papers.combinators import compare
     from scaling_testbed.papers.measures import BEST_LOSS
@@ -11,40 +11,47 @@ A whole paper of one's own, as a plug-in holds it:
     paper = Paper(name="mine", authors="A 2026", title="On residuals", arxiv="2601.00001", experiments=[residuals])
     PAPERS.add(paper.name, paper, module=__name__)
 
-A sweep file then says `paper: mine` and `experiment: residuals`, and `analyze report` judges its runs. Judges are made
-in combinators.py and lines.py of what measures.py and predictions.py measure; any function from the evidence is one.
+A sweep file then has `paper: mine` and `experiment: residuals`, and `analyze report` judges its runs. A judge is any
+function from the evidence to a verdict. combinators.py and lines.py make judges from the measures of measures.py and
+predictions.py.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scaling_testbed.analysis.curves.instability import Quantity
 from scaling_testbed.analysis.rows.study import Study
 from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.registry import Registry, resolve
 
+if TYPE_CHECKING:
+    from scaling_testbed.papers.measures import Evidence
+
 AGREES, DISAGREES, CANNOT_TELL = "agrees", "disagrees", "cannot tell"
 
-Verdict = tuple[str, str]  # one of these words, and the number behind it
-Judge = Callable[[Any], Verdict]  # of measures.Evidence
+Verdict = tuple[str, str]  # one of these words, and the numbers that led to it
+Judge = Callable[["Evidence"], Verdict]
 
-PAPERS = Registry("paper")  # name -> Paper, or "module:attribute" of one
+PAPERS: Registry["Paper | str"] = Registry("paper")  # name -> Paper, or "module:attribute" of one
 PAPERS.add("small_scale_proxies", "scaling_testbed.papers.small_scale_proxies:PAPER", module=__name__)
 PAPERS.add("over_training", "scaling_testbed.papers.over_training:PAPER", module=__name__)
 
 
 @dataclass(frozen=True)
 class Claim:
-    """What the paper says, in our words, how a study is asked for it, and where the paper says it (where it is not the
-    figure of the experiment)."""
+    """A claim of a paper.
+
+    text: a paraphrase of the claim. judge: decides whether a study agrees with it. source: its place in the paper, if
+    this is not the figure of the experiment.
+    """
 
     text: str
     judge: Judge
     source: str = ""
 
-    def verdict(self, evidence: Any) -> Verdict:
-        """agrees | disagrees | cannot tell, and the number behind it; rows that cannot be read for it cannot tell."""
+    def verdict(self, evidence: "Evidence") -> Verdict:
+        """agrees | disagrees | cannot tell, and the numbers that led to it. A UserError of the judge: cannot tell."""
         try:
             return self.judge(evidence)
         except UserError as error:
@@ -58,9 +65,9 @@ class Claim:
 class Experiment:
     """One experiment of a paper.
 
-    sweeps: those that make its runs; one of its own name where none is given. group: the keys that tell its conditions
-    apart, first ones first. quantities: fitted against N. traces: recorded quantities to draw over time. against: a key
-    that the final loss is drawn against.
+    sweeps: the sweeps that make its runs; by default the one of its own name. group: the keys that distinguish its
+    conditions, in this order. quantities: fitted against N. traces: recorded quantities to draw against the step.
+    against: a key to draw the final loss against.
     """
 
     name: str
@@ -73,14 +80,17 @@ class Experiment:
     against: str | None = None
     claims: Sequence[Claim] = ()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "sweeps", tuple(self.sweeps) or (self.name,))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Paper:
-    """authors: as one cites them, with the year. settings: what its runs have in common, by the keys of a row, for a
-    page to say what was changed."""
+    """A paper and its experiments.
+
+    authors: as in a citation, with the year. settings: common settings of its runs, by the keys of a row; a page lists
+    the differences of a study from them.
+    """
 
     name: str
     authors: str
@@ -90,7 +100,7 @@ class Paper:
     experiments: Sequence[Experiment]
 
     def experiment(self, name: str) -> Experiment:
-        """Raises ConfigError naming the choices."""
+        """The experiment of that name. Raises ConfigError, which lists the names, if there is none."""
         for one in self.experiments:
             if one.name == name:
                 return one
@@ -105,29 +115,36 @@ NO_EXPERIMENT = Experiment(name="none")
 
 
 def paper_named(name: str) -> Paper:
-    """A registered paper. Raises ConfigError naming the choices."""
+    """A registered paper. Raises ConfigError, which lists the names, if there is none."""
     if name not in PAPERS:
         known = ", ".join(PAPERS)
-        raise ConfigError(f"paper must be one of {known}, or of a plug-in that is loaded; got {name!r}")
-    return resolve(PAPERS[name])
+        raise ConfigError(f"paper must be one of {known}, or one of a loaded plug-in; got {name!r}")
+    paper: Paper = resolve(PAPERS[name])
+    return paper
 
 
 def experiment_of(study: Study) -> tuple[Paper | None, Experiment]:
-    """The paper and experiment that a study's sweep.json names; where it names none, as before there were such keys,
-    the one that lists its sweep, else (None, NO_EXPERIMENT). Raises ConfigError for a name that is not registered."""
+    """The paper and experiment that a study's sweep.json names.
+
+    If it names none, as in earlier versions, the experiment that lists its sweep; otherwise (None, NO_EXPERIMENT).
+    Raises ConfigError if a name is not registered.
+    """
     if study.paper is not None:
         try:
             paper = paper_named(study.paper)
             return paper, NO_EXPERIMENT if study.experiment is None else paper.experiment(study.experiment)
         except ConfigError as error:
-            hint = "" if study.paper in PAPERS else "; to load it, type --plugins NAME, its module or .py file"
-            raise ConfigError(f"{study.path}, by its sweep.json: {error}{hint}") from None
+            hint = "" if study.paper in PAPERS else "; to load its plug-in, type --plugins MODULE_OR_FILE"
+            raise ConfigError(f"sweep.json of {study.path}: {error}{hint}") from None
     listed = [(paper, one) for paper, one in _everything() if study.sweep in one.sweeps]
     return listed[0] if listed else (None, NO_EXPERIMENT)
 
 
 def chosen(typed: str) -> tuple[Paper, Experiment]:
-    """The experiment typed as NAME, or as PAPER/NAME. Raises ConfigError naming the choices where it is none or two."""
+    """The experiment typed as NAME or PAPER/NAME.
+
+    Raises ConfigError, which lists the choices, if no experiment or several have that name.
+    """
     found = [(paper, one) for paper, one in _everything() if typed in (one.name, f"{paper.name}/{one.name}")]
     found = found or [(paper, one) for paper, one in _everything() if typed in one.sweeps]
     if len(found) == 1:

@@ -1,14 +1,16 @@
-"""What laws say of a study's runs, for the judges: each data set by itself, fitted as Gadre et al. 2024 do (Table 1).
+"""Predictions of laws for a study's runs, one data set at a time, fitted as in Gadre et al. 2024 (Table 1).
 
-Their recipe, by rank so that it fits smaller testbeds too: the law of the loss is fitted to the four smallest sizes at
-20 tokens per parameter and to the smallest at 320; the law of the error to these and to the fifth size at 20; both by
-least squares. Relative errors are |predicted - measured| / measured (section 3.4).
+The law of the loss is fitted to the four smallest sizes at 20 tokens per parameter and to the smallest size at 320. The
+law of the error is fitted to these and to the fifth size at 20. Both fits use least squares. Sizes are counted by rank,
+so that the recipe also applies to smaller testbeds. A relative error is |predicted - measured| / measured (section
+3.4).
 """
 
 import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,22 +24,28 @@ from scaling_testbed.analysis.rows.conditions import text
 from scaling_testbed.analysis.rows.study import Row, Study, name_of
 from scaling_testbed.errors import UserError
 
+if TYPE_CHECKING:
+    from scaling_testbed.papers.measures import Evidence
+
 FITTED_SIZES, OPTIMAL_M, LARGE_M = 4, 20, 320
 OVER_TRAINED, LARGEST_SIZE = "the dearest over-trained run", "the largest size"  # predictions
 
 
 @dataclass(frozen=True)
 class Number:
-    """What a law says of one data set. reach: how many times the compute of the fitted runs it is about."""
+    """A result of a law for one data set. reach: compute of the predicted run divided by that of the fitted runs."""
 
     number: float
     words: str
     reach: float = math.inf
 
 
+Numbers = Callable[["Evidence"], list[Number]]  # the results of laws, one for each data set
+
+
 @dataclass(frozen=True)
 class Point:
-    """The runs of one size and multiplier: M is their tokens per parameter, rounded."""
+    """The runs of one size and multiplier. m: their tokens per parameter, rounded."""
 
     n_params: float
     m: int
@@ -45,10 +53,11 @@ class Point:
 
     @property
     def flops(self) -> float:
-        return 6 * self.n_params * self.rows[0]["n_tokens"]
+        n_tokens: float = self.rows[0]["n_tokens"]
+        return 6 * self.n_params * n_tokens
 
     def mean(self, column: str) -> float:
-        """Over the seeds. Raises UserError where it is not there."""
+        """The mean of a column over the seeds. Raises UserError if a row has no such number."""
         return float(np.mean(columns.check(self.rows, column, (column,))))
 
     def __str__(self) -> str:
@@ -56,7 +65,7 @@ class Point:
 
 
 class DataSet:
-    """The finished runs on one data set, and the laws that they give."""
+    """The finished runs on one data set, and the laws fitted to them."""
 
     def __init__(self, name: str, rows: Sequence[Row]):
         self.name = name
@@ -68,7 +77,7 @@ class DataSet:
         self.sizes = sorted({point.n_params for point in self.points})
 
     def point(self, rank: int, m: int) -> Point:
-        """Raises UserError where it was not run."""
+        """The point of the size with this rank. Raises UserError if it was not run."""
         n = self.sizes[rank] if rank < len(self.sizes) else None
         for point in self.points:
             if point.n_params == n and point.m == m:
@@ -77,7 +86,7 @@ class DataSet:
 
     @functools.cached_property
     def cheap(self) -> list[Point]:
-        """What the law of the loss is fitted to."""
+        """The points that the law of the loss is fitted to."""
         return [*(self.point(rank, OPTIMAL_M) for rank in range(FITTED_SIZES)), self.point(0, LARGE_M)]
 
     @functools.cached_property
@@ -86,11 +95,11 @@ class DataSet:
 
     @property
     def calibrated(self) -> list[Point]:
-        """What the law of the error is fitted to."""
+        """The points that the law of the error is fitted to."""
         return [*self.cheap, self.point(FITTED_SIZES, OPTIMAL_M)]
 
     def target(self, which: str) -> Point:
-        """The run to be predicted, of a size that the law of the loss is not fitted to."""
+        """The point to predict, of a size that the law of the loss is not fitted to."""
         larger = [point for point in self.held_out if point.n_params > self.sizes[FITTED_SIZES - 1]]
         fits = [point for point in larger if (point.m > OPTIMAL_M if which == OVER_TRAINED else point.m == OPTIMAL_M)]
         if not fits:
@@ -106,7 +115,7 @@ class DataSet:
         return self.fitted("loss_to_error", self.calibrated if calibrated else self.cheap, error=column)
 
     def fitted(self, law: str, points: Sequence[Point], **renamed: str) -> Fit:
-        """From fixed starts, without intervals: a verdict comes out the same each time, and at once."""
+        """A law fitted from fixed starts and without intervals, so that verdicts are reproducible and fast."""
         rows = [row for point in points for row in point.rows]
         for theirs in renamed.values():
             if all(row.get(theirs) is None for row in rows):
@@ -116,7 +125,7 @@ class DataSet:
         return fit(LAWS[law], inputs, observed, objective=LSQ, starts=8, bootstrap=0)
 
     def prediction(self, point: Point, column: str, calibrated: bool = True) -> Number:
-        """The relative error of what the laws say of a point: of a loss, or through the loss of a downstream error."""
+        """The relative error of the prediction for a point: of a loss, or of a downstream error by way of the loss."""
         is_loss = column.startswith("loss")
         law = self.loss_law(column if is_loss else "loss")
         value = float(law.predict(point.rows[0]))
@@ -132,7 +141,7 @@ class DataSet:
 
     @property
     def irreducible(self) -> float:
-        """E of the law of the loss. Raises UserError where the runs do not tell it."""
+        """E of the law of the loss. Raises UserError if it is at a bound."""
         for said in self.loss_law().warnings:
             if said.startswith("E is at its"):
                 raise UserError(f"{self.name}: {said}, so that its reducible loss is not known")
@@ -140,7 +149,7 @@ class DataSet:
 
 
 def _alike(rows: list[Row]) -> list[Row]:
-    """Raises UserError where runs of one size and multiplier are not seeds of one setting, which a mean would hide."""
+    """The rows. Raises UserError if runs of one size and multiplier differ in a setting; a mean would hide this."""
     settings = [key for key in rows[0] if "." in key and not key.startswith(NO_CONDITION_IN)]
     for key in settings:
         if len({text(row.get(key)) for row in rows}) > 1:
@@ -150,7 +159,7 @@ def _alike(rows: list[Row]) -> list[Row]:
 
 
 def data_sets(study: Study) -> list[DataSet]:
-    """Of the runs that finished. Raises UserError where they lack what a law needs."""
+    """The data sets of the runs that finished. Raises UserError if a run lacks a column that a law needs."""
     groups: dict[str, list[Row]] = {}
     for row in study.rows:
         if row.get("status") != "diverged":
@@ -158,15 +167,15 @@ def data_sets(study: Study) -> list[DataSet]:
     return [DataSet(name, rows) for name, rows in groups.items()]
 
 
-def _of_each(number: Callable[[DataSet], Number]):
-    """A measure: the number of each data set."""
+def _of_each(number: Callable[[DataSet], Number]) -> Numbers:
+    """The measure that gives the number of each data set."""
     return lambda evidence: [number(one) for one in evidence.data_sets]
 
 
-def error_at(which: str, column: str = "loss", data: str | None = None, calibrated: bool = True):
-    """The relative error of predictions of a target; of the data set `data` only, or the only one there is."""
+def error_at(which: str, column: str = "loss", data: str | None = None, calibrated: bool = True) -> Numbers:
+    """The relative error of the prediction of a target, for each data set, or for `data` if there are several."""
 
-    def measure(evidence) -> list[Number]:
+    def measure(evidence: "Evidence") -> list[Number]:
         found = [one for one in evidence.data_sets if data in (None, one.name)]
         if not found and len(evidence.data_sets) > 1:
             raise UserError(f"several data sets, and none of them {data}")
@@ -175,8 +184,8 @@ def error_at(which: str, column: str = "loss", data: str | None = None, calibrat
     return measure
 
 
-def mean_error(column: str = "loss", least_m: float = 0, most_m: float = math.inf, data: str | None = None):
-    """The mean relative error over the held-out points between two multipliers; of the data set `data` only."""
+def mean_error(column: str = "loss", least_m: float = 0, most_m: float = math.inf, data: str | None = None) -> Numbers:
+    """The mean relative error over the held-out points between two multipliers, for `data` or for each data set."""
     ms = f"M={least_m:g}" if least_m == most_m else f"M>={least_m:g}"
 
     def number(one: DataSet) -> Number:
@@ -187,7 +196,7 @@ def mean_error(column: str = "loss", least_m: float = 0, most_m: float = math.in
         off = f"{column} {np.mean(errors):.2%} off over {len(errors)} runs of {ms}, at most {max(errors):.2%}"
         return Number(float(np.mean(errors)), f"{one.name}: {off}")
 
-    def measure(evidence) -> list[Number]:
+    def measure(evidence: "Evidence") -> list[Number]:
         found = [one for one in evidence.data_sets if data in (None, one.name)]
         if not found:
             raise UserError(f"no run is of the data set {data}")
@@ -215,8 +224,8 @@ def _exponent_spread(one: DataSet) -> Number:
     return Number(most / least if least > 0 else math.inf, f"{one.name}: {shown}")
 
 
-def unexplained(column: str):
-    """The share of a downstream error's variance over all runs that the law fitted to them all leaves."""
+def unexplained(column: str) -> Numbers:
+    """The share of a downstream error's variance that a law fitted to all runs does not explain."""
 
     def number(one: DataSet) -> Number:
         law = one.fitted("loss_to_error", one.points, error=column)
@@ -227,8 +236,8 @@ def unexplained(column: str):
     return _of_each(number)
 
 
-def single_task_error(which: str, tasks: Sequence[str]):
-    """The median over single tasks of the relative error of predictions."""
+def single_task_error(which: str, tasks: Sequence[str]) -> Numbers:
+    """The median over single tasks of the relative error of their predictions."""
 
     def number(one: DataSet) -> Number:
         errors = [one.prediction(one.target(which), f"error/{task}").number for task in tasks]
@@ -238,10 +247,10 @@ def single_task_error(which: str, tasks: Sequence[str]):
     return _of_each(number)
 
 
-def share_not_lower(column: str, data: str):
-    """At which share of the sizes and multipliers that both have `data` has no lower number than another data set."""
+def share_not_lower(column: str, data: str) -> Numbers:
+    """The share of common sizes and multipliers at which `data` does not have a lower value than another data set."""
 
-    def measure(evidence) -> list[Number]:
+    def measure(evidence: "Evidence") -> list[Number]:
         own = next((one for one in evidence.data_sets if one.name == data), None)
         others = [one for one in evidence.data_sets if one is not own]
         if own is None or not others:
@@ -260,4 +269,5 @@ def share_not_lower(column: str, data: str):
     return measure
 
 
-ETA, EXPONENT_SPREAD = _of_each(_eta), _of_each(_exponent_spread)  # of each M >= 20: the largest over the smallest
+# EXPONENT_SPREAD: over all M >= 20, the largest exponent divided by the smallest.
+ETA, EXPONENT_SPREAD = _of_each(_eta), _of_each(_exponent_spread)

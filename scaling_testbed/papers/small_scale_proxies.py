@@ -1,4 +1,4 @@
-"""The experiments of Wortsman et al. 2023 (arXiv 2309.14322) and what the paper claims of each."""
+"""The experiments of Wortsman et al. 2023 (arXiv 2309.14322) and the claims of the paper about each."""
 
 from scaling_testbed.analysis.curves.grouping import SCAN
 from scaling_testbed.analysis.curves.instability import LAST_MEAN, Quantity
@@ -11,7 +11,7 @@ QK = "model.qk_norm"
 NORMED = ("layernorm", "rmsnorm")
 WITHOUT, WITH = {QK: "none"}, {QK: NORMED}
 PAR = "parametrization.name"
-KAPPA, BIGRAM = "model.kappa", {"model.n_layers": 0}  # without attention, that kappa would matter to
+KAPPA, BIGRAM = "model.kappa", {"model.n_layers": 0}  # a bigram model has no attention, so no kappa
 GRID_STEP = 3.4  # neighbouring rates of the grid differ by 3 or 3.33
 DIVERGING = "conditions in which a run diverged at one of two or more sizes"
 LOGIT = Quantity(name="attention_logit_max/0")
@@ -39,7 +39,7 @@ def _gradient_claims(tensor: str) -> list[Claim]:
 EXPERIMENTS = [
     Experiment(
         name="qknorm_lr", figure="Figure 1", group=[QK],
-        sweeps=["qknorm_lr", "nano_lr"],  # the second is its small picture
+        sweeps=["qknorm_lr", "nano_lr"],  # the second is a small version of the first
         question="Does qk-layernorm keep high learning rates trainable as models grow?",
         claims=[
             Claim("qk-layernorm lowers learning-rate sensitivity at each size.", by.compare(of.S, QK, NORMED, "none")),

@@ -1,4 +1,4 @@
-"""The machine under a run: device, number format, determinism, and the peak that utilisation is measured against."""
+"""The hardware of a run: device, precision, determinism, and the peak FLOP/s that utilisation is relative to."""
 
 import contextlib
 import os
@@ -11,8 +11,8 @@ import torch
 from scaling_testbed.config.sections import ComputeConfig
 from scaling_testbed.errors import ConfigError
 
-# Dense bf16 tensor-core peak in FLOP/s, from NVIDIA's data sheets (without sparsity), by words of the device's name,
-# of which the first line that fits counts.
+# Dense bf16 tensor-core peak in FLOP/s from NVIDIA's data sheets (without sparsity). A line fits a device whose name
+# has all its words; the first line that fits counts.
 PEAK_BF16_FLOPS = {
     "GB200": 2500e12,
     "B200": 2250e12,
@@ -28,11 +28,11 @@ PEAK_BF16_FLOPS = {
     "A10": 125e12,
     "GeForce RTX 4090": 165e12,
 }
-OTHER_PEAK = {"Laptop", "D", "MIG"}  # words that make it another card, or a part of one
+OTHER_PEAK = {"Laptop", "D", "MIG"}  # words that mark another card, or a part of one
 
 
 def choose_device(config: ComputeConfig, local_rank: int = 0) -> torch.device:
-    """The device a run uses. Raises ConfigError for a named one that is not there."""
+    """The device of a run. Raises ConfigError if compute.device names one that is not available."""
     name = config.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -41,7 +41,7 @@ def choose_device(config: ComputeConfig, local_rank: int = 0) -> torch.device:
     if name == "cuda" and local_rank >= torch.cuda.device_count():
         raise ConfigError(
             f"process {local_rank + 1} of this machine has no GPU: PyTorch sees {torch.cuda.device_count()}; start one "
-            "process for each"
+            "process for each GPU"
         )
     if name == "mps" and not torch.backends.mps.is_available():
         raise ConfigError("compute.device=mps, but PyTorch sees no Apple GPU here; use compute.device=auto")
@@ -49,25 +49,27 @@ def choose_device(config: ComputeConfig, local_rank: int = 0) -> torch.device:
 
 
 def choose_precision(config: ComputeConfig, device: torch.device) -> str:
-    """fp32 or bf16. Raises ConfigError for bf16 on a GPU without it."""
+    """The precision of a run, fp32 or bf16. Raises ConfigError if the GPU does not support bf16."""
     has_bf16 = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
     if config.precision == "bf16" and not has_bf16:
-        raise ConfigError(f"compute.precision=bf16, but {torch.cuda.get_device_name(device)} has none; use fp32")
+        raise ConfigError(
+            f"compute.precision=bf16, but {torch.cuda.get_device_name(device)} does not support it; use fp32"
+        )
     if config.precision == "auto":
         return "bf16" if device.type == "cuda" and has_bf16 else "fp32"
     return config.precision
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
-    """Matrix products in bf16 where `precision` says so; parameters stay fp32."""
+    """Context in which matrix products are in bf16 if `precision` is bf16. Parameters stay in fp32."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
 def configure_torch(config: ComputeConfig) -> None:
-    """Threads and determinism, process-wide, before the first kernel runs."""
+    """Set threads and determinism for the whole process. Must be called before the first kernel runs."""
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    # Denormal numbers cost a CPU a hundredfold and carry nothing here: Adam's moments are full of them.
+    # Denormal numbers make a CPU a hundred times slower. Adam's moments have many of them, and they do not matter.
     torch.set_flush_denormal(True)
     torch.use_deterministic_algorithms(config.deterministic)
     if config.deterministic:
@@ -96,7 +98,7 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Largest memory held so far: allocated on the GPU, or resident in the process on a CPU."""
+    """The largest memory so far, in bytes: allocated on the GPU, or resident in the process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,8 +1,8 @@
-"""What the processes of one run say to each other, and how they end together.
+"""Communication between the processes of one run, and how they end together.
 
-Before training, and wherever rank 0 works alone for long (preparing data, hashing a checkpoint), the others wait at a
-key-value store, which knows no time limit; the collectives of a step have one, `parallelism.timeout_seconds`. A run
-without a process group (parallelism=single) passes through all of this as if it were not there.
+Before training, and while rank 0 works alone for a long time (it prepares data or hashes a checkpoint), the other ranks
+wait at a key-value store without a time limit. The collectives of a step have a limit, `parallelism.timeout_seconds`.
+In a run without a process group (parallelism=single) the functions here only run their action.
 """
 
 import atexit
@@ -12,25 +12,25 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from scaling_testbed.config.sections import ParallelismConfig
-from scaling_testbed.errors import UserError
+from scaling_testbed.errors import FAILED, STOPPED, UserError
 from scaling_testbed.processes.world import World
 
-WAIT_SECONDS = 30  # between two looks at the store
-LEAVE_SECONDS = 20  # how long rank 0 stays for the others
+WAIT_SECONDS = 30  # one wait at the store, which is then repeated
+LEAVE_SECONDS = 20  # how long rank 0 waits at the end for the other ranks
 STORE_GONE = "the process that keeps the store of this run is gone"
-_uses = itertools.count()  # of the launcher's store by this process, which are as many on every rank
-_ended_group = None  # the last one, which outlives its model: see _end_group
+_uses = itertools.count()  # how often this process used the launcher's store; the same on every rank
+_ended_group = None  # the last group, kept longer than its model: see _end_group
 
 
 class RankError(UserError):
-    """What went wrong in another process, with the exit status it has there. Rank 0 prints it for all."""
+    """An error of another process, with the exit status that it has there. Rank 0 prints it for all ranks."""
 
     told_to_all = True
 
@@ -40,10 +40,11 @@ class RankError(UserError):
 
 
 class PeerGone(RankError):
-    """Another process ended without a word, killed perhaps; the run can go on as after a signal. Exit status 75."""
+    """Another process ended without a message; it may have been killed. The run can be resumed, as after a signal. Exit
+    status 75."""
 
     def __init__(self, reason: str):
-        super().__init__(f"another process of this run is gone: {reason}", 75)
+        super().__init__(f"another process of this run is gone: {reason}", STOPPED)
 
 
 class Processes:
@@ -54,38 +55,38 @@ class Processes:
         self.grouped = False
         self._device = torch.device("cpu")
         self._talks = 0
-        self._store = None
+        self._store: dist.Store | None = None
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         if self.config.kind != "single":
             self._store = self._open_store()
         return self
 
-    def __exit__(self, kind, *_):
-        # After a failure in a group the others wait in a collective, until this process is gone.
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # After a failure in a group the other ranks wait in a collective until this process has ended.
         failed_in_group = self.grouped and kind is not None
         if self.grouped and (not failed_in_group or self.world.size == 1):
             _end_group()
         self.grouped = False
         if self.world.address is not None and self._store is not None and not failed_in_group:
-            self._leave()
+            self._leave(self._store)
         self._store = None
 
-    def _leave(self) -> None:
-        """Rank 0 keeps the store where no launcher does, so it goes last: the others may still have to read there."""
+    def _leave(self, store: dist.Store) -> None:
+        """Leave the store. Without torchrun rank 0 keeps it and leaves last: the others may still read from it."""
         others = [f"bye/{rank}" for rank in range(1, self.world.size)]
         with contextlib.suppress(RuntimeError):
             if self.world.is_main:
-                self._store.wait(others, timedelta(seconds=LEAVE_SECONDS))
+                store.wait(others, timedelta(seconds=LEAVE_SECONDS))
             else:
-                self._store.set(f"bye/{self.world.rank}", "")
+                store.set(f"bye/{self.world.rank}", "")
 
-    def _open_store(self):
+    def _open_store(self) -> dist.Store:
         if self.world.size == 1:
             return dist.HashStore()
         world, timeout = self.world, timedelta(seconds=self.config.timeout_seconds)
         try:
-            if world.address is not None:
+            if world.address is not None and world.port is not None:
                 return dist.TCPStore(world.address, world.port, world.size, world.is_main, timeout)
             launchers, *_ = next(rendezvous("env://", world.rank, world.size, timeout=timeout))
             return dist.PrefixStore(f"run/{next(_uses)}", launchers)
@@ -110,9 +111,9 @@ class Processes:
         self.grouped = True
 
     def on_main(self, action: Callable[[], Any]) -> Any:
-        """What `action` returns on rank 0 (plain data), on every rank; the others wait as long as it takes.
+        """Run `action` on rank 0, and return its value (plain data) on every rank. The others wait without limit.
 
-        An error of rank 0 is raised on all: as it was on rank 0, as RankError on the others.
+        An error of rank 0 is raised on all ranks: unchanged on rank 0, as RankError on the others.
         """
         if self.world.size == 1:
             return action()
@@ -128,9 +129,9 @@ class Processes:
         return value
 
     def together(self, action: Callable[[], Any]) -> Any:
-        """What `action` returns here, once it has succeeded on every rank.
+        """Run `action` on every rank, and return the value of this rank after all have succeeded.
 
-        Where it failed on some, all raise: those themselves, the others RankError with what the first of them said.
+        If it fails on some ranks, all ranks raise: those their own error, the others RankError with the first of these.
         """
         if self.world.size == 1:
             return action()
@@ -141,7 +142,7 @@ class Processes:
             failure = error
         self._write(f"{key}/{self.world.rank}", {"value": None} if failure is None else _as_error(failure))
         if failure is not None and not isinstance(failure, UserError):
-            raise failure  # a defect: its traceback belongs where it happened
+            raise failure  # a defect: show its traceback on this rank
         for rank in range(self.world.size):
             _value_or_error(self._read(f"{key}/{rank}"), f"rank {rank}: " if rank else "")
         return value
@@ -151,7 +152,7 @@ class Processes:
         return self._reduced(values, dist.ReduceOp.SUM)
 
     def largest(self, values: Sequence[float]) -> list[float]:
-        """Elementwise largest over the ranks."""
+        """Elementwise maxima over the ranks, in float64."""
         return self._reduced(values, dist.ReduceOp.MAX)
 
     def _reduced(self, values: Sequence[float], operation) -> list[float]:
@@ -162,9 +163,11 @@ class Processes:
         return numbers.tolist()
 
     def first_failure(self, error: BaseException) -> UserError | None:
-        """Tell the others of an error that they do not share. Returns what another rank told before this one, which
-        is then the cause: a rank whose peer is gone knows only that a connection broke. PeerGone where that is all that
-        any rank knows."""
+        """Report an error of this rank to the others, and return the cause if another rank has reported one before.
+
+        A rank whose peer has ended knows only that a connection broke, so the first report is the cause. Returns
+        PeerGone if all that is known is a broken connection, and None if `error` itself is the cause.
+        """
         if self.world.size == 1 or self._store is None or isinstance(error, RankError):
             return None
         broken = _broken_connection(error) if self.grouped else None
@@ -183,15 +186,22 @@ class Processes:
         self._talks += 1
         return f"talk/{self._talks}"
 
+    @property
+    def _opened(self) -> dist.Store:
+        if self._store is None:
+            raise RuntimeError("the store is not open: use Processes as a context manager")
+        return self._store
+
     def _write(self, key: str, value: dict[str, Any]) -> None:
-        self._store.set(key, json.dumps(value))
+        self._opened.set(key, json.dumps(value))
 
     def _read(self, key: str) -> dict[str, Any]:
-        """The value at `key`, waiting for it. Raises RankError if the store, or who keeps it, is gone."""
+        """Wait for the value at `key` and return it. Raises RankError if the process that keeps the store has ended."""
+        store = self._opened
         while True:
             try:
-                self._store.wait([key], timedelta(seconds=WAIT_SECONDS))
-                return json.loads(self._store.get(key))
+                store.wait([key], timedelta(seconds=WAIT_SECONDS))
+                return json.loads(store.get(key))
             except dist.DistNetworkError:
                 raise RankError(STORE_GONE, 1) from None
             except dist.DistStoreError:
@@ -199,12 +209,12 @@ class Processes:
 
 
 def _end_group() -> None:
-    """Destroy the process group, but keep it from being freed until the next one ends.
+    """Destroy the process group, but keep a handle to it until the next group ends.
 
-    To free a gloo group is to wait for its threads, and these need Python's lock to let go of a tensor. A handle that
-    Python holds gives the lock up meanwhile; DDP's own reference does not, and if it were the last one, the process
-    could wait for ever. So a handle outlives the model. It goes at exit while Python still runs: later it would give
-    the lock to no thread, and the process would abort.
+    Freeing a gloo group waits for its threads, and these need the GIL to release a tensor. A handle in Python releases
+    the GIL during this wait. The reference in DDP does not: if it were the last one, the process could wait forever. So
+    the handle is kept longer than the model. It is dropped at exit while the interpreter still runs: later, no thread
+    could get the GIL, and the process would abort.
     """
     global _ended_group
     _ended_group = dist.group.WORLD
@@ -218,7 +228,7 @@ def _free_ended_group() -> None:
 
 
 def _broken_connection(error: BaseException | None) -> str | None:
-    """What gloo or NCCL said of a peer that is gone, if that is what `error` comes from."""
+    """The message of gloo or NCCL about a peer that has ended, if this caused `error`; else None."""
     while error is not None:
         line = (str(error) or " ").splitlines()[0]
         if isinstance(error, dist.DistError) or re.search(r"gloo|NCCL|[Cc]onnection (closed|reset|refused)", line):
@@ -231,7 +241,7 @@ def _as_error(error: BaseException) -> dict[str, Any]:
     message = str(error) or type(error).__name__
     if not isinstance(error, UserError):
         message = f"{type(error).__name__}: {message}".splitlines()[0]
-    return {"error": message, "exit_status": getattr(error, "exit_status", 1)}
+    return {"error": message, "exit_status": getattr(error, "exit_status", FAILED)}
 
 
 def _value_or_error(found: dict[str, Any], prefix: str = "") -> Any:

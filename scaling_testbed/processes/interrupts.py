@@ -1,7 +1,9 @@
-"""Signals that ask a run to stop: noted when they come, acted on between two micro-batches."""
+"""Signals that ask a run to stop. They are recorded when they come, and handled between two micro-batches."""
 
 import contextlib
 import signal
+
+from scaling_testbed.errors import STOPPED
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -9,15 +11,16 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 class Interrupted(Exception):
     """A signal asked this run to stop; the message is the signal's name."""
 
-    exit_status = 75
+    exit_status = STOPPED
 
 
 class Interrupts:
-    """While entered, SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 only leave a note, which `check` turns into Interrupted.
+    """Context manager that records SIGTERM, SIGINT, SIGUSR1 and SIGUSR2. `check` raises Interrupted after one has come.
 
-    A scheduler's warning (Slurm's --signal, a preemption) thus ends in a checkpoint at a whole step. Polled between
-    micro-batches and between evaluation batches; a second signal while a checkpoint is being written changes nothing.
-    A signal that was ignored, as a shell ignores SIGINT for what it starts with &, is taken too: nothing is lost by it.
+    A warning of the scheduler (Slurm's --signal, a preemption) thus leads to a checkpoint of a whole step. Signals are
+    checked between micro-batches and between evaluation batches. A second signal while a checkpoint is written changes
+    nothing. Signals that were ignored before are recorded too, such as SIGINT in a process that a shell starts with &:
+    the run loses nothing if it stops.
     """
 
     def __init__(self):
@@ -36,7 +39,7 @@ class Interrupts:
 
     @property
     def entered(self) -> bool:
-        """Whether signals come here: not in another process that these were sent to, as by a launcher of Hydra."""
+        """Whether this object handles signals. Not in a process that it was sent to, as by a launcher of Hydra."""
         return signal.getsignal(signal.SIGTERM) == self._note
 
     def _note(self, number, _frame):
@@ -47,7 +50,7 @@ class Interrupts:
 
     @contextlib.contextmanager
     def at_once(self):
-        """While entered, a signal raises Interrupted where it comes: for work that may break off anywhere."""
+        """Context manager in which a signal raises Interrupted at once, for work that may be interrupted anywhere."""
         self.check()
         self._at_once = True
         try:
@@ -56,11 +59,11 @@ class Interrupts:
             self._at_once = False
 
     def counts(self) -> list[int]:
-        """For each signal, whether it was the one that came here: to be added up over ranks."""
+        """For each signal 1 if it has come to this rank (the first one counts), else 0. They are summed over ranks."""
         return [int(self.requested == number.name) for number in _SIGNALS]
 
     def check_counts(self, counts) -> None:
-        """Raise Interrupted if a signal came to any of the ranks whose `counts` were added up."""
+        """Raise Interrupted if a signal came to any of the ranks whose `counts` were summed."""
         for number, count in zip(_SIGNALS, counts, strict=True):
             if count:
                 raise Interrupted(number.name)

@@ -1,10 +1,14 @@
 """One model on several devices: replicated (DDP) or sharded (FSDP2, `fully_shard`).
 
-Whatever the way, the gradient after a step's last micro-batch is that of the mean loss over the global batch.
+In both cases, the gradient after the last micro-batch of a step is that of the mean loss over the global batch.
 """
 
+from __future__ import annotations
+
 import contextlib
+import dataclasses
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -12,40 +16,48 @@ from scaling_testbed.config.sections import ParallelismConfig
 from scaling_testbed.learning.loss_model import LossModel
 from scaling_testbed.model.layers import Linear
 
+if TYPE_CHECKING:
+    from torch.nn.parallel import DistributedDataParallel
+
 
 class Replica:
-    """One process, or one of several that hold the whole model each.
+    """A model that this process holds as a whole, alone or as one of several replicas.
 
     forward: the module to call for training. plain: the same without gradient synchronisation, for evaluation.
     """
 
     def __init__(self, plain: LossModel, config: ParallelismConfig, device: torch.device):
-        self.plain = self.forward = plain
+        self.plain = plain
+        self.forward: torch.nn.Module = plain
+        self._replicated: DistributedDataParallel | None = None
         if config.kind == "ddp":
             from torch.nn.parallel import DistributedDataParallel
 
             devices = [device] if device.type == "cuda" else None
-            self.forward = DistributedDataParallel(plain, device_ids=devices, gradient_as_bucket_view=True)
+            self._replicated = DistributedDataParallel(plain, device_ids=devices, gradient_as_bucket_view=True)
+            self.forward = self._replicated
 
     @contextlib.contextmanager
     def accumulating(self, last: bool) -> Iterator[None]:
-        """Around a micro-batch: gradients are exchanged in the backward pass of the `last` one only."""
-        quiet = self.forward is not self.plain and not last
-        with self.forward.no_sync() if quiet else contextlib.nullcontext():
+        """Context manager for a micro-batch. Gradients are exchanged only in the backward pass of the `last` one."""
+        if self._replicated is None or last:
+            yield
+            return
+        with self._replicated.no_sync():
             yield
 
     @contextlib.contextmanager
     def scoring(self) -> Iterator[None]:
-        """Around forward passes without a backward one."""
+        """Context manager for forward passes without a backward pass."""
         yield
 
 
 class Sharded(Replica):
-    """One of several processes that hold a part of each parameter, built from a model on the meta device.
+    """A model of which this process holds a part of each parameter, built from a model on the meta device.
 
-    The matrices of a block are one group: gathered before it, in bf16 where autocast would round them anyway,
-    and freed after it. Embedding, head and gains are another one, gathered in fp32, because the residual stream and
-    the norms are fp32 and the head rounds its weight itself. Gradients are reduced in fp32.
+    The matrices of a block are one group. They are gathered before the block, in bf16 if autocast would round them
+    anyway, and freed after it. Embedding, head and gains are another group. They are gathered in fp32, because the
+    residual stream and the norms are in fp32 and the head rounds its weight itself. Gradients are reduced in fp32.
     """
 
     def __init__(self, plain: LossModel, config: ParallelismConfig, device: torch.device, precision: str):
@@ -59,17 +71,17 @@ class Sharded(Replica):
             shape = (size // config.shard_size, config.shard_size)
             mesh = init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard"))
         matrices_dtype = torch.bfloat16 if precision == "bf16" else None
-        policy = {"reduce_dtype": torch.float32, "cast_forward_inputs": False}
+        policy = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
         for block in plain.model.blocks:
-            matrices = [module for module in block.modules() if isinstance(module, Linear)]
-            fully_shard(matrices, mesh=mesh, mp_policy=MixedPrecisionPolicy(param_dtype=matrices_dtype, **policy))
-        fully_shard(plain, mesh=mesh, mp_policy=MixedPrecisionPolicy(**policy))
+            matrices: list[torch.nn.Module] = [module for module in block.modules() if isinstance(module, Linear)]
+            fully_shard(matrices, mesh=mesh, mp_policy=dataclasses.replace(policy, param_dtype=matrices_dtype))
+        self._root = fully_shard(plain, mesh=mesh, mp_policy=policy)  # `plain` itself
         plain.to_empty(device=device)
         self.plain = self.forward = plain
 
     @contextlib.contextmanager
     def accumulating(self, last: bool) -> Iterator[None]:
-        self.plain.set_requires_gradient_sync(last)
+        self._root.set_requires_gradient_sync(last)
         yield
 
     @contextlib.contextmanager
@@ -77,17 +89,17 @@ class Sharded(Replica):
         try:
             yield
         finally:  # a signal may end an evaluation
-            # The root stays gathered until a backward pass; without one it would do so over a save.
-            self.plain.reshard()
+            # The root stays gathered until a backward pass. Without one it would still be gathered during a save.
+            self._root.reshard()
 
 
 def parallelize(
     plain: LossModel, config: ParallelismConfig, device: torch.device, precision: str, seed: int
 ) -> Replica:
-    """Place `plain` as `config` says, with the initial weights of `seed`, the same however it is placed.
+    """Place `plain` as `config` says, with the initial weights of `seed`, which do not depend on the placement.
 
-    Its model is on `device`, for fsdp on the meta device. Each rank draws each tensor whole, one at a time, and keeps
-    its part.
+    The model in `plain` is on `device`, for fsdp on the meta device. Each rank draws each tensor as a whole, one at a
+    time, and keeps its part.
     """
     if not config.is_sharded:
         plain.model.init_weights(seed)
@@ -101,8 +113,9 @@ def parallelize(
 @torch.no_grad()
 def copy_shard(target: torch.Tensor, whole: torch.Tensor) -> None:
     """Copy this rank's part of `whole` into the DTensor `target`; every rank has the same `whole`."""
-    from torch.distributed.tensor import distribute_tensor
+    from torch.distributed.tensor import DTensor, distribute_tensor
 
+    assert isinstance(target, DTensor)
     mesh, placements = target.device_mesh, target.placements
     part = distribute_tensor(whole.to(target.device), mesh, placements, src_data_rank=None)
     target.to_local().copy_(part.to_local())

@@ -1,4 +1,4 @@
-"""Which of how many processes this is, by what torchrun or srun left in the environment. Free of torch."""
+"""Rank and number of processes, from the variables that torchrun or srun set. Does not import torch."""
 
 import os
 import subprocess
@@ -12,9 +12,10 @@ FIRST_PORT, PORTS = 10000, 20000  # below the ports that Linux gives to outgoing
 
 @dataclass(frozen=True)
 class World:
-    """rank of size processes; local_rank is this one's GPU among those that it sees.
+    """The place of this process among the processes of a run.
 
-    address, port: where the store of a world that srun started is kept; None where torchrun keeps one.
+    rank: from 0 to size - 1. local_rank: the index of its GPU among those that it sees. address, port: of the store of
+    a world that srun started; None if torchrun keeps the store.
     """
 
     rank: int = 0
@@ -25,26 +26,26 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is rank 0, which holds the run's folder, writes, and speaks for all."""
+        """Whether this is rank 0, which holds the run's folder, writes files, and prints."""
         return self.rank == 0
 
 
 def world_from_environment(environment: Mapping[str, str] = os.environ) -> World:
-    """The world that torchrun set up, or a step of srun with several tasks, or one process.
+    """The world of torchrun, or of a step of srun with several tasks, or of one process.
 
-    Raises UserError where the environment names only a part of a world.
+    Raises UserError if the environment describes only a part of a world.
     """
     if "RANK" in environment or "WORLD_SIZE" in environment:
         return _torchrun_world(environment)
     tasks = environment.get("SLURM_STEP_NUM_TASKS", environment.get("SLURM_NTASKS", "1"))
-    # In a batch script SLURM_NTASKS is set too, but only a step has started that many processes.
+    # A batch script has SLURM_NTASKS too, but only a step has started so many processes.
     if "SLURM_STEP_ID" in environment and int(tasks) > 1:
         return _slurm_world(environment, int(tasks))
     return World()
 
 
 def is_main_process(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether this is rank 0 or alone, also where the environment is too broken to say more."""
+    """Whether this process is rank 0 or the only one. It needs no complete environment."""
     slurm = environment.get("SLURM_PROCID", "0") if "SLURM_STEP_ID" in environment else "0"
     return environment.get("RANK", slurm) == "0"
 
@@ -60,20 +61,20 @@ def _torchrun_world(environment: Mapping[str, str]) -> World:
 def _slurm_world(environment: Mapping[str, str], size: int) -> World:
     address = environment.get("MASTER_ADDR") or _first_host(environment)
     port = int(environment.get("MASTER_PORT") or _port(environment))
-    # With --gpus-per-task a process sees its own GPU only, whatever its place on the machine.
+    # With --gpus-per-task a process sees only its own GPU, as number 0.
     sees_one_gpu = environment.get("CUDA_VISIBLE_DEVICES", ",").count(",") == 0
     local_rank = 0 if sees_one_gpu else int(environment["SLURM_LOCALID"])
     return World(int(environment["SLURM_PROCID"]), size, local_rank, address, port)
 
 
 def _port(environment: Mapping[str, str]) -> int:
-    """Another one for each job, each task of an array (which has a job id of its own) and each step of a job."""
+    """A port that differs between jobs, tasks of an array (each has its own job id) and steps of a job."""
     job, step = int(environment["SLURM_JOB_ID"]), int(environment["SLURM_STEP_ID"])
     return FIRST_PORT + (job + 1009 * step) % PORTS
 
 
 def _first_host(environment: Mapping[str, str]) -> str:
-    """Rank 0's machine; of a step on one machine it need not be asked for."""
+    """The host of rank 0. For a step on one machine no query is needed."""
     if environment.get("SLURM_STEP_NUM_NODES", environment.get("SLURM_NNODES")) == "1":
         return "127.0.0.1"
     nodes = environment.get("SLURM_STEP_NODELIST") or environment["SLURM_JOB_NODELIST"]
@@ -83,11 +84,11 @@ def _first_host(environment: Mapping[str, str]) -> str:
         command = ["scontrol", "show", "hostnames", nodes]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
     except (OSError, subprocess.SubprocessError, IndexError):
-        raise UserError(f"scontrol cannot say which machines {nodes} are; set MASTER_ADDR to the first one") from None
+        raise UserError(f"scontrol cannot list the machines of {nodes}; set MASTER_ADDR to the first one") from None
 
 
 def check_world(world: World, parallelism, sequences: int) -> None:
-    """Raise ConfigError where `world` does not fit the ParallelismConfig or a batch of `sequences`."""
+    """Raise ConfigError if `world` does not fit the ParallelismConfig or a batch of `sequences`."""
     if parallelism.kind == "single" and world.size > 1:
         raise ConfigError(
             f"the run has {world.size} processes, but parallelism=single uses one; add parallelism=ddp or "

@@ -1,7 +1,7 @@
-"""Pages about what `analyze fit`, `downstream`, `frontier` and `ladder` keep with --out."""
+"""Pages about the files that `analyze fit`, `downstream`, `frontier` and `ladder` save with --out."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +28,23 @@ FILTERS = (
     ("Held out", "hold_out"),
 )
 Sections = list[page.Section]
+Maker = Callable[[Record, str], tuple[str, list[str], Sections]]
 
 
 def read(path: Path) -> Fit | Chain:
-    """A kept law, or two that were chained. Raises UserError for what is none."""
+    """A saved law or two chained laws. Raises UserError if the file holds neither."""
     try:
         record = json.loads(path.read_text())
         return chain_from_record(record) if _kind(record) == "downstream" else from_record(record)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is no fit that `analyze fit --out` has written ({error})") from None
+        raise UserError(f"{path} is not a fit written by `analyze fit --out` ({error})") from None
 
 
 def is_law(path: Path) -> bool:
-    """Whether a path is a kept law, and not a table of rows. What cannot be read may be one: its page then says so."""
+    """Whether a path is a saved law, and not a table of rows.
+
+    True also for a .json file that cannot be read: its page then shows the error.
+    """
     if path.suffix != ".json" or not path.is_file():
         return False
     try:
@@ -51,29 +55,31 @@ def is_law(path: Path) -> bool:
 
 
 def laws_of(folder: Path) -> list[Path]:
-    """The laws that are kept in a sweep's or study's folder, and in its analysis/."""
+    """The saved laws in the folder of a sweep or study, and in its analysis/."""
     return [path for place in (folder, folder / "analysis") for path in sorted(place.glob("*.json")) if is_law(path)]
 
 
 def write_law_report(path: Path, out: Path) -> None:
-    """Write the page of the law in `path`. Raises UserError where it cannot be read or written."""
+    """Write the page of the law in `path`. Raises UserError if a file cannot be read or written."""
     page.write(out, *_content(path))
 
 
 def write_law_page(record: Record, out: Path) -> None:
-    """Write the page of a law that is at hand: the record of a FitReport, ChainReport, FrontierReport or LadderReport.
-    Raises UserError where it cannot be written."""
+    """Write the page of a law from the record of a FitReport, ChainReport, FrontierReport or LadderReport.
+
+    Raises UserError if the page cannot be written.
+    """
     page.write(out, *_content_of(json.loads(json.dumps(record)), "f"))
 
 
 def section(path: Path, names: str) -> page.Section:
-    """A kept law as one section of a larger page; `names` keeps its figures' ids apart from others'."""
+    """A saved law as one section of a larger page. names: the prefix that makes the ids of its figures unique."""
     title, intro, sections = _content(path, names)
     return f"{title} ({path.name})", page.paragraphs(intro) + page.render("subsections", sections=sections)
 
 
 def _content(path: Path, names: str = "f") -> tuple[str, list[str], Sections]:
-    """Title, first lines, sections."""
+    """The title, the first lines and the sections of a page."""
     try:
         record = json.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -81,7 +87,7 @@ def _content(path: Path, names: str = "f") -> tuple[str, list[str], Sections]:
     try:
         return _content_of(record, names)
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-        raise UserError(f"{path} is nothing that `analyze fit --out` has written ({error!r})") from None
+        raise UserError(f"{path} was not written by `analyze fit --out` ({error!r})") from None
 
 
 def _content_of(record: Record, names: str) -> tuple[str, list[str], Sections]:
@@ -92,7 +98,7 @@ def _content_of(record: Record, names: str) -> tuple[str, list[str], Sections]:
 
 
 def _kind(record: Mapping[str, Any]) -> str | None:
-    """Which command has kept it."""
+    """The command that saved the record; None if no command did."""
     if isinstance(record.get("loss"), dict) and isinstance(record.get("downstream"), dict):
         return "downstream"
     if "law" not in record or "params" not in record:
@@ -149,7 +155,7 @@ def _ladder(record: Record, names: str) -> tuple[str, list[str], Sections]:
     ]  # fmt: skip
 
 
-MAKERS = {"fit": _fit, "downstream": _downstream, "frontier": _frontier, "ladder": _ladder}
+MAKERS: Mapping[str | None, Maker] = {"fit": _fit, "downstream": _downstream, "frontier": _frontier, "ladder": _ladder}
 
 
 def _formula(fit: Fit) -> list[str]:
@@ -161,12 +167,12 @@ def _parameters(fit: Fit, resampled: str = "rows") -> Markup:
 
 
 def _allocation(fit: Fit, fitted: Sequence[Mapping[str, Any]]) -> Markup:
-    """At the largest compute that was fitted."""
+    """Models of equal loss at the largest compute of the fitted runs."""
     if not fitted or not {"n_params", "n_tokens"} <= set(fitted[0]):
         return Markup()
     flops = max(6 * one["n_params"] * one["n_tokens"] for one in fitted)
     try:
         records = allocation_records(fit, flops)
-    except ConfigError:  # no law of a loss, or one without a valley
+    except ConfigError:  # the law has another output than the loss, or no minimum
         return Markup()
-    return page.paragraphs([f"At {flops:.3g} FLOPs, the most that was fitted."]) + page.table(records)
+    return page.paragraphs([f"At {flops:.3g} FLOPs, the largest compute of the fitted runs."]) + page.table(records)

@@ -1,7 +1,7 @@
-"""A single HTML file without scripts and without anything from the network, readable on a phone.
+"""Pages as single HTML files, without scripts and network resources, readable on a phone.
 
-What is filled into the templates is escaped, unless it is the HTML of another template or of a drawing: only `render`
-and `figures` say so of a text.
+Values in templates are escaped, unless they are the HTML of another template or a drawing: only `render` and `figures`
+mark texts as HTML.
 """
 
 import functools
@@ -17,11 +17,11 @@ from scaling_testbed.files import write_text
 
 HERE = Path(__file__).parent
 
-Section = tuple[str, Markup]  # heading as plain text, content as HTML, empty where there is nothing to say
+Section = tuple[str, Markup]  # heading as plain text, content as HTML; a section with empty content is not shown
 
 
 def render(template: str, **values: Any) -> Markup:
-    """The HTML of templates/NAME.html.j2. Raises jinja2.UndefinedError for a value that the template lacks."""
+    """The HTML of templates/NAME.html.j2. Raises jinja2.UndefinedError if a value of the template is missing."""
     return Markup(_templates().get_template(f"{template}.html.j2").render(values))
 
 
@@ -39,7 +39,7 @@ def _templates():
 
 
 def write(path: Path, title: str, intro: Iterable[str], sections: Iterable[Section]) -> None:
-    """Write a page of sections; title and intro are plain text. Raises UserError where it cannot be written."""
+    """Write a page of sections; title and intro are plain text. Raises UserError if it cannot be written."""
     tables.prepare(path.parent)
     style = Markup((HERE / "page.css").read_text())
     page = render("page", title=title, style=style, intro=paragraphs(intro), sections=list(sections))
@@ -47,18 +47,18 @@ def write(path: Path, title: str, intro: Iterable[str], sections: Iterable[Secti
 
 
 def paragraphs(lines: Iterable[str]) -> Markup:
-    """Plain text, a paragraph a line."""
+    """Lines of plain text, each as a paragraph."""
     return render("paragraphs", lines=lines)
 
 
 def figures(panels: Sequence[Panel], names: str = "f") -> Markup:
-    """Panels as drawings inside the page. `names` begins their ids, which a page may hold once."""
+    """Panels as drawings inside the page. names: the prefix of their ids, which must be unique on a page."""
     drawings = [Markup(inline_svg(panel, f"{names}{index}")) for index, panel in enumerate(panels)]
     return render("figures", drawings=drawings)
 
 
 def table(records: Sequence[dict]) -> Markup:
-    """Records with their filled columns; nothing without any."""
+    """The table of records, without empty columns; empty without records."""
     if not records:
         return Markup()
     columns = tables.filled(records)

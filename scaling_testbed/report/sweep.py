@@ -1,4 +1,4 @@
-"""One page about a sweep: a single HTML file without scripts and without anything from the network."""
+"""One page about a sweep: a single HTML file without scripts and network resources."""
 
 import gzip
 import json
@@ -24,8 +24,11 @@ from scaling_testbed.report import page
 
 
 def write_report(study: Study, path: Path, figures: Sequence[Path] = ()) -> list[str]:
-    """Write the page, and its figures to the files `figures` (.png, .svg); returns what to say about it: each claim
-    with its verdict, and where the files are. Raises UserError where one cannot be written."""
+    """Write the page, and its figures to the files `figures` (.png, .svg).
+
+    Returns lines to print: each claim with its verdict, and the paths of the files. Raises UserError if a file cannot
+    be written.
+    """
     paper, experiment = experiment_of(study)
     evidence = Evidence(study, experiment.group)
     verdicts = judged(experiment, evidence)
@@ -49,22 +52,22 @@ def write_report(study: Study, path: Path, figures: Sequence[Path] = ()) -> list
 
 
 def judged(experiment: Experiment, evidence: Evidence) -> list[tuple[Claim, Verdict]]:
-    """Each claim of an experiment with this study's verdict."""
+    """Each claim of an experiment with the verdict of this study."""
     return [(claim, claim.verdict(evidence)) for claim in experiment.claims]
 
 
 def verdict_lines(verdicts: Sequence[tuple[Claim, Verdict]]) -> list[str]:
-    """Two lines for each claim: the verdict and what is claimed, and below it the number."""
+    """Two lines for each claim: the verdict with the claim, and below it the numbers."""
     return [f"{verdict:11}  {claim}\n             {words}" for claim, (verdict, words) in verdicts]
 
 
 def write_laws(folder: Path, path: Path) -> None:
-    """Write a page of the laws that a folder without rows keeps."""
+    """Write a page of the laws in a folder without rows."""
     page.write(path, folder.resolve().name, [], law_sections(folder))
 
 
 def law_sections(folder: Path) -> list[page.Section]:
-    """A section for each law that is kept beside the rows; of one that is damaged what is wrong with it."""
+    """A section for each law that is saved beside the rows; for a damaged file, a section with the error."""
     sections = []
     for index, path in enumerate(law_report.laws_of(folder)):
         try:
@@ -76,8 +79,10 @@ def law_sections(folder: Path) -> list[page.Section]:
 
 
 def write_traces(study: Study, folder: Path) -> list[Path]:
-    """Write what the study's experiment looks at over the steps of its runs as folder/<run_id>.jsonl.gz, for a study
-    that is kept without its runs' folders; returns the paths, none where it looks at no trace."""
+    """Write the traces of the study's experiment as folder/<run_id>.jsonl.gz, for a study without its runs' folders.
+
+    Returns the paths; none if the experiment uses no trace.
+    """
     quantities = {name.partition("/")[0] for name in experiment_of(study)[1].traces}
     paths = []
     for row in study.rows if quantities else ():
@@ -100,12 +105,12 @@ def _intro(study: Study, paper: Paper | None, experiment: Experiment) -> list[st
 def _claims(paper: Paper | None, verdicts: Sequence[tuple[Claim, Verdict]]) -> Markup:
     if not verdicts:
         names = "sweep.json names no experiment of a paper; --experiment chooses one."
-        return page.paragraphs([names if paper is None else "The paper claims nothing of this."])
+        return page.paragraphs([names if paper is None else "The paper makes no claim about this experiment."])
     return page.render("claims", claims=[(str(claim), verdict, words) for claim, (verdict, words) in verdicts])
 
 
 def _panels(experiment: Experiment, evidence: Evidence) -> tuple[list[Panel], list[str]]:
-    """What can be drawn, and why the rest cannot."""
+    """The panels, and the reasons why others cannot be drawn."""
     drawn: list[Panel] = []
     reasons: list[str] = []
     for make in (_sensitivity_panels, _quantity_panels, _trace_panels):
@@ -154,13 +159,13 @@ def _capped_loss(row: Row) -> float:
 
 def _sensitivity(evidence: Evidence) -> Markup:
     if not any(LR in row for row in evidence.study.rows):
-        return Markup()  # rows of others, about something else
+        return Markup()  # rows without a learning rate, e.g. of another project
     try:
         found = evidence.sensitivities
     except UserError as error:
         return page.paragraphs([str(error)])
     if all(len(one.curve.lrs) < 2 for one in found):
-        return Markup()  # a study at one rate, or at the best of each size, says nothing of sensitivity
+        return Markup()  # one rate for each size gives no sensitivity
     said = f"{lr_sensitivity.DEFINITION} {rates_note(found, lr_sensitivity.DEFAULT_RANGE)}"
     return page.paragraphs([said]) + page.table([one.record() for one in found])
 
@@ -179,7 +184,7 @@ def _extrapolation(experiment: Experiment, evidence: Evidence) -> Markup:
 
 
 def _holds_out(evidence: Evidence) -> bool:
-    """The largest size is held out where nothing is left to predict, and enough sizes remain for a fit."""
+    """Whether to hold out the largest size: no run is left to predict, and enough sizes remain for a fit."""
     return not evidence.missing and len({curve.shape for curve in evidence.curves if curve.runs}) > 3
 
 
@@ -198,7 +203,7 @@ def _grid(study: Study) -> Markup:
 
 
 def _shortened(study: Study, paper: Paper | None) -> Markup:
-    """What differs from the paper's setting, beside what the sweep varies."""
+    """The differences from the settings of the paper."""
     records = (
         [{"setting": "scale", "paper": "paper", "here": study.scale}] if study.scale not in (None, "paper") else []
     )
@@ -244,6 +249,6 @@ def _runs(study: Study, group: Sequence[str]) -> Markup:
 
 
 def _order(value: object) -> tuple:
-    """Numbers first, then what a hand-made table may hold in their place."""
+    """A sort key that puts numbers before other values, which a hand-made table may hold."""
     is_number = isinstance(value, (int, float)) and value == value
     return (0, value, "") if is_number else (1, 0.0, text(value))

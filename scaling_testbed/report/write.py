@@ -1,4 +1,4 @@
-"""The page about whatever a path holds: a sweep's rows, one kept law, or a folder of kept laws."""
+"""Write the page of a path: the rows of a sweep, one saved law, or a folder of saved laws."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -24,16 +24,22 @@ def write(
     figures: Sequence[Path] = (),
     traces: Path | None = None,
 ) -> list[str]:
-    """Write the page to `out`, by default into the sweep's folder or beside the file; returns what is to be said: each
-    claim of the paper with its verdict and the number behind it, and the files that were written.
+    """Write the page to `out`, by default into the sweep's folder or beside the file.
 
-    Of runs only: conditions, those that fit all of them; experiment, [PAPER/]NAME, the one whose claims are judged, by
-    default that of the sweep; source, the published testbed that `given` is a copy of, for which `out` must be named;
-    figures, files for the page's figures (.png, .svg); traces, a folder for what the experiment looks at over the steps
-    of each run. Raises ConfigError and UserError."""
+    Returns lines to print: each claim of the paper with its verdict and numbers, and the written files. These arguments
+    apply to runs only. conditions: the page uses the runs that match all of them. experiment: [PAPER/]NAME, whose
+    claims are judged, by default that of the sweep. source: the published testbed of which `given` is a copy; it needs
+    `out`. figures: files for the page's figures (.png, .svg). traces: a folder for the traces that the experiment uses.
+    Raises ConfigError or UserError.
+    """
     _check_endings(out, figures)
-    of_runs = {"where": conditions, "experiment": experiment, "out FILE.png or FILE.svg": figures, "traces": traces}
-    of_runs["source"] = source
+    of_runs: dict[str, object] = {
+        "where": conditions,
+        "experiment": experiment,
+        "out FILE.png or FILE.svg": figures,
+        "traces": traces,
+        "source": source,
+    }
     if is_law(given):
         _check_of_laws(of_runs, out, [given])
         page = out or given.with_suffix(".html")
@@ -45,28 +51,27 @@ def write(
         write_laws(given, page)
         return [f"wrote {page}"]
     if source and not out:
-        raise ConfigError("--source needs --out FILE.html: nothing is written into a published testbed")
+        raise ConfigError("--source needs --out FILE.html: the copy of a published testbed is never changed")
     study = where(published.study(source, given) if source else load(given), conditions)
     if experiment:
         paper, found = chosen(experiment)
-        names = {"name": found.name, "paper": paper.name, "experiment": found.name}
-        study = dataclasses.replace(study, **names, description="")
+        study = dataclasses.replace(study, name=found.name, paper=paper.name, experiment=found.name, description="")
     page = out or beside(given, f"{study.experiment if experiment else 'report'}.html")
     said = write_report(study, page, figures)
     if traces:
         written = write_traces(study, traces)
-        said.append(f"wrote {len(written)} traces to {traces}" if written else "no trace is looked at")
+        said.append(f"wrote {len(written)} traces to {traces}" if written else "the experiment uses no trace")
     return said
 
 
 def _check_endings(out: Path | None, figures: Sequence[Path]) -> None:
     for path, endings in [*([(out, PAGE)] if out else []), *((path, FIGURES) for path in figures)]:
         if path.suffix not in endings:
-            raise ConfigError(f"{path}: the ending says the format and must be {' or '.join(endings)}")
+            raise ConfigError(f"{path}: the file must end in {' or '.join(endings)}")
 
 
 def _check_of_laws(of_runs: dict[str, object], out: Path | None, kept: Sequence[Path]) -> None:
     for option, value in of_runs.items():
         if value:
-            raise ConfigError(f"--{option} is for a page about runs; this one is about laws that were kept")
+            raise ConfigError(f"--{option} applies to a page about runs; this page is about saved laws")
     tables.check_out(out, kept)

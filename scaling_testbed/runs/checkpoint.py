@@ -1,11 +1,12 @@
-"""Checkpoints that are whole or not there.
+"""Checkpoints that are either complete or absent.
 
-A checkpoint is a folder `step-XXXXXXXX` of tensor files, `state.json` and `manifest.json` with every file's size and
-sha256. It is written beside its final place, flushed to the disk and renamed; the hashes are checked before anything
-in it is read; tensors are loaded without unpickling code (weights_only).
+A checkpoint is a folder `step-XXXXXXXX` of tensor files, `state.json`, and `manifest.json` with the size and sha256 of
+every file. The folder is written under a temporary name, flushed to disk and renamed. The hashes are checked before any
+content is read. Tensors are loaded without unpickling code (weights_only).
 
-A sharded run's tensors lie in the folder's `shards/`, in the format of torch.distributed.checkpoint, each rank's part
-in files of its own. `read` gives the same for both kinds, so that any checkpoint serves any number of processes.
+The tensors of a sharded run are in the subfolder `shards/`, in the format of torch.distributed.checkpoint. Each rank
+writes its part in files of its own. `read` returns the same for both kinds, so that any number of processes can use any
+checkpoint.
 """
 
 import json
@@ -14,9 +15,11 @@ import pickle
 import re
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypedDict
 
 import torch
 
@@ -35,7 +38,7 @@ _STEP_FOLDER = re.compile(r"step-(\d{8})")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A verified checkpoint: `state` is plain data, `tensors` the state dicts by name, on the CPU."""
+    """A verified checkpoint. state: plain data. tensors: state dicts by name, on the CPU."""
 
     step: int
     state: dict[str, Any]
@@ -52,10 +55,11 @@ def save(
     shards: dict[str, torch.Tensor] | None = None,
     processes: Processes = ALONE,
 ) -> Path:
-    """Write `folder/step-XXXXXXXX` and drop those that `config` does not keep. Raises UserError when the disk refuses.
+    """Write `folder/step-XXXXXXXX`, and delete the checkpoints that `config` does not keep.
 
-    Called by every rank: rank 0 writes `tensors` and the manifest, each rank its parts of `shards` (DTensors by key).
-    At every moment at least one earlier checkpoint, if there was one, stays whole.
+    Every rank calls this. Rank 0 writes `tensors` and the manifest. Each rank writes its parts of `shards`, DTensors by
+    key. At every moment at least one earlier checkpoint, if there is one, is complete. Raises UserError if writing
+    fails.
     """
     final, work = (folder / f"step-{step:08d}{suffix}" for suffix in ("", ".tmp"))
     if processes.on_main(lambda: final.exists() and _problem(final) is None):
@@ -80,9 +84,9 @@ def _start(work: Path) -> None:
 
 
 def _finish(work: Path, final: Path, state: dict[str, Any], tensors: dict[str, Any]) -> None:
-    """Add what one process writes, hash everything, and give the folder its name."""
+    """Write the files of rank 0, hash all files, and give the folder its final name."""
     for name, tensor_state in tensors.items():
-        _write(work / f"{name}.pt", lambda file, value=tensor_state: torch.save(value, file))
+        _write(work / f"{name}.pt", partial(torch.save, tensor_state))
     _write(work / "state.json", lambda file: file.write(json.dumps(state).encode()))
     files = sorted(path for path in work.rglob("*") if path.is_file())
     manifest = {path.relative_to(work).as_posix(): _fingerprint(path) for path in files}
@@ -96,10 +100,10 @@ def _finish(work: Path, final: Path, state: dict[str, Any], tensors: dict[str, A
 
 
 def latest(folder: Path) -> Path | None:
-    """The newest checkpoint whose hashes agree, unread, or None where there is none.
+    """The path of the newest checkpoint whose hashes agree, or None if there is no checkpoint.
 
-    A damaged one is named on stderr and the one before is used. Raises UserError when all are damaged: a run never
-    starts again at step 0 by itself.
+    A damaged checkpoint is reported on stderr, and the one before it is used. Raises UserError if all are damaged: a
+    run never starts again from step 0 automatically.
     """
     for leftover in folder.glob("step-*.tmp"):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -125,14 +129,14 @@ def load(path: Path) -> Checkpoint:
 
 
 def read(path: Path, *, mmap: bool = False) -> Checkpoint:
-    """Read one checkpoint whose hashes agree, of a sharded one every tensor whole.
+    """Read one checkpoint whose hashes agree. Every tensor of a sharded one is read as a whole.
 
-    mmap: leave tensors on the disk until they are used. Raises UserError for anything but tensors and plain data.
+    mmap: leave tensors on disk until they are used. Raises UserError if it holds anything but tensors and plain data.
     """
     state = read_state(path)
     try:
-        options = {"map_location": "cpu", "weights_only": True, "mmap": mmap}
-        tensors = {p.stem: torch.load(p, **options) for p in sorted(path.glob("*.pt"))}
+        files = sorted(path.glob("*.pt"))
+        tensors = {file.stem: torch.load(file, map_location="cpu", weights_only=True, mmap=mmap) for file in files}
     except pickle.UnpicklingError:
         raise UserError(f"checkpoint {path} holds something that is no tensor; it was not loaded") from None
     if is_sharded(path):
@@ -141,12 +145,20 @@ def read(path: Path, *, mmap: bool = False) -> Checkpoint:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """The plain data of a checkpoint, its step included."""
-    return json.loads((path / "state.json").read_bytes())
+    """The plain data of a checkpoint, including its step."""
+    state: dict[str, Any] = json.loads((path / "state.json").read_bytes())
+    return state
 
 
-def fingerprints(data: PreparedData) -> dict[str, str | None]:
-    """What a checkpoint's state says about the data it was trained on."""
+class Fingerprints(TypedDict):
+    """Fingerprints of the data that a run is trained on."""
+
+    data_fingerprint: str
+    tokenizer_fingerprint: str | None
+
+
+def fingerprints(data: PreparedData) -> Fingerprints:
+    """The fingerprints of `data` that the state of a checkpoint stores."""
     return {"data_fingerprint": data.fingerprint, "tokenizer_fingerprint": data.tokenizer_fingerprint}
 
 
@@ -156,12 +168,12 @@ def check_same_data(state: dict[str, Any], data: PreparedData, folder: Path) -> 
         if state[key] != now:
             raise UserError(
                 f"{folder} was trained on other data: its {key} is {state[key]}, that of {data.folder} is {now}; "
-                "restore the data, or start a run of another name="
+                "restore the data, or start a new run with another name="
             )
 
 
 def is_sharded(path: Path) -> bool:
-    """Whether each rank wrote its part of the tensors."""
+    """Whether each rank wrote its part of the tensors of this checkpoint."""
     return (path / sharded.SHARDS).is_dir()
 
 
@@ -189,7 +201,7 @@ def _retain(folder: Path, config: CheckpointConfig) -> None:
     kept_steps = set(config.keep_steps)
     others = [path for path in _step_folders(folder) if _step(path) not in kept_steps]
     for path in others[: -config.keep_last]:
-        # Renamed first: a kill in mid-deletion must not leave what looks like a checkpoint.
+        # Renamed first, because a process killed during the deletion must not leave a folder named like a checkpoint.
         doomed = path.with_suffix(".tmp")
         os.rename(path, doomed)
         shutil.rmtree(doomed, ignore_errors=True)
@@ -201,14 +213,14 @@ def _step_folders(folder: Path) -> list[Path]:
 
 
 def _step(path: Path) -> int:
-    return int(_STEP_FOLDER.fullmatch(path.name).group(1))
+    return int(path.name.removeprefix("step-"))
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
 
 
-def _write(path: Path, fill) -> None:
+def _write(path: Path, fill: Callable[[BinaryIO], object]) -> None:
     with open(path, "wb") as file:
         fill(file)
         file.flush()

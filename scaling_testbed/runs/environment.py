@@ -1,4 +1,4 @@
-"""Where and from what a run was started: installed versions, machine, driver, Slurm job and the state of the source."""
+"""The environment of each start of a run: installed versions, machine, driver, Slurm job and state of the source."""
 
 import contextlib
 import hashlib
@@ -18,14 +18,18 @@ from scaling_testbed.files import write_json, write_text
 from scaling_testbed.plugins import plugins_of
 from scaling_testbed.runs.lease import this_process
 
-LONGEST_DIFF = 1 << 20  # characters; of a longer one its hash and length are kept
-SOURCES = ("scaling_testbed", "kernels", "configs")  # whose new files belong to a diff
+LONGEST_DIFF = 1 << 20  # characters; of a longer diff only hash and length are kept
+SOURCES = ("scaling_testbed", "kernels", "configs")  # the diff includes new files in these folders
 DRIVER_FILE = Path("/proc/driver/nvidia/version")
+COMMIT_VARIABLE = "SCALING_TESTBED_COMMIT"  # of an image that was built without .git
 
 
 def environment(device: str, precision: str, plugins: Sequence[str] = ()) -> dict[str, Any]:
-    """This start of a run with these plug-ins: machine, driver, Slurm job and source state, and under `installed` and
-    `diff` what `record_start` keeps once for all starts. Nothing else of the environment variables."""
+    """Describe this start of a run with these plug-ins: machine, driver, Slurm job and state of the source.
+
+    `record_start` stores the entries `installed` and `diff` once for all starts. Other environment variables are not
+    recorded.
+    """
     git, diff = git_state(Path(__file__).resolve().parent)
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -44,10 +48,11 @@ def environment(device: str, precision: str, plugins: Sequence[str] = ()) -> dic
 
 
 def record_start(folder: Path, start: dict[str, Any]) -> int:
-    """Add a start, as `environment` gives it, to environment.json in a run's folder; returns how many were there.
+    """Add a start, as `environment` returns it, to environment.json in a run's folder. Returns the number of earlier
+    starts.
 
-    The list of installed versions is kept once under its hash, to which the starts refer, and the uncommitted changes
-    as uncommitted-HASH.diff beside the file: a run that is started many times repeats neither.
+    Each list of installed versions is stored once under its hash, and the starts refer to it. Uncommitted changes are
+    stored as uncommitted-HASH.diff beside the file. So a run that is started many times repeats neither.
     """
     path = folder / "environment.json"
     starts, lists = [], {}
@@ -66,7 +71,7 @@ def record_start(folder: Path, start: dict[str, Any]) -> int:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what decides a number."""
+    """Versions of Python and of the packages that can change a number."""
     found = {"python": platform.python_version()}
     for package in ("torch", "triton", "numpy", "tokenizers", "scaling-testbed"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -76,13 +81,13 @@ def versions() -> dict[str, str]:
 
 def installed() -> dict[str, str]:
     """The version of every distribution that can be imported, by name."""
-    found = {}
+    found: dict[str, str] = {}
     for distribution in importlib.metadata.distributions():
-        # `distribution.metadata` parses the whole file, descriptions included, and takes ten times as long.
+        # `distribution.metadata` parses the whole file, including the description, and takes ten times as long.
         head = distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or ""
         name, version = (re.search(rf"^{key}: *(\S+)", head, re.MULTILINE) for key in ("Name", "Version"))
         if name and version:
-            found.setdefault(name[1].lower(), version[1])  # of several the first is imported
+            found.setdefault(name[1].lower(), version[1])  # Python imports the first of several
     return dict(sorted(found.items()))
 
 
@@ -98,10 +103,13 @@ def driver() -> dict[str, str | None] | None:
 
 
 def git_state(folder: Path) -> tuple[dict[str, Any], str | None]:
-    """Commit of the source with a hash and the length of what is changed on top of it, and these changes as a diff with
-    the sources that git does not know yet; None where clean or not under git."""
+    """Commit of the source, with hash and length of the uncommitted changes, and these changes as a diff that includes
+    new sources. The diff is None if nothing is changed or the source is not under git.
 
-    def git(*arguments, may_differ=False):
+    If the source is not under git, the commit is the value of COMMIT_VARIABLE, if it is set.
+    """
+
+    def git(*arguments: str, may_differ: bool = False) -> bytes:
         ran = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, timeout=10)
         if ran.returncode and not (may_differ and ran.returncode == 1):
             raise OSError(f"git {arguments[0]} ended with {ran.returncode}")
@@ -116,7 +124,7 @@ def git_state(folder: Path) -> tuple[dict[str, Any], str | None]:
         for path in filter(None, listed.split(b"\0")):
             changes += git("-C", top, "diff", "--no-index", "--", os.devnull, os.fsdecode(path), may_differ=True)
     except (OSError, subprocess.SubprocessError):
-        return {"commit": None, "dirty": None}, None
+        return {"commit": os.environ.get(COMMIT_VARIABLE) or None, "dirty": None}, None
     if not changes:
         return {"commit": commit, "dirty": None}, None
     diff = changes.decode(errors="replace")

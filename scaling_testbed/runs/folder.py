@@ -1,6 +1,6 @@
-"""What a run leaves behind: config.yaml, environment.json, metrics.jsonl and result.json.
+"""The files of a run: config.yaml, environment.json, metrics.jsonl and result.json.
 
-metrics.jsonl is the truth: one line per recorded step, flushed as it is written.
+metrics.jsonl is the primary record. It has one line for each recorded step, which is flushed when it is written.
 """
 
 import contextlib
@@ -9,7 +9,7 @@ import json
 import math
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, TextIO
 
 import yaml
 
@@ -20,16 +20,16 @@ from scaling_testbed.runs.lease import Lease
 
 
 class RunFolder:
-    """The files of one run. Used as a context manager it holds the folder: a second process is refused."""
+    """The files of one run. As a context manager it holds the folder, and a second process is refused."""
 
     def __init__(self, path: Path):
         self.path = path
         self.checkpoints = path / "checkpoints"
-        self._metrics = None
+        self._metrics: TextIO | None = None
         self._held = False
         self._lease = Lease(path / "lock")
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lease.__enter__()
@@ -38,22 +38,23 @@ class RunFolder:
             raise UserError(f"cannot write the run folder {self.path}: {error.strerror}; set runs_dir=") from None
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         if self._metrics is not None:
             self._metrics.close()
         self._lease.__exit__()
 
     def result(self) -> dict[str, Any] | None:
-        """The row, if this run has one that can be read: an object with at least a status."""
+        """The row of this run, or None if it has no readable row with a status."""
         with contextlib.suppress(OSError, ValueError):
             row = json.loads((self.path / "result.json").read_text())
             return row if isinstance(row, dict) and isinstance(row.get("status"), str) else None
         return None
 
     def last_job(self) -> str | None:
-        """The Slurm job that started this run last, if any did."""
+        """The Slurm job of the last start of this run, or None."""
         with contextlib.suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
-            return json.loads((self.path / "environment.json").read_text())["starts"][-1].get("job")
+            job: str | None = json.loads((self.path / "environment.json").read_text())["starts"][-1].get("job")
+            return job
         return None
 
     def check_held(self) -> None:
@@ -67,14 +68,14 @@ class RunFolder:
         write_json(self.path / "result.json", _plain(row))
 
     def start(self, config: dict[str, Any], environment: dict[str, Any]) -> int:
-        """Record the configuration and this start's environment; returns how often the run was started before."""
+        """Record the configuration and the environment of this start. Returns the number of earlier starts."""
         write_text(self.path / "config.yaml", yaml.safe_dump(config, sort_keys=False))
         return record_start(self.path, environment)
 
     def open_metrics(self, keep_before: int) -> list[dict[str, Any]]:
-        """Open metrics.jsonl for appending and return its rows; those of step `keep_before` and later are dropped.
+        """Open metrics.jsonl for appending and return its rows. Rows of step `keep_before` and later are dropped.
 
-        They will be written again: after a kill the file may be ahead of the checkpoint that the run resumes from.
+        They are written again: if a run was killed, the file may be ahead of the checkpoint that the run resumes from.
         """
         path = self.path / "metrics.jsonl"
         rows = [row for row in read_metrics(path) if row["step"] < keep_before]
@@ -83,8 +84,10 @@ class RunFolder:
         return rows
 
     def write_metrics(self, row: dict[str, Any]) -> None:
-        """Append one line and flush it. Raises UserError when the disk refuses, AlreadyRunning as `check_held` does."""
+        """Append one line and flush it. Raises UserError if writing fails, and AlreadyRunning as `check_held` does."""
         self.check_held()
+        if self._metrics is None:
+            raise RuntimeError("metrics.jsonl is not open: call open_metrics first")
         try:
             self._metrics.write(_line(row))
             self._metrics.flush()
@@ -93,9 +96,9 @@ class RunFolder:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl, or .jsonl.gz. A half-written line (a kill, a full disk) is said on stderr and left
-    out."""
-    rows = []
+    """The rows of a metrics.jsonl or .jsonl.gz. An incomplete line (the run was killed, the disk was full) is reported
+    on stderr and left out."""
+    rows: list[dict[str, Any]] = []
     if not path.exists():
         return rows
     content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
@@ -104,7 +107,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             row = json.loads(line)
             row["step"] + 0
         except (ValueError, KeyError, TypeError):
-            print(f"warning: {path}:{number} is no whole record and is left out", file=sys.stderr)
+            print(f"warning: {path}:{number} is not a complete record and is left out", file=sys.stderr)
             continue
         rows.append(row)
     return rows
@@ -115,7 +118,7 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """JSON has no NaN and no infinity: they become null."""
+    """Replace NaN and infinity, which JSON does not have, by None."""
     if isinstance(value, dict):
         return {key: _plain(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,11 +1,11 @@
-"""One owner of a run folder at a time, on one machine or on many that share a file system.
+"""One owner of a run folder at a time, on one machine or on several that share a file system.
 
-The file `lock` holds the owner's host, process and job. Its flock settles who owns the folder among processes of one
-machine: it goes away with its holder, however that ends. File systems do not always carry a flock to other machines,
-so the owner also renews the file's time every BEAT_SECONDS, and another machine takes over after STALE_SECONDS
-without a sign of life. Where a flock does not reach other machines, or there is none, as on Lustre without its option,
-two that start in the same instant can both get a free folder. An owner that was silent and comes back, or has lost that
-race, finds the other's name in the file before it writes anything (`check`).
+The file `lock` names host, process and job of the owner. Among the processes of one machine its flock decides who owns
+the folder; the flock is released when its holder ends, in any way. Not every file system passes a flock to other
+machines. So the owner also updates the modification time of the file every BEAT_SECONDS, and another machine takes over
+after STALE_SECONDS without an update. If a flock does not reach other machines, or does not exist, as on Lustre without
+its option, two processes that start at the same instant can both get a free folder. An owner that was silent and
+returns, or that lost this race, finds the name of the other in the file before it writes anything (`check`).
 """
 
 import contextlib
@@ -17,8 +17,9 @@ import threading
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Self
 
-from scaling_testbed.errors import UserError
+from scaling_testbed.errors import STOPPED, UserError
 
 BEAT_SECONDS, STALE_SECONDS = 10, 60
 
@@ -26,12 +27,12 @@ BEAT_SECONDS, STALE_SECONDS = 10, 60
 class AlreadyRunning(UserError):
     """Another process owns this run's folder. Exit status 75."""
 
-    exit_status = 75
+    exit_status = STOPPED
 
 
 @dataclass(frozen=True)
 class Owner:
-    """Who runs a folder: host, process id there, and the Slurm job (`array_task` where it is one) or None."""
+    """The owner of a run folder: host, process id, and the Slurm job (`array_task` for a task of an array) or None."""
 
     host: str
     pid: int
@@ -49,14 +50,15 @@ def this_process() -> Owner:
 
 
 class Lease:
-    """Holds `path`, a lock file, while entered. Raises AlreadyRunning, naming the owner, where it is taken."""
+    """Context manager that holds the lock file `path`. Raises AlreadyRunning, which names the owner, if it is taken."""
 
     def __init__(self, path: Path):
         self.path = path
         self._stop = threading.Event()
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         self._file = open(self.path, "a+")
+        taken: Owner | str | None
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             taken = _alive_elsewhere(self.path)
@@ -76,7 +78,7 @@ class Lease:
         self._beat.start()
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._beat.join()
         if self._other() is None:
@@ -84,7 +86,7 @@ class Lease:
         self._file.close()
 
     def check(self) -> None:
-        """Raise AlreadyRunning if another process has taken over; to be asked before anything is written."""
+        """Raise AlreadyRunning if another process has taken over. Must be called before anything is written."""
         if other := self._other():
             raise AlreadyRunning(f"{self.path.parent} was taken over by {other} while this process was silent")
 
@@ -94,13 +96,13 @@ class Lease:
 
     def _renew(self) -> None:
         while not self._stop.wait(BEAT_SECONDS):
-            with contextlib.suppress(OSError):  # a file server that is away for a moment
+            with contextlib.suppress(OSError):  # the file server may not answer for a moment
                 if self._other() is None:
                     os.utime(self.path)
 
 
 def owner_of(path: Path) -> Owner | None:
-    """The process that holds the lock file `path` now, as far as can be told without asking it; None: nobody."""
+    """The process that holds the lock file `path` now, as far as the file and this machine show it, or None."""
     owner = _read(path)
     if owner is None:
         return None
@@ -116,7 +118,7 @@ def owner_of(path: Path) -> Owner | None:
 
 
 def _alive_elsewhere(path: Path) -> Owner | None:
-    """The owner, if it is on another machine and gave a sign of life lately."""
+    """The owner, if it is on another machine and updated the file in the last STALE_SECONDS; else None."""
     owner = _read(path)
     elsewhere = owner is not None and owner.host != socket.gethostname()
     return owner if elsewhere and _seconds_silent(path) < STALE_SECONDS else None
@@ -130,8 +132,8 @@ def _read(path: Path) -> Owner | None:
 
 
 def _seconds_silent(path: Path) -> float:
-    """Since the lock file was renewed, by the clock of the machine that keeps the files, since clocks differ; where
-    nothing can be written, as who only looks may not, by the clock of this one."""
+    """Seconds since the lock file was updated. Clocks differ, so this uses the clock of the file server, or that of
+    this machine if the process may not write in the folder."""
     probe = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
     try:
         probe.touch()
@@ -142,4 +144,4 @@ def _seconds_silent(path: Path) -> float:
     try:
         return now - path.stat().st_mtime
     except OSError:
-        return 0.0  # not to be told: better to wait than to write beside a living owner
+        return 0.0  # unknown: it is safer to wait than to write beside a running owner

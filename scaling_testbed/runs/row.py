@@ -1,5 +1,8 @@
-"""The row that a run leaves in result.json, which is all that analysis reads."""
+"""The row of a run in result.json. Analysis reads only this row."""
 
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -9,38 +12,117 @@ from scaling_testbed.plugins import hashes
 SCHEMA_VERSION = 1
 FINAL = ("finished", "diverged")  # a run with one of these statuses is a result and is not run again
 
-# Every field of a row, always present, null where unknown; losses in nats per token. The flattened configuration
-# follows them under dotted keys.
-ROW_FIELDS = (
-    "schema_version", "run_id", "name", "status", "error", "overrides", "seed",
-    "n_params", "n_params_non_embedding", "n_params_no_input_embedding", "n_params_no_qk_gains",
-    "n_tokens", "steps", "steps_planned", "epochs", "flops_6nd", "flops",
-    "rate_means", "val_loss", "val_loss_initial", "val_loss_best", "val_bpb", "val_loss_by_set",
-    "train_loss_last", "diverged_at_step", "skipped_steps",
-    "max_attention_logit", "diagnostics_at_step", "diagnostics_last_mean",
-    "unigram_entropy_nats", "entropy_rate_nats",
-    "wall_seconds", "tokens_per_second", "mfu", "peak_memory_bytes", "restarts",
-    "attention_impl", "qk_norm_impl", "loss_impl", "precision", "device", "world_size", "parallelism",
-    "data_fingerprint", "tokenizer_fingerprint", "git_commit", "versions", "plugins",
-)  # fmt: skip
+
+def fact(meaning: str, unit: str = "") -> Any:
+    """A field of Row that is None until it is known. unit: empty where it has none."""
+    return field(default=None, metadata={"meaning": meaning, "unit": unit})
 
 
-def empty_row(run: RunConfig) -> dict[str, Any]:
-    """A row with every field, filled with what is known before anything runs."""
-    known = {
-        "schema_version": SCHEMA_VERSION,
-        "run_id": run_id(run),
-        "name": run.name,
-        "overrides": run.overrides,
-        "seed": run.seed,
-        "rate_means": rate_means(run),
-        "plugins": hashes(run.plugins),
-    }
-    return dict.fromkeys(ROW_FIELDS) | known | {k: v for k, v in flatten(run).items() if "." in k}
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """The result of a run. Every field is in result.json, null where it is unknown.
+
+    The keys of the configuration follow the fields, as `model.d_model`, and after them what plug-ins add.
+    """
+
+    schema_version: int | None = fact("The version of these fields.")
+    run_id: str | None = fact("The hash of what the run computes, which is the name of its folder.")
+    name: str | None = fact("The configuration key name: the folder that the run is filed in.")
+    status: str | None = fact(
+        "finished; diverged (a loss or gradient norm was not finite); preempted (stopped before the end); failed."
+    )
+    error: str | None = fact("Why a run was stopped, diverged or failed, in one line.")
+    overrides: list[str] | None = fact("The overrides as they were typed.")
+    seed: int | None = fact("The configuration key seed.")
+    n_params: int | None = fact("All parameters.", "parameters")
+    n_params_non_embedding: int | None = fact("Parameters without embedding and head.", "parameters")
+    n_params_no_input_embedding: int | None = fact(
+        "Parameters without the embedding; the head is counted, also where it is tied.", "parameters"
+    )
+    n_params_no_qk_gains: int | None = fact("Parameters without the gains of the qk-norm.", "parameters")
+    n_tokens: int | None = fact("Training tokens seen: steps times tokens in a batch.", "tokens")
+    steps: int | None = fact("Steps made.", "steps")
+    steps_planned: int | None = fact("Steps of the whole budget.", "steps")
+    epochs: float | None = fact("Passes through the train split.", "epochs")
+    flops_6nd: float | None = fact("6 n_params n_tokens.", "FLOPs")
+    flops: float | None = fact(
+        "Training FLOPs counted from matrix products, attention and interventions included.", "FLOPs"
+    )
+    rate_means: str | None = fact(
+        "The meaning of one unit of the learning rate. Sensitivities are compared only where it is the same."
+    )
+    val_loss: float | None = fact(
+        "Cross-entropy of the last evaluation, without z-loss; null where the run was stopped early.", "nats per token"
+    )
+    val_loss_initial: float | None = fact("Cross-entropy at step 0.", "nats per token")
+    val_loss_best: float | None = fact("The lowest cross-entropy of all evaluations.", "nats per token")
+    val_bpb: float | None = fact("val_loss for each byte of text; null where the data are no text.", "bits per byte")
+    val_loss_by_set: dict[str, float] | None = fact("Name of each validation set -> its last loss.", "nats per token")
+    train_loss_last: float | None = fact("Cross-entropy of the last training batch.", "nats per token")
+    diverged_at_step: int | None = fact("The step whose loss or gradient norm was not finite.", "steps")
+    skipped_steps: int | None = fact("Updates left out by optimizer.skip_spikes_sigmas; null without it.", "steps")
+    max_attention_logit: float | None = fact("The largest attention logit of all measured steps.", "logits")
+    diagnostics_at_step: dict[str, Any] | None = fact("Diagnostics of step diagnostics.at_step, by name.")
+    diagnostics_last_mean: dict[str, Any] | None = fact(
+        "Means of the diagnostics over the measured steps among the last diagnostics.last_steps, by name."
+    )
+    unigram_entropy_nats: float | None = fact(
+        "Entropy of the token frequencies of the train split: the loss of a model that knows only these.",
+        "nats per token",
+    )
+    entropy_rate_nats: float | None = fact(
+        "Entropy rate of a synthetic source, which no model can beat on average; null for text.", "nats per token"
+    )
+    wall_seconds: float | None = fact("Time of training and evaluation, over all starts.", "seconds")
+    tokens_per_second: float | None = fact("Training tokens in a second, of all processes together.", "tokens/s")
+    mfu: float | None = fact(
+        "Model FLOPs utilisation: FLOPs in a second divided by the peak of all devices; null where the peak is unknown."
+    )
+    peak_memory_bytes: int | None = fact("The largest memory of a process.", "bytes")
+    restarts: int | None = fact("How often the run was started again.")
+    attention_impl: str | None = fact("The path that computed attention.")
+    qk_norm_impl: str | None = fact("The path that normed and rotated queries and keys.")
+    loss_impl: str | None = fact("The path that computed the loss.")
+    precision: str | None = fact("fp32 or bf16.")
+    device: str | None = fact("The name of the device.")
+    world_size: int | None = fact("The number of processes of the last start.", "processes")
+    parallelism: str | None = fact("single, ddp or fsdp.")
+    data_fingerprint: str | None = fact("A hash of the prepared tokens.")
+    tokenizer_fingerprint: str | None = fact("A hash of how text becomes tokens.")
+    git_commit: str | None = fact("The commit of the source, where it is known.")
+    versions: dict[str, str] | None = fact("The versions of Python and of the libraries that decide numbers.")
+    plugins: dict[str, str] | None = fact("Plug-in -> hash of its source.")
+
+    config: dict[str, Any] = field(default_factory=dict)
+    added: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, run: RunConfig, *, status: str | None = None, error: str | None = None) -> Row:
+        """The row of `run` with the fields that are known before training."""
+        return cls(
+            schema_version=SCHEMA_VERSION,
+            run_id=run_id(run),
+            name=run.name,
+            status=status,
+            error=error,
+            overrides=run.overrides,
+            seed=run.seed,
+            rate_means=rate_means(run),
+            plugins=hashes(run.plugins),
+            config={key: value for key, value in flatten(run).items() if "." in key},
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """The row as it is in result.json. No name in `added` replaces a field or a key."""
+        known = {name: getattr(self, name) for name in ROW_FIELDS} | self.config
+        return known | {key: value for key, value in self.added.items() if key not in known}
+
+
+ROW_FIELDS = tuple(f.name for f in fields(Row) if "meaning" in f.metadata)
 
 
 def describe_row(row: dict[str, Any], folder: Path) -> str:
-    """The row for a person: what the run came to, and where its records lie."""
+    """The row as printed text: the result of the run, and the folder of its records."""
     shown = {
         "status": row["status"] if row["error"] is None else f"{row['status']}: {row['error']}",
         "validation loss": _nats(row["val_loss"]),

@@ -1,45 +1,55 @@
-"""The tensors of a sharded run, in `shards/` of a checkpoint: each rank's part in files of its own, in the format of
-torch.distributed.checkpoint, read without unpickling anything but its metadata."""
+"""The tensors of a sharded run, in `shards/` of a checkpoint, in the format of torch.distributed.checkpoint.
+
+Each rank writes its part in files of its own. Only the metadata are unpickled when a checkpoint is read.
+"""
+
+from __future__ import annotations
 
 import enum
 import pickle
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from scaling_testbed.errors import UserError, first_line
 
+if TYPE_CHECKING:
+    from torch.distributed.checkpoint import FileSystemReader
+    from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, TensorStorageMetadata
+
 SHARDS = "shards"
 
 
 def write_shards(folder: Path, shards: dict[str, torch.Tensor]) -> None:
-    """Every rank writes its parts. Raises OSError on all ranks if it fails on one."""
+    """Write the parts of this rank. Every rank calls this. Raises OSError on all ranks if one fails."""
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.api import CheckpointException
 
     try:
         dcp.save(shards, storage_writer=dcp.FileSystemWriter(folder))
-    except CheckpointException as error:  # no Exception, so nothing above would catch it
+    except CheckpointException as error:  # no subclass of Exception, so no caller would catch it
         raise OSError(first_line(next(iter(error.failures.values()))[0])) from None
 
 
-def read_shards(path: Path, make: Callable[[str, torch.Size, torch.dtype], torch.Tensor], *, alone: bool) -> dict:
-    """Fill the tensors that `make` (key, shape, type) gives from a sharded checkpoint whose hashes agree.
+def read_shards(
+    path: Path, make: Callable[[str, torch.Size, torch.dtype], torch.Tensor], *, alone: bool
+) -> dict[str, torch.Tensor]:
+    """Fill the tensors that `make` (key, shape, type) returns from a sharded checkpoint whose hashes agree.
 
-    DTensors get this rank's part. alone: this process reads for itself; otherwise all ranks read together.
+    A DTensor gets the part of this rank. alone: only this process reads; otherwise all ranks read together.
     """
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.api import CheckpointException
 
     reader = _reader(path / SHARDS)
     known = reader.read_metadata().state_dict_metadata
-    tensors = {key: make(key, entry.size, entry.properties.dtype) for key, entry in known.items()}
+    tensors = {key: make(key, *_shape_and_type(path, key, entry)) for key, entry in known.items()}
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that there is no process group
+            warnings.simplefilter("ignore")  # warning: there is no process group
             dcp.load(tensors, storage_reader=reader, no_dist=alone)
     except CheckpointException as error:
         reason = first_line(next(iter(error.failures.values()))[0])
@@ -47,17 +57,28 @@ def read_shards(path: Path, make: Callable[[str, torch.Size, torch.dtype], torch
     return tensors
 
 
-def _reader(folder: Path):
-    """PyTorch's reader, which unpickles `.metadata`, held to the few classes that belong there."""
+def _shape_and_type(
+    path: Path, key: str, entry: TensorStorageMetadata | BytesStorageMetadata
+) -> tuple[torch.Size, torch.dtype]:
+    from torch.distributed.checkpoint.metadata import BytesStorageMetadata
+
+    if isinstance(entry, BytesStorageMetadata):
+        raise UserError(f"checkpoint {path} holds something that is no tensor: {key}")
+    return entry.size, entry.properties.dtype
+
+
+def _reader(folder: Path) -> FileSystemReader:
+    """PyTorch's reader, restricted to the few classes that a `.metadata` file needs when it is unpickled."""
     import torch.distributed.checkpoint as dcp
 
     class Reader(dcp.FileSystemReader):
-        def read_metadata(self, *_args, **_kwargs):
+        def read_metadata(self, *_args: Any, **_kwargs: Any) -> Metadata:
             try:
                 with open(folder / ".metadata", "rb") as file:
-                    metadata = _MetadataUnpickler(file).load()
+                    metadata: Metadata = _MetadataUnpickler(file).load()
             except pickle.UnpicklingError:
                 raise UserError(f"{folder}/.metadata holds something that is no metadata; it was not loaded") from None
+            assert metadata.storage_meta is not None  # FileSystemWriter always writes one
             metadata.storage_meta.load_id = self.load_id
             return metadata
 
@@ -69,7 +90,7 @@ class _MetadataUnpickler(pickle.Unpickler):
     CLASSES = {("torch", "Size"), ("torch", "device"), ("torch.serialization", "_get_layout")}
     CLASSES |= {("pathlib", "PosixPath"), ("pathlib._local", "PosixPath")}
 
-    def find_class(self, module, name):
+    def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("builtins", "getattr"):  # how some releases of Python 3.11 pickle a member of an Enum
             return _enum_member
         found = super().find_class(module, name) if module == "torch" or module in self.ROOMS else None
@@ -86,9 +107,10 @@ def _enum_member(kind: type, name: str) -> enum.Enum:
 
 
 def read_whole(path: Path, groups: dict[str, Any]) -> dict[str, Any]:
-    """The state dicts of model and optimizer, put together from a sharded checkpoint."""
+    """The state dicts of model and optimizer, assembled from a sharded checkpoint."""
     flat = read_shards(path, lambda _, shape, dtype: torch.empty(shape, dtype=dtype), alone=True)
-    model, states = {}, {name: {} for name in groups["names"]}
+    model: dict[str, torch.Tensor] = {}
+    states: dict[str, dict[str, torch.Tensor]] = {name: {} for name in groups["names"]}
     for key, tensor in flat.items():
         kind, name, *part = key.split("/")
         if kind == "model":

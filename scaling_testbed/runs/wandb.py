@@ -1,9 +1,11 @@
-"""Weights & Biases as a mirror of what a run records. The only importer of wandb."""
+"""Mirror the records of a run to Weights & Biases. Only this module imports wandb."""
 
 import contextlib
 import os
+import shlex
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +16,16 @@ WANDB_START_SECONDS = 20  # how long the start of a run may wait for Weights & B
 
 
 class WandbMirror:
-    """Sends records on to Weights & Biases, and can neither stop nor delay a run: every failure is one warning."""
+    """Sends records to Weights & Biases. It can neither stop nor delay a run: each failure is one warning."""
 
     def __init__(self, config: LoggingConfig, folder: RunFolder, run_id: str, name: str, flat_config: dict[str, Any]):
-        self._run = None
+        self._run: Any = None
         if not config.wandb:
             return
         mode = config.wandb_mode
         if mode == "auto" and not _wandb_key():
             mode = "offline"
-            print(f"wandb: no key found, recording offline under {folder.path}; `wandb sync` sends it later")
+            print(f"wandb: no key found; recording offline. To upload it later: {sync_command(folder.path)}")
         self._run = self._guarded(
             lambda: _start_wandb(config, mode, folder.path, run_id, name, flat_config), WANDB_START_SECONDS
         )
@@ -38,14 +40,14 @@ class WandbMirror:
             summary = {key: row[key] for key in ("status", "val_loss", "val_bpb", "n_params", "n_tokens", "flops")}
             self._guarded(lambda: (self._run.summary.update(summary), self._run.finish()), 20)
 
-    def _guarded(self, action, seconds: float):
-        """Run `action` beside the run for at most `seconds`; after any trouble the mirror is off."""
+    def _guarded(self, action: Callable[[], Any], seconds: float) -> Any:
+        """Run `action` in a thread for at most `seconds`. After an error or a timeout the mirror is off."""
         outcome: dict[str, Any] = {}
 
-        def attempt():
+        def attempt() -> None:
             try:
                 outcome["value"] = action()
-            except BaseException as error:  # wandb raises its own kinds, SystemExit among them
+            except BaseException as error:  # wandb raises exceptions of its own, and SystemExit
                 outcome["error"] = error
 
         thread = threading.Thread(target=attempt, daemon=True)
@@ -53,15 +55,26 @@ class WandbMirror:
         thread.join(seconds)
         if "value" in outcome:
             return outcome["value"]
-        reason = str(outcome.get("error") or f"no answer in {seconds} s").splitlines()[0]
+        error = outcome.get("error")
+        reason = str(error or f"no answer in {seconds} s").splitlines()[0]
+        if isinstance(error, ModuleNotFoundError) and error.name == "wandb":
+            reason = "it is not installed; pip install wandb"
         print(f"warning: wandb is off for the rest of this run: {reason}", file=sys.stderr)
         self._run = None
         return None
 
 
-def _start_wandb(config: LoggingConfig, mode: str, folder: Path, run_id: str, name: str, flat_config: dict[str, Any]):
+def sync_command(folder: Path) -> str:
+    """The command that uploads the offline records of a run in its `folder`."""
+    return f"wandb sync {shlex.quote(str(folder / 'wandb'))}/offline-run-*"
+
+
+def _start_wandb(
+    config: LoggingConfig, mode: str, folder: Path, run_id: str, name: str, flat_config: dict[str, Any]
+) -> Any:
     import wandb
 
+    named: Any = None if mode == "auto" else mode  # one of wandb's own, as LoggingConfig checks
     return wandb.init(
         project=config.project,
         entity=config.entity,
@@ -70,7 +83,7 @@ def _start_wandb(config: LoggingConfig, mode: str, folder: Path, run_id: str, na
         name=run_id,
         dir=str(folder),
         config=flat_config,
-        mode=None if mode == "auto" else mode,
+        mode=named,
         resume="allow",
         save_code=False,
         settings=wandb.Settings(init_timeout=15, silent=True),

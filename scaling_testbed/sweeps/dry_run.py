@@ -31,6 +31,8 @@ def describe_run(run: RunConfig, vocab_size: int) -> str:
         "tokens": f"{n_tokens:,}",
         "training FLOPs": f"{flops_per_token(run, model) * n_tokens:.3g}",
     }
+    if rounding := run.budget.rounding(counts, run.batch.tokens):
+        lines["rounding"] = rounding
     text = "\n".join(f"{label:<16} {value}" for label, value in lines.items())
     return f"{text}\n{_memory_table(run, model, n_params)}"
 

@@ -36,8 +36,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scaling_testbed.config.compose import CONFIG_DIR, override_values
-from scaling_testbed.config.search import check_no_doubles, choices, config_folder
+from scaling_testbed.config.compose import override_values
+from scaling_testbed.config.search import CONFIG_DIR, check_no_doubles, choices, config_folder
 from scaling_testbed.errors import ConfigError, check_choice
 from scaling_testbed.files import read_yaml
 from scaling_testbed.papers.paper import paper_named
@@ -136,7 +136,8 @@ def _layers(content: Any, scale: str | None, path: Path, configs: Sequence[str])
     elif scale not in names:
         there = f"it has {', '.join(names)}" if names else "it has none"
         raise ConfigError(f"there is no scale {scale!r}; {there}")
-    return names, [layer for file, scales in files for layer in (file, scales.get(scale, {}))]
+    at_scale = scale or ""  # of files without scales: none has this name
+    return names, [layer for file, scales in files for layer in (file, scales.get(at_scale, {}))]
 
 
 def _parted(content: Any, folder: Path) -> tuple[dict, dict[str, dict]]:
@@ -208,7 +209,7 @@ def overrides_before(shared: Sequence[str], own: Sequence[str]) -> list[str]:
     return [text for text in shared if text.partition("=")[0] not in keys]
 
 
-def _parse(content: dict, **named: str | None) -> Sweep:
+def _parse(content: dict, **named: Any) -> Sweep:
     content = dict(content)
     content["exclude"] = [_columns("exclude", entry, scalars=True) for entry in content.get("exclude", [])]
     content["seeds"] = [spelled(seed) for seed in content.get("seeds", [0])]
@@ -237,7 +238,7 @@ def _check_experiment(sweep: Sweep) -> None:
 def _together(entry: Any) -> dict[str, list[str | None]]:
     """Keys that move together as columns, from columns or from a list of rows of which each has the leading key."""
     if not isinstance(entry, list):
-        return _columns("together", entry)
+        return {key: [*values] for key, values in _columns("together", entry).items()}
     if not entry or not all(isinstance(row, dict) and row for row in entry):
         raise ConfigError(f"together takes mappings of keys to lists of values, or lists of rows; got {entry!r}")
     lead = next(iter(entry[0]))
@@ -293,13 +294,15 @@ def narrowed(sweep: Sweep, typed: Sequence[str]) -> Sweep:
     return sweep
 
 
-def _rows_of(entry: dict[str, list[str]], key: str, values: list[str]) -> dict[str, list[str]]:
+def _rows_of(entry: dict[str, list[str | None]], key: str, values: list[str]) -> dict[str, list[str | None]]:
     if key not in entry:
         return entry
-    if missing := [value for value in values if not any(_same(value, known) for known in entry[key])]:
-        tied = ", ".join(list(entry)[1:])
-        raise ConfigError(f"{key} moves together with {tied}; it is one of {', '.join(entry[key])}, got {missing[0]}")
-    rows = [row for row, known in enumerate(entry[key]) if any(_same(value, known) for value in values)]
+    # Every row has the leading key.
+    known_of = {row: known for row, known in enumerate(entry[key]) if known is not None}
+    if missing := [value for value in values if not any(_same(value, known) for known in known_of.values())]:
+        tied, there = ", ".join(list(entry)[1:]), ", ".join(known_of.values())
+        raise ConfigError(f"{key} moves together with {tied}; it is one of {there}, got {missing[0]}")
+    rows = [row for row, known in known_of.items() if any(_same(value, known) for value in values)]
     return {other: [column[row] for row in rows] for other, column in entry.items()}
 
 

@@ -17,15 +17,17 @@ from pathlib import Path
 from rich.console import Console
 from rich.live import Live
 
-from scaling_testbed.errors import check_positive
+from scaling_testbed.errors import STOPPED, check_positive
 from scaling_testbed.progress import clock
 from scaling_testbed.runs.lease import owner_of
+from scaling_testbed.runs.row import FINAL
 from scaling_testbed.sweeps.plan import PlannedRun, on_gpus
 from scaling_testbed.sweeps.status import LOG_FILE, RunState, last_line, read_state
 from scaling_testbed.sweeps.view import live_table
 
 POLL_SECONDS = 0.2
 REFRESH_SECONDS = 2.0
+ENOUGH_RUNS, ENOUGH_SECONDS = 2, 60.0  # one of both before the time left is estimated
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -69,8 +71,8 @@ class Driver:
         self.waiting = sorted((run for run in self.runs if self._is_due(run)), key=lambda run: -run.flops)
         self._skipped = [run for run in self.runs if self.states[run.run_id].state == "failed" and not self.retry]
         self.failures = {run.run_id: self.states[run.run_id].error or "failed" for run in self._skipped}
-        self._work = sum(run.flops for run in self.waiting)
-        self._left_at_start, self._began = len(self.waiting), time.monotonic()
+        self._due, self._began = list(self.waiting), time.monotonic()
+        self._done_before = {run.run_id: self._share_done(run) for run in self._due}
         if not self.waiting:
             return self._conclude()
         free, previous = list(self.slots), _handle(_SIGNALS, self._stop)
@@ -104,7 +106,7 @@ class Driver:
                         self._ended(run, process.returncode, live is None)
                 if live and time.monotonic() - refreshed > REFRESH_SECONDS:
                     refreshed = time.monotonic()
-                    self._refresh_running()
+                    self._refresh([*(run for _, run, _ in self.children.values()), *self.waiting])
                     rows = shutil.get_terminal_size().lines
                     live.update(live_table(list(self.states.values()), self._seconds_left(), rows), refresh=True)
                 time.sleep(POLL_SECONDS)
@@ -176,26 +178,35 @@ class Driver:
 
     def _say(self, run: PlannedRun) -> None:
         state = self.states[run.run_id]
-        done = self._left_at_start - len(self.waiting) - len(self.children)
+        done = len(self._due) - len(self.waiting) - len(self.children)
         which = "val_loss" if state.state in ("finished", "diverged") else "last loss"
         loss = f"{which} {state.loss:.4f}" if state.loss is not None else ""
+        self._refresh([run for _, run, _ in self.children.values()])
         left = self._seconds_left()
         time_left = f"about {clock(left)} left" if left else ""
-        parts = (f"{done}/{self._left_at_start}", f"{state.state:9}", run.label, loss, time_left)
+        parts = (f"{done}/{len(self._due)}", f"{state.state:9}", run.label, loss, time_left)
         print("  ".join(part for part in parts if part), flush=True)
 
-    def _refresh_running(self) -> None:
-        for run in [*(run for _, run, _ in self.children.values()), *self.waiting]:
+    def _refresh(self, runs: Sequence[PlannedRun]) -> None:
+        for run in runs:
             state = read_state(run)
             starting = run.run_id in self.children and state.state in ("pending", "stopped")
             self.states[run.run_id] = replace(state, state="running", error=None) if starting else state
 
+    def _share_done(self, run: PlannedRun) -> float:
+        return self.states[run.run_id].step / run.steps
+
     def _seconds_left(self) -> float | None:
-        """By the work, in FLOPs, that is done of what this driver had to do."""
+        """By the FLOPs of the steps that were trained since this driver began; None before ENOUGH_RUNS runs came to
+        their end or ENOUGH_SECONDS passed, as the first run to end says little of the others."""
+        seconds = time.monotonic() - self._began
+        ended = sum(self.states[run.run_id].state in FINAL for run in self._due)
+        if ended < min(ENOUGH_RUNS, len(self._due)) and seconds < ENOUGH_SECONDS:
+            return None
         open_runs = [*(run for _, run, _ in self.children.values()), *self.waiting]
-        left = sum(run.flops * (1 - self.states[run.run_id].step / run.steps) for run in open_runs)
-        done = self._work - left
-        return (time.monotonic() - self._began) / done * left if done > 0 else None
+        left = sum(run.flops * (1 - self._share_done(run)) for run in open_runs)
+        done = sum(run.flops * (self._share_done(run) - self._done_before[run.run_id]) for run in self._due)
+        return seconds / done * left if done > 0 else None
 
     def _stop(self, number, _frame) -> None:
         """Ask every run to save and end; a second signal ends those that do not answer."""
@@ -210,7 +221,7 @@ class Driver:
         if self.stopping:
             left = len(self.waiting)
             print(f"stopped by {self.stopping}; {left} runs not started; the same command goes on", file=sys.stderr)
-            return 75
+            return STOPPED
         for run in self.runs:
             if run.run_id in self.failures:
                 print(f"failed: {run.label}: {self.failures[run.run_id]} ({run.folder}/{LOG_FILE})", file=sys.stderr)

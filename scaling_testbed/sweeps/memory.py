@@ -69,7 +69,7 @@ def estimate_memory(
         optimizer=-(-_optimizer_bytes(run, model) // shards),
         working_copies=_working_copies(model, n_params, precision, sharded),
         activations=tokens * _kept_per_token(run, model, precision),
-        logits=run.loss.logits_bytes(tokens, model.vocab_size),
+        logits=run.loss.logits_bytes(tokens, model.known_vocab_size),
     )
 
 
@@ -81,7 +81,7 @@ def _working_copies(model: ModelConfig, n_params: int, precision: str, sharded: 
     if not sharded and precision == "bf16":
         return n_params * BF16_COPY
     if not sharded:
-        head = 0 if model.tied_head else model.vocab_size * model.d_model
+        head = 0 if model.tied_head else model.known_vocab_size * model.d_model
         made_anew = model.n_layers * block_matrices(model) + head if LINEARS[model.linear].makes_weight_anew else 0
         return made_anew * WEIGHTS
     block = block_matrices(model) if model.n_layers else 0
@@ -114,13 +114,13 @@ def activation_bytes_per_token(model: ModelConfig, precision: str, sequence_leng
     and after the blocks the final norm's input in fp32. The path is the named one, or what `auto` takes on a GPU."""
     path = ATTENTION_IMPLS[choose_impl("attention_impl", model)]
     norm, layout, mlp = NORMS[model.norm], RESIDUALS[model.residual], MLPS[model.mlp]
-    a = model.n_heads * model.d_head
+    a = model.n_heads * model.head_width
     scores = 0
     if path.keeps_scores:
         n_scores = NORMALISERS[model.attention_normaliser].kept_scores + (model.attention_softcap is not None)
         scores = n_scores * model.n_heads * sequence_length
     normed = 2 * layout.norms_per_branch * norm.kept * model.d_model + 2 * model.query_key_norm.kept * a
     wide = normed + path.kept_wide * a + scores
-    products = 2 * model.d_model + path.kept * a + mlp.kept_widths * model.d_ff
+    products = 2 * model.d_model + path.kept * a + mlp.kept_widths * model.ff_width
     in_product = BF16_COPY if precision == "bf16" else WEIGHTS
     return model.n_layers * (4 * wide + in_product * products) + 4 * model.d_model

@@ -117,7 +117,7 @@ def _planned(
         params=run.budget.params,
         budget_n_params=getattr(counts, run.budget.params),
         n_params=counts.n_params,
-        vocab_size=model.vocab_size,
+        vocab_size=model.known_vocab_size,
         n_tokens=n_tokens,
         tokens_per_step=run.batch.tokens,
         steps=steps,

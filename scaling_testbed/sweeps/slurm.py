@@ -13,10 +13,11 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from scaling_testbed.errors import ConfigError, UserError, check_positive
+from scaling_testbed.keys import key
 from scaling_testbed.sweeps.plan import PlannedRun, on_gpus, sweep_folder
 
 DEFAULT_MAX_ARRAY_SIZE = 1001  # Slurm's own default, where no cluster can be asked
@@ -24,28 +25,32 @@ DEFAULT_MAX_ARRAY_SIZE = 1001  # Slurm's own default, where no cluster can be as
 
 @dataclass(frozen=True, kw_only=True)
 class SlurmConfig:
-    """Meanings and defaults: configs/launcher/slurm.yaml."""
+    """What `sweep submit` asks Slurm for. null: it is not asked for, so the cluster's default holds."""
 
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    time: str | None = None
-    constraint: str | None = None
-    memory: str | None = None
-    nodes: int = 1
-    gpus_per_node: int = 1
-    cpus_per_process: int | None = None
-    max_running: int | None = None
-    signal_seconds: int = 120
-    requeue: bool = True
-    torchrun: bool = False
-    sbatch: list[str] = field(default_factory=list)
-    setup: list[str] = field(default_factory=list)
-    python: str | None = None
+    partition: str | None = key(None, "The partition, sbatch's --partition.")
+    account: str | None = key(None, "The account, sbatch's --account.")
+    qos: str | None = key(None, "The quality of service, sbatch's --qos.")
+    time: str | None = key(None, "The time limit of a task as sbatch takes it: 2:00:00 or 1-00:00:00.")
+    constraint: str | None = key(None, "Features that a node must have, sbatch's --constraint.")
+    memory: str | None = key(None, "Memory of a node, for example 64G.")
+    nodes: int = key(1, "Nodes of one run.")
+    gpus_per_node: int = key(1, "GPUs of a node, one process for each. 0: CPUs only.")
+    cpus_per_process: int | None = key(None, "CPUs of a process.")
+    max_running: int | None = key(
+        None, "Array tasks that run at a time. Past MaxArraySize a sweep is several array jobs; it holds for each."
+    )
+    signal_seconds: int = key(
+        120, "So many seconds before the time limit a task saves a checkpoint and goes back into the queue."
+    )
+    requeue: bool = key(True, "Whether a task goes back into the queue before its time limit.")
+    torchrun: bool = key(False, "Whether processes are started by torchrun and not by srun.")
+    sbatch: list[str] = key([], "Further options of sbatch, for example ['--exclude=node7','--mail-type=END'].")
+    setup: list[str] = key([], "Shell lines before training, for example ['module load cuda'].")
+    python: str | None = key(None, "The Python of the tasks. null: the one that submits.")
 
     def __post_init__(self):
-        for key in ("nodes", "cpus_per_process", "max_running", "signal_seconds"):
-            check_positive(f"launcher.{key}", getattr(self, key))
+        for name in ("nodes", "cpus_per_process", "max_running", "signal_seconds"):
+            check_positive(f"launcher.{name}", getattr(self, name))
         if self.gpus_per_node < 0:
             raise ConfigError(f"launcher.gpus_per_node must not be negative; got {self.gpus_per_node}")
         for option in self.sbatch:
@@ -76,8 +81,8 @@ def _seconds(limit: str | None) -> int | None:
     found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", limit or "")
     if not found:
         return None
-    days, *parts = (None if part is None else int(part) for part in found.groups())
-    parts = [part for part in parts if part is not None]
+    days, *given = (None if part is None else int(part) for part in found.groups())
+    parts = [part for part in given if part is not None]
     units = (3600, 60, 1) if days is not None or len(parts) == 3 else (60, 1)
     return 86400 * (days or 0) + sum(part * unit for part, unit in zip(parts, units, strict=False))
 
@@ -208,7 +213,9 @@ def _setup_line(line: str) -> str:
 
 def _quoted_option(option: str) -> str:
     """`--key=some value`, `--key some value` or `-k value` with its value quoted for sbatch."""
-    key, between, value = re.fullmatch(r"([^=\s]*)(=|\s+|$)(.*)", option.strip()).groups()
+    found = re.fullmatch(r"([^=\s]*)(=|\s+|$)(.*)", option.strip())
+    assert found is not None, "SlurmConfig refuses an option of several lines"
+    key, between, value = found.groups()
     return f"{key}{between}{shlex.quote(value)}" if value else f"{key}{between}"
 
 

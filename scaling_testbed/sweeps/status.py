@@ -5,7 +5,7 @@ import json
 import os
 import sys
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,25 +60,25 @@ def read_state(run: PlannedRun) -> RunState:
     folder = Path(run.folder)
     row = RunFolder(folder).result()
     if row and row.get("status") in FINAL:  # the common case of a long sweep reads one file
-        known = {"run": run, "step": row.get("steps") or 0, "loss": row.get("val_loss")}
+        done = RunState(run=run, state=row["status"], step=row.get("steps") or 0, loss=row.get("val_loss"))
         now = {plugin.name: plugin.sha256 for plugin in loaded_plugins()}
         if problem := difference(row.get("plugins"), now):
-            return RunState(**known, state="failed", error=problem)
-        return RunState(**known, state=row["status"], error=row.get("error"))
+            return replace(done, state="failed", error=problem)
+        return replace(done, error=row.get("error"))
     owner = owner_of(folder / "lock")
     last = last_metrics(folder)
     step = last.get("step", 0)
-    known = {"run": run, "step": step, "loss": last.get("val_loss", last.get("train_loss"))}
+    known = RunState(run=run, state="pending", step=step, loss=last.get("val_loss", last.get("train_loss")))
     if owner:
         rate = last.get("tokens_per_second")
         eta = (run.steps - step) * run.tokens_per_step / rate if rate else None
-        return RunState(**known, state="running", owner=owner, job=owner.job, eta_seconds=eta)
-    known["job"] = RunFolder(folder).last_job()
+        return replace(known, state="running", owner=owner, job=owner.job, eta_seconds=eta)
+    known = replace(known, job=RunFolder(folder).last_job())
     if row and row.get("status") == "failed":
-        return RunState(**known, state="failed", error=row.get("error") or last_line(folder))
+        return replace(known, state="failed", error=row.get("error") or last_line(folder))
     if row or any(os.path.exists(folder / name) for name in ("environment.json", LOG_FILE)):
-        return RunState(**known, state="stopped", error=row.get("error") if row else last_line(folder))
-    return RunState(**known, state="pending")
+        return replace(known, state="stopped", error=row.get("error") if row else last_line(folder))
+    return known
 
 
 def last_metrics(folder: Path) -> dict[str, Any]:
@@ -123,7 +123,7 @@ def rows(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
-def collect(folder: Path, only: Collection[str] | None = None) -> tuple[Path, Path, list[str]]:
+def collect(folder: Path, only: Collection[str] | None = None) -> tuple[Path, Path, list[str | None]]:
     """Write results.jsonl and results.parquet into a sweep's folder; returns their paths and the run ids of the rows.
 
     only: the run ids to take; None: all. In the table, columns with lists or mappings hold JSON text. Raises UserError

@@ -3,18 +3,17 @@
 from collections.abc import Sequence
 
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 from scaling_testbed.progress import clock
 from scaling_testbed.sweeps.plan import PlannedRun
 from scaling_testbed.sweeps.status import RunState, counts
-from scaling_testbed.tables import LeftFirst, brief, table
+from scaling_testbed.tables import LeftFirst, Whole, brief
 
 LONGEST_ERROR = 60
 
 
-def plan_table(runs: Sequence[PlannedRun]) -> Table:
+def plan_table(runs: Sequence[PlannedRun]) -> Whole:
     """One line per run, and the totals."""
     varied, with_hours = _varied(runs), any(run.gpu_hours is not None for run in runs)
     counted = f"N ({', '.join(sorted({run.params for run in runs}))})"
@@ -29,7 +28,7 @@ def plan_table(runs: Sequence[PlannedRun]) -> Table:
     total += [f"{sum(run.steps for run in runs):,}", f"{sum(run.budget_flops_6nd for run in runs):.3g}"]
     total += [f"{sum(run.flops for run in runs):.3g}", "", f"{sum(run.gpu_hours or 0 for run in runs):,.2f}"]
     rows.append(total)
-    return table([*columns, "GPU-hours"], rows) if with_hours else table(columns, [row[:-1] for row in rows])
+    return Whole([*columns, "GPU-hours"], rows) if with_hours else Whole(columns, [row[:-1] for row in rows])
 
 
 def status_table(states: Sequence[RunState]) -> LeftFirst:
@@ -54,12 +53,12 @@ def live_table(states: Sequence[RunState], left: float | None, rows: int) -> Gro
     return Group(status_table(shown or states[:1]), Text(about))
 
 
-def loss_table(states: Sequence[RunState]) -> Table:
+def loss_table(states: Sequence[RunState]) -> Whole:
     """Final validation losses in nats per token: the longest axis across, all others down. A run without a number
     shows its state; so does a diverged one, beside its last loss."""
     keys = _varied([found.run for found in states])
     sizes = {key: len({found.run.varied.get(key) for found in states}) for key in keys}
-    across = max(reversed(keys), key=lambda key: sizes[key], default=None)
+    across = max(reversed(keys), key=lambda key: sizes[key], default="")
     down = [key for key in keys if key != across]
     columns = list(dict.fromkeys(found.run.varied.get(across, "") for found in states))
     lines: dict[tuple[str, ...], dict[str, str]] = {}
@@ -67,7 +66,7 @@ def loss_table(states: Sequence[RunState]) -> Table:
         line = lines.setdefault(tuple(found.run.varied.get(key, "") for key in down), {})
         line[found.run.varied.get(across, "")] = _final(found)
     heads = [*down, *(f"{across}={value}" if across else "val_loss" for value in columns)]
-    return table(heads, [[*line, *(cells.get(value, "") for value in columns)] for line, cells in lines.items()])
+    return Whole(heads, [[*line, *(cells.get(value, "") for value in columns)] for line, cells in lines.items()])
 
 
 def _final(found: RunState) -> str:

@@ -1,4 +1,4 @@
-"""The prepared data that a run is trained and scored on."""
+"""The prepared data that a run is trained and evaluated on."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def open_training_batches(run: RunConfig, data: PreparedData) -> TrainingBatches
 def open_validation_sets(run: RunConfig, data: PreparedData) -> dict[str, ValidationBatches]:
     """The validation split of the run's own `data`, as MAIN_SET, and of every corpus in evaluation.sets.
 
-    Raises ConfigError for a set with that name, or with another tokenizer.
+    Raises ConfigError for a set with the name MAIN_SET or with another tokenizer.
     """
     streams = {MAIN_SET: data.validation}
     for name, path in run.evaluation.sets.items():
@@ -38,5 +38,5 @@ def open_validation_sets(run: RunConfig, data: PreparedData) -> dict[str, Valida
 
 
 def _vocabulary(data: PreparedData) -> tuple[str | None, int]:
-    """What two corpora must share for one model to be scored on both."""
+    """The values that two corpora must share so that one model can be evaluated on both."""
     return data.tokenizer_fingerprint, data.vocab_size

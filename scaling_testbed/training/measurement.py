@@ -1,4 +1,4 @@
-"""Diagnostics of a run: what is measured around an update, over all processes of the run."""
+"""The diagnostics of a run, measured before and after an update over all processes of the run."""
 
 import contextlib
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from scaling_testbed.processes.placement import Replica
 
 
 class Measurement:
-    """Measures a placed model from the side: a forward pass of its own without gradients, gradients, moments."""
+    """Measures a placed model: in an extra forward pass without gradients, and from its gradients and moments."""
 
     def __init__(
         self,
@@ -33,14 +33,14 @@ class Measurement:
         self.config, self.placed, self.processes = config, placed, processes
         self.device, self.precision = device, precision
         self.model: Transformer = placed.plain.model
-        # Each shard is there once for every copy of the model; what is whole needs no sum.
+        # A sum over ranks counts each shard once for every copy of the model. A whole model needs no sum.
         size = processes.world.size
         self._copies = size // (parallelism.shard_size or size) if parallelism.is_sharded else None
 
     @torch.no_grad()
     def forward(self, batch_BS: np.ndarray, rows: int) -> dict[str, float]:
-        """Of a forward pass over config.sequences of the global batch, `rows` at a time on each rank; `batch_BS` is
-        this rank's slice of it."""
+        """Diagnostics of a forward pass over config.sequences sequences of the global batch, `rows` at a time on each
+        rank. batch_BS: the slice of this rank."""
         mine, n_passes = self._chosen(len(batch_BS), rows)
         found = Reductions()
         with (
@@ -51,15 +51,16 @@ class Measurement:
             for begin in range(0, n_passes * rows, rows):
                 here = mine[begin : begin + rows]
                 found.weight = len(here)
-                # A rank with none left goes along, as a sharded model needs all of them, and says nothing.
+                # A sharded model needs all ranks: a rank without sequences left computes one with weight 0.
                 tokens_BS = torch.from_numpy(batch_BS[here if len(here) else [0]]).to(self.device)
                 with autocast(self.device, self.precision):
                     self.placed.plain(tokens_BS)
         return found.result(self.processes.sum, self.processes.largest)
 
     def _chosen(self, n_here: int, rows: int) -> tuple[np.ndarray, int]:
-        """Places in this rank's slice of the sequences that are measured, which lie evenly over the global batch and so
-        are the same for any number of ranks; and how many passes the rank with the most of them makes."""
+        """Indices, in the slice of this rank, of the measured sequences, and the number of passes of the rank that has
+        most of them. These sequences are spread evenly over the global batch, so they are the same for any number of
+        ranks."""
         world = self.processes.world
         n_batch = n_here * world.size
         n_chosen = min(self.config.sequences or n_batch, n_batch)
@@ -68,14 +69,14 @@ class Measurement:
         return places[ranks == world.rank], -(-most // rows)
 
     def gradients(self) -> dict[str, float]:
-        """Of the gradients and parameters as they are."""
+        """Statistics of the current gradients and parameters."""
         parameters = parameter_statistics(self.model, self._sum_over_shards)
         return gradient_statistics(self.model, self._sum_over_shards) | parameters
 
     def updates(
         self, config: OptimizerConfig, optimizer: torch.optim.Optimizer, before: dict[str, float]
     ) -> dict[str, float]:
-        """Of the update just made by the optimizer of `config`; `before` is what `gradients` found."""
+        """Statistics of the last update, made by the optimizer of `config`. before: the result of `gradients`."""
         return update_statistics(self.model, config, optimizer, before, self._sum_over_shards)
 
     def _sum_over_shards(self, values):
@@ -86,7 +87,7 @@ class Measurement:
 
 @contextlib.contextmanager
 def _uncompiled(model: Transformer) -> Iterator[None]:
-    """Hooks are not seen by a compiled model, or compile it again."""
+    """Context in which the model is not compiled, because a compiled model ignores hooks or is compiled again."""
     compiled, model._compiled_call_impl = model._compiled_call_impl, None
     try:
         yield

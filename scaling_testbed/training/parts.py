@@ -1,4 +1,4 @@
-"""What a run consists of, built once from its configuration."""
+"""The parts of a run, built once from its configuration."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -28,12 +28,12 @@ from scaling_testbed.training.measurement import Measurement
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """The parts of one run on one of its processes. Weights, moments and what interventions remember change as it
-    trains; the parts stay the same.
+    """The parts of one run on one of its processes. Weights, moments and states of interventions change during
+    training; the parts stay the same.
 
     precision: fp32 | bf16. loss: with its `impl` chosen. validation_sets: by name, the run's own first. steps: of the
-    whole run. flops_per_token: of training, interventions included. model: bare; placed: the same on its devices.
-    interventions: by name, in the order in which a step runs them.
+    whole run. flops_per_token: of training, including interventions. model: the plain module. placed: the same model on
+    its devices. interventions: by name, in the order in which a step runs them.
     """
 
     run: RunConfig
@@ -56,14 +56,14 @@ class Parts:
 
 
 def build_parts(run: RunConfig, folder: RunFolder, processes: Processes, *, quiet: bool = False) -> Parts:
-    """Choose the device and the paths, prepare the data, make the process group and build what is trained.
+    """Choose the device and the paths, prepare the data, make the process group, and build the model and its optimizer.
 
-    Every rank calls this. Raises UserError for what a person can mend; what cannot run is refused before data is
-    prepared.
+    Every rank calls this. Raises UserError for an error that the user can correct. A run that is not possible is
+    refused before data is prepared.
     """
     configure_torch(run.compute)
     device, precision, loss = processes.together(lambda: _choose_paths(run, processes.world.local_rank))
-    # Rank 0 prepares, which may take hours; the others find it done.
+    # Rank 0 prepares, which may take hours. The others wait for it.
     prepared = Path(processes.on_main(lambda: str(_prepare(run, quiet))))
     data, batches, validation_sets = processes.together(lambda: _open(run, prepared))
     processes.connect(device)
@@ -105,18 +105,18 @@ def build_parts(run: RunConfig, folder: RunFolder, processes: Processes, *, quie
 
 
 def _check_counts(run: RunConfig, counts: ParamCounts, model: Transformer) -> None:
-    """Raise ConfigError where the parts of the model do not have the parameters that their facts say: plan, budget,
-    FLOPs and row would all be of another model."""
+    """Raise ConfigError if the number of parameters is not the one that the facts of the model's parts give. Plan,
+    budget, FLOPs and row would then describe another model."""
     there = sum(parameter.numel() for parameter in model.parameters())
     if there != counts.n_params:
         raise ConfigError(
-            f"model={run.model.name} has {there:,} parameters, its parts' facts say {counts.n_params:,}; mend "
-            "what the plug-in says of the part that it registers, such as gains or roles (model/parts.py)"
+            f"model={run.model.name} has {there:,} parameters, but the facts of its parts give {counts.n_params:,}; "
+            "correct the facts of the part that the plug-in registers, such as gains or roles (model/parts.py)"
         )
 
 
 def _choose_paths(run: RunConfig, local_rank: int) -> tuple[torch.device, str, CrossEntropyConfig]:
-    """Device, precision and loss; `auto` is decided once, and the row records for what."""
+    """The device, precision and loss of the run. `auto` is resolved once, and the row records the result."""
     device = choose_device(run.compute, local_rank)
     precision = choose_precision(run.compute, device)
     loss = dataclasses.replace(run.loss, impl=choose_loss_impl(run.loss, device))

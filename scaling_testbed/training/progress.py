@@ -1,4 +1,4 @@
-"""How far a run is: what changes as it trains, and how a checkpoint keeps it."""
+"""The progress of a run: the values that change during training, and how a checkpoint stores them."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,11 +18,11 @@ from scaling_testbed.training.step import Update
 
 @dataclass(kw_only=True)
 class Progress:
-    """With the weights, the moments and the states of interventions, all that changes as a run trains.
+    """Everything that changes during training, besides weights, moments and states of interventions.
 
-    step: updates made, those included that were left out. record: this step's line of metrics.jsonl while it is still
-    open; None: it is written. train_loss_last: nats, of the last update. evaluations: the records that have a
-    validation loss, of earlier starts too. clock: wall seconds over all starts.
+    step: number of updates, including those that were left out. record: the line of this step in metrics.jsonl until it
+    is written, then None. train_loss_last: of the last update, in nats. evaluations: the records with a validation
+    loss, also of earlier starts. clock: wall seconds over all starts.
     """
 
     step: int = 0
@@ -32,7 +32,7 @@ class Progress:
     clock: Clock = field(default_factory=Clock)
 
     def advance(self, update: Update, run: RunConfig, steps: int) -> None:
-        """Count `update` as made, and open the record of its step; `steps` are those of the whole run."""
+        """Count `update`, and open the record of its step. steps: of the whole run."""
         self.step += 1
         self.train_loss_last = update.train_loss
         self.clock.end_step()
@@ -52,13 +52,13 @@ class Progress:
 
 
 def is_evaluated(run: RunConfig, step: int, steps: int) -> bool:
-    """Whether the weights after `step` updates of `steps` are scored."""
+    """Whether the weights after `step` updates of `steps` are evaluated."""
     every = run.evaluation.every_steps
     return step in (0, steps) or bool(every) and step % every == 0
 
 
 def is_saved(config: CheckpointConfig, step: int) -> bool:
-    """Whether a checkpoint is saved after `step` updates, before the last."""
+    """Whether a checkpoint is saved after `step` updates, for any step but the last."""
     every = config.every_steps
     return step > 0 and (bool(every) and step % every == 0 or step in config.keep_steps)
 
@@ -83,9 +83,9 @@ def save(parts: Parts, progress: Progress) -> None:
 
 
 def resume(parts: Parts) -> Progress:
-    """Take up the newest whole checkpoint, if there is one; returns how far it is. Every rank calls this.
+    """Restore the newest complete checkpoint, if there is one, and return its progress. Every rank calls this.
 
-    Raises UserError where every checkpoint is damaged, or where the data or a plug-in is not that of the run.
+    Raises UserError if every checkpoint is damaged, or if the data or a plug-in differs from that of the run.
     """
     found = parts.processes.on_main(lambda: _find_checkpoint(parts))
     if found is None:
@@ -120,7 +120,7 @@ def states_of(interventions: dict[str, Intervention]) -> dict[str, Any]:
 
 
 def restore_states(interventions: dict[str, Intervention], states: dict[str, Any]) -> None:
-    """Undo `states_of`. A name may have None, as older checkpoints have for what was switched off."""
+    """Restore the result of `states_of`. In older checkpoints the state of a disabled intervention is None."""
     for name, intervention in interventions.items():
         if states.get(name) is not None:
             intervention.restore(states[name])

@@ -1,4 +1,4 @@
-"""What a run writes and shows while it trains: metrics.jsonl, the mirror in Weights & Biases, lines for a person."""
+"""The records of a run during training: metrics.jsonl, the mirror in Weights & Biases, and printed lines."""
 
 import dataclasses
 from typing import Any
@@ -7,19 +7,20 @@ from scaling_testbed.config.run import flatten, run_id
 from scaling_testbed.processes.device import device_name
 from scaling_testbed.progress import RunProgress
 from scaling_testbed.runs.environment import environment
+from scaling_testbed.runs.row import Row
 from scaling_testbed.runs.wandb import WandbMirror
 from scaling_testbed.training.parts import Parts
 from scaling_testbed.training.progress import Progress
 
 
 class Records:
-    """Open records of one start of a run; rank 0 alone writes.
+    """The open records of one start of a run. Only rank 0 writes.
 
-    restarts: how often the run was started before. git_commit: of the source, or None.
+    restarts: number of earlier starts. git_commit: of the source, or None.
     """
 
     def __init__(self, parts: Parts, progress: Progress, *, quiet: bool):
-        """Note this start, and cut metrics.jsonl back to `progress`, whose evaluations come from it."""
+        """Record this start, and truncate metrics.jsonl to `progress`. Sets its evaluations from the file."""
         self._parts = parts
         self._mirror: WandbMirror | None = None
         self.restarts, self.git_commit, progress.evaluations = parts.processes.on_main(lambda: self._open(progress))
@@ -46,13 +47,15 @@ class Records:
             f"{parts.data.folder}; attention {parts.model.attention_impl}, qk-norm {parts.model.qk_norm_impl}, "
             f"loss {parts.loss.impl}"
         )
+        if rounding := run.budget.rounding(parts.counts, run.batch.tokens):
+            say(rounding)
         if (run.diagnostics.at_step or 0) > parts.steps:
-            say(f"diagnostics.at_step={run.diagnostics.at_step} lies past the last step, and is not measured")
+            say(f"diagnostics.at_step={run.diagnostics.at_step} is after the last step and is not measured")
         if progress.step:
             say(f"resumed at step {progress.step:,} (start {self.restarts + 1} of this run)")
 
     def start_mirror(self) -> None:
-        """Connect to Weights & Biases where the run asks for it, which may take a while."""
+        """Connect to Weights & Biases if the run asks for it. This may take some seconds."""
         parts, logging = self._parts, self._parts.run.logging
         if not parts.processes.world.is_main:
             logging = dataclasses.replace(logging, wandb=False)
@@ -60,25 +63,30 @@ class Records:
         self._mirror = WandbMirror(logging, parts.folder, run_id(run), run.name, flatten(run))
 
     def write(self, progress: Progress) -> None:
-        """Write the open record if it says anything, and close it."""
+        """Write the open record if it has more than the step, and close it."""
         record = progress.record
+        if record is None:
+            return
         if len(record) > 1 and self._parts.processes.world.is_main:
             self._parts.folder.write_metrics(record)
             self._shown.update(record)
-            self._mirror.log(record)
+            if self._mirror is not None:
+                self._mirror.log(record)
         if "val_loss" in record:
             progress.evaluations.append(record)
         progress.record = None
 
     def close(self) -> None:
-        """Take the progress bar away."""
+        """Remove the progress bar."""
         self._shown.close()
 
-    def finish(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Write the run's row, on rank 0; returns it."""
-        self._parts.folder.write_result(row)
-        self._mirror.finish(row)
-        return row
+    def finish(self, row: Row) -> dict[str, Any]:
+        """Write the row of the run and return it as written. Only rank 0 calls this."""
+        written = row.as_dict()
+        self._parts.folder.write_result(written)
+        if self._mirror is not None:
+            self._mirror.finish(written)
+        return written
 
 
 def _devices(parts: Parts) -> str:

@@ -1,69 +1,72 @@
-"""The row that a run leaves, from its parts and its progress."""
+"""Make the row of a run from its parts and its progress."""
 
 import dataclasses
 import math
-from typing import Any
 
 from scaling_testbed.diagnostics.summary import summarize
 from scaling_testbed.processes.device import device_name, peak_flops
 from scaling_testbed.runs import checkpoint
 from scaling_testbed.runs.environment import versions
 from scaling_testbed.runs.folder import read_metrics
-from scaling_testbed.runs.row import empty_row
+from scaling_testbed.runs.row import Row
 from scaling_testbed.training.parts import Parts
 from scaling_testbed.training.progress import Progress
 from scaling_testbed.training.records import Records
 
 
-def make_row(
-    parts: Parts, progress: Progress, records: Records, outcome: dict[str, Any], peak_bytes: int
-) -> dict[str, Any]:
-    """The row that analysis reads. outcome: status and what belongs to it. peak_bytes: of memory, on the rank that
-    took most. What interventions say comes before all that a run knows itself, so no field of theirs hides one."""
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a run ended: fields of its row."""
+
+    status: str
+    error: str | None = None
+    diverged_at_step: int | None = None
+
+
+def make_row(parts: Parts, progress: Progress, records: Records, outcome: Outcome, peak_bytes: int) -> Row:
+    """Make the row that analysis reads. peak_bytes: peak memory of the rank that used most."""
     run, model, n_tokens = parts.run, parts.model, progress.step * parts.run.batch.tokens
     rate, peak = progress.clock.tokens_per_second(run.batch.tokens), peak_flops(parts.device, parts.precision)
-    size = parts.processes.world.size
-    known = {key: value for found in parts.interventions.values() for key, value in found.row().items()}
-    row = empty_row(run) | known | outcome | dataclasses.asdict(parts.counts) | checkpoint.fingerprints(parts.data)
-    return row | {
-        "n_tokens": n_tokens,
-        "steps": progress.step,
-        "steps_planned": parts.steps,
-        "epochs": parts.batches.epochs(progress.step),
-        "flops_6nd": float(6 * parts.counts.n_params * n_tokens),  # past 64 bits for large runs
-        "flops": float(parts.flops_per_token * n_tokens),
-        **_losses(parts, progress, outcome["status"]),
-        **summarize(run.diagnostics, read_metrics(parts.folder.path / "metrics.jsonl"), progress.step),
-        "wall_seconds": progress.clock.wall_seconds,
-        "tokens_per_second": rate,
-        "mfu": rate * parts.flops_per_token / (peak * size) if rate and peak else None,
-        "peak_memory_bytes": peak_bytes,
-        "restarts": records.restarts,
-        "attention_impl": model.attention_impl,
-        "qk_norm_impl": model.qk_norm_impl,
-        "loss_impl": parts.loss.impl,
-        "precision": parts.precision,
-        "device": device_name(parts.device),
-        "world_size": size,
-        "parallelism": run.parallelism.kind,
-        "git_commit": records.git_commit,
-        "versions": versions(),
-    }
-
-
-def _losses(parts: Parts, progress: Progress, status: str) -> dict[str, Any]:
-    """Losses in nats per token, of the last evaluation unless it says otherwise; a run that a signal stopped has no
-    final one."""
-    evaluations, manifest = progress.evaluations, parts.data.manifest
+    size, manifest = parts.processes.world.size, parts.data.manifest
+    added = {key: value for found in parts.interventions.values() for key, value in found.row().items()}
+    evaluations = progress.evaluations
     last = evaluations[-1] if evaluations else {}
     losses = [record["val_loss"] for record in evaluations]
-    return {
-        "val_loss": last.get("val_loss") if status != "preempted" else None,
-        "val_loss_initial": losses[0] if losses else None,
-        "val_loss_best": min((loss for loss in losses if loss is not None and math.isfinite(loss)), default=None),
-        "val_bpb": last.get("val_bpb") if status != "preempted" else None,
-        "val_loss_by_set": last.get("val_loss_by_set"),
-        "train_loss_last": progress.train_loss_last,
-        "unigram_entropy_nats": manifest.get("unigram_entropy_nats"),
-        "entropy_rate_nats": manifest.get("entropy_rate_nats"),
-    }
+    is_over = outcome.status != "preempted"  # a run that a signal stopped has no final loss
+    return dataclasses.replace(
+        Row.of(run, status=outcome.status, error=outcome.error),
+        **dataclasses.asdict(parts.counts),
+        **checkpoint.fingerprints(parts.data),
+        **summarize(run.diagnostics, read_metrics(parts.folder.path / "metrics.jsonl"), progress.step),
+        n_tokens=n_tokens,
+        steps=progress.step,
+        steps_planned=parts.steps,
+        epochs=parts.batches.epochs(progress.step),
+        flops_6nd=float(6 * parts.counts.n_params * n_tokens),  # more than 64 bits for large runs
+        flops=float(parts.flops_per_token * n_tokens),
+        val_loss=last.get("val_loss") if is_over else None,
+        val_loss_initial=losses[0] if losses else None,
+        val_loss_best=min((loss for loss in losses if loss is not None and math.isfinite(loss)), default=None),
+        val_bpb=last.get("val_bpb") if is_over else None,
+        val_loss_by_set=last.get("val_loss_by_set"),
+        train_loss_last=progress.train_loss_last,
+        diverged_at_step=outcome.diverged_at_step,
+        skipped_steps=added.get("skipped_steps"),
+        unigram_entropy_nats=manifest.get("unigram_entropy_nats"),
+        entropy_rate_nats=manifest.get("entropy_rate_nats"),
+        wall_seconds=progress.clock.wall_seconds,
+        tokens_per_second=rate,
+        mfu=rate * parts.flops_per_token / (peak * size) if rate and peak else None,
+        peak_memory_bytes=peak_bytes,
+        restarts=records.restarts,
+        attention_impl=model.attention_impl,
+        qk_norm_impl=model.qk_norm_impl,
+        loss_impl=parts.loss.impl,
+        precision=parts.precision,
+        device=device_name(parts.device),
+        world_size=size,
+        parallelism=run.parallelism.kind,
+        git_commit=records.git_commit,
+        versions=versions(),
+        added=added,
+    )

@@ -1,8 +1,8 @@
 """One run from its start to its row: claim the folder, build the parts, resume, loop, row.
 
-Everything a run computes is a function of its configuration and the step, so a run that was killed anywhere and
-started again by the same command ends in the same bits as one that was not. Several processes take parts of each
-batch and change nothing but rounding; rank 0 alone holds the run's folder.
+All that a run computes is a function of its configuration and the step. So a run that was killed and started again by
+the same command is bitwise identical at its end to an uninterrupted run. Several processes share each batch, which
+changes only rounding. Only rank 0 holds the folder of the run.
 """
 
 import contextlib
@@ -19,22 +19,22 @@ from scaling_testbed.processes.group import PeerGone, Processes
 from scaling_testbed.processes.interrupts import Interrupted, Interrupts
 from scaling_testbed.processes.world import check_world, world_from_environment
 from scaling_testbed.runs.folder import RunFolder
-from scaling_testbed.runs.row import FINAL, empty_row
+from scaling_testbed.runs.row import FINAL, Row
 from scaling_testbed.training.parts import build_parts
 from scaling_testbed.training.progress import is_evaluated, is_saved, resume, save
 from scaling_testbed.training.records import Records
-from scaling_testbed.training.row import make_row
+from scaling_testbed.training.row import Outcome, make_row
 from scaling_testbed.training.step import Diverged, make_update, poll
 from scaling_testbed.training.validation import evaluate
 
 
 def train(run: RunConfig, interrupts: Interrupts | None = None, *, quiet: bool = False) -> dict[str, Any]:
-    """Train, or go on training, or find finished, the run that `run` describes; returns its row (result.json).
+    """Train or resume the run that `run` describes, and return its row (result.json). A finished run is not repeated.
 
-    interrupts: those that the caller has entered. quiet: print nothing. The row's status is finished, diverged (stopped
-    before the update that would have used a non-finite loss) or preempted (a signal came; a checkpoint of this step is
-    saved). Raises UserError for what a person can mend. Whatever else goes wrong is recorded as status failed and
-    raised.
+    interrupts: entered by the caller, or None. quiet: print nothing. The status in the row is finished, diverged
+    (stopped before the update that would have used a non-finite loss) or preempted (a signal came; a checkpoint of this
+    step is saved). Raises UserError for an error that the user can correct. Any other error is recorded as status
+    failed and raised.
     """
     world = world_from_environment()
     check_world(world, run.parallelism, run.batch.sequences)
@@ -43,24 +43,24 @@ def train(run: RunConfig, interrupts: Interrupts | None = None, *, quiet: bool =
         if interrupts is None or not interrupts.entered:
             interrupts = held.enter_context(Interrupts())
         processes = held.enter_context(Processes(world, run.parallelism))
-        if row := processes.on_main(lambda: _final_row(folder, run)):
+        if row := processes.on_main(lambda: _final_row(folder, run, quiet=quiet)):
             return row
-        if row := processes.on_main(lambda: _hold(folder, held, run)):
+        if row := processes.on_main(lambda: _hold(folder, held, run, quiet=quiet)):
             return row
         held.enter_context(_failures_recorded(run, folder, processes))
         try:
-            # Several processes have to stop together, which they can from the first step on.
+            # Several processes must stop together, which is only possible from the first step on.
             with interrupts.at_once() if world.size == 1 else contextlib.nullcontext():
                 quiet = quiet or not world.is_main
                 parts = build_parts(run, folder, processes, quiet=quiet)
                 progress = resume(parts)
                 records = Records(parts, progress, quiet=quiet)
         except Interrupted as signal:
-            row = empty_row(run) | {"status": "preempted", "error": f"stopped by {signal} before training"}
+            row = Row.of(run, status="preempted", error=f"stopped by {signal} before training").as_dict()
             folder.write_result(row)
             return row
         records.start_mirror()
-        outcome: dict[str, Any] = {"status": "finished"}
+        outcome = Outcome("finished")
         try:
             while True:
                 if progress.record is not None:
@@ -75,9 +75,9 @@ def train(run: RunConfig, interrupts: Interrupts | None = None, *, quiet: bool =
                 update = make_update(parts, progress.step, interrupts)
                 progress.advance(update, run, parts.steps)
         except Interrupted as signal:
-            outcome = {"status": "preempted", "error": f"stopped by {signal} at step {progress.step}"}
+            outcome = Outcome("preempted", f"stopped by {signal} at step {progress.step}")
         except Diverged as reason:
-            outcome = {"status": "diverged", "error": str(reason), "diverged_at_step": progress.step + 1}
+            outcome = Outcome("diverged", str(reason), progress.step + 1)
             if not progress.evaluations or progress.evaluations[-1]["step"] != progress.step:
                 progress.record = {"step": progress.step} | evaluate(parts)  # of the weights of the last update
                 records.write(progress)
@@ -85,30 +85,33 @@ def train(run: RunConfig, interrupts: Interrupts | None = None, *, quiet: bool =
             records.write(progress)
         finally:
             records.close()
-        if outcome["status"] == "preempted" or (outcome["status"] == "finished" and run.checkpoint.at_end):
+        if outcome.status == "preempted" or (outcome.status == "finished" and run.checkpoint.at_end):
             save(parts, progress)
         peak_bytes = int(processes.largest([peak_memory_bytes(parts.device)])[0])
         return processes.on_main(lambda: records.finish(make_row(parts, progress, records, outcome, peak_bytes)))
 
 
-def _final_row(folder: RunFolder, run: RunConfig) -> dict[str, Any] | None:
+def _final_row(folder: RunFolder, run: RunConfig, *, quiet: bool) -> dict[str, Any] | None:
+    """The row of a run that has finished or diverged, or None. Prints a line about it unless `quiet`."""
     row = folder.result()
     if not row or row["status"] not in FINAL:
         return None
     check_unchanged(row.get("plugins"), run.plugins, folder.path)
+    if not quiet:
+        print(f"run {folder.path} has {row['status']} before and is not trained again; to repeat it, delete its folder")
     return row
 
 
-def _hold(folder: RunFolder, held: contextlib.ExitStack, run: RunConfig) -> dict[str, Any] | None:
-    """Take the folder; returns the row if its owner of a moment ago has finished it."""
+def _hold(folder: RunFolder, held: contextlib.ExitStack, run: RunConfig, *, quiet: bool) -> dict[str, Any] | None:
+    """Claim the folder. Returns the row if another process has finished the run in the meantime, else None."""
     held.enter_context(folder)
-    return _final_row(folder, run)
+    return _final_row(folder, run, quiet=quiet)
 
 
 @contextlib.contextmanager
 def _failures_recorded(run: RunConfig, folder: RunFolder, processes: Processes) -> Iterator[None]:
-    """Around the work in a claimed folder: an error becomes the run's row, is told to the other processes, and is
-    raised, as a UserError where a person can mend it or where another process is its cause."""
+    """Context manager for the work in a claimed folder. It records an error in the row, reports it to the other
+    processes, and raises it: as a UserError if the user can correct it or another process caused it."""
     try:
         yield
     except Exception as error:
@@ -116,14 +119,14 @@ def _failures_recorded(run: RunConfig, folder: RunFolder, processes: Processes) 
         cause = processes.first_failure(mended or error) or mended
         if processes.world.is_main:
             status = "preempted" if isinstance(cause, PeerGone) else "failed"
-            folder.write_result(empty_row(run) | {"status": status, "error": first_line(cause or error)})
+            folder.write_result(Row.of(run, status=status, error=first_line(cause or error)).as_dict())
         if cause is not None:
             raise cause from error
         raise
 
 
 def _for_a_person(error: Exception) -> UserError | None:
-    """What to do about an error that is nobody's defect."""
+    """A UserError with advice if `error` is not a defect of the code, else None."""
     if isinstance(error, torch.OutOfMemoryError):
         hint = "set batch.micro_batch_sequences lower: it changes the memory, not the global batch"
         return UserError(f"the device has too little memory for this run; {hint}")

@@ -15,8 +15,8 @@ from scaling_testbed.training.parts import Parts
 
 
 class Diverged(Exception):
-    """The loss or the gradient norm of the next update is not finite; the message says which. diagnostics: what was
-    measured of it."""
+    """The loss or the gradient norm of the next update is not finite; the message says which. diagnostics: the values
+    measured for this update."""
 
     def __init__(self, message: str, diagnostics: dict[str, float]):
         super().__init__(message)
@@ -25,9 +25,9 @@ class Diverged(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Update:
-    """An update that was made. Losses are means over the valid tokens of the global batch, in nats; grad_norm is that
-    before clipping. skipped: an intervention did not allow it, and it was left out. diagnostics: what was measured
-    around it, by name."""
+    """The result of one update. Losses are means over the valid tokens of the global batch, in nats; grad_norm is the
+    norm before clipping. skipped: whether an intervention did not allow the update, so that it was left out.
+    diagnostics: the values measured before and after it, by name."""
 
     train_loss: float
     train_z_loss: float
@@ -39,10 +39,10 @@ class Update:
 
 
 def make_update(parts: Parts, step: int, interrupts: Interrupts) -> Update:
-    """Make update number `step` (from 0) of a run, or leave it out where an intervention does not allow it.
+    """Make update number `step` (from 0) of a run, or leave it out if an intervention does not allow it.
 
-    Raises Interrupted or Diverged with the weights untouched. Micro-batches are looped here and not in a function of
-    their own, so that a reader of a traceback or a profile finds the model right below.
+    Raises Interrupted or Diverged; the weights are then unchanged. The loop over micro-batches is in this function, so
+    that the model comes directly below it in a traceback or a profile.
     """
     run, optimizer, processes = parts.run, parts.optimizer, parts.processes
     interventions = list(parts.interventions.values())
@@ -51,7 +51,7 @@ def make_update(parts: Parts, step: int, interrupts: Interrupts) -> Update:
     rows = run.batch.micro_batch_sequences or len(batch_BS)
     found = parts.measurement.forward(batch_BS, rows) if measured else {}
 
-    # Every micro-batch is divided by the valid tokens of the whole batch, so that the split changes nothing.
+    # The loss of every micro-batch is divided by the valid tokens of the whole batch, so the split changes nothing.
     n_tokens = int(np.count_nonzero(batch_BS[:, 1:] != IGNORE))
     if processes.grouped:
         n_tokens = poll_all(processes, interrupts, n_tokens)
@@ -66,8 +66,8 @@ def make_update(parts: Parts, step: int, interrupts: Interrupts) -> Update:
             # Gradients are averaged over ranks, while each rank's loss is its part of a sum.
             (terms.loss / (n_tokens / processes.world.size)).backward()
         ce, z_loss = ce + terms.ce, z_loss + terms.z_loss
-    ce, z_loss = processes.sum([ce.item(), z_loss.item()])
-    if not math.isfinite(ce + z_loss):
+    ce_sum, z_loss_sum = processes.sum([ce.item(), z_loss.item()])
+    if not math.isfinite(ce_sum + z_loss_sum):
         raise Diverged("the training loss is not finite", found)
 
     for intervention in interventions:
@@ -79,8 +79,8 @@ def make_update(parts: Parts, step: int, interrupts: Interrupts) -> Update:
         raise Diverged("the gradient norm is not finite", found)
     lr = run.schedule.lr(step, parts.steps, run.optimizer.lr)
     set_lr(optimizer, lr)
-    # All are asked, whatever the first says: each remembers what it saw.
-    made = all([intervention.allows(ce / n_tokens, grad_norm) for intervention in interventions])
+    # All interventions are asked, even after a refusal, because each updates its state.
+    made = all([intervention.allows(ce_sum / n_tokens, grad_norm) for intervention in interventions])
     if made:
         optimizer.step()
         if measured:
@@ -89,8 +89,8 @@ def make_update(parts: Parts, step: int, interrupts: Interrupts) -> Update:
         intervention.after_update(made)
     optimizer.zero_grad(set_to_none=True)
     return Update(
-        train_loss=ce / n_tokens,
-        train_z_loss=z_loss / n_tokens,
+        train_loss=ce_sum / n_tokens,
+        train_z_loss=z_loss_sum / n_tokens,
         lr=lr,
         grad_norm=grad_norm,
         clip_coefficient=clip_coefficient(grad_norm, run.optimizer.clip_norm),
@@ -100,14 +100,19 @@ def make_update(parts: Parts, step: int, interrupts: Interrupts) -> Update:
 
 
 def clip_gradients(parts: Parts) -> float:
-    """Clip the global gradient norm if a limit is set; returns the norm before."""
+    """Clip the global gradient norm if a limit is set. Returns the norm before clipping."""
     limit = parts.run.optimizer.clip_norm
     norm = torch.nn.utils.clip_grad_norm_(parts.model.parameters(), math.inf if limit is None else limit)
-    return (norm.full_tensor() if parts.run.parallelism.is_sharded else norm).item()
+    if parts.run.parallelism.is_sharded:
+        from torch.distributed.tensor import DTensor
+
+        assert isinstance(norm, DTensor)
+        norm = norm.full_tensor()
+    return norm.item()
 
 
 def poll(processes: Processes, interrupts: Interrupts) -> None:
-    """Raise Interrupted if a signal has come: to this process or, where several train together, to any of them."""
+    """Raise Interrupted if a signal has come to this process, or to any process of the group."""
     if processes.grouped:
         poll_all(processes, interrupts)
     else:
@@ -115,8 +120,8 @@ def poll(processes: Processes, interrupts: Interrupts) -> None:
 
 
 def poll_all(processes: Processes, interrupts: Interrupts, n_tokens: int = 0) -> int:
-    """Ask all ranks whether a signal has come, once a step and once a round of an evaluation, so that all stop at the
-    same place. Returns the sum of `n_tokens`; raises Interrupted."""
+    """Raise Interrupted on all ranks if a signal has come to any, else return the sum of `n_tokens`. Called in each
+    step and in each round of an evaluation, so that all ranks stop at the same place."""
     total, *signals = processes.sum([n_tokens, *interrupts.counts()])
     interrupts.check_counts(signals)
     return int(total)

@@ -1,4 +1,4 @@
-"""Validation loss: plain cross-entropy per token over the same batches every time."""
+"""The validation loss: cross-entropy per token over the same batches at every evaluation."""
 
 import math
 from collections.abc import Callable
@@ -13,11 +13,11 @@ from scaling_testbed.training.parts import Parts
 
 @torch.no_grad()
 def evaluate(parts: Parts, poll: Callable[[], object] = lambda: None) -> dict[str, Any]:
-    """val_loss, val_bpb (of the run's own set) and val_loss_by_set, for a step's record.
+    """Compute val_loss, val_bpb (both of the run's own set) and val_loss_by_set for the record of a step.
 
-    A loss is the sum of cross-entropy over all tokens of a set divided by their number, in nats; z-loss is never
-    inside. The ranks take batches in turn; sums are float64. `poll` is called before each batch, on every rank equally
-    often, and may raise Interrupted.
+    A loss is the sum of the cross-entropy over all tokens of a set, divided by their number, in nats. It never includes
+    the z-loss. The ranks take batches in turn, and sums are in float64. `poll` is called before each batch, equally
+    often on every rank, and may raise Interrupted.
     """
     processes, losses = parts.processes, {}
     for name, batches in parts.validation_sets.items():
@@ -26,15 +26,15 @@ def evaluate(parts: Parts, poll: Callable[[], object] = lambda: None) -> dict[st
             for first in range(0, len(batches), processes.world.size):
                 poll()
                 number = first + processes.world.rank
-                # Sharded ranks must all come along: one without a batch of its own computes the last and drops it.
+                # A sharded model needs all ranks: a rank without a batch of its own computes the last and drops it.
                 tokens_BS = torch.from_numpy(batches.batch(min(number, len(batches) - 1))).to(parts.device)
                 with autocast(parts.device, parts.precision):
                     terms = parts.placed.plain(tokens_BS)
                 if number < len(batches):
                     total += terms.ce.item()
                     n_tokens += terms.n_tokens.item()
-        total, n_tokens = processes.sum([total, n_tokens])
-        losses[name] = total / n_tokens
+        total_of_all, n_tokens_of_all = processes.sum([total, n_tokens])
+        losses[name] = total_of_all / n_tokens_of_all
     main, stream = losses[MAIN_SET], parts.data.validation
     return {
         "val_loss": main,
@@ -43,8 +43,8 @@ def evaluate(parts: Parts, poll: Callable[[], object] = lambda: None) -> dict[st
     }
 
 
-def bits_per_byte(loss_nats: float, n_tokens: int, n_bytes: int) -> float | None:
-    """Loss per token as bits per byte of text; None for a source that has no text (n_bytes = 0).
+def bits_per_byte(loss_nats: float, n_tokens: int, n_bytes: int | None) -> float | None:
+    """Loss per token as bits per byte of text; None for a source that has no text (n_bytes None or 0).
 
     n_tokens and n_bytes are those of the whole validation split.
     """

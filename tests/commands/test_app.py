@@ -52,10 +52,10 @@ def test_an_option_means_the_same_wherever_it_is_taken():
     [
         (analyze, ["fitt", "x"], "there is no command 'fitt'; did you mean fit?"),
         (analyze, ["xyzzy"], "there is no command 'xyzzy'; it is one of lr_sensitivity, instability"),
-        (analyze, [], "say one of lr_sensitivity, instability"),
+        (analyze, [], "give a command: one of lr_sensitivity, instability"),
         (analyze, ["law", "lst"], "there is no command 'lst'; did you mean list?"),
         (analyze, ["fit", "x", "--hold-otu", "y"], "fit: there is no option --hold-otu; did you mean --hold-out?"),
-        (analyze, ["fit", "x", "--xyzzy"], "fit: there is no option --xyzzy; --help lists what there is"),
+        (analyze, ["fit", "x", "--xyzzy"], "fit: there is no option --xyzzy; --help lists the options"),
         (analyze, ["fit", "x"], "fit: missing option '--law'"),
         (analyze, ["fit", "x", "--law"], "option '--law' requires an argument"),
         (analyze, ["fit", "x", "--law", "chinchilla", "--starts", "many"], "fit: invalid value for '--starts'"),

@@ -66,7 +66,7 @@ def test_held_out_runs_of_a_law_of_the_best_are_the_best_too(tmp_path, capsys):
     record = json.loads(capsys.readouterr().out)
     assert [one["actual"] for one in record["predictions"]] == [1e-2]
     assert any(text.startswith("held out: optimal_lr is about the best lr: 1 of 5") for text in record["warnings"])
-    assert any("1 of 1 best lr are the least" in text for text in record["warnings"])
+    assert any("1 of 1 best lr are the smallest" in text for text in record["warnings"])
 
 
 def test_compute_without_gaps_is_named_where_too_few_budgets_are_left(tmp_path, capsys):
@@ -143,7 +143,7 @@ def test_a_kept_chain_is_asked_about_a_new_run(runs, tmp_path, capsys):
     assert "N counts n_params" in capsys.readouterr().out
     assert main(["allocate", str(kept), "--flops", "1e19"]) == 0  # of its law of the loss
     assert main(["predict", str(runs), "--n-params", "1", "--n-tokens", "1"]) == 1
-    assert "is no fit that" in capsys.readouterr().err
+    assert "is not a fit written by" in capsys.readouterr().err
 
 
 def test_laws_are_listed(capsys):
@@ -172,7 +172,7 @@ def test_frontier_and_ladder(runs, tmp_path, capsys):
     assert main(["frontier", str(path), "--method", "isoflop"]) == 0
     assert "resamples of the budgets" in capsys.readouterr().out
     assert main(["frontier", str(runs), "--method", "envelope"]) == 1  # the largest size is the best wherever it is
-    assert "envelope: 0 budgets have a best size inside what was trained" in capsys.readouterr().err
+    assert "envelope: 0 budgets have a best size inside the trained range" in capsys.readouterr().err
     assert main(["ladder", str(runs), "--rungs", "2", "--hold-out", "flops<1e17", "--json"]) == 0
     part = json.loads(capsys.readouterr().out)
     assert 0 < part["n_rows"] == sum(one["flops"] >= 1e17 for one in part["frontier"]) < len(part["frontier"])
@@ -197,23 +197,23 @@ def test_rows_of_several_data_sets_are_warned_of(runs, capsys):
         (["fit", "{}", "--law", "chinchilla", "--fix", "Q=1"], "no parameter 'Q'"),
         (["fit", "{}", "--law", "chinchilla", "--starts", "0"], "--starts must be at least 1"),
         (["fit", "{}", "--law", "chinchilla", "--hold-out", "n_params>1e20"], "nothing would be held out"),
-        (["fit", "{}", "--law", "chinchilla", "--where", "n_params<0"], "no row fits"),
+        (["fit", "{}", "--law", "chinchilla", "--where", "n_params<0"], "no row matches"),
         (["fit", "{}", "--law", "data_constrained"], "unique_tokens is no such column"),
         (["fit", "nowhere.csv", "--law", "chinchilla"], "nowhere.csv does not exist"),
-        (["predict", "{}", "--n-params", "1e9"], "is no fit that `analyze fit --out` has written"),
+        (["predict", "{}", "--n-params", "1e9"], "is not a fit written by `analyze fit --out`"),
         (["downstream", "{}", "--law", "loss_to_error"], "downstream chains"),
         (["frontier", "{}", "--method", "isoflop", "--where", "n_params<2e7"], "a budget with three sizes"),
-        (["fit", "{}", "--law", "chinchilla", "--fix", "E=1", "--fix", "E=2"], "--fix E=2: E is given already"),
+        (["fit", "{}", "--law", "chinchilla", "--fix", "E=1", "--fix", "E=2"], "--fix E=2: E is given twice"),
         (["fit", "{}", "--law", "chinchilla", "--seed", "-1"], "--seed must be at least 0"),
         (["fit", "{}", "--law", "chinchilla", "--bootstrap", "1"], "--bootstrap must be 0 or at least 20"),
         (["ladder", "{}", "--rungs", "99"], "--rungs must be between 1 and"),
-        (["fit", "{}", "--law", "chinchilla", "--out", "{}"], "is what is read; it would be lost"),
-        (["frontier", "{}", "--method", "isoflop", "--out", "{}"], "is what is read; it would be lost"),
+        (["fit", "{}", "--law", "chinchilla", "--out", "{}"], "is also an input and would be overwritten"),
+        (["frontier", "{}", "--method", "isoflop", "--out", "{}"], "is also an input and would be overwritten"),
         (
             ["downstream", "{}", "--map", "error=top1", "--where-loss", "n_params>1e12"],
             "--where-loss n_params>1e12: no",
         ),
-        (["downstream", "{}", "--map", "error=n_params"], "and must be a share of one, not of a hundred"),
+        (["downstream", "{}", "--map", "error=n_params"], "it must be a share of 1, not a percentage"),
     ],
 )
 def test_what_is_wrong_is_said_in_a_line(runs, capsys, typed, said):
@@ -261,9 +261,9 @@ def test_predict_names_the_input_it_lacks(kept, capsys):
     assert "over_training needs n_params, n_tokens; say --at n_tokens=VALUE" in capsys.readouterr().err
     two = ["predict", str(kept), "--n-params", "1e9", "--n-tokens", "1e10"]
     for more, said in [
-        (["--at", "n_tokens=5"], "n_tokens is given already"),
-        (["--at", "flops=1e20"], "over_training takes n_params, n_tokens; flops is more than it needs"),
-        (["--at", "depth=3"], "depth is more than it needs"),
+        (["--at", "n_tokens=5"], "n_tokens is given twice"),
+        (["--at", "flops=1e20"], "over_training takes n_params, n_tokens; leave out flops"),
+        (["--at", "depth=3"], "leave out depth"),
         (["--n-params", "-5"], "n_params must be a number greater than zero; got -5"),
         (["--n-tokens", "nan"], "n_tokens must be a number greater than zero; got nan"),
     ]:
@@ -284,7 +284,7 @@ def test_the_best_rate_of_each_size_is_fitted_not_every_rate(tmp_path, capsys):
     assert main(["fit", str(path), "--law", "optimal_lr", "--starts", "4", "--bootstrap", "0", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["params"]["p"] == pytest.approx(-0.5) and found["n_rows"] == 3
-    assert any("3 of 21 rows have the least loss" in text for text in found["warnings"])
+    assert any("3 of 21 rows with the lowest loss" in text for text in found["warnings"])
 
 
 def test_a_page_and_figures_of_a_fit(runs, tmp_path, capsys):
@@ -297,7 +297,7 @@ def test_a_page_and_figures_of_a_fit(runs, tmp_path, capsys):
         LAWS["over_training"].formula,
         "Held-out runs",
         "Smaller models of the same loss",
-        "At 6.14e+18 FLOPs, the most that was fitted",  # the held-out size would have been 2.46e+19
+        "At 6.14e+18 FLOPs, the largest compute of the fitted runs",  # the held-out size would have been 2.46e+19
         "<th>extrapolation</th>",
         "Held out: n_params",
         "<svg",
@@ -366,5 +366,5 @@ def test_a_sweeps_page_has_the_laws_that_are_kept_beside_its_rows(runs, tmp_path
     assert main(["report", str(laws)]) == 0  # a folder of nothing but laws
     page, warned = (laws / "report.html").read_text(), capsys.readouterr().err
     assert "The law over_training (only.json)" in page
-    for said in ("spoilt.json is nothing that `analyze fit --out` has written", f"cannot read {laws / 'short.json'}: "):
+    for said in ("spoilt.json was not written by `analyze fit --out`", f"cannot read {laws / 'short.json'}: "):
         assert said in html.unescape(page) and said in warned

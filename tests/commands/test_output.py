@@ -60,7 +60,7 @@ def test_an_unknown_ending_is_refused_with_those_there_are(place, tmp_path, caps
     needed = {"fit": ["--law", "chinchilla"], "frontier": ["--method", "isoflop"]}.get(verb, [])
     assert main([verb, str(place), *needed, "--out", str(tmp_path / "a.pdf")]) == 2
     said = capsys.readouterr().err
-    assert f"a.pdf: the ending says the format and must be one of {known}\n" in said and len(said.splitlines()) == 1
+    assert f"a.pdf: the file must end in one of {known}\n" in said and len(said.splitlines()) == 1
 
 
 def test_json_is_one_document_and_nothing_else(place, capsys):
@@ -75,7 +75,7 @@ def test_what_is_read_is_not_written_over(place, capsys):
     rows = place / "results.jsonl"
     before = rows.read_text()
     assert main(["lr_sensitivity", str(rows), "--out", str(rows)]) == 2
-    assert "is what is read; it would be lost" in capsys.readouterr().err and rows.read_text() == before
+    assert "is also an input and would be overwritten" in capsys.readouterr().err and rows.read_text() == before
 
 
 def test_a_law_is_kept_as_a_page_and_as_a_table_of_runs(tmp_path, capsys):

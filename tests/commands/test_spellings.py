@@ -29,7 +29,7 @@ OPTIONS = {"--workers", "--gpus", "--runs-per-gpu", "--group", "--eps", "--model
 def test_an_old_spelling_is_read_as_the_new_one_and_named(old, new, notes, capsys):
     assert today(old.split(), OPTIONS) == new.split()
     said = capsys.readouterr().err.splitlines()
-    assert len(said) == notes and all("the old spelling is understood in this version only" in line for line in said)
+    assert len(said) == notes and all("this is the last version that accepts the old spelling" in line for line in said)
 
 
 def test_the_name_of_a_file_that_is_there_is_no_key(tmp_path, monkeypatch):
@@ -44,9 +44,9 @@ def test_the_verbs_of_a_sweep_take_them(tmp_path, capsys):
     places = ["sweep=nano_lr", f"runs_dir={tmp_path}", f"data_dir={tmp_path}"]
     assert sweep.main(["run", "--dry-run", *places, "workers=2"]) == 0
     printed = capsys.readouterr()
-    assert "16 to start" in printed.out and "note: workers=2 is written --workers 2 now" in printed.err
+    assert "16 to start" in printed.out and "note: workers=2 is now --workers 2" in printed.err
     assert sweep.main(["plan", *places, "launcher=slurm", "flops_per_second=1e12"]) == 0
     printed = capsys.readouterr()
     assert "GPU-hours at 1e+12 FLOP/s (stated)" in printed.out and len(printed.err.splitlines()) == 2
     assert sweep.main(["plan", *places, "workers=2"]) == 2
-    assert capsys.readouterr().err == "error: plan: there is no option --workers; --help lists what there is\n"
+    assert capsys.readouterr().err == "error: plan: there is no option --workers; --help lists the options\n"

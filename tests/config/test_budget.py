@@ -36,3 +36,29 @@ def test_a_budget_below_one_step_is_one_step_and_a_negative_one_is_refused():
     assert BudgetConfig(tokens=1).resolve_steps(COUNTS, 4000) == 1
     with pytest.raises(ConfigError, match="tokens"):
         BudgetConfig(tokens=-1)
+
+
+@pytest.mark.parametrize(
+    ("budget", "said"),
+    [
+        ({"tokens": 1e4}, "budget.tokens=10000 is 2.50 steps of 4,000 tokens; rounded to 2 steps, 8,000 tokens"),
+        ({"tokens": 1}, "budget.tokens=1 is 0.00 steps of 4,000 tokens; rounded to 1 step, 4,000 tokens"),
+        ({"steps": 2.5}, "budget.steps=2.5 is 2.50 steps of 4,000 tokens; rounded to 3 steps, 12,000 tokens"),
+        (
+            {"flops": 6.01e12},
+            "budget.flops=6.01e+12 is 250.42 steps of 4,000 tokens; rounded to 250 steps, 1,000,000 tokens",
+        ),
+        ({"flops": 6e12}, None),
+        ({"tokens_per_param": 0.5}, None),
+        ({}, None),
+        ({"steps": 3}, None),
+        ({"tokens": 20_000_010}, None),  # 5,000.0025 steps
+    ],
+)
+def test_what_is_rounded_away_is_said(budget, said):
+    assert BudgetConfig(**budget).rounding(COUNTS, tokens_per_step=4000) == said
+
+
+def test_the_default_budget_is_named_where_it_is_rounded():
+    said = "budget.tokens_per_param=20 is 6,666.67 steps of 3,000 tokens; rounded to 6,667 steps, 20,001,000 tokens"
+    assert BudgetConfig().rounding(COUNTS, tokens_per_step=3000) == said

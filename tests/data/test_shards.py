@@ -205,7 +205,7 @@ def test_a_manifest_cannot_lead_out_of_its_folder(data):
     manifest = json.loads((data.folder / "manifest.json").read_text())
     manifest["splits"]["train"]["shards"][0]["file"] = "../../secret.bin"
     (data.folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(UserError, match="leads out of the folder"):
+    with pytest.raises(UserError, match="lies outside the folder"):
         open_prepared(data.folder)
 
 

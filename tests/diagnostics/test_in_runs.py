@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from scaling_testbed.diagnostics.config import DiagnosticsConfig
+from scaling_testbed.diagnostics.names import DIAGNOSTICS
 from scaling_testbed.diagnostics.summary import names_in, summarize
 from scaling_testbed.errors import ConfigError
 from scaling_testbed.learning import loss_model
+from scaling_testbed.runs.metrics import STEP_METRICS
 from scaling_testbed.training import step as updates
 from scaling_testbed.training.run import train
 from tests.training.conftest import data_dir, metrics, tiny, trained  # noqa: F401
@@ -96,7 +98,7 @@ def test_sequences_limit_the_extra_pass(trained):  # noqa: F811
 def test_a_step_past_the_end_is_said(tiny, capsys):  # noqa: F811
     run, _ = tiny("diagnostics.at_step=2000")
     assert train(run)["diagnostics_at_step"] is None
-    assert "diagnostics.at_step=2000 lies past the last step" in capsys.readouterr().out
+    assert "diagnostics.at_step=2000 is after the last step" in capsys.readouterr().out
 
 
 def test_the_update_that_diverged_is_measured(trained, monkeypatch):  # noqa: F811
@@ -129,3 +131,16 @@ def test_what_is_not_finite_is_left_out_of_a_mean_and_kept_out_of_the_largest():
 def test_wrong_values_are_refused(tiny, field):  # noqa: F811
     with pytest.raises(ConfigError, match=field.split("=")[0]):
         tiny(f"diagnostics.{field}")
+
+
+def test_every_metric_of_a_run_is_in_the_reference_and_the_reference_names_no_other(trained):  # noqa: F811
+    more = ("diagnostics.per_head=true", "optimizer.skip_spikes_sigmas=0.5", "optimizer.skip_spikes_window=4")
+    _, folder = trained(*ON, *more)
+    tensors = {name.partition("/")[2] for line in metrics(folder) for name in line if name.startswith("param_rms/")}
+    found = set()
+    for name in {name for line in metrics(folder) for name in line}:
+        quantity, _, where = name.partition("/")
+        letters = "/".join("BH"[: len(where.split("/"))]) if where else ""
+        found.add("/".join(filter(None, (quantity, "TENSOR" if where in tensors else letters))))
+    times = {"tokens_per_second", "seconds"}  # `metrics` leaves these out
+    assert found | times == {metric.name for metric in (*STEP_METRICS, *DIAGNOSTICS)}

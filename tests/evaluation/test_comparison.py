@@ -70,7 +70,7 @@ def test_the_measures_look_at_their_own_columns(kept, capsys):
         (row,) = json.loads(capsys.readouterr().out)
         assert (row["mean_a"], row["mean_b"]) == means
     assert door(("a", a), ("b", b)) == 0
-    assert "one seed of a, b: the interval says nothing of other seeds" in capsys.readouterr().out
+    assert "one seed of a, b: the interval does not cover other seeds" in capsys.readouterr().out
 
 
 def test_tasks_count_alike_in_the_mean(kept):
@@ -99,7 +99,7 @@ def test_a_document_counts_once_in_a_file(kept, capsys):
     assert "a.jsonl holds t line" in capsys.readouterr().err
     for broken in ({"task": None}, {"line": "1"}):
         assert door(("a", kept("a", [one[0], {**one[1], **broken}])), ("b", kept("b", one))) == 1
-        assert "is no file that `analyze score --out` has written" in capsys.readouterr().err
+        assert "was not written by `analyze score --out`" in capsys.readouterr().err
 
 
 def test_what_cannot_be_compared_is_named(kept, tmp_path, capsys):
@@ -112,19 +112,19 @@ def test_what_cannot_be_compared_is_named(kept, tmp_path, capsys):
     text = kept("text", ["words"])
     empty = kept("empty", [])
     for path, message in [
-        (fewer, "fewer.jsonl and {good} are of other documents: 1 there, 2 here"),
-        (other, "other.jsonl and {good} are of other documents: u line 2 there, t line 2 here"),
-        (gold, "gold.jsonl and {good} are of other documents: t line 1 there, t line 1 here"),
-        *((bad, "{bad} is no file that `analyze score --out` has written") for bad in (nan, short, text)),
+        (fewer, "fewer.jsonl and {good} have different documents: 1 in the first, 2 in the second"),
+        (other, "other.jsonl and {good} have different documents: u line 2 in the first, t line 2 in the second"),
+        (gold, "gold.jsonl and {good} have different documents: t line 1 in the first, t line 1 in the second"),
+        *((bad, "{bad} was not written by `analyze score --out`") for bad in (nan, short, text)),
         (empty, "empty.jsonl holds no document"),
-        (str(tmp_path / "none"), "none is no file that"),
-        (str(tmp_path), "is no file that"),
+        (str(tmp_path / "none"), "none was not written by"),
+        (str(tmp_path), "was not written by"),
     ]:
         assert door(("a", good), ("b", path)) == 1
         error = capsys.readouterr().err
         assert message.format(good=good, bad=path) in error and "Traceback" not in error
     for models, more, message in [
-        ([("a", good)], [], "two models make a comparison; got a"),
+        ([("a", good)], [], "a comparison needs two models; got a"),
         ([("a", good), ("a", good)], [], "--model a is given twice"),
         ([("a", good), ("b",)], [], "--model b=: write --model NAME=FILE"),
         ([("a", good), ("b", good)], ["--against", "c"], "--against must be one of a, b; got 'c'"),

@@ -170,7 +170,7 @@ def test_the_door_says_what_it_wrote_and_refuses_in_one_line(tiny, tmp_path, cap
     (tmp_path / "c").unlink()
     shutil.rmtree(tmp_path / "empty")
     for arguments, status, message in [
-        ([str(folder), str(tmp_path / "a")], 2, "is there already and not empty"),
+        ([str(folder), str(tmp_path / "a")], 2, "exists and is not empty"),
         ([str(folder), str(tmp_path / "b"), "--step", "5"], 1, "holds no step 5"),
         ([str(tmp_path / "none"), str(tmp_path / "b")], 1, "is no run folder"),
         ([str(folder), str(tmp_path / "a" / "README.md" / "b")], 1, "cannot write"),

@@ -91,7 +91,7 @@ def test_a_paper_that_is_not_loaded_is_one_line_that_lists_those_that_are(study,
     assert analyze.main(["report", str(place)]) == 2
     said = capsys.readouterr().err
     assert "paper must be one of small_scale_proxies, over_training, or of a plug-in" in said and said.count("\n") == 1
-    assert f"{place}, by its sweep.json: " in said and "type --plugins NAME, its module or .py file" in said
+    assert f"sweep.json of {place}: " in said and "type --plugins MODULE_OR_FILE" in said
     (tmp_path / "own.yaml").write_text("paper: mine\naxes: {seed: [1]}\n")
     with pytest.raises(ConfigError, match=r"own.yaml: paper must be one of small_scale_proxies, .*got 'mine'"):
         load_sweep(str(tmp_path / "own.yaml"))

@@ -10,8 +10,9 @@ import pytest
 
 from scaling_testbed.analysis.rows.study import load
 from scaling_testbed.config.compose import CONFIG_DIR, compose
-from scaling_testbed.papers.combinators import pairs, weigh
-from scaling_testbed.papers.measures import Evidence, Part
+from scaling_testbed.papers.combinators import opposite_at_ends, pairs, weigh
+from scaling_testbed.papers.lines import more_at_largest, only_rises
+from scaling_testbed.papers.measures import FIRST_DIVERGING_LR, Evidence, Part, S
 from scaling_testbed.papers.paper import AGREES, CANNOT_TELL, DISAGREES
 from scaling_testbed.papers.small_scale_proxies import PAPER
 from scaling_testbed.report.sweep import write_report, write_traces
@@ -250,3 +251,16 @@ def test_every_model_of_output_norm_has_the_block_that_is_asked_for(scale):
     models = load_sweep("output_norm", scale).axes["model"]
     block = int(PAPER.experiment("output_norm").quantities[0].name.partition("/")[2])
     assert all(compose([f"model={name}"]).model.n_layers > block for name in models)
+
+
+def test_a_measure_that_is_withheld_at_both_ends_cannot_tell(study):
+    rows = grid(lambda *_: 3.0, worlds.both("model__attention_scale", "inverse", "inverse_sqrt"), lrs=[0.01])
+    judge = opposite_at_ends(S, "model.attention_scale", "inverse", "inverse_sqrt")
+    verdict, words = judge(Evidence(study(rows, name="own")))
+    assert verdict == CANNOT_TELL and "fewer than two learning rates" in words
+
+
+def test_a_rule_that_finds_nothing_on_a_line_cannot_tell(study):
+    rows = grid(lambda *_: 3.0, [{"schedule__warmup": steps} for steps in (500, 1000)])  # no run diverges
+    judge = more_at_largest(FIRST_DIVERGING_LR, "schedule.warmup", only_rises)
+    assert judge(Evidence(study(rows, name="own"))) == (CANNOT_TELL, "no sizes to judge by")

@@ -1,7 +1,7 @@
 """What a stranger adds to a run, one entry each: a module, the files of configs/ that choose it, and what to type.
 
-Most of them are the recipes of docs/extending.md, as they stand there. One more is one more entry; every way of
-starting a run then uses it together with the others.
+They are the recipes of docs/extending.md, as they stand there. One more is one more entry; every way of starting a run
+then uses it together with the others.
 """
 
 import json
@@ -59,37 +59,17 @@ SCHEDULE = recipe(
     proof=lambda row, folder: rates(folder)[:2] == [row["optimizer.lr"] * row["schedule.factor"] ** n for n in (1, 2)],
 )
 
-TOKENIZER = Stranger(
+TOKENIZER = recipe(
     "tokenizer",
-    """
-from dataclasses import dataclass
-from typing import ClassVar
-import numpy as np
-from scaling_testbed.data.tokenizers import TOKENIZERS, TokenizerConfig
-
-class Nibbles:
-    vocab_size, eos_id = 17, 16
-
-    def encode_batch(self, documents):
-        halves = (np.frombuffer(text, dtype=np.uint8) for text in documents)
-        return [np.stack([half >> 4, half & 15], axis=1).reshape(-1) for half in halves]
-
-@TOKENIZERS.register("nibbles")
-@dataclass(frozen=True, kw_only=True)
-class NibblesConfig(TokenizerConfig):
-    name: str = "nibbles"
-    vocab_size: ClassVar[int] = 17
-
-    def prepare(self, texts, folder):
-        return {"kind": "nibbles", "name": self.name, "vocab_size": 17, "eos_id": 16}
-
-    @classmethod
-    def load(cls, folder, description):
-        return Nibbles()
-""",
-    {"tokenizer/halves.yaml": "defaults:\n  - /schema/tokenizer/nibbles@_here_\n"},
-    ["tokenizer=halves"],
-    lambda row, folder: 2 < row["unigram_entropy_nats"] < 2.8,  # of 17 ids; of bytes it would be above 3
+    "tokenizer/hex.yaml",
+    overrides=["tokenizer=hex"],
+    proof=lambda row, folder: 2 < row["unigram_entropy_nats"] < 2.8,  # of 17 ids; of bytes it would be above 3
+)
+PARAMETRIZATION = recipe(
+    "parametrization",
+    "parametrization/scaled_head.yaml",
+    overrides=["parametrization=scaled_head"],
+    proof=lambda row, folder: (row["parametrization.name"], row["parametrization.base_width"]) == ("scaled_head", 16),
 )
 
 
@@ -99,4 +79,4 @@ def rates(folder: Path) -> list[float]:
     return [line["lr"] for line in lines if "lr" in line]
 
 
-STRANGERS = [OPTIMIZER, NORM, INTERVENTION, SOURCE, TOKENIZER, SCHEDULE]
+STRANGERS = [OPTIMIZER, NORM, PARAMETRIZATION, INTERVENTION, SOURCE, TOKENIZER, SCHEDULE]

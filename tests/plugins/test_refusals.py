@@ -57,18 +57,18 @@ def refused(call, capfd, status):
         ),
         (
             ["configs=confs", "optimizer=of_plugin"],
-            "optimizer=of_plugin is of a plug-in that was not named; type plugins=",
+            "optimizer=of_plugin comes from a plug-in that is not loaded; type plugins=",
         ),
-        (["configs=confs", "experiment=naming"], "plugins stands in a config file; type it, plugins=[...]"),
+        (["configs=confs", "experiment=naming"], "plugins is set in a config file; type plugins=[...]"),
         (
             ["plugins=it's.py"],
-            """cannot read the override "plugins=it's.py"; write key=value, in both kinds of quotes""",
+            """cannot read the override "plugins=it's.py"; write key=value, and put a value with spaces""",
         ),
         (["configs=confs", "optimizer=bare"], "optimizer has no schema; its file must name one in its defaults list"),
         (["configs=confs", "optimizer=torn"], "a file cannot be read as YAML: mapping values are not allowed here"),
         (["configs=confs", "optimizer=typo"], "In 'optimizer/typo': there is no key optimizer.lrr; did you mean"),
-        (["configs=doubles"], "doubles/optimizer/muon.yaml is called as"),
-        (["configs=[confs,more]"], "more/optimizer/slow.yaml is called as"),
+        (["configs=doubles"], "doubles/optimizer/muon.yaml has the same name as"),
+        (["configs=[confs,more]"], "more/optimizer/slow.yaml has the same name as"),
     ],
 )
 def test_what_is_typed_wrong_is_one_line(tmp_path, capfd, overrides, message):
@@ -211,7 +211,7 @@ def test_a_part_whose_facts_count_other_parameters_than_it_has_is_not_trained(tm
     typed = [*COMMON, "data=markov", "data.n_tokens=20000", "plugins=liar.py", "model.norm=liar"]
     assert train_main(typed) == 2
     line = capfd.readouterr().err.splitlines()[-1]
-    assert "has 26,848 parameters, its parts' facts say 27,008; mend what the plug-in says" in line
+    assert "has 26,848 parameters, but the facts of its parts give 27,008; correct the facts" in line
 
 
 @pytest.mark.parametrize(

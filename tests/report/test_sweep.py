@@ -139,7 +139,7 @@ def test_three_sizes_are_fitted_and_none_is_held_out(study, tmp_path):
         row["diagnostics_at_step"] = {"step": 9, "attention_logit_max/0": float(row["model.d_model"])}
     write_report(study(rows, name="predict_logits"), tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
-    assert "line in log N, having three sizes only" in page and "no fit" not in page
+    assert "line in log N, because there are only three sizes" in page and "no fit" not in page
 
 
 def test_figures_and_traces_are_kept_on_request(study, tmp_path):

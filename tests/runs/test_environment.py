@@ -90,8 +90,22 @@ def test_the_diff_holds_changes_and_new_sources(tmp_path, repository):
     assert (package / "environment.py").read_text() == "a = 2\n" and (package / "new optimizer.py").exists()
 
 
-def test_outside_a_repository_there_is_no_commit(tmp_path):
+def test_outside_a_repository_there_is_no_commit(tmp_path, monkeypatch):
+    monkeypatch.delenv("SCALING_TESTBED_COMMIT", raising=False)
     assert environment.git_state(tmp_path) == ({"commit": None, "dirty": None}, None)
+    monkeypatch.setenv("SCALING_TESTBED_COMMIT", "")  # an image that was built without the argument
+    assert environment.git_state(tmp_path) == ({"commit": None, "dirty": None}, None)
+
+
+def test_outside_a_repository_the_commit_is_that_of_the_image(tmp_path, monkeypatch):
+    monkeypatch.setenv("SCALING_TESTBED_COMMIT", "0123abc")
+    assert environment.git_state(tmp_path) == ({"commit": "0123abc", "dirty": None}, None)
+
+
+def test_a_repository_goes_before_the_commit_of_an_image(tmp_path, repository, monkeypatch):
+    monkeypatch.setenv("SCALING_TESTBED_COMMIT", "0123abc")
+    head = repository("rev-parse", "HEAD").stdout.strip()
+    assert environment.git_state(tmp_path / "scaling_testbed") == ({"commit": head, "dirty": None}, None)
 
 
 def test_the_driver_is_named_by_its_version(tmp_path, monkeypatch):

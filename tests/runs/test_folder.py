@@ -2,9 +2,11 @@
 
 import json
 import math
+import subprocess
 import sys
 import time
 import types
+from pathlib import Path
 
 import pytest
 
@@ -57,11 +59,16 @@ def test_without_a_key_wandb_records_offline(tmp_path, monkeypatch, capsys):
     pytest.importorskip("wandb")
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
-    mirrored = mirror(tmp_path)
+    folder = tmp_path / "two words"
+    folder.mkdir()
+    mirrored = mirror(folder)
     mirrored.log({"step": 1, "train_loss": 2.0})
     mirrored.finish(dict.fromkeys(("status", "val_loss", "val_bpb", "n_params", "n_tokens", "flops"), 0))
-    assert "offline" in capsys.readouterr().out
-    assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+    said = capsys.readouterr().out.strip()
+    assert said.startswith("wandb: no key found; recording offline. To upload it later: wandb sync ")
+    shown = subprocess.run(["bash", "-c", f"ls -d {said.partition('wandb sync ')[2]}"], capture_output=True, text=True)
+    (recorded,) = map(Path, shown.stdout.splitlines())  # what the command names is what was recorded
+    assert list(recorded.glob("*.wandb")) and recorded.parent == folder / "wandb"
 
 
 class BrokenWandb(types.ModuleType):
@@ -86,4 +93,6 @@ def test_trouble_with_wandb_is_one_warning_and_the_run_goes_on(tmp_path, monkeyp
     mirrored.log({"step": 1})
     mirrored.finish({})
     assert time.monotonic() - began < 5
-    assert capsys.readouterr().err.count("warning: wandb is off") == 1
+    said = capsys.readouterr().err
+    assert said.count("warning: wandb is off") == 1
+    assert ("it is not installed; pip install wandb" in said) == (trouble == "missing")

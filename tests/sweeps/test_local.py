@@ -213,10 +213,10 @@ def test_places_for_runs_by_workers_or_gpus(monkeypatch):
     [
         (("run", "--workers", "0"), "--workers must be a number greater than zero"),
         (("run", "--workers", "2", "--gpus", "0"), "not both"),
-        (("run", "--runs-per-gpu", "2"), "goes with --gpus"),
+        (("run", "--runs-per-gpu", "2"), "needs --gpus"),
         (("plan", "--workers", "2"), "plan: there is no option --workers"),
         (("plan", "--dry-run"), "plan: there is no option --dry-run"),
-        (("run", "launcher.partition=x"), "this verb does not take launcher.partition=x; plan, submit and retry do"),
+        (("run", "launcher.partition=x"), "this command does not take launcher.partition=x; plan, submit and retry do"),
         (("run", "optimizer.lrr=1"), "did you mean optimizer.lr"),
         (("jump",), "there is no command 'jump'; it is one of plan, run, submit"),
         (("plan", "budget"), "write key=value"),

@@ -15,7 +15,7 @@ from scaling_testbed.config.compose import compose, compose_many
 from scaling_testbed.config.run import run_id
 from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.model.counting import count_params
-from scaling_testbed.runs.row import empty_row
+from scaling_testbed.runs.row import Row
 from scaling_testbed.sweeps.grid import load_sweep, narrowed
 from scaling_testbed.sweeps.plan import alone_in, measured_rate, plan, remember, remembered, sweep_folder
 
@@ -135,7 +135,7 @@ def test_a_plan_holds_the_configuration_as_the_row_will_have_it(tmp_path):
     assert [row["run_id"] for row in found.missing] == [run.run_id for run in runs]
     for run, missing in zip(runs, found.missing, strict=True):
         (config,) = compose_many([run.overrides])
-        row = empty_row(config) | asdict(count_params(config.model.resolved(run.vocab_size)))
+        row = Row.of(config).as_dict() | asdict(count_params(config.model.resolved(run.vocab_size)))
         planned = {key: row[key] for key in row if "." in key or key == "seed" or key.startswith("n_params")}
         assert planned == {key: missing[key] for key in planned} and "config" not in run.record()
 

@@ -229,7 +229,7 @@ def test_only_a_run_that_this_start_saved_before_its_time_limit_goes_back_into_t
         ("launcher.setup=module load x", "launcher.setup must be a list of texts"),
         ("launcher.setup=a,b", "launcher.setup must be a list of texts, such as ['a b','c']; got 'a,b'"),
         ("launcher.setup=[a,1]", "launcher.setup must be a list of texts, such as ['a b','c']; got ['a', 1]"),
-        ("launcher.nodes=${x}", "launcher.nodes must be given as a value; got '${x}'"),
+        ("launcher.nodes=${x}", "launcher.nodes must be a value and no interpolation; got '${x}'"),
         ("launcher.sbatch=[exclude]", "options of sbatch"),
         ("launcher.time=2", "longer than launcher.signal_seconds=120, which comes before its end; got '2', 120 sec"),
         ("launcher.time=1:59", "119 seconds"),

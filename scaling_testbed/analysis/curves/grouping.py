@@ -1,28 +1,28 @@
-"""Rows sorted into curves: one condition, one size, all learning rates and seeds."""
+"""Sort rows into curves. A curve has one condition and one size, with all learning rates and seeds."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from scaling_testbed.analysis.rows.conditions import same, text
 from scaling_testbed.analysis.rows.study import LR, SIZE, Row, Study, name_of, number
 from scaling_testbed.errors import ConfigError, UserError
 
-# Settings that are no condition: the axes of a curve themselves, and what decides no number.
+# Settings that are not conditions: the axes of a curve, and settings that change no result.
 SHAPE = ("name", "d_model", "n_layers", "n_heads", "n_kv_heads", "d_head", "d_ff", "d_ff_rule", "vocab_size")
 NO_CONDITION = {LR, "optimizer.fused", "loss.chunk_mib", "batch.micro_batch_sequences", *(f"model.{k}" for k in SHAPE)}
 RESULTS = ("run_id", "row", "status", "val_loss", "value", "name", "label", "n_params", SIZE)
 NO_CONDITION_IN = ("logging.", "checkpoint.", "evaluation.", "compute.", "parallelism.", "diagnostics.")
-SCAN = "scan"  # derived from the shapes: a model lies on the scan over width, over depth, or on neither
+SCAN = "scan"  # derived from the shapes: a model belongs to the scan over width, to that over depth, or to neither
 
 
 @dataclass(frozen=True)
 class Curve:
     """All runs of one condition and size.
 
-    condition: the grouping keys and their values. runs: (lr, seed) -> row. planned: (lr, seed) -> the
-    configuration of a run without a row. missing: names of the runs that should be there. settings: one of its rows or
-    planned runs, for the values of keys that are no condition.
+    condition: the grouping keys and their values. runs: (lr, seed) -> row. planned: (lr, seed) -> the configuration of
+    a run without a row. missing: names of expected runs without a row. settings: one of its rows or planned runs, for
+    the values of keys that are not part of the condition.
     """
 
     condition: dict[str, str]
@@ -43,8 +43,8 @@ class Curve:
         """The rows at a learning rate, one for each seed that has one."""
         return [self.runs[lr, seed] for seed in self.seeds if (lr, seed) in self.runs]
 
-    def fits(self, conditions: dict[str, object]) -> bool:
-        """Whether its settings have these values (a tuple: one of them)."""
+    def fits(self, conditions: Mapping[str, object]) -> bool:
+        """Whether its settings have these values. A tuple lists alternatives."""
         return all(
             same(self.condition[key] if key in self.condition else self.settings.get(key), value)
             for key, value in conditions.items()
@@ -52,14 +52,17 @@ class Curve:
 
 
 def label(condition: dict[str, str]) -> str:
-    """A condition for a legend."""
+    """The text of a condition for a legend."""
     short = {key.removeprefix("model.").removeprefix("logging."): value for key, value in condition.items()}
     return ", ".join(f"{key}={value}" for key, value in short.items()) or "all runs"
 
 
 def grouping_keys(study: Study, group: Sequence[str] | None = None, preferred: Sequence[str] = ()) -> list[str]:
-    """The configuration keys that tell conditions apart: `group` where given, else every key that varies and does not
-    merely follow another one or the size, `preferred` ones first. Raises ConfigError for a key that no row has."""
+    """The configuration keys that distinguish conditions, `preferred` ones first.
+
+    These are `group` if given. Otherwise they are all keys that vary and are not determined by the size and the other
+    keys. Raises ConfigError if no row has a key of `group`.
+    """
     rows = [*study.rows, *study.missing]
     if group:
         for key in group:
@@ -91,7 +94,7 @@ def _follows(rows: Sequence[Row], key: str, found: Sequence[str]) -> bool:
 
 
 def shape_of(row: Row, size: str = SIZE) -> tuple:
-    """What makes two models of different conditions the same size: width and depth, else the number of parameters."""
+    """The shape that makes models of different conditions comparable: width and depth, or the number of parameters."""
     if row.get("model.d_model") is not None and row.get("model.n_layers") is not None:
         return (row["model.d_model"], row["model.n_layers"])
     return (row.get(size),)
@@ -100,10 +103,10 @@ def shape_of(row: Row, size: str = SIZE) -> tuple:
 def curves(
     study: Study, group: Sequence[str], size: str = SIZE, lr_range: tuple[float, float] = (0.0, float("inf"))
 ) -> list[Curve]:
-    """The study's curves within a range of learning rates, in the order of condition and size.
+    """The study's curves within a range of learning rates, ordered by condition and size.
 
-    What should be there: with a plan, what was planned; without one, every learning rate and seed of the study. Raises
-    UserError where a row lacks its size or rate, and where two rows for one place differ.
+    The expected runs of a curve are the planned ones; without a plan, every learning rate and seed of the study. Raises
+    UserError if a row lacks its size or learning rate, or if two rows of one condition, size, rate and seed differ.
     """
     cells: dict[tuple, list[Row]] = defaultdict(list)
     every = [*study.rows, *study.missing]
@@ -137,14 +140,16 @@ def _curve(place: tuple, rows: list[Row], grid: set[tuple[float, int]] | None) -
     missing = {at: name_of(row) for at, row in planned.items()}
     for lr, seed in (grid or set()) - set(runs) - set(planned):
         missing[lr, seed] = f"lr={lr:g} seed={seed} of {label(dict(condition))} N={n_params:g} (no row)"
-    lrs, seeds = (sorted({at[i] for at in [*runs, *missing]}) for i in (0, 1))
+    lrs, seeds = sorted({lr for lr, _ in [*runs, *missing]}), sorted({seed for _, seed in [*runs, *missing]})
     names = [missing[at] for at in sorted(missing)]
     return Curve(dict(condition), n_params, shape, lrs, seeds, runs, planned, names, rows[0])
 
 
 def _check_one_size(cells: dict[tuple, list[Row]]) -> None:
-    """Raise UserError where a condition has two models of one shape whose N differ: by the gains of a qk-norm, say, of
-    which the condition does not speak."""
+    """Raise UserError if a condition has two models of one shape but different N.
+
+    Example: the gains of a qk-norm add parameters, and the qk-norm is not part of the condition.
+    """
     seen: dict[tuple, list[Row]] = {}
     for (condition, shape, _), rows in cells.items():
         other = seen.setdefault((condition, shape), rows)
@@ -153,7 +158,7 @@ def _check_one_size(cells: dict[tuple, list[Row]]) -> None:
 
 
 def _checked(row: Row, key: str, least: float = 0.0) -> float:
-    """A finite number of a row. A model without layers has no parameters beside embedding and head."""
+    """A finite number of a row. Zero is valid for N: a model without layers has no non-embedding parameters."""
     value = number(row, key)
     if not least <= value < float("inf"):
         sign = "greater than zero" if least else "zero or more"
@@ -176,17 +181,18 @@ def _two_rows(first: Row, second: Row, at: tuple[float, int]) -> str:
     keys = [key for key in second if key not in RESULTS and text(first.get(key)) != text(second[key])]
     keys = [key for key in keys if _may_be_condition(key)] or [key for key in keys if key.startswith("model.")] or keys
     differ = f"; they differ in {', '.join(keys)}: use --group or --where KEY=VALUE" if keys else "; remove one"
-    return f"{name_of(first)} and {name_of(second)} both claim lr={at[0]:g} seed={at[1]} and differ{differ}"
+    return f"{name_of(first)} and {name_of(second)} both have lr={at[0]:g} seed={at[1]} and differ{differ}"
 
 
 def _conditions(row: Row, group: Sequence[str], scans: dict[tuple, list[str]]) -> list[dict[str, str]]:
-    """The conditions a row belongs to: one, or two where both scans meet."""
+    """The conditions of a row: one, or two for a shape that belongs to both scans."""
     names = scans.get(shape_of(row), ["joint"]) if SCAN in group else [""]
     return [{key: name if key == SCAN else text(row.get(key)) for key in group} for name in names]
 
 
 def _scans(rows: Sequence[Row]) -> dict[tuple, list[str]]:
-    """Shape -> its scans: width at the depth that most widths share, depth at the width that most depths share."""
+    """Shape -> its scans. The width scan is at the depth with the most widths, the depth scan at the width with the
+    most depths."""
     shapes = {shape_of(row) for row in rows}
     if not shapes or any(len(shape) != 2 for shape in shapes):
         return {}

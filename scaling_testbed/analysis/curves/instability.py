@@ -1,9 +1,9 @@
 """Predict an instability from smaller models (Wortsman et al. 2023, section 3.3, Figures 9 and 11).
 
-At each learning rate the logarithm of a measured quantity, the largest attention score at one step or the RMS of a
-gradient, is fitted by a quadratic in log N, N the number of non-embedding parameters, and extrapolated with a
-prediction interval to sizes that were not trained. Attention scores past 1e4 went with divergence in the paper;
-gradients below AdamW's eps no longer move their weights at full size.
+The measured quantity is the largest attention score at one step, or the RMS of a gradient. At each learning rate its
+logarithm is fitted by a quadratic in log N, where N is the number of non-embedding parameters. The fit is extrapolated,
+with a prediction interval, to sizes that were not trained. In the paper, runs with attention scores above 1e4 diverged.
+If a gradient is below AdamW's eps, the updates of its weights are smaller than they should be.
 """
 
 import math
@@ -20,15 +20,15 @@ from scaling_testbed.errors import ConfigError, UserError
 AT_STEP, LAST_MEAN = "diagnostics_at_step", "diagnostics_last_mean"
 LEVEL = 0.95
 FIRST_MLP = "grad_rms/blocks.0.mlp.mlp_in.weight"
-THRESHOLD, EPS = 1e4, 1e-8  # of attention scores, and AdamW's
+THRESHOLD, EPS = 1e4, 1e-8  # the threshold of attention scores, and AdamW's eps
 
 
 @dataclass(frozen=True, kw_only=True)
 class Quantity:
-    """What is extrapolated, and the value that it must not pass.
+    """A quantity to extrapolate, and the threshold beyond which it is unstable.
 
-    name: as in the records, e.g. attention_logit_max/0. field: of the row, at the named step or as the mean over the
-    last steps. above: whether passing the threshold means being above it.
+    name: its name in the records, e.g. attention_logit_max/0. field: the field of the row that holds it, at the named
+    step or as the mean over the last steps. above: whether unstable means above the threshold, or below it.
     """
 
     name: str = "attention_logit_max/0"
@@ -47,16 +47,20 @@ class Quantity:
 def chosen_quantity(
     known: Sequence[Quantity], name: str | None = None, threshold: float | None = None, eps: float | None = None
 ) -> Quantity:
-    """What is extrapolated. Where nothing is asked for, the first of `known`, which the study is about. Unstable is a
-    value above `threshold` at the named step (default THRESHOLD, of the largest attention score), or below `eps` as a
-    mean over the last steps (of a gradient of `known`, else of the first MLP). Raises ConfigError for both of them."""
-    if known and name is threshold is eps is None:
+    """The quantity to extrapolate.
+
+    Without arguments it is the first of `known`, the quantities of the study. With `threshold`, values above it at the
+    named step are unstable (default: THRESHOLD for the largest attention score). With `eps`, means over the last steps
+    below it are unstable (default: a gradient of `known`, or that of the first MLP). Raises ConfigError if both are
+    given.
+    """
+    if known and name is None and threshold is None and eps is None:
         return known[0]
     if eps is None:
         threshold = _positive("--threshold", THRESHOLD if threshold is None else threshold)
         return Quantity(name=name or Quantity.name, field=AT_STEP, threshold=threshold)
     if threshold is not None:
-        raise ConfigError("give --threshold or --eps, not both: above the one, below the other is unstable")
+        raise ConfigError("give --threshold or --eps, not both: unstable is above --threshold, or below --eps")
     gradients = [one.name for one in known if not one.above]
     name = name or next(iter(gradients), FIRST_MLP)
     return Quantity(name=name, field=LAST_MEAN, threshold=_positive("--eps", eps), above=False)
@@ -72,8 +76,8 @@ def _positive(option: str, value: float) -> float:
 class Fit:
     """ln(value) as a polynomial in ln N at one learning rate.
 
-    coefficients: constant first. residual: standard error of the residuals. degree 2, or 1 with three sizes only.
-    inverse_gram: (X'X)^-1 of the design in centred ln N. note: why it is no quadratic, or None.
+    The degree is 2, or 1 if there are only three sizes. coefficients: constant first. residual: standard error of the
+    residuals. inverse_gram: (X'X)^-1 of the design in centred ln N. note: why the fit is not quadratic, or None.
     """
 
     coefficients: np.ndarray
@@ -84,7 +88,7 @@ class Fit:
     note: str | None
 
     def predict(self, n_params: float) -> tuple[float, float, float]:
-        """Value at N with the bounds of its 95 % prediction interval (Student's t)."""
+        """The value at N and the bounds of its 95 % prediction interval (Student's t)."""
         try:
             from scipy.stats import t
         except ImportError:
@@ -98,10 +102,10 @@ class Fit:
 
 @dataclass(frozen=True)
 class Series:
-    """One condition and learning rate: sizes with the geometric mean over seeds, and the fit to them.
+    """The sizes of one condition and learning rate, with the geometric mean over seeds at each, and the fit to them.
 
-    diverged: whether a seed's run diverged, None where the rows do not say. held_out: sizes left out of the fit.
-    fit: None with fewer than three sizes.
+    diverged: whether the run of any seed diverged, None if the rows do not tell. held_out: sizes left out of the fit.
+    fit: None with fewer than three sizes. unmeasured: names of runs without a value.
     """
 
     condition: dict[str, str]
@@ -116,7 +120,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Prediction:
-    """A size beyond the fit. run: the planned run, or None where the size was held out and is measured."""
+    """A prediction for a size outside the fit. run: the planned run, or None for a held-out size that was measured."""
 
     series: Series
     n_params: float
@@ -130,10 +134,12 @@ class Prediction:
     @property
     def inside(self) -> bool | None:
         """Whether the measured value lies in the interval."""
-        return None if self.measured is None or self.low is None else self.low <= self.measured <= self.high
+        if self.measured is None or self.low is None or self.high is None:
+            return None
+        return self.low <= self.measured <= self.high
 
     def record(self) -> dict[str, object]:
-        """As one flat row for tables, CSV and JSON."""
+        """The prediction as one flat row for tables, CSV and JSON."""
         fit = self.series.fit
         return {
             **self.series.condition,
@@ -154,7 +160,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Extrapolation:
-    """What `analyse` finds of one quantity of a study."""
+    """The result of `analyse` for one quantity of a study."""
 
     quantity: Quantity
     series: list[Series]
@@ -165,13 +171,16 @@ class Extrapolation:
         return [one.record() for one in self.predictions]
 
     def notes(self) -> list[str]:
-        """How the fits were made, where one could not be, and which runs lack a value."""
+        """Notes on the degree of the fits, on rates without a fit, and on runs without a value."""
         return notes(self.series, self.quantity)
 
 
 def fit_log_log(n_params: Sequence[float], values: Sequence[float]) -> Fit | None:
-    """Least squares of ln(value) on ln N: a quadratic from four sizes on, a line with three, None with fewer, so that a
-    degree of freedom is left to tell the residual error from. Values must be finite and positive."""
+    """Fit ln(value) as a polynomial in ln N by least squares; None with fewer than three sizes.
+
+    The fit is a quadratic with four or more sizes and a line with three, so that at least one degree of freedom is left
+    for the residual error. Values must be finite and positive.
+    """
     sizes = len(set(n_params))
     if sizes < 3:
         return None
@@ -187,14 +196,16 @@ def fit_log_log(n_params: Sequence[float], values: Sequence[float]) -> Fit | Non
 
 
 def value_of(row: Row, quantity: Quantity) -> float | None:
-    """The quantity of a row, None where it was not measured or is not a finite number. A hand-made table has it in a
-    column `value`."""
+    """The quantity of a row; None if it was not measured or is not a positive finite number.
+
+    A hand-made table holds it in the column `value`.
+    """
     value = row["value"] if "value" in row else measured(row, quantity.field).get(quantity.name)
     return float(value) if isinstance(value, (int, float)) and math.isfinite(value) and value > 0 else None
 
 
 def measured(row: Row, field: str) -> Row:
-    """What a row holds in a field of diagnostics, by name. Raises UserError where these are no named numbers."""
+    """The numbers that a row holds in a field of diagnostics, by name. Raises UserError if the field is no mapping."""
     found = row.get(field) or {}
     if not isinstance(found, dict):
         raise UserError(f"{name_of(row)}: {field} must hold numbers by name, got {text(found)}")
@@ -203,16 +214,16 @@ def measured(row: Row, field: str) -> Row:
 
 def measured_names(study: Study, field: str) -> list[str]:
     """The quantities that some row holds, in the order of the records."""
-    about = ("step", "steps", "measured")  # what the numbers are of
+    about = ("step", "steps", "measured")  # these describe when the numbers were measured
     return list(dict.fromkeys(key for row in study.rows for key in measured(row, field) if key not in about))
 
 
 def analyse(
     study: Study, group: Sequence[str], quantity: Quantity, hold_out_largest: bool = False, size: str = SIZE
 ) -> tuple[list[Series], list[Prediction]]:
-    """Fit each condition and learning rate and predict what is planned and has no row, or the largest size.
+    """Fit each condition and learning rate, and predict the planned runs without a row, or the largest size.
 
-    Raises UserError where no row has the quantity, ConfigError where there is no size to hold out.
+    Raises UserError if no row has the quantity, and ConfigError if there is no size to hold out.
     """
     if not any(value_of(row, quantity) for row in study.rows):
         known = ", ".join(measured_names(study, quantity.field)[:6])
@@ -220,7 +231,7 @@ def analyse(
         raise UserError(f"no row of {study.path} has {quantity.name} in {quantity.field}{holds}")
     by_series: dict[tuple, list[Curve]] = {}
     for curve in curves(study, group, size):
-        for lr in curve.lrs if curve.n_params else ():  # a model without layers has no ln N
+        for lr in curve.lrs if curve.n_params else ():  # a model without layers has N = 0, so no ln N
             by_series.setdefault((*curve.condition.items(), lr), []).append(curve)
     largest = _largest(by_series.values(), study) if hold_out_largest else {}
     fitted = {
@@ -231,8 +242,11 @@ def analyse(
 
 
 def _largest(groups: Iterable[Sequence[Curve]], study: Study) -> dict[tuple, float]:
-    """The largest measured size of each condition that has several: with the gains of its qk-norm one condition is a
-    little larger than another at the same width and depth. Raises ConfigError where none has."""
+    """The largest measured size of each condition with several sizes.
+
+    It depends on the condition: with the gains of a qk-norm, a model of the same width and depth has a few more
+    parameters. Raises ConfigError if no condition has several sizes.
+    """
     sizes: dict[tuple, set[float]] = {}
     for curve in (curve for found in groups for curve in found if curve.runs):
         sizes.setdefault(tuple(curve.condition.items()), set()).add(curve.n_params)
@@ -259,14 +273,18 @@ def _series(found: Sequence[Curve], lr: float, quantity: Quantity, largest: floa
 
 
 def _any_diverged(rows: Sequence[Row]) -> bool | None:
-    """From the status, or the column `diverged` of a hand-made table; ending no better than it began counts."""
+    """Whether any row diverged; None if the rows do not tell.
+
+    A row diverged if its status or the column `diverged` of a hand-made table says so, or if its final loss is not
+    below its initial loss.
+    """
     if all("status" not in row and row.get("diverged") is None for row in rows):
         return None
     return any(row.get("status") == "diverged" or _said_diverged(row) or _ended_no_better(row) for row in rows)
 
 
 def _ended_no_better(row: Row) -> bool:
-    """Than it began; a loss that is not finite did. Not where one of the two is no column."""
+    """Whether the final loss is not below the initial loss, or not finite. False if one of the columns is absent."""
     if row.get("val_loss_initial") is None or "val_loss" not in row:
         return False
     return number(row, "val_loss") >= number(row, "val_loss_initial") or not math.isfinite(number(row, "val_loss"))
@@ -300,11 +318,11 @@ def _prediction(series: Series, n_params: float, run: str | None, measured: floa
 
 
 def _exp(value: float) -> float:
-    return math.exp(min(value, 700.0))  # an interval may be wider than a float
+    return math.exp(min(value, 700.0))  # a bound of an interval may exceed the largest float
 
 
 def measured_records(series: Sequence[Series]) -> list[dict[str, object]]:
-    """What the fits were made from, one flat row for each condition, rate and size."""
+    """The measured values, one flat row for each condition, rate and size."""
     return [
         {**one.condition, "lr": one.lr, "n_params": n, "value": value, "diverged": bad, "held_out": n in one.held_out}
         for one in series
@@ -313,9 +331,9 @@ def measured_records(series: Sequence[Series]) -> list[dict[str, object]]:
 
 
 def notes(series: Sequence[Series], quantity: Quantity) -> list[str]:
-    """How the fits were made, where one could not be, and which runs lack a value."""
+    """Notes on the degree of the fits, on rates without a fit, and on runs without a value."""
     said = [f"{quantity.label}; unstable {'above' if quantity.above else 'below'} {quantity.threshold:g}"]
-    for degree, words in ((3, "quadratic in log N"), (2, "line in log N, having three sizes only")):
+    for degree, words in ((3, "quadratic in log N"), (2, "line in log N, because there are only three sizes")):
         rates = [f"{one.lr:g}" for one in series if one.fit and len(one.fit.coefficients) == degree]
         said += [f"{words}: lr={', '.join(dict.fromkeys(rates))}"] if rates else []
     unfitted = dict.fromkeys(f"{one.lr:g}" for one in series if one.fit is None)

@@ -1,13 +1,12 @@
 """Learning-rate sensitivity (Wortsman et al. 2023, arXiv 2309.14322, section 2.2).
 
-With l(eta) the final validation loss of the run with peak rate eta, and l0 the loss at initialisation:
+Let l(eta) be the final validation loss of the run with peak rate eta, and l0 the loss at initialisation. Then
 
     S = mean over the rates of [ min(l(eta), l0) - l* ],    l* = min over the rates of min(l(eta), l0)
 
-over the rates of the grid within a range, 3e-4 to 3e-1 unless said otherwise. A loss that is not finite counts as l0,
-and so does a run that was stopped as diverged, whatever its last weights score: the paper does not say.
-S compares two settings only where both mean the same by "learning rate" (Appendix B of the paper); rate_meaning.py says
-which do.
+over the rates of the grid within a range, by default 3e-4 to 3e-1. A loss that is not finite counts as l0. A run that
+was stopped as diverged also counts as l0, whatever the loss of its last weights; the paper does not define this case.
+S compares two settings only if "learning rate" means the same in both (Appendix B of the paper); see rate_meaning.py.
 """
 
 import math
@@ -24,7 +23,7 @@ from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.learning.optimizers import AS_ADAMW
 
 DEFAULT_RANGE = (3e-4, 3e-1)
-SHIFT = 1 / 3  # coupled decay has its optimum lower: the second range is 1e-4 to 1e-1 for the default one
+SHIFT = 1 / 3  # the optimum of coupled decay is lower: the second range of the default is 1e-4 to 1e-1
 RESAMPLES = 2000
 DEFINITION = (
     "S = mean over the learning rates of min(final validation loss, loss at initialisation) minus the best of them, "
@@ -36,10 +35,10 @@ DEFINITION = (
 class Sensitivity:
     """S of one condition and size, in nats per token.
 
-    s: None where it is withheld, for the reason in `withheld`. low, high: 95 % bootstrap interval over seeds, None with
-    one seed. best_lr, best_loss: of the mean over seeds. first_diverging_lr: the lowest rate at which a seed diverged.
-    losses: (rate, mean over seeds of the capped loss, whether a seed diverged), over all rates of the study.
-    rate_means: what one unit of the learning rate is; None where the rows do not agree.
+    s: None if it is withheld; `withheld` then holds the reason. low, high: 95 % bootstrap interval over seeds, None
+    with one seed. best_lr, best_loss: the minimum of the mean over seeds. first_diverging_lr: the lowest rate with a
+    diverged seed. losses: (rate, mean over seeds of the capped loss, whether a seed diverged) for all rates of the
+    study. rate_means: the meaning of one unit of the learning rate; None if the rows differ in it.
     """
 
     curve: Curve
@@ -57,7 +56,7 @@ class Sensitivity:
     rate_means: str | None = None
 
     def record(self) -> dict[str, object]:
-        """As one flat row for tables, CSV and JSON. rate_means is empty where it is AdamW's."""
+        """The sensitivity as one flat row for tables, CSV and JSON. rate_means is None if it is that of AdamW."""
         return {
             **self.curve.condition,
             "n_params": self.curve.n_params,
@@ -78,20 +77,22 @@ class Sensitivity:
 
 
 def capped(losses, initial) -> np.ndarray:
-    """min(loss, loss at initialisation), which also stands for a loss that is not finite. Arrays of one shape."""
+    """min(loss, loss at initialisation), as an array; a loss that is not finite becomes the loss at initialisation."""
     losses, initial = np.broadcast_arrays(np.asarray(losses, float), np.asarray(initial, float))
     return np.where(np.isfinite(losses), np.minimum(losses, initial), initial)
 
 
 def sensitivity(losses, initial) -> float:
-    """S of the final losses [n_lrs] at equally weighted rates; `initial` is a number or [n_lrs], all in nats."""
+    """S of the final losses [n_lrs], all rates weighted equally. `initial` is a number or [n_lrs]. All are in nats."""
     values = capped(losses, initial)
     return float(values.mean() - values.min())
 
 
 def bootstrap_interval(losses_SL, initial_SL, level: float = 0.95, random_seed: int = 0) -> tuple[float, float]:
-    """Percentile interval of S of the mean over seeds, for losses [seeds, rates]. Seeds are resampled whole, and the
-    best rate is found again in each resample."""
+    """Percentile interval of the S of the mean loss over seeds, for losses [seeds, rates].
+
+    Each resample draws whole seeds and has its own best rate.
+    """
     values_SL = capped(losses_SL, initial_SL)
     n_seeds = len(values_SL)
     draws = np.random.default_rng(random_seed).integers(n_seeds, size=(RESAMPLES, n_seeds))
@@ -102,18 +103,18 @@ def bootstrap_interval(losses_SL, initial_SL, level: float = 0.95, random_seed: 
 
 
 def final_loss(row: Row) -> float:
-    """The final validation loss in nats; nan where the run diverged, or its loss was not finite and so is null."""
+    """The final validation loss in nats; nan if the run diverged or its loss was not finite (null in the row)."""
     return math.nan if row.get("status") == "diverged" else number(row, "val_loss")
 
 
 def diverged(row: Row) -> bool:
-    """Whether a run diverged: by its status, or because it ended no better than it began."""
+    """Whether a run diverged by its status, or because its final loss is not below its initial loss."""
     loss = final_loss(row)
     return not math.isfinite(loss) or loss >= number(row, "val_loss_initial")
 
 
 def check_range(lr_range: Sequence[float]) -> tuple[float, float]:
-    """The range of learning rates over which S is taken. Raises ConfigError where it is none."""
+    """The range of learning rates for S. Raises ConfigError if it is not a valid range."""
     if len(lr_range) != 2 or not 0 < lr_range[0] < lr_range[1]:
         typed = ",".join(f"{end:g}" for end in lr_range)
         raise ConfigError(f"--lr-range must be LOW,HIGH with 0 < LOW < HIGH; got {typed}")
@@ -123,10 +124,10 @@ def check_range(lr_range: Sequence[float]) -> tuple[float, float]:
 def analyse(
     study: Study, group: Sequence[str], size: str = SIZE, lr_range: tuple[float, float] = DEFAULT_RANGE
 ) -> list[Sensitivity]:
-    """S for every condition and size of a study. Raises UserError where a row lacks what it needs."""
+    """S for every condition and size of a study. Raises UserError if a row lacks a column that S needs."""
     for row in study.rows:
         if not math.isfinite(number(row, "val_loss_initial")):
-            raise UserError(f"{name_of(row)} has no val_loss_initial, which caps the loss; it cannot enter S")
+            raise UserError(f"{name_of(row)} has no val_loss_initial; S needs it to cap the loss")
     inside = {_place(curve): curve for curve in curves(study, group, size, lr_range)}
     shifted_range = (lr_range[0] * SHIFT, lr_range[1] * SHIFT)
     shifted = {_place(curve): curve for curve in curves(study, group, size, shifted_range)}
@@ -142,7 +143,7 @@ def analyse(
 
 
 def _compared(found: Sensitivity, meaning: str | None, reason: str | None) -> Sensitivity:
-    """With what its learning rate means, and without S where that forbids to set it beside the others."""
+    """The sensitivity with the meaning of its learning rate; S is withheld if there is a `reason`."""
     if reason is None:
         return replace(found, rate_means=meaning)
     said = "; ".join(text for text in (reason, found.withheld) if text)
@@ -157,7 +158,7 @@ def _one(curve: Curve | None, whole: Curve, lr_range: tuple[float, float], rule:
     reason = _withheld(curve, lr_range)
     points = [(lr, *_point(whole.rows(lr))) for lr in whole.lrs if whole.rows(lr)]
     finite = [point for point in points if curve and point[0] in curve.lrs]
-    best = min(finite, key=lambda point: point[1], default=(None, None, None))
+    best_lr, best_loss, _ = min(finite, key=lambda point: point[1], default=(None, None, None))
     first = next((lr for lr, _, bad in points if bad), None)
     s = low = high = None
     if curve and not reason:
@@ -168,7 +169,7 @@ def _one(curve: Curve | None, whole: Curve, lr_range: tuple[float, float], rule:
         if len(curve.seeds) > 1:
             low, high = bootstrap_interval(losses_SL, initial_SL)
     n_lrs = len(curve.lrs) if curve else 0
-    return Sensitivity(whole, s, low, high, *best[:2], first, n_lrs, lr_range, rule, reason, points)
+    return Sensitivity(whole, s, low, high, best_lr, best_loss, first, n_lrs, lr_range, rule, reason, points)
 
 
 def _point(rows: Sequence[Row]) -> tuple[float, bool]:
@@ -191,8 +192,11 @@ def _withheld(curve: Curve | None, lr_range: tuple[float, float]) -> str | None:
 
 
 def _better_range(main: Sensitivity, shifted: Curve | None, whole: Curve, lr_range: tuple) -> Sensitivity:
-    """The smaller S of two ranges, as the paper scores coupled decay (Figure 6). Where the ends of one alone were
-    measured, that one; and where neither's were, both must hold as many rates."""
+    """The smaller S of two ranges, as in the paper for coupled decay (Figure 6).
+
+    If the ends of only one range were measured, that range is used. If the ends of neither were measured, the shifted
+    range is considered only if it holds at least as many rates.
+    """
     other_range = (lr_range[0] * SHIFT, lr_range[1] * SHIFT)
     main_whole, other_whole = (not _unmeasured(whole.lrs, ends) for ends in (lr_range, other_range))
     fewer = shifted is None or len(shifted.lrs) < main.n_lrs
@@ -205,12 +209,12 @@ def _better_range(main: Sensitivity, shifted: Curve | None, whole: Curve, lr_ran
         reason = main.withheld or other.withheld
         empty = {"s": None, "low": None, "high": None, "withheld": reason}
         return Sensitivity(**{**vars(main), **empty, "range_rule": "coupled decay: smaller of two ranges"})
-    chosen = min(main, other, key=lambda one: one.s)
+    chosen = other if other.s < main.s else main
     return Sensitivity(**{**vars(chosen), "range_rule": "coupled decay: smaller of two ranges"})
 
 
 def _unmeasured(lrs: Sequence[float], lr_range: tuple) -> list[float]:
-    """The ends of a range that are none of the rates."""
+    """The ends of a range that are not among the rates."""
     return [end for end in lr_range if not any(math.isclose(lr, end, rel_tol=1e-6) for lr in lrs)]
 
 
@@ -219,10 +223,13 @@ def _not_whole(lr_range: tuple) -> str:
 
 
 def rates_note(found: Sequence[Sensitivity], lr_range: tuple[float, float]) -> str:
-    """How many rates entered, which were measured but lie outside the range, which of its ends were not, and what a
-    rate means where it is not what it means for AdamW."""
+    """A note on the rates of S.
+
+    It tells the number of rates in S, the measured rates outside the range, the ends of the range that were not
+    measured, and the meaning of the rate if it differs from AdamW's.
+    """
     every = sorted({lr for one in found for lr in one.curve.lrs})
-    ranges = {lr_range, *(one.lr_range for one in found)}  # that of coupled decay may be another
+    ranges = {lr_range, *(one.lr_range for one in found)}  # the range of coupled decay may differ
     inside = [lr for lr in every if any(low * (1 - 1e-9) <= lr <= high * (1 + 1e-9) for low, high in ranges)]
     outside = [lr for lr in every if lr not in inside]
     shown = ", ".join(f"{lr:g}" for lr in inside) or "none"

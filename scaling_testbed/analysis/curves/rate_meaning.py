@@ -1,8 +1,12 @@
-"""What the learning rate of a row means. S sets two curves beside each other only where both mean the same by it
-(Wortsman et al. 2023, arXiv 2309.14322, Appendix B)."""
+"""The meaning of a row's learning rate.
+
+S compares two curves only if the learning rate means the same in both (Wortsman et al. 2023, arXiv 2309.14322,
+Appendix B).
+"""
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 from scaling_testbed.analysis.curves.grouping import Curve
 from scaling_testbed.analysis.rows.study import Row
@@ -11,10 +15,10 @@ from scaling_testbed.learning.optimizers import AS_ADAMW, OPTIMIZERS, AdamWConfi
 
 
 def meaning_of(row: Row) -> str:
-    """What one unit of a row's learning rate is.
+    """The meaning of one unit of a row's learning rate.
 
-    A row says it itself (`rate_means`). One of an earlier version is asked through its `optimizer.*` columns; one that
-    names no optimizer, as in others' tables, is read as that of the default optimizer, AdamW.
+    The row states it in `rate_means`. For rows of earlier versions it follows from the `optimizer.*` columns. A row
+    without an optimizer, e.g. of another project's table, counts as one of the default optimizer, AdamW.
     """
     if row.get("rate_means"):
         return str(row["rate_means"])
@@ -28,31 +32,33 @@ def meaning_of(row: Row) -> str:
         return f"unknown: its optimizer.* columns are none of {kind().name} ({error})"
 
 
-def _settings(row: Row, kind: type[OptimizerConfig]) -> dict[str, object]:
-    """The fields of an optimizer that a row has, but for those that can be null or hold a list or a mapping, of which a
-    cell of a table says nothing reliable. No optimizer that rows without `rate_means` may have is told by these."""
+def _settings(row: Row, kind: type[OptimizerConfig]) -> dict[str, Any]:
+    """The optimizer's fields in a row, without fields that can be null, a list or a mapping.
+
+    A cell of a table does not store those reliably. No optimizer of rows without `rate_means` depends on them.
+    """
     fields = [field for field in dataclasses.fields(kind) if isinstance(field.default, (bool, int, float, str))]
     found = {field.name: row.get(f"optimizer.{field.name}") for field in fields}
     return {name: value for name, value in found.items() if value is not None}
 
 
 def curve_meaning(curve: Curve) -> str | None:
-    """What the learning rate of a curve means; None where its rows do not agree. Of one without rows, what was planned
-    tells."""
+    """The meaning of a curve's learning rate, from its rows, or from its planned runs; None if these differ in it."""
     rows = curve.runs or curve.planned
     meanings = {meaning_of(row) for row in rows.values()}
     return meanings.pop() if len(meanings) == 1 else None
 
 
 def incomparable(meanings: Sequence[str | None]) -> list[str | None]:
-    """For each curve's meaning of the learning rate, why its S cannot stand beside that of the other curves, or None.
+    """For each curve, the reason why its S is not comparable with that of the other curves, or None.
 
-    Where all mean the same, all can. Else only those can that mean what AdamW does, and where none does, no curve can.
+    If all meanings are equal, all curves are comparable. Otherwise only curves with AdamW's meaning are comparable, and
+    if there is none of these, no curve is.
     """
     if None not in meanings and len(set(meanings)) < 2:
         return [None] * len(meanings)
     others = "AdamW's" if AS_ADAMW in meanings else "that of the other curves"
-    reasons = []
+    reasons: list[str | None] = []
     for meaning in meanings:
         if meaning is None:
             reasons.append("its rows mean different things by the learning rate")

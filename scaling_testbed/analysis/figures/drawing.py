@@ -1,6 +1,7 @@
-"""Figures for a paper and for a page: the only importer of matplotlib.
+"""Figures for papers and pages. Only this module imports matplotlib.
 
-Size is a colour scale, condition a line style with its marker, a diverged run a cross in its curve's colour.
+A colour scale shows the size, a line style with a marker shows the condition, and a cross in the colour of its curve
+shows a diverged run.
 """
 
 import io
@@ -9,18 +10,19 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from scaling_testbed.errors import UserError
 
 DASHES = ("-", "--", ":", "-.", (0, (5, 1)), (0, (1, 1)))
 MARKERS = "os^DvPX*<>ph"
-# Okabe and Ito's colours without the pale ones: told apart by colour-blind readers, for lines that have no size.
+# Okabe and Ito's colours without the pale ones, for lines without a size; colour-blind readers can distinguish them.
 PLAIN = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#000000")
 LONGEST_LABEL = 40
 PANEL_INCHES = (4.2, 4.2)
-LEGEND_INCHES, LEGEND_LINE_INCHES = 0.46, 0.16  # from the axes to the first line, from one to the next
+LEGEND_INCHES, LEGEND_LINE_INCHES = 0.46, 0.16  # from the axes to the first line of the legend, and between its lines
 IN_A_ROW = 4  # panels
-SETTINGS = {
+SETTINGS: dict[Any, Any] = {
     "font.size": 9,
     "font.family": "sans-serif",
     "axes.spines.top": False,
@@ -39,9 +41,12 @@ SETTINGS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """Points (x, y), joined unless `joined` is false. n_params: its place on the colour scale. style: index of the line
-    style; the legend shows `label` beside it. crosses: which points diverged. band: lower and upper y. x_bars: of each
-    point the least and largest x."""
+    """Points (x, y), joined by a line if `joined` is true.
+
+    n_params: the value on the colour scale. style: the index of the line style; the legend shows `label` beside it.
+    crosses: for each point, whether its run diverged. band: lower and upper y. x_bars: for each point, the smallest and
+    largest x.
+    """
 
     x: Sequence[float]
     y: Sequence[float]
@@ -59,8 +64,11 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """One pair of axes. levels: horizontal lines (y, label). y_range: what is shown, else all of it. color_name: what
-    the colour scale shows, "N" or "lr"; its values are the lines' n_params."""
+    """One pair of axes.
+
+    levels: horizontal lines (y, label). y_range: the visible range, None for all. color_name: the name of the quantity
+    on the colour scale, e.g. "N" or "lr"; its values are the lines' n_params.
+    """
 
     lines: Sequence[Line]
     x_label: str
@@ -74,7 +82,7 @@ class Panel:
 
 
 def save(panels: Sequence[Panel], files: Sequence[Path]) -> list[Path]:
-    """Write the panels, four in a row, to each file: .png (200 dots per inch) or .svg; returns the paths."""
+    """Write the panels, four in a row, to each file: .png (200 dots per inch) or .svg. Returns the paths."""
     figure, context = _draw(panels)
     with context:
         for path in files:
@@ -86,7 +94,7 @@ def save(panels: Sequence[Panel], files: Sequence[Path]) -> list[Path]:
 
 
 def inline_svg(panel: Panel, name: str) -> str:
-    """One panel as an <svg> element for a page. name: makes its ids unlike those of the page's other figures."""
+    """One panel as an <svg> element for a page. name: a prefix that makes its ids unique on the page."""
     figure, context = _draw([panel])
     buffer = io.StringIO()
     with context:
@@ -97,18 +105,18 @@ def inline_svg(panel: Panel, name: str) -> str:
 
 
 def compact(value: float, flops: bool = False) -> str:
-    """A number of parameters as people say it, 98.6k, 2.4M; FLOPs as 1e11; a learning rate as they type it, 3e-4."""
+    """A short text of a number: 98.6k or 2.4M for parameters, 1e11 for FLOPs, 3e-4 for a learning rate."""
     if value >= 1e12 or 0 < value < 1 or flops:
         digits, _, power = f"{value:.2e}".partition("e")
         return f"{float(digits):g}e{int(power)}"
     for unit, name in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if value >= 0.9995 * unit:  # which three digits show as the unit
+        if value >= 0.9995 * unit:  # rounds to 1.00 unit with three digits
             return f"{value / unit:.3g}{name}"
     return f"{value:g}"
 
 
 def _draw(panels: Sequence[Panel]):
-    """A figure of the panels, and the settings under which it must be saved."""
+    """A figure of the panels, and the context of settings in which it must be saved."""
     try:
         from matplotlib import rc_context
         from matplotlib.figure import Figure
@@ -162,14 +170,14 @@ def _draw_line(line: Line, axes, color) -> None:
 
 
 def _look(line: Line) -> dict:
-    """What tells its style from others, drawn and in the legend: with markers from seventy, without from five."""
+    """The arguments of a line style, for the plot and the legend: 70 styles differ with markers, 5 without."""
     marker = MARKERS[(line.style + line.style // len(MARKERS)) % len(MARKERS)] if line.markers else ""
     look = {"marker": marker, "linestyle": DASHES[line.style % len(DASHES)] if line.joined else "none"}
     return look | ({"markerfacecolor": "white"} if line.hollow else {})
 
 
 def _plain(text: str) -> str:
-    """A dollar is a dollar, and no formula; a long label of several parts takes several lines."""
+    """The text with dollar signs escaped, so that they start no formula, and a long label split into lines."""
     lines = [""]
     for part in text.replace("$", r"\$").split(", "):
         fits = not lines[-1] or len(lines[-1]) + len(part) <= LONGEST_LABEL
@@ -182,7 +190,7 @@ def _color(line: Line) -> int:
 
 
 def _color_scale(values: Sequence[float]):
-    """Number of parameters -> colour: viridis over the logarithm, without its pale end."""
+    """A function from the number of parameters to a colour: viridis over the logarithm, without its pale end."""
     from matplotlib import colormaps
 
     low, high = (math.log(end) if end else 0.0 for end in (min(values, default=1), max(values, default=1)))
@@ -190,7 +198,7 @@ def _color_scale(values: Sequence[float]):
 
 
 def _ticks(panel: Panel, axes) -> None:
-    """Where few x values were measured, they are the ticks; else decades, and parts of them on a short axis."""
+    """Set the ticks: the measured x values if there are few, otherwise decades, with subdivisions on a short axis."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
 
     measured = [line for line in panel.lines if line.markers]
@@ -212,11 +220,11 @@ def _ticks(panel: Panel, axes) -> None:
 
 
 def _legends(panel: Panel, axes, scale) -> None:
-    """Below the axes: conditions by line style, what a cross means, then sizes by colour."""
+    """Draw the legends below the axes: conditions by line style, the meaning of a cross, then sizes by colour."""
     from matplotlib.lines import Line2D
     from matplotlib.transforms import ScaledTranslation
 
-    def below(inches):  # and not by parts of the axes, whose height the legend decides
+    def below(inches):  # in inches, because the height of the axes depends on the legend
         return axes.transAxes + ScaledTranslation(0, -inches, axes.figure.dpi_scale_trans)
 
     sizes = _sizes(panel)
@@ -235,19 +243,19 @@ def _legends(panel: Panel, axes, scale) -> None:
     if handles:
         first = axes.legend(handles=handles, bbox_transform=below(inches), ncols=columns, **place)
         if shown:
-            axes.add_artist(first)  # or the second would take its place
+            axes.add_artist(first)  # otherwise the second legend would replace it
         inches += LEGEND_LINE_INCHES * (_legend_lines(panel) - -(-len(shown) // 4)) + 0.03
     if shown:
         axes.legend(handles=shown, bbox_transform=below(inches), ncols=4, **{**place, "handlelength": 1.2})
 
 
 def _columns(names: Collection[str]) -> int:
-    """Of a legend below one panel."""
+    """The number of columns of a legend below one panel."""
     return 1 if max(map(len, names), default=0) > 24 else 2
 
 
 def _legend_lines(panel: Panel) -> int:
-    """How many lines of text there are below the axes."""
+    """The number of lines of text below the axes."""
     names = list(dict.fromkeys(line.label for line in panel.lines if line.label))
     names += ["diverged"] if any(any(line.crosses) for line in panel.lines) else []
     lines = sum(_plain(name).count("\n") + 1 for name in names)
@@ -255,13 +263,13 @@ def _legend_lines(panel: Panel) -> int:
 
 
 def _sizes(panel: Panel) -> list[float]:
-    """What the colour scale shows; nothing where it would show one size for several styles, which then have colours."""
+    """The sizes on the colour scale; empty if all styles have one size, because colours then show the styles."""
     sizes = _merged(sorted({line.n_params for line in panel.lines if line.n_params is not None}))
     return sizes if len(sizes) > 1 or len({line.style for line in panel.lines}) == 1 else []
 
 
 def _merged(values: Sequence[float]) -> list[float]:
-    """Sorted values without those within five percent of the one before: the same size with and without a few gains."""
+    """The sorted values without those within five percent of the previous one, e.g. a size with and without gains."""
     kept: list[float] = []
     for value in values:
         if not kept or value > 1.05 * kept[-1]:
@@ -270,7 +278,7 @@ def _merged(values: Sequence[float]) -> list[float]:
 
 
 def thinned(sizes: Sequence[float], most: int = 8) -> list[float]:
-    """At most `most` of them, the ends among them."""
+    """At most `most` of the sizes, including both ends."""
     if len(sizes) <= most:
         return list(sizes)
     return [sizes[round(i * (len(sizes) - 1) / (most - 1))] for i in range(most)]

@@ -1,4 +1,4 @@
-"""The figures of scaling laws: what was fitted and held out beside what the law says."""
+"""Figures of scaling laws: fitted and held-out runs beside the values of the law."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,8 +14,11 @@ CURVE_POINTS = 60
 
 
 def fit_panels(fit: Fit, fitted: Records, held_out: Records) -> list[Panel]:
-    """Predicted against actual; and for a law of size and tokens the loss against compute at each multiplier, for one
-    of a single input the output against it. Records have the law's inputs, `actual` and `predicted`."""
+    """The panels of a fit: actual against predicted values, and a second panel for some laws.
+
+    The second panel shows the loss against compute at each multiplier for a law of size and tokens, and the output
+    against the input for a law of one input. Records have the law's inputs, `actual` and `predicted`.
+    """
     panels = [_predicted_against_actual(LAWS[fit.law].output, fitted, held_out)]
     inputs = LAWS[fit.law].inputs
     if set(inputs) == {"n_params", "n_tokens"}:
@@ -36,25 +39,26 @@ def _predicted_against_actual(output: str, fitted: Records, held_out: Records) -
             bars = [(record["low"], record["high"]) for record in records] if known else []
             name += ", with 95 % intervals" * known
             lines.append(Line(x=x, y=y, label=name, style=index, joined=False, hollow=bool(index), x_bars=bars))
-    names = {"x_label": f"predicted {output}", "y_label": f"actual {output}", "title": "Predicted and actual"}
-    return Panel(lines=lines, x_log=False, **names)
+    x_label, y_label = f"predicted {output}", f"actual {output}"
+    return Panel(lines=lines, x_log=False, x_label=x_label, y_label=y_label, title="Predicted and actual")
 
 
 def _loss_against_compute(fit: Fit, fitted: Records, held_out: Records) -> Panel:
-    """One colour and curve for each multiplier, tokens per parameter to two digits."""
+    """The loss against compute, with one colour and curve for each multiplier (tokens per parameter, two digits)."""
     lines = []
     ratios = sorted({_multiplier(record) for record in (*fitted, *held_out)})
     for ratio in ratios:
         for index, records in enumerate((fitted, held_out)):
             own = [record for record in records if _multiplier(record) == ratio]
             if own:
-                look = {"style": index, "label": ("fitted", "held out")[index], "hollow": bool(index)}
+                label = ("fitted", "held out")[index]
                 x = [6 * record["n_params"] * record["n_tokens"] for record in own]
-                lines.append(Line(x=x, y=[r["actual"] for r in own], n_params=ratio, joined=False, **look))
-        own = [record["n_params"] for record in (*fitted, *held_out) if _multiplier(record) == ratio]
-        n = np.geomspace(min(own), max(own), CURVE_POINTS)
-        y = fit.predict({"n_params": n, "n_tokens": ratio * n})
-        lines.append(Line(x=list(6 * ratio * n**2), y=list(map(float, y)), n_params=ratio, markers=False))
+                y = [record["actual"] for record in own]
+                lines.append(Line(x=x, y=y, n_params=ratio, label=label, style=index, joined=False, hollow=bool(index)))
+        sizes = [record["n_params"] for record in (*fitted, *held_out) if _multiplier(record) == ratio]
+        n = np.geomspace(min(sizes), max(sizes), CURVE_POINTS)
+        y = list(map(float, fit.predict({"n_params": n, "n_tokens": ratio * n})))
+        lines.append(Line(x=list(6 * ratio * n**2), y=y, n_params=ratio, markers=False))
     return Panel(
         lines=lines,
         x_label="C = 6ND, FLOPs",
@@ -78,24 +82,29 @@ def _output_against_input(fit: Fit, key: str, fitted: Records, held_out: Records
     lines = [Line(x=list(x), y=middle, label="the law", markers=False, band=band)]
     for index, (name, records) in enumerate((("fitted", fitted), ("held out", held_out)), 1):
         if records:
-            points = {"x": [record[key] for record in records], "y": [record["actual"] for record in records]}
-            lines.append(Line(**points, label=name, style=index, joined=False, hollow=index == 2))
+            own, y = [record[key] for record in records], [record["actual"] for record in records]
+            lines.append(Line(x=own, y=y, label=name, style=index, joined=False, hollow=index == 2))
     title = "The law with its 95 % prediction interval" if band else "The law"
     y_log = log and min(middle) > 0
     return Panel(lines=lines, x_label=key, y_label=LAWS[fit.law].output, x_log=log, y_log=y_log, title=title)
 
 
 def downstream_panels(error: Fit, fitted: Records, held_out: Records) -> list[Panel]:
-    """The error against the loss with the law between them; and the held-out runs, whose error was predicted from size
-    and tokens."""
+    """The error against the loss with the law of the error, and the held-out runs.
+
+    The error of a held-out run is predicted from its size and tokens.
+    """
     output, key = LAWS[error.law].output, LAWS[error.law].inputs[0]
     panels = [_output_against_input(error, key, fitted, [])]
     return [*panels, _predicted_against_actual(output, [], held_out)] if held_out else panels
 
 
 def frontier_panels(runs: Records, optima: Records, fit: Fit, method: str) -> list[Panel]:
-    """The loss against N at each budget with its best size (isoflop) or against compute for each size (envelope); and
-    the best size against compute with the law through it. Records have n_params, flops, loss."""
+    """The measured losses, and the best size against compute with its law.
+
+    The losses are shown against N at each budget (isoflop), or against compute for each size (envelope). Records have
+    n_params, flops and loss.
+    """
     measured = _loss_at_budgets(runs, optima) if method == "isoflop" else _loss_of_sizes(runs, optima)
     budgets = [one["flops"] for one in optima]
     flops = np.geomspace(min(budgets), max(budgets), CURVE_POINTS)
@@ -108,7 +117,7 @@ def frontier_panels(runs: Records, optima: Records, fit: Fit, method: str) -> li
 
 
 def _loss_at_budgets(runs: Records, optima: Records) -> Panel:
-    """A colour and, where it has been fitted, a parabola for each budget."""
+    """The loss against N, with a colour for each budget and its parabola if it has one."""
     lines = []
     for budget in sorted({run["budget"] for run in runs}):
         own = [run for run in runs if run["budget"] == budget]
@@ -122,7 +131,7 @@ def _loss_at_budgets(runs: Records, optima: Records) -> Panel:
 
 
 def _parabola(optimum: Mapping[str, Any], sizes: Sequence[float]) -> Line:
-    """Over the sizes and as far as its vertex."""
+    """The parabola of a budget, over its sizes and up to its vertex."""
     best = optimum["n_params"]
     x = np.geomspace(min(best, *sizes), max(best, *sizes), CURVE_POINTS)
     y = optimum["loss"] + optimum["curvature"] * np.log(x / best) ** 2
@@ -130,12 +139,12 @@ def _parabola(optimum: Mapping[str, Any], sizes: Sequence[float]) -> Line:
 
 
 def _loss_of_sizes(runs: Records, optima: Records) -> Panel:
-    """A colour and curve for each size."""
+    """The loss against compute, with a colour and curve for each size."""
     lines = []
     for n_params in sorted({run["n_params"] for run in runs}):
         own = sorted((run["flops"], run["loss"]) for run in runs if run["n_params"] == n_params)
-        x, y = zip(*own, strict=True)
-        lines.append(Line(x=x, y=y, n_params=n_params))
+        flops, losses = zip(*own, strict=True)
+        lines.append(Line(x=flops, y=losses, n_params=n_params))
     x, y = [one["flops"] for one in optima], [one["loss"] for one in optima]
     lines.append(Line(x=x, y=y, label="best size", style=1, color=5, markers=False))
     title = "Loss of each size, and their envelope"
@@ -147,7 +156,7 @@ def _spelled(fit: Fit) -> str:
 
 
 def ladder_panels(records: Records, fit: Fit) -> list[Panel]:
-    """The frontier of a grid search, the law through it, and the configurations that were picked."""
+    """The frontier of a grid search, its law, and the picked configurations."""
     flops = np.geomspace(min(r["flops"] for r in records), max(r["flops"] for r in records), CURVE_POINTS)
     lines = [Line(x=list(flops), y=list(map(float, fit.predict({"flops": flops}))), label="the law", markers=False)]
     groups = {
@@ -158,6 +167,6 @@ def ladder_panels(records: Records, fit: Fit) -> list[Panel]:
     for index, (name, own) in enumerate(groups.items(), 1):
         if own:
             label = f"{name}: {', '.join(compact(r['n_params']) for r in own)}" if name == "picked" else name
-            points = {"x": [r["flops"] for r in own], "y": [r["loss"] for r in own]}
-            lines.append(Line(**points, label=label, style=index, joined=False, hollow=name == "left out of the fit"))
+            x, y, hollow = [r["flops"] for r in own], [r["loss"] for r in own], name == "left out of the fit"
+            lines.append(Line(x=x, y=y, label=label, style=index, joined=False, hollow=hollow))
     return [Panel(lines=lines, x_label="C, FLOPs", y_label="loss", title="The frontier of the grid search")]

@@ -1,11 +1,11 @@
-"""What each analysis draws: from its results to the panels of figures.py."""
+"""The panels of each analysis, made from its results; drawing.py draws them."""
 
 import math
 from collections.abc import Sequence
 
 from scaling_testbed.analysis.curves.grouping import Curve
 from scaling_testbed.analysis.curves.grouping import label as condition_label
-from scaling_testbed.analysis.curves.instability import Prediction, Quantity, Series
+from scaling_testbed.analysis.curves.instability import Fit, Prediction, Quantity, Series
 from scaling_testbed.analysis.curves.lr_sensitivity import Sensitivity
 from scaling_testbed.analysis.figures.drawing import Line, Panel, thinned
 from scaling_testbed.analysis.rows.study import Study, number
@@ -18,7 +18,7 @@ N_LABEL, LR_LABEL, LOSS_LABEL = (
 
 
 def sensitivity_panels(found: Sequence[Sensitivity]) -> list[Panel]:
-    """The two panels of the paper's Figure 1: final loss against rate for each size, and S against N."""
+    """The two panels of the paper's Figure 1: final loss against learning rate for each size, and S against N."""
     order = _order([one.curve.label for one in found])
     curves = [
         Line(
@@ -37,7 +37,7 @@ def sensitivity_panels(found: Sequence[Sensitivity]) -> list[Panel]:
         Panel(lines=curves, x_label=LR_LABEL, y_label=LOSS_LABEL, title="A diverged run counts as its initial loss")
     ]
     if known:
-        log = all(one.s > 0 for one in known)
+        log = all(one.s is not None and one.s > 0 for one in known)
         title = "S: mean excess over the best rate"
         lines = [line for line in lines if not all(map(math.isnan, line.y))]
         panels.append(
@@ -47,21 +47,22 @@ def sensitivity_panels(found: Sequence[Sensitivity]) -> list[Panel]:
 
 
 def _s_line(found: Sequence[Sensitivity], style: int) -> Line:
-    """Of one condition, broken where S is withheld."""
+    """The line of S against N of one condition, interrupted where S is withheld."""
     found = sorted(found, key=lambda one: one.curve.n_params)
     known = [one for one in found if one.s is not None]
     band = None
     if known and all(one.low is not None and one.low > 0 for one in known):
-        band = tuple(
+        low, high = (
             [math.nan if end is None else end for end in ends]
-            for ends in zip(*((one.low, one.high) for one in found), strict=True)
+            for ends in ([one.low for one in found], [one.high for one in found])
         )
+        band = low, high
     y = [math.nan if one.s is None else one.s for one in found]
     return Line(x=[one.curve.n_params for one in found], y=y, label=found[0].curve.label, style=style, band=band)
 
 
 def instability_panels(series: Sequence[Series], predictions: Sequence[Prediction], quantity: Quantity) -> list[Panel]:
-    """The quantity against N, one colour for each rate (Figure 9): points, fit, interval, and what lies beyond."""
+    """The quantity against N, one colour for each rate (Figure 9): points, fit, interval and predicted sizes."""
     lines = []
     beyond = [one.n_params for one in predictions]
     styles = _order([condition_label(one.condition) for one in series])
@@ -76,8 +77,8 @@ def instability_panels(series: Sequence[Series], predictions: Sequence[Predictio
             lines.append(_points(one, held, {**common, "style": 5, "label": "held out"}))
         if one.fit:
             own = [n for n in beyond if n > max(one.n_params, default=0) or n in one.held_out]
-            lines.append(_fit_line(one, max([*one.n_params, *own]), common))
-    # An interval may span twenty decades, in which the points would be one.
+            lines.append(_fit_line(one, one.fit, max([*one.n_params, *own]), common))
+    # An interval may span twenty decades, and the points would then coincide.
     shown = [*(y for one in series for y in one.values), *(one.predicted for one in predictions if one.predicted)]
     shown.append(quantity.threshold)
     above = "above" if quantity.above else "below"
@@ -105,19 +106,20 @@ def _points(series: Series, places: Sequence[int], look: dict) -> Line:
     )
 
 
-def _fit_line(series: Series, end: float, look: dict) -> Line:
+def _fit_line(series: Series, fit: Fit, end: float, look: dict) -> Line:
     start = min(series.n_params)
     x = [start * (end / start) ** (i / 60) for i in range(61)]
-    middle, low, high = zip(*(series.fit.predict(n) for n in x), strict=True)
+    middle, low, high = zip(*(fit.predict(n) for n in x), strict=True)
     return Line(x=x, y=middle, band=(low, high) if end > max(series.n_params) or series.held_out else None,
                 markers=False, **look)  # fmt: skip
 
 
 def against_key(curves: Sequence[Curve], key: str, measure, y_label: str, **look) -> Panel:
-    """`measure` of a row against a key that is part of the condition, one line for each size at each rate.
+    """`measure` of a row against a key of the condition, with one line for each size at each rate.
 
-    measure: row -> number or None. Rows whose key is null are left out; several seeds are averaged; a model without
-    layers is a level."""
+    measure: row -> number or None. Rows whose key is null are left out. Seeds are averaged. The best model without
+    layers is a horizontal line.
+    """
     lines = []
     shapes = dict.fromkeys(curve.shape for curve in curves if curve.settings.get("model.n_layers") != 0)
     own = {s: [c for c in curves if c.shape == s and c.settings.get(key) is not None] for s in shapes}
@@ -134,14 +136,14 @@ def against_key(curves: Sequence[Curve], key: str, measure, y_label: str, **look
 
 
 def _bigram_levels(curves: Sequence[Curve], measure) -> list[tuple[float, str]]:
-    """The best of the models without layers, which have no attention to be set."""
+    """The best value of the models without layers, as a level. Keys of attention do not apply to them."""
     bigrams = [curve for curve in curves if curve.settings.get("model.n_layers") == 0]
     values = [value for c in bigrams for lr in c.lrs if (value := _mean(measure, c, lr)) is not None]
     return [(min(values), "model without layers")] if values else []
 
 
 def against_lr(curves: Sequence[Curve], measure, y_label: str, **look) -> Panel:
-    """`measure` of a row against the rate, one line for each condition and size."""
+    """`measure` of a row against the learning rate, with one line for each condition and size."""
     order = _order([curve.label for curve in curves])
     lines = []
     for curve in curves:
@@ -153,8 +155,10 @@ def against_lr(curves: Sequence[Curve], measure, y_label: str, **look) -> Panel:
 
 
 def trace_panels(study: Study, curves: Sequence[Curve], name: str, y_log: bool) -> list[Panel]:
-    """A recorded quantity against the step, a panel for each of at most three rates, the ends among them, and in it a
-    line for each run of the first seed; none where no trace has it."""
+    """A recorded quantity against the step: a panel for each of at most three rates, including the lowest and highest.
+
+    A panel has a line for each run of the first seed. The list is empty if no trace has the quantity.
+    """
     order = _order([curve.label for curve in curves])
     panels = []
     for lr in thinned(sorted({lr for curve in curves for lr in curve.lrs}), most=3):
@@ -164,12 +168,11 @@ def trace_panels(study: Study, curves: Sequence[Curve], name: str, y_log: bool) 
             points = [(step["step"], step[name]) for step in steps if step[name] > 0 or not y_log]
             if points:
                 x, y = zip(*points, strict=True)
-                look = {"label": curve.label, "style": order[curve.label], "markers": False}
-                lines.append(Line(x=x, y=y, n_params=curve.n_params, **look))
+                style, n_params = order[curve.label], curve.n_params
+                lines.append(Line(x=x, y=y, n_params=n_params, label=curve.label, style=style, markers=False))
         if lines:
             title = f"lr={lr:g}" + (", first seed" if any(len(curve.rows(lr)) > 1 for curve in curves) else "")
-            look = {"x_log": False, "y_log": y_log, "title": title}
-            panels.append(Panel(lines=lines, x_label="step", y_label=name, **look))
+            panels.append(Panel(lines=lines, x_label="step", y_label=name, title=title, x_log=False, y_log=y_log))
     return panels
 
 

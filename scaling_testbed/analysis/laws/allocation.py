@@ -1,5 +1,8 @@
-"""What a law of size and tokens says about spending compute C = 6 N D (Hoffmann et al. 2022, arXiv 2203.15556, section
-3; over-trained models at equal loss: Gadre et al. 2024, arXiv 2403.08540)."""
+"""The best allocation of compute C = 6 N D under a law of size and tokens.
+
+Sources: Hoffmann et al. 2022 (arXiv 2203.15556, section 3); for over-trained models of equal loss, Gadre et al. 2024
+(arXiv 2403.08540).
+"""
 
 import math
 from collections.abc import Sequence
@@ -12,13 +15,16 @@ from scaling_testbed.analysis.laws.forms import LAWS
 from scaling_testbed.errors import ConfigError
 
 SHARES = (1.0, 0.75, 0.5, 0.35, 0.25, 0.15, 0.1, 0.05)
-TOKENS_PER_PARAM = (1e-4, 1e7)  # what is searched
+TOKENS_PER_PARAM = (1e-4, 1e7)  # the searched range
 
 
 @dataclass(frozen=True)
 class Allocation:
-    """A model of a loss that the law holds equal. share: of the optimal N. compute: times the optimal C. n_tokens None:
-    no number of tokens brings so small a model to that loss."""
+    """A model whose loss, by the law, equals that of the optimal model.
+
+    share: N divided by the optimal N. compute: C divided by the optimal C. n_tokens: None if so small a model does not
+    reach that loss with any number of tokens.
+    """
 
     share: float
     n_params: float
@@ -27,7 +33,7 @@ class Allocation:
     loss: float
 
     def record(self) -> dict[str, float | None]:
-        """As one flat row."""
+        """The model as one flat row."""
         ratio = self.n_tokens / self.n_params if self.n_tokens else None
         flops = 6 * self.n_params * self.n_tokens if self.n_tokens else None
         named = {"share_of_optimal_n": self.share, "n_params": self.n_params, "n_tokens": self.n_tokens}
@@ -35,10 +41,11 @@ class Allocation:
 
 
 def allocate(fit: Fit, flops: float, shares: Sequence[float] = SHARES) -> list[Allocation]:
-    """The N and D of least loss at `flops`, and for smaller models the tokens that bring them to the same loss.
+    """The N and D of the lowest loss at `flops`, and smaller models with the tokens that they need for the same loss.
 
-    Raises ConfigError for a law that does not tell size from tokens, and where its least loss lies at an end of what is
-    searched, 1e-4 to 1e7 tokens per parameter."""
+    Raises ConfigError if the law is not one of n_params and n_tokens, or if its lowest loss lies at an end of the
+    searched range, 1e-4 to 1e7 tokens per parameter.
+    """
     law = LAWS[fit.law]
     known = [one.name for one in LAWS.values() if one.output == "loss" and set(one.inputs) == {"n_params", "n_tokens"}]
     if law.name not in known:
@@ -50,15 +57,17 @@ def allocate(fit: Fit, flops: float, shares: Sequence[float] = SHARES) -> list[A
 
 
 def allocation_records(fit: Fit, flops: float) -> list[dict[str, float | None]]:
-    """`allocate` as flat rows, each with how far it lies beyond what was fitted. Raises ConfigError as it does, and for
-    flops that are no such number."""
+    """The models of `allocate` as flat rows, each with its distance from the fitted rows.
+
+    Raises ConfigError as `allocate` does, and if flops is not a positive finite number.
+    """
     if not 0 < flops < math.inf:
         raise ConfigError(f"--flops must be a number greater than zero; got {flops:g}")
-    records = [one.record() for one in allocate(fit, flops)]
-    for one in records:
-        at = {"n_params": one["n_params"], "n_tokens": one["n_tokens"]}
-        one["extrapolation"] = fit.extrapolation(at) if one["n_tokens"] else None
-    return records
+    return [one.record() | {"extrapolation": _extrapolation(fit, one)} for one in allocate(fit, flops)]
+
+
+def _extrapolation(fit: Fit, one: Allocation) -> float | None:
+    return fit.extrapolation({"n_params": one.n_params, "n_tokens": one.n_tokens}) if one.n_tokens else None
 
 
 def _loss(fit: Fit, n_params, n_tokens) -> float:
@@ -72,10 +81,10 @@ def _optimal_size(fit: Fit, flops: float) -> float:
         return _loss(fit, math.exp(log_n), flops / 6 / math.exp(log_n))
 
     low, high = (0.5 * math.log(flops / 6 / ratio) for ratio in reversed(TOKENS_PER_PARAM))
-    sizes = np.linspace(low, high, 401)  # a law is fitted to data, and nothing promises a single valley
+    sizes = np.linspace(low, high, 401)  # a fitted law may have several local minima
     place = int(np.argmin([loss_at(x) for x in sizes]))
     if place in (0, len(sizes) - 1):
-        raise ConfigError(f"{fit.law}: the loss at {flops:g} FLOPs has no minimum in N within what is searched")
+        raise ConfigError(f"{fit.law}: the loss at {flops:g} FLOPs has no minimum in N within the searched range")
     ends = sizes[place - 1], sizes[place + 1]
     return math.exp(minimize_scalar(loss_at, bounds=ends, method="bounded", options={"xatol": 1e-9}).x)
 

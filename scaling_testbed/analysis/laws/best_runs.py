@@ -1,5 +1,5 @@
-"""The best runs for their compute: the law through the best size of each budget, and the ladder of configurations that
-are worth scaling up."""
+"""The best runs for their compute: the law of the best size of each budget, and the ladder of configurations to scale
+up."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -21,7 +21,7 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class FrontierReport:
-    """The law N = c C^p through the best sizes. optima: the best size of each budget. runs: what these come from."""
+    """The law N = c C^p through the best sizes. optima: the best size of each budget. runs: the runs behind them."""
 
     fit: Fit
     method: str
@@ -40,8 +40,11 @@ class FrontierReport:
 
 @dataclass(frozen=True, kw_only=True)
 class LadderReport:
-    """The law through the Pareto frontier of a grid search. frontier: its runs, each with the law's loss, whether it
-    was fitted and whether it is a rung."""
+    """The law through the Pareto frontier of a grid search.
+
+    frontier: the runs of the frontier, each with the law's loss, whether it was fitted and whether it is a rung of the
+    ladder.
+    """
 
     fit: Fit
     frontier: list[Record]
@@ -59,12 +62,13 @@ class LadderReport:
 
 
 def frontier_rows(given: Rows, method: str, *, where: Sequence[str] = (), size: str = "n_params") -> FrontierReport:
-    """The size of least loss for each budget of compute, and the power law N = c C^p through them (Hoffmann et al.
-    2022, arXiv 2203.15556, section 3): by the vertex of a parabola in ln N at each budget (isoflop, approach 2), or by
-    the envelope of the sizes' curves (envelope, approach 1).
+    """The size with the lowest loss at each budget of compute, and the power law N = c C^p through these sizes.
 
-    A budget whose best size is the largest or the smallest that was trained is shown with a note and left out of the
-    law. Raises UserError where fewer than two budgets are left."""
+    method: isoflop takes the vertex of a parabola in ln N at each budget (approach 2 of Hoffmann et al. 2022, arXiv
+    2203.15556, section 3); envelope takes the envelope of the curves of all sizes (approach 1). If the best size of a
+    budget is the largest or the smallest that was trained, the budget gets a note and the law leaves it out. Raises
+    UserError if fewer than two budgets remain.
+    """
     check_choice("--method", method, METHODS)
     rows, said = _checked(given, where)
     if method == "isoflop":
@@ -72,10 +76,10 @@ def frontier_rows(given: Rows, method: str, *, where: Sequence[str] = (), size: 
     optima = METHODS[method](rows)
     trusted = [one for one in optima if not one.note]
     if len(trusted) < 2:
-        few = f"{method}: {len(trusted)} budgets have a best size inside what was trained; two are needed"
+        few = f"{method}: {len(trusted)} budgets have a best size inside the trained range; the law needs two"
         raise UserError("; ".join([few, *said]))
     inputs, observed = {"flops": [one.flops for one in trusted]}, [one.n_params for one in trusted]
-    # Neighbours on an envelope come from the same runs: resampling them would promise too much.
+    # Neighbours on an envelope come from the same runs: intervals from resamples of them would be too narrow.
     resamples = 200 if method == "isoflop" else 0
     found = fit(LAWS["optimal_n"], inputs, observed, starts=8, bootstrap=resamples, size=size)
     left_out = len(optima) - len(trusted)
@@ -97,9 +101,12 @@ def frontier_rows(given: Rows, method: str, *, where: Sequence[str] = (), size: 
 def ladder_rows(
     given: Rows, *, rungs: int = 4, where: Sequence[str] = (), hold_out: Sequence[str] = (), size: str = "n_params"
 ) -> LadderReport:
-    """From a grid search the configurations to scale up: the best run of each size, of these the Pareto frontier in
-    compute, a law L = E + (C0/C)^alpha through it, and on each part of it the configuration that tracks the law best.
-    hold_out: runs of the frontier that are left out of the fit. Raises ConfigError for more rungs than there are."""
+    """The configurations of a grid search to scale up.
+
+    Takes the best run of each size, then the Pareto frontier of these in compute. Fits L = E + (C0/C)^alpha to the
+    frontier and picks, on each of `rungs` parts of it, the configuration that follows the law most closely. hold_out:
+    runs of the frontier that the fit leaves out. Raises ConfigError if `rungs` exceeds the number of configurations.
+    """
     rows, said = _checked(given, where)
     front = frontier.pareto(rows)
     kept, _ = columns.select(front, [], hold_out)
@@ -126,7 +133,7 @@ def _rung(row: Row, found: Fit, picked: bool, fitted: bool) -> Record:
 
 
 def _checked(given: Rows, where: Sequence[str]) -> tuple[Sequence[Row], list[str]]:
-    """The rows that fit `where`, each with N, C and a loss, and what is to be said of them."""
+    """The rows that match `where`, each with N, C and a loss, and notes on them."""
     rows, _ = columns.select(given.rows, where, [])
     for key in NEEDED:
         columns.check(rows, key, NEEDED)

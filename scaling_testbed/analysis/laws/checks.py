@@ -1,4 +1,4 @@
-"""What a law cannot see of the rows it is fitted to, and how far a prediction lies beyond them, as warnings."""
+"""Warnings about differences between rows that a law ignores, and about predictions far beyond the fitted rows."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,22 +6,24 @@ from typing import Any
 from scaling_testbed.analysis.laws.forms import Law
 from scaling_testbed.analysis.rows.study import Row, several_sources
 
-FAR = 10  # times beyond what was fitted: from here on it is said
+FAR = 10  # times beyond the fitted rows: the warning starts here
 
 
 def mixed_data(rows: Sequence[Row]) -> list[str]:
-    """A law describes one data set, and what one version of a plug-in made: a warning where the rows have several."""
+    """A warning if the rows have several data sets or several versions of a plug-in; a law describes one of each."""
     for key in ("data_fingerprint", "dataset"):
         found = {str(row[key]) for row in rows if row.get(key)}
         if len(found) > 1:
             return [f"the rows have {len(found)} values of {key}: a law describes one data set; use --where"]
     several = several_sources(rows)
-    return [f"the rows were made with {several}: a law describes what one of them made"] if several else []
+    return [f"the rows were made with {several}: a law describes the runs of one version"] if several else []
 
 
 def mixed_settings(rows: Sequence[Row], law: Law) -> list[str]:
-    """A law sees nothing but its inputs: a warning where rows that have them alike differ in a setting of the run, and
-    in the output by more than one percent."""
+    """A warning if rows with equal inputs differ in a setting, and in the output by more than one percent.
+
+    A law uses its inputs only, so it cannot describe such a difference.
+    """
     groups: dict[tuple, list[Row]] = {}
     for row in rows:
         groups.setdefault(tuple(row[key] for key in law.inputs), []).append(row)
@@ -38,11 +40,11 @@ def mixed_settings(rows: Sequence[Row], law: Law) -> list[str]:
         return []
     named = ", ".join(keys) if len(keys) < 4 else f"{', '.join(list(keys)[:3])} and others"
     alike = f"rows of the same {' and '.join(law.inputs)} differ in {named}"
-    return [f"{alike}, and by up to {most:.3g} in {law.output}: the law is of all of them; choose with --where"]
+    return [f"{alike}, and by up to {most:.3g} in {law.output}: the law describes all of them; select with --where"]
 
 
 def far(predictions: Sequence[Mapping[str, Any]]) -> list[str]:
-    """How far beyond the fitted rows the farthest prediction lies, where that is FAR or more."""
+    """A warning about the prediction farthest beyond the fitted rows, if it is a factor FAR or more."""
     most = max(predictions, key=lambda one: one["extrapolation"], default=None)
     if most is None or most["extrapolation"] < FAR:
         return []

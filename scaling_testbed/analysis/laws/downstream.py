@@ -1,5 +1,8 @@
-"""From size and tokens to downstream error in two steps: a law of the loss, then error = epsilon - k exp(-gamma L)
-(Gadre et al. 2024, arXiv 2403.08540, section 4)."""
+"""Predict downstream error from size and tokens in two steps.
+
+The first step is a law of the loss, the second is error = epsilon - k exp(-gamma L) (Gadre et al. 2024, arXiv
+2403.08540, section 4).
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +15,7 @@ from scaling_testbed.analysis.laws.fitted import LEVEL, Fit, from_record
 
 @dataclass(frozen=True)
 class Chain:
-    """A law of the loss and a law of what follows from it."""
+    """A law of the loss, and a law whose input is the loss."""
 
     loss: Fit
     downstream: Fit
@@ -23,12 +26,14 @@ class Chain:
         return loss, float(self.downstream.predict({"loss": loss}))
 
     def interval(self, inputs: Mapping[str, float]) -> tuple[float, float] | None:
-        """Bounds of a 95 % prediction interval of the downstream value: every resample of the one fit meets one of the
-        other; None where either has no resamples."""
+        """Bounds of a 95 % prediction interval of the downstream value; None if either fit has no resamples.
+
+        Samples of the loss are combined with every resample of the downstream fit.
+        """
         if not (self.loss.draws and self.downstream.draws):
             return None
         losses = self.loss.samples(inputs)
-        losses = np.quantile(losses, (np.arange(400) + 0.5) / 400)  # as many, spread as they are
+        losses = np.quantile(losses, (np.arange(400) + 0.5) / 400)  # 400 values with the same distribution
         values = self.downstream.samples({"loss": losses})
         if not np.isfinite(values).any():
             return None
@@ -44,5 +49,5 @@ class Chain:
 
 
 def chain_from_record(record: Mapping[str, Any]) -> Chain:
-    """What dataclasses.asdict made of a chain. Raises as from_record does."""
+    """A chain from the output of dataclasses.asdict. Raises as from_record does."""
     return Chain(from_record(record["loss"]), from_record(record["downstream"]))

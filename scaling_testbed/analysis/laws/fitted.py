@@ -1,4 +1,4 @@
-"""A law that has been fitted: its parameters with their intervals, what it predicts, and how it is kept."""
+"""A fitted law: its parameters with their intervals, its predictions, and its form in a file."""
 
 import math
 from collections.abc import Mapping
@@ -15,10 +15,14 @@ LEVEL = 0.95
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """A fitted law. params: all, fixed ones too. ci95: of the free ones, None where rows are too few. objective: its
-    name and value. starts: how many were tried and how many reached the best optimum. optima: others of near-equal
-    quality. smallest, largest: of each input among the fitted rows, and of what with_ratios adds. residuals: of these
-    rows. draws: the parameters of each bootstrap resample. size: the convention that counts N."""
+    """A fitted law.
+
+    params: all parameters, including the fixed ones. ci95: 95 % intervals of the free parameters that the rows
+    determine; None if there are too few rows. objective: its name and value. starts: how many were tried and how many
+    reached the best optimum. optima: other optima of nearly equal quality. smallest, largest: the range of each input
+    over the fitted rows, and of the quantities that with_ratios adds. residuals: those of the fitted rows. draws: the
+    parameters of each bootstrap resample. size: the convention that counts N.
+    """
 
     law: str
     params: dict[str, float]
@@ -36,16 +40,16 @@ class Fit:
     size: str = "n_params"
 
     def summary(self) -> str:
-        """The optimum in a line: its objective, how many starts reached it, what N counts."""
+        """One line about the optimum: its objective, how many starts reached it, what N counts."""
         value = f"{self.objective['name']} {self.objective['value']:.6g} over {self.n_rows} rows"
         return f"{value}; {self.starts['reached_best']} of {self.starts['tried']} starts reached it; N is {self.size}"
 
     def about_intervals(self, resampled: str = "rows") -> list[str]:
-        """What low and high are in a table of parameters; nothing where there are none."""
+        """A note on the columns low and high of a table of parameters; empty without intervals."""
         return [f"low and high: 95 % over {len(self.draws)} resamples of the {resampled}"] if self.draws else []
 
     def table(self) -> list[dict[str, Any]]:
-        """Its parameters as flat rows."""
+        """The parameters as flat rows."""
         ends = self.ci95 or {}
         return [
             {"parameter": name, "value": value, "low": ends.get(name, (None,))[0], "high": ends.get(name, (None,))[-1],
@@ -58,9 +62,11 @@ class Fit:
         return LAWS[self.law].predict(self.params, inputs)
 
     def interval(self, inputs: Mapping[str, float]) -> tuple[float, float] | None:
-        """Bounds of a 95 % prediction interval for one new run: quantiles over the resamples' predictions, each with
-        every residual of the fit added (widened by sqrt(n/(n-p)), as fitted residuals are too small); None without
-        resamples."""
+        """Bounds of a 95 % prediction interval for one new run; None without resamples.
+
+        The bounds are quantiles of the predictions of all resamples, each with every residual of the fit added. The
+        residuals are multiplied by sqrt(n/(n-p)), because residuals of a fit are too small.
+        """
         if not self.draws:
             return None
         found = self.samples(inputs)
@@ -70,8 +76,10 @@ class Fit:
         return float(low), float(high)
 
     def samples(self, inputs: Mapping[str, Any]) -> np.ndarray:
-        """What one new run may turn out as: each resample's prediction with each residual added, flat. An input may be
-        a vector of equally likely values."""
+        """Possible values of one new run, as a flat array: each resample's prediction with each residual added.
+
+        An input may be a vector of equally likely values.
+        """
         draws = {name: np.array([draw[name] for draw in self.draws])[:, None] for name in self.params}
         middle = LAWS[self.law].predict(draws, {key: np.atleast_1d(value) for key, value in inputs.items()})
         middle = np.broadcast_to(middle, np.broadcast_shapes(middle.shape, (len(self.draws), 1)))[:, :, None]
@@ -80,8 +88,11 @@ class Fit:
         return (middle - noise if self.objective["name"] == LSQ else middle * np.exp(-noise)).ravel()
 
     def extrapolation(self, inputs: Mapping[str, float]) -> float:
-        """How far beyond the fitted rows: the largest ratio of an input, of compute or of tokens per parameter to its
-        largest fitted value, or of its smallest fitted value to it; at least 1."""
+        """The factor by which a run lies beyond the fitted rows; at least 1.
+
+        It is the largest ratio of an input, of compute or of tokens per parameter to its largest fitted value, or of
+        its smallest fitted value to it.
+        """
         reached = with_ratios(inputs)
         above = [float(reached[key]) / most for key, most in self.largest.items()]
         below = [least / float(reached[key]) for key, least in self.smallest.items()]
@@ -89,7 +100,7 @@ class Fit:
 
 
 def with_ratios(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """With compute and tokens per parameter, which may be far from all rows where neither N nor D is."""
+    """The inputs with compute and tokens per parameter, which can lie far from all rows even if N and D do not."""
     if not {"n_params", "n_tokens"} <= set(inputs):
         return dict(inputs)
     n, d = inputs["n_params"], inputs["n_tokens"]
@@ -97,11 +108,13 @@ def with_ratios(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def from_record(record: Mapping[str, Any]) -> Fit:
-    """A fit from what its dataclass was written as; what is not there and has a default takes it. Raises KeyError and
-    TypeError where something is missing, ValueError for parameters that are not those of its law, UserError for a law
-    that is not known here."""
+    """A fit from its saved fields; an absent field with a default takes the default.
+
+    Raises KeyError or TypeError if a field is missing, ValueError if the parameters are not those of the law, and
+    UserError if the law is unknown.
+    """
     if record["law"] not in LAWS:
-        raise UserError(f"there is no law {record['law']!r} here; name the plug-in that adds it: --plugins NAME")
+        raise UserError(f"the law {record['law']!r} is unknown; name the plug-in that adds it: --plugins NAME")
     known = [param.name for param in LAWS[record["law"]].params]
     if list(record["params"]) != known or not all(map(math.isfinite, record["params"].values())):
         raise ValueError(f"{record['law']} has the parameters {', '.join(known)}, each a number")

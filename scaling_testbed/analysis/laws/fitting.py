@@ -1,8 +1,11 @@
-"""Fit a law to runs: many starts, exact gradients, bootstrap intervals over runs, and the warnings a person needs.
+"""Fit a law to runs, with many starts, exact gradients, bootstrap intervals over runs, and warnings about the fit.
 
-Objectives: `huber_log`, the sum (not the mean, whose small gradients stop a solver early) of Huber's function with
-delta 1e-3 of ln(predicted) - ln(observed), as Hoffmann et al. 2022 (arXiv 2203.15556, section 3.3) have it; `lsq`,
-the sum of squares of predicted - observed; `lsq_log`, of their logarithms.
+Objectives:
+
+- `huber_log`: the sum of Huber's function, with delta 1e-3, of ln(predicted) - ln(observed) (Hoffmann et al. 2022,
+  arXiv 2203.15556, section 3.3). It is the sum and not the mean: the small gradients of a mean stop a solver early.
+- `lsq`: the sum of squares of predicted - observed.
+- `lsq_log`: the sum of squares of ln(predicted) - ln(observed).
 """
 
 import math
@@ -19,17 +22,19 @@ from scaling_testbed.errors import ConfigError, UserError
 
 DELTA = 1e-3
 OBJECTIVES = (HUBER, LSQ, LSQ_LOG)
-SAME_OPTIMUM = 1e-6  # of the objective, relative: reached the best one
-NEAR_OPTIMUM = 0.05  # and near enough to be named beside it
-FLAT = 1e-10  # a singular value of the scaled slopes, relative: rows that do not tell this direction at all
-LOOSE = 0.02  # of a starting range: an error below it is small whatever the value, which may be near zero
-STEP = 1e-30  # of complex differentiation: its square vanishes beside 1
+SAME_OPTIMUM = 1e-6  # relative difference of objectives: below it, a start reached the best optimum
+NEAR_OPTIMUM = 0.05  # relative difference of objectives: below it, a warning names the other optimum
+FLAT = 1e-10  # relative singular value of the scaled slopes: below it, the rows do not determine this direction
+LOOSE = 0.02  # share of a starting range: a smaller error is never large, even where the value is near zero
+STEP = 1e-30  # step of complex differentiation: its square vanishes beside 1
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A law with some parameters fixed, and the rows it is fitted to. Vectors theta hold the free parameters, as
-    logarithms where the law says so."""
+    """A law with some parameters fixed, and the rows to fit.
+
+    A vector theta holds the free parameters: the logarithm of each parameter with `log` set, the value of the others.
+    """
 
     law: Law
     inputs: dict[str, np.ndarray]
@@ -42,17 +47,17 @@ class Problem:
         return [param for param in self.law.params if param.name not in self.fixed]
 
     def params(self, theta: np.ndarray) -> dict[str, Any]:
-        """Named values; theta may have further axes behind its first."""
+        """The value of each parameter by name. theta may have more axes after its first."""
         return self.fixed | {
             param.name: np.exp(value) if param.log else value for param, value in zip(self.free, theta, strict=True)
         }
 
     def residuals(self, theta: np.ndarray) -> np.ndarray:
-        """Predicted - observed, in logarithms but for `lsq`; inf where the law has no value."""
+        """Predicted - observed for `lsq`, the difference of logarithms otherwise; inf where the law has no value."""
         return self._apart(self.law.predict(self.params(theta), self.inputs))
 
     def linearised(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Residuals and d residuals / d theta, [n_rows, n_free], exact to rounding, from one evaluation."""
+        """Residuals and d residuals / d theta [n_rows, n_free] from one evaluation, exact up to rounding."""
         stepped = theta[:, None, None] + 1j * STEP * np.eye(len(theta))[:, :, None]
         found = self.law.predict(self.params(stepped), self.inputs)
         found = np.broadcast_to(found, (len(theta), len(self.observed)))
@@ -66,7 +71,7 @@ class Problem:
         return np.where(np.isfinite(found), found, np.inf)
 
     def value(self, theta: np.ndarray) -> float:
-        """The objective."""
+        """The value of the objective."""
         residuals = self.residuals(theta)
         if self.objective != HUBER:
             return float(np.sum(residuals**2))
@@ -74,7 +79,7 @@ class Problem:
         return float(np.sum(np.where(size <= DELTA, 0.5 * size**2, DELTA * (size - 0.5 * DELTA))))
 
     def huber_and_gradient(self, theta: np.ndarray) -> tuple[float, np.ndarray]:
-        """Huber's objective over delta squared, which brings it near 1, with its gradient in theta."""
+        """Huber's objective divided by delta squared, so that it is near 1, and its gradient in theta."""
         residuals, jacobian = self.linearised(theta)
         scaled = residuals / DELTA
         size = np.abs(scaled)
@@ -98,10 +103,10 @@ def fit(
     seed: int = 0,
     size: str = "n_params",
 ) -> Fit:
-    """Fit `law` to runs: inputs and observed outputs, one number a run, all finite and positive.
+    """Fit `law` to the inputs and observed outputs of runs: one number for each run, all finite and positive.
 
-    Raises ConfigError for an unknown objective or fixed parameter, UserError where there are fewer runs than free
-    parameters or no start descends.
+    Raises ConfigError for an unknown objective or fixed parameter. Raises UserError if there are fewer runs than free
+    parameters, or if no start leads to an optimum.
     """
     if find_spec("scipy") is None:
         raise UserError("fitting needs scipy: pip install -e '.[analysis]'")
@@ -162,10 +167,10 @@ def _problem(law: Law, inputs, observed, objective: str | None, fixed: Mapping[s
     arrays = {key: np.asarray(inputs[key], float) for key in law.inputs}
     problem = Problem(law, arrays, np.asarray(observed, float), objective, dict(fixed))
     if not problem.free:
-        raise ConfigError(f"{law.name}: every parameter is fixed, so that nothing is left to fit")
+        raise ConfigError(f"{law.name}: every parameter is fixed, so there is nothing to fit")
     if len(problem.observed) < len(problem.free):
         raise UserError(
-            f"{law.name} has {len(problem.free)} free parameters, and there are {len(problem.observed)} rows to fit"
+            f"{law.name} has {len(problem.free)} free parameters, but there are {len(problem.observed)} rows to fit"
         )
     return problem
 
@@ -180,17 +185,17 @@ def _ends(param: Param, low: float, high: float) -> tuple[float, float]:
 
 
 def _starts(problem: Problem, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Drawn evenly from the starting ranges, [count, n_free]."""
+    """Starts [count, n_free], drawn uniformly from the starting ranges."""
     low, high = zip(*(_ends(param, *param.start) for param in problem.free), strict=True)
     return rng.uniform(low, high, size=(count, len(problem.free)))
 
 
 def _solutions(problem: Problem, starts: np.ndarray) -> list[tuple[float, np.ndarray]]:
-    """Objective and theta that each start descends to, the best first.
+    """Objective and theta of the minimum that each start reaches, the best first.
 
-    Huber's sum is nearly one of absolute values, on which a descent from afar is slow and halts at its kinks: every
-    second start goes to the least squares of the logarithms first. The others go straight, so that not all of them
-    fall into the basin that squares prefer.
+    Huber's sum is close to a sum of absolute values. Far from the optimum, descent on it is slow and stops at its
+    kinks. So every second start first minimises the squares of the logarithms. The other starts minimise Huber's sum
+    directly, so that not all starts end in the basin of the least squares.
     """
     bounds = np.array([_ends(param, param.low, param.high) for param in problem.free])
     found = []
@@ -202,14 +207,14 @@ def _solutions(problem: Problem, starts: np.ndarray) -> list[tuple[float, np.nda
             if problem.objective != HUBER or index % 2 == 0:
                 start = _least_squares(problem, start, bounds)
             theta = _least_huber(problem, start, bounds) if problem.objective == HUBER else start
-        except (ValueError, np.linalg.LinAlgError):  # a step to where the law has no slope
+        except (ValueError, np.linalg.LinAlgError):  # a step reached a point where the law has no slope
             continue
         found.append((problem.value(theta), theta))
     return sorted((pair for pair in found if math.isfinite(pair[0])), key=lambda pair: pair[0])
 
 
 def _least_squares(problem: Problem, start: np.ndarray, bounds: np.ndarray) -> np.ndarray:
-    """The nearest minimum of the sum of squares, by a trust region with exact slopes."""
+    """The nearest minimum of the sum of squares, found by a trust-region method with exact slopes."""
     from scipy.optimize import least_squares
 
     tolerance = 1e-8 if problem.objective == HUBER else 1e-12
@@ -234,7 +239,7 @@ def _least_huber(problem: Problem, start: np.ndarray, bounds: np.ndarray) -> np.
 
 
 def _distinct(problem: Problem, solutions: Sequence[tuple[float, np.ndarray]]) -> list[tuple[float, np.ndarray]]:
-    """The best optimum, and after it others of near-equal objective that lie elsewhere; five at most."""
+    """The best optimum, followed by distinct optima of nearly equal objective; at most five in all."""
     kept: list[tuple[float, np.ndarray]] = []
     width = _widths(problem)
     for value, theta in solutions:
@@ -246,7 +251,7 @@ def _distinct(problem: Problem, solutions: Sequence[tuple[float, np.ndarray]]) -
 
 
 def _same_valley(problem: Problem, theta: np.ndarray, value: float, kept) -> bool:
-    """Whether the objective has no ridge on the straight way to a kept optimum: an unfinished descent, not another."""
+    """Whether the straight line to a kept optimum crosses no ridge: then theta is an unfinished descent to it."""
     for other_value, other in kept:
         way = [problem.value(theta + t * (other - theta)) for t in np.linspace(0.05, 0.95, 19)]
         if max(way) <= max(value, other_value) * (1 + SAME_OPTIMUM):
@@ -255,13 +260,13 @@ def _same_valley(problem: Problem, theta: np.ndarray, value: float, kept) -> boo
 
 
 def _widths(problem: Problem) -> np.ndarray:
-    """Of the starting ranges: the unit in which two optima are told apart."""
+    """Widths of the starting ranges: the unit of the distance between two optima."""
     ends = [_ends(param, *param.start) for param in problem.free]
     return np.array([high - low for low, high in ends])
 
 
 def _resampled(problem: Problem, optima, count: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """theta of each bootstrap resample of the rows, refitted from the named optima; none where rows are too few."""
+    """theta of each bootstrap resample of the rows, refitted from `optima`; empty if there are too few rows."""
     n, free = len(problem.observed), len(problem.free)
     if n - free < 2:
         return []
@@ -272,7 +277,7 @@ def _resampled(problem: Problem, optima, count: int, rng: np.random.Generator) -
     found = []
     for _ in range(count):
         rows = rng.integers(n, size=n)
-        while len(np.unique(places[rows])) <= free:  # as many points as parameters fit exactly and tell nothing
+        while len(np.unique(places[rows])) <= free:  # no more distinct points than parameters: the fit would be exact
             rows = rng.integers(n, size=n)
         solved = _solutions(problem.subset(rows), starts)
         if solved:
@@ -281,12 +286,13 @@ def _resampled(problem: Problem, optima, count: int, rng: np.random.Generator) -
 
 
 def _intervals(told: Sequence[str], problem: Problem, draws) -> dict[str, tuple[float, float]] | None:
-    """Of the parameters that the rows tell: of others the draws show where the descents halted."""
+    """Intervals of the parameters that the rows determine. Draws of the others only show where descents stopped."""
     if not draws:
         return None
     named = [_named(problem, theta) for theta in draws]
     ends = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
-    return {name: tuple(map(float, np.quantile([one[name] for one in named], ends))) for name in told}
+    found = {name: np.quantile([one[name] for one in named], ends) for name in told}
+    return {name: (float(low), float(high)) for name, (low, high) in found.items()}
 
 
 def _too_few(problem: Problem, bootstrap: int) -> list[str]:
@@ -317,7 +323,7 @@ def _several(problem: Problem, optima) -> list[str]:
     if len(optima) < 2:
         return []
     best = optima[0][0]
-    # Of an exact fit every objective is nothing but rounding, and may be zero.
+    # The objective of an exact fit is rounding error, and may be zero.
     more = [0.0 if _as_good(value, best) else value / best - 1 for value, _ in optima]
     named = [_spelled(_named(problem, theta)) for _, theta in optima]
     listed = "; ".join(f"{name} (+{part:.2%})" for name, part in zip(named[1:], more[1:], strict=True))
@@ -330,9 +336,11 @@ def _spelled(params: Mapping[str, float]) -> str:
 
 @dataclass(frozen=True)
 class Errors:
-    """Linearised standard errors of theta and of the predictions at the fitted rows, nan with no degree of freedom
-    left. undetermined: of each parameter whether it can be moved, along with others or not, and no fitted prediction
-    with it; such have no standard error (nan)."""
+    """Linearised standard errors of theta and of the predictions at the fitted rows; nan without degrees of freedom.
+
+    undetermined: for each parameter, whether it can change, alone or together with others, without a change of any
+    fitted prediction. Its standard error is then nan.
+    """
 
     theta: np.ndarray
     predictions: np.ndarray
@@ -340,8 +348,10 @@ class Errors:
 
 
 def standard_errors(problem: Problem, theta: np.ndarray) -> Errors:
-    """By the slopes at the optimum; those of predictions are relative but for `lsq`, and the Huber function is taken as
-    its reweighted squares."""
+    """Standard errors from the slopes at the optimum.
+
+    The errors of predictions are relative, except for `lsq`. Huber's function is treated as reweighted squares.
+    """
     residuals, jacobian = problem.linearised(theta)
     weights = np.ones(len(residuals))
     if problem.objective == HUBER:
@@ -362,8 +372,11 @@ def standard_errors(problem: Problem, theta: np.ndarray) -> Errors:
 
 
 def _errors_of_all(problem: Problem, optima: Sequence[np.ndarray]) -> Errors:
-    """Of the first of equally good optima; undetermined is what is so at any of them: where only E + A is told, an
-    optimum at A = 0 holds E fast, one beside it does not, and rounding decides which comes first."""
+    """Standard errors at the first of several equally good optima.
+
+    A parameter is undetermined if it is so at any of the optima. Example: the rows determine E + A only. At an optimum
+    with A = 0, E looks determined; at one with A > 0 it does not. Rounding decides which of them is the first.
+    """
     first, *others = [standard_errors(problem, theta) for theta in optima]
     free = np.any([errors.undetermined for errors in (first, *others)], axis=0)
     return Errors(np.where(free, math.nan, first.theta), first.predictions, free)
@@ -375,13 +388,13 @@ def _undetermined(problem: Problem, errors: Errors) -> list[str]:
         return []
     what = "is" if len(names) == 1 else "are"
     return [
-        f"{', '.join(names)} {what} not determined by these rows, which other values fit as well: where inputs do not "
-        "vary so, predictions are as free"
+        f"{', '.join(names)} {what} not determined by these rows: other values fit equally well. Predictions for "
+        "inputs that vary in another way are not determined either"
     ]
 
 
 def _unidentified(problem: Problem, theta: np.ndarray, errors: Errors) -> list[str]:
-    """Parameters that one standard error moves by a factor of two, or by half their value: a flat valley."""
+    """A warning about parameters whose standard error is a factor of two or half their value: a flat valley."""
     loose = []
     for param, value, error, width in zip(problem.free, theta, errors.theta, _widths(problem), strict=True):
         if param.log and error > math.log(2):

@@ -1,27 +1,33 @@
-"""Scaling laws: formula, parameters with their bounds, and source. Of other libraries it imports numpy alone.
+"""Scaling laws: formula, parameters with their bounds, and source. This module imports no library but numpy.
 
-N is a number of parameters under a convention that the fit names, D tokens, C = 6 N D FLOPs, M = D/N tokens per
-parameter, L a loss in nats per token. A law is a function of dictionaries (parameters, inputs) that broadcast; it is
-analytic in its parameters and takes them complex, which is how gradients are exact: the imaginary part of
-f(theta + ih) / h at h = 1e-30 has no cancellation (Squire and Trapp 1998, SIAM Review 40:110).
+N is a number of parameters under a convention that the fit names. D is a number of tokens, C = 6 N D is compute in
+FLOPs, M = D/N is tokens per parameter, and L is a loss in nats per token. A law is a function of two dictionaries,
+parameters and inputs, whose values broadcast. It is analytic in its parameters and accepts complex ones. This makes
+exact gradients possible: the imaginary part of f(theta + ih) / h at h = 1e-30 has no cancellation (Squire and Trapp
+1998, SIAM Review 40:110).
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from scaling_testbed.registry import Registry
 
-LAWS = Registry("law")  # one more is `LAWS.add(NAME, Law(NAME, ...))`: list, fit, predict, figures, allocate follow
+# To add a law: `LAWS.add(NAME, Law(NAME, ...))`. The commands list, fit, predict and allocate and the figures use it.
+LAWS: Registry["Law"] = Registry("law")
 Values = Mapping[str, np.ndarray]
-HUBER, LSQ, LSQ_LOG = "huber_log", "lsq", "lsq_log"  # what a law is fitted by, see fitting.py
+HUBER, LSQ, LSQ_LOG = "huber_log", "lsq", "lsq_log"  # objectives, see fitting.py
 
 
 @dataclass(frozen=True)
 class Param:
-    """One parameter. start: the range that starts are drawn from. low, high: bounds. log: fitted as its logarithm,
-    and drawn evenly in it. value: where it is fixed unless it is freed."""
+    """One parameter of a law.
+
+    start: the range from which starts are drawn. low, high: bounds. log: whether the fit uses its logarithm; starts are
+    then uniform in the logarithm. value: the fixed value, unless the parameter is freed.
+    """
 
     name: str
     start: tuple[float, float]
@@ -33,8 +39,12 @@ class Param:
 
 @dataclass(frozen=True)
 class Law:
-    """inputs, output: columns of the rows. objective: what it is fitted by where nothing else is asked. of_best: it is
-    about the best run of each input, as that of the best learning rate."""
+    """A scaling law.
+
+    inputs, output: columns of the rows. function: from parameters (arrays or numbers) and inputs to the output.
+    objective: the default objective of its fit. of_best: whether the law is about the best run at each input, e.g. the
+    law of the best learning rate.
+    """
 
     name: str
     formula: str
@@ -42,13 +52,13 @@ class Law:
     inputs: tuple[str, ...]
     output: str
     params: tuple[Param, ...]
-    function: Callable[[Values, Values], np.ndarray]
+    function: Callable[[Any, Values], np.ndarray]
     objective: str = HUBER
     of_best: bool = False
 
-    def predict(self, params: Mapping[str, float], inputs: Values) -> np.ndarray:
+    def predict(self, params: Mapping[str, float] | Values, inputs: Values) -> np.ndarray:
         """The output for inputs of any broadcastable shape."""
-        with np.errstate(all="ignore"):  # far from the optimum a power may overflow; the fit sees inf and turns back
+        with np.errstate(all="ignore"):  # far from the optimum a power may overflow; the fit then rejects inf
             return self.function(params, {key: np.asarray(inputs[key], float) for key in self.inputs})
 
 
@@ -100,8 +110,11 @@ def _data_constrained(p: Values, x: Values) -> np.ndarray:
 
 
 def _batch(p: Values, x: Values) -> np.ndarray:
-    """Implicit in the loss: Newton from below, which climbs to the root of an increasing concave function, then one
-    step with the parameters as they came, by which a complex one hands its derivative on."""
+    """The loss of an implicit equation, by Newton's method from below.
+
+    The function is increasing and concave, so the iterates rise to its root. They use the real parts of the parameters.
+    The last step uses the parameters as given, so that the derivative in a complex parameter is exact.
+    """
     size = (p["Nc"] / x["n_params"]) ** p["alpha_N"]
     time = (p["Sc"] / x["steps"]) ** p["alpha_S"]
     ratio, power = p["B_star"] / x["batch_tokens"], 1 / p["alpha_B"]
@@ -134,7 +147,7 @@ def _sigmoid(p: Values, x: Values) -> np.ndarray:
 
 def _loss_to_loss(p: Values, x: Values) -> np.ndarray:
     above = x["loss"] - p["E0"]
-    positive = above.real > 0  # below E0 the law says nothing better than E1
+    positive = above.real > 0  # below E0 the law gives E1
     return p["E1"] + np.where(positive, p["K"] * np.where(positive, above, 1.0) ** p["kappa"], 0.0)
 
 

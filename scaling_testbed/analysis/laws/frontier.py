@@ -1,6 +1,8 @@
-"""The best runs for their compute: the size that each budget wants, by two approaches of Hoffmann et al. 2022 (arXiv
-2203.15556, sections 3.1 and 3.2), and the ladder of configurations that a grid search picks (Gadre et al. 2024, arXiv
-2403.08540, section 3)."""
+"""The best runs for their compute.
+
+The best size of each budget follows two approaches of Hoffmann et al. 2022 (arXiv 2203.15556, sections 3.1 and 3.2).
+The ladder of configurations from a grid search follows Gadre et al. 2024 (arXiv 2403.08540, section 3).
+"""
 
 import math
 from collections import defaultdict
@@ -13,16 +15,18 @@ from scaling_testbed.analysis.rows.study import Row
 from scaling_testbed.errors import ConfigError, UserError
 
 SAME_BUDGET = 1.1  # neighbours whose FLOPs differ by less belong to one budget
-WHOLE_BUDGET = 1.4  # a chain of neighbours that spans more is no budget, but compute that varies
-ENVELOPE_POINTS = 100  # budgets that the envelope is read at
+WHOLE_BUDGET = 1.4  # a chain of neighbours that spans a larger factor is not one budget: its compute varies
+ENVELOPE_POINTS = 100  # number of budgets at which the envelope is evaluated
 
 
 @dataclass(frozen=True)
 class Optimum:
-    """The best size for a budget, and the tokens that it sees there. n_params: the vertex of the parabola, or the size
-    on the envelope. check: the minimum of an interpolating curve through the same points, which knows nothing of
-    parabolas. curvature: of the parabola, loss = its least + curvature (ln N - ln n_params)^2. note: why not to trust
-    it."""
+    """The best size for a budget, and its number of tokens.
+
+    n_params: the vertex of the parabola, or the size on the envelope. check: the minimum of an interpolating curve
+    through the same points, which does not assume a parabola. curvature: that of the parabola,
+    loss = minimum + curvature (ln N - ln n_params)^2. note: the reason not to trust this optimum, or empty.
+    """
 
     flops: float
     n_params: float
@@ -34,24 +38,26 @@ class Optimum:
     note: str = ""
 
     def record(self) -> dict[str, object]:
-        """As one flat row."""
+        """The optimum as one flat row."""
         ratio = {"n_tokens": self.n_tokens, "tokens_per_param": self.n_tokens / self.n_params}
         named = {"flops": self.flops, "n_params": self.n_params, **ratio, "loss": self.loss, "n_sizes": self.n_sizes}
         return {**named, "interpolated_n_params": self.check, "curvature": self.curvature, "note": self.note}
 
 
 def isoflop(rows: Sequence[Row]) -> list[Optimum]:
-    """Approach 2: for each budget a parabola of the loss in ln N; its vertex is the best size. Raises UserError where
-    no budget has three sizes."""
+    """Approach 2: fit a parabola in ln N to the losses of each budget; its vertex is the best size.
+
+    Raises UserError if no budget has three sizes.
+    """
     found = [_parabola(budget) for budget in by_budget(rows) if len({row["n_params"] for row in budget}) >= 3]
     if not found:
-        near = f"FLOPs within a tenth from one to the next, and a factor {WHOLE_BUDGET:g} in all, are one budget"
+        near = f"in one budget, neighbours differ by at most 10 % in FLOPs and all runs by a factor {WHOLE_BUDGET:g}"
         raise UserError(f"isoflop needs a budget with three sizes; {near}")
     return found
 
 
 def by_budget(rows: Sequence[Row]) -> list[list[Row]]:
-    """Rows by rising FLOPs, those of one budget together."""
+    """The rows of each budget, in the order of FLOPs."""
     starts = budget_starts([row["flops"] for row in rows])
     budgets: dict[float, list[Row]] = defaultdict(list)
     for row in sorted(rows, key=lambda row: row["flops"]):
@@ -60,21 +66,24 @@ def by_budget(rows: Sequence[Row]) -> list[list[Row]]:
 
 
 def budget_starts(values: Sequence[float]) -> dict[float, float]:
-    """Of each value the least of its budget, which is a chain of values within a tenth from one to the next and a
-    factor WHOLE_BUDGET in all. In a longer chain each value stands for itself."""
+    """A mapping from each value to the smallest value of its budget.
+
+    A budget is a chain of values: neighbours differ by at most a tenth, and all of them by at most a factor
+    WHOLE_BUDGET. In a wider chain each value is its own budget.
+    """
     chains = _chains(values)
     return {value: chain[0] if chain[-1] <= WHOLE_BUDGET * chain[0] else value for chain in chains for value in chain}
 
 
 def loose(values: Sequence[float], key: str) -> list[str]:
-    """Which values lie close to each other and yet make no budget."""
+    """A warning about values that lie close together and yet form no budget."""
     wide = [chain for chain in _chains(values) if chain[-1] > WHOLE_BUDGET * chain[0]]
     spans = "; ".join(f"{len(chain)} from {chain[0]:.3g} to {chain[-1]:.3g}" for chain in wide)
-    return [f"{key} varies without a gap ({spans}): no budgets, and each value stands for itself"] if wide else []
+    return [f"{key} varies without a gap ({spans}): there are no budgets, each value is its own"] if wide else []
 
 
 def _chains(values: Sequence[float]) -> list[list[float]]:
-    """Sorted values, parted where one is more than a tenth above the one before."""
+    """The sorted values, split where a value is more than a tenth above the previous one."""
     chains: list[list[float]] = []
     for value in sorted(values):
         if chains and value <= SAME_BUDGET * chains[-1][-1]:
@@ -85,19 +94,19 @@ def _chains(values: Sequence[float]) -> list[list[float]]:
 
 
 def middle(budget: Sequence[Row]) -> float:
-    """The geometric mean of its rows' FLOPs, by which a budget is called."""
+    """The geometric mean of the FLOPs of a budget's rows, which names the budget."""
     return math.exp(sum(math.log(row["flops"]) for row in budget) / len(budget))
 
 
 def _parabola(budget: Sequence[Row]) -> Optimum:
     x, y = _mean_by_size(budget)
     flops = middle(budget)
-    tokens = np.polyfit(*_logs(budget), 1)  # a line, of slope -1 where C is 6ND
+    tokens = np.polyfit(*_logs(budget), 1)  # a line; its slope is -1 if C is 6ND
     curve, slope, level = np.polyfit(x - x.mean(), y, 2)
     place = int(np.argmin(y))
     if curve <= 0:
         best = math.exp(x[place]), math.exp(np.polyval(tokens, x[place]))
-        return Optimum(flops, *best, float(y[place]), len(x), note="no valley: its best size stands in")
+        return Optimum(flops, *best, float(y[place]), len(x), note="no valley: this is the best size that was trained")
     vertex = -slope / (2 * curve)
     note = "" if x[0] <= vertex + x.mean() <= x[-1] else "the vertex lies outside the sizes"
     loss = level - slope**2 / (4 * curve)
@@ -115,7 +124,7 @@ def _tokens(row: Row) -> float:
 
 
 def _mean_by_size(budget: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
-    """ln N and the mean loss over the runs of each size."""
+    """ln N, and the mean loss over the runs of each size."""
     losses = defaultdict(list)
     for row in budget:
         losses[row["n_params"]].append(row["loss"])
@@ -124,8 +133,10 @@ def _mean_by_size(budget: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _interpolated(x: np.ndarray, y: np.ndarray) -> float | None:
-    """The size at the minimum of a smooth curve through every point; None where that is at an end, and for three
-    points, through which the curve is the parabola itself."""
+    """The size at the minimum of a smooth curve through every point.
+
+    None if the minimum is at an end, or if there are only three points: the curve is then the parabola itself.
+    """
     if len(x) < 4:
         return None
     from scipy.interpolate import Akima1DInterpolator, CubicSpline
@@ -137,9 +148,11 @@ def _interpolated(x: np.ndarray, y: np.ndarray) -> float | None:
 
 
 def envelope(rows: Sequence[Row]) -> list[Optimum]:
-    """Approach 1: loss against compute for each size, interpolated in logarithms; at each of 100 budgets the size whose
-    curve is lowest. Several rows of one size are points of its curve: of one run, or of runs of several lengths. Raises
-    UserError where fewer than two sizes have a curve."""
+    """Approach 1: at each of 100 budgets, the size with the lowest curve of loss against compute.
+
+    The curve of a size is interpolated in logarithms. Its points are the rows of that size, from one run or from runs
+    of several lengths. Raises UserError if fewer than two sizes have a curve.
+    """
     curves: dict[float, dict[float, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         curves[row["n_params"]][row["flops"]].append(row)
@@ -155,7 +168,7 @@ Point = tuple[float, float, float]
 
 
 def _point(rows: Sequence[Row]) -> Point:
-    """FLOPs, mean loss and tokens of one length."""
+    """FLOPs, mean loss and tokens of the runs of one length."""
     return rows[0]["flops"], float(np.mean([row["loss"] for row in rows])), _tokens(rows[0])
 
 
@@ -171,20 +184,20 @@ def _lowest(budget: float, known: dict[float, list[Point]]) -> Optimum | None:
     loss, n, seen = min(found)
     sizes = [size for _, size, _ in found]
     end = {max(sizes): "largest", min(sizes): "smallest"}.get(n)
-    note = f"the best is the {end} size that was trained so long: the true one may lie beyond" if end else ""
+    note = f"the best size is the {end} that was trained so long: the true best may lie beyond it" if end else ""
     return Optimum(budget, n, seen, loss, len(found), note=note)
 
 
 def _inner(optima: Sequence[Optimum | None]) -> list[Optimum]:
-    """Those that other sizes compete for; a budget that one size alone has reached says nothing."""
+    """The optima of budgets that several sizes have reached. A budget with one size gives no information."""
     found = [one for one in optima if one is not None]
     if len({one.n_params for one in found}) < 2:
-        raise UserError("envelope: no two sizes are each the best at some budget that several have reached")
+        raise UserError("envelope: at every budget that several sizes have reached, the same size is the best")
     return found
 
 
 def pareto(rows: Sequence[Row]) -> list[Row]:
-    """The best run of each size, and of these the ones that no cheaper one beats, by rising FLOPs."""
+    """The Pareto frontier of the best runs of each size: no cheaper run has a lower loss. In the order of FLOPs."""
     best: dict[float, Row] = {}
     for row in rows:
         if row["n_params"] not in best or row["loss"] < best[row["n_params"]]["loss"]:
@@ -197,9 +210,13 @@ def pareto(rows: Sequence[Row]) -> list[Row]:
 
 
 def rungs(front: Sequence[Row], predicted: Sequence[float], count: int) -> list[int]:
-    """Places of the configurations that track a fit of the frontier. Targets lie evenly in ln C from its first to its
-    last; each takes, of those not taken and nearer to it than to the next target, the one whose loss is nearest to the
-    fit in relative terms; where there is none the one nearest in ln C. Raises ConfigError for more than there are."""
+    """Indices of the configurations that follow a fit of the frontier most closely.
+
+    Targets are evenly spaced in ln C from the first configuration of the frontier to the last. Each target takes one
+    configuration that is not taken yet. Among those closer to it than to the next target, it takes the one whose loss
+    has the smallest relative distance to the fit. If there is none, it takes the one nearest in ln C. Raises
+    ConfigError if `count` exceeds the number of configurations.
+    """
     if not 1 <= count <= len(front):
         raise ConfigError(f"--rungs must be between 1 and the {len(front)} configurations of the frontier; got {count}")
     compute = np.log([row["flops"] for row in front])

@@ -1,4 +1,4 @@
-"""What a fitted law says of one run: of a new one by its inputs, and of a measured one beside what was measured."""
+"""Predictions of a fitted law: for a new run from its inputs, and for a measured run beside its measured value."""
 
 import math
 from typing import Any
@@ -14,16 +14,23 @@ Record = dict[str, Any]
 
 
 def predict(kept: Fit | Chain, row: Row) -> Record:
-    """One new run as a flat row: its inputs, what the law or the two chained laws predict, the 95 % prediction interval
-    and how far it lies beyond what was fitted. row: the law's inputs, or what they follow from (tokens_per_param,
-    flops). Raises ConfigError as `inputs_of` does."""
+    """Predict one new run, as a flat row.
+
+    The row holds the inputs, the prediction of the law or of the two chained laws, the 95 % prediction interval and the
+    distance from the fitted rows. row: the law's inputs, or the numbers that determine them (tokens_per_param, flops).
+    Raises ConfigError as `inputs_of` does.
+    """
     law = LAWS[(kept.loss if isinstance(kept, Chain) else kept).law]
     inputs = inputs_of(law, row)
     return kept.record(inputs) if isinstance(kept, Chain) else of_new(kept, inputs)
 
 
 def inputs_of(law: Law, row: Row) -> dict[str, float]:
-    """A law's inputs from a row of numbers. Raises ConfigError naming what is missing, of no use or no such number."""
+    """A law's inputs from a row of numbers.
+
+    Raises ConfigError, which names the key, if an input is missing, a key is superfluous or a value is not a positive
+    finite number.
+    """
     derived = columns.derived(row)
     missing = [key for key in law.inputs if derived.get(key) is None]
     if missing:
@@ -34,25 +41,25 @@ def inputs_of(law: Law, row: Row) -> dict[str, float]:
     spare = {key for key in row if key not in law.inputs}
     enough = set(law.inputs) <= set(row) or {"flops", "tokens_per_param"} <= spare
     if spare - {"n_params", "n_tokens", "flops", "tokens_per_param"} or (spare and enough):
-        raise ConfigError(f"{law.name} takes {', '.join(law.inputs)}; {', '.join(sorted(spare))} is more than it needs")
+        raise ConfigError(f"{law.name} takes {', '.join(law.inputs)}; leave out {', '.join(sorted(spare))}")
     return {key: derived[key] for key in law.inputs}
 
 
 def of_new(found: Fit, inputs: dict[str, float]) -> Record:
-    """A new run as a flat row, with its interval (None without resamples) and how far out it lies."""
+    """A new run as a flat row, with its interval (None without resamples) and its distance from the fitted rows."""
     low, high = found.interval(inputs) or (None, None)
     predicted = {f"predicted_{LAWS[found.law].output}": float(found.predict(inputs))}
     return {**inputs, **predicted, "low": low, "high": high, "extrapolation": found.extrapolation(inputs)}
 
 
 def beside_fitted(found: Fit, row: Row) -> Record:
-    """A run that was fitted, beside what the law says of it."""
+    """A fitted run beside the law's value."""
     inputs, actual = _measured(found, row)
     return {"run": _run(row), **inputs, **_error(actual, float(found.predict(inputs)))}
 
 
 def beside_held_out(found: Fit, row: Row) -> Record:
-    """A run that was not fitted beside its prediction, and whether it lies inside the interval."""
+    """A held-out run beside its prediction, and whether it lies inside the interval."""
     inputs, actual = _measured(found, row)
     made = of_new(found, inputs)
     predicted = made.pop(f"predicted_{LAWS[found.law].output}")
@@ -60,7 +67,7 @@ def beside_held_out(found: Fit, row: Row) -> Record:
 
 
 def beside_chained(chain: Chain, row: Row) -> Record:
-    """A run that was not fitted beside what two chained laws say from its size and tokens alone."""
+    """A held-out run beside the prediction of two chained laws from its size and tokens alone."""
     first, second = LAWS[chain.loss.law], LAWS[chain.downstream.law]
     inputs = {key: columns.check([row], key, first.inputs)[0] for key in first.inputs}
     (actual,) = columns.check([row], second.output, (second.output,))

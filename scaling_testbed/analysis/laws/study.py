@@ -1,4 +1,4 @@
-"""A law fitted to the runs of a study: which rows count, the fit, each run beside its prediction, and the warnings."""
+"""A law fitted to the runs of a study: the rows used, the fit, each run beside its prediction, and the warnings."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -20,8 +20,11 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Fitting:
-    """How a law is fitted. objective: None for the law's own. starts: how many. bootstrap: resamples of the runs, 0 for
-    no intervals, else 20 at least. seed: of starts and resamples. size: what N counts."""
+    """Settings of a fit.
+
+    objective: None for the law's own. starts: the number of starts. bootstrap: the number of resamples of the runs, 0
+    for no intervals, otherwise at least 20. seed: the seed of starts and resamples. size: the column that N counts.
+    """
 
     objective: str | None = None
     starts: int = 64
@@ -39,16 +42,27 @@ class Fitting:
     def fit(
         self, law: Law, rows: Sequence[Row], objective: str | None, fixed: Mapping[str, float] | None = None
     ) -> Fit:
-        """`law` fitted to rows with its columns. Raises what `columns.values` and `fitting.fit` raise."""
+        """Fit `law` to rows that have its columns. Raises as `columns.values` and `fitting.fit` do."""
         inputs, observed = columns.values(rows, law)
-        options = {"starts": self.starts, "bootstrap": self.bootstrap, "seed": self.seed, "size": self.size}
-        return fit(law, inputs, observed, objective=objective, fixed=fixed, **options)
+        return fit(
+            law,
+            inputs,
+            observed,
+            objective=objective,
+            fixed=fixed,
+            starts=self.starts,
+            bootstrap=self.bootstrap,
+            seed=self.seed,
+            size=self.size,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """Rows with the columns of laws. origin: where they lie, for the record. said: what is to be said of those that
-    were left out."""
+    """Rows with the columns of laws.
+
+    origin: where the rows come from, for the record. said: notes on rows that were left out.
+    """
 
     rows: Sequence[Row]
     origin: str = AT_HAND
@@ -56,8 +70,11 @@ class Rows:
 
 
 def law_rows(given: Given, *, source: str | None = None, mapping: Sequence[str] = (), size: str = "n_params") -> Rows:
-    """Rows in any form, with the columns of laws. source: `given` is the path of a copy of this published testbed.
-    mapping, size: as in columns.read. Raises what that raises."""
+    """Convert rows of any form to rows with the columns of laws.
+
+    source: the name of a published testbed; `given` is then the path of a copy of it. mapping, size: as in
+    columns.read. Raises as that function does.
+    """
     if source is not None:
         found, said = columns.read(given, source, mapping, size)
         return Rows(rows=found, said=said, origin=str(given))
@@ -68,8 +85,11 @@ def law_rows(given: Given, *, source: str | None = None, mapping: Sequence[str] 
 
 @dataclass(frozen=True, kw_only=True)
 class FitReport:
-    """A fitted law with what it is judged by. fitted, predictions: each run that was fitted, and each that was held
-    out, beside the law's value. warnings: of the fit and of the rows."""
+    """A fitted law and the evidence for it.
+
+    fitted: each fitted run beside the law's value. predictions: each held-out run beside the law's value. warnings:
+    those about the fit and those about the rows.
+    """
 
     fit: Fit
     fitted: list[Record]
@@ -84,7 +104,7 @@ class FitReport:
         return LAWS[self.fit.law]
 
     def record(self) -> Record:
-        """What is kept in a file: the fit with all its fields, and the rest beside them."""
+        """The content of a saved file: all fields of the fit, and those of the report."""
         return {
             **asdict(self.fit),
             "warnings": self.warnings,
@@ -100,8 +120,11 @@ class FitReport:
 
 @dataclass(frozen=True, kw_only=True)
 class ChainReport:
-    """A law of the loss and a law of the error that were chained; predictions: each held-out run from its size and
-    tokens alone. only: the conditions that chose the rows of one law, under where_loss and where_error."""
+    """A law of the loss chained with a law of the error.
+
+    predictions: each held-out run, predicted from its size and tokens alone. only: the conditions on the rows of one
+    law, under where_loss and where_error.
+    """
 
     chain: Chain
     fitted_loss: list[Record]
@@ -121,7 +144,7 @@ class ChainReport:
 
 
 def law_named(name: str, option: str = "--law") -> Law:
-    """The law of that name. Raises ConfigError with those there are."""
+    """The law of that name. Raises ConfigError, which lists the known laws, if there is none."""
     if name not in LAWS:
         raise ConfigError(f"{option} must be one of {', '.join(LAWS)}; got {name!r}")
     return LAWS[name]
@@ -136,10 +159,12 @@ def fit_rows(
     fixed: Mapping[str, float] | None = None,
     fitting: Fitting | None = None,
 ) -> FitReport:
-    """Fit `law` to the rows that fit every condition of `where` and none of `hold_out`; those held out are predicted.
+    """Fit `law` to the rows that match all of `where` and none of `hold_out`, and predict the held-out rows.
 
-    A law about the best runs takes the run of least loss at each of its inputs, of the held-out rows too. fixed:
-    parameters that are not fitted. Raises UserError and ConfigError, with what was left out where too few rows are."""
+    A law about the best runs uses the run with the lowest loss at each value of its inputs, also among the held-out
+    rows. fixed: parameters that are not fitted, with their values. Raises UserError or ConfigError; if there are too
+    few rows, the message also names the rows that were left out.
+    """
     fitting = fitting or Fitting()
     kept, held = columns.select(given.rows, where, hold_out)
     said = list(given.said)
@@ -148,7 +173,7 @@ def fit_rows(
         held, left_out = columns.best_of_each(held, law) if held else (held, [])
         said += [*reduced, *(f"held out: {text}" for text in left_out)]
         if any("diverged" in text for text in said):
-            said.append(f"a best {law.output} may be one at which other seeds diverged")
+            said.append(f"other seeds may have diverged at a best {law.output}")
     try:
         found = fitting.fit(law, kept, fitting.objective, fixed)
     except UserError as error:
@@ -177,14 +202,16 @@ def chain_rows(
     where_error: Sequence[str] = (),
     fitting: Fitting | None = None,
 ) -> ChainReport:
-    """Fit the loss as a law of size and tokens and the downstream error as a law of the loss, and predict the error of
-    each held-out run from its size and tokens alone (Gadre et al. 2024, arXiv 2403.08540, section 4).
+    """Fit a law of the loss and a law of the downstream error, and predict the error of each held-out run.
 
-    where_loss, where_error: conditions on the rows of one law only. The objective is that of the law of the loss.
-    Raises ConfigError for two laws that make no chain, UserError where rows lack what they need."""
+    The loss is a function of size and tokens, the error is a function of the loss. A prediction uses only the size and
+    tokens of a run (Gadre et al. 2024, arXiv 2403.08540, section 4). where_loss, where_error: conditions on the rows of
+    one law only. The objective of `fitting` applies to the law of the loss. Raises ConfigError if the two laws do not
+    form a chain, and UserError if rows lack a column.
+    """
     if error_law.inputs != ("loss",) or law.output != "loss":
         raise ConfigError(
-            f"downstream chains a law of the loss with one of what follows; got {law.name}, {error_law.name}"
+            f"downstream chains a law of the loss with a law that takes the loss; got {law.name}, {error_law.name}"
         )
     fitting = fitting or Fitting()
     kept, held = columns.select(given.rows, where, hold_out)

@@ -1,4 +1,4 @@
-"""Conditions on rows as they are typed: `KEY OP VALUE`, joined by `and` and `or`; `and` binds closer."""
+"""Conditions on rows: `KEY OP VALUE`, joined by `and` and `or`; `and` has precedence over `or`."""
 
 import json
 import math
@@ -16,16 +16,19 @@ Condition = Callable[[Mapping[str, Any]], bool]
 
 
 def parse(option: str, typed: str, rows: Sequence[Mapping[str, Any]] = ()) -> Condition:
-    """Whether a row fits: `model.qk_norm=none`, `flops<5e20`, `n_params>=1e6 and seed!=2 or seed=7`. A row without the
-    key does not fit an order, nor an equality. Raises ConfigError, naming the option, for what is no condition and for
-    a key that none of the `rows` has or that never is such a value; the condition itself does for a text where an order
-    needs a number."""
+    """A function that tells whether a row matches the typed condition.
+
+    Examples: `model.qk_norm=none`, `flops<5e20`, `n_params>=1e6 and seed!=2 or seed=7`. A row without the key matches
+    neither an order nor an equality. Raises ConfigError, which names the option, if the text is no condition, if none
+    of the `rows` has the key, or if the key holds numbers and the value is not one. The returned function raises
+    ConfigError if a row holds a text where an order needs a number.
+    """
     ways = [[_part(option, part, rows) for part in _split(way, "and")] for way in _split(typed, "or")]
     return lambda row: any(all(part(row) for part in parts) for parts in ways)
 
 
 def _split(typed: str, word: str) -> list[str]:
-    """Where another comparison follows, which the words of a value do not."""
+    """Split at `word` where a comparison follows it, so that a value may contain the word."""
     return re.split(rf"\s+{word}\s+(?=[^\s<>=!]+\s*[<>=!])", typed, flags=re.IGNORECASE)
 
 
@@ -39,19 +42,19 @@ def _part(option: str, typed: str, rows: Sequence[Mapping[str, Any]]) -> Conditi
     if sign in ORDERS:
         bound = _read(value)
         if isinstance(bound, str):
-            raise ConfigError(f"{option} {typed!r}: {value!r} is no number to compare with")
+            raise ConfigError(f"{option} {typed!r}: {value!r} is not a number")
         return lambda row: _fits_order(option, typed, key, row.get(key), ORDERS[sign], bound)
     values = [row[key] for row in rows if row.get(key) is not None]
     if values and all(map(_is_number, values)) and not _is_number(_read(value)) and value != "null":
-        raise ConfigError(f"{option} {typed!r}: {key} is a number wherever it is given, and {value!r} is none")
+        raise ConfigError(f"{option} {typed!r}: {key} holds numbers, but {value!r} is not a number")
     if sign == "!=":
         return lambda row: not same(row.get(key), value)
     return lambda row: same(row.get(key), value)
 
 
 def _fits_order(option: str, typed: str, key: str, value: Any, order: Callable[[Any, Any], bool], bound: float) -> bool:
-    if isinstance(value, str):  # such as 1.3B: left out without a word, it would change every number after it
-        raise ConfigError(f"{option} {typed!r}: a row has {value!r} as its {key}, which is no number to compare")
+    if isinstance(value, str):  # such as 1.3B: to skip the row silently would change all results
+        raise ConfigError(f"{option} {typed!r}: a row has {value!r} as its {key}, which is not a number")
     return _is_number(value) and order(value, bound)
 
 
@@ -67,14 +70,14 @@ def _is_number(value: Any) -> bool:
 
 
 def text(value: Any) -> str:
-    """A configuration value as a person types it."""
+    """A configuration value as a user types it."""
     if isinstance(value, float):
         return f"{value:g}"
-    return value if isinstance(value, str) else json.dumps(value, default=str)  # a date of a Parquet file, say
+    return value if isinstance(value, str) else json.dumps(value, default=str)  # default: e.g. a date of a Parquet file
 
 
 def same(value: Any, wanted: Any) -> bool:
-    """Whether a value is `wanted`, or one of it where that is a tuple; numbers are compared as numbers."""
+    """Whether a value equals `wanted`, or one of its elements if it is a tuple. Numbers are compared as numbers."""
     if isinstance(wanted, tuple):
         return any(same(value, one) for one in wanted)
     if _is_number(value):

@@ -1,4 +1,4 @@
-"""Rows as whoever asks has them: the path of a study, a study that is loaded, mappings, or a pandas DataFrame."""
+"""Rows in any accepted form: the path of a study, a loaded study, mappings, or a pandas DataFrame."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -9,27 +9,29 @@ from scaling_testbed.analysis.rows.study import where as only
 from scaling_testbed.errors import UserError
 from scaling_testbed.runs.row import FINAL
 
-Given = Any  # str | Path | Study | Iterable[Mapping[str, Any]] | pandas.DataFrame; pandas is not loaded to say so
-AT_HAND = "rows at hand"  # what stands for a path in messages and records
+Given = Any  # str | Path | Study | Iterable[Mapping[str, Any]] | pandas.DataFrame, without an import of pandas
+AT_HAND = "rows at hand"  # replaces the path in messages and records
 
 
 def study_of(given: Given, where: Sequence[str] = ()) -> Study:
-    """The study of rows in any form, of which a mapping alone is one run, and of it the runs that fit every condition.
-    Raises what `load` and `where` of study.py raise, and UserError for what is no row."""
+    """The study of rows in any form, restricted to the runs that match every condition.
+
+    A single mapping is one run. Raises as `load` and `where` of study.py do, and UserError if an item is not a row.
+    """
     if isinstance(given, (str, Path)):
         given = load(given)
     study = given if isinstance(given, Study) else _at_hand(given)
     return only(study, where)
 
 
-def _at_hand(given: Iterable[Mapping[str, Any]]) -> Study:
-    if is_frame := hasattr(given, "to_dict"):  # None where it has no value
+def _at_hand(given: Given) -> Study:
+    if is_frame := hasattr(given, "to_dict"):  # a missing value becomes None
         given = given.astype(object).where(given.notna(), None).to_dict(orient="records")
     rows = list(given) if isinstance(given, Iterable) and not isinstance(given, Mapping) else [given]
     if bad := [row for row in rows if not isinstance(row, Mapping)]:
         raise UserError(
-            f"rows are a path, a DataFrame, or mappings, each a run; got {type(bad[0]).__name__} {bad[0]!r}"
+            f"rows must be a path, a DataFrame or one mapping per run; got {type(bad[0]).__name__} {bad[0]!r}"
         )
-    rows = in_our_words(map(dict, rows), is_flat=is_frame)
-    finals = [row for row in rows if row.get("status", "finished") in FINAL]
-    return Study(name=AT_HAND, path=Path(AT_HAND), rows=finals, missing=unfinished(rows))
+    ours = in_our_words(map(dict, rows), is_flat=is_frame)
+    finals = [row for row in ours if row.get("status", "finished") in FINAL]
+    return Study(name=AT_HAND, path=Path(AT_HAND), rows=finals, missing=unfinished(ours))

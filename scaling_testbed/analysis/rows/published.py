@@ -1,4 +1,4 @@
-"""Runs that others have published, in the layout of their own repositories, as rows. Nothing is copied or unpickled.
+"""Rows from the runs that other authors published, in the layout of their repositories. No file is copied or unpickled.
 
 mlfoundations-scaling: github.com/mlfoundations/scaling (Gadre et al. 2024, arXiv 2403.08540; MIT): 104 models with
 eight validation losses and 46 downstream accuracies each, and the grid search of 435 runs behind their sizes.
@@ -15,7 +15,7 @@ from scaling_testbed.analysis.rows.tables import Row, read_table
 from scaling_testbed.errors import UserError
 
 DATASETS = {"c4_original": "c4", "rpj": "redpajama", "rw_original": "refinedweb"}
-# What a validation set is called here, by a part of its path there. C4's is the paper's headline loss.
+# Part of the path of a validation set -> column of its loss. The loss on C4 is the main loss of the paper.
 LOSSES = {
     "c4_val": "loss",
     "openlm": "loss_openlm",
@@ -31,9 +31,12 @@ ABOVE_CHANCE = 0.10
 
 
 def models(path: Path) -> list[Row]:
-    """The 104 models. loss: on C4's validation set, loss_*: on the others; error_46 and error_17: mean top-1 error over
-    all tasks and over those where some 0.154B model beats chance by a tenth; error/TASK: of one. Arguments that the
-    6.9B files carry over from other runs are not read. Raises UserError where a file is not as published."""
+    """The 104 models, one row each.
+
+    loss: on C4's validation set. loss_*: on the other sets. error_46: mean top-1 error over all tasks. error_17: over
+    the tasks where some 0.154B model exceeds chance by a tenth. error/TASK: of one task. Arguments in the 6.9B files
+    that come from other runs are not read. Raises UserError if a file differs from the published layout.
+    """
     folder = _data_folder(path)
     rows = [_model(file) for file in sorted((folder / "models").glob("*.json"))]
     if not rows:
@@ -47,8 +50,10 @@ def models(path: Path) -> list[Row]:
 
 
 def grid(path: Path) -> list[Row]:
-    """The 435 runs of the grid search at 20 tokens per parameter, with what their names say. Which loss it is the
-    repository does not say."""
+    """The 435 runs of the grid search at 20 tokens per parameter, with the settings in their names.
+
+    The repository does not state which validation loss it is.
+    """
     file = _data_folder(path) / "grid.json"
     return [_grid_run(file, name, loss) for name, loss in _read(file, dict).items()]
 
@@ -58,7 +63,7 @@ SOURCES: dict[str, Callable[[Path], list[Row]]] = {
     "mlfoundations-scaling-grid": grid,
 }
 
-TESTBEDS = {"mlfoundations-scaling": ("over_training", "overtraining")}  # source -> paper and experiment of its runs
+TESTBEDS = {"mlfoundations-scaling": ("over_training", "overtraining")}  # source -> paper and experiment
 
 
 def study(source: str, path: Path) -> Study:
@@ -70,7 +75,7 @@ def study(source: str, path: Path) -> Study:
 def _data_folder(path: Path) -> Path:
     folder = next((place for place in (path / "exp_data", path) if (place / "models").is_dir()), None)
     if folder is None:
-        raise UserError(f"{path} is no copy of mlfoundations/scaling: it has no exp_data/models")
+        raise UserError(f"{path} is not a copy of mlfoundations/scaling: it has no exp_data/models")
     return folder
 
 
@@ -102,7 +107,7 @@ def _model_row(content: dict) -> Row:
         name = result["val_data"][0].rpartition("eval_data/")[2]
         part = next((part for part in LOSSES if part in name), None)
         if part is None:
-            raise ValueError(f"no validation set named {name!r} is known")
+            raise ValueError(f"unknown validation set {name!r}")
         row[LOSSES[part]] = result["loss"]
     return row
 
@@ -112,7 +117,7 @@ def _accuracies(content: dict) -> dict[str, float]:
 
 
 def _chance(file: Path) -> dict[str, float]:
-    """Accuracy of a random answer, by task."""
+    """The accuracy of a random answer, by task."""
     try:
         return {row["Eval Task"]: float(row["Random baseline"]) / 100 for row in read_table(file)}
     except (ValueError, KeyError, TypeError) as error:
@@ -123,7 +128,7 @@ def _above_chance(rows: list[Row], chance: dict[str, float]) -> list[str]:
     small = [row["errors"] for row in rows if row["n_params"] == SMALLEST_OF_SUBSET and "errors" in row]
     tasks = small[0] if small else {}
     if unknown := [task for task in tasks if task not in chance]:
-        raise UserError(f"eval_metadata.csv says nothing of the task {unknown[0]}")
+        raise UserError(f"eval_metadata.csv has no row of the task {unknown[0]}")
     return [task for task in tasks if any(1 - errors[task] > chance[task] + ABOVE_CHANCE for errors in small)]
 
 
@@ -145,7 +150,7 @@ GRID_NAME = re.compile(
 def _grid_run(file: Path, name: str, loss: float) -> Row:
     match = GRID_NAME.fullmatch(name)
     if not match:
-        raise UserError(f"{file}: {name!r} is not named as published")
+        raise UserError(f"{file}: the name {name!r} differs from the published layout")
     numbers = {key: float(value) if key in ("lr", "weight_decay", "cooldown_lr") else int(value)
                for key, value in match.groupdict().items()}  # fmt: skip
     return {"run_id": name, "n_params": numbers["n_tokens"] // 20, "tokens_per_param": 20.0, "loss": loss, **numbers}

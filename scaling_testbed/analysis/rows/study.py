@@ -1,8 +1,8 @@
-"""The rows of a study, what was planned beside them, and the traces of its runs.
+"""The rows of a study, its planned runs, and the traces of its runs.
 
-A study is a sweep's folder (run folders with result.json), a folder with results.jsonl, .jsonl.gz or .parquet and
-metrics/<run_id>.jsonl or .jsonl.gz, or a file of rows, .jsonl, .jsonl.gz, .json, .csv or .parquet. A run that was
-planned and has no final row is kept by name: nothing stands in for it.
+A study has one of three forms: the folder of a sweep (run folders with result.json); a folder with results.jsonl,
+.jsonl.gz or .parquet and metrics/<run_id>.jsonl or .jsonl.gz; or a file of rows, .jsonl, .jsonl.gz, .json, .csv or
+.parquet. A planned run without a final row is kept by name, without any substitute for its result.
 """
 
 import math
@@ -21,16 +21,19 @@ from scaling_testbed.runs.row import FINAL
 
 LR, SIZE = "optimizer.lr", "n_params_non_embedding"
 OTHERS_FINISHED = ("completed", "complete", "success", "succeeded", "done", "ok")
-ABOUT = ("sweep", "scale", "paper", "experiment", "description")  # of sweep.json
+ABOUT = ("sweep", "scale", "paper", "experiment", "description")  # keys of sweep.json
 ALIASES = {"lr": LR, "n_params": SIZE}  # columns of a hand-made table
 
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """rows: one for each run that is finished or diverged. missing: for each planned run without one, its configuration
-    and parameter counts, `status` (missing | failed | preempted) and `label`. planned: whether there is a plan, which
-    says what should be there. sweep, scale, paper, experiment: as sweep.json has them, None where it does not say, as
-    none of a folder without one. name: the sweep, else the folder's or file's name, for a title alone."""
+    """The rows of a sweep or of a file.
+
+    rows: one for each finished or diverged run. missing: for each planned run without a row, its configuration and
+    parameter counts, `status` (missing | failed | preempted) and `label`. planned: whether a plan lists the expected
+    runs. sweep, scale, paper, experiment: from sweep.json, None if absent. name: the sweep, or the name of the folder
+    or file; used for titles only.
+    """
 
     name: str
     path: Path
@@ -44,7 +47,7 @@ class Study:
     description: str = ""
 
     def trace(self, row: Row) -> list[Row]:
-        """The recorded steps of a row's run; empty where there is no such file."""
+        """The recorded steps of a row's run; empty if there is no file of them."""
         if row.get("run_id") is None:
             return []
         run_id = str(row["run_id"])
@@ -57,7 +60,7 @@ class Study:
 
 
 def load(path: str | Path) -> Study:
-    """Read a study. Raises UserError where there is nothing to read, or a file is no table of rows."""
+    """Read a study. Raises UserError if there is nothing to read, or if a file is not a table of rows."""
     path = Path(path)
     if not path.exists():
         raise UserError(f"{path} does not exist; give a sweep's folder (runs/NAME), or a file of rows")
@@ -68,7 +71,7 @@ def load(path: str | Path) -> Study:
     plan = folder / "plan.jsonl" if folder and (folder / "plan.jsonl").exists() else None
     missing = _missing(plan, found) if plan else unfinished(found)
     if not finals and not missing:
-        raise UserError(f"{path} holds no row yet; `sweep status` shows how far its runs are")
+        raise UserError(f"{path} holds no row yet; `sweep status` shows the progress of its runs")
     return Study(
         name=about.get("sweep") or (folder.resolve().name if folder else path.stem),
         path=path,
@@ -81,19 +84,24 @@ def load(path: str | Path) -> Study:
 
 
 def where(study: Study, conditions: Iterable[str]) -> Study:
-    """The part of a study that fits every condition. Raises ConfigError where none does, or for what is none."""
+    """The runs of a study that match every condition.
+
+    Raises ConfigError if no run matches, or if a text is not a condition.
+    """
     rows, missing = study.rows, study.missing
     for typed in conditions:
-        fits = parse_condition("--where", typed, [*study.rows, *study.missing])  # those that another left out too
+        fits = parse_condition("--where", typed, [*study.rows, *study.missing])  # including runs that others excluded
         rows, missing = list(filter(fits, rows)), list(filter(fits, missing))
         if not rows and not missing:
-            raise ConfigError(f"--where {typed}: no run of {study.path} fits")
+            raise ConfigError(f"--where {typed}: no run of {study.path} matches")
     return Study(**{**vars(study), "rows": rows, "missing": missing})
 
 
 def several_sources(rows: Iterable[Row]) -> str | None:
-    """The first plug-in that the rows were not all made with the same source of, in words; None where there is none.
-    Of rows of a table without mappings nothing is known."""
+    """A text about the first plug-in with several versions among the rows; None if there is none.
+
+    Rows of a flat table hold no versions, so they are ignored.
+    """
     hashes: dict[str, set[str]] = {}
     for row in rows:
         for name, sha256 in plugins.items() if isinstance(plugins := row.get("plugins"), dict) else ():
@@ -103,7 +111,8 @@ def several_sources(rows: Iterable[Row]) -> str | None:
 
 
 def number(row: Row, key: str) -> float:
-    """A number of a row, nan where it is null (as records write what is not finite). Raises UserError without one."""
+    """A number of a row; nan if it is null, which stands for a number that is not finite. Raises UserError if it is
+    not a number."""
     value = row.get(key, "absent")
     if value is None:
         return math.nan
@@ -115,7 +124,7 @@ def number(row: Row, key: str) -> float:
 
 
 def name_of(row: Row) -> str:
-    """The run for a person."""
+    """The name of a row's run for messages."""
     for key in ("label", "name" if not row.get("run_id") else "label"):
         if row.get(key):
             return str(row[key])
@@ -130,7 +139,7 @@ def _about(path: Path) -> dict[str, Any]:
     file = path / "sweep.json"
     about = read_json(file) if file.exists() else {}
     if not isinstance(about, dict):
-        raise UserError(f"{file} must be one JSON object that says which sweep this is")
+        raise UserError(f"{file} must be one JSON object that names the sweep")
     for key in ABOUT:
         if not isinstance(about.get(key), (str, NoneType)):
             raise UserError(f"{file}: {key} must be a text or null; got {about[key]!r}")
@@ -140,12 +149,12 @@ def _about(path: Path) -> dict[str, Any]:
 def _result(file: Path) -> Row:
     row = read_json(file)
     if not isinstance(row, dict):
-        raise UserError(f"{file} holds no row, which is one JSON object")
+        raise UserError(f"{file} holds no row; a row is one JSON object")
     return row
 
 
 def is_study(path: Path) -> bool:
-    """Whether a folder is a sweep's: with rows, or a plan of them."""
+    """Whether a folder is that of a sweep, with rows or with a plan."""
     return _collected(path) is not None or (path / "plan.jsonl").exists() or any(path.glob("*/result.json"))
 
 
@@ -169,22 +178,23 @@ def _file_rows(path: Path) -> list[Row]:
 
 
 def in_our_words(records: Iterable[Row], is_flat: bool) -> list[Row]:
-    """Records of any origin, with our names for columns and statuses, numbered from 1 as `row`. is_flat: they are lines
-    of a table, in which an empty cell can stand for a result to come."""
+    """Records of any origin with this testbed's names of columns and statuses, and `row` numbered from 1.
+
+    is_flat: whether they are lines of a table, where an empty cell can mean that the result is not there yet.
+    """
     rows = map(_with_our_status, records)
     rows = map(_planned_if_empty, rows) if is_flat else rows
     return [_with_full_names({**row, "row": row.get("row", place)}) for place, row in enumerate(rows, 1)]
 
 
 def _planned_if_empty(row: Row) -> Row:
-    """A line of a table; where its result is an empty cell and no status says why, a run that is planned and has no row
-    yet."""
+    """A line of a table; it becomes a planned run without a row if its result is empty and it has no status."""
     empty = any(key in row and row[key] is None for key in ("val_loss", "value"))
     return {**row, "status": "missing"} if empty and "status" not in row else row
 
 
 def _with_our_status(row: Row) -> Row:
-    """A row whose status, where it has one, is ours if others' tables mean the same by it."""
+    """The row with its status translated to this testbed's word, if there is one of the same meaning."""
     if "status" not in row:
         return row
     if row["status"] is None:
@@ -201,14 +211,17 @@ def _with_full_names(row: Row) -> Row:
 
 
 def unfinished(found: list[Row]) -> list[Row]:
-    """The rows without a result, each labelled with its status."""
+    """The rows without a result, each with its status in the label."""
     rows = [row for row in found if row.get("status", "finished") not in FINAL]
     return [{**row, "label": f"{name_of(row)} ({row['status']})"} for row in rows]
 
 
 def _missing(plan: Path, found: list[Row]) -> list[Row]:
-    """The planned runs without a final row, as rows without results: what the plan holds of each. Raises UserError for
-    one planned by a version that wrote no configuration."""
+    """The planned runs without a final row, as rows without results.
+
+    Each holds the configuration from the plan. Raises UserError if an earlier version wrote the plan without
+    configurations.
+    """
     state = {row.get("run_id"): row.get("status", "finished") for row in found}
     planned = json_lines(plan)
     rows = []
@@ -216,7 +229,7 @@ def _missing(plan: Path, found: list[Row]) -> list[Row]:
         if not run.get("config"):
             raise UserError(
                 f"{plan}: the planned run {run.get('run_id')} has no row, and an earlier version wrote its line "
-                "without a configuration; `sweep run` with what the sweep was started with writes it anew"
+                "without a configuration; type the `sweep run` command of this sweep again to rewrite the plan"
             )
         status = state.get(run["run_id"], "missing")
         varied = " ".join(f"{key}={value}" for key, value in run.get("varied", {}).items())

@@ -1,7 +1,7 @@
-"""Files of rows: .csv, .parquet, .jsonl, .jsonl.gz and .json, our own and others'.
+"""Read files of rows (.csv, .parquet, .jsonl, .jsonl.gz and .json) of this testbed and of other projects.
 
-pandas reads the tables; every cell then passes through one function, because a guess of pandas about a whole column
-would turn 3 into 3.0 beside an empty cell. JSON holds rows already: numbers, lists and mappings stay as written.
+pandas reads the tables. One function then converts every cell by itself, because pandas infers one type for a whole
+column: an empty cell would turn 3 into 3.0. JSON holds rows already: numbers, lists and mappings stay as written.
 """
 
 import gzip
@@ -14,13 +14,15 @@ from scaling_testbed.errors import UserError
 
 Row = dict[str, Any]
 
-NOTHING = ("", "na", "n/a", "null", "-")  # in a cell
-IDENTIFIERS = ("run_id",)  # hexadecimal digits, which may look like a number
+NOTHING = ("", "na", "n/a", "null", "-")  # cells without a value
+IDENTIFIERS = ("run_id",)  # columns of hexadecimal digits, which may look like numbers
 
 
 def read_table(path: Path) -> list[Row]:
-    """The rows of a file, None where a cell is empty. Raises UserError naming the file, and the line where one is at
-    fault, for what cannot be read."""
+    """The rows of a file; an empty cell is None.
+
+    Raises UserError, which names the file and, if known, the line, if the file cannot be read.
+    """
     name = path.name.lower()
     if name.endswith(".csv"):
         return _csv_rows(path)
@@ -34,12 +36,12 @@ def read_table(path: Path) -> list[Row]:
 
 
 def is_flat(path: Path) -> bool:
-    """Whether a file is a table of cells, in which an empty cell is no value, rather than JSON."""
+    """Whether a file is a table of cells, where an empty cell means no value, and not JSON."""
     return path.name.lower().endswith((".csv", ".parquet"))
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds. Raises UserError where it cannot be read."""
+    """The content of a JSON file. Raises UserError if it cannot be read."""
     try:
         return json.loads(_text(path))
     except ValueError as error:
@@ -47,7 +49,7 @@ def read_json(path: Path) -> Any:
 
 
 def json_lines(path: Path) -> list[Row]:
-    """A JSON object on each line. Raises UserError naming file and line where there is none."""
+    """The JSON objects of a file, one per line. Raises UserError, which names file and line, if a line holds none."""
     return [_json_row(path, number, line) for number, line in enumerate(_text(path).split("\n"), 1) if line.strip()]
 
 
@@ -57,22 +59,22 @@ def _json_row(path: Path, number: int, line: str) -> Row:
     except ValueError:
         row = None
     if not isinstance(row, dict):
-        raise UserError(f"{path}:{number} is no row in JSON; mend or delete the line")
+        raise UserError(f"{path}:{number} is not a JSON object; correct or delete the line")
     return row
 
 
 def _records(path: Path) -> list[Row]:
-    """A JSON file with a list of rows, or with one under "rows" as our own tables are."""
+    """The rows of a JSON file: a list, or the list under "rows" as in this testbed's tables."""
     content = read_json(path)
     rows = content.get("rows") if isinstance(content, dict) else content
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise UserError(f"{path} holds no list of rows")
+        raise UserError(f"{path} must hold a list of rows")
     return rows
 
 
 def _text(path: Path) -> str:
     try:
-        # Spreadsheets put a mark before the first column's name, which utf-8-sig takes off.
+        # Spreadsheets write a byte order mark before the name of the first column; utf-8-sig removes it.
         with (gzip.open if path.suffix.lower() == ".gz" else open)(path, "rt", encoding="utf-8-sig") as file:
             return file.read()
     except (OSError, EOFError, UnicodeDecodeError) as error:
@@ -83,8 +85,8 @@ def _csv_rows(path: Path) -> list[Row]:
     import pandas
 
     text = _text(path)
-    # pandas is told of the longest line: it would refuse one with an empty cell more than the header, as spreadsheets
-    # write them, and with `usecols` it would drop what a decimal comma has cut off.
+    # pandas gets the width of the longest line. Otherwise it would refuse lines with an extra empty cell, which
+    # spreadsheets write; with `usecols` it would silently drop the digits after a decimal comma.
     width = max(line.count(",") for line in text.split("\n")) + 1
     try:
         table = pandas.read_csv(
@@ -100,7 +102,7 @@ def _csv_rows(path: Path) -> list[Row]:
     if double := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
         raise UserError(f"{path} has more than one column {', '.join(double)}; rename or delete one")
     for column in columns[max(named, default=-1) + 1 :]:
-        if place := next((place for place, cell in enumerate(column) if cell.strip()), None):  # a decimal comma, say
+        if place := next((place for place, cell in enumerate(column) if cell.strip()), None):  # e.g. a decimal comma
             number = place + 1 + sum(cell.count("\n") for other in columns for cell in other[:place])
             raise UserError(f"{path}:{number} has more cells than the header has columns")
     filled = [any(map(str.strip, line)) for line in zip(*columns, strict=True)]
@@ -110,8 +112,8 @@ def _csv_rows(path: Path) -> list[Row]:
 
 
 def cell_value(cell: str, column: str = "") -> Any:
-    """A cell of a CSV file: number, true or false, None for nothing, or text."""
-    if column not in IDENTIFIERS and "_" not in cell:  # to Python 1_000 is a number
+    """The value of a CSV cell: a number, true or false, None for an empty cell, or text."""
+    if column not in IDENTIFIERS and "_" not in cell:  # Python would read 1_000 as a number
         for number in (int, float):
             try:
                 return number(cell)
@@ -123,11 +125,11 @@ def cell_value(cell: str, column: str = "") -> Any:
 
 
 def _parquet_rows(path: Path) -> list[Row]:
-    """Rows of a Parquet table: the format holds numbers and text, and no code."""
+    """The rows of a Parquet table. The format holds numbers and text, and no code."""
     import pandas
 
     try:
-        # Arrow's own types: pandas' have no whole numbers in a column with an empty cell.
+        # Arrow's types: those of pandas have no integers in a column with an empty cell.
         table = pandas.read_parquet(path, dtype_backend="pyarrow")
     except (OSError, ValueError, ImportError) as error:  # pyarrow's errors are ValueErrors
         raise UserError(f"cannot read {path}: {error}") from None
@@ -141,7 +143,7 @@ def _parquet_rows(path: Path) -> list[Row]:
 
 
 def _plain(cell: Any) -> Any:
-    """A cell as Python has it, None also for what is no number."""
+    """A cell as a Python value; None for NaN."""
     if isinstance(cell, float):
         return cell if cell == cell else None
     return cell.tolist() if hasattr(cell, "tolist") else cell

@@ -1,7 +1,7 @@
-"""From a source and a tokenizer to a folder of shards: parallel, resumable, atomic, and the same every time.
+"""From a source and a tokenizer to a folder of shards. Preparation is parallel, resumable, atomic and deterministic.
 
-A source prepares itself, with what `_Job` offers; text goes through the tasks of tasks.py. Everything is built in a
-hidden folder that is renamed when it is complete, so that a folder with a manifest is whole.
+A source prepares itself with the methods of `_Job`. Text is processed by the tasks of tasks.py. All files are written
+to a hidden folder, which is renamed at the end, so that a folder with a manifest is complete.
 """
 
 import contextlib
@@ -36,9 +36,11 @@ CHUNK_BYTES = 64 << 20
 
 
 def folder_name(source, tokenizer) -> str:
-    """`<source>-<tokenizer>-<hash>`; sources that give token ids leave the tokenizer out of both name and
-    hash. The hash is over everything that decides the tokens, the code of a plug-in included, so a changed
-    corpus gets another folder."""
+    """The folder's name `<source>-<tokenizer>-<hash>`.
+
+    The hash is over everything that determines the tokens, including the code of a plug-in, so that a changed corpus
+    gets another folder. For sources of token ids, the tokenizer is part of neither the name nor the hash.
+    """
     names, identity = [source.name], {"schema": SCHEMA_VERSION, "source": source.identity()}
     if source.uses_tokenizer:
         names.append(tokenizer.name)
@@ -52,13 +54,12 @@ def folder_name(source, tokenizer) -> str:
 def prepare(
     source, tokenizer, *, data_dir: Path, workers: int | None = None, quiet=False, chunk_bytes=CHUNK_BYTES
 ) -> Path:
-    """Makes sure that the tokens of `source` under `tokenizer` lie ready in a folder below `data_dir`;
-    returns it.
+    """Prepare the tokens of `source` with `tokenizer` in a folder below `data_dir`, and return the folder.
 
-    Returns at once where that was done before, and goes on where an earlier call was interrupted. A second
-    process that asks for the same data waits for the first. `workers` defaults to the usable cores, at most
-    16. `tokenizer` may be None for synthetic sources and token files. Raises UserError or ConfigError naming
-    the file or field.
+    Returns at once if the folder is complete, and continues the work of an interrupted call. A second process that
+    prepares the same data waits for the first. `workers` defaults to the number of usable cores, at most 16.
+    `tokenizer` may be None for synthetic sources and token files. Raises UserError or ConfigError that names the
+    file or key.
     """
     folder = Path(data_dir) / folder_name(source, tokenizer)
     if (folder / "manifest.json").exists():
@@ -94,7 +95,7 @@ def prepare(
 
 @contextlib.contextmanager
 def _alone(path: Path, progress: ByteProgress):
-    """While entered, no other process prepares the same data; waits for one that does."""
+    """A context in which no other process prepares the same data. It waits for a process that already does."""
     import filelock
 
     lock = filelock.FileLock(path)
@@ -110,7 +111,7 @@ def _alone(path: Path, progress: ByteProgress):
 
 
 def _build(source, tokenizer, folder: Path, workers: int | None, progress: ByteProgress, chunk_bytes: int) -> None:
-    """Fills the work folder, writes its manifest, and renames it to `folder`."""
+    """Fill the work folder, write its manifest, and rename it to `folder`."""
     work = folder.parent / f".{folder.name}.partial"
     work.mkdir(exist_ok=True)
     for stale in [*work.glob("*.tmp"), *work.glob("tasks/*.tmp")]:
@@ -133,7 +134,7 @@ def _build(source, tokenizer, folder: Path, workers: int | None, progress: ByteP
 
 @dataclass(frozen=True)
 class _Job:
-    """What a source prepares itself with, see data.sources.source.Job."""
+    """The implementation of data.sources.source.Job."""
 
     work: Path
     tokenizer: Any

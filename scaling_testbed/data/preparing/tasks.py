@@ -1,8 +1,7 @@
-"""The work of preparing text, in chunks that depend on nothing but their own part of the source.
+"""Prepare text in tasks that depend only on their own part of the source.
 
-Consecutive units of about `chunk_bytes` of text form a task; each task writes one train and one validation
-shard. Neither the number of workers nor an interruption changes a byte. A task counts as done once its record
-exists.
+Consecutive units with about `chunk_bytes` of text form a task. Each task writes one train and one validation shard. The
+number of workers and interruptions do not change a byte of the result. A task is done once its record exists.
 """
 
 import hashlib
@@ -21,6 +20,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -39,7 +39,7 @@ MAX_WORKERS = 16
 
 @dataclass(frozen=True)
 class Task:
-    """One chunk of work: consecutive units that all go to one kind of split."""
+    """One chunk of work: consecutive units with the same `split`."""
 
     index: int
     units: tuple[Unit, ...]
@@ -50,8 +50,10 @@ class Task:
 
 
 def plan_tasks(units: list[Unit], chunk_bytes: int) -> list[Task]:
-    """Consecutive units, closed as soon as they weigh `chunk_bytes`."""
-    tasks, open_units, weight = [], [], 0
+    """Group consecutive units into tasks. A task is complete when the weights of its units reach `chunk_bytes`."""
+    tasks: list[Task] = []
+    open_units: list[Unit] = []
+    weight = 0
     for unit in units:
         if open_units and (weight >= chunk_bytes or unit.split != open_units[-1].split):
             tasks.append(Task(len(tasks), tuple(open_units)))
@@ -62,7 +64,7 @@ def plan_tasks(units: list[Unit], chunk_bytes: int) -> list[Task]:
 
 
 def start_or_resume(work: Path, tasks: list[Task]) -> None:
-    """Keeps what an interrupted call finished, unless it planned the work differently."""
+    """Keep the finished tasks of an interrupted call, unless its plan was different."""
     plan = hashlib.sha256(repr(tasks).encode()).hexdigest()
     path = work / "tasks" / "plan.json"
     if path.exists() and json.loads(path.read_text()) == plan:
@@ -77,9 +79,10 @@ def split_rule(source):
 
 
 def with_a_validation_document(source, units: list[Unit], progress: ByteProgress):
-    """`source`, with its validation_fraction raised to take in one document where a small corpus has none under it.
+    """`source`, with a larger validation_fraction if a small corpus has no validation document.
 
-    Stops reading at the first document of the validation split, so that it costs a large corpus nothing.
+    The new fraction is just large enough for one document. Reading stops at the first validation document, so that the
+    function costs nothing for a large corpus.
     """
     fraction = source.validation_fraction
     if not source.read_twice or source.limited or not fraction or any(unit.split for unit in units):
@@ -98,7 +101,7 @@ def with_a_validation_document(source, units: list[Unit], progress: ByteProgress
 
 
 def run_tasks(source, tasks, work: Path, description: dict, workers: int | None, progress: ByteProgress) -> list[dict]:
-    """The records of all tasks in order; those of an earlier call are taken as they are."""
+    """Run the tasks and return the records of all tasks in order. Tasks that an earlier call finished are not run."""
     done = {task.index: record for task in tasks if (record := _finished(work, task.index))}
     progress.start(sum(task.weight for task in tasks), sum(task.weight for task in tasks if task.index in done))
     todo = [task for task in tasks if task.index not in done]
@@ -111,7 +114,7 @@ def run_tasks(source, tasks, work: Path, description: dict, workers: int | None,
 
 
 def usable_cores() -> int:
-    """Cores this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -121,10 +124,14 @@ def _finished(work: Path, index: int) -> dict | None:
 
 
 def _run_in_order(source, tasks, done: dict, work: Path, description: dict, progress: ByteProgress) -> list[dict]:
-    """In this process, one task after the other. Here alone can a limit be counted in document order; the
-    tokenizer library uses all cores by itself. A limit counts a source's own validation split apart."""
+    """Run the tasks in this process, one after the other, and return their records.
+
+    A limit on documents or tokens needs this, because it counts in document order. A validation split of the source
+    itself is counted separately. The tokenizer library uses all cores by itself.
+    """
     encoder = load_tokenizer(work, description)
-    records, used = [], {}
+    records: list[dict] = []
+    used: dict[str | None, list[int]] = {}
     for task in tasks:
         spent = used.setdefault(task.units[0].split, [0, 0])
         left = [None if most is None else most - gone for most, gone in zip(_limits(source), spent, strict=True)]
@@ -142,18 +149,19 @@ def _limits(source) -> tuple[int | None, int | None]:
 
 
 def run_task(source, task: Task, work: Path, encoder, left=(None, None), advance=None) -> dict:
-    """Tokenises the documents of one task into its shards; returns its record, which is written last.
+    """Tokenise the documents of one task into its shards, and return its record, which is written last.
 
-    `left` is how many documents and tokens it may still give (None: any number).
+    left: how many documents and tokens it may still write (None: any number).
     """
     writers = {split: ShardWriter(work, f"{split}-{task.index:05d}", encoder.vocab_size) for split in SPLITS}
     totals = {split: {"n_tokens": 0, "n_documents": 0, "n_bytes": 0} for split in SPLITS}
     counts = np.zeros(encoder.vocab_size, dtype=np.int64)
-    skipped, eos, decide = [], np.array([encoder.eos_id]), split_rule(source)
+    skipped: list[str] = []
+    eos, decide = np.array([encoder.eos_id]), split_rule(source)
     max_documents, tokens_left = left
     pairs = ((unit, document) for unit in task.units for document in source.documents(unit, skipped))
     for batch in _batches(islice(pairs, max_documents)):
-        parts = {split: [] for split in SPLITS}
+        parts: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
         encoded = encoder.encode_batch([document for _, document in batch])
         for (unit, document), ids in zip(batch, encoded, strict=True):
             if tokens_left is not None and tokens_left <= 0:
@@ -178,7 +186,7 @@ def run_task(source, task: Task, work: Path, encoder, left=(None, None), advance
 
 
 def _write_record(folder: Path, record: dict, counts: np.ndarray) -> dict:
-    """The record is what makes a task count as done, so everything else is on disk before it."""
+    """Write the record of a task. The record marks the task as done, so all other files are synced to disk first."""
     temporary = folder / f"{record['index']:05d}.{os.getpid()}.tmp"
     with open(temporary, "wb") as file:
         np.save(file, counts, allow_pickle=False)
@@ -204,15 +212,14 @@ def _batches(pairs: Iterator) -> Iterator[list]:
 
 # ------------------------------------------------------------------------------------- other processes
 
-_worker = {}  # what a worker process needs for every task; set once, when it starts
+_worker: dict[str, Any] = {}  # the objects that a worker process needs for every task; set once, at its start
 
 
 def _run_in_pool(source, todo, work: Path, description: dict, workers: int, progress: ByteProgress) -> Iterator[dict]:
-    """The records of tasks as they finish, from `workers` processes. Whatever ends this loop ends them
-    too."""
+    """Yield the records of tasks as they finish, from `workers` processes. The processes end when this loop ends."""
     before = set(multiprocessing.active_children())
     threads, plugins = max(1, usable_cores() // workers), [plugin.name for plugin in loaded_plugins()]
-    # The source as bytes: what it is of may be known to the process only after its plug-ins are loaded.
+    # The source is passed as bytes, because a worker can unpickle it only after it has loaded the plug-ins.
     setup = (os.getpid(), threads, plugins, pickle.dumps(source), work, description)
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker, setup)
     try:
@@ -233,7 +240,7 @@ def _run_in_pool(source, todo, work: Path, description: dict, workers: int, prog
 
 
 def _start_worker(parent: int, threads: int, plugins: list[str], source: bytes, work: Path, description: dict) -> None:
-    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):  # the parent, which ends its workers, gets them too
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):  # the parent gets them too and ends its workers
         signal.signal(number, signal.SIG_IGN)
     os.environ["RAYON_NUM_THREADS"] = str(threads)  # the tokenizer library's threads
     threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
@@ -242,7 +249,7 @@ def _start_worker(parent: int, threads: int, plugins: list[str], source: bytes, 
 
 
 def _leave_with(parent: int) -> None:
-    """A parent that was killed outright cannot end its workers, so they watch for it."""
+    """Exit when the parent process is gone, because a killed parent cannot end its workers."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)

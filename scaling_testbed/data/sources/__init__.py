@@ -1,4 +1,4 @@
-"""Sources of data, one file a kind. Importing this room registers every kind of ours."""
+"""Sources of data, one file for each kind. Importing this package registers every built-in kind."""
 
 from scaling_testbed.data.sources import (  # noqa: F401
     copy,

@@ -1,9 +1,10 @@
-"""Datasets of Hugging Face: the only module that imports `datasets`, and only inside its functions.
+"""Datasets of Hugging Face. Only this module imports `datasets`, and only inside its functions.
 
-No dataset script is ever run: datasets 4 and later cannot, and nothing here asks an older one to.
+It never runs a dataset script. datasets 4 and later cannot run one, and this module does not allow an older version to.
 """
 
 import functools
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -21,25 +22,30 @@ from scaling_testbed.data.sources.reading import (
 )
 from scaling_testbed.data.sources.source import SOURCES, TextSource
 from scaling_testbed.errors import ConfigError, UserError
+from scaling_testbed.keys import key
 
 
 @SOURCES.register("huggingface")
 @dataclass(frozen=True, kw_only=True)
 class HuggingFaceConfig(TextSource):
-    """Any dataset that `datasets` can load without running its code. `path` is a hub name, a local folder, or
-    a format (`parquet`, `json`) with `data_files`. With `path: json` each line is parsed here, so that files
-    whose other fields differ can be mixed. `streaming` reads file by file without a local copy.
-    `validation_split`, where given, is the validation split and nothing is split by hash."""
+    """Any dataset that `datasets` can load without running the code of the dataset."""
 
     name: str = "huggingface"
-    path: str | None = None
-    config_name: str | None = None
-    data_files: Any = None  # str or list[str]
-    split: str = "train"
-    validation_split: str | None = None
-    text_field: str = "text"
-    revision: str | None = None
-    streaming: bool = False
+    path: str | None = key(
+        None,
+        "A name on the hub, a local folder, or a format (parquet, json, ...) with data_files. The lines of json are "
+        "parsed here, so files whose other fields differ can be mixed.",
+    )
+    config_name: str | None = key(None, "The dataset's configuration, where it has several.")
+    data_files: Any = key(None, "A file, a glob, or a list of them, for `path` a format.")
+    split: str = key("train", "The split of the dataset that is read.")
+    validation_split: str | None = key(
+        None,
+        "The split of the dataset that is the validation split. null: documents of `split` are split by their hash.",
+    )
+    text_field: str = key("text", "The field with the text of a document.")
+    revision: str | None = key(None, "A commit, branch or tag on the hub. null: the newest.")
+    streaming: bool = key(False, "Whether the dataset is read file by file, without a local copy.")
 
     where_fields: ClassVar[tuple[str, ...]] = ("path", "data_files")
     read_twice: ClassVar[bool] = False  # it may come over a network
@@ -50,7 +56,7 @@ class HuggingFaceConfig(TextSource):
             raise ConfigError(f"data_files must be a glob or a list of globs, got {self.data_files!r}")
 
     def content(self) -> dict:
-        """Local files are watched by size and time; what lies on the hub is pinned by `revision`."""
+        """The sizes and times of local files; empty for a dataset on the hub, whose content `revision` identifies."""
         if self.path is None:
             raise ConfigError("data.path must be given: a dataset's name on the hub, a folder, or parquet or json")
         local = [name for name in as_list(self.data_files) if "://" not in name]
@@ -71,8 +77,8 @@ class HuggingFaceConfig(TextSource):
 
 
 def _units(source, hub_split: str, split: str | None, chunk_bytes: int) -> list[Unit]:
-    """Row ranges of about `chunk_bytes` of a downloaded dataset, or the files of a streamed one."""
-    _load_cached.cache_clear()  # the files may have changed since this process last looked
+    """Row ranges of about `chunk_bytes` of a downloaded dataset, or the files of a streamed dataset."""
+    _load_cached.cache_clear()  # the files may have changed since this process loaded them
     dataset = _load(source, hub_split)
     if source.streaming:
         return [Unit(hub_split, "hub_shard", i, i + 1, chunk_bytes, split) for i in range(dataset.num_shards)]
@@ -86,7 +92,7 @@ def _units(source, hub_split: str, split: str | None, chunk_bytes: int) -> list[
 
 
 def _documents(source, unit: Unit) -> Iterator[bytes]:
-    """The documents of one unit, none of them empty."""
+    """Yield the documents of one unit, none empty."""
     dataset = _load(source, unit.path)
     if source.streaming:
         rows = dataset.shard(num_shards=dataset.num_shards, index=unit.start)
@@ -117,7 +123,7 @@ def _label(source) -> str:
 
 
 class _one_line:
-    """Turns whatever `datasets` raises into one line that names the dataset."""
+    """A context that turns an exception of `datasets` into a UserError that names the dataset."""
 
     def __init__(self, source):
         self.source = source
@@ -131,9 +137,37 @@ class _one_line:
         cause = error.__cause__ or error
         lines = str(cause).strip().splitlines() or [""]
         raise UserError(
-            f"{_label(self.source)} cannot be read: {type(cause).__name__}: {lines[0]}\n"
-            "Check data.path, data.config_name, data.data_files, data.split and data.revision, or the network."
+            f"{_label(self.source)} cannot be read: {type(cause).__name__}: {lines[0]}\nCheck data.path, "
+            "data.config_name, data.data_files, data.split and data.revision, or the network."
         ) from None
+
+
+class _Retries(logging.Filter):
+    """A log filter that prints one line for the first failed request to the Hub and drops the lines of all attempts."""
+
+    def __init__(self):
+        super().__init__()
+        self.said = False
+
+    def install(self) -> None:
+        """Filter the log lines of the two libraries, which must be imported before."""
+        for library in ("huggingface_hub", "datasets"):
+            for handler in logging.getLogger(library).handlers:
+                handler.addFilter(self)  # adds it once
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        problem, failed, _ = text.partition(" thrown while requesting ")
+        if not (failed or "Retrying in " in text):
+            return True
+        if not self.said:
+            self.said = True
+            reason = problem.strip("'") if failed else "the connection was lost"
+            print(f"the Hugging Face Hub does not answer ({reason}); trying again", file=sys.stderr)
+        return False
+
+
+RETRIES = _Retries()
 
 
 def _load(source, hub_split: str):
@@ -153,9 +187,11 @@ def _load(source, hub_split: str):
 def _load_cached(path, config_name, data_files, hub_split, revision, streaming, text_field):
     import datasets
 
+    RETRIES.install()
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
-    # As lines of text, JSON files whose other fields differ in type can be mixed (those of RedPajama do).
+    # JSON files are read as lines of text, so that files can be mixed whose other fields have different types (those of
+    # RedPajama do).
     dataset = datasets.load_dataset(
         "text" if path == "json" else path,
         config_name,

@@ -1,4 +1,4 @@
-"""Independent symbols."""
+"""A synthetic source of independent symbols."""
 
 from dataclasses import dataclass
 
@@ -6,32 +6,37 @@ import numpy as np
 
 from scaling_testbed.data.sources.source import SOURCES
 from scaling_testbed.data.sources.synthetic import SyntheticSource
-from scaling_testbed.errors import ConfigError, check_choice
+from scaling_testbed.errors import ConfigError
+from scaling_testbed.keys import check_choices, key
 
 
 @SOURCES.register("noise")
 @dataclass(frozen=True, kw_only=True)
 class NoiseConfig(SyntheticSource):
-    """Independent symbols. `distribution` is uniform, zipf (probability of symbol i proportional to
-    (i + 1) ** -exponent) or explicit (`probabilities`, one per symbol)."""
+    """Independent symbols."""
 
     name: str = "noise"
     vocab_size: int = 256
-    distribution: str = "uniform"
-    exponent: float = 1.0
-    probabilities: list[float] | None = None
+    distribution: str = key(
+        "uniform",
+        "The distribution of a symbol. zipf: the probability of symbol i is proportional to (i + 1) ** -exponent. "
+        "explicit: `probabilities`.",
+        choices=("uniform", "zipf", "explicit"),
+    )
+    exponent: float = key(1.0, "The exponent of zipf.")
+    probabilities: list[float] | None = key(None, "One number per symbol, for explicit. They need not sum to one.")
 
     def __post_init__(self):
         super().__post_init__()
-        check_choice("distribution", self.distribution, ("uniform", "zipf", "explicit"))
+        check_choices(self)
         if (self.probabilities is not None) != (self.distribution == "explicit"):
-            raise ConfigError("probabilities must be given with distribution=explicit and only there")
+            raise ConfigError("probabilities must be set with distribution=explicit, and only then")
         if self.probabilities is not None:
             total = sum(self.probabilities)
             if len(self.probabilities) != self.vocab_size or min(self.probabilities) < 0 or not total > 0:
                 raise ConfigError(
-                    f"probabilities must be {self.vocab_size} numbers, none negative, not all zero, "
-                    f"got {len(self.probabilities)} with sum {total}"
+                    f"probabilities must be {self.vocab_size} numbers, none negative, not all zero, got "
+                    f"{len(self.probabilities)} with sum {total}"
                 )
 
     def symbol_probabilities(self) -> np.ndarray:
@@ -54,4 +59,4 @@ class NoiseConfig(SyntheticSource):
         cumulative = np.cumsum(self.symbol_probabilities())
         draws = self.random(split).random(self._length(split)) * cumulative[-1]
         symbols = np.searchsorted(cumulative, draws, side="right")
-        return np.minimum(symbols, self.vocab_size - 1)  # the product above may round up to the very end
+        return np.minimum(symbols, self.vocab_size - 1)  # the product above may round up to the last cumulative value

@@ -1,4 +1,4 @@
-"""The packages installed beside this one."""
+"""The source code of the installed packages."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from scaling_testbed.data.sources.source import SOURCES
 @SOURCES.register("python_packages")
 @dataclass(frozen=True, kw_only=True)
 class PythonPackagesConfig(PythonStdlibConfig):
-    """The .py files of the packages installed beside this one: a bigger corpus of the same kind."""
+    """The .py files of the installed packages: a larger corpus than `python_stdlib`, of the same kind."""
 
     name: str = "python_packages"
     validation_fraction: float = 0.02

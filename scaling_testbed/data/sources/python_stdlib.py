@@ -1,8 +1,9 @@
-"""The interpreter's own library: real text on every machine."""
+"""The source code of Python's standard library: real text on every machine."""
 
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 from scaling_testbed.data.sources.reading import Unit, file_identity, plan_file, read_unit, walk
 from scaling_testbed.data.sources.source import SOURCES, TextSource
@@ -12,13 +13,12 @@ from scaling_testbed.errors import UserError
 @SOURCES.register("python_stdlib")
 @dataclass(frozen=True, kw_only=True)
 class PythonStdlibConfig(TextSource):
-    """The .py files of the running interpreter's standard library, read in place: real text on every
-    machine."""
+    """The .py files of the running interpreter's standard library, read in place: real text on every machine."""
 
     name: str = "python_stdlib"
-    validation_fraction: float = 0.05  # files are few and of very different sizes
+    validation_fraction: float = 0.05  # because there are few files and their sizes differ much
 
-    _folders = ("stdlib",)
+    _folders: ClassVar[tuple[str, ...]] = ("stdlib",)
     _skip = frozenset({"site-packages", "dist-packages", "__pycache__"})
 
     def _files(self) -> list[tuple[str, list[str]]]:

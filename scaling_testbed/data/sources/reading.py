@@ -1,7 +1,7 @@
-"""Reading documents out of local files: plain text, JSON lines (plain, gzip, zstandard) and parquet.
+"""Read documents from local files: plain text, JSON lines (plain, gzip, zstandard) and parquet.
 
-A `Unit` is the smallest piece of a corpus that can be read on its own: a file, a byte range of a .jsonl file,
-or a range of row groups of a parquet file. Documents are bytes of UTF-8.
+A `Unit` is the smallest piece of a corpus that can be read separately: a file, a byte range of a .jsonl file, or a
+range of row groups of a parquet file. Documents are bytes of UTF-8.
 """
 
 import codecs
@@ -28,14 +28,16 @@ KINDS = {
     ".md": "text",
     ".py": "text",
 }
-READ_WHOLE_BYTES = 64 << 20  # longer text files are read as a stream, so that memory stays bounded
+READ_WHOLE_BYTES = 64 << 20  # longer text files are read as a stream, which bounds the memory
 
 
 @dataclass(frozen=True)
 class Unit:
-    """One piece of a corpus. `start` and `stop` are bytes (.jsonl), row groups (parquet), rows or shards
-    (hub); `weight` is the expected bytes of text; `split` is set where the source itself says train or
-    validation."""
+    """One piece of a corpus.
+
+    start, stop: bytes (.jsonl), row groups (parquet), rows or shards (hub). weight: the expected bytes of text. split:
+    train or validation if the source itself has these splits, else None.
+    """
 
     path: str
     kind: str
@@ -46,18 +48,20 @@ class Unit:
 
 
 def kind_of(path: str) -> str | None:
-    """How to read a file, by its name; None for an unknown ending."""
+    """The kind of a file by its name; None for an unknown ending."""
     return next((kind for suffix, kind in KINDS.items() if path.lower().endswith(suffix)), None)
 
 
 def as_list(value) -> list[str]:
-    """A field that may be one glob or a list of them, as a list."""
+    """The value of a field (None, one glob, or a list of globs) as a list."""
     return [] if value is None else [value] if isinstance(value, str) else [str(item) for item in value]
 
 
 def expand(field: str, patterns) -> list[str]:
-    """Sorted absolute paths of the files that globs, plain paths or folders name. A folder stands for every
-    file under it with a known ending. Raises UserError where a pattern matches nothing."""
+    """Sorted absolute paths of the files that globs, plain paths or folders name.
+
+    A folder stands for every file below it with a known ending. Raises UserError if a pattern matches nothing.
+    """
     found = set()
     for pattern in as_list(patterns):
         full = os.path.abspath(os.path.expanduser(pattern))
@@ -73,8 +77,8 @@ def expand(field: str, patterns) -> list[str]:
 
 
 def walk(root: str, skip: frozenset[str] = frozenset()) -> list[str]:
-    """All files under `root` in sorted order (os.walk's own order differs between machines)."""
-    found = []
+    """All files below `root` in sorted order, because the order of os.walk differs between machines."""
+    found: list[str] = []
     for folder, folders, names in os.walk(root):
         folders[:] = sorted(name for name in folders if name not in skip)
         found.extend(os.path.join(folder, name) for name in sorted(names))
@@ -82,8 +86,7 @@ def walk(root: str, skip: frozenset[str] = frozenset()) -> list[str]:
 
 
 def file_identity(paths: list[str], root: str | None = None) -> list:
-    """What stands for the content of files without reading them: relative path, size and modification
-    time."""
+    """Relative path, size and modification time of each file, which identify its content without reading it."""
     if root is None and paths:
         root = os.path.commonpath([os.path.dirname(path) for path in paths])
     rows = []
@@ -97,7 +100,7 @@ def file_identity(paths: list[str], root: str | None = None) -> list:
 
 
 def plan_file(field: str, path: str, chunk_bytes: int, split: str | None = None) -> list[Unit]:
-    """The units of one file, in order. Reads parquet footers, nothing else."""
+    """The units of one file, in order. Of the content it reads only the footer of a parquet file."""
     kind = kind_of(path)
     if kind is None:
         raise ConfigError(f"{field}: {path} ends in none of {', '.join(KINDS)}")
@@ -107,7 +110,7 @@ def plan_file(field: str, path: str, chunk_bytes: int, split: str | None = None)
         return [Unit(path, kind, a, min(a + chunk_bytes, size), min(chunk_bytes, size - a), split) for a in starts]
     if kind == "parquet":
         return _plan_parquet(path, chunk_bytes, split)
-    expansion = 1 if kind == "text" else 4  # a rough guess of what the compression saves, for the progress bar
+    expansion = 1 if kind == "text" else 4  # a rough guess of the compression ratio, for the progress bar
     return [Unit(path, kind, 0, size, size * expansion, split)] if size else []
 
 
@@ -123,7 +126,7 @@ def _plan_parquet(path: str, chunk_bytes: int, split: str | None) -> list[Unit]:
 
 
 def read_unit(unit: Unit, text_field: str, cut_bytes: int | None, skipped: list[str]) -> Iterator[bytes]:
-    """The documents of one unit, none of them empty. Text files that are not UTF-8 are added to `skipped`."""
+    """Yield the documents of one unit, none empty. Text files that are not UTF-8 are added to `skipped`."""
     try:
         if unit.kind == "text":
             yield from _read_text(unit.path, cut_bytes, skipped)
@@ -132,7 +135,7 @@ def read_unit(unit: Unit, text_field: str, cut_bytes: int | None, skipped: list[
         else:
             yield from _read_json_lines(unit, text_field)
     except (OSError, EOFError, zlib.error) as error:
-        if getattr(error, "errno", None) is not None and not isinstance(error, gzip.BadGzipFile):
+        if isinstance(error, OSError) and error.errno is not None and not isinstance(error, gzip.BadGzipFile):
             raise UserError(f"{unit.path}: cannot be read ({error.strerror})") from None
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{unit.path}: cannot be read as {unit.kind} ({reason})") from None
@@ -163,7 +166,7 @@ def _is_utf8(stream) -> bool:
 
 
 def cut(stream, cut_bytes: int) -> Iterator[bytes]:
-    """A UTF-8 stream as pieces of at most `cut_bytes`, each ending at a line end where there is one."""
+    """Yield a UTF-8 stream in pieces of at most `cut_bytes`. A piece ends at a line end if it contains one."""
     buffer = b""
     while block := stream.read(max(1 << 20, cut_bytes)):
         buffer, at = buffer + block, 0
@@ -191,7 +194,7 @@ def _read_json_lines(unit: Unit, text_field: str) -> Iterator[bytes]:
 
 
 def text_of_json(line: bytes | str, text_field: str) -> Iterator[bytes]:
-    """The text of one JSON line, or nothing where it is empty. Raises ValueError with a reason for people."""
+    """Yield the text of one JSON line, or nothing if it is empty. Raises ValueError with a readable reason."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -203,8 +206,10 @@ def text_of_json(line: bytes | str, text_field: str) -> Iterator[bytes]:
 
 
 def text_of_row(row: dict, text_field: str) -> bytes:
-    """The text of one row as UTF-8, empty for null. Lone surrogates, which no encoder can take, become question
-    marks."""
+    """The text of one row as UTF-8; empty for null. Lone surrogates, which UTF-8 cannot encode, become question marks.
+
+    Raises ValueError with a readable reason.
+    """
     if text_field not in row:
         fields = ", ".join(map(str, row)) or "none"
         raise ValueError(f"no field {text_field!r} (fields: {fields}); set data.text_field")
@@ -216,7 +221,7 @@ def text_of_row(row: dict, text_field: str) -> bytes:
 
 
 def _numbered_lines(unit: Unit) -> Iterator[tuple[int, bytes]]:
-    """Lines of a unit with their number from 1. A line belongs to the byte range in which it starts."""
+    """Yield the lines of a unit with their number from 1. A line belongs to the byte range in which it starts."""
     if unit.kind == "jsonl":
         with open(unit.path, "rb") as file:
             at = unit.start
@@ -234,13 +239,13 @@ def _numbered_lines(unit: Unit) -> Iterator[tuple[int, bytes]]:
     else:
         import pyarrow
 
-        # pyarrow brings a zstandard decoder with it, which the standard library has only from Python 3.14 on.
+        # pyarrow contains a zstandard decoder. The standard library has one only from Python 3.14 on.
         with pyarrow.input_stream(unit.path, compression="zstd") as stream:
             yield from enumerate(io.BufferedReader(stream, 1 << 20), 1)
 
 
 def _lines_before(unit: Unit) -> int:
-    """How many lines start before a byte range; read only to name a line in an error."""
+    """The number of lines that start before a byte range. It is computed only to name a line in an error."""
     if unit.kind != "jsonl" or unit.start == 0:
         return 0
     with open(unit.path, "rb") as file:

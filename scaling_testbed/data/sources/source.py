@@ -1,8 +1,8 @@
-"""What every source of data answers for itself, and the kinds that there are.
+"""The base classes of data sources, and their registry.
 
-A source is a frozen dataclass that can say its identity without reading a document, and that prepares its tokens with
-the tools of a `Job`. Most give documents (`TextSource`): they plan themselves as a list of units in a fixed order and
-read the documents of one unit; the rest is the tokenizer's. Others give token ids.
+A source is a frozen dataclass. It knows its identity without reading a document, and prepares its tokens with the
+methods of a `Job`. Most sources give documents (`TextSource`): they list their units in a fixed order and read the
+documents of one unit, and the preparation tokenises the documents. Other sources give token ids.
 """
 
 import hashlib
@@ -16,35 +16,36 @@ import numpy as np
 from scaling_testbed.data.shards import SPLITS, smallest_dtype
 from scaling_testbed.data.sources.reading import Unit
 from scaling_testbed.errors import ConfigError, UserError, check_positive
+from scaling_testbed.keys import key
 from scaling_testbed.registry import Registry
 
-SOURCES = Registry("data source")
+SOURCES: Registry[type["Source"]] = Registry("data source")
 
 
 class Job(Protocol):
-    """One preparation, as a source sees it. work: the folder to write shards into."""
+    """The interface of one preparation to a source. work: the folder for the shards."""
 
     work: Path
 
     def tokenize(self, source: "TextSource") -> dict:
-        """The documents of `source` as shards in `work`; returns the manifest."""
+        """Write the documents of `source` as shards into `work`, and return the manifest."""
 
     def start(self, n_bytes: int) -> None:
-        """Begin counting towards `n_bytes` of work, for a person to see."""
+        """Start to show the progress of `n_bytes` of work."""
 
     def advance(self, n_bytes: int) -> None:
-        """So many more bytes are done."""
+        """Add `n_bytes` to the bytes done."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """The base of all sources. name: what prepared folders are named after; no part of the identity.
+    """The base of all sources.
 
-    uses_tokenizer: whether the tokenizer decides the tokens too. where_fields: the fields that name its place to a
-    person. too_small: what to do where a split has no document.
+    uses_tokenizer: whether the tokens depend on the tokenizer. where_fields: the fields that messages show as its
+    place. too_small: the advice in the message if a split has no document.
     """
 
-    name: str = ""
+    name: str = key("", "The name in front of prepared folders. It is no part of the identity of the data.")
 
     uses_tokenizer: ClassVar[bool] = False
     where_fields: ClassVar[tuple[str, ...]] = ()
@@ -52,11 +53,11 @@ class Source:
 
     @property
     def kind(self) -> str:
-        """The name it is registered under."""
+        """The name under which the class is registered."""
         return SOURCES.name_of(type(self))
 
     def identity(self) -> dict:
-        """Everything about the source that decides the tokens, as plain JSON, found without reading a document."""
+        """Everything about the source that determines the tokens, as plain JSON. It must not read a document."""
         return {"kind": self.kind, **self.description()["fields"]}
 
     def description(self) -> dict:
@@ -66,21 +67,21 @@ class Source:
         return {"kind": self.kind, "fields": fields}
 
     def where(self) -> str:
-        """What it reads, for messages."""
+        """The place that the source reads, for messages."""
         fields = self.description()["fields"]
         return ", ".join(f"{key} {fields[key]}" for key in self.where_fields if fields.get(key)) or self.kind
 
     def prepare(self, job: Job) -> dict:
-        """Leave the tokens of both splits in the job's folder, or where they are; returns the manifest.
+        """Write the tokens of both splits into the job's folder, or leave token files in place; return the manifest.
 
-        Raises UserError or ConfigError naming the file or field.
+        Raises UserError or ConfigError that names the file or key.
         """
         raise NotImplementedError
 
     def manifest(self, splits: dict[str, dict], counts: np.ndarray, **more: Any) -> dict:
-        """The manifest, from the records of the splits and how often each id [vocab_size] occurs in the train split.
+        """The manifest, from the records of the splits and the counts [vocab_size] of each id in the train split.
 
-        Raises UserError where a split is empty.
+        Raises UserError if a split is empty.
         """
         for split in SPLITS:
             if not splits[split]["n_tokens"]:
@@ -104,22 +105,29 @@ class Source:
 
 
 def token_record(n_tokens: int, n_documents: int | None, shards: list[dict]) -> dict:
-    """The record of a split that was never text: its bytes are unknown, so bits per byte cannot be had."""
+    """The record of a split without text. Its bytes are unknown, so bits per byte cannot be computed."""
     return {"n_tokens": n_tokens, "n_documents": n_documents, "n_bytes": None, "shards": shards}
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextSource(Source):
-    """What all sources of documents share. A limit counts documents, or tokens with EOS, of both splits
-    together in document order, and stops after the document that reaches it.
+    """The base of all sources of documents.
 
-    read_twice: whether its documents may be read once more to look for one that belongs to the validation split.
+    read_twice: whether its documents may be read one more time to look for a validation document.
     """
 
     name: str = "text"
-    validation_fraction: float = 0.01
-    max_documents: int | None = None
-    max_tokens: int | None = None
+    validation_fraction: float = key(
+        0.01, "The part of the documents that is the validation split. A hash of its text decides for each document."
+    )
+    max_documents: int | None = key(
+        None, "Stop after so many documents, of both splits together, in their order. null: no limit."
+    )
+    max_tokens: int | None = key(
+        None,
+        "Stop after the document with which the tokens of both splits, each document's EOS included, reach this "
+        "number. null: no limit.",
+    )
 
     uses_tokenizer: ClassVar[bool] = True
     read_twice: ClassVar[bool] = True
@@ -136,31 +144,33 @@ class TextSource(Source):
         return self.max_documents is not None or self.max_tokens is not None
 
     def identity(self) -> dict:
-        """As for every source, and what stands for the content."""
+        """The identity of `Source`, with `content`."""
         return {**super().identity(), **self.content()}
 
     def content(self) -> dict:
-        """What stands for the text itself, such as the sizes and times of files; part of the identity."""
+        """Data that identify the text itself, such as the sizes and times of files. They are part of the identity."""
         return {}
 
     def prepare(self, job: Job) -> dict:
         return job.tokenize(self)
 
     def units(self, chunk_bytes: int) -> list[Unit]:
-        """The whole source as pieces in document order."""
+        """The units of the whole source, in document order."""
         raise NotImplementedError
 
     def documents(self, unit: Unit, skipped: list[str]) -> Iterator[bytes]:
-        """Documents of one unit as UTF-8, none empty; files that are not UTF-8 are added to `skipped`."""
+        """Yield the documents of one unit as UTF-8, none empty. Files that are not UTF-8 are added to `skipped`."""
         raise NotImplementedError
 
 
 def split_of(document: bytes, validation_fraction: float) -> str:
-    """The split a document belongs to, by a hash of its bytes alone: it never moves when other documents come
-    or go, and two copies of one document are never on both sides."""
+    """The split of a document, by a hash of its bytes only.
+
+    The split does not change when other documents are added or removed. All copies of a document are in the same split.
+    """
     return "validation" if split_draw(document) < validation_fraction else "train"
 
 
 def split_draw(document: bytes) -> float:
-    """A number in [0, 1) that stands for the document's bytes."""
+    """A number in [0, 1) from a hash of the document's bytes."""
     return int.from_bytes(hashlib.blake2b(document, digest_size=8).digest(), "big") / 2.0**64

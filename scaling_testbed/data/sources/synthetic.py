@@ -1,8 +1,8 @@
-"""Sources whose best possible loss is known in closed form.
+"""Synthetic sources, whose lowest possible loss is known in closed form.
 
-They give token ids, not text: no tokenizer, no EOS, no documents to split. The validation stream is drawn
-from the same distribution with another random stream. `entropy_rate_nats` is the cross-entropy per token that
-no model can beat on average; a finite validation set scatters around it.
+They give token ids and not text, so they have no tokenizer, no EOS and no documents to split. The validation stream has
+the same distribution as the train stream and another random stream. `entropy_rate_nats` is the lowest possible expected
+cross-entropy per token. The loss on a finite validation set scatters around it.
 """
 
 import math
@@ -13,6 +13,7 @@ import numpy as np
 from scaling_testbed.data.shards import SPLITS, ShardWriter
 from scaling_testbed.data.sources.source import Job, Source, token_record
 from scaling_testbed.errors import ConfigError
+from scaling_testbed.keys import key
 
 STREAMS = {"table": 0, "train": 1, "validation": 2}
 
@@ -26,13 +27,13 @@ def check_range(field: str, value, low, high=math.inf) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class SyntheticSource(Source):
-    """What the synthetic sources share: sizes of the two splits in tokens, and a seed."""
+    """The base of the synthetic sources."""
 
     name: str = "synthetic"
-    vocab_size: int = 32
-    n_tokens: int = 4_000_000
-    n_validation_tokens: int = 200_000
-    seed: int = 0
+    vocab_size: int = key(32, "The number of symbols.")
+    n_tokens: int = key(4_000_000, "Tokens of the train split.")
+    n_validation_tokens: int = key(200_000, "Tokens of the validation split.")
+    seed: int = key(0, "The seed of the source. It is not the seed of the run.")
 
     def __post_init__(self):
         check_range("vocab_size", self.vocab_size, 2, 2**31)
@@ -64,7 +65,7 @@ class SyntheticSource(Source):
         raise NotImplementedError
 
     def n_documents(self, n_tokens: int) -> int:
-        """How many documents the manifest counts in a stream."""
+        """The number of documents that the manifest records for a stream."""
         return 1
 
     def _length(self, split: str) -> int:

@@ -1,4 +1,4 @@
-"""A person's own files: plain text, JSON lines, parquet."""
+"""A user's own files: plain text, JSON lines, parquet."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,21 +7,25 @@ from typing import Any, ClassVar
 from scaling_testbed.data.sources.reading import Unit, as_list, expand, file_identity, plan_file, read_unit
 from scaling_testbed.data.sources.source import SOURCES, TextSource
 from scaling_testbed.errors import ConfigError
+from scaling_testbed.keys import key
 
 
 @SOURCES.register("text_files")
 @dataclass(frozen=True, kw_only=True)
 class TextFilesConfig(TextSource):
-    """A person's own files. `files` is a glob, a folder or a list of them. In .jsonl and .parquet a document
-    is one row's `text_field`; a .txt, .md or .py file is one document, cut at line ends into documents of at
-    most `cut_bytes`, each ended by EOS, so that a single long file can be split too (null: never cut).
-    `validation_files`, where given, are the validation split and nothing is split by hash."""
+    """Your own files: .txt, .md, .py, .jsonl (also .gz and .zst) and .parquet."""
 
     name: str = "text_files"
-    files: Any = None  # str or list[str]
-    validation_files: Any = None  # str or list[str]
-    text_field: str = "text"
-    cut_bytes: int | None = 4096
+    files: Any = key(None, "A glob, a folder, or a list of them.")
+    validation_files: Any = key(
+        None, "The same for the validation split. null: documents of `files` are split by their hash."
+    )
+    text_field: str = key("text", "The field with the text, in .jsonl and .parquet, where a row is a document.")
+    cut_bytes: int | None = key(
+        4096,
+        "A .txt, .md or .py file is cut at line ends into documents of at most so many bytes, so that one long file "
+        "can be split too. null: a file is one document.",
+    )
     validation_fraction: float = 0.05
 
     where_fields: ClassVar[tuple[str, ...]] = ("files",)
@@ -29,10 +33,10 @@ class TextFilesConfig(TextSource):
 
     def __post_init__(self):
         super().__post_init__()
-        for field in ("files", "validation_files"):
-            value = getattr(self, field)
+        for name in ("files", "validation_files"):
+            value = getattr(self, name)
             if not (value is None or isinstance(value, (str, list)) and as_list(value)):
-                raise ConfigError(f"{field} must be a glob or a list of globs, got {value!r}")
+                raise ConfigError(f"{name} must be a glob or a list of globs, got {value!r}")
         if self.cut_bytes is not None and self.cut_bytes < 1024:
             raise ConfigError(f"cut_bytes must be at least 1024 or null, got {self.cut_bytes}")
 
@@ -52,7 +56,7 @@ class TextFilesConfig(TextSource):
         return record
 
     def identity(self) -> dict:
-        """As for every source, but of the files found, not of the globs that found them."""
+        """The identity of `TextSource`, with the files found in place of the globs."""
         record = super().identity()
         del record["files"], record["validation_files"]
         return record

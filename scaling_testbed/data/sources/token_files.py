@@ -1,6 +1,6 @@
-"""Token files that a person already has, read in place: nanoGPT, llm.c, and Megatron (.bin beside .idx).
+"""A user's own token files, read in place: nanoGPT, llm.c, and Megatron (.bin beside .idx).
 
-Preparing them writes a manifest and copies nothing.
+Their preparation writes a manifest and copies no tokens.
 """
 
 import os
@@ -14,8 +14,9 @@ import numpy as np
 from scaling_testbed.data.shards import HEADER_BYTES, HEADERS, SPLITS, parse_header
 from scaling_testbed.data.sources.reading import as_list, expand, file_identity
 from scaling_testbed.data.sources.source import SOURCES, Job, Source, token_record
-from scaling_testbed.errors import ConfigError, UserError, check_choice, check_positive
+from scaling_testbed.errors import ConfigError, UserError, check_positive
 from scaling_testbed.files import sha256_of
+from scaling_testbed.keys import check_choices, key
 
 FORMATS = ("auto", "nanogpt", "llmc", "megatron")
 MEGATRON_MAGIC = b"MMIDIDX\x00\x00"
@@ -27,33 +28,36 @@ SCAN_TOKENS = 1 << 24
 @SOURCES.register("token_files")
 @dataclass(frozen=True, kw_only=True)
 class TokenFilesConfig(Source):
-    """Token files by glob. `format` auto: Megatron where an .idx lies beside the .bin, llm.c where its magic
-    number opens the file, nanoGPT (headerless uint16) otherwise. `vocab_size` is that of the tokenizer that
-    wrote them."""
+    """Existing token files of nanoGPT, llm.c or Megatron, read in place."""
 
     name: str = "token_files"
-    train: Any = None  # str or list[str]
-    validation: Any = None  # str or list[str]
-    format: str = "auto"
-    vocab_size: int | None = None
+    train: Any = key(None, "The .bin files of the train split: a glob, a folder, or a list of them.")
+    validation: Any = key(None, "The .bin files of the validation split.")
+    format: str = key(
+        "auto",
+        "auto: Megatron where an .idx lies beside the .bin, llm.c where its magic number starts the file, else nanoGPT "
+        "(uint16 without a header).",
+        choices=FORMATS,
+    )
+    vocab_size: int | None = key(None, "The vocabulary of the tokenizer that wrote the files. It must be given.")
 
     def __post_init__(self):
-        check_choice("format", self.format, FORMATS)
+        check_choices(self)
         check_positive("vocab_size", self.vocab_size)
 
     def paths(self, split: str) -> list[str]:
-        """The .bin files of a split, sorted. An .idx that a glob also matches stands for its .bin."""
+        """The .bin files of a split, sorted. If a glob matches an .idx file, its .bin file is taken."""
         for field in ("train", "validation", "vocab_size"):
             if getattr(self, field) is None:
                 raise ConfigError(f"data.{field} must be given for data=token_files")
         patterns = [f"{name}/*.bin" if os.path.isdir(name) else name for name in as_list(getattr(self, split))]
         found = {path[:-4] + ".bin" if path.endswith(".idx") else path for path in expand(f"data.{split}", patterns)}
         if other := sorted(path for path in found if not path.endswith(".bin")):
-            raise UserError(f"data.{split}: {other[0]} is no .bin file of tokens")
+            raise UserError(f"data.{split}: {other[0]} is not a .bin file of tokens")
         return sorted(found)
 
     def identity(self) -> dict:
-        """The files by path, size and time; the tokenizer is not among it."""
+        """The files by path, size and time. The tokenizer is not part of the identity."""
         paths = {split: self.paths(split) for split in ("train", "validation")}
         if both := set(paths["train"]) & set(paths["validation"]):
             raise ConfigError(f"data.validation must not be in data.train too: {min(both)}")
@@ -61,9 +65,10 @@ class TokenFilesConfig(Source):
         return {"kind": self.kind, "format": self.format, "vocab_size": self.vocab_size, **files}
 
     def prepare(self, job: Job) -> dict:
-        """Read every file once, for its hash and the range of its ids; they stay where they are."""
+        """Read every file once, for its hash and the range of its ids. The files stay in place."""
         paths = {split: self.paths(split) for split in SPLITS}
         layouts = {path: probe(path, self.format) for split in SPLITS for path in paths[split]}
+        assert self.vocab_size is not None, "`paths` raises without it"
         job.start(sum(os.path.getsize(path) for path in layouts))
         splits, train_counts = {}, np.zeros(self.vocab_size, dtype=np.int64)
         for split in SPLITS:
@@ -80,8 +85,10 @@ class TokenFilesConfig(Source):
 
 
 def probe(path: str, format: str = "auto") -> dict:
-    """How a token file is laid out: {format, dtype, offset (bytes), n_tokens, n_documents}. Raises UserError
-    that names the file for a wrong magic number or a size that does not fit."""
+    """The layout of a token file: {format, dtype, offset (bytes), n_tokens, n_documents}.
+
+    Raises UserError that names the file if its magic number or its size is wrong.
+    """
     size = os.path.getsize(path)
     if size == 0:
         raise UserError(f"{path}: empty file, no tokens")
@@ -100,7 +107,7 @@ def probe(path: str, format: str = "auto") -> dict:
         raise UserError(f"{path}: {size} bytes is not a list of uint16 tokens; set data.format")
     first = np.fromfile(path, "<u2", 1 << 16)
     if len(first) >= 64 and not first[1::2].any() and first.any():
-        raise UserError(f"{path}: every second token is 0, as where uint32 is read as uint16; write the ids as uint16")
+        raise UserError(f"{path}: every second token is 0, so the ids seem to be uint32; write them as uint16")
     return {"format": format, "dtype": "uint16", "offset": 0, "n_tokens": size // 2, "n_documents": None}
 
 
@@ -111,7 +118,7 @@ def _has_llmc_magic(path: str) -> bool:
 
 
 def _probe_megatron(path: str, index: Path, size: int) -> dict:
-    """Reads the .idx: magic, version, type code, counts, then a length and a byte offset per sequence and the
+    """Read the .idx file: magic, version, type code, counts, the length and byte offset of each sequence, and the
     document borders. The sequences must lie one after the other, as Megatron's own tool writes them."""
     try:
         raw = index.read_bytes()
@@ -138,8 +145,10 @@ def _probe_megatron(path: str, index: Path, size: int) -> dict:
 
 
 def scan(path: str, layout: dict, vocab_size: int) -> tuple[dict, np.ndarray]:
-    """Reads a token file once: its manifest entry and how often each id occurs. UserError for an id
-    outside."""
+    """Read a token file once. Return its manifest entry and the counts of each id.
+
+    Raises UserError if an id is outside the vocabulary.
+    """
     tokens = np.memmap(
         path,
         dtype=np.dtype(layout["dtype"]).newbyteorder("<"),
@@ -153,8 +162,8 @@ def scan(path: str, layout: dict, vocab_size: int) -> tuple[dict, np.ndarray]:
         low, high = int(block.min()), int(block.max())
         if low < 0 or high >= vocab_size:
             raise UserError(
-                f"{path}: token id {low if low < 0 else high} is outside data.vocab_size={vocab_size}; "
-                "a wrong data.format or vocab_size?"
+                f"{path}: token id {low if low < 0 else high} is outside data.vocab_size={vocab_size}; a wrong "
+                "data.format or vocab_size?"
             )
         counts += np.bincount(block, minlength=vocab_size)
     layout = {key: layout[key] for key in ("format", "dtype", "offset", "n_tokens")}

@@ -1,13 +1,13 @@
-"""What can be done to the steps of a run beside the update itself. Free of torch, so that a grid can be planned.
+"""Interventions act on the steps of a run in addition to the update. No torch here, so that a grid can be planned.
 
-An intervention is a class in a file of its own, registered by name:
+An intervention is a class in its own file, registered by name:
 
     @INTERVENTIONS.register("gradient_noise")
     class GradientNoise(Intervention):
         def __init__(self, std: float = 0.01): ...
         def after_backward(self): ...
 
-`+interventions.gradient_noise.std=0.1` switches it on: what is written under its name are the arguments of the class.
+`+interventions.gradient_noise.std=0.1` switches it on. The keys under its name are the arguments of the class.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
     from scaling_testbed.model.config import ModelConfig
     from scaling_testbed.model.transformer import Transformer
 
-INTERVENTIONS = Registry("intervention")  # name -> subclass of Intervention
+INTERVENTIONS: Registry[type[Intervention]] = Registry("intervention")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """What an intervention can reach of a run, on each of its processes.
+    """The parts of a run that an intervention can use, in each process.
 
-    model, optimizer: those that are trained. sum, largest: elementwise over the processes, in float64; every process
-    must call them equally often.
+    model, optimizer: the model and optimizer in training. sum, largest: elementwise reductions over the processes, in
+    float64. Every process must call them the same number of times.
     """
 
     model: Transformer
@@ -43,12 +43,14 @@ class Context:
 
 
 class Intervention:
-    """Acts at three places of every step, in this order; by itself it does nothing.
+    """The base of all interventions, which does nothing.
+
+    Every step calls `after_backward`, `allows` and `after_update`, in this order.
 
     key              the configuration key that switches it on; None: its name under `interventions`
     needs_whole_tensors
-                     why it cannot act on a model of which each process holds a part (parallelism=fsdp); None: it can
-    follows_weights  whether `after_update` must see the weights as all other interventions leave them
+                     the reason why it cannot act on a sharded model (parallelism=fsdp); None: it can
+    follows_weights  whether its `after_update` must run after that of all other interventions
     """
 
     key: str | None = None
@@ -57,38 +59,42 @@ class Intervention:
 
     @classmethod
     def asked_by(cls, optimizer: OptimizerConfig, model: ModelConfig) -> Intervention | None:
-        """The intervention that `key` asks for, or None where it asks for none. Only for one that has a `key`. Raises
-        ConfigError, naming the key, where it cannot act on such a model."""
+        """The intervention that `key` switches on in this configuration, or None. It is defined only with a `key`.
+
+        Raises ConfigError that names the key if the intervention cannot act on such a model.
+        """
         return None
 
     def flops_per_token(self, model: ModelConfig, sequence_length: int) -> float:
-        """What it adds to the FLOPs of training on one token, counted as model.counting.flops_per_token counts: every
-        matrix product, a multiply-add being two. `model` is resolved."""
+        """The FLOPs that it adds to training on one token, counted as in model.counting.flops_per_token.
+
+        All matrix products count; a multiply-add is two FLOPs. `model` is resolved.
+        """
         return 0
 
     def attach(self, context: Context) -> None:
-        """Called once, when the model and the optimizer are built and before a checkpoint is taken up."""
+        """Called once, after the model and the optimizer are built and before a checkpoint is loaded."""
 
     def after_backward(self) -> None:
-        """The gradients are complete, the same in every process, and neither measured nor clipped."""
+        """Called when the gradients are complete, equal in every process, and not yet measured or clipped."""
 
     def allows(self, loss: float, grad_norm: float) -> bool:
-        """Whether the update is made, with the same answer in every process.
+        """Whether the update is made. The answer must be the same in every process.
 
         loss: nats per token of the global batch. grad_norm: before clipping. Both are finite.
         """
         return True
 
     def after_update(self, made: bool) -> None:
-        """The update was made, or left out because an intervention did not allow it."""
+        """Called after the update. made: False if an intervention did not allow the update."""
 
     def state(self) -> dict[str, Any] | None:
-        """Plain data from which `restore` goes on to the same bits, the same in every process; None: nothing."""
+        """Plain data, the same in every process, from which `restore` continues bitwise identically; None: no data."""
         return None
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` returned in an earlier start of the run."""
+        """Continue from data that `state` returned in an earlier start of the run."""
 
     def row(self) -> dict[str, Any]:
-        """Fields that it adds to the run's row."""
+        """The fields that it adds to the run's row."""
         return {}

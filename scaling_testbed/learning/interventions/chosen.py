@@ -1,9 +1,9 @@
-"""The interventions that a run's configuration asks for."""
+"""The interventions that the configuration of a run switches on."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from scaling_testbed.errors import ConfigError
@@ -16,13 +16,15 @@ if TYPE_CHECKING:
 
 
 def choose_interventions(
-    optimizer: OptimizerConfig, model: ModelConfig, options: Mapping[str, Any]
+    optimizer: OptimizerConfig, model: ModelConfig, options: Mapping[str, Mapping[str, object]]
 ) -> dict[str, Intervention]:
-    """Name -> intervention, in the order in which a step runs them: those of `options`, then those that a key of
-    `optimizer` or `model` asks for; those that follow the weights come last.
+    """Name -> intervention, in the order in which a step runs them.
 
-    options: name -> arguments of an intervention (RunConfig.interventions). Raises ConfigError, naming the key, for a
-    name that is not registered, one that another key switches on, and arguments that the intervention does not take.
+    First come those of `options`, then those that a key of `optimizer` or `model` switches on. Those that follow the
+    weights come last.
+
+    options: name -> arguments of an intervention (RunConfig.interventions). Raises ConfigError that names the key for a
+    name that is not registered, for a name that another key switches on, and for wrong arguments.
     """
     found = {name: _make(name, arguments) for name, arguments in options.items()}
     for name, kind in INTERVENTIONS.items():
@@ -46,10 +48,11 @@ def _make(name: str, arguments: Any) -> Intervention:
     try:
         signature.bind(**arguments)
     except TypeError as error:
-        takes = f"it takes {', '.join(signature.parameters)}" if signature.parameters else "it takes none"
+        takes = f"it takes {', '.join(signature.parameters)}" if signature.parameters else "it takes no arguments"
         raise ConfigError(f"{where}: {error}; {takes}") from None
+    make: Callable[..., Intervention] = kind  # each kind has its own arguments
     try:
-        return kind(**arguments)
+        return make(**arguments)
     except ConfigError as error:
         raise ConfigError(f"{where}.{error}") from None
     except (TypeError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""QK-clip: after an update, queries and keys of heads whose attention logits grew too large are shrunk."""
+"""QK-clip: after an update, it shrinks the queries and keys of heads whose attention logits are too large."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 @INTERVENTIONS.register("qk_clip")
 class QkClip(Intervention):
-    """After an update, shrinks the queries and keys of heads whose largest logit in the step's batch was above `limit`
-    (Kimi K2, arXiv 2507.20534, algorithm 1; `clip_queries_and_keys`).
+    """Shrinks the queries and keys of heads whose largest logit in the step's batch exceeds `limit`, after an update.
 
-    Finding the logits computes the scores a second time; that is not counted in the FLOPs, as no recomputation is.
+    See `clip_queries_and_keys` (Kimi K2, arXiv 2507.20534, algorithm 1). To find the logits, it computes the scores a
+    second time. Like any recomputation, this does not count in the FLOPs.
     """
 
     key = "optimizer.qk_clip"
@@ -40,8 +40,8 @@ class QkClip(Intervention):
         }
         for key in (key for key, does in keeps.items() if does):
             raise ConfigError(
-                f"optimizer.qk_clip must be null with {key}, which keeps attention logits as they are when the weights "
-                "of queries and keys shrink"
+                f"optimizer.qk_clip must be null with {key}, which keeps attention logits constant when the weights of "
+                "queries and keys shrink"
             )
         return cls(optimizer.qk_clip)
 
@@ -56,31 +56,32 @@ class QkClip(Intervention):
 
 
 def record_logits(model: Transformer) -> None:
-    """Let every attention find the largest logits of its heads in each forward pass that has a gradient."""
-    for block in model.blocks:
+    """Make every attention record the largest logit of each head in each forward pass that has a gradient."""
+    for block in model.typed_blocks:
         block.attention.records_logits = True
 
 
 def take_largest_logits(model: Transformer) -> list[float]:
-    """The largest causal logit since the last call of every head, layer after layer."""
+    """The largest causal logit of every head since the last call, layer after layer."""
     import torch
 
-    taken = [block.attention.take_largest_logits() for block in model.blocks]
+    taken = [block.attention.take_largest_logits() for block in model.typed_blocks]
     return torch.cat(taken).tolist() if taken else []
 
 
 def clip_queries_and_keys(model: Transformer, limit: float, largest: Sequence[float]) -> None:
-    """Scale the weights of q and k so that a head's logits become gamma = min(1, limit / largest) times what they were
-    (Kimi K2, arXiv 2507.20534, algorithm 1). `largest` is that of every head, layer after layer.
+    """Scale the weights of q and k so that the logits of each head are multiplied by gamma = min(1, limit / largest).
 
-    With a key head for each query head both are multiplied by sqrt(gamma). A key head that several share is multiplied
-    by the largest sqrt(gamma) of them, which is that of the head in least need, and each query head by what is left of
-    its gamma: a head within the limit keeps its logits, and no weight grows.
+    Kimi K2, arXiv 2507.20534, algorithm 1. largest: the largest logit of every head, layer after layer.
+
+    If each query head has its own key head, both are multiplied by sqrt(gamma). A key head that several query heads
+    share is multiplied by the largest sqrt(gamma) among them, and each query head by its gamma divided by that factor.
+    A head within the limit thus keeps its logits, and no weight grows.
     """
     import torch
 
     largest_LH = torch.tensor(largest).view(len(model.blocks), model.config.n_heads)
-    for block, largest_H in zip(model.blocks, largest_LH, strict=True):
+    for block, largest_H in zip(model.typed_blocks, largest_LH, strict=True):
         attention = block.attention
         gamma_H = torch.where(largest_H > limit, limit / largest_H, 1.0).to(attention.q.weight.device)
         heads_per_key = attention.n_heads // attention.n_kv_heads

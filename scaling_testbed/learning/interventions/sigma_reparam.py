@@ -1,4 +1,4 @@
-"""Sigma-reparam in training: singular vectors that follow the weights, one power iteration for each update."""
+"""Sigma-reparam in training: one power iteration after each update, so that the singular vectors follow the weights."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 @INTERVENTIONS.register("sigma_reparam")
 class SigmaReparam(Intervention):
-    """After an update, makes one power iteration in every model.layers.SigmaReparamLinear (Zhai et al. 2023, arXiv
+    """Makes one power iteration in every model.layers.SigmaReparamLinear after each update (Zhai et al. 2023, arXiv
     2303.06296, section 3.1).
 
-    The singular vectors are buffers of the model, so there is no state here. Products of a matrix and a vector are not
-    counted in the FLOPs.
+    The singular vectors are buffers of the model, so the intervention has no state. Matrix-vector products do not count
+    in the FLOPs.
     """
 
     key = "model.linear"

@@ -1,11 +1,11 @@
-"""When an update is left out because its loss or gradient norm is a spike."""
+"""Skip an update if its loss or gradient norm is a spike."""
 
 from __future__ import annotations
 
 import statistics
 from collections import deque
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from scaling_testbed.learning.interventions.base import INTERVENTIONS, Context, Intervention
 
@@ -16,12 +16,13 @@ if TYPE_CHECKING:
 
 @INTERVENTIONS.register("spikes")
 class SpikeFilter(Intervention):
-    """Allows no update whose loss or gradient norm is above mean + sigmas * std of those of the last `window` updates
-    that were made (the skip-step of OLMo 2, arXiv 2501.00656, section 3; in OLMo-core the window holds skipped steps
-    too, and low outliers are skipped as well).
+    """Skips an update if its loss or gradient norm is above mean + sigmas * std of the last `window` updates made.
 
-    std divides by n - 1. Until half a window is full every update is made. What is skipped leaves no trace here, so a
-    level that rises at once and for good is skipped for good; the count shows it.
+    This is the skip-step of OLMo 2 (arXiv 2501.00656, section 3). In OLMo-core the window contains skipped steps too,
+    and low outliers are skipped as well.
+
+    std divides by n - 1. Every update is made until the window is half full. Skipped updates do not enter the window,
+    so if the loss or norm rises suddenly and stays high, all later updates are skipped. The count in the row shows it.
     """
 
     key = "optimizer.skip_spikes_sigmas"
@@ -32,7 +33,7 @@ class SpikeFilter(Intervention):
         self.skipped = 0
         self._at_hand: tuple[float, float] | None = None
         self._refused = False
-        self._largest = list  # over the processes; alone until attached
+        self._largest: Callable[[Sequence[float]], list[float]] = list  # over the processes; one process until `attach`
 
     @classmethod
     def asked_by(cls, optimizer: OptimizerConfig, model: ModelConfig) -> SpikeFilter | None:
@@ -48,7 +49,7 @@ class SpikeFilter(Intervention):
         return not self._refused
 
     def is_spike(self, loss: float, grad_norm: float) -> bool:
-        """Whether either is one. Both are those of the step at hand and finite."""
+        """Whether the loss or the gradient norm of the current step is a spike. Both are finite."""
         if len(self.made) < self.window // 2:
             return False
         losses, grad_norms = zip(*self.made, strict=True)
@@ -60,15 +61,16 @@ class SpikeFilter(Intervention):
     def after_update(self, made: bool) -> None:
         self.skipped += self._refused
         if made:
+            assert self._at_hand is not None, "`allows` comes before `after_update` in every step"
             self.made.append(self._at_hand)
 
-    def state(self) -> dict:
+    def state(self) -> dict[str, Any]:
         return {"made": [list(pair) for pair in self.made], "skipped": self.skipped}
 
-    def restore(self, state: dict) -> None:
-        self.made.extend(tuple(pair) for pair in state["made"])
+    def restore(self, state: dict[str, Any]) -> None:
+        self.made.extend((loss, grad_norm) for loss, grad_norm in state["made"])
         self.skipped = state["skipped"]
 
     def row(self) -> dict[str, int]:
-        """skipped_steps: how many updates were left out as spikes."""
+        """skipped_steps: the number of updates that were skipped as spikes."""
         return {"skipped_steps": self.skipped}

@@ -1,4 +1,4 @@
-"""The optimizers, one file each. Importing them imports no torch, so that a grid can be planned without it."""
+"""The optimizers, one file each. Importing them does not import torch, so that a grid can be planned without torch."""
 
 from scaling_testbed.learning.optimizers.adam_atan2 import AdamAtan2Config
 from scaling_testbed.learning.optimizers.adamw import AdamWConfig, StableAdamWConfig

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from scaling_testbed.errors import ConfigError, check_positive
-from scaling_testbed.keys import ADDED_LATER
+from scaling_testbed.keys import ADDED_LATER, key
 from scaling_testbed.learning.optimizers.base import (
     AS_ADAMW,
     OPTIMIZERS,
@@ -21,40 +21,45 @@ if TYPE_CHECKING:
 
     from scaling_testbed.model.transformer import Transformer
 
-MOMENTS_BYTES = 8  # of the two moments, fp32
+MOMENTS_BYTES = 8  # bytes of the two moments of a weight, fp32
 RELATIVE_RATE = "about one per step and unit of each tensor's RMS (AdamW with scale_lr_by_param_rms)"
 
 
 @OPTIMIZERS.register("adamw")
 @dataclass(frozen=True, kw_only=True)
 class AdamWConfig(OptimizerConfig):
-    """AdamW (Loshchilov and Hutter 2019).
-
-    update_clipping: divide each tensor's rate by max(1, RMS(g / sqrt(second moment))): StableAdamW (Wortsman et al.
-        2023, "Stable and low-precision training for large-scale vision-language models", algorithm 2).
-    scale_lr_by_param_rms: multiply each tensor's rate by max(RMS(w), 1e-3) of the weights before the step (Adafactor,
-        arXiv 1804.04235, algorithm 4; Wortsman et al. 2023, E.14). The decay is not multiplied, independent or
-        coupled: neither is it in Optax's Adafactor, and the paper's independent decay knows no rate.
-    fused: PyTorch's one-kernel step; None: where it exists. Not available together with the two above.
-    """
+    """AdamW (Loshchilov and Hutter 2019)."""
 
     needs_whole_tensors = None
 
     name: str = "adamw"
-    beta1: float = 0.9
-    beta2: float = 0.95
-    eps: float = 1e-8
-    update_clipping: bool = False
-    scale_lr_by_param_rms: bool = field(default=False, metadata=ADDED_LATER)
-    fused: bool | None = None
+    beta1: float = key(0.9, "The decay of the first moment.")
+    beta2: float = key(0.95, "The decay of the second moment.")
+    eps: float = key(1e-8, "Added to the root of the second moment.")
+    update_clipping: bool = key(
+        False,
+        "Divide each tensor's rate by max(1, RMS(g / sqrt(second moment))): StableAdamW (Wortsman et al. 2023, Stable "
+        "and low-precision training for large-scale vision-language models, algorithm 2).",
+    )
+    scale_lr_by_param_rms: bool = key(
+        False,
+        "Multiply each tensor's rate by max(RMS(w), 1e-3) of its weights before the step (Adafactor, arXiv 1804.04235, "
+        "algorithm 4; Wortsman et al. 2023, E.14). The decay is not multiplied, as in Optax's Adafactor.",
+        identity=ADDED_LATER,
+    )
+    fused: bool | None = key(
+        None,
+        "Whether to use PyTorch's fused step. null: where it exists. Not available with update_clipping or "
+        "scale_lr_by_param_rms.",
+    )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         self._check_fractions("beta1", "beta2")
-        check_positive("eps", self.eps)  # with 0 the embedding of a token that never came would be 0/0
-        for key in ("update_clipping", "scale_lr_by_param_rms"):
-            if getattr(self, key) and self.fused:
-                raise ConfigError(f"fused cannot be true together with {key}")
+        check_positive("eps", self.eps)  # with 0, the update of the embedding of a token that never occurs is 0/0
+        for name in ("update_clipping", "scale_lr_by_param_rms"):
+            if getattr(self, name) and self.fused:
+                raise ConfigError(f"fused cannot be true together with {name}")
 
     @property
     def _has_rates_of_tensors(self) -> bool:
@@ -63,29 +68,38 @@ class AdamWConfig(OptimizerConfig):
     def build(self, model: Transformer) -> torch.optim.Optimizer:
         import torch
 
-        groups = parameter_groups(self, model)
-        options = {"lr": self.lr, "betas": (self.beta1, self.beta2), "eps": self.eps}
+        groups, betas = parameter_groups(self, model), (self.beta1, self.beta2)
         if not self._has_rates_of_tensors:
             fused = self.fused if self.fused is not None else can_fuse(model)
-            return torch.optim.AdamW(groups, **options, fused=fused)
+            return torch.optim.AdamW(groups, lr=self.lr, betas=betas, eps=self.eps, fused=fused)
         from scaling_testbed.learning.optimizers.tensorwise import TensorwiseAdamW
 
-        rates = {"update_clipping": self.update_clipping, "scale_lr_by_param_rms": self.scale_lr_by_param_rms}
-        return TensorwiseAdamW(groups, **options, **rates)
+        return TensorwiseAdamW(
+            groups,
+            self.lr,
+            betas,
+            eps=self.eps,
+            update_clipping=self.update_clipping,
+            scale_lr_by_param_rms=self.scale_lr_by_param_rms,
+        )
 
     def bytes_per_weight(self, role: str) -> int:
         return MOMENTS_BYTES
 
     @property
     def rate_means(self) -> str:
-        """Clipping an update does not change it: it divides by one but after a spike."""
+        """update_clipping does not change the meaning, because it divides the rate by one except after a spike."""
         return RELATIVE_RATE if self.scale_lr_by_param_rms else AS_ADAMW
 
     def update_of(self, group: dict[str, Any], state: dict[str, Any]) -> Update | None:
         return adam_update(group, state)
 
-    def rate_of(self, optimizer, group, parameter) -> float | torch.Tensor | None:
-        return optimizer.rates.get(parameter) if self._has_rates_of_tensors else group["lr"]
+    def rate_of(
+        self, optimizer: torch.optim.Optimizer, group: dict[str, Any], parameter: torch.nn.Parameter
+    ) -> float | torch.Tensor | None:
+        if not self._has_rates_of_tensors:
+            return super().rate_of(optimizer, group, parameter)
+        return rate_of_tensor(optimizer, parameter)
 
 
 @OPTIMIZERS.register("stable_adamw")
@@ -98,7 +112,7 @@ class StableAdamWConfig(AdamWConfig):
 
 
 def adam_update(group: dict[str, Any], state: dict[str, Any]) -> Update | None:
-    """m / (sqrt(v) + eps), bias-corrected (Wortsman et al. 2023, arXiv 2309.14322, section E.13)."""
+    """The last update m / (sqrt(v) + eps), bias-corrected (Wortsman et al. 2023, arXiv 2309.14322, section E.13)."""
     if not state:
         return None
     first, root = moments(group, state)
@@ -106,12 +120,20 @@ def adam_update(group: dict[str, Any], state: dict[str, Any]) -> Update | None:
 
 
 def moments(group: dict[str, Any], state: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Adam's bias-corrected first moment and the root of its second, fp64, of this process's part of a tensor."""
+    """Adam's bias-corrected first moment and the root of the second, fp64, for this process's part of a tensor."""
     step, (beta1, beta2) = float(state["step"]), group["betas"]
     root = (local_part(state["exp_avg_sq"]).double() / (1 - beta2**step)).sqrt()
     return local_part(state["exp_avg"]).double() / (1 - beta1**step), root
 
 
+def rate_of_tensor(optimizer: torch.optim.Optimizer, parameter: torch.nn.Parameter) -> float | torch.Tensor | None:
+    """The last rate of a tensor in an optimizer with a rate for each tensor (tensorwise.TensorwiseAdam)."""
+    from scaling_testbed.learning.optimizers.tensorwise import TensorwiseAdam
+
+    assert isinstance(optimizer, TensorwiseAdam)
+    return optimizer.rates.get(parameter)
+
+
 def can_fuse(model: Transformer) -> bool:
-    """Whether PyTorch has a one-kernel step where the model lies."""
+    """Whether PyTorch has a fused step on the device of the model."""
     return next(model.parameters()).device.type in ("cpu", "cuda")

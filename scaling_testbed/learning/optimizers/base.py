@@ -1,7 +1,7 @@
-"""What every optimizer has, what it answers for itself, and the groups that it makes of a model's parameters.
+"""The base class of optimizer configurations, and the parameter groups of a model.
 
-A new optimizer is one file: a dataclass derived from OptimizerConfig and registered in OPTIMIZERS. No other file asks
-for it by name.
+A new optimizer is one file with a dataclass that derives from OptimizerConfig and is registered in OPTIMIZERS. No other
+file refers to it by name.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from scaling_testbed.errors import ConfigError, check_choice, check_not_negative, check_positive
-from scaling_testbed.keys import ADDED_LATER
+from scaling_testbed.keys import ADDED_LATER, check_choices, key
 from scaling_testbed.model.parametrization import ROLES, lr_multiplier
 from scaling_testbed.model.parts import LINEARS
 from scaling_testbed.registry import Registry
@@ -24,18 +24,18 @@ if TYPE_CHECKING:
     from scaling_testbed.model.transformer import Transformer
 
 # Name -> the dataclass that a file in configs/optimizer/ fills.
-OPTIMIZERS = Registry("optimizer")
+OPTIMIZERS: Registry[type[OptimizerConfig]] = Registry("optimizer")
 
-# What a learning rate means for AdamW, beside which every other meaning is judged.
+# The meaning of a learning rate for AdamW. Other optimizers describe theirs relative to it.
 AS_ADAMW = "about one per step and weight (AdamW)"
 
 
 class Update(NamedTuple):
-    """What an optimizer made of a tensor's gradients in its last step.
+    """The last update of a tensor by an optimizer.
 
-    direction: fp64, of the part of the tensor that lies in this process: what the rate multiplies, without the decay.
-    n_below_eps: a scalar tensor, how many of its coordinates have the root of their second moment below eps; None
-    where there is no eps.
+    direction: the tensor that the rate multiplies, without the decay; fp64, for this process's part of the tensor.
+    n_below_eps: the number of coordinates whose root of the second moment is below eps, as a scalar tensor; None if
+    there is no eps.
     """
 
     direction: torch.Tensor
@@ -44,50 +44,66 @@ class Update(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig(abc.ABC):
-    """What all optimizers have, with the defaults of Wortsman et al. 2023, section 2.1.
+    """The base of all optimizers. The defaults are those of Wortsman et al. 2023, section 2.1.
 
-    decay: with s the schedule's factor in [0, 1], lr the peak rate and u the optimizer's update, a step is
-        independent: w <- w - s (lr u + weight_decay w)
-        coupled:     w <- w - s lr (u + weight_decay w)      (what PyTorch and Optax do)
-    weight_decay_steps: None: weight_decay is the same in a run of any length. A number of steps T: it is that of a run
-        of T steps, and one of t steps multiplies it by T / t, so that a weight without gradient shrinks as much over
-        either (cf. Wang and Aitchison 2024, arXiv 2405.13698). In very short runs that holds the weights near zero
-        at low rates, since lr / weight_decay sets their scale.
-    decay_roles: the parameter roles that decay; None: all of them, norm gains and embeddings included. (The paper
-        does not say; the public nanodo excludes nothing.)
-    lr_multipliers: role -> factor on the learning rate, on top of the parametrization's.
-    clip_norm: global gradient norm to clip at; None: no clipping, the norm is still recorded.
-    skip_spikes_sigmas: leave out an update whose loss or gradient norm lies more than so many standard deviations above
-        the mean of the last `skip_spikes_window` updates that were made (OLMo 2, arXiv 2501.00656, has 6 and 128); see
-        learning/interventions/spikes.py. None: every update is made.
-    qk_clip: tau: after an update, the query and key weights of a head whose largest attention logit in that step's
-        batch was S > tau are shrunk so that its logits become tau / S of what they were (Kimi K2, arXiv 2507.20534,
-        section 2.1, where tau is 100); see learning/interventions/qk_clip.py. Not with what norms queries and keys.
-        None: never.
-
-    A subclass answers `build`, `bytes_per_weight` and `rate_means`, says by `needs_whole_tensors` whether it can be
-    sharded, and where it can by `update_of` what it did.
+    A subclass defines `build`, `bytes_per_weight` and `rate_means`. It sets `needs_whole_tensors` to None if it can be
+    sharded, and defines `update_of` if its state determines the last update.
     """
 
-    # Why a tensor of which each process holds a part cannot be updated part by part; None: it can.
-    needs_whole_tensors: ClassVar[str | None] = "it does not say that it can update a part of a tensor by itself"
+    # The reason why it cannot update a sharded tensor part by part; None: it can.
+    needs_whole_tensors: ClassVar[str | None] = "it does not declare that it can update a part of a tensor"
 
-    name: str = ""
-    lr: float = 1e-2
-    weight_decay: float = 1e-4
-    weight_decay_steps: float | None = field(default=None, metadata=ADDED_LATER)
-    decay: str = "independent"
-    decay_roles: list[str] | None = None
-    lr_multipliers: dict[str, float] = field(default_factory=dict)
-    clip_norm: float | None = 1.0
-    skip_spikes_sigmas: float | None = field(default=None, metadata=ADDED_LATER)
-    skip_spikes_window: int = field(default=128, metadata=ADDED_LATER)
-    qk_clip: float | None = field(default=None, metadata=ADDED_LATER)
+    name: str = key("", "The kind of optimizer.")
+    lr: float = key(1e-2, "The peak learning rate.")
+    weight_decay: float = key(1e-4, "The weight decay, in the sense of `decay`.")
+    weight_decay_steps: float | None = key(
+        None,
+        "null: weight_decay is the same in a run of any length. T: it is the decay of a run of T steps, and a run of t "
+        "steps multiplies it by T / t. A weight without gradient then shrinks equally over both (cf. Wang and "
+        "Aitchison 2024, arXiv 2405.13698). lr / weight_decay sets the scale of weights, so in very short runs at low "
+        "rates this holds them near zero.",
+        identity=ADDED_LATER,
+    )
+    decay: str = key(
+        "independent",
+        "How the decay acts. With s the schedule's factor in [0, 1], lr the peak rate and u the optimizer's update: "
+        "independent: w <- w - s (lr u + weight_decay w). coupled: w <- w - s lr (u + weight_decay w), as in PyTorch "
+        "and Optax.",
+        choices=("independent", "coupled"),
+    )
+    decay_roles: list[str] | None = key(
+        None,
+        f"The roles of parameters that decay, among {', '.join(ROLES)}. null: all, with norm gains and embeddings. "
+        "Wortsman et al. 2023 does not say; the public nanodo excludes nothing.",
+    )
+    lr_multipliers: dict[str, float] = key(
+        {},
+        "Role of a parameter -> factor on its learning rate, in addition to the parametrization's. Type "
+        "+optimizer.lr_multipliers.ROLE=FACTOR.",
+    )
+    clip_norm: float | None = key(
+        1.0, "The global gradient norm is clipped to this. null: no clipping; the norm is still recorded."
+    )
+    skip_spikes_sigmas: float | None = key(
+        None,
+        "Leave out an update whose loss or gradient norm is more than so many standard deviations above the mean of "
+        "the last skip_spikes_window updates that were made. OLMo 2 (arXiv 2501.00656) uses 6 and 128. null: every "
+        "update is made.",
+        identity=ADDED_LATER,
+    )
+    skip_spikes_window: int = key(128, "The number of updates that skip_spikes_sigmas looks at.", identity=ADDED_LATER)
+    qk_clip: float | None = key(
+        None,
+        "tau: after an update, where the largest attention logit S of a head in that step's batch was above tau, the "
+        "query and key weights of that head are shrunk so that its logits are multiplied by tau / S. Kimi K2 (arXiv "
+        "2507.20534, section 2.1) uses 100. Not available with a qk-norm or kappa. null: never.",
+        identity=ADDED_LATER,
+    )
 
-    def __post_init__(self):
-        check_choice("decay", self.decay, ("independent", "coupled"))
-        for key in ("lr", "weight_decay_steps", "clip_norm", "skip_spikes_sigmas", "qk_clip"):
-            check_positive(key, getattr(self, key))
+    def __post_init__(self) -> None:
+        check_choices(self)
+        for name in ("lr", "weight_decay_steps", "clip_norm", "skip_spikes_sigmas", "qk_clip"):
+            check_positive(name, getattr(self, name))
         if self.skip_spikes_window < 4:
             raise ConfigError(f"skip_spikes_window must be at least 4; got {self.skip_spikes_window}")
         check_not_negative("weight_decay", self.weight_decay)
@@ -99,49 +115,55 @@ class OptimizerConfig(abc.ABC):
 
     @abc.abstractmethod
     def build(self, model: Transformer) -> torch.optim.Optimizer:
-        """The optimizer over `parameter_groups`; `set_lr` gives the groups their rates before each step.
+        """Build the optimizer over `parameter_groups`. `set_lr` sets the rates of the groups before each step.
 
-        Each step multiplies the weights by 1 - lr * weight_decay of their group, which is either kind of decay. All
-        that later steps need stands in the state, which checkpoints save and restore.
+        Each step multiplies the weights by 1 - lr * weight_decay of their group. `parameter_groups` sets weight_decay
+        so that this holds for both kinds of decay. The state must contain everything that later steps need, because
+        checkpoints save and restore only the state.
         """
 
     @abc.abstractmethod
     def bytes_per_weight(self, role: str) -> int:
-        """Bytes of state that are kept from step to step for each weight of a role."""
+        """Bytes of optimizer state for each weight of a role."""
 
     @property
     @abc.abstractmethod
     def rate_means(self) -> str:
-        """What one unit of learning rate is, in a few words; AS_ADAMW where it is what it is for AdamW. It stands in
-        the row, and S is never compared between runs of which this differs."""
+        """The meaning of one unit of learning rate, in a few words; AS_ADAMW if it is the same as for AdamW.
+
+        The row records it. S is never compared between runs whose meanings differ.
+        """
 
     def update_of(self, group: dict[str, Any], state: dict[str, Any]) -> Update | None:
-        """The last update of a tensor, from its group and its state; None where the state does not tell."""
+        """The last update of a tensor, from its group and its state; None if the state does not determine it."""
         return None
 
     def rate_of(
         self, optimizer: torch.optim.Optimizer, group: dict[str, Any], parameter: torch.nn.Parameter
     ) -> float | torch.Tensor | None:
-        """What multiplied the last update of a tensor of `group`; None where only the step itself knew it, and it was
-        made by another process."""
-        return group["lr"]
+        """The rate that multiplied the last update of a tensor of `group`.
+
+        Returns None if only the step itself knew the rate and an earlier process made that step.
+        """
+        rate: float = group["lr"]
+        return rate
 
     def for_length(self, steps: int) -> OptimizerConfig:
-        """The same with the weight decay of a schedule of `steps` steps, however few of them the run takes."""
+        """The same config with the weight decay for a schedule of `steps` steps, even if the run stops earlier."""
         if self.weight_decay_steps is None:
             return self
         decay = self.weight_decay * self.weight_decay_steps / steps
         return dataclasses.replace(self, weight_decay=decay, weight_decay_steps=None)
 
-    def _check_fractions(self, *keys: str) -> None:
-        """Raises ConfigError unless all of these lie in [0, 1)."""
-        for key in keys:
-            if not 0 <= getattr(self, key) < 1:
-                raise ConfigError(f"{key} must lie in [0, 1); got {getattr(self, key)}")
+    def _check_fractions(self, *names: str) -> None:
+        """Raise ConfigError unless all these keys are in [0, 1)."""
+        for name in names:
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be in [0, 1); got {getattr(self, name)}")
 
 
 def rate_meaning(optimizer: OptimizerConfig, linear: str) -> str:
-    """What one unit of learning rate is for `optimizer` over a model whose `model.linear` is `linear`."""
+    """The meaning of one unit of learning rate for `optimizer` and a model with `model.linear` = `linear`."""
     changed = LINEARS[linear].rate_means if linear in LINEARS else f"model.linear={linear} is not registered here"
     return f"{optimizer.rate_means}; {changed}" if changed else optimizer.rate_means
 
@@ -149,15 +171,15 @@ def rate_meaning(optimizer: OptimizerConfig, linear: str) -> str:
 def parameter_groups(
     config: OptimizerConfig, model: Transformer, roles: Collection[str] = ROLES
 ) -> list[dict[str, Any]]:
-    """Split a model's parameters of these roles into groups of one learning-rate multiplier and one weight decay each.
+    """Split a model's parameters of these roles into groups with the same learning-rate multiplier and weight decay.
 
-    The multiplier is the parametrization's times the role's own; whether the decay of a step is multiplied too is the
-    parametrization's `scale_weight_decay_with_lr`.
+    The multiplier is the parametrization's factor times the factor of the role in `lr_multipliers`. The key
+    `scale_weight_decay_with_lr` of the parametrization says whether the multiplier also multiplies the decay of a step.
 
-    PyTorch's AdamW multiplies weights by 1 - lr_t * weight_decay, with lr_t the group's current rate, so independent
-    decay is weight_decay / peak rate (Wortsman et al. 2023, section 3.2.2).
+    PyTorch's AdamW multiplies weights by 1 - lr_t * weight_decay, with lr_t the group's current rate. Independent decay
+    is therefore weight_decay / peak rate in a group (Wortsman et al. 2023, section 3.2.2).
     """
-    groups: dict[tuple[float, float], dict] = {}
+    groups: dict[tuple[float, float], dict[str, Any]] = {}
     info = model.parameter_info()
     for name, parameter in model.named_parameters():
         role = info[name].role
@@ -178,16 +200,16 @@ def parameter_groups(
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give every group the schedule's rate times the group's multiplier."""
+    """Set the rate of every group to `lr`, the schedule's rate, times the group's multiplier."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_multiplier"]
 
 
 def clip_coefficient(norm: float, limit: float | None) -> float:
-    """What a gradient of this norm is multiplied by, as torch.nn.utils.clip_grad_norm_ does."""
+    """The factor on a gradient of this norm, as in torch.nn.utils.clip_grad_norm_."""
     return 1.0 if limit is None else min(1.0, limit / (norm + 1e-6))
 
 
 def local_part(x: torch.Tensor) -> torch.Tensor:
-    """The part of a sharded tensor (a DTensor) that lies in this process, sharing its memory; `x` if it is whole."""
+    """This process's part of a sharded tensor (a DTensor), sharing its memory; `x` itself if it is not sharded."""
     return x.to_local() if hasattr(x, "to_local") else x

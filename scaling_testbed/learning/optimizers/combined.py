@@ -1,4 +1,4 @@
-"""Several optimizers as one, each over parameters of its own."""
+"""Several optimizers as one. Each updates its own parameters."""
 
 from collections.abc import Sequence
 
@@ -6,9 +6,9 @@ import torch
 
 
 class Combined(torch.optim.Optimizer):
-    """Its groups and its state are those of its parts, so that rates are set, saved and restored as for a single one.
+    """Several optimizers with common groups and state, so that rates and state are handled as for one optimizer.
 
-    parts: optimizers whose steps do not depend on one another; they step in this order.
+    parts: optimizers whose steps do not depend on one another. They step in this order.
     """
 
     def __init__(self, parts: Sequence[torch.optim.Optimizer]):
@@ -16,13 +16,13 @@ class Combined(torch.optim.Optimizer):
         self.parts = parts
 
     @torch.no_grad()
-    def step(self, closure=None):
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # closures are not supported
         self._share()
         for part in self.parts:
             part.step()
 
     def _share(self) -> None:
-        """Let the parts work on this optimizer's groups and state, which `load_state_dict` puts others in place of."""
+        """Give the parts this optimizer's groups and state, because `load_state_dict` replaces both by new objects."""
         begin = 0
         for part in self.parts:
             end = begin + len(part.param_groups)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from scaling_testbed.errors import ConfigError
+from scaling_testbed.keys import key
 from scaling_testbed.learning.optimizers.base import OPTIMIZERS, OptimizerConfig, Update, local_part, parameter_groups
 
 if TYPE_CHECKING:
@@ -20,19 +21,17 @@ class SGDConfig(OptimizerConfig):
     """Stochastic gradient descent with momentum (Sutskever et al. 2013, "On the importance of initialization and
     momentum in deep learning"), in PyTorch's form and without dampening.
 
-    With g the gradient after clipping, b <- momentum b + g is the update; with nesterov it is g + momentum b. The decay
-    acts on the weights and is no part of b: SGDW (Loshchilov and Hutter 2019, arXiv 1711.05101, algorithm 1).
-
-    momentum: 0: the update is g, and no moment is kept.
+    With g the gradient after clipping, the update is b <- momentum b + g; with nesterov it is g + momentum b. The decay
+    acts on the weights and does not enter b, as in SGDW (Loshchilov and Hutter 2019, arXiv 1711.05101, algorithm 1).
     """
 
     needs_whole_tensors = None
 
     name: str = "sgd"
-    momentum: float = 0.9
-    nesterov: bool = False
+    momentum: float = key(0.9, "The momentum. 0: the update is the gradient, and no moment is kept.")
+    nesterov: bool = key(False, "Whether the momentum is Nesterov's.")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         self._check_fractions("momentum")
         if self.nesterov and not self.momentum:
@@ -51,23 +50,23 @@ class SGDConfig(OptimizerConfig):
         return optimizer
 
     def bytes_per_weight(self, role: str) -> int:
-        """One moment, fp32."""
+        """Bytes of optimizer state for each weight of a role: one moment, fp32."""
         return 4 if self.momentum else 0
 
     @property
     def rate_means(self) -> str:
-        """A constant gradient comes to move a weight 1 / (1 - momentum) times, so momentum is part of the meaning."""
+        """The meaning includes momentum, which multiplies the effect of a constant gradient by 1 / (1 - momentum)."""
         return f"one per step and unit of gradient, summed with momentum={self.momentum:g} (SGD)"
 
     def update_of(self, group: dict[str, Any], state: dict[str, Any]) -> Update | None:
-        """The momentum; None where the update is of the gradient too, which is no part of the state."""
+        """The momentum; None if the update also depends on the gradient, which is not in the state."""
         if self.nesterov or "momentum_buffer" not in state:
             return None
         return Update(local_part(state["momentum_buffer"]).double(), None)
 
 
 def _decay(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-    """Before a step: shrink the weights that have a gradient, by their group's rate."""
+    """Decay the weights that have a gradient, before each step, by the rate and decay of their group."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             if parameter.grad is not None:

@@ -1,37 +1,51 @@
-"""AdamW and Adam-atan2 a tensor at a time, for what depends on a whole tensor or is not in torch.optim.
+"""AdamW and Adam-atan2, one tensor at a time, for features that need a whole tensor or are not in torch.optim.
 
-They work on whole and on sharded tensors (DTensors) and keep the state of torch.optim.AdamW.
+They work on whole and on sharded tensors (DTensors). Their state has the form of torch.optim.AdamW's state.
 """
+
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 
 from scaling_testbed.learning.optimizers.base import local_part
 
-SMALLEST_RMS = 1e-3  # that a rate is multiplied by, so that a tensor of zeros learns
+SMALLEST_RMS = 1e-3  # the smallest factor on a rate, so that a tensor of zeros learns
 
 
 class TensorwiseAdam(torch.optim.Optimizer):
-    """The moments of Adam and decoupled decay. A subclass says in `_update` what is made of the moments, and in
-    `_rate` what a tensor's rate is; the decay keeps to the group's.
+    """The base class: the moments of Adam and decoupled decay.
 
-    scale_lr_by_param_rms: max(RMS(w), 1e-3) is a factor of the rate (Adafactor, arXiv 1804.04235, algorithm 4).
-    rates: that of each tensor's last update, a number or a scalar tensor; no part of the state.
+    A subclass computes the update from the moments in `_update`. It may also define `_rate`, the rate of a tensor. The
+    decay always uses the rate of the group.
+
+    scale_lr_by_param_rms: multiply the rate by max(RMS(w), 1e-3) (Adafactor, arXiv 1804.04235, algorithm 4).
+    rates: tensor -> rate of its last update, a number or a scalar tensor. It is not part of the state.
     """
 
-    def __init__(self, params, lr, betas, *, scale_lr_by_param_rms=False, weight_decay=0.0, **defaults):
+    def __init__(
+        self,
+        params: Iterable[torch.Tensor] | Iterable[dict[str, Any]],
+        lr: float,
+        betas: tuple[float, float],
+        *,
+        scale_lr_by_param_rms: bool = False,
+        weight_decay: float = 0.0,
+        **defaults: float,
+    ):
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay, **defaults})
         self.scale_lr_by_param_rms = scale_lr_by_param_rms
-        self.rates = {}
+        self.rates: dict[torch.Tensor, float | torch.Tensor] = {}
 
     @torch.no_grad()
-    def step(self, closure=None):
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # closures are not supported
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._step_of(parameter, group)
+                    self._step_of(parameter, parameter.grad, group)
 
-    def _step_of(self, parameter, group):
-        state, gradient, (beta1, beta2) = self.state[parameter], parameter.grad, group["betas"]
+    def _step_of(self, parameter: torch.Tensor, gradient: torch.Tensor, group: dict[str, Any]) -> None:
+        state, (beta1, beta2) = self.state[parameter], group["betas"]
         if not state:
             state["step"] = torch.tensor(0.0)
             state["exp_avg"] = torch.zeros_like(parameter)
@@ -47,31 +61,48 @@ class TensorwiseAdam(torch.optim.Optimizer):
         weights.mul_(1 - group["lr"] * group["weight_decay"])
         weights.sub_(self._update(first, second, group) * rate)
 
-    def _update(self, first, second, group):
+    def _update(self, first: torch.Tensor, second: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:
         raise NotImplementedError
 
-    def _rate(self, parameter, gradient, second, group):
+    def _rate(
+        self, parameter: torch.Tensor, gradient: torch.Tensor, second: torch.Tensor, group: dict[str, Any]
+    ) -> float | torch.Tensor:
+        lr: float = group["lr"]
         if not self.scale_lr_by_param_rms:
-            return group["lr"]
-        return group["lr"] * _mean_of_whole(local_part(parameter).square(), parameter).sqrt().clamp(min=SMALLEST_RMS)
+            return lr
+        return lr * _mean_of_whole(local_part(parameter).square(), parameter).sqrt().clamp(min=SMALLEST_RMS)
 
 
 class TensorwiseAdamW(TensorwiseAdam):
-    """AdamW, and with update_clipping StableAdamW.
+    """AdamW, or StableAdamW with update_clipping.
 
     StableAdamW divides the rate by max(1, RMS) with RMS^2 = mean(g^2 / max(v, eps^2)). v is the bias-corrected second
-    moment, this step's gradient included (Wortsman et al. 2023, arXiv 2304.13013, algorithm 2, which corrects the bias
-    through a step-dependent beta). The decay is not divided, so that the clipping of an update changes nothing else.
+    moment, including the gradient of this step (Wortsman et al. 2023, arXiv 2304.13013, algorithm 2, which corrects the
+    bias by a step-dependent beta). The decay is not divided, so that the clipping changes only the update.
     """
 
-    def __init__(self, params, *, update_clipping=False, **options):
-        super().__init__(params, **options)
+    def __init__(
+        self,
+        params: Iterable[torch.Tensor] | Iterable[dict[str, Any]],
+        lr: float,
+        betas: tuple[float, float],
+        *,
+        eps: float,
+        update_clipping: bool = False,
+        scale_lr_by_param_rms: bool = False,
+        weight_decay: float = 0.0,
+    ):
+        scales = scale_lr_by_param_rms
+        super().__init__(params, lr, betas, scale_lr_by_param_rms=scales, weight_decay=weight_decay, eps=eps)
         self.update_clipping = update_clipping
 
-    def _update(self, first, second, group):
-        return first / (second.sqrt() + group["eps"])
+    def _update(self, first: torch.Tensor, second: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:
+        eps: float = group["eps"]
+        return first / (second.sqrt() + eps)
 
-    def _rate(self, parameter, gradient, second, group):
+    def _rate(
+        self, parameter: torch.Tensor, gradient: torch.Tensor, second: torch.Tensor, group: dict[str, Any]
+    ) -> float | torch.Tensor:
         rate = super()._rate(parameter, gradient, second, group)
         if not self.update_clipping:
             return rate
@@ -80,20 +111,25 @@ class TensorwiseAdamW(TensorwiseAdam):
 
 
 class AdamAtan2(TensorwiseAdam):
-    """Adam-atan2 (Everett et al. 2024, arXiv 2407.05872): the update is a atan2(m, b sqrt(v)), zero where both are."""
+    """Adam-atan2 (Everett et al. 2024, arXiv 2407.05872): the update is a atan2(m, b sqrt(v)), zero if m = v = 0."""
 
-    def _update(self, first, second, group):
-        return group["a"] * torch.atan2(first, group["b"] * second.sqrt())
+    def _update(self, first: torch.Tensor, second: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:
+        a: float = group["a"]
+        return a * torch.atan2(first, group["b"] * second.sqrt())
 
 
 def _mean_of_whole(here: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """The mean over the whole tensor of which `here` is this process's part, as `like` is sharded."""
+    """The mean over a whole tensor. `here` is this process's part of it, sharded as `like` is."""
     if not hasattr(like, "to_local"):
         return here.mean()
-    from torch.distributed.tensor import DTensor  # half a second that an unsharded run need not spend
+    from torch.distributed.tensor import DTensor  # takes half a second, so only sharded runs import it
 
+    assert isinstance(like, DTensor)
     whole = DTensor.from_local(
         here, like.device_mesh, like.placements, shape=like.shape, stride=like.stride(), run_check=False
     )
-    # Not its mean: the parts need not be of one size.
-    return whole.sum().full_tensor() / like.numel()
+    # Not whole.mean(), because the parts may have different sizes.
+    total = whole.sum()
+    assert isinstance(total, DTensor)
+    mean: torch.Tensor = total.full_tensor() / like.numel()
+    return mean

@@ -98,7 +98,7 @@ def test_flops_of_our_own_rows_are_those_of_laws_unless_a_mapping_names_others(t
 def test_one_count_of_parameters_does_not_pass_for_another(tmp_path):
     rows = [{"n_params": 1000, "n_tokens": 10_000, "loss": 2.0}]
     path = write(tmp_path / "rows.csv", rows)
-    with pytest.raises(ConfigError, match="--size n_params_non_embedding: no row counts N so"):
+    with pytest.raises(ConfigError, match="--size n_params_non_embedding: no row has this count"):
         columns.read(path, None, [], "n_params_non_embedding")
     path = write(tmp_path / "two.csv", [{**rows[0], "body": 400}, {**rows[0], "body": None}])
     found, _ = columns.read(path, None, ["n_params_non_embedding=body"], "n_params_non_embedding")
@@ -110,7 +110,7 @@ def test_a_law_about_the_best_runs_gets_the_best_of_each_size_over_seeds():
     rows = [{"n_params": n, "lr": lr, "loss": loss} for (n, lr), found in losses.items() for loss in found]
     kept, said = columns.best_of_each(rows, LAWS["optimal_lr"])
     assert [(row["n_params"], row["lr"]) for row in kept] == [(10, 0.2), (20, 0.1)]
-    words = "2 of 6 rows have the least loss of their n_params, and are taken"
+    words = "the fit uses 2 of 6 rows with the lowest loss for their n_params"
     assert said[0] == f"optimal_lr is about the best lr: {words}"
     assert columns.best_of_each(kept, LAWS["optimal_lr"]) == (kept, [])
     with pytest.raises(UserError, match="loss is no such column"):
@@ -122,7 +122,7 @@ def test_a_best_rate_at_the_end_of_the_grid_is_said_to_be_one():
             for lr in (0.1, 0.2, 0.3)]  # fmt: skip
     kept, said = columns.best_of_each(rows, LAWS["optimal_lr"])
     assert [row["lr"] for row in kept] == [0.2, 0.3, 0.1]
-    assert said[1].startswith("2 of 3 best lr are the least or the largest that was tried")
+    assert said[1].startswith("2 of 3 best lr are the smallest or the largest that was tried")
     assert len(columns.best_of_each(rows[:3], LAWS["optimal_lr"])[1]) == 1
 
 
@@ -141,7 +141,7 @@ def test_budgets_that_whole_steps_have_rounded_are_one():
 
 
 def test_what_a_table_cannot_say_by_map_is_refused():
-    with pytest.raises(ConfigError, match="--map tokens=D: tokens is no column that laws use; those are .*n_tokens"):
+    with pytest.raises(ConfigError, match="--map tokens=D: no law uses the column tokens; choose from .*n_tokens"):
         columns._pairs(["tokens=D"])
     assert columns._pairs(["batch.sequences=b", "val_loss=l", "optimizer.lr=r", "n_params_non_embedding=n"])
 
@@ -251,7 +251,7 @@ def test_a_text_is_not_left_out_without_a_word_where_an_order_needs_a_number():
 @pytest.mark.parametrize("typed", ["n!=6.9B", "n=6.9B"])
 def test_a_number_that_is_compared_with_a_word_is_said_and_does_not_differ_from_it(typed):
     rows = [{"n": 1, "m": None}, {"n": 2, "m": "many"}]
-    with pytest.raises(ConfigError, match="n is a number wherever it is given, and '6.9B' is none"):
+    with pytest.raises(ConfigError, match="n holds numbers, but '6.9B' is not a number"):
         columns.select(rows, [typed], [])
     assert columns.select(rows, ["n!=null", "m!=many"], [])[0] == rows[:1]
     mixed = [{"n": 1, "m": 1}, {"n": 2, "m": "many"}, {"n": 3, "m": 2}]
@@ -274,7 +274,11 @@ def test_hold_outs_are_any_and_filters_all():
 
 @pytest.mark.parametrize(
     "where, hold_out, said",
-    [(["n>9"], [], "no row fits"), ([], ["n>9"], "nothing would be held out"), ([], ["n>0"], "every row is held out")],
+    [
+        (["n>9"], [], "no row matches"),
+        ([], ["n>9"], "nothing would be held out"),
+        ([], ["n>0"], "every row is held out"),
+    ],
 )
 def test_selections_that_leave_nothing_are_said(where, hold_out, said):
     with pytest.raises((UserError, ConfigError), match=said):
@@ -294,7 +298,7 @@ def test_a_mapping_of_a_column_that_is_not_there_names_those_that_are(tmp_path):
         columns.read(path, None, ["n_params=Size"], "n_params")
     with pytest.raises(ConfigError, match="their column"):
         columns.read(path, None, ["n_params"], "n_params")
-    with pytest.raises(ConfigError, match="--map loss=Model Size: loss is mapped already, to 'loss'"):
+    with pytest.raises(ConfigError, match="--map loss=Model Size: loss is already mapped to 'loss'"):
         columns.read(path, None, ["loss=loss", "loss=Model Size"], "n_params")
 
 
@@ -349,7 +353,7 @@ def test_the_published_grid_is_read_from_its_names(testbed):
 
 
 def test_what_is_no_copy_of_the_testbed_is_said(tmp_path, testbed):
-    with pytest.raises(UserError, match="no copy of mlfoundations/scaling"):
+    with pytest.raises(UserError, match="not a copy of mlfoundations/scaling"):
         published.models(tmp_path / "elsewhere")
     next((testbed / "exp_data" / "models").glob("*.json")).write_text("{}")
     with pytest.raises(UserError, match="as published"):
@@ -369,7 +373,7 @@ def test_a_mapping_may_multiply(tmp_path):
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"n_params": 100, "n_tokens": 2}, "no row has even a tenth of a token for each parameter"),
+        ({"n_params": 100, "n_tokens": 2}, "every row has less than a tenth of a token per parameter"),
         ({"n_params": 100, "n_tokens": 200, "flops": 1.2e20}, "FLOPs are 1e+15 times 6 N D"),
         ({"n_params": 1e8, "n_tokens": 2e9, "flops": 2e18}, None),
     ],

@@ -211,7 +211,7 @@ def test_it_says_that_one_start_alone_reached_the_best(monkeypatch):
         ({"objective": "l1"}, ConfigError, "huber_log, lsq, lsq_log"),
         ({"fixed": {"Q": 1.0}}, ConfigError, "kaplan_n has no parameter 'Q'"),
         ({"fixed": {"alpha_N": -3.0}}, ConfigError, "alpha_N must be between 0 and 4; got -3"),
-        ({"fixed": {"Nc": 1.0, "alpha_N": 1.0}}, ConfigError, "nothing is left to fit"),
+        ({"fixed": {"Nc": 1.0, "alpha_N": 1.0}}, ConfigError, "there is nothing to fit"),
     ],
 )
 def test_wrong_arguments_are_named(arguments, error, said):
@@ -294,5 +294,5 @@ def test_a_record_with_other_parameters_is_no_fit(params):
 
 
 def test_fewer_rows_than_parameters_are_refused():
-    with pytest.raises(UserError, match="5 free parameters, and there are 2 rows"):
+    with pytest.raises(UserError, match="5 free parameters, but there are 2 rows"):
         fit(LAWS["chinchilla"], {"n_params": [1e6, 1e7], "n_tokens": [1e8, 1e9]}, [3.0, 2.9])

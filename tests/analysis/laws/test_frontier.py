@@ -74,7 +74,7 @@ def test_compute_that_varies_without_a_gap_makes_no_budget():
     flops = [1e18 * 1.05**i for i in range(30)]
     rows = [{"flops": c, "n_params": best_size(c) * 2 ** (i % 5 - 2), "loss": 3.0} for i, c in enumerate(flops)]
     assert [len(budget) for budget in frontier.by_budget(rows)] == [1] * 30
-    with pytest.raises(UserError, match="a factor 1.4 in all, are one budget"):
+    with pytest.raises(UserError, match="in FLOPs and all runs by a factor 1.4"):
         frontier.isoflop(rows)
 
 

@@ -1,9 +1,12 @@
 import json
+import logging
+import sys
 
 import pyarrow
 import pyarrow.parquet
 import pytest
 
+from scaling_testbed.data.sources import huggingface
 from scaling_testbed.data.sources.huggingface import HuggingFaceConfig
 from scaling_testbed.errors import ConfigError, UserError
 
@@ -110,3 +113,23 @@ def test_a_path_must_be_given_and_a_changed_file_is_another_identity(source, tmp
     with open(tmp_path / "part0.json", "a") as file:
         file.write('{"text": "more"}\n')
     assert HuggingFaceConfig(path="json", data_files=str(tmp_path / "part*.json")).identity() != before
+
+
+def test_a_hub_that_does_not_answer_is_said_in_one_line(source, monkeypatch, capfd):
+    import datasets  # noqa: F401
+    from huggingface_hub.utils import _http
+
+    monkeypatch.setattr(_http.time, "sleep", lambda _: None)
+    monkeypatch.setattr(huggingface.RETRIES, "said", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    list(source("json").units(1000))  # puts the filter in its place
+    for handler in logging.getLogger("huggingface_hub").handlers:
+        monkeypatch.setattr(handler, "stream", sys.stderr)
+    for _ in range(2):
+        with pytest.raises(Exception, match="Connection refused"):
+            _http.http_backoff("HEAD", "http://127.0.0.1:9/resolve/main/README.md", max_retries=2)
+    logging.getLogger("huggingface_hub.utils._http").warning("something else")
+    said = capfd.readouterr().err.splitlines()
+    assert [line for line in said if "Hub" in line or "requesting" in line or "Retrying" in line] == said[:1]
+    assert said[0].startswith("the Hugging Face Hub does not answer ([Errno 111] Connection refused); trying again")
+    assert said[1:] == ["something else"]

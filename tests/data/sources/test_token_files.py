@@ -89,7 +89,7 @@ def test_megatron_globs_over_idx_files_and_documents_are_counted(tmp_path, prepa
         (lambda p, t: write_megatron(p, t, "<f4", 7), {}, "train_0.idx: version 1 with type code 7"),
         (lambda p, t: p.write_bytes(b"abc"), {}, "train_0.bin: 3 bytes is not a list of uint16"),
         (lambda p, t: p.write_bytes(b""), {}, "train_0.bin: empty file"),
-        (lambda p, t: t.astype("<u4").tofile(p), {}, "train_0.bin: every second token is 0, as where uint32"),
+        (lambda p, t: t.astype("<u4").tofile(p), {}, "train_0.bin: every second token is 0, so the ids seem"),
     ],
 )
 def test_a_file_that_is_not_what_it_should_be_is_named(write, fields, message, tmp_path, prepared):
@@ -138,7 +138,7 @@ def test_a_folder_stands_for_its_bin_files_and_other_files_are_refused(tmp_path)
     source = TokenFilesConfig(train=str(tmp_path / "train"), validation=str(tmp_path / "validation"), vocab_size=50)
     assert source.paths("train") == [str(tmp_path / "train" / "a.bin")]
     text = TokenFilesConfig(train=str(tmp_path / "train" / "README.md"), validation="x", vocab_size=50)
-    with pytest.raises(UserError, match="README.md is no .bin file"):
+    with pytest.raises(UserError, match="README.md is not a .bin file"):
         text.paths("train")
 
 

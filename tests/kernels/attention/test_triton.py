@@ -275,7 +275,7 @@ def test_inputs_that_it_cannot_take_are_refused():
 
     refused("d_head must be one of 32, 64, 80, 96, 128 .* got 48", q=(1, 2, 8, 48), k=(1, 2, 8, 48))
     refused("multiple of key heads", q=(1, 3, 8, 32))
-    refused("no empty dimension", q=(1, 2, 0, 32), k=(1, 2, 0, 32))
+    refused("non-empty dimensions", q=(1, 2, 0, 32), k=(1, 2, 0, 32))
     refused(r"q \[B, H, T, K\] and k, v \[B, G, T, K\], got q \(1, 2, 8, 32\)", k=(1, 2, 9, 32))
     refused("takes q", v=(1, 1, 8, 32))
     refused("takes q", q=(2, 8, 32), k=(2, 8, 32))

@@ -1,0 +1,19 @@
+"""What a line of metrics.jsonl can hold beside diagnostics. One line is one step."""
+
+from scaling_testbed.diagnostics.names import Metric
+
+STEP_METRICS = (
+    Metric("step", "Updates made so far. Step 0 is the initial model.", "steps"),
+    Metric("tokens", "Training tokens seen so far.", "tokens"),
+    Metric("train_loss", "Cross-entropy of this step's global batch, before the update.", "nats per token"),
+    Metric("train_z_loss", "Mean of the z-loss of this step's batch, with its coefficient.", "nats per token"),
+    Metric("lr", "The learning rate of this update, before factors of tensors."),
+    Metric("grad_norm", "Global norm of the gradient, before clipping."),
+    Metric("clip_coefficient", "What the gradient was multiplied by; 1 where it was not clipped."),
+    Metric("skipped", "true where the update was left out, as optimizer.skip_spikes_sigmas does; else absent."),
+    Metric("tokens_per_second", "Training tokens in a second, from the second step of this start on.", "tokens/s"),
+    Metric("seconds", "Time of training and evaluation so far, over all starts.", "seconds"),
+    Metric("val_loss", "Cross-entropy of the validation split, without z-loss.", "nats per token"),
+    Metric("val_bpb", "val_loss for each byte of text; null where the data are no text.", "bits per byte"),
+    Metric("val_loss_by_set", "Name of each validation set -> its loss, that of the run included.", "nats per token"),
+)

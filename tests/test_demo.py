@@ -1,0 +1,36 @@
+"""What the two commands of the README say before and after they work, with a stand-in for what they start."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def stand_in(tmp_path):
+    """A program in place of Python that prints its arguments."""
+    program = tmp_path / "python"
+    program.write_text('#!/bin/sh\necho "started $*"\n')
+    program.chmod(0o755)
+    return program
+
+
+def test_the_demo_says_what_it_does_how_long_it_takes_and_which_report_to_open(stand_in):
+    ran = subprocess.run([ROOT / "scripts" / "demo.sh", stand_in], check=True, capture_output=True, text=True)
+    lines = ran.stdout.splitlines()
+    assert lines[0].startswith("Training 16 models") and "about three minutes" in lines[1]
+    assert lines[2].startswith("started -m scaling_testbed.sweep run sweep=nano_lr name=demo")
+    assert lines[-1].startswith("Open runs/demo/report.html in a browser")
+
+
+def test_setup_says_what_it_installs_where_and_installs_no_tests_extras():
+    ran = subprocess.run(
+        ["make", "-n", "setup", "VENV=/nowhere/venv"], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    said = [line for line in ran.stdout.splitlines() if line.startswith("echo")]
+    assert "into /nowhere/venv: 1.5 GB" in said[0]
+    assert "'.[analysis,export]'" in ran.stdout and "[test]" not in ran.stdout
+    tests = ["make", "-n", "test", "VENV=/nowhere/venv"]
+    assert "'.[test]'" in subprocess.run(tests, cwd=ROOT, check=True, capture_output=True, text=True).stdout

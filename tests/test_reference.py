@@ -1,0 +1,71 @@
+"""What is generated from declarations is up to date, and the declarations are complete."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+from scaling_testbed.config.compose import compose
+from scaling_testbed.config.explain import UNEXPLAINED, explain, help_on, sections, typed
+from scaling_testbed.config.run import GROUPS, flatten
+from scaling_testbed.diagnostics.names import DIAGNOSTICS
+from scaling_testbed.errors import ConfigError
+from scaling_testbed.runs.metrics import STEP_METRICS
+from scaling_testbed.runs.row import ROW_FIELDS, Row
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def run():
+    return compose([])
+
+
+def test_generated_files_are_up_to_date():
+    pages = runpy.run_path(str(ROOT / "scripts" / "reference.py"))["pages"]()
+    old = [name for name, text in pages.items() if (ROOT / name).read_text() != text]
+    assert not old, "run scripts/reference.py"
+
+
+def test_every_key_is_explained_and_every_group_has_a_meaning():
+    entries = [entry for section, kinds in sections().items() for entry in explain(section, kinds)]
+    assert [entry.key for entry in entries if entry.help == UNEXPLAINED] == []
+    assert [name for name in GROUPS if help_on([name]).startswith(f"{name}: \n")] == []
+
+
+def test_explanations_name_every_key_of_a_composed_run_with_its_default(run):
+    entries = {}
+    for section, kinds in sections().items():
+        for entry in explain(section, kinds):
+            entries.setdefault(entry.key, []).append(entry)
+    flat = {key: value for key, value in flatten(run).items() if key != "name" and not key.endswith(".name")}
+    assert set(flat) - set(entries) == set()
+    for key, value in flat.items():
+        if key.split(".")[0] not in (*GROUPS, "overrides"):  # a file in configs/ may set another value there
+            assert entries[key][0].default == typed(value)
+
+
+def test_a_kind_that_only_sets_another_default_shares_the_explanation():
+    (clipping,) = [entry for entry in explain("optimizer", GROUPS["optimizer"]) if entry.key.endswith("_clipping")]
+    assert clipping.default == "false (true with stable_adamw)"
+    assert clipping.kinds == ("adamw", "stable_adamw")
+
+
+def test_help_explains_a_section_a_key_and_a_key_without_its_section():
+    assert "optimizer.lr: number, default 0.01" in help_on(["optimizer"])
+    assert "Choices: none, layernorm, rmsnorm." in help_on(["model.qk_norm"])
+    assert help_on(["qk_norm"]) == help_on(["model.qk_norm"])
+    with pytest.raises(ConfigError, match="no section or key optimiser; did you mean --help optimizer"):
+        help_on(["optimiser"])
+
+
+def test_the_row_has_each_field_once_and_nothing_that_is_added_hides_one(run):
+    row = Row.of(run, status="finished").as_dict()
+    assert tuple(row)[: len(ROW_FIELDS)] == ROW_FIELDS and row["model.d_model"] == run.model.d_model
+    added = Row(added={"val_loss": 1.0, "mine": 2.0}).as_dict()
+    assert added["val_loss"] is None and added["mine"] == 2.0
+
+
+def test_no_metric_is_named_twice():
+    names = [metric.name for metric in (*STEP_METRICS, *DIAGNOSTICS)]
+    assert len(names) == len(set(names))
