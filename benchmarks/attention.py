@@ -1,16 +1,18 @@
-"""Causal attention, and qk-norm with rotary embedding: ours beside PyTorch's.
+"""Causal attention, and qk-norm with rotary embedding: the kernels of this project beside those of PyTorch.
 
     python -m benchmarks.attention [--device cpu] [--seconds S] [--out DIR] [--quick]
 
-attention: 32768 tokens in sequences of 1k to 8k, 16 heads of 64 or 8 of 128, bf16; the forward pass as training runs
-it (with what the backward pass needs kept), and both passes. TFLOP/s count the causal half: two products of T^2/2
-scores forward, five more backward. Inputs lie in memory as the projections leave them, [B, T, H, K], and gradients are
-taken as they come, added to nothing. FlexAttention, which each shape costs a compilation, is compared at one length.
+attention: 32768 tokens in sequences of 1k to 8k, with 16 heads of 64 or 8 heads of 128, in bf16. The benchmark times
+the forward pass as in training (it keeps the tensors for the backward pass), and both passes. TFLOP/s count the causal
+half: two products of T^2/2 scores in the forward pass, five more in the backward pass. Inputs have the memory layout of
+the projections' outputs, [B, T, H, K]. Gradients are not accumulated. FlexAttention compiles for each shape, so it is
+compared at one length only.
 
-qk-norm + rotary: from the projections' output, in bf16, to what attention reads. Bandwidth counts each of q and k
-read once and written once forward; backward, the incoming gradient and the input read and a gradient written.
+qk-norm + rotary: from the projections' output, in bf16, to the input of attention. In the forward pass, bandwidth
+counts one read and one write of q and k each. In the backward pass it counts one read of the incoming gradient, one
+read of the input and one write of the gradient.
 
-On a CPU this only shows that everything runs; with TRITON_INTERPRET=1 our kernels are among it.
+On a CPU the benchmark only shows that all code runs. With TRITON_INTERPRET=1 this includes the Triton kernels.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ SOFTCAP = 30.0
 EPS = 1e-6
 STATISTICS_AIM, BANDWIDTH_AIM = 1.10, 0.85
 FLEX_LENGTH = 2048
-# Relative errors in norm. fp32 in the interpreter and on CPUs; bf16 on GPUs.
+# Relative errors in norm. Inputs are fp32 in the interpreter and on CPUs, and bf16 on GPUs.
 TOLERANCE = {"cuda": {"": 2e-2}, "cpu": {"": 1e-4}}
 COLUMNS = [
     ("median_s", "ms", "ms"),
@@ -63,7 +65,7 @@ class Shape(NamedTuple):
 
 
 def attention_shapes(device: torch.device, quick: bool) -> list[Shape]:
-    """The most telling lengths first, in case time runs out."""
+    """The shapes, with the most informative lengths first, in case time runs out."""
     if device.type == "cpu":
         return [Shape(1, 128, 2, 64)]
     lengths = (2048,) if quick else (2048, 8192, 1024, 4096)
@@ -132,7 +134,7 @@ def flex_ways(shape: Shape, device: torch.device) -> list[Way]:
 
 
 def ways(device: torch.device) -> tuple[list[Way], list[str]]:
-    """What there is to time for any shape, and what is left out."""
+    """The implementations to time for any shape, and the reasons why others are left out."""
     found, absent = our_ways(device)
     if device.type == "cpu":
         return [*found, Way("SDPA", sdpa), Way("reference", partial(definition, softcap=None))], absent
@@ -167,24 +169,27 @@ def run_attention(q, k, v, grad_out, *, function, backward: bool) -> Outputs:
 
 
 def last_head(x: Tensor) -> Tensor:
-    """Last sequence, last head: independent of all others, and what a wrong offset would miss."""
+    """The last head of the last sequence. It is independent of all others, and a wrong offset would change it."""
     return x[-1:, -1:]
 
 
 def trusted_attention(q, k, v, grad_out, *, softcap, backward: bool) -> Outputs:
-    """The definition in fp32 on the last head; all heads' scores would not fit."""
+    """The definition in fp32 on the last head only: the scores of all heads would not fit in memory."""
     inputs = (last_head(x).detach().float().requires_grad_() for x in (q, k, v))
     function = partial(definition, softcap=softcap)
     return run_attention(*inputs, last_head(grad_out).float(), function=function, backward=backward)
 
 
 def attention_flops(shape: Shape, backward: bool) -> float:
-    """4 T^2 K per head and sequence forward, halved by causality; the backward pass has five products for two."""
+    """FLOPs of a call: 4 T^2 K per head and sequence forward, halved by causality.
+
+    The backward pass has five matrix products, the forward pass two.
+    """
     return 2 * shape.B * shape.H * shape.T**2 * shape.K * (3.5 if backward else 1)
 
 
 def measure_attention(shape: Shape, backward: bool, found: list[Way], seconds: float, device, options, title) -> dict:
-    """One comparison as a case of the report."""
+    """One comparison of attention, as a case of the report."""
     variants = [
         Variant(
             way.name,
@@ -218,7 +223,7 @@ def measure_attention(shape: Shape, backward: bool, found: list[Way], seconds: f
 
 
 def compare_with_peers(rows: list[dict[str, Any]]) -> None:
-    """Add how each row stands to the fastest peer that computes the same, and to our plain kernel."""
+    """Add to each row the ratios to the fastest peer that computes the same, and to this project's plain kernel."""
     ours = next((row["median_s"] for row in rows if row["variant"] == "ours" and "median_s" in row), None)
     for row in (row for row in rows if "median_s" in row):
         same = [peer for peer in rows if not peer["ours"] and peer.get("capped") == row.get("capped")]
@@ -245,7 +250,7 @@ def _passes(backward: bool) -> str:
 
 
 def norm_inputs(seed: int, *, shape: Shape, device: torch.device) -> tuple[Tensor, ...]:
-    """q and k as the projections leave them [B, T, H, K], gains, rotary tables, and the gradients of both outputs."""
+    """q and k as the projections return them [B, T, H, K], gains, rotary tables, and the gradients of both outputs."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     random = torch.Generator(device).manual_seed(seed)
 
@@ -279,7 +284,7 @@ def trusted_norm(*inputs: Tensor, backward: bool) -> Outputs:
 
 
 def norm_variants(device: torch.device) -> tuple[list[tuple], list[str]]:
-    """(name, function, ours), and what is left out."""
+    """The implementations as (name, function, ours), and the reasons why others are left out."""
     found, absent = [("qk-norm + rotary, eager", eager_norm, False)], []
     if device.type == "cuda":
         torch._dynamo.reset()
@@ -294,7 +299,7 @@ def norm_variants(device: torch.device) -> tuple[list[tuple], list[str]]:
 
 
 def measure_norm(shape: Shape, backward: bool, found, seconds: float, device, options, copy_rate: float) -> dict:
-    """One comparison of qk-norm + rotary as a case of the report."""
+    """One comparison of qk-norm + rotary, as a case of the report."""
     variants = [
         Variant(name, partial(run_norm, function=function, backward=backward), "norm", ours)
         for name, function, ours in found
@@ -342,7 +347,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     shapes = attention_shapes(device, options.quick)
     work |= {f"attention, {shape}": partial(attentions, report, options, device, shape, found) for shape in shapes}
-    if device.type == "cuda":  # last: compilers take most of its time
+    if device.type == "cuda":  # last, because most of its time is compilation
         work |= {
             f"attention beside FlexAttention, {shape}": partial(beside_flex, report, options, device, shape, found)
             for shape in shapes
@@ -352,7 +357,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def norms(report: Report, options, device: torch.device, shape: Shape, seconds: float) -> None:
-    """The forward pass, then both, with the same compiled function."""
+    """Measure the forward pass, then both passes, with the same compiled function."""
     copy_rate = report.data["ceilings"]["copy_bytes_per_s"]
     found, absent = norm_variants(device)
     report.data["absent"] += [text for text in absent if text not in report.data["absent"]]
@@ -363,7 +368,7 @@ def norms(report: Report, options, device: torch.device, shape: Shape, seconds: 
 def attentions(
     report: Report, options, device: torch.device, shape: Shape, found: list[Way], seconds: float, title="attention"
 ) -> None:
-    """The forward pass, then both, with the same compiled functions."""
+    """Measure the forward pass, then both passes, with the same compiled functions."""
     found = harness.kept(found, options.without)
     for backward in (False, True):
         report.add(measure_attention(shape, backward, found, seconds / 2, device, options, title))

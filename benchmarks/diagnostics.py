@@ -1,10 +1,11 @@
-"""What one measured update costs beside a plain one.
+"""The cost of an update with diagnostics, compared with a plain update.
 
     python -m benchmarks.diagnostics [--device cpu] [--seconds S] [--rounds N] [--out DIR]
 
-For each size one model is updated in turns, plain and measured, on synthetic tokens. A measured update has a
-forward pass of its own over up to diagnostics.sequences (32) of the batch, the scores of every head, and statistics of
-every tensor, its optimizer's moments included. The note says what measuring every 100th update adds to a run.
+For each size, plain and measured updates of one model alternate, on synthetic tokens. A measured update has an
+additional forward pass over up to diagnostics.sequences (32) sequences of the batch. It computes the scores of every
+head and statistics of every tensor, including the optimizer's moments. The note gives the added time of a run in which
+every 100th update is measured.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ QUIET = ["data=noise", "data.n_tokens=300000", "budget.steps=100000", "checkpoin
 
 
 def measure(overrides: list[str], device, rounds: int, seconds: float) -> dict[str, list[float]]:
-    """Seconds of each update, by kind; the first of each is not counted."""
+    """Seconds of each update, by kind. The first update of each kind is not counted."""
     found: dict[str, list[float]] = {PLAIN: [], MEASURED: []}
     with tempfile.TemporaryDirectory() as folder:
         places = [f"runs_dir={folder}/runs", f"data_dir={folder}/data", f"compute.device={device.type}"]
@@ -54,7 +55,7 @@ def measure(overrides: list[str], device, rounds: int, seconds: float) -> dict[s
             measured = dataclasses.replace(run, diagnostics=DiagnosticsConfig(every_steps=1))
             parts = {PLAIN: plain, MEASURED: dataclasses.replace(plain, run=measured)}
             for step in range(2 * (rounds + 1)):
-                kind = (PLAIN, MEASURED)[(step + step // 2) % 2]  # each comes first in every other pair
+                kind = (PLAIN, MEASURED)[(step + step // 2) % 2]  # each kind is first in every other pair
                 taken, _ = harness.timed(partial(make_update, parts[kind], step, interrupts), device)
                 if step >= 2:
                     found[kind].append(taken)

@@ -1,10 +1,14 @@
-"""What the benchmarks share: the machine's ceilings, fair timing, checked outputs.
+"""Shared functions of the benchmarks: measured limits of the machine, fair timing, checked outputs.
 
     python -m benchmarks.harness        writes the tables of benchmarks/README.md from benchmarks/results/*.json
 
-The rules that every number obeys: variants take turns, in an order that moves on by one each round; each round has
-fresh random inputs, made outside of what is timed; the first round is not counted, compilers work there; a variant
-whose outputs do not agree with the definition is not timed; the median is reported beside the fastest and the slowest.
+Every number follows these rules:
+
+- Variants alternate, and their order shifts by one each round.
+- Each round has new random inputs, which are made outside the timed region.
+- The first round is not counted, because it includes compilation.
+- A variant is timed only if its outputs agree with the definition.
+- The median is reported with the fastest and the slowest time.
 """
 
 from __future__ import annotations
@@ -30,8 +34,8 @@ from benchmarks.report import DeviceLost, first_line, write_readme_tables
 from scaling_testbed.processes.device import device_name
 
 LEAST_ROUNDS = 3
-# Longer than launching a call takes: by the time the GPU wakes up the whole call is queued, as in a training step,
-# where the host runs ahead of the GPU. A call that waits for the GPU itself still pays for it.
+# The GPU sleeps longer than the launch of a call takes. When it wakes up, the whole call is queued, as in a training
+# step, where the host is ahead of the GPU. If a call itself waits for the GPU, the measured time includes this wait.
 SLEEP_CYCLES = 4_000_000
 POISON_BYTES = 2**30
 OUT_OF_MEMORY = "out of memory"
@@ -41,8 +45,11 @@ Outputs = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to compute something. run(*inputs) returns outputs by name; those that `expects` names must agree with
-    them. `ours` tells this project's from its peers'."""
+    """One implementation of a computation.
+
+    run: inputs -> outputs by name. expects: the name of the trusted outputs with which the outputs must agree. ours:
+    whether the implementation belongs to this project.
+    """
 
     name: str
     run: Callable[..., Outputs]
@@ -54,12 +61,12 @@ class Variant:
 
 
 def choose_device(name: str) -> torch.device:
-    """auto is the GPU where PyTorch sees one."""
+    """The device of that name; auto is the GPU if PyTorch finds one, and the CPU otherwise."""
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
-    """Name, memory and the two measured ceilings of `device`, for the head of a result."""
+    """Name, memory and the two measured limits of `device`, for the head of a result."""
     found = {"machine": device_name(device), "device": device.type, "ceilings": measure_ceilings(device)}
     if device.type == "cuda":
         found["memory_bytes"] = torch.cuda.get_device_properties(device).total_memory
@@ -71,14 +78,17 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
 
 
 def measure_ceilings(device: torch.device) -> dict[str, float]:
-    """Rates that nothing on this machine beats: FLOP/s of a large matrix product (bf16 on a GPU, fp32 on a CPU), and
-    bytes read plus bytes written per second of a copy."""
+    """Measured upper limits of rates on this machine.
+
+    These are the FLOP/s of a large matrix product (bf16 on a GPU, fp32 on a CPU), and the bytes read plus bytes written
+    per second of a copy.
+    """
     on_gpu = device.type == "cuda"
     n, dtype = (8192, torch.bfloat16) if on_gpu else (2048, torch.float32)
     size = 2**30 if on_gpu else 2**28
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
     product = _median_seconds(lambda: torch.mm(a, b), device)
-    # Random bytes: a GPU moves zeros with less power, and so at higher clocks.
+    # Random bytes: a GPU copies zeros with less power, and so at a higher clock rate.
     source = torch.randint(256, (size,), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     copy = _median_seconds(lambda: target.copy_(source), device)
@@ -94,13 +104,13 @@ def _median_seconds(call: Callable[[], object], device: torch.device) -> float:
 
 
 def timed(call: Callable[[], object], device: torch.device) -> tuple[float, int | None]:
-    """Seconds that `call` took, and on a GPU the most bytes it held beyond those in use before it."""
+    """Seconds of one call, and on a GPU its peak memory in bytes beyond the memory in use before it."""
     if device.type != "cuda":
         began = time.perf_counter()
         call()
         return time.perf_counter() - began, None
     start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    # What the caches hold of the inputs is written over: no variant finds them warm from the one before.
+    # Overwrite the caches, so that no variant finds inputs that the previous variant has loaded.
     torch.empty(2**28, dtype=torch.uint8, device=device).zero_()
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
@@ -114,10 +124,10 @@ def timed(call: Callable[[], object], device: torch.device) -> tuple[float, int 
 
 
 def peak_memory_in_child(run: Callable[..., Outputs], make_inputs: Callable[[int], tuple]) -> int | None:
-    """Bytes by which one call raises the resident memory of a forked process; None where Linux's /proc is missing.
+    """Bytes by which one call raises the resident memory of a forked process; None without Linux's /proc.
 
-    To be asked after `run` has been called once, so that what a first call imports is not counted. The child has one
-    thread: a pool of threads does not survive a fork.
+    Call `run` once before, so that the imports of a first call are not counted. The child has one thread, because a
+    pool of threads does not survive a fork.
     """
     receiver, sender = multiprocessing.Pipe(duplex=False)
     process = multiprocessing.get_context("fork").Process(target=_peak_child, args=(sender, run, make_inputs))
@@ -126,7 +136,7 @@ def peak_memory_in_child(run: Callable[..., Outputs], make_inputs: Callable[[int
     try:
         return receiver.recv()
     except EOFError:
-        return None  # the system ended it, most likely for want of memory; the timed run will tell
+        return None  # the system ended the child, probably because memory ran out; the timed run shows this
     finally:
         process.join()
 
@@ -137,7 +147,7 @@ def _peak_child(sender, run, make_inputs) -> None:
     with contextlib.suppress(Exception):
         inputs = make_inputs(0)
         _forget_free_memory()
-        Path("/proc/self/clear_refs").write_text("5")  # from here on the peak is counted anew
+        Path("/proc/self/clear_refs").write_text("5")  # reset the peak
         before = _resident("VmRSS")
         run(*inputs)
         peak = _resident("VmHWM") - before
@@ -145,7 +155,7 @@ def _peak_child(sender, run, make_inputs) -> None:
 
 
 def _forget_free_memory() -> None:
-    """Give what earlier calls left in the allocator back to the system: used again, it would not be counted."""
+    """Return the allocator's free memory to the system. If a call used it again, it would not be counted."""
     gc.collect()
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)
@@ -156,8 +166,10 @@ def _resident(field: str) -> int:
 
 
 def poison(device: torch.device) -> None:
-    """Leave NaN in the memory that the next allocations get, so that an output that was not written shows. What other
-    variants have freed goes back first: the allocator would prefer it, and it holds right answers."""
+    """Fill the memory of the next allocations with NaN, so that an output that is never written is detected.
+
+    First return the memory that other variants have freed: the allocator would reuse it, and it holds correct outputs.
+    """
     if device.type == "cuda":
         gc.collect()
         torch.cuda.empty_cache()
@@ -179,11 +191,11 @@ def compare(
     seconds: float,
     pick: Callable[[Tensor], Tensor] = lambda x: x,
 ) -> list[dict[str, Any]]:
-    """Check all variants, then time them in turns; a row of results for each.
+    """Check all variants, then time them alternately. Returns a row of results for each variant.
 
-    make_inputs(seed) -> fresh inputs. trusted: what a variant `expects`, computed by the definition, of which only
-    pick(output) is compared; tolerance: output name (or "" for all others) -> largest relative error in norm.
-    Not fewer than LEAST_ROUNDS rounds, then no new round after `seconds`.
+    make_inputs: seed -> new inputs. trusted: name that a variant `expects` -> outputs by the definition. pick: the part
+    of an output that is compared with them. tolerance: output name (or "" for all others) -> largest relative error in
+    norm. There are at least LEAST_ROUNDS rounds; after these, no round starts later than `seconds`.
     """
     rows = [{"variant": v.name, "ours": v.ours, "status": "ok", "seconds": [], "peak_bytes": None} for v in variants]
     _check(variants, rows, make_inputs, trusted, device, tolerance, pick)
@@ -217,7 +229,7 @@ def _time_once(variant: Variant, row: dict, inputs: tuple, device: torch.device,
 
 
 def _check(variants, rows, make_inputs, trusted, device, tolerance, pick) -> None:
-    """Set the status of each row whose variant fails or disagrees; this call also compiles what gets compiled."""
+    """Set the status of each row whose variant fails or disagrees. This call also triggers compilation."""
     inputs = make_inputs(0)
     expected = {name: trusted[name](*inputs) for name in {variant.expects for variant in variants}}
     for variant, row in zip(variants, rows, strict=True):
@@ -252,8 +264,11 @@ def _forget_gradients(inputs: tuple) -> None:
 
 @contextlib.contextmanager
 def _attempt(row: dict):
-    """Turn what goes wrong inside into the row's status, and give the memory back. Raises DeviceLost where the GPU
-    answers no more, as after an access out of bounds: nothing of this process can be timed from then on."""
+    """Turn an exception into the row's status, and free the memory.
+
+    Raises DeviceLost if the GPU no longer responds, e.g. after an access out of bounds. This process can then time
+    nothing more.
+    """
     try:
         yield
         return
@@ -276,22 +291,24 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def kept(variants: Sequence, without: Sequence[str]) -> list:
-    """Those whose name holds none of the texts that the user wants to do without."""
+    """The variants whose name contains none of the texts of --without."""
     return [variant for variant in variants if not any(text.lower() in variant.name.lower() for text in without)]
 
 
 def arguments(doc: str, argv: Sequence[str] | None, seconds: float, *, peers: bool = True) -> argparse.Namespace:
-    """The options that all benchmarks have; --without only where there are `peers` to do without."""
+    """The options of all benchmarks. peers: whether there is --without."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"))
-    parser.add_argument("--seconds", type=float, default=seconds, help="start no new shape after this long")
-    parser.add_argument("--rounds", type=int, default=20, help="at most so many rounds of each comparison")
+    parser.add_argument("--seconds", type=float, default=seconds, help="start no new shape after so many seconds")
+    parser.add_argument("--rounds", type=int, default=20, help="maximum number of rounds of each comparison")
     if peers:
         parser.add_argument(
-            "--without", nargs="+", default=[], metavar="TEXT", help="leave out variants named like this"
+            "--without", nargs="+", default=[], metavar="TEXT", help="leave out variants whose name contains this text"
         )
     parser.add_argument("--out", type=Path, help="folder for the result (default: benchmarks/results)")
-    parser.add_argument("--quick", action="store_true", help="smaller, to see that it works or to fit a short slot")
+    parser.add_argument(
+        "--quick", action="store_true", help="smaller sizes, for a test of the benchmark or a short time slot"
+    )
     return parser.parse_args(argv)
 
 

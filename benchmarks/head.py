@@ -1,15 +1,15 @@
-"""The linear cross-entropy head: forward and backward, ours beside its peers.
+"""The linear cross-entropy head: forward and backward pass, this project's implementation beside its peers.
 
     python -m benchmarks.head [--device cpu] [--seconds S] [--out DIR] [--quick]
 
-A call takes hidden states [N, D], the head's weight [V, D] and targets [N], and gives the loss (summed, with z-loss
-where the implementation has one) and both gradients. On a GPU both inputs are bf16; ours sum the head's gradient in
-fp32 over all chunks and round it once, which most peers do not. Peers that are not installed are named and left out.
+A call takes hidden states [N, D], the head's weight [V, D] and targets [N]. It returns the loss (summed, with z-loss if
+the implementation has one) and both gradients. On a GPU both inputs are bf16. This project sums the head's gradient in
+fp32 over all chunks and rounds it once; most peers do not. Peers that are not installed are named and left out.
 
-floor: the three matrix products at the machine's measured rate, plus the traffic of one in-place pass over the logits
-at its measured copy rate. A logit is written by the product (1 access), read for log Z (1), read and overwritten by
-its gradient (2), and read by the products for the gradients of hidden states and weight (2): 6 accesses, which for
-bf16 are 12 V bytes a token.
+floor: the time of the three matrix products at the machine's measured rate, plus the time of one in-place pass over the
+logits at its measured copy rate. A logit is written by the product (1 access), read for log Z (1), read and overwritten
+by its gradient (2), and read by the products for the gradients of hidden states and weight (2). These are 6 accesses,
+for bf16 12 V bytes per token.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ GPU_SHAPES = [
 ]
 CPU_SHAPES = [(4096, 256, 50304)]
 QUICK_SHAPES = {"cuda": [(4096, 128, 8192), (4096, 768, 8192)], "cpu": [(256, 64, 4096)]}
-TRAINED = "ours, chunked"  # what training takes by itself
-Z_LOSS = 1e-2  # a hundred times the usual, so that a z-loss that is missing or wrong cannot pass the check
-LOGIT_STD = 3.0  # a softmax as peaked as a trained model's: some probabilities matter, most vanish
-# Relative errors in norm. bf16 logits near 12 are off by up to 0.03, and so are their probabilities.
+TRAINED = "ours, chunked"  # the default of training
+Z_LOSS = 1e-2  # a hundred times the usual value, so that the check detects a missing or wrong z-loss
+LOGIT_STD = 3.0  # the softmax is as peaked as in a trained model: few probabilities are large, most are near zero
+# Relative errors in norm. bf16 logits near 12 have errors of up to 0.03, and so have their probabilities.
 TOLERANCE = {"cuda": {"loss": 5e-3, "": 3e-2}, "cpu": {"loss": 1e-5, "": 1e-4}}
 COLUMNS = [
     ("median_s", "ms", "ms"),
@@ -60,7 +60,7 @@ Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def variant(name: str, loss: Loss, *, z: bool = True, ours: bool = False) -> Variant:
-    """A loss [N, D], [V, D], [N] -> scalar as something to time, with its backward pass."""
+    """The variant of a loss ([N, D], [V, D], [N] -> scalar), with its backward pass."""
 
     def run(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Outputs:
         value = loss(hidden_ND, weight_VD, targets_N)
@@ -85,7 +85,7 @@ def our_loss(hidden_ND, weight_VD, targets_N, *, function, **options):
 
 
 def cpu_variants(_shape: Shape) -> tuple[list[Variant], list[str]]:
-    """What there is to time on a CPU, and what is left out."""
+    """The variants to time on a CPU, and the reasons why others are left out."""
     chunked = partial(our_loss, function=our_chunked.linear_cross_entropy)
     native, absent = torch_native()
     return [
@@ -97,8 +97,8 @@ def cpu_variants(_shape: Shape) -> tuple[list[Variant], list[str]]:
 
 
 def gpu_variants(shape: Shape) -> tuple[list[Variant], list[str]]:
-    """What there is to time on a GPU for this shape, and what is left out."""
-    torch._dynamo.reset()  # a compiled variant is compiled for this shape alone
+    """The variants to time on a GPU for this shape, and the reasons why others are left out."""
+    torch._dynamo.reset()  # a compiled variant is compiled for this shape only
     found, absent = our_triton(shape)
     chunked = partial(our_loss, function=our_chunked.linear_cross_entropy)
     found += [
@@ -140,8 +140,11 @@ def liger() -> tuple[list[Variant], list[str]]:
 
 
 def cut_cross_entropy() -> tuple[list[Variant], list[str]]:
-    """Cut cross-entropy, which skips blocks of small gradients (`cce`), or not for the head, with Kahan's sum
-    (`cce_kahan_full_c`). The release on PyPI (25.1.1) has neither the second nor return_lse; later sources have."""
+    """Cut cross-entropy in two variants.
+
+    `cce` skips blocks of small gradients. `cce_kahan_full_c` does not skip them for the head, and uses Kahan summation.
+    The release on PyPI (25.1.1) has neither the second variant nor return_lse; later sources have both.
+    """
     try:
         from cut_cross_entropy import LinearCrossEntropyImpl, linear_cross_entropy
     except Exception as error:
@@ -161,9 +164,10 @@ def cut_cross_entropy() -> tuple[list[Variant], list[str]]:
 
 
 def torch_native() -> tuple[list[Variant], list[str]]:
-    """PyTorch's own (2.13 and later), with its default options; the other path of the same name is F.cross_entropy's.
+    """PyTorch's linear cross-entropy (2.13 and later), with its default options.
 
-    It has no z-loss. With bf16 inputs its sum has been seen a few percent too low on CPUs.
+    Its other path is that of F.cross_entropy. It has no z-loss. With bf16 inputs on CPUs, its sum was observed to be a
+    few percent too low.
     """
     if not hasattr(torch.nn, "LinearCrossEntropyOptions"):
         return [], [f"torch.nn.functional.linear_cross_entropy: not in torch {torch.__version__}"]
@@ -176,7 +180,7 @@ def torch_native() -> tuple[list[Variant], list[str]]:
 
 
 def _absence(package: str, error: Exception) -> str:
-    """Why a peer takes no part; another version of Triton than it was made for can break its import in any way."""
+    """The reason why a peer is left out. With another version of Triton, its import can fail with any exception."""
     missing = isinstance(error, ImportError) and (error.name or "").split(".")[0] == package.replace("-", "_")
     return f"{package}: not installed" if missing else f"{package}: cannot be imported ({first_line(error)})"
 
@@ -185,7 +189,7 @@ def _absence(package: str, error: Exception) -> str:
 
 
 def trusted(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, z_loss: float, rows: int = 1024) -> Outputs:
-    """The definition in fp32 on the same inputs, `rows` tokens at a time so that it fits."""
+    """The definition in fp32 on the same inputs, computed for `rows` tokens at a time so that it fits in memory."""
     weight = weight_VD.detach().float().requires_grad_()
     loss = hidden_ND.new_zeros((), dtype=torch.float32)
     grad_hidden_ND = torch.empty_like(hidden_ND, dtype=torch.float32)
@@ -217,13 +221,13 @@ def make_inputs(seed: int, *, shape: Shape, device: torch.device) -> tuple[Tenso
 
 
 def floor_seconds(shape: Shape, dtype: torch.dtype, ceilings: dict[str, float]) -> float:
-    """The least time by the measured ceilings: derived above."""
+    """The lower bound of the time by the measured limits, as derived at the top of this file."""
     N, D, V = shape
     return 6 * N * D * V / ceilings["product_flops_per_s"] + 6 * dtype.itemsize * N * V / ceilings["copy_bytes_per_s"]
 
 
 def compare_with_peers(rows: list[dict[str, Any]], floor: float) -> None:
-    """Add to each row how it stands to the fastest and the leanest peer, and to the floor."""
+    """Add to each row the ratios to the fastest peer, to the peer with the least memory, and to the floor."""
     timed = [row for row in rows if "median_s" in row]
     peers = [row for row in timed if not row["ours"]]
     lean = [row["peak_bytes"] for row in peers if row["peak_bytes"]]
@@ -236,12 +240,12 @@ def compare_with_peers(rows: list[dict[str, Any]], floor: float) -> None:
 
 
 def cpu_claim(rows: list[dict[str, Any]]) -> str:
-    """What this project says about CPUs, against what was just measured."""
+    """The claim of this project about CPUs, compared with the measurement."""
     named = {row["variant"]: row for row in rows}
     ours, peer = named.get("ours, chunked", {}), named.get("F.cross_entropy + z", {})
     if "median_s" not in ours or "median_s" not in peer:
         return "the claim cannot be checked: one side was not timed"
-    # Round by round: what else the machine does at the time slows both.
+    # Ratios round by round: other load on the machine slows both sides of a round.
     time = statistics.median(a / b for a, b in zip(ours["seconds"], peer["seconds"], strict=True))
     less = peer["peak_bytes"] / ours["peak_bytes"] if ours["peak_bytes"] and peer["peak_bytes"] else float("nan")
     return verdict(
@@ -252,7 +256,10 @@ def cpu_claim(rows: list[dict[str, Any]]) -> str:
 
 
 def gpu_aims(rows: list[dict[str, Any]], shape: Shape, budget_bytes: int) -> list[str]:
-    """The aims for this shape beside what our head reached that training uses. budget_bytes: of its logits buffer."""
+    """The aims for this shape, compared with the result of the head that training uses.
+
+    budget_bytes: the size of its buffer of logits.
+    """
     ours = next((row for row in rows if row["variant"] == TRAINED), {})
     if "best_peer_over_this" not in ours:
         return [f"{TRAINED}: no peer, or not timed itself; the aims cannot be checked"]
@@ -273,7 +280,7 @@ def gpu_aims(rows: list[dict[str, Any]], shape: Shape, budget_bytes: int) -> lis
 def main(argv: Sequence[str] | None = None) -> int:
     options = harness.arguments(__doc__, argv, seconds=110)
     device = harness.choose_device(options.device)
-    # A floor means something only where nobody else uses the machine between its measurement and the calls'.
+    # A floor is valid only if no other process uses the machine between its measurement and that of the calls.
     columns = [column for column in COLUMNS if device.type == "cuda" or column[0] != "floor_over_this"]
     report = Report("head", harness.describe_machine(device), columns, out=options.out, smoke=options.quick)
     shapes = QUICK_SHAPES[device.type] if options.quick else GPU_SHAPES if device.type == "cuda" else CPU_SHAPES
@@ -283,7 +290,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measure(report: Report, options, device: torch.device, shape: Shape, seconds: float) -> None:
-    """One shape's comparison, added to the report."""
+    """Add the comparison of one shape to the report."""
     on_gpu = device.type == "cuda"
     variants, absent = (gpu_variants if on_gpu else cpu_variants)(shape)
     report.data["absent"] = absent

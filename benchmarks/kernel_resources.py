@@ -1,10 +1,10 @@
-"""Registers, spills and shared memory of every Triton kernel, found by compiling it; needs no GPU.
+"""Registers, spills and shared memory of every Triton kernel, from its compilation. This needs no GPU.
 
     python -m benchmarks.kernel_resources [--sm 80 90 100] [--only TEXT ...] [--json]
 
-Each case calls an operator on CPU tensors with launches turned into compilations, so that types, alignment and
-strides are specialised as a real launch would have it. Every compilation has a process of its own: the compiler may
-abort. Shared memory is what a launch asks for; `stack` is bytes of local memory per thread, that is, spills.
+Each case calls an operator on CPU tensors and compiles the kernels instead of launching them. Types, alignment and
+strides are specialised as in a real launch. Every compilation has its own process, because the compiler may abort.
+`shared` is the shared memory that a launch requests. `stack` is the local memory in bytes per thread, i.e. spills.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import torch._dynamo  # an operator's first call imports it: once here and not in each of the processes
+import torch._dynamo  # an operator's first call imports it; import it once here and not in each process
 
 from scaling_testbed.kernels import support
 
-# Bytes of shared memory that one block may have, by compute capability (CUDA C Programming Guide, table 30).
+# Maximum bytes of shared memory of one block, by compute capability (CUDA C Programming Guide, table 30).
 SHARED_LIMIT = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 MATRIX_INSTRUCTIONS = ("HGMMA", "HMMA", "UTCHMMA", "UTCQMMA")
 
@@ -43,18 +43,22 @@ class Job(NamedTuple):
 
 
 def jobs(sms: list[int]) -> list[Job]:
-    """Every case on every capability."""
+    """Every case for every compute capability."""
     return [Job(name, call, sm) for sm in sms for name, call in cases().items()]
 
 
 def cases() -> dict[str, Callable[[], object]]:
-    """Name -> a call that launches kernels, for every shipped tile configuration."""
+    """Name -> a call that launches kernels, for every tile configuration in use."""
     return {**_attention_cases(), **_cross_entropy_cases(), **_qk_norm_rope_cases()}
 
 
 def _attention_cases() -> dict[str, Callable[[], object]]:
-    """In bf16 every combination of features for d_head 128, where registers are shortest, and none for the others; for
-    all widths and types softcap and window, with and without statistics. Heads are grouped where there is a window."""
+    """The cases of attention.
+
+    In bf16, d_head 128, which needs the most registers, has every combination of features, and other widths have the
+    plain kernel. All widths and types have softcap with window, with and without statistics. Heads are grouped if there
+    is a window.
+    """
     import scaling_testbed.kernels.attention.triton  # noqa: F401 - it defines the operators that the cases call
     from scaling_testbed.kernels.limits import ATTENTION_D_HEADS
 
@@ -133,7 +137,7 @@ def _qk_norm_rope_cases() -> dict[str, Callable[[], object]]:
 def _call_qk_norm_rope(kind: str, d_head: int, dtype: torch.dtype, *, backward: bool) -> None:
     from scaling_testbed.kernels.qk_norm_rope import triton as qk_norm_rope
 
-    # As the model has them: views of projections' outputs, of more positions than one program takes.
+    # As in the model: views of the projections' outputs, with more positions than one program processes.
     q, k = (torch.empty(2, 4096, heads, d_head, dtype=dtype).transpose(1, 2) for heads in (12, 4))
     gains = (None, None) if kind == "none" else (torch.empty(d_head), torch.empty(d_head))
     tables = (torch.empty(4096, d_head // 2),) * 2
@@ -149,8 +153,10 @@ def _short(dtype: torch.dtype) -> str:
 
 
 def measure(jobs: list[Job]) -> list[dict]:
-    """The resources of every kernel that the jobs launch, in the jobs' order, a job for each processor at a time. A job
-    that failed gives one row with an `error`."""
+    """The resources of every kernel that the jobs launch, in the order of the jobs.
+
+    Runs one job per processor at a time. A job that fails gives one row with an `error`.
+    """
     waiting, running, found = list(enumerate(jobs)), {}, {}
     while waiting or running:
         while waiting and len(running) < (os.cpu_count() or 1):
@@ -194,7 +200,7 @@ def _compiled_rows(call, sm: int) -> list[dict]:
 
 
 class _Offline:
-    """What Triton asks of a driver before it compiles, answered without a GPU."""
+    """The functions of a driver that Triton needs for compilation, without a GPU."""
 
     def __init__(self, sm: int):
         self.sm = sm
@@ -240,7 +246,7 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="one JSON object per kernel and line")
     arguments = parser.parse_args()
     if support.INTERPRETED:
-        parser.error("TRITON_INTERPRET is set, and an interpreter compiles nothing; unset it")
+        parser.error("unset TRITON_INTERPRET: the interpreter compiles nothing")
     rows = measure([job for job in jobs(arguments.sm) if any(text in job.name for text in arguments.only)])
     for row in rows if arguments.json else []:
         print(json.dumps(row))

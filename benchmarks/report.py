@@ -1,4 +1,4 @@
-"""Results of the benchmarks: written as JSON, printed as tables, gathered in README.md."""
+"""Results of the benchmarks, written as JSON, printed as tables and collected in README.md."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import torch
 
 HERE = Path(__file__).resolve().parent
 PACKAGES = ("torch", "triton", "liger-kernel", "cut-cross-entropy", "numpy")
-# How a column prints its number.
+# The formats of numbers in columns.
 FORMATS: dict[str, Callable[[float], str]] = {
     "ms": lambda x: f"{x * 1e3:,.2f}" if x < 1 else f"{x * 1e3:,.0f}",
     "MiB": lambda x: f"{x / 2**20:,.0f}",
@@ -33,7 +33,7 @@ FORMATS: dict[str, Callable[[float], str]] = {
 
 
 class Budget:
-    """The seconds that a benchmark may take; a shape gets its share of what is left."""
+    """The time budget of a benchmark in seconds. Each shape gets a share of the remaining time."""
 
     def __init__(self, seconds: float):
         self.end = time.monotonic() + seconds
@@ -42,19 +42,19 @@ class Budget:
         return self.end - time.monotonic()
 
     def share(self, shapes_left: int) -> float:
-        """For timing one of `shapes_left` shapes; about half goes to compilers and checks."""
+        """Seconds for timing one of `shapes_left` shapes. About half of the time is for compilation and checks."""
         return max(0.0, self.left()) / max(1, shapes_left) / 2
 
 
 class DeviceLost(RuntimeError):
-    """The device cannot be used any more by this process."""
+    """This process can no longer use the device."""
 
 
 class Report:
-    """One result, written after every shape so that nothing measured is lost.
+    """One result. It is written after every shape, so that no measurement is lost.
 
-    columns: (key of a row, title, name in FORMATS). smoke: too small to mean anything; written only where `out` says,
-    and never shown in the README.
+    columns: (key of a row, title, name in FORMATS). smoke: whether the sizes are too small to be meaningful; such a
+    result is written only to `out`, and never shown in the README.
     """
 
     def __init__(self, bench: str, machine: dict[str, Any], columns: Sequence[tuple], *, out: Path | None, smoke: bool):
@@ -69,7 +69,7 @@ class Report:
         print(f"{machine['machine']}: {describe_ceilings(ceilings)}", flush=True)
 
     def add(self, case: dict[str, Any]) -> None:
-        """case: label, rows, notes, and whatever else is worth keeping."""
+        """Add a case: a dict with label, rows, optionally notes, and further data to save."""
         self.data["cases"].append(case)
         print(
             f"{case['label']}: " + "; ".join(map(_short, case["rows"])), *case.get("notes", []), sep="\n  ", flush=True
@@ -77,10 +77,11 @@ class Report:
         self.write()
 
     def run(self, work: dict[str, Callable[[float], object]], budget: Budget) -> int:
-        """Do `work`, {label: what adds its cases when called with the seconds that it may take}, while time is left.
+        """Run the pieces of work while time is left, and return the exit status.
 
-        What goes wrong costs its piece alone; an interrupt or a lost device costs the rest too. What was not done is
-        named in the result. Returns the exit status: 1 after any of this, and where one of ours fails or is wrong.
+        work: label -> function of the seconds that it may take, which adds its cases. An exception ends its piece only;
+        an interrupt or a lost device also ends the remaining pieces. The result names the pieces that were not
+        finished. The exit status is 1 after an exception, or if a variant of this project fails or is wrong.
         """
         self.data["not_reached"] = list(work)
         status = 0
@@ -103,7 +104,7 @@ class Report:
     def write(self) -> None:
         if self.path:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            whole = self.path.with_suffix(".partial")  # whoever is ended while writing leaves the last one whole
+            whole = self.path.with_suffix(".partial")  # an interrupted write leaves the previous file intact
             whole.write_text(json.dumps(self.data, indent=1) + "\n")
             whole.replace(self.path)
 
@@ -119,7 +120,7 @@ def _broken(row: dict[str, Any]) -> bool:
 
 
 def verdict(text: str, met: bool) -> str:
-    """An aim beside what was reached, and whether that is enough."""
+    """The text of an aim and its result, followed by whether the aim is met."""
     return f"{text}: {'met' if met else 'NOT met'}"
 
 
@@ -133,7 +134,7 @@ def describe_ceilings(ceilings: dict[str, float]) -> str:
 
 
 def table(result: dict[str, Any]) -> str:
-    """A result as Markdown."""
+    """The table of a result in Markdown."""
     columns = result["columns"]
     lines = ["| case | variant | " + " | ".join(title for _, title, _ in columns) + " |"]
     lines += ["|---|---|" + "---:|" * len(columns)]
@@ -167,7 +168,7 @@ def _commit() -> str | None:
         return subprocess.run(["git", *command], cwd=HERE, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        changed = git("status", "--porcelain", "--untracked-files=no")  # carried wheels are no change
+        changed = git("status", "--porcelain", "--untracked-files=no")  # untracked files do not count as changes
         return git("rev-parse", "--short=12", "HEAD") + (" with changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None
@@ -177,7 +178,7 @@ def _commit() -> str | None:
 
 
 def write_readme_tables(readme: Path = HERE / "README.md", results: Path = HERE / "results") -> None:
-    """Fill what lies between `<!-- results: BENCH DEVICE -->` and `<!-- end -->` from the results there are."""
+    """Write the results between `<!-- results: BENCH DEVICE -->` and `<!-- end -->` into the README."""
     found = [json.loads(path.read_text()) for path in sorted(results.glob("*.json"))]
 
     def fill(match: re.Match) -> str:
@@ -198,5 +199,5 @@ def _described(result: dict[str, Any]) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, short enough for a table."""
+    """The first line of an error, short enough for a table."""
     return (str(error).strip() or type(error).__name__).splitlines()[0].replace("|", "/")[:120]

@@ -1,15 +1,16 @@
-"""This trainer, whole: each loss path and each attention path at three sizes, and ten steps of proxy_5b.
+"""The complete trainer: each loss path and each attention path at three sizes, and ten steps of proxy_5b.
 
     python -m benchmarks.trainer [--quick] [--device cpu] [--seconds S] [--out DIR]
 
-Every configuration is a process of its own with a time limit, so that one that fails, or asks for too much memory,
-costs one line. It trains on synthetic tokens (Zipf, vocabulary 50304) in temporary folders and keeps no checkpoint.
-tokens/s, utilisation and peak memory are those of the run's row, whose clock starts after the first step; the times
-of a step lie between one's record and the next. Utilisation counts all scores of attention, as data sheets' users do
-(PaLM, arXiv 2204.02311, appendix B), though half of them are masked and some kernels leave them out. The first
-losses are compared with those of the first path of that size: paths that disagree must not be compared in speed.
+Every configuration runs in its own process with a time limit, so that a failure, or a lack of memory, affects one line
+only. It trains on synthetic tokens (Zipf, vocabulary 50304) in temporary folders and writes no checkpoint. tokens/s,
+utilisation and peak memory come from the run's row, whose clock starts after the first step. The time of a step is the
+time between two records. Utilisation counts all scores of attention, as is usual (PaLM, arXiv 2204.02311, appendix B),
+although half of them are masked and some kernels skip these. The first losses are compared with those of the first path
+of the same size: a comparison of speed is valid only between paths that agree.
 
---quick: a few dozen steps each, which fits 200 seconds on one GPU; otherwise three times as many, and compiled runs.
+--quick: a few dozen steps for each configuration, which takes 200 seconds on one GPU. Without it, three times as many
+steps, and compiled runs.
 """
 
 from __future__ import annotations
@@ -36,11 +37,11 @@ from benchmarks.report import Budget, Report, first_line
 
 NEEDED = ("hydra", "omegaconf", "antlr4", "yaml", "rich", "numpy")
 VOCABULARY = 50304
-AGREEMENT = 2e-3  # of the first losses, relative: bf16 logits against fp32 ones
+AGREEMENT = 2e-3  # relative difference of the first losses: bf16 logits against fp32 logits
 LOSSES_KEPT = 5
-# Bytes a parameter: fp32 weight, gradient and AdamW's two moments, and the bf16 copy that autocast keeps for a step.
+# Bytes per parameter: fp32 weight, gradient and AdamW's two moments, and the bf16 copy that autocast keeps for a step.
 BYTES_PER_PARAMETER, SPARE_BYTES = 4 * 4 + 2, 4 * 2**30
-LEAST_SECONDS = 15  # no configuration is started with less left
+LEAST_SECONDS = 15  # no configuration starts with less time left
 PATHS = [("reference", "sdpa"), ("chunked", "sdpa"), ("triton", "sdpa"), ("triton", "triton")]
 COLUMNS = [
     ("tokens_per_second", "tokens/s", "count"),
@@ -59,15 +60,15 @@ COLUMNS = [
 
 @dataclass(frozen=True)
 class Size:
-    """A model with its batch: overrides of the configuration, steps, and seconds after which a run is ended."""
+    """A model and its batch. overrides: of the configuration. limit: seconds after which a run is ended."""
 
     label: str
     overrides: tuple[str, ...]
-    batch: tuple[int, int, int]  # sequences, of them in a micro-batch, tokens of a sequence
+    batch: tuple[int, int, int]  # sequences, sequences of a micro-batch, tokens of a sequence
     steps: int
     limit: float
     paths: tuple[tuple[str, str], ...] = tuple(PATHS)
-    compiled: bool = False  # whether the long form of this benchmark also times it compiled
+    compiled: bool = False  # whether the benchmark without --quick also times it compiled
 
 
 SIZES = [
@@ -105,7 +106,7 @@ QUIET = [
 
 
 def overrides(size: Size, loss: str, attention: str, compiled: bool, steps: int) -> list[str]:
-    """What one would type after `python -m scaling_testbed.train`, folders apart."""
+    """The arguments of `python -m scaling_testbed.train`, without the folders."""
     sequences, micro, length = size.batch
     return [
         *DATA,
@@ -127,7 +128,7 @@ def overrides(size: Size, loss: str, attention: str, compiled: bool, steps: int)
 
 
 def run_one(arguments: list[str]) -> dict[str, Any]:
-    """Train once in this process; what the table needs of the run's row, and its first losses."""
+    """Train once in this process and return the columns of the table from the run's row, with its first losses."""
     from scaling_testbed.config.compose import compose
     from scaling_testbed.config.run import run_folder_path
     from scaling_testbed.training.run import train
@@ -139,7 +140,7 @@ def run_one(arguments: list[str]) -> dict[str, Any]:
     written = map(json.loads, (run_folder_path(run) / "metrics.jsonl").read_text().splitlines())
     steps = [line for line in written if "train_loss" in line]
     losses = [line["train_loss"] for line in steps]
-    # Not the last: its record may wait for what ends a run.
+    # Without the last step: its record may wait for the end of the run.
     times = [after["seconds"] - before["seconds"] for before, after in itertools.pairwise(steps[:-1])]
     kept = ("tokens_per_second", "mfu", "n_params", "steps", "loss_impl", "attention_impl", "qk_norm_impl", "precision")
     return {key: row.get(key) for key in kept} | {
@@ -154,7 +155,7 @@ def run_one(arguments: list[str]) -> dict[str, Any]:
 
 
 def too_large(run) -> str | None:
-    """Why a run does not fit this GPU even with a batch of nothing, or None."""
+    """The reason why a run does not fit on this GPU even with an empty batch, or None."""
     from scaling_testbed.model.counting import count_params
 
     if not torch.cuda.is_available() or run.compute.device == "cpu":
@@ -168,7 +169,7 @@ def too_large(run) -> str | None:
 
 
 def probe(device: str) -> dict[str, Any]:
-    """The machine, asked in a child: the parent of forked children must not have started CUDA."""
+    """The machine, measured in a child process: a parent must not initialise CUDA before it forks."""
     return harness.describe_machine(harness.choose_device(device))
 
 
@@ -184,8 +185,10 @@ def _child(sender, function, argument) -> None:
 
 
 def in_child(function, argument, limit: float, method: str = "fork") -> dict[str, Any]:
-    """function(argument) in a process of its own, ended after `limit` seconds. A forked one starts at once, with
-    everything imported."""
+    """The result of function(argument) in its own process, which is ended after `limit` seconds.
+
+    A forked process starts at once, with all imports done.
+    """
     context = multiprocessing.get_context(method)
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_child, args=(sender, function, argument))
@@ -205,7 +208,10 @@ def in_child(function, argument, limit: float, method: str = "fork") -> dict[str
 
 
 def start_method(device: str) -> tuple[str, dict[str, Any]]:
-    """How children are made, and the machine. Where a fork cannot use the GPU, spawning is slower and always works."""
+    """The start method of child processes, and the machine.
+
+    Spawning is slower, but also works where a forked process cannot use the GPU.
+    """
     for method in ("fork", "spawn"):
         machine = in_child(probe, device, 60, method)
         if "machine" in machine:
@@ -214,13 +220,13 @@ def start_method(device: str) -> tuple[str, dict[str, Any]]:
 
 
 def configurations(size: Size, quick: bool) -> list[tuple[str, str, bool]]:
-    """(loss, attention, compiled)."""
+    """The configurations of a size, as (loss, attention, compiled)."""
     plain = [(loss, attention, False) for loss, attention in size.paths]
     return plain + ([("triton", "sdpa", True)] if size.compiled and not quick else [])
 
 
 def measure_size(report: Report, options, budget: Budget, method: str, folder: Path, size: Size, _seconds) -> None:
-    """All configurations of one size, one after the other, as long as time is left; each is written when it is done."""
+    """Measure the configurations of one size in turn while time is left, and write each result when it is done."""
     case = {"label": size.label, "batch": dict(zip(("sequences", "micro", "length"), size.batch, strict=True))}
     case["rows"] = rows = []
     report.add(case)
@@ -249,7 +255,7 @@ def measure_size(report: Report, options, budget: Budget, method: str, folder: P
 
 
 def judge(row: dict[str, Any], rows: list[dict[str, Any]], product_rate: float) -> None:
-    """Add the share of the measured matrix-product rate, and the distance of the first losses from the first row's."""
+    """Add the share of the measured matrix-product rate, and the difference of the first losses from the first row."""
     if row["status"] != "ok" or not row.get("losses"):
         return
     row["first_loss"] = row["losses"][0]
@@ -276,7 +282,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if missing:
         print(f"benchmarks.trainer needs {', '.join(missing)}: pip install hydra-core rich numpy", file=sys.stderr)
         return 2
-    importlib.import_module("scaling_testbed.training.run")  # forked children find it imported
+    importlib.import_module("scaling_testbed.training.run")  # so that forked children need not import it
     budget = Budget(options.seconds)
     method, machine = start_method(options.device)
     on_gpu = machine["device"] == "cuda"

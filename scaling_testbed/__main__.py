@@ -1,4 +1,4 @@
-"""`scaling-testbed train ...` and `python -m scaling_testbed train ...`: the doors under one name."""
+"""All commands under one name: `scaling-testbed train ...` and `python -m scaling_testbed train ...`."""
 
 import functools
 import importlib
@@ -10,11 +10,11 @@ from scaling_testbed.commands.app import add_door, add_verb, application, run
 from scaling_testbed.commands.export import export
 
 NAME = "scaling-testbed"
-ABOUT = "Pretrain small language models in grids, and read what they found."
+ABOUT = "Pretrain small language models in grids, and analyse the results."
 
 
 def _open(name: str, words: list[str]) -> int:
-    """A door whose arguments are Hydra's; loaded when it is opened."""
+    """Run a command whose arguments are for Hydra. Its module is imported only now."""
     return importlib.import_module(f"scaling_testbed.{name}").main(words)
 
 
@@ -25,8 +25,8 @@ add_verb(app, export, plugins=True)
 
 
 def main() -> int:
-    """Open the door named by the first argument; returns the exit status. With the environment of a shell that asks for
-    completion, answer it."""
+    """Run the command that the first argument names. Returns the exit status. If a shell asks for completion by its
+    environment variable, answers it."""
     if f"_{NAME}_COMPLETE".replace("-", "_").upper() in os.environ:
         app(prog_name=NAME)
     return run(app, sys.argv[1:] or ["--help"], NAME)

@@ -25,7 +25,7 @@ app = application(
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The door's main; returns the exit status."""
+    """Run the command line `argv`. Returns the exit status."""
     return run(app, sys.argv[1:] if argv is None else argv, "scaling-testbed analyze")
 
 

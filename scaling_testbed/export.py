@@ -9,7 +9,7 @@ app = application(__doc__, [export], plugins=True)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The door's main; returns the exit status."""
+    """Run the command line `argv`. Returns the exit status."""
     return run(app, sys.argv[1:] if argv is None else argv, "scaling-testbed export")
 
 

@@ -1,7 +1,7 @@
 """Tokenise a corpus into shards: `python -m scaling_testbed.prepare data=text_files data.files='*.md' tokenizer=bpe`
 
-Training does this by itself where it is needed; a large corpus is better prepared once, beforehand. Killed and
-started again it goes on where it was.
+Training does this itself if needed. Prepare a large corpus once before training. If the command is killed, the same
+command continues where it stopped.
 """
 
 import sys
@@ -12,7 +12,7 @@ from scaling_testbed.config.run import RunConfig
 
 
 def command(run: RunConfig) -> int:
-    """Prepare and print what is there."""
+    """Prepare a corpus and describe it."""
     from scaling_testbed.data.preparing.preparation import prepare
     from scaling_testbed.data.shards import describe, open_prepared
 
@@ -22,7 +22,7 @@ def command(run: RunConfig) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The door's main; returns the exit status."""
+    """Run the command line `argv`. Returns the exit status."""
     return run_door(command, sys.argv[1:] if argv is None else argv, __doc__)
 
 

@@ -13,7 +13,7 @@ app = application(__doc__, [plan, run_here, submit, retry, status, collect])
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The door's main; returns the exit status."""
+    """Run the command line `argv`. Returns the exit status."""
     return run(app, sys.argv[1:] if argv is None else argv, "scaling-testbed sweep")
 
 

@@ -1,9 +1,9 @@
 """Train one model: `python -m scaling_testbed.train model=nano_m optimizer.lr=1e-2 ...`
 
-Every key=value is a Hydra override. --cfg job prints the whole configuration, --help the choices, --help optimizer what
-the keys of a section mean.
-plugins=[MODULE_OR_FILE.py] loads what someone else wrote, configs=DIR is searched for choices too.
---dry-run prints parameters, steps, FLOPs and memory per GPU, and does nothing.
+Every key=value is a Hydra override. --cfg job prints the whole configuration, --help the choices, and --help optimizer
+the keys of a section.
+plugins=[MODULE_OR_FILE.py] loads plug-ins. configs=DIR adds a folder that is searched for choices.
+--dry-run prints parameters, steps, FLOPs and memory per GPU, and does not train.
 Exit status: 0 finished or diverged, 75 stopped by a signal or owned by another process, 2 a wrong key or value, 1
 anything else.
 """
@@ -20,18 +20,18 @@ from scaling_testbed.errors import DONE, STOPPED, ConfigError
 from scaling_testbed.processes.interrupts import Interrupts
 from scaling_testbed.processes.world import is_main_process
 
-ASSUMED_VOCABULARY = 50432  # GPT-NeoX's, padded; for a dry run where only preparing could tell
+ASSUMED_VOCABULARY = 50432  # GPT-NeoX's, padded; for a dry run before the data is prepared
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The door's main; returns the exit status."""
+    """Run the command line `argv`. Returns the exit status."""
     argv = sys.argv[1:] if argv is None else argv
     if "--dry-run" in argv:
         return run_door(dry_run, [argument for argument in argv if argument != "--dry-run"], __doc__)
     with Interrupts() as interrupts:  # before anything that takes time, such as loading torch
         if any(argument.startswith("-") for argument in argv):  # --help, and Hydra's own options
             return run_door(lambda run: report(run, load_train()(run, interrupts)), argv, __doc__)
-        # Here and not in a function that composes, so that few frames lie between the command and the model.
+        # Composed here and not in another function, so that few frames lie between the command and the model.
         with errors_reported() as found:
             run = compose(argv)
             train = load_train()
@@ -40,9 +40,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def load_train() -> Callable[..., dict[str, Any]]:
-    """training.run.train, and torch with it."""
-    # Threads that spin while they wait starve each other on a busy machine: with one other process on two cores a
-    # nano step took 0.28 s, and 0.10 s with this, which costs 9% on an idle one. It is read when torch is loaded.
+    """Import training.run.train, which imports torch."""
+    # Threads that spin while they wait slow each other down on a busy machine. With one other process on two cores, a
+    # nano step took 0.28 s without this and 0.10 s with it. On an idle machine it costs 9%. torch reads it at import.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     from scaling_testbed.training.run import train
 
@@ -50,7 +50,7 @@ def load_train() -> Callable[..., dict[str, Any]]:
 
 
 def report(run: RunConfig, row: dict[str, Any]) -> int:
-    """Print the row of `run`; returns the exit status that it means."""
+    """Print the row of `run`, and return its exit status."""
     from scaling_testbed.runs.row import describe_row
 
     if is_main_process():
@@ -59,7 +59,7 @@ def report(run: RunConfig, row: dict[str, Any]) -> int:
 
 
 def dry_run(run: RunConfig) -> int:
-    """Print what the run would be."""
+    """Print parameters, steps, FLOPs and memory of a run."""
     from scaling_testbed.sweeps.dry_run import describe_run
     from scaling_testbed.sweeps.plan import planned_vocab_size
 
@@ -67,7 +67,7 @@ def dry_run(run: RunConfig) -> int:
         vocab_size = planned_vocab_size(run)
     except ConfigError:
         vocab_size = ASSUMED_VOCABULARY
-        print(f"the vocabulary is not known before data is prepared: {vocab_size:,} is assumed")
+        print(f"the vocabulary is not known before the data is prepared; {vocab_size:,} is assumed")
     print(describe_run(run, vocab_size))
     return 0
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Tests and measures all that needs a GPU, within nine minutes; logs, results and a summary go to OUT_DIR.
 # usage: scripts/gpu_check.sh OUT_DIR
-# Needs PyTorch with CUDA, triton and pytest; uses pytest-xdist where it is there. What is missing may come as wheels in
-# $WHEELS (default: wheels/), which go before what is installed:
+# Needs PyTorch with CUDA, triton and pytest; uses pytest-xdist if it is installed. Missing packages can be wheels in
+# $WHEELS (default: wheels/), which precede installed packages:
 #   pip wheel --no-deps -w wheels hydra-core==1.3.8 omegaconf==2.3.1 antlr4-python3-runtime==4.9.3 \
 #     liger-kernel==0.8.5 cut-cross-entropy==25.1.1
 # Keep the results: cp OUT_DIR/*.json benchmarks/results/ && python -m benchmarks.harness
@@ -19,7 +19,7 @@ end=$((SECONDS + 530))
 failed=0
 : >"$out/summary.txt" && : >"$out/log.txt"
 
-# step NAME SECONDS COMMAND...: no longer than its share, nor than what is left; then interrupted, to tell what it has.
+# step NAME SECONDS COMMAND...: run for at most SECONDS and the time left; then interrupt, so that it reports results.
 step() {
   local name=$1 share=$2 began=$SECONDS left=$((end - SECONDS)) status word
   shift 2
@@ -32,14 +32,14 @@ step() {
     case $status in 0) word=ok ;; 124) word="cut short" ;; *) word="failed ($status)" ;; esac
   fi
   cat "$out/step.txt" >>"$out/log.txt"
-  # The last step takes what time is left, and may want more.
+  # The last step gets the time left. If that is too short, it has not failed.
   if [[ $name == kernels && $status == 124 ]] && ! grep -qE '^(FAILED|ERROR)' "$out/step.txt"; then status=0; fi
   ((status == 0)) || failed=1
   printf '%-10s %-12s %4d s\n' "$name" "$word" "$((SECONDS - began))" >>"$out/summary.txt"
   rm "$out/step.txt"
 }
 
-# bench NAME PEER...: once more without these peers if one of them took the GPU down.
+# bench NAME PEER...: run a benchmark, and again without these peers if one of them crashed the GPU.
 bench() {
   local command=("$python" -m "benchmarks.$1" --out "$out" --seconds 90)
   step "$1" 110 "${command[@]}"
@@ -54,7 +54,7 @@ if compgen -G "${wheels:-/nowhere}/*.whl" >/dev/null; then
   done' install "$python" "$side" "$wheels"
   export PYTHONPATH="$side${PYTHONPATH:+:$PYTHONPATH}"
 fi
-# Most of the tests' time is compilers', which work on as many processors as there are.
+# Most of the time of the tests is compilation, which can use all processors.
 parallel=$("$python" -c 'import xdist' 2>/dev/null && echo "-n 8")
 step versions 15 "$python" -c 'import sys, torch, triton
 print(sys.version, torch.__version__, triton.__version__, torch.cuda.get_device_properties(0), sep="\n")'

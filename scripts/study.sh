@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs a sweep to its end, or goes on with it, and files rows, tables, figures, verdicts and traces under studies/.
+# Runs or continues a sweep, and stores rows, tables, figures, verdicts and traces under studies/.
 # usage: scripts/study.sh SWEEP [SCALE] [key=value ...]
 set -euo pipefail
 : "${1:?usage: scripts/study.sh SWEEP [SCALE] [key=value ...]}"
@@ -15,7 +15,7 @@ typed+=("$@") folder=$runs/$name study=studies/$name
 "$python" -m scaling_testbed.sweep run "${typed[@]}" --workers "$workers"
 "$python" -m scaling_testbed.sweep collect "${typed[@]}"
 mkdir -p "$study"
-case $runs in /*) relative="s#$(dirname "$runs")/##g" ;; *) relative="" ;; esac  # where they lay on this machine is no news
+case $runs in /*) relative="s#$(dirname "$runs")/##g" ;; *) relative="" ;; esac  # leaves out the paths of this machine
 sed "$relative" "$folder/results.jsonl" | gzip -9n > "$study/results.jsonl.gz"
 sed "$relative" "$folder/plan.jsonl" > "$study/plan.jsonl"
 cp "$folder/sweep.json" "$study/"

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from scaling_testbed.config import compose as composing
+from scaling_testbed.registry import Registry
 from tests.warm import WarmPython
 
 KERNEL_DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -73,3 +74,14 @@ def hydra_composes_the_same_words_once():
     composing._compose_dict = compose_dict
     yield
     composing._compose_dict = real
+
+
+@pytest.fixture(scope="module", autouse=True)
+def parts_from_outside_are_forgotten():
+    """After the tests of a file, only the parts of the package are registered, as in a new process."""
+    yield
+    for module in [module for name, module in sys.modules.items() if name.startswith("scaling_testbed")]:
+        for registry in [value for value in vars(module).values() if isinstance(value, Registry)]:
+            for name, origin in list(registry._modules.items()):
+                if not origin.startswith("scaling_testbed"):
+                    del registry[name], registry._modules[name]

@@ -15,6 +15,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from scaling_testbed.data import hub
 from scaling_testbed.data.shards import fingerprint_of, read_manifest
 from scaling_testbed.errors import ConfigError, UserError, check_positive
 from scaling_testbed.files import sha256_of
@@ -265,6 +266,7 @@ class PretrainedConfig(TokenizerConfig):
         from tokenizers import Tokenizer
 
         assert self.path is not None, "`_local_file` raises without a path"
+        hub.RETRIES.install()
         try:
             return Tokenizer.from_pretrained(self.path, revision=self.revision or "main")
         except Exception as error:  # the library raises bare Exception

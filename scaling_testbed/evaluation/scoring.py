@@ -24,7 +24,7 @@ from scaling_testbed.processes.device import autocast, choose_device, choose_pre
 BATCH_TOKENS = 4096  # in a forward pass, including padding
 DEFINITION = (
     "error is 1 - top-1 accuracy, by the sum of the log-likelihoods of a choice's tokens. error_per_byte divides this\n"
-    "sum by the UTF-8 bytes of the choice without leading white space. se is the standard error of a mean over documents"
+    "sum by the UTF-8 bytes of the choice without leading white space. se is the standard error of the mean"
 )
 
 

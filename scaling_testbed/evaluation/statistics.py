@@ -67,8 +67,8 @@ def _seed_mean(values_S: np.ndarray, rng: np.random.Generator) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values corrected for their number (Holm 1979). If all null hypotheses are true, the probability that any of them
-    is below alpha is at most alpha."""
+    """p-values corrected for their number (Holm 1979). If all null hypotheses are true, the probability that one of
+    them is below alpha is at most alpha."""
     order = np.argsort(p_values)
     corrected, largest = np.empty(len(p_values)), 0.0
     for rank, place in enumerate(order):

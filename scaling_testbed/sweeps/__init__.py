@@ -1,1 +1,1 @@
-"""A grid of runs: what is in it, what it costs, where it stands, and who runs it."""
+"""Sweeps, which are grids of runs: sweep files, plans with costs, status, and drivers that run them."""

@@ -1,4 +1,4 @@
-"""What a run would be and cost, by building its model on the meta device: nothing is allocated, read or written."""
+"""Describe a run and its cost from a model on the meta device. Nothing is allocated, read or written."""
 
 import dataclasses
 
@@ -14,8 +14,8 @@ GIB = 2**30
 def describe_run(run: RunConfig, vocab_size: int) -> str:
     """Parameters, steps, tokens, FLOPs, and memory on each of 1, 8 and 64 GPUs, for a vocabulary of `vocab_size`.
 
-    A run of parallelism=single is shown as fsdp where there are several GPUs, as ddp if it cannot be sharded. Raises
-    ConfigError as a run would.
+    On several GPUs a run with parallelism=single is shown as fsdp, or as ddp if it cannot be sharded. Raises
+    ConfigError as the run itself would.
     """
     model = run.model.resolved(vocab_size)
     anywhere = dataclasses.replace(model, attention_impl="auto", qk_norm_impl="auto")
@@ -46,13 +46,13 @@ def _memory_table(run: RunConfig, model, n_params: int) -> str:
         placed = _placed(run, n_gpus)
         memory = estimate_memory(placed, model, n_params, precision, n_gpus)
         cells = [f"{getattr(memory, name) / GIB:>{len(name)}.1f}" for name in [*fields, "total"]]
-        note = f"    batch.sequences={run.batch.sequences} is no multiple" if run.batch.sequences % n_gpus else ""
+        note = f"    batch.sequences={run.batch.sequences} is not a multiple" if run.batch.sequences % n_gpus else ""
         lines.append(f"{placed.parallelism.kind:<16} {n_gpus:>4}  " + "  ".join(cells) + note)
     return "\n".join(lines)
 
 
 def _placed(run: RunConfig, n_gpus: int) -> RunConfig:
-    """`run` as it would be on so many GPUs: one shards nothing, and several need more than `single`."""
+    """`run` with a parallelism for `n_gpus`: one GPU has no shards, and several need ddp or fsdp."""
     parallelism = run.parallelism
     if n_gpus == 1:
         parallelism = dataclasses.replace(parallelism, shard_size=None)

@@ -1,7 +1,7 @@
-"""A sweep file: which overrides each run of a grid has.
+"""Sweep files, which give the overrides of each run of a grid.
 
     description: one line
-    paper: small_scale_proxies          # with experiment: whose question this is, and whose claims `report` judges
+    paper: small_scale_proxies          # with experiment: its question and claims, which `report` judges
     experiment: qknorm_lr
     analysis: lr_sensitivity            # the analysis that reads the results; null: none
     overrides: [key=value, ...]         # of every run
@@ -9,23 +9,23 @@
     together:                           # keys that move together: one row of values at a time; the first leads
       - {model: [a, b], batch.sequences: [64, 512]}
       - [{model.residual: pre}, {model.residual: peri, model.norm: rmsnorm}]    # the same, written row by row
-    exclude:                            # runs left out: all keys of an entry fit, to one value or to one of a list
+    exclude:                            # runs left out: they match every key of an entry, of a list any value
       - {model: b, budget.tokens_per_param: [320, 640]}
     seeds: [0, 1]
-    plugins: [NAME, FILE.py]            # modules from outside; loaded where installed, or named on the command line too
+    plugins: [NAME, FILE.py]            # modules from outside, installed or also named on the command line
     configs: [DIR]                      # folders that are searched for choices, beside configs/
-    base: NAME                          # a file of configs/sweep/base/ that this one is laid over
-    scales: {NAME: {any key but base and scales}, ...}     # sizes of the same sweep; `scale=NAME` picks, else the first
+    base: NAME                          # a file of configs/sweep/base/ that this file extends
+    scales: {NAME: {any key but base and scales}, ...}     # sizes of the same sweep; `scale=NAME`, else the first
 
-A relative path counts from the folder of the file that it stands in.
+A relative path starts at the folder of the file that contains it.
 
-Of two files (or a file and its scale) that are laid over each other the upper one's axes, rows of keys that move
-together (told by their first key) and seeds replace the lower one's of the same name; overrides, exclusions, plugins
-and configs are added; an override or a row of the upper one also takes the place of a lower axis. The order is base,
-the base's scale, file, the file's scale. Descriptions are joined, the file's before its base's.
+Four layers are merged in this order: base, scale of the base, file, scale of the file. Axes, rows of keys that move
+together (identified by their first key) and seeds replace those of the same name in earlier layers. Overrides,
+exclusions, plugins and configs are added. An override or a row also replaces an axis of an earlier layer. Descriptions
+are joined, that of the file before that of its base.
 
-A value is written as on the command line. Typed after the sweep's name, `key=value` and `key=a,b` replace an axis, pick
-rows of keys that move together by their first key, or apply to every run.
+A value is written as on the command line. After the name of the sweep, `key=value` and `key=a,b` replace an axis,
+select rows of keys that move together by their first key, or apply to every run.
 """
 
 import dataclasses
@@ -53,11 +53,12 @@ KEYS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """A sweep file as it was read at one scale, with every value in the spelling of the command line.
+    """A sweep file read at one scale, with every value spelled as on the command line.
 
-    name: the file's. folder: what its runs are filed under: the name, and the scale's too unless it is the first.
-    scale: None where the file has no scales. paper, experiment: of papers.paper.PAPERS; neither, or a paper alone whose
-    settings the runs have. plugins, configs: of every run, with absolute paths, typed or in the file.
+    name: of the file. folder: of its runs, which is the name, followed by the scale unless that is the first. scale:
+    None if the file has no scales. paper, experiment: names in papers.paper.PAPERS. Both can be None. A paper without
+    an experiment means that the runs have its settings. plugins, configs: of every run, typed or in the file, with
+    absolute paths.
     """
 
     name: str
@@ -69,7 +70,7 @@ class Sweep:
     analysis: str | None = None
     overrides: list[str] = field(default_factory=list)
     axes: dict[str, list[str]] = field(default_factory=dict)
-    together: list[dict[str, list[str | None]]] = field(default_factory=list)  # None: the row says nothing
+    together: list[dict[str, list[str | None]]] = field(default_factory=list)  # None: the row does not set the key
     exclude: list[dict[str, list[str]]] = field(default_factory=list)
     seeds: list[str] = field(default_factory=lambda: ["0"])
     plugins: list[str] = field(default_factory=list)
@@ -87,12 +88,11 @@ class Sweep:
 def load_sweep(
     name: str, scale: str | None = None, *, plugins: Sequence[str] = (), configs: Sequence[str] = ()
 ) -> Sweep:
-    """The sweep `name` of configs/sweep/, or in the YAML file at the path `name`, at one of its scales (None: the
+    """Read the sweep `name` of configs/sweep/, or the YAML file at the path `name`, at one of its scales (None: the
     first).
 
-    plugins, configs: what was typed; the folders are searched for sweeps too. Raises ConfigError naming the file and
-    what is wrong in it, or the scales there are, and UserError for a plug-in that the file alone names and that is not
-    installed.
+    plugins, configs: as typed; the folders are searched for sweeps too. Raises ConfigError, which names the file and
+    its error, or the known scales. Raises UserError for a plug-in that only the file names and that is not installed.
     """
     typed_plugins = [plugin.name for plugin in load_plugins(plugins)]
     typed_configs = [config_folder(folder) for folder in configs]
@@ -122,7 +122,7 @@ def load_sweep(
 
 
 def _layers(content: Any, scale: str | None, path: Path, configs: Sequence[str]) -> tuple[list[str], list[dict]]:
-    """The names of a file's scales, and what is laid over each other at `scale` (None: the first), lowest first."""
+    """The names of the scales, and the layers that are merged at `scale` (None: the first), in this order."""
     file, scales = _parted(content, path.parent)
     files = [(file, scales)]
     if (base := file.pop("base", None)) is not None:
@@ -136,12 +136,12 @@ def _layers(content: Any, scale: str | None, path: Path, configs: Sequence[str])
     elif scale not in names:
         there = f"it has {', '.join(names)}" if names else "it has none"
         raise ConfigError(f"there is no scale {scale!r}; {there}")
-    at_scale = scale or ""  # of files without scales: none has this name
+    at_scale = scale or ""  # if the files have no scales: no scale has this name
     return names, [layer for file, scales in files for layer in (file, scales.get(at_scale, {}))]
 
 
 def _parted(content: Any, folder: Path) -> tuple[dict, dict[str, dict]]:
-    """A file without its scales, and those. folder: what its relative paths count from."""
+    """Split a file into its content without scales, and its scales. folder: where its relative paths start."""
     file = _checked(content, [*KEYS, "base", "scales"], folder)
     scales = file.pop("scales", {})
     if not isinstance(scales, dict):
@@ -187,7 +187,7 @@ def _checked(content: Any, known: Sequence[str], folder: Path) -> dict:
 
 
 def _laid_over(below: dict, above: dict) -> dict:
-    """Two checked contents as one; a new axis comes before the lower content's, so that it changes more slowly."""
+    """Merge two checked contents. A new axis of `above` comes before those of `below`, so it changes more slowly."""
     merged = below | above
     upper = above.get("overrides", [])
     settled = {key for entry in above.get("together", []) for key in entry} | {text.partition("=")[0] for text in upper}
@@ -204,7 +204,7 @@ def _laid_over(below: dict, above: dict) -> dict:
 
 
 def overrides_before(shared: Sequence[str], own: Sequence[str]) -> list[str]:
-    """The shared overrides that `own` says nothing about; of several for one key the last is to hold."""
+    """The shared overrides of keys that `own` does not set. If several set one key, the last one applies."""
     keys = {text.partition("=")[0] for text in own}
     return [text for text in shared if text.partition("=")[0] not in keys]
 
@@ -218,7 +218,7 @@ def _parse(content: dict, **named: Any) -> Sweep:
     for entry in sweep.together:
         if len({len(values) for values in entry.values()}) > 1:
             lengths = ", ".join(f"{key} has {len(values)}" for key, values in entry.items())
-            raise ConfigError(f"keys that move together need equally many values: {lengths}")
+            raise ConfigError(f"keys that move together need the same number of values: {lengths}")
     keys = [*sweep.axes, *(key for entry in sweep.together for key in entry), "seed"]
     if twice := [key for key in keys if keys.count(key) > 1]:
         raise ConfigError(f"{twice[0]} is given twice among axes, together and seeds")
@@ -229,21 +229,21 @@ def _parse(content: dict, **named: Any) -> Sweep:
 
 def _check_experiment(sweep: Sweep) -> None:
     if sweep.paper is None and sweep.experiment is not None:
-        raise ConfigError(f"experiment: {sweep.experiment} needs paper: beside it, the name of the paper it is of")
+        raise ConfigError(f"experiment: {sweep.experiment} also needs paper:, the name of its paper")
     paper = sweep.paper and paper_named(sweep.paper)
     if paper and sweep.experiment is not None:
         paper.experiment(sweep.experiment)
 
 
 def _together(entry: Any) -> dict[str, list[str | None]]:
-    """Keys that move together as columns, from columns or from a list of rows of which each has the leading key."""
+    """Keys that move together as columns, from columns or from a list of rows. Each row has the leading key."""
     if not isinstance(entry, list):
         return {key: [*values] for key, values in _columns("together", entry).items()}
     if not entry or not all(isinstance(row, dict) and row for row in entry):
         raise ConfigError(f"together takes mappings of keys to lists of values, or lists of rows; got {entry!r}")
     lead = next(iter(entry[0]))
     if without := [row for row in entry if lead not in row]:
-        raise ConfigError(f"every row of keys that move together needs {lead}, which leads; got {without[0]!r}")
+        raise ConfigError(f"every row of keys that move together needs the leading key {lead}; got {without[0]!r}")
     keys = dict.fromkeys(str(key) for row in entry for key in row)
     return {key: [spelled(row[key]) if key in row else None for row in entry] for key in keys}
 
@@ -266,7 +266,7 @@ def _columns(what: str, entry: Any, scalars: bool = False) -> dict[str, list[str
 
 
 def spelled(value: Any) -> str:
-    """A YAML value as one types it after `key=`."""
+    """A YAML value as it is typed after `key=`."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -279,7 +279,7 @@ def spelled(value: Any) -> str:
 
 
 def narrowed(sweep: Sweep, typed: Sequence[str]) -> Sweep:
-    """The sweep with what was typed after it. Raises ConfigError for a value that keys moving together do not have."""
+    """The sweep with typed overrides applied. Raises ConfigError for a value that keys moving together do not have."""
     for text in typed:
         key, values = override_values(text)
         if key == "seed":
@@ -301,13 +301,13 @@ def _rows_of(entry: dict[str, list[str | None]], key: str, values: list[str]) ->
     known_of = {row: known for row, known in enumerate(entry[key]) if known is not None}
     if missing := [value for value in values if not any(_same(value, known) for known in known_of.values())]:
         tied, there = ", ".join(list(entry)[1:]), ", ".join(known_of.values())
-        raise ConfigError(f"{key} moves together with {tied}; it is one of {there}, got {missing[0]}")
+        raise ConfigError(f"{key} moves together with {tied}; it must be one of {there}, got {missing[0]}")
     rows = [row for row, known in known_of.items() if any(_same(value, known) for value in values)]
     return {other: [column[row] for row in rows] for other, column in entry.items()}
 
 
 def _without(sweep: Sweep, key: str) -> Sweep:
-    """The sweep without `key` among those that move together, since one value is to hold for every run."""
+    """The sweep without `key` among the keys that move together, because one value applies to every run."""
     together = [{k: values for k, values in entry.items() if k != key} for entry in sweep.together]
     exclude = [entry for entry in sweep.exclude if key not in entry or key in sweep.axes]
     return dataclasses.replace(sweep, together=[entry for entry in together if entry], exclude=exclude)

@@ -1,7 +1,7 @@
-"""Run a sweep on this machine: a process per run, some at a time, each with its own output in log.txt.
+"""Run a sweep on this machine: one process for each run, several at a time, with the output of each in log.txt.
 
-The runs own their folders and the truth; this driver only starts them. Killed at any moment it loses nothing: the runs
-that it started go on, and the next driver waits for them and starts the rest.
+Each run owns its folder, and its state is read from there. The driver only starts runs and can be killed at any moment:
+the runs that it started continue, and the next driver waits for them and starts the rest.
 """
 
 import os
@@ -32,8 +32,8 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def slots(workers: int | None, gpus: Sequence[str], runs_per_gpu: int) -> list[dict[str, str]]:
-    """The environment of each place that a run can take, as changes to this process's own. Raises ConfigError for no
-    place at all."""
+    """The environment of each slot for a run, as changes to the environment of this process. Raises ConfigError if
+    `workers` or `runs_per_gpu` is not positive."""
     check_positive("workers", workers)
     check_positive("runs_per_gpu", runs_per_gpu)
     if gpus:
@@ -46,14 +46,14 @@ def slots(workers: int | None, gpus: Sequence[str], runs_per_gpu: int) -> list[d
 
 
 def _handle(numbers: Sequence[signal.Signals], handler) -> dict:
-    """Install `handler` but for signals that are ignored, as nohup and a shell's & do: what they protect goes on.
-    Returns the handlers before."""
+    """Install `handler` for the signals that are not ignored, and return the previous handlers. nohup and a shell's &
+    ignore signals, so that a process continues."""
     return {n: signal.signal(n, handler) for n in numbers if signal.getsignal(n) is not signal.SIG_IGN}
 
 
 @dataclass
 class Driver:
-    """Takes `runs` to their ends in `slots` at a time, the longest first; see `drive`."""
+    """Runs `runs` in `slots`, those with the most FLOPs first; see `drive`."""
 
     runs: Sequence[PlannedRun]
     slots: list[dict[str, str]]
@@ -61,12 +61,12 @@ class Driver:
     children: dict[str, tuple[subprocess.Popen, PlannedRun, dict]] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     states: dict[str, RunState] = field(default_factory=dict)
-    awaited: set[str] = field(default_factory=set)  # runs of other processes, once named
+    awaited: set[str] = field(default_factory=set)  # runs of other processes that were reported
     stopping: str | None = None
 
     def drive(self) -> int:
-        """Run what is not finished. Returns 0, 1 when a run failed, or 75 when a signal asked to stop: the runs then
-        have saved their checkpoints and go on at the next call."""
+        """Run all unfinished runs. Returns the exit status: 0, 1 if a run failed, or 75 if a signal asked to stop. The
+        runs have then saved checkpoints, and the next call continues them."""
         self.states = {run.run_id: read_state(run) for run in self.runs}
         self.waiting = sorted((run for run in self.runs if self._is_due(run)), key=lambda run: -run.flops)
         self._skipped = [run for run in self.runs if self.states[run.run_id].state == "failed" and not self.retry]
@@ -79,7 +79,7 @@ class Driver:
         try:
             self._loop(free)
         except BaseException:
-            self._send(signal.SIGTERM)  # no run is left without its driver by an error; they save and end
+            self._send(signal.SIGTERM)  # after an error of the driver its runs save and end
             raise
         finally:
             for number, handler in previous.items():
@@ -115,7 +115,7 @@ class Driver:
                 live.stop()
 
     def _fill(self, free: list[dict[str, str]]) -> None:
-        """Start waiting runs in free slots; one that another process owns waits for it without taking a slot."""
+        """Start waiting runs in free slots. A run that another process owns waits without a slot."""
         for run in list(self.waiting):
             if not free or self.stopping:
                 return
@@ -128,12 +128,12 @@ class Driver:
             self.states[run.run_id] = read_state(run)
             if self._is_due(run):
                 self._begin(run, free)
-            else:  # the other process took it to its end
+            else:  # it ended in the other process
                 self._note_failure(run, "failed")
                 self._say(run)
 
     def _begin(self, run: PlannedRun, free: list[dict[str, str]]) -> None:
-        """Start a run in a free slot; one whose folder cannot be had has failed and stops no other."""
+        """Start a run in a free slot. If its folder cannot be written, it has failed, and the others continue."""
         try:
             process = self._start(run, free[-1])
         except OSError as error:
@@ -142,7 +142,7 @@ class Driver:
             self._say(run)
             return
         self.children[run.run_id] = (process, run, free.pop())
-        if self.stopping:  # the signal came while it was started
+        if self.stopping:  # the signal came during the start
             process.send_signal(signal.SIGTERM)
 
     def _start(self, run: PlannedRun, slot: dict[str, str]) -> subprocess.Popen:
@@ -162,7 +162,7 @@ class Driver:
     def _ended(self, run: PlannedRun, status: int, speak: bool) -> None:
         state = read_state(run)
         self.states[run.run_id] = state
-        if state.state == "running" and not self.stopping:  # another process was quicker
+        if state.state == "running" and not self.stopping:  # another process claimed it first
             self.waiting.append(run)
             return
         if not self.stopping:
@@ -171,7 +171,7 @@ class Driver:
             self._say(run)
 
     def _note_failure(self, run: PlannedRun, otherwise: str) -> None:
-        """Keep the reason, the run's own or `otherwise`, if this run has come to no result."""
+        """Record why a run has no result: its own reason, else `otherwise`."""
         state = self.states[run.run_id]
         if state.state not in ("finished", "diverged"):
             self.failures[run.run_id] = state.error or last_line(Path(run.folder)) or otherwise
@@ -197,8 +197,8 @@ class Driver:
         return self.states[run.run_id].step / run.steps
 
     def _seconds_left(self) -> float | None:
-        """By the FLOPs of the steps that were trained since this driver began; None before ENOUGH_RUNS runs came to
-        their end or ENOUGH_SECONDS passed, as the first run to end says little of the others."""
+        """Estimate from the FLOPs of the steps that were trained since this driver began. None until ENOUGH_RUNS runs
+        have ended or ENOUGH_SECONDS have passed, because the first run alone gives a poor estimate."""
         seconds = time.monotonic() - self._began
         ended = sum(self.states[run.run_id].state in FINAL for run in self._due)
         if ended < min(ENOUGH_RUNS, len(self._due)) and seconds < ENOUGH_SECONDS:
@@ -209,7 +209,7 @@ class Driver:
         return seconds / done * left if done > 0 else None
 
     def _stop(self, number, _frame) -> None:
-        """Ask every run to save and end; a second signal ends those that do not answer."""
+        """Ask every run to save and end. A second signal kills the runs that still exist."""
         again, self.stopping = self.stopping is not None, signal.Signals(number).name
         self._send(signal.SIGKILL if again else signal.SIGTERM)
 
@@ -220,11 +220,13 @@ class Driver:
     def _conclude(self) -> int:
         if self.stopping:
             left = len(self.waiting)
-            print(f"stopped by {self.stopping}; {left} runs not started; the same command goes on", file=sys.stderr)
+            print(f"stopped by {self.stopping}; {left} runs not started; the same command continues", file=sys.stderr)
             return STOPPED
         for run in self.runs:
             if run.run_id in self.failures:
                 print(f"failed: {run.label}: {self.failures[run.run_id]} ({run.folder}/{LOG_FILE})", file=sys.stderr)
         if self._skipped:
-            print(f"{len(self._skipped)} failed before and were not tried again: `sweep retry`", file=sys.stderr)
+            print(
+                f"{len(self._skipped)} failed before and were not run again; `sweep retry` runs them", file=sys.stderr
+            )
         return 1 if self.failures else 0

@@ -1,22 +1,23 @@
-"""How much memory a run will take on each device, before it is run; free of torch.
+"""Estimate the memory of a run on each device before it is run. Does not import torch.
 
-An estimate. With N parameters over s shards (1 unless parallelism=fsdp), in bytes:
+With N parameters over s shards (1 unless parallelism=fsdp), in bytes:
 
     parameters      4 N / s, fp32
     gradients       4 N / s, fp32; 4 N for fsdp with several micro-batches, which adds them up before it shards them
-    optimizer       over s shards what the optimizer says it keeps of a weight of each role: 8 N / s for AdamW
-    working copies  single and ddp: 2 N in bf16, the matrices that autocast holds until their backward pass; in fp32
-                    4 bytes for each weight that its linear layer makes another matrix of. fsdp: what
-                    is whole for a while: embedding, head and gains with their gradients (8 bytes each), two blocks
-                    (one computes, one is under way) in the type of the products, and one block's gradients there and
-                    in fp32
-    activations     what autograd keeps of one micro-batch, counted tensor by tensor, with qk-norm on the reference
-                    path; of a block that is computed again only its input, and one such block whole while that happens
-    logits          the loss head's buffer
+    optimizer       the bytes that the optimizer keeps for a weight of each role, over s shards: 8 N / s for AdamW
+    working copies  single and ddp: in bf16 2 N for the matrices that autocast holds until their backward pass; in fp32
+                    4 bytes for each weight of which the linear layer makes another matrix. fsdp: the tensors that are
+                    whole for some time, which are embedding, head and gains with their gradients (8 bytes each), two
+                    blocks (one computes, one is being gathered) in the type of the products, and the gradients of one
+                    block in this type and in fp32
+    activations     the tensors that autograd keeps for one micro-batch, counted one by one, with qk-norm on the
+                    reference path. A block that is recomputed keeps only its input, and one such block at a time is
+                    kept as a whole
+    logits          the buffer of the loss head
 
-The first three are exact but for the rounding of shards (within 0.1%; a test compares), activations are within 5% of
-what autograd keeps on a CPU (another test). Working copies and logits are reckoned and measured nowhere, and what an
-allocator and NCCL add is not in it.
+The first three are exact except for the rounding of shards (within 0.1%, as a test checks). Activations are within 5%
+of what autograd keeps on a CPU (as another test checks). Working copies and logits are computed and not compared with
+measurements. The overhead of an allocator and of NCCL is not included.
 """
 
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ WEIGHTS, GRADIENTS, BF16_COPY = 4, 4, 2
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one device, by what they are for; see the top of this file."""
+    """Bytes on one device, by purpose; see the docstring of this module."""
 
     parameters: int
     gradients: int
@@ -43,7 +44,7 @@ class Memory:
 
     @property
     def states(self) -> int:
-        """What is there between two steps, gradients included."""
+        """The memory that is kept between two steps, including gradients."""
         return self.parameters + self.gradients + self.optimizer
 
     @property
@@ -54,8 +55,8 @@ class Memory:
 def estimate_memory(
     run: RunConfig, model: ModelConfig, n_params: int, precision: str = "bf16", n_gpus: int = 1
 ) -> Memory:
-    """Memory on each of `n_gpus` in a step of `run`, as its parallelism says, with the resolved `model` of `n_params`
-    parameters, in bf16 or fp32."""
+    """Estimate the memory on each of `n_gpus` in a step of `run` with its parallelism. model: resolved, with `n_params`
+    parameters. precision: bf16 or fp32."""
     parallelism = run.parallelism
     sharded = parallelism.is_sharded
     shards = (parallelism.shard_size or n_gpus) if sharded else 1
@@ -91,7 +92,7 @@ def _working_copies(model: ModelConfig, n_params: int, precision: str, sharded: 
 
 
 def _kept_per_token(run: RunConfig, model: ModelConfig, precision: str) -> int:
-    """Bytes of activations a token, with the input of each recomputed block in fp32 in place of all it would keep."""
+    """Bytes of activations per token. A recomputed block keeps only its input, in fp32."""
     everything = activation_bytes_per_token(model, precision, run.batch.sequence_length)
     recompute_every, stream = run.parallelism.activation_checkpointing, 4 * model.d_model
     if recompute_every is None or not model.n_layers:
@@ -102,16 +103,17 @@ def _kept_per_token(run: RunConfig, model: ModelConfig, precision: str) -> int:
 
 
 def activation_bytes_per_token(model: ModelConfig, precision: str, sequence_length: int) -> int:
-    """What autograd keeps for a token, from the facts in model.parts. With D width, a = heads x d_head, F the MLP's
-    width, a block keeps, in the type of the products unless said otherwise:
+    """Bytes that autograd keeps per token, from the facts in model.parts. With the model width D, a = heads x d_head
+    and the MLP width F, a block keeps, in the type of the products unless another is named:
 
-        D for the input of each branch, and in fp32 what each norm's backward pass needs
-        a for queries and a for keys in fp32, where they are normed
-        what the path of attention keeps: 5 a by PyTorch's; by the reference 4 a, of them 3 a in fp32, and in fp32 the
+        D for the input of each branch, and in fp32 the values that the backward pass of each norm needs
+        a for queries and a for keys in fp32, if they are normed
+        for attention, 5 a with PyTorch's path; with the reference path 4 a, of which 3 a in fp32, and in fp32 the
         scores that the normaliser and a softcap keep
-        2 F, of a gated MLP 4 F
+        2 F, or 4 F for a gated MLP
 
-    and after the blocks the final norm's input in fp32. The path is the named one, or what `auto` takes on a GPU."""
+    After the blocks, the input of the final norm is kept in fp32. The path of attention is the named one, or the one
+    that `auto` chooses on a GPU."""
     path = ATTENTION_IMPLS[choose_impl("attention_impl", model)]
     norm, layout, mlp = NORMS[model.norm], RESIDUALS[model.residual], MLPS[model.mlp]
     a = model.n_heads * model.head_width

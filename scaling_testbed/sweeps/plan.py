@@ -1,4 +1,4 @@
-"""What the runs of a sweep are and cost, before anything is spent."""
+"""The plan of a sweep: its runs and what they cost, before any of them is started."""
 
 import contextlib
 import errno
@@ -21,18 +21,18 @@ from scaling_testbed.sweeps.memory import estimate_memory
 
 PLAN_FILE = "plan.jsonl"
 SWEEP_FILE = "sweep.json"
-WITHOUT_FLOCK = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # what file systems answer that have none
+WITHOUT_FLOCK = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # the errors of file systems without flock
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedRun:
     """One run of a sweep.
 
-    varied: what tells it from the others. n_params: all, as in a row, and flops_6nd = 6 n_params n_tokens as there.
-    budget_n_params: the N that the budget counts, under its convention `params`. flops: counted from the matrix
-    products, those of interventions included. memory_bytes: an estimate for each GPU of the run. config: the
-    configuration, the counts of parameters under every convention and what the learning rate means, flat as in a row,
-    so that who reads a plan composes nothing; empty in the plan of a version that did not write it.
+    varied: the keys and values in which it differs from the other runs. n_params: all parameters; flops_6nd = 6
+    n_params n_tokens; both as in a row. budget_n_params: the N of the budget, counted by its convention `params`.
+    flops: counted from the matrix products, including those of interventions. memory_bytes: an estimate for each GPU of
+    the run. config: the configuration, the counts of parameters by every convention, and the meaning of the learning
+    rate, flat as in a row, so that a plan can be read without composing; empty in plans of older versions.
     """
 
     run_id: str
@@ -53,33 +53,35 @@ class PlannedRun:
     config: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def record(self) -> dict[str, Any]:
-        """As one object for --json, without its configuration, which `overrides` compose to."""
+        """The run as one object for --json, without its configuration, which can be composed from `overrides`."""
         return {key: value for key, value in asdict(self).items() if key != "config"}
 
     @property
     def budget_flops_6nd(self) -> float:
-        """6 N D with the N that the budget counts."""
+        """6 N D with the N of the budget."""
         return 6.0 * self.budget_n_params * self.n_tokens
 
     @property
     def label(self) -> str:
-        """The run for a person: what tells it from the others, or its id where it is alone."""
+        """The run in printed text: the keys and values in which it differs from others, or its id if it has none."""
         return " ".join(f"{key}={value}" for key, value in self.varied.items()) or self.run_id
 
 
 def plan(sweep: Sweep, processes: int | None = 1) -> tuple[list[PlannedRun], int]:
-    """The runs of `sweep` in its order, without those that are the same run as an earlier one, and how many those
-    were; each run has so many `processes`, one for a GPU, or is only looked at (None). Composes all of them: raises
-    ConfigError naming the key of what cannot be."""
+    """Compose all runs of `sweep`. Returns the runs in order without duplicates, and the number of duplicates.
+
+    processes: of each run, one for each GPU; None: the runs are only displayed. Raises ConfigError, which names the
+    key, for a run that cannot be composed.
+    """
     points = sweep.points()
     if not points:
         raise ConfigError(f"sweep {sweep.name}: exclude leaves no run")
     lists = [_overrides(sweep, point) for point in points]
     found: dict[str, PlannedRun] = {}
-    followers = {key for entry in sweep.together for key in list(entry)[1:]}  # told by the key that leads them
+    followers = {key for entry in sweep.together for key in list(entry)[1:]}  # the leading key identifies them
     shown = [key for key in points[0] if key not in followers]
     varied = [key for key in shown if len({point[key] for point in points}) > 1]
-    vocab_sizes: dict[str, int] = {}  # by what decides it: to tell whether data is prepared may read a folder tree
+    vocab_sizes: dict[str, int] = {}  # by data, because to check whether data is prepared may read a folder tree
     for point, overrides, run in zip(points, lists, compose_many(lists), strict=True):
         data = repr((run.data_dir, run.data, run.tokenizer, run.model.vocab_size))
         if data not in vocab_sizes:
@@ -92,7 +94,7 @@ def plan(sweep: Sweep, processes: int | None = 1) -> tuple[list[PlannedRun], int
 
 
 def _overrides(sweep: Sweep, point: dict[str, str]) -> list[str]:
-    """Of one run, the more special ones later; a name that was typed stays."""
+    """The overrides of one run, the more specific ones later. A typed name has priority."""
     named = [text for text in sweep.overrides if text.startswith("name=")]
     values = [f"{key}={value}" for key, value in point.items()]
     own = [*([] if named else [f"name={quoted(sweep.folder)}"]), *overrides_before(sweep.overrides, values), *values]
@@ -129,13 +131,13 @@ def _planned(
 
 
 def planned_vocab_size(run: RunConfig) -> int:
-    """The vocabulary of the run's data: as prepared, or as tokenizer or source will have it. Raises ConfigError where
-    only preparing can tell."""
+    """The vocabulary size of the run's data, from the prepared data or else from its source or tokenizer. Raises
+    ConfigError if it is known only after the data is prepared."""
     try:
         manifest = Path(run.data_dir) / folder_name(run.data, run.tokenizer) / "manifest.json"
         return json.loads(manifest.read_text())["vocab_size"]
     except (OSError, ValueError, KeyError, UserError):
-        pass  # not prepared, or not even there
+        pass  # not prepared, or the source does not exist
     known = getattr(run.data, "vocab_size", None) or getattr(run.tokenizer, "vocab_size", None) or run.model.vocab_size
     if known is None:
         raise ConfigError(
@@ -151,7 +153,7 @@ def priced(runs: Sequence[PlannedRun], flops_per_second: float) -> list[PlannedR
 
 
 def measured_rate(rows: Iterable[dict[str, Any]]) -> float | None:
-    """FLOP/s that each GPU of finished runs reached from start to end, their median; None without any."""
+    """The median over finished runs of the FLOP/s that each GPU reached from start to end; None without such runs."""
     rates = [
         row["flops"] / row["wall_seconds"] / (row.get("world_size") or 1)
         for row in rows
@@ -161,23 +163,23 @@ def measured_rate(rows: Iterable[dict[str, Any]]) -> float | None:
 
 
 def on_gpus(overrides: Sequence[str]) -> list[str]:
-    """The overrides of a run that was given GPUs: where it finds none it fails and does not use the CPU instead, unless
-    it names a device itself."""
+    """The overrides of a run on GPUs. Without a GPU the run fails instead of using the CPU, unless the overrides name a
+    device."""
     return ["compute.device=cuda", *overrides]
 
 
 def sweep_folder(runs: Sequence[PlannedRun]) -> Path:
-    """The folder that all runs of one sweep lie in."""
+    """The folder of all runs of one sweep."""
     return Path(runs[0].folder).parent
 
 
 @contextlib.contextmanager
 def alone_in(folder: Path):
-    """While entered, no other process changes the plan of a sweep's folder or sends its runs to a queue, where the
-    file system has flock; waits for one that does. Raises UserError where the folder cannot be written."""
+    """Context manager in which no other process changes the plan in a sweep's folder or submits its runs. It waits for
+    a process that does so. Without flock it has no effect. Raises UserError if the folder cannot be written."""
     import filelock
 
-    # No file that stands for a lock where there is no flock: that of a killed process would stop all others.
+    # Without flock no lock file is used, because the file of a killed process would stop all others.
     lock = filelock.FileLock(folder / ".lock", fallback_to_soft=False)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -192,8 +194,9 @@ def alone_in(folder: Path):
 
 
 def told_apart(runs: Iterable[PlannedRun]) -> list[PlannedRun]:
-    """The runs, the last of each id, with what was set for each under every key that tells any of them apart: what is
-    an axis where all are typed is none where a part is. A number has one spelling: 1e-3 and 0.001 are one column."""
+    """The runs, the last of each id, with the value of each run for every key that varies in any of them: a key can
+    vary in the whole sweep but not in a part that was typed. A number has one spelling: 1e-3 and 0.001 are one
+    column."""
     runs = list(runs)
     keys = dict.fromkeys(key for run in runs for key in run.varied)
     spelling: dict[tuple[str, float | str], str] = {}
@@ -211,9 +214,9 @@ def told_apart(runs: Iterable[PlannedRun]) -> list[PlannedRun]:
 
 
 def remember(runs: Sequence[PlannedRun], sweep: Sweep) -> None:
-    """Add the runs to the folder's plan.jsonl, so that `status` shows them without the overrides too; sweep.json says
-    which sweep they are of, and which experiment of which paper that is. In a folder that another sweep began, as
-    `name=` allows, it stays that one's."""
+    """Add the runs to plan.jsonl in their folder, so that `status` can show them without the typed overrides.
+    sweep.json names their sweep, its paper and its experiment. If another sweep created the folder, which `name=`
+    allows, sweep.json still names that sweep."""
     folder = sweep_folder(runs)
     about = {key: getattr(sweep, key) for key in ("scale", "paper", "experiment", "description", "analysis")}
     about = {"sweep": sweep.name, **about}
@@ -225,7 +228,7 @@ def remember(runs: Sequence[PlannedRun], sweep: Sweep) -> None:
 
 
 def _sweep_of(folder: Path) -> tuple[str, str | None] | None:
-    """Name and scale of the sweep that began `folder`; None where nothing can tell."""
+    """Name and scale of the sweep that created `folder`; None if they are unknown."""
     try:
         about = json.loads((folder / SWEEP_FILE).read_text())
         return about["sweep"], about["scale"]
@@ -234,7 +237,7 @@ def _sweep_of(folder: Path) -> tuple[str, str | None] | None:
 
 
 def remembered(folder: Path) -> list[PlannedRun]:
-    """What `remember` wrote in `folder`; lines that cannot be read are left out."""
+    """The runs that `remember` wrote in `folder`. Lines that cannot be read are left out."""
     runs = []
     if (folder / PLAN_FILE).exists():
         for line in (folder / PLAN_FILE).read_bytes().splitlines():

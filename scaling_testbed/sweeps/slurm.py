@@ -1,8 +1,9 @@
-"""Submit a sweep as Slurm job arrays, and find its tasks in the queue again.
+"""Submit a sweep as Slurm job arrays, and find its tasks in the queue.
 
-A submission is a folder slurm/NNN/ beside the runs: job.sh, the script; tasks.txt, a line per array task with the run's
-folder and overrides, quoted for a shell; and what the tasks print. The job's name is made from that folder's path, so
-that squeue alone tells which runs are queued, even if the submitting process was killed before it knew the job's id.
+A submission is a folder slurm/NNN/ beside the runs. It holds the script job.sh, the output of the tasks, and tasks.txt
+with one line for each array task: folder and overrides of its run, quoted for a shell. The job name is made from the
+path of this folder, so squeue alone tells which runs are queued, even if the submitting process was killed before it
+knew the job id.
 """
 
 import hashlib
@@ -20,33 +21,34 @@ from scaling_testbed.errors import ConfigError, UserError, check_positive
 from scaling_testbed.keys import key
 from scaling_testbed.sweeps.plan import PlannedRun, on_gpus, sweep_folder
 
-DEFAULT_MAX_ARRAY_SIZE = 1001  # Slurm's own default, where no cluster can be asked
+DEFAULT_MAX_ARRAY_SIZE = 1001  # Slurm's default, used if no cluster answers
 
 
 @dataclass(frozen=True, kw_only=True)
 class SlurmConfig:
-    """What `sweep submit` asks Slurm for. null: it is not asked for, so the cluster's default holds."""
+    """The options that `sweep submit` passes to Slurm. null: not passed, so the default of the cluster applies."""
 
     partition: str | None = key(None, "The partition, sbatch's --partition.")
     account: str | None = key(None, "The account, sbatch's --account.")
     qos: str | None = key(None, "The quality of service, sbatch's --qos.")
-    time: str | None = key(None, "The time limit of a task as sbatch takes it: 2:00:00 or 1-00:00:00.")
+    time: str | None = key(None, "The time limit of a task, as for sbatch: 2:00:00 or 1-00:00:00.")
     constraint: str | None = key(None, "Features that a node must have, sbatch's --constraint.")
     memory: str | None = key(None, "Memory of a node, for example 64G.")
     nodes: int = key(1, "Nodes of one run.")
-    gpus_per_node: int = key(1, "GPUs of a node, one process for each. 0: CPUs only.")
+    gpus_per_node: int = key(1, "GPUs of a node, one process for each. 0: only CPUs.")
     cpus_per_process: int | None = key(None, "CPUs of a process.")
     max_running: int | None = key(
-        None, "Array tasks that run at a time. Past MaxArraySize a sweep is several array jobs; it holds for each."
+        None,
+        "Array tasks that run at a time in each array job. A sweep larger than MaxArraySize has several array jobs.",
     )
     signal_seconds: int = key(
-        120, "So many seconds before the time limit a task saves a checkpoint and goes back into the queue."
+        120, "Seconds before the time limit at which a task saves a checkpoint and goes back into the queue."
     )
     requeue: bool = key(True, "Whether a task goes back into the queue before its time limit.")
-    torchrun: bool = key(False, "Whether processes are started by torchrun and not by srun.")
+    torchrun: bool = key(False, "Whether torchrun starts the processes instead of srun.")
     sbatch: list[str] = key([], "Further options of sbatch, for example ['--exclude=node7','--mail-type=END'].")
     setup: list[str] = key([], "Shell lines before training, for example ['module load cuda'].")
-    python: str | None = key(None, "The Python of the tasks. null: the one that submits.")
+    python: str | None = key(None, "The Python interpreter of the tasks. null: the one that runs `sweep submit`.")
 
     def __post_init__(self):
         for name in ("nodes", "cpus_per_process", "max_running", "signal_seconds"):
@@ -72,7 +74,7 @@ class SlurmConfig:
 
     @property
     def processes(self) -> int:
-        """Of one run."""
+        """The number of processes of one run."""
         return self.nodes * self.processes_per_node
 
 
@@ -98,8 +100,8 @@ class Submission:
 
 
 def write_submissions(runs: Sequence[PlannedRun], config: SlurmConfig, max_array_size: int) -> Iterator[Submission]:
-    """Scripts and task lists for `runs`, in as many array jobs as the cluster's MaxArraySize asks for. Each is written
-    when it is asked for, so that none is left behind by a job before it that is refused."""
+    """Yield scripts and task lists for `runs`, in as many array jobs as the cluster's MaxArraySize requires. Each is
+    written only when it is requested, so that no files remain if an earlier job is refused."""
     parent = sweep_folder(runs) / "slurm"
     for begin in range(0, len(runs), max_array_size - 1):
         part = list(runs[begin : begin + max_array_size - 1])
@@ -144,7 +146,7 @@ def job_script(folder: Path, runs: Sequence[PlannedRun], config: SlurmConfig) ->
 
 _SCRIPT = """#!/usr/bin/env bash
 {options}
-# One run of a sweep per array task; the same script again goes on where the run was.
+# Each array task is one run of a sweep. The same script continues a run that was stopped.
 fail() {{
   printf 'error: %s; nothing was run\n' "$1" >&2
   exit 1
@@ -157,8 +159,8 @@ folder=${{task[0]}}
 overrides=("${{task[@]:1}}")
 mkdir -p "$folder" || fail "cannot write $folder"
 touch "$folder/started"
-[ -z "${{SLURM_CPUS_PER_TASK:-}}" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK # srun no longer takes it over
-trap : TERM USR1 # they are for training; this shell outlives it
+[ -z "${{SLURM_CPUS_PER_TASK:-}}" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK # srun no longer inherits it
+trap : TERM USR1 # the signals are for training; this shell must end after it
 {command} "${{overrides[@]}}" >> "$folder/log.txt" 2>&1 &
 training=$!
 while wait $training; status=$?; kill -0 $training 2> /dev/null; do :; done
@@ -166,9 +168,9 @@ while wait $training; status=$?; kill -0 $training 2> /dev/null; do :; done
 exit $status
 """
 
-# By what this start has written, not by an old result, and not by the exit status, which a launcher in between may
-# change: of a process that was hit before Python could write, srun tells. Twice at the same step means that the time is
-# too short to get on, and that it would go on for ever.
+# The decision depends on what this start has written, and not on an old result. It does not depend on the exit status,
+# which a launcher may change. If the signal kills a process before Python can write, srun reports it. If a run stops
+# twice at the same step, the time limit is too short for progress, and requeueing would never end.
 _REQUEUE = """reason=
 [ ! "$folder/result.json" -ot "$folder/started" ] &&
   reason=$(grep -o 'stopped by SIGUSR1[^"]*' "$folder/result.json")
@@ -184,8 +186,8 @@ fi"""
 
 
 def _command(config: SlurmConfig) -> str:
-    """What starts the processes. srun gives each its rank and passes signals on; after the first one ends the others
-    have two minutes."""
+    """The command that starts the processes. srun sets the rank of each and forwards signals. After the first process
+    has ended, the others have two minutes."""
     python = shlex.quote(config.python or sys.executable)
     if not config.torchrun:
         return f"srun --wait=120 {python} -m scaling_testbed.train"
@@ -207,7 +209,7 @@ def _cpus_per_task(config: SlurmConfig) -> int | None:
 
 
 def _setup_line(line: str) -> str:
-    """A line of shell, and after it a line that ends the task where it failed."""
+    """A line of shell, followed by a line that ends the task if it failed."""
     return f"{line}\n(($? == 0)) || fail {shlex.quote(f'launcher.setup failed: {line}')}"
 
 
@@ -223,12 +225,12 @@ def task_line(run: PlannedRun, config: SlurmConfig) -> str:
     """The run's folder and overrides, quoted for a shell. Raises ConfigError for what does not fit on one line."""
     words = [str(Path(run.folder).resolve()), *(on_gpus(run.overrides) if config.gpus_per_node else run.overrides)]
     if bad := [word for word in words if re.search(r"[\x00-\x1f\x7f\x85\u2028\u2029]", word)]:
-        raise ConfigError(f"Slurm takes no line breaks or control characters in a run's overrides; got {bad[0]!r}")
+        raise ConfigError(f"overrides of a run on Slurm must have no line breaks or control characters; got {bad[0]!r}")
     return shlex.join(words)
 
 
 def _new_folder(parent: Path) -> Path:
-    """parent/001, 002, ...: the first that is not there yet, made in one step."""
+    """Make the first folder of parent/001, 002, ... that does not exist, in one atomic step."""
     number = 1
     while True:
         try:
@@ -241,14 +243,14 @@ def _new_folder(parent: Path) -> Path:
 
 
 def job_name(folder: Path) -> str:
-    """The name of a submission's job: the sweep's, and a hash of the folder's path."""
+    """The job name of a submission: the name of the sweep and a hash of the folder's path."""
     sweep = re.sub(r"[^A-Za-z0-9_.-]+", "_", folder.parent.parent.name)
     return f"{sweep}-{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]}"
 
 
 def submit(submission: Submission) -> Submission:
-    """Hand one array job to sbatch. Raises UserError with sbatch's own words when it refuses; the submission's folder
-    is then removed."""
+    """Submit one array job by sbatch. If sbatch refuses, removes the folder of the submission and raises UserError with
+    the message of sbatch."""
     script = submission.folder / "job.sh"
     answer = _ask("sbatch", "--parsable", str(script))
     if answer.returncode:
@@ -258,7 +260,7 @@ def submit(submission: Submission) -> Submission:
 
 
 def has_slurm() -> bool:
-    """Whether this machine can ask a cluster."""
+    """Whether this machine has squeue and sbatch."""
     return shutil.which("squeue") is not None and shutil.which("sbatch") is not None
 
 
@@ -272,8 +274,8 @@ def max_array_size() -> int:
 
 
 def queued(folder: Path) -> dict[str, tuple[str, str]]:
-    """Run folder -> (job id, state) of the tasks in the queue that submissions of the sweep's `folder` hold; states in
-    squeue's words, lower case. Raises UserError where the queue cannot be read."""
+    """Run folder -> (job id, state) of the queued tasks of all submissions in the sweep's `folder`. States are those of
+    squeue, in lower case. Raises UserError if the queue cannot be read."""
     submissions = {job_name(path): path for path in (folder / "slurm").glob("[0-9]*")}
     if not submissions:
         return {}
@@ -290,7 +292,7 @@ def queued(folder: Path) -> dict[str, tuple[str, str]]:
     return found
 
 
-# Tasks that squeue may still show although nothing of them will run.
+# States of tasks that squeue may still show although they will not run.
 _ENDED = {"COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE"}
 
 
@@ -306,7 +308,7 @@ def _ask(*command: str) -> subprocess.CompletedProcess:
         return subprocess.run(command, capture_output=True, text=True, timeout=120)
     except FileNotFoundError:
         raise UserError(
-            f"{command[0]} is not on this machine; submit where Slurm is, or see the script with --dry-run"
+            f"{command[0]} is not on this machine; submit on a machine with Slurm, or print the script with --dry-run"
         ) from None
     except subprocess.TimeoutExpired:
         raise UserError(f"{command[0]} gave no answer in two minutes") from None

@@ -1,4 +1,4 @@
-"""Where the runs of a sweep stand, told from their folders alone, and their rows collected."""
+"""The state of the runs of a sweep, read from their folders alone, and the collection of their rows."""
 
 import contextlib
 import json
@@ -20,14 +20,14 @@ from scaling_testbed.sweeps.plan import PlannedRun
 LOG_FILE = "log.txt"  # what a run printed when a sweep started it
 TAIL_BYTES = 16384
 
-# In the order a table shows them. stopped: it has started, nobody runs it, and it can go on.
+# In the order of a table. stopped: the run has started, no process runs it now, and it can be continued.
 STATES = ("running", "queued", "pending", "stopped", "failed", "diverged", "finished")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunState:
-    """One run now. loss: the last validation loss, else the last training loss, in nats. error: the last line of what
-    went wrong. owner: who runs it. job: the Slurm job that has or had it."""
+    """The current state of one run. loss: the last validation loss, else the last training loss, in nats. error: the
+    last line of an error. owner: the process that runs it. job: the Slurm job that runs it or ran it."""
 
     run: PlannedRun
     state: str
@@ -39,7 +39,7 @@ class RunState:
     error: str | None = None
 
     def record(self) -> dict[str, Any]:
-        """As one flat object for --json."""
+        """The state as one flat object for --json."""
         return {
             "run_id": self.run.run_id,
             "varied": self.run.varied,
@@ -82,12 +82,13 @@ def read_state(run: PlannedRun) -> RunState:
 
 
 def last_metrics(folder: Path) -> dict[str, Any]:
-    """The last whole record of metrics.jsonl with the last validation loss, from the end of the file; {} without."""
+    """The last complete record of metrics.jsonl with the last validation loss, or {}. Reads only the end of the
+    file."""
     found: dict[str, Any] = {}
     for line in reversed(_tail(folder / "metrics.jsonl")):
-        with contextlib.suppress(ValueError, TypeError):  # a torn line, or no record
+        with contextlib.suppress(ValueError, TypeError):  # an incomplete line, or not a record
             record = json.loads(line)
-            if found and record.get("step") == 0:  # before training: nothing that became of the run
+            if found and record.get("step") == 0:  # before training, so no result of the run
                 record.pop("val_loss", None)
             found = {**record, **found}
             if "val_loss" in found and "train_loss" in found:
@@ -113,13 +114,13 @@ def _tail(path: Path) -> list[str]:
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
-    """Every row in a sweep's folder, by run id. A file that holds none is named on stderr and left out."""
+    """Every row in a sweep's folder, ordered by run id. A file without a row is reported on stderr and left out."""
     found = []
     for path in sorted(folder.glob("*/result.json")):
         if row := RunFolder(path.parent).result():
             found.append(row)
         else:
-            print(f"warning: {path} holds no whole row and is left out", file=sys.stderr)
+            print(f"warning: {path} holds no complete row and is left out", file=sys.stderr)
     return found
 
 
@@ -127,7 +128,7 @@ def collect(folder: Path, only: Collection[str] | None = None) -> tuple[Path, Pa
     """Write results.jsonl and results.parquet into a sweep's folder; returns their paths and the run ids of the rows.
 
     only: the run ids to take; None: all. In the table, columns with lists or mappings hold JSON text. Raises UserError
-    where there is no row."""
+    if there is no row."""
     found = [row for row in rows(folder) if only is None or row.get("run_id") in only]
     if not found:
         raise UserError(f"{folder} holds no result of these runs yet; `sweep status` shows how far its runs are")

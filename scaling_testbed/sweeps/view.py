@@ -1,4 +1,4 @@
-"""A sweep as a person sees it: tables of its plan, of its runs now, and of its losses."""
+"""Tables of a sweep for a terminal: its plan, the state of its runs, and its losses."""
 
 from collections.abc import Sequence
 
@@ -32,8 +32,8 @@ def plan_table(runs: Sequence[PlannedRun]) -> Whole:
 
 
 def status_table(states: Sequence[RunState]) -> LeftFirst:
-    """One line per run with its state, time left, step, loss, what tells it from others, owner or job, and what went
-    wrong. What a narrow terminal cuts comes last."""
+    """One line per run with its state, time left, step, loss, the values in which it differs from others, owner or job,
+    and error. A narrow terminal cuts the last columns."""
     varied = _varied([found.run for found in states])
     rows = []
     for found in states:
@@ -46,16 +46,16 @@ def status_table(states: Sequence[RunState]) -> LeftFirst:
 
 
 def live_table(states: Sequence[RunState], left: float | None, rows: int) -> Group:
-    """The grid while it runs, in about `rows` lines: what runs now, then what failed last; the time that all of it
-    still takes, and how many runs are in each state."""
+    """A running sweep in about `rows` lines: the runs that are running, failed or stopped, the time left for the sweep,
+    and the number of runs in each state."""
     shown = [found for found in states if found.state in ("running", "failed", "stopped")][: max(1, rows - 6)]
     about = (f"about {clock(left)} left, " if left is not None else "") + counts(states)
     return Group(status_table(shown or states[:1]), Text(about))
 
 
 def loss_table(states: Sequence[RunState]) -> Whole:
-    """Final validation losses in nats per token: the longest axis across, all others down. A run without a number
-    shows its state; so does a diverged one, beside its last loss."""
+    """Final validation losses in nats per token. The longest axis gives the columns, all others the lines. A run
+    without a loss shows its state, and a diverged run shows its last loss and its state."""
     keys = _varied([found.run for found in states])
     sizes = {key: len({found.run.varied.get(key) for found in states}) for key in keys}
     across = max(reversed(keys), key=lambda key: sizes[key], default="")

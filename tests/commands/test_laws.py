@@ -75,7 +75,7 @@ def test_compute_without_gaps_is_named_where_too_few_budgets_are_left(tmp_path, 
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert main(["frontier", str(path), "--method", "isoflop"]) == 1
-    assert "flops varies without a gap (30 from 1e+16 to 4.12e+16): no budgets" in capsys.readouterr().err
+    assert "flops varies without a gap (30 from 1e+16 to 4.12e+16): there are no budgets" in capsys.readouterr().err
 
 
 def test_rows_that_were_left_out_are_named_where_too_few_are_left(tmp_path, capsys):
@@ -237,12 +237,12 @@ def test_a_kept_fit_that_is_damaged_is_named(kept, capsys, damage):
     kept.write_text(json.dumps(record))
     for typed in (["predict", str(kept), "--n-params", "1e9", "--n-tokens", "1e10"], ["report", str(kept)]):
         assert main(typed) == 1
-        assert "has written" in capsys.readouterr().err
+        assert "written by `analyze fit --out`" in capsys.readouterr().err
 
 
 def test_a_page_about_laws_takes_no_option_of_runs_and_replaces_none_of_them(kept, capsys):
     assert main(["report", str(kept), "--where", "loss<3"]) == 2
-    assert "--where is for a page about runs" in capsys.readouterr().err
+    assert "--where applies to a page about runs" in capsys.readouterr().err
     assert main(["report", str(kept), "--out", str(kept)]) == 2 and json.loads(kept.read_text())
     assert main(["report", str(kept.parent), "--out", str(kept)]) == 2
 
@@ -284,7 +284,7 @@ def test_the_best_rate_of_each_size_is_fitted_not_every_rate(tmp_path, capsys):
     assert main(["fit", str(path), "--law", "optimal_lr", "--starts", "4", "--bootstrap", "0", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["params"]["p"] == pytest.approx(-0.5) and found["n_rows"] == 3
-    assert any("3 of 21 rows with the lowest loss" in text for text in found["warnings"])
+    assert any("3 of 21 rows have the lowest loss" in text for text in found["warnings"])
 
 
 def test_a_page_and_figures_of_a_fit(runs, tmp_path, capsys):

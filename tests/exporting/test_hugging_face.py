@@ -110,7 +110,7 @@ def good(**changes) -> ModelConfig:
         ({"residual": "post"}, "model.residual=post has no counterpart in LlamaForCausalLM, Qwen3"),
         ({"residual": "peri"}, "model.residual=peri has no"),
         ({"residual": "deepnorm"}, "model.residual=deepnorm has no"),
-        ({"residual": "reordered"}, "reordered has no counterpart in LlamaForCausalLM, which model.qk_norm=none calls"),
+        ({"residual": "reordered"}, "reordered has no counterpart in LlamaForCausalLM, which model.qk_norm=none needs"),
         (
             {"residual": "reordered", "qk_norm": "rmsnorm"},
             "in Qwen3ForCausalLM, which model.qk_norm=rmsnorm model.qk_n",

@@ -90,7 +90,8 @@ def test_a_paper_that_is_not_loaded_is_one_line_that_lists_those_that_are(study,
     (place / "sweep.json").write_text('{"sweep": "own", "paper": "mine", "experiment": "residuals"}')
     assert analyze.main(["report", str(place)]) == 2
     said = capsys.readouterr().err
-    assert "paper must be one of small_scale_proxies, over_training, or of a plug-in" in said and said.count("\n") == 1
+    assert "paper must be one of small_scale_proxies, over_training, or one of a loaded plug-in" in said
+    assert said.count("\n") == 1
     assert f"sweep.json of {place}: " in said and "type --plugins MODULE_OR_FILE" in said
     (tmp_path / "own.yaml").write_text("paper: mine\naxes: {seed: [1]}\n")
     with pytest.raises(ConfigError, match=r"own.yaml: paper must be one of small_scale_proxies, .*got 'mine'"):
@@ -100,7 +101,7 @@ def test_a_paper_that_is_not_loaded_is_one_line_that_lists_those_that_are(study,
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("experiment: qknorm_lr", "experiment: qknorm_lr needs paper: beside it"),
+        ("experiment: qknorm_lr", "experiment: qknorm_lr also needs paper:"),
         ("paper: small_scale_proxies\nexperiment: qknrom", "experiment must be one of qknorm_lr, .*no 'qknrom'"),
         ("paper: over_training\nexperiment: qknorm_lr", "experiment must be one of overtraining, "),
     ],

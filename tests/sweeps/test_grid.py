@@ -59,7 +59,9 @@ def test_the_leading_key_picks_rows_and_the_others_can_be_set_for_all(load):
     assert values(narrowed(sweep, ["model=nano_m"]), "model", "batch.sequences") == [("nano_m", "16")]
     changed = narrowed(sweep, ["batch.sequences=4"])
     assert "batch.sequences" not in changed.points()[0] and "batch.sequences=4" in changed.overrides
-    with pytest.raises(ConfigError, match=r"moves together with batch.sequences; it is one of nano_s, nano_m, got x"):
+    with pytest.raises(
+        ConfigError, match="moves together with batch.sequences; it must be one of nano_s, nano_m, got x"
+    ):
         narrowed(sweep, ["model=x"])
 
 
@@ -87,7 +89,7 @@ def test_the_leading_key_picks_rows_and_the_others_can_be_set_for_all(load):
         ("scales: {big: {axis: {a: [1]}}}", "scales.big: there is no key axis"),
         ("scales: {big: {scales: {}}}", "scales.big: there is no key scales"),
         ("base: nothing", "there is no base 'nothing'; it is one of small_scale_proxies"),
-        ("together: [[{a: 1, b: 2}, {b: 3}]]", "needs a, which leads; got {'b': 3}"),
+        ("together: [[{a: 1, b: 2}, {b: 3}]]", "needs the leading key a; got {'b': 3}"),
         ("together: [[]]", "or lists of rows; got []"),
     ],
 )

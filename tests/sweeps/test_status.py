@@ -68,7 +68,7 @@ def test_broken_files_of_one_run_hide_no_other(door, states, planned):
     assert (found[str(second)]["step"], found[str(second)]["loss"]) == (3, 2.5)
     status, out, err = door("collect")
     assert status == 0 and "1 of 4 planned runs, 0 others" in out
-    assert f"warning: {first}/result.json holds no whole row and is left out" in err
+    assert f"warning: {first}/result.json holds no complete row and is left out" in err
 
 
 def test_collect_takes_the_runs_that_are_typed_and_says_what_else_it_took(door, planned):

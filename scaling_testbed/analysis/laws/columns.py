@@ -237,8 +237,8 @@ def best_of_each(rows: Sequence[Row], law: Law) -> tuple[list[Row], list[str]]:
         best = min(outputs, key=lambda output: mean_loss(outputs[output])) if len(outputs) > 1 else next(iter(outputs))
         kept.append(outputs[best][0])
         at_end += len(outputs) > 1 and best in (min(outputs), max(outputs))
-    words = f"{len(kept)} of {len(rows)} rows with the lowest loss for their {' and '.join(law.inputs)}"
-    said = [f"{law.name} is about the best {law.output}: the fit uses {words}"]
+    words = f"{len(kept)} of {len(rows)} rows have the lowest loss for their {' and '.join(law.inputs)}"
+    said = [f"{law.name} is about the best {law.output}: {words}, and only these are used"]
     said += [text for key in law.inputs if key in ROUNDED for text in loose([row[key] for row in rows], key)]
     ends = (
         f"{at_end} of {len(kept)} best {law.output} are the smallest or the largest that was tried: better ones may lie"

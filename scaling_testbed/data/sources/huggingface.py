@@ -4,13 +4,13 @@ It never runs a dataset script. datasets 4 and later cannot run one, and this mo
 """
 
 import functools
-import logging
 import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from scaling_testbed.data import hub
 from scaling_testbed.data.sources.reading import (
     Unit,
     as_list,
@@ -142,34 +142,6 @@ class _one_line:
         ) from None
 
 
-class _Retries(logging.Filter):
-    """A log filter that prints one line for the first failed request to the Hub and drops the lines of all attempts."""
-
-    def __init__(self):
-        super().__init__()
-        self.said = False
-
-    def install(self) -> None:
-        """Filter the log lines of the two libraries, which must be imported before."""
-        for library in ("huggingface_hub", "datasets"):
-            for handler in logging.getLogger(library).handlers:
-                handler.addFilter(self)  # adds it once
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        text = record.getMessage()
-        problem, failed, _ = text.partition(" thrown while requesting ")
-        if not (failed or "Retrying in " in text):
-            return True
-        if not self.said:
-            self.said = True
-            reason = problem.strip("'") if failed else "the connection was lost"
-            print(f"the Hugging Face Hub does not answer ({reason}); trying again", file=sys.stderr)
-        return False
-
-
-RETRIES = _Retries()
-
-
 def _load(source, hub_split: str):
     with _one_line(source):
         return _load_cached(
@@ -187,7 +159,7 @@ def _load(source, hub_split: str):
 def _load_cached(path, config_name, data_files, hub_split, revision, streaming, text_field):
     import datasets
 
-    RETRIES.install()
+    hub.RETRIES.install()
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     # JSON files are read as lines of text, so that files can be mixed whose other fields have different types (those of

@@ -110,7 +110,7 @@ def test_a_law_about_the_best_runs_gets_the_best_of_each_size_over_seeds():
     rows = [{"n_params": n, "lr": lr, "loss": loss} for (n, lr), found in losses.items() for loss in found]
     kept, said = columns.best_of_each(rows, LAWS["optimal_lr"])
     assert [(row["n_params"], row["lr"]) for row in kept] == [(10, 0.2), (20, 0.1)]
-    words = "the fit uses 2 of 6 rows with the lowest loss for their n_params"
+    words = "2 of 6 rows have the lowest loss for their n_params, and only these are used"
     assert said[0] == f"optimal_lr is about the best lr: {words}"
     assert columns.best_of_each(kept, LAWS["optimal_lr"]) == (kept, [])
     with pytest.raises(UserError, match="loss is no such column"):

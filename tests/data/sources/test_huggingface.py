@@ -1,13 +1,15 @@
 import json
 import logging
 import sys
+from types import SimpleNamespace
 
 import pyarrow
 import pyarrow.parquet
 import pytest
 
-from scaling_testbed.data.sources import huggingface
+from scaling_testbed.data import hub
 from scaling_testbed.data.sources.huggingface import HuggingFaceConfig
+from scaling_testbed.data.tokenizers import PretrainedConfig
 from scaling_testbed.errors import ConfigError, UserError
 
 
@@ -115,21 +117,31 @@ def test_a_path_must_be_given_and_a_changed_file_is_another_identity(source, tmp
     assert HuggingFaceConfig(path="json", data_files=str(tmp_path / "part*.json")).identity() != before
 
 
-def test_a_hub_that_does_not_answer_is_said_in_one_line(source, monkeypatch, capfd):
+@pytest.mark.parametrize("asked", ["dataset", "tokenizer"])
+def test_a_hub_that_does_not_answer_is_said_in_one_line(asked, source, monkeypatch, capfd):
+    """What asks puts the filter in its place; requests to a closed port stand in for the Hub."""
     import datasets  # noqa: F401
     from huggingface_hub.utils import _http
 
+    def refused(*_, **__):
+        _http.http_backoff("HEAD", "http://127.0.0.1:9/resolve/main/README.md", max_retries=2)
+
     monkeypatch.setattr(_http.time, "sleep", lambda _: None)
-    monkeypatch.setattr(huggingface.RETRIES, "said", False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    list(source("json").units(1000))  # puts the filter in its place
+    monkeypatch.setattr(hub, "RETRIES", hub.Retries())
+    monkeypatch.setattr("tokenizers.Tokenizer", SimpleNamespace(from_pretrained=refused))
     for handler in logging.getLogger("huggingface_hub").handlers:
         monkeypatch.setattr(handler, "stream", sys.stderr)
-    for _ in range(2):
+    for name in hub.LOGGERS:
+        monkeypatch.setattr(logging.getLogger(name), "filters", [])
+    if asked == "dataset":
+        list(source("json").units(1000))
         with pytest.raises(Exception, match="Connection refused"):
-            _http.http_backoff("HEAD", "http://127.0.0.1:9/resolve/main/README.md", max_retries=2)
+            refused()
+    else:
+        with pytest.raises(UserError, match=r"the hub did not give it \(.*Connection refused"):
+            PretrainedConfig(path="nobody/nothing")._download()
     logging.getLogger("huggingface_hub.utils._http").warning("something else")
-    said = capfd.readouterr().err.splitlines()
-    assert [line for line in said if "Hub" in line or "requesting" in line or "Retrying" in line] == said[:1]
-    assert said[0].startswith("the Hugging Face Hub does not answer ([Errno 111] Connection refused); trying again")
-    assert said[1:] == ["something else"]
+    said = [line for line in capfd.readouterr().err.splitlines() if "Generating" not in line]
+    reason = "[Errno 111] Connection refused"
+    assert said == [f"the Hugging Face Hub does not answer ({reason}); trying again", "something else"]
