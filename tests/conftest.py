@@ -84,4 +84,5 @@ def parts_from_outside_are_forgotten():
         for registry in [value for value in vars(module).values() if isinstance(value, Registry)]:
             for name, origin in list(registry._modules.items()):
                 if not origin.startswith("scaling_testbed"):
-                    del registry[name], registry._modules[name]
+                    registry.pop(name, None)
+                    del registry._modules[name]

@@ -1,6 +1,7 @@
 """The plan of the house, kept by reading the source: imports run downwards, and each dependency has one door."""
 
 import ast
+import re
 import subprocess
 import sys
 from functools import cache
@@ -156,3 +157,15 @@ def test_plain_training_imports_only_what_it_uses(tmp_path):
     assert "torch" in loaded
     assert not loaded & {"wandb", "datasets", "tokenizers", "matplotlib", "scipy", "pandas", "pyarrow"}
     assert not {name for name in loaded if name.startswith("scaling_testbed.kernels.") and name.endswith(".triton")}
+
+
+def test_the_picture_shows_every_layer_in_this_order():
+    shown = re.findall(r'class="room">([^<]*)<', (ROOT / "docs" / "architecture.svg").read_text())
+    found = [name for box in reversed(shown) for name in box.split()]
+    rooms = dict.fromkeys(name.partition(".")[0] for names in LAYERS for name in names if name != "__main__")
+    assert sorted(found) == sorted(rooms)
+    heights = {name: index for index, names in enumerate(LAYERS) for name in [n.partition(".")[0] for n in names]}
+    below = [
+        heights[name] for name in found if name not in ("analysis", "evaluation")
+    ]  # side by side, over three layers
+    assert below == sorted(below)

@@ -14,7 +14,8 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="fo
 ASKED = """
 import json, os, signal, sys
 first = sys.stdin.readline()
-print(json.dumps([sys.argv, sys.path[:2], os.getcwd(), os.environ["MINE"], first, sys.stdout.isatty(), __name__]))
+print(json.dumps([sys.argv, sys.path[:2], os.getcwd(), os.environ["MINE"], first]))
+print(json.dumps([sys.stdout.isatty(), __name__, globals().get("__file__")]))
 print(json.dumps([str(signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]))
 print("heard", file=sys.stderr)
 raise SystemExit(int(sys.argv[1]))

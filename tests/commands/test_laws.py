@@ -258,7 +258,7 @@ def test_held_out_runs_of_a_chain_need_no_loss(runs, capsys):
 
 def test_predict_names_the_input_it_lacks(kept, capsys):
     assert main(["predict", str(kept), "--n-params", "1e9"]) == 2
-    assert "over_training needs n_params, n_tokens; say --at n_tokens=VALUE" in capsys.readouterr().err
+    assert "over_training needs n_params, n_tokens; give --at n_tokens=VALUE" in capsys.readouterr().err
     two = ["predict", str(kept), "--n-params", "1e9", "--n-tokens", "1e10"]
     for more, said in [
         (["--at", "n_tokens=5"], "n_tokens is given twice"),

@@ -66,6 +66,7 @@ def main():
         connection.connect("\0" + fixed["address"])
     except ConnectionError:
         os.execv(fixed["python"], [fixed["python"], *arguments])
+    signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)  # until it is known where to pass them on to
     ignored = [number for number in PASSED_ON if signal.getsignal(number) == signal.SIG_IGN]
     request = {"arguments": arguments, "cwd": os.getcwd(), "environment": dict(os.environ), "ignored": ignored}
     data = json.dumps(request).encode()
@@ -76,6 +77,7 @@ def main():
     for number in PASSED_ON:
         if number not in ignored:
             signal.signal(number, lambda number, _: passed_on(pid, number))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
     for stream in streams:
         os.close(stream)  # a reader of these streams sees their end when the fork closes them
     status = received(connection)

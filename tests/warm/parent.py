@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import io
 import json
+import multiprocessing.process
 import os
 import runpy
 import select
@@ -67,14 +68,16 @@ def answer(connection):
         return json.loads(data)
     for stream in [0, 1, 2, *streams]:
         os.close(stream)
-    connection.send(struct.pack("i", child))
-    ended = os.pidfd_open(child)
-    ready, _, _ = select.select([connection, ended], [], [])
-    if ended not in ready:
-        os.kill(child, signal.SIGKILL)
-    status = os.waitpid(child, 0)[1]
     try:
-        connection.send(struct.pack("i", status))
+        connection.send(struct.pack("i", child))
+        ended = os.pidfd_open(child)
+        ready, _, _ = select.select([connection, ended], [], [])
+        if ended not in ready:
+            raise ConnectionError("the client is gone")
+        connection.send(struct.pack("i", os.waitpid(child, 0)[1]))
+    except OSError:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
     finally:
         os._exit(0)
 
@@ -82,6 +85,7 @@ def answer(connection):
 def become(request, executable, searched):
     """Makes this process what a new interpreter is with these arguments, in this folder and environment."""
     os.chdir(request["cwd"])
+    multiprocessing.process.ORIGINAL_DIR = os.getcwd()  # where spawned processes look for the main module
     os.environ.clear()
     os.environ.update(request["environment"])
     for number in request["ignored"]:
@@ -113,14 +117,18 @@ def run(arguments):
             name += ".__main__"
         sys.modules.pop(name, None)
         runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
-    elif option == "-c":
+        return
+    main = sys.modules["__main__"] = types.ModuleType("__main__")
+    main.__builtins__ = __builtins__
+    if option == "-c":
         sys.argv = ["-c", *rest[1:]]
-        sys.modules["__main__"] = types.ModuleType("__main__")
-        sys.modules["__main__"].__dict__["__builtins__"] = __builtins__
-        exec(compile(rest[0], "<string>", "exec"), sys.modules["__main__"].__dict__)
+        code = compile(rest[0], "<string>", "exec")
     else:
         sys.argv, sys.path[0] = arguments, os.path.dirname(os.path.realpath(option))
-        runpy.run_path(option, run_name="__main__")
+        main.__file__ = os.path.abspath(option)
+        with open(option, "rb") as file:
+            code = compile(file.read(), main.__file__, "exec")
+    exec(code, main.__dict__)
 
 
 def end(call):

@@ -34,7 +34,7 @@ def inputs_of(law: Law, row: Row) -> dict[str, float]:
     derived = columns.derived(row)
     missing = [key for key in law.inputs if derived.get(key) is None]
     if missing:
-        raise ConfigError(f"{law.name} needs {', '.join(law.inputs)}; say --at {missing[0]}=VALUE")
+        raise ConfigError(f"{law.name} needs {', '.join(law.inputs)}; give --at {missing[0]}=VALUE")
     for key, value in row.items():
         if not 0 < value < math.inf:
             raise ConfigError(f"{key} must be a number greater than zero; got {value:g}")
