@@ -13,6 +13,7 @@ from scaling_testbed.kernels import support
 from scaling_testbed.kernels.attention import reference
 from scaling_testbed.kernels.attention import triton as module
 from scaling_testbed.kernels.attention.triton import attention
+from tests.kernels.conftest import in_turn
 
 DEVICE = "cpu" if support.INTERPRETED else "cuda"
 pytestmark = pytest.mark.skipif(
@@ -113,21 +114,12 @@ def assert_is_the_definition(case, dtype):
     assert_near(found, exact(*tensors, **case.options), tolerance, tensors[3])
 
 
-def in_both_types(cases):
-    """Each case in one of two types, in turn, and in the other one in the slow tests. On a GPU neither is slow."""
-    types = (torch.float32, torch.bfloat16)
-    slow = pytest.mark.slow if support.INTERPRETED else ()
-    both = [(case, types[(index + other) % 2], other) for index, case in enumerate(cases) for other in (0, 1)]
-    params = [pytest.param(case, dtype, marks=slow if other else ()) for case, dtype, other in both]
-    return pytest.mark.parametrize(("case", "dtype"), params, ids=str)
-
-
-@in_both_types(SHIPPED)
+@pytest.mark.parametrize(("case", "dtype"), in_turn(SHIPPED, (torch.float32, torch.bfloat16)), ids=str)
 def test_output_and_gradients_are_the_definition_s(case, dtype):
     assert_is_the_definition(case, dtype)
 
 
-@in_both_types(SMALL)
+@pytest.mark.parametrize(("case", "dtype"), in_turn(SMALL, (torch.float32, torch.bfloat16)), ids=str)
 def test_output_and_gradients_are_the_definition_s_over_many_tiles(case, dtype, small_tiles):
     assert_is_the_definition(case, dtype)
 
@@ -208,11 +200,11 @@ def test_scores_of_ten_thousand_are_finite_and_right(softcap, window, small_tile
     assert_are_statistics(statistics, q, k, 1e-5, **options)
 
 
-def test_ten_repetitions_give_the_same_bits(small_tiles):
+def test_repetitions_give_the_same_bits(small_tiles):
     case = Case(40, 32, heads=2, groups=1, softcap=5.0, window=20)
     tensors = inputs(case, torch.bfloat16)
     first = run(attention, *tensors, **case.options)
-    for _ in range(9):
+    for _ in range(2 if support.INTERPRETED else 9):
         assert all(torch.equal(x, y) for x, y in zip(first, run(attention, *tensors, **case.options), strict=True))
 
 

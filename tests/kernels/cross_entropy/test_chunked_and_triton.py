@@ -172,10 +172,10 @@ def test_no_tokens_at_all_give_zero(path):
 
 @each_path
 @pytest.mark.parametrize("dtype", [FP32, BF16])
-def test_ten_repeats_are_bitwise_equal(path, dtype):
+def test_repeats_are_bitwise_equal(path, dtype):
     arguments = inputs(50 if KERNEL_DEVICE == "cuda" else 17, 16, 129, dtype=dtype)
     first = outputs(path, *arguments, chunk_bytes=8 * 129 * 4)
-    for _ in range(9):
+    for _ in range(9 if KERNEL_DEVICE == "cuda" else 2):
         again = outputs(path, *arguments, chunk_bytes=8 * 129 * 4)
         assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
 

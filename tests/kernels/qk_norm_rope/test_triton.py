@@ -15,6 +15,7 @@ from scaling_testbed.kernels import support
 from scaling_testbed.kernels.qk_norm_rope import reference
 from scaling_testbed.kernels.qk_norm_rope import triton as qk_norm_rope
 from tests.conftest import KERNEL_DEVICE
+from tests.kernels.conftest import in_turn
 
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
 WIDE = 1e-6
@@ -96,8 +97,7 @@ def assert_same(found, expected):
 
 
 @each_kind
-@pytest.mark.parametrize("dtype", [FP32, BF16, FP16])
-@pytest.mark.parametrize("d_head", [6, 8, 32, 64, 80, 96, 128, 256])
+@pytest.mark.parametrize(("d_head", "dtype"), in_turn([6, 8, 32, 64, 80, 96, 128, 256], [FP32, BF16, FP16]))
 def test_results_and_gradients_equal_the_definition(kind, dtype, d_head):
     arguments = inputs(d_head, T=11, dtype=dtype)
     found = results(kind, arguments, eps=1e-3)
@@ -106,9 +106,9 @@ def test_results_and_gradients_equal_the_definition(kind, dtype, d_head):
 
 
 @each_kind
-@pytest.mark.parametrize(("H", "G"), [(1, 1), (4, 4), (6, 2), (5, 1), (2, 3)])
-@pytest.mark.parametrize("T", [1, 37, 129])
-def test_every_row_has_its_own_position_whatever_their_number(kind, T, H, G):
+@pytest.mark.parametrize(("heads", "T"), in_turn([(1, 1), (4, 4), (6, 2), (5, 1), (2, 3)], [37, 1, 129]))
+def test_every_row_has_its_own_position_whatever_their_number(kind, heads, T):
+    H, G = heads
     arguments = inputs(16, T, H, G)
     assert_near(results(kind, arguments), truth(kind, arguments), WIDE)
 
