@@ -82,7 +82,8 @@ def test_a_run_is_trained_found_again_and_opened(places, tmp_path):
         st.train(["optimizer.lrr=1"])
 
 
-def test_a_sweep_is_planned_run_and_read(places, tmp_path):
+def test_a_sweep_is_planned_run_and_read(places, tmp_path, python, monkeypatch):
+    monkeypatch.setattr(sys, "executable", python)
     (tmp_path / "tiny.yaml").write_text(TINY)
     asked = str(tmp_path / "tiny.yaml"), ["model=bigram", *places]
     runs = st.plan(*asked)

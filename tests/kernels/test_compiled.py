@@ -32,16 +32,18 @@ EACH_KERNEL += ["recompute d128 bf16 softcap", "chunked d768 bf16 softcap", "lay
 COMPILE = """
 import json, sys
 from benchmarks.kernel_resources import jobs, measure
-wanted = [job for sms, only in json.loads(sys.argv[1]) for job in jobs(sms) if any(text in job.name for text in only)]
+wanted, without = json.loads(sys.argv[1])
+wanted = [job for sms, only in wanted for job in jobs(sms) if any(text in job.name for text in only)]
+wanted = [job for job in wanted if without not in job.name]
 print(*map(json.dumps, measure(wanted)), sep="\\n")
 """
 
 
-def compiled(*wanted, **environment):
+def compiled(*wanted, without="no such case", **environment):
     """Rows of benchmarks.kernel_resources, from a process in which Triton compiles. wanted: of (sms, only)."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | environment
     environment.pop("TRITON_INTERPRET", None)
-    command = [sys.executable, "-c", COMPILE, json.dumps(wanted)]
+    command = [sys.executable, "-c", COMPILE, json.dumps([wanted, without])]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.stdout, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
@@ -52,7 +54,7 @@ def rows(request):
     """Every combination of features takes ten minutes, and comes in the slow tests; so does fp32, which on a GPU is for
     checking, and so does every demanding case for every generation."""
     if request.param == "demanding cases":
-        return compiled(([90], DEMANDING), ([80, 100], EACH_KERNEL))
+        return compiled(([90], DEMANDING), ([80, 100], EACH_KERNEL), without="no gradient")
     return compiled((SMS, [""]))
 
 
