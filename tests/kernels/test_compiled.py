@@ -18,16 +18,13 @@ SMS = (80, 90, 100)
 TENSOR_CORES = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}
 
 
-# Each tile that is shipped for bf16, in the case that needs the most registers and shared memory: for an H100.
+# Each tile that is shipped for bf16, in the case that needs the most registers and shared memory.
 DEMANDING = [
     *(f"{width} bf16 softcap window" for width in ("d32", "d64", "d128")),
     *(f"recompute {width} bf16 softcap" for width in ("d64", "d128")),
     "chunked d768 bf16 softcap",
     "layernorm d128 bf16",
 ]
-# Each kernel once, for the other generations.
-EACH_KERNEL = ["d128 bf16 softcap window stats", "attention backward d128 bf16 softcap window"]
-EACH_KERNEL += ["recompute d128 bf16 softcap", "chunked d768 bf16 softcap", "layernorm d128 bf16"]
 
 COMPILE = """
 import json, sys
@@ -51,17 +48,18 @@ def compiled(*wanted, without="no such case", **environment):
 
 @pytest.fixture(scope="module", params=["demanding cases", pytest.param("all cases", marks=pytest.mark.slow)])
 def rows(request):
-    """Every combination of features takes ten minutes, and comes in the slow tests; so does fp32, which on a GPU is for
-    checking, and so does every demanding case for every generation."""
+    """The quick tests compile the demanding cases for an H100. The slow tests compile every combination of features, in
+    bf16 and fp32, for all three generations of GPUs, which takes ten minutes."""
     if request.param == "demanding cases":
-        return compiled(([90], DEMANDING), ([80, 100], EACH_KERNEL), without="no gradient")
+        return compiled(([90], DEMANDING), without="no gradient")
     return compiled((SMS, [""]))
 
 
 def test_every_kernel_compiles_for_every_generation(rows):
     assert [row for row in rows if "error" in row] == []
-    by_sm = [{row["kernel"] for row in rows if row["sm"] == sm} for sm in SMS]
-    assert by_sm[0] == by_sm[1] == by_sm[2] != set()
+    sms, kernels = {row["sm"] for row in rows}, {row["kernel"] for row in rows}
+    assert sms in ({90}, set(SMS)) and len(kernels) >= 8
+    assert [sm for sm in sms if {row["kernel"] for row in rows if row["sm"] == sm} != kernels] == []
 
 
 def test_no_kernel_spills_registers(rows):
