@@ -1,7 +1,6 @@
 """Where there is no GPU, Triton's interpreter runs the kernels. To be said before any of them is imported."""
 
 import copy
-import gc
 import os
 import sys
 import tempfile
@@ -24,13 +23,6 @@ LONG_FIRST += ("training/test_known_answers", "test_identity", "sweeps/test_plan
 LONG_FIRST += ("diagnostics/test_in_runs", "exporting/test_hugging_face", "evaluation/test_scoring")
 LONG_FIRST += ("evaluation/test_inspection", "sweeps/test_proxies", "commands/test_laws", "test_examples")
 SHARED_PYTHON = "SCALING_TESTBED_TESTS_PYTHON"
-
-
-def pytest_collection_finish(session):
-    """What is imported by now stays: the garbage collector need not look at it in every pass."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(20_000, 20, 20)
 
 
 def pytest_configure(config):
