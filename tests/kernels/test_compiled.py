@@ -44,8 +44,8 @@ def compiled(*wanted, without="no such case", **environment):
 
 @pytest.fixture(scope="module", params=["demanding cases", pytest.param("all cases", marks=pytest.mark.slow)])
 def rows(request):
-    """The quick tests compile each kernel once, for an H100. The slow tests compile every tile with every combination of
-    features, in bf16 and fp32, for all three generations of GPUs, which takes ten minutes."""
+    """The quick tests compile each kernel once, for an H100. The slow tests compile every tile with every combination
+    of features, in bf16 and fp32, for all three generations of GPUs, which takes ten minutes."""
     if request.param == "demanding cases":
         return compiled(([90], DEMANDING), without="no gradient")
     return compiled((SMS, [""]))
