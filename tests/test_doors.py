@@ -9,7 +9,7 @@ import pytest
 
 from scaling_testbed import __main__ as entry
 from scaling_testbed import prepare
-from scaling_testbed.config.compose import quoted
+from scaling_testbed.config.compose import CONFIG_DIR, quoted
 from scaling_testbed.kernels import support
 from scaling_testbed.train import main as train_main
 
@@ -137,3 +137,11 @@ def test_multirun_runs_each_and_is_refused_under_torchrun(places, tmp_path, caps
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
     assert train_main(sweep) == 2
     assert "--multirun" in capsys.readouterr().err
+
+
+def test_help_explains_every_group_and_the_keys_of_a_launcher(capsys):
+    for group in {path.parent.name for path in CONFIG_DIR.glob("*/*.yaml")} - {"sweep"}:
+        assert train_main(["--help", group]) == 0 and group in capsys.readouterr().out, group
+    assert train_main(["--help", "launcher.time"]) == 0
+    assert "The time limit of a task" in capsys.readouterr().out
+    assert train_main(["--help", "optimiser"]) == 2

@@ -72,15 +72,21 @@ def _help(doc: str, argv: Sequence[str]) -> str:
     from scaling_testbed.config.explain import help_on
     from scaling_testbed.config.search import config_folder
     from scaling_testbed.plugins import load_plugins
+    from scaling_testbed.sweeps.slurm import SlurmConfig
 
-    plugins, folders, others = outside_of([argument for argument in argv if "=" in argument])
-    if topics := [argument for argument in argv if "=" not in argument and not argument.startswith("-")]:
-        load_plugins(plugins)  # plug-ins add keys
-        return help_on(topics)
+    plugins, folders, _ = outside_of([argument for argument in argv if "=" in argument])
+    topics = [argument for argument in argv if "=" not in argument and not argument.startswith("-")]
     configs = [config_folder(folder) for folder in folders]
     groups: dict[str, list[str]] = {}
     for path in run_config_files(configs):
         groups.setdefault(path.parent.name, []).append(path.stem)
+    if topics:
+        load_plugins(plugins)  # plug-ins add keys
+        names = " | ".join(groups["experiment"])
+        presets = f"experiment={names}\n  Each sets keys of several sections; --cfg job shows them."
+        return "\n\n".join(
+            presets if topic == "experiment" else help_on([topic], {"launcher": {"": SlurmConfig}}) for topic in topics
+        )
     choices = "\n".join(f"  {group}={' | '.join(names)}" for group, names in groups.items())
     more = "--help SECTION_OR_KEY explains keys, such as --help optimizer or --help optimizer.lr"
     options = "Options of Hydra: --cfg job, --info, --multirun, --hydra-help"

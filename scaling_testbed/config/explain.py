@@ -90,13 +90,16 @@ def summary(cls: type) -> str:
     return " ".join(inspect.cleandoc(cls.__doc__ or "").split("\n\n")[0].split())
 
 
-def help_on(topics: Sequence[str]) -> str:
-    """What a person asked for by `--help TOPIC ...`, each a section or a key. Raises ConfigError for any other word."""
-    return "\n\n".join(_help_on(topic) for topic in topics)
+def help_on(topics: Sequence[str], more: Mapping[str, Mapping[str, type]] | None = None) -> str:
+    """The help of `--help TOPIC ...`, each a section or a key.
+
+    more: further sections by name, each with its dataclasses by kind, as in `sections`. Raises ConfigError for a topic
+    that is neither a section nor a key.
+    """
+    return "\n\n".join(_help_on(topic, sections() | dict(more or {})) for topic in topics)
 
 
-def _help_on(topic: str) -> str:
-    known = sections()
+def _help_on(topic: str, known: Mapping[str, Mapping[str, type]]) -> str:
     if topic in known and topic:
         return _section_text(topic, known[topic])
     entries = [entry for section, kinds in known.items() for entry in explain(section, kinds)]
@@ -108,7 +111,8 @@ def _help_on(topic: str) -> str:
 
 
 def _section_text(section: str, kinds: Mapping[str, type]) -> str:
-    lines = [f"{section}: {about(RunConfig, section).get('help') or summary(kinds[''])}"]
+    meaning = about(RunConfig, section).get("help") or summary(next(iter(kinds.values())))
+    lines = [f"{section}: {meaning}"]
     lines += [_wrapped(f"{section}={kind}: {summary(cls)}", 2) for kind, cls in kinds.items() if kind]
     return "\n".join([*lines, "", *(_entry_text(entry) for entry in explain(section, kinds))])
 
