@@ -1,0 +1,1 @@
+"""The scorecard: each test marked `fault(name, promise)` is one line of `make faults`."""
