@@ -2,10 +2,10 @@
 
 import dataclasses
 
+from scaling_testbed.config.memory import Memory, estimate_memory
 from scaling_testbed.config.run import RunConfig, flops_per_token, unshardable
 from scaling_testbed.model.counting import count_params
 from scaling_testbed.model.transformer import Transformer
-from scaling_testbed.sweeps.memory import Memory, estimate_memory
 
 GPUS = (1, 8, 64)
 GIB = 2**30

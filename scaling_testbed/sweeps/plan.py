@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from scaling_testbed.config.compose import check_no_code, compose_many, outside_overrides, quoted
+from scaling_testbed.config.memory import estimate_memory
 from scaling_testbed.config.run import RunConfig, flatten, flops_per_token, rate_means, run_folder_path, run_id
 from scaling_testbed.data.preparing.preparation import folder_name
 from scaling_testbed.errors import ConfigError, UserError
@@ -17,7 +18,6 @@ from scaling_testbed.files import write_json, write_text
 from scaling_testbed.model.counting import count_params
 from scaling_testbed.processes.world import World, check_world
 from scaling_testbed.sweeps.grid import Sweep, overrides_before
-from scaling_testbed.sweeps.memory import estimate_memory
 
 PLAN_FILE = "plan.jsonl"
 SWEEP_FILE = "sweep.json"
