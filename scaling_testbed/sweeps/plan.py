@@ -12,6 +12,7 @@ from typing import Any
 from scaling_testbed.config.compose import check_no_code, compose_many, outside_overrides, quoted
 from scaling_testbed.config.memory import estimate_memory
 from scaling_testbed.config.run import RunConfig, flatten, flops_per_token, rate_means, run_folder_path, run_id
+from scaling_testbed.data.manifest import read_manifest
 from scaling_testbed.data.preparing.preparation import folder_name
 from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.files import write_json, write_text
@@ -169,9 +170,8 @@ def _prepared(run: RunConfig, entry: Callable[[dict[str, Any]], int]) -> int | N
     """An entry of the manifest of the run's prepared data; None if the data is not prepared or its source does not
     exist."""
     try:
-        manifest = Path(run.data_dir) / folder_name(run.data, run.tokenizer) / "manifest.json"
-        return entry(json.loads(manifest.read_text()))
-    except (OSError, ValueError, KeyError, TypeError, UserError):
+        return entry(read_manifest(Path(run.data_dir) / folder_name(run.data, run.tokenizer)))
+    except (OSError, UserError):
         return None
 
 

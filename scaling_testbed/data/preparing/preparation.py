@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from scaling_testbed.data.manifest import write_manifest
 from scaling_testbed.data.preparing.tasks import (
     plan_tasks,
     run_tasks,
@@ -121,7 +122,7 @@ def _build(source, tokenizer, folder: Path, workers: int | None, progress: ByteP
         if folder_name(source, tokenizer) != folder.name:
             shutil.rmtree(work)
             raise UserError(f"{source.name}: the source changed while it was being prepared; run the command again")
-        write_json(work / "manifest.json", {"schema_version": SCHEMA_VERSION, "name": source.name, **manifest})
+        write_manifest(work, {"name": source.name, **manifest})
     shutil.rmtree(work / "tasks", ignore_errors=True)
     try:
         os.rename(work, folder)
