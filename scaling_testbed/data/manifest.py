@@ -65,7 +65,7 @@ def read_manifest(folder: Path) -> dict:
         manifest: dict = read_json(path, advice=advice)
     except MissingFile:
         raise UserError(f"{path} does not exist: {folder} is not prepared data") from None
-    version = manifest.get("schema_version")
+    version: Any = manifest.get("schema_version")
     if not _is(int, version):
         raise UserError(f"{path} has no schema_version; it is damaged; {advice}")
     if version not in (VERSION, WITHOUT_HASH):
