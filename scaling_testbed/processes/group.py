@@ -273,7 +273,8 @@ class Processes:
         collective. It is given a moment, since a broken connection or a report of another process may end it."""
         mine = {"rank": self.world.rank, "about": finding.rank, "peer": "hangs" if finding.hangs else "gone"}
         mine |= {"error": finding.error, "exit_status": STOPPED}
-        first = finding.report or _in_time(lambda: self._report(mine), GRACE_SECONDS) or mine
+        answered = finding.report or _in_time(lambda: self._report(mine), GRACE_SECONDS)
+        first = answered or mine  # without an answer, the store is gone or hangs
         if self._over.wait(GRACE_SECONDS):
             return
         error: Exception = _reported(first)
@@ -281,7 +282,7 @@ class Processes:
             if self.world.rank == (1 if first["about"] == 0 else 0):
                 error = self._record(error)
                 print(f"error: {error}", file=sys.stderr)
-            if self._store is not None:
+            if answered and self._store is not None:
                 store = self._store
                 _in_time(lambda: self._leave(store), LEAVE_SECONDS)
             sys.stdout.flush()
