@@ -89,10 +89,12 @@ class WandbMirror:
             return
         self._off.set()
         print(f"warning: wandb is off for the rest of this run: {reason}; metrics.jsonl has all", file=sys.stderr)
-        with contextlib.suppress(Exception):  # it is no public function: without it the process waits for the service
+        with contextlib.suppress(Exception):  # not public: without it the process waits for wandb's service at its end
             from wandb.sdk import wandb_setup
 
-            wandb_setup._singleton._connection._proc._process.kill()  # type: ignore[union-attr]
+            service: Any = wandb_setup._singleton._connection  # type: ignore[union-attr]
+            service._cleanup()
+            service._proc._process.kill()
 
 
 def sync_command(folder: Path) -> str:
