@@ -3,15 +3,16 @@
 import contextlib
 import os
 import shlex
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from scaling_testbed.config.sections import LoggingConfig
+from scaling_testbed.progress import say
 from scaling_testbed.runs.folder import RunFolder
 
+MODES = ("auto", "online", "offline", "shared", "disabled")  # auto: online with a key, else offline
 WANDB_START_SECONDS = 20  # how long the start of a run may wait for Weights & Biases
 
 
@@ -22,10 +23,16 @@ class WandbMirror:
         self._run: Any = None
         if not config.wandb:
             return
-        mode = config.wandb_mode
+        mode, said_by = _mode(config)
+        if mode not in MODES:
+            say(f"warning: wandb is off for this run: {said_by} is none of {', '.join(MODES)}", errors=True)
+            return
+        if mode == "disabled":
+            say(f"wandb: {said_by}, so nothing is sent or recorded there")
+            return
         if mode == "auto" and not _wandb_key():
             mode = "offline"
-            print(f"wandb: no key found; recording offline. To upload it later: {sync_command(folder.path)}")
+            say(f"wandb: no key found; recording offline. To upload it later: {sync_command(folder.path)}")
         self._run = self._guarded(
             lambda: _start_wandb(config, mode, folder.path, run_id, name, flat_config), WANDB_START_SECONDS
         )
@@ -59,7 +66,7 @@ class WandbMirror:
         reason = str(error or f"no answer in {seconds} s").splitlines()[0]
         if isinstance(error, ModuleNotFoundError) and error.name == "wandb":
             reason = "it is not installed; pip install wandb"
-        print(f"warning: wandb is off for the rest of this run: {reason}", file=sys.stderr)
+        say(f"warning: wandb is off for the rest of this run: {reason}", errors=True)
         self._run = None
         return None
 
@@ -74,7 +81,9 @@ def _start_wandb(
 ) -> Any:
     import wandb
 
-    named: Any = None if mode == "auto" else mode  # one of wandb's own, as LoggingConfig checks
+    named: Any = None if mode == "auto" else mode  # one of wandb's own
+    own = "WANDB_SILENT" in os.environ  # then this variable says whether wandb prints
+    settings = wandb.Settings(init_timeout=15) if own else wandb.Settings(init_timeout=15, silent=True)
     return wandb.init(
         project=config.project,
         entity=config.entity,
@@ -86,8 +95,18 @@ def _start_wandb(
         mode=named,
         resume="allow",
         save_code=False,
-        settings=wandb.Settings(init_timeout=15, silent=True),
+        settings=settings,
     )
+
+
+def _mode(config: LoggingConfig) -> tuple[str, str]:
+    """How wandb records, and what says so. Its own variables come before `logging.wandb_mode`: they silence any run."""
+    if (value := os.environ.get("WANDB_DISABLED", "").strip()).lower() in ("true", "1", "yes"):
+        return "disabled", f"WANDB_DISABLED={value}"
+    asked = os.environ.get("WANDB_MODE", "").strip().lower()
+    mode = asked or config.wandb_mode
+    said_by = f"WANDB_MODE={asked}" if asked else f"logging.wandb_mode={mode}"
+    return {"dryrun": "offline", "run": "online"}.get(mode, mode), said_by  # names of earlier releases of wandb
 
 
 def _wandb_key() -> bool:

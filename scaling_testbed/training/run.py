@@ -18,6 +18,7 @@ from scaling_testbed.processes.device import peak_memory_bytes
 from scaling_testbed.processes.group import PeerGone, Processes
 from scaling_testbed.processes.interrupts import Interrupted, Interrupts
 from scaling_testbed.processes.world import check_world, world_from_environment
+from scaling_testbed.progress import say
 from scaling_testbed.runs.folder import RunFolder
 from scaling_testbed.runs.row import FINAL, Row
 from scaling_testbed.training.parts import build_parts
@@ -78,7 +79,7 @@ def train(run: RunConfig, interrupts: Interrupts | None = None, *, quiet: bool =
             outcome = Outcome("preempted", f"stopped by {signal} at step {progress.step}")
         except Diverged as reason:
             outcome = Outcome("diverged", str(reason), progress.step + 1)
-            if not progress.evaluations or progress.evaluations[-1]["step"] != progress.step:
+            if progress.summary.evaluation.get("step") != progress.step:
                 progress.record = {"step": progress.step} | evaluate(parts)  # of the weights of the last update
                 records.write(progress)
             progress.record = {"step": progress.step + 1} | reason.diagnostics  # of the update that was not made
@@ -98,7 +99,7 @@ def _final_row(folder: RunFolder, run: RunConfig, *, quiet: bool) -> dict[str, A
         return None
     check_unchanged(row.get("plugins"), run.plugins, folder.path)
     if not quiet:
-        print(f"run {folder.path} has {row['status']} before and is not trained again; to repeat it, delete its folder")
+        say(f"run {folder.path} has {row['status']} before and is not trained again; to repeat it, delete its folder")
     return row
 
 
@@ -119,10 +120,19 @@ def _failures_recorded(run: RunConfig, folder: RunFolder, processes: Processes) 
         cause = processes.first_failure(mended or error) or mended
         if processes.world.is_main:
             status = "preempted" if isinstance(cause, PeerGone) else "failed"
-            folder.write_result(Row.of(run, status=status, error=first_line(cause or error)).as_dict())
+            _record_failure(folder, Row.of(run, status=status, error=first_line(cause or error)))
         if cause is not None:
             raise cause from error
         raise
+
+
+def _record_failure(folder: RunFolder, row: Row) -> None:
+    """Write the row of a failed run. If this fails too, for which the reason is often the same, say so."""
+    try:
+        folder.write_result(row.as_dict())
+    except UserError as error:
+        if first_line(error) != row.error:
+            say(f"warning: the run has no row, because this failed too: {error}", errors=True)
 
 
 def _for_a_person(error: Exception) -> UserError | None:
