@@ -5,7 +5,6 @@ import contextlib
 import os
 import queue
 import shlex
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +12,10 @@ from typing import Any
 
 from scaling_testbed.config.sections import LoggingConfig
 from scaling_testbed.errors import first_line
+from scaling_testbed.progress import say
 from scaling_testbed.runs.folder import RunFolder
 
+MODES = ("auto", "online", "offline", "shared", "disabled")  # auto: online with a key, else offline
 START_SECONDS = 15  # how long Weights & Biases may take to start, beside the first steps
 END_SECONDS = 10  # how long the end of a run waits for it
 
@@ -30,10 +31,16 @@ class WandbMirror:
         self._off = threading.Event()
         if not config.wandb:
             return
-        mode = config.wandb_mode
+        mode, said_by = _mode(config)
+        if mode not in MODES:
+            say(f"warning: wandb is off for this run: {said_by} is none of {', '.join(MODES)}", errors=True)
+            return
+        if mode == "disabled":
+            say(f"wandb: {said_by}, so nothing is sent or recorded there")
+            return
         if mode == "auto" and not _wandb_key():
             mode = "offline"
-            print(f"wandb: no key found; recording offline. To upload it later: {sync_command(folder.path)}")
+            say(f"wandb: no key found; recording offline. To upload it later: {sync_command(folder.path)}")
 
         def start() -> Any:
             return _start_wandb(config, mode, folder.path, run_id, name, flat_config)
@@ -88,7 +95,7 @@ class WandbMirror:
         if self._off.is_set():
             return
         self._off.set()
-        print(f"warning: wandb is off for the rest of this run: {reason}; metrics.jsonl has all", file=sys.stderr)
+        say(f"warning: wandb is off for the rest of this run: {reason}; metrics.jsonl has all", errors=True)
         with contextlib.suppress(Exception):  # not public: without it the process waits for wandb's service at its end
             from wandb.sdk import wandb_setup
 
@@ -108,7 +115,7 @@ def _start_wandb(
     os.environ.setdefault("WANDB_SILENT", "true")  # the setting alone does not silence its login
     import wandb
 
-    named: Any = None if mode == "auto" else mode  # one of wandb's own, as LoggingConfig checks
+    named: Any = None if mode == "auto" else mode  # one of wandb's own
     return wandb.init(
         project=config.project,
         entity=config.entity,
@@ -120,8 +127,18 @@ def _start_wandb(
         mode=named,
         resume="allow",
         save_code=False,
-        settings=wandb.Settings(init_timeout=START_SECONDS, silent=True),
+        settings=wandb.Settings(init_timeout=START_SECONDS),
     )
+
+
+def _mode(config: LoggingConfig) -> tuple[str, str]:
+    """How wandb records, and what says so. Its own variables come before `logging.wandb_mode`: they silence any run."""
+    if (value := os.environ.get("WANDB_DISABLED", "").strip()).lower() in ("true", "1", "yes"):
+        return "disabled", f"WANDB_DISABLED={value}"
+    asked = os.environ.get("WANDB_MODE", "").strip().lower()
+    mode = asked or config.wandb_mode
+    said_by = f"WANDB_MODE={asked}" if asked else f"logging.wandb_mode={mode}"
+    return {"dryrun": "offline", "run": "online"}.get(mode, mode), said_by  # names of earlier releases of wandb
 
 
 def _wandb_key() -> bool:
