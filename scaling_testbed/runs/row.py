@@ -81,6 +81,12 @@ class Row:
         "Model FLOPs utilisation: FLOPs in a second divided by the peak of all devices; null where the peak is unknown."
     )
     peak_memory_bytes: int | None = fact("The largest memory of a process.", "bytes")
+    micro_batch_sequences: int | None = fact(
+        "Sequences in the last forward and backward pass of a process. It changes losses by rounding.", "sequences"
+    )
+    micro_batch_changes: dict[str, int] | None = fact(
+        "Where it changed during the run: step -> sequences in a pass from this step on; null where it did not."
+    )
     restarts: int | None = fact("How often the run was started again.")
     attention_impl: str | None = fact("The path that computed attention.")
     qk_norm_impl: str | None = fact("The path that normed and rotated queries and keys.")
