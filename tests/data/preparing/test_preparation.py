@@ -292,8 +292,8 @@ def test_the_built_in_corpus_is_ready_in_seconds_and_says_what_it_skipped(tmp_pa
     assert data.train.n_tokens > 5_000_000 and data.validation.n_tokens > 100_000
     assert 2.5 < data.manifest["unigram_entropy_nats"] < 4.0
     lines = capsys.readouterr().err.splitlines()
-    skipped = data.manifest["skipped_files"]
-    assert [f"skipped {skipped} files that are not UTF-8" in line for line in lines] == [True] * bool(skipped)
+    skipped = data.manifest["reading"]["files"].get("not UTF-8", {"count": 0})["count"]
+    assert [f"left out {skipped} not UTF-8" in line for line in lines] == [True] * bool(skipped)
 
 
 @pytest.mark.parametrize("kilobytes", [6, 10, 20, 50, 100])
@@ -313,7 +313,7 @@ def test_a_file_of_one_document_is_refused_with_what_to_do(prepared, tmp_path):
 
 def test_files_that_are_not_utf8_are_named_when_nothing_else_is_there(prepared, tmp_path):
     (tmp_path / "latin.txt").write_bytes("né\n".encode("latin-1") * 2000)
-    with pytest.raises(UserError, match="1 files that are not UTF-8, the first .*latin.txt"):
+    with pytest.raises(UserError, match="left out: 1 not UTF-8 .*latin.txt"):
         prepared(str(tmp_path / "latin.txt"))
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from scaling_testbed.data import hub
 from scaling_testbed.data.sources.huggingface import HuggingFaceConfig
+from scaling_testbed.data.sources.reading import Tally
 from scaling_testbed.data.tokenizers import PretrainedConfig
 from scaling_testbed.errors import ConfigError, UserError
 
@@ -44,7 +45,7 @@ def source(tmp_path, documents):
 
 
 def read(source, chunk_bytes=1 << 20):
-    return [text.decode() for unit in source.units(chunk_bytes) for text in source.documents(unit, [])]
+    return [text.decode() for unit in source.units(chunk_bytes) for text in source.documents(unit, Tally())]
 
 
 @pytest.mark.parametrize("streaming", [False, True])

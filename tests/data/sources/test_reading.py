@@ -9,7 +9,7 @@ import pyarrow.parquet
 import pytest
 
 from scaling_testbed.data.sources.python_stdlib import PythonStdlibConfig
-from scaling_testbed.data.sources.reading import cut, plan_file, read_unit
+from scaling_testbed.data.sources.reading import Rows, Tally, cut, plan_file, read_unit
 from scaling_testbed.data.sources.text_files import TextFilesConfig
 from scaling_testbed.errors import ConfigError, UserError
 
@@ -44,9 +44,9 @@ def write(folder, name, texts):
     return str(path)
 
 
-def read(source, chunk_bytes=1 << 20, skipped=None):
-    skipped = [] if skipped is None else skipped
-    return [text.decode() for unit in source.units(chunk_bytes) for text in source.documents(unit, skipped)]
+def read(source, chunk_bytes=1 << 20, tally=None):
+    tally = Tally() if tally is None else tally
+    return [text.decode() for unit in source.units(chunk_bytes) for text in source.documents(unit, tally)]
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.json.gz", "a.jsonl.zst", "a.parquet"])
@@ -86,9 +86,9 @@ def test_files_that_are_not_utf8_and_empty_files_are_passed_over(tmp_path):
     (tmp_path / "a.txt").write_bytes("café".encode("latin-1"))
     (tmp_path / "b.txt").write_bytes(b"")
     (tmp_path / "c.txt").write_bytes(b"text")
-    skipped = []
-    assert read(TextFilesConfig(files=str(tmp_path)), skipped=skipped) == ["text"]
-    assert skipped == [str(tmp_path / "a.txt")]
+    tally = Tally()
+    assert read(TextFilesConfig(files=str(tmp_path)), tally=tally) == ["text"]
+    assert tally.files == {"not UTF-8": {"count": 1, "first": [str(tmp_path / "a.txt")]}}
 
 
 def test_a_missing_field_is_named_with_its_file_and_line_or_row(tmp_path):
@@ -148,7 +148,7 @@ def test_the_standard_library_is_megabytes_of_python_without_packages():
     assert all(unit.path.endswith(".py") and "site-packages" not in unit.path for unit in units)
     assert [unit.path for unit in units] == [unit.path for unit in source.units(1 << 30)]
     argparse = next(unit for unit in units if unit.path.endswith("/argparse.py"))
-    assert "class ArgumentParser" in next(iter(source.documents(argparse, []))).decode()
+    assert "class ArgumentParser" in next(iter(source.documents(argparse, Tally()))).decode()
 
 
 def test_byte_ranges_of_a_file_without_a_last_newline_miss_no_line(tmp_path):
@@ -156,4 +156,4 @@ def test_byte_ranges_of_a_file_without_a_last_newline_miss_no_line(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(json_lines(texts).rstrip(b"\n"))
     for chunk_bytes in [*range(15, 120), 5000]:
         units = plan_file("files", str(tmp_path / "a.jsonl"), chunk_bytes)
-        assert [text.decode() for unit in units for text in read_unit(unit, "text", None, [])] == texts
+        assert [text.decode() for unit in units for text in read_unit(unit, Rows("text"), None, Tally())] == texts
