@@ -1,6 +1,7 @@
 """What a prepared corpus holds and what was left out of it, as lines for a terminal."""
 
 from scaling_testbed.data.shards import SPLITS, PreparedData
+from scaling_testbed.errors import listed
 
 MANY_COPIES = 0.1  # the share of copies in a split above which they are mentioned
 SHOWN = 4  # reasons of a kind that are listed
@@ -20,6 +21,9 @@ def describe(data: PreparedData) -> str:
     for key, label in (("unigram_entropy_nats", "unigram entropy"), ("entropy_rate_nats", "entropy rate")):
         if manifest[key] is not None:
             lines.append((label, f"{manifest[key]:.4f} nats per token"))
+    lines.append(("fingerprint", data.fingerprint))
+    if stray := data.stray_shards():
+        lines.append(("not read", f"{listed(stray)}: not in the manifest"))
     return "\n".join([f"{label:<16} {text}" for label, text in lines] + remarks(manifest))
 
 
@@ -35,15 +39,15 @@ def files_line(manifest: dict) -> str | None:
         n_taken = reading["found"] - sum(entry["count"] for entry in left_out.values())
         parts.append(f"{reading['found']:,} found, {n_taken:,} taken")
     if left_out:
-        parts.append(f"left out {listed(left_out)}")
+        parts.append(f"left out {counted(left_out)}")
     if bad := reading.get("bad_rows"):
-        parts.append(f"of {reading['rows']:,} rows left out {listed(bad)}")
+        parts.append(f"of {reading['rows']:,} rows left out {counted(bad)}")
     if reading.get("empty_rows"):
         parts.append(f"{reading['empty_rows']:,} of {reading['rows']:,} rows have no text")
     if reading.get("chats"):
         parts.append(f"{reading['chats']:,} lists of messages became text: {reading['chat_format']}")
     if noted := reading.get("noted"):
-        parts.append(f"taken with {listed(noted)}")
+        parts.append(f"taken with {counted(noted)}")
     return "; ".join(parts) or None
 
 
@@ -53,7 +57,7 @@ def left_out_line(manifest: dict) -> str | None:
     return files_line(manifest) if any(reading.get(name) for name in ("files", "bad_rows", "noted")) else None
 
 
-def listed(entries: dict[str, dict]) -> str:
+def counted(entries: dict[str, dict]) -> str:
     """Counts of reasons as text, the largest first, each with the first place."""
     ordered = sorted(entries.items(), key=lambda item: -item[1]["count"])
     shown = [f"{entry['count']:,} {reason} ({entry['first'][0]})" for reason, entry in ordered[:SHOWN]]

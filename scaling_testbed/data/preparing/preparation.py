@@ -6,7 +6,6 @@ to a hidden folder, which is renamed at the end, so that a folder with a manifes
 
 import contextlib
 import errno
-import json
 import os
 import re
 import shutil
@@ -14,23 +13,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from scaling_testbed.data.manifest import write_manifest
 from scaling_testbed.data.preparing.tasks import (
     counts_of,
     documents_of,
     plan_tasks,
+    read_note,
     rule_for,
     run_tasks,
     start_or_resume,
     training_sample,
+    write_note,
 )
 from scaling_testbed.data.preparing.text_check import checked_text, percent
 from scaling_testbed.data.shards import SCHEMA_VERSION, SPLITS, fingerprint_of, read_manifest
 from scaling_testbed.data.sources.reading import CHAT_FORMAT, Tally, Unit
 from scaling_testbed.data.sources.source import SplitRule, TextSource, same_text
-from scaling_testbed.data.summary import left_out_line, listed
-from scaling_testbed.data.tokenizers import tokenizer_fingerprint
+from scaling_testbed.data.summary import counted, left_out_line
+from scaling_testbed.data.tokenizers import TOKENIZER_FILE, tokenizer_fingerprint
 from scaling_testbed.errors import UserError
-from scaling_testbed.files import fsync_folder, write_json
+from scaling_testbed.files import fsync_folder, sha256_of
 from scaling_testbed.plugins import source_hash
 from scaling_testbed.progress import ByteProgress
 
@@ -125,7 +127,7 @@ def _build(source, tokenizer, folder: Path, workers: int | None, progress: ByteP
         if folder_name(source, tokenizer) != folder.name:
             shutil.rmtree(work)
             raise UserError(f"{source.name}: the source changed while it was being prepared; run the command again")
-        write_json(work / "manifest.json", {"schema_version": SCHEMA_VERSION, "name": source.name, **manifest})
+        write_manifest(work, {"name": source.name, **manifest})
     shutil.rmtree(work / "tasks", ignore_errors=True)
     try:
         os.rename(work, folder)
@@ -168,7 +170,7 @@ class _Job:
             tally.add(record["tally"])
         _check_rows(source, tally)
         if not any(splits[split]["n_documents"] for split in SPLITS):
-            what = f"\nleft out: {listed(tally.files)}" if tally.files else ""
+            what = f"\nleft out: {counted(tally.files)}" if tally.files else ""
             raise UserError(f"{source.name}: empty corpus, no document in {source.where()}{what}")
         documents = documents_of(self.work, records)
         if 0 < splits["validation"]["n_documents"] == documents["validation_in_train"]:
@@ -191,13 +193,16 @@ class _Job:
 
     def _prepare_tokenizer(self, source: TextSource, units: list[Unit], rule: SplitRule) -> dict:
         path = self.work / "tasks" / "tokenizer_description.json"
-        if path.exists():
-            return json.loads(path.read_text())
+        known = read_note(path)
+        if known is not None and ("sha256" not in known or known["sha256"] == _hash_of(self.work / TOKENIZER_FILE)):
+            return known
+        for finished in path.parent.glob("[0-9]*.json"):  # with a tokenizer that is not known any more
+            finished.unlink()
         if self.tokenizer.sample_bytes:
             self.progress.say("training the tokenizer")
         sample = training_sample(source, units, self.tokenizer.sample_bytes, rule)
         description = self.tokenizer.prepare(sample, self.work)
-        write_json(path, description)
+        write_note(path, description)
         return description
 
 
@@ -208,8 +213,12 @@ def _check_rows(source: TextSource, tally: Tally) -> None:
         return
     raise UserError(
         f"{source.name}: {tally.n_bad_rows:,} of {tally.rows:,} rows are bad ({percent(share)}), more than "
-        f"data.max_bad={source.max_bad_share:g}: {listed(tally.bad_rows)}\nMend the files, or raise data.max_bad."
+        f"data.max_bad={source.max_bad_share:g}: {counted(tally.bad_rows)}\nMend the files, or raise data.max_bad."
     )
+
+
+def _hash_of(path: Path) -> str | None:
+    return sha256_of(path) if path.is_file() else None
 
 
 def _merge(records: list[dict]) -> dict:

@@ -7,6 +7,7 @@ A task also keeps a hash of 8 bytes of each document, so that documents that occ
 hashes are then in memory at once: 0.8 GB for 10^8 documents.
 """
 
+import contextlib
 import hashlib
 import json
 import multiprocessing
@@ -28,11 +29,11 @@ from typing import Any
 import numpy as np
 
 from scaling_testbed.data.preparing.text_check import TextCheck
-from scaling_testbed.data.shards import SPLITS, ShardWriter
+from scaling_testbed.data.shards import SPLITS, ShardWriter, fingerprint_of
 from scaling_testbed.data.sources.reading import Tally, Unit
 from scaling_testbed.data.sources.source import SplitRule, document_hash
 from scaling_testbed.errors import UserError
-from scaling_testbed.files import fsync_folder, write_json
+from scaling_testbed.files import fsync_folder, sha256_of, write_json
 from scaling_testbed.plugins import load_plugins, loaded_plugins
 from scaling_testbed.progress import ByteProgress
 
@@ -71,11 +72,24 @@ def start_or_resume(work: Path, tasks: list[Task]) -> None:
     """Keep the finished tasks of an interrupted call, unless its plan or the version of their records was different."""
     plan = hashlib.sha256(repr((RECORD_VERSION, tasks)).encode()).hexdigest()
     path = work / "tasks" / "plan.json"
-    if path.exists() and json.loads(path.read_text()) == plan:
+    if read_note(path) == plan:
         return
     shutil.rmtree(work)
     (work / "tasks").mkdir(parents=True)
-    write_json(path, plan)
+    write_note(path, plan)
+
+
+def write_note(path: Path, value: Any) -> None:
+    """Write a JSON value into the work folder, with its hash."""
+    write_json(path, {"sha256": fingerprint_of(value), "value": value})
+
+
+def read_note(path: Path) -> Any:
+    """The value that `write_note` wrote; None if there is no such file or it is damaged, so that it is made again."""
+    with contextlib.suppress(OSError, ValueError, RecursionError, LookupError, TypeError):
+        note = json.loads(path.read_bytes())
+        return note["value"] if note["sha256"] == fingerprint_of(note["value"]) else None
+    return None
 
 
 def rule_for(source, units: list[Unit], progress: ByteProgress) -> SplitRule:
@@ -152,8 +166,13 @@ def usable_cores() -> int:
 
 
 def _finished(work: Path, index: int) -> dict | None:
-    path = work / "tasks" / f"{index:05d}.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    """The record of a finished task; None if the task, its arrays or its record must be made again."""
+    folder = work / "tasks"
+    record = read_note(folder / f"{index:05d}.json")
+    with contextlib.suppress(OSError):
+        if record and all(sha256_of(_array_path(folder, index, key)) == one for key, one in record["arrays"].items()):
+            return record
+    return None
 
 
 def _run_in_order(
@@ -229,6 +248,7 @@ def run_task(source, rule: SplitRule, task: Task, work: Path, encoder, left=(Non
 def _write_record(folder: Path, record: dict, counts: np.ndarray, hashes: dict[str, list[int]]) -> dict:
     """Write the record of a task. The record marks the task as done, so all other files are synced to disk first."""
     arrays = {"counts": counts, **{split: np.array(found, dtype=np.uint64) for split, found in hashes.items()}}
+    record["arrays"] = {}
     for name, array in arrays.items():
         path = _array_path(folder, record["index"], name)
         temporary = path.with_name(f"{path.stem}.{os.getpid()}.tmp")
@@ -236,9 +256,10 @@ def _write_record(folder: Path, record: dict, counts: np.ndarray, hashes: dict[s
             np.save(file, array, allow_pickle=False)
             file.flush()
             os.fsync(file.fileno())
+        record["arrays"][name] = sha256_of(temporary)
         os.replace(temporary, path)
     fsync_folder(folder.parent)
-    write_json(folder / f"{record['index']:05d}.json", record)
+    write_note(folder / f"{record['index']:05d}.json", record)
     return record
 
 
