@@ -62,7 +62,10 @@ class JsonTokenizer:
         except (
             Exception
         ) as error:  # the library raises bare Exception, as for an unknown word where no token stands for it
-            raise UserError(f"{self._path}: the tokenizer cannot encode this text ({first_line(error)})") from None
+            raise UserError(
+                f"{self._path}: the tokenizer cannot encode this text ({first_line(error)}); use another, such as "
+                "tokenizer=bpe"
+            ) from None
         return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
 
     def decode(self, ids) -> str:

@@ -159,7 +159,7 @@ class _Job:
         units = source.units(self.chunk_bytes)
         inputs, tally = source.inputs(units)
         if not units:
-            raise UserError(f"{source.name}: empty corpus, nothing to read in {source.where()}")
+            raise UserError(_empty(source, "nothing to read", tally))
         rule = rule_for(source, units, self.progress)
         tasks = plan_tasks(units, self.chunk_bytes)
         start_or_resume(self.work, tasks)
@@ -170,8 +170,7 @@ class _Job:
             tally.add(record["tally"])
         _check_rows(source, tally)
         if not any(splits[split]["n_documents"] for split in SPLITS):
-            what = f"\nleft out: {counted(tally.files)}" if tally.files else ""
-            raise UserError(f"{source.name}: empty corpus, no document in {source.where()}{what}")
+            raise UserError(_empty(source, "no document", tally))
         documents = documents_of(self.work, records)
         if 0 < splits["validation"]["n_documents"] == documents["validation_in_train"]:
             raise UserError(same_text(source, "every validation document is a training document too"))
@@ -204,6 +203,11 @@ class _Job:
         description = self.tokenizer.prepare(sample, self.work)
         write_note(path, description)
         return description
+
+
+def _empty(source: TextSource, what: str, tally: Tally) -> str:
+    left_out = f"\nleft out: {counted(tally.files)}" if tally.files else ""
+    return f"{source.name}: empty corpus, {what} in {source.where()}{left_out}"
 
 
 def _check_rows(source: TextSource, tally: Tally) -> None:

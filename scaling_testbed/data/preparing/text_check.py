@@ -39,9 +39,10 @@ class TextCheck:
 def lost_bytes(text: str, back: str) -> int:
     """The bytes of a text's lines that do not come back. All bytes if the number of lines is another one.
 
-    Blanks at both ends are compared by their number only, because many tokenizers add or drop one.
+    One blank at the start, which many tokenizers add or drop, is passed over. Other blanks at both ends are compared by
+    their number only.
     """
-    if text == back:
+    if text.removeprefix(" ") == back.removeprefix(" "):
         return 0
     n_bytes = len(text.encode())
     if text.strip() == back.strip():

@@ -7,6 +7,7 @@ counts what is left out, by reason.
 
 import codecs
 import csv
+import fnmatch
 import glob
 import gzip
 import io
@@ -174,7 +175,9 @@ def expand(field: str, patterns, tally: Tally | None = None) -> list[str]:
         for path in set(matches) - set(files):
             folder = os.path.isdir(path)
             if not (folder and "**" in pattern):
-                tally.leave_out("folder" if folder else "link to nowhere" if os.path.islink(path) else "no file", path)
+                tally.leave_out(
+                    "folder" if folder else "link to nowhere" if os.path.islink(path) else "special file", path
+                )
         if not files:
             raise UserError(f"{field}: {problem}")
         found.update(files)
@@ -183,11 +186,52 @@ def expand(field: str, patterns, tally: Tally | None = None) -> list[str]:
 
 def _matches(pattern: str, tally: Tally) -> list[str]:
     """What a glob matches. Hidden files, which only a pattern with a dot matches, are counted."""
-    matches = glob.glob(pattern, recursive=True)
-    for path in set(glob.glob(pattern, recursive=True, include_hidden=True)) - set(matches):
+    matches, with_hidden = (set(_glob(pattern, include_hidden)) for include_hidden in (False, True))
+    for path in sorted(with_hidden - matches):
         if os.path.isfile(path):
             tally.leave_out("hidden", path)
-    return matches
+    return sorted(matches)
+
+
+def _glob(pattern: str, include_hidden: bool) -> Iterator[str]:
+    """The files that a glob matches, and the folders if it has no `**`. glob.glob does not end where links to folders
+    form several cycles: here a link to a folder above it is not followed."""
+    parts = pattern.split(os.sep)
+    if "**" not in parts:
+        yield from glob.glob(pattern, include_hidden=include_hidden)
+        return
+    at = parts.index("**")
+    for base in glob.glob(os.sep.join(parts[:at]) or os.sep, include_hidden=include_hidden):
+        for path in _walk_links(base, ()) if os.path.isdir(base) else ():
+            if _fits(os.path.relpath(path, base).split(os.sep), parts[at:], include_hidden):
+                yield path
+
+
+def _walk_links(folder: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
+    stat = _stat(folder)
+    above = (*above, (stat.st_dev, stat.st_ino))
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError as error:
+        _unreadable(error)
+    for name in names:
+        path = os.path.join(folder, name)
+        if not os.path.isdir(path):
+            yield path
+        elif not os.path.islink(path) or ((stat := _stat(path)).st_dev, stat.st_ino) not in above:
+            yield from _walk_links(path, above)
+
+
+def _fits(names: list[str], patterns: list[str], include_hidden: bool) -> bool:
+    """Whether the components of a path fit those of a pattern, as glob.glob has it. `**` is any number of folders."""
+    if not patterns or not names:
+        return not names and all(pattern == "**" for pattern in patterns)
+    first, visible = patterns[0], include_hidden or not names[0].startswith(".")
+    if first == "**":
+        return _fits(names, patterns[1:], include_hidden) or (visible and _fits(names[1:], patterns, include_hidden))
+    if not (visible or first.startswith(".")) or not fnmatch.fnmatchcase(names[0], first):
+        return False
+    return _fits(names[1:], patterns[1:], include_hidden)
 
 
 def _ending(path: str) -> str:
@@ -280,6 +324,8 @@ def plan_file(field: str, path: str, chunk_bytes: int, split: str | None = None)
 def _plan_parquet(path: str, chunk_bytes: int, split: str | None) -> list[Unit]:
     metadata = _open_parquet(path).metadata
     units, start, weight = [], 0, 0
+    if not metadata.num_rows:
+        return []
     for group in range(metadata.num_row_groups):
         weight += metadata.row_group(group).total_byte_size
         if weight >= chunk_bytes or group == metadata.num_row_groups - 1:
@@ -438,7 +484,11 @@ def read_unit(unit: Unit, rows: Rows | None, cut_bytes: int | None, tally: Tally
             pairs, place = _csv_rows(unit, rows.field), _place_of_line(unit)
         else:
             pairs, place = _json_rows(unit), _place_of_line(unit)
+        n_before = tally.rows
         yield from rows.read(pairs, place, tally)
+        whole = unit.kind != "parquet" and unit.start == 0 and unit.stop == os.path.getsize(unit.path)
+        if whole and tally.rows == n_before:
+            tally.leave_out("empty", unit.path)
     except (OSError, EOFError, zlib.error) as error:
         if isinstance(error, OSError) and error.errno is not None and not isinstance(error, gzip.BadGzipFile):
             raise UserError(f"{unit.path}: cannot be read ({error.strerror})") from None
@@ -491,6 +541,8 @@ def _look_at(file: BinaryIO, path: str, tally: Tally) -> str | None:
         return "not UTF-8"
     if not n_bytes:
         return "empty"
+    if n_nuls > n_bytes // 4:
+        return "UTF-16 or binary"
     if n_nuls:
         tally.note("files with NUL bytes", path)
     if start.startswith(codecs.BOM_UTF8):
@@ -552,6 +604,11 @@ def _csv_rows(unit: Unit, field: str) -> Iterator[tuple[int, dict | BadRow]]:
             raise UserError(f"{unit.path}: cannot be read as csv ({error})") from None
         if header.count(field) > 1:
             raise UserError(f"{unit.path}: {header.count(field)} columns have the name {field!r}")
+        if header and field not in header:
+            commas = "" if len(header) > 1 or header[0].isidentifier() else "; commas must part the fields"
+            raise UserError(
+                f"{unit.path}: no field {field!r} (fields: {', '.join(header)}); set data.text_field{commas}"
+            )
         while True:
             try:
                 row = next(lines)
