@@ -240,6 +240,8 @@ class PretrainedConfig(TokenizerConfig):
     same_as: ClassVar[str] = "bpe"  # both kinds are a tokenizer.json, and its hash is in the description
 
     def __post_init__(self):
+        if self.path is not None and not self.path.strip():
+            raise ConfigError("path must not be blank; is a variable of the shell not set?")
         check_positive("vocab_multiple", self.vocab_multiple)
         check_positive("vocab_size", self.vocab_size)
         if self.vocab_multiple is not None and self.vocab_size is not None:

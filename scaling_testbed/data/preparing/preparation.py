@@ -187,7 +187,7 @@ class _Job:
             skipped_files=tally.n_files,
             reading={**inputs, **tally.as_dict(), "chat_format": CHAT_FORMAT if tally.chats else None},
             documents=documents,
-            text_check=checked_text(encoder, [record["check"] for record in records]) if source.is_text else None,
+            text_check=checked_text(encoder, [record["checks"] for record in records]) if source.is_text else None,
         )
 
     def _prepare_tokenizer(self, source: TextSource, units: list[Unit], rule: SplitRule) -> dict:

@@ -211,7 +211,7 @@ def run_task(source, rule: SplitRule, task: Task, work: Path, encoder, left=(Non
     totals = {split: {"n_tokens": 0, "n_documents": 0, "n_bytes": 0} for split in SPLITS}
     counts = np.zeros(encoder.vocab_size, dtype=np.int64)
     hashes: dict[str, list[int]] = {split: [] for split in SPLITS}
-    tally, check = Tally(), TextCheck(encoder) if source.is_text else None
+    tally, checks = Tally(), {split: TextCheck(encoder) for split in SPLITS} if source.is_text else {}
     eos = np.array([] if encoder.eos_id is None else [encoder.eos_id], dtype=np.int64)
     max_documents, tokens_left = left
     pairs = ((unit, document) for unit in task.units for document in source.documents(unit, tally))
@@ -225,8 +225,8 @@ def run_task(source, rule: SplitRule, task: Task, work: Path, encoder, left=(Non
             split = unit.split or rule.of_hash(found)
             parts[split] += (ids, eos)
             hashes[split].append(found)
-            if check is not None:
-                check.look_at(document, ids, found)
+            if checks:
+                checks[split].look_at(document, ids, found)
             for key, value in (("n_tokens", n_tokens), ("n_documents", 1), ("n_bytes", len(document))):
                 totals[split][key] += value
             tokens_left = None if tokens_left is None else tokens_left - n_tokens
@@ -241,7 +241,12 @@ def run_task(source, rule: SplitRule, task: Task, work: Path, encoder, left=(Non
         if tokens_left is not None and tokens_left <= 0:
             break
     splits = {split: {**totals[split], "shards": writer.close()} for split, writer in writers.items()}
-    record = {"index": task.index, "splits": splits, "tally": tally.as_dict(), "check": check and check.as_dict()}
+    record = {
+        "index": task.index,
+        "splits": splits,
+        "tally": tally.as_dict(),
+        "checks": {split: check.as_dict() for split, check in checks.items()},
+    }
     return _write_record(work / "tasks", record, counts, hashes)
 
 

@@ -2,14 +2,16 @@
 
 import numpy as np
 
+from scaling_testbed.data.manifest import SPLITS
+
 LOST_SHARE = 0.01  # of tokens that are unknown, or of text that does not come back; above it text counts as lost
 
 
 class TextCheck:
     """Looks whether a tokenizer keeps text: unknown tokens in all documents, and decode(encode(x)) == x on a sample.
 
-    The sample is the first 8 documents of each chunk, and of the others one in 256, chosen by the document's hash. An
-    encoder without `decode` is not sampled.
+    There is one for each split of a chunk. The sample is its first 8 documents, and of the others one in 256, chosen by
+    the document's hash. An encoder without `decode` is not sampled.
     """
 
     def __init__(self, encoder):
@@ -54,28 +56,32 @@ def lost_bytes(text: str, back: str) -> int:
 
 
 def checked_text(encoder, records: list[dict]) -> dict:
-    """What the checks of all tasks found: the shares of unknown tokens and of lost text, and why text counts as lost.
+    """What the checks of all tasks found in each split, and how text is lost: `lost`, null if it is not.
 
-    lost: null if no more than LOST_SHARE is lost, or if the encoder has no `decode`.
+    unknown_share: of all tokens. lost_share: of the sampled bytes; null if there is no sample, because the encoder has
+    no `decode`.
     """
-    total = {key: sum(record[key] for record in records) for key in records[0]} if records else {}
     unknown = getattr(encoder, "unknown", None)
-    unknown_share = total["n_unknown"] / max(1, total["n_tokens"]) if unknown is not None else 0.0
-    sampled = total["documents"] > 0
-    lost_share = total["lost_bytes"] / max(1, total["n_bytes"]) if sampled else None
-    reasons = []
-    if unknown is not None and unknown_share > LOST_SHARE:
-        reasons.append(f"{percent(unknown_share)} of the tokens are unknown text ({unknown[0]})")
-    if lost_share is not None and lost_share > LOST_SHARE:
-        reasons.append(f"{percent(lost_share)} of the text does not come back from its tokens")
+    found, reasons = {}, []
+    for split in SPLITS:
+        total = {key: sum(record[split][key] for record in records) for key in records[0][split]}
+        unknown_share = total["n_unknown"] / max(1, total["n_tokens"])
+        lost_share = total["lost_bytes"] / max(1, total["n_bytes"]) if total["documents"] else None
+        found[split] = {
+            "unknown_share": unknown_share,
+            "sampled_documents": total["documents"],
+            "sampled_bytes": total["n_bytes"],
+            "changed_documents": total["changed"],
+            "lost_share": lost_share,
+        }
+        if unknown is not None and unknown_share > LOST_SHARE:
+            reasons.append(f"{percent(unknown_share)} of the {split} tokens are unknown text ({unknown[0]})")
+        if lost_share is not None and lost_share > LOST_SHARE:
+            reasons.append(f"{percent(lost_share)} of the {split} text does not come back from its tokens")
     return {
         "unknown_token": None if unknown is None else unknown[0],
-        "unknown_share": unknown_share,
-        "sampled_documents": total["documents"],
-        "sampled_bytes": total["n_bytes"],
-        "changed_documents": total["changed"] if sampled else None,
-        "lost_share": lost_share,
-        "lost": " and ".join(reasons) or None,
+        "splits": found,
+        "lost": ", ".join(reasons) or None,
     }
 
 

@@ -6,6 +6,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from scaling_testbed.data.preparing.text_check import lost_bytes, percent
+from scaling_testbed.data.sources.text_files import TextFilesConfig
 from scaling_testbed.data.summary import remarks
 from scaling_testbed.data.tokenizers import BpeConfig, BytesConfig, PretrainedConfig
 from scaling_testbed.errors import UserError
@@ -70,15 +71,15 @@ def pretrained(tmp_path):
         (lambda: byte_level(normalizers.NFKC()), [text + "①" for text in ENGLISH], "does not come back"),
         (lambda: byte_level(decoder=False), ENGLISH, "does not come back"),
         (unigram, ENGLISH, None),
-        (unigram, JAPANESE, r"% of the tokens are unknown text \(<unk>\) and"),
+        (unigram, JAPANESE, r"% of the train tokens are unknown text \(<unk>\), "),
         (words, ENGLISH, "does not come back"),
-        (words, JAPANESE, r"% of the tokens are unknown text \(\[UNK\]\) and"),
+        (words, JAPANESE, r"% of the train tokens are unknown text \(\[UNK\]\), "),
         (characters, JAPANESE, "does not come back"),  # it drops what it does not know, without an unknown token
     ],
 )
 def test_text_that_a_tokenizer_loses_is_noticed(make, texts, lost, pretrained, prepared, jsonl):
     data = prepared(jsonl("a.jsonl", texts), pretrained(*make()))
-    check = data.manifest["text_check"]
+    check = data.manifest["text_check"]["splits"]["train"]
     assert check["sampled_documents"] >= 8 and check["sampled_bytes"] > 0
     if lost is None:
         assert data.text_lost is None and check["lost_share"] <= 0.01 and check["unknown_share"] <= 0.01
@@ -93,15 +94,26 @@ def test_text_that_a_tokenizer_loses_is_noticed(make, texts, lost, pretrained, p
 @pytest.mark.parametrize("tokenizer", [BytesConfig(), BpeConfig(vocab_size=300)])
 def test_bytes_and_bpe_lose_nothing(tokenizer, prepared, jsonl):
     texts = [*JAPANESE, "\x00\x7f\ufeff\u2028 \r\n\r", "<|endoftext|>", " ", "\n"]
-    check = prepared(jsonl("a.jsonl", texts), tokenizer).manifest["text_check"]
-    assert (check["changed_documents"], check["lost_share"], check["unknown_share"]) == (0, 0.0, 0.0)
+    checks = prepared(jsonl("a.jsonl", texts), tokenizer).manifest["text_check"]
+    for check in checks["splits"].values():
+        assert (check["changed_documents"], check["lost_share"], check["unknown_share"]) == (0, 0.0, 0.0)
+    assert checks["lost"] is checks["unknown_token"] is None
 
 
 def test_unknown_tokens_are_counted_in_all_documents(pretrained, prepared, jsonl):
     texts = [*ENGLISH, *["本 " * 40] * 9]
-    data = prepared(jsonl("a.jsonl", texts), pretrained(*words()))
+    source = TextFilesConfig(files=jsonl("a.jsonl", texts), validation_files=jsonl("b.jsonl", JAPANESE[:99]))
+    data = prepared(source, pretrained(*words()))
     n_words = sum(len(text.replace(".", " . ").split()) for text in texts)
-    assert data.manifest["text_check"]["unknown_share"] == pytest.approx(9 * 40 / n_words)
+    assert data.manifest["text_check"]["splits"]["train"]["unknown_share"] == pytest.approx(9 * 40 / n_words)
+
+
+def test_a_validation_split_that_the_tokenizer_does_not_know_is_noticed(pretrained, prepared, jsonl):
+    """However large the train split is, which it knows."""
+    source = TextFilesConfig(files=jsonl("a.jsonl", ENGLISH * 40), validation_files=jsonl("b.jsonl", JAPANESE[:3]))
+    data = prepared(source, pretrained(*unigram()))
+    assert data.manifest["text_check"]["splits"]["train"]["lost_share"] == 0
+    assert "of the validation tokens are unknown text (<unk>)" in data.text_lost and "train" not in data.text_lost
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -111,7 +123,7 @@ def test_a_check_does_not_depend_on_the_workers(workers, pretrained, prepared, j
         prepared(path, tokenizer, workers=n, chunk_bytes=4096, data_dir=f"d{n}").manifest["text_check"]
         for n in (1, workers)
     ]
-    assert checks[0] == checks[1] and 8 < checks[0]["sampled_documents"] < len(JAPANESE)
+    assert checks[0] == checks[1] and 8 < checks[0]["splits"]["train"]["sampled_documents"] < len(JAPANESE)
 
 
 def test_a_tokenizer_that_cannot_encode_a_text_is_named(pretrained, prepared, jsonl):
