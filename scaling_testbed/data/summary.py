@@ -4,6 +4,8 @@ from scaling_testbed.data.shards import SPLITS, PreparedData
 from scaling_testbed.errors import listed
 
 MANY_COPIES = 0.1  # the share of copies in a split above which they are mentioned
+MANY_LINES = 0.5  # the share of validation lines in the train split above which they are mentioned
+FEW_LINES = 8  # a smaller sample says nothing
 SHOWN = 4  # reasons of a kind that are listed
 
 
@@ -75,6 +77,12 @@ def remarks(manifest: dict) -> list[str]:
         lines.append(
             f"warning: {shared:,} of {n_documents['validation']:,} validation documents ({share:.1%}) are training "
             "documents too"
+        )
+    n_lines, n_shared = (documents.get(f"sampled_validation_lines{which}") or 0 for which in ("", "_in_train"))
+    if n_shared > MANY_LINES * n_lines and n_lines >= FEW_LINES:
+        lines.append(
+            f"warning: {n_shared / n_lines:.1%} of the validation lines are training lines too (of a sample of "
+            f"{n_lines:,} lines)"
         )
     for split, distinct in (documents.get("distinct") or {}).items():
         copies = n_documents[split] - distinct

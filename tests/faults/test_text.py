@@ -51,7 +51,7 @@ def test_one_document_of_repeated_text_moves(prepare, tmp_path, record_property)
 
 
 @pytest.mark.fault("A5", "Validation text that is the training text is refused, and a shared part is said.")
-@pytest.mark.parametrize("kind", ["symlink", "copy", "gzip", "order", "part"])
+@pytest.mark.parametrize("kind", ["symlink", "copy", "gzip", "order", "part", "tail"])
 def test_validation_text_that_is_training_text_is_refused(kind, prepare, tmp_path, record_property):
     (tmp_path / "a.txt").write_text(lines(900))
     (tmp_path / "b.txt").write_text(lines(900, "row"))
@@ -67,12 +67,20 @@ def test_validation_text_that_is_training_text_is_refused(kind, prepare, tmp_pat
         shutil.copy(tmp_path / "a.txt", tmp_path / "z.txt")
         shutil.copy(tmp_path / "b.txt", tmp_path / "c.txt")
         train, validation = "data.files=[a.txt,b.txt]", "data.validation_files=[c.txt,z.txt]"
-    else:
+    elif kind == "part":
         (tmp_path / "c.txt").write_text(lines(900) + lines(3000, "new"))
+    else:  # it is cut at other places than the whole
+        (tmp_path / "a.txt").write_text(lines(3000, "a longer line of a book"))
+        (tmp_path / "c.txt").write_text(
+            "".join(lines(3000, "a longer line of a book").splitlines(keepends=True)[1001:])
+        )
     done, manifest = prepare(train, validation)
     if kind == "part":
         said = next(line for line in done.stdout.splitlines() if "training documents too" in line)
         assert 0 < manifest["documents"]["validation_in_train"] < manifest["splits"]["validation"]["n_documents"]
+    elif kind == "tail":
+        said = next(line for line in done.stdout.splitlines() if "training lines too" in line)
+        assert "100.0% of the validation lines" in said
     else:
         assert manifest is None and len(done.stderr.strip().splitlines()) == 1
         said = done.stderr.strip()

@@ -4,7 +4,8 @@ Consecutive units with about `chunk_bytes` of text form a task. Each task writes
 number of workers and interruptions do not change a byte of the result. A task is done once its record exists.
 
 A task also keeps a hash of 8 bytes of each document, so that documents that occur twice are found at the end. All
-hashes are then in memory at once: 0.8 GB for 10^8 documents.
+hashes are then in memory at once: 0.8 GB for 10^8 documents. Where the source has splits of its own, a sample of lines
+is kept too, because a text file that begins at another place is cut into other documents.
 """
 
 import contextlib
@@ -17,6 +18,7 @@ import shutil
 import signal
 import threading
 import time
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -40,6 +42,7 @@ from scaling_testbed.progress import ByteProgress
 BATCH_DOCUMENTS, BATCH_BYTES = 1024, 4 << 20
 MAX_WORKERS = 16
 RECORD_VERSION = 2  # of what a task writes
+LINE_BYTES, ONE_LINE_IN = 24, 8  # lines of at least so many bytes are sampled, chosen by a checksum
 
 
 @dataclass(frozen=True)
@@ -210,7 +213,7 @@ def run_task(source, rule: SplitRule, task: Task, work: Path, encoder, left=(Non
     writers = {split: ShardWriter(work, f"{split}-{task.index:05d}", encoder.vocab_size) for split in SPLITS}
     totals = {split: {"n_tokens": 0, "n_documents": 0, "n_bytes": 0} for split in SPLITS}
     counts = np.zeros(encoder.vocab_size, dtype=np.int64)
-    hashes: dict[str, list[int]] = {split: [] for split in SPLITS}
+    hashes: dict[str, list[int]] = {name: [] for split in SPLITS for name in (split, f"{split}_lines")}
     tally, checks = Tally(), {split: TextCheck(encoder) for split in SPLITS} if source.is_text else {}
     eos = np.array([] if encoder.eos_id is None else [encoder.eos_id], dtype=np.int64)
     max_documents, tokens_left = left
@@ -225,6 +228,8 @@ def run_task(source, rule: SplitRule, task: Task, work: Path, encoder, left=(Non
             split = unit.split or rule.of_hash(found)
             parts[split] += (ids, eos)
             hashes[split].append(found)
+            if unit.split and source.is_text:
+                hashes[f"{split}_lines"] += _line_hashes(document)
             if checks:
                 checks[split].look_at(document, ids, found)
             for key, value in (("n_tokens", n_tokens), ("n_documents", 1), ("n_bytes", len(document))):
@@ -248,6 +253,11 @@ def run_task(source, rule: SplitRule, task: Task, work: Path, encoder, left=(Non
         "checks": {split: check.as_dict() for split, check in checks.items()},
     }
     return _write_record(work / "tasks", record, counts, hashes)
+
+
+def _line_hashes(document: bytes) -> list[int]:
+    lines = (line for line in document.split(b"\n") if len(line) >= LINE_BYTES)
+    return [document_hash(line) for line in lines if zlib.crc32(line) % ONE_LINE_IN == 0]
 
 
 def _write_record(folder: Path, record: dict, counts: np.ndarray, hashes: dict[str, list[int]]) -> dict:
@@ -278,15 +288,27 @@ def counts_of(work: Path, records: list[dict]) -> np.ndarray:
 
 
 def documents_of(work: Path, records: list[dict]) -> dict:
-    """How many different documents each split has, and how many validation documents are training documents too."""
+    """How many different documents each split has, and how many validation documents are training documents too; the
+    same for a sample of lines, where the source has splits of its own."""
     hashes = {split: np.sort(np.concatenate(_arrays(work, records, split))) for split in SPLITS}
-    train, validation = (hashes[split] for split in SPLITS)
-    at = np.searchsorted(train, validation)
-    shared = train[np.minimum(at, max(0, len(train) - 1))] == validation if len(train) else np.zeros(0, dtype=bool)
+    distinct = {split: int(len(found) and 1 + (found[1:] != found[:-1]).sum()) for split, found in hashes.items()}
+    shared = _n_shared(hashes["train"], hashes["validation"])
+    del hashes
+    lines = {split: np.sort(np.concatenate(_arrays(work, records, f"{split}_lines"))) for split in SPLITS}
     return {
-        "distinct": {split: int(len(found) and 1 + (found[1:] != found[:-1]).sum()) for split, found in hashes.items()},
-        "validation_in_train": int(shared.sum()),
+        "distinct": distinct,
+        "validation_in_train": shared,
+        "sampled_validation_lines": len(lines["validation"]),
+        "sampled_validation_lines_in_train": _n_shared(lines["train"], lines["validation"]),
     }
+
+
+def _n_shared(train: np.ndarray, validation: np.ndarray) -> int:
+    """How many values of `validation` are in `train`, which is sorted."""
+    if not len(train):
+        return 0
+    at = np.minimum(np.searchsorted(train, validation), len(train) - 1)
+    return int((train[at] == validation).sum())
 
 
 def _arrays(work: Path, records: list[dict], name: str) -> list[np.ndarray]:

@@ -344,18 +344,16 @@ def rejected(texts):
     return texts
 
 
-@pytest.mark.parametrize(
-    "copies", [{"a": 1, "b": 9}, {"a": 5, "b": 5, "c": 1}, {"a": 2, "b": 3}, {"a": 4, "b": 1, "c": 1}]
-)
+@pytest.mark.parametrize("copies", [(1, 9), (9, 1), (5, 5, 1), (2, 3), (3, 2), (4, 1, 1)])
 def test_one_document_moves_to_validation_and_no_copy_is_on_both_sides(copies, prepared, jsonl):
-    texts = rejected([name for name, n in copies.items() for _ in range(n)])
+    nearest_first = sorted("abc"[: len(copies)], key=lambda name: split_draw(name.encode()))
+    texts = rejected([name for name, n in zip(nearest_first, copies, strict=True) for _ in range(n)])
     data = prepared(TextFilesConfig(files=jsonl("a.jsonl", texts), validation_fraction=1e-6))
     moved, stay = documents_of(data.validation), documents_of(data.train)
-    assert len(moved) == min(copies.values()) and len(set(moved)) == 1 and not set(moved) & set(stay)
-    nearest = min((name for name, n in copies.items() if n == len(moved)), key=lambda name: split_draw(name.encode()))
-    assert moved[0] == nearest and sorted(moved + stay) == sorted(texts)
+    assert set(moved) == {nearest_first[copies.index(min(copies))]} and not set(moved) & set(stay)
+    assert len(moved) == min(copies) and sorted(moved + stay) == sorted(texts)
     distinct = {"train": len(set(stay)), "validation": 1}
-    assert data.manifest["documents"] == {"distinct": distinct, "validation_in_train": 0}
+    assert (data.manifest["documents"]["distinct"], data.manifest["documents"]["validation_in_train"]) == (distinct, 0)
     assert data.manifest["source"]["fields"]["validation_fraction"] == 1e-6
 
 
@@ -379,16 +377,33 @@ def test_validation_documents_that_are_training_documents_are_counted_or_refused
             chunk_bytes=2048,
             workers=workers,
         )
-        assert data.manifest["documents"] == {
-            "distinct": {"train": len(set(texts)), "validation": len(set(found))},
-            "validation_in_train": shared,
-        }
+        counts = data.manifest["documents"]
+        assert counts["distinct"] == {"train": len(set(texts)), "validation": len(set(found))}
+        assert counts["validation_in_train"] == shared
         assert any(f"{shared} of 12 validation documents (83.3%)" in line for line in remarks(data.manifest)) == bool(
             shared
         )
     for name, found in (("same", texts), ("order", texts[::-1]), ("some", texts[:3]), ("again", [texts[0]] * 5)):
         with pytest.raises(UserError, match="every validation document is a training document too"):
             prepared(TextFilesConfig(files=train, validation_files=jsonl(f"{name}.jsonl", found)), workers=workers)
+
+
+def test_training_text_that_is_cut_in_other_places_is_noticed_by_its_lines(prepared, tmp_path):
+    lines = [f"{i} is a line of the book, and {i * i} is its square\n" for i in range(6000)]
+    new = [f"{i} is a line of another book, and {i * i} is its square\n" for i in range(2000)]
+    (tmp_path / "all.txt").write_text("".join(lines))
+    for name, found, share in (
+        ("tail", lines[-2001:], 1.0),
+        ("some", new[:700] + lines[:1300], 0.65),
+        ("new", new, 0.0),
+    ):
+        (tmp_path / f"{name}.txt").write_text("".join(found))
+        source = TextFilesConfig(files=str(tmp_path / "all.txt"), validation_files=str(tmp_path / f"{name}.txt"))
+        manifest = prepared(source).manifest
+        n_lines, n_shared = (manifest["documents"][f"sampled_validation_lines{which}"] for which in ("", "_in_train"))
+        assert n_lines == pytest.approx(len(found) / 8, rel=0.3) and n_shared / n_lines == pytest.approx(share, abs=0.1)
+        said = [line for line in remarks(manifest) if "of the validation lines are training lines too" in line]
+        assert len(said) == (share > 0.5)
 
 
 def test_a_validation_file_that_is_a_training_file_is_refused_whatever_its_name(jsonl, documents, tmp_path):
