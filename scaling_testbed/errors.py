@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 DONE, FAILED, WRONG, STOPPED, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 75, 130, 141
 EXIT_STATUSES = {
@@ -69,3 +69,9 @@ def check_not_negative(field: str, value: float) -> None:
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or the name of its class if the message is empty."""
     return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def listed(names: Sequence[str], most: int = 3) -> str:
+    """The first names of a list for a message: `a, b, c and 4 more`."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more:,} more" if more > 0 else "")

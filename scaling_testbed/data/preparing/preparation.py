@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from scaling_testbed.data.manifest import write_manifest
 from scaling_testbed.data.preparing.tasks import (
     plan_tasks,
     read_note,
@@ -29,7 +30,7 @@ from scaling_testbed.data.sources.reading import Unit
 from scaling_testbed.data.sources.source import TextSource
 from scaling_testbed.data.tokenizers import TOKENIZER_FILE, tokenizer_fingerprint, training_sample
 from scaling_testbed.errors import UserError
-from scaling_testbed.files import fsync_folder, sha256_of, write_json
+from scaling_testbed.files import fsync_folder, sha256_of
 from scaling_testbed.plugins import source_hash
 from scaling_testbed.progress import ByteProgress
 
@@ -122,7 +123,7 @@ def _build(source, tokenizer, folder: Path, workers: int | None, progress: ByteP
         if folder_name(source, tokenizer) != folder.name:
             shutil.rmtree(work)
             raise UserError(f"{source.name}: the source changed while it was being prepared; run the command again")
-        write_json(work / "manifest.json", {"schema_version": SCHEMA_VERSION, "name": source.name, **manifest})
+        write_manifest(work, {"name": source.name, **manifest})
     shutil.rmtree(work / "tasks", ignore_errors=True)
     try:
         os.rename(work, folder)
