@@ -127,12 +127,9 @@ def _failures_recorded(run: RunConfig, folder: RunFolder, processes: Processes) 
 
 
 def _record_failure(folder: RunFolder, row: Row) -> None:
-    """Write the row of a failed run. If this fails too, for which the reason is often the same, say so."""
-    try:
+    """Write the row of a failed run. On a full disk, or in a folder that is gone, the run has no row."""
+    with contextlib.suppress(UserError):
         folder.write_result(row.as_dict())
-    except UserError as error:
-        if first_line(error) != row.error:
-            say(f"warning: the run has no row, because this failed too: {error}", errors=True)
 
 
 def _for_a_person(error: Exception) -> UserError | None:
