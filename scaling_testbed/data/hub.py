@@ -2,7 +2,8 @@
 
 import logging
 import re
-import sys
+
+from scaling_testbed.progress import say
 
 LOGGERS = ("huggingface_hub.utils._http", "datasets.utils.file_utils")  # of each attempt and its wait
 

@@ -6,16 +6,17 @@ changes only rounding. Only rank 0 holds the folder of the run.
 """
 
 import contextlib
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 from scaling_testbed.config.run import RunConfig, run_folder_path
-from scaling_testbed.errors import UserError, first_line
+from scaling_testbed.errors import FAILED, UserError, first_line
 from scaling_testbed.plugins import check_unchanged
 from scaling_testbed.processes.device import peak_memory_bytes
-from scaling_testbed.processes.group import PeerGone, Processes
+from scaling_testbed.processes.group import PeerGone, PeerHangs, Processes, RankError
 from scaling_testbed.processes.interrupts import Interrupted, Interrupts
 from scaling_testbed.processes.world import check_world, world_from_environment
 from scaling_testbed.progress import say
@@ -43,7 +44,7 @@ def train(run: RunConfig, interrupts: Interrupts | None = None, *, quiet: bool =
     with contextlib.ExitStack() as held:
         if interrupts is None or not interrupts.entered:
             interrupts = held.enter_context(Interrupts())
-        processes = held.enter_context(Processes(world, run.parallelism))
+        processes = held.enter_context(Processes(world, run.parallelism, interrupts))
         if row := processes.on_main(lambda: _final_row(folder, run, quiet=quiet)):
             return row
         if row := processes.on_main(lambda: _hold(folder, held, run, quiet=quiet)):
@@ -113,23 +114,43 @@ def _hold(folder: RunFolder, held: contextlib.ExitStack, run: RunConfig, *, quie
 def _failures_recorded(run: RunConfig, folder: RunFolder, processes: Processes) -> Iterator[None]:
     """Context manager for the work in a claimed folder. It records an error in the row, reports it to the other
     processes, and raises it: as a UserError if the user can correct it or another process caused it."""
+
+    def end(error: Exception) -> Exception:  # in a thread, before the process ends without its main thread
+        error = _end_recorded(run, folder, error)
+        if processes.world.is_main:
+            folder.__exit__()
+        return error
+
+    processes.when_ended(end)
     try:
         yield
     except Exception as error:
         mended = _for_a_person(error)
         cause = processes.first_failure(mended or error) or mended
+        told = cause or error
         if processes.world.is_main:
-            status = "preempted" if isinstance(cause, PeerGone) else "failed"
-            _record_failure(folder, Row.of(run, status=status, error=first_line(cause or error)))
-        if cause is not None:
-            raise cause from error
+            told = _end_recorded(run, folder, told)
+        if told is not error:
+            raise told from error
         raise
 
 
-def _record_failure(folder: RunFolder, row: Row) -> None:
-    """Write the row of a failed run. On a full disk, or in a folder that is gone, the run has no row."""
-    with contextlib.suppress(UserError):
-        folder.write_result(row.as_dict())
+_PLACE_OF_HANG = re.compile(r"(rank \d+( and \d+ more)?|all ranks) hangs? (at step \d+|before the first step)")
+
+
+def _end_recorded(run: RunConfig, folder: RunFolder, error: Exception) -> Exception:
+    """Write the row of a run that `error` ended, and return the error to raise. A run that hangs may be continued once.
+    One that hangs again at the same step has failed: it would hang for ever. On a full disk, or in a folder that is
+    gone, the run has no row."""
+    before = folder.result() or {"status": None}
+    status = "preempted" if isinstance(error, PeerGone) else "failed"
+    place, place_before = (_PLACE_OF_HANG.match(text or "") for text in (str(error), before.get("error")))
+    if isinstance(error, PeerHangs) and place and place_before and place[0] == place_before[0]:
+        status, error = "failed", RankError(f"{error}; it has hung there before", FAILED)
+    if before["status"] not in FINAL:  # a row that is there was written by this start
+        with contextlib.suppress(UserError):
+            folder.write_result(Row.of(run, status=status, error=first_line(error)).as_dict())
+    return error
 
 
 def _for_a_person(error: Exception) -> UserError | None:

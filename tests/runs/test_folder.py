@@ -87,7 +87,7 @@ def test_trouble_with_wandb_is_one_warning_and_the_run_goes_on(tmp_path, monkeyp
     broken = BrokenWandb("wandb")
     broken.init = init
     monkeypatch.setitem(sys.modules, "wandb", None if trouble == "missing" else broken)
-    monkeypatch.setattr(wandb, "WANDB_START_SECONDS", 0.2)
+    monkeypatch.setattr(wandb, "END_SECONDS", 0.2)
     began = time.monotonic()
     mirrored = mirror(tmp_path)
     mirrored.log({"step": 1})
