@@ -12,6 +12,7 @@ import yaml
 
 from scaling_testbed.errors import ConfigError, UserError
 
+MOST_NODES = 1_000_000  # of a YAML file
 YAMLError = yaml.YAMLError  # the error of YAML readers in other packages too
 
 
@@ -68,11 +69,24 @@ def read_yaml(path: Path, *, as_written: bool = False) -> Any:
     Raises FileNotFoundError if there is no such file, and ConfigError that names the file if it cannot be read.
     """
     try:
-        return yaml.load(path.read_text(), _AsWritten if as_written else _Loader)
+        content = yaml.load(path.read_text(encoding="utf-8"), _AsWritten if as_written else _Loader)
+        _check_size(content)
+        return content
     except FileNotFoundError:
         raise
-    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, OSError, ValueError, RecursionError) as error:  # ValueError: 2001-99-99, 10,000 digits
         raise ConfigError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from None
+
+
+def _check_size(content: Any) -> None:
+    """Raise ValueError if YAML's aliases make a circle, or repeat a part so often that nobody could use the whole."""
+    left, waiting = MOST_NODES, [content]
+    while waiting:
+        node = waiting.pop()
+        left -= 1
+        if left < 0:
+            raise ValueError(f"it has more than {MOST_NODES:,} values, or an alias that contains itself")
+        waiting += node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
 
 
 def fsync_folder(folder: Path) -> None:
