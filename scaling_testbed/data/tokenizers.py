@@ -26,6 +26,7 @@ from scaling_testbed.registry import Registry
 TOKENIZERS: Registry[type["TokenizerConfig"]] = Registry("tokenizer")
 TOKENIZER_FILE = "tokenizer.json"
 BPE_EOS = "<|endoftext|>"
+MOST_IDS_PER_TOKEN = 1000  # ids may have gaps
 # Names of the end-of-document token in published tokenizers, the most specific first.
 KNOWN_EOS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eot_id|>", "[EOS]")
 
@@ -87,9 +88,17 @@ def _read_tokenizer_json(path: Path):
     from tokenizers import Tokenizer
 
     try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception
+        tokenizer = Tokenizer.from_file(str(path))
+        ids = tokenizer.get_vocab(with_added_tokens=True)
+    except BaseException as error:  # the library raises bare Exception, and a BaseException of its own where it panics
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise UserError(f"{path}: not a tokenizer.json that `tokenizers` can read ({error})") from None
+    # The library goes through all ids up to the largest when it writes the file; that of a damaged file may be 2**31.
+    if max(ids.values(), default=0) > MOST_IDS_PER_TOKEN * len(ids):
+        token = max(ids, key=lambda token: ids[token])
+        raise UserError(f"{path}: the token {token!r} has the id {ids[token]}, but there are only {len(ids)} tokens")
+    return tokenizer
 
 
 def load_tokenizer(folder: Path, description: dict | None = None) -> ByteTokenizer | JsonTokenizer:

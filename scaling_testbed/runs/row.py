@@ -99,6 +99,9 @@ class Row:
     git_dirty: str | None = fact(
         "The hash of the uncommitted changes to the source, which are in uncommitted-HASH.diff; null without changes."
     )
+    source_files: str | None = fact(
+        "The hash of the files of the package, which are in source-HASH.tar.gz; null where the source is under git."
+    )
     versions: dict[str, str] | None = fact("The versions of Python and of the libraries that decide numbers.")
     plugins: dict[str, str] | None = fact("Plug-in -> hash of its source.")
 

@@ -64,6 +64,7 @@ def make_row(parts: Parts, progress: Progress, records: Records, outcome: Outcom
         parallelism=run.parallelism.kind,
         git_commit=records.git["commit"],
         git_dirty=records.git["dirty"],
+        source_files=records.git.get("files"),
         versions=versions(),
         added=added,
     )
