@@ -157,7 +157,7 @@ class _Job:
     def tokenize(self, source: TextSource) -> dict:
         source.check_tokenizer(self.tokenizer)
         units = source.units(self.chunk_bytes)
-        inputs, tally = source.inputs(units)
+        found, tally = source.found(units)
         if not units:
             raise UserError(_empty(source, "nothing to read", tally))
         rule = rule_for(source, units, self.progress)
@@ -185,7 +185,7 @@ class _Job:
             tokenizer_fingerprint=None if description is None else tokenizer_fingerprint(description),
             eos_id=encoder.eos_id,
             skipped_files=tally.n_files,
-            reading={**inputs, **tally.as_dict(), "chat_format": CHAT_FORMAT if tally.chats else None},
+            reading={**found, **tally.as_dict(), "chat_format": CHAT_FORMAT if tally.chats else None},
             documents=documents,
             text_check=checked_text(encoder, [record["checks"] for record in records]) if source.is_text else None,
         )

@@ -173,7 +173,7 @@ class TextSource(Source):
         """Yield the documents of one unit as UTF-8, none empty. `tally` counts what is left out, by reason."""
         raise NotImplementedError
 
-    def inputs(self, units: list[Unit]) -> tuple[dict, Tally]:
+    def found(self, units: list[Unit]) -> tuple[dict, Tally]:
         """What was found and read, as plain JSON, and what is left out before any file is opened.
 
         The default is empty, for a source without files.

@@ -80,7 +80,7 @@ class TextFilesConfig(RowSource):
     def documents(self, unit: Unit, tally: Tally) -> Iterator[bytes]:
         return read_unit(unit, self.rows, self.cut_bytes, tally)
 
-    def inputs(self, units: list[Unit]) -> tuple[dict, Tally]:
+    def found(self, units: list[Unit]) -> tuple[dict, Tally]:
         tally, with_units = Tally(), {unit.path for unit in units}
         taken = [path for _, paths in self._files(tally) for path in paths]
         found = len(taken) + tally.n_files

@@ -397,6 +397,6 @@ def test_files_without_a_row_are_counted_as_empty(tmp_path):
     (tmp_path / "d.txt.gz").write_bytes(gzip.compress(b""))
     pyarrow.parquet.write_table(pyarrow.table({"text": pyarrow.array([], pyarrow.string())}), tmp_path / "e.parquet")
     source = TextFilesConfig(files=str(tmp_path))
-    record, tally = source.inputs(source.units(1 << 20))
+    record, tally = source.found(source.units(1 << 20))
     assert read(source, tally=tally) == []
     assert record["found"] == tally.files["empty"]["count"] == 5
