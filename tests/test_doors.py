@@ -9,7 +9,8 @@ import pytest
 
 from scaling_testbed import __main__ as entry
 from scaling_testbed import prepare
-from scaling_testbed.config.compose import CONFIG_DIR, quoted
+from scaling_testbed.config.search import CONFIG_DIR
+from scaling_testbed.config.words import quoted
 from scaling_testbed.kernels import support
 from scaling_testbed.train import main as train_main
 

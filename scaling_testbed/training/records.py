@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from scaling_testbed.config.run import flatten, run_id
+from scaling_testbed.data.summary import remarks
 from scaling_testbed.diagnostics.summary import Summary
 from scaling_testbed.errors import listed
 from scaling_testbed.processes.device import device_name
@@ -55,6 +56,8 @@ class Records:
             f"{parts.data.folder}; attention {parts.model.attention_impl}, qk-norm {parts.model.qk_norm_impl}, "
             f"loss {parts.loss.impl}"
         )
+        for remark in remarks(parts.data.manifest):
+            say(remark)
         if stray := parts.data.stray_shards():
             say(f"{parts.data.folder} also holds {listed(stray)}: not in its manifest, not read")
         if rounding := run.budget.rounding(parts.counts, run.batch.tokens):
