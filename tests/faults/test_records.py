@@ -588,6 +588,32 @@ def test_a_malformed_state_with_the_right_hash_is_one_line(tiny, whole, what, re
     record_property("seen", said[-120:])
 
 
+@pytest.mark.fault("C: malformed state", "The plain state of a checkpoint is read right or refused in one line.")
+@pytest.mark.parametrize("file", ["model.pt", "optimizer.pt", "rng.pt"])
+def test_a_file_that_the_manifest_does_not_name_is_damage(tiny, whole, capsys, file):
+    _, done = whole()
+    run, folder = tiny()
+    shutil.copytree(done / "checkpoints", folder / "checkpoints")
+    newest = folder / "checkpoints" / "step-00000012"
+    manifest = json.loads((newest / "manifest.json").read_text())
+    del manifest["files"][file]
+    (newest / "manifest.json").write_text(json.dumps(manifest))
+    assert train(run, quiet=True)["status"] == "finished"
+    assert f"{file} is not in the manifest" in capsys.readouterr().err
+    shutil.rmtree(folder)
+    shutil.copytree(done / "checkpoints" / "step-00000008", folder / "checkpoints" / "step-00000008")
+    newest = folder / "checkpoints" / "step-00000008"
+    (newest / file).unlink()
+    manifest = json.loads((newest / "manifest.json").read_text())
+    del manifest["files"][file]
+    (newest / "manifest.json").write_text(json.dumps(manifest))
+    if file == "rng.pt":  # a sharded run has none
+        assert train(run, quiet=True)["status"] == "finished"
+    else:
+        with pytest.raises(UserError, match="holds no weights|lacks 'optimizer'"):
+            train(run, quiet=True)
+
+
 @pytest.mark.fault("15", "A flipped bit in any file of a checkpoint is named, and the checkpoint before it is used.")
 def test_every_flipped_bit_is_found_or_changes_nothing(tmp_path, capsys, record_property):
     """Every fifth bit of the manifest and of the state, and some of the tensors. A flipped blank changes nothing."""
