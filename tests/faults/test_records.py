@@ -114,8 +114,9 @@ def test_a_run_that_lost_lines_and_stops_again_keeps_its_row(whole, stopped, tra
     """The second checkpoint is saved with a file that lacks lines, so it counts and not the file."""
     row, _ = whole(*MEASURED)
     (stopped(*MEASURED, polls=10) / "metrics.jsonl").write_bytes(b"")
-    stopped(*MEASURED, polls=6)
-    assert same(trained(*MEASURED)[0]) == same(row)
+    (stopped(*MEASURED, polls=6) / "environment.json").unlink()
+    again, _ = trained(*MEASURED)
+    assert same(again) == same(row) and again["restarts"] == 2
 
 
 @pytest.mark.fault("A12", "A row is the same after lines of metrics.jsonl were lost, and the loss is said.")
@@ -367,6 +368,38 @@ def test_a_full_disk_behind_the_output_stops_no_run(python, tmp_path, data_dir):
         process = start(python, tmp_path, data_dir, stdout=full)
         _, said = process.communicate(timeout=60)
     assert process.returncode == 0 and said == ""
+
+
+SWEEP = """
+overrides: [data=markov, data.n_tokens=20000, data.n_validation_tokens=4000, model=bigram, batch.sequences=8,
+            batch.sequence_length=16, budget.steps=4, evaluation.tokens=1024, compute.threads=1, compute.device=cpu]
+axes:
+  optimizer.lr: [1e-3, 1e-2]
+"""
+HIDDEN = {
+    "closed by its reader": "",
+    "closed": closing(1),
+    "ascii": "import sys\nsys.stdout.reconfigure(encoding='ascii', errors='strict')",
+}
+
+
+@pytest.mark.fault("B6", "Printing never decides a run's fate.")
+@pytest.mark.parametrize("how", HIDDEN)
+def test_a_sweep_finishes_whatever_becomes_of_its_output(python, tmp_path, data_dir, how):
+    (tmp_path / "tiny.yaml").write_text(SWEEP)
+    words = ["run", f"sweep={tmp_path / 'tiny.yaml'}", f"runs_dir='{tmp_path / 'größe'}'", f"data_dir={data_dir}"]
+    code = f"import sys\n{HIDDEN[how]}\nfrom scaling_testbed.sweep import main\nsys.exit(main({words!r}))"
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([python, "-c", code], **pipes)
+    if how == "ascii":
+        out, err = process.communicate(timeout=60)
+        assert "records under" in out and "gr\\xf6\\xdfe" in out
+    else:
+        process.stdout.close()
+        err = process.stderr.read()
+    assert process.wait(60) == 0 and err == ""
+    rows = [json.loads(path.read_text()) for path in (tmp_path / "größe").glob("*/*/result.json")]
+    assert [row["status"] for row in rows] == ["finished", "finished"]
 
 
 def at_step(number, code):
