@@ -20,6 +20,8 @@ import torch
 
 from scaling_testbed.analyze import main as analyze
 from scaling_testbed.config.sections import CheckpointConfig
+from scaling_testbed.diagnostics.config import DiagnosticsConfig
+from scaling_testbed.diagnostics.summary import Summary
 from scaling_testbed.errors import UserError
 from scaling_testbed.export import main as export
 from scaling_testbed.processes.interrupts import Interrupts
@@ -105,7 +107,7 @@ def test_a_row_does_not_need_the_lines_of_metrics(whole, stopped, trained, capsy
     again, _ = trained(*MEASURED)
     said = capsys.readouterr().err
     assert same(again) == same(row) and again["diagnostics_at_step"] and again["diagnostics_last_mean"]
-    assert said.count("\n") == 1 and str(path) in said and "lines before step" in said
+    assert said.count("\n") == 1 and str(path) in said and "lines before step" in said and "curves" in said
     record_property("seen", f"val_loss_initial {again['val_loss_initial']:.4f} as undisturbed; {said[:40]}...")
 
 
@@ -579,6 +581,7 @@ def test_a_malformed_file_with_the_right_hash_is_one_line(tiny, whole, tmp_path,
     record_property("seen", said[-120:])
 
 
+SUMMARY = Summary(DiagnosticsConfig()).state()
 STATES = {
     "no object": "[]",
     "a text": '"x"',
@@ -595,6 +598,11 @@ STATES = {
     "a loss": {"train_loss_last": "x"},
     "a summary": {"summary": {"last": 3}},
     "means": {"summary": {"val_loss_initial": None, "val_loss_best": None, "evaluation": 3, "last": [], "at_step": 1}},
+    "a summary of texts": {"summary": SUMMARY | {"val_loss_initial": "x"}},
+    "a logit": {"summary": SUMMARY | {"largest_logit": [1]}},
+    "a step of means": {"summary": SUMMARY | {"last": {"steps": ["x"], "names": [], "values": ""}}},
+    "values of means": {"summary": SUMMARY | {"last": {"steps": [1], "names": ["a"], "values": "AAAA"}}},
+    "no means": {"summary": SUMMARY | {"last": {"steps": [1], "names": ["a"], "values": "%%"}}},
     "metrics": {"metrics": {}},
     "states": {"updates": [1]},
     "restarts": {"restarts": "x"},
@@ -712,6 +720,7 @@ ROWS = {
     "a text for a loss": '{"status": "finished", "run_id": "RUN", "val_loss": "x"}',
     "a huge number": '{"status": "finished", "run_id": "RUN", "val_loss": 1' + "0" * 400 + "}",
     "digits without end": '{"status": "finished", "run_id": "RUN", "steps": ' + "9" * 5000 + "}",
+    "a text for a plug-in": '{"status": "finished", "run_id": "RUN", "plugins": {"a": 3}}',
     "a list": "[]",
     "half": '{"status": "fini',
     "nothing": "",
