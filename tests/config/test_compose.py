@@ -30,7 +30,10 @@ def test_an_override_after_an_experiment_wins():
         (["+optimizer.lrr=1"], "optimizer.lrr"),
         (["sead=1"], "sead; did you mean seed?"),
         (["+nonsense=1"], "nonsense"),
-        (["data.vocab_size=9"], "data.vocab_size belongs to data=copy or markov or noise or token_files"),
+        (
+            ["data.vocab_size=9"],
+            "data.vocab_size belongs to data=copy or huggingface or markov or noise or text_files or token_files",
+        ),
         (["optimizer.lr=fast"], "optimizer.lr"),
         (["model.n_layers=2.5"], "model.n_layers"),
         (["optimizer.lr=-1"], "optimizer.lr"),
