@@ -19,6 +19,7 @@ from scaling_testbed.config.run import RunConfig, run_folder_path
 from scaling_testbed.errors import DONE, STOPPED, ConfigError
 from scaling_testbed.processes.interrupts import Interrupts
 from scaling_testbed.processes.world import is_main_process
+from scaling_testbed.progress import release_streams, say
 
 ASSUMED_VOCABULARY = 50432  # GPT-NeoX's, padded; for a dry run before the data is prepared
 
@@ -54,21 +55,22 @@ def report(run: RunConfig, row: dict[str, Any]) -> int:
     from scaling_testbed.runs.row import describe_row
 
     if is_main_process():
-        print(describe_row(row, run_folder_path(run)))
+        say(describe_row(row, run_folder_path(run)))
+        release_streams()  # a run ends with its own status, whatever becomes of the output
     return STOPPED if row["status"] == "preempted" else DONE
 
 
 def dry_run(run: RunConfig) -> int:
     """Print parameters, steps, FLOPs and memory of a run."""
     from scaling_testbed.sweeps.dry_run import describe_run
-    from scaling_testbed.sweeps.plan import planned_vocab_size
+    from scaling_testbed.sweeps.plan import planned_train_tokens, planned_vocab_size
 
     try:
         vocab_size = planned_vocab_size(run)
     except ConfigError:
         vocab_size = ASSUMED_VOCABULARY
         print(f"the vocabulary is not known before the data is prepared; {vocab_size:,} is assumed")
-    print(describe_run(run, vocab_size))
+    print(describe_run(run, vocab_size, planned_train_tokens(run)))
     return 0
 
 

@@ -6,8 +6,6 @@ folder is opened, the size and header of every shard are checked. The sha256 of 
 file was checked before.
 """
 
-import hashlib
-import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -17,20 +15,15 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from scaling_testbed.data.manifest import SPLITS, fingerprint_of, numpy_dtype, read_manifest, smallest_dtype
 from scaling_testbed.errors import UserError
-from scaling_testbed.files import sha256_of, write_json
+from scaling_testbed.files import read_json, sha256_of, write_json
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 1  # of the shards; part of the name of a prepared folder
 HEADER_BYTES = 256 * 4
 # llm.c, dev/data/data_common.py: (magic, version) of GPT-2 and of Llama-3 token files.
 HEADERS = {"uint16": (20240520, 1), "uint32": (20240801, 7)}
 MAX_SHARD_TOKENS = 1 << 30  # the header counts tokens in an int32
-SPLITS = ("train", "validation")
-
-
-def smallest_dtype(vocab_size: int) -> str:
-    """uint16 if every id fits, else uint32."""
-    return "uint16" if vocab_size <= 1 << 16 else "uint32"
 
 
 def header_bytes(dtype: str, n_tokens: int) -> bytes:
@@ -42,8 +35,11 @@ def header_bytes(dtype: str, n_tokens: int) -> bytes:
 
 def parse_header(path: str | Path) -> tuple[str, int]:
     """Return (dtype, n_tokens) from a shard's header. Raises UserError if the header is not that of a shard."""
-    with open(path, "rb") as file:
-        raw = file.read(HEADER_BYTES)
+    try:
+        with open(path, "rb") as file:
+            raw = file.read(HEADER_BYTES)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     if len(raw) < HEADER_BYTES:
         raise UserError(f"{path}: {len(raw)} bytes is too short for a token shard's header")
     magic, version, n_tokens = (int(value) for value in np.frombuffer(raw, dtype="<i4", count=3))
@@ -74,7 +70,7 @@ class ShardWriter:
         while len(tokens):
             file = self._file = self._open() if self._file is None else self._file
             part = tokens[: MAX_SHARD_TOKENS - self._n_tokens]
-            file.write(part.astype(np.dtype(self.dtype).newbyteorder("<")).tobytes())
+            file.write(part.astype(numpy_dtype(self.dtype)).tobytes())
             self._n_tokens += len(part)
             tokens = tokens[len(part) :]
             if self._n_tokens == MAX_SHARD_TOKENS:
@@ -177,18 +173,29 @@ class PreparedData:
     def tokenizer_fingerprint(self) -> str | None:
         return self.manifest["tokenizer_fingerprint"]
 
+    def stray_shards(self) -> list[str]:
+        """Names of token files in the folder that the manifest does not name. They are not read."""
+        named = {shard["file"] for split in SPLITS for shard in self.manifest["splits"][split]["shards"]}
+        return sorted(path.name for path in self.folder.glob("*.bin") if path.name not in named)
+
+    @property
+    def text_lost(self) -> str | None:
+        """How the tokenizer loses text, so that bits per byte means nothing. None if it loses none, or if an earlier
+        version prepared the corpus, which did not look."""
+        return (self.manifest.get("text_check") or {}).get("lost")
+
     @property
     def fingerprint(self) -> str:
         content: list[Any] = [self.vocab_size, self.tokenizer_fingerprint]
         for split in SPLITS:
-            shards = self.manifest["splits"][split]["shards"]
-            content.append([[shard["sha256"], shard["n_tokens"], shard["offset"]] for shard in shards])
+            content.append([_same_tokens(shard) for shard in self.manifest["splits"][split]["shards"]])
         return fingerprint_of(content)
 
 
-def fingerprint_of(value) -> str:
-    """A hash of a JSON value, as 16 hex digits."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+def _same_tokens(shard: dict) -> list[Any]:
+    """Values of a shard's entry that decide its tokens. The number of tokens says how wide an id is."""
+    order = [shard["dtype"]] if shard["dtype"].endswith("_be") else []
+    return [shard["sha256"], shard["n_tokens"], shard["offset"], *order]
 
 
 def open_prepared(folder: Path | str, verify: bool = True) -> PreparedData:
@@ -202,6 +209,8 @@ def open_prepared(folder: Path | str, verify: bool = True) -> PreparedData:
     manifest = read_manifest(folder)
     entries = [entry for split in SPLITS for entry in manifest["splits"][split]["shards"]]
     paths = [_shard_path(folder, entry) for entry in entries]
+    if len(set(paths)) < len(paths):
+        raise UserError(f"{folder / 'manifest.json'} names a shard twice; delete {folder} and prepare again")
     for path, entry in zip(paths, entries, strict=True):
         _check_shape(path, entry)
     if verify:
@@ -212,39 +221,6 @@ def open_prepared(folder: Path | str, verify: bool = True) -> PreparedData:
         arrays = [_map(_shard_path(folder, entry), entry) for entry in record["shards"]]
         streams[split] = TokenStream(f"{split} split of {folder}", arrays, record["n_bytes"])
     return PreparedData(folder, manifest, **streams)
-
-
-def describe(data: PreparedData) -> str:
-    """A description of a prepared corpus for a terminal, one fact on each line."""
-    manifest, lines = data.manifest, [f"{'folder':<16} {data.folder}"]
-    for split in SPLITS:
-        record = manifest["splits"][split]
-        parts = [f"{record['n_tokens']:,} tokens"]
-        parts += [f"{record[key]:,} {what}" for key, what in _COUNTS.items() if record.get(key) is not None]
-        lines.append(f"{split:<16} {', '.join(parts)}")
-    lines.append(f"{'vocabulary':<16} {data.vocab_size:,} ({manifest['dtype']})")
-    for key, label in (("unigram_entropy_nats", "unigram entropy"), ("entropy_rate_nats", "entropy rate")):
-        if manifest[key] is not None:
-            lines.append(f"{label:<16} {manifest[key]:.4f} nats per token")
-    return "\n".join(lines)
-
-
-_COUNTS = {"n_documents": "documents", "n_bytes": "bytes of text"}
-
-
-def read_manifest(folder: Path) -> dict:
-    """Read manifest.json of a prepared folder. Raises UserError if it is missing, unreadable or of another version."""
-    path = folder / "manifest.json"
-    try:
-        manifest = json.loads(path.read_text())
-        version = manifest["schema_version"]
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist: {folder} is not prepared data") from None
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise UserError(f"{path} cannot be read ({error}); delete {folder} and prepare again") from None
-    if version != SCHEMA_VERSION:
-        raise UserError(f"{path} has schema version {version}, not {SCHEMA_VERSION}; delete {folder} and prepare again")
-    return manifest
 
 
 def _shard_path(folder: Path, entry: dict) -> Path:
@@ -263,9 +239,9 @@ def _check_shape(path: Path, entry: dict) -> None:
     if size != entry["size"]:
         raise UserError(f"{path}: {size} bytes, but {entry['size']} in the manifest; the file was cut or replaced")
     if entry["format"] == "llmc":
-        found = parse_header(path)
-        if found != (entry["dtype"], entry["n_tokens"]):
-            raise UserError(f"{path}: header says {found}, the manifest {entry['dtype']}, {entry['n_tokens']}")
+        found = (*parse_header(path), HEADER_BYTES)
+        if found != (wanted := (entry["dtype"], entry["n_tokens"], entry["offset"])):
+            raise UserError(f"{path}: header says {found}, the manifest {wanted}; the file was replaced")
 
 
 def _file_state(path: Path) -> list[int]:
@@ -276,24 +252,29 @@ def _file_state(path: Path) -> list[int]:
 
 def _check_hashes(folder: Path, paths: list[Path], entries: list[dict]) -> None:
     cache_path = folder / ".verified.json"
-    try:
-        known = json.loads(cache_path.read_text())
-    except (OSError, ValueError):
-        known = {}
+    known = {}
+    with suppress(UserError):  # a damaged memory is as good as none
+        known = read_json(cache_path)
     states = [_file_state(path) for path in paths]
     wanted = [[*state, entry["sha256"]] for state, entry in zip(states, entries, strict=True)]
     stale = [i for i, path in enumerate(paths) if known.get(str(path.absolute())) != wanted[i]]
     if not stale:
         return
     with ThreadPoolExecutor(min(8, len(stale))) as pool:  # hashing releases the interpreter lock
-        for i, found in zip(stale, pool.map(sha256_of, [paths[i] for i in stale]), strict=True):
+        for i, found in zip(stale, pool.map(_sha256_of, [paths[i] for i in stale]), strict=True):
             if found != entries[i]["sha256"]:
                 raise UserError(f"{paths[i]}: sha256 differs from the manifest; the file was changed or replaced")
     with suppress(UserError):  # the files of a read-only folder are hashed at each opening
         write_json(cache_path, {str(path.absolute()): row for path, row in zip(paths, wanted, strict=True)})
 
 
+def _sha256_of(path: Path) -> str:
+    try:
+        return sha256_of(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+
+
 def _map(path: Path, entry: dict) -> np.ndarray:
-    dtype = np.dtype(entry["dtype"]).newbyteorder("<")
-    shape = (entry["n_tokens"],)
+    dtype, shape = numpy_dtype(entry["dtype"]), (entry["n_tokens"],)
     return np.memmap(path, dtype=dtype, mode="r", offset=entry["offset"], shape=shape).view(np.ndarray)

@@ -4,20 +4,23 @@ import contextlib
 import errno
 import json
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from scaling_testbed.config.compose import check_no_code, compose_many, outside_overrides, quoted
+from scaling_testbed.config.compose import check_no_code, compose_many, outside_overrides
+from scaling_testbed.config.memory import estimate_memory
 from scaling_testbed.config.run import RunConfig, flatten, flops_per_token, rate_means, run_folder_path, run_id
+from scaling_testbed.config.words import key_of, quoted
+from scaling_testbed.data.manifest import read_manifest
 from scaling_testbed.data.preparing.preparation import folder_name
 from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.files import write_json, write_text
 from scaling_testbed.model.counting import count_params
 from scaling_testbed.processes.world import World, check_world
+from scaling_testbed.sweeps.gpu_memory import ASSUMED_GIB, fits, fitting_overrides
 from scaling_testbed.sweeps.grid import Sweep, overrides_before
-from scaling_testbed.sweeps.memory import estimate_memory
 
 PLAN_FILE = "plan.jsonl"
 SWEEP_FILE = "sweep.json"
@@ -31,8 +34,10 @@ class PlannedRun:
     varied: the keys and values in which it differs from the other runs. n_params: all parameters; flops_6nd = 6
     n_params n_tokens; both as in a row. budget_n_params: the N of the budget, counted by its convention `params`.
     flops: counted from the matrix products, including those of interventions. memory_bytes: an estimate for each GPU of
-    the run. config: the configuration, the counts of parameters by every convention, and the meaning of the learning
-    rate, flat as in a row, so that a plan can be read without composing; empty in plans of older versions.
+    the run. gpu_memory_gib: the memory of a GPU, for comparison. fits_with: the overrides that make the run fit this
+    GPU; None if it fits, or if none is known. config: the configuration, the counts of parameters by every convention,
+    and the meaning of the learning rate, flat as in a row, so that a plan can be read without composing; empty in plans
+    of older versions.
     """
 
     run_id: str
@@ -50,11 +55,18 @@ class PlannedRun:
     flops: float
     memory_bytes: int
     gpu_hours: float | None = None
+    gpu_memory_gib: float = ASSUMED_GIB
+    fits_with: list[str] | None = None
     config: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def record(self) -> dict[str, Any]:
         """The run as one object for --json, without its configuration, which can be composed from `overrides`."""
         return {key: value for key, value in asdict(self).items() if key != "config"}
+
+    @property
+    def fits(self) -> bool:
+        """Whether the estimate of memory fits a GPU of gpu_memory_gib, or the run uses no GPU."""
+        return self.config.get("compute.device") == "cpu" or fits(self.memory_bytes, self.gpu_memory_gib)
 
     @property
     def budget_flops_6nd(self) -> float:
@@ -67,10 +79,11 @@ class PlannedRun:
         return " ".join(f"{key}={value}" for key, value in self.varied.items()) or self.run_id
 
 
-def plan(sweep: Sweep, processes: int | None = 1) -> tuple[list[PlannedRun], int]:
+def plan(sweep: Sweep, processes: int | None = 1, gpu_memory_gib: float = ASSUMED_GIB) -> tuple[list[PlannedRun], int]:
     """Compose all runs of `sweep`. Returns the runs in order without duplicates, and the number of duplicates.
 
-    processes: of each run, one for each GPU; None: the runs are only displayed. Raises ConfigError, which names the
+    processes: of each run, one for each GPU; None: the runs are only displayed. gpu_memory_gib: of a GPU, where
+    compute.gpu_memory_gib is null. Raises ConfigError, which names the
     key, for a run that cannot be composed.
     """
     points = sweep.points()
@@ -78,6 +91,7 @@ def plan(sweep: Sweep, processes: int | None = 1) -> tuple[list[PlannedRun], int
         raise ConfigError(f"sweep {sweep.name}: exclude leaves no run")
     lists = [_overrides(sweep, point) for point in points]
     found: dict[str, PlannedRun] = {}
+    folders: set[str] = set()
     followers = {key for entry in sweep.together for key in list(entry)[1:]}  # the leading key identifies them
     shown = [key for key in points[0] if key not in followers]
     varied = [key for key in shown if len({point[key] for point in points}) > 1]
@@ -88,14 +102,20 @@ def plan(sweep: Sweep, processes: int | None = 1) -> tuple[list[PlannedRun], int
             vocab_sizes[data] = planned_vocab_size(run)
         if processes is not None:
             check_world(World(size=processes), run.parallelism, run.batch.sequences)
-        planned = _planned(run, vocab_sizes[data], processes or 1, {key: point[key] for key in varied}, overrides)
+        own = {key: point[key] for key in varied}
+        planned = _planned(run, vocab_sizes[data], processes or 1, own, overrides, gpu_memory_gib)
         found.setdefault(planned.run_id, planned)
+        folders.add(str(Path(planned.folder).parent))
+    if len(folders) > 1:
+        raise ConfigError(
+            f"name= and runs_dir= must be the same for all runs of a sweep; got {' and '.join(sorted(folders))}"
+        )
     return list(found.values()), len(points) - len(found)
 
 
 def _overrides(sweep: Sweep, point: dict[str, str]) -> list[str]:
     """The overrides of one run, the more specific ones later. A typed name has priority."""
-    named = [text for text in sweep.overrides if text.startswith("name=")]
+    named = [text for text in sweep.overrides if key_of(text) == "name"]
     values = [f"{key}={value}" for key, value in point.items()]
     own = [*([] if named else [f"name={quoted(sweep.folder)}"]), *overrides_before(sweep.overrides, values), *values]
     check_no_code(own, f"sweep {sweep.name}")
@@ -103,7 +123,7 @@ def _overrides(sweep: Sweep, point: dict[str, str]) -> list[str]:
 
 
 def _planned(
-    run: RunConfig, vocab_size: int, processes: int, varied: dict[str, str], overrides: list[str]
+    run: RunConfig, vocab_size: int, processes: int, varied: dict[str, str], overrides: list[str], gib: float
 ) -> PlannedRun:
     model = run.model.resolved(vocab_size)
     counts = count_params(model)
@@ -111,6 +131,8 @@ def _planned(
     n_tokens = steps * run.batch.tokens
     flops = flops_per_token(run, model) * n_tokens
     config = {key: value for key, value in flatten(run).items() if "." in key or key == "seed"}
+    gib = run.compute.gpu_memory_gib or gib
+    n_bytes = estimate_memory(run, model, counts.n_params, run.compute.precision_on_gpu, processes).total
     return PlannedRun(
         run_id=run_id(run),
         folder=str(run_folder_path(run)),
@@ -125,7 +147,9 @@ def _planned(
         steps=steps,
         flops_6nd=float(6 * counts.n_params * n_tokens),
         flops=float(flops),
-        memory_bytes=estimate_memory(run, model, counts.n_params, run.compute.precision_on_gpu, processes).total,
+        memory_bytes=n_bytes,
+        gpu_memory_gib=gib,
+        fits_with=None if fits(n_bytes, gib) else fitting_overrides(run, model, counts.n_params, processes, gib),
         config=config | asdict(counts) | {"rate_means": rate_means(run)},
     )
 
@@ -133,11 +157,8 @@ def _planned(
 def planned_vocab_size(run: RunConfig) -> int:
     """The vocabulary size of the run's data, from the prepared data or else from its source or tokenizer. Raises
     ConfigError if it is known only after the data is prepared."""
-    try:
-        manifest = Path(run.data_dir) / folder_name(run.data, run.tokenizer) / "manifest.json"
-        return json.loads(manifest.read_text())["vocab_size"]
-    except (OSError, ValueError, KeyError, UserError):
-        pass  # not prepared, or the source does not exist
+    if found := _prepared(run, lambda manifest: manifest["vocab_size"]):
+        return found
     known = getattr(run.data, "vocab_size", None) or getattr(run.tokenizer, "vocab_size", None) or run.model.vocab_size
     if known is None:
         raise ConfigError(
@@ -145,6 +166,20 @@ def planned_vocab_size(run: RunConfig) -> int:
             "prepared; run `prepare` first, or give tokenizer.vocab_size="
         )
     return known
+
+
+def planned_train_tokens(run: RunConfig) -> int | None:
+    """The tokens of the run's prepared train split; None if its data is not prepared."""
+    return _prepared(run, lambda manifest: manifest["splits"]["train"]["n_tokens"])
+
+
+def _prepared(run: RunConfig, entry: Callable[[dict[str, Any]], int]) -> int | None:
+    """An entry of the manifest of the run's prepared data; None if the data is not prepared or its source does not
+    exist."""
+    try:
+        return entry(read_manifest(Path(run.data_dir) / folder_name(run.data, run.tokenizer)))
+    except (OSError, UserError):
+        return None
 
 
 def priced(runs: Sequence[PlannedRun], flops_per_second: float) -> list[PlannedRun]:

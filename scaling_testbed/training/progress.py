@@ -1,19 +1,23 @@
 """The progress of a run: the values that change during training, and how a checkpoint stores them."""
 
+import gc
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from scaling_testbed.config.run import RunConfig
+from scaling_testbed.config.run import RunConfig, run_id
 from scaling_testbed.config.sections import CheckpointConfig
+from scaling_testbed.diagnostics.summary import Summary
+from scaling_testbed.errors import UserError
 from scaling_testbed.learning.interventions.base import Intervention
 from scaling_testbed.plugins import check_unchanged, hashes
 from scaling_testbed.progress import Clock
 from scaling_testbed.runs import checkpoint, state
+from scaling_testbed.runs.folder import Written
 from scaling_testbed.training.parts import Parts
-from scaling_testbed.training.step import Update
+from scaling_testbed.training.step import TooLittleMemory, Update, smaller_micro_batch
 
 
 @dataclass(kw_only=True)
@@ -21,15 +25,42 @@ class Progress:
     """Everything that changes during training, besides weights, moments and states of interventions.
 
     step: number of updates, including those that were left out. record: the line of this step in metrics.jsonl until it
-    is written, then None. train_loss_last: of the last update, in nats. evaluations: the records with a validation
-    loss, also of earlier starts. clock: wall seconds over all starts.
+    is written, then None. train_loss_last: of the last update, in nats. summary: what the row needs of the records of
+    all starts. micro_batches: step -> sequences in a pass of a process from this step on. clock: wall seconds over all
+    starts. restarts: the starts before this one. metrics: what the checkpoint from which the run continues says of
+    metrics.jsonl, or None.
     """
+
+    summary: Summary
+    micro_batches: dict[int, int]
 
     step: int = 0
     record: dict[str, Any] | None = field(default_factory=lambda: {"step": 0})
     train_loss_last: float | None = None
-    evaluations: list[dict[str, Any]] = field(default_factory=list)
     clock: Clock = field(default_factory=Clock)
+    restarts: int = 0
+    metrics: Written | None = None
+
+    @property
+    def micro_batch(self) -> int:
+        """Sequences in a pass of a process now."""
+        return list(self.micro_batches.values())[-1]
+
+    def take_less(self, parts: Parts, error: TooLittleMemory) -> str:
+        """Make the micro-batch smaller after `error`, so that the same step is tried again, and return what to say.
+
+        Raises `error` unless the run chooses its micro-batch itself, has one process, and can make it smaller. Several
+        processes cannot go on: the others wait in a collective that this one has not reached.
+        """
+        before, fewer = self.micro_batch, smaller_micro_batch(self.micro_batch)
+        if not parts.run.batch.is_auto or parts.processes.grouped or fewer is None:
+            raise error
+        self.micro_batches[self.step] = fewer
+        _evaluate_alike(parts, fewer)
+        gc.collect()
+        if parts.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return f"too little memory at step {self.step}: micro-batches of {fewer} sequences in place of {before}"
 
     def advance(self, update: Update, run: RunConfig, steps: int) -> None:
         """Count `update`, and open the record of its step. steps: of the whole run."""
@@ -64,10 +95,20 @@ def is_saved(config: CheckpointConfig, step: int) -> bool:
 
 
 def save(parts: Parts, progress: Progress) -> None:
-    """Save a checkpoint of this step, with the step's record if it is still open. Every rank calls this."""
-    parts.processes.on_main(parts.folder.check_held)
+    """Save a checkpoint of this step, with the step's record if it is still open. Every rank calls this.
+
+    The lines of metrics.jsonl up to this step are on the disk before.
+    """
+    metrics = parts.processes.on_main(lambda: _sync(parts))
     plain = {
+        "schema_version": checkpoint.SCHEMA_VERSION,
+        "run_id": run_id(parts.run),
+        "shapes": state.shapes(parts.model),
         "row": progress.record,
+        "summary": progress.summary.state(),
+        "metrics": metrics,
+        "restarts": progress.restarts,
+        "micro_batches": progress.micro_batches,
         "train_loss_last": progress.train_loss_last,
         "wall_seconds": progress.clock.wall_seconds,
         "updates": states_of(parts.interventions),
@@ -82,25 +123,59 @@ def save(parts: Parts, progress: Progress) -> None:
     checkpoint.save(where, progress.step, plain, tensors, keep, shards=shards, processes=parts.processes)
 
 
+def _sync(parts: Parts) -> Written:
+    parts.folder.check_held()
+    parts.folder.sync_metrics()
+    return parts.folder.written()
+
+
 def resume(parts: Parts) -> Progress:
     """Restore the newest complete checkpoint, if there is one, and return its progress. Every rank calls this.
 
-    Raises UserError if every checkpoint is damaged, or if the data or a plug-in differs from that of the run.
+    Raises UserError if every checkpoint is damaged, if the newest is of another run or of a step that this run does not
+    have, or if the data or a plug-in differs from that of the run.
     """
-    found = parts.processes.on_main(lambda: _find_checkpoint(parts))
+    found, config = parts.processes.on_main(lambda: _find_checkpoint(parts)), parts.run.diagnostics
     if found is None:
         torch.manual_seed(parts.run.seed)
-        return Progress()
-    path, plain = found
+        return Progress(summary=Summary(config), micro_batches={0: parts.micro_batch})
+    path, plain = Path(found[0]), found[1]
+    with state.refused_in_one_line(path):
+        kept = plain.get("summary")  # earlier versions took the summary from metrics.jsonl alone
+        progress = Progress(
+            step=plain["step"],
+            record=plain["row"],
+            summary=Summary(config) if kept is None else Summary.of_state(config, kept),
+            metrics=plain.get("metrics"),
+            micro_batches=_micro_batches(parts, plain),
+            train_loss_last=plain["train_loss_last"],
+            clock=Clock(before=plain["wall_seconds"]),
+            restarts=plain.get("restarts", 0) + 1,
+        )
+        restore_states(parts.interventions, plain.get("updates", {}))
     sharded = parts.run.parallelism.is_sharded
-    state.restore(Path(path), parts.model, parts.optimizer, parts.device, sharded=sharded)
-    restore_states(parts.interventions, plain["updates"])
-    return Progress(
-        step=plain["step"],
-        record=plain["row"],
-        train_loss_last=plain["train_loss_last"],
-        clock=Clock(before=plain["wall_seconds"]),
-    )
+    state.restore(path, parts.model, parts.optimizer, parts.device, sharded=sharded)
+    return progress
+
+
+def _micro_batches(parts: Parts, plain: dict[str, Any]) -> dict[int, int]:
+    """The micro-batches of a run that is continued. One that chooses by itself keeps its choice, if there is memory."""
+    found = {int(step): int(rows) for step, rows in plain.get("micro_batches", {}).items()}
+    if not found:  # an earlier version did not record them
+        return {plain["step"]: parts.micro_batch}
+    last, now = list(found.values())[-1], parts.micro_batch
+    here = parts.run.batch.sequences // parts.processes.world.size
+    if last != now and not (parts.run.batch.is_auto and last < now and here % last == 0):
+        found[plain["step"]] = now
+    _evaluate_alike(parts, list(found.values())[-1])
+    return found
+
+
+def _evaluate_alike(parts: Parts, rows: int) -> None:
+    """Let evaluations take as many sequences at a time as a micro-batch that the run chooses, unless a key says so."""
+    if parts.run.batch.is_auto and parts.run.evaluation.rows is None:
+        for batches in parts.validation_sets.values():
+            batches.rows = rows
 
 
 def _find_checkpoint(parts: Parts) -> tuple[str, dict[str, Any]] | None:
@@ -108,8 +183,16 @@ def _find_checkpoint(parts: Parts) -> tuple[str, dict[str, Any]] | None:
     if path is None:
         return None
     plain = checkpoint.read_state(path)
+    checkpoint.check_run(path, plain, [run_id(parts.run)])
     checkpoint.check_same_data(plain, parts.data, parts.folder.path)
     check_unchanged(plain.get("plugins"), parts.run.plugins, parts.folder.path)
+    if plain["step"] > parts.steps:
+        raise UserError(
+            f"checkpoint {path} is of step {plain['step']:,}, and this run has {parts.steps:,} steps; "
+            f"{checkpoint.WAY_OUT}"
+        )
+    if plain.get("shapes", state.shapes(parts.model)) != state.shapes(parts.model):
+        raise UserError(f"checkpoint {path} is of a model with other parameters; {checkpoint.WAY_OUT}")
     return str(path), plain
 
 
