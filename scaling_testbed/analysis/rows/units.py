@@ -142,8 +142,8 @@ def check_units(
             values = ", ".join(f"{key} {number_in(row[key]):g}" for key in given if number_in(row.get(key)) is not None)
             meant = " and ".join(f"{key} in {unit.name}" for key, unit in some[0].items())
             raise ConfigError(
-                f"{(~fits).sum()} of {len(rows)} rows seem to have {meant}, e.g. row {row.get('row')} ({values}): write "
-                f"one unit in the whole column, or leave them out with --where"
+                f"{(~fits).sum()} of {len(rows)} rows seem to have {meant}, e.g. row {row.get('row')} ({values}): "
+                "write one unit in the whole column, or leave them out with --where"
             )
     return _odd(given, fits)
 
