@@ -27,8 +27,9 @@ ENDINGS = (".bin", ".npy")
 FORMATS = ("auto", "nanogpt", "llmc", "megatron", "npy")
 # Types that a file without a header may have. The second half is big-endian.
 SAID = ("uint8", "uint16", "uint32", "int32", "int64", "uint16_be", "uint32_be", "int32_be", "int64_be")
-# Types that are tried if none is said. Ids that fit are the same as int32 and as uint32. uint8 must be said.
-TRIED = ("uint16", "uint32", "int64", "uint16_be", "uint32_be", "int64_be")
+# Types that are tried if none is said. Ids that fit are the same as int32 and as uint32. uint8 must be said. Floating
+# point is never read; it is tried so that its halves are not taken for integers.
+TRIED = ("uint16", "uint32", "int64", "uint16_be", "uint32_be", "int64_be", "float32", "float64")
 MAX_VOCABULARY = 1 << 24
 NPY_MAGIC = b"\x93NUMPY"
 MEGATRON_MAGIC = b"MMIDIDX\x00\x00"
@@ -206,28 +207,28 @@ def _probe_headerless(path: str, size: int, dtype: str | None, vocab_size: int) 
     tried = (dtype,) if dtype is not None else TRIED
     left = [name for name in tried if size % numpy_dtype(name).itemsize == 0]
     if not left:
-        raise UserError(f"{path}: {size} bytes is not a list of {' or '.join(tried[:3])} tokens; set data.format")
-    outside: dict[str, int] = {}
+        raise UserError(f"{path}: {size} bytes is not a list of {' or '.join(tried[:3])} tokens; was it cut?")
+    outside: dict[str, str] = {}
     if dtype is None:
         for block in _blocks(path, 0, size):
             for name in left:
                 ids = np.frombuffer(block, numpy_dtype(name))
-                if not 0 <= ids.min() <= ids.max() < vocab_size:
-                    outside[name] = int(ids.max() if ids.max() >= vocab_size else ids.min())
+                wrong = (ids < 0) | (ids >= vocab_size) | ~np.isfinite(ids) | (ids != np.trunc(ids))
+                if wrong.any():
+                    outside[name] = f"token id {ids[wrong][0]} is outside data.vocab_size={vocab_size}, read as {name}"
             left = [name for name in left if name not in outside]
             if len(left) < 2:  # `scan` looks at the rest of the file
                 break
     if not left:
-        name, token = next(iter(outside.items()))
+        first = next(iter(outside.values()))
         raise UserError(
-            f"{path}: token id {token} is outside data.vocab_size={vocab_size}, read as {name}, and no other type "
-            "fits; a wrong data.vocab_size, or a header that is not known?"
+            f"{path}: {first}, and no other type fits; a wrong data.vocab_size, or a header that is not known?"
         )
-    if len(left) > 1:
+    if len(left) > 1 or left[0] not in SAID and dtype is None:
         counts = " or ".join(f"{size // numpy_dtype(name).itemsize:,} ids of {name}" for name in left)
         raise UserError(
             f"{path}: it has no header, and below data.vocab_size={vocab_size} it can be {counts}; type "
-            "data.dtype= with the right one"
+            f"data.dtype= with the right one{', or write them as integers' * ('float' in counts)}"
         )
     return Layout("nanogpt", left[0], 0, size // numpy_dtype(left[0]).itemsize)
 
