@@ -33,6 +33,16 @@ def key(default: T, help: str, *, identity: Identity = True, choices: Collection
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def identifies(field: dataclasses.Field[Any], value: Any) -> bool:
+    """Whether the field is part of the identity of a dataclass. It is not if it is EXECUTION_ONLY, or if it is
+    ADDED_LATER and has its default."""
+    rule = field.metadata.get("identity", True)
+    if rule != ADDED_LATER:
+        return bool(rule)
+    default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    return bool(value != default)
+
+
 def check_choices(config: Any) -> None:
     """Raise ConfigError unless each key of `config` that has choices holds one of them."""
     for field in dataclasses.fields(config):

@@ -10,15 +10,13 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-import torch
-
 from scaling_testbed.config.run import RunConfig, run_folder_path
 from scaling_testbed.errors import FAILED, UserError, first_line
 from scaling_testbed.plugins import check_unchanged
-from scaling_testbed.processes.device import peak_memory_bytes
+from scaling_testbed.processes.device import is_memory_error, peak_memory_bytes
 from scaling_testbed.processes.group import PeerGone, PeerHangs, Processes, RankError
 from scaling_testbed.processes.interrupts import Interrupted, Interrupts
-from scaling_testbed.processes.world import check_world, world_from_environment
+from scaling_testbed.processes.world import World, check_world, world_from_environment
 from scaling_testbed.progress import say
 from scaling_testbed.runs.folder import RunFolder
 from scaling_testbed.runs.row import FINAL, Row
@@ -26,7 +24,7 @@ from scaling_testbed.training.parts import build_parts
 from scaling_testbed.training.progress import is_evaluated, is_saved, resume, save
 from scaling_testbed.training.records import Records
 from scaling_testbed.training.row import Outcome, make_row
-from scaling_testbed.training.step import Diverged, make_update, poll
+from scaling_testbed.training.step import Diverged, TooLittleMemory, make_update, poll, too_little_memory
 from scaling_testbed.training.validation import evaluate
 
 
@@ -74,7 +72,11 @@ def train(run: RunConfig, interrupts: Interrupts | None = None, *, quiet: bool =
                 if is_saved(run.checkpoint, progress.step):
                     save(parts, progress)
                 progress.clock.begin_step()
-                update = make_update(parts, progress.step, interrupts)
+                try:
+                    update = make_update(parts, progress.step, interrupts, progress.micro_batch)
+                except TooLittleMemory as error:
+                    records.say(progress.take_less(parts, error))
+                    continue
                 progress.advance(update, run, parts.steps)
         except Interrupted as signal:
             outcome = Outcome("preempted", f"stopped by {signal} at step {progress.step}")
@@ -125,7 +127,7 @@ def _failures_recorded(run: RunConfig, folder: RunFolder, processes: Processes) 
     try:
         yield
     except Exception as error:
-        mended = _for_a_person(error)
+        mended = _for_a_person(error, run, processes.world)
         cause = processes.first_failure(mended or error) or mended
         told = cause or error
         if processes.world.is_main:
@@ -140,26 +142,21 @@ _PLACE_OF_HANG = re.compile(r"(rank \d+( and \d+ more)?|all ranks) hangs? (at st
 
 def _end_recorded(run: RunConfig, folder: RunFolder, error: Exception) -> Exception:
     """Write the row of a run that `error` ended, and return the error to raise. A run that hangs may be continued once.
-    One that hangs again at the same step has failed: it would hang for ever. If the row cannot be written either, for
-    which the reason is often the same, this says so."""
-    before = folder.result() or {"status": None, "error": None}
+    One that hangs again at the same step has failed: it would hang for ever. On a full disk, or in a folder that is
+    gone, the run has no row."""
+    before = folder.result() or {"status": None}
     status = "preempted" if isinstance(error, PeerGone) else "failed"
-    place, place_before = (_PLACE_OF_HANG.match(text or "") for text in (str(error), before["error"]))
+    place, place_before = (_PLACE_OF_HANG.match(text or "") for text in (str(error), before.get("error")))
     if isinstance(error, PeerHangs) and place and place_before and place[0] == place_before[0]:
         status, error = "failed", RankError(f"{error}; it has hung there before", FAILED)
     if before["status"] not in FINAL:  # a row that is there was written by this start
-        row = Row.of(run, status=status, error=first_line(error))
-        try:
-            folder.write_result(row.as_dict())
-        except UserError as failed:
-            if first_line(failed) != row.error:
-                say(f"warning: the run has no row, because this failed too: {failed}", errors=True)
+        with contextlib.suppress(UserError):
+            folder.write_result(Row.of(run, status=status, error=first_line(error)).as_dict())
     return error
 
 
-def _for_a_person(error: Exception) -> UserError | None:
+def _for_a_person(error: Exception, run: RunConfig, world: World) -> UserError | None:
     """A UserError with advice if `error` is not a defect of the code, else None."""
-    if isinstance(error, torch.OutOfMemoryError):
-        hint = "set batch.micro_batch_sequences lower: it changes the memory, not the global batch"
-        return UserError(f"the device has too little memory for this run; {hint}")
+    if not isinstance(error, UserError) and is_memory_error(error):
+        return too_little_memory(None, run, run.batch.micro_batch or run.batch.sequences // world.size, error)
     return None
