@@ -4,7 +4,6 @@ Their preparation writes a manifest and copies no tokens. The type of the ids co
 The type of a file without a header is taken only if it is the only one in which all ids lie in the vocabulary.
 """
 
-import glob
 import hashlib
 import os
 import struct
@@ -18,7 +17,7 @@ import numpy as np
 
 from scaling_testbed.data.manifest import numpy_dtype
 from scaling_testbed.data.shards import HEADER_BYTES, HEADERS, SPLITS, parse_header
-from scaling_testbed.data.sources.reading import as_list, expand, file_identity
+from scaling_testbed.data.sources.reading import Tally, check_places, expand, file_identity
 from scaling_testbed.data.sources.source import SOURCES, Job, Source, token_record
 from scaling_testbed.errors import ConfigError, UserError, check_choice, check_positive, first_line
 from scaling_testbed.keys import ADDED_LATER, check_choices, key
@@ -75,26 +74,24 @@ class TokenFilesConfig(Source):
 
     def __post_init__(self):
         check_choices(self)
+        for name in SPLITS:
+            check_places(name, getattr(self, name))
         check_positive("vocab_size", self.vocab_size)
         if self.vocab_size is not None and self.vocab_size > MAX_VOCABULARY:
             raise ConfigError(f"vocab_size must be at most {MAX_VOCABULARY}, got {self.vocab_size}")
         if self.dtype is not None:
             check_choice("dtype", self.dtype, SAID)
 
-    def paths(self, split: str) -> list[str]:
+    def paths(self, split: str, tally: Tally | None = None) -> list[str]:
         """The files of a split, sorted. If a glob matches an .idx file, its .bin file is taken."""
         for field in ("train", "validation", "vocab_size"):
             if getattr(self, field) is None:
                 raise ConfigError(f"data.{field} must be given for data=token_files")
-        patterns: list[str] = []
-        for name in as_list(getattr(self, split)):
-            folder = os.path.expanduser(name)
-            below = [os.path.join(glob.escape(folder), "**", f"*{end}") for end in ENDINGS if os.path.isdir(folder)]
-            patterns += [pattern for pattern in below if glob.glob(pattern, recursive=True)] or [name]
-        found = {path[:-4] + ".bin" if path.endswith(".idx") else path for path in expand(f"data.{split}", patterns)}
-        if other := sorted(path for path in found if not path.endswith(ENDINGS)):
+        found = expand(f"data.{split}", getattr(self, split), tally, (*ENDINGS, ".idx"))
+        taken = {path[:-4] + ".bin" if path.endswith(".idx") else path for path in found}
+        if other := sorted(path for path in taken if not path.lower().endswith(ENDINGS)):
             raise UserError(f"data.{split}: {other[0]} is not a .bin or .npy file of tokens")
-        return sorted(found)
+        return sorted(taken)
 
     def identity(self) -> dict:
         """The files by path, size and time. The tokenizer is not part of the identity."""
@@ -112,7 +109,8 @@ class TokenFilesConfig(Source):
 
     def prepare(self, job: Job) -> dict:
         """Read every file once, for its hash and the range of its ids. The files stay in place."""
-        paths = {split: self.paths(split) for split in SPLITS}
+        tally = Tally()
+        paths = {split: self.paths(split, tally) for split in SPLITS}
         assert self.vocab_size is not None, "`paths` raises without it"
         layouts = {
             path: probe(path, self.format, self.dtype, self.vocab_size) for split in SPLITS for path in paths[split]
@@ -130,7 +128,8 @@ class TokenFilesConfig(Source):
             documents = [n for path in paths[split] if (n := layouts[path].n_documents) is not None]
             n_documents = sum(documents) if len(documents) == len(shards) else None
             splits[split] = token_record(sum(shard["n_tokens"] for shard in shards), n_documents, shards)
-        return self.manifest(splits, train_counts)
+        n_found = len(layouts) + tally.n_files
+        return self.manifest(splits, train_counts, reading={"found": n_found, **tally.as_dict()})
 
 
 class Layout(NamedTuple):
@@ -213,7 +212,8 @@ def _probe_headerless(path: str, size: int, dtype: str | None, vocab_size: int) 
         for block in _blocks(path, 0, size):
             for name in left:
                 ids = np.frombuffer(block, numpy_dtype(name))
-                wrong = (ids < 0) | (ids >= vocab_size) | ~np.isfinite(ids) | (ids != np.trunc(ids))
+                with np.errstate(invalid="ignore"):  # no comparison with NaN holds
+                    wrong = ~((ids >= 0) & (ids < vocab_size) & (ids == np.trunc(ids)))
                 if wrong.any():
                     outside[name] = f"token id {ids[wrong][0]} is outside data.vocab_size={vocab_size}, read as {name}"
             left = [name for name in left if name not in outside]
