@@ -1,5 +1,8 @@
 """What a prepared corpus holds and what was left out of it, as lines for a terminal."""
 
+from collections import Counter
+from pathlib import Path
+
 from scaling_testbed.data.shards import SPLITS, PreparedData
 from scaling_testbed.errors import listed
 
@@ -14,6 +17,8 @@ def describe(data: PreparedData) -> str:
     manifest, lines = data.manifest, [("folder", str(data.folder))]
     if read := files_line(manifest):
         lines.append(("files", read))
+    if foreign := _formats(manifest):
+        lines.append(("formats", foreign))
     for split in SPLITS:
         record = manifest["splits"][split]
         parts = [f"{record['n_tokens']:,} tokens"]
@@ -27,6 +32,13 @@ def describe(data: PreparedData) -> str:
     if stray := data.stray_shards():
         lines.append(("not read", f"{listed(stray)}: not in the manifest"))
     return "\n".join([f"{label:<16} {text}" for label, text in lines] + remarks(manifest))
+
+
+def _formats(manifest: dict) -> str:
+    """The formats and types of a user's own token files; empty for shards of this project."""
+    shards = [shard for split in SPLITS for shard in manifest["splits"][split]["shards"]]
+    kinds = Counter(f"{shard['format']} of {shard['dtype']}" for shard in shards if Path(shard["file"]).is_absolute())
+    return ", ".join(f"{count:,} {kind}" for kind, count in sorted(kinds.items()))
 
 
 _COUNTS = {"n_documents": "documents", "n_bytes": "bytes of text"}

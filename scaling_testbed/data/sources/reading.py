@@ -149,11 +149,11 @@ def check_places(field: str, value) -> None:
             )
 
 
-def expand(field: str, patterns, tally: Tally | None = None) -> list[str]:
+def expand(field: str, patterns, tally: Tally | None = None, endings: Iterable[str] = KINDS) -> list[str]:
     """Sorted absolute paths of the files that globs, plain paths or folders name.
 
-    A folder stands for every file below it with a known ending. Links to folders are followed, each folder once. A file
-    that several paths lead to is taken once. tally: counts what is left out. Raises UserError if a pattern matches
+    A folder stands for every file below it with one of `endings`. Links to folders are followed, each folder once. A
+    file that several paths lead to is taken once. tally: counts what is left out. Raises UserError if a pattern matches
     nothing, ConfigError for a blank pattern.
     """
     check_places(field, patterns)
@@ -163,11 +163,10 @@ def expand(field: str, patterns, tally: Tally | None = None) -> list[str]:
         full = os.path.abspath(os.path.expanduser(pattern))
         if os.path.isdir(full):
             there = walk(full, follow=True)
-            matches = [path for path in there if kind_of(path)]
-            for path in there:
-                if not kind_of(path):
-                    tally.leave_out(f"with ending {_ending(path)}", path)
-            problem = f"no file in {pattern!r} has a known ending ({_endings(there)}); known: {', '.join(KINDS)}"
+            matches = [path for path in there if path.lower().endswith(tuple(endings))]
+            for path in sorted(set(there) - set(matches)):
+                tally.leave_out(f"with ending {_ending(path)}", path)
+            problem = f"no file in {pattern!r} has a known ending ({_endings(there)}); known: {', '.join(endings)}"
         else:
             matches = [full] if os.path.lexists(full) else _matches(full, tally)
             problem = f"no file matches {pattern!r} (looked in {os.getcwd()})"
