@@ -169,6 +169,8 @@ class _Job:
         for record in records:
             tally.add(record["tally"])
         _check_rows(source, tally)
+        reached = {unit.path for record in records for unit in tasks[record["index"]].units}
+        found["not_reached"] = len({unit.path for unit in units} - reached)  # because of max_documents or max_tokens
         if not any(splits[split]["n_documents"] for split in SPLITS):
             raise UserError(_empty(source, "no document", tally))
         documents = documents_of(self.work, records)
