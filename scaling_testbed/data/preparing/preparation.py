@@ -28,7 +28,7 @@ from scaling_testbed.data.preparing.tasks import (
 from scaling_testbed.data.preparing.text_check import checked_text, percent
 from scaling_testbed.data.shards import SCHEMA_VERSION, SPLITS, fingerprint_of, read_manifest
 from scaling_testbed.data.sources.reading import CHAT_FORMAT, Tally, Unit
-from scaling_testbed.data.sources.source import SplitRule, TextSource, same_text
+from scaling_testbed.data.sources.source import SplitRule, TextSource
 from scaling_testbed.data.summary import counted, left_out_line
 from scaling_testbed.data.tokenizers import TOKENIZER_FILE, tokenizer_fingerprint
 from scaling_testbed.errors import UserError
@@ -175,7 +175,10 @@ class _Job:
             raise UserError(_empty(source, "no document", tally))
         documents = documents_of(self.work, records)
         if 0 < splits["validation"]["n_documents"] == documents["validation_in_train"]:
-            raise UserError(same_text(source, "every validation document is a training document too"))
+            raise UserError(
+                f"{source.name}: every validation document is a training document too, so the validation loss would be "
+                f"a training loss ({source.where()}); name other data"
+            )
         encoder = source.encoder(self.work, description)
         if not source.is_text:
             for record in splits.values():

@@ -380,11 +380,3 @@ def test_the_type_is_part_of_the_identity_and_corpora_that_an_earlier_version_gu
 def test_a_wrong_field_is_refused_at_once(fields, message):
     with pytest.raises(ConfigError, match=message):
         TokenFilesConfig(train="a.bin", validation="b.bin", **fields)
-
-
-def test_a_validation_file_with_the_content_of_a_training_file_is_refused(tmp_path, prepared):
-    for name, ids in (("a", range(100)), ("b", range(50, 150)), ("copy", range(100))):
-        np.array(ids, dtype="<u2").tofile(tmp_path / f"{name}.bin")
-    at = {"train": [str(tmp_path / "a.bin"), str(tmp_path / "b.bin")], "vocab_size": 300, "dtype": "uint16"}
-    with pytest.raises(UserError, match="every validation file has the same content as a training file"):
-        prepared(TokenFilesConfig(**at, validation=str(tmp_path / "copy.bin")))
