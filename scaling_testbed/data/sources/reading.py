@@ -22,7 +22,7 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 
-from scaling_testbed.errors import ConfigError, UserError
+from scaling_testbed.errors import ConfigError, UserError, listed
 
 # Longest suffix first. The .json.gz files of C4 hold JSON lines too.
 KINDS = {
@@ -407,10 +407,14 @@ class Rows:
                 return None
             if not isinstance(value, dict) or part not in value:
                 key = "data.text_field" if self.ids_field is None else "data.ids_field"
-                fields = ", ".join(map(str, row)) or "none"
-                raise BadRow("no such field", f"no field {self.field!r} (fields: {fields}); set {key}")
+                raise BadRow("no such field", f"no field {self.field!r} (fields: {_names(row)}); set {key}")
             value = value[part]
         return value
+
+
+def _names(fields: Iterable[Any]) -> str:
+    """Names of fields in a line of a message."""
+    return listed([" ".join(str(name).split())[:40] for name in fields], most=20) or "none"
 
 
 def _is_new(tally: Tally, reason: str) -> bool:
@@ -600,9 +604,7 @@ def _csv_rows(unit: Unit, field: str) -> Iterator[tuple[int, dict | BadRow]]:
             raise UserError(f"{unit.path}: {header.count(field)} columns have the name {field!r}")
         if header and field not in header:
             commas = "" if len(header) > 1 or header[0].isidentifier() else "; commas must part the fields"
-            raise UserError(
-                f"{unit.path}: no field {field!r} (fields: {', '.join(header)}); set data.text_field{commas}"
-            )
+            raise UserError(f"{unit.path}: no field {field!r} (fields: {_names(header)}); set data.text_field{commas}")
         while True:
             try:
                 row = next(lines)
@@ -645,7 +647,7 @@ def _open_parquet(path: str):
 
     try:
         return pyarrow.parquet.ParquetFile(path)
-    except (OSError, pyarrow.ArrowException) as error:
+    except (OSError, ValueError, pyarrow.ArrowException) as error:  # ValueError: a name of a column that is not UTF-8
         raise UserError(f"{path}: cannot be read as parquet ({str(error).splitlines()[0]})") from None
 
 
@@ -660,7 +662,7 @@ def _parquet_rows(unit: Unit, field: str) -> Iterator[tuple[int, dict | BadRow]]
     file = _open_parquet(unit.path)
     names = file.schema_arrow.names
     if field not in names and field.split(".")[0] not in names:
-        raise UserError(f"{unit.path}: no field {field!r} (fields: {', '.join(names)}); set data.text_field")
+        raise UserError(f"{unit.path}: no field {field!r} (fields: {_names(names)}); set data.text_field")
     groups = range(unit.start, unit.stop)
     number = sum(file.metadata.row_group(group).num_rows for group in range(unit.start))
     column = field if field in names else field.split(".")[0]
@@ -670,7 +672,7 @@ def _parquet_rows(unit: Unit, field: str) -> Iterator[tuple[int, dict | BadRow]]
             for value in _python_values(values):
                 yield number, value if isinstance(value, BadRow) else {column: value}
                 number += 1
-    except pyarrow.ArrowException as error:
+    except (ValueError, pyarrow.ArrowException) as error:
         raise UserError(f"{unit.path}: cannot be read as parquet ({str(error).splitlines()[0]})") from None
 
 
