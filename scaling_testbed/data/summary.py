@@ -50,8 +50,11 @@ def files_line(manifest: dict) -> str | None:
     reading, parts = manifest.get("reading") or {}, []
     left_out = reading.get("files") or {}
     if "found" in reading:
-        n_taken = reading["found"] - sum(entry["count"] for entry in left_out.values())
+        n_later = reading.get("not_reached") or 0
+        n_taken = reading["found"] - sum(entry["count"] for entry in left_out.values()) - n_later
         parts.append(f"{reading['found']:,} found, {n_taken:,} taken")
+        if n_later:
+            parts.append(f"{n_later:,} not reached, because the source is limited")
     if left_out:
         parts.append(f"left out {counted(left_out)}")
     if bad := reading.get("bad_rows"):

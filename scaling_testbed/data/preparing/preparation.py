@@ -28,7 +28,7 @@ from scaling_testbed.data.preparing.tasks import (
 from scaling_testbed.data.preparing.text_check import checked_text, percent
 from scaling_testbed.data.shards import SCHEMA_VERSION, SPLITS, fingerprint_of, read_manifest
 from scaling_testbed.data.sources.reading import CHAT_FORMAT, Tally, Unit
-from scaling_testbed.data.sources.source import SplitRule, TextSource, same_text
+from scaling_testbed.data.sources.source import SplitRule, TextSource
 from scaling_testbed.data.summary import counted, left_out_line
 from scaling_testbed.data.tokenizers import TOKENIZER_FILE, tokenizer_fingerprint
 from scaling_testbed.errors import UserError
@@ -169,11 +169,16 @@ class _Job:
         for record in records:
             tally.add(record["tally"])
         _check_rows(source, tally)
+        reached = {unit.path for record in records for unit in tasks[record["index"]].units}
+        found["not_reached"] = len({unit.path for unit in units} - reached)  # because of max_documents or max_tokens
         if not any(splits[split]["n_documents"] for split in SPLITS):
             raise UserError(_empty(source, "no document", tally))
         documents = documents_of(self.work, records)
         if 0 < splits["validation"]["n_documents"] == documents["validation_in_train"]:
-            raise UserError(same_text(source, "every validation document is a training document too"))
+            raise UserError(
+                f"{source.name}: every validation document is a training document too, so the validation loss would be "
+                f"a training loss ({source.where()}); name other data"
+            )
         encoder = source.encoder(self.work, description)
         if not source.is_text:
             for record in splits.values():

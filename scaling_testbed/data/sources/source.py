@@ -84,16 +84,13 @@ class Source:
     def manifest(self, splits: dict[str, dict], counts: np.ndarray, **more: Any) -> dict:
         """The manifest, from the records of the splits and the counts [vocab_size] of each id in the train split.
 
-        Raises UserError if a split is empty, or if the files of both splits are the same.
+        Raises UserError if a split is empty.
         """
         for split in SPLITS:
             if not splits[split]["n_tokens"]:
                 raise UserError(
                     f"{self.name}: too small to split, no document in {split} ({self.where()}); {self.too_small}"
                 )
-        train, validation = ({shard["sha256"] for shard in splits[split]["shards"]} for split in SPLITS)
-        if validation <= train:
-            raise UserError(same_text(self, "every validation file has the same content as a training file"))
         share = counts[counts > 0] / counts.sum()
         return {
             "source": self.description(),
@@ -108,11 +105,6 @@ class Source:
             **more,
             "splits": splits,
         }
-
-
-def same_text(source: Source, what: str) -> str:
-    """The message where the validation split is training text."""
-    return f"{source.name}: {what}, so the validation loss would be a training loss ({source.where()}); name other data"
 
 
 def token_record(n_tokens: int, n_documents: int | None, shards: list[dict]) -> dict:
