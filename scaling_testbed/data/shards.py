@@ -9,6 +9,7 @@ file was checked before.
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from scaling_testbed.data.watched import WatchedTokens, state_of
 from scaling_testbed.errors import UserError
 from scaling_testbed.files import sha256_of, write_json
 
@@ -116,19 +118,20 @@ class ShardWriter:
 
 
 class TokenStream:
-    """The tokens of one split as one long sequence over its shards. It is memory-mapped, and threads may read it.
+    """The tokens of one split as one long sequence over its shards. They are read when they are needed, and threads may
+    read them.
 
     n_bytes: number of bytes of the text (EOS adds none); None if the source has no text.
     """
 
-    def __init__(self, label: str, arrays: list[np.ndarray], n_bytes: int | None = None):
+    def __init__(self, label: str, arrays: Sequence[np.ndarray | WatchedTokens], n_bytes: int | None = None):
         self.label, self.n_bytes = label, n_bytes
         self._arrays = arrays
         self._ends = np.cumsum([len(array) for array in arrays], dtype=np.int64)
         self.n_tokens = int(self._ends[-1]) if arrays else 0
 
     def read(self, start: int, length: int) -> np.ndarray:
-        """Tokens [start, start + length); a view if they are in one shard. Raises IndexError beyond the ends."""
+        """Tokens [start, start + length). Raises IndexError beyond the ends, and UserError if a file has changed."""
         if start < 0 or length < 0 or start + length > self.n_tokens:
             raise IndexError(f"{self.label}: tokens {start} to {start + length} of {self.n_tokens}")
         shard = int(np.searchsorted(self._ends, start, side="right"))
@@ -144,7 +147,7 @@ class TokenStream:
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def gather(self, starts: np.ndarray, length: int) -> np.ndarray:
-        """Rows of `length` tokens at each start, int64 [len(starts), length]. This is the only copy for a batch."""
+        """Rows of `length` tokens at each start, int64 [len(starts), length]. Raises UserError if a file changed."""
         rows = np.empty((len(starts), length), dtype=np.int64)
         if len(self._arrays) == 1:
             tokens = self._arrays[0]
@@ -154,6 +157,12 @@ class TokenStream:
             for row, start in zip(rows, starts.tolist(), strict=True):
                 row[:] = self.read(start, length)
         return rows
+
+    def check(self) -> None:
+        """Raise UserError if a file of this stream is not the one that was opened."""
+        for array in self._arrays:
+            if isinstance(array, WatchedTokens):
+                array.check()
 
 
 @dataclass(frozen=True)
@@ -179,11 +188,21 @@ class PreparedData:
 
     @property
     def fingerprint(self) -> str:
-        content: list[Any] = [self.vocab_size, self.tokenizer_fingerprint]
-        for split in SPLITS:
-            shards = self.manifest["splits"][split]["shards"]
-            content.append([[shard["sha256"], shard["n_tokens"], shard["offset"]] for shard in shards])
-        return fingerprint_of(content)
+        return data_fingerprint(self.manifest)
+
+    def check(self) -> None:
+        """Raise UserError if a file is not the one that was opened: it was changed, cut, replaced or removed."""
+        self.train.check()
+        self.validation.check()
+
+
+def data_fingerprint(manifest: dict) -> str:
+    """The fingerprint of the tokens and the tokenizer that a manifest describes."""
+    content: list[Any] = [manifest["vocab_size"], manifest["tokenizer_fingerprint"]]
+    for split in SPLITS:
+        shards = manifest["splits"][split]["shards"]
+        content.append([[shard["sha256"], shard["n_tokens"], shard["offset"]] for shard in shards])
+    return fingerprint_of(content)
 
 
 def fingerprint_of(value) -> str:
@@ -204,13 +223,13 @@ def open_prepared(folder: Path | str, verify: bool = True) -> PreparedData:
     paths = [_shard_path(folder, entry) for entry in entries]
     for path, entry in zip(paths, entries, strict=True):
         _check_shape(path, entry)
-    if verify:
-        _check_hashes(folder, paths, entries)
     streams = {}
     for split in SPLITS:
         record = manifest["splits"][split]
-        arrays = [_map(_shard_path(folder, entry), entry) for entry in record["shards"]]
+        arrays = [WatchedTokens(_shard_path(folder, entry), entry) for entry in record["shards"]]
         streams[split] = TokenStream(f"{split} split of {folder}", arrays, record["n_bytes"])
+    if verify:  # after the files were opened, so that a change since then is noticed
+        _check_hashes(folder, paths, entries)
     return PreparedData(folder, manifest, **streams)
 
 
@@ -268,19 +287,13 @@ def _check_shape(path: Path, entry: dict) -> None:
             raise UserError(f"{path}: header says {found}, the manifest {entry['dtype']}, {entry['n_tokens']}")
 
 
-def _file_state(path: Path) -> list[int]:
-    """Size, times and inode of a file. ctime cannot be set back, so each edit in place and each replacement shows."""
-    stat = path.stat()
-    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
-
-
 def _check_hashes(folder: Path, paths: list[Path], entries: list[dict]) -> None:
     cache_path = folder / ".verified.json"
     try:
         known = json.loads(cache_path.read_text())
     except (OSError, ValueError):
         known = {}
-    states = [_file_state(path) for path in paths]
+    states = [state_of(path.stat()) for path in paths]
     wanted = [[*state, entry["sha256"]] for state, entry in zip(states, entries, strict=True)]
     stale = [i for i, path in enumerate(paths) if known.get(str(path.absolute())) != wanted[i]]
     if not stale:
@@ -291,9 +304,3 @@ def _check_hashes(folder: Path, paths: list[Path], entries: list[dict]) -> None:
                 raise UserError(f"{paths[i]}: sha256 differs from the manifest; the file was changed or replaced")
     with suppress(UserError):  # the files of a read-only folder are hashed at each opening
         write_json(cache_path, {str(path.absolute()): row for path, row in zip(paths, wanted, strict=True)})
-
-
-def _map(path: Path, entry: dict) -> np.ndarray:
-    dtype = np.dtype(entry["dtype"]).newbyteorder("<")
-    shape = (entry["n_tokens"],)
-    return np.memmap(path, dtype=dtype, mode="r", offset=entry["offset"], shape=shape).view(np.ndarray)

@@ -22,7 +22,7 @@ from scaling_testbed.processes.device import choose_device, choose_precision, co
 from scaling_testbed.processes.group import Processes
 from scaling_testbed.processes.placement import Replica, parallelize
 from scaling_testbed.runs.folder import RunFolder
-from scaling_testbed.training.data import open_training_batches, open_validation_sets
+from scaling_testbed.training.data import MAIN_SET, open_sets, open_training_batches, open_validation_sets
 from scaling_testbed.training.measurement import Measurement
 
 
@@ -31,9 +31,10 @@ class Parts:
     """The parts of one run on one of its processes. Weights, moments and states of interventions change during
     training; the parts stay the same.
 
-    precision: fp32 | bf16. loss: with its `impl` chosen. validation_sets: by name, the run's own first. steps: of the
-    whole run. flops_per_token: of training, including interventions. model: the plain module. placed: the same model on
-    its devices. interventions: by name, in the order in which a step runs them.
+    precision: fp32 | bf16. loss: with its `impl` chosen. prepared: the corpora by the name of the validation set that
+    they give, the run's own first. validation_sets: in the same order. steps: of the whole run. flops_per_token: of
+    training, including interventions. model: the plain module. placed: the same model on its devices. interventions: by
+    name, in the order in which a step runs them.
     """
 
     run: RunConfig
@@ -42,7 +43,7 @@ class Parts:
     device: torch.device
     precision: str
     loss: CrossEntropyConfig
-    data: PreparedData
+    prepared: dict[str, PreparedData]
     batches: TrainingBatches
     validation_sets: dict[str, ValidationBatches]
     counts: ParamCounts
@@ -53,6 +54,11 @@ class Parts:
     optimizer: torch.optim.Optimizer
     interventions: dict[str, Intervention]
     measurement: Measurement
+
+    @property
+    def data(self) -> PreparedData:
+        """The corpus that the run is trained on."""
+        return self.prepared[MAIN_SET]
 
 
 def build_parts(run: RunConfig, folder: RunFolder, processes: Processes, *, quiet: bool = False) -> Parts:
@@ -65,10 +71,10 @@ def build_parts(run: RunConfig, folder: RunFolder, processes: Processes, *, quie
     device, precision, loss = processes.together(lambda: _choose_paths(run, processes.world.local_rank))
     # Rank 0 prepares, which may take hours. The others wait for it.
     prepared = Path(processes.on_main(lambda: str(_prepare(run, quiet))))
-    data, batches, validation_sets = processes.together(lambda: _open(run, prepared))
+    sets, batches, validation_sets = processes.together(lambda: _open(run, prepared))
     processes.connect(device)
 
-    config = run.model.resolved(data.vocab_size)
+    config = run.model.resolved(sets[MAIN_SET].vocab_size)
     counts = count_params(config)
     steps = run.budget.resolve_steps(counts, run.batch.tokens)
     where = torch.device("meta") if run.parallelism.is_sharded else device
@@ -90,7 +96,7 @@ def build_parts(run: RunConfig, folder: RunFolder, processes: Processes, *, quie
         device=device,
         precision=precision,
         loss=loss,
-        data=data,
+        prepared=sets,
         batches=batches,
         validation_sets=validation_sets,
         counts=counts,
@@ -130,6 +136,8 @@ def _prepare(run: RunConfig, quiet: bool) -> Path:
     return prepare(run.data, run.tokenizer, data_dir=Path(run.data_dir), workers=run.data_workers, quiet=quiet)
 
 
-def _open(run: RunConfig, prepared: Path) -> tuple[PreparedData, TrainingBatches, dict[str, ValidationBatches]]:
-    data = open_prepared(prepared)
-    return data, open_training_batches(run, data), open_validation_sets(run, data)
+def _open(
+    run: RunConfig, prepared: Path
+) -> tuple[dict[str, PreparedData], TrainingBatches, dict[str, ValidationBatches]]:
+    sets = open_sets(run, open_prepared(prepared))
+    return sets, open_training_batches(run, sets[MAIN_SET]), open_validation_sets(run, sets)
