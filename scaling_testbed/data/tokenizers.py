@@ -130,6 +130,14 @@ class TokenizerConfig:
         fields = {key: value for key, value in asdict(self).items() if key != "name"}
         return {"kind": self.kind, **fields}
 
+    def settings(self) -> dict:
+        """The part of the identity that says nothing of files."""
+        return self.identity()
+
+    def inputs(self) -> list[str]:
+        """The files on this machine that decide the ids."""
+        return []
+
     def prepare(self, texts: Iterable[bytes], folder: Path) -> dict:
         """Write the files of the tokenizer into `folder`, and return its description for the manifest.
 
@@ -242,6 +250,14 @@ class PretrainedConfig(TokenizerConfig):
         local = self._local_file()
         found = {"path": None, "revision": None, "sha256": sha256_of(local)} if local is not None else {}
         return super().identity() | found
+
+    def settings(self) -> dict:
+        """The identity without the hash of a file."""
+        return super().identity() | ({"path": None, "revision": None} if self.inputs() else {})
+
+    def inputs(self) -> list[str]:
+        local = self._local_file()
+        return [] if local is None else [os.path.abspath(local)]
 
     def prepare(self, texts: Iterable[bytes], folder: Path) -> dict:
         """Write tokenizer.json into `folder` and return the description."""

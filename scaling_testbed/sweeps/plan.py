@@ -11,7 +11,8 @@ from typing import Any
 
 from scaling_testbed.config.compose import check_no_code, compose_many, outside_overrides, quoted
 from scaling_testbed.config.run import RunConfig, flatten, flops_per_token, rate_means, run_folder_path, run_id
-from scaling_testbed.data.preparing.preparation import folder_name
+from scaling_testbed.data.preparing.preparation import find_prepared
+from scaling_testbed.data.shards import read_manifest
 from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.files import write_json, write_text
 from scaling_testbed.model.counting import count_params
@@ -134,10 +135,10 @@ def planned_vocab_size(run: RunConfig) -> int:
     """The vocabulary size of the run's data, from the prepared data or else from its source or tokenizer. Raises
     ConfigError if it is known only after the data is prepared."""
     try:
-        manifest = Path(run.data_dir) / folder_name(run.data, run.tokenizer) / "manifest.json"
-        return json.loads(manifest.read_text())["vocab_size"]
-    except (OSError, ValueError, KeyError, UserError):
-        pass  # not prepared, or the source does not exist
+        if folder := find_prepared(run.data, run.tokenizer, Path(run.data_dir)):
+            return read_manifest(folder)["vocab_size"]
+    except UserError:
+        pass  # the source does not exist, or the folder cannot be read
     known = getattr(run.data, "vocab_size", None) or getattr(run.tokenizer, "vocab_size", None) or run.model.vocab_size
     if known is None:
         raise ConfigError(

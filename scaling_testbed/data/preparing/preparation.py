@@ -10,12 +10,13 @@ import json
 import os
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from scaling_testbed.data.preparing import inputs as files_of
 from scaling_testbed.data.preparing.tasks import (
     plan_tasks,
     run_tasks,
@@ -23,7 +24,7 @@ from scaling_testbed.data.preparing.tasks import (
     start_or_resume,
     with_a_validation_document,
 )
-from scaling_testbed.data.shards import SCHEMA_VERSION, SPLITS, fingerprint_of
+from scaling_testbed.data.shards import SCHEMA_VERSION, SPLITS, fingerprint_of, read_manifest
 from scaling_testbed.data.sources.reading import Unit
 from scaling_testbed.data.sources.source import TextSource
 from scaling_testbed.data.tokenizers import tokenizer_fingerprint, training_sample
@@ -33,6 +34,10 @@ from scaling_testbed.plugins import source_hash
 from scaling_testbed.progress import ByteProgress
 
 CHUNK_BYTES = 64 << 20
+
+
+class OtherBytes(UserError):
+    """A file has the size and the time, and not the bytes, of the file that a corpus was prepared from."""
 
 
 def folder_name(source, tokenizer) -> str:
@@ -61,9 +66,9 @@ def prepare(
     `tokenizer` may be None for synthetic sources and token files. Raises UserError or ConfigError that names the
     file or key.
     """
+    if found := find_prepared(source, tokenizer, Path(data_dir)):
+        return found
     folder = Path(data_dir) / folder_name(source, tokenizer)
-    if (folder / "manifest.json").exists():
-        return folder
     progress = ByteProgress(folder.name, quiet=quiet)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -93,6 +98,42 @@ def prepare(
     return folder
 
 
+def find_prepared(source, tokenizer, data_dir: Path) -> Path | None:
+    """The complete folder of these data, or None. Reads no document.
+
+    It is the folder with their name, or another one that was prepared from files with the same bytes: a file that was
+    copied or touched gives the same tokens. Raises OtherBytes for a file with other bytes, but the same size and time.
+    """
+    folder = data_dir / folder_name(source, tokenizer)
+    named = (folder / "manifest.json").exists()
+    others = [] if named else prepared_folders(data_dir)
+    if not named and not others:
+        return None
+    now = files_of.inputs_of(source, tokenizer)
+    if named:
+        if now.files and (problems := files_of.differences(folder, read_manifest(folder), now)):
+            raise OtherBytes(
+                f"{problems[0]}, but the size and time that it had when {folder} was prepared; `touch` the file, and "
+                "run the command again"
+            )
+        return folder
+    for other in others if now.files else ():
+        with contextlib.suppress(UserError):  # a folder that cannot be read
+            manifest = read_manifest(other)
+            was = manifest.get("inputs") or {}
+            alike = [was.get(key) for key in ("settings", "files", "bytes")] == [
+                *(now.settings, len(now.files or ()), now.n_bytes)
+            ]
+            if alike and files_of.differences(other, manifest, now) == []:
+                return other
+    return None
+
+
+def prepared_folders(data_dir: Path) -> list[Path]:
+    """The complete folders below `data_dir`. Hidden folders are being prepared."""
+    return sorted(path.parent for path in data_dir.glob("[!.]*/manifest.json"))
+
+
 @contextlib.contextmanager
 def _alone(path: Path, progress: ByteProgress):
     """A context in which no other process prepares the same data. It waits for a process that already does."""
@@ -117,7 +158,12 @@ def _build(source, tokenizer, folder: Path, workers: int | None, progress: ByteP
     for stale in [*work.glob("*.tmp"), *work.glob("tasks/*.tmp")]:
         stale.unlink(missing_ok=True)
     if not (work / "manifest.json").exists():
-        manifest = source.prepare(_Job(work, tokenizer, workers, chunk_bytes, progress))
+        job = _Job(work, tokenizer, workers, chunk_bytes, progress)
+        manifest = source.prepare(job)
+        now = files_of.inputs_of(source, tokenizer)
+        if now.files is not None:
+            read = job.read.intersection(file.path for file in now.files)
+            manifest["inputs"] = files_of.record(now, work, _hashed(manifest), read or None)
         if folder_name(source, tokenizer) != folder.name:
             shutil.rmtree(work)
             raise UserError(f"{source.name}: the source changed while it was being prepared; run the command again")
@@ -132,15 +178,22 @@ def _build(source, tokenizer, folder: Path, workers: int | None, progress: ByteP
     fsync_folder(folder.parent)
 
 
+def _hashed(manifest: dict) -> dict[str, str]:
+    """Path -> sha256 of token files that stay in place."""
+    shards = [shard for split in SPLITS for shard in manifest["splits"][split]["shards"]]
+    return {shard["file"]: shard["sha256"] for shard in shards if os.path.isabs(shard["file"])}
+
+
 @dataclass(frozen=True)
 class _Job:
-    """The implementation of data.sources.source.Job."""
+    """The implementation of data.sources.source.Job. read: the paths of a limited source that were read; empty: all."""
 
     work: Path
     tokenizer: Any
     workers: int | None
     chunk_bytes: int
     progress: ByteProgress
+    read: set[str] = field(default_factory=set)
 
     def start(self, n_bytes: int) -> None:
         self.progress.start(n_bytes)
@@ -157,6 +210,9 @@ class _Job:
         start_or_resume(self.work, tasks)
         description = self._prepare_tokenizer(source, units)
         records = run_tasks(source, tasks, self.work, description, self.workers, self.progress)
+        if source.limited and not self.tokenizer.sample_bytes:
+            done = {record["index"] for record in records}
+            self.read.update(unit.path for task in tasks if task.index in done for unit in task.units)
         folder = self.work / "tasks"
         counts = sum(np.load(folder / f"{record['index']:05d}.npy", allow_pickle=False) for record in records)
         splits = {split: _merge([record["splits"][split] for record in records]) for split in SPLITS}

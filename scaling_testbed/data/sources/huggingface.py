@@ -55,16 +55,33 @@ class HuggingFaceConfig(TextSource):
         if not (self.data_files is None or isinstance(self.data_files, (str, list)) and as_list(self.data_files)):
             raise ConfigError(f"data_files must be a glob or a list of globs, got {self.data_files!r}")
 
+    def settings(self) -> dict:
+        """The identity of `Source` without the places of local files."""
+        record = super().settings()
+        if self._local_files() is not None:
+            record["data_files"] = None
+            record["path"] = None if os.path.isdir(self.path or "") else self.path
+        return record
+
+    def inputs(self) -> dict[str, list[str]] | None:
+        local = self._local_files()
+        return None if local is None else {"files": local[1]}
+
     def content(self) -> dict:
         """The sizes and times of local files; empty for a dataset on the hub, whose content `revision` identifies."""
+        local = self._local_files()
+        return {} if local is None else {"contents": file_identity(local[1], local[0])}
+
+    def _local_files(self) -> tuple[str | None, list[str]] | None:
+        """The folder and the files of a dataset on this machine; None for one on the hub."""
         if self.path is None:
             raise ConfigError("data.path must be given: a dataset's name on the hub, a folder, or parquet or json")
         local = [name for name in as_list(self.data_files) if "://" not in name]
         if local and self.path in ("parquet", "json", "text", "csv"):
-            return {"contents": file_identity(expand("data.data_files", local))}
+            return None, expand("data.data_files", local)
         if os.path.isdir(self.path):
-            return {"contents": file_identity(walk(self.path, frozenset({".git", ".cache"})), self.path)}
-        return {}
+            return os.path.abspath(self.path), walk(os.path.abspath(self.path), frozenset({".git", ".cache"}))
+        return None
 
     def units(self, chunk_bytes: int) -> list[Unit]:
         if self.validation_split is None:

@@ -31,6 +31,9 @@ class PythonStdlibConfig(TextSource):
     def content(self) -> dict:
         return {"files": [file_identity(paths, root) for root, paths in self._files()]}
 
+    def inputs(self) -> dict[str, list[str]]:
+        return {f"folder {number}": paths for number, (_, paths) in enumerate(self._files(), 1)}
+
     def units(self, chunk_bytes: int) -> list[Unit]:
         paths = [path for _, paths in self._files() for path in paths]
         return [unit for path in paths for unit in plan_file("files", path, chunk_bytes)]

@@ -60,6 +60,18 @@ class Source:
         """Everything about the source that determines the tokens, as plain JSON. It must not read a document."""
         return {"kind": self.kind, **self.description()["fields"]}
 
+    def settings(self) -> dict:
+        """The part of the identity that says nothing of the places, sizes and times of files, as plain JSON."""
+        return Source.identity(self)
+
+    def inputs(self) -> dict[str, list[str]] | None:
+        """The files that decide the tokens, in the order in which they are read: what they are for, such as the name of
+        a split -> absolute paths. Empty if the configuration alone decides; None if it is not known.
+
+        By them the data of a finished run are compared with those at hand. Raises UserError if there are none.
+        """
+        return None
+
     def description(self) -> dict:
         """The record of this source in the manifest."""
         fields = asdict(self)

@@ -41,6 +41,9 @@ class SyntheticSource(Source):
         check_range("n_validation_tokens", self.n_validation_tokens, 1)
         check_range("seed", self.seed, 0)
 
+    def inputs(self) -> dict[str, list[str]]:
+        return {}
+
     def prepare(self, job: Job) -> dict:
         splits = {}
         for split in SPLITS:

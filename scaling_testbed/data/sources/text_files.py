@@ -61,6 +61,15 @@ class TextFilesConfig(TextSource):
         del record["files"], record["validation_files"]
         return record
 
+    def settings(self) -> dict:
+        """The identity of `Source` without the globs."""
+        record = super().settings()
+        del record["files"], record["validation_files"]
+        return record
+
+    def inputs(self) -> dict[str, list[str]]:
+        return {split or "both splits": paths for split, paths in self._files()}
+
     def content(self) -> dict:
         return {"contents": [[split, file_identity(paths)] for split, paths in self._files()]}
 

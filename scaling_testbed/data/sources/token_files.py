@@ -64,6 +64,15 @@ class TokenFilesConfig(Source):
         files = {split: file_identity(found, "/") for split, found in paths.items()}
         return {"kind": self.kind, "format": self.format, "vocab_size": self.vocab_size, **files}
 
+    def settings(self) -> dict:
+        """The identity of `Source` without the globs."""
+        record = super().settings()
+        del record["train"], record["validation"]
+        return record
+
+    def inputs(self) -> dict[str, list[str]]:
+        return {split: self.paths(split) for split in SPLITS}
+
     def prepare(self, job: Job) -> dict:
         """Read every file once, for its hash and the range of its ids. The files stay in place."""
         paths = {split: self.paths(split) for split in SPLITS}
