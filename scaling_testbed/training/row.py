@@ -5,9 +5,9 @@ import math
 
 from scaling_testbed.diagnostics.summary import summarize
 from scaling_testbed.processes.device import device_name, peak_flops
-from scaling_testbed.runs import checkpoint
 from scaling_testbed.runs.environment import versions
 from scaling_testbed.runs.folder import read_metrics
+from scaling_testbed.runs.identity import recorded
 from scaling_testbed.runs.row import Row
 from scaling_testbed.training.parts import Parts
 from scaling_testbed.training.progress import Progress
@@ -36,7 +36,7 @@ def make_row(parts: Parts, progress: Progress, records: Records, outcome: Outcom
     return dataclasses.replace(
         Row.of(run, status=outcome.status, error=outcome.error),
         **dataclasses.asdict(parts.counts),
-        **checkpoint.fingerprints(parts.data),
+        **recorded(run, parts.data, parts.prepared),
         **summarize(run.diagnostics, read_metrics(parts.folder.path / "metrics.jsonl"), progress.step),
         n_tokens=n_tokens,
         steps=progress.step,

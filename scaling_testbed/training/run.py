@@ -6,6 +6,8 @@ changes only rounding. Only rank 0 holds the folder of the run.
 """
 
 import contextlib
+import sys
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,12 +15,12 @@ import torch
 
 from scaling_testbed.config.run import RunConfig, run_folder_path
 from scaling_testbed.errors import UserError, first_line
-from scaling_testbed.plugins import check_unchanged
 from scaling_testbed.processes.device import peak_memory_bytes
 from scaling_testbed.processes.group import PeerGone, Processes
 from scaling_testbed.processes.interrupts import Interrupted, Interrupts
 from scaling_testbed.processes.world import check_world, world_from_environment
 from scaling_testbed.runs.folder import RunFolder
+from scaling_testbed.runs.identity import check_same, of_checkpoint
 from scaling_testbed.runs.row import FINAL, Row
 from scaling_testbed.training.parts import build_parts
 from scaling_testbed.training.progress import is_evaluated, is_saved, resume, save
@@ -48,6 +50,7 @@ def train(run: RunConfig, interrupts: Interrupts | None = None, *, quiet: bool =
         if row := processes.on_main(lambda: _hold(folder, held, run, quiet=quiet)):
             return row
         held.enter_context(_failures_recorded(run, folder, processes))
+        processes.on_main(lambda: check_same(of_checkpoint(folder.path) or {}, run, folder.path) and None)
         try:
             # Several processes must stop together, which is only possible from the first step on.
             with interrupts.at_once() if world.size == 1 else contextlib.nullcontext():
@@ -92,13 +95,17 @@ def train(run: RunConfig, interrupts: Interrupts | None = None, *, quiet: bool =
 
 
 def _final_row(folder: RunFolder, run: RunConfig, *, quiet: bool) -> dict[str, Any] | None:
-    """The row of a run that has finished or diverged, or None. Prints a line about it unless `quiet`."""
+    """The row of a run that has finished or diverged, or None. Says so in a line, and what of its data could not be
+    compared; if `quiet`, only the latter, as a warning. Raises UserError if its data or its plug-ins have changed."""
     row = folder.result()
     if not row or row["status"] not in FINAL:
         return None
-    check_unchanged(row.get("plugins"), run.plugins, folder.path)
+    unknown = check_same(row, run, folder.path)
     if not quiet:
         print(f"run {folder.path} has {row['status']} before and is not trained again; to repeat it, delete its folder")
+    if unknown:
+        line = f"{folder.path} was not compared with its data: {unknown}"
+        warnings.warn(line, stacklevel=2) if quiet else print(f"warning: {line}", file=sys.stderr)
     return row
 
 
