@@ -1,7 +1,8 @@
 """The errors that a user can cause, which commands print without a traceback, and the exit statuses."""
 
 import math
-from collections.abc import Collection
+import re
+from collections.abc import Collection, Sequence
 
 DONE, FAILED, WRONG, STOPPED, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 75, 130, 141
 EXIT_STATUSES = {
@@ -14,14 +15,31 @@ EXIT_STATUSES = {
 }
 
 
+LONGEST_WORD = 300  # of a message, in characters
+
+
 class UserError(Exception):
     """A wrong file, run or machine. Exit status 1.
 
-    The message is one or two lines. It names the file, run or machine and says what to do next.
+    The message is one or two lines. It names the file, run or machine and says what to do next. It can quote what a
+    damaged or foreign file holds: control characters and halves of surrogate pairs become escapes, and a long word is
+    cut in its middle.
     """
 
     exit_status = FAILED
     told_to_all = False  # whether every process of a run raises it; then only one process prints it
+
+    def __init__(self, message: object = ""):
+        super().__init__(_printable(str(message)))
+
+
+def _printable(text: str) -> str:
+    if text.isascii() and text.isprintable() and len(text) <= LONGEST_WORD:
+        return text
+    escaped = "".join(
+        char if char.isprintable() or char == "\n" else char.encode("unicode_escape").decode() for char in text
+    )
+    return re.sub(rf"\S{{{LONGEST_WORD + 1},}}", lambda found: f"{found[0][:100]}...{found[0][-100:]}", escaped)
 
 
 class ConfigError(UserError):
@@ -51,3 +69,9 @@ def check_not_negative(field: str, value: float) -> None:
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or the name of its class if the message is empty."""
     return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def listed(names: Sequence[str], most: int = 3) -> str:
+    """The first names of a list for a message: `a, b, c and 4 more`."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more:,} more" if more > 0 else "")

@@ -1,4 +1,4 @@
-"""Read YAML, hash files, and write files atomically: a file is complete or absent, also after a power failure."""
+"""Read JSON and YAML, hash files, and write files atomically: complete or absent, also after a power failure."""
 
 import contextlib
 import hashlib
@@ -13,6 +13,10 @@ import yaml
 from scaling_testbed.errors import ConfigError, UserError
 
 YAMLError = yaml.YAMLError  # the error of YAML readers in other packages too
+
+
+class MissingFile(UserError, FileNotFoundError):
+    """There is no such file. A caller for whom that is no error catches FileNotFoundError."""
 
 
 def write_text(path: Path, text: str) -> None:
@@ -39,6 +43,50 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON value with `write_text`, one entry per line."""
     write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def read_json(path: str | Path, *, expect: type = dict, advice: str = "") -> Any:
+    """The value in a JSON file that this project wrote.
+
+    expect: the type that the value must have. advice: what to do about a damaged file, at the end of the message.
+    Raises MissingFile if there is no such file, and UserError that names the file if it cannot be read.
+    """
+    try:
+        text = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise MissingFile(f"{path} does not exist") from None
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
+        raise UserError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error}){_then(advice)}") from None
+    return parse_json(text, path, expect=expect, advice=advice)
+
+
+def parse_json(text: str | bytes, where: str | Path, *, expect: type = dict, advice: str = "") -> Any:
+    """The value of JSON text that this project wrote, such as one line of a .jsonl file.
+
+    where: the file, or file and line, for messages. expect, advice: as in `read_json`. Raises UserError if the text
+    is no JSON, if an object has a key twice, or if the value has another type.
+    """
+    try:
+        value = json.loads(text, object_pairs_hook=_without_repetition)
+    except (ValueError, RecursionError) as error:  # ValueError: also not UTF-8, and a number of too many digits
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise UserError(f"{where} cannot be read as JSON ({reason}); it is damaged{_then(advice)}") from None
+    if not isinstance(value, expect):
+        found = f"{type(value).__name__} in place of {expect.__name__}"
+        raise UserError(f"{where} cannot be read ({found}); it is damaged{_then(advice)}")
+    return value
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} is there twice")
+    return value
+
+
+def _then(advice: str) -> str:
+    return f"; {advice}" if advice else ""
 
 
 class _Loader(yaml.SafeLoader):

@@ -61,14 +61,14 @@ def report(run: RunConfig, row: dict[str, Any]) -> int:
 def dry_run(run: RunConfig) -> int:
     """Print parameters, steps, FLOPs and memory of a run."""
     from scaling_testbed.sweeps.dry_run import describe_run
-    from scaling_testbed.sweeps.plan import planned_vocab_size
+    from scaling_testbed.sweeps.plan import planned_train_tokens, planned_vocab_size
 
     try:
         vocab_size = planned_vocab_size(run)
     except ConfigError:
         vocab_size = ASSUMED_VOCABULARY
         print(f"the vocabulary is not known before the data is prepared; {vocab_size:,} is assumed")
-    print(describe_run(run, vocab_size))
+    print(describe_run(run, vocab_size, planned_train_tokens(run)))
     return 0
 
 

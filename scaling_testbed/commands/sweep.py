@@ -125,13 +125,14 @@ def plan(
     launcher.nodes= and launcher.gpus_per_node= set the GPUs of a run, for the estimate of memory on each GPU."""
     from scaling_testbed.sweeps.plan import measured_rate, priced, sweep_folder
     from scaling_testbed.sweeps.status import rows
-    from scaling_testbed.sweeps.view import plan_table
+    from scaling_testbed.sweeps.view import plan_table, too_large
     from scaling_testbed.tables import console
 
     output.check(out, ENDINGS)
     rate, source = _positive("--flops-per-second", flops_per_second), "stated"
     chosen = asked(words)
-    processes = _launcher(launcher, chosen).processes
+    config = _launcher(launcher, chosen)
+    processes = config.processes
     runs = planned(chosen, processes)
     if rate is None:
         rate, source = measured_rate(rows(sweep_folder(runs))), "the median of this sweep's finished runs"
@@ -150,6 +151,8 @@ def plan(
         f"records under {sweep_folder(runs)}/",
         sep="; ",
     )
+    for line in too_large(runs) if config.gpus_per_node else []:
+        print(line)
     output.say_written(written)
 
 
@@ -170,7 +173,8 @@ def run(
 def submit(words: LauncherWords = (), launcher: Launcher = "slurm", dry_run: ShowScript = False) -> None:
     """Submit the sweep as Slurm job arrays.
 
-    Runs that are queued, running or finished are not submitted."""
+    Runs that are queued, running or finished are not submitted. If the estimate of memory of a run does not fit a GPU,
+    nothing is submitted."""
     _submit(asked(words), launcher, dry_run)
 
 
@@ -238,11 +242,13 @@ def collect(words: Words = ()) -> None:
     print(f"{len(found) - others} of {len(runs)} planned runs, {others} others, in {lines} and {table}")
 
 
-def planned(chosen: Asked, processes: int | None = 1) -> "list[PlannedRun]":
-    """The planned runs of a selection; prints the number of duplicate runs on stderr."""
+def planned(chosen: Asked, processes: int | None = 1, gpu_memory_gib: float | None = None) -> "list[PlannedRun]":
+    """The planned runs of a selection; prints the number of duplicate runs on stderr. processes, gpu_memory_gib: as in
+    sweeps.plan.plan."""
+    from scaling_testbed.sweeps.gpu_memory import ASSUMED_GIB
     from scaling_testbed.sweeps.plan import plan
 
-    runs, same = plan(chosen.sweep, processes)
+    runs, same = plan(chosen.sweep, processes, gpu_memory_gib or ASSUMED_GIB)
     if same:
         print(f"{same} combinations are the same run as an earlier one and count once", file=sys.stderr)
     return runs
@@ -256,14 +262,17 @@ def _run(
     dry_run: bool,
     failed_too: bool = False,
 ) -> int:
+    from scaling_testbed.sweeps.gpu_memory import ASSUMED_GIB, memory_of_gpu
     from scaling_testbed.sweeps.local import Driver
     from scaling_testbed.sweeps.plan import remember, sweep_folder
     from scaling_testbed.sweeps.status import counts, read_states
-    from scaling_testbed.sweeps.view import loss_table
+    from scaling_testbed.sweeps.view import loss_table, too_large
     from scaling_testbed.tables import console
 
     places = _places(workers, gpus, runs_per_gpu)
-    runs = planned(chosen)
+    runs = planned(chosen, 1, (memory_of_gpu() or ASSUMED_GIB) / (runs_per_gpu or 1) if gpus else ASSUMED_GIB)
+    for line in too_large(runs) if gpus else []:
+        print(line, file=sys.stderr)
     if failed_too:
         _say_if_none_failed(read_states(runs))
     if dry_run:
@@ -298,6 +307,7 @@ def _submit(chosen: Asked, launcher: str, dry_run: bool, failed_too: bool = Fals
     from scaling_testbed.sweeps import slurm
     from scaling_testbed.sweeps.plan import alone_in, remember, sweep_folder
     from scaling_testbed.sweeps.status import check_none_changed, counts, set_aside
+    from scaling_testbed.sweeps.view import too_large
 
     config = _launcher(launcher, chosen)
     runs = planned(chosen, config.processes)
@@ -313,6 +323,13 @@ def _submit(chosen: Asked, launcher: str, dry_run: bool, failed_too: bool = Fals
         slurm.task_line(one, config)  # raises before any submission if a line cannot be written
     if not due:
         return
+    if lines := too_large(due) if config.gpus_per_node else []:
+        print(*lines, sep="\n", file=sys.stderr)
+        if not dry_run:
+            raise ConfigError(
+                "nothing was submitted: runs do not fit the memory of a GPU (above); type the overrides that make them "
+                "fit, or the size of your GPUs, compute.gpu_memory_gib="
+            )
     if dry_run:
         largest = slurm.DEFAULT_MAX_ARRAY_SIZE
         with contextlib.suppress(UserError):  # the script can be shown without a cluster

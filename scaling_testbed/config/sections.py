@@ -98,6 +98,12 @@ class ComputeConfig:
         "fp32. auto: bf16 on a CUDA GPU, fp32 elsewhere.",
         choices=("auto", "fp32", "bf16"),
     )
+    gpu_memory_gib: float | None = key(
+        None,
+        "The memory of a GPU in GiB that plans and dry runs compare with their estimate. null: that of the GPU here, "
+        "and 80 for a cluster or where there is no GPU. It changes nothing in a run.",
+        identity=EXECUTION_ONLY,
+    )
     compile: bool = key(False, "Whether the model is compiled by torch.compile.", identity=EXECUTION_ONLY)
     deterministic: bool = key(
         False, "Whether an operation without a deterministic kernel is an error.", identity=EXECUTION_ONLY
@@ -110,6 +116,7 @@ class ComputeConfig:
 
     def __post_init__(self) -> None:
         check_choices(self)
+        check_positive("gpu_memory_gib", self.gpu_memory_gib)
         check_positive("threads", self.threads)
 
     @property

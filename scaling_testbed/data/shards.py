@@ -6,8 +6,6 @@ folder is opened, the size and header of every shard are checked. The sha256 of 
 file was checked before.
 """
 
-import hashlib
-import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,21 +16,16 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from scaling_testbed.data.manifest import SPLITS, fingerprint_of, numpy_dtype, read_manifest, smallest_dtype
 from scaling_testbed.data.watched import WatchedTokens, state_of
-from scaling_testbed.errors import UserError
-from scaling_testbed.files import sha256_of, write_json
+from scaling_testbed.errors import UserError, listed
+from scaling_testbed.files import read_json, sha256_of, write_json
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 1  # of the shards; part of the name of a prepared folder
 HEADER_BYTES = 256 * 4
 # llm.c, dev/data/data_common.py: (magic, version) of GPT-2 and of Llama-3 token files.
 HEADERS = {"uint16": (20240520, 1), "uint32": (20240801, 7)}
 MAX_SHARD_TOKENS = 1 << 30  # the header counts tokens in an int32
-SPLITS = ("train", "validation")
-
-
-def smallest_dtype(vocab_size: int) -> str:
-    """uint16 if every id fits, else uint32."""
-    return "uint16" if vocab_size <= 1 << 16 else "uint32"
 
 
 def header_bytes(dtype: str, n_tokens: int) -> bytes:
@@ -44,8 +37,11 @@ def header_bytes(dtype: str, n_tokens: int) -> bytes:
 
 def parse_header(path: str | Path) -> tuple[str, int]:
     """Return (dtype, n_tokens) from a shard's header. Raises UserError if the header is not that of a shard."""
-    with open(path, "rb") as file:
-        raw = file.read(HEADER_BYTES)
+    try:
+        with open(path, "rb") as file:
+            raw = file.read(HEADER_BYTES)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     if len(raw) < HEADER_BYTES:
         raise UserError(f"{path}: {len(raw)} bytes is too short for a token shard's header")
     magic, version, n_tokens = (int(value) for value in np.frombuffer(raw, dtype="<i4", count=3))
@@ -76,7 +72,7 @@ class ShardWriter:
         while len(tokens):
             file = self._file = self._open() if self._file is None else self._file
             part = tokens[: MAX_SHARD_TOKENS - self._n_tokens]
-            file.write(part.astype(np.dtype(self.dtype).newbyteorder("<")).tobytes())
+            file.write(part.astype(numpy_dtype(self.dtype)).tobytes())
             self._n_tokens += len(part)
             tokens = tokens[len(part) :]
             if self._n_tokens == MAX_SHARD_TOKENS:
@@ -186,6 +182,11 @@ class PreparedData:
     def tokenizer_fingerprint(self) -> str | None:
         return self.manifest["tokenizer_fingerprint"]
 
+    def stray_shards(self) -> list[str]:
+        """Names of token files in the folder that the manifest does not name. They are not read."""
+        named = {shard["file"] for split in SPLITS for shard in self.manifest["splits"][split]["shards"]}
+        return sorted(path.name for path in self.folder.glob("*.bin") if path.name not in named)
+
     @property
     def fingerprint(self) -> str:
         return data_fingerprint(self.manifest)
@@ -200,14 +201,14 @@ def data_fingerprint(manifest: dict) -> str:
     """The fingerprint of the tokens and the tokenizer that a manifest describes."""
     content: list[Any] = [manifest["vocab_size"], manifest["tokenizer_fingerprint"]]
     for split in SPLITS:
-        shards = manifest["splits"][split]["shards"]
-        content.append([[shard["sha256"], shard["n_tokens"], shard["offset"]] for shard in shards])
+        content.append([_same_tokens(shard) for shard in manifest["splits"][split]["shards"]])
     return fingerprint_of(content)
 
 
-def fingerprint_of(value) -> str:
-    """A hash of a JSON value, as 16 hex digits."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+def _same_tokens(shard: dict) -> list[Any]:
+    """Values of a shard's entry that decide its tokens. The number of tokens says how wide an id is."""
+    order = [shard["dtype"]] if shard["dtype"].endswith("_be") else []
+    return [shard["sha256"], shard["n_tokens"], shard["offset"], *order]
 
 
 def open_prepared(folder: Path | str, verify: bool = True) -> PreparedData:
@@ -221,6 +222,8 @@ def open_prepared(folder: Path | str, verify: bool = True) -> PreparedData:
     manifest = read_manifest(folder)
     entries = [entry for split in SPLITS for entry in manifest["splits"][split]["shards"]]
     paths = [_shard_path(folder, entry) for entry in entries]
+    if len(set(paths)) < len(paths):
+        raise UserError(f"{folder / 'manifest.json'} names a shard twice; delete {folder} and prepare again")
     for path, entry in zip(paths, entries, strict=True):
         _check_shape(path, entry)
     streams = {}
@@ -245,25 +248,13 @@ def describe(data: PreparedData) -> str:
     for key, label in (("unigram_entropy_nats", "unigram entropy"), ("entropy_rate_nats", "entropy rate")):
         if manifest[key] is not None:
             lines.append(f"{label:<16} {manifest[key]:.4f} nats per token")
+    lines.append(f"{'fingerprint':<16} {data.fingerprint}")
+    if stray := data.stray_shards():
+        lines.append(f"{'not read':<16} {listed(stray)}: not in the manifest")
     return "\n".join(lines)
 
 
 _COUNTS = {"n_documents": "documents", "n_bytes": "bytes of text"}
-
-
-def read_manifest(folder: Path) -> dict:
-    """Read manifest.json of a prepared folder. Raises UserError if it is missing, unreadable or of another version."""
-    path = folder / "manifest.json"
-    try:
-        manifest = json.loads(path.read_text())
-        version = manifest["schema_version"]
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist: {folder} is not prepared data") from None
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise UserError(f"{path} cannot be read ({error}); delete {folder} and prepare again") from None
-    if version != SCHEMA_VERSION:
-        raise UserError(f"{path} has schema version {version}, not {SCHEMA_VERSION}; delete {folder} and prepare again")
-    return manifest
 
 
 def _shard_path(folder: Path, entry: dict) -> Path:
@@ -282,25 +273,31 @@ def _check_shape(path: Path, entry: dict) -> None:
     if size != entry["size"]:
         raise UserError(f"{path}: {size} bytes, but {entry['size']} in the manifest; the file was cut or replaced")
     if entry["format"] == "llmc":
-        found = parse_header(path)
-        if found != (entry["dtype"], entry["n_tokens"]):
-            raise UserError(f"{path}: header says {found}, the manifest {entry['dtype']}, {entry['n_tokens']}")
+        found = (*parse_header(path), HEADER_BYTES)
+        if found != (wanted := (entry["dtype"], entry["n_tokens"], entry["offset"])):
+            raise UserError(f"{path}: header says {found}, the manifest {wanted}; the file was replaced")
 
 
 def _check_hashes(folder: Path, paths: list[Path], entries: list[dict]) -> None:
     cache_path = folder / ".verified.json"
-    try:
-        known = json.loads(cache_path.read_text())
-    except (OSError, ValueError):
-        known = {}
-    states = [state_of(path.stat()) for path in paths]
+    known = {}
+    with suppress(UserError):  # a damaged memory is as good as none
+        known = read_json(cache_path)
+    states = [[*state_of(path.stat())] for path in paths]
     wanted = [[*state, entry["sha256"]] for state, entry in zip(states, entries, strict=True)]
     stale = [i for i, path in enumerate(paths) if known.get(str(path.absolute())) != wanted[i]]
     if not stale:
         return
     with ThreadPoolExecutor(min(8, len(stale))) as pool:  # hashing releases the interpreter lock
-        for i, found in zip(stale, pool.map(sha256_of, [paths[i] for i in stale]), strict=True):
+        for i, found in zip(stale, pool.map(_sha256_of, [paths[i] for i in stale]), strict=True):
             if found != entries[i]["sha256"]:
                 raise UserError(f"{paths[i]}: sha256 differs from the manifest; the file was changed or replaced")
     with suppress(UserError):  # the files of a read-only folder are hashed at each opening
         write_json(cache_path, {str(path.absolute()): row for path, row in zip(paths, wanted, strict=True)})
+
+
+def _sha256_of(path: Path) -> str:
+    try:
+        return sha256_of(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None

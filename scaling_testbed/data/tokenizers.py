@@ -19,7 +19,7 @@ from scaling_testbed.data import hub
 from scaling_testbed.data.shards import fingerprint_of, read_manifest
 from scaling_testbed.errors import ConfigError, UserError, check_positive
 from scaling_testbed.files import sha256_of
-from scaling_testbed.keys import key
+from scaling_testbed.keys import changed_from_default, key
 from scaling_testbed.registry import Registry
 
 TOKENIZERS: Registry[type["TokenizerConfig"]] = Registry("tokenizer")
@@ -131,8 +131,9 @@ class TokenizerConfig:
         return {"kind": self.kind, **fields}
 
     def settings(self) -> dict:
-        """The part of the identity that says nothing of files."""
-        return self.identity()
+        """What the configuration says of the ids, without the places of files: the kind, and the keys that differ from
+        their default."""
+        return {"kind": self.kind} | {k: v for k, v in changed_from_default(self).items() if k != "name"}
 
     def inputs(self) -> list[str]:
         """The files on this machine that decide the ids."""
@@ -252,8 +253,9 @@ class PretrainedConfig(TokenizerConfig):
         return super().identity() | found
 
     def settings(self) -> dict:
-        """The identity without the hash of a file."""
-        return super().identity() | ({"path": None, "revision": None} if self.inputs() else {})
+        """The settings of `TokenizerConfig`, without the place of a local file."""
+        local = ("path", "revision") if self.inputs() else ()
+        return {key: value for key, value in super().settings().items() if key not in local}
 
     def inputs(self) -> list[str]:
         local = self._local_file()

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from scaling_testbed.data.manifest import numpy_dtype
 from scaling_testbed.errors import UserError
 from scaling_testbed.files import sha256_of
 
@@ -54,7 +55,7 @@ class WatchedTokens:
 
     def __init__(self, path: Path, entry: dict[str, Any]):
         self.path, self._sha256, self._offset = path, entry["sha256"], entry["offset"]
-        self._dtype = np.dtype(entry["dtype"]).newbyteorder("<")
+        self._dtype = numpy_dtype(entry["dtype"])
         self._n_tokens = entry["n_tokens"]
         self._state, self._opening = state_of(os.stat(path)), next(_openings)
         needed = self._offset + self._n_tokens * self._dtype.itemsize

@@ -7,17 +7,18 @@ its files are compared by size and time, and by their hash where these changed.
 
 import contextlib
 import functools
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from scaling_testbed.config.run import RunConfig, flatten, run_id
+from scaling_testbed.data.manifest import read_manifest
 from scaling_testbed.data.preparing import inputs as files_of
 from scaling_testbed.data.preparing.preparation import OtherBytes, find_prepared, folder_name, prepared_folders
-from scaling_testbed.data.shards import PreparedData, data_fingerprint, read_manifest
+from scaling_testbed.data.shards import PreparedData, data_fingerprint
 from scaling_testbed.errors import UserError, first_line
+from scaling_testbed.files import read_json
 from scaling_testbed.plugins import difference, hashes
 
 TO_DO = "restore what has changed, or give another name= for new runs"
@@ -77,9 +78,9 @@ def check_same(then: Mapping[str, Any], run: RunConfig, folder: Path) -> str | N
 def of_checkpoint(folder: Path) -> dict[str, Any] | None:
     """What the newest checkpoint of the run in `folder` recorded; None if there is none that can be read."""
     for path in sorted((folder / "checkpoints").glob("step-" + "[0-9]" * 8), reverse=True):
-        with contextlib.suppress(OSError, ValueError):
-            state = json.loads((path / "state.json").read_bytes())
-            return state if isinstance(state, dict) else None
+        with contextlib.suppress(UserError):
+            state: dict[str, Any] = read_json(path / "state.json")
+            return state
     return None
 
 
@@ -152,12 +153,14 @@ class _Corpus:
         if self._folder is not None:
             now = data_fingerprint(self._manifest)
             return Found() if now == was else self._changed(then, f"its data_fingerprint was {was} and is {now} now")
-        if self._inputs.files == []:
-            return Found()  # the configuration alone decides
         unprepared = f"its data are not prepared in {self._data_dir}"
-        if self._inputs.files is None:
-            return Found(unknown=unprepared)
-        if _hash_in(then.get("data_folder")) == _hash_in(self._name):
+        folder = then.get("data_folder")
+        alike = None if folder is None else _hash_in(folder) == _hash_in(self._name)
+        if not self._inputs.files:  # the configuration alone decides, or nobody knows the files
+            if alike is False:
+                return self._changed(then, f"{self._source.where()} was prepared as {folder} and is {self._name} now")
+            return Found(unknown=unprepared if self._inputs.files is None else None)
+        if alike:
             return Found()
         inputs = then.get("data_inputs")
         if inputs is not None:
@@ -204,9 +207,9 @@ class _Corpus:
         return None
 
 
-def _hash_in(name: str | None) -> str | None:
+def _hash_in(name: str) -> str:
     """The last part of the name of a prepared folder, which is a hash of what decides its tokens."""
-    return None if name is None else name.rpartition("-")[2]
+    return name.rpartition("-")[2]
 
 
 def _few(texts: Sequence[str]) -> str:

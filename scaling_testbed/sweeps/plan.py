@@ -4,21 +4,22 @@ import contextlib
 import errno
 import json
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from scaling_testbed.config.compose import check_no_code, compose_many, outside_overrides, quoted
+from scaling_testbed.config.memory import estimate_memory
 from scaling_testbed.config.run import RunConfig, flatten, flops_per_token, rate_means, run_folder_path, run_id
+from scaling_testbed.data.manifest import read_manifest
 from scaling_testbed.data.preparing.preparation import find_prepared
-from scaling_testbed.data.shards import read_manifest
 from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.files import write_json, write_text
 from scaling_testbed.model.counting import count_params
 from scaling_testbed.processes.world import World, check_world
+from scaling_testbed.sweeps.gpu_memory import ASSUMED_GIB, fits, fitting_overrides
 from scaling_testbed.sweeps.grid import Sweep, overrides_before
-from scaling_testbed.sweeps.memory import estimate_memory
 
 PLAN_FILE = "plan.jsonl"
 SWEEP_FILE = "sweep.json"
@@ -32,8 +33,10 @@ class PlannedRun:
     varied: the keys and values in which it differs from the other runs. n_params: all parameters; flops_6nd = 6
     n_params n_tokens; both as in a row. budget_n_params: the N of the budget, counted by its convention `params`.
     flops: counted from the matrix products, including those of interventions. memory_bytes: an estimate for each GPU of
-    the run. config: the configuration, the counts of parameters by every convention, and the meaning of the learning
-    rate, flat as in a row, so that a plan can be read without composing; empty in plans of older versions.
+    the run. gpu_memory_gib: the memory of a GPU, for comparison. fits_with: the overrides that make the run fit this
+    GPU; None if it fits, or if none is known. config: the configuration, the counts of parameters by every convention,
+    and the meaning of the learning rate, flat as in a row, so that a plan can be read without composing; empty in plans
+    of older versions.
     """
 
     run_id: str
@@ -51,11 +54,18 @@ class PlannedRun:
     flops: float
     memory_bytes: int
     gpu_hours: float | None = None
+    gpu_memory_gib: float = ASSUMED_GIB
+    fits_with: list[str] | None = None
     config: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def record(self) -> dict[str, Any]:
         """The run as one object for --json, without its configuration, which can be composed from `overrides`."""
         return {key: value for key, value in asdict(self).items() if key != "config"}
+
+    @property
+    def fits(self) -> bool:
+        """Whether the estimate of memory fits a GPU of gpu_memory_gib, or the run uses no GPU."""
+        return self.config.get("compute.device") == "cpu" or fits(self.memory_bytes, self.gpu_memory_gib)
 
     @property
     def budget_flops_6nd(self) -> float:
@@ -68,10 +78,11 @@ class PlannedRun:
         return " ".join(f"{key}={value}" for key, value in self.varied.items()) or self.run_id
 
 
-def plan(sweep: Sweep, processes: int | None = 1) -> tuple[list[PlannedRun], int]:
+def plan(sweep: Sweep, processes: int | None = 1, gpu_memory_gib: float = ASSUMED_GIB) -> tuple[list[PlannedRun], int]:
     """Compose all runs of `sweep`. Returns the runs in order without duplicates, and the number of duplicates.
 
-    processes: of each run, one for each GPU; None: the runs are only displayed. Raises ConfigError, which names the
+    processes: of each run, one for each GPU; None: the runs are only displayed. gpu_memory_gib: of a GPU, where
+    compute.gpu_memory_gib is null. Raises ConfigError, which names the
     key, for a run that cannot be composed.
     """
     points = sweep.points()
@@ -89,7 +100,8 @@ def plan(sweep: Sweep, processes: int | None = 1) -> tuple[list[PlannedRun], int
             vocab_sizes[data] = planned_vocab_size(run)
         if processes is not None:
             check_world(World(size=processes), run.parallelism, run.batch.sequences)
-        planned = _planned(run, vocab_sizes[data], processes or 1, {key: point[key] for key in varied}, overrides)
+        own = {key: point[key] for key in varied}
+        planned = _planned(run, vocab_sizes[data], processes or 1, own, overrides, gpu_memory_gib)
         found.setdefault(planned.run_id, planned)
     return list(found.values()), len(points) - len(found)
 
@@ -104,7 +116,7 @@ def _overrides(sweep: Sweep, point: dict[str, str]) -> list[str]:
 
 
 def _planned(
-    run: RunConfig, vocab_size: int, processes: int, varied: dict[str, str], overrides: list[str]
+    run: RunConfig, vocab_size: int, processes: int, varied: dict[str, str], overrides: list[str], gib: float
 ) -> PlannedRun:
     model = run.model.resolved(vocab_size)
     counts = count_params(model)
@@ -112,6 +124,8 @@ def _planned(
     n_tokens = steps * run.batch.tokens
     flops = flops_per_token(run, model) * n_tokens
     config = {key: value for key, value in flatten(run).items() if "." in key or key == "seed"}
+    gib = run.compute.gpu_memory_gib or gib
+    n_bytes = estimate_memory(run, model, counts.n_params, run.compute.precision_on_gpu, processes).total
     return PlannedRun(
         run_id=run_id(run),
         folder=str(run_folder_path(run)),
@@ -126,7 +140,9 @@ def _planned(
         steps=steps,
         flops_6nd=float(6 * counts.n_params * n_tokens),
         flops=float(flops),
-        memory_bytes=estimate_memory(run, model, counts.n_params, run.compute.precision_on_gpu, processes).total,
+        memory_bytes=n_bytes,
+        gpu_memory_gib=gib,
+        fits_with=None if fits(n_bytes, gib) else fitting_overrides(run, model, counts.n_params, processes, gib),
         config=config | asdict(counts) | {"rate_means": rate_means(run)},
     )
 
@@ -134,11 +150,8 @@ def _planned(
 def planned_vocab_size(run: RunConfig) -> int:
     """The vocabulary size of the run's data, from the prepared data or else from its source or tokenizer. Raises
     ConfigError if it is known only after the data is prepared."""
-    try:
-        if folder := find_prepared(run.data, run.tokenizer, Path(run.data_dir)):
-            return read_manifest(folder)["vocab_size"]
-    except UserError:
-        pass  # the source does not exist, or the folder cannot be read
+    if found := _prepared(run, lambda manifest: manifest["vocab_size"]):
+        return found
     known = getattr(run.data, "vocab_size", None) or getattr(run.tokenizer, "vocab_size", None) or run.model.vocab_size
     if known is None:
         raise ConfigError(
@@ -146,6 +159,21 @@ def planned_vocab_size(run: RunConfig) -> int:
             "prepared; run `prepare` first, or give tokenizer.vocab_size="
         )
     return known
+
+
+def planned_train_tokens(run: RunConfig) -> int | None:
+    """The tokens of the run's prepared train split; None if its data is not prepared."""
+    return _prepared(run, lambda manifest: manifest["splits"]["train"]["n_tokens"])
+
+
+def _prepared(run: RunConfig, entry: Callable[[dict[str, Any]], int]) -> int | None:
+    """An entry of the manifest of the run's prepared data; None if the data is not prepared or its source does not
+    exist."""
+    try:
+        folder = find_prepared(run.data, run.tokenizer, Path(run.data_dir))
+        return None if folder is None else entry(read_manifest(folder))
+    except (OSError, UserError):
+        return None
 
 
 def priced(runs: Sequence[PlannedRun], flops_per_second: float) -> list[PlannedRun]:

@@ -6,6 +6,7 @@ from rich.console import Group
 from rich.text import Text
 
 from scaling_testbed.progress import clock
+from scaling_testbed.sweeps.gpu_memory import GIB, USABLE
 from scaling_testbed.sweeps.plan import PlannedRun
 from scaling_testbed.sweeps.status import RunState, counts
 from scaling_testbed.tables import LeftFirst, Whole, brief
@@ -22,13 +23,49 @@ def plan_table(runs: Sequence[PlannedRun]) -> Whole:
     for run in runs:
         cells = [run.run_id, *(run.varied.get(key, "") for key in varied), f"{run.budget_n_params:,}"]
         cells += [f"{run.n_tokens:,}", f"{run.steps:,}", f"{run.budget_flops_6nd:.3g}", f"{run.flops:.3g}"]
-        cells += [f"{run.memory_bytes / 2**30:,.1f} GiB"]
+        cells += [f"{run.memory_bytes / GIB:,.1f} GiB{'' if run.fits else ' !'}"]
         rows.append([*cells, f"{run.gpu_hours:,.2f}" if run.gpu_hours is not None else "?"])
     total = [f"{len(runs)} runs", *[""] * len(varied), "", f"{sum(run.n_tokens for run in runs):,}"]
     total += [f"{sum(run.steps for run in runs):,}", f"{sum(run.budget_flops_6nd for run in runs):.3g}"]
     total += [f"{sum(run.flops for run in runs):.3g}", "", f"{sum(run.gpu_hours or 0 for run in runs):,.2f}"]
     rows.append(total)
     return Whole([*columns, "GPU-hours"], rows) if with_hours else Whole(columns, [row[:-1] for row in rows])
+
+
+def too_large(runs: Sequence[PlannedRun]) -> list[str]:
+    """Lines that name the runs whose estimate of memory does not fit a GPU, and the overrides that make them fit. Empty
+    if all fit."""
+    groups: dict[tuple[float, tuple[str, ...] | None], list[PlannedRun]] = {}
+    for run in runs:
+        if not run.fits:
+            words = None if run.fits_with is None else tuple(run.fits_with)
+            groups.setdefault((run.gpu_memory_gib, words), []).append(run)
+    if not groups:
+        return []
+    number, size = sum(map(len, groups.values())), min(gib for gib, _ in groups)
+    lines = [
+        f"{number} of {len(runs)} runs need more than {USABLE * size:.0f} GiB, which is {USABLE:.0%} of a GPU of "
+        f"{size:g} GiB (compute.gpu_memory_gib= names another size):"
+    ]
+    for (_, words), group in groups.items():
+        needs = sorted(
+            {f"{run.memory_bytes / GIB:,.0f}" for run in group}, key=lambda text: float(text.replace(",", ""))
+        )
+        needed = needs[0] if len(needs) == 1 else f"{needs[0]} to {needs[-1]}"
+        way = "it fits with " + " ".join(words) if words else "no override that this command knows makes it fit"
+        count = f"{len(group)} runs need" if len(group) > 1 else "1 run needs"
+        lines.append(f"  {_which(group, runs)}: {count} {needed} GiB; {way}")
+    return lines
+
+
+def _which(group: Sequence[PlannedRun], runs: Sequence[PlannedRun]) -> str:
+    """The values that the runs of `group` have of the keys for which other runs have other values too."""
+    words = []
+    for key in _varied(runs):
+        own = list(dict.fromkeys(run.varied.get(key, "") for run in group))
+        if len(own) < len({run.varied.get(key, "") for run in runs}):
+            words.append(f"{key}={','.join(own)}")
+    return " ".join(words) or ("all of them" if len(group) == len(runs) else ", ".join(run.run_id for run in group))
 
 
 def status_table(states: Sequence[RunState]) -> LeftFirst:

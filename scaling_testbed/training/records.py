@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from scaling_testbed.config.run import flatten, run_id
+from scaling_testbed.errors import listed
 from scaling_testbed.processes.device import device_name
 from scaling_testbed.progress import RunProgress
 from scaling_testbed.runs.environment import environment
@@ -47,6 +48,8 @@ class Records:
             f"{parts.data.folder}; attention {parts.model.attention_impl}, qk-norm {parts.model.qk_norm_impl}, "
             f"loss {parts.loss.impl}"
         )
+        if stray := parts.data.stray_shards():
+            say(f"{parts.data.folder} also holds {listed(stray)}: not in its manifest, not read")
         if rounding := run.budget.rounding(parts.counts, run.batch.tokens):
             say(rounding)
         if (run.diagnostics.at_step or 0) > parts.steps:

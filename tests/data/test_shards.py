@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from scaling_testbed.data import shards
+from scaling_testbed.data.manifest import write_manifest
 from scaling_testbed.data.preparing.preparation import prepare
-from scaling_testbed.data.shards import ShardWriter, open_prepared, parse_header
+from scaling_testbed.data.shards import ShardWriter, describe, open_prepared, parse_header
 from scaling_testbed.data.sources.text_files import TextFilesConfig
 from scaling_testbed.data.tokenizers import BytesConfig
 from scaling_testbed.errors import UserError
@@ -94,7 +95,7 @@ def test_an_opened_folder_knows_its_tokens_bytes_and_entropy(data, documents):
     tokens = data.train.read(0, data.train.n_tokens).tolist()
     share = np.array([tokens.count(symbol) for symbol in set(tokens)]) / len(tokens)
     assert data.manifest["unigram_entropy_nats"] == pytest.approx(-(share * np.log(share)).sum(), abs=1e-12)
-    assert data.manifest["schema_version"] == 1 and data.manifest["entropy_rate_nats"] is None
+    assert data.manifest["schema_version"] == 2 and data.manifest["entropy_rate_nats"] is None
 
 
 def test_eos_follows_every_document_and_nothing_else(data, documents):
@@ -191,7 +192,9 @@ def test_stray_files_and_the_order_in_the_folder_change_nothing(data):
         (None, "manifest.json does not exist"),
         ("{", "manifest.json cannot be read"),
         ("[]", "manifest.json cannot be read"),
-        ('{"schema_version": 99}', "manifest.json has schema version 99, not 1"),
+        ('{"schema_version": 99}', "manifest.json has schema version 99, not 2; update this program, or delete"),
+        ('{"schema_version": true}', "manifest.json has no schema_version"),
+        ('{"schema_version": 2}', "manifest.json differs from the hash in it"),
     ],
 )
 def test_a_manifest_that_cannot_be_used_is_named(data, text, message):
@@ -201,12 +204,105 @@ def test_a_manifest_that_cannot_be_used_is_named(data, text, message):
         open_prepared(data.folder)
 
 
-def test_a_manifest_cannot_lead_out_of_its_folder(data):
+def rewrite(data, change, version=1):
+    """Write the manifest again after `change`, as the version before the hash did, or with a right hash (2)."""
     manifest = json.loads((data.folder / "manifest.json").read_text())
-    manifest["splits"]["train"]["shards"][0]["file"] = "../../secret.bin"
-    (data.folder / "manifest.json").write_text(json.dumps(manifest))
+    for key in ("manifest_sha256", "schema_version"):
+        manifest.pop(key, None)
+    change(manifest)
+    if version == 1:
+        (data.folder / "manifest.json").write_text(json.dumps({"schema_version": 1, **manifest}))
+    else:
+        write_manifest(data.folder, manifest)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("file", ["../../secret.bin", "a/b.bin"])
+def test_a_manifest_cannot_lead_out_of_its_folder(data, file, version):
+    rewrite(data, lambda manifest: manifest["splits"]["train"]["shards"][0].update(file=file), version)
     with pytest.raises(UserError, match="lies outside the folder"):
         open_prepared(data.folder)
+
+
+def test_a_manifest_without_its_own_hash_is_still_read(data):
+    rewrite(data, lambda manifest: None)
+    again = open_prepared(data.folder)
+    assert again.fingerprint == data.fingerprint and again.train.n_tokens == data.train.n_tokens
+
+
+def shard_of(manifest):
+    return manifest["splits"]["train"]["shards"][0]
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda m: m.pop("vocab_size"), "vocab_size is missing"),
+        (lambda m: m.update(vocab_size=256), "eos_id lies outside the vocabulary of 256"),
+        (lambda m: m.update(vocab_size=300), "vocab_size is not the tokenizer's vocab_size"),
+        (lambda m: m.update(vocab_size=True), "vocab_size has a wrong type"),
+        (lambda m: m.update(vocab_size=10**400), "vocab_size lies outside 1 to"),
+        (lambda m: m.update(vocab_size=70_000), "dtype 'uint16' is not that of a vocabulary of 70000"),
+        (lambda m: m.update(eos_id=255), "eos_id is not the tokenizer's eos_id"),
+        (lambda m: m.update(eos_id=-1), "eos_id lies outside"),
+        (lambda m: m.update(tokenizer_fingerprint=None), "one of tokenizer and tokenizer_fingerprint is null"),
+        (lambda m: m.update(tokenizer_fingerprint="9b78"), "tokenizer_fingerprint is not 16 hex digits"),
+        (lambda m: m.update(unigram_entropy_nats=9.0), "unigram_entropy_nats lies outside 0 to ln 257"),
+        (lambda m: m.update(unigram_entropy_nats=float("nan")), "unigram_entropy_nats lies outside 0 to ln 257"),
+        (lambda m: m.update(splits=[]), "splits has a wrong type"),
+        (lambda m: m["splits"].pop("validation"), "splits.validation is missing"),
+        (lambda m: m["splits"]["train"].update(shards=[]), "splits.train.n_tokens is not the sum over its shards"),
+        (lambda m: m["splits"]["train"].update(n_tokens=7), "splits.train.n_tokens is not the sum over its shards"),
+        (lambda m: m["splits"]["train"].update(n_bytes="7"), "splits.train.n_bytes has a wrong type"),
+        (lambda m: m["splits"]["train"].update(n_bytes=-7), "splits.train.n_bytes is negative"),
+        (lambda m: m["splits"]["train"].update(n_documents=10**9), "splits.train has more documents than tokens"),
+        (lambda m: m["splits"]["train"].update(shards=[7]), r"splits.train.shards\[0\] is no object"),
+        (lambda m: shard_of(m).update(offset=0), "size is not that of n_tokens tokens after the offset"),
+        (lambda m: shard_of(m).update(dtype="float32"), "dtype is no type of token ids"),
+        (lambda m: shard_of(m).update(sha256="x"), "sha256 is not 64 hex digits"),
+        (lambda m: shard_of(m).update(file="a\0.bin"), "file is no name of a file"),
+        (lambda m: shard_of(m).update(file="\ud800.bin"), "file is no name of a file"),
+        (lambda m: shard_of(m).update(n_tokens=0, size=1024), "has no tokens, or a negative offset"),
+    ],
+)
+def test_a_manifest_of_wrong_shape_is_refused_with_the_key(data, change, message):
+    rewrite(data, change)
+    with pytest.raises(UserError, match=message) as error:
+        open_prepared(data.folder)
+    assert "\n" not in str(error.value) and str(data.folder / "manifest.json") in str(error.value)
+    with pytest.raises(UserError, match=message):  # nor is it written
+        rewrite(data, lambda manifest: None, version=2)
+
+
+def test_an_offset_that_fits_the_size_but_not_the_header_is_refused(data):
+    rewrite(data, lambda m: shard_of(m).update(offset=1024 + 2 * shard_of(m)["n_tokens"] - 2000, n_tokens=1000))
+    with pytest.raises(UserError, match="n_tokens is not the sum|header says"):
+        open_prepared(data.folder)
+
+
+def test_a_shard_that_is_named_twice_is_refused(data):
+    def twice(manifest):
+        record = manifest["splits"]["train"]
+        record["shards"] = [record["shards"][0]] * 2
+        record["n_tokens"] = 2 * record["shards"][0]["n_tokens"]
+
+    rewrite(data, twice)
+    with pytest.raises(UserError, match="manifest.json names a shard twice"):
+        open_prepared(data.folder)
+
+
+def test_a_damaged_memory_of_checks_is_made_again(data):
+    for damage in ("[]", "{", '{"a": 1}'):
+        (data.folder / ".verified.json").write_text(damage)
+        open_prepared(data.folder)
+        assert len(json.loads((data.folder / ".verified.json").read_text())) > 2
+
+
+def test_a_description_has_the_fingerprint_and_names_what_is_not_read(data):
+    shutil.copy(shard(data), data.folder / "train-99999.bin")
+    lines = describe(data).splitlines()
+    assert f"fingerprint      {data.fingerprint}" in lines
+    assert "not read         train-99999.bin: not in the manifest" in lines
 
 
 def test_headers_of_our_shards_can_be_read_alone(data):

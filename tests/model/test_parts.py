@@ -7,6 +7,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from scaling_testbed.config.compose import compose
+from scaling_testbed.config.memory import activation_bytes_per_token
 from scaling_testbed.config.run import unshardable
 from scaling_testbed.errors import ConfigError
 from scaling_testbed.evaluation import scoring
@@ -21,8 +22,7 @@ from scaling_testbed.model.parametrization import ROLES
 from scaling_testbed.model.parts import LINEARS, MLPS, NORMALISERS, NORMS, QK_NORMS, RESIDUALS
 from scaling_testbed.model.transformer import Transformer
 from scaling_testbed.registry import resolve
-from scaling_testbed.sweeps.memory import activation_bytes_per_token
-from tests.sweeps.test_memory import kept_by_autograd
+from tests.config.test_memory import kept_by_autograd
 
 KINDS = [value for value in vars(parts).values() if isinstance(value, parts.Parts)]
 CPU = torch.device("cpu")

@@ -441,7 +441,7 @@ def test_recomputed_activations_change_no_bit(trained, every):
 
 def test_recomputed_blocks_keep_only_their_inputs(tiny):
     from scaling_testbed.model.transformer import Transformer
-    from tests.sweeps.test_memory import kept_by_autograd
+    from tests.config.test_memory import kept_by_autograd
 
     run, _ = tiny("model.n_layers=4")
     model = Transformer(run.model.resolved(257), run.parametrization)

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scaling_testbed.data.shards import SCHEMA_VERSION, fingerprint_of
+from scaling_testbed.data.manifest import fingerprint_of
+from scaling_testbed.data.shards import SCHEMA_VERSION
 from scaling_testbed.data.sources.reading import kind_of
 from scaling_testbed.errors import UserError
-from scaling_testbed.files import sha256_of, write_text
+from scaling_testbed.files import read_json, sha256_of, write_text
 from scaling_testbed.plugins import source_hash
 
 LIST_FILE, SEEN_FILE = "inputs.json", ".inputs_seen.json"
@@ -179,8 +180,8 @@ def _seen_row(file: File, sha256: str) -> list[Any]:
 
 def _read_list(folder: Path, manifest: dict[str, Any]) -> list[list] | None:
     """The list of a corpus; None if it has none, or another one than its manifest says."""
-    with suppress(OSError, ValueError, TypeError, KeyError):
-        rows = json.loads((folder / LIST_FILE).read_bytes())
+    with suppress(UserError, ValueError, TypeError, KeyError):
+        rows: list[list] = read_json(folder / LIST_FILE, expect=list)
         files = [File(role, label, path, size, mtime_ns, (0, 0, 0)) for role, label, path, size, mtime_ns, _ in rows]
         if Inputs(manifest["inputs"]["settings"], files).summary([row[5] for row in rows]) == manifest["inputs"]:
             return rows
@@ -188,8 +189,8 @@ def _read_list(folder: Path, manifest: dict[str, Any]) -> list[list] | None:
 
 
 def _read_seen(folder: Path) -> dict[str, list]:
-    with suppress(OSError, ValueError, TypeError, AttributeError):
-        rows = json.loads((folder / SEEN_FILE).read_bytes())
+    with suppress(UserError, TypeError):
+        rows = read_json(folder / SEEN_FILE)
         return {path: row for path, row in rows.items() if len(row) == 6}
     return {}
 

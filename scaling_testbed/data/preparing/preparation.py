@@ -6,7 +6,6 @@ to a hidden folder, which is renamed at the end, so that a folder with a manifes
 
 import contextlib
 import errno
-import json
 import os
 import re
 import shutil
@@ -16,20 +15,23 @@ from typing import Any
 
 import numpy as np
 
+from scaling_testbed.data.manifest import read_manifest, write_manifest
 from scaling_testbed.data.preparing import inputs as files_of
 from scaling_testbed.data.preparing.tasks import (
     plan_tasks,
+    read_note,
     run_tasks,
     split_rule,
     start_or_resume,
     with_a_validation_document,
+    write_note,
 )
-from scaling_testbed.data.shards import SCHEMA_VERSION, SPLITS, fingerprint_of, read_manifest
+from scaling_testbed.data.shards import SCHEMA_VERSION, SPLITS, fingerprint_of
 from scaling_testbed.data.sources.reading import Unit
 from scaling_testbed.data.sources.source import TextSource
-from scaling_testbed.data.tokenizers import tokenizer_fingerprint, training_sample
+from scaling_testbed.data.tokenizers import TOKENIZER_FILE, tokenizer_fingerprint, training_sample
 from scaling_testbed.errors import UserError
-from scaling_testbed.files import fsync_folder, write_json
+from scaling_testbed.files import fsync_folder, sha256_of
 from scaling_testbed.plugins import source_hash
 from scaling_testbed.progress import ByteProgress
 
@@ -167,7 +169,7 @@ def _build(source, tokenizer, folder: Path, workers: int | None, progress: ByteP
         if folder_name(source, tokenizer) != folder.name:
             shutil.rmtree(work)
             raise UserError(f"{source.name}: the source changed while it was being prepared; run the command again")
-        write_json(work / "manifest.json", {"schema_version": SCHEMA_VERSION, "name": source.name, **manifest})
+        write_manifest(work, {"name": source.name, **manifest})
     shutil.rmtree(work / "tasks", ignore_errors=True)
     try:
         os.rename(work, folder)
@@ -233,14 +235,21 @@ class _Job:
 
     def _prepare_tokenizer(self, source: TextSource, units: list[Unit]) -> dict:
         path = self.work / "tasks" / "tokenizer_description.json"
-        if path.exists():
-            return json.loads(path.read_text())
+        known = read_note(path)
+        if known is not None and ("sha256" not in known or known["sha256"] == _hash_of(self.work / TOKENIZER_FILE)):
+            return known
+        for finished in path.parent.glob("[0-9]*.json"):  # with a tokenizer that is not known any more
+            finished.unlink()
         if self.tokenizer.sample_bytes:
             self.progress.say("training the tokenizer")
         sample = training_sample(source, units, self.tokenizer.sample_bytes, split_rule(source))
         description = self.tokenizer.prepare(sample, self.work)
-        write_json(path, description)
+        write_note(path, description)
         return description
+
+
+def _hash_of(path: Path) -> str | None:
+    return sha256_of(path) if path.is_file() else None
 
 
 def _merge(records: list[dict]) -> dict:

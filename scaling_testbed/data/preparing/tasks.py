@@ -4,6 +4,7 @@ Consecutive units with about `chunk_bytes` of text form a task. Each task writes
 number of workers and interruptions do not change a byte of the result. A task is done once its record exists.
 """
 
+import contextlib
 import hashlib
 import json
 import math
@@ -24,12 +25,12 @@ from typing import Any
 
 import numpy as np
 
-from scaling_testbed.data.shards import SPLITS, ShardWriter
+from scaling_testbed.data.shards import SPLITS, ShardWriter, fingerprint_of
 from scaling_testbed.data.sources.reading import Unit
 from scaling_testbed.data.sources.source import split_draw, split_of
 from scaling_testbed.data.tokenizers import load_tokenizer
 from scaling_testbed.errors import UserError
-from scaling_testbed.files import fsync_folder, write_json
+from scaling_testbed.files import fsync_folder, sha256_of, write_json
 from scaling_testbed.plugins import load_plugins, loaded_plugins
 from scaling_testbed.progress import ByteProgress
 
@@ -67,11 +68,24 @@ def start_or_resume(work: Path, tasks: list[Task]) -> None:
     """Keep the finished tasks of an interrupted call, unless its plan was different."""
     plan = hashlib.sha256(repr(tasks).encode()).hexdigest()
     path = work / "tasks" / "plan.json"
-    if path.exists() and json.loads(path.read_text()) == plan:
+    if read_note(path) == plan:
         return
     shutil.rmtree(work)
     (work / "tasks").mkdir(parents=True)
-    write_json(path, plan)
+    write_note(path, plan)
+
+
+def write_note(path: Path, value: Any) -> None:
+    """Write a JSON value into the work folder, with its hash."""
+    write_json(path, {"sha256": fingerprint_of(value), "value": value})
+
+
+def read_note(path: Path) -> Any:
+    """The value that `write_note` wrote; None if there is no such file or it is damaged, so that it is made again."""
+    with contextlib.suppress(OSError, ValueError, RecursionError, LookupError, TypeError):
+        note = json.loads(path.read_bytes())
+        return note["value"] if note["sha256"] == fingerprint_of(note["value"]) else None
+    return None
 
 
 def split_rule(source):
@@ -119,8 +133,12 @@ def usable_cores() -> int:
 
 
 def _finished(work: Path, index: int) -> dict | None:
-    path = work / "tasks" / f"{index:05d}.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    """The record of a finished task; None if the task, its counts or its record must be made again."""
+    folder = work / "tasks"
+    record = read_note(folder / f"{index:05d}.json")
+    with contextlib.suppress(OSError):
+        return record if record and record["counts"] == sha256_of(folder / f"{index:05d}.npy") else None
+    return None
 
 
 def _run_in_order(source, tasks, done: dict, work: Path, description: dict, progress: ByteProgress) -> list[dict]:
@@ -192,9 +210,10 @@ def _write_record(folder: Path, record: dict, counts: np.ndarray) -> dict:
         np.save(file, counts, allow_pickle=False)
         file.flush()
         os.fsync(file.fileno())
+    record["counts"] = sha256_of(temporary)
     os.replace(temporary, folder / f"{record['index']:05d}.npy")
     fsync_folder(folder.parent)
-    write_json(folder / f"{record['index']:05d}.json", record)
+    write_note(folder / f"{record['index']:05d}.json", record)
     return record
 
 

@@ -56,11 +56,12 @@ class HuggingFaceConfig(TextSource):
             raise ConfigError(f"data_files must be a glob or a list of globs, got {self.data_files!r}")
 
     def settings(self) -> dict:
-        """The identity of `Source` without the places of local files."""
+        """The settings of `Source`, without the places of local files."""
         record = super().settings()
         if self._local_files() is not None:
-            record["data_files"] = None
-            record["path"] = None if os.path.isdir(self.path or "") else self.path
+            record.pop("data_files", None)
+            if os.path.isdir(self.path or ""):
+                del record["path"]
         return record
 
     def inputs(self) -> dict[str, list[str]] | None:

@@ -16,7 +16,7 @@ import numpy as np
 from scaling_testbed.data.shards import SPLITS, smallest_dtype
 from scaling_testbed.data.sources.reading import Unit
 from scaling_testbed.errors import ConfigError, UserError, check_positive
-from scaling_testbed.keys import key
+from scaling_testbed.keys import changed_from_default, key
 from scaling_testbed.registry import Registry
 
 SOURCES: Registry[type["Source"]] = Registry("data source")
@@ -42,13 +42,15 @@ class Source:
     """The base of all sources.
 
     uses_tokenizer: whether the tokens depend on the tokenizer. where_fields: the fields that messages show as its
-    place. too_small: the advice in the message if a split has no document.
+    place. places: the fields that only say where files are; `inputs` lists these files. too_small: the advice in the
+    message if a split has no document.
     """
 
     name: str = key("", "The name in front of prepared folders. It is no part of the identity of the data.")
 
     uses_tokenizer: ClassVar[bool] = False
     where_fields: ClassVar[tuple[str, ...]] = ()
+    places: ClassVar[tuple[str, ...]] = ()
     too_small: ClassVar[str] = "add documents"
 
     @property
@@ -61,8 +63,11 @@ class Source:
         return {"kind": self.kind, **self.description()["fields"]}
 
     def settings(self) -> dict:
-        """The part of the identity that says nothing of the places, sizes and times of files, as plain JSON."""
-        return Source.identity(self)
+        """What the configuration says of the tokens, without the places of files, as plain JSON: the kind, and the keys
+        that differ from their default."""
+        return {"kind": self.kind} | {
+            k: v for k, v in changed_from_default(self).items() if k not in ("name", *self.places)
+        }
 
     def inputs(self) -> dict[str, list[str]] | None:
         """The files that decide the tokens, in the order in which they are read: what they are for, such as the name of

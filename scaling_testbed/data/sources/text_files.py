@@ -29,6 +29,7 @@ class TextFilesConfig(TextSource):
     validation_fraction: float = 0.05
 
     where_fields: ClassVar[tuple[str, ...]] = ("files",)
+    places: ClassVar[tuple[str, ...]] = ("files", "validation_files")
     too_small: ClassVar[str] = "add text, or name data.validation_files"
 
     def __post_init__(self):
@@ -58,12 +59,6 @@ class TextFilesConfig(TextSource):
     def identity(self) -> dict:
         """The identity of `TextSource`, with the files found in place of the globs."""
         record = super().identity()
-        del record["files"], record["validation_files"]
-        return record
-
-    def settings(self) -> dict:
-        """The identity of `Source` without the globs."""
-        record = super().settings()
         del record["files"], record["validation_files"]
         return record
 

@@ -7,7 +7,7 @@ import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -41,6 +41,8 @@ class TokenFilesConfig(Source):
     )
     vocab_size: int | None = key(None, "The vocabulary of the tokenizer that wrote the files. It must be given.")
 
+    places: ClassVar[tuple[str, ...]] = ("train", "validation")
+
     def __post_init__(self):
         check_choices(self)
         check_positive("vocab_size", self.vocab_size)
@@ -63,12 +65,6 @@ class TokenFilesConfig(Source):
             raise ConfigError(f"data.validation must not be in data.train too: {min(both)}")
         files = {split: file_identity(found, "/") for split, found in paths.items()}
         return {"kind": self.kind, "format": self.format, "vocab_size": self.vocab_size, **files}
-
-    def settings(self) -> dict:
-        """The identity of `Source` without the globs."""
-        record = super().settings()
-        del record["train"], record["validation"]
-        return record
 
     def inputs(self) -> dict[str, list[str]]:
         return {split: self.paths(split) for split in SPLITS}

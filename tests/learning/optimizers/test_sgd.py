@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from scaling_testbed.config.compose import compose
+from scaling_testbed.config.memory import estimate_memory
 from scaling_testbed.learning.optimizers import SGDConfig, set_lr
 from scaling_testbed.model.counting import count_params
-from scaling_testbed.sweeps.memory import estimate_memory
 from tests.learning.optimizers.conftest import model, weights_after
 
 LRS = [1e-2, 2e-2, 5e-3]

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from scaling_testbed.config.compose import compose
+from scaling_testbed.config.memory import activation_bytes_per_token, estimate_memory
 from scaling_testbed.learning.optimizers import OPTIMIZERS
 from scaling_testbed.model.counting import count_params
 from scaling_testbed.model.transformer import Transformer
-from scaling_testbed.sweeps.memory import activation_bytes_per_token, estimate_memory
 
 
 def kept_by_autograd(model, sequences, length):

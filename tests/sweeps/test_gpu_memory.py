@@ -1,0 +1,54 @@
+"""Runs that do not fit a GPU are named with overrides that make them fit."""
+
+import dataclasses
+
+import pytest
+
+from scaling_testbed.config.compose import compose
+from scaling_testbed.config.memory import estimate_memory
+from scaling_testbed.model.counting import count_params
+from scaling_testbed.sweeps.gpu_memory import GIB, USABLE, fits, fitting_overrides
+
+PAPER = ["experiment=small_scale_proxies"]
+
+
+def estimate(run, n_gpus):
+    model = run.model.resolved(32101)
+    n_params = count_params(model).n_params
+    return model, n_params, estimate_memory(run, model, n_params, run.compute.precision_on_gpu, n_gpus).total
+
+
+@pytest.mark.parametrize(
+    "words, gib",
+    [
+        (["model=proxy_1b"], 80),
+        (["model=proxy_300m"], 80),
+        (["model=proxy_1b"], 24),
+        (["model=proxy_5b"], 80),
+        (["model=proxy_5b", "optimizer=muon"], 141),
+        (["model=proxy_85m", "parallelism=fsdp"], 8),
+    ],
+    ids=str,
+)
+def test_the_overrides_make_the_run_fit_with_the_largest_micro_batch(words, gib):
+    run = compose([*PAPER, *words])
+    model, n_params, needed = estimate(run, 1)
+    assert not fits(needed, gib)
+    overrides = fitting_overrides(run, model, n_params, 1, gib)
+    launcher = {
+        key: int(value) for key, _, value in (o.partition("=") for o in overrides) if key.startswith("launcher")
+    }
+    gpus = launcher.get("launcher.nodes", 1) * launcher.get("launcher.gpus_per_node", 1)
+    changed = compose([*PAPER, *words, *(o for o in overrides if not o.startswith("launcher."))])
+    assert estimate(changed, gpus)[2] <= USABLE * gib * GIB
+    rows = changed.batch.micro_batch_sequences
+    here = changed.batch.sequences // gpus
+    if larger := [n for n in range(rows + 1, here + 1) if here % n == 0]:
+        batch = dataclasses.replace(changed.batch, micro_batch_sequences=larger[0])
+        assert estimate(dataclasses.replace(changed, batch=batch), gpus)[2] > USABLE * gib * GIB
+
+
+def test_no_override_is_named_where_none_is_enough():
+    run = compose([*PAPER, "model=proxy_5b", "optimizer=muon"])  # cannot be sharded
+    model, n_params, _ = estimate(run, 1)
+    assert fitting_overrides(run, model, n_params, 1, 16) is None
