@@ -238,6 +238,10 @@ def collect(words: Words = ()) -> None:
     for line in grouped("changed", ((state.run, state.error) for state in states if state.state == "changed")):
         print(f"warning: {line}; its row is of the data then", file=sys.stderr)
     _say_not_compared(states)
+    if unknown := len(found) - len(known):
+        print(
+            f"warning: {unknown} rows are in no plan of this folder, so their data were not compared", file=sys.stderr
+        )
     others = len([run_id for run_id in found if run_id not in ids])
     print(f"{len(found) - others} of {len(runs)} planned runs, {others} others, in {lines} and {table}")
 

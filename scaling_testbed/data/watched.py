@@ -6,6 +6,7 @@ opened, so that no token of a file that was overwritten in place reaches a batch
 """
 
 import functools
+import hashlib
 import itertools
 import os
 from pathlib import Path
@@ -15,7 +16,6 @@ import numpy as np
 
 from scaling_testbed.data.manifest import numpy_dtype
 from scaling_testbed.errors import UserError
-from scaling_testbed.files import sha256_of
 
 OPEN_FILES = 128  # of one process, so that a corpus of many shards does not meet the limit of open files
 State = tuple[int, int, int, int]
@@ -49,8 +49,9 @@ _openings = itertools.count()
 class WatchedTokens:
     """The tokens of a file as a sequence that can be sliced.
 
-    entry: its record in the manifest. Raises UserError that names the file if it is cut, overwritten, replaced or
-    removed while it is in use. A change of its times alone is none: its bytes are then hashed once.
+    entry: its record in the manifest. Raises UserError that names the file if it is cut or overwritten while it is in
+    use. A change of its times alone is none: its bytes are then hashed once. A file that is replaced or removed stays
+    open, and is read as it was.
     """
 
     def __init__(self, path: Path, entry: dict[str, Any]):
@@ -73,33 +74,36 @@ class WatchedTokens:
         width = self._dtype.itemsize
         size, offset = max(0, stop - start) * width, self._offset + start * width
         try:
-            while True:
-                file = _opened(self.path, self._opening)
-                raw = os.pread(file.fd, size, offset)
-                while len(raw) < size and (more := os.pread(file.fd, size - len(raw), offset + len(raw))):
-                    raw += more
-                if len(raw) == size and state_of(os.fstat(file.fd)) == self._state:
-                    return np.frombuffer(raw, self._dtype)
-                self._look_again()
+            file = _opened(self.path, self._opening)
+            raw = os.pread(file.fd, size, offset)
+            while len(raw) < size and (more := os.pread(file.fd, size - len(raw), offset + len(raw))):
+                raw += more
+            self._check(file)
         except OSError as error:
             raise self._gone(error) from None
+        return np.frombuffer(raw, self._dtype)
 
     def check(self) -> None:
-        """Raise UserError if the file at this path has other bytes than the one that was opened."""
+        """Raise UserError if the opened file has other bytes now than when it was opened."""
         try:
-            if state_of(os.stat(self.path)) != self._state:
-                self._look_again()
+            self._check(_opened(self.path, self._opening))
         except OSError as error:
             raise self._gone(error) from None
 
-    def _look_again(self) -> None:
-        """Open the file anew if it has the same bytes. `touch`, `chmod` and a new link change only its state."""
-        found = state_of(os.stat(self.path))
+    def _check(self, file: _Open) -> None:
+        """`touch`, `chmod`, a new link and a removal change only the state of a file, so its bytes are hashed then."""
+        found = state_of(os.fstat(file.fd))
+        if found == self._state:
+            return
         if found[0] != self._state[0]:
             raise self._changed(f"it has {found[0]:,} bytes now and had {self._state[0]:,}")
-        if sha256_of(self.path) != self._sha256:
+        digest, at = hashlib.sha256(), 0
+        while block := os.pread(file.fd, 1 << 20, at):
+            digest.update(block)
+            at += len(block)
+        if digest.hexdigest() != self._sha256:
             raise self._changed("its sha256 is another now")
-        self._state, self._opening = found, next(_openings)
+        self._state = found
 
     def _changed(self, what: str) -> UserError:
         return UserError(

@@ -15,7 +15,7 @@ from typing import Any
 from scaling_testbed.config.run import RunConfig, flatten, run_id
 from scaling_testbed.data.manifest import read_manifest
 from scaling_testbed.data.preparing import inputs as files_of
-from scaling_testbed.data.preparing.preparation import OtherBytes, find_prepared, folder_name, prepared_folders
+from scaling_testbed.data.preparing.preparation import look, prepared_folders
 from scaling_testbed.data.shards import PreparedData, data_fingerprint
 from scaling_testbed.errors import UserError, first_line
 from scaling_testbed.files import read_json
@@ -122,15 +122,15 @@ class _Corpus:
     def __init__(self, run: RunConfig):
         self._source, self._tokenizer, self._data_dir = run.data, run.tokenizer, Path(run.data_dir)
         self._missing: str | None = None
-        self._other: str | None = None
-        self._folder: Path | None = None
         try:
-            self._name = folder_name(run.data, run.tokenizer)
-            self._inputs = files_of.inputs_of(run.data, run.tokenizer)
-            self._folder = find_prepared(run.data, run.tokenizer, self._data_dir)
-            self._manifest = read_manifest(self._folder) if self._folder else {}
-        except OtherBytes as error:
-            self._other = first_line(error)
+            found = look(run.data, run.tokenizer, self._data_dir)
+            self._name, self._inputs, self._folder, self._problem = (
+                found.name,
+                found.inputs,
+                found.folder,
+                found.problem,
+            )
+            self._manifest = read_manifest(found.folder) if found.folder else {}
         except UserError as error:
             self._missing = first_line(error)
         self._known: dict[str, Found] = {}
@@ -148,8 +148,8 @@ class _Corpus:
             return Found(unknown="its row does not say which data it is of")
         if self._missing is not None:
             return Found(unknown=f"its data are not at hand ({self._missing})")
-        if self._other is not None:
-            return self._changed(then, self._other)
+        if self._problem is not None:
+            return self._changed(then, self._problem)
         if self._folder is not None:
             now = data_fingerprint(self._manifest)
             return Found() if now == was else self._changed(then, f"its data_fingerprint was {was} and is {now} now")

@@ -207,7 +207,8 @@ class Driver:
             self.states[run.run_id] = replace(state, state="running", error=None) if starting else state
 
     def _share_done(self, run: PlannedRun) -> float:
-        return self.states[run.run_id].step / run.steps
+        state = self.states[run.run_id]
+        return 0.0 if state.state == "changed" else state.step / run.steps  # what has changed is trained from step 0
 
     def _seconds_left(self) -> float | None:
         """Estimate from the FLOPs of the steps that were trained since this driver began. None until ENOUGH_RUNS runs

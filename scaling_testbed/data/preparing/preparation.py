@@ -9,7 +9,7 @@ import errno
 import os
 import re
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +36,6 @@ from scaling_testbed.plugins import source_hash
 from scaling_testbed.progress import ByteProgress
 
 CHUNK_BYTES = 64 << 20
-
-
-class OtherBytes(UserError):
-    """A file has the size and the time, and not the bytes, of the file that a corpus was prepared from."""
 
 
 def folder_name(source, tokenizer) -> str:
@@ -100,26 +96,30 @@ def prepare(
     return folder
 
 
-def find_prepared(source, tokenizer, data_dir: Path) -> Path | None:
-    """The complete folder of these data, or None. Reads no document.
+@dataclass(frozen=True)
+class Look:
+    """What there is of a corpus. name: of its folder, by the files of now. folder: the complete folder with its tokens,
+    under this or another name; None if there is none. problem: why the folder of this name is not that of the files of
+    now; else None."""
+
+    name: str
+    inputs: files_of.Inputs
+    folder: Path | None = None
+    problem: str | None = None
+
+
+def look(source, tokenizer, data_dir: Path) -> Look:
+    """Look for the folder of these data. Reads no document. Raises UserError or ConfigError if a file is missing.
 
     It is the folder with their name, or another one that was prepared from files with the same bytes: a file that was
-    copied or touched gives the same tokens. Raises OtherBytes for a file with other bytes, but the same size and time.
+    copied or touched gives the same tokens.
     """
-    folder = data_dir / folder_name(source, tokenizer)
-    named = (folder / "manifest.json").exists()
-    others = [] if named else prepared_folders(data_dir)
-    if not named and not others:
-        return None
-    now = files_of.inputs_of(source, tokenizer)
-    if named:
-        if now.files and (problems := files_of.differences(folder, read_manifest(folder), now)):
-            raise OtherBytes(
-                f"{problems[0]}, but the size and time that it had when {folder} was prepared; `touch` the file, and "
-                "run the command again"
-            )
-        return folder
-    for other in others if now.files else ():
+    found = Look(folder_name(source, tokenizer), files_of.inputs_of(source, tokenizer))
+    now, folder = found.inputs, data_dir / found.name
+    if (folder / "manifest.json").exists():
+        problems = now.files and files_of.differences(folder, read_manifest(folder), now)
+        return replace(found, problem=problems[0]) if problems else replace(found, folder=folder)
+    for other in prepared_folders(data_dir) if now.files else ():
         with contextlib.suppress(UserError):  # a folder that cannot be read
             manifest = read_manifest(other)
             was = manifest.get("inputs") or {}
@@ -127,8 +127,20 @@ def find_prepared(source, tokenizer, data_dir: Path) -> Path | None:
                 *(now.settings, len(now.files or ()), now.n_bytes)
             ]
             if alike and files_of.differences(other, manifest, now) == []:
-                return other
-    return None
+                return replace(found, folder=other)
+    return found
+
+
+def find_prepared(source, tokenizer, data_dir: Path) -> Path | None:
+    """The complete folder that `look` finds, or None. Raises UserError for a file with other bytes, but the size and
+    time that it had."""
+    found = look(source, tokenizer, data_dir)
+    if found.problem is not None:
+        raise UserError(
+            f"{found.problem}, but the size and time that it had when {data_dir / found.name} was prepared; `touch` the"
+            " file, and run the command again"
+        )
+    return found.folder
 
 
 def prepared_folders(data_dir: Path) -> list[Path]:

@@ -9,10 +9,11 @@ import pytest
 from scaling_testbed.data.manifest import OWN_HASH, WITHOUT_HASH
 from scaling_testbed.data.preparing import inputs as files_of
 from scaling_testbed.data.preparing import preparation
-from scaling_testbed.data.preparing.preparation import OtherBytes, find_prepared, prepare
+from scaling_testbed.data.preparing.preparation import find_prepared, prepare
 from scaling_testbed.data.sources.synthetic import SyntheticSource
 from scaling_testbed.data.sources.text_files import TextFilesConfig
 from scaling_testbed.data.tokenizers import BpeConfig, BytesConfig, PretrainedConfig
+from scaling_testbed.errors import UserError
 
 
 @pytest.fixture
@@ -106,7 +107,7 @@ def test_an_edit_whose_time_was_set_back_is_noticed_and_told(corpus, tmp_path):
     stat = file.stat()
     file.write_bytes(b"A" + file.read_bytes()[1:])
     os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    with pytest.raises(OtherBytes, match="a.txt has other bytes now, but the size and time that it had"):
+    with pytest.raises(UserError, match="a.txt has other bytes now, but the size and time that it had"):
         prepare(source, BytesConfig(), data_dir=tmp_path / "data", quiet=True)
     file.touch()
     assert prepare(source, BytesConfig(), data_dir=tmp_path / "data", quiet=True) != folder
