@@ -1,6 +1,7 @@
 """Read JSON and YAML, hash files, and write files atomically: complete or absent, also after a power failure."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -12,6 +13,12 @@ import yaml
 
 from scaling_testbed.errors import ConfigError, UserError
 
+CANNOT_WRITE = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EROFS: "the file system is read-only",
+    errno.EFBIG: "the file would be larger than this process may write (`ulimit -f`)",
+}
 YAMLError = yaml.YAMLError  # the error of YAML readers in other packages too
 
 
@@ -24,12 +31,22 @@ def write_text(path: Path, text: str) -> None:
 
     Raises UserError that names the file if it cannot be written or is not a regular file.
     """
+    try:
+        content = text.encode()
+    except UnicodeEncodeError as error:
+        what = text[error.start : error.end]
+        raise UserError(f"cannot write {path}: the text holds {what!a}, which is no character") from None
+    write_bytes(path, content)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace a file atomically by `content`. Raises UserError as `write_text` does."""
     work = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         if path.exists() and not path.is_file():
             raise UserError(f"cannot write {path}: it exists and is not a regular file")
-        with open(work, "w", encoding="utf-8") as file:
-            file.write(text)
+        with open(work, "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(work, path)
@@ -37,7 +54,36 @@ def write_text(path: Path, text: str) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             work.unlink()
-        raise UserError(f"cannot write {path}: {error.strerror}") from None
+        raise cannot_write(path, error, len(content)) from None
+
+
+def cannot_write(path: Path, error: OSError, needed: int | None = None) -> UserError:
+    """The UserError for a failed write of `path`. needed: the bytes of the whole file or folder, if they are known."""
+    return UserError(f"cannot write {path}: {reason_of(error)}{space(path, needed, error)}")
+
+
+def reason_of(error: OSError) -> str:
+    """Why the operating system refused to read or write, in words of this project where it has some."""
+    return CANNOT_WRITE.get(error.errno or 0) or error.strerror or str(error) or type(error).__name__
+
+
+def os_error_in(error: BaseException | None) -> OSError | None:
+    """The refusal of the operating system that caused `error`, or None. torch.save raises RuntimeError after it."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def space(path: Path, needed: int | None, error: OSError) -> str:
+    """The bytes that a file or folder needs and those that are free on its disk, as the end of the message of `error`;
+    empty unless the error is a lack of space."""
+    if needed is None or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return ""
+    with contextlib.suppress(OSError):
+        there = next(folder for folder in path.absolute().parents if folder.is_dir())
+        disk = os.statvfs(there)
+        return f" ({needed:,} bytes are needed, and {disk.f_bavail * disk.f_frsize:,} are free on this disk)"
+    return f" ({needed:,} bytes are needed)"
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -121,6 +167,19 @@ def read_yaml(path: Path, *, as_written: bool = False) -> Any:
         raise
     except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from None
+
+
+def check_version(path: Path, version: Any, known: int) -> None:
+    """Raise UserError if the file at `path` has a newer version of its fields than `known`, or no version that can be
+    read. Files of versions that had none have None."""
+    if version is None or (type(version) is int and 0 < version <= known):
+        return
+    if type(version) is int and version > known:
+        raise UserError(
+            f"{path} was written by a newer version of scaling-testbed (schema_version {str(version)[:20]}; this one "
+            f"reads {known}); install the newer version"
+        )
+    raise UserError(f"{path} is damaged: its schema_version is {str(version)[:20]!a}; restore it")
 
 
 def fsync_folder(folder: Path) -> None:

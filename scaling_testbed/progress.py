@@ -1,16 +1,67 @@
-"""The progress of a run or a preparation: elapsed time, and the bar or lines on the terminal."""
+"""The progress of a run or a preparation: elapsed time, and the bar or lines on the terminal.
+
+All that a run prints goes through this module (`say` and the classes of progress). Printing never raises: a closed
+terminal or pipe, a full disk behind standard output, or a name that its encoding lacks stops no run.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from rich.console import Console
     from rich.progress import Progress as RichProgress
 
 SECONDS_BETWEEN_LINES = 10.0  # plain lines of a preparation
+_CANNOT_PRINT = (OSError, ValueError)  # a broken pipe, a full disk, a closed stream, a character without a code
+
+
+def say(text: str, *, errors: bool = False) -> None:
+    """Print `text` on standard output, or on standard error if `errors`. Never raises: what cannot be printed is lost.
+    A character that the stream's encoding lacks is printed as its number."""
+    stream = sys.stderr if errors else sys.stdout
+    if stream is not None:
+        with contextlib.suppress(*_CANNOT_PRINT):
+            print(_encodable(text, stream), file=stream, flush=True)
+
+
+def open_streams() -> None:
+    """Put /dev/null in place of each standard stream that was closed before this process began. Without this, the next
+    file that the process opens gets the number of the stream, and what libraries print ends in that file."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w" if number else "r"))  # noqa: SIM115 (held until the end)
+
+
+def release_streams() -> None:
+    """Flush the standard streams. What cannot be written is lost, so that the end of Python does not fail because of
+    it, which would change the exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is None:
+            continue
+        try:
+            stream.flush()
+        except _CANNOT_PRINT:
+            with contextlib.suppress(*_CANNOT_PRINT):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, stream.fileno())
+                os.close(nowhere)
+                stream.flush()
+
+
+def _encodable(text: str, stream: Any) -> str:
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 class Clock:
@@ -48,7 +99,8 @@ class Progress:
     """
 
     def __init__(self, *, prefix: str = "", errors: bool = False, quiet: bool = False):
-        self._prefix, self._stream, self._quiet = prefix, sys.stderr if errors else sys.stdout, quiet
+        self._prefix, self._errors, self._quiet = prefix, errors, quiet
+        self._stream = sys.stderr if errors else sys.stdout
         self._bar: RichProgress | None = None
 
     @property
@@ -59,24 +111,29 @@ class Progress:
     def start(self, total: float, done: float = 0) -> None:
         """Begin at `done` out of `total`, both in the caller's unit."""
         self._total, self._first, self._began = total, done, time.monotonic()
-        if not self._quiet and self._stream.isatty():
+        if not self._quiet and _is_terminal(self._stream):
             from rich.console import Console
 
             shown = self._bar = bar(Console(file=self._stream))
             self._task = shown.add_task("", total=total, completed=done)  # type: ignore[arg-type]  # rich takes a fraction too
-            shown.start()
+            with self._or_no_bar():
+                shown.start()
 
     def move(self, done: float, text: str) -> None:
         """Move the bar to `done`, and show `text` beside it."""
         if self._bar is not None:
-            self._bar.update(self._task, completed=done, description=text)
+            with self._or_no_bar():
+                self._bar.update(self._task, completed=done, description=_encodable(text, self._stream))
 
     def say(self, text: str) -> None:
         """Print `text` on a line of its own."""
+        text = self._prefix + text
         if self._bar is not None:
-            self._bar.console.print(self._prefix + text, highlight=False, markup=False, soft_wrap=True)
+            with self._or_no_bar():
+                shown = _encodable(text, self._stream)
+                self._bar.console.print(shown, highlight=False, markup=False, soft_wrap=True)
         elif not self._quiet:
-            print(self._prefix + text, file=self._stream, flush=True)
+            say(text, errors=self._errors)
 
     def rate(self, done: float) -> float | None:
         """Units per second since the start; None before anything is done."""
@@ -91,8 +148,23 @@ class Progress:
     def close(self) -> None:
         """Remove the bar."""
         if self._bar is not None:
-            self._bar.stop()
+            with self._or_no_bar():
+                self._bar.stop()
             self._bar = None
+
+    @contextlib.contextmanager
+    def _or_no_bar(self) -> Iterator[None]:
+        """Context manager for a use of the bar. If the terminal is gone, there is no bar from then on."""
+        try:
+            yield
+        except _CANNOT_PRINT:
+            self._bar = None
+
+
+def _is_terminal(stream: Any) -> bool:
+    with contextlib.suppress(*_CANNOT_PRINT):
+        return stream is not None and stream.isatty()
+    return False
 
 
 def bar(console: Console) -> RichProgress:

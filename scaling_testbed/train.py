@@ -19,6 +19,7 @@ from scaling_testbed.config.run import RunConfig, run_folder_path
 from scaling_testbed.errors import DONE, STOPPED, ConfigError
 from scaling_testbed.processes.interrupts import Interrupts
 from scaling_testbed.processes.world import is_main_process
+from scaling_testbed.progress import release_streams, say
 
 ASSUMED_VOCABULARY = 50432  # GPT-NeoX's, padded; for a dry run before the data is prepared
 
@@ -54,7 +55,8 @@ def report(run: RunConfig, row: dict[str, Any]) -> int:
     from scaling_testbed.runs.row import describe_row
 
     if is_main_process():
-        print(describe_row(row, run_folder_path(run)))
+        say(describe_row(row, run_folder_path(run)))
+        release_streams()  # a run ends with its own status, whatever becomes of the output
     return STOPPED if row["status"] == "preempted" else DONE
 
 

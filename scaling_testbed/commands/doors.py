@@ -1,13 +1,14 @@
 """Functions of all entry points: exit statuses, errors in one line, and the steps from arguments to a run."""
 
 import contextlib
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from scaling_testbed.errors import DONE, INTERRUPTED, PIPE_CLOSED, ConfigError, UserError
+from scaling_testbed.errors import DONE, FAILED, INTERRUPTED, PIPE_CLOSED, ConfigError, UserError
+from scaling_testbed.files import CANNOT_WRITE, reason_of
 from scaling_testbed.processes.world import is_main_process
+from scaling_testbed.progress import open_streams, release_streams, say
 
 if TYPE_CHECKING:
     from scaling_testbed.config.run import RunConfig
@@ -27,20 +28,27 @@ def errors_reported() -> Iterator[Exit]:
     shared. This is a context manager so that it adds no stack frame between an entry point and the functions it calls.
     """
     found = Exit()
+    open_streams()
     try:
         yield found
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, e.g. `... | head`, closed the pipe; the command may not have finished
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         found.status = PIPE_CLOSED
+    except OSError as error:
+        if error.filename is not None or error.errno not in CANNOT_WRITE:
+            raise
+        say(f"error: the output cannot be written: {reason_of(error)}", errors=True)
+        found.status = FAILED
     except UserError as error:
         shared = error.told_to_all or isinstance(error, ConfigError)
         if is_main_process() or not shared:
-            print(f"error: {error}", file=sys.stderr)
+            say(f"error: {error}", errors=True)
         found.status = error.exit_status
     except KeyboardInterrupt:
-        print("error: interrupted; type the same command to continue", file=sys.stderr)
+        say("error: interrupted; type the same command to continue", errors=True)
         found.status = INTERRUPTED
+    finally:
+        release_streams()
 
 
 def run_door(command: "Callable[[RunConfig], int]", argv: Sequence[str], doc: str) -> int:

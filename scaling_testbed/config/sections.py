@@ -149,7 +149,10 @@ class ParallelismConfig:
         identity=EXECUTION_ONLY,
     )
     timeout_seconds: float = key(
-        600, "How long a process waits for the others within a step before it stops.", identity=EXECUTION_ONLY
+        600,
+        "How long the others wait for a process that does not go on in a step. Then the run ends, and its row names "
+        "the process. It must be longer than the slowest compilation, evaluation or checkpoint of one process.",
+        identity=EXECUTION_ONLY,
     )
 
     def __post_init__(self) -> None:

@@ -1,8 +1,10 @@
-"""The diagnostics that the row takes from metrics.jsonl."""
+"""What the row takes from the lines of metrics.jsonl: losses of evaluations and diagnostics."""
 
 import math
 import statistics
-from typing import Any, TypeGuard
+from collections import deque
+from collections.abc import Iterable
+from typing import Any, Self, TypeGuard
 
 from scaling_testbed.diagnostics.config import DiagnosticsConfig
 from scaling_testbed.diagnostics.names import is_diagnostic
@@ -13,26 +15,86 @@ def names_in(row: dict[str, Any]) -> dict[str, float | None]:
     return {key: value for key, value in row.items() if is_diagnostic(key)}
 
 
-def summarize(config: DiagnosticsConfig, rows: list[dict[str, Any]], steps: int) -> dict[str, Any]:
-    """diagnostics_at_step, diagnostics_last_mean and max_attention_logit from the metrics of a run of `steps` steps.
+class Summary:
+    """What the row needs of the records so far. A checkpoint holds it, so that a row needs no line of metrics.jsonl.
 
-    A mean over the last steps ignores values that are not finite (null in the file) and records the range of its steps.
-    Each field is None if nothing was measured.
+    val_loss_initial: of step 0, and val_loss_best: the lowest, both in nats per token or None. evaluation: the last
+    record with a validation loss, or {}.
     """
-    measured = [(row["step"], _with_clipping(row, found)) for row in rows if (found := names_in(row))]
-    at = next((found for step, found in measured if step == config.at_step), None)
-    last = [(step, found) for step, found in measured if step > steps - config.last_steps]
-    largest = [value for _, found in measured if _finite(value := found.get("attention_logit_max"))]
-    return {
-        "diagnostics_at_step": at and {"step": config.at_step, **at},
-        "diagnostics_last_mean": _means(last) if last else None,
-        "max_attention_logit": max(largest, default=None),
-    }
 
+    def __init__(self, config: DiagnosticsConfig):
+        self._config = config
+        self.val_loss_initial: float | None = None
+        self.val_loss_best: float | None = None
+        self.evaluation: dict[str, Any] = {}
+        self._at_step: dict[str, Any] | None = None
+        self._last: deque[tuple[int, dict[str, Any]]] = deque()
+        self._largest_logit: float | None = None
 
-def _with_clipping(row: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
-    """Add grad_norm and clip_coefficient, which every line has, so that the row keeps them with the diagnostics."""
-    return found | {key: row[key] for key in ("grad_norm", "clip_coefficient") if key in row}
+    def add(self, record: dict[str, Any]) -> None:
+        """Take in a line of metrics.jsonl. Lines come in the order of their steps."""
+        step = record["step"]
+        if "val_loss" in record:
+            loss = record["val_loss"]
+            if step == 0:
+                self.val_loss_initial = loss
+            if _finite(loss):
+                self.val_loss_best = min(loss, loss if self.val_loss_best is None else self.val_loss_best)
+            self.evaluation = {key: record.get(key) for key in ("step", "val_loss", "val_bpb", "val_loss_by_set")}
+        if not (found := names_in(record)):
+            return
+        if _finite(logit := found.get("attention_logit_max")):
+            self._largest_logit = max(logit, logit if self._largest_logit is None else self._largest_logit)
+        # Every line has these two. The row keeps them with the diagnostics.
+        found |= {key: record[key] for key in ("grad_norm", "clip_coefficient") if key in record}
+        if step == self._config.at_step and self._at_step is None:
+            self._at_step = {"step": step, **found}
+        self._last.append((step, found))
+        # The record of an update that diverged is of one step more than the run makes.
+        while self._last[0][0] < step - self._config.last_steps:
+            self._last.popleft()
+
+    def diagnostics(self, steps: int) -> dict[str, Any]:
+        """diagnostics_at_step, diagnostics_last_mean and max_attention_logit of a run that has made `steps` steps.
+
+        A mean over the last steps ignores values that are not finite (null in the file) and records the range of its
+        steps. Each field is None if nothing was measured.
+        """
+        last = [(step, found) for step, found in self._last if step > steps - self._config.last_steps]
+        return {
+            "diagnostics_at_step": self._at_step,
+            "diagnostics_last_mean": _means(last) if last else None,
+            "max_attention_logit": self._largest_logit,
+        }
+
+    def state(self) -> dict[str, Any]:
+        """The summary as plain data."""
+        return {
+            "val_loss_initial": self.val_loss_initial,
+            "val_loss_best": self.val_loss_best,
+            "evaluation": self.evaluation,
+            "at_step": self._at_step,
+            "last": list(self._last),
+            "largest_logit": self._largest_logit,
+        }
+
+    @classmethod
+    def of_state(cls, config: DiagnosticsConfig, state: dict[str, Any]) -> Self:
+        """The summary whose `state` was kept. Raises LookupError, TypeError or ValueError if it is none."""
+        found = cls(config)
+        found.val_loss_initial, found.val_loss_best = state["val_loss_initial"], state["val_loss_best"]
+        found.evaluation = {**state["evaluation"]}
+        found._at_step, found._largest_logit = state["at_step"], state["largest_logit"]
+        found._last = deque((step, {**values}) for step, values in state["last"])
+        return found
+
+    @classmethod
+    def of_records(cls, config: DiagnosticsConfig, records: Iterable[dict[str, Any]]) -> Self:
+        """The summary of these lines of metrics.jsonl."""
+        found = cls(config)
+        for record in records:
+            found.add(record)
+        return found
 
 
 def _means(measured: list[tuple[int, dict[str, Any]]]) -> dict[str, Any]:

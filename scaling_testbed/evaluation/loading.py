@@ -6,18 +6,20 @@ from pathlib import Path
 
 import torch
 
-from scaling_testbed.config.run import RunConfig, outcome_of
+from scaling_testbed.config.run import RunConfig, outcome_of, run_id
 from scaling_testbed.data.preparing.preparation import prepare
 from scaling_testbed.data.shards import PreparedData, open_prepared
 from scaling_testbed.errors import UserError
 from scaling_testbed.model.transformer import Transformer
-from scaling_testbed.runs import checkpoint
+from scaling_testbed.runs import checkpoint, state
 
 
 def open_checkpoint(run: RunConfig, folder: Path, step: int | None) -> tuple[checkpoint.Checkpoint, PreparedData]:
     """A checkpoint of `run` in its `folder`, the newest unless `step` is given, and the data it was trained on. Raises
     UserError if the checkpoint does not exist or is damaged, or if the data has changed."""
-    saved = checkpoint.load(_find(folder, step))
+    saved = checkpoint.load(path := _find(folder, step))
+    # A folder keeps its name if its config.yaml is changed by hand, such as a path in it.
+    checkpoint.check_run(path, saved.state, {run_id(run), folder.resolve().name})
     data = open_prepared(_prepared(run, saved))
     checkpoint.check_same_data(saved.state, data, folder)
     return saved, data
@@ -31,7 +33,7 @@ def _prepared(run: RunConfig, saved: checkpoint.Checkpoint) -> Path:
         for manifest in sorted(Path(run.data_dir).glob("*/manifest.json")):
             with contextlib.suppress(UserError):
                 found = checkpoint.fingerprints(open_prepared(manifest.parent))
-                if all(saved.state[key] == value for key, value in found.items()):
+                if all(saved.state.get(key) == value for key, value in found.items()):
                     return manifest.parent
         raise
 
@@ -43,7 +45,7 @@ def load_model(
     that is available on `device`, so a machine without Triton can load a run that used it."""
     saved, data = open_checkpoint(run, folder, step)
     model = build_anywhere(run, data, device)
-    model.load_state_dict(saved.tensors["model"])
+    state.load_weights(model, saved.tensors.get("model"), folder)
     return saved.step, model.eval(), data
 
 
@@ -55,7 +57,7 @@ def build_anywhere(run: RunConfig, data: PreparedData, device: torch.device) -> 
 
 def _find(folder: Path, step: int | None) -> Path:
     checkpoints = folder / "checkpoints"
-    there = {int(path.name[5:]): path for path in sorted(checkpoints.glob("step-" + 8 * "[0-9]"))}
+    there = checkpoint.by_step(checkpoints)
     if not there:
         if outcome := outcome_of(folder):
             raise UserError(f"{folder} holds no checkpoint: {outcome}")

@@ -1,16 +1,23 @@
 """Communication between the processes of one run, and how they end together.
 
 Before training, and while rank 0 works alone for a long time (it prepares data or hashes a checkpoint), the other ranks
-wait at a key-value store without a time limit. The collectives of a step have a limit, `parallelism.timeout_seconds`.
-In a run without a process group (parallelism=single) the functions here only run their action.
+wait at a key-value store without a time limit. In a step they wait for `parallelism.timeout_seconds`. A process that is
+gone, or that hangs for so long, is noticed by its heartbeat (heartbeat.py), also where the main thread waits in a
+collective. In a run without a process group (parallelism=single) the functions here only run their action.
 """
 
+import _thread
 import atexit
 import contextlib
 import itertools
 import json
+import os
 import re
-from collections.abc import Callable, Sequence
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any, Self
 
@@ -20,12 +27,16 @@ from torch.distributed.rendezvous import rendezvous
 
 from scaling_testbed.config.sections import ParallelismConfig
 from scaling_testbed.errors import FAILED, STOPPED, UserError
+from scaling_testbed.processes.heartbeat import FAILURE, Beat, Finding, Heartbeat, collectives, place
+from scaling_testbed.processes.interrupts import Interrupts
 from scaling_testbed.processes.world import World
 
-WAIT_SECONDS = 30  # one wait at the store, which is then repeated
+WAIT_SECONDS = 1  # one wait at the store, which is then repeated; signals are handled between two of them
 LEAVE_SECONDS = 20  # how long rank 0 waits at the end for the other ranks
+GRACE_SECONDS = 3  # how long the main thread may take to end by itself after another process has failed
 STORE_GONE = "the process that keeps the store of this run is gone"
-_uses = itertools.count()  # how often this process used the launcher's store; the same on every rank
+_uses = itertools.count()  # how often this process used its store; the same on every rank
+_kept_stores: dict[tuple[str, int], dist.Store] = {}  # stores of worlds without torchrun, kept until the process ends
 _ended_group = None  # the last group, kept longer than its model: see _end_group
 
 
@@ -44,36 +55,69 @@ class PeerGone(RankError):
     status 75."""
 
     def __init__(self, reason: str):
-        super().__init__(f"another process of this run is gone: {reason}", STOPPED)
+        super().__init__(reason, STOPPED)
+
+
+class PeerHangs(PeerGone):
+    """Another process does not go on. The run can be resumed, but it may hang again. Exit status 75."""
 
 
 class Processes:
-    """The processes of one run, seen from one of them. Use as a context manager; `connect` makes the process group."""
+    """The processes of one run, seen from one of them. Use as a context manager; `connect` makes the process group.
 
-    def __init__(self, world: World, config: ParallelismConfig):
+    interrupts: the signals of this process, which are passed on to rank 0 while it works alone. step: how many updates
+    are made, to say where a process hangs; None before training.
+    """
+
+    def __init__(self, world: World, config: ParallelismConfig, interrupts: Interrupts | None = None):
         self.world, self.config = world, config
+        self.step: int | None = None
         self.grouped = False
+        self.moves = 0  # talks and reductions; see heartbeat.py
+        self._interrupts = interrupts or Interrupts()
         self._device = torch.device("cpu")
         self._talks = 0
+        self._alone = False
         self._store: dist.Store | None = None
+        self._heartbeat: Heartbeat | None = None
+        self._record: Callable[[Exception], Exception] = lambda error: error
+        self._over = threading.Event()
 
     def __enter__(self) -> Self:
         if self.config.kind != "single":
             self._store = self._open_store()
+        if self._store is not None and self.world.size > 1:
+            self._heartbeat = Heartbeat(
+                self._store,
+                self.world,
+                self.config.timeout_seconds,
+                self._beat,
+                self._end,
+                keeper=self.world.address is not None,
+                on_beats=self._pass_on_signals,
+            )
+            self._heartbeat.__enter__()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        # After a failure in a group the other ranks wait in a collective until this process has ended.
+        # After a failure in a group the other ranks wait in a collective. They read of it in the store.
         failed_in_group = self.grouped and kind is not None
+        if kind is None:  # the others may be gone before this process has left the group
+            self._over.set()
         if self.grouped and (not failed_in_group or self.world.size == 1):
             _end_group()
         self.grouped = False
-        if self.world.address is not None and self._store is not None and not failed_in_group:
+        self._over.set()
+        if self._heartbeat is not None:
+            self._heartbeat.__exit__()
+        if self._store is not None:
             self._leave(self._store)
         self._store = None
 
     def _leave(self, store: dist.Store) -> None:
         """Leave the store. Without torchrun rank 0 keeps it and leaves last: the others may still read from it."""
+        if self.world.address is None:
+            return
         others = [f"bye/{rank}" for rank in range(1, self.world.size)]
         with contextlib.suppress(RuntimeError):
             if self.world.is_main:
@@ -87,12 +131,20 @@ class Processes:
         world, timeout = self.world, timedelta(seconds=self.config.timeout_seconds)
         try:
             if world.address is not None and world.port is not None:
-                return dist.TCPStore(world.address, world.port, world.size, world.is_main, timeout)
-            launchers, *_ = next(rendezvous("env://", world.rank, world.size, timeout=timeout))
-            return dist.PrefixStore(f"run/{next(_uses)}", launchers)
+                where = world.address, world.port
+                if where not in _kept_stores:
+                    _kept_stores[where] = dist.TCPStore(*where, world.size, world.is_main, timeout)
+                kept = _kept_stores[where]
+            else:
+                kept, *_ = next(rendezvous("env://", world.rank, world.size, timeout=timeout))
+            return dist.PrefixStore(f"run/{next(_uses)}", kept)
         except dist.DistError as error:
-            where = f"{world.address}:{world.port}" if world.address else "torchrun's store"
-            raise UserError(f"rank {world.rank} cannot reach {where}: {str(error).splitlines()[0]}") from None
+            at = f"the store of rank 0 at {world.address}:{world.port}" if world.address else "torchrun's store"
+            said = str(error).splitlines()[0]
+            raise UserError(
+                f"rank {world.rank} cannot reach {at}: {said}; are all {world.size} processes started, with the same "
+                "MASTER_ADDR and a free MASTER_PORT?"
+            ) from None
 
     def connect(self, device: torch.device) -> None:
         """Make the process group: nccl between GPUs, else gloo."""
@@ -106,14 +158,16 @@ class Processes:
             store=dist.PrefixStore("group", self._store),
             rank=self.world.rank,
             world_size=self.world.size,
-            timeout=timedelta(seconds=self.config.timeout_seconds),
+            # The heartbeat notices what hangs before the group does, and can say which process it is.
+            timeout=timedelta(seconds=2 * self.config.timeout_seconds + 60),
         )
         self.grouped = True
 
-    def on_main(self, action: Callable[[], Any]) -> Any:
+    def on_main(self, action: Callable[[], Any], *, at_once: bool = False) -> Any:
         """Run `action` on rank 0, and return its value (plain data) on every rank. The others wait without limit.
 
-        An error of rank 0 is raised on all ranks: unchanged on rank 0, as RankError on the others.
+        An error of rank 0 is raised on all ranks: unchanged on rank 0, as RankError on the others. at_once: whether a
+        signal to any rank interrupts the action; rank 0 then raises Interrupted.
         """
         if self.world.size == 1:
             return action()
@@ -121,7 +175,8 @@ class Processes:
         if not self.world.is_main:
             return _value_or_error(self._read(key))
         try:
-            value = action()
+            with self._working_alone(), self._interrupts.at_once() if at_once else contextlib.nullcontext():
+                value = action()
         except BaseException as error:
             self._write(key, _as_error(error))
             raise
@@ -137,7 +192,8 @@ class Processes:
             return action()
         key, value, failure = self._next_key(), None, None
         try:
-            value = action()
+            with self._working_alone():
+                value = action()
         except Exception as error:
             failure = error
         self._write(f"{key}/{self.world.rank}", {"value": None} if failure is None else _as_error(failure))
@@ -158,9 +214,15 @@ class Processes:
     def _reduced(self, values: Sequence[float], operation) -> list[float]:
         if not self.grouped:
             return list(values)
+        self.moves += 1
         numbers = torch.tensor(values, dtype=torch.float64, device=self._device)
         dist.all_reduce(numbers, operation)
         return numbers.tolist()
+
+    def when_ended(self, record: Callable[[Exception], Exception]) -> None:
+        """Set what records the end of this run in place of the main thread, if another process is gone or hangs. It
+        returns the error with which this process ends."""
+        self._record = record
 
     def first_failure(self, error: BaseException) -> UserError | None:
         """Report an error of this rank to the others, and return the cause if another rank has reported one before.
@@ -171,16 +233,62 @@ class Processes:
         if self.world.size == 1 or self._store is None or isinstance(error, RankError):
             return None
         broken = _broken_connection(error) if self.grouped else None
-        mine = json.dumps({"rank": self.world.rank, "broken": broken, **_as_error(error)})
+        mine = {"rank": self.world.rank, "about": None, "peer": None, **_as_error(error)}
+        if broken:
+            mine |= {"error": f"another process of this run is gone: {broken}", "peer": "gone"}
+            if re.search(r"[Tt]imed? ?out", broken):
+                mine |= {"error": f"another process of this run hangs: {broken}", "peer": "hangs"}
         try:
-            first = json.loads(self._store.compare_set("failure", "", mine))
+            first = self._report(mine)
         except RuntimeError:
-            return None if isinstance(error, UserError) else RankError(STORE_GONE, 1)
-        if first["broken"]:
-            return PeerGone(first["broken"])
-        if first["rank"] != self.world.rank:
-            return RankError(f"rank {first['rank']} failed: {first['error']}", first["exit_status"])
-        return None
+            return None if isinstance(error, UserError) else RankError(STORE_GONE, FAILED)
+        return None if first["rank"] == self.world.rank and not first["peer"] else _reported(first)
+
+    def _report(self, failure: dict[str, Any]) -> dict[str, Any]:
+        """Write `failure` into the store unless another one is there, and return the one that is there."""
+        first: dict[str, Any] = json.loads(self._opened.compare_set(FAILURE, "", json.dumps(failure)))
+        return first
+
+    @contextlib.contextmanager
+    def _working_alone(self) -> Iterator[None]:
+        self._alone = True
+        try:
+            yield
+        finally:
+            self._alone = False
+
+    def _beat(self, number: int) -> Beat:
+        asked = self._interrupts.number
+        moves = self.moves + self._talks + collectives()
+        return Beat(number, moves, self.step, place(), self._alone, socket.gethostname(), os.getpid(), asked)
+
+    def _pass_on_signals(self, beats: dict[int, Beat]) -> None:
+        """Before training, rank 0 takes a signal to another rank for its own. In a step all ranks share them."""
+        asked = next((beat.signal for beat in beats.values() if beat.signal is not None), None)
+        if asked is not None and self.world.is_main and not self.grouped and self._interrupts.number is None:
+            _thread.interrupt_main(signal.Signals(asked))
+
+    def _end(self, finding: Finding) -> None:
+        """End this process, because another one is gone or hangs. The main thread may not be able to: it may wait in a
+        collective. It is given a moment, since a broken connection or a report of another process may end it."""
+        mine = {"rank": self.world.rank, "about": finding.rank, "peer": "hangs" if finding.hangs else "gone"}
+        mine |= {"error": finding.error, "exit_status": STOPPED}
+        answered = finding.report or _in_time(lambda: self._report(mine), GRACE_SECONDS)
+        first = answered or mine  # without an answer, the store is gone or hangs
+        if self._over.wait(GRACE_SECONDS):
+            return
+        error: Exception = _reported(first)
+        try:
+            if self.world.rank == (1 if first["about"] == 0 else 0):
+                error = self._record(error)
+                print(f"error: {error}", file=sys.stderr)
+            if answered and self._store is not None:
+                store = self._store
+                _in_time(lambda: self._leave(store), LEAVE_SECONDS)
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            os._exit(getattr(error, "exit_status", FAILED))
 
     def _next_key(self) -> str:
         self._talks += 1
@@ -235,6 +343,27 @@ def _broken_connection(error: BaseException | None) -> str | None:
             return line
         error = error.__cause__ or error.__context__
     return None
+
+
+def _in_time(action: Callable[[], Any], seconds: float) -> Any:
+    """The value of `action`, or None if it fails or takes longer than `seconds`."""
+    found: list[Any] = []
+
+    def attempt() -> None:
+        with contextlib.suppress(Exception):
+            found.append(action())
+
+    thread = threading.Thread(target=attempt, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return found[0] if found else None
+
+
+def _reported(failure: dict[str, Any]) -> RankError:
+    """The error of another process, from its report."""
+    if failure["peer"]:
+        return {"gone": PeerGone, "hangs": PeerHangs}[failure["peer"]](failure["error"])
+    return RankError(f"rank {failure['rank']} failed: {failure['error']}", failure["exit_status"])
 
 
 def _as_error(error: BaseException) -> dict[str, Any]:

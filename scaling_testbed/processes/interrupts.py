@@ -42,6 +42,11 @@ class Interrupts:
         """Whether this object handles signals. Not in a process that it was sent to, as by a launcher of Hydra."""
         return signal.getsignal(signal.SIGTERM) == self._note
 
+    @property
+    def number(self) -> int | None:
+        """The number of the signal that has come, or None."""
+        return None if self.requested is None else int(signal.Signals[self.requested])
+
     def _note(self, number, _frame):
         self.requested = self.requested or signal.Signals(number).name
         if self._at_once:

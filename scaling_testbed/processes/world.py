@@ -14,8 +14,8 @@ FIRST_PORT, PORTS = 10000, 20000  # below the ports that Linux gives to outgoing
 class World:
     """The place of this process among the processes of a run.
 
-    rank: from 0 to size - 1. local_rank: the index of its GPU among those that it sees. address, port: of the store of
-    a world that srun started; None if torchrun keeps the store.
+    rank: from 0 to size - 1. local_rank: the index of its GPU among those that it sees. address, port: of the store,
+    which rank 0 keeps; None if torchrun keeps it.
     """
 
     rank: int = 0
@@ -31,12 +31,13 @@ class World:
 
 
 def world_from_environment(environment: Mapping[str, str] = os.environ) -> World:
-    """The world of torchrun, or of a step of srun with several tasks, or of one process.
+    """The world of torchrun, or of another launcher that sets the same variables, or of a step of srun with several
+    tasks, or of one process.
 
     Raises UserError if the environment describes only a part of a world.
     """
     if "RANK" in environment or "WORLD_SIZE" in environment:
-        return _torchrun_world(environment)
+        return _described_world(environment)
     tasks = environment.get("SLURM_STEP_NUM_TASKS", environment.get("SLURM_NTASKS", "1"))
     # A batch script has SLURM_NTASKS too, but only a step has started so many processes.
     if "SLURM_STEP_ID" in environment and int(tasks) > 1:
@@ -50,12 +51,26 @@ def is_main_process(environment: Mapping[str, str] = os.environ) -> bool:
     return environment.get("RANK", slurm) == "0"
 
 
-def _torchrun_world(environment: Mapping[str, str]) -> World:
-    size = int(environment.get("WORLD_SIZE", 1))
+def _described_world(environment: Mapping[str, str]) -> World:
+    """The world in RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, as torchrun, Kubeflow or mpirun's
+    scripts set them. Only torchrun keeps the store itself."""
+    size = _number("WORLD_SIZE", environment, 1)
     needed = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-    if size > 1 and (missing := [key for key in needed if key not in environment]):
+    if size > 1 and (missing := [key for key in needed if not environment.get(key)]):
         raise UserError(f"WORLD_SIZE={size}, but {', '.join(missing)} is not set: start the processes with torchrun")
-    return World(int(environment.get("RANK", 0)), size, int(environment.get("LOCAL_RANK", 0)))
+    rank, local_rank = _number("RANK", environment, 0), _number("LOCAL_RANK", environment, 0)
+    if not 0 <= rank < max(1, size):
+        raise UserError(f"RANK={rank} must be from 0 to WORLD_SIZE - 1, which is {size - 1}")
+    if size <= 1 or environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        return World(rank, size, local_rank)
+    return World(rank, size, local_rank, environment["MASTER_ADDR"], _number("MASTER_PORT", environment, 0))
+
+
+def _number(key: str, environment: Mapping[str, str], default: int) -> int:
+    try:
+        return int(environment.get(key, default))
+    except ValueError:
+        raise UserError(f"the environment variable {key} must be an integer; got {environment[key]!r}") from None
 
 
 def _slurm_world(environment: Mapping[str, str], size: int) -> World:

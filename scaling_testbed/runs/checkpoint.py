@@ -9,13 +9,14 @@ writes its part in files of its own. `read` returns the same for both kinds, so 
 checkpoint.
 """
 
+import contextlib
 import json
+import math
 import os
 import pickle
 import re
 import shutil
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,14 +27,30 @@ import torch
 from scaling_testbed.config.sections import CheckpointConfig, ParallelismConfig
 from scaling_testbed.data.shards import PreparedData
 from scaling_testbed.errors import UserError, first_line
-from scaling_testbed.files import fsync_folder, sha256_of
+from scaling_testbed.files import check_version, fsync_folder, os_error_in, reason_of, sha256_of, space
 from scaling_testbed.processes.group import Processes
 from scaling_testbed.processes.world import World
+from scaling_testbed.progress import say
 from scaling_testbed.runs import sharded
+from scaling_testbed.runs.row import is_number, shortened
 
-MANIFEST = "manifest.json"
+SCHEMA_VERSION = 1  # of state.json; checkpoints without a version are read too
+MANIFEST, STATE = "manifest.json", "state.json"
+WAY_OUT = "move it out of its folder, and the same command goes on from the checkpoint before it"
 ALONE = Processes(World(), ParallelismConfig())
-_STEP_FOLDER = re.compile(r"step-(\d{8})")
+_STEP_FOLDER = re.compile(r"step-(\d{8}|[1-9]\d{8,17})")
+# What state.json may hold under a name. A checkpoint of an earlier version lacks some of them.
+_KINDS: dict[str, Callable[[Any], bool]] = {
+    "run_id": lambda value: isinstance(value, str),
+    "shapes": lambda value: isinstance(value, str),
+    "row": lambda value: value is None or (isinstance(value, dict) and type(value.get("step")) is int),
+    "summary": lambda value: isinstance(value, dict),
+    "metrics": lambda value: isinstance(value, dict) and value.keys() >= {"lines", "sha256", "whole"},
+    "restarts": lambda value: type(value) is int and value >= 0,
+    "train_loss_last": lambda value: value is None or is_number(value),
+    "wall_seconds": lambda value: is_number(value) and 0 <= value < math.inf,
+    "updates": lambda value: isinstance(value, dict),
+}
 
 
 @dataclass(frozen=True)
@@ -58,11 +75,12 @@ def save(
     """Write `folder/step-XXXXXXXX`, and delete the checkpoints that `config` does not keep.
 
     Every rank calls this. Rank 0 writes `tensors` and the manifest. Each rank writes its parts of `shards`, DTensors by
-    key. At every moment at least one earlier checkpoint, if there is one, is complete. Raises UserError if writing
-    fails.
+    key. At every moment at least one earlier checkpoint, if there is one, is complete. `folder` is made if it does not
+    exist, but not the folder that it lies in. Raises UserError if writing fails. If an earlier checkpoint cannot be
+    deleted, this is a warning.
     """
     final, work = (folder / f"step-{step:08d}{suffix}" for suffix in ("", ".tmp"))
-    if processes.on_main(lambda: final.exists() and _problem(final) is None):
+    if processes.on_main(lambda: _is_saved(final, state.get("run_id"))):
         return final
     try:
         processes.on_main(lambda: _start(work))
@@ -71,23 +89,45 @@ def save(
         processes.on_main(lambda: _finish(work, final, {"step": step, **state}, tensors))
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
         processes.on_main(lambda: shutil.rmtree(work, ignore_errors=True))
+        refused = os_error_in(error)
+        reason = first_line(error) if refused is None else reason_of(refused)
+        room = "" if refused is None else space(final, _n_bytes([tensors, shards]), refused)
         raise UserError(
-            f"could not write the checkpoint {final}: {first_line(error)}; earlier ones are intact"
+            f"could not write the checkpoint {final}: {reason}{room}; earlier checkpoints are intact, and the same "
+            "command goes on from the last of them"
         ) from error
     processes.on_main(lambda: _retain(folder, config))
     return final
 
 
+def _is_saved(final: Path, run_id: str | None) -> bool:
+    """Whether a whole checkpoint of this run is there already."""
+    if not final.exists() or _problem(final) is not None:
+        return False
+    with contextlib.suppress(UserError):
+        return read_state(final).get("run_id") == run_id
+    return False
+
+
 def _start(work: Path) -> None:
     shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
+    work.parent.mkdir(exist_ok=True)
+    work.mkdir()
+
+
+def _n_bytes(value: Any) -> int:
+    """The bytes of all tensors in nested containers, whole also where they are sharded."""
+    if isinstance(value, torch.Tensor):
+        return value.numel() * value.element_size()
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    return sum(map(_n_bytes, inner))
 
 
 def _finish(work: Path, final: Path, state: dict[str, Any], tensors: dict[str, Any]) -> None:
     """Write the files of rank 0, hash all files, and give the folder its final name."""
     for name, tensor_state in tensors.items():
         _write(work / f"{name}.pt", partial(torch.save, tensor_state))
-    _write(work / "state.json", lambda file: file.write(json.dumps(state).encode()))
+    _write(work / STATE, lambda file: file.write(json.dumps(state).encode()))
     files = sorted(path for path in work.rglob("*") if path.is_file())
     manifest = {path.relative_to(work).as_posix(): _fingerprint(path) for path in files}
     _write(work / MANIFEST, lambda file: file.write(json.dumps({"files": manifest}, indent=1).encode()))
@@ -113,7 +153,7 @@ def latest(folder: Path) -> Path | None:
         if problem is None:
             return path
         damaged.append(path)
-        print(f"warning: checkpoint {path} is damaged ({problem}); trying the one before", file=sys.stderr)
+        say(f"warning: checkpoint {path} is damaged ({problem}); trying the one before", errors=True)
     if damaged:
         raise UserError(
             f"every checkpoint in {folder} is damaged; restore one, or delete the folder to start again from step 0"
@@ -133,21 +173,58 @@ def read(path: Path, *, mmap: bool = False) -> Checkpoint:
 
     mmap: leave tensors on disk until they are used. Raises UserError if it holds anything but tensors and plain data.
     """
-    state = read_state(path)
-    try:
-        files = sorted(path.glob("*.pt"))
-        tensors = {file.stem: torch.load(file, map_location="cpu", weights_only=True, mmap=mmap) for file in files}
-    except pickle.UnpicklingError:
-        raise UserError(f"checkpoint {path} holds something that is no tensor; it was not loaded") from None
+    state, tensors = read_state(path), {}
+    for name in sorted(_files(path)):
+        file = path / name
+        if file.parent == path and file.suffix == ".pt":
+            tensors[file.stem] = _load(file, mmap)
     if is_sharded(path):
-        tensors |= sharded.read_whole(path, tensors.pop("groups"))
+        if not isinstance(groups := tensors.pop("groups", None), dict):
+            raise UserError(f"checkpoint {path} cannot be used: groups.pt is no list of groups; {WAY_OUT}")
+        try:
+            tensors |= sharded.read_whole(path, groups)
+        except (LookupError, TypeError, ValueError) as error:
+            raise UserError(f"checkpoint {path} cannot be used: {first_line(error)}; {WAY_OUT}") from None
     return Checkpoint(state["step"], state, tensors)
 
 
+def _load(file: Path, mmap: bool) -> Any:
+    """The tensors in a file whose hash agrees."""
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
+    except pickle.UnpicklingError:
+        reason = "it holds something that is no tensor"
+    except Exception as error:  # a file that is no file of tensors can raise anything
+        reason = first_line(error)
+    raise UserError(f"{file} was not loaded: {reason}; {WAY_OUT}")
+
+
 def read_state(path: Path) -> dict[str, Any]:
-    """The plain data of a checkpoint, including its step."""
-    state: dict[str, Any] = json.loads((path / "state.json").read_bytes())
+    """The plain data of a checkpoint, including its step. Raises UserError if they are not what `save` writes, or of
+    another step than the folder's name says."""
+    file = path / STATE
+    try:
+        state: dict[str, Any] = json.loads(file.read_bytes())
+        names = state.keys()
+    except (OSError, ValueError, AttributeError, RecursionError):
+        raise UserError(f"checkpoint {path} cannot be used: {STATE} holds no plain data; {WAY_OUT}") from None
+    check_version(file, state.get("schema_version"), SCHEMA_VERSION)
+    step = state.get("step")
+    if type(step) is not int or _STEP_FOLDER.fullmatch(path.name) is None or step != _step(path):
+        raise UserError(f"checkpoint {path} cannot be used: its {STATE} is of step {shortened(step)}; {WAY_OUT}")
+    for name, is_right in _KINDS.items():
+        if name in names and not is_right(state[name]):
+            raise UserError(
+                f"checkpoint {path} cannot be used: {name} in {STATE} is {shortened(state[name])}; {WAY_OUT}"
+            )
     return state
+
+
+def check_run(path: Path, state: dict[str, Any], run_ids: Collection[str]) -> None:
+    """Raise UserError if the checkpoint at `path` with this `state` is of a run with another id than `run_ids`.
+    Checkpoints of earlier versions do not name their run."""
+    if (saved := state.get("run_id")) is not None and saved not in run_ids:
+        raise UserError(f"checkpoint {path} is of the run {saved}, not of {' or '.join(run_ids)}; {WAY_OUT}")
 
 
 class Fingerprints(TypedDict):
@@ -165,9 +242,9 @@ def fingerprints(data: PreparedData) -> Fingerprints:
 def check_same_data(state: dict[str, Any], data: PreparedData, folder: Path) -> None:
     """Raise UserError unless `data` is what the run in `folder` was trained on."""
     for key, now in fingerprints(data).items():
-        if state[key] != now:
+        if state.get(key) != now:
             raise UserError(
-                f"{folder} was trained on other data: its {key} is {state[key]}, that of {data.folder} is {now}; "
+                f"{folder} was trained on other data: its {key} is {state.get(key)}, that of {data.folder} is {now}; "
                 "restore the data, or start a new run with another name="
             )
 
@@ -180,31 +257,57 @@ def is_sharded(path: Path) -> bool:
 def _problem(path: Path) -> str | None:
     """What is wrong with a checkpoint folder, or None."""
     try:
-        files = json.loads((path / MANIFEST).read_bytes())["files"]
-        expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return f"{MANIFEST} is missing or unreadable"
-    if "state.json" not in expected:
-        return "state.json is not in the manifest"
+        expected = _files(path)
+    except UserError as error:
+        return str(error)
+    if STATE not in expected:
+        return f"{STATE} is not in the manifest"
     for name, (size, digest) in expected.items():
         file = path / name
-        if not file.is_file():
-            return f"{name} is missing"
-        if file.stat().st_size != size:
-            return f"{name} has {file.stat().st_size} bytes instead of {size}"
-        if _fingerprint(file)["sha256"] != digest:
-            return f"the hash of {name} does not match"
+        try:
+            if not file.is_file():
+                return f"{shortened(name)} is missing"
+            if file.stat().st_size != size:
+                return f"{name} has {file.stat().st_size} bytes instead of {shortened(size)}"
+            if _fingerprint(file)["sha256"] != digest:
+                return f"the hash of {name} does not match"
+        except (OSError, ValueError) as error:
+            return f"{shortened(name)} cannot be read: {first_line(error)}"
     return None
 
 
+def _files(path: Path) -> dict[str, tuple[int, str]]:
+    """The files in the manifest of a checkpoint, with sizes in bytes and hashes. Other files are ignored. Raises
+    UserError if there is no manifest."""
+    try:
+        files = json.loads((path / MANIFEST).read_bytes())["files"]
+        return {name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise UserError(f"{MANIFEST} is missing or unreadable") from None
+
+
 def _retain(folder: Path, config: CheckpointConfig) -> None:
+    """Delete the checkpoints that `config` does not keep. A failure is a warning: the new checkpoint is saved."""
     kept_steps = set(config.keep_steps)
     others = [path for path in _step_folders(folder) if _step(path) not in kept_steps]
     for path in others[: -config.keep_last]:
         # Renamed first, because a process killed during the deletion must not leave a folder named like a checkpoint.
         doomed = path.with_suffix(".tmp")
-        os.rename(path, doomed)
+        try:
+            shutil.rmtree(doomed, ignore_errors=True)
+            os.rename(path, doomed)
+        except OSError as error:
+            say(
+                f"warning: the earlier checkpoint {path} cannot be deleted: {reason_of(error)}; the newer ones are "
+                "saved, and the run goes on",
+                errors=True,
+            )
         shutil.rmtree(doomed, ignore_errors=True)
+
+
+def by_step(folder: Path) -> dict[int, Path]:
+    """Step -> checkpoint of a folder of checkpoints, oldest first. Damaged ones are among them."""
+    return {_step(path): path for path in _step_folders(folder)}
 
 
 def _step_folders(folder: Path) -> list[Path]:

@@ -18,7 +18,7 @@ from scaling_testbed.data.preparing import inputs as files_of
 from scaling_testbed.data.preparing.preparation import look, prepared_folders
 from scaling_testbed.data.shards import PreparedData, data_fingerprint
 from scaling_testbed.errors import UserError, first_line
-from scaling_testbed.files import read_json
+from scaling_testbed.files import read_json, sha256_of
 from scaling_testbed.plugins import difference, hashes
 
 TO_DO = "restore what has changed, or give another name= for new runs"
@@ -45,6 +45,11 @@ class Found:
     unknown: str | None = None
 
 
+_KINDS: dict[str, type] = dict.fromkeys(("data_fingerprint", "tokenizer_fingerprint", "data_folder"), str) | (
+    dict.fromkeys(("data_inputs", "evaluation_data", "plugins"), dict)
+)
+
+
 class AtHand:
     """The data and the plug-ins at hand. Each corpus is looked at once, so use a new object for each command."""
 
@@ -53,6 +58,7 @@ class AtHand:
 
     def compare(self, then: Mapping[str, Any], run: RunConfig) -> Found:
         """Compare what a row or a checkpoint of `run` recorded with what is at hand."""
+        then = {key: value for key, value in then.items() if isinstance(value, _KINDS.get(key, ()))}
         changed, unknown = [], []
         for found in (self._corpus(then, run), *_sets(then, run), _plugins(then, run)):
             changed += [found.changed] if found.changed else []
@@ -68,7 +74,6 @@ class AtHand:
 
 def check_same(then: Mapping[str, Any], run: RunConfig, folder: Path) -> str | None:
     """Raise UserError if what the run in `folder` recorded is another now. Returns what could not be compared."""
-    check_own(then, run, folder)
     found = AtHand().compare(then, run)
     if found.changed:
         raise UserError(f"{folder} {found.changed}; {TO_DO}, or delete the folder to train it again")
@@ -76,23 +81,25 @@ def check_same(then: Mapping[str, Any], run: RunConfig, folder: Path) -> str | N
 
 
 def of_checkpoint(folder: Path) -> dict[str, Any] | None:
-    """What the newest checkpoint of the run in `folder` recorded; None if there is none that can be read."""
+    """What the newest checkpoint of the run in `folder` recorded, of those whose state has the hash in their manifest;
+    None if there is none."""
     for path in sorted((folder / "checkpoints").glob("step-" + "[0-9]" * 8), reverse=True):
-        with contextlib.suppress(UserError):
-            state: dict[str, Any] = read_json(path / "state.json")
-            return state
+        with contextlib.suppress(OSError, UserError, LookupError, TypeError):
+            if sha256_of(path / "state.json") == read_json(path / "manifest.json")["files"]["state.json"]["sha256"]:
+                state: dict[str, Any] = read_json(path / "state.json")
+                return state
     return None
 
 
-def check_own(then: Mapping[str, Any], run: RunConfig, folder: Path) -> None:
-    """Raise UserError if the records in `folder` are of another run, as after a copy or a renaming."""
-    if then.get("run_id") in (None, run_id(run)):
+def check_own(row: Mapping[str, Any] | None, run: RunConfig, folder: Path) -> None:
+    """Raise UserError, with what differs in the configurations, if `row` in the folder of `run` is of another run."""
+    if row is None or row["run_id"] == run_id(run):
         return
-    now = {key: value for key, value in flatten(run).items() if key in then and ("." in key or key == "seed")}
-    other = [f"{key} is {then[key]!r} there and {value!r} here" for key, value in now.items() if then[key] != value]
+    now = {key: value for key, value in flatten(run).items() if key in row and ("." in key or key == "seed")}
+    other = [f"{key} is {row[key]!r} there and {value!r} here" for key, value in now.items() if row[key] != value]
     differs = f": {_few(other)}" if other else ""
     raise UserError(
-        f"{folder} holds the records of run {then['run_id']}{differs}; rename the folder to that id, or delete it"
+        f"{folder} holds the records of run {row['run_id']}{differs}; rename the folder to that id, or delete it"
     )
 
 

@@ -69,10 +69,13 @@ class Lease:
         if taken:
             self._file.close()
             raise AlreadyRunning(f"{self.path.parent} is being run by {taken}; wait for it or end it")
-        self._file.truncate(0)
         self._owner = this_process()
-        self._file.write(json.dumps(asdict(self._owner)))
-        self._file.flush()
+        try:
+            self._file.truncate(0)
+            os.write(self._file.fileno(), json.dumps(asdict(self._owner)).encode())
+        except OSError:
+            self._file.close()
+            raise
         self._stop.clear()
         self._beat = threading.Thread(target=self._renew, daemon=True)
         self._beat.start()
@@ -81,8 +84,9 @@ class Lease:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._beat.join()
-        if self._other() is None:
-            self._file.truncate(0)
+        with contextlib.suppress(OSError):  # a disk that has become read-only; the flock ends with the file
+            if self._other() is None:
+                self._file.truncate(0)
         self._file.close()
 
     def check(self) -> None:
@@ -125,9 +129,10 @@ def _alive_elsewhere(path: Path) -> Owner | None:
 
 
 def _read(path: Path) -> Owner | None:
-    with contextlib.suppress(OSError, ValueError, TypeError):
+    with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
         owner = Owner(**json.loads(path.read_text()))
-        return owner if isinstance(owner.host, str) and isinstance(owner.pid, int) else None
+        known = isinstance(owner.host, str) and type(owner.pid) is int and 0 < owner.pid < 2**31
+        return owner if known and isinstance(owner.job, (str, type(None))) else None
     return None
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 from scaling_testbed.config.run import RunConfig, flatten, rate_means, run_id
 from scaling_testbed.plugins import hashes
 
 SCHEMA_VERSION = 1
 FINAL = ("finished", "diverged")  # a run with one of these statuses is a result and is not run again
+STATUSES = (*FINAL, "preempted", "failed")
 
 
 def fact(meaning: str, unit: str = "") -> Any:
@@ -96,6 +98,9 @@ class Row:
     )
     evaluation_data: dict[str, str] | None = fact("Name in evaluation.sets -> data_fingerprint of the set.")
     git_commit: str | None = fact("The commit of the source, where it is known.")
+    git_dirty: str | None = fact(
+        "The hash of the uncommitted changes to the source, which are in uncommitted-HASH.diff; null without changes."
+    )
     versions: dict[str, str] | None = fact("The versions of Python and of the libraries that decide numbers.")
     plugins: dict[str, str] | None = fact("Plug-in -> hash of its source.")
 
@@ -127,20 +132,58 @@ class Row:
 ROW_FIELDS = tuple(f.name for f in fields(Row) if "meaning" in f.metadata)
 
 
+def problem_of(row: Any) -> str | None:
+    """Why a value of JSON is not the row of a run, or None. Rows of earlier versions have fewer fields."""
+    if not isinstance(row, dict):
+        return "it is no JSON object"
+    if row.get("status") not in STATUSES:
+        return f"its status is none of {', '.join(STATUSES)}"
+    if not isinstance(row.get("run_id"), str):
+        return "it has no run_id"
+    hints = get_type_hints(Row)
+    odd = next((name for name in ROW_FIELDS if name in row and not _fits(row[name], get_args(hints[name]))), None)
+    return odd and f"its {odd} is {shortened(row[odd])}"
+
+
+def _fits(value: Any, kinds: tuple[Any, ...]) -> bool:
+    """Whether a value of JSON is of one of the types `kinds` of a field, or null."""
+    if value is None:
+        return True
+    plain = [get_origin(kind) or kind for kind in kinds]
+    if isinstance(value, (int, float)):
+        return not isinstance(value, bool) and is_number(value) and (float in plain or type(value) in plain)
+    return type(value) in plain
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a number that a float can hold. A truth value counts as one."""
+    with contextlib.suppress(OverflowError):
+        return isinstance(value, (int, float)) and float(value) is not None
+    return False
+
+
+def shortened(value: Any) -> str:
+    """A value of JSON for a message, in ASCII and at most 40 characters long."""
+    with contextlib.suppress(ValueError):  # an integer of thousands of digits
+        text = ascii(value)
+        return text if len(text) <= 40 else f"{text[:37]}..."
+    return "a huge number"
+
+
 def describe_row(row: dict[str, Any], folder: Path) -> str:
     """The row as printed text: the result of the run, and the folder of its records."""
     shown = {
-        "status": row["status"] if row["error"] is None else f"{row['status']}: {row['error']}",
-        "validation loss": _nats(row["val_loss"]),
-        "  at step 0": _nats(row["val_loss_initial"]),
-        "  bits per byte": _number(row["val_bpb"], ".4f"),
-        "unigram entropy": _nats(row["unigram_entropy_nats"]),
-        "entropy rate": _nats(row["entropy_rate_nats"]),
-        "parameters": _number(row["n_params"], ",d"),
-        "tokens": _number(row["n_tokens"], ",d"),
-        "training FLOPs": _number(row["flops"], ".3g"),
-        "tokens/s": _number(row["tokens_per_second"], ",.0f"),
-        "wall seconds": _number(row["wall_seconds"], ".1f"),
+        "status": row["status"] if row.get("error") is None else f"{row['status']}: {row['error']}",
+        "validation loss": _nats(row.get("val_loss")),
+        "  at step 0": _nats(row.get("val_loss_initial")),
+        "  bits per byte": _number(row.get("val_bpb"), ".4f"),
+        "unigram entropy": _nats(row.get("unigram_entropy_nats")),
+        "entropy rate": _nats(row.get("entropy_rate_nats")),
+        "parameters": _number(row.get("n_params"), ",d"),
+        "tokens": _number(row.get("n_tokens"), ",d"),
+        "training FLOPs": _number(row.get("flops"), ".3g"),
+        "tokens/s": _number(row.get("tokens_per_second"), ",.0f"),
+        "wall seconds": _number(row.get("wall_seconds"), ".1f"),
         "records": f"{folder}/ (result.json, metrics.jsonl, config.yaml, checkpoints/)",
     }
     return "\n".join(f"{label:<16} {text}" for label, text in shown.items() if text is not None)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from scaling_testbed.errors import UserError, first_line
+from scaling_testbed.files import os_error_in
 
 if TYPE_CHECKING:
     from torch.distributed.checkpoint import FileSystemReader
@@ -31,7 +32,9 @@ def write_shards(folder: Path, shards: dict[str, torch.Tensor]) -> None:
     try:
         dcp.save(shards, storage_writer=dcp.FileSystemWriter(folder))
     except CheckpointException as error:  # no subclass of Exception, so no caller would catch it
-        raise OSError(first_line(next(iter(error.failures.values()))[0])) from None
+        reason = next(iter(error.failures.values()))[0]
+        # The cause of an error of another rank is lost on the way.
+        raise (os_error_in(reason) or OSError("a rank could not write its part as a whole")) from None
 
 
 def read_shards(
@@ -57,6 +60,12 @@ def read_shards(
     return tensors
 
 
+def shapes_in(path: Path) -> dict[str, torch.Size]:
+    """Key -> shape of the tensors of a sharded checkpoint whose hashes agree."""
+    known = _reader(path / SHARDS).read_metadata().state_dict_metadata
+    return {key: _shape_and_type(path, key, entry)[0] for key, entry in known.items()}
+
+
 def _shape_and_type(
     path: Path, key: str, entry: TensorStorageMetadata | BytesStorageMetadata
 ) -> tuple[torch.Size, torch.dtype]:
@@ -76,10 +85,11 @@ def _reader(folder: Path) -> FileSystemReader:
             try:
                 with open(folder / ".metadata", "rb") as file:
                     metadata: Metadata = _MetadataUnpickler(file).load()
-            except pickle.UnpicklingError:
+                if not isinstance(metadata.state_dict_metadata, dict) or metadata.storage_meta is None:
+                    raise ValueError("FileSystemWriter writes both")
+                metadata.storage_meta.load_id = self.load_id
+            except Exception:  # a pickle that is no pickle can raise anything
                 raise UserError(f"{folder}/.metadata holds something that is no metadata; it was not loaded") from None
-            assert metadata.storage_meta is not None  # FileSystemWriter always writes one
-            metadata.storage_meta.load_id = self.load_id
             return metadata
 
     return Reader(folder)

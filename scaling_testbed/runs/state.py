@@ -1,13 +1,47 @@
 """The state of a run in a checkpoint, and how model and optimizer are restored from it, whole or sharded."""
 
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
+from scaling_testbed.errors import UserError, first_line
 from scaling_testbed.model.transformer import Transformer
 from scaling_testbed.processes.placement import copy_shard
 from scaling_testbed.runs import checkpoint, sharded
+
+
+def shapes(model: Transformer) -> str:
+    """A hash of names, shapes and types of the parameters of `model`, the same for a whole and a sharded one."""
+    known = sorted((name, list(value.shape), str(value.dtype)) for name, value in model.named_parameters())
+    return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
+
+
+def load_weights(model: Transformer, weights: Any, path: Path) -> None:
+    """Load the weights of a checkpoint at `path` into a whole model. Raises UserError unless names and shapes are those
+    of `model`."""
+    if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
+        raise UserError(f"checkpoint {path} cannot be used: it holds no weights of a model; {checkpoint.WAY_OUT}")
+    check_shapes(path, {name: value.shape for name, value in weights.items()}, model.state_dict())
+    model.load_state_dict(weights)
+
+
+def check_shapes(path: Path, saved: Mapping[str, torch.Size], here: Mapping[str, torch.Tensor]) -> None:
+    """Raise UserError, which names the first difference, unless the checkpoint at `path` has tensors with the names and
+    shapes of those of this model."""
+    for name in [*saved, *here]:
+        there, mine = saved.get(name), here[name].shape if name in here else None
+        if there != mine:
+            what = [f"of shape {list(shape)}" if shape is not None else "missing" for shape in (there, mine)]
+            raise UserError(
+                f"checkpoint {path} is of another model: {name} is {what[0]} there and {what[1]} in this run; "
+                f"{checkpoint.WAY_OUT}"
+            )
 
 
 def whole_state(model: Transformer, optimizer: torch.optim.Optimizer, device: torch.device) -> dict[str, Any]:
@@ -34,29 +68,51 @@ def restore(
     path: Path, model: Transformer, optimizer: torch.optim.Optimizer, device: torch.device, *, sharded: bool
 ) -> None:
     """Restore a checkpoint of either kind whose hashes agree. sharded: whether the model is sharded now."""
-    if not sharded:
-        restore_whole(checkpoint.read(path).tensors, model, optimizer, device)
-    elif checkpoint.is_sharded(path):
+    if sharded and checkpoint.is_sharded(path):
         _restore_shards(path, model, optimizer)
+        return
+    tensors = checkpoint.read(path, mmap=sharded).tensors
+    if sharded:
+        with refused_in_one_line(path):
+            _shard_whole(tensors, model, optimizer, path)
     else:
-        _shard_whole(checkpoint.read(path, mmap=True).tensors, model, optimizer)
+        restore_whole(path, tensors, model, optimizer, device)
 
 
 def restore_whole(
-    tensors: dict[str, Any], model: Transformer, optimizer: torch.optim.Optimizer, device: torch.device
+    path: Path, tensors: dict[str, Any], model: Transformer, optimizer: torch.optim.Optimizer, device: torch.device
 ) -> None:
-    """Restore a model that this process holds as a whole, and its optimizer, from the tensors of a checkpoint."""
-    model.load_state_dict(tensors["model"])
-    optimizer.load_state_dict(tensors["optimizer"])
-    if "rng" in tensors:  # a sharded run draws no random numbers and stores no state of them
-        torch.set_rng_state(tensors["rng"]["cpu"])
-        if device.type == "cuda" and "cuda" in tensors["rng"]:
-            torch.cuda.set_rng_state(tensors["rng"]["cuda"], device)
+    """Restore a model that this process holds as a whole, and its optimizer, from the tensors of the checkpoint at
+    `path`. Raises UserError if they are of another model or optimizer."""
+    load_weights(model, tensors.get("model"), path)
+    with refused_in_one_line(path):
+        optimizer.load_state_dict(tensors["optimizer"])
+        if "rng" in tensors:  # a sharded run draws no random numbers and stores no state of them
+            torch.set_rng_state(tensors["rng"]["cpu"])
+            if device.type == "cuda" and "cuda" in tensors["rng"]:
+                torch.cuda.set_rng_state(tensors["rng"]["cuda"], device)
+
+
+@contextlib.contextmanager
+def refused_in_one_line(path: Path) -> Iterator[None]:
+    """Context manager for a use of what the checkpoint at `path` holds. It raises a UserError if the content does not
+    fit this run. A lack of memory and a lost process stay what they are."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, dist.DistError):
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise UserError(f"checkpoint {path} cannot be used: {first_line(error)}; {checkpoint.WAY_OUT}") from error
 
 
 def _restore_shards(path: Path, model: Transformer, optimizer: torch.optim.Optimizer) -> None:
     """Restore from a sharded checkpoint. Every rank reads its parts; the number of ranks may have changed."""
     parameters = dict(model.named_parameters())
+    saved = sharded.shapes_in(path)
+    weights = {key.removeprefix("model/"): shape for key, shape in saved.items() if key.startswith("model/")}
+    check_shapes(path, weights, parameters)
+    if lost := sorted({key.split("/")[1] for key in saved if key.startswith("optimizer/")} - set(parameters)):
+        raise UserError(f"checkpoint {path} is of another model: it has moments of {lost[0]}; {checkpoint.WAY_OUT}")
 
     def place(key: str, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
         kind, name, *part = key.split("/")
@@ -69,8 +125,10 @@ def _restore_shards(path: Path, model: Transformer, optimizer: torch.optim.Optim
     sharded.read_shards(path, place, alone=False)
 
 
-def _shard_whole(tensors: dict[str, Any], model: Transformer, optimizer: torch.optim.Optimizer) -> None:
+def _shard_whole(tensors: dict[str, Any], model: Transformer, optimizer: torch.optim.Optimizer, path: Path) -> None:
     """Restore a sharded model from a whole checkpoint. Every rank reads each tensor in turn and keeps its part."""
+    weights = {name: value.shape for name, value in tensors["model"].items()}
+    check_shapes(path, weights, dict(model.named_parameters()))
     for name, parameter in model.named_parameters():
         copy_shard(parameter, tensors["model"][name])
     parameters = list(_optimizer_names(model, optimizer))

@@ -1,67 +1,105 @@
 """Mirror the records of a run to Weights & Biases. Only this module imports wandb."""
 
+import atexit
 import contextlib
 import os
+import queue
 import shlex
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from scaling_testbed.config.sections import LoggingConfig
+from scaling_testbed.errors import first_line
+from scaling_testbed.progress import say
 from scaling_testbed.runs.folder import RunFolder
 
-WANDB_START_SECONDS = 20  # how long the start of a run may wait for Weights & Biases
+MODES = ("auto", "online", "offline", "shared", "disabled")  # auto: online with a key, else offline
+START_SECONDS = 15  # how long Weights & Biases may take to start, beside the first steps
+END_SECONDS = 10  # how long the end of a run waits for it
 
 
 class WandbMirror:
-    """Sends records to Weights & Biases. It can neither stop nor delay a run: each failure is one warning."""
+    """Sends records to Weights & Biases from a thread of its own. It cannot stop a run, and delays only its end, by
+    END_SECONDS at most. A failure is one warning, after which the mirror is off."""
 
     def __init__(self, config: LoggingConfig, folder: RunFolder, run_id: str, name: str, flat_config: dict[str, Any]):
-        self._run: Any = None
+        self._folder = folder.path
+        self._todo: queue.SimpleQueue[Callable[[Any], object] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._off = threading.Event()
         if not config.wandb:
             return
-        mode = config.wandb_mode
+        mode, said_by = _mode(config)
+        if mode not in MODES:
+            say(f"warning: wandb is off for this run: {said_by} is none of {', '.join(MODES)}", errors=True)
+            return
+        if mode == "disabled":
+            say(f"wandb: {said_by}, so nothing is sent or recorded there")
+            return
         if mode == "auto" and not _wandb_key():
             mode = "offline"
-            print(f"wandb: no key found; recording offline. To upload it later: {sync_command(folder.path)}")
-        self._run = self._guarded(
-            lambda: _start_wandb(config, mode, folder.path, run_id, name, flat_config), WANDB_START_SECONDS
-        )
+            say(f"wandb: no key found; recording offline. To upload it later: {sync_command(folder.path)}")
+
+        def start() -> Any:
+            return _start_wandb(config, mode, folder.path, run_id, name, flat_config)
+
+        self._thread = threading.Thread(target=self._work, args=(start,), daemon=True)
+        self._thread.start()
 
     def log(self, row: dict[str, Any]) -> None:
-        if self._run is not None:
-            numbers = {key: value for key, value in row.items() if key != "step" and value is not None}
-            self._guarded(lambda: self._run.log(numbers, step=row["step"]), 5)
+        """Send the numbers of a record."""
+        numbers = {key: value for key, value in row.items() if key != "step" and value is not None}
+        self._ask(lambda run: run.log(numbers, step=row["step"]))
 
     def finish(self, row: dict[str, Any]) -> None:
-        if self._run is not None:
-            summary = {key: row[key] for key in ("status", "val_loss", "val_bpb", "n_params", "n_tokens", "flops")}
-            self._guarded(lambda: (self._run.summary.update(summary), self._run.finish()), 20)
+        """Send the row of the run, and wait until everything is sent."""
+        summary = {key: row.get(key) for key in ("status", "val_loss", "val_bpb", "n_params", "n_tokens", "flops")}
+        self._ask(lambda run: (run.summary.update(summary), run.finish()))
+        self._end()
 
-    def _guarded(self, action: Callable[[], Any], seconds: float) -> Any:
-        """Run `action` in a thread for at most `seconds`. After an error or a timeout the mirror is off."""
-        outcome: dict[str, Any] = {}
+    def _fail(self) -> None:
+        """End the mirror of a run that has no row."""
+        self._ask(lambda run: run.finish(exit_code=1))
+        self._end()
 
-        def attempt() -> None:
-            try:
-                outcome["value"] = action()
-            except BaseException as error:  # wandb raises exceptions of its own, and SystemExit
-                outcome["error"] = error
+    def _ask(self, action: Callable[[Any], object]) -> None:
+        if self._thread is not None and not self._off.is_set():
+            self._todo.put(action)
 
-        thread = threading.Thread(target=attempt, daemon=True)
-        thread.start()
-        thread.join(seconds)
-        if "value" in outcome:
-            return outcome["value"]
-        error = outcome.get("error")
-        reason = str(error or f"no answer in {seconds} s").splitlines()[0]
-        if isinstance(error, ModuleNotFoundError) and error.name == "wandb":
-            reason = "it is not installed; pip install wandb"
-        print(f"warning: wandb is off for the rest of this run: {reason}", file=sys.stderr)
-        self._run = None
-        return None
+    def _work(self, start: Callable[[], Any]) -> None:
+        """Start the mirror and do what is asked, in a thread."""
+        try:
+            run = start()
+            atexit.register(self._fail)  # registered after wandb's own hook, so it runs before that
+            while (action := self._todo.get()) is not None:
+                action(run)
+        except BaseException as error:  # wandb raises exceptions of its own, and SystemExit
+            reason = first_line(error)
+            if isinstance(error, ModuleNotFoundError) and error.name == "wandb":
+                reason = "it is not installed; pip install wandb"
+            self._give_up(reason)
+
+    def _end(self) -> None:
+        """Wait for what was asked. What is not sent then is given up, so that the process can end."""
+        if self._thread is None or self._off.is_set():
+            return
+        self._todo.put(None)
+        self._thread.join(END_SECONDS)
+        if self._thread.is_alive():
+            self._give_up(f"no answer in {END_SECONDS} s at the end of the run")
+        self._off.set()
+
+    def _give_up(self, reason: str) -> None:
+        if self._off.is_set():
+            return
+        self._off.set()
+        say(f"warning: wandb is off for the rest of this run: {reason}; metrics.jsonl has all", errors=True)
+        with contextlib.suppress(Exception):  # it is no public function: without it the process waits for the service
+            from wandb.sdk import wandb_setup
+
+            wandb_setup._singleton._connection._proc._process.kill()  # type: ignore[union-attr]
 
 
 def sync_command(folder: Path) -> str:
@@ -72,9 +110,10 @@ def sync_command(folder: Path) -> str:
 def _start_wandb(
     config: LoggingConfig, mode: str, folder: Path, run_id: str, name: str, flat_config: dict[str, Any]
 ) -> Any:
+    os.environ.setdefault("WANDB_SILENT", "true")  # the setting alone does not silence its login
     import wandb
 
-    named: Any = None if mode == "auto" else mode  # one of wandb's own, as LoggingConfig checks
+    named: Any = None if mode == "auto" else mode  # one of wandb's own
     return wandb.init(
         project=config.project,
         entity=config.entity,
@@ -86,8 +125,18 @@ def _start_wandb(
         mode=named,
         resume="allow",
         save_code=False,
-        settings=wandb.Settings(init_timeout=15, silent=True),
+        settings=wandb.Settings(init_timeout=START_SECONDS),
     )
+
+
+def _mode(config: LoggingConfig) -> tuple[str, str]:
+    """How wandb records, and what says so. Its own variables come before `logging.wandb_mode`: they silence any run."""
+    if (value := os.environ.get("WANDB_DISABLED", "").strip()).lower() in ("true", "1", "yes"):
+        return "disabled", f"WANDB_DISABLED={value}"
+    asked = os.environ.get("WANDB_MODE", "").strip().lower()
+    mode = asked or config.wandb_mode
+    said_by = f"WANDB_MODE={asked}" if asked else f"logging.wandb_mode={mode}"
+    return {"dryrun": "offline", "run": "online"}.get(mode, mode), said_by  # names of earlier releases of wandb
 
 
 def _wandb_key() -> bool:

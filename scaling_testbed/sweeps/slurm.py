@@ -44,14 +44,15 @@ class SlurmConfig:
     signal_seconds: int = key(
         120, "Seconds before the time limit at which a task saves a checkpoint and goes back into the queue."
     )
-    requeue: bool = key(True, "Whether a task goes back into the queue before its time limit.")
+    requeue: bool = key(True, "Whether a task goes back into the queue before its time limit or when it is preempted.")
+    max_restarts: int = key(100, "How often a task goes back into the queue at most.")
     torchrun: bool = key(False, "Whether torchrun starts the processes instead of srun.")
     sbatch: list[str] = key([], "Further options of sbatch, for example ['--exclude=node7','--mail-type=END'].")
     setup: list[str] = key([], "Shell lines before training, for example ['module load cuda'].")
     python: str | None = key(None, "The Python interpreter of the tasks. null: the one that runs `sweep submit`.")
 
     def __post_init__(self):
-        for name in ("nodes", "cpus_per_process", "max_running", "signal_seconds"):
+        for name in ("nodes", "cpus_per_process", "max_running", "signal_seconds", "max_restarts"):
             check_positive(f"launcher.{name}", getattr(self, name))
         if self.gpus_per_node < 0:
             raise ConfigError(f"launcher.gpus_per_node must not be negative; got {self.gpus_per_node}")
@@ -113,7 +114,8 @@ def write_submissions(runs: Sequence[PlannedRun], config: SlurmConfig, max_array
 
 
 def job_script(folder: Path, runs: Sequence[PlannedRun], config: SlurmConfig) -> str:
-    """The text of job.sh: options, set-up, the task's run, and the requeue after a warning of the time limit."""
+    """The text of job.sh: options, set-up, the task's run, and the requeue after a warning of the time limit or
+    a preemption."""
     limit = f"%{config.max_running}" if config.max_running else ""
     options = {
         "job-name": job_name(folder),
@@ -140,7 +142,7 @@ def job_script(folder: Path, runs: Sequence[PlannedRun], config: SlurmConfig) ->
         setup="\n".join(map(_setup_line, config.setup)),
         tasks=shlex.quote(str(folder.resolve() / "tasks.txt")),
         command=_command(config),
-        requeue=_REQUEUE if config.requeue else "",
+        requeue=_REQUEUE.replace("MAX_RESTARTS", str(config.max_restarts)) if config.requeue else "",
     )
 
 
@@ -169,19 +171,32 @@ exit $status
 """
 
 # The decision depends on what this start has written, and not on an old result. It does not depend on the exit status,
-# which a launcher may change. If the signal kills a process before Python can write, srun reports it. If a run stops
-# twice at the same step, the time limit is too short for progress, and requeueing would never end.
+# which a launcher may change. If the signal kills a process before Python can write, srun reports it.
+# SIGTERM has several causes. A preemption with a GraceTime leaves the job RUNNING until the grace is over, and Slurm
+# does not requeue a job that ends by itself within it. After scancel, and where Slurm requeues the job itself, the job
+# is COMPLETING already. So is one whose time limit came while it saved; only its reason tells it from a cancelled one.
+# If a run stops twice at the same step of its time limit, the limit is too short for progress, and requeueing would
+# never end. A preemption is not the fault of the run, but launcher.max_restarts ends that too.
 _REQUEUE = """reason=
 [ ! "$folder/result.json" -ot "$folder/started" ] &&
-  reason=$(grep -o 'stopped by SIGUSR1[^"]*' "$folder/result.json")
-[ $status -eq 138 ] && tail -n 5 "$folder/log.txt" | grep -q 'User defined signal 1' &&
-  reason="killed by SIGUSR1 before it could save"
+  reason=$(grep -Eo 'stopped by SIG(USR1|TERM)[^"]*' "$folder/result.json")
+ended() { [ $status -eq "$1" ] && tail -n 5 "$folder/log.txt" | grep -q "$2"; }
+ended 138 'User defined signal 1' && reason="killed by SIGUSR1 before it could save"
+ended 143 'Terminated' && reason="killed by SIGTERM before it could save"
 [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] || rm -f "$folder/requeued"
-if [ -n "$reason" ] && [ "$reason" = "$(cat "$folder/requeued" 2> /dev/null)" ]; then
-  echo "error: again $reason: not requeued; launcher.time is too short for a step" | tee -a "$folder/log.txt" >&2
-elif [ -n "$reason" ]; then
+task=${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}
+not_requeued() {
+  echo "error: $1; it was not requeued; type the same submit to continue it" | tee -a "$folder/log.txt" >&2
+}
+if [ -z "$reason" ] || ! scontrol show job "$task" | grep -Eq 'JobState=RUNNING|Reason=TimeLimit'; then
+  : # finished, failed or cancelled, or Slurm requeues it
+elif [[ $reason == *SIGUSR1* && $reason = "$(cat "$folder/requeued" 2> /dev/null)" ]]; then
+  not_requeued "again $reason: launcher.time is too short for a step"
+elif [ "${SLURM_RESTART_COUNT:-0}" -ge MAX_RESTARTS ]; then
+  not_requeued "$reason: it was started again MAX_RESTARTS times (launcher.max_restarts)"
+else
   echo "$reason" > "$folder/requeued"
-  scontrol requeue "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}"
+  scontrol requeue "$task"
 fi"""
 
 

@@ -73,8 +73,6 @@ class Comparison:
         self._runs: dict[tuple[str, ...], RunConfig | str] = {}
 
     def of(self, recorded: Mapping[str, Any], run: PlannedRun) -> Found:
-        if recorded.get("run_id") not in (None, run.run_id):
-            return Found(f"holds the records of run {recorded['run_id']}")
         about = self._about_data(run)
         if isinstance(about, RunConfig):
             return self._at_hand.compare(recorded, about)
@@ -118,6 +116,8 @@ def read_state(run: PlannedRun, comparison: Comparison | None = None) -> RunStat
         if found.changed:
             return replace(done, state="changed", error=found.changed)
         return replace(done, error=row.get("error"), not_compared=found.unknown)
+    if stranger := RunFolder(folder).row_of_another():
+        return RunState(run=run, state="changed", error=f"holds the records of run {stranger['run_id']}")
     owner = owner_of(folder / "lock")
     last = last_metrics(folder)
     step = last.get("step", 0)

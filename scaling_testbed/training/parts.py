@@ -70,7 +70,7 @@ def build_parts(run: RunConfig, folder: RunFolder, processes: Processes, *, quie
     configure_torch(run.compute)
     device, precision, loss = processes.together(lambda: _choose_paths(run, processes.world.local_rank))
     # Rank 0 prepares, which may take hours. The others wait for it.
-    prepared = Path(processes.on_main(lambda: str(_prepare(run, quiet))))
+    prepared = Path(processes.on_main(lambda: str(_prepare(run, quiet)), at_once=True))
     sets, batches, validation_sets = processes.together(lambda: _open(run, prepared))
     processes.connect(device)
 

@@ -6,12 +6,15 @@ from typing import Any
 
 import torch
 
-from scaling_testbed.config.run import RunConfig
+from scaling_testbed.config.run import RunConfig, run_id
 from scaling_testbed.config.sections import CheckpointConfig
+from scaling_testbed.diagnostics.summary import Summary
+from scaling_testbed.errors import UserError
 from scaling_testbed.learning.interventions.base import Intervention
 from scaling_testbed.plugins import check_unchanged, hashes
 from scaling_testbed.progress import Clock
 from scaling_testbed.runs import checkpoint, state
+from scaling_testbed.runs.folder import Written
 from scaling_testbed.runs.identity import recorded
 from scaling_testbed.training.parts import Parts
 from scaling_testbed.training.step import Update
@@ -22,15 +25,19 @@ class Progress:
     """Everything that changes during training, besides weights, moments and states of interventions.
 
     step: number of updates, including those that were left out. record: the line of this step in metrics.jsonl until it
-    is written, then None. train_loss_last: of the last update, in nats. evaluations: the records with a validation
-    loss, also of earlier starts. clock: wall seconds over all starts.
+    is written, then None. train_loss_last: of the last update, in nats. summary: what the row needs of the records of
+    all starts. clock: wall seconds over all starts. restarts: the starts before this one. metrics: what the checkpoint
+    from which the run continues says of metrics.jsonl, or None.
     """
+
+    summary: Summary
 
     step: int = 0
     record: dict[str, Any] | None = field(default_factory=lambda: {"step": 0})
     train_loss_last: float | None = None
-    evaluations: list[dict[str, Any]] = field(default_factory=list)
     clock: Clock = field(default_factory=Clock)
+    restarts: int = 0
+    metrics: Written | None = None
 
     def advance(self, update: Update, run: RunConfig, steps: int) -> None:
         """Count `update`, and open the record of its step. steps: of the whole run."""
@@ -65,10 +72,19 @@ def is_saved(config: CheckpointConfig, step: int) -> bool:
 
 
 def save(parts: Parts, progress: Progress) -> None:
-    """Save a checkpoint of this step, with the step's record if it is still open. Every rank calls this."""
-    parts.processes.on_main(parts.folder.check_held)
+    """Save a checkpoint of this step, with the step's record if it is still open. Every rank calls this.
+
+    The lines of metrics.jsonl up to this step are on the disk before.
+    """
+    metrics = parts.processes.on_main(lambda: _sync(parts))
     plain = {
+        "schema_version": checkpoint.SCHEMA_VERSION,
+        "run_id": run_id(parts.run),
+        "shapes": state.shapes(parts.model),
         "row": progress.record,
+        "summary": progress.summary.state(),
+        "metrics": metrics,
+        "restarts": progress.restarts,
         "train_loss_last": progress.train_loss_last,
         "wall_seconds": progress.clock.wall_seconds,
         "updates": states_of(parts.interventions),
@@ -83,25 +99,38 @@ def save(parts: Parts, progress: Progress) -> None:
     checkpoint.save(where, progress.step, plain, tensors, keep, shards=shards, processes=parts.processes)
 
 
+def _sync(parts: Parts) -> Written:
+    parts.folder.check_held()
+    parts.folder.sync_metrics()
+    return parts.folder.written()
+
+
 def resume(parts: Parts) -> Progress:
     """Restore the newest complete checkpoint, if there is one, and return its progress. Every rank calls this.
 
-    Raises UserError if every checkpoint is damaged, or if the data or a plug-in differs from that of the run.
+    Raises UserError if every checkpoint is damaged, if the newest is of another run or of a step that this run does not
+    have, or if the data or a plug-in differs from that of the run.
     """
-    found = parts.processes.on_main(lambda: _find_checkpoint(parts))
+    found, config = parts.processes.on_main(lambda: _find_checkpoint(parts)), parts.run.diagnostics
     if found is None:
         torch.manual_seed(parts.run.seed)
-        return Progress()
-    path, plain = found
+        return Progress(summary=Summary(config))
+    path, plain = Path(found[0]), found[1]
+    with state.refused_in_one_line(path):
+        kept = plain.get("summary")  # earlier versions took the summary from metrics.jsonl alone
+        progress = Progress(
+            step=plain["step"],
+            record=plain["row"],
+            summary=Summary(config) if kept is None else Summary.of_state(config, kept),
+            metrics=plain.get("metrics"),
+            train_loss_last=plain["train_loss_last"],
+            clock=Clock(before=plain["wall_seconds"]),
+            restarts=plain.get("restarts", 0) + 1,
+        )
+        restore_states(parts.interventions, plain.get("updates", {}))
     sharded = parts.run.parallelism.is_sharded
-    state.restore(Path(path), parts.model, parts.optimizer, parts.device, sharded=sharded)
-    restore_states(parts.interventions, plain["updates"])
-    return Progress(
-        step=plain["step"],
-        record=plain["row"],
-        train_loss_last=plain["train_loss_last"],
-        clock=Clock(before=plain["wall_seconds"]),
-    )
+    state.restore(path, parts.model, parts.optimizer, parts.device, sharded=sharded)
+    return progress
 
 
 def _find_checkpoint(parts: Parts) -> tuple[str, dict[str, Any]] | None:
@@ -109,8 +138,16 @@ def _find_checkpoint(parts: Parts) -> tuple[str, dict[str, Any]] | None:
     if path is None:
         return None
     plain = checkpoint.read_state(path)
+    checkpoint.check_run(path, plain, [run_id(parts.run)])
     checkpoint.check_same_data(plain, parts.data, parts.folder.path)
     check_unchanged(plain.get("plugins"), parts.run.plugins, parts.folder.path)
+    if plain["step"] > parts.steps:
+        raise UserError(
+            f"checkpoint {path} is of step {plain['step']:,}, and this run has {parts.steps:,} steps; "
+            f"{checkpoint.WAY_OUT}"
+        )
+    if plain.get("shapes", state.shapes(parts.model)) != state.shapes(parts.model):
+        raise UserError(f"checkpoint {path} is of a model with other parameters; {checkpoint.WAY_OUT}")
     return str(path), plain
 
 

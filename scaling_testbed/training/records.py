@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from scaling_testbed.config.run import flatten, run_id
+from scaling_testbed.diagnostics.summary import Summary
 from scaling_testbed.errors import listed
 from scaling_testbed.processes.device import device_name
 from scaling_testbed.progress import RunProgress
@@ -17,24 +18,30 @@ from scaling_testbed.training.progress import Progress
 class Records:
     """The open records of one start of a run. Only rank 0 writes.
 
-    restarts: number of earlier starts. git_commit: of the source, or None.
+    git: commit of the source, and hash of its uncommitted changes, each None if it is unknown or absent.
     """
 
     def __init__(self, parts: Parts, progress: Progress, *, quiet: bool):
-        """Record this start, and truncate metrics.jsonl to `progress`. Sets its evaluations from the file."""
+        """Record this start, and truncate metrics.jsonl to `progress`. Sets its summary from the file if this is whole,
+        and the number of restarts."""
         self._parts = parts
         self._mirror: WandbMirror | None = None
-        self.restarts, self.git_commit, progress.evaluations = parts.processes.on_main(lambda: self._open(progress))
+        progress.restarts, self.git, kept = parts.processes.on_main(lambda: self._open(progress))
+        if kept is not None:
+            progress.summary = Summary.of_state(parts.run.diagnostics, kept)
         line_every = parts.run.logging.line_every_steps
         self._shown = RunProgress(parts.steps, progress.step, line_every=line_every, quiet=quiet)
         self._announce(progress)
 
-    def _open(self, progress: Progress) -> tuple[int, str | None, list[dict[str, Any]]]:
+    def _open(self, progress: Progress) -> tuple[int, dict[str, Any], dict[str, Any] | None]:
         parts = self._parts
         here = environment(device_name(parts.device), parts.precision, parts.run.plugins)
         restarts = parts.folder.start(dataclasses.asdict(parts.run), here)
-        kept = parts.folder.open_metrics(keep_before=progress.step + (progress.record is None))
-        return restarts, here["git"]["commit"], [row for row in kept if "val_loss" in row]
+        before = progress.step + (progress.record is None)
+        rows, whole = parts.folder.open_metrics(before, progress.metrics)
+        # With the file, a run that goes on can have another diagnostics.at_step. Without it, the checkpoint counts.
+        summary = Summary.of_records(parts.run.diagnostics, rows).state() if whole else None
+        return max(restarts, progress.restarts), here["git"], summary
 
     def _announce(self, progress: Progress) -> None:
         parts, run, say = self._parts, self._parts.run, self._shown.say
@@ -55,7 +62,7 @@ class Records:
         if (run.diagnostics.at_step or 0) > parts.steps:
             say(f"diagnostics.at_step={run.diagnostics.at_step} is after the last step and is not measured")
         if progress.step:
-            say(f"resumed at step {progress.step:,} (start {self.restarts + 1} of this run)")
+            say(f"resumed at step {progress.step:,} (start {progress.restarts + 1} of this run)")
 
     def start_mirror(self) -> None:
         """Connect to Weights & Biases if the run asks for it. This may take some seconds."""
@@ -75,8 +82,7 @@ class Records:
             self._shown.update(record)
             if self._mirror is not None:
                 self._mirror.log(record)
-        if "val_loss" in record:
-            progress.evaluations.append(record)
+        progress.summary.add(record)
         progress.record = None
 
     def close(self) -> None:

@@ -1,12 +1,9 @@
 """Make the row of a run from its parts and its progress."""
 
 import dataclasses
-import math
 
-from scaling_testbed.diagnostics.summary import summarize
 from scaling_testbed.processes.device import device_name, peak_flops
 from scaling_testbed.runs.environment import versions
-from scaling_testbed.runs.folder import read_metrics
 from scaling_testbed.runs.identity import recorded
 from scaling_testbed.runs.row import Row
 from scaling_testbed.training.parts import Parts
@@ -29,15 +26,13 @@ def make_row(parts: Parts, progress: Progress, records: Records, outcome: Outcom
     rate, peak = progress.clock.tokens_per_second(run.batch.tokens), peak_flops(parts.device, parts.precision)
     size, manifest = parts.processes.world.size, parts.data.manifest
     added = {key: value for found in parts.interventions.values() for key, value in found.row().items()}
-    evaluations = progress.evaluations
-    last = evaluations[-1] if evaluations else {}
-    losses = [record["val_loss"] for record in evaluations]
+    summary, last = progress.summary, progress.summary.evaluation
     is_over = outcome.status != "preempted"  # a run that a signal stopped has no final loss
     return dataclasses.replace(
         Row.of(run, status=outcome.status, error=outcome.error),
         **dataclasses.asdict(parts.counts),
         **recorded(run, parts.data, parts.prepared),
-        **summarize(run.diagnostics, read_metrics(parts.folder.path / "metrics.jsonl"), progress.step),
+        **summary.diagnostics(progress.step),
         n_tokens=n_tokens,
         steps=progress.step,
         steps_planned=parts.steps,
@@ -45,8 +40,8 @@ def make_row(parts: Parts, progress: Progress, records: Records, outcome: Outcom
         flops_6nd=float(6 * parts.counts.n_params * n_tokens),  # more than 64 bits for large runs
         flops=float(parts.flops_per_token * n_tokens),
         val_loss=last.get("val_loss") if is_over else None,
-        val_loss_initial=losses[0] if losses else None,
-        val_loss_best=min((loss for loss in losses if loss is not None and math.isfinite(loss)), default=None),
+        val_loss_initial=summary.val_loss_initial,
+        val_loss_best=summary.val_loss_best,
         val_bpb=last.get("val_bpb") if is_over else None,
         val_loss_by_set=last.get("val_loss_by_set"),
         train_loss_last=progress.train_loss_last,
@@ -58,7 +53,7 @@ def make_row(parts: Parts, progress: Progress, records: Records, outcome: Outcom
         tokens_per_second=rate,
         mfu=rate * parts.flops_per_token / (peak * size) if rate and peak else None,
         peak_memory_bytes=peak_bytes,
-        restarts=records.restarts,
+        restarts=progress.restarts,
         attention_impl=model.attention_impl,
         qk_norm_impl=model.qk_norm_impl,
         loss_impl=parts.loss.impl,
@@ -66,7 +61,8 @@ def make_row(parts: Parts, progress: Progress, records: Records, outcome: Outcom
         device=device_name(parts.device),
         world_size=size,
         parallelism=run.parallelism.kind,
-        git_commit=records.git_commit,
+        git_commit=records.git["commit"],
+        git_dirty=records.git["dirty"],
         versions=versions(),
         added=added,
     )

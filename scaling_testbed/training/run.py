@@ -6,7 +6,7 @@ changes only rounding. Only rank 0 holds the folder of the run.
 """
 
 import contextlib
-import sys
+import re
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -14,13 +14,14 @@ from typing import Any
 import torch
 
 from scaling_testbed.config.run import RunConfig, run_folder_path
-from scaling_testbed.errors import UserError, first_line
+from scaling_testbed.errors import FAILED, UserError, first_line
 from scaling_testbed.processes.device import peak_memory_bytes
-from scaling_testbed.processes.group import PeerGone, Processes
+from scaling_testbed.processes.group import PeerGone, PeerHangs, Processes, RankError
 from scaling_testbed.processes.interrupts import Interrupted, Interrupts
 from scaling_testbed.processes.world import check_world, world_from_environment
+from scaling_testbed.progress import say
 from scaling_testbed.runs.folder import RunFolder
-from scaling_testbed.runs.identity import check_same, of_checkpoint
+from scaling_testbed.runs.identity import check_own, check_same, of_checkpoint
 from scaling_testbed.runs.row import FINAL, Row
 from scaling_testbed.training.parts import build_parts
 from scaling_testbed.training.progress import is_evaluated, is_saved, resume, save
@@ -44,7 +45,7 @@ def train(run: RunConfig, interrupts: Interrupts | None = None, *, quiet: bool =
     with contextlib.ExitStack() as held:
         if interrupts is None or not interrupts.entered:
             interrupts = held.enter_context(Interrupts())
-        processes = held.enter_context(Processes(world, run.parallelism))
+        processes = held.enter_context(Processes(world, run.parallelism, interrupts))
         if row := processes.on_main(lambda: _final_row(folder, run, quiet=quiet)):
             return row
         if row := processes.on_main(lambda: _hold(folder, held, run, quiet=quiet)):
@@ -81,7 +82,7 @@ def train(run: RunConfig, interrupts: Interrupts | None = None, *, quiet: bool =
             outcome = Outcome("preempted", f"stopped by {signal} at step {progress.step}")
         except Diverged as reason:
             outcome = Outcome("diverged", str(reason), progress.step + 1)
-            if not progress.evaluations or progress.evaluations[-1]["step"] != progress.step:
+            if progress.summary.evaluation.get("step") != progress.step:
                 progress.record = {"step": progress.step} | evaluate(parts)  # of the weights of the last update
                 records.write(progress)
             progress.record = {"step": progress.step + 1} | reason.diagnostics  # of the update that was not made
@@ -96,16 +97,18 @@ def train(run: RunConfig, interrupts: Interrupts | None = None, *, quiet: bool =
 
 def _final_row(folder: RunFolder, run: RunConfig, *, quiet: bool) -> dict[str, Any] | None:
     """The row of a run that has finished or diverged, or None. Says so in a line, and what of its data could not be
-    compared; if `quiet`, only the latter, as a warning. Raises UserError if its data or its plug-ins have changed."""
+    compared; if `quiet`, only the latter, as a warning. Raises UserError if its data or plug-ins have changed, or if it
+    is the row of another run."""
+    check_own(folder.row_of_another(), run, folder.path)
     row = folder.result()
     if not row or row["status"] not in FINAL:
         return None
     unknown = check_same(row, run, folder.path)
     if not quiet:
-        print(f"run {folder.path} has {row['status']} before and is not trained again; to repeat it, delete its folder")
+        say(f"run {folder.path} has {row['status']} before and is not trained again; to repeat it, delete its folder")
     if unknown:
         line = f"{folder.path} was not compared with its data: {unknown}"
-        warnings.warn(line, stacklevel=2) if quiet else print(f"warning: {line}", file=sys.stderr)
+        warnings.warn(line, stacklevel=2) if quiet else say(f"warning: {line}", errors=True)
     return row
 
 
@@ -119,17 +122,47 @@ def _hold(folder: RunFolder, held: contextlib.ExitStack, run: RunConfig, *, quie
 def _failures_recorded(run: RunConfig, folder: RunFolder, processes: Processes) -> Iterator[None]:
     """Context manager for the work in a claimed folder. It records an error in the row, reports it to the other
     processes, and raises it: as a UserError if the user can correct it or another process caused it."""
+
+    def end(error: Exception) -> Exception:  # in a thread, before the process ends without its main thread
+        error = _end_recorded(run, folder, error)
+        if processes.world.is_main:
+            folder.__exit__()
+        return error
+
+    processes.when_ended(end)
     try:
         yield
     except Exception as error:
         mended = _for_a_person(error)
         cause = processes.first_failure(mended or error) or mended
+        told = cause or error
         if processes.world.is_main:
-            status = "preempted" if isinstance(cause, PeerGone) else "failed"
-            folder.write_result(Row.of(run, status=status, error=first_line(cause or error)).as_dict())
-        if cause is not None:
-            raise cause from error
+            told = _end_recorded(run, folder, told)
+        if told is not error:
+            raise told from error
         raise
+
+
+_PLACE_OF_HANG = re.compile(r"(rank \d+( and \d+ more)?|all ranks) hangs? (at step \d+|before the first step)")
+
+
+def _end_recorded(run: RunConfig, folder: RunFolder, error: Exception) -> Exception:
+    """Write the row of a run that `error` ended, and return the error to raise. A run that hangs may be continued once.
+    One that hangs again at the same step has failed: it would hang for ever. If the row cannot be written either, for
+    which the reason is often the same, this says so."""
+    before = folder.result() or {"status": None, "error": None}
+    status = "preempted" if isinstance(error, PeerGone) else "failed"
+    place, place_before = (_PLACE_OF_HANG.match(text or "") for text in (str(error), before["error"]))
+    if isinstance(error, PeerHangs) and place and place_before and place[0] == place_before[0]:
+        status, error = "failed", RankError(f"{error}; it has hung there before", FAILED)
+    if before["status"] not in FINAL:  # a row that is there was written by this start
+        row = Row.of(run, status=status, error=first_line(error))
+        try:
+            folder.write_result(row.as_dict())
+        except UserError as failed:
+            if first_line(failed) != row.error:
+                say(f"warning: the run has no row, because this failed too: {failed}", errors=True)
+    return error
 
 
 def _for_a_person(error: Exception) -> UserError | None:

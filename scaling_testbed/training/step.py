@@ -45,6 +45,7 @@ def make_update(parts: Parts, step: int, interrupts: Interrupts) -> Update:
     that the model comes directly below it in a traceback or a profile.
     """
     run, optimizer, processes = parts.run, parts.optimizer, parts.processes
+    processes.step = step
     interventions = list(parts.interventions.values())
     measured = run.diagnostics.is_due(step + 1, parts.steps)
     batch_BS = parts.batches.batch(step, processes.world.rank, processes.world.size)

@@ -9,7 +9,7 @@ import torch
 
 from scaling_testbed.diagnostics.config import DiagnosticsConfig
 from scaling_testbed.diagnostics.names import DIAGNOSTICS
-from scaling_testbed.diagnostics.summary import names_in, summarize
+from scaling_testbed.diagnostics.summary import Summary, names_in
 from scaling_testbed.errors import ConfigError
 from scaling_testbed.learning import loss_model
 from scaling_testbed.runs.metrics import STEP_METRICS
@@ -122,7 +122,7 @@ def test_the_update_that_diverged_is_measured(trained, monkeypatch):  # noqa: F8
 def test_what_is_not_finite_is_left_out_of_a_mean_and_kept_out_of_the_largest():
     config = DiagnosticsConfig(every_steps=1, last_steps=3, at_step=9)
     rows = [{"step": n, "attention_logit_max": value} for n, value in enumerate((1.0, None, 4.0, math.inf, 2.0), 1)]
-    found = summarize(config, rows, 5)
+    found = Summary.of_records(config, rows).diagnostics(5)
     assert found["max_attention_logit"] == 4.0 and found["diagnostics_at_step"] is None
     assert found["diagnostics_last_mean"] == {"steps": [3, 5], "measured": 3, "attention_logit_max": 3.0}
 

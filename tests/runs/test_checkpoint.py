@@ -141,7 +141,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_earlier_checkpoint(tmp_path, mon
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint.os, "fsync", full)
-    with pytest.raises(UserError, match="No space left on device"):
+    with pytest.raises(UserError, match=r"the disk is full \(4,000 bytes are needed"):
         save(tmp_path, 2)
     assert steps(tmp_path) == [1]
 

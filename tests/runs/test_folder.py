@@ -27,7 +27,7 @@ def test_a_half_written_line_is_reported_and_left_out(tmp_path, capsys):
 def test_metrics_are_cut_back_to_the_step_that_will_be_written_next(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("".join(f'{{"step": {step}}}\n' for step in range(6)) + '{"ste')
     with RunFolder(tmp_path) as folder:
-        assert folder.open_metrics(keep_before=4) == [{"step": step} for step in range(4)]
+        assert folder.open_metrics(keep_before=4) == ([{"step": step} for step in range(4)], True)
         folder.write_metrics({"step": 4})
         lines = (tmp_path / "metrics.jsonl").read_text().splitlines()  # flushed, while still open
     assert [json.loads(line)["step"] for line in lines] == [0, 1, 2, 3, 4]
@@ -87,7 +87,7 @@ def test_trouble_with_wandb_is_one_warning_and_the_run_goes_on(tmp_path, monkeyp
     broken = BrokenWandb("wandb")
     broken.init = init
     monkeypatch.setitem(sys.modules, "wandb", None if trouble == "missing" else broken)
-    monkeypatch.setattr(wandb, "WANDB_START_SECONDS", 0.2)
+    monkeypatch.setattr(wandb, "END_SECONDS", 0.2)
     began = time.monotonic()
     mirrored = mirror(tmp_path)
     mirrored.log({"step": 1})

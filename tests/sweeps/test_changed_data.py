@@ -7,6 +7,7 @@ import pytest
 
 from scaling_testbed import sweep
 from scaling_testbed.errors import UserError
+from scaling_testbed.files import sha256_of
 from scaling_testbed.sweeps.status import check_not_mixed
 
 GRID = """
@@ -99,6 +100,8 @@ def test_a_checkpoint_of_other_data_is_named_before_a_run_goes_on(grid, tmp_path
         path.unlink()
         state = {"data_fingerprint": row["data_fingerprint"], "data_folder": row["data_folder"], "step": 1}
         (place / "state.json").write_text(json.dumps(state | {"data_inputs": row["data_inputs"]}))
+        manifest = {"files": {"state.json": {"sha256": sha256_of(place / "state.json")}}}
+        (place / "manifest.json").write_text(json.dumps(manifest))
     assert {state["state"] for state in states(grid).values()} == {"stopped"}
     (tmp_path / "c.txt").write_text("other text\n" * 4000)
     assert {state["state"] for state in states(grid).values()} == {"changed"}

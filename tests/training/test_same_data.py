@@ -95,6 +95,21 @@ def test_an_evaluation_set_is_compared_too(served, tmp_path):
         served(*words)
 
 
+def test_another_standard_library_is_other_data(served, tmp_path, monkeypatch):
+    """As after an update of Python, or on another machine."""
+    for version in ("3.11", "3.12"):
+        (tmp_path / version).mkdir()
+        for number in range(60):
+            (tmp_path / version / f"m{number}.py").write_text(f"VALUE = {number}\n" * 40)
+    (tmp_path / "3.12" / "m7.py").write_text("VALUE = 7.0\n" * 40)
+    monkeypatch.setattr("sysconfig.get_path", lambda _: str(tmp_path / "3.11"))
+    row = served("data=python_stdlib")
+    assert served("data=python_stdlib") == row
+    monkeypatch.setattr("sysconfig.get_path", lambda _: str(tmp_path / "3.12"))
+    with pytest.raises(UserError, match=r"other data: .*3\.12/m7.py has 480 bytes, and .*3\.11/m7.py had 400"):
+        served("data=python_stdlib")
+
+
 def test_token_files_in_another_folder_are_the_same_data(served, tmp_path):
     words = [*of_tokens(tmp_path / "own"), "data.vocab_size=99"]
     row = served(*words)
