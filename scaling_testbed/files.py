@@ -19,6 +19,7 @@ CANNOT_WRITE = {
     errno.EROFS: "the file system is read-only",
     errno.EFBIG: "the file would be larger than this process may write (`ulimit -f`)",
 }
+MOST_NODES = 1_000_000  # of a YAML file
 YAMLError = yaml.YAMLError  # the error of YAML readers in other packages too
 
 
@@ -162,10 +163,12 @@ def read_yaml(path: Path, *, as_written: bool = False) -> Any:
     Raises FileNotFoundError if there is no such file, and ConfigError that names the file if it cannot be read.
     """
     try:
-        return yaml.load(path.read_text(), _AsWritten if as_written else _Loader)
+        content = yaml.load(path.read_text(encoding="utf-8"), _AsWritten if as_written else _Loader)
+        _check_size(content)
+        return content
     except FileNotFoundError:
         raise
-    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, OSError, ValueError, RecursionError) as error:  # ValueError: 2001-99-99, 10,000 digits
         raise ConfigError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from None
 
 
@@ -180,6 +183,17 @@ def check_version(path: Path, version: Any, known: int) -> None:
             f"reads {known}); install the newer version"
         )
     raise UserError(f"{path} is damaged: its schema_version is {str(version)[:20]!a}; restore it")
+
+
+def _check_size(content: Any) -> None:
+    """Raise ValueError if YAML's aliases make a circle, or repeat a part so often that nobody could use the whole."""
+    left, waiting = MOST_NODES, [content]
+    while waiting:
+        node = waiting.pop()
+        left -= 1
+        if left < 0:
+            raise ValueError(f"it has more than {MOST_NODES:,} values, or an alias that contains itself")
+        waiting += node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
 
 
 def fsync_folder(folder: Path) -> None:

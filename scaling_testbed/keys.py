@@ -33,6 +33,16 @@ def key(default: T, help: str, *, identity: Identity = True, choices: Collection
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def identifies(field: dataclasses.Field[Any], value: Any) -> bool:
+    """Whether the field is part of the identity of a dataclass. It is not if it is EXECUTION_ONLY, or if it is
+    ADDED_LATER and has its default."""
+    rule = field.metadata.get("identity", True)
+    if rule != ADDED_LATER:
+        return bool(rule)
+    default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    return bool(value != default)
+
+
 def check_choices(config: Any) -> None:
     """Raise ConfigError unless each key of `config` that has choices holds one of them."""
     for field in dataclasses.fields(config):
@@ -42,9 +52,12 @@ def check_choices(config: Any) -> None:
 
 
 def changed_from_default(config: Any) -> dict[str, Any]:
-    """The fields of a configuration that differ from their default, so that a key that is added later is not there."""
+    """The fields of a configuration that count and differ from their default, so that a key that is added later is not
+    there."""
     found = {}
     for field in dataclasses.fields(config):
+        if not field.metadata.get("identity", True):
+            continue
         default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
         if (value := getattr(config, field.name)) != default:
             found[field.name] = value

@@ -14,9 +14,10 @@ from scaling_testbed.config.run import RunConfig
 def command(run: RunConfig) -> int:
     """Prepare a corpus and describe it."""
     from scaling_testbed.data.preparing.preparation import prepare
-    from scaling_testbed.data.shards import describe, open_prepared
+    from scaling_testbed.data.shards import open_prepared
+    from scaling_testbed.data.summary import describe
 
-    folder = prepare(run.data, run.tokenizer, data_dir=Path(run.data_dir), workers=run.data_workers)
+    folder = prepare(run.data, run.tokenizer, data_dir=Path(run.data_dir), workers=run.data_workers, tell=False)
     print(describe(open_prepared(folder)))
     return 0
 

@@ -35,8 +35,8 @@ LAYERS = [
     ("__main__",),
 ]
 DOORS = {
-    "hydra": {"config/compose.py"},
-    "omegaconf": {"config/compose.py"},
+    "hydra": {"config/compose.py", "config/words.py"},
+    "omegaconf": {"config/compose.py", "config/words.py"},
     "wandb": {"runs/wandb.py"},
     "yaml": {"runs/folder.py", "files.py"},
     "matplotlib": {"analysis/figures/drawing.py"},

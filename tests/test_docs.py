@@ -26,9 +26,10 @@ import yaml
 from scaling_testbed import analyze, export, sweep
 from scaling_testbed.analysis.laws.forms import LAWS
 from scaling_testbed.commands.spellings import today
-from scaling_testbed.config.compose import compose_many, override_values
+from scaling_testbed.config.compose import compose_many
 from scaling_testbed.config.run import GROUPS, RunConfig
 from scaling_testbed.config.search import choices
+from scaling_testbed.config.words import override_values
 from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.sweeps.grid import load_sweep, narrowed
 from scaling_testbed.sweeps.slurm import SlurmConfig

@@ -80,7 +80,9 @@ class Asked:
     @property
     def narrowed(self) -> bool:
         """Whether an override selects runs, and does not only name their folder."""
-        return any(text.partition("=")[0] not in PLACES for text in self.typed)
+        from scaling_testbed.config.words import key_of
+
+        return any(key_of(text) not in PLACES for text in self.typed)
 
 
 def asked(words: Sequence[str], verb_with_launcher: bool = True) -> Asked:
@@ -100,7 +102,8 @@ def asked(words: Sequence[str], verb_with_launcher: bool = True) -> Asked:
         if not equals:
             raise ConfigError(f"cannot read {text!r}; write key=value")
         if key in ("sweep", "scale"):
-            named[key] = value
+            if named.setdefault(key, value) != value:
+                raise ConfigError(f"give {key}= once; got {key}={named[key]} and {text}")
         elif key.startswith("launcher."):
             launcher.append(text)
         else:

@@ -1,4 +1,4 @@
-"""Compose overrides into a RunConfig. Only this module imports Hydra and OmegaConf.
+"""Compose overrides into a RunConfig. Only this module and words.py import Hydra and OmegaConf.
 
 The dataclasses in GROUPS are registered as Hydra's schemas, so every key has one default and one type. A file in
 configs/ names the schema of its group (`/schema/optimizer/adamw@_here_`) and holds only values that differ from it.
@@ -14,23 +14,43 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeGuard, TypeVar
 
 import hydra
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, ListConfig, OmegaConf, StringNode
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from scaling_testbed.config.run import GROUPS, RunConfig, outcome_of, run_id
-from scaling_testbed.config.search import CONFIG_DIR, check_no_doubles, choices, config_folder, search_path
-from scaling_testbed.errors import ConfigError, UserError
+from scaling_testbed.config.search import (
+    CONFIG_DIR,
+    check_no_doubles,
+    choices,
+    config_folder,
+    files_of,
+    search_path,
+)
+from scaling_testbed.config.words import (
+    LARGEST,
+    check_choice_of_group,
+    check_no_resolver,
+    check_single,
+    check_text,
+    chooses,
+    has_several,
+    in_quotes,
+    key_of,
+    override_values,
+    read,
+)
+from scaling_testbed.errors import ConfigError, UserError, first_line
 from scaling_testbed.files import YAMLError, read_yaml
 from scaling_testbed.plugins import check_unchanged, load_named_in, load_plugins, loaded_plugins
 
@@ -49,46 +69,47 @@ def compose(overrides: Sequence[str], config_name: str = "train", *, written_in:
     ConfigError, one or two lines that name the key, for an unknown key or choice, a wrong type or a bad value. Raises
     UserError for plug-ins that a file must not name (see plugins.py).
     """
-    overrides, configs = _from_outside(overrides, written_in)
-    try:
-        return to_run_config(_compose_dict(overrides, configs, config_name), overrides)
-    except CANNOT_COMPOSE as error:
-        raise ConfigError(_one_line(error, configs)) from None
+    words, configs = _of_one_run(overrides, written_in)
+    return to_run_config(_compose_dict(words, configs, config_name), words)
 
 
 def compose_many(override_lists: Sequence[Sequence[str]], *, written_in: Path | None = None) -> list[RunConfig]:
-    """Compose each list. This takes about a tenth of the time of `compose` if the lists differ only in plain values.
+    """Compose each list. This takes about a tenth of the time of `compose` if the lists choose the same groups.
 
-    Hydra composes once for each choice of groups, and the values are set on copies of the result. Raises ConfigError as
-    `compose` does.
+    Hydra composes once for each choice of groups. The other words are applied to copies of the result, in their order
+    and by the function of Hydra that does it in `compose` too. Raises ConfigError as `compose` does.
     """
-    parsed = functools.cache(OverridesParser.create().parse_override)
     bases: dict[tuple[str, ...], DictConfig] = {}
     runs = []
     for overrides in override_lists:
-        overrides, configs = _from_outside(overrides, written_in)
-        values = [text for text in overrides if _sets_plain_value(text)]
-        chosen = tuple(text for text in overrides if not _sets_plain_value(text))
+        words, configs = _of_one_run(overrides, written_in)
+        chosen = tuple(word for word in words if key_of(word) in OUTSIDE or chooses(word, configs))
         try:
             if chosen not in bases:
                 bases[chosen] = _compose_dict(chosen, configs)
             composed = copy.deepcopy(bases[chosen])
-            for override in map(parsed, values):
-                OmegaConf.update(composed, override.key_or_group, override.value(), merge=True)
-            runs.append(to_run_config(composed, overrides))
+            ConfigLoaderImpl._apply_overrides_to_config([read(word) for word in words if word not in chosen], composed)
+            runs.append(to_run_config(composed, words))
         except (*CANNOT_COMPOSE, ConfigError):
             runs.append(compose(overrides, written_in=written_in))  # its errors name the key
     return runs
 
 
-def _sets_plain_value(text: str) -> bool:
-    """Whether an override only sets the value of a key: it chooses no group, and adds or deletes no key."""
-    key = text.partition("=")[0]
-    return "." in key and key[0].isalpha() and "@" not in key and "/" not in key or key in _TOP_LEVEL
+def _of_one_run(overrides: Sequence[str], written_in: Path | None) -> tuple[list[str], list[str]]:
+    """The words with the absolute names of plug-ins and folders, and the folders. Raises ConfigError for words that
+    Hydra accepts and a run does not."""
+    if isinstance(overrides, (str, bytes, dict)) or not isinstance(overrides, Iterable):
+        raise ConfigError(f"overrides are a list of texts, ['key=value', ...]; got {overrides!r}")
+    words, configs = _from_outside(list(overrides), written_in)
+    for word in words:
+        check_single(word)
+        check_choice_of_group(word, configs)
+        if re.match(r"hydra\b", key := key_of(word)):
+            raise ConfigError(f"{key} is a key of Hydra and not of a run; configs=DIR adds a folder of choices")
+    return words, configs
 
 
 OUTSIDE = ("plugins", "configs")
-_TOP_LEVEL = {f.name for f in dataclasses.fields(RunConfig)} - {*GROUPS, *OUTSIDE, "overrides"}
 
 
 def outside_of(overrides: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
@@ -97,7 +118,7 @@ def outside_of(overrides: Sequence[str]) -> tuple[list[str], list[str], list[str
     named: dict[str, list[str]] = {key: [] for key in OUTSIDE}
     others = []
     for text in overrides:
-        if (key := _key(text)) in named:
+        if (key := key_of(text)) in named:
             named[key] += _names(key, text)
         else:
             others.append(text)
@@ -108,16 +129,12 @@ def check_no_code(overrides: Sequence[str], file: str | Path) -> None:
     """Raise ConfigError if overrides from a file would load code. A sweep file names plug-ins in its own key `plugins`,
     and keys of Hydra itself, such as its search path, can import any module."""
     for text in overrides:
-        if (key := _key(text)) in OUTSIDE or re.match(r"hydra\b", key):
+        if (key := key_of(text)) in OUTSIDE or re.match(r"hydra\b", key):
             raise ConfigError(f"{file}: no override in a file may set {key}; a sweep file has keys plugins and configs")
 
 
-def _key(text: str) -> str:
-    return text.partition("=")[0].strip().lstrip("+~").strip()
-
-
 def _names(key: str, text: str) -> list[str]:
-    override = _parsed(text)
+    override = read(text)
     value: object = None if override.is_sweep_override() else override.value()
     names = [value] if isinstance(value, str) else value
     if not _is_list_of_texts(names) or "" in names:
@@ -128,11 +145,13 @@ def _names(key: str, text: str) -> list[str]:
 def outside_overrides(plugins: Sequence[str], configs: Sequence[str]) -> list[str]:
     """The overrides that name these plug-ins and folders; an empty list if there are none."""
     named = zip(OUTSIDE, (plugins, configs), strict=True)
-    return [f"{key}=[{','.join(map(_quoted, dict.fromkeys(names)))}]" for key, names in named if names]
+    return [f"{key}=[{','.join(map(in_quotes, dict.fromkeys(names)))}]" for key, names in named if names]
 
 
 def _from_outside(overrides: Sequence[str], written_in: Path | None) -> tuple[list[str], list[str]]:
     """Load plug-ins and register all schemas. Returns overrides with absolute names, and the folders of configs=."""
+    for text in overrides:
+        read(text, for_hydra=True)
     plugins, configs, others = outside_of(overrides)
     if written_in is None:
         loaded = load_plugins(plugins)
@@ -142,8 +161,19 @@ def _from_outside(overrides: Sequence[str], written_in: Path | None) -> tuple[li
     configs = list(dict.fromkeys(map(config_folder, configs)))
     if configs:
         check_no_doubles(configs)
+        for file in files_of(configs):  # Hydra resolves the names in defaults lists itself
+            check_no_resolver(str(file), _defaults_list(file))
     _register_schemas()
     return [*outside_overrides([plugin.name for plugin in loaded], configs), *others], configs
+
+
+def _defaults_list(file: Path) -> Any:
+    """The defaults list of a configuration; None if it has none, or if it cannot be read, which Hydra says where it is
+    chosen."""
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError, RecursionError, *CANNOT_COMPOSE):
+        found: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+        return found["defaults"]
+    return None
 
 
 def fill(cls: type[Filled], path: Path, prefix: str, overrides: Sequence[str]) -> Filled:
@@ -188,62 +218,61 @@ def _as_typed(text: str, is_list: bool) -> str | list[Any] | None:
     """The value in `key=value`: for a list as Hydra parses it, else the text as it is, including commas."""
     value = text.partition("=")[2]
     if is_list:
-        with contextlib.suppress(HydraException):
-            parsed = OverridesParser.create().parse_override(text).value()
+        with contextlib.suppress(ConfigError):
+            parsed = read(text).value()
             return parsed if isinstance(parsed, list) else value
     return None if value == "null" else value
-
-
-def override_values(text: str) -> tuple[str, list[str]]:
-    """The key in `key=value` and its values, as they are typed. `key=a,b` and key=range(...) (Hydra's sweeps) have
-    several. Raises ConfigError if Hydra cannot parse the text."""
-    override = _parsed(text)
-    try:
-        if not override.is_sweep_override():
-            return override.get_key_element(), [text.partition("=")[2]]
-        return override.get_key_element(), list(override.sweep_string_iterator())
-    except HydraException as error:
-        raise ConfigError(_one_line(error)) from None
-
-
-def _parsed(text: str) -> Override:
-    try:
-        return OverridesParser.create().parse_override(text)
-    except HydraException:
-        raise ConfigError(_unreadable(text)) from None
-
-
-def _unreadable(override: str) -> str:
-    hint = """and put a value with spaces, quotes or letters like ä in both kinds of quotes: 'key="value"'"""
-    return f"cannot read the override {override!r}; write key=value, {hint}"
 
 
 def _compose_dict(
     overrides: Sequence[str], configs: Sequence[str], config_name: str = "train", *, with_hydra: bool = False
 ) -> DictConfig:
-    for key, _, value in (text.partition("=") for text in overrides):
-        if key in GROUPS and value.strip().lower() == "null":
-            raise ConfigError(f"{key}={value}: a group cannot be null; --help lists its choices")
     GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(version_base=None, config_dir=str(CONFIG_DIR)):
-        found = [*overrides, *_search_override(configs)]
-        return hydra.compose(config_name, overrides=found, return_hydra_config=with_hydra)
+    try:
+        with hydra.initialize_config_dir(version_base=None, config_dir=str(CONFIG_DIR)):
+            found = [*overrides, *_search_override(configs)]
+            return hydra.compose(config_name, overrides=found, return_hydra_config=with_hydra)
+    except CANNOT_COMPOSE as error:
+        raise ConfigError(_one_line(error, configs)) from None
+    except (ValueError, TypeError, AttributeError, LookupError, AssertionError, RecursionError) as error:
+        # Hydra checks little of what it is given.
+        raise ConfigError(f"Hydra cannot compose {' '.join(overrides)}: {first_line(error)}") from None
 
 
 def _search_override(configs: Sequence[str]) -> list[str]:
-    places = ",".join(_quoted(f"file://{folder}") for folder in configs)
+    places = ",".join(in_quotes(f"file://{folder}") for folder in configs)
     return [f"hydra.searchpath=[{places}]"] if configs else []
 
 
 def to_run_config(composed: DictConfig, overrides: Sequence[str]) -> RunConfig:
     """Freeze a composed config into dataclasses, group by group. Raises ConfigError naming the group and key."""
+    try:
+        return _frozen(composed, overrides)
+    except InterpolationResolutionError as error:
+        typed = ", ".join(word for word in overrides if "${" in word)
+        raise ConfigError(f"{typed or 'a configuration file'}: {_uncapitalized(first_line(error))}") from None
+    except CANNOT_COMPOSE as error:
+        raise ConfigError(_one_line(error)) from None
+    except RecursionError:
+        raise ConfigError("the configuration is nested too deeply, or its references form a circle") from None
+
+
+def _frozen(composed: DictConfig, overrides: Sequence[str]) -> RunConfig:
+    _check_no_resolver(_plain(composed))
     OmegaConf.resolve(composed)
-    fields = {field.name for field in dataclasses.fields(RunConfig)}
+    fields = [field.name for field in dataclasses.fields(RunConfig)]
     if unknown := [str(key) for key in composed if key not in fields]:
         raise ConfigError(_unknown_key(unknown[0]))
+    absent = {key for key, value in _plain(composed).items() if key in GROUPS and value is None}
+    if missing := [key for key in fields if key not in composed or key in absent]:
+        raise ConfigError(f"a run needs {missing[0]}: leave out ~{missing[0]}, or type another value for it")
     for key, named in zip(OUTSIDE, outside_of(overrides)[:2], strict=True):
         if list(composed[key]) != named:
             raise ConfigError(f"{key} is set in a config file; type {key}=[...], or set it in a sweep file")
+    if composed["overrides"]:
+        raise ConfigError("overrides is the record of what was typed; it cannot be set")
+    for key, value in _plain(composed).items():
+        _check_value(key, value)
     values = {}
     for key in map(str, composed):
         node = composed._get_node(key)
@@ -252,6 +281,45 @@ def to_run_config(composed: DictConfig, overrides: Sequence[str]) -> RunConfig:
         values[key] = _freeze(node, key) if isinstance(node, DictConfig) and not node._is_none() else composed[key]
     lists = {key: list(composed[key]) for key in OUTSIDE} | {"overrides": list(overrides)}
     return RunConfig(**values | lists)
+
+
+def _check_no_resolver(content: dict[str, Any]) -> None:
+    for key, value in content.items():
+        check_no_resolver(f"{key} in a configuration file", value)
+
+
+def _plain(composed: DictConfig) -> dict[str, Any]:
+    """The content as plain data, with references as they are written."""
+    found: Any = OmegaConf.to_container(composed, resolve=False)
+    return {str(key): value for key, value in found.items()}
+
+
+def _check_value(key: str, value: object) -> None:
+    """Raise ConfigError that names the key unless a value can be recorded in a row and read again from there."""
+    if isinstance(value, dict):
+        for name, entry in value.items():
+            if not isinstance(name, str):
+                raise ConfigError(f"{key} has the key {name!r}; the keys of a mapping are texts")
+            check_text(f"a key of {key},", name)
+            _check_value(f"{key}.{name}", entry)
+    elif isinstance(value, list):
+        for at, entry in enumerate(value):
+            _check_value(f"{key}[{at}]", entry)
+    elif isinstance(value, str):
+        check_text(f"{key}:", value)
+        if "${" in value:
+            raise ConfigError(f"{key} may have '${{' only in a reference, such as ${{model.d_model}}; got {value!r}")
+    elif isinstance(value, int):
+        if not -LARGEST <= value < LARGEST:
+            raise ConfigError(f"{key} must lie between -2^63 and 2^63; got {_short(value)}")
+    elif not (value is None or isinstance(value, float)):
+        raise ConfigError(f"{key} must be a number, a text, a truth value, a list or a mapping; got {value!r}")
+
+
+def _short(number: int) -> str:
+    """A whole number, or its first digits if it is long."""
+    digits = len(hex(number)) * 1.2
+    return str(number) if digits < 40 else f"a number of some {digits:.0f} digits"
 
 
 def _freeze(node: DictConfig, group: str) -> Any:
@@ -328,6 +396,8 @@ def _unknown_key(key: str) -> str:
     group, _, field = key.partition(".")
     if group == "interventions" and field:
         return f"{key} must be typed with a plus, which adds it: +{key}.KEY=VALUE"
+    if group in ("sweep", "scale", "launcher"):
+        return f"{group} is for the commands of a sweep, such as `sweep run sweep=NAME`; a run has no key {key}"
     kinds = [kind for kind, cls in GROUPS.get(group, {}).items() if field in {f.name for f in dataclasses.fields(cls)}]
     if kinds:
         return f"{key} belongs to {group}={' or '.join(kinds)}, not to the {group} that was chosen"
@@ -351,31 +421,44 @@ def _one_line(error: Exception, configs: Sequence[str] = ()) -> str:
         file = re.match(r"In '[^']+': ", str(error))
         return (file[0] if file else "") + _unknown_key(key)
     if missing := re.search(r"Could not find '([^']+)'", message):
-        group, _, choice = missing.group(1).rpartition("/")
-        return f"{group} has no choice {choice!r}; it has {', '.join(sorted(choices(group, configs)))}"
+        return _no_choice(missing[1], configs)
     if missing := re.search(r"In '([^']+)/([^']+)': Could not load 'schema/", message):
         group, choice = missing.groups()
         return f"{group}={choice} comes from a plug-in that is not loaded; type plugins=NAME, its module or .py file"
     if isinstance(error, OverrideParseException):
-        return _unreadable(error.override)
+        return f"cannot read the override {error.override!r}"  # not seen by `read`
     first = message.splitlines()[0]
     if unmatched := re.search(r"Could not override '([^']+)'", first):
         return _unknown_key(unmatched.group(1))
-    if key and cause:
+    if there := re.search(r"An item is already at '([^']+)'", first):
+        return f"{there[1]} exists already; type it without the plus, {there[1]}=VALUE"
+    if twice := re.search(r"Multiple values for (\w+)\.", first):
+        return f"{twice[1]} has a choice already; type {twice[1]}=NAME, without a plus"
+    if key and "does not support deletion" in first:
+        return f"{key} cannot be taken away with ~; type {key}=VALUE"
+    if key and isinstance(cause or error, OmegaConfBaseException):
         return f"{key}: {_uncapitalized(first)}"
     return first
 
 
+def _no_choice(path: str, configs: Sequence[str]) -> str:
+    """path: GROUP/CHOICE as Hydra looks for it. CHOICE may be the path of a file, which is no choice."""
+    group, _, choice = path.partition("/")
+    if group not in GROUPS and group != "experiment":
+        group, _, choice = path.rpartition("/")
+    known = sorted(choices(group, configs))
+    if "/" in choice or choice.endswith((".yaml", ".yml")):
+        name = Path(choice).stem
+        return (
+            f"{group} takes a name and no path; got {choice!r}. Put the file into DIR/{group}/ and type configs=DIR "
+            f"{group}={name}"
+        )
+    close = _close_to(choice, known)
+    return f"{group} has no choice {choice!r}; {close and f'{close} '}it has {', '.join(known)}"
+
+
 def _uncapitalized(text: str) -> str:
     return text[:1].lower() + text[1:]
-
-
-def quoted(value: str) -> str:
-    """Write a text as the value of an override, in quotes if it needs them."""
-    if re.fullmatch(r"[A-Za-z0-9_./@%+-]+", value):
-        return value
-    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
 
 
 def recorded_run(folder: Path) -> RunConfig:
@@ -388,7 +471,7 @@ def recorded_run(folder: Path) -> RunConfig:
     file = folder / "config.yaml"
     try:
         recorded = read_yaml(file)
-        here = [f"data_dir={_quoted(recorded['data_dir'])}", "compute.device=auto"]
+        here = [f"data_dir={in_quotes(recorded['data_dir'] or '.')}", "compute.device=auto"]
         plugins, configs, others = outside_of(recorded["overrides"])
         overrides = [*others, *here]
     except (OSError, KeyError, TypeError, AttributeError, ConfigError):
@@ -420,12 +503,6 @@ def _stand_in(name: str, sha256: str | None) -> str:
     return next((plugin.name for plugin in loaded_plugins() if plugin.sha256 == sha256), name)
 
 
-def _quoted(text: str) -> str:
-    """Quote a text so that Hydra reads back the same text, whatever characters it has."""
-    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
-
-
 def run_config_files(configs: Sequence[str] = ()) -> list[Path]:
     """The files that are choices of a run. Files of sweep/ and launcher/ are not among them."""
     files = [path for root in search_path(configs) for path in root.glob("*/*.yaml")]
@@ -433,6 +510,7 @@ def run_config_files(configs: Sequence[str] = ()) -> list[Path]:
     return sorted(of_runs, key=lambda path: (path.parent.name, path.name))
 
 
+FULL_ERROR = "HYDRA_FULL_ERROR"
 RUNS_CODE = ("callbacks", "job_logging", "hydra_logging", "launcher", "sweeper")  # keys of hydra that name classes
 
 
@@ -441,16 +519,14 @@ def _check_hydra_untouched(overrides: Sequence[str], configs: Sequence[str]) -> 
     come from another person, and only plugins= may name code. Typed overrides may set these keys."""
 
     def of_hydra(overrides: Sequence[str], configs: Sequence[str]) -> dict[str, Any]:
-        try:
-            composed = _compose_dict(overrides, configs, with_hydra=True).hydra
-        except CANNOT_COMPOSE as error:
-            raise ConfigError(_one_line(error, configs)) from None
-        found: Any = OmegaConf.to_container(composed, resolve=False)
-        return {key: found[key] for key in RUNS_CODE}
+        found = _plain(_compose_dict(overrides, configs, with_hydra=True))
+        own = found.pop("hydra")
+        _check_no_resolver(found)  # --cfg job --resolve would print what it returns
+        return {key: own[key] for key in RUNS_CODE}
 
-    single = [text for text in overrides if not _parsed(text).is_sweep_override()]
-    typed = of_hydra([text for text in single if re.match(r"hydra\b", _key(text))], ())
-    swept = [override_values(text) for text in overrides if text not in single and not _sets_plain_value(text)]
+    single = [text for text in overrides if not has_several(text)]
+    typed = of_hydra([text for text in single if re.match(r"hydra\b", key_of(text))], ())
+    swept = [override_values(text, configs) for text in overrides if text not in single and chooses(text, configs)]
     first = {key: values[0] for key, values in swept}  # other keys may exist only with a choice
     for key, value in [("", ""), *((key, value) for key, values in swept for value in values[1:])]:
         choices_of_run = first | ({key: value} if key else {})
@@ -459,23 +535,47 @@ def _check_hydra_untouched(overrides: Sequence[str], configs: Sequence[str]) -> 
             raise ConfigError(f"a file in configs= sets hydra.{changed[0]}, which names code; type it, or remove it")
 
 
+# Options of Hydra that would compose other things than the words of a run say.
+NOT_OPTIONS = ("config_path", "config_name", "config_dir", "experimental_rerun")
+
+
+def _options(argv: Sequence[str]) -> dict[str, Any]:
+    """The options of Hydra in `argv`, and under `overrides` its other words. Raises ConfigError for a wrong option."""
+    parser = get_args_parser()
+    parser.allow_abbrev = False
+
+    def refuse(message: str) -> NoReturn:
+        known = "it has --dry-run, --help, --cfg job, --info, --multirun and --hydra-help"
+        raise ConfigError(f"{message}; {known}")
+
+    parser.error = refuse  # type: ignore[method-assign]
+    found = vars(parser.parse_intermixed_args(list(argv)))
+    if wrong := [name for name in NOT_OPTIONS if found[name] is not None]:
+        raise ConfigError(f"--{wrong[0].replace('_', '-')} is not for a run; configs=DIR adds a folder of choices")
+    return {name: value for name, value in found.items() if value or name == "overrides"}
+
+
 def through_hydra(action: Callable[[Callable[[], RunConfig]], int], argv: Sequence[str]) -> int:
     """Let Hydra parse `argv`, including its own options, and call `action` for each run. `action` gets a function that
     composes the run, and returns an exit status. Returns the largest status."""
-    multirun = {"-m", "--multirun"} & set(argv)
-    if multirun and "TORCHELASTIC_RUN_ID" in os.environ:
+    options = _options(argv)
+    words: list[str] = options.pop("overrides")
+    if "multirun" in options and "TORCHELASTIC_RUN_ID" in os.environ:
         raise ConfigError(
             "--multirun cannot run under torchrun, where every rank would start its own sweep: start one run, "
             "`torchrun ... -m scaling_testbed.train parallelism=ddp key=value`, or a grid without torchrun, "
             "`python -m scaling_testbed.sweep run sweep=NAME`"
         )
-    overrides, configs = _from_outside(argv, None)
-    others = outside_of(argv)[2]
+    overrides, configs = _from_outside(words, None)
+    for word in overrides:
+        check_choice_of_group(word, configs)
+        if key_of(word) == "hydra.searchpath":
+            raise ConfigError("hydra.searchpath is not for a run; configs=DIR adds a folder of choices")
+        if "multirun" not in options:
+            check_single(word)
     if configs:
-        _check_hydra_untouched([text for text in others if "=" in text and not text.startswith("-")], configs)
-    at = next((at for at, (typed, other) in enumerate(zip(argv, others, strict=False)) if typed != other), len(others))
-    named = overrides[: len(overrides) - len(others)]
-    argv = [*others[:at], *named, *_search_override(configs), *others[at:]]  # argparse needs the old order
+        _check_hydra_untouched([word for word in overrides if key_of(word) not in OUTSIDE], configs)
+    typed = [f"--{name.replace('_', '-')}{'' if value is True else f'={value}'}" for name, value in options.items()]
     statuses: list[int] = []
 
     def task(composed: DictConfig) -> None:
@@ -483,9 +583,15 @@ def through_hydra(action: Callable[[Callable[[], RunConfig]], int], argv: Sequen
         statuses.append(action(lambda: to_run_config(composed, overrides)))
 
     main = hydra.main(version_base=None, config_path=str(CONFIG_DIR), config_name="train")
-    saved, sys.argv = sys.argv, [sys.argv[0], *argv]
+    saved, sys.argv = sys.argv, [sys.argv[0], *typed, *overrides, *_search_override(configs)]
+    full = os.environ.get(FULL_ERROR)
+    os.environ[FULL_ERROR] = "1"  # Hydra then raises its errors, and does not print them in its own way
     try:
         main(task)()
+    except CANNOT_COMPOSE as error:
+        raise ConfigError(_one_line(error, configs)) from None
     finally:
         sys.argv = saved
+        os.environ.pop(FULL_ERROR)
+        os.environ |= {} if full is None else {FULL_ERROR: full}
     return max(statuses, default=0)

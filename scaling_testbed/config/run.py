@@ -26,7 +26,7 @@ from scaling_testbed.data.sources.source import Source
 from scaling_testbed.data.tokenizers import TOKENIZERS, TokenizerConfig
 from scaling_testbed.diagnostics.config import DiagnosticsConfig
 from scaling_testbed.errors import ConfigError, check_positive
-from scaling_testbed.keys import ADDED_LATER, EXECUTION_ONLY, REQUIRED, key
+from scaling_testbed.keys import ADDED_LATER, EXECUTION_ONLY, REQUIRED, identifies, key
 from scaling_testbed.learning.config import CrossEntropyConfig
 from scaling_testbed.learning.interventions.base import Intervention
 from scaling_testbed.learning.interventions.chosen import choose_interventions
@@ -163,16 +163,8 @@ def _identity(value: Any) -> Any:
     """Return `value` as plain data without the fields marked identity=False, or "if_set" and equal to their default."""
     if dataclasses.is_dataclass(value):
         entries = [(f, getattr(value, f.name)) for f in dataclasses.fields(value)]
-        return {f.name: _identity(entry) for f, entry in entries if _counts(f, entry)}
+        return {f.name: _identity(entry) for f, entry in entries if identifies(f, entry)}
     return value
-
-
-def _counts(f: dataclasses.Field[Any], entry: Any) -> bool:
-    rule = f.metadata.get("identity", True)
-    if rule != "if_set":
-        return bool(rule)
-    default = f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
-    return bool(entry != default)
 
 
 def flatten(run: RunConfig) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The search path of configurations: the package's own folder, and the folders that configs= names."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from scaling_testbed.errors import ConfigError
@@ -23,10 +23,15 @@ def check_no_doubles(configs: Sequence[str]) -> None:
     """Raise ConfigError, which names both files, if two files of the search path have the same group and name."""
     found: dict[str, Path] = {}
     for root in search_path(configs):
-        for path in (path for depth in DEPTHS for path in sorted(root.glob(depth))):
+        for path in files_of([root]):
             choice = path.relative_to(root).as_posix()
             if found.setdefault(choice, path).resolve() != path.resolve():
                 raise ConfigError(f"{path} has the same name as {found[choice]}; rename one of them")
+
+
+def files_of(folders: Iterable[str | Path]) -> list[Path]:
+    """The configurations in these folders."""
+    return [path for folder in folders for depth in DEPTHS for path in sorted(Path(folder).glob(depth))]
 
 
 def search_path(configs: Sequence[str] = ()) -> list[Path]:

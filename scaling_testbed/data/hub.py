@@ -2,7 +2,8 @@
 
 import logging
 import re
-import sys
+
+from scaling_testbed.progress import say
 
 LOGGERS = ("huggingface_hub.utils._http", "datasets.utils.file_utils")  # of each attempt and its wait
 
@@ -28,7 +29,7 @@ class Retries(logging.Filter):
             self.said = True
             system = re.search(r"\[Errno -?\d+\] [^\"')]*", problem)  # within what some versions show as nested tuples
             reason = (system[0] if system else problem.strip("'")) if failed else "the connection was lost"
-            print(f"the Hugging Face Hub does not answer ({reason}); trying again", file=sys.stderr)
+            say(f"the Hugging Face Hub does not answer ({reason}); trying again", errors=True)
         return False
 
 

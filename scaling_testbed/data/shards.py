@@ -18,7 +18,7 @@ import numpy as np
 
 from scaling_testbed.data.manifest import SPLITS, fingerprint_of, numpy_dtype, read_manifest, smallest_dtype
 from scaling_testbed.data.watched import WatchedTokens, state_of
-from scaling_testbed.errors import UserError, listed
+from scaling_testbed.errors import UserError
 from scaling_testbed.files import read_json, sha256_of, write_json
 
 SCHEMA_VERSION = 1  # of the shards; part of the name of a prepared folder
@@ -188,6 +188,12 @@ class PreparedData:
         return sorted(path.name for path in self.folder.glob("*.bin") if path.name not in named)
 
     @property
+    def text_lost(self) -> str | None:
+        """How the tokenizer loses text, so that bits per byte means nothing. None if it loses none, or if an earlier
+        version prepared the corpus, which did not look."""
+        return (self.manifest.get("text_check") or {}).get("lost")
+
+    @property
     def fingerprint(self) -> str:
         return data_fingerprint(self.manifest)
 
@@ -234,27 +240,6 @@ def open_prepared(folder: Path | str, verify: bool = True) -> PreparedData:
     if verify:  # after the files were opened, so that a change since then is noticed
         _check_hashes(folder, paths, entries)
     return PreparedData(folder, manifest, **streams)
-
-
-def describe(data: PreparedData) -> str:
-    """A description of a prepared corpus for a terminal, one fact on each line."""
-    manifest, lines = data.manifest, [f"{'folder':<16} {data.folder}"]
-    for split in SPLITS:
-        record = manifest["splits"][split]
-        parts = [f"{record['n_tokens']:,} tokens"]
-        parts += [f"{record[key]:,} {what}" for key, what in _COUNTS.items() if record.get(key) is not None]
-        lines.append(f"{split:<16} {', '.join(parts)}")
-    lines.append(f"{'vocabulary':<16} {data.vocab_size:,} ({manifest['dtype']})")
-    for key, label in (("unigram_entropy_nats", "unigram entropy"), ("entropy_rate_nats", "entropy rate")):
-        if manifest[key] is not None:
-            lines.append(f"{label:<16} {manifest[key]:.4f} nats per token")
-    lines.append(f"{'fingerprint':<16} {data.fingerprint}")
-    if stray := data.stray_shards():
-        lines.append(f"{'not read':<16} {listed(stray)}: not in the manifest")
-    return "\n".join(lines)
-
-
-_COUNTS = {"n_documents": "documents", "n_bytes": "bytes of text"}
 
 
 def _shard_path(folder: Path, entry: dict) -> Path:

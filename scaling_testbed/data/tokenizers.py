@@ -8,8 +8,9 @@ an EOS inside a document is encoded as ordinary characters.
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
@@ -17,7 +18,7 @@ import numpy as np
 
 from scaling_testbed.data import hub
 from scaling_testbed.data.shards import fingerprint_of, read_manifest
-from scaling_testbed.errors import ConfigError, UserError, check_positive
+from scaling_testbed.errors import ConfigError, UserError, check_positive, first_line
 from scaling_testbed.files import sha256_of
 from scaling_testbed.keys import changed_from_default, key
 from scaling_testbed.registry import Registry
@@ -25,6 +26,7 @@ from scaling_testbed.registry import Registry
 TOKENIZERS: Registry[type["TokenizerConfig"]] = Registry("tokenizer")
 TOKENIZER_FILE = "tokenizer.json"
 BPE_EOS = "<|endoftext|>"
+MOST_IDS_PER_TOKEN = 1000  # ids may have gaps
 # Names of the end-of-document token in published tokenizers, the most specific first.
 KNOWN_EOS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eot_id|>", "[EOS]")
 
@@ -48,7 +50,7 @@ class JsonTokenizer:
 
     def __init__(self, path: Path, vocab_size: int, eos_id: int):
         self.vocab_size, self.eos_id = vocab_size, eos_id
-        self._tokenizer = _read_tokenizer_json(path)
+        self._path, self._tokenizer = path, _read_tokenizer_json(path)
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True
@@ -56,21 +58,47 @@ class JsonTokenizer:
     def encode_batch(self, documents: list[bytes]) -> list[np.ndarray]:
         """Token ids of each document (UTF-8), without EOS or any other special token."""
         texts = [document.decode("utf-8") for document in documents]
-        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        try:
+            encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        except (
+            Exception
+        ) as error:  # the library raises bare Exception, as for an unknown word where no token stands for it
+            raise UserError(
+                f"{self._path}: the tokenizer cannot encode this text ({first_line(error)}); use another, such as "
+                "tokenizer=bpe"
+            ) from None
         return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
 
     def decode(self, ids) -> str:
         """Text of token ids, without special tokens."""
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
 
+    @cached_property
+    def unknown(self) -> tuple[str, int] | None:
+        """The token that stands for unknown text, and its id; None if there is no such token."""
+        model = json.loads(self._tokenizer.to_str())["model"]
+        token, number = model.get("unk_token"), model.get("unk_id")
+        if token is None and number is not None:
+            token = self._tokenizer.id_to_token(number)
+        number = None if token is None else self._tokenizer.token_to_id(token)
+        return None if number is None else (token, number)
+
 
 def _read_tokenizer_json(path: Path):
     from tokenizers import Tokenizer
 
     try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception
+        tokenizer = Tokenizer.from_file(str(path))
+        ids = tokenizer.get_vocab(with_added_tokens=True)
+    except BaseException as error:  # the library raises bare Exception, and a BaseException of its own where it panics
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise UserError(f"{path}: not a tokenizer.json that `tokenizers` can read ({error})") from None
+    # The library goes through all ids up to the largest when it writes the file; that of a damaged file may be 2**31.
+    if max(ids.values(), default=0) > MOST_IDS_PER_TOKEN * len(ids):
+        token = max(ids, key=lambda token: ids[token])
+        raise UserError(f"{path}: the token {token!r} has the id {ids[token]}, but there are only {len(ids)} tokens")
+    return tokenizer
 
 
 def load_tokenizer(folder: Path, description: dict | None = None) -> ByteTokenizer | JsonTokenizer:
@@ -230,6 +258,8 @@ class PretrainedConfig(TokenizerConfig):
     same_as: ClassVar[str] = "bpe"  # both kinds are a tokenizer.json, and its hash is in the description
 
     def __post_init__(self):
+        if self.path is not None and not self.path.strip():
+            raise ConfigError("path must not be blank; is a variable of the shell not set?")
         check_positive("vocab_multiple", self.vocab_multiple)
         check_positive("vocab_size", self.vocab_size)
         if self.vocab_multiple is not None and self.vocab_size is not None:
@@ -327,25 +357,3 @@ def _save(text: str, folder: Path) -> str:
         os.fsync(file.fileno())
     os.replace(temporary, folder / TOKENIZER_FILE)
     return hashlib.sha256(data).hexdigest()
-
-
-def training_sample(source, units, sample_bytes: int, split_of_document) -> Iterator[bytes]:
-    """Yield training documents for a tokenizer, about `sample_bytes` in total.
-
-    The order of the units is fixed by a hash of their position. Each unit gives at most its share, so that one part of
-    the corpus does not determine the vocabulary.
-    """
-    order = sorted(range(len(units)), key=lambda i: hashlib.blake2b(str(i).encode(), digest_size=8).digest())
-    share, total = max(1 << 20, sample_bytes // max(1, len(units))), 0
-    for i in order:
-        taken = 0
-        for document in source.documents(units[i], []):
-            if split_of_document(units[i], document) != "train":
-                continue
-            yield document
-            taken += len(document)
-            if taken >= share or total + taken >= sample_bytes:
-                break
-        total += taken
-        if total >= sample_bytes:
-            return

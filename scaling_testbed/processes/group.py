@@ -114,11 +114,14 @@ class Processes:
             self._leave(self._store)
         self._store = None
 
-    def _leave(self, store: dist.Store) -> None:
-        """Leave the store. Without torchrun rank 0 keeps it and leaves last: the others may still read from it."""
+    def _leave(self, store: dist.Store, without: int | None = None) -> None:
+        """Leave the store. Without torchrun rank 0 keeps it and leaves last: the others may still read from it.
+
+        without: a rank that is not waited for.
+        """
         if self.world.address is None:
             return
-        others = [f"bye/{rank}" for rank in range(1, self.world.size)]
+        others = [f"bye/{rank}" for rank in range(1, self.world.size) if rank != without]
         with contextlib.suppress(RuntimeError):
             if self.world.is_main:
                 store.wait(others, timedelta(seconds=LEAVE_SECONDS))
@@ -284,7 +287,7 @@ class Processes:
                 print(f"error: {error}", file=sys.stderr)
             if answered and self._store is not None:
                 store = self._store
-                _in_time(lambda: self._leave(store), LEAVE_SECONDS)
+                _in_time(lambda: self._leave(store, first["about"]), LEAVE_SECONDS)
             sys.stdout.flush()
             sys.stderr.flush()
         finally:

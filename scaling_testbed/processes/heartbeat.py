@@ -95,6 +95,7 @@ class Heartbeat:
         self._watched = list(range(world.size)) if world.is_main else [0, world.rank]
         self._stop = threading.Event()
         self._read: tuple[int, dict[int, Beat]] = (0, {})  # how often the beats were read, and the last ones
+        self._late: int | None = world.rank  # the first rank that has not begun
         self._store_lost: str | None = None
         self._report: dict[str, Any] | None = None
         self._threads = [threading.Thread(target=run, daemon=True) for run in (self._exchange, self._watch)]
@@ -121,23 +122,25 @@ class Heartbeat:
 
     def _exchange(self) -> None:
         """Write own beats and read those of the others, until the store is gone. A store that hangs blocks this."""
-        keys, number, known = [f"beat/{rank}" for rank in self._watched], 0, False
+        keys, number = [f"beat/{rank}" for rank in self._watched], 0
         try:
             store = self._store.clone()  # type: ignore[attr-defined]  # PyTorch has it, its stubs do not
             store.set_timeout(timedelta(seconds=max(10.0, self._limit)))
             while True:
                 number += 1
                 store.set(f"beat/{self._world.rank}", json.dumps(asdict(self._own(number))))
-                known = known or store.check(keys)  # all have begun
-                if known:
-                    found = [Beat(**json.loads(value)) for value in store.multi_get(keys)]
-                    self._read = (number, dict(zip(self._watched, found, strict=True)))
-                    self._on_beats(self._read[1])
+                if self._late is not None:
+                    late = [rank for rank, key in zip(self._watched, keys, strict=True) if not store.check([key])]
+                    self._late = late[0] if late else None
+                beats = [] if self._late is not None else store.multi_get(keys)
+                found = [Beat(**json.loads(beat)) for beat in beats]
+                self._read = (number, dict(zip(self._watched, found, strict=False)))
+                self._on_beats(self._read[1])
                 if self._report is None and store.check([FAILURE]):
                     self._report = json.loads(store.get(FAILURE))
                 if self._stop.wait(self.interval):
                     return
-        except RuntimeError as error:
+        except RuntimeError as error:  # the store's connection is closed, or it gave no answer in time
             self._store_lost = str(error).splitlines()[0]
 
     def _watch(self) -> None:
@@ -151,7 +154,7 @@ class Heartbeat:
             if (told := self._report) is not None and told["rank"] != self._world.rank:
                 finding: Finding | None = Finding(told["about"], told["peer"] == "hangs", told["error"], told)
             else:
-                finding = watch.look(seconds, number, beats, self._own(0), self._store_lost)
+                finding = watch.look(seconds, number, beats, self._own(0), self._late, self._store_lost)
             if finding is not None:
                 self._on_finding(finding)
                 return
@@ -165,14 +168,18 @@ class _Watch:
         self._dead = max(DEAD_SECONDS, 2 * interval) if limit > DEAD_SECONDS else limit
         self._reads = 0
         self._unread = 0.0  # seconds since the beats were read
+        self._begun = 0.0  # seconds until all ranks have begun
         self._silent: dict[int, float] = {}  # seconds since the beat of a rank was another one
         self._still = 0.0  # seconds since any rank has moved
         self._beats: dict[int, Beat] = {}
 
     def look(
-        self, seconds: float, number: int, beats: dict[int, Beat], here: Beat, store_lost: str | None
+        self, seconds: float, number: int, beats: dict[int, Beat], here: Beat, late: int | None, store_lost: str | None
     ) -> Finding | None:
-        """What is wrong after `seconds` more. number: of times that `beats` were read. here: of this process, now."""
+        """What is wrong after `seconds` more.
+
+        number: of times that `beats` were read. here: of this process, now. late: a rank that has not begun.
+        """
         self._waits = f"rank {self._world.rank} waits in {here.place}"
         self._at = here.at
         if store_lost is not None:
@@ -182,6 +189,10 @@ class _Watch:
         if number == self._reads:
             self._unread += seconds
             return self._unanswered() if self._unread >= self._limit + 1 else None
+        if late is not None:
+            self._begun += seconds
+            said = f"rank {late} hangs before it has begun: no sign of life for {self._begun:.0f} s"
+            return Finding(late, True, said) if self._begun >= self._limit else None
         seconds += min(self._unread, seconds)  # a store that did not answer for long says nothing of the processes
         self._reads, self._unread = number, 0.0
         moved = {rank: beat.moves for rank, beat in beats.items()}
@@ -194,8 +205,6 @@ class _Watch:
         return self._silent_one() or self._slow_one()
 
     def _unanswered(self) -> Finding | None:
-        if not self._beats:
-            return None  # it has not begun, which has a limit of its own
         what = "rank 0 hangs" if self._keeper else "torchrun, which keeps the store of this run, hangs"
         said = f"{what} {self._at}: no sign of life for {self._unread:.0f} s; {self._waits}"
         return Finding(0 if self._keeper else None, True, said)

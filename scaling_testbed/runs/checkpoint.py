@@ -184,8 +184,13 @@ def read(path: Path, *, mmap: bool = False) -> Checkpoint:
         try:
             tensors |= sharded.read_whole(path, groups)
         except (LookupError, TypeError, ValueError) as error:
-            raise UserError(f"checkpoint {path} cannot be used: {first_line(error)}; {WAY_OUT}") from None
+            raise UserError(f"checkpoint {path} cannot be used: {what_is_wrong(error)}; {WAY_OUT}") from None
     return Checkpoint(state["step"], state, tensors)
+
+
+def what_is_wrong(error: Exception) -> str:
+    """An error that content of a checkpoint has raised, in words."""
+    return f"it lacks {error}" if isinstance(error, KeyError) else first_line(error)
 
 
 def _load(file: Path, mmap: bool) -> Any:
@@ -273,7 +278,9 @@ def _problem(path: Path) -> str | None:
                 return f"the hash of {name} does not match"
         except (OSError, ValueError) as error:
             return f"{shortened(name)} cannot be read: {first_line(error)}"
-    return None
+    return next(
+        (f"{file.name} is not in the manifest" for file in path.glob("*.pt") if file.name not in expected), None
+    )
 
 
 def _files(path: Path) -> dict[str, tuple[int, str]]:

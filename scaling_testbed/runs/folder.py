@@ -210,7 +210,11 @@ def read_bytes(path: Path) -> bytes:
     """The content of a file, unpacked if its name ends in .gz. Raises UserError if it cannot be read."""
     try:
         content = path.read_bytes()
-        return gzip.decompress(content) if path.suffix == ".gz" else content
+        if path.suffix != ".gz":
+            return content
+        if not content:
+            raise EOFError("it is empty")
+        return gzip.decompress(content)
     except (OSError, EOFError, zlib.error) as error:
         reason = reason_of(error) if isinstance(error, OSError) else str(error)
         raise UserError(f"{path} cannot be read: {reason}; restore it, or delete it to go on without it") from None

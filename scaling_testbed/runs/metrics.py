@@ -14,6 +14,10 @@ STEP_METRICS = (
     Metric("tokens_per_second", "Training tokens in a second, from the second step of this start on.", "tokens/s"),
     Metric("seconds", "Time of training and evaluation so far, over all starts.", "seconds"),
     Metric("val_loss", "Cross-entropy of the validation split, without z-loss.", "nats per token"),
-    Metric("val_bpb", "val_loss for each byte of text; null where the data are no text.", "bits per byte"),
+    Metric(
+        "val_bpb",
+        "val_loss for each byte of text; null where the data are no text, or the tokenizer loses text.",
+        "bits per byte",
+    ),
     Metric("val_loss_by_set", "Name of each validation set -> its loss, that of the run included.", "nats per token"),
 )

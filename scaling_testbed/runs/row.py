@@ -58,7 +58,11 @@ class Row:
     )
     val_loss_initial: float | None = fact("Cross-entropy at step 0.", "nats per token")
     val_loss_best: float | None = fact("The lowest cross-entropy of all evaluations.", "nats per token")
-    val_bpb: float | None = fact("val_loss for each byte of text; null where the data are no text.", "bits per byte")
+    val_bpb: float | None = fact(
+        "val_loss for each byte of text; null where the data are no text, or where the tokenizer loses text.",
+        "bits per byte",
+    )
+    val_bpb_withheld: str | None = fact("How the tokenizer loses text; null where it loses none.")
     val_loss_by_set: dict[str, float] | None = fact("Name of each validation set -> its last loss.", "nats per token")
     train_loss_last: float | None = fact("Cross-entropy of the last training batch.", "nats per token")
     diverged_at_step: int | None = fact("The step whose loss or gradient norm was not finite.", "steps")
@@ -100,6 +104,9 @@ class Row:
     git_commit: str | None = fact("The commit of the source, where it is known.")
     git_dirty: str | None = fact(
         "The hash of the uncommitted changes to the source, which are in uncommitted-HASH.diff; null without changes."
+    )
+    source_files: str | None = fact(
+        "The hash of the files of the package, which are in source-HASH.tar.gz; null where the source is under git."
     )
     versions: dict[str, str] | None = fact("The versions of Python and of the libraries that decide numbers.")
     plugins: dict[str, str] | None = fact("Plug-in -> hash of its source.")
@@ -176,7 +183,7 @@ def describe_row(row: dict[str, Any], folder: Path) -> str:
         "status": row["status"] if row.get("error") is None else f"{row['status']}: {row['error']}",
         "validation loss": _nats(row.get("val_loss")),
         "  at step 0": _nats(row.get("val_loss_initial")),
-        "  bits per byte": _number(row.get("val_bpb"), ".4f"),
+        "  bits per byte": _number(row.get("val_bpb"), ".4f") or _withheld(row.get("val_bpb_withheld")),
         "unigram entropy": _nats(row.get("unigram_entropy_nats")),
         "entropy rate": _nats(row.get("entropy_rate_nats")),
         "parameters": _number(row.get("n_params"), ",d"),
@@ -187,6 +194,10 @@ def describe_row(row: dict[str, Any], folder: Path) -> str:
         "records": f"{folder}/ (result.json, metrics.jsonl, config.yaml, checkpoints/)",
     }
     return "\n".join(f"{label:<16} {text}" for label, text in shown.items() if text is not None)
+
+
+def _withheld(reason: str | None) -> str | None:
+    return None if reason is None else f"withheld: {reason}"
 
 
 def _nats(value: float | None) -> str | None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from scaling_testbed.errors import UserError, first_line
+from scaling_testbed.errors import UserError
 from scaling_testbed.model.transformer import Transformer
 from scaling_testbed.processes.placement import copy_shard
 from scaling_testbed.runs import checkpoint, sharded
@@ -102,7 +102,9 @@ def refused_in_one_line(path: Path) -> Iterator[None]:
     except (torch.OutOfMemoryError, dist.DistError):
         raise
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise UserError(f"checkpoint {path} cannot be used: {first_line(error)}; {checkpoint.WAY_OUT}") from error
+        raise UserError(
+            f"checkpoint {path} cannot be used: {checkpoint.what_is_wrong(error)}; {checkpoint.WAY_OUT}"
+        ) from error
 
 
 def _restore_shards(path: Path, model: Transformer, optimizer: torch.optim.Optimizer) -> None:

@@ -96,10 +96,12 @@ class WandbMirror:
             return
         self._off.set()
         say(f"warning: wandb is off for the rest of this run: {reason}; metrics.jsonl has all", errors=True)
-        with contextlib.suppress(Exception):  # it is no public function: without it the process waits for the service
+        with contextlib.suppress(Exception):  # no public functions; without them the process waits for the service
             from wandb.sdk import wandb_setup
 
-            wandb_setup._singleton._connection._proc._process.kill()  # type: ignore[union-attr]
+            connection: Any = wandb_setup._singleton._connection  # type: ignore[union-attr]
+            connection._cleanup()  # removes the hook that would talk to the service at exit
+            connection._proc._process.kill()
 
 
 def sync_command(folder: Path) -> str:

@@ -22,22 +22,33 @@ A relative path starts at the folder of the file that contains it.
 Four layers are merged in this order: base, scale of the base, file, scale of the file. Axes, rows of keys that move
 together (identified by their first key) and seeds replace those of the same name in earlier layers. Overrides,
 exclusions, plugins and configs are added. An override or a row also replaces an axis of an earlier layer. Descriptions
-are joined, that of the file before that of its base.
+are joined, that of the file before that of its base. A key that one layer sets twice is refused.
 
-A value is written as on the command line. After the name of the sweep, `key=value` and `key=a,b` replace an axis,
-select rows of keys that move together by their first key, or apply to every run.
+A value is written as on the command line. `seed=7` among the overrides means `seeds: [7]`. After the name of the
+sweep, `key=value` and `key=a,b` replace an axis, select rows of keys that move together by their first key, or apply to
+every run. `key=range(1,4)` and `model=glob(nano_*)` are lists of values too. `++key=...` does the same as `key=...`,
+and adds the key if there is none.
 """
 
 import dataclasses
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from scaling_testbed.config.compose import override_values
 from scaling_testbed.config.search import CONFIG_DIR, check_no_doubles, choices, config_folder
+from scaling_testbed.config.words import (
+    check_no_resolver,
+    has_several,
+    key_of,
+    override_values,
+    paths_of,
+    read,
+    same_value,
+    slot_of,
+)
 from scaling_testbed.errors import ConfigError, check_choice
 from scaling_testbed.files import read_yaml
 from scaling_testbed.papers.paper import paper_named
@@ -159,6 +170,8 @@ def _checked(content: Any, known: Sequence[str], folder: Path) -> dict:
     if not isinstance(content, dict):
         raise ConfigError(f"a sweep file is a mapping with the keys {', '.join(known)}")
     content = {key: value for key, value in content.items() if value is not None}
+    for key, value in content.items():
+        check_no_resolver(str(key), value)
     if unknown := [key for key in content if key not in known]:
         raise ConfigError(f"there is no key {unknown[0]}; a sweep has {', '.join(known)}")
     for key in ("description", "paper", "experiment", "base"):
@@ -175,8 +188,13 @@ def _checked(content: Any, known: Sequence[str], folder: Path) -> dict:
         raise ConfigError("together holds an entry without keys; write {key: [values], ...}")
     if "analysis" in content:
         check_choice("analysis", content["analysis"], ANALYSES)
+    if content.get("seeds") == []:
+        raise ConfigError("seeds must hold one number or more; got []")
     if bad := [text for text in content.get("overrides", []) if not isinstance(text, str) or "=" not in text]:
         raise ConfigError(f"overrides are written key=value; got {bad[0]!r}")
+    _take_seeds(content)
+    if several := [text for text in content.get("overrides", []) if has_several(text)]:
+        raise ConfigError(f"{several[0]} stands for several values; write axes: {{{key_of(several[0])}: [...]}}")
     for key, absolute in (("plugins", plugin_name), ("configs", config_folder)):
         names = [content[key]] if isinstance(content.get(key), str) else content.get(key, [])
         if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
@@ -186,32 +204,66 @@ def _checked(content: Any, known: Sequence[str], folder: Path) -> dict:
     return content
 
 
+def _take_seeds(content: dict) -> None:
+    """Move `seed=` from the overrides of a layer to its seeds."""
+    found = [text for text in content.get("overrides", []) if key_of(text) == "seed"]
+    if not found:
+        return
+    if "seeds" in content or len(found) > 1:
+        raise ConfigError(f"seed is given twice, by {found[0]} and by {found[1] if found[1:] else 'seeds'}")
+    if found[0].startswith(("~", "+")) and not found[0].startswith("++"):
+        raise ConfigError(f"{found[0]}: every run has a seed; write seed=NUMBER, without a sign")
+    content["seeds"] = override_values(found[0])[1]
+    content["overrides"] = [text for text in content["overrides"] if text not in found]
+
+
 def _laid_over(below: dict, above: dict) -> dict:
     """Merge two checked contents. A new axis of `above` comes before those of `below`, so it changes more slowly."""
     merged = below | above
-    upper = above.get("overrides", [])
-    settled = {key for entry in above.get("together", []) for key in entry} | {text.partition("=")[0] for text in upper}
-    axes = {key: values for key, values in below.get("axes", {}).items() if key not in settled}
+    upper, rows_above = above.get("overrides", []), above.get("together", [])
+    own = {slot_of(text) for text in upper}
+    settled = own | {_slot(key, values) for entry in rows_above for key, values in entry.items()}
+    axes = {key: values for key, values in below.get("axes", {}).items() if _slot(key, values) not in settled}
     new = {key: values for key, values in above.get("axes", {}).items() if key not in axes}
     merged["axes"] = new | axes | above.get("axes", {})
-    rows = {next(iter(entry)): entry for entry in below.get("together", [])}
-    rows |= {next(iter(entry)): entry for entry in above.get("together", [])}
+    rows = {next(iter(entry)): _without_columns(entry, own) for entry in below.get("together", [])}
+    rows |= {next(iter(entry)): entry for entry in rows_above}
     merged["together"] = list(rows.values())
-    merged["overrides"] = [*overrides_before(below.get("overrides", []), upper), *upper]
+    columns = [*above.get("axes", {}).items(), *(column for entry in rows_above for column in entry.items())]
+    varied = {_slot(key, values) for key, values in columns if None not in values}  # None: a row without the key
+    shared = [text for text in below.get("overrides", []) if slot_of(text) not in varied or slot_of(text)[1]]
+    merged["overrides"] = [*overrides_before(shared, upper), *upper]
     for key in ("exclude", "plugins", "configs"):
         merged[key] = [*below.get(key, []), *above.get(key, [])]
     return merged
 
 
+def _slot(key: str, values: Sequence[str | None]) -> tuple[str, bool]:
+    """What a column of values sets, as slot_of."""
+    return slot_of(f"{key}={next(value for value in values if value is not None)}")
+
+
+def _without_columns(entry: dict[str, list[str | None]], slots: Collection[tuple[str, bool]]) -> dict:
+    """Keys that move together without those that do not lead and set one of `slots`."""
+    return {key: values for at, (key, values) in enumerate(entry.items()) if at == 0 or _slot(key, values) not in slots}
+
+
 def overrides_before(shared: Sequence[str], own: Sequence[str]) -> list[str]:
-    """The shared overrides of keys that `own` does not set. If several set one key, the last one applies."""
-    keys = {text.partition("=")[0] for text in own}
-    return [text for text in shared if text.partition("=")[0] not in keys]
+    """The shared overrides that stay in front of `own`: all but the plain values that `own` sets again, because + could
+    not add a key again. If several set one key, the last one applies."""
+    again = {text.partition("=")[0] for text in own if not slot_of(text)[1]}
+    added = {key_of(key) for key in again if key.startswith("+") and not key.startswith("++")}
+    return [
+        text for text in shared if slot_of(text)[1] or not (text.partition("=")[0] in again or key_of(text) in added)
+    ]
 
 
 def _parse(content: dict, **named: Any) -> Sweep:
     content = dict(content)
-    content["exclude"] = [_columns("exclude", entry, scalars=True) for entry in content.get("exclude", [])]
+    excluded = [_columns("exclude", entry, scalars=True) for entry in content.get("exclude", [])]
+    if {} in excluded:
+        raise ConfigError("exclude holds an entry without keys, which every run matches; write {key: value, ...}")
+    content["exclude"] = [{key_of(key): values for key, values in entry.items()} for entry in excluded]
     content["seeds"] = [spelled(seed) for seed in content.get("seeds", [0])]
     sweep = Sweep(**named, **content)
     _check_experiment(sweep)
@@ -219,12 +271,33 @@ def _parse(content: dict, **named: Any) -> Sweep:
         if len({len(values) for values in entry.values()}) > 1:
             lengths = ", ".join(f"{key} has {len(values)}" for key, values in entry.items())
             raise ConfigError(f"keys that move together need the same number of values: {lengths}")
-    keys = [*sweep.axes, *(key for entry in sweep.together for key in entry), "seed"]
+    keys = [*map(key_of, sweep.axes), *(key_of(key) for entry in sweep.together for key in entry), "seed"]
     if twice := [key for key in keys if keys.count(key) > 1]:
-        raise ConfigError(f"{twice[0]} is given twice among axes, together and seeds")
+        also = "; write seeds: [0, 1]" if twice[0] == "seed" else ""
+        raise ConfigError(f"{twice[0]} is given twice among axes, together and seeds{also}")
     if astray := [key for entry in sweep.exclude for key in entry if key not in keys]:
         raise ConfigError(f"exclude names {astray[0]}, which no axis varies")
+    _check_set_once(sweep)
     return sweep
+
+
+def _check_set_once(sweep: Sweep) -> None:
+    """Raise ConfigError if an override and an axis, or two axes, set one key: one of them would have no effect."""
+    columns: list[tuple[str, Sequence[str | None]]] = [*sweep.axes.items()]
+    columns += [column for entry in sweep.together for column in entry.items()]
+    set_by = {"seed": "seeds"}
+    for key, values in columns:
+        paths: set[str] = set()
+        for value in values:
+            paths |= paths_of(f"{key}={value}") if value is not None else set()
+        for path in sorted(paths):
+            if path in set_by:
+                raise ConfigError(f"{path} is given twice, by {set_by[path]} and by {key}")
+            if None not in values:
+                set_by[path] = key
+    for text in sweep.overrides:
+        if twice := sorted(set_by.keys() & paths_of(text)):
+            raise ConfigError(f"{twice[0]} is given twice, by {text} and by the values of {set_by[twice[0]]}")
 
 
 def _check_experiment(sweep: Sweep) -> None:
@@ -245,7 +318,11 @@ def _together(entry: Any) -> dict[str, list[str | None]]:
     if without := [row for row in entry if lead not in row]:
         raise ConfigError(f"every row of keys that move together needs the leading key {lead}; got {without[0]!r}")
     keys = dict.fromkeys(str(key) for row in entry for key in row)
-    return {key: [spelled(row[key]) if key in row else None for row in entry] for key in keys}
+    columns: dict[str, list[str | None]]
+    columns = {key: [spelled(row[key]) if key in row else None for row in entry] for key in keys}
+    for key, values in columns.items():
+        _check_column("together", key, values)
+    return columns
 
 
 def _row(entry: dict[str, list[str | None]], values: Sequence[str | None]) -> dict[str, str]:
@@ -262,7 +339,22 @@ def _columns(what: str, entry: Any, scalars: bool = False) -> dict[str, list[str
         if not isinstance(values, list) or not values:
             raise ConfigError(f"{what}.{key} must be a list of values; got {values!r}")
         columns[str(key)] = [spelled(value) for value in values]
+        _check_column(what, str(key), columns[str(key)])
     return columns
+
+
+def _check_column(what: str, key: str, values: Sequence[str | None]) -> None:
+    """Raise ConfigError unless each value, after `key=`, is a word that sets this key to one value."""
+    if "=" in key:
+        raise ConfigError(f"{what}.{key} is no key that can be set")
+    for value in values:
+        if value is None:
+            continue
+        text = f"{key}={value}"
+        if read(text).is_delete():
+            raise ConfigError(f"{what}.{key} is no key that can be set")
+        if has_several(text):
+            raise ConfigError(f"{what}.{key}: {value} stands for several values; write each as an item of the list")
 
 
 def spelled(value: Any) -> str:
@@ -275,42 +367,69 @@ def spelled(value: Any) -> str:
         return f"[{','.join(map(spelled, value))}]"
     if isinstance(value, dict):
         return "{" + ",".join(f"{key}:{spelled(entry)}" for key, entry in value.items()) + "}"
+    if isinstance(value, (bytes, set)):
+        raise ConfigError(f"a key cannot have the value {value!r}")
     return str(value)
 
 
 def narrowed(sweep: Sweep, typed: Sequence[str]) -> Sweep:
-    """The sweep with typed overrides applied. Raises ConfigError for a value that keys moving together do not have."""
+    """The sweep with typed overrides applied in their order. Raises ConfigError for a word that cannot be read, for a
+    value that keys moving together do not have, and for a word that would have no effect beside an axis."""
     for text in typed:
-        key, values = override_values(text)
-        if key == "seed":
-            sweep = dataclasses.replace(sweep, seeds=values)
-        elif any(key == next(iter(entry)) for entry in sweep.together):
-            sweep = dataclasses.replace(sweep, together=[_rows_of(entry, key, values) for entry in sweep.together])
-        elif key in sweep.axes or len(values) > 1:
-            sweep = dataclasses.replace(_without(sweep, key), axes=sweep.axes | {key: values})
-        else:
-            sweep = _without(sweep, key)
-            sweep = dataclasses.replace(sweep, overrides=[*sweep.overrides, text])
+        sweep = _narrowed(sweep, text)
+    _check_set_once(sweep)
     return sweep
 
 
+def _narrowed(sweep: Sweep, text: str) -> Sweep:
+    key, values = override_values(text, sweep.configs)
+    slot = slot_of(text)
+    columns: list[tuple[str, Sequence[str | None]]] = [*sweep.axes.items(), ("seed", sweep.seeds)]
+    columns += [next(iter(entry.items())) for entry in sweep.together]
+    varied = {_slot(other, column): other for other, column in columns}
+    if slot in varied:
+        _check_replaces(text, varied[slot])
+    if key == "seed":
+        return dataclasses.replace(sweep, seeds=values)
+    if any(slot == _slot(*next(iter(entry.items()))) for entry in sweep.together):
+        return dataclasses.replace(sweep, together=[_rows_of(entry, key, values) for entry in sweep.together])
+    if slot in varied or len(values) > 1:
+        axis = varied.get(slot, text.partition("=")[0])
+        if slot not in varied and axis in sweep.axes:
+            raise ConfigError(f"{text}: the sweep varies {key} already; type the keys below it, {key}.KEY=a,b")
+        overrides = [other for other in sweep.overrides if slot_of(other) != slot or slot[1]]
+        return dataclasses.replace(_without(sweep, slot), axes=sweep.axes | {axis: values}, overrides=overrides)
+    sweep = _without(sweep, slot)
+    return dataclasses.replace(sweep, overrides=[*overrides_before(sweep.overrides, [text]), text])
+
+
+def _check_replaces(text: str, varied: str) -> None:
+    """Raise ConfigError unless a word sets a key, as the sweep spells it in `varied`, that runs have already."""
+    override, key = read(text), key_of(text)
+    if override.is_delete():
+        raise ConfigError(f"{text}: the sweep varies {key}; type {key}=VALUE to give all runs one value")
+    if override.is_add() and not varied.startswith("+"):
+        raise ConfigError(f"{text}: {key} exists already; type it without the plus, {text.lstrip('+')}")
+
+
 def _rows_of(entry: dict[str, list[str | None]], key: str, values: list[str]) -> dict[str, list[str | None]]:
-    if key not in entry:
+    if key != key_of(lead := next(iter(entry))):
         return entry
     # Every row has the leading key.
-    known_of = {row: known for row, known in enumerate(entry[key]) if known is not None}
-    if missing := [value for value in values if not any(_same(value, known) for known in known_of.values())]:
+    known_of = {row: known for row, known in enumerate(entry[lead]) if known is not None}
+    if missing := [value for value in values if not any(same_value(value, known) for known in known_of.values())]:
         tied, there = ", ".join(list(entry)[1:]), ", ".join(known_of.values())
         raise ConfigError(f"{key} moves together with {tied}; it must be one of {there}, got {missing[0]}")
-    rows = [row for row, known in known_of.items() if any(_same(value, known) for value in values)]
+    rows = [row for row, known in known_of.items() if any(same_value(value, known) for value in values)]
     return {other: [column[row] for row in rows] for other, column in entry.items()}
 
 
-def _without(sweep: Sweep, key: str) -> Sweep:
-    """The sweep without `key` among the keys that move together, because one value applies to every run."""
-    together = [{k: values for k, values in entry.items() if k != key} for entry in sweep.together]
-    exclude = [entry for entry in sweep.exclude if key not in entry or key in sweep.axes]
-    return dataclasses.replace(sweep, together=[entry for entry in together if entry], exclude=exclude)
+def _without(sweep: Sweep, slot: tuple[str, bool]) -> Sweep:
+    """The sweep without what `slot` sets among the keys that move together, because one value applies to every run."""
+    kept = [key for key, values in sweep.axes.items() if _slot(key, values) == slot]
+    exclude = [entry for entry in sweep.exclude if slot[1] or slot[0] not in entry or kept]
+    together = [_without_columns(entry, {slot}) for entry in sweep.together]
+    return dataclasses.replace(sweep, together=together, exclude=exclude)
 
 
 def _merged(parts: Sequence[dict[str, str]]) -> dict[str, str]:
@@ -318,12 +437,5 @@ def _merged(parts: Sequence[dict[str, str]]) -> dict[str, str]:
 
 
 def _fits(point: dict[str, str], entry: dict[str, list[str]]) -> bool:
-    return all(key in point and any(_same(point[key], value) for value in values) for key, values in entry.items())
-
-
-def _same(a: str, b: str) -> bool:
-    """Whether two spellings mean one value: 1e-3 and 0.001."""
-    try:
-        return a == b or float(a) == float(b)
-    except ValueError:
-        return False
+    values = {key_of(key): value for key, value in point.items()}
+    return all(key in values and any(same_value(values[key], one) for one in entry[key]) for key in entry)

@@ -9,9 +9,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from scaling_testbed.config.compose import check_no_code, compose_many, outside_overrides, quoted
+from scaling_testbed.config.compose import check_no_code, compose_many, outside_overrides
 from scaling_testbed.config.memory import estimate_memory
 from scaling_testbed.config.run import RunConfig, flatten, flops_per_token, rate_means, run_folder_path, run_id
+from scaling_testbed.config.words import key_of, quoted
 from scaling_testbed.data.manifest import read_manifest
 from scaling_testbed.data.preparing.preparation import find_prepared
 from scaling_testbed.errors import ConfigError, UserError
@@ -90,6 +91,7 @@ def plan(sweep: Sweep, processes: int | None = 1, gpu_memory_gib: float = ASSUME
         raise ConfigError(f"sweep {sweep.name}: exclude leaves no run")
     lists = [_overrides(sweep, point) for point in points]
     found: dict[str, PlannedRun] = {}
+    folders: set[str] = set()
     followers = {key for entry in sweep.together for key in list(entry)[1:]}  # the leading key identifies them
     shown = [key for key in points[0] if key not in followers]
     varied = [key for key in shown if len({point[key] for point in points}) > 1]
@@ -103,12 +105,17 @@ def plan(sweep: Sweep, processes: int | None = 1, gpu_memory_gib: float = ASSUME
         own = {key: point[key] for key in varied}
         planned = _planned(run, vocab_sizes[data], processes or 1, own, overrides, gpu_memory_gib)
         found.setdefault(planned.run_id, planned)
+        folders.add(str(Path(planned.folder).parent))
+    if len(folders) > 1:
+        raise ConfigError(
+            f"name= and runs_dir= must be the same for all runs of a sweep; got {' and '.join(sorted(folders))}"
+        )
     return list(found.values()), len(points) - len(found)
 
 
 def _overrides(sweep: Sweep, point: dict[str, str]) -> list[str]:
     """The overrides of one run, the more specific ones later. A typed name has priority."""
-    named = [text for text in sweep.overrides if text.startswith("name=")]
+    named = [text for text in sweep.overrides if key_of(text) == "name"]
     values = [f"{key}={value}" for key, value in point.items()]
     own = [*([] if named else [f"name={quoted(sweep.folder)}"]), *overrides_before(sweep.overrides, values), *values]
     check_no_code(own, f"sweep {sweep.name}")

@@ -4,11 +4,12 @@ import dataclasses
 from typing import Any
 
 from scaling_testbed.config.run import flatten, run_id
+from scaling_testbed.data.summary import remarks
 from scaling_testbed.diagnostics.summary import Summary
 from scaling_testbed.errors import listed
 from scaling_testbed.processes.device import device_name
 from scaling_testbed.progress import RunProgress
-from scaling_testbed.runs.environment import environment
+from scaling_testbed.runs.environment import environment, source_change
 from scaling_testbed.runs.row import Row
 from scaling_testbed.runs.wandb import WandbMirror
 from scaling_testbed.training.parts import Parts
@@ -26,14 +27,14 @@ class Records:
         and the number of restarts."""
         self._parts = parts
         self._mirror: WandbMirror | None = None
-        progress.restarts, self.git, kept = parts.processes.on_main(lambda: self._open(progress))
+        progress.restarts, self.git, self._source_change, kept = parts.processes.on_main(lambda: self._open(progress))
         if kept is not None:
             progress.summary = Summary.of_state(parts.run.diagnostics, kept)
         line_every = parts.run.logging.line_every_steps
         self._shown = RunProgress(parts.steps, progress.step, line_every=line_every, quiet=quiet)
         self._announce(progress)
 
-    def _open(self, progress: Progress) -> tuple[int, dict[str, Any], dict[str, Any] | None]:
+    def _open(self, progress: Progress) -> tuple[int, dict[str, Any], str | None, dict[str, Any] | None]:
         parts = self._parts
         here = environment(device_name(parts.device), parts.precision, parts.run.plugins)
         restarts = parts.folder.start(dataclasses.asdict(parts.run), here)
@@ -41,7 +42,7 @@ class Records:
         rows, whole = parts.folder.open_metrics(before, progress.metrics)
         # With the file, a run that goes on can have another diagnostics.at_step. Without it, the checkpoint counts.
         summary = Summary.of_records(parts.run.diagnostics, rows).state() if whole else None
-        return max(restarts, progress.restarts), here["git"], summary
+        return max(restarts, progress.restarts), here["git"], source_change(parts.folder.path), summary
 
     def _announce(self, progress: Progress) -> None:
         parts, run, say = self._parts, self._parts.run, self._shown.say
@@ -55,6 +56,8 @@ class Records:
             f"{parts.data.folder}; attention {parts.model.attention_impl}, qk-norm {parts.model.qk_norm_impl}, "
             f"loss {parts.loss.impl}"
         )
+        for remark in remarks(parts.data.manifest):
+            say(remark)
         if stray := parts.data.stray_shards():
             say(f"{parts.data.folder} also holds {listed(stray)}: not in its manifest, not read")
         if rounding := run.budget.rounding(parts.counts, run.batch.tokens):
@@ -63,6 +66,8 @@ class Records:
             say(f"diagnostics.at_step={run.diagnostics.at_step} is after the last step and is not measured")
         if progress.step:
             say(f"resumed at step {progress.step:,} (start {progress.restarts + 1} of this run)")
+            if self._source_change:
+                say(f"note: the source has changed since the last start: {self._source_change}")
 
     def start_mirror(self) -> None:
         """Connect to Weights & Biases if the run asks for it. This may take some seconds."""

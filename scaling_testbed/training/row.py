@@ -43,6 +43,7 @@ def make_row(parts: Parts, progress: Progress, records: Records, outcome: Outcom
         val_loss_initial=summary.val_loss_initial,
         val_loss_best=summary.val_loss_best,
         val_bpb=last.get("val_bpb") if is_over else None,
+        val_bpb_withheld=parts.data.text_lost,
         val_loss_by_set=last.get("val_loss_by_set"),
         train_loss_last=progress.train_loss_last,
         diverged_at_step=outcome.diverged_at_step,
@@ -63,6 +64,7 @@ def make_row(parts: Parts, progress: Progress, records: Records, outcome: Outcom
         parallelism=run.parallelism.kind,
         git_commit=records.git["commit"],
         git_dirty=records.git["dirty"],
+        source_files=records.git.get("files"),
         versions=versions(),
         added=added,
     )

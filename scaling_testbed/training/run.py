@@ -148,20 +148,16 @@ _PLACE_OF_HANG = re.compile(r"(rank \d+( and \d+ more)?|all ranks) hangs? (at st
 
 def _end_recorded(run: RunConfig, folder: RunFolder, error: Exception) -> Exception:
     """Write the row of a run that `error` ended, and return the error to raise. A run that hangs may be continued once.
-    One that hangs again at the same step has failed: it would hang for ever. If the row cannot be written either, for
-    which the reason is often the same, this says so."""
-    before = folder.result() or {"status": None, "error": None}
+    One that hangs again at the same step has failed: it would hang for ever. On a full disk, or in a folder that is
+    gone, the run has no row."""
+    before = folder.result() or {"status": None}
     status = "preempted" if isinstance(error, PeerGone) else "failed"
-    place, place_before = (_PLACE_OF_HANG.match(text or "") for text in (str(error), before["error"]))
+    place, place_before = (_PLACE_OF_HANG.match(text or "") for text in (str(error), before.get("error")))
     if isinstance(error, PeerHangs) and place and place_before and place[0] == place_before[0]:
         status, error = "failed", RankError(f"{error}; it has hung there before", FAILED)
     if before["status"] not in FINAL:  # a row that is there was written by this start
-        row = Row.of(run, status=status, error=first_line(error))
-        try:
-            folder.write_result(row.as_dict())
-        except UserError as failed:
-            if first_line(failed) != row.error:
-                say(f"warning: the run has no row, because this failed too: {failed}", errors=True)
+        with contextlib.suppress(UserError):
+            folder.write_result(Row.of(run, status=status, error=first_line(error)).as_dict())
     return error
 
 

@@ -16,8 +16,9 @@ def evaluate(parts: Parts, poll: Callable[[], object] = lambda: None) -> dict[st
     """Compute val_loss, val_bpb (both of the run's own set) and val_loss_by_set for the record of a step.
 
     A loss is the sum of the cross-entropy over all tokens of a set, divided by their number, in nats. It never includes
-    the z-loss. The ranks take batches in turn, and sums are in float64. `poll` is called before each batch, equally
-    often on every rank, and may raise Interrupted. Raises UserError if a file of the data is another now.
+    the z-loss. val_bpb is None where the tokenizer loses text. The ranks take batches in turn, and sums are in float64.
+    `poll` is called before each batch, equally often on every rank, and may raise Interrupted. Raises UserError if a
+    file of the data is another now.
     """
     processes, losses = parts.processes, {}
     for name, batches in parts.validation_sets.items():
@@ -38,9 +39,10 @@ def evaluate(parts: Parts, poll: Callable[[], object] = lambda: None) -> dict[st
     for prepared in parts.prepared.values():
         prepared.check()
     main, stream = losses[MAIN_SET], parts.data.validation
+    n_bytes = None if parts.data.text_lost else stream.n_bytes
     return {
         "val_loss": main,
-        "val_bpb": bits_per_byte(main, stream.n_tokens, stream.n_bytes),
+        "val_bpb": bits_per_byte(main, stream.n_tokens, n_bytes),
         "val_loss_by_set": losses,
     }
 

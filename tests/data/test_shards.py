@@ -8,8 +8,9 @@ import pytest
 from scaling_testbed.data import shards
 from scaling_testbed.data.manifest import write_manifest
 from scaling_testbed.data.preparing.preparation import prepare
-from scaling_testbed.data.shards import ShardWriter, describe, open_prepared, parse_header
+from scaling_testbed.data.shards import ShardWriter, open_prepared, parse_header
 from scaling_testbed.data.sources.text_files import TextFilesConfig
+from scaling_testbed.data.summary import describe
 from scaling_testbed.data.tokenizers import BytesConfig
 from scaling_testbed.errors import UserError
 from tests.data.conftest import many_documents

@@ -128,6 +128,8 @@ def test_a_tokenizer_that_is_not_there_or_not_one_is_named(tmp_path, monkeypatch
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ConfigError, match="tokenizer.path must be given"):
         PretrainedConfig().identity()
+    with pytest.raises(ConfigError, match="^path must not be blank"):
+        PretrainedConfig(path="")
     with pytest.raises(UserError, match="nowhere/tokenizer.json does not exist"):
         PretrainedConfig(path=str(tmp_path / "nowhere/tokenizer.json")).identity()
     (tmp_path / "bad.json").write_text("{}")

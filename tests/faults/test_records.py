@@ -1,18 +1,33 @@
 # ruff: noqa: F811 (fixtures of tests/training)
 """Records, checkpoints and printed lines of a run, when files are lost, swapped or damaged and disks are full."""
 
+import gzip
+import io
 import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
+import tempfile
+import textwrap
 import time
+import zipfile
+from pathlib import Path
 
 import pytest
+import torch
 
+from scaling_testbed.analyze import main as analyze
+from scaling_testbed.config.sections import CheckpointConfig
+from scaling_testbed.errors import UserError
+from scaling_testbed.export import main as export
 from scaling_testbed.processes.interrupts import Interrupts
 from scaling_testbed.runs import checkpoint
+from scaling_testbed.runs.folder import read_metrics
 from scaling_testbed.train import main as train_main
 from scaling_testbed.training import run as trainer
+from scaling_testbed.training.run import train
 from tests.training.conftest import TINY, data_dir, metrics, start, tiny, trained, whole  # noqa: F401
 
 MEASURED = ("diagnostics=basic", "diagnostics.every_steps=2", "diagnostics.at_step=3", "diagnostics.last_steps=6")
@@ -206,8 +221,6 @@ def test_a_checkpoint_of_an_earlier_version_is_continued(whole, stopped, trained
 
 @pytest.mark.fault("A11", "A checkpoint of another run is refused in one line.")
 def test_a_checkpoint_of_another_run_is_not_scored(whole, tmp_path, capsys):
-    from scaling_testbed.analyze import main as analyze
-
     _, folder = whole()
     _, stranger = whole("seed=1")
     mine = tmp_path / folder.name
@@ -354,3 +367,461 @@ def test_a_full_disk_behind_the_output_stops_no_run(python, tmp_path, data_dir):
         process = start(python, tmp_path, data_dir, stdout=full)
         _, said = process.communicate(timeout=60)
     assert process.returncode == 0 and said == ""
+
+
+def at_step(number, code):
+    """Python that runs `code` in a run before its update `number`."""
+    return f"""
+from scaling_testbed.training import step as updates
+set_lr = updates.set_lr
+def hooked(optimizer, lr, count=[0]):
+    count[0] += 1
+    if count[0] == {number}:
+        exec({code!r}, {{}})
+    set_lr(optimizer, lr)
+updates.set_lr = hooked
+"""
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Returns a function that mounts or resizes a small disk and returns its folder."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def size(kib, *options):
+        words = ",".join([*options, f"size={kib}k"])
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", words, "tmpfs", folder], capture_output=True)
+        if done.returncode:
+            pytest.skip("a small disk needs the right to mount one")
+        return folder
+
+    yield size
+    subprocess.run(["umount", "-l", folder], capture_output=True)
+
+
+FILLED = "with open({path!r}, 'wb', buffering=0) as file:\n    while True:\n        file.write(bytes(4096))"
+FULL = "import contextlib\nwith contextlib.suppress(OSError):\n" + textwrap.indent(FILLED, "    ")
+
+
+@pytest.mark.fault("23", "On a full disk the earlier checkpoint stays, and the path and the bytes needed are told.")
+@pytest.mark.parametrize("parallelism", ["single", "fsdp"])
+def test_a_full_disk_stops_a_run_that_goes_on_later(
+    python, whole, tmp_path, data_dir, small_disk, record_property, parallelism
+):
+    row, unbroken = whole()
+    disk = small_disk(8192)
+    options = (f"runs_dir={disk}", f"parallelism={parallelism}")
+    process = start(python, tmp_path, data_dir, *options, before=at_step(7, FULL.format(path=f"{disk}/filler")))
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1 and "Traceback" not in said and "enforce" not in said
+    assert said.startswith("error: could not write the checkpoint") and "step-00000008: the disk is full" in said
+    assert ("bytes are needed" in said) and "earlier checkpoints are intact" in said
+    (folder,) = disk.glob("*/*")
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step-00000004"]
+    (disk / "filler").unlink()
+    process = start(python, tmp_path, data_dir, *options)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0 and "resumed at step 4" in out and err == ""
+    if parallelism == "single":
+        assert same(json.loads((folder / "result.json").read_text())) == same(row)
+        assert metrics(folder) == metrics(unbroken)
+    record_property("seen", said.splitlines()[0][-160:])
+
+
+@pytest.mark.fault("24", "On a full disk a line of metrics is told in one line, and no half line stays.")
+def test_a_full_disk_leaves_no_half_line(python, whole, tmp_path, data_dir, small_disk, record_property):
+    """Lines of diagnostics are long, so that one of them meets the end of the last block."""
+    options = ("diagnostics=basic", "diagnostics.every_steps=1", "evaluation.every_steps=0")
+    row, unbroken = whole(*options)
+    disk = small_disk(8192)
+    full = at_step(6, FULL.format(path=f"{disk}/filler"))
+    process = start(python, tmp_path, data_dir, *options, f"runs_dir={disk}", before=full)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1 and "metrics.jsonl: the disk is full" in said and "bytes are needed" in said
+    (folder,) = disk.glob("*/*")
+    lines = (folder / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    assert all(line.endswith(b"}\n") and json.loads(line) for line in lines)
+    (disk / "filler").unlink()
+    process = start(python, tmp_path, data_dir, *options, f"runs_dir={disk}")
+    assert process.wait(60) == 0
+    assert same(json.loads((folder / "result.json").read_text())) == same(row)
+    assert metrics(folder) == metrics(unbroken)
+    record_property("seen", said.strip()[-160:])
+
+
+@pytest.mark.fault("24", "On a full disk a line of metrics is told in one line, and no half line stays.")
+def test_a_read_only_disk_is_one_line(python, tmp_path, data_dir, small_disk):
+    disk = small_disk(4096, "ro")
+    process = start(python, tmp_path, data_dir, f"runs_dir={disk}")
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1 and said.count("\n") == 1 and "the file system is read-only; set runs_dir=" in said
+
+
+@pytest.mark.fault("C: ulimit -f", "A limit on the size of files is told in one line with its name.")
+def test_a_limit_on_file_sizes_is_one_line(python, tmp_path, data_dir, record_property):
+    limit = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))"
+    process = start(python, tmp_path, data_dir, before=at_step(2, limit))
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1 and said.count("\n") == 1 and "`ulimit -f`" in said and "step-00000004" in said
+    assert "bytes are needed" in said
+    (path,) = tmp_path.glob("runs/*/*/result.json")
+    row = json.loads(path.read_text())
+    assert row["status"] == "failed" and "ulimit -f" in row["error"]
+    record_property("seen", said.strip()[-160:])
+
+
+@pytest.mark.fault("C: retention", "A checkpoint that cannot be deleted is a warning; the run goes on.")
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs a second user")
+def test_a_checkpoint_that_cannot_be_deleted_fails_no_run(capsys, record_property):
+    """Another user owns the old checkpoint in a folder with the sticky bit: it can be read, and not be renamed."""
+    with tempfile.TemporaryDirectory() as place:
+        os.chmod(place, 0o755)
+        folder = Path(place) / "checkpoints"
+        config = CheckpointConfig(keep_last=1)
+        checkpoint.save(folder, 1, {}, {"model": {"w": torch.ones(3)}}, config)
+        os.chmod(folder, 0o1777)
+        os.seteuid(65534)
+        try:
+            checkpoint.save(folder, 2, {}, {"model": {"w": torch.ones(3)}}, config)
+        finally:
+            os.seteuid(0)
+        assert sorted(path.name for path in folder.iterdir()) == ["step-00000001", "step-00000002"]
+        assert checkpoint.load(folder / "step-00000002").step == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "step-00000001 cannot be deleted: " in said
+    record_property("seen", said.strip()[-120:])
+
+
+def torch_bytes(value):
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
+
+
+def bad_zip(path):
+    """A file of torch.save whose pickle is cut."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(path) as there, zipfile.ZipFile(packed, "w") as other:
+        for name in there.namelist():
+            content = there.read(name)
+            other.writestr(name, content[: len(content) // 2] if name.endswith("data.pkl") else content)
+    return packed.getvalue()
+
+
+MALFORMED = {
+    "empty": lambda path: b"",
+    "text": lambda path: b"no pickle at all",
+    "half a pickle": lambda path: b"\x80\x02}q\x00(X\x05\x00\x00\x00model",
+    "protocol 255": lambda path: b"\x80\xff.",
+    "a global": lambda path: b"cos\nsystem\n(S'true'\ntR.",
+    "a persistent id": lambda path: b"Pabc\n.",
+    "half a file": lambda path: path.read_bytes()[: path.stat().st_size // 2],
+    "a cut pickle": bad_zip,
+    "a list": lambda path: torch_bytes([1, 2]),
+    "a number": lambda path: torch_bytes(7),
+    "no tensors": lambda path: torch_bytes({"a": 1}),
+    "other tensors": lambda path: torch_bytes({"a": torch.ones(3)}),
+}
+
+
+@pytest.mark.fault(
+    "C: malformed pickle", "A file of tensors that cannot be loaded is one line, with the right hash too."
+)
+@pytest.mark.parametrize("file", ["model", "optimizer", "rng"])
+@pytest.mark.parametrize("what", MALFORMED)
+def test_a_malformed_file_with_the_right_hash_is_one_line(tiny, whole, tmp_path, capsys, record_property, what, file):
+    _, done = whole()
+    run, folder = tiny()
+    newest = folder / "checkpoints" / "step-00000008"
+    shutil.copytree(done / "checkpoints" / newest.name, newest)
+    content = MALFORMED[what](newest / f"{file}.pt")
+    (newest / f"{file}.pt").write_bytes(content)
+    rehash(newest)
+    with pytest.raises(UserError) as raised:
+        train(run, quiet=True)
+    said = str(raised.value)
+    assert len(said.splitlines()) == 1 and str(newest) in said and len(said) < 600
+    assert capsys.readouterr().err == ""
+    record_property("seen", said[-120:])
+
+
+STATES = {
+    "no object": "[]",
+    "a text": '"x"',
+    "nothing": "",
+    "too deep": "[" * 100_000,
+    "empty": "{}",
+    "no fields": '{"step": 8}',
+    "a newer version": {"schema_version": 99},
+    "no version": {"schema_version": "x"},
+    "a clock": {"wall_seconds": "x"},
+    "a huge clock": {"wall_seconds": 10**400},
+    "a negative clock": {"wall_seconds": -1},
+    "a record": {"row": [1]},
+    "a loss": {"train_loss_last": "x"},
+    "a summary": {"summary": {"last": 3}},
+    "means": {"summary": {"val_loss_initial": None, "val_loss_best": None, "evaluation": 3, "last": [], "at_step": 1}},
+    "metrics": {"metrics": {}},
+    "states": {"updates": [1]},
+    "restarts": {"restarts": "x"},
+    "a surrogate": {"run_id": "\ud800"},
+}
+
+
+@pytest.mark.fault("C: malformed state", "The plain state of a checkpoint is read right or refused in one line.")
+@pytest.mark.parametrize("what", STATES)
+def test_a_malformed_state_with_the_right_hash_is_one_line(tiny, whole, what, record_property):
+    _, done = whole()
+    run, folder = tiny()
+    newest = folder / "checkpoints" / "step-00000008"
+    shutil.copytree(done / "checkpoints" / newest.name, newest)
+    if isinstance(STATES[what], str):
+        (newest / "state.json").write_text(STATES[what])
+        rehash(newest)
+    else:
+        change_state(newest, **STATES[what])
+    with pytest.raises(UserError) as raised:
+        train(run, quiet=True)
+    said = str(raised.value)
+    assert len(said.splitlines()) == 1 and str(folder) in said and len(said) < 600
+    record_property("seen", said[-120:])
+
+
+@pytest.mark.fault("C: malformed state", "The plain state of a checkpoint is read right or refused in one line.")
+@pytest.mark.parametrize("file", ["model.pt", "optimizer.pt", "rng.pt"])
+def test_a_file_that_the_manifest_does_not_name_is_damage(tiny, whole, capsys, file):
+    _, done = whole()
+    run, folder = tiny()
+    shutil.copytree(done / "checkpoints", folder / "checkpoints")
+    newest = folder / "checkpoints" / "step-00000012"
+    manifest = json.loads((newest / "manifest.json").read_text())
+    del manifest["files"][file]
+    (newest / "manifest.json").write_text(json.dumps(manifest))
+    assert train(run, quiet=True)["status"] == "finished"
+    assert f"{file} is not in the manifest" in capsys.readouterr().err
+    shutil.rmtree(folder)
+    shutil.copytree(done / "checkpoints" / "step-00000008", folder / "checkpoints" / "step-00000008")
+    newest = folder / "checkpoints" / "step-00000008"
+    (newest / file).unlink()
+    manifest = json.loads((newest / "manifest.json").read_text())
+    del manifest["files"][file]
+    (newest / "manifest.json").write_text(json.dumps(manifest))
+    if file == "rng.pt":  # a sharded run has none
+        assert train(run, quiet=True)["status"] == "finished"
+    else:
+        with pytest.raises(UserError, match="holds no weights|lacks 'optimizer'"):
+            train(run, quiet=True)
+
+
+@pytest.mark.fault("15", "A flipped bit in any file of a checkpoint is named, and the checkpoint before it is used.")
+def test_every_flipped_bit_is_found_or_changes_nothing(tmp_path, capsys, record_property):
+    """Every fifth bit of the manifest and of the state, and some of the tensors. A flipped blank changes nothing."""
+    config = CheckpointConfig(keep_last=2)
+    for step in (1, 2):
+        tensors = {"model": {"w": torch.arange(5.0) * step}}
+        newest = checkpoint.save(tmp_path, step, {"run_id": "a", "wall_seconds": 1.5}, tensors, config)
+    known = checkpoint.load(newest)
+    tried = harmless = 0
+    for path in newest.iterdir():
+        content = path.read_bytes()
+        for bit in range(0, 8 * len(content), 5 if path.suffix == ".json" else 61):
+            flipped = bytearray(content)
+            flipped[bit // 8] ^= 1 << bit % 8
+            path.write_bytes(flipped)
+            found = checkpoint.latest(tmp_path)
+            tried += 1
+            if found == newest:
+                harmless += 1
+                again = checkpoint.load(newest)
+                assert again.state == known.state and torch.equal(again.tensors["model"]["w"], torch.arange(5.0) * 2)
+        path.write_bytes(content)
+    said = capsys.readouterr().err
+    assert said.count("\n") == tried - harmless and said.count(str(newest)) == tried - harmless
+    record_property("seen", f"{tried} flips: {tried - harmless} named, {harmless} in blanks")
+
+
+@pytest.mark.fault(
+    "C: metrics", "Damaged lines of metrics.jsonl or .gz are left out by number, or the file is refused."
+)
+def test_damaged_metrics_are_read_right_or_told(whole, tmp_path, capsys, record_property):
+    _, folder = whole()
+    known = read_metrics(folder / "metrics.jsonl")
+    packed = gzip.compress((folder / "metrics.jsonl").read_bytes())
+    path, refused = tmp_path / "metrics.jsonl.gz", 0
+    path.write_bytes(packed)
+    assert read_metrics(path) == known
+    damaged = [packed[:cut] for cut in range(0, len(packed), 29)]
+    for bit in range(0, 8 * len(packed), 97):
+        flipped = bytearray(packed)
+        flipped[bit // 8] ^= 1 << bit % 8
+        damaged.append(bytes(flipped))
+    for content in damaged:
+        path.write_bytes(content)
+        try:
+            assert read_metrics(path) == known  # a bit of the header, such as the time
+        except UserError as error:
+            refused += 1
+            assert str(path) in str(error) and len(str(error).splitlines()) == 1
+    assert refused > 0.9 * len(damaged)
+    plain = tmp_path / "metrics.jsonl"
+    plain.write_text('{"step": 0}\n{"step": 1, "val_loss": "x"}\n' + "[" * 10**5 + '\n{"step": ' + "9" * 5000 + "}\n")
+    assert read_metrics(plain) == [{"step": 0}]
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and all(f"{plain}:{line}" in said for line in (2, 3, 4))
+    record_property("seen", f"{len(damaged)} damaged files: {refused} refused in one line, no other content")
+
+
+ROWS = {
+    "a status alone": '{"status": "finished"}',
+    "another status": '{"status": "done", "run_id": "a"}',
+    "another run": '{"status": "finished", "run_id": "0123456789ab"}',
+    "a text for a loss": '{"status": "finished", "run_id": "RUN", "val_loss": "x"}',
+    "a huge number": '{"status": "finished", "run_id": "RUN", "val_loss": 1' + "0" * 400 + "}",
+    "digits without end": '{"status": "finished", "run_id": "RUN", "steps": ' + "9" * 5000 + "}",
+    "a list": "[]",
+    "half": '{"status": "fini',
+    "nothing": "",
+    "too deep": "[" * 100_000,
+    "no text": b"\xff\xfe\x00",
+}
+
+
+@pytest.mark.fault("C: result.json", "What is in place of a row and is none is told in one line, and the run goes on.")
+@pytest.mark.parametrize("what", ROWS)
+def test_an_odd_row_is_told_and_made_again(whole, tiny, tmp_path, data_dir, capsys, record_property, what):
+    row, done = whole()
+    _, folder = tiny()
+    shutil.copytree(done, folder)
+    content = ROWS[what]
+    content = content if isinstance(content, bytes) else content.replace("RUN", folder.name).encode()
+    (folder / "result.json").write_bytes(content)
+    assert train_main([*TINY, f"runs_dir={tmp_path / 'runs'}", f"data_dir={data_dir}"]) == 0
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and str(folder / "result.json") in said and len(said) < 400
+    assert same(json.loads((folder / "result.json").read_text())) == same(row)
+    record_property("seen", said.strip()[-120:])
+
+
+@pytest.mark.fault("C: result.json", "What is in place of a row and is none is told in one line, and the run goes on.")
+def test_a_row_of_a_newer_version_is_neither_served_nor_overwritten(tiny, tmp_path, data_dir, capsys):
+    _, folder = tiny()
+    folder.mkdir(parents=True)
+    text = json.dumps({"schema_version": 99, "status": "finished", "run_id": folder.name})
+    (folder / "result.json").write_text(text)
+    assert train_main([*TINY, f"runs_dir={tmp_path / 'runs'}", f"data_dir={data_dir}"]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "newer version" in said and (folder / "result.json").read_text() == text
+
+
+@pytest.mark.fault("C: result.json", "What is in place of a row and is none is told in one line, and the run goes on.")
+def test_a_row_of_an_earlier_version_is_served(tiny, tmp_path, data_dir, capsys):
+    """It has fewer fields."""
+    _, folder = tiny()
+    folder.mkdir(parents=True)
+    (folder / "result.json").write_text(json.dumps({"status": "finished", "run_id": folder.name, "val_loss": 1.5}))
+    assert train_main([*TINY, f"runs_dir={tmp_path / 'runs'}", f"data_dir={data_dir}"]) == 0
+    assert "1.5000 nats per token" in capsys.readouterr().out
+
+
+CONFIGS = ["", "[]", "a: [", "name: 3", "overrides: x", "overrides: [[1]]", "\x00", "!!python/object:os.system {}"]
+
+
+@pytest.mark.fault("C: config.yaml", "A run folder without a readable config.yaml is refused in one line.")
+@pytest.mark.parametrize("content", CONFIGS)
+def test_an_odd_configuration_is_one_line(whole, tmp_path, capsys, content):
+    _, done = whole()
+    folder = tmp_path / done.name
+    shutil.copytree(done, folder)
+    (folder / "config.yaml").write_text(content)
+    assert analyze(["inspect", str(folder)]) in (1, 2)
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and str(folder) in said and len(said) < 500
+
+
+@pytest.mark.fault("C: failed folder", "The folder of a failed run is refused with the reason in its row.")
+@pytest.mark.parametrize("verb", ["inspect", "score", "export"])
+def test_the_folder_of_a_failed_run_names_the_reason(tmp_path, data_dir, capsys, verb):
+    """It failed before it wrote its configuration."""
+    arguments = [*TINY[3:], "data=text_files", f"runs_dir={tmp_path / 'runs'}", f"data_dir={data_dir}"]
+    assert train_main([*arguments, "data.files=nowhere.txt"]) in (1, 2)
+    (path,) = tmp_path.glob("runs/*/*/result.json")
+    capsys.readouterr()
+    if verb == "export":
+        status = export([str(path.parent), str(tmp_path / "out")])
+    else:
+        status = analyze([verb, str(path.parent), *(["task.jsonl"] if verb == "score" else [])])
+    said = capsys.readouterr().err
+    assert status in (1, 2) and said.count("\n") == 1 and "nowhere.txt" in said
+
+
+@pytest.mark.fault("A19", "WANDB_MODE and WANDB_DISABLED come before logging.wandb_mode.")
+@pytest.mark.parametrize(
+    ("variable", "value"), [("WANDB_MODE", "disabled"), ("WANDB_MODE", "Disabled"), ("WANDB_DISABLED", "true")]
+)
+@pytest.mark.parametrize("mode", ["auto", "online", "offline"])
+def test_a_disabled_mirror_stays_disabled(trained, monkeypatch, capsys, record_property, variable, value, mode):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv(variable, value)
+    monkeypatch.setitem(sys.modules, "wandb", None)  # an import of it would be a warning
+    row, folder = trained("logging.wandb=true", f"logging.wandb_mode={mode}")
+    said = capsys.readouterr()
+    assert row["status"] == "finished" and not (folder / "wandb").exists()
+    assert (
+        said.err == ""
+        and said.out.strip() == f"wandb: {variable}={value.lower()}, so nothing is sent or recorded there"
+    )
+    record_property("seen", said.out.strip())
+
+
+@pytest.mark.fault("A19", "WANDB_MODE and WANDB_DISABLED come before logging.wandb_mode.")
+@pytest.mark.parametrize("silent", [None, "true", "false"])
+def test_the_variables_of_wandb_decide_where_it_records(trained, tmp_path, monkeypatch, silent):
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.delenv("WANDB_SILENT", raising=False)
+    if silent:
+        monkeypatch.setenv("WANDB_SILENT", silent)
+    seen = []
+    real = wandb.init
+    monkeypatch.setattr(wandb, "init", lambda **given: seen.append(given) or real(**given))
+    _, folder = trained("logging.wandb=true", "logging.wandb_mode=online")
+    assert list((folder / "wandb").glob("offline-run-*"))
+    assert seen[0]["mode"] == "offline" and seen[0]["settings"].silent == (silent is None)
+
+
+@pytest.mark.fault("A19", "WANDB_MODE and WANDB_DISABLED come before logging.wandb_mode.")
+def test_a_mode_that_does_not_exist_is_one_warning(trained, monkeypatch, capsys):
+    monkeypatch.setenv("WANDB_MODE", "silent")
+    assert trained("logging.wandb=true")[0]["status"] == "finished"
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "WANDB_MODE=silent is none of" in said
+
+
+@pytest.mark.fault("40", "The row records commit and changes of the code that ran, and a change in between is told.")
+def test_code_that_is_edited_between_two_starts_is_in_the_records(python, tmp_path, data_dir, record_property):
+    package = tmp_path / "code" / "scaling_testbed"
+    package.mkdir(parents=True)
+    source = package / "__init__.py"
+    source.write_text("a = 1\n")
+    git = ["git", "-c", "user.name=x", "-c", "user.email=x@example.org", "-C", str(package.parent)]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
+        subprocess.run([*git, *words], check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    there = f"""
+from pathlib import Path
+from scaling_testbed.runs import environment
+environment.PACKAGE = Path({str(package)!r})
+"""
+    stop = at_step(6, "import os, signal\nos.kill(os.getpid(), signal.SIGTERM)")
+    assert start(python, tmp_path, data_dir, before=there + stop).wait(60) == 75
+    source.write_text("a = 2\n")
+    (package / "new.py").write_text("b = 1\n")
+    process = start(python, tmp_path, data_dir, before=there)
+    out, _ = process.communicate(timeout=60)
+    (folder,) = tmp_path.glob("runs/*/*")
+    row = json.loads((folder / "result.json").read_text())
+    diff = (folder / f"uncommitted-{row['git_dirty']}.diff").read_text()
+    assert row["git_commit"] == head and "+a = 2" in diff and "+b = 1" in diff
+    assert f"the source has changed since the last start: {head[:12]} then, {head[:12]} with changes" in out
+    record_property("seen", next(line for line in out.splitlines() if "source has changed" in line))

@@ -179,7 +179,8 @@ def test_a_run_that_fails_in_another_process_counts_as_failed(door, monkeypatch,
             return None
         seen.append(path)
         path.parent.mkdir(parents=True)
-        (path.parent / "result.json").write_text('{"status": "failed", "error": "no luck"}')
+        row = {"status": "failed", "run_id": path.parent.name, "error": "no luck"}
+        (path.parent / "result.json").write_text(json.dumps(row))
         return Owner("another-machine", 7)
 
     monkeypatch.setattr(local, "owner_of", owner)

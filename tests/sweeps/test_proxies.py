@@ -9,8 +9,9 @@ import pytest
 
 from scaling_testbed import sweep
 from scaling_testbed.commands import sweep as commands
-from scaling_testbed.config.compose import compose_many, override_values
+from scaling_testbed.config.compose import compose_many
 from scaling_testbed.config.run import flatten, run_id
+from scaling_testbed.config.words import override_values
 from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.model.counting import count_params, flops_per_token
 from scaling_testbed.sweeps.grid import SWEEP_DIR, load_sweep, narrowed

@@ -12,7 +12,7 @@ import pytest
 from scaling_testbed.sweeps import local
 from scaling_testbed.sweeps.status import RunState
 
-ROW = '{"status": "finished", "steps": 4, "val_loss": 1.0}'
+ROW = {"status": "finished", "steps": 4, "val_loss": 1.0}
 
 
 @pytest.fixture
@@ -22,7 +22,8 @@ def standing_in(monkeypatch):
     def stand_in(seconds):
         def start(_, run, slot):
             Path(run.folder).mkdir(parents=True, exist_ok=True)
-            return subprocess.Popen(["sh", "-c", f"sleep {seconds}; echo '{ROW}' > {run.folder}/result.json"])
+            row = json.dumps({**ROW, "run_id": run.run_id})
+            return subprocess.Popen(["sh", "-c", f"sleep {seconds}; echo '{row}' > {run.folder}/result.json"])
 
         monkeypatch.setattr(local.Driver, "_start", start)
 
@@ -83,6 +84,6 @@ def test_a_retry_with_nothing_to_retry_says_so(door, standing_in, tmp_path):
     code, out, _ = door("retry")
     assert code == 0 and out.startswith(f"{said}\n")
     (failed,) = list((tmp_path / "runs").glob("*/*/result.json"))[:1]
-    failed.write_text(json.dumps({"status": "failed", "error": "no space"}))
+    failed.write_text(json.dumps({"status": "failed", "run_id": failed.parent.name, "error": "no space"}))
     code, out, _ = door("retry")
     assert code == 0 and said not in out

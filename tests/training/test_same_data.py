@@ -46,8 +46,8 @@ def texts(tmp_path):
 
 def of_tokens(folder, n=4000, seed=0):
     folder.mkdir(exist_ok=True)
-    for name in ("train", "validation"):
-        np.random.default_rng(seed).integers(0, 99, n).astype("<u2").tofile(folder / f"{name}.bin")
+    for part, name in enumerate(("train", "validation")):
+        np.random.default_rng([seed, part]).integers(0, 99, n).astype("<u2").tofile(folder / f"{name}.bin")
     return ["data=token_files", f"data.train={folder}/train.bin", f"data.validation={folder}/validation.bin"]
 
 

@@ -13,23 +13,25 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from scaling_testbed.data.manifest import read_manifest, write_manifest
 from scaling_testbed.data.preparing import inputs as files_of
 from scaling_testbed.data.preparing.tasks import (
+    counts_of,
+    documents_of,
     plan_tasks,
     read_note,
+    rule_for,
     run_tasks,
-    split_rule,
     start_or_resume,
-    with_a_validation_document,
+    training_sample,
     write_note,
 )
+from scaling_testbed.data.preparing.text_check import checked_text, percent
 from scaling_testbed.data.shards import SCHEMA_VERSION, SPLITS, fingerprint_of
-from scaling_testbed.data.sources.reading import Unit
-from scaling_testbed.data.sources.source import TextSource
-from scaling_testbed.data.tokenizers import TOKENIZER_FILE, tokenizer_fingerprint, training_sample
+from scaling_testbed.data.sources.reading import CHAT_FORMAT, Tally, Unit
+from scaling_testbed.data.sources.source import SplitRule, TextSource, same_text
+from scaling_testbed.data.summary import counted, left_out_line
+from scaling_testbed.data.tokenizers import TOKENIZER_FILE, tokenizer_fingerprint
 from scaling_testbed.errors import UserError
 from scaling_testbed.files import fsync_folder, sha256_of
 from scaling_testbed.plugins import source_hash
@@ -55,14 +57,14 @@ def folder_name(source, tokenizer) -> str:
 
 
 def prepare(
-    source, tokenizer, *, data_dir: Path, workers: int | None = None, quiet=False, chunk_bytes=CHUNK_BYTES
+    source, tokenizer, *, data_dir: Path, workers: int | None = None, quiet=False, chunk_bytes=CHUNK_BYTES, tell=True
 ) -> Path:
     """Prepare the tokens of `source` with `tokenizer` in a folder below `data_dir`, and return the folder.
 
     Returns at once if the folder is complete, and continues the work of an interrupted call. A second process that
     prepares the same data waits for the first. `workers` defaults to the number of usable cores, at most 16.
-    `tokenizer` may be None for synthetic sources and token files. Raises UserError or ConfigError that names the
-    file or key.
+    `tokenizer` may be None for synthetic sources and token files. tell: say what was left out. Raises UserError or
+    ConfigError that names the file or key.
     """
     if found := find_prepared(source, tokenizer, Path(data_dir)):
         return found
@@ -76,6 +78,8 @@ def prepare(
         with _alone(folder.parent / f".{folder.name}.lock", progress):
             if not (folder / "manifest.json").exists():
                 _build(source, tokenizer, folder, workers, progress, chunk_bytes)
+                if tell and (said := left_out_line(read_manifest(folder))):
+                    progress.say(said)
     except OSError as error:
         if error.errno not in (
             errno.ENOSPC,
@@ -216,36 +220,45 @@ class _Job:
         self.progress.advance(n_bytes)
 
     def tokenize(self, source: TextSource) -> dict:
+        source.check_tokenizer(self.tokenizer)
         units = source.units(self.chunk_bytes)
+        found, tally = source.found(units)
         if not units:
-            raise UserError(f"{source.name}: empty corpus, nothing to read in {source.where()}")
-        source = with_a_validation_document(source, units, self.progress)
+            raise UserError(_empty(source, "nothing to read", tally))
+        rule = rule_for(source, units, self.progress)
         tasks = plan_tasks(units, self.chunk_bytes)
         start_or_resume(self.work, tasks)
-        description = self._prepare_tokenizer(source, units)
-        records = run_tasks(source, tasks, self.work, description, self.workers, self.progress)
-        if source.limited and not self.tokenizer.sample_bytes:
+        description = self._prepare_tokenizer(source, units, rule) if source.uses_tokenizer else None
+        records = run_tasks(source, rule, tasks, self.work, description, self.workers, self.progress)
+        if source.limited and not (source.uses_tokenizer and self.tokenizer.sample_bytes):
             done = {record["index"] for record in records}
             self.read.update(unit.path for task in tasks if task.index in done for unit in task.units)
-        folder = self.work / "tasks"
-        counts = sum(np.load(folder / f"{record['index']:05d}.npy", allow_pickle=False) for record in records)
         splits = {split: _merge([record["splits"][split] for record in records]) for split in SPLITS}
-        skipped = [path for record in records for path in record["skipped"]]
-        reason = f"skipped {len(skipped)} files that are not UTF-8, the first {skipped[0]}" if skipped else ""
+        for record in records:
+            tally.add(record["tally"])
+        _check_rows(source, tally)
         if not any(splits[split]["n_documents"] for split in SPLITS):
-            raise UserError(f"{source.name}: empty corpus, no document in {source.where()}\n{reason}".rstrip())
-        if skipped:
-            self.progress.say(reason)
+            raise UserError(_empty(source, "no document", tally))
+        documents = documents_of(self.work, records)
+        if 0 < splits["validation"]["n_documents"] == documents["validation_in_train"]:
+            raise UserError(same_text(source, "every validation document is a training document too"))
+        encoder = source.encoder(self.work, description)
+        if not source.is_text:
+            for record in splits.values():
+                record["n_bytes"] = None
         return source.manifest(
             splits,
-            counts,
+            counts_of(self.work, records),
             tokenizer=description,
-            tokenizer_fingerprint=tokenizer_fingerprint(description),
-            eos_id=description["eos_id"],
-            skipped_files=len(skipped),
+            tokenizer_fingerprint=None if description is None else tokenizer_fingerprint(description),
+            eos_id=encoder.eos_id,
+            skipped_files=tally.n_files,
+            reading={**found, **tally.as_dict(), "chat_format": CHAT_FORMAT if tally.chats else None},
+            documents=documents,
+            text_check=checked_text(encoder, [record["checks"] for record in records]) if source.is_text else None,
         )
 
-    def _prepare_tokenizer(self, source: TextSource, units: list[Unit]) -> dict:
+    def _prepare_tokenizer(self, source: TextSource, units: list[Unit], rule: SplitRule) -> dict:
         path = self.work / "tasks" / "tokenizer_description.json"
         known = read_note(path)
         if known is not None and ("sha256" not in known or known["sha256"] == _hash_of(self.work / TOKENIZER_FILE)):
@@ -254,10 +267,26 @@ class _Job:
             finished.unlink()
         if self.tokenizer.sample_bytes:
             self.progress.say("training the tokenizer")
-        sample = training_sample(source, units, self.tokenizer.sample_bytes, split_rule(source))
+        sample = training_sample(source, units, self.tokenizer.sample_bytes, rule)
         description = self.tokenizer.prepare(sample, self.work)
         write_note(path, description)
         return description
+
+
+def _empty(source: TextSource, what: str, tally: Tally) -> str:
+    left_out = f"\nleft out: {counted(tally.files)}" if tally.files else ""
+    return f"{source.name}: empty corpus, {what} in {source.where()}{left_out}"
+
+
+def _check_rows(source: TextSource, tally: Tally) -> None:
+    """Raise UserError if more rows are bad than the source allows."""
+    share = tally.n_bad_rows / max(1, tally.rows)
+    if share <= source.max_bad_share:
+        return
+    raise UserError(
+        f"{source.name}: {tally.n_bad_rows:,} of {tally.rows:,} rows are bad ({percent(share)}), more than "
+        f"data.max_bad={source.max_bad_share:g}: {counted(tally.bad_rows)}\nMend the files, or raise data.max_bad."
+    )
 
 
 def _hash_of(path: Path) -> str | None:

@@ -2,12 +2,15 @@
 
 Consecutive units with about `chunk_bytes` of text form a task. Each task writes one train and one validation shard. The
 number of workers and interruptions do not change a byte of the result. A task is done once its record exists.
+
+A task also keeps a hash of 8 bytes of each document, so that documents that occur twice are found at the end. All
+hashes are then in memory at once: 0.8 GB for 10^8 documents. Where the source has splits of its own, a sample of lines
+is kept too, because a text file that begins at another place is cut into other documents.
 """
 
 import contextlib
 import hashlib
 import json
-import math
 import multiprocessing
 import os
 import pickle
@@ -15,20 +18,22 @@ import shutil
 import signal
 import threading
 import time
+import zlib
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from scaling_testbed.data.preparing.text_check import TextCheck
 from scaling_testbed.data.shards import SPLITS, ShardWriter, fingerprint_of
-from scaling_testbed.data.sources.reading import Unit
-from scaling_testbed.data.sources.source import split_draw, split_of
-from scaling_testbed.data.tokenizers import load_tokenizer
+from scaling_testbed.data.sources.reading import Tally, Unit
+from scaling_testbed.data.sources.source import SplitRule, document_hash
 from scaling_testbed.errors import UserError
 from scaling_testbed.files import fsync_folder, sha256_of, write_json
 from scaling_testbed.plugins import load_plugins, loaded_plugins
@@ -36,6 +41,8 @@ from scaling_testbed.progress import ByteProgress
 
 BATCH_DOCUMENTS, BATCH_BYTES = 1024, 4 << 20
 MAX_WORKERS = 16
+RECORD_VERSION = 2  # of what a task writes
+LINE_BYTES, ONE_LINE_IN = 24, 8  # lines of at least so many bytes are sampled, chosen by a checksum
 
 
 @dataclass(frozen=True)
@@ -65,8 +72,8 @@ def plan_tasks(units: list[Unit], chunk_bytes: int) -> list[Task]:
 
 
 def start_or_resume(work: Path, tasks: list[Task]) -> None:
-    """Keep the finished tasks of an interrupted call, unless its plan was different."""
-    plan = hashlib.sha256(repr(tasks).encode()).hexdigest()
+    """Keep the finished tasks of an interrupted call, unless its plan or the version of their records was different."""
+    plan = hashlib.sha256(repr((RECORD_VERSION, tasks)).encode()).hexdigest()
     path = work / "tasks" / "plan.json"
     if read_note(path) == plan:
         return
@@ -88,41 +95,70 @@ def read_note(path: Path) -> Any:
     return None
 
 
-def split_rule(source):
-    return lambda unit, document: unit.split or split_of(document, source.validation_fraction)
+def rule_for(source, units: list[Unit], progress: ByteProgress) -> SplitRule:
+    """How the documents of `source` are split. If a small corpus has no validation document, one is moved there.
 
-
-def with_a_validation_document(source, units: list[Unit], progress: ByteProgress):
-    """`source`, with a larger validation_fraction if a small corpus has no validation document.
-
-    The new fraction is just large enough for one document. Reading stops at the first validation document, so that the
-    function costs nothing for a large corpus.
+    It is the document nearest to the split among those without a copy, because the copies stay in the train split. If
+    each document has copies, it is the one with the fewest, and its copies move too. Reading stops at the first
+    validation document, so that the function costs nothing for a large corpus. Raises UserError if all documents are
+    the same.
     """
-    fraction = source.validation_fraction
-    if not source.read_twice or source.limited or not fraction or any(unit.split for unit in units):
-        return source
-    draws = []
-    for document in (document for unit in units for document in source.documents(unit, [])):
-        draws.append(split_draw(document))
-        if draws[-1] < fraction:
-            return source
-    if len(draws) < 2:
-        return source
-    progress.say(
-        f"none of {len(draws)} documents fell into the validation split; the one nearest to it was moved there"
-    )
-    return replace(source, validation_fraction=math.nextafter(min(draws), 1.0))
+    rule = SplitRule(source.validation_fraction)
+    if not source.read_twice or source.limited or not rule.fraction or any(unit.split for unit in units):
+        return rule
+    copies: Counter[int] = Counter()
+    for document in (document for unit in units for document in source.documents(unit, Tally())):
+        found = document_hash(document)
+        copies[found] += 1
+        if rule.of_hash(found) == "validation":
+            return rule
+    n_documents = copies.total()
+    if n_documents < 2:
+        return rule
+    if len(copies) == 1:
+        raise UserError(
+            f"{source.name}: all {n_documents:,} documents are the same text, so a validation document would be a "
+            f"training document ({source.where()}); {source.too_small}"
+        )
+    moved, n_moved = min(copies.items(), key=lambda item: (item[1], item[0]))
+    what = "the one nearest to it was" if n_moved == 1 else f"each has copies; the {n_moved:,} of one text were"
+    progress.say(f"none of {n_documents} documents fell into the validation split; {what} moved there")
+    return SplitRule(rule.fraction, moved)
 
 
-def run_tasks(source, tasks, work: Path, description: dict, workers: int | None, progress: ByteProgress) -> list[dict]:
+def training_sample(source, units: list[Unit], sample_bytes: int, rule: SplitRule) -> Iterator[bytes]:
+    """Yield training documents for a tokenizer, about `sample_bytes` in total.
+
+    The order of the units is fixed by a hash of their position. Each unit gives at most its share, so that one part of
+    the corpus does not determine the vocabulary.
+    """
+    order = sorted(range(len(units)), key=lambda i: hashlib.blake2b(str(i).encode(), digest_size=8).digest())
+    share, total = max(1 << 20, sample_bytes // max(1, len(units))), 0
+    for i in order:
+        taken = 0
+        for document in source.documents(units[i], Tally()):
+            if rule(units[i], document) != "train":
+                continue
+            yield document
+            taken += len(document)
+            if taken >= share or total + taken >= sample_bytes:
+                break
+        total += taken
+        if total >= sample_bytes:
+            return
+
+
+def run_tasks(
+    source, rule: SplitRule, tasks, work: Path, description: dict | None, workers: int | None, progress: ByteProgress
+) -> list[dict]:
     """Run the tasks and return the records of all tasks in order. Tasks that an earlier call finished are not run."""
     done = {task.index: record for task in tasks if (record := _finished(work, task.index))}
     progress.start(sum(task.weight for task in tasks), sum(task.weight for task in tasks if task.index in done))
     todo = [task for task in tasks if task.index not in done]
     workers = min(workers or min(usable_cores(), MAX_WORKERS), len(todo))
     if source.limited or workers <= 1:
-        return _run_in_order(source, tasks, done, work, description, progress)
-    for record in _run_in_pool(source, todo, work, description, workers, progress):
+        return _run_in_order(source, rule, tasks, done, work, description, progress)
+    for record in _run_in_pool(source, rule, todo, work, description, workers, progress):
         done[record["index"]] = record
     return [done[task.index] for task in tasks]
 
@@ -133,21 +169,24 @@ def usable_cores() -> int:
 
 
 def _finished(work: Path, index: int) -> dict | None:
-    """The record of a finished task; None if the task, its counts or its record must be made again."""
+    """The record of a finished task; None if the task, its arrays or its record must be made again."""
     folder = work / "tasks"
     record = read_note(folder / f"{index:05d}.json")
     with contextlib.suppress(OSError):
-        return record if record and record["counts"] == sha256_of(folder / f"{index:05d}.npy") else None
+        if record and all(sha256_of(_array_path(folder, index, key)) == one for key, one in record["arrays"].items()):
+            return record
     return None
 
 
-def _run_in_order(source, tasks, done: dict, work: Path, description: dict, progress: ByteProgress) -> list[dict]:
+def _run_in_order(
+    source, rule: SplitRule, tasks, done: dict, work: Path, description: dict | None, progress: ByteProgress
+) -> list[dict]:
     """Run the tasks in this process, one after the other, and return their records.
 
     A limit on documents or tokens needs this, because it counts in document order. A validation split of the source
     itself is counted separately. The tokenizer library uses all cores by itself.
     """
-    encoder = load_tokenizer(work, description)
+    encoder = source.encoder(work, description)
     records: list[dict] = []
     used: dict[str | None, list[int]] = {}
     for task in tasks:
@@ -155,7 +194,7 @@ def _run_in_order(source, tasks, done: dict, work: Path, description: dict, prog
         left = [None if most is None else most - gone for most, gone in zip(_limits(source), spent, strict=True)]
         if any(rest is not None and rest <= 0 for rest in left):
             continue
-        record = done.get(task.index) or run_task(source, task, work, encoder, left, progress.advance)
+        record = done.get(task.index) or run_task(source, rule, task, work, encoder, left, progress.advance)
         records.append(record)
         spent[0] += sum(record["splits"][split]["n_documents"] for split in SPLITS)
         spent[1] += sum(record["splits"][split]["n_tokens"] for split in SPLITS)
@@ -166,7 +205,7 @@ def _limits(source) -> tuple[int | None, int | None]:
     return source.max_documents, source.max_tokens
 
 
-def run_task(source, task: Task, work: Path, encoder, left=(None, None), advance=None) -> dict:
+def run_task(source, rule: SplitRule, task: Task, work: Path, encoder, left=(None, None), advance=None) -> dict:
     """Tokenise the documents of one task into its shards, and return its record, which is written last.
 
     left: how many documents and tokens it may still write (None: any number).
@@ -174,21 +213,28 @@ def run_task(source, task: Task, work: Path, encoder, left=(None, None), advance
     writers = {split: ShardWriter(work, f"{split}-{task.index:05d}", encoder.vocab_size) for split in SPLITS}
     totals = {split: {"n_tokens": 0, "n_documents": 0, "n_bytes": 0} for split in SPLITS}
     counts = np.zeros(encoder.vocab_size, dtype=np.int64)
-    skipped: list[str] = []
-    eos, decide = np.array([encoder.eos_id]), split_rule(source)
+    hashes: dict[str, list[int]] = {name: [] for split in SPLITS for name in (split, f"{split}_lines")}
+    tally, checks = Tally(), {split: TextCheck(encoder) for split in SPLITS} if source.is_text else {}
+    eos = np.array([] if encoder.eos_id is None else [encoder.eos_id], dtype=np.int64)
     max_documents, tokens_left = left
-    pairs = ((unit, document) for unit in task.units for document in source.documents(unit, skipped))
+    pairs = ((unit, document) for unit in task.units for document in source.documents(unit, tally))
     for batch in _batches(islice(pairs, max_documents)):
         parts: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
         encoded = encoder.encode_batch([document for _, document in batch])
         for (unit, document), ids in zip(batch, encoded, strict=True):
             if tokens_left is not None and tokens_left <= 0:
                 break
-            split = decide(unit, document)
+            found, n_tokens = document_hash(document), len(ids) + len(eos)
+            split = unit.split or rule.of_hash(found)
             parts[split] += (ids, eos)
-            for key, value in (("n_tokens", len(ids) + 1), ("n_documents", 1), ("n_bytes", len(document))):
+            hashes[split].append(found)
+            if unit.split and source.is_text:
+                hashes[f"{split}_lines"] += _line_hashes(document)
+            if checks:
+                checks[split].look_at(document, ids, found)
+            for key, value in (("n_tokens", n_tokens), ("n_documents", 1), ("n_bytes", len(document))):
                 totals[split][key] += value
-            tokens_left = None if tokens_left is None else tokens_left - len(ids) - 1
+            tokens_left = None if tokens_left is None else tokens_left - n_tokens
         for split, writer in writers.items():
             if parts[split]:
                 tokens = np.concatenate(parts[split])
@@ -200,21 +246,74 @@ def run_task(source, task: Task, work: Path, encoder, left=(None, None), advance
         if tokens_left is not None and tokens_left <= 0:
             break
     splits = {split: {**totals[split], "shards": writer.close()} for split, writer in writers.items()}
-    return _write_record(work / "tasks", {"index": task.index, "splits": splits, "skipped": skipped}, counts)
+    record = {
+        "index": task.index,
+        "splits": splits,
+        "tally": tally.as_dict(),
+        "checks": {split: check.as_dict() for split, check in checks.items()},
+    }
+    return _write_record(work / "tasks", record, counts, hashes)
 
 
-def _write_record(folder: Path, record: dict, counts: np.ndarray) -> dict:
+def _line_hashes(document: bytes) -> list[int]:
+    lines = (line for line in document.split(b"\n") if len(line) >= LINE_BYTES)
+    return [document_hash(line) for line in lines if zlib.crc32(line) % ONE_LINE_IN == 0]
+
+
+def _write_record(folder: Path, record: dict, counts: np.ndarray, hashes: dict[str, list[int]]) -> dict:
     """Write the record of a task. The record marks the task as done, so all other files are synced to disk first."""
-    temporary = folder / f"{record['index']:05d}.{os.getpid()}.tmp"
-    with open(temporary, "wb") as file:
-        np.save(file, counts, allow_pickle=False)
-        file.flush()
-        os.fsync(file.fileno())
-    record["counts"] = sha256_of(temporary)
-    os.replace(temporary, folder / f"{record['index']:05d}.npy")
+    arrays = {"counts": counts, **{split: np.array(found, dtype=np.uint64) for split, found in hashes.items()}}
+    record["arrays"] = {}
+    for name, array in arrays.items():
+        path = _array_path(folder, record["index"], name)
+        temporary = path.with_name(f"{path.stem}.{os.getpid()}.tmp")
+        with open(temporary, "wb") as file:
+            np.save(file, array, allow_pickle=False)
+            file.flush()
+            os.fsync(file.fileno())
+        record["arrays"][name] = sha256_of(temporary)
+        os.replace(temporary, path)
     fsync_folder(folder.parent)
     write_note(folder / f"{record['index']:05d}.json", record)
     return record
+
+
+def _array_path(folder: Path, index: int, name: str) -> Path:
+    return folder / f"{index:05d}.{name}.npy"
+
+
+def counts_of(work: Path, records: list[dict]) -> np.ndarray:
+    """How often each id occurs in the train split, [vocab_size]."""
+    return sum(_arrays(work, records, "counts"))  # type: ignore[return-value]  # there is at least one record
+
+
+def documents_of(work: Path, records: list[dict]) -> dict:
+    """How many different documents each split has, and how many validation documents are training documents too; the
+    same for a sample of lines, where the source has splits of its own."""
+    hashes = {split: np.sort(np.concatenate(_arrays(work, records, split))) for split in SPLITS}
+    distinct = {split: int(len(found) and 1 + (found[1:] != found[:-1]).sum()) for split, found in hashes.items()}
+    shared = _n_shared(hashes["train"], hashes["validation"])
+    del hashes
+    lines = {split: np.sort(np.concatenate(_arrays(work, records, f"{split}_lines"))) for split in SPLITS}
+    return {
+        "distinct": distinct,
+        "validation_in_train": shared,
+        "sampled_validation_lines": len(lines["validation"]),
+        "sampled_validation_lines_in_train": _n_shared(lines["train"], lines["validation"]),
+    }
+
+
+def _n_shared(train: np.ndarray, validation: np.ndarray) -> int:
+    """How many values of `validation` are in `train`, which is sorted."""
+    if not len(train):
+        return 0
+    at = np.minimum(np.searchsorted(train, validation), len(train) - 1)
+    return int((train[at] == validation).sum())
+
+
+def _arrays(work: Path, records: list[dict], name: str) -> list[np.ndarray]:
+    paths = [_array_path(work / "tasks", record["index"], name) for record in records]
+    return [np.load(path, allow_pickle=False) for path in paths]
 
 
 def _batches(pairs: Iterator) -> Iterator[list]:
@@ -234,12 +333,14 @@ def _batches(pairs: Iterator) -> Iterator[list]:
 _worker: dict[str, Any] = {}  # the objects that a worker process needs for every task; set once, at its start
 
 
-def _run_in_pool(source, todo, work: Path, description: dict, workers: int, progress: ByteProgress) -> Iterator[dict]:
+def _run_in_pool(
+    source, rule: SplitRule, todo, work: Path, description: dict | None, workers: int, progress: ByteProgress
+) -> Iterator[dict]:
     """Yield the records of tasks as they finish, from `workers` processes. The processes end when this loop ends."""
     before = set(multiprocessing.active_children())
     threads, plugins = max(1, usable_cores() // workers), [plugin.name for plugin in loaded_plugins()]
     # The source is passed as bytes, because a worker can unpickle it only after it has loaded the plug-ins.
-    setup = (os.getpid(), threads, plugins, pickle.dumps(source), work, description)
+    setup = (os.getpid(), threads, plugins, pickle.dumps(source), rule, work, description)
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker, setup)
     try:
         futures = {pool.submit(_run_in_worker, task): task for task in todo}
@@ -258,13 +359,22 @@ def _run_in_pool(source, todo, work: Path, description: dict, workers: int, prog
             child.terminate()
 
 
-def _start_worker(parent: int, threads: int, plugins: list[str], source: bytes, work: Path, description: dict) -> None:
+def _start_worker(
+    parent: int,
+    threads: int,
+    plugins: list[str],
+    source: bytes,
+    rule: SplitRule,
+    work: Path,
+    description: dict | None,
+) -> None:
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):  # the parent gets them too and ends its workers
         signal.signal(number, signal.SIG_IGN)
     os.environ["RAYON_NUM_THREADS"] = str(threads)  # the tokenizer library's threads
     threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
     load_plugins(plugins)
-    _worker.update(source=pickle.loads(source), work=work, encoder=load_tokenizer(work, description))
+    found = pickle.loads(source)
+    _worker.update(source=found, rule=rule, work=work, encoder=found.encoder(work, description))
 
 
 def _leave_with(parent: int) -> None:
@@ -275,4 +385,4 @@ def _leave_with(parent: int) -> None:
 
 
 def _run_in_worker(task: Task) -> dict:
-    return run_task(_worker["source"], task, _worker["work"], _worker["encoder"])
+    return run_task(_worker["source"], _worker["rule"], task, _worker["work"], _worker["encoder"])

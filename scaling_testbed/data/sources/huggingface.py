@@ -12,22 +12,23 @@ from typing import Any, ClassVar
 
 from scaling_testbed.data import hub
 from scaling_testbed.data.sources.reading import (
+    Tally,
     Unit,
     as_list,
+    check_places,
     expand,
     file_identity,
-    text_of_json,
-    text_of_row,
+    row_of_json,
     walk,
 )
-from scaling_testbed.data.sources.source import SOURCES, TextSource
+from scaling_testbed.data.sources.source import SOURCES, RowSource
 from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.keys import key
 
 
 @SOURCES.register("huggingface")
 @dataclass(frozen=True, kw_only=True)
-class HuggingFaceConfig(TextSource):
+class HuggingFaceConfig(RowSource):
     """Any dataset that `datasets` can load without running the code of the dataset."""
 
     name: str = "huggingface"
@@ -43,7 +44,6 @@ class HuggingFaceConfig(TextSource):
         None,
         "The split of the dataset that is the validation split. null: documents of `split` are split by their hash.",
     )
-    text_field: str = key("text", "The field with the text of a document.")
     revision: str | None = key(None, "A commit, branch or tag on the hub. null: the newest.")
     streaming: bool = key(False, "Whether the dataset is read file by file, without a local copy.")
 
@@ -52,8 +52,12 @@ class HuggingFaceConfig(TextSource):
 
     def __post_init__(self):
         super().__post_init__()
-        if not (self.data_files is None or isinstance(self.data_files, (str, list)) and as_list(self.data_files)):
-            raise ConfigError(f"data_files must be a glob or a list of globs, got {self.data_files!r}")
+        check_places("data_files", self.data_files)
+        for name in ("path", "split", "validation_split"):
+            if (value := getattr(self, name)) is not None and not str(value).strip():
+                raise ConfigError(f"{name} must not be blank; is a variable of the shell not set?")
+        if self.validation_split == self.split:
+            raise ConfigError(f"validation_split must not be the split that is trained on: {self.split}")
 
     def settings(self) -> dict:
         """The settings of `Source`, without the places of local files."""
@@ -81,7 +85,8 @@ class HuggingFaceConfig(TextSource):
         if local and self.path in ("parquet", "json", "text", "csv"):
             return None, expand("data.data_files", local)
         if os.path.isdir(self.path):
-            return os.path.abspath(self.path), walk(os.path.abspath(self.path), frozenset({".git", ".cache"}))
+            root = os.path.abspath(self.path)
+            return root, walk(root, frozenset({".git", ".cache"}), follow=True)
         return None
 
     def units(self, chunk_bytes: int) -> list[Unit]:
@@ -90,8 +95,8 @@ class HuggingFaceConfig(TextSource):
         train = _units(self, self.split, "train", chunk_bytes)
         return train + _units(self, self.validation_split, "validation", chunk_bytes)
 
-    def documents(self, unit: Unit, skipped: list[str]) -> Iterator[bytes]:
-        return _documents(self, unit)
+    def documents(self, unit: Unit, tally: Tally) -> Iterator[bytes]:
+        return _documents(self, unit, tally)
 
 
 def _units(source, hub_split: str, split: str | None, chunk_bytes: int) -> list[Unit]:
@@ -109,30 +114,32 @@ def _units(source, hub_split: str, split: str | None, chunk_bytes: int) -> list[
     ]
 
 
-def _documents(source, unit: Unit) -> Iterator[bytes]:
+def _documents(source, unit: Unit, tally: Tally) -> Iterator[bytes]:
     """Yield the documents of one unit, none empty."""
     dataset = _load(source, unit.path)
     if source.streaming:
         rows = dataset.shard(num_shards=dataset.num_shards, index=unit.start)
-        row, where = 0, f"shard {unit.start} "
+        first, where = 0, f"shard {unit.start} "
     else:
         rows = dataset.select(range(unit.start, unit.stop))
-        row, where = unit.start, ""
+        first, where = unit.start, ""
     label = f"{_label(source)}: split {unit.path}, {where}row"
+    return source.rows.read(_rows(source, rows, first), lambda number: f"{label} {number}", tally)
+
+
+def _rows(source, rows, number: int) -> Iterator[tuple[int, Any]]:
+    """Pairs of a row's number, counted from `number`, and the row."""
     iterator = iter(rows)
     while True:
         with _one_line(source):
             record = next(iterator, None)
         if record is None:
             return
-        try:
-            if source.path == "json":
-                yield from text_of_json(record["text"], source.text_field)
-            elif text := text_of_row(record, source.text_field):
-                yield text
-        except ValueError as error:
-            raise UserError(f"{label} {row}: {error}") from None
-        row += 1
+        if source.path != "json":
+            yield number, record
+        elif record["text"].strip():
+            yield number, row_of_json(record["text"])
+        number += 1
 
 
 def _label(source) -> str:
@@ -169,12 +176,12 @@ def _load(source, hub_split: str):
             hub_split,
             source.revision,
             source.streaming,
-            source.text_field,
+            source.rows.field,
         )
 
 
 @functools.lru_cache(maxsize=4)
-def _load_cached(path, config_name, data_files, hub_split, revision, streaming, text_field):
+def _load_cached(path, config_name, data_files, hub_split, revision, streaming, field):
     import datasets
 
     hub.RETRIES.install()
@@ -193,6 +200,7 @@ def _load_cached(path, config_name, data_files, hub_split, revision, streaming, 
     names = dataset.column_names
     if path == "json" or names is None:
         return dataset
-    if text_field not in names:
-        raise UserError(f"dataset {path}: no field {text_field!r} (fields: {', '.join(names)}); set data.text_field")
-    return dataset.select_columns([text_field])
+    column = field if field in names else field.split(".")[0]
+    if column not in names:
+        raise UserError(f"dataset {path}: no field {field!r} (fields: {', '.join(names)}); set data.text_field")
+    return dataset.select_columns([column])

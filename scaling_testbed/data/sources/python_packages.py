@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from scaling_testbed.data.manifest import fingerprint_of
 from scaling_testbed.data.sources.python_stdlib import PythonStdlibConfig
-from scaling_testbed.data.sources.reading import Unit, as_list, plan_file
+from scaling_testbed.data.sources.reading import Tally, Unit, as_list, plan_file
 from scaling_testbed.data.sources.source import SOURCES
 from scaling_testbed.errors import ConfigError, UserError, listed
 from scaling_testbed.keys import ADDED_LATER, key
@@ -59,13 +59,6 @@ class PythonPackagesConfig(PythonStdlibConfig):
         """The wheel and the name in its RECORD of each path."""
         return {str(wheel.root / name): (wheel, name) for wheel in self._wheels for name in wheel.files}
 
-    def identity(self) -> dict:
-        """The identity of `TextSource`. Pinned wheels are identified by name, version and the hashes in RECORD."""
-        record = super().identity()
-        if self.packages is None:
-            del record["packages"]  # the key came after the first prepared folders
-        return record
-
     def content(self) -> dict:
         if self.packages is None:
             return super().content()
@@ -83,12 +76,12 @@ class PythonPackagesConfig(PythonStdlibConfig):
                 raise _changed(wheel, changed)
         return [unit for path in self._wheel_of for unit in plan_file("packages", path, chunk_bytes)]
 
-    def documents(self, unit: Unit, skipped: Any) -> Iterator[bytes]:
+    def documents(self, unit: Unit, tally: Tally) -> Iterator[bytes]:
         """The documents of `TextSource`. The bytes that are read are checked against the hash in RECORD."""
         if self.packages is None:
-            yield from super().documents(unit, skipped)
+            yield from super().documents(unit, tally)
             return
-        documents = list(super().documents(unit, skipped))
+        documents = list(super().documents(unit, tally))
         text = documents[0] if documents else Path(unit.path).read_bytes()  # no document: it is not UTF-8
         wheel, name = self._wheel_of[unit.path]
         if _hash_like(wheel.files[name][1], text) != wheel.files[name][1]:

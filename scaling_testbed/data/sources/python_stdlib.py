@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from scaling_testbed.data.sources.reading import Unit, file_identity, plan_file, read_unit, walk
+from scaling_testbed.data.sources.reading import Tally, Unit, file_identity, plan_file, read_unit, walk
 from scaling_testbed.data.sources.source import SOURCES, TextSource
 from scaling_testbed.errors import UserError
 
@@ -39,5 +39,5 @@ class PythonStdlibConfig(TextSource):
         paths = [path for _, paths in self._files() for path in paths]
         return [unit for path in paths for unit in plan_file("files", path, chunk_bytes)]
 
-    def documents(self, unit: Unit, skipped: list[str]) -> Iterator[bytes]:
-        return read_unit(unit, "", None, skipped)
+    def documents(self, unit: Unit, tally: Tally) -> Iterator[bytes]:
+        return read_unit(unit, None, None, tally)

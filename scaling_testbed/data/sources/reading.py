@@ -1,34 +1,49 @@
-"""Read documents from local files: plain text, JSON lines (plain, gzip, zstandard) and parquet.
+"""Read documents from local files: text, JSON lines, CSV (plain, gzip, zstandard) and parquet.
 
 A `Unit` is the smallest piece of a corpus that can be read separately: a file, a byte range of a .jsonl file, or a
-range of row groups of a parquet file. Documents are bytes of UTF-8.
+range of row groups of a parquet file. Documents are bytes of UTF-8. `Rows` says how a row becomes a document. A `Tally`
+counts what is left out, by reason.
 """
 
 import codecs
+import csv
+import fnmatch
 import glob
 import gzip
 import io
 import json
 import os
+import sys
 import zlib
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any, BinaryIO, cast
+
+import numpy as np
 
 from scaling_testbed.errors import ConfigError, UserError
 
-# Longest suffix first, because ".jsonl.gz" also ends in ".gz". The .json.gz files of C4 hold JSON lines too.
+# Longest suffix first. The .json.gz files of C4 hold JSON lines too.
 KINDS = {
-    ".jsonl.gz": "gzip",
-    ".json.gz": "gzip",
-    ".jsonl.zst": "zstd",
-    ".json.zst": "zstd",
+    ".jsonl.gz": "jsonl",
+    ".jsonl.zst": "jsonl",
+    ".json.gz": "jsonl",
+    ".json.zst": "jsonl",
+    ".csv.gz": "csv",
+    ".csv.zst": "csv",
+    ".txt.gz": "text",
+    ".txt.zst": "text",
     ".jsonl": "jsonl",
     ".parquet": "parquet",
+    ".csv": "csv",
     ".txt": "text",
     ".md": "text",
     ".py": "text",
 }
 READ_WHOLE_BYTES = 64 << 20  # longer text files are read as a stream, which bounds the memory
+EXAMPLES = 3  # places that a tally keeps for each reason
+CHAT_FORMAT = "each message as 'role: content', with an empty line between messages"
 
 
 @dataclass(frozen=True)
@@ -47,6 +62,66 @@ class Unit:
     split: str | None = None
 
 
+class Tally:
+    """Counts of what was read and of what was left out, by reason, each with its first places.
+
+    files: files left out. bad_rows: rows left out. noted: files and rows that were taken although something is odd.
+    rows: all rows. empty_rows: rows without text. chats: rows whose text was a list of messages.
+    """
+
+    def __init__(self) -> None:
+        self.rows = self.empty_rows = self.chats = 0
+        self.files: dict[str, dict] = {}
+        self.bad_rows: dict[str, dict] = {}
+        self.noted: dict[str, dict] = {}
+
+    def leave_out(self, reason: str, path: str) -> None:
+        """Count a file that is left out."""
+        _count(self.files, reason, path)
+
+    def leave_out_row(self, reason: str, place: str) -> None:
+        """Count a row that is left out."""
+        _count(self.bad_rows, reason, place)
+
+    def note(self, what: str, place: str) -> None:
+        """Count a file or row that is taken although something is odd about it."""
+        _count(self.noted, what, place)
+
+    @property
+    def n_files(self) -> int:
+        return sum(entry["count"] for entry in self.files.values())
+
+    @property
+    def n_bad_rows(self) -> int:
+        return sum(entry["count"] for entry in self.bad_rows.values())
+
+    def as_dict(self) -> dict:
+        """The tally as plain JSON."""
+        return dict(vars(self))
+
+    def add(self, record: dict) -> None:
+        """Add the counts of another tally, as `as_dict` gave them."""
+        for name in ("rows", "empty_rows", "chats"):
+            setattr(self, name, getattr(self, name) + record[name])
+        for name in ("files", "bad_rows", "noted"):
+            mine = getattr(self, name)
+            for reason, entry in record[name].items():
+                merged = mine.setdefault(reason, {"count": 0, "first": []})
+                merged["count"] += entry["count"]
+                merged["first"] = (merged["first"] + entry["first"])[:EXAMPLES]
+
+
+def _count(entries: dict[str, dict], reason: str, place: str) -> None:
+    entry = entries.setdefault(reason, {"count": 0, "first": []})
+    entry["count"] += 1
+    if len(entry["first"]) < EXAMPLES:
+        # A name that is not UTF-8 would stop every command that prints it.
+        entry["first"].append(place.encode("utf-8", "backslashreplace").decode())
+
+
+# ------------------------------------------------------------------------------------- finding files
+
+
 def kind_of(path: str) -> str | None:
     """The kind of a file by its name; None for an unknown ending."""
     return next((kind for suffix, kind in KINDS.items() if path.lower().endswith(suffix)), None)
@@ -57,46 +132,178 @@ def as_list(value) -> list[str]:
     return [] if value is None else [value] if isinstance(value, str) else [str(item) for item in value]
 
 
-def expand(field: str, patterns) -> list[str]:
+def check_places(field: str, value) -> None:
+    """Raise ConfigError unless `value` is None, a text, or a list of texts, none of them blank.
+
+    A blank text is what an unset variable of the shell leaves.
+    """
+    items = [value] if isinstance(value, str) else value
+    if value is not None and not (isinstance(items, list) and items):
+        raise ConfigError(f"{field} must be a glob or a list of globs, got {value!r}")
+    for item in items or []:
+        if not isinstance(item, str) or not item.strip():
+            raise ConfigError(
+                f"{field} must name files, got {item!r}; is a variable of the shell not set?"
+                if item is None or isinstance(item, str)
+                else f"{field} must be a glob or a list of globs, got {value!r}"
+            )
+
+
+def expand(field: str, patterns, tally: Tally | None = None) -> list[str]:
     """Sorted absolute paths of the files that globs, plain paths or folders name.
 
-    A folder stands for every file below it with a known ending. Raises UserError if a pattern matches nothing.
+    A folder stands for every file below it with a known ending. Links to folders are followed, each folder once. A file
+    that several paths lead to is taken once. tally: counts what is left out. Raises UserError if a pattern matches
+    nothing, ConfigError for a blank pattern.
     """
-    found = set()
+    check_places(field, patterns)
+    tally = Tally() if tally is None else tally
+    found: set[str] = set()
     for pattern in as_list(patterns):
         full = os.path.abspath(os.path.expanduser(pattern))
         if os.path.isdir(full):
-            matches = [path for path in walk(full) if kind_of(path)]
+            there = walk(full, follow=True)
+            matches = [path for path in there if kind_of(path)]
+            for path in there:
+                if not kind_of(path):
+                    tally.leave_out(f"with ending {_ending(path)}", path)
+            problem = f"no file in {pattern!r} has a known ending ({_endings(there)}); known: {', '.join(KINDS)}"
         else:
-            matches = [full] if os.path.isfile(full) else glob.glob(full, recursive=True)
-        matches = [path for path in matches if os.path.isfile(path)]
-        if not matches:
-            raise UserError(f"{field}: no file matches {pattern!r} (looked in {os.getcwd()})")
-        found.update(matches)
-    return sorted(found)
+            matches = [full] if os.path.lexists(full) else _matches(full, tally)
+            problem = f"no file matches {pattern!r} (looked in {os.getcwd()})"
+        files = [path for path in matches if os.path.isfile(path)]
+        for path in set(matches) - set(files):
+            folder = os.path.isdir(path)
+            if not (folder and "**" in pattern):
+                tally.leave_out(
+                    "folder" if folder else "link to nowhere" if os.path.islink(path) else "special file", path
+                )
+        if not files:
+            raise UserError(f"{field}: {problem}")
+        found.update(files)
+    return _each_once(sorted(found), tally)
 
 
-def walk(root: str, skip: frozenset[str] = frozenset()) -> list[str]:
-    """All files below `root` in sorted order, because the order of os.walk differs between machines."""
+def _matches(pattern: str, tally: Tally) -> list[str]:
+    """What a glob matches. Hidden files, which only a pattern with a dot matches, are counted."""
+    matches, with_hidden = (set(_glob(pattern, include_hidden)) for include_hidden in (False, True))
+    for path in sorted(with_hidden - matches):
+        if os.path.isfile(path):
+            tally.leave_out("hidden", path)
+    return sorted(matches)
+
+
+def _glob(pattern: str, include_hidden: bool) -> Iterator[str]:
+    """The files that a glob matches, and the folders if it has no `**`. glob.glob does not end where links to folders
+    form several cycles: here a link to a folder above it is not followed."""
+    parts = pattern.split(os.sep)
+    if "**" not in parts:
+        yield from glob.glob(pattern, include_hidden=include_hidden)
+        return
+    at = parts.index("**")
+    for base in glob.glob(os.sep.join(parts[:at]) or os.sep, include_hidden=include_hidden):
+        for path in _walk_links(base, ()) if os.path.isdir(base) else ():
+            if _fits(os.path.relpath(path, base).split(os.sep), parts[at:], include_hidden):
+                yield path
+
+
+def _walk_links(folder: str, above: tuple[tuple[int, int], ...]) -> Iterator[str]:
+    stat = _stat(folder)
+    above = (*above, (stat.st_dev, stat.st_ino))
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError as error:
+        _unreadable(error)
+    for name in names:
+        path = os.path.join(folder, name)
+        if not os.path.isdir(path):
+            yield path
+        elif not os.path.islink(path) or ((stat := _stat(path)).st_dev, stat.st_ino) not in above:
+            yield from _walk_links(path, above)
+
+
+def _fits(names: list[str], patterns: list[str], include_hidden: bool) -> bool:
+    """Whether the components of a path fit those of a pattern, as glob.glob has it. `**` is any number of folders."""
+    if not patterns or not names:
+        return not names and all(pattern == "**" for pattern in patterns)
+    first, visible = patterns[0], include_hidden or not names[0].startswith(".")
+    if first == "**":
+        return _fits(names, patterns[1:], include_hidden) or (visible and _fits(names[1:], patterns, include_hidden))
+    if not (visible or first.startswith(".")) or not fnmatch.fnmatchcase(names[0], first):
+        return False
+    return _fits(names[1:], patterns[1:], include_hidden)
+
+
+def _ending(path: str) -> str:
+    return os.path.splitext(path)[1].lower()[:20] or "none"
+
+
+def _endings(paths: list[str]) -> str:
+    counts = Counter(map(_ending, paths))
+    shown = [f"{ending} {count:,}" for ending, count in counts.most_common(5)]
+    return ", ".join(shown + ["..."] * (len(counts) > 5)) or "it is empty"
+
+
+def _each_once(paths: list[str], tally: Tally) -> list[str]:
+    """The paths without those that lead to the same file through a link. Of these the real path is kept, or the
+    shortest."""
+    same: dict[tuple[int, int], list[str]] = defaultdict(list)
+    for path in paths:
+        stat = _stat(path)
+        same[stat.st_dev, stat.st_ino].append(path)
+    dropped: set[str] = set()
+    for group in same.values():
+        by_target: dict[str, list[str]] = defaultdict(list)
+        for path in group if len(group) > 1 else []:  # hard links have other targets: they are files of their own
+            by_target[os.path.realpath(path)].append(path)
+        for target, names in by_target.items():
+            kept = min(names, key=lambda path: (path != target, len(path), path))
+            dropped.update(path for path in names if path != kept)
+    for path in sorted(dropped):
+        tally.leave_out("link to a file that is taken already", path)
+    return [path for path in paths if path not in dropped]
+
+
+def walk(root: str, skip: frozenset[str] = frozenset(), follow: bool = False) -> list[str]:
+    """All files below `root` in sorted order, because the order of os.walk differs between machines.
+
+    follow: also those below links to folders, each folder once. Raises UserError for a folder that cannot be read.
+    """
     found: list[str] = []
-    for folder, folders, names in os.walk(root):
-        folders[:] = sorted(name for name in folders if name not in skip)
-        found.extend(os.path.join(folder, name) for name in sorted(names))
+    links, seen = [root], set()
+    while links:
+        level, links = links, []
+        for start in level:  # the links of a level come after all real folders of it, which keep their own paths
+            for folder, folders, names in os.walk(start, onerror=_unreadable):
+                stat = _stat(folder)
+                if (stat.st_dev, stat.st_ino) in seen:
+                    folders.clear()
+                    continue
+                seen.add((stat.st_dev, stat.st_ino))
+                folders[:] = sorted(name for name in folders if name not in skip)
+                if follow:
+                    links.extend(path for name in folders if os.path.islink(path := os.path.join(folder, name)))
+                found.extend(os.path.join(folder, name) for name in sorted(names))
     return found
+
+
+def _unreadable(error: OSError) -> None:
+    raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from None
+
+
+def _stat(path: str) -> os.stat_result:
+    try:
+        return os.stat(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def file_identity(paths: list[str], root: str | None = None) -> list:
     """Relative path, size and modification time of each file, which identify its content without reading it."""
     if root is None and paths:
         root = os.path.commonpath([os.path.dirname(path) for path in paths])
-    rows = []
-    for path in paths:
-        try:
-            stat = os.stat(path)
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-        rows.append([os.path.relpath(path, root), stat.st_size, stat.st_mtime_ns])
-    return rows
+    stats = [(path, _stat(path)) for path in paths]
+    return [[os.path.relpath(path, root), stat.st_size, stat.st_mtime_ns] for path, stat in stats]
 
 
 def plan_file(field: str, path: str, chunk_bytes: int, split: str | None = None) -> list[Unit]:
@@ -105,18 +312,20 @@ def plan_file(field: str, path: str, chunk_bytes: int, split: str | None = None)
     if kind is None:
         raise ConfigError(f"{field}: {path} ends in none of {', '.join(KINDS)}")
     size = os.path.getsize(path)
-    if kind == "jsonl":
+    if kind == "jsonl" and not _compression(path):
         starts = range(0, size, chunk_bytes)
         return [Unit(path, kind, a, min(a + chunk_bytes, size), min(chunk_bytes, size - a), split) for a in starts]
     if kind == "parquet":
         return _plan_parquet(path, chunk_bytes, split)
-    expansion = 1 if kind == "text" else 4  # a rough guess of the compression ratio, for the progress bar
+    expansion = 4 if _compression(path) else 1  # a rough guess of the compression ratio, for the progress bar
     return [Unit(path, kind, 0, size, size * expansion, split)] if size else []
 
 
 def _plan_parquet(path: str, chunk_bytes: int, split: str | None) -> list[Unit]:
     metadata = _open_parquet(path).metadata
     units, start, weight = [], 0, 0
+    if not metadata.num_rows:
+        return []
     for group in range(metadata.num_row_groups):
         weight += metadata.row_group(group).total_byte_size
         if weight >= chunk_bytes or group == metadata.num_row_groups - 1:
@@ -125,41 +334,225 @@ def _plan_parquet(path: str, chunk_bytes: int, split: str | None) -> list[Unit]:
     return units
 
 
-def read_unit(unit: Unit, text_field: str, cut_bytes: int | None, skipped: list[str]) -> Iterator[bytes]:
-    """Yield the documents of one unit, none empty. Text files that are not UTF-8 are added to `skipped`."""
+# ------------------------------------------------------------------------------------- rows
+
+
+class BadRow(ValueError):
+    """A row that gives no document. reason: the group in which a tally counts it."""
+
+    def __init__(self, reason: str, message: str):
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Rows:
+    """How a row becomes a document.
+
+    text_field: the field with the text; `a.b` is field b inside field a. ids_field: the field with token ids, in place
+    of a text. skip_bad: whether a bad row is left out and counted; otherwise it is an error.
+    """
+
+    text_field: str
+    ids_field: str | None = None
+    skip_bad: bool = False
+
+    @property
+    def field(self) -> str:
+        return self.text_field if self.ids_field is None else self.ids_field
+
+    def read(self, rows: Iterable[Any], place: Callable[[int], str], tally: Tally) -> Iterator[bytes]:
+        """Yield the documents of pairs (number, row), none empty. A row can be a BadRow.
+
+        place: from a row's number to its place, for messages. Raises UserError for a bad row, unless skip_bad.
+        """
+        for number, row in rows:
+            tally.rows += 1
+            try:
+                document = self._document(row, tally)
+            except BadRow as bad:
+                if not self.skip_bad:
+                    raise UserError(f"{place(number)}: {bad}; data.on_bad=skip leaves such rows out") from None
+                tally.leave_out_row(bad.reason, f"{place(number)}: {bad}" if _is_new(tally, bad.reason) else "")
+                continue
+            if document:
+                yield document
+            else:
+                tally.empty_rows += 1
+
+    def _document(self, row: Any, tally: Tally) -> bytes:
+        if isinstance(row, BadRow):
+            raise row
+        value = self._value(row)
+        if value is None:
+            return b""
+        if self.ids_field is not None:
+            return _ids(self.ids_field, value)
+        if isinstance(value, str):
+            try:
+                return value.encode()
+            except UnicodeEncodeError:  # a lone surrogate, which JSON can hold and UTF-8 cannot
+                tally.note("rows with question marks for lone surrogates", value[:40])
+                return value.encode("utf-8", "replace")
+        if isinstance(value, bytes):
+            if not _is_utf8(value):
+                raise BadRow("not UTF-8", f"field {self.text_field!r} holds bytes that are not UTF-8")
+            return value
+        if isinstance(value, list) and all(isinstance(message, dict) for message in value):
+            tally.chats += 1
+            return _chat(self.text_field, value)
+        hint = "; token ids are read by data.ids_field=" if isinstance(value, list) else ""
+        raise BadRow("not text", f"field {self.text_field!r} holds {type(value).__name__}, not text{hint}")
+
+    def _value(self, row: Any) -> Any:
+        if self.field in row:
+            return row[self.field]
+        value = row
+        for part in self.field.split("."):
+            if value is None:
+                return None
+            if not isinstance(value, dict) or part not in value:
+                key = "data.text_field" if self.ids_field is None else "data.ids_field"
+                fields = ", ".join(map(str, row)) or "none"
+                raise BadRow("no such field", f"no field {self.field!r} (fields: {fields}); set {key}")
+            value = value[part]
+        return value
+
+
+def _is_new(tally: Tally, reason: str) -> bool:
+    """Whether the tally still keeps places of this reason. To name a place may need another look at the file."""
+    return tally.bad_rows.get(reason, {"count": 0})["count"] < EXAMPLES
+
+
+def _chat(field: str, messages: list[dict]) -> bytes:
+    """The text of a list of messages, see CHAT_FORMAT."""
+    parts = []
+    for number, message in enumerate(messages, 1):
+        role, content = message.get("role"), message.get("content")
+        if not isinstance(role, str) or not isinstance(content, str):
+            wrong = "content" if isinstance(role, str) else "role"
+            raise BadRow("not text", f"message {number} of field {field!r} has no text as its {wrong}")
+        parts.append(f"{role}: {content}")
+    return "\n\n".join(parts).encode("utf-8", "replace")
+
+
+def _ids(field: str, value: Any) -> bytes:
+    """A list of token ids as bytes of int64, little-endian."""
+    try:
+        ids = np.asarray(value)
+    except (ValueError, OverflowError):
+        ids = np.empty(1, dtype=object)
+    if not isinstance(value, list) or ids.ndim != 1 or not (ids.dtype.kind in "iu" or not len(ids)):
+        raise BadRow("no token ids", f"field {field!r} holds no list of whole numbers")
+    if len(ids) and (ids.min() < 0 or ids.max() >= 1 << 31):
+        raise BadRow("no token ids", f"field {field!r} holds {ids.min() if ids.min() < 0 else ids.max()}, no token id")
+    return ids.astype("<i8").tobytes()
+
+
+def row_of_json(line: bytes | str) -> dict | BadRow:
+    """The object of one JSON line, or what is wrong with it. A byte order mark is passed over."""
+    try:
+        text = line.decode("utf-8-sig") if isinstance(line, bytes) else line.removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        return BadRow("not UTF-8", f"not a JSON line (not UTF-8: {error.reason})")
+    try:
+        row = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        return BadRow("not JSON", f"not a JSON line ({error})")
+    if not isinstance(row, dict):
+        return BadRow("not JSON", "a JSON line must be an object with named fields")
+    return row
+
+
+# ------------------------------------------------------------------------------------- reading files
+
+
+def read_unit(unit: Unit, rows: Rows | None, cut_bytes: int | None, tally: Tally) -> Iterator[bytes]:
+    """Yield the documents of one unit, none empty.
+
+    rows: None where all units are text. tally: counts what is left out, such as text files that are not UTF-8.
+    """
+    kind = {".gz": "gzip", ".zst": "zstd"}.get(_compression(unit.path), unit.kind)
     try:
         if unit.kind == "text":
-            yield from _read_text(unit.path, cut_bytes, skipped)
-        elif unit.kind == "parquet":
-            yield from _read_parquet(unit, text_field)
+            yield from _read_text(unit.path, cut_bytes, tally)
+            return
+        assert rows is not None
+        if unit.kind == "parquet":
+            pairs, place = _parquet_rows(unit, rows.field), _place_of_row(unit)
+        elif unit.kind == "csv":
+            pairs, place = _csv_rows(unit, rows.field), _place_of_line(unit)
         else:
-            yield from _read_json_lines(unit, text_field)
+            pairs, place = _json_rows(unit), _place_of_line(unit)
+        n_before = tally.rows
+        yield from rows.read(pairs, place, tally)
+        whole = unit.kind != "parquet" and unit.start == 0 and unit.stop == os.path.getsize(unit.path)
+        if whole and tally.rows == n_before:
+            tally.leave_out("empty", unit.path)
     except (OSError, EOFError, zlib.error) as error:
         if isinstance(error, OSError) and error.errno is not None and not isinstance(error, gzip.BadGzipFile):
             raise UserError(f"{unit.path}: cannot be read ({error.strerror})") from None
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{unit.path}: cannot be read as {unit.kind} ({reason})") from None
+        raise UserError(f"{unit.path}: cannot be read as {kind} ({reason})") from None
+    except MemoryError:
+        raise UserError(f"{unit.path}: a line or row is too large for the memory of this machine") from None
 
 
-def _read_text(path: str, cut_bytes: int | None, skipped: list[str]) -> Iterator[bytes]:
-    with open(path, "rb") as file:
-        stream = io.BytesIO(file.read()) if os.path.getsize(path) <= READ_WHOLE_BYTES else file
-        if not _is_utf8(stream):
-            skipped.append(path)
-            return
-        stream.seek(0)
+def _compression(path: str) -> str:
+    ending = os.path.splitext(path.lower())[1]
+    return ending if ending in (".gz", ".zst") else ""
+
+
+def _open(path: str) -> BinaryIO:
+    """A file's bytes, decompressed."""
+    if _compression(path) == ".gz":
+        return cast(BinaryIO, gzip.open(path, "rb"))
+    if _compression(path) == ".zst":
+        import pyarrow
+
+        # pyarrow contains a zstandard decoder. The standard library has one only from Python 3.14 on.
+        return io.BufferedReader(pyarrow.input_stream(path, compression="zstd"), 1 << 20)
+    return open(path, "rb")
+
+
+def _read_text(path: str, cut_bytes: int | None, tally: Tally) -> Iterator[bytes]:
+    with _open(path) as file:
+        problem = _look_at(file, path, tally)
+    if problem:
+        tally.leave_out(problem, path)
+        return
+    with _open(path) as file:
         if cut_bytes is not None:
-            yield from cut(stream, cut_bytes)
-        elif text := stream.read():
+            yield from cut(file, cut_bytes)
+        elif text := file.read():
             yield text
 
 
-def _is_utf8(stream) -> bool:
-    decoder = codecs.getincrementaldecoder("utf-8")()
+def _look_at(file: BinaryIO, path: str, tally: Tally) -> str | None:
+    """Why a file cannot be taken as text, or None. What is odd about a file that is taken is noted."""
+    decoder, n_bytes, n_nuls, start = codecs.getincrementaldecoder("utf-8")(), 0, 0, b""
     try:
-        while block := stream.read(1 << 20):
+        while block := file.read(1 << 20):
             decoder.decode(block)
+            start = start or block[:3]
+            n_bytes, n_nuls = n_bytes + len(block), n_nuls + block.count(0)
         decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        return "not UTF-8"
+    if not n_bytes:
+        return "empty"
+    if n_nuls > n_bytes // 4:
+        return "UTF-16 or binary"
+    if n_nuls:
+        tally.note("files with NUL bytes", path)
+    if start.startswith(codecs.BOM_UTF8):
+        tally.note("files with a byte order mark, which is kept", path)
+    return None
+
+
+def _is_utf8(value: bytes) -> bool:
+    try:
+        value.decode()
     except UnicodeDecodeError:
         return False
     return True
@@ -183,74 +576,71 @@ def cut(stream, cut_bytes: int) -> Iterator[bytes]:
         yield buffer
 
 
-def _read_json_lines(unit: Unit, text_field: str) -> Iterator[bytes]:
-    for number, line in _numbered_lines(unit):
-        if line.strip():
+def _json_rows(unit: Unit) -> Iterator[tuple[int, dict | BadRow]]:
+    """Pairs of a line's number from 1 and its row. A line belongs to the byte range in which it starts."""
+    with _open(unit.path) as file:
+        at, ranged = unit.start, not _compression(unit.path)
+        if at:
+            file.seek(at - 1)
+            at += len(file.readline()) - 1
+        for number, line in enumerate(file, 1):
+            if ranged and at >= unit.stop:
+                return
+            at += len(line)
+            if line.strip():
+                yield number, row_of_json(line)
+
+
+def _csv_rows(unit: Unit, field: str) -> Iterator[tuple[int, dict | BadRow]]:
+    """Pairs of a line's number from 1 and its row. The first line names the fields."""
+    csv.field_size_limit(sys.maxsize)
+    with _open(unit.path) as file:
+        # Bytes that are not UTF-8 become surrogates, so that one bad row does not stop the file.
+        text = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")
+        lines = csv.reader(text, strict=True)
+        try:
+            header = next(lines, [])
+        except csv.Error as error:
+            raise UserError(f"{unit.path}: cannot be read as csv ({error})") from None
+        if header.count(field) > 1:
+            raise UserError(f"{unit.path}: {header.count(field)} columns have the name {field!r}")
+        if header and field not in header:
+            commas = "" if len(header) > 1 or header[0].isidentifier() else "; commas must part the fields"
+            raise UserError(
+                f"{unit.path}: no field {field!r} (fields: {', '.join(header)}); set data.text_field{commas}"
+            )
+        while True:
             try:
-                yield from text_of_json(line, text_field)
-            except ValueError as error:
-                number += _lines_before(unit)
-                raise UserError(f"{unit.path}:{number}: {error}") from None
+                row = next(lines)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                if "unexpected end of data" in str(error):  # every row after an open quotation mark is part of it
+                    raise UserError(f"{unit.path}: a quotation mark is not closed before the end of the file") from None
+                yield lines.line_num, BadRow("not CSV", f"not a row of CSV ({error})")
+                continue
+            if row and len(row) != len(header):
+                yield lines.line_num, BadRow("not CSV", f"{len(row)} fields, but the first line names {len(header)}")
+            elif any("\udc80" <= character <= "\udcff" for value in row if not value.isascii() for character in value):
+                yield lines.line_num, BadRow("not UTF-8", "a field is not UTF-8")
+            elif row:
+                yield lines.line_num, dict(zip(header, row, strict=True))
 
 
-def text_of_json(line: bytes | str, text_field: str) -> Iterator[bytes]:
-    """Yield the text of one JSON line, or nothing if it is empty. Raises ValueError with a readable reason."""
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"not a JSON line ({error})") from None
-    if not isinstance(row, dict):
-        raise ValueError(f"a JSON line must be an object with a field {text_field!r}")
-    if text := text_of_row(row, text_field):
-        yield text
-
-
-def text_of_row(row: dict, text_field: str) -> bytes:
-    """The text of one row as UTF-8; empty for null. Lone surrogates, which UTF-8 cannot encode, become question marks.
-
-    Raises ValueError with a readable reason.
-    """
-    if text_field not in row:
-        fields = ", ".join(map(str, row)) or "none"
-        raise ValueError(f"no field {text_field!r} (fields: {fields}); set data.text_field")
-    if row[text_field] is None:
-        return b""
-    if not isinstance(row[text_field], str):
-        raise ValueError(f"field {text_field!r} holds {type(row[text_field]).__name__}, not text")
-    return row[text_field].encode("utf-8", "replace")
-
-
-def _numbered_lines(unit: Unit) -> Iterator[tuple[int, bytes]]:
-    """Yield the lines of a unit with their number from 1. A line belongs to the byte range in which it starts."""
-    if unit.kind == "jsonl":
-        with open(unit.path, "rb") as file:
-            at = unit.start
-            if at:
-                file.seek(at - 1)
-                at += len(file.readline()) - 1
-            for number, line in enumerate(file, 1):
-                if at >= unit.stop:
-                    return
-                at += len(line)
-                yield number, line
-    elif unit.kind == "gzip":
-        with gzip.open(unit.path, "rb") as file:
-            yield from enumerate(file, 1)
-    else:
-        import pyarrow
-
-        # pyarrow contains a zstandard decoder. The standard library has one only from Python 3.14 on.
-        with pyarrow.input_stream(unit.path, compression="zstd") as stream:
-            yield from enumerate(io.BufferedReader(stream, 1 << 20), 1)
+def _place_of_line(unit: Unit) -> Callable[[int], str]:
+    return lambda number: f"{unit.path}:{number + _lines_before(unit)}"
 
 
 def _lines_before(unit: Unit) -> int:
-    """The number of lines that start before a byte range. It is computed only to name a line in an error."""
-    if unit.kind != "jsonl" or unit.start == 0:
+    """The number of lines that start before a byte range. It is computed only to name a line in a message."""
+    if unit.start == 0:
         return 0
+    n_lines, last = 0, b""
     with open(unit.path, "rb") as file:
-        before = file.read(unit.start)
-    return before.count(b"\n") + (not before.endswith(b"\n"))
+        for start in range(0, unit.start, READ_WHOLE_BYTES):
+            block = file.read(min(READ_WHOLE_BYTES, unit.start - start))
+            n_lines, last = n_lines + block.count(b"\n"), block[-1:]
+    return n_lines + (last != b"\n")
 
 
 def _open_parquet(path: str):
@@ -263,24 +653,41 @@ def _open_parquet(path: str):
         raise UserError(f"{path}: cannot be read as parquet ({str(error).splitlines()[0]})") from None
 
 
-def _read_parquet(unit: Unit, text_field: str) -> Iterator[bytes]:
+def _place_of_row(unit: Unit) -> Callable[[int], str]:
+    return lambda number: f"{unit.path}: row {number}"
+
+
+def _parquet_rows(unit: Unit, field: str) -> Iterator[tuple[int, dict | BadRow]]:
+    """Pairs of a row's number from 0 and its row, with the column of the field alone."""
     import pyarrow
 
     file = _open_parquet(unit.path)
     names = file.schema_arrow.names
-    if text_field not in names:
-        raise UserError(f"{unit.path}: no field {text_field!r} (fields: {', '.join(names)}); set data.text_field")
+    if field not in names and field.split(".")[0] not in names:
+        raise UserError(f"{unit.path}: no field {field!r} (fields: {', '.join(names)}); set data.text_field")
     groups = range(unit.start, unit.stop)
-    row = sum(file.metadata.row_group(group).num_rows for group in range(unit.start))
+    number = sum(file.metadata.row_group(group).num_rows for group in range(unit.start))
+    column = field if field in names else field.split(".")[0]
     try:
-        for batch in file.iter_batches(batch_size=1024, row_groups=list(groups), columns=[text_field]):
-            for value in batch.column(0).to_pylist():
-                try:
-                    text = text_of_row({text_field: value}, text_field)
-                except ValueError as error:
-                    raise UserError(f"{unit.path}: row {row}: {error}") from None
-                if text:
-                    yield text
-                row += 1
+        for batch in file.iter_batches(batch_size=1024, row_groups=list(groups), columns=[column]):
+            values = batch.column(batch.schema.get_field_index(column))
+            for value in _python_values(values):
+                yield number, value if isinstance(value, BadRow) else {column: value}
+                number += 1
     except pyarrow.ArrowException as error:
         raise UserError(f"{unit.path}: cannot be read as parquet ({str(error).splitlines()[0]})") from None
+
+
+def _python_values(values) -> list:
+    """The values of an arrow array. A text that is not UTF-8 is a BadRow."""
+    try:
+        return values.to_pylist()
+    except UnicodeDecodeError:
+        pass
+    found: list = []
+    for value in values:
+        try:
+            found.append(value.as_py())
+        except UnicodeDecodeError as error:
+            found.append(BadRow("not UTF-8", f"not UTF-8 ({error.reason})"))
+    return found

@@ -7,16 +7,17 @@ documents of one unit, and the preparation tokenises the documents. Other source
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
 from scaling_testbed.data.shards import SPLITS, smallest_dtype
-from scaling_testbed.data.sources.reading import Unit
+from scaling_testbed.data.sources.reading import Rows, Tally, Unit
+from scaling_testbed.data.tokenizers import ByteTokenizer, JsonTokenizer, TokenizerConfig, load_tokenizer
 from scaling_testbed.errors import ConfigError, UserError, check_positive
-from scaling_testbed.keys import changed_from_default, key
+from scaling_testbed.keys import ADDED_LATER, changed_from_default, check_choices, identifies, key
 from scaling_testbed.registry import Registry
 
 SOURCES: Registry[type["Source"]] = Registry("data source")
@@ -60,7 +61,9 @@ class Source:
 
     def identity(self) -> dict:
         """Everything about the source that determines the tokens, as plain JSON. It must not read a document."""
-        return {"kind": self.kind, **self.description()["fields"]}
+        left_out = {field.name for field in fields(self) if not identifies(field, getattr(self, field.name))}
+        there = {name: value for name, value in self.description()["fields"].items() if name not in left_out}
+        return {"kind": self.kind, **there}
 
     def settings(self) -> dict:
         """What the configuration says of the tokens, without the places of files, as plain JSON: the kind, and the keys
@@ -98,13 +101,16 @@ class Source:
     def manifest(self, splits: dict[str, dict], counts: np.ndarray, **more: Any) -> dict:
         """The manifest, from the records of the splits and the counts [vocab_size] of each id in the train split.
 
-        Raises UserError if a split is empty.
+        Raises UserError if a split is empty, or if the files of both splits are the same.
         """
         for split in SPLITS:
             if not splits[split]["n_tokens"]:
                 raise UserError(
                     f"{self.name}: too small to split, no document in {split} ({self.where()}); {self.too_small}"
                 )
+        train, validation = ({shard["sha256"] for shard in splits[split]["shards"]} for split in SPLITS)
+        if validation <= train:
+            raise UserError(same_text(self, "every validation file has the same content as a training file"))
         share = counts[counts > 0] / counts.sum()
         return {
             "source": self.description(),
@@ -119,6 +125,11 @@ class Source:
             **more,
             "splits": splits,
         }
+
+
+def same_text(source: Source, what: str) -> str:
+    """The message where the validation split is training text."""
+    return f"{source.name}: {what}, so the validation loss would be a training loss ({source.where()}); name other data"
 
 
 def token_record(n_tokens: int, n_documents: int | None, shards: list[dict]) -> dict:
@@ -175,9 +186,122 @@ class TextSource(Source):
         """The units of the whole source, in document order."""
         raise NotImplementedError
 
-    def documents(self, unit: Unit, skipped: list[str]) -> Iterator[bytes]:
-        """Yield the documents of one unit as UTF-8, none empty. Files that are not UTF-8 are added to `skipped`."""
+    def documents(self, unit: Unit, tally: Tally) -> Iterator[bytes]:
+        """Yield the documents of one unit as UTF-8, none empty. `tally` counts what is left out, by reason."""
         raise NotImplementedError
+
+    def found(self, units: list[Unit]) -> tuple[dict, Tally]:
+        """What was found and read, as plain JSON, and what is left out before any file is opened.
+
+        The default is empty, for a source without files.
+        """
+        return {}, Tally()
+
+    def encoder(self, folder: Path, description: dict | None) -> "ByteTokenizer | JsonTokenizer | IdEncoder":
+        """What turns documents into token ids. folder, description: of the tokenizer."""
+        return load_tokenizer(folder, description)
+
+    def check_tokenizer(self, tokenizer: TokenizerConfig) -> None:
+        """Raise ConfigError if the tokenizer does not suit this source."""
+
+    @property
+    def is_text(self) -> bool:
+        """Whether documents are text. Otherwise they are token ids, as `Rows` gives them."""
+        return True
+
+    @property
+    def max_bad_share(self) -> float:
+        """The share of rows that may be bad. More of them stop the preparation."""
+        return 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowSource(TextSource):
+    """The base of the sources whose documents are rows with named fields."""
+
+    text_field: str = key(
+        "text",
+        "The field with the text of a row, which is a document. a.b is field b inside field a. A list of messages "
+        "{role, content} becomes a text of lines 'role: content'.",
+    )
+    ids_field: str | None = key(
+        None,
+        "The field with token ids, in place of a text. No tokenizer is applied. The vocabulary is `vocab_size`, or "
+        "that of tokenizer=, whose EOS then ends each document.",
+        identity=ADDED_LATER,
+    )
+    vocab_size: int | None = key(
+        None, "The vocabulary of the token ids in `ids_field`. Then no EOS is added.", identity=ADDED_LATER
+    )
+    on_bad: str = key(
+        "stop",
+        "What a bad row does: one that is not JSON, CSV or UTF-8, or has no such field, or no text in it. stop: it "
+        "stops the preparation, and its place is named. skip: it is left out and counted. A whole text file that is "
+        "not UTF-8 is left out and counted in both cases.",
+        identity=ADDED_LATER,
+        choices=("stop", "skip"),
+    )
+    max_bad: float = key(
+        0.001,
+        "The largest share of rows that on_bad=skip may leave out. More stop the preparation.",
+        identity=ADDED_LATER,
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_choices(self)
+        for name in ("text_field", "ids_field"):
+            if (field := getattr(self, name)) is not None and not (isinstance(field, str) and field.strip()):
+                raise ConfigError(f"{name} must name a field, got {field!r}")
+        if not 0.0 <= self.max_bad < 1.0:
+            raise ConfigError(f"max_bad must be at least 0 and less than 1, got {self.max_bad}")
+        check_positive("vocab_size", self.vocab_size)
+        if self.vocab_size is not None and self.ids_field is None:
+            raise ConfigError("vocab_size needs ids_field, because a tokenizer has a vocabulary of its own")
+
+    @property
+    def rows(self) -> Rows:
+        return Rows(self.text_field, self.ids_field, self.on_bad == "skip")
+
+    @property
+    def uses_tokenizer(self) -> bool:  # type: ignore[override]  # it depends on the keys here
+        return self.vocab_size is None
+
+    @property
+    def is_text(self) -> bool:
+        return self.ids_field is None
+
+    @property
+    def max_bad_share(self) -> float:
+        return self.max_bad
+
+    def check_tokenizer(self, tokenizer: TokenizerConfig) -> None:
+        super().check_tokenizer(tokenizer)
+        if self.ids_field and not self.vocab_size and (tokenizer.encoder is not None or tokenizer.sample_bytes):
+            raise ConfigError(
+                f"data.ids_field needs data.vocab_size, or the tokenizer that wrote the ids (tokenizer=pretrained "
+                f"tokenizer.path=); tokenizer={tokenizer.kind} did not write them"
+            )
+
+    def encoder(self, folder: Path, description: dict | None) -> "ByteTokenizer | JsonTokenizer | IdEncoder":
+        if self.ids_field is None:
+            return super().encoder(folder, description)
+        if self.vocab_size is not None:
+            return IdEncoder(self.vocab_size, None)
+        tokenizer = load_tokenizer(folder, description)
+        return IdEncoder(tokenizer.vocab_size, tokenizer.eos_id)
+
+
+class IdEncoder:
+    """Takes documents that are token ids already, as `Rows` gives them. eos_id: None if no EOS ends a document."""
+
+    def __init__(self, vocab_size: int, eos_id: int | None):
+        self.vocab_size, self.eos_id = vocab_size, eos_id
+
+    def encode_batch(self, documents: list[bytes]) -> list[np.ndarray]:
+        """Token ids of each document. An EOS at its end is left out, because one is added."""
+        found = [np.frombuffer(document, dtype="<i8") for document in documents]
+        return [ids[:-1] if self.eos_id is not None and len(ids) and ids[-1] == self.eos_id else ids for ids in found]
 
 
 def split_of(document: bytes, validation_fraction: float) -> str:
@@ -190,4 +314,27 @@ def split_of(document: bytes, validation_fraction: float) -> str:
 
 def split_draw(document: bytes) -> float:
     """A number in [0, 1) from a hash of the document's bytes."""
-    return int.from_bytes(hashlib.blake2b(document, digest_size=8).digest(), "big") / 2.0**64
+    return document_hash(document) / 2.0**64
+
+
+def document_hash(document: bytes) -> int:
+    """A hash of the document's bytes, of 64 bits."""
+    return int.from_bytes(hashlib.blake2b(document, digest_size=8).digest(), "big")
+
+
+@dataclass(frozen=True)
+class SplitRule:
+    """The split of each document of one preparation.
+
+    fraction: as in `split_of`. moved: the hash of a document that is in validation whatever the fraction.
+    """
+
+    fraction: float
+    moved: int | None = None
+
+    def __call__(self, unit: Unit, document: bytes) -> str:
+        return unit.split or self.of_hash(document_hash(document))
+
+    def of_hash(self, found: int) -> str:
+        """The split of a document of a unit without a split of its own, by its `document_hash`."""
+        return "validation" if found / 2.0**64 < self.fraction or found == self.moved else "train"

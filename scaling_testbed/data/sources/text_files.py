@@ -1,26 +1,35 @@
-"""A user's own files: plain text, JSON lines, parquet."""
+"""A user's own files: plain text, JSON lines, CSV, parquet."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from scaling_testbed.data.sources.reading import Unit, as_list, expand, file_identity, plan_file, read_unit
-from scaling_testbed.data.sources.source import SOURCES, TextSource
+from scaling_testbed.data.sources.reading import (
+    Tally,
+    Unit,
+    as_list,
+    check_places,
+    expand,
+    file_identity,
+    plan_file,
+    read_unit,
+)
+from scaling_testbed.data.sources.source import SOURCES, RowSource
 from scaling_testbed.errors import ConfigError
 from scaling_testbed.keys import key
 
 
 @SOURCES.register("text_files")
 @dataclass(frozen=True, kw_only=True)
-class TextFilesConfig(TextSource):
-    """Your own files: .txt, .md, .py, .jsonl (also .gz and .zst) and .parquet."""
+class TextFilesConfig(RowSource):
+    """Your own files: .txt, .jsonl, .csv (each also .gz and .zst), .md, .py and .parquet."""
 
     name: str = "text_files"
     files: Any = key(None, "A glob, a folder, or a list of them.")
     validation_files: Any = key(
         None, "The same for the validation split. null: documents of `files` are split by their hash."
     )
-    text_field: str = key("text", "The field with the text, in .jsonl and .parquet, where a row is a document.")
     cut_bytes: int | None = key(
         4096,
         "A .txt, .md or .py file is cut at line ends into documents of at most so many bytes, so that one long file "
@@ -35,20 +44,20 @@ class TextFilesConfig(TextSource):
     def __post_init__(self):
         super().__post_init__()
         for name in ("files", "validation_files"):
-            value = getattr(self, name)
-            if not (value is None or isinstance(value, (str, list)) and as_list(value)):
-                raise ConfigError(f"{name} must be a glob or a list of globs, got {value!r}")
+            check_places(name, getattr(self, name))
         if self.cut_bytes is not None and self.cut_bytes < 1024:
             raise ConfigError(f"cut_bytes must be at least 1024 or null, got {self.cut_bytes}")
 
-    def _files(self) -> list[tuple[str | None, list[str]]]:
+    def _files(self, tally: Tally | None = None) -> list[tuple[str | None, list[str]]]:
         if self.files is None:
             raise ConfigError("data.files must be given: a glob, a folder or a list of them, as data.files='*.txt'")
-        train, validation = expand("data.files", self.files), expand("data.validation_files", self.validation_files)
-        if not validation:
+        train = expand("data.files", self.files, tally)
+        if self.validation_files is None:
             return [(None, train)]
-        if both := set(train) & set(validation):
-            raise ConfigError(f"data.validation_files must not be in data.files too: {min(both)}")
+        validation = expand("data.validation_files", self.validation_files, tally)
+        real = {os.path.realpath(path) for path in train}
+        if both := [path for path in validation if os.path.realpath(path) in real]:
+            raise ConfigError(f"data.validation_files must not be in data.files too: {both[0]}")
         return [("train", train), ("validation", validation)]
 
     def description(self) -> dict:
@@ -72,5 +81,14 @@ class TextFilesConfig(TextSource):
         pairs = [(split, path) for split, paths in self._files() for path in paths]
         return [unit for split, path in pairs for unit in plan_file("data.files", path, chunk_bytes, split)]
 
-    def documents(self, unit: Unit, skipped: list[str]) -> Iterator[bytes]:
-        return read_unit(unit, self.text_field, self.cut_bytes, skipped)
+    def documents(self, unit: Unit, tally: Tally) -> Iterator[bytes]:
+        return read_unit(unit, self.rows, self.cut_bytes, tally)
+
+    def found(self, units: list[Unit]) -> tuple[dict, Tally]:
+        tally, with_units = Tally(), {unit.path for unit in units}
+        taken = [path for _, paths in self._files(tally) for path in paths]
+        found = len(taken) + tally.n_files
+        for path in taken:
+            if path not in with_units:
+                tally.leave_out("empty", path)
+        return {"found": found, "bytes": sum(map(os.path.getsize, taken))}, tally

@@ -7,19 +7,23 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from scaling_testbed.data import shards
 from scaling_testbed.data.preparing import tasks
 from scaling_testbed.data.preparing.preparation import folder_name, prepare
 from scaling_testbed.data.sources.python_stdlib import PythonStdlibConfig
-from scaling_testbed.data.sources.source import split_of
+from scaling_testbed.data.sources.source import split_draw, split_of
 from scaling_testbed.data.sources.text_files import TextFilesConfig
-from scaling_testbed.data.tokenizers import BpeConfig, BytesConfig
-from scaling_testbed.errors import UserError
+from scaling_testbed.data.summary import describe, left_out_line, remarks
+from scaling_testbed.data.tokenizers import BpeConfig, BytesConfig, PretrainedConfig
+from scaling_testbed.errors import ConfigError, UserError
 
 CHILD = """
 import os, signal, sys
@@ -292,8 +296,8 @@ def test_the_built_in_corpus_is_ready_in_seconds_and_says_what_it_skipped(tmp_pa
     assert data.train.n_tokens > 5_000_000 and data.validation.n_tokens > 100_000
     assert 2.5 < data.manifest["unigram_entropy_nats"] < 4.0
     lines = capsys.readouterr().err.splitlines()
-    skipped = data.manifest["skipped_files"]
-    assert [f"skipped {skipped} files that are not UTF-8" in line for line in lines] == [True] * bool(skipped)
+    skipped = data.manifest["reading"]["files"].get("not UTF-8", {"count": 0})["count"]
+    assert [f"left out {skipped} not UTF-8" in line for line in lines] == [True] * bool(skipped)
 
 
 @pytest.mark.parametrize("kilobytes", [6, 10, 20, 50, 100])
@@ -313,7 +317,7 @@ def test_a_file_of_one_document_is_refused_with_what_to_do(prepared, tmp_path):
 
 def test_files_that_are_not_utf8_are_named_when_nothing_else_is_there(prepared, tmp_path):
     (tmp_path / "latin.txt").write_bytes("né\n".encode("latin-1") * 2000)
-    with pytest.raises(UserError, match="1 files that are not UTF-8, the first .*latin.txt"):
+    with pytest.raises(UserError, match="left out: 1 not UTF-8 .*latin.txt"):
         prepared(str(tmp_path / "latin.txt"))
 
 
@@ -329,3 +333,192 @@ def test_a_data_dir_that_is_a_file_is_one_line(jsonl, documents, tmp_path):
     (tmp_path / "taken").write_text("")
     with pytest.raises(UserError, match="taken"):
         prepare(TextFilesConfig(files=jsonl("a.jsonl", documents(9))), BytesConfig(), data_dir=tmp_path / "taken")
+
+
+# ------------------------------------------------------------------------------------- splits and copies
+
+
+def rejected(texts):
+    """Texts that no hash puts into a validation split of a fraction this small."""
+    assert not any(split_of(text.encode(), 1e-6) == "validation" for text in texts)
+    return texts
+
+
+@pytest.mark.parametrize("copies", [(1, 9), (9, 1), (5, 5, 1), (2, 3), (3, 2), (4, 1, 1)])
+def test_one_document_moves_to_validation_and_no_copy_is_on_both_sides(copies, prepared, jsonl):
+    nearest_first = sorted("abc"[: len(copies)], key=lambda name: split_draw(name.encode()))
+    texts = rejected([name for name, n in zip(nearest_first, copies, strict=True) for _ in range(n)])
+    data = prepared(TextFilesConfig(files=jsonl("a.jsonl", texts), validation_fraction=1e-6))
+    moved, stay = documents_of(data.validation), documents_of(data.train)
+    assert set(moved) == {nearest_first[copies.index(min(copies))]} and not set(moved) & set(stay)
+    assert len(moved) == min(copies) and sorted(moved + stay) == sorted(texts)
+    distinct = {"train": len(set(stay)), "validation": 1}
+    assert (data.manifest["documents"]["distinct"], data.manifest["documents"]["validation_in_train"]) == (distinct, 0)
+    assert data.manifest["source"]["fields"]["validation_fraction"] == 1e-6
+
+
+def test_a_corpus_of_one_repeated_text_is_refused(prepared, jsonl):
+    source = TextFilesConfig(files=jsonl("a.jsonl", rejected(["same"] * 9)), validation_fraction=1e-6)
+    with pytest.raises(UserError, match="all 9 documents are the same text.*data.validation_files"):
+        prepared(source)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_validation_documents_that_are_training_documents_are_counted_or_refused(workers, prepared, jsonl, documents):
+    texts = documents(60)
+    train = jsonl("train.jsonl", texts)
+    for name, found, shared in (
+        ("part", texts[50:] + ["new", "newer"], 10),
+        ("none", ["new"], 0),
+        ("twice", ["x", "x"], 0),
+    ):
+        data = prepared(
+            TextFilesConfig(files=train, validation_files=jsonl(f"{name}.jsonl", found)),
+            chunk_bytes=2048,
+            workers=workers,
+        )
+        counts = data.manifest["documents"]
+        assert counts["distinct"] == {"train": len(set(texts)), "validation": len(set(found))}
+        assert counts["validation_in_train"] == shared
+        assert any(f"{shared} of 12 validation documents (83.3%)" in line for line in remarks(data.manifest)) == bool(
+            shared
+        )
+    for name, found in (("same", texts), ("order", texts[::-1]), ("some", texts[:3]), ("again", [texts[0]] * 5)):
+        with pytest.raises(UserError, match="every validation document is a training document too"):
+            prepared(TextFilesConfig(files=train, validation_files=jsonl(f"{name}.jsonl", found)), workers=workers)
+
+
+def test_training_text_that_is_cut_in_other_places_is_noticed_by_its_lines(prepared, tmp_path):
+    lines = [f"{i} is a line of the book, and {i * i} is its square\n" for i in range(6000)]
+    new = [f"{i} is a line of another book, and {i * i} is its square\n" for i in range(2000)]
+    (tmp_path / "all.txt").write_text("".join(lines))
+    for name, found, share in (
+        ("tail", lines[-2001:], 1.0),
+        ("some", new[:700] + lines[:1300], 0.65),
+        ("new", new, 0.0),
+    ):
+        (tmp_path / f"{name}.txt").write_text("".join(found))
+        source = TextFilesConfig(files=str(tmp_path / "all.txt"), validation_files=str(tmp_path / f"{name}.txt"))
+        manifest = prepared(source).manifest
+        n_lines, n_shared = (manifest["documents"][f"sampled_validation_lines{which}"] for which in ("", "_in_train"))
+        assert n_lines == pytest.approx(len(found) / 8, rel=0.3) and n_shared / n_lines == pytest.approx(share, abs=0.1)
+        said = [line for line in remarks(manifest) if "of the validation lines are training lines too" in line]
+        assert len(said) == (share > 0.5)
+
+
+def test_a_validation_file_that_is_a_training_file_is_refused_whatever_its_name(jsonl, documents, tmp_path):
+    train = jsonl("train.jsonl", documents(9))
+    (tmp_path / "link.jsonl").symlink_to("train.jsonl")
+    (tmp_path / "folder").symlink_to(tmp_path)
+    for path in (train, tmp_path / "link.jsonl", tmp_path / "folder/train.jsonl"):
+        with pytest.raises(ConfigError, match="data.validation_files must not be in data.files too"):
+            TextFilesConfig(files=train, validation_files=str(path)).identity()
+
+
+def test_copies_inside_a_split_are_said_if_there_are_many(prepared, jsonl, documents):
+    few = prepared(jsonl("few.jsonl", [*documents(100), documents(1)[0]])).manifest
+    many = prepared(jsonl("many.jsonl", documents(100) * 2)).manifest
+    assert remarks(few) == [] and len(remarks(many)) == 2 and "are copies of others there" in remarks(many)[0]
+
+
+# ------------------------------------------------------------------------------------- rows and ids
+
+
+def with_bad_rows(path, documents, n_bad):
+    lines = [json.dumps({"text": text}) for text in documents]
+    lines[5:5] = ["not json"] * n_bad
+    path.write_text("\n".join(lines))
+    return str(path)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_more_bad_rows_than_allowed_stop_a_preparation(workers, prepared, tmp_path, documents):
+    path = with_bad_rows(tmp_path / "a.jsonl", documents(98), 2)
+    source = TextFilesConfig(files=path, on_bad="skip", max_bad=0.02, validation_fraction=0.2)
+    reading = prepared(source, workers=workers, chunk_bytes=1024).manifest["reading"]
+    assert (reading["rows"], reading["bad_rows"]["not JSON"]["count"]) == (100, 2)
+    assert f"{path}:6: not a JSON line" in reading["bad_rows"]["not JSON"]["first"][0]
+    for max_bad in (0.001, 0.019):
+        with pytest.raises(UserError, match=r"2 of 100 rows are bad \(2 %\), more than data.max_bad=0.0") as error:
+            prepared(replace(source, max_bad=max_bad), workers=workers)
+        assert f"{path}:6" in str(error.value) and "raise data.max_bad" in str(error.value)
+
+
+def test_keys_that_were_added_later_change_no_folder_unless_set(jsonl, documents):
+    source = TextFilesConfig(files=jsonl("a.jsonl", documents(9)))
+    assert not {"ids_field", "vocab_size", "on_bad", "max_bad"} & source.identity().keys()
+    names = {
+        folder_name(one, BytesConfig()) for one in (source, replace(source, on_bad="skip"), replace(source, max_bad=0))
+    }
+    assert len(names) == 3
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_token_ids_are_taken_as_they_are(kind, prepared, tmp_path):
+    rows = [[i % 7, i, 499, 3] for i in range(300)]
+    path = tmp_path / f"a.{kind}"
+    if kind == "jsonl":
+        path.write_text("".join(json.dumps({"input_ids": row}) + "\n" for row in rows))
+    else:
+        pyarrow.parquet.write_table(pyarrow.table({"input_ids": rows}), path)
+    source = TextFilesConfig(files=str(path), ids_field="input_ids", vocab_size=500, validation_fraction=0.2)
+    data = prepared(source)
+    found = np.concatenate([stream.read(0, stream.n_tokens).reshape(-1, 4) for stream in (data.train, data.validation)])
+    assert sorted(found.tolist()) == sorted(rows) and data.vocab_size == 500
+    manifest = data.manifest
+    assert manifest["tokenizer"] is manifest["eos_id"] is manifest["text_check"] is data.validation.n_bytes is None
+    assert data.folder.name.startswith("text_files-") and "bytes" not in data.folder.name
+    with pytest.raises(UserError, match="a.*: token id 499 is outside the vocabulary of 400"):
+        prepared(replace(source, vocab_size=400))
+
+
+def test_token_ids_of_a_tokenizer_end_with_its_eos_once(prepared, jsonl, documents, tmp_path):
+    trained = prepared(jsonl("text.jsonl", documents(40)), BpeConfig(vocab_size=400))
+    rows = [[i % 300 + 1, i % 7 + 1, *([0] * (i % 2))] for i in range(300)]  # some end with its EOS, 0, already
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"ids": row}) + "\n" for row in rows))
+    tokenizer = PretrainedConfig(path=str(trained.folder / "tokenizer.json"), vocab_size=400)
+    source = TextFilesConfig(files=str(tmp_path / "a.jsonl"), ids_field="ids", validation_fraction=0.2)
+    data = prepared(source, tokenizer)
+    found = np.concatenate([stream.read(0, stream.n_tokens).reshape(-1, 3) for stream in (data.train, data.validation)])
+    assert (found[:, 2] == 0).all() and sorted(map(tuple, found[:, :2])) == sorted(tuple(row[:2]) for row in rows)
+    assert data.vocab_size == 400 and data.tokenizer_fingerprint == trained.tokenizer_fingerprint
+    for other in (BytesConfig(), BpeConfig()):
+        with pytest.raises(ConfigError, match="data.ids_field needs data.vocab_size, or the tokenizer that wrote"):
+            prepared(source, other)
+    with pytest.raises(ConfigError, match="^vocab_size needs ids_field"):
+        TextFilesConfig(files="a", vocab_size=3)
+
+
+@pytest.mark.parametrize(
+    "value", [[1.5], ["a"], [True, False], [-1], [[1]], 3, "text", [10**30], [1 << 31], [None], {"a": 1}]
+)
+def test_what_is_no_list_of_token_ids_is_named(value, prepared, tmp_path):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"ids": value}) + "\n")
+    with pytest.raises(UserError, match="a.jsonl:1: field 'ids' holds .*(no list of whole numbers|no token id)"):
+        prepared(TextFilesConfig(files=str(tmp_path / "a.jsonl"), ids_field="ids", vocab_size=9))
+
+
+# ------------------------------------------------------------------------------------- summary
+
+
+def test_a_summary_says_what_was_found_taken_and_left_out(tmp_path, documents, jsonl, prepared):
+    (tmp_path / "texts").mkdir()
+    clean_file = jsonl("texts/a.jsonl", documents(50))
+    (tmp_path / "texts/b.pdf").write_text("x")
+    (tmp_path / "texts/c.txt").write_bytes(b"\xff")
+    data = prepared(str(tmp_path / "texts"))
+    (line,) = [line for line in describe(data).splitlines() if line.startswith("files ")]
+    left = f"left out 1 with ending .pdf ({tmp_path}/texts/b.pdf), 1 not UTF-8 ({tmp_path}/texts/c.txt)"
+    assert line == f"files            3 found, 1 taken; {left}" and left_out_line(data.manifest) in line
+    clean = prepared(clean_file)
+    assert left_out_line(clean.manifest) is None and remarks(clean.manifest) == []
+
+
+def test_a_corpus_of_an_earlier_version_can_be_described(prepared, corpus):
+    data = prepared(corpus)
+    old = {key: value for key, value in data.manifest.items() if key not in ("reading", "documents", "text_check")}
+    lines = describe(replace(data, manifest=old)).splitlines()
+    assert (
+        not any(line.startswith(("files", "warning")) for line in lines)
+        and replace(data, manifest=old).text_lost is None
+    )

@@ -3,12 +3,14 @@ import logging
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
 
 from scaling_testbed.data import hub
 from scaling_testbed.data.sources.huggingface import HuggingFaceConfig
+from scaling_testbed.data.sources.reading import Tally
 from scaling_testbed.data.tokenizers import PretrainedConfig
 from scaling_testbed.errors import ConfigError, UserError
 
@@ -44,7 +46,7 @@ def source(tmp_path, documents):
 
 
 def read(source, chunk_bytes=1 << 20):
-    return [text.decode() for unit in source.units(chunk_bytes) for text in source.documents(unit, [])]
+    return [text.decode() for unit in source.units(chunk_bytes) for text in source.documents(unit, Tally())]
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -99,6 +101,43 @@ def test_a_bad_row_is_named_with_its_number(streaming, where, source, tmp_path):
     path.write_text("".join([*lines[:7], "not json\n", *lines[8:]]))
     with pytest.raises(UserError, match=f"split train, {where}: not a JSON line"):
         read(dataset, chunk_bytes=1000)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_rows_of_a_dataset_are_read_as_those_of_files(streaming, tmp_path):
+    chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "naïve"}]
+    rows = [{"a": {"b": f"text {i}\u2028 more"}, "messages": chat, "ids": [1, 2, i]} for i in range(5)]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    (tmp_path / "a.json").write_text("\ufeff" + "\n".join([*lines[:2], "", *lines[2:]]) + "\n")
+    for kind in ("parquet", "json"):
+        at = {"path": kind, "data_files": str(tmp_path / f"a.{kind}"), "streaming": streaming}
+        assert read(HuggingFaceConfig(**at, text_field="a.b")) == [row["a"]["b"] for row in rows]
+        assert read(HuggingFaceConfig(**at, text_field="messages")) == ["user: Hi\n\nassistant: naïve"] * 5
+        ids = HuggingFaceConfig(**at, ids_field="ids", vocab_size=9)
+        found = [text for unit in ids.units(1 << 20) for text in ids.documents(unit, Tally())]
+        assert [list(np.frombuffer(text, "<i8")) for text in found] == [row["ids"] for row in rows]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_bad_rows_of_a_dataset_are_left_out_if_asked(streaming, source, tmp_path, documents):
+    dataset = source("json", streaming=streaming, on_bad="skip")
+    path = tmp_path / "part2.json"
+    path.write_text(path.read_text() + 'not json\n{"body": 1}\n')
+    tally = Tally()
+    assert [text.decode() for unit in dataset.units(1000) for text in dataset.documents(unit, tally)] == documents(60)
+    assert tally.rows == 62 and {reason: e["count"] for reason, e in tally.bad_rows.items()} == {
+        "not JSON": 1,
+        "no such field": 1,
+    }
+
+
+def test_a_place_that_names_nothing_is_refused():
+    for fields in ({"path": ""}, {"path": "x", "split": " "}, {"path": "json", "data_files": ""}):
+        with pytest.raises(ConfigError, match="must not be blank|must name files"):
+            HuggingFaceConfig(**fields)
+    with pytest.raises(ConfigError, match="validation_split must not be the split that is trained on"):
+        HuggingFaceConfig(path="x", validation_split="train")
 
 
 def test_a_file_that_changed_is_seen_by_the_same_process(source, tmp_path, documents):

@@ -1,0 +1,95 @@
+"""What a prepared corpus holds and what was left out of it, as lines for a terminal."""
+
+from scaling_testbed.data.shards import SPLITS, PreparedData
+from scaling_testbed.errors import listed
+
+MANY_COPIES = 0.1  # the share of copies in a split above which they are mentioned
+MANY_LINES = 0.5  # the share of validation lines in the train split above which they are mentioned
+FEW_LINES = 8  # a smaller sample says nothing
+SHOWN = 4  # reasons of a kind that are listed
+
+
+def describe(data: PreparedData) -> str:
+    """A description of a prepared corpus, one fact on each line."""
+    manifest, lines = data.manifest, [("folder", str(data.folder))]
+    if read := files_line(manifest):
+        lines.append(("files", read))
+    for split in SPLITS:
+        record = manifest["splits"][split]
+        parts = [f"{record['n_tokens']:,} tokens"]
+        parts += [f"{record[key]:,} {what}" for key, what in _COUNTS.items() if record.get(key) is not None]
+        lines.append((split, ", ".join(parts)))
+    lines.append(("vocabulary", f"{data.vocab_size:,} ({manifest['dtype']})"))
+    for key, label in (("unigram_entropy_nats", "unigram entropy"), ("entropy_rate_nats", "entropy rate")):
+        if manifest[key] is not None:
+            lines.append((label, f"{manifest[key]:.4f} nats per token"))
+    lines.append(("fingerprint", data.fingerprint))
+    if stray := data.stray_shards():
+        lines.append(("not read", f"{listed(stray)}: not in the manifest"))
+    return "\n".join([f"{label:<16} {text}" for label, text in lines] + remarks(manifest))
+
+
+_COUNTS = {"n_documents": "documents", "n_bytes": "bytes of text"}
+
+
+def files_line(manifest: dict) -> str | None:
+    """What was found, taken and left out, by reason; None for a source that counts neither files nor rows, or if an
+    earlier version prepared it."""
+    reading, parts = manifest.get("reading") or {}, []
+    left_out = reading.get("files") or {}
+    if "found" in reading:
+        n_taken = reading["found"] - sum(entry["count"] for entry in left_out.values())
+        parts.append(f"{reading['found']:,} found, {n_taken:,} taken")
+    if left_out:
+        parts.append(f"left out {counted(left_out)}")
+    if bad := reading.get("bad_rows"):
+        parts.append(f"of {reading['rows']:,} rows left out {counted(bad)}")
+    if reading.get("empty_rows"):
+        parts.append(f"{reading['empty_rows']:,} of {reading['rows']:,} rows have no text")
+    if reading.get("chats"):
+        parts.append(f"{reading['chats']:,} lists of messages became text: {reading['chat_format']}")
+    if noted := reading.get("noted"):
+        parts.append(f"taken with {counted(noted)}")
+    return "; ".join(parts) or None
+
+
+def left_out_line(manifest: dict) -> str | None:
+    """`files_line` if something was left out or noted, else None."""
+    reading = manifest.get("reading") or {}
+    return files_line(manifest) if any(reading.get(name) for name in ("files", "bad_rows", "noted")) else None
+
+
+def counted(entries: dict[str, dict]) -> str:
+    """Counts of reasons as text, the largest first, each with the first place."""
+    ordered = sorted(entries.items(), key=lambda item: -item[1]["count"])
+    shown = [f"{entry['count']:,} {reason} ({entry['first'][0]})" for reason, entry in ordered[:SHOWN]]
+    if rest := sum(entry["count"] for _, entry in ordered[SHOWN:]):
+        shown.append(f"{rest:,} for other reasons")
+    return ", ".join(shown)
+
+
+def remarks(manifest: dict) -> list[str]:
+    """What makes numbers of this corpus doubtful, one line for each; empty if nothing is known."""
+    lines, documents = [], manifest.get("documents") or {}
+    n_documents = {split: manifest["splits"][split]["n_documents"] for split in SPLITS}
+    if shared := documents.get("validation_in_train"):
+        share = shared / n_documents["validation"]
+        lines.append(
+            f"warning: {shared:,} of {n_documents['validation']:,} validation documents ({share:.1%}) are training "
+            "documents too"
+        )
+    n_lines, n_shared = (documents.get(f"sampled_validation_lines{which}") or 0 for which in ("", "_in_train"))
+    if n_shared > MANY_LINES * n_lines and n_lines >= FEW_LINES:
+        lines.append(
+            f"warning: {n_shared / n_lines:.1%} of the validation lines are training lines too (of a sample of "
+            f"{n_lines:,} lines)"
+        )
+    for split, distinct in (documents.get("distinct") or {}).items():
+        copies = n_documents[split] - distinct
+        if copies > MANY_COPIES * n_documents[split]:
+            lines.append(
+                f"warning: {copies:,} of {n_documents[split]:,} documents in {split} are copies of others there"
+            )
+    if lost := (manifest.get("text_check") or {}).get("lost"):
+        lines.append(f"warning: the tokenizer loses text, so bits per byte is not reported: {lost}")
+    return lines
