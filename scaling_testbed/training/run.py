@@ -11,14 +11,12 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-import torch
-
 from scaling_testbed.config.run import RunConfig, run_folder_path
 from scaling_testbed.errors import FAILED, UserError, first_line
-from scaling_testbed.processes.device import peak_memory_bytes
+from scaling_testbed.processes.device import is_memory_error, peak_memory_bytes
 from scaling_testbed.processes.group import PeerGone, PeerHangs, Processes, RankError
 from scaling_testbed.processes.interrupts import Interrupted, Interrupts
-from scaling_testbed.processes.world import check_world, world_from_environment
+from scaling_testbed.processes.world import World, check_world, world_from_environment
 from scaling_testbed.progress import say
 from scaling_testbed.runs.folder import RunFolder
 from scaling_testbed.runs.identity import check_own, check_same, of_checkpoint
@@ -27,7 +25,7 @@ from scaling_testbed.training.parts import build_parts
 from scaling_testbed.training.progress import is_evaluated, is_saved, resume, save
 from scaling_testbed.training.records import Records
 from scaling_testbed.training.row import Outcome, make_row
-from scaling_testbed.training.step import Diverged, make_update, poll
+from scaling_testbed.training.step import Diverged, TooLittleMemory, make_update, poll, too_little_memory
 from scaling_testbed.training.validation import evaluate
 
 
@@ -51,7 +49,7 @@ def train(run: RunConfig, interrupts: Interrupts | None = None, *, quiet: bool =
         if row := processes.on_main(lambda: _hold(folder, held, run, quiet=quiet)):
             return row
         held.enter_context(_failures_recorded(run, folder, processes))
-        processes.on_main(lambda: check_same(of_checkpoint(folder.path) or {}, run, folder.path) and None)
+        processes.on_main(lambda: _check_goes_on(folder, run))
         try:
             # Several processes must stop together, which is only possible from the first step on.
             with interrupts.at_once() if world.size == 1 else contextlib.nullcontext():
@@ -76,7 +74,11 @@ def train(run: RunConfig, interrupts: Interrupts | None = None, *, quiet: bool =
                 if is_saved(run.checkpoint, progress.step):
                     save(parts, progress)
                 progress.clock.begin_step()
-                update = make_update(parts, progress.step, interrupts)
+                try:
+                    update = make_update(parts, progress.step, interrupts, progress.micro_batch)
+                except TooLittleMemory as error:
+                    records.say(progress.take_less(parts, error))
+                    continue
                 progress.advance(update, run, parts.steps)
         except Interrupted as signal:
             outcome = Outcome("preempted", f"stopped by {signal} at step {progress.step}")
@@ -118,6 +120,12 @@ def _hold(folder: RunFolder, held: contextlib.ExitStack, run: RunConfig, *, quie
     return _final_row(folder, run, quiet=quiet)
 
 
+def _check_goes_on(folder: RunFolder, run: RunConfig) -> None:
+    """Raise UserError, before any data are prepared, if the checkpoint to continue from is of other data or plug-ins."""
+    if saved := of_checkpoint(folder.path):
+        check_same(saved, run, folder.path)
+
+
 @contextlib.contextmanager
 def _failures_recorded(run: RunConfig, folder: RunFolder, processes: Processes) -> Iterator[None]:
     """Context manager for the work in a claimed folder. It records an error in the row, reports it to the other
@@ -133,7 +141,7 @@ def _failures_recorded(run: RunConfig, folder: RunFolder, processes: Processes) 
     try:
         yield
     except Exception as error:
-        mended = _for_a_person(error)
+        mended = _for_a_person(error, run, processes.world)
         cause = processes.first_failure(mended or error) or mended
         told = cause or error
         if processes.world.is_main:
@@ -161,9 +169,8 @@ def _end_recorded(run: RunConfig, folder: RunFolder, error: Exception) -> Except
     return error
 
 
-def _for_a_person(error: Exception) -> UserError | None:
+def _for_a_person(error: Exception, run: RunConfig, world: World) -> UserError | None:
     """A UserError with advice if `error` is not a defect of the code, else None."""
-    if isinstance(error, torch.OutOfMemoryError):
-        hint = "set batch.micro_batch_sequences lower: it changes the memory, not the global batch"
-        return UserError(f"the device has too little memory for this run; {hint}")
+    if not isinstance(error, UserError) and is_memory_error(error):
+        return too_little_memory(None, run, run.batch.micro_batch or run.batch.sequences // world.size, error)
     return None
