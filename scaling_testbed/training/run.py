@@ -121,7 +121,7 @@ def _hold(folder: RunFolder, held: contextlib.ExitStack, run: RunConfig, *, quie
 
 
 def _check_goes_on(folder: RunFolder, run: RunConfig) -> None:
-    """Raise UserError, before any data are prepared, if the checkpoint to continue from is of other data or plug-ins."""
+    """Raise UserError, before data are prepared, if the checkpoint to continue from is of other data or plug-ins."""
     if saved := of_checkpoint(folder.path):
         check_same(saved, run, folder.path)
 
