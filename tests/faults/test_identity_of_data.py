@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import time
@@ -10,8 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from tests.conftest import REAL_PYTHON
 
 SMALL = ["model=bigram", "batch.sequences=2", "batch.sequence_length=16", "evaluation.tokens=64", "compute.threads=1"]
 TEXT = ["data=text_files", "data.files=c.txt", "budget.steps=2"]
@@ -120,36 +117,6 @@ def test_the_records_of_another_run_are_not_served(train, tmp_path, record_prope
     record_property("seen", err.strip())
     assert status == 1 and "validation loss" not in out
     assert f"holds the records of run {zero.name}: seed is 0 there and 1 here (and 1 more)" in err
-
-
-@pytest.mark.slow
-@pytest.mark.fault("40", "A row names the code of its run, also where the source was edited while the run waited.")
-def test_a_row_names_the_code_that_was_edited_while_its_run_waited(tmp_path, record_property):
-    """A task of Slurm is such a process: it starts later than `submit`, and imports the source as it is then."""
-    source, root = tmp_path / "source", Path(__file__).parents[2]
-    for name in ("scaling_testbed", "kernels", "configs"):
-        shutil.copytree(root / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
-    git = ["git", "-C", str(source), "-c", "user.name=a", "-c", "user.email=a@b"]
-    subprocess.run([*git, "init", "-q"], check=True)
-    subprocess.run([*git, "add", "."], check=True)
-    subprocess.run([*git, "commit", "-q", "-m", "as submitted"], check=True)
-    environment = os.environ | {"PYTHONPATH": str(source), "PYTHONDONTWRITEBYTECODE": "1"}
-
-    def row_of(seed):
-        words = [*SMALL, "data=noise", "data.n_tokens=4096", "data.n_validation_tokens=2048", "budget.steps=2"]
-        words += [f"seed={seed}", f"runs_dir={tmp_path / 'runs'}", f"data_dir={tmp_path / 'data'}"]
-        line = [REAL_PYTHON, "-m", "scaling_testbed.train", *words]
-        subprocess.run(line, cwd=tmp_path, env=environment, check=True, capture_output=True)
-        rows = [json.loads(path.read_text()) for path in tmp_path.glob("runs/*/*/result.json")]
-        return next(row for row in rows if row["seed"] == seed)
-
-    clean = row_of(0)
-    (source / "scaling_testbed" / "learning" / "edited.py").write_text("RATE = 2\n")
-    edited = row_of(1)
-    record_property("seen", f"git_dirty {clean['git_dirty']}, then {edited['git_dirty']}")
-    assert clean["git_commit"] == edited["git_commit"] is not None and clean["git_dirty"] is None
-    (diff,) = tmp_path.glob(f"runs/*/{edited['run_id']}/uncommitted-{edited['git_dirty']}.diff")
-    assert "+RATE = 2" in diff.read_text()
 
 
 def stopped_after(popen, tmp_path, act, status, step=3):

@@ -78,8 +78,20 @@ def inputs_of(source, tokenizer) -> Inputs:
         settings["tokenizer"] = tokenizer.settings()
         groups = None if groups is None else {**groups, "tokenizer": tokenizer.inputs()}
     settings["plugins"] = [code for part in parts if (code := source_hash(type(part)))]
-    files = None if groups is None else [file for role, paths in groups.items() for file in _stat(role, paths)]
+    if groups is None or not all(_tells_all(type(part)) for part in parts):
+        return Inputs(fingerprint_of(settings), None)
+    files = [file for role, paths in groups.items() for file in _stat(role, paths)]
     return Inputs(fingerprint_of(settings), files)
+
+
+def _tells_all(cls: type) -> bool:
+    """Whether `inputs` of a source or tokenizer names all that its identity depends on. A subclass that adds something
+    to the identity, such as another file, and inherits `inputs`, does not."""
+
+    def defined(name: str) -> int:
+        return next((at for at, ancestor in enumerate(cls.__mro__) if name in vars(ancestor)), len(cls.__mro__))
+
+    return defined("inputs") <= min(defined("identity"), defined("content"))
 
 
 def _stat(role: str, paths: Sequence[str]) -> list[File]:

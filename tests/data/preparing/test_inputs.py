@@ -92,7 +92,7 @@ def test_a_tokenizer_file_is_an_input(corpus, tmp_path):
     shutil.copy(made / "tokenizer.json", file)
     tokenizer = PretrainedConfig(path=str(file))
     folder = prepare(source, tokenizer, data_dir=tmp_path / "data", quiet=True)
-    moved = PretrainedConfig(path=shutil.copy(file, tmp_path / "moved.json"))
+    moved = PretrainedConfig(path=str(shutil.copy(file, tmp_path / "moved.json")))
     assert find_prepared(source, moved, tmp_path / "data") == folder
     file.write_text(file.read_text() + "\n")
     assert find_prepared(source, tokenizer, tmp_path / "data") is None
@@ -152,3 +152,20 @@ def test_a_damaged_list_is_no_list(corpus, tmp_path, name, content):
 
 def test_a_synthetic_source_has_no_inputs():
     assert SyntheticSource().inputs() == {}
+
+
+def test_a_subclass_that_adds_to_the_identity_is_found_by_its_name_alone(corpus, tmp_path):
+    """Another file may decide its tokens, which nobody has listed."""
+
+    class WithLexicon(TextFilesConfig):
+        kind = "lexicon"
+
+        def content(self):
+            return super().content() | {"lexicon": (tmp_path / "lexicon").read_text()}
+
+    source = WithLexicon(files=corpus[0].files)
+    (tmp_path / "lexicon").write_text("one")
+    folder = prepare(source, BytesConfig(), data_dir=tmp_path / "data", quiet=True)
+    assert find_prepared(source, BytesConfig(), tmp_path / "data") == folder
+    (tmp_path / "lexicon").write_text("two")
+    assert find_prepared(source, BytesConfig(), tmp_path / "data") is None
