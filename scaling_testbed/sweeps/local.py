@@ -22,7 +22,15 @@ from scaling_testbed.progress import clock, say
 from scaling_testbed.runs.lease import owner_of
 from scaling_testbed.runs.row import FINAL
 from scaling_testbed.sweeps.plan import PlannedRun, on_gpus
-from scaling_testbed.sweeps.status import LOG_FILE, RunState, last_line, read_state
+from scaling_testbed.sweeps.status import (
+    LOG_FILE,
+    RunState,
+    check_none_changed,
+    last_line,
+    read_state,
+    read_states,
+    set_aside,
+)
 from scaling_testbed.sweeps.view import live_table
 
 POLL_SECONDS = 0.2
@@ -66,8 +74,11 @@ class Driver:
 
     def drive(self) -> int:
         """Run all unfinished runs. Returns the exit status: 0, 1 if a run failed, or 75 if a signal asked to stop. The
-        runs have then saved checkpoints, and the next call continues them."""
-        self.states = {run.run_id: read_state(run) for run in self.runs}
+        runs have then saved checkpoints, and the next call continues them. Raises UserError, before anything is
+        started, if the data or plug-ins of a run have changed and this is no retry."""
+        self.states = {state.run.run_id: state for state in read_states(self.runs)}
+        if not self.retry:
+            check_none_changed(list(self.states.values()))
         self.waiting = sorted((run for run in self.runs if self._is_due(run)), key=lambda run: -run.flops)
         self._skipped = [run for run in self.runs if self.states[run.run_id].state == "failed" and not self.retry]
         self.failures = {run.run_id: self.states[run.run_id].error or "failed" for run in self._skipped}
@@ -88,7 +99,7 @@ class Driver:
 
     def _is_due(self, run: PlannedRun) -> bool:
         state = self.states[run.run_id].state
-        return state in ("pending", "stopped", "running") or (state == "failed" and self.retry)
+        return state in ("pending", "stopped", "running") or (state in ("failed", "changed") and self.retry)
 
     def _loop(self, free: list[dict[str, str]]) -> None:
         console = Console()
@@ -135,6 +146,8 @@ class Driver:
     def _begin(self, run: PlannedRun, free: list[dict[str, str]]) -> None:
         """Start a run in a free slot. If its folder cannot be written, it has failed, and the others continue."""
         try:
+            if self.states[run.run_id].state == "changed":
+                print(f"{run.label}: the old run is in {set_aside(run)}", flush=True)
             process = self._start(run, free[-1])
         except OSError as error:
             self.states[run.run_id] = replace(self.states[run.run_id], state="failed")
@@ -194,7 +207,8 @@ class Driver:
             self.states[run.run_id] = replace(state, state="running", error=None) if starting else state
 
     def _share_done(self, run: PlannedRun) -> float:
-        return self.states[run.run_id].step / run.steps
+        state = self.states[run.run_id]
+        return 0.0 if state.state == "changed" else state.step / run.steps  # what has changed is trained from step 0
 
     def _seconds_left(self) -> float | None:
         """Estimate from the FLOPs of the steps that were trained since this driver began. None until ENOUGH_RUNS runs
@@ -222,6 +236,10 @@ class Driver:
             left = len(self.waiting)
             say(f"stopped by {self.stopping}; {left} runs not started; the same command continues", errors=True)
             return STOPPED
+        for state in read_states(self.runs):  # the data may have changed since a run has finished
+            self.states[state.run.run_id] = state
+            if state.state == "changed":
+                self.failures[state.run.run_id] = state.error or "changed"
         for run in self.runs:
             if run.run_id in self.failures:
                 say(f"failed: {run.label}: {self.failures[run.run_id]} ({run.folder}/{LOG_FILE})", errors=True)

@@ -64,6 +64,10 @@ class PythonPackagesConfig(PythonStdlibConfig):
             return super().content()
         return {"packages": [[wheel.name, wheel.version, fingerprint_of(wheel.files)] for wheel in self._wheels]}
 
+    def inputs(self) -> dict[str, list[str]]:
+        """None for pinned wheels: name, version and RECORD decide, and a file that differs from RECORD is refused."""
+        return super().inputs() if self.packages is None else {}
+
     def _paths(self) -> list[str]:
         if self.packages is None:
             return super()._paths()

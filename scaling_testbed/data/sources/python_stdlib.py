@@ -35,6 +35,9 @@ class PythonStdlibConfig(TextSource):
     def _paths(self) -> list[str]:
         return [path for _, paths in self._files() for path in paths]
 
+    def inputs(self) -> dict[str, list[str]]:
+        return {f"folder {number}": paths for number, (_, paths) in enumerate(self._files(), 1)}
+
     def units(self, chunk_bytes: int) -> list[Unit]:
         return [unit for path in self._paths() for unit in plan_file("files", path, chunk_bytes)]
 

@@ -42,6 +42,9 @@ class SyntheticSource(Source):
         check_range("n_validation_tokens", self.n_validation_tokens, 1, MAX_TOKENS)
         check_range("seed", self.seed, 0)
 
+    def inputs(self) -> dict[str, list[str]]:
+        return {}
+
     def prepare(self, job: Job) -> dict:
         splits = {}
         for split in SPLITS:

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -72,6 +72,8 @@ class TokenFilesConfig(Source):
     )
     vocab_size: int | None = key(None, "The vocabulary of the tokenizer that wrote the files. It must be given.")
 
+    places: ClassVar[tuple[str, ...]] = ("train", "validation")
+
     def __post_init__(self):
         check_choices(self)
         for name in SPLITS:
@@ -106,6 +108,9 @@ class TokenFilesConfig(Source):
         elif self.format in ("auto", "nanogpt"):
             record["type"] = "the only one"  # folders of earlier versions, which took all for uint16, are made again
         return record
+
+    def inputs(self) -> dict[str, list[str]]:
+        return {split: self.paths(split) for split in SPLITS}
 
     def prepare(self, job: Job) -> dict:
         """Read every file once, for its hash and the range of its ids. The files stay in place."""
