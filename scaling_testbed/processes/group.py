@@ -15,7 +15,6 @@ import os
 import re
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
@@ -30,6 +29,7 @@ from scaling_testbed.errors import FAILED, STOPPED, UserError
 from scaling_testbed.processes.heartbeat import FAILURE, Beat, Finding, Heartbeat, collectives, place
 from scaling_testbed.processes.interrupts import Interrupts
 from scaling_testbed.processes.world import World
+from scaling_testbed.progress import release_streams, say
 
 WAIT_SECONDS = 1  # one wait at the store, which is then repeated; signals are handled between two of them
 LEAVE_SECONDS = 20  # how long rank 0 waits at the end for the other ranks
@@ -288,12 +288,11 @@ class Processes:
         try:
             if self.world.rank == (1 if first["about"] == 0 else 0):
                 error = self._record(error)
-                print(f"error: {error}", file=sys.stderr)
+                say(f"error: {error}", errors=True)
             if answered and self._store is not None:
                 store = self._store
                 _in_time(lambda: self._leave(store, first["about"]), LEAVE_SECONDS)
-            sys.stdout.flush()
-            sys.stderr.flush()
+            release_streams()
         finally:
             os._exit(getattr(error, "exit_status", FAILED))
 

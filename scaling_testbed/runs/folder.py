@@ -177,6 +177,7 @@ class RunFolder:
         if self._metrics is None:
             raise RuntimeError("metrics.jsonl is not open: call open_metrics first")
         if not _is_at(path, self._metrics):
+            self.check_held()  # the whole folder may just have been replaced
             say(f"warning: {path} was replaced by another file; earlier lines may be lost", errors=True)
             self._whole = False
             os.close(self._metrics)
