@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.live import Live
 
 from scaling_testbed.errors import STOPPED, check_positive
+from scaling_testbed.processes.interrupts import handle, restore
 from scaling_testbed.progress import clock
 from scaling_testbed.runs.lease import owner_of
 from scaling_testbed.runs.row import FINAL
@@ -45,12 +46,6 @@ def slots(workers: int | None, gpus: Sequence[str], runs_per_gpu: int) -> list[d
     return [{"OMP_NUM_THREADS": str(max(1, cores // workers))}] * workers
 
 
-def _handle(numbers: Sequence[signal.Signals], handler) -> dict:
-    """Install `handler` for the signals that are not ignored, and return the previous handlers. nohup and a shell's &
-    ignore signals, so that a process continues."""
-    return {n: signal.signal(n, handler) for n in numbers if signal.getsignal(n) is not signal.SIG_IGN}
-
-
 @dataclass
 class Driver:
     """Runs `runs` in `slots`, those with the most FLOPs first; see `drive`."""
@@ -75,15 +70,14 @@ class Driver:
         self._done_before = {run.run_id: self._share_done(run) for run in self._due}
         if not self.waiting:
             return self._conclude()
-        free, previous = list(self.slots), _handle(_SIGNALS, self._stop)
+        free, previous = list(self.slots), handle(_SIGNALS, self._stop)
         try:
             self._loop(free)
         except BaseException:
             self._send(signal.SIGTERM)  # after an error of the driver its runs save and end
             raise
         finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+            restore(previous)
         return self._conclude()
 
     def _is_due(self, run: PlannedRun) -> bool:

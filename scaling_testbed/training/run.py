@@ -159,4 +159,6 @@ def _for_a_person(error: Exception, run: RunConfig, world: World) -> UserError |
     """A UserError with advice if `error` is not a defect of the code, else None."""
     if not isinstance(error, UserError) and is_memory_error(error):
         return too_little_memory(None, run, run.batch.micro_batch or run.batch.sequences // world.size, error)
+    if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
+        return UserError("no thread can be started here; raise the limit of memory (ulimit -v) or of processes (-u)")
     return None

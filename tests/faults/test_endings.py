@@ -15,13 +15,126 @@ from pathlib import Path
 
 import pytest
 
+from scaling_testbed.data.batches import ValidationBatches
+from scaling_testbed.errors import ConfigError
+from scaling_testbed.runs import checkpoint
+from scaling_testbed.train import main as train_main
+from scaling_testbed.training import parts as building
+from scaling_testbed.training import step as updates
+from tests.conftest import REAL_PYTHON
 from tests.training.conftest import TINY, data_dir, metrics, start, tiny, trained, whole  # noqa: F401
+from tests.training.test_run import assert_same_bits
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def row_in(folder):
     return json.loads((folder / "result.json").read_text())
+
+
+# ---- Signals
+
+
+@pytest.fixture
+def stopped(tiny, trained, whole, tmp_path, data_dir, monkeypatch, capsys):
+    """Returns a function that runs the command with signals sent at one place, and then again without. It returns the
+    row of the first start. The second must end in the same bits as a run that was not stopped."""
+
+    def run_it(place, name, at, send_signals, *overrides):
+        _, folder = tiny(*overrides)
+        arguments = [*TINY, f"runs_dir={tmp_path / 'runs'}", f"data_dir={data_dir}", *overrides]
+        real, calls = getattr(place, name), [0]
+
+        def hit(*given, **options):
+            calls[0] += 1
+            if calls[0] == at:
+                return send_signals(lambda: real(*given, **options))
+            return real(*given, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, hit)
+            assert train_main(arguments) == 75
+        row = row_in(folder)
+        assert row["status"] == "preempted" and "Traceback" not in capsys.readouterr().err
+        assert train_main(arguments) == 0
+        assert_same_bits(whole(*overrides)[1], folder)
+        return row
+
+    return run_it
+
+
+def raising(*numbers):
+    """Sends signals to this process, and then goes on with what was called."""
+
+    def send_signals(go_on):
+        for number in numbers:
+            signal.raise_signal(number)
+        return go_on()
+
+    return send_signals
+
+
+@pytest.mark.fault("4", "SIGTERM in a step saves this step; the status is preempted, the exit status 75.")
+def test_sigterm_in_a_step(stopped, record_property):
+    row = stopped(updates, "set_lr", 6, raising(signal.SIGTERM))
+    record_property("seen", row["error"])
+    assert row["error"] == "stopped by SIGTERM at step 6" and row["steps"] == 6
+
+
+@pytest.mark.fault("5", "SIGUSR1 during an evaluation stops the run there; the evaluation is made again.")
+def test_sigusr1_in_an_evaluation(stopped, record_property):
+    """The fourteenth validation batch is in the evaluation at step 5."""
+    row = stopped(ValidationBatches, "batch", 14, raising(signal.SIGUSR1))
+    record_property("seen", row["error"])
+    assert row["error"] == "stopped by SIGUSR1 at step 5"
+
+
+@pytest.mark.fault("6", "SIGTERM while data are prepared or the model is built ends the run at once; it can go on.")
+@pytest.mark.parametrize("phase", ["prepare", "parallelize"])
+def test_sigterm_before_the_first_step(stopped, record_property, phase):
+    row = stopped(building, phase, 1, raising(signal.SIGTERM))
+    record_property("seen", row["error"])
+    assert row["error"] == "stopped by SIGTERM before training"
+
+
+@pytest.mark.fault("6", "SIGTERM in the first step, in which a model compiles, is obeyed after it.")
+def test_sigterm_in_the_first_step(stopped, record_property):
+    row = stopped(updates, "set_lr", 1, raising(signal.SIGTERM))
+    record_property("seen", row["error"])
+    assert row["error"] == "stopped by SIGTERM at step 1"
+
+
+@pytest.mark.fault("8", "A second signal while a checkpoint is saved changes nothing: it is saved once, and whole.")
+def test_a_second_signal_while_saving(stopped, record_property, tiny):
+    """SIGTERM in step 6 leads to a checkpoint; two more signals come before its files are written."""
+    real = checkpoint._finish
+
+    def again(go_on):
+        signal.raise_signal(signal.SIGTERM)
+        checkpoint._finish = lambda *given: raising(signal.SIGTERM, signal.SIGINT)(lambda: real(*given))
+        return go_on()
+
+    try:
+        row = stopped(updates, "set_lr", 6, again, "checkpoint.every_steps=0")
+    finally:
+        checkpoint._finish = real
+    record_property("seen", row["error"])
+    assert row["error"] == "stopped by SIGTERM at step 6"
+
+
+@pytest.mark.parametrize("door", ["train", "prepare", "sweep", "analyze", "export"])
+def test_ctrl_c_while_a_command_starts_is_one_line(door):
+    """-X importtime says when the entry point has begun; what follows takes a second."""
+    command = [REAL_PYTHON, "-X", "importtime", "-m", f"scaling_testbed.{door}", "--help"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    for line in process.stderr:
+        if line.endswith("scaling_testbed.errors\n"):
+            break
+    time.sleep(0.05)  # until the module that imports it has installed its handler
+    process.send_signal(signal.SIGINT)
+    left = [line for line in process.stderr.read().splitlines() if not line.startswith("import time:")]
+    process.communicate()
+    assert (process.returncode, left) == (130, ["error: interrupted; type the same command to continue"])
 
 
 # ---- Several processes
@@ -137,10 +250,95 @@ def test_a_rank_that_hangs_is_named(world, record_property, rank):
     assert f"error: {row['error']}" in errors[other]
 
 
+@pytest.mark.fault("7", "A signal to one rank stops all at the same step.")
+def test_a_signal_to_one_rank(world, record_property):
+    """Rank 0 hears of it in the next step."""
+    before = AT_UPDATE.format(rank=1, update=6, action="os.kill(os.getpid(), signal.SIGTERM)")
+    statuses, errors = world.run("parallelism=ddp", before=before)
+    record_property("seen", f"{statuses}; {world.row()['error']}")
+    assert statuses == [75, 75] and world.row()["error"] == "stopped by SIGTERM at step 6"
+    assert errors == ["", ""] and world.row()["steps"] == 6
+
+
+PREPARING = """
+import os, signal, time
+from scaling_testbed.training import parts as building
+real = building.prepare
+def prepare(*given, **options):
+    time.sleep(30)
+building.prepare = prepare
+from scaling_testbed.processes import group
+wait = group.Processes._read
+def read(self, key):
+    os.kill(os.getpid(), signal.SIGTERM) if key == "talk/4" else None
+    return wait(self, key)
+group.Processes._read = read
+"""
+
+
+@pytest.mark.fault("6", "A signal to one rank while rank 0 prepares data ends all ranks at once.")
+def test_a_signal_to_one_rank_while_another_prepares(world, record_property):
+    statuses, errors = world.run("parallelism=ddp", before=PREPARING, seconds=20)
+    record_property("seen", f"{statuses}; {world.row()['error']}")
+    assert statuses == [75, 75] and errors == ["", ""]
+    assert world.row()["error"] == "stopped by SIGTERM before training"
+
+
+@pytest.mark.fault("34", "If one rank fails, all end in time with its status, and its error is the one shown.")
+def test_a_rank_that_fails(world, record_property):
+    before = AT_UPDATE.format(rank=1, update=6, action="raise updates.UserError('the disk of rank 1 is full')")
+    statuses, errors = world.run("parallelism=ddp", before=before, seconds=20)
+    record_property("seen", f"{statuses}; {errors[0].strip()}")
+    assert statuses == [1, 1] and world.row()["status"] == "failed"
+    assert errors[0] == "error: rank 1 failed: the disk of rank 1 is full\n"
+    assert errors[1] == "error: the disk of rank 1 is full\n"
+
+
+@pytest.mark.fault("B3", "Where a lost peer is no exception, as under NCCL, its heartbeat ends the run with a row.")
+def test_a_rank_that_is_gone_without_an_exception(world, record_property):
+    """Rank 0 waits in a file in place of a collective: nothing tells it that rank 1 is killed."""
+    before = AT_UPDATE.format(rank=1, update=6, action="os.kill(os.getpid(), signal.SIGKILL)")
+    before += """
+from scaling_testbed.processes import group, heartbeat
+heartbeat.DEAD_SECONDS = group.GRACE_SECONDS = 0.5
+import time
+update = updates.make_update
+def make_update(parts, step, *given):
+    if step == 5 and os.environ["RANK"] == "0":
+        time.sleep(60)
+    return update(parts, step, *given)
+from scaling_testbed.training import run as trainer
+trainer.make_update = make_update
+"""
+    statuses, errors = world.run("parallelism=ddp", "parallelism.timeout_seconds=20", before=before, ends=[0])
+    record_property("seen", f"{statuses}; {world.row()['error']}")
+    assert statuses == [75] and world.row()["status"] == "preempted"
+    assert re.match(r"rank 1 is gone at step \d: process \d+ has ended", world.row()["error"])
+
+
+# ---- The batch
+
+
+@pytest.mark.fault("13", "A run goes on with another micro-batch: the same tokens, losses equal to rounding.")
+def test_a_run_goes_on_with_another_micro_batch(tiny, trained, whole, monkeypatch, record_property):
+    with monkeypatch.context() as patch:
+        patch.setattr(updates, "set_lr", lambda *_: signal.raise_signal(signal.SIGTERM))
+        first, folder = trained("batch.micro_batch_sequences=8")
+    row, _ = trained("batch.micro_batch_sequences=2")
+    record_property("seen", f"{row['micro_batch_changes']}")
+    assert first["steps"] == 1 and row["micro_batch_changes"] == {"0": 8, "1": 2}
+    assert row["n_tokens"] == whole()[0]["n_tokens"] and row["restarts"] == 1
+    # fp32 sums in another order, for 12 steps
+    assert row["val_loss"] == pytest.approx(whole()[0]["val_loss"], rel=1e-3)
+    with pytest.raises(ConfigError, match="must divide"):
+        tiny("batch.micro_batch_sequences=3")
+
+
 # ---- Memory
 
 LIMIT = """
-import resource
+import ctypes, resource
+ctypes.CDLL(None).mallopt(-8, 1)  # M_ARENA_MAX: else each thread reserves 64 MiB of addresses
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + {mib} * 2**20,) * 2)
 """
