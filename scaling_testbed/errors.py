@@ -9,8 +9,9 @@ EXIT_STATUSES = {
     DONE: "The command is done. A run has finished, or has diverged, which is a result too.",
     FAILED: "Something failed: a file, a run, a machine, or a run of a sweep. One line names it and says what to do.",
     WRONG: "The command is wrong: a key, value, verb or option. Nothing was started.",
-    STOPPED: "A signal stopped the run, or another process owns it. The same command continues it.",
-    INTERRUPTED: "Ctrl-C stopped a command that saves nothing, such as an analysis.",
+    STOPPED: "A signal stopped the run, or one of its processes is gone or hangs, or another process owns it. The same "
+    "command continues it.",
+    INTERRUPTED: "Ctrl-C stopped a command that saves nothing, such as an analysis, or one that was just starting.",
     PIPE_CLOSED: "The reader of the output closed it early, as `head` does. The command may not be done.",
 }
 
