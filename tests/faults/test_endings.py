@@ -15,15 +15,20 @@ from pathlib import Path
 
 import pytest
 
+from scaling_testbed import sweep
 from scaling_testbed.data.batches import ValidationBatches
-from scaling_testbed.errors import ConfigError
+from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.runs import checkpoint
+from scaling_testbed.sweeps.grid import load_sweep, narrowed
+from scaling_testbed.sweeps.plan import plan
+from scaling_testbed.sweeps.slurm import SlurmConfig, write_submissions
 from scaling_testbed.train import main as train_main
 from scaling_testbed.training import parts as building
 from scaling_testbed.training import step as updates
+from scaling_testbed.training.run import train
 from tests.conftest import REAL_PYTHON
 from tests.training.conftest import TINY, data_dir, metrics, start, tiny, trained, whole  # noqa: F401
-from tests.training.test_run import assert_same_bits
+from tests.training.test_run import assert_same_bits, wait_for
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -383,6 +388,103 @@ def test_a_run_chooses_its_micro_batch(whole, python, tmp_path, data_dir, record
     for key in ("val_loss", "train_loss_last"):  # fp32 sums in another order
         assert row[key] == pytest.approx(unlimited[key], rel=1e-4)
     assert row["run_id"] == unlimited["run_id"] and row["n_tokens"] == unlimited["n_tokens"]
+
+
+@pytest.mark.slow
+@pytest.mark.fault("14", "A sharded run of 2 processes goes on with 1, and again with 2: losses equal to 1e-6.")
+def test_a_sharded_run_goes_on_with_one_process_and_back(world, tiny, whole, record_property):
+    sharded = ("parallelism=fsdp", "checkpoint.every_steps=0")
+    stop = AT_UPDATE.format(rank=1, update=5, action="os.kill(os.getpid(), signal.SIGTERM)")
+    assert world.run(*sharded, before=stop)[0] == [75, 75]
+    assert world.row()["steps"] == 5
+    alone, _ = tiny("checkpoint.every_steps=0")
+    with pytest.MonkeyPatch.context() as patch:
+        calls, real = [0], updates.set_lr
+
+        def set_lr(*given):
+            calls[0] += 1
+            if calls[0] == 4:
+                signal.raise_signal(signal.SIGTERM)
+            real(*given)
+
+        patch.setattr(updates, "set_lr", set_lr)
+        assert train(alone, quiet=True)["steps"] == 9
+    assert world.run(*sharded)[0] == [0, 0]
+    row = world.row()
+    off = row["val_loss"] / whole()[0]["val_loss"] - 1
+    record_property("seen", f"{row['restarts']} restarts, val_loss off by {off:.1e}")
+    assert row["steps"] == 12 and row["restarts"] == 2 and abs(off) < 1e-6
+
+
+# ---- One owner
+
+
+WAITING = """
+import os, time
+from scaling_testbed.training import step as updates
+real = updates.set_lr
+def set_lr(*given, calls=[0]):
+    calls[0] += 1
+    while calls[0] == 6 and not os.path.exists("go on"):
+        open("waits", "w").close()
+        time.sleep(0.02)
+    real(*given)
+updates.set_lr = set_lr
+"""
+
+
+@pytest.fixture
+def owner(python, tmp_path, data_dir):
+    """A process that trains, and waits in step 6 until there is a file `go on`."""
+    process = start(python, tmp_path, data_dir, before=WAITING, cwd=tmp_path)
+    wait_for(lambda: (tmp_path / "waits").exists())
+    yield process
+    process.kill()
+    process.communicate()
+
+
+@pytest.mark.fault("28", "The same run started twice: the second ends with 75 and names the owner; the first goes on.")
+def test_the_same_run_started_twice(owner, tiny, whole, tmp_path, data_dir, capsys, record_property):
+    _, folder = tiny()
+    assert train_main([*TINY, f"runs_dir={tmp_path / 'runs'}", f"data_dir={data_dir}"]) == 75
+    said = capsys.readouterr().err
+    record_property("seen", said.strip())
+    assert re.fullmatch(r"error: .* is being run by \S+ pid \d+.*\n", said)
+    (tmp_path / "go on").touch()
+    owner.communicate(timeout=60)
+    assert owner.returncode == 0
+    assert_same_bits(whole()[1], folder)
+
+
+@pytest.mark.fault("29", "A run whose owner is dead goes on at once; one of another machine after a minute of silence.")
+def test_a_stale_lock(owner, tiny, trained, whole, record_property):
+    _, folder = tiny()
+    lock = folder / "lock"
+    dead = json.loads(lock.read_text())
+    os.kill(dead["pid"], signal.SIGKILL)
+    owner.wait(timeout=20)
+    elsewhere = dead | {"host": "elsewhere"}
+    lock.write_text(json.dumps(elsewhere))
+    with pytest.raises(UserError, match=f"is being run by elsewhere pid {dead['pid']}"):
+        trained()
+    silent = time.time() - 61
+    os.utime(lock, (silent, silent))
+    row, _ = trained()
+    record_property("seen", f"taken over from {elsewhere['host']} pid {dead['pid']}, {row['status']}")
+    assert row["status"] == "finished" and row["restarts"] == 1
+    assert_same_bits(whole()[1], folder)
+
+
+@pytest.mark.fault("41", "Without sbatch one line says so; an array beyond MaxArraySize becomes several.")
+def test_slurm_that_is_missing_or_small(tmp_path, monkeypatch, capsys, record_property):
+    runs = plan(narrowed(load_sweep("nano_lr"), [f"runs_dir={tmp_path}/runs"]))[0][:7]
+    parts = [len(submission.runs) for submission in write_submissions(runs, SlurmConfig(), 4)]
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert sweep.main(["submit", "sweep=nano_lr", f"runs_dir={tmp_path}/runs"]) == 1
+    said = capsys.readouterr().err
+    record_property("seen", f"arrays of {parts} for a MaxArraySize of 4; {said.strip()}")
+    assert parts == [3, 3, 1]
+    assert "is not on this machine" in said and said.count("\n") == 1
 
 
 # ---- Weights & Biases
