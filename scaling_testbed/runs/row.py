@@ -156,10 +156,12 @@ def _fits(value: Any, kinds: tuple[Any, ...]) -> bool:
     """Whether a value of JSON is of one of the types `kinds` of a field, or null."""
     if value is None:
         return True
-    plain = [get_origin(kind) or kind for kind in kinds]
     if isinstance(value, (int, float)):
-        return not isinstance(value, bool) and is_number(value) and (float in plain or type(value) in plain)
-    return type(value) in plain
+        return not isinstance(value, bool) and is_number(value) and (float in kinds or type(value) in kinds)
+    kind = next((kind for kind in kinds if (get_origin(kind) or kind) is type(value)), None)
+    if kind is None or not (inner := get_args(kind)) or inner[-1] is Any:
+        return kind is not None
+    return all(_fits(entry, inner[-1:]) for entry in (value.values() if isinstance(value, dict) else value))
 
 
 def is_number(value: Any) -> bool:

@@ -19,7 +19,7 @@ from rich.live import Live
 
 from scaling_testbed.errors import STOPPED, check_positive
 from scaling_testbed.processes.interrupts import handle, restore
-from scaling_testbed.progress import clock
+from scaling_testbed.progress import clock, say
 from scaling_testbed.runs.lease import owner_of
 from scaling_testbed.runs.row import FINAL
 from scaling_testbed.sweeps.plan import PlannedRun, on_gpus
@@ -116,7 +116,7 @@ class Driver:
             if owner := owner_of(Path(run.folder) / "lock"):
                 if run.run_id not in self.awaited:
                     self.awaited.add(run.run_id)
-                    print(f"{run.label} is being run by {owner}; waiting for it", file=sys.stderr)
+                    say(f"{run.label} is being run by {owner}; waiting for it", errors=True)
                 continue
             self.waiting.remove(run)
             self.states[run.run_id] = read_state(run)
@@ -160,15 +160,15 @@ class Driver:
             self.waiting.append(run)
             return
         if not self.stopping:
-            self._note_failure(run, f"killed by signal {-status}" if status < 0 else f"ended with status {status}")
+            self._note_failure(run, f"ended with status {status}", _killed(status))
         if speak:
             self._say(run)
 
-    def _note_failure(self, run: PlannedRun, otherwise: str) -> None:
-        """Record why a run has no result: its own reason, else `otherwise`."""
+    def _note_failure(self, run: PlannedRun, otherwise: str, killed: str | None = None) -> None:
+        """Record why a run has no result: that a signal killed it, else its own reason, else `otherwise`."""
         state = self.states[run.run_id]
         if state.state not in ("finished", "diverged"):
-            self.failures[run.run_id] = state.error or last_line(Path(run.folder)) or otherwise
+            self.failures[run.run_id] = killed or state.error or last_line(Path(run.folder)) or otherwise
 
     def _say(self, run: PlannedRun) -> None:
         state = self.states[run.run_id]
@@ -179,7 +179,7 @@ class Driver:
         left = self._seconds_left()
         time_left = f"about {clock(left)} left" if left else ""
         parts = (f"{done}/{len(self._due)}", f"{state.state:9}", run.label, loss, time_left)
-        print("  ".join(part for part in parts if part), flush=True)
+        say("  ".join(part for part in parts if part))
 
     def _refresh(self, runs: Sequence[PlannedRun]) -> None:
         for run in runs:
@@ -214,13 +214,19 @@ class Driver:
     def _conclude(self) -> int:
         if self.stopping:
             left = len(self.waiting)
-            print(f"stopped by {self.stopping}; {left} runs not started; the same command continues", file=sys.stderr)
+            say(f"stopped by {self.stopping}; {left} runs not started; the same command continues", errors=True)
             return STOPPED
         for run in self.runs:
             if run.run_id in self.failures:
-                print(f"failed: {run.label}: {self.failures[run.run_id]} ({run.folder}/{LOG_FILE})", file=sys.stderr)
+                say(f"failed: {run.label}: {self.failures[run.run_id]} ({run.folder}/{LOG_FILE})", errors=True)
         if self._skipped:
-            print(
-                f"{len(self._skipped)} failed before and were not run again; `sweep retry` runs them", file=sys.stderr
-            )
+            say(f"{len(self._skipped)} failed before and were not run again; `sweep retry` runs them", errors=True)
         return 1 if self.failures else 0
+
+
+def _killed(status: int) -> str | None:
+    """What to say of a process that a signal has killed, which could not say anything itself; None for any other."""
+    if status >= 0:
+        return None
+    hint = ", which the kernel sends where memory runs out" if -status == signal.SIGKILL else ""
+    return f"killed by signal {-status}{hint}; the same command continues it"
