@@ -168,7 +168,8 @@ class Driver:
         """Record why a run has no result: that a signal killed it, else its own reason, else `otherwise`."""
         state = self.states[run.run_id]
         if state.state not in ("finished", "diverged"):
-            self.failures[run.run_id] = killed or state.error or last_line(Path(run.folder)) or otherwise
+            said = state.error or last_line(Path(run.folder)) or otherwise
+            self.failures[run.run_id] = killed if killed and state.state != "failed" else said
 
     def _say(self, run: PlannedRun) -> None:
         state = self.states[run.run_id]
