@@ -255,6 +255,28 @@ def test_a_rank_that_hangs_is_named(world, record_property, rank):
     assert f"error: {row['error']}" in errors[other]
 
 
+@pytest.mark.slow
+@pytest.mark.fault("33", "The same under torchrun, which then kills the rank that hangs.")
+def test_a_rank_that_hangs_under_torchrun(python, tmp_path, data_dir, record_property):
+    """A second hang at the same step is a failure: the same command would hang for ever."""
+    words = [*TINY, f"runs_dir={tmp_path / 'runs'}", f"data_dir={data_dir}", "parallelism=ddp"]
+    words += ["parallelism.timeout_seconds=3", "checkpoint.every_steps=0"]
+    stop = AT_UPDATE.format(rank=1, update=7, action="os.kill(os.getpid(), signal.SIGSTOP)")
+    run = f"from scaling_testbed.train import main\nsys.exit(main({words!r}))"
+    (tmp_path / "hang.py").write_text(f"import sys\n{stop}\n{run}")
+    command = [python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(tmp_path / "hang.py")]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    seen = []
+    for _ in range(2):
+        done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120)
+        (folder,) = tmp_path.glob("runs/*/*")
+        row = row_in(folder)
+        seen.append(f"torchrun {done.returncode}, {row['status']}: {row['error']}")
+        assert done.returncode == 1 and re.match(r"rank 1 hangs at step [67]: ", row["error"])
+    record_property("seen", "; ".join(seen))
+    assert "preempted" in seen[0] and "failed" in seen[1] and "it has hung there before" in seen[1]
+
+
 @pytest.mark.fault("7", "A signal to one rank stops all at the same step.")
 def test_a_signal_to_one_rank(world, record_property):
     """Rank 0 hears of it in the next step."""
