@@ -76,3 +76,21 @@ def listed(names: Sequence[str], most: int = 3) -> str:
     """The first names of a list for a message: `a, b, c and 4 more`."""
     more = len(names) - most
     return ", ".join(names[:most]) + (f" and {more:,} more" if more > 0 else "")
+
+
+_NO_MEMORY = re.compile(r"out of memory|(can't|[Cc]annot) allocate memory|not enough memory|bad_alloc")
+_ASKED = re.compile(r"(?:allocate|size) ([\d.]+) ?(bytes|KiB|MiB|GiB)")
+
+
+def is_memory_error(error: BaseException) -> bool:
+    """Whether `error` says that memory could not be allocated, on a GPU or by PyTorch, NumPy or Python on a CPU."""
+    if isinstance(error, MemoryError):
+        return True
+    return isinstance(error, (RuntimeError, OSError)) and bool(_NO_MEMORY.search(str(error)))
+
+
+def bytes_asked_for(error: BaseException) -> int | None:
+    """How many bytes could not be allocated, if the message of a memory error says so."""
+    found = _ASKED.search(str(error))
+    units = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+    return int(float(found[1]) * units[found[2]]) if found else None

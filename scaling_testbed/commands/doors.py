@@ -5,7 +5,16 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from scaling_testbed.errors import DONE, FAILED, INTERRUPTED, PIPE_CLOSED, ConfigError, UserError
+from scaling_testbed.errors import (
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    PIPE_CLOSED,
+    ConfigError,
+    UserError,
+    bytes_asked_for,
+    is_memory_error,
+)
 from scaling_testbed.files import CANNOT_WRITE, reason_of
 from scaling_testbed.processes.interrupts import INTERRUPTED_LINE, Interrupted, raised
 from scaling_testbed.processes.world import is_main_process
@@ -49,6 +58,13 @@ def errors_reported() -> Iterator[Exit]:
     except Interrupted as signal:
         say(f"error: stopped by {signal}; type the same command to continue", errors=True)
         found.status = signal.exit_status
+    except (MemoryError, RuntimeError) as error:
+        if not is_memory_error(error):
+            raise
+        asked = bytes_asked_for(error)
+        more = f": {asked:,} bytes more were asked for" if asked else ""
+        say(f"error: there is too little memory here{more}", errors=True)
+        found.status = FAILED
     except KeyboardInterrupt:
         say(INTERRUPTED_LINE, errors=True)
         found.status = INTERRUPTED

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from scaling_testbed.config.run import RunConfig, run_folder_path
-from scaling_testbed.errors import FAILED, UserError, first_line
+from scaling_testbed.errors import FAILED, UserError, first_line, is_memory_error
 from scaling_testbed.plugins import check_unchanged
-from scaling_testbed.processes.device import is_memory_error, peak_memory_bytes
+from scaling_testbed.processes.device import peak_memory_bytes
 from scaling_testbed.processes.group import PeerGone, PeerHangs, Processes, RankError
 from scaling_testbed.processes.interrupts import Interrupted, Interrupts
 from scaling_testbed.processes.world import World, check_world, world_from_environment

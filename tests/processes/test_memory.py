@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from scaling_testbed.processes.device import bytes_asked_for, free_memory_bytes, is_memory_error
+from scaling_testbed.errors import bytes_asked_for, is_memory_error
+from scaling_testbed.processes.device import free_memory_bytes
 
 CPU = torch.device("cpu")
 
