@@ -104,7 +104,8 @@ def test_a_node_that_goes_down(one_run, record_property):
     one_run.submit(6000, "checkpoint.every_steps=100")
     one_run.until_step(400)
     node = subprocess.run(["squeue", "-h", "-r", "-o", "%N"], capture_output=True, text=True).stdout.strip()
-    subprocess.run(["scontrol", "update", f"nodename={node}", "state=down", "reason=test"], check=True)
+    for state in ("down", "drain"):  # drained, because its daemon would report it back at once
+        subprocess.run(["scontrol", "update", f"nodename={node}", f"state={state}", "reason=test"], check=True)
     try:
         row = one_run.goes_on()
     finally:
