@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.live import Live
 
 from scaling_testbed.errors import STOPPED, check_positive
+from scaling_testbed.processes.interrupts import handle, restore
 from scaling_testbed.progress import clock, say
 from scaling_testbed.runs.lease import owner_of
 from scaling_testbed.runs.row import FINAL
@@ -53,12 +54,6 @@ def slots(workers: int | None, gpus: Sequence[str], runs_per_gpu: int) -> list[d
     return [{"OMP_NUM_THREADS": str(max(1, cores // workers))}] * workers
 
 
-def _handle(numbers: Sequence[signal.Signals], handler) -> dict:
-    """Install `handler` for the signals that are not ignored, and return the previous handlers. nohup and a shell's &
-    ignore signals, so that a process continues."""
-    return {n: signal.signal(n, handler) for n in numbers if signal.getsignal(n) is not signal.SIG_IGN}
-
-
 @dataclass
 class Driver:
     """Runs `runs` in `slots`, those with the most FLOPs first; see `drive`."""
@@ -86,15 +81,14 @@ class Driver:
         self._done_before = {run.run_id: self._share_done(run) for run in self._due}
         if not self.waiting:
             return self._conclude()
-        free, previous = list(self.slots), _handle(_SIGNALS, self._stop)
+        free, previous = list(self.slots), handle(_SIGNALS, self._stop)
         try:
             self._loop(free)
         except BaseException:
             self._send(signal.SIGTERM)  # after an error of the driver its runs save and end
             raise
         finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+            restore(previous)
         return self._conclude()
 
     def _is_due(self, run: PlannedRun) -> bool:
@@ -179,15 +173,16 @@ class Driver:
             self.waiting.append(run)
             return
         if not self.stopping:
-            self._note_failure(run, f"killed by signal {-status}" if status < 0 else f"ended with status {status}")
+            self._note_failure(run, f"ended with status {status}", _killed(status))
         if speak:
             self._say(run)
 
-    def _note_failure(self, run: PlannedRun, otherwise: str) -> None:
-        """Record why a run has no result: its own reason, else `otherwise`."""
+    def _note_failure(self, run: PlannedRun, otherwise: str, killed: str | None = None) -> None:
+        """Record why a run has no result: that a signal killed it, else its own reason, else `otherwise`."""
         state = self.states[run.run_id]
         if state.state not in ("finished", "diverged"):
-            self.failures[run.run_id] = state.error or last_line(Path(run.folder)) or otherwise
+            said = state.error or last_line(Path(run.folder)) or otherwise
+            self.failures[run.run_id] = killed if killed and state.state != "failed" else said
 
     def _say(self, run: PlannedRun) -> None:
         state = self.states[run.run_id]
@@ -246,3 +241,11 @@ class Driver:
         if self._skipped:
             say(f"{len(self._skipped)} failed before and were not run again; `sweep retry` runs them", errors=True)
         return 1 if self.failures else 0
+
+
+def _killed(status: int) -> str | None:
+    """What to say of a process that a signal has killed, which could not say anything itself; None for any other."""
+    if status >= 0:
+        return None
+    hint = ", which the kernel sends where memory runs out" if -status == signal.SIGKILL else ""
+    return f"killed by signal {-status}{hint}; the same command continues it"

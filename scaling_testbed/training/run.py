@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from scaling_testbed.config.run import RunConfig, run_folder_path
-from scaling_testbed.errors import FAILED, UserError, first_line
-from scaling_testbed.processes.device import is_memory_error, peak_memory_bytes
+from scaling_testbed.errors import FAILED, UserError, first_line, is_memory_error
+from scaling_testbed.processes.device import peak_memory_bytes
 from scaling_testbed.processes.group import PeerGone, PeerHangs, Processes, RankError
 from scaling_testbed.processes.interrupts import Interrupted, Interrupts
 from scaling_testbed.processes.world import World, check_world, world_from_environment
@@ -173,4 +173,6 @@ def _for_a_person(error: Exception, run: RunConfig, world: World) -> UserError |
     """A UserError with advice if `error` is not a defect of the code, else None."""
     if not isinstance(error, UserError) and is_memory_error(error):
         return too_little_memory(None, run, run.batch.micro_batch or run.batch.sequences // world.size, error)
+    if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
+        return UserError("no thread can be started here; raise the limit of memory (ulimit -v) or of processes (-u)")
     return None
