@@ -12,7 +12,7 @@ from typing import Any
 from scaling_testbed.errors import UserError
 from scaling_testbed.plugins import difference, loaded_plugins
 from scaling_testbed.row_files import write_rows
-from scaling_testbed.runs.folder import RunFolder
+from scaling_testbed.runs.folder import RunFolder, is_record
 from scaling_testbed.runs.lease import Owner, owner_of
 from scaling_testbed.runs.row import FINAL
 from scaling_testbed.sweeps.plan import PlannedRun
@@ -86,8 +86,10 @@ def last_metrics(folder: Path) -> dict[str, Any]:
     file."""
     found: dict[str, Any] = {}
     for line in reversed(_tail(folder / "metrics.jsonl")):
-        with contextlib.suppress(ValueError, TypeError):  # an incomplete line, or not a record
+        with contextlib.suppress(ValueError, RecursionError):  # an incomplete line
             record = json.loads(line)
+            if not is_record(record):
+                continue
             if found and record.get("step") == 0:  # before training, so no result of the run
                 record.pop("val_loss", None)
             found = {**record, **found}
