@@ -60,6 +60,8 @@ if TYPE_CHECKING:
 Filled = TypeVar("Filled", bound="DataclassInstance")
 
 CANNOT_COMPOSE = (HydraException, OmegaConfBaseException, YAMLError)
+# Hydra and OmegaConf check little of what a file holds.
+LOADS_ANYTHING = (OSError, ValueError, TypeError, AttributeError, LookupError, AssertionError, RecursionError)
 
 
 def compose(overrides: Sequence[str], config_name: str = "train", *, written_in: Path | None = None) -> RunConfig:
@@ -170,7 +172,7 @@ def _from_outside(overrides: Sequence[str], written_in: Path | None) -> tuple[li
 def _defaults_list(file: Path) -> Any:
     """The defaults list of a configuration; None if it has none, or if it cannot be read, which Hydra says where it is
     chosen."""
-    with contextlib.suppress(OSError, ValueError, LookupError, TypeError, RecursionError, *CANNOT_COMPOSE):
+    with contextlib.suppress(*LOADS_ANYTHING, *CANNOT_COMPOSE):
         found: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
         return found["defaults"]
     return None
@@ -207,7 +209,10 @@ def fill(cls: type[Filled], path: Path, prefix: str, overrides: Sequence[str]) -
         if OmegaConf.is_interpolation(config, key) and not isinstance(node, StringNode):
             raise ConfigError(f"{where}{full_key} must be a value and no interpolation; got {value!r}")
     values: Any = OmegaConf.to_container(config, resolve=False)  # a mapping, as `config` is one
-    return cls(**values)
+    try:
+        return cls(**values)
+    except ConfigError as error:  # names the key alone
+        raise ConfigError(str(error) if overrides else f"{path}: {error}") from None
 
 
 def _is_list_of_texts(value: object) -> TypeGuard[list[str]]:
@@ -234,8 +239,7 @@ def _compose_dict(
             return hydra.compose(config_name, overrides=found, return_hydra_config=with_hydra)
     except CANNOT_COMPOSE as error:
         raise ConfigError(_one_line(error, configs)) from None
-    except (ValueError, TypeError, AttributeError, LookupError, AssertionError, RecursionError) as error:
-        # Hydra checks little of what it is given.
+    except LOADS_ANYTHING as error:
         raise ConfigError(f"Hydra cannot compose {' '.join(overrides)}: {first_line(error)}") from None
 
 

@@ -222,6 +222,24 @@ class _Llmc:
     read = staticmethod(probed)
 
 
+def plain_npy(data: bytes) -> Any:
+    try:
+        array = np.load(io.BytesIO(data), allow_pickle=False)
+    except Exception:
+        return NOTHING
+    return counted(array) if array.ndim == 1 and array.dtype.kind in "iu" else NOTHING
+
+
+@reader("token file of NumPy", d.BYTES, plain=plain_npy)
+class _Npy:
+    @staticmethod
+    def make(folder):
+        np.save(folder / "train.npy", TOKENS.astype(">i4"))
+        return folder / "train.npy"
+
+    read = staticmethod(probed)
+
+
 @reader("index of Megatron", d.BYTES, plain=lambda data: counted(TOKENS))
 class _Megatron:
     @staticmethod
@@ -242,7 +260,7 @@ class _Megatron:
 def documents_of(path: Path) -> list:
     source, tally = TextFilesConfig(files=str(path), cut_bytes=None), reading.Tally()
     found = [text.decode() for unit in source.units(64) for text in source.documents(unit, tally)]
-    return [found, bool(tally.files)]
+    return found
 
 
 def plain_jsonl(data: bytes) -> Any:
@@ -253,23 +271,40 @@ def plain_jsonl(data: bytes) -> Any:
             if not isinstance(row, dict) or not isinstance(row.get("text", 0), (str, type(None))):
                 return NOTHING
             found.append((row["text"] or "").encode("utf-8", "replace").decode())
-    return [[text for text in found if text], False]
+    return [text for text in found if text]
 
 
 def plain_text(data: bytes) -> Any:
     try:
-        return [[data.decode()] if data else [], False]
+        return [data.decode()] if data else []
     except UnicodeDecodeError:
-        return [[], True]
+        return []  # the file is left out
 
 
 def text_reader(ending: str, form: tuple, plain: Callable, pack: Callable[[bytes], bytes]) -> None:
     def make(folder):
-        content = "".join(DOCUMENTS) if ending == "txt" else jsonl({"text": text} for text in DOCUMENTS)
+        content = "".join(DOCUMENTS) if "txt" in ending else jsonl({"text": text} for text in DOCUMENTS)
         (folder / f"corpus.{ending}").write_bytes(pack(content.encode()))
         return folder / f"corpus.{ending}"
 
     READERS.append(Reader(f"text in .{ending}", make, documents_of, form, plain))
+
+
+def csv_text(rows) -> str:
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
+
+
+def plain_csv_text(data: bytes) -> Any:
+    try:
+        lines = list(csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True))
+    except (UnicodeDecodeError, csv.Error):
+        return NOTHING
+    rows = [dict(zip(lines[0], line, strict=False)) for line in lines[1:] if line]
+    return [row["text"] for row in rows if row.get("text")]
 
 
 def zstd(data: bytes) -> bytes:
@@ -308,7 +343,7 @@ def plain_parquet(data: bytes) -> Any:
     rows = parquet_rows(data)
     if rows is NOTHING or not all(isinstance(row.get("text", 0), (str, type(None))) for row in rows):
         return NOTHING
-    return [[row["text"] for row in rows if row["text"]], False]
+    return [row["text"] for row in rows if row["text"]]
 
 
 def typed_table(data: bytes, a: int, b: int) -> bytes:
@@ -324,6 +359,8 @@ text_reader("jsonl", d.JSON_LINES, plain_jsonl, bytes)
 text_reader("jsonl.gz", d.packed(d.JSON_LINES), unzipped(plain_jsonl), lambda data: gzip.compress(data, mtime=0))
 text_reader("jsonl.zst", d.packed(d.JSON_LINES, unzstd, zstd), plain_zstd, zstd)
 text_reader("txt", d.LINES, plain_text, bytes)
+text_reader("txt.gz", d.packed(d.LINES), unzipped(plain_text), lambda data: gzip.compress(data, mtime=0))
+text_reader("csv", d.CSV, plain_csv_text, lambda data: csv_text(json_lines(data)).encode())
 text_reader(
     "parquet", PARQUET, plain_parquet, lambda data: parquet([json.loads(line) for line in data.split(b"\n") if line])
 )
@@ -750,14 +787,6 @@ def plain_list(data: bytes) -> Any:
     found = as_json(data)
     found = found.get("rows") if isinstance(found, dict) else found
     return found if is_rows(found) else NOTHING
-
-
-def csv_text(rows) -> str:
-    out = io.StringIO()
-    writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return out.getvalue()
 
 
 def plain_csv(data: bytes) -> Any:

@@ -14,7 +14,7 @@ MATRIX = tuple(str(number) for number in range(1, 43))
 NAMES = (*MATRIX, *(f"A{number}" for number in range(1, 20)), *(f"B{number}" for number in range(1, 10)))
 HOLDS, LEFT_OUT, NO_TEST, FAILS = "holds", "left out", "no test", "FAILS"  # from the best to the worst
 WORSE = (HOLDS, LEFT_OUT, NO_TEST, FAILS)
-WIDTHS = (6, 60, 60)  # of fault, promise and seen
+PROMISE, SEEN = 60, 60  # characters of a line
 
 
 @dataclass
@@ -65,10 +65,13 @@ class Scorecard:
                 self._judge(line, report)
 
     def _judge(self, line: Line, report: pytest.TestReport) -> None:
-        if report.outcome == "skipped":  # also a test that is expected to fail
-            expected = hasattr(report, "wasxfail")
-            line.verdicts.append(FAILS if expected else LEFT_OUT)
-            line.reasons.append(report.wasxfail if expected else str(report.longrepr[-1]).removeprefix("Skipped: "))
+        if hasattr(report, "wasxfail"):
+            line.verdicts.append(FAILS)
+            line.seen.append(f"expected to fail {report.wasxfail}".strip())
+            return
+        if report.outcome == "skipped":
+            line.verdicts.append(LEFT_OUT)
+            line.reasons.append(str(report.longrepr[-1]).removeprefix("Skipped: "))
             return
         line.verdicts.append(HOLDS if report.outcome == "passed" else FAILS)
         if report.outcome == "failed":
@@ -79,13 +82,15 @@ class Scorecard:
 
     def pytest_terminal_summary(self, terminalreporter) -> None:
         write = terminalreporter.write_line
+        widths = (max(map(len, self.lines)), PROMISE, SEEN)
         write("")
-        write(row("fault", "promise", "seen", "verdict", "seconds"))
+        write(row(widths, "fault", "promise", "seen", "verdict", "seconds"))
         for name in sorted(self.lines, key=order):
             line = self.lines[name]
             seen = line.seen or line.reasons
             more = f" (and {len(seen) - 1} more)" if len(seen) > 1 else ""
-            write(row(name, line.promise, (seen[0] if seen else "") + more, line.verdict, f"{line.seconds:.1f}"))
+            told = (seen[0] if seen else "") + more
+            write(row(widths, name, line.promise, told, line.verdict, f"{line.seconds:.1f}"))
         write("")
         for reason in dict.fromkeys(text for line in self.lines.values() for text in line.reasons):
             write(f"left out: {reason}")
@@ -128,9 +133,9 @@ def brief(report: pytest.TestReport) -> str:
     return (crash.message if crash else str(report.longrepr)).strip().split("\n")[0]
 
 
-def row(*cells: str) -> str:
-    """One line of the table. Long cells are cut, so that a line has 150 characters."""
-    shown = [one_line(cell)[:width].ljust(width) for cell, width in zip(cells, WIDTHS, strict=False)]
+def row(widths: tuple[int, ...], *cells: str) -> str:
+    """One line of the table. Long cells are cut."""
+    shown = [one_line(cell)[:width].ljust(width) for cell, width in zip(cells, widths, strict=False)]
     return " ".join([*shown, cells[3].ljust(8), cells[4].rjust(7)]).rstrip()
 
 
