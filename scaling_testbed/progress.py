@@ -26,14 +26,23 @@ def say(text: str, *, errors: bool = False) -> None:
     """Print `text` on standard output, or on standard error if `errors`. Never raises: what cannot be printed is lost.
     A character that the stream's encoding lacks is printed as its number."""
     stream = sys.stderr if errors else sys.stdout
-    if stream is not None:
-        with contextlib.suppress(*_CANNOT_PRINT):
-            print(_encodable(text, stream), file=stream, flush=True)
+    if stream is None:
+        return
+    try:
+        print(_encodable(text, stream), file=stream, flush=True)
+    except BrokenPipeError:  # its reader, such as `head`, is gone for good
+        _discard(stream)
+    except _CANNOT_PRINT:
+        pass
 
 
 def open_streams() -> None:
-    """Put /dev/null in place of each standard stream that was closed before this process began. Without this, the next
-    file that the process opens gets the number of the stream, and what libraries print ends in that file."""
+    """Prepare the standard streams of a command.
+
+    /dev/null takes the place of each stream that was closed before this process began. Without this, the next file that
+    the process opens gets the number of the stream, and what libraries print ends in that file. Standard output shows a
+    character that its encoding lacks as its number, as standard error does.
+    """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
@@ -41,6 +50,9 @@ def open_streams() -> None:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w" if number else "r"))  # noqa: SIM115 (held until the end)
+    if getattr(sys.stdout, "errors", None) == "strict" and hasattr(sys.stdout, "reconfigure"):
+        with contextlib.suppress(ValueError):  # it is closed
+            sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def release_streams() -> None:
@@ -52,11 +64,16 @@ def release_streams() -> None:
         try:
             stream.flush()
         except _CANNOT_PRINT:
-            with contextlib.suppress(*_CANNOT_PRINT):
-                nowhere = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(nowhere, stream.fileno())
-                os.close(nowhere)
-                stream.flush()
+            _discard(stream)
+
+
+def _discard(stream: Any) -> None:
+    """Let what is printed on `stream` from now on, and what it holds, go to /dev/null."""
+    with contextlib.suppress(*_CANNOT_PRINT):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+        stream.flush()
 
 
 def _encodable(text: str, stream: Any) -> str:

@@ -1,6 +1,8 @@
 """What a person sees of a run and of a preparation that go on."""
 
+import ast
 import io
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -83,3 +85,35 @@ def test_a_bar_on_a_terminal_has_lines_of_evaluations_beside_it(monkeypatch):
     lines = stream.getvalue()
     assert lines.count("val_loss 3.0000") == 1 and "[b]text[/b]" in lines and lines.endswith("after\n")
     assert "step  40/100  loss 2.5000\n" not in lines
+
+
+# What a run goes through. Commands may print: their output is their result, and a reader that is gone ends them.
+ROOMS = (
+    "model",
+    "learning",
+    "data",
+    "diagnostics",
+    "config",
+    "processes",
+    "runs",
+    "training",
+    "plugins.py",
+    "files.py",
+)
+
+
+def test_a_run_prints_only_by_what_never_raises():
+    package = Path(progress.__file__).parent
+    files = [
+        file
+        for room in ROOMS
+        for file in ([package / room] if room.endswith(".py") else (package / room).rglob("*.py"))
+    ]
+    assert len(files) > 60
+    found = [
+        f"{file.relative_to(package)}:{node.lineno}"
+        for file in files
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+    ]
+    assert not found

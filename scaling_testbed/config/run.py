@@ -110,7 +110,7 @@ class RunConfig:
         if self.parallelism.is_sharded and (found := unshardable(self)):
             setting, reason = found
             raise ConfigError(f"{setting} cannot be sharded: {reason}; use parallelism=single or parallelism=ddp")
-        micro = self.batch.micro_batch_sequences
+        micro = self.batch.micro_batch
         if micro is not None and self.batch.sequences % micro:
             raise ConfigError(
                 f"batch.micro_batch_sequences must divide batch.sequences={self.batch.sequences}; got {micro}"

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from scaling_testbed.errors import ConfigError, check_positive
 from scaling_testbed.keys import EXECUTION_ONLY, check_choices, key
 
+AUTO = "auto"
+
 
 @dataclass(frozen=True, kw_only=True)
 class BatchConfig:
@@ -13,16 +15,36 @@ class BatchConfig:
 
     sequences: int = key(32, "Sequences in the global batch, for any number of devices.")
     sequence_length: int = key(128, "Tokens in a sequence.")
-    micro_batch_sequences: int | None = key(
+    micro_batch_sequences: int | str | None = key(
         None,
         "Sequences in one forward and backward pass of a process. Gradients are accumulated until the batch is done, "
-        "so this changes the memory and not the result. null: all sequences at once.",
+        "so this changes the memory, and the result only by rounding. null: all sequences at once. auto: the most that "
+        "fit the memory by the estimate; half of them after an error of memory. A run that is continued keeps its "
+        "choice, and the row has it.",
         identity=EXECUTION_ONLY,
     )
 
     def __post_init__(self) -> None:
-        for name in ("sequences", "sequence_length", "micro_batch_sequences"):
+        for name in ("sequences", "sequence_length"):
             check_positive(name, getattr(self, name))
+        if isinstance(self.micro_batch_sequences, str):
+            if self.micro_batch_sequences != AUTO:
+                raise ConfigError(
+                    f"micro_batch_sequences must be a number, auto or null; got {self.micro_batch_sequences!r}"
+                )
+        else:
+            check_positive("micro_batch_sequences", self.micro_batch_sequences)
+
+    @property
+    def is_auto(self) -> bool:
+        """Whether the run chooses its micro-batch by itself."""
+        return self.micro_batch_sequences == AUTO
+
+    @property
+    def micro_batch(self) -> int | None:
+        """The micro-batch that is set, in sequences of a process; None if all sequences are taken at once, or if the
+        run chooses."""
+        return None if isinstance(self.micro_batch_sequences, str) else self.micro_batch_sequences
 
     @property
     def tokens(self) -> int:

@@ -54,9 +54,10 @@ def files_line(manifest: dict) -> str | None:
 
 
 def left_out_line(manifest: dict) -> str | None:
-    """`files_line` if something was left out or noted, else None."""
+    """`files_line` if something other than empty files was left out, or if something was noted, else None."""
     reading = manifest.get("reading") or {}
-    return files_line(manifest) if any(reading.get(name) for name in ("files", "bad_rows", "noted")) else None
+    left_out = {**(reading.get("files") or {}), **(reading.get("bad_rows") or {}), **(reading.get("noted") or {})}
+    return files_line(manifest) if left_out.keys() - {"empty"} else None
 
 
 def counted(entries: dict[str, dict]) -> str:

@@ -42,7 +42,8 @@ class ByteTokenizer:
 
     def decode(self, ids) -> str:
         """Text of token ids. EOS gives no text, and invalid UTF-8 gives a replacement character."""
-        return bytes(int(i) for i in ids if i < 256).decode("utf-8", "replace")
+        found = np.asarray(ids, dtype=np.int64)
+        return found[found < 256].astype(np.uint8).tobytes().decode("utf-8", "replace")
 
 
 class JsonTokenizer:

@@ -1,10 +1,13 @@
 """What the row takes from the lines of metrics.jsonl: losses of evaluations and diagnostics."""
 
+import base64
 import math
 import statistics
 from collections import deque
 from collections.abc import Iterable
 from typing import Any, Self, TypeGuard
+
+import numpy as np
 
 from scaling_testbed.diagnostics.config import DiagnosticsConfig
 from scaling_testbed.diagnostics.names import is_diagnostic
@@ -74,7 +77,7 @@ class Summary:
             "val_loss_best": self.val_loss_best,
             "evaluation": self.evaluation,
             "at_step": self._at_step,
-            "last": list(self._last),
+            "last": _packed(self._last),
             "largest_logit": self._largest_logit,
         }
 
@@ -85,7 +88,12 @@ class Summary:
         found.val_loss_initial, found.val_loss_best = state["val_loss_initial"], state["val_loss_best"]
         found.evaluation = {**state["evaluation"]}
         found._at_step, found._largest_logit = state["at_step"], state["largest_logit"]
-        found._last = deque((step, {**values}) for step, values in state["last"])
+        found._last = deque(_unpacked(state["last"]))
+        numbers = (found.val_loss_initial, found.val_loss_best, found._largest_logit, found.evaluation.get("val_loss"))
+        if not all(isinstance(value, (int, float, type(None))) for value in numbers):
+            raise TypeError("a loss or a logit of its summary is no number")
+        if not isinstance(found._at_step, (dict, type(None))):
+            raise TypeError("at_step of its summary holds no diagnostics")
         return found
 
     @classmethod
@@ -95,6 +103,24 @@ class Summary:
         for record in records:
             found.add(record)
         return found
+
+
+def _packed(measured: Iterable[tuple[int, dict[str, Any]]]) -> dict[str, Any]:
+    """Measured steps as plain data: steps, names, and the values as float64 in base64, which is a quarter of their JSON
+    and takes a tenth of its time. A value that is missing or None is NaN, which a mean ignores too."""
+    measured = list(measured)
+    names = list({name: None for _, found in measured for name in found})
+    table = [[math.nan if found.get(name) is None else found[name] for name in names] for _, found in measured]
+    content = base64.b64encode(np.array(table, "<f8").tobytes()).decode()
+    return {"steps": [step for step, _ in measured], "names": names, "values": content}
+
+
+def _unpacked(packed: dict[str, Any]) -> list[tuple[int, dict[str, Any]]]:
+    steps, names = packed["steps"], packed["names"]
+    if not all(type(step) is int for step in steps) or not all(isinstance(name, str) for name in names):
+        raise TypeError("last of its summary holds no diagnostics")
+    table = np.frombuffer(base64.b64decode(packed["values"], validate=True), "<f8").reshape(len(steps), len(names))
+    return [(step, dict(zip(names, values, strict=True))) for step, values in zip(steps, table.tolist(), strict=True)]
 
 
 def _means(measured: list[tuple[int, dict[str, Any]]]) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def inspect(run: RunConfig, folder: Path, *, step: int | None = None, sequences:
     model = build_anywhere(run, data, device)
     optimizer = run.optimizer.build(model)
     state.restore_whole(folder, saved.tensors, model, optimizer, device)
-    rows = min(sequences, run.batch.micro_batch_sequences or ROWS, ROWS)
+    rows = min(sequences, run.batch.micro_batch or ROWS, ROWS)
     length = run.batch.sequence_length
     batches = ValidationBatches(data.validation, sequence_length=length, max_tokens=sequences * length, rows=rows)
     found = {"sequences": batches.n_windows} | _forward(run, model, batches, device)

@@ -5,6 +5,8 @@ import os
 import re
 import resource
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
@@ -95,6 +97,77 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
     if words & OTHER_PEAK:
         return None
     return next((peak for name, peak in PEAK_BF16_FLOPS.items() if words.issuperset(name.split())), None)
+
+
+_NO_MEMORY = re.compile(r"out of memory|(can't|[Cc]annot) allocate memory|not enough memory|bad_alloc")
+_ASKED = re.compile(r"(?:allocate|size) ([\d.]+) ?(bytes|KiB|MiB|GiB)")
+
+
+def is_memory_error(error: BaseException) -> bool:
+    """Whether `error` says that memory could not be allocated, on a GPU or by PyTorch, NumPy or Python on a CPU."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, (RuntimeError, OSError)) and bool(_NO_MEMORY.search(str(error)))
+
+
+def bytes_asked_for(error: BaseException) -> int | None:
+    """How many bytes could not be allocated, if the message of a memory error says so."""
+    found = _ASKED.search(str(error))
+    units = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+    return int(float(found[1]) * units[found[2]]) if found else None
+
+
+def free_memory_bytes(device: torch.device, n_processes: int = 1) -> int | None:
+    """The memory in bytes that each of `n_processes` on this machine can still use; None if it is not known.
+
+    On a CPU the least of: what the kernel says is available, what is left of the limits of the control groups of this
+    process, each divided by the number of processes, and what is left of the process's limit of address space.
+    """
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    shared = [left for left in (_available(), *_left_in_cgroups()) if left is not None]
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    own = [] if limit == resource.RLIM_INFINITY else [limit - _address_space()]
+    found = [left // n_processes for left in shared] + own
+    return max(0, min(found)) if found else None
+
+
+def _available() -> int | None:
+    with contextlib.suppress(OSError), open("/proc/meminfo") as lines:
+        for line in lines:
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    with contextlib.suppress(ValueError, OSError):  # not on Linux
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return None
+
+
+def _address_space() -> int:
+    with contextlib.suppress(OSError):
+        return int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    return 0
+
+
+def _left_in_cgroups() -> Iterator[int]:
+    """What is left of each limit of memory that the control groups of this process have, of version 1 and 2. Files in
+    the page cache count as left, because the kernel gives them up."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, controllers, group = line.split(":", 2)
+            if controllers == "":
+                root, limit, usage, cached = Path("/sys/fs/cgroup"), "memory.max", "memory.current", "inactive_file"
+            elif "memory" in controllers.split(","):
+                root, limit = Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"
+                usage, cached = "memory.usage_in_bytes", "total_inactive_file"
+            else:
+                continue
+            inner = root / group.lstrip("/")
+            for folder in {root, inner, *(up for up in inner.parents if up.is_relative_to(root))}:
+                with contextlib.suppress(OSError, ValueError):  # "max", or no such folder in a container
+                    most = int((folder / limit).read_text())
+                    used = int((folder / usage).read_text())
+                    stat = dict(entry.split() for entry in (folder / "memory.stat").read_text().splitlines())
+                    yield most - used + int(stat.get(cached, 0))
 
 
 def peak_memory_bytes(device: torch.device) -> int:

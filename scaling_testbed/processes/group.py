@@ -274,7 +274,11 @@ class Processes:
     def _end(self, finding: Finding) -> None:
         """End this process, because another one is gone or hangs. The main thread may not be able to: it may wait in a
         collective. It is given a moment, since a broken connection or a report of another process may end it."""
-        mine = {"rank": self.world.rank, "about": finding.rank, "peer": "hangs" if finding.hangs else "gone"}
+        mine: dict[str, Any] = {
+            "rank": self.world.rank,
+            "about": finding.rank,
+            "peer": "hangs" if finding.hangs else "gone",
+        }
         mine |= {"error": finding.error, "exit_status": STOPPED}
         answered = finding.report or _in_time(lambda: self._report(mine), GRACE_SECONDS)
         first = answered or mine  # without an answer, the store is gone or hangs

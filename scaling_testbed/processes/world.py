@@ -25,6 +25,12 @@ class World:
     port: int | None = None
 
     @property
+    def size_here(self) -> int:
+        """The number of its processes on this machine; all of them if the launcher does not say."""
+        tasks = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_STEP_TASKS_PER_NODE", "").partition("(")[0]
+        return min(int(tasks), self.size) if tasks.isdigit() and int(tasks) else self.size
+
+    @property
     def is_main(self) -> bool:
         """Whether this is rank 0, which holds the run's folder, writes files, and prints."""
         return self.rank == 0

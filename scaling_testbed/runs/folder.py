@@ -67,8 +67,9 @@ class RunFolder:
     def __exit__(self, *_: object) -> None:
         if self._held is None:
             return
-        for opened in filter(None, (self._metrics, self._held)):
-            os.close(opened)
+        os.close(self._held)
+        if self._metrics is not None:
+            os.close(self._metrics)
         self._metrics = self._held = None
         self._lease.__exit__()
 
@@ -86,8 +87,8 @@ class RunFolder:
             return None, None
         except (OSError, ValueError, RecursionError) as error:
             return None, reason_of(error) if isinstance(error, OSError) else "it is no JSON"
-        if isinstance(row, dict):
-            check_version(path, row.get("schema_version"), SCHEMA_VERSION)
+        if isinstance(row, dict) and type(row.get("schema_version")) is int:
+            check_version(path, row["schema_version"], SCHEMA_VERSION)
         problem = problem_of(row)
         if problem is None and self.path.name not in ("", row["run_id"]):
             problem = f"it is of the run {row['run_id']}"
@@ -146,9 +147,10 @@ class RunFolder:
         self._written = hashlib.sha256(kept)
         self._lines, self._whole = len(lines), known is None or known["whole"]
         if known is not None and self._written.hexdigest() != known["sha256"]:
+            what = f"{self._lines:,} of {known['lines']:,} lines" if self._lines != known["lines"] else "changed lines"
             say(
-                f"warning: {path} has {self._lines:,} of the {known['lines']:,} lines before step {keep_before:,}, or "
-                "they were changed; the result of the run does not need them, and its curves lack them",
+                f"warning: {path} has {what} before step {keep_before:,}; the row of the run does not need them, but "
+                "curves of the run are drawn from what is left",
                 errors=True,
             )
             self._whole = False

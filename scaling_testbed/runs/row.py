@@ -85,6 +85,12 @@ class Row:
         "Model FLOPs utilisation: FLOPs in a second divided by the peak of all devices; null where the peak is unknown."
     )
     peak_memory_bytes: int | None = fact("The largest memory of a process.", "bytes")
+    micro_batch_sequences: int | None = fact(
+        "Sequences in the last forward and backward pass of a process. It changes losses by rounding.", "sequences"
+    )
+    micro_batch_changes: dict[str, int] | None = fact(
+        "Where it changed during the run: step -> sequences in a pass from this step on; null where it did not."
+    )
     restarts: int | None = fact("How often the run was started again.")
     attention_impl: str | None = fact("The path that computed attention.")
     qk_norm_impl: str | None = fact("The path that normed and rotated queries and keys.")
@@ -150,10 +156,12 @@ def _fits(value: Any, kinds: tuple[Any, ...]) -> bool:
     """Whether a value of JSON is of one of the types `kinds` of a field, or null."""
     if value is None:
         return True
-    plain = [get_origin(kind) or kind for kind in kinds]
     if isinstance(value, (int, float)):
-        return not isinstance(value, bool) and is_number(value) and (float in plain or type(value) in plain)
-    return type(value) in plain
+        return not isinstance(value, bool) and is_number(value) and (float in kinds or type(value) in kinds)
+    kind = next((kind for kind in kinds if (get_origin(kind) or kind) is type(value)), None)
+    if kind is None or not (inner := get_args(kind)) or inner[-1] is Any:
+        return kind is not None
+    return all(_fits(entry, inner[-1:]) for entry in (value.values() if isinstance(value, dict) else value))
 
 
 def is_number(value: Any) -> bool:

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.live import Live
 
 from scaling_testbed.errors import STOPPED, check_positive
-from scaling_testbed.progress import clock
+from scaling_testbed.progress import clock, say
 from scaling_testbed.runs.lease import owner_of
 from scaling_testbed.runs.row import FINAL
 from scaling_testbed.sweeps.plan import PlannedRun, on_gpus
@@ -122,7 +122,7 @@ class Driver:
             if owner := owner_of(Path(run.folder) / "lock"):
                 if run.run_id not in self.awaited:
                     self.awaited.add(run.run_id)
-                    print(f"{run.label} is being run by {owner}; waiting for it", file=sys.stderr)
+                    say(f"{run.label} is being run by {owner}; waiting for it", errors=True)
                 continue
             self.waiting.remove(run)
             self.states[run.run_id] = read_state(run)
@@ -185,7 +185,7 @@ class Driver:
         left = self._seconds_left()
         time_left = f"about {clock(left)} left" if left else ""
         parts = (f"{done}/{len(self._due)}", f"{state.state:9}", run.label, loss, time_left)
-        print("  ".join(part for part in parts if part), flush=True)
+        say("  ".join(part for part in parts if part))
 
     def _refresh(self, runs: Sequence[PlannedRun]) -> None:
         for run in runs:
@@ -220,13 +220,11 @@ class Driver:
     def _conclude(self) -> int:
         if self.stopping:
             left = len(self.waiting)
-            print(f"stopped by {self.stopping}; {left} runs not started; the same command continues", file=sys.stderr)
+            say(f"stopped by {self.stopping}; {left} runs not started; the same command continues", errors=True)
             return STOPPED
         for run in self.runs:
             if run.run_id in self.failures:
-                print(f"failed: {run.label}: {self.failures[run.run_id]} ({run.folder}/{LOG_FILE})", file=sys.stderr)
+                say(f"failed: {run.label}: {self.failures[run.run_id]} ({run.folder}/{LOG_FILE})", errors=True)
         if self._skipped:
-            print(
-                f"{len(self._skipped)} failed before and were not run again; `sweep retry` runs them", file=sys.stderr
-            )
+            say(f"{len(self._skipped)} failed before and were not run again; `sweep retry` runs them", errors=True)
         return 1 if self.failures else 0

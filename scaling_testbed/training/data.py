@@ -16,9 +16,10 @@ def open_training_batches(run: RunConfig, data: PreparedData) -> TrainingBatches
     return TrainingBatches(data.train, sequence_length=batch.sequence_length, sequences=batch.sequences, seed=run.seed)
 
 
-def open_validation_sets(run: RunConfig, data: PreparedData) -> dict[str, ValidationBatches]:
+def open_validation_sets(run: RunConfig, data: PreparedData, rows: int) -> dict[str, ValidationBatches]:
     """The validation split of the run's own `data`, as MAIN_SET, and of every corpus in evaluation.sets.
 
+    rows: sequences in a pass of training, and in one of an evaluation unless evaluation.rows is set.
     Raises ConfigError for a set with the name MAIN_SET or with another tokenizer.
     """
     streams = {MAIN_SET: data.validation}
@@ -29,7 +30,7 @@ def open_validation_sets(run: RunConfig, data: PreparedData) -> dict[str, Valida
         if _vocabulary(other) != _vocabulary(data):
             raise ConfigError(f"evaluation.sets.{name}: {path} has another tokenizer than {data.folder}")
         streams[name] = other.validation
-    rows = run.evaluation.rows or run.batch.micro_batch_sequences or run.batch.sequences
+    rows = run.evaluation.rows or rows
     length, tokens = run.batch.sequence_length, int(run.evaluation.tokens)
     return {
         name: ValidationBatches(stream, sequence_length=length, max_tokens=tokens, rows=rows)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from scaling_testbed.config.memory import largest_micro_batch
 from scaling_testbed.config.run import RunConfig, flops_per_token, interventions_of
 from scaling_testbed.data.batches import TrainingBatches, ValidationBatches
 from scaling_testbed.data.preparing.preparation import prepare
@@ -16,11 +17,13 @@ from scaling_testbed.learning.interventions.base import Context, Intervention
 from scaling_testbed.learning.loss import choose_loss_impl
 from scaling_testbed.learning.loss_model import LossModel
 from scaling_testbed.model.attention import check_impls
+from scaling_testbed.model.config import ModelConfig
 from scaling_testbed.model.counting import ParamCounts, count_params
 from scaling_testbed.model.transformer import Transformer
-from scaling_testbed.processes.device import choose_device, choose_precision, configure_torch
+from scaling_testbed.processes.device import choose_device, choose_precision, configure_torch, free_memory_bytes
 from scaling_testbed.processes.group import Processes
 from scaling_testbed.processes.placement import Replica, parallelize
+from scaling_testbed.processes.world import World
 from scaling_testbed.runs.folder import RunFolder
 from scaling_testbed.training.data import open_training_batches, open_validation_sets
 from scaling_testbed.training.measurement import Measurement
@@ -32,8 +35,9 @@ class Parts:
     training; the parts stay the same.
 
     precision: fp32 | bf16. loss: with its `impl` chosen. validation_sets: by name, the run's own first. steps: of the
-    whole run. flops_per_token: of training, including interventions. model: the plain module. placed: the same model on
-    its devices. interventions: by name, in the order in which a step runs them.
+    whole run. micro_batch: sequences in a pass of this process, as chosen at this start. flops_per_token: of training,
+    including interventions. model: the plain module. placed: the same model on its devices. interventions: by name, in
+    the order in which a step runs them.
     """
 
     run: RunConfig
@@ -47,6 +51,7 @@ class Parts:
     validation_sets: dict[str, ValidationBatches]
     counts: ParamCounts
     steps: int
+    micro_batch: int
     flops_per_token: float
     model: Transformer
     placed: Replica
@@ -65,11 +70,14 @@ def build_parts(run: RunConfig, folder: RunFolder, processes: Processes, *, quie
     device, precision, loss = processes.together(lambda: _choose_paths(run, processes.world.local_rank))
     # Rank 0 prepares, which may take hours. The others wait for it.
     prepared = Path(processes.on_main(lambda: str(_prepare(run, quiet)), at_once=True))
-    data, batches, validation_sets = processes.together(lambda: _open(run, prepared))
-    processes.connect(device)
-
+    data = processes.together(lambda: open_prepared(prepared))
     config = run.model.resolved(data.vocab_size)
     counts = count_params(config)
+    # Rank 0 decides, because free memory differs a little between processes.
+    micro_batch = processes.on_main(lambda: _micro_batch(run, config, counts, precision, device, processes.world))
+    batches, validation_sets = processes.together(lambda: _open(run, data, micro_batch))
+    processes.connect(device)
+
     steps = run.budget.resolve_steps(counts, run.batch.tokens)
     where = torch.device("meta") if run.parallelism.is_sharded else device
     model = Transformer(config, run.parametrization, device=where, run_on=device)
@@ -95,6 +103,7 @@ def build_parts(run: RunConfig, folder: RunFolder, processes: Processes, *, quie
         validation_sets=validation_sets,
         counts=counts,
         steps=steps,
+        micro_batch=micro_batch,
         flops_per_token=flops_per_token(run, config),
         model=model,
         placed=placed,
@@ -130,6 +139,19 @@ def _prepare(run: RunConfig, quiet: bool) -> Path:
     return prepare(run.data, run.tokenizer, data_dir=Path(run.data_dir), workers=run.data_workers, quiet=quiet)
 
 
-def _open(run: RunConfig, prepared: Path) -> tuple[PreparedData, TrainingBatches, dict[str, ValidationBatches]]:
-    data = open_prepared(prepared)
-    return data, open_training_batches(run, data), open_validation_sets(run, data)
+def _open(run: RunConfig, data: PreparedData, micro_batch: int) -> tuple[TrainingBatches, dict[str, ValidationBatches]]:
+    rows = micro_batch if run.batch.is_auto else run.batch.micro_batch or run.batch.sequences
+    return open_training_batches(run, data), open_validation_sets(run, data, rows)
+
+
+def _micro_batch(
+    run: RunConfig, model: ModelConfig, counts: ParamCounts, precision: str, device: torch.device, world: World
+) -> int:
+    """Sequences in a forward and backward pass of each process."""
+    here = run.batch.sequences // world.size
+    if not run.batch.is_auto:
+        return min(run.batch.micro_batch or here, here)
+    free = free_memory_bytes(device, world.size_here)
+    if free is None:
+        return here  # an error of memory makes it smaller
+    return largest_micro_batch(run, model, counts.n_params, precision, world.size, free, device.type)

@@ -1,5 +1,6 @@
 """The progress of a run: the values that change during training, and how a checkpoint stores them."""
 
+import gc
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from scaling_testbed.progress import Clock
 from scaling_testbed.runs import checkpoint, state
 from scaling_testbed.runs.folder import Written
 from scaling_testbed.training.parts import Parts
-from scaling_testbed.training.step import Update
+from scaling_testbed.training.step import TooLittleMemory, Update, smaller_micro_batch
 
 
 @dataclass(kw_only=True)
@@ -25,11 +26,13 @@ class Progress:
 
     step: number of updates, including those that were left out. record: the line of this step in metrics.jsonl until it
     is written, then None. train_loss_last: of the last update, in nats. summary: what the row needs of the records of
-    all starts. clock: wall seconds over all starts. restarts: the starts before this one. metrics: what the checkpoint
-    from which the run continues says of metrics.jsonl, or None.
+    all starts. micro_batches: step -> sequences in a pass of a process from this step on. clock: wall seconds over all
+    starts. restarts: the starts before this one. metrics: what the checkpoint from which the run continues says of
+    metrics.jsonl, or None.
     """
 
     summary: Summary
+    micro_batches: dict[int, int]
 
     step: int = 0
     record: dict[str, Any] | None = field(default_factory=lambda: {"step": 0})
@@ -37,6 +40,27 @@ class Progress:
     clock: Clock = field(default_factory=Clock)
     restarts: int = 0
     metrics: Written | None = None
+
+    @property
+    def micro_batch(self) -> int:
+        """Sequences in a pass of a process now."""
+        return list(self.micro_batches.values())[-1]
+
+    def take_less(self, parts: Parts, error: TooLittleMemory) -> str:
+        """Make the micro-batch smaller after `error`, so that the same step is tried again, and return what to say.
+
+        Raises `error` unless the run chooses its micro-batch itself, has one process, and can make it smaller. Several
+        processes cannot go on: the others wait in a collective that this one has not reached.
+        """
+        before, fewer = self.micro_batch, smaller_micro_batch(self.micro_batch)
+        if not parts.run.batch.is_auto or parts.processes.grouped or fewer is None:
+            raise error
+        self.micro_batches[self.step] = fewer
+        _evaluate_alike(parts, fewer)
+        gc.collect()
+        if parts.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return f"too little memory at step {self.step}: micro-batches of {fewer} sequences in place of {before}"
 
     def advance(self, update: Update, run: RunConfig, steps: int) -> None:
         """Count `update`, and open the record of its step. steps: of the whole run."""
@@ -84,6 +108,7 @@ def save(parts: Parts, progress: Progress) -> None:
         "summary": progress.summary.state(),
         "metrics": metrics,
         "restarts": progress.restarts,
+        "micro_batches": progress.micro_batches,
         "train_loss_last": progress.train_loss_last,
         "wall_seconds": progress.clock.wall_seconds,
         "updates": states_of(parts.interventions),
@@ -113,7 +138,7 @@ def resume(parts: Parts) -> Progress:
     found, config = parts.processes.on_main(lambda: _find_checkpoint(parts)), parts.run.diagnostics
     if found is None:
         torch.manual_seed(parts.run.seed)
-        return Progress(summary=Summary(config))
+        return Progress(summary=Summary(config), micro_batches={0: parts.micro_batch})
     path, plain = Path(found[0]), found[1]
     with state.refused_in_one_line(path):
         kept = plain.get("summary")  # earlier versions took the summary from metrics.jsonl alone
@@ -122,6 +147,7 @@ def resume(parts: Parts) -> Progress:
             record=plain["row"],
             summary=Summary(config) if kept is None else Summary.of_state(config, kept),
             metrics=plain.get("metrics"),
+            micro_batches=_micro_batches(parts, plain),
             train_loss_last=plain["train_loss_last"],
             clock=Clock(before=plain["wall_seconds"]),
             restarts=plain.get("restarts", 0) + 1,
@@ -130,6 +156,26 @@ def resume(parts: Parts) -> Progress:
     sharded = parts.run.parallelism.is_sharded
     state.restore(path, parts.model, parts.optimizer, parts.device, sharded=sharded)
     return progress
+
+
+def _micro_batches(parts: Parts, plain: dict[str, Any]) -> dict[int, int]:
+    """The micro-batches of a run that is continued. One that chooses by itself keeps its choice, if there is memory."""
+    found = {int(step): int(rows) for step, rows in plain.get("micro_batches", {}).items()}
+    if not found:  # an earlier version did not record them
+        return {plain["step"]: parts.micro_batch}
+    last, now = list(found.values())[-1], parts.micro_batch
+    here = parts.run.batch.sequences // parts.processes.world.size
+    if last != now and not (parts.run.batch.is_auto and last < now and here % last == 0):
+        found[plain["step"]] = now
+    _evaluate_alike(parts, list(found.values())[-1])
+    return found
+
+
+def _evaluate_alike(parts: Parts, rows: int) -> None:
+    """Let evaluations take as many sequences at a time as a micro-batch that the run chooses, unless a key says so."""
+    if parts.run.batch.is_auto and parts.run.evaluation.rows is None:
+        for batches in parts.validation_sets.values():
+            batches.rows = rows
 
 
 def _find_checkpoint(parts: Parts) -> tuple[str, dict[str, Any]] | None:

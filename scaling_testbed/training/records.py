@@ -68,9 +68,18 @@ class Records:
             say(f"resumed at step {progress.step:,} (start {progress.restarts + 1} of this run)")
             if self._source_change:
                 say(f"note: the source has changed since the last start: {self._source_change}")
+        changes = list(progress.micro_batches.items())
+        if len(changes) > 1 and changes[-1][0] == progress.step:
+            say(f"micro-batches of {changes[-1][1]} sequences from here on, in place of {changes[-2][1]}")
+        elif run.batch.is_auto:
+            say(f"micro-batches of {progress.micro_batch} sequences, by the estimate of memory")
+
+    def say(self, text: str) -> None:
+        """Print a line beside the progress of the run."""
+        self._shown.say(text)
 
     def start_mirror(self) -> None:
-        """Connect to Weights & Biases if the run asks for it. This may take some seconds."""
+        """Connect to Weights & Biases, beside the first steps, if the run asks for it."""
         parts, logging = self._parts, self._parts.run.logging
         if not parts.processes.world.is_main:
             logging = dataclasses.replace(logging, wandb=False)

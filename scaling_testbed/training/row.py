@@ -54,6 +54,10 @@ def make_row(parts: Parts, progress: Progress, records: Records, outcome: Outcom
         tokens_per_second=rate,
         mfu=rate * parts.flops_per_token / (peak * size) if rate and peak else None,
         peak_memory_bytes=peak_bytes,
+        micro_batch_sequences=progress.micro_batch,
+        micro_batch_changes={str(step): rows for step, rows in progress.micro_batches.items()}
+        if len(progress.micro_batches) > 1
+        else None,
         restarts=progress.restarts,
         attention_impl=model.attention_impl,
         qk_norm_impl=model.qk_norm_impl,

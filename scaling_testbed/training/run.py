@@ -10,15 +10,13 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-import torch
-
 from scaling_testbed.config.run import RunConfig, run_folder_path
 from scaling_testbed.errors import FAILED, UserError, first_line
 from scaling_testbed.plugins import check_unchanged
-from scaling_testbed.processes.device import peak_memory_bytes
+from scaling_testbed.processes.device import is_memory_error, peak_memory_bytes
 from scaling_testbed.processes.group import PeerGone, PeerHangs, Processes, RankError
 from scaling_testbed.processes.interrupts import Interrupted, Interrupts
-from scaling_testbed.processes.world import check_world, world_from_environment
+from scaling_testbed.processes.world import World, check_world, world_from_environment
 from scaling_testbed.progress import say
 from scaling_testbed.runs.folder import RunFolder
 from scaling_testbed.runs.row import FINAL, Row
@@ -26,7 +24,7 @@ from scaling_testbed.training.parts import build_parts
 from scaling_testbed.training.progress import is_evaluated, is_saved, resume, save
 from scaling_testbed.training.records import Records
 from scaling_testbed.training.row import Outcome, make_row
-from scaling_testbed.training.step import Diverged, make_update, poll
+from scaling_testbed.training.step import Diverged, TooLittleMemory, make_update, poll, too_little_memory
 from scaling_testbed.training.validation import evaluate
 
 
@@ -74,7 +72,11 @@ def train(run: RunConfig, interrupts: Interrupts | None = None, *, quiet: bool =
                 if is_saved(run.checkpoint, progress.step):
                     save(parts, progress)
                 progress.clock.begin_step()
-                update = make_update(parts, progress.step, interrupts)
+                try:
+                    update = make_update(parts, progress.step, interrupts, progress.micro_batch)
+                except TooLittleMemory as error:
+                    records.say(progress.take_less(parts, error))
+                    continue
                 progress.advance(update, run, parts.steps)
         except Interrupted as signal:
             outcome = Outcome("preempted", f"stopped by {signal} at step {progress.step}")
@@ -125,7 +127,7 @@ def _failures_recorded(run: RunConfig, folder: RunFolder, processes: Processes) 
     try:
         yield
     except Exception as error:
-        mended = _for_a_person(error)
+        mended = _for_a_person(error, run, processes.world)
         cause = processes.first_failure(mended or error) or mended
         told = cause or error
         if processes.world.is_main:
@@ -153,9 +155,8 @@ def _end_recorded(run: RunConfig, folder: RunFolder, error: Exception) -> Except
     return error
 
 
-def _for_a_person(error: Exception) -> UserError | None:
+def _for_a_person(error: Exception, run: RunConfig, world: World) -> UserError | None:
     """A UserError with advice if `error` is not a defect of the code, else None."""
-    if isinstance(error, torch.OutOfMemoryError):
-        hint = "set batch.micro_batch_sequences lower: it changes the memory, not the global batch"
-        return UserError(f"the device has too little memory for this run; {hint}")
+    if not isinstance(error, UserError) and is_memory_error(error):
+        return too_little_memory(None, run, run.batch.micro_batch or run.batch.sequences // world.size, error)
     return None

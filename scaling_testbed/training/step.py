@@ -6,12 +6,17 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from scaling_testbed.config.memory import divisors
+from scaling_testbed.config.run import RunConfig
+from scaling_testbed.errors import UserError
 from scaling_testbed.learning.loss import IGNORE
 from scaling_testbed.learning.optimizers import clip_coefficient, set_lr
-from scaling_testbed.processes.device import autocast
+from scaling_testbed.processes.device import autocast, bytes_asked_for, free_memory_bytes, is_memory_error
 from scaling_testbed.processes.group import Processes
 from scaling_testbed.processes.interrupts import Interrupts
 from scaling_testbed.training.parts import Parts
+
+GIB = 2**30
 
 
 class Diverged(Exception):
@@ -38,10 +43,41 @@ class Update:
     diagnostics: dict[str, float] = field(default_factory=dict)
 
 
-def make_update(parts: Parts, step: int, interrupts: Interrupts) -> Update:
+class TooLittleMemory(UserError):
+    """A forward or backward pass found too little memory. The weights are unchanged. The message has the micro-batch to
+    try."""
+
+
+def too_little_memory(parts: Parts | None, run: RunConfig, rows: int, error: BaseException) -> TooLittleMemory:
+    """The error for a person, where `error` came with micro-batches of `rows` sequences. parts: None if they are not
+    built yet."""
+    asked, where = bytes_asked_for(error), "the device"
+    free = None
+    if parts is not None:
+        where = "the GPU" if parts.device.type == "cuda" else "this machine or the limit of this process"
+        free = free_memory_bytes(parts.device)
+    told = [f"{asked / GIB:.2f} GiB more were asked for"] if asked is not None else []
+    told += [f"{free / GIB:.2f} GiB are free"] if free is not None else []
+    said = f"{where} has too little memory for micro-batches of {rows} sequences"
+    said += f" ({', '.join(told)})" if told else ""
+    if (fewer := smaller_micro_batch(rows)) is not None:
+        return TooLittleMemory(
+            f"{said}; try batch.micro_batch_sequences={fewer}, which changes the memory and not the global batch"
+        )
+    recompute = "" if run.parallelism.activation_checkpointing else "parallelism.activation_checkpointing=1, "
+    return TooLittleMemory(f"{said}; try {recompute}a smaller batch.sequence_length, or a smaller model")
+
+
+def smaller_micro_batch(rows: int) -> int | None:
+    """Half of a micro-batch of `rows` sequences, or the next smaller one that divides it; None if there is none."""
+    return next((fewer for fewer in divisors(rows) if fewer <= rows // 2), None)
+
+
+def make_update(parts: Parts, step: int, interrupts: Interrupts, rows: int) -> Update:
     """Make update number `step` (from 0) of a run, or leave it out if an intervention does not allow it.
 
-    Raises Interrupted or Diverged; the weights are then unchanged. The loop over micro-batches is in this function, so
+    rows: sequences in a micro-batch of this process. Raises Interrupted, Diverged or TooLittleMemory; the weights are
+    then unchanged. The loop over micro-batches is in this function, so
     that the model comes directly below it in a traceback or a profile.
     """
     run, optimizer, processes = parts.run, parts.optimizer, parts.processes
@@ -49,24 +85,28 @@ def make_update(parts: Parts, step: int, interrupts: Interrupts) -> Update:
     interventions = list(parts.interventions.values())
     measured = run.diagnostics.is_due(step + 1, parts.steps)
     batch_BS = parts.batches.batch(step, processes.world.rank, processes.world.size)
-    rows = run.batch.micro_batch_sequences or len(batch_BS)
-    found = parts.measurement.forward(batch_BS, rows) if measured else {}
-
     # The loss of every micro-batch is divided by the valid tokens of the whole batch, so the split changes nothing.
     n_tokens = int(np.count_nonzero(batch_BS[:, 1:] != IGNORE))
     if processes.grouped:
         n_tokens = poll_all(processes, interrupts, n_tokens)
     ce = z_loss = torch.zeros((), device=parts.device)
-    for begin in range(0, len(batch_BS), rows):
-        if not processes.grouped:
-            interrupts.check()
-        tokens_BS = torch.from_numpy(batch_BS[begin : begin + rows]).to(parts.device)
-        with parts.placed.accumulating(last=begin + rows >= len(batch_BS)):
-            with autocast(parts.device, parts.precision):
-                terms = parts.placed.forward(tokens_BS)
-            # Gradients are averaged over ranks, while each rank's loss is its part of a sum.
-            (terms.loss / (n_tokens / processes.world.size)).backward()
-        ce, z_loss = ce + terms.ce, z_loss + terms.z_loss
+    try:
+        found = parts.measurement.forward(batch_BS, rows) if measured else {}
+        for begin in range(0, len(batch_BS), rows):
+            if not processes.grouped:
+                interrupts.check()
+            tokens_BS = torch.from_numpy(batch_BS[begin : begin + rows]).to(parts.device)
+            with parts.placed.accumulating(last=begin + rows >= len(batch_BS)):
+                with autocast(parts.device, parts.precision):
+                    terms = parts.placed.forward(tokens_BS)
+                # Gradients are averaged over ranks, while each rank's loss is its part of a sum.
+                (terms.loss / (n_tokens / processes.world.size)).backward()
+            ce, z_loss = ce + terms.ce, z_loss + terms.z_loss
+    except (RuntimeError, MemoryError, OSError) as error:
+        if not is_memory_error(error):
+            raise
+        optimizer.zero_grad(set_to_none=True)
+        raise too_little_memory(parts, run, rows, error) from None
     ce_sum, z_loss_sum = processes.sum([ce.item(), z_loss.item()])
     if not math.isfinite(ce_sum + z_loss_sum):
         raise Diverged("the training loss is not finite", found)

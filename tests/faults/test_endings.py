@@ -137,6 +137,56 @@ def test_a_rank_that_hangs_is_named(world, record_property, rank):
     assert f"error: {row['error']}" in errors[other]
 
 
+# ---- Memory
+
+LIMIT = """
+import resource
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + {mib} * 2**20,) * 2)
+"""
+WIDE = (
+    "batch.sequences=256",
+    "batch.sequence_length=64",
+    "budget.steps=3",
+    "evaluation.every_steps=0",
+    "evaluation.rows=8",
+)
+
+
+@pytest.mark.fault("B8", "Too little memory is one line with the micro-batch to try.")
+@pytest.mark.fault("35", "Too little memory names the micro-batch to try.")
+def test_too_little_memory_is_one_line_with_a_number(python, tmp_path, data_dir, record_property):
+    process = start(python, tmp_path, data_dir, *WIDE, before=LIMIT.format(mib=450))
+    _, err = process.communicate(timeout=60)
+    record_property("seen", err.strip())
+    assert process.returncode == 1 and err.count("\n") == 1
+    assert (
+        "too little memory for micro-batches of 256 sequences" in err and "try batch.micro_batch_sequences=128" in err
+    )
+
+
+@pytest.mark.fault("B8", "batch.micro_batch_sequences=auto takes what fits, falls back by halves, and the row says so.")
+@pytest.mark.parametrize("estimate", ["right", "too low"])
+def test_a_run_chooses_its_micro_batch(whole, python, tmp_path, data_dir, record_property, estimate):
+    """Where the estimate is too low, all 256 sequences are tried first."""
+    low = "from scaling_testbed.training import parts\nparts.free_memory_bytes = lambda *_: None\n"
+    before = LIMIT.format(mib=450) + (low if estimate == "too low" else "")
+    process = start(python, tmp_path, data_dir, *WIDE, "batch.micro_batch_sequences=auto", before=before)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, ""), err
+    (folder,) = tmp_path.glob("runs/*/*")
+    row, unlimited = row_in(folder), whole(*WIDE)[0]
+    rows = row["micro_batch_sequences"]
+    record_property("seen", f"micro-batches of {rows}; {[line for line in out.splitlines() if 'micro' in line]}")
+    assert rows < 256 == unlimited["micro_batch_sequences"] and 256 % rows == 0
+    assert ("too little memory at step 0: micro-batches of 128 sequences in place of 256" in out) == (
+        estimate != "right"
+    )
+    for key in ("val_loss", "train_loss_last"):  # fp32 sums in another order
+        assert row[key] == pytest.approx(unlimited[key], rel=1e-4)
+    assert row["run_id"] == unlimited["run_id"] and row["n_tokens"] == unlimited["n_tokens"]
+
+
 # ---- Weights & Biases
 
 

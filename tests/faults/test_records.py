@@ -20,6 +20,8 @@ import torch
 
 from scaling_testbed.analyze import main as analyze
 from scaling_testbed.config.sections import CheckpointConfig
+from scaling_testbed.diagnostics.config import DiagnosticsConfig
+from scaling_testbed.diagnostics.summary import Summary
 from scaling_testbed.errors import UserError
 from scaling_testbed.export import main as export
 from scaling_testbed.processes.interrupts import Interrupts
@@ -105,7 +107,7 @@ def test_a_row_does_not_need_the_lines_of_metrics(whole, stopped, trained, capsy
     again, _ = trained(*MEASURED)
     said = capsys.readouterr().err
     assert same(again) == same(row) and again["diagnostics_at_step"] and again["diagnostics_last_mean"]
-    assert said.count("\n") == 1 and str(path) in said and "lines before step" in said
+    assert said.count("\n") == 1 and str(path) in said and "lines before step" in said and "curves" in said
     record_property("seen", f"val_loss_initial {again['val_loss_initial']:.4f} as undisturbed; {said[:40]}...")
 
 
@@ -114,8 +116,9 @@ def test_a_run_that_lost_lines_and_stops_again_keeps_its_row(whole, stopped, tra
     """The second checkpoint is saved with a file that lacks lines, so it counts and not the file."""
     row, _ = whole(*MEASURED)
     (stopped(*MEASURED, polls=10) / "metrics.jsonl").write_bytes(b"")
-    stopped(*MEASURED, polls=6)
-    assert same(trained(*MEASURED)[0]) == same(row)
+    (stopped(*MEASURED, polls=6) / "environment.json").unlink()
+    again, _ = trained(*MEASURED)
+    assert same(again) == same(row) and again["restarts"] == 2
 
 
 @pytest.mark.fault("A12", "A row is the same after lines of metrics.jsonl were lost, and the loss is said.")
@@ -369,6 +372,38 @@ def test_a_full_disk_behind_the_output_stops_no_run(python, tmp_path, data_dir):
     assert process.returncode == 0 and said == ""
 
 
+SWEEP = """
+overrides: [data=markov, data.n_tokens=20000, data.n_validation_tokens=4000, model=bigram, batch.sequences=8,
+            batch.sequence_length=16, budget.steps=4, evaluation.tokens=1024, compute.threads=1, compute.device=cpu]
+axes:
+  optimizer.lr: [1e-3, 1e-2]
+"""
+HIDDEN = {
+    "closed by its reader": "",
+    "closed": closing(1),
+    "ascii": "import sys\nsys.stdout.reconfigure(encoding='ascii', errors='strict')",
+}
+
+
+@pytest.mark.fault("B6", "Printing never decides a run's fate.")
+@pytest.mark.parametrize("how", HIDDEN)
+def test_a_sweep_finishes_whatever_becomes_of_its_output(python, tmp_path, data_dir, how):
+    (tmp_path / "tiny.yaml").write_text(SWEEP)
+    words = ["run", f"sweep={tmp_path / 'tiny.yaml'}", f"runs_dir='{tmp_path / 'größe'}'", f"data_dir={data_dir}"]
+    code = f"import sys\n{HIDDEN[how]}\nfrom scaling_testbed.sweep import main\nsys.exit(main({words!r}))"
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([python, "-c", code], **pipes)
+    if how == "ascii":
+        out, err = process.communicate(timeout=60)
+        assert "records under" in out and "gr\\xf6\\xdfe" in out
+    else:
+        process.stdout.close()
+        err = process.stderr.read()
+    assert process.wait(60) == 0 and err == ""
+    rows = [json.loads(path.read_text()) for path in (tmp_path / "größe").glob("*/*/result.json")]
+    assert [row["status"] for row in rows] == ["finished", "finished"]
+
+
 def at_step(number, code):
     """Python that runs `code` in a run before its update `number`."""
     return f"""
@@ -546,6 +581,7 @@ def test_a_malformed_file_with_the_right_hash_is_one_line(tiny, whole, tmp_path,
     record_property("seen", said[-120:])
 
 
+SUMMARY = Summary(DiagnosticsConfig()).state()
 STATES = {
     "no object": "[]",
     "a text": '"x"',
@@ -562,6 +598,11 @@ STATES = {
     "a loss": {"train_loss_last": "x"},
     "a summary": {"summary": {"last": 3}},
     "means": {"summary": {"val_loss_initial": None, "val_loss_best": None, "evaluation": 3, "last": [], "at_step": 1}},
+    "a summary of texts": {"summary": SUMMARY | {"val_loss_initial": "x"}},
+    "a logit": {"summary": SUMMARY | {"largest_logit": [1]}},
+    "a step of means": {"summary": SUMMARY | {"last": {"steps": ["x"], "names": [], "values": ""}}},
+    "values of means": {"summary": SUMMARY | {"last": {"steps": [1], "names": ["a"], "values": "AAAA"}}},
+    "no means": {"summary": SUMMARY | {"last": {"steps": [1], "names": ["a"], "values": "%%"}}},
     "metrics": {"metrics": {}},
     "states": {"updates": [1]},
     "restarts": {"restarts": "x"},
@@ -679,6 +720,7 @@ ROWS = {
     "a text for a loss": '{"status": "finished", "run_id": "RUN", "val_loss": "x"}',
     "a huge number": '{"status": "finished", "run_id": "RUN", "val_loss": 1' + "0" * 400 + "}",
     "digits without end": '{"status": "finished", "run_id": "RUN", "steps": ' + "9" * 5000 + "}",
+    "a text for a plug-in": '{"status": "finished", "run_id": "RUN", "plugins": {"a": 3}}',
     "a list": "[]",
     "half": '{"status": "fini',
     "nothing": "",

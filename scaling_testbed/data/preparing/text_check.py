@@ -4,6 +4,7 @@ import numpy as np
 
 from scaling_testbed.data.manifest import SPLITS
 
+SAMPLE_BYTES = 1 << 16  # of a document
 LOST_SHARE = 0.01  # of tokens that are unknown, or of text that does not come back; above it text counts as lost
 
 
@@ -11,11 +12,12 @@ class TextCheck:
     """Looks whether a tokenizer keeps text: unknown tokens in all documents, and decode(encode(x)) == x on a sample.
 
     There is one for each split of a chunk. The sample is its first 8 documents, and of the others one in 256, chosen by
-    the document's hash. An encoder without `decode` is not sampled.
+    the document's hash. Of a long document the first SAMPLE_BYTES are taken. An encoder without `decode` is not
+    sampled.
     """
 
     def __init__(self, encoder):
-        self._decode = getattr(encoder, "decode", None)
+        self._encode_batch, self._decode = encoder.encode_batch, getattr(encoder, "decode", None)
         self._unknown = getattr(encoder, "unknown", None)
         self._seen = 0
         self.n_tokens = self.n_unknown = 0
@@ -29,7 +31,10 @@ class TextCheck:
         self._seen += 1
         if self._decode is None or not (self._seen <= 8 or found % 256 == 0):
             return
-        lost = lost_bytes(document.decode(), self._decode(ids))
+        if len(document) > SAMPLE_BYTES:
+            document = document[:SAMPLE_BYTES].decode("utf-8", "ignore").encode()  # it ends between two characters
+            ids = self._encode_batch([document])[0]
+        lost = lost_bytes(document.decode("utf-8", "replace"), self._decode(ids))
         self.documents, self.n_bytes = self.documents + 1, self.n_bytes + len(document)
         self.changed, self.lost_bytes = self.changed + (lost > 0), self.lost_bytes + lost
 
