@@ -281,7 +281,8 @@ def _frozen(composed: DictConfig, overrides: Sequence[str]) -> RunConfig:
     for key in map(str, composed):
         node = composed._get_node(key)
         if key in GROUPS and not dataclasses.is_dataclass(OmegaConf.get_type(node)):
-            raise ConfigError(f"{key} has no schema; its file must name one in its defaults list")
+            chosen = ", ".join(text for text in overrides if key_of(text) == key) or "its default"
+            raise ConfigError(f"{key} has no schema; its file must name one in its defaults list ({chosen})")
         values[key] = _freeze(node, key) if isinstance(node, DictConfig) and not node._is_none() else composed[key]
     lists = {key: list(composed[key]) for key in OUTSIDE} | {"overrides": list(overrides)}
     return RunConfig(**values | lists)
@@ -413,10 +414,21 @@ def _close_to(key: str, known: Sequence[str]) -> str:
     return f"did you mean {close[0]}?" if close else ""
 
 
+def _no_yaml(configs: Sequence[str]) -> str:
+    """The first file in these folders that is no YAML, which an error of Hydra does not name."""
+    for file in files_of(configs):
+        with contextlib.suppress(*LOADS_ANYTHING):
+            try:
+                OmegaConf.load(file)
+            except YAMLError:
+                return str(file)
+    return "a file"
+
+
 def _one_line(error: Exception, configs: Sequence[str] = ()) -> str:
     """Describe an error of Hydra or OmegaConf in one or two lines that name the key."""
     if isinstance(error, YAMLError):
-        return f"a file cannot be read as YAML: {' '.join(str(error).split())}"
+        return f"{_no_yaml(configs)} cannot be read as YAML: {' '.join(str(error).split())}"
     inner = error.__cause__ or error.__context__
     cause = inner if isinstance(inner, OmegaConfBaseException) else None
     key = getattr(cause or error, "full_key", None)

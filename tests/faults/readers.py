@@ -411,7 +411,10 @@ def is_record(row) -> bool:
     """A line of metrics.jsonl has names with numbers or null, and a step."""
     if not isinstance(row, dict) or type(row.get("step")) is not int or row["step"] < 0:
         return False
-    return all(value is None or isinstance(value, (int, float)) and abs(value) <= MOST for value in row.values())
+    return all(
+        value is None or isinstance(value, float) or isinstance(value, int) and abs(value) <= MOST
+        for value in row.values()
+    )
 
 
 MOST = sys.float_info.max
