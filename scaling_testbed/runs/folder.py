@@ -235,7 +235,7 @@ def _read_lines(path: Path, content: bytes) -> list[tuple[dict[str, Any], bytes]
     for number, line in enumerate(content.splitlines(keepends=True), start=1):
         with contextlib.suppress(ValueError, RecursionError):
             row = json.loads(line)
-            if _is_record(row):
+            if is_record(row):
                 found.append((row, line.rstrip(b"\r\n") + b"\n"))
                 continue
         odd.append(f"{path}:{number}")
@@ -246,7 +246,7 @@ def _read_lines(path: Path, content: bytes) -> list[tuple[dict[str, Any], bytes]
     return found
 
 
-def _is_record(row: Any) -> bool:
+def is_record(row: Any) -> bool:
     """Whether a value of JSON is a line of metrics.jsonl: names with numbers, and a step."""
     if not isinstance(row, dict) or type(row.get("step")) is not int or row["step"] < 0:
         return False

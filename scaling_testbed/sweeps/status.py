@@ -14,7 +14,7 @@ from scaling_testbed.config.run import GROUPS, RunConfig
 from scaling_testbed.errors import UserError, first_line
 from scaling_testbed.plugins import difference, loaded_plugins
 from scaling_testbed.row_files import write_rows
-from scaling_testbed.runs.folder import RunFolder
+from scaling_testbed.runs.folder import RunFolder, is_record
 from scaling_testbed.runs.identity import TO_DO, AtHand, Found, of_checkpoint
 from scaling_testbed.runs.lease import Owner, owner_of
 from scaling_testbed.runs.row import FINAL
@@ -174,8 +174,10 @@ def last_metrics(folder: Path) -> dict[str, Any]:
     file."""
     found: dict[str, Any] = {}
     for line in reversed(_tail(folder / "metrics.jsonl")):
-        with contextlib.suppress(ValueError, TypeError):  # an incomplete line, or not a record
+        with contextlib.suppress(ValueError, RecursionError):  # an incomplete line
             record = json.loads(line)
+            if not is_record(record):
+                continue
             if found and record.get("step") == 0:  # before training, so no result of the run
                 record.pop("val_loss", None)
             found = {**record, **found}

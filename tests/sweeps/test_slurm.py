@@ -52,6 +52,7 @@ def test_the_script_asks_for_what_was_configured(runs, tmp_path):
     subprocess.run(["bash", "-n"], input=script, text=True, check=True)
 
 
+@pytest.mark.fault("38", "Names and values arrive in a job script as they were written, and run nothing.")
 def test_everything_a_person_names_arrives_as_it_was_written(tmp_path, monkeypatch):
     """The script itself, with srun standing for a program that prints its arguments."""
     (tmp_path / NASTY).mkdir()
@@ -125,6 +126,7 @@ def test_a_run_with_gpus_uses_them_or_fails_unless_it_names_a_device(runs):
     assert device(SlurmConfig(gpus_per_node=0), runs[0]) == "auto"
 
 
+@pytest.mark.fault("41", "A missing or refusing sbatch is one line, and large sweeps become several arrays.")
 def test_more_runs_than_an_array_may_have_become_several_jobs(runs):
     submissions = list(write_submissions(runs, SlurmConfig(), max_array_size=7))
     assert [len(submission.runs) for submission in submissions] == [6, 6, 4]
@@ -281,6 +283,7 @@ def test_an_option_of_sbatch_is_quoted_but_for_its_name(runs, tmp_path):
         assert f"#SBATCH {line}\n" in script
 
 
+@pytest.mark.fault("41", "A missing or refusing sbatch is one line, and large sweeps become several arrays.")
 def test_without_slurm_the_script_can_be_seen_and_submitting_says_what_is_missing(door, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     status, out, _ = door("submit", "--dry-run", "launcher.partition=p")
@@ -293,6 +296,7 @@ def test_without_slurm_the_script_can_be_seen_and_submitting_says_what_is_missin
 # ---- On a real cluster
 
 
+@pytest.mark.fault("32", "Runs go on when their driver is killed, and the next driver adopts them.")
 @pytest.mark.slurm
 def test_an_array_job_on_two_nodes_takes_a_sweep_to_its_end(cluster, door, states):
     status, out, err = door("submit", "launcher.cpus_per_process=4")
