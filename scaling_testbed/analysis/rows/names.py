@@ -62,7 +62,7 @@ UNFINISHED = (
     *("starting", "submitted", "created", "incomplete", "unfinished", "terminated", "revoked", "missing", "planned"),
 )
 FAILED = ("failed", "crashed", "sys_failed")  # columns of true and false
-TEXTS = re.compile(r"(^|_)(id|name|label|hash|sha|sha256|commit|fingerprint|version)$")
+TEXTS = re.compile(r"(^|_)(id|name|label|hash|sha|sha256|commit|fingerprint)$")
 
 
 def plain_name(column: str) -> str:
