@@ -43,7 +43,8 @@ def compose(overrides: Texts = ()) -> RunConfig:
 
 def train(run: RunConfig | Texts, *, quiet: bool = True) -> Row:
     """Train a run and return its row, the content of result.json: losses in nats per token, parameters, tokens, FLOPs,
-    the flat configuration. A run that was stopped continues, and the row of a finished run is returned at once.
+    the flat configuration. A run that was stopped continues, and the row of a finished run is returned at once, if its
+    data and plug-ins are still the same.
 
     `status` in the row is finished, diverged, or preempted if a signal stopped the run; the same call continues it.
     quiet: print no progress. Raises UserError for an error that the user can correct."""
