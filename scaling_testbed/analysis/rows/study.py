@@ -120,11 +120,11 @@ def number(row: Row, key: str) -> float:
     value = row.get(key, "absent")
     if value is None:
         return math.nan
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, str) or (found := number_in(value)) is None:
         raise UserError(
             f"{name_of(row)}: {key} must be a number, got {value if value != 'absent' else 'no such column'}"
         )
-    return float(value)
+    return float(found)
 
 
 def name_of(row: Row) -> str:
