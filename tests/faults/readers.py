@@ -808,7 +808,7 @@ def plain_csv(data: bytes) -> Any:
 def plain_cell(cell: str, name: str) -> Any:
     for number in (int, float):
         with contextlib.suppress(ValueError):
-            if name != "run_id" and "_" not in cell:
+            if name not in ("run_id", "name") and "_" not in cell:
                 return number(cell)
     word = cell.strip().lower()
     return {"": None, "na": None, "n/a": None, "null": None, "-": None, "true": True, "false": False}.get(
