@@ -6,7 +6,6 @@ gone, or that hangs for so long, is noticed by its heartbeat (heartbeat.py), als
 collective. In a run without a process group (parallelism=single) the functions here only run their action.
 """
 
-import _thread
 import atexit
 import collections
 import contextlib
@@ -271,7 +270,9 @@ class Processes:
         """Before training, rank 0 takes a signal to another rank for its own. In a step all ranks share them."""
         asked = next((beat.signal for beat in beats.values() if beat.signal is not None), None)
         if asked is not None and self.world.is_main and not self.grouped and self._interrupts.number is None:
-            _thread.interrupt_main(signal.Signals(asked))
+            main = threading.main_thread().ident
+            if main is not None:
+                signal.pthread_kill(main, asked)  # wakes it also from a wait
 
     def _end(self, finding: Finding) -> None:
         """End this process, because another one is gone or hangs. The main thread may not be able to: it may wait in a

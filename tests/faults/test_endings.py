@@ -133,9 +133,9 @@ def test_ctrl_c_while_a_command_starts_is_one_line(door):
     command = [REAL_PYTHON, "-X", "importtime", "-m", f"scaling_testbed.{door}", "--help"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     for line in process.stderr:
-        if line.endswith("scaling_testbed.errors\n"):
+        if line.endswith("scaling_testbed.processes.interrupts\n"):
             break
-    time.sleep(0.05)  # until the module that imports it has installed its handler
+    process.stderr.readline()  # the next import comes after its handler is installed
     process.send_signal(signal.SIGINT)
     left = [line for line in process.stderr.read().splitlines() if not line.startswith("import time:")]
     process.communicate()

@@ -487,7 +487,10 @@ def test_the_world_is_torchruns_or_sruns_or_one():
     assert world_from_environment(TORCHRUN | SLURM) == World(1, 4, 1)  # torchrun within a step
     by_hand = {key: value for key, value in TORCHRUN.items() if key != "TORCHELASTIC_USE_AGENT_STORE"}
     assert world_from_environment(by_hand) == World(1, 4, 1, "a", 1)  # rank 0 keeps the store
-    for wrong, says in (({"RANK": "x"}, "RANK must be an integer; got 'x'"), ({"RANK": "4"}, "must be from 0 to WORLD")):
+    for wrong, says in (
+        ({"RANK": "x"}, "RANK must be an integer; got 'x'"),
+        ({"RANK": "4"}, "must be from 0 to WORLD"),
+    ):
         with pytest.raises(UserError, match=says):
             world_from_environment(TORCHRUN | wrong)
     assert world_from_environment(SLURM) == World(3, 4, 1, "node7", 10123)
