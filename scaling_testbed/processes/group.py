@@ -16,6 +16,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any, Self
@@ -30,7 +31,7 @@ from scaling_testbed.processes.heartbeat import FAILURE, Beat, Finding, Heartbea
 from scaling_testbed.processes.interrupts import Interrupts
 from scaling_testbed.processes.world import World
 
-WAIT_SECONDS = 1  # one wait at the store, which is then repeated; signals are handled between two of them
+LONGEST_PAUSE = 1.0  # seconds between two looks into the store, a tenth of the time waited so far
 LEAVE_SECONDS = 20  # how long rank 0 waits at the end for the other ranks
 LEAVE_SECONDS_FAILED = 8  # the same after a failure, of which they read within some seconds; one of them may be dead
 GRACE_SECONDS = 3  # how long the main thread may take to end by itself after another process has failed
@@ -315,15 +316,15 @@ class Processes:
 
     def _read(self, key: str) -> dict[str, Any]:
         """Wait for the value at `key` and return it. Raises RankError if the process that keeps the store has ended."""
-        store = self._opened
-        while True:
-            try:
-                store.wait([key], timedelta(seconds=WAIT_SECONDS))
-                return json.loads(store.get(key))
-            except dist.DistNetworkError:
-                raise RankError(STORE_GONE, 1) from None
-            except dist.DistStoreError:
-                continue  # not there yet
+        store, waited = self._opened, 0.0
+        try:
+            while not store.check([key]):  # `wait` would print a warning of PyTorch, and hold back signals
+                pause = min(LONGEST_PAUSE, max(0.001, waited / 10))
+                time.sleep(pause)
+                waited += pause
+            return json.loads(store.get(key))
+        except dist.DistNetworkError:
+            raise RankError(STORE_GONE, 1) from None
 
 
 def _end_group() -> None:
