@@ -15,7 +15,7 @@ from scaling_testbed.config.memory import estimate_memory
 from scaling_testbed.config.run import RunConfig, flatten, flops_per_token, rate_means, run_folder_path, run_id
 from scaling_testbed.config.words import key_of, quoted
 from scaling_testbed.data.manifest import read_manifest
-from scaling_testbed.data.preparing.preparation import folder_name
+from scaling_testbed.data.preparing.preparation import find_prepared
 from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.files import write_json, write_text
 from scaling_testbed.model.counting import count_params
@@ -180,7 +180,8 @@ def _prepared(run: RunConfig, entry: Callable[[dict[str, Any]], int]) -> int | N
     """An entry of the manifest of the run's prepared data; None if the data is not prepared or its source does not
     exist."""
     try:
-        return entry(read_manifest(Path(run.data_dir) / folder_name(run.data, run.tokenizer)))
+        folder = find_prepared(run.data, run.tokenizer, Path(run.data_dir))
+        return None if folder is None else entry(read_manifest(folder))
     except (OSError, UserError):
         return None
 

@@ -106,7 +106,7 @@ def launch(folder, python, size, add):
 @pytest.fixture(scope="module")
 def two(tmp_path_factory, python):
     def add(runs):
-        runs.add("slow", "parallelism=ddp", "parallelism.timeout_seconds=1", "budget.steps=1", slow=2.5)
+        runs.add("slow", "parallelism=ddp", "parallelism.timeout_seconds=3", "budget.steps=1", slow=4)
         runs.add("wrong")
         runs.add("uneven", "parallelism=ddp", "batch.sequences=7")
         runs.add("no_gpu", "parallelism=ddp", "compute.device=cuda")
@@ -372,7 +372,7 @@ def test_a_full_disk_under_a_shard_is_one_line_and_leaves_the_earlier_checkpoint
         return real(*arguments)
 
     monkeypatch.setattr(dcp.FileSystemWriter, "write_data", full)
-    with pytest.raises(UserError, match="step-00000008: .*No space left on device; earlier ones are intact"):
+    with pytest.raises(UserError, match="step-00000008: the disk is full .*; earlier checkpoints are intact"):
         trained("parallelism=fsdp")
     folder = tiny()[1]
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step-00000004"]
@@ -484,6 +484,7 @@ def test_gradients_are_exchanged_once_a_step(trained, monkeypatch, kind):
 
 
 TORCHRUN = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
+TORCHRUN["TORCHELASTIC_USE_AGENT_STORE"] = "True"
 SLURM = {
     **{"SLURM_JOB_ID": "123", "SLURM_STEP_ID": "0", "SLURM_NTASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1"},
     **{"SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NODELIST": "node7,node9"},
@@ -494,6 +495,14 @@ def test_the_world_is_torchruns_or_sruns_or_one():
     assert world_from_environment({}) == World()
     assert world_from_environment(TORCHRUN) == World(1, 4, 1)
     assert world_from_environment(TORCHRUN | SLURM) == World(1, 4, 1)  # torchrun within a step
+    by_hand = {key: value for key, value in TORCHRUN.items() if key != "TORCHELASTIC_USE_AGENT_STORE"}
+    assert world_from_environment(by_hand) == World(1, 4, 1, "a", 1)  # rank 0 keeps the store
+    for wrong, says in (
+        ({"RANK": "x"}, "RANK must be an integer; got 'x'"),
+        ({"RANK": "4"}, "must be from 0 to WORLD"),
+    ):
+        with pytest.raises(UserError, match=says):
+            world_from_environment(TORCHRUN | wrong)
     assert world_from_environment(SLURM) == World(3, 4, 1, "node7", 10123)
     assert world_from_environment({k: v for k, v in SLURM.items() if k != "SLURM_STEP_ID"}) == World()  # a batch script
     assert world_from_environment(SLURM | {"SLURM_NTASKS": "1"}) == World()

@@ -20,7 +20,7 @@ def test_a_path_a_study_mappings_and_a_frame_have_the_same_rows(tmp_path):
         found = study_of(given)
         assert sorted(found.rows, key=repr) == sorted(whole.rows, key=repr) and found.missing == []
     assert len(study_of(rows, ["model.d_model=32", "optimizer.lr<1e-2"]).rows) == 3
-    with pytest.raises(ConfigError, match="--where seed=7: no run of rows at hand matches"):
+    with pytest.raises(ConfigError, match="--where 'seed=7': no row matches seed=7; seed is 0"):
         study_of(rows, ["seed=7"])
 
 
