@@ -124,12 +124,14 @@ def test_sigterm_before_the_first_update_is_made(python, tmp_path, record_proper
 def test_a_second_signal_while_saving(python, whole, trained, tmp_path, data_dir, record_property):
     """Both come when the files are written and before the folder gets its name."""
     _, unstopped = whole()
-    named = 'str(arguments[1]).endswith("step-00000005")'
-    hook = at_update(6, send("TERM")) + before("os", "rename", named, f"{send('TERM')}; {send('USR1')}")
+    named = 'str(arguments[1]).endswith(("step-00000005", "step-00000006"))'
+    again = f"open({str(tmp_path / 'came')!r}, 'w'); {send('TERM')}; {send('USR1')}"
+    hook = at_update(6, send("TERM")) + before("os", "rename", named, again)
     ended(start(python, tmp_path, data_dir, before=hook), 75)
     (folder,) = tmp_path.glob("runs/*/*")
     stopped = row_in(folder)
     record_property("seen", f"{stopped['error']}, one checkpoint of it; then the bits of an unbroken run")
+    assert (tmp_path / "came").exists()
     assert stopped["status"] == "preempted" and stopped["error"].endswith(f"at step {stopped['steps']}")
     assert checkpoints(folder) == ["step-00000004", f"step-{stopped['steps']:08}"]
     trained()
