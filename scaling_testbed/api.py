@@ -9,7 +9,7 @@ key or value) or UserError (a wrong file, run or machine), with one line.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -108,8 +108,13 @@ def _sweep(name: str | Path, overrides: Texts, scale: str | None) -> Sweep:
 
 
 def _texts(given: Texts) -> list[str]:
-    """A list of texts, or one of a text alone, which is a sequence of letters too."""
-    return [given] if isinstance(given, str) else list(given)
+    """A list of texts, or one of a text alone, which is a sequence of letters too. Raises ConfigError for all else."""
+    from scaling_testbed.errors import ConfigError
+
+    texts = [given] if isinstance(given, str) else list(given) if isinstance(given, Iterable) else [given]
+    if isinstance(given, dict) or not all(isinstance(text, str) for text in texts):
+        raise ConfigError(f"give a text or a list of texts, such as 'key=value'; got {given!r}")
+    return texts
 
 
 def _planned(sweep: Sweep, processes: int = 1) -> list[PlannedRun]:

@@ -1,6 +1,7 @@
 """Whether a run fits the memory of a GPU, and the overrides that make it fit. Does not import torch."""
 
 import dataclasses
+import math
 import subprocess
 from collections.abc import Iterator
 
@@ -70,4 +71,5 @@ def _parallel(run: RunConfig, **changes: object) -> RunConfig:
 
 def _divisors(rows: int) -> Iterator[int]:
     """The divisors of `rows`, the largest first: a micro-batch divides the batch."""
-    return (rows // k for k in range(1, rows + 1) if rows % k == 0)
+    small = [k for k in range(1, math.isqrt(rows) + 1) if rows % k == 0]
+    return iter(sorted({*small, *(rows // k for k in small)}, reverse=True))
