@@ -29,6 +29,7 @@ DEFAULT_RANGE = (3e-4, 3e-1)
 WIDEST_GAP = 10  # the largest ratio of neighbouring rates in S; the paper's is 3.3
 SHIFT = 1 / 3  # the optimum of coupled decay is lower: the second range of the default is 1e-4 to 1e-1
 RESAMPLES = 2000
+MOST_NATS_AT_START = 100  # of rows of other projects: a perplexity starts at the size of the vocabulary
 DEFINITION = (
     "S = mean over the learning rates of min(final validation loss, loss at initialisation) minus the best of them, "
     "in nats per token; a run that diverged or ended in a loss that is not finite counts as the loss at initialisation."
@@ -133,6 +134,9 @@ def analyse(
     for row in study.rows:
         if not math.isfinite(number(row, "val_loss_initial")):
             raise UserError(f"{name_of(row)} has no val_loss_initial; S needs it to cap the loss")
+        if row.get("schema_version") is None and number(row, "val_loss_initial") > MOST_NATS_AT_START:
+            value = number(row, "val_loss_initial")
+            raise UserError(f"{name_of(row)}: val_loss_initial is {value:g}, a perplexity? S needs losses in nats")
     inside = {_place(curve): curve for curve in curves(study, group, size, lr_range)}
     shifted_range = (lr_range[0] * SHIFT, lr_range[1] * SHIFT)
     shifted = {_place(curve): curve for curve in curves(study, group, size, shifted_range)}

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from scaling_testbed.analysis.laws import columns
-from scaling_testbed.analysis.laws.checks import far, mixed_data, mixed_settings
+from scaling_testbed.analysis.laws.checks import far, mixed_data, mixed_settings, odd_exponents
 from scaling_testbed.analysis.laws.downstream import Chain
 from scaling_testbed.analysis.laws.fitted import Fit
 from scaling_testbed.analysis.laws.fitting import fit
@@ -193,7 +193,7 @@ def fit_rows(
         fit=found,
         fitted=[beside_fitted(found, row) for row in kept],
         predictions=predictions,
-        warnings=[*found.warnings, *said, *mixed_data(kept), *mixed, *far(predictions)],
+        warnings=[*found.warnings, *odd_exponents(found), *said, *mixed_data(kept), *mixed, *far(predictions)],
         origin=given.origin,
         where=list(where),
         hold_out=list(hold_out),

@@ -94,7 +94,7 @@ def nearest_first(word: str, known: Iterable[Any], most: int = 10) -> str:
     asked = plain_name(word)
     words.sort(key=lambda one: -SequenceMatcher(None, asked, plain_name(one)).ratio())
     shown = ", ".join(one if len(one) <= 60 else f"{one[:59]}…" for one in words[:most])
-    return shown + (f" and {len(words) - most} others" if len(words) > most else "")
+    return shown + (f" and {len(words) - most} more" if len(words) > most else "")
 
 
 # Numbers as text.
@@ -207,7 +207,15 @@ def with_states(rows: Sequence[Row]) -> list[Row]:
             )
         states.append("status")
     failed = [one for one in columns if plain_name(one) in FAILED]
-    return [_with_state(row, states, failed) for row in rows] if states or failed else list(rows)
+    diverged = [one for one in columns if plain_name(one) in DIVERGED]
+    found = [_with_state(row, states, failed) for row in rows] if states or failed else list(rows)
+    return [{**row, "status": "diverged"} if _finished_but(row, diverged) else row for row in found]
+
+
+def _finished_but(row: Row, columns: Sequence[str]) -> bool:
+    """Whether a run without another status is marked in one of these columns of true and false."""
+    marked = any(row.get(one) is True or row.get(one) == 1 for one in columns)
+    return marked and row.get("status", "finished") == "finished"
 
 
 def _has_states(rows: Iterable[Row], column: str) -> bool:

@@ -155,6 +155,13 @@ def test_s_is_withheld_unless_the_rates_cover_the_range(study, rates, said):
         assert asked.s == pytest.approx(np.mean(rates) - rates[0]) and asked.withheld is None
 
 
+def test_perplexities_make_no_s(study):
+    with pytest.raises(UserError, match="val_loss_initial is 50257, a perplexity"):
+        analyse(study(curve([20.0] * 7, initial=50257.0)), [])
+    ours = [{**row, "schema_version": 1} for row in curve([20.0] * 7, initial=200.0)]
+    assert analyse(study(ours), [])[0].s == 0
+
+
 def test_curves_over_different_rates_are_said_to_be(study, tmp_path):
     rows = curve([3.0] * 7, logging__group="a") + curve([3.0] * 4, (3e-4, 3e-3, 3e-2, 3e-1), logging__group="b")
     plan = [{"run_id": row["run_id"], "config": {"optimizer.lr": row["optimizer.lr"]}} for row in rows]
