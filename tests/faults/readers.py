@@ -30,6 +30,7 @@ from scaling_testbed.data.sources import reading, token_files
 from scaling_testbed.data.sources.text_files import TextFilesConfig
 from scaling_testbed.data.summary import describe
 from scaling_testbed.data.tokenizers import BpeConfig, BytesConfig, PretrainedConfig, load_tokenizer
+from scaling_testbed.data.watched import WatchedTokens
 from scaling_testbed.evaluation import comparison, multiple_choice
 from scaling_testbed.exporting.tokenizer import tokenizer_files
 from scaling_testbed.files import sha256_of
@@ -183,7 +184,7 @@ TOKENS = np.arange(300) % 97
 def probed(path: Path) -> list:
     layout = token_files.probe(str(path), "auto", None, 97)
     entry, counts = token_files.scan(str(path), layout, 97)
-    return [shards._map(path, entry).tolist(), counts.tolist()]
+    return [WatchedTokens(path, entry)[0 : layout.n_tokens].tolist(), counts.tolist()]
 
 
 def counted(tokens) -> Any:
@@ -808,7 +809,7 @@ def plain_csv(data: bytes) -> Any:
 def plain_cell(cell: str, name: str) -> Any:
     for number in (int, float):
         with contextlib.suppress(ValueError):
-            if name != "run_id" and "_" not in cell:
+            if name not in ("run_id", "name") and "_" not in cell:
                 return number(cell)
     word = cell.strip().lower()
     return {"": None, "na": None, "n/a": None, "null": None, "-": None, "true": True, "false": False}.get(
