@@ -6,7 +6,6 @@ gone, or that hangs for so long, is noticed by its heartbeat (heartbeat.py), als
 collective. In a run without a process group (parallelism=single) the functions here only run their action.
 """
 
-import _thread
 import atexit
 import collections
 import contextlib
@@ -16,6 +15,7 @@ import re
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any, Self
@@ -31,7 +31,7 @@ from scaling_testbed.processes.interrupts import Interrupts
 from scaling_testbed.processes.world import World
 from scaling_testbed.progress import release_streams, say
 
-WAIT_SECONDS = 1  # one wait at the store, which is then repeated; signals are handled between two of them
+LONGEST_PAUSE = 1.0  # seconds between two looks into the store, a tenth of the time waited so far
 LEAVE_SECONDS = 20  # how long rank 0 waits at the end for the other ranks
 LEAVE_SECONDS_FAILED = 8  # the same after a failure, of which they read within some seconds; one of them may be dead
 GRACE_SECONDS = 3  # how long the main thread may take to end by itself after another process has failed
@@ -271,7 +271,9 @@ class Processes:
         """Before training, rank 0 takes a signal to another rank for its own. In a step all ranks share them."""
         asked = next((beat.signal for beat in beats.values() if beat.signal is not None), None)
         if asked is not None and self.world.is_main and not self.grouped and self._interrupts.number is None:
-            _thread.interrupt_main(signal.Signals(asked))
+            main = threading.main_thread().ident
+            if main is not None:
+                signal.pthread_kill(main, asked)  # wakes it also from a wait
 
     def _end(self, finding: Finding) -> None:
         """End this process, because another one is gone or hangs. The main thread may not be able to: it may wait in a
@@ -313,15 +315,15 @@ class Processes:
 
     def _read(self, key: str) -> dict[str, Any]:
         """Wait for the value at `key` and return it. Raises RankError if the process that keeps the store has ended."""
-        store = self._opened
-        while True:
-            try:
-                store.wait([key], timedelta(seconds=WAIT_SECONDS))
-                return json.loads(store.get(key))
-            except dist.DistNetworkError:
-                raise RankError(STORE_GONE, 1) from None
-            except dist.DistStoreError:
-                continue  # not there yet
+        store, waited = self._opened, 0.0
+        try:
+            while not store.check([key]):  # `wait` would print a warning of PyTorch, and hold back signals
+                pause = min(LONGEST_PAUSE, max(0.001, waited / 10))
+                time.sleep(pause)
+                waited += pause
+            return json.loads(store.get(key))
+        except dist.DistNetworkError:
+            raise RankError(STORE_GONE, 1) from None
 
 
 def _end_group() -> None:

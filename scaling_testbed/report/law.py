@@ -39,6 +39,8 @@ def read(path: Path) -> Fit | Chain:
     record = _record(path)
     try:
         return chain_from_record(record) if _kind(record) == "downstream" else from_record(record)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not a fit written by `analyze fit --out` ({error})") from None
 
@@ -93,7 +95,9 @@ def _content(path: Path, names: str = "f") -> tuple[str, list[str], Sections]:
     record = _record(path)
     try:
         return _content_of(record, names)
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError) as error:
         raise UserError(f"{path} was not written by `analyze fit --out` ({error!r})") from None
 
 

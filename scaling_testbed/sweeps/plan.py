@@ -11,7 +11,6 @@ from types import UnionType
 from typing import Any, get_args, get_origin
 
 from scaling_testbed.config.compose import check_no_code, compose_many, outside_overrides
-from scaling_testbed.config.memory import estimate_memory
 from scaling_testbed.config.run import RunConfig, flatten, flops_per_token, rate_means, run_folder_path, run_id
 from scaling_testbed.config.words import key_of, quoted
 from scaling_testbed.data.manifest import read_manifest
@@ -22,7 +21,7 @@ from scaling_testbed.model.counting import count_params
 from scaling_testbed.processes.world import World, check_world
 from scaling_testbed.progress import say
 from scaling_testbed.runs.row import is_number
-from scaling_testbed.sweeps.gpu_memory import ASSUMED_GIB, fits, fitting_overrides
+from scaling_testbed.sweeps.gpu_memory import ASSUMED_GIB, fits, fitting_overrides, planned_memory
 from scaling_testbed.sweeps.grid import Sweep, overrides_before
 
 PLAN_FILE = "plan.jsonl"
@@ -135,7 +134,7 @@ def _planned(
     flops = flops_per_token(run, model) * n_tokens
     config = {key: value for key, value in flatten(run).items() if "." in key or key == "seed"}
     gib = run.compute.gpu_memory_gib or gib
-    n_bytes = estimate_memory(run, model, counts.n_params, run.compute.precision_on_gpu, processes).total
+    n_bytes = planned_memory(run, model, counts.n_params, processes, gib).total
     return PlannedRun(
         run_id=run_id(run),
         folder=str(run_folder_path(run)),

@@ -128,10 +128,7 @@ def memory(tmp_path):
 
 
 # What is not mended yet.
-OPEN = (
-    *("plan.jsonl by analyze", "result.json by analyze", "table in .jsonl.gz", "law of fit", "law of downstream"),
-    *("published evals/evaluation_m_heavy.json", "published eval_metadata.csv", "published grid.json"),
-)
+OPEN = ()
 
 
 def cases():

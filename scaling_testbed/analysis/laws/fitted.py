@@ -96,7 +96,7 @@ class Fit:
         reached = with_ratios(inputs)
         above = [float(reached[key]) / most for key, most in self.largest.items()]
         below = [least / float(reached[key]) for key, least in self.smallest.items()]
-        return max(1.0, *above, *below)
+        return max([1.0, *above, *below])
 
 
 def with_ratios(inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -109,7 +109,7 @@ def with_ratios(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 def _numbers(value: Any) -> bool:
     values = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else [None]
-    return all(isinstance(one, (int, float)) and not isinstance(one, bool) and math.isfinite(one) for one in values)
+    return all(isinstance(one, (int, float)) and not isinstance(one, bool) and abs(one) < 1e300 for one in values)
 
 
 def _entries(value: Any, fits: Callable[[Any], bool]) -> bool:
@@ -165,4 +165,13 @@ def from_record(record: Mapping[str, Any]) -> Fit:
         raise ValueError(f"largest and smallest are of {', '.join(inputs)}")
     if any(sorted(draw) != sorted(known) for draw in record.get("draws", [])):
         raise ValueError(f"each of the draws must have {', '.join(known)}")
-    return Fit(**{one.name: record[one.name] for one in fields(Fit) if one.name in record})
+    found = {one.name: record[one.name] for one in fields(Fit) if one.name in record}
+    for name in ("params", "fixed", "largest", "smallest"):  # NumPy has no integers over 64 bits
+        found |= {name: {key: float(value) for key, value in record[name].items()}} if name in record else {}
+    for name in ("residuals", "draws"):
+        found |= {name: [_floats(one) for one in record[name]]} if name in record else {}
+    return Fit(**found)
+
+
+def _floats(value: Any) -> Any:
+    return {key: float(one) for key, one in value.items()} if isinstance(value, Mapping) else float(value)

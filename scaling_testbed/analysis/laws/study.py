@@ -169,6 +169,10 @@ def fit_rows(
     few rows, the message also names the rows that were left out.
     """
     fitting = fitting or Fitting()
+    if fixed is not None and not (
+        isinstance(fixed, Mapping) and all(isinstance(v, (int, float)) for v in fixed.values())
+    ):
+        raise ConfigError(f'fix must name parameters and their values, such as {{"E": 1.8}}; got {fixed!r}')
     kept, held = columns.select(given.rows, where, hold_out)
     said = [*given.said, *columns.check_sizes_and_losses([*kept, *held], law, given.mapping)]
     kept, empty = columns.without_output(kept, law)

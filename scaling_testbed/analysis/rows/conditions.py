@@ -83,7 +83,7 @@ def _fits_order(option: str, typed: str, key: str, value: Any, order: Callable[[
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return not isinstance(value, str) and number_in(value) is not None
 
 
 def text(value: Any) -> str:

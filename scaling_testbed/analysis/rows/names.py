@@ -62,7 +62,7 @@ UNFINISHED = (
     *("starting", "submitted", "created", "incomplete", "unfinished", "terminated", "revoked", "missing", "planned"),
 )
 FAILED = ("failed", "crashed", "sys_failed")  # columns of true and false
-TEXTS = re.compile(r"(^|_)(id|name|label|hash|sha|sha256|commit|fingerprint|version)$")
+TEXTS = re.compile(r"(^|_)(id|name|label|hash|sha|sha256|commit|fingerprint)$")
 
 
 def plain_name(column: str) -> str:
@@ -107,11 +107,11 @@ NOTHING = ("", "na", "n/a", "#n/a", "nan", "null", "none", "-", "--", "?", "#div
 
 
 def number_in(value: Any) -> float | int | None:
-    """The number of a cell, or None: a number, or a text such as `70M`, `1.5B`, `1,000`, `1 000 000` or `35%`."""
+    """The number of a cell, or None: a number that a float can hold, or a text such as `70M`, `1,000` or `35%`."""
     if isinstance(value, bool):
         return None
     if isinstance(value, (int, float)):
-        return value
+        return value if isinstance(value, float) or abs(value) < 10**300 else None
     if not isinstance(value, str):
         return None
     text = value.strip()

@@ -129,7 +129,7 @@ def _number(value: Any) -> Any:
 def _chance(file: Path) -> dict[str, float]:
     """The accuracy of a random answer, by task."""
     try:
-        return {row["Eval Task"]: float(row["Random baseline"]) / 100 for row in read_table(file)}
+        return {row["Eval Task"]: float(_number(row["Random baseline"])) / 100 for row in read_table(file)}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"cannot read {file} as published: {error!r}") from None
 
@@ -139,7 +139,7 @@ def _above_chance(rows: list[Row], file: Path) -> list[str]:
     small = [row["errors"] for row in rows if row["n_params"] == SMALLEST_OF_SUBSET and "errors" in row]
     tasks = small[0] if small else {}
     if unknown := [task for task in tasks if task not in chance]:
-        raise UserError(f"{file} has no row of the task {unknown[0]}")
+        raise UserError(f"{file} has no row of the task {unknown[0]}, which files in {file.parent / 'evals'} have")
     return [task for task in tasks if any(1 - errors.get(task, 1.0) > chance[task] + ABOVE_CHANCE for errors in small)]
 
 

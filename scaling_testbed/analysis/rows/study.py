@@ -14,7 +14,7 @@ from typing import Any
 
 from scaling_testbed.analysis.rows.conditions import parse as parse_condition
 from scaling_testbed.analysis.rows.conditions import text
-from scaling_testbed.analysis.rows.names import Row, in_our_columns, nearest_first, plain_name, with_states
+from scaling_testbed.analysis.rows.names import Row, in_our_columns, nearest_first, number_in, plain_name, with_states
 from scaling_testbed.analysis.rows.tables import is_flat, json_lines, read_table
 from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.files import read_json
@@ -120,11 +120,11 @@ def number(row: Row, key: str) -> float:
     value = row.get(key, "absent")
     if value is None:
         return math.nan
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, str) or (found := number_in(value)) is None:
         raise UserError(
             f"{name_of(row)}: {key} must be a number, got {value if value != 'absent' else 'no such column'}"
         )
-    return float(value)
+    return float(found)
 
 
 def name_of(row: Row) -> str:
@@ -144,13 +144,14 @@ def check_version(content: Row, where: str | Path) -> None:
 
     Rows of other projects have no schema_version. Neither have sweep.json, plan.jsonl and kept laws of this version.
     """
-    version = content.get("schema_version")
-    if version is None or version == SCHEMA_VERSION and not isinstance(version, bool):
+    said = content.get("schema_version")
+    version = number_in(said)
+    if said is None or version == SCHEMA_VERSION:
         return
-    if isinstance(version, (int, float)) and not isinstance(version, bool) and version > SCHEMA_VERSION:
+    if version is not None and version > SCHEMA_VERSION:
         later = f"schema_version {version:g}, and this version reads up to {SCHEMA_VERSION}"
         raise UserError(f"{where} was written by a later version of this project ({later}); update the project")
-    raise UserError(f"{where} has schema_version {text(version)}, which no version wrote; it is damaged")
+    raise UserError(f"{where} has schema_version {text(said)}, which no version wrote; it is damaged")
 
 
 def _about(path: Path) -> dict[str, Any]:

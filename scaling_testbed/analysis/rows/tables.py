@@ -140,7 +140,7 @@ def _csv_rows(path: Path) -> list[Row]:
     if not lines:
         return []
     header, *body = lines
-    names = [name.strip() for name in header[1]]
+    names = [name.strip(" \t\u00a0") for name in header[1]]
     width = max((place for place, name in enumerate(names, 1) if name), default=0)
     names = names[:width]
     if double := [name for name in dict.fromkeys(filter(None, names)) if names.count(name) > 1]:
