@@ -104,7 +104,7 @@ def asked(words: Sequence[str], verb_with_launcher: bool = True) -> Asked:
         if key in ("sweep", "scale"):
             if named.setdefault(key, value) != value:
                 raise ConfigError(f"give {key}= once; got {key}={named[key]} and {text}")
-        elif key.startswith("launcher."):
+        elif key.lstrip("+~").startswith("launcher."):
             launcher.append(text)
         else:
             typed.append(text)

@@ -28,7 +28,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, ListConfig, OmegaConf, StringNode
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
-from scaling_testbed.config.run import GROUPS, RunConfig, outcome_of, run_id
+from scaling_testbed.config.run import GROUPS, RunConfig, changes, outcome_of, run_id
 from scaling_testbed.config.search import (
     CONFIG_DIR,
     check_no_doubles,
@@ -501,7 +501,10 @@ def recorded_run(folder: Path) -> RunConfig:
     except ConfigError as error:
         raise UserError(f"{file} cannot be composed any more: {error}") from None
     if run_id(run) != folder.resolve().name:
-        raise UserError(f"{folder} was renamed, or made by another version: its overrides now mean run {run_id(run)}")
+        changed = "; ".join(changes(recorded, run)[:3])
+        why = f"has another configuration in config.yaml ({changed})"
+        why = why if changed else "was renamed, or made by another version"
+        raise UserError(f"{folder} {why}: its overrides now mean run {run_id(run)}")
     check_unchanged(was, run.plugins, folder)
     return run
 

@@ -40,6 +40,7 @@ from typing import Any
 
 from scaling_testbed.config.search import CONFIG_DIR, check_no_doubles, choices, config_folder
 from scaling_testbed.config.words import (
+    check_choice_of_group,
     check_no_resolver,
     has_several,
     key_of,
@@ -385,6 +386,7 @@ def narrowed(sweep: Sweep, typed: Sequence[str]) -> Sweep:
 
 def _narrowed(sweep: Sweep, text: str) -> Sweep:
     key, values = override_values(text, sweep.configs)
+    check_choice_of_group(text, sweep.configs)
     slot = slot_of(text)
     columns: list[tuple[str, Sequence[str | None]]] = [*sweep.axes.items(), ("seed", sweep.seeds)]
     columns += [next(iter(entry.items())) for entry in sweep.together]

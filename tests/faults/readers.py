@@ -30,6 +30,7 @@ from scaling_testbed.data.sources import reading, token_files
 from scaling_testbed.data.sources.text_files import TextFilesConfig
 from scaling_testbed.data.summary import describe
 from scaling_testbed.data.tokenizers import BpeConfig, BytesConfig, PretrainedConfig, load_tokenizer
+from scaling_testbed.data.watched import WatchedTokens
 from scaling_testbed.evaluation import comparison, multiple_choice
 from scaling_testbed.exporting.tokenizer import tokenizer_files
 from scaling_testbed.files import sha256_of
@@ -183,7 +184,7 @@ TOKENS = np.arange(300) % 97
 def probed(path: Path) -> list:
     layout = token_files.probe(str(path), "auto", None, 97)
     entry, counts = token_files.scan(str(path), layout, 97)
-    return [shards._map(path, entry).tolist(), counts.tolist()]
+    return [WatchedTokens(path, entry)[0 : layout.n_tokens].tolist(), counts.tolist()]
 
 
 def counted(tokens) -> Any:

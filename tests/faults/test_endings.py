@@ -370,10 +370,10 @@ resource.setrlimit(resource.RLIMIT_AS, (used + {mib} * 2**20,) * 2)
 """
 WIDE = (
     "batch.sequences=256",
-    "batch.sequence_length=64",
-    "budget.steps=3",
-    "evaluation.every_steps=0",
+    "batch.sequence_length=256",
+    "budget.steps=1",
     "evaluation.rows=8",
+    "data.n_tokens=70000",
 )
 
 

@@ -197,7 +197,7 @@ def _format_of(path: str, first: bytes, index: Path, format: str) -> str:
                 f"{path}: it starts as a file of llm.c does, but with a wrong magic {magic}; was it damaged? Without a "
                 "header, set data.format=nanogpt"
             )
-        if b"NUMPY" in first[:6] or b"'descr'" in first[:20]:
+        if b"'descr'" in first[:20]:
             raise UserError(f"{path}: not a .npy file (its magic is damaged); write it again")
         if what := next((what for magic, what in CONTAINERS.items() if first.startswith(magic)), None):
             raise UserError(f"{path}: it is {what}, not a list of token ids; write the ids as .npy")

@@ -150,6 +150,24 @@ def test_a_damaged_list_is_no_list(corpus, tmp_path, name, content):
     assert found == (folder if name.startswith(".") else None)
 
 
+def test_the_summary_of_a_row_is_that_of_bytes_order_and_endings_alone(corpus, tmp_path):
+    """By it a row is compared where its corpus was deleted."""
+
+    def summary(source):
+        now = files_of.inputs_of(source, BytesConfig())
+        return now.summary(files_of.hashes(now.files))
+
+    source, folder = corpus
+    was = json.loads((folder / "manifest.json").read_text())["inputs"]
+    shutil.copytree(tmp_path / "texts", tmp_path / "copy")
+    copied = TextFilesConfig(files=str(tmp_path / "copy"))
+    (tmp_path / "copy" / "a.txt").rename(tmp_path / "copy" / "aa.md")
+    assert summary(source) == summary(copied) == was
+    (tmp_path / "copy" / "aa.md").rename(tmp_path / "copy" / "aa.jsonl")
+    assert summary(copied) != was
+    assert summary(TextFilesConfig(files=source.files, cut_bytes=2048)) != was
+
+
 def test_a_synthetic_source_has_no_inputs():
     assert SyntheticSource().inputs() == {}
 
