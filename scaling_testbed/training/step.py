@@ -8,10 +8,10 @@ import torch
 
 from scaling_testbed.config.memory import divisors
 from scaling_testbed.config.run import RunConfig
-from scaling_testbed.errors import UserError
+from scaling_testbed.errors import UserError, bytes_asked_for, is_memory_error
 from scaling_testbed.learning.loss import IGNORE
 from scaling_testbed.learning.optimizers import clip_coefficient, set_lr
-from scaling_testbed.processes.device import autocast, bytes_asked_for, free_memory_bytes, is_memory_error
+from scaling_testbed.processes.device import autocast, free_memory_bytes
 from scaling_testbed.processes.group import Processes
 from scaling_testbed.processes.interrupts import Interrupts
 from scaling_testbed.training.parts import Parts
