@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test check docs
+.PHONY: help setup demo test faults check docs
 
 help:
 	@echo 'make setup   install what a user needs into .venv'
 	@echo 'make demo    train 16 nano models and print their losses; takes some minutes'
 	@echo 'make test    run the tests; PYTEST_ARGS="-k resume" chooses by name, PYTEST_ARGS="-m slow" runs the slow ones'
+	@echo 'make faults  provoke every known fault, and print what was promised and what was seen; takes half an hour'
 	@echo 'make check   run ruff and mypy'
 	@echo 'make docs    build the documents into site/'
 
@@ -35,6 +36,9 @@ demo: $(VENV)/setup
 
 test: $(VENV)/test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+
+faults: $(VENV)/test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -p tests.faults.scorecard -m fault $(PYTEST_ARGS)
 
 check: $(VENV)/check
 	$(BIN)/ruff check .

@@ -5,6 +5,11 @@ import importlib
 import os
 import sys
 
+if __name__ == "__main__" or os.path.basename(sys.argv[0]) == "scaling-testbed":  # before the imports that take time
+    from scaling_testbed.processes.interrupts import end_quietly
+
+    end_quietly()
+
 from scaling_testbed import analyze, sweep
 from scaling_testbed.commands.app import add_door, add_verb, application, run
 from scaling_testbed.commands.export import export

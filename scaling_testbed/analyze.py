@@ -5,6 +5,11 @@ python -m scaling_testbed.analyze VERB PATH [options]
 
 import sys
 
+if __name__ == "__main__":  # before the imports that take time
+    from scaling_testbed.processes.interrupts import end_quietly
+
+    end_quietly()
+
 from scaling_testbed.commands.app import application, run
 from scaling_testbed.commands.curves import instability, lr_sensitivity
 from scaling_testbed.commands.frontier import frontier, ladder

@@ -9,9 +9,10 @@ key or value) or UserError (a wrong file, run or machine), with one line.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -42,7 +43,8 @@ def compose(overrides: Texts = ()) -> RunConfig:
 
 def train(run: RunConfig | Texts, *, quiet: bool = True) -> Row:
     """Train a run and return its row, the content of result.json: losses in nats per token, parameters, tokens, FLOPs,
-    the flat configuration. A run that was stopped continues, and the row of a finished run is returned at once.
+    the flat configuration. A run that was stopped continues, and the row of a finished run is returned at once, if its
+    data and plug-ins are still the same.
 
     `status` in the row is finished, diverged, or preempted if a signal stopped the run; the same call continues it.
     quiet: print no progress. Raises UserError for an error that the user can correct."""
@@ -108,8 +110,13 @@ def _sweep(name: str | Path, overrides: Texts, scale: str | None) -> Sweep:
 
 
 def _texts(given: Texts) -> list[str]:
-    """A list of texts, or one of a text alone, which is a sequence of letters too."""
-    return [given] if isinstance(given, str) else list(given)
+    """A list of texts, or one of a text alone, which is a sequence of letters too. Raises ConfigError for all else."""
+    from scaling_testbed.errors import ConfigError
+
+    texts = [given] if isinstance(given, str) else list(given) if isinstance(given, Iterable) else [given]
+    if isinstance(given, dict) or not all(isinstance(text, str) for text in texts):
+        raise ConfigError(f"give a text or a list of texts, such as 'key=value'; got {given!r}")
+    return texts
 
 
 def _planned(sweep: Sweep, processes: int = 1) -> list[PlannedRun]:
@@ -250,7 +257,10 @@ def law_rows(
     maps a name of this project to a column of the table, {"n_params": "Params (M)*1e6"}. size: what N counts. Raises
     UserError and ConfigError."""
     from scaling_testbed.analysis.laws import study
+    from scaling_testbed.errors import ConfigError
 
+    if not isinstance(columns, (Mapping, NoneType)):
+        raise ConfigError(f'columns must be a mapping such as {{"n_params": "Params (M)*1e6"}}; got {columns!r}')
     mapping = [f"{ours}={theirs}" for ours, theirs in (columns or {}).items()]
     return study.law_rows(rows, source=source, mapping=mapping, size=size)
 
@@ -313,15 +323,19 @@ def allocate(fit: FitReport | ChainReport | Fit | Chain | str | Path, *, flops: 
 
 def kept_law(fit: FitReport | ChainReport | Fit | Chain | str | Path) -> Fit | Chain:
     """The law, or the two chained laws, of a fit, a report of a fit, or the path of a kept law. Raises UserError if the
-    file holds no law."""
+    file holds no law, or for another type."""
+    from scaling_testbed.analysis.laws.downstream import Chain
+    from scaling_testbed.analysis.laws.fitted import Fit
     from scaling_testbed.analysis.laws.study import ChainReport, FitReport
+    from scaling_testbed.errors import UserError
     from scaling_testbed.report import law
 
     if isinstance(fit, (str, Path)):
         return law.read(Path(fit))
-    if isinstance(fit, FitReport):
-        return fit.fit
-    return fit.chain if isinstance(fit, ChainReport) else fit
+    kept = fit.fit if isinstance(fit, FitReport) else fit.chain if isinstance(fit, ChainReport) else fit
+    if not isinstance(kept, (Fit, Chain)):
+        raise UserError(f"a fit is what st.fit returns, or the path of a kept law; got {type(fit).__name__}")
+    return kept
 
 
 def loss_law(kept: Fit | Chain) -> Fit:
@@ -340,16 +354,34 @@ def report(
     source: str | None = None,
     figures: Sequence[str | Path] = (),
     traces: str | Path | None = None,
+    lr_range: tuple[float, float] | None = None,
 ) -> list[str]:
     """Write one self-contained HTML page about a sweep or kept laws. Returns lines of text: each claim with its verdict
     and the number behind it, and the files that were written.
 
     out: the file of the page, by default report.html in the sweep's folder. where: conditions on the rows. experiment:
     whose claims are judged. source: `path` is a copy of this published testbed. figures: files of the figures (.png,
-    .svg) that are written too. traces: a folder for recorded quantities over the steps of each run. Raises UserError
-    and ConfigError."""
+    .svg) that are written too. traces: a folder for recorded quantities over the steps of each run. lr_range: of S.
+    Raises UserError and ConfigError."""
+    from scaling_testbed.analysis.curves.lr_sensitivity import check_range
     from scaling_testbed.report.write import write
 
-    page, folder = (None if value is None else Path(value) for value in (out, traces))
-    drawn, only = list(map(Path, figures)), _texts(where)
-    return write(Path(path), page, conditions=only, experiment=experiment, source=source, figures=drawn, traces=folder)
+    return write(
+        _path("path", path),
+        None if out is None else _path("out", out),
+        conditions=_texts(where),
+        experiment=experiment,
+        source=source,
+        figures=[_path("figures", file) for file in ([figures] if isinstance(figures, str) else figures)],
+        traces=None if traces is None else _path("traces", traces),
+        lr_range=None if lr_range is None else check_range(lr_range),
+    )
+
+
+def _path(name: str, value: str | Path) -> Path:
+    """A path. Raises UserError for another type, such as a DataFrame."""
+    from scaling_testbed.errors import UserError
+
+    if isinstance(value, (str, Path)):
+        return Path(value)
+    raise UserError(f"{name} must be the path of a file or folder; got {type(value).__name__}")

@@ -9,8 +9,9 @@ EXIT_STATUSES = {
     DONE: "The command is done. A run has finished, or has diverged, which is a result too.",
     FAILED: "Something failed: a file, a run, a machine, or a run of a sweep. One line names it and says what to do.",
     WRONG: "The command is wrong: a key, value, verb or option. Nothing was started.",
-    STOPPED: "A signal stopped the run, or another process owns it. The same command continues it.",
-    INTERRUPTED: "Ctrl-C stopped a command that saves nothing, such as an analysis.",
+    STOPPED: "A signal stopped the run, or one of its processes is gone or hangs, or another process owns it. The same "
+    "command continues it.",
+    INTERRUPTED: "Ctrl-C stopped a command that saves nothing, such as an analysis, or one that was just starting.",
     PIPE_CLOSED: "The reader of the output closed it early, as `head` does. The command may not be done.",
 }
 
@@ -75,3 +76,21 @@ def listed(names: Sequence[str], most: int = 3) -> str:
     """The first names of a list for a message: `a, b, c and 4 more`."""
     more = len(names) - most
     return ", ".join(names[:most]) + (f" and {more:,} more" if more > 0 else "")
+
+
+_NO_MEMORY = re.compile(r"out of memory|(can't|[Cc]annot) allocate memory|not enough memory|bad_alloc")
+_ASKED = re.compile(r"(?:allocate|size) ([\d.]+) ?(bytes|KiB|MiB|GiB)")
+
+
+def is_memory_error(error: BaseException) -> bool:
+    """Whether `error` says that memory could not be allocated, on a GPU or by PyTorch, NumPy or Python on a CPU."""
+    if isinstance(error, MemoryError):
+        return True
+    return isinstance(error, (RuntimeError, OSError)) and bool(_NO_MEMORY.search(str(error)))
+
+
+def bytes_asked_for(error: BaseException) -> int | None:
+    """How many bytes could not be allocated, if the message of a memory error says so."""
+    found = _ASKED.search(str(error))
+    units = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+    return int(float(found[1]) * units[found[2]]) if found else None

@@ -2,6 +2,11 @@
 
 import sys
 
+if __name__ == "__main__":  # before the imports that take time
+    from scaling_testbed.processes.interrupts import end_quietly
+
+    end_quietly()
+
 from scaling_testbed.commands.app import application, run
 from scaling_testbed.commands.export import export
 

@@ -51,6 +51,19 @@ def check_choices(config: Any) -> None:
             check_choice(field.name, getattr(config, field.name), choices)
 
 
+def changed_from_default(config: Any) -> dict[str, Any]:
+    """The fields of a configuration that count and differ from their default, so that a key that is added later is not
+    there."""
+    found = {}
+    for field in dataclasses.fields(config):
+        if not field.metadata.get("identity", True):
+            continue
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        if (value := getattr(config, field.name)) != default:
+            found[field.name] = value
+    return found
+
+
 def about(cls: type, name: str) -> dict[str, Any]:
     """The metadata that `key` stored for the field `name`. A subclass that only sets another default inherits it."""
     for ancestor in cls.__mro__:

@@ -119,17 +119,17 @@ def difference(then: Mapping[str, str] | None, now: Mapping[str, str]) -> str | 
     for name, sha256 in (then or {}).items():
         if sha256 in now.values():
             continue
-        was = f"plug-in {name} (sha256 {sha256[:12]})"
+        was = f"plug-in {name} (sha256 {str(sha256)[:12]})"
         if name in now:
-            return f"{was} has changed: it is {now[name][:12]} now; restore it, or give another name="
-        return f"{was} is not named now; type plugins={name}, or give another name="
+            return f"{was} has changed: it is {now[name][:12]} now"
+        return f"{was} is not named now; type plugins={name}"
     return None
 
 
 def check_unchanged(then: Mapping[str, str] | None, names: Sequence[str], folder: Path) -> None:
     """Raise UserError if the run in `folder`, made with the plug-ins `then`, cannot continue with those in `names`."""
     if problem := difference(then, hashes(names)):
-        raise UserError(f"{folder} was made with other code: {problem}")
+        raise UserError(f"{folder} was made with other code: {problem}; restore it, or give another name=")
 
 
 def _load(name: str, typed: str) -> Plugin:

@@ -75,8 +75,14 @@ def _storable(column):
 def _cell(value: Any) -> Any:
     if isinstance(value, (dict, list, tuple)):
         return json.dumps(value)
-    too_large = isinstance(value, int) and not -(2**63) <= value < 2**63
-    return float(value) if too_large else value
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()  # half a surrogate pair, which no UTF-8 has
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        try:
+            return float(value)
+        except OverflowError:
+            return str(value)
+    return value
 
 
 WRITERS = {".csv": _csv, ".json": _json, ".jsonl": _jsonl, ".parquet": _parquet}

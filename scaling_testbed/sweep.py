@@ -5,6 +5,11 @@ python -m scaling_testbed.sweep VERB sweep=NAME [key=value ...] [options]
 
 import sys
 
+if __name__ == "__main__":  # before the imports that take time
+    from scaling_testbed.processes.interrupts import end_quietly
+
+    end_quietly()
+
 from scaling_testbed.commands.app import application, run
 from scaling_testbed.commands.sweep import collect, plan, retry, status, submit
 from scaling_testbed.commands.sweep import run as run_here

@@ -13,6 +13,11 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+if __name__ == "__main__":  # before the imports that take time
+    from scaling_testbed.processes.interrupts import end_quietly
+
+    end_quietly()
+
 from scaling_testbed.commands.doors import errors_reported, run_door
 from scaling_testbed.config.compose import compose
 from scaling_testbed.config.run import RunConfig, run_folder_path

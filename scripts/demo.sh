@@ -17,5 +17,5 @@ else
 fi
 "$python" -m scaling_testbed.sweep run sweep=nano_lr data=sympy name=demo --workers 2
 "$python" -m scaling_testbed.analyze lr_sensitivity runs/demo --lr-range 1e-3,1
-"$python" -m scaling_testbed.analyze report runs/demo > /dev/null
+"$python" -m scaling_testbed.analyze report runs/demo --lr-range 1e-3,1 > /dev/null
 echo "Open runs/demo/report.html in a browser: the figures, the tables and the claims of the paper, judged on these runs."

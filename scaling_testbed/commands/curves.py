@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from scaling_testbed.commands import output, spellings
-from scaling_testbed.commands.options import Group, Json, Size, SweepDir, Where, out
+from scaling_testbed.commands.options import Group, Json, Size, SweepDir, Where, ends, out
 from scaling_testbed.row_files import ENDINGS, beside
 
 ALL = (".csv", ".json", ".png", ".svg")  # the default formats
@@ -65,11 +65,11 @@ def lr_sensitivity(
     from scaling_testbed.analysis.figures.panels import sensitivity_panels
     from scaling_testbed.analysis.rows.given import study_of
 
-    study, ends = study_of(sweep_dir, where), _ends(lr_range)
+    study, counted = study_of(sweep_dir, where), ends(lr_range)
     files = _files(out, sweep_dir, "lr_sensitivity")
-    found = api.lr_sensitivity(study, group=group, size=size, lr_range=ends)
+    found = api.lr_sensitivity(study, group=group, size=size, lr_range=counted)
     about = {"sweep": study.name, "definition": DEFINITION, "size": size}
-    said = [DEFINITION, rates_note(found, ends)]
+    said = [DEFINITION, rates_note(found, counted)]
     _answer([one.record() for one in found], about, said, lambda: sensitivity_panels(found), files, as_json)
 
 
@@ -156,13 +156,3 @@ def _files(out: Sequence[str], sweep_dir: Path, name: str) -> list[Path]:
 
 def _of_each_kind(folder: Path, name: str) -> list[Path]:
     return [folder / f"{name}{ending}" for ending in ALL]
-
-
-def _ends(text: str) -> tuple[float, float]:
-    from scaling_testbed.analysis.curves.lr_sensitivity import check_range
-    from scaling_testbed.errors import ConfigError
-
-    try:
-        return check_range(tuple(map(float, text.split(","))))
-    except ValueError:
-        raise ConfigError(f"--lr-range must be LOW,HIGH with 0 < LOW < HIGH; got {text!r}") from None

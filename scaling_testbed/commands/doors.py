@@ -5,8 +5,18 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from scaling_testbed.errors import DONE, FAILED, INTERRUPTED, PIPE_CLOSED, ConfigError, UserError
+from scaling_testbed.errors import (
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    PIPE_CLOSED,
+    ConfigError,
+    UserError,
+    bytes_asked_for,
+    is_memory_error,
+)
 from scaling_testbed.files import CANNOT_WRITE, reason_of
+from scaling_testbed.processes.interrupts import INTERRUPTED_LINE, Interrupted, raised
 from scaling_testbed.processes.world import is_main_process
 from scaling_testbed.progress import open_streams, release_streams, say
 
@@ -30,8 +40,9 @@ def errors_reported() -> Iterator[Exit]:
     found = Exit()
     open_streams()
     try:
-        yield found
-        sys.stdout.flush()
+        with raised():
+            yield found
+            sys.stdout.flush()
     except BrokenPipeError:  # the reader, e.g. `... | head`, closed the pipe; the command may not have finished
         found.status = PIPE_CLOSED
     except OSError as error:
@@ -44,8 +55,18 @@ def errors_reported() -> Iterator[Exit]:
         if is_main_process() or not shared:
             say(f"error: {error}", errors=True)
         found.status = error.exit_status
+    except Interrupted as signal:
+        say(f"error: stopped by {signal}; type the same command to continue", errors=True)
+        found.status = signal.exit_status
+    except (MemoryError, RuntimeError) as error:
+        if not is_memory_error(error):
+            raise
+        asked = bytes_asked_for(error)
+        more = f": {asked:,} bytes more were asked for" if asked else ""
+        say(f"error: there is too little memory here{more}", errors=True)
+        found.status = FAILED
     except KeyboardInterrupt:
-        say("error: interrupted; type the same command to continue", errors=True)
+        say(INTERRUPTED_LINE, errors=True)
         found.status = INTERRUPTED
     finally:
         release_streams()

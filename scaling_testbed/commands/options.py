@@ -21,9 +21,11 @@ def _laws() -> list[str]:
 
 
 SweepDir = Annotated[
-    Path, typer.Argument(metavar="SWEEP_DIR", help="runs/NAME, or a .jsonl, .json, .csv or .parquet file of rows")
+    Path, typer.Argument(metavar="SWEEP_DIR", help="runs/NAME, or a .csv, .tsv, .parquet, .json or .jsonl file of rows")
 ]
-Rows = Annotated[Path, typer.Argument(metavar="ROWS", help="runs/NAME, or a .jsonl, .json, .csv or .parquet file")]
+Rows = Annotated[
+    Path, typer.Argument(metavar="ROWS", help="runs/NAME, or a .csv, .tsv, .parquet, .json or .jsonl file")
+]
 RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="runs/NAME/RUN_ID")]
 Step = Annotated[int | None, typer.Option("--step", metavar="N", help="step of the checkpoint (default: the newest)")]
 
@@ -65,7 +67,11 @@ Source = Annotated[
 ]
 Map = Annotated[
     Sequence[str],
-    typer.Option("--map", metavar="OURS=THEIRS", help='name of a column, e.g. "n_params=Params (M)*1e6"; repeatable'),
+    typer.Option(
+        "--map",
+        metavar="OURS=THEIRS",
+        help='name of a column, e.g. "n_params=Params (M)*1e6", "n_tokens=10**log10_D", "loss=log(ppl)"; repeatable',
+    ),
 ]
 Objective = Annotated[
     str | None,
@@ -86,6 +92,17 @@ Group = Annotated[
         help="a key that distinguishes conditions; repeatable (default: all that vary; `scan`: width or depth)",
     ),
 ]  # fmt: skip
+
+
+def ends(lr_range: str) -> tuple[float, float]:
+    """The two learning rates of --lr-range LOW,HIGH. Raises ConfigError if the text is something else."""
+    from scaling_testbed.analysis.curves.lr_sensitivity import check_range
+    from scaling_testbed.errors import ConfigError
+
+    try:
+        return check_range(tuple(map(float, lr_range.split(","))))
+    except ValueError:
+        raise ConfigError(f"--lr-range must be LOW,HIGH with 0 < LOW < HIGH; got {lr_range!r}") from None
 
 
 def out(help_: str) -> Any:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from scaling_testbed.commands import output
-from scaling_testbed.commands.options import Source, Where, out
+from scaling_testbed.commands.options import Source, Where, ends, out
 from scaling_testbed.errors import ConfigError
 
 Reported = Annotated[
@@ -36,6 +36,11 @@ Traces = Annotated[
     ),
 ]
 
+LrRange = Annotated[
+    str | None,
+    typer.Option("--lr-range", metavar="LOW,HIGH", help="the range of learning rates in S (default: 3e-4,3e-1)"),
+]
+
 
 def report(
     path: Reported,
@@ -43,6 +48,7 @@ def report(
     experiment: Experiment = None,
     source: Source = None,
     traces: Traces = None,
+    lr_range: LrRange = None,
     out: OutPage = (),
 ) -> None:
     """One page about a sweep or a law, with verdicts on the paper's claims.
@@ -58,6 +64,15 @@ def report(
         raise ConfigError(f"--out {pages[1]}: give one page only; {pages[0]} is already the page")
     figures = [file for file in out if file.suffix in output.FIGURES]
     page = pages[0] if pages else None
-    said = api.report(path, page, where=where, experiment=experiment, source=source, figures=figures, traces=traces)
+    said = api.report(
+        path,
+        page,
+        where=where,
+        experiment=experiment,
+        source=source,
+        figures=figures,
+        traces=traces,
+        lr_range=ends(lr_range) if lr_range else None,
+    )
     for line in said:
         print(line)

@@ -104,7 +104,7 @@ def asked(words: Sequence[str], verb_with_launcher: bool = True) -> Asked:
         if key in ("sweep", "scale"):
             if named.setdefault(key, value) != value:
                 raise ConfigError(f"give {key}= once; got {key}={named[key]} and {text}")
-        elif key.startswith("launcher."):
+        elif key.lstrip("+~").startswith("launcher."):
             launcher.append(text)
         else:
             typed.append(text)
@@ -203,7 +203,7 @@ def retry(
 def status(words: Words = (), as_json: Json = False, out: OutTable = ()) -> None:
     """Show the state of each run."""
     from scaling_testbed.sweeps.plan import remembered, sweep_folder, told_apart
-    from scaling_testbed.sweeps.status import counts
+    from scaling_testbed.sweeps.status import counts, grouped
     from scaling_testbed.sweeps.view import status_table
     from scaling_testbed.tables import console
 
@@ -219,19 +219,32 @@ def status(words: Words = (), as_json: Json = False, out: OutTable = ()) -> None
         output.print_json(records)
         return
     console().print(status_table(states))
+    for line in grouped("changed", ((state.run, state.error) for state in states if state.state == "changed")):
+        print(line)
+    _say_not_compared(states)
     print(f"{counts(states)}; records under {sweep_folder(runs)}/")
     output.say_written(written)
 
 
 def collect(words: Words = ()) -> None:
     """Collect all rows, or those of the selected runs, in results.jsonl and results.parquet of the sweep's folder."""
-    from scaling_testbed.sweeps.plan import sweep_folder
-    from scaling_testbed.sweeps.status import collect
+    from scaling_testbed.sweeps.plan import remembered, sweep_folder, told_apart
+    from scaling_testbed.sweeps.status import collect, grouped, read_states
 
     chosen = asked(words, False)
     runs = planned(chosen, None)
     ids = {run.run_id for run in runs}
-    lines, table, found = collect(sweep_folder(runs), ids if chosen.narrowed else None)
+    folder = sweep_folder(runs)
+    lines, table, found = collect(folder, ids if chosen.narrowed else None)
+    known = [one for one in told_apart([*runs, *remembered(folder)]) if one.run_id in found]
+    states = read_states(known)
+    for line in grouped("changed", ((state.run, state.error) for state in states if state.state == "changed")):
+        print(f"warning: {line}; its row is of the data then", file=sys.stderr)
+    _say_not_compared(states)
+    if unknown := len(found) - len(known):
+        print(
+            f"warning: {unknown} rows are in no plan of this folder, so their data were not compared", file=sys.stderr
+        )
     others = len([run_id for run_id in found if run_id not in ids])
     print(f"{len(found) - others} of {len(runs)} planned runs, {others} others, in {lines} and {table}")
 
@@ -259,7 +272,7 @@ def _run(
     from scaling_testbed.sweeps.gpu_memory import ASSUMED_GIB, memory_of_gpu
     from scaling_testbed.sweeps.local import Driver
     from scaling_testbed.sweeps.plan import remember, sweep_folder
-    from scaling_testbed.sweeps.status import counts, read_state
+    from scaling_testbed.sweeps.status import counts, read_states
     from scaling_testbed.sweeps.view import loss_table, too_large
     from scaling_testbed.tables import console
 
@@ -268,7 +281,7 @@ def _run(
     for line in too_large(runs) if gpus else []:
         print(line, file=sys.stderr)
     if failed_too:
-        _say_if_none_failed(list(map(read_state, runs)))
+        _say_if_none_failed(read_states(runs))
     if dry_run:
         states = _states(runs)
         print(f"{len(runs)} runs: {counts(states)}; {len(_due(states, failed_too))} to start")
@@ -277,6 +290,7 @@ def _run(
     driver = Driver(runs, places, retry=failed_too)
     found = driver.drive()
     states = list(driver.states.values())
+    _say_not_compared(states)
     console().print(loss_table(states))
     print(f"{counts(states)}; validation loss in nats per token; records under {sweep_folder(runs)}/")
     return found
@@ -299,7 +313,7 @@ def _places(workers: int | None, gpus: str | None, runs_per_gpu: int | None) -> 
 def _submit(chosen: Asked, launcher: str, dry_run: bool, failed_too: bool = False) -> None:
     from scaling_testbed.sweeps import slurm
     from scaling_testbed.sweeps.plan import alone_in, remember, sweep_folder
-    from scaling_testbed.sweeps.status import counts
+    from scaling_testbed.sweeps.status import check_none_changed, counts, set_aside
     from scaling_testbed.sweeps.view import too_large
 
     config = _launcher(launcher, chosen)
@@ -308,7 +322,10 @@ def _submit(chosen: Asked, launcher: str, dry_run: bool, failed_too: bool = Fals
     due = _due(states, failed_too)
     if failed_too:
         _say_if_none_failed(states)
+    _say_not_compared(states)
     print(f"{len(runs)} runs: {counts(states)}; {len(due)} to submit")
+    if not failed_too:
+        check_none_changed(states)
     for one in due:
         slurm.task_line(one, config)  # raises before any submission if a line cannot be written
     if not due:
@@ -329,7 +346,11 @@ def _submit(chosen: Asked, launcher: str, dry_run: bool, failed_too: bool = Fals
     largest = slurm.max_array_size()
     remember(runs, chosen.sweep)
     with alone_in(sweep_folder(runs)):
-        due = _due(_states(runs, must_know=True), failed_too)
+        states = _states(runs, must_know=True)
+        due = _due(states, failed_too)
+        for state in states:
+            if state.state == "changed" and state.run in due:
+                print(f"{state.run.label}: the old run is in {set_aside(state.run)}")
         if not due:
             print("another process has submitted these runs in the meantime")
             return
@@ -339,14 +360,23 @@ def _submit(chosen: Asked, launcher: str, dry_run: bool, failed_too: bool = Fals
 
 
 def _say_if_none_failed(states: "Sequence[RunState]") -> None:
-    if not any(state.state == "failed" for state in states):
+    if not any(state.state in ("failed", "changed") for state in states):
         unfinished = "; unfinished runs are started, as with `sweep run`" if _due(states, True) else ""
         print(f"no run has failed, so there is nothing to retry{unfinished}")
 
 
 def _due(states: "Sequence[RunState]", failed_too: bool) -> "list[PlannedRun]":
-    """The runs to start: pending and stopped ones, and failed ones if `failed_too`."""
-    return [s.run for s in states if s.state in ("pending", "stopped") or (failed_too and s.state == "failed")]
+    """The runs to start: pending and stopped ones, and if `failed_too` also those that failed or have changed."""
+    others = ("failed", "changed") if failed_too else ()
+    return [state.run for state in states if state.state in ("pending", "stopped", *others)]
+
+
+def _say_not_compared(states: "Sequence[RunState]") -> None:
+    from scaling_testbed.sweeps.status import grouped
+
+    unknown = ((state.run, state.not_compared) for state in states if state.not_compared)
+    for line in grouped("not compared with its data", unknown):
+        print(f"warning: {line}", file=sys.stderr)
 
 
 def _launcher(name: str, chosen: Asked) -> "SlurmConfig":
@@ -369,7 +399,7 @@ def _states(runs: "Sequence[PlannedRun]", must_know: bool = False) -> "list[RunS
     """
     from scaling_testbed.sweeps import slurm
     from scaling_testbed.sweeps.plan import sweep_folder
-    from scaling_testbed.sweeps.status import read_state
+    from scaling_testbed.sweeps.status import read_states
 
     queue = {}
     if slurm.has_slurm():
@@ -380,9 +410,9 @@ def _states(runs: "Sequence[PlannedRun]", must_know: bool = False) -> "list[RunS
                 raise
             print(f"warning: {error}; runs that wait in the queue are not shown as queued", file=sys.stderr)
     found = []
-    for state in map(read_state, runs):
+    for state in read_states(runs):
         job, _ = queue.get(str(Path(state.run.folder).resolve()), (None, None))
-        waits = job and state.state in ("pending", "stopped", "failed")
+        waits = job and state.state in ("pending", "stopped", "changed", "failed")
         found.append(dataclasses.replace(state, job=job or state.job, state="queued" if waits else state.state))
     return found
 

@@ -11,6 +11,8 @@ UNITS = ("tokens", "tokens_per_param", "flops", "steps")
 TOKENS_PER_PARAM = 20  # without a budget; Hoffmann et al. 2022
 CONVENTIONS = ("n_params", "n_params_non_embedding", "n_params_no_input_embedding", "n_params_no_qk_gains")
 
+MOST_STEPS = 10**12  # at a thousand a second, these take 30 years
+
 
 @dataclass(frozen=True, kw_only=True)
 class BudgetConfig:
@@ -43,11 +45,13 @@ class BudgetConfig:
     def resolve_steps(self, counts: ParamCounts, tokens_per_step: int) -> int:
         """Optimizer steps for a model with the counts `counts` (fields as in CONVENTIONS), at least one.
 
-        A budget that is no whole number of steps is rounded to the nearest one.
+        A budget that is no whole number of steps is rounded to the nearest one. Raises ConfigError if they are more
+        than MOST_STEPS.
         """
-        if self.steps is not None:
-            return math.ceil(self.steps)
-        return max(1, round(self._exact_steps(counts, tokens_per_step)))
+        exact = self._exact_steps(counts, tokens_per_step)
+        if not exact <= MOST_STEPS:
+            raise ConfigError(f"the budget is {exact:.3g} steps, more than any run can make; give fewer")
+        return math.ceil(exact) if self.steps is not None else max(1, round(exact))
 
     def rounding(self, counts: ParamCounts, tokens_per_step: int) -> str | None:
         """How the budget is rounded to whole steps, in words; None if it is a whole number to two decimals."""

@@ -28,7 +28,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, ListConfig, OmegaConf, StringNode
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
-from scaling_testbed.config.run import GROUPS, RunConfig, outcome_of, run_id
+from scaling_testbed.config.run import GROUPS, RunConfig, changes, outcome_of, run_id
 from scaling_testbed.config.search import (
     CONFIG_DIR,
     check_no_doubles,
@@ -60,6 +60,8 @@ if TYPE_CHECKING:
 Filled = TypeVar("Filled", bound="DataclassInstance")
 
 CANNOT_COMPOSE = (HydraException, OmegaConfBaseException, YAMLError)
+# Hydra and OmegaConf check little of what a file holds.
+LOADS_ANYTHING = (OSError, ValueError, TypeError, AttributeError, LookupError, AssertionError, RecursionError)
 
 
 def compose(overrides: Sequence[str], config_name: str = "train", *, written_in: Path | None = None) -> RunConfig:
@@ -170,7 +172,7 @@ def _from_outside(overrides: Sequence[str], written_in: Path | None) -> tuple[li
 def _defaults_list(file: Path) -> Any:
     """The defaults list of a configuration; None if it has none, or if it cannot be read, which Hydra says where it is
     chosen."""
-    with contextlib.suppress(OSError, ValueError, LookupError, TypeError, RecursionError, *CANNOT_COMPOSE):
+    with contextlib.suppress(*LOADS_ANYTHING, *CANNOT_COMPOSE):
         found: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
         return found["defaults"]
     return None
@@ -207,7 +209,10 @@ def fill(cls: type[Filled], path: Path, prefix: str, overrides: Sequence[str]) -
         if OmegaConf.is_interpolation(config, key) and not isinstance(node, StringNode):
             raise ConfigError(f"{where}{full_key} must be a value and no interpolation; got {value!r}")
     values: Any = OmegaConf.to_container(config, resolve=False)  # a mapping, as `config` is one
-    return cls(**values)
+    try:
+        return cls(**values)
+    except ConfigError as error:  # names the key alone
+        raise ConfigError(str(error) if overrides else f"{path}: {error}") from None
 
 
 def _is_list_of_texts(value: object) -> TypeGuard[list[str]]:
@@ -234,8 +239,7 @@ def _compose_dict(
             return hydra.compose(config_name, overrides=found, return_hydra_config=with_hydra)
     except CANNOT_COMPOSE as error:
         raise ConfigError(_one_line(error, configs)) from None
-    except (ValueError, TypeError, AttributeError, LookupError, AssertionError, RecursionError) as error:
-        # Hydra checks little of what it is given.
+    except LOADS_ANYTHING as error:
         raise ConfigError(f"Hydra cannot compose {' '.join(overrides)}: {first_line(error)}") from None
 
 
@@ -277,7 +281,8 @@ def _frozen(composed: DictConfig, overrides: Sequence[str]) -> RunConfig:
     for key in map(str, composed):
         node = composed._get_node(key)
         if key in GROUPS and not dataclasses.is_dataclass(OmegaConf.get_type(node)):
-            raise ConfigError(f"{key} has no schema; its file must name one in its defaults list")
+            chosen = ", ".join(text for text in overrides if key_of(text) == key) or "its default"
+            raise ConfigError(f"{key} has no schema; its file must name one in its defaults list ({chosen})")
         values[key] = _freeze(node, key) if isinstance(node, DictConfig) and not node._is_none() else composed[key]
     lists = {key: list(composed[key]) for key in OUTSIDE} | {"overrides": list(overrides)}
     return RunConfig(**values | lists)
@@ -409,10 +414,21 @@ def _close_to(key: str, known: Sequence[str]) -> str:
     return f"did you mean {close[0]}?" if close else ""
 
 
+def _no_yaml(configs: Sequence[str]) -> str:
+    """The first file in these folders that is no YAML, which an error of Hydra does not name."""
+    for file in files_of(configs):
+        with contextlib.suppress(*LOADS_ANYTHING):
+            try:
+                OmegaConf.load(file)
+            except YAMLError:
+                return str(file)
+    return "a file"
+
+
 def _one_line(error: Exception, configs: Sequence[str] = ()) -> str:
     """Describe an error of Hydra or OmegaConf in one or two lines that name the key."""
     if isinstance(error, YAMLError):
-        return f"a file cannot be read as YAML: {' '.join(str(error).split())}"
+        return f"{_no_yaml(configs)} cannot be read as YAML: {' '.join(str(error).split())}"
     inner = error.__cause__ or error.__context__
     cause = inner if isinstance(inner, OmegaConfBaseException) else None
     key = getattr(cause or error, "full_key", None)
@@ -485,7 +501,10 @@ def recorded_run(folder: Path) -> RunConfig:
     except ConfigError as error:
         raise UserError(f"{file} cannot be composed any more: {error}") from None
     if run_id(run) != folder.resolve().name:
-        raise UserError(f"{folder} was renamed, or made by another version: its overrides now mean run {run_id(run)}")
+        changed = "; ".join(changes(recorded, run)[:3])
+        why = f"has another configuration in config.yaml ({changed})"
+        why = why if changed else "was renamed, or made by another version"
+        raise UserError(f"{folder} {why}: its overrides now mean run {run_id(run)}")
     check_unchanged(was, run.plugins, folder)
     return run
 

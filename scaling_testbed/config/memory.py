@@ -21,6 +21,7 @@ measurements. The overhead of an allocator and of NCCL is not included.
 """
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -85,7 +86,8 @@ USABLE = {"cpu": 0.5, "cuda": 0.8}
 
 def divisors(sequences: int) -> Iterator[int]:
     """The micro-batches that divide a batch of `sequences` evenly, the largest first."""
-    return (sequences // parts for parts in range(1, sequences + 1) if sequences % parts == 0)
+    small = [k for k in range(1, math.isqrt(sequences) + 1) if sequences % k == 0]
+    return iter(sorted({*small, *(sequences // k for k in small)}, reverse=True))
 
 
 def largest_micro_batch(

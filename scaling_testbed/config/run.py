@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,6 +55,8 @@ GROUPS: Mapping[str, Mapping[str, type["DataclassInstance"]]] = {
     "logging": {"": LoggingConfig},
 }
 
+LONGEST_NAME = 255  # bytes of a folder's name, on Linux and macOS
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
@@ -100,8 +103,14 @@ class RunConfig:
     overrides: list[str] = key([], "The overrides as typed, for the record. It cannot be set.", identity=EXECUTION_ONLY)
 
     def __post_init__(self) -> None:
-        if not self.name or self.name.startswith((".", "/")) or ".." in self.name.split("/"):
+        parts = self.name.split("/")
+        control = re.search(r"[\x00-\x1f\x7f]", self.name)
+        if control or not self.name or self.name.startswith((".", "/")) or ".." in parts:
             raise ConfigError(f"name must be a plain folder name; got {self.name!r}")
+        if any(len(part.encode(errors="replace")) > LONGEST_NAME for part in parts):
+            raise ConfigError(f"name must have at most {LONGEST_NAME} bytes, as folders do; got {self.name[:40]!r}...")
+        if empty := [name for name in ("runs_dir", "data_dir") if not getattr(self, name).strip()]:
+            raise ConfigError(f"{empty[0]} must name a folder, and . is the current one; got an empty text")
         check_positive("data_workers", self.data_workers)
         if self.seed < 0:
             raise ConfigError(f"seed must not be negative; got {self.seed}")
@@ -167,8 +176,20 @@ def _identity(value: Any) -> Any:
     return value
 
 
+def changes(recorded: Any, run: RunConfig) -> list[str]:
+    """What the configuration of config.yaml and that of `run` say differently about what the run computes, such as
+    "optimizer.lr was 0.01 and is 0.003"."""
+    then = _flat(recorded if isinstance(recorded, dict) else {})
+    now = _flat(_identity(run))
+    return [f"{key} was {then[key]!r} and is {now[key]!r}" for key in now if key in then and then[key] != now[key]]
+
+
 def flatten(run: RunConfig) -> dict[str, Any]:
     """The configuration as one level of dotted keys, for the result row: {"model.d_model": 64, ...}."""
+    return _flat(dataclasses.asdict(run))
+
+
+def _flat(content: dict[str, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
 
     def walk(prefix: str, value: Any) -> None:
@@ -178,7 +199,7 @@ def flatten(run: RunConfig) -> dict[str, Any]:
         else:
             flat[prefix] = value
 
-    walk("", dataclasses.asdict(run))
+    walk("", content)
     return flat
 
 

@@ -8,6 +8,8 @@ from scaling_testbed.keys import EXECUTION_ONLY, check_choices, key
 
 AUTO = "auto"
 
+LARGEST_BATCH = 2**31  # sequences, and tokens of a sequence
+
 
 @dataclass(frozen=True, kw_only=True)
 class BatchConfig:
@@ -27,6 +29,8 @@ class BatchConfig:
     def __post_init__(self) -> None:
         for name in ("sequences", "sequence_length"):
             check_positive(name, getattr(self, name))
+            if getattr(self, name) > LARGEST_BATCH:
+                raise ConfigError(f"{name} must be at most {LARGEST_BATCH:,}; got {getattr(self, name):,}")
         if isinstance(self.micro_batch_sequences, str):
             if self.micro_batch_sequences != AUTO:
                 raise ConfigError(

@@ -4,6 +4,7 @@ Everything that reads a word reads it here: composition, sweep files, plans and 
 of other people (sweep files, run folders) pass the same checks.
 """
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -74,6 +75,12 @@ def _unreadable(text: str, error: Exception | None = None) -> str:
         return f"cannot read the override {text!r}: a value is missing after the last comma"
     if found := re.match(r"\w+ while evaluating '.*?': (Unknown function[^\n]*)", str(error)):
         return f"cannot read the override {text!r}: {found[1]}; put a text with brackets in quotes"
+    key, _, value = text.partition("=")
+    in_quotes = re.sub(r"[^][{}(),\s'\"]+=[^][{}(),\s'\"]+", r'"\g<0>"', value)
+    if in_quotes != value and "'" not in value and '"' not in value:  # as a pinned package: a==1.0
+        with contextlib.suppress(ConfigError):
+            read(f"{key}={in_quotes}")
+            return f"cannot read the override {text!r}: a text with = in it needs quotes; type '{key}={in_quotes}'"
     hint = """and put a value with spaces, quotes or letters like ä in both kinds of quotes: 'key="value"'"""
     return f"cannot read the override {text!r}; write key=value, {hint}"
 

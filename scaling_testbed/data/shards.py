@@ -7,6 +7,7 @@ file was checked before.
 """
 
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from scaling_testbed.data.manifest import SPLITS, fingerprint_of, numpy_dtype, read_manifest, smallest_dtype
+from scaling_testbed.data.watched import WatchedTokens, state_of
 from scaling_testbed.errors import UserError
 from scaling_testbed.files import read_json, sha256_of, write_json
 
@@ -112,19 +114,20 @@ class ShardWriter:
 
 
 class TokenStream:
-    """The tokens of one split as one long sequence over its shards. It is memory-mapped, and threads may read it.
+    """The tokens of one split as one long sequence over its shards. They are read when they are needed, and threads may
+    read them.
 
     n_bytes: number of bytes of the text (EOS adds none); None if the source has no text.
     """
 
-    def __init__(self, label: str, arrays: list[np.ndarray], n_bytes: int | None = None):
+    def __init__(self, label: str, arrays: Sequence[np.ndarray | WatchedTokens], n_bytes: int | None = None):
         self.label, self.n_bytes = label, n_bytes
         self._arrays = arrays
         self._ends = np.cumsum([len(array) for array in arrays], dtype=np.int64)
         self.n_tokens = int(self._ends[-1]) if arrays else 0
 
     def read(self, start: int, length: int) -> np.ndarray:
-        """Tokens [start, start + length); a view if they are in one shard. Raises IndexError beyond the ends."""
+        """Tokens [start, start + length). Raises IndexError beyond the ends, and UserError if a file has changed."""
         if start < 0 or length < 0 or start + length > self.n_tokens:
             raise IndexError(f"{self.label}: tokens {start} to {start + length} of {self.n_tokens}")
         shard = int(np.searchsorted(self._ends, start, side="right"))
@@ -140,7 +143,7 @@ class TokenStream:
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def gather(self, starts: np.ndarray, length: int) -> np.ndarray:
-        """Rows of `length` tokens at each start, int64 [len(starts), length]. This is the only copy for a batch."""
+        """Rows of `length` tokens at each start, int64 [len(starts), length]. Raises UserError if a file changed."""
         rows = np.empty((len(starts), length), dtype=np.int64)
         if len(self._arrays) == 1:
             tokens = self._arrays[0]
@@ -150,6 +153,12 @@ class TokenStream:
             for row, start in zip(rows, starts.tolist(), strict=True):
                 row[:] = self.read(start, length)
         return rows
+
+    def check(self) -> None:
+        """Raise UserError if a file of this stream is not the one that was opened."""
+        for array in self._arrays:
+            if isinstance(array, WatchedTokens):
+                array.check()
 
 
 @dataclass(frozen=True)
@@ -186,10 +195,20 @@ class PreparedData:
 
     @property
     def fingerprint(self) -> str:
-        content: list[Any] = [self.vocab_size, self.tokenizer_fingerprint]
-        for split in SPLITS:
-            content.append([_same_tokens(shard) for shard in self.manifest["splits"][split]["shards"]])
-        return fingerprint_of(content)
+        return data_fingerprint(self.manifest)
+
+    def check(self) -> None:
+        """Raise UserError if a file is not the one that was opened: it was changed, cut, replaced or removed."""
+        self.train.check()
+        self.validation.check()
+
+
+def data_fingerprint(manifest: dict) -> str:
+    """The fingerprint of the tokens and the tokenizer that a manifest describes."""
+    content: list[Any] = [manifest["vocab_size"], manifest["tokenizer_fingerprint"]]
+    for split in SPLITS:
+        content.append([_same_tokens(shard) for shard in manifest["splits"][split]["shards"]])
+    return fingerprint_of(content)
 
 
 def _same_tokens(shard: dict) -> list[Any]:
@@ -213,13 +232,13 @@ def open_prepared(folder: Path | str, verify: bool = True) -> PreparedData:
         raise UserError(f"{folder / 'manifest.json'} names a shard twice; delete {folder} and prepare again")
     for path, entry in zip(paths, entries, strict=True):
         _check_shape(path, entry)
-    if verify:
-        _check_hashes(folder, paths, entries)
     streams = {}
     for split in SPLITS:
         record = manifest["splits"][split]
-        arrays = [_map(_shard_path(folder, entry), entry) for entry in record["shards"]]
+        arrays = [WatchedTokens(_shard_path(folder, entry), entry) for entry in record["shards"]]
         streams[split] = TokenStream(f"{split} split of {folder}", arrays, record["n_bytes"])
+    if verify:  # after the files were opened, so that a change since then is noticed
+        _check_hashes(folder, paths, entries)
     return PreparedData(folder, manifest, **streams)
 
 
@@ -244,18 +263,12 @@ def _check_shape(path: Path, entry: dict) -> None:
             raise UserError(f"{path}: header says {found}, the manifest {wanted}; the file was replaced")
 
 
-def _file_state(path: Path) -> list[int]:
-    """Size, times and inode of a file. ctime cannot be set back, so each edit in place and each replacement shows."""
-    stat = path.stat()
-    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
-
-
 def _check_hashes(folder: Path, paths: list[Path], entries: list[dict]) -> None:
     cache_path = folder / ".verified.json"
     known = {}
     with suppress(UserError):  # a damaged memory is as good as none
         known = read_json(cache_path)
-    states = [_file_state(path) for path in paths]
+    states = [[*state_of(path.stat())] for path in paths]
     wanted = [[*state, entry["sha256"]] for state, entry in zip(states, entries, strict=True)]
     stale = [i for i, path in enumerate(paths) if known.get(str(path.absolute())) != wanted[i]]
     if not stale:
@@ -273,8 +286,3 @@ def _sha256_of(path: Path) -> str:
         return sha256_of(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-
-
-def _map(path: Path, entry: dict) -> np.ndarray:
-    dtype, shape = numpy_dtype(entry["dtype"]), (entry["n_tokens"],)
-    return np.memmap(path, dtype=dtype, mode="r", offset=entry["offset"], shape=shape).view(np.ndarray)

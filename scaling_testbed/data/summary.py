@@ -1,5 +1,8 @@
 """What a prepared corpus holds and what was left out of it, as lines for a terminal."""
 
+from collections import Counter
+from pathlib import Path
+
 from scaling_testbed.data.shards import SPLITS, PreparedData
 from scaling_testbed.errors import listed
 
@@ -14,6 +17,8 @@ def describe(data: PreparedData) -> str:
     manifest, lines = data.manifest, [("folder", str(data.folder))]
     if read := files_line(manifest):
         lines.append(("files", read))
+    if foreign := _formats(manifest):
+        lines.append(("formats", foreign))
     for split in SPLITS:
         record = manifest["splits"][split]
         parts = [f"{record['n_tokens']:,} tokens"]
@@ -29,6 +34,13 @@ def describe(data: PreparedData) -> str:
     return "\n".join([f"{label:<16} {text}" for label, text in lines] + remarks(manifest))
 
 
+def _formats(manifest: dict) -> str:
+    """The formats and types of a user's own token files; empty for shards of this project."""
+    shards = [shard for split in SPLITS for shard in manifest["splits"][split]["shards"]]
+    kinds = Counter(f"{shard['format']} of {shard['dtype']}" for shard in shards if Path(shard["file"]).is_absolute())
+    return ", ".join(f"{count:,} {kind}" for kind, count in sorted(kinds.items()))
+
+
 _COUNTS = {"n_documents": "documents", "n_bytes": "bytes of text"}
 
 
@@ -38,8 +50,11 @@ def files_line(manifest: dict) -> str | None:
     reading, parts = manifest.get("reading") or {}, []
     left_out = reading.get("files") or {}
     if "found" in reading:
-        n_taken = reading["found"] - sum(entry["count"] for entry in left_out.values())
+        n_later = reading.get("not_reached") or 0
+        n_taken = reading["found"] - sum(entry["count"] for entry in left_out.values()) - n_later
         parts.append(f"{reading['found']:,} found, {n_taken:,} taken")
+        if n_later:
+            parts.append(f"{n_later:,} not reached, because the source is limited")
     if left_out:
         parts.append(f"left out {counted(left_out)}")
     if bad := reading.get("bad_rows"):

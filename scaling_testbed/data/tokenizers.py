@@ -20,7 +20,7 @@ from scaling_testbed.data import hub
 from scaling_testbed.data.shards import fingerprint_of, read_manifest
 from scaling_testbed.errors import ConfigError, UserError, check_positive, first_line
 from scaling_testbed.files import sha256_of
-from scaling_testbed.keys import key
+from scaling_testbed.keys import changed_from_default, key
 from scaling_testbed.registry import Registry
 
 TOKENIZERS: Registry[type["TokenizerConfig"]] = Registry("tokenizer")
@@ -159,6 +159,15 @@ class TokenizerConfig:
         fields = {key: value for key, value in asdict(self).items() if key != "name"}
         return {"kind": self.kind, **fields}
 
+    def settings(self) -> dict:
+        """What the configuration says of the ids, without the places of files: the kind, and the keys that differ from
+        their default."""
+        return {"kind": self.kind} | {k: v for k, v in changed_from_default(self).items() if k != "name"}
+
+    def inputs(self) -> list[str]:
+        """The files on this machine that decide the ids."""
+        return []
+
     def prepare(self, texts: Iterable[bytes], folder: Path) -> dict:
         """Write the files of the tokenizer into `folder`, and return its description for the manifest.
 
@@ -273,6 +282,15 @@ class PretrainedConfig(TokenizerConfig):
         local = self._local_file()
         found = {"path": None, "revision": None, "sha256": sha256_of(local)} if local is not None else {}
         return super().identity() | found
+
+    def settings(self) -> dict:
+        """The settings of `TokenizerConfig`, without the place of a local file."""
+        local = ("path", "revision") if self.inputs() else ()
+        return {key: value for key, value in super().settings().items() if key not in local}
+
+    def inputs(self) -> list[str]:
+        local = self._local_file()
+        return [] if local is None else [os.path.abspath(local)]
 
     def prepare(self, texts: Iterable[bytes], folder: Path) -> dict:
         """Write tokenizer.json into `folder` and return the description."""

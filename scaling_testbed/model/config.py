@@ -16,6 +16,8 @@ D_FF_RULES = {
     "swiglu_256": lambda d_model: 256 * -(-(8 * d_model // 3) // 256),
 }
 
+MOST_LAYERS = 100_000  # counts and plans look at each layer
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -119,8 +121,8 @@ class ModelConfig:
             raise ConfigError(
                 f"embedding_gradient_scale must be null or in (0, 1], got {self.embedding_gradient_scale}"
             )
-        if self.n_layers < 0:
-            raise ConfigError(f"n_layers must be zero or more, got {self.n_layers}")
+        if not 0 <= self.n_layers <= MOST_LAYERS:
+            raise ConfigError(f"n_layers must lie between 0 and {MOST_LAYERS:,}, got {self.n_layers}")
         check_choices(self)
         self._check_heads()
         for name in parts.IMPLS:

@@ -28,8 +28,9 @@ Trace = Sequence[tuple[int, float]]  # (step, value)
 class Evidence:
     """A study and the results that judges use; each is computed once. Raises as the analyses do."""
 
-    def __init__(self, study: Study, preferred: Sequence[str] = ()):
+    def __init__(self, study: Study, preferred: Sequence[str] = (), lr_range: tuple[float, float] | None = None):
         self.study = study
+        self.lr_range = lr_range or lr_sensitivity.DEFAULT_RANGE
         self.group = grouping_keys(study, preferred=preferred)
 
     @functools.cached_property
@@ -38,7 +39,7 @@ class Evidence:
 
     @functools.cached_property
     def sensitivities(self) -> list[Sensitivity]:
-        return lr_sensitivity.analyse(self.study, self.group)
+        return lr_sensitivity.analyse(self.study, self.group, lr_range=self.lr_range)
 
     @functools.cached_property
     def missing(self) -> list[str]:

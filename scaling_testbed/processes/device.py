@@ -99,24 +99,6 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
     return next((peak for name, peak in PEAK_BF16_FLOPS.items() if words.issuperset(name.split())), None)
 
 
-_NO_MEMORY = re.compile(r"out of memory|(can't|[Cc]annot) allocate memory|not enough memory|bad_alloc")
-_ASKED = re.compile(r"(?:allocate|size) ([\d.]+) ?(bytes|KiB|MiB|GiB)")
-
-
-def is_memory_error(error: BaseException) -> bool:
-    """Whether `error` says that memory could not be allocated, on a GPU or by PyTorch, NumPy or Python on a CPU."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return isinstance(error, (RuntimeError, OSError)) and bool(_NO_MEMORY.search(str(error)))
-
-
-def bytes_asked_for(error: BaseException) -> int | None:
-    """How many bytes could not be allocated, if the message of a memory error says so."""
-    found = _ASKED.search(str(error))
-    units = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
-    return int(float(found[1]) * units[found[2]]) if found else None
-
-
 def free_memory_bytes(device: torch.device, n_processes: int = 1) -> int | None:
     """The memory in bytes that each of `n_processes` on this machine can still use; None if it is not known.
 

@@ -6,16 +6,16 @@ gone, or that hangs for so long, is noticed by its heartbeat (heartbeat.py), als
 collective. In a run without a process group (parallelism=single) the functions here only run their action.
 """
 
-import _thread
 import atexit
+import collections
 import contextlib
-import itertools
 import json
 import os
 import re
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any, Self
@@ -31,12 +31,13 @@ from scaling_testbed.processes.interrupts import Interrupts
 from scaling_testbed.processes.world import World
 from scaling_testbed.progress import release_streams, say
 
-WAIT_SECONDS = 1  # one wait at the store, which is then repeated; signals are handled between two of them
+LONGEST_PAUSE = 1.0  # seconds between two looks into the store, a tenth of the time waited so far
 LEAVE_SECONDS = 20  # how long rank 0 waits at the end for the other ranks
+LEAVE_SECONDS_FAILED = 8  # the same after a failure, of which they read within some seconds; one of them may be dead
 GRACE_SECONDS = 3  # how long the main thread may take to end by itself after another process has failed
 STORE_GONE = "the process that keeps the store of this run is gone"
-_uses = itertools.count()  # how often this process used its store; the same on every rank
-_kept_stores: dict[tuple[str, int], dist.Store] = {}  # stores of worlds without torchrun, kept until the process ends
+_uses: collections.Counter[int] = collections.Counter()  # rank -> how often its store was used; the same on every rank
+_kept_stores: dict[tuple[str, int, int], dist.Store] = {}  # address, port, rank -> store, until the process ends
 _ended_group = None  # the last group, kept longer than its model: see _end_group
 
 
@@ -111,20 +112,20 @@ class Processes:
         if self._heartbeat is not None:
             self._heartbeat.__exit__()
         if self._store is not None:
-            self._leave(self._store)
+            self._leave(self._store, LEAVE_SECONDS_FAILED if failed_in_group else LEAVE_SECONDS)
         self._store = None
 
-    def _leave(self, store: dist.Store, without: int | None = None) -> None:
+    def _leave(self, store: dist.Store, seconds: float, without: int | None = None) -> None:
         """Leave the store. Without torchrun rank 0 keeps it and leaves last: the others may still read from it.
 
-        without: a rank that is not waited for.
+        seconds: how long rank 0 waits for the others. without: a rank that is not waited for.
         """
         if self.world.address is None:
             return
         others = [f"bye/{rank}" for rank in range(1, self.world.size) if rank != without]
         with contextlib.suppress(RuntimeError):
             if self.world.is_main:
-                store.wait(others, timedelta(seconds=LEAVE_SECONDS))
+                store.wait(others, timedelta(seconds=seconds))
             else:
                 store.set(f"bye/{self.world.rank}", "")
 
@@ -134,13 +135,14 @@ class Processes:
         world, timeout = self.world, timedelta(seconds=self.config.timeout_seconds)
         try:
             if world.address is not None and world.port is not None:
-                where = world.address, world.port
+                where = world.address, world.port, world.rank
                 if where not in _kept_stores:
-                    _kept_stores[where] = dist.TCPStore(*where, world.size, world.is_main, timeout)
+                    _kept_stores[where] = dist.TCPStore(*where[:2], world.size, world.is_main, timeout)
                 kept = _kept_stores[where]
             else:
                 kept, *_ = next(rendezvous("env://", world.rank, world.size, timeout=timeout))
-            return dist.PrefixStore(f"run/{next(_uses)}", kept)
+            _uses[world.rank] += 1
+            return dist.PrefixStore(f"run/{_uses[world.rank]}", kept)
         except dist.DistError as error:
             at = f"the store of rank 0 at {world.address}:{world.port}" if world.address else "torchrun's store"
             said = str(error).splitlines()[0]
@@ -269,7 +271,9 @@ class Processes:
         """Before training, rank 0 takes a signal to another rank for its own. In a step all ranks share them."""
         asked = next((beat.signal for beat in beats.values() if beat.signal is not None), None)
         if asked is not None and self.world.is_main and not self.grouped and self._interrupts.number is None:
-            _thread.interrupt_main(signal.Signals(asked))
+            main = threading.main_thread().ident
+            if main is not None:
+                signal.pthread_kill(main, asked)  # wakes it also from a wait
 
     def _end(self, finding: Finding) -> None:
         """End this process, because another one is gone or hangs. The main thread may not be able to: it may wait in a
@@ -291,7 +295,7 @@ class Processes:
                 say(f"error: {error}", errors=True)
             if answered and self._store is not None:
                 store = self._store
-                _in_time(lambda: self._leave(store, first["about"]), LEAVE_SECONDS)
+                _in_time(lambda: self._leave(store, LEAVE_SECONDS_FAILED, first["about"]), LEAVE_SECONDS)
             release_streams()
         finally:
             os._exit(getattr(error, "exit_status", FAILED))
@@ -311,15 +315,15 @@ class Processes:
 
     def _read(self, key: str) -> dict[str, Any]:
         """Wait for the value at `key` and return it. Raises RankError if the process that keeps the store has ended."""
-        store = self._opened
-        while True:
-            try:
-                store.wait([key], timedelta(seconds=WAIT_SECONDS))
-                return json.loads(store.get(key))
-            except dist.DistNetworkError:
-                raise RankError(STORE_GONE, 1) from None
-            except dist.DistStoreError:
-                continue  # not there yet
+        store, waited = self._opened, 0.0
+        try:
+            while not store.check([key]):  # `wait` would print a warning of PyTorch, and hold back signals
+                pause = min(LONGEST_PAUSE, max(0.001, waited / 10))
+                time.sleep(pause)
+                waited += pause
+            return json.loads(store.get(key))
+        except dist.DistNetworkError:
+            raise RankError(STORE_GONE, 1) from None
 
 
 def _end_group() -> None:

@@ -115,11 +115,6 @@ class Heartbeat:
         """Beat and watch no more."""
         self._stop.set()
 
-    @property
-    def beats(self) -> dict[int, Beat]:
-        """The last beats that were read, by rank."""
-        return self._read[1]
-
     def _exchange(self) -> None:
         """Write own beats and read those of the others, until the store is gone. A store that hangs blocks this."""
         keys, number = [f"beat/{rank}" for rank in self._watched], 0
@@ -142,6 +137,9 @@ class Heartbeat:
                     return
         except RuntimeError as error:  # the store's connection is closed, or it gave no answer in time
             self._store_lost = str(error).splitlines()[0]
+        except BaseException:  # a defect here must not look like a process that hangs
+            self._stop.set()
+            raise
 
     def _watch(self) -> None:
         """Look at what `_exchange` read. Time counts only in small parts: this process may have been suspended."""

@@ -1,17 +1,68 @@
-"""Signals that ask a run to stop. They are recorded when they come, and handled between two micro-batches."""
+"""Signals: those that ask a run to stop, and Ctrl-C while a command starts. No other module reads them.
+
+A run records a signal when it comes, and handles it between two micro-batches. Does not import torch.
+"""
 
 import contextlib
+import os
 import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
-from scaling_testbed.errors import STOPPED
+from scaling_testbed.errors import INTERRUPTED, STOPPED
+from scaling_testbed.processes.world import is_main_process
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+INTERRUPTED_LINE = "error: interrupted; type the same command to continue"
 
 
 class Interrupted(Exception):
     """A signal asked this run to stop; the message is the signal's name."""
 
     exit_status = STOPPED
+
+
+def end_quietly() -> None:
+    """Let Ctrl-C end this process with one line, until `raised` takes over. For the first line of an entry point: its
+    imports take a second, and Python's own answer to Ctrl-C is a traceback. A signal that is ignored stays ignored."""
+    handle([signal.SIGINT], _end, only_from=signal.default_int_handler)
+
+
+def _end(*_: object) -> None:
+    if is_main_process():
+        with contextlib.suppress(OSError):
+            os.write(2, f"{INTERRUPTED_LINE}\n".encode())
+    os._exit(INTERRUPTED)
+
+
+@contextlib.contextmanager
+def raised() -> Iterator[None]:
+    """Context in which Ctrl-C raises KeyboardInterrupt again where `end_quietly` was called, so that work is cleaned
+    up."""
+    previous = handle([signal.SIGINT], signal.default_int_handler, only_from=_end)
+    try:
+        yield
+    finally:
+        restore(previous)
+
+
+def handle(
+    numbers: Sequence[signal.Signals], handler: Callable[[int, Any], object], *, only_from: Any = None
+) -> dict[signal.Signals, Any]:
+    """Install `handler`, and return the previous handlers for `restore`. only_from: the handler that is replaced; None:
+    any but one that ignores the signal. nohup and a shell's & ignore signals, so that a process continues."""
+    previous = {}
+    for number in numbers:
+        now = signal.getsignal(number)
+        if now == only_from or (only_from is None and now is not signal.SIG_IGN):
+            previous[number] = signal.signal(number, handler)
+    return previous
+
+
+def restore(previous: Mapping[signal.Signals, Any]) -> None:
+    """Install the handlers that `handle` returned."""
+    for number, handler in previous.items():
+        signal.signal(number, handler)
 
 
 class Interrupts:
@@ -34,8 +85,7 @@ class Interrupts:
         return self
 
     def __exit__(self, *_):
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+        restore(self._previous)
 
     @property
     def entered(self) -> bool:

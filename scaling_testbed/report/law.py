@@ -17,10 +17,13 @@ from scaling_testbed.analysis.laws.allocation import allocation_records
 from scaling_testbed.analysis.laws.downstream import Chain, chain_from_record
 from scaling_testbed.analysis.laws.fitted import Fit, from_record
 from scaling_testbed.analysis.laws.forms import LAWS
+from scaling_testbed.analysis.rows.study import check_version
 from scaling_testbed.errors import ConfigError, UserError
+from scaling_testbed.files import read_json
 from scaling_testbed.report import page
 
 Record = dict[str, Any]
+ADVICE = "give a file written by `analyze fit --out`"
 FILTERS = (
     ("Only", "where"),
     ("For the law of the loss only", "where_loss"),
@@ -33,11 +36,20 @@ Maker = Callable[[Record, str], tuple[str, list[str], Sections]]
 
 def read(path: Path) -> Fit | Chain:
     """A saved law or two chained laws. Raises UserError if the file holds neither."""
+    record = _record(path)
     try:
-        record = json.loads(path.read_text())
         return chain_from_record(record) if _kind(record) == "downstream" else from_record(record)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not a fit written by `analyze fit --out` ({error})") from None
+
+
+def _record(path: Path) -> Record:
+    """The content of a file that should hold a saved law. Raises UserError if it cannot be read."""
+    record = read_json(path, advice=ADVICE)
+    check_version(record, path)
+    return record
 
 
 def is_law(path: Path) -> bool:
@@ -48,8 +60,8 @@ def is_law(path: Path) -> bool:
     if path.suffix != ".json" or not path.is_file():
         return False
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
+        content = read_json(path, expect=object)
+    except UserError:
         return True
     return isinstance(content, dict) and _kind(content) is not None
 
@@ -80,13 +92,12 @@ def section(path: Path, names: str) -> page.Section:
 
 def _content(path: Path, names: str = "f") -> tuple[str, list[str], Sections]:
     """The title, the first lines and the sections of a page."""
-    try:
-        record = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}") from None
+    record = _record(path)
     try:
         return _content_of(record, names)
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError) as error:
         raise UserError(f"{path} was not written by `analyze fit --out` ({error!r})") from None
 
 

@@ -23,14 +23,16 @@ from scaling_testbed.report import law as law_report
 from scaling_testbed.report import page
 
 
-def write_report(study: Study, path: Path, figures: Sequence[Path] = ()) -> list[str]:
-    """Write the page, and its figures to the files `figures` (.png, .svg).
+def write_report(
+    study: Study, path: Path, figures: Sequence[Path] = (), lr_range: tuple[float, float] | None = None
+) -> list[str]:
+    """Write the page, and its figures to the files `figures` (.png, .svg). lr_range: of S, None for the default.
 
     Returns lines to print: each claim with its verdict, and the paths of the files. Raises UserError if a file cannot
     be written.
     """
     paper, experiment = experiment_of(study)
-    evidence = Evidence(study, experiment.group)
+    evidence = Evidence(study, experiment.group, lr_range)
     verdicts = judged(experiment, evidence)
     drawn, reasons = _panels(experiment, evidence)
     laws = law_sections(study.path)
@@ -166,7 +168,7 @@ def _sensitivity(evidence: Evidence) -> Markup:
         return page.paragraphs([str(error)])
     if all(len(one.curve.lrs) < 2 for one in found):
         return Markup()  # one rate for each size gives no sensitivity
-    said = f"{lr_sensitivity.DEFINITION} {rates_note(found, lr_sensitivity.DEFAULT_RANGE)}"
+    said = f"{lr_sensitivity.DEFINITION} {rates_note(found, evidence.lr_range)}"
     return page.paragraphs([said]) + page.table([one.record() for one in found])
 
 

@@ -23,6 +23,7 @@ def write(
     source: str | None = None,
     figures: Sequence[Path] = (),
     traces: Path | None = None,
+    lr_range: tuple[float, float] | None = None,
 ) -> list[str]:
     """Write the page to `out`, by default into the sweep's folder or beside the file.
 
@@ -30,7 +31,7 @@ def write(
     apply to runs only. conditions: the page uses the runs that match all of them. experiment: [PAPER/]NAME, whose
     claims are judged, by default that of the sweep. source: the published testbed of which `given` is a copy; it needs
     `out`. figures: files for the page's figures (.png, .svg). traces: a folder for the traces that the experiment uses.
-    Raises ConfigError or UserError.
+    lr_range: of the learning-rate sensitivity S. Raises ConfigError or UserError.
     """
     _check_endings(out, figures)
     of_runs: dict[str, object] = {
@@ -38,6 +39,7 @@ def write(
         "experiment": experiment,
         "out FILE.png or FILE.svg": figures,
         "traces": traces,
+        "lr-range": lr_range,
         "source": source,
     }
     if is_law(given):
@@ -57,7 +59,7 @@ def write(
         paper, found = chosen(experiment)
         study = dataclasses.replace(study, name=found.name, paper=paper.name, experiment=found.name, description="")
     page = out or beside(given, f"{study.experiment if experiment else 'report'}.html")
-    said = write_report(study, page, figures)
+    said = write_report(study, page, figures, lr_range)
     if traces:
         written = write_traces(study, traces)
         said.append(f"wrote {len(written)} traces to {traces}" if written else "the experiment uses no trace")

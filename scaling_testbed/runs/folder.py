@@ -76,10 +76,16 @@ class RunFolder:
     def result(self) -> dict[str, Any] | None:
         """The row of this run, or None if it has no row or what is there is no row of this run. Raises UserError if a
         newer version has written the row."""
-        return self._read_row()[0]
+        row, problem = self._read_row()
+        return row if problem is None else None
+
+    def row_of_another(self) -> dict[str, Any] | None:
+        """The row of another run that lies in this folder, as after a renaming; else None."""
+        row, problem = self._read_row()
+        return row if problem is not None else None
 
     def _read_row(self) -> tuple[dict[str, Any] | None, str | None]:
-        """The row of this run, or None, and what is wrong with what is in its place."""
+        """The row that is here, or None, and what is wrong with it or with what is in its place."""
         path = self.path / RESULT
         try:
             row = json.loads(path.read_text())
@@ -91,7 +97,7 @@ class RunFolder:
             check_version(path, row["schema_version"], SCHEMA_VERSION)
         problem = problem_of(row)
         if problem is None and self.path.name not in ("", row["run_id"]):
-            problem = f"it is of the run {row['run_id']}"
+            return row, f"it is of the run {row['run_id']}"
         return (row, None) if problem is None else (None, problem)
 
     def last_job(self) -> str | None:
@@ -229,7 +235,7 @@ def _read_lines(path: Path, content: bytes) -> list[tuple[dict[str, Any], bytes]
     for number, line in enumerate(content.splitlines(keepends=True), start=1):
         with contextlib.suppress(ValueError, RecursionError):
             row = json.loads(line)
-            if _is_record(row):
+            if is_record(row):
                 found.append((row, line.rstrip(b"\r\n") + b"\n"))
                 continue
         odd.append(f"{path}:{number}")
@@ -240,7 +246,7 @@ def _read_lines(path: Path, content: bytes) -> list[tuple[dict[str, Any], bytes]
     return found
 
 
-def _is_record(row: Any) -> bool:
+def is_record(row: Any) -> bool:
     """Whether a value of JSON is a line of metrics.jsonl: names with numbers, and a step."""
     if not isinstance(row, dict) or type(row.get("step")) is not int or row["step"] < 0:
         return False

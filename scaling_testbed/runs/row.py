@@ -101,6 +101,12 @@ class Row:
     parallelism: str | None = fact("single, ddp or fsdp.")
     data_fingerprint: str | None = fact("A hash of the prepared tokens.")
     tokenizer_fingerprint: str | None = fact("A hash of how text becomes tokens.")
+    data_folder: str | None = fact("The name of the prepared corpus, which ends in a hash of what decides its tokens.")
+    data_inputs: dict[str, Any] | None = fact(
+        "The files that the corpus was prepared from: their number, their size, and a hash of settings and bytes; "
+        "null where they are unknown, as for a dataset of the hub."
+    )
+    evaluation_data: dict[str, str] | None = fact("Name in evaluation.sets -> data_fingerprint of the set.")
     git_commit: str | None = fact("The commit of the source, where it is known.")
     git_dirty: str | None = fact(
         "The hash of the uncommitted changes to the source, which are in uncommitted-HASH.diff; null without changes."

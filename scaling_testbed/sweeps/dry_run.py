@@ -2,12 +2,12 @@
 
 import dataclasses
 
-from scaling_testbed.config.memory import Memory, estimate_memory
+from scaling_testbed.config.memory import Memory
 from scaling_testbed.config.run import RunConfig, flops_per_token, unshardable
 from scaling_testbed.model.config import ModelConfig
 from scaling_testbed.model.counting import ParamCounts, count_params
 from scaling_testbed.model.transformer import Transformer
-from scaling_testbed.sweeps.gpu_memory import ASSUMED_GIB, GIB, fits, fitting_overrides, memory_of_gpu
+from scaling_testbed.sweeps.gpu_memory import ASSUMED_GIB, GIB, fits, fitting_overrides, memory_of_gpu, planned_memory
 
 GPUS = (1, 8, 64)
 LARGE = 100_000_000  # parameters without embedding and head
@@ -96,7 +96,7 @@ def _memory_table(run: RunConfig, model: ModelConfig, n_params: int) -> list[str
     gib = run.compute.gpu_memory_gib or memory_of_gpu() or ASSUMED_GIB
     for n_gpus in GPUS:
         placed = _placed(run, n_gpus)
-        memory = estimate_memory(placed, model, n_params, precision, n_gpus)
+        memory = planned_memory(placed, model, n_params, n_gpus, gib)
         cells = [f"{getattr(memory, name) / GIB:>{len(name)}.1f}" for name in [*fields, "total"]]
         notes = []
         if run.batch.sequences % n_gpus:

@@ -4,15 +4,12 @@ import dataclasses
 import subprocess
 from collections.abc import Iterator
 
-from scaling_testbed.config.memory import estimate_memory
+from scaling_testbed.config.memory import USABLE, Memory, estimate_memory, largest_micro_batch
 from scaling_testbed.config.run import RunConfig, unshardable
 from scaling_testbed.model.config import ModelConfig
 
 GIB = 2**30
 ASSUMED_GIB = 80.0  # A100 and H100; for a plan on a machine without a GPU
-# The part of a GPU's memory that the estimate may fill. The CUDA context, the fragments of the allocator and NCCL's
-# buffers take the rest. It is a margin and was not measured.
-USABLE = 0.9
 GPUS_OF_A_NODE = 8
 MOST_NODES = 8
 
@@ -28,8 +25,18 @@ def memory_of_gpu() -> float | None:
 
 
 def fits(n_bytes: int, gib: float) -> bool:
-    """Whether an estimate of `n_bytes` fits a GPU of `gib` GiB, with the margin USABLE."""
-    return n_bytes <= USABLE * gib * GIB
+    """Whether an estimate of `n_bytes` fits the part of a GPU of `gib` GiB that estimates may fill."""
+    return n_bytes <= USABLE["cuda"] * gib * GIB
+
+
+def planned_memory(run: RunConfig, model: ModelConfig, n_params: int, n_gpus: int, gib: float) -> Memory:
+    """The estimate for each of `n_gpus` GPUs of `gib` GiB. For batch.micro_batch_sequences=auto it is that of the
+    micro-batch that the run would choose on such a GPU. model: resolved, with `n_params` parameters."""
+    precision = run.compute.precision_on_gpu
+    if run.batch.is_auto:
+        rows = largest_micro_batch(run, model, n_params, precision, n_gpus, int(gib * GIB), "cuda")
+        run = _with_micro_batch(run, rows)
+    return estimate_memory(run, model, n_params, precision, n_gpus)
 
 
 def fitting_overrides(run: RunConfig, model: ModelConfig, n_params: int, n_gpus: int, gib: float) -> list[str] | None:
@@ -39,10 +46,14 @@ def fitting_overrides(run: RunConfig, model: ModelConfig, n_params: int, n_gpus:
     the model sharded over more GPUs. model: resolved, with `n_params` parameters. n_gpus: of the run.
     """
     for words, changed, gpus in _variants(run, n_gpus):
-        for rows in _divisors(max(1, run.batch.sequences // gpus)):
-            smaller = dataclasses.replace(changed, batch=dataclasses.replace(run.batch, micro_batch_sequences=rows))
-            if fits(estimate_memory(smaller, model, n_params, run.compute.precision_on_gpu, gpus).total, gib):
-                return [f"batch.micro_batch_sequences={rows}", *words]
+        here = max(1, run.batch.sequences // gpus)
+        available, precision = int(gib * GIB), run.compute.precision_on_gpu
+        rows = largest_micro_batch(changed, model, n_params, precision, gpus, available, "cuda")
+        smaller = _with_micro_batch(changed, rows)
+        if fits(estimate_memory(smaller, model, n_params, precision, gpus).total, gib):
+            # A run that has room for its whole batch, or chooses by itself, needs no word about it.
+            needed = not run.batch.is_auto and rows < min(run.batch.micro_batch or here, here)
+            return [*([f"batch.micro_batch_sequences={rows}"] if needed else []), *words]
     return None
 
 
@@ -68,6 +79,5 @@ def _parallel(run: RunConfig, **changes: object) -> RunConfig:
     return dataclasses.replace(run, parallelism=dataclasses.replace(run.parallelism, **changes))
 
 
-def _divisors(rows: int) -> Iterator[int]:
-    """The divisors of `rows`, the largest first: a micro-batch divides the batch."""
-    return (rows // k for k in range(1, rows + 1) if rows % k == 0)
+def _with_micro_batch(run: RunConfig, rows: int) -> RunConfig:
+    return dataclasses.replace(run, batch=dataclasses.replace(run.batch, micro_batch_sequences=rows))

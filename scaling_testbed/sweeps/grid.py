@@ -40,6 +40,7 @@ from typing import Any
 
 from scaling_testbed.config.search import CONFIG_DIR, check_no_doubles, choices, config_folder
 from scaling_testbed.config.words import (
+    check_choice_of_group,
     check_no_resolver,
     has_several,
     key_of,
@@ -226,7 +227,9 @@ def _laid_over(below: dict, above: dict) -> dict:
     axes = {key: values for key, values in below.get("axes", {}).items() if _slot(key, values) not in settled}
     new = {key: values for key, values in above.get("axes", {}).items() if key not in axes}
     merged["axes"] = new | axes | above.get("axes", {})
-    rows = {next(iter(entry)): _without_columns(entry, own) for entry in below.get("together", [])}
+    # A row without the key has the value of an override, so such a column stays.
+    whole = {_slot(*column) for entry in below.get("together", []) for column in entry.items() if None not in column[1]}
+    rows = {next(iter(entry)): _without_columns(entry, own & whole) for entry in below.get("together", [])}
     rows |= {next(iter(entry)): entry for entry in rows_above}
     merged["together"] = list(rows.values())
     columns = [*above.get("axes", {}).items(), *(column for entry in rows_above for column in entry.items())]
@@ -383,6 +386,7 @@ def narrowed(sweep: Sweep, typed: Sequence[str]) -> Sweep:
 
 def _narrowed(sweep: Sweep, text: str) -> Sweep:
     key, values = override_values(text, sweep.configs)
+    check_choice_of_group(text, sweep.configs)
     slot = slot_of(text)
     columns: list[tuple[str, Sequence[str | None]]] = [*sweep.axes.items(), ("seed", sweep.seeds)]
     columns += [next(iter(entry.items())) for entry in sweep.together]
@@ -421,7 +425,8 @@ def _rows_of(entry: dict[str, list[str | None]], key: str, values: list[str]) ->
         tied, there = ", ".join(list(entry)[1:]), ", ".join(known_of.values())
         raise ConfigError(f"{key} moves together with {tied}; it must be one of {there}, got {missing[0]}")
     rows = [row for row, known in known_of.items() if any(same_value(value, known) for value in values)]
-    return {other: [column[row] for row in rows] for other, column in entry.items()}
+    chosen = {other: [column[row] for row in rows] for other, column in entry.items()}
+    return {other: column for other, column in chosen.items() if any(value is not None for value in column)}
 
 
 def _without(sweep: Sweep, slot: tuple[str, bool]) -> Sweep:

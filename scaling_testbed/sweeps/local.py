@@ -18,11 +18,20 @@ from rich.console import Console
 from rich.live import Live
 
 from scaling_testbed.errors import STOPPED, check_positive
+from scaling_testbed.processes.interrupts import handle, restore
 from scaling_testbed.progress import clock, say
 from scaling_testbed.runs.lease import owner_of
 from scaling_testbed.runs.row import FINAL
 from scaling_testbed.sweeps.plan import PlannedRun, on_gpus
-from scaling_testbed.sweeps.status import LOG_FILE, RunState, last_line, read_state
+from scaling_testbed.sweeps.status import (
+    LOG_FILE,
+    RunState,
+    check_none_changed,
+    last_line,
+    read_state,
+    read_states,
+    set_aside,
+)
 from scaling_testbed.sweeps.view import live_table
 
 POLL_SECONDS = 0.2
@@ -45,12 +54,6 @@ def slots(workers: int | None, gpus: Sequence[str], runs_per_gpu: int) -> list[d
     return [{"OMP_NUM_THREADS": str(max(1, cores // workers))}] * workers
 
 
-def _handle(numbers: Sequence[signal.Signals], handler) -> dict:
-    """Install `handler` for the signals that are not ignored, and return the previous handlers. nohup and a shell's &
-    ignore signals, so that a process continues."""
-    return {n: signal.signal(n, handler) for n in numbers if signal.getsignal(n) is not signal.SIG_IGN}
-
-
 @dataclass
 class Driver:
     """Runs `runs` in `slots`, those with the most FLOPs first; see `drive`."""
@@ -66,8 +69,11 @@ class Driver:
 
     def drive(self) -> int:
         """Run all unfinished runs. Returns the exit status: 0, 1 if a run failed, or 75 if a signal asked to stop. The
-        runs have then saved checkpoints, and the next call continues them."""
-        self.states = {run.run_id: read_state(run) for run in self.runs}
+        runs have then saved checkpoints, and the next call continues them. Raises UserError, before anything is
+        started, if the data or plug-ins of a run have changed and this is no retry."""
+        self.states = {state.run.run_id: state for state in read_states(self.runs)}
+        if not self.retry:
+            check_none_changed(list(self.states.values()))
         self.waiting = sorted((run for run in self.runs if self._is_due(run)), key=lambda run: -run.flops)
         self._skipped = [run for run in self.runs if self.states[run.run_id].state == "failed" and not self.retry]
         self.failures = {run.run_id: self.states[run.run_id].error or "failed" for run in self._skipped}
@@ -75,20 +81,19 @@ class Driver:
         self._done_before = {run.run_id: self._share_done(run) for run in self._due}
         if not self.waiting:
             return self._conclude()
-        free, previous = list(self.slots), _handle(_SIGNALS, self._stop)
+        free, previous = list(self.slots), handle(_SIGNALS, self._stop)
         try:
             self._loop(free)
         except BaseException:
             self._send(signal.SIGTERM)  # after an error of the driver its runs save and end
             raise
         finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+            restore(previous)
         return self._conclude()
 
     def _is_due(self, run: PlannedRun) -> bool:
         state = self.states[run.run_id].state
-        return state in ("pending", "stopped", "running") or (state == "failed" and self.retry)
+        return state in ("pending", "stopped", "running") or (state in ("failed", "changed") and self.retry)
 
     def _loop(self, free: list[dict[str, str]]) -> None:
         console = Console()
@@ -135,6 +140,8 @@ class Driver:
     def _begin(self, run: PlannedRun, free: list[dict[str, str]]) -> None:
         """Start a run in a free slot. If its folder cannot be written, it has failed, and the others continue."""
         try:
+            if self.states[run.run_id].state == "changed":
+                print(f"{run.label}: the old run is in {set_aside(run)}", flush=True)
             process = self._start(run, free[-1])
         except OSError as error:
             self.states[run.run_id] = replace(self.states[run.run_id], state="failed")
@@ -166,15 +173,16 @@ class Driver:
             self.waiting.append(run)
             return
         if not self.stopping:
-            self._note_failure(run, f"killed by signal {-status}" if status < 0 else f"ended with status {status}")
+            self._note_failure(run, f"ended with status {status}", _killed(status))
         if speak:
             self._say(run)
 
-    def _note_failure(self, run: PlannedRun, otherwise: str) -> None:
-        """Record why a run has no result: its own reason, else `otherwise`."""
+    def _note_failure(self, run: PlannedRun, otherwise: str, killed: str | None = None) -> None:
+        """Record why a run has no result: that a signal killed it, else its own reason, else `otherwise`."""
         state = self.states[run.run_id]
         if state.state not in ("finished", "diverged"):
-            self.failures[run.run_id] = state.error or last_line(Path(run.folder)) or otherwise
+            said = state.error or last_line(Path(run.folder)) or otherwise
+            self.failures[run.run_id] = killed if killed and state.state != "failed" else said
 
     def _say(self, run: PlannedRun) -> None:
         state = self.states[run.run_id]
@@ -194,7 +202,8 @@ class Driver:
             self.states[run.run_id] = replace(state, state="running", error=None) if starting else state
 
     def _share_done(self, run: PlannedRun) -> float:
-        return self.states[run.run_id].step / run.steps
+        state = self.states[run.run_id]
+        return 0.0 if state.state == "changed" else state.step / run.steps  # what has changed is trained from step 0
 
     def _seconds_left(self) -> float | None:
         """Estimate from the FLOPs of the steps that were trained since this driver began. None until ENOUGH_RUNS runs
@@ -222,9 +231,21 @@ class Driver:
             left = len(self.waiting)
             say(f"stopped by {self.stopping}; {left} runs not started; the same command continues", errors=True)
             return STOPPED
+        for state in read_states(self.runs):  # the data may have changed since a run has finished
+            self.states[state.run.run_id] = state
+            if state.state == "changed":
+                self.failures[state.run.run_id] = state.error or "changed"
         for run in self.runs:
             if run.run_id in self.failures:
                 say(f"failed: {run.label}: {self.failures[run.run_id]} ({run.folder}/{LOG_FILE})", errors=True)
         if self._skipped:
             say(f"{len(self._skipped)} failed before and were not run again; `sweep retry` runs them", errors=True)
         return 1 if self.failures else 0
+
+
+def _killed(status: int) -> str | None:
+    """What to say of a process that a signal has killed, which could not say anything itself; None for any other."""
+    if status >= 0:
+        return None
+    hint = ", which the kernel sends where memory runs out" if -status == signal.SIGKILL else ""
+    return f"killed by signal {-status}{hint}; the same command continues it"

@@ -5,21 +5,23 @@ import errno
 import json
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin
 
 from scaling_testbed.config.compose import check_no_code, compose_many, outside_overrides
-from scaling_testbed.config.memory import estimate_memory
 from scaling_testbed.config.run import RunConfig, flatten, flops_per_token, rate_means, run_folder_path, run_id
 from scaling_testbed.config.words import key_of, quoted
 from scaling_testbed.data.manifest import read_manifest
-from scaling_testbed.data.preparing.preparation import folder_name
+from scaling_testbed.data.preparing.preparation import find_prepared
 from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.files import write_json, write_text
 from scaling_testbed.model.counting import count_params
 from scaling_testbed.processes.world import World, check_world
-from scaling_testbed.sweeps.gpu_memory import ASSUMED_GIB, fits, fitting_overrides
+from scaling_testbed.progress import say
+from scaling_testbed.runs.row import is_number
+from scaling_testbed.sweeps.gpu_memory import ASSUMED_GIB, fits, fitting_overrides, planned_memory
 from scaling_testbed.sweeps.grid import Sweep, overrides_before
 
 PLAN_FILE = "plan.jsonl"
@@ -132,7 +134,7 @@ def _planned(
     flops = flops_per_token(run, model) * n_tokens
     config = {key: value for key, value in flatten(run).items() if "." in key or key == "seed"}
     gib = run.compute.gpu_memory_gib or gib
-    n_bytes = estimate_memory(run, model, counts.n_params, run.compute.precision_on_gpu, processes).total
+    n_bytes = planned_memory(run, model, counts.n_params, processes, gib).total
     return PlannedRun(
         run_id=run_id(run),
         folder=str(run_folder_path(run)),
@@ -177,7 +179,8 @@ def _prepared(run: RunConfig, entry: Callable[[dict[str, Any]], int]) -> int | N
     """An entry of the manifest of the run's prepared data; None if the data is not prepared or its source does not
     exist."""
     try:
-        return entry(read_manifest(Path(run.data_dir) / folder_name(run.data, run.tokenizer)))
+        folder = find_prepared(run.data, run.tokenizer, Path(run.data_dir))
+        return None if folder is None else entry(read_manifest(folder))
     except (OSError, UserError):
         return None
 
@@ -272,12 +275,37 @@ def _sweep_of(folder: Path) -> tuple[str, str | None] | None:
 
 
 def remembered(folder: Path) -> list[PlannedRun]:
-    """The runs that `remember` wrote in `folder`. Lines that cannot be read are left out."""
-    runs = []
-    if (folder / PLAN_FILE).exists():
-        for line in (folder / PLAN_FILE).read_bytes().splitlines():
-            try:
-                runs.append(PlannedRun(**json.loads(line)))
-            except (ValueError, TypeError):
-                continue
+    """The runs that `remember` wrote in `folder`. Lines that cannot be read are left out, with a warning."""
+    path, runs = folder / PLAN_FILE, []
+    for number, line in enumerate(path.read_bytes().splitlines() if path.exists() else [], 1):
+        with contextlib.suppress(ValueError, TypeError, RecursionError):
+            runs.append(_remembered_run(json.loads(line)))
+            continue
+        say(f"warning: {path}:{number} holds no planned run and is left out", errors=True)
     return runs
+
+
+def _remembered_run(record: Any) -> PlannedRun:
+    """The run of one line of a plan. Raises ValueError or TypeError if a field is missing, unknown or of another
+    type."""
+    run = PlannedRun(**record)
+    for one in fields(PlannedRun):
+        if not _is(getattr(run, one.name), one.type):
+            raise ValueError(f"{one.name} is damaged")
+    return run
+
+
+def _is(value: Any, kind: Any) -> bool:
+    """Whether a value of JSON has the type of a field of PlannedRun. Text can be written as UTF-8."""
+    inside = get_args(kind)
+    if isinstance(kind, UnionType):
+        return any(_is(value, one) for one in inside)
+    if kind is str:
+        return isinstance(value, str) and "\0" not in value and value == value.encode(errors="ignore").decode()
+    if get_origin(kind) is dict:
+        return isinstance(value, dict) and all(_is(key, str) and _is(entry, inside[1]) for key, entry in value.items())
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(_is(entry, inside[0]) for entry in value)
+    if kind in (int, float):
+        return is_number(value) and (type(value) is int or kind is float)
+    return kind is Any or isinstance(value, kind)

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from rich.console import Group
 from rich.text import Text
 
+from scaling_testbed.config.memory import USABLE
 from scaling_testbed.progress import clock
-from scaling_testbed.sweeps.gpu_memory import GIB, USABLE
+from scaling_testbed.sweeps.gpu_memory import GIB
 from scaling_testbed.sweeps.plan import PlannedRun
 from scaling_testbed.sweeps.status import RunState, counts
 from scaling_testbed.tables import LeftFirst, Whole, brief
@@ -42,9 +43,9 @@ def too_large(runs: Sequence[PlannedRun]) -> list[str]:
             groups.setdefault((run.gpu_memory_gib, words), []).append(run)
     if not groups:
         return []
-    number, size = sum(map(len, groups.values())), min(gib for gib, _ in groups)
+    number, size, part = sum(map(len, groups.values())), min(gib for gib, _ in groups), USABLE["cuda"]
     lines = [
-        f"{number} of {len(runs)} runs need more than {USABLE * size:.0f} GiB, which is {USABLE:.0%} of a GPU of "
+        f"{number} of {len(runs)} runs need more than {part * size:.0f} GiB, which is {part:.0%} of a GPU of "
         f"{size:g} GiB (compute.gpu_memory_gib= names another size):"
     ]
     for (_, words), group in groups.items():

@@ -25,7 +25,7 @@ from scaling_testbed.processes.group import Processes
 from scaling_testbed.processes.placement import Replica, parallelize
 from scaling_testbed.processes.world import World
 from scaling_testbed.runs.folder import RunFolder
-from scaling_testbed.training.data import open_training_batches, open_validation_sets
+from scaling_testbed.training.data import MAIN_SET, open_sets, open_training_batches, open_validation_sets
 from scaling_testbed.training.measurement import Measurement
 
 
@@ -34,10 +34,11 @@ class Parts:
     """The parts of one run on one of its processes. Weights, moments and states of interventions change during
     training; the parts stay the same.
 
-    precision: fp32 | bf16. loss: with its `impl` chosen. validation_sets: by name, the run's own first. steps: of the
-    whole run. micro_batch: sequences in a pass of this process, as chosen at this start. flops_per_token: of training,
-    including interventions. model: the plain module. placed: the same model on its devices. interventions: by name, in
-    the order in which a step runs them.
+    precision: fp32 | bf16. loss: with its `impl` chosen. prepared: the corpora by the name of the validation set that
+    they give, the run's own first. validation_sets: in the same order. steps: of the whole run. micro_batch: sequences
+    in a pass of this process, as chosen at this start. flops_per_token: of training, including interventions. model:
+    the plain module. placed: the same model on its devices. interventions: by name, in the order in which a step runs
+    them.
     """
 
     run: RunConfig
@@ -46,7 +47,7 @@ class Parts:
     device: torch.device
     precision: str
     loss: CrossEntropyConfig
-    data: PreparedData
+    prepared: dict[str, PreparedData]
     batches: TrainingBatches
     validation_sets: dict[str, ValidationBatches]
     counts: ParamCounts
@@ -59,6 +60,11 @@ class Parts:
     interventions: dict[str, Intervention]
     measurement: Measurement
 
+    @property
+    def data(self) -> PreparedData:
+        """The corpus that the run is trained on."""
+        return self.prepared[MAIN_SET]
+
 
 def build_parts(run: RunConfig, folder: RunFolder, processes: Processes, *, quiet: bool = False) -> Parts:
     """Choose the device and the paths, prepare the data, make the process group, and build the model and its optimizer.
@@ -70,12 +76,12 @@ def build_parts(run: RunConfig, folder: RunFolder, processes: Processes, *, quie
     device, precision, loss = processes.together(lambda: _choose_paths(run, processes.world.local_rank))
     # Rank 0 prepares, which may take hours. The others wait for it.
     prepared = Path(processes.on_main(lambda: str(_prepare(run, quiet)), at_once=True))
-    data = processes.together(lambda: open_prepared(prepared))
-    config = run.model.resolved(data.vocab_size)
+    sets = processes.together(lambda: open_sets(run, open_prepared(prepared)))
+    config = run.model.resolved(sets[MAIN_SET].vocab_size)
     counts = count_params(config)
     # Rank 0 decides, because free memory differs a little between processes.
     micro_batch = processes.on_main(lambda: _micro_batch(run, config, counts, precision, device, processes.world))
-    batches, validation_sets = processes.together(lambda: _open(run, data, micro_batch))
+    batches, validation_sets = processes.together(lambda: _open(run, sets, micro_batch))
     processes.connect(device)
 
     steps = run.budget.resolve_steps(counts, run.batch.tokens)
@@ -98,7 +104,7 @@ def build_parts(run: RunConfig, folder: RunFolder, processes: Processes, *, quie
         device=device,
         precision=precision,
         loss=loss,
-        data=data,
+        prepared=sets,
         batches=batches,
         validation_sets=validation_sets,
         counts=counts,
@@ -139,9 +145,11 @@ def _prepare(run: RunConfig, quiet: bool) -> Path:
     return prepare(run.data, run.tokenizer, data_dir=Path(run.data_dir), workers=run.data_workers, quiet=quiet)
 
 
-def _open(run: RunConfig, data: PreparedData, micro_batch: int) -> tuple[TrainingBatches, dict[str, ValidationBatches]]:
+def _open(
+    run: RunConfig, sets: dict[str, PreparedData], micro_batch: int
+) -> tuple[TrainingBatches, dict[str, ValidationBatches]]:
     rows = micro_batch if run.batch.is_auto else run.batch.micro_batch or run.batch.sequences
-    return open_training_batches(run, data), open_validation_sets(run, data, rows)
+    return open_training_batches(run, sets[MAIN_SET]), open_validation_sets(run, sets, rows)
 
 
 def _micro_batch(

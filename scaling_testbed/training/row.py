@@ -3,8 +3,8 @@
 import dataclasses
 
 from scaling_testbed.processes.device import device_name, peak_flops
-from scaling_testbed.runs import checkpoint
 from scaling_testbed.runs.environment import versions
+from scaling_testbed.runs.identity import recorded
 from scaling_testbed.runs.row import Row
 from scaling_testbed.training.parts import Parts
 from scaling_testbed.training.progress import Progress
@@ -31,7 +31,7 @@ def make_row(parts: Parts, progress: Progress, records: Records, outcome: Outcom
     return dataclasses.replace(
         Row.of(run, status=outcome.status, error=outcome.error),
         **dataclasses.asdict(parts.counts),
-        **checkpoint.fingerprints(parts.data),
+        **recorded(run, parts.data, parts.prepared),
         **summary.diagnostics(progress.step),
         n_tokens=n_tokens,
         steps=progress.step,

@@ -7,18 +7,19 @@ changes only rounding. Only rank 0 holds the folder of the run.
 
 import contextlib
 import re
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
 from scaling_testbed.config.run import RunConfig, run_folder_path
-from scaling_testbed.errors import FAILED, UserError, first_line
-from scaling_testbed.plugins import check_unchanged
-from scaling_testbed.processes.device import is_memory_error, peak_memory_bytes
+from scaling_testbed.errors import FAILED, UserError, first_line, is_memory_error
+from scaling_testbed.processes.device import peak_memory_bytes
 from scaling_testbed.processes.group import PeerGone, PeerHangs, Processes, RankError
 from scaling_testbed.processes.interrupts import Interrupted, Interrupts
 from scaling_testbed.processes.world import World, check_world, world_from_environment
 from scaling_testbed.progress import say
 from scaling_testbed.runs.folder import RunFolder
+from scaling_testbed.runs.identity import check_own, check_same, of_checkpoint
 from scaling_testbed.runs.row import FINAL, Row
 from scaling_testbed.training.parts import build_parts
 from scaling_testbed.training.progress import is_evaluated, is_saved, resume, save
@@ -48,6 +49,7 @@ def train(run: RunConfig, interrupts: Interrupts | None = None, *, quiet: bool =
         if row := processes.on_main(lambda: _hold(folder, held, run, quiet=quiet)):
             return row
         held.enter_context(_failures_recorded(run, folder, processes))
+        processes.on_main(lambda: _check_goes_on(folder, run))
         try:
             # Several processes must stop together, which is only possible from the first step on.
             with interrupts.at_once() if world.size == 1 else contextlib.nullcontext():
@@ -96,13 +98,19 @@ def train(run: RunConfig, interrupts: Interrupts | None = None, *, quiet: bool =
 
 
 def _final_row(folder: RunFolder, run: RunConfig, *, quiet: bool) -> dict[str, Any] | None:
-    """The row of a run that has finished or diverged, or None. Prints a line about it unless `quiet`."""
+    """The row of a run that has finished or diverged, or None. Says so in a line, and what of its data could not be
+    compared; if `quiet`, only the latter, as a warning. Raises UserError if its data or plug-ins have changed, or if it
+    is the row of another run."""
+    check_own(folder.row_of_another(), run, folder.path)
     row = folder.result()
     if not row or row["status"] not in FINAL:
         return None
-    check_unchanged(row.get("plugins"), run.plugins, folder.path)
+    unknown = check_same(row, run, folder.path)
     if not quiet:
         say(f"run {folder.path} has {row['status']} before and is not trained again; to repeat it, delete its folder")
+    if unknown:
+        line = f"{folder.path} was not compared with its data: {unknown}"
+        warnings.warn(line, stacklevel=2) if quiet else say(f"warning: {line}", errors=True)
     return row
 
 
@@ -110,6 +118,12 @@ def _hold(folder: RunFolder, held: contextlib.ExitStack, run: RunConfig, *, quie
     """Claim the folder. Returns the row if another process has finished the run in the meantime, else None."""
     held.enter_context(folder)
     return _final_row(folder, run, quiet=quiet)
+
+
+def _check_goes_on(folder: RunFolder, run: RunConfig) -> None:
+    """Raise UserError, before data are prepared, if the checkpoint to continue from is of other data or plug-ins."""
+    if saved := of_checkpoint(folder.path):
+        check_same(saved, run, folder.path)
 
 
 @contextlib.contextmanager
@@ -159,4 +173,6 @@ def _for_a_person(error: Exception, run: RunConfig, world: World) -> UserError |
     """A UserError with advice if `error` is not a defect of the code, else None."""
     if not isinstance(error, UserError) and is_memory_error(error):
         return too_little_memory(None, run, run.batch.micro_batch or run.batch.sequences // world.size, error)
+    if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
+        return UserError("no thread can be started here; raise the limit of memory (ulimit -v) or of processes (-u)")
     return None

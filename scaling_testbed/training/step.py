@@ -8,15 +8,15 @@ import torch
 
 from scaling_testbed.config.memory import divisors
 from scaling_testbed.config.run import RunConfig
-from scaling_testbed.errors import UserError
+from scaling_testbed.errors import UserError, bytes_asked_for, is_memory_error
 from scaling_testbed.learning.loss import IGNORE
 from scaling_testbed.learning.optimizers import clip_coefficient, set_lr
-from scaling_testbed.processes.device import autocast, bytes_asked_for, free_memory_bytes, is_memory_error
+from scaling_testbed.processes.device import autocast, free_memory_bytes
 from scaling_testbed.processes.group import Processes
 from scaling_testbed.processes.interrupts import Interrupts
 from scaling_testbed.training.parts import Parts
 
-GIB = 2**30
+MIB = 2**20
 
 
 class Diverged(Exception):
@@ -54,10 +54,10 @@ def too_little_memory(parts: Parts | None, run: RunConfig, rows: int, error: Bas
     asked, where = bytes_asked_for(error), "the device"
     free = None
     if parts is not None:
-        where = "the GPU" if parts.device.type == "cuda" else "this machine or the limit of this process"
+        where = "the GPU" if parts.device.type == "cuda" else "this machine (or the limit of this process)"
         free = free_memory_bytes(parts.device)
-    told = [f"{asked / GIB:.2f} GiB more were asked for"] if asked is not None else []
-    told += [f"{free / GIB:.2f} GiB are free"] if free is not None else []
+    told = [f"{asked / MIB:,.0f} MiB more were asked for"] if asked is not None else []
+    told += [f"{free / MIB:,.0f} MiB are free"] if free is not None else []
     said = f"{where} has too little memory for micro-batches of {rows} sequences"
     said += f" ({', '.join(told)})" if told else ""
     if (fewer := smaller_micro_batch(rows)) is not None:

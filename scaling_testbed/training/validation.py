@@ -17,7 +17,8 @@ def evaluate(parts: Parts, poll: Callable[[], object] = lambda: None) -> dict[st
 
     A loss is the sum of the cross-entropy over all tokens of a set, divided by their number, in nats. It never includes
     the z-loss. val_bpb is None where the tokenizer loses text. The ranks take batches in turn, and sums are in float64.
-    `poll` is called before each batch, equally often on every rank, and may raise Interrupted.
+    `poll` is called before each batch, equally often on every rank, and may raise Interrupted. Raises UserError if a
+    file of the data is another now.
     """
     processes, losses = parts.processes, {}
     for name, batches in parts.validation_sets.items():
@@ -35,6 +36,8 @@ def evaluate(parts: Parts, poll: Callable[[], object] = lambda: None) -> dict[st
                     n_tokens += terms.n_tokens.item()
         total_of_all, n_tokens_of_all = processes.sum([total, n_tokens])
         losses[name] = total_of_all / n_tokens_of_all
+    for prepared in parts.prepared.values():
+        prepared.check()
     main, stream = losses[MAIN_SET], parts.data.validation
     n_bytes = None if parts.data.text_lost else stream.n_bytes
     return {

@@ -70,8 +70,8 @@ def test_held_out_runs_of_a_law_of_the_best_are_the_best_too(tmp_path, capsys):
 
 
 def test_compute_without_gaps_is_named_where_too_few_budgets_are_left(tmp_path, capsys):
-    rows = [{"n_params": n, "flops": 1e15 * (1 + i / 100), "loss": 3 + i % 2} for i, n in enumerate((1e5, 2e5, 4e5))]
-    rows += [{"n_params": 1e5 + i, "flops": 1e16 * 1.05**i, "loss": 3.0} for i in range(30)]
+    rows = [{"n_params": n, "flops": 1e15 * (1 + i / 100), "loss": 3 + i % 2} for i, n in enumerate((1e6, 2e6, 4e6))]
+    rows += [{"n_params": 1e6 + i, "flops": 1e16 * 1.05**i, "loss": 3.0} for i in range(30)]
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert main(["frontier", str(path), "--method", "isoflop"]) == 1
@@ -79,7 +79,7 @@ def test_compute_without_gaps_is_named_where_too_few_budgets_are_left(tmp_path, 
 
 
 def test_rows_that_were_left_out_are_named_where_too_few_are_left(tmp_path, capsys):
-    rows = [{"name": f"r{i}", "status": "failed" if i else "finished", "n_params": 10, "loss": 3.0} for i in range(3)]
+    rows = [{"name": f"r{i}", "status": "failed" if i else "finished", "n_params": 1e6, "loss": 3.0} for i in range(3)]
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert main(["fit", str(path), "--law", "kaplan_n"]) == 1
@@ -143,7 +143,7 @@ def test_a_kept_chain_is_asked_about_a_new_run(runs, tmp_path, capsys):
     assert "N counts n_params" in capsys.readouterr().out
     assert main(["allocate", str(kept), "--flops", "1e19"]) == 0  # of its law of the loss
     assert main(["predict", str(runs), "--n-params", "1", "--n-tokens", "1"]) == 1
-    assert "is not a fit written by" in capsys.readouterr().err
+    assert "give a file written by `analyze fit --out`" in capsys.readouterr().err
 
 
 def test_laws_are_listed(capsys):
@@ -196,11 +196,14 @@ def test_rows_of_several_data_sets_are_warned_of(runs, capsys):
         (["fit", "{}", "--law", "chinchilla", "--fix", "E"], "--fix E: write --fix NAME=NUMBER"),
         (["fit", "{}", "--law", "chinchilla", "--fix", "Q=1"], "no parameter 'Q'"),
         (["fit", "{}", "--law", "chinchilla", "--starts", "0"], "--starts must be at least 1"),
-        (["fit", "{}", "--law", "chinchilla", "--hold-out", "n_params>1e20"], "nothing would be held out"),
+        (
+            ["fit", "{}", "--law", "chinchilla", "--hold-out", "n_params>1e20"],
+            "no row matches n_params>1e20; n_params is",
+        ),
         (["fit", "{}", "--law", "chinchilla", "--where", "n_params<0"], "no row matches"),
         (["fit", "{}", "--law", "data_constrained"], "unique_tokens is no such column"),
         (["fit", "nowhere.csv", "--law", "chinchilla"], "nowhere.csv does not exist"),
-        (["predict", "{}", "--n-params", "1e9"], "is not a fit written by `analyze fit --out`"),
+        (["predict", "{}", "--n-params", "1e9"], "give a file written by `analyze fit --out`"),
         (["downstream", "{}", "--law", "loss_to_error"], "downstream chains"),
         (["frontier", "{}", "--method", "isoflop", "--where", "n_params<2e7"], "a budget with three sizes"),
         (["fit", "{}", "--law", "chinchilla", "--fix", "E=1", "--fix", "E=2"], "--fix E=2: E is given twice"),
@@ -211,7 +214,7 @@ def test_rows_of_several_data_sets_are_warned_of(runs, capsys):
         (["frontier", "{}", "--method", "isoflop", "--out", "{}"], "is also an input and would be overwritten"),
         (
             ["downstream", "{}", "--map", "error=top1", "--where-loss", "n_params>1e12"],
-            "--where-loss n_params>1e12: no",
+            "--where-loss 'n_params>1e12': no",
         ),
         (["downstream", "{}", "--map", "error=n_params"], "it must be a share of 1, not a percentage"),
     ],
@@ -366,5 +369,5 @@ def test_a_sweeps_page_has_the_laws_that_are_kept_beside_its_rows(runs, tmp_path
     assert main(["report", str(laws)]) == 0  # a folder of nothing but laws
     page, warned = (laws / "report.html").read_text(), capsys.readouterr().err
     assert "The law over_training (only.json)" in page
-    for said in ("spoilt.json was not written by `analyze fit --out`", f"cannot read {laws / 'short.json'}: "):
+    for said in ("spoilt.json was not written by `analyze fit --out`", f"{laws / 'short.json'} cannot be read as JSON"):
         assert said in html.unescape(page) and said in warned

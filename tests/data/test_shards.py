@@ -63,6 +63,7 @@ def test_a_shard_is_an_llmc_file_as_wide_as_the_vocabulary_needs(tmp_path, vocab
     assert entry["size"] == len(raw) and entry["n_tokens"] == 3
 
 
+@pytest.mark.fault("19", "A damaged, cut or foreign shard is named before it is read.")
 def test_a_token_outside_the_vocabulary_is_refused_with_its_origin(tmp_path):
     writer = ShardWriter(tmp_path, "train", 257)
     for bad in (257, -1):
@@ -145,6 +146,7 @@ def damage_dtype(path):
     path.write_bytes(np.array([20240801, 7], "<i4").tobytes() + raw[8:])
 
 
+@pytest.mark.fault("19", "A damaged, cut or foreign shard is named before it is read.")
 @pytest.mark.parametrize(
     "damage, message",
     [
@@ -179,6 +181,7 @@ def test_an_unchanged_folder_is_hashed_once_only(data, monkeypatch):
     assert hashed == [shard(data)]
 
 
+@pytest.mark.fault("20", "The order in the folder changes nothing, and stray files are ignored.")
 def test_stray_files_and_the_order_in_the_folder_change_nothing(data):
     before = data.train.read(0, data.train.n_tokens).copy()
     shutil.copy(shard(data), data.folder / "train-99999.bin")

@@ -15,13 +15,131 @@ from pathlib import Path
 
 import pytest
 
+from scaling_testbed import sweep
+from scaling_testbed.data.batches import ValidationBatches
+from scaling_testbed.errors import ConfigError, UserError
+from scaling_testbed.runs import checkpoint
+from scaling_testbed.sweeps.grid import load_sweep, narrowed
+from scaling_testbed.sweeps.plan import plan
+from scaling_testbed.sweeps.slurm import SlurmConfig, write_submissions
+from scaling_testbed.train import main as train_main
+from scaling_testbed.training import parts as building
+from scaling_testbed.training import step as updates
+from scaling_testbed.training.run import train
+from tests.conftest import REAL_PYTHON
 from tests.training.conftest import TINY, data_dir, metrics, start, tiny, trained, whole  # noqa: F401
+from tests.training.test_run import assert_same_bits, wait_for
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def row_in(folder):
     return json.loads((folder / "result.json").read_text())
+
+
+# ---- Signals
+
+
+@pytest.fixture
+def stopped(tiny, trained, whole, tmp_path, data_dir, monkeypatch, capsys):
+    """Returns a function that runs the command with signals sent at one place, and then again without. It returns the
+    row of the first start. The second must end in the same bits as a run that was not stopped."""
+
+    def run_it(place, name, at, send_signals, *overrides):
+        _, folder = tiny(*overrides)
+        arguments = [*TINY, f"runs_dir={tmp_path / 'runs'}", f"data_dir={data_dir}", *overrides]
+        real, calls = getattr(place, name), [0]
+
+        def hit(*given, **options):
+            calls[0] += 1
+            if calls[0] == at:
+                return send_signals(lambda: real(*given, **options))
+            return real(*given, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, hit)
+            assert train_main(arguments) == 75
+        row = row_in(folder)
+        assert row["status"] == "preempted" and "Traceback" not in capsys.readouterr().err
+        assert train_main(arguments) == 0
+        assert_same_bits(whole(*overrides)[1], folder)
+        return row
+
+    return run_it
+
+
+def raising(*numbers):
+    """Sends signals to this process, and then goes on with what was called."""
+
+    def send_signals(go_on):
+        for number in numbers:
+            signal.raise_signal(number)
+        return go_on()
+
+    return send_signals
+
+
+@pytest.mark.fault("4", "SIGTERM in a step saves this step; the status is preempted, the exit status 75.")
+def test_sigterm_in_a_step(stopped, record_property):
+    row = stopped(updates, "set_lr", 6, raising(signal.SIGTERM))
+    record_property("seen", row["error"])
+    assert row["error"] == "stopped by SIGTERM at step 6" and row["steps"] == 6
+
+
+@pytest.mark.fault("5", "SIGUSR1 during an evaluation stops the run there; the evaluation is made again.")
+def test_sigusr1_in_an_evaluation(stopped, record_property):
+    """The fourteenth validation batch is in the evaluation at step 5."""
+    row = stopped(ValidationBatches, "batch", 14, raising(signal.SIGUSR1))
+    record_property("seen", row["error"])
+    assert row["error"] == "stopped by SIGUSR1 at step 5"
+
+
+@pytest.mark.fault("6", "SIGTERM while data are prepared or the model is built ends the run at once; it can go on.")
+@pytest.mark.parametrize("phase", ["prepare", "parallelize"])
+def test_sigterm_before_the_first_step(stopped, record_property, phase):
+    row = stopped(building, phase, 1, raising(signal.SIGTERM))
+    record_property("seen", row["error"])
+    assert row["error"] == "stopped by SIGTERM before training"
+
+
+@pytest.mark.fault("6", "SIGTERM in the first step, in which a model compiles, is obeyed after it.")
+def test_sigterm_in_the_first_step(stopped, record_property):
+    row = stopped(updates, "set_lr", 1, raising(signal.SIGTERM))
+    record_property("seen", row["error"])
+    assert row["error"] == "stopped by SIGTERM at step 1"
+
+
+@pytest.mark.fault("8", "A second signal while a checkpoint is saved changes nothing: it is saved once, and whole.")
+def test_a_second_signal_while_saving(stopped, record_property, tiny):
+    """SIGTERM in step 6 leads to a checkpoint; two more signals come before its files are written."""
+    real = checkpoint._finish
+
+    def again(go_on):
+        signal.raise_signal(signal.SIGTERM)
+        checkpoint._finish = lambda *given: raising(signal.SIGTERM, signal.SIGINT)(lambda: real(*given))
+        return go_on()
+
+    try:
+        row = stopped(updates, "set_lr", 6, again, "checkpoint.every_steps=0")
+    finally:
+        checkpoint._finish = real
+    record_property("seen", row["error"])
+    assert row["error"] == "stopped by SIGTERM at step 6"
+
+
+@pytest.mark.parametrize("door", ["train", "prepare", "sweep", "analyze", "export"])
+def test_ctrl_c_while_a_command_starts_is_one_line(door):
+    """-X importtime says when the entry point has begun; what follows takes a second."""
+    command = [REAL_PYTHON, "-X", "importtime", "-m", f"scaling_testbed.{door}", "--help"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    for line in process.stderr:
+        if line.endswith("scaling_testbed.processes.interrupts\n"):
+            break
+    process.stderr.readline()  # the next import comes after its handler is installed
+    process.send_signal(signal.SIGINT)
+    left = [line for line in process.stderr.read().splitlines() if not line.startswith("import time:")]
+    process.communicate()
+    assert (process.returncode, left) == (130, ["error: interrupted; type the same command to continue"])
 
 
 # ---- Several processes
@@ -137,26 +255,132 @@ def test_a_rank_that_hangs_is_named(world, record_property, rank):
     assert f"error: {row['error']}" in errors[other]
 
 
+@pytest.mark.slow
+@pytest.mark.fault("33", "The same under torchrun, which then kills the rank that hangs.")
+def test_a_rank_that_hangs_under_torchrun(python, tmp_path, data_dir, record_property):
+    """A second hang at the same step is a failure: the same command would hang for ever."""
+    words = [*TINY, f"runs_dir={tmp_path / 'runs'}", f"data_dir={data_dir}", "parallelism=ddp"]
+    words += ["parallelism.timeout_seconds=3", "checkpoint.every_steps=0"]
+    stop = AT_UPDATE.format(rank=1, update=7, action="os.kill(os.getpid(), signal.SIGSTOP)")
+    run = f"from scaling_testbed.train import main\nsys.exit(main({words!r}))"
+    (tmp_path / "hang.py").write_text(f"import sys\n{stop}\n{run}")
+    command = [python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(tmp_path / "hang.py")]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    seen = []
+    for _ in range(2):
+        done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120)
+        (folder,) = tmp_path.glob("runs/*/*")
+        row = row_in(folder)
+        seen.append(f"torchrun {done.returncode}, {row['status']}: {row['error']}")
+        assert done.returncode == 1 and re.match(r"rank 1 hangs at step [67]: ", row["error"])
+    record_property("seen", "; ".join(seen))
+    assert "preempted" in seen[0] and "failed" in seen[1] and "it has hung there before" in seen[1]
+
+
+@pytest.mark.fault("7", "A signal to one rank stops all at the same step.")
+def test_a_signal_to_one_rank(world, record_property):
+    """Rank 0 hears of it in the next step."""
+    before = AT_UPDATE.format(rank=1, update=6, action="os.kill(os.getpid(), signal.SIGTERM)")
+    statuses, errors = world.run("parallelism=ddp", before=before)
+    record_property("seen", f"{statuses}; {world.row()['error']}")
+    assert statuses == [75, 75] and world.row()["error"] == "stopped by SIGTERM at step 6"
+    assert errors == ["", ""] and world.row()["steps"] == 6
+
+
+PREPARING = """
+import os, signal, time
+from scaling_testbed.training import parts as building
+real = building.prepare
+def prepare(*given, **options):
+    time.sleep(30)
+building.prepare = prepare
+from scaling_testbed.processes import group
+wait = group.Processes._read
+def read(self, key):
+    os.kill(os.getpid(), signal.SIGTERM) if key == "talk/4" else None
+    return wait(self, key)
+group.Processes._read = read
+"""
+
+
+@pytest.mark.fault("6", "A signal to one rank while rank 0 prepares data ends all ranks at once.")
+def test_a_signal_to_one_rank_while_another_prepares(world, record_property):
+    statuses, errors = world.run("parallelism=ddp", before=PREPARING, seconds=20)
+    record_property("seen", f"{statuses}; {world.row()['error']}")
+    assert statuses == [75, 75] and errors == ["", ""]
+    assert world.row()["error"] == "stopped by SIGTERM before training"
+
+
+@pytest.mark.fault("34", "If one rank fails, all end in time with its status, and its error is the one shown.")
+def test_a_rank_that_fails(world, record_property):
+    before = AT_UPDATE.format(rank=1, update=6, action="raise updates.UserError('the disk of rank 1 is full')")
+    statuses, errors = world.run("parallelism=ddp", before=before, seconds=20)
+    record_property("seen", f"{statuses}; {errors[0].strip()}")
+    assert statuses == [1, 1] and world.row()["status"] == "failed"
+    assert errors[0] == "error: rank 1 failed: the disk of rank 1 is full\n"
+    assert errors[1] == "error: the disk of rank 1 is full\n"
+
+
+@pytest.mark.fault("B3", "Where a lost peer is no exception, as under NCCL, its heartbeat ends the run with a row.")
+def test_a_rank_that_is_gone_without_an_exception(world, record_property):
+    """Rank 0 sleeps in place of a collective: nothing but the heartbeat tells it that rank 1 is killed."""
+    before = """
+import os, signal, time
+from scaling_testbed.processes import group, heartbeat
+from scaling_testbed.training import run as trainer
+heartbeat.DEAD_SECONDS = group.GRACE_SECONDS = 0.5
+real = trainer.make_update
+def make_update(parts, step, *given):
+    if step == 5:
+        os.kill(os.getpid(), signal.SIGKILL) if os.environ["RANK"] == "1" else time.sleep(60)
+    return real(parts, step, *given)
+trainer.make_update = make_update
+"""
+    statuses, errors = world.run("parallelism=ddp", "parallelism.timeout_seconds=20", before=before, ends=[0])
+    record_property("seen", f"{statuses}; {world.row()['error']}")
+    assert statuses == [75] and world.row()["status"] == "preempted"
+    assert re.match(r"rank 1 is gone at step \d: process \d+ has ended", world.row()["error"])
+
+
+# ---- The batch
+
+
+@pytest.mark.fault("13", "A run goes on with another micro-batch: the same tokens, losses equal to rounding.")
+def test_a_run_goes_on_with_another_micro_batch(tiny, trained, whole, monkeypatch, record_property):
+    with monkeypatch.context() as patch:
+        patch.setattr(updates, "set_lr", lambda *_: signal.raise_signal(signal.SIGTERM))
+        first, folder = trained("batch.micro_batch_sequences=8")
+    row, _ = trained("batch.micro_batch_sequences=2")
+    record_property("seen", f"{row['micro_batch_changes']}")
+    assert first["steps"] == 1 and row["micro_batch_changes"] == {"0": 8, "1": 2}
+    assert row["n_tokens"] == whole()[0]["n_tokens"] and row["restarts"] == 1
+    # fp32 sums in another order, for 12 steps
+    assert row["val_loss"] == pytest.approx(whole()[0]["val_loss"], rel=1e-3)
+    with pytest.raises(ConfigError, match="must divide"):
+        tiny("batch.micro_batch_sequences=3")
+
+
 # ---- Memory
 
 LIMIT = """
-import resource
+import ctypes, resource
+ctypes.CDLL(None).mallopt(-8, 1)  # M_ARENA_MAX: else each thread reserves 64 MiB of addresses
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + {mib} * 2**20,) * 2)
 """
 WIDE = (
     "batch.sequences=256",
-    "batch.sequence_length=64",
-    "budget.steps=3",
-    "evaluation.every_steps=0",
+    "batch.sequence_length=256",
+    "budget.steps=1",
     "evaluation.rows=8",
+    "data.n_tokens=70000",
 )
 
 
 @pytest.mark.fault("B8", "Too little memory is one line with the micro-batch to try.")
 @pytest.mark.fault("35", "Too little memory names the micro-batch to try.")
 def test_too_little_memory_is_one_line_with_a_number(python, tmp_path, data_dir, record_property):
-    process = start(python, tmp_path, data_dir, *WIDE, before=LIMIT.format(mib=450))
+    process = start(python, tmp_path, data_dir, *WIDE, before=LIMIT.format(mib=260))
     _, err = process.communicate(timeout=60)
     record_property("seen", err.strip())
     assert process.returncode == 1 and err.count("\n") == 1
@@ -170,7 +394,7 @@ def test_too_little_memory_is_one_line_with_a_number(python, tmp_path, data_dir,
 def test_a_run_chooses_its_micro_batch(whole, python, tmp_path, data_dir, record_property, estimate):
     """Where the estimate is too low, all 256 sequences are tried first."""
     low = "from scaling_testbed.training import parts\nparts.free_memory_bytes = lambda *_: None\n"
-    before = LIMIT.format(mib=450) + (low if estimate == "too low" else "")
+    before = LIMIT.format(mib=260) + (low if estimate == "too low" else "")
     process = start(python, tmp_path, data_dir, *WIDE, "batch.micro_batch_sequences=auto", before=before)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (0, ""), err
@@ -185,6 +409,103 @@ def test_a_run_chooses_its_micro_batch(whole, python, tmp_path, data_dir, record
     for key in ("val_loss", "train_loss_last"):  # fp32 sums in another order
         assert row[key] == pytest.approx(unlimited[key], rel=1e-4)
     assert row["run_id"] == unlimited["run_id"] and row["n_tokens"] == unlimited["n_tokens"]
+
+
+@pytest.mark.slow
+@pytest.mark.fault("14", "A sharded run of 2 processes goes on with 1, and again with 2: losses equal to 1e-6.")
+def test_a_sharded_run_goes_on_with_one_process_and_back(world, tiny, whole, record_property):
+    sharded = ("parallelism=fsdp", "checkpoint.every_steps=0")
+    stop = AT_UPDATE.format(rank=1, update=5, action="os.kill(os.getpid(), signal.SIGTERM)")
+    assert world.run(*sharded, before=stop)[0] == [75, 75]
+    assert world.row()["steps"] == 5
+    alone, _ = tiny("checkpoint.every_steps=0")
+    with pytest.MonkeyPatch.context() as patch:
+        calls, real = [0], updates.set_lr
+
+        def set_lr(*given):
+            calls[0] += 1
+            if calls[0] == 4:
+                signal.raise_signal(signal.SIGTERM)
+            real(*given)
+
+        patch.setattr(updates, "set_lr", set_lr)
+        assert train(alone, quiet=True)["steps"] == 9
+    assert world.run(*sharded)[0] == [0, 0]
+    row = world.row()
+    off = row["val_loss"] / whole()[0]["val_loss"] - 1
+    record_property("seen", f"{row['restarts']} restarts, val_loss off by {off:.1e}")
+    assert row["steps"] == 12 and row["restarts"] == 2 and abs(off) < 1e-6
+
+
+# ---- One owner
+
+
+WAITING = """
+import os, time
+from scaling_testbed.training import step as updates
+real = updates.set_lr
+def set_lr(*given, calls=[0]):
+    calls[0] += 1
+    while calls[0] == 6 and not os.path.exists("go on"):
+        open("waits", "w").close()
+        time.sleep(0.02)
+    real(*given)
+updates.set_lr = set_lr
+"""
+
+
+@pytest.fixture
+def owner(python, tmp_path, data_dir):
+    """A process that trains, and waits in step 6 until there is a file `go on`."""
+    process = start(python, tmp_path, data_dir, before=WAITING, cwd=tmp_path)
+    wait_for(lambda: (tmp_path / "waits").exists())
+    yield process
+    process.kill()
+    process.communicate()
+
+
+@pytest.mark.fault("28", "The same run started twice: the second ends with 75 and names the owner; the first goes on.")
+def test_the_same_run_started_twice(owner, tiny, whole, tmp_path, data_dir, capsys, record_property):
+    _, folder = tiny()
+    assert train_main([*TINY, f"runs_dir={tmp_path / 'runs'}", f"data_dir={data_dir}"]) == 75
+    said = capsys.readouterr().err
+    record_property("seen", said.strip())
+    assert re.fullmatch(r"error: .* is being run by \S+ pid \d+.*\n", said)
+    (tmp_path / "go on").touch()
+    owner.communicate(timeout=60)
+    assert owner.returncode == 0
+    assert_same_bits(whole()[1], folder)
+
+
+@pytest.mark.fault("29", "A run whose owner is dead goes on at once; one of another machine after a minute of silence.")
+def test_a_stale_lock(owner, tiny, trained, whole, record_property):
+    _, folder = tiny()
+    lock = folder / "lock"
+    dead = json.loads(lock.read_text())
+    os.kill(dead["pid"], signal.SIGKILL)
+    owner.wait(timeout=20)
+    elsewhere = dead | {"host": "elsewhere"}
+    lock.write_text(json.dumps(elsewhere))
+    with pytest.raises(UserError, match=f"is being run by elsewhere pid {dead['pid']}"):
+        trained()
+    silent = time.time() - 61
+    os.utime(lock, (silent, silent))
+    row, _ = trained()
+    record_property("seen", f"taken over from {elsewhere['host']} pid {dead['pid']}, {row['status']}")
+    assert row["status"] == "finished" and row["restarts"] == 1
+    assert_same_bits(whole()[1], folder)
+
+
+@pytest.mark.fault("41", "Without sbatch one line says so; an array beyond MaxArraySize becomes several.")
+def test_slurm_that_is_missing_or_small(tmp_path, monkeypatch, capsys, record_property):
+    runs = plan(narrowed(load_sweep("nano_lr"), [f"runs_dir={tmp_path}/runs"]))[0][:7]
+    parts = [len(submission.runs) for submission in write_submissions(runs, SlurmConfig(), 4)]
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert sweep.main(["submit", "sweep=nano_lr", f"runs_dir={tmp_path}/runs"]) == 1
+    said = capsys.readouterr().err
+    record_property("seen", f"arrays of {parts} for a MaxArraySize of 4; {said.strip()}")
+    assert parts == [3, 3, 1]
+    assert "is not on this machine" in said and said.count("\n") == 1
 
 
 # ---- Weights & Biases

@@ -1,10 +1,14 @@
 """A plan names what will not run."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from scaling_testbed.sweep import main as sweep
 from scaling_testbed.train import main as train
 
+ROOT = Path(__file__).resolve().parent.parent.parent
 SWEEP = """
 overrides: [experiment=small_scale_proxies, budget.steps=10]
 axes:
@@ -33,7 +37,7 @@ def command(tmp_path, capfd, monkeypatch):
 def test_a_plan_and_a_dry_submission_name_runs_that_do_not_fit(command, record_property):
     status, out, _ = command(sweep, "plan", "sweep=large.yaml", "batch.micro_batch_sequences=null")
     named = [line for line in out.splitlines() if "model=proxy_1b: 2 runs need" in line]
-    assert status == 0 and "2 of 4 runs need more than 72 GiB" in out and len(named) == 1
+    assert status == 0 and "2 of 4 runs need more than 64 GiB" in out and len(named) == 1
     record_property("seen", named[0].strip())
     words = named[0].partition("fits with ")[2].split()
     assert "runs need" not in command(sweep, "plan", "sweep=large.yaml", *words)[1]
@@ -64,3 +68,17 @@ def test_a_dry_run_warns_of_unusual_settings(command, record_property):
         assert sum(part in line for line in warnings) == 1
     usual = ["experiment=small_scale_proxies", "model=proxy_1b"]
     assert "warning" not in command(train, "--dry-run", *usual)[1]
+
+
+@pytest.mark.fault("C: cluster commands of the documents", "The cluster commands of the documents fit GPUs of 80 GiB.")
+def test_the_cluster_commands_of_the_documents_fit(command, record_property):
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
+    text = "\n".join(page.read_text() for page in pages).replace("\\\n", " ")
+    found = re.findall(r"^python -m scaling_testbed\.sweep submit (.*)$", text, re.MULTILINE)
+    words = {tuple(word for word in line.partition("#")[0].split() if word != "--dry-run") for line in found}
+    own = [line for line in sorted(words) if not any(word.endswith(".yaml") for word in line)]
+    assert ("sweep=qknorm_lr", "launcher.partition=gpu", "launcher.time=8:00:00") in own
+    for line in own:
+        status, out, err = command(sweep, "submit", "--dry-run", *line)
+        assert status == 0 and "#SBATCH" in out and err == ""
+    record_property("seen", f"{len(own)} commands, each fits")

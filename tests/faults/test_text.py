@@ -138,7 +138,9 @@ def test_a_tokenizer_that_does_not_know_the_text(python, tmp_path, record_proper
     (result,) = tmp_path.glob("r/*/*/result.json")
     row = json.loads(result.read_text())
     assert row["val_loss"] is not None and row["val_bpb"] is None
-    assert row["val_bpb_withheld"].startswith("100 % of the train tokens are unknown text ([UNK])")
+    assert row["val_bpb_withheld"].startswith(
+        "100 % of the train and 100 % of the validation tokens are unknown text ([UNK])"
+    )
     said = [line for line in done.stdout.splitlines() if "unknown text ([UNK])" in line]
     assert len(said) == 2 and said[1].split()[:4] == ["bits", "per", "byte", "withheld:"]
     (manifest,) = tmp_path.glob("p/*/manifest.json")

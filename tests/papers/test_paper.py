@@ -133,7 +133,7 @@ def test_a_sweep_json_that_holds_no_texts_is_one_line(study, capsys, key, value)
     place = study(residuals("pre")).path
     (place / "sweep.json").write_text(json.dumps({"sweep": "own", key: value}))
     assert analyze.main(["report", str(place)]) == 1
-    assert f"sweep.json: {key} must be a text or null; got {value!r}" in capsys.readouterr().err
+    assert f"sweep.json: {key} must be a text or null; got {json.dumps(value)}" in capsys.readouterr().err
 
 
 def test_an_experiment_is_chosen_by_its_name_or_with_its_papers(study, tmp_path, capsys):

@@ -184,7 +184,7 @@ def test_a_run_of_someone_else_runs_nothing_and_one_of_other_code_is_not_taken_f
     with pytest.raises(UserError, match=message):
         recorded_run(folder)
     state = read_state(only(run))
-    assert state.state == "failed" and "mine.py" in state.error and "has changed" in state.error
+    assert state.state == "changed" and "mine.py" in state.error and "has changed" in state.error
     (folder / "result.json").unlink()
     with pytest.raises(UserError, match=message):  # the checkpoint
         train_run(run, quiet=True)

@@ -59,6 +59,7 @@ DAMAGE = {
 }
 
 
+@pytest.mark.fault("16", "A cut, empty or missing file of a checkpoint is named, and the checkpoint before it is used.")
 @pytest.mark.parametrize("file", ["model.pt", "state.json", "manifest.json"])
 @pytest.mark.parametrize("how", DAMAGE)
 def test_damage_to_any_file_is_noticed_named_and_the_one_before_is_used(tmp_path, capsys, file, how):
@@ -71,6 +72,7 @@ def test_damage_to_any_file_is_noticed_named_and_the_one_before_is_used(tmp_path
     assert str(newest) in capsys.readouterr().err
 
 
+@pytest.mark.fault("17", "If all checkpoints are damaged the run stops, and never begins again at step 0.")
 def test_when_all_are_damaged_it_stops_instead_of_starting_again(tmp_path):
     for step in (1, 2):
         damage_flip(save(tmp_path, step) / "model.pt")
@@ -83,6 +85,7 @@ class Payload:
         return os.system, ("touch /tmp/scaling-testbed-payload-ran",)
 
 
+@pytest.mark.fault("18", "Code in a checkpoint is refused and never runs.")
 def test_a_pickle_payload_is_refused_even_with_a_matching_hash(tmp_path):
     path = save(tmp_path, 1)
     (path / "model.pt").write_bytes(pickle.dumps(Payload()))
@@ -117,6 +120,8 @@ print("saved")
 """
 
 
+@pytest.mark.fault("2", "After a SIGKILL while a checkpoint is written the one before is used, to the same bits.")
+@pytest.mark.fault("3", "At every moment of saving and deleting there is a good checkpoint.")
 def test_a_kill_at_any_moment_of_saving_leaves_a_good_checkpoint(tmp_path, python):
     """Kills at every system call that makes something durable, one after the other, until a save comes through."""
     survived = []

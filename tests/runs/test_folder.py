@@ -16,6 +16,7 @@ from scaling_testbed.runs import wandb
 from scaling_testbed.runs.folder import RunFolder, read_metrics
 
 
+@pytest.mark.fault("25", "A half-written line is left out by number, and a resumed run writes no step twice.")
 def test_a_half_written_line_is_reported_and_left_out(tmp_path, capsys):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 1, "x": 2}\n123\n{"step": "a"}\n"\xff"\n{"step": 2, "x"')

@@ -18,6 +18,7 @@ from scaling_testbed.runs.lease import AlreadyRunning, Lease, owner_of
 ELSEWHERE = {"host": "another-machine", "pid": 4321, "job": "77_3"}
 
 
+@pytest.mark.fault("28", "A second process in the same folder is refused with its owner's name and the exit status 75.")
 def test_a_second_starter_is_told_who_the_first_is(tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "12")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "5")
@@ -30,6 +31,7 @@ def test_a_second_starter_is_told_who_the_first_is(tmp_path, monkeypatch):
         pass
 
 
+@pytest.mark.fault("29", "The folder of a dead owner can be taken at once, that of a silent machine after a lease.")
 def test_a_killed_owner_loses_the_folder_at_once(tmp_path):
     hold = (
         f"import time; from pathlib import Path; from scaling_testbed.runs.lease import Lease\n"
@@ -47,6 +49,7 @@ def test_a_killed_owner_loses_the_folder_at_once(tmp_path):
         assert owner_of(tmp_path / "lock").pid == os.getpid()
 
 
+@pytest.mark.fault("29", "The folder of a dead owner can be taken at once, that of a silent machine after a lease.")
 def test_an_owner_on_another_machine_keeps_the_folder_while_it_gives_signs_of_life(tmp_path):
     lock = tmp_path / "lock"
     lock.write_text(json.dumps(ELSEWHERE))

@@ -16,7 +16,7 @@ TOOLS = ("slurmctld", "slurmd", "munged", "sbatch", "squeue")
 NODES = ("n1", "n2")
 
 # linuxproc: with pgid, processes that open sessions of their own outlive their job. config_overrides: more processors
-# than there are. MinJobAge: squeue keeps showing what has ended.
+# than there are. MinJobAge: squeue keeps showing what has ended. A job in the partition urgent preempts all others.
 CONFIG = """\
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -49,7 +49,11 @@ MaxArraySize=101
 GresTypes=gpu
 DefMemPerCPU=300
 {nodes}
-PartitionName=test Nodes={names} Default=YES MaxTime=INFINITE State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=test Nodes={names} Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=20
+PartitionName=hasty Nodes={names} MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=0
+PartitionName=urgent Nodes={names} MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
 """
 
 

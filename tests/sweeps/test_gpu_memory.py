@@ -5,11 +5,11 @@ import dataclasses
 import pytest
 
 from scaling_testbed.config.compose import compose
-from scaling_testbed.config.memory import estimate_memory
+from scaling_testbed.config.memory import USABLE, estimate_memory
 from scaling_testbed.model.counting import count_params
-from scaling_testbed.sweeps.gpu_memory import GIB, USABLE, fits, fitting_overrides
+from scaling_testbed.sweeps.gpu_memory import GIB, fits, fitting_overrides, planned_memory
 
-PAPER = ["experiment=small_scale_proxies"]
+PAPER = ["experiment=small_scale_proxies", "batch.micro_batch_sequences=null"]
 
 
 def estimate(run, n_gpus):
@@ -40,15 +40,25 @@ def test_the_overrides_make_the_run_fit_with_the_largest_micro_batch(words, gib)
     }
     gpus = launcher.get("launcher.nodes", 1) * launcher.get("launcher.gpus_per_node", 1)
     changed = compose([*PAPER, *words, *(o for o in overrides if not o.startswith("launcher."))])
-    assert estimate(changed, gpus)[2] <= USABLE * gib * GIB
-    rows = changed.batch.micro_batch_sequences
+    assert estimate(changed, gpus)[2] <= USABLE["cuda"] * gib * GIB
+    rows = changed.batch.micro_batch or changed.batch.sequences // gpus
     here = changed.batch.sequences // gpus
     if larger := [n for n in range(rows + 1, here + 1) if here % n == 0]:
         batch = dataclasses.replace(changed.batch, micro_batch_sequences=larger[0])
-        assert estimate(dataclasses.replace(changed, batch=batch), gpus)[2] > USABLE * gib * GIB
+        assert estimate(dataclasses.replace(changed, batch=batch), gpus)[2] > USABLE["cuda"] * gib * GIB
 
 
 def test_no_override_is_named_where_none_is_enough():
     run = compose([*PAPER, "model=proxy_5b", "optimizer=muon"])  # cannot be sharded
     model, n_params, _ = estimate(run, 1)
     assert fitting_overrides(run, model, n_params, 1, 16) is None
+
+
+def test_a_run_that_chooses_its_micro_batch_is_planned_with_the_one_it_would_choose():
+    auto = compose([*PAPER, "model=proxy_1b", "batch.micro_batch_sequences=auto"])
+    model, n_params, least = estimate(auto, 1)
+    chosen = planned_memory(auto, model, n_params, 1, 80).total
+    assert least < chosen and fits(chosen, 80)
+    (word,) = fitting_overrides(compose([*PAPER, "model=proxy_1b"]), model, n_params, 1, 80)
+    typed = compose([*PAPER, "model=proxy_1b", word])
+    assert planned_memory(typed, model, n_params, 1, 80).total == chosen

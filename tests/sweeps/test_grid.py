@@ -54,6 +54,17 @@ def test_a_typed_value_replaces_an_axis_and_a_typed_list_makes_one(load):
     assert narrowed(sweep, ["loss.impl=chunked"]).overrides == ["budget.steps=5", "loss.impl=chunked"]
 
 
+def test_an_override_of_a_scale_is_the_value_of_rows_without_the_key(load):
+    """It does not replace the values of the rows that have the key."""
+    file = "{overrides: [model=nano_s], axes: {optimizer.lr: [1e-3]}}"
+    rows = "together: [[{model.kappa: null, model: bigram}, {model.kappa: 1}]]"
+    sweep = load(rows + "\nscales: {small: " + file + "}")
+    assert [point.get("model") for point in sweep.points()] == ["bigram", None]
+    assert sweep.overrides == ["model=nano_s"]
+    picked = narrowed(sweep, ["model.kappa=1"])
+    assert picked.points() == [{"optimizer.lr": "1e-3", "model.kappa": "1", "seed": "0"}]
+
+
 def test_the_leading_key_picks_rows_and_the_others_can_be_set_for_all(load):
     sweep = load(FILE)
     assert values(narrowed(sweep, ["model=nano_m"]), "model", "batch.sequences") == [("nano_m", "16")]

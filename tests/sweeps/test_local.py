@@ -15,6 +15,7 @@ from scaling_testbed.sweeps.local import slots
 from tests.conftest import REAL_PYTHON
 
 
+@pytest.mark.fault("30", "A finished sweep that is typed again starts nothing.")
 def test_a_grid_runs_to_its_end_and_again_starts_nothing(door, states, tmp_path, monkeypatch):
     code, out, err = door("run", "--workers", "2")
     assert (code, err) == (0, "")
@@ -38,6 +39,7 @@ def test_a_grid_runs_to_its_end_and_again_starts_nothing(door, states, tmp_path,
     assert "finished runs" in door("plan")[1]  # priced by what they reached
 
 
+@pytest.mark.fault("31", "One failing run is named, the others finish, and retry runs it alone.")
 def test_a_failure_is_named_does_not_stop_the_others_and_is_tried_again_only_when_asked(door, states, tmp_path):
     planned = json.loads(door("plan", "--json")[1])
     folder = Path(planned[0]["folder"])
@@ -137,6 +139,7 @@ def until(condition, seconds=90):
     return found
 
 
+@pytest.mark.fault("32", "Runs go on when their driver is killed, and the next driver adopts them.")
 def test_a_signal_saves_every_run_and_the_next_call_goes_on(door, states, python, tmp_path, data_dir):
     """The first driver and its runs are real processes."""
     long = ("budget.steps=2500", "logging.every_steps=1", "model=bigram")

@@ -251,13 +251,17 @@ def test_a_folder_says_which_sweep_began_it(tmp_path):
     assert len((tmp_path / "grid_small" / "plan.jsonl").read_text().splitlines()) == len(runs) + len(more) == 3
 
 
-def test_the_door_takes_a_scale(door, tmp_path):
+def test_the_door_takes_a_scale(tmp_path, capsys):
     (tmp_path / "grid.yaml").write_text("overrides: [data=markov]" + SCALED)
-    path = f"sweep={tmp_path / 'grid.yaml'}"
-    assert f"records under {tmp_path}/runs/grid/" in door("plan", path)[1]
-    status, out, _ = door("plan", path, "scale=small")
+
+    def door(*words):
+        status = sweep.main(["plan", f"sweep={tmp_path / 'grid.yaml'}", f"runs_dir={tmp_path / 'runs'}", *words])
+        return (status, *capsys.readouterr())
+
+    assert f"records under {tmp_path}/runs/grid/" in door()[1]
+    status, out, _ = door("scale=small")
     assert status == 0 and out.startswith("Why. Small.") and f"records under {tmp_path}/runs/grid_small/" in out
-    status, _, error = door("plan", path, "scale=medium")
+    status, _, error = door("scale=medium")
     assert status == 2 and "there is no scale 'medium'; it has large, small" in error
 
 

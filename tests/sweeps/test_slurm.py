@@ -52,6 +52,7 @@ def test_the_script_asks_for_what_was_configured(runs, tmp_path):
     subprocess.run(["bash", "-n"], input=script, text=True, check=True)
 
 
+@pytest.mark.fault("38", "Names and values arrive in a job script as they were written, and run nothing.")
 def test_everything_a_person_names_arrives_as_it_was_written(tmp_path, monkeypatch):
     """The script itself, with srun standing for a program that prints its arguments."""
     (tmp_path / NASTY).mkdir()
@@ -125,6 +126,7 @@ def test_a_run_with_gpus_uses_them_or_fails_unless_it_names_a_device(runs):
     assert device(SlurmConfig(gpus_per_node=0), runs[0]) == "auto"
 
 
+@pytest.mark.fault("41", "A missing or refusing sbatch is one line, and large sweeps become several arrays.")
 def test_more_runs_than_an_array_may_have_become_several_jobs(runs):
     submissions = list(write_submissions(runs, SlurmConfig(), max_array_size=7))
     assert [len(submission.runs) for submission in submissions] == [6, 6, 4]
@@ -180,13 +182,15 @@ def test_two_submitters_at_once_send_every_run_once(door, tmp_path, monkeypatch)
     assert len(jobs) == 1 and len(in_queue) == 4
 
 
-def test_only_a_run_that_this_start_saved_before_its_time_limit_goes_back_into_the_queue(runs, tmp_path):
-    (submission,) = write_submissions(runs[:1], SlurmConfig(), 1001)
+def test_only_a_run_that_this_start_saved_and_nobody_cancelled_goes_back_into_the_queue(runs, tmp_path):
+    """job: what scontrol says of it. A preempted one is RUNNING within its GraceTime, a cancelled one COMPLETING."""
+    (submission,) = write_submissions(runs[:1], SlurmConfig(max_restarts=50), 1001)
     folder = Path(runs[0].folder)
     (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/requeued\n')
 
-    def requeued(error, after, restarts=0, status=75, said=""):
+    def requeued(error, after, restarts=0, status=75, said="", job="JobState=RUNNING Reason=None"):
+        answer = f'[ $1 = show ] && echo "   {job}" || echo "$@" >> {tmp_path}/requeued'
+        (tmp_path / "bin" / "scontrol").write_text(f"#!/bin/sh\n{answer}\n")
         result = f'{{\n "status": "preempted",\n "error": "{error}"\n}}\n'
         body = f"printf '%s' {shlex.quote(result)} > {folder}/result.json" if after else ":"
         (tmp_path / "bin" / "srun").write_text(f"#!/bin/sh\n{body}\necho '{said}'\nexit {status}\n")
@@ -205,7 +209,16 @@ def test_only_a_run_that_this_start_saved_before_its_time_limit_goes_back_into_t
 
     assert requeued("stopped by SIGUSR1 at step 7", True) == "requeue 8_0\n"
     assert requeued("stopped by SIGUSR1 at step 7", False) is None  # an earlier start's result
-    assert requeued("stopped by SIGTERM at step 7", True) is None  # cancelled
+    cancelled, too_late = "JobState=COMPLETING Reason=None", "JobState=COMPLETING Reason=TimeLimit"
+    assert requeued("stopped by SIGTERM at step 7", True) == "requeue 8_0\n"  # preempted
+    assert requeued("stopped by SIGTERM at step 7", True, job=cancelled) is None
+    assert requeued("stopped by SIGUSR1 at step 7", True, job=cancelled) is None
+    assert requeued("stopped by SIGUSR1 at step 7", True, job=too_late) == "requeue 8_0\n"
+    assert requeued("stopped by SIGINT at step 7", True) is None
+    assert requeued("", False, status=143, said="srun: error: n1: task 0: Terminated") == "requeue 8_0\n"
+    assert requeued("stopped by SIGTERM at step 7", True, restarts=1) == "requeue 8_0\n"
+    assert requeued("stopped by SIGTERM at step 7", True, restarts=50) is None
+    assert "launcher.max_restarts" in (folder / "log.txt").read_text()
     killed = "srun: error: n1: task 0: User defined signal 1"  # before Python could write anything
     assert requeued("", False, status=138, said=killed) == "requeue 8_0\n"
     assert requeued("", False, status=138, said="\n".join("abcde")) is None  # a status alone says too little
@@ -270,6 +283,7 @@ def test_an_option_of_sbatch_is_quoted_but_for_its_name(runs, tmp_path):
         assert f"#SBATCH {line}\n" in script
 
 
+@pytest.mark.fault("41", "A missing or refusing sbatch is one line, and large sweeps become several arrays.")
 def test_without_slurm_the_script_can_be_seen_and_submitting_says_what_is_missing(door, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     status, out, _ = door("submit", "--dry-run", "launcher.partition=p")
@@ -282,6 +296,7 @@ def test_without_slurm_the_script_can_be_seen_and_submitting_says_what_is_missin
 # ---- On a real cluster
 
 
+@pytest.mark.fault("32", "Runs go on when their driver is killed, and the next driver adopts them.")
 @pytest.mark.slurm
 def test_an_array_job_on_two_nodes_takes_a_sweep_to_its_end(cluster, door, states):
     status, out, err = door("submit", "launcher.cpus_per_process=4")
@@ -290,62 +305,6 @@ def test_an_array_job_on_two_nodes_takes_a_sweep_to_its_end(cluster, door, state
     until(lambda: {state["state"] for state in states().values()} == {"finished"}, 120)
     until(lambda: not squeue(), 30)
     assert "0 to submit" in door("submit")[1]
-
-
-@pytest.mark.slurm
-def test_a_cancelled_sweep_is_submitted_again_and_only_the_rest_runs(cluster, door, states):
-    long = ("model=nano_s", "budget.steps=1500", "launcher.max_running=1")
-    run_keys = long[:2]
-    assert door("submit", *long)[0] == 0
-    until(lambda: any(s["state"] == "running" and s["step"] > 20 for s in states(*run_keys).values()), 60)
-    assert {s["state"] for s in states(*run_keys).values()} == {"running", "queued"}
-    (job,) = {line.split("_")[0] for line in squeue()}
-    subprocess.run(["scancel", job], check=True)
-    until(lambda: not squeue(), 60)
-    stopped = {name: s for name, s in states(*run_keys).items() if s["state"] == "stopped"}
-    assert len(stopped) == 1 and "SIGTERM" in next(iter(stopped.values()))["error"]
-    assert "2 to submit" in door("submit", *run_keys)[1]
-    until(lambda: {s["state"] for s in states(*run_keys).values()} == {"finished"}, 200)
-    (name,) = stopped
-    row = json.loads((Path(stopped[name]["folder"]) / "result.json").read_text())
-    assert row["restarts"] == 1
-
-
-@pytest.mark.slurm
-def test_what_sbatch_says_when_it_refuses_is_passed_on(cluster, door, tmp_path):
-    status, _, err = door("submit", "launcher.partition=no_such_partition")
-    assert status == 1 and "sbatch refused" in err and "invalid partition" in err.lower()
-    assert list((tmp_path / "runs/tiny/slurm").iterdir()) == []
-
-
-@pytest.mark.slurm
-@pytest.mark.parametrize("sender", ["scancel", pytest.param("its time limit", marks=pytest.mark.slow)])
-def test_a_run_that_is_warned_is_saved_requeued_and_ends_in_the_same_bits(cluster, door, states, sender):
-    """A time limit is a minute at least, which a run must outlast at any speed; scancel sends the same signal."""
-    limited = sender == "its time limit"
-    same = ("model=bigram", "optimizer.lr=1e-3", f"budget.steps={80000 if limited else 6000}")
-    same = (*same, "logging.every_steps=100", "evaluation.every_steps=0", "checkpoint.every_steps=0")
-    assert door("submit", *same, *(("launcher.time=1", "launcher.signal_seconds=20") if limited else ()))[0] == 0
-    read = lambda: next(iter(states(*same).values()))  # noqa: E731
-    until(squeue, 30)
-    (job,) = squeue()
-    job = job.split()[0]
-    if not limited:
-        until(lambda: (read()["step"] or 0) >= 200, 60)
-        subprocess.run(["scancel", "--signal=USR1", job], check=True)
-    until(lambda: read()["state"] == "finished" or "SIGUSR1" in (read()["error"] or ""), 120)
-    assert "SIGUSR1" in read()["error"]
-    until(lambda: squeue() == [f"{job} PENDING"], 30)
-    # Once is enough; and Slurm would hold a requeued task back for two minutes. Not "now": credentials count in
-    # seconds, and one made in the second in which the first start's were revoked is taken for revoked.
-    subprocess.run(["scontrol", "update", f"jobid={job}", "TimeLimit=30", "StartTime=now+3"], check=True)
-    until(lambda: not squeue(), 700)
-    assert read()["state"] == "finished"
-    row = json.loads((Path(read()["folder"]) / "result.json").read_text())
-    assert row["restarts"] >= 1
-    assert door("run", *same, "name=undisturbed")[0] == 0
-    (again,) = json.loads(door("status", "--json", *same, "name=undisturbed")[1])
-    assert again["loss"] == row["val_loss"]
 
 
 def test_a_queue_that_cannot_be_read_stops_a_submission_but_no_look(door, states, tmp_path, monkeypatch):

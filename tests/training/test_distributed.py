@@ -106,7 +106,7 @@ def launch(folder, python, size, add):
 @pytest.fixture(scope="module")
 def two(tmp_path_factory, python):
     def add(runs):
-        runs.add("slow", "parallelism=ddp", "parallelism.timeout_seconds=1", "budget.steps=1", slow=2.5)
+        runs.add("slow", "parallelism=ddp", "parallelism.timeout_seconds=3", "budget.steps=1", slow=4)
         runs.add("wrong")
         runs.add("uneven", "parallelism=ddp", "batch.sequences=7")
         runs.add("no_gpu", "parallelism=ddp", "compute.device=cuda")
@@ -287,12 +287,14 @@ def test_preparing_may_take_longer_than_the_timeout_of_the_group(two):
     assert [said["status"] for said in two.said("slow")] == [0, 0]
 
 
+@pytest.mark.fault("7", "A signal to one rank stops all at the same step.")
 def test_a_signal_to_one_rank_stops_all_at_one_step_with_75(two):
     for said in two.said("fsdp_single_1"):
         assert said["status"] == 75
     assert "stopped by SIGTERM at step 5" in two.said("fsdp_single_1")[0]["out"]
 
 
+@pytest.mark.fault("5", "A signal during an evaluation stops the run, and the evaluation is made again.")
 def test_a_signal_during_an_evaluation_stops_all_and_the_evaluation_is_made_again(two, one):
     """Rank 1's ninth validation batch is the second of seven at step 5."""
     assert [said["status"] for said in two.said("evaluating")] == [75, 75]
@@ -303,6 +305,8 @@ def test_a_signal_during_an_evaluation_stops_all_and_the_evaluation_is_made_agai
     assert metrics(two.run_folder("evaluated")) == metrics(two.run_folder("fsdp"))  # in every bit
 
 
+@pytest.mark.fault("13", "With another accumulation or number of processes a run goes on, within rounding.")
+@pytest.mark.fault("14", "A checkpoint of two sharded ranks is loaded by one, and back.")
 @pytest.mark.parametrize("stages", ["fsdp_single", "ddp_fsdp", "fsdp_ddp"])
 def test_a_run_goes_on_with_another_number_or_kind_of_processes(two, one, stages):
     """5 steps with one, 4 more with the other, the rest with the first; stopped by signals, as a cluster would."""
@@ -312,11 +316,13 @@ def test_a_run_goes_on_with_another_number_or_kind_of_processes(two, one, stages
     assert_same_run(one(), two.run_folder(f"{stages}_3"))
 
 
+@pytest.mark.fault("14", "A checkpoint of two sharded ranks is loaded by one, and back.")
 def test_four_processes_go_on_from_the_shards_of_two(four, two, one):
     assert two.row("stopped")["steps"] == 6 and four.row("resharded")["restarts"] == 1
     assert_same_run(one(*HARD), four.run_folder("resharded"), rel=5e-6)
 
 
+@pytest.mark.fault("34", "If one rank fails, all end, and its error is the one that is shown.")
 def test_an_error_on_one_rank_fails_the_run_on_all_and_names_it(two):
     first, second = two.said("broken")
     assert first["status"] == second["status"] == 1
@@ -332,6 +338,7 @@ def sharded_checkpoints(two, tmp_path):
     return folder, max(folder.iterdir())
 
 
+@pytest.mark.fault("15", "A flipped bit in any file of a checkpoint is named, and the checkpoint before it is used.")
 @pytest.mark.parametrize("file", ["shards/*_1_*.distcp", "shards/.metadata", "groups.pt", "state.json"])
 def test_a_flipped_bit_in_any_file_of_a_sharded_checkpoint_is_noticed(sharded_checkpoints, capsys, file):
     folder, newest = sharded_checkpoints
@@ -345,6 +352,7 @@ def test_a_flipped_bit_in_any_file_of_a_sharded_checkpoint_is_noticed(sharded_ch
     assert str(newest) in capsys.readouterr().err
 
 
+@pytest.mark.fault("16", "A cut, empty or missing file of a checkpoint is named, and the checkpoint before it is used.")
 def test_a_missing_shard_is_noticed(sharded_checkpoints):
     _, newest = sharded_checkpoints
     next(newest.glob("shards/*_1_*.distcp")).unlink()
@@ -380,6 +388,7 @@ class Payload:
         return os.system, (f"touch {self.mark}",)
 
 
+@pytest.mark.fault("18", "Code in a checkpoint is refused and never runs.")
 def test_metadata_with_a_payload_is_refused_even_with_a_matching_hash(sharded_checkpoints, tmp_path):
     _, newest = sharded_checkpoints
     metadata = newest / "shards" / ".metadata"
@@ -419,6 +428,7 @@ def test_metadata_of_another_release_of_python_is_read_and_no_other_attribute_fe
         load(Fetched(metadata.MetadataIndex, "__init__"))
 
 
+@pytest.mark.fault("34", "If one rank fails, all end, and its error is the one that is shown.")
 def test_a_rank_that_dies_ends_the_others_and_the_run_can_go_on(tmp_path, one):
     killed = Launch(tmp_path)
     killed.add("killed", "parallelism=fsdp", "parallelism.timeout_seconds=60", fault=[1, 7, "kill"])
@@ -474,6 +484,7 @@ def test_gradients_are_exchanged_once_a_step(trained, monkeypatch, kind):
 
 
 TORCHRUN = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
+TORCHRUN["TORCHELASTIC_USE_AGENT_STORE"] = "True"
 SLURM = {
     **{"SLURM_JOB_ID": "123", "SLURM_STEP_ID": "0", "SLURM_NTASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1"},
     **{"SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NODELIST": "node7,node9"},
@@ -484,6 +495,14 @@ def test_the_world_is_torchruns_or_sruns_or_one():
     assert world_from_environment({}) == World()
     assert world_from_environment(TORCHRUN) == World(1, 4, 1)
     assert world_from_environment(TORCHRUN | SLURM) == World(1, 4, 1)  # torchrun within a step
+    by_hand = {key: value for key, value in TORCHRUN.items() if key != "TORCHELASTIC_USE_AGENT_STORE"}
+    assert world_from_environment(by_hand) == World(1, 4, 1, "a", 1)  # rank 0 keeps the store
+    for wrong, says in (
+        ({"RANK": "x"}, "RANK must be an integer; got 'x'"),
+        ({"RANK": "4"}, "must be from 0 to WORLD"),
+    ):
+        with pytest.raises(UserError, match=says):
+            world_from_environment(TORCHRUN | wrong)
     assert world_from_environment(SLURM) == World(3, 4, 1, "node7", 10123)
     assert world_from_environment({k: v for k, v in SLURM.items() if k != "SLURM_STEP_ID"}) == World()  # a batch script
     assert world_from_environment(SLURM | {"SLURM_NTASKS": "1"}) == World()

@@ -71,6 +71,7 @@ def test_a_run_that_wants_no_checkpoint_leaves_none(trained):
     assert row["status"] == "finished" and not list((folder / "checkpoints").glob("*"))
 
 
+@pytest.mark.fault("42", "The same seed gives the same bits, another seed others.")
 def test_the_same_seed_twice_is_identical_and_another_differs(trained):
     _, one = trained(runs="one")
     _, two = trained(runs="two")
@@ -106,6 +107,9 @@ def test_a_finished_run_is_not_run_again(trained, monkeypatch):
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
+@pytest.mark.fault(
+    "6", "A signal while a run composes, prepares or builds ends it with 75, and it can be started again."
+)
 @pytest.mark.parametrize("phase", ["compose", "prepare", "open_prepared", "parallelize"])
 def test_a_signal_while_a_run_starts_is_a_stop_and_the_next_start_goes_on(
     tiny, tmp_path, data_dir, monkeypatch, capsys, phase
@@ -217,7 +221,23 @@ def test_a_run_stopped_anywhere_resumes_to_the_same_bits(whole, trained, monkeyp
     assert_same_bits(unstopped, folder)
 
 
-@pytest.mark.parametrize("kill_at", ["step 7", "checkpoint 8"])
+@pytest.mark.parametrize(
+    "kill_at",
+    [
+        pytest.param(
+            "step 7",
+            marks=pytest.mark.fault(
+                "1", "After a SIGKILL in mid-run the same command goes on, to the bits of an unbroken run."
+            ),
+        ),
+        pytest.param(
+            "checkpoint 8",
+            marks=pytest.mark.fault(
+                "2", "After a SIGKILL while a checkpoint is written the one before is used, to the same bits."
+            ),
+        ),
+    ],
+)
 def test_a_run_killed_with_sigkill_resumes_to_the_same_bits(whole, trained, python, tmp_path, data_dir, kill_at):
     """In mid-run, three steps after a checkpoint; and in the middle of writing one, before it gets its name."""
     _, unstopped = whole()
@@ -250,6 +270,7 @@ os.rename = rename
     assert_same_bits(unstopped, folder)
 
 
+@pytest.mark.fault("4", "SIGTERM in a training step saves at this step; the run is preempted, with the exit status 75.")
 def test_sigterm_saves_a_checkpoint_and_exits_75_and_the_same_command_goes_on(trained, python, tmp_path, data_dir):
     many = ("budget.steps=100000", "checkpoint.every_steps=0", "evaluation.every_steps=0")
     process = start(python, tmp_path, data_dir, *many)
@@ -276,6 +297,7 @@ def wait_for(condition, seconds=60):
     return value
 
 
+@pytest.mark.fault("28", "A second process in the same folder is refused with its owner's name and the exit status 75.")
 def test_a_second_process_in_the_same_folder_is_refused_with_75(tiny, python, tmp_path, data_dir):
     run, folder = tiny()
     with records.RunFolder(folder):
@@ -284,6 +306,9 @@ def test_a_second_process_in_the_same_folder_is_refused_with_75(tiny, python, tm
     assert second.returncode == 75 and "is being run by" in err and "Traceback" not in err
 
 
+@pytest.mark.fault(
+    "26", "A loss that is not finite stops the run before the update; it is a result, and not run again."
+)
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_stops_the_run_before_the_update(trained, monkeypatch, bad):
     real, calls = loss_model.loss_terms, [0]
@@ -394,6 +419,7 @@ def test_a_compiled_model_has_the_same_losses(trained):
 SKIPPING = ("optimizer.skip_spikes_sigmas=0.1", "optimizer.skip_spikes_window=4", "batch.sequences=2")
 
 
+@pytest.mark.fault("27", "A loss spike is skipped if asked: no weight changes, and it is counted.")
 def test_a_skipped_step_changes_no_weight_and_no_moment_and_is_marked_and_counted(trained):
     """Every step leaves a checkpoint here; a tenth of a deviation above the mean is nothing rare."""
     row, folder = trained(*SKIPPING, "checkpoint.every_steps=1", "checkpoint.keep_last=100", "logging.every_steps=5")

@@ -12,7 +12,16 @@ from scaling_testbed.errors import ConfigError, UserError
 SHAPE = ("name", "d_model", "n_layers", "n_heads", "n_kv_heads", "d_head", "d_ff", "d_ff_rule", "vocab_size")
 NO_CONDITION = {LR, "optimizer.fused", "loss.chunk_mib", "batch.micro_batch_sequences", *(f"model.{k}" for k in SHAPE)}
 RESULTS = ("run_id", "row", "status", "val_loss", "value", "name", "label", "n_params", SIZE)
-NO_CONDITION_IN = ("logging.", "checkpoint.", "evaluation.", "compute.", "parallelism.", "diagnostics.")
+NO_CONDITION_IN = (
+    "logging.",
+    "checkpoint.",
+    "evaluation.",
+    "compute.",
+    "parallelism.",
+    "diagnostics.",
+    "metrics.",
+    "summary.",
+)
 SCAN = "scan"  # derived from the shapes: a model belongs to the scan over width, to that over depth, or to neither
 
 

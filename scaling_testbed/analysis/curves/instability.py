@@ -67,8 +67,8 @@ def chosen_quantity(
 
 
 def _positive(option: str, value: float) -> float:
-    if not 0 < value < math.inf:
-        raise ConfigError(f"{option} must be a number greater than zero; got {value:g}")
+    if not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise ConfigError(f"{option} must be a number greater than zero; got {value}")
     return value
 
 

@@ -4,11 +4,14 @@ Let l(eta) be the final validation loss of the run with peak rate eta, and l0 th
 
     S = mean over the rates of [ min(l(eta), l0) - l* ],    l* = min over the rates of min(l(eta), l0)
 
-over the rates of the grid within a range, by default 3e-4 to 3e-1. A loss that is not finite counts as l0. A run that
-was stopped as diverged also counts as l0, whatever the loss of its last weights; the paper does not define this case.
-S compares two settings only if "learning rate" means the same in both (Appendix B of the paper); see rate_meaning.py.
+over the rates of the grid within a range, by default 3e-4 to 3e-1. S is withheld unless the grid covers the range:
+both ends were measured, and neighbouring rates differ by at most a factor of ten. A loss that is not finite counts as
+l0. A run that was stopped as diverged also counts as l0, whatever the loss of its last weights; the paper does not
+define this case. S compares two settings only if "learning rate" means the same in both (Appendix B of the paper); see
+rate_meaning.py.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -23,8 +26,10 @@ from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.learning.optimizers import AS_ADAMW
 
 DEFAULT_RANGE = (3e-4, 3e-1)
+WIDEST_GAP = 10  # the largest ratio of neighbouring rates in S; the paper's is 3.3
 SHIFT = 1 / 3  # the optimum of coupled decay is lower: the second range of the default is 1e-4 to 1e-1
 RESAMPLES = 2000
+MOST_NATS_AT_START = 100  # of rows of other projects: a perplexity starts at the size of the vocabulary
 DEFINITION = (
     "S = mean over the learning rates of min(final validation loss, loss at initialisation) minus the best of them, "
     "in nats per token; a run that diverged or ended in a loss that is not finite counts as the loss at initialisation."
@@ -115,8 +120,9 @@ def diverged(row: Row) -> bool:
 
 def check_range(lr_range: Sequence[float]) -> tuple[float, float]:
     """The range of learning rates for S. Raises ConfigError if it is not a valid range."""
-    if len(lr_range) != 2 or not 0 < lr_range[0] < lr_range[1]:
-        typed = ",".join(f"{end:g}" for end in lr_range)
+    numbers = isinstance(lr_range, Sequence) and all(isinstance(end, (int, float)) for end in lr_range)
+    if not numbers or len(lr_range) != 2 or not 0 < lr_range[0] < lr_range[1] < math.inf:
+        typed = ",".join(f"{end:g}" for end in lr_range) if numbers else repr(lr_range)
         raise ConfigError(f"--lr-range must be LOW,HIGH with 0 < LOW < HIGH; got {typed}")
     return lr_range[0], lr_range[1]
 
@@ -128,6 +134,9 @@ def analyse(
     for row in study.rows:
         if not math.isfinite(number(row, "val_loss_initial")):
             raise UserError(f"{name_of(row)} has no val_loss_initial; S needs it to cap the loss")
+        if row.get("schema_version") is None and number(row, "val_loss_initial") > MOST_NATS_AT_START:
+            value = number(row, "val_loss_initial")
+            raise UserError(f"{name_of(row)}: val_loss_initial is {value:g}, a perplexity? S needs losses in nats")
     inside = {_place(curve): curve for curve in curves(study, group, size, lr_range)}
     shifted_range = (lr_range[0] * SHIFT, lr_range[1] * SHIFT)
     shifted = {_place(curve): curve for curve in curves(study, group, size, shifted_range)}
@@ -155,7 +164,7 @@ def _place(curve: Curve) -> tuple:
 
 
 def _one(curve: Curve | None, whole: Curve, lr_range: tuple[float, float], rule: str = "") -> Sensitivity:
-    reason = _withheld(curve, lr_range)
+    reason = _withheld(curve, whole, lr_range)
     points = [(lr, *_point(whole.rows(lr))) for lr in whole.lrs if whole.rows(lr)]
     finite = [point for point in points if curve and point[0] in curve.lrs]
     best_lr, best_loss, _ = min(finite, key=lambda point: point[1], default=(None, None, None))
@@ -177,9 +186,12 @@ def _point(rows: Sequence[Row]) -> tuple[float, bool]:
     return float(values.mean()), any(diverged(row) for row in rows)
 
 
-def _withheld(curve: Curve | None, lr_range: tuple[float, float]) -> str | None:
+def _withheld(curve: Curve | None, whole: Curve, lr_range: tuple[float, float]) -> str | None:
+    """The reason why S of the curve's rates in a range is not given. whole: the curve over all its rates."""
+    others = f"--lr-range {whole.lrs[0]:g},{whole.lrs[-1]:g} gives S over the rates of the grid"
     if curve is None or len(curve.lrs) < 2:
-        return f"fewer than two learning rates in {lr_range[0]:g} to {lr_range[1]:g}"
+        mend = f"; {others}" if len(whole.lrs) > 1 else ""
+        return f"fewer than two learning rates in {lr_range[0]:g} to {lr_range[1]:g}{mend}"
     data = {row["data_fingerprint"] for row in curve.runs.values() if row.get("data_fingerprint")}
     if len(data) > 1:
         return f"its rows come from {len(data)} sets of data ({', '.join(sorted(map(str, data)))})"
@@ -187,8 +199,13 @@ def _withheld(curve: Curve | None, lr_range: tuple[float, float]) -> str | None:
         return f"its rows were made with {several}"
     if curve.missing:
         return f"{len(curve.missing)} missing: {'; '.join(curve.missing)}"
-    holes = [(lr, seed) for lr in curve.lrs for seed in curve.seeds if (lr, seed) not in curve.runs]
-    return "missing: " + "; ".join(f"lr={lr:g} seed={seed}" for lr, seed in holes) if holes else None
+    if holes := [(lr, seed) for lr in curve.lrs for seed in curve.seeds if (lr, seed) not in curve.runs]:
+        return "missing: " + "; ".join(f"lr={lr:g} seed={seed}" for lr, seed in holes)
+    if ends := _unmeasured(curve.lrs, lr_range):
+        measured = f"its {len(curve.lrs)} rates in {lr_range[0]:g} to {lr_range[1]:g} leave out"
+        return f"{measured} {' and '.join(f'{end:g}' for end in ends)}; {others}"
+    gaps = [(low, high) for low, high in itertools.pairwise(curve.lrs) if high > 1.01 * WIDEST_GAP * low]
+    return f"no rate was run between {gaps[0][0]:g} and {gaps[0][1]:g}" if gaps else None
 
 
 def _better_range(main: Sensitivity, shifted: Curve | None, whole: Curve, lr_range: tuple) -> Sensitivity:
@@ -214,8 +231,8 @@ def _better_range(main: Sensitivity, shifted: Curve | None, whole: Curve, lr_ran
 
 
 def _unmeasured(lrs: Sequence[float], lr_range: tuple) -> list[float]:
-    """The ends of a range that are not among the rates."""
-    return [end for end in lr_range if not any(math.isclose(lr, end, rel_tol=1e-6) for lr in lrs)]
+    """The ends of a range that are not among the rates, to 6 %: a grid of half decades has 3.16e-4 for 3e-4."""
+    return [end for end in lr_range if not any(math.isclose(lr, end, rel_tol=0.06) for lr in lrs)]
 
 
 def _not_whole(lr_range: tuple) -> str:
@@ -240,4 +257,6 @@ def rates_note(found: Sequence[Sensitivity], lr_range: tuple[float, float]) -> s
     meanings = {one.rate_means for one in found}
     told = len(meanings) == 1 and not meanings & {None, AS_ADAMW}
     other = f" One unit of learning rate is {meanings.pop()}." if told else ""
-    return f"Learning rates in {said} that enter S: {len(inside)} ({shown}){left_out}.{other}"
+    grids = {tuple(lr for lr in one.curve.lrs if lr in inside) for one in found if one.s is not None}
+    differ = " The curves have different rates: S is comparable where n_lrs is the same." if len(grids) > 1 else ""
+    return f"Learning rates in {said} that enter S: {len(inside)} ({shown}){left_out}.{other}{differ}"

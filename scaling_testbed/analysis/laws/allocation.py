@@ -61,8 +61,8 @@ def allocation_records(fit: Fit, flops: float) -> list[dict[str, float | None]]:
 
     Raises ConfigError as `allocate` does, and if flops is not a positive finite number.
     """
-    if not 0 < flops < math.inf:
-        raise ConfigError(f"--flops must be a number greater than zero; got {flops:g}")
+    if not isinstance(flops, (int, float)) or not 0 < flops < math.inf:
+        raise ConfigError(f"--flops must be a number greater than zero; got {flops}")
     return [one.record() | {"extrapolation": _extrapolation(fit, one)} for one in allocate(fit, flops)]
 
 

@@ -67,7 +67,7 @@ def frontier_rows(given: Rows, method: str, *, where: Sequence[str] = (), size: 
     method: isoflop takes the vertex of a parabola in ln N at each budget (approach 2 of Hoffmann et al. 2022, arXiv
     2203.15556, section 3); envelope takes the envelope of the curves of all sizes (approach 1). If the best size of a
     budget is the largest or the smallest that was trained, the budget gets a note and the law leaves it out. Raises
-    UserError if fewer than two budgets remain.
+    UserError if fewer than two budgets, or budgets of one best size, remain.
     """
     check_choice("--method", method, METHODS)
     rows, said = _checked(given, where)
@@ -78,6 +78,9 @@ def frontier_rows(given: Rows, method: str, *, where: Sequence[str] = (), size: 
     if len(trusted) < 2:
         few = f"{method}: {len(trusted)} budgets have a best size inside the trained range; the law needs two"
         raise UserError("; ".join([few, *said]))
+    if len({one.n_params for one in trusted}) < 2:
+        same = f"{trusted[0].n_params:.4g} is the best size of all {len(trusted)} budgets that count"
+        raise UserError("; ".join([f"{method}: {same}; a law of the best size needs two sizes", *said]))
     inputs, observed = {"flops": [one.flops for one in trusted]}, [one.n_params for one in trusted]
     # Neighbours on an envelope come from the same runs: intervals from resamples of them would be too narrow.
     resamples = 200 if method == "isoflop" else 0
@@ -135,8 +138,10 @@ def _rung(row: Row, found: Fit, picked: bool, fitted: bool) -> Record:
 def _checked(given: Rows, where: Sequence[str]) -> tuple[Sequence[Row], list[str]]:
     """The rows that match `where`, each with N, C and a loss, and notes on them."""
     rows, _ = columns.select(given.rows, where, [])
+    said = [*given.said, *columns.check_sizes_and_losses(rows, LAWS["compute"], given.mapping)]
+    rows, empty = columns.without_output(rows, LAWS["compute"])
     for key in NEEDED:
         columns.check(rows, key, NEEDED)
     measured = [row for row in rows if row.get("n_tokens") is not None]
     columns.check(measured, "n_tokens", (*NEEDED, "n_tokens"))
-    return rows, [*given.said, *mixed_data(rows)]
+    return rows, [*said, *empty, *mixed_data(rows)]

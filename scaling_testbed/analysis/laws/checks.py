@@ -3,10 +3,28 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from scaling_testbed.analysis.laws.forms import Law
+from scaling_testbed.analysis.laws.fitted import Fit
+from scaling_testbed.analysis.laws.forms import LAWS, Law, Param
 from scaling_testbed.analysis.rows.study import Row, several_sources
 
 FAR = 10  # times beyond the fitted rows: the warning starts here
+
+
+def odd_exponents(found: Fit) -> list[str]:
+    """A warning about fitted exponents above 1, which losses in nats do not have."""
+    law = LAWS[found.law]
+    odd = {param.name: found.params[param.name] for param in law.params if _is_exponent(param)
+           and found.params[param.name] > 1 and param.name not in found.fixed}  # fmt: skip
+    if not odd or law.output != "loss":
+        return []
+    values = ", ".join(f"{name} is {value:.3g}" for name, value in odd.items())
+    return [f"{values}: an exponent above 1 is unusual; is the loss in nats, and does each column count ones?"]
+
+
+def _is_exponent(param: Param) -> bool:
+    return (
+        not param.log and param.value is None and param.high > param.start[1] > 0 == param.low and param.start[1] <= 1
+    )
 
 
 def mixed_data(rows: Sequence[Row]) -> list[str]:

@@ -1,16 +1,18 @@
 """The columns that laws need, from rows of any origin."""
 
-import contextlib
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean
 
 from scaling_testbed.analysis.laws.forms import LAWS, Law
 from scaling_testbed.analysis.laws.frontier import budget_starts, loose
 from scaling_testbed.analysis.rows import published
 from scaling_testbed.analysis.rows.conditions import parse
-from scaling_testbed.analysis.rows.study import Row, Study, load, name_of
+from scaling_testbed.analysis.rows.names import SPELLINGS, meaning, nearest_first, number_in, plain_name
+from scaling_testbed.analysis.rows.study import ALIASES, Row, Study, load, name_of
+from scaling_testbed.analysis.rows.units import check_losses, check_units, said_unit
 from scaling_testbed.config.budget import CONVENTIONS
 from scaling_testbed.errors import ConfigError, UserError, check_choice
 
@@ -22,6 +24,15 @@ OTHERS = {
     *("flops_6nd", "batch.sequences", "batch.sequence_length", *OWN.values()),
     *("run_id", "name", "seed", "dataset", "data_fingerprint"),
 }  # names that --map accepts besides the columns of the laws
+# What --map accepts besides the name of a column: pattern -> the number from the column's value and from the factor.
+TERMS: tuple[tuple[str, Callable[[float, float], float]], ...] = (
+    (r"10\*\*(?P<column>.+)", lambda value, _: 10.0**value),
+    (r"2\*\*(?P<column>.+)", lambda value, _: 2.0**value),
+    (r"exp\((?P<column>.+)\)", lambda value, _: math.exp(value)),
+    (r"(?:log|ln)\((?P<column>.+)\)", lambda value, _: math.log(value)),
+    (r"(?P<column>.+)\*(?P<factor>[^*]+)", lambda value, factor: value * factor),
+    (r"(?P<column>.+)/(?P<factor>[^/]+)", lambda value, factor: value / factor),
+)
 
 
 def read(path: str | Path, source: str | None, mapping: Sequence[str], size: str) -> tuple[list[Row], list[str]]:
@@ -62,43 +73,69 @@ def _named(
     check_choice("--size", size, CONVENTIONS)
     if not rows:
         raise UserError(f"{path}: no finished run is left; {'; '.join(said)}")
-    taken = {ours: _column(ours, theirs, rows) for ours, theirs in pairs.items()}
-    rows = [{**row, **{ours: _times(row.get(name), factor) for ours, (name, factor) in taken.items()}} for row in rows]
+    names = list(dict.fromkeys(key for row in rows for key in row if key != "row"))
+    taken = {ours: _column(ours, theirs, names) for ours, theirs in pairs.items()}
+    rows = [{**row, **{ours: _value(row, pairs[ours], *term) for ours, term in taken.items()}} for row in rows]
     if "flops" in pairs:
         rows = [{key: value for key, value in row.items() if key != "flops_6nd"} for row in rows]
     _check_size(rows, size)
+    said = [*said, *_two_losses(rows, pairs)]
     rows = [derived(row, size) for row in rows]
-    return rows, [*said, *_repeated(rows), *_units(rows)]
+    return rows, [*said, *_repeated(rows)]
 
 
-def _column(ours: str, theirs: str, rows: Sequence[Row]) -> tuple[str, float]:
-    """The column that --map names, and the factor for its numbers: `Params (M)*1e6`."""
-    if any(theirs in row for row in rows):
-        return theirs, 1.0
-    name, _, factor = theirs.rpartition("*")
-    with contextlib.suppress(ValueError):
-        if any(name in row for row in rows) and math.isfinite(float(factor)):
-            return name, float(factor)
-    columns = ", ".join(list(dict.fromkeys(key for row in rows for key in row))[:12])
-    raise ConfigError(f"--map {ours}={theirs}: no row has the column {theirs!r}; it has {columns}")
+Term = tuple[str, Callable[[float, float], float] | None, float]  # a column, what is done with it, and a factor
 
 
-def _times(value: object, factor: float) -> object:
-    number = _finite(value)
-    return value if factor == 1 or number is None else number * factor
+def _column(ours: str, theirs: str, names: Sequence[str]) -> Term:
+    """The column that --map names, and what is done with its numbers: `Params (M)*1e6`, `10**log10_N`, `log(ppl)`."""
+    if (term := _term(theirs, names)) is not None:
+        return term
+    said = f"no row has the column {theirs!r}; the columns are {nearest_first(theirs, names)}"
+    raise ConfigError(f"--map {ours}={theirs}: {said}")
 
 
-def _units(rows: Sequence[Row]) -> list[str]:
-    """A warning about numbers that seem to count thousands, millions or billions instead of ones."""
-    sizes = [tuple(_finite(row.get(key)) for key in ("n_params", "n_tokens", "flops")) for row in rows]
-    pairs = [(n, d) for n, d, _ in sizes if n and d]
-    meant = 'are these parameters, tokens and FLOPs? A column in millions is --map n_params="COLUMN*1e6"'
-    if pairs and max(d / n for n, d in pairs) < 0.1:
-        return [f"every row has less than a tenth of a token per parameter: {meant}"]
-    ratios = [c / (6 * n * d) for n, d, c in sizes if n and d and c]
-    if ratios and not 0.1 < median(ratios) < 10:
-        return [f"FLOPs are {median(ratios):.2g} times 6 N D: {meant}"]
-    return []
+def _term(theirs: str, names: Sequence[str]) -> Term | None:
+    if theirs in names:
+        return theirs, None, 1.0
+    for pattern, function in TERMS:
+        match = re.fullmatch(pattern, theirs)
+        factor = number_in(match.groupdict().get("factor") or "1") if match else None
+        if match and match["column"].strip() in names and factor and math.isfinite(factor):
+            return match["column"].strip(), function, factor
+    return None
+
+
+def _value(row: Row, theirs: str, name: str, function: Callable[[float, float], float] | None, factor: float) -> object:
+    value = row.get(name)
+    number = number_in(value)
+    if number is None or function is None:
+        return value if number is None else number
+    try:
+        return function(number, factor)
+    except (ValueError, OverflowError):
+        raise UserError(f"{name_of(row)}: {theirs} cannot be computed, because {name} is {value}") from None
+
+
+def _two_losses(rows: Sequence[Row], pairs: dict[str, str]) -> list[str]:
+    """A note where a table has a column loss, which may be a training loss, and a validation loss too."""
+    both = [row for row in rows if row.get("loss") is not None and row.get("val_loss") is not None]
+    if "loss" in pairs or all(row["loss"] == row["val_loss"] for row in both):
+        return []
+    return ["the loss is the column loss, and there is a val_loss too: --map loss=val_loss takes that one"]
+
+
+def check_sizes_and_losses(rows: Sequence[Row], law: Law, mapping: Sequence[str]) -> list[str]:
+    """Check the units of what a law uses, and return warnings. Raises ConfigError as units.py does."""
+    names = list(dict.fromkeys(key for row in rows for key in row))
+    pairs = _pairs(mapping)
+    terms = {ours: term for ours, theirs in pairs.items() if (term := _term(theirs, names)) is not None}
+    typed = {ours: name for ours, (name, *_) in terms.items()}
+    told = {ours for ours, (_, function, _) in terms.items() if function is not None}
+    needed = (*law.inputs, law.output)
+    said = check_units(rows, needed, typed, told)
+    own = "val_loss" if all("loss" not in row or row["loss"] == row.get("val_loss") for row in rows) else "loss"
+    return said + (check_losses(rows, typed.get("loss", own), "loss" in told) if "loss" in needed else [])
 
 
 def _repeated(rows: Sequence[Row]) -> list[str]:
@@ -132,9 +169,9 @@ def _check_size(rows: Sequence[Row], size: str) -> None:
 def derived(row: Row, size: str = "n_params") -> Row:
     """The row with the columns that follow from its own.
 
-    These are D = C/6N or M N, C = 6ND, M = D/N, steps and tokens per batch, unique tokens from epochs, and error from
-    accuracy. Columns of the row keep their values, with two exceptions: n_params becomes the N that `size` counts, and
-    flops of this testbed's rows, which are counted operations, become 6ND as in the laws.
+    These are D = C/6N or M N, C = 6ND (`derived` names them), M = D/N, steps and tokens per batch, unique tokens from
+    epochs, and error from accuracy. Columns of the row keep their values, with two exceptions: n_params becomes the N
+    that `size` counts, and flops of this testbed's rows, which are counted operations, become 6ND as in the laws.
     """
     row = {**row, **{ours: row[theirs] for ours, theirs in OWN.items() if theirs in row and ours not in row}}
     if size != "n_params":
@@ -143,12 +180,15 @@ def derived(row: Row, size: str = "n_params") -> Row:
         row["flops"] = None
     n, d, c = (_finite(row.get(key)) for key in ("n_params", "n_tokens", "flops"))
     ratio = _finite(row.get("tokens_per_param"))
-    if n and d is None and c:
-        d = row["n_tokens"] = c / (6 * n)
-    elif n and d is None and ratio:
-        d = row["n_tokens"] = ratio * n
+    made = []
+    if n and d is None and (c or ratio):
+        d = row["n_tokens"] = c / (6 * n) if c else (ratio or 0) * n
+        made.append("n_tokens")
     if n and d and c is None:
         row["flops"] = 6 * n * d
+        made.append("flops")
+    if made:
+        row["derived"] = made
     if n and d:
         row["tokens_per_param"] = d / n
     if n:
@@ -179,9 +219,8 @@ def _with_error(row: Row) -> Row:
 
 
 def _finite(value: object) -> float | None:
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300:
-        return float(value)
-    return None  # also for NaN: every comparison with it is false
+    number = number_in(value)
+    return float(number) if number is not None and abs(number) < 1e300 else None  # None also for nan
 
 
 def select(
@@ -252,8 +291,24 @@ def _places(values: Sequence[float], rounded: bool) -> list[float]:
     return [starts.get(value, value) for value in values]
 
 
+def without_output(rows: Sequence[Row], law: Law) -> tuple[list[Row], list[str]]:
+    """The rows whose output of a law is a number, and a note on the others: empty, nan or infinite."""
+    kept = [row for row in rows if _finite(row.get(law.output)) is not None or isinstance(row.get(law.output), str)]
+    if not kept or len(kept) == len(rows):
+        return list(rows), []
+    bad = [row for row in rows if not any(row is one for one in kept)]
+    named = "; ".join(f"{name_of(row)} ({row.get(law.output)})" for row in bad[:5])
+    return kept, [f"{len(bad)} rows have no finite {law.output} and are left out: {named}"]
+
+
 def check(rows: Sequence[Row], key: str, needed: Sequence[str]) -> list[float]:
-    """The values of a column. Raises UserError, which names the run, if a value is not a finite positive number."""
+    """The values of a column.
+
+    Raises UserError, which names the run, if a value is not a finite positive number, and the columns that there are,
+    if no row has it.
+    """
+    if not any(key in row for row in rows):
+        raise UserError(_no_column(rows, needed))
     found = []
     for row in rows:
         value = _finite(row.get(key))
@@ -261,7 +316,42 @@ def check(rows: Sequence[Row], key: str, needed: Sequence[str]) -> list[float]:
             raise UserError(f"{name_of(row)}: {key} is {value:g}; it must be a share of 1, not a percentage")
         if value is None or value <= 0:
             got = row.get(key, "no such column")
-            wanted = f"{', '.join(needed)} must be numbers greater than zero; use --map {key}=COLUMN, or --where"
-            raise UserError(f"{name_of(row)}: {key} is {got}, and {wanted}")
+            wanted = f"{', '.join(needed)} must be numbers greater than zero"
+            mend = f'use --map {key}=COLUMN, or --where "{key}>0" to leave such rows out'
+            raise UserError(f"{name_of(row)}: {key} is {got}, and {wanted}; {mend}")
         found.append(value)
     return found
+
+
+def _no_column(rows: Sequence[Row], needed: Sequence[str]) -> str:
+    """The message about columns that no row has: the columns that they may be, then all that there are."""
+    names = _as_in_the_table(rows)
+    absent = [key for key in needed if not any(key in row for row in rows)]
+    maps = " ".join(f"--map {key}={_guessed(key, names)}" for key in absent)
+    said = f"{', '.join(absent)} {'is' if len(absent) == 1 else 'are'} no such column"
+    wanted = f"{', '.join(needed)} must be numbers greater than zero"
+    return f"{said}, and {wanted}; use {maps}; the columns are {nearest_first(absent[0], names)}"
+
+
+def _guessed(key: str, names: Sequence[str]) -> str:
+    """What --map may have for a column: one whose header names a unit of it, or one that ends in its name."""
+    said = [f'"{found[1].typed.format(name)}"' for name in names if (found := said_unit(name)) and found[0] == key]
+    like = [name for name in names if meaning(name) == key or plain_name(name).endswith(f"_{key}")]
+    return next(iter([*said, *(f'"{name}"' if " " in name else name for name in like)]), "COLUMN")
+
+
+def _as_in_the_table(rows: Sequence[Row]) -> list[str]:
+    """The columns of rows without those that were added to the table's own."""
+    added = {
+        "row",
+        "derived",
+        "n_params_average",
+        "tokens_per_param",
+        *(key for row in rows for key in row.get("derived", ())),
+    }
+    names = dict.fromkeys(key for row in rows for key in row if key not in added)
+    for short, full in ALIASES.items():
+        if short in names and all(row.get(short) == row.get(full) for row in rows):
+            names.pop(full, None)
+    theirs = {meaning(name) for name in names if name not in SPELLINGS}
+    return [name for name in names if name not in theirs]

@@ -1,13 +1,13 @@
 """A fitted law: its parameters with their intervals, its predictions, and its form in a file."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
 
-from scaling_testbed.analysis.laws.forms import LAWS, LSQ
+from scaling_testbed.analysis.laws.forms import HUBER, LAWS, LSQ, LSQ_LOG
 from scaling_testbed.errors import UserError
 
 LEVEL = 0.95
@@ -96,7 +96,7 @@ class Fit:
         reached = with_ratios(inputs)
         above = [float(reached[key]) / most for key, most in self.largest.items()]
         below = [least / float(reached[key]) for key, least in self.smallest.items()]
-        return max(1.0, *above, *below)
+        return max([1.0, *above, *below])
 
 
 def with_ratios(inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -107,20 +107,71 @@ def with_ratios(inputs: Mapping[str, Any]) -> dict[str, Any]:
     return {**inputs, "flops": 6 * n * d, "tokens_per_param": d / n}
 
 
+def _numbers(value: Any) -> bool:
+    values = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else [None]
+    return all(isinstance(one, (int, float)) and not isinstance(one, bool) and abs(one) < 1e300 for one in values)
+
+
+def _entries(value: Any, fits: Callable[[Any], bool]) -> bool:
+    return isinstance(value, list) and all(map(fits, value))
+
+
+def _intervals(value: Any) -> bool:
+    return (
+        value is None
+        or isinstance(value, Mapping)
+        and all(isinstance(one, (list, tuple)) and len(one) == 2 and _numbers(list(one)) for one in value.values())
+    )
+
+
+# The fields of a saved fit, beside its law, and whether a value is one.
+SHAPES: dict[str, Callable[[Any], bool]] = {
+    "params": lambda value: isinstance(value, Mapping) and _numbers(value),
+    "ci95": _intervals,
+    "objective": lambda value: (
+        isinstance(value, Mapping) and value.get("name") in (HUBER, LSQ, LSQ_LOG) and _numbers([value.get("value")])
+    ),
+    "n_rows": lambda value: isinstance(value, int) and value > 0,
+    "starts": lambda value: isinstance(value, Mapping) and _numbers(value) and {"tried", "reached_best"} <= set(value),
+    "warnings": lambda value: _entries(value, lambda one: isinstance(one, str)),
+    "fixed": lambda value: isinstance(value, Mapping) and _numbers(value),
+    "optima": lambda value: _entries(value, lambda one: isinstance(one, Mapping)),
+    "largest": lambda value: isinstance(value, Mapping) and _numbers(value) and all(v > 0 for v in value.values()),
+    "smallest": lambda value: isinstance(value, Mapping) and _numbers(value) and all(v > 0 for v in value.values()),
+    "residuals": lambda value: isinstance(value, list) and _numbers(value),
+    "draws": lambda value: _entries(value, lambda one: isinstance(one, Mapping) and _numbers(one)),
+    "size": lambda value: isinstance(value, str),
+}
+
+
 def from_record(record: Mapping[str, Any]) -> Fit:
     """A fit from its saved fields; an absent field with a default takes the default.
 
-    Raises KeyError or TypeError if a field is missing, ValueError if the parameters are not those of the law, and
-    UserError if the law is unknown.
+    Raises KeyError or TypeError if a field is missing, ValueError if a field is damaged or the parameters are not those
+    of the law, and UserError if the law is unknown.
     """
-    if record["law"] not in LAWS:
+    for name, fits in SHAPES.items():
+        if name in record and not fits(record[name]):
+            raise ValueError(f"{name} is damaged")
+    if not isinstance(record["law"], str) or record["law"] not in LAWS:
         raise UserError(f"the law {record['law']!r} is unknown; name the plug-in that adds it: --plugins NAME")
     known = [param.name for param in LAWS[record["law"]].params]
-    if list(record["params"]) != known or not all(map(math.isfinite, record["params"].values())):
-        raise ValueError(f"{record['law']} has the parameters {', '.join(known)}, each a number")
-    for key in ("largest", "smallest"):
-        if any(not math.isfinite(value) for value in record.get(key, {}).values()):
-            raise ValueError(f"{key} must hold numbers")
+    if list(record["params"]) != known or not set(record.get("fixed", ())) <= set(known):
+        raise ValueError(f"{record['law']} has the parameters {', '.join(known)}")
+    if record["n_rows"] <= len(known) - len(record.get("fixed", ())) and record.get("draws"):
+        raise ValueError("n_rows is damaged")
+    inputs = {name: 1.0 for name in LAWS[record["law"]].inputs}
+    if any(set(record.get(key, ())) - set(with_ratios(inputs)) for key in ("largest", "smallest")):
+        raise ValueError(f"largest and smallest are of {', '.join(inputs)}")
     if any(sorted(draw) != sorted(known) for draw in record.get("draws", [])):
         raise ValueError(f"each of the draws must have {', '.join(known)}")
-    return Fit(**{one.name: record[one.name] for one in fields(Fit) if one.name in record})
+    found = {one.name: record[one.name] for one in fields(Fit) if one.name in record}
+    for name in ("params", "fixed", "largest", "smallest"):  # NumPy has no integers over 64 bits
+        found |= {name: {key: float(value) for key, value in record[name].items()}} if name in record else {}
+    for name in ("residuals", "draws"):
+        found |= {name: [_floats(one) for one in record[name]]} if name in record else {}
+    return Fit(**found)
+
+
+def _floats(value: Any) -> Any:
+    return {key: float(one) for key, one in value.items()} if isinstance(value, Mapping) else float(value)

@@ -31,13 +31,13 @@ def inputs_of(law: Law, row: Row) -> dict[str, float]:
     Raises ConfigError, which names the key, if an input is missing, a key is superfluous or a value is not a positive
     finite number.
     """
+    for key, value in row.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+            raise ConfigError(f"{key} must be a number greater than zero; got {value}")
     derived = columns.derived(row)
     missing = [key for key in law.inputs if derived.get(key) is None]
     if missing:
         raise ConfigError(f"{law.name} needs {', '.join(law.inputs)}; give --at {missing[0]}=VALUE")
-    for key, value in row.items():
-        if not 0 < value < math.inf:
-            raise ConfigError(f"{key} must be a number greater than zero; got {value:g}")
     spare = {key for key in row if key not in law.inputs}
     enough = set(law.inputs) <= set(row) or {"flops", "tokens_per_param"} <= spare
     if spare - {"n_params", "n_tokens", "flops", "tokens_per_param"} or (spare and enough):

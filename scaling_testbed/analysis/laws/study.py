@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from scaling_testbed.analysis.laws import columns
-from scaling_testbed.analysis.laws.checks import far, mixed_data, mixed_settings
+from scaling_testbed.analysis.laws.checks import far, mixed_data, mixed_settings, odd_exponents
 from scaling_testbed.analysis.laws.downstream import Chain
 from scaling_testbed.analysis.laws.fitted import Fit
 from scaling_testbed.analysis.laws.fitting import fit
@@ -34,6 +34,8 @@ class Fitting:
 
     def __post_init__(self):
         for option, least in (("starts", 1), ("bootstrap", 0), ("seed", 0)):
+            if not isinstance(getattr(self, option), int):
+                raise ConfigError(f"--{option} must be a whole number; got {getattr(self, option)!r}")
             if getattr(self, option) < least:
                 raise ConfigError(f"--{option} must be at least {least}; got {getattr(self, option)}")
         if 0 < self.bootstrap < 20:
@@ -61,12 +63,13 @@ class Fitting:
 class Rows:
     """Rows with the columns of laws.
 
-    origin: where the rows come from, for the record. said: notes on rows that were left out.
+    origin: where the rows come from, for the record. said: notes on rows that were left out. mapping: as it was typed.
     """
 
     rows: Sequence[Row]
     origin: str = AT_HAND
     said: Sequence[str] = ()
+    mapping: Sequence[str] = ()
 
 
 def law_rows(given: Given, *, source: str | None = None, mapping: Sequence[str] = (), size: str = "n_params") -> Rows:
@@ -77,10 +80,10 @@ def law_rows(given: Given, *, source: str | None = None, mapping: Sequence[str] 
     """
     if source is not None:
         found, said = columns.read(given, source, mapping, size)
-        return Rows(rows=found, said=said, origin=str(given))
+        return Rows(rows=found, said=said, origin=str(given), mapping=mapping)
     study = study_of(given)
     found, said = columns.of_study(study, mapping, size)
-    return Rows(rows=found, said=said, origin=str(study.path))
+    return Rows(rows=found, said=said, origin=str(study.path), mapping=mapping)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +148,7 @@ class ChainReport:
 
 def law_named(name: str, option: str = "--law") -> Law:
     """The law of that name. Raises ConfigError, which lists the known laws, if there is none."""
-    if name not in LAWS:
+    if not isinstance(name, str) or name not in LAWS:
         raise ConfigError(f"{option} must be one of {', '.join(LAWS)}; got {name!r}")
     return LAWS[name]
 
@@ -166,8 +169,14 @@ def fit_rows(
     few rows, the message also names the rows that were left out.
     """
     fitting = fitting or Fitting()
+    if fixed is not None and not (
+        isinstance(fixed, Mapping) and all(isinstance(v, (int, float)) for v in fixed.values())
+    ):
+        raise ConfigError(f'fix must name parameters and their values, such as {{"E": 1.8}}; got {fixed!r}')
     kept, held = columns.select(given.rows, where, hold_out)
-    said = list(given.said)
+    said = [*given.said, *columns.check_sizes_and_losses([*kept, *held], law, given.mapping)]
+    kept, empty = columns.without_output(kept, law)
+    said += empty
     if law.of_best:
         kept, reduced = columns.best_of_each(kept, law)
         held, left_out = columns.best_of_each(held, law) if held else (held, [])
@@ -184,7 +193,7 @@ def fit_rows(
         fit=found,
         fitted=[beside_fitted(found, row) for row in kept],
         predictions=predictions,
-        warnings=[*found.warnings, *said, *mixed_data(kept), *mixed, *far(predictions)],
+        warnings=[*found.warnings, *odd_exponents(found), *said, *mixed_data(kept), *mixed, *far(predictions)],
         origin=given.origin,
         where=list(where),
         hold_out=list(hold_out),
@@ -217,6 +226,8 @@ def chain_rows(
     kept, held = columns.select(given.rows, where, hold_out)
     first, _ = columns.select(kept, where_loss, [], "--where-loss")
     second, _ = columns.select(kept, where_error, [], "--where-error")
+    said = [*given.said, *columns.check_sizes_and_losses([*first, *held], law, given.mapping)]
+    (first, no_loss), (second, no_error) = columns.without_output(first, law), columns.without_output(second, error_law)
     chain = Chain(fitting.fit(law, first, fitting.objective), fitting.fit(error_law, second, None))
     predictions = [beside_chained(chain, row) for row in held]
     return ChainReport(
@@ -224,7 +235,7 @@ def chain_rows(
         fitted_loss=[beside_fitted(chain.loss, row) for row in first],
         fitted_downstream=[beside_fitted(chain.downstream, row) for row in second],
         predictions=predictions,
-        warnings=[*given.said, *mixed_data([*first, *second]), *far(predictions)],
+        warnings=[*said, *no_loss, *no_error, *mixed_data([*first, *second]), *far(predictions)],
         origin=given.origin,
         where=list(where),
         hold_out=list(hold_out),

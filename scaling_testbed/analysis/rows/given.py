@@ -32,6 +32,6 @@ def _at_hand(given: Given) -> Study:
         raise UserError(
             f"rows must be a path, a DataFrame or one mapping per run; got {type(bad[0]).__name__} {bad[0]!r}"
         )
-    ours = in_our_words(map(dict, rows), is_flat=is_frame)
+    ours = in_our_words(map(dict, rows), is_frame, AT_HAND)
     finals = [row for row in ours if row.get("status", "finished") in FINAL]
     return Study(name=AT_HAND, path=Path(AT_HAND), rows=finals, missing=unfinished(ours))

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from scaling_testbed.analysis.rows.names import Row
 from scaling_testbed.analysis.rows.study import Study
-from scaling_testbed.analysis.rows.tables import Row, read_table
+from scaling_testbed.analysis.rows.tables import read_table
 from scaling_testbed.errors import UserError
 
 DATASETS = {"c4_original": "c4", "rpj": "redpajama", "rw_original": "refinedweb"}
@@ -44,8 +45,8 @@ def models(path: Path) -> list[Row]:
     for row in rows:
         file = folder / "evals" / f"evaluation_{row['run_id']}_heavy.json"
         if file.exists():
-            row["errors"] = {task: 1 - value for task, value in _read(file, _accuracies).items()}
-    subset = _above_chance(rows, _chance(folder / "eval_metadata.csv"))
+            row["errors"] = _read(file, _errors)
+    subset = _above_chance(rows, folder / "eval_metadata.csv")
     return [_with_errors(row, subset) for row in rows]
 
 
@@ -55,7 +56,7 @@ def grid(path: Path) -> list[Row]:
     The repository does not state which validation loss it is.
     """
     file = _data_folder(path) / "grid.json"
-    return [_grid_run(file, name, loss) for name, loss in _read(file, dict).items()]
+    return _read(file, lambda content: [_grid_run(name, _number(loss)) for name, loss in content.items()])
 
 
 SOURCES: dict[str, Callable[[Path], list[Row]]] = {
@@ -82,12 +83,15 @@ def _data_folder(path: Path) -> Path:
 def _read(file: Path, take: Callable[[Any], Any]) -> Any:
     try:
         return take(json.loads(file.read_text()))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise UserError(f"cannot read {file} as published: {error!r}") from None
 
 
 def _model(file: Path) -> Row:
-    return _read(file, _model_row)
+    row = _read(file, _model_row)
+    if row["run_id"] != file.stem:
+        raise UserError(f"cannot read {file} as published: it is about the run {row['run_id']!r}")
+    return row
 
 
 def _model_row(content: dict) -> Row:
@@ -95,41 +99,48 @@ def _model_row(content: dict) -> Row:
     row = {
         "run_id": content["name"],
         "dataset": DATASETS.get(content["dataset_name"], content["dataset_name"]),
-        "n_params": hyper["params"],
-        "n_params_no_input_embedding": hyper["params_no_embed"],
-        "n_tokens": hyper["tokens"],
-        "tokens_per_param": 20 * hyper["chinchilla_multiplier"],
-        "lr": hyper["lr"],
-        "weight_decay": hyper["wd"],
-        "warmup_steps": hyper["warmup"],
+        "n_params": _number(hyper["params"]),
+        "n_params_no_input_embedding": _number(hyper["params_no_embed"]),
+        "n_tokens": _number(hyper["tokens"]),
+        "tokens_per_param": 20 * _number(hyper["chinchilla_multiplier"]),
+        "lr": _number(hyper["lr"]),
+        "weight_decay": _number(hyper["wd"]),
+        "warmup_steps": _number(hyper["warmup"]),
     }
     for result in content["results"]:
         name = result["val_data"][0].rpartition("eval_data/")[2]
         part = next((part for part in LOSSES if part in name), None)
         if part is None:
             raise ValueError(f"unknown validation set {name!r}")
-        row[LOSSES[part]] = result["loss"]
+        row[LOSSES[part]] = _number(result["loss"])
     return row
 
 
-def _accuracies(content: dict) -> dict[str, float]:
-    return content["eval_metrics"]["icl"]
+def _errors(content: dict) -> dict[str, float]:
+    return {task: 1 - _number(value) for task, value in content["eval_metrics"]["icl"].items()}
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e300:
+        raise ValueError(f"{value!r} is no number")
+    return value
 
 
 def _chance(file: Path) -> dict[str, float]:
     """The accuracy of a random answer, by task."""
     try:
-        return {row["Eval Task"]: float(row["Random baseline"]) / 100 for row in read_table(file)}
+        return {row["Eval Task"]: float(_number(row["Random baseline"])) / 100 for row in read_table(file)}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"cannot read {file} as published: {error!r}") from None
 
 
-def _above_chance(rows: list[Row], chance: dict[str, float]) -> list[str]:
+def _above_chance(rows: list[Row], file: Path) -> list[str]:
+    chance = _chance(file)
     small = [row["errors"] for row in rows if row["n_params"] == SMALLEST_OF_SUBSET and "errors" in row]
     tasks = small[0] if small else {}
     if unknown := [task for task in tasks if task not in chance]:
-        raise UserError(f"eval_metadata.csv has no row of the task {unknown[0]}")
-    return [task for task in tasks if any(1 - errors[task] > chance[task] + ABOVE_CHANCE for errors in small)]
+        raise UserError(f"{file} has no row of the task {unknown[0]}, which files in {file.parent / 'evals'} have")
+    return [task for task in tasks if any(1 - errors.get(task, 1.0) > chance[task] + ABOVE_CHANCE for errors in small)]
 
 
 def _with_errors(row: Row, subset: list[str]) -> Row:
@@ -137,7 +148,7 @@ def _with_errors(row: Row, subset: list[str]) -> Row:
     if not errors:
         return row
     means = {f"error_{len(tasks)}": sum(errors[task] for task in tasks) / len(tasks)
-             for tasks in (list(errors), subset) if tasks}  # fmt: skip
+             for tasks in (list(errors), subset) if tasks and set(tasks) <= set(errors)}  # fmt: skip
     return {**row, **means, **{f"error/{task}": error for task, error in errors.items()}}
 
 
@@ -147,10 +158,10 @@ GRID_NAME = re.compile(
 )
 
 
-def _grid_run(file: Path, name: str, loss: float) -> Row:
+def _grid_run(name: str, loss: float) -> Row:
     match = GRID_NAME.fullmatch(name)
     if not match:
-        raise UserError(f"{file}: the name {name!r} differs from the published layout")
+        raise ValueError(f"the name {name!r} differs from the published layout")
     numbers = {key: float(value) if key in ("lr", "weight_decay", "cooldown_lr") else int(value)
                for key, value in match.groupdict().items()}  # fmt: skip
     return {"run_id": name, "n_params": numbers["n_tokens"] // 20, "tokens_per_param": 20.0, "loss": loss, **numbers}

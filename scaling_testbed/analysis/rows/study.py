@@ -1,8 +1,8 @@
 """The rows of a study, its planned runs, and the traces of its runs.
 
 A study has one of three forms: the folder of a sweep (run folders with result.json); a folder with results.jsonl,
-.jsonl.gz or .parquet and metrics/<run_id>.jsonl or .jsonl.gz; or a file of rows, .jsonl, .jsonl.gz, .json, .csv or
-.parquet. A planned run without a final row is kept by name, without any substitute for its result.
+.jsonl.gz or .parquet and metrics/<run_id>.jsonl or .jsonl.gz; or a file of rows (see tables.py). A planned run without
+a final row is kept by name, without any substitute for its result.
 """
 
 import math
@@ -14,14 +14,17 @@ from typing import Any
 
 from scaling_testbed.analysis.rows.conditions import parse as parse_condition
 from scaling_testbed.analysis.rows.conditions import text
-from scaling_testbed.analysis.rows.tables import Row, is_flat, json_lines, read_json, read_table
+from scaling_testbed.analysis.rows.names import Row, in_our_columns, nearest_first, number_in, plain_name, with_states
+from scaling_testbed.analysis.rows.tables import is_flat, json_lines, read_table
 from scaling_testbed.errors import ConfigError, UserError
+from scaling_testbed.files import read_json
 from scaling_testbed.runs.folder import read_metrics
-from scaling_testbed.runs.row import FINAL
+from scaling_testbed.runs.row import FINAL, SCHEMA_VERSION
 
 LR, SIZE = "optimizer.lr", "n_params_non_embedding"
-OTHERS_FINISHED = ("completed", "complete", "success", "succeeded", "done", "ok")
 ABOUT = ("sweep", "scale", "paper", "experiment", "description")  # keys of sweep.json
+SWEEP_ADVICE = "type the `sweep run` command of this sweep again to write it anew"
+PLAN_ADVICE = "type the `sweep run` command of this sweep again to rewrite the plan"
 ALIASES = {"lr": LR, "n_params": SIZE}  # columns of a hand-made table
 
 
@@ -64,9 +67,10 @@ def load(path: str | Path) -> Study:
     path = Path(path)
     if not path.exists():
         raise UserError(f"{path} does not exist; give a sweep's folder (runs/NAME), or a file of rows")
-    folder = path if path.is_dir() else path.parent if path.name.startswith("results.") else None
+    is_folder = path.is_dir() and path.suffix != ".parquet"  # Spark writes a folder of that name
+    folder = path if is_folder else path.parent if path.name.startswith("results.") else None
     about = _about(folder) if folder else {}
-    found = _folder_rows(path) if path.is_dir() else _file_rows(path)
+    found = _folder_rows(path) if is_folder else _file_rows(path)
     finals = [row for row in found if row.get("status", "finished") in FINAL]
     plan = folder / "plan.jsonl" if folder and (folder / "plan.jsonl").exists() else None
     missing = _missing(plan, found) if plan else unfinished(found)
@@ -116,11 +120,11 @@ def number(row: Row, key: str) -> float:
     value = row.get(key, "absent")
     if value is None:
         return math.nan
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, str) or (found := number_in(value)) is None:
         raise UserError(
             f"{name_of(row)}: {key} must be a number, got {value if value != 'absent' else 'no such column'}"
         )
-    return float(value)
+    return float(found)
 
 
 def name_of(row: Row) -> str:
@@ -135,21 +139,39 @@ def name_of(row: Row) -> str:
     return " ".join([*place, *known]) or "a row without a name"
 
 
+def check_version(content: Row, where: str | Path) -> None:
+    """Raise UserError, which names `where`, if a later version of this project wrote `content`.
+
+    Rows of other projects have no schema_version. Neither have sweep.json, plan.jsonl and kept laws of this version.
+    """
+    said = content.get("schema_version")
+    version = number_in(said)
+    if said is None or version == SCHEMA_VERSION:
+        return
+    if version is not None and version > SCHEMA_VERSION:
+        later = f"schema_version {version:g}, and this version reads up to {SCHEMA_VERSION}"
+        raise UserError(f"{where} was written by a later version of this project ({later}); update the project")
+    raise UserError(f"{where} has schema_version {text(said)}, which no version wrote; it is damaged")
+
+
 def _about(path: Path) -> dict[str, Any]:
     file = path / "sweep.json"
-    about = read_json(file) if file.exists() else {}
-    if not isinstance(about, dict):
-        raise UserError(f"{file} must be one JSON object that names the sweep")
+    about = read_json(file, advice=SWEEP_ADVICE) if file.exists() else {}
+    check_version(about, file)
     for key in ABOUT:
         if not isinstance(about.get(key), (str, NoneType)):
-            raise UserError(f"{file}: {key} must be a text or null; got {about[key]!r}")
+            raise UserError(f"{file}: {key} must be a text or null; got {text(about[key])}; {SWEEP_ADVICE}")
     return about
 
 
 def _result(file: Path) -> Row:
-    row = read_json(file)
-    if not isinstance(row, dict):
-        raise UserError(f"{file} holds no row; a row is one JSON object")
+    """The row of a run of this project."""
+    advice = "move it away, and the same command trains the run again"
+    row = read_json(file, advice=advice)
+    check_version(row, file)
+    for key in ("run_id", "status"):
+        if not isinstance(row.get(key), str):
+            raise UserError(f"{file} holds no row of a run: {key} is {text(row.get(key))}; {advice}")
     return row
 
 
@@ -174,16 +196,38 @@ def _folder_rows(folder: Path) -> list[Row]:
 
 
 def _file_rows(path: Path) -> list[Row]:
-    return in_our_words(read_table(path), is_flat(path))
+    rows = read_table(path)
+    _check_is_of_runs(rows[0] if rows else {}, path)
+    return in_our_words(rows, is_flat(path), path)
 
 
-def in_our_words(records: Iterable[Row], is_flat: bool) -> list[Row]:
+def _check_is_of_runs(first: Row, path: Path) -> None:
+    """Raise UserError if a file is the curve of a run, as TensorBoard and charts of Weights & Biases export it."""
+    names = {plain_name(name) for name in first}
+    of_chart = "step" in names and len(names) > 1 and all(" - " in name for name in first if plain_name(name) != "step")
+    if names == {"wall_time", "step", "value"} or of_chart:
+        raise UserError(
+            f"{path} holds curves over steps ({nearest_first('step', first, 4)}), but a table of runs has one row for "
+            "each run; export the table of runs"
+        )
+
+
+def in_our_words(records: Iterable[Row], is_flat: bool, origin: str | Path) -> list[Row]:
     """Records of any origin with this testbed's names of columns and statuses, and `row` numbered from 1.
 
-    is_flat: whether they are lines of a table, where an empty cell can mean that the result is not there yet.
+    is_flat: whether they are lines of a table, where an empty cell can mean that the result is not there yet. origin:
+    for messages. Raises UserError, which names the origin, if a row is of a later version or cannot be understood.
     """
-    rows = map(_with_our_status, records)
-    rows = map(_planned_if_empty, rows) if is_flat else rows
+    rows = list(records)
+    for place, row in enumerate(rows, 1):
+        check_version(row, f"{origin}: row {place}")
+    theirs = [row for row in rows if row.get("schema_version") is None]
+    try:
+        translated = iter(in_our_columns(theirs))
+        rows = with_states([next(translated) if row.get("schema_version") is None else row for row in rows])
+    except UserError as error:
+        raise UserError(f"{origin}: {error}") from None
+    rows = list(map(_planned_if_empty, rows)) if is_flat else rows
     return [_with_full_names({**row, "row": row.get("row", place)}) for place, row in enumerate(rows, 1)]
 
 
@@ -191,16 +235,6 @@ def _planned_if_empty(row: Row) -> Row:
     """A line of a table; it becomes a planned run without a row if its result is empty and it has no status."""
     empty = any(key in row and row[key] is None for key in ("val_loss", "value"))
     return {**row, "status": "missing"} if empty and "status" not in row else row
-
-
-def _with_our_status(row: Row) -> Row:
-    """The row with its status translated to this testbed's word, if there is one of the same meaning."""
-    if "status" not in row:
-        return row
-    if row["status"] is None:
-        return {key: value for key, value in row.items() if key != "status"}
-    said = str(row["status"]).lower()
-    return {**row, "status": "finished" if said in OTHERS_FINISHED else said if said in FINAL else row["status"]}
 
 
 def _with_full_names(row: Row) -> Row:
@@ -222,17 +256,23 @@ def _missing(plan: Path, found: list[Row]) -> list[Row]:
     Each holds the configuration from the plan. Raises UserError if an earlier version wrote the plan without
     configurations.
     """
-    state = {row.get("run_id"): row.get("status", "finished") for row in found}
-    planned = json_lines(plan)
+    state = {str(row.get("run_id")): row.get("status", "finished") for row in found}
     rows = []
-    for run in (run for run in planned if state.get(run.get("run_id")) not in FINAL):
-        if not run.get("config"):
+    for line, run in enumerate(json_lines(plan), 1):
+        check_version(run, f"{plan}:{line}")
+        run_id, config, varied = (run.get(key) for key in ("run_id", "config", "varied"))
+        if not isinstance(run_id, str):
+            raise UserError(f"{plan}:{line} has no run_id; {PLAN_ADVICE}")
+        if state.get(run_id) in FINAL:
+            continue
+        if not config:
             raise UserError(
-                f"{plan}: the planned run {run.get('run_id')} has no row, and an earlier version wrote its line "
-                "without a configuration; type the `sweep run` command of this sweep again to rewrite the plan"
+                f"{plan}: the planned run {run_id} has no row, and an earlier version wrote its line without a "
+                f"configuration; {PLAN_ADVICE}"
             )
-        status = state.get(run["run_id"], "missing")
-        varied = " ".join(f"{key}={value}" for key, value in run.get("varied", {}).items())
-        named = {"run_id": run["run_id"], "status": status, "label": f"{run['run_id']} ({varied}; {status})"}
-        rows.append({**run["config"], **named})
+        if not isinstance(config, dict) or not isinstance(varied, (dict, NoneType)):
+            raise UserError(f"{plan}:{line} holds no planned run; {PLAN_ADVICE}")
+        status = state.get(run_id, "missing")
+        chosen = " ".join(f"{key}={value}" for key, value in (varied or {}).items())
+        rows.append({**config, "run_id": run_id, "status": status, "label": f"{run_id} ({chosen}; {status})"})
     return rows

@@ -9,11 +9,12 @@ import errno
 import os
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from scaling_testbed.data.manifest import write_manifest
+from scaling_testbed.data.manifest import read_manifest, write_manifest
+from scaling_testbed.data.preparing import inputs as files_of
 from scaling_testbed.data.preparing.tasks import (
     counts_of,
     documents_of,
@@ -26,9 +27,9 @@ from scaling_testbed.data.preparing.tasks import (
     write_note,
 )
 from scaling_testbed.data.preparing.text_check import checked_text, percent
-from scaling_testbed.data.shards import SCHEMA_VERSION, SPLITS, fingerprint_of, read_manifest
+from scaling_testbed.data.shards import SCHEMA_VERSION, SPLITS, fingerprint_of
 from scaling_testbed.data.sources.reading import CHAT_FORMAT, Tally, Unit
-from scaling_testbed.data.sources.source import SplitRule, TextSource, same_text
+from scaling_testbed.data.sources.source import SplitRule, TextSource
 from scaling_testbed.data.summary import counted, left_out_line
 from scaling_testbed.data.tokenizers import TOKENIZER_FILE, tokenizer_fingerprint
 from scaling_testbed.errors import UserError
@@ -65,9 +66,9 @@ def prepare(
     `tokenizer` may be None for synthetic sources and token files. tell: say what was left out. Raises UserError or
     ConfigError that names the file or key.
     """
+    if found := find_prepared(source, tokenizer, Path(data_dir)):
+        return found
     folder = Path(data_dir) / folder_name(source, tokenizer)
-    if (folder / "manifest.json").exists():
-        return folder
     progress = ByteProgress(folder.name, quiet=quiet)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -99,6 +100,58 @@ def prepare(
     return folder
 
 
+@dataclass(frozen=True)
+class Look:
+    """What there is of a corpus. name: of its folder, by the files of now. folder: the complete folder with its tokens,
+    under this or another name; None if there is none. problem: why the folder of this name is not that of the files of
+    now; else None."""
+
+    name: str
+    inputs: files_of.Inputs
+    folder: Path | None = None
+    problem: str | None = None
+
+
+def look(source, tokenizer, data_dir: Path) -> Look:
+    """Look for the folder of these data. Reads no document. Raises UserError or ConfigError if a file is missing.
+
+    It is the folder with their name, or another one that was prepared from files with the same bytes: a file that was
+    copied or touched gives the same tokens.
+    """
+    found = Look(folder_name(source, tokenizer), files_of.inputs_of(source, tokenizer))
+    now, folder = found.inputs, data_dir / found.name
+    if (folder / "manifest.json").exists():
+        problems = now.files and files_of.differences(folder, read_manifest(folder), now)
+        return replace(found, problem=problems[0]) if problems else replace(found, folder=folder)
+    for other in prepared_folders(data_dir) if now.files else ():
+        with contextlib.suppress(UserError):  # a folder that cannot be read
+            manifest = read_manifest(other)
+            was = manifest.get("inputs") or {}
+            alike = [was.get(key) for key in ("settings", "files", "bytes")] == [
+                *(now.settings, len(now.files or ()), now.n_bytes)
+            ]
+            if alike and files_of.differences(other, manifest, now) == []:
+                return replace(found, folder=other)
+    return found
+
+
+def find_prepared(source, tokenizer, data_dir: Path) -> Path | None:
+    """The complete folder that `look` finds, or None. Raises UserError for a file with other bytes, but the size and
+    time that it had."""
+    found = look(source, tokenizer, data_dir)
+    if found.problem is not None:
+        raise UserError(
+            f"{found.problem}, but the size and time that it had when {data_dir / found.name} was prepared; `touch` the"
+            " file, and run the command again"
+        )
+    return found.folder
+
+
+def prepared_folders(data_dir: Path) -> list[Path]:
+    """The complete folders below `data_dir`. Hidden folders are being prepared."""
+    return sorted(path.parent for path in data_dir.glob("[!.]*/manifest.json"))
+
+
 @contextlib.contextmanager
 def _alone(path: Path, progress: ByteProgress):
     """A context in which no other process prepares the same data. It waits for a process that already does."""
@@ -123,7 +176,12 @@ def _build(source, tokenizer, folder: Path, workers: int | None, progress: ByteP
     for stale in [*work.glob("*.tmp"), *work.glob("tasks/*.tmp")]:
         stale.unlink(missing_ok=True)
     if not (work / "manifest.json").exists():
-        manifest = source.prepare(_Job(work, tokenizer, workers, chunk_bytes, progress))
+        job = _Job(work, tokenizer, workers, chunk_bytes, progress)
+        manifest = source.prepare(job)
+        now = files_of.inputs_of(source, tokenizer)
+        if now.files is not None:
+            read = job.read.intersection(file.path for file in now.files)
+            manifest["inputs"] = files_of.record(now, work, _hashed(manifest), read or None)
         if folder_name(source, tokenizer) != folder.name:
             shutil.rmtree(work)
             raise UserError(f"{source.name}: the source changed while it was being prepared; run the command again")
@@ -138,15 +196,22 @@ def _build(source, tokenizer, folder: Path, workers: int | None, progress: ByteP
     fsync_folder(folder.parent)
 
 
+def _hashed(manifest: dict) -> dict[str, str]:
+    """Path -> sha256 of token files that stay in place."""
+    shards = [shard for split in SPLITS for shard in manifest["splits"][split]["shards"]]
+    return {shard["file"]: shard["sha256"] for shard in shards if os.path.isabs(shard["file"])}
+
+
 @dataclass(frozen=True)
 class _Job:
-    """The implementation of data.sources.source.Job."""
+    """The implementation of data.sources.source.Job. read: the paths of a limited source that were read; empty: all."""
 
     work: Path
     tokenizer: Any
     workers: int | None
     chunk_bytes: int
     progress: ByteProgress
+    read: set[str] = field(default_factory=set)
 
     def start(self, n_bytes: int) -> None:
         self.progress.start(n_bytes)
@@ -165,15 +230,23 @@ class _Job:
         start_or_resume(self.work, tasks)
         description = self._prepare_tokenizer(source, units, rule) if source.uses_tokenizer else None
         records = run_tasks(source, rule, tasks, self.work, description, self.workers, self.progress)
+        if source.limited and not (source.uses_tokenizer and self.tokenizer.sample_bytes):
+            done = {record["index"] for record in records}
+            self.read.update(unit.path for task in tasks if task.index in done for unit in task.units)
         splits = {split: _merge([record["splits"][split] for record in records]) for split in SPLITS}
         for record in records:
             tally.add(record["tally"])
         _check_rows(source, tally)
+        reached = {unit.path for record in records for unit in tasks[record["index"]].units}
+        found["not_reached"] = len({unit.path for unit in units} - reached)  # because of max_documents or max_tokens
         if not any(splits[split]["n_documents"] for split in SPLITS):
             raise UserError(_empty(source, "no document", tally))
         documents = documents_of(self.work, records)
         if 0 < splits["validation"]["n_documents"] == documents["validation_in_train"]:
-            raise UserError(same_text(source, "every validation document is a training document too"))
+            raise UserError(
+                f"{source.name}: every validation document is a training document too, so the validation loss would be "
+                f"a training loss ({source.where()}); name other data"
+            )
         encoder = source.encoder(self.work, description)
         if not source.is_text:
             for record in splits.values():

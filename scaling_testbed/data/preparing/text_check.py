@@ -67,7 +67,8 @@ def checked_text(encoder, records: list[dict]) -> dict:
     no `decode`.
     """
     unknown = getattr(encoder, "unknown", None)
-    found, reasons = {}, []
+    found: dict[str, dict] = {}
+    n_unknown, n_lost = [], []  # shares that are too large, as text
     for split in SPLITS:
         total = {key: sum(record[split][key] for record in records) for key in records[0][split]}
         unknown_share = total["n_unknown"] / max(1, total["n_tokens"])
@@ -79,10 +80,15 @@ def checked_text(encoder, records: list[dict]) -> dict:
             "changed_documents": total["changed"],
             "lost_share": lost_share,
         }
-        if unknown is not None and unknown_share > LOST_SHARE:
-            reasons.append(f"{percent(unknown_share)} of the {split} tokens are unknown text ({unknown[0]})")
+        if unknown_share > LOST_SHARE:
+            n_unknown.append(f"{percent(unknown_share)} of the {split}")
         if lost_share is not None and lost_share > LOST_SHARE:
-            reasons.append(f"{percent(lost_share)} of the {split} text does not come back from its tokens")
+            n_lost.append(f"{percent(lost_share)} of the {split}")
+    reasons = []
+    if unknown is not None and n_unknown:
+        reasons.append(f"{' and '.join(n_unknown)} tokens are unknown text ({unknown[0]})")
+    if n_lost:
+        reasons.append(f"{' and '.join(n_lost)} text does not come back from its tokens")
     return {
         "unknown_token": None if unknown is None else unknown[0],
         "splits": found,

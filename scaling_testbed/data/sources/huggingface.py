@@ -59,16 +59,35 @@ class HuggingFaceConfig(RowSource):
         if self.validation_split == self.split:
             raise ConfigError(f"validation_split must not be the split that is trained on: {self.split}")
 
+    def settings(self) -> dict:
+        """The settings of `Source`, without the places of local files."""
+        record = super().settings()
+        if self._local_files() is not None:
+            record.pop("data_files", None)
+            if os.path.isdir(self.path or ""):
+                del record["path"]
+        return record
+
+    def inputs(self) -> dict[str, list[str]] | None:
+        local = self._local_files()
+        return None if local is None else {"files": local[1]}
+
     def content(self) -> dict:
         """The sizes and times of local files; empty for a dataset on the hub, whose content `revision` identifies."""
+        local = self._local_files()
+        return {} if local is None else {"contents": file_identity(local[1], local[0])}
+
+    def _local_files(self) -> tuple[str | None, list[str]] | None:
+        """The folder and the files of a dataset on this machine; None for one on the hub."""
         if self.path is None:
             raise ConfigError("data.path must be given: a dataset's name on the hub, a folder, or parquet or json")
         local = [name for name in as_list(self.data_files) if "://" not in name]
         if local and self.path in ("parquet", "json", "text", "csv"):
-            return {"contents": file_identity(expand("data.data_files", local))}
+            return None, expand("data.data_files", local)
         if os.path.isdir(self.path):
-            return {"contents": file_identity(walk(self.path, frozenset({".git", ".cache"}), follow=True), self.path)}
-        return {}
+            root = os.path.abspath(self.path)
+            return root, walk(root, frozenset({".git", ".cache"}), follow=True)
+        return None
 
     def units(self, chunk_bytes: int) -> list[Unit]:
         if self.validation_split is None:

@@ -1,11 +1,12 @@
 """A synthetic source of independent symbols."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from scaling_testbed.data.sources.source import SOURCES
-from scaling_testbed.data.sources.synthetic import SyntheticSource
+from scaling_testbed.data.sources.synthetic import SyntheticSource, check_range
 from scaling_testbed.errors import ConfigError
 from scaling_testbed.keys import check_choices, key
 
@@ -29,13 +30,15 @@ class NoiseConfig(SyntheticSource):
     def __post_init__(self):
         super().__post_init__()
         check_choices(self)
+        most = math.floor(600 / math.log(self.vocab_size))  # so that no probability leaves the range of a float
+        check_range("exponent", self.exponent, -most, most)
         if (self.probabilities is not None) != (self.distribution == "explicit"):
             raise ConfigError("probabilities must be set with distribution=explicit, and only then")
         if self.probabilities is not None:
             total = sum(self.probabilities)
-            if len(self.probabilities) != self.vocab_size or min(self.probabilities) < 0 or not total > 0:
+            if len(self.probabilities) != self.vocab_size or min(self.probabilities) < 0 or not 0 < total < math.inf:
                 raise ConfigError(
-                    f"probabilities must be {self.vocab_size} numbers, none negative, not all zero, got "
+                    f"probabilities must be {self.vocab_size} numbers, none negative, finite, not all zero, got "
                     f"{len(self.probabilities)} with sum {total}"
                 )
 

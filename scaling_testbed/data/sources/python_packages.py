@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from scaling_testbed.data.manifest import fingerprint_of
 from scaling_testbed.data.sources.python_stdlib import PythonStdlibConfig
-from scaling_testbed.data.sources.reading import Tally, Unit, as_list, plan_file
+from scaling_testbed.data.sources.reading import Tally, Unit, as_list
 from scaling_testbed.data.sources.source import SOURCES
 from scaling_testbed.errors import ConfigError, UserError, listed
 from scaling_testbed.keys import ADDED_LATER, key
@@ -64,13 +64,17 @@ class PythonPackagesConfig(PythonStdlibConfig):
             return super().content()
         return {"packages": [[wheel.name, wheel.version, fingerprint_of(wheel.files)] for wheel in self._wheels]}
 
-    def units(self, chunk_bytes: int) -> list[Unit]:
+    def inputs(self) -> dict[str, list[str]]:
+        """None for pinned wheels: name, version and RECORD decide, and a file that differs from RECORD is refused."""
+        return super().inputs() if self.packages is None else {}
+
+    def _paths(self) -> list[str]:
         if self.packages is None:
-            return super().units(chunk_bytes)
+            return super()._paths()
         for wheel in self._wheels:
             if changed := [name for name, (size, _) in wheel.files.items() if _size(wheel.root / name) != size]:
                 raise _changed(wheel, changed)
-        return [unit for path in self._wheel_of for unit in plan_file("packages", path, chunk_bytes)]
+        return list(self._wheel_of)
 
     def documents(self, unit: Unit, tally: Tally) -> Iterator[bytes]:
         """The documents of `TextSource`. The bytes that are read are checked against the hash in RECORD."""

@@ -32,9 +32,21 @@ class PythonStdlibConfig(TextSource):
     def content(self) -> dict:
         return {"files": [file_identity(paths, root) for root, paths in self._files()]}
 
+    def _paths(self) -> list[str]:
+        return [path for _, paths in self._files() for path in paths]
+
+    def inputs(self) -> dict[str, list[str]]:
+        return {f"folder {number}": paths for number, (_, paths) in enumerate(self._files(), 1)}
+
     def units(self, chunk_bytes: int) -> list[Unit]:
-        paths = [path for _, paths in self._files() for path in paths]
-        return [unit for path in paths for unit in plan_file("files", path, chunk_bytes)]
+        return [unit for path in self._paths() for unit in plan_file("files", path, chunk_bytes)]
+
+    def found(self, units: list[Unit]) -> tuple[dict, Tally]:
+        tally, with_units, paths = Tally(), {unit.path for unit in units}, self._paths()
+        for path in paths:
+            if path not in with_units:
+                tally.leave_out("empty", path)
+        return {"found": len(paths), "bytes": sum(unit.weight for unit in units)}, tally
 
     def documents(self, unit: Unit, tally: Tally) -> Iterator[bytes]:
         return read_unit(unit, None, None, tally)

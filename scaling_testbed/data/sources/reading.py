@@ -22,7 +22,7 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 
-from scaling_testbed.errors import ConfigError, UserError
+from scaling_testbed.errors import ConfigError, UserError, listed
 
 # Longest suffix first. The .json.gz files of C4 hold JSON lines too.
 KINDS = {
@@ -149,30 +149,32 @@ def check_places(field: str, value) -> None:
             )
 
 
-def expand(field: str, patterns, tally: Tally | None = None) -> list[str]:
+def expand(field: str, patterns, tally: Tally | None = None, endings: Iterable[str] = KINDS) -> list[str]:
     """Sorted absolute paths of the files that globs, plain paths or folders name.
 
-    A folder stands for every file below it with a known ending. Links to folders are followed, each folder once. A file
-    that several paths lead to is taken once. tally: counts what is left out. Raises UserError if a pattern matches
+    A folder stands for every file below it with one of `endings`. Links to folders are followed, each folder once. A
+    file that several paths lead to is taken once. tally: counts what is left out. Raises UserError if a pattern matches
     nothing, ConfigError for a blank pattern.
     """
     check_places(field, patterns)
-    tally = Tally() if tally is None else tally
+    look_for_hidden, tally = tally is not None, tally or Tally()
     found: set[str] = set()
     for pattern in as_list(patterns):
         full = os.path.abspath(os.path.expanduser(pattern))
         if os.path.isdir(full):
             there = walk(full, follow=True)
-            matches = [path for path in there if kind_of(path)]
-            for path in there:
-                if not kind_of(path):
-                    tally.leave_out(f"with ending {_ending(path)}", path)
-            problem = f"no file in {pattern!r} has a known ending ({_endings(there)}); known: {', '.join(KINDS)}"
+            matches = [path for path in there if path.lower().endswith(tuple(endings))]
+            for path in sorted(set(there) - set(matches)):
+                tally.leave_out(f"with ending {_ending(path)}", path)
+            problem = f"no file in {pattern!r} has a known ending ({_endings(there)}); known: {', '.join(endings)}"
         else:
-            matches = [full] if os.path.lexists(full) else _matches(full, tally)
+            matches = [full] if os.path.lexists(full) else sorted(set(_glob(full)))
+            for path in sorted(set(_glob(full, include_hidden=True)) - set(matches)) if look_for_hidden else ():
+                if os.path.isfile(path):
+                    tally.leave_out("hidden", path)
             problem = f"no file matches {pattern!r} (looked in {os.getcwd()})"
         files = [path for path in matches if os.path.isfile(path)]
-        for path in set(matches) - set(files):
+        for path in sorted(set(matches) - set(files)):
             folder = os.path.isdir(path)
             if not (folder and "**" in pattern):
                 tally.leave_out(
@@ -184,16 +186,7 @@ def expand(field: str, patterns, tally: Tally | None = None) -> list[str]:
     return _each_once(sorted(found), tally)
 
 
-def _matches(pattern: str, tally: Tally) -> list[str]:
-    """What a glob matches. Hidden files, which only a pattern with a dot matches, are counted."""
-    matches, with_hidden = (set(_glob(pattern, include_hidden)) for include_hidden in (False, True))
-    for path in sorted(with_hidden - matches):
-        if os.path.isfile(path):
-            tally.leave_out("hidden", path)
-    return sorted(matches)
-
-
-def _glob(pattern: str, include_hidden: bool) -> Iterator[str]:
+def _glob(pattern: str, include_hidden: bool = False) -> Iterator[str]:
     """The files that a glob matches, and the folders if it has no `**`. glob.glob does not end where links to folders
     form several cycles: here a link to a folder above it is not followed."""
     parts = pattern.split(os.sep)
@@ -388,6 +381,9 @@ class Rows:
             return b""
         if self.ids_field is not None:
             return _ids(self.ids_field, value)
+        if isinstance(value, list) and all(isinstance(message, dict) for message in value):
+            tally.chats += 1
+            value = _chat(self.text_field, value)
         if isinstance(value, str):
             try:
                 return value.encode()
@@ -398,9 +394,6 @@ class Rows:
             if not _is_utf8(value):
                 raise BadRow("not UTF-8", f"field {self.text_field!r} holds bytes that are not UTF-8")
             return value
-        if isinstance(value, list) and all(isinstance(message, dict) for message in value):
-            tally.chats += 1
-            return _chat(self.text_field, value)
         hint = "; token ids are read by data.ids_field=" if isinstance(value, list) else ""
         raise BadRow("not text", f"field {self.text_field!r} holds {type(value).__name__}, not text{hint}")
 
@@ -413,10 +406,14 @@ class Rows:
                 return None
             if not isinstance(value, dict) or part not in value:
                 key = "data.text_field" if self.ids_field is None else "data.ids_field"
-                fields = ", ".join(map(str, row)) or "none"
-                raise BadRow("no such field", f"no field {self.field!r} (fields: {fields}); set {key}")
+                raise BadRow("no such field", f"no field {self.field!r} (fields: {_names(row)}); set {key}")
             value = value[part]
         return value
+
+
+def _names(fields: Iterable[Any]) -> str:
+    """Names of fields in a line of a message."""
+    return listed([" ".join(str(name).split())[:40] for name in fields], most=20) or "none"
 
 
 def _is_new(tally: Tally, reason: str) -> bool:
@@ -424,7 +421,7 @@ def _is_new(tally: Tally, reason: str) -> bool:
     return tally.bad_rows.get(reason, {"count": 0})["count"] < EXAMPLES
 
 
-def _chat(field: str, messages: list[dict]) -> bytes:
+def _chat(field: str, messages: list[dict]) -> str:
     """The text of a list of messages, see CHAT_FORMAT."""
     parts = []
     for number, message in enumerate(messages, 1):
@@ -433,7 +430,7 @@ def _chat(field: str, messages: list[dict]) -> bytes:
             wrong = "content" if isinstance(role, str) else "role"
             raise BadRow("not text", f"message {number} of field {field!r} has no text as its {wrong}")
         parts.append(f"{role}: {content}")
-    return "\n\n".join(parts).encode("utf-8", "replace")
+    return "\n\n".join(parts)
 
 
 def _ids(field: str, value: Any) -> bytes:
@@ -481,9 +478,9 @@ def read_unit(unit: Unit, rows: Rows | None, cut_bytes: int | None, tally: Tally
         if unit.kind == "parquet":
             pairs, place = _parquet_rows(unit, rows.field), _place_of_row(unit)
         elif unit.kind == "csv":
-            pairs, place = _csv_rows(unit, rows.field), _place_of_line(unit)
+            pairs, place = _csv_rows(unit, rows.field), _place_of_line(unit, rows)
         else:
-            pairs, place = _json_rows(unit), _place_of_line(unit)
+            pairs, place = _json_rows(unit), _place_of_line(unit, rows)
         n_before = tally.rows
         yield from rows.read(pairs, place, tally)
         whole = unit.kind != "parquet" and unit.start == 0 and unit.stop == os.path.getsize(unit.path)
@@ -606,9 +603,7 @@ def _csv_rows(unit: Unit, field: str) -> Iterator[tuple[int, dict | BadRow]]:
             raise UserError(f"{unit.path}: {header.count(field)} columns have the name {field!r}")
         if header and field not in header:
             commas = "" if len(header) > 1 or header[0].isidentifier() else "; commas must part the fields"
-            raise UserError(
-                f"{unit.path}: no field {field!r} (fields: {', '.join(header)}); set data.text_field{commas}"
-            )
+            raise UserError(f"{unit.path}: no field {field!r} (fields: {_names(header)}); set data.text_field{commas}")
         while True:
             try:
                 row = next(lines)
@@ -627,7 +622,9 @@ def _csv_rows(unit: Unit, field: str) -> Iterator[tuple[int, dict | BadRow]]:
                 yield lines.line_num, dict(zip(header, row, strict=True))
 
 
-def _place_of_line(unit: Unit) -> Callable[[int], str]:
+def _place_of_line(unit: Unit, rows: Rows) -> Callable[[int], str]:
+    if unit.start and rows.skip_bad:  # to count the lines before each bad row would read the file many times
+        return lambda number: f"{unit.path}, line {number} after byte {unit.start:,}"
     return lambda number: f"{unit.path}:{number + _lines_before(unit)}"
 
 
@@ -649,7 +646,7 @@ def _open_parquet(path: str):
 
     try:
         return pyarrow.parquet.ParquetFile(path)
-    except (OSError, pyarrow.ArrowException) as error:
+    except (OSError, ValueError, pyarrow.ArrowException) as error:  # ValueError: a name of a column that is not UTF-8
         raise UserError(f"{path}: cannot be read as parquet ({str(error).splitlines()[0]})") from None
 
 
@@ -664,7 +661,7 @@ def _parquet_rows(unit: Unit, field: str) -> Iterator[tuple[int, dict | BadRow]]
     file = _open_parquet(unit.path)
     names = file.schema_arrow.names
     if field not in names and field.split(".")[0] not in names:
-        raise UserError(f"{unit.path}: no field {field!r} (fields: {', '.join(names)}); set data.text_field")
+        raise UserError(f"{unit.path}: no field {field!r} (fields: {_names(names)}); set data.text_field")
     groups = range(unit.start, unit.stop)
     number = sum(file.metadata.row_group(group).num_rows for group in range(unit.start))
     column = field if field in names else field.split(".")[0]
@@ -674,7 +671,7 @@ def _parquet_rows(unit: Unit, field: str) -> Iterator[tuple[int, dict | BadRow]]
             for value in _python_values(values):
                 yield number, value if isinstance(value, BadRow) else {column: value}
                 number += 1
-    except pyarrow.ArrowException as error:
+    except (ValueError, pyarrow.ArrowException) as error:
         raise UserError(f"{unit.path}: cannot be read as parquet ({str(error).splitlines()[0]})") from None
 
 

@@ -17,7 +17,7 @@ from scaling_testbed.data.shards import SPLITS, smallest_dtype
 from scaling_testbed.data.sources.reading import Rows, Tally, Unit
 from scaling_testbed.data.tokenizers import ByteTokenizer, JsonTokenizer, TokenizerConfig, load_tokenizer
 from scaling_testbed.errors import ConfigError, UserError, check_positive
-from scaling_testbed.keys import ADDED_LATER, check_choices, identifies, key
+from scaling_testbed.keys import ADDED_LATER, changed_from_default, check_choices, identifies, key
 from scaling_testbed.registry import Registry
 
 SOURCES: Registry[type["Source"]] = Registry("data source")
@@ -43,13 +43,15 @@ class Source:
     """The base of all sources.
 
     uses_tokenizer: whether the tokens depend on the tokenizer. where_fields: the fields that messages show as its
-    place. too_small: the advice in the message if a split has no document.
+    place. places: the fields that only say where files are; `inputs` lists these files. too_small: the advice in the
+    message if a split has no document.
     """
 
     name: str = key("", "The name in front of prepared folders. It is no part of the identity of the data.")
 
     uses_tokenizer: ClassVar[bool] = False
     where_fields: ClassVar[tuple[str, ...]] = ()
+    places: ClassVar[tuple[str, ...]] = ()
     too_small: ClassVar[str] = "add documents"
 
     @property
@@ -62,6 +64,21 @@ class Source:
         left_out = {field.name for field in fields(self) if not identifies(field, getattr(self, field.name))}
         there = {name: value for name, value in self.description()["fields"].items() if name not in left_out}
         return {"kind": self.kind, **there}
+
+    def settings(self) -> dict:
+        """What the configuration says of the tokens, without the places of files, as plain JSON: the kind, and the keys
+        that differ from their default."""
+        return {"kind": self.kind} | {
+            k: v for k, v in changed_from_default(self).items() if k not in ("name", *self.places)
+        }
+
+    def inputs(self) -> dict[str, list[str]] | None:
+        """The files that decide the tokens, in the order in which they are read: what they are for, such as the name of
+        a split -> absolute paths. Empty if the configuration alone decides; None if it is not known.
+
+        By them the data of a finished run are compared with those at hand. Raises UserError if there are none.
+        """
+        return None
 
     def description(self) -> dict:
         """The record of this source in the manifest."""
@@ -84,16 +101,13 @@ class Source:
     def manifest(self, splits: dict[str, dict], counts: np.ndarray, **more: Any) -> dict:
         """The manifest, from the records of the splits and the counts [vocab_size] of each id in the train split.
 
-        Raises UserError if a split is empty, or if the files of both splits are the same.
+        Raises UserError if a split is empty.
         """
         for split in SPLITS:
             if not splits[split]["n_tokens"]:
                 raise UserError(
                     f"{self.name}: too small to split, no document in {split} ({self.where()}); {self.too_small}"
                 )
-        train, validation = ({shard["sha256"] for shard in splits[split]["shards"]} for split in SPLITS)
-        if validation <= train:
-            raise UserError(same_text(self, "every validation file has the same content as a training file"))
         share = counts[counts > 0] / counts.sum()
         return {
             "source": self.description(),
@@ -108,11 +122,6 @@ class Source:
             **more,
             "splits": splits,
         }
-
-
-def same_text(source: Source, what: str) -> str:
-    """The message where the validation split is training text."""
-    return f"{source.name}: {what}, so the validation loss would be a training loss ({source.where()}); name other data"
 
 
 def token_record(n_tokens: int, n_documents: int | None, shards: list[dict]) -> dict:

@@ -12,9 +12,10 @@ import numpy as np
 
 from scaling_testbed.data.shards import SPLITS, ShardWriter
 from scaling_testbed.data.sources.source import Job, Source, token_record
-from scaling_testbed.errors import ConfigError
+from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.keys import key
 
+MAX_VOCABULARY, MAX_TOKENS = 1 << 24, 1 << 32  # a stream is made in memory, in 8 bytes for each token and more
 STREAMS = {"table": 0, "train": 1, "validation": 2}
 
 
@@ -36,15 +37,24 @@ class SyntheticSource(Source):
     seed: int = key(0, "The seed of the source. It is not the seed of the run.")
 
     def __post_init__(self):
-        check_range("vocab_size", self.vocab_size, 2, 2**31)
-        check_range("n_tokens", self.n_tokens, 1)
-        check_range("n_validation_tokens", self.n_validation_tokens, 1)
+        check_range("vocab_size", self.vocab_size, 2, MAX_VOCABULARY)
+        check_range("n_tokens", self.n_tokens, 1, MAX_TOKENS)
+        check_range("n_validation_tokens", self.n_validation_tokens, 1, MAX_TOKENS)
         check_range("seed", self.seed, 0)
+
+    def inputs(self) -> dict[str, list[str]]:
+        return {}
 
     def prepare(self, job: Job) -> dict:
         splits = {}
         for split in SPLITS:
-            tokens = self.tokens(split)
+            try:
+                tokens = self.tokens(split)
+            except MemoryError:
+                raise UserError(
+                    f"data={self.name}: {self._length(split):,} tokens of {split} do not fit into memory; lower "
+                    "data.n_tokens or data.n_validation_tokens"
+                ) from None
             writer = ShardWriter(job.work, f"{split}-00000", self.vocab_size)
             writer.write(tokens, self.name)
             if split == "train":

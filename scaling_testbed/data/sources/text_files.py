@@ -38,6 +38,7 @@ class TextFilesConfig(RowSource):
     validation_fraction: float = 0.05
 
     where_fields: ClassVar[tuple[str, ...]] = ("files",)
+    places: ClassVar[tuple[str, ...]] = ("files", "validation_files")
     too_small: ClassVar[str] = "add text, or name data.validation_files"
 
     def __post_init__(self):
@@ -69,6 +70,9 @@ class TextFilesConfig(RowSource):
         record = super().identity()
         del record["files"], record["validation_files"]
         return record
+
+    def inputs(self) -> dict[str, list[str]]:
+        return {split or "both splits": paths for split, paths in self._files()}
 
     def content(self) -> dict:
         return {"contents": [[split, file_identity(paths)] for split, paths in self._files()]}

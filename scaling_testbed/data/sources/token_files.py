@@ -4,7 +4,6 @@ Their preparation writes a manifest and copies no tokens. The type of the ids co
 The type of a file without a header is taken only if it is the only one in which all ids lie in the vocabulary.
 """
 
-import glob
 import hashlib
 import os
 import struct
@@ -12,13 +11,13 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from scaling_testbed.data.manifest import numpy_dtype
 from scaling_testbed.data.shards import HEADER_BYTES, HEADERS, SPLITS, parse_header
-from scaling_testbed.data.sources.reading import as_list, expand, file_identity
+from scaling_testbed.data.sources.reading import Tally, check_places, expand, file_identity
 from scaling_testbed.data.sources.source import SOURCES, Job, Source, token_record
 from scaling_testbed.errors import ConfigError, UserError, check_choice, check_positive, first_line
 from scaling_testbed.keys import ADDED_LATER, check_choices, key
@@ -27,8 +26,9 @@ ENDINGS = (".bin", ".npy")
 FORMATS = ("auto", "nanogpt", "llmc", "megatron", "npy")
 # Types that a file without a header may have. The second half is big-endian.
 SAID = ("uint8", "uint16", "uint32", "int32", "int64", "uint16_be", "uint32_be", "int32_be", "int64_be")
-# Types that are tried if none is said. Ids that fit are the same as int32 and as uint32. uint8 must be said.
-TRIED = ("uint16", "uint32", "int64", "uint16_be", "uint32_be", "int64_be")
+# Types that are tried if none is said. Ids that fit are the same as int32 and as uint32. uint8 must be said. Floating
+# point is never read; it is tried so that its halves are not taken for integers.
+TRIED = ("uint16", "uint32", "int64", "uint16_be", "uint32_be", "int64_be", "float32", "float64")
 MAX_VOCABULARY = 1 << 24
 NPY_MAGIC = b"\x93NUMPY"
 MEGATRON_MAGIC = b"MMIDIDX\x00\x00"
@@ -72,28 +72,28 @@ class TokenFilesConfig(Source):
     )
     vocab_size: int | None = key(None, "The vocabulary of the tokenizer that wrote the files. It must be given.")
 
+    places: ClassVar[tuple[str, ...]] = ("train", "validation")
+
     def __post_init__(self):
         check_choices(self)
+        for name in SPLITS:
+            check_places(name, getattr(self, name))
         check_positive("vocab_size", self.vocab_size)
         if self.vocab_size is not None and self.vocab_size > MAX_VOCABULARY:
             raise ConfigError(f"vocab_size must be at most {MAX_VOCABULARY}, got {self.vocab_size}")
         if self.dtype is not None:
             check_choice("dtype", self.dtype, SAID)
 
-    def paths(self, split: str) -> list[str]:
+    def paths(self, split: str, tally: Tally | None = None) -> list[str]:
         """The files of a split, sorted. If a glob matches an .idx file, its .bin file is taken."""
         for field in ("train", "validation", "vocab_size"):
             if getattr(self, field) is None:
                 raise ConfigError(f"data.{field} must be given for data=token_files")
-        patterns: list[str] = []
-        for name in as_list(getattr(self, split)):
-            folder = os.path.expanduser(name)
-            below = [os.path.join(glob.escape(folder), "**", f"*{end}") for end in ENDINGS if os.path.isdir(folder)]
-            patterns += [pattern for pattern in below if glob.glob(pattern, recursive=True)] or [name]
-        found = {path[:-4] + ".bin" if path.endswith(".idx") else path for path in expand(f"data.{split}", patterns)}
-        if other := sorted(path for path in found if not path.endswith(ENDINGS)):
+        found = expand(f"data.{split}", getattr(self, split), tally, (*ENDINGS, ".idx"))
+        taken = {path[:-4] + ".bin" if path.endswith(".idx") else path for path in found}
+        if other := sorted(path for path in taken if not path.lower().endswith(ENDINGS)):
             raise UserError(f"data.{split}: {other[0]} is not a .bin or .npy file of tokens")
-        return sorted(found)
+        return sorted(taken)
 
     def identity(self) -> dict:
         """The files by path, size and time. The tokenizer is not part of the identity."""
@@ -109,9 +109,13 @@ class TokenFilesConfig(Source):
             record["type"] = "the only one"  # folders of earlier versions, which took all for uint16, are made again
         return record
 
+    def inputs(self) -> dict[str, list[str]]:
+        return {split: self.paths(split) for split in SPLITS}
+
     def prepare(self, job: Job) -> dict:
         """Read every file once, for its hash and the range of its ids. The files stay in place."""
-        paths = {split: self.paths(split) for split in SPLITS}
+        tally = Tally()
+        paths = {split: self.paths(split, tally) for split in SPLITS}
         assert self.vocab_size is not None, "`paths` raises without it"
         layouts = {
             path: probe(path, self.format, self.dtype, self.vocab_size) for split in SPLITS for path in paths[split]
@@ -129,7 +133,8 @@ class TokenFilesConfig(Source):
             documents = [n for path in paths[split] if (n := layouts[path].n_documents) is not None]
             n_documents = sum(documents) if len(documents) == len(shards) else None
             splits[split] = token_record(sum(shard["n_tokens"] for shard in shards), n_documents, shards)
-        return self.manifest(splits, train_counts)
+        n_found = len(layouts) + tally.n_files
+        return self.manifest(splits, train_counts, reading={"found": n_found, **tally.as_dict()})
 
 
 class Layout(NamedTuple):
@@ -192,7 +197,7 @@ def _format_of(path: str, first: bytes, index: Path, format: str) -> str:
                 f"{path}: it starts as a file of llm.c does, but with a wrong magic {magic}; was it damaged? Without a "
                 "header, set data.format=nanogpt"
             )
-        if b"NUMPY" in first[:6] or b"'descr'" in first[:20]:
+        if b"'descr'" in first[:20]:
             raise UserError(f"{path}: not a .npy file (its magic is damaged); write it again")
         if what := next((what for magic, what in CONTAINERS.items() if first.startswith(magic)), None):
             raise UserError(f"{path}: it is {what}, not a list of token ids; write the ids as .npy")
@@ -206,28 +211,29 @@ def _probe_headerless(path: str, size: int, dtype: str | None, vocab_size: int) 
     tried = (dtype,) if dtype is not None else TRIED
     left = [name for name in tried if size % numpy_dtype(name).itemsize == 0]
     if not left:
-        raise UserError(f"{path}: {size} bytes is not a list of {' or '.join(tried[:3])} tokens; set data.format")
-    outside: dict[str, int] = {}
+        raise UserError(f"{path}: {size} bytes is not a list of {' or '.join(tried[:3])} tokens; was it cut?")
+    outside: dict[str, str] = {}
     if dtype is None:
         for block in _blocks(path, 0, size):
             for name in left:
                 ids = np.frombuffer(block, numpy_dtype(name))
-                if not 0 <= ids.min() <= ids.max() < vocab_size:
-                    outside[name] = int(ids.max() if ids.max() >= vocab_size else ids.min())
+                with np.errstate(invalid="ignore"):  # no comparison with NaN holds
+                    wrong = ~((ids >= 0) & (ids < vocab_size) & (ids == np.trunc(ids)))
+                if wrong.any():
+                    outside[name] = f"token id {ids[wrong][0]} is outside data.vocab_size={vocab_size}, read as {name}"
             left = [name for name in left if name not in outside]
             if len(left) < 2:  # `scan` looks at the rest of the file
                 break
     if not left:
-        name, token = next(iter(outside.items()))
+        first = next(iter(outside.values()))
         raise UserError(
-            f"{path}: token id {token} is outside data.vocab_size={vocab_size}, read as {name}, and no other type "
-            "fits; a wrong data.vocab_size, or a header that is not known?"
+            f"{path}: {first}, and no other type fits; a wrong data.vocab_size, or a header that is not known?"
         )
-    if len(left) > 1:
+    if len(left) > 1 or left[0] not in SAID and dtype is None:
         counts = " or ".join(f"{size // numpy_dtype(name).itemsize:,} ids of {name}" for name in left)
         raise UserError(
             f"{path}: it has no header, and below data.vocab_size={vocab_size} it can be {counts}; type "
-            "data.dtype= with the right one"
+            f"data.dtype= with the right one{', or write them as integers' * ('float' in counts)}"
         )
     return Layout("nanogpt", left[0], 0, size // numpy_dtype(left[0]).itemsize)
 

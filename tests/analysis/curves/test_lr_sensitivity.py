@@ -84,6 +84,9 @@ OTHER_MEANINGS = [
 ]
 
 
+@pytest.mark.fault(
+    "A17", "What a new optimizer or normaliser says of itself decides its memory, its S and its padding."
+)
 @pytest.mark.parametrize(("settings", "meaning"), OTHER_MEANINGS)
 def test_s_is_withheld_beside_adamws_where_the_learning_rate_means_something_else(study, settings, meaning):
     """Also where rows of earlier versions do not say it themselves, and their options tell."""
@@ -126,7 +129,49 @@ def test_a_curve_whose_rows_do_not_agree_has_no_s_and_every_reason_is_said(study
     (found,) = analyse(study(rows), [])
     assert found.s is None and found.withheld == "its rows mean different things by the learning rate"
     (short,) = analyse(study(rows), [], lr_range=(9e-3, 2e-2))
-    assert short.withheld.endswith("learning rate; fewer than two learning rates in 0.009 to 0.02")
+    assert "learning rate; fewer than two learning rates in 0.009 to 0.02" in short.withheld
+
+
+@pytest.mark.parametrize(
+    ("rates", "said"),
+    [
+        ((1e-3, 1e-2), "its 2 rates in 0.0003 to 0.3 leave out 0.0003 and 0.3; --lr-range 0.001,0.01 gives S"),
+        ((3e-4, 1e-3, 1e-2, 1e-1), "its 4 rates in 0.0003 to 0.3 leave out 0.3; --lr-range 0.0003,0.1 gives S"),
+        ((1e-3, 1e-2, 1e-1, 3e-1, 1.0), "leave out 0.0003; --lr-range 0.001,1 gives S"),
+        ((3e-4, 3e-1), "no rate was run between 0.0003 and 0.3"),
+        ((3e-4, 1e-3, 2e-2, 3e-1), "no rate was run between 0.001 and 0.02"),
+        ((3.16e-4, 3.16e-3, 3e-2, 2.9e-1), None),  # the ends to 6 %, a decade between the rates
+    ],
+)
+def test_s_is_withheld_unless_the_rates_cover_the_range(study, rates, said):
+    (found,) = analyse(study(curve([3.0 + lr for lr in rates], rates)), [])
+    assert (found.s is None) == (said is not None) and (said is None or said in found.withheld)
+    assert len(found.losses) == len(rates)  # the curve is shown all the same
+    if said and "--lr-range" in said:
+        typed = found.withheld.split("--lr-range ")[1].split(" ")[0]
+        (asked,) = analyse(
+            study(curve([3.0 + lr for lr in rates], rates)), [], lr_range=tuple(map(float, typed.split(",")))
+        )
+        assert asked.s == pytest.approx(np.mean(rates) - rates[0]) and asked.withheld is None
+
+
+def test_perplexities_make_no_s(study):
+    with pytest.raises(UserError, match="val_loss_initial is 50257, a perplexity"):
+        analyse(study(curve([20.0] * 7, initial=50257.0)), [])
+    ours = [{**row, "schema_version": 1} for row in curve([20.0] * 7, initial=200.0)]
+    assert analyse(study(ours), [])[0].s == 0
+
+
+def test_curves_over_different_rates_are_said_to_be(study, tmp_path):
+    rows = curve([3.0] * 7, logging__group="a") + curve([3.0] * 4, (3e-4, 3e-3, 3e-2, 3e-1), logging__group="b")
+    plan = [{"run_id": row["run_id"], "config": {"optimizer.lr": row["optimizer.lr"]}} for row in rows]
+    (tmp_path / "qknorm_lr").mkdir()
+    (tmp_path / "qknorm_lr" / "plan.jsonl").write_text("".join(json.dumps(line) + "\n" for line in plan))
+    found = analyse(study(rows), ["logging.group"])
+    assert [one.n_lrs for one in found] == [7, 4] and "The curves have different rates" in rates_note(
+        found, (3e-4, 0.3)
+    )
+    assert "different rates" not in rates_note(found[:1], (3e-4, 0.3))
 
 
 def test_a_hole_in_the_grid_is_named_and_s_withheld(study):
@@ -149,7 +194,7 @@ def test_a_planned_run_without_a_final_row_is_named_and_s_withheld(study, tmp_pa
     (tmp_path / "qknorm_lr" / "plan.jsonl").write_text("".join(json.dumps(line) + "\n" for line in plan))
     (found,) = analyse(study(rows), ["model.qk_norm"])
     assert found.s is None and "run1 (optimizer.lr=1e-2; failed)" in found.withheld
-    (whole,) = analyse(study([{**row, "status": "finished"} for row in rows]), ["model.qk_norm"])
+    (whole,) = analyse(study([{**row, "status": "finished"} for row in rows]), ["model.qk_norm"], lr_range=(1e-3, 0.1))
     assert whole.s == 0
 
 
@@ -350,7 +395,7 @@ def test_a_cell_that_cannot_be_read_is_named_and_never_left_out(tmp_path, capsys
 def test_a_table_from_a_spreadsheet_and_one_that_is_none(tmp_path, capsys):
     path = tmp_path / "rows.csv"
     path.write_bytes("lr,n_params,val_loss,val_loss_initial\n1e-2,9,3,9\n1e-1,9,4,9\n".encode("utf-8-sig"))
-    assert analyse(load(path), [])[0].s == pytest.approx(0.5)
+    assert analyse(load(path), [], lr_range=(1e-2, 1e-1))[0].s == pytest.approx(0.5)
     path.write_text("lr,n_params,n_params,val_loss,val_loss_initial\n1e-2,9,10,3,9\n")
     assert analyze.main(["lr_sensitivity", str(path)]) == 1
     assert "rows.csv has more than one column n_params" in capsys.readouterr().err
@@ -359,7 +404,7 @@ def test_a_table_from_a_spreadsheet_and_one_that_is_none(tmp_path, capsys):
     assert f"cannot read {path}" in capsys.readouterr().err
     (tmp_path / "sweep.json").write_text("[]")
     assert analyze.main(["report", str(tmp_path)]) == 1
-    assert "sweep.json must be one JSON object" in capsys.readouterr().err
+    assert "sweep.json cannot be read (list in place of dict)" in capsys.readouterr().err
 
 
 def test_brackets_and_dollars_in_values_are_text(study, tmp_path, capsys):

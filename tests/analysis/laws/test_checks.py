@@ -2,8 +2,20 @@
 
 import pytest
 
-from scaling_testbed.analysis.laws.checks import far, mixed_data, mixed_settings
+from scaling_testbed.analysis.laws.checks import far, mixed_data, mixed_settings, odd_exponents
+from scaling_testbed.analysis.laws.fitted import Fit
 from scaling_testbed.analysis.laws.forms import LAWS
+
+
+def test_an_exponent_above_one_is_said_to_be_unusual():
+    def found(law, **params):
+        return Fit(law=law, params=params, ci95=None, objective={}, n_rows=9, starts={}, warnings=[])
+
+    usual = {"E": 1.7, "A": 400.0, "B": 2000.0, "alpha": 0.3, "beta": 1.0}
+    assert odd_exponents(found("chinchilla", **usual)) == []
+    (said,) = odd_exponents(found("chinchilla", **usual | {"beta": 1.4, "E": 5.0}))
+    assert said.startswith("beta is 1.4: an exponent above 1 is unusual; is the loss in nats")
+    assert odd_exponents(found("loss_to_error", epsilon=0.9, k=2.0, gamma=3.0)) == []
 
 
 def test_rows_that_differ_in_what_the_law_does_not_see_are_named():

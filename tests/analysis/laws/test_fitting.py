@@ -289,7 +289,7 @@ def test_a_prediction_that_is_no_number_has_no_interval():
 def test_a_record_with_other_parameters_is_no_fit(params):
     made = {**asdict(fit(LAWS["kaplan_n"], *observations("kaplan_n"), starts=2, bootstrap=0))}
     assert from_record(made).params == made["params"]
-    with pytest.raises(ValueError, match="kaplan_n has the parameters Nc, alpha_N, each a number"):
+    with pytest.raises(ValueError, match="kaplan_n has the parameters Nc, alpha_N|params is damaged"):
         from_record({**made, "params": params})
 
 

@@ -8,6 +8,7 @@ import pytest
 from scaling_testbed.analysis.rows.given import study_of
 from scaling_testbed.analysis.rows.study import load
 from scaling_testbed.errors import ConfigError
+from scaling_testbed.row_files import write_rows
 from tests.analysis.conftest import grid
 
 
@@ -20,7 +21,7 @@ def test_a_path_a_study_mappings_and_a_frame_have_the_same_rows(tmp_path):
         found = study_of(given)
         assert sorted(found.rows, key=repr) == sorted(whole.rows, key=repr) and found.missing == []
     assert len(study_of(rows, ["model.d_model=32", "optimizer.lr<1e-2"]).rows) == 3
-    with pytest.raises(ConfigError, match="--where seed=7: no run of rows at hand matches"):
+    with pytest.raises(ConfigError, match="--where 'seed=7': no row matches seed=7; seed is 0"):
         study_of(rows, ["seed=7"])
 
 
@@ -31,6 +32,13 @@ def test_short_names_and_runs_to_come_are_read_as_from_a_file(tmp_path):
     assert given.rows == read.rows and given.rows[0]["optimizer.lr"] == 1e-3
     assert [row["label"] for row in given.missing] == [row["label"] for row in read.missing]
     assert study_of([{"status": "failed", "name": "a"}]).missing[0]["label"] == "a (failed)"
+
+
+@pytest.mark.parametrize("ending", [".csv", ".parquet", ".json", ".jsonl"])
+def test_rows_of_this_testbed_are_the_same_from_each_format(tmp_path, ending):
+    rows = [{"schema_version": 1, **row} for row in grid(lambda c, w, lr, s: 3.0 + lr, [{}], widths=(32,))]
+    write_rows(tmp_path / f"rows{ending}", rows)
+    assert load(tmp_path / f"rows{ending}").rows == study_of(rows).rows
 
 
 def test_the_status_of_others_tables_is_read_as_from_a_file(tmp_path):

@@ -514,6 +514,15 @@ def test_a_summary_says_what_was_found_taken_and_left_out(tmp_path, documents, j
     assert left_out_line(clean.manifest) is None and remarks(clean.manifest) == []
 
 
+def test_files_behind_a_limit_are_said(prepared, jsonl, documents, tmp_path):
+    (tmp_path / "many").mkdir()
+    for i in range(4):
+        jsonl(f"many/{i}.jsonl", documents(30 * i + 30)[30 * i :])
+    limited = TextFilesConfig(files=str(tmp_path / "many"), max_documents=50, validation_fraction=0.2)
+    lines = describe(prepared(limited, chunk_bytes=512)).splitlines()
+    assert "files            4 found, 2 taken; 2 not reached, because the source is limited" in lines
+
+
 def test_a_corpus_of_an_earlier_version_can_be_described(prepared, corpus):
     data = prepared(corpus)
     old = {key: value for key, value in data.manifest.items() if key not in ("reading", "documents", "text_check")}

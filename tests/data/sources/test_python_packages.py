@@ -114,7 +114,11 @@ def test_a_recorded_file_that_is_not_utf8_is_left_out(site, prepared):
     (site / "toy/latin.py").write_bytes(content)
     with open(site / "toy-1.2.0.dist-info" / "RECORD", "a") as file:
         file.write(f"toy/latin.py,{digest_of(content, 'sha512')},{len(content)}\n")
-    assert prepared(toy()).manifest["skipped_files"] == 1
+    reading = prepared(toy()).manifest["reading"]
+    assert reading["found"] == 5 and {reason: entry["count"] for reason, entry in reading["files"].items()} == {
+        "empty": 1,
+        "not UTF-8": 1,
+    }
 
 
 @pytest.mark.parametrize(

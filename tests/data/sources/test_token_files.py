@@ -8,6 +8,7 @@ import pytest
 
 from scaling_testbed.data.sources import token_files
 from scaling_testbed.data.sources.token_files import TokenFilesConfig, probe
+from scaling_testbed.data.summary import describe
 from scaling_testbed.errors import ConfigError, UserError
 
 BIG_ENDIAN = struct.unpack("<i", struct.pack(">i", 20240520))[0]
@@ -97,7 +98,7 @@ def test_megatron_globs_over_idx_files_and_documents_are_counted(tmp_path, prepa
 @pytest.mark.parametrize(
     "write, fields, message",
     [
-        (write_nanogpt, {"vocab_size": 990}, r"train_\d.bin: token id 996 is outside data.vocab_size=990"),
+        (write_nanogpt, {"vocab_size": 990}, r"train_\d.bin: token id 99\d is outside data.vocab_size=990"),
         (write_nanogpt, {"format": "llmc"}, "train_0.bin: .*(too short|wrong magic)"),
         (lambda p, t: write_llmc(p, t, magic=7), {"format": "llmc"}, "train_0.bin: wrong magic 7 version 1"),
         (lambda p, t: write_llmc(p, t, version=9), {"format": "llmc"}, "train_0.bin: wrong magic 20240520 version 9"),
@@ -173,22 +174,24 @@ def test_a_foreign_file_changed_later_is_noticed(tmp_path, prepared):
         open_prepared(data.folder)
 
 
-def test_a_folder_stands_for_the_token_files_below_it_and_other_files_are_refused(tmp_path, monkeypatch):
-    for name in ("train", "validation"):
-        (tmp_path / name).mkdir()
+def test_a_folder_stands_for_the_token_files_below_it_and_what_is_left_out_is_said(tmp_path, prepared, monkeypatch):
+    for number, name in enumerate(("train", "validation")):
+        (tmp_path / name / "[deep]").mkdir(parents=True)
         (tmp_path / name / "README.md").write_text("not tokens")
-        np.arange(50, dtype=np.uint16).tofile(tmp_path / name / "a.bin")
-        (tmp_path / name / "[deep]").mkdir()
-        np.save(tmp_path / name / "[deep]" / "b.npy", np.arange(50))
-    source = TokenFilesConfig(train=str(tmp_path / "train"), validation=str(tmp_path / "validation"), vocab_size=50)
+        np.arange(number, 50, dtype="<u2").tofile(tmp_path / name / "a.bin")
+        np.save(tmp_path / name / "[deep]" / "b.npy", np.arange(number, 50))
+        (tmp_path / name / "[deep]" / "loop").symlink_to(tmp_path / name)
     inside = [str(tmp_path / "train" / name) for name in ("[deep]/b.npy", "a.bin")]
-    assert source.paths("train") == inside
+    fields = {"validation": str(tmp_path / "validation"), "vocab_size": 50}
     monkeypatch.setenv("HOME", str(tmp_path))
-    home = TokenFilesConfig(train="~/train", validation="~/train/[[]deep]", vocab_size=50)
-    assert home.paths("train") == inside
-    text = TokenFilesConfig(train=str(tmp_path / "train" / "README.md"), validation="x", vocab_size=50)
+    for train in (str(tmp_path / "train"), "~/train"):
+        source = TokenFilesConfig(train=train, **fields)
+        assert source.paths("train") == inside
+    lines = describe(prepared(source)).splitlines()
+    assert lines[1].startswith("files            6 found, 4 taken; left out 2 with ending .md (")
+    assert lines[2] == "formats          2 nanogpt of uint16, 2 npy of int64"
     with pytest.raises(UserError, match="README.md is not a .bin or .npy file"):
-        text.paths("train")
+        TokenFilesConfig(train=str(tmp_path / "train" / "README.md"), **fields).paths("train")
 
 
 def splits(tmp_path, train, validation, **fields):
@@ -247,6 +250,13 @@ def test_the_byte_order_is_part_of_the_fingerprint(tmp_path, prepared):
     little, big = (prepared(splits(tmp_path, train, validation, dtype=dtype)) for dtype in ("uint16", "uint16_be"))
     assert little.train.read(0, 1)[0] == 258 and big.train.read(0, 1)[0] == 513
     assert little.fingerprint != big.fingerprint
+
+
+@pytest.mark.parametrize("dtype", ["<f4", "<f8"])
+def test_ids_in_floating_point_are_not_taken_for_integers(dtype, tmp_path, prepared):
+    train, validation = np.arange(1000.0).astype(dtype), np.arange(500.0).astype(dtype)
+    with pytest.raises(UserError, match="1,000 ids of float(32|64); type .*, or write them as integers"):
+        prepared(splits(tmp_path, train, validation, vocab_size=65_000))
 
 
 def test_single_bytes_are_ids_only_where_that_is_said(tmp_path, prepared):
@@ -372,6 +382,8 @@ def test_the_type_is_part_of_the_identity_and_corpora_that_an_earlier_version_gu
 @pytest.mark.parametrize(
     "fields, message",
     [
+        ({"train": ""}, "train must name files, got ''; is a variable of the shell not set"),
+        ({"validation": 3}, "validation must be a glob or a list of globs, got 3"),
         ({"dtype": "float32"}, "dtype must be one of uint8, uint16"),
         ({"vocab_size": 10**12}, "vocab_size must be at most 16777216"),
         ({"format": "raw"}, "format must be one of auto, nanogpt, llmc, megatron, npy"),
@@ -379,4 +391,4 @@ def test_the_type_is_part_of_the_identity_and_corpora_that_an_earlier_version_gu
 )
 def test_a_wrong_field_is_refused_at_once(fields, message):
     with pytest.raises(ConfigError, match=message):
-        TokenFilesConfig(train="a.bin", validation="b.bin", **fields)
+        TokenFilesConfig(**{"train": "a.bin", "validation": "b.bin", **fields})
