@@ -50,7 +50,8 @@ class Reader:
     """name: of the reader. make: writes the valid file and its surroundings into an empty folder, and returns its path.
     read: what the project makes of the file. form: the damage that fits. plain: what a plain parser makes of the
     damaged bytes (NOTHING where it cannot read them); None: the file is protected by a hash, and only its own content
-    may be read. kept: files beside it that reading may change, restored before the next reading.
+    may be read. kept: files beside it that reading may change, restored before the next reading. beside: a file that a
+    message may name in its place.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Reader:
     form: tuple
     plain: Callable[[bytes], Any] | None = None
     kept: str = ""
+    beside: str = ""
 
 
 READERS: list[Reader] = []
@@ -900,7 +902,8 @@ def published_reader(name: str, form: tuple, source: str) -> None:
         return "anything"
 
     make = lambda folder: published_folder(folder) / name  # noqa: E731
-    READERS.append(Reader(f"published {name}", make, read, form, lambda data: "anything"))
+    beside = "eval_metadata.csv"
+    READERS.append(Reader(f"published {name}", make, read, form, lambda data: "anything", beside=beside))
 
 
 published_reader("models/m.json", d.JSON, "mlfoundations-scaling")
