@@ -164,8 +164,9 @@ def by_definition(typed):
     for text in typed:
         key, values = override_values(text)
         sign = text[: len(text) - len(text.lstrip("+~"))]
-        columns.pop(key, None)
-        behind = [[one for one in column if key_of(one) != key or "{" in one] for column in behind]
+        if "{" not in text:  # a mapping is merged into what is there, and replaces nothing
+            columns.pop(key, None)
+            behind = [[one for one in column if key_of(one) != key or "{" in one] for column in behind]
         behind.append([f"{sign}{key}={value}" if "=" in text else text for value in values])
     found = set()
     for point in itertools.product(*columns.values(), *filter(None, behind)):
@@ -187,6 +188,7 @@ def law_of_a_sweep(sweep, typed):
 
 @given(of_sweep)
 @example(["++optimizer.lr=2e-3,4e-3"])
+@example(["model={d_model: 32}"])
 @example(["optimizer={beta2: 0.9}", "++optimizer.beta2=0.9,0.95"])
 @settings(few, max_examples=6)
 def test_a_plan_is_what_its_workers_compose_and_drops_no_typed_word(sweep, typed):
