@@ -716,7 +716,6 @@ def test_damaged_metrics_are_read_right_or_told(whole, tmp_path, capsys, record_
 ROWS = {
     "a status alone": '{"status": "finished"}',
     "another status": '{"status": "done", "run_id": "a"}',
-    "another run": '{"status": "finished", "run_id": "0123456789ab"}',
     "a text for a loss": '{"status": "finished", "run_id": "RUN", "val_loss": "x"}',
     "a huge number": '{"status": "finished", "run_id": "RUN", "val_loss": 1' + "0" * 400 + "}",
     "digits without end": '{"status": "finished", "run_id": "RUN", "steps": ' + "9" * 5000 + "}",
