@@ -162,7 +162,9 @@ SWAPS = {
 
 
 @pytest.mark.fault("A11", "A checkpoint of another run is refused in one line.")
-@pytest.mark.parametrize("other", SWAPS)
+@pytest.mark.parametrize(
+    "other", ["seed", "rate", *(pytest.param(x, marks=pytest.mark.slow) for x in ("size", "optimizer"))]
+)
 def test_a_checkpoint_of_another_run_is_refused(
     stopped,
     whole,
@@ -346,7 +348,7 @@ def test_a_run_that_starts_without_streams_keeps_its_files(python, tmp_path, dat
 
 
 @pytest.mark.fault("B6", "Printing never decides a run's fate.")
-@pytest.mark.parametrize("name", ["größe", "模型"])
+@pytest.mark.parametrize("name", ["größe", pytest.param("模型", marks=pytest.mark.slow)])
 def test_a_name_that_the_output_cannot_show_is_written_as_numbers(
     python,
     tmp_path,
@@ -386,7 +388,7 @@ HIDDEN = {
 
 
 @pytest.mark.fault("B6", "Printing never decides a run's fate.")
-@pytest.mark.parametrize("how", HIDDEN)
+@pytest.mark.parametrize("how", ["closed by its reader", pytest.param("closed", marks=pytest.mark.slow), "ascii"])
 def test_a_sweep_finishes_whatever_becomes_of_its_output(python, tmp_path, data_dir, how):
     (tmp_path / "tiny.yaml").write_text(SWEEP)
     words = ["run", f"sweep={tmp_path / 'tiny.yaml'}", f"runs_dir='{tmp_path / 'größe'}'", f"data_dir={data_dir}"]
@@ -563,7 +565,9 @@ MALFORMED = {
 @pytest.mark.fault(
     "C: malformed pickle", "A file of tensors that cannot be loaded is one line, with the right hash too."
 )
-@pytest.mark.parametrize("file", ["model", "optimizer", "rng"])
+@pytest.mark.parametrize(
+    "file", ["model", *(pytest.param(name, marks=pytest.mark.slow) for name in ("optimizer", "rng"))]
+)
 @pytest.mark.parametrize("what", MALFORMED)
 def test_a_malformed_file_with_the_right_hash_is_one_line(tiny, whole, tmp_path, capsys, record_property, what, file):
     _, done = whole()
@@ -816,6 +820,7 @@ def test_a_disabled_mirror_stays_disabled(trained, monkeypatch, capsys, record_p
 
 
 @pytest.mark.fault("A19", "WANDB_MODE and WANDB_DISABLED come before logging.wandb_mode.")
+@pytest.mark.slow
 @pytest.mark.parametrize("silent", [None, "true", "false"])
 def test_the_variables_of_wandb_decide_where_it_records(trained, tmp_path, monkeypatch, silent):
     wandb = pytest.importorskip("wandb")
