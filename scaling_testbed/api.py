@@ -110,12 +110,12 @@ def _sweep(name: str | Path, overrides: Texts, scale: str | None) -> Sweep:
 
 
 def _texts(given: Texts) -> list[str]:
-    """A list of texts, or one of a text alone, which is a sequence of letters too. Raises ConfigError for all else."""
+    """A list of texts, or one of a text alone, which is a sequence of letters too. Raises ConfigError for others."""
     from scaling_testbed.errors import ConfigError
 
     texts = [given] if isinstance(given, str) else list(given) if isinstance(given, Iterable) else [given]
-    if isinstance(given, dict) or not all(isinstance(text, str) for text in texts):
-        raise ConfigError(f"give a text or a list of texts, such as 'key=value'; got {given!r}")
+    if bad := [one for one in texts if not isinstance(one, str)]:
+        raise ConfigError(f"give texts such as KEY=VALUE; got {type(bad[0]).__name__} {bad[0]!r}")
     return texts
 
 

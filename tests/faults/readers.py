@@ -50,7 +50,8 @@ class Reader:
     """name: of the reader. make: writes the valid file and its surroundings into an empty folder, and returns its path.
     read: what the project makes of the file. form: the damage that fits. plain: what a plain parser makes of the
     damaged bytes (NOTHING where it cannot read them); None: the file is protected by a hash, and only its own content
-    may be read. kept: files beside it that reading may change, restored before the next reading.
+    may be read. kept: files beside it that reading may change, restored before the next reading. beside: a file that a
+    message may name in its place.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Reader:
     form: tuple
     plain: Callable[[bytes], Any] | None = None
     kept: str = ""
+    beside: str = ""
 
 
 READERS: list[Reader] = []
@@ -194,7 +196,12 @@ def counted(tokens) -> Any:
 
 
 def plain_nanogpt(data: bytes) -> Any:
-    return counted(np.frombuffer(data, "<u2")) if len(data) % 2 == 0 and data else NOTHING
+    """The one reading of ids without a header in which all are of the vocabulary; NOTHING where there are several."""
+    types = [
+        f"{order}{kind}" for kind in ("u2", "u4", "u8") for order in "<>" if data and len(data) % int(kind[1]) == 0
+    ]
+    found = [read for read in (counted(np.frombuffer(data, dtype)) for dtype in types) if read is not NOTHING]
+    return found[0] if len(found) == 1 else NOTHING
 
 
 @reader("token file of nanoGPT", d.BYTES, plain=plain_nanogpt)
@@ -264,20 +271,23 @@ def documents_of(path: Path) -> list:
     return found
 
 
+TEXT = (str, type(None))
+
+
 def plain_jsonl(data: bytes) -> Any:
     found = []
     for line in data.split(b"\n"):
         if line.strip():
             row = as_json(line)
-            if not isinstance(row, dict) or not isinstance(row.get("text", 0), (str, type(None))):
-                return NOTHING
+            if not isinstance(row, dict) or not (row.get("text", 0) == [] or isinstance(row.get("text", 0), TEXT)):
+                return NOTHING  # an empty list is a chat without a message
             found.append((row["text"] or "").encode("utf-8", "replace").decode())
     return [text for text in found if text]
 
 
 def plain_text(data: bytes) -> Any:
     try:
-        return [data.decode()] if data else []
+        return [data.decode()] if data.count(0) <= len(data) // 4 and data else []  # more: no text, and left out
     except UnicodeDecodeError:
         return []  # the file is left out
 
@@ -900,7 +910,8 @@ def published_reader(name: str, form: tuple, source: str) -> None:
         return "anything"
 
     make = lambda folder: published_folder(folder) / name  # noqa: E731
-    READERS.append(Reader(f"published {name}", make, read, form, lambda data: "anything"))
+    beside = "eval_metadata.csv"
+    READERS.append(Reader(f"published {name}", make, read, form, lambda data: "anything", beside=beside))
 
 
 published_reader("models/m.json", d.JSON, "mlfoundations-scaling")

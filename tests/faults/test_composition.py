@@ -230,7 +230,7 @@ def test_tricks_of_yaml_and_of_names_run_nothing(theirs, grid, capfd, record_pro
     (theirs / "confs" / "experiment" / "choice.yaml").unlink()
     (theirs / "confs" / "experiment" / "theirs.yaml").write_text(f"# @package _global_\nname: {tag}\n")
     status = train_main(["configs=confs", "experiment=theirs"])
-    assert "a file cannot be read as YAML" in refused(status, capfd.readouterr().err)
+    assert "theirs.yaml cannot be read as YAML" in refused(status, capfd.readouterr().err)
     for name in ("../../x", "a/../../x", "/tmp/x", "..", ".", ".x", ""):
         assert "name must be a plain folder name" in refused(train_main([f"name='{name}'"]), capfd.readouterr().err)
 

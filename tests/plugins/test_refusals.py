@@ -65,7 +65,7 @@ def refused(call, capfd, status):
             """cannot read the override "plugins=it's.py"; write key=value, and put a value with spaces""",
         ),
         (["configs=confs", "optimizer=bare"], "optimizer has no schema; its file must name one in its defaults list"),
-        (["configs=confs", "optimizer=torn"], "a file cannot be read as YAML: mapping values are not allowed here"),
+        (["configs=confs", "optimizer=torn"], "torn.yaml cannot be read as YAML: mapping values are not allowed here"),
         (["configs=confs", "optimizer=typo"], "In 'optimizer/typo': there is no key optimizer.lrr; did you mean"),
         (["configs=doubles"], "doubles/optimizer/muon.yaml has the same name as"),
         (["configs=[confs,more]"], "more/optimizer/slow.yaml has the same name as"),

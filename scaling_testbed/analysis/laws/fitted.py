@@ -160,6 +160,8 @@ def from_record(record: Mapping[str, Any]) -> Fit:
         raise ValueError(f"{record['law']} has the parameters {', '.join(known)}")
     if record["n_rows"] <= len(known) - len(record.get("fixed", ())) and record.get("draws"):
         raise ValueError("n_rows is damaged")
+    if record.get("draws") and not record.get("residuals"):
+        raise ValueError("residuals is damaged")
     inputs = {name: 1.0 for name in LAWS[record["law"]].inputs}
     if any(set(record.get(key, ())) - set(with_ratios(inputs)) for key in ("largest", "smallest")):
         raise ValueError(f"largest and smallest are of {', '.join(inputs)}")

@@ -205,7 +205,7 @@ def _parquet_rows(path: Path) -> list[Row]:
             [_plain_cell(cell) for cell in column.astype(object).where(column.notna(), None)]
             for _, column in table.items()
         ]
-    except (OSError, ValueError, ImportError, NotImplementedError, LookupError, TypeError, ArithmeticError) as error:
+    except Exception as error:  # a damaged file fails in pandas and in pyarrow with errors of many kinds
         raise UserError(f"cannot read {path}: {' '.join(str(error).split())}") from None
     if double := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
         raise UserError(f"{path} has more than one column {', '.join(double)}; rename or delete one")
