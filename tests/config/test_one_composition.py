@@ -8,7 +8,7 @@ import itertools
 import shlex
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from scaling_testbed.config.compose import compose, compose_many
@@ -75,7 +75,10 @@ SWEPT += [
     "optimizer.lr=shuffle(1,2)",
 ]
 
-one_run = st.lists(st.sampled_from(GROUPS * 2 + VALUES * 2 + REFUSED), max_size=6)
+RATE = [word for word in VALUES if "optimizer.lr=" in word or "optimizer={" in word or "eight_decay=$" in word]
+anything = st.lists(st.sampled_from(GROUPS * 2 + VALUES * 2 + REFUSED), max_size=6)
+one_key = st.lists(st.sampled_from([*RATE, *GROUPS[3:6]]), min_size=2, max_size=4)  # order matters most here
+one_run = st.one_of(one_key, anything)
 of_sweep = st.lists(st.sampled_from(SWEPT * 3 + GROUPS + VALUES + REFUSED), min_size=1, max_size=4)
 few = settings(max_examples=10, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
 many = settings(few, max_examples=1500, derandomize=False)
@@ -119,6 +122,8 @@ def law_of_one_run(words):
 
 
 @given(one_run)
+@example(["optimizer.lr=0.003", "++optimizer.lr=5e-3"])
+@example(["++optimizer={lr: 3e-2}", "optimizer.lr=0.003", "++optimizer.lr=5e-3", "optimizer=sgd"])
 @few
 def test_a_run_is_the_same_however_it_is_composed(words):
     law_of_one_run(words)
@@ -181,6 +186,8 @@ def law_of_a_sweep(sweep, typed):
 
 
 @given(of_sweep)
+@example(["++optimizer.lr=2e-3,4e-3"])
+@example(["optimizer={beta2: 0.9}", "++optimizer.beta2=0.9,0.95"])
 @settings(few, max_examples=6)
 def test_a_plan_is_what_its_workers_compose_and_drops_no_typed_word(sweep, typed):
     law_of_a_sweep(sweep, typed)
