@@ -170,9 +170,9 @@ def driver() -> dict[str, str | None] | None:
         found = match and match[1]
     if torch.version.cuda:
         with contextlib.suppress(RuntimeError):  # versions at run and at build time do not go together
-            cudnn = torch.backends.cudnn.version()
+            cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
         with contextlib.suppress(AttributeError, RuntimeError):  # a build without NCCL
-            nccl = ".".join(map(str, torch.cuda.nccl.version()))
+            nccl = ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]
     known = {"nvidia": found, "cuda": torch.version.cuda, "cudnn": cudnn and str(cudnn), "nccl": nccl}
     return known if any(known.values()) else None
 
@@ -189,8 +189,8 @@ def source_state() -> tuple[dict[str, Any], dict[str, bytes]]:
     except (OSError, subprocess.SubprocessError):
         contents = {path.relative_to(PACKAGE.parent).as_posix(): path.read_bytes() for path in _source_files(PACKAGE)}
         archive, name = _archive(contents)
-        commit = os.environ.get(COMMIT_VARIABLE) or _commit_of_installation()
-        return {"commit": commit, "dirty": None, "files": name}, {f"source-{name}.tar.gz": archive}
+        of_package = os.environ.get(COMMIT_VARIABLE) or _commit_of_installation()
+        return {"commit": of_package, "dirty": None, "files": name}, {f"source-{name}.tar.gz": archive}
     if not changes:
         return {"commit": commit, "dirty": None}, {}
     dirty = _hash(changes)

@@ -3,6 +3,7 @@
 import dataclasses
 import subprocess
 from collections.abc import Iterator
+from typing import Any
 
 from scaling_testbed.config.memory import USABLE, Memory, estimate_memory, largest_micro_batch
 from scaling_testbed.config.run import RunConfig, unshardable
@@ -75,7 +76,7 @@ def _variants(run: RunConfig, n_gpus: int) -> Iterator[tuple[list[str], RunConfi
         yield [*words, *recomputed], _parallel(sharded, activation_checkpointing=1), gpus
 
 
-def _parallel(run: RunConfig, **changes: object) -> RunConfig:
+def _parallel(run: RunConfig, **changes: Any) -> RunConfig:
     return dataclasses.replace(run, parallelism=dataclasses.replace(run.parallelism, **changes))
 
 
