@@ -34,7 +34,7 @@ def test_a_disk_that_refuses_is_one_line_and_the_old_file_stays(tmp_path, monkey
 
     monkeypatch.setattr("builtins.open" if broken == "open" else f"os.{broken}", refuse)
     monkeypatch.setattr(os, "unlink", refuse)
-    with pytest.raises(UserError, match=f"cannot write {path}: Read-only file system"):
+    with pytest.raises(UserError, match=f"cannot write {path}: the file system is read-only"):
         files.write_json(path, 2)
     monkeypatch.undo()
     assert path.read_text() == "1\n"

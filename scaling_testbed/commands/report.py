@@ -38,7 +38,7 @@ Traces = Annotated[
 
 LrRange = Annotated[
     str | None,
-    typer.Option("--lr-range", metavar="LOW,HIGH", help="the range of learning rates in S (default: 3e-4,3e-1)"),
+    typer.Option("--lr-range", metavar="LOW,HIGH", help="the range of learning rates in S"),
 ]
 
 
