@@ -89,8 +89,7 @@ def test_weights_that_are_made_anew_are_kept_until_the_backward_pass(linear):
     assert found - head == pytest.approx(constant, rel=0.05, abs=1e4)
 
 
-PROXY_5B = ["model=proxy_5b"]
-OPENLM_7B = ["model=openlm_7b", "experiment=over_training", "batch.micro_batch_sequences=null"]
+PROXY_5B, OPENLM_7B = (
     ["model=proxy_5b"],
     ["model=openlm_7b", "experiment=over_training", "batch.micro_batch_sequences=null"],
 )
