@@ -99,7 +99,8 @@ class WandbMirror:
         with contextlib.suppress(Exception):  # no public functions; without them the process waits for the service
             from wandb.sdk import wandb_setup
 
-            connection: Any = wandb_setup._singleton._connection  # type: ignore[union-attr]
+            setup: Any = wandb_setup
+            connection = setup._singleton._connection
             connection._cleanup()  # removes the hook that would talk to the service at exit
             connection._proc._process.kill()
 

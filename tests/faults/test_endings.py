@@ -131,7 +131,9 @@ def test_a_second_signal_while_saving(stopped, record_property, tiny):
 def test_ctrl_c_while_a_command_starts_is_one_line(door):
     """-X importtime says when the entry point has begun; what follows takes a second."""
     command = [REAL_PYTHON, "-X", "importtime", "-m", f"scaling_testbed.{door}", "--help"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    obeys = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731  (tests in the background ignore it)
+    piped = {"stderr": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, cwd=ROOT, preexec_fn=obeys, **piped)
     for line in process.stderr:
         if line.endswith("scaling_testbed.processes.interrupts\n"):
             break
