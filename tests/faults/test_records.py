@@ -24,29 +24,15 @@ from scaling_testbed.diagnostics.config import DiagnosticsConfig
 from scaling_testbed.diagnostics.summary import Summary
 from scaling_testbed.errors import UserError
 from scaling_testbed.export import main as export
-from scaling_testbed.processes.interrupts import Interrupts
 from scaling_testbed.runs import checkpoint
 from scaling_testbed.runs.folder import read_metrics
 from scaling_testbed.train import main as train_main
 from scaling_testbed.training import run as trainer
 from scaling_testbed.training.run import train
-from tests.training.conftest import TINY, data_dir, metrics, start, tiny, trained, whole  # noqa: F401
+from tests.training.conftest import TINY, StopAt, data_dir, metrics, start, tiny, trained, whole  # noqa: F401
 
 MEASURED = ("diagnostics=basic", "diagnostics.every_steps=2", "diagnostics.at_step=3", "diagnostics.last_steps=6")
 OF_A_START = ("wall_seconds", "tokens_per_second", "mfu", "peak_memory_bytes", "restarts", "runs_dir", "overrides")
-
-
-class StopAt(Interrupts):
-    """Interrupts that ask to stop at the n-th time they are polled, not counting the one before the start."""
-
-    def __init__(self, polls):
-        super().__init__()
-        self.left = polls + 1
-
-    def check(self):
-        self.left -= 1
-        if self.left == 0:
-            raise trainer.Interrupted("SIGTERM")
 
 
 @pytest.fixture

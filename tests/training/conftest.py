@@ -8,6 +8,7 @@ import pytest
 
 from scaling_testbed.config.compose import compose_many
 from scaling_testbed.config.run import run_folder_path
+from scaling_testbed.processes.interrupts import Interrupted, Interrupts
 from scaling_testbed.runs import checkpoint
 from scaling_testbed.training.run import train
 
@@ -82,3 +83,16 @@ def start(python, tmp_path, data_dir, *overrides, before="", **kwargs) -> subpro
     code = f"import sys\n{before}\nfrom scaling_testbed.train import main\nsys.exit(main({arguments!r}))"
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | kwargs
     return subprocess.Popen([python, "-c", code], **pipes)
+
+
+class StopAt(Interrupts):
+    """Interrupts that ask to stop at the n-th time they are polled, not counting the one before the start."""
+
+    def __init__(self, polls):
+        super().__init__()
+        self.left = polls + 1
+
+    def check(self):
+        self.left -= 1
+        if self.left == 0:
+            raise Interrupted("SIGTERM")

@@ -26,7 +26,7 @@ from scaling_testbed.training import run as trainer
 from scaling_testbed.training import step as updates
 from scaling_testbed.training.run import train
 from tests.conftest import KERNEL_DEVICE
-from tests.training.conftest import TINY, load_latest, metrics, start
+from tests.training.conftest import TINY, StopAt, load_latest, metrics, start
 
 SAME_RUN = ("val_loss", "val_loss_initial", "val_loss_best", "train_loss_last", "steps", "n_tokens", "flops")
 
@@ -193,19 +193,6 @@ def test_every_path_trains_to_the_same_losses(trained):
     assert len(losses["plain"]) == 3 + 2 + 3
     assert losses["cpu"] == pytest.approx(losses["plain"], rel=1e-5)
     assert losses["triton"] == pytest.approx(losses["plain"], rel=1e-5)
-
-
-class StopAt(Interrupts):
-    """Interrupts that ask to stop at the n-th time they are polled, not counting the one before the start."""
-
-    def __init__(self, polls):
-        super().__init__()
-        self.left = polls + 1
-
-    def check(self):
-        self.left -= 1
-        if self.left == 0:
-            raise trainer.Interrupted("SIGTERM")
 
 
 @pytest.mark.parametrize("polls", [1, 3, 6, 12, 14, 17, 19, 25])
