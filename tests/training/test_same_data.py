@@ -130,6 +130,18 @@ def test_a_synthetic_corpus_that_is_gone_is_no_other_data(served, tmp_path):
         assert served(*words) == row
 
 
+def test_a_prepared_folder_with_the_tokens_of_another_corpus_is_other_data(served, tmp_path):
+    words = ["data=markov", "data.n_tokens=20000", "data.n_validation_tokens=4000"]
+    served(*words)
+    (folder,) = (tmp_path / "data").glob("markov*")
+    (other,) = compose_many([[*words, "data.n_tokens=30000"]])
+    theirs = prepare(other.data, other.tokenizer, data_dir=tmp_path / "other", quiet=True)
+    shutil.rmtree(folder)
+    shutil.copytree(theirs, folder)
+    with pytest.raises(UserError, match="its data_fingerprint was [0-9a-f]+ and is [0-9a-f]+ now"):
+        served(*words)
+
+
 def test_hub_data_that_are_not_prepared_here_are_not_compared(served, texts, tmp_path, monkeypatch):
     words = ["data=text_files", f"data.files={texts('a.txt')}"]
     row = served(*words)
