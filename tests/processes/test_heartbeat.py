@@ -90,9 +90,9 @@ def test_only_rank_0_judges_who_lags(rank):
 
 
 def test_time_in_which_the_store_did_not_answer_or_this_process_was_suspended_does_not_count():
-    """For 590 s no beats are read. Then those of rank 1 are the old ones for some seconds, and after that new ones."""
-    silent = lambda s: beat(5, 5) if 5 <= s < 600 else beat(s, s)  # noqa: E731
-    slow = Looking(lambda s: {0: beat(s, s), 1: silent(s)}, reads=lambda s: 5 if 5 <= s < 595 else s)
+    """For 598 s no beats are read. Then those of rank 1 are the old ones for 9 s, and after that new ones."""
+    silent = lambda s: beat(5, 5) if 5 <= s < 612 else beat(s, s)  # noqa: E731
+    slow = Looking(lambda s: {0: beat(s, s), 1: silent(s)}, reads=lambda s: 5 if 5 <= s < 603 else s)
     assert slow.finding(3000) is None
     suspended = Looking(lambda s: {0: beat(s, s), 1: beat(1, 1)})
     assert suspended.finding(3) is None
