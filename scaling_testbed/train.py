@@ -8,22 +8,25 @@ Exit status: 0 finished or diverged, 75 stopped by a signal or owned by another 
 anything else.
 """
 
+import gc
 import os
 import sys
 from collections.abc import Callable
 from typing import Any
 
 if __name__ == "__main__":  # before the imports that take time
+    from scaling_testbed.processes import ending
     from scaling_testbed.processes.interrupts import end_quietly
 
     end_quietly()
+    ending.at_once()
 
 from scaling_testbed.commands.doors import errors_reported, run_door
 from scaling_testbed.config.compose import compose
 from scaling_testbed.config.run import RunConfig, run_folder_path
 from scaling_testbed.errors import DONE, STOPPED, ConfigError
 from scaling_testbed.processes.interrupts import Interrupts
-from scaling_testbed.processes.world import is_main_process
+from scaling_testbed.processes.world import check_world, is_main_process, world_from_environment
 from scaling_testbed.progress import release_streams, say
 
 ASSUMED_VOCABULARY = 50432  # GPT-NeoX's, padded; for a dry run before the data is prepared
@@ -40,9 +43,22 @@ def main(argv: list[str] | None = None) -> int:
         # Composed here and not in another function, so that few frames lie between the command and the model.
         with errors_reported() as found:
             run = compose(argv)
-            train = load_train()
-            found.status = report(run, train(run, interrupts))
+            row = served(run)
+            if row is None:
+                train = load_train()
+                row = train(run, interrupts)
+            found.status = report(run, row)
         return found.status
+
+
+def served(run: RunConfig) -> dict[str, Any] | None:
+    """The row of `run` if it has ended before and this is its only process, else None. Does not import torch."""
+    from scaling_testbed.runs.finished import final_row
+    from scaling_testbed.runs.folder import RunFolder
+
+    world = world_from_environment()
+    check_world(world, run.parallelism, run.batch.sequences)
+    return final_row(RunFolder(run_folder_path(run)), run, quiet=False) if world.size == 1 else None
 
 
 def load_train() -> Callable[..., dict[str, Any]]:
@@ -50,8 +66,12 @@ def load_train() -> Callable[..., dict[str, Any]]:
     # Threads that spin while they wait slow each other down on a busy machine. With one other process on two cores, a
     # nano step took 0.28 s without this and 0.10 s with it. On an idle machine it costs 9%. torch reads it at import.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    from scaling_testbed.training.run import train
-
+    gc.disable()  # nothing that an import makes is garbage, and looking for it takes a fifth of the import's time
+    try:
+        from scaling_testbed.training.run import train
+    finally:
+        gc.enable()
+    gc.freeze()
     return train
 
 
@@ -80,4 +100,4 @@ def dry_run(run: RunConfig) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ending.planned(main()))

@@ -7,7 +7,6 @@ changes only rounding. Only rank 0 holds the folder of the run.
 
 import contextlib
 import re
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,8 +17,9 @@ from scaling_testbed.processes.group import PeerGone, PeerHangs, Processes, Rank
 from scaling_testbed.processes.interrupts import Interrupted, Interrupts
 from scaling_testbed.processes.world import World, check_world, world_from_environment
 from scaling_testbed.progress import say
+from scaling_testbed.runs.finished import final_row
 from scaling_testbed.runs.folder import RunFolder
-from scaling_testbed.runs.identity import check_own, check_same, of_checkpoint
+from scaling_testbed.runs.identity import check_same, of_checkpoint
 from scaling_testbed.runs.row import FINAL, Row
 from scaling_testbed.training.parts import build_parts
 from scaling_testbed.training.progress import is_evaluated, is_saved, resume, save
@@ -44,7 +44,7 @@ def train(run: RunConfig, interrupts: Interrupts | None = None, *, quiet: bool =
         if interrupts is None or not interrupts.entered:
             interrupts = held.enter_context(Interrupts())
         processes = held.enter_context(Processes(world, run.parallelism, interrupts))
-        if row := processes.on_main(lambda: _final_row(folder, run, quiet=quiet)):
+        if row := processes.on_main(lambda: final_row(folder, run, quiet=quiet)):
             return row
         if row := processes.on_main(lambda: _hold(folder, held, run, quiet=quiet)):
             return row
@@ -97,27 +97,10 @@ def train(run: RunConfig, interrupts: Interrupts | None = None, *, quiet: bool =
         return processes.on_main(lambda: records.finish(make_row(parts, progress, records, outcome, peak_bytes)))
 
 
-def _final_row(folder: RunFolder, run: RunConfig, *, quiet: bool) -> dict[str, Any] | None:
-    """The row of a run that has finished or diverged, or None. Says so in a line, and what of its data could not be
-    compared; if `quiet`, only the latter, as a warning. Raises UserError if its data or plug-ins have changed, or if it
-    is the row of another run."""
-    check_own(folder.row_of_another(), run, folder.path)
-    row = folder.result()
-    if not row or row["status"] not in FINAL:
-        return None
-    unknown = check_same(row, run, folder.path)
-    if not quiet:
-        say(f"run {folder.path} has {row['status']} before and is not trained again; to repeat it, delete its folder")
-    if unknown:
-        line = f"{folder.path} was not compared with its data: {unknown}"
-        warnings.warn(line, stacklevel=2) if quiet else say(f"warning: {line}", errors=True)
-    return row
-
-
 def _hold(folder: RunFolder, held: contextlib.ExitStack, run: RunConfig, *, quiet: bool) -> dict[str, Any] | None:
     """Claim the folder. Returns the row if another process has finished the run in the meantime, else None."""
     held.enter_context(folder)
-    return _final_row(folder, run, quiet=quiet)
+    return final_row(folder, run, quiet=quiet)
 
 
 def _check_goes_on(folder: RunFolder, run: RunConfig) -> None:

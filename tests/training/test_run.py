@@ -169,7 +169,7 @@ def test_a_run_that_is_taken_over_writes_nothing_more(tiny, monkeypatch, tmp_pat
 def test_a_run_that_is_finished_while_its_folder_is_taken_is_not_run_again(trained, monkeypatch):
     row, _ = trained()
     looks = iter([None, row])
-    monkeypatch.setattr(trainer, "_final_row", lambda *_, quiet: next(looks))
+    monkeypatch.setattr(trainer, "final_row", lambda *_, quiet: next(looks))
     monkeypatch.setattr(trainer, "build_parts", None)
     assert trained()[0] == row
 
