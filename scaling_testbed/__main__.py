@@ -6,16 +6,16 @@ import os
 import sys
 
 if __name__ == "__main__" or os.path.basename(sys.argv[0]) == "scaling-testbed":  # before the imports that take time
-    from scaling_testbed.processes import ending
+    from scaling_testbed.processes.interpreter import end_at_once
     from scaling_testbed.processes.interrupts import end_quietly
 
     end_quietly()
-    ending.at_once()
+    end_at_once()
 
 from scaling_testbed import analyze, sweep
 from scaling_testbed.commands.app import add_door, add_verb, application, run
 from scaling_testbed.commands.export import export
-from scaling_testbed.processes.ending import planned
+from scaling_testbed.processes.interpreter import planned
 
 NAME = "scaling-testbed"
 ABOUT = "Pretrain small language models in grids, and analyse the results."

@@ -8,23 +8,22 @@ Exit status: 0 finished or diverged, 75 stopped by a signal or owned by another 
 anything else.
 """
 
-import gc
-import os
 import sys
 from collections.abc import Callable
 from typing import Any
 
 if __name__ == "__main__":  # before the imports that take time
-    from scaling_testbed.processes import ending
+    from scaling_testbed.processes.interpreter import end_at_once
     from scaling_testbed.processes.interrupts import end_quietly
 
     end_quietly()
-    ending.at_once()
+    end_at_once()
 
 from scaling_testbed.commands.doors import errors_reported, run_door
 from scaling_testbed.config.compose import compose
 from scaling_testbed.config.run import RunConfig, run_folder_path
 from scaling_testbed.errors import DONE, STOPPED, ConfigError
+from scaling_testbed.processes.interpreter import importing_torch, planned
 from scaling_testbed.processes.interrupts import Interrupts
 from scaling_testbed.processes.world import check_world, is_main_process, world_from_environment
 from scaling_testbed.progress import release_streams, say
@@ -63,15 +62,9 @@ def served(run: RunConfig) -> dict[str, Any] | None:
 
 def load_train() -> Callable[..., dict[str, Any]]:
     """Import training.run.train, which imports torch."""
-    # Threads that spin while they wait slow each other down on a busy machine. With one other process on two cores, a
-    # nano step took 0.28 s without this and 0.10 s with it. On an idle machine it costs 9%. torch reads it at import.
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    gc.disable()  # nothing that an import makes is garbage, and looking for it takes a fifth of the import's time
-    try:
+    with importing_torch():
         from scaling_testbed.training.run import train
-    finally:
-        gc.enable()
-    gc.freeze()
+
     return train
 
 
@@ -100,4 +93,4 @@ def dry_run(run: RunConfig) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(ending.planned(main()))
+    sys.exit(planned(main()))

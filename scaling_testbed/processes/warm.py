@@ -7,6 +7,7 @@ request, and the child does what `python -m MODULE ARGUMENTS` does. Only on Linu
 The parent is asked through a socket. When the process that asks is gone, the parent ends, and its children continue.
 """
 
+import atexit
 import contextlib
 import gc
 import importlib
@@ -18,8 +19,12 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import IO, Any
+
+from scaling_testbed.processes.interpreter import importing_torch
 
 LONGEST_MESSAGE = 2**20  # bytes of a request
 STATUS_LOST = 1  # of a child whose parent was killed, so that nobody knows how it ended
@@ -51,8 +56,8 @@ class WarmProcess:
         return self.returncode
 
     def send_signal(self, number: int) -> None:
-        """Send a signal, unless the process has ended."""
-        if self.poll() is None and self._fd is not None:
+        """Send a signal, unless the process has ended. A handler of signals may call it at any moment."""
+        if self._fd is not None:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._fd, number)
 
@@ -124,6 +129,60 @@ class WarmParent:
         return message
 
 
+class Starter:
+    """Starts processes of `python -m`: warm ones where this is possible, else new interpreters.
+
+    modules: what most of the processes import. environment: changes that all of them need, and that are read while
+    modules are imported. warm: False for new interpreters only.
+    """
+
+    def __init__(self, modules: Sequence[str], environment: Mapping[str, str], *, warm: bool = True):
+        self._modules, self._environment = modules, environment
+        self._warm = warm and hasattr(os, "pidfd_open")
+        self._parent: WarmParent | None = None
+        self._code: dict[str, int] = {}
+
+    def start(
+        self, arguments: Sequence[str], environment: Mapping[str, str], log: IO[Any]
+    ) -> "subprocess.Popen[bytes] | WarmProcess":
+        """Start `python -m arguments[0] arguments[1:]` in a session of its own, with its output in `log`. Raises
+        OSError."""
+        if self._warm:
+            self._renew()
+            try:
+                return self._parent.start(arguments, environment, log)
+            except WarmParentLost:
+                self._warm = False
+        return subprocess.Popen(
+            [sys.executable, "-m", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=os.environ | environment,
+            start_new_session=True,
+        )
+
+    def _renew(self) -> None:
+        """Have a parent whose modules are those on the disk: a process records the sources that are there now."""
+        code = _code_now()
+        if self._parent is None or code != self._code:
+            self.close()
+            self._parent, self._code = WarmParent(self._modules, self._environment), code
+
+    def close(self) -> None:
+        """Let the warm parent end. Its processes continue."""
+        if self._parent is not None:
+            self._parent.close()
+            self._parent = None
+
+
+def _code_now() -> dict[str, int]:
+    """When each source of this package, and the folders of installed packages, were last changed."""
+    package = Path(__file__).resolve().parent.parent
+    folders = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
+    return {str(path): path.stat().st_mtime_ns for path in [*map(Path, folders), *package.rglob("*.py")]}
+
+
 def _serve(connection: socket.socket) -> tuple[dict[str, Any], int]:
     """Fork a child for each request, and tell how each ends. Returns the request and the log in the children only."""
     children: dict[int, int] = {}  # file descriptor -> process id
@@ -164,21 +223,24 @@ def _become(request: Mapping[str, Any], log: int) -> None:
     os.close(log)
     os.environ.update(request["environment"])
     sys.argv = list(request["arguments"])
-    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    try:
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    except Exception:
+        sys.excepthook(*sys.exc_info())
+        sys.exit(1)
 
 
 def main() -> None:
     """`python -m scaling_testbed.processes.warm SOCKET MODULE ...`: the warm parent."""
     connection = socket.socket(fileno=int(sys.argv[1]))
-    gc.disable()
-    for name in sys.argv[2:]:
-        importlib.import_module(name)
-    gc.freeze()
+    with importing_torch():
+        for name in sys.argv[2:]:
+            importlib.import_module(name)
+    gc.freeze()  # a collection in a child would copy the memory that it shares with this process
+    atexit.register(gc.unfreeze)  # else extensions of C report their objects as leaked
     if len(os.listdir("/proc/self/task")) > 1:
         sys.exit("an import has started a thread, which a fork would lack")
-    request, log = _serve(connection)
-    gc.enable()
-    _become(request, log)
+    _become(*_serve(connection))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -19,6 +18,7 @@ from rich.live import Live
 
 from scaling_testbed.errors import STOPPED, check_positive
 from scaling_testbed.processes.interrupts import handle, restore
+from scaling_testbed.processes.warm import Starter, WarmProcess
 from scaling_testbed.progress import clock, say
 from scaling_testbed.runs.lease import owner_of
 from scaling_testbed.runs.row import FINAL
@@ -37,6 +37,9 @@ from scaling_testbed.sweeps.view import live_table
 POLL_SECONDS = 0.2
 REFRESH_SECONDS = 2.0
 ENOUGH_RUNS, ENOUGH_SECONDS = 2, 60.0  # one of both before the time left is estimated
+PRELOADED = ("torch._dynamo", "torch.distributed.checkpoint", "torch.distributed.fsdp")  # the first update imports them
+PRELOADED += ("scaling_testbed.training.run", "scaling_testbed.config.compose", "scaling_testbed.commands.doors")
+PRELOADED += ("hydra._internal.core_plugins.importlib_resources_config_source",)
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -56,12 +59,14 @@ def slots(workers: int | None, gpus: Sequence[str], runs_per_gpu: int) -> list[d
 
 @dataclass
 class Driver:
-    """Runs `runs` in `slots`, those with the most FLOPs first; see `drive`."""
+    """Runs `runs` in `slots`, those with the most FLOPs first; see `drive`. warm: whether several runs start as forks
+    of one process that has imported PyTorch, where this is possible."""
 
     runs: Sequence[PlannedRun]
     slots: list[dict[str, str]]
     retry: bool = False
-    children: dict[str, tuple[subprocess.Popen, PlannedRun, dict]] = field(default_factory=dict)
+    warm: bool = True
+    children: dict[str, tuple["subprocess.Popen[bytes] | WarmProcess", PlannedRun, dict]] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     states: dict[str, RunState] = field(default_factory=dict)
     awaited: set[str] = field(default_factory=set)  # runs of other processes that were reported
@@ -81,6 +86,10 @@ class Driver:
         self._done_before = {run.run_id: self._share_done(run) for run in self._due}
         if not self.waiting:
             return self._conclude()
+        common = {
+            key: value for key, value in self.slots[0].items() if all(slot.get(key) == value for slot in self.slots)
+        }
+        self._starter = Starter(PRELOADED, common, warm=self.warm and len(self.waiting) > 1)
         free, previous = list(self.slots), handle(_SIGNALS, self._stop)
         try:
             self._loop(free)
@@ -88,6 +97,7 @@ class Driver:
             self._send(signal.SIGTERM)  # after an error of the driver its runs save and end
             raise
         finally:
+            self._starter.close()
             restore(previous)
         return self._conclude()
 
@@ -152,19 +162,13 @@ class Driver:
         if self.stopping:  # the signal came during the start
             process.send_signal(signal.SIGTERM)
 
-    def _start(self, run: PlannedRun, slot: dict[str, str]) -> subprocess.Popen:
+    def _start(self, run: PlannedRun, slot: dict[str, str]) -> "subprocess.Popen[bytes] | WarmProcess":
         folder = Path(run.folder)
         overrides = on_gpus(run.overrides) if "CUDA_VISIBLE_DEVICES" in slot else run.overrides
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / LOG_FILE, "a") as log:
-            return subprocess.Popen(
-                [sys.executable, "-m", "scaling_testbed.train", *overrides],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=os.environ | slot,
-                start_new_session=True,  # Ctrl-C reaches the driver, which asks the runs to save
-            )
+            # In a session of its own: Ctrl-C reaches the driver, which asks the runs to save.
+            return self._starter.start(["scaling_testbed.train", *overrides], slot, log)
 
     def _ended(self, run: PlannedRun, status: int, speak: bool) -> None:
         state = read_state(run)
