@@ -75,10 +75,12 @@ def run_sweep(
     gpus: Sequence[str | int] | str = (),
     runs_per_gpu: int = 1,
     retry: bool = False,
+    fresh: bool = False,
 ) -> list[Row]:
     """Run a sweep on this machine and return the rows of its runs. `workers` processes run at a time, or `runs_per_gpu`
     on each of `gpus` ([0, 1] or "0,1"). Finished runs are not run again, and killed runs continue. retry: run failed
-    runs again.
+    runs again. fresh: start a new Python interpreter for each run, and not a fork of one process that has imported
+    PyTorch.
 
     Raises ConfigError before anything is started. Raises UserError at the end if a run failed (it names each), or if a
     signal stopped the sweep. The rows of finished runs are then in the folder, and `load_rows` reads them."""
@@ -92,7 +94,7 @@ def run_sweep(
     names = gpus.split(",") if isinstance(gpus, str) else map(str, gpus)
     places = slots(workers, list(filter(None, names)), runs_per_gpu)
     remember(runs, chosen)
-    driver = Driver(runs, places, retry=retry)
+    driver = Driver(runs, places, retry=retry, warm=not fresh)
     status, folder = driver.drive(), sweep_folder(runs)
     if status:
         failed = "; ".join(f"{run_id}: {error}" for run_id, error in driver.failures.items())

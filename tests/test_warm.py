@@ -80,7 +80,13 @@ def test_where_a_fork_could_differ_the_interpreter_is_real(python):
 
     assert is_warm() and is_warm("-u") and is_warm(env=os.environ | {"CUDA_VISIBLE_DEVICES": "3"})
     assert not is_warm("-X", "utf8") and not is_warm(env=os.environ | {"PYTHONWARNINGS": "error"})
+
+
+def test_a_fork_inherits_what_it_was_given(python):
     reader, writer = os.pipe()
-    assert not is_warm(pass_fds=[reader])
+    os.write(writer, b"told")
+    code = f"import os, sys; print('torch' in sys.modules, os.read({reader}, 9), os.get_inheritable({reader}))"
+    done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True, pass_fds=[reader])
     os.close(reader)
     os.close(writer)
+    assert done.stdout == "True b'told' True\n"

@@ -80,14 +80,14 @@ def test_gpus_that_are_not_there_are_no_cpu(door, tmp_path, data_dir, capfd):
 @pytest.fixture
 def standing_in(monkeypatch):
     """Commands that run in place of the sweep's runs, one after the other; what was started is kept."""
-    started, popen = [], subprocess.Popen
+    started = []
 
     def stand_in(*commands):
-        def start(_, **options):
-            started.append(popen(commands[len(started) % len(commands)]))
+        def start(*_):
+            started.append(subprocess.Popen(commands[len(started) % len(commands)]))
             return started[-1]
 
-        monkeypatch.setattr(local.subprocess, "Popen", start)
+        monkeypatch.setattr(local.Starter, "start", start)
         return started
 
     yield stand_in

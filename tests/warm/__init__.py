@@ -2,8 +2,8 @@
 
 `WarmPython(folder).path` is the file `folder/python`, which tests use in place of `sys.executable`:
 
-1. `client.py` runs as a small process of its own. It sends its arguments, folder, environment and standard streams to
-   the warm parent, passes signals on to the fork, and ends as the fork ends. Where a fork could differ from a new
+1. `client.py` runs as a small process of its own. It sends its arguments, folder, environment and open files to the
+   warm parent, passes signals on to the fork, and ends as the fork ends. Where a fork could differ from a new
    interpreter, the client becomes the real interpreter instead (`must_be_real`).
 2. `parent.py` is the warm parent. It imports modules and nothing else, so that it has one thread. It forks a child for
    each request. The child runs the module, the code or the script as a new interpreter does.

@@ -33,13 +33,17 @@ def read_once(environment):
 
 
 def must_be_real(arguments, fixed):
-    """Whether a fork could differ from a new interpreter: an option other than -u, another value of a variable that is
-    read once, or an inherited file descriptor, which nobody passes on."""
+    """Whether a fork could differ from a new interpreter: an option other than -u, or another value of a variable that
+    is read once."""
     rest = arguments[1:] if arguments[:1] == ["-u"] else arguments
     option = rest[0] if rest else "-"
     known = option in ("-m", "-c") and len(rest) > 1 or not option.startswith("-")
-    inherited = [fd for fd in map(int, os.listdir("/proc/self/fd")) if fd > 2 and is_inheritable(fd)]
-    return not known or inherited or read_once(os.environ) != fixed["environment"]
+    return not known or read_once(os.environ) != fixed["environment"]
+
+
+def inherited():
+    """The file descriptors beside the standard streams that this process was given."""
+    return [fd for fd in map(int, os.listdir("/proc/self/fd")) if fd > 2 and is_inheritable(fd)]
 
 
 def is_inheritable(fd):
@@ -59,6 +63,7 @@ def main():
     path, *arguments = sys.argv[1:]
     with open(path) as file:
         fixed = json.load(file)
+    given = inherited()
     connection = socket.socket(socket.AF_UNIX)
     try:
         if must_be_real(arguments, fixed):
@@ -69,8 +74,8 @@ def main():
     signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)  # until it is known where to pass them on to
     ignored = [number for number in PASSED_ON if signal.getsignal(number) == signal.SIG_IGN]
     request = {"arguments": arguments, "cwd": os.getcwd(), "environment": dict(os.environ), "ignored": ignored}
-    data = json.dumps(request).encode()
-    streams = array.array("i", [0, 1, 2])
+    data = json.dumps(request | {"inherited": given}).encode()
+    streams = array.array("i", [0, 1, 2, *given])
     connection.sendmsg([struct.pack("i", len(data))], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, streams)])
     connection.sendall(data)
     pid = received(connection)

@@ -1,6 +1,7 @@
 """The warm parent: `parent.py SOCKET EXECUTABLE` imports, then forks a child for each request, until its stdin ends."""
 
 import atexit
+import fcntl
 import gc
 import importlib
 import importlib.util
@@ -57,15 +58,19 @@ def reap():
 def answer(connection):
     """Forks the child and returns the request in it. The process itself is its keeper: it tells the client the child's
     process id and how the child ended, and kills the child when the client is gone."""
-    header, streams, _, _ = socket.recv_fds(connection, 4, 3)
+    header, streams, _, _ = socket.recv_fds(connection, 4, 99)
     data = connection.recv(*struct.unpack("i", header), socket.MSG_WAITALL)
     child = os.fork()
     if child == 0:
         connection.close()
-        for target, stream in enumerate(streams):
+        request = json.loads(data)
+        moved = [fcntl.fcntl(stream, fcntl.F_DUPFD, 100) for stream in streams]  # away from where others belong
+        for stream in streams:
+            os.close(stream)
+        for target, stream in zip([0, 1, 2, *request["inherited"]], moved, strict=True):
             os.dup2(stream, target)
             os.close(stream)
-        return json.loads(data)
+        return request
     for stream in [0, 1, 2, *streams]:
         os.close(stream)
     try:
