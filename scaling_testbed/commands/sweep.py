@@ -203,7 +203,8 @@ def retry(
     chosen = asked(words)
     if launcher is None and not chosen.launcher:
         return _run(chosen, workers, gpus, runs_per_gpu, fresh, dry_run, failed_too=True)
-    for option, value in {"--workers": workers, "--gpus": gpus, "--runs-per-gpu": runs_per_gpu}.items():
+    local = {"--workers": workers, "--gpus": gpus, "--runs-per-gpu": runs_per_gpu, "--fresh": fresh or None}
+    for option, value in local.items():
         if value is not None:
             raise ConfigError(f"{option} applies to this machine only; leave out either it or the launcher")
     _submit(chosen, launcher or "slurm", dry_run, failed_too=True)

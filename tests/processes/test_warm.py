@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -55,7 +56,7 @@ def ended(process, seconds=30):
 
 def until_it_waits(log):
     deadline = time.monotonic() + 30
-    while "waits" not in open(log.name).read():
+    while "waits" not in Path(log.name).read_text():
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
@@ -63,7 +64,7 @@ def until_it_waits(log):
 def test_a_process_has_its_arguments_environment_session_output_and_status(parent, log):
     processes = [parent.start(["child", "say", str(status)], {"ADDED": str(status)}, log) for status in (0, 3)]
     assert [ended(process) for process in processes] == [0, 3]
-    said = sorted(open(log.name).read().splitlines())
+    said = sorted(Path(log.name).read_text().splitlines())
     assert said == ['[["say", "0"], "0", true, ""]', '[["say", "3"], "3", true, ""]']
     assert "ADDED" not in os.environ
 
@@ -72,7 +73,7 @@ def test_a_process_that_is_killed_or_has_a_defect_ends_alone(parent, log):
     waits = parent.start(["child", "wait", "0"], {}, log)
     assert ended(parent.start(["child", "kill", "0"], {}, log)) == -signal.SIGKILL
     assert ended(parent.start(["child", "raise", "0"], {}, log)) == 1
-    assert open(log.name).read().endswith("ValueError: a defect\n")
+    assert Path(log.name).read_text().endswith("ValueError: a defect\n")
     assert waits.poll() is None
     waits.send_signal(signal.SIGTERM)
     assert ended(waits) == -signal.SIGTERM
