@@ -347,6 +347,31 @@ trainer.make_update = make_update
     assert re.match(r"rank 1 is gone at step \d: process \d+ has ended", world.row()["error"])
 
 
+DIFFERENT = {
+    "words": """
+import importlib, os
+door = importlib.import_module("scaling_testbed.train")
+real = door.main
+door.main = lambda words: real([*words, *["optimizer.lr=3e-3"] * int(os.environ["RANK"])])
+""",
+    "data": """
+import os
+from scaling_testbed.data.shards import PreparedData
+PreparedData.fingerprint = property(lambda data: "of host " + os.environ["RANK"])
+""",
+}
+SAID = {"words": "optimizer.lr is 0.003 there and 0.01 in rank 0", "data": "is of host 1 there and of host 0 in rank 0"}
+
+
+@pytest.mark.fault("C: ranks that differ", "Processes with other words, versions or data are refused by name.")
+@pytest.mark.parametrize("what", ["words", pytest.param("data", marks=pytest.mark.slow)])
+def test_ranks_that_differ_are_refused(world, record_property, what):
+    statuses, errors = world.run("parallelism=ddp", before=DIFFERENT[what])
+    record_property("seen", errors[0].strip())
+    assert statuses == [1, 1] and errors[1] == "" and errors[0].startswith("error: rank 1: ")
+    assert SAID[what] in errors[0] and not list(world.folder.glob("runs/*/*/checkpoints"))
+
+
 # ---- The batch
 
 
