@@ -252,7 +252,7 @@ class Processes:
         try:
             first = self._report(mine)
         except RuntimeError:
-            return None if isinstance(error, UserError) else RankError(STORE_GONE, FAILED)
+            return None if isinstance(error, UserError) else PeerGone(STORE_GONE)
         return None if first["rank"] == self.world.rank and not first["peer"] else _reported(first)
 
     def _report(self, failure: dict[str, Any]) -> dict[str, Any]:
@@ -320,7 +320,7 @@ class Processes:
         self._opened.set(key, json.dumps(value))
 
     def _read(self, key: str) -> dict[str, Any]:
-        """Wait for the value at `key` and return it. Raises RankError if the process that keeps the store has ended."""
+        """Wait for the value at `key` and return it. Raises PeerGone if the process that keeps the store has ended."""
         store, waited = self._opened, 0.0
         try:
             while not store.check([key]):  # `wait` would print a warning of PyTorch, and hold back signals
@@ -329,7 +329,7 @@ class Processes:
                 waited += pause
             return json.loads(store.get(key))
         except dist.DistNetworkError:
-            raise RankError(STORE_GONE, 1) from None
+            raise PeerGone(STORE_GONE) from None
 
 
 def _check_equal(here: Mapping[str, Any], first: Mapping[str, Any]) -> None:
