@@ -197,10 +197,24 @@ def test_an_old_checkpoint_of_another_size_is_refused_by_its_shapes(
     record_property("seen", said.strip()[-120:])
 
 
+@pytest.mark.fault("C: another precision", "A run that was begun in bf16 on a GPU does not go on in fp32 elsewhere.")
+def test_a_run_does_not_go_on_in_another_precision(tiny, whole, record_property):
+    """compute.precision=auto is part of the run_id, and what it means is not."""
+    _, done = whole()
+    run, folder = tiny()
+    newest = folder / "checkpoints" / "step-00000008"
+    shutil.copytree(done / "checkpoints" / newest.name, newest)
+    assert json.loads((newest / "state.json").read_text())["precision"] == "fp32"
+    change_state(newest, precision="bf16")
+    with pytest.raises(UserError, match="was computed in bf16 so far, and compute.precision=auto means fp32") as raised:
+        train(run, quiet=True)
+    record_property("seen", str(raised.value)[-160:])
+
+
 def as_before(path):
     """A checkpoint as versions before this one wrote it."""
     state = json.loads((path / "state.json").read_text())
-    for name in ("schema_version", "run_id", "shapes", "summary", "metrics", "restarts"):
+    for name in ("schema_version", "run_id", "shapes", "precision", "summary", "metrics", "restarts"):
         del state[name]
     (path / "state.json").write_text(json.dumps(state))
     rehash(path)
@@ -598,7 +612,11 @@ STATES = {
     "a step of means": {"summary": SUMMARY | {"last": {"steps": ["x"], "names": [], "values": ""}}},
     "values of means": {"summary": SUMMARY | {"last": {"steps": [1], "names": ["a"], "values": "AAAA"}}},
     "no means": {"summary": SUMMARY | {"last": {"steps": [1], "names": ["a"], "values": "%%"}}},
+    "a record of texts": {"row": {"step": 8, "lr": "x"}},
+    "a record of another step": {"row": {"step": 5}},
     "metrics": {"metrics": {}},
+    "metrics of texts": {"metrics": {"lines": "x", "sha256": 5, "whole": "no"}},
+    "no micro-batch": {"micro_batches": {"0": 0}},
     "states": {"updates": [1]},
     "restarts": {"restarts": "x"},
     "a surrogate": {"run_id": "\ud800"},

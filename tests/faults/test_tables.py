@@ -391,9 +391,7 @@ def test_a_later_version_of_a_law(fit, tmp_path, capsys):
         st.predict(path, n_params=1e8, n_tokens=1e9)
 
 
-@pytest.mark.fault(
-    "C: copies of a run", "A copy of a run's folder does not count twice; a copy that differs is refused."
-)
+@pytest.mark.fault("C: copies of a run", "A copy of a run does not count twice, and one that differs is refused.")
 def test_a_copy_of_a_run_counts_once(tmp_path, capsys, record_property):
     folder = study(tmp_path / "sweep")
     copy, joined = folder / "run3.bak" / "result.json", tmp_path / "joined.jsonl"
