@@ -80,10 +80,14 @@ def raising(*numbers):
 
 
 @pytest.mark.fault("4", "SIGTERM in a step saves this step; the status is preempted, the exit status 75.")
-def test_sigterm_in_a_step(stopped, record_property):
-    row = stopped(updates, "set_lr", 6, raising(signal.SIGTERM))
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, *(pytest.param(x, marks=pytest.mark.slow) for x in (signal.SIGHUP, signal.SIGXCPU))]
+)
+def test_sigterm_in_a_step(stopped, record_property, number):
+    """Or a closed terminal, or the limit of processor time."""
+    row = stopped(updates, "set_lr", 6, raising(number))
     record_property("seen", row["error"])
-    assert row["error"] == "stopped by SIGTERM at step 6" and row["steps"] == 6
+    assert row["error"] == f"stopped by {number.name} at step 6" and row["steps"] == 6
 
 
 @pytest.mark.fault("5", "SIGUSR1 during an evaluation stops the run there; the evaluation is made again.")

@@ -863,6 +863,16 @@ def test_a_mode_that_does_not_exist_is_one_warning(trained, monkeypatch, capsys)
     assert said.count("\n") == 1 and "WANDB_MODE=silent is none of" in said
 
 
+@pytest.mark.fault("36", "Where no home folder is known, as in a container, wandb records offline.")
+def test_a_user_without_a_home_folder_has_no_key(trained, monkeypatch, capsys):
+    for name in ("WANDB_API_KEY", "NETRC", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as for a user id that has no name
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    assert trained("logging.wandb=true", "budget.steps=1")[0]["status"] == "finished"
+    assert "no key found; recording offline" in capsys.readouterr().out
+
+
 @pytest.mark.fault("40", "The row records commit and changes of the code that ran, and a change in between is told.")
 def test_code_that_is_edited_between_two_starts_is_in_the_records(python, tmp_path, data_dir, record_property):
     package = tmp_path / "code" / "scaling_testbed"
@@ -888,5 +898,7 @@ environment.PACKAGE = Path({str(package)!r})
     row = json.loads((folder / "result.json").read_text())
     diff = (folder / f"uncommitted-{row['git_dirty']}.diff").read_text()
     assert row["git_commit"] == head and "+a = 2" in diff and "+b = 1" in diff
-    assert f"the source has changed since the last start: {head[:12]} then, {head[:12]} with changes" in out
-    record_property("seen", next(line for line in out.splitlines() if "source has changed" in line))
+    assert (
+        f"what it is computed with has changed since the last start: {head[:12]} then, {head[:12]} with changes" in out
+    )
+    record_property("seen", next(line for line in out.splitlines() if "has changed since" in line))
