@@ -78,15 +78,18 @@ def listed(names: Sequence[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + (f" and {more:,} more" if more > 0 else "")
 
 
-_NO_MEMORY = re.compile(r"out of memory|(can't|[Cc]annot) allocate memory|not enough memory|bad_alloc")
+_NO_MEMORY = re.compile(
+    r"out of memory|(can't|[Cc]annot) allocate memory|not enough memory|bad_alloc|failed to map segment"
+)
 _ASKED = re.compile(r"(?:allocate|size) ([\d.]+) ?(bytes|KiB|MiB|GiB)")
 
 
 def is_memory_error(error: BaseException) -> bool:
-    """Whether `error` says that memory could not be allocated, on a GPU or by PyTorch, NumPy or Python on a CPU."""
+    """Whether `error` says that memory could not be allocated: on a GPU, by PyTorch, NumPy or Python on a CPU, or for
+    the code of a library."""
     if isinstance(error, MemoryError):
         return True
-    return isinstance(error, (RuntimeError, OSError)) and bool(_NO_MEMORY.search(str(error)))
+    return isinstance(error, (RuntimeError, OSError, ImportError)) and bool(_NO_MEMORY.search(str(error)))
 
 
 def bytes_asked_for(error: BaseException) -> int | None:

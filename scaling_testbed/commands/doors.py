@@ -45,11 +45,6 @@ def errors_reported() -> Iterator[Exit]:
             sys.stdout.flush()
     except BrokenPipeError:  # the reader, e.g. `... | head`, closed the pipe; the command may not have finished
         found.status = PIPE_CLOSED
-    except OSError as error:
-        if error.filename is not None or error.errno not in CANNOT_WRITE:
-            raise
-        say(f"error: the output cannot be written: {reason_of(error)}", errors=True)
-        found.status = FAILED
     except UserError as error:
         shared = error.told_to_all or isinstance(error, ConfigError)
         if is_main_process() or not shared:
@@ -58,12 +53,15 @@ def errors_reported() -> Iterator[Exit]:
     except Interrupted as signal:
         say(f"error: stopped by {signal}; type the same command to continue", errors=True)
         found.status = signal.exit_status
-    except (MemoryError, RuntimeError) as error:
-        if not is_memory_error(error):
+    except (OSError, MemoryError, RuntimeError, ImportError) as error:
+        if is_memory_error(error):
+            asked = bytes_asked_for(error)
+            more = f": {asked:,} bytes more were asked for" if asked else ""
+            say(f"error: there is too little memory here{more}", errors=True)
+        elif isinstance(error, OSError) and error.filename is None and error.errno in CANNOT_WRITE:
+            say(f"error: the output cannot be written: {reason_of(error)}", errors=True)
+        else:
             raise
-        asked = bytes_asked_for(error)
-        more = f": {asked:,} bytes more were asked for" if asked else ""
-        say(f"error: there is too little memory here{more}", errors=True)
         found.status = FAILED
     except KeyboardInterrupt:
         say(INTERRUPTED_LINE, errors=True)
