@@ -10,6 +10,7 @@ import pytest
 
 from scaling_testbed import __main__ as entry
 from scaling_testbed import prepare
+from scaling_testbed.analyze import main as analyze
 from scaling_testbed.commands.doors import errors_reported
 from scaling_testbed.config.search import CONFIG_DIR
 from scaling_testbed.config.words import quoted
@@ -166,3 +167,11 @@ def test_errors_of_the_system_are_one_line(capsys, record_property, error, said)
         raise error
     assert (found.status, capsys.readouterr().err) == (1, f"error: {said}\n")
     record_property("seen", said)
+
+
+def test_only_a_run_leaves_its_errors_to_rank_0(capsys, monkeypatch):
+    """Whoever types a command in the pod of rank 1 is told what is wrong with it."""
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert train_main(["nosuch=1"]) == 2 and capsys.readouterr().err == ""
+    assert analyze(["lr_sensitivities"]) == 2 and "did you mean lr_sensitivity?" in capsys.readouterr().err

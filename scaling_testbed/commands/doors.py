@@ -31,11 +31,12 @@ class Exit:
 
 
 @contextlib.contextmanager
-def errors_reported() -> Iterator[Exit]:
+def errors_reported(*, of_ranks: bool = False) -> Iterator[Exit]:
     """A context that prints the message of a user error and sets the exit status of the command.
 
-    With several processes, only rank 0 prints errors that all of them have: a wrong key or value, and errors that they
-    shared. This is a context manager so that it adds no stack frame between an entry point and the functions it calls.
+    of_ranks: whether the command is one of the processes of a run, if the environment says so. Then only rank 0 prints
+    errors that all of them have: a wrong key or value, and errors that they shared. This is a context manager so that
+    it adds no stack frame between an entry point and the functions it calls.
     """
     found = Exit()
     open_streams()
@@ -46,7 +47,7 @@ def errors_reported() -> Iterator[Exit]:
     except BrokenPipeError:  # the reader, e.g. `... | head`, closed the pipe; the command may not have finished
         found.status = PIPE_CLOSED
     except UserError as error:
-        shared = error.told_to_all or isinstance(error, ConfigError)
+        shared = of_ranks and (error.told_to_all or isinstance(error, ConfigError))
         if is_main_process() or not shared:
             say(f"error: {error}", errors=True)
         found.status = error.exit_status
