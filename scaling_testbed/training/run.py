@@ -106,7 +106,7 @@ OF_ONE_PROCESS = ("runs_dir", "data_dir", "data_workers", "plugins", "configs", 
 def _of_all_processes(run: RunConfig) -> dict[str, Any]:
     """What must be the same in all processes of `run`, by name: the row records it from rank 0 alone."""
     found: dict[str, Any] = {key: value for key, value in flatten(run).items() if key not in OF_ONE_PROCESS}
-    found |= {f"the sha256 of plug-in {name}": sha256 for name, sha256 in hashes(run.plugins).items()}
+    found["the sha256 of the plug-ins"] = sorted(hashes(run.plugins).values())  # not their paths
     return found | {f"the version of {name}": version for name, version in versions().items()}
 
 
