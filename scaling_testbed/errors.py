@@ -35,12 +35,20 @@ class UserError(Exception):
 
 
 def _printable(text: str) -> str:
-    if text.isascii() and text.isprintable() and len(text) <= LONGEST_WORD:
+    text = escaped(text)
+    if len(text) <= LONGEST_WORD:
         return text
-    escaped = "".join(
-        char if char.isprintable() or char == "\n" else char.encode("unicode_escape").decode() for char in text
+    return re.sub(rf"\S{{{LONGEST_WORD + 1},}}", lambda found: f"{found[0][:100]}...{found[0][-100:]}", text)
+
+
+def escaped(text: str) -> str:
+    """A text for a terminal, with escapes in place of control characters and halves of surrogate pairs: a log or a file
+    of someone else must not move the cursor or set a title."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() or char in "\n\t" else char.encode("unicode_escape").decode() for char in text
     )
-    return re.sub(rf"\S{{{LONGEST_WORD + 1},}}", lambda found: f"{found[0][:100]}...{found[0][-100:]}", escaped)
 
 
 class ConfigError(UserError):
