@@ -3,13 +3,11 @@
 import csv
 import io
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scaling_testbed.errors import UserError
-from scaling_testbed.files import write_text
+from scaling_testbed.files import write_bytes, write_text
 
 ENDINGS = (".csv", ".json", ".jsonl", ".parquet")
 FIGURES = (".png", ".svg")
@@ -49,13 +47,9 @@ def _jsonl(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 def _parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     import pandas
 
-    table = pandas.DataFrame(list(rows)).apply(_storable)
-    work = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        table.to_parquet(work, index=False)
-        os.replace(work, path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+    content = io.BytesIO()
+    pandas.DataFrame(list(rows)).apply(_storable).to_parquet(content, index=False)
+    write_bytes(path, content.getvalue())
 
 
 def one_per_line(rows: Sequence[Any]) -> str:

@@ -32,6 +32,7 @@ from scaling_testbed.processes.group import Processes
 from scaling_testbed.processes.world import World
 from scaling_testbed.progress import say
 from scaling_testbed.runs import sharded
+from scaling_testbed.runs.folder import is_record
 from scaling_testbed.runs.row import is_number, shortened
 
 SCHEMA_VERSION = 1  # of state.json; checkpoints without a version are read too
@@ -43,9 +44,16 @@ _STEP_FOLDER = re.compile(r"step-(\d{8}|[1-9]\d{8,17})")
 _KINDS: dict[str, Callable[[Any], bool]] = {
     "run_id": lambda value: isinstance(value, str),
     "shapes": lambda value: isinstance(value, str),
-    "row": lambda value: value is None or (isinstance(value, dict) and type(value.get("step")) is int),
+    "precision": lambda value: isinstance(value, str),
+    "row": lambda value: value is None or is_record(value),
     "summary": lambda value: isinstance(value, dict),
-    "metrics": lambda value: isinstance(value, dict) and value.keys() >= {"lines", "sha256", "whole"},
+    "metrics": lambda value: (
+        isinstance(value, dict) and [type(value.get(key)) for key in ("lines", "sha256", "whole")] == [int, str, bool]
+    ),
+    "micro_batches": lambda value: (
+        isinstance(value, dict)
+        and all(step.isdecimal() and type(rows) is int and rows > 0 for step, rows in value.items())
+    ),
     "restarts": lambda value: type(value) is int and value >= 0,
     "train_loss_last": lambda value: value is None or is_number(value),
     "wall_seconds": lambda value: is_number(value) and 0 <= value < math.inf,
@@ -222,6 +230,10 @@ def read_state(path: Path) -> dict[str, Any]:
             raise UserError(
                 f"checkpoint {path} cannot be used: {name} in {STATE} is {shortened(state[name])}; {WAY_OUT}"
             )
+    if state.get("row") is not None and state["row"]["step"] != step:
+        raise UserError(
+            f"checkpoint {path} cannot be used: row in {STATE} is of step {state['row']['step']}; {WAY_OUT}"
+        )
     return state
 
 
@@ -237,6 +249,16 @@ class Fingerprints(TypedDict):
 
     data_fingerprint: str
     tokenizer_fingerprint: str | None
+
+
+def check_precision(state: dict[str, Any], precision: str, folder: Path) -> None:
+    """Raise UserError unless the run in `folder` was computed in `precision` so far. Checkpoints of earlier versions do
+    not say it."""
+    if (then := state.get("precision", precision)) != precision:
+        raise UserError(
+            f"{folder} was computed in {then} so far, and compute.precision=auto means {precision} on this device; "
+            f"continue it on a device of the kind that it was started on, or start a new run with another name="
+        )
 
 
 def fingerprints(data: PreparedData) -> Fingerprints:

@@ -105,13 +105,19 @@ def _earlier(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
 
 
 def source_change(folder: Path) -> str | None:
-    """How the source of the last start in a run's folder differs from that of the start before, or None."""
+    """How the source and the versions of the last start in a run's folder differ from those of the start before, or
+    None."""
     starts, _ = _earlier(folder / RECORD)
     sources = [start["git"] for start in starts[-2:] if isinstance(start.get("git"), dict)]
     said = [
         " with changes ".join(filter(None, (_text(git, "commit", "files"), _text(git, "dirty")))) for git in sources
     ]
-    return f"{said[0]} then, {said[1]} now" if len(said) == 2 and said[0] != said[1] else None
+    found = [f"{said[0]} then, {said[1]} now"] if len(said) == 2 and said[0] != said[1] else []
+    then, now = ([start.get("versions") for start in starts[-2:]] + [None, None])[:2]
+    if isinstance(then, dict) and isinstance(now, dict):
+        names = [name for name in now if name in then and then[name] != now[name]]
+        found += [f"{name} {str(then[name])[:20]} then, {str(now[name])[:20]} now" for name in names]
+    return "; ".join(found) or None
 
 
 def _text(git: Mapping[str, Any], *names: str) -> str | None:

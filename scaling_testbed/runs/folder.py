@@ -84,6 +84,17 @@ class RunFolder:
         row, problem = self._read_row()
         return row if problem is not None else None
 
+    def cannot_be_read(self) -> str | None:
+        """Why the row that may be here cannot be read, as in a folder of another user; None if there is no obstacle."""
+        path = self.path / RESULT
+        try:
+            path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            return f"{path} cannot be read: {reason_of(error)}"
+        return None
+
     def _read_row(self) -> tuple[dict[str, Any] | None, str | None]:
         """The row that is here, or None, and what is wrong with it or with what is in its place."""
         path = self.path / RESULT

@@ -368,8 +368,8 @@ def _start_worker(
     work: Path,
     description: dict | None,
 ) -> None:
-    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):  # the parent gets them too and ends its workers
-        signal.signal(number, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)  # the parent gets them too and ends its workers
     os.environ["RAYON_NUM_THREADS"] = str(threads)  # the tokenizer library's threads
     threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
     load_plugins(plugins)
