@@ -52,7 +52,7 @@ from scaling_testbed.config.words import (
 )
 from scaling_testbed.errors import ConfigError, UserError, first_line
 from scaling_testbed.files import YAMLError, read_yaml
-from scaling_testbed.plugins import check_unchanged, load_named_in, load_plugins, loaded_plugins
+from scaling_testbed.plugins import check_unchanged, hashes_in, load_named_in, load_plugins, loaded_plugins
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -510,10 +510,9 @@ def recorded_run(folder: Path) -> RunConfig:
 
 
 def _hashes_of_last_start(folder: Path) -> dict[str, str]:
-    """Name -> sha256 of the plug-ins at the last start of a run."""
-    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
-        last = json.loads((folder / "environment.json").read_text())["starts"][-1]
-        return {plugin["name"]: plugin["sha256"] for plugin in last["plugins"]}
+    """Name -> sha256 of the plug-ins, and of what they import, at the last start of a run."""
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
+        return hashes_in(json.loads((folder / "environment.json").read_text())["starts"][-1]["plugins"])
     return {}
 
 

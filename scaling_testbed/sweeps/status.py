@@ -12,7 +12,7 @@ from typing import Any
 from scaling_testbed.config.compose import compose_many
 from scaling_testbed.config.run import GROUPS, RunConfig
 from scaling_testbed.errors import UserError, first_line
-from scaling_testbed.plugins import difference, loaded_plugins
+from scaling_testbed.plugins import difference, hashes, loaded_plugins
 from scaling_testbed.row_files import write_rows
 from scaling_testbed.runs.folder import RunFolder, is_record
 from scaling_testbed.runs.identity import TO_DO, AtHand, Found, of_checkpoint
@@ -76,8 +76,8 @@ class Comparison:
         about = self._about_data(run)
         if isinstance(about, RunConfig):
             return self._at_hand.compare(recorded, about)
-        loaded = {plugin.name: plugin.sha256 for plugin in loaded_plugins()}
-        if problem := difference(recorded.get("plugins"), loaded):
+        loaded = [plugin.name for plugin in loaded_plugins()]
+        if problem := difference(recorded.get("plugins"), hashes(loaded)):
             return Found(f"was made with other code: {problem}")
         return Found(unknown=about)
 
