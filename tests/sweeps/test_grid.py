@@ -7,7 +7,7 @@ import pytest
 
 from scaling_testbed import sweep
 from scaling_testbed.errors import ConfigError
-from scaling_testbed.sweeps.grid import load_sweep, narrowed, spelled
+from scaling_testbed.sweeps.grid import load_sweep, narrowed
 
 FILE = """
 overrides: [budget.steps=5]
@@ -82,14 +82,15 @@ def test_the_leading_key_picks_rows_and_the_others_can_be_set_for_all(load):
         ("axis: {a: [1]}", "there is no key axis"),
         ("axes: {a: 1}", "axes.a must be a list"),
         ("description: [a]", "description must be a text; got ['a']"),
-        ("paper: {a: 1}", "paper must be a text; got {'a': 1}"),
-        ("scales: {big: {experiment: 3}}", "scales.big: experiment must be a text; got 3"),
+        ("paper: {a: 1}", "paper must be a text; got {'a': '1'}"),
+        ("scales: {big: {experiment: [3]}}", "scales.big: experiment must be a text; got ['3']"),
         ("base: [a]", "base must be a text; got ['a']"),
         ("axes: [a]", "axes must be a mapping"),
         ("- a", "a sweep file is a mapping"),
         ("together: [{a: [1, 2], b: [1]}]", "a has 2, b has 1"),
         ("axes: {a: [1]}\ntogether: [{a: [1], b: [1]}]", "a is given twice"),
         ("axes: {a: [1]}\nexclude: [{b: 1}]", "exclude names b"),
+        ("axes: {a: [1]}\nexclude: [{a: [1, 2]}]", "exclude names a=2, which no run has; a has 1"),
         ("overrides: [a]", "key=value; got 'a'"),
         ("axes: {a: [1", "cannot be read as YAML"),
         ("together: [{}]", "together holds an entry without keys"),
@@ -100,7 +101,7 @@ def test_the_leading_key_picks_rows_and_the_others_can_be_set_for_all(load):
         ("scales: {big: {axis: {a: [1]}}}", "scales.big: there is no key axis"),
         ("scales: {big: {scales: {}}}", "scales.big: there is no key scales"),
         ("base: nothing", "there is no base 'nothing'; it is one of small_scale_proxies"),
-        ("together: [[{a: 1, b: 2}, {b: 3}]]", "needs the leading key a; got {'b': 3}"),
+        ("together: [[{a: 1, b: 2}, {b: 3}]]", "needs the leading key a; got {'b': '3'}"),
         ("together: [[]]", "or lists of rows; got []"),
     ],
 )
@@ -115,10 +116,14 @@ def test_an_unknown_sweep_is_answered_with_those_there_are():
         load_sweep("nothing")
 
 
-def test_yaml_values_are_spelled_as_typed():
-    assert [spelled(v) for v in (None, True, 0.001, "1e-3", [1, None], {"a": False})] == [
-        *("null", "true", "0.001", "1e-3", "[1,null]", "{a:false}")
-    ]
+@pytest.mark.fault("A10", "A value of a sweep file is the one that is typed, not what YAML 1.1 reads.")
+def test_a_value_is_what_is_typed(load, record_property):
+    typed = ["null", "true", "off", "0.0010", "1e-3", "0100", "1:30", "1_0", "[1,null]"]
+    sweep = load(f"axes: {{a: [{', '.join(typed)}]}}\nseeds: [010]")
+    assert (sweep.axes["a"], sweep.seeds) == (typed, ["010"])
+    merged = load("scales: {one: &one {seeds: [3], axes: {a: [1]}}, two: {<<: *one, seeds: [4]}}")
+    assert merged.seeds == ["3"]
+    record_property("seen", f"budget.steps: [0100] is {typed[5]} and not 64")
 
 
 SCALED = """
