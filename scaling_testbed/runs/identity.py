@@ -1,8 +1,8 @@
 """What decides the numbers of a run besides its configuration: its corpus, its evaluation sets and its plug-ins.
 
 A row and a checkpoint have fingerprints of them. Every command compares these with what is at hand before it serves a
-finished row or continues a run. No document is read for it: a corpus that is prepared answers by its manifest, and else
-its files are compared by size and time, and by their hash where these changed.
+finished row or continues a run. No document is read for it: a corpus that is prepared answers by its manifest and the
+sizes and times of its shards, and else its files are compared by size and time, and by their hash where these changed.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from scaling_testbed.config.run import RunConfig, flatten, run_id
 from scaling_testbed.data.manifest import read_manifest
 from scaling_testbed.data.preparing import inputs as files_of
 from scaling_testbed.data.preparing.preparation import look, prepared_folders
-from scaling_testbed.data.shards import PreparedData, data_fingerprint
+from scaling_testbed.data.shards import PreparedData, changed_shard, data_fingerprint
 from scaling_testbed.errors import UserError, first_line
 from scaling_testbed.files import read_json, sha256_of
 from scaling_testbed.plugins import difference, hashes
@@ -115,12 +115,14 @@ def _sets(then: Mapping[str, Any], run: RunConfig) -> Iterator[Found]:
             yield Found(unknown=f"{key}: a run of an earlier version does not say which data it was evaluated on")
             continue
         try:
-            now = data_fingerprint(read_manifest(Path(path)))
+            manifest = read_manifest(Path(path))
         except UserError as error:
             yield Found(unknown=f"{key}: {first_line(error)}")
             continue
-        if now != was:
+        if (now := data_fingerprint(manifest)) != was:
             yield Found(f"was evaluated on other data: {key} has the fingerprint {now}, and it had {was}")
+        elif shard := changed_shard(Path(path), manifest):
+            yield Found(f"was evaluated on other data: {key}: {shard}")
 
 
 class _Corpus:
@@ -138,6 +140,7 @@ class _Corpus:
                 found.problem,
             )
             self._manifest = read_manifest(found.folder) if found.folder else {}
+            self._shard = changed_shard(found.folder, self._manifest) if found.folder else None
         except UserError as error:
             self._missing = first_line(error)
         self._known: dict[str, Found] = {}
@@ -159,7 +162,9 @@ class _Corpus:
             return self._changed(then, self._problem)
         if self._folder is not None:
             now = data_fingerprint(self._manifest)
-            return Found() if now == was else self._changed(then, f"its data_fingerprint was {was} and is {now} now")
+            if now != was:
+                return self._changed(then, f"its data_fingerprint was {was} and is {now} now")
+            return Found(self._shard and f"was trained on other data: {self._shard}")
         unprepared = f"its data are not prepared in {self._data_dir}"
         folder = then.get("data_folder")
         alike = None if folder is None else _hash_in(folder) == _hash_in(self._name)
