@@ -99,7 +99,7 @@ def asked(words: Sequence[str], verb_with_launcher: bool = True) -> Asked:
     typed, launcher = [], []
     for text in others:
         key, equals, value = text.partition("=")
-        if not equals:
+        if not equals and not key.startswith("~"):
             raise ConfigError(f"cannot read {text!r}; write key=value")
         if key in ("sweep", "scale"):
             if named.setdefault(key, value) != value:

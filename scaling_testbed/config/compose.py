@@ -470,6 +470,8 @@ def _one_line(error: Exception, configs: Sequence[str] = ()) -> str:
     first = message.splitlines()[0]
     if unmatched := re.search(r"Could not override '([^']+)'", first):
         return _unknown_key(unmatched.group(1))
+    if gone := re.search(r"Could not delete (?:from config\. )?'([^']+)'(?: does not exist|\. No match)", first):
+        return f"~{gone[1]}: there is no {gone[1]} to take away"
     if there := re.search(r"An item is already at '([^']+)'", first):
         return f"{there[1]} exists already; type it without the plus, {there[1]}=VALUE"
     if twice := re.search(r"Multiple values for (\w+)\.", first):

@@ -270,6 +270,7 @@ def _parse(content: dict, **named: Any) -> Sweep:
         raise ConfigError("exclude holds an entry without keys, which every run matches; write {key: value, ...}")
     content["exclude"] = [{key_of(key): values for key, values in entry.items()} for entry in excluded]
     content["seeds"] = [spelled(seed) for seed in content.get("seeds", [0])]
+    _check_column("seeds", "seed", content["seeds"])
     sweep = Sweep(**named, **content)
     _check_experiment(sweep)
     for entry in sweep.together:

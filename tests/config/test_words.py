@@ -88,6 +88,8 @@ def test_spellings_of_one_value_are_the_same():
         (["+model=nano_s"], "type model=NAME, without a plus"),
         (["+optimizer.lr=1"], "optimizer.lr exists already; type it without the plus"),
         (["~optimizer.lr"], "optimizer.lr cannot be taken away with ~; type optimizer.lr=VALUE"),
+        (["~optimizer.lr_multipliers.head"], "there is no optimizer.lr_multipliers.head to take away"),
+        (["~nonsense"], "there is no nonsense to take away"),
         (["~budget"], "a run needs budget: leave out ~budget"),
         (["overrides=[a]"], "overrides is the record of what was typed"),
         (["sweep=nano_lr"], "`sweep run sweep=NAME`"),

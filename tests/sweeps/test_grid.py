@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from scaling_testbed import sweep
+from scaling_testbed.commands.sweep import asked
 from scaling_testbed.errors import ConfigError
 from scaling_testbed.sweeps.grid import load_sweep, narrowed
+from scaling_testbed.sweeps.plan import plan
 
 FILE = """
 overrides: [budget.steps=5]
@@ -90,6 +92,7 @@ def test_the_leading_key_picks_rows_and_the_others_can_be_set_for_all(load):
         ("together: [{a: [1, 2], b: [1]}]", "a has 2, b has 1"),
         ("axes: {a: [1]}\ntogether: [{a: [1], b: [1]}]", "a is given twice"),
         ("axes: {a: [1]}\nexclude: [{b: 1}]", "exclude names b"),
+        ("seeds: ['0,1']", "seeds.seed: 0,1 stands for several values"),
         ("axes: {a: [1]}\nexclude: [{a: [1, 2]}]", "exclude names a=2, which no run has; a has 1"),
         ("overrides: [a]", "key=value; got 'a'"),
         ("axes: {a: [1", "cannot be read as YAML"),
@@ -109,6 +112,13 @@ def test_what_is_wrong_in_a_file_is_said_in_one_line_naming_it(load, text, messa
     with pytest.raises(ConfigError) as error:
         load(text)
     assert message in str(error.value) and "grid.yaml" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_typed_word_takes_a_key_away_as_in_a_run(load, tmp_path):
+    load("overrides: [data=noise, budget.steps=1, +evaluation.sets.a=b]\nseeds: [0, 1]")
+    found = [asked([f"sweep={tmp_path / 'grid.yaml'}", *words]) for words in ([], ["~evaluation.sets.a"])]
+    sets = [[config for config in plan(one.sweep)[0][1].config if "sets" in config] for one in found]
+    assert sets == [["evaluation.sets.a"], ["evaluation.sets"]]
 
 
 def test_an_unknown_sweep_is_answered_with_those_there_are():
