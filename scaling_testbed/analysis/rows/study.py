@@ -121,9 +121,8 @@ def number(row: Row, key: str) -> float:
     if value is None:
         return math.nan
     if isinstance(value, str) or (found := number_in(value)) is None:
-        raise UserError(
-            f"{name_of(row)}: {key} must be a number, got {value if value != 'absent' else 'no such column'}"
-        )
+        absent = f"no such column; the columns are {nearest_first(key, (name for name in row if name != 'row'))}"
+        raise UserError(f"{name_of(row)}: {key} must be a number, got {absent if value == 'absent' else value}")
     return float(found)
 
 
