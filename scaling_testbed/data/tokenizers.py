@@ -296,6 +296,11 @@ class PretrainedConfig(TokenizerConfig):
         """Write tokenizer.json into `folder` and return the description."""
         local = self._local_file()
         tokenizer = _read_tokenizer_json(local) if local is not None else self._download()
+        if dropout := getattr(tokenizer.model, "dropout", None):
+            raise UserError(
+                f"{self.path}: its BPE has a dropout of {dropout:g}, so a text has other tokens each time; set dropout "
+                "to null in its tokenizer.json"
+            )
         eos_id = self._eos_id(tokenizer)
         sha256 = _save(_with_special(tokenizer.to_str(), tokenizer.id_to_token(eos_id), eos_id), folder)
         n_ids = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1

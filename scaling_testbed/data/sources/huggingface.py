@@ -138,7 +138,7 @@ def _rows(source, rows, number: int) -> Iterator[tuple[int, Any]]:
         if source.path != "json":
             yield number, record
         elif record["text"].strip():
-            yield number, row_of_json(record["text"])
+            yield number, row_of_json(record["text"], source.rows.field)
         number += 1
 
 
