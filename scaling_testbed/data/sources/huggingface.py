@@ -25,6 +25,8 @@ from scaling_testbed.data.sources.source import SOURCES, RowSource
 from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.keys import key
 
+FORMATS = ("arrow", "csv", "json", "pandas", "parquet", "text", "webdataset", "xml")  # that `datasets` reads
+
 
 @SOURCES.register("huggingface")
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +84,8 @@ class HuggingFaceConfig(RowSource):
         if self.path is None:
             raise ConfigError("data.path must be given: a dataset's name on the hub, a folder, or parquet or json")
         local = [name for name in as_list(self.data_files) if "://" not in name]
+        if self.path in FORMATS and self.data_files is None:  # `datasets` would take all files of the current folder
+            raise ConfigError(f"data.data_files must name the files, because data.path={self.path} is a format")
         if local and self.path in ("parquet", "json", "text", "csv"):
             return None, expand("data.data_files", local)
         if os.path.isdir(self.path):
@@ -185,6 +189,7 @@ def _load_cached(path, config_name, data_files, hub_split, revision, streaming, 
     import datasets
 
     hub.RETRIES.install()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it would log each error that `_one_line` tells
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     # JSON files are read as lines of text, so that files can be mixed whose other fields have different types (those of
