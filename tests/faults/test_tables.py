@@ -348,6 +348,9 @@ def test_conditions(fit, tmp_path, record_property):
     assert "no row matches data=pile; data is c4" in fit(path, "--where", "data!=pile")
     assert "no row matches n_params>1T; n_params is 5e+07, 1e+08, 2e+08, 4e+08" in fit(path, "--where", "n_params>1T")
     assert "nothing" not in fit(path, "--where", "ok=true", "--hold-out", "n_params=400M")
+    both = fit(path, "--where", "n_params=50M", "--where", "loss<2.6")  # each has rows, and both together have none
+    assert "no row matches loss<2.6; loss is 2.69" in both.replace("from ", "")
+    assert "the columns are n_params, " in fit(path, "--size", "n_params_non_embedding")
 
 
 @pytest.mark.fault("C: empty results", "Rows whose loss is empty, nan or infinite are left out and counted.")

@@ -221,7 +221,9 @@ def _pairs(mapping: Sequence[str]) -> dict[str, str]:
 def _check_size(rows: Sequence[Row], size: str) -> None:
     """Raise ConfigError if no row has the count `size`. A hand-made table has one count, of unknown convention."""
     if size != "n_params" and all(row.get(size) in (None, row.get("n_params")) for row in rows):
-        raise ConfigError(f"--size {size}: no row has this count; name its column with --map {size}=COLUMN")
+        names = nearest_first(size, _as_in_the_table(rows))
+        said = f"no row has this count; name its column with --map {size}=COLUMN; the columns are {names}"
+        raise ConfigError(f"--size {size}: {said}")
 
 
 def derived(row: Row, size: str = "n_params") -> Row:
@@ -291,9 +293,10 @@ def select(
     """
     every = rows  # a condition is checked against the columns of all rows, not of those that other conditions left
     for typed in where:
-        fits = parse(option, typed, every)
+        fits, others = parse(option, typed, every), rows
         rows = [row for row in rows if fits(row)]
         if not rows:
+            parse(option, typed, others)  # raises, and names the values of the rows that other conditions left
             raise UserError(f"{option} {typed}: no row matches")
     held = [parse("--hold-out", typed, every) for typed in hold_out]
     for typed, fits in zip(hold_out, held, strict=True):

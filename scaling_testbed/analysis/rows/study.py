@@ -95,8 +95,10 @@ def where(study: Study, conditions: Iterable[str]) -> Study:
     rows, missing = study.rows, study.missing
     for typed in conditions:
         fits = parse_condition("--where", typed, [*study.rows, *study.missing])  # including runs that others excluded
+        others = [*rows, *missing]
         rows, missing = list(filter(fits, rows)), list(filter(fits, missing))
         if not rows and not missing:
+            parse_condition("--where", typed, others)  # raises, and names the values that other conditions left
             raise ConfigError(f"--where {typed}: no run of {study.path} matches")
     return Study(**{**vars(study), "rows": rows, "missing": missing})
 
