@@ -16,7 +16,7 @@ from typing import Any
 
 from scaling_testbed.data.manifest import fingerprint_of
 from scaling_testbed.data.shards import SCHEMA_VERSION
-from scaling_testbed.data.sources.reading import ending_of, kind_of
+from scaling_testbed.data.sources.reading import form_of, kind_of
 from scaling_testbed.errors import UserError
 from scaling_testbed.files import read_json, sha256_of, write_text
 from scaling_testbed.plugins import source_hash
@@ -140,8 +140,8 @@ def differences(folder: Path, manifest: dict[str, Any], inputs: Inputs) -> list[
     if then is None or inputs.files is None:
         return None
     now = inputs.files
-    if [(role, ending_of(label), size) for role, label, _, size, *_ in then] == [
-        (file.role, ending_of(file.label), file.size) for file in now
+    if [(role, form_of(label), size) for role, label, _, size, *_ in then] == [
+        (file.role, form_of(file.label), file.size) for file in now
     ]:
         sha256s = _sha256s(folder, then, now)
         changed = [

@@ -127,12 +127,12 @@ def _count(entries: dict[str, dict], reason: str, place: str) -> None:
 
 def kind_of(path: str) -> str | None:
     """The kind of a file by its name; None for an unknown ending."""
-    return KINDS.get(ending_of(path) or "")
+    return next((kind for suffix, kind in KINDS.items() if path.lower().endswith(suffix)), None)
 
 
-def ending_of(path: str) -> str | None:
-    """The known ending of a file's name, with that of its compression; None for an unknown one."""
-    return next((suffix for suffix in KINDS if path.lower().endswith(suffix)), None)
+def form_of(path: str) -> tuple[str | None, str]:
+    """How a file is read, by its name: its kind and its compression."""
+    return kind_of(path), _compression(path)
 
 
 def as_list(value) -> list[str]:
