@@ -210,3 +210,11 @@ def sha256_of(path: str | Path) -> str:
     """sha256 of a file's bytes, as hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of_input(path: str | Path) -> str:
+    """sha256 of a file that a user gave. Raises UserError that names the file if it cannot be read."""
+    try:
+        return sha256_of(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None

@@ -19,7 +19,7 @@ import numpy as np
 from scaling_testbed.data import hub
 from scaling_testbed.data.shards import fingerprint_of, read_manifest
 from scaling_testbed.errors import ConfigError, UserError, check_positive, first_line
-from scaling_testbed.files import sha256_of
+from scaling_testbed.files import sha256_of_input
 from scaling_testbed.keys import changed_from_default, key
 from scaling_testbed.registry import Registry
 
@@ -191,7 +191,7 @@ class TokenizerConfig:
         if cls.encoder is not None:
             return cls.encoder()
         path = folder / TOKENIZER_FILE
-        if not path.exists() or sha256_of(path) != description["sha256"]:
+        if not path.exists() or sha256_of_input(path) != description["sha256"]:
             raise UserError(f"{path}: missing or changed since the data was prepared; prepare again")
         return JsonTokenizer(path, description["vocab_size"], description["eos_id"])
 
@@ -280,7 +280,7 @@ class PretrainedConfig(TokenizerConfig):
     def identity(self) -> dict:
         """Everything that determines the ids of a text: the hash of the file, or the hub name and revision."""
         local = self._local_file()
-        found = {"path": None, "revision": None, "sha256": sha256_of(local)} if local is not None else {}
+        found = {"path": None, "revision": None, "sha256": sha256_of_input(local)} if local is not None else {}
         return super().identity() | found
 
     def settings(self) -> dict:
