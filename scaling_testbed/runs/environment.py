@@ -249,11 +249,13 @@ def _commit_of_installation() -> str | None:
 
 
 def _archive_of(plugin: Plugin) -> dict[str, bytes]:
-    """An archive of the source of a plug-in, by its name."""
+    """An archive of the source of a plug-in and of what it imports, by its name."""
     origin = Path(plugin.origin)
     files = [origin] if origin.is_file() else sorted(origin.rglob("*.py"))
+    files += map(Path, plugin.imports)
+    top = os.path.commonpath([origin.parent, *(path.parent for path in files)])
     with contextlib.suppress(OSError):  # it was deleted after it was loaded
-        contents = {path.relative_to(origin.parent).as_posix(): path.read_bytes() for path in files}
+        contents = {path.relative_to(top).as_posix(): path.read_bytes() for path in files}
         archive, name = _archive(contents)
         return {f"plugin-{origin.stem}-{name}.tar.gz": archive}
     return {}

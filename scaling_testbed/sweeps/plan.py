@@ -81,12 +81,14 @@ class PlannedRun:
         return " ".join(f"{key}={value}" for key, value in self.varied.items()) or self.run_id
 
 
-def plan(sweep: Sweep, processes: int | None = 1, gpu_memory_gib: float = ASSUMED_GIB) -> tuple[list[PlannedRun], int]:
+def plan(
+    sweep: Sweep, processes: int | None = 1, gpu_memory_gib: float = ASSUMED_GIB, runs_per_gpu: int = 1
+) -> tuple[list[PlannedRun], int]:
     """Compose all runs of `sweep`. Returns the runs in order without duplicates, and the number of duplicates.
 
     processes: of each run, one for each GPU; None: the runs are only displayed. gpu_memory_gib: of a GPU, where
-    compute.gpu_memory_gib is null. Raises ConfigError, which names the
-    key, for a run that cannot be composed.
+    compute.gpu_memory_gib is null. runs_per_gpu: how many runs share it. Raises ConfigError, which names the key, for a
+    run that cannot be composed.
     """
     points = sweep.points()
     if not points:
@@ -105,7 +107,7 @@ def plan(sweep: Sweep, processes: int | None = 1, gpu_memory_gib: float = ASSUME
         if processes is not None:
             check_world(World(size=processes), run.parallelism, run.batch.sequences)
         own = {key: point[key] for key in varied}
-        planned = _planned(run, vocab_sizes[data], processes or 1, own, overrides, gpu_memory_gib)
+        planned = _planned(run, vocab_sizes[data], processes or 1, own, overrides, gpu_memory_gib, runs_per_gpu)
         found.setdefault(planned.run_id, planned)
         folders.add(str(Path(planned.folder).parent))
     if len(folders) > 1:
@@ -125,7 +127,13 @@ def _overrides(sweep: Sweep, point: dict[str, str]) -> list[str]:
 
 
 def _planned(
-    run: RunConfig, vocab_size: int, processes: int, varied: dict[str, str], overrides: list[str], gib: float
+    run: RunConfig,
+    vocab_size: int,
+    processes: int,
+    varied: dict[str, str],
+    overrides: list[str],
+    gib: float,
+    runs_per_gpu: int,
 ) -> PlannedRun:
     model = run.model.resolved(vocab_size)
     counts = count_params(model)
@@ -133,7 +141,7 @@ def _planned(
     n_tokens = steps * run.batch.tokens
     flops = flops_per_token(run, model) * n_tokens
     config = {key: value for key, value in flatten(run).items() if "." in key or key == "seed"}
-    gib = run.compute.gpu_memory_gib or gib
+    gib = (run.compute.gpu_memory_gib or gib) / runs_per_gpu
     n_bytes = planned_memory(run, model, counts.n_params, processes, gib).total
     return PlannedRun(
         run_id=run_id(run),

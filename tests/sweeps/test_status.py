@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas
 import pytest
 
-from scaling_testbed.runs.environment import environment
+from scaling_testbed.runs.environment import environment, record_start
 from scaling_testbed.sweeps.status import collect
 
 
@@ -98,9 +98,7 @@ def test_the_job_of_a_run_stays_known_when_it_stops(planned, states, monkeypatch
     run = planned()[0]
     write_row(run, status="failed", error="x")
     monkeypatch.setenv("SLURM_JOB_ID", "812")
-    (Path(run["folder"]) / "environment.json").write_text(
-        json.dumps({"starts": [{"job": environment("cpu", "fp32")["job"]}]})
-    )
+    record_start(Path(run["folder"]), environment("cpu", "fp32"))
     monkeypatch.delenv("SLURM_JOB_ID")
     found = {state["run_id"]: state for state in states().values()}
     assert (found[run["run_id"]]["state"], found[run["run_id"]]["job"]) == ("failed", "812")

@@ -307,15 +307,6 @@ def wait_for(condition, seconds=60):
     return value
 
 
-@pytest.mark.fault("28", "A second process in the same folder is refused with its owner's name and the exit status 75.")
-def test_a_second_process_in_the_same_folder_is_refused_with_75(tiny, python, tmp_path, data_dir):
-    run, folder = tiny()
-    with records.RunFolder(folder):
-        second = start(python, tmp_path, data_dir)
-        out, err = second.communicate(timeout=60)
-    assert second.returncode == 75 and "is being run by" in err and "Traceback" not in err
-
-
 @pytest.mark.fault(
     "26", "A loss that is not finite stops the run before the update; it is a result, and not run again."
 )

@@ -96,8 +96,10 @@ def where(study: Study, conditions: Iterable[str]) -> Study:
     rows, missing = study.rows, study.missing
     for typed in conditions:
         fits = parse_condition("--where", typed, [*study.rows, *study.missing])  # including runs that others excluded
+        others = [*rows, *missing]
         rows, missing = list(filter(fits, rows)), list(filter(fits, missing))
         if not rows and not missing:
+            parse_condition("--where", typed, others)  # raises, and names the values that other conditions left
             raise ConfigError(f"--where {typed}: no run of {study.path} matches")
     return Study(**{**vars(study), "rows": rows, "missing": missing})
 
@@ -127,9 +129,8 @@ def number(row: Row, key: str) -> float:
     if value is None:
         return math.nan
     if isinstance(value, str) or (found := number_in(value)) is None:
-        raise UserError(
-            f"{name_of(row)}: {key} must be a number, got {value if value != 'absent' else 'no such column'}"
-        )
+        absent = f"no such column; the columns are {nearest_first(key, (name for name in row if name != 'row'))}"
+        raise UserError(f"{name_of(row)}: {key} must be a number, got {absent if value == 'absent' else value}")
     return float(found)
 
 

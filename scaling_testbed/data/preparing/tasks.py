@@ -41,7 +41,7 @@ from scaling_testbed.progress import ByteProgress
 
 BATCH_DOCUMENTS, BATCH_BYTES = 1024, 4 << 20
 MAX_WORKERS = 16
-RECORD_VERSION = 2  # of what a task writes
+RECORD_VERSION = 3  # of what a task writes
 LINE_BYTES, ONE_LINE_IN = 24, 8  # lines of at least so many bytes are sampled, chosen by a checksum
 
 
@@ -256,8 +256,9 @@ def run_task(source, rule: SplitRule, task: Task, work: Path, encoder, left=(Non
 
 
 def _line_hashes(document: bytes) -> list[int]:
-    lines = (line for line in document.split(b"\n") if len(line) >= LINE_BYTES)
-    return [document_hash(line) for line in lines if zlib.crc32(line) % ONE_LINE_IN == 0]
+    """Hashes of a sample of the lines, without regard to capitals, blanks and the kind of line ends."""
+    lines = (b" ".join(line.lower().split()) for line in document.splitlines() if len(line) >= LINE_BYTES)
+    return [document_hash(line) for line in lines if len(line) >= LINE_BYTES and zlib.crc32(line) % ONE_LINE_IN == 0]
 
 
 def _write_record(folder: Path, record: dict, counts: np.ndarray, hashes: dict[str, list[int]]) -> dict:
