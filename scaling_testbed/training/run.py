@@ -53,6 +53,8 @@ def train(run: RunConfig, interrupts: Interrupts | None = None, *, quiet: bool =
             return row
         held.enter_context(_failures_recorded(run, folder, processes))
         processes.on_main(lambda: _check_goes_on(folder, run))
+        if run.parallelism.is_sharded:
+            processes.together(folder.check_here)
         try:
             # Several processes must stop together, which is only possible from the first step on.
             with interrupts.at_once() if world.size == 1 else contextlib.nullcontext():

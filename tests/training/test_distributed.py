@@ -361,6 +361,16 @@ def test_a_missing_shard_is_noticed(sharded_checkpoints):
         checkpoint.load(newest)
 
 
+def test_a_shard_that_another_machine_has_written_to_itself_is_missed_at_once(sharded_checkpoints, tmp_path):
+    """And not when the run is continued, when no checkpoint has all shards."""
+    shards = tmp_path / "shards"
+    shutil.copytree(sharded_checkpoints[1] / "shards", shards)
+    sharded.check_whole(shards)
+    (shards / "__1_0.distcp").unlink()
+    with pytest.raises(UserError, match=r"lacks __1_0.distcp, which another process wrote; .* machines share"):
+        sharded.check_whole(shards)
+
+
 def test_a_full_disk_under_a_shard_is_one_line_and_leaves_the_earlier_checkpoint(trained, tiny, monkeypatch):
     import torch.distributed.checkpoint as dcp
 
