@@ -348,7 +348,7 @@ trainer.run_folder_path = lambda run: real(run) / ("" if os.environ["RANK"] == "
 }
 SAID = {
     "words": "optimizer.lr is 0.003 there and 0.01 in rank 0",
-    "data": "is of host 1 there and of host 0 in rank 0",
+    "data": 'is "of host 1" there and "of host 0" in rank 0',
     "folder": "is not the folder that rank 0 holds; with parallelism=fsdp every process writes",
 }
 

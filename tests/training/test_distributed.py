@@ -8,6 +8,7 @@ batch in parts, and is compared to 5e-6. Two launches serve almost all tests, of
 import enum
 import io
 import json
+import math
 import os
 import pickle
 import shutil
@@ -231,6 +232,7 @@ def test_in_bf16_sharded_is_replicated(two, one):
 def test_one_process_may_be_a_world(trained, one, kind):
     row, folder = trained(f"parallelism={kind}", *COMMON[-2:])
     assert row["world_size"] == 1 and row["parallelism"] == kind and not torch.distributed.is_initialized()
+    Processes(World(), ParallelismConfig(kind=kind)).check_alike({"pair": (1, 2), "none": math.nan})  # with itself
     assert_same_run(one(), folder)
 
 
