@@ -30,9 +30,10 @@ def beside(rows: Path, name: str) -> Path:
 
 def _csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+    cells = _cells(rows)
+    writer = csv.DictWriter(buffer, list(dict.fromkeys(key for row in cells for key in row)), lineterminator="\n")
     writer.writeheader()
-    writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
+    writer.writerows(cells)
     write_text(path, buffer.getvalue())
 
 
@@ -48,7 +49,7 @@ def _parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     import pandas
 
     content = io.BytesIO()
-    pandas.DataFrame(list(rows)).apply(_storable).to_parquet(content, index=False)
+    pandas.DataFrame(_cells(rows)).apply(_storable).to_parquet(content, index=False)
     write_bytes(path, content.getvalue())
 
 
@@ -58,15 +59,19 @@ def one_per_line(rows: Sequence[Any]) -> str:
 
 
 def _storable(column):
-    """A column that Parquet can store: one type, lists and mappings as JSON text, integers over 64 bits as float."""
-    column = column.map(_cell)
+    """A column of cells with one type, which Parquet can store."""
     types = {type(value) for value in column.dropna()}
     if len(types) < 2:
         return column
     return column.astype(float) if types <= {int, float} else column.map(str, na_action="ignore")
 
 
+def _cells(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [{_cell(key): _cell(value) for key, value in row.items()} for row in rows]
+
+
 def _cell(value: Any) -> Any:
+    """A value for a table: lists and mappings as JSON text, integers over 64 bits as float."""
     if isinstance(value, (dict, list, tuple)):
         return json.dumps(value)
     if isinstance(value, str):

@@ -27,7 +27,7 @@ import torch
 from scaling_testbed.config.sections import CheckpointConfig, ParallelismConfig
 from scaling_testbed.data.shards import PreparedData
 from scaling_testbed.errors import UserError, first_line
-from scaling_testbed.files import check_version, fsync_folder, os_error_in, reason_of, sha256_of, space
+from scaling_testbed.files import check_version, fsync_folder, os_error_in, read_json, reason_of, sha256_of, space
 from scaling_testbed.processes.group import Processes
 from scaling_testbed.processes.world import World
 from scaling_testbed.progress import say
@@ -219,16 +219,15 @@ def read_state(path: Path) -> dict[str, Any]:
     another step than the folder's name says."""
     file = path / STATE
     try:
-        state: dict[str, Any] = json.loads(file.read_bytes())
-        names = state.keys()
-    except (OSError, ValueError, AttributeError, RecursionError):
+        state: dict[str, Any] = read_json(file)
+    except UserError:
         raise UserError(f"checkpoint {path} cannot be used: {STATE} holds no plain data; {WAY_OUT}") from None
     check_version(file, state.get("schema_version"), SCHEMA_VERSION)
     step = state.get("step")
     if type(step) is not int or _STEP_FOLDER.fullmatch(path.name) is None or step != _step(path):
         raise UserError(f"checkpoint {path} cannot be used: its {STATE} is of step {shortened(step)}; {WAY_OUT}")
     for name, is_right in _KINDS.items():
-        if name in names and not is_right(state[name]):
+        if name in state and not is_right(state[name]):
             raise UserError(
                 f"checkpoint {path} cannot be used: {name} in {STATE} is {shortened(state[name])}; {WAY_OUT}"
             )
@@ -311,9 +310,9 @@ def _files(path: Path) -> dict[str, tuple[int, str]]:
     """The files in the manifest of a checkpoint, with sizes in bytes and hashes. Other files are ignored. Raises
     UserError if there is no manifest."""
     try:
-        files = json.loads((path / MANIFEST).read_bytes())["files"]
+        files = read_json(path / MANIFEST)["files"]
         return {name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (UserError, LookupError, TypeError, AttributeError):
         raise UserError(f"{MANIFEST} is missing or unreadable") from None
 
 

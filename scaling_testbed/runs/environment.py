@@ -21,7 +21,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scaling_testbed.files import check_version, write_bytes, write_json
+from scaling_testbed.errors import UserError
+from scaling_testbed.files import check_version, read_json, write_bytes, write_json
 from scaling_testbed.plugins import Plugin, plugins_of
 from scaling_testbed.progress import say
 from scaling_testbed.runs.lease import this_process
@@ -87,16 +88,18 @@ def record_start(folder: Path, start: dict[str, Any]) -> int:
 
 def _earlier(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The starts and the lists of installed versions in an environment.json."""
+    known = {}
     try:
-        known = json.loads(path.read_text())
-        check_version(path, known.get("schema_version"), SCHEMA_VERSION)
+        known = read_json(path)
+    except FileNotFoundError:
+        return [], {}
+    except UserError:  # it is damaged
+        pass
+    check_version(path, known.get("schema_version"), SCHEMA_VERSION)
+    with contextlib.suppress(LookupError, TypeError, AttributeError):
         starts, lists = [*known["starts"]], {**known.get("installed", {})}
         if all(isinstance(start, dict) for start in starts):
             return starts, lists
-    except FileNotFoundError:
-        return [], {}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        pass
     aside = path.with_suffix(".damaged.json")
     say(f"warning: {path} is damaged; it is kept as {aside.name}, and the record of earlier starts ends", errors=True)
     with contextlib.suppress(OSError):

@@ -17,7 +17,7 @@ from typing import Any, Self, TypedDict
 import yaml
 
 from scaling_testbed.errors import UserError
-from scaling_testbed.files import cannot_write, check_version, reason_of, write_bytes, write_json, write_text
+from scaling_testbed.files import cannot_write, check_version, read_json, reason_of, write_bytes, write_json, write_text
 from scaling_testbed.progress import say
 from scaling_testbed.runs.environment import record_start
 from scaling_testbed.runs.lease import Lease
@@ -117,8 +117,8 @@ class RunFolder:
 
     def last_job(self) -> str | None:
         """The Slurm job of the last start of this run, or None."""
-        with contextlib.suppress(OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
-            job = json.loads((self.path / "environment.json").read_text())["starts"][-1].get("job")
+        with contextlib.suppress(UserError, LookupError, TypeError, AttributeError):
+            job = read_json(self.path / "environment.json")["starts"][-1].get("job")
             return job if isinstance(job, str) else None
         return None
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Self
 
 from scaling_testbed.errors import STOPPED, UserError
+from scaling_testbed.files import read_json
 
 BEAT_SECONDS, STALE_SECONDS = 10, 60
 CLOCK_SECONDS = 3600  # the clocks of two machines differ by less
@@ -151,8 +152,8 @@ def _gives_signs(path: Path) -> bool:
 
 
 def _read(path: Path) -> Owner | None:
-    with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
-        owner = Owner(**json.loads(path.read_text()))
+    with contextlib.suppress(UserError, TypeError):
+        owner = Owner(**read_json(path))
         known = isinstance(owner.host, str) and type(owner.pid) is int and 0 < owner.pid < 2**31
         return owner if known and isinstance(owner.job, (str, type(None))) else None
     return None

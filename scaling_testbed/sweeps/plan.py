@@ -16,7 +16,7 @@ from scaling_testbed.config.words import key_of, quoted
 from scaling_testbed.data.manifest import read_manifest
 from scaling_testbed.data.preparing.preparation import find_prepared
 from scaling_testbed.errors import ConfigError, UserError
-from scaling_testbed.files import check_version, write_bytes, write_json
+from scaling_testbed.files import check_version, read_json, write_bytes, write_json
 from scaling_testbed.model.counting import count_params
 from scaling_testbed.processes.world import World, check_world
 from scaling_testbed.progress import say
@@ -288,11 +288,11 @@ def _sweep_of(folder: Path) -> tuple[str, str | None] | None:
     """Name and scale of the sweep that created `folder`; None if they are unknown."""
     path = folder / SWEEP_FILE
     try:
-        about = json.loads(path.read_text())
-        check_version(path, about.get("schema_version"), 1)
-        return about["sweep"], about.get("scale")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        about = read_json(path)
+    except UserError:
         return None
+    check_version(path, about.get("schema_version"), 1)
+    return (about["sweep"], about.get("scale")) if "sweep" in about else None
 
 
 def remembered(folder: Path) -> list[PlannedRun]:

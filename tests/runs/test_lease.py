@@ -67,7 +67,7 @@ def test_an_owner_on_another_machine_keeps_the_folder_while_it_gives_signs_of_li
             assert owner_of(lock).host == socket.gethostname()
 
 
-@pytest.mark.parametrize("pid", [os.getpid(), 2**22 + 1])
+@pytest.mark.parametrize("pid", [os.getpid(), 2**22 + 1], ids=["known here", "of a container"])
 def test_an_owner_that_is_suspended_keeps_the_folder(tmp_path, monkeypatch, pid):
     """Here it holds the flock and gives no sign of life. In a container it can have another number."""
     monkeypatch.setattr(lease, "BEAT_SECONDS", 3600)
