@@ -131,6 +131,15 @@ def test_several_rows_of_a_run_and_several_columns_of_a_meaning(fit, tmp_path, r
     assert "n_params is the column n_params, and total_params has other values" in fit(both)["warnings"][0]
 
 
+@pytest.mark.fault("A9", "A column that does not count ones is refused with the --map that mends it.")
+def test_a_unit_in_the_header_and_in_the_cells_counts_once(fit, tmp_path):
+    header = ["Params (M)", "Tokens (B)", "loss"]
+    path = table(tmp_path / "r.csv", header, lambda i, n, d, loss: [f"{n / 1e6:g}M", f"{d / 1e9:g} B", loss])
+    typed = ["--map", "n_params=Params (M)", "--map", "n_tokens=Tokens (B)"]
+    assert '--map n_params="Params (M)" --map n_tokens="Tokens (B)";' in fit(path)
+    assert is_right(fit(path, *typed))
+
+
 @pytest.mark.fault("A9", "A decimal comma is refused, also where it could part thousands.")
 @pytest.mark.parametrize("name", ["loss", "quality"])
 def test_a_decimal_comma_with_three_decimals(fit, tmp_path, name):

@@ -166,7 +166,10 @@ def _is_said(unit: Unit | None, said: Unit) -> bool:
 
 
 def of_values(unit: Unit, key: str, rows: Sequence[Row], column: str) -> Unit:
-    """The unit that a header says. Of logarithms to an unsaid base, the one that the values can have."""
+    """The unit that a header says. Of logarithms to an unsaid base, the one that the values can have. Ones if the cells
+    have a unit of their own, as 70M has."""
+    if any(re.search(r"\d ?[A-Za-z]$", str(row.get(column)).strip()) for row in rows):
+        return ONES
     values = [value for row in rows if (value := number_in(row.get(column))) is not None and math.isfinite(value)]
     if unit is not LOG or not values:
         return unit
