@@ -206,6 +206,7 @@ def test_a_run_that_is_marked_as_diverged(fit, tmp_path):
         ("quality", lambda loss: math.exp(loss) * 2, "log(quality)"),
         ("score", lambda loss: math.exp(loss - 0.8), "log(score)"),  # some of them below a uniform guess
         ("log10_loss", math.log10, "10**log10_loss"),
+        ("result", math.log10, "10**result"),
         ("val_bits", lambda loss: loss / math.log(2), "val_bits*0.693147"),
         ("log_likelihood", lambda loss: -loss, "log_likelihood*-1"),
     ],

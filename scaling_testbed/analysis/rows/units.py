@@ -110,6 +110,7 @@ SIZE, TOKENS, COMPUTE = "n_params", "n_tokens", "flops"
 LOG6 = math.log10(6)
 ROUNDED = 1e-6  # of the bounds below, which are decimal logarithms
 MOST_NATS = 12.0  # a uniform guess over 162,755 tokens
+FEWEST_NATS = 0.6  # per token, of a large model; nats per byte may be fewer
 
 
 def check_units(
@@ -314,9 +315,10 @@ def check_losses(rows: Sequence[Row], column: str, told: bool) -> list[str]:
         places = ", ".join(f"row {row.get('row')} ({value:.4g})" for row, value in high[:3])
         return [f"{len(high)} losses are above that of a uniform guess, e.g. {places}: diverged runs? --where "
                 f'"loss<{MOST_NATS:g}" leaves them out']  # fmt: skip
-    if too_high:
-        return [f"models of over 1e8 parameters have losses of {median(trained):.4g} after over 2e9 tokens: nats are "
-                f'2 to 4; a perplexity is --map loss="log({column})"']  # fmt: skip
+    if trained and (too_high or median(trained) < FEWEST_NATS):
+        what, typed = ("perplexity", f"log({column})") if too_high else ("logarithm", f"10**{column}")
+        return [f"models of over 1e8 parameters have losses of {median(trained):.4g} after over 2e9 tokens: nats per "
+                f'token are 2 to 4; a {what} is --map loss="{typed}"']  # fmt: skip
     return []
 
 
