@@ -152,10 +152,11 @@ class _Loader(yaml.SafeLoader):
 
 
 class _AsWritten(_Loader):
-    """A loader that keeps each scalar except null as text. YAML 1.1 reads 8:00:00 as 28800 and 007 as 7."""
+    """A loader that keeps each scalar except null and << as text. YAML 1.1 reads 8:00:00 as 28800 and 007 as 7."""
 
     _NULL = ("tag:yaml.org,2002:null", re.compile("(~|null)?$"))
-    yaml_implicit_resolvers = {"": [_NULL], "~": [_NULL], "n": [_NULL]}
+    _MERGE = ("tag:yaml.org,2002:merge", re.compile("<<$"))
+    yaml_implicit_resolvers = {"": [_NULL], "~": [_NULL], "n": [_NULL], "<": [_MERGE]}
 
 
 def read_yaml(path: Path, *, as_written: bool = False) -> Any:

@@ -4,7 +4,6 @@ Shapes in names: S seeds, D documents.
 """
 
 import itertools
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ import numpy as np
 from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.evaluation.multiple_choice import MEAN
 from scaling_testbed.evaluation.statistics import LEVEL, holm, mean_over_tasks, paired_difference
+from scaling_testbed.files import parse_json
 
 MEASURES = {
     "error": lambda one: one["predicted"] != one["gold"],
@@ -72,14 +72,14 @@ def _identity(one: Mapping[str, Any]) -> tuple:
 
 def _read(path: Path) -> list[dict[str, Any]]:
     try:
-        documents = [json.loads(line) for line in path.read_text().split("\n") if line.strip()]
+        documents = [parse_json(line, path) for line in path.read_text().split("\n") if line.strip()]
         for one in documents:
             values = [measure(one) for measure in MEASURES.values()]
             if not all(map(math.isfinite, values)) or not _identity(one):
                 raise ValueError("a value is not finite")
             if not (isinstance(one["task"], str) and isinstance(one["line"], int)):
                 raise ValueError("task must be text, line a whole number")
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+    except (OSError, UserError, ValueError, LookupError, TypeError, ArithmeticError) as error:
         raise UserError(f"{path} was not written by `analyze score --out` ({error})") from None
     if not documents:
         raise UserError(f"{path} holds no document")

@@ -5,6 +5,7 @@ import gzip
 import json
 import math
 import random
+import shutil
 import subprocess
 from decimal import Decimal
 
@@ -13,6 +14,7 @@ import pytest
 
 from scaling_testbed import analyze
 from scaling_testbed import api as st
+from scaling_testbed.analysis.rows.study import load
 from scaling_testbed.errors import UserError
 from tests.analysis.conftest import make_row
 from tests.analysis.rows.test_published import DATA
@@ -451,6 +453,24 @@ def test_a_later_version_of_a_law(fit, tmp_path, capsys):
         assert f"{path} was written by a later version" in capsys.readouterr().err
     with pytest.raises(UserError, match="a later version"):
         st.predict(path, n_params=1e8, n_tokens=1e9)
+
+
+@pytest.mark.fault("C: copies of a run", "A copy of a run does not count twice, and one that differs is refused.")
+def test_a_copy_of_a_run_counts_once(tmp_path, capsys, record_property):
+    folder = study(tmp_path / "sweep")
+    copy, joined = folder / "run3.bak" / "result.json", tmp_path / "joined.jsonl"
+    shutil.copytree(folder / "run3", copy.parent)
+    assert len(load(folder).rows) == 7 and "1 more rows of the same runs" in capsys.readouterr().err
+    joined.write_text(2 * "".join(path.read_text() + "\n" for path in folder.glob("run?/result.json")))
+    assert len(load(joined).rows) == 7
+    row = json.loads(copy.read_text())
+    copy.write_text(json.dumps(row | {"status": "preempted", "val_loss": None}))  # copied before its end
+    found = load(folder)
+    assert len(found.rows) == 7 and [one["run_id"] for one in found.missing] == ["run7"]
+    copy.write_text(json.dumps(row | {"val_loss": 2.0}))
+    with pytest.raises(UserError, match="has run run3 twice, with val_loss 3.01 and 2"):
+        load(folder)
+    record_property("seen", "7 rows of 8 files; refused where they differ")
 
 
 @pytest.mark.fault("C: damaged records in analysis", "A damaged plan, row, law or sweep.json is one line.")

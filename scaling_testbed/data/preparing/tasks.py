@@ -10,7 +10,6 @@ is kept too, because a text file that begins at another place is cut into other 
 
 import contextlib
 import hashlib
-import json
 import multiprocessing
 import os
 import pickle
@@ -35,7 +34,7 @@ from scaling_testbed.data.shards import SPLITS, ShardWriter, fingerprint_of
 from scaling_testbed.data.sources.reading import Tally, Unit
 from scaling_testbed.data.sources.source import SplitRule, document_hash
 from scaling_testbed.errors import UserError
-from scaling_testbed.files import fsync_folder, sha256_of, write_json
+from scaling_testbed.files import fsync_folder, read_json, sha256_of, write_json
 from scaling_testbed.plugins import load_plugins, loaded_plugins
 from scaling_testbed.progress import ByteProgress
 
@@ -90,8 +89,8 @@ def write_note(path: Path, value: Any) -> None:
 
 def read_note(path: Path) -> Any:
     """The value that `write_note` wrote; None if there is no such file or it is damaged, so that it is made again."""
-    with contextlib.suppress(OSError, ValueError, RecursionError, LookupError, TypeError):
-        note = json.loads(path.read_bytes())
+    with contextlib.suppress(UserError, LookupError, TypeError):
+        note = read_json(path)
         return note["value"] if note["sha256"] == fingerprint_of(note["value"]) else None
     return None
 
@@ -372,8 +371,8 @@ def _start_worker(
     work: Path,
     description: dict | None,
 ) -> None:
-    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):  # the parent gets them too and ends its workers
-        signal.signal(number, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)  # the parent gets them too and ends its workers
     os.environ["RAYON_NUM_THREADS"] = str(threads)  # the tokenizer library's threads
     threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
     load_plugins(plugins)

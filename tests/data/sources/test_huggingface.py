@@ -1,5 +1,6 @@
 import json
 import logging
+import os
 import sys
 from types import SimpleNamespace
 
@@ -147,6 +148,18 @@ def test_a_file_that_changed_is_seen_by_the_same_process(source, tmp_path, docum
     assert read(dataset) == documents(60)
     pyarrow.parquet.write_table(pyarrow.table({"text": ["new", "newer"], "n": range(2)}), tmp_path / "part2.parquet")
     assert read(dataset) == [*documents(40), "new", "newer"]
+
+
+@pytest.mark.fault("A1", "A file that was edited is read again, although its size and time are as before.")
+def test_an_edit_whose_time_was_set_back_is_not_taken_from_the_cache(source, tmp_path, documents, record_property):
+    dataset, file = source("json"), tmp_path / "part0.json"
+    assert read(dataset) == documents(60)
+    stat = file.stat()
+    file.write_text(file.read_text().replace("Document", "Dokument"))
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert file.stat().st_size == stat.st_size
+    assert read(dataset)[0] == documents(1)[0].replace("Document", "Dokument") != documents(1)[0]
+    record_property("seen", "the new text")
 
 
 def test_a_path_must_be_given_and_a_changed_file_is_another_identity(source, tmp_path):
