@@ -3,10 +3,15 @@
 A plug-in is named by the dotted name of a module or by the path of a .py file. Each process loads it once, before it
 chooses any component. The origin of the plug-in is recorded with a hash of its source.
 
+The hash is of the plug-in's own source. Modules that it imports and that are neither installed nor part of Python, such
+as a helper beside it, have hashes of their own.
+
 A name that the user typed is always loaded. A name that a file (a sweep, a run folder) contains is loaded only if the
 user typed the same name or if it is an installed module, because such a file may come from someone else.
 """
 
+import ast
+import contextlib
 import functools
 import hashlib
 import importlib.machinery
@@ -19,10 +24,11 @@ import site
 import sys
 import sysconfig
 import traceback
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 from urllib.parse import unquote, urlparse
 
 from scaling_testbed.errors import ConfigError, UserError, first_line
@@ -37,7 +43,8 @@ class Plugin:
 
     name: a dotted name, or the absolute path of a file. typed: the name as the user typed it. module: its name in
     sys.modules. origin: the file; for a module inside a package, the folder of the package. sha256: the hash of the
-    file, or of all .py files in the folder.
+    file, or of all .py files in the folder. imports: path -> sha256 of the files outside of `origin` that it imports,
+    directly or not, without those of Python, of installed packages and of this package.
     """
 
     name: str
@@ -45,10 +52,11 @@ class Plugin:
     module: str
     origin: str
     sha256: str
+    imports: Mapping[str, str] = field(default_factory=dict)
 
-    def record(self) -> dict[str, str]:
+    def record(self) -> dict[str, Any]:
         """The plug-in as plain data for environment.json."""
-        return {"name": self.name, "typed": self.typed, "origin": self.origin, "sha256": self.sha256}
+        return asdict(self) | {"imports": dict(self.imports)}
 
 
 _loaded: dict[str, Plugin] = {}
@@ -99,16 +107,37 @@ def plugins_of(names: Sequence[str]) -> list[Plugin]:
 
 
 def hashes(names: Sequence[str]) -> dict[str, str]:
-    """Name -> sha256 of the loaded plug-ins `names`."""
-    return {plugin.name: plugin.sha256 for plugin in plugins_of(names)}
+    """Name -> sha256 of the loaded plug-ins `names`, and path -> sha256 of the files that they import."""
+    return hashes_in(plugin.record() for plugin in plugins_of(names))
+
+
+def hashes_in(records: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """The same of the records of plug-ins in environment.json. Those of earlier versions have no imports."""
+    found: dict[str, str] = {}
+    for record in records:
+        found |= {record["name"]: record["sha256"], **record.get("imports", {})}
+    return found
 
 
 def source_hash(cls: type) -> str | None:
-    """The sha256 of the plug-in that defines a class; None if no plug-in defines it."""
-    file = Path(getattr(sys.modules.get(cls.__module__), "__file__", None) or "")
-    if file.is_relative_to(OURS):
+    """The sha256 of the plug-in that defines a class, or of the file that a plug-in imports it from, with all that this
+    imports; None if no plug-in defines it."""
+    module = sys.modules.get(cls.__module__)
+    file = Path(getattr(module, "__file__", None) or "")
+    if module is None or file.is_relative_to(OURS):
         return None
-    return next((plugin.sha256 for plugin in _loaded.values() if file.is_relative_to(plugin.origin)), None)
+    for plugin in _loaded.values():
+        if file.is_relative_to(plugin.origin):
+            return _hash_of_all([plugin.sha256, *plugin.imports.values()])
+    if any(str(file) in plugin.imports for plugin in _loaded.values()):
+        return _hash_of_all([sha256_of(file), *_imports(file, module.__package__ or "").values()])
+    return None
+
+
+def _hash_of_all(sha256s: Sequence[str]) -> str:
+    """The hash of several; a single one is its own."""
+    several = sorted(set(sha256s))
+    return several[0] if len(several) == 1 else hashlib.sha256(" ".join(several).encode()).hexdigest()
 
 
 def difference(then: Mapping[str, str] | None, now: Mapping[str, str]) -> str | None:
@@ -120,8 +149,8 @@ def difference(then: Mapping[str, str] | None, now: Mapping[str, str]) -> str | 
         if sha256 in now.values():
             continue
         was = f"plug-in {name} (sha256 {str(sha256)[:12]})"
-        if name in now:
-            return f"{was} has changed: it is {now[name][:12]} now"
+        if same := [other for other in now if os.path.basename(other) == os.path.basename(name)]:
+            return f"{was} has changed: it is {now[name if name in now else same[0]][:12]} now"
         return f"{was} is not named now; type plugins={name}"
     return None
 
@@ -136,16 +165,18 @@ def _load(name: str, typed: str) -> Plugin:
     if name not in _loaded:
         module = _import_file(name) if name.endswith(".py") or os.sep in name else _import_module(name)
         origin = _origin(module)
-        _loaded[name] = Plugin(name, typed, module.__name__, str(origin), _sha256(origin))
+        imports = _imports(origin, module.__package__ or "")
+        _loaded[name] = Plugin(name, typed, module.__name__, str(origin), _sha256(origin), imports)
     elif _changed_since(_loaded[name]):
         raise ConfigError(f"plug-in {name} has changed since this process loaded it; start Python (the kernel) again")
     return _loaded[name]
 
 
 def _changed_since(plugin: Plugin) -> bool:
-    """Whether the file of a plug-in has changed. A package is not checked: reading it for each run would take long."""
-    origin = Path(plugin.origin)
-    return origin.is_file() and _sha256(origin) != plugin.sha256
+    """Whether the file of a plug-in, or one that it imports, has changed. A package is not checked: reading it for each
+    run would take long."""
+    files = {plugin.origin: plugin.sha256} | dict(plugin.imports)
+    return any(os.path.isfile(file) and sha256_of(Path(file)) != sha256 for file, sha256 in files.items())
 
 
 class _FromSource(importlib.machinery.SourceFileLoader):
@@ -225,6 +256,68 @@ def _sha256(origin: Path) -> str:
     for path in sorted(origin.rglob("*.py")):
         digest.update(f"{path.relative_to(origin).as_posix()} {sha256_of(path)}\n".encode())
     return digest.hexdigest()
+
+
+def _imports(origin: Path, package: str) -> dict[str, str]:
+    """Path -> sha256 of the files that the source at `origin`, a file or a folder, imports from outside of itself. They
+    are found in the text, so that neither the order of imports nor an import inside a function makes a difference.
+
+    package: that of the file, or of the modules in the folder, for relative imports.
+    """
+    found: dict[str, str] = {}
+    files = [origin] if origin.is_file() else sorted(origin.rglob("*.py"))
+    waiting = [(file, ".".join([package, *file.relative_to(origin).parent.parts])) for file in files]
+    while waiting:
+        for name in _imported_names(*waiting.pop(0)):
+            spec = _outside(name)
+            file = Path(os.path.abspath(spec.origin)) if spec and spec.origin else None
+            if spec and file and not file.is_relative_to(origin) and str(file) not in found:
+                found[str(file)] = sha256_of(file)
+                waiting.append((file, name if spec.submodule_search_locations else name.rpartition(".")[0]))
+    return found
+
+
+def _imported_names(file: Path, package: str) -> Iterator[str]:
+    """The modules that a file of a package may import, each after the packages that it lies in."""
+    try:
+        nodes = list(ast.walk(ast.parse(file.read_bytes())))
+    except (OSError, SyntaxError, ValueError, RecursionError):  # such as a module in C
+        return
+    for node in nodes:
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            names = [base, *(f"{base}.{alias.name}" for alias in node.names)]
+        for name in names:
+            parts = name.split(".")
+            yield from (".".join(parts[:end]) for end in range(1, len(parts) + 1))
+
+
+def _outside(name: str) -> importlib.machinery.ModuleSpec | None:
+    """The spec of a module that belongs neither to Python, to an installed distribution nor to this package; None for
+    any other, and where there is no such module."""
+    top = name.partition(".")[0]
+    if not top or top in sys.stdlib_module_names or top == OURS.name:
+        return None
+    spec = getattr(sys.modules.get(name), "__spec__", None) or _spec_without_import(name)
+    if spec is None or not spec.has_location or not spec.origin or not os.path.isfile(spec.origin):
+        return None
+    return None if any(Path(spec.origin).resolve().is_relative_to(folder) for folder in _site_folders()) else spec
+
+
+def _spec_without_import(name: str) -> importlib.machinery.ModuleSpec | None:
+    path, parts = None, name.split(".")
+    for end in range(1, len(parts) + 1):
+        spec = None
+        with contextlib.suppress(Exception):  # of a finder that another package has installed
+            spec = _find_spec(".".join(parts[:end]), path)
+        if spec is None:
+            return None
+        path = list(spec.submodule_search_locations or [])
+    return spec
 
 
 # ------------------------------------------------------------------------------------- what is installed

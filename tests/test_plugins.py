@@ -10,7 +10,16 @@ import pytest
 
 from scaling_testbed import plugins
 from scaling_testbed.errors import ConfigError, UserError
-from scaling_testbed.plugins import check_unchanged, difference, hashes, is_installed, load_named_in, load_plugins
+from scaling_testbed.files import sha256_of
+from scaling_testbed.plugins import (
+    check_unchanged,
+    difference,
+    hashes,
+    is_installed,
+    load_named_in,
+    load_plugins,
+    source_hash,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -210,6 +219,38 @@ def test_a_change_is_one_line_and_another_place_is_none(tmp_path):
     assert changed == f"plug-in lab (sha256 {'2' * 12}) has changed: it is {'3' * 12} now"
     missing = difference(then, {"lab": "2" * 64})
     assert "plug-in /a/mine.py" in missing and "is not named now; type plugins=/a/mine.py" in missing
+
+
+@pytest.mark.fault("A1", "A row is served only while the files that its plug-ins import are the same.")
+def test_what_a_plug_in_imports_is_part_of_its_source(tmp_path, monkeypatch, record_property):
+    write(tmp_path / "mine.py", "import json, numpy, helper\nif False:\n    from lab.late import VALUE\n")
+    write(tmp_path / "other.py", "import helper\n")
+    helper = write(tmp_path / "helper.py", "import torch.nn\nfrom scaling_testbed import keys\nclass Thing: pass\n")
+    write(tmp_path / "lab" / "__init__.py", "")
+    write(tmp_path / "lab" / "late.py", "from . import below\nVALUE = 1\n")
+    below = write(tmp_path / "lab" / "below.py")
+    write(tmp_path / "nobody.py")
+    files = [helper, tmp_path / "lab" / "__init__.py", tmp_path / "lab" / "late.py", below]
+    then = hashes_of(["other.py", "mine.py"])
+    assert set(then) == {str(tmp_path / "other.py"), str(tmp_path / "mine.py"), *map(str, files)}
+    assert then[str(below)] == sha256_of(below)
+    assert source_hash(sys.modules["helper"].Thing) == sha256_of(helper)
+    assert load_plugins(["mine.py"])[0].imports == {str(file): then[str(file)] for file in files}
+    below.write_text("VALUE = 2\n")
+    with pytest.raises(ConfigError, match="has changed since this process loaded it"):
+        load_plugins(["mine.py"])
+    monkeypatch.setattr(plugins, "_loaded", {})
+    now = hashes_of(["mine.py", "other.py"])
+    assert {name for name in then if then[name] != now[name]} == {str(below)}
+    with pytest.raises(UserError, match="was made with other code: plug-in .*below.py .* has changed") as error:
+        check_unchanged(then, ["mine.py", "other.py"], tmp_path)
+    record_property("seen", str(error.value))
+    check_unchanged({str(tmp_path / "mine.py"): then[str(tmp_path / "mine.py")]}, ["mine.py"], tmp_path)  # older rows
+
+
+def hashes_of(names):
+    load_plugins(names)
+    return hashes(names)
 
 
 def test_a_run_of_other_code_is_refused(tmp_path):

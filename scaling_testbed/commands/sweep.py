@@ -107,7 +107,7 @@ def asked(words: Sequence[str], verb_with_launcher: bool = True) -> Asked:
     typed, launcher = [], []
     for text in others:
         key, equals, value = text.partition("=")
-        if not equals:
+        if not equals and not key.startswith("~"):
             raise ConfigError(f"cannot read {text!r}; write key=value")
         if key in ("sweep", "scale"):
             if named.setdefault(key, value) != value:
@@ -260,13 +260,15 @@ def collect(words: Words = ()) -> None:
     print(f"{len(found) - others} of {len(runs)} planned runs, {others} others, in {lines} and {table}")
 
 
-def planned(chosen: Asked, processes: int | None = 1, gpu_memory_gib: float | None = None) -> "list[PlannedRun]":
-    """The planned runs of a selection; prints the number of duplicate runs on stderr. processes, gpu_memory_gib: as in
-    sweeps.plan.plan."""
+def planned(
+    chosen: Asked, processes: int | None = 1, gpu_memory_gib: float | None = None, runs_per_gpu: int | None = None
+) -> "list[PlannedRun]":
+    """The planned runs of a selection; prints the number of duplicate runs on stderr. processes, gpu_memory_gib,
+    runs_per_gpu: as in sweeps.plan.plan."""
     from scaling_testbed.sweeps.gpu_memory import ASSUMED_GIB
     from scaling_testbed.sweeps.plan import plan
 
-    runs, same = plan(chosen.sweep, processes, gpu_memory_gib or ASSUMED_GIB)
+    runs, same = plan(chosen.sweep, processes, gpu_memory_gib or ASSUMED_GIB, runs_per_gpu or 1)
     if same:
         print(f"{same} combinations are the same run as an earlier one and count once", file=sys.stderr)
     return runs
@@ -281,7 +283,7 @@ def _run(
     dry_run: bool,
     failed_too: bool = False,
 ) -> int:
-    from scaling_testbed.sweeps.gpu_memory import ASSUMED_GIB, memory_of_gpu
+    from scaling_testbed.sweeps.gpu_memory import memory_of_gpu
     from scaling_testbed.sweeps.local import Driver
     from scaling_testbed.sweeps.plan import remember, sweep_folder
     from scaling_testbed.sweeps.status import counts, read_states
@@ -289,7 +291,7 @@ def _run(
     from scaling_testbed.tables import console
 
     places = _places(workers, gpus, runs_per_gpu)
-    runs = planned(chosen, 1, (memory_of_gpu() or ASSUMED_GIB) / (runs_per_gpu or 1) if gpus else ASSUMED_GIB)
+    runs = planned(chosen, 1, memory_of_gpu() if gpus else None, runs_per_gpu)
     for line in too_large(runs) if gpus else []:
         print(line, file=sys.stderr)
     if failed_too:

@@ -10,11 +10,10 @@ import copy
 import dataclasses
 import difflib
 import functools
-import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeGuard, TypeVar
 
@@ -51,8 +50,8 @@ from scaling_testbed.config.words import (
     read,
 )
 from scaling_testbed.errors import ConfigError, UserError, first_line
-from scaling_testbed.files import YAMLError, read_yaml
-from scaling_testbed.plugins import check_unchanged, load_named_in, load_plugins, loaded_plugins
+from scaling_testbed.files import YAMLError, read_json, read_yaml
+from scaling_testbed.plugins import check_unchanged, hashes_in, load_named_in, load_plugins, loaded_plugins
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -263,7 +262,12 @@ def to_run_config(composed: DictConfig, overrides: Sequence[str]) -> RunConfig:
 
 def _frozen(composed: DictConfig, overrides: Sequence[str]) -> RunConfig:
     _check_no_resolver(_plain(composed))
+    if unset := next(_missing("", _plain(composed)), None):
+        typed = "".join(f"{word}: " for word in overrides if key_of(word) == unset and "???" in word)
+        raise ConfigError(f"{typed}{unset} has no value; type {unset}=VALUE")
     OmegaConf.resolve(composed)
+    for word in overrides:
+        _check_text_as_typed(word, composed)
     fields = [field.name for field in dataclasses.fields(RunConfig)]
     if unknown := [str(key) for key in composed if key not in fields]:
         raise ConfigError(_unknown_key(unknown[0]))
@@ -286,6 +290,25 @@ def _frozen(composed: DictConfig, overrides: Sequence[str]) -> RunConfig:
         values[key] = _freeze(node, key) if isinstance(node, DictConfig) and not node._is_none() else composed[key]
     lists = {key: list(composed[key]) for key in OUTSIDE} | {"overrides": list(overrides)}
     return RunConfig(**values | lists)
+
+
+def _missing(key: str, value: object) -> Iterator[str]:
+    """The keys inside a value that have OmegaConf's sign for a missing value."""
+    if value == "???":
+        yield key
+    for name, entry in value.items() if isinstance(value, dict) else ():
+        yield from _missing(f"{key}.{name}".lstrip("."), entry)
+
+
+def _check_text_as_typed(word: str, composed: DictConfig) -> None:
+    """Raise ConfigError if a word gives a key that takes a text a number or truth value in another spelling: 007 would
+    become 7, and the commit 12e3456 would become inf."""
+    key, _, typed = word.partition("=")
+    value: Any = read(word).value()
+    if not isinstance(value, (bool, int, float)) or str(value) == typed.strip():
+        return
+    if OmegaConf.select(composed, key_of(word)) == str(value):
+        raise ConfigError(f"{word} is read as {value}; for the text, type {key}=\"'{typed.strip()}'\"")
 
 
 def _check_no_resolver(content: dict[str, Any]) -> None:
@@ -446,6 +469,8 @@ def _one_line(error: Exception, configs: Sequence[str] = ()) -> str:
     first = message.splitlines()[0]
     if unmatched := re.search(r"Could not override '([^']+)'", first):
         return _unknown_key(unmatched.group(1))
+    if gone := re.search(r"Could not delete (?:from config\. )?'([^']+)'(?: does not exist|\. No match)", first):
+        return f"~{gone[1]}: there is no {gone[1]} to take away"
     if there := re.search(r"An item is already at '([^']+)'", first):
         return f"{there[1]} exists already; type it without the plus, {there[1]}=VALUE"
     if twice := re.search(r"Multiple values for (\w+)\.", first):
@@ -510,10 +535,9 @@ def recorded_run(folder: Path) -> RunConfig:
 
 
 def _hashes_of_last_start(folder: Path) -> dict[str, str]:
-    """Name -> sha256 of the plug-ins at the last start of a run."""
-    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
-        last = json.loads((folder / "environment.json").read_text())["starts"][-1]
-        return {plugin["name"]: plugin["sha256"] for plugin in last["plugins"]}
+    """Name -> sha256 of the plug-ins, and of what they import, at the last start of a run."""
+    with contextlib.suppress(UserError, LookupError, TypeError, AttributeError):
+        return hashes_in(read_json(folder / "environment.json")["starts"][-1]["plugins"])
     return {}
 
 
@@ -554,6 +578,7 @@ def _check_hydra_untouched(overrides: Sequence[str], configs: Sequence[str]) -> 
             raise ConfigError(f"a file in configs= sets hydra.{changed[0]}, which names code; type it, or remove it")
 
 
+ONE_OF = ("run", "multirun", "cfg", "info", "hydra_help")
 # Options of Hydra that would compose other things than the words of a run say.
 NOT_OPTIONS = ("config_path", "config_name", "config_dir", "experimental_rerun")
 
@@ -569,6 +594,12 @@ def _options(argv: Sequence[str]) -> dict[str, Any]:
 
     parser.error = refuse  # type: ignore[method-assign]
     found = vars(parser.parse_intermixed_args(list(argv)))
+    if len(asked := [f"--{name.replace('_', '-')}" for name in ONE_OF if found[name]]) > 1:
+        raise ConfigError(f"{' and '.join(asked)} cannot be typed together")
+    if found["shell_completion"]:
+        raise ConfigError("--shell-completion is not for a run; `python -m scaling_testbed --show-completion` has it")
+    if found["hydra_help"] and found["overrides"]:
+        raise ConfigError(f"--hydra-help takes no words; got {found['overrides'][0]}")
     if wrong := [name for name in NOT_OPTIONS if found[name] is not None]:
         raise ConfigError(f"--{wrong[0].replace('_', '-')} is not for a run; configs=DIR adds a folder of choices")
     return {name: value for name, value in found.items() if value or name == "overrides"}

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -26,7 +27,8 @@ from scaling_testbed.data.sources import SOURCES
 from scaling_testbed.data.sources.source import Source
 from scaling_testbed.data.tokenizers import TOKENIZERS, TokenizerConfig
 from scaling_testbed.diagnostics.config import DiagnosticsConfig
-from scaling_testbed.errors import ConfigError, check_positive
+from scaling_testbed.errors import ConfigError, UserError, check_positive
+from scaling_testbed.files import read_json
 from scaling_testbed.keys import ADDED_LATER, EXECUTION_ONLY, REQUIRED, identifies, key
 from scaling_testbed.learning.config import CrossEntropyConfig
 from scaling_testbed.learning.interventions.base import Intervention
@@ -111,6 +113,8 @@ class RunConfig:
             raise ConfigError(f"name must have at most {LONGEST_NAME} bytes, as folders do; got {self.name[:40]!r}...")
         if empty := [name for name in ("runs_dir", "data_dir") if not getattr(self, name).strip()]:
             raise ConfigError(f"{empty[0]} must name a folder, and . is the current one; got an empty text")
+        for place in ("runs_dir", "data_dir"):  # a shell does not do it in quotes and YAML
+            object.__setattr__(self, place, os.path.expanduser(getattr(self, place)))
         check_positive("data_workers", self.data_workers)
         if self.seed < 0:
             raise ConfigError(f"seed must not be negative; got {self.seed}")
@@ -207,7 +211,7 @@ def outcome_of(folder: Path) -> str | None:
     """How the run in `folder` failed, diverged or was interrupted, from its result.json; None where it finished or has
     no row."""
     said = {"failed": "failed", "diverged": "diverged", "preempted": "was interrupted"}
-    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
-        row = json.loads((folder / "result.json").read_text())
+    with contextlib.suppress(UserError, LookupError, TypeError):
+        row = read_json(folder / "result.json")
         return f"the run {said[row['status']]}: {row['error']}"
     return None

@@ -273,6 +273,8 @@ def check_choice_of_group(text: str, configs: Sequence[str] = ()) -> None:
     if not isinstance(value, (str, list, Sweep, Glob)):
         quote = f"; a file called {value} is chosen by {key}=\"'{value}'\"" if not override.is_delete() else ""
         raise ConfigError(f"{text}: {key} takes the name of a choice, and --help lists them{quote}")
+    if isinstance(value, str) and "${" in value:
+        raise ConfigError(f"{text}: {key} takes the name of a choice and no reference; --help lists them")
     if override.is_force_add():
         raise ConfigError(f"{text}: a group has a choice already; type {text.lstrip('+')}, without a plus")
 

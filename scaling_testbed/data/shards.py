@@ -18,8 +18,8 @@ import numpy as np
 
 from scaling_testbed.data.manifest import SPLITS, fingerprint_of, numpy_dtype, read_manifest, smallest_dtype
 from scaling_testbed.data.watched import WatchedTokens, state_of
-from scaling_testbed.errors import UserError
-from scaling_testbed.files import read_json, sha256_of, write_json
+from scaling_testbed.errors import UserError, first_line
+from scaling_testbed.files import read_json, sha256_of, sha256_of_input, write_json
 
 SCHEMA_VERSION = 1  # of the shards; part of the name of a prepared folder
 HEADER_BYTES = 256 * 4
@@ -242,6 +242,23 @@ def open_prepared(folder: Path | str, verify: bool = True) -> PreparedData:
     return PreparedData(folder, manifest, **streams)
 
 
+def changed_shard(folder: Path, manifest: dict) -> str | None:
+    """How a shard of a prepared folder differs from its manifest; None if none does.
+
+    Only a shard that has another size, or another state than when it was checked, is read. A shard that is gone, or was
+    never checked here, is left out.
+    """
+    entries = [entry for split in SPLITS for entry in manifest["splits"][split]["shards"]]
+    there = [(path, entry) for entry in entries if (path := _shard_path(folder, entry)).exists()]
+    try:
+        for path, entry in there:
+            _check_shape(path, entry)
+        _check_hashes(folder, [path for path, _ in there], [entry for _, entry in there], only_known=True)
+    except UserError as error:
+        return first_line(error)
+    return None
+
+
 def _shard_path(folder: Path, entry: dict) -> Path:
     """The path of a shard. Prepared shards lie in the folder itself; a user's own token files have absolute paths."""
     path = Path(entry["file"])
@@ -263,26 +280,22 @@ def _check_shape(path: Path, entry: dict) -> None:
             raise UserError(f"{path}: header says {found}, the manifest {wanted}; the file was replaced")
 
 
-def _check_hashes(folder: Path, paths: list[Path], entries: list[dict]) -> None:
+def _check_hashes(folder: Path, paths: list[Path], entries: list[dict], only_known: bool = False) -> None:
+    """Raise UserError for a shard with another hash. only_known: leave out those that were never checked."""
     cache_path = folder / ".verified.json"
     known = {}
     with suppress(UserError):  # a damaged memory is as good as none
         known = read_json(cache_path)
     states = [[*state_of(path.stat())] for path in paths]
     wanted = [[*state, entry["sha256"]] for state, entry in zip(states, entries, strict=True)]
-    stale = [i for i, path in enumerate(paths) if known.get(str(path.absolute())) != wanted[i]]
+    names = [str(path.absolute()) for path in paths]
+    checked = [i for i, name in enumerate(names) if name in known or not only_known]
+    stale = [i for i in checked if known.get(names[i]) != wanted[i]]
     if not stale:
         return
     with ThreadPoolExecutor(min(8, len(stale))) as pool:  # hashing releases the interpreter lock
-        for i, found in zip(stale, pool.map(_sha256_of, [paths[i] for i in stale]), strict=True):
+        for i, found in zip(stale, pool.map(sha256_of_input, [paths[i] for i in stale]), strict=True):
             if found != entries[i]["sha256"]:
                 raise UserError(f"{paths[i]}: sha256 differs from the manifest; the file was changed or replaced")
     with suppress(UserError):  # the files of a read-only folder are hashed at each opening
-        write_json(cache_path, {str(path.absolute()): row for path, row in zip(paths, wanted, strict=True)})
-
-
-def _sha256_of(path: Path) -> str:
-    try:
-        return sha256_of(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+        write_json(cache_path, {names[i]: wanted[i] for i in checked})

@@ -189,12 +189,12 @@ class _Watch:
         if number == self._reads:
             self._unread += seconds
             return self._unanswered() if self._unread >= self._limit + 1 else None
+        seconds += min(self._unread, seconds)  # a store that did not answer for long says nothing of the processes
+        self._reads, self._unread = number, 0.0
         if late is not None:
             self._begun += seconds
             said = f"rank {late} hangs before it has begun: no sign of life for {self._begun:.0f} s"
             return Finding(late, True, said) if self._begun >= self._limit else None
-        seconds += min(self._unread, seconds)  # a store that did not answer for long says nothing of the processes
-        self._reads, self._unread = number, 0.0
         moved = {rank: beat.moves for rank, beat in beats.items()}
         idle = self._beats and moved == {rank: beat.moves for rank, beat in self._beats.items()}
         self._still = self._still + seconds if idle and not any(beat.alone for beat in beats.values()) else 0.0

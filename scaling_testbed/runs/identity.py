@@ -1,8 +1,8 @@
 """What decides the numbers of a run besides its configuration: its corpus, its evaluation sets and its plug-ins.
 
 A row and a checkpoint have fingerprints of them. Every command compares these with what is at hand before it serves a
-finished row or continues a run. No document is read for it: a corpus that is prepared answers by its manifest, and else
-its files are compared by size and time, and by their hash where these changed.
+finished row or continues a run. No document is read for it: a corpus that is prepared answers by its manifest and the
+sizes and times of its shards, and else its files are compared by size and time, and by their hash where these changed.
 """
 
 import contextlib
@@ -16,12 +16,15 @@ from scaling_testbed.config.run import RunConfig, flatten, run_id
 from scaling_testbed.data.manifest import read_manifest
 from scaling_testbed.data.preparing import inputs as files_of
 from scaling_testbed.data.preparing.preparation import look, prepared_folders
-from scaling_testbed.data.shards import PreparedData, data_fingerprint
+from scaling_testbed.data.shards import PreparedData, changed_shard, data_fingerprint
 from scaling_testbed.errors import UserError, first_line
 from scaling_testbed.files import read_json, sha256_of
 from scaling_testbed.plugins import difference, hashes
 
 TO_DO = "restore what has changed, or give another name= for new runs"
+# Bytes that are hashed although sizes and times are as before. Without the prepared corpus, only a hash shows an edit
+# whose time was set back.
+MOST_HASHED = 64 << 20
 SHOWN = 1  # differences that a message names; the others are counted
 
 
@@ -115,12 +118,14 @@ def _sets(then: Mapping[str, Any], run: RunConfig) -> Iterator[Found]:
             yield Found(unknown=f"{key}: a run of an earlier version does not say which data it was evaluated on")
             continue
         try:
-            now = data_fingerprint(read_manifest(Path(path)))
+            manifest = read_manifest(Path(path))
         except UserError as error:
             yield Found(unknown=f"{key}: {first_line(error)}")
             continue
-        if now != was:
+        if (now := data_fingerprint(manifest)) != was:
             yield Found(f"was evaluated on other data: {key} has the fingerprint {now}, and it had {was}")
+        elif shard := changed_shard(Path(path), manifest):
+            yield Found(f"was evaluated on other data: {key}: {shard}")
 
 
 class _Corpus:
@@ -138,6 +143,7 @@ class _Corpus:
                 found.problem,
             )
             self._manifest = read_manifest(found.folder) if found.folder else {}
+            self._shard = changed_shard(found.folder, self._manifest) if found.folder else None
         except UserError as error:
             self._missing = first_line(error)
         self._known: dict[str, Found] = {}
@@ -159,7 +165,9 @@ class _Corpus:
             return self._changed(then, self._problem)
         if self._folder is not None:
             now = data_fingerprint(self._manifest)
-            return Found() if now == was else self._changed(then, f"its data_fingerprint was {was} and is {now} now")
+            if now != was:
+                return self._changed(then, f"its data_fingerprint was {was} and is {now} now")
+            return Found(self._shard and f"was trained on other data: {self._shard}")
         unprepared = f"its data are not prepared in {self._data_dir}"
         folder = then.get("data_folder")
         alike = None if folder is None else _hash_in(folder) == _hash_in(self._name)
@@ -167,24 +175,24 @@ class _Corpus:
             if alike is False:
                 return self._changed(then, f"{self._source.where()} was prepared as {folder} and is {self._name} now")
             return Found(unknown=unprepared if self._inputs.files is None else None)
-        if alike:
-            return Found()
         inputs = then.get("data_inputs")
+        limited = getattr(self._source, "limited", False)  # then files may have been left out, which have no hash
+        if alike and (inputs is None or limited or self._inputs.n_bytes > MOST_HASHED):
+            return Found()
         if inputs is not None:
-            return Found() if self._summary_if_alike(inputs) == inputs else self._changed(then, self._in_all(inputs))
+            same_sizes = self._sizes_are(inputs)
+            if same_sizes and limited:
+                return Found(unknown=f"{unprepared}, and a limit left out files, of which only size and time are known")
+            return Found() if same_sizes and self._summary == inputs else self._changed(then, self._in_all(inputs))
         if self._prepared_then(was) is not None:
             same = f"if they are the same, `prepare` with the same keys, and this is compared again ({self._name})"
             return self._changed(then, f"its files have other sizes or times than when they were prepared; {same}")
         return Found(unknown=f"{unprepared}, and a run of an earlier version recorded no sizes of files")
 
-    def _summary_if_alike(self, inputs: Mapping[str, Any]) -> dict[str, Any] | None:
-        """The summary of the files of now, or None if sizes or settings show already that they are others."""
-        files = self._inputs.files or []
-        if (len(files), self._inputs.n_bytes, self._inputs.settings) != tuple(
-            map(inputs.get, ("files", "bytes", "settings"))
-        ):
-            return None
-        return self._summary
+    def _sizes_are(self, inputs: Mapping[str, Any]) -> bool:
+        """Whether number, size and settings of the files of now are as in a summary."""
+        now = (len(self._inputs.files or []), self._inputs.n_bytes, self._inputs.settings)
+        return now == tuple(map(inputs.get, ("files", "bytes", "settings")))
 
     @functools.cached_property
     def _summary(self) -> dict[str, Any]:

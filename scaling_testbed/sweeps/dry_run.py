@@ -11,6 +11,7 @@ from scaling_testbed.sweeps.gpu_memory import ASSUMED_GIB, GIB, fits, fitting_ov
 
 GPUS = (1, 8, 64)
 LARGE = 100_000_000  # parameters without embedding and head
+LARGEST_VOCABULARY, LARGEST_BATCH = 2**19, 2**24  # tokens; 262,144 in Gemma 3 and 16 million in Llama 3 are published
 
 
 def describe_run(run: RunConfig, vocab_size: int, train_tokens: int | None = None) -> str:
@@ -68,6 +69,13 @@ def unusual(
         found.append(
             f"a batch of {run.batch.tokens:,} tokens is small for {size}; set batch.sequences= and "
             "batch.sequence_length=, such as 256 and 512"
+        )
+    if model.known_vocab_size > LARGEST_VOCABULARY:
+        found.append(f"a vocabulary of {model.known_vocab_size:,} is larger than any that is published; set tokenizer=")
+    if run.batch.tokens > LARGEST_BATCH:
+        found.append(
+            f"a batch of {run.batch.tokens:,} tokens, for {steps:,} steps, is larger than any that is published; set a "
+            "smaller batch.sequences= or batch.sequence_length="
         )
     if large and run.batch.sequence_length < 256:
         found.append(f"batch.sequence_length={run.batch.sequence_length} is short for {size}")

@@ -24,10 +24,10 @@ together (identified by their first key) and seeds replace those of the same nam
 exclusions, plugins and configs are added. An override or a row also replaces an axis of an earlier layer. Descriptions
 are joined, that of the file before that of its base. A key that one layer sets twice is refused.
 
-A value is written as on the command line. `seed=7` among the overrides means `seeds: [7]`. After the name of the
-sweep, `key=value` and `key=a,b` replace an axis, select rows of keys that move together by their first key, or apply to
-every run. `key=range(1,4)` and `model=glob(nano_*)` are lists of values too. `++key=...` does the same as `key=...`,
-and adds the key if there is none.
+A value is written as on the command line. YAML's own reading of it does not count, so 010 is 10 and not 8. `seed=7`
+among the overrides means `seeds: [7]`. After the name of the sweep, `key=value` and `key=a,b` replace an axis, select
+rows of keys that move together by their first key, or apply to every run. `key=range(1,4)` and `model=glob(nano_*)` are
+lists of values too. `++key=...` does the same as `key=...`, and adds the key if there is none.
 """
 
 import dataclasses
@@ -112,7 +112,7 @@ def load_sweep(
     is_path, known = name.endswith((".yaml", ".yml")), choices("sweep", typed_configs)
     path = Path(name) if is_path else known.get(name)
     try:
-        content = read_yaml(path) if path else None
+        content = read_yaml(path, as_written=True) if path else None
     except FileNotFoundError:
         raise ConfigError(f"sweep={name}: there is no such file") from None
     if path is None:
@@ -128,7 +128,9 @@ def load_sweep(
         named = load_named_in(path, content.get("plugins", []), "plugins=")
         content["plugins"] = list(dict.fromkeys([*typed_plugins, *(plugin.name for plugin in named)]))
         content["configs"] = list(dict.fromkeys([*typed_configs, *content.get("configs", [])]))
-        return _parse(content, name=path.stem, folder=folder, scale=chosen)
+        sweep = _parse(content, name=path.stem, folder=folder, scale=chosen)
+        _check_excluded(sweep, layers)
+        return sweep
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
 
@@ -141,7 +143,7 @@ def _layers(content: Any, scale: str | None, path: Path, configs: Sequence[str])
         bases = choices("sweep/base", [*configs, *file.get("configs", [])])
         if base not in bases:
             raise ConfigError(f"there is no base {base!r}; it is one of {', '.join(sorted(bases))}")
-        files.insert(0, _parted(read_yaml(bases[base]), bases[base].parent))
+        files.insert(0, _parted(read_yaml(bases[base], as_written=True), bases[base].parent))
     names = list(dict.fromkeys(name for _, scales in files for name in scales))
     if scale is None:
         scale = names[0] if names else None
@@ -268,6 +270,7 @@ def _parse(content: dict, **named: Any) -> Sweep:
         raise ConfigError("exclude holds an entry without keys, which every run matches; write {key: value, ...}")
     content["exclude"] = [{key_of(key): values for key, values in entry.items()} for entry in excluded]
     content["seeds"] = [spelled(seed) for seed in content.get("seeds", [0])]
+    _check_column("seeds", "seed", content["seeds"])
     sweep = Sweep(**named, **content)
     _check_experiment(sweep)
     for entry in sweep.together:
@@ -282,6 +285,20 @@ def _parse(content: dict, **named: Any) -> Sweep:
         raise ConfigError(f"exclude names {astray[0]}, which no axis varies")
     _check_set_once(sweep)
     return sweep
+
+
+def _check_excluded(sweep: Sweep, layers: Sequence[dict]) -> None:
+    """Raise ConfigError if an exclusion names a value that no layer gives to its key: it would leave out nothing."""
+    known: dict[str, list[str]] = {"seed": ["0"]}
+    for layer in layers:
+        tied = (column for entry in layer.get("together", []) for column in entry.items())
+        seeds = map(spelled, layer.get("seeds", []))
+        for key, values in [*layer.get("axes", {}).items(), *tied, ("seed", seeds)]:
+            known.setdefault(key_of(key), []).extend(value for value in values if value is not None)
+    for key, values in (column for entry in sweep.exclude for column in entry.items()):
+        if astray := [value for value in values if not any(same_value(value, one) for one in known[key])]:
+            there = ", ".join(dict.fromkeys(known[key]))
+            raise ConfigError(f"exclude names {key}={astray[0]}, which no run has; {key} has {there}")
 
 
 def _check_set_once(sweep: Sweep) -> None:
@@ -361,11 +378,9 @@ def _check_column(what: str, key: str, values: Sequence[str | None]) -> None:
 
 
 def spelled(value: Any) -> str:
-    """A YAML value as it is typed after `key=`."""
+    """A value of a sweep file, whose scalars are read as text, as it is typed after `key=`."""
     if value is None:
         return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
     if isinstance(value, list):
         return f"[{','.join(map(spelled, value))}]"
     if isinstance(value, dict):

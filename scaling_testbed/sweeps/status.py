@@ -12,7 +12,7 @@ from typing import Any
 from scaling_testbed.config.compose import compose_many
 from scaling_testbed.config.run import GROUPS, RunConfig
 from scaling_testbed.errors import UserError, first_line
-from scaling_testbed.plugins import difference, loaded_plugins
+from scaling_testbed.plugins import difference, hashes, loaded_plugins
 from scaling_testbed.row_files import write_rows
 from scaling_testbed.runs.folder import RunFolder, is_record
 from scaling_testbed.runs.identity import TO_DO, AtHand, Found, of_checkpoint
@@ -23,6 +23,7 @@ from scaling_testbed.sweeps.plan import PLAN_FILE, PlannedRun
 LOG_FILE = "log.txt"  # what a run printed when a sweep started it
 TAIL_BYTES = 16384
 
+KEYS_OF_DATA = ("data.", "tokenizer.", "evaluation.sets")
 REPLACED = "replaced"  # the subfolder of a sweep for runs whose data or plug-ins have changed, after a retry
 
 # In the order of a table. stopped: the run has started, no process runs it now, and it can be continued. changed: its
@@ -76,14 +77,16 @@ class Comparison:
         about = self._about_data(run)
         if isinstance(about, RunConfig):
             return self._at_hand.compare(recorded, about)
-        loaded = {plugin.name: plugin.sha256 for plugin in loaded_plugins()}
-        if problem := difference(recorded.get("plugins"), loaded):
+        loaded = [plugin.name for plugin in loaded_plugins()]
+        if problem := difference(recorded.get("plugins"), hashes(loaded)):
             return Found(f"was made with other code: {problem}")
         return Found(unknown=about)
 
     def _about_data(self, run: PlannedRun) -> RunConfig | str:
         """A run with the same data as `run`; else why it cannot be composed."""
-        deciding = tuple(text for text in run.overrides if _may_decide_data(text))
+        # A word may follow another key, as data.seed=${seed} does: then the plan tells the values of each run.
+        deciding = tuple(text for text in run.overrides if _may_decide_data(text) or not run.config)
+        deciding += tuple(f"{key}={run.config[key]!r}" for key in sorted(run.config) if key.startswith(KEYS_OF_DATA))
         if deciding not in self._runs:
             try:
                 (self._runs[deciding],) = compose_many([run.overrides], written_in=Path(run.folder).parent / PLAN_FILE)
@@ -95,7 +98,7 @@ class Comparison:
 def _may_decide_data(override: str) -> bool:
     key = override.partition("=")[0].lstrip("+~")
     if "." in key:
-        return key.startswith(("data.", "tokenizer.", "evaluation.sets"))
+        return key.startswith(KEYS_OF_DATA)
     return key not in {*GROUPS, "seed", "name", "runs_dir"} - {"data", "tokenizer"}
 
 
@@ -116,6 +119,8 @@ def read_state(run: PlannedRun, comparison: Comparison | None = None) -> RunStat
         if found.changed:
             return replace(done, state="changed", error=found.changed)
         return replace(done, error=row.get("error"), not_compared=found.unknown)
+    if obstacle := RunFolder(folder).cannot_be_read():
+        return RunState(run=run, state="failed", error=obstacle)
     if stranger := RunFolder(folder).row_of_another():
         return RunState(run=run, state="changed", error=f"holds the records of run {stranger['run_id']}")
     owner = owner_of(folder / "lock")
@@ -210,7 +215,8 @@ def rows(folder: Path) -> list[dict[str, Any]]:
         if row := RunFolder(path.parent).result():
             found.append(row)
         else:
-            print(f"warning: {path} holds no complete row and is left out", file=sys.stderr)
+            reason = RunFolder(path.parent).cannot_be_read() or f"{path} holds no complete row"
+            print(f"warning: {reason}; it is left out", file=sys.stderr)
     return found
 
 

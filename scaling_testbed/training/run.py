@@ -10,12 +10,14 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from scaling_testbed.config.run import RunConfig, run_folder_path
+from scaling_testbed.config.run import RunConfig, flatten, run_folder_path
 from scaling_testbed.errors import FAILED, UserError, first_line, is_memory_error
+from scaling_testbed.plugins import hashes
 from scaling_testbed.processes.device import peak_memory_bytes
 from scaling_testbed.processes.group import PeerGone, PeerHangs, Processes, RankError
 from scaling_testbed.processes.interrupts import Interrupted, Interrupts
 from scaling_testbed.processes.world import World, check_world, world_from_environment
+from scaling_testbed.runs.environment import versions
 from scaling_testbed.runs.finished import final_row
 from scaling_testbed.runs.folder import RunFolder
 from scaling_testbed.runs.identity import check_same, of_checkpoint
@@ -43,12 +45,15 @@ def train(run: RunConfig, interrupts: Interrupts | None = None, *, quiet: bool =
         if interrupts is None or not interrupts.entered:
             interrupts = held.enter_context(Interrupts())
         processes = held.enter_context(Processes(world, run.parallelism, interrupts))
+        processes.check_alike(_of_all_processes(run))
         if row := processes.on_main(lambda: final_row(folder, run, quiet=quiet)):
             return row
         if row := processes.on_main(lambda: _hold(folder, held, run, quiet=quiet)):
             return row
         held.enter_context(_failures_recorded(run, folder, processes))
         processes.on_main(lambda: _check_goes_on(folder, run))
+        if run.parallelism.is_sharded:
+            processes.together(folder.check_here)
         try:
             # Several processes must stop together, which is only possible from the first step on.
             with interrupts.at_once() if world.size == 1 else contextlib.nullcontext():
@@ -64,16 +69,16 @@ def train(run: RunConfig, interrupts: Interrupts | None = None, *, quiet: bool =
         outcome = Outcome("finished")
         try:
             while True:
-                if progress.record is not None:
-                    if is_evaluated(run, progress.step, parts.steps):
-                        progress.record |= evaluate(parts, lambda: poll(processes, interrupts))
-                    records.write(progress)
-                if progress.step == parts.steps:
-                    break
-                if is_saved(run.checkpoint, progress.step):
-                    save(parts, progress)
-                progress.clock.begin_step()
                 try:
+                    if progress.record is not None:
+                        if is_evaluated(run, progress.step, parts.steps):
+                            progress.record |= evaluate(parts, lambda: poll(processes, interrupts))
+                        records.write(progress)
+                    if progress.step == parts.steps:
+                        break
+                    if is_saved(run.checkpoint, progress.step):
+                        save(parts, progress)
+                    progress.clock.begin_step()
                     update = make_update(parts, progress.step, interrupts, progress.micro_batch)
                 except TooLittleMemory as error:
                     records.say(progress.take_less(parts, error))
@@ -94,6 +99,16 @@ def train(run: RunConfig, interrupts: Interrupts | None = None, *, quiet: bool =
             save(parts, progress)
         peak_bytes = int(processes.largest([peak_memory_bytes(parts.device)])[0])
         return processes.on_main(lambda: records.finish(make_row(parts, progress, records, outcome, peak_bytes)))
+
+
+OF_ONE_PROCESS = ("runs_dir", "data_dir", "data_workers", "plugins", "configs", "overrides", "compute.threads")
+
+
+def _of_all_processes(run: RunConfig) -> dict[str, Any]:
+    """What must be the same in all processes of `run`, by name: the row records it from rank 0 alone."""
+    found: dict[str, Any] = {key: value for key, value in flatten(run).items() if key not in OF_ONE_PROCESS}
+    found["the sha256 of the plug-ins"] = sorted(hashes(run.plugins).values())  # not their paths
+    return found | {f"the version of {name}": version for name, version in versions().items()}
 
 
 def _hold(folder: RunFolder, held: contextlib.ExitStack, run: RunConfig, *, quiet: bool) -> dict[str, Any] | None:

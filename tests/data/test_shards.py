@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from scaling_testbed.data import shards
 from scaling_testbed.data.manifest import write_manifest
 from scaling_testbed.data.preparing.preparation import prepare
-from scaling_testbed.data.shards import ShardWriter, open_prepared, parse_header
+from scaling_testbed.data.shards import ShardWriter, changed_shard, open_prepared, parse_header
 from scaling_testbed.data.sources.text_files import TextFilesConfig
 from scaling_testbed.data.summary import describe
 from scaling_testbed.data.tokenizers import BytesConfig
@@ -165,6 +166,9 @@ def test_a_damaged_shard_is_named_before_anything_is_read(damage, message, opene
     if not opened_before:
         (data.folder / ".verified.json").unlink()
     damage(shard(data))
+    said = changed_shard(data.folder, data.manifest)  # a look that reads no shard that was never checked, or is gone
+    unread = message.startswith("No such") or message.startswith("sha256") and not opened_before
+    assert (said is None) == unread and (unread or re.search(message, said))
     with pytest.raises(UserError, match=f"{shard(data).name}: {message}") as error:
         open_prepared(data.folder)
     assert "\n" not in str(error.value)
@@ -172,9 +176,10 @@ def test_a_damaged_shard_is_named_before_anything_is_read(damage, message, opene
 
 def test_an_unchanged_folder_is_hashed_once_only(data, monkeypatch):
     hashed = []
-    monkeypatch.setattr(shards, "sha256_of", lambda path: hashed.append(path) or "wrong")
+    monkeypatch.setattr(shards, "sha256_of_input", lambda path: hashed.append(path) or "wrong")
     open_prepared(data.folder)
     assert hashed == []
+    assert changed_shard(data.folder, data.manifest) is None and hashed == []
     os.utime(shard(data))
     with pytest.raises(UserError, match="sha256 differs"):
         open_prepared(data.folder)

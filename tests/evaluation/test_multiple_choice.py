@@ -7,7 +7,7 @@ import pytest
 
 from scaling_testbed.data.tokenizers import BpeConfig, ByteTokenizer, load_tokenizer
 from scaling_testbed.errors import ConfigError, UserError
-from scaling_testbed.evaluation.multiple_choice import ChoiceTask, Document, continuations, read_tasks
+from scaling_testbed.evaluation.multiple_choice import ChoiceTask, Document, continuations, read_tasks, remarks
 
 GOOD = {"context": "a", "choices": ["b", "c"], "gold": 1}
 
@@ -22,7 +22,12 @@ def test_what_is_written_is_read(tmp_path):
     (task,) = read_tasks([tmp_path / "some_task.v1.jsonl"])
     assert task.name == "some_task.v1"
     assert task.documents == (Document(1, "a", ("b", "c"), 1), Document(3, "", ("x\u2028", " ä", "z"), 0))
-    assert task.documents[1].n_bytes == [4, 2, 1]
+    assert task.documents[1].n_bytes == [4, 2, 1] and remarks([task]) == []
+    (tmp_path / "odd.jsonl").write_text(f"{json.dumps(GOOD)}\n" * 3 + json.dumps(GOOD | {"choices": ["b", "b"]}))
+    assert remarks(read_tasks([tmp_path / "odd.jsonl"])) == [
+        "2 of 4 documents of odd repeat another one: the se is too small",
+        "1 of 4 documents of odd have equal choices: the first one is taken",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -31,6 +36,7 @@ def test_what_is_written_is_read(tmp_path):
         ("{", "t.jsonl:2: not JSON"),
         ("[" * 100_000, "t.jsonl:2: not JSON"),
         ("3", "t.jsonl:2: must be an object like"),
+        (json.dumps(GOOD)[:-1] + ', "gold": 1}', "t.jsonl:2: not JSON .'gold' is there twice"),
         (json.dumps({"context": "a", "choices": ["b", "c"]}), "t.jsonl:2: has no 'gold'"),
         (json.dumps(GOOD | {"context": None}), "t.jsonl:2: context must be a text, got null"),
         (json.dumps(GOOD | {"choices": "bc"}), "t.jsonl:2: choices must be a list of two texts or more"),

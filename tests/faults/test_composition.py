@@ -151,6 +151,9 @@ SAID = {
     "C: NUL in a name": (["name='a\0'"], "has a NUL character"),
     "C: no key": (["=5"], "cannot read the override '=5'"),
     "C: unknown option": (["--nope"], "unrecognized arguments: --nope"),
+    "C: --multirun and --cfg": (["--multirun", "seed=1,2", "--cfg", "job"], "--multirun and --cfg cannot be typed"),
+    "C: --shell-completion": (["--shell-completion"], "`python -m scaling_testbed --show-completion`"),
+    "C: --hydra-help and a word": (["--hydra-help", "model=bigram"], "--hydra-help takes no words; got model=bigram"),
     "C: --cfg foo": (["--cfg", "foo"], "invalid choice: 'foo'"),
 }
 

@@ -76,10 +76,14 @@ def raising(*numbers):
 
 
 @pytest.mark.fault("4", "SIGTERM in a step saves this step; the status is preempted, the exit status 75.")
-def test_sigterm_in_a_step(stopped, record_property):
-    row = stopped(updates, "set_lr", 6, raising(signal.SIGTERM))
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, *(pytest.param(x, marks=pytest.mark.slow) for x in (signal.SIGHUP, signal.SIGXCPU))]
+)
+def test_sigterm_in_a_step(stopped, record_property, number):
+    """Or a closed terminal, or the limit of processor time."""
+    row = stopped(updates, "set_lr", 6, raising(number))
     record_property("seen", row["error"])
-    assert row["error"] == "stopped by SIGTERM at step 6" and row["steps"] == 6
+    assert row["error"] == f"stopped by {number.name} at step 6" and row["steps"] == 6
 
 
 @pytest.mark.fault("5", "SIGUSR1 during an evaluation stops the run there; the evaluation is made again.")
@@ -321,6 +325,41 @@ trainer.make_update = make_update
     record_property("seen", f"{statuses}; {world.row()['error']}")
     assert statuses == [75] and world.row()["status"] == "preempted"
     assert re.match(r"rank 1 is gone at step \d: process \d+ has ended", world.row()["error"])
+
+
+DIFFERENT = {
+    "words": """
+import importlib, os
+door = importlib.import_module("scaling_testbed.train")
+real = door.main
+door.main = lambda words: real([*words, *["optimizer.lr=3e-3"] * int(os.environ["RANK"])])
+""",
+    "data": """
+import os
+from scaling_testbed.data.shards import PreparedData
+PreparedData.fingerprint = property(lambda data: "of host " + os.environ["RANK"])
+""",
+    "folder": """
+import os
+from scaling_testbed.training import run as trainer
+real = trainer.run_folder_path
+trainer.run_folder_path = lambda run: real(run) / ("" if os.environ["RANK"] == "0" else "of_another_machine")
+""",
+}
+SAID = {
+    "words": "optimizer.lr is 0.003 there and 0.01 in rank 0",
+    "data": 'is "of host 1" there and "of host 0" in rank 0',
+    "folder": "is not the folder that rank 0 holds; with parallelism=fsdp every process writes",
+}
+
+
+@pytest.mark.fault("C: ranks that differ", "Processes with other words, versions or data are refused by name.")
+@pytest.mark.parametrize("what", ["words", *(pytest.param(x, marks=pytest.mark.slow) for x in ("data", "folder"))])
+def test_ranks_that_differ_are_refused(world, record_property, what):
+    statuses, errors = world.run(f"parallelism={'fsdp' if what == 'folder' else 'ddp'}", before=DIFFERENT[what])
+    record_property("seen", errors[0].strip())
+    assert statuses == [1, 1] and errors[0].startswith("error: rank 1: ") and (errors[1] == "" or what == "folder")
+    assert SAID[what] in errors[0] and not list(world.folder.glob("runs/*/*/checkpoints"))
 
 
 # ---- The batch

@@ -82,6 +82,10 @@ def test_a_finished_row_is_not_served_for_a_file_that_grew_or_was_edited(train, 
     file.write_text(before)
     status, out, err = train(*TEXT, cwd="A")
     assert status == 0 and "has finished before" in out and not err
+    (shard,) = tmp_path.glob("data/*/train-*.bin")
+    shard.write_bytes(shard.read_bytes()[:-2] + bytes(2))
+    status, out, err = train(*TEXT, cwd="A")
+    assert status == 1 and f"{shard}: sha256 differs" in err and "validation loss" not in out
 
 
 @pytest.mark.fault("21", "Data that changed under a run's path between two starts are refused.")

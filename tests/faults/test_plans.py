@@ -67,6 +67,8 @@ def test_a_dry_run_warns_of_unusual_settings(command, record_property):
     for part in ("a vocabulary of 257", "a batch of 4,096 tokens", "batch.sequence_length=128", "steps are many"):
         assert sum(part in line for line in warnings) == 1
     usual = ["experiment=small_scale_proxies", "model=proxy_1b"]
+    _, out, _ = command(train, "--dry-run", *usual, "batch.sequences=65536", "model.vocab_size=1000000")
+    assert "a batch of 33,554,432 tokens, for " in out and "a vocabulary of 1,000,000 is larger than any" in out
     assert "warning" not in command(train, "--dry-run", *usual)[1]
 
 

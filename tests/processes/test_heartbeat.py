@@ -104,3 +104,9 @@ def test_a_process_that_ended_and_was_not_waited_for_is_gone():
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         assert not _exists(process.pid)
     assert _exists(os.getpid())
+
+
+def test_a_store_that_stops_before_the_others_were_seen_to_begin_hangs_where_this_process_is():
+    """The only answer came before rank 0 had begun to beat; rank 1 is in its seventh step."""
+    _, found = Looking(lambda s: {}, rank=1, keeper=True, late=0, reads=lambda _: 1).finding(3000)
+    assert found.hangs and found.error.startswith("rank 0 hangs at step 7: no sign of life")

@@ -1,15 +1,21 @@
 """A sweep never mixes runs of different data or plug-ins: what has changed is named, and a retry trains it again."""
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
 from scaling_testbed import sweep
+from scaling_testbed.config.compose import compose_many
+from scaling_testbed.data.preparing.preparation import folder_name
 from scaling_testbed.errors import UserError
 from scaling_testbed.files import sha256_of
 from scaling_testbed.runs import identity
-from scaling_testbed.sweeps.status import check_not_mixed
+from scaling_testbed.runs.identity import Found
+from scaling_testbed.sweeps.grid import load_sweep
+from scaling_testbed.sweeps.plan import plan
+from scaling_testbed.sweeps.status import Comparison, check_not_mixed
 
 GRID = """
 overrides: [model=bigram, data=text_files, data.files={file}, batch.sequences=2, batch.sequence_length=16,
@@ -119,6 +125,23 @@ def test_the_newest_checkpoint_whose_state_is_whole_tells_the_data(tmp_path):
     assert identity.of_checkpoint(tmp_path) == {"step": 2}
     (place / "state.json").write_text(json.dumps({"step": 3}))
     assert identity.of_checkpoint(tmp_path) == {"step": 1}
+
+
+@pytest.mark.fault("A1", "Data that follow another key, as data.seed=${seed}, are those of each run.")
+def test_each_run_is_compared_with_its_own_data_where_they_follow_another_key(tmp_path, record_property):
+    path = tmp_path / "noise.yaml"
+    path.write_text("overrides: [data=noise, 'data.seed=${seed}', budget.steps=1]\nseeds: [0, 1]\n")
+    runs, _ = plan(load_sweep(str(path)))
+    folders = [folder_name(run.data, run.tokenizer) for run in compose_many([one.overrides for one in runs])]
+    assert len(set(folders)) == 2
+    for planned in (runs, [dataclasses.replace(run, config={}) for run in runs]):  # empty in older plans
+        comparison = Comparison()
+        found = [
+            comparison.of({"data_fingerprint": "x", "data_folder": folder}, run)
+            for folder, run in zip(folders, planned, strict=True)
+        ]
+        assert found == [Found(), Found()]
+    record_property("seen", "both runs are as they were")
 
 
 @pytest.mark.parametrize(

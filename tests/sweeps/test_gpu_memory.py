@@ -8,6 +8,8 @@ from scaling_testbed.config.compose import compose
 from scaling_testbed.config.memory import USABLE, estimate_memory
 from scaling_testbed.model.counting import count_params
 from scaling_testbed.sweeps.gpu_memory import GIB, fits, fitting_overrides, planned_memory
+from scaling_testbed.sweeps.grid import load_sweep, narrowed
+from scaling_testbed.sweeps.plan import plan
 
 PAPER = ["experiment=small_scale_proxies", "batch.micro_batch_sequences=null"]
 
@@ -62,3 +64,15 @@ def test_a_run_that_chooses_its_micro_batch_is_planned_with_the_one_it_would_cho
     (word,) = fitting_overrides(compose([*PAPER, "model=proxy_1b"]), model, n_params, 1, 80)
     typed = compose([*PAPER, "model=proxy_1b", word])
     assert planned_memory(typed, model, n_params, 1, 80).total == chosen
+
+
+@pytest.mark.fault("C: plan of runs that share a GPU", "A plan gives each of the runs that share a GPU its part.")
+def test_runs_that_share_a_gpu_have_a_part_of_its_memory(tmp_path, record_property):
+    (tmp_path / "two.yaml").write_text(
+        "overrides: [experiment=small_scale_proxies, model=proxy_9m, batch.micro_batch_sequences=null]"
+    )
+    sweep = load_sweep(str(tmp_path / "two.yaml"))
+    for typed, gib in (([], 20), (["compute.gpu_memory_gib=300"], 100)):
+        (run,), _ = plan(narrowed(sweep, typed), 1, 60, 3)
+        assert run.gpu_memory_gib == gib
+    record_property("seen", f"{run.gpu_memory_gib:g} of 300 GiB for each of 3 runs")

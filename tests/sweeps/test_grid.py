@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from scaling_testbed import sweep
+from scaling_testbed.commands.sweep import asked
 from scaling_testbed.errors import ConfigError
-from scaling_testbed.sweeps.grid import load_sweep, narrowed, spelled
+from scaling_testbed.sweeps.grid import load_sweep, narrowed
+from scaling_testbed.sweeps.plan import plan
 
 FILE = """
 overrides: [budget.steps=5]
@@ -82,14 +84,16 @@ def test_the_leading_key_picks_rows_and_the_others_can_be_set_for_all(load):
         ("axis: {a: [1]}", "there is no key axis"),
         ("axes: {a: 1}", "axes.a must be a list"),
         ("description: [a]", "description must be a text; got ['a']"),
-        ("paper: {a: 1}", "paper must be a text; got {'a': 1}"),
-        ("scales: {big: {experiment: 3}}", "scales.big: experiment must be a text; got 3"),
+        ("paper: {a: 1}", "paper must be a text; got {'a': '1'}"),
+        ("scales: {big: {experiment: [3]}}", "scales.big: experiment must be a text; got ['3']"),
         ("base: [a]", "base must be a text; got ['a']"),
         ("axes: [a]", "axes must be a mapping"),
         ("- a", "a sweep file is a mapping"),
         ("together: [{a: [1, 2], b: [1]}]", "a has 2, b has 1"),
         ("axes: {a: [1]}\ntogether: [{a: [1], b: [1]}]", "a is given twice"),
         ("axes: {a: [1]}\nexclude: [{b: 1}]", "exclude names b"),
+        ("seeds: ['0,1']", "seeds.seed: 0,1 stands for several values"),
+        ("axes: {a: [1]}\nexclude: [{a: [1, 2]}]", "exclude names a=2, which no run has; a has 1"),
         ("overrides: [a]", "key=value; got 'a'"),
         ("axes: {a: [1", "cannot be read as YAML"),
         ("together: [{}]", "together holds an entry without keys"),
@@ -100,7 +104,7 @@ def test_the_leading_key_picks_rows_and_the_others_can_be_set_for_all(load):
         ("scales: {big: {axis: {a: [1]}}}", "scales.big: there is no key axis"),
         ("scales: {big: {scales: {}}}", "scales.big: there is no key scales"),
         ("base: nothing", "there is no base 'nothing'; it is one of small_scale_proxies"),
-        ("together: [[{a: 1, b: 2}, {b: 3}]]", "needs the leading key a; got {'b': 3}"),
+        ("together: [[{a: 1, b: 2}, {b: 3}]]", "needs the leading key a; got {'b': '3'}"),
         ("together: [[]]", "or lists of rows; got []"),
     ],
 )
@@ -110,15 +114,26 @@ def test_what_is_wrong_in_a_file_is_said_in_one_line_naming_it(load, text, messa
     assert message in str(error.value) and "grid.yaml" in str(error.value) and "\n" not in str(error.value)
 
 
+def test_a_typed_word_takes_a_key_away_as_in_a_run(load, tmp_path):
+    load("overrides: [data=noise, budget.steps=1, +evaluation.sets.a=b]\nseeds: [0, 1]")
+    found = [asked([f"sweep={tmp_path / 'grid.yaml'}", *words]) for words in ([], ["~evaluation.sets.a"])]
+    sets = [[config for config in plan(one.sweep)[0][1].config if "sets" in config] for one in found]
+    assert sets == [["evaluation.sets.a"], ["evaluation.sets"]]
+
+
 def test_an_unknown_sweep_is_answered_with_those_there_are():
     with pytest.raises(ConfigError, match="nano_lr"):
         load_sweep("nothing")
 
 
-def test_yaml_values_are_spelled_as_typed():
-    assert [spelled(v) for v in (None, True, 0.001, "1e-3", [1, None], {"a": False})] == [
-        *("null", "true", "0.001", "1e-3", "[1,null]", "{a:false}")
-    ]
+@pytest.mark.fault("A10", "A value of a sweep file is the one that is typed, not what YAML 1.1 reads.")
+def test_a_value_is_what_is_typed(load, record_property):
+    typed = ["null", "true", "off", "0.0010", "1e-3", "0100", "1:30", "1_0", "[1,null]"]
+    sweep = load(f"axes: {{a: [{', '.join(typed)}]}}\nseeds: [010]")
+    assert (sweep.axes["a"], sweep.seeds) == (typed, ["010"])
+    merged = load("scales: {one: &one {seeds: [3], axes: {a: [1]}}, two: {<<: *one, seeds: [4]}}")
+    assert merged.seeds == ["3"]
+    record_property("seen", f"budget.steps: [0100] is {typed[5]} and not 64")
 
 
 SCALED = """

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas
 import pytest
 
-from scaling_testbed.runs.environment import environment
+from scaling_testbed.runs.environment import environment, record_start
 from scaling_testbed.sweeps.status import collect
 
 
@@ -68,7 +68,18 @@ def test_broken_files_of_one_run_hide_no_other(door, states, planned):
     assert (found[str(second)]["step"], found[str(second)]["loss"]) == (3, 2.5)
     status, out, err = door("collect")
     assert status == 0 and "1 of 4 planned runs, 0 others" in out
-    assert f"warning: {first}/result.json holds no complete row and is left out" in err
+    assert f"warning: {first}/result.json holds no complete row; it is left out" in err
+
+
+def test_a_row_that_cannot_be_read_is_no_run_that_waits(door, states, planned):
+    """As in the folder of another user, or where a file server does not answer."""
+    first, second = (Path(run["folder"]) for run in planned()[:2])
+    write_row(planned()[1], val_loss=1.0)
+    (first / "result.json").mkdir(parents=True)
+    found = {state["folder"]: state for state in states().values()}
+    assert found[str(first)]["state"] == "failed" and found[str(second)]["state"] == "finished"
+    assert found[str(first)]["error"] == f"{first}/result.json cannot be read: Is a directory"
+    assert f"warning: {found[str(first)]['error']}; it is left out" in door("collect")[2]
 
 
 def test_collect_takes_the_runs_that_are_typed_and_says_what_else_it_took(door, planned):
@@ -87,7 +98,7 @@ def test_the_job_of_a_run_stays_known_when_it_stops(planned, states, monkeypatch
     run = planned()[0]
     write_row(run, status="failed", error="x")
     monkeypatch.setenv("SLURM_JOB_ID", "812")
-    (Path(run["folder"]) / "environment.json").write_text(json.dumps({"starts": [environment("cpu", "fp32")]}))
+    record_start(Path(run["folder"]), environment("cpu", "fp32"))
     monkeypatch.delenv("SLURM_JOB_ID")
     found = {state["run_id"]: state for state in states().values()}
     assert (found[run["run_id"]]["state"], found[run["run_id"]]["job"]) == ("failed", "812")

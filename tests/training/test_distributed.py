@@ -8,6 +8,7 @@ batch in parts, and is compared to 5e-6. Two launches serve almost all tests, of
 import enum
 import io
 import json
+import math
 import os
 import pickle
 import shutil
@@ -20,13 +21,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from scaling_testbed.config.compose import compose, compose_many
 from scaling_testbed.config.sections import ComputeConfig, ParallelismConfig
 from scaling_testbed.diagnostics.summary import names_in
 from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.processes.device import choose_device
-from scaling_testbed.processes.group import Processes
+from scaling_testbed.processes.group import PeerGone, Processes
 from scaling_testbed.processes.world import World, check_world, world_from_environment
 from scaling_testbed.runs import checkpoint, sharded
 from scaling_testbed.training.run import run_folder_path, train
@@ -230,6 +232,7 @@ def test_in_bf16_sharded_is_replicated(two, one):
 def test_one_process_may_be_a_world(trained, one, kind):
     row, folder = trained(f"parallelism={kind}", *COMMON[-2:])
     assert row["world_size"] == 1 and row["parallelism"] == kind and not torch.distributed.is_initialized()
+    Processes(World(), ParallelismConfig(kind=kind)).check_alike({"pair": (1, 2), "none": math.nan})  # with itself
     assert_same_run(one(), folder)
 
 
@@ -358,6 +361,16 @@ def test_a_missing_shard_is_noticed(sharded_checkpoints):
     next(newest.glob("shards/*_1_*.distcp")).unlink()
     with pytest.raises(UserError, match="is missing"):
         checkpoint.load(newest)
+
+
+def test_a_shard_that_another_machine_has_written_to_itself_is_missed_at_once(sharded_checkpoints, tmp_path):
+    """And not when the run is continued, when no checkpoint has all shards."""
+    shards = tmp_path / "shards"
+    shutil.copytree(sharded_checkpoints[1] / "shards", shards)
+    sharded.check_whole(shards)
+    (shards / "__1_0.distcp").unlink()
+    with pytest.raises(UserError, match=r"lacks __1_0.distcp, which another process wrote; .* machines share"):
+        sharded.check_whole(shards)
 
 
 def test_a_full_disk_under_a_shard_is_one_line_and_leaves_the_earlier_checkpoint(trained, tiny, monkeypatch):
@@ -500,9 +513,12 @@ def test_the_world_is_torchruns_or_sruns_or_one():
     for wrong, says in (
         ({"RANK": "x"}, "RANK must be an integer; got 'x'"),
         ({"RANK": "4"}, "must be from 0 to WORLD"),
+        (by_hand | {"TORCHELASTIC_USE_AGENT_STORE": "", "MASTER_PORT": "99999"}, "MASTER_PORT=99999 must be from 1"),
     ):
         with pytest.raises(UserError, match=says):
             world_from_environment(TORCHRUN | wrong)
+    with pytest.raises(UserError, match="MASTER_PORT must be an integer; got 'x'"):
+        world_from_environment(SLURM | {"MASTER_PORT": "x"})
     assert world_from_environment(SLURM) == World(3, 4, 1, "node7", 10123)
     assert world_from_environment({k: v for k, v in SLURM.items() if k != "SLURM_STEP_ID"}) == World()  # a batch script
     assert world_from_environment(SLURM | {"SLURM_NTASKS": "1"}) == World()
@@ -533,13 +549,33 @@ def test_rank_0_stays_until_the_others_have_read_what_it_said():
         assert list(pool.map(rank, (0, 1))) == [{"number": 7}] * 2
 
 
+class LostStore:
+    """The store of a torchrun that was killed."""
+
+    def check(self, _):
+        raise dist.DistNetworkError("Connection reset by peer")
+
+    def compare_set(self, *_):
+        raise dist.DistNetworkError("Connection reset by peer")
+
+
+def test_a_run_that_lost_its_store_can_be_resumed():
+    """As after a signal: the rank that notices it first, by a talk or by a broken collective, does not fail the run."""
+    processes = Processes(World(0, 2), ParallelismConfig(kind="ddp"))
+    processes._store, processes.grouped = LostStore(), True
+    with pytest.raises(PeerGone, match="store of this run is gone"):
+        processes._read("talk/1")
+    assert isinstance(processes.first_failure(RuntimeError("gloo: Connection closed by peer")), PeerGone)
+
+
 MODEL_OUTLIVES_GROUP = """
 import sys
 import time
 import torch
 import torch.distributed as dist
+import torch.distributed as dist
 from scaling_testbed.config.sections import ParallelismConfig
-from scaling_testbed.processes.group import Processes
+from scaling_testbed.processes.group import PeerGone, Processes
 from scaling_testbed.processes.world import World
 
 sys.setswitchinterval(100)  # no thread gets Python's lock unless it is given up

@@ -6,17 +6,19 @@ import math
 import signal
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
+from scaling_testbed.data.batches import ValidationBatches
 from scaling_testbed.data.preparing.preparation import prepare
 from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.learning import loss_model
 from scaling_testbed.learning.interventions import qk_clip
 from scaling_testbed.learning.optimizers import AS_ADAMW
 from scaling_testbed.model.layers import SigmaReparamLinear
-from scaling_testbed.processes.interrupts import Interrupts
+from scaling_testbed.processes.interrupts import Interrupted, Interrupts
 from scaling_testbed.runs import checkpoint
 from scaling_testbed.runs import folder as records
 from scaling_testbed.runs import row as result
@@ -130,6 +132,28 @@ def test_a_signal_while_a_run_starts_is_a_stop_and_the_next_start_goes_on(
     assert (row["status"], row["error"]) == ("preempted", "stopped by SIGUSR1 before training")
     assert train_main(arguments) == 0
     assert "finished" in capsys.readouterr().out
+
+
+def test_a_closed_terminal_and_a_limit_of_time_stop_a_run_and_nohup_holds():
+    """By the signals that the system sends then."""
+    for number in (signal.SIGHUP, signal.SIGXCPU):
+        with Interrupts() as interrupts, pytest.raises(Interrupted, match=number.name):
+            signal.raise_signal(number)
+            interrupts.check()
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Interrupts() as interrupts:
+            signal.raise_signal(signal.SIGHUP)
+            interrupts.check()
+    finally:
+        signal.signal(signal.SIGHUP, previous)
+
+
+def test_a_run_can_be_trained_in_a_thread(tiny):
+    """Python lets only the main thread handle signals."""
+    run, _ = tiny("budget.steps=1")
+    with ThreadPoolExecutor() as pool:
+        assert pool.submit(train, run, quiet=True).result()["status"] == "finished"
 
 
 def test_interrupts_of_another_process_are_replaced(tiny, monkeypatch):
@@ -481,3 +505,20 @@ def test_qk_clip_holds_every_head_to_the_limit_and_one_that_is_never_reached_cha
     _, plain = trained(*QK_CLIP, "optimizer.qk_clip=null", runs="plain")
     assert metrics(clipped) != metrics(plain)
     assert_same_bits(free, plain)
+
+
+def test_an_evaluation_with_too_little_memory_takes_fewer_sequences(whole, trained, monkeypatch):
+    real, (unlimited, _) = ValidationBatches.batch, whole()
+
+    def batch(self, number):
+        if self.rows > 2:
+            raise MemoryError
+        return real(self, number)
+
+    monkeypatch.setattr(ValidationBatches, "batch", batch)
+    row, _ = trained("batch.micro_batch_sequences=auto")
+    assert row["micro_batch_sequences"] == 2 and row["status"] == "finished"
+    assert row["val_loss"] == pytest.approx(unlimited["val_loss"], rel=1e-5)  # sums of fp32 in another order
+    for key in ("batch.micro_batch_sequences", "evaluation.rows"):
+        with pytest.raises(UserError, match=f"too little memory .*; try {key}=4"):
+            trained("seed=1", f"{key}=8")

@@ -1,6 +1,8 @@
 """A finished row is served, and a stopped run goes on, only while all that decides its numbers is the same."""
 
 import json
+import os
+import re
 import shutil
 import warnings
 
@@ -10,10 +12,13 @@ import pytest
 import scaling_testbed as st
 from scaling_testbed.config.compose import compose, compose_many
 from scaling_testbed.config.run import run_folder_path
-from scaling_testbed.data.preparing.preparation import prepare
+from scaling_testbed.data.preparing.inputs import inputs_of
+from scaling_testbed.data.preparing.preparation import folder_name, prepare
 from scaling_testbed.data.shards import open_prepared
 from scaling_testbed.data.sources.markov import MarkovConfig
 from scaling_testbed.errors import UserError
+from scaling_testbed.runs import identity
+from scaling_testbed.runs.identity import AtHand, Found
 from scaling_testbed.training import run as trainer
 from scaling_testbed.training.run import train
 
@@ -192,13 +197,29 @@ def test_a_changed_file_is_noticed_after_its_corpus_is_deleted(served, texts, tm
     row = served(*words)
     shutil.rmtree(tmp_path / "data")
     with monkeypatch.context() as patch:
-        patch.setattr("scaling_testbed.data.preparing.inputs.hashes", None)  # size and time are as they were
+        patch.setattr("scaling_testbed.data.preparing.inputs.hashes", None)
+        patch.setattr(identity, "MOST_HASHED", 0)  # of more bytes, size and time tell
         assert served(*words) == row
     path = texts("a.txt")  # the same bytes at another time
     assert served(*words) == row
-    (tmp_path / "a.txt").write_text((tmp_path / "a.txt").read_text().replace("0", "1"))
-    with pytest.raises(UserError, match=f"files .*{path}.*: 1 files of .* bytes in all have other bytes now"):
+    stat, before = (tmp_path / "a.txt").stat(), (tmp_path / "a.txt").read_text()
+    (tmp_path / "a.txt").write_text(before.replace("0", "1"))
+    changed = f"files .*{path}.*: 1 files of .* bytes in all have other bytes now"
+    with pytest.raises(UserError, match=changed):
         served(*words)
+    (tmp_path / "a.txt").write_text(before)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    run = compose_many([words])[0]
+    folder = folder_name(run.data, run.tokenizer)  # of these sizes and times, as the row of a run has it
+    then = {key: row[key] for key in ("data_fingerprint", "data_inputs")} | {"data_folder": folder}
+    assert AtHand().compare(then, run) == Found()
+    (tmp_path / "a.txt").write_text(before.replace("0", "1"))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert re.search(changed, AtHand().compare(then, run).changed)
+    few = compose_many([[*words, "data.max_documents=3"]])[0]
+    inputs = then["data_inputs"] | {"settings": inputs_of(few.data, few.tokenizer).settings}
+    found = AtHand().compare(then | {"data_inputs": inputs}, few)  # other times, and a limit
+    assert found.changed is None and "a limit left out files" in found.unknown
 
 
 def test_the_api_serves_no_row_of_other_data(texts, tmp_path):

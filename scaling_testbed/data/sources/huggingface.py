@@ -6,11 +6,12 @@ It never runs a dataset script. datasets 4 and later cannot run one, and this mo
 import functools
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from scaling_testbed.data import hub
+from scaling_testbed.data.manifest import fingerprint_of
 from scaling_testbed.data.sources.reading import (
     Tally,
     Unit,
@@ -22,8 +23,11 @@ from scaling_testbed.data.sources.reading import (
     walk,
 )
 from scaling_testbed.data.sources.source import SOURCES, RowSource
+from scaling_testbed.data.watched import state_of
 from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.keys import key
+
+FORMATS = ("arrow", "csv", "json", "pandas", "parquet", "text", "webdataset", "xml")  # that `datasets` reads
 
 
 @SOURCES.register("huggingface")
@@ -78,16 +82,9 @@ class HuggingFaceConfig(RowSource):
         return {} if local is None else {"contents": file_identity(local[1], local[0])}
 
     def _local_files(self) -> tuple[str | None, list[str]] | None:
-        """The folder and the files of a dataset on this machine; None for one on the hub."""
         if self.path is None:
             raise ConfigError("data.path must be given: a dataset's name on the hub, a folder, or parquet or json")
-        local = [name for name in as_list(self.data_files) if "://" not in name]
-        if local and self.path in ("parquet", "json", "text", "csv"):
-            return None, expand("data.data_files", local)
-        if os.path.isdir(self.path):
-            root = os.path.abspath(self.path)
-            return root, walk(root, frozenset({".git", ".cache"}), follow=True)
-        return None
+        return _local_files(self.path, as_list(self.data_files))
 
     def units(self, chunk_bytes: int) -> list[Unit]:
         if self.validation_split is None:
@@ -97,6 +94,19 @@ class HuggingFaceConfig(RowSource):
 
     def documents(self, unit: Unit, tally: Tally) -> Iterator[bytes]:
         return _documents(self, unit, tally)
+
+
+def _local_files(path: str, data_files: Sequence[str]) -> tuple[str | None, list[str]] | None:
+    """The folder and the files of a dataset on this machine; None for one on the hub."""
+    if path in FORMATS and not data_files:  # `datasets` would take all files of the current folder
+        raise ConfigError(f"data.data_files must name the files, because data.path={path} is a format")
+    local = [name for name in data_files if "://" not in name]
+    if local and path in ("parquet", "json", "text", "csv"):
+        return None, expand("data.data_files", local)
+    if os.path.isdir(path):
+        root = os.path.abspath(path)
+        return root, walk(root, frozenset({".git", ".cache"}), follow=True)
+    return None
 
 
 def _units(source, hub_split: str, split: str | None, chunk_bytes: int) -> list[Unit]:
@@ -138,7 +148,7 @@ def _rows(source, rows, number: int) -> Iterator[tuple[int, Any]]:
         if source.path != "json":
             yield number, record
         elif record["text"].strip():
-            yield number, row_of_json(record["text"])
+            yield number, row_of_json(record["text"], source.rows.field)
         number += 1
 
 
@@ -185,6 +195,12 @@ def _load_cached(path, config_name, data_files, hub_split, revision, streaming, 
     import datasets
 
     hub.RETRIES.install()
+    cache = None
+    if local := _local_files(path, data_files):
+        # `datasets` takes a file with the same time for the same file. An edit whose time was set back is another one.
+        states = fingerprint_of([[file, *state_of(os.stat(file))] for file in local[1]])
+        cache = os.path.join(datasets.config.HF_DATASETS_CACHE, f"scaling-testbed-{states}")
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it would log each error that `_one_line` tells
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     # JSON files are read as lines of text, so that files can be mixed whose other fields have different types (those of
@@ -196,6 +212,7 @@ def _load_cached(path, config_name, data_files, hub_split, revision, streaming, 
         split=hub_split,
         revision=revision,
         streaming=streaming,
+        cache_dir=cache,
     )
     names = dataset.column_names
     if path == "json" or names is None:

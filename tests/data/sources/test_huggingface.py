@@ -1,5 +1,6 @@
 import json
 import logging
+import os
 import sys
 from types import SimpleNamespace
 
@@ -136,6 +137,8 @@ def test_a_place_that_names_nothing_is_refused():
     for fields in ({"path": ""}, {"path": "x", "split": " "}, {"path": "json", "data_files": ""}):
         with pytest.raises(ConfigError, match="must not be blank|must name files"):
             HuggingFaceConfig(**fields)
+    with pytest.raises(ConfigError, match="data.data_files must name the files, because data.path=text is a format"):
+        HuggingFaceConfig(path="text").identity()  # `datasets` would take the files of the current folder
     with pytest.raises(ConfigError, match="validation_split must not be the split that is trained on"):
         HuggingFaceConfig(path="x", validation_split="train")
 
@@ -145,6 +148,18 @@ def test_a_file_that_changed_is_seen_by_the_same_process(source, tmp_path, docum
     assert read(dataset) == documents(60)
     pyarrow.parquet.write_table(pyarrow.table({"text": ["new", "newer"], "n": range(2)}), tmp_path / "part2.parquet")
     assert read(dataset) == [*documents(40), "new", "newer"]
+
+
+@pytest.mark.fault("A1", "A file that was edited is read again, although its size and time are as before.")
+def test_an_edit_whose_time_was_set_back_is_not_taken_from_the_cache(source, tmp_path, documents, record_property):
+    dataset, file = source("json"), tmp_path / "part0.json"
+    assert read(dataset) == documents(60)
+    stat = file.stat()
+    file.write_text(file.read_text().replace("Document", "Dokument"))
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert file.stat().st_size == stat.st_size
+    assert read(dataset)[0] == documents(1)[0].replace("Document", "Dokument") != documents(1)[0]
+    record_property("seen", "the new text")
 
 
 def test_a_path_must_be_given_and_a_changed_file_is_another_identity(source, tmp_path):
