@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -87,9 +88,7 @@ class Driver:
         self._done_before = {run.run_id: self._share_done(run) for run in self._due}
         if not self.waiting:
             return self._conclude()
-        common = {
-            key: value for key, value in self.slots[0].items() if all(slot.get(key) == value for slot in self.slots)
-        }
+        common = dict(set.intersection(*(set(slot.items()) for slot in self.slots)))
         self._starter = Starter(PRELOADED, common, warm=self.warm and len(self.waiting) > 1)
         free, previous = list(self.slots), handle(_SIGNALS, self._stop)
         try:
