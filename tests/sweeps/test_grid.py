@@ -127,6 +127,11 @@ def test_a_grid_that_nobody_could_plan_is_refused_at_once(load):
         plan(sweep)
 
 
+def test_a_word_that_no_process_can_be_given_is_refused(load):
+    with pytest.raises(ConfigError, match="data.files has 200,011 bytes, .* name files by a folder or a glob"):
+        plan(load(f"overrides: [data=text_files, data.files={'x' * 200_000}]"))
+
+
 def test_an_unknown_sweep_is_answered_with_those_there_are():
     with pytest.raises(ConfigError, match="nano_lr"):
         load_sweep("nothing")
