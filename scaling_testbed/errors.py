@@ -35,12 +35,20 @@ class UserError(Exception):
 
 
 def _printable(text: str) -> str:
-    if text.isascii() and text.isprintable() and len(text) <= LONGEST_WORD:
+    text = escaped(text)
+    if len(text) <= LONGEST_WORD:
         return text
-    escaped = "".join(
-        char if char.isprintable() or char == "\n" else char.encode("unicode_escape").decode() for char in text
+    return re.sub(rf"\S{{{LONGEST_WORD + 1},}}", lambda found: f"{found[0][:100]}...{found[0][-100:]}", text)
+
+
+def escaped(text: str) -> str:
+    """A text for a terminal, with escapes in place of control characters and halves of surrogate pairs: a log or a file
+    of someone else must not move the cursor or set a title."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() or char in "\n\t" else char.encode("unicode_escape").decode() for char in text
     )
-    return re.sub(rf"\S{{{LONGEST_WORD + 1},}}", lambda found: f"{found[0][:100]}...{found[0][-100:]}", escaped)
 
 
 class ConfigError(UserError):
@@ -78,15 +86,18 @@ def listed(names: Sequence[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + (f" and {more:,} more" if more > 0 else "")
 
 
-_NO_MEMORY = re.compile(r"out of memory|(can't|[Cc]annot) allocate memory|not enough memory|bad_alloc")
+_NO_MEMORY = re.compile(
+    r"out of memory|(can't|[Cc]annot) allocate memory|not enough memory|bad_alloc|failed to map segment"
+)
 _ASKED = re.compile(r"(?:allocate|size) ([\d.]+) ?(bytes|KiB|MiB|GiB)")
 
 
 def is_memory_error(error: BaseException) -> bool:
-    """Whether `error` says that memory could not be allocated, on a GPU or by PyTorch, NumPy or Python on a CPU."""
+    """Whether `error` says that memory could not be allocated: on a GPU, by PyTorch, NumPy or Python on a CPU, or for
+    the code of a library."""
     if isinstance(error, MemoryError):
         return True
-    return isinstance(error, (RuntimeError, OSError)) and bool(_NO_MEMORY.search(str(error)))
+    return isinstance(error, (RuntimeError, OSError, ImportError)) and bool(_NO_MEMORY.search(str(error)))
 
 
 def bytes_asked_for(error: BaseException) -> int | None:

@@ -114,7 +114,7 @@ def parse_json(text: str | bytes, where: str | Path, *, expect: type = dict, adv
     is no JSON, if an object has a key twice, or if the value has another type.
     """
     try:
-        value = json.loads(text, object_pairs_hook=_without_repetition)
+        value = json.loads(text, object_pairs_hook=without_repetition)
     except (ValueError, RecursionError) as error:  # ValueError: also not UTF-8, and a number of too many digits
         reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise UserError(f"{where} cannot be read as JSON ({reason}); it is damaged{_then(advice)}") from None
@@ -124,7 +124,8 @@ def parse_json(text: str | bytes, where: str | Path, *, expect: type = dict, adv
     return value
 
 
-def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The JSON object of these pairs. Raises ValueError if a key is there twice."""
     value = dict(pairs)
     if len(value) < len(pairs):
         names = [name for name, _ in pairs]
@@ -210,3 +211,11 @@ def sha256_of(path: str | Path) -> str:
     """sha256 of a file's bytes, as hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of_input(path: str | Path) -> str:
+    """sha256 of a file that a user gave. Raises UserError that names the file if it cannot be read."""
+    try:
+        return sha256_of(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None

@@ -21,10 +21,13 @@ def command(run: RunConfig) -> int:
     """Prepare a corpus and describe it."""
     from scaling_testbed.data.preparing.preparation import prepare
     from scaling_testbed.data.shards import open_prepared
-    from scaling_testbed.data.summary import describe
+    from scaling_testbed.data.summary import describe, left_out_since
 
     folder = prepare(run.data, run.tokenizer, data_dir=Path(run.data_dir), workers=run.data_workers, tell=False)
-    print(describe(open_prepared(folder)))
+    data = open_prepared(folder)
+    print(describe(data))
+    if said := left_out_since(data.manifest, run.data.files_left_out()):
+        print(said)
     return 0
 
 

@@ -3,13 +3,11 @@
 import csv
 import io
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scaling_testbed.errors import UserError
-from scaling_testbed.files import write_text
+from scaling_testbed.files import write_bytes, write_text
 
 ENDINGS = (".csv", ".json", ".jsonl", ".parquet")
 FIGURES = (".png", ".svg")
@@ -32,9 +30,10 @@ def beside(rows: Path, name: str) -> Path:
 
 def _csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+    cells = _cells(rows)
+    writer = csv.DictWriter(buffer, list(dict.fromkeys(key for row in cells for key in row)), lineterminator="\n")
     writer.writeheader()
-    writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
+    writer.writerows(cells)
     write_text(path, buffer.getvalue())
 
 
@@ -49,13 +48,9 @@ def _jsonl(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 def _parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     import pandas
 
-    table = pandas.DataFrame(list(rows)).apply(_storable)
-    work = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        table.to_parquet(work, index=False)
-        os.replace(work, path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+    content = io.BytesIO()
+    pandas.DataFrame(_cells(rows)).apply(_storable).to_parquet(content, index=False)
+    write_bytes(path, content.getvalue())
 
 
 def one_per_line(rows: Sequence[Any]) -> str:
@@ -64,15 +59,19 @@ def one_per_line(rows: Sequence[Any]) -> str:
 
 
 def _storable(column):
-    """A column that Parquet can store: one type, lists and mappings as JSON text, integers over 64 bits as float."""
-    column = column.map(_cell)
+    """A column of cells with one type, which Parquet can store."""
     types = {type(value) for value in column.dropna()}
     if len(types) < 2:
         return column
     return column.astype(float) if types <= {int, float} else column.map(str, na_action="ignore")
 
 
+def _cells(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [{_cell(key): _cell(value) for key, value in row.items()} for row in rows]
+
+
 def _cell(value: Any) -> Any:
+    """A value for a table: lists and mappings as JSON text, integers over 64 bits as float."""
     if isinstance(value, (dict, list, tuple)):
         return json.dumps(value)
     if isinstance(value, str):

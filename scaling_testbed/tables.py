@@ -11,7 +11,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from scaling_testbed.errors import ConfigError, UserError
+from scaling_testbed.errors import ConfigError, UserError, escaped
 
 LONGEST_CELL = 100  # characters that are printed; files hold the whole cell
 SHORTEST_COLUMN = 4  # a column with less room is left out
@@ -71,7 +71,7 @@ class LeftFirst:
     """
 
     def __init__(self, columns: Sequence[str], rows: Iterable[Sequence[str]]):
-        self.columns, self.rows = columns, list(rows)
+        self.columns, self.rows = columns, _shown(rows)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         room, widths = options.max_width, []
@@ -95,7 +95,7 @@ class Whole:
     """
 
     def __init__(self, columns: Sequence[str], rows: Iterable[Sequence[str]], *, wrapped: Collection[str] = ()):
-        self.columns, self.rows, self.wrapped = columns, list(rows), wrapped
+        self.columns, self.rows, self.wrapped = columns, _shown(rows), wrapped
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         if not self.columns:
@@ -133,6 +133,10 @@ class Whole:
             if len({tuple(row[:count]) for row in self.rows}) == len(self.rows):
                 return list(range(count))
         return [0]
+
+
+def _shown(rows: Iterable[Sequence[str]]) -> list[list[str]]:
+    return [[escaped(text) for text in row] for row in rows]
 
 
 def _blocks(first: Sequence[int], least: Sequence[int], room: int) -> list[list[int]]:

@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
         if any(argument.startswith("-") for argument in argv):  # --help, and Hydra's own options
             return run_door(lambda run: report(run, load_train()(run, interrupts)), argv, __doc__)
         # Composed here and not in another function, so that few frames lie between the command and the model.
-        with errors_reported() as found:
+        with errors_reported(of_ranks=True) as found:
             run = compose(argv)
             train = load_train()
             found.status = report(run, train(run, interrupts))

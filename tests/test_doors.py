@@ -1,5 +1,6 @@
 """The command line: exit statuses, one-line errors, and what a door prints."""
 
+import errno
 import os
 import shlex
 import subprocess
@@ -9,8 +10,11 @@ import pytest
 
 from scaling_testbed import __main__ as entry
 from scaling_testbed import prepare
+from scaling_testbed.analyze import main as analyze
+from scaling_testbed.commands.doors import errors_reported
 from scaling_testbed.config.search import CONFIG_DIR
 from scaling_testbed.config.words import quoted
+from scaling_testbed.files import MissingFile
 from scaling_testbed.kernels import support
 from scaling_testbed.train import main as train_main
 
@@ -146,3 +150,28 @@ def test_help_explains_every_group_and_the_keys_of_a_launcher(capsys):
     assert train_main(["--help", "launcher.time"]) == 0
     assert "The time limit of a task" in capsys.readouterr().out
     assert train_main(["--help", "optimiser"]) == 2
+
+
+@pytest.mark.fault("35", "Where memory lacks for a library or a process, one line says so.")
+@pytest.mark.parametrize(
+    "error, said",
+    [
+        (ImportError("libtorch_cpu.so: failed to map segment from shared object"), "there is too little memory here"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "there is too little memory here"),
+        (OSError(errno.ENOSPC, "No space left on device"), "the output cannot be written: the disk is full"),
+        (MissingFile("law.json does not exist"), "law.json does not exist"),  # an OSError too
+    ],
+)
+def test_errors_of_the_system_are_one_line(capsys, record_property, error, said):
+    with errors_reported() as found:
+        raise error
+    assert (found.status, capsys.readouterr().err) == (1, f"error: {said}\n")
+    record_property("seen", said)
+
+
+def test_only_a_run_leaves_its_errors_to_rank_0(capsys, monkeypatch):
+    """Whoever types a command in the pod of rank 1 is told what is wrong with it."""
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert train_main(["nosuch=1"]) == 2 and capsys.readouterr().err == ""
+    assert analyze(["lr_sensitivities"]) == 2 and "did you mean lr_sensitivity?" in capsys.readouterr().err

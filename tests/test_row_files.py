@@ -1,12 +1,15 @@
 """Rows in files of four formats, whole or not at all."""
 
+import errno
 import json
+import os
 
 import pandas
 import pytest
 
+from scaling_testbed.analysis.figures import drawing
 from scaling_testbed.errors import UserError
-from scaling_testbed.row_files import ENDINGS, beside, one_per_line, write_rows
+from scaling_testbed.row_files import ENDINGS, FIGURES, beside, one_per_line, write_rows
 
 ROWS = [{"a": 1, "b": "x,y", "list": [1, 2]}, {"a": 2.5, "c": True, "large": 2**70}]
 
@@ -32,6 +35,26 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
     for ending in ENDINGS:
         with pytest.raises(UserError, match=f"cannot write .*none/rows{ending}"):
             write_rows(tmp_path / "none" / f"rows{ending}", ROWS)
+
+
+@pytest.mark.fault("C: full disk", "On a full disk a table or figure that was there stays, and no part of one is left.")
+def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch, record_property):
+    panel = drawing.Panel(lines=[drawing.Line(x=[1.0, 2.0], y=[3.0, 4.0])], x_label="x", y_label="y")
+    writers = dict.fromkeys(ENDINGS, lambda path: write_rows(path, ROWS))
+    writers |= dict.fromkeys(FIGURES, lambda path: drawing.save([panel], [path]))
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    for ending, write in writers.items():
+        path = tmp_path / f"rows{ending}"
+        path.write_text("before")
+        with pytest.raises(UserError, match=f"cannot write {path}: the disk is full"):
+            write(path)
+        assert path.read_text() == "before"
+    assert len(list(tmp_path.iterdir())) == len(writers)
+    record_property("seen", f"{', '.join(writers)} as before")
 
 
 def test_what_is_found_lies_in_the_folder_or_beside_the_file(tmp_path):

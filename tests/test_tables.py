@@ -4,6 +4,8 @@ import pytest
 from rich.console import Console
 
 from scaling_testbed import tables
+from scaling_testbed.errors import UserError
+from scaling_testbed.progress import say
 
 
 def printed(table, width):
@@ -86,3 +88,12 @@ def test_brackets_in_a_value_are_text(capsys):
     assert printed(tables.table(["[b]key[/b]"], [["[red]value[/red]"]]), 80) == ["[b]key[/b]      ", "[red]value[/red]"]
     tables.show([{"name": "[/src]*.py", "n": 12345, "empty": None}])
     assert [line.split() for line in capsys.readouterr().out.splitlines()] == [["name", "n"], ["[/src]*.py", "12,345"]]
+
+
+def test_nothing_that_is_shown_moves_the_cursor(capsys):
+    """A log, or a row of someone else, can hold what a terminal obeys."""
+    text = "red \x1b[31m\x07 größe"
+    tables.show([{"error": text}])
+    say(text)
+    lines = capsys.readouterr().out.splitlines()
+    assert [lines[1].rstrip(), lines[2], str(UserError(text))] == [r"red \x1b[31m\x07 größe"] * 3

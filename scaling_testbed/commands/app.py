@@ -125,6 +125,10 @@ def _for_typer(annotation: Any) -> Any:
 def run(app: typer.Typer, argv: Sequence[str], name: str) -> int:
     """Run the command line `name` with `argv` and return the exit status. An error is one line on stderr."""
     with errors_reported() as found:
+        for place, word in enumerate(argv):
+            if not word.strip():  # as a path, it would be the current folder
+                after = f" after {argv[place - 1]}" if place else ""
+                raise ConfigError(f"the argument{after} is blank; is a variable of the shell not set?")
         command = typer.main.get_command(app)
         try:
             with command.make_context(name, list(argv)) as context:

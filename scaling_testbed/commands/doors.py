@@ -31,11 +31,12 @@ class Exit:
 
 
 @contextlib.contextmanager
-def errors_reported() -> Iterator[Exit]:
+def errors_reported(*, of_ranks: bool = False) -> Iterator[Exit]:
     """A context that prints the message of a user error and sets the exit status of the command.
 
-    With several processes, only rank 0 prints errors that all of them have: a wrong key or value, and errors that they
-    shared. This is a context manager so that it adds no stack frame between an entry point and the functions it calls.
+    of_ranks: whether the command is one of the processes of a run, if the environment says so. Then only rank 0 prints
+    errors that all of them have: a wrong key or value, and errors that they shared. This is a context manager so that
+    it adds no stack frame between an entry point and the functions it calls.
     """
     found = Exit()
     open_streams()
@@ -45,25 +46,23 @@ def errors_reported() -> Iterator[Exit]:
             sys.stdout.flush()
     except BrokenPipeError:  # the reader, e.g. `... | head`, closed the pipe; the command may not have finished
         found.status = PIPE_CLOSED
-    except OSError as error:
-        if error.filename is not None or error.errno not in CANNOT_WRITE:
-            raise
-        say(f"error: the output cannot be written: {reason_of(error)}", errors=True)
-        found.status = FAILED
     except UserError as error:
-        shared = error.told_to_all or isinstance(error, ConfigError)
+        shared = of_ranks and (error.told_to_all or isinstance(error, ConfigError))
         if is_main_process() or not shared:
             say(f"error: {error}", errors=True)
         found.status = error.exit_status
     except Interrupted as signal:
         say(f"error: stopped by {signal}; type the same command to continue", errors=True)
         found.status = signal.exit_status
-    except (MemoryError, RuntimeError) as error:
-        if not is_memory_error(error):
+    except (OSError, MemoryError, RuntimeError, ImportError) as error:
+        if is_memory_error(error):
+            asked = bytes_asked_for(error)
+            more = f": {asked:,} bytes more were asked for" if asked else ""
+            say(f"error: there is too little memory here{more}", errors=True)
+        elif isinstance(error, OSError) and error.filename is None and error.errno in CANNOT_WRITE:
+            say(f"error: the output cannot be written: {reason_of(error)}", errors=True)
+        else:
             raise
-        asked = bytes_asked_for(error)
-        more = f": {asked:,} bytes more were asked for" if asked else ""
-        say(f"error: there is too little memory here{more}", errors=True)
         found.status = FAILED
     except KeyboardInterrupt:
         say(INTERRUPTED_LINE, errors=True)

@@ -10,7 +10,6 @@ import copy
 import dataclasses
 import difflib
 import functools
-import json
 import os
 import re
 import sys
@@ -51,7 +50,7 @@ from scaling_testbed.config.words import (
     read,
 )
 from scaling_testbed.errors import ConfigError, UserError, first_line
-from scaling_testbed.files import YAMLError, read_yaml
+from scaling_testbed.files import YAMLError, read_json, read_yaml
 from scaling_testbed.plugins import check_unchanged, hashes_in, load_named_in, load_plugins, loaded_plugins
 
 if TYPE_CHECKING:
@@ -537,8 +536,8 @@ def recorded_run(folder: Path) -> RunConfig:
 
 def _hashes_of_last_start(folder: Path) -> dict[str, str]:
     """Name -> sha256 of the plug-ins, and of what they import, at the last start of a run."""
-    with contextlib.suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
-        return hashes_in(json.loads((folder / "environment.json").read_text())["starts"][-1]["plugins"])
+    with contextlib.suppress(UserError, LookupError, TypeError, AttributeError):
+        return hashes_in(read_json(folder / "environment.json")["starts"][-1]["plugins"])
     return {}
 
 

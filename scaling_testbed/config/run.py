@@ -27,7 +27,8 @@ from scaling_testbed.data.sources import SOURCES
 from scaling_testbed.data.sources.source import Source
 from scaling_testbed.data.tokenizers import TOKENIZERS, TokenizerConfig
 from scaling_testbed.diagnostics.config import DiagnosticsConfig
-from scaling_testbed.errors import ConfigError, check_positive
+from scaling_testbed.errors import ConfigError, UserError, check_positive
+from scaling_testbed.files import read_json
 from scaling_testbed.keys import ADDED_LATER, EXECUTION_ONLY, REQUIRED, identifies, key
 from scaling_testbed.learning.config import CrossEntropyConfig
 from scaling_testbed.learning.interventions.base import Intervention
@@ -219,7 +220,7 @@ def outcome_of(folder: Path) -> str | None:
     """How the run in `folder` failed, diverged or was interrupted, from its result.json; None where it finished or has
     no row."""
     said = {"failed": "failed", "diverged": "diverged", "preempted": "was interrupted"}
-    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
-        row = json.loads((folder / "result.json").read_text())
+    with contextlib.suppress(UserError, LookupError, TypeError):
+        row = read_json(folder / "result.json")
         return f"the run {said[row['status']]}: {row['error']}"
     return None

@@ -19,7 +19,7 @@ import numpy as np
 from scaling_testbed.data.manifest import SPLITS, fingerprint_of, numpy_dtype, read_manifest, smallest_dtype
 from scaling_testbed.data.watched import WatchedTokens, state_of
 from scaling_testbed.errors import UserError, first_line
-from scaling_testbed.files import read_json, sha256_of, write_json
+from scaling_testbed.files import read_json, sha256_of, sha256_of_input, write_json
 
 SCHEMA_VERSION = 1  # of the shards; part of the name of a prepared folder
 HEADER_BYTES = 256 * 4
@@ -294,15 +294,8 @@ def _check_hashes(folder: Path, paths: list[Path], entries: list[dict], only_kno
     if not stale:
         return
     with ThreadPoolExecutor(min(8, len(stale))) as pool:  # hashing releases the interpreter lock
-        for i, found in zip(stale, pool.map(_sha256_of, [paths[i] for i in stale]), strict=True):
+        for i, found in zip(stale, pool.map(sha256_of_input, [paths[i] for i in stale]), strict=True):
             if found != entries[i]["sha256"]:
                 raise UserError(f"{paths[i]}: sha256 differs from the manifest; the file was changed or replaced")
     with suppress(UserError):  # the files of a read-only folder are hashed at each opening
         write_json(cache_path, {names[i]: wanted[i] for i in checked})
-
-
-def _sha256_of(path: Path) -> str:
-    try:
-        return sha256_of(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None

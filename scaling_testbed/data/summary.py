@@ -4,11 +4,14 @@ from collections import Counter
 from pathlib import Path
 
 from scaling_testbed.data.shards import SPLITS, PreparedData
+from scaling_testbed.data.sources.reading import Tally
 from scaling_testbed.errors import listed
 
 MANY_COPIES = 0.1  # the share of copies in a split above which they are mentioned
 MANY_LINES = 0.5  # the share of validation lines in the train split above which they are mentioned
 FEW_LINES = 8  # a smaller sample says nothing
+MANY_EMPTY = 0.01  # the share of rows without text above which training says so
+FEW_TOKENS = 500  # of a validation split; the mean loss of fewer is uncertain by 0.1 nats and more
 SHOWN = 4  # reasons of a kind that are listed
 
 
@@ -69,10 +72,22 @@ def files_line(manifest: dict) -> str | None:
 
 
 def left_out_line(manifest: dict) -> str | None:
-    """`files_line` if something other than empty files was left out, or if something was noted, else None."""
+    """`files_line` if something other than empty files was left out, if many rows have no text, or if something was
+    noted, else None."""
     reading = manifest.get("reading") or {}
     left_out = {**(reading.get("files") or {}), **(reading.get("bad_rows") or {}), **(reading.get("noted") or {})}
-    return files_line(manifest) if left_out.keys() - {"empty"} else None
+    many_empty = (reading.get("empty_rows") or 0) > MANY_EMPTY * (reading.get("rows") or 0)
+    return files_line(manifest) if left_out.keys() - {"empty"} or many_empty else None
+
+
+def left_out_since(manifest: dict, now: Tally) -> str | None:
+    """The files that are left out now, and were not there when the corpus was prepared, as a line."""
+    then = (manifest.get("reading") or {}).get("files") or {}
+    added = {
+        reason: {**entry, "count": more} for reason, entry in now.files.items()
+        if (more := entry["count"] - then.get(reason, {}).get("count", 0)) > 0
+    }  # fmt: skip
+    return f"left out too, since then: {counted(added)}" if added else None
 
 
 def counted(entries: dict[str, dict]) -> str:
@@ -87,6 +102,8 @@ def counted(entries: dict[str, dict]) -> str:
 def remarks(manifest: dict) -> list[str]:
     """What makes numbers of this corpus doubtful, one line for each; empty if nothing is known."""
     lines, documents = [], manifest.get("documents") or {}
+    if (n_tokens := manifest["splits"]["validation"]["n_tokens"]) < FEW_TOKENS:
+        lines.append(f"warning: the validation split has {n_tokens:,} tokens, and a loss on so few is uncertain")
     n_documents = {split: manifest["splits"][split]["n_documents"] for split in SPLITS}
     if shared := documents.get("validation_in_train"):
         share = shared / n_documents["validation"]
@@ -99,6 +116,12 @@ def remarks(manifest: dict) -> list[str]:
         lines.append(
             f"warning: {n_shared / n_lines:.1%} of the validation lines are training lines too (of a sample of "
             f"{n_lines:,} lines)"
+        )
+    n_windows, n_shared = (documents.get(f"sampled_validation_windows{which}") or 0 for which in ("", "_in_train"))
+    if n_shared > MANY_LINES * n_windows and n_windows >= FEW_LINES:
+        lines.append(
+            f"warning: {n_shared / n_windows:.1%} of the validation tokens are training tokens too (of a sample of "
+            f"{n_windows:,} places)"
         )
     for split, distinct in (documents.get("distinct") or {}).items():
         copies = n_documents[split] - distinct

@@ -19,7 +19,7 @@ import numpy as np
 from scaling_testbed.data import hub
 from scaling_testbed.data.shards import fingerprint_of, read_manifest
 from scaling_testbed.errors import ConfigError, UserError, check_positive, first_line
-from scaling_testbed.files import sha256_of
+from scaling_testbed.files import sha256_of_input
 from scaling_testbed.keys import changed_from_default, key
 from scaling_testbed.registry import Registry
 
@@ -191,7 +191,7 @@ class TokenizerConfig:
         if cls.encoder is not None:
             return cls.encoder()
         path = folder / TOKENIZER_FILE
-        if not path.exists() or sha256_of(path) != description["sha256"]:
+        if not path.exists() or sha256_of_input(path) != description["sha256"]:
             raise UserError(f"{path}: missing or changed since the data was prepared; prepare again")
         return JsonTokenizer(path, description["vocab_size"], description["eos_id"])
 
@@ -280,7 +280,7 @@ class PretrainedConfig(TokenizerConfig):
     def identity(self) -> dict:
         """Everything that determines the ids of a text: the hash of the file, or the hub name and revision."""
         local = self._local_file()
-        found = {"path": None, "revision": None, "sha256": sha256_of(local)} if local is not None else {}
+        found = {"path": None, "revision": None, "sha256": sha256_of_input(local)} if local is not None else {}
         return super().identity() | found
 
     def settings(self) -> dict:
@@ -296,6 +296,11 @@ class PretrainedConfig(TokenizerConfig):
         """Write tokenizer.json into `folder` and return the description."""
         local = self._local_file()
         tokenizer = _read_tokenizer_json(local) if local is not None else self._download()
+        if dropout := getattr(tokenizer.model, "dropout", None):
+            raise UserError(
+                f"{self.path}: its BPE has a dropout of {dropout:g}, so a text has other tokens each time; set dropout "
+                "to null in its tokenizer.json"
+            )
         eos_id = self._eos_id(tokenizer)
         sha256 = _save(_with_special(tokenizer.to_str(), tokenizer.id_to_token(eos_id), eos_id), folder)
         n_ids = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1

@@ -4,7 +4,6 @@ Shapes in names: S seeds, D documents.
 """
 
 import itertools
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,12 +16,14 @@ import numpy as np
 from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.evaluation.multiple_choice import MEAN
 from scaling_testbed.evaluation.statistics import LEVEL, holm, mean_over_tasks, paired_difference
+from scaling_testbed.files import parse_json
 
 MEASURES = {
     "error": lambda one: one["predicted"] != one["gold"],
     "error_per_byte": lambda one: one["predicted_per_byte"] != one["gold"],
     "gold_loss": lambda one: -one["log_likelihoods"][one["gold"]],
 }
+SEEDS = "give one file for each seed"
 DEFINITION = (
     f"difference is a - b. low and high: {LEVEL:.0%} bootstrap interval over documents (the same for both models) and\n"
     "over the seeds of each model. p_value is two-sided; p_holm is corrected for the number of rows (Holm 1979)"
@@ -45,8 +46,9 @@ def read_models(files: Mapping[str, Sequence[Path]], measure: str) -> tuple[list
     models = []
     for name, paths in files.items():
         if len({path.resolve() for path in paths}) < len(paths):
-            raise ConfigError(f"--model {name}: a file is given twice; give one file for each seed")
-        values_SD = []
+            raise ConfigError(f"--model {name}: a file is given twice; {SEEDS}")
+        values_SD: list[list[float]] = []
+        seen: list[list[dict[str, Any]]] = []
         for path in paths:
             documents = _read(path)
             own = list(map(_identity, documents))
@@ -55,6 +57,10 @@ def read_models(files: Mapping[str, Sequence[Path]], measure: str) -> tuple[list
             elif own != asked:
                 raise UserError(f"{path} and {first} have different documents: {_first_apart(own, asked)}")
             values_SD.append([float(MEASURES[measure](one)) for one in documents])
+            if documents in seen:
+                same = paths[seen.index(documents)]
+                raise UserError(f"--model {name}: {path} is a copy of {same}; {SEEDS}")
+            seen.append(documents)
         models.append(Model(name, np.array(values_SD)))
     return models, np.array([task for task, *_ in asked])
 
@@ -66,21 +72,21 @@ def _identity(one: Mapping[str, Any]) -> tuple:
 
 def _read(path: Path) -> list[dict[str, Any]]:
     try:
-        documents = [json.loads(line) for line in path.read_text().split("\n") if line.strip()]
+        documents = [parse_json(line, path) for line in path.read_text().split("\n") if line.strip()]
         for one in documents:
             values = [measure(one) for measure in MEASURES.values()]
             if not all(map(math.isfinite, values)) or not _identity(one):
                 raise ValueError("a value is not finite")
             if not (isinstance(one["task"], str) and isinstance(one["line"], int)):
                 raise ValueError("task must be text, line a whole number")
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+    except (OSError, UserError, ValueError, LookupError, TypeError, ArithmeticError) as error:
         raise UserError(f"{path} was not written by `analyze score --out` ({error})") from None
     if not documents:
         raise UserError(f"{path} holds no document")
     seen = Counter((one["task"], one["line"]) for one in documents)
     (task, line), times = seen.most_common(1)[0]
     if times > 1:
-        raise UserError(f"{path} holds {task} line {line} {times} times; give one file for each seed")
+        raise UserError(f"{path} holds {task} line {line} {times} times; {SEEDS}")
     return sorted(documents, key=lambda one: (one["task"], one["line"]))
 
 

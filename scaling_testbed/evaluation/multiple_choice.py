@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from scaling_testbed.errors import ConfigError, UserError
+from scaling_testbed.files import without_repetition
 
 MEAN = "mean"  # in tables, in place of a task
 
@@ -89,7 +90,7 @@ _EXAMPLE = '{"context": "...", "choices": ["...", "..."], "gold": 0}'
 
 def _parse(line: str, path: Path, number: int) -> Document:
     try:
-        given = json.loads(line)
+        given = json.loads(line, object_pairs_hook=without_repetition)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}:{number}: not JSON ({error})") from None
     if problem := _problem(given):

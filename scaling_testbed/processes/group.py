@@ -16,7 +16,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Self
 
@@ -208,6 +208,12 @@ class Processes:
             _value_or_error(self._read(f"{key}/{rank}"), f"rank {rank}: " if rank else "")
         return value
 
+    def check_alike(self, mine: Mapping[str, Any]) -> None:
+        """Raise RankError on all ranks, with the name of the first difference, unless `mine`, plain data by name, is
+        the same on each."""
+        first = self.on_main(lambda: mine)
+        self.together(lambda: _check_equal(json.loads(json.dumps(mine)), first))
+
     def sum(self, values: Sequence[float]) -> list[float]:
         """Elementwise sums over the ranks, in float64."""
         return self._reduced(values, dist.ReduceOp.SUM)
@@ -246,7 +252,7 @@ class Processes:
         try:
             first = self._report(mine)
         except RuntimeError:
-            return None if isinstance(error, UserError) else RankError(STORE_GONE, FAILED)
+            return None if isinstance(error, UserError) else PeerGone(STORE_GONE)
         return None if first["rank"] == self.world.rank and not first["peer"] else _reported(first)
 
     def _report(self, failure: dict[str, Any]) -> dict[str, Any]:
@@ -314,7 +320,7 @@ class Processes:
         self._opened.set(key, json.dumps(value))
 
     def _read(self, key: str) -> dict[str, Any]:
-        """Wait for the value at `key` and return it. Raises RankError if the process that keeps the store has ended."""
+        """Wait for the value at `key` and return it. Raises PeerGone if the process that keeps the store has ended."""
         store, waited = self._opened, 0.0
         try:
             while not store.check([key]):  # `wait` would print a warning of PyTorch, and hold back signals
@@ -323,7 +329,13 @@ class Processes:
                 waited += pause
             return json.loads(store.get(key))
         except dist.DistNetworkError:
-            raise RankError(STORE_GONE, 1) from None
+            raise PeerGone(STORE_GONE) from None
+
+
+def _check_equal(here: Mapping[str, Any], first: Mapping[str, Any]) -> None:
+    if name := next((name for name in {**first, **here} if here.get(name) != first.get(name)), None):
+        what = f"{name} is {here.get(name)} there and {first.get(name)} in rank 0"
+        raise RankError(f"{what}; start all processes of a run with the same words, versions and data", FAILED)
 
 
 def _end_group() -> None:

@@ -142,12 +142,12 @@ class Heartbeat:
             raise
 
     def _watch(self) -> None:
-        """Look at what `_exchange` read. Time counts only in small parts: this process may have been suspended."""
+        """Look at what `_exchange` read."""
         watch = _Watch(self._world, self._limit, self.interval, keeper=self._keeper)
         before = time.monotonic()
         while not self._stop.wait(self.interval / 2):
             now = time.monotonic()
-            seconds, before = min(now - before, 2 * self.interval), now
+            seconds, before = now - before, now
             number, beats = self._read
             if (told := self._report) is not None and told["rank"] != self._world.rank:
                 finding: Finding | None = Finding(told["about"], told["peer"] == "hangs", told["error"], told)
@@ -163,6 +163,7 @@ class _Watch:
 
     def __init__(self, world: World, limit: float, interval: float, *, keeper: bool):
         self._world, self._limit, self._keeper = world, limit, keeper
+        self._longest = 2 * interval  # seconds that count at once: this process may have been suspended
         self._dead = max(DEAD_SECONDS, 2 * interval) if limit > DEAD_SECONDS else limit
         self._reads = 0
         self._unread = 0.0  # seconds since the beats were read
@@ -178,6 +179,7 @@ class _Watch:
 
         number: of times that `beats` were read. here: of this process, now. late: a rank that has not begun.
         """
+        seconds = min(seconds, self._longest)
         self._waits = f"rank {self._world.rank} waits in {here.place}"
         self._at = here.at
         if store_lost is not None:
@@ -187,12 +189,12 @@ class _Watch:
         if number == self._reads:
             self._unread += seconds
             return self._unanswered() if self._unread >= self._limit + 1 else None
+        seconds += min(self._unread, seconds)  # a store that did not answer for long says nothing of the processes
+        self._reads, self._unread = number, 0.0
         if late is not None:
             self._begun += seconds
             said = f"rank {late} hangs before it has begun: no sign of life for {self._begun:.0f} s"
             return Finding(late, True, said) if self._begun >= self._limit else None
-        seconds += min(self._unread, seconds)  # a store that did not answer for long says nothing of the processes
-        self._reads, self._unread = number, 0.0
         moved = {rank: beat.moves for rank, beat in beats.items()}
         idle = self._beats and moved == {rank: beat.moves for rank, beat in self._beats.items()}
         self._still = self._still + seconds if idle and not any(beat.alone for beat in beats.values()) else 0.0

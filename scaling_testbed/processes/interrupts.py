@@ -6,13 +6,15 @@ A run records a signal when it comes, and handles it between two micro-batches. 
 import contextlib
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from scaling_testbed.errors import INTERRUPTED, STOPPED
 from scaling_testbed.processes.world import is_main_process
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+# SIGHUP: the terminal or the connection is gone. SIGXCPU: a limit of processor time is near (ulimit -t, Grid Engine).
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGXCPU)
 INTERRUPTED_LINE = "error: interrupted; type the same command to continue"
 
 
@@ -66,12 +68,13 @@ def restore(previous: Mapping[signal.Signals, Any]) -> None:
 
 
 class Interrupts:
-    """Context manager that records SIGTERM, SIGINT, SIGUSR1 and SIGUSR2. `check` raises Interrupted after one has come.
+    """Context manager that records the signals that ask a run to stop. `check` raises Interrupted after one has come.
 
     A warning of the scheduler (Slurm's --signal, a preemption) thus leads to a checkpoint of a whole step. Signals are
     checked between micro-batches and between evaluation batches. A second signal while a checkpoint is written changes
     nothing. Signals that were ignored before are recorded too, such as SIGINT in a process that a shell starts with &:
-    the run loses nothing if it stops.
+    the run loses nothing if it stops. Only SIGHUP stays ignored, because `nohup` asks for it. Python handles signals in
+    the main thread alone, so a run in another thread is not stopped by them.
     """
 
     def __init__(self):
@@ -80,8 +83,10 @@ class Interrupts:
         self._previous: dict = {}
 
     def __enter__(self):
-        for number in _SIGNALS:
-            self._previous[number] = signal.signal(number, self._note)
+        if threading.current_thread() is threading.main_thread():
+            for number in _SIGNALS:
+                if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+                    self._previous[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *_):

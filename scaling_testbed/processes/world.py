@@ -69,7 +69,7 @@ def _described_world(environment: Mapping[str, str]) -> World:
         raise UserError(f"RANK={rank} must be from 0 to WORLD_SIZE - 1, which is {size - 1}")
     if size <= 1 or environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         return World(rank, size, local_rank)
-    return World(rank, size, local_rank, environment["MASTER_ADDR"], _number("MASTER_PORT", environment, 0))
+    return World(rank, size, local_rank, environment["MASTER_ADDR"], _typed_port(environment))
 
 
 def _number(key: str, environment: Mapping[str, str], default: int) -> int:
@@ -79,9 +79,16 @@ def _number(key: str, environment: Mapping[str, str], default: int) -> int:
         raise UserError(f"the environment variable {key} must be an integer; got {environment[key]!r}") from None
 
 
+def _typed_port(environment: Mapping[str, str]) -> int:
+    port = _number("MASTER_PORT", environment, 0)
+    if not 0 < port < 2**16:
+        raise UserError(f"MASTER_PORT={port} must be from 1 to 65535")
+    return port
+
+
 def _slurm_world(environment: Mapping[str, str], size: int) -> World:
     address = environment.get("MASTER_ADDR") or _first_host(environment)
-    port = int(environment.get("MASTER_PORT") or _port(environment))
+    port = _typed_port(environment) if environment.get("MASTER_PORT") else _port(environment)
     # With --gpus-per-task a process sees only its own GPU, as number 0.
     sees_one_gpu = environment.get("CUDA_VISIBLE_DEVICES", ",").count(",") == 0
     local_rank = 0 if sees_one_gpu else int(environment["SLURM_LOCALID"])

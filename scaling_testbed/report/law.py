@@ -97,7 +97,7 @@ def _content(path: Path, names: str = "f") -> tuple[str, list[str], Sections]:
         return _content_of(record, names)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:  # e.g. a size of 0
         raise UserError(f"{path} was not written by `analyze fit --out` ({error!r})") from None
 
 

@@ -17,6 +17,7 @@ from scaling_testbed.analysis.figures.drawing import Panel, save
 from scaling_testbed.analysis.rows.conditions import text
 from scaling_testbed.analysis.rows.study import LR, SIZE, Row, Study, name_of, number
 from scaling_testbed.errors import UserError
+from scaling_testbed.files import write_bytes
 from scaling_testbed.papers.measures import Evidence
 from scaling_testbed.papers.paper import Claim, Experiment, Paper, Verdict, experiment_of
 from scaling_testbed.report import law as law_report
@@ -95,7 +96,7 @@ def write_traces(study: Study, folder: Path) -> list[Path]:
         if lines:
             tables.prepare(folder)
             paths.append(folder / f"{row['run_id']}.jsonl.gz")
-            paths[-1].write_bytes(gzip.compress(lines.encode(), mtime=0))
+            write_bytes(paths[-1], gzip.compress(lines.encode(), mtime=0))
     return paths
 
 

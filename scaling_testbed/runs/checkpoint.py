@@ -27,11 +27,12 @@ import torch
 from scaling_testbed.config.sections import CheckpointConfig, ParallelismConfig
 from scaling_testbed.data.shards import PreparedData
 from scaling_testbed.errors import UserError, first_line
-from scaling_testbed.files import check_version, fsync_folder, os_error_in, reason_of, sha256_of, space
+from scaling_testbed.files import check_version, fsync_folder, os_error_in, read_json, reason_of, sha256_of, space
 from scaling_testbed.processes.group import Processes
 from scaling_testbed.processes.world import World
 from scaling_testbed.progress import say
 from scaling_testbed.runs import sharded
+from scaling_testbed.runs.folder import is_record
 from scaling_testbed.runs.row import is_number, shortened
 
 SCHEMA_VERSION = 1  # of state.json; checkpoints without a version are read too
@@ -43,9 +44,16 @@ _STEP_FOLDER = re.compile(r"step-(\d{8}|[1-9]\d{8,17})")
 _KINDS: dict[str, Callable[[Any], bool]] = {
     "run_id": lambda value: isinstance(value, str),
     "shapes": lambda value: isinstance(value, str),
-    "row": lambda value: value is None or (isinstance(value, dict) and type(value.get("step")) is int),
+    "precision": lambda value: isinstance(value, str),
+    "row": lambda value: value is None or is_record(value),
     "summary": lambda value: isinstance(value, dict),
-    "metrics": lambda value: isinstance(value, dict) and value.keys() >= {"lines", "sha256", "whole"},
+    "metrics": lambda value: (
+        isinstance(value, dict) and [type(value.get(key)) for key in ("lines", "sha256", "whole")] == [int, str, bool]
+    ),
+    "micro_batches": lambda value: (
+        isinstance(value, dict)
+        and all(step.isdecimal() and type(rows) is int and rows > 0 for step, rows in value.items())
+    ),
     "restarts": lambda value: type(value) is int and value >= 0,
     "train_loss_last": lambda value: value is None or is_number(value),
     "wall_seconds": lambda value: is_number(value) and 0 <= value < math.inf,
@@ -209,19 +217,22 @@ def read_state(path: Path) -> dict[str, Any]:
     another step than the folder's name says."""
     file = path / STATE
     try:
-        state: dict[str, Any] = json.loads(file.read_bytes())
-        names = state.keys()
-    except (OSError, ValueError, AttributeError, RecursionError):
+        state: dict[str, Any] = read_json(file)
+    except UserError:
         raise UserError(f"checkpoint {path} cannot be used: {STATE} holds no plain data; {WAY_OUT}") from None
     check_version(file, state.get("schema_version"), SCHEMA_VERSION)
     step = state.get("step")
     if type(step) is not int or _STEP_FOLDER.fullmatch(path.name) is None or step != _step(path):
         raise UserError(f"checkpoint {path} cannot be used: its {STATE} is of step {shortened(step)}; {WAY_OUT}")
     for name, is_right in _KINDS.items():
-        if name in names and not is_right(state[name]):
+        if name in state and not is_right(state[name]):
             raise UserError(
                 f"checkpoint {path} cannot be used: {name} in {STATE} is {shortened(state[name])}; {WAY_OUT}"
             )
+    if state.get("row") is not None and state["row"]["step"] != step:
+        raise UserError(
+            f"checkpoint {path} cannot be used: row in {STATE} is of step {state['row']['step']}; {WAY_OUT}"
+        )
     return state
 
 
@@ -237,6 +248,16 @@ class Fingerprints(TypedDict):
 
     data_fingerprint: str
     tokenizer_fingerprint: str | None
+
+
+def check_precision(state: dict[str, Any], precision: str, folder: Path) -> None:
+    """Raise UserError unless the run in `folder` was computed in `precision` so far. Checkpoints of earlier versions do
+    not say it."""
+    if (then := state.get("precision", precision)) != precision:
+        raise UserError(
+            f"{folder} was computed in {then} so far, and compute.precision=auto means {precision} on this device; "
+            f"continue it on a device of the kind that it was started on, or start a new run with another name="
+        )
 
 
 def fingerprints(data: PreparedData) -> Fingerprints:
@@ -287,9 +308,9 @@ def _files(path: Path) -> dict[str, tuple[int, str]]:
     """The files in the manifest of a checkpoint, with sizes in bytes and hashes. Other files are ignored. Raises
     UserError if there is no manifest."""
     try:
-        files = json.loads((path / MANIFEST).read_bytes())["files"]
+        files = read_json(path / MANIFEST)["files"]
         return {name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (UserError, LookupError, TypeError, AttributeError):
         raise UserError(f"{MANIFEST} is missing or unreadable") from None
 
 

@@ -21,7 +21,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scaling_testbed.files import check_version, write_bytes, write_json
+from scaling_testbed.errors import UserError
+from scaling_testbed.files import check_version, read_json, write_bytes, write_json
 from scaling_testbed.plugins import Plugin, plugins_of
 from scaling_testbed.progress import say
 from scaling_testbed.runs.lease import this_process
@@ -87,16 +88,18 @@ def record_start(folder: Path, start: dict[str, Any]) -> int:
 
 def _earlier(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The starts and the lists of installed versions in an environment.json."""
+    known = {}
     try:
-        known = json.loads(path.read_text())
-        check_version(path, known.get("schema_version"), SCHEMA_VERSION)
+        known = read_json(path)
+    except FileNotFoundError:
+        return [], {}
+    except UserError:  # it is damaged
+        pass
+    check_version(path, known.get("schema_version"), SCHEMA_VERSION)
+    with contextlib.suppress(LookupError, TypeError, AttributeError):
         starts, lists = [*known["starts"]], {**known.get("installed", {})}
         if all(isinstance(start, dict) for start in starts):
             return starts, lists
-    except FileNotFoundError:
-        return [], {}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        pass
     aside = path.with_suffix(".damaged.json")
     say(f"warning: {path} is damaged; it is kept as {aside.name}, and the record of earlier starts ends", errors=True)
     with contextlib.suppress(OSError):
@@ -105,13 +108,19 @@ def _earlier(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
 
 
 def source_change(folder: Path) -> str | None:
-    """How the source of the last start in a run's folder differs from that of the start before, or None."""
+    """How the source and the versions of the last start in a run's folder differ from those of the start before, or
+    None."""
     starts, _ = _earlier(folder / RECORD)
     sources = [start["git"] for start in starts[-2:] if isinstance(start.get("git"), dict)]
     said = [
         " with changes ".join(filter(None, (_text(git, "commit", "files"), _text(git, "dirty")))) for git in sources
     ]
-    return f"{said[0]} then, {said[1]} now" if len(said) == 2 and said[0] != said[1] else None
+    found = [f"{said[0]} then, {said[1]} now"] if len(said) == 2 and said[0] != said[1] else []
+    then, now = ([start.get("versions") for start in starts[-2:]] + [None, None])[:2]
+    if isinstance(then, dict) and isinstance(now, dict):
+        names = [name for name in now if name in then and then[name] != now[name]]
+        found += [f"{name} {str(then[name])[:20]} then, {str(now[name])[:20]} now" for name in names]
+    return "; ".join(found) or None
 
 
 def _text(git: Mapping[str, Any], *names: str) -> str | None:

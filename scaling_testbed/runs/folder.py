@@ -17,7 +17,7 @@ from typing import Any, Self, TypedDict
 import yaml
 
 from scaling_testbed.errors import UserError
-from scaling_testbed.files import cannot_write, check_version, reason_of, write_bytes, write_json, write_text
+from scaling_testbed.files import cannot_write, check_version, read_json, reason_of, write_bytes, write_json, write_text
 from scaling_testbed.progress import say
 from scaling_testbed.runs.environment import record_start
 from scaling_testbed.runs.lease import Lease
@@ -84,6 +84,17 @@ class RunFolder:
         row, problem = self._read_row()
         return row if problem is not None else None
 
+    def cannot_be_read(self) -> str | None:
+        """Why the row that may be here cannot be read, as in a folder of another user; None if there is no obstacle."""
+        path = self.path / RESULT
+        try:
+            path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            return f"{path} cannot be read: {reason_of(error)}"
+        return None
+
     def _read_row(self) -> tuple[dict[str, Any] | None, str | None]:
         """The row that is here, or None, and what is wrong with it or with what is in its place."""
         path = self.path / RESULT
@@ -102,8 +113,8 @@ class RunFolder:
 
     def last_job(self) -> str | None:
         """The Slurm job of the last start of this run, or None."""
-        with contextlib.suppress(OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
-            job = json.loads((self.path / "environment.json").read_text())["starts"][-1].get("job")
+        with contextlib.suppress(UserError, LookupError, TypeError, AttributeError):
+            job = read_json(self.path / "environment.json")["starts"][-1].get("job")
             return job if isinstance(job, str) else None
         return None
 

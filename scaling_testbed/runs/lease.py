@@ -20,8 +20,10 @@ from pathlib import Path
 from typing import Self
 
 from scaling_testbed.errors import STOPPED, UserError
+from scaling_testbed.files import read_json
 
 BEAT_SECONDS, STALE_SECONDS = 10, 60
+CLOCK_SECONDS = 3600  # the clocks of two machines differ by less
 
 
 class AlreadyRunning(UserError):
@@ -112,25 +114,46 @@ def owner_of(path: Path) -> Owner | None:
         return None
     if owner.host != socket.gethostname():
         return _alive_elsewhere(path)
+    held = _is_locked(path)
+    if held is not None:  # also by a process that is suspended, or that has another number here, as in a container
+        return owner if held else None
     try:
         os.kill(owner.pid, 0)
     except ProcessLookupError:
         return None
     except PermissionError:
         pass
-    return owner if _seconds_silent(path) < STALE_SECONDS else None  # else the process id belongs to a later process
+    return owner if _gives_signs(path) else None  # else the process id belongs to a later process
+
+
+def _is_locked(path: Path) -> bool | None:
+    """Whether a process of this machine holds the flock of `path`; None if this file system has no flock."""
+    try:
+        with open(path) as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    return False
 
 
 def _alive_elsewhere(path: Path) -> Owner | None:
-    """The owner, if it is on another machine and updated the file in the last STALE_SECONDS; else None."""
+    """The owner, if it is on another machine and gives signs of life; else None."""
     owner = _read(path)
     elsewhere = owner is not None and owner.host != socket.gethostname()
-    return owner if elsewhere and _seconds_silent(path) < STALE_SECONDS else None
+    return owner if elsewhere and _gives_signs(path) else None
+
+
+def _gives_signs(path: Path) -> bool:
+    """Whether the lock file was updated in the last STALE_SECONDS. A time far in the future is none: the clock was set
+    back since then, and an owner that lives would have updated it."""
+    return -CLOCK_SECONDS < _seconds_silent(path) < STALE_SECONDS
 
 
 def _read(path: Path) -> Owner | None:
-    with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
-        owner = Owner(**json.loads(path.read_text()))
+    with contextlib.suppress(UserError, TypeError):
+        owner = Owner(**read_json(path))
         known = isinstance(owner.host, str) and type(owner.pid) is int and 0 < owner.pid < 2**31
         return owner if known and isinstance(owner.job, (str, type(None))) else None
     return None

@@ -146,7 +146,6 @@ def _wandb_key() -> bool:
     """Whether wandb would find a key: in its variable or in the netrc file."""
     if os.environ.get("WANDB_API_KEY"):
         return True
-    netrc = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
-    with contextlib.suppress(OSError):
-        return "wandb" in netrc.read_text()
+    with contextlib.suppress(OSError, ValueError, RuntimeError):  # no file; no text; a user without a home folder
+        return "wandb" in Path(os.environ.get("NETRC") or Path.home() / ".netrc").read_text()
     return False

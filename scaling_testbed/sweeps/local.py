@@ -19,6 +19,7 @@ from rich.live import Live
 
 from scaling_testbed.config.run import PLANNED_RUN
 from scaling_testbed.errors import STOPPED, check_positive
+from scaling_testbed.files import reason_of
 from scaling_testbed.processes.interrupts import handle, restore
 from scaling_testbed.progress import clock, say
 from scaling_testbed.runs.lease import owner_of
@@ -146,7 +147,9 @@ class Driver:
             process = self._start(run, free[-1])
         except OSError as error:
             self.states[run.run_id] = replace(self.states[run.run_id], state="failed")
-            self.failures[run.run_id] = f"cannot write {run.folder}: {error.strerror}; set runs_dir="
+            no_process = error.filename in (None, sys.executable)  # e.g. a limit on processes (ulimit -u)
+            what = f"cannot start {sys.executable}" if no_process else f"cannot write {run.folder}"
+            self.failures[run.run_id] = f"{what}: {reason_of(error)}{'' if no_process else '; set runs_dir='}"
             self._say(run)
             return
         self.children[run.run_id] = (process, run, free.pop())

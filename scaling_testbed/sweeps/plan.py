@@ -16,7 +16,7 @@ from scaling_testbed.config.words import key_of, quoted
 from scaling_testbed.data.manifest import read_manifest
 from scaling_testbed.data.preparing.preparation import find_prepared
 from scaling_testbed.errors import ConfigError, UserError
-from scaling_testbed.files import write_json, write_text
+from scaling_testbed.files import check_version, read_json, write_bytes, write_json
 from scaling_testbed.model.counting import count_params
 from scaling_testbed.processes.world import World, check_world
 from scaling_testbed.progress import say
@@ -268,35 +268,64 @@ def told_apart(runs: Iterable[PlannedRun]) -> list[PlannedRun]:
 def remember(runs: Sequence[PlannedRun], sweep: Sweep) -> None:
     """Add the runs to plan.jsonl in their folder, so that `status` can show them without the typed overrides.
     sweep.json names their sweep, its paper and its experiment. If another sweep created the folder, which `name=`
-    allows, sweep.json still names that sweep."""
+    allows, sweep.json still names that sweep. A line of a later version stays as it is. A plan with a damaged line is
+    kept beside the new one. Raises UserError if a later version has written sweep.json."""
     folder = sweep_folder(runs)
     about = {key: getattr(sweep, key) for key in ("scale", "paper", "experiment", "description", "analysis")}
     about = {"sweep": sweep.name, **about}
+    path = folder / PLAN_FILE
     with alone_in(folder):
-        known = told_apart([*remembered(folder), *runs])
-        write_text(folder / PLAN_FILE, "".join(json.dumps(asdict(run)) + "\n" for run in known))
-        if _sweep_of(folder) in (None, (sweep.name, sweep.scale)):
+        first = _sweep_of(folder)
+        before, others = _read_plan(path)
+        known = told_apart([*before, *runs])
+        ids = {run.run_id for run in known}
+        later = [line for line in others if _run_id_in(line) not in (None, *ids)]
+        if any(_run_id_in(line) is None for line in others):
+            aside = path.with_suffix(".damaged.jsonl")
+            write_bytes(aside, path.read_bytes())
+            say(f"warning: {path} is damaged and is written anew; it is kept as {aside.name}", errors=True)
+        lines = [json.dumps(asdict(run)).encode() for run in known] + later
+        write_bytes(path, b"".join(line + b"\n" for line in lines))
+        if first in (None, (sweep.name, sweep.scale)):
             write_json(folder / SWEEP_FILE, about)
 
 
 def _sweep_of(folder: Path) -> tuple[str, str | None] | None:
     """Name and scale of the sweep that created `folder`; None if they are unknown."""
+    path = folder / SWEEP_FILE
     try:
-        about = json.loads((folder / SWEEP_FILE).read_text())
-        return about["sweep"], about["scale"]
-    except (OSError, ValueError, KeyError, TypeError):
+        about = read_json(path)
+    except UserError:
         return None
+    check_version(path, about.get("schema_version"), 1)
+    return (about["sweep"], about.get("scale")) if "sweep" in about else None
 
 
 def remembered(folder: Path) -> list[PlannedRun]:
-    """The runs that `remember` wrote in `folder`. Lines that cannot be read are left out, with a warning."""
-    path, runs = folder / PLAN_FILE, []
+    """The runs that `remember` wrote in `folder`, which may have been moved since. Lines that cannot be read are left
+    out, with a warning."""
+    return _read_plan(folder / PLAN_FILE)[0]
+
+
+def _read_plan(path: Path) -> tuple[list[PlannedRun], list[bytes]]:
+    """The runs in a plan, and its other lines, which are reported on stderr."""
+    runs, others = [], []
     for number, line in enumerate(path.read_bytes().splitlines() if path.exists() else [], 1):
         with contextlib.suppress(ValueError, TypeError, RecursionError):
-            runs.append(_remembered_run(json.loads(line)))
+            run = _remembered_run(json.loads(line))
+            runs.append(replace(run, folder=str(path.parent / Path(run.folder).name)))
             continue
+        others.append(line)
         say(f"warning: {path}:{number} holds no planned run and is left out", errors=True)
-    return runs
+    return runs, others
+
+
+def _run_id_in(line: bytes) -> str | None:
+    """The run that a line of a later version plans; None if it is no such line."""
+    with contextlib.suppress(ValueError, AttributeError, RecursionError):
+        found = json.loads(line).get("run_id")
+        return found if isinstance(found, str) else None
+    return None
 
 
 def _remembered_run(record: Any) -> PlannedRun:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from scaling_testbed.config.run import PLANNED_RUN
 from scaling_testbed.errors import ConfigError, UserError, check_positive
+from scaling_testbed.files import write_text
 from scaling_testbed.keys import key
 from scaling_testbed.sweeps.plan import PlannedRun, on_gpus, sweep_folder
 
@@ -109,8 +110,8 @@ def write_submissions(runs: Sequence[PlannedRun], config: SlurmConfig, max_array
         part = list(runs[begin : begin + max_array_size - 1])
         folder = _new_folder(parent)
         script = job_script(folder, part, config)
-        (folder / "tasks.txt").write_text("".join(task_line(run, config) + "\n" for run in part))
-        (folder / "job.sh").write_text(script)
+        write_text(folder / "tasks.txt", "".join(task_line(run, config) + "\n" for run in part))
+        write_text(folder / "job.sh", script)
         yield Submission(folder, script, part)
 
 

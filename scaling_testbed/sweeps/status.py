@@ -119,6 +119,8 @@ def read_state(run: PlannedRun, comparison: Comparison | None = None) -> RunStat
         if found.changed:
             return replace(done, state="changed", error=found.changed)
         return replace(done, error=row.get("error"), not_compared=found.unknown)
+    if obstacle := RunFolder(folder).cannot_be_read():
+        return RunState(run=run, state="failed", error=obstacle)
     if stranger := RunFolder(folder).row_of_another():
         return RunState(run=run, state="changed", error=f"holds the records of run {stranger['run_id']}")
     owner = owner_of(folder / "lock")
@@ -213,7 +215,8 @@ def rows(folder: Path) -> list[dict[str, Any]]:
         if row := RunFolder(path.parent).result():
             found.append(row)
         else:
-            print(f"warning: {path} holds no complete row and is left out", file=sys.stderr)
+            reason = RunFolder(path.parent).cannot_be_read() or f"{path} holds no complete row"
+            print(f"warning: {reason}; it is left out", file=sys.stderr)
     return found
 
 

@@ -77,6 +77,8 @@ def build_parts(run: RunConfig, folder: RunFolder, processes: Processes, *, quie
     # Rank 0 prepares, which may take hours. The others wait for it.
     prepared = Path(processes.on_main(lambda: str(_prepare(run, quiet)), at_once=True))
     sets = processes.together(lambda: open_sets(run, open_prepared(prepared)))
+    # Machines without a common file system can have other data under the same path.
+    processes.check_alike({f"the fingerprint of {found.folder}": found.fingerprint for found in sets.values()})
     config = run.model.resolved(sets[MAIN_SET].vocab_size)
     counts = count_params(config)
     # Rank 0 decides, because free memory differs a little between processes.

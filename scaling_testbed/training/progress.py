@@ -105,6 +105,7 @@ def save(parts: Parts, progress: Progress) -> None:
         "schema_version": checkpoint.SCHEMA_VERSION,
         "run_id": run_id(parts.run),
         "shapes": state.shapes(parts.model),
+        "precision": parts.precision,
         "row": progress.record,
         "summary": progress.summary.state(),
         "metrics": metrics,
@@ -187,6 +188,7 @@ def _find_checkpoint(parts: Parts) -> tuple[str, dict[str, Any]] | None:
     checkpoint.check_run(path, plain, [run_id(parts.run)])
     checkpoint.check_same_data(plain, parts.data, parts.folder.path)
     check_unchanged(plain.get("plugins"), parts.run.plugins, parts.folder.path)
+    checkpoint.check_precision(plain, parts.precision, parts.folder.path)
     if plain["step"] > parts.steps:
         raise UserError(
             f"checkpoint {path} is of step {plain['step']:,}, and this run has {parts.steps:,} steps; "

@@ -67,7 +67,7 @@ class Records:
         if progress.step:
             say(f"resumed at step {progress.step:,} (start {progress.restarts + 1} of this run)")
             if self._source_change:
-                say(f"note: the source has changed since the last start: {self._source_change}")
+                say(f"note: what it is computed with has changed since the last start: {self._source_change}")
         changes = list(progress.micro_batches.items())
         if len(changes) > 1 and changes[-1][0] == progress.step:
             say(f"micro-batches of {changes[-1][1]} sequences from here on, in place of {changes[-2][1]}")

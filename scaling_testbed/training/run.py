@@ -11,13 +11,15 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from scaling_testbed.config.run import RunConfig, check_planned, run_folder_path
+from scaling_testbed.config.run import RunConfig, check_planned, flatten, run_folder_path
 from scaling_testbed.errors import FAILED, UserError, first_line, is_memory_error
+from scaling_testbed.plugins import hashes
 from scaling_testbed.processes.device import peak_memory_bytes
 from scaling_testbed.processes.group import PeerGone, PeerHangs, Processes, RankError
 from scaling_testbed.processes.interrupts import Interrupted, Interrupts
 from scaling_testbed.processes.world import World, check_world, world_from_environment
 from scaling_testbed.progress import say
+from scaling_testbed.runs.environment import versions
 from scaling_testbed.runs.folder import RunFolder
 from scaling_testbed.runs.identity import check_own, check_same, of_checkpoint
 from scaling_testbed.runs.row import FINAL, Row
@@ -45,6 +47,7 @@ def train(run: RunConfig, interrupts: Interrupts | None = None, *, quiet: bool =
         if interrupts is None or not interrupts.entered:
             interrupts = held.enter_context(Interrupts())
         processes = held.enter_context(Processes(world, run.parallelism, interrupts))
+        processes.check_alike(_of_all_processes(run))
         if row := processes.on_main(lambda: _final_row(folder, run, quiet=quiet)):
             return row
         if row := processes.on_main(lambda: _hold(folder, held, run, quiet=quiet)):
@@ -96,6 +99,16 @@ def train(run: RunConfig, interrupts: Interrupts | None = None, *, quiet: bool =
             save(parts, progress)
         peak_bytes = int(processes.largest([peak_memory_bytes(parts.device)])[0])
         return processes.on_main(lambda: records.finish(make_row(parts, progress, records, outcome, peak_bytes)))
+
+
+OF_ONE_PROCESS = ("runs_dir", "data_dir", "data_workers", "plugins", "configs", "overrides", "compute.threads")
+
+
+def _of_all_processes(run: RunConfig) -> dict[str, Any]:
+    """What must be the same in all processes of `run`, by name: the row records it from rank 0 alone."""
+    found: dict[str, Any] = {key: value for key, value in flatten(run).items() if key not in OF_ONE_PROCESS}
+    found["the sha256 of the plug-ins"] = sorted(hashes(run.plugins).values())  # not their paths
+    return found | {f"the version of {name}": version for name, version in versions().items()}
 
 
 def _final_row(folder: RunFolder, run: RunConfig, *, quiet: bool) -> dict[str, Any] | None:

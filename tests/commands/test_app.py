@@ -60,6 +60,8 @@ def test_an_option_means_the_same_wherever_it_is_taken():
         (analyze, ["fit", "x", "--law"], "option '--law' requires an argument"),
         (analyze, ["fit", "x", "--law", "chinchilla", "--starts", "many"], "fit: invalid value for '--starts'"),
         (analyze, ["fit", "x", "y", "--law", "chinchilla"], "fit: got unexpected extra argument"),
+        (analyze, ["fit", "", "--law", "chinchilla"], "the argument after fit is blank; is a variable"),
+        (export, ["x", " "], "the argument after x is blank"),
         (export, ["x"], "missing argument 'OUT_DIR'"),
         (sweep, ["pln"], "there is no command 'pln'; did you mean plan?"),
         (sweep, ["run", "--worker", "2"], "run: there is no option --worker; did you mean --workers?"),

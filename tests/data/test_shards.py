@@ -176,7 +176,7 @@ def test_a_damaged_shard_is_named_before_anything_is_read(damage, message, opene
 
 def test_an_unchanged_folder_is_hashed_once_only(data, monkeypatch):
     hashed = []
-    monkeypatch.setattr(shards, "sha256_of", lambda path: hashed.append(path) or "wrong")
+    monkeypatch.setattr(shards, "sha256_of_input", lambda path: hashed.append(path) or "wrong")
     open_prepared(data.folder)
     assert hashed == []
     assert changed_shard(data.folder, data.manifest) is None and hashed == []

@@ -135,6 +135,20 @@ def test_a_tokenizer_that_is_not_there_or_not_one_is_named(tmp_path, monkeypatch
     (tmp_path / "bad.json").write_text("{}")
     with pytest.raises(UserError, match="bad.json: not a tokenizer.json"):
         PretrainedConfig(path=str(tmp_path / "bad.json")).prepare([], tmp_path)
+    BpeConfig(vocab_size=300).prepare([b"a text"], tmp_path)
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    content["model"]["dropout"] = 0.5
+    (tmp_path / "bad.json").write_text(json.dumps(content))
+
+    def refused(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("builtins.open", refused)
+    with pytest.raises(UserError, match="bad.json: cannot be read .Permission denied"):
+        PretrainedConfig(path=str(tmp_path / "bad.json")).identity()
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="bad.json: its BPE has a dropout of 0.5, so a text has other tokens each time"):
+        PretrainedConfig(path=str(tmp_path / "bad.json")).prepare([], tmp_path)
     with pytest.raises(ConfigError, match="^vocab_size must be at least 257"):
         BpeConfig(vocab_size=256)
 

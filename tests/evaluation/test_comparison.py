@@ -111,6 +111,8 @@ def test_what_cannot_be_compared_is_named(kept, tmp_path, capsys):
     short = kept("short", [{"task": "t", "line": 1}])
     text = kept("text", ["words"])
     empty = kept("empty", [])
+    assert door(("a", good, kept("copy", [document("t", line, right=True) for line in (1, 2)])), ("b", gold)) == 1
+    assert f"copy.jsonl is a copy of {good}; give one file for each seed" in capsys.readouterr().err
     for path, message in [
         (fewer, "fewer.jsonl and {good} have different documents: 1 in the first, 2 in the second"),
         (other, "other.jsonl and {good} have different documents: u line 2 in the first, t line 2 in the second"),

@@ -31,6 +31,7 @@ def test_what_is_written_is_read(tmp_path):
         ("{", "t.jsonl:2: not JSON"),
         ("[" * 100_000, "t.jsonl:2: not JSON"),
         ("3", "t.jsonl:2: must be an object like"),
+        (json.dumps(GOOD)[:-1] + ', "gold": 1}', "t.jsonl:2: not JSON .'gold' is there twice"),
         (json.dumps({"context": "a", "choices": ["b", "c"]}), "t.jsonl:2: has no 'gold'"),
         (json.dumps(GOOD | {"context": None}), "t.jsonl:2: context must be a text, got null"),
         (json.dumps(GOOD | {"choices": "bc"}), "t.jsonl:2: choices must be a list of two texts or more"),

@@ -4,6 +4,7 @@ import contextlib
 import csv
 import gzip
 import io
+import itertools
 import json
 import shutil
 import sys
@@ -352,9 +353,13 @@ def parquet_rows(data: bytes) -> Any:
 
 def plain_parquet(data: bytes) -> Any:
     rows = parquet_rows(data)
-    if rows is NOTHING or not all(isinstance(row.get("text", 0), (str, type(None))) for row in rows):
+    if rows is NOTHING or not all(isinstance(row.get("text", 0), (str, bytes, type(None))) for row in rows):
         return NOTHING
-    return [row["text"] for row in rows if row["text"]]
+    texts = [row["text"] for row in rows if row["text"]]
+    try:
+        return [text.decode() if isinstance(text, bytes) else text for text in texts]
+    except UnicodeDecodeError:
+        return NOTHING
 
 
 def typed_table(data: bytes, a: int, b: int) -> bytes:
@@ -809,6 +814,7 @@ def plain_csv(data: bytes) -> Any:
         lines = list(csv.reader(io.StringIO(data.decode("utf-8-sig"), newline="")))
     except (UnicodeDecodeError, csv.Error):
         return NOTHING
+    lines = [*itertools.dropwhile(lambda line: not any(map(str.strip, line)), lines)]
     head = lines[0] if lines else []
     return [
         {name: plain_cell(cell, name) for name, cell in zip_longest(head, line, fillvalue="") if name}
@@ -824,6 +830,16 @@ def plain_cell(cell: str, name: str) -> Any:
     word = cell.strip().lower()
     return {"": None, "na": None, "n/a": None, "null": None, "-": None, "true": True, "false": False}.get(
         word, cell.strip()
+    )
+
+
+def plain_cells(data: bytes) -> Any:
+    """The rows of a parquet table. What pandas writes has nan in place of nothing."""
+    rows = parquet_rows(data)
+    return (
+        rows
+        if rows is NOTHING
+        else [{key: None if cell != cell else cell for key, cell in row.items()} for row in rows]
     )
 
 
@@ -844,7 +860,7 @@ table_reader("csv", d.CSV, plain_csv, csv_text(TABLE).encode())
 table_reader("jsonl", d.JSON_LINES, plain_lines, jsonl(TABLE).encode())
 table_reader("jsonl.gz", d.packed(d.JSON_LINES), unzipped(plain_lines), gzip.compress(jsonl(TABLE).encode(), mtime=0))
 table_reader("json", d.JSON, plain_list, json.dumps({"rows": TABLE}).encode())
-table_reader("parquet", PARQUET, parquet_rows, parquet(TABLE))
+table_reader("parquet", PARQUET, plain_cells, parquet(TABLE))
 
 
 # ------------------------------------------------------------------------------------------------ laws

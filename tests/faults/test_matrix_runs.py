@@ -77,24 +77,6 @@ def row_in(folder):
     return json.loads((folder / "result.json").read_text())
 
 
-def checkpoints(folder):
-    return [path.name for path in sorted((folder / "checkpoints").iterdir())]
-
-
-@pytest.mark.fault("5", "A signal during an evaluation stops the run, and the evaluation is made again.")
-def test_sigusr1_during_an_evaluation(python, whole, trained, tmp_path, data_dir, record_property):
-    """The evaluation at step 5 has 13 batches; the signal comes before its fifth."""
-    _, unstopped = whole("evaluation.rows=5")
-    signalled = before("scaling_testbed.data.batches", "ValidationBatches.batch", "call == 18", send("USR1"))
-    ended(start(python, tmp_path, data_dir, "evaluation.rows=5", before=signalled), 75)
-    (folder,) = tmp_path.glob("runs/*/*")
-    record_property("seen", f"exit 75, {row_in(folder)['error']}; then the bits of an unbroken run")
-    assert row_in(folder)["error"] == "stopped by SIGUSR1 at step 5"
-    assert not any("val_loss" in line for line in metrics(folder) if line["step"] == 5)
-    trained("evaluation.rows=5")
-    assert_same_bits(unstopped, folder)
-
-
 PREPARING = before("scaling_testbed.data.preparing.tasks", "run_task", "call == 1", send("TERM"))
 COMPILING = before("torch._inductor.compile_fx", "compile_fx", "call == 1", send("TERM"))
 
@@ -106,7 +88,6 @@ COMPILING = before("torch._inductor.compile_fx", "compile_fx", "call == 1", send
     ("hook", "words"),
     [
         pytest.param(PREPARING, (), id="data"),
-        pytest.param(at_update(1, send("TERM")), (), id="first step"),
         pytest.param(COMPILING, ("compute.compile=true",), id="compile", marks=pytest.mark.slow),
     ],
 )
@@ -120,24 +101,6 @@ def test_sigterm_before_the_first_update_is_made(python, tmp_path, record_proper
     assert row_in(folder)["status"] == "finished"
 
 
-@pytest.mark.fault("8", "A second signal while the checkpoint is saved neither breaks nor doubles it.")
-def test_a_second_signal_while_saving(python, whole, trained, tmp_path, data_dir, record_property):
-    """Both come when the files are written and before the folder gets its name."""
-    _, unstopped = whole()
-    named = 'str(arguments[1]).endswith(("step-00000005", "step-00000006"))'
-    again = f"open({str(tmp_path / 'came')!r}, 'w'); {send('TERM')}; {send('USR1')}"
-    hook = at_update(6, send("TERM")) + before("os", "rename", named, again)
-    ended(start(python, tmp_path, data_dir, before=hook), 75)
-    (folder,) = tmp_path.glob("runs/*/*")
-    stopped = row_in(folder)
-    record_property("seen", f"{stopped['error']}, one checkpoint of it; then the bits of an unbroken run")
-    assert (tmp_path / "came").exists()
-    assert stopped["status"] == "preempted" and stopped["error"].endswith(f"at step {stopped['steps']}")
-    assert checkpoints(folder) == ["step-00000004", f"step-{stopped['steps']:08}"]
-    trained()
-    assert_same_bits(unstopped, folder)
-
-
 @pytest.mark.fault("12", "After three restarts in a row the batches are those of an unbroken run.")
 def test_three_restarts_in_a_row(python, whole, trained, tmp_path, data_dir, record_property):
     """Killed at step 5, killed again three steps after the checkpoint of step 4, and stopped by a signal at step 9."""
@@ -148,22 +111,6 @@ def test_three_restarts_in_a_row(python, whole, trained, tmp_path, data_dir, rec
     record_property("seen", f"restarts {row['restarts']}; metrics and weights equal to the bit")
     assert row["restarts"] == 3
     assert_same_bits(unstopped, folder)
-
-
-@pytest.mark.fault("13", "With another accumulation or number of processes a run goes on, within rounding.")
-def test_a_run_goes_on_with_another_accumulation(python, whole, trained, tmp_path, data_dir, record_property):
-    """The batches are the same. Sums of fp32 in another order are 1e-7 apart, and six updates carry that further."""
-    _, unbroken = whole()
-    ended(start(python, tmp_path, data_dir, before=at_update(7, send("TERM"))), 75)
-    row, folder = trained("batch.micro_batch_sequences=2")
-    assert row["status"] == "finished" and row["restarts"] == 1
-    apart = 0.0
-    for line, other in zip(metrics(unbroken), metrics(folder), strict=True):
-        assert (line["step"], line.get("tokens")) == (other["step"], other.get("tokens"))
-        for key in {"train_loss", "val_loss"} & set(line):
-            apart = max(apart, abs(line[key] / other[key] - 1))
-    record_property("seen", f"losses at most {apart:.0e} apart")
-    assert 0 < apart < 2e-4
 
 
 @pytest.mark.fault("25", "A half-written line is left out by number, and a resumed run writes no step twice.")

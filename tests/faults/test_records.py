@@ -197,10 +197,24 @@ def test_an_old_checkpoint_of_another_size_is_refused_by_its_shapes(
     record_property("seen", said.strip()[-120:])
 
 
+@pytest.mark.fault("C: another precision", "A run that was begun in bf16 on a GPU does not go on in fp32 elsewhere.")
+def test_a_run_does_not_go_on_in_another_precision(tiny, whole, record_property):
+    """compute.precision=auto is part of the run_id, and what it means is not."""
+    _, done = whole()
+    run, folder = tiny()
+    newest = folder / "checkpoints" / "step-00000008"
+    shutil.copytree(done / "checkpoints" / newest.name, newest)
+    assert json.loads((newest / "state.json").read_text())["precision"] == "fp32"
+    change_state(newest, precision="bf16")
+    with pytest.raises(UserError, match="was computed in bf16 so far, and compute.precision=auto means fp32") as raised:
+        train(run, quiet=True)
+    record_property("seen", str(raised.value)[-160:])
+
+
 def as_before(path):
     """A checkpoint as versions before this one wrote it."""
     state = json.loads((path / "state.json").read_text())
-    for name in ("schema_version", "run_id", "shapes", "summary", "metrics", "restarts"):
+    for name in ("schema_version", "run_id", "shapes", "precision", "summary", "metrics", "restarts"):
         del state[name]
     (path / "state.json").write_text(json.dumps(state))
     rehash(path)
@@ -598,7 +612,11 @@ STATES = {
     "a step of means": {"summary": SUMMARY | {"last": {"steps": ["x"], "names": [], "values": ""}}},
     "values of means": {"summary": SUMMARY | {"last": {"steps": [1], "names": ["a"], "values": "AAAA"}}},
     "no means": {"summary": SUMMARY | {"last": {"steps": [1], "names": ["a"], "values": "%%"}}},
+    "a record of texts": {"row": {"step": 8, "lr": "x"}},
+    "a record of another step": {"row": {"step": 5}},
     "metrics": {"metrics": {}},
+    "metrics of texts": {"metrics": {"lines": "x", "sha256": 5, "whole": "no"}},
+    "no micro-batch": {"micro_batches": {"0": 0}},
     "states": {"updates": [1]},
     "restarts": {"restarts": "x"},
     "a surrogate": {"run_id": "\ud800"},
@@ -845,6 +863,16 @@ def test_a_mode_that_does_not_exist_is_one_warning(trained, monkeypatch, capsys)
     assert said.count("\n") == 1 and "WANDB_MODE=silent is none of" in said
 
 
+@pytest.mark.fault("36", "Where no home folder is known, as in a container, wandb records offline.")
+def test_a_user_without_a_home_folder_has_no_key(trained, monkeypatch, capsys):
+    for name in ("WANDB_API_KEY", "NETRC", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as for a user id that has no name
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    assert trained("logging.wandb=true", "budget.steps=1")[0]["status"] == "finished"
+    assert "no key found; recording offline" in capsys.readouterr().out
+
+
 @pytest.mark.fault("40", "The row records commit and changes of the code that ran, and a change in between is told.")
 def test_code_that_is_edited_between_two_starts_is_in_the_records(python, tmp_path, data_dir, record_property):
     package = tmp_path / "code" / "scaling_testbed"
@@ -870,5 +898,7 @@ environment.PACKAGE = Path({str(package)!r})
     row = json.loads((folder / "result.json").read_text())
     diff = (folder / f"uncommitted-{row['git_dirty']}.diff").read_text()
     assert row["git_commit"] == head and "+a = 2" in diff and "+b = 1" in diff
-    assert f"the source has changed since the last start: {head[:12]} then, {head[:12]} with changes" in out
-    record_property("seen", next(line for line in out.splitlines() if "source has changed" in line))
+    assert (
+        f"what it is computed with has changed since the last start: {head[:12]} then, {head[:12]} with changes" in out
+    )
+    record_property("seen", next(line for line in out.splitlines() if "has changed since" in line))

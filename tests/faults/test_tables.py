@@ -5,6 +5,7 @@ import gzip
 import json
 import math
 import random
+import shutil
 import subprocess
 from decimal import Decimal
 
@@ -13,6 +14,7 @@ import pytest
 
 from scaling_testbed import analyze
 from scaling_testbed import api as st
+from scaling_testbed.analysis.rows.study import load
 from scaling_testbed.errors import UserError
 from tests.analysis.conftest import make_row
 from tests.analysis.rows.test_published import DATA
@@ -72,6 +74,8 @@ COLUMNS = [
     ("Params (M)", lambda n: n / 1e6, "Params (M)*1e6", "n_tokens", lambda d: d, None),
     ("n_params", lambda n: n, None, "D/1e9", lambda d: d / 1e9, "D/1e9*1e9"),
     ("lnN", math.log, "exp(lnN)", "n_tokens", lambda d: d, None),
+    ("log_params", math.log, "exp(log_params)", "n_tokens", lambda d: d, None),  # it does not say to which base
+    ("log_params", math.log10, "10**log_params", "n_tokens", lambda d: d, None),
 ]
 
 
@@ -106,12 +110,50 @@ def test_compute_in_another_unit(fit, tmp_path, unit, typed):
     assert is_right(fit(path, "--map", f"flops={typed}"))
 
 
+@pytest.mark.fault("A9", "A column that does not count ones is refused with the --map that mends it.")
+def test_sizes_in_another_unit_are_seen_where_only_compute_is_fitted(tmp_path, capsys):
+    table(tmp_path / "r.csv", ["N", "D", "C", "loss"], lambda i, n, d, loss: [n / 1e6, d / 1e9, 6 * n * d, loss])
+    assert analyze.main(["frontier", str(tmp_path / "r.csv"), "--method", "isoflop"]) == 2
+    assert '--map n_params="n_params*1e6" --map n_tokens="n_tokens*1e9"' in capsys.readouterr().err
+
+
+@pytest.mark.fault("A9", "A table that holds more than one loss of each run is said to.")
+def test_several_rows_of_a_run_and_several_columns_of_a_meaning(fit, tmp_path, record_property):
+    steps = [{**run, "run_id": f"r{i}", "_step": step, "loss": run["loss"] + (1000 - step) / 5000}
+             for i, run in enumerate(RUNS) for step in (500, 1000)]  # fmt: skip
+    (tmp_path / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in steps))
+    (said,) = [text for text in fit(tmp_path / "history.jsonl")["warnings"] if "mid-run" in text]
+    record_property("seen", said)
+    assert said.startswith("24 rows are of 12 runs, e.g. run_id r0")
+    path = table(tmp_path / "sizes.csv", ["name", *RUNS[0]], lambda i, n, d, loss: [f"{n / 1e6:g}M", n, d, loss])
+    assert fit(path)["warnings"] == []  # a name may say the size
+    copies = table(tmp_path / "copies.csv", ["name", *RUNS[0]], lambda i, *cells: [i, *cells], RUNS + RUNS[:2])
+    assert "2 of 14 rows repeat another one in every column but its name" in fit(copies)["warnings"]
+    both = table(tmp_path / "b.csv", [*RUNS[0], "total_params"], lambda i, n, *cells: [n, *cells, 1.2 * n])
+    assert "n_params is the column n_params, and total_params has other values" in fit(both)["warnings"][0]
+
+
+@pytest.mark.fault("A9", "A decimal comma is refused, also where it could part thousands.")
+@pytest.mark.parametrize("name", ["loss", "quality"])
+def test_a_decimal_comma_with_three_decimals(fit, tmp_path, name):
+    path = table(tmp_path / "r.tsv", ["n_params", "n_tokens", name],
+                 lambda i, n, d, loss: [n, d, f"{loss:.3f}".replace(".", ",")], delimiter="\t")  # fmt: skip
+    assert "write the decimal comma as a point" in fit(path, "--map", f"loss={name}")
+
+
 STATES = [
     ("wandb", ["Name", "State"], {"finished": True, "crashed": False, "killed": False, "failed": False}),
     ("mlflow", ["run_id", "status"], {"FINISHED": True, "FAILED": False, "KILLED": False, "RUNNING": False}),
     ("optuna", ["number", "state"], {"COMPLETE": True, "PRUNED": False, "FAIL": False, "TrialState.COMPLETE": True}),
     ("slurm", ["JobName", "State"], {"COMPLETED": True, "CANCELLED by 1000": False, "TIMEOUT": False}),
     ("neptune", ["sys/id", "sys/failed"], {"False": True, "True": False}),
+    ("clearml", ["Name", "STATUS"], {"published": True, "aborted": False, "in_progress": False}),
+    ("a column of another name", ["Name", "Outcome"], {"success": True, "failure": False, "killed": False}),
+    ("a prefix", ["Name", "job_status"], {"done": True, "queued": False}),
+    ("true and false", ["Name", "is_finished"], {"true": True, "false": False}),
+    ("yes and no", ["Name", "hasCrashed"], {"no": True, "Yes": False}),
+    ("one and zero", ["Name", "completed"], {"1": True, "0": False}),
+    ("exit codes", ["JobID", "ExitCode"], {"0:0": True, "1:0": False, "0:9": False}),
 ]
 
 
@@ -155,6 +197,7 @@ def test_a_run_that_is_marked_as_diverged(fit, tmp_path):
     [
         ("ppl", math.exp, "log(ppl)"),
         ("quality", lambda loss: math.exp(loss) * 2, "log(quality)"),
+        ("score", lambda loss: math.exp(loss - 0.8), "log(score)"),  # some of them below a uniform guess
         ("log10_loss", math.log10, "10**log10_loss"),
         ("val_bits", lambda loss: loss / math.log(2), "val_bits*0.693147"),
         ("log_likelihood", lambda loss: -loss, "log_likelihood*-1"),
@@ -166,7 +209,7 @@ def test_losses_in_another_unit(fit, tmp_path, record_property, column, of, mend
     said = "; ".join(said["warnings"]) if isinstance(said, dict) else said
     record_property("seen", said)
     assert f'--map loss="{mend}"' in said
-    if column != "quality":
+    if column not in ("quality", "score"):
         assert is_right(fit(path, "--map", f"loss={mend}"))
 
 
@@ -307,6 +350,9 @@ def test_conditions(fit, tmp_path, record_property):
     assert "no row matches data=pile; data is c4" in fit(path, "--where", "data!=pile")
     assert "no row matches n_params>1T; n_params is 5e+07, 1e+08, 2e+08, 4e+08" in fit(path, "--where", "n_params>1T")
     assert "nothing" not in fit(path, "--where", "ok=true", "--hold-out", "n_params=400M")
+    both = fit(path, "--where", "n_params=50M", "--where", "loss<2.6")  # each has rows, and both together have none
+    assert "no row matches loss<2.6; loss is 2.69" in both.replace("from ", "")
+    assert "the columns are n_params, " in fit(path, "--size", "n_params_non_embedding")
 
 
 @pytest.mark.fault("C: empty results", "Rows whose loss is empty, nan or infinite are left out and counted.")
@@ -316,6 +362,16 @@ def test_rows_without_a_result(fit, tmp_path, record_property):
     (said,) = [text for text in found["warnings"] if "left out" in text]
     record_property("seen", said)
     assert is_right(found) and said.startswith("4 rows have no finite loss and are left out")
+    words = table(tmp_path / "r.csv", list(RUNS[0]), lambda i, *cells: cells, [*RUNS, {**RUNS[0], "loss": "TBD"}])
+    assert '--where "loss!=TBD" to leave such rows out' in fit(words)
+    assert is_right(fit(words, "--where", "loss!=TBD"))  # what the line says works
+
+
+@pytest.mark.fault("A9", "A percentage in place of a share is said with the --map that mends it.")
+def test_an_accuracy_in_percent(fit, tmp_path):
+    path = table(tmp_path / "r.csv", ["loss", "Accuracy (%)"], lambda i, n, d, loss: [loss, 100 - 20 * loss])
+    assert "a percentage: --map accuracy=accuracy/100" in fit(path, law="loss_to_error")
+    assert "params" in fit(path, "--map", "accuracy=accuracy/100", law="loss_to_error")
 
 
 @pytest.mark.fault("A9", "Tables that were published are read right without --map where their headers are plain.")
@@ -387,6 +443,24 @@ def test_a_later_version_of_a_law(fit, tmp_path, capsys):
         assert f"{path} was written by a later version" in capsys.readouterr().err
     with pytest.raises(UserError, match="a later version"):
         st.predict(path, n_params=1e8, n_tokens=1e9)
+
+
+@pytest.mark.fault("C: copies of a run", "A copy of a run does not count twice, and one that differs is refused.")
+def test_a_copy_of_a_run_counts_once(tmp_path, capsys, record_property):
+    folder = study(tmp_path / "sweep")
+    copy, joined = folder / "run3.bak" / "result.json", tmp_path / "joined.jsonl"
+    shutil.copytree(folder / "run3", copy.parent)
+    assert len(load(folder).rows) == 7 and "1 more rows of the same runs" in capsys.readouterr().err
+    joined.write_text(2 * "".join(path.read_text() + "\n" for path in folder.glob("run?/result.json")))
+    assert len(load(joined).rows) == 7
+    row = json.loads(copy.read_text())
+    copy.write_text(json.dumps(row | {"status": "preempted", "val_loss": None}))  # copied before its end
+    found = load(folder)
+    assert len(found.rows) == 7 and [one["run_id"] for one in found.missing] == ["run7"]
+    copy.write_text(json.dumps(row | {"val_loss": 2.0}))
+    with pytest.raises(UserError, match="has run run3 twice, with val_loss 3.01 and 2"):
+        load(folder)
+    record_property("seen", "7 rows of 8 files; refused where they differ")
 
 
 @pytest.mark.fault("C: damaged records in analysis", "A damaged plan, row, law or sweep.json is one line.")

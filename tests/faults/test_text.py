@@ -51,7 +51,7 @@ def test_one_document_of_repeated_text_moves(prepare, tmp_path, record_property)
 
 
 @pytest.mark.fault("A5", "Validation text that is the training text is refused, and a shared part is said.")
-@pytest.mark.parametrize("kind", ["symlink", "copy", "gzip", "order", "part", "tail"])
+@pytest.mark.parametrize("kind", ["symlink", "copy", "gzip", "order", "part", "tail", "blanks"])
 def test_validation_text_that_is_training_text_is_refused(kind, prepare, tmp_path, record_property):
     (tmp_path / "a.txt").write_text(lines(900))
     (tmp_path / "b.txt").write_text(lines(900, "row"))
@@ -69,6 +69,10 @@ def test_validation_text_that_is_training_text_is_refused(kind, prepare, tmp_pat
         train, validation = "data.files=[a.txt,b.txt]", "data.validation_files=[c.txt,z.txt]"
     elif kind == "part":
         (tmp_path / "c.txt").write_text(lines(900) + lines(3000, "new"))
+    elif kind == "blanks":
+        text = lines(3000, "A longer line of a book")
+        (tmp_path / "a.txt").write_text(text)
+        (tmp_path / "c.txt").write_bytes(text.lower().replace("\n", " \r\n").replace("longer", " longer").encode())
     else:  # it is cut at other places than the whole
         (tmp_path / "a.txt").write_text(lines(3000, "a longer line of a book"))
         (tmp_path / "c.txt").write_text(
@@ -78,7 +82,7 @@ def test_validation_text_that_is_training_text_is_refused(kind, prepare, tmp_pat
     if kind == "part":
         said = next(line for line in done.stdout.splitlines() if "training documents too" in line)
         assert 0 < manifest["documents"]["validation_in_train"] < manifest["splits"]["validation"]["n_documents"]
-    elif kind == "tail":
+    elif kind in ("tail", "blanks"):
         said = next(line for line in done.stdout.splitlines() if "training lines too" in line)
         assert "100.0% of the validation lines" in said
     else:
@@ -108,6 +112,9 @@ def test_a_folder_says_what_it_leaves_out(prepare, tmp_path, record_property):
     assert {reason: entry["count"] for reason, entry in manifest["reading"]["files"].items()} == reasons
     (said,) = [line for line in done.stdout.splitlines() if line.startswith("files ")]
     assert "6 found, 2 taken" in said and all(f"1 {reason} (" in said for reason in reasons)
+    (tmp_path / "corpus/late.json").write_text("[]")
+    done, _ = prepare("data.files=corpus")
+    assert f"left out too, since then: 1 with ending .json ({tmp_path}/corpus/late.json)" in done.stdout
     record_property("seen", said)
 
 

@@ -76,6 +76,9 @@ def test_a_change_of_the_source_between_two_starts_is_told(tmp_path):
     assert environment.source_change(tmp_path) is None
     record_start(tmp_path, start({}, b"a"))
     assert environment.source_change(tmp_path) == f"c then, c with changes {hashlib.sha256(b'a').hexdigest()[:12]} now"
+    for torch in ("2.11", "2.13"):  # the row has the versions of the last start alone
+        record_start(tmp_path, start({}) | {"versions": {"python": "3.12", "torch": torch}})
+    assert environment.source_change(tmp_path) == "torch 2.11 then, 2.13 now"
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from scaling_testbed.config.compose import compose_many
 from scaling_testbed.data.preparing.preparation import folder_name
 from scaling_testbed.errors import UserError
 from scaling_testbed.files import sha256_of
+from scaling_testbed.runs import identity
 from scaling_testbed.runs.identity import Found
 from scaling_testbed.sweeps.grid import load_sweep
 from scaling_testbed.sweeps.plan import plan
@@ -112,6 +113,18 @@ def test_a_checkpoint_of_other_data_is_named_before_a_run_goes_on(grid, tmp_path
     (tmp_path / "c.txt").write_text("other text\n" * 4000)
     assert {state["state"] for state in states(grid).values()} == {"changed"}
     assert grid("run")[0] == 1
+
+
+def test_the_newest_checkpoint_whose_state_is_whole_tells_the_data(tmp_path):
+    for step in (1, 2):
+        place = tmp_path / "checkpoints" / f"step-{step:08}"
+        place.mkdir(parents=True)
+        (place / "state.json").write_text(json.dumps({"step": step}))
+        manifest = {"files": {"state.json": {"sha256": sha256_of(place / "state.json")}}}
+        (place / "manifest.json").write_text(json.dumps(manifest))
+    assert identity.of_checkpoint(tmp_path) == {"step": 2}
+    (place / "state.json").write_text(json.dumps({"step": 3}))
+    assert identity.of_checkpoint(tmp_path) == {"step": 1}
 
 
 @pytest.mark.fault("A1", "Data that follow another key, as data.seed=${seed}, are those of each run.")

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -103,6 +104,12 @@ def test_a_folder_that_cannot_be_had_stops_no_other_run(door, tmp_path, standing
     code, _, err = door("run")
     assert code == 1 and len(started) == 3
     assert f"cannot write {planned[3]['folder']}: File exists; set runs_dir=" in err
+
+
+def test_a_process_that_cannot_be_started_is_not_told_as_a_folder(door, monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/no/python")
+    code, _, err = door("run", "model=bigram", "optimizer.lr=1e-3")
+    assert code == 1 and ": cannot start /no/python: No such file or directory (" in err
 
 
 def test_an_error_of_the_driver_leaves_no_run_without_it(door, standing_in, monkeypatch):

@@ -153,6 +153,36 @@ def test_a_line_of_an_earlier_version_is_remembered_and_written_anew_by_the_next
     assert len(load(folder).missing) == len(runs)
 
 
+def test_a_narrower_start_forgets_no_line_that_it_cannot_read(tmp_path, capsys):
+    """A later version has written the plan with one field more, and a line is damaged."""
+    sweep = narrowed(load_sweep("nano_lr"), [f"runs_dir={tmp_path}", "data=markov"])
+    runs, _ = plan(sweep)
+    remember(runs, sweep)
+    path = sweep_folder(runs) / "plan.jsonl"
+    later = path.read_text().replace('{"run_id"', '{"field_of_tomorrow": 1, "run_id"')
+    path.write_text(later + '{"run_id')
+    remember(runs[:1], sweep)
+    assert {row["run_id"] for row in load(path.parent).missing} == {run.run_id for run in runs}
+    assert path.read_text().count("field_of_tomorrow") == len(runs) - 1
+    assert path.with_name("plan.damaged.jsonl").read_text() == later + '{"run_id'
+    assert "is kept as plan.damaged.jsonl" in capsys.readouterr().err
+    (path.parent / "sweep.json").write_text('{"sweep": "other", "schema_version": 2}')
+    with pytest.raises(UserError, match="written by a newer version"):
+        remember(runs, sweep)
+    (path.parent / "sweep.json").write_text('{"sweep": "other"}')
+    remember(runs, sweep)
+    assert load(path.parent).sweep == "other"
+
+
+def test_a_plan_that_was_moved_tells_of_the_runs_where_it_is_now(tmp_path):
+    sweep = narrowed(load_sweep("nano_lr"), [f"runs_dir={tmp_path / 'before'}", "data=markov"])
+    runs, _ = plan(sweep)
+    remember(runs, sweep)
+    (tmp_path / "before").rename(tmp_path / "now")
+    folder = tmp_path / "now" / sweep_folder(runs).name
+    assert [run.folder for run in remembered(folder)] == [str(folder / run.run_id) for run in runs]
+
+
 def test_memory_is_planned_for_each_of_a_runs_gpus(door):
     def memory(*arguments):
         status, out, err = door("plan", "--json", "model=nano_l", *arguments)

@@ -68,7 +68,18 @@ def test_broken_files_of_one_run_hide_no_other(door, states, planned):
     assert (found[str(second)]["step"], found[str(second)]["loss"]) == (3, 2.5)
     status, out, err = door("collect")
     assert status == 0 and "1 of 4 planned runs, 0 others" in out
-    assert f"warning: {first}/result.json holds no complete row and is left out" in err
+    assert f"warning: {first}/result.json holds no complete row; it is left out" in err
+
+
+def test_a_row_that_cannot_be_read_is_no_run_that_waits(door, states, planned):
+    """As in the folder of another user, or where a file server does not answer."""
+    first, second = (Path(run["folder"]) for run in planned()[:2])
+    write_row(planned()[1], val_loss=1.0)
+    (first / "result.json").mkdir(parents=True)
+    found = {state["folder"]: state for state in states().values()}
+    assert found[str(first)]["state"] == "failed" and found[str(second)]["state"] == "finished"
+    assert found[str(first)]["error"] == f"{first}/result.json cannot be read: Is a directory"
+    assert f"warning: {found[str(first)]['error']}; it is left out" in door("collect")[2]
 
 
 def test_collect_takes_the_runs_that_are_typed_and_says_what_else_it_took(door, planned):

@@ -20,13 +20,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from scaling_testbed.config.compose import compose, compose_many
 from scaling_testbed.config.sections import ComputeConfig, ParallelismConfig
 from scaling_testbed.diagnostics.summary import names_in
 from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.processes.device import choose_device
-from scaling_testbed.processes.group import Processes
+from scaling_testbed.processes.group import PeerGone, Processes
 from scaling_testbed.processes.world import World, check_world, world_from_environment
 from scaling_testbed.runs import checkpoint, sharded
 from scaling_testbed.training.run import run_folder_path, train
@@ -500,9 +501,12 @@ def test_the_world_is_torchruns_or_sruns_or_one():
     for wrong, says in (
         ({"RANK": "x"}, "RANK must be an integer; got 'x'"),
         ({"RANK": "4"}, "must be from 0 to WORLD"),
+        (by_hand | {"TORCHELASTIC_USE_AGENT_STORE": "", "MASTER_PORT": "99999"}, "MASTER_PORT=99999 must be from 1"),
     ):
         with pytest.raises(UserError, match=says):
             world_from_environment(TORCHRUN | wrong)
+    with pytest.raises(UserError, match="MASTER_PORT must be an integer; got 'x'"):
+        world_from_environment(SLURM | {"MASTER_PORT": "x"})
     assert world_from_environment(SLURM) == World(3, 4, 1, "node7", 10123)
     assert world_from_environment({k: v for k, v in SLURM.items() if k != "SLURM_STEP_ID"}) == World()  # a batch script
     assert world_from_environment(SLURM | {"SLURM_NTASKS": "1"}) == World()
@@ -533,13 +537,33 @@ def test_rank_0_stays_until_the_others_have_read_what_it_said():
         assert list(pool.map(rank, (0, 1))) == [{"number": 7}] * 2
 
 
+class LostStore:
+    """The store of a torchrun that was killed."""
+
+    def check(self, _):
+        raise dist.DistNetworkError("Connection reset by peer")
+
+    def compare_set(self, *_):
+        raise dist.DistNetworkError("Connection reset by peer")
+
+
+def test_a_run_that_lost_its_store_can_be_resumed():
+    """As after a signal: the rank that notices it first, by a talk or by a broken collective, does not fail the run."""
+    processes = Processes(World(0, 2), ParallelismConfig(kind="ddp"))
+    processes._store, processes.grouped = LostStore(), True
+    with pytest.raises(PeerGone, match="store of this run is gone"):
+        processes._read("talk/1")
+    assert isinstance(processes.first_failure(RuntimeError("gloo: Connection closed by peer")), PeerGone)
+
+
 MODEL_OUTLIVES_GROUP = """
 import sys
 import time
 import torch
 import torch.distributed as dist
+import torch.distributed as dist
 from scaling_testbed.config.sections import ParallelismConfig
-from scaling_testbed.processes.group import Processes
+from scaling_testbed.processes.group import PeerGone, Processes
 from scaling_testbed.processes.world import World
 
 sys.setswitchinterval(100)  # no thread gets Python's lock unless it is given up

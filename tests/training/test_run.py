@@ -6,6 +6,7 @@ import math
 import signal
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from scaling_testbed.learning import loss_model
 from scaling_testbed.learning.interventions import qk_clip
 from scaling_testbed.learning.optimizers import AS_ADAMW
 from scaling_testbed.model.layers import SigmaReparamLinear
-from scaling_testbed.processes.interrupts import Interrupts
+from scaling_testbed.processes.interrupts import Interrupted, Interrupts
 from scaling_testbed.runs import checkpoint
 from scaling_testbed.runs import folder as records
 from scaling_testbed.runs import row as result
@@ -130,6 +131,28 @@ def test_a_signal_while_a_run_starts_is_a_stop_and_the_next_start_goes_on(
     assert (row["status"], row["error"]) == ("preempted", "stopped by SIGUSR1 before training")
     assert train_main(arguments) == 0
     assert "finished" in capsys.readouterr().out
+
+
+def test_a_closed_terminal_and_a_limit_of_time_stop_a_run_and_nohup_holds():
+    """By the signals that the system sends then."""
+    for number in (signal.SIGHUP, signal.SIGXCPU):
+        with Interrupts() as interrupts, pytest.raises(Interrupted, match=number.name):
+            signal.raise_signal(number)
+            interrupts.check()
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Interrupts() as interrupts:
+            signal.raise_signal(signal.SIGHUP)
+            interrupts.check()
+    finally:
+        signal.signal(signal.SIGHUP, previous)
+
+
+def test_a_run_can_be_trained_in_a_thread(tiny):
+    """Python lets only the main thread handle signals."""
+    run, _ = tiny("budget.steps=1")
+    with ThreadPoolExecutor() as pool:
+        assert pool.submit(train, run, quiet=True).result()["status"] == "finished"
 
 
 def test_interrupts_of_another_process_are_replaced(tiny, monkeypatch):
@@ -282,15 +305,6 @@ def wait_for(condition, seconds=60):
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.05)
     return value
-
-
-@pytest.mark.fault("28", "A second process in the same folder is refused with its owner's name and the exit status 75.")
-def test_a_second_process_in_the_same_folder_is_refused_with_75(tiny, python, tmp_path, data_dir):
-    run, folder = tiny()
-    with records.RunFolder(folder):
-        second = start(python, tmp_path, data_dir)
-        out, err = second.communicate(timeout=60)
-    assert second.returncode == 75 and "is being run by" in err and "Traceback" not in err
 
 
 @pytest.mark.fault(

@@ -15,6 +15,7 @@ from scaling_testbed.config.run import run_folder_path
 from scaling_testbed.data.preparing.inputs import inputs_of
 from scaling_testbed.data.preparing.preparation import folder_name, prepare
 from scaling_testbed.data.shards import open_prepared
+from scaling_testbed.data.sources.markov import MarkovConfig
 from scaling_testbed.errors import UserError
 from scaling_testbed.runs import identity
 from scaling_testbed.runs.identity import AtHand, Found
@@ -126,13 +127,31 @@ def test_token_files_in_another_folder_are_the_same_data(served, tmp_path):
         served(*words)
 
 
-def test_a_synthetic_corpus_that_is_gone_is_no_other_data(served, tmp_path):
+def test_a_synthetic_corpus_that_is_gone_is_no_other_data_unless_its_source_is_another_now(
+    served, tmp_path, monkeypatch
+):
     words = ["data=markov", "data.n_tokens=20000", "data.n_validation_tokens=4000"]
     row = served(*words)
     shutil.rmtree(tmp_path / "data")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert served(*words) == row
+    real = MarkovConfig.identity
+    monkeypatch.setattr(MarkovConfig, "identity", lambda self: {**real(self), "version": 2})
+    with pytest.raises(UserError, match=r"markov\S* was prepared as markov\S+ and is markov\S+ now"):
+        served(*words)
+
+
+def test_a_prepared_folder_with_the_tokens_of_another_corpus_is_other_data(served, tmp_path):
+    words = ["data=markov", "data.n_tokens=20000", "data.n_validation_tokens=4000"]
+    served(*words)
+    (folder,) = (tmp_path / "data").glob("markov*")
+    (other,) = compose_many([[*words, "data.n_tokens=30000"]])
+    theirs = prepare(other.data, other.tokenizer, data_dir=tmp_path / "other", quiet=True)
+    shutil.rmtree(folder)
+    shutil.copytree(theirs, folder)
+    with pytest.raises(UserError, match="its data_fingerprint was [0-9a-f]+ and is [0-9a-f]+ now"):
+        served(*words)
 
 
 def test_hub_data_that_are_not_prepared_here_are_not_compared(served, texts, tmp_path, monkeypatch):

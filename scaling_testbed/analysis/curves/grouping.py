@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from scaling_testbed.analysis.rows.conditions import same, text
+from scaling_testbed.analysis.rows.names import nearest_first
 from scaling_testbed.analysis.rows.study import LR, SIZE, Row, Study, name_of, number
 from scaling_testbed.errors import ConfigError, UserError
 
@@ -76,7 +77,8 @@ def grouping_keys(study: Study, group: Sequence[str] | None = None, preferred: S
     if group:
         for key in group:
             if key != SCAN and not any(key in row for row in rows):
-                raise ConfigError(f"--group {key}: no row has this key")
+                there = nearest_first(key, (name for row in rows for name in row))
+                raise ConfigError(f"--group {key}: no row has this key; the keys are {there}")
         return list(group)
     found = [SCAN] if SCAN in preferred and _scans(rows) else []
     candidates = [*preferred, *dict.fromkeys(key for row in rows for key in row)]

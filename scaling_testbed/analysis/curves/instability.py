@@ -14,6 +14,7 @@ import numpy as np
 
 from scaling_testbed.analysis.curves.grouping import Curve, curves
 from scaling_testbed.analysis.rows.conditions import text
+from scaling_testbed.analysis.rows.names import truth
 from scaling_testbed.analysis.rows.study import SIZE, Row, Study, name_of, number
 from scaling_testbed.errors import ConfigError, UserError
 
@@ -292,9 +293,11 @@ def _ended_no_better(row: Row) -> bool:
 
 def _said_diverged(row: Row) -> bool:
     said = row.get("diverged")
-    if said not in (None, True, False, 0, 1):
+    if said is None:
+        return False
+    if (answer := truth(said)) is None:
         raise UserError(f"{name_of(row)}: diverged must be true or false, got {said!r}")
-    return bool(said)
+    return answer
 
 
 def _predictions(found: Sequence[Curve], series: Series, quantity: Quantity) -> list[Prediction]:

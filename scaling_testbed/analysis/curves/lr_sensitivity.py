@@ -137,6 +137,8 @@ def analyse(
         if row.get("schema_version") is None and number(row, "val_loss_initial") > MOST_NATS_AT_START:
             value = number(row, "val_loss_initial")
             raise UserError(f"{name_of(row)}: val_loss_initial is {value:g}, a perplexity? S needs losses in nats")
+        if final_loss(row) < 0:
+            raise UserError(f"{name_of(row)}: val_loss is {final_loss(row):g}; S needs losses in nats, above zero")
     inside = {_place(curve): curve for curve in curves(study, group, size, lr_range)}
     shifted_range = (lr_range[0] * SHIFT, lr_range[1] * SHIFT)
     shifted = {_place(curve): curve for curve in curves(study, group, size, shifted_range)}
@@ -204,6 +206,8 @@ def _withheld(curve: Curve | None, whole: Curve, lr_range: tuple[float, float]) 
     if ends := _unmeasured(curve.lrs, lr_range):
         measured = f"its {len(curve.lrs)} rates in {lr_range[0]:g} to {lr_range[1]:g} leave out"
         return f"{measured} {' and '.join(f'{end:g}' for end in ends)}; {others}"
+    if all(map(diverged, curve.runs.values())):
+        return "no run ended below its loss at initialisation: S would be zero"
     gaps = [(low, high) for low, high in itertools.pairwise(curve.lrs) if high > 1.01 * WIDEST_GAP * low]
     return f"no rate was run between {gaps[0][0]:g} and {gaps[0][1]:g}" if gaps else None
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from scaling_testbed.errors import UserError
+from scaling_testbed.files import write_bytes
 
 DASHES = ("-", "--", ":", "-.", (0, (5, 1)), (0, (1, 1)))
 MARKERS = "os^DvPX*<>ph"
@@ -82,14 +83,14 @@ class Panel:
 
 
 def save(panels: Sequence[Panel], files: Sequence[Path]) -> list[Path]:
-    """Write the panels, four in a row, to each file: .png (200 dots per inch) or .svg. Returns the paths."""
+    """Write the panels, four in a row, to each file: .png (200 dots per inch) or .svg. Returns the paths. Raises
+    UserError if one cannot be written; what was there stays."""
     figure, context = _draw(panels)
     with context:
         for path in files:
-            try:
-                figure.savefig(path, dpi=200, metadata={"Date": None} if path.suffix == ".svg" else None)
-            except OSError as error:
-                raise UserError(f"cannot write {path}: {error.strerror}") from None
+            kind, content = path.suffix.removeprefix("."), io.BytesIO()
+            figure.savefig(content, format=kind, dpi=200, metadata={"Date": None} if kind == "svg" else None)
+            write_bytes(path, content.getvalue())
     return list(files)
 
 

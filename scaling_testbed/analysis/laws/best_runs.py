@@ -138,7 +138,7 @@ def _rung(row: Row, found: Fit, picked: bool, fitted: bool) -> Record:
 def _checked(given: Rows, where: Sequence[str]) -> tuple[Sequence[Row], list[str]]:
     """The rows that match `where`, each with N, C and a loss, and notes on them."""
     rows, _ = columns.select(given.rows, where, [])
-    said = [*given.said, *columns.check_sizes_and_losses(rows, LAWS["compute"], given.mapping)]
+    said = [*given.said, *columns.check_sizes_and_losses(rows, (*NEEDED, "n_tokens"), given.mapping)]
     rows, empty = columns.without_output(rows, LAWS["compute"])
     for key in NEEDED:
         columns.check(rows, key, NEEDED)

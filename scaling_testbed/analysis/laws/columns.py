@@ -10,14 +10,26 @@ from scaling_testbed.analysis.laws.forms import LAWS, Law
 from scaling_testbed.analysis.laws.frontier import budget_starts, loose
 from scaling_testbed.analysis.rows import published
 from scaling_testbed.analysis.rows.conditions import parse
-from scaling_testbed.analysis.rows.names import SPELLINGS, meaning, nearest_first, number_in, plain_name
+from scaling_testbed.analysis.rows.names import (
+    SPELLINGS,
+    has_decimal_comma,
+    meaning,
+    nearest_first,
+    number_in,
+    plain_name,
+)
 from scaling_testbed.analysis.rows.study import ALIASES, Row, Study, load, name_of
-from scaling_testbed.analysis.rows.units import check_losses, check_units, said_unit
+from scaling_testbed.analysis.rows.units import check_losses, check_units, of_values, said_unit
 from scaling_testbed.config.budget import CONVENTIONS
 from scaling_testbed.errors import ConfigError, UserError, check_choice
+from scaling_testbed.tables import brief
 
 ROUNDED = ("flops", "n_tokens")  # differ a little from the plan, because steps and batches are whole numbers
 SHARES = ("error", "accuracy")
+JUDGED = ("n_params", "n_tokens", "flops", "loss")  # where another column may have been meant
+RUN = re.compile(r"^(run_|trial_|experiment_)?(id|name)$|^(run|trial)$")  # columns that tell the runs apart
+IDS = re.compile(rf"{RUN.pattern}|^(index|number|label)$")
+STEPS = ("step", "iteration", "iter")  # the last word of columns that count the steps of a run
 OWN = {"loss": "val_loss", "lr": "optimizer.lr"}  # the names in rows of this testbed
 OTHERS = {
     *("loss", "tokens_per_param", "error", "accuracy", "steps", "epochs", "batch_tokens", *CONVENTIONS),
@@ -72,16 +84,17 @@ def _named(
     """The rows with the columns of laws, and `said` followed by notes on these rows."""
     check_choice("--size", size, CONVENTIONS)
     if not rows:
-        raise UserError(f"{path}: no finished run is left; {'; '.join(said)}")
+        ended = "; the state of a run that has ended is finished, completed or success" if said else ""
+        raise UserError(f"{path}: no finished run is left; {'; '.join(said)}{ended}")
     names = list(dict.fromkeys(key for row in rows for key in row if key != "row"))
     taken = {ours: _column(ours, theirs, names) for ours, theirs in pairs.items()}
-    rows = [{**row, **{ours: _value(row, pairs[ours], *term) for ours, term in taken.items()}} for row in rows]
+    rows = [{**row, **{ours: _value(row, ours, pairs[ours], *term) for ours, term in taken.items()}} for row in rows]
     if "flops" in pairs:
         rows = [{key: value for key, value in row.items() if key != "flops_6nd"} for row in rows]
     _check_size(rows, size)
-    said = [*said, *_two_losses(rows, pairs)]
+    said = [*said, *_two_columns(rows, pairs)]
     rows = [derived(row, size) for row in rows]
-    return rows, [*said, *_repeated(rows)]
+    return rows, [*said, *_repeated(rows), *_steps_of_a_run(rows)]
 
 
 Term = tuple[str, Callable[[float, float], float] | None, float]  # a column, what is done with it, and a factor
@@ -106,8 +119,12 @@ def _term(theirs: str, names: Sequence[str]) -> Term | None:
     return None
 
 
-def _value(row: Row, theirs: str, name: str, function: Callable[[float, float], float] | None, factor: float) -> object:
+def _value(
+    row: Row, ours: str, theirs: str, name: str, function: Callable[[float, float], float] | None, factor: float
+) -> object:
     value = row.get(name)
+    if has_decimal_comma(ours, value):
+        raise UserError(f"{name_of(row)}: {name} is {value!r}: write the decimal comma as a point")
     number = number_in(value)
     if number is None or function is None:
         return value if number is None else number
@@ -117,32 +134,73 @@ def _value(row: Row, theirs: str, name: str, function: Callable[[float, float], 
         raise UserError(f"{name_of(row)}: {theirs} cannot be computed, because {name} is {value}") from None
 
 
-def _two_losses(rows: Sequence[Row], pairs: dict[str, str]) -> list[str]:
-    """A note where a table has a column loss, which may be a training loss, and a validation loss too."""
-    both = [row for row in rows if row.get("loss") is not None and row.get("val_loss") is not None]
-    if "loss" in pairs or all(row["loss"] == row["val_loss"] for row in both):
-        return []
-    return ["the loss is the column loss, and there is a val_loss too: --map loss=val_loss takes that one"]
+def _two_columns(rows: Sequence[Row], pairs: dict[str, str]) -> list[str]:
+    """Notes on columns of a table that mean the same as the column that is taken, and have other values. An example is
+    loss, which may be a training loss, beside val_loss."""
+    rows = [row for row in rows if row.get("schema_version") is None]
+    said = []
+    for ours in [one for one in JUDGED if one not in pairs]:
+        names = dict.fromkeys(key for row in rows for key in row if key != ours)
+        for theirs in [name for name in names if meaning(name) in (ours, OWN.get(ours, ours))]:
+            both = [(row[ours], row[theirs]) for row in rows if None not in (row.get(ours), row.get(theirs))]
+            if any(number_in(one) != number_in(other) for one, other in both):
+                other = f'--map {ours}="{theirs}"' if " " in theirs else f"--map {ours}={theirs}"
+                said.append(f"{ours} is the column {ours}, and {theirs} has other values: {other} takes that one")
+                break
+    return said
 
 
-def check_sizes_and_losses(rows: Sequence[Row], law: Law, mapping: Sequence[str]) -> list[str]:
-    """Check the units of what a law uses, and return warnings. Raises ConfigError as units.py does."""
+def check_sizes_and_losses(rows: Sequence[Row], needed: Sequence[str], mapping: Sequence[str]) -> list[str]:
+    """Check the units of the columns `needed`, and return warnings. Raises ConfigError as units.py does."""
     names = list(dict.fromkeys(key for row in rows for key in row))
     pairs = _pairs(mapping)
     terms = {ours: term for ours, theirs in pairs.items() if (term := _term(theirs, names)) is not None}
     typed = {ours: name for ours, (name, *_) in terms.items()}
     told = {ours for ours, (_, function, _) in terms.items() if function is not None}
-    needed = (*law.inputs, law.output)
     said = check_units(rows, needed, typed, told)
     own = "val_loss" if all("loss" not in row or row["loss"] == row.get("val_loss") for row in rows) else "loss"
     return said + (check_losses(rows, typed.get("loss", own), "loss" in told) if "loss" in needed else [])
 
 
 def _repeated(rows: Sequence[Row]) -> list[str]:
-    """A warning about duplicate rows, which count twice and narrow every interval."""
-    kept = {repr(sorted((key, repr(value)) for key, value in row.items() if key != "row")) for row in rows}
-    more = len(rows) - len(kept)
-    return [f"{more} of {len(rows)} rows repeat another one in every column"] if more else []
+    """A warning about duplicate rows, which count twice and narrow every interval. Their names may differ."""
+    named = [key for key in dict.fromkeys(key for row in rows for key in row) if IDS.search(plain_name(key))]
+    for left_out, but in ([], ""), (named, " but its name"):
+        kept = {
+            repr(sorted((key, repr(value)) for key, value in row.items() if key not in ("row", *left_out)))
+            for row in rows
+        }
+        if more := len(rows) - len(kept):
+            return [f"{more} of {len(rows)} rows repeat another one in every column{but}"]
+    return []
+
+
+def _steps_of_a_run(rows: Sequence[Row]) -> list[str]:
+    """A warning about several rows of one run, as a table of its history has them.
+
+    A loss in mid-run, at a high learning rate, is no loss of a shorter run. A run is known by its id, or by its name
+    where a column counts steps.
+    """
+    names = dict.fromkeys(key for row in rows for key in row)
+    steps = [name for name in names if plain_name(name).split("_")[-1] in STEPS]
+    for name in [one for one in names if RUN.search(plain_name(one))]:
+        groups: dict[str, list[Row]] = {}
+        for row in rows:
+            if row.get(name) is not None:
+                groups.setdefault(str(row[name]), []).append(row)
+        several = {one: group for one, group in groups.items() if len({row.get("n_params") for row in group}) == 1}
+        places = [*steps, *(["n_tokens"] if not plain_name(name).endswith("name") else [])]
+        several = {
+            one: group for one, group in several.items()
+            if any(len({repr(row.get(place)) for row in group}) > 1 for place in places)
+        }  # fmt: skip
+        if several:
+            one, count = next(iter(several)), sum(map(len, several.values()))
+            return [
+                f"{count} rows are of {len(several)} runs, e.g. {name} {one}: losses in mid-run are no losses of "
+                "finished runs; keep the last row of each run"
+            ]
+    return []
 
 
 def _pairs(mapping: Sequence[str]) -> dict[str, str]:
@@ -163,7 +221,9 @@ def _pairs(mapping: Sequence[str]) -> dict[str, str]:
 def _check_size(rows: Sequence[Row], size: str) -> None:
     """Raise ConfigError if no row has the count `size`. A hand-made table has one count, of unknown convention."""
     if size != "n_params" and all(row.get(size) in (None, row.get("n_params")) for row in rows):
-        raise ConfigError(f"--size {size}: no row has this count; name its column with --map {size}=COLUMN")
+        names = nearest_first(size, _as_in_the_table(rows))
+        said = f"no row has this count; name its column with --map {size}=COLUMN; the columns are {names}"
+        raise ConfigError(f"--size {size}: {said}")
 
 
 def derived(row: Row, size: str = "n_params") -> Row:
@@ -233,9 +293,10 @@ def select(
     """
     every = rows  # a condition is checked against the columns of all rows, not of those that other conditions left
     for typed in where:
-        fits = parse(option, typed, every)
+        fits, others = parse(option, typed, every), rows
         rows = [row for row in rows if fits(row)]
         if not rows:
+            parse(option, typed, others)  # raises, and names the values of the rows that other conditions left
             raise UserError(f"{option} {typed}: no row matches")
     held = [parse("--hold-out", typed, every) for typed in hold_out]
     for typed, fits in zip(hold_out, held, strict=True):
@@ -312,12 +373,15 @@ def check(rows: Sequence[Row], key: str, needed: Sequence[str]) -> list[float]:
     found = []
     for row in rows:
         value = _finite(row.get(key))
-        if key in SHARES and value is not None and value > 1:
-            raise UserError(f"{name_of(row)}: {key} is {value:g}; it must be a share of 1, not a percentage")
+        for share in SHARES if key in SHARES and value is not None and not 0 < value <= 1 else ():
+            if (of := _finite(row.get(share))) is not None and of > 1:
+                said = f"{share} is {of:g}; it must be a share of 1, not a percentage: --map {share}={share}/100"
+                raise UserError(f"{name_of(row)}: {said}")
         if value is None or value <= 0:
             got = row.get(key, "no such column")
             wanted = f"{', '.join(needed)} must be numbers greater than zero"
-            mend = f'use --map {key}=COLUMN, or --where "{key}>0" to leave such rows out'
+            where = f"{key}!={brief(got, 60)}" if isinstance(got, str) else f"{key}>0"
+            mend = f'use --map {key}=COLUMN, or --where "{where}" to leave such rows out'
             raise UserError(f"{name_of(row)}: {key} is {got}, and {wanted}; {mend}")
         found.append(value)
     return found
@@ -327,15 +391,16 @@ def _no_column(rows: Sequence[Row], needed: Sequence[str]) -> str:
     """The message about columns that no row has: the columns that they may be, then all that there are."""
     names = _as_in_the_table(rows)
     absent = [key for key in needed if not any(key in row for row in rows)]
-    maps = " ".join(f"--map {key}={_guessed(key, names)}" for key in absent)
+    maps = " ".join(f"--map {key}={_guessed(key, names, rows)}" for key in absent)
     said = f"{', '.join(absent)} {'is' if len(absent) == 1 else 'are'} no such column"
     wanted = f"{', '.join(needed)} must be numbers greater than zero"
     return f"{said}, and {wanted}; use {maps}; the columns are {nearest_first(absent[0], names)}"
 
 
-def _guessed(key: str, names: Sequence[str]) -> str:
+def _guessed(key: str, names: Sequence[str], rows: Sequence[Row]) -> str:
     """What --map may have for a column: one whose header names a unit of it, or one that ends in its name."""
-    said = [f'"{found[1].typed.format(name)}"' for name in names if (found := said_unit(name)) and found[0] == key]
+    units = {name: found[1] for name in names if (found := said_unit(name)) and found[0] == key}
+    said = [f'"{of_values(unit, key, rows, name).typed.format(name)}"' for name, unit in units.items()]
     like = [name for name in names if meaning(name) == key or plain_name(name).endswith(f"_{key}")]
     return next(iter([*said, *(f'"{name}"' if " " in name else name for name in like)]), "COLUMN")
 

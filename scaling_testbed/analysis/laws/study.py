@@ -174,7 +174,7 @@ def fit_rows(
     ):
         raise ConfigError(f'fix must name parameters and their values, such as {{"E": 1.8}}; got {fixed!r}')
     kept, held = columns.select(given.rows, where, hold_out)
-    said = [*given.said, *columns.check_sizes_and_losses([*kept, *held], law, given.mapping)]
+    said = [*given.said, *columns.check_sizes_and_losses([*kept, *held], (*law.inputs, law.output), given.mapping)]
     kept, empty = columns.without_output(kept, law)
     said += empty
     if law.of_best:
@@ -226,7 +226,7 @@ def chain_rows(
     kept, held = columns.select(given.rows, where, hold_out)
     first, _ = columns.select(kept, where_loss, [], "--where-loss")
     second, _ = columns.select(kept, where_error, [], "--where-error")
-    said = [*given.said, *columns.check_sizes_and_losses([*first, *held], law, given.mapping)]
+    said = [*given.said, *columns.check_sizes_and_losses([*first, *held], (*law.inputs, law.output), given.mapping)]
     (first, no_loss), (second, no_error) = columns.without_output(first, law), columns.without_output(second, error_law)
     chain = Chain(fitting.fit(law, first, fitting.objective), fitting.fit(error_law, second, None))
     predictions = [beside_chained(chain, row) for row in held]

@@ -52,8 +52,11 @@ GROUPS = re.compile(
     r"(?=.)"
 )
 NUMBERS = (*SPELLINGS, "optimizer.lr", "value", "batch.sequences", "batch.sequence_length")
+SMALL = ("val_loss", "val_loss_initial", "loss", "lr", "optimizer.lr", "accuracy", "error")  # never in thousands
 STATES = ("status", "state", "run_state", "run_status", "job_state", "job_status", "trial_state")
-FINISHED = ("finished", "finish", "completed", "complete", "success", "succeeded", "successful", "done", "ok")
+FINISHED = (
+    *("finished", "finish", "completed", "complete", "success", "succeeded", "successful", "done", "ok", "published"),
+)
 DIVERGED = ("diverged", "nan", "exploded")
 UNFINISHED = (
     *("crashed", "killed", "failed", "fail", "failure", "error", "errored", "running", "pending", "queued", "waiting"),
@@ -61,7 +64,14 @@ UNFINISHED = (
     *("timed_out", "out_of_memory", "oom", "node_fail", "boot_fail", "deadline", "pruned", "suspended", "requeued"),
     *("starting", "submitted", "created", "incomplete", "unfinished", "terminated", "revoked", "missing", "planned"),
 )
-FAILED = ("failed", "crashed", "sys_failed")  # columns of true and false
+# Columns of true and false, also with is_, has_ or was_ before the word, and of the status with which a process ends.
+ENDED = ("finished", "completed", "complete", "success", "succeeded", "successful", "done")
+FAILED = (
+    *("failed", "crashed", "killed", "aborted", "cancelled", "canceled", "interrupted", "errored", "running"),
+    *("preempted", "timed_out", "oom", "out_of_memory"),
+)
+EXIT_STATUS = ("exit_code", "exitcode", "exit_status", "return_code", "returncode")
+TRUE, FALSE = ("true", "yes", "y", "1", "1.0"), ("false", "no", "n", "0", "0.0")
 TEXTS = re.compile(r"(^|_)(id|name|label|hash|sha|sha256|commit|fingerprint)$")
 
 
@@ -128,6 +138,13 @@ def number_in(value: Any) -> float | int | None:
     return int(digits) if factor == 1 and digits.lstrip("+-").isdigit() else float(digits) * factor
 
 
+def has_decimal_comma(ours: str, value: Any) -> bool:
+    """Whether a cell of our column `ours` is a number with a decimal comma. 3,456 is one where no value has thousands,
+    as in a loss."""
+    text = value.strip() if isinstance(value, str) else ""
+    return bool(DECIMAL_COMMA.fullmatch(text)) and (ours in SMALL or not GROUPED.fullmatch(text))
+
+
 def plain(value: Any) -> Any:
     """A value as Python's own: scalars of NumPy and PyTorch and decimals as numbers, text without lone surrogates."""
     if value is None or type(value) in (bool, int, float):
@@ -182,9 +199,8 @@ def _flat(row: Row) -> Row:
 def _with_numbers(row: Row, place: int) -> Row:
     written = {key: row[key] for key in NUMBERS if isinstance(row.get(key), str)}
     for key, value in written.items():
-        text = value.strip()
-        if DECIMAL_COMMA.fullmatch(text) and not GROUPED.fullmatch(text):
-            raise UserError(f"row {place}: {key} is {text!r}: write the decimal comma as a point")
+        if has_decimal_comma(key, value):
+            raise UserError(f"row {place}: {key} is {value.strip()!r}: write the decimal comma as a point")
     read = {key: None if value.strip().lower() in NOTHING else number_in(value) for key, value in written.items()}
     known = {key: value for key, value in read.items() if value is not None or written[key].strip().lower() in NOTHING}
     return {**row, **known}
@@ -193,11 +209,12 @@ def _with_numbers(row: Row, place: int) -> Row:
 def with_states(rows: Sequence[Row]) -> list[Row]:
     """Rows of other tools with this testbed's `status`: finished, diverged, or the word of an unfinished run.
 
-    The word is read from `status`, and from columns such as `State` if one of its words is known. Raises UserError if
-    `status` has words and none of them is known.
+    The word is read from `status`, from columns such as `State` or `job_status` if one of its words is known, from
+    columns that hold nothing but states, from columns of true and false such as `finished`, and from exit codes. Raises
+    UserError if `status` has words and none of them is known.
     """
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    states = [one for one in columns if GROUPS.sub("", plain_name(one)) in STATES and _has_states(rows, one)]
+    states = [one for one in columns if _has_states(rows, one)]
     if "status" in columns and "status" not in states:
         words = [row["status"] for row in rows if row.get("status") is not None]
         if words:
@@ -206,21 +223,44 @@ def with_states(rows: Sequence[Row]) -> list[Row]:
                 "rename the column if it is something else, or write finished"
             )
         states.append("status")
-    failed = [one for one in columns if plain_name(one) in FAILED]
-    diverged = [one for one in columns if plain_name(one) in DIVERGED]
-    found = [_with_state(row, states, failed) for row in rows] if states or failed else list(rows)
-    return [{**row, "status": "diverged"} if _finished_but(row, diverged) else row for row in found]
+    marks = {one: word for one in columns if one not in states and (word := _mark(rows, one))}
+    return [_with_state(row, states, marks) for row in rows] if states or marks else list(rows)
 
 
-def _finished_but(row: Row, columns: Sequence[str]) -> bool:
-    """Whether a run without another status is marked in one of these columns of true and false."""
-    marked = any(row.get(one) is True or row.get(one) == 1 for one in columns)
-    return marked and row.get("status", "finished") == "finished"
+def truth(value: Any) -> bool | None:
+    """What a cell of true and false says; None if it is neither."""
+    word = str(value).strip().lower()
+    return True if word in TRUE else False if word in FALSE else None
 
 
 def _has_states(rows: Iterable[Row], column: str) -> bool:
-    known = (*FINISHED, *DIVERGED, *UNFINISHED)
-    return any(_state(row.get(column)) in known for row in rows if row.get(column) is not None)
+    """Whether a column holds states: one in a column of that name, else in each cell that is not empty."""
+    words = [_state(row[column]) for row in rows if isinstance(row.get(column), str)]
+    others = any(row.get(column) is not None and not isinstance(row[column], str) for row in rows)
+    known = [word in (*FINISHED, *DIVERGED, *UNFINISHED) for word in words]
+    if re.fullmatch(rf"(?:.*_)?(?:{'|'.join(STATES)})", GROUPS.sub("", plain_name(column))):
+        return any(known)
+    return bool(words) and not others and all(known) and any(word in UNFINISHED for word in words)
+
+
+def _mark(rows: Iterable[Row], column: str) -> str | None:
+    """The word that a column of true and false, or of exit codes, has as its name; None for any other column."""
+    word = re.sub(r"^(is|has|was)_", "", GROUPS.sub("", plain_name(column)))
+    values = [row[column] for row in rows if row.get(column) is not None]
+    if word in EXIT_STATUS:
+        return word
+    return word if word in (*ENDED, *FAILED, *DIVERGED) and all(truth(one) is not None for one in values) else None
+
+
+def _said_by(mark: str, value: Any) -> str | None:
+    """The state of a run that the value of a mark says; None if it says nothing bad."""
+    if value is None:
+        return None
+    if mark in EXIT_STATUS:
+        return None if re.fullmatch(r"0(\.0|:0)?", str(value)) else f"{mark} {value}"
+    if mark in ENDED:
+        return None if truth(value) else f"{mark} is {value}"
+    return mark if truth(value) else None
 
 
 def _state(word: Any) -> str:
@@ -229,12 +269,16 @@ def _state(word: Any) -> str:
     return "timed_out" if said == "timed" else said
 
 
-def _with_state(row: Row, states: Sequence[str], failed: Sequence[str]) -> Row:
+def _with_state(row: Row, states: Sequence[str], marks: Mapping[str, str]) -> Row:
+    """The row with its status. marks: the columns of true and false and of exit codes, and their words."""
     said = [row[one] for one in states if row.get(one) is not None]
     bad = [word for word in said if _state(word) not in (*FINISHED, *DIVERGED)]
-    bad += [one for one in failed if row.get(one) in (True, 1)]
-    if not said and not bad:
-        return {key: value for key, value in row.items() if key != "status"}
+    marked = [word for one, mark in marks.items() if (word := _said_by(mark, row.get(one)))]
+    bad += [word for word in marked if word not in DIVERGED]
     if bad:
         return {**row, "status": str(bad[0])}
-    return {**row, "status": "diverged" if any(_state(word) in DIVERGED for word in said) else "finished"}
+    if any(_state(word) in DIVERGED for word in (*said, *marked)):
+        return {**row, "status": "diverged"}
+    if said:
+        return {**row, "status": "finished"}
+    return {key: value for key, value in row.items() if key != "status"}

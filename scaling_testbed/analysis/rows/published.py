@@ -4,7 +4,6 @@ mlfoundations-scaling: github.com/mlfoundations/scaling (Gadre et al. 2024, arXi
 eight validation losses and 46 downstream accuracies each, and the grid search of 435 runs behind their sizes.
 """
 
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ from scaling_testbed.analysis.rows.names import Row
 from scaling_testbed.analysis.rows.study import Study
 from scaling_testbed.analysis.rows.tables import read_table
 from scaling_testbed.errors import UserError
+from scaling_testbed.files import read_json
 
 DATASETS = {"c4_original": "c4", "rpj": "redpajama", "rw_original": "refinedweb"}
 # Part of the path of a validation set -> column of its loss. The loss on C4 is the main loss of the paper.
@@ -82,8 +82,8 @@ def _data_folder(path: Path) -> Path:
 
 def _read(file: Path, take: Callable[[Any], Any]) -> Any:
     try:
-        return take(json.loads(file.read_text()))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+        return take(read_json(file, expect=object))
+    except (UserError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         raise UserError(f"cannot read {file} as published: {error!r}") from None
 
 

@@ -18,6 +18,7 @@ from scaling_testbed.analysis.rows.names import Row, in_our_columns, nearest_fir
 from scaling_testbed.analysis.rows.tables import is_flat, json_lines, read_table
 from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.files import read_json
+from scaling_testbed.progress import say
 from scaling_testbed.runs.folder import read_metrics
 from scaling_testbed.runs.row import FINAL, SCHEMA_VERSION
 
@@ -70,7 +71,7 @@ def load(path: str | Path) -> Study:
     is_folder = path.is_dir() and path.suffix != ".parquet"  # Spark writes a folder of that name
     folder = path if is_folder else path.parent if path.name.startswith("results.") else None
     about = _about(folder) if folder else {}
-    found = _folder_rows(path) if is_folder else _file_rows(path)
+    found = _each_run_once(_folder_rows(path) if is_folder else _file_rows(path), path)
     finals = [row for row in found if row.get("status", "finished") in FINAL]
     plan = folder / "plan.jsonl" if folder and (folder / "plan.jsonl").exists() else None
     missing = _missing(plan, found) if plan else unfinished(found)
@@ -95,8 +96,10 @@ def where(study: Study, conditions: Iterable[str]) -> Study:
     rows, missing = study.rows, study.missing
     for typed in conditions:
         fits = parse_condition("--where", typed, [*study.rows, *study.missing])  # including runs that others excluded
+        others = [*rows, *missing]
         rows, missing = list(filter(fits, rows)), list(filter(fits, missing))
         if not rows and not missing:
+            parse_condition("--where", typed, others)  # raises, and names the values that other conditions left
             raise ConfigError(f"--where {typed}: no run of {study.path} matches")
     return Study(**{**vars(study), "rows": rows, "missing": missing})
 
@@ -121,9 +124,8 @@ def number(row: Row, key: str) -> float:
     if value is None:
         return math.nan
     if isinstance(value, str) or (found := number_in(value)) is None:
-        raise UserError(
-            f"{name_of(row)}: {key} must be a number, got {value if value != 'absent' else 'no such column'}"
-        )
+        absent = f"no such column; the columns are {nearest_first(key, (name for name in row if name != 'row'))}"
+        raise UserError(f"{name_of(row)}: {key} must be a number, got {absent if value == 'absent' else value}")
     return float(found)
 
 
@@ -210,6 +212,31 @@ def _check_is_of_runs(first: Row, path: Path) -> None:
             f"{path} holds curves over steps ({nearest_first('step', first, 4)}), but a table of runs has one row for "
             "each run; export the table of runs"
         )
+
+
+def _each_run_once(rows: list[Row], path: Path) -> list[Row]:
+    """The rows, one for each run of this project: a copy of a run's folder, or of a line, would count twice.
+
+    A final row stands for those of earlier states of its run. Raises UserError if two final rows of a run differ.
+    Tables of other projects may have several rows for a run.
+    """
+    kept: dict[object, Row] = {}
+    for number, row in enumerate(rows):
+        is_ours = row.get("schema_version") is not None and isinstance(row.get("run_id"), str)
+        key = row["run_id"] if is_ours else number
+        first = kept.setdefault(key, row)
+        if row.get("status") not in FINAL or first is row:
+            continue
+        if first.get("status") in FINAL:
+            for name in ("status", "val_loss", "steps", "data_fingerprint"):
+                if first.get(name) != row.get(name):
+                    said = f"with {name} {text(first.get(name))} and {text(row.get(name))}"
+                    raise UserError(f"{path} has run {key} twice, {said}; move the copy away")
+        else:
+            kept[key] = row
+    if copies := len(rows) - len(kept):
+        say(f"warning: {path} has {copies} more rows of the same runs; each run counts once", errors=True)
+    return list(kept.values())
 
 
 def in_our_words(records: Iterable[Row], is_flat: bool, origin: str | Path) -> list[Row]:

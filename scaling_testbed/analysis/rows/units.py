@@ -40,6 +40,7 @@ THOUSANDS, MILLIONS, BILLIONS, TRILLIONS = (
 LOG10 = Unit("decimal logarithms", "10**{}", lambda x: x)
 LN = Unit("natural logarithms", "exp({})", lambda x: x / math.log(10))
 LOG2 = Unit("binary logarithms", "2**{}", lambda x: x * math.log10(2))
+LOG = Unit("logarithms", "10**{}", lambda x: x)  # of a header that does not say to which base
 FLOPS = tuple(
     _times(name, factor)
     for name, factor in (
@@ -57,7 +58,8 @@ UNIT_WORDS = {
     **dict.fromkeys(("m", "mm", "mn", "mio", "mil", "million", "millions", "1e6", "1e+6", "10^6", "1000000"), MILLIONS),
     **dict.fromkeys(("b", "bn", "g", "bil", "billion", "billions", "1e9", "1e+9", "10^9", "1000000000"), BILLIONS),
     **dict.fromkeys(("t", "tn", "trillion", "trillions", "1e12", "10^12"), TRILLIONS),
-    **dict.fromkeys(("log10", "log_10", "lg", "log"), LOG10),
+    **dict.fromkeys(("log10", "log_10", "lg"), LOG10),
+    "log": LOG,
     **dict.fromkeys(("ln", "loge", "log_e"), LN),
     **dict.fromkeys(("log2", "log_2"), LOG2),
     **dict.fromkeys(("tflop", "tflops", "teraflop", "teraflops"), FLOPS[0]),
@@ -130,7 +132,7 @@ def check_units(
     fits = _plausible(**_logs(given, {}))
     found = _explanations(given, told, said)
     if said:
-        found = [units for units in found if all(units.get(key) == unit for key, unit in said.items())]
+        found = [units for units in found if all(_is_said(units.get(key), unit) for key, unit in said.items())]
     elif fits.all():
         found = []
     if found:
@@ -157,6 +159,19 @@ def _given(rows: Sequence[Row], key: str) -> np.ndarray:
 def _said(column: str, ours: str) -> Unit | None:
     found = said_unit(column)
     return found[1] if found and found[0] == ours else None
+
+
+def _is_said(unit: Unit | None, said: Unit) -> bool:
+    return unit is said or (said is LOG and unit in (LOG10, LN, LOG2))
+
+
+def of_values(unit: Unit, key: str, rows: Sequence[Row], column: str) -> Unit:
+    """The unit that a header says. Of logarithms to an unsaid base, the one that the values can have."""
+    values = [value for row in rows if (value := number_in(row.get(column))) is not None and math.isfinite(value)]
+    if unit is not LOG or not values:
+        return unit
+    most = {SIZE: 13, TOKENS: 16, COMPUTE: 31}.get(key, math.inf)
+    return next((one for one in (LOG10, LN, LOG2) if one.log10(median(values)) <= most), unit)
 
 
 def _logs(given: Mapping[str, np.ndarray], units: Mapping[str, Unit]) -> dict[str, np.ndarray]:
@@ -190,7 +205,7 @@ def _explanations(
         if units:
             logs = _logs(given, units)
             if _plausible(**logs).all():
-                unsaid = sum(said.get(key) is not unit for key, unit in units.items())
+                unsaid = sum(key not in said or not _is_said(unit, said[key]) for key, unit in units.items())
                 found.append((unsaid + _distance(**logs), len(found), units))
     return [units for *_, units in sorted(found, key=lambda one: one[:2])]
 
@@ -283,7 +298,10 @@ def check_losses(rows: Sequence[Row], column: str, told: bool) -> list[str]:
             f'losses are negative (median {middle:.4g}); if they are log-likelihoods, add --map loss="{column}*-1"'
         )
     high = [(row, value) for row, value in losses if value > _most_nats(row)]
-    if middle > MOST_NATS or len(high) > len(losses) / 2:
+    trained = [value for row, value in losses
+               if (number_in(row.get(SIZE)) or 0) >= 1e8 and (number_in(row.get(TOKENS)) or 0) >= 2e9]  # fmt: skip
+    too_high = bool(trained) and median(trained) > 5
+    if middle > MOST_NATS or len(high) > len(losses) / 2 or (high and too_high):
         span = _span(np.array([value for _, value in losses]))
         raise ConfigError(
             f"losses of {span} are above that of a uniform guess, and seem to be perplexities: add "
@@ -293,9 +311,7 @@ def check_losses(rows: Sequence[Row], column: str, told: bool) -> list[str]:
         places = ", ".join(f"row {row.get('row')} ({value:.4g})" for row, value in high[:3])
         return [f"{len(high)} losses are above that of a uniform guess, e.g. {places}: diverged runs? --where "
                 f'"loss<{MOST_NATS:g}" leaves them out']  # fmt: skip
-    trained = [value for row, value in losses
-               if (number_in(row.get(SIZE)) or 0) >= 1e8 and (number_in(row.get(TOKENS)) or 0) >= 2e9]  # fmt: skip
-    if trained and median(trained) > 5:
+    if too_high:
         return [f"models of over 1e8 parameters have losses of {median(trained):.4g} after over 2e9 tokens: nats are "
                 f'2 to 4; a perplexity is --map loss="log({column})"']  # fmt: skip
     return []

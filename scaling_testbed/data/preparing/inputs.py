@@ -16,9 +16,9 @@ from typing import Any
 
 from scaling_testbed.data.manifest import fingerprint_of
 from scaling_testbed.data.shards import SCHEMA_VERSION
-from scaling_testbed.data.sources.reading import kind_of
+from scaling_testbed.data.sources.reading import form_of, kind_of
 from scaling_testbed.errors import UserError
-from scaling_testbed.files import read_json, sha256_of, write_text
+from scaling_testbed.files import read_json, sha256_of_input, write_text
 from scaling_testbed.plugins import source_hash
 
 LIST_FILE, SEEN_FILE = "inputs.json", ".inputs_seen.json"
@@ -109,11 +109,8 @@ def _stat(role: str, paths: Sequence[str]) -> list[File]:
 
 def hashes(files: Sequence[File]) -> list[str]:
     """The sha256 of each file."""
-    try:
-        with ThreadPoolExecutor(HASH_THREADS) as pool:  # hashing releases the interpreter lock
-            return list(pool.map(sha256_of, [file.path for file in files]))
-    except OSError as error:
-        raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from None
+    with ThreadPoolExecutor(HASH_THREADS) as pool:  # hashing releases the interpreter lock
+        return list(pool.map(sha256_of_input, [file.path for file in files]))
 
 
 def record(inputs: Inputs, work: Path, known: Mapping[str, str], read: Collection[str] | None = None) -> dict[str, Any]:
@@ -140,8 +137,8 @@ def differences(folder: Path, manifest: dict[str, Any], inputs: Inputs) -> list[
     if then is None or inputs.files is None:
         return None
     now = inputs.files
-    if [(role, kind_of(label), size) for role, label, _, size, *_ in then] == [
-        (file.role, kind_of(file.label), file.size) for file in now
+    if [(role, form_of(label), size) for role, label, _, size, *_ in then] == [
+        (file.role, form_of(file.label), file.size) for file in now
     ]:
         sha256s = _sha256s(folder, then, now)
         changed = [

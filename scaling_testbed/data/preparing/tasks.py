@@ -10,7 +10,6 @@ is kept too, because a text file that begins at another place is cut into other 
 
 import contextlib
 import hashlib
-import json
 import multiprocessing
 import os
 import pickle
@@ -35,13 +34,13 @@ from scaling_testbed.data.shards import SPLITS, ShardWriter, fingerprint_of
 from scaling_testbed.data.sources.reading import Tally, Unit
 from scaling_testbed.data.sources.source import SplitRule, document_hash
 from scaling_testbed.errors import UserError
-from scaling_testbed.files import fsync_folder, sha256_of, write_json
+from scaling_testbed.files import fsync_folder, read_json, sha256_of, write_json
 from scaling_testbed.plugins import load_plugins, loaded_plugins
 from scaling_testbed.progress import ByteProgress
 
 BATCH_DOCUMENTS, BATCH_BYTES = 1024, 4 << 20
 MAX_WORKERS = 16
-RECORD_VERSION = 2  # of what a task writes
+RECORD_VERSION = 3  # of what a task writes
 LINE_BYTES, ONE_LINE_IN = 24, 8  # lines of at least so many bytes are sampled, chosen by a checksum
 
 
@@ -89,8 +88,8 @@ def write_note(path: Path, value: Any) -> None:
 
 def read_note(path: Path) -> Any:
     """The value that `write_note` wrote; None if there is no such file or it is damaged, so that it is made again."""
-    with contextlib.suppress(OSError, ValueError, RecursionError, LookupError, TypeError):
-        note = json.loads(path.read_bytes())
+    with contextlib.suppress(UserError, LookupError, TypeError):
+        note = read_json(path)
         return note["value"] if note["sha256"] == fingerprint_of(note["value"]) else None
     return None
 
@@ -256,8 +255,9 @@ def run_task(source, rule: SplitRule, task: Task, work: Path, encoder, left=(Non
 
 
 def _line_hashes(document: bytes) -> list[int]:
-    lines = (line for line in document.split(b"\n") if len(line) >= LINE_BYTES)
-    return [document_hash(line) for line in lines if zlib.crc32(line) % ONE_LINE_IN == 0]
+    """Hashes of a sample of the lines, without regard to capitals, blanks and the kind of line ends."""
+    lines = (b" ".join(line.lower().split()) for line in document.splitlines() if len(line) >= LINE_BYTES)
+    return [document_hash(line) for line in lines if len(line) >= LINE_BYTES and zlib.crc32(line) % ONE_LINE_IN == 0]
 
 
 def _write_record(folder: Path, record: dict, counts: np.ndarray, hashes: dict[str, list[int]]) -> dict:
@@ -368,8 +368,8 @@ def _start_worker(
     work: Path,
     description: dict | None,
 ) -> None:
-    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):  # the parent gets them too and ends its workers
-        signal.signal(number, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)  # the parent gets them too and ends its workers
     os.environ["RAYON_NUM_THREADS"] = str(threads)  # the tokenizer library's threads
     threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
     load_plugins(plugins)

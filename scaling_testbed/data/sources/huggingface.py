@@ -27,6 +27,8 @@ from scaling_testbed.data.watched import state_of
 from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.keys import key
 
+FORMATS = ("arrow", "csv", "json", "pandas", "parquet", "text", "webdataset", "xml")  # that `datasets` reads
+
 
 @SOURCES.register("huggingface")
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +98,8 @@ class HuggingFaceConfig(RowSource):
 
 def _local_files(path: str, data_files: Sequence[str]) -> tuple[str | None, list[str]] | None:
     """The folder and the files of a dataset on this machine; None for one on the hub."""
+    if path in FORMATS and not data_files:  # `datasets` would take all files of the current folder
+        raise ConfigError(f"data.data_files must name the files, because data.path={path} is a format")
     local = [name for name in data_files if "://" not in name]
     if local and path in ("parquet", "json", "text", "csv"):
         return None, expand("data.data_files", local)
@@ -144,7 +148,7 @@ def _rows(source, rows, number: int) -> Iterator[tuple[int, Any]]:
         if source.path != "json":
             yield number, record
         elif record["text"].strip():
-            yield number, row_of_json(record["text"])
+            yield number, row_of_json(record["text"], source.rows.field)
         number += 1
 
 
@@ -196,6 +200,7 @@ def _load_cached(path, config_name, data_files, hub_split, revision, streaming, 
         # `datasets` takes a file with the same time for the same file. An edit whose time was set back is another one.
         states = fingerprint_of([[file, *state_of(os.stat(file))] for file in local[1]])
         cache = os.path.join(datasets.config.HF_DATASETS_CACHE, f"scaling-testbed-{states}")
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it would log each error that `_one_line` tells
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     # JSON files are read as lines of text, so that files can be mixed whose other fields have different types (those of

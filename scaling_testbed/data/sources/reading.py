@@ -8,6 +8,7 @@ counts what is left out, by reason.
 import codecs
 import csv
 import fnmatch
+import functools
 import glob
 import gzip
 import io
@@ -16,7 +17,7 @@ import os
 import sys
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
 
@@ -43,6 +44,8 @@ KINDS = {
 }
 READ_WHOLE_BYTES = 64 << 20  # longer text files are read as a stream, which bounds the memory
 EXAMPLES = 3  # places that a tally keeps for each reason
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+CHAT_FIELDS = ("role", "content")
 CHAT_FORMAT = "each message as 'role: content', with an empty line between messages"
 
 
@@ -127,6 +130,11 @@ def kind_of(path: str) -> str | None:
     return next((kind for suffix, kind in KINDS.items() if path.lower().endswith(suffix)), None)
 
 
+def form_of(path: str) -> tuple[str | None, str]:
+    """How a file is read, by its name: its kind and its compression."""
+    return kind_of(path), _compression(path)
+
+
 def as_list(value) -> list[str]:
     """The value of a field (None, one glob, or a list of globs) as a list."""
     return [] if value is None else [value] if isinstance(value, str) else [str(item) for item in value]
@@ -173,17 +181,21 @@ def expand(field: str, patterns, tally: Tally | None = None, endings: Iterable[s
                 if os.path.isfile(path):
                     tally.leave_out("hidden", path)
             problem = f"no file matches {pattern!r} (looked in {os.getcwd()})"
+            if others := sorted({_what_is(path) for path in matches if not os.path.isfile(path)}):
+                problem = f"{pattern!r} matches no file, but a {' and a '.join(others)} ({matches[0]})"
         files = [path for path in matches if os.path.isfile(path)]
         for path in sorted(set(matches) - set(files)):
-            folder = os.path.isdir(path)
-            if not (folder and "**" in pattern):
-                tally.leave_out(
-                    "folder" if folder else "link to nowhere" if os.path.islink(path) else "special file", path
-                )
+            if not (os.path.isdir(path) and "**" in pattern):
+                tally.leave_out(_what_is(path), path)
         if not files:
             raise UserError(f"{field}: {problem}")
         found.update(files)
     return _each_once(sorted(found), tally)
+
+
+def _what_is(path: str) -> str:
+    """What a path that is no file leads to."""
+    return "folder" if os.path.isdir(path) else "link to nowhere" if os.path.islink(path) else "special file"
 
 
 def _glob(pattern: str, include_hidden: bool = False) -> Iterator[str]:
@@ -383,7 +395,10 @@ class Rows:
             return _ids(self.ids_field, value)
         if isinstance(value, list) and all(isinstance(message, dict) for message in value):
             tally.chats += 1
+            more = {key for message in value for key in message if message[key] and key not in CHAT_FIELDS}
             value = _chat(self.text_field, value)
+            if more:
+                tally.note("lists of messages without their other fields", ", ".join(sorted(more))[:60])
         if isinstance(value, str):
             try:
                 return value.encode()
@@ -446,19 +461,32 @@ def _ids(field: str, value: Any) -> bytes:
     return ids.astype("<i8").tobytes()
 
 
-def row_of_json(line: bytes | str) -> dict | BadRow:
-    """The object of one JSON line, or what is wrong with it. A byte order mark is passed over."""
+def row_of_json(line: bytes | str, field: str) -> dict | BadRow:
+    """The object of one JSON line, or what is wrong with it, such as two values of `field`. A byte order mark is passed
+    over."""
     try:
         text = line.decode("utf-8-sig") if isinstance(line, bytes) else line.removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         return BadRow("not UTF-8", f"not a JSON line (not UTF-8: {error.reason})")
     try:
-        row = json.loads(text)
+        parts = {field, *field.split(".")}
+        twice = any(text.count(json.dumps(part)) > 1 for part in parts)  # a hook takes time, so only then
+        row = json.loads(text, object_pairs_hook=functools.partial(_each_once_in, parts) if twice else None)
     except (ValueError, RecursionError) as error:
         return BadRow("not JSON", f"not a JSON line ({error})")
     if not isinstance(row, dict):
         return BadRow("not JSON", "a JSON line must be an object with named fields")
     return row
+
+
+def _each_once_in(names: Collection[str], pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these pairs. Raises ValueError if one of the names is there twice."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        there = [name for name, _ in pairs]
+        if found := [name for name in value if name in names and there.count(name) > 1]:
+            raise ValueError(f"{found[0]!r} is there twice")
+    return value
 
 
 # ------------------------------------------------------------------------------------- reading files
@@ -480,7 +508,7 @@ def read_unit(unit: Unit, rows: Rows | None, cut_bytes: int | None, tally: Tally
         elif unit.kind == "csv":
             pairs, place = _csv_rows(unit, rows.field), _place_of_line(unit, rows)
         else:
-            pairs, place = _json_rows(unit), _place_of_line(unit, rows)
+            pairs, place = _json_rows(unit, rows.field), _place_of_line(unit, rows)
         n_before = tally.rows
         yield from rows.read(pairs, place, tally)
         whole = unit.kind != "parquet" and unit.start == 0 and unit.stop == os.path.getsize(unit.path)
@@ -531,7 +559,7 @@ def _look_at(file: BinaryIO, path: str, tally: Tally) -> str | None:
     try:
         while block := file.read(1 << 20):
             decoder.decode(block)
-            start = start or block[:3]
+            start = start or block[: len(LFS_POINTER)]
             n_bytes, n_nuls = n_bytes + len(block), n_nuls + block.count(0)
         decoder.decode(b"", final=True)
     except UnicodeDecodeError:
@@ -540,6 +568,8 @@ def _look_at(file: BinaryIO, path: str, tally: Tally) -> str | None:
         return "empty"
     if n_nuls > n_bytes // 4:
         return "UTF-16 or binary"
+    if start == LFS_POINTER and n_bytes < 1024:
+        return "pointer of Git LFS in place of the file"
     if n_nuls:
         tally.note("files with NUL bytes", path)
     if start.startswith(codecs.BOM_UTF8):
@@ -573,7 +603,7 @@ def cut(stream, cut_bytes: int) -> Iterator[bytes]:
         yield buffer
 
 
-def _json_rows(unit: Unit) -> Iterator[tuple[int, dict | BadRow]]:
+def _json_rows(unit: Unit, field: str) -> Iterator[tuple[int, dict | BadRow]]:
     """Pairs of a line's number from 1 and its row. A line belongs to the byte range in which it starts."""
     with _open(unit.path) as file:
         at, ranged = unit.start, not _compression(unit.path)
@@ -585,7 +615,7 @@ def _json_rows(unit: Unit) -> Iterator[tuple[int, dict | BadRow]]:
                 return
             at += len(line)
             if line.strip():
-                yield number, row_of_json(line)
+                yield number, row_of_json(line, field)
 
 
 def _csv_rows(unit: Unit, field: str) -> Iterator[tuple[int, dict | BadRow]]:
@@ -601,6 +631,8 @@ def _csv_rows(unit: Unit, field: str) -> Iterator[tuple[int, dict | BadRow]]:
             raise UserError(f"{unit.path}: cannot be read as csv ({error})") from None
         if header.count(field) > 1:
             raise UserError(f"{unit.path}: {header.count(field)} columns have the name {field!r}")
+        if any("\udc80" <= character <= "\udcff" for name in header for character in name):
+            raise UserError(f"{unit.path}: its first line is not UTF-8; save it as UTF-8")
         if header and field not in header:
             commas = "" if len(header) > 1 or header[0].isidentifier() else "; commas must part the fields"
             raise UserError(f"{unit.path}: no field {field!r} (fields: {_names(header)}); set data.text_field{commas}")

@@ -80,6 +80,10 @@ class Source:
         """
         return None
 
+    def files_left_out(self) -> Tally:
+        """The files that the places of this source name now, and that are left out. The default is none."""
+        return Tally()
+
     def description(self) -> dict:
         """The record of this source in the manifest."""
         fields = asdict(self)

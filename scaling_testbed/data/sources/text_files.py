@@ -71,6 +71,11 @@ class TextFilesConfig(RowSource):
         del record["files"], record["validation_files"]
         return record
 
+    def files_left_out(self) -> Tally:
+        tally = Tally()
+        self._files(tally)
+        return tally
+
     def inputs(self) -> dict[str, list[str]]:
         return {split or "both splits": paths for split, paths in self._files()}
 

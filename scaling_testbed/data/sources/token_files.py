@@ -8,7 +8,7 @@ import hashlib
 import os
 import struct
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -48,6 +48,9 @@ CONTAINERS = {
 # Megatron-LM, megatron/core/datasets/indexed_dataset.py: the codes of integer types.
 MEGATRON_DTYPES = {1: "uint8", 2: "int8", 3: "int16", 4: "int32", 5: "int64", 8: "uint16"}
 BLOCK_BYTES = 1 << 25
+WINDOW, ONE_PLACE_IN, MOST_WINDOWS, PIECE = 32, 64, 1 << 20, 1 << 16
+FACTORS = (0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D, 0x27D4EB2F, 0x165667B1)  # of the hash that chooses places, as in xxHash
+FACTOR = 0x9E3779B185EBCA87  # of the hash of a window
 
 
 @SOURCES.register("token_files")
@@ -112,6 +115,12 @@ class TokenFilesConfig(Source):
     def inputs(self) -> dict[str, list[str]]:
         return {split: self.paths(split) for split in SPLITS}
 
+    def files_left_out(self) -> Tally:
+        tally = Tally()
+        for split in SPLITS:
+            self.paths(split, tally)
+        return tally
+
     def prepare(self, job: Job) -> dict:
         """Read every file once, for its hash and the range of its ids. The files stay in place."""
         tally = Tally()
@@ -120,13 +129,20 @@ class TokenFilesConfig(Source):
         layouts = {
             path: probe(path, self.format, self.dtype, self.vocab_size) for split in SPLITS for path in paths[split]
         }
+        if self.dtype is not None and all(layout.format != "nanogpt" for layout in layouts.values()):
+            for path in [path for path in layouts if layouts[path].dtype != self.dtype]:
+                said = f"its header says {layouts[path].dtype}, not data.dtype={self.dtype}"
+                raise UserError(f"{path}: {said}; leave data.dtype out")
         _check_that_splits_differ(paths, layouts)
         job.start(sum(layout.size for layout in layouts.values()))
+        windows = Windows(ids for path in paths["validation"] for ids in _ids(path, layouts[path]))
         splits, train_counts = {}, np.zeros(self.vocab_size, dtype=np.int64)
         for split in SPLITS:
             shards = []
             for path in paths[split]:
-                entry, counts = scan(path, layouts[path], self.vocab_size)
+                entry, counts = scan(
+                    path, layouts[path], self.vocab_size, windows.look_at if split == "train" else None
+                )
                 shards.append(entry)
                 train_counts += counts * (split == "train")
                 job.advance(entry["size"])
@@ -134,7 +150,8 @@ class TokenFilesConfig(Source):
             n_documents = sum(documents) if len(documents) == len(shards) else None
             splits[split] = token_record(sum(shard["n_tokens"] for shard in shards), n_documents, shards)
         n_found = len(layouts) + tally.n_files
-        return self.manifest(splits, train_counts, reading={"found": n_found, **tally.as_dict()})
+        reading = {"found": n_found, **tally.as_dict()}
+        return self.manifest(splits, train_counts, reading=reading, documents=windows.as_dict())
 
 
 class Layout(NamedTuple):
@@ -171,8 +188,6 @@ def probe(path: str, format: str, dtype: str | None, vocab_size: int) -> Layout:
         layout = {"npy": _probe_npy, "llmc": _probe_llmc, "megatron": _probe_megatron}[found](path, size)
     except OSError as error:
         raise UserError(f"{error.filename or path}: cannot be read ({error.strerror})") from None
-    if dtype not in (None, layout.dtype):
-        raise UserError(f"{path}: its header says {layout.dtype}, not data.dtype={dtype}; leave data.dtype out")
     return layout
 
 
@@ -322,8 +337,8 @@ def _check_that_splits_differ(paths: dict[str, list[str]], layouts: dict[str, La
             ids = hashlib.sha256()
             for file in files:
                 layout = layouts[file]
-                for block in _blocks(file, layout.offset, layout.size - layout.offset):
-                    ids.update(np.frombuffer(block, numpy_dtype(layout.dtype)).astype("<i8").tobytes())
+                for block in _ids(file, layout):
+                    ids.update(block.astype("<i8").tobytes())
             hashes[files] = ids.hexdigest()
         return hashes[files]
 
@@ -340,8 +355,60 @@ def _check_that_splits_differ(paths: dict[str, list[str]], layouts: dict[str, La
                 )
 
 
-def scan(path: str, layout: Layout, vocab_size: int) -> tuple[dict, np.ndarray]:
-    """Read a token file once. Return its manifest entry and the counts of each id.
+def _ids(path: str, layout: Layout) -> Iterator[np.ndarray]:
+    """Yield the ids of a token file in blocks."""
+    for block in _blocks(path, layout.offset, layout.size - layout.offset):
+        yield np.frombuffer(block, numpy_dtype(layout.dtype))
+
+
+class Windows:
+    """A sample of the places of the validation ids, and which of them are in the training ids.
+
+    A place is a window of WINDOW ids. Its first ids decide whether it is in the sample, one place in ONE_PLACE_IN, so
+    that a part of the training file is found wherever it begins.
+    """
+
+    def __init__(self, validation: Iterable[np.ndarray]):
+        hashes = [_window_hashes(ids) for ids in validation]
+        self._hashes = np.unique(np.concatenate(hashes))[:MOST_WINDOWS]
+        self._found = np.zeros(len(self._hashes), dtype=bool)
+
+    def look_at(self, ids: np.ndarray) -> None:
+        """Look for the validation windows in training ids."""
+        if len(self._hashes):
+            hashes = _window_hashes(ids)
+            at = np.minimum(np.searchsorted(self._hashes, hashes), len(self._hashes) - 1)
+            self._found[at[self._hashes[at] == hashes]] = True
+
+    def as_dict(self) -> dict:
+        """The counts for the manifest."""
+        counts = {"": len(self._hashes), "_in_train": int(self._found.sum())}
+        return {f"sampled_validation_windows{which}": count for which, count in counts.items()}
+
+
+def _window_hashes(ids: np.ndarray) -> np.ndarray:
+    """Hashes of the windows in the sample."""
+    found = [np.zeros(0, np.uint64)]
+    for first in range(0, len(ids) - WINDOW + 1, PIECE):  # pieces that fit the processor's cache
+        words = ids[first : first + PIECE + WINDOW - 1].astype(np.uint32)
+        n_windows = len(words) - WINDOW + 1
+        start = words[:n_windows] * np.uint32(FACTORS[0])
+        for place in (1, 2, 3):
+            start += words[place : place + n_windows] * np.uint32(FACTORS[place])
+        start *= np.uint32(FACTORS[4])
+        chosen = np.flatnonzero(start < (1 << 32) // ONE_PLACE_IN)
+        hashes = np.zeros(len(chosen), np.uint64)
+        for place in range(WINDOW):  # arithmetic modulo 2**64
+            hashes *= np.uint64(FACTOR)
+            hashes += words[chosen + place]
+        found.append(hashes)
+    return np.concatenate(found)
+
+
+def scan(
+    path: str, layout: Layout, vocab_size: int, look: Callable[[np.ndarray], None] | None = None
+) -> tuple[dict, np.ndarray]:
+    """Read a token file once. Return its manifest entry and the counts of each id. look: is called with all ids.
 
     Raises UserError if an id is outside the vocabulary.
     """
@@ -358,6 +425,8 @@ def scan(path: str, layout: Layout, vocab_size: int) -> tuple[dict, np.ndarray]:
                 f"{layout.dtype}; a wrong data.format, data.dtype or data.vocab_size?"
             )
         counts += np.bincount(ids.astype(np.int64, copy=False), minlength=vocab_size)
+        if look is not None:
+            look(ids)
     if os.path.getsize(path) != layout.size:
         raise UserError(f"{path}: the file grew while it was read; run the command again")
     entry = {"file": path, "format": layout.format, "dtype": layout.dtype, "offset": layout.offset}

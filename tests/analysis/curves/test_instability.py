@@ -194,10 +194,12 @@ def test_what_the_sweep_is_about_is_asked_where_nothing_else_is(study, tmp_path,
 
 def test_diverged_is_true_or_false(tmp_path):
     path = tmp_path / "rows.csv"
-    with pytest.raises(UserError, match="diverged must be true or false, got 'no'"):
-        analyse(csv_study(path, [(n, 0.1, 5.0, "no") for n in (1e6, 2e6, 4e6)]), [], LOGIT)
-    series, _ = analyse(csv_study(path, [(1e6, 0.1, 5.0, "false"), (2e6, 0.1, 5.0, 1)]), [], LOGIT)
-    assert series[0].diverged == [False, True]
+    with pytest.raises(UserError, match="diverged must be true or false, got 'perhaps'"):
+        analyse(csv_study(path, [(n, 0.1, 5.0, "perhaps") for n in (1e6, 2e6, 4e6)]), [], LOGIT)
+    series, _ = analyse(
+        csv_study(path, [(1e6, 0.1, 5.0, "false"), (2e6, 0.1, 5.0, 1), (3e6, 0.1, 5.0, "No")]), [], LOGIT
+    )
+    assert series[0].diverged == [False, True, False]
 
 
 def test_an_interval_of_many_decades_leaves_the_points_to_be_seen(study):

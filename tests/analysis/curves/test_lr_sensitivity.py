@@ -162,6 +162,15 @@ def test_perplexities_make_no_s(study):
     assert analyse(study(ours), [])[0].s == 0
 
 
+@pytest.mark.fault("A16", "S is withheld where no run learned, and negative losses are refused.")
+def test_losses_that_never_fall_below_the_first_make_no_s(study):
+    (found,) = analyse(study(curve([20.0] * 7, initial=5.5)), [])  # a perplexity beside nats
+    assert found.s is None and "no run ended below its loss at initialisation" in found.withheld
+    assert analyse(study(curve([20.0] * 6 + [3.0], initial=5.5)), [])[0].s == pytest.approx(2.5 * 6 / 7)
+    with pytest.raises(UserError, match="val_loss is -3; S needs losses in nats"):
+        analyse(study(curve([-3.0] * 7)), [])
+
+
 def test_curves_over_different_rates_are_said_to_be(study, tmp_path):
     rows = curve([3.0] * 7, logging__group="a") + curve([3.0] * 4, (3e-4, 3e-3, 3e-2, 3e-1), logging__group="b")
     plan = [{"run_id": row["run_id"], "config": {"optimizer.lr": row["optimizer.lr"]}} for row in rows]

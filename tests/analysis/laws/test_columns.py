@@ -167,7 +167,7 @@ def test_a_line_with_more_cells_than_columns_is_named_and_not_cut(tmp_path):
 
 def test_others_words_for_a_finished_run_are_understood_and_any_other_leaves_it_out(tmp_path):
     words = ["COMPLETED", "FAILED", None, "done", "running"]
-    rows = [{"name": f"r{i}", "status": word, "n_params": 10, "loss": 3.0} for i, word in enumerate(words)]
+    rows = [{"name": f"r{i}", "status": word, "n_params": 10, "loss": 3.0 + i} for i, word in enumerate(words)]
     found, said = columns.read(write(tmp_path / "rows.jsonl", rows), None, [], "n_params")
     assert [row["name"] for row in found] == ["r0", "r2", "r3"]
     assert said == ["2 runs are not finished and are left out: r1 (FAILED); r4 (running)"]
@@ -399,7 +399,7 @@ def test_what_a_mapping_cannot_compute_is_named(tmp_path, typed, bad):
 
 def test_a_training_loss_beside_a_validation_loss_is_said_to_be_taken(tmp_path):
     rows = [{"n_params": 1e6, "loss": 3.0, "val_loss": 3.1}]
-    said = "the loss is the column loss, and there is a val_loss too: --map loss=val_loss takes that one"
+    said = "loss is the column loss, and val_loss has other values: --map loss=val_loss takes that one"
     assert columns.read(write(tmp_path / "a.jsonl", rows), None, [], "n_params")[1] == [said]
     assert columns.read(write(tmp_path / "a.jsonl", rows), None, ["loss=val_loss"], "n_params")[1] == []
     same = [{**rows[0], "val_loss": 3.0}]

@@ -29,8 +29,8 @@ def corpus(tmp_path):
 @pytest.fixture
 def hashed(monkeypatch):
     """The files that are hashed, in order."""
-    found, real = [], files_of.sha256_of
-    monkeypatch.setattr(files_of, "sha256_of", lambda path: found.append(path) or real(path))
+    found, real = [], files_of.sha256_of_input
+    monkeypatch.setattr(files_of, "sha256_of_input", lambda path: found.append(path) or real(path))
     return found
 
 
@@ -58,12 +58,16 @@ def test_a_copy_under_other_names_in_another_folder_is_the_same_data(corpus, tmp
     assert prepare(copied, BytesConfig(), data_dir=tmp_path / "data", quiet=True) == folder
 
 
-@pytest.mark.parametrize("change", ["an ending", "an order", "a byte", "a line", "a file more", "a file less"])
+@pytest.mark.parametrize(
+    "change", ["an ending", "a compression", "an order", "a byte", "a line", "a file more", "a file less"]
+)
 def test_other_bytes_endings_and_orders_are_other_data(corpus, tmp_path, change):
     source, _ = corpus
     a, b = (tmp_path / "texts" / name for name in ("a.txt", "b.txt"))
     if change == "an ending":
         a.rename(a.with_suffix(".jsonl"))
+    elif change == "a compression":  # by its name, which decides how it is read
+        a.rename(a.with_name("a.txt.gz"))
     elif change == "an order":
         a.rename(tmp_path / "texts" / "c.txt")
     elif change == "a byte":

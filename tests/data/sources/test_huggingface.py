@@ -137,6 +137,8 @@ def test_a_place_that_names_nothing_is_refused():
     for fields in ({"path": ""}, {"path": "x", "split": " "}, {"path": "json", "data_files": ""}):
         with pytest.raises(ConfigError, match="must not be blank|must name files"):
             HuggingFaceConfig(**fields)
+    with pytest.raises(ConfigError, match="data.data_files must name the files, because data.path=text is a format"):
+        HuggingFaceConfig(path="text").identity()  # `datasets` would take the files of the current folder
     with pytest.raises(ConfigError, match="validation_split must not be the split that is trained on"):
         HuggingFaceConfig(path="x", validation_split="train")
 

@@ -233,6 +233,9 @@ def test_what_a_folder_and_a_glob_leave_out_is_counted(tree):
     with pytest.raises(UserError, match=r"no file in .* has a known ending \(.pdf 1\)"):
         (tree / "x/sub/f.txt").unlink()
         expand("f", str(tree / "x"))
+    for pattern, what in (("su[b]", "a folder"), ("nowhere.txt", "a link to nowhere")):
+        with pytest.raises(UserError, match=f"matches no file, but {what} .{tree}"):
+            expand("f", str(tree / pattern))
 
 
 @pytest.mark.parametrize("value", ["", " ", [], [None], [""], ["a.txt", ""], [3], 3, {}])
@@ -318,10 +321,25 @@ def test_a_list_of_messages_becomes_a_text(kind, tmp_path):
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{"messages": chat}]), path)
     tally = Tally()
     found = read(TextFilesConfig(files=str(path), text_field="messages"), tally=tally)
-    assert found == ["user: Hi\nyou\n\nassistant: naïve"] and tally.chats >= 1
+    assert found == ["user: Hi\nyou\n\nassistant: naïve"] and tally.chats >= 1 and not tally.noted
+    chat[1]["tool_calls"] = [{"name": "search"}]
+    (tmp_path / "more.jsonl").write_text(json.dumps({"messages": chat}) + "\n")
+    assert read(TextFilesConfig(files=str(tmp_path / "more.jsonl"), text_field="messages"), tally=tally) == found
+    assert tally.noted["lists of messages without their other fields"]["first"] == ["tool_calls"]
     (tmp_path / "bad.jsonl").write_text(json.dumps({"messages": [*chat, {"role": "tool", "content": None}]}) + "\n")
     with pytest.raises(UserError, match="bad.jsonl:1: message 3 of field 'messages' has no text as its content"):
         read(TextFilesConfig(files=str(tmp_path / "bad.jsonl"), text_field="messages"))
+
+
+def test_a_field_that_is_there_twice_is_a_bad_row(tmp_path):
+    path = tmp_path / "a.jsonl"
+    nested = '{"a": {"b": "x", "b": "y"}}'
+    for row, field, name in (('{"text": "a", "text": "b"}', "text", "text"), (nested, "a.b", "b")):
+        path.write_text(row + "\n")
+        with pytest.raises(UserError, match=f"a.jsonl:1: not a JSON line .'{name}' is there twice"):
+            read(TextFilesConfig(files=str(path), text_field=field))
+    path.write_text('{"text": "a \\"text\\" here", "x": {"id": 1, "id": 2, "text": 5}}\n')  # fields that are not read
+    assert read(TextFilesConfig(files=str(path))) == ['a "text" here']
 
 
 BAD = {
@@ -388,6 +406,9 @@ def test_utf16_without_a_mark_is_no_text_and_odd_files_are_noted(tmp_path):
     tally = Tally()
     assert read(TextFilesConfig(files=str(tmp_path)), tally=tally) == ["\ufefftext with a mark", "a zero \0 byte"]
     assert list(tally.files) == ["UTF-16 or binary"]
+    (tmp_path / "a.txt").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0f\nsize 12\n")
+    read(TextFilesConfig(files=str(tmp_path)), tally=tally)
+    assert list(tally.files)[1:] == ["pointer of Git LFS in place of the file"]
     assert list(tally.noted) == ["files with a byte order mark, which is kept", "files with NUL bytes"]
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from scaling_testbed.data.sources import token_files
 from scaling_testbed.data.sources.token_files import TokenFilesConfig, probe
-from scaling_testbed.data.summary import describe
+from scaling_testbed.data.summary import describe, remarks
 from scaling_testbed.errors import ConfigError, UserError
 
 BIG_ENDIAN = struct.unpack("<i", struct.pack(">i", 20240520))[0]
@@ -369,6 +369,31 @@ def test_a_validation_set_of_the_ids_of_the_training_set_is_refused(tmp_path, pr
     for validation in ("copy.npy", "hard.bin", "part_*.bin"):
         with pytest.raises(UserError, match="data.validation and data.train hold the same 3,000 token ids"):
             prepared(TokenFilesConfig(train=train, validation=str(tmp_path / validation), vocab_size=50_257))
+
+
+@pytest.mark.fault("A5", "Validation text that is the training text is refused, and a shared part is said.")
+def test_a_validation_set_that_is_a_part_of_the_training_set_is_said(tmp_path, prepared):
+    tokens, other = ids(0, 60_000), ids(1, 60_000)
+    parts = {"head": tokens[:20_000], "tail": tokens[-9_001:], "one more": np.append(tokens, 5), "other": other}
+    parts["third"] = np.concatenate([tokens[30_000:40_000], other[:20_000]])
+    source = splits(tmp_path, tokens.astype("<u2"), other.astype("<u2"), dtype="uint16")
+    for name, validation in parts.items():
+        np.save(tmp_path / f"{name}.npy", validation.astype(">i4"))
+        data = prepared(dataclasses.replace(source, validation=str(tmp_path / f"{name}.npy")))
+        counts = data.manifest["documents"]
+        share = counts["sampled_validation_windows_in_train"] / counts["sampled_validation_windows"]
+        expected = {"other": 0, "third": 1 / 3}.get(name, 1)
+        assert share == pytest.approx(expected, abs=0.01 if expected in (0, 1) else 0.1)
+        assert any("validation tokens are training tokens too" in text for text in remarks(data.manifest)) == (
+            share > 0.5
+        )
+
+
+def test_a_type_that_is_said_is_that_of_the_files_without_a_header(tmp_path, prepared):
+    source = splits(tmp_path, ids(0, below=9).astype("<u4"), ids(1).astype("<u2"), dtype="uint32")
+    np.save(tmp_path / "v.npy", ids(1).astype("<u2"))
+    data = prepared(dataclasses.replace(source, validation=str(tmp_path / "v.npy")))
+    assert (data.train.n_tokens, data.validation.n_tokens) == (3000, 3000)
 
 
 def test_the_type_is_part_of_the_identity_and_corpora_that_an_earlier_version_guessed_are_made_again(tmp_path):
