@@ -219,16 +219,17 @@ def test_the_functions_of_hydras_grammar_work_in_a_sweep_or_are_refused_by_name(
 @pytest.mark.fault("C: .inf", "A sweep file with values of a wrong kind is refused in one line that names it.")
 def test_a_sweep_file_with_values_of_a_wrong_kind_is_refused_in_one_line(grid, record_property):
     for lines, said in (
-        ("description: .inf", "description must be a text; got inf"),
+        ("description: [.inf]", "description must be a text; got ['.inf']"),
+        ("axes: {optimizer.lr: [.inf]}", "optimizer.lr: value '.inf'"),
         ("seeds: [.inf]", "seed"),
         ("seeds: []", "seeds must hold one number or more"),
         (f"axes: {{model.d_model: [1{'0' * 299}]}}", "model.d_model must lie between -2^63 and 2^63"),
-        (f"axes: {{model.d_model: [1{'0' * 4999}]}}", "cannot be read as YAML"),
+        (f"axes: {{model.d_model: [1{'0' * 4999}]}}", "cannot read the override"),
         ('axes: {name: ["a\\ud800"]}', "grid.yaml"),
         ('axes: {name: ["a\\0"]}', "NUL"),
         ("axes: {'': [1]}", "grid.yaml"),
         ("axes: {name: [../../x]}", "name must be a plain folder name; got '../../x'"),
-        ("axes: {optimizer.lr: [2001-99-99]}", "cannot be read as YAML"),
+        ("axes: {optimizer.lr: [2001-99-99]}", "optimizer.lr: value '2001-99-99'"),
         ("axes: {optimizer.lr: &a [*a]}", "an alias that contains itself"),
         ("axes: {optimizer.lr: [!!binary aGk=]}", "a key cannot have the value b'hi'"),
         ("axes: {optimizer.lr: [!!python/object/apply:os.getcwd []]}", "cannot be read as YAML"),
