@@ -94,7 +94,7 @@ def score(
     if max_length is not None and max_length < 1:
         raise ConfigError(f"--max-length must be greater than zero; got {max_length}")
     from scaling_testbed.config.compose import recorded_run
-    from scaling_testbed.evaluation.multiple_choice import read_tasks
+    from scaling_testbed.evaluation.multiple_choice import read_tasks, remarks
 
     run, read = recorded_run(run_dir), read_tasks(tasks)
     output.check(out, ENDINGS, tasks)
@@ -111,6 +111,8 @@ def score(
     print(f"step {step:,} of {run_dir}, in {precision}")
     tables.show(rows)
     print(DEFINITION)
+    for text in remarks(read):
+        print(f"warning: {text}")
     output.say_written(written)
 
 

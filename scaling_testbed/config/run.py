@@ -114,6 +114,8 @@ class RunConfig:
             raise ConfigError(f"name must have at most {LONGEST_NAME} bytes, as folders do; got {self.name[:40]!r}...")
         if empty := [name for name in ("runs_dir", "data_dir") if not getattr(self, name).strip()]:
             raise ConfigError(f"{empty[0]} must name a folder, and . is the current one; got an empty text")
+        for place in ("runs_dir", "data_dir"):  # a shell does not do it in quotes and YAML
+            object.__setattr__(self, place, os.path.expanduser(getattr(self, place)))
         check_positive("data_workers", self.data_workers)
         if self.seed < 0:
             raise ConfigError(f"seed must not be negative; got {self.seed}")

@@ -3,13 +3,13 @@
 from collections import Counter
 from pathlib import Path
 
+from scaling_testbed.data.preparing.tasks import FEW_LINES
 from scaling_testbed.data.shards import SPLITS, PreparedData
 from scaling_testbed.data.sources.reading import Tally
 from scaling_testbed.errors import listed
 
 MANY_COPIES = 0.1  # the share of copies in a split above which they are mentioned
 MANY_LINES = 0.5  # the share of validation lines in the train split above which they are mentioned
-FEW_LINES = 8  # a smaller sample says nothing
 MANY_EMPTY = 0.01  # the share of rows without text above which training says so
 FEW_TOKENS = 500  # of a validation split; the mean loss of fewer is uncertain by 0.1 nats and more
 SHOWN = 4  # reasons of a kind that are listed

@@ -59,6 +59,20 @@ class Continuation:
     apart: bool
 
 
+def remarks(tasks: Sequence[ChoiceTask]) -> list[str]:
+    """What makes an error doubtful: documents that count twice, and choices between which the model cannot tell."""
+    said = []
+    for task in tasks:
+        n_documents = len(task.documents)
+        copies = n_documents - len({(one.context, one.choices, one.gold) for one in task.documents})
+        equal = sum(len(set(one.choices)) < len(one.choices) for one in task.documents)
+        if copies:
+            said.append(f"{copies} of {n_documents} documents of {task.name} repeat another one: the se is too small")
+        if equal:
+            said.append(f"{equal} of {n_documents} documents of {task.name} have equal choices: the first one is taken")
+    return said
+
+
 def read_tasks(paths: Sequence[Path]) -> list[ChoiceTask]:
     """Read tasks from files. Raises UserError, which names file and line, and ConfigError if two have the same name."""
     tasks = [_read_task(path) for path in paths]

@@ -211,8 +211,10 @@ class Processes:
     def check_alike(self, mine: Mapping[str, Any]) -> None:
         """Raise RankError on all ranks, with the name of the first difference, unless `mine`, plain data by name, is
         the same on each."""
-        first = self.on_main(lambda: mine)
-        self.together(lambda: _check_equal(json.loads(json.dumps(mine)), first))
+        if self.world.size > 1:
+            texts = {name: json.dumps(value) for name, value in mine.items()}
+            first = self.on_main(lambda: texts)
+            self.together(lambda: _check_equal(texts, first))
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """Elementwise sums over the ranks, in float64."""
@@ -332,7 +334,7 @@ class Processes:
             raise PeerGone(STORE_GONE) from None
 
 
-def _check_equal(here: Mapping[str, Any], first: Mapping[str, Any]) -> None:
+def _check_equal(here: Mapping[str, str], first: Mapping[str, str]) -> None:
     if name := next((name for name in {**first, **here} if here.get(name) != first.get(name)), None):
         what = f"{name} is {here.get(name)} there and {first.get(name)} in rank 0"
         raise RankError(f"{what}; start all processes of a run with the same words, versions and data", FAILED)

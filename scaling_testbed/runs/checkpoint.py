@@ -133,6 +133,8 @@ def _n_bytes(value: Any) -> int:
 
 def _finish(work: Path, final: Path, state: dict[str, Any], tensors: dict[str, Any]) -> None:
     """Write the files of rank 0, hash all files, and give the folder its final name."""
+    if is_sharded(work):
+        sharded.check_whole(work / sharded.SHARDS)
     for name, tensor_state in tensors.items():
         _write(work / f"{name}.pt", partial(torch.save, tensor_state))
     _write(work / STATE, lambda file: file.write(json.dumps(state).encode()))

@@ -24,6 +24,10 @@ from scaling_testbed.runs.lease import Lease
 from scaling_testbed.runs.row import SCHEMA_VERSION, is_number, problem_of
 
 METRICS, RESULT = "metrics.jsonl", "result.json"
+ONE_FOLDER = (
+    "with parallelism=fsdp every process writes into the folder of the run, so it must be the same for all: put it on "
+    "a file system that all machines share, and give runs_dir= as an absolute path"
+)
 
 
 class Written(TypedDict):
@@ -134,6 +138,11 @@ class RunFolder:
                 "back to continue, or type the same command to start again"
             )
         self._lease.check()
+
+    def check_here(self) -> None:
+        """Raise UserError if the folder that rank 0 holds is not at this path of this process."""
+        if not self._lease.path.exists():
+            raise UserError(f"{self.path.absolute()} is not the folder that rank 0 holds; {ONE_FOLDER}")
 
     def write_result(self, row: dict[str, Any]) -> None:
         """Replace the row. Raises AlreadyRunning as `check_held` does."""

@@ -16,6 +16,7 @@ import torch
 
 from scaling_testbed.errors import UserError, first_line
 from scaling_testbed.files import os_error_in
+from scaling_testbed.runs.folder import ONE_FOLDER
 
 if TYPE_CHECKING:
     from torch.distributed.checkpoint import FileSystemReader
@@ -35,6 +36,13 @@ def write_shards(folder: Path, shards: dict[str, torch.Tensor]) -> None:
         reason = next(iter(error.failures.values()))[0]
         # The cause of an error of another rank is lost on the way.
         raise (os_error_in(reason) or OSError("a rank could not write its part as a whole")) from None
+
+
+def check_whole(folder: Path) -> None:
+    """Raise UserError unless the files of all ranks are in `folder`, as `write_shards` has left it."""
+    parts = _reader(folder).read_metadata().storage_data.values()
+    if lost := sorted(name for name in {part.relative_path for part in parts} if not (folder / name).is_file()):
+        raise UserError(f"{folder} lacks {lost[0]}, which another process wrote; {ONE_FOLDER}")
 
 
 def read_shards(

@@ -54,6 +54,8 @@ def train(run: RunConfig, interrupts: Interrupts | None = None, *, quiet: bool =
             return row
         held.enter_context(_failures_recorded(run, folder, processes))
         processes.on_main(lambda: _check_goes_on(folder, run))
+        if run.parallelism.is_sharded:
+            processes.together(folder.check_here)
         try:
             # Several processes must stop together, which is only possible from the first step on.
             with interrupts.at_once() if world.size == 1 else contextlib.nullcontext():
@@ -69,16 +71,16 @@ def train(run: RunConfig, interrupts: Interrupts | None = None, *, quiet: bool =
         outcome = Outcome("finished")
         try:
             while True:
-                if progress.record is not None:
-                    if is_evaluated(run, progress.step, parts.steps):
-                        progress.record |= evaluate(parts, lambda: poll(processes, interrupts))
-                    records.write(progress)
-                if progress.step == parts.steps:
-                    break
-                if is_saved(run.checkpoint, progress.step):
-                    save(parts, progress)
-                progress.clock.begin_step()
                 try:
+                    if progress.record is not None:
+                        if is_evaluated(run, progress.step, parts.steps):
+                            progress.record |= evaluate(parts, lambda: poll(processes, interrupts))
+                        records.write(progress)
+                    if progress.step == parts.steps:
+                        break
+                    if is_saved(run.checkpoint, progress.step):
+                        save(parts, progress)
+                    progress.clock.begin_step()
                     update = make_update(parts, progress.step, interrupts, progress.micro_batch)
                 except TooLittleMemory as error:
                     records.say(progress.take_less(parts, error))

@@ -6,9 +6,11 @@ from typing import Any
 
 import torch
 
+from scaling_testbed.errors import UserError, is_memory_error
 from scaling_testbed.processes.device import autocast
 from scaling_testbed.training.data import MAIN_SET
 from scaling_testbed.training.parts import Parts
+from scaling_testbed.training.step import too_little_memory
 
 
 @torch.no_grad()
@@ -18,7 +20,7 @@ def evaluate(parts: Parts, poll: Callable[[], object] = lambda: None) -> dict[st
     A loss is the sum of the cross-entropy over all tokens of a set, divided by their number, in nats. It never includes
     the z-loss. val_bpb is None where the tokenizer loses text. The ranks take batches in turn, and sums are in float64.
     `poll` is called before each batch, equally often on every rank, and may raise Interrupted. Raises UserError if a
-    file of the data is another now.
+    file of the data is another now, and TooLittleMemory.
     """
     processes, losses = parts.processes, {}
     for name, batches in parts.validation_sets.items():
@@ -27,13 +29,19 @@ def evaluate(parts: Parts, poll: Callable[[], object] = lambda: None) -> dict[st
             for first in range(0, len(batches), processes.world.size):
                 poll()
                 number = first + processes.world.rank
-                # A sharded model needs all ranks: a rank without a batch of its own computes the last and drops it.
-                tokens_BS = torch.from_numpy(batches.batch(min(number, len(batches) - 1))).to(parts.device)
-                with autocast(parts.device, parts.precision):
-                    terms = parts.placed.plain(tokens_BS)
+                try:
+                    # A sharded model needs all ranks: a rank without a batch of its own computes the last and drops it.
+                    tokens_BS = torch.from_numpy(batches.batch(min(number, len(batches) - 1))).to(parts.device)
+                    with autocast(parts.device, parts.precision):
+                        terms = parts.placed.plain(tokens_BS)
+                    ce, n_here = terms.ce.item(), terms.n_tokens.item()
+                except (RuntimeError, MemoryError, OSError) as error:
+                    if not is_memory_error(error):
+                        raise
+                    raise _too_little_memory(parts, batches.rows, error) from None
                 if number < len(batches):
-                    total += terms.ce.item()
-                    n_tokens += terms.n_tokens.item()
+                    total += ce
+                    n_tokens += n_here
         total_of_all, n_tokens_of_all = processes.sum([total, n_tokens])
         losses[name] = total_of_all / n_tokens_of_all
     for prepared in parts.prepared.values():
@@ -45,6 +53,14 @@ def evaluate(parts: Parts, poll: Callable[[], object] = lambda: None) -> dict[st
         "val_bpb": bits_per_byte(main, stream.n_tokens, n_bytes),
         "val_loss_by_set": losses,
     }
+
+
+def _too_little_memory(parts: Parts, rows: int, error: BaseException) -> UserError:
+    """The error for a person. Unless evaluation.rows is set, an evaluation takes as many sequences as a micro-batch."""
+    if parts.run.evaluation.rows is None:
+        return too_little_memory(parts, parts.run, rows, error)
+    fewer = f"evaluation.rows={rows // 2}" if rows > 1 else "a smaller batch.sequence_length or model"
+    return UserError(f"there is too little memory to evaluate {rows} sequences at a time; try {fewer}")
 
 
 def bits_per_byte(loss_nats: float, n_tokens: int, n_bytes: int | None) -> float | None:

@@ -101,6 +101,13 @@ def test_the_flat_config_has_every_field_once_under_its_dotted_key():
             assert any(key.startswith(f"{group}.{field.name}") for key in flat)
 
 
+def test_the_home_folder_in_a_path_is_no_folder_of_that_name(monkeypatch):
+    """A shell leaves ~ alone in quotes, and so does YAML."""
+    monkeypatch.setenv("HOME", "/home/somebody")
+    run = compose(["runs_dir='~/runs'", 'data_dir="~/data"'])
+    assert (run.runs_dir, run.data_dir) == ("/home/somebody/runs", "/home/somebody/data")
+
+
 def test_overrides_are_kept_for_the_record():
     assert compose(["seed=3", "model=nano_s"]).overrides == ["seed=3", "model=nano_s"]
 

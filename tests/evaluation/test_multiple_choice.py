@@ -7,7 +7,7 @@ import pytest
 
 from scaling_testbed.data.tokenizers import BpeConfig, ByteTokenizer, load_tokenizer
 from scaling_testbed.errors import ConfigError, UserError
-from scaling_testbed.evaluation.multiple_choice import ChoiceTask, Document, continuations, read_tasks
+from scaling_testbed.evaluation.multiple_choice import ChoiceTask, Document, continuations, read_tasks, remarks
 
 GOOD = {"context": "a", "choices": ["b", "c"], "gold": 1}
 
@@ -22,7 +22,12 @@ def test_what_is_written_is_read(tmp_path):
     (task,) = read_tasks([tmp_path / "some_task.v1.jsonl"])
     assert task.name == "some_task.v1"
     assert task.documents == (Document(1, "a", ("b", "c"), 1), Document(3, "", ("x\u2028", " ä", "z"), 0))
-    assert task.documents[1].n_bytes == [4, 2, 1]
+    assert task.documents[1].n_bytes == [4, 2, 1] and remarks([task]) == []
+    (tmp_path / "odd.jsonl").write_text(f"{json.dumps(GOOD)}\n" * 3 + json.dumps(GOOD | {"choices": ["b", "b"]}))
+    assert remarks(read_tasks([tmp_path / "odd.jsonl"])) == [
+        "2 of 4 documents of odd repeat another one: the se is too small",
+        "1 of 4 documents of odd have equal choices: the first one is taken",
+    ]
 
 
 @pytest.mark.parametrize(

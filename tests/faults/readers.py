@@ -817,7 +817,7 @@ def plain_csv(data: bytes) -> Any:
     lines = [*itertools.dropwhile(lambda line: not any(map(str.strip, line)), lines)]
     head = lines[0] if lines else []
     return [
-        {name: plain_cell(cell, name) for name, cell in zip_longest(head, line, fillvalue="") if name}
+        {name.strip(): plain_cell(cell, name) for name, cell in zip_longest(head, line, fillvalue="") if name.strip()}
         for line in lines[1:] if any(map(str.strip, line))
     ]  # fmt: skip
 

@@ -339,16 +339,26 @@ import os
 from scaling_testbed.data.shards import PreparedData
 PreparedData.fingerprint = property(lambda data: "of host " + os.environ["RANK"])
 """,
+    "folder": """
+import os
+from scaling_testbed.training import run as trainer
+real = trainer.run_folder_path
+trainer.run_folder_path = lambda run: real(run) / ("" if os.environ["RANK"] == "0" else "of_another_machine")
+""",
 }
-SAID = {"words": "optimizer.lr is 0.003 there and 0.01 in rank 0", "data": "is of host 1 there and of host 0 in rank 0"}
+SAID = {
+    "words": "optimizer.lr is 0.003 there and 0.01 in rank 0",
+    "data": 'is "of host 1" there and "of host 0" in rank 0',
+    "folder": "is not the folder that rank 0 holds; with parallelism=fsdp every process writes",
+}
 
 
 @pytest.mark.fault("C: ranks that differ", "Processes with other words, versions or data are refused by name.")
-@pytest.mark.parametrize("what", ["words", pytest.param("data", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("what", ["words", *(pytest.param(x, marks=pytest.mark.slow) for x in ("data", "folder"))])
 def test_ranks_that_differ_are_refused(world, record_property, what):
-    statuses, errors = world.run("parallelism=ddp", before=DIFFERENT[what])
+    statuses, errors = world.run(f"parallelism={'fsdp' if what == 'folder' else 'ddp'}", before=DIFFERENT[what])
     record_property("seen", errors[0].strip())
-    assert statuses == [1, 1] and errors[1] == "" and errors[0].startswith("error: rank 1: ")
+    assert statuses == [1, 1] and errors[0].startswith("error: rank 1: ") and (errors[1] == "" or what == "folder")
     assert SAID[what] in errors[0] and not list(world.folder.glob("runs/*/*/checkpoints"))
 
 

@@ -133,6 +133,15 @@ def test_several_rows_of_a_run_and_several_columns_of_a_meaning(fit, tmp_path, r
     assert "n_params is the column n_params, and total_params has other values" in fit(both)["warnings"][0]
 
 
+@pytest.mark.fault("A9", "A column that does not count ones is refused with the --map that mends it.")
+def test_a_unit_in_the_header_and_in_the_cells_counts_once(fit, tmp_path):
+    header = ["Params (M)", "Tokens (B)", "loss"]
+    path = table(tmp_path / "r.csv", header, lambda i, n, d, loss: [f"{n / 1e6:g}M", f"{d / 1e9:g} B", loss])
+    typed = ["--map", "n_params=Params (M)", "--map", "n_tokens=Tokens (B)"]
+    assert '--map n_params="Params (M)" --map n_tokens="Tokens (B)";' in fit(path)
+    assert is_right(fit(path, *typed))
+
+
 @pytest.mark.fault("A9", "A decimal comma is refused, also where it could part thousands.")
 @pytest.mark.parametrize("name", ["loss", "quality"])
 def test_a_decimal_comma_with_three_decimals(fit, tmp_path, name):
@@ -199,6 +208,7 @@ def test_a_run_that_is_marked_as_diverged(fit, tmp_path):
         ("quality", lambda loss: math.exp(loss) * 2, "log(quality)"),
         ("score", lambda loss: math.exp(loss - 0.8), "log(score)"),  # some of them below a uniform guess
         ("log10_loss", math.log10, "10**log10_loss"),
+        ("result", math.log10, "10**result"),
         ("val_bits", lambda loss: loss / math.log(2), "val_bits*0.693147"),
         ("log_likelihood", lambda loss: -loss, "log_likelihood*-1"),
     ],

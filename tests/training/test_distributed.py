@@ -8,6 +8,7 @@ batch in parts, and is compared to 5e-6. Two launches serve almost all tests, of
 import enum
 import io
 import json
+import math
 import os
 import pickle
 import shutil
@@ -231,6 +232,7 @@ def test_in_bf16_sharded_is_replicated(two, one):
 def test_one_process_may_be_a_world(trained, one, kind):
     row, folder = trained(f"parallelism={kind}", *COMMON[-2:])
     assert row["world_size"] == 1 and row["parallelism"] == kind and not torch.distributed.is_initialized()
+    Processes(World(), ParallelismConfig(kind=kind)).check_alike({"pair": (1, 2), "none": math.nan})  # with itself
     assert_same_run(one(), folder)
 
 
@@ -359,6 +361,16 @@ def test_a_missing_shard_is_noticed(sharded_checkpoints):
     next(newest.glob("shards/*_1_*.distcp")).unlink()
     with pytest.raises(UserError, match="is missing"):
         checkpoint.load(newest)
+
+
+def test_a_shard_that_another_machine_has_written_to_itself_is_missed_at_once(sharded_checkpoints, tmp_path):
+    """And not when the run is continued, when no checkpoint has all shards."""
+    shards = tmp_path / "shards"
+    shutil.copytree(sharded_checkpoints[1] / "shards", shards)
+    sharded.check_whole(shards)
+    (shards / "__1_0.distcp").unlink()
+    with pytest.raises(UserError, match=r"lacks __1_0.distcp, which another process wrote; .* machines share"):
+        sharded.check_whole(shards)
 
 
 def test_a_full_disk_under_a_shard_is_one_line_and_leaves_the_earlier_checkpoint(trained, tiny, monkeypatch):

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
+from scaling_testbed.data.batches import ValidationBatches
 from scaling_testbed.data.preparing.preparation import prepare
 from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.learning import loss_model
@@ -504,3 +505,20 @@ def test_qk_clip_holds_every_head_to_the_limit_and_one_that_is_never_reached_cha
     _, plain = trained(*QK_CLIP, "optimizer.qk_clip=null", runs="plain")
     assert metrics(clipped) != metrics(plain)
     assert_same_bits(free, plain)
+
+
+def test_an_evaluation_with_too_little_memory_takes_fewer_sequences(whole, trained, monkeypatch):
+    real, (unlimited, _) = ValidationBatches.batch, whole()
+
+    def batch(self, number):
+        if self.rows > 2:
+            raise MemoryError
+        return real(self, number)
+
+    monkeypatch.setattr(ValidationBatches, "batch", batch)
+    row, _ = trained("batch.micro_batch_sequences=auto")
+    assert row["micro_batch_sequences"] == 2 and row["status"] == "finished"
+    assert row["val_loss"] == pytest.approx(unlimited["val_loss"], rel=1e-5)  # sums of fp32 in another order
+    for key in ("batch.micro_batch_sequences", "evaluation.rows"):
+        with pytest.raises(UserError, match=f"too little memory .*; try {key}=4"):
+            trained("seed=1", f"{key}=8")

@@ -28,13 +28,13 @@ def _is_exponent(param: Param) -> bool:
 
 
 def mixed_data(rows: Sequence[Row]) -> list[str]:
-    """A warning if the rows have several data sets or several versions of a plug-in; a law describes one of each."""
+    """A warning if the rows have several data sets, versions of a plug-in or precisions: a law describes one."""
     for key in ("data_fingerprint", "dataset"):
         found = {str(row[key]) for row in rows if row.get(key)}
         if len(found) > 1:
             return [f"the rows have {len(found)} values of {key}: a law describes one data set; use --where"]
     several = several_sources(rows)
-    return [f"the rows were made with {several}: a law describes the runs of one version"] if several else []
+    return [f"the rows were made with {several}: a law describes the runs of one"] if several else []
 
 
 def mixed_settings(rows: Sequence[Row], law: Law) -> list[str]:

@@ -188,13 +188,13 @@ def _steps_of_a_run(rows: Sequence[Row]) -> list[str]:
         for row in rows:
             if row.get(name) is not None:
                 groups.setdefault(str(row[name]), []).append(row)
-        several = {one: group for one, group in groups.items() if len({row.get("n_params") for row in group}) == 1}
-        places = [*steps, *(["n_tokens"] if not plain_name(name).endswith("name") else [])]
-        several = {
-            one: group for one, group in several.items()
-            if any(len({repr(row.get(place)) for row in group}) > 1 for place in places)
-        }  # fmt: skip
-        if several:
+        places = [*steps] if plain_name(name).endswith("name") else [*steps, "n_tokens"]
+
+        def is_history(group: Sequence[Row], places: Sequence[str] = places) -> bool:
+            one_size = len({row.get("n_params") for row in group}) == 1
+            return one_size and any(len({repr(row.get(place)) for row in group}) > 1 for place in places)
+
+        if several := {one: group for one, group in groups.items() if is_history(group)}:
             one, count = next(iter(several)), sum(map(len, several.values()))
             return [
                 f"{count} rows are of {len(several)} runs, e.g. {name} {one}: losses in mid-run are no losses of "

@@ -105,16 +105,21 @@ def where(study: Study, conditions: Iterable[str]) -> Study:
 
 
 def several_sources(rows: Iterable[Row]) -> str | None:
-    """A text about the first plug-in with several versions among the rows; None if there is none.
+    """A text about the first plug-in with several versions among the rows, or about several precisions, which
+    compute.precision=auto leaves to the device; None if there is none.
 
     Rows of a flat table hold no versions, so they are ignored.
     """
     hashes: dict[str, set[str]] = {}
+    precisions = set()
     for row in rows:
         for name, sha256 in plugins.items() if isinstance(plugins := row.get("plugins"), dict) else ():
             hashes.setdefault(name, set()).add(str(sha256)[:12])
-    found = next((name for name, several in hashes.items() if len(several) > 1), None)
-    return found and f"{len(hashes[found])} versions of the plug-in {found} ({', '.join(sorted(hashes[found]))})"
+        if row.get("schema_version") is not None and row.get("precision") is not None:
+            precisions.add(str(row["precision"]))
+    if found := next((name for name, several in hashes.items() if len(several) > 1), None):
+        return f"{len(hashes[found])} versions of the plug-in {found} ({', '.join(sorted(hashes[found]))})"
+    return f"{len(precisions)} precisions ({', '.join(sorted(precisions))})" if len(precisions) > 1 else None
 
 
 def number(row: Row, key: str) -> float:

@@ -110,6 +110,7 @@ SIZE, TOKENS, COMPUTE = "n_params", "n_tokens", "flops"
 LOG6 = math.log10(6)
 ROUNDED = 1e-6  # of the bounds below, which are decimal logarithms
 MOST_NATS = 12.0  # a uniform guess over 162,755 tokens
+FEWEST_NATS = 0.6  # per token, of a large model; nats per byte may be fewer
 
 
 def check_units(
@@ -166,7 +167,10 @@ def _is_said(unit: Unit | None, said: Unit) -> bool:
 
 
 def of_values(unit: Unit, key: str, rows: Sequence[Row], column: str) -> Unit:
-    """The unit that a header says. Of logarithms to an unsaid base, the one that the values can have."""
+    """The unit that a header says. Of logarithms to an unsaid base, the one that the values can have. Ones if the cells
+    have a unit of their own, as 70M has."""
+    if any(re.search(r"\d ?[A-Za-z]$", str(row.get(column)).strip()) for row in rows):
+        return ONES
     values = [value for row in rows if (value := number_in(row.get(column))) is not None and math.isfinite(value)]
     if unit is not LOG or not values:
         return unit
@@ -311,9 +315,10 @@ def check_losses(rows: Sequence[Row], column: str, told: bool) -> list[str]:
         places = ", ".join(f"row {row.get('row')} ({value:.4g})" for row, value in high[:3])
         return [f"{len(high)} losses are above that of a uniform guess, e.g. {places}: diverged runs? --where "
                 f'"loss<{MOST_NATS:g}" leaves them out']  # fmt: skip
-    if too_high:
-        return [f"models of over 1e8 parameters have losses of {median(trained):.4g} after over 2e9 tokens: nats are "
-                f'2 to 4; a perplexity is --map loss="log({column})"']  # fmt: skip
+    if trained and (too_high or median(trained) < FEWEST_NATS):
+        what, typed = ("perplexity", f"log({column})") if too_high else ("logarithm", f"10**{column}")
+        return [f"models of over 1e8 parameters have losses of {median(trained):.4g} after over 2e9 tokens: nats per "
+                f'token are 2 to 4; a {what} is --map loss="{typed}"']  # fmt: skip
     return []
 
 

@@ -242,10 +242,12 @@ class _Job:
         if not any(splits[split]["n_documents"] for split in SPLITS):
             raise UserError(_empty(source, "no document", tally))
         documents = documents_of(self.work, records)
-        if 0 < splits["validation"]["n_documents"] == documents["validation_in_train"]:
+        same_documents = 0 < splits["validation"]["n_documents"] == documents["validation_in_train"]
+        if documents.pop("same_lines") or same_documents:
+            what = "document is a training document" if same_documents else "line is a training line"
             raise UserError(
-                f"{source.name}: every validation document is a training document too, so the validation loss would be "
-                f"a training loss ({source.where()}); name other data"
+                f"{source.name}: every validation {what} too, so the validation loss would be a training loss "
+                f"({source.where()}); name other data"
             )
         encoder = source.encoder(self.work, description)
         if not source.is_text:

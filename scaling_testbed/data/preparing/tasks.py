@@ -41,6 +41,7 @@ from scaling_testbed.progress import ByteProgress
 BATCH_DOCUMENTS, BATCH_BYTES = 1024, 4 << 20
 MAX_WORKERS = 16
 RECORD_VERSION = 3  # of what a task writes
+FEW_LINES = 8  # a smaller sample says nothing
 LINE_BYTES, ONE_LINE_IN = 24, 8  # lines of at least so many bytes are sampled, chosen by a checksum
 
 
@@ -289,7 +290,8 @@ def counts_of(work: Path, records: list[dict]) -> np.ndarray:
 
 def documents_of(work: Path, records: list[dict]) -> dict:
     """How many different documents each split has, and how many validation documents are training documents too; the
-    same for a sample of lines, where the source has splits of its own."""
+    same for a sample of lines, where the source has splits of its own. same_lines: whether the splits have the same
+    lines, in whatever order."""
     hashes = {split: np.sort(np.concatenate(_arrays(work, records, split))) for split in SPLITS}
     distinct = {split: int(len(found) and 1 + (found[1:] != found[:-1]).sum()) for split, found in hashes.items()}
     shared = _n_shared(hashes["train"], hashes["validation"])
@@ -300,6 +302,7 @@ def documents_of(work: Path, records: list[dict]) -> dict:
         "validation_in_train": shared,
         "sampled_validation_lines": len(lines["validation"]),
         "sampled_validation_lines_in_train": _n_shared(lines["train"], lines["validation"]),
+        "same_lines": len(lines["validation"]) >= FEW_LINES and np.array_equal(*map(np.unique, lines.values())),
     }
 
 

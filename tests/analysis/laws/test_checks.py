@@ -39,6 +39,9 @@ def test_rows_of_several_data_sets_are_named_by_the_fingerprint_first():
     assert mixed_data(rows[1:]) == [] == mixed_data([])
     first, second = ({"plugins": {"mine.py": letter * 64}} for letter in "ab")
     assert "2 versions of the plug-in mine.py (aaaaaaaaaaaa, bbbbbbbbbbbb)" in mixed_data([first, second])[0]
+    auto = [{"schema_version": 1, "precision": precision} for precision in ("bf16", "fp32", None)]
+    assert "the rows were made with 2 precisions (bf16, fp32)" in mixed_data(auto)[0]
+    assert mixed_data(auto[1:]) == [] == mixed_data([{"precision": 0.8}, {"precision": 0.9}])  # of another project
     assert mixed_data([first, first, {}]) == []
 
 

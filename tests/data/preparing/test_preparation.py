@@ -415,6 +415,16 @@ def test_a_validation_file_that_is_a_training_file_is_refused_whatever_its_name(
             TextFilesConfig(files=train, validation_files=str(path)).identity()
 
 
+def test_rows_without_text_and_a_small_validation_split_are_said(prepared, jsonl, documents):
+    some = prepared(jsonl("some.jsonl", [*documents(300), None])).manifest
+    many = prepared(jsonl("many.jsonl", [*documents(300), *[None] * 9])).manifest
+    assert left_out_line(some) is None and "9 of 309 rows have no text" in left_out_line(many)
+    small = prepared(jsonl("small.jsonl", [f"{i} words" for i in range(40)])).manifest
+    n_tokens = small["splits"]["validation"]["n_tokens"]
+    assert remarks(some) == []
+    assert remarks(small) == [f"warning: the validation split has {n_tokens} tokens, and a loss on so few is uncertain"]
+
+
 def test_copies_inside_a_split_are_said_if_there_are_many(prepared, jsonl, documents):
     few = prepared(jsonl("few.jsonl", [*documents(100), documents(1)[0]])).manifest
     many = prepared(jsonl("many.jsonl", documents(100) * 2)).manifest
