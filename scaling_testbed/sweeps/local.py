@@ -17,6 +17,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.live import Live
 
+from scaling_testbed.config.run import PLANNED_RUN
 from scaling_testbed.errors import STOPPED, check_positive
 from scaling_testbed.files import reason_of
 from scaling_testbed.processes.interrupts import handle, restore
@@ -165,7 +166,7 @@ class Driver:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=os.environ | slot,
+                env=os.environ | slot | {PLANNED_RUN: run.run_id},
                 start_new_session=True,  # Ctrl-C reaches the driver, which asks the runs to save
             )
 
