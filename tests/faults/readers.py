@@ -815,9 +815,9 @@ def plain_csv(data: bytes) -> Any:
     except (UnicodeDecodeError, csv.Error):
         return NOTHING
     lines = [*itertools.dropwhile(lambda line: not any(map(str.strip, line)), lines)]
-    head = lines[0] if lines else []
+    head = [name.strip(" \t\u00a0") for name in lines[0]] if lines else []
     return [
-        {name.strip(): plain_cell(cell, name) for name, cell in zip_longest(head, line, fillvalue="") if name.strip()}
+        {name: plain_cell(cell, name) for name, cell in zip_longest(head, line, fillvalue="") if name}
         for line in lines[1:] if any(map(str.strip, line))
     ]  # fmt: skip
 
