@@ -21,7 +21,7 @@ if __name__ == "__main__":  # before the imports that take time
 
 from scaling_testbed.commands.doors import errors_reported, run_door
 from scaling_testbed.config.compose import compose
-from scaling_testbed.config.run import RunConfig, run_folder_path
+from scaling_testbed.config.run import RunConfig, check_planned, run_folder_path
 from scaling_testbed.errors import DONE, STOPPED, ConfigError
 from scaling_testbed.processes.interpreter import importing_torch, planned
 from scaling_testbed.processes.interrupts import Interrupts
@@ -57,6 +57,7 @@ def served(run: RunConfig) -> dict[str, Any] | None:
 
     world = world_from_environment()
     check_world(world, run.parallelism, run.batch.sequences)
+    check_planned(run)
     return final_row(RunFolder(run_folder_path(run)), run, quiet=False) if world.size == 1 else None
 
 

@@ -57,6 +57,7 @@ GROUPS: Mapping[str, Mapping[str, type["DataclassInstance"]]] = {
     "logging": {"": LoggingConfig},
 }
 
+PLANNED_RUN = "SCALING_TESTBED_PLANNED_RUN"  # the variable by which a sweep tells a run its planned run_id
 LONGEST_NAME = 255  # bytes of a folder's name, on Linux and macOS
 
 
@@ -170,6 +171,16 @@ def run_id(run: RunConfig) -> str:
 def run_folder_path(run: RunConfig) -> Path:
     """The path runs_dir/name/run_id. The same command finds the same folder again."""
     return Path(run.runs_dir) / run.name / run_id(run)
+
+
+def check_planned(run: RunConfig) -> None:
+    """Raise ConfigError if a sweep started this process for another run than its words mean now."""
+    planned = os.environ.get(PLANNED_RUN)
+    if planned not in (None, run_id(run)):
+        raise ConfigError(
+            f"the plan was made for run {planned}, and its words mean run {run_id(run)} now, because a configuration "
+            "file or this package has changed; restore it, or type the command of the sweep again"
+        )
 
 
 def _identity(value: Any) -> Any:

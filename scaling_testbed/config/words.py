@@ -61,9 +61,13 @@ def _read(text: str, for_hydra: bool) -> Override:
 @functools.cache
 def _parser(for_hydra: bool) -> OverridesParser:
     parser = OverridesParser.create()
-    for name, reason in {} if for_hydra else NOT_HERE.items():
-        parser.functions.functions[name] = functools.partial(_refuse, f"{name}() is not for a run: {reason}")
+    for name in () if for_hydra else NOT_HERE:
+        parser.functions.functions[name] = functools.partial(_refuse, _not_here(name))
     return parser
+
+
+def _not_here(name: str) -> str:
+    return f"{name}() is not for a run: {NOT_HERE[name]}"
 
 
 def _refuse(message: str, *_: object, **__: object) -> NoReturn:
@@ -73,6 +77,8 @@ def _refuse(message: str, *_: object, **__: object) -> NoReturn:
 def _unreadable(text: str, error: Exception | None = None) -> str:
     if text.rstrip().endswith(","):
         return f"cannot read the override {text!r}: a value is missing after the last comma"
+    if (called := re.search(r"=\s*(\w+)\(", text)) and called[1] in NOT_HERE:
+        return f"cannot use {text!r}: {_not_here(called[1])}"
     if found := re.match(r"\w+ while evaluating '.*?': (Unknown function[^\n]*)", str(error)):
         return f"cannot read the override {text!r}: {found[1]}; put a text with brackets in quotes"
     key, _, value = text.partition("=")

@@ -33,6 +33,7 @@ lists of values too. `++key=...` does the same as `key=...`, and adds the key if
 import dataclasses
 import functools
 import itertools
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,6 +58,7 @@ from scaling_testbed.plugins import load_named_in, load_plugins, plugin_name
 
 SWEEP_DIR = CONFIG_DIR / "sweep"
 ANALYSES = ("lr_sensitivity", "instability", "report", "fit", "frontier")  # of `analyze`
+MOST_RUNS = 100_000  # to compose them takes half an hour
 KEYS = (
     *("description", "paper", "experiment", "analysis", "overrides", "axes", "together", "exclude", "seeds"),
     *("plugins", "configs"),
@@ -89,10 +91,13 @@ class Sweep:
     configs: list[str] = field(default_factory=list)
 
     def points(self) -> list[dict[str, str]]:
-        """The runs in order, as {key: value} of what differs between them; the first axis changes slowest."""
+        """The runs in order, as {key: value} of what differs between them; the first axis changes slowest. Raises
+        ConfigError for more than MOST_RUNS combinations."""
         rows = [[_row(t, values) for values in zip(*t.values(), strict=True)] for t in self.together]
         axes = [[{key: value} for value in values] for key, values in self.axes.items()]
         seeds = [[{"seed": seed} for seed in self.seeds]]
+        if (count := math.prod(map(len, [*rows, *axes, *seeds]))) > MOST_RUNS:
+            raise ConfigError(f"sweep {self.name} has {count:,} combinations; a sweep has at most {MOST_RUNS:,}")
         found = (_merged(parts) for parts in itertools.product(*rows, *axes, *seeds))
         return [point for point in found if not any(_fits(point, entry) for entry in self.exclude)]
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.live import Live
 
+from scaling_testbed.config.run import PLANNED_RUN
 from scaling_testbed.errors import STOPPED, check_positive
 from scaling_testbed.files import reason_of
 from scaling_testbed.processes.interrupts import handle, restore
@@ -170,7 +171,8 @@ class Driver:
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / LOG_FILE, "a") as log:
             # In a session of its own: Ctrl-C reaches the driver, which asks the runs to save.
-            return self._starter.start(["scaling_testbed.train", *overrides], slot, log)
+            words = ["scaling_testbed.train", *overrides]
+            return self._starter.start(words, slot | {PLANNED_RUN: run.run_id}, log)
 
     def _ended(self, run: PlannedRun, status: int, speak: bool) -> None:
         state = read_state(run)

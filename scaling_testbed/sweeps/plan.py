@@ -26,6 +26,7 @@ from scaling_testbed.sweeps.grid import Sweep, overrides_before
 
 PLAN_FILE = "plan.jsonl"
 SWEEP_FILE = "sweep.json"
+LONGEST_WORD = 2**17  # bytes of an argument of a process, on Linux
 WITHOUT_FLOCK = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # the errors of file systems without flock
 
 
@@ -123,6 +124,11 @@ def _overrides(sweep: Sweep, point: dict[str, str]) -> list[str]:
     values = [f"{key}={value}" for key, value in point.items()]
     own = [*([] if named else [f"name={quoted(sweep.folder)}"]), *overrides_before(sweep.overrides, values), *values]
     check_no_code(own, f"sweep {sweep.name}")
+    if long := [text for text in own if len(text.encode()) >= LONGEST_WORD]:
+        raise ConfigError(
+            f"{key_of(long[0])} has {len(long[0].encode()):,} bytes, and a word of a command has at most "
+            f"{LONGEST_WORD:,}; name files by a folder or a glob"
+        )
     return [*outside_overrides(sweep.plugins, sweep.configs), *own]
 
 

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from scaling_testbed.config.run import PLANNED_RUN
 from scaling_testbed.errors import ConfigError, UserError, check_positive
 from scaling_testbed.files import write_text
 from scaling_testbed.keys import key
@@ -141,6 +142,7 @@ def job_script(folder: Path, runs: Sequence[PlannedRun], config: SlurmConfig) ->
         options="\n".join(f"#SBATCH {line}" for line in lines),
         here=shlex.quote(os.getcwd()),
         setup="\n".join(map(_setup_line, config.setup)),
+        planned=PLANNED_RUN,
         tasks=shlex.quote(str(folder.resolve() / "tasks.txt")),
         command=_command(config),
         requeue=_REQUEUE.replace("MAX_RESTARTS", str(config.max_restarts)) if config.requeue else "",
@@ -160,6 +162,7 @@ eval "task=($(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {tasks}))" && [[ ${{task[0]
   fail "there is no task $SLURM_ARRAY_TASK_ID in "{tasks}
 folder=${{task[0]}}
 overrides=("${{task[@]:1}}")
+export {planned}="${{folder##*/}}" # the task refuses to train another run
 mkdir -p "$folder" || fail "cannot write $folder"
 touch "$folder/started"
 [ -z "${{SLURM_CPUS_PER_TASK:-}}" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK # srun no longer inherits it

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from scaling_testbed.config.run import RunConfig, flatten, run_folder_path
+from scaling_testbed.config.run import RunConfig, check_planned, flatten, run_folder_path
 from scaling_testbed.errors import FAILED, UserError, first_line, is_memory_error
 from scaling_testbed.plugins import hashes
 from scaling_testbed.processes.device import peak_memory_bytes
@@ -40,6 +40,7 @@ def train(run: RunConfig, interrupts: Interrupts | None = None, *, quiet: bool =
     """
     world = world_from_environment()
     check_world(world, run.parallelism, run.batch.sequences)
+    check_planned(run)
     folder = RunFolder(run_folder_path(run))
     with contextlib.ExitStack() as held:
         if interrupts is None or not interrupts.entered:

@@ -102,6 +102,7 @@ def test_spellings_of_one_value_are_the_same():
         (["tokenizer=pretrained", "tokenizer.revision=12e3456"], "is read as inf; for the text, type tokenizer.revi"),
         (["runs_dir=true"], "runs_dir=true is read as True"),
         (["+evaluation.sets.a=1e3"], "is read as 1000.0; for the text, type +evaluation.sets.a="),
+        (["seed=tag(a,1,2)"], "tag() is not for a run: nothing reads a tag"),
         (["name=foo(1)"], "Unknown function 'foo'"),
         (["runs_dir="], "runs_dir must name a folder"),
         (["data_dir=' '"], "data_dir must name a folder"),

@@ -22,6 +22,7 @@ import torch
 import yaml
 
 from scaling_testbed.analysis.rows import published, study
+from scaling_testbed.analysis.rows.names import is_text
 from scaling_testbed.config.compose import _hashes_of_last_start, compose_many, fill, recorded_run
 from scaling_testbed.config.run import run_folder_path
 from scaling_testbed.config.sections import CheckpointConfig
@@ -815,9 +816,9 @@ def plain_csv(data: bytes) -> Any:
     except (UnicodeDecodeError, csv.Error):
         return NOTHING
     lines = [*itertools.dropwhile(lambda line: not any(map(str.strip, line)), lines)]
-    head = lines[0] if lines else []
+    head = [name.strip(" \t\u00a0") for name in lines[0]] if lines else []
     return [
-        {name.strip(): plain_cell(cell, name) for name, cell in zip_longest(head, line, fillvalue="") if name.strip()}
+        {name: plain_cell(cell, name) for name, cell in zip_longest(head, line, fillvalue="") if name}
         for line in lines[1:] if any(map(str.strip, line))
     ]  # fmt: skip
 
@@ -825,7 +826,7 @@ def plain_csv(data: bytes) -> Any:
 def plain_cell(cell: str, name: str) -> Any:
     for number in (int, float):
         with contextlib.suppress(ValueError):
-            if name not in ("run_id", "name") and "_" not in cell:
+            if not is_text(name) and "_" not in cell:
                 return number(cell)
     word = cell.strip().lower()
     return {"": None, "na": None, "n/a": None, "null": None, "-": None, "true": True, "false": False}.get(

@@ -11,9 +11,10 @@ import yaml
 
 from scaling_testbed import sweep
 from scaling_testbed.config.compose import compose
-from scaling_testbed.config.run import GROUPS, run_id
+from scaling_testbed.config.run import GROUPS, PLANNED_RUN, run_id
 from scaling_testbed.export import main as export_main
 from scaling_testbed.sweeps.grid import load_sweep
+from scaling_testbed.sweeps.local import Driver
 from scaling_testbed.sweeps.plan import plan
 from scaling_testbed.sweeps.slurm import SlurmConfig, write_submissions
 from scaling_testbed.train import main as train_main
@@ -62,6 +63,23 @@ def test_a_typed_word_replaces_the_axis_in_the_plan_and_in_the_worker(grid, reco
     assert {row["optimizer.beta2"] for row in rows} == {0.9}
     assert {run_id(compose(run["overrides"])) for run in planned} == {row["run_id"] for row in rows}
     record_property("seen", f"planned and trained {', '.join(sorted(row['run_id'] for row in rows))}")
+
+
+@pytest.mark.fault("A2", "A run that a sweep has started is the planned one, or it is refused.")
+def test_a_worker_refuses_another_run_than_the_planned_one(grid, monkeypatch, capfd, record_property):
+    """As where a file of configs= is edited while runs wait."""
+    started = []
+    with monkeypatch.context() as patch:
+        patch.setattr(subprocess, "Popen", lambda command, *, env, **_: started.append((command, env)))
+        grid("plan")
+        (one, *_), _ = plan(load_sweep("grid.yaml"))
+        Driver([one], [{}])._start(one, {})
+    ((_, _, _, *words), environment) = started[0]
+    monkeypatch.setenv(PLANNED_RUN, environment[PLANNED_RUN])
+    said = refused(train_main([*words, "seed=1"]), capfd.readouterr().err)
+    assert f"the plan was made for run {one.run_id}, and its words mean run " in said
+    assert not list(Path("runs/grid").glob("*/result.json"))
+    record_property("seen", said)
 
 
 @pytest.mark.fault("A10", "A seed among the overrides of a sweep file is the seed of its runs.")
@@ -201,16 +219,17 @@ def test_the_functions_of_hydras_grammar_work_in_a_sweep_or_are_refused_by_name(
 @pytest.mark.fault("C: .inf", "A sweep file with values of a wrong kind is refused in one line that names it.")
 def test_a_sweep_file_with_values_of_a_wrong_kind_is_refused_in_one_line(grid, record_property):
     for lines, said in (
-        ("description: .inf", "description must be a text; got inf"),
+        ("description: [.inf]", "description must be a text; got ['.inf']"),
+        ("axes: {optimizer.lr: [.inf]}", "optimizer.lr: value '.inf'"),
         ("seeds: [.inf]", "seed"),
         ("seeds: []", "seeds must hold one number or more"),
         (f"axes: {{model.d_model: [1{'0' * 299}]}}", "model.d_model must lie between -2^63 and 2^63"),
-        (f"axes: {{model.d_model: [1{'0' * 4999}]}}", "cannot be read as YAML"),
+        (f"axes: {{model.d_model: [1{'0' * 4999}]}}", "cannot read the override"),
         ('axes: {name: ["a\\ud800"]}', "grid.yaml"),
         ('axes: {name: ["a\\0"]}', "NUL"),
         ("axes: {'': [1]}", "grid.yaml"),
         ("axes: {name: [../../x]}", "name must be a plain folder name; got '../../x'"),
-        ("axes: {optimizer.lr: [2001-99-99]}", "cannot be read as YAML"),
+        ("axes: {optimizer.lr: [2001-99-99]}", "optimizer.lr: value '2001-99-99'"),
         ("axes: {optimizer.lr: &a [*a]}", "an alias that contains itself"),
         ("axes: {optimizer.lr: [!!binary aGk=]}", "a key cannot have the value b'hi'"),
         ("axes: {optimizer.lr: [!!python/object/apply:os.getcwd []]}", "cannot be read as YAML"),

@@ -121,6 +121,17 @@ def test_a_typed_word_takes_a_key_away_as_in_a_run(load, tmp_path):
     assert sets == [["evaluation.sets.a"], ["evaluation.sets"]]
 
 
+def test_a_grid_that_nobody_could_plan_is_refused_at_once(load):
+    sweep = narrowed(load("axes: {optimizer.lr: [1]}"), ["seed=range(1000)", "optimizer.lr=range(1,201)"])
+    with pytest.raises(ConfigError, match="sweep grid has 200,000 combinations; a sweep has at most 100,000"):
+        plan(sweep)
+
+
+def test_a_word_that_no_process_can_be_given_is_refused(load):
+    with pytest.raises(ConfigError, match="data.files has 200,011 bytes, .* name files by a folder or a glob"):
+        plan(load(f"overrides: [data=text_files, data.files={'x' * 200_000}]"))
+
+
 def test_an_unknown_sweep_is_answered_with_those_there_are():
     with pytest.raises(ConfigError, match="nano_lr"):
         load_sweep("nothing")

@@ -12,6 +12,7 @@ import pytest
 
 from scaling_testbed import sweep
 from scaling_testbed.config.compose import CONFIG_DIR, compose, fill
+from scaling_testbed.config.run import PLANNED_RUN
 from scaling_testbed.errors import ConfigError
 from scaling_testbed.sweeps import slurm
 from scaling_testbed.sweeps.grid import load_sweep, narrowed
@@ -42,6 +43,7 @@ def test_the_script_asks_for_what_was_configured(runs, tmp_path):
         *("signal=USR1@300", "open-mode=append"),
     ):
         assert f"#SBATCH --{option}\n" in script
+    assert f'\nexport {PLANNED_RUN}="${{folder##*/}}" #' in script
     assert "\nmodule load x\n" in script and "--account" not in script
     assert "srun --wait=120" in script and "torch.distributed.run" not in script
     assert "torch.distributed.run --nnodes=1 --nproc-per-node=8" in job_script(
