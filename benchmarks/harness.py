@@ -295,8 +295,10 @@ def kept(variants: Sequence, without: Sequence[str]) -> list:
     return [variant for variant in variants if not any(text.lower() in variant.name.lower() for text in without)]
 
 
-def arguments(doc: str, argv: Sequence[str] | None, seconds: float, *, peers: bool = True) -> argparse.Namespace:
-    """The options of all benchmarks. peers: whether there is --without."""
+def arguments(
+    doc: str, argv: Sequence[str] | None, seconds: float, *, peers: bool = True, more: dict[str, str] | None = None
+) -> argparse.Namespace:
+    """The options of all benchmarks. peers: whether there is --without. more: further options and their help."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"))
     parser.add_argument("--seconds", type=float, default=seconds, help="start no new shape after so many seconds")
@@ -309,6 +311,8 @@ def arguments(doc: str, argv: Sequence[str] | None, seconds: float, *, peers: bo
     parser.add_argument(
         "--quick", action="store_true", help="smaller sizes, for a test of the benchmark or a short time slot"
     )
+    for option, about in (more or {}).items():
+        parser.add_argument(option, help=about)
     return parser.parse_args(argv)
 
 

@@ -21,6 +21,7 @@ PACKAGES = ("torch", "triton", "liger-kernel", "cut-cross-entropy", "numpy")
 # The formats of numbers in columns.
 FORMATS: dict[str, Callable[[float], str]] = {
     "ms": lambda x: f"{x * 1e3:,.2f}" if x < 1 else f"{x * 1e3:,.0f}",
+    "s": lambda x: f"{x:,.2f}",
     "MiB": lambda x: f"{x / 2**20:,.0f}",
     "GiB": lambda x: f"{x / 2**30:.1f}",
     "ratio": lambda x: f"{x:.2f}",
