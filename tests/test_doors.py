@@ -62,8 +62,8 @@ def test_a_mistake_is_one_or_two_lines_on_stderr_and_a_status(places, capsys, ar
     assert not (tmp_path / "data").exists()  # refused before any work
 
 
-def test_a_reader_that_has_seen_enough_is_no_error(places):
-    command = [sys.executable, "-m", "scaling_testbed.train", "--dry-run", *SMALL, *places]
+def test_a_reader_that_has_seen_enough_is_no_error(places, python):
+    command = [python, "-m", "scaling_testbed.train", "--dry-run", *SMALL, *places]
     done = subprocess.run(f"{shlex.join(command)} | true", shell=True, capture_output=True, text=True)
     assert done.stderr == ""
     training = [*command[:3], *command[4:], "budget.steps=50"]

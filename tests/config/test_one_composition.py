@@ -80,7 +80,7 @@ anything = st.lists(st.sampled_from(GROUPS * 2 + VALUES * 2 + REFUSED), max_size
 one_key = st.lists(st.sampled_from([*RATE, *GROUPS[3:6]]), min_size=2, max_size=4)  # order matters most here
 one_run = st.one_of(one_key, anything)
 of_sweep = st.lists(st.sampled_from(SWEPT * 3 + GROUPS + VALUES + REFUSED), min_size=1, max_size=4)
-few = settings(max_examples=10, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
+few = settings(max_examples=4, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
 many = settings(few, max_examples=1500, derandomize=False)
 
 
@@ -190,7 +190,7 @@ def law_of_a_sweep(sweep, typed):
 @example(["++optimizer.lr=2e-3,4e-3"])
 @example(["model={d_model: 32}"])
 @example(["optimizer={beta2: 0.9}", "++optimizer.beta2=0.9,0.95"])
-@settings(few, max_examples=6)
+@settings(few, max_examples=3)
 def test_a_plan_is_what_its_workers_compose_and_drops_no_typed_word(sweep, typed):
     law_of_a_sweep(sweep, typed)
 

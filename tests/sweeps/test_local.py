@@ -149,7 +149,7 @@ def until(condition, seconds=90):
 @pytest.mark.fault("32", "Runs go on when their driver is killed, and the next driver adopts them.")
 def test_a_signal_saves_every_run_and_the_next_call_goes_on(door, states, python, tmp_path, data_dir):
     """The first driver and its runs are real processes."""
-    long = ("budget.steps=2500", "logging.every_steps=1", "model=bigram")
+    long = ("budget.steps=1500", "logging.every_steps=1", "model=bigram")
     process = driver(REAL_PYTHON, tmp_path, data_dir, "--workers", "2", *long)
     until(lambda: sum(state["step"] > 5 for state in states(*long).values()) == 2)
     assert {state["state"] for state in states(*long).values()} == {"running"}
@@ -176,7 +176,7 @@ def test_a_signal_saves_every_run_and_the_next_call_goes_on(door, states, python
         ]
         assert (row["status"], row["restarts"]) == ("finished", 1)
         assert "is being run by" not in (Path(state["folder"]) / "log.txt").read_text()  # waited for, not tried
-        assert steps == sorted(set(steps)) and steps[-1] == 2500
+        assert steps == sorted(set(steps)) and steps[-1] == 1500
 
 
 def test_a_run_that_fails_in_another_process_counts_as_failed(door, monkeypatch, tmp_path):

@@ -26,6 +26,7 @@ def standing_in(monkeypatch):
             return subprocess.Popen(["sh", "-c", f"sleep {seconds}; echo '{row}' > {run.folder}/result.json"])
 
         monkeypatch.setattr(local.Driver, "_start", start)
+        monkeypatch.setattr(local, "POLL_SECONDS", 0.02)
 
     return stand_in
 
@@ -36,7 +37,7 @@ def minutes(line):
 
 
 def test_one_run_is_no_estimate_and_two_are(door, standing_in):
-    standing_in(0.2)
+    standing_in(0.05)
     lines = door("run")[1].splitlines()[:4]
     assert [line[:3] for line in lines] == ["1/4", "2/4", "3/4", "4/4"]
     assert [minutes(line) is None for line in lines] == [True, False, False, True]
@@ -44,7 +45,7 @@ def test_one_run_is_no_estimate_and_two_are(door, standing_in):
 
 def test_after_a_minute_of_one_long_run_there_is_an_estimate(door, standing_in, monkeypatch):
     monkeypatch.setattr(local, "ENOUGH_SECONDS", 0.1)
-    standing_in(0.3)
+    standing_in(0.15)
     assert minutes(door("run")[1].splitlines()[0]) is not None
 
 

@@ -198,16 +198,17 @@ def _parquet_rows(path: Path) -> list[Row]:
     try:
         # Arrow's types: those of pandas have no integers in a column with an empty cell.
         table = pandas.read_parquet(path, dtype_backend="pyarrow")
-    except Exception as error:  # a damaged file fails in pandas and in pyarrow with errors of many kinds
+        if any(name is not None for name in table.index.names):
+            table = table.reset_index()
+        names = list(map(str, table.columns))
+        cells = [
+            [_plain_cell(cell) for cell in column.astype(object).where(column.notna(), None)]
+            for _, column in table.items()
+        ]
+    except Exception as error:  # a damaged file fails in pandas and in pyarrow, also at its cells, in many ways
         raise UserError(f"cannot read {path}: {' '.join(str(error).split())}") from None
-    if any(name is not None for name in table.index.names):
-        table = table.reset_index()
-    names = list(map(str, table.columns))
     if double := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
         raise UserError(f"{path} has more than one column {', '.join(double)}; rename or delete one")
-    cells = [
-        [_plain_cell(cell) for cell in column.astype(object).where(column.notna(), None)] for _, column in table.items()
-    ]
     return [dict(zip(names, line, strict=True)) for line in zip(*cells, strict=True)]
 
 
