@@ -157,6 +157,8 @@ def test_plain_training_imports_only_what_it_uses(tmp_path):
     assert "torch" in loaded
     assert not loaded & {"wandb", "datasets", "tokenizers", "matplotlib", "scipy", "pandas", "pyarrow"}
     assert not {name for name in loaded if name.startswith("scaling_testbed.kernels.") and name.endswith(".triton")}
+    loaded = modules_loaded_by(f"from scaling_testbed.train import main\nassert main({overrides!r}) == 0")
+    assert "torch" not in loaded  # it has finished before
 
 
 def test_the_picture_shows_every_layer_in_this_order():

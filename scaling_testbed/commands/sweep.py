@@ -53,8 +53,8 @@ Fresh = Annotated[
     bool,
     typer.Option(
         "--fresh",
-        help="start a new Python interpreter for each run (default: on Linux, runs are forks of one process that has "
-        "imported PyTorch, which saves 3 s for each)",
+        help="start a new Python interpreter for each run (default: on Linux without a GPU, runs are forks of one "
+        "process that has imported PyTorch, which saves 3 s for each)",
     ),
 ]
 FlopsPerSecond = Annotated[

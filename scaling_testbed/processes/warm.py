@@ -2,7 +2,8 @@
 
 A new interpreter needs 3 seconds to import what a run needs, as long as a small run trains. `WarmParent` starts
 `python -m scaling_testbed.processes.warm`, which imports some modules and nothing else. It then forks a child for each
-request, and the child does what `python -m MODULE ARGUMENTS` does. Only on Linux.
+request, and the child does what `python -m MODULE ARGUMENTS` does. Only on Linux, and only without a GPU: CUDA in a
+fork of a process that has looked for GPUs has not been tried.
 
 The parent is asked through a socket. When the process that asks is gone, the parent ends, and its children continue.
 """
@@ -38,7 +39,8 @@ class WarmProcess:
     """A child of a warm parent, with what is used here of subprocess.Popen."""
 
     def __init__(self, parent: "WarmParent", pid: int):
-        self.pid, self.returncode = pid, None
+        self.pid = pid
+        self.returncode: int | None = None
         self._parent = parent
         self._fd: int | None = None
         with contextlib.suppress(ProcessLookupError):  # it has ended
@@ -111,6 +113,7 @@ class WarmParent:
 
     def close(self) -> None:
         """Let the parent end. Its children continue."""
+        self.lost = True
         self._connection.close()
         self._process.wait()
 
@@ -138,8 +141,8 @@ class Starter:
 
     def __init__(self, modules: Sequence[str], environment: Mapping[str, str], *, warm: bool = True):
         self._modules, self._environment = modules, environment
-        self._warm = warm and hasattr(os, "pidfd_open")
-        self._parent: WarmParent | None = None
+        self._warm = warm and _is_possible()
+        self._parents: list[WarmParent] = []  # the last one starts processes; of earlier ones some may still run
         self._code: dict[str, int] = {}
 
     def start(
@@ -148,9 +151,8 @@ class Starter:
         """Start `python -m arguments[0] arguments[1:]` in a session of its own, with its output in `log`. Raises
         OSError."""
         if self._warm:
-            self._renew()
             try:
-                return self._parent.start(arguments, environment, log)
+                return self._renewed().start(arguments, environment, log)
             except WarmParentLost:
                 self._warm = False
         return subprocess.Popen(
@@ -162,32 +164,45 @@ class Starter:
             start_new_session=True,
         )
 
-    def _renew(self) -> None:
-        """Have a parent whose modules are those on the disk: a process records the sources that are there now."""
+    def _renewed(self) -> WarmParent:
+        """The parent, with the modules that are on the disk: a process records the sources that are there now."""
         code = _code_now()
-        if self._parent is None or code != self._code:
-            self.close()
-            self._parent, self._code = WarmParent(self._modules, self._environment), code
+        if not self._parents or code != self._code:
+            self._parents.append(WarmParent(self._modules, self._environment))
+            self._code = code
+        return self._parents[-1]
 
     def close(self) -> None:
-        """Let the warm parent end. Its processes continue."""
-        if self._parent is not None:
-            self._parent.close()
-            self._parent = None
+        """Let the warm parents end. Their processes continue."""
+        while self._parents:
+            self._parents.pop().close()
+
+
+def _is_possible() -> bool:
+    """Whether this system has process file descriptors: Linux from 5.3, where a container does not forbid them."""
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except (AttributeError, OSError):
+        return False
+    return True
 
 
 def _code_now() -> dict[str, int]:
     """When each source of this package, and the folders of installed packages, were last changed."""
     package = Path(__file__).resolve().parent.parent
-    folders = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
-    return {str(path): path.stat().st_mtime_ns for path in [*map(Path, folders), *package.rglob("*.py")]}
+    found: dict[str, int] = {}
+    for path in [*package.rglob("*.py"), *(Path(sysconfig.get_path(name)) for name in ("purelib", "platlib"))]:
+        with contextlib.suppress(OSError):  # an editor replaces it just now
+            found[str(path)] = path.stat().st_mtime_ns
+    return found
 
 
 def _serve(connection: socket.socket) -> tuple[dict[str, Any], int]:
     """Fork a child for each request, and tell how each ends. Returns the request and the log in the children only."""
     children: dict[int, int] = {}  # file descriptor -> process id
     while True:
-        for ready in select.select([connection, *children], [], [])[0]:
+        waits: list[Any] = [connection, *children]
+        for ready in select.select(waits, [], [])[0]:
             if ready is not connection:
                 pid = children.pop(ready)
                 os.close(ready)
@@ -240,6 +255,8 @@ def main() -> None:
     atexit.register(gc.unfreeze)  # else extensions of C report their objects as leaked
     if len(os.listdir("/proc/self/task")) > 1:
         sys.exit("an import has started a thread, which a fork would lack")
+    if "torch" in sys.modules and sys.modules["torch"].cuda.device_count():
+        sys.exit("runs on a GPU as forks have not been tried")
     _become(*_serve(connection))
 
 

@@ -40,9 +40,9 @@ from scaling_testbed.sweeps.view import live_table
 POLL_SECONDS = 0.2
 REFRESH_SECONDS = 2.0
 ENOUGH_RUNS, ENOUGH_SECONDS = 2, 60.0  # one of both before the time left is estimated
-PRELOADED = ("torch._dynamo", "torch.distributed.checkpoint", "torch.distributed.fsdp")  # the first update imports them
-PRELOADED += ("scaling_testbed.training.run", "scaling_testbed.config.compose", "scaling_testbed.commands.doors")
-PRELOADED += ("hydra._internal.core_plugins.importlib_resources_config_source",)
+PRELOADED = ["torch._dynamo", "torch.distributed.checkpoint", "torch.distributed.fsdp"]  # the first update imports them
+PRELOADED += ["scaling_testbed.training.run", "scaling_testbed.config.compose", "scaling_testbed.commands.doors"]
+PRELOADED += ["hydra._internal.core_plugins.importlib_resources_config_source"]  # composing imports it
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -116,10 +116,10 @@ class Driver:
             while self.children or (self.waiting and not self.stopping):
                 self._fill(free)
                 for run_id, (process, run, slot) in list(self.children.items()):
-                    if process.poll() is not None:
+                    if (status := process.poll()) is not None:
                         del self.children[run_id]
                         free.append(slot)
-                        self._ended(run, process.returncode, live is None)
+                        self._ended(run, status, live is None)
                 if live and time.monotonic() - refreshed > REFRESH_SECONDS:
                     refreshed = time.monotonic()
                     self._refresh([*(run for _, run, _ in self.children.values()), *self.waiting])

@@ -59,8 +59,10 @@ class Walk:
         return [self.python, "-m", "scaling_testbed.sweep", verb, f"sweep={self.folder / 'walk.yaml'}", *self.words()]
 
     def start_driver(self, verb: str = "run") -> None:
+        fresh = self.chance.choice([[], [], ["--fresh"]])
         with open(self.folder / "driver.log", "a") as log:
-            self.driver = subprocess.Popen([*self.command(verb), "--workers", "2"], stdout=log, stderr=log, cwd=ROOT)
+            command = [*self.command(verb), "--workers", "2", *fresh]
+            self.driver = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT)
 
     def start_ranks(self) -> None:
         with socket.socket() as free:
@@ -94,7 +96,7 @@ class Walk:
     def disturb(self) -> None:
         """One event. Killing is the most frequent one."""
         event = self.chance.choice(
-            [self.kill_run, self.kill_run, self.kill_rank, self.kill_driver, self.fill, self.touch]
+            [self.kill_run, self.kill_run, self.kill_rank, self.kill_driver, self.kill_parent, self.fill, self.touch]
         )
         self.log.append(f"{event.__name__} {event()}")
 
@@ -102,6 +104,17 @@ class Walk:
         number = self.chance.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
         self.driver.send_signal(number)
         return number.name
+
+    def kill_parent(self) -> str:
+        """The warm parent of runs, which a driver started that writes here."""
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                if b"scaling_testbed.processes.warm" in path.read_bytes().split(b"\0"):
+                    driver = (path.parent / "stat").read_text().rpartition(")")[2].split()[1]
+                    if os.readlink(f"/proc/{driver}/fd/1").startswith(str(self.folder)):
+                        os.kill(int(path.parent.name), signal.SIGKILL)
+                        return path.parent.name
+        return "nobody"
 
     def kill_run(self) -> str:
         return self.kill([owner(lock) for lock in sorted(self.runs.glob("walk/*/lock"))])

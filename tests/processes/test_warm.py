@@ -125,16 +125,29 @@ def test_a_starter_makes_a_new_parent_when_the_code_has_changed_and_new_interpre
     first = starter.start(["child", "say", "0"], {}, log)
     second = starter.start(["child", "say", "0"], {}, log)
     assert first._parent is second._parent and ended(first) == ended(second) == 0
+    stays = starter.start(["child", "wait", "0"], {}, log)
     monkeypatch.setattr(warm, "_code_now", lambda: {"a.py": 2})
     third = starter.start(["child", "wait", "0"], {}, log)
     assert third._parent is not first._parent
-    starter._parent._process.kill()
-    starter._parent._process.wait()
+    stays.send_signal(signal.SIGTERM)
+    assert ended(stays) == -signal.SIGTERM  # its parent is there still
+    starter._parents[-1]._process.kill()
+    starter._parents[-1]._process.wait()
     fourth = starter.start(["child", "say", "0"], {}, log)
     assert isinstance(third, WarmProcess) and isinstance(fourth, subprocess.Popen) and fourth.wait() == 0
     third.send_signal(signal.SIGKILL)
     assert ended(third) == STATUS_LOST
     starter.close()
+
+
+@pytest.mark.parametrize("why", ["a GPU", "a thread"])
+def test_where_a_fork_is_not_known_to_work_there_are_new_interpreters(parent, tmp_path, log, why):
+    torch = "class cuda:\n    device_count = staticmethod(lambda: 1)\n"
+    thread = "import threading, time\nthreading.Thread(target=time.sleep, args=[9], daemon=True).start()\n"
+    (tmp_path / "torch.py").write_text(torch if why == "a GPU" else thread)
+    starter = Starter(["torch"], {})
+    process = starter.start(["child", "say", "0"], {}, log)
+    assert isinstance(process, subprocess.Popen) and process.wait() == 0
 
 
 def test_a_module_that_cannot_be_imported_is_left_to_new_interpreters(parent, log):

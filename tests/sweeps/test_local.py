@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from scaling_testbed.files import sha256_of
 from scaling_testbed.runs.lease import Owner
 from scaling_testbed.sweeps import local, status
 from scaling_testbed.sweeps.local import slots
 from tests.conftest import REAL_PYTHON
+from tests.training.conftest import metrics
 
 
 @pytest.mark.fault("30", "A finished sweep that is typed again starts nothing.")
@@ -38,6 +40,28 @@ def test_a_grid_runs_to_its_end_and_again_starts_nothing(door, states, tmp_path,
     assert sorted(table["val_loss"]) == sorted(row["val_loss"] for row in rows)
     assert len(status.rows(tmp_path / "runs/tiny")) == 4
     assert "finished runs" in door("plan")[1]  # priced by what they reached
+
+
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="warm processes need Linux")
+def test_runs_of_a_warm_parent_are_those_of_new_interpreters_in_every_bit(door, tmp_path, monkeypatch):
+    """Weights, metrics and rows are equal, but for times, memory and places."""
+    of_a_start = {"wall_seconds", "tokens_per_second", "mfu", "peak_memory_bytes", "overrides", "runs_dir"}
+    started, real = [], local.Starter.start
+    monkeypatch.setattr(local.Starter, "start", lambda *given: started.append(real(*given)) or started[-1])
+    found = []
+    for words in ([], ["--fresh"]):
+        folder = tmp_path / f"runs{len(words)}"
+        assert door("run", "--workers", "2", *words, f"runs_dir={folder}")[0] == 0
+        rows = [json.loads(path.read_text()) for path in sorted(folder.glob("*/*/result.json"))]
+        steps = [
+            [{key: value for key, value in line.items() if key not in of_a_start} for line in metrics(path)]
+            for path in sorted(folder.glob("*/*"))
+            if path.is_dir()
+        ]
+        hashes = {path.parent.parent.parent.name: sha256_of(path) for path in folder.rglob("model.pt")}
+        found.append(([{k: v for k, v in row.items() if k not in of_a_start} for row in rows], steps, hashes))
+    assert found[0] == found[1] and len(found[0][0]) == 4
+    assert [type(process) for process in started] == [local.WarmProcess] * 4 + [subprocess.Popen] * 4
 
 
 @pytest.mark.fault("31", "One failing run is named, the others finish, and retry runs it alone.")
