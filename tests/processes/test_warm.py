@@ -144,8 +144,9 @@ def test_a_starter_makes_a_new_parent_when_the_code_has_changed_and_new_interpre
 def test_where_a_fork_is_not_known_to_work_there_are_new_interpreters(parent, tmp_path, log, why):
     torch = "class cuda:\n    device_count = staticmethod(lambda: 1)\n"
     thread = "import threading, time\nthreading.Thread(target=time.sleep, args=[9], daemon=True).start()\n"
-    (tmp_path / "torch.py").write_text(torch if why == "a GPU" else thread)
-    starter = Starter(["torch"], {})
+    (tmp_path / "torch.py").write_text(torch)
+    (tmp_path / "threads.py").write_text(thread)
+    starter = Starter(["torch" if why == "a GPU" else "threads"], {})
     process = starter.start(["child", "say", "0"], {}, log)
     assert isinstance(process, subprocess.Popen) and process.wait() == 0
 
