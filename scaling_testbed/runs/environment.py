@@ -37,13 +37,19 @@ SOURCES = ("scaling_testbed", "kernels", "configs")  # the diff includes new fil
 DRIVER_FILE, PROCESSOR_FILE = Path("/proc/driver/nvidia/version"), Path("/proc/cpuinfo")
 COMMIT_VARIABLE = "SCALING_TESTBED_COMMIT"  # of an image that was built without .git
 PACKAGE = Path(__file__).resolve().parents[1]
+# Variables by which PyTorch's libraries compute in other precisions or orders. None of them is a secret.
+ARITHMETIC = (
+    *("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "CUBLAS_WORKSPACE_CONFIG", "NCCL_ALGO", "NCCL_PROTO"),
+    *("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_MAX_CPU_ISA"),
+    *("DNNL_DEFAULT_FPMATH_MODE", "MKL_CBWR", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "TRITON_INTERPRET"),
+)
 
 
 def environment(device: str, precision: str, plugins: Sequence[str] = ()) -> dict[str, Any]:
     """Describe this start of a run with these plug-ins: machine, driver, Slurm job and state of the source.
 
     `record_start` stores the entries `installed` and `files` once for all starts. `files` has names and contents of
-    files that the record needs. Other environment variables are not recorded.
+    files that the record needs. No environment variable is recorded but those of ARITHMETIC.
     """
     git, files = source_state()
     loaded = plugins_of(plugins)
@@ -59,6 +65,7 @@ def environment(device: str, precision: str, plugins: Sequence[str] = ()) -> dic
         "processor": processor(),
         "driver": driver(),
         "versions": versions(),
+        "variables": {name: os.environ[name] for name in ARITHMETIC if name in os.environ},
         "plugins": [plugin.record() for plugin in loaded],
         "git": git,
         "installed": installed(),
@@ -108,8 +115,8 @@ def _earlier(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
 
 
 def source_change(folder: Path) -> str | None:
-    """How the source and the versions of the last start in a run's folder differ from those of the start before, or
-    None."""
+    """How the source, the versions and the variables of the last start in a run's folder differ from those of the start
+    before, or None."""
     starts, _ = _earlier(folder / RECORD)
     sources = [start["git"] for start in starts[-2:] if isinstance(start.get("git"), dict)]
     said = [
@@ -120,6 +127,11 @@ def source_change(folder: Path) -> str | None:
     if isinstance(then, dict) and isinstance(now, dict):
         names = [name for name in now if name in then and then[name] != now[name]]
         found += [f"{name} {str(then[name])[:20]} then, {str(now[name])[:20]} now" for name in names]
+    before, after = ([start.get("variables") for start in starts[-2:]] + [None, None])[:2]
+    if isinstance(before, dict) and isinstance(after, dict):
+        changed = [name for name in ARITHMETIC if before.get(name) != after.get(name)]
+        names = [name for name in changed if not name.endswith("_NUM_THREADS")]  # each slot of a sweep has its own
+        found += [f"{name} {before.get(name, 'unset')} then, {after.get(name, 'unset')} now" for name in names]
     return "; ".join(found) or None
 
 

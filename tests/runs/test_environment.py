@@ -17,12 +17,14 @@ from scaling_testbed.runs import environment
 from scaling_testbed.runs.environment import record_start
 
 
-def test_the_record_holds_every_installed_version_and_no_environment_variables(monkeypatch):
+def test_the_record_holds_every_installed_version_and_no_variables_but_those_of_arithmetic(monkeypatch):
     secret = secrets.token_hex()  # written out it would be in the diff, as long as this file is changed
     monkeypatch.setenv("WANDB_API_KEY", secret)
+    monkeypatch.setenv("MKL_CBWR", "AVX2")
     found = environment.environment("cpu", "fp32")
     assert all(secret.encode() not in content for content in found.pop("files").values())
     assert secret not in json.dumps(found)
+    assert found["variables"]["MKL_CBWR"] == "AVX2" and set(found["variables"]) <= set(environment.ARITHMETIC)
     names = {one.metadata["Name"].lower() for one in importlib.metadata.distributions()}
     assert set(found["installed"]) == names and found["installed"]["pytest"] == pytest.__version__
     assert found["versions"]["torch"] == found["installed"]["torch"]
@@ -79,6 +81,9 @@ def test_a_change_of_the_source_between_two_starts_is_told(tmp_path):
     for torch in ("2.11", "2.13"):  # the row has the versions of the last start alone
         record_start(tmp_path, start({}) | {"versions": {"python": "3.12", "torch": torch}})
     assert environment.source_change(tmp_path) == "torch 2.11 then, 2.13 now"
+    for variables in ({"OMP_NUM_THREADS": "1"}, {"NVIDIA_TF32_OVERRIDE": "0"}):
+        record_start(tmp_path, start({}) | {"variables": variables})
+    assert environment.source_change(tmp_path) == "NVIDIA_TF32_OVERRIDE unset then, 0 now"
 
 
 @pytest.fixture
