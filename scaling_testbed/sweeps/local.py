@@ -75,6 +75,10 @@ class Driver:
     awaited: set[str] = field(default_factory=set)  # runs of other processes that were reported
     stopping: str | None = None
 
+    def __post_init__(self) -> None:
+        common = dict(set.intersection(*(set(slot.items()) for slot in self.slots)))
+        self._starter = Starter(PRELOADED, common, warm=self.warm and len(self.runs) > 1)
+
     def drive(self) -> int:
         """Run all unfinished runs. Returns the exit status: 0, 1 if a run failed, or 75 if a signal asked to stop. The
         runs have then saved checkpoints, and the next call continues them. Raises UserError, before anything is
@@ -89,8 +93,6 @@ class Driver:
         self._done_before = {run.run_id: self._share_done(run) for run in self._due}
         if not self.waiting:
             return self._conclude()
-        common = dict(set.intersection(*(set(slot.items()) for slot in self.slots)))
-        self._starter = Starter(PRELOADED, common, warm=self.warm and len(self.waiting) > 1)
         free, previous = list(self.slots), handle(_SIGNALS, self._stop)
         try:
             self._loop(free)
