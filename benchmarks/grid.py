@@ -36,9 +36,15 @@ N_RUNS = 16
 
 
 def command(variant: str, folder: Path, overrides: list[str]) -> list[str]:
-    words = ["sweep=nano_lr", "data=python_stdlib", "name=grid", f"runs_dir={folder}/runs", f"data_dir={folder.parent}"]
+    data = data_of(variant, folder.parent)
+    words = ["sweep=nano_lr", "data=python_stdlib", "name=grid", f"runs_dir={folder}/runs", f"data_dir={data}"]
     fresh = ["--fresh"] if variant == FRESH else []
     return [sys.executable, "-m", "scaling_testbed.sweep", "run", *words, *overrides, "--workers", "2", *fresh]
+
+
+def data_of(variant: str, folder: Path) -> Path:
+    """Of each version its own: an earlier one does not read what a later one has prepared."""
+    return folder / ("earlier" if variant == EARLIER else "here")
 
 
 def measure(variant: str, place: Path, data: Path, overrides: list[str]) -> tuple[float, float, dict[str, float]]:
@@ -53,7 +59,7 @@ def measure(variant: str, place: Path, data: Path, overrides: list[str]) -> tupl
         if done.returncode:
             raise RuntimeError(f"{variant}: {done.stderr.strip() or done.stdout.strip()}")
         rows = [json.loads(path.read_text()) for path in Path(folder).glob("runs/*/*/result.json")]
-    losses = {f"{row['model']} {row['model.qk_norm']} {row['optimizer.lr']}": row["val_loss"] for row in rows}
+    losses = {row["run_id"]: row["val_loss"] for row in rows}
     if len(losses) != N_RUNS:
         raise RuntimeError(f"{variant}: {len(losses)} of {N_RUNS} runs have a row")
     return wall, cpu, losses
@@ -100,10 +106,11 @@ def main(argv: list[str] | None = None) -> int:
     report = Report("grid", machine, COLUMNS, out=options.out and Path(options.out), smoke=options.quick)
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder)
-        prepare = [sys.executable, "-m", "scaling_testbed.prepare", "data=python_stdlib", f"data_dir={data}"]
-        places = [ROOT, *([Path(options.earlier).resolve()] if options.earlier else [])]
-        for place in places:  # a folder of one version may be another's too, or not
-            subprocess.run(prepare, cwd=place, env=os.environ | {"PYTHONPATH": str(place)}, check=True)
+        prepare = [sys.executable, "-m", "scaling_testbed.prepare", "data=python_stdlib"]
+        places = {WARM: ROOT} | ({EARLIER: Path(options.earlier).resolve()} if options.earlier else {})
+        for variant, place in places.items():
+            environment = os.environ | {"PYTHONPATH": str(place)}
+            subprocess.run([*prepare, f"data_dir={data_of(variant, data)}"], cwd=place, env=environment, check=True)
         grids = dict(list(GRIDS.items())[1:]) if options.quick else GRIDS
         work = {label: partial(compare, report, options, label, words, data) for label, words in grids.items()}
         return report.run(work, Budget(options.seconds))
