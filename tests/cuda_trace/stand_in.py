@@ -1,0 +1,120 @@
+"""A GPU whose kernels do nothing, for a CUDA build of PyTorch on a machine without a GPU.
+
+runtime.c and libraries.c take the place of CUDA's libraries. PyTorch and Triton then run as on an H100: they choose
+kernels, allocate, launch, copy and wait. Only the numbers are missing. `build` and `environment` are for the process
+that starts another one with the stand-in. The rest is for that other process.
+"""
+
+import contextlib
+import ctypes
+import os
+import subprocess
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+LIBRARY = "libcuda.so.1"
+# As in stand_in.h.
+COUNTERS = ("launches", "products", "collectives", "graphs", "to_device", "to_host", "within", "fills", "waits")
+COUNTERS += ("allocations",)
+LAUNCHES = ("launches", "products", "collectives", "graphs", "within", "fills")  # what the host queues on the GPU
+PACKAGE = f"{ROOT}/scaling_testbed/"
+
+
+def build(python: str, folder: Path) -> str | None:
+    """Compile the stand-in into `folder`, for the PyTorch of the interpreter `python`. Returns why not, or None."""
+    code = "import sysconfig, torch; assert torch.version.cuda, 'its PyTorch is for CPUs'; "
+    code += "print(sysconfig.get_path('purelib'))"
+    asked = subprocess.run([python, "-c", code], capture_output=True, text=True)
+    if asked.returncode:
+        return (asked.stderr.strip() or "it cannot be started").splitlines()[-1]
+    site = Path(asked.stdout.strip())
+    # The headers of CUDA's package lack the folder crt, which triton has.
+    headers = [*site.glob("nvidia/cu*/include"), site / "triton/backends/nvidia/include"]
+    command = ["cc", "-shared", "-fPIC", "-O1", "-w", f"-Wl,-soname,{LIBRARY}", "-o", str(folder / LIBRARY)]
+    command += [option for path in headers for option in ("-isystem", str(path))]
+    command += [str(HERE / "runtime.c"), str(HERE / "libraries.c"), "-ldl"]
+    try:
+        made = subprocess.run(command, capture_output=True, text=True)
+    except OSError:
+        return "there is no C compiler (cc)"
+    return made.stderr.strip() or None
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """The environment of a process that has the stand-in that `build` has put into `folder`."""
+    inherited = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    return inherited | {
+        "LD_PRELOAD": str(folder / LIBRARY),
+        "TRITON_LIBCUDA_PATH": str(folder),
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+def run(python: str, folder: Path, arguments: list[str], timeout: float) -> subprocess.CompletedProcess[str]:
+    """Run `python` with these arguments on the stand-in."""
+    command = [python, *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment(folder), capture_output=True, text=True, timeout=timeout)
+
+
+# ------------------------------------------------------------------------------------------- in the other process
+
+
+def counts() -> Counter[str]:
+    """What this process has asked of the stand-in so far, by the names of COUNTERS."""
+    numbers = (ctypes.c_long * len(COUNTERS)).in_dll(ctypes.CDLL(None), "stand_in_counters")
+    return Counter(dict(zip(COUNTERS, numbers, strict=True)))
+
+
+def launches(counted: Counter[str]) -> int:
+    return sum(counted[name] for name in LAUNCHES)
+
+
+@contextlib.contextmanager
+def places_of_waits() -> Iterator[Counter[str]]:
+    """Count by line the places in the package at which the host waits for the GPU."""
+    found: Counter[str] = Counter()
+
+    def note() -> None:
+        stack = [frame for frame in traceback.extract_stack() if frame.filename.startswith(PACKAGE)]
+        place = stack[-1] if stack else None
+        found[f"{place.filename.removeprefix(PACKAGE)}: {place.line}" if place else "outside of the package"] += 1
+
+    call = ctypes.CFUNCTYPE(None)
+    slot = call.in_dll(ctypes.CDLL(None), "stand_in_on_wait")
+    kept = call(note)
+    ctypes.memmove(ctypes.addressof(slot), ctypes.addressof(kept), ctypes.sizeof(ctypes.c_void_p))
+    try:
+        yield found
+    finally:
+        ctypes.memset(ctypes.addressof(slot), 0, ctypes.sizeof(ctypes.c_void_p))
+
+
+def replace_cudnn_attention() -> None:
+    """Let cuDNN's attention only allocate its results, and count as one launch. cuDNN itself needs a GPU."""
+    import torch
+    from torch.utils._pytree import tree_map_only
+
+    warnings.filterwarnings("ignore", "Warning only once for all operators")
+    library = ctypes.CDLL(None)
+    registered = torch.library.Library("aten", "IMPL")
+    _kept.append(registered)
+
+    def stand_in(operator):
+        def call(*args, **kwargs):
+            args, kwargs = tree_map_only(torch.Tensor, lambda x: x.to("meta"), (args, kwargs))
+            library.stand_in_count(COUNTERS.index("launches"))
+            return tree_map_only(torch.Tensor, lambda x: torch.empty_like(x, device="cuda"), operator(*args, **kwargs))
+
+        return call
+
+    for name in ("_scaled_dot_product_cudnn_attention", "_scaled_dot_product_cudnn_attention_backward"):
+        registered.impl(name, stand_in(getattr(torch.ops.aten, name).default), "CUDA", allow_override=True)
+
+
+_kept: list = []  # what must live as long as the process
