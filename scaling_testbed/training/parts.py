@@ -16,6 +16,7 @@ from scaling_testbed.learning.config import CrossEntropyConfig
 from scaling_testbed.learning.interventions.base import Context, Intervention
 from scaling_testbed.learning.loss import choose_loss_impl
 from scaling_testbed.learning.loss_model import LossModel
+from scaling_testbed.learning.optimizers import leave_out_where
 from scaling_testbed.model.attention import check_impls
 from scaling_testbed.model.config import ModelConfig
 from scaling_testbed.model.counting import ParamCounts, count_params
@@ -28,6 +29,10 @@ from scaling_testbed.runs.folder import RunFolder
 from scaling_testbed.training.data import MAIN_SET, open_sets, open_training_batches, open_validation_sets
 from scaling_testbed.training.measurement import Measurement
 
+# Type of device -> Parts.ahead where the optimizer can leave out bad updates. A GPU then always has an update to work
+# on. A CPU has nothing to wait for.
+AHEAD = {"cuda": 2}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
@@ -38,7 +43,9 @@ class Parts:
     they give, the run's own first. validation_sets: in the same order. steps: of the whole run. micro_batch: sequences
     in a pass of this process, as chosen at this start. flops_per_token: of training, including interventions. model:
     the plain module. placed: the same model on its devices. interventions: by name, in the order in which a step runs
-    them.
+    them. ahead: how many further updates may be made before the values of one are read. bad: 1.0 on the device from the
+    first update on whose loss or gradient norm is not finite, else 0.0; None: the values of each update are read before
+    the optimizer's step.
     """
 
     run: RunConfig
@@ -59,6 +66,8 @@ class Parts:
     optimizer: torch.optim.Optimizer
     interventions: dict[str, Intervention]
     measurement: Measurement
+    ahead: int = 0
+    bad: torch.Tensor | None = None
 
     @property
     def data(self) -> PreparedData:
@@ -96,6 +105,10 @@ def build_parts(run: RunConfig, folder: RunFolder, processes: Processes, *, quie
     interventions = interventions_of(run)
     for intervention in interventions.values():
         intervention.attach(Context(model=model, optimizer=optimizer, sum=processes.sum, largest=processes.largest))
+    ahead, bad = AHEAD.get(device.type, 0), torch.zeros((), device=device)
+    # An intervention looks at the values of an update before the next one is made.
+    if not ahead or interventions or not leave_out_where(optimizer, bad):
+        ahead, bad = 0, None
     measurement = Measurement(run.diagnostics, run.parallelism, placed, processes, device, precision)
     if run.compute.compile:
         model.compile()
@@ -118,6 +131,8 @@ def build_parts(run: RunConfig, folder: RunFolder, processes: Processes, *, quie
         optimizer=optimizer,
         interventions=interventions,
         measurement=measurement,
+        ahead=ahead,
+        bad=bad,
     )
 
 
