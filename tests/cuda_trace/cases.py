@@ -1,4 +1,4 @@
-"""The traced runs, and the figures that a step of them may not exceed.
+"""The traced runs, and the figures that a step of them may not exceed, with PyTorch 2.11.
 
 CUDA_TRACE_PYTHON=PATH python -m tests.cuda_trace.cases        records the figures anew
 """

@@ -34,10 +34,11 @@ QUIET = [
 def trace(overrides: list[str]) -> dict[str, Any]:
     """What a step of the run with these overrides asks of the GPU."""
     found: dict[str, Any] = {}
-    real, number = training.make_update, 0
+    real, number, until_next = training.make_update, 0, contextlib.ExitStack()
 
     def make_update(parts, *args):
         nonlocal number
+        until_next.close()
         tokens, before = parts.run.batch.tokens, stand_in.counts()
         with stand_in.places_of_waits() as places, counting() if number == COUNTED else _nothing() as traffic:
             update = real(parts, *args)
@@ -45,6 +46,7 @@ def trace(overrides: list[str]) -> dict[str, Any]:
             step = stand_in.counts() - before
             found.update(counts=step, launches=stand_in.launches(step), waits=dict(places))
             found["peak_bytes"] = torch.cuda.max_memory_allocated()
+            found["waits_between"] = until_next.enter_context(stand_in.places_of_waits())
         if traffic is not None:
             found["bytes_per_token"] = traffic.total.bytes / tokens
             found["flops_per_token"] = traffic.total.flops / tokens
