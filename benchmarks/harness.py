@@ -296,9 +296,16 @@ def kept(variants: Sequence, without: Sequence[str]) -> list:
 
 
 def arguments(
-    doc: str, argv: Sequence[str] | None, seconds: float, *, peers: bool = True, more: dict[str, str] | None = None
+    doc: str,
+    argv: Sequence[str] | None,
+    seconds: float,
+    *,
+    peers: bool = True,
+    more: dict[str, str] | None = None,
+    flags: dict[str, str] | None = None,
 ) -> argparse.Namespace:
-    """The options of all benchmarks. peers: whether there is --without. more: further options and their help."""
+    """The options of all benchmarks. peers: whether there is --without. more, flags: further options with and without a
+    value, and their help."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"))
     parser.add_argument("--seconds", type=float, default=seconds, help="start no new shape after so many seconds")
@@ -313,6 +320,8 @@ def arguments(
     )
     for option, about in (more or {}).items():
         parser.add_argument(option, help=about)
+    for option, about in (flags or {}).items():
+        parser.add_argument(option, action="store_true", help=about)
     return parser.parse_args(argv)
 
 

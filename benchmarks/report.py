@@ -30,6 +30,7 @@ FORMATS: dict[str, Callable[[float], str]] = {
     "count": lambda x: f"{x:,.0f}",
     "loss": lambda x: f"{x:.5f}",
     "small": lambda x: f"{x:.1e}",
+    "yes": lambda x: "yes" if x else "no",
 }
 
 
@@ -100,7 +101,12 @@ class Report:
                 if isinstance(error, DeviceLost | KeyboardInterrupt):
                     break
         self.finish()
-        return 1 if any(_broken(row) for case in self.data["cases"] for row in case["rows"]) else status
+        return self.status or status
+
+    @property
+    def status(self) -> int:
+        """The exit status: 1 if a variant of this project fails or is wrong."""
+        return int(any(_broken(row) for case in self.data["cases"] for row in case["rows"]))
 
     def write(self) -> None:
         if self.path:
