@@ -92,17 +92,33 @@ class HostCopy:
     """A copy of a small tensor in the memory of the host. It begins at once; `read` waits for it."""
 
     def __init__(self, values: torch.Tensor):
-        self._copy, self._done = values, None
-        if values.device.type == "cuda":
-            self._copy = torch.empty_like(values, device="cpu", pin_memory=True)
-            self._copy.copy_(values, non_blocking=True)
-            self._done = torch.cuda.Event()
-            self._done.record()
+        self._done = None
+        if values.device.type != "cuda":
+            self._copy = values.clone()
+            return
+        self._copy = torch.empty_like(values, device="cpu", pin_memory=True)
+        self._copy.copy_(values, non_blocking=True)
+        self._done = torch.cuda.Event()
+        self._done.record()
 
     def read(self) -> list[float]:
         if self._done is not None:
             self._done.synchronize()
         return self._copy.tolist()
+
+
+@contextlib.contextmanager
+def on_side_stream(device: torch.device) -> Iterator[None]:
+    """Context manager for work on another stream of a GPU, between the work before and after it. PyTorch asks for it
+    before a capture (its notes on CUDA graphs)."""
+    if device.type != "cuda":
+        yield
+        return
+    side, here = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+    side.wait_stream(here)
+    with torch.cuda.stream(side):
+        yield
+    here.wait_stream(side)
 
 
 def device_name(device: torch.device) -> str:

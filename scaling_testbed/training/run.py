@@ -22,6 +22,7 @@ from scaling_testbed.runs.finished import final_row
 from scaling_testbed.runs.folder import RunFolder
 from scaling_testbed.runs.identity import check_same, of_checkpoint
 from scaling_testbed.runs.row import FINAL, Row
+from scaling_testbed.training.graph import StepGraph
 from scaling_testbed.training.parts import build_parts
 from scaling_testbed.training.progress import is_evaluated, is_saved, resume, save
 from scaling_testbed.training.records import Records
@@ -76,6 +77,7 @@ def train(run: RunConfig, interrupts: Interrupts | None = None, *, quiet: bool =
             return row
         records.start_mirror()
         outcome, queue = Outcome("finished"), Queue(parts, progress.step)
+        graph = StepGraph(parts) if parts.captures else None
 
         def needs_host(step: int) -> bool:
             return is_evaluated(run, step, parts.steps) or is_saved(run.checkpoint, step)
@@ -94,7 +96,10 @@ def train(run: RunConfig, interrupts: Interrupts | None = None, *, quiet: bool =
                     progress.clock.begin_step()
                     while queue.has_room(interrupts, needs_host):
                         given = inputs(parts, queue.made)
-                        queue.add(make_update(parts, given, interrupts, progress.micro_batch))
+                        if graph is not None:
+                            queue.add(graph.make(given, interrupts, progress.micro_batch))
+                        else:
+                            queue.add(make_update(parts, given, interrupts, progress.micro_batch))
                 except (TooLittleMemory, Interrupted) as error:
                     # First the updates that are made are read. Then the next one is tried again.
                     if not queue.close():

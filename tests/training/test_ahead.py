@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from scaling_testbed.errors import ConfigError
 from scaling_testbed.learning import loss_model
 from scaling_testbed.processes.interrupts import Interrupted
+from scaling_testbed.training import graph
 from scaling_testbed.training import parts as building
 from scaling_testbed.training import run as trainer
 from scaling_testbed.training import step as updates
@@ -167,3 +169,61 @@ def test_what_needs_the_values_of_an_update_reads_them_at_once(trained, late, la
     late()
     trained(*options, "checkpoint.at_end=false")
     assert largest_queue == [1]
+
+
+@pytest.fixture
+def graphs(monkeypatch, late):
+    """Lets a step be captured here: a replay does the work again. Returns a list with an entry for each replay."""
+    replays = []
+
+    def captured(work):
+        values = torch.zeros(3, dtype=torch.float64)
+
+        def replay():
+            replays.append(1)
+            values.copy_(work())
+
+        return values, replay
+
+    late()
+    monkeypatch.setattr(graph, "captured", captured)
+    return replays
+
+
+def test_a_captured_step_has_the_bits_of_the_same_step_without_a_graph(trained, graphs, monkeypatch):
+    """And nearly those of a run whose rates are doubles. Measured steps are made without the graph."""
+    options = ["compute.cuda_graph=true", "diagnostics.every_steps=5", "checkpoint.every_steps=0"]
+    plain, _ = trained(*options[1:], runs="plain")
+    row, folder = trained(*options)
+    assert len(graphs) == 12 - graph.WARM_UP - 3  # steps 5, 10 and 12 are measured
+    monkeypatch.setattr(graph, "WARM_UP", 100)
+    eager, there = trained(*options, runs="eager")
+    assert row["cuda_graph"] is eager["cuda_graph"] is True and plain["cuda_graph"] is False
+    assert metrics(folder) == metrics(there)
+    same_state(folder, there)
+    assert row["val_loss"] == pytest.approx(plain["val_loss"], abs=1e-5)
+    kept = load_latest(folder / "checkpoints").tensors["optimizer"]["param_groups"]
+    assert all(isinstance(group["lr"], float) and not group["capturable"] for group in kept)
+
+
+def test_a_captured_step_that_is_bad_changes_nothing(trained, graphs, monkeypatch):
+    poison(monkeypatch, 8, math.nan, "loss")
+    row, _ = trained("compute.cuda_graph=true", "checkpoint.every_steps=0")
+    assert row["status"] == "diverged" and row["diverged_at_step"] == 8
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ([], "the device is cpu"),
+        (["parallelism=ddp"], "parallelism=ddp exchanges gradients"),
+        (["optimizer.qk_clip=1", "model.qk_norm=none"], "qk_clip needs the host"),
+        (["optimizer=muon"], "optimizer=muon has no fused step"),
+        (["optimizer.fused=false"], "optimizer=adamw has no fused step"),
+    ],
+)
+def test_what_cannot_be_captured_is_refused_by_name(trained, late, options, says):
+    if options:
+        late()
+    with pytest.raises(ConfigError, match=says):
+        trained("compute.cuda_graph=true", *options)

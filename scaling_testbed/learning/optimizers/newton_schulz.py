@@ -57,7 +57,7 @@ class BatchedMuon(torch.optim.Optimizer):
 
     def _step_of(self, parameters: list[torch.Tensor], group: dict[str, Any]) -> None:
         momentum, rate = group["momentum"], group["lr"]
-        gradients = [parameter.grad for parameter in parameters]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         states = [self.state[parameter] for parameter in parameters]
         for parameter, state in zip(parameters, states, strict=True):
             if "momentum_buffer" not in state:
