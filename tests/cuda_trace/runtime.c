@@ -75,7 +75,7 @@ cudaError_t cudaDeviceGetPCIBusId(char *id, int size, int d) { strncpy(id, "0000
 /* An H100 with 80 GB, from NVIDIA's data sheet and the CUDA programming guide, table of compute capability 9.0. */
 cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *p, int d) {
   memset(p, 0, sizeof *p);
-  strcpy(p->name, "stand-in for an NVIDIA H100");
+  strcpy(p->name, "stand-in for a GPU (sm_90)");
   p->major = 9; p->minor = 0; p->warpSize = 32; p->multiProcessorCount = 132;
   p->totalGlobalMem = MEMORY; p->l2CacheSize = 50 << 20;
   p->sharedMemPerBlock = 48 << 10; p->sharedMemPerBlockOptin = 227 << 10; p->sharedMemPerMultiprocessor = 228 << 10;

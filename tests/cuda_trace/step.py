@@ -8,6 +8,7 @@ import gc
 import json
 import sys
 import tempfile
+from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
@@ -19,47 +20,39 @@ from scaling_testbed.model.transformer import Transformer
 from scaling_testbed.training import run as training
 from tests.cuda_trace import stand_in
 
-SETTLED, COUNTED = 3, 5  # the steps, from 0, whose launches and whose bytes are counted
+SETTLED, TRAFFIC = 8, 10  # the steps, from 0, whose launches and whose bytes are counted
 QUIET = [
     "data=noise",
     "data.n_tokens=1200000",
     "checkpoint.every_steps=0",
     "checkpoint.at_end=false",
     "evaluation.every_steps=0",
-    f"budget.steps={COUNTED + 2}",
+    f"budget.steps={TRAFFIC + 2}",
     "name=trace",
 ]
 
 
 def trace(overrides: list[str]) -> dict[str, Any]:
-    """What a step of the run with these overrides asks of the GPU."""
+    """What a step of the run with these overrides asks of the GPU, from its inputs to those of the next step."""
     found: dict[str, Any] = {}
-    real, number, until_next = training.make_update, 0, contextlib.ExitStack()
+    real, number, step = training.inputs, 0, contextlib.ExitStack()
 
-    def make_update(parts, *args):
+    def inputs(parts, *args):
         nonlocal number
-        until_next.close()
-        tokens, before = parts.run.batch.tokens, stand_in.counts()
-        with stand_in.places_of_waits() as places, counting() if number == COUNTED else _nothing() as traffic:
-            update = real(parts, *args)
+        step.close()
+        tokens = parts.run.batch.tokens
         if number == SETTLED:
-            step = stand_in.counts() - before
-            found.update(counts=step, launches=stand_in.launches(step), waits=dict(places))
-            found["peak_bytes"] = torch.cuda.max_memory_allocated()
-            found["waits_between"] = until_next.enter_context(stand_in.places_of_waits())
-        if traffic is not None:
-            found["bytes_per_token"] = traffic.total.bytes / tokens
-            found["flops_per_token"] = traffic.total.flops / tokens
-            found["floor_seconds"] = traffic.total.seconds
-            found["attention"] = {name: n for name, n in traffic.operators.items() if "attention" in name}
+            step.enter_context(counted(found))
+        if number == TRAFFIC:
+            step.enter_context(traffic(found, tokens))
         number += 1
-        return update
+        return real(parts, *args)
 
     gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as held:
-        held.enter_context(mock.patch.object(training, "make_update", make_update))
+        held.enter_context(mock.patch.object(training, "inputs", inputs))
         # To draw the weights of large models takes minutes, and their values do not matter here.
         held.enter_context(mock.patch.object(Transformer, "init_weights", lambda model, seed: None))
         held.enter_context(contextlib.redirect_stdout(sys.stderr))
@@ -70,8 +63,23 @@ def trace(overrides: list[str]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _nothing():
-    yield None
+def counted(found: dict[str, Any]) -> Iterator[None]:
+    before = stand_in.counts()
+    with stand_in.places_of_waits() as places:
+        yield
+    counts = stand_in.counts() - before
+    found.update(counts=counts, launches=stand_in.launches(counts), waits=dict(places))
+    found["peak_bytes"] = torch.cuda.max_memory_allocated()
+
+
+@contextlib.contextmanager
+def traffic(found: dict[str, Any], tokens: int) -> Iterator[None]:
+    with counting() as counted:
+        yield
+    total = counted.total
+    found.update(bytes_per_token=total.bytes / tokens, flops_per_token=total.flops / tokens)
+    found["floor_seconds"] = total.seconds
+    found["attention"] = {name: n for name, n in counted.operators.items() if "attention" in name}
 
 
 if __name__ == "__main__":

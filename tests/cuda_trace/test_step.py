@@ -20,10 +20,13 @@ ATTENTION = {
 }
 
 
+GRAPHS = {f"{name}, captured": [*CASES[name], "compute.cuda_graph=true"] for name in ("proxy_2m", "10m")}
+
+
 @pytest.fixture(scope="module")
 def traced(tracer):
     """What a step of each case asks of the GPU."""
-    return tracer.trace(CASES | {name: overrides for name, (overrides, _) in ATTENTION.items()})
+    return tracer.trace(CASES | GRAPHS | {name: overrides for name, (overrides, _) in ATTENTION.items()})
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -38,10 +41,15 @@ def test_a_step_asks_no_more_of_the_gpu_than_recorded(traced, name):
     assert traced[name]["loss_impl"] == "triton" and traced[name]["precision"] == "bf16"
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [*CASES, *GRAPHS])
 def test_the_host_waits_only_for_values_of_an_earlier_step(traced, name):
-    assert traced[name]["waits"] == {}  # in the step itself
-    assert traced[name]["waits_between"] == {"processes/device.py: self._done.synchronize()": 1}  # HostCopy.read
+    assert traced[name]["waits"] == {"processes/device.py: self._done.synchronize()": 1}  # HostCopy.read
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_a_captured_step_is_one_launch_and_what_its_inputs_need(traced, name):
+    counts = traced[name]["counts"]
+    assert counts["graphs"] == 1 and traced[name]["launches"] <= 6, counts
 
 
 @pytest.mark.parametrize("name", ATTENTION)
