@@ -1,6 +1,6 @@
 """Causal attention, and qk-norm with rotary embedding: the kernels of this project beside those of PyTorch.
 
-    python -m benchmarks.attention [--device cpu] [--seconds S] [--out DIR] [--quick]
+    python -m benchmarks.attention [--sdpa] [--device cpu] [--seconds S] [--out DIR] [--quick]
 
 attention: 32768 tokens in sequences of 1k to 8k, with 16 heads of 64 or 8 heads of 128, in bf16. The benchmark times
 the forward pass as in training (it keeps the tensors for the backward pass), and both passes. TFLOP/s count the causal
@@ -17,9 +17,10 @@ On a CPU the benchmark only shows that all code runs. With TRITON_INTERPRET=1 th
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -38,6 +39,7 @@ SOFTCAP = 30.0
 EPS = 1e-6
 STATISTICS_AIM, BANDWIDTH_AIM = 1.10, 0.85
 FLEX_LENGTH = 2048
+SDPA_SHAPES = 6  # lengths of 2k, 8k and 1k
 # Relative errors in norm. Inputs are fp32 in the interpreter and on CPUs, and bf16 on GPUs.
 TOLERANCE = {"cuda": {"": 2e-2}, "cpu": {"": 1e-4}}
 COLUMNS = [
@@ -49,6 +51,7 @@ COLUMNS = [
     ("over_copy_rate", "of copy rate", "percent"),
     ("best_peer_over_this", "best peer / this", "ratio"),
     ("this_over_ours", "this / ours", "ratio"),
+    ("same_bits", "same bits", "yes"),
 ]
 
 
@@ -82,12 +85,16 @@ def norm_shapes(device: torch.device) -> list[Shape]:
 
 
 class Way(NamedTuple):
-    """A function q_BHTK, k_BHTK, v_BHTK -> out_BHTK with scale 1/sqrt(K), and whether it caps the scores."""
+    """A function q_BHTK, k_BHTK, v_BHTK -> out_BHTK with scale 1/sqrt(K).
+
+    capped: whether it caps the scores. deterministic: whether it is called as under compute.deterministic=true.
+    """
 
     name: str
     function: Callable[[Tensor, Tensor, Tensor], Tensor]
     capped: bool = False
     ours: bool = False
+    deterministic: bool = False
 
 
 def our_ways(device: torch.device) -> tuple[list[Way], list[str]]:
@@ -145,6 +152,14 @@ def ways(device: torch.device) -> tuple[list[Way], list[str]]:
     ], absent
 
 
+def sdpa_ways(device: torch.device) -> tuple[list[Way], list[str]]:
+    """What a run can take for plain causal attention: the backends of SDPA, and this project's kernel."""
+    found, absent = ways(device)
+    plain = [way for way in found if way.name == "ours" or not way.ours]
+    flash = [way for way in plain if way.name in ("SDPA flash", "SDPA")]
+    return [*plain, *(way._replace(name=f"{way.name}, deterministic", deterministic=True) for way in flash)], absent
+
+
 def definition(q, k, v, softcap):
     return reference.attention(q, k, v, scale=q.shape[-1] ** -0.5, softcap=softcap)
 
@@ -160,12 +175,32 @@ def attention_inputs(seed: int, *, shape: Shape, device: torch.device) -> tuple[
     return q.requires_grad_(), k.requires_grad_(), v.requires_grad_(), grad_out
 
 
-def run_attention(q, k, v, grad_out, *, function, backward: bool) -> Outputs:
-    out = function(q, k, v)
-    if not backward:
-        return {"out": out}
-    names = ("q gradient", "k gradient", "v gradient")
-    return {"out": out} | dict(zip(names, torch.autograd.grad(out, (q, k, v), grad_out), strict=True))
+def run_attention(q, k, v, grad_out, *, function, backward: bool, deterministic: bool = False) -> Outputs:
+    with deterministic_algorithms() if deterministic else contextlib.nullcontext():
+        out = function(q, k, v)
+        if not backward:
+            return {"out": out}
+        names = ("q gradient", "k gradient", "v gradient")
+        return {"out": out} | dict(zip(names, torch.autograd.grad(out, (q, k, v), grad_out), strict=True))
+
+
+@contextlib.contextmanager
+def deterministic_algorithms() -> Iterator[None]:
+    """As under compute.deterministic=true. New memory is not filled: only a test of PyTorch itself needs that."""
+    filled = torch.utils.deterministic.fill_uninitialized_memory
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.utils.deterministic.fill_uninitialized_memory = filled
+
+
+def repeats(run: Callable[..., Outputs], inputs: tuple, times: int = 4) -> bool:
+    """Whether `run` gives the same bits each time."""
+    first = run(*inputs)
+    return all(torch.equal(value, first[name]) for _ in range(times) for name, value in run(*inputs).items())
 
 
 def last_head(x: Tensor) -> Tensor:
@@ -193,7 +228,7 @@ def measure_attention(shape: Shape, backward: bool, found: list[Way], seconds: f
     variants = [
         Variant(
             way.name,
-            partial(run_attention, function=way.function, backward=backward),
+            partial(run_attention, function=way.function, backward=backward, deterministic=way.deterministic),
             "capped" if way.capped else "plain",
             way.ours,
         )
@@ -217,8 +252,11 @@ def measure_attention(shape: Shape, backward: bool, found: list[Way], seconds: f
         row["capped"] = way.capped
         if "median_s" in row:
             row["flops_per_s"] = attention_flops(shape, backward) / row["median_s"]
+        if options.sdpa and "median_s" in row:
+            run = partial(run_attention, function=way.function, backward=backward, deterministic=way.deterministic)
+            row["same_bits"] = repeats(run, attention_inputs(0, shape=shape, device=device))
     compare_with_peers(rows)
-    notes = _statistics_note(rows) if device.type == "cuda" else []
+    notes = _statistics_note(rows) if device.type == "cuda" and not options.sdpa else []
     return {"label": f"{title} {_passes(backward)}, {shape}", "rows": rows, "notes": notes}
 
 
@@ -335,13 +373,20 @@ def _bandwidth_note(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    options = harness.arguments(__doc__, argv, seconds=90)
+    flags = {"--sdpa": "only what a run can take for plain causal attention, and whether it repeats to the bit"}
+    options = harness.arguments(__doc__, argv, seconds=90, flags=flags)
     budget = Budget(options.seconds)
     device = harness.choose_device(options.device)
     smoke = options.quick or device.type == "cpu"
-    report = Report("attention", harness.describe_machine(device), COLUMNS, out=options.out, smoke=smoke)
-    found, absent = ways(device)
+    report = Report(
+        "sdpa" if options.sdpa else "attention", harness.describe_machine(device), COLUMNS, out=options.out, smoke=smoke
+    )
+    found, absent = sdpa_ways(device) if options.sdpa else ways(device)
     report.data["absent"] = absent
+    if options.sdpa:
+        shapes = attention_shapes(device, options.quick)[:SDPA_SHAPES]
+        work = {f"{shape}": partial(attentions, report, options, device, shape, found) for shape in shapes}
+        return report.run(work, budget)
     work = {
         f"qk-norm + rotary, {shape}": partial(norms, report, options, device, shape) for shape in norm_shapes(device)
     }

@@ -117,7 +117,21 @@ int cublasLtMatmulAlgoGetHeuristic(void *handle, void *product, void *a, void *b
   return 0;
 }
 
-/* ---- NCCL: a group of one process ---- */
+/* ---- NCCL: a group of one process, in which every collective is a copy ---- */
+
+#define COLLECTIVE(name) \
+  int name(const void *from, void *to, size_t n, int type) { \
+    static const int size[] = {1, 1, 4, 4, 8, 8, 2, 4, 8, 2, 1, 1}; \
+    stand_in_count(COLLECTIVES); \
+    if (from != to && n * size[type] <= LARGEST_COPY) memcpy(to, from, n * size[type]); \
+    return 0; \
+  }
+
+COLLECTIVE(ncclAllReduce)
+COLLECTIVE(ncclAllGather)
+COLLECTIVE(ncclReduceScatter)
+COLLECTIVE(ncclBroadcast)
+COLLECTIVE(ncclReduce)
 
 NOTHING(ncclGroupStart)
 NOTHING(ncclGroupEnd)
@@ -131,11 +145,6 @@ HANDLE(ncclCommInitRankConfig)
 HANDLE(ncclCommInitRankScalable)
 ZERO(ncclCommGetAsyncError)
 ZERO(ncclCommUserRank)
-COUNTED(ncclAllReduce, COLLECTIVES)
-COUNTED(ncclAllGather, COLLECTIVES)
-COUNTED(ncclReduceScatter, COLLECTIVES)
-COUNTED(ncclBroadcast, COLLECTIVES)
-COUNTED(ncclReduce, COLLECTIVES)
 COUNTED(ncclSend, COLLECTIVES)
 COUNTED(ncclRecv, COLLECTIVES)
 int ncclCommCount(void *group, int *n) { *n = 1; return 0; }

@@ -1,9 +1,8 @@
 /* CUDA's runtime for a GPU whose kernels do nothing.
  *
  * Memory is address space that the system fills with zeros when it is read, so models of any size fit as long as nobody
- * writes to them. Kernels, copies within the GPU, and collectives are counted and left out. Copies from and to the host
- * are made, up to LARGEST_COPY. Values are therefore meaningless. Allocations, launches, copies and waits are those of a
- * real process. libraries.c has the driver, cuBLAS and NCCL.
+ * writes to them. Kernels are counted and left out, and large copies too. Values are therefore meaningless. Allocations,
+ * launches, copies and waits are those of a real process. libraries.c has the driver, cuBLAS and NCCL.
  */
 #include "stand_in.h"
 
@@ -15,7 +14,6 @@
 
 #define MEMORY 85000000000ul
 #define SPACE (1ul << 44) /* an address is not used twice */
-#define LARGEST_COPY (1ul << 22)
 
 long stand_in_counters[N_COUNTERS];
 /* Called at each wait, if set: the place of a wait is that of the Python frame above it. */
@@ -138,8 +136,9 @@ cudaError_t cudaPointerGetAttributes(struct cudaPointerAttributes *a, const void
 static cudaError_t copy(void *to, const void *from, size_t size, int waits) {
   int to_device = is_in(0, to), from_device = is_in(0, from);
   stand_in_count(to_device && from_device ? WITHIN : to_device ? TO_DEVICE : TO_HOST);
+  /* Within the GPU only small copies are made, so that the memory of activations stays untouched. */
+  if (size <= (to_device && from_device ? LARGEST_COPY >> 6 : LARGEST_COPY)) memcpy(to, from, size);
   if (to_device && from_device) return cudaSuccess;
-  if (size <= LARGEST_COPY) memcpy(to, from, size);
   /* A zero of 64 bits arrives as 1: training divides by the number of tokens that the GPU has counted. */
   if (from_device && size == 8 && !*(int64_t *)to) *(int64_t *)to = 1;
   return waits || !is_in(1, to_device ? from : to) ? waited() : cudaSuccess;

@@ -33,7 +33,8 @@ QUIET = [
 
 
 def trace(overrides: list[str]) -> dict[str, Any]:
-    """What a step of the run with these overrides asks of the GPU, from its inputs to those of the next step."""
+    """What a step of the run with these overrides asks of the GPU, from its inputs to those of the next step. Only
+    `error` if the run fails."""
     found: dict[str, Any] = {}
     real, number, step = training.inputs, 0, contextlib.ExitStack()
 
@@ -57,7 +58,10 @@ def trace(overrides: list[str]) -> dict[str, Any]:
         held.enter_context(mock.patch.object(Transformer, "init_weights", lambda model, seed: None))
         held.enter_context(contextlib.redirect_stdout(sys.stderr))
         run = compose([*QUIET, f"runs_dir={folder}/runs", f"data_dir={folder}/data", *overrides])
-        row = training.train(run, quiet=True)
+        try:
+            row = training.train(run, quiet=True)
+        except Exception as error:
+            return {"error": f"{type(error).__name__}: {error}"}
     kept = ("status", "attention_impl", "qk_norm_impl", "loss_impl", "precision")
     return found | {name: row[name] for name in kept}
 
