@@ -130,9 +130,17 @@ class ComputeConfig:
         "and 80 for a cluster or where there is no GPU. It changes nothing in a run.",
         identity=EXECUTION_ONLY,
     )
-    compile: bool = key(False, "Whether the model is compiled by torch.compile.", identity=EXECUTION_ONLY)
+    compile: bool | str = key(
+        AUTO,
+        "Whether the blocks of the model are compiled by torch.compile, which changes the last bits of a result. auto: "
+        "not, because on a CPU it pays only in long runs, and on a GPU it is not yet measured.",
+        identity=EXECUTION_ONLY,
+    )
     deterministic: bool = key(
-        False, "Whether an operation without a deterministic kernel is an error.", identity=EXECUTION_ONLY
+        False,
+        "Whether a run on a GPU ends in the same bits each time: an operation without a deterministic kernel is an "
+        "error, and PyTorch's attention takes its flash kernel, or the plain one where that has no kernel.",
+        identity=EXECUTION_ONLY,
     )
     threads: int | None = key(
         None,
@@ -142,6 +150,8 @@ class ComputeConfig:
 
     def __post_init__(self) -> None:
         check_choices(self)
+        if self.compile is not True and self.compile is not False and self.compile != AUTO:
+            raise ConfigError(f"compile must be auto, true or false; got {self.compile!r}")
         check_positive("gpu_memory_gib", self.gpu_memory_gib)
         check_positive("threads", self.threads)
 

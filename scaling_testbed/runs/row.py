@@ -95,6 +95,9 @@ class Row:
     attention_impl: str | None = fact("The path that computed attention.")
     qk_norm_impl: str | None = fact("The path that normed and rotated queries and keys.")
     loss_impl: str | None = fact("The path that computed the loss.")
+    compiled: bool | None = fact(
+        "Whether the blocks of the model were compiled in the last start. It changes losses by rounding."
+    )
     precision: str | None = fact("fp32 or bf16.")
     device: str | None = fact("The name of the device.")
     world_size: int | None = fact("The number of processes of the last start.", "processes")
