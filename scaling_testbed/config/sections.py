@@ -136,6 +136,13 @@ class ComputeConfig:
         "not, because on a CPU it pays only in long runs, and on a GPU it is not yet measured.",
         identity=EXECUTION_ONLY,
     )
+    cuda_graph: bool | str = key(
+        AUTO,
+        "Whether a step is one CUDA graph after the first steps, so that the host does not launch its kernels one by "
+        "one. true is refused where a step cannot be captured. auto: false, because it has not been measured on a GPU. "
+        "The row says what was used.",
+        identity=EXECUTION_ONLY,
+    )
     deterministic: bool = key(
         False,
         "Whether a run on a GPU ends in the same bits each time: an operation without a deterministic kernel is an "
@@ -150,8 +157,9 @@ class ComputeConfig:
 
     def __post_init__(self) -> None:
         check_choices(self)
-        if self.compile is not True and self.compile is not False and self.compile != AUTO:
-            raise ConfigError(f"compile must be auto, true or false; got {self.compile!r}")
+        for name in ("compile", "cuda_graph"):
+            if (value := getattr(self, name)) not in (True, False, AUTO):
+                raise ConfigError(f"{name} must be true, false or auto; got {value!r}")
         check_positive("gpu_memory_gib", self.gpu_memory_gib)
         check_positive("threads", self.threads)
 

@@ -98,6 +98,7 @@ class Row:
     compiled: bool | None = fact(
         "Whether the blocks of the model were compiled in the last start. It changes losses by rounding."
     )
+    cuda_graph: bool | None = fact("Whether a step was one CUDA graph, at the last start.")
     precision: str | None = fact("fp32 or bf16.")
     device: str | None = fact("The name of the device.")
     world_size: int | None = fact("The number of processes of the last start.", "processes")
