@@ -32,14 +32,12 @@ def choose_compile(config: ComputeConfig, device: torch.device) -> bool:
     return device.type in AUTO_COMPILES_ON if config.compile == AUTO else bool(config.compile)
 
 
-def compile_blocks(model: Transformer, config: ComputeConfig) -> None:
+def compile_blocks(model: Transformer) -> None:
     """Let each block be compiled at its first call. This sets switches of the compiler for the whole process."""
     import torch._dynamo.config
-    import torch._inductor.config
 
     torch._dynamo.config.recompile_limit = MOST_VERSIONS
     torch._dynamo.config.optimize_ddp = False  # it would cut a block where a bucket of gradients ends
-    torch._inductor.config.deterministic = config.deterministic
     for block in model.blocks:
         # fullgraph: what cannot be compiled is an error. Else it would be slow, and nobody would know.
         block.compile(fullgraph=True, dynamic=False)

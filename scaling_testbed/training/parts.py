@@ -120,7 +120,7 @@ def build_parts(run: RunConfig, folder: RunFolder, processes: Processes, *, quie
             ahead, bad = AHEAD[device.type], flag
     measurement = Measurement(run.diagnostics, run.parallelism, placed, processes, device, precision)
     if compiled := choose_compile(run.compute, device):
-        compile_blocks(model, run.compute)
+        compile_blocks(model)
     return Parts(
         run=run,
         folder=folder,
