@@ -40,7 +40,8 @@ def loss_terms(
     Shapes: hidden_ND [N, D], weight_VD [V, D], targets_N int64 [N] with -100 for a token that does not count.
     Under autocast the matrix products run in its dtype. All else is fp32 (fp64 for fp64 inputs).
     """
-    impl = choose_loss_impl(config, hidden_ND.device)
+    # A run names its path. To look for Triton in each step takes time, and torch.compile cannot trace it.
+    impl = choose_loss_impl(config, hidden_ND.device) if config.impl == "auto" else config.impl
     if impl == "reference":
         ce_N, log_z_N = reference.linear_cross_entropy(
             hidden_ND, weight_VD, targets_N, softcap=softcap, ignore_index=IGNORE

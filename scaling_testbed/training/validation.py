@@ -33,7 +33,8 @@ def evaluate(parts: Parts, poll: Callable[[], object] = lambda: None) -> dict[st
                     # A sharded model needs all ranks: a rank without a batch of its own computes the last and drops it.
                     tokens_BS = torch.from_numpy(batches.batch(min(number, len(batches) - 1))).to(parts.device)
                     with autocast(parts.device, parts.precision):
-                        terms = parts.placed.plain(tokens_BS)
+                        # Compiled code is for one shape. A last batch with fewer sequences would need its own.
+                        terms = parts.placed.plain(tokens_BS, rows=batches.rows if parts.compiled else None)
                     ce, n_here = terms.ce.item(), terms.n_tokens.item()
                 except (RuntimeError, MemoryError, OSError) as error:
                     if not is_memory_error(error):
