@@ -232,7 +232,9 @@ class Processes:
         """
         numbers = values.double()
         if more:
-            numbers = torch.cat([numbers, torch.tensor(more, dtype=torch.float64).to(numbers.device)])
+            # From memory that is not pinned, the host would wait until the GPU has computed all that is queued.
+            theirs = torch.tensor(more, dtype=torch.float64, pin_memory=numbers.is_cuda)
+            numbers = torch.cat([numbers, theirs.to(numbers.device, non_blocking=True)])
         if self.grouped:
             self.moves += 1
             dist.all_reduce(numbers)

@@ -5,6 +5,7 @@ CUDA_TRACE_PYTHON=PATH python -m tests.cuda_trace.cases        records the figur
 
 import json
 import os
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -18,6 +19,7 @@ FIGURES = Path(__file__).with_name("figures.json")
 AT_MOST = ("launches", "bytes_per_token", "peak_bytes")
 SHORT = ["evaluation.tokens=32768", "evaluation.rows=4"]
 CASES = {name: [*overrides, *SHORT] for name, overrides in SIZES.items()}
+CASES["10m, compiled"] = [*CASES["10m"], "compute.compile=true"]
 
 
 class NotHere(Exception):
@@ -32,22 +34,24 @@ class Tracer:
         if reason := stand_in.build(self.python, folder):
             raise NotHere(f"{self.python}: {reason}; {PYTHON} may name a Python with a CUDA build of PyTorch and Hydra")
 
-    def run(self, module: str, *arguments: str, timeout: float = 900) -> Any:
+    def run(self, module: str, *arguments: str, **environment: str) -> Any:
         """The JSON that the module prints."""
-        done = stand_in.run(self.python, self.folder, ["-m", f"tests.cuda_trace.{module}", *arguments], timeout)
+        command = [self.python, "-m", f"tests.cuda_trace.{module}", *arguments]
+        environment = stand_in.environment(self.folder) | environment
+        done = subprocess.run(command, cwd=stand_in.ROOT, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-3000:]
         return json.loads(done.stdout)
 
-    def trace(self, cases: dict[str, list[str]]) -> dict[str, dict[str, Any]]:
+    def trace(self, cases: dict[str, list[str]], **environment: str) -> dict[str, dict[str, Any]]:
         """What a step of each case asks of the GPU."""
-        return self.run("step", json.dumps(cases))
+        return self.run("step", json.dumps(cases), **environment)
 
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         tracer = Tracer(Path(folder))
         found = tracer.trace(CASES)
-    figures = {name: {key: round(traced[key]) for key in AT_MOST} for name, traced in found.items()}
+    figures = {name: {key: round(of[key]) for key in AT_MOST if key in of} for name, of in found.items()}
     FIGURES.write_text(json.dumps(figures, indent=1) + "\n")
     print(FIGURES.read_text())
 

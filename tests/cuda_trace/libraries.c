@@ -119,10 +119,18 @@ int cublasLtMatmulAlgoGetHeuristic(void *handle, void *product, void *a, void *b
 
 /* ---- NCCL: a group of one process, in which every collective is a copy ---- */
 
+long stand_in_collectives[N_NOTED]; /* how many kernels were launched before each of the last collectives */
+
+static void stand_in_note_collective(void) {
+  long before = stand_in_counters[LAUNCHES] + stand_in_counters[PRODUCTS];
+  stand_in_collectives[stand_in_counters[COLLECTIVES] % N_NOTED] = before;
+  stand_in_count(COLLECTIVES);
+}
+
 #define COLLECTIVE(name) \
   int name(const void *from, void *to, size_t n, int type) { \
     static const int size[] = {1, 1, 4, 4, 8, 8, 2, 4, 8, 2, 1, 1}; \
-    stand_in_count(COLLECTIVES); \
+    stand_in_note_collective(); \
     if (from != to && n * size[type] <= LARGEST_COPY) memcpy(to, from, n * size[type]); \
     return 0; \
   }

@@ -21,6 +21,7 @@ LIBRARY = "libcuda.so.1"
 # As in stand_in.h.
 COUNTERS = ("launches", "products", "collectives", "graphs", "to_device", "to_host", "within", "fills", "waits")
 COUNTERS += ("allocations",)
+N_NOTED = 4096
 LAUNCHES = ("launches", "products", "collectives", "graphs", "within", "fills")  # what the host queues on the GPU
 PACKAGE = f"{ROOT}/scaling_testbed/"
 
@@ -56,12 +57,6 @@ def environment(folder: Path) -> dict[str, str]:
     }
 
 
-def run(python: str, folder: Path, arguments: list[str], timeout: float) -> subprocess.CompletedProcess[str]:
-    """Run `python` with these arguments on the stand-in."""
-    command = [python, *arguments]
-    return subprocess.run(command, cwd=ROOT, env=environment(folder), capture_output=True, text=True, timeout=timeout)
-
-
 # ------------------------------------------------------------------------------------------- in the other process
 
 
@@ -73,6 +68,14 @@ def counts() -> Counter[str]:
 
 def launches(counted: Counter[str]) -> int:
     return sum(counted[name] for name in LAUNCHES)
+
+
+def collectives(since: Counter[str]) -> list[float]:
+    """For each collective after the count `since`, the part of the kernels since then that were launched before it."""
+    now, noted = counts(), (ctypes.c_long * N_NOTED).in_dll(ctypes.CDLL(None), "stand_in_collectives")
+    first, last = (count["launches"] + count["products"] for count in (since, now))
+    numbers = range(since["collectives"], now["collectives"])
+    return [(noted[number % N_NOTED] - first) / (last - first) for number in numbers]
 
 
 @contextlib.contextmanager
@@ -106,6 +109,7 @@ def replace_cudnn_attention() -> None:
     _kept.append(registered)
 
     def stand_in(operator):
+        @torch.compiler.disable
         def call(*args, **kwargs):
             args, kwargs = tree_map_only(torch.Tensor, lambda x: x.to("meta"), (args, kwargs))
             library.stand_in_count(COUNTERS.index("launches"))
