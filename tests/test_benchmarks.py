@@ -1,12 +1,18 @@
 """What the benchmarks say of what they measured: aims judged, interruptions survived, the table whole."""
 
 import json
+import os
+import signal
+import subprocess
+import time
 from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from benchmarks import attention, harness, head
+from benchmarks import attention, harness, head, runs, steps, traffic
 from benchmarks.report import Budget, DeviceLost, Report, table
 
 MACHINE = {"machine": "a machine", "device": "cpu", "ceilings": {"product_flops_per_s": 1e12, "copy_bytes_per_s": 1e9}}
@@ -181,3 +187,99 @@ def test_a_quick_run_measures_and_checks(tmp_path, capsys):
     assert all(
         row["status"] == "ok" and row["median_s"] > 0 and max(row["errors"].values()) < 1e-4 for row in case["rows"]
     )
+
+
+def event(name, begin, end, *, parent=None, gpu=False, kernels=()):
+    """As torch.profiler lists one; times in microseconds."""
+    kind = torch.autograd.DeviceType.CUDA if gpu else torch.autograd.DeviceType.CPU
+    lasted = SimpleNamespace(start=begin, end=end, elapsed_us=lambda: end - begin)
+    listed = [SimpleNamespace(name=kernel, duration=duration) for kernel, duration in kernels]
+    return SimpleNamespace(name=name, device_type=kind, time_range=lasted, kernels=listed, cpu_parent=parent)
+
+
+def test_the_time_of_a_step_is_shared_out_by_what_has_launched_each_kernel():
+    head = event("scaling_testbed::triton_cross_entropy", 0, 9)
+    step = event("Optimizer.step#AdamW.step", 0, 9)
+    events = [
+        event("nvjet_hsh_256", 0, 10, gpu=True),
+        event("nvjet_hsh_256", 5, 25, gpu=True),  # beside the first one for 5 us
+        event("vectorized_kernel", 40, 46, gpu=True),
+        event("Memcpy DtoD", 50, 52, gpu=True),  # of a graph: no operator has launched it
+        event("aten::mm", 0, 1, parent=head, kernels=[("nvjet_hsh_256", 10)]),
+        event("aten::mm", 1, 2, kernels=[("nvjet_hsh_256", 20)]),
+        event("aten::lerp", 2, 3, parent=step, kernels=[("vectorized_kernel", 6)]),
+    ]
+    found = steps.of_profile(events, steps=2)
+    assert found["launches"] == 2
+    assert found["busy_s"] == pytest.approx((25 + 6 + 2) / 1e6 / 2)
+    shares = {name: round(found[f"{name}_s"] * 1e6 * 2, 6) for name in traffic.CLASSES}
+    nothing = dict.fromkeys(traffic.CLASSES, 0)
+    assert shares == nothing | {"head": 10, "matmul": 20, "optimizer": 6, "copies": 2}
+    assert steps.of_profile(events[4:], steps=2) == {}  # without a GPU
+
+
+@pytest.mark.parametrize(("mfu", "end"), [(0.45, GOOD), (0.449, BAD), (None, "not measured (aim: 45%)")])
+def test_the_utilisation_aim_is_judged_by_the_fastest_variant(mfu, end):
+    measured = [{"variant": "eager", "mfu": mfu and 0.3}, {"variant": "compiled", "mfu": mfu}, {"variant": "graph"}]
+    (said,) = steps.aim("124m", measured)
+    assert said.endswith(end) and steps.aim("openlm_11m", measured) == []
+
+
+def test_traffic_is_what_operators_read_and_write():
+    a, b, target = torch.zeros(4, 8), torch.zeros(8, 16), torch.zeros(4, 16)
+    with traffic.counting(bytes_per_s=1.0, flops_per_s=1e9) as counted:
+        target.add_((a @ b).view(4, 16))
+    product, added = 4 * (4 * 8 + 8 * 16 + 4 * 16), 4 * 3 * 4 * 16
+    assert counted.by_class["matmul"] == traffic.Amount(product, 2 * 4 * 8 * 16, 1, product)
+    assert counted.by_class["elementwise"] == traffic.Amount(added, 0, 1, added)
+    assert counted.total.calls == 2
+
+
+@pytest.mark.parametrize(
+    ("losses", "same", "bits", "status"),
+    [
+        ({1: 2.0, 2: 1.0}, True, True, "ok"),
+        ({1: 2.0, 2: 1.0}, False, True, "wrong: other bits"),
+        ({1: 2.0, 2: 1.001}, False, True, "wrong: other bits"),
+        ({1: 2.0, 2: 1.001}, False, False, "ok"),
+        ({1: 2.0, 2: 1.1}, False, False, "wrong: losses differ by 0.0e+00 at first, and by at most 1.0e-01"),
+        ({1: 2.1, 2: 1.0}, False, False, "wrong: losses differ by 5.0e-02 at first, and by at most 5.0e-02"),
+        ({1: 2.0}, False, False, "wrong: losses differ by 0.0e+00 at first, and by at most inf"),
+    ],
+)
+def test_runs_are_compared_by_bits_where_these_are_promised_else_by_losses(monkeypatch, losses, same, bits, status):
+    monkeypatch.setattr(runs, "same_weights", lambda *folders: same)
+    straight, run = ({"status": "ok", "losses": x, "folder": "", "run_seconds": 1} for x in ({1: 2.0, 2: 1.0}, losses))
+    assert runs.compared("again", run, straight, bits=bits)["status"] == status
+
+
+def test_a_task_goes_on_after_a_killed_process_and_the_time_of_all_is_kept(tmp_path):
+    def end():
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def note():
+        (tmp_path / "noted").touch()
+        return {"status": "ok"}
+
+    tasks = {"killed first": [end, note], "killed": [end], "too long": [lambda: time.sleep(60)]}
+    found = dict(runs.make_all(tasks, at_once=3, budget=Budget(0.5)))
+    assert found == {"killed first": {"status": "ok"}, "killed": {"status": "failed: the process ended with -9"}}
+
+
+def test_a_stage_that_is_not_known_is_named(tmp_path):
+    script = Path(harness.__file__).parents[1] / "scripts/gpu_check.sh"
+    done = subprocess.run([script, tmp_path / "out", "run", "stpes"], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("gpu_check: there is no stage stpes; there are versions run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("benchmark", "options", "n_cases"),
+    [(steps, [], 1), (runs, [], 2), (runs, ["--processes"], 4), (attention, ["--sdpa", "--rounds", "1"], 2)],
+)
+def test_a_stage_is_rehearsed_on_a_cpu(tmp_path, benchmark, options, n_cases):
+    assert benchmark.main(["--device", "cpu", "--seconds", "600", "--out", str(tmp_path), *options]) == 0
+    (path,) = tmp_path.glob("*.json")
+    result = json.loads(path.read_text())
+    assert len(result["cases"]) == n_cases and result["not_reached"] == []
+    assert {row["status"] for case in result["cases"] for row in case["rows"]} == {"ok"}
