@@ -29,6 +29,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ MODES = {
 }
 REFERENCE = ["loss.impl=reference", "model.attention_impl=reference", "model.qk_norm_impl=reference"]
 STRAIGHT, AGAIN, RESUMED = "straight", "again", "killed and started again"
-AT_ONCE = max(1, (os.cpu_count() or 1) - 2)  # runs at the same time on a GPU; each works mostly on the host
+AT_ONCE = max(2, (os.cpu_count() or 1) - 2)  # runs at the same time on a GPU; each works mostly on the host
 PLACEMENTS = {"ddp": ["parallelism=ddp"], "fsdp": ["parallelism=fsdp"]}
 # Relative difference of losses. bf16 logits differ from fp32 ones; forty steps on small batches enlarge it.
 FIRST, ALL = 2e-3, 2e-2
@@ -149,7 +150,8 @@ def _send(sender, call: Callable[[], dict[str, Any]]) -> None:
 
 # ------------------------------------------------------------------------------------------------ in the parent
 
-Calls = list[Callable[[], dict[str, Any]]]
+Call = Callable[[], dict[str, Any]]
+Calls = list[Call]
 
 
 def make_all(tasks: dict[str, Calls], at_once: int, budget: Budget) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -230,51 +232,66 @@ def same_weights(folder: str, other: str) -> bool:
     return set(first) == set(second) and all(torch.equal(first[name], second[name]) for name in first)
 
 
-def measure_modes(report: Report, call: Callable[..., Callable], at_once: int, budget: Budget) -> None:
-    """Make the runs of one process, and add a case for each mode when its runs are there."""
-    modes = MODES if report.data["device"] == "cuda" else {name: MODES[name] for name in ("default", "deterministic")}
-    tasks = {"reference": [call("reference", REFERENCE)]}
-    for mode, words in modes.items():
-        for name in (STRAIGHT, AGAIN):
-            tasks[f"{mode}/{name}"] = [call(f"{mode}/{name}", words)]
-        ended = call(f"{mode}/killed", words)
-        tasks[f"{mode}/{RESUMED}"] = [call(f"{mode}/killed", words, kill=True), ended]
+@dataclass(frozen=True)
+class Case:
+    """A case of the result, from the answers of the tasks `needs`."""
+
+    needs: tuple[str, ...]
+    make: Callable[[dict[str, dict[str, Any]]], dict[str, Any]]
+
+
+def measure(report: Report, tasks: dict[str, Calls], cases: dict[str, Case], at_once: int, budget: Budget) -> None:
+    """Make the tasks, and add each case to the report when its tasks are done."""
     found: dict[str, dict[str, Any]] = {}
-    left = dict(modes)
+    report.data["not_reached"] = list(cases)
     for name, answer in make_all(tasks, at_once, budget):
         found[name] = answer
-        for mode in [m for m in left if {f"{m}/{n}" for n in (STRAIGHT, AGAIN, RESUMED)} | {"reference"} <= set(found)]:
-            report.add(case_of_mode(mode, found, promised="compute.deterministic=true" in left.pop(mode)))
-    report.data["not_reached"] = list(left)
+        for label in [label for label in report.data["not_reached"] if set(cases[label].needs) <= set(found)]:
+            report.data["not_reached"].remove(label)
+            report.add({"label": label} | cases[label].make(found))
+
+
+def modes(on_gpu: bool, call: Callable[..., Call]) -> tuple[dict[str, Calls], dict[str, Case]]:
+    """The tasks and the cases of runs of one process. On a CPU, compiled runs are tested elsewhere."""
+    tasks, cases = {"reference": [call("reference", REFERENCE)]}, {}
+    for mode, words in MODES.items():
+        if not on_gpu and "compute.compile=true" in words:
+            continue
+        names = tuple(f"{mode}/{name}" for name in (STRAIGHT, AGAIN, RESUMED))
+        for name in names[:2]:
+            tasks[name] = [call(name, words)]
+        tasks[names[2]] = [call(names[2], words, kill=True), call(names[2], words)]
+        case = partial(case_of_mode, mode, promised="compute.deterministic=true" in words)
+        cases[mode] = Case(("reference", *names), case)
+    return tasks, cases
 
 
 def case_of_mode(mode: str, found: dict[str, dict[str, Any]], promised: bool) -> dict[str, Any]:
     straight = found[f"{mode}/{STRAIGHT}"]
     rows = [compared(f"{STRAIGHT}, beside the reference path", straight, found["reference"], bits=False)]
     rows += [compared(name, found[f"{mode}/{name}"], straight, bits=promised) for name in (AGAIN, RESUMED)]
-    same = [bool(row.get("same_weights") and row.get("same_losses")) for row in rows[1:]]
-    text = f"{mode}: the same bits again, and after a kill"
-    return {"label": mode, "rows": rows, "notes": [verdict(text, all(same)) if promised else f"{text}: {same}"]}
+    again, resumed = (bool(row.get("same_weights") and row.get("same_losses")) for row in rows[1:])
+    if promised:
+        return {"rows": rows, "notes": [verdict("the same bits again, and after a kill", again and resumed)]}
+    said = {True: "the same bits", False: "other bits"}
+    return {"rows": rows, "notes": [f"not promised: {said[again]} again, {said[resumed]} after a kill"]}
 
 
-def measure_placements(report: Report, call: Callable[..., Callable], at_once: int, budget: Budget) -> None:
-    """Make the runs of groups, and add a case for each when it and the run without a group are there."""
-    alone = dict(make_all({"alone": [call("alone", [])]}, 1, budget)).get("alone", {"status": "failed: not reached"})
-    report.add({"label": "one process, no group", "rows": [compared("alone", alone, alone, bits=True)]})
-    for name, words in PLACEMENTS.items():
-        made = dict(make_all({name: [call(name, words, environment=rank(0, 1, free_port()))]}, 1, budget))
-        report.add(
-            {"label": f"{name}, world of one", "rows": [compared(name, made[n], alone, bits=False) for n in made]}
-        )
-    port = free_port()
-    both = {
-        str(number): [call("two", PLACEMENTS["ddp"], environment=rank(number, 2, port), shared=True)]
-        for number in range(2)
-    }
-    made = dict(make_all(both, 2, budget))
-    report.add(
-        {"label": "ddp, two processes", "rows": [compared(f"rank {n}", made[n], alone, bits=False) for n in made]}
-    )
+def placements(call: Callable[..., Call]) -> tuple[dict[str, Calls], dict[str, Case]]:
+    """The tasks and the cases of runs with a group of processes."""
+    tasks, cases = {"alone": [call("alone", [])]}, {}
+
+    def beside_alone(names: tuple[str, ...], found: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        return {"rows": [compared(name, found[name], found["alone"], bits=False) for name in names]}
+
+    for kind, words in PLACEMENTS.items():
+        tasks[kind] = [call(kind, words, environment=rank(0, 1, free_port()))]
+        cases[f"{kind}, one process"] = Case(("alone", kind), partial(beside_alone, (kind,)))
+    port, names = free_port(), ("rank 0", "rank 1")
+    for number, name in enumerate(names):
+        tasks[name] = [call("two", PLACEMENTS["ddp"], environment=rank(number, 2, port), shared=True)]
+    cases["ddp, two processes"] = Case(("alone", *names), partial(beside_alone, names))
+    return tasks, cases
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -290,11 +307,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         words = [*(RUN if on_gpu else CPU_RUN), f"data_dir={folder}/data", f"compute.device={machine['device']}"]
 
-        def call(name: str, more: list[str], **how: Any) -> Callable[[], dict[str, Any]]:
+        def call(name: str, more: list[str], **how: Any) -> Call:
             return partial(make_run, [*words, f"runs_dir={folder}/{name}", *more], **how)
 
-        measure = measure_placements if options.processes else measure_modes
-        measure(report, call, AT_ONCE if on_gpu else 1, budget)
+        tasks, cases = placements(call) if options.processes else modes(on_gpu, call)
+        # The processes of a group wait for each other.
+        measure(report, tasks, cases, AT_ONCE if on_gpu else 2 if options.processes else 1, budget)
     report.finish()
     return report.status
 

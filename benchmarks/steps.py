@@ -79,6 +79,7 @@ QUIET = [
     "evaluation.every_steps=0",
     "evaluation.tokens=32768",
     "evaluation.rows=4",
+    "optimizer.lr=1e-3",
     f"budget.steps={SETTLING + TIMED + PROFILED + 2}",
     "name=steps",
 ]

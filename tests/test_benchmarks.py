@@ -275,7 +275,7 @@ def test_a_stage_that_is_not_known_is_named(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("benchmark", "options", "n_cases"),
-    [(steps, [], 1), (runs, [], 2), (runs, ["--processes"], 4), (attention, ["--sdpa", "--rounds", "1"], 2)],
+    [(steps, [], 1), (runs, [], 2), (runs, ["--processes"], 3), (attention, ["--sdpa", "--rounds", "1"], 2)],
 )
 def test_a_stage_is_rehearsed_on_a_cpu(tmp_path, benchmark, options, n_cases):
     assert benchmark.main(["--device", "cpu", "--seconds", "600", "--out", str(tmp_path), *options]) == 0

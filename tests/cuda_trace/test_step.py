@@ -25,8 +25,11 @@ GRAPHS = {f"{name}, captured": [*CASES[name], "compute.cuda_graph=true"] for nam
 
 @pytest.fixture(scope="module")
 def traced(tracer):
+    return by_name(tracer.trace(CASES | GRAPHS | {name: overrides for name, (overrides, _) in ATTENTION.items()}))
+
+
+def by_name(found):
     """A function from the name of a case to what a step of it asks of the GPU."""
-    found = tracer.trace(CASES | GRAPHS | {name: overrides for name, (overrides, _) in ATTENTION.items()})
 
     def of(name):
         assert "error" not in found[name], found[name]["error"]
@@ -81,25 +84,23 @@ SHARDED = {"fsdp": [*DEEP, "parallelism=fsdp"], "fsdp, compiled": [*DEEP, "paral
 def placed(tracer):
     found = tracer.trace(PLACED)
     # In memory that is used again, FSDP would read what another tensor has left there as a signal to stop.
-    found |= tracer.trace(SHARDED, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
-    assert not (errors := {name: of["error"] for name, of in found.items() if "error" in of}), errors
-    return found
+    return by_name(found | tracer.trace(SHARDED, PYTORCH_NO_CUDA_MEMORY_CACHING="1"))
 
 
 def test_blocks_are_compiled_once_for_training_and_for_evaluation(placed):
     """Forward, backward, and forward without gradients; the twelve blocks share their code."""
-    assert placed["ddp, compiled"]["compiled"] == placed["fsdp, compiled"]["compiled"] == 3
-    assert placed["ddp"]["compiled"] == 0
+    assert placed("ddp, compiled")["compiled"] == placed("fsdp, compiled")["compiled"] == 3
+    assert placed("ddp")["compiled"] == 0
 
 
 def test_compiled_code_has_no_atomics_where_bits_are_promised(placed):
-    assert placed["compiled, deterministic"]["compiled"] == 3
-    assert placed["compiled, deterministic"]["atomics"] == 0
+    assert placed("compiled, deterministic")["compiled"] == 3
+    assert placed("compiled, deterministic")["atomics"] == 0
 
 
 @pytest.mark.parametrize("name", ["ddp", "ddp, compiled"])
 def test_gradients_are_exchanged_while_earlier_blocks_compute_theirs(placed, name):
-    *buckets, losses = placed[name]["collectives"]
+    *buckets, losses = placed(name)["collectives"]
     assert len(buckets) > 8 and losses > max(buckets)
     early, late = buckets[1], buckets[-2]  # of the last block, and of the first one
     assert late - early > 0.3, buckets  # of the launches of the step
@@ -107,11 +108,11 @@ def test_gradients_are_exchanged_while_earlier_blocks_compute_theirs(placed, nam
 
 @pytest.mark.parametrize("name", ["ddp", "ddp, compiled"])
 def test_a_process_of_a_group_waits_only_for_values_of_an_earlier_step(placed, name):
-    assert placed[name]["waits"] == {"processes/device.py: self._done.synchronize()": 1}
+    assert placed(name)["waits"] == {"processes/device.py: self._done.synchronize()": 1}
 
 
 def test_a_sharded_block_is_gathered_and_freed_when_it_is_compiled_too(placed):
     """A world of one gathers by copies within the GPU."""
-    eager, compiled = (placed[name]["counts"] for name in SHARDED)
+    eager, compiled = (placed(name)["counts"] for name in SHARDED)
     n_blocks = 12
     assert eager["within"] == compiled["within"] > 3 * n_blocks  # forward, backward, gradients
