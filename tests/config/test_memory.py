@@ -54,7 +54,7 @@ def test_activations_are_what_autograd_keeps(overrides, precision):
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
         few, many = kept_by_autograd(model, 2, 64), kept_by_autograd(model, 6, 64)
     per_token = (many - few) / (4 * 64)  # without the bf16 copies of the weights, which do not grow
-    assert activation_bytes_per_token(config, precision, 64) == pytest.approx(per_token, rel=0.05)
+    assert activation_bytes_per_token(config, precision, 64, "cpu") == pytest.approx(per_token, rel=0.05)
 
 
 @pytest.mark.fault(
