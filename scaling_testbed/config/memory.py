@@ -123,12 +123,13 @@ def _working_copies(model: ModelConfig, n_params: int, precision: str, sharded: 
 
 
 def _kept_per_token(run: RunConfig, model: ModelConfig, precision: str, device: str) -> int:
-    """Bytes of activations per token. A recomputed block keeps only its input, in fp32."""
+    """Bytes of activations per token. A recomputed block keeps only its input, in the type of the residual stream."""
     everything = activation_bytes_per_token(model, precision, run.batch.sequence_length, device)
-    recompute_every, stream = run.parallelism.activation_checkpointing, 4 * model.d_model
+    recompute_every = run.parallelism.activation_checkpointing
     if recompute_every is None or not model.n_layers:
         return everything
-    block = (everything - stream) // model.n_layers
+    block = (everything - 4 * model.d_model) // model.n_layers
+    stream = model.d_model * (BF16_COPY if run.compute.residual_dtype == "bf16" else 4)
     recomputed = -(-model.n_layers // recompute_every)
     return everything - recomputed * (block - stream) + block
 
