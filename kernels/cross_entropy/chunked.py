@@ -59,9 +59,9 @@ def linear_cross_entropy(
     The head's gradient is accumulated wide. Raises ValueError if shapes do not match or softcap is not positive and
     finite.
     """
-    return call_operator(
-        chunked_operator, hidden_ND, weight_VD, targets_N, z_loss, softcap, ignore_index, chunk_bytes or 0
-    )
+    direct = hidden_ND.device.type == "cpu" and not torch.compiler.is_compiling()
+    operator = DirectCrossEntropy.apply if direct else chunked_operator
+    return call_operator(operator, hidden_ND, weight_VD, targets_N, z_loss, softcap, ignore_index, chunk_bytes or 0)
 
 
 def call_operator(
@@ -259,3 +259,17 @@ def _compute(*arguments):
 
 
 chunked_operator = define_operator("chunked_cross_entropy", _compute)
+
+
+class DirectCrossEntropy(torch.autograd.Function):
+    """`chunked_operator` for eager mode. The wrapper of an operator takes 0.2 ms of a step, which is 4% of a step of
+    256 tokens on a CPU; only a compiler needs it."""
+
+    @staticmethod
+    def forward(ctx, hidden_ND, weight_VD, targets_N, *arguments):
+        with torch.autocast(hidden_ND.device.type, enabled=False):
+            output = _compute(hidden_ND, weight_VD, targets_N.contiguous(), *arguments)
+        _setup_context(ctx, arguments, output)
+        return output
+
+    backward = staticmethod(_backward)

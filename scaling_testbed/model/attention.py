@@ -15,9 +15,18 @@ from torch import nn
 from scaling_testbed.errors import ConfigError
 from scaling_testbed.kernels.attention import reference
 from scaling_testbed.kernels.qk_norm_rope.reference import apply_rotary
+from scaling_testbed.kernels.reference import wide, without_autocast
 from scaling_testbed.model.config import ModelConfig
 from scaling_testbed.model.layers import Gain, cast_for_matmul
-from scaling_testbed.model.parts import ATTENTION_IMPLS, AUTO, IMPLS, LINEARS, NORMALISERS, QK_NORM_IMPLS
+from scaling_testbed.model.parts import (
+    ATTENTION_IMPLS,
+    AUTO,
+    IMPLS,
+    LINEARS,
+    NORMALISERS,
+    QK_NORM_IMPLS,
+    SDPA_WIDENED_ON_CPU,
+)
 from scaling_testbed.registry import resolve
 
 
@@ -62,11 +71,17 @@ def make_qk_norm(config: ModelConfig, n_heads: int, device=None) -> QKNorm | Fix
 
 
 def sdpa_attention(q_BHTK, k_BGTK, v_BGTK, *, scale, softcap=None, window=None, normaliser=reference.softmax):
-    """PyTorch's fused attention, with the softmax only."""
+    """PyTorch's fused attention, with the softmax only. Small heads in bf16 on a CPU are computed in fp32, and the
+    result is rounded to bf16."""
     if softcap is not None or window is not None or normaliser is not reference.softmax:
         raise ValueError("sdpa has no softcap, no window and no normaliser except softmax")
-    grouped = q_BHTK.shape[1] != k_BGTK.shape[1]
-    return F.scaled_dot_product_attention(q_BHTK, k_BGTK, v_BGTK, is_causal=True, scale=scale, enable_gqa=grouped)
+    options = {"is_causal": True, "scale": scale, "enable_gqa": q_BHTK.shape[1] != k_BGTK.shape[1]}
+    small = k_BGTK.shape[2] * k_BGTK.shape[3] <= SDPA_WIDENED_ON_CPU
+    if not (small and q_BHTK.dtype is torch.bfloat16 and q_BHTK.device.type == "cpu"):
+        return F.scaled_dot_product_attention(q_BHTK, k_BGTK, v_BGTK, **options)
+    with without_autocast(q_BHTK.device.type):  # it would round the widened tensors again
+        wide_BHTK = F.scaled_dot_product_attention(wide(q_BHTK), wide(k_BGTK), wide(v_BGTK), **options)
+    return wide_BHTK.to(q_BHTK.dtype)
 
 
 def triton_attention(q_BHTK, k_BGTK, v_BGTK, *, normaliser=reference.softmax, **options):

@@ -63,6 +63,7 @@ def test_an_override_after_an_experiment_wins():
         ),
         (["seed=1=2=["], "cannot read the override 'seed=1=2=['"),
         (["parametrization=mup_full", "model.tied_head=true"], "tied_head"),
+        (["compute.residual_dtype=bf16", "compute.precision=fp32"], "compute.residual_dtype must be fp32"),
         (["model={d_model: 8, nope: 1}"], "nope"),
     ],
 )
@@ -119,3 +120,5 @@ def test_a_field_that_came_later_is_part_of_the_run_id_only_where_it_is_set():
     assert "scale_lr_by_param_rms" not in without["optimizer"] and "beta1" in without["optimizer"]
     assert run_id(compose(["optimizer.scale_lr_by_param_rms=false"])) == run_id(run)
     assert run_id(compose(["optimizer.scale_lr_by_param_rms=true"])) != run_id(run)
+    assert run_id(compose(["compute.residual_dtype=fp32"])) == run_id(run)
+    assert run_id(compose(["compute.residual_dtype=bf16"])) != run_id(run)

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from scaling_testbed.errors import ConfigError
 from scaling_testbed.kernels import support
@@ -136,6 +137,26 @@ def test_attention_scale_reaches_the_scores(build, tokens):
 
 
 CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize(("n_positions", "widened"), [(1024, True), (1025, False)])
+def test_small_bf16_heads_on_a_cpu_are_computed_in_fp32_and_rounded_once(n_positions, widened, autocast):
+    """16,384 numbers in the keys of a head are few. The gradient passes through the same path."""
+    found, wanted = [], []
+    generator = torch.Generator().manual_seed(0)
+    for x in (torch.randn(1, heads, n_positions, 16, generator=generator) for heads in (2, 1, 1)):
+        found.append(x.to(torch.bfloat16).requires_grad_())
+        wanted.append(found[-1].detach().to(torch.float32 if widened else torch.bfloat16).requires_grad_())
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        out = sdpa_attention(*found, scale=0.3)
+    plain = F.scaled_dot_product_attention(*wanted, is_causal=True, scale=0.3, enable_gqa=True)
+    weights = torch.randn_like(out)
+    (out * weights).sum().backward()
+    (plain * weights.to(plain.dtype)).sum().backward()
+    assert out.dtype is torch.bfloat16 and torch.equal(out, plain.to(torch.bfloat16))
+    for left, right in zip(found, wanted, strict=True):
+        assert torch.equal(left.grad, right.grad.to(torch.bfloat16))
 
 
 def test_auto_is_sdpa_where_it_can_and_else_the_reference_on_a_cpu(build, tiny):
