@@ -257,7 +257,7 @@ def measure_size(
             add(row, run_job(dataclasses.replace(job, **more)), job)
             print(f"  {row['variant']}: {_line(row)}", flush=True)
             report.write()
-    case["notes"] = judge(rows, size, math.log(size.vocabulary))
+    case["notes"] = [_settings_note(report.data["environment"]), *judge(rows, size, math.log(size.vocabulary))]
     case["done"] = all(row["status"] != "not measured" for row in rows)
     report.data["not_reached"] += [f"{size.label}: {row['variant']}" for row in rows if row["status"] == "not measured"]
     print(*case["notes"], sep="\n  ", flush=True)
@@ -344,6 +344,10 @@ def settings(threads: int) -> dict[str, Any]:
     """What all trainers have in common: threads, and the variables of SETTINGS that are set."""
     found = {name: value for name, value in sorted(os.environ.items()) if name.startswith(SETTINGS)}
     return {"threads": threads, "environment": found | {"OMP_NUM_THREADS": str(threads)}}
+
+
+def _settings_note(environment: dict[str, str]) -> str:
+    return "all trainers with " + ", ".join(f"{name}={value}" for name, value in environment.items())
 
 
 def nanogpt_commit(folder: str) -> str:

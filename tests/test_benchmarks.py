@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+import time
 from argparse import Namespace
 from functools import partial
 
@@ -237,14 +238,14 @@ def test_a_trainer_with_other_losses_is_not_compared(other):
 
 @pytest.fixture
 def trainers(monkeypatch, tmp_path):
-    """Run a comparison whose trainers are replaced by a stub; the names of the trainers in their turns."""
-    turns = []
+    """Run a comparison whose trainers are a stub that takes `pause` seconds; returns the names in their turns."""
+    turns, pauses = [], []
 
     def stub(job):
         turns.append(f"{job.trainer}, {job.dtype}")
-        return {"status": "ok", "seconds": [0.1], "cpu_seconds": [0.1], "peak_bytes": 1, "n_params": 1} | {
-            "losses": [5.5, 5.0, 4.5, 4.0]
-        }
+        time.sleep(pauses[-1])
+        found = {"seconds": [0.1], "cpu_seconds": [0.1], "peak_bytes": 1, "n_params": 1}
+        return {"status": "ok", "losses": [5.5, 5.0, 4.5, 4.0]} | found
 
     monkeypatch.setattr(beside, "run_job", stub)
     monkeypatch.setattr(beside, "job_of", lambda *_: JOB)
@@ -252,19 +253,20 @@ def trainers(monkeypatch, tmp_path):
     for name in ("train.py", "model.py"):
         (tmp_path / name).touch()
     options = {"nanogpt": str(tmp_path), "threads": "1", "out": tmp_path / "out", "quick": True, "seconds": 60}
+    options |= {"without": ["hf", "qk-norm", "bf16"], "rounds": 2}
 
-    def run(**more):
+    def run(pause=0.0, **more):
         turns.clear()
-        assert (
-            beside.main(Namespace(**options | {"without": ["hf", "qk-norm", "bf16"], "rounds": 2} | more), MACHINE) == 0
-        )
-        return turns
+        pauses.append(pause)
+        assert beside.main(Namespace(**options | more), MACHINE) == 0
+        return list(turns)
 
     return run
 
 
 def test_trainers_take_turns_and_a_size_that_is_done_is_kept(trainers, tmp_path):
-    assert trainers() == [f"{name}, fp32" for name in ("this trainer", "nanoGPT", "nanoGPT", "this trainer")]
+    both = ["this trainer, fp32", "nanoGPT, fp32"]
+    assert trainers() == [*both, *reversed(both)]
     (path,) = (tmp_path / "out").iterdir()
     (case,) = json.loads(path.read_text())["cases"]
     assert [row["rounds"] for row in case["rows"]] == [2, 2] and case["done"]
@@ -273,10 +275,11 @@ def test_trainers_take_turns_and_a_size_that_is_done_is_kept(trainers, tmp_path)
     assert trainers(threads="2") != []
 
 
-def test_a_trainer_there_is_no_time_for_is_named(trainers, tmp_path):
-    assert trainers(seconds=1e-9) == []
+def test_a_trainer_there_is_no_time_for_is_named_and_measured_later(trainers, tmp_path):
+    assert trainers(pause=0.2, seconds=0.1) == ["this trainer, fp32"]
     (path,) = (tmp_path / "out").iterdir()
-    assert json.loads(path.read_text())["not_reached"]
+    assert json.loads(path.read_text())["not_reached"] == ["nano_s, V 257, 4 x 32: nanoGPT, fp32"]
+    assert len(trainers()) == 4
 
 
 TRAIN_PY = """
