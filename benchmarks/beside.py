@@ -362,13 +362,13 @@ def main(options, machine: dict[str, Any]) -> int:
     """Compare the trainers on a machine that harness.describe_machine described; the exit status."""
     device = machine["device"]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = int(options.threads or (cores if device == "cpu" else 1))
+    threads = int(options.threads or cores)
     commit = nanogpt_commit(options.nanogpt)
     report = Report("peers", machine, COLUMNS, out=options.out, smoke=options.quick, module="trainer")
     report.data["versions"][NANOGPT] = commit
     report.data |= settings(threads)
     report.data["absent"] = absent(device)
-    kept = report.keep(("machine", "versions", "threads", "environment"))
+    kept = report.keep(("command", "machine", "versions", "threads", "environment"))
     for label in kept:
         print(f"{label}: measured before; remove {report.path} to measure it again", flush=True)
     budget = Budget(options.seconds or SECONDS[device])

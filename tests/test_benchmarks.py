@@ -264,7 +264,7 @@ def trainers(monkeypatch, tmp_path):
     return run
 
 
-def test_trainers_take_turns_and_a_size_that_is_done_is_kept(trainers, tmp_path):
+def test_trainers_take_turns_and_a_size_that_is_done_is_kept(trainers, monkeypatch, tmp_path):
     both = ["this trainer, fp32", "nanoGPT, fp32"]
     assert trainers() == [*both, *reversed(both)]
     (path,) = (tmp_path / "out").iterdir()
@@ -272,7 +272,9 @@ def test_trainers_take_turns_and_a_size_that_is_done_is_kept(trainers, tmp_path)
     assert [row["rounds"] for row in case["rows"]] == [2, 2] and case["done"]
     assert trainers() == []
     assert len(json.loads(path.read_text())["cases"]) == 1
-    assert trainers(threads="2") != []
+    assert len(trainers(threads="2")) == 4
+    monkeypatch.setattr(sys, "argv", ["trainer", "--without", "nothing"])
+    assert len(trainers(threads="2")) == 4
 
 
 def test_a_trainer_there_is_no_time_for_is_named_and_measured_later(trainers, tmp_path):
