@@ -36,7 +36,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SKIP, START, ALIKE = 3, 0.75, 0.25
 SECONDS = {"cpu": 3600.0, "cuda": 480.0}
 ROUNDS = 5
-LIMIT = 900  # seconds after which a trainer is ended
+LIMIT = {"cpu": 900, "cuda": 240}  # seconds after which a trainer is ended
 MEMORY_AIM = 1.1
 # Variables that change how memory or threads are handed out. All trainers have those of this process.
 SETTINGS = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD", "OMP_", "KMP_", "MKL_", "PYTORCH_")
@@ -59,7 +59,8 @@ COLUMNS = [
 
 @dataclass(frozen=True)
 class Variant:
-    """A trainer as it is run. trainer: a key of peers.TRAINERS. overrides: further ones, of this project's trainer."""
+    """A trainer as it is run. trainer: a key of peers.TRAINERS. overrides: further ones, of this project's trainer.
+    compile: whether a peer is told to compile."""
 
     name: str
     trainer: str
@@ -197,10 +198,16 @@ def run_job(job: peers.Job) -> dict[str, Any]:
         command = [sys.executable, "-m", "benchmarks.peers", peers.as_json(dataclasses.replace(job, work=work))]
         try:
             done = subprocess.run(
-                command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=LIMIT, check=True
+                command,
+                cwd=ROOT,
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=LIMIT[job.device],
+                check=True,
             )
         except subprocess.TimeoutExpired:
-            return {"status": f"ended after {LIMIT} s"}
+            return {"status": f"ended after {LIMIT[job.device]} s"}
         except subprocess.CalledProcessError as error:
             last = (error.stderr.strip().splitlines() or [f"the process ended with {error.returncode}"])[-1]
             out_of_memory = "OutOfMemoryError" in last or harness.is_out_of_memory(RuntimeError(last))
@@ -252,9 +259,8 @@ def measure_size(
             if budget.left() <= 0 or row["status"] not in ("ok", "not measured"):
                 continue
             more = {"trainer": variant.trainer, "dtype": dtype, "compile": variant.compile}
-            more["overrides"] = [*job.overrides, *variant.overrides]
-            more["overrides"] += [f"compute.compile={str(variant.compile).lower()}"] if variant.compile else []
-            add(row, run_job(dataclasses.replace(job, **more)), job)
+            own = [*job.overrides, *variant.overrides]
+            add(row, run_job(dataclasses.replace(job, overrides=own, **more)), job)
             print(f"  {row['variant']}: {_line(row)}", flush=True)
             report.write()
     case["notes"] = [_settings_note(report.data["environment"]), *judge(rows, size, math.log(size.vocabulary))]

@@ -35,7 +35,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import beside, harness
+from benchmarks import harness
 from benchmarks.harness import OUT_OF_MEMORY
 from benchmarks.report import Budget, Report, first_line
 
@@ -288,6 +288,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"benchmarks.trainer needs {', '.join(missing)}: pip install hydra-core rich numpy", file=sys.stderr)
         return 2
     if options.nanogpt:
+        from benchmarks import beside
+
         return beside.main(options, start_method(options.device)[1])
     importlib.import_module("scaling_testbed.training.run")  # so that forked children need not import it
     budget = Budget(options.seconds or 200)

@@ -319,6 +319,16 @@ def test_nanogpt_s_own_loop_is_run(dtype, monkeypatch, tmp_path):
     assert {"--gradient_accumulation_steps=2", "--max_iters=5", "--dataset=/tokens"} <= set(sys.argv)
 
 
+def test_a_gpu_is_waited_for_twice(monkeypatch):
+    waited = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: waited.append(len(times.wall) + 1))
+    times = peers.Times(dataclasses.replace(JOB, device="cuda"))
+    times.hook.remove()
+    for _ in range(JOB.steps):
+        times.take()
+    assert waited == [JOB.skip, JOB.steps] and [len(each) for each in times.steady().values()] == [1, 1]
+
+
 def test_what_nanogpt_has_no_option_for_is_changed_or_refused():
     for change in peers.NANOGPT_CHANGES.values():
         assert peers.changed(TRAIN_PY, [change]) != TRAIN_PY
