@@ -218,13 +218,13 @@ def run_job(job: peers.Job) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------ a comparison
 
 
-def variants_of(device: str, options) -> list[tuple[Variant, str]]:
+def variants_of(size: Size, device: str, without: list[str]) -> list[tuple[Variant, str]]:
     """The variants with their type, without those that --without names or whose packages are not installed."""
     pairs = [(variant, dtype) for dtype in DTYPES[device] for variant in VARIANTS[device]]
     return [
         (variant, dtype)
         for variant, dtype in pairs
-        if not any(text.lower() in f"{variant.name}, {dtype}".lower() for text in options.without)
+        if not any(text.lower() in f"{size.label}: {variant.name}, {dtype}".lower() for text in without)
         and not missing(variant)
     ]
 
@@ -244,7 +244,7 @@ def measure_size(
 ) -> None:
     """Run the trainers in turns. Each result is written when it is there."""
     job = job_of(size, options, device, threads, folder)
-    pairs = variants_of(device, options)
+    pairs = variants_of(size, device, options.without)
     rows = [{"variant": f"{one.name}, {dtype}", "ours": one.ours, "status": "not measured"} for one, dtype in pairs]
     case: dict[str, Any] = {"label": size.label, "done": False, "rows": rows, "notes": []}
     report.add(case)
@@ -380,5 +380,7 @@ def main(options, machine: dict[str, Any]) -> int:
     budget = Budget(options.seconds or SECONDS[device])
     with tempfile.TemporaryDirectory() as folder:
         measure = functools.partial(measure_size, report, options, budget, device, threads, Path(folder))
-        sizes = [size for size in sizes_of(device, options.quick) if size.label not in kept]
-        return report.run({size.label: functools.partial(measure, size) for size in sizes}, budget)
+        sizes = [size for size in sizes_of(device, options.quick) if variants_of(size, device, options.without)]
+        return report.run(
+            {size.label: functools.partial(measure, size) for size in sizes if size.label not in kept}, budget
+        )
