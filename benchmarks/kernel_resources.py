@@ -98,7 +98,13 @@ def _cross_entropy_cases() -> dict[str, Callable[[], object]]:
     from scaling_testbed.kernels.cross_entropy import triton as cross_entropy
 
     found = {}
-    for variant, width in (("chunked", 768), ("recompute", 64), ("recompute", 96), ("recompute", 128)):
+    for variant, width in (
+        ("chunked", 768),
+        ("wide_rows", 768),
+        ("recompute", 64),
+        ("recompute", 96),
+        ("recompute", 128),
+    ):
         for dtype, softcap, want in (
             (torch.bfloat16, None, True),
             (torch.bfloat16, 30.0, True),

@@ -2,6 +2,7 @@
 
 ATTENTION_D_HEADS = (32, 64, 80, 96, 128)
 QK_NORM_ROPE_WIDEST_HEAD = 256
+RECOMPUTED_HEAD_WIDEST_MODEL = 128  # at 256 the tiles that fit in registers are too small to be fast
 # Features of all heads of a position, where one norm goes over them; heads and widths are padded to powers of two.
 QK_NORM_ROPE_WIDEST_ROW = 8192
 

@@ -25,7 +25,7 @@ from scaling_testbed.kernels.reference import softcap_scores, wide
 
 # Bytes of logits held at once by default. The value for a CPU is about the size of its last-level cache.
 DEFAULT_CHUNK_BYTES = {"cpu": 64 * 2**20, "cuda": 2**30}
-# Matrix products on a GPU are slower with fewer rows than this.
+# Matrix products on a GPU are slower with fewer rows than this. `cached_chunk_bytes` is the other way to choose.
 LEAST_GPU_ROWS = 4096
 
 
@@ -206,6 +206,19 @@ def chunk_rows(n_tokens: int, row_bytes: int, chunk_bytes: int, device: torch.de
     chunks = max(1, -(-n_tokens // rows))
     even = -(-n_tokens // chunks)
     return max(1, min(rows, -(-even // 128) * 128))
+
+
+def cached_chunk_bytes(cache_bytes: int) -> int:
+    """Bytes of logits that stay in a cache from the product that writes them to the products that read their gradient:
+    half of it. Hidden states and the head go through the other half.
+
+    On a GPU it is a value of chunk_bytes for narrow models. With C tokens in a chunk, the head's gradient is read and
+    written in memory once a chunk, which is 8 V D / C bytes per token. A chunk that is larger than the cache moves
+    12 V bytes of bf16 logits per token instead. So small chunks move fewer bytes where D < 1.5 C. Half of the 50 MB of
+    an H100 or H200 are 248 tokens for V = 50,304, which pays up to D = 370 or so. Products of so few rows are slower by
+    an amount that was not measured, so this is not the default.
+    """
+    return cache_bytes // 2
 
 
 def product(left: Tensor, right: Tensor, out: Tensor, *, add: bool = False) -> None:
