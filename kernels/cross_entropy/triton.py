@@ -171,10 +171,20 @@ def _row_kernel(
             tl.store(logits + v, tl.where(valid, grad, 0.0).to(logits.dtype.element_ty), mask=v < V)
 
 
-def triton_rows(logits_CV, hidden_CD, weight_VD, targets_C, z_loss, softcap, ignore_index, want, tile=ROW_TILE):
+def triton_rows(
+    logits_CV,
+    hidden_CD,
+    weight_VD,
+    targets_C,
+    ce_C,
+    log_z_C,
+    z_loss,
+    softcap,
+    ignore_index,
+    want,
+    tile=ROW_TILE,
+) -> None:
     """The `rows` argument of `chunked_gradients`, as one launch of `_row_kernel`."""
-    ce_C = logits_CV.new_empty(len(logits_CV), dtype=torch.float32)
-    log_z_C = torch.empty_like(ce_C)
     tile = tile | {"BLOCK_D": min(tile["BLOCK_D"], triton.next_power_of_2(weight_VD.shape[1]))}
     with support.on_device(logits_CV):
         _row_kernel[(len(logits_CV),)](
@@ -193,7 +203,6 @@ def triton_rows(logits_CV, hidden_CD, weight_VD, targets_C, z_loss, softcap, ign
             WANT_GRADIENT=want,
             **tile,
         )
-    return ce_C, log_z_C
 
 
 @triton.jit
