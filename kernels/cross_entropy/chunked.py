@@ -214,9 +214,9 @@ def cached_chunk_bytes(cache_bytes: int) -> int:
 
     On a GPU it is a value of chunk_bytes for narrow models. With C tokens in a chunk, the head's gradient is read and
     written in memory once a chunk, which is 8 V D / C bytes per token. A chunk that is larger than the cache moves
-    12 V bytes of bf16 logits per token instead. So small chunks move fewer bytes where D < 1.5 C. Half of the 50 MB of
-    an H100 or H200 are 248 tokens for V = 50,304, which pays up to D = 370 or so. Products of so few rows are slower by
-    an amount that was not measured, so this is not the default.
+    12 V bytes of bf16 logits per token instead. So small chunks move fewer bytes where D < 1.5 C. Half of the 50 MiB
+    of an H100 or H200 are 260 tokens for V = 50,304, which pays up to D = 390 or so. What more launches and products of
+    so few rows cost was not measured, so this is not the default.
     """
     return cache_bytes // 2
 

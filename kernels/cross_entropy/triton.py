@@ -36,7 +36,7 @@ from scaling_testbed.kernels.reference import wide
 
 # Vocabulary columns and features that one step of the row kernel reads, and its warps. By its registers
 # (python -m benchmarks.kernel_resources) a multiprocessor processes 5 rows at a time, or 2 wide ones. With 132
-# multiprocessors and 50,304 columns in bf16 these are 66 MB or 27 MB, and the L2 cache of an H100 or H200 has 50 MB. A
+# multiprocessors and 50,304 columns in bf16 these are 63 or 25 MiB, and the L2 cache of an H100 or H200 has 50 MiB. A
 # row cannot stay in registers instead: a tile of all its columns spills from 32,768 columns on.
 ROW_TILE = {"BLOCK_V": 4096, "BLOCK_D": 1024, "num_warps": 8}
 WIDE_ROW_TILE = {"BLOCK_V": 8192, "BLOCK_D": 1024, "num_warps": 32}
