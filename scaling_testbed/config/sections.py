@@ -131,6 +131,13 @@ class ComputeConfig:
         identity=EXECUTION_ONLY,
     )
     compile: bool = key(False, "Whether the model is compiled by torch.compile.", identity=EXECUTION_ONLY)
+    cuda_graph: bool | str = key(
+        AUTO,
+        "Whether a step is one CUDA graph after the first steps, so that the host does not launch its kernels one by "
+        "one. true is refused where a step cannot be captured. auto: false, because it has not been measured on a GPU. "
+        "The row says what was used.",
+        identity=EXECUTION_ONLY,
+    )
     deterministic: bool = key(
         False, "Whether an operation without a deterministic kernel is an error.", identity=EXECUTION_ONLY
     )
@@ -142,6 +149,8 @@ class ComputeConfig:
 
     def __post_init__(self) -> None:
         check_choices(self)
+        if self.cuda_graph not in (True, False, AUTO):
+            raise ConfigError(f"cuda_graph must be true, false or auto; got {self.cuda_graph!r}")
         check_positive("gpu_memory_gib", self.gpu_memory_gib)
         check_positive("threads", self.threads)
 

@@ -224,6 +224,19 @@ class Processes:
         """Elementwise maxima over the ranks, in float64."""
         return self._reduced(values, dist.ReduceOp.MAX)
 
+    def sum_here(self, values: torch.Tensor, more: Sequence[float] = ()) -> torch.Tensor:
+        """`values` and then `more`, one-dimensional in float64, summed over the ranks. The host does not wait for them.
+
+        values: on the device of `connect`.
+        """
+        numbers = values.double()
+        if more:
+            numbers = torch.cat([numbers, torch.tensor(more, dtype=torch.float64).to(numbers.device)])
+        if self.grouped:
+            self.moves += 1
+            dist.all_reduce(numbers)
+        return numbers
+
     def _reduced(self, values: Sequence[float], operation) -> list[float]:
         if not self.grouped:
             return list(values)

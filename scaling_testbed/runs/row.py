@@ -95,6 +95,7 @@ class Row:
     attention_impl: str | None = fact("The path that computed attention.")
     qk_norm_impl: str | None = fact("The path that normed and rotated queries and keys.")
     loss_impl: str | None = fact("The path that computed the loss.")
+    cuda_graph: bool | None = fact("Whether a step was one CUDA graph, at the last start.")
     precision: str | None = fact("fp32 or bf16.")
     device: str | None = fact("The name of the device.")
     world_size: int | None = fact("The number of processes of the last start.", "processes")

@@ -38,9 +38,9 @@ class Measurement:
         self._copies = size // (parallelism.shard_size or size) if parallelism.is_sharded else None
 
     @torch.no_grad()
-    def forward(self, batch_BS: np.ndarray, rows: int) -> dict[str, float]:
+    def forward(self, batch_BS: torch.Tensor, rows: int) -> dict[str, float]:
         """Diagnostics of a forward pass over config.sequences sequences of the global batch, `rows` at a time on each
-        rank. batch_BS: the slice of this rank."""
+        rank. batch_BS: the slice of this rank, on the device."""
         mine, n_passes = self._chosen(len(batch_BS), rows)
         found = Reductions()
         with (
@@ -52,7 +52,7 @@ class Measurement:
                 here = mine[begin : begin + rows]
                 found.weight = len(here)
                 # A sharded model needs all ranks: a rank without sequences left computes one with weight 0.
-                tokens_BS = torch.from_numpy(batch_BS[here if len(here) else [0]]).to(self.device)
+                tokens_BS = batch_BS[here.tolist() or [0]]
                 with autocast(self.device, self.precision):
                     self.placed.plain(tokens_BS)
         return found.result(self.processes.sum, self.processes.largest)

@@ -1,6 +1,7 @@
 """The parts of a run, built once from its configuration."""
 
 import dataclasses
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,11 +12,12 @@ from scaling_testbed.config.run import RunConfig, flops_per_token, interventions
 from scaling_testbed.data.batches import TrainingBatches, ValidationBatches
 from scaling_testbed.data.preparing.preparation import prepare
 from scaling_testbed.data.shards import PreparedData, open_prepared
-from scaling_testbed.errors import ConfigError
+from scaling_testbed.errors import ConfigError, listed
 from scaling_testbed.learning.config import CrossEntropyConfig
 from scaling_testbed.learning.interventions.base import Context, Intervention
 from scaling_testbed.learning.loss import choose_loss_impl
 from scaling_testbed.learning.loss_model import LossModel
+from scaling_testbed.learning.optimizers import leave_out_where
 from scaling_testbed.model.attention import check_impls
 from scaling_testbed.model.config import ModelConfig
 from scaling_testbed.model.counting import ParamCounts, count_params
@@ -28,6 +30,10 @@ from scaling_testbed.runs.folder import RunFolder
 from scaling_testbed.training.data import MAIN_SET, open_sets, open_training_batches, open_validation_sets
 from scaling_testbed.training.measurement import Measurement
 
+# Type of device -> Parts.ahead where the optimizer can leave out bad updates. A GPU then always has an update to work
+# on. A CPU has nothing to wait for.
+AHEAD = {"cuda": 2}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
@@ -38,7 +44,9 @@ class Parts:
     they give, the run's own first. validation_sets: in the same order. steps: of the whole run. micro_batch: sequences
     in a pass of this process, as chosen at this start. flops_per_token: of training, including interventions. model:
     the plain module. placed: the same model on its devices. interventions: by name, in the order in which a step runs
-    them.
+    them. ahead: how many further updates may be made before the values of one are read. bad: 1.0 on the device from the
+    first update on whose loss or gradient norm is not finite, else 0.0; None: the values of each update are read before
+    the optimizer's step. captures: whether an update is one CUDA graph.
     """
 
     run: RunConfig
@@ -59,6 +67,9 @@ class Parts:
     optimizer: torch.optim.Optimizer
     interventions: dict[str, Intervention]
     measurement: Measurement
+    ahead: int = 0
+    bad: torch.Tensor | None = None
+    captures: bool = False
 
     @property
     def data(self) -> PreparedData:
@@ -96,6 +107,14 @@ def build_parts(run: RunConfig, folder: RunFolder, processes: Processes, *, quie
     interventions = interventions_of(run)
     for intervention in interventions.values():
         intervention.attach(Context(model=model, optimizer=optimizer, sum=processes.sum, largest=processes.largest))
+    if run.compute.cuda_graph is True and (reason := why_no_graph(run, device, interventions, optimizer)):
+        raise ConfigError(f"compute.cuda_graph=true cannot be: {reason}; use compute.cuda_graph=auto")
+    ahead, bad = 0, None
+    # An intervention looks at the values of an update before the next one is made.
+    if device.type in AHEAD and not interventions:
+        flag = torch.zeros((), device=device)
+        if leave_out_where(optimizer, flag):
+            ahead, bad = AHEAD[device.type], flag
     measurement = Measurement(run.diagnostics, run.parallelism, placed, processes, device, precision)
     if run.compute.compile:
         model.compile()
@@ -118,7 +137,25 @@ def build_parts(run: RunConfig, folder: RunFolder, processes: Processes, *, quie
         optimizer=optimizer,
         interventions=interventions,
         measurement=measurement,
+        ahead=ahead,
+        bad=bad,
+        captures=run.compute.cuda_graph is True,
     )
+
+
+def why_no_graph(
+    run: RunConfig, device: torch.device, interventions: Collection[str], optimizer: torch.optim.Optimizer
+) -> str | None:
+    """Why an update of `run` cannot be captured in a CUDA graph; None if it can."""
+    if device.type not in AHEAD:
+        return f"the device is {device.type}"
+    if run.parallelism.kind != "single":
+        return f"parallelism={run.parallelism.kind} exchanges gradients in a step"
+    if interventions:
+        return f"{listed(sorted(interventions))} needs the host in a step"
+    if type(optimizer) is not torch.optim.AdamW or not optimizer.defaults["fused"]:
+        return f"optimizer={run.optimizer.name} has no fused step here, and only AdamW's fused step can be captured"
+    return None
 
 
 def _check_counts(run: RunConfig, counts: ParamCounts, model: Transformer) -> None:

@@ -22,11 +22,20 @@ from scaling_testbed.runs.finished import final_row
 from scaling_testbed.runs.folder import RunFolder
 from scaling_testbed.runs.identity import check_same, of_checkpoint
 from scaling_testbed.runs.row import FINAL, Row
+from scaling_testbed.training.graph import StepGraph
 from scaling_testbed.training.parts import build_parts
 from scaling_testbed.training.progress import is_evaluated, is_saved, resume, save
 from scaling_testbed.training.records import Records
 from scaling_testbed.training.row import Outcome, make_row
-from scaling_testbed.training.step import Diverged, TooLittleMemory, make_update, poll, too_little_memory
+from scaling_testbed.training.step import (
+    Diverged,
+    Queue,
+    TooLittleMemory,
+    inputs,
+    make_update,
+    poll,
+    too_little_memory,
+)
 from scaling_testbed.training.validation import evaluate
 
 
@@ -67,7 +76,12 @@ def train(run: RunConfig, interrupts: Interrupts | None = None, *, quiet: bool =
             folder.write_result(row)
             return row
         records.start_mirror()
-        outcome = Outcome("finished")
+        outcome, queue = Outcome("finished"), Queue(parts, progress.step)
+        graph = StepGraph(parts) if parts.captures else None
+
+        def needs_host(step: int) -> bool:
+            return is_evaluated(run, step, parts.steps) or is_saved(run.checkpoint, step)
+
         try:
             while True:
                 try:
@@ -75,15 +89,25 @@ def train(run: RunConfig, interrupts: Interrupts | None = None, *, quiet: bool =
                         if is_evaluated(run, progress.step, parts.steps):
                             progress.record |= evaluate(parts, lambda: poll(processes, interrupts))
                         records.write(progress)
+                        if progress.step < parts.steps and is_saved(run.checkpoint, progress.step):
+                            save(parts, progress)
                     if progress.step == parts.steps:
                         break
-                    if is_saved(run.checkpoint, progress.step):
-                        save(parts, progress)
                     progress.clock.begin_step()
-                    update = make_update(parts, progress.step, interrupts, progress.micro_batch)
-                except TooLittleMemory as error:
-                    records.say(progress.take_less(parts, error))
-                    continue
+                    while queue.has_room(interrupts, needs_host):
+                        given = inputs(parts, queue.made)
+                        if graph is not None:
+                            queue.add(graph.make(given, interrupts, progress.micro_batch))
+                        else:
+                            queue.add(make_update(parts, given, interrupts, progress.micro_batch))
+                except (TooLittleMemory, Interrupted) as error:
+                    # First the updates that are made are read. Then the next one is tried again.
+                    if not queue.close():
+                        if isinstance(error, Interrupted):
+                            raise
+                        records.say(progress.take_less(parts, error))
+                        continue
+                update = queue.read()
                 progress.advance(update, run, parts.steps)
         except Interrupted as signal:
             outcome = Outcome("preempted", f"stopped by {signal} at step {progress.step}")

@@ -176,10 +176,10 @@ def test_a_run_that_is_taken_over_writes_nothing_more(tiny, monkeypatch, tmp_pat
     _, folder = tiny(*options)
     real = trainer.make_update
 
-    def make(parts, step, *arguments):
-        if step == 4:
+    def make(parts, given, *arguments):
+        if given.step == 4:
             (folder / "lock").write_text('{"host": "elsewhere", "pid": 7, "job": null}')
-        return real(parts, step, *arguments)
+        return real(parts, given, *arguments)
 
     monkeypatch.setattr(trainer, "make_update", make)
     arguments = [*TINY, f"runs_dir={tmp_path / 'runs'}", f"data_dir={data_dir}", *options]
@@ -331,7 +331,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_the_update(trained, monk
 
 def test_a_gradient_norm_that_is_not_finite_stops_the_run_before_the_update(trained, monkeypatch):
     norms = iter([1.0, 1.0, 1.0, math.inf])
-    monkeypatch.setattr(updates, "clip_gradients", lambda parts: next(norms))
+    monkeypatch.setattr(updates, "clip_gradients", lambda parts: torch.tensor(next(norms)))
     row, _ = trained()
     assert row["status"] == "diverged" and row["steps"] == 3 and "gradient" in row["error"]
 
