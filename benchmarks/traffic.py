@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -137,11 +138,11 @@ def counting(bytes_per_s: float = BYTES_PER_S, flops_per_s: float = FLOPS_PER_S)
 
 @contextlib.contextmanager
 def _launches_of_triton(tell: Callable[..., None]) -> Iterator[None]:
-    try:
-        from triton.runtime.jit import JITFunction
-    except ImportError:
+    if "triton" not in sys.modules:  # no kernel has been launched yet
         yield
         return
+    from triton.runtime.jit import JITFunction
+
     run = JITFunction.run
 
     def told(kernel, *args, **kwargs):

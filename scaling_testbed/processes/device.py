@@ -81,7 +81,7 @@ def configure_torch(config: ComputeConfig) -> None:
     torch.backends.cuda.enable_mem_efficient_sdp(not config.deterministic)
     # Filling would write each new buffer once more, such as those of logits. Nothing here reads a buffer before it is
     # written.
-    torch.utils.deterministic.fill_uninitialized_memory = not config.deterministic
+    torch.utils.deterministic.fill_uninitialized_memory = not config.deterministic  # type: ignore[attr-defined]
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
