@@ -137,7 +137,12 @@ class ComputeConfig:
         "and 80 for a cluster or where there is no GPU. It changes nothing in a run.",
         identity=EXECUTION_ONLY,
     )
-    compile: bool = key(False, "Whether the model is compiled by torch.compile.", identity=EXECUTION_ONLY)
+    compile: bool | str = key(
+        AUTO,
+        "Whether the blocks of the model are compiled by torch.compile, which changes the last bits of a result. auto: "
+        "not, because on a CPU it pays only in long runs, and on a GPU it is not yet measured.",
+        identity=EXECUTION_ONLY,
+    )
     cuda_graph: bool | str = key(
         AUTO,
         "Whether a step is one CUDA graph after the first steps, so that the host does not launch its kernels one by "
@@ -146,7 +151,10 @@ class ComputeConfig:
         identity=EXECUTION_ONLY,
     )
     deterministic: bool = key(
-        False, "Whether an operation without a deterministic kernel is an error.", identity=EXECUTION_ONLY
+        False,
+        "Whether a run on a GPU ends in the same bits each time: an operation without a deterministic kernel is an "
+        "error, and PyTorch's attention takes its flash kernel, or the plain one where that has no kernel.",
+        identity=EXECUTION_ONLY,
     )
     threads: int | None = key(
         None,
@@ -156,10 +164,11 @@ class ComputeConfig:
 
     def __post_init__(self) -> None:
         check_choices(self)
+        for name in ("compile", "cuda_graph"):
+            if (value := getattr(self, name)) not in (True, False, AUTO):
+                raise ConfigError(f"{name} must be true, false or auto; got {value!r}")
         if self.residual_dtype == "bf16" and self.precision == "fp32":
             raise ConfigError("residual_dtype must be fp32 with precision=fp32; got bf16")
-        if self.cuda_graph not in (True, False, AUTO):
-            raise ConfigError(f"cuda_graph must be true, false or auto; got {self.cuda_graph!r}")
         check_positive("gpu_memory_gib", self.gpu_memory_gib)
         check_positive("threads", self.threads)
 

@@ -113,7 +113,7 @@ def plain_queries_and_keys(attention: Attention, q_BTD, k_BTD, cos_TR, sin_TR) -
 
 
 def fused_queries_and_keys(attention: Attention, q_BTD, k_BTD, cos_TR, sin_TR) -> tuple[torch.Tensor, torch.Tensor]:
-    """Norm and rotate in one Triton kernel. A norm that the kernel lacks, or one over all heads, is applied before."""
+    """Norm and rotate in one Triton kernel. A norm that the kernel lacks is applied before."""
     from scaling_testbed.kernels.qk_norm_rope.triton import qk_norm_rope, rotary
 
     dtype, kind = q_BTD.dtype, attention.fused_kind
@@ -123,8 +123,9 @@ def fused_queries_and_keys(attention: Attention, q_BTD, k_BTD, cos_TR, sin_TR) -
     q_norm, k_norm = attention.q_norm, attention.k_norm
     assert isinstance(q_norm, QKNorm) and isinstance(k_norm, QKNorm), "a norm that the kernel supports has a gain"
     q_BHTK, k_BGTK = attention.heads(q_BTD), attention.heads(k_BTD)
-    gains = q_norm.weight, k_norm.weight
-    return qk_norm_rope(q_BHTK, k_BGTK, *gains, cos_TR, sin_TR, kind=kind, eps=q_norm.eps, out_dtype=dtype)
+    gains, together = (q_norm.weight, k_norm.weight), attention.norm_before_split
+    options = {"kind": kind, "eps": q_norm.eps, "heads_together": together, "out_dtype": dtype}
+    return qk_norm_rope(q_BHTK, k_BGTK, *gains, cos_TR, sin_TR, **options)
 
 
 def check_impls(config: ModelConfig, device: torch.device) -> None:
@@ -153,7 +154,7 @@ class Attention(nn.Module):
         self._attend = resolve(ATTENTION_IMPLS[impl].function)
         self._norm_and_rotate = resolve(QK_NORM_IMPLS[qk_norm_impl].function)
         self.norm_before_split = config.norms_heads_together
-        self.fused_kind = None if self.norm_before_split else config.query_key_norm.fused_kind
+        self.fused_kind = config.query_key_norm.fused_kind
         linear = resolve(LINEARS[config.linear].make)
         queries, keys = self.n_heads * self.d_head, self.n_kv_heads * self.d_head
         self.q = linear(config.d_model, queries, role="q", device=device)

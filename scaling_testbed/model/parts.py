@@ -18,7 +18,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from scaling_testbed.kernels.limits import ATTENTION_D_HEADS, QK_NORM_ROPE_WIDEST_HEAD
+from scaling_testbed.kernels.limits import (
+    ATTENTION_D_HEADS,
+    QK_NORM_ROPE_WIDEST_HEAD,
+    QK_NORM_ROPE_WIDEST_ROW,
+    padded_row,
+)
 from scaling_testbed.registry import Registry, resolve
 
 if TYPE_CHECKING:
@@ -417,13 +422,19 @@ class QKNormImpl(Impl):
 
     function     (Attention, q_BTD, k_BTD, cos_TR, sin_TR) -> q_BHTK, k_BGTK
     widest_head  the largest width of a head that it supports; None: any
+    widest_row   the most features of all heads that it norms together, padded (limits.padded_row); None: any number
     """
 
     widest_head: int | None = field(default=None, kw_only=True)
+    widest_row: int | None = field(default=None, kw_only=True)
 
     def lacks(self, config: ModelConfig) -> str | None:
         if self.widest_head is not None and config.head_width > self.widest_head:
             return f"d_head={config.head_width} (more than {self.widest_head})"
+        together = config.norms_heads_together and config.query_key_norm.fused_kind is not None
+        row = padded_row(config.n_heads, config.head_width)
+        if self.widest_row is not None and together and row > self.widest_row:
+            return f"qk_norm_axis=full (over {row} features with padding, more than {self.widest_row})"
         return None
 
 
@@ -435,6 +446,7 @@ QK_NORM_IMPLS.add(
         needs=TRITON_WHY_NOT,
         automatic_on=("cuda",),
         widest_head=QK_NORM_ROPE_WIDEST_HEAD,
+        widest_row=QK_NORM_ROPE_WIDEST_ROW,
     ),
     module=__name__,
 )

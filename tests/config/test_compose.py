@@ -45,6 +45,7 @@ def test_an_override_after_an_experiment_wins():
         (["optimizer.qk_clip=9", "model.qk_norm=none", "parallelism=fsdp"], "optimizer.qk_clip=9.0 cannot be sharded"),
         (["optimizer.qk_clip=0"], "optimizer.qk_clip"),
         (["loss.impl=fused"], "loss.impl"),
+        (["loss.impl=recompute", "model=proxy_2m"], "loss.impl=recompute needs model.d_model of at most 128; got 256"),
         (["schedule.min_lr=-1"], "schedule.min_lr"),
         (["schedule.warmup=nan"], "schedule.warmup"),
         (["schedule.min_lr=nan"], "schedule.min_lr must be finite and not negative"),

@@ -180,6 +180,10 @@ def test_auto_on_a_gpu_is_triton_for_what_sdpa_cannot(tiny, monkeypatch):
     assert choose_impl("attention_impl", tiny(**heads, attention_normaliser="relu2"), gpu) == "reference"
     assert choose_impl("qk_norm_impl", tiny(), gpu) == "triton"
     assert choose_impl("qk_norm_impl", tiny(d_head=258), gpu) == "reference"
+    wide = {"d_head": 96, "n_heads": 65, "qk_norm_axis": "full"}  # 128 heads of 128 with padding
+    assert choose_impl("qk_norm_impl", tiny(**wide), gpu) == "reference"
+    assert choose_impl("qk_norm_impl", tiny(**wide | {"n_heads": 64}), gpu) == "triton"
+    assert choose_impl("qk_norm_impl", tiny(**wide | {"qk_norm": "none"}), gpu) == "triton"  # only a rotation
     monkeypatch.setattr(support, "why_not", lambda device: "it is too old")
     assert choose_impl("attention_impl", tiny(**heads, attention_softcap=50.0), gpu) == "reference"
     assert choose_impl("qk_norm_impl", tiny(), gpu) == "reference"
@@ -209,7 +213,7 @@ def test_the_window_reaches_the_scores(build, tokens):
         {},
         {"qk_norm": "rmsnorm", "n_kv_heads": 2, "attention_window": 7},
         {"qk_norm": "none", "attention_softcap": 2.0},
-        {"qk_norm_axis": "full", "n_kv_heads": 1},
+        {"qk_norm": "rmsnorm", "qk_norm_axis": "full", "n_heads": 3, "n_kv_heads": 1},
         {"qk_norm": "none", "kappa": 3.0},
     ],
     ids=str,
@@ -218,7 +222,8 @@ def test_triton_equals_reference_in_output_and_gradient(build, tokens, changes):
     results = []
     for impl in ("reference", "triton"):
         impls = {"attention_impl": impl, "qk_norm_impl": impl}
-        model, ids = build(d_head=32, n_heads=2, device=KERNEL_DEVICE, **impls, **changes), tokens(T).to(KERNEL_DEVICE)
+        shape = {"d_head": 32, "n_heads": 2} | changes
+        model, ids = build(device=KERNEL_DEVICE, **impls, **shape), tokens(T).to(KERNEL_DEVICE)
         model.logits(ids).square().mean().backward()
         results.append({"logits": model.logits(ids).detach()} | {n: p.grad for n, p in model.named_parameters()})
     for name, expected in results[0].items():

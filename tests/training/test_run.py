@@ -56,7 +56,7 @@ def assert_same_weights(one, other):
 
 def test_a_run_leaves_its_records(whole):
     row, folder = whole()
-    assert json.loads((folder / "result.json").read_text()) == row
+    assert json.loads((folder / "result.json").read_text()) == row == records.RunFolder(folder).result()
     assert row["status"] == "finished" and row["steps"] == 12 and row["n_tokens"] == 12 * 128
     assert set(result.ROW_FIELDS) <= set(row) and row["model.d_model"] == 32
     assert row["flops_6nd"] == 6 * row["n_params"] * row["n_tokens"]
