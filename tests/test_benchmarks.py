@@ -6,12 +6,13 @@ import sys
 import time
 from argparse import Namespace
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import benchmarks.report
-from benchmarks import attention, beside, harness, head, peers
+from benchmarks import attention, beside, harness, head, peers, precision
 from benchmarks.report import Budget, DeviceLost, Report, table
 
 MACHINE = {"machine": "a machine", "device": "cpu", "ceilings": {"product_flops_per_s": 1e12, "copy_bytes_per_s": 1e9}}
@@ -346,3 +347,13 @@ def test_a_trainer_is_measured_in_a_process_of_its_own(tmp_path):
     assert found["status"] == "ok" and len(found["losses"]) == size.steps
     assert len(found["seconds"]) == len(found["cpu_seconds"]) == size.steps - beside.SKIP
     assert 0 < found["peak_bytes"] < 2**31
+
+
+@pytest.mark.slow
+def test_precisions_are_compared_on_the_same_tokens_from_the_same_weights():
+    cases = []
+    precision.compare(SimpleNamespace(add=cases.append), 1, "nano_s", (2, 16), 0.0)
+    fp32, bf16, narrow = cases[0]["rows"]
+    assert fp32["speed"] == 1 and fp32["loss_difference"] == 0
+    assert 0 < bf16["loss_difference"] < 0.1 > narrow["loss_difference"] != bf16["loss_difference"]
+    assert len(fp32["seconds"]) == len(bf16["seconds"]) == precision.LOSSES
