@@ -177,11 +177,13 @@ def test_attention_is_timed_on_what_the_projections_leave():
 
 def test_a_quick_run_measures_and_checks(tmp_path, capsys):
     options = ["--device", "cpu", "--quick", "--rounds", "1", "--out", str(tmp_path), "--without", "torch's"]
+    options += ["--widths", "48", "--chunk-mib", "1,2"]
     assert head.main(options) == 0
     (path,) = tmp_path.iterdir()
     (case,) = json.loads(path.read_text())["cases"]
     assert [row["variant"] for row in case["rows"]] == [
-        "ours, chunked", "F.cross_entropy + z", "F.cross_entropy, without z"
+        "ours, chunked", "ours, chunks of 1 MiB", "ours, chunks of 2 MiB",
+        "F.cross_entropy + z", "F.cross_entropy, without z",
     ]  # fmt: skip
     assert all(
         row["status"] == "ok" and row["median_s"] > 0 and max(row["errors"].values()) < 1e-4 for row in case["rows"]
