@@ -70,7 +70,8 @@ class WarmProcess:
 class WarmParent:
     """A parent process that imports `modules`, and starts processes.
 
-    environment: changes to the environment of this process. What is read while modules are imported must stand in it.
+    modules: their names; with MODULE:FUNCTION the function is called too, without arguments. environment: changes to
+    the environment of this process. What is read while modules are imported must stand in it.
     """
 
     def __init__(self, modules: Sequence[str], environment: Mapping[str, str]):
@@ -135,8 +136,8 @@ class WarmParent:
 class Starter:
     """Starts processes of `python -m`: warm ones where this is possible, else new interpreters.
 
-    modules: what most of the processes import. environment: changes that all of them need, and that are read while
-    modules are imported. warm: False for new interpreters only.
+    modules: what most of the processes import, as in WarmParent. environment: changes that all of them need, and that
+    are read while modules are imported. warm: False for new interpreters only.
     """
 
     def __init__(self, modules: Sequence[str], environment: Mapping[str, str], *, warm: bool = True):
@@ -250,7 +251,10 @@ def main() -> None:
     connection = socket.socket(fileno=int(sys.argv[1]))
     with importing_torch():
         for name in sys.argv[2:]:
-            importlib.import_module(name)
+            module, _, function = name.partition(":")
+            imported = importlib.import_module(module)
+            if function:
+                getattr(imported, function)()
     gc.freeze()  # a collection in a child would copy the memory that it shares with this process
     atexit.register(gc.unfreeze)  # else extensions of C report their objects as leaked
     if len(os.listdir("/proc/self/task")) > 1:

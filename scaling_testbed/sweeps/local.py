@@ -28,6 +28,7 @@ from scaling_testbed.runs.row import FINAL
 from scaling_testbed.sweeps.plan import PlannedRun, on_gpus
 from scaling_testbed.sweeps.status import (
     LOG_FILE,
+    Comparison,
     RunState,
     check_none_changed,
     last_line,
@@ -41,8 +42,8 @@ POLL_SECONDS = 0.2
 REFRESH_SECONDS = 2.0
 ENOUGH_RUNS, ENOUGH_SECONDS = 2, 60.0  # one of both before the time left is estimated
 PRELOADED = ["torch._dynamo", "torch.distributed.checkpoint", "torch.distributed.fsdp"]  # the first update imports them
-PRELOADED += ["scaling_testbed.training.run", "scaling_testbed.config.compose", "scaling_testbed.commands.doors"]
-PRELOADED += ["hydra._internal.core_plugins.importlib_resources_config_source"]  # composing imports it
+PRELOADED += ["scaling_testbed.training.run", "scaling_testbed.config.compose:get_ready"]
+PRELOADED += ["scaling_testbed.commands.doors"]
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -83,7 +84,8 @@ class Driver:
         """Run all unfinished runs. Returns the exit status: 0, 1 if a run failed, or 75 if a signal asked to stop. The
         runs have then saved checkpoints, and the next call continues them. Raises UserError, before anything is
         started, if the data or plug-ins of a run have changed and this is no retry."""
-        self.states = {state.run.run_id: state for state in read_states(self.runs)}
+        self._comparison = Comparison()
+        self.states = {state.run.run_id: state for state in read_states(self.runs, self._comparison)}
         if not self.retry:
             check_none_changed(list(self.states.values()))
         self.waiting = sorted((run for run in self.runs if self._is_due(run)), key=lambda run: -run.flops)
@@ -143,7 +145,7 @@ class Driver:
                     say(f"{run.label} is being run by {owner}; waiting for it", errors=True)
                 continue
             self.waiting.remove(run)
-            self.states[run.run_id] = read_state(run)
+            self.states[run.run_id] = self._read(run)
             if self._is_due(run):
                 self._begin(run, free)
             else:  # it ended in the other process
@@ -176,8 +178,17 @@ class Driver:
             words = ["scaling_testbed.train", *overrides]
             return self._starter.start(words, slot | {PLANNED_RUN: run.run_id}, log)
 
+    def _read(self, run: PlannedRun) -> RunState:
+        """The state of a run. The data are looked at again only where they seem to have changed: to compose a run and
+        to look at its data takes as long as to start it. `_conclude` looks at the data of all runs."""
+        state = read_state(run, self._comparison)
+        if state.state == "changed":
+            self._comparison = Comparison()
+            state = read_state(run, self._comparison)
+        return state
+
     def _ended(self, run: PlannedRun, status: int, speak: bool) -> None:
-        state = read_state(run)
+        state = self._read(run)
         self.states[run.run_id] = state
         if state.state == "running" and not self.stopping:  # another process claimed it first
             self.waiting.append(run)
@@ -207,7 +218,7 @@ class Driver:
 
     def _refresh(self, runs: Sequence[PlannedRun]) -> None:
         for run in runs:
-            state = read_state(run)
+            state = self._read(run)
             starting = run.run_id in self.children and state.state in ("pending", "stopped")
             self.states[run.run_id] = replace(state, state="running", error=None) if starting else state
 

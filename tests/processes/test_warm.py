@@ -15,10 +15,12 @@ from scaling_testbed.processes.warm import STATUS_LOST, Starter, WarmParent, War
 pytestmark = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="warm processes need Linux")
 CHILD = """
 import json, os, signal, sys, time
+def get_ready():
+    os.environ["READY"] = "yes"
 if __name__ == "__main__":
     what = sys.argv[1]
     if what == "say":
-        print(json.dumps([sys.argv[1:], os.environ.get("ADDED"), os.getsid(0) == os.getpid(), sys.stdin.read()]))
+        print(json.dumps([sys.argv[1:], os.environ.get("ADDED"), os.environ.get("READY"), os.getsid(0) == os.getpid(), sys.stdin.read()]))
     if what == "wait":
         print("waits", flush=True)
         time.sleep(60)
@@ -35,7 +37,7 @@ def parent(tmp_path, monkeypatch):
     """A warm parent whose processes can run the module `child`."""
     (tmp_path / "child.py").write_text(CHILD)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    parent = WarmParent(["json"], {})
+    parent = WarmParent(["json", "child:get_ready"], {})
     yield parent
     parent.close()
 
@@ -65,7 +67,7 @@ def test_a_process_has_its_arguments_environment_session_output_and_status(paren
     processes = [parent.start(["child", "say", str(status)], {"ADDED": str(status)}, log) for status in (0, 3)]
     assert [ended(process) for process in processes] == [0, 3]
     said = sorted(Path(log.name).read_text().splitlines())
-    assert said == ['[["say", "0"], "0", true, ""]', '[["say", "3"], "3", true, ""]']
+    assert said == ['[["say", "0"], "0", "yes", true, ""]', '[["say", "3"], "3", "yes", true, ""]']
     assert "ADDED" not in os.environ
 
 

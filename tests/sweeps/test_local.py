@@ -7,13 +7,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from scaling_testbed.files import sha256_of
+from scaling_testbed.runs.identity import Found
 from scaling_testbed.runs.lease import Owner
 from scaling_testbed.sweeps import local, status
 from scaling_testbed.sweeps.local import slots
+from scaling_testbed.sweeps.plan import remembered
 from tests.conftest import REAL_PYTHON
 from tests.training.conftest import metrics
 
@@ -90,6 +93,19 @@ def test_a_dry_run_starts_nothing(door, tmp_path, monkeypatch):
         code, out, _ = door(verb, "--dry-run")
         assert code == 0 and "4 pending; 4 to start" in out
     assert not (tmp_path / "runs").exists()
+
+
+def test_the_data_of_runs_are_looked_at_once_and_again_where_they_seem_to_have_changed(
+    door, untrained, monkeypatch, tmp_path
+):
+    composed, compose = [], status.compose_many
+    monkeypatch.setattr(status, "compose_many", lambda *what, **how: composed.append(what) or compose(*what, **how))
+    assert door("run")[0] == 0
+    assert len(composed) == 2  # while it runs, and at its end
+    run = remembered(tmp_path / "runs" / "tiny")[0]
+    driver = local.Driver([run], [{}])
+    driver._comparison = SimpleNamespace(of=lambda *_: Found(changed="was trained on other data"))
+    assert driver._read(run).state == "finished"
 
 
 def test_gpus_that_are_not_there_are_no_cpu(door, tmp_path, data_dir, capfd):
