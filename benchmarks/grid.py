@@ -34,7 +34,7 @@ from benchmarks.report import Budget, Report, verdict
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO, STARTS = "the demo's grid, 16 runs of 200 steps", "16 runs of one step"
-GRIDS = {DEMO: [], STARTS: ["budget.steps=1", "evaluation.every_steps=0", "evaluation.tokens=4096"]}
+GRIDS = {STARTS: ["budget.steps=1", "evaluation.every_steps=0", "evaluation.tokens=4096"], DEMO: []}
 AIMS = {DEMO: 0.65, STARTS: 0.2}  # of the time of 8bd9ca3, the last commit before runs started warm
 WARM, FRESH, EARLIER = "warm workers", "fresh processes", "an earlier commit"
 COLUMNS = [("median_s", "wall s", "s"), ("cpu_s", "CPU s", "s"), ("ratio", "wall, of the last", "ratio")]

@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 
-from benchmarks import attention, harness, head
+from benchmarks import attention, grid, harness, head
 from benchmarks.report import Budget, DeviceLost, Report, table
 
 MACHINE = {"machine": "a machine", "device": "cpu", "ceilings": {"product_flops_per_s": 1e12, "copy_bytes_per_s": 1e9}}
@@ -168,6 +168,36 @@ def test_attention_is_timed_on_what_the_projections_leave():
     found = attention.run_attention(*inputs, function=attention.sdpa, backward=True)
     assert set(found) == {"out", "q gradient", "k gradient", "v gradient"}
     assert all(x.grad is None for x in inputs)  # a copy into it would be charged to whoever lays it out otherwise
+
+
+@pytest.mark.parametrize(("seconds", "end"), [(19.9, GOOD), (20.1, BAD)])
+@pytest.mark.parametrize("typed", [True, False])
+def test_a_grid_is_timed_beside_an_earlier_commit_in_its_own_spelling(
+    tmp_path, monkeypatch, capsys, seconds, end, typed
+):
+    earlier = tmp_path / "earlier"
+    (earlier / "scaling_testbed" / ("commands" if typed else "running")).mkdir(parents=True)
+    (earlier / "scaling_testbed" / "sweep.py").touch()
+    commands = []
+
+    def measure(variant, folder, overrides):
+        commands.append(variant.command(folder, overrides))
+        variant.times.append((seconds if variant.name == grid.WARM else 100.0, 50.0))
+        row = {"val_loss": 2.0, "train_loss_last": 2.0, "data_fingerprint": "same"}
+        variant.rows = {("nano_s", "none", rate): row for rate in range(grid.N_RUNS)}
+
+    monkeypatch.setattr(grid, "measure", measure)
+    monkeypatch.setattr(grid, "prepare", lambda variant: None)
+    monkeypatch.setattr(harness, "describe_machine", lambda device: MACHINE)
+    assert grid.main(["--earlier", str(earlier), "--quick", "--rounds", "2", "--out", str(tmp_path / "out")]) == 0
+    assert len(commands) == 6 and [words[-1] for words in commands[:3]] == [
+        "2",
+        "--fresh",
+        "2" if typed else "workers=2",
+    ]
+    (case,) = json.loads(next((tmp_path / "out").iterdir()).read_text())["cases"]
+    assert case["notes"][0].startswith("2 rounds") and case["notes"][-1].endswith(end)
+    assert f"| {grid.STARTS} | {grid.WARM} | {seconds:.2f} | 50.00 |" in capsys.readouterr().out
 
 
 def test_a_quick_run_measures_and_checks(tmp_path, capsys):

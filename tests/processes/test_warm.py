@@ -20,7 +20,9 @@ def get_ready():
 if __name__ == "__main__":
     what = sys.argv[1]
     if what == "say":
-        print(json.dumps([sys.argv[1:], os.environ.get("ADDED"), os.environ.get("READY"), os.getsid(0) == os.getpid(), sys.stdin.read()]))
+        own_session = os.getsid(0) == os.getpid()
+        added, ready = os.environ.get("ADDED"), os.environ.get("READY")
+        print(json.dumps([sys.argv[1:], added, ready, own_session, sys.stdin.read()]))
     if what == "wait":
         print("waits", flush=True)
         time.sleep(60)
