@@ -167,7 +167,7 @@ class Starter:
 
     def _renewed(self) -> WarmParent:
         """The parent, with the modules that are on the disk: a process records the sources that are there now."""
-        code = _code_now()
+        code = code_now()
         if not self._parents or code != self._code:
             self._parents.append(WarmParent(self._modules, self._environment))
             self._code = code
@@ -188,7 +188,7 @@ def _is_possible() -> bool:
     return True
 
 
-def _code_now() -> dict[str, int]:
+def code_now() -> dict[str, int]:
     """When each source of this package, and the folders of installed packages, were last changed."""
     package = Path(__file__).resolve().parent.parent
     found: dict[str, int] = {}

@@ -125,12 +125,12 @@ def test_a_starter_makes_a_new_parent_when_the_code_has_changed_and_new_interpre
     parent, log, monkeypatch
 ):
     starter = Starter(["json"], {})
-    monkeypatch.setattr(warm, "_code_now", lambda: {"a.py": 1})
+    monkeypatch.setattr(warm, "code_now", lambda: {"a.py": 1})
     first = starter.start(["child", "say", "0"], {}, log)
     second = starter.start(["child", "say", "0"], {}, log)
     assert first._parent is second._parent and ended(first) == ended(second) == 0
     stays = starter.start(["child", "wait", "0"], {}, log)
-    monkeypatch.setattr(warm, "_code_now", lambda: {"a.py": 2})
+    monkeypatch.setattr(warm, "code_now", lambda: {"a.py": 2})
     third = starter.start(["child", "wait", "0"], {}, log)
     assert third._parent is not first._parent
     stays.send_signal(signal.SIGTERM)
@@ -161,5 +161,5 @@ def test_a_module_that_cannot_be_imported_is_left_to_new_interpreters(parent, lo
 
 
 def test_the_code_is_that_of_the_package_and_of_the_folders_of_packages(tmp_path):
-    now = warm._code_now()
+    now = warm.code_now()
     assert any(path.endswith("training/step.py") for path in now) and any("packages" in path for path in now)
