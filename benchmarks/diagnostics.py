@@ -27,8 +27,8 @@ from scaling_testbed.processes.group import Processes
 from scaling_testbed.processes.interrupts import Interrupts
 from scaling_testbed.processes.world import World
 from scaling_testbed.runs.folder import RunFolder
-from scaling_testbed.training.parts import build_parts
-from scaling_testbed.training.step import make_update
+from scaling_testbed.training.parts import Parts, build_parts
+from scaling_testbed.training.step import inputs, make_update
 
 NANO = ["data.vocab_size=257", "batch.sequences=32", "batch.sequence_length=128"]
 PROXY = ["data.vocab_size=32101", "batch.sequences=8", "batch.sequence_length=512"]
@@ -41,6 +41,11 @@ SIZES = {
 PLAIN, MEASURED, EVERY = "plain", "measured", 100
 COLUMNS = [("median_s", "ms", "ms"), ("low_s", "min", "ms"), ("high_s", "max", "ms"), ("ratio", "of plain", "ratio")]
 QUIET = ["data=noise", "data.n_tokens=300000", "budget.steps=100000", "checkpoint.at_end=false"]
+
+
+def one_update(parts: Parts, step: int, interrupts: Interrupts) -> None:
+    """Make update number `step`, with its values on the way to the host."""
+    make_update(parts, inputs(parts, step), interrupts, parts.micro_batch)
 
 
 def measure(overrides: list[str], device, rounds: int, seconds: float) -> dict[str, list[float]]:
@@ -56,7 +61,7 @@ def measure(overrides: list[str], device, rounds: int, seconds: float) -> dict[s
             parts = {PLAIN: plain, MEASURED: dataclasses.replace(plain, run=measured)}
             for step in range(2 * (rounds + 1)):
                 kind = (PLAIN, MEASURED)[(step + step // 2) % 2]  # each kind is first in every other pair
-                taken, _ = harness.timed(partial(make_update, parts[kind], step, interrupts), device)
+                taken, _ = harness.timed(partial(one_update, parts[kind], step, interrupts), device)
                 if step >= 2:
                     found[kind].append(taken)
                 if step % 2 and step >= 2 * harness.LEAST_ROUNDS and budget.left() < 0:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from scaling_testbed.config.sections import ComputeConfig
@@ -68,14 +69,63 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
 
 
 def configure_torch(config: ComputeConfig) -> None:
-    """Set threads and determinism for the whole process. Must be called before the first kernel runs."""
+    """Set threads and determinism for the whole process, whatever an earlier run in it has set. Must be called before
+    the first kernel runs."""
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     # Denormal numbers make a CPU a hundred times slower. Adam's moments have many of them, and they do not matter.
     torch.set_flush_denormal(True)
     torch.use_deterministic_algorithms(config.deterministic)
+    # Of the kernels of attention on a GPU, only flash and the plain one have a deterministic backward pass.
+    torch.backends.cuda.enable_cudnn_sdp(not config.deterministic)
+    torch.backends.cuda.enable_mem_efficient_sdp(not config.deterministic)
+    # Filling would write each new buffer once more, such as those of logits. Nothing here reads a buffer before it is
+    # written.
+    torch.utils.deterministic.fill_uninitialized_memory = not config.deterministic  # type: ignore[attr-defined]
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+def to_device(rows: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Token ids as an int64 tensor on `device`. To a GPU they travel as int32 from pinned memory, and the host does not
+    wait for them."""
+    tokens = torch.from_numpy(rows)
+    if device.type != "cuda":
+        return tokens.to(device)
+    return tokens.to(torch.int32).pin_memory().to(device, non_blocking=True).long()
+
+
+class HostCopy:
+    """A copy of a small tensor in the memory of the host. It begins at once; `read` waits for it."""
+
+    def __init__(self, values: torch.Tensor):
+        self._done = None
+        if values.device.type != "cuda":
+            self._copy = values.clone()
+            return
+        self._copy = torch.empty_like(values, device="cpu", pin_memory=True)
+        self._copy.copy_(values, non_blocking=True)
+        self._done = torch.cuda.Event()
+        self._done.record()
+
+    def read(self) -> list[float]:
+        if self._done is not None:
+            self._done.synchronize()
+        return self._copy.tolist()
+
+
+@contextlib.contextmanager
+def on_side_stream(device: torch.device) -> Iterator[None]:
+    """Context manager for work on another stream of a GPU, between the work before and after it. PyTorch asks for it
+    before a capture (its notes on CUDA graphs)."""
+    if device.type != "cuda":
+        yield
+        return
+    side, here = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+    side.wait_stream(here)
+    with torch.cuda.stream(side):
+        yield
+    here.wait_stream(side)
 
 
 def device_name(device: torch.device) -> str:

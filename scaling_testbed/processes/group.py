@@ -165,6 +165,7 @@ class Processes:
             world_size=self.world.size,
             # The heartbeat notices what hangs before the group does, and can say which process it is.
             timeout=timedelta(seconds=2 * self.config.timeout_seconds + 60),
+            device_id=device if device.type == "cuda" else None,  # else NCCL guesses which GPU is this process's
         )
         self.grouped = True
 
@@ -223,6 +224,19 @@ class Processes:
     def largest(self, values: Sequence[float]) -> list[float]:
         """Elementwise maxima over the ranks, in float64."""
         return self._reduced(values, dist.ReduceOp.MAX)
+
+    def sum_here(self, values: torch.Tensor, more: Sequence[float] = ()) -> torch.Tensor:
+        """`values` and then `more`, one-dimensional in float64, summed over the ranks. The host does not wait for them.
+
+        values: on the device of `connect`.
+        """
+        numbers = values.double()
+        if more:
+            numbers = torch.cat([numbers, torch.tensor(more, dtype=torch.float64).to(numbers.device)])
+        if self.grouped:
+            self.moves += 1
+            dist.all_reduce(numbers)
+        return numbers
 
     def _reduced(self, values: Sequence[float], operation) -> list[float]:
         if not self.grouped:

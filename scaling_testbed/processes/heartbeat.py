@@ -31,6 +31,8 @@ BEAT_SECONDS = 2.0
 DEAD_SECONDS = 4.0  # without a beat, until a process of this machine is looked for
 SILENT_SECONDS = 90.0  # without a beat of a process of another machine, which cannot be looked for: it is gone
 STILL_SECONDS = 60.0  # at least, before it counts that all processes are at the same place and none moves
+# Functions of PyTorch whose name says too little.
+NAMES = {"_engine_run_backward": "the backward pass with its all_reduce of gradients"}
 PACKAGE = str(Path(__file__).resolve().parent.parent)
 SAID = f"{PACKAGE}{os.sep}processes{os.sep}"  # not the place that a process is at
 
@@ -286,6 +288,6 @@ def place() -> str:
             where = f"{name} ({os.path.relpath(file, PACKAGE)}:{frame.f_lineno})"
             return where if called in (None, name) else f"{called} of {where}"
         if called is None and not name.startswith("<"):
-            called = name
+            called = NAMES.get(name, name)
         frame = frame.f_back
     return called or "its start"

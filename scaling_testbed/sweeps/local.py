@@ -49,6 +49,7 @@ ENOUGH_RUNS, ENOUGH_SECONDS = 2, 60.0  # one of both before the time left is est
 PRELOADED = ["torch._dynamo", "torch.distributed.checkpoint", "torch.distributed.fsdp"]  # the first update imports them
 PRELOADED += ["scaling_testbed.training.run", "scaling_testbed.config.compose:get_ready"]
 PRELOADED += ["scaling_testbed.commands.doors"]
+COMPILER = ["torch._inductor.compile_fx"]  # a second of imports, for runs that compile their model
 # Runs that share a process have the same values in OF_PROCESS. Compiled code is kept while OF_SHAPE is the same too.
 OF_PROCESS, OF_SHAPE = ("compute.",), ("compute.", "model.", "batch.", "loss.", "parallelism.")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -86,7 +87,9 @@ class Driver:
 
     def __post_init__(self) -> None:
         common = dict(set.intersection(*(set(slot.items()) for slot in self.slots)))
-        self._starter = Starter(PRELOADED, common, warm=self.warm and len(self.runs) > 1)
+        compiles = any(run.config.get("compute.compile") is True for run in self.runs)
+        modules = PRELOADED + COMPILER if compiles else PRELOADED
+        self._starter = Starter(modules, common, warm=self.warm and len(self.runs) > 1)
         self._serial = SerialStarter()
 
     def drive(self) -> int:

@@ -1,6 +1,7 @@
 """The parts of a run, built once from its configuration."""
 
 import dataclasses
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,15 +12,17 @@ from scaling_testbed.config.run import RunConfig, flops_per_token, interventions
 from scaling_testbed.data.batches import TrainingBatches, ValidationBatches
 from scaling_testbed.data.preparing.preparation import prepare
 from scaling_testbed.data.shards import PreparedData, open_prepared
-from scaling_testbed.errors import ConfigError
+from scaling_testbed.errors import ConfigError, listed
 from scaling_testbed.learning.config import CrossEntropyConfig
 from scaling_testbed.learning.interventions.base import Context, Intervention
 from scaling_testbed.learning.loss import choose_loss_impl
 from scaling_testbed.learning.loss_model import LossModel
+from scaling_testbed.learning.optimizers import leave_out_where
 from scaling_testbed.model.attention import check_impls
 from scaling_testbed.model.config import ModelConfig
 from scaling_testbed.model.counting import ParamCounts, count_params
 from scaling_testbed.model.transformer import Transformer
+from scaling_testbed.processes.compilation import choose_compile, compile_blocks
 from scaling_testbed.processes.device import choose_device, choose_precision, configure_torch, free_memory_bytes
 from scaling_testbed.processes.group import Processes
 from scaling_testbed.processes.placement import Replica, parallelize
@@ -27,6 +30,10 @@ from scaling_testbed.processes.world import World
 from scaling_testbed.runs.folder import RunFolder
 from scaling_testbed.training.data import MAIN_SET, open_sets, open_training_batches, open_validation_sets
 from scaling_testbed.training.measurement import Measurement
+
+# Type of device -> Parts.ahead where the optimizer can leave out bad updates. A GPU then always has an update to work
+# on. A CPU has nothing to wait for.
+AHEAD = {"cuda": 2}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,9 +43,12 @@ class Parts:
 
     precision: fp32 | bf16. loss: with its `impl` chosen. prepared: the corpora by the name of the validation set that
     they give, the run's own first. validation_sets: in the same order. steps: of the whole run. micro_batch: sequences
-    in a pass of this process, as chosen at this start. flops_per_token: of training, including interventions. model:
-    the plain module. placed: the same model on its devices. interventions: by name, in the order in which a step runs
-    them.
+    in a pass of this process, as chosen at this start. compiled: whether the blocks of the model are compiled.
+    flops_per_token: of training, including interventions. model: the plain module. placed: the same model on its
+    devices. interventions: by name, in the order in which a step runs them. ahead: how many further updates may be made
+    before the values of one are read. bad: 1.0 on the device from the first update on whose loss or gradient norm is
+    not finite, else 0.0; None: the values of each update are read before the optimizer's step. captures: whether an
+    update is one CUDA graph.
     """
 
     run: RunConfig
@@ -53,12 +63,16 @@ class Parts:
     counts: ParamCounts
     steps: int
     micro_batch: int
+    compiled: bool
     flops_per_token: float
     model: Transformer
     placed: Replica
     optimizer: torch.optim.Optimizer
     interventions: dict[str, Intervention]
     measurement: Measurement
+    ahead: int = 0
+    bad: torch.Tensor | None = None
+    captures: bool = False
 
     @property
     def data(self) -> PreparedData:
@@ -91,14 +105,23 @@ def build_parts(run: RunConfig, folder: RunFolder, processes: Processes, *, quie
     model = Transformer(config, run.parametrization, device=where, run_on=device)
     _check_counts(run, counts, model)
     model.recompute_every = run.parallelism.activation_checkpointing
+    model.narrow_residual = run.compute.residual_dtype == "bf16"
     placed = parallelize(LossModel(model, loss), run.parallelism, device, precision, run.seed)
     optimizer = run.optimizer.for_length(run.schedule.length(steps)).build(model)
     interventions = interventions_of(run)
     for intervention in interventions.values():
         intervention.attach(Context(model=model, optimizer=optimizer, sum=processes.sum, largest=processes.largest))
+    if run.compute.cuda_graph is True and (reason := why_no_graph(run, device, interventions, optimizer)):
+        raise ConfigError(f"compute.cuda_graph=true cannot be: {reason}; use compute.cuda_graph=auto")
+    ahead, bad = 0, None
+    # An intervention looks at the values of an update before the next one is made.
+    if device.type in AHEAD and not interventions:
+        flag = torch.zeros((), device=device)
+        if leave_out_where(optimizer, flag):
+            ahead, bad = AHEAD[device.type], flag
     measurement = Measurement(run.diagnostics, run.parallelism, placed, processes, device, precision)
-    if run.compute.compile:
-        model.compile()
+    if compiled := choose_compile(run.compute, device):
+        compile_blocks(model)
     return Parts(
         run=run,
         folder=folder,
@@ -112,13 +135,32 @@ def build_parts(run: RunConfig, folder: RunFolder, processes: Processes, *, quie
         counts=counts,
         steps=steps,
         micro_batch=micro_batch,
+        compiled=compiled,
         flops_per_token=flops_per_token(run, config),
         model=model,
         placed=placed,
         optimizer=optimizer,
         interventions=interventions,
         measurement=measurement,
+        ahead=ahead,
+        bad=bad,
+        captures=run.compute.cuda_graph is True,
     )
+
+
+def why_no_graph(
+    run: RunConfig, device: torch.device, interventions: Collection[str], optimizer: torch.optim.Optimizer
+) -> str | None:
+    """Why an update of `run` cannot be captured in a CUDA graph; None if it can."""
+    if device.type not in AHEAD:
+        return f"the device is {device.type}"
+    if run.parallelism.kind != "single":
+        return f"parallelism={run.parallelism.kind} exchanges gradients in a step"
+    if interventions:
+        return f"{listed(sorted(interventions))} needs the host in a step"
+    if type(optimizer) is not torch.optim.AdamW or not optimizer.defaults["fused"]:
+        return f"optimizer={run.optimizer.name} has no fused step here, and only AdamW's fused step can be captured"
+    return None
 
 
 def _check_counts(run: RunConfig, counts: ParamCounts, model: Transformer) -> None:
@@ -136,10 +178,13 @@ def _choose_paths(run: RunConfig, local_rank: int) -> tuple[torch.device, str, C
     """The device, precision and loss of the run. `auto` is resolved once, and the row records the result."""
     device = choose_device(run.compute, local_rank)
     precision = choose_precision(run.compute, device)
+    if run.compute.residual_dtype == "bf16" and precision != "bf16":
+        raise ConfigError(
+            f"compute.residual_dtype=bf16 needs compute.precision=bf16, and auto means {precision} on {device.type}; "
+            "type compute.precision=bf16 too"
+        )
     loss = dataclasses.replace(run.loss, impl=choose_loss_impl(run.loss, device))
     check_impls(run.model, device)
-    if run.compute.compile and run.parallelism.is_sharded:
-        raise ConfigError("compute.compile=true has not been tried with parallelism=fsdp; set it to false")
     return device, precision, loss
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from scaling_testbed.config.run import RunConfig, check_planned, flatten, run_folder_path
 from scaling_testbed.errors import FAILED, UserError, first_line, is_memory_error
 from scaling_testbed.plugins import hashes
+from scaling_testbed.processes.compilation import is_compile_error
 from scaling_testbed.processes.device import peak_memory_bytes
 from scaling_testbed.processes.group import PeerGone, PeerHangs, Processes, RankError
 from scaling_testbed.processes.interrupts import Interrupted, Interrupts
@@ -22,11 +23,20 @@ from scaling_testbed.runs.finished import final_row
 from scaling_testbed.runs.folder import RunFolder
 from scaling_testbed.runs.identity import check_same, of_checkpoint
 from scaling_testbed.runs.row import FINAL, Row
+from scaling_testbed.training.graph import StepGraph
 from scaling_testbed.training.parts import build_parts
 from scaling_testbed.training.progress import is_evaluated, is_saved, resume, save
 from scaling_testbed.training.records import Records
 from scaling_testbed.training.row import Outcome, make_row
-from scaling_testbed.training.step import Diverged, TooLittleMemory, make_update, poll, too_little_memory
+from scaling_testbed.training.step import (
+    Diverged,
+    Queue,
+    TooLittleMemory,
+    inputs,
+    make_update,
+    poll,
+    too_little_memory,
+)
 from scaling_testbed.training.validation import evaluate
 
 
@@ -67,7 +77,12 @@ def train(run: RunConfig, interrupts: Interrupts | None = None, *, quiet: bool =
             folder.write_result(row)
             return row
         records.start_mirror()
-        outcome = Outcome("finished")
+        outcome, queue = Outcome("finished"), Queue(parts, progress.step)
+        graph = StepGraph(parts) if parts.captures else None
+
+        def needs_host(step: int) -> bool:
+            return is_evaluated(run, step, parts.steps) or is_saved(run.checkpoint, step)
+
         try:
             while True:
                 try:
@@ -75,15 +90,25 @@ def train(run: RunConfig, interrupts: Interrupts | None = None, *, quiet: bool =
                         if is_evaluated(run, progress.step, parts.steps):
                             progress.record |= evaluate(parts, lambda: poll(processes, interrupts))
                         records.write(progress)
+                        if progress.step < parts.steps and is_saved(run.checkpoint, progress.step):
+                            save(parts, progress)
                     if progress.step == parts.steps:
                         break
-                    if is_saved(run.checkpoint, progress.step):
-                        save(parts, progress)
                     progress.clock.begin_step()
-                    update = make_update(parts, progress.step, interrupts, progress.micro_batch)
-                except TooLittleMemory as error:
-                    records.say(progress.take_less(parts, error))
-                    continue
+                    while queue.has_room(interrupts, needs_host):
+                        given = inputs(parts, queue.made)
+                        if graph is not None:
+                            queue.add(graph.make(given, interrupts, progress.micro_batch))
+                        else:
+                            queue.add(make_update(parts, given, interrupts, progress.micro_batch))
+                except (TooLittleMemory, Interrupted) as error:
+                    # First the updates that are made are read. Then the next one is tried again.
+                    if not queue.close():
+                        if isinstance(error, Interrupted):
+                            raise
+                        records.say(progress.take_less(parts, error))
+                        continue
+                update = queue.read()
                 progress.advance(update, run, parts.steps)
         except Interrupted as signal:
             outcome = Outcome("preempted", f"stopped by {signal} at step {progress.step}")
@@ -171,6 +196,8 @@ def _for_a_person(error: Exception, run: RunConfig, world: World) -> UserError |
     """A UserError with advice if `error` is not a defect of the code, else None."""
     if not isinstance(error, UserError) and is_memory_error(error):
         return too_little_memory(None, run, run.batch.micro_batch or run.batch.sequences // world.size, error)
+    if is_compile_error(error):
+        return UserError(f"compute.compile=true cannot compile this model: {first_line(error)}; set it to false")
     if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
         return UserError("no thread can be started here; raise the limit of memory (ulimit -v) or of processes (-u)")
     return None

@@ -1,17 +1,22 @@
-"""One update: batch -> forward -> loss terms -> backward over micro-batches -> one clip -> one optimizer step."""
+"""One update: batch -> forward -> loss terms -> backward over micro-batches -> one clip -> one optimizer step.
+
+On a GPU the loss and the gradient norm of an update are read some updates later (Parts.ahead), so that the GPU does not
+wait for the host. From the first update on whose loss or norm is not finite, no update changes a weight or a moment
+(Parts.bad).
+"""
 
 import math
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 
 from scaling_testbed.config.memory import divisors
 from scaling_testbed.config.run import RunConfig
 from scaling_testbed.errors import UserError, bytes_asked_for, is_memory_error
-from scaling_testbed.learning.loss import IGNORE
 from scaling_testbed.learning.optimizers import clip_coefficient, set_lr
-from scaling_testbed.processes.device import autocast, free_memory_bytes
+from scaling_testbed.processes.device import HostCopy, autocast, free_memory_bytes, to_device
 from scaling_testbed.processes.group import Processes
 from scaling_testbed.processes.interrupts import Interrupts
 from scaling_testbed.training.parts import Parts
@@ -41,6 +46,29 @@ class Update:
     clip_coefficient: float
     skipped: bool
     diagnostics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What an update starts from. step: its number, from 0. tokens_BS: this process's slice of the batch, int64, on the
+    device. lr: the rate of the schedule; a scalar tensor on the device if the step is captured in a graph."""
+
+    step: int
+    tokens_BS: torch.Tensor
+    lr: float | torch.Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """An update that is made, or queued on the device.
+
+    values: the sums over the global batch of cross-entropy and z-loss, then in a group the signals (Interrupts.counts),
+    then the gradient norm; fp64 on the device.
+    """
+
+    values: torch.Tensor
+    skipped: bool
+    diagnostics: dict[str, float]
 
 
 class TooLittleMemory(UserError):
@@ -73,30 +101,35 @@ def smaller_micro_batch(rows: int) -> int | None:
     return next((fewer for fewer in divisors(rows) if fewer <= rows // 2), None)
 
 
-def make_update(parts: Parts, step: int, interrupts: Interrupts, rows: int) -> Update:
-    """Make update number `step` (from 0) of a run, or leave it out if an intervention does not allow it.
+def inputs(parts: Parts, step: int) -> Inputs:
+    """The inputs of update number `step` (from 0)."""
+    run, world = parts.run, parts.processes.world
+    tokens_BS = to_device(parts.batches.batch(step, world.rank, world.size), parts.device)
+    return Inputs(step=step, tokens_BS=tokens_BS, lr=run.schedule.lr(step, parts.steps, run.optimizer.lr))
 
-    rows: sequences in a micro-batch of this process. Raises Interrupted, Diverged or TooLittleMemory; the weights are
-    then unchanged. The loop over micro-batches is in this function, so
-    that the model comes directly below it in a traceback or a profile.
+
+def make_update(parts: Parts, given: Inputs, interrupts: Interrupts, rows: int) -> Made:
+    """Make an update, or leave it out if an intervention does not allow it.
+
+    rows: sequences in a micro-batch of this process. The host waits for the values of the update only if the update is
+    measured, or if parts.bad is None. Raises Interrupted, Diverged or TooLittleMemory; the weights are then unchanged.
+    The loop over micro-batches is in this function, so that the model comes directly below it in a traceback or a
+    profile.
     """
     run, optimizer, processes = parts.run, parts.optimizer, parts.processes
-    processes.step = step
+    processes.step = given.step
     interventions = list(parts.interventions.values())
-    measured = run.diagnostics.is_due(step + 1, parts.steps)
-    batch_BS = parts.batches.batch(step, processes.world.rank, processes.world.size)
-    # The loss of every micro-batch is divided by the valid tokens of the whole batch, so the split changes nothing.
-    n_tokens = int(np.count_nonzero(batch_BS[:, 1:] != IGNORE))
-    if processes.grouped:
-        n_tokens = poll_all(processes, interrupts, n_tokens)
+    measured = is_measured(parts, given.step)
+    at_once = measured or parts.bad is None
+    n_tokens = run.batch.tokens  # every position of a training batch has a target
     ce = z_loss = torch.zeros((), device=parts.device)
     try:
-        found = parts.measurement.forward(batch_BS, rows) if measured else {}
-        for begin in range(0, len(batch_BS), rows):
+        found = parts.measurement.forward(given.tokens_BS, rows) if measured else {}
+        micro_batches = given.tokens_BS.split(rows)
+        for number, tokens_BS in enumerate(micro_batches, 1):
             if not processes.grouped:
                 interrupts.check()
-            tokens_BS = torch.from_numpy(batch_BS[begin : begin + rows]).to(parts.device)
-            with parts.placed.accumulating(last=begin + rows >= len(batch_BS)):
+            with parts.placed.accumulating(last=number == len(micro_batches)):
                 with autocast(parts.device, parts.precision):
                     terms = parts.placed.forward(tokens_BS)
                 # Gradients are averaged over ranks, while each rank's loss is its part of a sum.
@@ -107,21 +140,25 @@ def make_update(parts: Parts, step: int, interrupts: Interrupts, rows: int) -> U
             raise
         optimizer.zero_grad(set_to_none=True)
         raise too_little_memory(parts, run, rows, error) from None
-    ce_sum, z_loss_sum = processes.sum([ce.item(), z_loss.item()])
-    if not math.isfinite(ce_sum + z_loss_sum):
-        raise Diverged("the training loss is not finite", found)
+    sums = processes.sum_here(torch.stack([ce, z_loss]), interrupts.counts() if processes.grouped else [])
+    if at_once:
+        ce_sum, z_loss_sum = sums[:2].tolist()
+        check_finite(ce_sum + z_loss_sum, 0.0, found)
 
     for intervention in interventions:
         intervention.after_backward()
     if measured:
         found |= parts.measurement.gradients()
-    grad_norm = clip_gradients(parts)
-    if not math.isfinite(grad_norm):
-        raise Diverged("the gradient norm is not finite", found)
-    lr = run.schedule.lr(step, parts.steps, run.optimizer.lr)
-    set_lr(optimizer, lr)
-    # All interventions are asked, even after a refusal, because each updates its state.
-    made = all([intervention.allows(ce_sum / n_tokens, grad_norm) for intervention in interventions])
+    norm = clip_gradients(parts)
+    made = True
+    if at_once:
+        grad_norm = norm.item()
+        check_finite(0.0, grad_norm, found)
+        # All interventions are asked, even after a refusal, because each updates its state.
+        made = all([intervention.allows(ce_sum / n_tokens, grad_norm) for intervention in interventions])
+    if parts.bad is not None:
+        parts.bad.copy_(torch.maximum(parts.bad, (~torch.isfinite(sums.sum() + norm)).float()))
+    set_lr(optimizer, given.lr)
     if made:
         optimizer.step()
         if measured:
@@ -129,19 +166,23 @@ def make_update(parts: Parts, step: int, interrupts: Interrupts, rows: int) -> U
     for intervention in interventions:
         intervention.after_update(made)
     optimizer.zero_grad(set_to_none=True)
-    return Update(
-        train_loss=ce_sum / n_tokens,
-        train_z_loss=z_loss_sum / n_tokens,
-        lr=lr,
-        grad_norm=grad_norm,
-        clip_coefficient=clip_coefficient(grad_norm, run.optimizer.clip_norm),
-        skipped=not made,
-        diagnostics=found,
-    )
+    return Made(values=torch.cat([sums, norm.double().reshape(1)]), skipped=not made, diagnostics=found)
 
 
-def clip_gradients(parts: Parts) -> float:
-    """Clip the global gradient norm if a limit is set. Returns the norm before clipping."""
+def check_finite(loss: float, grad_norm: float, diagnostics: dict[str, float]) -> None:
+    """Raise Diverged if the sum of the loss terms or the gradient norm of an update is not finite."""
+    for what, value in (("training loss", loss), ("gradient norm", grad_norm)):
+        if not math.isfinite(value):
+            raise Diverged(f"the {what} is not finite", diagnostics)
+
+
+def is_measured(parts: Parts, step: int) -> bool:
+    """Whether the diagnostics of update number `step` (from 0) are measured."""
+    return parts.run.diagnostics.is_due(step + 1, parts.steps)
+
+
+def clip_gradients(parts: Parts) -> torch.Tensor:
+    """Clip the global gradient norm if a limit is set. Returns the norm before clipping, a scalar on the device."""
     limit = parts.run.optimizer.clip_norm
     norm = torch.nn.utils.clip_grad_norm_(parts.model.parameters(), math.inf if limit is None else limit)
     if parts.run.parallelism.is_sharded:
@@ -149,20 +190,71 @@ def clip_gradients(parts: Parts) -> float:
 
         assert isinstance(norm, DTensor)
         norm = norm.full_tensor()
-    return norm.item()
+    return norm
+
+
+class Queue:
+    """The updates of a start that are made, the oldest first, and whose values the host has not read.
+
+    made: the number of updates made, over all starts.
+    """
+
+    def __init__(self, parts: Parts, made: int):
+        self.made = made
+        self._parts = parts
+        self._waiting: deque[tuple[Made, HostCopy]] = deque()
+        self._closed = False
+        self._signals: Sequence[float] = ()
+
+    def has_room(self, interrupts: Interrupts, needs_host: Callable[[int], bool]) -> bool:
+        """Whether the next update can be made before a value is read.
+
+        needs_host: number of updates -> whether the host works with the weights after so many. Raises Interrupted when
+        every value is read, if a signal came to a process of the group.
+        """
+        if not self._waiting:
+            self._closed = False
+            if self._signals:
+                interrupts.check_counts(self._signals)
+            return True
+        free = len(self._waiting) <= self._parts.ahead and not self._closed
+        return free and not needs_host(self.made) and not is_measured(self._parts, self.made)
+
+    def add(self, made: Made) -> None:
+        """Add the next update. Its values travel to the host when they are computed."""
+        self._waiting.append((made, HostCopy(made.values)))
+        self.made += 1
+
+    def close(self) -> bool:
+        """Have no room until every value is read. Returns whether there is one to read."""
+        self._closed = bool(self._waiting)
+        return self._closed
+
+    def read(self) -> Update:
+        """Wait for the values of the oldest update and return them. Raises Diverged if one is not finite."""
+        made, copy = self._waiting.popleft()
+        ce_sum, z_loss_sum, *signals, grad_norm = copy.read()
+        check_finite(ce_sum + z_loss_sum, grad_norm, made.diagnostics)
+        if any(signals):  # all processes of the group read them here, and stop after the same update
+            self._signals = signals
+            self.close()
+        run, n_tokens = self._parts.run, self._parts.run.batch.tokens
+        step = self.made - len(self._waiting) - 1
+        return Update(
+            train_loss=ce_sum / n_tokens,
+            train_z_loss=z_loss_sum / n_tokens,
+            lr=run.schedule.lr(step, self._parts.steps, run.optimizer.lr),
+            grad_norm=grad_norm,
+            clip_coefficient=clip_coefficient(grad_norm, run.optimizer.clip_norm),
+            skipped=made.skipped,
+            diagnostics=made.diagnostics,
+        )
 
 
 def poll(processes: Processes, interrupts: Interrupts) -> None:
-    """Raise Interrupted if a signal has come to this process, or to any process of the group."""
+    """Raise Interrupted if a signal has come to this process, or to any process of the group, which all stop at the
+    same place. Called in each round of an evaluation."""
     if processes.grouped:
-        poll_all(processes, interrupts)
+        interrupts.check_counts(processes.sum(interrupts.counts()))
     else:
         interrupts.check()
-
-
-def poll_all(processes: Processes, interrupts: Interrupts, n_tokens: int = 0) -> int:
-    """Raise Interrupted on all ranks if a signal has come to any, else return the sum of `n_tokens`. Called in each
-    step and in each round of an evaluation, so that all ranks stop at the same place."""
-    total, *signals = processes.sum([n_tokens, *interrupts.counts()])
-    interrupts.check_counts(signals)
-    return int(total)

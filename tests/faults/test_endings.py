@@ -257,7 +257,9 @@ def test_a_rank_that_hangs_is_named(world, record_property, rank):
     row = world.row()
     record_property("seen", f"exit status {statuses[0]}; {row['status']}: {row['error']}")
     assert statuses == [75] and row["status"] == "preempted"
-    assert re.match(rf"rank {rank} hangs at step [67]: .*all_reduce of \w+ \(training/step.py", row["error"])
+    assert re.match(
+        rf"rank {rank} hangs at step [67]: .*all_reduce of (gradients of )?\w+ \(training/step.py", row["error"]
+    )
     assert f"error: {row['error']}" in errors[other]
 
 
@@ -319,10 +321,10 @@ from scaling_testbed.processes import group, heartbeat
 from scaling_testbed.training import run as trainer
 heartbeat.DEAD_SECONDS = group.GRACE_SECONDS = 0.5
 real = trainer.make_update
-def make_update(parts, step, *given):
-    if step == 5:
+def make_update(parts, given, *more):
+    if given.step == 5:
         os.kill(os.getpid(), signal.SIGKILL) if os.environ["RANK"] == "1" else time.sleep(60)
-    return real(parts, step, *given)
+    return real(parts, given, *more)
 trainer.make_update = make_update
 """
     statuses, errors = world.run("parallelism=ddp", "parallelism.timeout_seconds=20", before=before, ends=[0])

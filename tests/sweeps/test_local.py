@@ -46,6 +46,12 @@ def test_a_grid_runs_to_its_end_and_again_starts_nothing(door, states, tmp_path,
     assert "finished runs" in door("plan")[1]  # priced by what they reached
 
 
+def test_compiled_runs_find_the_compiler_imported():
+    for value, expected in ((True, True), (False, False), ("auto", False)):
+        runs = [SimpleNamespace(config={"compute.compile": way}) for way in (False, value)]
+        assert ("torch._inductor.compile_fx" in local.Driver(runs, [{}])._starter._modules) is expected
+
+
 @pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="warm processes need Linux")
 def test_runs_of_a_warm_parent_are_those_of_new_interpreters_in_every_bit(door, tmp_path, monkeypatch):
     """Weights, metrics and rows are equal, but for times, memory and places."""

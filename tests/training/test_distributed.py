@@ -312,16 +312,19 @@ def test_a_signal_during_an_evaluation_stops_all_and_the_evaluation_is_made_agai
 @pytest.mark.fault("14", "A checkpoint of two sharded ranks is loaded by one, and back.")
 @pytest.mark.parametrize("stages", ["fsdp_single", "ddp_fsdp", "fsdp_ddp"])
 def test_a_run_goes_on_with_another_number_or_kind_of_processes(two, one, stages):
-    """5 steps with one, 4 more with the other, the rest with the first; stopped by signals, as a cluster would."""
+    """5 steps with one, some with the other, the rest with the first; stopped by signals, as a cluster would.
+
+    One process asks for signals before a step, a group at its end."""
     last = two.row(f"{stages}_3")
     assert last["status"] == "finished" and last["restarts"] == 2
-    assert "step 9" in json.loads((two.folder / f"{stages}_2.0.json").read_text())["out"]
+    stop = "step 9" if stages == "fsdp_single" else "step 10"
+    assert stop in json.loads((two.folder / f"{stages}_2.0.json").read_text())["out"]
     assert_same_run(one(), two.run_folder(f"{stages}_3"))
 
 
 @pytest.mark.fault("14", "A checkpoint of two sharded ranks is loaded by one, and back.")
 def test_four_processes_go_on_from_the_shards_of_two(four, two, one):
-    assert two.row("stopped")["steps"] == 6 and four.row("resharded")["restarts"] == 1
+    assert two.row("stopped")["steps"] == 7 and four.row("resharded")["restarts"] == 1
     assert_same_run(one(*HARD), four.run_folder("resharded"), rel=5e-6)
 
 
@@ -614,8 +617,3 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
     assert choose_device(ComputeConfig(), 1) == torch.device("cuda", 1)
     with pytest.raises(ConfigError, match="process 3 of this machine has no GPU: PyTorch sees 2"):
         choose_device(ComputeConfig(), 2)
-
-
-def test_compiling_a_sharded_model_is_refused(tiny):
-    with pytest.raises(ConfigError, match="compute.compile"):
-        train(tiny("parallelism=fsdp", "compute.compile=true")[0], quiet=True)

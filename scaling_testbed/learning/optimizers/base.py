@@ -7,8 +7,9 @@ file refers to it by name.
 from __future__ import annotations
 
 import abc
+import contextlib
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -199,7 +200,32 @@ def parameter_groups(
     return list(groups.values())
 
 
-def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+def leave_out_where(optimizer: torch.optim.Optimizer, bad: torch.Tensor) -> bool:
+    """Let every step of `optimizer` change nothing while the scalar `bad` on its device is 1.0. Returns whether it can.
+
+    PyTorch's fused optimizers can, for torch.amp.GradScaler, and mark it by `_step_supports_amp_scaling`. Those of this
+    package do the same.
+    """
+    steps = getattr(optimizer, "parts", [optimizer])
+    if not all(getattr(step, "_step_supports_amp_scaling", False) for step in steps):
+        return False
+    for step in steps:
+        step.found_inf = bad
+    return True
+
+
+@contextlib.contextmanager
+def kept_where(bad: torch.Tensor | None, *tensors: torch.Tensor) -> Iterator[None]:
+    """Context manager for a change of `tensors`, which are as before after it if the scalar `bad` on their device is
+    1.0. None: they are changed."""
+    before = [local_part(x).clone() for x in tensors] if bad is not None else []
+    yield
+    if bad is not None:
+        for x, kept in zip(map(local_part, tensors), before, strict=True):
+            x.copy_(kept.where(bad.bool(), x))
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float | torch.Tensor) -> None:
     """Set the rate of every group to `lr`, the schedule's rate, times the group's multiplier."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_multiplier"]

@@ -54,6 +54,7 @@ class MuonConfig(OptimizerConfig):
         import torch
 
         from scaling_testbed.learning.optimizers.combined import Combined
+        from scaling_testbed.learning.optimizers.newton_schulz import BatchedMuon
 
         betas = (self.beta1, self.beta2)
         others = parameter_groups(self, model, set(ROLES) - set(HIDDEN_ROLES))
@@ -61,9 +62,9 @@ class MuonConfig(OptimizerConfig):
             torch.optim.AdamW(others, lr=self.lr, betas=betas, eps=self.eps, fused=can_fuse(model))
         ]
         if hidden := parameter_groups(self, model, HIDDEN_ROLES):  # a model may have no blocks
-            muon = torch.optim.Muon(
+            muon = BatchedMuon(
                 hidden,
-                lr=self.lr,
+                self.lr,
                 momentum=self.momentum,
                 nesterov=self.nesterov,
                 ns_steps=self.ns_steps,

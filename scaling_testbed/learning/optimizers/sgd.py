@@ -38,16 +38,14 @@ class SGDConfig(OptimizerConfig):
             raise ConfigError("nesterov must be false with momentum=0; set momentum, to 0.9 for example")
 
     def build(self, model: Transformer) -> torch.optim.Optimizer:
-        import torch
+        from scaling_testbed.learning.optimizers.tensorwise import DecoupledSGD
 
-        # PyTorch's own weight_decay would add the weights to the gradient, and so to the momentum.
+        # Earlier versions have PyTorch's SGD, and their checkpoints have these names.
         groups = [
             {**group, "weight_decay": 0.0, "decoupled_decay": group["weight_decay"]}
             for group in parameter_groups(self, model)
         ]
-        optimizer = torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=self.nesterov)
-        optimizer.register_step_pre_hook(_decay)
-        return optimizer
+        return DecoupledSGD(groups, self.lr, momentum=self.momentum, nesterov=self.nesterov)
 
     def bytes_per_weight(self, role: str) -> int:
         """Bytes of optimizer state for each weight of a role: one moment, fp32."""
@@ -63,11 +61,3 @@ class SGDConfig(OptimizerConfig):
         if self.nesterov or "momentum_buffer" not in state:
             return None
         return Update(local_part(state["momentum_buffer"]).double(), None)
-
-
-def _decay(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-    """Decay the weights that have a gradient, before each step, by the rate and decay of their group."""
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            if parameter.grad is not None:
-                local_part(parameter.detach()).mul_(1 - group["lr"] * group["decoupled_decay"])

@@ -1,6 +1,7 @@
-"""AdamW and Adam-atan2, one tensor at a time, for features that need a whole tensor or are not in torch.optim.
+"""AdamW, Adam-atan2 and SGD, one tensor at a time, for features that need a whole tensor or are not in torch.optim.
 
-They work on whole and on sharded tensors (DTensors). Their state has the form of torch.optim.AdamW's state.
+They work on whole and on sharded tensors (DTensors). Their state has the form of the state of torch.optim. Their steps
+change nothing while the scalar tensor `found_inf` is 1.0, as those of PyTorch's fused optimizers.
 """
 
 from collections.abc import Iterable
@@ -8,7 +9,7 @@ from typing import Any
 
 import torch
 
-from scaling_testbed.learning.optimizers.base import local_part
+from scaling_testbed.learning.optimizers.base import kept_where, local_part
 
 SMALLEST_RMS = 1e-3  # the smallest factor on a rate, so that a tensor of zeros learns
 
@@ -22,6 +23,9 @@ class TensorwiseAdam(torch.optim.Optimizer):
     scale_lr_by_param_rms: multiply the rate by max(RMS(w), 1e-3) (Adafactor, arXiv 1804.04235, algorithm 4).
     rates: tensor -> rate of its last update, a number or a scalar tensor. It is not part of the state.
     """
+
+    _step_supports_amp_scaling = True
+    found_inf: torch.Tensor | None = None
 
     def __init__(
         self,
@@ -42,14 +46,16 @@ class TensorwiseAdam(torch.optim.Optimizer):
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._step_of(parameter, parameter.grad, group)
+                    state = self.state[parameter]
+                    if not state:
+                        state["step"] = torch.tensor(0.0)
+                        state["exp_avg"] = torch.zeros_like(parameter)
+                        state["exp_avg_sq"] = torch.zeros_like(parameter)
+                    with kept_where(self.found_inf, parameter, state["exp_avg"], state["exp_avg_sq"]):
+                        self._step_of(parameter, parameter.grad, group)
 
     def _step_of(self, parameter: torch.Tensor, gradient: torch.Tensor, group: dict[str, Any]) -> None:
         state, (beta1, beta2) = self.state[parameter], group["betas"]
-        if not state:
-            state["step"] = torch.tensor(0.0)
-            state["exp_avg"] = torch.zeros_like(parameter)
-            state["exp_avg_sq"] = torch.zeros_like(parameter)
         state["step"] += 1
         step = state["step"].item()
         tensors = (parameter, gradient, state["exp_avg"], state["exp_avg_sq"])
@@ -116,6 +122,49 @@ class AdamAtan2(TensorwiseAdam):
     def _update(self, first: torch.Tensor, second: torch.Tensor, group: dict[str, Any]) -> torch.Tensor:
         a: float = group["a"]
         return a * torch.atan2(first, group["b"] * second.sqrt())
+
+
+class DecoupledSGD(torch.optim.Optimizer):
+    """SGD with momentum, bitwise equal to torch.optim.SGD on a CPU, after a decay that does not enter the momentum.
+
+    PyTorch's own weight_decay adds the weights to the gradient, and so to the momentum.
+    """
+
+    _step_supports_amp_scaling = True
+    found_inf: torch.Tensor | None = None
+
+    def __init__(
+        self,
+        params: Iterable[torch.Tensor] | Iterable[dict[str, Any]],
+        lr: float,
+        *,
+        momentum: float,
+        nesterov: bool,
+        decoupled_decay: float = 0.0,
+    ):
+        options = {"momentum": momentum, "nesterov": nesterov, "decoupled_decay": decoupled_decay}
+        super().__init__(params, {"lr": lr, **options})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # closures are not supported
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._step_of(parameter, parameter.grad, group)
+
+    def _step_of(self, parameter: torch.Tensor, gradient: torch.Tensor, group: dict[str, Any]) -> None:
+        momentum, state = group["momentum"], self.state[parameter]
+        starts = not state
+        if momentum and starts:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        weights, gradient = local_part(parameter), local_part(gradient)
+        buffers = [local_part(state["momentum_buffer"])] if momentum else []
+        with kept_where(self.found_inf, weights, *buffers):
+            weights.mul_(1 - group["lr"] * group["decoupled_decay"])
+            for buffer in buffers:
+                buffer.copy_(gradient) if starts else buffer.mul_(momentum).add_(gradient)
+                gradient = gradient.add(buffer, alpha=momentum) if group["nesterov"] else buffer
+            weights.add_(gradient, alpha=-group["lr"])
 
 
 def _mean_of_whole(here: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
