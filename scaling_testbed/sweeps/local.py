@@ -43,7 +43,7 @@ from scaling_testbed.sweeps.status import (
 )
 from scaling_testbed.sweeps.view import live_table
 
-POLL_SECONDS = 0.2
+POLL_SECONDS = 0.05  # a free slot waits half of it
 REFRESH_SECONDS = 2.0
 ENOUGH_RUNS, ENOUGH_SECONDS = 2, 60.0  # one of both before the time left is estimated
 PRELOADED = ["torch._dynamo", "torch.distributed.checkpoint", "torch.distributed.fsdp"]  # the first update imports them
