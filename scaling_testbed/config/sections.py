@@ -4,7 +4,7 @@ logging. Does not import torch."""
 from dataclasses import dataclass
 
 from scaling_testbed.errors import ConfigError, check_positive
-from scaling_testbed.keys import EXECUTION_ONLY, check_choices, key
+from scaling_testbed.keys import ADDED_LATER, EXECUTION_ONLY, check_choices, key
 
 AUTO = "auto"
 
@@ -120,9 +120,16 @@ class ComputeConfig:
     )
     precision: str = key(
         "auto",
-        "bf16: autocast, which computes matrix products in bf16; parameters, residual stream and optimizer stay in "
-        "fp32. auto: bf16 on a CUDA GPU, fp32 elsewhere.",
+        "bf16: autocast, which computes matrix products in bf16; parameters, optimizer and residual stream (unless "
+        "residual_dtype=bf16) stay in fp32. auto: bf16 on a CUDA GPU, fp32 elsewhere.",
         choices=("auto", "fp32", "bf16"),
+    )
+    residual_dtype: str = key(
+        "fp32",
+        "The type of the residual stream, and of its gradient. bf16: what the embedding and each branch leave in the "
+        "stream is rounded to bf16, and norms are computed in fp32. It needs precision=bf16.",
+        identity=ADDED_LATER,
+        choices=("fp32", "bf16"),
     )
     gpu_memory_gib: float | None = key(
         None,
@@ -130,7 +137,12 @@ class ComputeConfig:
         "and 80 for a cluster or where there is no GPU. It changes nothing in a run.",
         identity=EXECUTION_ONLY,
     )
-    compile: bool = key(False, "Whether the model is compiled by torch.compile.", identity=EXECUTION_ONLY)
+    compile: bool | str = key(
+        AUTO,
+        "Whether the blocks of the model are compiled by torch.compile, which changes the last bits of a result. auto: "
+        "not, because on a CPU it pays only in long runs, and on a GPU it is not yet measured.",
+        identity=EXECUTION_ONLY,
+    )
     cuda_graph: bool | str = key(
         AUTO,
         "Whether a step is one CUDA graph after the first steps, so that the host does not launch its kernels one by "
@@ -139,7 +151,10 @@ class ComputeConfig:
         identity=EXECUTION_ONLY,
     )
     deterministic: bool = key(
-        False, "Whether an operation without a deterministic kernel is an error.", identity=EXECUTION_ONLY
+        False,
+        "Whether a run on a GPU ends in the same bits each time: an operation without a deterministic kernel is an "
+        "error, and PyTorch's attention takes its flash kernel, or the plain one where that has no kernel.",
+        identity=EXECUTION_ONLY,
     )
     threads: int | None = key(
         None,
@@ -149,8 +164,11 @@ class ComputeConfig:
 
     def __post_init__(self) -> None:
         check_choices(self)
-        if self.cuda_graph not in (True, False, AUTO):
-            raise ConfigError(f"cuda_graph must be true, false or auto; got {self.cuda_graph!r}")
+        for name in ("compile", "cuda_graph"):
+            if (value := getattr(self, name)) not in (True, False, AUTO):
+                raise ConfigError(f"{name} must be true, false or auto; got {value!r}")
+        if self.residual_dtype == "bf16" and self.precision == "fp32":
+            raise ConfigError("residual_dtype must be fp32 with precision=fp32; got bf16")
         check_positive("gpu_memory_gib", self.gpu_memory_gib)
         check_positive("threads", self.threads)
 

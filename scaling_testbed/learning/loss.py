@@ -4,6 +4,7 @@ Legend: N tokens, D d_model, V vocabulary.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -40,7 +41,8 @@ def loss_terms(
     Shapes: hidden_ND [N, D], weight_VD [V, D], targets_N int64 [N] with -100 for a token that does not count.
     Under autocast the matrix products run in its dtype. All else is fp32 (fp64 for fp64 inputs).
     """
-    impl = choose_loss_impl(config, hidden_ND.device)
+    # A run names its path. To look for Triton in each step takes time, and torch.compile cannot trace it.
+    impl = choose_loss_impl(config, hidden_ND.device) if config.impl == "auto" else config.impl
     if impl == "reference":
         ce_N, log_z_N = reference.linear_cross_entropy(
             hidden_ND, weight_VD, targets_N, softcap=softcap, ignore_index=IGNORE
@@ -67,8 +69,8 @@ def choose_loss_impl(config: CrossEntropyConfig, device: torch.device) -> str:
     """
     if config.impl == "auto":
         return "triton" if device.type == "cuda" and support.why_not(device) is None else "chunked"
-    if config.impl == "triton" and (reason := support.why_not(device)):
-        raise ConfigError(f"loss.impl=triton cannot run: {reason}; use loss.impl=auto")
+    if config.impl in ("triton", "recompute") and (reason := support.why_not(device)):
+        raise ConfigError(f"loss.impl={config.impl} cannot run: {reason}; use loss.impl=auto")
     return config.impl
 
 
@@ -78,4 +80,4 @@ def _linear_cross_entropy(impl: str) -> Callable[..., chunked.CrossEntropy]:
         return chunked.linear_cross_entropy
     from scaling_testbed.kernels.cross_entropy import triton
 
-    return triton.linear_cross_entropy
+    return partial(triton.linear_cross_entropy, variant="recompute" if impl == "recompute" else "auto")

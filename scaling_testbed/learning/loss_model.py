@@ -1,6 +1,7 @@
 """Model and head loss in one forward pass."""
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from scaling_testbed.learning.config import CrossEntropyConfig
@@ -15,12 +16,17 @@ class LossModel(nn.Module):
         super().__init__()
         self.model, self.loss = model, loss
 
-    def forward(self, tokens_BS: torch.Tensor) -> LossTerms:
+    def forward(self, tokens_BS: torch.Tensor, rows: int | None = None) -> LossTerms:
         """The loss terms of token ids [B, T + 1], as sums over the valid targets.
 
-        The first T columns are the inputs and the last T the targets (-100: no target).
+        The first T columns are the inputs and the last T the targets (-100: no target). rows: pass at least so many
+        sequences through the model, of which those after the first B do not count, so that it sees one shape.
         """
-        hidden_BTD = self.model(tokens_BS[:, :-1])
+        inputs_BT, missing = tokens_BS[:, :-1], (rows or 0) - len(tokens_BS)
+        if missing > 0:
+            hidden_BTD = self.model(F.pad(inputs_BT, (0, 0, 0, missing)))[:-missing]
+        else:
+            hidden_BTD = self.model(inputs_BT)
         return loss_terms(
             self.loss,
             hidden_BTD.flatten(0, 1),

@@ -69,12 +69,19 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
 
 
 def configure_torch(config: ComputeConfig) -> None:
-    """Set threads and determinism for the whole process. Must be called before the first kernel runs."""
+    """Set threads and determinism for the whole process, whatever an earlier run in it has set. Must be called before
+    the first kernel runs."""
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     # Denormal numbers make a CPU a hundred times slower. Adam's moments have many of them, and they do not matter.
     torch.set_flush_denormal(True)
     torch.use_deterministic_algorithms(config.deterministic)
+    # Of the kernels of attention on a GPU, only flash and the plain one have a deterministic backward pass.
+    torch.backends.cuda.enable_cudnn_sdp(not config.deterministic)
+    torch.backends.cuda.enable_mem_efficient_sdp(not config.deterministic)
+    # Filling would write each new buffer once more, such as those of logits. Nothing here reads a buffer before it is
+    # written.
+    torch.utils.deterministic.fill_uninitialized_memory = not config.deterministic  # type: ignore[attr-defined]
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 

@@ -165,6 +165,7 @@ class Processes:
             world_size=self.world.size,
             # The heartbeat notices what hangs before the group does, and can say which process it is.
             timeout=timedelta(seconds=2 * self.config.timeout_seconds + 60),
+            device_id=device if device.type == "cuda" else None,  # else NCCL guesses which GPU is this process's
         )
         self.grouped = True
 

@@ -72,10 +72,14 @@ class Sharded(Replica):
             mesh = init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard"))
         matrices_dtype = torch.bfloat16 if precision == "bf16" else None
         policy = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
-        for block in plain.model.blocks:
-            matrices: list[torch.nn.Module] = [module for module in block.modules() if isinstance(module, Linear)]
-            fully_shard(matrices, mesh=mesh, mp_policy=dataclasses.replace(policy, param_dtype=matrices_dtype))
-        self._root = fully_shard(plain, mesh=mesh, mp_policy=policy)  # `plain` itself
+        of_block = dataclasses.replace(policy, param_dtype=matrices_dtype)
+        linears = [module for module in plain.model.blocks.modules() if isinstance(module, Linear)]
+        matrices = {weight for linear in linears for weight in linear.parameters()}
+        # The outer group first: it does not look into blocks that are sharded already.
+        self._root = fully_shard(plain, mesh=mesh, mp_policy=policy, ignored_params=matrices)  # `plain` itself
+        others = set(plain.parameters()) - matrices  # sharding has made them anew
+        for block in plain.model.blocks:  # its hooks lie around the block, where torch.compile does not trace them
+            fully_shard(block, mesh=mesh, mp_policy=of_block, ignored_params=others)
         plain.to_empty(device=device)
         self.plain = self.forward = plain
 

@@ -95,6 +95,9 @@ class Row:
     attention_impl: str | None = fact("The path that computed attention.")
     qk_norm_impl: str | None = fact("The path that normed and rotated queries and keys.")
     loss_impl: str | None = fact("The path that computed the loss.")
+    compiled: bool | None = fact(
+        "Whether the blocks of the model were compiled in the last start. It changes losses by rounding."
+    )
     cuda_graph: bool | None = fact("Whether a step was one CUDA graph, at the last start.")
     precision: str | None = fact("fp32 or bf16.")
     device: str | None = fact("The name of the device.")
@@ -163,8 +166,10 @@ def _fits(value: Any, kinds: tuple[Any, ...]) -> bool:
     """Whether a value of JSON is of one of the types `kinds` of a field, or null."""
     if value is None:
         return True
+    if isinstance(value, bool):
+        return bool in kinds
     if isinstance(value, (int, float)):
-        return not isinstance(value, bool) and is_number(value) and (float in kinds or type(value) in kinds)
+        return is_number(value) and (float in kinds or type(value) in kinds)
     kind = next((kind for kind in kinds if (get_origin(kind) or kind) is type(value)), None)
     if kind is None or not (inner := get_args(kind)) or inner[-1] is Any:
         return kind is not None

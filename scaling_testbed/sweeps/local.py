@@ -43,6 +43,7 @@ ENOUGH_RUNS, ENOUGH_SECONDS = 2, 60.0  # one of both before the time left is est
 PRELOADED = ["torch._dynamo", "torch.distributed.checkpoint", "torch.distributed.fsdp"]  # the first update imports them
 PRELOADED += ["scaling_testbed.training.run", "scaling_testbed.config.compose", "scaling_testbed.commands.doors"]
 PRELOADED += ["hydra._internal.core_plugins.importlib_resources_config_source"]  # composing imports it
+COMPILER = ["torch._inductor.compile_fx"]  # a second of imports, for runs that compile their model
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -77,7 +78,9 @@ class Driver:
 
     def __post_init__(self) -> None:
         common = dict(set.intersection(*(set(slot.items()) for slot in self.slots)))
-        self._starter = Starter(PRELOADED, common, warm=self.warm and len(self.runs) > 1)
+        compiles = any(run.config.get("compute.compile") is True for run in self.runs)
+        modules = PRELOADED + COMPILER if compiles else PRELOADED
+        self._starter = Starter(modules, common, warm=self.warm and len(self.runs) > 1)
 
     def drive(self) -> int:
         """Run all unfinished runs. Returns the exit status: 0, 1 if a run failed, or 75 if a signal asked to stop. The

@@ -1,8 +1,5 @@
 """The diagnostics of a run, measured before and after an update over all processes of the run."""
 
-import contextlib
-from collections.abc import Iterator
-
 import numpy as np
 import torch
 
@@ -13,6 +10,7 @@ from scaling_testbed.diagnostics.reductions import Reductions
 from scaling_testbed.diagnostics.tensors import gradient_statistics, parameter_statistics, update_statistics
 from scaling_testbed.learning.optimizers import OptimizerConfig
 from scaling_testbed.model.transformer import Transformer
+from scaling_testbed.processes.compilation import uncompiled
 from scaling_testbed.processes.device import autocast
 from scaling_testbed.processes.group import Processes
 from scaling_testbed.processes.placement import Replica
@@ -45,7 +43,7 @@ class Measurement:
         found = Reductions()
         with (
             ForwardProbe(self.model, found, per_head=self.config.per_head),
-            _uncompiled(self.model),
+            uncompiled(self.model),
             self.placed.scoring(),
         ):
             for begin in range(0, n_passes * rows, rows):
@@ -83,13 +81,3 @@ class Measurement:
         if self._copies is None:
             return values
         return [total / self._copies for total in self.processes.sum(values)]
-
-
-@contextlib.contextmanager
-def _uncompiled(model: Transformer) -> Iterator[None]:
-    """Context in which the model is not compiled, because a compiled model ignores hooks or is compiled again."""
-    compiled, model._compiled_call_impl = model._compiled_call_impl, None
-    try:
-        yield
-    finally:
-        model._compiled_call_impl = compiled

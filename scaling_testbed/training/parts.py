@@ -22,6 +22,7 @@ from scaling_testbed.model.attention import check_impls
 from scaling_testbed.model.config import ModelConfig
 from scaling_testbed.model.counting import ParamCounts, count_params
 from scaling_testbed.model.transformer import Transformer
+from scaling_testbed.processes.compilation import choose_compile, compile_blocks
 from scaling_testbed.processes.device import choose_device, choose_precision, configure_torch, free_memory_bytes
 from scaling_testbed.processes.group import Processes
 from scaling_testbed.processes.placement import Replica, parallelize
@@ -42,11 +43,12 @@ class Parts:
 
     precision: fp32 | bf16. loss: with its `impl` chosen. prepared: the corpora by the name of the validation set that
     they give, the run's own first. validation_sets: in the same order. steps: of the whole run. micro_batch: sequences
-    in a pass of this process, as chosen at this start. flops_per_token: of training, including interventions. model:
-    the plain module. placed: the same model on its devices. interventions: by name, in the order in which a step runs
-    them. ahead: how many further updates may be made before the values of one are read. bad: 1.0 on the device from the
-    first update on whose loss or gradient norm is not finite, else 0.0; None: the values of each update are read before
-    the optimizer's step. captures: whether an update is one CUDA graph.
+    in a pass of this process, as chosen at this start. compiled: whether the blocks of the model are compiled.
+    flops_per_token: of training, including interventions. model: the plain module. placed: the same model on its
+    devices. interventions: by name, in the order in which a step runs them. ahead: how many further updates may be made
+    before the values of one are read. bad: 1.0 on the device from the first update on whose loss or gradient norm is
+    not finite, else 0.0; None: the values of each update are read before the optimizer's step. captures: whether an
+    update is one CUDA graph.
     """
 
     run: RunConfig
@@ -61,6 +63,7 @@ class Parts:
     counts: ParamCounts
     steps: int
     micro_batch: int
+    compiled: bool
     flops_per_token: float
     model: Transformer
     placed: Replica
@@ -102,6 +105,7 @@ def build_parts(run: RunConfig, folder: RunFolder, processes: Processes, *, quie
     model = Transformer(config, run.parametrization, device=where, run_on=device)
     _check_counts(run, counts, model)
     model.recompute_every = run.parallelism.activation_checkpointing
+    model.narrow_residual = run.compute.residual_dtype == "bf16"
     placed = parallelize(LossModel(model, loss), run.parallelism, device, precision, run.seed)
     optimizer = run.optimizer.for_length(run.schedule.length(steps)).build(model)
     interventions = interventions_of(run)
@@ -116,8 +120,8 @@ def build_parts(run: RunConfig, folder: RunFolder, processes: Processes, *, quie
         if leave_out_where(optimizer, flag):
             ahead, bad = AHEAD[device.type], flag
     measurement = Measurement(run.diagnostics, run.parallelism, placed, processes, device, precision)
-    if run.compute.compile:
-        model.compile()
+    if compiled := choose_compile(run.compute, device):
+        compile_blocks(model)
     return Parts(
         run=run,
         folder=folder,
@@ -131,6 +135,7 @@ def build_parts(run: RunConfig, folder: RunFolder, processes: Processes, *, quie
         counts=counts,
         steps=steps,
         micro_batch=micro_batch,
+        compiled=compiled,
         flops_per_token=flops_per_token(run, config),
         model=model,
         placed=placed,
@@ -173,10 +178,13 @@ def _choose_paths(run: RunConfig, local_rank: int) -> tuple[torch.device, str, C
     """The device, precision and loss of the run. `auto` is resolved once, and the row records the result."""
     device = choose_device(run.compute, local_rank)
     precision = choose_precision(run.compute, device)
+    if run.compute.residual_dtype == "bf16" and precision != "bf16":
+        raise ConfigError(
+            f"compute.residual_dtype=bf16 needs compute.precision=bf16, and auto means {precision} on {device.type}; "
+            "type compute.precision=bf16 too"
+        )
     loss = dataclasses.replace(run.loss, impl=choose_loss_impl(run.loss, device))
     check_impls(run.model, device)
-    if run.compute.compile and run.parallelism.is_sharded:
-        raise ConfigError("compute.compile=true has not been tried with parallelism=fsdp; set it to false")
     return device, precision, loss
 
 

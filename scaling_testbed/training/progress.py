@@ -29,7 +29,8 @@ class Progress:
     is written, then None. train_loss_last: of the last update, in nats. summary: what the row needs of the records of
     all starts. micro_batches: step -> sequences in a pass of a process from this step on. clock: wall seconds over all
     starts. restarts: the starts before this one. metrics: what the checkpoint from which the run continues says of
-    metrics.jsonl, or None.
+    metrics.jsonl, or None. compiled_before: whether the model was compiled in the start that this one continues; None
+    if there is none, or if its checkpoint does not say it.
     """
 
     summary: Summary
@@ -41,6 +42,7 @@ class Progress:
     clock: Clock = field(default_factory=Clock)
     restarts: int = 0
     metrics: Written | None = None
+    compiled_before: bool | None = None
 
     @property
     def micro_batch(self) -> int:
@@ -106,6 +108,7 @@ def save(parts: Parts, progress: Progress) -> None:
         "run_id": run_id(parts.run),
         "shapes": state.shapes(parts.model),
         "precision": parts.precision,
+        "compiled": parts.compiled,
         "row": progress.record,
         "summary": progress.summary.state(),
         "metrics": metrics,
@@ -153,6 +156,7 @@ def resume(parts: Parts) -> Progress:
             train_loss_last=plain["train_loss_last"],
             clock=Clock(before=plain["wall_seconds"]),
             restarts=plain.get("restarts", 0) + 1,
+            compiled_before=plain.get("compiled"),
         )
         restore_states(parts.interventions, plain.get("updates", {}))
     sharded = parts.run.parallelism.is_sharded

@@ -54,7 +54,7 @@ class Records:
         say(
             f"{parts.steps:,} steps of {run.batch.tokens:,} tokens, {parts.batches.epochs(parts.steps):.2f} epochs of "
             f"{parts.data.folder}; attention {parts.model.attention_impl}, qk-norm {parts.model.qk_norm_impl}, "
-            f"loss {parts.loss.impl}"
+            f"loss {parts.loss.impl}{', compiled' if parts.compiled else ''}"
         )
         for remark in remarks(parts.data.manifest):
             say(remark)
@@ -68,6 +68,9 @@ class Records:
             say(f"resumed at step {progress.step:,} (start {progress.restarts + 1} of this run)")
             if self._source_change:
                 say(f"note: what it is computed with has changed since the last start: {self._source_change}")
+        if progress.compiled_before not in (None, parts.compiled):
+            now, before = ("compiled", "not") if parts.compiled else ("not compiled", "compiled")
+            say(f"the model is {now} from here on, and was {before} before: the last bits of the losses may differ")
         changes = list(progress.micro_batches.items())
         if len(changes) > 1 and changes[-1][0] == progress.step:
             say(f"micro-batches of {changes[-1][1]} sequences from here on, in place of {changes[-2][1]}")

@@ -62,6 +62,7 @@ def make_row(parts: Parts, progress: Progress, records: Records, outcome: Outcom
         attention_impl=model.attention_impl,
         qk_norm_impl=model.qk_norm_impl,
         loss_impl=parts.loss.impl,
+        compiled=parts.compiled,
         cuda_graph=parts.captures,
         precision=parts.precision,
         device=device_name(parts.device),

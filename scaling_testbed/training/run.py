@@ -13,6 +13,7 @@ from typing import Any
 from scaling_testbed.config.run import RunConfig, check_planned, flatten, run_folder_path
 from scaling_testbed.errors import FAILED, UserError, first_line, is_memory_error
 from scaling_testbed.plugins import hashes
+from scaling_testbed.processes.compilation import is_compile_error
 from scaling_testbed.processes.device import peak_memory_bytes
 from scaling_testbed.processes.group import PeerGone, PeerHangs, Processes, RankError
 from scaling_testbed.processes.interrupts import Interrupted, Interrupts
@@ -195,6 +196,8 @@ def _for_a_person(error: Exception, run: RunConfig, world: World) -> UserError |
     """A UserError with advice if `error` is not a defect of the code, else None."""
     if not isinstance(error, UserError) and is_memory_error(error):
         return too_little_memory(None, run, run.batch.micro_batch or run.batch.sequences // world.size, error)
+    if is_compile_error(error):
+        return UserError(f"compute.compile=true cannot compile this model: {first_line(error)}; set it to false")
     if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
         return UserError("no thread can be started here; raise the limit of memory (ulimit -v) or of processes (-u)")
     return None

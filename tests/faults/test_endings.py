@@ -257,7 +257,9 @@ def test_a_rank_that_hangs_is_named(world, record_property, rank):
     row = world.row()
     record_property("seen", f"exit status {statuses[0]}; {row['status']}: {row['error']}")
     assert statuses == [75] and row["status"] == "preempted"
-    assert re.match(rf"rank {rank} hangs at step [67]: .*all_reduce of (gradients of )?\w+ \(training/step.py", row["error"])
+    assert re.match(
+        rf"rank {rank} hangs at step [67]: .*all_reduce of (gradients of )?\w+ \(training/step.py", row["error"]
+    )
     assert f"error: {row['error']}" in errors[other]
 
 

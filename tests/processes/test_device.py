@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from scaling_testbed.config.sections import ComputeConfig
 from scaling_testbed.processes import device as module
 
 
@@ -31,3 +32,21 @@ def test_a_card_has_its_own_peak(monkeypatch, name, peak):
     assert module.peak_flops(torch.device("cuda"), "bf16") == peak
     assert module.peak_flops(torch.device("cuda"), "fp32") is None
     assert module.peak_flops(torch.device("cpu"), "bf16") is None
+
+
+def test_a_run_inherits_no_switch_of_determinism_from_an_earlier_one_in_its_process():
+    def switches():
+        cuda = torch.backends.cuda
+        return (
+            torch.are_deterministic_algorithms_enabled(),
+            torch.utils.deterministic.fill_uninitialized_memory,
+            (cuda.cudnn_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.flash_sdp_enabled()),
+        )
+
+    module.configure_torch(ComputeConfig())
+    before = switches()
+    assert before == (False, True, (True, True, True))
+    module.configure_torch(ComputeConfig(deterministic=True))
+    assert switches() == (True, False, (False, False, True))
+    module.configure_torch(ComputeConfig())
+    assert switches() == before

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -40,6 +41,12 @@ def test_a_grid_runs_to_its_end_and_again_starts_nothing(door, states, tmp_path,
     assert sorted(table["val_loss"]) == sorted(row["val_loss"] for row in rows)
     assert len(status.rows(tmp_path / "runs/tiny")) == 4
     assert "finished runs" in door("plan")[1]  # priced by what they reached
+
+
+def test_compiled_runs_find_the_compiler_imported():
+    for value, expected in ((True, True), (False, False), ("auto", False)):
+        runs = [SimpleNamespace(config={"compute.compile": way}) for way in (False, value)]
+        assert ("torch._inductor.compile_fx" in local.Driver(runs, [{}])._starter._modules) is expected
 
 
 @pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="warm processes need Linux")

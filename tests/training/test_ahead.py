@@ -127,16 +127,25 @@ class StopFrom(StopAt):
         if self.left < 0:
             raise Interrupted("SIGTERM")
 
+    def counts(self):
+        try:
+            self.check()
+        except Interrupted:
+            self.requested = "SIGTERM"
+        return super().counts()
 
-def test_a_signal_saves_after_every_update_that_was_made(trained, whole, monkeypatch, late):
+
+@pytest.mark.parametrize("kind", ["single", "ddp"])
+def test_a_signal_saves_after_every_update_that_was_made(trained, whole, monkeypatch, late, kind):
     """What the run had made when the signal came is in the checkpoint, and it goes on to the same bits."""
-    options = ["checkpoint.every_steps=0", "evaluation.every_steps=0"]
+    options = ["checkpoint.every_steps=0", "evaluation.every_steps=0", f"parallelism={kind}"]
     _, folder = whole(*options)
     late()
     with monkeypatch.context() as changed:
-        changed.setattr(trainer, "Interrupts", lambda: StopFrom(16))
+        changed.setattr(trainer, "Interrupts", lambda: StopFrom(13))
         row, there = trained(*options)
     assert row["status"] == "preempted" and row["steps"] == load_latest(there / "checkpoints").state["step"]
+    assert 2 < row["steps"] < 12
     row, there = trained(*options)
     assert row["status"] == "finished" and metrics(there) == metrics(folder)
     same_state(there, folder)

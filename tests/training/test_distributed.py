@@ -617,8 +617,3 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
     assert choose_device(ComputeConfig(), 1) == torch.device("cuda", 1)
     with pytest.raises(ConfigError, match="process 3 of this machine has no GPU: PyTorch sees 2"):
         choose_device(ComputeConfig(), 2)
-
-
-def test_compiling_a_sharded_model_is_refused(tiny):
-    with pytest.raises(ConfigError, match="compute.compile"):
-        train(tiny("parallelism=fsdp", "compute.compile=true")[0], quiet=True)
