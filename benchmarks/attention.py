@@ -8,9 +8,10 @@ half: two products of T^2/2 scores in the forward pass, five more in the backwar
 the projections' outputs, [B, T, H, K]. Gradients are not accumulated. FlexAttention compiles for each shape, so it is
 compared at one length only.
 
-qk-norm + rotary: from the projections' output, in bf16, to the input of attention. In the forward pass, bandwidth
-counts one read and one write of q and k each. In the backward pass it counts one read of the incoming gradient, one
-read of the input and one write of the gradient.
+qk-norm + rotary: from the projections' output, in bf16, to the input of attention, with a norm of each head and with
+one of all heads together (model.qk_norm_axis=full). In the forward pass, bandwidth counts one read and one write of q
+and k each. In the backward pass it counts one read of the incoming gradient, one read of the input and one write of the
+gradient.
 
 On a CPU the benchmark only shows that all code runs. With TRITON_INTERPRET=1 this includes the Triton kernels.
 """
@@ -32,7 +33,8 @@ from benchmarks import harness
 from benchmarks.harness import Outputs, Variant
 from benchmarks.report import Budget, Report, first_line, verdict
 from scaling_testbed.kernels.attention import reference
-from scaling_testbed.kernels.qk_norm_rope.reference import apply_rotary, qk_norm, rotary_tables
+from scaling_testbed.kernels.qk_norm_rope.reference import qk_norm_rope as definition_of_norm
+from scaling_testbed.kernels.qk_norm_rope.reference import rotary_tables
 
 SOFTCAP = 30.0
 EPS = 1e-6
@@ -72,10 +74,15 @@ def attention_shapes(device: torch.device, quick: bool) -> list[Shape]:
     return [Shape(32768 // T, T, 1024 // K, K) for T in lengths for K in (64, 128)]
 
 
-def norm_shapes(device: torch.device) -> list[Shape]:
+def norm_shapes(device: torch.device) -> list[tuple[Shape, bool]]:
+    """Each shape, and whether the norm goes over all heads together."""
     if device.type == "cpu":
-        return [Shape(1, 128, 2, 64)]
-    return [Shape(16, 2048, 16, 64), Shape(16, 2048, 8, 128)]
+        return [(Shape(1, 128, 2, 64), False), (Shape(1, 128, 2, 64), True)]
+    return [(Shape(16, 2048, 16, 64), False), (Shape(16, 2048, 16, 64), True), (Shape(16, 2048, 8, 128), False)]
+
+
+def norm_title(together: bool) -> str:
+    return "qk-norm of all heads + rotary" if together else "qk-norm + rotary"
 
 
 # ------------------------------------------------------------------------------------------------ attention
@@ -249,7 +256,7 @@ def _passes(backward: bool) -> str:
 # ------------------------------------------------------------------------------------------------ qk-norm + rotary
 
 
-def norm_inputs(seed: int, *, shape: Shape, device: torch.device) -> tuple[Tensor, ...]:
+def norm_inputs(seed: int, *, shape: Shape, together: bool, device: torch.device) -> tuple[Tensor, ...]:
     """q and k as the projections return them [B, T, H, K], gains, rotary tables, and the gradients of both outputs."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     random = torch.Generator(device).manual_seed(seed)
@@ -258,14 +265,10 @@ def norm_inputs(seed: int, *, shape: Shape, device: torch.device) -> tuple[Tenso
         return torch.randn(size, generator=random, device=device, dtype=kind)
 
     B, T, H, K = shape
-    leaves = [normal(B, T, H, K), normal(B, T, H, K), *(1 + 0.1 * normal(K, kind=torch.float32) for _ in range(2))]
+    width = H * K if together else K
+    leaves = [normal(B, T, H, K), normal(B, T, H, K), *(1 + 0.1 * normal(width, kind=torch.float32) for _ in range(2))]
     tables = rotary_tables(torch.arange(T, device=device), K, 10000.0)
     return (*(x.requires_grad_() for x in leaves), *tables, normal(B, H, T, K), normal(B, H, T, K))
-
-
-def eager_norm(q_BHTK, k_BHTK, q_gain, k_gain, cos, sin, out_dtype):
-    normed = (qk_norm(x, g, "layernorm", EPS) for x, g in ((q_BHTK, q_gain), (k_BHTK, k_gain)))
-    return tuple(apply_rotary(x, cos, sin).to(out_dtype) for x in normed)
 
 
 def run_norm(q, k, q_gain, k_gain, cos, sin, grad_q, grad_k, *, function, backward: bool) -> Outputs:
@@ -278,27 +281,31 @@ def run_norm(q, k, q_gain, k_gain, cos, sin, grad_q, grad_k, *, function, backwa
     return outputs
 
 
-def trusted_norm(*inputs: Tensor, backward: bool) -> Outputs:
+def trusted_norm(*inputs: Tensor, function, backward: bool) -> Outputs:
     wide = [x.detach().float().requires_grad_(x.requires_grad) for x in inputs]
-    return run_norm(*wide, function=eager_norm, backward=backward)
+    return run_norm(*wide, function=function, backward=backward)
 
 
-def norm_variants(device: torch.device) -> tuple[list[tuple], list[str]]:
-    """The implementations as (name, function, ours), and the reasons why others are left out."""
-    found, absent = [("qk-norm + rotary, eager", eager_norm, False)], []
+def norm_variants(device: torch.device, together: bool) -> tuple[list[tuple], list[str]]:
+    """The implementations as (name, function, ours), the definition first, and the reasons why others are left out."""
+    options = {"kind": "layernorm", "eps": EPS, "heads_together": together}
+    eager, title = partial(definition_of_norm, **options), norm_title(together)
+    found, absent = [(f"{title}, eager", eager, False)], []
     if device.type == "cuda":
         torch._dynamo.reset()
-        found.append(("qk-norm + rotary, compiled", torch.compile(eager_norm, dynamic=False), False))
+        found.append((f"{title}, compiled", torch.compile(eager, dynamic=False), False))
     elif not os.environ.get("TRITON_INTERPRET"):
         return found, ["ours: needs a GPU, or TRITON_INTERPRET=1"]
     try:
         from scaling_testbed.kernels.qk_norm_rope.triton import qk_norm_rope
     except ImportError as error:
         return found, [f"ours: {first_line(error)}"]
-    return [("ours", partial(qk_norm_rope, kind="layernorm", eps=EPS), True), *found], absent
+    return [*found, ("ours", partial(qk_norm_rope, **options), True)], absent
 
 
-def measure_norm(shape: Shape, backward: bool, found, seconds: float, device, options, copy_rate: float) -> dict:
+def measure_norm(
+    shape: Shape, together: bool, backward: bool, found, seconds: float, device, options, copy_rate: float
+) -> dict:
     """One comparison of qk-norm + rotary, as a case of the report."""
     variants = [
         Variant(name, partial(run_norm, function=function, backward=backward), "norm", ours)
@@ -306,8 +313,8 @@ def measure_norm(shape: Shape, backward: bool, found, seconds: float, device, op
     ]
     rows = harness.compare(
         harness.kept(variants, options.without),
-        partial(norm_inputs, shape=shape, device=device),
-        {"norm": partial(trusted_norm, backward=backward)},
+        partial(norm_inputs, shape=shape, together=together, device=device),
+        {"norm": partial(trusted_norm, function=found[0][1], backward=backward)},
         device=device,
         tolerance=TOLERANCE[device.type],
         rounds=options.rounds,
@@ -319,7 +326,7 @@ def measure_norm(shape: Shape, backward: bool, found, seconds: float, device, op
         row["over_copy_rate"] = moved / row["median_s"] / copy_rate
     compare_with_peers(rows)
     notes = _bandwidth_note(rows) if device.type == "cuda" else []
-    return {"label": f"qk-norm + rotary {_passes(backward)}, {shape}", "rows": rows, "notes": notes}
+    return {"label": f"{norm_title(together)} {_passes(backward)}, {shape}", "rows": rows, "notes": notes}
 
 
 def _bandwidth_note(rows: list[dict[str, Any]]) -> list[str]:
@@ -343,7 +350,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     found, absent = ways(device)
     report.data["absent"] = absent
     work = {
-        f"qk-norm + rotary, {shape}": partial(norms, report, options, device, shape) for shape in norm_shapes(device)
+        f"{norm_title(together)}, {shape}": partial(norms, report, options, device, shape, together)
+        for shape, together in norm_shapes(device)
     }
     shapes = attention_shapes(device, options.quick)
     work |= {f"attention, {shape}": partial(attentions, report, options, device, shape, found) for shape in shapes}
@@ -356,13 +364,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return report.run(work, budget)
 
 
-def norms(report: Report, options, device: torch.device, shape: Shape, seconds: float) -> None:
+def norms(report: Report, options, device: torch.device, shape: Shape, together: bool, seconds: float) -> None:
     """Measure the forward pass, then both passes, with the same compiled function."""
     copy_rate = report.data["ceilings"]["copy_bytes_per_s"]
-    found, absent = norm_variants(device)
+    found, absent = norm_variants(device, together)
     report.data["absent"] += [text for text in absent if text not in report.data["absent"]]
     for backward in (False, True):
-        report.add(measure_norm(shape, backward, found, seconds / 2, device, options, copy_rate))
+        report.add(measure_norm(shape, together, backward, found, seconds / 2, device, options, copy_rate))
 
 
 def attentions(

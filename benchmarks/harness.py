@@ -296,9 +296,15 @@ def kept(variants: Sequence, without: Sequence[str]) -> list:
 
 
 def arguments(
-    doc: str, argv: Sequence[str] | None, seconds: float, *, peers: bool = True, more: dict[str, str] | None = None
+    doc: str,
+    argv: Sequence[str] | None,
+    seconds: float | None,
+    *,
+    peers: bool = True,
+    more: dict[str, str] | None = None,
 ) -> argparse.Namespace:
-    """The options of all benchmarks. peers: whether there is --without. more: further options and their help."""
+    """The options of all benchmarks. seconds: the default; None: the benchmark decides. peers: whether there is
+    --without. more: further options and their help."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"))
     parser.add_argument("--seconds", type=float, default=seconds, help="start no new shape after so many seconds")

@@ -1,10 +1,13 @@
 """The linear cross-entropy head: forward and backward pass, this project's implementation beside its peers.
 
-    python -m benchmarks.head [--device cpu] [--seconds S] [--out DIR] [--quick]
+    python -m benchmarks.head [--device cpu] [--seconds S] [--out DIR] [--quick] [--widths D,D] [--chunk-mib N,N]
 
 A call takes hidden states [N, D], the head's weight [V, D] and targets [N]. It returns the loss (summed, with z-loss if
 the implementation has one) and both gradients. On a GPU both inputs are bf16. This project sums the head's gradient in
 fp32 over all chunks and rounds it once; most peers do not. Peers that are not installed are named and left out.
+
+--chunk-mib times the chunked head at further sizes of a chunk as well (loss.chunk_mib). On a GPU this always includes
+half of its L2 cache: see cached_chunk_bytes in kernels/cross_entropy/chunked.py.
 
 floor: the time of the three matrix products at the machine's measured rate, plus the time of one in-place pass over the
 logits at its measured copy rate. A logit is written by the product (1 access), read for log Z (1), read and overwritten
@@ -84,22 +87,31 @@ def our_loss(hidden_ND, weight_VD, targets_N, *, function, **options):
     return function(hidden_ND, weight_VD, targets_N, z_loss=Z_LOSS, **options).loss
 
 
-def cpu_variants(_shape: Shape) -> tuple[list[Variant], list[str]]:
+def chunk_sizes(loss: Loss, chunk_mib: Sequence[int]) -> list[Variant]:
+    """Variants of our chunked head that hold so many MiB of logits at once."""
+    return [
+        variant(f"ours, chunks of {mib} MiB", partial(loss, chunk_bytes=mib * 2**20), ours=True) for mib in chunk_mib
+    ]
+
+
+def cpu_variants(_shape: Shape, chunk_mib: Sequence[int]) -> tuple[list[Variant], list[str]]:
     """The variants to time on a CPU, and the reasons why others are left out."""
     chunked = partial(our_loss, function=our_chunked.linear_cross_entropy)
     native, absent = torch_native()
     return [
         variant("ours, chunked", chunked, ours=True),
+        *chunk_sizes(chunked, chunk_mib),
         variant("F.cross_entropy + z", plain_loss_with_z),
         variant("F.cross_entropy", plain_loss, z=False),
         *native,
     ], absent
 
 
-def gpu_variants(shape: Shape) -> tuple[list[Variant], list[str]]:
+def gpu_variants(shape: Shape, chunk_mib: Sequence[int]) -> tuple[list[Variant], list[str]]:
     """The variants to time on a GPU for this shape, and the reasons why others are left out."""
     torch._dynamo.reset()  # a compiled variant is compiled for this shape only
-    found, absent = our_triton(shape)
+    cache = torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
+    found, absent = our_triton(shape, [our_chunked.cached_chunk_bytes(cache) // 2**20, *chunk_mib])
     chunked = partial(our_loss, function=our_chunked.linear_cross_entropy)
     found += [
         variant("ours, chunked, without Triton", chunked, ours=True),
@@ -112,14 +124,17 @@ def gpu_variants(shape: Shape) -> tuple[list[Variant], list[str]]:
     return found, absent
 
 
-def our_triton(shape: Shape) -> tuple[list[Variant], list[str]]:
+def our_triton(shape: Shape, chunk_mib: Sequence[int]) -> tuple[list[Variant], list[str]]:
     try:
         from scaling_testbed.kernels.cross_entropy import triton as cross_entropy
     except ImportError as error:
         return [], [f"ours in Triton: {first_line(error)}"]
-    names = ["chunked", "recompute"] if shape[1] <= cross_entropy.WIDEST_RECOMPUTE else ["chunked"]
+    names = [
+        name for name in cross_entropy.OPERATORS if name != "recompute" or shape[1] <= cross_entropy.WIDEST_RECOMPUTE
+    ]
     make = partial(partial, our_loss, function=cross_entropy.linear_cross_entropy)
-    return [variant(f"ours, {name}", make(variant=name), ours=True) for name in names], []
+    found = [variant(f"ours, {name}", make(variant=name), ours=True) for name in names]
+    return found + chunk_sizes(make(variant="chunked"), chunk_mib), []
 
 
 def liger() -> tuple[list[Variant], list[str]]:
@@ -278,21 +293,32 @@ def gpu_aims(rows: list[dict[str, Any]], shape: Shape, budget_bytes: int) -> lis
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    options = harness.arguments(__doc__, argv, seconds=110)
+    more = {
+        "--widths": "model widths D to measure, such as 96,256, in place of the standard shapes",
+        "--chunk-mib": "further sizes of a chunk of logits, such as 16,32,64",
+    }
+    options = harness.arguments(__doc__, argv, seconds=110, more=more)
+    options.chunk_mib = integers(options.chunk_mib)
     device = harness.choose_device(options.device)
     # A floor is valid only if no other process uses the machine between its measurement and that of the calls.
     columns = [column for column in COLUMNS if device.type == "cuda" or column[0] != "floor_over_this"]
     report = Report("head", harness.describe_machine(device), columns, out=options.out, smoke=options.quick)
     shapes = QUICK_SHAPES[device.type] if options.quick else GPU_SHAPES if device.type == "cuda" else CPU_SHAPES
+    if options.widths:
+        shapes = [(shapes[0][0], D, shapes[0][2]) for D in integers(options.widths)]
     labels = ("N {}, D {}, V {}".format(*shape) for shape in shapes)
     pieces = (partial(measure, report, options, device, shape) for shape in shapes)
     return report.run(dict(zip(labels, pieces, strict=True)), Budget(options.seconds))
 
 
+def integers(text: str | None) -> list[int]:
+    return [int(number) for number in text.split(",")] if text else []
+
+
 def measure(report: Report, options, device: torch.device, shape: Shape, seconds: float) -> None:
     """Add the comparison of one shape to the report."""
     on_gpu = device.type == "cuda"
-    variants, absent = (gpu_variants if on_gpu else cpu_variants)(shape)
+    variants, absent = (gpu_variants if on_gpu else cpu_variants)(shape, options.chunk_mib)
     report.data["absent"] = absent
     rows = harness.compare(
         harness.kept(variants, options.without),

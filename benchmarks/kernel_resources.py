@@ -98,7 +98,13 @@ def _cross_entropy_cases() -> dict[str, Callable[[], object]]:
     from scaling_testbed.kernels.cross_entropy import triton as cross_entropy
 
     found = {}
-    for variant, width in (("chunked", 768), ("recompute", 64), ("recompute", 96), ("recompute", 128)):
+    for variant, width in (
+        ("chunked", 768),
+        ("wide_rows", 768),
+        ("recompute", 64),
+        ("recompute", 96),
+        ("recompute", 128),
+    ):
         for dtype, softcap, want in (
             (torch.bfloat16, None, True),
             (torch.bfloat16, 30.0, True),
@@ -120,32 +126,40 @@ def _call_cross_entropy(operator, width: int, V: int, arguments: tuple) -> None:
 
 
 def _qk_norm_rope_cases() -> dict[str, Callable[[], object]]:
-    from scaling_testbed.kernels.qk_norm_rope import triton as qk_norm_rope
-
+    cases = [(f"{kind} d64", kind, 64, (12, 4), False, torch.bfloat16) for kind in ("rmsnorm", "none")]
+    # Layernorm needs the most registers.
+    for d_head, dtype in [(d_head, torch.bfloat16) for d_head in (32, 64, 80, 96, 128)] + [(64, torch.float32)]:
+        cases.append((f"layernorm d{d_head}", "layernorm", d_head, (12, 4), False, dtype))
+    # Of all heads together: padded heads, padded features, grouped heads, and the widest model of each paper.
+    for heads, d_head in (((12, 12), 64), ((4, 4), 24), ((8, 8), 72), ((12, 4), 64), ((32, 32), 128), ((64, 64), 64)):
+        name = f"of {heads[0]} and {heads[1]} heads d{d_head}"
+        cases.append((f"layernorm {name}", "layernorm", d_head, heads, True, torch.bfloat16))
+    cases.append(("rmsnorm of 12 and 12 heads d64", "rmsnorm", 64, (12, 12), True, torch.bfloat16))
+    cases.append(("layernorm of 12 and 12 heads d64", "layernorm", 64, (12, 12), True, torch.float32))
+    # The widest row that is supported.
+    cases.append(("layernorm of 64 and 64 heads d128", "layernorm", 128, (64, 64), True, torch.bfloat16))
     found = {}
-    for kind in (*qk_norm_rope.KINDS, "none"):
-        types = [(64, torch.bfloat16)]
-        if kind == "layernorm":  # needs the most registers
-            types = [(d_head, torch.bfloat16) for d_head in (32, 64, 80, 96, 128)] + [(64, torch.float32)]
-        for d_head, dtype in types:
-            name = f"qk_norm_rope {kind} d{d_head} {_short(dtype)}"
-            found[f"{name} forward"] = partial(_call_qk_norm_rope, kind, d_head, dtype, backward=False)
-            found[f"{name} backward"] = partial(_call_qk_norm_rope, kind, d_head, dtype, backward=True)
+    for name, *arguments, dtype in cases:
+        name = f"qk_norm_rope {name} {_short(dtype)}"
+        found[f"{name} forward"] = partial(_call_qk_norm_rope, *arguments, dtype, backward=False)
+        found[f"{name} backward"] = partial(_call_qk_norm_rope, *arguments, dtype, backward=True)
     return found
 
 
-def _call_qk_norm_rope(kind: str, d_head: int, dtype: torch.dtype, *, backward: bool) -> None:
+def _call_qk_norm_rope(
+    kind: str, d_head: int, heads: tuple[int, int], together: bool, dtype: torch.dtype, *, backward: bool
+) -> None:
     from scaling_testbed.kernels.qk_norm_rope import triton as qk_norm_rope
 
     # As in the model: views of the projections' outputs, with more positions than one program processes.
-    q, k = (torch.empty(2, 4096, heads, d_head, dtype=dtype).transpose(1, 2) for heads in (12, 4))
-    gains = (None, None) if kind == "none" else (torch.empty(d_head), torch.empty(d_head))
+    q, k = (torch.empty(2, 4096, n, d_head, dtype=dtype).transpose(1, 2) for n in heads)
+    gains = [None if kind == "none" else torch.empty(d_head * (n if together else 1)) for n in heads]
     tables = (torch.empty(4096, d_head // 2),) * 2
     if backward:
         inputs = (None, None) if kind == "none" else (q, k)
-        qk_norm_rope.backward_operator(q, k, *inputs, *gains, *tables, kind, 1e-6, dtype)
+        qk_norm_rope.backward_operator(q, k, *inputs, *gains, *tables, kind, 1e-6, together, dtype)
     else:
-        qk_norm_rope.forward_operator(q, k, *gains, *tables, kind, 1e-6, dtype)
+        qk_norm_rope.forward_operator(q, k, *gains, *tables, kind, 1e-6, together, dtype)
 
 
 def _short(dtype: torch.dtype) -> str:

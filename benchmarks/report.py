@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 HERE = Path(__file__).resolve().parent
-PACKAGES = ("torch", "triton", "liger-kernel", "cut-cross-entropy", "numpy")
+PACKAGES = ("torch", "triton", "liger-kernel", "cut-cross-entropy", "transformers", "accelerate", "numpy")
 # The formats of numbers in columns.
 FORMATS: dict[str, Callable[[float], str]] = {
     "ms": lambda x: f"{x * 1e3:,.2f}" if x < 1 else f"{x * 1e3:,.0f}",
@@ -55,19 +55,42 @@ class Report:
     """One result. It is written after every shape, so that no measurement is lost.
 
     columns: (key of a row, title, name in FORMATS). smoke: whether the sizes are too small to be meaningful; such a
-    result is written only to `out`, and never shown in the README.
+    result is written only to `out`, and never shown in the README. module: the module that is run, if its name is not
+    `bench`.
     """
 
-    def __init__(self, bench: str, machine: dict[str, Any], columns: Sequence[tuple], *, out: Path | None, smoke: bool):
+    def __init__(
+        self,
+        bench: str,
+        machine: dict[str, Any],
+        columns: Sequence[tuple],
+        *,
+        out: Path | None,
+        smoke: bool,
+        module: str | None = None,
+    ):
         folder = out or (None if smoke else HERE / "results")
         slug = re.sub(r"[^a-z0-9]+", "-", machine["machine"].lower()).strip("-")
         date = time.strftime("%Y-%m-%d")
         self.path = folder and folder / f"{bench}-{slug}-{date}.json"
         self.data = {"bench": bench, **machine, "date": date, "commit": _commit(), "smoke": smoke}
-        self.data |= {"command": f"python -m benchmarks.{bench} {' '.join(sys.argv[1:])}".strip()}
+        self.data |= {"command": f"python -m benchmarks.{module or bench} {' '.join(sys.argv[1:])}".strip()}
         self.data |= {"versions": _versions(), "columns": list(columns), "absent": [], "cases": [], "not_reached": []}
         ceilings = machine["ceilings"]
         print(f"{machine['machine']}: {describe_ceilings(ceilings)}", flush=True)
+
+    def keep(self, same: Sequence[str]) -> list[str]:
+        """Take over the cases that are `done` in a result of this day, and return their labels.
+
+        Its commit and the entries `same` must equal those of this result, and no file may differ from the commit.
+        """
+        if not self.path or not self.path.is_file() or (self.data["commit"] or "with changes").endswith("with changes"):
+            return []
+        before = json.loads(self.path.read_text())
+        if any(before.get(name) != self.data[name] for name in ("commit", *same)):
+            return []
+        self.data["cases"] = [case for case in before["cases"] if case.get("done")]
+        return [case["label"] for case in self.data["cases"]]
 
     def add(self, case: dict[str, Any]) -> None:
         """Add a case: a dict with label, rows, optionally notes, and further data to save."""

@@ -1,6 +1,10 @@
 """The complete trainer: each loss path and each attention path at three sizes, and ten steps of proxy_5b.
 
     python -m benchmarks.trainer [--quick] [--device cpu] [--seconds S] [--out DIR]
+    python -m benchmarks.trainer --nanogpt DIR [--threads N] [--device cpu] ...       beside nanoGPT and transformers
+
+With --nanogpt, the folder of a checkout of github.com/karpathy/nanoGPT, this trainer is measured beside other trainers;
+see benchmarks/beside.py. Without it, beside itself:
 
 Every configuration runs in its own process with a time limit, so that a failure, or a lack of memory, affects one line
 only. It trains on synthetic tokens (Zipf, vocabulary 50304) in temporary folders and writes no checkpoint. tokens/s,
@@ -277,13 +281,18 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    options = harness.arguments(__doc__, argv, seconds=200)
+    more = {"--nanogpt": "measure beside nanoGPT, in this folder, and transformers", "--threads": "CPU threads of each"}
+    options = harness.arguments(__doc__, argv, seconds=None, more=more)
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         print(f"benchmarks.trainer needs {', '.join(missing)}: pip install hydra-core rich numpy", file=sys.stderr)
         return 2
+    if options.nanogpt:
+        from benchmarks import beside
+
+        return beside.main(options, start_method(options.device)[1])
     importlib.import_module("scaling_testbed.training.run")  # so that forked children need not import it
-    budget = Budget(options.seconds)
+    budget = Budget(options.seconds or 200)
     method, machine = start_method(options.device)
     on_gpu = machine["device"] == "cuda"
     report = Report("trainer", machine, COLUMNS, out=options.out, smoke=not on_gpu)

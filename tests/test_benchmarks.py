@@ -1,12 +1,17 @@
 """What the benchmarks say of what they measured: aims judged, interruptions survived, the table whole."""
 
+import dataclasses
 import json
+import sys
+import time
+from argparse import Namespace
 from functools import partial
 
 import pytest
 import torch
 
-from benchmarks import attention, harness, head
+import benchmarks.report
+from benchmarks import attention, beside, harness, head, peers
 from benchmarks.report import Budget, DeviceLost, Report, table
 
 MACHINE = {"machine": "a machine", "device": "cpu", "ceilings": {"product_flops_per_s": 1e12, "copy_bytes_per_s": 1e9}}
@@ -172,12 +177,172 @@ def test_attention_is_timed_on_what_the_projections_leave():
 
 def test_a_quick_run_measures_and_checks(tmp_path, capsys):
     options = ["--device", "cpu", "--quick", "--rounds", "1", "--out", str(tmp_path), "--without", "torch's"]
+    options += ["--widths", "48", "--chunk-mib", "1,2"]
     assert head.main(options) == 0
     (path,) = tmp_path.iterdir()
     (case,) = json.loads(path.read_text())["cases"]
     assert [row["variant"] for row in case["rows"]] == [
-        "ours, chunked", "F.cross_entropy + z", "F.cross_entropy, without z"
+        "ours, chunked", "ours, chunks of 1 MiB", "ours, chunks of 2 MiB",
+        "F.cross_entropy + z", "F.cross_entropy, without z",
     ]  # fmt: skip
     assert all(
         row["status"] == "ok" and row["median_s"] > 0 and max(row["errors"].values()) < 1e-4 for row in case["rows"]
     )
+
+
+JOB = peers.Job(
+    trainer="nanoGPT",
+    shape={"n_layers": 2, "n_heads": 2, "d_model": 32, "d_ff": 128},
+    vocabulary=257,
+    sequences=4,
+    micro=2,
+    length=32,
+    steps=6,
+    skip=2,
+    lr=1e-3,
+    dtype="fp32",
+    device="cpu",
+    threads=1,
+    compile=False,
+    overrides=[],
+    folder="/tokens",
+    work="/work",
+    data_dir="",
+    nanogpt="",
+)
+SIZE = beside.Size("a size", (), 257, (4, 2, 32), 6, aim=1.3)
+
+
+def trained(name: str, rate: float, last: float = 4.0, peak: float = 100) -> dict:
+    """The row of a trainer that was measured."""
+    found = {"variant": name, "status": "ok", "tokens_per_second": rate, "cpu_s": 1 / rate, "peak_bytes": peak}
+    return found | {"first_loss": 5.5, "last_loss": last}
+
+
+@pytest.mark.parametrize(
+    ("rate", "peak", "verdicts"), [(1.3, 110, [GOOD, GOOD]), (1.29, 110, [BAD, GOOD]), (1.3, 111, [GOOD, BAD])]
+)
+def test_a_trainer_is_judged_by_the_best_type_of_each(rate, peak, verdicts):
+    ours = [trained("this trainer, fp32", 0.1, peak=1), trained("this trainer, bf16", rate, peak=peak)]
+    without = trained("this trainer without qk-norm and z-loss, bf16", 9.0)  # not what training uses
+    found = [*ours, without, trained("nanoGPT, fp32", 1.0), trained("nanoGPT, bf16", 0.5, peak=1)]
+    notes = beside.judge(found, SIZE, start=5.5)
+    assert [notes[1].endswith(verdicts[0]), notes[4].endswith(verdicts[1])] == [True, True]
+    assert "cannot be checked" in notes[2] and found[3]["over"] == pytest.approx(rate)
+
+
+@pytest.mark.parametrize("other", [{"last_loss": 4.26}, {"first_loss": 6.3}, {"last_loss": float("nan")}])
+def test_a_trainer_with_other_losses_is_not_compared(other):
+    found = [trained("this trainer, fp32", 1.0), trained("nanoGPT, fp32", 1.0) | other]
+    assert beside.judge(found, SIZE, start=5.5)[1] == "speed beside nanoGPT cannot be checked"
+    assert found[1]["status"].startswith("wrong") and "over" not in found[1]
+
+
+@pytest.fixture
+def trainers(monkeypatch, tmp_path):
+    """Run a comparison whose trainers are a stub that takes `pause` seconds; returns the names in their turns."""
+    turns, pauses = [], []
+
+    def stub(job):
+        turns.append(f"{job.trainer}, {job.dtype}")
+        time.sleep(pauses[-1])
+        found = {"seconds": [0.1], "cpu_seconds": [0.1], "peak_bytes": 1, "n_params": 1}
+        return {"status": "ok", "losses": [5.5, 5.0, 4.5, 4.0]} | found
+
+    monkeypatch.setattr(beside, "run_job", stub)
+    monkeypatch.setattr(beside, "job_of", lambda *_: JOB)
+    monkeypatch.setattr(benchmarks.report, "_commit", lambda: "abc")
+    for name in ("train.py", "model.py"):
+        (tmp_path / name).touch()
+    options = {"nanogpt": str(tmp_path), "threads": "1", "out": tmp_path / "out", "quick": True, "seconds": 60}
+    options |= {"without": ["hf", "qk-norm", "bf16"], "rounds": 2}
+
+    def run(pause=0.0, **more):
+        turns.clear()
+        pauses.append(pause)
+        assert beside.main(Namespace(**options | more), MACHINE) == 0
+        return list(turns)
+
+    return run
+
+
+def test_trainers_take_turns_and_a_size_that_is_done_is_kept(trainers, monkeypatch, tmp_path):
+    both = ["this trainer, fp32", "nanoGPT, fp32"]
+    assert trainers() == [*both, *reversed(both)]
+    (path,) = (tmp_path / "out").iterdir()
+    (case,) = json.loads(path.read_text())["cases"]
+    assert [row["rounds"] for row in case["rows"]] == [2, 2] and case["done"]
+    assert trainers() == []
+    assert len(json.loads(path.read_text())["cases"]) == 1
+    assert len(trainers(threads="2")) == 4
+    monkeypatch.setattr(sys, "argv", ["trainer", "--without", "nothing"])
+    assert len(trainers(threads="2")) == 4
+
+
+def test_a_trainer_there_is_no_time_for_is_named_and_measured_later(trainers, tmp_path):
+    assert trainers(pause=0.2, seconds=0.1) == ["this trainer, fp32"]
+    (path,) = (tmp_path / "out").iterdir()
+    assert json.loads(path.read_text())["not_reached"] == ["nano_s, V 257, 4 x 32: nanoGPT, fp32"]
+    assert len(trainers()) == 4
+
+
+TRAIN_PY = """
+import sys, torch
+weight = torch.nn.Parameter(torch.ones(1))
+raw_model = torch.nn.ParameterList([weight])
+beta1 = beta2 = 0.9
+device_type = 'cpu'
+def adamw(betas, kind):
+    return torch.optim.AdamW([weight], fused=kind == 'cuda')
+optimizer = adamw((beta1, beta2), device_type)
+def nullcontext(): return 'none'
+ctx = nullcontext() if device_type == 'cpu' else torch.amp.autocast('cpu', torch.bfloat16)
+for number in range(6):
+    weight.grad = torch.ones(1)
+    optimizer.step()
+    print(f"iter {number}: loss {6 - number:.4f}, time 1.00ms, mfu -100.00%")
+"""
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_nanogpt_s_own_loop_is_run(dtype, monkeypatch, tmp_path):
+    (tmp_path / "train.py").write_text(TRAIN_PY)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [])
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    job = dataclasses.replace(JOB, nanogpt=str(tmp_path), dtype=dtype)
+    times = peers.Times(job)
+    try:
+        found = peers.nanogpt(job)
+    finally:
+        times.hook.remove()
+    assert found == {"losses": [6, 5, 4, 3, 2, 1], "n_params": 1}
+    assert [len(each) for each in times.steady().values()] == [4, 4]
+    assert {"--gradient_accumulation_steps=2", "--max_iters=5", "--dataset=/tokens"} <= set(sys.argv)
+
+
+def test_a_gpu_is_waited_for_twice(monkeypatch):
+    waited = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: waited.append(len(times.wall) + 1))
+    times = peers.Times(dataclasses.replace(JOB, device="cuda"))
+    times.hook.remove()
+    for _ in range(JOB.steps):
+        times.take()
+    assert waited == [JOB.skip, JOB.steps] and [len(each) for each in times.steady().values()] == [1, 1]
+
+
+def test_what_nanogpt_has_no_option_for_is_changed_or_refused():
+    for change in peers.NANOGPT_CHANGES.values():
+        assert peers.changed(TRAIN_PY, [change]) != TRAIN_PY
+        with pytest.raises(ValueError, match="has changed"):
+            peers.changed("", [change])
+
+
+@pytest.mark.slow
+def test_a_trainer_is_measured_in_a_process_of_its_own(tmp_path):
+    (size,) = beside.sizes_of("cpu", quick=True)
+    job = beside.job_of(size, Namespace(nanogpt=None), "cpu", 1, tmp_path)
+    found = beside.run_job(job)
+    assert found["status"] == "ok" and len(found["losses"]) == size.steps
+    assert len(found["seconds"]) == len(found["cpu_seconds"]) == size.steps - beside.SKIP
+    assert 0 < found["peak_bytes"] < 2**31

@@ -20,6 +20,7 @@ NAMES = (PART_NAMES | PATHS | set(PARAMETRIZATIONS) | set(GROUPS["optimizer"])) 
 # File -> the names that it may ask for, because it is where what is true of them stands.
 OWN = {
     "model/parts.py": NAMES,
+    "kernels/cross_entropy/triton.py": {"recompute"},  # its own variants
     "kernels/qk_norm_rope/triton.py": {"none"},  # the kinds of a kernel, compile-time constants
     "kernels/qk_norm_rope/triton_kernels.py": {"none", "layernorm"},
     "learning/config.py": PATHS,  # of the loss

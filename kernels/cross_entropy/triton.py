@@ -1,9 +1,11 @@
 """Linear cross-entropy with z-loss on a GPU, in Triton. An optimisation of reference.linear_cross_entropy.
 
-Two variants. Both are bitwise repeatable (no atomics), and both compute the gradients in the forward pass:
+Three variants. All are bitwise repeatable (no atomics), and all compute the gradients in the forward pass:
 
 chunked    The loop of chunked.py, with one kernel that replaces a chunk's logits by their gradient. Per token it takes
            6 V D FLOPs in the GPU library's matrix products, and 12 V bytes of memory traffic.
+wide_rows  The same with four times as many threads for a row. The kernel reads a row twice, and with fewer rows at a
+           time the second read finds the row in the GPU's cache. It takes 10 V bytes.
 recompute  Logits exist only as tiles. It is an attention over the vocabulary: hidden states are the queries, and the
            rows of the head are keys and values. It takes 8 V D FLOPs, no such traffic and no buffer. It is for narrow
            models.
@@ -29,10 +31,15 @@ from scaling_testbed.kernels.cross_entropy.chunked import (
     define_operator,
     product_dtype,
 )
+from scaling_testbed.kernels.limits import RECOMPUTED_HEAD_WIDEST_MODEL as WIDEST_RECOMPUTE
 from scaling_testbed.kernels.reference import wide
 
-# Vocabulary columns and features that one step of the row kernel reads, and its warps.
+# Vocabulary columns and features that one step of the row kernel reads, and its warps. By its registers
+# (python -m benchmarks.kernel_resources) a multiprocessor processes 5 rows at a time, or 2 wide ones. With 132
+# multiprocessors and 50,304 columns in bf16 these are 63 or 25 MiB, and the L2 cache of an H100 or H200 has 50 MiB. A
+# row cannot stay in registers instead: a tile of all its columns spills from 32,768 columns on.
 ROW_TILE = {"BLOCK_V": 4096, "BLOCK_D": 1024, "num_warps": 8}
+WIDE_ROW_TILE = {"BLOCK_V": 8192, "BLOCK_D": 1024, "num_warps": 32}
 # (Padded width, bytes per number) -> tokens and vocabulary columns of a tile, warps, stages. No kernel spills registers
 # (python -m benchmarks.kernel_resources). The fp32 products do not use tensor cores; they are for checks.
 FORWARD_TILES = {
@@ -47,9 +54,8 @@ WEIGHT_TILES = {
     (64, 4): (32, 32, 8, 1),
     (128, 4): (32, 16, 8, 1),
 }
-WIDEST_RECOMPUTE = 128  # at 256 the tiles that fit in registers are too small to be fast
-# A model of bytes and FLOPs predicts that recompute is faster at every width that it supports. This is not yet measured
-# on a GPU, so `auto` takes the simpler variant. benchmarks/head.py times both.
+# A model of bytes and FLOPs predicts that recompute is faster at every width that it supports, and wide_rows at all
+# others. This is not yet measured on a GPU, so `auto` takes the simplest variant. benchmarks/head.py times all.
 AUTO_VARIANT = "chunked"
 
 
@@ -66,10 +72,10 @@ def linear_cross_entropy(
 ) -> CrossEntropy:
     """chunked.linear_cross_entropy in Triton, with the same arguments and result.
 
-    variant: chunked | recompute (D at most 128) | auto (chunked, until recompute is measured to be faster). The
-    products run in fp32 or bf16. In fp16, small gradients would underflow before any scaling of the loss. In training,
-    chunked holds logits in bf16, so log Z includes their rounding error. The target's logit does not, and neither does
-    an evaluation. A target outside the vocabulary makes the loss NaN.
+    variant: chunked | wide_rows | recompute (D at most 128) | auto (chunked, until another is measured to be faster).
+    The products run in fp32 or bf16. In fp16, small gradients would underflow before any scaling of the loss. In
+    training, chunked and wide_rows hold logits in bf16, so log Z includes their rounding error. The target's logit does
+    not, and neither does an evaluation. A target outside the vocabulary makes the loss NaN.
 
     Raises RuntimeError on a CPU outside Triton's interpreter, and ValueError for unsupported shapes, types or options.
     """
@@ -165,11 +171,21 @@ def _row_kernel(
             tl.store(logits + v, tl.where(valid, grad, 0.0).to(logits.dtype.element_ty), mask=v < V)
 
 
-def triton_rows(logits_CV, hidden_CD, weight_VD, targets_C, z_loss, softcap, ignore_index, want):
+def triton_rows(
+    logits_CV,
+    hidden_CD,
+    weight_VD,
+    targets_C,
+    ce_C,
+    log_z_C,
+    z_loss,
+    softcap,
+    ignore_index,
+    want,
+    tile=ROW_TILE,
+) -> None:
     """The `rows` argument of `chunked_gradients`, as one launch of `_row_kernel`."""
-    ce_C = logits_CV.new_empty(len(logits_CV), dtype=torch.float32)
-    log_z_C = torch.empty_like(ce_C)
-    tile = ROW_TILE | {"BLOCK_D": min(ROW_TILE["BLOCK_D"], triton.next_power_of_2(weight_VD.shape[1]))}
+    tile = tile | {"BLOCK_D": min(tile["BLOCK_D"], triton.next_power_of_2(weight_VD.shape[1]))}
     with support.on_device(logits_CV):
         _row_kernel[(len(logits_CV),)](
             logits_CV,
@@ -187,7 +203,6 @@ def triton_rows(logits_CV, hidden_CD, weight_VD, targets_C, z_loss, softcap, ign
             WANT_GRADIENT=want,
             **tile,
         )
-    return ce_C, log_z_C
 
 
 @triton.jit
@@ -357,5 +372,8 @@ def _named(tile: tuple[int, int, int, int]) -> dict[str, int]:
 
 OPERATORS = {
     "chunked": define_operator("triton_cross_entropy", partial(chunked_gradients, triton_rows)),
+    "wide_rows": define_operator(
+        "triton_wide_cross_entropy", partial(chunked_gradients, partial(triton_rows, tile=WIDE_ROW_TILE))
+    ),
     "recompute": define_operator("recomputed_cross_entropy", _recompute),
 }

@@ -64,15 +64,23 @@ def qk_norm_rope(
     *,
     kind: str,
     eps: float,
+    heads_together: bool = False,
     out_dtype: torch.dtype | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return (q_BHTK, k_BGTK): queries and keys after `qk_norm` with their gains and then `apply_rotary`.
 
-    Both are computed wide and rounded once to `out_dtype` (default: each input's own type).
+    heads_together: the norm goes over all heads of a position, and the gains are [heads K]; otherwise it goes over each
+    head, and all heads share the gains [K]. Both results are computed wide and rounded once to `out_dtype` (default:
+    each input's own type).
     """
 
-    def prepare(x: torch.Tensor, gain_K: torch.Tensor | None) -> torch.Tensor:
-        return apply_rotary(qk_norm(x, gain_K, kind, eps), cos_TR, sin_TR).to(out_dtype or x.dtype)
+    def prepare(x: torch.Tensor, gain: torch.Tensor | None) -> torch.Tensor:
+        if heads_together:
+            normed = qk_norm(x.transpose(1, 2).flatten(2), gain, kind, eps)
+            normed = normed.unflatten(-1, (x.shape[1], x.shape[3])).transpose(1, 2)
+        else:
+            normed = qk_norm(x, gain, kind, eps)
+        return apply_rotary(normed, cos_TR, sin_TR).to(out_dtype or x.dtype)
 
     return prepare(q_BHTK, q_gain_K), prepare(k_BGTK, k_gain_K)
 

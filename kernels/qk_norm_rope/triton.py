@@ -21,6 +21,8 @@ from torch import Tensor
 
 from scaling_testbed.kernels import support
 from scaling_testbed.kernels.limits import QK_NORM_ROPE_WIDEST_HEAD as WIDEST_HEAD
+from scaling_testbed.kernels.limits import QK_NORM_ROPE_WIDEST_ROW as WIDEST_ROW
+from scaling_testbed.kernels.limits import padded_row
 from scaling_testbed.kernels.qk_norm_rope.triton_kernels import backward_kernel, forward_kernel
 
 KINDS = ("layernorm", "rmsnorm")  # the norms that the kernel supports
@@ -30,9 +32,12 @@ MOST_ROWS = 2**30
 # Pairs of a tile, and warps. In bf16 every thread has 64 bytes of loads in flight; in the backward pass half of them
 # are gradients. A thread uses few registers (python -m benchmarks.kernel_resources), so the threads of a multiprocessor
 # together have 40 KiB or more in flight. An H200 needs this much (4.8 TB/s for about a microsecond). Not yet measured.
+# A norm over all heads together needs all heads of a position in a tile. If they have more pairs than these, the tile
+# has more warps, so that no thread holds more.
 FORWARD_PAIRS, BACKWARD_PAIRS, WARPS = 2048, 1024, 4
 # A program of the backward pass processes several tiles, so that there are fewer partial sums of the gains' gradients.
-# It takes at most MOST_TILES, and fewer if there would be too few programs to fill a GPU several times.
+# It takes at most MOST_TILES, and fewer if there would be too few programs to fill a GPU several times. Where each head
+# has its own gains, a tile adds fewer rows to a sum, so a program takes more tiles.
 MOST_TILES, ENOUGH_PROGRAMS = 8, 2048
 
 
@@ -46,12 +51,13 @@ def qk_norm_rope(
     *,
     kind: str,
     eps: float,
+    heads_together: bool = False,
     out_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """reference.qk_norm_rope with the same arguments and result: q and k normed over K, times their gains, rotated.
+    """reference.qk_norm_rope with the same arguments and result: q and k normed, times their gains, rotated.
 
     q, k         of one type: fp32, bf16 or fp16; read in place through any strides if the last dimension is contiguous
-    gains, cos, sin  fp32
+    gains, cos, sin  fp32; gains have one number for each normed feature: [K], or [heads K] if heads_together
     kind         layernorm | rmsnorm; eps is added to the variance, or to the mean square
     out_dtype    the type of the results; default: the inputs' type
 
@@ -63,8 +69,12 @@ def qk_norm_rope(
         raise ValueError(f"kind must be {' or '.join(KINDS)}, got {kind!r}")
     out_dtype = out_dtype or q_BHTK.dtype
     _check(q_BHTK, k_BGTK, cos_TR, sin_TR, out_dtype)
-    _check_vectors((q_BHTK.shape[-1],), q_BHTK.device, q_gain=q_gain_K, k_gain=k_gain_K)
-    return forward_operator(q_BHTK, k_BGTK, q_gain_K, k_gain_K, cos_TR, sin_TR, kind, float(eps), out_dtype)
+    for name, x, gain in (("q_gain", q_BHTK, q_gain_K), ("k_gain", k_BGTK, k_gain_K)):
+        if heads_together and (row := padded_row(x.shape[1], x.shape[-1])) > WIDEST_ROW:
+            raise ValueError(f"all heads of a position must be at most {WIDEST_ROW} padded features, got {row}")
+        _check_vectors((_normed_width(x.shape, heads_together),), x.device, **{name: gain})
+    gains_and_tables = q_gain_K, k_gain_K, cos_TR, sin_TR
+    return forward_operator(q_BHTK, k_BGTK, *gains_and_tables, kind, float(eps), heads_together, out_dtype)
 
 
 def rotary(
@@ -74,7 +84,7 @@ def rotary(
     support.require(q_BHTK, "qk_norm_impl=triton")
     out_dtype = out_dtype or q_BHTK.dtype
     _check(q_BHTK, k_BGTK, cos_TR, sin_TR, out_dtype)
-    return forward_operator(q_BHTK, k_BGTK, None, None, cos_TR, sin_TR, "none", 0.0, out_dtype)
+    return forward_operator(q_BHTK, k_BGTK, None, None, cos_TR, sin_TR, "none", 0.0, False, out_dtype)
 
 
 def _check(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, out_dtype: torch.dtype) -> None:
@@ -107,18 +117,32 @@ class _Problem(NamedTuple):
     T: int
     q_rows: int
     k_rows: int
+    tiles: tuple[int, int]  # of q and of k
+    warps: int
     constants: dict[str, int | str]  # all constexpr arguments except the alignment
 
-    @property
-    def tiles(self) -> tuple[int, int]:
-        return triton.cdiv(self.q_rows, self.constants["N"]), triton.cdiv(self.k_rows, self.constants["N"])
 
-
-def _problem(q_shape: torch.Size, k_shape: torch.Size, kind: str, pairs: int) -> _Problem:
+def _problem(q_shape: torch.Size, k_shape: torch.Size, kind: str, together: bool, pairs: int) -> _Problem:
     (B, H, T, K), G = q_shape, k_shape[1]
     block = triton.next_power_of_2(K // 2)
-    constants = {"KIND": kind, "H": H, "G": G, "R": K // 2, "BLOCK_R": block, "N": max(1, pairs // block)}
-    return _Problem(T, B * T * H, B * T * G, constants)
+    spans = [triton.next_power_of_2(heads) if together else 1 for heads in (H, G)]
+    N = max(1, pairs // block, *spans)
+    tiles = [
+        triton.cdiv(B * T, N // span) if span > 1 else triton.cdiv(B * T * heads, N)
+        for span, heads in zip(spans, (H, G), strict=True)
+    ]
+    constants = {"KIND": kind, "H": H, "G": G, "R": K // 2, "BLOCK_R": block, "N": N}
+    constants |= dict(zip(("H_SPAN", "G_SPAN"), spans, strict=True))
+    return _Problem(T, B * T * H, B * T * G, tuple(tiles), WARPS * max(1, N * block // pairs), constants)
+
+
+def _normed_width(shape: torch.Size, together: bool) -> int:
+    """Features that one norm goes over, which is the number of gains."""
+    return shape[1] * shape[3] if together else shape[3]
+
+
+def _n_gains(*gains: Tensor | None) -> int:
+    return sum(0 if x is None else x.numel() for x in gains)
 
 
 def _empty(shape: torch.Size, like: Tensor, dtype: torch.dtype) -> Tensor:
@@ -147,10 +171,11 @@ def forward_operator(
     sin: Tensor,
     kind: str,
     eps: float,
+    together: bool,
     out_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
     """`qk_norm_rope`, or `rotary` with kind "none", for checked arguments."""
-    problem = _problem(q.shape, k.shape, kind, FORWARD_PAIRS)
+    problem = _problem(q.shape, k.shape, kind, together, FORWARD_PAIRS)
     q, k, cos, sin = _readable(q), _readable(k), cos.contiguous(), sin.contiguous()
     q_gain, k_gain = (x if x is None else x.contiguous() for x in (q_gain, k_gain))
     out = _empty(q.shape, q, out_dtype), _empty(k.shape, k, out_dtype)
@@ -163,7 +188,7 @@ def forward_operator(
                 *(problem.q_rows, problem.k_rows, problem.T, eps),
                 **problem.constants,
                 ALIGNMENT=math.gcd(16, *strides),
-                num_warps=WARPS,
+                num_warps=problem.warps,
             )
     return out
 
@@ -180,14 +205,15 @@ def backward_operator(
     sin: Tensor,
     kind: str,
     eps: float,
+    together: bool,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of `forward_operator`: dq and dk in `dtype`, the inputs' type, and dgain fp32 [2, K].
+    """Return the gradients of `forward_operator`: dq and dk in `dtype`, the inputs' type, and dgain in fp32.
 
-    dgain holds the gradients of q's and k's gains ([2, 0] with kind "none"). q and k are None if and only if kind is
-    "none".
+    dgain holds the gradients of q's and then of k's gains, [2 K] or [(H + G) K] ([0] with kind "none"). q and k are
+    None if and only if kind is "none".
     """
-    problem = _problem(grad_q.shape, grad_k.shape, kind, BACKWARD_PAIRS)
+    problem = _problem(grad_q.shape, grad_k.shape, kind, together, BACKWARD_PAIRS)
     grads = _readable(grad_q), _readable(grad_k)
     inputs = [x if x is None else _readable(x) for x in (q, k)]
     gains = [x if x is None else x.contiguous() for x in (q_gain, k_gain)]
@@ -196,10 +222,9 @@ def backward_operator(
     # q and k have the same number of programs, so that one sum completes the gradients of both gains. The number
     # depends only on shapes and not on the device, because it determines the order of the sums.
     tiles = problem.tiles
-    most = max(1, min(MOST_TILES, sum(tiles) // ENOUGH_PROGRAMS))
+    most = max(1, min(MOST_TILES * problem.constants["H_SPAN"], sum(tiles) // ENOUGH_PROGRAMS))
     parts = triton.cdiv(max(tiles), most)
-    n_gains = 0 if q_gain is None else grad_q.shape[-1]
-    partial = grad_q.new_empty((2, n_gains, parts), dtype=torch.float32)
+    partial = grad_q.new_empty((_n_gains(q_gain, k_gain), parts), dtype=torch.float32)
     if parts:
         with support.on_device(grad_q):
             backward_kernel[(2 * parts,)](
@@ -208,33 +233,35 @@ def backward_operator(
                 *(problem.q_rows, problem.k_rows, problem.T, eps),
                 **problem.constants,
                 ALIGNMENT=math.gcd(16, *strides),
-                num_warps=WARPS,
+                num_warps=problem.warps,
             )
     return *out, partial.sum(-1)
 
 
 @forward_operator.register_fake
-def _(q, k, q_gain, k_gain, cos, sin, kind, eps, out_dtype):
+def _(q, k, q_gain, k_gain, cos, sin, kind, eps, together, out_dtype):
     return _empty(q.shape, q, out_dtype), _empty(k.shape, k, out_dtype)
 
 
 @backward_operator.register_fake
-def _(grad_q, grad_k, q, k, q_gain, k_gain, cos, sin, kind, eps, dtype):
-    dgain = grad_q.new_empty((2, 0 if q_gain is None else grad_q.shape[-1]), dtype=torch.float32)
+def _(grad_q, grad_k, q, k, q_gain, k_gain, cos, sin, kind, eps, together, dtype):
+    dgain = grad_q.new_empty(_n_gains(q_gain, k_gain), dtype=torch.float32)
     return _empty(grad_q.shape, grad_q, dtype), _empty(grad_k.shape, grad_k, dtype), dgain
 
 
 def _setup_context(ctx, inputs, output):
-    q, k, q_gain, k_gain, cos, sin, ctx.kind, ctx.eps, _ = inputs
+    q, k, q_gain, k_gain, cos, sin, ctx.kind, ctx.eps, ctx.together, _ = inputs
     ctx.dtype = q.dtype
     kept = (None, None) if ctx.kind == "none" else (q, k)
     ctx.save_for_backward(*kept, q_gain, k_gain, cos, sin)
 
 
 def _backward(ctx, grad_q, grad_k):
-    dq, dk, dgain = backward_operator(grad_q, grad_k, *ctx.saved_tensors, ctx.kind, ctx.eps, ctx.dtype)
-    dgains = (None, None) if ctx.kind == "none" else dgain.unbind()
-    return dq, dk, *dgains, None, None, None, None, None
+    options = ctx.kind, ctx.eps, ctx.together, ctx.dtype
+    dq, dk, dgain = backward_operator(grad_q, grad_k, *ctx.saved_tensors, *options)
+    _, _, q_gain, k_gain, *_ = ctx.saved_tensors
+    dgains = (None, None) if ctx.kind == "none" else dgain.split([q_gain.numel(), k_gain.numel()])
+    return dq, dk, *dgains, *[None] * 6
 
 
 forward_operator.register_autograd(_backward, setup_context=_setup_context)

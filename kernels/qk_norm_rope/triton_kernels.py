@@ -2,12 +2,30 @@
 
 N is the number of rows of a tile. A row is one head at one position; its number is (b T + t) heads + h. A tile consists
 of two [N, R] halves, first and second, because feature r is rotated with feature r + R.
+
+SPAN is the number of neighbouring rows of a tile that are normed as one: 1 for a norm of each head, and the heads of a
+position, padded to a power of two, for a norm over all heads together.
 """
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+
+@triton.jit
+def _rows(tile, n_rows, HEADS: tl.constexpr, SPAN: tl.constexpr, N: tl.constexpr):
+    """The numbers of the rows of a tile, and whether each row exists."""
+    n = tl.arange(0, N)
+    if SPAN == 1:
+        row_N = tile * N + n
+        exists_N = row_N < n_rows
+    else:
+        # Some heads of a position are padding if the number of heads is no power of two.
+        h_N = n % SPAN
+        row_N = (tile * (N // SPAN) + n // SPAN) * HEADS + h_N
+        exists_N = (h_N < HEADS) & (row_N < n_rows)
+    return row_N, exists_N
 
 
 @triton.jit
@@ -51,22 +69,77 @@ def _load_angles(COS, SIN, t_N, R: tl.constexpr, BLOCK_R: tl.constexpr):
 
 
 @triton.jit
-def _load_gains(GAIN, R: tl.constexpr, BLOCK_R: tl.constexpr):
-    """Load the gains of the first and of the second half, [1, BLOCK_R] each."""
+def _load_gains(GAIN, HEADS: tl.constexpr, R: tl.constexpr, BLOCK_R: tl.constexpr, SPAN: tl.constexpr, N: tl.constexpr):
+    """Load the gains of both halves: [1, BLOCK_R] each, or [N, BLOCK_R] if each head has its own."""
     r = tl.arange(0, BLOCK_R)[None, :]
-    return tl.load(GAIN + r, mask=r < R, other=0.0), tl.load(GAIN + R + r, mask=r < R, other=0.0)
+    if SPAN == 1:
+        pointers = GAIN + r
+        exists = r < R
+    else:
+        h_N1 = (tl.arange(0, N) % SPAN)[:, None]
+        pointers = GAIN + h_N1 * (2 * R) + r
+        exists = (h_N1 < HEADS) & (r < R)
+    return tl.load(pointers, mask=exists, other=0.0), tl.load(pointers + R, mask=exists, other=0.0)
 
 
 @triton.jit
-def _normalise(first_NR, second_NR, exists_N, eps, KIND: tl.constexpr, R: tl.constexpr, BLOCK_R: tl.constexpr):
+def _mean(sum_N, HEADS: tl.constexpr, R: tl.constexpr, SPAN: tl.constexpr, N: tl.constexpr):
+    """The mean over what is normed as one, for each row, from the sums over the rows."""
+    if SPAN == 1:
+        mean_N = sum_N / (2 * R)
+    else:
+        total = tl.sum(tl.reshape(sum_N, [N // SPAN, SPAN]), 1)[:, None] / (2 * R * HEADS)
+        mean_N = tl.reshape(tl.broadcast_to(total, [N // SPAN, SPAN]), [N])
+    return mean_N
+
+
+@triton.jit
+def _store_partial(
+    PARTIAL,
+    part,
+    n_parts,
+    sum_NR,
+    HEADS: tl.constexpr,
+    R: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    SPAN: tl.constexpr,
+    N: tl.constexpr,
+):
+    """Store the sums over a program's rows for one half of the gains.
+
+    PARTIAL is [features, P], so that the later sum over P adds neighbours in memory, which is much faster in torch.
+    """
+    r = tl.arange(0, BLOCK_R)
+    if SPAN == 1:
+        tl.store(PARTIAL + r * n_parts + part, tl.sum(sum_NR, 0), mask=r < R)
+    else:
+        h = tl.arange(0, SPAN)[:, None]
+        feature_HR = h * (2 * R) + r[None, :]
+        sum_HR = tl.sum(tl.reshape(sum_NR, [N // SPAN, SPAN, BLOCK_R]), 0)
+        tl.store(PARTIAL + feature_HR * n_parts + part, sum_HR, mask=(h < HEADS) & (r[None, :] < R))
+
+
+@triton.jit
+def _normalise(
+    first_NR,
+    second_NR,
+    exists_N,
+    eps,
+    KIND: tl.constexpr,
+    HEADS: tl.constexpr,
+    R: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    SPAN: tl.constexpr,
+    N: tl.constexpr,
+):
     """Return the two halves of xhat = reference.qk_norm without the gain, and scale_N = 1 / deviation or 1 / rms."""
     if KIND == "layernorm":
-        mean_N1 = (tl.sum(first_NR + second_NR, 1) / (2 * R))[:, None]
-        # Features that pad a half must stay zero.
-        inside = tl.arange(0, BLOCK_R)[None, :] < R
+        mean_N1 = _mean(tl.sum(first_NR + second_NR, 1), HEADS, R, SPAN, N)[:, None]
+        # Heads that pad a position and features that pad a half must stay zero.
+        inside = exists_N[:, None] & (tl.arange(0, BLOCK_R)[None, :] < R)
         first_NR = tl.where(inside, first_NR - mean_N1, 0.0)
         second_NR = tl.where(inside, second_NR - mean_N1, 0.0)
-    square_N = tl.sum(first_NR * first_NR + second_NR * second_NR, 1) / (2 * R)
+    square_N = _mean(tl.sum(first_NR * first_NR + second_NR * second_NR, 1), HEADS, R, SPAN, N)
     # A row that does not exist is all zeros. With eps = 0 it would give 0 / 0, which would enter the gains' gradients.
     scale_N = tl.rsqrt(tl.where(exists_N, square_N + eps, 1.0))
     return first_NR * scale_N[:, None], second_NR * scale_N[:, None], scale_N
@@ -90,18 +163,18 @@ def _forward_tile(
     HEADS: tl.constexpr,
     R: tl.constexpr,
     BLOCK_R: tl.constexpr,
+    SPAN: tl.constexpr,
     N: tl.constexpr,
     ALIGNMENT: tl.constexpr,
 ):
     """Process N rows of q or of k for `forward_kernel`."""
-    row_N = tile * N + tl.arange(0, N)
-    exists_N = row_N < n_rows
+    row_N, exists_N = _rows(tile, n_rows, HEADS, SPAN, N)
     offset_N, t_N = _locate(row_N, T, stride_b, stride_h, stride_t, HEADS, ALIGNMENT)
     first_NR, second_NR = _load_halves(X, offset_N, exists_N, R, BLOCK_R)
     cos_NR, sin_NR = _load_angles(COS, SIN, t_N, R, BLOCK_R)
     if KIND != "none":
-        first_gain, second_gain = _load_gains(GAIN, R, BLOCK_R)
-        first_NR, second_NR, _ = _normalise(first_NR, second_NR, exists_N, eps, KIND, R, BLOCK_R)
+        first_gain, second_gain = _load_gains(GAIN, HEADS, R, BLOCK_R, SPAN, N)
+        first_NR, second_NR, _ = _normalise(first_NR, second_NR, exists_N, eps, KIND, HEADS, R, BLOCK_R, SPAN, N)
         first_NR *= first_gain
         second_NR *= second_gain
     turned_first_NR = first_NR * cos_NR - second_NR * sin_NR
@@ -135,25 +208,28 @@ def forward_kernel(
     G: tl.constexpr,
     R: tl.constexpr,
     BLOCK_R: tl.constexpr,
+    H_SPAN: tl.constexpr,
+    G_SPAN: tl.constexpr,
     N: tl.constexpr,
     ALIGNMENT: tl.constexpr,
 ):
     """reference.qk_norm_rope, or reference.apply_rotary of q and k if KIND is "none".
 
     Q [B, H, T, 2 R] and K [B, G, T, 2 R] are fp32, bf16 or fp16 with contiguous rows. Q_OUT and K_OUT have the same
-    shapes, lie in memory as [B, T, heads, 2 R], and have any of those types. The gains are fp32 [2 R] or None. COS and
-    SIN are fp32 [T, R], contiguous. Grid: the tiles of N rows of q, then those of k.
+    shapes, lie in memory as [B, T, heads, 2 R], and have any of those types. The gains are fp32 [2 R], or [heads 2 R]
+    for a norm over all heads together, or None. COS and SIN are fp32 [T, R], contiguous. Grid: the tiles of N rows of
+    q, then those of k.
     """
     program = tl.program_id(0)
     if program < n_q_tiles:
         _forward_tile(
             Q, Q_OUT, Q_GAIN, COS, SIN, stride_qb, stride_qh, stride_qt, program, n_q_rows, T, eps,
-            KIND, H, R, BLOCK_R, N, ALIGNMENT,
+            KIND, H, R, BLOCK_R, H_SPAN, N, ALIGNMENT,
         )  # fmt: skip
     else:
         _forward_tile(
             K, K_OUT, K_GAIN, COS, SIN, stride_kb, stride_kg, stride_kt, program - n_q_tiles, n_k_rows, T, eps,
-            KIND, G, R, BLOCK_R, N, ALIGNMENT,
+            KIND, G, R, BLOCK_R, G_SPAN, N, ALIGNMENT,
         )  # fmt: skip
 
 
@@ -182,17 +258,17 @@ def _backward_tiles(
     HEADS: tl.constexpr,
     R: tl.constexpr,
     BLOCK_R: tl.constexpr,
+    SPAN: tl.constexpr,
     N: tl.constexpr,
     ALIGNMENT: tl.constexpr,
 ):
     """Process `n_tiles` tiles of N rows of q or of k for `backward_kernel`, from tile part * n_tiles on."""
     if KIND != "none":
-        first_gain, second_gain = _load_gains(GAIN, R, BLOCK_R)
+        first_gain, second_gain = _load_gains(GAIN, HEADS, R, BLOCK_R, SPAN, N)
         first_sum_NR = tl.zeros([N, BLOCK_R], tl.float32)
         second_sum_NR = tl.zeros([N, BLOCK_R], tl.float32)
     for step in range(0, n_tiles):
-        row_N = (part * n_tiles + step) * N + tl.arange(0, N)
-        exists_N = row_N < n_rows
+        row_N, exists_N = _rows(part * n_tiles + step, n_rows, HEADS, SPAN, N)
         offset_N, t_N = _locate(row_N, T, stride_gb, stride_gh, stride_gt, HEADS, ALIGNMENT)
         first_grad_NR, second_grad_NR = _load_halves(GRAD, offset_N, exists_N, R, BLOCK_R)
         if KIND != "none":
@@ -202,24 +278,24 @@ def _backward_tiles(
         first_dx_NR = first_grad_NR * cos_NR + second_grad_NR * sin_NR
         second_dx_NR = second_grad_NR * cos_NR - first_grad_NR * sin_NR
         if KIND != "none":
-            first_NR, second_NR, scale_N = _normalise(first_NR, second_NR, exists_N, eps, KIND, R, BLOCK_R)
+            first_NR, second_NR, scale_N = _normalise(
+                first_NR, second_NR, exists_N, eps, KIND, HEADS, R, BLOCK_R, SPAN, N
+            )
             first_sum_NR += first_dx_NR * first_NR
             second_sum_NR += second_dx_NR * second_NR
             first_dx_NR *= first_gain
             second_dx_NR *= second_gain
-            along_N = tl.sum(first_dx_NR * first_NR + second_dx_NR * second_NR, 1) / (2 * R)
+            along_N = _mean(tl.sum(first_dx_NR * first_NR + second_dx_NR * second_NR, 1), HEADS, R, SPAN, N)
             if KIND == "layernorm":
-                mean_N = tl.sum(first_dx_NR + second_dx_NR, 1) / (2 * R)
+                mean_N = _mean(tl.sum(first_dx_NR + second_dx_NR, 1), HEADS, R, SPAN, N)
                 first_dx_NR -= mean_N[:, None]
                 second_dx_NR -= mean_N[:, None]
             first_dx_NR = scale_N[:, None] * (first_dx_NR - first_NR * along_N[:, None])
             second_dx_NR = scale_N[:, None] * (second_dx_NR - second_NR * along_N[:, None])
         _store_halves(DX, row_N, exists_N, first_dx_NR, second_dx_NR, R, BLOCK_R)
     if KIND != "none":
-        # PARTIAL is [K, P], so that the later sum over P adds neighbours in memory, which is much faster in torch.
-        r = tl.arange(0, BLOCK_R)
-        tl.store(PARTIAL + r * n_parts + part, tl.sum(first_sum_NR, 0), mask=r < R)
-        tl.store(PARTIAL + (R + r) * n_parts + part, tl.sum(second_sum_NR, 0), mask=r < R)
+        _store_partial(PARTIAL, part, n_parts, first_sum_NR, HEADS, R, BLOCK_R, SPAN, N)
+        _store_partial(PARTIAL + R * n_parts, part, n_parts, second_sum_NR, HEADS, R, BLOCK_R, SPAN, N)
 
 
 @triton.jit
@@ -259,6 +335,8 @@ def backward_kernel(
     G: tl.constexpr,
     R: tl.constexpr,
     BLOCK_R: tl.constexpr,
+    H_SPAN: tl.constexpr,
+    G_SPAN: tl.constexpr,
     N: tl.constexpr,
     ALIGNMENT: tl.constexpr,
 ):
@@ -266,12 +344,13 @@ def backward_kernel(
 
     Q and K are those of `forward_kernel`, or None if KIND is "none", because no gradient depends on them then. Q_GRAD
     and K_GRAD, the gradients of the results, have the same shapes. DQ and DK lie in memory as [B, T, heads, 2 R].
-    PARTIAL is fp32 [2, 2 R, n_parts]: for the gradients of q's and k's gains, the sums over each program's rows. Grid:
-    n_parts programs for q, then n_parts for k. Each program processes n_q_tiles or n_k_tiles tiles of N rows.
+    PARTIAL is fp32 [q's and k's gains, n_parts]: for the gradients of the gains, the sums over each program's rows.
+    Grid: n_parts programs for q, then n_parts for k. Each program processes n_q_tiles or n_k_tiles tiles of N rows.
 
     The transpose of a rotation is the rotation by the negative angle. With z = xhat gain, rotated to y,
         dz_first = dy_first cos + dy_second sin,   dz_second = dy_second cos - dy_first sin,   dgain = sum dz xhat.
-    LayerNorm has xhat = s (x - mean x) with s = 1 / sqrt(var + eps). With d xhat = dz gain and means over a row,
+    LayerNorm has xhat = s (x - mean x) with s = 1 / sqrt(var + eps). With d xhat = dz gain and means over what is
+    normed as one,
         dx = s (d xhat - mean(d xhat) - xhat mean(d xhat xhat)).
     The second term comes from the mean, the third from the deviation, ds/dx = -s^2 xhat / K. RMSNorm does not subtract
     the mean, so it has no second term. s and xhat are computed again, which is cheaper than reading them.
@@ -281,11 +360,12 @@ def backward_kernel(
         _backward_tiles(
             Q, Q_GRAD, DQ, PARTIAL, Q_GAIN, COS, SIN, stride_qb, stride_qh, stride_qt,
             stride_dqb, stride_dqh, stride_dqt, program, n_parts, n_q_tiles, n_q_rows, T, eps,
-            KIND, H, R, BLOCK_R, N, ALIGNMENT,
+            KIND, H, R, BLOCK_R, H_SPAN, N, ALIGNMENT,
         )  # fmt: skip
     else:
+        q_gains: tl.constexpr = 2 * R * (1 if H_SPAN == 1 else H)
         _backward_tiles(
-            K, K_GRAD, DK, PARTIAL + 2 * R * n_parts, K_GAIN, COS, SIN, stride_kb, stride_kg, stride_kt,
+            K, K_GRAD, DK, PARTIAL + q_gains * n_parts, K_GAIN, COS, SIN, stride_kb, stride_kg, stride_kt,
             stride_dkb, stride_dkg, stride_dkt, program - n_parts, n_parts, n_k_tiles, n_k_rows, T, eps,
-            KIND, G, R, BLOCK_R, N, ALIGNMENT,
+            KIND, G, R, BLOCK_R, G_SPAN, N, ALIGNMENT,
         )  # fmt: skip

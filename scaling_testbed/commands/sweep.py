@@ -134,6 +134,7 @@ def plan(
     """Show the runs and their cost, without starting any.
 
     launcher.nodes= and launcher.gpus_per_node= set the GPUs of a run, for the estimate of memory on each GPU."""
+    from scaling_testbed.sweeps.cpu_precision import bf16_remark
     from scaling_testbed.sweeps.plan import measured_rate, priced, sweep_folder
     from scaling_testbed.sweeps.status import rows
     from scaling_testbed.sweeps.view import plan_table, too_large
@@ -163,6 +164,8 @@ def plan(
         sep="; ",
     )
     for line in too_large(runs) if config.gpus_per_node else []:
+        print(line)
+    for line in bf16_remark(runs) if not chosen.launcher else []:
         print(line)
     output.say_written(written)
 

@@ -56,11 +56,11 @@ class Memory:
 
 
 def estimate_memory(
-    run: RunConfig, model: ModelConfig, n_params: int, precision: str = "bf16", n_gpus: int = 1
+    run: RunConfig, model: ModelConfig, n_params: int, precision: str = "bf16", n_gpus: int = 1, device: str = "cuda"
 ) -> Memory:
     """Estimate the memory on each of `n_gpus` in a step of `run` with its parallelism. model: resolved, with `n_params`
-    parameters. precision: bf16 or fp32. For batch.micro_batch_sequences=auto it is the least that the run can do with:
-    one sequence at a time."""
+    parameters. precision: bf16 or fp32. device: cpu, cuda ... For batch.micro_batch_sequences=auto it is the least that
+    the run can do with: one sequence at a time."""
     parallelism = run.parallelism
     sharded = parallelism.is_sharded
     shards = (parallelism.shard_size or n_gpus) if sharded else 1
@@ -73,7 +73,7 @@ def estimate_memory(
         gradients=n_params * GRADIENTS if kept_whole else -(-n_params * GRADIENTS // shards),
         optimizer=-(-_optimizer_bytes(run, model) // shards),
         working_copies=_working_copies(model, n_params, precision, sharded),
-        activations=tokens * _kept_per_token(run, model, precision),
+        activations=tokens * _kept_per_token(run, model, precision, device),
         logits=run.loss.logits_bytes(tokens, model.known_vocab_size),
     )
 
@@ -100,7 +100,7 @@ def largest_micro_batch(
 
     def fits(rows: int) -> bool:
         changed = dataclasses.replace(run, batch=dataclasses.replace(run.batch, micro_batch_sequences=rows))
-        return estimate_memory(changed, model, n_params, precision, n_processes).total <= most
+        return estimate_memory(changed, model, n_params, precision, n_processes, device).total <= most
 
     return next((rows for rows in divisors(run.batch.sequences // n_processes) if fits(rows)), 1)
 
@@ -122,25 +122,26 @@ def _working_copies(model: ModelConfig, n_params: int, precision: str, sharded: 
     return outside * (WEIGHTS + GRADIENTS) + block * (2 * product + product + GRADIENTS)
 
 
-def _kept_per_token(run: RunConfig, model: ModelConfig, precision: str) -> int:
-    """Bytes of activations per token. A recomputed block keeps only its input, in fp32."""
-    everything = activation_bytes_per_token(model, precision, run.batch.sequence_length)
-    recompute_every, stream = run.parallelism.activation_checkpointing, 4 * model.d_model
+def _kept_per_token(run: RunConfig, model: ModelConfig, precision: str, device: str) -> int:
+    """Bytes of activations per token. A recomputed block keeps only its input, in the type of the residual stream."""
+    everything = activation_bytes_per_token(model, precision, run.batch.sequence_length, device)
+    recompute_every = run.parallelism.activation_checkpointing
     if recompute_every is None or not model.n_layers:
         return everything
-    block = (everything - stream) // model.n_layers
+    block = (everything - 4 * model.d_model) // model.n_layers
+    stream = model.d_model * (BF16_COPY if run.compute.residual_dtype == "bf16" else 4)
     recomputed = -(-model.n_layers // recompute_every)
     return everything - recomputed * (block - stream) + block
 
 
-def activation_bytes_per_token(model: ModelConfig, precision: str, sequence_length: int) -> int:
+def activation_bytes_per_token(model: ModelConfig, precision: str, sequence_length: int, device: str = "cuda") -> int:
     """Bytes that autograd keeps per token, from the facts in model.parts. With the model width D, a = heads x d_head
     and the MLP width F, a block keeps, in the type of the products unless another is named:
 
         D for the input of each branch, and in fp32 the values that the backward pass of each norm needs
         a for queries and a for keys in fp32, if they are normed
-        for attention, 5 a with PyTorch's path; with the reference path 4 a, of which 3 a in fp32, and in fp32 the
-        scores that the normaliser and a softcap keep
+        for attention, 5 a with PyTorch's path, of which 4 a in fp32 where it widens bf16 on a CPU; with the reference
+        path 4 a, of which 3 a in fp32, and in fp32 the scores that the normaliser and a softcap keep
         2 F, or 4 F for a gated MLP
 
     After the blocks, the input of the final norm is kept in fp32. The path of attention is the named one, or the one
@@ -153,7 +154,10 @@ def activation_bytes_per_token(model: ModelConfig, precision: str, sequence_leng
         n_scores = NORMALISERS[model.attention_normaliser].kept_scores + (model.attention_softcap is not None)
         scores = n_scores * model.n_heads * sequence_length
     normed = 2 * layout.norms_per_branch * norm.kept * model.d_model + 2 * model.query_key_norm.kept * a
-    wide = normed + path.kept_wide * a + scores
-    products = 2 * model.d_model + path.kept * a + mlp.kept_widths * model.ff_width
+    kept, kept_wide = path.kept, path.kept_wide
+    if device == "cpu" and precision == "bf16" and sequence_length * model.head_width <= path.widened_on_cpu:
+        kept, kept_wide = kept - 4, kept_wide + 4
+    wide = normed + kept_wide * a + scores
+    products = 2 * model.d_model + kept * a + mlp.kept_widths * model.ff_width
     in_product = BF16_COPY if precision == "bf16" else WEIGHTS
     return model.n_layers * (4 * wide + in_product * products) + 4 * model.d_model

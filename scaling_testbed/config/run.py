@@ -121,6 +121,8 @@ class RunConfig:
             raise ConfigError(f"seed must not be negative; got {self.seed}")
         check_parametrization(self.parametrization, self.model)
         interventions_of(self)
+        if lacking := self.loss.lacks(self.model.d_model):
+            raise ConfigError(lacking)
         if self.parallelism.is_sharded and (found := unshardable(self)):
             setting, reason = found
             raise ConfigError(f"{setting} cannot be sharded: {reason}; use parallelism=single or parallelism=ddp")

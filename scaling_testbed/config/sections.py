@@ -4,7 +4,7 @@ logging. Does not import torch."""
 from dataclasses import dataclass
 
 from scaling_testbed.errors import ConfigError, check_positive
-from scaling_testbed.keys import EXECUTION_ONLY, check_choices, key
+from scaling_testbed.keys import ADDED_LATER, EXECUTION_ONLY, check_choices, key
 
 AUTO = "auto"
 
@@ -120,9 +120,16 @@ class ComputeConfig:
     )
     precision: str = key(
         "auto",
-        "bf16: autocast, which computes matrix products in bf16; parameters, residual stream and optimizer stay in "
-        "fp32. auto: bf16 on a CUDA GPU, fp32 elsewhere.",
+        "bf16: autocast, which computes matrix products in bf16; parameters, optimizer and residual stream (unless "
+        "residual_dtype=bf16) stay in fp32. auto: bf16 on a CUDA GPU, fp32 elsewhere.",
         choices=("auto", "fp32", "bf16"),
+    )
+    residual_dtype: str = key(
+        "fp32",
+        "The type of the residual stream, and of its gradient. bf16: what the embedding and each branch leave in the "
+        "stream is rounded to bf16, and norms are computed in fp32. It needs precision=bf16.",
+        identity=ADDED_LATER,
+        choices=("fp32", "bf16"),
     )
     gpu_memory_gib: float | None = key(
         None,
@@ -160,6 +167,8 @@ class ComputeConfig:
         for name in ("compile", "cuda_graph"):
             if (value := getattr(self, name)) not in (True, False, AUTO):
                 raise ConfigError(f"{name} must be true, false or auto; got {value!r}")
+        if self.residual_dtype == "bf16" and self.precision == "fp32":
+            raise ConfigError("residual_dtype must be fp32 with precision=fp32; got bf16")
         check_positive("gpu_memory_gib", self.gpu_memory_gib)
         check_positive("threads", self.threads)
 

@@ -52,7 +52,9 @@ def load_model(
 def build_anywhere(run: RunConfig, data: PreparedData, device: torch.device) -> Transformer:
     """Build the model of a run, without its saved weights, with a path that is available on `device`."""
     config = dataclasses.replace(run.model, attention_impl="auto", qk_norm_impl="auto").resolved(data.vocab_size)
-    return Transformer(config, run.parametrization, device=device)
+    model = Transformer(config, run.parametrization, device=device)
+    model.narrow_residual = run.compute.residual_dtype == "bf16"
+    return model
 
 
 def _find(folder: Path, step: int | None) -> Path:

@@ -4,6 +4,7 @@ Legend: N tokens, D d_model, V vocabulary.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -68,8 +69,8 @@ def choose_loss_impl(config: CrossEntropyConfig, device: torch.device) -> str:
     """
     if config.impl == "auto":
         return "triton" if device.type == "cuda" and support.why_not(device) is None else "chunked"
-    if config.impl == "triton" and (reason := support.why_not(device)):
-        raise ConfigError(f"loss.impl=triton cannot run: {reason}; use loss.impl=auto")
+    if config.impl in ("triton", "recompute") and (reason := support.why_not(device)):
+        raise ConfigError(f"loss.impl={config.impl} cannot run: {reason}; use loss.impl=auto")
     return config.impl
 
 
@@ -79,4 +80,4 @@ def _linear_cross_entropy(impl: str) -> Callable[..., chunked.CrossEntropy]:
         return chunked.linear_cross_entropy
     from scaling_testbed.kernels.cross_entropy import triton
 
-    return triton.linear_cross_entropy
+    return partial(triton.linear_cross_entropy, variant="recompute" if impl == "recompute" else "auto")

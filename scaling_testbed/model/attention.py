@@ -15,9 +15,18 @@ from torch import nn
 from scaling_testbed.errors import ConfigError
 from scaling_testbed.kernels.attention import reference
 from scaling_testbed.kernels.qk_norm_rope.reference import apply_rotary
+from scaling_testbed.kernels.reference import wide, without_autocast
 from scaling_testbed.model.config import ModelConfig
 from scaling_testbed.model.layers import Gain, cast_for_matmul
-from scaling_testbed.model.parts import ATTENTION_IMPLS, AUTO, IMPLS, LINEARS, NORMALISERS, QK_NORM_IMPLS
+from scaling_testbed.model.parts import (
+    ATTENTION_IMPLS,
+    AUTO,
+    IMPLS,
+    LINEARS,
+    NORMALISERS,
+    QK_NORM_IMPLS,
+    SDPA_WIDENED_ON_CPU,
+)
 from scaling_testbed.registry import resolve
 
 
@@ -62,11 +71,17 @@ def make_qk_norm(config: ModelConfig, n_heads: int, device=None) -> QKNorm | Fix
 
 
 def sdpa_attention(q_BHTK, k_BGTK, v_BGTK, *, scale, softcap=None, window=None, normaliser=reference.softmax):
-    """PyTorch's fused attention, with the softmax only."""
+    """PyTorch's fused attention, with the softmax only. Small heads in bf16 on a CPU are computed in fp32, and the
+    result is rounded to bf16."""
     if softcap is not None or window is not None or normaliser is not reference.softmax:
         raise ValueError("sdpa has no softcap, no window and no normaliser except softmax")
-    grouped = q_BHTK.shape[1] != k_BGTK.shape[1]
-    return F.scaled_dot_product_attention(q_BHTK, k_BGTK, v_BGTK, is_causal=True, scale=scale, enable_gqa=grouped)
+    options = {"is_causal": True, "scale": scale, "enable_gqa": q_BHTK.shape[1] != k_BGTK.shape[1]}
+    small = k_BGTK.shape[2] * k_BGTK.shape[3] <= SDPA_WIDENED_ON_CPU
+    if not (small and q_BHTK.dtype is torch.bfloat16 and q_BHTK.device.type == "cpu"):
+        return F.scaled_dot_product_attention(q_BHTK, k_BGTK, v_BGTK, **options)
+    with without_autocast(q_BHTK.device.type):  # it would round the widened tensors again
+        wide_BHTK = F.scaled_dot_product_attention(wide(q_BHTK), wide(k_BGTK), wide(v_BGTK), **options)
+    return wide_BHTK.to(q_BHTK.dtype)
 
 
 def triton_attention(q_BHTK, k_BGTK, v_BGTK, *, normaliser=reference.softmax, **options):
@@ -98,7 +113,7 @@ def plain_queries_and_keys(attention: Attention, q_BTD, k_BTD, cos_TR, sin_TR) -
 
 
 def fused_queries_and_keys(attention: Attention, q_BTD, k_BTD, cos_TR, sin_TR) -> tuple[torch.Tensor, torch.Tensor]:
-    """Norm and rotate in one Triton kernel. A norm that the kernel lacks, or one over all heads, is applied before."""
+    """Norm and rotate in one Triton kernel. A norm that the kernel lacks is applied before."""
     from scaling_testbed.kernels.qk_norm_rope.triton import qk_norm_rope, rotary
 
     dtype, kind = q_BTD.dtype, attention.fused_kind
@@ -108,8 +123,9 @@ def fused_queries_and_keys(attention: Attention, q_BTD, k_BTD, cos_TR, sin_TR) -
     q_norm, k_norm = attention.q_norm, attention.k_norm
     assert isinstance(q_norm, QKNorm) and isinstance(k_norm, QKNorm), "a norm that the kernel supports has a gain"
     q_BHTK, k_BGTK = attention.heads(q_BTD), attention.heads(k_BTD)
-    gains = q_norm.weight, k_norm.weight
-    return qk_norm_rope(q_BHTK, k_BGTK, *gains, cos_TR, sin_TR, kind=kind, eps=q_norm.eps, out_dtype=dtype)
+    gains, together = (q_norm.weight, k_norm.weight), attention.norm_before_split
+    options = {"kind": kind, "eps": q_norm.eps, "heads_together": together, "out_dtype": dtype}
+    return qk_norm_rope(q_BHTK, k_BGTK, *gains, cos_TR, sin_TR, **options)
 
 
 def check_impls(config: ModelConfig, device: torch.device) -> None:
@@ -138,7 +154,7 @@ class Attention(nn.Module):
         self._attend = resolve(ATTENTION_IMPLS[impl].function)
         self._norm_and_rotate = resolve(QK_NORM_IMPLS[qk_norm_impl].function)
         self.norm_before_split = config.norms_heads_together
-        self.fused_kind = None if self.norm_before_split else config.query_key_norm.fused_kind
+        self.fused_kind = config.query_key_norm.fused_kind
         linear = resolve(LINEARS[config.linear].make)
         queries, keys = self.n_heads * self.d_head, self.n_kv_heads * self.d_head
         self.q = linear(config.d_model, queries, role="q", device=device)

@@ -1,7 +1,7 @@
 """The modules of a block: linear layers, norms, MLPs. parts.py holds the name and the facts of each.
 
 Shapes in names: B sequences, T positions, D model width, F MLP width.
-Parameters are fp32. Under autocast, matrix products run in its type; norms and the residual stream stay fp32.
+Parameters are fp32. Under autocast, matrix products run in its type; norms stay fp32.
 """
 
 from __future__ import annotations

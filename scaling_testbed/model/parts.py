@@ -18,7 +18,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from scaling_testbed.kernels.limits import ATTENTION_D_HEADS, QK_NORM_ROPE_WIDEST_HEAD
+from scaling_testbed.kernels.limits import (
+    ATTENTION_D_HEADS,
+    QK_NORM_ROPE_WIDEST_HEAD,
+    QK_NORM_ROPE_WIDEST_ROW,
+    padded_row,
+)
 from scaling_testbed.registry import Registry, resolve
 
 if TYPE_CHECKING:
@@ -337,6 +342,9 @@ class AttentionImpl(Impl):
                  tensor
     kept_wide    number of such tensors that it keeps in fp32
     keeps_scores whether autograd keeps the tensors of the normaliser (kept_scores) and the result of a softcap
+    widened_on_cpu
+                 the most numbers in the keys of a head with which bf16 inputs on a CPU are computed in fp32; 0: never.
+                 Autograd then keeps queries, keys, values and the result in fp32
     """
 
     normalisers: tuple[str, ...] | None = field(default=None, kw_only=True)
@@ -347,6 +355,7 @@ class AttentionImpl(Impl):
     kept: int = field(kw_only=True)
     kept_wide: int = field(default=0, kw_only=True)
     keeps_scores: bool = field(default=False, kw_only=True)
+    widened_on_cpu: int = field(default=0, kw_only=True)
 
     def lacks(self, config: ModelConfig) -> str | None:
         if self.normalisers is not None and config.attention_normaliser not in self.normalisers:
@@ -365,9 +374,20 @@ class AttentionImpl(Impl):
 
 
 ATTENTION_IMPLS = Parts("path of attention", AttentionImpl)
+# PyTorch's attention on a CPU, forward and backward, takes 1.0 to 3.4 times as long in bf16 as widened to fp32 if the
+# keys of a head have at most this many numbers (16 to 128 features; PyTorch 2.13 on one core of an AMD Zen 5). With
+# more numbers it takes 0.8 to 1.1 times as long.
+SDPA_WIDENED_ON_CPU = 2**14
 ATTENTION_IMPLS.add(
     "sdpa",
-    AttentionImpl(f"{ATTENTION}:sdpa_attention", normalisers=("softmax",), softcap=False, window=False, kept=5),
+    AttentionImpl(
+        f"{ATTENTION}:sdpa_attention",
+        normalisers=("softmax",),
+        softcap=False,
+        window=False,
+        kept=5,
+        widened_on_cpu=SDPA_WIDENED_ON_CPU,
+    ),
     module=__name__,
 )
 ATTENTION_IMPLS.add(
@@ -402,13 +422,19 @@ class QKNormImpl(Impl):
 
     function     (Attention, q_BTD, k_BTD, cos_TR, sin_TR) -> q_BHTK, k_BGTK
     widest_head  the largest width of a head that it supports; None: any
+    widest_row   the most features of all heads that it norms together, padded (limits.padded_row); None: any number
     """
 
     widest_head: int | None = field(default=None, kw_only=True)
+    widest_row: int | None = field(default=None, kw_only=True)
 
     def lacks(self, config: ModelConfig) -> str | None:
         if self.widest_head is not None and config.head_width > self.widest_head:
             return f"d_head={config.head_width} (more than {self.widest_head})"
+        together = config.norms_heads_together and config.query_key_norm.fused_kind is not None
+        row = padded_row(config.n_heads, config.head_width)
+        if self.widest_row is not None and together and row > self.widest_row:
+            return f"qk_norm_axis=full (over {row} features with padding, more than {self.widest_row})"
         return None
 
 
@@ -420,6 +446,7 @@ QK_NORM_IMPLS.add(
         needs=TRITON_WHY_NOT,
         automatic_on=("cuda",),
         widest_head=QK_NORM_ROPE_WIDEST_HEAD,
+        widest_row=QK_NORM_ROPE_WIDEST_ROW,
     ),
     module=__name__,
 )

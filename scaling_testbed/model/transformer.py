@@ -2,7 +2,8 @@
 
     tokens -> embedding -> n_layers x (attention, MLP, each in the residual layout) -> final norm -> head
 
-No biases, rotary positions, fp32 parameters and residual stream. Every choice is in ModelConfig.
+No biases, rotary positions, fp32 parameters. The residual stream is fp32 unless Transformer.narrow_residual is set.
+Every choice is in ModelConfig.
 Shapes in names: B sequences, T positions, D model width, V vocabulary, R rotated pairs of a head.
 """
 
@@ -22,7 +23,7 @@ from scaling_testbed.kernels.qk_norm_rope.reference import rotary_tables
 from scaling_testbed.kernels.reference import softcap_scores, wide
 from scaling_testbed.model.attention import Attention, check_impls
 from scaling_testbed.model.config import ModelConfig, ParametrizationConfig
-from scaling_testbed.model.layers import Embedding, Linear
+from scaling_testbed.model.layers import Embedding, Linear, cast_for_matmul
 from scaling_testbed.model.parametrization import (
     ParameterInfo,
     attention_scale,
@@ -52,8 +53,10 @@ class Block(nn.Module):
         def attend(y_BTD):
             return self.attention(y_BTD, cos_TR, sin_TR)
 
-        x_BTD = self.residual(x_BTD, attend, self.attention_norms, self.n_layers)
-        return self.residual(x_BTD, self.mlp, self.mlp_norms, self.n_layers)
+        # Norms are fp32, so a layout may widen the stream. It keeps its type.
+        dtype = x_BTD.dtype
+        x_BTD = self.residual(x_BTD, attend, self.attention_norms, self.n_layers).to(dtype)
+        return self.residual(x_BTD, self.mlp, self.mlp_norms, self.n_layers).to(dtype)
 
 
 def _norms(config: ModelConfig, device) -> nn.ModuleList:
@@ -70,6 +73,8 @@ class Transformer(nn.Module):
     attention_impl, qk_norm_impl  the paths in use: the named paths, or those that `auto` picked for `run_on`
     recompute_every               k: the activations of every k-th block are not kept. The backward pass computes them
                                   again, with bitwise identical results. None: all are kept
+    narrow_residual               whether the residual stream has the type of the products: bf16 under autocast to bf16,
+                                  and fp32 without autocast
 
     Raises ConfigError if `config` is not resolved, conflicts with `parametrization`, or names a path that cannot run on
     `run_on`.
@@ -88,6 +93,7 @@ class Transformer(nn.Module):
         check_parametrization(parametrization, config)
         self.config, self.parametrization = config, parametrization
         self.recompute_every: int | None = None
+        self.narrow_residual = False
         where = run_on or (torch.get_default_device() if device is None else torch.device(device))
         check_impls(config, where)
         self.attention_impl = choose_impl("attention_impl", config, where)
@@ -109,6 +115,8 @@ class Transformer(nn.Module):
     def forward(self, tokens_BT: torch.Tensor) -> torch.Tensor:
         """Map token ids [B, T] of any length to fp32 hidden states [B, T, D], normed, for the head."""
         x_BTD = self.embedding(tokens_BT)
+        if self.narrow_residual:
+            x_BTD = cast_for_matmul(x_BTD)
         # The tables are computed in each pass. They are small, fit any length and device, and need not be saved.
         positions_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
         cos_TR, sin_TR = rotary_tables(positions_T, self.config.head_width, self.config.rope_base)
@@ -120,7 +128,7 @@ class Transformer(nn.Module):
                 )
             else:
                 x_BTD = block(x_BTD, cos_TR, sin_TR)
-        return self.final_norm(x_BTD)
+        return wide(self.final_norm(x_BTD))
 
     def _is_recomputed(self, number: int) -> bool:
         if not self.recompute_every:

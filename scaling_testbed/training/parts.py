@@ -105,6 +105,7 @@ def build_parts(run: RunConfig, folder: RunFolder, processes: Processes, *, quie
     model = Transformer(config, run.parametrization, device=where, run_on=device)
     _check_counts(run, counts, model)
     model.recompute_every = run.parallelism.activation_checkpointing
+    model.narrow_residual = run.compute.residual_dtype == "bf16"
     placed = parallelize(LossModel(model, loss), run.parallelism, device, precision, run.seed)
     optimizer = run.optimizer.for_length(run.schedule.length(steps)).build(model)
     interventions = interventions_of(run)
@@ -177,6 +178,11 @@ def _choose_paths(run: RunConfig, local_rank: int) -> tuple[torch.device, str, C
     """The device, precision and loss of the run. `auto` is resolved once, and the row records the result."""
     device = choose_device(run.compute, local_rank)
     precision = choose_precision(run.compute, device)
+    if run.compute.residual_dtype == "bf16" and precision != "bf16":
+        raise ConfigError(
+            f"compute.residual_dtype=bf16 needs compute.precision=bf16, and auto means {precision} on {device.type}; "
+            "type compute.precision=bf16 too"
+        )
     loss = dataclasses.replace(run.loss, impl=choose_loss_impl(run.loss, device))
     check_impls(run.model, device)
     return device, precision, loss

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from scaling_testbed.errors import UserError, is_memory_error
-from scaling_testbed.processes.device import autocast
+from scaling_testbed.processes.device import autocast, to_device
 from scaling_testbed.training.data import MAIN_SET
 from scaling_testbed.training.parts import Parts
 from scaling_testbed.training.step import too_little_memory
@@ -24,26 +24,25 @@ def evaluate(parts: Parts, poll: Callable[[], object] = lambda: None) -> dict[st
     """
     processes, losses = parts.processes, {}
     for name, batches in parts.validation_sets.items():
-        total, n_tokens = 0.0, 0
+        terms_of_batches = []  # on the device: the host does not wait for each batch
         with parts.placed.scoring():
             for first in range(0, len(batches), processes.world.size):
                 poll()
                 number = first + processes.world.rank
                 try:
                     # A sharded model needs all ranks: a rank without a batch of its own computes the last and drops it.
-                    tokens_BS = torch.from_numpy(batches.batch(min(number, len(batches) - 1))).to(parts.device)
+                    tokens_BS = to_device(batches.batch(min(number, len(batches) - 1)), parts.device)
                     with autocast(parts.device, parts.precision):
                         # Compiled code is for one shape. A last batch with fewer sequences would need its own.
                         terms = parts.placed.plain(tokens_BS, rows=batches.rows if parts.compiled else None)
-                    ce, n_here = terms.ce.item(), terms.n_tokens.item()
                 except (RuntimeError, MemoryError, OSError) as error:
                     if not is_memory_error(error):
                         raise
                     raise _too_little_memory(parts, batches.rows, error) from None
                 if number < len(batches):
-                    total += ce
-                    n_tokens += n_here
-        total_of_all, n_tokens_of_all = processes.sum([total, n_tokens])
+                    terms_of_batches.append(torch.stack([terms.ce.double(), terms.n_tokens.double()]))
+        ce, n_tokens = zip(*torch.stack(terms_of_batches).tolist(), strict=True) if terms_of_batches else ((), ())
+        total_of_all, n_tokens_of_all = processes.sum([sum(ce), sum(n_tokens)])
         losses[name] = total_of_all / n_tokens_of_all
     for prepared in parts.prepared.values():
         prepared.check()

@@ -45,6 +45,7 @@ def test_an_override_after_an_experiment_wins():
         (["optimizer.qk_clip=9", "model.qk_norm=none", "parallelism=fsdp"], "optimizer.qk_clip=9.0 cannot be sharded"),
         (["optimizer.qk_clip=0"], "optimizer.qk_clip"),
         (["loss.impl=fused"], "loss.impl"),
+        (["loss.impl=recompute", "model=proxy_2m"], "loss.impl=recompute needs model.d_model of at most 128; got 256"),
         (["schedule.min_lr=-1"], "schedule.min_lr"),
         (["schedule.warmup=nan"], "schedule.warmup"),
         (["schedule.min_lr=nan"], "schedule.min_lr must be finite and not negative"),
@@ -63,6 +64,7 @@ def test_an_override_after_an_experiment_wins():
         ),
         (["seed=1=2=["], "cannot read the override 'seed=1=2=['"),
         (["parametrization=mup_full", "model.tied_head=true"], "tied_head"),
+        (["compute.residual_dtype=bf16", "compute.precision=fp32"], "compute.residual_dtype must be fp32"),
         (["model={d_model: 8, nope: 1}"], "nope"),
     ],
 )
@@ -119,3 +121,5 @@ def test_a_field_that_came_later_is_part_of_the_run_id_only_where_it_is_set():
     assert "scale_lr_by_param_rms" not in without["optimizer"] and "beta1" in without["optimizer"]
     assert run_id(compose(["optimizer.scale_lr_by_param_rms=false"])) == run_id(run)
     assert run_id(compose(["optimizer.scale_lr_by_param_rms=true"])) != run_id(run)
+    assert run_id(compose(["compute.residual_dtype=fp32"])) == run_id(run)
+    assert run_id(compose(["compute.residual_dtype=bf16"])) != run_id(run)

@@ -54,7 +54,7 @@ def test_activations_are_what_autograd_keeps(overrides, precision):
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
         few, many = kept_by_autograd(model, 2, 64), kept_by_autograd(model, 6, 64)
     per_token = (many - few) / (4 * 64)  # without the bf16 copies of the weights, which do not grow
-    assert activation_bytes_per_token(config, precision, 64) == pytest.approx(per_token, rel=0.05)
+    assert activation_bytes_per_token(config, precision, 64, "cpu") == pytest.approx(per_token, rel=0.05)
 
 
 @pytest.mark.fault(
@@ -131,15 +131,21 @@ def test_sharding_and_recomputation_lower_what_they_should_and_nothing_else():
     assert every.activations > 32 * stream
 
 
+@pytest.mark.parametrize("narrow", [False, True])
 @pytest.mark.parametrize("every", [1, 2, 3])
-def test_activations_with_recomputation_are_what_autograd_keeps(every):
+def test_activations_with_recomputation_are_what_autograd_keeps(every, narrow):
     """But for the one block that is whole while it is computed again, which autograd does not hold at this moment."""
-    run = compose(["model=nano_m", "model.n_layers=4", f"parallelism.activation_checkpointing={every}"])
+    precision, words = "fp32", []
+    if narrow:
+        precision, words = "bf16", ["compute.precision=bf16", "compute.residual_dtype=bf16"]
+    run = compose(["model=nano_m", "model.n_layers=4", f"parallelism.activation_checkpointing={every}", *words])
     config = run.model.resolved(257)
     model = Transformer(config, run.parametrization, device=torch.device("cpu"))
-    model.recompute_every = every
-    per_token = (kept_by_autograd(model, 6, 64) - kept_by_autograd(model, 2, 64)) / (4 * 64)
-    whole = activation_bytes_per_token(config, "fp32", run.batch.sequence_length)
+    model.recompute_every, model.narrow_residual = every, narrow
+    with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
+        per_token = (kept_by_autograd(model, 6, 64) - kept_by_autograd(model, 2, 64)) / (4 * 64)
+    whole = activation_bytes_per_token(config, precision, run.batch.sequence_length, "cpu")
     block = (whole - 4 * config.d_model) // 4
-    found = estimate_memory(run, config, count_params(config).n_params, "fp32").activations / run.batch.tokens
+    memory = estimate_memory(run, config, count_params(config).n_params, precision, device="cpu")
+    found = memory.activations / run.batch.tokens
     assert found - block == pytest.approx(per_token, rel=0.06)

@@ -29,7 +29,12 @@ def lines(folder):
     "overrides",
     [
         (),
-        ("batch.micro_batch_sequences=2", "model.qk_norm=none", "compute.precision=bf16"),
+        (
+            "batch.micro_batch_sequences=2",
+            "model.qk_norm=none",
+            "compute.precision=bf16",
+            "compute.residual_dtype=bf16",
+        ),
         ("model.attention_softcap=20", "parallelism.activation_checkpointing=1", "optimizer=stable_adamw"),
         (
             "model.linear=sigma_reparam",

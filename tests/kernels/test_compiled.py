@@ -21,6 +21,7 @@ TENSOR_CORES = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}
 # Each kernel once in bf16, in the case that needs the most registers and shared memory.
 DEMANDING = ["d128 bf16 softcap window stats", "attention backward d128 bf16 softcap window"]
 DEMANDING += ["recompute d128 bf16 softcap", "chunked d768 bf16 softcap", "layernorm d128 bf16"]
+DEMANDING += ["layernorm of 64 and 64 heads d128 bf16"]
 
 COMPILE = """
 import json, sys

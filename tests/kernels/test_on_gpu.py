@@ -103,7 +103,8 @@ def head_truth(hidden, weight, targets, z_loss):
 
 
 @pytest.mark.parametrize(
-    ("variant", "d", "v"), [("chunked", 256, 50304), ("chunked", 768, 50257), ("recompute", 128, 50304)]
+    ("variant", "d", "v"),
+    [("chunked", 256, 50304), ("chunked", 768, 50257), ("wide_rows", 768, 50257), ("recompute", 128, 50304)],
 )
 def test_the_head_is_exact(variant, d, v):
     """Loss within 1e-6 relative, the head's gradient within 2e-3, to the bit again, at a young model's logits."""
@@ -140,16 +141,18 @@ def test_a_chunk_of_more_than_2_to_the_31_logits_is_addressed_right():
         torch.testing.assert_close(one.float(), other.float(), rtol=2e-2, atol=2e-2)
 
 
+@pytest.mark.parametrize("heads_together", [False, True])
 @pytest.mark.parametrize("kind", ["layernorm", "rmsnorm"])
-def test_qk_norm_and_rotation_equal_the_definition(kind):
+def test_qk_norm_and_rotation_equal_the_definition(kind, heads_together):
     from scaling_testbed.kernels.qk_norm_rope.triton import qk_norm_rope
 
     q, k = (random(2, 513, heads, 64, seed=heads).transpose(1, 2) for heads in (6, 2))
-    gains = [1 + 0.1 * random(64, seed=seed, dtype=torch.float32) for seed in (3, 4)]
+    widths = (6 * 64, 2 * 64) if heads_together else (64, 64)
+    gains = [1 + 0.1 * random(width, seed=seed, dtype=torch.float32) for seed, width in enumerate(widths, 3)]
     tables = norm_reference.rotary_tables(torch.arange(513, device="cuda"), 64, 1e4)
 
     def weighted(function, *inputs):
-        outs = function(*inputs, *tables, kind=kind, eps=1e-6)
+        outs = function(*inputs, *tables, kind=kind, eps=1e-6, heads_together=heads_together)
         return sum((out.double() * random(*out.shape, seed=9).double()).sum() for out in outs)
 
     inputs = (q, k, *gains)

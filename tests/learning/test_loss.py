@@ -1,10 +1,13 @@
 """The loss terms follow their formulas, on both paths."""
 
+import importlib.util
+
 import pytest
 import torch
 
 from scaling_testbed.learning.config import CrossEntropyConfig
 from scaling_testbed.learning.loss import IGNORE, loss_terms
+from tests.conftest import KERNEL_DEVICE
 
 N, D, V = 37, 24, 101
 # The least chunk is 1 MiB of fp32 logits: 1024 rows of V = 256, so that 3,000 tokens make three chunks.
@@ -36,6 +39,18 @@ def test_chunked_loss_equals_reference_in_value_and_gradient(dtype, softcap):
     for one, other in zip((*expected[:3], *expected_grads), (*found[:3], *found_grads), strict=True):
         assert (one - other).abs().max() <= tolerance * one.abs().max()
     assert found.n_tokens == expected.n_tokens == CHUNKED_N - 5
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+def test_the_triton_paths_equal_reference_and_recompute_is_another_kernel():
+    arguments = [x.detach().to(KERNEL_DEVICE).requires_grad_(x.requires_grad) for x in inputs(dtype=torch.float32)]
+    expected, expected_grads = terms_and_gradients("reference", *arguments, softcap=50.0)
+    for impl in ("triton", "recompute"):
+        found, found_grads = terms_and_gradients(impl, *arguments, softcap=50.0)
+        for one, other in zip((*expected[:3], *expected_grads), (*found[:3], *found_grads), strict=True):
+            assert (one - other).abs().max() <= 5e-6 * one.abs().max()
+    with pytest.raises(ValueError, match="variant=recompute needs a width of at most 128, got 200"):
+        terms_and_gradients("recompute", *(x.to(KERNEL_DEVICE) for x in inputs(d=200, dtype=torch.float32)))
 
 
 @pytest.mark.parametrize("impl", ["reference", "chunked"])

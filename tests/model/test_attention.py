@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from scaling_testbed.errors import ConfigError
 from scaling_testbed.kernels import support
@@ -138,6 +139,26 @@ def test_attention_scale_reaches_the_scores(build, tokens):
 CPU = torch.device("cpu")
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize(("n_positions", "widened"), [(1024, True), (1025, False)])
+def test_small_bf16_heads_on_a_cpu_are_computed_in_fp32_and_rounded_once(n_positions, widened, autocast):
+    """16,384 numbers in the keys of a head are few. The gradient passes through the same path."""
+    found, wanted = [], []
+    generator = torch.Generator().manual_seed(0)
+    for x in (torch.randn(1, heads, n_positions, 16, generator=generator) for heads in (2, 1, 1)):
+        found.append(x.to(torch.bfloat16).requires_grad_())
+        wanted.append(found[-1].detach().to(torch.float32 if widened else torch.bfloat16).requires_grad_())
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        out = sdpa_attention(*found, scale=0.3)
+    plain = F.scaled_dot_product_attention(*wanted, is_causal=True, scale=0.3, enable_gqa=True)
+    weights = torch.randn_like(out)
+    (out * weights).sum().backward()
+    (plain * weights.to(plain.dtype)).sum().backward()
+    assert out.dtype is torch.bfloat16 and torch.equal(out, plain.to(torch.bfloat16))
+    for left, right in zip(found, wanted, strict=True):
+        assert torch.equal(left.grad, right.grad.to(torch.bfloat16))
+
+
 def test_auto_is_sdpa_where_it_can_and_else_the_reference_on_a_cpu(build, tiny):
     assert build().attention_impl == "sdpa" and build().qk_norm_impl == "reference"
     assert build(attention_softcap=50.0).attention_impl == build(attention_window=5).attention_impl == "reference"
@@ -159,6 +180,10 @@ def test_auto_on_a_gpu_is_triton_for_what_sdpa_cannot(tiny, monkeypatch):
     assert choose_impl("attention_impl", tiny(**heads, attention_normaliser="relu2"), gpu) == "reference"
     assert choose_impl("qk_norm_impl", tiny(), gpu) == "triton"
     assert choose_impl("qk_norm_impl", tiny(d_head=258), gpu) == "reference"
+    wide = {"d_head": 96, "n_heads": 65, "qk_norm_axis": "full"}  # 128 heads of 128 with padding
+    assert choose_impl("qk_norm_impl", tiny(**wide), gpu) == "reference"
+    assert choose_impl("qk_norm_impl", tiny(**wide | {"n_heads": 64}), gpu) == "triton"
+    assert choose_impl("qk_norm_impl", tiny(**wide | {"qk_norm": "none"}), gpu) == "triton"  # only a rotation
     monkeypatch.setattr(support, "why_not", lambda device: "it is too old")
     assert choose_impl("attention_impl", tiny(**heads, attention_softcap=50.0), gpu) == "reference"
     assert choose_impl("qk_norm_impl", tiny(), gpu) == "reference"
@@ -188,7 +213,7 @@ def test_the_window_reaches_the_scores(build, tokens):
         {},
         {"qk_norm": "rmsnorm", "n_kv_heads": 2, "attention_window": 7},
         {"qk_norm": "none", "attention_softcap": 2.0},
-        {"qk_norm_axis": "full", "n_kv_heads": 1},
+        {"qk_norm": "rmsnorm", "qk_norm_axis": "full", "n_heads": 3, "n_kv_heads": 1},
         {"qk_norm": "none", "kappa": 3.0},
     ],
     ids=str,
@@ -197,7 +222,8 @@ def test_triton_equals_reference_in_output_and_gradient(build, tokens, changes):
     results = []
     for impl in ("reference", "triton"):
         impls = {"attention_impl": impl, "qk_norm_impl": impl}
-        model, ids = build(d_head=32, n_heads=2, device=KERNEL_DEVICE, **impls, **changes), tokens(T).to(KERNEL_DEVICE)
+        shape = {"d_head": 32, "n_heads": 2} | changes
+        model, ids = build(device=KERNEL_DEVICE, **impls, **shape), tokens(T).to(KERNEL_DEVICE)
         model.logits(ids).square().mean().backward()
         results.append({"logits": model.logits(ids).detach()} | {n: p.grad for n, p in model.named_parameters()})
     for name, expected in results[0].items():

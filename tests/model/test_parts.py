@@ -156,7 +156,7 @@ def test_the_memory_of_a_new_part_is_what_autograd_keeps(planted, key, precision
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             few, many = kept_by_autograd(model, 2, length), kept_by_autograd(model, 6, length)
         per_token = (many - few) / (4 * length)
-        assert activation_bytes_per_token(config, precision, length) == pytest.approx(per_token, rel=0.05)
+        assert activation_bytes_per_token(config, precision, length, "cpu") == pytest.approx(per_token, rel=0.05)
 
 
 def test_a_dry_run_counts_the_scores_that_a_new_normaliser_keeps(planted):

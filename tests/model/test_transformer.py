@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from scaling_testbed.errors import ConfigError
+from scaling_testbed.kernels.qk_norm_rope.reference import rotary_tables
 from scaling_testbed.model.config import ModelConfig
 from scaling_testbed.model.layers import Linear
 from scaling_testbed.model.parametrization import ROLES
@@ -90,9 +91,11 @@ def test_every_parameter_carries_a_role_and_its_layer(build, changes):
         assert (parameter.dim() == 1) == (info[name].role == "norm")
 
 
+@pytest.mark.parametrize("narrow", [False, True])
 @pytest.mark.parametrize("residual", RESIDUALS)
-def test_the_residual_stream_stays_fp32_under_bf16_autocast(build, tokens, residual):
+def test_the_residual_stream_is_fp32_under_bf16_autocast_unless_it_is_narrow(build, tokens, residual, narrow):
     model = build(residual=residual)
+    model.narrow_residual = narrow
     stream, products = [], []
     for block in model.blocks:
         block.register_forward_hook(lambda module, inputs, output: stream.extend((inputs[0].dtype, output.dtype)))
@@ -103,8 +106,51 @@ def test_the_residual_stream_stays_fp32_under_bf16_autocast(build, tokens, resid
         hidden = model(tokens(16))
         logits = model.logits(tokens(16))
     assert hidden.dtype == logits.dtype == torch.float32
-    assert set(stream) == {torch.float32} and set(products) == {torch.bfloat16}
+    assert set(stream) == {torch.bfloat16 if narrow else torch.float32} and set(products) == {torch.bfloat16}
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+
+
+def rounded(x):
+    return x.to(torch.bfloat16).float()
+
+
+# The layouts on a stream of fp32 numbers that bf16 has: (stream, branch, norms, number of layers) -> stream.
+NARROW_LAYOUTS = {
+    "pre": lambda x, branch, norms, n: rounded(x + branch(norms[0](x))),
+    "post": lambda x, branch, norms, n: rounded(norms[0](rounded(x + branch(x)))),
+    "reordered": lambda x, branch, norms, n: rounded(x + norms[0](branch(x))),
+    "peri": lambda x, branch, norms, n: rounded(x + norms[1](branch(norms[0](x)))),
+    "deepnorm": lambda x, branch, norms, n: rounded(norms[0](rounded(rounded((2 * n) ** 0.25 * x) + branch(x)))),
+}
+
+
+@pytest.mark.parametrize("recomputed", [False, True])
+@pytest.mark.parametrize("residual", NARROW_LAYOUTS)
+def test_a_narrow_stream_is_the_wide_one_rounded_to_bf16_after_each_operation(build, tokens, residual, recomputed):
+    model, layout = build(residual=residual), NARROW_LAYOUTS[residual]
+    tokens_BT = tokens(16)
+    with torch.autocast("cpu", torch.bfloat16):
+        tables = rotary_tables(torch.arange(16), model.config.d_head, model.config.rope_base)
+        x_BTD = rounded(model.embedding(tokens_BT))
+        for block in model.blocks:
+            x_BTD = layout(x_BTD, lambda y, block=block: block.attention(y, *tables), block.attention_norms, 2)
+            x_BTD = layout(x_BTD, block.mlp, block.mlp_norms, 2)
+        plain_BTD = model.final_norm(x_BTD)
+        wide_BTD = model(tokens_BT)
+        model.narrow_residual, model.recompute_every = True, 1 if recomputed else None
+        found_BTD = model(tokens_BT)
+    assert torch.equal(found_BTD, plain_BTD) and not torch.equal(found_BTD, wide_BTD)
+    weights = torch.randn_like(found_BTD)
+    grads = [torch.autograd.grad((x * weights).sum(), list(model.parameters())[:-1]) for x in (found_BTD, wide_BTD)]
+    for found, wide in zip(*grads, strict=True):
+        assert found.dtype is torch.float32 and (found - wide).norm() < 0.1 * wide.norm()
+
+
+def test_a_narrow_stream_is_fp32_without_autocast(build, tokens):
+    model = build()
+    wide_BTD = model(tokens(16))
+    model.narrow_residual = True
+    assert torch.equal(model(tokens(16)), wide_BTD)
 
 
 @pytest.mark.parametrize("impl", ["reference", "sdpa"])

@@ -4,7 +4,7 @@ import errno
 import fcntl
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from scaling_testbed.config.run import run_id
 from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.model.counting import count_params
 from scaling_testbed.runs.row import Row
+from scaling_testbed.sweeps import cpu_precision
 from scaling_testbed.sweeps.grid import load_sweep, narrowed
 from scaling_testbed.sweeps.plan import alone_in, measured_rate, plan, remember, remembered, sweep_folder
 
@@ -123,6 +124,24 @@ def test_a_plan_spends_nothing_and_prints_objects_alone(door, tmp_path):
         assert run["gpu_hours"] == pytest.approx(run["flops"] / 1e12 / 3600)
         assert run["n_tokens"] == 4 * 8 * 16 and run["flops_6nd"] == 6 * run["n_params"] * run["n_tokens"]
     assert "4 runs" in door("plan")[1]
+
+
+def test_a_plan_says_which_runs_bf16_makes_faster_on_this_cpu(monkeypatch, tmp_path):
+    def said(flags="fpu avx512_bf16 sse", gpu=None, flops=1e12, **changes):
+        (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {flags}\n")
+        monkeypatch.setattr(cpu_precision, "PROCESSOR_FILE", tmp_path / "cpuinfo")
+        monkeypatch.setattr(cpu_precision, "memory_of_gpu", lambda: gpu)
+        changed = {key.replace("__", "."): value for key, value in changes.items()}
+        runs = [replace(run, flops=flops, config=run.config | changed) for run in planned("nano_lr")[0]]
+        return "".join(cpu_precision.bf16_remark(runs))
+
+    assert "8 of 16 runs would probably take less time on this CPU with compute.precision=bf16" in said()  # nano_m
+    assert said(flags="fpu amx_bf16", model__d_model=64).startswith("all 16 runs") and not said(flags="avx512f")
+    assert said(compute__device="cpu", gpu=80.0) and not said(gpu=80.0) and not said(compute__device="cuda")
+    assert not said(compute__precision="bf16") and not said(model__d_model=48) and not said(flops=1e17)
+    assert said(batch__sequences=8) and not said(batch__sequences=4) and not said(batch__micro_batch_sequences=4)
+    monkeypatch.setattr(cpu_precision, "PROCESSOR_FILE", tmp_path / "none")  # not on Linux
+    assert not cpu_precision.has_fast_bf16()
 
 
 def test_a_plan_holds_the_configuration_as_the_row_will_have_it(tmp_path):

@@ -14,6 +14,7 @@ import torch
 from scaling_testbed.data.batches import ValidationBatches
 from scaling_testbed.data.preparing.preparation import prepare
 from scaling_testbed.errors import ConfigError, UserError
+from scaling_testbed.evaluation.loading import load_model
 from scaling_testbed.learning import loss_model
 from scaling_testbed.learning.interventions import qk_clip
 from scaling_testbed.learning.optimizers import AS_ADAMW
@@ -403,12 +404,23 @@ def test_each_update_uses_the_schedules_rate_and_the_clip_that_are_recorded(trai
     assert clipped <= 0.011
 
 
-def test_bf16_changes_the_numbers_and_deterministic_mode_is_switched_on(trained):
+def test_bf16_changes_the_numbers_and_deterministic_mode_is_switched_on(trained, tiny):
+    words = ("compute.precision=bf16", "compute.deterministic=true", "compute.residual_dtype=bf16")
     exact, _ = trained(runs="one")
-    rounded, _ = trained("compute.precision=bf16", "compute.deterministic=true", runs="two")
+    rounded, _ = trained(*words[:2], runs="two")
+    narrow, folder = trained(*words, runs="three")
     assert torch.are_deterministic_algorithms_enabled()
-    assert rounded["val_loss"] != exact["val_loss"]
-    assert rounded["val_loss"] == pytest.approx(exact["val_loss"], rel=0.05)
+    assert len({row["val_loss"] for row in (exact, rounded, narrow)}) == 3
+    assert [row["val_loss"] for row in (rounded, narrow)] == pytest.approx([exact["val_loss"]] * 2, rel=0.05)
+    assert narrow["run_id"] != rounded["run_id"] and narrow["compute.residual_dtype"] == "bf16"
+    assert load_model(tiny(*words)[0], folder, step=None, device=torch.device("cpu"))[1].narrow_residual
+
+
+def test_a_bf16_residual_stream_needs_bf16_products(tiny):
+    if KERNEL_DEVICE == "cuda":
+        pytest.skip("there auto is bf16")
+    with pytest.raises(ConfigError, match=r"compute\.residual_dtype=bf16 needs .* auto means fp32 on cpu; type"):
+        train(tiny("compute.residual_dtype=bf16")[0], quiet=True)
 
 
 @pytest.mark.slow

@@ -190,7 +190,8 @@ def _result(row: Row) -> tuple:
 
 def _two_rows(first: Row, second: Row, at: tuple[float, int]) -> str:
     keys = [key for key in second if key not in RESULTS and text(first.get(key)) != text(second[key])]
-    keys = [key for key in keys if _may_be_condition(key)] or [key for key in keys if key.startswith("model.")] or keys
+    settings = [key for key in keys if key.startswith(("model.", "compute."))]
+    keys = [key for key in keys if _may_be_condition(key)] or settings or keys
     differ = f"; they differ in {', '.join(keys)}: use --group or --where KEY=VALUE" if keys else "; remove one"
     return f"{name_of(first)} and {name_of(second)} both have lr={at[0]:g} seed={at[1]} and differ{differ}"
 

@@ -105,8 +105,8 @@ def where(study: Study, conditions: Iterable[str]) -> Study:
 
 
 def several_sources(rows: Iterable[Row]) -> str | None:
-    """A text about the first plug-in with several versions among the rows, or about several precisions, which
-    compute.precision=auto leaves to the device; None if there is none.
+    """A text about the first plug-in with several versions among the rows, or about several precisions, with that of
+    the residual stream if it is bf16; None if there is none.
 
     Rows of a flat table hold no versions, so they are ignored.
     """
@@ -116,7 +116,8 @@ def several_sources(rows: Iterable[Row]) -> str | None:
         for name, sha256 in plugins.items() if isinstance(plugins := row.get("plugins"), dict) else ():
             hashes.setdefault(name, set()).add(str(sha256)[:12])
         if row.get("schema_version") is not None and row.get("precision") is not None:
-            precisions.add(str(row["precision"]))
+            narrow = " with a bf16 residual stream" if row.get("compute.residual_dtype") == "bf16" else ""
+            precisions.add(f"{row['precision']}{narrow}")
     if found := next((name for name, several in hashes.items() if len(several) > 1), None):
         return f"{len(hashes[found])} versions of the plug-in {found} ({', '.join(sorted(hashes[found]))})"
     return f"{len(precisions)} precisions ({', '.join(sorted(precisions))})" if len(precisions) > 1 else None

@@ -341,6 +341,15 @@ def test_two_sizes_of_one_shape_in_a_condition_are_refused(study):
         analyse(study(rows), ["data.name"])
 
 
+def test_two_types_of_the_residual_stream_are_two_curves_if_they_are_grouped_and_else_refused(study):
+    rows = [row for dtype in ("fp32", "bf16") for row in curve(BY_HAND, compute__residual_dtype=dtype)]
+    for number, row in enumerate(rows):
+        row |= {"val_loss": row["val_loss"] + 0.01 * number, "wall_seconds": 3.0 + number}
+    assert len(analyse(study(rows), ["compute.residual_dtype"])) == 2
+    with pytest.raises(UserError, match="they differ in compute.residual_dtype: use --group"):
+        analyse(study(rows), [])
+
+
 def test_ends_of_the_range_that_were_not_measured_are_said(study):
     said = rates_note(analyse(study(curve(BY_HAND)[:-1]), []), (3e-4, 3e-1))
     assert "6 (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1); not measured: 0.3." in said

@@ -41,6 +41,8 @@ def test_rows_of_several_data_sets_are_named_by_the_fingerprint_first():
     assert "2 versions of the plug-in mine.py (aaaaaaaaaaaa, bbbbbbbbbbbb)" in mixed_data([first, second])[0]
     auto = [{"schema_version": 1, "precision": precision} for precision in ("bf16", "fp32", None)]
     assert "the rows were made with 2 precisions (bf16, fp32)" in mixed_data(auto)[0]
+    narrow = [auto[0], auto[0] | {"compute.residual_dtype": "bf16"}, auto[0] | {"compute.residual_dtype": "fp32"}]
+    assert "2 precisions (bf16, bf16 with a bf16 residual stream)" in mixed_data(narrow)[0]
     assert mixed_data(auto[1:]) == [] == mixed_data([{"precision": 0.8}, {"precision": 0.9}])  # of another project
     assert mixed_data([first, first, {}]) == []
 

@@ -24,11 +24,15 @@ PATHS = {
     "torch": chunked.linear_cross_entropy,
     "triton": partial(cross_entropy.linear_cross_entropy, variant="chunked"),
     "recompute": partial(cross_entropy.linear_cross_entropy, variant="recompute"),
+    "wide_rows": partial(cross_entropy.linear_cross_entropy, variant="wide_rows"),
 }
 OPERATORS = {"torch": chunked.chunked_operator, **cross_entropy.OPERATORS}
 FP32, BF16 = torch.float32, torch.bfloat16
 TOLERANCE = {FP32: (2e-6, 5e-6), BF16: (1.5e-3, 1.2e-2)}
-each_path = pytest.mark.parametrize("path", PATHS)
+# wide_rows is the kernel of triton with another tile.
+each_path = pytest.mark.parametrize(
+    "path", ["torch", "triton", "recompute", pytest.param("wide_rows", marks=pytest.mark.slow)]
+)
 
 
 def inputs(n=37, d=24, v=1000, dtype=FP32, ignored=5, scale=1.0):
@@ -76,6 +80,13 @@ def test_terms_and_gradients_equal_the_definition(path, dtype, softcap):
 def test_odd_sizes_are_handled(path, n, d, v):
     arguments = inputs(n, d, v, ignored=0)
     assert_near(outputs(path, *arguments), truth(*arguments), *TOLERANCE[FP32])
+
+
+@pytest.mark.parametrize("path", ["triton", "wide_rows"])
+def test_a_row_may_take_several_tiles_or_one(path):
+    arguments = inputs(3, 8, 5001, ignored=1)
+    assert cross_entropy.ROW_TILE["BLOCK_V"] < 5001 < cross_entropy.WIDE_ROW_TILE["BLOCK_V"]
+    assert_near(outputs(path, *arguments, softcap=20.0), truth(*arguments, softcap=20.0), *TOLERANCE[FP32])
 
 
 # recompute has no chunks.
@@ -294,6 +305,12 @@ def test_chunks_are_even_and_keep_to_the_budget(n, chunk_bytes):
     assert rows >= 1 and (rows == 1 or rows * row_bytes <= (chunk_bytes or 64 * 2**20))
     chunks = -(-n // rows)
     assert n > rows * (chunks - 1)  # none is empty
+
+
+def test_half_of_a_cache_is_for_logits():
+    """Chunks of C tokens move fewer bytes than large ones where 8 V D / C < 12 V: on an H100 up to D = 390."""
+    rows = chunked.chunk_rows(32768, 2 * 50304, chunked.cached_chunk_bytes(50 * 2**20), torch.device("cpu"))
+    assert rows * 2 * 50304 <= 25 * 2**20 and 380 <= 1.5 * rows <= 390
 
 
 @each_path

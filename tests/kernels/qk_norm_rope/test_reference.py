@@ -19,6 +19,17 @@ def test_qk_norm_divides_by_the_deviation_or_the_rms(kind):
     assert reference.qk_norm(x.bfloat16(), None, kind, 0.01).dtype == torch.float32
 
 
+@pytest.mark.parametrize("kind", ["layernorm", "rmsnorm"])
+def test_a_norm_of_all_heads_together_is_that_of_their_features_side_by_side(kind):
+    q, k, cos, sin = random(2, 3, 5, 4), random(2, 1, 5, 4), torch.ones(5, 2), torch.zeros(5, 2)
+    gains = random(12, seed=1), random(4, seed=2)
+    found = reference.qk_norm_rope(q, k, *gains, cos, sin, kind=kind, eps=0.01, heads_together=True)
+    for x, gain, out in zip((q, k), gains, found, strict=True):
+        row = torch.cat(list(x[1, :, 3]))  # of one position
+        expected = reference.qk_norm(row, gain, kind, 0.01)
+        torch.testing.assert_close(torch.cat(list(out[1, :, 3])), expected)
+
+
 def test_qk_norm_refuses_another_kind():
     with pytest.raises(ValueError, match="kind must be"):
         reference.qk_norm(torch.ones(2), None, "l2", 1e-6)

@@ -21,7 +21,9 @@ FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
 WIDE = 1e-6
 TOLERANCE = {FP32: WIDE, BF16: 6e-3, FP16: 5e-4}
 KINDS = ("layernorm", "rmsnorm", "none")
-each_kind = pytest.mark.parametrize("kind", KINDS)
+# Norms over all heads of a position together. Here the gains of a head are multiples of those that the heads share.
+OF_ALL_HEADS = ("layernorm of all heads", "rmsnorm of all heads")
+each_kind = pytest.mark.parametrize("kind", [*KINDS, *(pytest.param(x, marks=pytest.mark.slow) for x in OF_ALL_HEADS)])
 
 
 def random(*shape, seed=0):
@@ -42,16 +44,27 @@ def inputs(d_head=32, T=37, H=3, G=1, dtype=FP32, scale=1.0, centre=0.5):
     return q, k, *gains, *(x.to(KERNEL_DEVICE) for x in tables)
 
 
+def named(kind, q, k, q_gain, k_gain):
+    """The gains, and the options, that stand for `kind`."""
+    if kind not in OF_ALL_HEADS:
+        return (q_gain, k_gain), {"kind": kind}
+    pairs = ((q, q_gain), (k, k_gain))
+    gains = [torch.outer(torch.arange(1, x.shape[1] + 1).to(gain), gain).flatten() for x, gain in pairs]
+    return gains, {"kind": kind.split()[0], "heads_together": True}
+
+
 def call(kind, q, k, q_gain, k_gain, cos, sin, eps=1e-6, out_dtype=None):
     if kind == "none":
         return qk_norm_rope.rotary(q, k, cos, sin, out_dtype=out_dtype)
-    return qk_norm_rope.qk_norm_rope(q, k, q_gain, k_gain, cos, sin, kind=kind, eps=eps, out_dtype=out_dtype)
+    gains, options = named(kind, q, k, q_gain, k_gain)
+    return qk_norm_rope.qk_norm_rope(q, k, *gains, cos, sin, eps=eps, out_dtype=out_dtype, **options)
 
 
 def define(kind, q, k, q_gain, k_gain, cos, sin, eps=1e-6):
     if kind == "none":
         return tuple(reference.apply_rotary(x, cos, sin) for x in (q, k))
-    return reference.qk_norm_rope(q, k, q_gain, k_gain, cos, sin, kind=kind, eps=eps)
+    gains, options = named(kind, q, k, q_gain, k_gain)
+    return reference.qk_norm_rope(q, k, *gains, cos, sin, eps=eps, **options)
 
 
 def leaves(kind, arguments):
@@ -111,6 +124,21 @@ def test_every_row_has_its_own_position_whatever_their_number(kind, heads, T):
     H, G = heads
     arguments = inputs(16, T, H, G)
     assert_near(results(kind, arguments), truth(kind, arguments), WIDE)
+
+
+# Heads, width of a head, type, pairs of a tile: several positions in a tile, one, padded heads and features, one key
+# head.
+SHAPES = [((4, 4), 32, FP32, 256), ((6, 2), 24, FP32, 64), ((3, 1), 6, BF16, 64), ((5, 5), 16, FP16, 8)]
+
+
+@pytest.mark.parametrize(("shape", "kind"), in_turn(SHAPES, OF_ALL_HEADS))
+def test_all_heads_of_a_position_are_normed_together(kind, shape, monkeypatch):
+    heads, d_head, dtype, pairs = shape
+    monkeypatch.setattr(qk_norm_rope, "FORWARD_PAIRS", pairs)
+    monkeypatch.setattr(qk_norm_rope, "BACKWARD_PAIRS", pairs)
+    monkeypatch.setattr(qk_norm_rope, "ENOUGH_PROGRAMS", 4)
+    arguments = inputs(d_head, 7, *heads, dtype=dtype)
+    assert_near(results(kind, arguments, eps=0.0), truth(kind, arguments, eps=0.0), TOLERANCE[dtype])
 
 
 @each_kind
@@ -278,12 +306,12 @@ def test_no_rows_give_no_rows(kind, shape):
 def test_the_operators_pass_pytorchs_own_checks(kind):
     arguments = inputs(8, T=3, H=2)
     q, k, *gains, cos, sin = arguments
-    if kind == "none":
-        gains = [None, None]
-    torch.library.opcheck(qk_norm_rope.forward_operator, (q, k, *gains, cos, sin, kind, 1e-6, FP32))
-    saved = (None, None, None, None) if kind == "none" else [x.detach() for x in arguments[:4]]
+    gains, _ = ([None, None], {}) if kind == "none" else named(kind, q, k, *gains)
+    options = kind.split()[0], 1e-6, kind in OF_ALL_HEADS
+    torch.library.opcheck(qk_norm_rope.forward_operator, (q, k, *gains, cos, sin, *options, FP32))
+    saved = (None, None, None, None) if kind == "none" else [x.detach() for x in (q, k, *gains)]
     grads = [torch.ones_like(x.detach()) for x in (q, k)]
-    torch.library.opcheck(qk_norm_rope.backward_operator, (*grads, *saved, cos, sin, kind, 1e-6, BF16))
+    torch.library.opcheck(qk_norm_rope.backward_operator, (*grads, *saved, cos, sin, *options, BF16))
 
 
 @each_kind
@@ -305,12 +333,12 @@ def test_torch_compile_takes_the_whole_of_it(kind):
     assert all(torch.equal(one, other) for one, other in zip(*grads, strict=True))
 
 
-@pytest.mark.parametrize("kind", qk_norm_rope.KINDS)
+@pytest.mark.parametrize("kind", [*qk_norm_rope.KINDS, *OF_ALL_HEADS])
 def test_the_definition_s_gradient_is_its_derivative(kind):
     *leaves, cos, sin = (x.detach().double() for x in inputs(6, T=3, H=2))
 
     def outputs(*leaves):
-        return reference.qk_norm_rope(*leaves, cos, sin, kind=kind, eps=1e-2)
+        return define(kind, *leaves, cos, sin, eps=1e-2)
 
     assert torch.autograd.gradcheck(outputs, [x.requires_grad_() for x in leaves])
 
@@ -360,6 +388,14 @@ def test_unknown_kinds_and_types_are_named_and_so_is_a_missing_gpu(monkeypatch):
         call("l2", *arguments)
     with pytest.raises(ValueError, match="out_dtype must be fp32, bf16 or fp16, got torch.float64"):
         call("rmsnorm", *arguments, out_dtype=torch.float64)
+    with monkeypatch.context() as patched:
+        patched.setattr(qk_norm_rope, "WIDEST_ROW", 64)
+        with pytest.raises(ValueError, match="all heads of a position must be at most 64 padded features, got 128"):
+            call(OF_ALL_HEADS[0], *arguments)
+        gains, options = named("rmsnorm of all heads", *arguments[:4])
+        with pytest.raises(ValueError, match="k_gain must be fp32 .32."):
+            patched.setattr(qk_norm_rope, "WIDEST_ROW", 128)
+            qk_norm_rope.qk_norm_rope(*arguments[:2], gains[0], gains[0], *arguments[4:], eps=1e-6, **options)
     monkeypatch.setattr(support, "INTERPRETED", False)
     for kind in KINDS:
         with pytest.raises(RuntimeError, match="qk_norm_impl=triton cannot run: it needs a CUDA GPU, not cpu"):
