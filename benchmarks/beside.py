@@ -263,7 +263,8 @@ def measure_size(
             add(row, run_job(dataclasses.replace(job, overrides=own, **more)), job)
             print(f"  {row['variant']}: {_line(row)}", flush=True)
             report.write()
-    case["notes"] = [_settings_note(report.data["environment"]), *judge(rows, size, math.log(size.vocabulary))]
+    best_note, *notes = judge(rows, size, math.log(size.vocabulary))
+    case["notes"] = [f"{best_note}; {_settings_note(report.data['environment'])}", *notes]
     case["done"] = all(row["status"] != "not measured" for row in rows)
     report.data["not_reached"] += [f"{size.label}: {row['variant']}" for row in rows if row["status"] == "not measured"]
     print(*case["notes"], sep="\n  ", flush=True)

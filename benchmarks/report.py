@@ -17,7 +17,17 @@ from typing import Any
 import torch
 
 HERE = Path(__file__).resolve().parent
-PACKAGES = ("torch", "triton", "liger-kernel", "cut-cross-entropy", "transformers", "accelerate", "numpy")
+PACKAGES = (
+    "torch",
+    "triton",
+    "liger-kernel",
+    "cut-cross-entropy",
+    "transformers",
+    "accelerate",
+    "numpy",
+    "datasets",
+    "tokenizers",
+)
 # The formats of numbers in columns.
 FORMATS: dict[str, Callable[[float], str]] = {
     "ms": lambda x: f"{x * 1e3:,.2f}" if x < 1 else f"{x * 1e3:,.0f}",

@@ -1,4 +1,4 @@
-"""One training step of this project: where its time goes, at five sizes, eager, as a CUDA graph, and compiled.
+"""One training step of this project: where its time goes, at five sizes, eager, as a CUDA graph, compiled, and both.
 
     python -m benchmarks.steps [--quick] [--device cpu] [--seconds S] [--out DIR]
 
@@ -50,17 +50,20 @@ from benchmarks.traffic import (
 )
 from benchmarks.trainer import in_child, probe
 
-EAGER, GRAPH, COMPILED = "eager", "graph", "compiled"
+EAGER, GRAPH, COMPILED, BOTH = "eager", "graph", "compiled", "compiled graph"
 VARIANTS = {
-    EAGER: ["compute.compile=false"],
+    EAGER: ["compute.compile=false", "compute.cuda_graph=false"],
     GRAPH: ["compute.compile=false", "compute.cuda_graph=true"],
-    COMPILED: ["compute.compile=true"],
+    COMPILED: ["compute.compile=true", "compute.cuda_graph=false"],
+    BOTH: ["compute.compile=true", "compute.cuda_graph=true"],
 }
 # The first jobs tell most, in case time runs out. A graph pays where a step is short.
+SHORT = ("proxy_2m", "openlm_11m", "10m")
 JOBS = [
     *((size, EAGER) for size in ("10m", "124m", "1.3b", "openlm_11m", "proxy_2m")),
-    *((size, GRAPH) for size in ("proxy_2m", "openlm_11m", "10m")),
-    *((size, COMPILED) for size in ("10m", "124m", "1.3b", "openlm_11m", "proxy_2m")),
+    *((size, GRAPH) for size in SHORT),
+    *((size, COMPILED) for size in ("10m", "124m", "1.3b")),
+    *((size, variant) for size in SHORT for variant in (COMPILED, BOTH) if (size, variant) != ("10m", COMPILED)),
 ]
 CPU_SIZES = {
     "nano_s": ["model=nano_s", "data.vocab_size=257", "batch.sequences=8", "batch.sequence_length=64"],

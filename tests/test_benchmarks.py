@@ -12,11 +12,25 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 import benchmarks.report
-from benchmarks import attention, beside, harness, head, peers, runs, steps, traffic
+from benchmarks import (
+    attention,
+    beside,
+    data,
+    grid,
+    harness,
+    head,
+    peers,
+    precision,
+    runs,
+    scaling,
+    steps,
+    traffic,
+)
 from benchmarks.report import Budget, DeviceLost, Report, table
 
 MACHINE = {"machine": "a machine", "device": "cpu", "ceilings": {"product_flops_per_s": 1e12, "copy_bytes_per_s": 1e9}}
@@ -178,6 +192,75 @@ def test_attention_is_timed_on_what_the_projections_leave():
     found = attention.run_attention(*inputs, function=attention.sdpa, backward=True)
     assert set(found) == {"out", "q gradient", "k gradient", "v gradient"}
     assert all(x.grad is None for x in inputs)  # a copy into it would be charged to whoever lays it out otherwise
+
+
+@pytest.mark.parametrize(("seconds", "end"), [(19.9, GOOD), (20.1, BAD)])
+@pytest.mark.parametrize("typed", [True, False])
+def test_a_grid_is_timed_beside_an_earlier_commit_in_its_own_spelling(
+    tmp_path, monkeypatch, capsys, seconds, end, typed
+):
+    earlier = tmp_path / "earlier"
+    (earlier / "scaling_testbed" / ("commands" if typed else "running")).mkdir(parents=True)
+    (earlier / "scaling_testbed" / "sweep.py").touch()
+    commands = []
+
+    def measure(variant, folder, overrides):
+        commands.append(variant.command(folder, overrides))
+        variant.times.append((seconds if variant.name == grid.WARM else 100.0, 50.0))
+        row = {"val_loss": 2.0, "train_loss_last": 2.0, "data_fingerprint": "same"}
+        variant.rows = {("nano_s", "none", rate): row for rate in range(grid.N_RUNS)}
+
+    monkeypatch.setattr(grid, "measure", measure)
+    monkeypatch.setattr(grid, "prepare", lambda variant: None)
+    monkeypatch.setattr(harness, "describe_machine", lambda device: MACHINE)
+    assert grid.main(["--earlier", str(earlier), "--quick", "--rounds", "2", "--out", str(tmp_path / "out")]) == 0
+    assert len(commands) == 6 and [words[-1] for words in commands[:3]] == [
+        "2",
+        "--fresh",
+        "2" if typed else "workers=2",
+    ]
+    (case,) = json.loads(next((tmp_path / "out").iterdir()).read_text())["cases"]
+    assert case["notes"][0].startswith("2 rounds") and case["notes"][-1].endswith(end)
+    assert f"| {grid.STARTS} | {grid.WARM} | {seconds:.2f} | 50.00 |" in capsys.readouterr().out
+
+
+NANOGPT = """
+import nothing_that_exists
+def get_batch(split):
+    data = np.memmap(os.path.join(data_dir, split + '.bin'), dtype=np.uint16, mode='r')
+    ix = torch.randint(len(data) - block_size, (batch_size,))
+    x, y = (torch.stack([torch.from_numpy(data[i+k:i+k+block_size].astype(np.int64)) for i in ix]) for k in (0, 1))
+    return x.to(device), y.to(device)
+"""
+
+
+def test_batches_are_nanogpt_s_own_and_are_looked_up_in_the_tokens(tmp_path):
+    tokens = np.random.default_rng(0).integers(257, size=1000).astype(np.uint16)
+    tokens.tofile(tmp_path / "train.bin")
+    (tmp_path / "train.py").write_text(NANOGPT)
+    x, y = data.nanogpt_batches(tmp_path, tmp_path, (3, 8))()
+    assert data.check_batch((x, y), tokens, (3, 8)) is None
+    assert data.check_batch((x, x), tokens, (3, 8)) == "the targets are not the next tokens"
+    assert data.check_batch((x.flip(1), y.flip(1)), tokens, (3, 8)) == "the targets are not the next tokens"
+    assert data.check_batch((y.flip(1), x.flip(1)), tokens, (3, 8)) == "a row is not in the tokens"
+    assert data.check_batch((x.int(), y.int()), tokens, (3, 8)) == "torch.int32 [3, 8]"
+
+
+def test_ways_to_get_data_are_timed_in_turns_and_a_wrong_one_is_not():
+    called = []
+    ways = {name: partial(called.append, name) for name in (data.OURS, "a peer", "wrong")}
+    measured = data.timed_in_turns(ways, {**dict.fromkeys(ways), "wrong": "no"}, rounds=2, seconds=9, calls=1)
+    assert called == [data.OURS, "a peer", "a peer", data.OURS]
+    assert [row["status"] for row in measured] == ["ok", "ok", "wrong, not timed: no"]
+    measured[1]["ratio"] = 0.99
+    assert data.judged(measured)[0].endswith(BAD)
+
+
+@pytest.mark.parametrize(("power", "end"), [(1.05, GOOD), (2.0, BAD)])
+def test_a_cost_that_grows_faster_than_its_work_shows(power, end):
+    measured = [{"variant": f"{n} runs", "median_s": n**power / 9, "work": n} for n in (16, 64, 256)]
+    assert f"the power {power:.2f}, counted work with 1.00" in scaling.judged(measured)
+    assert scaling.judged(measured).endswith(end)
 
 
 def test_a_quick_run_measures_and_checks(tmp_path, capsys):
@@ -447,3 +530,13 @@ def test_a_trainer_is_measured_in_a_process_of_its_own(tmp_path):
     assert found["status"] == "ok" and len(found["losses"]) == size.steps
     assert len(found["seconds"]) == len(found["cpu_seconds"]) == size.steps - beside.SKIP
     assert 0 < found["peak_bytes"] < 2**31
+
+
+@pytest.mark.slow
+def test_precisions_are_compared_on_the_same_tokens_from_the_same_weights():
+    cases = []
+    precision.compare(SimpleNamespace(add=cases.append), 1, "nano_s", (2, 16), 0.0)
+    fp32, bf16, narrow = cases[0]["rows"]
+    assert fp32["speed"] == 1 and fp32["loss_difference"] == 0
+    assert 0 < bf16["loss_difference"] < 0.1 > narrow["loss_difference"] != bf16["loss_difference"]
+    assert len(fp32["seconds"]) == len(bf16["seconds"]) == precision.LOSSES

@@ -54,7 +54,7 @@ Fresh = Annotated[
     typer.Option(
         "--fresh",
         help="start a new Python interpreter for each run (default: on Linux without a GPU, runs are forks of one "
-        "process that has imported PyTorch, which saves 3 s for each)",
+        "process that has imported PyTorch, which saves 3 s for each; with --gpus, one process runs several in turn)",
     ),
 ]
 FlopsPerSecond = Annotated[

@@ -365,6 +365,13 @@ def _freeze(node: DictConfig, group: str) -> Any:
         raise ConfigError(message if f"{group}." in message else f"{group}.{message}") from None
 
 
+def get_ready() -> None:
+    """Do what the first `compose` of a process does in addition: register the schemas, and load Hydra's own plug-ins.
+    For a process whose forks compose."""
+    _register_schemas()
+    _compose_dict([], [])
+
+
 def _register_schemas() -> None:
     """Register the schemas that are not registered yet."""
     _register_schema("schema", "run", _run_schema())

@@ -72,7 +72,10 @@ class EvaluationConfig:
         "corpus must have the tokenizer of the run.",
     )
     rows: int | None = key(
-        None, "Sequences in one forward pass of an evaluation. null: as in a micro-batch.", identity=EXECUTION_ONLY
+        None,
+        "Sequences in one forward pass of an evaluation. null: as in a micro-batch. Another number changes the loss "
+        "only by rounding. On a CPU nano models are evaluated fastest with 4,096 to 8,192 tokens in a pass.",
+        identity=EXECUTION_ONLY,
     )
 
     def __post_init__(self) -> None:

@@ -14,7 +14,7 @@ from torch import nn
 
 from scaling_testbed.errors import ConfigError
 from scaling_testbed.kernels.attention import reference
-from scaling_testbed.kernels.qk_norm_rope.reference import apply_rotary
+from scaling_testbed.kernels.qk_norm_rope.rotation import rotate
 from scaling_testbed.kernels.reference import wide, without_autocast
 from scaling_testbed.model.config import ModelConfig
 from scaling_testbed.model.layers import Gain, cast_for_matmul
@@ -108,7 +108,7 @@ def triton_statistics(q_BHTK, k_BGTK, *, normaliser=reference.softmax, **options
 def plain_queries_and_keys(attention: Attention, q_BTD, k_BTD, cos_TR, sin_TR) -> tuple[torch.Tensor, torch.Tensor]:
     """Apply the norms of `attention`, then the rotation."""
     normed = attention.normed_heads(q_BTD, k_BTD)
-    q_BHTK, k_BGTK = (apply_rotary(x, cos_TR, sin_TR).to(q_BTD.dtype) for x in normed)
+    q_BHTK, k_BGTK = (rotate(x, cos_TR, sin_TR).to(q_BTD.dtype) for x in normed)
     return q_BHTK, k_BGTK
 
 

@@ -70,7 +70,8 @@ class WarmProcess:
 class WarmParent:
     """A parent process that imports `modules`, and starts processes.
 
-    environment: changes to the environment of this process. What is read while modules are imported must stand in it.
+    modules: their names; with MODULE:FUNCTION the function is called too, without arguments. environment: changes to
+    the environment of this process. What is read while modules are imported must stand in it.
     """
 
     def __init__(self, modules: Sequence[str], environment: Mapping[str, str]):
@@ -135,8 +136,8 @@ class WarmParent:
 class Starter:
     """Starts processes of `python -m`: warm ones where this is possible, else new interpreters.
 
-    modules: what most of the processes import. environment: changes that all of them need, and that are read while
-    modules are imported. warm: False for new interpreters only.
+    modules: what most of the processes import, as in WarmParent. environment: changes that all of them need, and that
+    are read while modules are imported. warm: False for new interpreters only.
     """
 
     def __init__(self, modules: Sequence[str], environment: Mapping[str, str], *, warm: bool = True):
@@ -166,7 +167,7 @@ class Starter:
 
     def _renewed(self) -> WarmParent:
         """The parent, with the modules that are on the disk: a process records the sources that are there now."""
-        code = _code_now()
+        code = code_now()
         if not self._parents or code != self._code:
             self._parents.append(WarmParent(self._modules, self._environment))
             self._code = code
@@ -187,7 +188,7 @@ def _is_possible() -> bool:
     return True
 
 
-def _code_now() -> dict[str, int]:
+def code_now() -> dict[str, int]:
     """When each source of this package, and the folders of installed packages, were last changed."""
     package = Path(__file__).resolve().parent.parent
     found: dict[str, int] = {}
@@ -250,7 +251,10 @@ def main() -> None:
     connection = socket.socket(fileno=int(sys.argv[1]))
     with importing_torch():
         for name in sys.argv[2:]:
-            importlib.import_module(name)
+            module, _, function = name.partition(":")
+            imported = importlib.import_module(module)
+            if function:
+                getattr(imported, function)()
     gc.freeze()  # a collection in a child would copy the memory that it shares with this process
     atexit.register(gc.unfreeze)  # else extensions of C report their objects as leaked
     if len(os.listdir("/proc/self/task")) > 1:

@@ -4,6 +4,7 @@ Each run owns its folder, and its state is read from there. The driver only star
 the runs that it started continue, and the next driver waits for them and starts the rest.
 """
 
+import json
 import os
 import shutil
 import signal
@@ -13,14 +14,18 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, TypeAlias
 
 from rich.console import Console
 from rich.live import Live
 
+from scaling_testbed.config.compose import OUTSIDE
 from scaling_testbed.config.run import PLANNED_RUN
+from scaling_testbed.config.words import key_of
 from scaling_testbed.errors import STOPPED, check_positive
 from scaling_testbed.files import reason_of
 from scaling_testbed.processes.interrupts import handle, restore
+from scaling_testbed.processes.serial import SerialRun, SerialStarter
 from scaling_testbed.processes.warm import Starter, WarmProcess
 from scaling_testbed.progress import clock, say
 from scaling_testbed.runs.lease import owner_of
@@ -28,6 +33,7 @@ from scaling_testbed.runs.row import FINAL
 from scaling_testbed.sweeps.plan import PlannedRun, on_gpus
 from scaling_testbed.sweeps.status import (
     LOG_FILE,
+    Comparison,
     RunState,
     check_none_changed,
     last_line,
@@ -37,14 +43,17 @@ from scaling_testbed.sweeps.status import (
 )
 from scaling_testbed.sweeps.view import live_table
 
-POLL_SECONDS = 0.2
+POLL_SECONDS = 0.05  # a free slot waits half of it
 REFRESH_SECONDS = 2.0
 ENOUGH_RUNS, ENOUGH_SECONDS = 2, 60.0  # one of both before the time left is estimated
 PRELOADED = ["torch._dynamo", "torch.distributed.checkpoint", "torch.distributed.fsdp"]  # the first update imports them
-PRELOADED += ["scaling_testbed.training.run", "scaling_testbed.config.compose", "scaling_testbed.commands.doors"]
-PRELOADED += ["hydra._internal.core_plugins.importlib_resources_config_source"]  # composing imports it
+PRELOADED += ["scaling_testbed.training.run", "scaling_testbed.config.compose:get_ready"]
+PRELOADED += ["scaling_testbed.commands.doors"]
 COMPILER = ["torch._inductor.compile_fx"]  # a second of imports, for runs that compile their model
+# Runs that share a process have the same values in OF_PROCESS. Compiled code is kept while OF_SHAPE is the same too.
+OF_PROCESS, OF_SHAPE = ("compute.",), ("compute.", "model.", "batch.", "loss.", "parallelism.")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+Started: TypeAlias = "subprocess.Popen[bytes] | WarmProcess | SerialRun"
 
 
 def slots(workers: int | None, gpus: Sequence[str], runs_per_gpu: int) -> list[dict[str, str]]:
@@ -64,13 +73,13 @@ def slots(workers: int | None, gpus: Sequence[str], runs_per_gpu: int) -> list[d
 @dataclass
 class Driver:
     """Runs `runs` in `slots`, those with the most FLOPs first; see `drive`. warm: whether several runs start as forks
-    of one process that has imported PyTorch, where this is possible."""
+    of one process that has imported PyTorch, and on GPUs one after another in one process, where this is possible."""
 
     runs: Sequence[PlannedRun]
     slots: list[dict[str, str]]
     retry: bool = False
     warm: bool = True
-    children: dict[str, tuple["subprocess.Popen[bytes] | WarmProcess", PlannedRun, dict]] = field(default_factory=dict)
+    children: dict[str, tuple[Started, PlannedRun, dict]] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     states: dict[str, RunState] = field(default_factory=dict)
     awaited: set[str] = field(default_factory=set)  # runs of other processes that were reported
@@ -81,12 +90,14 @@ class Driver:
         compiles = any(run.config.get("compute.compile") is True for run in self.runs)
         modules = PRELOADED + COMPILER if compiles else PRELOADED
         self._starter = Starter(modules, common, warm=self.warm and len(self.runs) > 1)
+        self._serial = SerialStarter()
 
     def drive(self) -> int:
         """Run all unfinished runs. Returns the exit status: 0, 1 if a run failed, or 75 if a signal asked to stop. The
         runs have then saved checkpoints, and the next call continues them. Raises UserError, before anything is
         started, if the data or plug-ins of a run have changed and this is no retry."""
-        self.states = {state.run.run_id: state for state in read_states(self.runs)}
+        self._comparison = Comparison()
+        self.states = {state.run.run_id: state for state in read_states(self.runs, self._comparison)}
         if not self.retry:
             check_none_changed(list(self.states.values()))
         self.waiting = sorted((run for run in self.runs if self._is_due(run)), key=lambda run: -run.flops)
@@ -104,6 +115,7 @@ class Driver:
             raise
         finally:
             self._starter.close()
+            self._serial.close()
             restore(previous)
         return self._conclude()
 
@@ -146,7 +158,7 @@ class Driver:
                     say(f"{run.label} is being run by {owner}; waiting for it", errors=True)
                 continue
             self.waiting.remove(run)
-            self.states[run.run_id] = read_state(run)
+            self.states[run.run_id] = self._read(run)
             if self._is_due(run):
                 self._begin(run, free)
             else:  # it ended in the other process
@@ -170,17 +182,29 @@ class Driver:
         if self.stopping:  # the signal came during the start
             process.send_signal(signal.SIGTERM)
 
-    def _start(self, run: PlannedRun, slot: dict[str, str]) -> "subprocess.Popen[bytes] | WarmProcess":
+    def _start(self, run: PlannedRun, slot: dict[str, str]) -> Started:
         folder = Path(run.folder)
         overrides = on_gpus(run.overrides) if "CUDA_VISIBLE_DEVICES" in slot else run.overrides
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / LOG_FILE, "a") as log:
             # In a session of its own: Ctrl-C reaches the driver, which asks the runs to save.
-            words = ["scaling_testbed.train", *overrides]
-            return self._starter.start(words, slot | {PLANNED_RUN: run.run_id}, log)
+            words, planned = ["scaling_testbed.train", *overrides], {PLANNED_RUN: run.run_id}
+            if self.warm and _shares_process(run, slot):
+                kind, shape = (json.dumps(_part(run, sections)) for sections in (OF_PROCESS, OF_SHAPE))
+                return self._serial.start(words, planned, log, place=slot, kind=kind, shape=shape)
+            return self._starter.start(words, slot | planned, log)
+
+    def _read(self, run: PlannedRun) -> RunState:
+        """The state of a run. The data are looked at again only where they seem to have changed: to compose a run and
+        to look at its data takes as long as to start it. `_conclude` looks at the data of all runs."""
+        state = read_state(run, self._comparison)
+        if state.state == "changed":
+            self._comparison = Comparison()
+            state = read_state(run, self._comparison)
+        return state
 
     def _ended(self, run: PlannedRun, status: int, speak: bool) -> None:
-        state = read_state(run)
+        state = self._read(run)
         self.states[run.run_id] = state
         if state.state == "running" and not self.stopping:  # another process claimed it first
             self.waiting.append(run)
@@ -210,7 +234,7 @@ class Driver:
 
     def _refresh(self, runs: Sequence[PlannedRun]) -> None:
         for run in runs:
-            state = read_state(run)
+            state = self._read(run)
             starting = run.run_id in self.children and state.state in ("pending", "stopped")
             self.states[run.run_id] = replace(state, state="running", error=None) if starting else state
 
@@ -254,6 +278,18 @@ class Driver:
         if self._skipped:
             say(f"{len(self._skipped)} failed before and were not run again; `sweep retry` runs them", errors=True)
         return 1 if self.failures else 0
+
+
+def _shares_process(run: PlannedRun, slot: dict[str, str]) -> bool:
+    """Whether a run leaves a process as other runs need it. Plug-ins register parts, and wandb keeps threads."""
+    outside = any(key_of(word) in OUTSIDE for word in run.overrides)
+    on_cpu = run.config.get("compute.device") == "cpu"  # its peak memory would be that of all runs of the process
+    return "CUDA_VISIBLE_DEVICES" in slot and not outside and not on_cpu and run.config.get("logging.wandb") is False
+
+
+def _part(run: PlannedRun, sections: tuple[str, ...]) -> dict[str, Any]:
+    """The configuration of a run in these sections, by key."""
+    return {key: value for key, value in sorted(run.config.items()) if key.startswith(sections)}
 
 
 def _killed(status: int) -> str | None:

@@ -102,9 +102,9 @@ def _may_decide_data(override: str) -> bool:
     return key not in {*GROUPS, "seed", "name", "runs_dir"} - {"data", "tokenizer"}
 
 
-def read_states(runs: Sequence[PlannedRun]) -> list[RunState]:
-    """The states of runs from their folders, in the same order."""
-    comparison = Comparison()
+def read_states(runs: Sequence[PlannedRun], comparison: Comparison | None = None) -> list[RunState]:
+    """The states of runs from their folders, in the same order. comparison: as for `read_state`."""
+    comparison = comparison or Comparison()
     return [read_state(run, comparison) for run in runs]
 
 

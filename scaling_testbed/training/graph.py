@@ -30,7 +30,7 @@ class StepGraph:
         self._lr = torch.zeros((), device=parts.device)
         self._warm, self._rows = 0, 0
         self._tokens_BS = self._values = torch.empty(0)
-        self._replay: Callable[[], None] = lambda: None
+        self._replay: Callable[[], None] | None = None
 
     def make(self, given: Inputs, interrupts: Interrupts, rows: int) -> Made:
         """Make an update. Raises UserError if the step cannot be captured, and what `make_update` raises."""
@@ -39,27 +39,28 @@ class StepGraph:
         parts.processes.step = given.step
         self._lr.fill_(given.lr)
         try:
+            if rows != self._rows:  # another micro-batch needs other kernels
+                self._rows, self._warm, self._replay = rows, 0, None
             if is_measured(parts, given.step) or self._warm < WARM_UP:
                 self._warm += 1
                 with on_side_stream(parts.device):
                     return make_update(parts, dataclasses.replace(given, lr=self._lr), interrupts, rows)
-            if rows != self._rows:
-                self._capture(given, interrupts, rows)
+            replay = self._replay = self._replay or self._capture(given, interrupts)
             self._tokens_BS.copy_(given.tokens_BS)
-            self._replay()
+            replay()
             return Made(values=self._values, skipped=False, diagnostics={})
         finally:
             set_lr(parts.optimizer, given.lr)  # checkpoints hold numbers
 
-    def _capture(self, given: Inputs, interrupts: Interrupts, rows: int) -> None:
+    def _capture(self, given: Inputs, interrupts: Interrupts) -> Callable[[], None]:
         self._tokens_BS = given.tokens_BS.clone()
         static = dataclasses.replace(given, tokens_BS=self._tokens_BS, lr=self._lr)
         groups = self._parts.optimizer.param_groups
         for group in groups:
             group["capturable"] = True
         try:
-            work = lambda: make_update(self._parts, static, interrupts, rows).values  # noqa: E731
-            self._values, self._replay = captured(work)
+            work = lambda: make_update(self._parts, static, interrupts, self._rows).values  # noqa: E731
+            self._values, replay = captured(work)
         except RuntimeError as error:
             raise UserError(
                 f"a step of this run cannot be captured in a CUDA graph: {first_line(error)}; use "
@@ -68,7 +69,7 @@ class StepGraph:
         finally:
             for group in groups:
                 group["capturable"] = False
-        self._rows = rows
+        return replay
 
 
 def captured(work: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, Callable[[], None]]:

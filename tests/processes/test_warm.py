@@ -15,10 +15,14 @@ from scaling_testbed.processes.warm import STATUS_LOST, Starter, WarmParent, War
 pytestmark = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="warm processes need Linux")
 CHILD = """
 import json, os, signal, sys, time
+def get_ready():
+    os.environ["READY"] = "yes"
 if __name__ == "__main__":
     what = sys.argv[1]
     if what == "say":
-        print(json.dumps([sys.argv[1:], os.environ.get("ADDED"), os.getsid(0) == os.getpid(), sys.stdin.read()]))
+        own_session = os.getsid(0) == os.getpid()
+        added, ready = os.environ.get("ADDED"), os.environ.get("READY")
+        print(json.dumps([sys.argv[1:], added, ready, own_session, sys.stdin.read()]))
     if what == "wait":
         print("waits", flush=True)
         time.sleep(60)
@@ -35,7 +39,7 @@ def parent(tmp_path, monkeypatch):
     """A warm parent whose processes can run the module `child`."""
     (tmp_path / "child.py").write_text(CHILD)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    parent = WarmParent(["json"], {})
+    parent = WarmParent(["json", "child:get_ready"], {})
     yield parent
     parent.close()
 
@@ -65,7 +69,7 @@ def test_a_process_has_its_arguments_environment_session_output_and_status(paren
     processes = [parent.start(["child", "say", str(status)], {"ADDED": str(status)}, log) for status in (0, 3)]
     assert [ended(process) for process in processes] == [0, 3]
     said = sorted(Path(log.name).read_text().splitlines())
-    assert said == ['[["say", "0"], "0", true, ""]', '[["say", "3"], "3", true, ""]']
+    assert said == ['[["say", "0"], "0", "yes", true, ""]', '[["say", "3"], "3", "yes", true, ""]']
     assert "ADDED" not in os.environ
 
 
@@ -121,12 +125,12 @@ def test_a_starter_makes_a_new_parent_when_the_code_has_changed_and_new_interpre
     parent, log, monkeypatch
 ):
     starter = Starter(["json"], {})
-    monkeypatch.setattr(warm, "_code_now", lambda: {"a.py": 1})
+    monkeypatch.setattr(warm, "code_now", lambda: {"a.py": 1})
     first = starter.start(["child", "say", "0"], {}, log)
     second = starter.start(["child", "say", "0"], {}, log)
     assert first._parent is second._parent and ended(first) == ended(second) == 0
     stays = starter.start(["child", "wait", "0"], {}, log)
-    monkeypatch.setattr(warm, "_code_now", lambda: {"a.py": 2})
+    monkeypatch.setattr(warm, "code_now", lambda: {"a.py": 2})
     third = starter.start(["child", "wait", "0"], {}, log)
     assert third._parent is not first._parent
     stays.send_signal(signal.SIGTERM)
@@ -157,5 +161,5 @@ def test_a_module_that_cannot_be_imported_is_left_to_new_interpreters(parent, lo
 
 
 def test_the_code_is_that_of_the_package_and_of_the_folders_of_packages(tmp_path):
-    now = warm._code_now()
+    now = warm.code_now()
     assert any(path.endswith("training/step.py") for path in now) and any("packages" in path for path in now)

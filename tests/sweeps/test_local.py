@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,9 +13,11 @@ from types import SimpleNamespace
 import pytest
 
 from scaling_testbed.files import sha256_of
+from scaling_testbed.runs.identity import Found
 from scaling_testbed.runs.lease import Owner
 from scaling_testbed.sweeps import local, status
 from scaling_testbed.sweeps.local import slots
+from scaling_testbed.sweeps.plan import remembered
 from tests.conftest import REAL_PYTHON
 from tests.training.conftest import metrics
 
@@ -53,12 +56,14 @@ def test_compiled_runs_find_the_compiler_imported():
 def test_runs_of_a_warm_parent_are_those_of_new_interpreters_in_every_bit(door, tmp_path, monkeypatch):
     """Weights, metrics and rows are equal, but for times, memory and places."""
     of_a_start = {"wall_seconds", "tokens_per_second", "mfu", "peak_memory_bytes", "overrides", "runs_dir"}
-    started, real = [], local.Starter.start
-    monkeypatch.setattr(local.Starter, "start", lambda *given: started.append(real(*given)) or started[-1])
+    started = []
+    for kind in (local.Starter, local.SerialStarter):
+        monkeypatch.setattr(kind, "start", remembering(started, kind.start))
+    monkeypatch.setattr(local, "_shares_process", lambda run, slot: "CUDA_VISIBLE_DEVICES" in slot)
     found = []
-    for words in ([], ["--fresh"]):
-        folder = tmp_path / f"runs{len(words)}"
-        assert door("run", "--workers", "2", *words, f"runs_dir={folder}")[0] == 0
+    for words in (["--workers=2"], ["--workers=2", "--fresh"], ["--gpus=0"]):
+        folder = tmp_path / f"runs{len(found)}"
+        assert door("run", *words, f"runs_dir={folder}")[0] == 0
         rows = [json.loads(path.read_text()) for path in sorted(folder.glob("*/*/result.json"))]
         steps = [
             [{key: value for key, value in line.items() if key not in of_a_start} for line in metrics(path)]
@@ -67,8 +72,54 @@ def test_runs_of_a_warm_parent_are_those_of_new_interpreters_in_every_bit(door, 
         ]
         hashes = {path.parent.parent.parent.name: sha256_of(path) for path in folder.rglob("model.pt")}
         found.append(([{k: v for k, v in row.items() if k not in of_a_start} for row in rows], steps, hashes))
-    assert found[0] == found[1] and len(found[0][0]) == 4
-    assert [type(process) for process in started] == [local.WarmProcess] * 4 + [subprocess.Popen] * 4
+    assert found[0] == found[1] == found[2] and len(found[0][0]) == 4
+    kinds = (local.WarmProcess, subprocess.Popen, local.SerialRun)
+    assert [type(process) for process in started] == [kind for kind in kinds for _ in range(4)]
+    assert len({run._worker for run in started[-4:]}) == 1  # the shapes alternate
+
+
+def remembering(started, start):
+    def remember(*given, **named):
+        started.append(start(*given, **named))
+        return started[-1]
+
+    return remember
+
+
+SHARING = """
+import sys
+from scaling_testbed import sweep
+from scaling_testbed.sweeps import local
+local._shares_process = lambda run, slot: True
+sys.exit(sweep.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_a_process_for_several_runs_costs_one_run_when_it_is_killed_and_saves_it_at_a_signal(
+    door, states, tmp_path, data_dir
+):
+    places = [f"sweep={tmp_path / 'tiny.yaml'}", f"runs_dir={tmp_path / 'runs'}", f"data_dir={data_dir}"]
+    long = ("budget.steps=1000", "logging.every_steps=1", "model=bigram")
+
+    def sweep(*words):
+        """The process of a sweep of two runs, and the state of the one that is at work."""
+        command = [REAL_PYTHON, "-c", SHARING, "run", *places, *words, "--gpus", "0"]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        at_work = lambda: [one for one in states(*words).values() if one["state"] == "running" and one["step"] > 5]  # noqa: E731
+        return process, until(at_work)[0]
+
+    process, run = sweep(*long)
+    os.kill(int(re.search(r"pid (\d+)", run["owner"])[1]), signal.SIGKILL)
+    _, err = process.communicate(timeout=90)
+    assert process.returncode == 1 and "killed by signal 9" in err
+    assert sorted(state["state"] for state in states(*long).values()) == ["finished", "stopped"]
+
+    process, run = sweep(*long, "seed=1")
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=90)
+    assert process.returncode == 75 and "stopped by SIGTERM" in err
+    assert list(Path(run["folder"]).glob("checkpoints/step-*"))
 
 
 @pytest.mark.fault("31", "One failing run is named, the others finish, and retry runs it alone.")
@@ -97,6 +148,19 @@ def test_a_dry_run_starts_nothing(door, tmp_path, monkeypatch):
         code, out, _ = door(verb, "--dry-run")
         assert code == 0 and "4 pending; 4 to start" in out
     assert not (tmp_path / "runs").exists()
+
+
+def test_the_data_of_runs_are_looked_at_once_and_again_where_they_seem_to_have_changed(
+    door, untrained, monkeypatch, tmp_path
+):
+    composed, compose = [], status.compose_many
+    monkeypatch.setattr(status, "compose_many", lambda *what, **how: composed.append(what) or compose(*what, **how))
+    assert door("run")[0] == 0
+    assert len(composed) == 2  # while it runs, and at its end
+    run = remembered(tmp_path / "runs" / "tiny")[0]
+    driver = local.Driver([run], [{}])
+    driver._comparison = SimpleNamespace(of=lambda *_: Found(changed="was trained on other data"))
+    assert driver._read(run).state == "finished"
 
 
 def test_gpus_that_are_not_there_are_no_cpu(door, tmp_path, data_dir, capfd):

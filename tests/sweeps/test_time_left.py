@@ -71,7 +71,7 @@ def test_what_the_runs_at_work_have_done_counts(monkeypatch, capsys):
     driver._done_before = dict.fromkeys(states, 0.0)
     driver.waiting, driver.children = runs[2:], {"b": (None, runs[1], {})}
     driver.states["a"] = RunState(run=runs[0], state="finished", step=4, loss=1.0)
-    monkeypatch.setattr(local, "read_state", lambda run: RunState(run=run, state="running", step=2))
+    monkeypatch.setattr(driver, "_read", lambda run: RunState(run=run, state="running", step=2))
     driver._say(runs[0])
     assert minutes(capsys.readouterr().out) == 100  # 2.5 runs are left, and 1.5 took a minute
 

@@ -236,3 +236,21 @@ def test_what_cannot_be_captured_is_refused_by_name(trained, late, options, says
         late()
     with pytest.raises(ConfigError, match=says):
         trained("compute.cuda_graph=true", *options)
+
+
+def test_a_step_of_another_micro_batch_is_warmed_up_and_captured_again(trained, graphs, monkeypatch):
+    real, replayed = graph.StepGraph.make, {}
+
+    def make(self, given, interrupts, rows):
+        if given.step == 6 and rows == 8:
+            raise updates.too_little_memory(self._parts, self._parts.run, rows, RuntimeError("out of memory"))
+        before = len(graphs)
+        made = real(self, given, interrupts, rows)
+        replayed[given.step] = len(graphs) > before
+        return made
+
+    monkeypatch.setattr(graph.StepGraph, "make", make)
+    options = ["compute.cuda_graph=true", "batch.micro_batch_sequences=auto", "evaluation.every_steps=0"]
+    row, _ = trained(*options, "checkpoint.every_steps=0")
+    assert row["micro_batch_changes"] == {"0": 8, "6": 4} and row["status"] == "finished"
+    assert [step for step, captured in replayed.items() if not captured] == [0, 1, 2, 6, 7, 8]

@@ -42,6 +42,7 @@ COMMON += ["diagnostics.sequences=3"]  # of 8: with 4 ranks one has none
 HARD = ["model.mlp=swiglu", "optimizer=stable_adamw", "model.d_ff=41", "model.residual=reordered"]
 HARD += ["model.tied_head=true", "model.qk_norm_axis=full"]  # and 41 rows cannot be shared equally
 MICRO = ["batch.micro_batch_sequences=1", "parallelism.activation_checkpointing=2"]
+COMPILED = ["compute.compile=true", "model.n_layers=3", *MICRO]
 # What the options of learning and model do with several processes; every third step or so is skipped.
 SKIPPING = ["optimizer.skip_spikes_sigmas=0.5", "optimizer.skip_spikes_window=4"]
 OPTIONS = {
@@ -81,7 +82,7 @@ class Launch:
             env=environment,
         )
         try:
-            return process.communicate(timeout=180)[0], process.returncode
+            return process.communicate(timeout=300)[0], process.returncode
         except subprocess.TimeoutExpired:
             process.terminate()  # torchrun then ends its processes; killed, it would leave them
             raise AssertionError("the processes hang:\n" + process.communicate()[0]) from None
@@ -151,6 +152,15 @@ def four(tmp_path_factory, python, two):
 
 
 @pytest.fixture(scope="module")
+def two_compiled(tmp_path_factory, python):
+    def add(runs):
+        for kind in ("ddp", "fsdp"):
+            runs.add(kind, f"parallelism={kind}", *COMPILED)
+
+    return launch(tmp_path_factory.mktemp("two_compiled"), python, 2, add)
+
+
+@pytest.fixture(scope="module")
 def one(tmp_path_factory):
     """The same runs by one process: returns a function from overrides to the run's folder."""
     folder, done = tmp_path_factory.mktemp("one"), {}
@@ -185,6 +195,13 @@ def assert_same_run(here, there, rel=1e-6, atol=1e-5):
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_two_processes_train_as_one_does(two, one, kind):
     assert_same_run(one(), two.run_folder(kind))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_two_compiled_processes_train_as_an_eager_one_does(two_compiled, one, kind):
+    assert two_compiled.row(kind)["compiled"] is True
+    assert_same_run(one(*COMPILED, "compute.compile=false"), two_compiled.run_folder(kind), rel=5e-6)
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])

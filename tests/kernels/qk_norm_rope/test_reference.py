@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from scaling_testbed.kernels.qk_norm_rope import reference
+from scaling_testbed.kernels.qk_norm_rope import reference, rotation
 from tests.kernels.conftest import random
 
 
@@ -63,3 +63,26 @@ def test_rotary_keeps_lengths_and_types_and_reads_given_positions():
     torch.testing.assert_close(reference.rotary(x, 1e4).norm(dim=-1), x.norm(dim=-1))
     tail = reference.rotary(x[:, :, 4:], 1e4, positions=torch.arange(4, 7))
     torch.testing.assert_close(tail, reference.rotary(x, 1e4)[:, :, 4:])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("contiguous", [True, False])
+def test_the_rotation_of_training_has_the_bits_of_the_definition(dtype, contiguous):
+    """Of value and gradient, and in the same layout, which the products that follow read."""
+    tables = reference.rotary_tables(torch.arange(7), 10, 100.0)
+    grad = random(2, 7, 3, 10, dtype=dtype, seed=1).transpose(1, 2)  # as attention gives it
+
+    def both(rotate):
+        leaf = random(2, 7, 3, 10, dtype=dtype).transpose(1, 2)
+        leaf = (leaf.contiguous() if contiguous else leaf).requires_grad_()
+        out = rotate(leaf, *tables)
+        return out, *torch.autograd.grad(out, leaf, grad)
+
+    for found, expected in zip(both(rotation.rotate), both(reference.apply_rotary), strict=True):
+        assert torch.equal(found, expected) and found.stride() == expected.stride() and found.dtype == dtype
+
+
+def test_the_rotation_of_training_has_a_second_derivative():
+    tables = reference.rotary_tables(torch.arange(3), 4, 100.0)
+    x = random(1, 1, 3, 4, dtype=torch.float64).requires_grad_()
+    assert torch.autograd.gradgradcheck(lambda x: rotation.rotate(x.square(), *tables), x)
