@@ -102,8 +102,9 @@ def train(run: RunConfig, interrupts: Interrupts | None = None, *, quiet: bool =
                         else:
                             queue.add(make_update(parts, given, interrupts, progress.micro_batch))
                 except (TooLittleMemory, Interrupted) as error:
-                    # First the updates that are made are read. Then the next one is tried again.
-                    if not queue.close():
+                    # First the updates that are made are read. Then the next one is tried again. A group cannot try
+                    # it again: its other processes wait in a collective of the update that failed here.
+                    if processes.grouped or not queue.close():
                         if isinstance(error, Interrupted):
                             raise
                         records.say(progress.take_less(parts, error))

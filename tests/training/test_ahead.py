@@ -169,6 +169,23 @@ def test_an_error_of_memory_comes_after_the_updates_that_were_made(trained, whol
     assert row["status"] == "finished" and row["micro_batch_changes"] == {"0": 8, "6": 4}
 
 
+def test_an_error_of_memory_ends_a_group_at_once(trained, monkeypatch, late):
+    """Another attempt would start its collectives again, while the other processes are in those of the first."""
+    late()
+    real, tried = trainer.make_update, []
+
+    def make(parts, given, interrupts, rows):
+        tried.append(given.step)
+        if tried == list(range(7)):
+            raise updates.too_little_memory(parts, parts.run, rows, RuntimeError("out of memory"))
+        return real(parts, given, interrupts, rows)
+
+    monkeypatch.setattr(trainer, "make_update", make)
+    with pytest.raises(updates.TooLittleMemory):
+        trained("parallelism=ddp", "checkpoint.every_steps=0", "evaluation.every_steps=0")
+    assert tried == list(range(7))
+
+
 @pytest.mark.parametrize(
     "options",
     [["optimizer.skip_spikes_sigmas=6"], ["optimizer.fused=false"], ["diagnostics.every_steps=1"]],
