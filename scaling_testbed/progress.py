@@ -95,12 +95,15 @@ class Clock:
         self._steps, self._seconds = 0, 0.0
 
     def begin_step(self) -> None:
+        """Begin a step now. Without this call it began when the last one ended."""
         self._step_began = time.monotonic()
 
     def end_step(self) -> None:
+        now = time.monotonic()
         self._steps += 1
         if self._steps > 1:  # the first step of a process compiles, allocates and warms caches
-            self._seconds += time.monotonic() - self._step_began
+            self._seconds += now - self._step_began
+        self._step_began = now
 
     @property
     def wall_seconds(self) -> float:

@@ -94,7 +94,8 @@ def train(run: RunConfig, interrupts: Interrupts | None = None, *, quiet: bool =
                             save(parts, progress)
                     if progress.step == parts.steps:
                         break
-                    progress.clock.begin_step()
+                    if queue.is_empty:  # else the device has not stopped since the last update
+                        progress.clock.begin_step()
                     while queue.has_room(interrupts, needs_host):
                         given = inputs(parts, queue.made)
                         if graph is not None:

@@ -206,13 +206,18 @@ class Queue:
         self._closed = False
         self._signals: Sequence[float] = ()
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether every value is read."""
+        return not self._waiting
+
     def has_room(self, interrupts: Interrupts, needs_host: Callable[[int], bool]) -> bool:
         """Whether the next update can be made before a value is read.
 
         needs_host: number of updates -> whether the host works with the weights after so many. Raises Interrupted when
         every value is read, if a signal came to a process of the group.
         """
-        if not self._waiting:
+        if self.is_empty:
             self._closed = False
             if self._signals:
                 interrupts.check_counts(self._signals)
@@ -227,7 +232,7 @@ class Queue:
 
     def close(self) -> bool:
         """Have no room until every value is read. Returns whether there is one to read."""
-        self._closed = bool(self._waiting)
+        self._closed = not self.is_empty
         return self._closed
 
     def read(self) -> Update:

@@ -12,6 +12,7 @@ import torch
 from scaling_testbed.errors import ConfigError
 from scaling_testbed.learning import loss_model
 from scaling_testbed.processes.interrupts import Interrupted
+from scaling_testbed.progress import Clock
 from scaling_testbed.training import graph
 from scaling_testbed.training import parts as building
 from scaling_testbed.training import run as trainer
@@ -184,6 +185,16 @@ def test_an_error_of_memory_ends_a_group_at_once(trained, monkeypatch, late):
     with pytest.raises(updates.TooLittleMemory):
         trained("parallelism=ddp", "checkpoint.every_steps=0", "evaluation.every_steps=0")
     assert tried == list(range(7))
+
+
+@pytest.mark.parametrize("reads", ["at once", "late"])
+def test_a_step_is_timed_from_the_end_of_the_last_one_unless_the_device_has_stopped(trained, monkeypatch, late, reads):
+    if reads == "late":
+        late()
+    began, real = [], Clock.begin_step
+    monkeypatch.setattr(Clock, "begin_step", lambda clock: began.append(1) or real(clock))
+    trained("checkpoint.every_steps=0", "evaluation.every_steps=5")
+    assert len(began) == (3 if reads == "late" else 12)
 
 
 @pytest.mark.parametrize(
