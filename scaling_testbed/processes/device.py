@@ -1,6 +1,7 @@
 """The hardware of a run: device, precision, determinism, and the peak FLOP/s that utilisation is relative to."""
 
 import contextlib
+import functools
 import os
 import re
 import resource
@@ -95,6 +96,11 @@ def to_device(rows: np.ndarray, device: torch.device) -> torch.Tensor:
     return tokens.to(torch.int32).pin_memory().to(device, non_blocking=True).long()
 
 
+def in_fp64(values: torch.Tensor) -> torch.Tensor:
+    """`values` in fp64; on the host if they are on an Apple GPU, which has no fp64."""
+    return (values.cpu() if values.device.type == "mps" else values).double()
+
+
 class HostCopy:
     """A copy of a small tensor in the memory of the host. It begins at once; `read` waits for it."""
 
@@ -117,15 +123,21 @@ class HostCopy:
 @contextlib.contextmanager
 def on_side_stream(device: torch.device) -> Iterator[None]:
     """Context manager for work on another stream of a GPU, between the work before and after it. PyTorch asks for it
-    before a capture (its notes on CUDA graphs)."""
+    before a capture (its notes on CUDA graphs). It is the same stream each time, because PyTorch keeps the memory of
+    each stream for this stream."""
     if device.type != "cuda":
         yield
         return
-    side, here = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+    side, here = _side_stream(device), torch.cuda.current_stream(device)
     side.wait_stream(here)
     with torch.cuda.stream(side):
         yield
     here.wait_stream(side)
+
+
+@functools.cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
 
 
 def device_name(device: torch.device) -> str:

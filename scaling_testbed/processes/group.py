@@ -26,6 +26,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from scaling_testbed.config.sections import ParallelismConfig
 from scaling_testbed.errors import FAILED, STOPPED, UserError
+from scaling_testbed.processes.device import in_fp64
 from scaling_testbed.processes.heartbeat import FAILURE, Beat, Finding, Heartbeat, collectives, place
 from scaling_testbed.processes.interrupts import Interrupts
 from scaling_testbed.processes.world import World
@@ -230,7 +231,7 @@ class Processes:
 
         values: on the device of `connect`.
         """
-        numbers = values.double()
+        numbers = in_fp64(values)
         if more:
             # From memory that is not pinned, the host would wait until the GPU has computed all that is queued.
             theirs = torch.tensor(more, dtype=torch.float64, pin_memory=numbers.is_cuda)

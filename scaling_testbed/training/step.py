@@ -16,7 +16,7 @@ from scaling_testbed.config.memory import divisors
 from scaling_testbed.config.run import RunConfig
 from scaling_testbed.errors import UserError, bytes_asked_for, is_memory_error
 from scaling_testbed.learning.optimizers import clip_coefficient, set_lr
-from scaling_testbed.processes.device import HostCopy, autocast, free_memory_bytes, to_device
+from scaling_testbed.processes.device import HostCopy, autocast, free_memory_bytes, in_fp64, to_device
 from scaling_testbed.processes.group import Processes
 from scaling_testbed.processes.interrupts import Interrupts
 from scaling_testbed.training.parts import Parts
@@ -63,7 +63,7 @@ class Made:
     """An update that is made, or queued on the device.
 
     values: the sums over the global batch of cross-entropy and z-loss, then in a group the signals (Interrupts.counts),
-    then the gradient norm; fp64 on the device.
+    then the gradient norm; fp64.
     """
 
     values: torch.Tensor
@@ -166,7 +166,7 @@ def make_update(parts: Parts, given: Inputs, interrupts: Interrupts, rows: int) 
     for intervention in interventions:
         intervention.after_update(made)
     optimizer.zero_grad(set_to_none=True)
-    return Made(values=torch.cat([sums, norm.double().reshape(1)]), skipped=not made, diagnostics=found)
+    return Made(values=torch.cat([sums, in_fp64(norm).reshape(1)]), skipped=not made, diagnostics=found)
 
 
 def check_finite(loss: float, grad_norm: float, diagnostics: dict[str, float]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from scaling_testbed.errors import UserError, is_memory_error
-from scaling_testbed.processes.device import autocast, to_device
+from scaling_testbed.processes.device import autocast, in_fp64, to_device
 from scaling_testbed.training.data import MAIN_SET
 from scaling_testbed.training.parts import Parts
 from scaling_testbed.training.step import too_little_memory
@@ -24,6 +24,7 @@ def evaluate(parts: Parts, poll: Callable[[], object] = lambda: None) -> dict[st
     """
     processes, losses = parts.processes, {}
     for name, batches in parts.validation_sets.items():
+        total, n_tokens = 0.0, 0.0
         terms_of_batches = []  # on the device: the host does not wait for each batch
         with parts.placed.scoring():
             for first in range(0, len(batches), processes.world.size):
@@ -40,9 +41,11 @@ def evaluate(parts: Parts, poll: Callable[[], object] = lambda: None) -> dict[st
                         raise
                     raise _too_little_memory(parts, batches.rows, error) from None
                 if number < len(batches):
-                    terms_of_batches.append(torch.stack([terms.ce.double(), terms.n_tokens.double()]))
-        ce, n_tokens = zip(*torch.stack(terms_of_batches).tolist(), strict=True) if terms_of_batches else ((), ())
-        total_of_all, n_tokens_of_all = processes.sum([sum(ce), sum(n_tokens)])
+                    terms_of_batches.append(torch.stack([in_fp64(terms.ce), in_fp64(terms.n_tokens)]))
+        for ce, n_here in torch.stack(terms_of_batches).tolist() if terms_of_batches else []:
+            total += ce  # `sum` rounds otherwise from Python 3.12 on
+            n_tokens += n_here
+        total_of_all, n_tokens_of_all = processes.sum([total, n_tokens])
         losses[name] = total_of_all / n_tokens_of_all
     for prepared in parts.prepared.values():
         prepared.check()

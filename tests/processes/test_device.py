@@ -1,5 +1,8 @@
 """The peak that utilisation is measured against belongs to the card that runs, or is not known."""
 
+import contextlib
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -50,3 +53,27 @@ def test_a_run_inherits_no_switch_of_determinism_from_an_earlier_one_in_its_proc
     assert switches() == (True, False, (False, False, True))
     module.configure_torch(ComputeConfig())
     assert switches() == before
+
+
+def test_an_apple_gpu_has_no_fp64_so_the_host_has_it():
+    on_gpu = SimpleNamespace(device=torch.device("mps"), cpu=lambda: torch.ones(2))
+    assert module.in_fp64(on_gpu).dtype is module.in_fp64(torch.ones(2)).dtype is torch.float64
+
+
+def test_work_beside_the_main_stream_of_a_gpu_has_the_same_stream_each_time(monkeypatch):
+    """PyTorch keeps the freed memory of each stream for that stream alone."""
+    used = []
+
+    class Stream:
+        def __init__(self, device):
+            self.wait_stream = lambda other: None
+
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext(used.append(stream)))
+    module._side_stream.cache_clear()
+    for _ in range(2):
+        with module.on_side_stream(torch.device("cuda", 0)):
+            pass
+    module._side_stream.cache_clear()
+    assert len(used) == 2 and used[0] is used[1]
