@@ -9,6 +9,7 @@ PyTorch keeps compiled code on the disk, for later processes of the same user: i
 """
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterator
 
@@ -35,9 +36,13 @@ def choose_compile(config: ComputeConfig, device: torch.device) -> bool:
 def compile_blocks(model: Transformer) -> None:
     """Let each block be compiled at its first call. This sets switches of the compiler for the whole process."""
     import torch._dynamo.config
+    import torch._inductor.config
 
     torch._dynamo.config.recompile_limit = MOST_VERSIONS
     torch._dynamo.config.optimize_ddp = False  # it would cut a block where a bucket of gradients ends
+    # Without this, the compiler measures versions of a kernel and takes the fastest, which may be another next time.
+    asked = os.environ.get("TORCHINDUCTOR_DETERMINISTIC") == "1"
+    torch._inductor.config.deterministic = asked or torch.are_deterministic_algorithms_enabled()
     for block in model.blocks:
         # fullgraph: what cannot be compiled is an error. Else it would be slow, and nobody would know.
         block.compile(fullgraph=True, dynamic=False)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.learning.loss_model import LossModel
 from scaling_testbed.model.transformer import Transformer
 from scaling_testbed.processes.compilation import choose_compile, compile_blocks
+from scaling_testbed.processes.device import configure_torch
 from scaling_testbed.processes.group import Processes
 from scaling_testbed.processes.placement import parallelize
 from scaling_testbed.processes.world import World
@@ -110,6 +112,23 @@ def test_a_run_that_goes_on_without_compiling_says_so(tiny, monkeypatch, capsys)
     row = train(tiny("compute.compile=auto")[0])
     assert "the model is not compiled from here on, and was compiled before" in "".join(capsys.readouterr())
     assert row["compiled"] is False and row["restarts"] == 1
+
+
+@pytest.mark.parametrize(("deterministic", "variable"), [(True, None), (False, None), (False, "1")])
+def test_a_deterministic_run_has_the_compiler_choose_without_measuring(monkeypatch, deterministic, variable):
+    """And no later run in its process inherits it."""
+    import torch._inductor.config as inductor
+
+    monkeypatch.delenv("TORCHINDUCTOR_DETERMINISTIC", raising=False)
+    if variable:
+        monkeypatch.setenv("TORCHINDUCTOR_DETERMINISTIC", variable)
+    configure_torch(ComputeConfig(deterministic=deterministic))
+    try:
+        with inductor.patch(deterministic=not deterministic):
+            compile_blocks(SimpleNamespace(blocks=[]))
+            assert inductor.deterministic is (deterministic or bool(variable))
+    finally:
+        configure_torch(ComputeConfig())
 
 
 def test_compile_is_true_false_or_auto_which_is_false_on_every_device_until_it_is_measured(tiny):
