@@ -30,7 +30,7 @@ class Progress:
     all starts. micro_batches: step -> sequences in a pass of a process from this step on. clock: wall seconds over all
     starts. restarts: the starts before this one. metrics: what the checkpoint from which the run continues says of
     metrics.jsonl, or None. compiled_before: whether the model was compiled in the start that this one continues; None
-    if there is none, or if its checkpoint does not say it.
+    if there is none, or if its checkpoint does not say it. captured_before: the same for a step as one CUDA graph.
     """
 
     summary: Summary
@@ -43,6 +43,7 @@ class Progress:
     restarts: int = 0
     metrics: Written | None = None
     compiled_before: bool | None = None
+    captured_before: bool | None = None
 
     @property
     def micro_batch(self) -> int:
@@ -109,6 +110,7 @@ def save(parts: Parts, progress: Progress) -> None:
         "shapes": state.shapes(parts.model),
         "precision": parts.precision,
         "compiled": parts.compiled,
+        "cuda_graph": parts.captures,
         "row": progress.record,
         "summary": progress.summary.state(),
         "metrics": metrics,
@@ -157,6 +159,7 @@ def resume(parts: Parts) -> Progress:
             clock=Clock(before=plain["wall_seconds"]),
             restarts=plain.get("restarts", 0) + 1,
             compiled_before=plain.get("compiled"),
+            captured_before=plain.get("cuda_graph"),
         )
         restore_states(parts.interventions, plain.get("updates", {}))
     sharded = parts.run.parallelism.is_sharded

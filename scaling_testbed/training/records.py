@@ -71,6 +71,9 @@ class Records:
         if progress.compiled_before not in (None, parts.compiled):
             now, before = ("compiled", "not") if parts.compiled else ("not compiled", "compiled")
             say(f"the model is {now} from here on, and was {before} before: the last bits of the losses may differ")
+        if progress.captured_before not in (None, parts.captures):
+            now, before = ("", " not") if parts.captures else (" not", "")
+            say(f"steps are{now} a CUDA graph from here on, and were{before} before: the last bits may differ")
         changes = list(progress.micro_batches.items())
         if len(changes) > 1 and changes[-1][0] == progress.step:
             say(f"micro-batches of {changes[-1][1]} sequences from here on, in place of {changes[-2][1]}")

@@ -243,6 +243,16 @@ def test_a_captured_step_has_the_bits_of_the_same_step_without_a_graph(trained, 
     assert all(isinstance(group["lr"], float) and not group["capturable"] for group in kept)
 
 
+def test_a_run_that_goes_on_without_a_graph_says_so(tiny, graphs, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "Interrupts", lambda: StopAt(9))
+        assert trainer.train(tiny("compute.cuda_graph=true")[0])["status"] == "preempted"
+    assert "from here on" not in "".join(capsys.readouterr())
+    row = trainer.train(tiny()[0])
+    assert "steps are not a CUDA graph from here on, and were before" in "".join(capsys.readouterr())
+    assert row["cuda_graph"] is False and row["restarts"] == 1
+
+
 def test_a_captured_step_that_is_bad_changes_nothing(trained, graphs, monkeypatch):
     poison(monkeypatch, 8, math.nan, "loss")
     row, _ = trained("compute.cuda_graph=true", "checkpoint.every_steps=0")
