@@ -302,7 +302,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     device = harness.choose_device(options.device)
     # A floor is valid only if no other process uses the machine between its measurement and that of the calls.
     columns = [column for column in COLUMNS if device.type == "cuda" or column[0] != "floor_over_this"]
-    report = Report("head", harness.describe_machine(device), columns, out=options.out, smoke=options.quick)
+    name = "widths" if options.widths else "head"  # so that neither takes the place of the other
+    machine = harness.describe_machine(device)
+    report = Report(name, machine, columns, out=options.out, smoke=options.quick, module="head")
     shapes = QUICK_SHAPES[device.type] if options.quick else GPU_SHAPES if device.type == "cuda" else CPU_SHAPES
     if options.widths:
         shapes = [(shapes[0][0], D, shapes[0][2]) for D in integers(options.widths)]

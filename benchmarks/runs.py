@@ -157,8 +157,8 @@ Calls = list[Call]
 def make_all(tasks: dict[str, Calls], at_once: int, budget: Budget) -> Iterator[tuple[str, dict[str, Any]]]:
     """The name of each task with the answer of its last call, as soon as it is there.
 
-    The calls of a task are made one after another, each in a forked process, and `at_once` tasks at the same time. When
-    the time is over, the rest is not made.
+    The calls of a task are made one after another, each in a forked process, and `at_once` tasks at the same time. All
+    but the last must kill their process. When the time is over, the rest is not made.
     """
     waiting, running = list(tasks.items()), {}
     context = multiprocessing.get_context("fork")
@@ -185,10 +185,12 @@ def make_all(tasks: dict[str, Calls], at_once: int, budget: Budget) -> Iterator[
                     process.join()
                     answer = {"status": f"failed: the process ended with {process.exitcode}"}
                 process.join()
-                if len(calls) > 1:
-                    start(name, calls[1:])
-                else:
+                if len(calls) == 1:
                     yield name, answer
+                elif process.exitcode == -signal.SIGKILL:
+                    start(name, calls[1:])
+                else:  # the next call would begin anew, and look like one that goes on
+                    yield name, {"status": f"failed: it was to be killed, and {answer['status']}"}
     finally:
         for _, _, process in running.values():
             process.kill()
@@ -200,8 +202,8 @@ def compared(name: str, run: dict[str, Any], with_run: dict[str, Any], *, bits: 
     row = {"variant": name, "ours": True, "status": run["status"]}
     if row["status"] != "ok":
         return row
-    if with_run.get("status") != "ok":
-        return row | {"status": "there is nothing to compare it with"}
+    if with_run["status"] != "ok":
+        return row | {"status": f"failed: there is nothing to compare it with ({with_run['status']})"}
     differences = [relative(run["losses"].get(step), loss) for step, loss in with_run["losses"].items()]
     row |= {"first_difference": differences[0], "largest_difference": max(differences)}
     row |= {"same_losses": run["losses"] == with_run["losses"], "run_seconds": run["run_seconds"]}
@@ -244,6 +246,7 @@ def measure(report: Report, tasks: dict[str, Calls], cases: dict[str, Case], at_
     """Make the tasks, and add each case to the report when its tasks are done."""
     found: dict[str, dict[str, Any]] = {}
     report.data["not_reached"] = list(cases)
+    report.write()
     for name, answer in make_all(tasks, at_once, budget):
         found[name] = answer
         for label in [label for label in report.data["not_reached"] if set(cases[label].needs) <= set(found)]:

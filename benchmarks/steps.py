@@ -292,7 +292,7 @@ def rows_of_jobs(jobs: list[tuple[str, str]], budget: Budget, *arguments) -> Ite
                     process.join()
                     row = {"status": f"the process ended with {process.exitcode}"}
                 yield jobs.pop(0), row
-                if row["status"].startswith(("ended after", "the process")):
+                if row["status"] not in ("ok", harness.OUT_OF_MEMORY):  # this process may have lost the GPU
                     break
         finally:
             process.kill()
@@ -324,13 +324,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     cases = {size: {"label": size, "rows": []} for size, _ in jobs}
     report.data["cases"] = list(cases.values())
     with tempfile.TemporaryDirectory() as folder:
-        waiting = [f"{size}, {variant}" for size, variant in jobs]
+        waiting = report.data["not_reached"] = [f"{size}, {variant}" for size, variant in jobs]
+        report.write()
         for (size, variant), row in rows_of_jobs(jobs, budget, sizes, folder, machine["device"], machine["ceilings"]):
             case = cases[size]
             case["rows"].append({"variant": variant, "ours": True} | row)
             case["notes"] = aim(size, case["rows"])
             waiting.remove(f"{size}, {variant}")
-            report.data["not_reached"] = waiting
             print(f"{size}, {variant}: {_line(row)}", flush=True)
             report.write()
     report.data["cases"] = [case for case in cases.values() if case["rows"]]

@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 python=${1:-python}
 readme=77e84a2a66e77922 # the fingerprint of the corpus of README's table
 echo "Training 16 models of 25 or 99 thousand parameters on the source code of sympy 1.14.0, which PyTorch requires."
-echo "This takes about three minutes on two idle CPU cores. Runs that have finished are not trained again."
+echo "This takes about two and a half minutes on two idle CPU cores. Runs that have finished are not trained again."
 corpus=$("$python" -m scaling_testbed.prepare data=sympy)
 echo "$corpus"
 here=$(sed -n 's/^fingerprint  *//p' <<< "$corpus")

@@ -37,7 +37,8 @@ if ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2
   exit 2
 fi
 failed=0
-: >"$out/summary.txt" && : >"$out/log.txt"
+# A later call adds to the summary and the log of an earlier one.
+echo "$(date -u '+%F %T') UTC: ${stages[*]}" | tee -a "$out/log.txt" >>"$out/summary.txt"
 
 # step NAME SECONDS COMMAND...: run for at most SECONDS, then interrupt, so that it reports results.
 step() {

@@ -194,10 +194,16 @@ def test_attention_is_timed_on_what_the_projections_leave():
     assert all(x.grad is None for x in inputs)  # a copy into it would be charged to whoever lays it out otherwise
 
 
-@pytest.mark.parametrize(("seconds", "end"), [(19.9, GOOD), (20.1, BAD)])
-@pytest.mark.parametrize("typed", [True, False])
+@pytest.mark.parametrize(
+    ("seconds", "commit", "typed", "end"),
+    [
+        (19.9, "8bd9ca3", False, GOOD),
+        (20.1, "8bd9ca30", False, BAD),
+        (20.1, "ee5a80d", True, "wall time 0.20 of that of ee5a80d"),  # the aims are about another commit
+    ],
+)
 def test_a_grid_is_timed_beside_an_earlier_commit_in_its_own_spelling(
-    tmp_path, monkeypatch, capsys, seconds, end, typed
+    tmp_path, monkeypatch, capsys, seconds, commit, typed, end
 ):
     earlier = tmp_path / "earlier"
     (earlier / "scaling_testbed" / ("commands" if typed else "running")).mkdir(parents=True)
@@ -212,6 +218,7 @@ def test_a_grid_is_timed_beside_an_earlier_commit_in_its_own_spelling(
 
     monkeypatch.setattr(grid, "measure", measure)
     monkeypatch.setattr(grid, "prepare", lambda variant: None)
+    monkeypatch.setattr(grid, "commit_of", lambda place: commit)
     monkeypatch.setattr(harness, "describe_machine", lambda device: MACHINE)
     assert grid.main(["--earlier", str(earlier), "--quick", "--rounds", "2", "--out", str(tmp_path / "out")]) == 0
     assert len(commands) == 6 and [words[-1] for words in commands[:3]] == [
@@ -222,6 +229,7 @@ def test_a_grid_is_timed_beside_an_earlier_commit_in_its_own_spelling(
     (case,) = json.loads(next((tmp_path / "out").iterdir()).read_text())["cases"]
     assert case["notes"][0].startswith("2 rounds") and case["notes"][-1].endswith(end)
     assert f"| {grid.STARTS} | {grid.WARM} | {seconds:.2f} | 50.00 |" in capsys.readouterr().out
+    assert all("compute.device=cpu" in words for words in commands)  # as the result says
 
 
 NANOGPT = """
@@ -267,7 +275,7 @@ def test_a_quick_run_measures_and_checks(tmp_path, capsys):
     options = ["--device", "cpu", "--quick", "--rounds", "1", "--out", str(tmp_path), "--without", "torch's"]
     options += ["--widths", "48", "--chunk-mib", "1,2"]
     assert head.main(options) == 0
-    (path,) = tmp_path.iterdir()
+    (path,) = tmp_path.glob("widths-*.json")  # another file than that of the standard shapes
     (case,) = json.loads(path.read_text())["cases"]
     assert [row["variant"] for row in case["rows"]] == [
         "ours, chunked", "ours, chunks of 1 MiB", "ours, chunks of 2 MiB",
@@ -350,9 +358,46 @@ def test_a_task_goes_on_after_a_killed_process_and_the_time_of_all_is_kept(tmp_p
         (tmp_path / "noted").touch()
         return {"status": "ok"}
 
-    tasks = {"killed first": [end, note], "killed": [end], "too long": [lambda: time.sleep(60)]}
-    found = dict(runs.make_all(tasks, at_once=3, budget=Budget(0.5)))
-    assert found == {"killed first": {"status": "ok"}, "killed": {"status": "failed: the process ended with -9"}}
+    def fail():
+        raise ValueError("no memory")
+
+    tasks = {"killed first": [end, note], "killed": [end], "too long": [lambda: time.sleep(60)], "failed": [fail, note]}
+    found = dict(runs.make_all(tasks, at_once=4, budget=Budget(0.5)))
+    assert found == {
+        "killed first": {"status": "ok"},
+        "killed": {"status": "failed: the process ended with -9"},
+        "failed": {"status": "failed: it was to be killed, and failed: no memory"},
+    }
+
+
+def test_a_failure_of_what_others_are_compared_with_is_a_failure():
+    run = {"status": "ok", "losses": {1: 2.0}, "folder": "", "run_seconds": 1}
+    row = runs.compared("ddp", run, {"status": "failed: no memory"}, bits=False)
+    assert row["status"] == "failed: there is nothing to compare it with (failed: no memory)"
+
+
+def test_a_step_that_fails_takes_no_other_with_it(monkeypatch):
+    """After an illegal access each call of CUDA in the process fails."""
+
+    def work(sender, jobs):
+        lost = False
+        for _, variant in jobs:
+            lost = lost or variant == "bad"
+            sender.send({"status": "failed: no access" if lost else "ok"})
+        time.sleep(60)
+
+    monkeypatch.setattr(steps, "work", work)
+    jobs = [("10m", variant) for variant in ("good", "bad", "other", "last")]
+    found = {variant: row["status"] for (_, variant), row in steps.rows_of_jobs(jobs, Budget(60))}
+    assert found == {"good": "ok", "bad": "failed: no access", "other": "ok", "last": "ok"}
+
+
+def test_a_stage_without_time_for_a_step_says_what_was_not_measured(monkeypatch, tmp_path):
+    monkeypatch.setattr(steps, "in_child", lambda *_: MACHINE)
+    assert steps.main(["--device", "cpu", "--seconds", "0", "--out", str(tmp_path)]) == 0
+    (path,) = tmp_path.iterdir()
+    result = json.loads(path.read_text())
+    assert result["cases"] == [] and result["not_reached"] == ["nano_s, eager"]
 
 
 def test_a_stage_that_is_not_known_is_named(tmp_path):

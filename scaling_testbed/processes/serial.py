@@ -75,9 +75,10 @@ class Worker:
     def status(self) -> int | None:
         """0 if the run has ended with it, the exit status of the worker if it has ended, else None."""
         ended = self._process.poll()
-        if select.select([self._connection], [], [], 0)[0] and self._connection.recv(1):
-            self.busy = False
-            return 0
+        with contextlib.suppress(ConnectionError):  # the worker has ended before it has read its request
+            if select.select([self._connection], [], [], 0)[0] and self._connection.recv(1):
+                self.busy = False
+                return 0
         return ended
 
     def send_signal(self, number: int) -> None:
@@ -148,16 +149,20 @@ def _run(request: Mapping[str, Any], log: int) -> int:
     return 0
 
 
-def _forget(shape_changes: bool) -> None:
-    """Free what the last run held. shape_changes: also what was compiled for it: Dynamo compiles a function for few
-    shapes, and then no more."""
+def _forget() -> None:
+    """Free what a run held, so that others can use the memory while this process waits."""
     gc.collect()
     torch = sys.modules.get("torch")
-    if shape_changes and "torch._dynamo" in sys.modules:
-        sys.modules["torch._dynamo"].reset()
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch._C._cuda_clearCublasWorkspaces()  # of each stream that the run has used
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
+
+
+def _forget_compiled() -> None:
+    """Free what was compiled. Dynamo compiles a function for few shapes, and then no more."""
+    if "torch._dynamo" in sys.modules:
+        sys.modules["torch._dynamo"].reset()
 
 
 def main() -> None:
@@ -170,10 +175,12 @@ def main() -> None:
         if not data:
             os._exit(0)
         request = json.loads(data)
-        _forget(shape_changes=shape not in (None, request["shape"]))
+        if shape not in (None, request["shape"]):
+            _forget_compiled()
         shape = request["shape"]
         if status := _run(request, logs[0]):
             os._exit(status)
+        _forget()  # before the answer: an error of CUDA that shows only here belongs to this run
         os.environ.clear()
         os.environ.update(own)
         try:

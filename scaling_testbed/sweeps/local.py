@@ -45,6 +45,7 @@ from scaling_testbed.sweeps.view import live_table
 
 POLL_SECONDS = 0.05  # a free slot waits half of it
 REFRESH_SECONDS = 2.0
+OWNER_SECONDS = 1.0  # between looks at runs of other processes: for one of another machine each look makes a file
 ENOUGH_RUNS, ENOUGH_SECONDS = 2, 60.0  # one of both before the time left is estimated
 PRELOADED = ["torch._dynamo", "torch.distributed.checkpoint", "torch.distributed.fsdp"]  # the first update imports them
 PRELOADED += ["scaling_testbed.training.run", "scaling_testbed.config.compose:get_ready"]
@@ -125,6 +126,7 @@ class Driver:
 
     def _loop(self, free: list[dict[str, str]]) -> None:
         console = Console()
+        self._looked = -OWNER_SECONDS
         live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
         refreshed = 0.0
         if live:
@@ -149,9 +151,13 @@ class Driver:
 
     def _fill(self, free: list[dict[str, str]]) -> None:
         """Start waiting runs in free slots. A run that another process owns waits without a slot."""
+        if look := time.monotonic() - self._looked >= OWNER_SECONDS:
+            self._looked = time.monotonic()
         for run in list(self.waiting):
             if not free or self.stopping:
                 return
+            if run.run_id in self.awaited and not look:
+                continue
             if owner := owner_of(Path(run.folder) / "lock"):
                 if run.run_id not in self.awaited:
                     self.awaited.add(run.run_id)

@@ -19,6 +19,12 @@ import json, os, signal, sys, time
 print(json.dumps([os.getpid(), sys.argv[1:], os.environ.get("ADDED"), os.environ.get("LEFT"), __name__]), flush=True)
 os.environ["LEFT"] = "behind"
 print("to stderr", file=sys.stderr)
+if sys.argv[1] == "hold":
+    class Held:
+        def __del__(self):
+            print("freed", flush=True)
+    held = Held()
+    held.itself = held
 if sys.argv[1] == "wait":
     time.sleep(60)
 if sys.argv[1] == "kill":
@@ -84,6 +90,18 @@ def test_a_run_that_does_not_end_well_ends_its_process_alone(start, what, status
     assert ("ValueError: a defect" in said()) == (what == "raise")
     after, said_after = start()
     assert ended(after) == before.poll() == 0 and pid_of(said_after) != pid_of(said)
+
+
+def test_a_signal_before_a_worker_has_read_its_request_ends_the_run_alone(start):
+    """As Ctrl-C just after a start: the request that nobody reads resets the connection."""
+    run, _ = start("wait")
+    run.send_signal(signal.SIGTERM)
+    assert ended(run) == -signal.SIGTERM
+
+
+def test_what_a_run_held_is_free_while_its_worker_waits(start):
+    run, said = start("hold")
+    assert ended(run) == 0 and said()[-1] == "freed"
 
 
 @pytest.mark.parametrize("differs", ["place", "kind", "code"])

@@ -293,6 +293,19 @@ def test_a_run_that_fails_in_another_process_counts_as_failed(door, monkeypatch,
     assert code == 1 and "being run by another-machine pid 7" in err and "no luck" in err and "1 finished" in out
 
 
+def test_a_run_of_another_process_is_looked_at_seldom(door, untrained, monkeypatch):
+    seen = []
+
+    def owner(_):
+        seen.append(time.monotonic())
+        return Owner("another-machine", 7) if seen[-1] < seen[0] + 0.5 else None
+
+    monkeypatch.setattr(local, "OWNER_SECONDS", 0.2)
+    monkeypatch.setattr(local, "owner_of", owner)
+    code, _, err = door("run", "model=bigram", "optimizer.lr=1e-3")
+    assert code == 0 and 3 <= len(seen) <= 4 and err.count("waiting for it") == 1
+
+
 def test_the_longest_run_starts_first(door, tmp_path, monkeypatch):
     order = []
 
