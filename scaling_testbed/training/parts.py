@@ -1,7 +1,6 @@
 """The parts of a run, built once from its configuration."""
 
 import dataclasses
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,8 +110,6 @@ def build_parts(run: RunConfig, folder: RunFolder, processes: Processes, *, quie
     interventions = interventions_of(run)
     for intervention in interventions.values():
         intervention.attach(Context(model=model, optimizer=optimizer, sum=processes.sum, largest=processes.largest))
-    if run.compute.cuda_graph is True and (reason := why_no_graph(run, device, interventions, optimizer)):
-        raise ConfigError(f"compute.cuda_graph=true cannot be: {reason}; use compute.cuda_graph=auto")
     ahead, bad = 0, None
     # An intervention looks at the values of an update before the next one is made.
     if device.type in AHEAD and not interventions:
@@ -148,17 +145,15 @@ def build_parts(run: RunConfig, folder: RunFolder, processes: Processes, *, quie
     )
 
 
-def why_no_graph(
-    run: RunConfig, device: torch.device, interventions: Collection[str], optimizer: torch.optim.Optimizer
-) -> str | None:
+def why_no_graph(run: RunConfig, device: torch.device) -> str | None:
     """Why an update of `run` cannot be captured in a CUDA graph; None if it can."""
     if device.type not in AHEAD:
         return f"the device is {device.type}"
     if run.parallelism.kind != "single":
         return f"parallelism={run.parallelism.kind} exchanges gradients in a step"
-    if interventions:
-        return f"{listed(sorted(interventions))} needs the host in a step"
-    if type(optimizer) is not torch.optim.AdamW or not optimizer.defaults["fused"]:
+    if interventions := sorted(interventions_of(run)):
+        return f"{listed(interventions)} needs the host in a step"
+    if not run.optimizer.can_be_captured:
         return f"optimizer={run.optimizer.name} has no fused step here, and only AdamW's fused step can be captured"
     return None
 
@@ -183,6 +178,8 @@ def _choose_paths(run: RunConfig, local_rank: int) -> tuple[torch.device, str, C
             f"compute.residual_dtype=bf16 needs compute.precision=bf16, and auto means {precision} on {device.type}; "
             "type compute.precision=bf16 too"
         )
+    if run.compute.cuda_graph is True and (reason := why_no_graph(run, device)):
+        raise ConfigError(f"compute.cuda_graph=true cannot be: {reason}; use compute.cuda_graph=auto")
     loss = dataclasses.replace(run.loss, impl=choose_loss_impl(run.loss, device))
     check_impls(run.model, device)
     return device, precision, loss

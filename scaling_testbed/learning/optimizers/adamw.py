@@ -87,6 +87,11 @@ class AdamWConfig(OptimizerConfig):
         return MOMENTS_BYTES
 
     @property
+    def can_be_captured(self) -> bool:
+        """PyTorch's fused step can."""
+        return not self._has_rates_of_tensors and self.fused is not False
+
+    @property
     def rate_means(self) -> str:
         """update_clipping does not change the meaning, because it divides the rate by one except after a spike."""
         return RELATIVE_RATE if self.scale_lr_by_param_rms else AS_ADAMW

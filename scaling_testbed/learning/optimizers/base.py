@@ -128,6 +128,12 @@ class OptimizerConfig(abc.ABC):
         """Bytes of optimizer state for each weight of a role."""
 
     @property
+    def can_be_captured(self) -> bool:
+        """Whether a step on a GPU can be part of a CUDA graph: it reads no tensor on the host, and the
+        rate can be a tensor."""
+        return False
+
+    @property
     @abc.abstractmethod
     def rate_means(self) -> str:
         """The meaning of one unit of learning rate, in a few words; AS_ADAMW if it is the same as for AdamW.
