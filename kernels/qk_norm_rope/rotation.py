@@ -18,7 +18,26 @@ def rotate(x_BHTK: torch.Tensor, cos_TR: torch.Tensor, sin_TR: torch.Tensor) -> 
     """
     if torch.compiler.is_compiling():
         return apply_rotary(x_BHTK, cos_TR, sin_TR)
-    return _Rotation.apply(wide(x_BHTK), cos_TR, sin_TR).to(x_BHTK.dtype)
+    return _Rotation.apply(wide(x_BHTK), *whole_tables(cos_TR, sin_TR)).to(x_BHTK.dtype)
+
+
+def whole_tables(cos_TR: torch.Tensor, sin_TR: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The tables (cos, cos), (-sin, sin) and (sin, -sin) over whole heads.
+
+    On a CPU those of the last tables are kept, because all layers of a pass have the same.
+    """
+    global _kept
+    if _kept and _kept[0] is cos_TR and _kept[1] is sin_TR:
+        return _kept[2:]
+    negative_TR = -sin_TR
+    halves = ((cos_TR, cos_TR), (negative_TR, sin_TR), (sin_TR, negative_TR))
+    cos_TK, sin_TK, back_TK = (torch.cat(pair, dim=-1) for pair in halves)
+    if cos_TR.device.type == "cpu":
+        _kept = (cos_TR, sin_TR, cos_TK, sin_TK, back_TK)
+    return cos_TK, sin_TK, back_TK
+
+
+_kept: tuple = ()  # the last tables of a CPU, and those made of them
 
 
 class _Rotation(torch.autograd.Function):
@@ -29,13 +48,18 @@ class _Rotation(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x_BHTK, cos_TR, sin_TR):
-        ctx.save_for_backward(cos_TR, sin_TR)
-        swapped_BHTK = x_BHTK.roll(x_BHTK.shape[-1] // 2, -1)
-        swapped_BHTK.mul_(torch.cat((-sin_TR, sin_TR), dim=-1))
-        return swapped_BHTK.add_(x_BHTK * torch.cat((cos_TR, cos_TR), dim=-1))
+    def forward(ctx, x_BHTK, cos_TK, sin_TK, back_TK):
+        ctx.save_for_backward(cos_TK, sin_TK, back_TK)
+        return _rotated(x_BHTK, cos_TK, sin_TK)
 
     @staticmethod
     def backward(ctx, grad_BHTK):
-        cos_TR, sin_TR = ctx.saved_tensors
-        return _Rotation.apply(grad_BHTK, cos_TR, -sin_TR), None, None
+        cos_TK, sin_TK, back_TK = ctx.saved_tensors
+        if torch.is_grad_enabled():  # for a second derivative
+            return _Rotation.apply(grad_BHTK, cos_TK, back_TK, sin_TK), None, None, None
+        return _rotated(grad_BHTK, cos_TK, back_TK), None, None, None
+
+
+def _rotated(x_BHTK: torch.Tensor, cos_TK: torch.Tensor, sin_TK: torch.Tensor) -> torch.Tensor:
+    swapped_BHTK = x_BHTK.roll(x_BHTK.shape[-1] // 2, -1)
+    return swapped_BHTK.mul_(sin_TK).add_(x_BHTK * cos_TK)

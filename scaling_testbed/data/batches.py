@@ -17,6 +17,7 @@ from scaling_testbed.data.shards import TokenStream
 from scaling_testbed.errors import ConfigError, UserError
 
 ROUNDS = 8
+BLOCK = 4096  # places whose windows are computed together, because many small computations cost more than one
 
 
 @functools.lru_cache(maxsize=64)
@@ -56,6 +57,12 @@ def permute(positions: np.ndarray, n: int, seed: int, epoch: int) -> np.ndarray:
     return image.astype(np.int64)
 
 
+@functools.lru_cache(maxsize=4)
+def _block(n: int, seed: int, epoch: int, number: int) -> np.ndarray:
+    """The images of the places of one block. It is shared, and must not be changed."""
+    return permute(np.arange(number * BLOCK, min((number + 1) * BLOCK, n)), n, seed, epoch)
+
+
 class TrainingBatches:
     """Shuffled windows of a stream. `sequences` is the global batch, over all ranks and micro-batches."""
 
@@ -87,7 +94,8 @@ class TrainingBatches:
         while count:
             epoch, place = divmod(first, self.n_windows)
             here = min(count, self.n_windows - place)
-            parts.append(permute(np.arange(place, place + here), self.n_windows, self.seed, epoch))
+            here = min(here, BLOCK - place % BLOCK)
+            parts.append(_block(self.n_windows, self.seed, epoch, place // BLOCK)[place % BLOCK :][:here])
             first, count = first + here, count - here
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 

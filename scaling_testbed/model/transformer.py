@@ -9,6 +9,7 @@ Shapes in names: B sequences, T positions, D model width, V vocabulary, R rotate
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from typing import cast
@@ -64,6 +65,13 @@ def _norms(config: ModelConfig, device) -> nn.ModuleList:
     return nn.ModuleList(make(config.d_model, config.norm_eps, device=device) for _ in range(count))
 
 
+@functools.lru_cache(maxsize=4)
+def _cpu_tables(length: int, d_head: int, base: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """The rotary tables on a CPU, where to compute them takes 2% of a step of 256 tokens."""
+    with torch.inference_mode(False):  # a tensor of inference cannot be saved for a backward pass
+        return rotary_tables(torch.arange(length, device="cpu"), d_head, base)
+
+
 class Transformer(nn.Module):
     """The model of a resolved `config`. Its weights are NaN until `init_weights`.
 
@@ -117,9 +125,7 @@ class Transformer(nn.Module):
         x_BTD = self.embedding(tokens_BT)
         if self.narrow_residual:
             x_BTD = cast_for_matmul(x_BTD)
-        # The tables are computed in each pass. They are small, fit any length and device, and need not be saved.
-        positions_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
-        cos_TR, sin_TR = rotary_tables(positions_T, self.config.head_width, self.config.rope_base)
+        cos_TR, sin_TR = self._tables(tokens_BT.shape[1], tokens_BT.device)
         for number, block in enumerate(self.blocks):
             if self._is_recomputed(number):
                 # A block draws no random numbers. With early_stop, the hooks of sharding would not complete.
@@ -129,6 +135,13 @@ class Transformer(nn.Module):
             else:
                 x_BTD = block(x_BTD, cos_TR, sin_TR)
         return wide(self.final_norm(x_BTD))
+
+    def _tables(self, length: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """The rotary tables for a length. A GPU computes them in each pass; they are small and need not be saved."""
+        width, base = self.config.head_width, self.config.rope_base
+        if device.type == "cpu" and not torch.compiler.is_compiling():
+            return _cpu_tables(length, width, base)
+        return rotary_tables(torch.arange(length, device=device), width, base)
 
     def _is_recomputed(self, number: int) -> bool:
         if not self.recompute_every:

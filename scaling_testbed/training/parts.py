@@ -1,6 +1,7 @@
 """The parts of a run, built once from its configuration."""
 
 import dataclasses
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,6 +78,11 @@ class Parts:
     def data(self) -> PreparedData:
         """The corpus that the run is trained on."""
         return self.prepared[MAIN_SET]
+
+    @functools.cached_property
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """Those of the model; to list them takes time, and they stay the same."""
+        return list(self.model.parameters())
 
 
 def build_parts(run: RunConfig, folder: RunFolder, processes: Processes, *, quiet: bool = False) -> Parts:

@@ -184,7 +184,7 @@ def is_measured(parts: Parts, step: int) -> bool:
 def clip_gradients(parts: Parts) -> torch.Tensor:
     """Clip the global gradient norm if a limit is set. Returns the norm before clipping, a scalar on the device."""
     limit = parts.run.optimizer.clip_norm
-    norm = torch.nn.utils.clip_grad_norm_(parts.model.parameters(), math.inf if limit is None else limit)
+    norm = torch.nn.utils.clip_grad_norm_(parts.parameters, math.inf if limit is None else limit)
     if parts.run.parallelism.is_sharded:
         from torch.distributed.tensor import DTensor
 
