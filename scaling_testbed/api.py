@@ -201,16 +201,20 @@ def lr_sensitivity(
     section 2.2), in nats per token.
 
     group: the keys that tell conditions apart, by default all that vary. size: what N counts, by default the parameters
-    outside embedding and head. lr_range: the rates that count, by default 3e-4 to 3e-1. S is None if it is withheld;
-    `withheld` is the reason. Raises UserError and ConfigError."""
+    outside embedding and head. lr_range: the rates that count, by default those that the sweep declares, else 3e-4 to
+    3e-1. S is None if it is withheld; `withheld` is the reason. Raises UserError and ConfigError."""
     from scaling_testbed.analysis.curves.grouping import grouping_keys
-    from scaling_testbed.analysis.curves.lr_sensitivity import DEFAULT_RANGE, analyse, check_range
+    from scaling_testbed.analysis.curves.lr_sensitivity import analyse, check_range
     from scaling_testbed.analysis.rows.given import study_of
+    from scaling_testbed.papers.declaration import of_study
     from scaling_testbed.papers.paper import experiment_of
 
     study = study_of(rows, _texts(where))
     keys = grouping_keys(study, None if group is None else _texts(group), experiment_of(study)[1].group)
-    return analyse(study, keys, _size(size), check_range(lr_range or DEFAULT_RANGE))
+    declared, _ = of_study(study)
+    rates = declared.rates if lr_range is None else ()
+    chosen = check_range(lr_range or declared.lr_range)
+    return analyse(study, keys, _size(size), chosen, declared.critical_excess, rates)
 
 
 def instability(

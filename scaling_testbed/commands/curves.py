@@ -19,7 +19,12 @@ Out = Annotated[
     ),
 ]
 LrRange = Annotated[
-    str, typer.Option("--lr-range", metavar="LOW,HIGH", show_default=True, help="the range of learning rates in S")
+    str | None,
+    typer.Option(
+        "--lr-range",
+        metavar="LOW,HIGH",
+        help="the range of learning rates in S (default: the range that the sweep declares, else 3e-4,3e-1)",
+    ),
 ]
 QuantityName = Annotated[
     str | None,
@@ -52,22 +57,25 @@ def lr_sensitivity(
     where: Where = (),
     group: Group = (),
     size: Size = "n_params_non_embedding",
-    lr_range: LrRange = "3e-4,3e-1",
+    lr_range: LrRange = None,
     as_json: Json = False,
     out: Out = (),
 ) -> None:
-    """S, the sensitivity to the learning rate, with its figure.
+    """S, the sensitivity to the learning rate, and the critical rate, with their figure.
 
     S is computed for each size and condition. It is the mean over the learning rates of min(final loss, loss at
-    initialisation), minus the lowest of these values (arXiv 2309.14322, section 2.2)."""
+    initialisation), minus the lowest of these values (arXiv 2309.14322, section 2.2). The critical rate is where the
+    loss passes its best by 0.25 nats, or by what the sweep declares. Intervals over seeds are at 95 %."""
     from scaling_testbed import api
     from scaling_testbed.analysis.curves.lr_sensitivity import DEFINITION, rates_note
     from scaling_testbed.analysis.figures.panels import sensitivity_panels
     from scaling_testbed.analysis.rows.given import study_of
+    from scaling_testbed.papers.declaration import of_study
 
-    study, counted = study_of(sweep_dir, where), ends(lr_range)
+    study = study_of(sweep_dir, where)
+    counted = ends(lr_range) if lr_range else of_study(study)[0].lr_range
     files = _files(out, sweep_dir, "lr_sensitivity")
-    found = api.lr_sensitivity(study, group=group, size=size, lr_range=counted)
+    found = api.lr_sensitivity(study, group=group, size=size, lr_range=ends(lr_range) if lr_range else None)
     about = {"sweep": study.name, "definition": DEFINITION, "size": size}
     said = [DEFINITION, rates_note(found, counted)]
     _answer([one.record() for one in found], about, said, lambda: sensitivity_panels(found), files, as_json)

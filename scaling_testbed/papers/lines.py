@@ -1,6 +1,10 @@
-"""Judges of a measure along the size N, the learning rate or a key, with all other settings equal."""
+"""Judges of a measure along the size N, the learning rate or a key, with all other settings equal.
 
-import functools
+A trend is the slope of a straight line, by least squares for each seed, in the logarithm of N, of the rate or of the
+key (linear, if the key has values of zero). Along N and the rate it is the change for a factor of ten, along a key that
+from its smallest value to its largest.
+"""
+
 import itertools
 import math
 from collections.abc import Callable
@@ -11,20 +15,12 @@ import numpy as np
 from scaling_testbed.analysis.curves.grouping import Curve
 from scaling_testbed.analysis.rows.conditions import text
 from scaling_testbed.analysis.rows.study import number
-from scaling_testbed.papers.combinators import (
-    RESOLUTION,
-    SAME,
-    Settings,
-    apart,
-    gain_of,
-    missing_of,
-    remaining,
-    up_to_measured,
-    values_at,
-    weigh,
-)
-from scaling_testbed.papers.measures import SIZE, Evidence, Measure, Part, Place, Value, size_name
-from scaling_testbed.papers.paper import Judge, Verdict
+from scaling_testbed.papers.combinators import Settings, missing_of, remaining, said, up_to_measured, values_at
+from scaling_testbed.papers.effects import DIFFERENCE, EQUALITY, Asked, Effect, Question, Terms, pooled
+from scaling_testbed.papers.measures import SIZE, Evidence, Measure, Place, Value, size_name
+from scaling_testbed.papers.paper import Judge
+
+RISES, FALLS, STEADY = 1, -1, 0
 
 
 @dataclass(frozen=True)
@@ -39,18 +35,24 @@ class Line:
     name: str
     curve: Curve
     points: list[tuple[float, str, Value]]
-
-    @property
-    def numbers(self) -> list[float]:
-        return [value.number for _, _, value in self.points]
+    key: str
 
     @property
     def said(self) -> str:
-        return ", ".join(f"{value.text} at {place}" for _, place, value in self.points)
+        shown = ", ".join(f"{value.text} at {place}" for _, place, value in self.points)
+        return f"{self.name}: {shown}" if self.name else shown
 
-    def part(self, words: str, gain: float, clear: bool = True) -> Part:
-        """A comparison whose words start with the name of the line, if it has one."""
-        return Part(": ".join(filter(None, (self.name, words))), gain, clear)
+    @property
+    def x(self) -> np.ndarray:
+        x = np.array([point[0] for point in self.points], float)
+        return np.log(x) if (x > 0).all() else x
+
+    def trend(self, sign: float = 1.0) -> Terms:
+        """The slope as a sum of the values with coefficients."""
+        x = self.x - self.x.mean()
+        reach = math.log(10) if self.key in ("N", "lr") else float(x[-1] - x[0])
+        factors = sign * reach * x / float(x @ x)
+        return [(float(factor), value) for factor, (_, _, value) in zip(factors, self.points, strict=True)]
 
 
 def _lines(evidence: Evidence, measure: Measure, key: str, where: Settings | None) -> tuple[list[Line], list[str]]:
@@ -78,138 +80,93 @@ def _lines(evidence: Evidence, measure: Measure, key: str, where: Settings | Non
         first = points[0][3]
         at_rate = f"lr={first.lr:g}" if first.lr is not None else first.curve.label if several else ""
         name = at_rate if key == "N" else size_name(first.curve)
-        lines.append(Line(measure, name, first.curve, [point[:3] for point in points]))
+        if points[0][0] < points[-1][0]:
+            lines.append(Line(measure, name, first.curve, [point[:3] for point in points], key))
     return lines, missing_of(evidence, measure, scope if measure.level == SIZE else up_to_measured(scope))
 
 
-Rule = Callable[[Line], Part | None]
+def along(
+    measure: Measure,
+    key: str,
+    way: int,
+    where: Settings | None = None,
+    margin: float | None = None,
+    factor: float | None = None,
+) -> Judge:
+    """The judge that the measure RISES, FALLS or is STEADY along N, the rate (lr) or a key, in the mean over lines.
 
-
-def along(measure: Measure, key: str, rule: Rule, where: Settings | None = None, unit: str = "") -> Judge:
-    """The judge of a rule on each line of the measure along N, the rate (lr) or a key.
-
-    unit: the name, in a sentence, of the lines to which the rule applies.
+    margin, or factor for a ratio: the least trend that counts, where it is not the declared margin.
     """
 
-    def judge(evidence: Evidence) -> Verdict:
+    def ask(evidence: Evidence) -> Asked:
         lines, gaps = _lines(evidence, measure, key, where)
-        parts = [part for line in lines if (part := rule(line))]
-        of_sizes = key not in ("N", "lr")
-        lines_of = "sizes" if of_sizes else f"lines of {measure.name} along {key} with two points"
-        return weigh(parts, gaps, 2 if of_sizes else 1, unit or lines_of)
+        effects, remarks = pooled([(line.said, line.trend(way or 1)) for line in lines], measure.ratio)
+        return Asked(effects, gaps, remarks)
 
-    return judge
-
-
-def rises(line: Line) -> Part:
-    """The rule that the measure rises from the first point to the last."""
-    (_, start, first), (_, end, last) = line.points[0], line.points[-1]
-    gain, clear = gain_of(line.measure, first, last)
-    at_ends = f"{line.measure.name} {first.text} at {start}, {last.text} at {end}"
-    return line.part(at_ends if line.measure.level == SIZE else f"{first.text} to {last.text}", gain, clear)
+    reach = f"per tenfold {key}" if key in ("N", "lr") else f"from the least {key} to the greatest"
+    estimand = f"{'fall' if way == FALLS else 'change' if way == STEADY else 'rise'} of {measure.name} {reach}"
+    kind = EQUALITY if way == STEADY else DIFFERENCE
+    return Question(estimand, measure.margin, ask, kind, math.log(factor) if factor else margin, measure.ratio)
 
 
-def falls(line: Line) -> Part:
-    """The rule that the measure falls from the first point to the last."""
-    part = rises(line)
-    return Part(part.words, -part.gain, part.clear)
+def more_at_largest(measure: Measure, key: str, way: int) -> Judge:
+    """The judge that the trend along a key is stronger at the largest size than at the smallest."""
 
-
-def _goes(sign: int, line: Line) -> Part | None:
-    if min(line.numbers) == math.inf:
-        return None
-    steps = [0.0 if a == b else sign * (math.log(b) - math.log(a)) for a, b in itertools.pairwise(line.numbers)]
-    shown = ", ".join(f"{place}: {value.text}" for _, place, value in line.points)
-    gain = max(steps) if min(steps) >= 0 else min(steps)
-    return line.part(f"{line.measure.name} at {shown}", gain)
-
-
-only_rises: Rule = functools.partial(_goes, 1)  # rises at least once and never falls
-only_falls: Rule = functools.partial(_goes, -1)
-
-
-def steady(factor: float = SAME, slack: float = 0.0) -> Rule:
-    """The rule that all values agree within a factor, within a slack, or within the intervals of their seeds."""
-
-    def rule(line: Line) -> Part:
-        values = sorted((value for _, _, value in line.points), key=lambda value: value.number)
-        low, high = values[0], values[-1]
-        same = high.number <= factor * low.number or high.number - low.number <= slack
-        same = same or (len(low.seeds) > 1 and not apart(low.seeds, high.seeds))
-        return line.part(f"{line.measure.name} {line.said}", 1.0 if same else -1.0)
-
-    return rule
-
-
-def more_at_largest(measure: Measure, key: str, rule: Rule) -> Judge:
-    """The judge that the gain of a rule along a key is larger at the largest size than at the smallest."""
-
-    def judge(evidence: Evidence) -> Verdict:
+    def ask(evidence: Evidence) -> Asked:
         lines, gaps = _lines(evidence, measure, key, None)
         by_size = sorted(lines, key=lambda line: line.curve.n_params)
-        parts = [part for line in by_size if (part := rule(line))]
-        if gaps or len(parts) < 2:
-            return weigh(parts, gaps, 2)
-        more = parts[-1].gain - parts[0].gain
-        return weigh([Part(f"{parts[0].words}; {parts[-1].words}", more, abs(more) >= RESOLUTION)])
+        if gaps or len(by_size) < 2 or by_size[0].curve.n_params == by_size[-1].curve.n_params:
+            return Asked(gaps=gaps)
+        small, large = by_size[0], by_size[-1]
+        effects, remarks = pooled(
+            [(f"{small.said}; {large.said}", [*large.trend(way), *small.trend(-way)])], measure.ratio
+        )
+        return Asked(effects, (), remarks)
 
-    return judge
-
-
-@dataclass(frozen=True)
-class Reduction:
-    """A reduction of a line to one value.
-
-    of: the value of a line. template: the sentence about two lines, with their values {a} and {b} and their conditions
-    {one} and {other}. clear: the smallest difference that counts, or the smallest logarithm of the ratio if `ratio`.
-    """
-
-    of: Callable[[Line], Value | None]
-    template: str
-    clear: float
-    ratio: bool = False
+    way_of = "fall" if way == FALLS else "rise"
+    estimand = f"{way_of} of {measure.name} along {key} at the largest size, less that at the smallest"
+    return Question(estimand, measure.margin, ask, ratio=measure.ratio)
 
 
-def _slope(line: Line) -> Value:
-    x = [point[0] for point in line.points]
-    slope = float(np.polyfit(np.log(x), np.log(np.maximum(line.numbers, 1e-6)), 1)[0])
-    return Value(slope, f"N^{slope:.2f}")
+def _trend(line: Line) -> Terms:
+    return line.trend()
 
 
-def _spread(line: Line) -> Value:
-    return Value(max(line.numbers) / min(line.numbers), f"{line.measure.name} {line.said}")
-
-
-def _miss(line: Line) -> Value | None:
-    if len(line.points) < 4:
+def _miss(line: Line) -> Terms | None:
+    """The error at the largest size of a power law in N that is fitted to all other sizes, for each seed."""
+    values = [value for _, _, value in line.points]
+    if len(line.points) < 4 or any(value.censored for value in values):
         return None
-    x, y = np.log([(point[0], point[2].number) for point in line.points]).T
-    error = abs(math.exp(np.polyval(np.polyfit(x[:-1], y[:-1], 1), x[-1])) - line.numbers[-1])
-    return Value(error, f"{error:.4f}")
+    errors = {}
+    for seed in sorted(set.intersection(*(set(value.by_seed) for value in values))):
+        y = np.log([value.by_seed[seed] for value in values])
+        errors[seed] = abs(math.exp(np.polyval(np.polyfit(line.x[:-1], y[:-1], 1), line.x[-1])) - math.exp(y[-1]))
+    return [(1.0, Value(errors))] if errors else None
 
 
-# The exponent of a power law; values are at least 1e-6, because S may be zero.
-SLOPE = Reduction(_slope, "S grows as {b} along {other}, {a} along {one}", 0.05)
-SPREAD = Reduction(_spread, "{a}; in comparison {b}", 0.1, ratio=True)  # the largest value divided by the smallest
-# The error at the largest size of a power law in N that is fitted to all other sizes.
-MISS_AT_LARGEST = Reduction(_miss, "error at the largest size: {a} {one}, {b} {other}", RESOLUTION)
+TREND, MISS_AT_LARGEST = _trend, _miss
 
 
-def differ(measure: Measure, reduce: Reduction, key: str, lower: object, higher: object) -> Judge:
-    """The judge that the reduced line of the measure along N is lower with one value of a key than with another.
+def differ(measure: Measure, reduce: Callable[[Line], Terms | None], key: str, lower: object, higher: object) -> Judge:
+    """The judge that the TREND along N, or MISS_AT_LARGEST, is lower with one value of a key than with another.
 
-    higher: the other value, or a tuple of values, each of which is compared.
+    higher: the other value, or a tuple of values, each of which must be higher.
     """
 
-    def judge(evidence: Evidence) -> Verdict:
+    def ask(evidence: Evidence) -> Asked:
         lines, gaps = _lines(evidence, measure, "N", None)
-        reduced = [(line.curve, value) for line in lines if (value := reduce.of(line))]
-        parts = []
+        reduced = [(line, terms) for line in lines if (terms := reduce(line))]
+        effects: list[Effect] = []
+        remarks: list[str] = []
         for (a, low), (b, high) in itertools.product(reduced, reduced):
-            if a.fits({key: lower}) and b.fits({key: higher}) and remaining(a, key) == remaining(b, key):
-                gain = math.log(high.number / low.number) if reduce.ratio else high.number - low.number
-                words = reduce.template.format(a=low.text, b=high.text, one=a.condition[key], other=b.condition[key])
-                parts.append(Part(words, gain, abs(gain) >= reduce.clear))
-        return weigh(parts, gaps, 1, f"pairs of lines of {measure.name} along N with enough sizes each")
+            one, other = a.curve, b.curve
+            alike = remaining(one, key) == remaining(other, key)
+            if one.fits({key: lower}) and other.fits({key: higher}) and alike:
+                terms = [*high, *((-factor, value) for factor, value in low)]
+                made, own = pooled([(f"{a.said}; {b.said}", terms)], measure.ratio)
+                effects, remarks = [*effects, *made], [*remarks, *own]
+        return Asked(effects, gaps, remarks)
 
-    return judge
+    what = "trend per tenfold N" if reduce is TREND else "error at the largest size of a power law"
+    estimand = f"{what} of {measure.name} with {said(higher)} less that with {said(lower)}"
+    return Question(estimand, measure.margin, ask, ratio=measure.ratio)

@@ -1,7 +1,7 @@
-"""Quantities of a study that claims are judged by: of a condition at one size, at each of its rates, or of each run.
+"""Quantities of a study that claims are judged by, as one number for each seed.
 
-A Measure gives a Value for a place: a number, its text, and the values that decide whether it differs from another
-one. It gives None if the place was not measured. A Check tells whether a place behaves as the paper says.
+A Measure gives a Value for a place: a condition at one size or, at the level RATE, at one of its learning rates. It
+gives None if the place was not measured.
 """
 
 import functools
@@ -14,13 +14,16 @@ import numpy as np
 from scaling_testbed.analysis.curves import lr_sensitivity
 from scaling_testbed.analysis.curves.grouping import Curve, curves, grouping_keys
 from scaling_testbed.analysis.curves.instability import LAST_MEAN, Quantity, measured, value_of
-from scaling_testbed.analysis.curves.lr_sensitivity import Sensitivity, capped, diverged, final_loss
+from scaling_testbed.analysis.curves.intervals import jackknife
+from scaling_testbed.analysis.curves.lr_sensitivity import Sensitivity, capped, final_loss
 from scaling_testbed.analysis.figures.drawing import compact
 from scaling_testbed.analysis.rows.study import Row, Study, number
+from scaling_testbed.papers.declaration import of_study
 from scaling_testbed.papers.predictions import DataSet, data_sets
 
-FACTOR = 1.1  # quantities compared by their ratio differ if the ratio is larger than this
-SIZE, RATE, TOP_RATE, RUN = "size", "rate", "top rate", "run"  # the level at which a measure is taken
+SIZE, RATE, TOP_RATE = "size", "rate", "top rate"  # the level at which a measure is taken
+NATS = "nats"
+HOW_TO_DECLARE = "docs/grids.md tells how a sweep file declares how it is judged"
 
 Trace = Sequence[tuple[int, float]]  # (step, value)
 
@@ -30,8 +33,20 @@ class Evidence:
 
     def __init__(self, study: Study, preferred: Sequence[str] = (), lr_range: tuple[float, float] | None = None):
         self.study = study
-        self.lr_range = lr_range or lr_sensitivity.DEFAULT_RANGE
+        self.declaration, self.is_declared = of_study(study)
+        self.lr_range = lr_range or self.declaration.lr_range
         self.group = grouping_keys(study, preferred=preferred)
+
+    def undeclared(self, measure: str | None = None) -> str | None:
+        """The reason why no verdict can be given, or None. measure: whose margin must be declared."""
+        if not self.is_declared:
+            return f"nothing was declared before the runs ({HOW_TO_DECLARE})"
+        if self.lr_range != self.declaration.lr_range:
+            low, high = self.declaration.lr_range
+            return f"--lr-range is not the declared range, {low:g} to {high:g}"
+        if measure is not None and self.declaration.margin(measure) is None:
+            return f"no margin of {measure} was declared ({HOW_TO_DECLARE})"
+        return None
 
     @functools.cached_property
     def curves(self) -> list[Curve]:
@@ -39,7 +54,13 @@ class Evidence:
 
     @functools.cached_property
     def sensitivities(self) -> list[Sensitivity]:
-        return lr_sensitivity.analyse(self.study, self.group, lr_range=self.lr_range)
+        return lr_sensitivity.analyse(
+            self.study,
+            self.group,
+            lr_range=self.lr_range,
+            excess=self.declaration.critical_excess,
+            rates=self.declaration.rates if self.is_declared else (),
+        )
 
     @functools.cached_property
     def missing(self) -> list[str]:
@@ -64,11 +85,10 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Place:
-    """A condition at one size; with `lr`, its seeds at one rate; with `lr` and `seed`, one run."""
+    """A condition at one size; with `lr`, at one learning rate."""
 
     curve: Curve
     lr: float | None = None
-    seed: int | None = None
 
     @property
     def rate(self) -> float:
@@ -78,16 +98,11 @@ class Place:
         return self.lr
 
     @property
-    def rows(self) -> list[Row]:
-        """The rows at its rate, one for each seed that has one."""
-        return self.curve.rows(self.rate)
-
-    @property
-    def row(self) -> Row:
-        """The row of its run. Raises ValueError if the place is not one run."""
-        if self.seed is None:
-            raise ValueError(f"{self} is not one run")
-        return self.curve.runs[self.rate, self.seed]
+    def rows(self) -> dict[int, Row]:
+        """The rows at its rate by seed."""
+        return {
+            seed: self.curve.runs[self.rate, seed] for seed in self.curve.seeds if (self.rate, seed) in self.curve.runs
+        }
 
     def __str__(self) -> str:
         return size_name(self.curve) + (f" at lr={self.lr:g}" if self.lr is not None else "")
@@ -99,67 +114,78 @@ def size_name(curve: Curve) -> str:
 
 
 def places(curve: Curve, level: str) -> list[Place]:
-    """The places of a level: the curve, its rates that were run, the highest of these, or its runs."""
+    """The places of a level: the curve, its rates that were run, or the highest of these."""
     if level == SIZE:
         return [Place(curve)]
-    if level == RUN:
-        return [Place(curve, *at) for at in sorted(curve.runs)]
     rates = [Place(curve, lr) for lr in curve.lrs if curve.rows(lr)]
     return rates[-1:] if level == TOP_RATE else rates
 
 
 @dataclass(frozen=True)
 class Value:
-    """A measured value.
+    """One number of each seed; of a quantity that is compared by its ratio, the logarithm.
 
-    number: the number to compare. text: its text in a sentence. seeds: the values of the seeds, or the ends of an
-    interval; two values differ if these ranges do not overlap.
+    censored: the seeds whose number is only known to be larger than this. text: the mean in its own unit.
     """
 
-    number: float
-    text: str
-    seeds: Sequence[float] = ()
+    by_seed: Mapping[int, float]
+    text: str = ""
+    censored: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
 class Measure:
     """A quantity of places.
 
-    name: its name in a sentence. of: the value at a place. level: the level of its places. ratio: whether values are
-    compared by their ratio, not by their difference. missing: the reasons why a curve cannot be judged.
+    name: its name in a sentence. of: the value at a place. margin: the name of its margin in a declaration. level: the
+    level of its places. ratio: whether values are compared by their ratio, not by their difference. missing: the
+    reasons why a curve cannot be judged.
     """
 
     name: str
     of: Callable[[Evidence, Place], Value | None]
+    margin: str
     level: str = SIZE
     ratio: bool = False
     missing: Callable[[Evidence, Curve], list[str]] = field(default=lambda evidence, curve: curve.missing)
 
 
-def losses(curve: Curve, lr: float) -> list[float]:
-    """The final losses of a curve's seeds at a rate, each capped at the loss at initialisation."""
-    rows = curve.rows(lr)
-    return list(capped([final_loss(r) for r in rows], [number(r, "val_loss_initial") for r in rows]))
+def losses(curve: Curve, lr: float) -> dict[int, float]:
+    """The final losses of a curve at a rate by seed, each capped at the loss at initialisation."""
+    rows = Place(curve, lr).rows
+    values = capped([final_loss(r) for r in rows.values()], [number(r, "val_loss_initial") for r in rows.values()])
+    return dict(zip(rows, values.tolist(), strict=True))
 
 
 def best_lr(curve: Curve) -> float:
     """The rate of a curve with the lowest mean loss over seeds."""
-    return min((lr for lr in curve.lrs if curve.rows(lr)), key=lambda lr: np.mean(losses(curve, lr)))
+    return min((lr for lr in curve.lrs if curve.rows(lr)), key=lambda lr: np.mean(list(losses(curve, lr).values())))
 
 
-def best_losses(curve: Curve) -> list[float]:
-    """The final losses at the best rate, one for each seed."""
-    return losses(curve, best_lr(curve))
+def _value(by_seed: Mapping[int, float], form: str = "{:.4f}") -> Value | None:
+    return Value(by_seed, form.format(np.mean(list(by_seed.values())))) if by_seed else None
+
+
+def _whole(curve: Curve) -> tuple[list[int], list[float], np.ndarray] | None:
+    """The seeds and rates of a curve, and its losses [seeds, rates]; None if a run is missing."""
+    if not curve.runs or any((lr, seed) not in curve.runs for lr in curve.lrs for seed in curve.seeds):
+        return None
+    table = [losses(curve, lr) for lr in curve.lrs]
+    return curve.seeds, curve.lrs, np.array([[own[seed] for own in table] for seed in curve.seeds])
+
+
+def _best_loss(evidence: Evidence, place: Place) -> Value | None:
+    """The loss of each seed at the rate that is best in the mean over seeds, less the bias of that choice."""
+    if (found := _whole(place.curve)) is None:
+        return None
+    seeds, _, losses_SL = found
+    own_S = losses_SL[:, losses_SL.mean(axis=0).argmin()]
+    shift = jackknife(lambda mean_L: float(mean_L.min()), losses_SL) - own_S.mean()
+    return _value(dict(zip(seeds, (own_S + shift).tolist(), strict=True)))
 
 
 def _s(evidence: Evidence, place: Place) -> Value | None:
-    one = evidence.sensitivity(place.curve)
-    if one.s is None:
-        return None
-    interval = [end for end in (one.low, one.high) if end is not None]
-    return Value(
-        one.s, f"{one.s:.3f}" + (" [{:.3f}, {:.3f}]".format(*interval) if interval else ""), interval or [one.s]
-    )
+    return _value(evidence.sensitivity(place.curve).by_seed, "{:.3f}")
 
 
 def _withheld(evidence: Evidence, curve: Curve) -> list[str]:
@@ -167,57 +193,113 @@ def _withheld(evidence: Evidence, curve: Curve) -> list[str]:
     return [] if one.s is not None else [f"S at {size_name(curve)}: {one.withheld}"]
 
 
-def _loss(values: Sequence[float], digits: int = 4) -> Value:
-    return Value(float(np.mean(values)), f"{np.mean(values):.{digits}f}", values)
-
-
-def best_loss(digits: int = 4) -> Measure:
-    """The measure of the loss at the best rate, in nats, with its text rounded to `digits`."""
-    return Measure("best loss", lambda _, at: _loss(best_losses(at.curve), digits) if at.curve.runs else None)
-
-
-def _first_diverging_lr(evidence: Evidence, place: Place) -> Value:
-    first = next((at.rate for at in places(place.curve, RATE) if any(map(diverged, at.rows))), math.inf)
-    return Value(first, f"{first:g}" if first < math.inf else "none")
+def _critical_lr(evidence: Evidence, place: Place) -> Value | None:
+    critical = evidence.sensitivity(place.curve).critical
+    if critical is None:
+        return None
+    over = frozenset(seed for seed, value in critical.by_seed.items() if value == math.inf)
+    by_seed = {seed: math.log(critical.top) if seed in over else value for seed, value in critical.by_seed.items()}
+    return Value(by_seed, str(critical), over)
 
 
 def _best_lr(evidence: Evidence, place: Place) -> Value | None:
-    return Value(best_lr(place.curve), f"{best_lr(place.curve):g}") if place.curve.runs else None
+    """The rate at the vertex of the parabola, in log rate, through the lowest loss of each seed and its neighbours."""
+    if (found := _whole(place.curve)) is None:
+        return None
+    seeds, lrs, losses_SL = found
+    by_seed = {}
+    for seed, own_L in zip(seeds, losses_SL, strict=True):
+        at = int(own_L.argmin())
+        if at in (0, len(lrs) - 1):
+            return None
+        x, y = np.log(lrs[at - 1 : at + 2]), own_L[at - 1 : at + 2]
+        a, b, _ = np.polyfit(x - x[1], y, 2)
+        by_seed[seed] = float(x[1] - (b / (2 * a) if a > 0 else 0.0))
+    return Value(by_seed, f"{math.exp(np.mean(list(by_seed.values()))):.3g}")
 
 
-def _diverged(evidence: Evidence, place: Place) -> Value:
-    bad = diverged(place.row)
-    return Value(float(bad), "diverged" if bad else "finished", [float(bad)])
+def _at_an_end(evidence: Evidence, curve: Curve) -> list[str]:
+    if curve.missing or (found := _whole(curve)) is None:
+        return curve.missing
+    seeds, lrs, losses_SL = found
+    ends = {int(own_L.argmin()) for own_L in losses_SL} & {0, len(lrs) - 1}
+    return [f"best rate at {size_name(curve)}: at an end of the grid, {lrs[end]:g}" for end in sorted(ends)]
 
 
-S = Measure("S", _s, missing=_withheld)
-BEST_LOSS = best_loss()
-LOSS = Measure("loss", lambda _, at: _loss(losses(at.curve, at.rate)), RATE)
-BEST_LR = Measure("best lr", _best_lr, ratio=True)
-FIRST_DIVERGING_LR = Measure("first diverging lr", _first_diverging_lr, ratio=True)  # inf if no rate diverges
-DIVERGED = Measure("run", _diverged, RUN)
+S = Measure("S", _s, "S", missing=_withheld)
+CRITICAL_LR = Measure("critical rate", _critical_lr, "critical_lr", ratio=True, missing=_withheld)
+BEST_LOSS = Measure("best loss", _best_loss, "loss")
+BEST_LR = Measure("best rate", _best_lr, "best_lr", ratio=True, missing=_at_an_end)
+LOSS = Measure("loss", lambda _, at: _value(losses(at.curve, at.rate)), "loss", RATE)
+
+
+def kept_gain(lr: float | None = None) -> Measure:
+    """The measure of the share of the loss reduction at the best rate that is kept at another one, less one half.
+
+    lr: that rate; None: the highest that was run. A run that diverged keeps nothing. The share is negative where at
+    least half is lost.
+    """
+
+    def of(evidence: Evidence, place: Place) -> Value | None:
+        curve, best = place.curve, best_lr(place.curve) if place.curve.runs else None
+        asked = [at for at in curve.lrs if curve.rows(at) and (lr is None or math.isclose(at, lr, rel_tol=1e-6))]
+        if best is None or not asked:
+            return None
+        at_best, at_asked, rows = losses(curve, best), losses(curve, asked[-1]), Place(curve, asked[-1]).rows
+        shares = {
+            seed: (number(rows[seed], "val_loss_initial") - at_asked[seed])
+            / max(number(rows[seed], "val_loss_initial") - at_best[seed], 1e-9)
+            for seed in sorted(set(at_best) & set(at_asked))
+        }
+        return _value({seed: share - 0.5 for seed, share in shares.items()}, "{:.2f}")
+
+    where = "the highest rate" if lr is None else f"lr={lr:g}"
+    return Measure(f"share of the gain kept at {where}, less one half", of, "share")
 
 
 def measured_as(quantity: Quantity) -> Measure:
-    """The measure of a recorded quantity at each rate: the geometric mean over the seeds that have it."""
+    """The measure of a recorded quantity at each rate."""
 
     def of(evidence: Evidence, place: Place) -> Value | None:
-        values = [value for row in place.rows if (value := value_of(row, quantity)) is not None]
-        mean = math.exp(float(np.mean(np.log(values)))) if values else 0.0
-        return Value(mean, f"{mean:.3g}") if values else None
+        values = {seed: value for seed, row in place.rows.items() if (value := value_of(row, quantity)) is not None}
+        return _logarithms(values)
 
-    return Measure(quantity.name, of, RATE, ratio=True)
+    return Measure(quantity.name, of, "recorded", RATE, ratio=True)
 
 
-def traced(name: str, reduce: Callable[[Trace], float]) -> Measure:
-    """The measure of a recorded quantity of each run, reduced by `reduce`: [(step, value)] -> number."""
+def _logarithms(values: Mapping[int, float]) -> Value | None:
+    by_seed = {seed: math.log(value) for seed, value in values.items()}
+    return Value(by_seed, f"{math.exp(float(np.mean(list(by_seed.values())))):.3g}") if by_seed else None
+
+
+def headroom(quantity: Quantity, within: float) -> Measure:
+    """The measure of `within` thresholds divided by the quantity: above one if it has come that close."""
 
     def of(evidence: Evidence, place: Place) -> Value | None:
-        trace = evidence.trace(place.row, name)
-        value = max(reduce(trace), 1e-30) if trace else 0.0
-        return Value(value, f"{value:.3g}") if trace else None
+        values = {seed: value for seed, row in place.rows.items() if (value := value_of(row, quantity)) is not None}
+        return _logarithms({seed: within * quantity.threshold / value for seed, value in values.items()})
 
-    return Measure(f"{reduce.__name__} of {name}", of, RUN, ratio=True)
+    return Measure(f"{within:g} x {quantity.threshold:g} / {quantity.name}", of, "recorded", RATE, ratio=True)
+
+
+def traced(reduce: Callable[..., float | None], *names: str, ratio: bool = True, margin: str = "") -> Measure:
+    """The measure of recorded quantities of each run, reduced by `reduce`: traces [(step, value)] -> number or None.
+
+    ratio: whether the numbers are positive and compared by their ratio. margin: by default "recorded", or "share" for
+    numbers that are not compared by their ratio.
+    """
+
+    def of(evidence: Evidence, place: Place) -> Value | None:
+        values = {}
+        for seed, row in place.rows.items():
+            traces = [evidence.trace(row, name) for name in names]
+            value = reduce(*traces) if all(traces) else None
+            if value is not None:
+                values[seed] = max(value, 1e-30) if ratio else value
+        return _logarithms(values) if ratio else _value(values, "{:.3g}")
+
+    name = f"{reduce.__name__.replace('_', ' ')} of {', '.join(names)}"
+    return Measure(name, of, margin or ("recorded" if ratio else "share"), RATE, ratio)
 
 
 def peak(trace: Trace) -> float:
@@ -235,120 +317,13 @@ def growth(trace: Trace) -> float:
     return max(abs(trace[-1][1]), 1e-30) / max(abs(trace[0][1]), 1e-30)
 
 
-@dataclass(frozen=True)
-class Part:
-    """One comparison. gain: positive if the result is as the paper says. clear: whether the comparison counts."""
-
-    words: str
-    gain: float
-    clear: bool = True
+def depth_below_zero(trace: Trace) -> float:
+    """How far the last value lies below zero and below the first value."""
+    return min(trace[0][1], 0.0) - trace[-1][1]
 
 
-@dataclass(frozen=True)
-class Check:
-    """A test of places.
-
-    of: the comparison at a place, None if it was not measured. unit: the name of such places in a sentence. level: the
-    level of the places.
-    """
-
-    of: Callable[[Evidence, Place], Part | None]
-    unit: str
-    level: str = RUN
-
-
-def _is(words: str, true: bool) -> Part:
-    return Part(words, 1.0 if true else -1.0)
-
-
-def trains_at(lr: float) -> Check:
-    """The check that no seed diverges at this rate."""
-
-    def of(evidence: Evidence, place: Place) -> Part | None:
-        rows = [row for at in place.curve.lrs if math.isclose(at, lr, rel_tol=1e-6) for row in place.curve.rows(at)]
-        if not rows:
-            return None
-        bad, initial = sum(map(diverged, rows)), number(rows[0], "val_loss_initial")
-        change = f"loss {np.mean([final_loss(row) for row in rows]):.3f} from {initial:.3f}"
-        return _is(f"{Place(place.curve, lr)}: {change}, {bad} of {len(rows)} diverged", not bad)
-
-    return Check(of, f"runs of the largest size at lr={lr:g}", SIZE)
-
-
-def _unstable(evidence: Evidence, place: Place) -> Part:
-    rows, best = place.rows, float(np.mean(best_losses(place.curve)))
-    initial, last = number(rows[0], "val_loss_initial"), float(np.mean(losses(place.curve, place.rate)))
-    bad = any(map(diverged, rows)) or last - best >= (initial - best) / 2
-    return _is(f"{place}: loss {last:.3f}, best {best:.3f}, initial {initial:.3f}", bad)
-
-
-# At the highest rate a seed diverged, or at least half of the loss reduction at the best rate is lost.
-UNSTABLE_AT_TOP = Check(_unstable, "sizes", TOP_RATE)
-
-
-def comes_to(quantity: Quantity, within: float) -> Check:
-    """The check that the quantity is at most its threshold times the factor `within`."""
-    measure = measured_as(quantity)
-
-    def of(evidence: Evidence, place: Place) -> Part | None:
-        value = measure.of(evidence, place)
-        words = f"{place}: {value.text}, to be compared with {quantity.threshold:g}" if value else ""
-        return _is(words, value.number <= within * quantity.threshold) if value else None
-
-    return Check(of, f"runs that recorded {quantity.name}", RATE)
-
-
-def rises_with_block(prefix: str) -> Check:
-    """The check that a per-block mean over the last steps is larger in the last block than in the first."""
-
-    def of(evidence: Evidence, place: Place) -> Part | None:
-        means = measured(place.row, LAST_MEAN)
-        blocks = sorted(int(k[len(prefix) + 1 :]) for k in means if k.startswith(f"{prefix}/") and means[k])
-        if len(blocks) < 2:
-            return None
-        first, last = means[f"{prefix}/{blocks[0]}"], means[f"{prefix}/{blocks[-1]}"]
-        gain = math.log(last / first)
-        return Part(f"{place}: {first:.3g} to {last:.3g}", gain, abs(gain) > math.log(FACTOR))
-
-    return Check(of, f"runs with {prefix} of two blocks")
-
-
-def largest_in_first_block(prefix: str) -> Check:
-    """The check that block 0 has the largest value of a per-block quantity over a run."""
-
-    def of(evidence: Evidence, place: Place) -> Part | None:
-        names = {key for step in evidence.study.trace(place.row)[:50] for key in step if key.startswith(f"{prefix}/")}
-        blocks = sorted(int(block) for name in names if (block := name.rpartition("/")[2]).isdigit())
-        peaks = {n: max(value for _, value in evidence.trace(place.row, f"{prefix}/{n}")) for n in blocks}
-        top = max(peaks, key=peaks.__getitem__, default=0)
-        words = f"{place}: largest in block {top} of {len(peaks)}"
-        return _is(f"{words} ({peaks[top]:.3g})", top == 0) if len(peaks) > 1 else None
-
-    return Check(of, f"runs that recorded {prefix} of several blocks")
-
-
-def recorded(judge: Callable[..., tuple[str, float, bool] | None], *names: str) -> Check:
-    """The check that `judge` makes of the traces of these quantities in a run.
-
-    judge: traces -> (words, gain, whether it is clear), or None.
-    """
-
-    def of(evidence: Evidence, place: Place) -> Part | None:
-        traces = [evidence.trace(place.row, name) for name in names]
-        said = judge(*traces) if all(traces) else None
-        return Part(f"{place}: {said[0]}", *said[1:]) if said else None
-
-    return Check(of, f"runs that recorded {', '.join(names)}")
-
-
-def falls_below_zero(trace: Trace) -> tuple[str, float, bool]:
-    """Judge whether the last value is below the first, and below zero."""
-    first, last = trace[0][1], trace[-1][1]
-    return f"{first:.3g} to {last:.3g}", 1.0 if last < min(first, 0) else -1.0, abs(last - first) > 0.1
-
-
-def drifts_late(trace: Trace) -> tuple[str, float, bool] | None:
-    """Judge whether half of the drift, from the first record to the last, happens after half of the run.
+def lateness_of_drift(trace: Trace) -> float | None:
+    """The share of a run after which half of the drift has happened, less one half.
 
     None if the drift is at most 0.1 or the trace has fewer than four records.
     """
@@ -356,18 +331,16 @@ def drifts_late(trace: Trace) -> tuple[str, float, bool] | None:
         return None
     first, last = trace[0][1], trace[-1][1]
     half = next(step for step, value in trace if abs(value - first) >= abs(last - first) / 2)
-    share = (half - trace[0][0]) / (trace[-1][0] - trace[0][0])
-    return f"half of {drift(trace):.3g} after {share:.0%} of the run", share - 0.5, True
+    return (half - trace[0][0]) / (trace[-1][0] - trace[0][0]) - 0.5
 
 
-def norms_outgrow(q_rms: Trace, k_rms: Trace, cosine: Trace) -> tuple[str, float, bool]:
-    """Judge whether the product of two norms grows by a larger factor than the absolute value of their cosine."""
-    norms, other = growth(q_rms) * growth(k_rms), growth(cosine)
-    return f"norms x{norms:.3g}, cosine x{other:.3g}", math.log(norms / other), norms > 1.5
+def growth_of_norms_over_cosine(q_rms: Trace, k_rms: Trace, cosine: Trace) -> float:
+    """The growth of the product of two norms, divided by the growth of the absolute value of their cosine."""
+    return growth(q_rms) * growth(k_rms) / growth(cosine)
 
 
-def shrinks_near_eps(grads: Trace, updates: Trace, eps: float = 1e-8) -> tuple[str, float, bool] | None:
-    """Judge whether the RMS of the update is smaller while the RMS of the gradient is below ten times eps.
+def update_far_from_eps_over_near(grads: Trace, updates: Trace, eps: float = 1e-8) -> float | None:
+    """The median RMS of the update while the gradient's is at least ten times eps, divided by that while it is below.
 
     None if the gradient is never, or always, below ten times eps.
     """
@@ -375,7 +348,36 @@ def shrinks_near_eps(grads: Trace, updates: Trace, eps: float = 1e-8) -> tuple[s
     steps = sorted(set(grad_at) & set(update_at))
     near = [update_at[step] for step in steps if grad_at[step] < 10 * eps]
     far = [update_at[step] for step in steps if grad_at[step] >= 10 * eps]
-    if not near or not far:
-        return None
-    said = f"update RMS {np.median(near):.3g} near eps, {np.median(far):.3g} before"
-    return said, float(np.median(far) - np.median(near)), True
+    return float(np.median(far) / max(np.median(near), 1e-30)) if near and far else None
+
+
+def first_block_over_others(prefix: str) -> Measure:
+    """The measure of the peak of a per-block quantity in block 0, divided by its largest peak in another block."""
+
+    def one(evidence: Evidence, row: Row) -> float | None:
+        names = {key for step in evidence.study.trace(row)[:50] for key in step if key.startswith(f"{prefix}/")}
+        blocks = sorted(int(block) for name in names if (block := name.rpartition("/")[2]).isdigit())
+        peaks = {n: max(value for _, value in evidence.trace(row, f"{prefix}/{n}")) for n in blocks}
+        others = [value for block, value in peaks.items() if block]
+        return peaks[0] / max(others) if 0 in peaks and others and max(others) > 0 < peaks[0] else None
+
+    def of(evidence: Evidence, place: Place) -> Value | None:
+        values = {seed: one(evidence, row) for seed, row in place.rows.items()}
+        return _logarithms({seed: value for seed, value in values.items() if value is not None})
+
+    return Measure(f"{prefix} of block 0 over the others", of, "recorded", RATE, ratio=True)
+
+
+def last_block_over_first(prefix: str) -> Measure:
+    """The measure of a per-block mean over the last steps in the last block, divided by that in the first."""
+
+    def one(row: Row) -> float | None:
+        means = measured(row, LAST_MEAN)
+        blocks = sorted(int(k[len(prefix) + 1 :]) for k in means if k.startswith(f"{prefix}/") and means[k])
+        return means[f"{prefix}/{blocks[-1]}"] / means[f"{prefix}/{blocks[0]}"] if len(blocks) > 1 else None
+
+    def of(evidence: Evidence, place: Place) -> Value | None:
+        values = {seed: one(row) for seed, row in place.rows.items()}
+        return _logarithms({seed: value for seed, value in values.items() if value is not None})
+
+    return Measure(f"{prefix} of the last block over the first", of, "recorded", RATE, ratio=True)

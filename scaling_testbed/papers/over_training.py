@@ -3,7 +3,7 @@
 The numbers are those of the paper. A limit that the paper does not give is chosen here, and its claim says "here".
 """
 
-from scaling_testbed.papers import combinators as by
+from scaling_testbed.papers import law_claims as by
 from scaling_testbed.papers import predictions as of
 from scaling_testbed.papers.paper import Claim, Experiment, Paper
 

@@ -11,27 +11,23 @@ A plug-in can define a complete paper:
     paper = Paper(name="mine", authors="A 2026", title="On residuals", arxiv="2601.00001", experiments=[residuals])
     PAPERS.add(paper.name, paper, module=__name__)
 
-A sweep file then has `paper: mine` and `experiment: residuals`, and `analyze report` judges its runs. A judge is any
-function from the evidence to a verdict. combinators.py and lines.py make judges from the measures of measures.py and
-predictions.py.
+A sweep file then has `paper: mine`, `experiment: residuals` and `declared: {margins: {loss: 0.02}}`, and
+`analyze report` judges its runs. A judge is any function from the evidence to a verdict. combinators.py, lines.py and
+law_claims.py make judges from the measures of measures.py and predictions.py; effects.py tells how they judge.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from scaling_testbed.analysis.curves.instability import Quantity
 from scaling_testbed.analysis.rows.study import Study
 from scaling_testbed.errors import ConfigError, UserError
+from scaling_testbed.papers.effects import CANNOT_TELL, Verdict, corrected
+from scaling_testbed.papers.measures import Evidence
 from scaling_testbed.registry import Registry, resolve
 
-if TYPE_CHECKING:
-    from scaling_testbed.papers.measures import Evidence
-
-AGREES, DISAGREES, CANNOT_TELL = "agrees", "disagrees", "cannot tell"
-
-Verdict = tuple[str, str]  # one of these words, and the numbers that led to it
-Judge = Callable[["Evidence"], Verdict]
+Judge = Callable[[Evidence], Verdict]
 
 PAPERS: Registry["Paper | str"] = Registry("paper")  # name -> Paper, or "module:attribute" of one
 PAPERS.add("small_scale_proxies", "scaling_testbed.papers.small_scale_proxies:PAPER", module=__name__)
@@ -50,12 +46,17 @@ class Claim:
     judge: Judge
     source: str = ""
 
-    def verdict(self, evidence: "Evidence") -> Verdict:
-        """agrees | disagrees | cannot tell, and the numbers that led to it. A UserError of the judge: cannot tell."""
+    def verdict(self, evidence: Evidence) -> Verdict:
+        """The verdict, not corrected for the number of claims. A UserError of the judge gives "cannot tell"."""
         try:
             return self.judge(evidence)
         except UserError as error:
-            return CANNOT_TELL, str(error)
+            return Verdict(word=CANNOT_TELL, words=str(error))
+
+    @property
+    def estimand(self) -> str:
+        """What is judged, in words; empty if the judge does not say it."""
+        return getattr(self.judge, "estimand", "")
 
     def __str__(self) -> str:
         return f"{self.text} [{self.source}]" if self.source else self.text
@@ -109,6 +110,11 @@ class Paper:
 
     def __str__(self) -> str:
         return f"{self.authors}, {self.title} (arXiv {self.arxiv})"
+
+
+def judged(experiment: Experiment, evidence: Evidence) -> list[tuple[Claim, Verdict]]:
+    """Each claim of an experiment with the verdict of a study, corrected for the number of claims (Holm 1979)."""
+    return list(zip(experiment.claims, corrected([one.verdict(evidence) for one in experiment.claims]), strict=True))
 
 
 NO_EXPERIMENT = Experiment(name="none")

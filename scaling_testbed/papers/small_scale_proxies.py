@@ -5,6 +5,7 @@ from scaling_testbed.analysis.curves.instability import LAST_MEAN, Quantity
 from scaling_testbed.papers import combinators as by
 from scaling_testbed.papers import lines
 from scaling_testbed.papers import measures as of
+from scaling_testbed.papers.lines import FALLS, RISES, STEADY
 from scaling_testbed.papers.paper import Claim, Experiment, Paper
 
 QK = "model.qk_norm"
@@ -12,9 +13,9 @@ NORMED = ("layernorm", "rmsnorm")
 WITHOUT, WITH = {QK: "none"}, {QK: NORMED}
 PAR = "parametrization.name"
 KAPPA, BIGRAM = "model.kappa", {"model.n_layers": 0}  # a bigram model has no attention, so no kappa
-GRID_STEP = 3.4  # neighbouring rates of the grid differ by 3 or 3.33
-DIVERGING = "conditions in which a run diverged at one of two or more sizes"
+PRECISION, DECAY = "compute.precision", "optimizer.weight_decay"
 LOGIT = Quantity(name="attention_logit_max/0")
+LOG_Z = Quantity(name="log_z_mean_square", field=LAST_MEAN, threshold=100)  # |log Z| of 10
 FIRST_MLP = "blocks.0.mlp.mlp_in.weight"
 SECOND_BLOCK = Quantity(name="residual_rms/1", field=LAST_MEAN, threshold=1e4)
 KEY_PROJECTION = "blocks.0.attention.k.weight"
@@ -27,11 +28,11 @@ def _gradient(tensor: str) -> Quantity:
 def _gradient_claims(tensor: str) -> list[Claim]:
     quantity = _gradient(tensor)
     return [
-        Claim("The RMS of the gradient falls as N grows.", lines.along(of.measured_as(quantity), "N", lines.falls)),
-        Claim("It falls as the learning rate grows.", lines.along(of.measured_as(quantity), "lr", lines.falls)),
+        Claim("The RMS of the gradient falls as N grows.", lines.along(of.measured_as(quantity), "N", FALLS)),
+        Claim("It falls as the learning rate grows.", lines.along(of.measured_as(quantity), "lr", FALLS)),
         Claim(
-            "At the largest N and rate it comes down to AdamW's eps of 1e-8.",
-            by.each(of.comes_to(quantity, within=10), at=by.HIGHEST),
+            "At the largest N and rate it comes down to AdamW's eps of 1e-8 (here: within a factor of ten).",
+            by.positive(of.headroom(quantity, within=10), at=by.HIGHEST),
         ),
     ]
 
@@ -42,37 +43,59 @@ EXPERIMENTS = [
         sweeps=["qknorm_lr", "nano_lr"],  # the second is a small version of the first
         question="Does qk-layernorm keep high learning rates trainable as models grow?",
         claims=[
-            Claim("qk-layernorm lowers learning-rate sensitivity at each size.", by.compare(of.S, QK, NORMED, "none")),
-            Claim("Without it the lowest rate that diverges falls as N grows.",
-                  lines.along(of.FIRST_DIVERGING_LR, "N", lines.only_falls, WITHOUT, DIVERGING)),
-            Claim("With it the largest model trains at a rate of 0.3.",
-                  by.each(of.trains_at(0.3), WITH, at=by.LARGEST)),
-            Claim("Sensitivity grows with N, with qk-layernorm and without.", lines.along(of.S, "N", lines.rises)),
-            Claim("Below the critical rate both curves coincide.", by.coincide_below_best(QK, NORMED, "none")),
+            Claim("qk-layernorm lowers learning-rate sensitivity.", by.compare(of.S, QK, NORMED, "none")),
+            Claim("It raises the critical rate.", by.compare(of.CRITICAL_LR, QK, "none", NORMED)),
+            Claim("Without it the critical rate falls as N grows (in the paper: the lowest rate that diverges).",
+                  lines.along(of.CRITICAL_LR, "N", FALLS, WITHOUT)),
+            Claim("With it the largest model trains at a rate of 0.3 (here: it keeps over half of the best gain).",
+                  by.positive(of.kept_gain(0.3), WITH, at=by.LARGEST)),
+            Claim("Without it sensitivity grows with N.", lines.along(of.S, "N", RISES, WITHOUT)),
+            Claim("With it sensitivity grows with N too.", lines.along(of.S, "N", RISES, WITH)),
+            Claim("Up to the best rate both curves coincide.", by.coincide_below_best(QK, NORMED, "none")),
         ],
     ),
     Experiment(
         name="qknorm_trace", figure="Figure 2", group=[QK], traces=["train_loss", "attention_logit_max/0"],
         question="What do attention scores do in a run that diverges, small or large?",
         claims=[
-            Claim("Without qk-layernorm runs diverge at a high rate, with it they do not.",
-                  by.compare(of.DIVERGED, QK, NORMED, "none")),
+            Claim("Without qk-layernorm runs are unstable at a high rate, with it they are not (here: 0.25 nats).",
+                  by.compare(of.LOSS, QK, NORMED, "none", margin=0.25)),
             Claim("Without it the largest attention score of block 0 grows far past that of the stable run (here: ten "
-                  "times).", by.compare(of.traced("attention_logit_max/0", of.peak), QK, NORMED, "none", factor=10)),
+                  "times).", by.compare(of.traced(of.peak, "attention_logit_max/0"), QK, NORMED, "none", factor=10)),
             Claim("Block 0 typically has the largest scores.",
-                  by.each(of.largest_in_first_block("attention_logit_max"), WITHOUT, typically=True)),
+                  by.positive(of.first_block_over_others("attention_logit_max"), WITHOUT)),
         ],
     ),
     Experiment(
         name="zloss_lr", figure="Figure 3", group=["loss.z_loss", "optimizer.weight_decay"],
         question="Does z-loss, or weight decay, prevent the divergence of output logits?",
         claims=[
-            Claim("Without weight decay, z-loss lowers sensitivity at each size.",
+            Claim("Without weight decay, z-loss lowers sensitivity.",
                   by.compare(of.S, "loss.z_loss", 1e-4, 0, {"optimizer.weight_decay": 0})),
             Claim("Without z-loss, weight decay lowers it for the larger models.",
                   by.compare(of.S, "optimizer.weight_decay", 1e-4, 0, {"loss.z_loss": 0}, at=by.LARGEST)),
             Claim("With neither, training is unstable at the highest rate at every size.",
-                  by.each(of.UNSTABLE_AT_TOP, {"loss.z_loss": 0, "optimizer.weight_decay": 0})),
+                  by.positive(of.kept_gain(), {"loss.z_loss": 0, "optimizer.weight_decay": 0}, every=True, below=True)),
+        ],
+    ),
+    Experiment(
+        name="zloss_drift", figure="Figures 3 and 4", group=["loss.z_loss", "optimizer.weight_decay", PRECISION],
+        traces=["log_z_mean"], quantities=[LOG_Z],
+        question="Does log Z drift without z-loss, does z-loss hold it, and does the loss follow?",
+        claims=[
+            Claim("Without weight decay, log Z ends further from zero without z-loss (here: log^2 Z nine times as "
+                  "large).",
+                  by.compare(of.measured_as(LOG_Z), "loss.z_loss", 1e-4, 0, {DECAY: 0}, factor=9)),
+            Claim("With weight decay too.",
+                  by.compare(of.measured_as(LOG_Z), "loss.z_loss", 1e-4, 0, {DECAY: 1e-4}, factor=9)),
+            Claim("With z-loss log Z stays near zero (here: log^2 Z below 100).",
+                  by.positive(of.headroom(LOG_Z, within=1), {"loss.z_loss": 1e-4})),
+            Claim("Without z-loss, weight decay holds log Z nearer to zero.",
+                  by.compare(of.measured_as(LOG_Z), "optimizer.weight_decay", 1e-4, 0, {"loss.z_loss": 0})),
+            Claim("In bf16 z-loss lowers the loss at high rates.",
+                  by.compare(of.LOSS, "loss.z_loss", 1e-4, 0, {PRECISION: "bf16", "optimizer.weight_decay": 0})),
+            Claim("In fp32 too.",
+                  by.compare(of.LOSS, "loss.z_loss", 1e-4, 0, {PRECISION: "fp32", "optimizer.weight_decay": 0})),
         ],
     ),
     Experiment(
@@ -81,23 +104,25 @@ EXPERIMENTS = [
         question="What do output logits do over a run without z-loss?",
         claims=[
             Claim("Without z-loss the mean output logit drifts further (here: twice as far).",
-                  by.compare(of.traced("output_logit_mean", of.drift), "loss.z_loss", 1e-4, 0, factor=2)),
+                  by.compare(of.traced(of.drift, "output_logit_mean"), "loss.z_loss", 1e-4, 0, factor=2)),
             Claim("The drift is downwards, to very negative logits.",
-                  by.each(of.recorded(of.falls_below_zero, "output_logit_mean"), {"loss.z_loss": 0})),
+                  by.positive(of.traced(of.depth_below_zero, "output_logit_mean", ratio=False, margin="logit"),
+                              {"loss.z_loss": 0})),
             Claim("It comes late in training.",
-                  by.each(of.recorded(of.drifts_late, "output_logit_mean"), {"loss.z_loss": 0})),
+                  by.positive(of.traced(of.lateness_of_drift, "output_logit_mean", ratio=False), {"loss.z_loss": 0})),
         ],
     ),
     Experiment(
         name="warmup_lr", figure="Figure 5", group=["schedule.warmup"],
         question="Does a longer warm-up lower learning-rate sensitivity?",
         claims=[
-            Claim("The longest warm-up has a lower sensitivity than the shortest.",
-                  lines.along(of.S, "schedule.warmup", lines.falls)),
-            Claim("It has the lower loss at the best rate too.",
-                  lines.along(of.best_loss(3), "schedule.warmup", lines.falls)),
-            Claim("The gain is the largest for the largest model.",
-                  lines.more_at_largest(of.S, "schedule.warmup", lines.falls)),
+            Claim("Sensitivity falls with the length of the warm-up.",
+                  lines.along(of.S, "schedule.warmup", FALLS)),
+            Claim("The critical rate rises with it.", lines.along(of.CRITICAL_LR, "schedule.warmup", RISES)),
+            Claim("The loss at the best rate falls with it too.",
+                  lines.along(of.BEST_LOSS, "schedule.warmup", FALLS)),
+            Claim("The gain in sensitivity is the largest for the largest model.",
+                  lines.more_at_largest(of.S, "schedule.warmup", FALLS)),
         ],
     ),
     Experiment(
@@ -106,6 +131,8 @@ EXPERIMENTS = [
         claims=[
             Claim("Independent decay has the lower sensitivity, coupled decay scored with its better range.",
                   by.compare(of.S, "optimizer.decay", "independent", "coupled")),
+            Claim("It has the lower loss at the best rate too.",
+                  by.compare(of.BEST_LOSS, "optimizer.decay", "independent", "coupled")),
         ],
     ),
     Experiment(
@@ -113,7 +140,7 @@ EXPERIMENTS = [
         question="Does sensitivity grow faster with depth or with width?",
         claims=[
             Claim("Sensitivity grows faster with depth than with width.",
-                  lines.differ(of.S, lines.SLOPE, SCAN, "width", "depth")),
+                  lines.differ(of.S, lines.TREND, SCAN, "width", "depth")),
             Claim("Depth still gives the lower loss at the largest common size.",
                   by.compare(of.BEST_LOSS, SCAN, "depth", "width", at=by.LARGEST)),
         ],
@@ -122,8 +149,10 @@ EXPERIMENTS = [
         name="mup_simple_lr", figure="Figure 8", group=[PAR],
         question="Does muParam (simple) lower sensitivity, or only hold the best learning rate in place?",
         claims=[
-            Claim("The best rate moves less over widths with muParam (simple) than without.",
-                  lines.differ(of.BEST_LR, lines.SPREAD, PAR, "mup_simple", "standard")),
+            Claim("The best rate falls less with width with muParam (simple) than without.",
+                  lines.differ(of.BEST_LR, lines.TREND, PAR, "standard", "mup_simple")),
+            Claim("With muParam it stays (here: it changes by less than the margin).",
+                  lines.along(of.BEST_LR, "N", STEADY, {PAR: "mup_simple"})),
             Claim("muParam does not lower the loss at the best rate.",
                   by.compare(of.BEST_LOSS, PAR, "mup_simple", "standard", contrary=True)),
             Claim("muParam does not lower sensitivity.",
@@ -135,9 +164,11 @@ EXPERIMENTS = [
         question="Do the attention scores of small models foretell at which size and rate training diverges?",
         claims=[
             Claim("At a given rate the largest score of block 0 grows with N.",
-                  lines.along(of.measured_as(LOGIT), "N", lines.rises, WITHOUT)),
-            Claim("Every run whose score passes 1e4 diverges.", by.past_threshold_diverges(LOGIT, WITHOUT)),
-            Claim("A quadratic fit to the smaller sizes foretells the largest.", by.largest_foretold(LOGIT)),
+                  lines.along(of.measured_as(LOGIT), "N", RISES, WITHOUT)),
+            Claim("Runs whose score passes 1e4 are harmed, and others are not (here: nine of ten).",
+                  by.harmed_past_threshold(LOGIT, WITHOUT)),
+            Claim("A quadratic fit to the smaller sizes foretells the largest (here: within a factor of 3).",
+                  by.largest_foretold(LOGIT)),
         ],
     ),
     Experiment(
@@ -174,10 +205,11 @@ EXPERIMENTS = [
         name="output_norm", figure="Figure C.1", quantities=[SECOND_BLOCK],
         question="How does the size of the residual stream depend on N, learning rate and depth?",
         claims=[
-            Claim("The RMS after block 2 (here the second, which every size has) hardly depends on N (here: within a "
-                  "factor of two).", lines.along(of.measured_as(SECOND_BLOCK), "N", lines.steady(2))),
-            Claim("It rises with the learning rate.", lines.along(of.measured_as(SECOND_BLOCK), "lr", lines.rises)),
-            Claim("It rises with depth.", by.each(of.rises_with_block("residual_rms"))),
+            Claim("The RMS after block 2 (here the second, which every size has) hardly depends on N (here: by less "
+                  "than a factor of two for a tenfold N).",
+                  lines.along(of.measured_as(SECOND_BLOCK), "N", STEADY, factor=2)),
+            Claim("It rises with the learning rate.", lines.along(of.measured_as(SECOND_BLOCK), "lr", RISES)),
+            Claim("It rises with depth.", by.positive(of.last_block_over_first("residual_rms"))),
         ],
     ),
     Experiment(
@@ -185,14 +217,17 @@ EXPERIMENTS = [
         question="Do attention scores grow because queries and keys grow, or because they align?",
         claims=[
             Claim("The norms of queries and keys grow by more than their cosine.",
-                  by.each(of.recorded(of.norms_outgrow, "q_rms/0", "k_rms/0", "qk_cosine/0"), WITHOUT)),
+                  by.positive(of.traced(of.growth_of_norms_over_cosine, "q_rms/0", "k_rms/0", "qk_cosine/0"), WITHOUT)),
         ],
     ),
     Experiment(
         name="width_depth_noqk", figure="Figure E.2", group=[SCAN],
         question="Without qk-layernorm, do both ways to scale bring instability?",
-        claims=[Claim("Without qk-layernorm sensitivity grows along width and along depth.",
-                      lines.along(of.S, "N", lines.rises, WITHOUT))],
+        claims=[
+            Claim("Without qk-layernorm sensitivity grows along width.",
+                  lines.along(of.S, "N", RISES, {**WITHOUT, SCAN: "width"})),
+            Claim("It grows along depth.", lines.along(of.S, "N", RISES, {**WITHOUT, SCAN: "depth"})),
+        ],
     ),
     Experiment(
         name="shape_scaling", figure="Figure E.3", group=[SCAN],
@@ -209,9 +244,9 @@ EXPERIMENTS = [
         question="Does muParam (simple) replace qk-layernorm?",
         claims=[
             Claim("The best rate is steady over widths with muParam (simple).",
-                  lines.along(of.BEST_LR, "N", lines.steady(GRID_STEP), {PAR: "mup_simple"})),
+                  lines.along(of.BEST_LR, "N", STEADY, {PAR: "mup_simple"})),
             Claim("Without qk-layernorm the largest model with muParam still is unstable at the highest rate.",
-                  by.each(of.UNSTABLE_AT_TOP, {PAR: "mup_simple", **WITHOUT}, at=by.LARGEST)),
+                  by.positive(of.kept_gain(), {PAR: "mup_simple", **WITHOUT}, at=by.LARGEST, below=True)),
         ],
     ),
     Experiment(
@@ -219,7 +254,7 @@ EXPERIMENTS = [
         question="What does the full muParam change over its simple form?",
         claims=[
             Claim("With qk-layernorm the full muParam trains at a rate of 1.",
-                  by.each(of.trains_at(1.0), {PAR: "mup_full", **WITH}, at=by.LARGEST)),
+                  by.positive(of.kept_gain(1.0), {PAR: "mup_full", **WITH}, at=by.LARGEST)),
             Claim("It does not lower the best loss at the largest size.",
                   by.compare(of.BEST_LOSS, PAR, "mup_full", "mup_simple", WITH, at=by.LARGEST, contrary=True)),
         ],
@@ -238,7 +273,7 @@ EXPERIMENTS = [
         name="steps", figure="Figure E.7", group=["budget.steps"],
         question="Does sensitivity depend on the number of steps?",
         claims=[Claim("Sensitivity does not change with the number of steps.",
-                      lines.along(of.S, "budget.steps", lines.steady(slack=0.02)))],
+                      lines.along(of.S, "budget.steps", STEADY))],
     ),
     Experiment(
         name="qknorm_axis", figure="Figure E.8", group=["model.qk_norm_axis"],
@@ -250,13 +285,13 @@ EXPERIMENTS = [
         name="batch", figure="Figure E.9", group=["batch.sequences"],
         question="Does sensitivity depend on the batch, at a fixed number of tokens?",
         claims=[Claim("Sensitivity does not change with the batch.",
-                      lines.along(of.S, "batch.sequences", lines.steady(slack=0.02)))],
+                      lines.along(of.S, "batch.sequences", STEADY))],
     ),
     Experiment(
         name="wd_value", figure="Figure E.10", group=["optimizer.weight_decay"],
         question="Where does more weight decay move the best learning rate?",
         claims=[Claim("More decay moves the best rate slightly up.",
-                      lines.along(of.BEST_LR, "optimizer.weight_decay", lines.only_rises))],
+                      lines.along(of.BEST_LR, "optimizer.weight_decay", RISES))],
     ),
     Experiment(
         name="pointwise_attn", figure="Figure E.11", group=["model.attention_normaliser", QK], quantities=[LOGIT],
@@ -265,7 +300,7 @@ EXPERIMENTS = [
         claims=[
             Claim("Scores grow without softmax too: past those with qk-layernorm (here: ten times).",
                   by.compare(of.measured_as(LOGIT), QK, NORMED, "none", {"model.attention_normaliser": "relu2"},
-                             at=by.MOST, factor=10)),
+                             at=by.HIGHEST, factor=10)),
         ],
     ),
     Experiment(
@@ -278,9 +313,10 @@ EXPERIMENTS = [
         question="What do updates do when gradients near eps?",
         claims=[
             Claim("Updates shrink when the gradient's RMS nears eps.",
-                  by.each(of.recorded(of.shrinks_near_eps, f"grad_rms/{FIRST_MLP}", f"update_rms/{FIRST_MLP}"))),
+                  by.positive(of.traced(of.update_far_from_eps_over_near, f"grad_rms/{FIRST_MLP}",
+                                        f"update_rms/{FIRST_MLP}"))),
             Claim("Gradients come closest to eps at the largest N.",
-                  lines.along(of.measured_as(_gradient(FIRST_MLP)), "N", lines.falls)),
+                  lines.along(of.measured_as(_gradient(FIRST_MLP)), "N", FALLS)),
         ],
     ),
     Experiment(
@@ -288,7 +324,7 @@ EXPERIMENTS = [
         question="Does a learning rate relative to the size of the parameters hold the best one in place?",
         claims=[
             Claim("With the scaled rate the best one is steady over sizes.",
-                  lines.along(of.BEST_LR, "N", lines.steady(GRID_STEP), {"optimizer.scale_lr_by_param_rms": True})),
+                  lines.along(of.BEST_LR, "N", STEADY, {"optimizer.scale_lr_by_param_rms": True})),
         ],
     ),
     Experiment(

@@ -18,8 +18,9 @@ from scaling_testbed.analysis.rows.conditions import text
 from scaling_testbed.analysis.rows.study import LR, SIZE, Row, Study, name_of, number
 from scaling_testbed.errors import UserError
 from scaling_testbed.files import write_bytes
+from scaling_testbed.papers.effects import Verdict
 from scaling_testbed.papers.measures import Evidence
-from scaling_testbed.papers.paper import Claim, Experiment, Paper, Verdict, experiment_of
+from scaling_testbed.papers.paper import Claim, Experiment, Paper, experiment_of, judged
 from scaling_testbed.report import law as law_report
 from scaling_testbed.report import page
 
@@ -54,14 +55,9 @@ def write_report(
     return [*verdict_lines(verdicts), f"wrote {', '.join(map(str, written))}"]
 
 
-def judged(experiment: Experiment, evidence: Evidence) -> list[tuple[Claim, Verdict]]:
-    """Each claim of an experiment with the verdict of this study."""
-    return [(claim, claim.verdict(evidence)) for claim in experiment.claims]
-
-
 def verdict_lines(verdicts: Sequence[tuple[Claim, Verdict]]) -> list[str]:
     """Two lines for each claim: the verdict with the claim, and below it the numbers."""
-    return [f"{verdict:11}  {claim}\n             {words}" for claim, (verdict, words) in verdicts]
+    return [f"{verdict.word:13}  {claim}\n               {verdict.words}" for claim, verdict in verdicts]
 
 
 def write_laws(folder: Path, path: Path) -> None:
@@ -109,7 +105,7 @@ def _claims(paper: Paper | None, verdicts: Sequence[tuple[Claim, Verdict]]) -> M
     if not verdicts:
         names = "sweep.json names no experiment of a paper; --experiment chooses one."
         return page.paragraphs([names if paper is None else "The paper makes no claim about this experiment."])
-    return page.render("claims", claims=[(str(claim), verdict, words) for claim, (verdict, words) in verdicts])
+    return page.render("claims", claims=[(str(claim), verdict.word, verdict.words) for claim, verdict in verdicts])
 
 
 def _panels(experiment: Experiment, evidence: Evidence) -> tuple[list[Panel], list[str]]:

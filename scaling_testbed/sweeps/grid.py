@@ -4,6 +4,7 @@
     paper: small_scale_proxies          # with experiment: its question and claims, which `report` judges
     experiment: qknorm_lr
     analysis: lr_sensitivity            # the analysis that reads the results; null: none
+    declared: {lr_range: [3e-4, 3e-1], margins: {S: 0.05}}      # how it will be judged; see papers/declaration.py
     overrides: [key=value, ...]         # of every run
     axes: {key: [values], ...}          # every combination is a run; a group (model, data, ...) is a key too
     together:                           # keys that move together: one row of values at a time; the first leads
@@ -21,8 +22,9 @@ A relative path starts at the folder of the file that contains it.
 
 Four layers are merged in this order: base, scale of the base, file, scale of the file. Axes, rows of keys that move
 together (identified by their first key) and seeds replace those of the same name in earlier layers. Overrides,
-exclusions, plugins and configs are added. An override or a row also replaces an axis of an earlier layer. Descriptions
-are joined, that of the file before that of its base. A key that one layer sets twice is refused.
+exclusions, plugins and configs are added, and so are declarations key by key. An override or a row also replaces an
+axis of an earlier layer. Descriptions are joined, that of the file before that of its base. A key that one layer sets
+twice is refused.
 
 A value is written as on the command line. YAML's own reading of it does not count, so 010 is 10 and not 8. `seed=7`
 among the overrides means `seeds: [7]`. After the name of the sweep, `key=value` and `key=a,b` replace an axis, select
@@ -53,6 +55,8 @@ from scaling_testbed.config.words import (
 )
 from scaling_testbed.errors import ConfigError, check_choice
 from scaling_testbed.files import read_yaml
+from scaling_testbed.papers import declaration
+from scaling_testbed.papers.declaration import Declaration
 from scaling_testbed.papers.paper import paper_named
 from scaling_testbed.plugins import load_named_in, load_plugins, plugin_name
 
@@ -60,8 +64,8 @@ SWEEP_DIR = CONFIG_DIR / "sweep"
 ANALYSES = ("lr_sensitivity", "instability", "report", "fit", "frontier")  # of `analyze`
 MOST_RUNS = 100_000  # to compose them takes half an hour
 KEYS = (
-    *("description", "paper", "experiment", "analysis", "overrides", "axes", "together", "exclude", "seeds"),
-    *("plugins", "configs"),
+    *("description", "paper", "experiment", "analysis", "declared", "overrides", "axes", "together", "exclude"),
+    *("seeds", "plugins", "configs"),
 )
 
 
@@ -71,8 +75,8 @@ class Sweep:
 
     name: of the file. folder: of its runs, which is the name, followed by the scale unless that is the first. scale:
     None if the file has no scales. paper, experiment: names in papers.paper.PAPERS. Both can be None. A paper without
-    an experiment means that the runs have its settings. plugins, configs: of every run, typed or in the file, with
-    absolute paths.
+    an experiment means that the runs have its settings. declared: how the results are judged; None if the file does not
+    say it. plugins, configs: of every run, typed or in the file, with absolute paths.
     """
 
     name: str
@@ -82,6 +86,7 @@ class Sweep:
     paper: str | None = None
     experiment: str | None = None
     analysis: str | None = None
+    declared: Declaration | None = None
     overrides: list[str] = field(default_factory=list)
     axes: dict[str, list[str]] = field(default_factory=dict)
     together: list[dict[str, list[str | None]]] = field(default_factory=list)  # None: the row does not set the key
@@ -196,6 +201,8 @@ def _checked(content: Any, known: Sequence[str], folder: Path) -> dict:
         raise ConfigError("together holds an entry without keys; write {key: [values], ...}")
     if "analysis" in content:
         check_choice("analysis", content["analysis"], ANALYSES)
+    if "declared" in content:
+        declaration.parsed(content["declared"])
     if content.get("seeds") == []:
         raise ConfigError("seeds must hold one number or more; got []")
     if bad := [text for text in content.get("overrides", []) if not isinstance(text, str) or "=" not in text]:
@@ -243,6 +250,13 @@ def _laid_over(below: dict, above: dict) -> dict:
     varied = {_slot(key, values) for key, values in columns if None not in values}  # None: a row without the key
     shared = [text for text in below.get("overrides", []) if slot_of(text) not in varied or slot_of(text)[1]]
     merged["overrides"] = [*overrides_before(shared, upper), *upper]
+    declared = [layer["declared"] for layer in (below, above) if "declared" in layer]
+    if len(declared) > 1:
+        merged["declared"] = {
+            **declared[0],
+            **declared[1],
+            **{key: declared[0].get(key, {}) | declared[1].get(key, {}) for key in ("margins", "seed_sd")},
+        }
     for key in ("exclude", "plugins", "configs"):
         merged[key] = [*below.get(key, []), *above.get(key, [])]
     return merged
@@ -275,6 +289,8 @@ def _parse(content: dict, **named: Any) -> Sweep:
         raise ConfigError("exclude holds an entry without keys, which every run matches; write {key: value, ...}")
     content["exclude"] = [{key_of(key): values for key, values in entry.items()} for entry in excluded]
     content["seeds"] = [spelled(seed) for seed in content.get("seeds", [0])]
+    if "declared" in content:
+        content["declared"] = declaration.parsed(content["declared"])
     _check_column("seeds", "seed", content["seeds"])
     sweep = Sweep(**named, **content)
     _check_experiment(sweep)

@@ -6,6 +6,7 @@ import json
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin
@@ -18,8 +19,10 @@ from scaling_testbed.data.preparing.preparation import find_prepared
 from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.files import check_version, read_json, write_bytes, write_json
 from scaling_testbed.model.counting import count_params
+from scaling_testbed.papers.declaration import Declaration, recorded
 from scaling_testbed.processes.world import World, check_world
 from scaling_testbed.progress import say
+from scaling_testbed.runs.environment import source_state
 from scaling_testbed.runs.row import is_number
 from scaling_testbed.sweeps.gpu_memory import ASSUMED_GIB, fits, fitting_overrides, planned_memory
 from scaling_testbed.sweeps.grid import Sweep, overrides_before
@@ -267,15 +270,15 @@ def told_apart(runs: Iterable[PlannedRun]) -> list[PlannedRun]:
 
 def remember(runs: Sequence[PlannedRun], sweep: Sweep) -> None:
     """Add the runs to plan.jsonl in their folder, so that `status` can show them without the typed overrides.
-    sweep.json names their sweep, its paper and its experiment. If another sweep created the folder, which `name=`
-    allows, sweep.json still names that sweep. A line of a later version stays as it is. A plan with a damaged line is
-    kept beside the new one. Raises UserError if a later version has written sweep.json."""
+    sweep.json names their sweep, its paper and its experiment, and holds its declaration. If another sweep created the
+    folder, which `name=` allows, sweep.json still names that sweep. A line of a later version stays as it is. A plan
+    with a damaged line is kept beside the new one. Raises UserError if a later version has written sweep.json."""
     folder = sweep_folder(runs)
     about = {key: getattr(sweep, key) for key in ("scale", "paper", "experiment", "description", "analysis")}
     about = {"sweep": sweep.name, **about}
     path = folder / PLAN_FILE
     with alone_in(folder):
-        first = _sweep_of(folder)
+        first, declared = _sweep_of(folder)
         before, others = _read_plan(path)
         known = told_apart([*before, *runs])
         ids = {run.run_id for run in known}
@@ -287,18 +290,43 @@ def remember(runs: Sequence[PlannedRun], sweep: Sweep) -> None:
         lines = [json.dumps(asdict(run)).encode() for run in known] + later
         write_bytes(path, b"".join(line + b"\n" for line in lines))
         if first in (None, (sweep.name, sweep.scale)):
-            write_json(folder / SWEEP_FILE, about)
+            about["declared"] = _declared(sweep, known, declared, folder)
+            write_json(folder / SWEEP_FILE, {key: value for key, value in about.items() if key != "declared" or value})
 
 
-def _sweep_of(folder: Path) -> tuple[str, str | None] | None:
-    """Name and scale of the sweep that created `folder`; None if they are unknown."""
+def _declared(
+    sweep: Sweep, runs: Sequence[PlannedRun], before: Declaration | None, folder: Path
+) -> dict[str, Any] | None:
+    """The sweep's declaration for sweep.json, with the seeds and rates of the folder's runs, and its date and commit.
+
+    before: what sweep.json holds. It stays if nothing is declared anew.
+    """
+    if sweep.declared is None:
+        return before.record() if before else None
+    seeds = sorted({int(run.config["seed"]) for run in runs if is_number(run.config.get("seed"))})
+    rates = sorted({float(run.config["optimizer.lr"]) for run in runs if is_number(run.config.get("optimizer.lr"))})
+    new = replace(sweep.declared, seeds=seeds, rates=rates)
+    if before and before.judges_as(new):
+        return before.record()
+    state, _ = source_state()
+    commit = state["commit"] and state["commit"] + (" with uncommitted changes" if state["dirty"] else "")
+    results = sum(1 for _ in folder.glob("*/result.json"))
+    today = datetime.now(UTC).date().isoformat()
+    return replace(new, date=today, commit=commit, results=results, changed=bool(before and results)).record()
+
+
+def _sweep_of(folder: Path) -> tuple[tuple[str, str | None] | None, Declaration | None]:
+    """Name and scale of the sweep that created `folder`, and its declaration; None what is unknown."""
     path = folder / SWEEP_FILE
     try:
         about = read_json(path)
     except UserError:
-        return None
+        return None, None
     check_version(path, about.get("schema_version"), 1)
-    return (about["sweep"], about.get("scale")) if "sweep" in about else None
+    declared = None
+    with contextlib.suppress(ConfigError):  # a damaged one is declared anew
+        declared = recorded(about.get("declared"))
+    return ((about["sweep"], about.get("scale")) if "sweep" in about else None), declared
 
 
 def remembered(folder: Path) -> list[PlannedRun]:

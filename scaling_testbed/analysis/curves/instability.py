@@ -1,9 +1,10 @@
 """Predict an instability from smaller models (Wortsman et al. 2023, section 3.3, Figures 9 and 11).
 
 The measured quantity is the largest attention score at one step, or the RMS of a gradient. At each learning rate its
-logarithm is fitted by a quadratic in log N, where N is the number of non-embedding parameters. The fit is extrapolated,
-with a prediction interval, to sizes that were not trained. In the paper, runs with attention scores above 1e4 diverged.
-If a gradient is below AdamW's eps, the updates of its weights are smaller than they should be.
+logarithm is fitted by a quadratic in log N, where N is the number of non-embedding parameters, with the runs of all
+seeds as points. The fit is extrapolated, with a prediction interval for one run, to sizes that were not trained. In the
+paper, runs with attention scores above 1e4 diverged. If a gradient is below AdamW's eps, the updates of its weights are
+smaller than they should be.
 """
 
 import math
@@ -78,7 +79,8 @@ class Fit:
     """ln(value) as a polynomial in ln N at one learning rate.
 
     The degree is 2, or 1 if there are only three sizes. coefficients: constant first. residual: standard error of the
-    residuals. inverse_gram: (X'X)^-1 of the design in centred ln N. note: why the fit is not quadratic, or None.
+    residuals. inverse_gram: (X'X)^-1 of the design in centred ln N. note: why the fit is not quadratic, or why the
+    spread over seeds does not bound its error, or None.
     """
 
     coefficients: np.ndarray
@@ -103,10 +105,11 @@ class Fit:
 
 @dataclass(frozen=True)
 class Series:
-    """The sizes of one condition and learning rate, with the geometric mean over seeds at each, and the fit to them.
+    """The sizes of one condition and learning rate, with the geometric mean over seeds at each, and the fit.
 
-    diverged: whether the run of any seed diverged, None if the rows do not tell. held_out: sizes left out of the fit.
-    fit: None with fewer than three sizes. unmeasured: names of runs without a value.
+    by_seed: the values of the seeds at each size; the fit is to these. diverged: whether the run of any seed diverged,
+    None if the rows do not tell. held_out: sizes left out of the fit. fit: None with fewer than three sizes.
+    unmeasured: names of runs without a value.
     """
 
     condition: dict[str, str]
@@ -117,6 +120,7 @@ class Series:
     held_out: list[float]
     fit: Fit | None
     unmeasured: list[str]
+    by_seed: list[dict[int, float]]
 
 
 @dataclass(frozen=True)
@@ -131,6 +135,11 @@ class Prediction:
     high: float | None
     measured: float | None
     verdict: str
+
+    @property
+    def measured_by_seed(self) -> dict[int, float]:
+        """The measured values of the seeds of a held-out size."""
+        return dict(zip(self.series.n_params, self.series.by_seed, strict=True)).get(self.n_params, {})
 
     @property
     def inside(self) -> bool | None:
@@ -149,6 +158,7 @@ class Prediction:
             "run": self.run or "held out",
             "fitted_sizes": sum(n not in self.series.held_out for n in self.series.n_params),
             "degree": len(fit.coefficients) - 1 if fit else None,
+            "degrees_of_freedom": fit.degrees_of_freedom if fit else None,
             "predicted": self.predicted,
             "low": self.low,
             "high": self.high,
@@ -179,21 +189,46 @@ class Extrapolation:
 def fit_log_log(n_params: Sequence[float], values: Sequence[float]) -> Fit | None:
     """Fit ln(value) as a polynomial in ln N by least squares; None with fewer than three sizes.
 
-    The fit is a quadratic with four or more sizes and a line with three, so that at least one degree of freedom is left
-    for the residual error. Values must be finite and positive.
+    A size may occur several times, once for each seed. The fit is a quadratic with four or more sizes and a line with
+    three, so that at least one degree of freedom is left for the residual error. Where the seeds tell that the
+    polynomial misses the sizes (F test of the lack of fit at 5 %), their spread does not bound the error of the
+    extrapolation; the fit is then to the means of the sizes. Values must be finite and positive.
     """
-    sizes = len(set(n_params))
-    if sizes < 3:
+    sizes = sorted(set(n_params))
+    if len(sizes) < 3:
         return None
-    degree = 2 if sizes >= 4 else 1
+    degree = 2 if len(sizes) >= 4 else 1
     x, y = np.log(np.asarray(n_params, float)), np.log(np.asarray(values, float))
+    means = np.array([y[np.asarray(n_params) == n].mean() for n in sizes])
+    note = None if degree == 2 else "a line: three sizes are too few for a quadratic"
+    if (p := _lack_of_fit(x, y, np.log(sizes), means, degree)) < 0.05:
+        said = f"the fit misses the sizes by more than their seeds differ (p {p:.2g}): it is to the mean of each size"
+        return _fit(np.log(sizes), means, degree, "; ".join(filter(None, (note, said))))
+    return _fit(x, y, degree, note)
+
+
+def _fit(x: np.ndarray, y: np.ndarray, degree: int, note: str | None) -> Fit:
     center = float(x.mean())
     design = (x - center)[:, None] ** np.arange(degree + 1)
     coefficients = np.linalg.lstsq(design, y, rcond=None)[0]
     freedom = len(x) - degree - 1
     residual = math.sqrt(float(np.sum((y - design @ coefficients) ** 2)) / freedom)
-    note = None if degree == 2 else "a line: three sizes are too few for a quadratic"
     return Fit(coefficients, center, residual, freedom, np.linalg.inv(design.T @ design), note)
+
+
+def _lack_of_fit(x: np.ndarray, y: np.ndarray, sizes: np.ndarray, means: np.ndarray, degree: int) -> float:
+    """The p-value of the F test that the polynomial explains the means of the sizes; 1 without repeated sizes."""
+    pure = float(sum(np.sum((y[x == at] - mean) ** 2) for at, mean in zip(sizes, means, strict=True)))
+    of_pure, of_lack = len(x) - len(sizes), len(sizes) - degree - 1
+    if of_pure < 1 or of_lack < 1:
+        return 1.0
+    fit = _fit(x, y, degree, None)
+    lack = max(fit.residual**2 * fit.degrees_of_freedom - pure, 0.0)
+    try:
+        from scipy.special import fdtrc
+    except ImportError:
+        raise UserError("prediction intervals need scipy: pip install -e '.[analysis]'") from None
+    return float(fdtrc(of_lack, of_pure, (lack / of_lack) / max(pure / of_pure, 1e-300)))
 
 
 def value_of(row: Row, quantity: Quantity) -> float | None:
@@ -258,19 +293,21 @@ def _largest(groups: Iterable[Sequence[Curve]], study: Study) -> dict[tuple, flo
 
 
 def _series(found: Sequence[Curve], lr: float, quantity: Quantity, largest: float) -> Series:
-    n_params, values, diverged, unmeasured, held_out = [], [], [], [], []
+    n_params, values, diverged, unmeasured, held_out, by_seed = [], [], [], [], [], []
     for curve in sorted(found, key=lambda one: one.n_params):
         rows = curve.rows(lr)
-        known = [value for row in rows if (value := value_of(row, quantity)) is not None]
+        own = {seed: curve.runs[lr, seed] for seed in curve.seeds if (lr, seed) in curve.runs}
+        known = {seed: value for seed, row in own.items() if (value := value_of(row, quantity)) is not None}
         unmeasured += [name_of(row) for row in rows if value_of(row, quantity) is None]
         held_out += [curve.n_params] if rows and curve.n_params >= largest else []
         if known:
             n_params.append(curve.n_params)
-            values.append(math.exp(sum(map(math.log, known)) / len(known)))
+            values.append(math.exp(sum(map(math.log, known.values())) / len(known)))
+            by_seed.append(known)
             diverged.append(_any_diverged(rows))
-    kept = [(n, value) for n, value in zip(n_params, values, strict=True) if n < largest]
-    fit = fit_log_log([n for n, _ in kept], [value for _, value in kept])
-    return Series(found[0].condition, lr, n_params, values, diverged, held_out, fit, unmeasured)
+    points = [(n, value) for n, own in zip(n_params, by_seed, strict=True) if n < largest for value in own.values()]
+    fit = fit_log_log([n for n, _ in points], [value for _, value in points])
+    return Series(found[0].condition, lr, n_params, values, diverged, held_out, fit, unmeasured, by_seed)
 
 
 def _any_diverged(rows: Sequence[Row]) -> bool | None:

@@ -35,8 +35,9 @@ class Study:
 
     rows: one for each finished or diverged run. missing: for each planned run without a row, its configuration and
     parameter counts, `status` (missing | failed | preempted) and `label`. planned: whether a plan lists the expected
-    runs. sweep, scale, paper, experiment: from sweep.json, None if absent. name: the sweep, or the name of the folder
-    or file; used for titles only.
+    runs. sweep, scale, paper, experiment: from sweep.json, None if absent. declared: what it declares about how the
+    study is judged, see papers/declaration.py. name: the sweep, or the name of the folder or file; used for titles
+    only.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Study:
     scale: str | None = None
     paper: str | None = None
     experiment: str | None = None
+    declared: Any = None
     description: str = ""
 
     def trace(self, row: Row) -> list[Row]:
@@ -84,6 +86,7 @@ def load(path: str | Path) -> Study:
         rows=sorted(finals, key=lambda row: str(row.get("run_id"))),
         missing=missing,
         **{key: about.get(key) for key in ABOUT if key != "description"},
+        declared=about.get("declared"),
         description=about.get("description") or "",
     )
 

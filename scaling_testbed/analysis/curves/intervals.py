@@ -1,0 +1,112 @@
+"""Student's t for one number of each seed: intervals, p-values, and the smallest effect that can be detected.
+
+The seeds of a study are the same in all its conditions. So an effect is first computed for each seed, by the same
+weights and batches in all conditions, and only then compared with its spread over the seeds. With n seeds, the interval
+has n - 1 degrees of freedom. tests/analysis/curves/test_calibration.py measures how often these intervals hold the
+truth.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from scaling_testbed.errors import UserError
+
+LEVEL = 0.95
+ALPHA = 1 - LEVEL
+POWER = 0.8
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over n seeds and its interval at LEVEL. With one seed, the ends are infinite."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+def interval(values: Sequence[float]) -> Interval:
+    """The mean of one number of each seed, with Student's t interval. Raises UserError without scipy."""
+    mean, error, n = _mean_and_error(values)
+    if n < 2:
+        return Interval(mean, -math.inf, math.inf, n)
+    reach = t_factor(n - 1) * error
+    return Interval(mean, mean - reach, mean + reach, n)
+
+
+def p_above(values: Sequence[float], bound: float) -> float:
+    """The one-sided p-value of the hypothesis that the expected number is at most `bound`; 1 with one seed."""
+    mean, error, n = _mean_and_error(values)
+    if n < 2:
+        return 1.0
+    if error == 0:
+        return 0.0 if mean > bound else 1.0
+    return float(_special().stdtr(n - 1, -(mean - bound) / error))
+
+
+def p_below(values: Sequence[float], bound: float) -> float:
+    """The one-sided p-value of the hypothesis that the expected number is at least `bound`; 1 with one seed."""
+    return p_above([-value for value in values], -bound)
+
+
+def _mean_and_error(values: Sequence[float]) -> tuple[float, float, int]:
+    n = len(values)
+    error = float(np.std(values, ddof=1)) / math.sqrt(n) if n > 1 else math.inf
+    return float(np.mean(values)), error, n
+
+
+def t_factor(freedom: int, level: float = LEVEL) -> float:
+    """The quantile of Student's t that bounds a two-sided interval. Raises UserError without scipy."""
+    return float(_special().stdtrit(freedom, (1 + level) / 2))
+
+
+def has_scipy() -> bool:
+    """Whether intervals can be computed."""
+    try:
+        _special()
+    except UserError:
+        return False
+    return True
+
+
+def _special():
+    try:
+        from scipy import special
+    except ImportError:
+        raise UserError("intervals over seeds need scipy: pip install -e '.[analysis]'") from None
+    return special
+
+
+def jackknife(statistic: Callable[[np.ndarray], float], values_SX: np.ndarray) -> float:
+    """A statistic of the mean over seeds without the largest part of its bias (Quenouille 1956).
+
+    values_SX: [seeds, ...]. The statistic takes the mean over some of the seeds. A minimum over noisy means is too low;
+    its bias falls as 1 / n_seeds, and leaving out each seed in turn estimates it. One seed: the statistic as it is.
+    """
+    n = len(values_SX)
+    whole = statistic(values_SX.mean(axis=0))
+    if n < 2:
+        return whole
+    without = [statistic(np.delete(values_SX, seed, axis=0).mean(axis=0)) for seed in range(n)]
+    return n * whole - (n - 1) * float(np.mean(without))
+
+
+def detectable(seed_sd: float, n_seeds: int, power: float = POWER) -> float:
+    """The effect that a two-sided test at 5 % detects with a probability of `power`, in the unit of seed_sd.
+
+    seed_sd: the standard deviation over seeds of the effect, e.g. of a paired difference. Infinite with one seed.
+    Raises UserError without scipy.
+    """
+    if n_seeds < 2:
+        return math.inf
+    factor, root = t_factor(n_seeds - 1), math.sqrt(n_seeds)
+    low, high = 0.0, 1000.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        reached = 1 - float(_special().nctdtr(n_seeds - 1, middle * root, factor))
+        low, high = (low, middle) if reached >= power else (middle, high)
+    return high * seed_sd

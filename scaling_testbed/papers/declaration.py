@@ -1,0 +1,145 @@
+"""What a sweep file declares before its runs: how its results will be judged.
+
+    declared:
+      lr_range: [1e-3, 1]                 # the rates of S
+      critical_excess: 0.25               # nats above the best loss, for the critical rate
+      margins: {S: 0.05, loss: 0.02, critical_lr: 1.25}       # the least effects that count, by measure
+      seed_sd: {S: 0.03, loss: 0.01}      # of a paired difference at one size, for `sweep plan`
+
+A margin of a measure that is compared by its ratio is a factor. measures.py names the measures. The first `sweep plan`,
+`run` or `submit` of a folder copies the declaration, with the seeds and the rates of the sweep, the date and the commit
+to sweep.json. A later change is recorded there beside it, with the number of runs that had a result by then.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from scaling_testbed.analysis.curves.critical_rate import EXCESS
+from scaling_testbed.analysis.curves.lr_sensitivity import DEFAULT_RANGE
+from scaling_testbed.analysis.rows.study import Study
+from scaling_testbed.errors import ConfigError
+
+KEYS = ("lr_range", "critical_excess", "margins", "seed_sd")
+FACTORS = ("critical_lr", "best_lr", "recorded")  # measures that are compared by their ratio
+DIFFERENCES = ("S", "loss", "share", "logit")
+MEASURES = (*DIFFERENCES, *FACTORS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Declaration:
+    """How a study is judged.
+
+    margins: the least effect that counts, by measure; a factor for FACTORS. seed_sd: the standard deviation over seeds
+    of a paired difference at one size, of logarithms for FACTORS. seeds, rates: those of the sweep. date, commit: when
+    it was declared; None before that. results: how many runs had a result when it was last changed. changed: whether
+    it is not the first declaration of its folder.
+    """
+
+    lr_range: tuple[float, float] = DEFAULT_RANGE
+    critical_excess: float = EXCESS
+    margins: Mapping[str, float] = field(default_factory=dict)
+    seed_sd: Mapping[str, float] = field(default_factory=dict)
+    seeds: Sequence[int] = ()
+    rates: Sequence[float] = ()
+    date: str | None = None
+    commit: str | None = None
+    results: int = 0
+    changed: bool = False
+
+    def margin(self, measure: str) -> float | None:
+        """The margin of a measure on the scale of its differences: of a factor, the logarithm. None: none declared."""
+        value = self.margins.get(measure)
+        return math.log(value) if value is not None and measure in FACTORS else value
+
+    def judges_as(self, other: "Declaration") -> bool:
+        """Whether both judge results in the same way."""
+        keys = (*KEYS, "seeds", "rates")
+        return all(_plain(getattr(self, key)) == _plain(getattr(other, key)) for key in keys)
+
+    def record(self) -> dict[str, Any]:
+        """The declaration as it stands in sweep.json."""
+        return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+
+    def __str__(self) -> str:
+        margins = ", ".join(f"{name} {value:g}" for name, value in self.margins.items())
+        low, high = self.lr_range
+        said = f"S over rates from {low:g} to {high:g}; critical rate at {self.critical_excess:g} nats above the best"
+        said += f"; margins: {margins}" if margins else "; no margins"
+        when = f"{'changed' if self.changed else 'declared'} {self.date}" if self.date else "declared"
+        said += f"; {when}" + (f" at commit {self.commit[:12]}" if self.commit else "")
+        if self.results:
+            return f"{said}, when {self.results} runs had a result"
+        return f"{said}, before any run had a result" if self.date else said
+
+
+def _plain(value: Any) -> Any:
+    return dict(value) if isinstance(value, Mapping) else list(value) if isinstance(value, (list, tuple)) else value
+
+
+def parsed(entry: Any, **more: Any) -> Declaration:
+    """The declaration of a sweep file's `declared`. Raises ConfigError, which names the key."""
+    if not isinstance(entry, Mapping):
+        raise ConfigError(f"declared must be a mapping of {', '.join(KEYS)}; got {entry!r}")
+    if unknown := [key for key in entry if key not in KEYS]:
+        raise ConfigError(f"declared has no key {unknown[0]}; it has {', '.join(KEYS)}")
+    found: dict[str, Any] = {}
+    if "lr_range" in entry:
+        ends = entry["lr_range"]
+        if not isinstance(ends, Sequence) or isinstance(ends, str) or len(ends) != 2:
+            raise ConfigError(f"declared.lr_range must be [LOW, HIGH]; got {ends!r}")
+        found["lr_range"] = tuple(_number("lr_range", end) for end in ends)
+        if found["lr_range"][0] >= found["lr_range"][1]:
+            raise ConfigError(f"declared.lr_range must be [LOW, HIGH] with LOW < HIGH; got {ends!r}")
+    if "critical_excess" in entry:
+        found["critical_excess"] = _number("critical_excess", entry["critical_excess"])
+    for key in ("margins", "seed_sd"):
+        found[key] = _by_measure(key, entry.get(key, {}))
+    for name in (name for name, value in found["margins"].items() if name in FACTORS and value <= 1):
+        raise ConfigError(f"declared.margins.{name} is a factor; it must be above 1")
+    return Declaration(**found, **more)
+
+
+def _by_measure(key: str, entry: Any) -> dict[str, float]:
+    if not isinstance(entry, Mapping):
+        raise ConfigError(f"declared.{key} must be a mapping of measures to numbers; got {entry!r}")
+    if unknown := [name for name in entry if name not in MEASURES]:
+        raise ConfigError(f"declared.{key} has no measure {unknown[0]}; it has {', '.join(MEASURES)}")
+    return {name: _number(f"{key}.{name}", value) for name, value in entry.items()}
+
+
+def _number(name: str, value: Any) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if isinstance(value, bool) or not 0 < number < math.inf:
+        raise ConfigError(f"declared.{name} must be a number greater than zero; got {value!r}")
+    return number
+
+
+def of_study(study: Study) -> tuple[Declaration, bool]:
+    """The declaration of a study and whether it has one; otherwise the defaults, without margins. Raises ConfigError,
+    which names sweep.json, if it cannot be read."""
+    try:
+        found = recorded(study.declared)
+    except ConfigError as error:
+        raise ConfigError(f"sweep.json of {study.path}: {error}") from None
+    return found or Declaration(), found is not None
+
+
+def recorded(content: Any) -> Declaration | None:
+    """The declaration of a sweep.json, None if it has none. Raises ConfigError if it cannot be read."""
+    if content is None:
+        return None
+    if not isinstance(content, Mapping):
+        raise ConfigError(f"declared must be a mapping; got {content!r}")
+    own = parsed({key: content[key] for key in KEYS if content.get(key) is not None})
+    about = {field.name for field in dataclasses.fields(Declaration)} - set(KEYS)
+    more = {key: content[key] for key in about if content.get(key) is not None}
+    for key, kind in (("seeds", list), ("rates", list), ("date", str), ("commit", str), ("results", int)):
+        if key in more and not isinstance(more[key], kind):
+            raise ConfigError(f"declared.{key} must be a {kind.__name__}; got {more[key]!r}")
+    return dataclasses.replace(own, **more)

@@ -1,0 +1,240 @@
+"""Effects, the one number of each seed that a claim is about, and the verdicts on them.
+
+An effect is positive where the claim is right. It is computed for each seed first, from the runs of that seed in all
+conditions and sizes, and then judged by Student's t over the seeds:
+
+- agrees: the interval excludes zero on the side of the claim, and the mean is at least the declared margin.
+- disagrees: the interval excludes zero on the other side.
+- no difference: the interval lies within the margin on both sides.
+- cannot tell: anything else. Also with one seed, without a declared margin, or where a planned run is missing.
+
+A claim that two things are the same (EQUALITY) agrees where the interval lies within the margin, and disagrees where it
+excludes zero and the mean is at least the margin. A claim that one thing is not better (AT_MOST) needs only the upper
+end below the margin. A claim about several effects agrees if all of them do; it disagrees if one of them does, after
+Holm's correction for their number. The p-values of all claims of a study are corrected together, see paper.py.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from scaling_testbed.analysis.curves.intervals import ALPHA, interval, p_above, p_below
+from scaling_testbed.evaluation.statistics import holm
+from scaling_testbed.papers.measures import NATS, Evidence, Value
+
+AGREES, DISAGREES, NO_DIFFERENCE, CANNOT_TELL = "agrees", "disagrees", "no difference", "cannot tell"
+DIFFERENCE, EQUALITY, AT_MOST = "difference", "equality", "at most"  # kinds of claims
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """A word and what led to it.
+
+    word: one of the four. words: the numbers in a sentence. effect, low, high: the mean over seeds and its 95 %
+    interval, of a ratio the logarithms; None if there is none. p: before the correction for the number of claims.
+    """
+
+    word: str
+    words: str
+    effect: float | None = None
+    low: float | None = None
+    high: float | None = None
+    margin: float | None = None
+    p: float | None = None
+    n_seeds: int = 0
+
+
+@dataclass(frozen=True)
+class Effect:
+    """One number of each seed, positive where the claim is right; of a ratio, the logarithm.
+
+    words: the values that it was made of. bound: 1 if the numbers are lower bounds, because a value was censored, and
+    -1 if they are upper bounds.
+    """
+
+    by_seed: Mapping[int, float]
+    words: str = ""
+    bound: int = 0
+
+
+Terms = Sequence[tuple[float, Value]]  # a sum of values with coefficients
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The effects of a claim, the reasons why they are not whole, and remarks."""
+
+    effects: Sequence[Effect] = ()
+    gaps: Sequence[str] = ()
+    remarks: Sequence[str] = ()
+
+
+def summed(terms: Terms) -> tuple[dict[int, float], int | None]:
+    """The sum of values with coefficients for each common seed, and its bound; None if its bounds contradict."""
+    seeds = set.intersection(*(set(value.by_seed) for _, value in terms)) if terms else set()
+    sums = {seed: sum(factor * value.by_seed[seed] for factor, value in terms) for seed in sorted(seeds)}
+    signs = {factor > 0 for factor, value in terms if factor and value.censored & seeds}
+    return sums, 0 if not signs else None if len(signs) > 1 else 1 if True in signs else -1
+
+
+def pooled(places: Sequence[tuple[str, Terms]], ratio: bool = False) -> tuple[list[Effect], list[str]]:
+    """The mean over places of a sum of values, as one effect, and remarks on places that are left out.
+
+    places: (name, terms). A place where the sum is zero for each seed is left out, because its runs are the same by
+    construction, e.g. muParam at its base width. So is one where both sides are censored.
+    """
+    kept, remarks = [], []
+    for name, terms in places:
+        sums, bound = summed(terms)
+        if not sums:
+            remarks.append(f"{name}: no common seed")
+        elif bound is None:
+            remarks.append(f"{name}: not known on both sides")
+        elif not any(sums.values()):
+            remarks.append(f"{name}: the same by construction")
+        else:
+            kept.append((name, sums, bound))
+    bounds = {bound for _, _, bound in kept if bound}
+    if not kept or len(bounds) > 1:
+        return [], remarks
+    seeds = sorted(set.intersection(*(set(sums) for _, sums, _ in kept)))
+    by_seed = {seed: sum(sums[seed] for _, sums, _ in kept) / len(kept) for seed in seeds}
+    words = [f"{name} {signed(_mean(sums), ratio)}" for name, sums, _ in kept] if len(kept) > 1 else [kept[0][0]]
+    return [Effect(by_seed, few(words, 8), bounds.pop() if bounds else 0)], remarks
+
+
+def _mean(by_seed: Mapping[int, float]) -> float:
+    return sum(by_seed.values()) / len(by_seed)
+
+
+def few(names: Sequence[str], most: int = 3) -> str:
+    """The first names of a list, and how many more there are."""
+    names = list(dict.fromkeys(names))
+    return "; ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def signed(value: float, ratio: bool = False) -> str:
+    """The text of an effect: with its sign, or as a factor."""
+    if not ratio:
+        return f"{value:+.3g}" if abs(value) >= 10 else f"{value:+.3f}"
+    return f"x{math.exp(value):.3g}" if abs(value) < 700 else f"e^{value:+.3g}"
+
+
+@dataclass(frozen=True)
+class Question:
+    """A judge of effects.
+
+    estimand: what one number of each seed is, in words. measure: the name of the margin in a declaration. ask: gives
+    the effects of a study. margin: the least effect that counts, of a ratio its logarithm; None: the declared one.
+    ratio: whether the effects are logarithms of ratios.
+    """
+
+    estimand: str
+    measure: str
+    ask: Callable[[Evidence], Asked]
+    kind: str = DIFFERENCE
+    margin: float | None = None
+    ratio: bool = False
+
+    def __call__(self, evidence: Evidence) -> Verdict:
+        asked = self.ask(evidence)
+        remarks = few(asked.remarks)
+        if asked.gaps:
+            return Verdict(word=CANNOT_TELL, words=_joined(f"missing or withheld: {few(asked.gaps)}", remarks))
+        if not asked.effects:
+            return Verdict(word=CANNOT_TELL, words=_joined("nothing to judge by", remarks))
+        margin = self.margin if self.margin is not None else evidence.declaration.margin(self.measure)
+        made = [self._one(effect, margin) for effect in asked.effects]
+        verdict = made[0] if len(made) == 1 else self._all(made)
+        verdict = replace(verdict, words=_joined(verdict.words, remarks))
+        if reason := evidence.undeclared(self.measure if self.margin is None else None):
+            return replace(verdict, word=CANNOT_TELL, words=f"{reason}; {verdict.words}", p=None)
+        return verdict
+
+    def _one(self, effect: Effect, margin: float | None) -> Verdict:
+        numbers = list(effect.by_seed.values())
+        if not numbers:
+            return Verdict(word=CANNOT_TELL, words="no seed was run in all conditions")
+        bound = {1: "at least ", 0: "", -1: "at most "}[effect.bound]
+        unit = f" {NATS}" if self.measure in ("S", "loss") and not self.ratio else ""
+        n = len(numbers)
+        if n < 2:
+            said = f"one seed; effect {bound}{signed(numbers[0], self.ratio)}{unit}"
+            return Verdict(word=CANNOT_TELL, words=_joined(said, effect.words), effect=numbers[0], n_seeds=1)
+        ends = interval(numbers)
+        low, high = (-math.inf if effect.bound < 0 else ends.low), (math.inf if effect.bound > 0 else ends.high)
+        shown = [signed(end, self.ratio) if math.isfinite(end) else "open" for end in (low, high)]
+        said = f"{bound}{signed(ends.mean, self.ratio)} [{', '.join(shown)}]{unit}, {n} seeds"
+        if margin is not None and margin > 0:
+            said += f", margin {signed(margin, self.ratio).lstrip('+')}"
+        word, p = _judged(self.kind, numbers, effect.bound, low, high, margin or 0.0)
+        return Verdict(
+            word=word,
+            words=_joined(said, effect.words),
+            effect=ends.mean,
+            low=low,
+            high=high,
+            margin=margin,
+            p=p,
+            n_seeds=n,
+        )
+
+    def _all(self, made: Sequence[Verdict]) -> Verdict:
+        """The verdict on several effects that must all be so."""
+        words = few([one.words for one in made], 6)
+        known = [one.p for one in made if one.p is not None]
+        if len(known) < len(made):
+            return Verdict(word=CANNOT_TELL, words=words, n_seeds=min(one.n_seeds for one in made))
+        corrected = holm(known)
+        against = [p for one, p in zip(made, corrected, strict=True) if one.word == DISAGREES and p <= ALPHA]
+        own = {one.word for one in made}
+        word = DISAGREES if against else own.pop() if len(own) == 1 else CANNOT_TELL
+        worst = min(made, key=lambda one: one.effect or 0.0)
+        return replace(worst, word=word, words=words, p=min(against) if against else max(known))
+
+
+def _joined(*parts: str) -> str:
+    return "; ".join(filter(None, parts))
+
+
+def _judged(
+    kind: str, numbers: Sequence[float], bound: int, low: float, high: float, margin: float
+) -> tuple[str, float]:
+    """The word for the numbers of the seeds, and the p-value of the test that led to it, or of the nearest one."""
+    mean = sum(numbers) / len(numbers)
+    above, below = 2 * p_above(numbers, 0.0), 2 * p_below(numbers, 0.0)
+    under = 1.0 if bound > 0 else 2 * p_below(numbers, margin)  # of the hypothesis that the effect reaches the margin
+    over = 1.0 if bound < 0 else 2 * p_above(numbers, -margin)
+    above, below = (1.0 if bound < 0 else above), (1.0 if bound > 0 else below)
+    same = max(under, over)
+    within = -margin < low and high < margin
+    if kind == AT_MOST:
+        if high < margin:
+            return AGREES, min(1.0, under)
+        return (DISAGREES if low > 0 and mean >= margin else CANNOT_TELL), min(1.0, above, under)
+    if kind == EQUALITY:
+        if within:
+            return AGREES, min(1.0, same)
+        differs = (low > 0 or high < 0) and abs(mean) >= margin
+        return (DISAGREES if differs else CANNOT_TELL), min(1.0, above, below, same)
+    if within:
+        return NO_DIFFERENCE, min(1.0, same)
+    if low > 0 and mean >= margin:
+        return AGREES, min(1.0, above)
+    return (DISAGREES if high < 0 else CANNOT_TELL), min(1.0, above, below, same)
+
+
+def corrected(verdicts: Sequence[Verdict]) -> list[Verdict]:
+    """The verdicts of all claims of a study, after Holm's correction of their p-values.
+
+    A claim without a p-value counts too, because it was declared. A word that does not hold any more becomes "cannot
+    tell".
+    """
+    adjusted = holm([1.0 if one.p is None else one.p for one in verdicts])
+    found = []
+    for one, p in zip(verdicts, adjusted, strict=True):
+        if one.word != CANNOT_TELL and one.p is not None and p > ALPHA:
+            reason = f"{one.word} alone (p {one.p:.2g}), but not among {len(verdicts)} claims (Holm: p {p:.2g})"
+            one = replace(one, word=CANNOT_TELL, words=f"{reason}; {one.words}")
+        found.append(one)
+    return found

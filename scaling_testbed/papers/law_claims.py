@@ -1,0 +1,138 @@
+"""Judges of claims about laws: a number of each data set, e.g. the error of a prediction, and its limit.
+
+The law is fitted to the runs of each seed, and the numbers of the seeds are judged as in effects.py, with the limit as
+zero. Published rows have no seeds. Their numbers are facts about that table, and the claim agrees or disagrees by them
+alone.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+
+from scaling_testbed.papers.effects import (
+    AGREES,
+    CANNOT_TELL,
+    DISAGREES,
+    Asked,
+    Effect,
+    Question,
+    Verdict,
+    few,
+)
+from scaling_testbed.papers.measures import Evidence
+from scaling_testbed.papers.paper import Judge
+from scaling_testbed.papers.predictions import Numbers
+
+SAME = 1.25  # a number that changes by at most this factor counts as unchanged
+FACTOR = 1.1  # numbers differ if their ratio is larger than this
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One number beside its limit. effect: positive if the claim is right. counts: whether it supports the claim."""
+
+    effect: float
+    words: str
+    counts: bool = True
+
+
+def _of_seeds(evidence: Evidence) -> dict[int, Evidence]:
+    """The evidence of each seed alone; one entry for rows without seeds."""
+    rows = evidence.study.rows
+    seeds = sorted({int(row["seed"]) for row in rows if row.get("seed") is not None})
+    if len(seeds) < 2:
+        return {seeds[0] if seeds else 0: evidence}
+    found = {}
+    for seed in seeds:
+        own = [row for row in rows if row.get("seed") == seed]
+        study = dataclasses.replace(evidence.study, rows=own, missing=[])
+        found[seed] = Evidence(study, evidence.group, evidence.lr_range)
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class LawQuestion:
+    """A judge of parts, one for each data set. estimand: as of a Question. unit: of what there must be one or more."""
+
+    estimand: str
+    parts: Callable[[Evidence], list[Part]]
+    unit: str = "data sets"
+
+    def __call__(self, evidence: Evidence) -> Verdict:
+        if all(row.get("seed") is None for row in evidence.study.rows):
+            return _weighed(self.parts(evidence), self.unit, _left_out(evidence))
+        return Question(self.estimand, "recorded", self._ask, margin=0.0)(evidence)
+
+    def _ask(self, evidence: Evidence) -> Asked:
+        by_seed = {seed: self.parts(own) for seed, own in _of_seeds(evidence).items()}
+        effects = []
+        for parts in zip(*by_seed.values(), strict=True):
+            if not all(part.counts for part in parts):
+                return Asked(remarks=[f"{parts[0].words}: too near to the fitted runs to count"])
+            effects.append(Effect({s: part.effect for s, part in zip(by_seed, parts, strict=True)}, parts[0].words))
+        return Asked(effects, (), _left_out(evidence))
+
+
+def _left_out(evidence: Evidence) -> list[str]:
+    """The number of runs that were left out of the laws."""
+    bad = sum(row.get("status") == "diverged" for row in evidence.study.rows)
+    counts = ((bad, "diverged"), (len(evidence.study.missing), "without a result"))
+    left_out = ", ".join(f"{number} {what}" for number, what in counts if number)
+    return [f"left out: {left_out}"] if left_out else []
+
+
+def _weighed(parts: Sequence[Part], unit: str, remarks: Sequence[str]) -> Verdict:
+    """The verdict by the signs of the effects: at least half of the parts, and none against them."""
+    words = "; ".join([few([part.words for part in parts], 8) or f"no {unit} to judge by", *remarks])
+    plus = sum(part.counts and part.effect > 0 for part in parts)
+    minus = sum(part.counts and part.effect < 0 for part in parts)
+    if plus and not minus and 2 * plus >= len(parts):
+        return Verdict(word=AGREES, words=words)
+    if minus and not plus and 2 * minus >= len(parts):
+        return Verdict(word=DISAGREES, words=words)
+    near = len(parts) - plus - minus
+    return Verdict(
+        word=CANNOT_TELL, words=f"{words}; {plus} for it, {minus} against, {near} too close" if parts else words
+    )
+
+
+def within(measure: Numbers, limit: float, reach: float = 0.0, beyond: bool = False) -> Judge:
+    """The judge that each number is at most a limit or, with `beyond`, above it.
+
+    reach: a small error counts only if the predicted run has at least this many times the compute of the fitted runs. A
+    large error always counts.
+    """
+
+    def parts(evidence: Evidence) -> list[Part]:
+        found = []
+        for one in measure(evidence):
+            effect = (limit - one.number) * (-1 if beyond else 1) or 1e-12
+            found.append(Part(effect, one.words, effect < 0 or one.reach >= reach))
+        return found
+
+    return LawQuestion(f"{limit:g} less the number" if not beyond else f"the number less {limit:g}", parts)
+
+
+def same_over(measure: Numbers, factor: float = SAME) -> Judge:
+    """The judge that the numbers of all data sets, at least two, lie within a factor of each other."""
+
+    def parts(evidence: Evidence) -> list[Part]:
+        found = measure(evidence)
+        numbers = [one.number for one in found]
+        words = "; ".join(one.words for one in found)
+        return [Part(math.log(factor * min(numbers) / max(numbers)), words)] if len(found) > 1 else []
+
+    return LawQuestion(f"ln {factor:g} less the spread of ln numbers over data sets", parts, "second data set")
+
+
+def less(measure: Numbers, other: Numbers, factor: float = FACTOR) -> Judge:
+    """The judge that a number is less than another one of the same data set; it counts from a factor on."""
+
+    def parts(evidence: Evidence) -> list[Part]:
+        found = []
+        for one, more in zip(measure(evidence), other(evidence), strict=True):
+            gain = math.log(max(more.number, 1e-9) / max(one.number, 1e-9))
+            found.append(Part(gain, f"{one.words}, {more.words}", abs(gain) > math.log(factor)))
+        return found
+
+    return LawQuestion("ln of the other number over the number", parts)
