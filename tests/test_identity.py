@@ -12,7 +12,7 @@ from scaling_testbed.model.counting import count_params, flops_per_token
 from scaling_testbed.model.transformer import Transformer
 
 ROOT = Path(__file__).resolve().parent.parent
-PLANS = sorted(ROOT.glob("studies/*/plan.jsonl"))
+PLANS = sorted(ROOT.glob("studies/**/plan.jsonl"))
 GOLDEN = json.loads((Path(__file__).parent / "run_ids.json").read_text())
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from scaling_testbed.analysis.curves import instability
 from scaling_testbed.analysis.curves.grouping import SCAN, Curve, label
 from scaling_testbed.analysis.curves.instability import LAST_MEAN, Quantity, measured, value_of
+from scaling_testbed.analysis.curves.intervals import exact_share, p_share_above
 from scaling_testbed.analysis.curves.lr_sensitivity import diverged, final_loss
 from scaling_testbed.analysis.rows.conditions import text
 from scaling_testbed.analysis.rows.study import Row, number
@@ -294,31 +295,39 @@ def harmed_past_threshold(quantity: Quantity, where: Settings | None = None, sha
         bad_past = sum(bad for one, bad in calls if one)
         words = f"{bad_past} of {past} runs past {quantity.threshold:g} are harmed, "
         words += f"{sum(bad for _, bad in calls) - bad_past} of {n - past} others"
-        return _of_calls(evidence, words, right, n, past, cut, share, _gaps(up_to_measured(scope)))
+        n_seeds = len({seed for curve in scope for _, seed in curve.runs})
+        return _of_calls(evidence, words, right, n, past, cut, share, n_seeds, _gaps(up_to_measured(scope)))
 
     return judge
 
 
 def _of_calls(
-    evidence: Evidence, words: str, right: int, n: int, past: int, cut: int, share: float, gaps: Sequence[str]
+    evidence: Evidence,
+    words: str,
+    right: int,
+    n: int,
+    past: int,
+    cut: int,
+    share: float,
+    n_seeds: int,
+    gaps: Sequence[str],
 ) -> Verdict:
     """The verdict on calls of which `right` are right: on the exact interval of their share."""
-    from scipy.stats import binomtest
-
     reason = evidence.undeclared() or (f"missing or withheld: {few(gaps)}" if gaps else None)
     if not past:
         reason = reason or "no measured run passes the threshold"
+    if n_seeds < 2:
+        reason = reason or "one seed"
     if cut:
         reason = reason or f"{cut} runs past the threshold were stopped before the end of their schedule"
     if reason:
         return Verdict(word=CANNOT_TELL, words=f"{reason}; {words}")
-    test = binomtest(right, n, share)
-    ends = test.proportion_ci(0.95, "exact")
-    words = f"{right / n:.0%} of {n} calls right [{ends.low:.0%}, {ends.high:.0%}]; {words}"
-    p = float(binomtest(right, n, 0.5, "greater").pvalue)
-    if right / n >= share and ends.low > 0.5:
-        return Verdict(word=AGREES, words=words, p=p)
-    return Verdict(word=DISAGREES if ends.high < share else CANNOT_TELL, words=words, p=float(test.pvalue))
+    low, high = exact_share(right, n)
+    words = f"{right / n:.0%} of {n} calls right [{low:.0%}, {high:.0%}]; {words}"
+    if right / n >= share and low > 0.5:
+        return Verdict(word=AGREES, words=words, p=p_share_above(right, n, 0.5))
+    against = p_share_above(n - right, n, 1 - share)
+    return Verdict(word=DISAGREES if high < share else CANNOT_TELL, words=words, p=min(1.0, 2 * against))
 
 
 def _gaps(found: Iterable[Curve]) -> list[str]:
@@ -339,7 +348,7 @@ def largest_foretold(quantity: Quantity, factor: float = 3.0) -> Judge:
         _, made = instability.analyse(evidence.study, evidence.group, quantity, hold_out_largest=True)
         named: list[tuple[str, Terms]] = []
         for one in made:
-            if one.predicted is None or not one.measured_by_seed:
+            if one.predicted is None or one.measured is None:
                 continue
             errors = {
                 seed: math.log(factor) - abs(math.log(value / one.predicted))

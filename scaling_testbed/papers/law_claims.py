@@ -9,6 +9,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 
+from scaling_testbed.analysis.rows.study import Row
 from scaling_testbed.papers.effects import (
     AGREES,
     CANNOT_TELL,
@@ -37,17 +38,25 @@ class Part:
 
 
 def _of_seeds(evidence: Evidence) -> dict[int, Evidence]:
-    """The evidence of each seed alone; one entry for rows without seeds."""
+    """The evidence of each seed that was run at all places; of all rows as one, if there are not two such seeds."""
     rows = evidence.study.rows
-    seeds = sorted({int(row["seed"]) for row in rows if row.get("seed") is not None})
+    places: dict[object, set[tuple]] = {}
+    for row in rows:
+        places.setdefault(row.get("seed"), set()).add(_place(row))
+    everywhere = set.union(*places.values()) if places else set()
+    seeds = sorted(int(seed) for seed, own in places.items() if seed is not None and own == everywhere)
     if len(seeds) < 2:
-        return {seeds[0] if seeds else 0: evidence}
+        return {0: evidence}
     found = {}
     for seed in seeds:
         own = [row for row in rows if row.get("seed") == seed]
         study = dataclasses.replace(evidence.study, rows=own, missing=[])
         found[seed] = Evidence(study, evidence.group, evidence.lr_range)
     return found
+
+
+def _place(row: Row) -> tuple:
+    return (row.get("dataset") or row.get("data.name"), row.get("n_params"), row.get("n_tokens"))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -35,15 +35,20 @@ def grid(loss, conditions, widths=WIDTHS, lrs=LRS, seeds=(0,), n_layers=2, **mor
     return rows
 
 
+MARGINS = {"S": 0.05, "loss": 0.02, "critical_lr": 1.25, "best_lr": 1.7, "recorded": 1.1, "share": 0.1, "logit": 1}
+
+
 @pytest.fixture
 def study(tmp_path):
     """Returns a function from rows, and traces by run id, to a study folder as committed, loaded. name: of the folder,
-    and of its sweep unless another is given; sweep.json says that alone, as that of an earlier version."""
+    and of its sweep unless another is given. declared: what sweep.json declares beside the sweep, None for nothing, as
+    in one of an earlier version."""
 
-    def write(rows, name="qknorm_lr", traces=None, folder=tmp_path, sweep=None):
+    def write(rows, name="qknorm_lr", traces=None, folder=tmp_path, sweep=None, declared=None):
         place = folder / name
         (place / "metrics").mkdir(parents=True, exist_ok=True)
-        (place / "sweep.json").write_text(json.dumps({"sweep": sweep or name}))
+        about = {"sweep": sweep or name} | ({"declared": declared} if declared is not None else {})
+        (place / "sweep.json").write_text(json.dumps(about))
         (place / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         for run_id, lines in (traces or {}).items():
             text = "".join(json.dumps(line) + "\n" for line in lines)

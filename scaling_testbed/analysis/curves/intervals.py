@@ -81,6 +81,19 @@ def _special():
     return special
 
 
+def exact_share(right: int, n: int) -> tuple[float, float]:
+    """The 95 % interval of a share of independent trials (Clopper and Pearson 1934)."""
+    special, tail = _special(), (1 - LEVEL) / 2
+    low = float(special.betaincinv(right, n - right + 1, tail)) if right else 0.0
+    high = float(special.betaincinv(right + 1, n - right, 1 - tail)) if right < n else 1.0
+    return low, high
+
+
+def p_share_above(right: int, n: int, share: float) -> float:
+    """The one-sided p-value of the hypothesis that the share is at most `share`."""
+    return float(_special().bdtrc(right - 1, n, share)) if right else 1.0
+
+
 def jackknife(statistic: Callable[[np.ndarray], float], values_SX: np.ndarray) -> float:
     """A statistic of the mean over seeds without the largest part of its bias (Quenouille 1956).
 

@@ -133,12 +133,28 @@ def test_what_is_planned_and_has_no_row_is_predicted(study, tmp_path):
     assert one.n_params > 1e5 and one.predicted == pytest.approx(planted(one.n_params), rel=1e-6)
 
 
-def test_seeds_count_as_one_size_and_are_averaged(study):
+def test_the_fit_is_to_all_seeds_and_its_degrees_of_freedom_are_told(study):
     rows = rows_of(SIZES)
     twins = [{**row, "run_id": row["run_id"] + "b", "seed": 1} for row in rows_of(SIZES, lambda n, lr: 4 * planted(n))]
     (series,) = analyse(study(rows + twins), [], LOGIT)[0]
     assert series.values == pytest.approx([2 * planted(n) for n in SIZES])
-    assert series.fit.degrees_of_freedom == 3  # six sizes less three coefficients, however many seeds
+    assert series.fit.degrees_of_freedom == 9  # twelve runs less three coefficients
+    assert series.by_seed[0] == pytest.approx({0: planted(SIZES[0]), 1: 4 * planted(SIZES[0])})
+
+
+def test_where_sizes_miss_the_curve_by_more_than_seeds_differ_the_fit_is_to_the_sizes(study):
+    """Many seeds would otherwise make the interval of a wrong curve as narrow as one likes."""
+
+    def bent(n, lr):
+        return planted(n) * (3 if n == SIZES[2] else 1)
+
+    rows = [
+        {**row, "run_id": f"{row['run_id']} {seed}", "seed": seed} for seed in range(5) for row in rows_of(SIZES, bent)
+    ]
+    for row in rows:
+        row["diagnostics_at_step"]["attention_logit_max/0"] *= 1 + 0.01 * row["seed"]
+    (series,) = analyse(study(rows), [], LOGIT)[0]
+    assert series.fit.degrees_of_freedom == 3 and "misses the sizes by more than their seeds differ" in series.fit.note
 
 
 def test_runs_without_a_value_are_named_and_an_unknown_quantity_lists_what_there_is(study):

@@ -3,13 +3,14 @@
 import gzip
 import json
 import math
+import sys
 
 import numpy as np
 import pytest
 
 from scaling_testbed import analyze
 from scaling_testbed.analysis.curves.grouping import grouping_keys
-from scaling_testbed.analysis.curves.lr_sensitivity import analyse, bootstrap_interval, rates_note, sensitivity
+from scaling_testbed.analysis.curves.lr_sensitivity import analyse, by_seed, rates_note, sensitivity
 from scaling_testbed.analysis.figures.panels import sensitivity_panels
 from scaling_testbed.analysis.rows.study import load
 from scaling_testbed.errors import ConfigError, UserError
@@ -222,22 +223,64 @@ def test_two_rows_that_differ_in_their_losses_alone_are_told_to_be_one_too_many(
         analyse(load(tmp_path / "rows.csv"), [])
 
 
-def test_the_interval_finds_the_best_rate_again_in_each_resample():
-    assert bootstrap_interval([[1.0, 2.0], [2.0, 1.0]], 9.0) == (0.0, 0.5)
+def test_s_of_the_seeds_has_the_best_rate_of_their_mean_and_its_bias_taken_off():
+    losses_SL = np.array([[1.0, 2.0, 4.0], [1.5, 1.0, 4.0], [1.2, 2.0, 4.0]])
+    found = by_seed(losses_SL, [3, 4, 5])
+    plain = losses_SL.mean(axis=1) - losses_SL[:, 0]
+    assert np.diff(list(found.values())) == pytest.approx(np.diff(plain)) and list(found) == [3, 4, 5]
+    leave_one_out = [sensitivity(np.delete(losses_SL, seed, axis=0).mean(axis=0), INITIAL) for seed in range(3)]
+    corrected = 3 * sensitivity(losses_SL.mean(axis=0), INITIAL) - 2 * np.mean(leave_one_out)
+    assert np.mean(list(found.values())) == pytest.approx(corrected)
 
 
-def test_the_interval_is_reproducible_and_closes_when_seeds_agree(study):
-    rng = np.random.default_rng(0)
-    losses_SL = 3 + rng.uniform(size=(5, 7))
-    low, high = bootstrap_interval(losses_SL, INITIAL)
-    assert (low, high) == bootstrap_interval(losses_SL, INITIAL) and low < high
-    assert bootstrap_interval(np.repeat(losses_SL[:1], 5, axis=0), INITIAL) == pytest.approx(
-        [sensitivity(losses_SL[0], INITIAL)] * 2
-    )
-    rows = grid(lambda c, w, lr, seed: losses_SL[seed][LRS.index(lr)], [{}], widths=[32], seeds=range(5))
+def test_the_interval_closes_when_seeds_agree_and_one_seed_has_none(study):
+    losses_L = 3 + np.random.default_rng(0).uniform(size=7)
+    rows = grid(lambda c, w, lr, seed: losses_L[LRS.index(lr)], [{}], widths=[32], seeds=range(5))
     (found,) = analyse(study(rows), [])
-    assert (found.low, found.high) == pytest.approx((low, high))
-    assert found.s == pytest.approx(sensitivity(losses_SL.mean(axis=0), INITIAL))
+    assert (found.s, found.low, found.high) == pytest.approx([sensitivity(losses_L, INITIAL)] * 3)
+    (one,) = analyse(study(rows[::5]), [])
+    assert one.s == pytest.approx(found.s) and one.low is None and one.high is None
+
+
+def test_without_scipy_s_has_no_interval_and_a_note_says_why(study, monkeypatch):
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    rows = grid(lambda c, w, lr, seed: 3.0 + lr + 0.1 * seed, [{}], widths=[32], seeds=range(3))
+    found = analyse(study(rows), [])
+    assert found[0].s is not None and found[0].low is None and found[0].critical.low is None
+    assert "intervals over seeds need scipy: pip install -e '.[analysis]'" in rates_note(found, (3e-4, 3e-1))
+
+
+@pytest.mark.parametrize(
+    ("best", "note"),
+    [
+        (3e-4, "the best rate is the lowest of the grid"),
+        (3e-1, "the best rate is the highest of the grid"),
+        (3e-2, "of S is from rates below the best one"),
+        (3e-3, None),
+    ],
+)
+def test_a_note_says_where_s_comes_from(study, best, note):
+    rows = grid(
+        lambda c, w, lr, s: 3.0 + abs(np.log(lr / best)) * (2 if best == 3e-2 and lr < best else 1), [{}], widths=[32]
+    )
+    (found,) = analyse(study(rows), [])
+    assert found.note == note or (note and found.note.endswith(note))
+
+
+def test_a_declared_rate_that_was_not_run_withholds_s(study):
+    rows = grid(lambda *_: 3.0, [{}], widths=[32])
+    (found,) = analyse(study(rows), [], rates=[*LRS, 5e-2])
+    assert found.s is None and found.withheld == "of its declared rates 0.05 was not run"
+    (outside,) = analyse(study(rows), [], rates=[*LRS, 1.0])
+    assert outside.s == 0
+
+
+def test_the_ranges_of_coupled_decay_meet_rates_that_are_not_thirds_of_each_other(study):
+    """A grid of 1e-3, 3e-3, ... has 3e-4 for a third of 1e-3."""
+    rates = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
+    rows = grid(lambda c, w, lr, s: 3 + abs(np.log10(lr / 1e-2)), [{"optimizer__decay": "coupled"}], [32], rates)
+    (found,) = analyse(study(rows), [], lr_range=(1e-3, 1.0))
+    assert found.lr_range == pytest.approx((3e-4, 3e-1)) and found.n_lrs == 7
 
 
 def test_conditions_are_the_keys_that_vary_without_those_that_follow(study):

@@ -1,0 +1,147 @@
+"""How a sweep declares its judgement: in its file, in sweep.json, and in the verdicts."""
+
+import json
+import math
+import re
+
+import pytest
+
+from scaling_testbed import analyze
+from scaling_testbed.analysis.rows.study import load
+from scaling_testbed.errors import ConfigError
+from scaling_testbed.papers.declaration import Declaration, of_study, parsed, recorded
+from scaling_testbed.papers.measures import Evidence
+from scaling_testbed.sweeps.grid import SWEEP_DIR, load_sweep, narrowed
+from scaling_testbed.sweeps.plan import plan, remember, sweep_folder
+from tests.analysis.conftest import grid
+
+WHOLE = """
+base: small_scale_proxies
+experiment: qknorm_lr
+declared: {margins: {S: 0.1}}
+axes: {model.qk_norm: [layernorm, none]}
+scales:
+  cpu: {declared: {critical_excess: 0.5, seed_sd: {loss: 1}}}
+"""
+
+
+def test_the_layers_of_a_sweep_file_declare_key_by_key(tmp_path):
+    (tmp_path / "own.yaml").write_text(WHOLE)
+    found = load_sweep(str(tmp_path / "own.yaml"), "cpu").declared
+    base = load_sweep("qknorm_lr", "cpu").declared
+    assert found.margins == {**base.margins, "S": 0.1} and found.seed_sd == {**base.seed_sd, "loss": 1.0}
+    assert (found.critical_excess, found.lr_range) == (0.5, (1e-3, 1.0))
+    assert load_sweep("qknorm_lr").declared.lr_range == (3e-4, 3e-1)
+
+
+@pytest.mark.parametrize("scale", ["paper", "gpu_hour", "cpu"])
+@pytest.mark.parametrize("path", sorted(SWEEP_DIR.glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_shipped_sweep_of_the_first_paper_declares_the_ends_of_its_rates(path, scale):
+    if "base: small_scale_proxies" not in path.read_text():
+        pytest.skip("it is no sweep of the base")
+    sweep = load_sweep(path.stem, scale)
+    assert {"S", "loss", "critical_lr", "recorded"} <= set(sweep.declared.margins)
+    rates = sorted(map(float, sweep.axes.get("optimizer.lr", [])))
+    if sweep.analysis == "lr_sensitivity" and len(rates) > 4:
+        assert {rates[0], rates[-1]} & set(sweep.declared.lr_range) and set(sweep.declared.lr_range) <= set(rates)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[1]", "declared must be a mapping of lr_range, critical_excess, margins, seed_sd"),
+        ("{range: [1, 2]}", "declared has no key range; it has lr_range"),
+        ("{lr_range: 3}", r"declared.lr_range must be \[LOW, HIGH\]; got '3'"),
+        ("{lr_range: [1, 0.1]}", r"declared.lr_range must be \[LOW, HIGH\] with LOW < HIGH"),
+        ("{lr_range: [a, b]}", "declared.lr_range must be a number greater than zero; got 'a'"),
+        ("{critical_excess: 0}", "declared.critical_excess must be a number greater than zero; got '0'"),
+        ("{margins: 3}", "declared.margins must be a mapping of measures to numbers"),
+        ("{margins: {s: 3}}", "declared.margins has no measure s; it has S, loss"),
+        ("{margins: {S: nan}}", "declared.margins.S must be a number greater than zero"),
+        ("{margins: {critical_lr: 0.9}}", "declared.margins.critical_lr is a factor; it must be above 1"),
+        ("{seed_sd: {S: -1}}", "declared.seed_sd.S must be a number greater than zero"),
+    ],
+)
+def test_a_declaration_that_cannot_be_is_refused_and_names_its_key(tmp_path, text, says):
+    (tmp_path / "own.yaml").write_text(f"axes: {{optimizer.lr: [1e-3]}}\ndeclared: {text}\n")
+    with pytest.raises(ConfigError, match=f"own.yaml: {says}"):
+        load_sweep(str(tmp_path / "own.yaml"))
+
+
+def test_a_margin_is_a_difference_or_the_logarithm_of_a_factor():
+    found = parsed({"margins": {"S": 0.05, "critical_lr": 1.25}})
+    assert found.margin("S") == 0.05 and found.margin("critical_lr") == math.log(1.25) and found.margin("loss") is None
+
+
+def test_what_is_recorded_is_read_again():
+    one = Declaration(
+        lr_range=(1e-3, 1.0), margins={"S": 0.1}, seeds=[1], rates=[0.1], date="2026-01-02", commit="a" * 40
+    )
+    assert recorded(json.loads(json.dumps(one.record()))).record() == one.record()
+
+
+def planned(tmp_path, *typed, text="declared: {margins: {loss: 0.02}}"):
+    (tmp_path / "own.yaml").write_text(f"{text}\naxes: {{optimizer.lr: [1e-3, 1e-2]}}\nseeds: [4, 5]\n")
+    sweep = narrowed(load_sweep(str(tmp_path / "own.yaml")), ["data=noise", f"runs_dir={tmp_path}/runs", *typed])
+    runs, _ = plan(sweep)
+    remember(runs, sweep)
+    return sweep_folder(runs)
+
+
+def declared_in(folder):
+    return json.loads((folder / "sweep.json").read_text()).get("declared")
+
+
+def test_the_plan_keeps_the_declaration_with_seeds_rates_date_and_commit(tmp_path):
+    found = declared_in(planned(tmp_path))
+    assert found["seeds"] == [4, 5] and found["rates"] == [1e-3, 1e-2] and found["margins"] == {"loss": 0.02}
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", found["date"]) and not found["changed"] and found["results"] == 0
+    assert found["commit"] is None or re.match(r"[0-9a-f]{40}", found["commit"])
+
+
+def test_a_declaration_that_stays_keeps_its_date_and_a_changed_one_tells_how_many_runs_had_a_result(tmp_path):
+    folder = planned(tmp_path)
+    about = json.loads((folder / "sweep.json").read_text())
+    about["declared"]["date"] = "2020-01-01"
+    (folder / "sweep.json").write_text(json.dumps(about))
+    planned(tmp_path)
+    assert declared_in(folder)["date"] == "2020-01-01"
+    (folder / "abc").mkdir()
+    (folder / "abc" / "result.json").write_text("{}")
+    planned(tmp_path, text="declared: {margins: {loss: 0.03}}")
+    found = declared_in(folder)
+    assert found["margins"] == {"loss": 0.03} and found["changed"] and found["results"] == 1
+    assert "; changed 20" in str(recorded(found)) and str(recorded(found)).endswith(", when 1 runs had a result")
+
+
+def test_further_seeds_change_a_declaration(tmp_path):
+    folder = planned(tmp_path)
+    (folder / "abc").mkdir()
+    (folder / "abc" / "result.json").write_text("{}")
+    planned(tmp_path, "seed=4,5,6")
+    assert declared_in(folder)["seeds"] == [4, 5, 6] and declared_in(folder)["changed"]
+
+
+def test_a_sweep_that_declares_nothing_keeps_what_was_declared(tmp_path):
+    folder = planned(tmp_path)
+    before = declared_in(folder)
+    planned(tmp_path, text="")
+    assert declared_in(folder) == before
+
+
+def test_a_study_has_the_declared_range_everywhere(study, capsys):
+    rows = grid(lambda c, w, lr, s: 3.0 + lr, [{}], widths=[32], lrs=(1e-3, 1e-2, 1e-1))
+    found = study(rows, declared={"lr_range": [1e-3, 1e-1]})
+    assert of_study(found)[0].lr_range == Evidence(found).lr_range == (1e-3, 1e-1)
+    assert analyze.main(["lr_sensitivity", str(found.path)]) == 0
+    said = capsys.readouterr().out
+    assert "Learning rates in [0.001, 0.1] that enter S: 3" in said and "withheld" not in said
+    assert analyze.main(["lr_sensitivity", str(found.path), "--lr-range", "1e-3,1e-2"]) == 0
+    assert "in [0.001, 0.01] that enter S: 2" in capsys.readouterr().out
+
+
+def test_a_damaged_declaration_is_one_line_that_names_the_file(study, capsys):
+    place = study(grid(lambda *_: 3.0, [{}]), declared={"lr_range": "x"}).path
+    assert analyze.main(["report", str(place)]) == 2
+    assert f"sweep.json of {place}: declared.lr_range must be [LOW, HIGH]; got 'x'" in capsys.readouterr().err
+    assert load(place).declared == {"lr_range": "x"}

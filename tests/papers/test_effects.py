@@ -1,0 +1,177 @@
+"""Verdicts on effects: their words, how often they are wrong, and their correction for the number of claims."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from scaling_testbed.analysis.curves.intervals import interval
+from scaling_testbed.analysis.curves.lr_sensitivity import by_seed, sensitivity
+from scaling_testbed.papers.declaration import Declaration
+from scaling_testbed.papers.effects import (
+    AGREES,
+    AT_MOST,
+    CANNOT_TELL,
+    DIFFERENCE,
+    DISAGREES,
+    EQUALITY,
+    NO_DIFFERENCE,
+    Asked,
+    Effect,
+    Question,
+    Verdict,
+    corrected,
+    pooled,
+    summed,
+)
+from scaling_testbed.papers.lines import Line
+from scaling_testbed.papers.measures import Measure, Value
+from tests.analysis.curves.noise import MEANS, losses
+
+WIDTHS = (16, 32, 64)
+EVIDENCE = SimpleNamespace(declaration=Declaration(margins={"S": 0.05}), undeclared=lambda measure=None: None)
+S = Measure("S", lambda *_: None, "S")
+STUDIES = 1000
+
+
+def word(numbers, kind=DIFFERENCE, bound=0, margin=None):
+    effect = Effect(dict(enumerate(numbers)), bound=bound)
+    return Question("", "S", lambda _: Asked([effect]), kind, margin)(EVIDENCE)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "kind", "verdict"),
+    [
+        ((0.10, 0.11, 0.12), DIFFERENCE, AGREES),
+        ((-0.10, -0.11, -0.12), DIFFERENCE, DISAGREES),
+        ((0.001, -0.001, 0.002), DIFFERENCE, NO_DIFFERENCE),
+        ((0.030, 0.031, 0.032), DIFFERENCE, NO_DIFFERENCE),  # it is there, and does not count
+        ((0.10, 0.30, -0.10), DIFFERENCE, CANNOT_TELL),
+        ((0.04, 0.06, 0.02), DIFFERENCE, CANNOT_TELL),
+        ((0.001, -0.001, 0.002), EQUALITY, AGREES),
+        ((0.10, 0.11, 0.12), EQUALITY, DISAGREES),
+        ((-0.10, -0.11, -0.12), EQUALITY, DISAGREES),
+        ((0.10, 0.30, -0.10), EQUALITY, CANNOT_TELL),
+        ((-0.10, -0.11, -0.12), AT_MOST, AGREES),
+        ((0.10, 0.11, 0.12), AT_MOST, DISAGREES),
+        ((0.04, 0.06, 0.02), AT_MOST, CANNOT_TELL),
+        ((0.10,), DIFFERENCE, CANNOT_TELL),
+    ],
+)
+def test_the_word_for_an_effect(numbers, kind, verdict):
+    assert word(numbers, kind).word == verdict
+
+
+def test_an_effect_is_told_with_its_interval_seeds_and_margin():
+    assert word((0.10, 0.11, 0.12)).words == "+0.110 [+0.085, +0.135] nats, 3 seeds, margin 0.050"
+    assert word((0.10,)).words == "one seed; effect +0.100 nats"
+
+
+@pytest.mark.parametrize(
+    ("bound", "numbers", "verdict"),
+    [
+        (1, (0.10, 0.11, 0.12), AGREES),
+        (1, (-0.10, -0.11, -0.12), CANNOT_TELL),
+        (1, (0.001, -0.001, 0.002), CANNOT_TELL),
+        (-1, (-0.10, -0.11, -0.12), DISAGREES),
+        (-1, (0.10, 0.11, 0.12), CANNOT_TELL),
+    ],
+)
+def test_a_bound_supports_only_what_it_bounds(bound, numbers, verdict):
+    found = word(numbers, bound=bound)
+    assert found.word == verdict and found.words.startswith("at least " if bound > 0 else "at most ")
+
+
+def test_a_sum_of_values_has_common_seeds_and_the_bound_of_its_censored_ones():
+    known, above = Value({0: 1.0, 1: 2.0, 2: 9.0}), Value({0: 3.0, 1: 3.0}, censored=frozenset([1]))
+    assert summed([(1.0, above), (-1.0, known)]) == ({0: 2.0, 1: 1.0}, 1)
+    assert summed([(1.0, known), (-1.0, above)])[1] == -1
+    assert summed([(1.0, above), (-1.0, above)])[1] is None
+
+
+def test_a_claim_about_several_effects_needs_all_of_them():
+    def judged(*effects):
+        asked = Asked([Effect(dict(enumerate(numbers))) for numbers in effects])
+        return Question("", "S", lambda _: asked)(EVIDENCE).word
+
+    plus, minus, noise = (0.10, 0.11, 0.12), (-0.10, -0.11, -0.12), (0.10, 0.30, -0.10)
+    assert judged(plus, plus) == AGREES and judged(plus, minus) == DISAGREES and judged(plus, noise) == CANNOT_TELL
+
+
+def test_words_are_corrected_for_the_number_of_claims():
+    verdicts = [Verdict(word=AGREES, words="a", p=0.001), Verdict(word=AGREES, words="b", p=0.03)]
+    verdicts += [Verdict(word=CANNOT_TELL, words="c")]
+    found = corrected(verdicts)
+    assert [one.word for one in found] == [AGREES, CANNOT_TELL, CANNOT_TELL]
+    assert found[1].words == "agrees alone (p 0.03), but not among 3 claims (Holm: p 0.06); b"
+
+
+# ------------------------------------------------------------------------------------------- calibration
+
+
+def values_of(rng, n_seeds, norm, shared_WS):
+    """The S of each seed at each width."""
+    return [
+        Value(by_seed(losses(rng, (norm, width), n_seeds, shared_S), range(n_seeds)))
+        for width, shared_S in zip(WIDTHS, shared_WS, strict=True)
+    ]
+
+
+def difference(found, other):
+    places = [(str(w), [(1.0, a), (-1.0, b)]) for w, a, b in zip(WIDTHS, found, other, strict=True)]
+    (effect,), _ = pooled(places)
+    return effect
+
+
+def trend(values):
+    points = [(24.0 * width**2, "", value) for width, value in zip(WIDTHS, values, strict=True)]
+    (effect,), _ = pooled([("", Line(S, "", None, points, "N").trend())])
+    return effect
+
+
+def truth_of(norm):
+    return [Value({0: sensitivity(MEANS[norm, width], np.inf)}) for width in WIDTHS]
+
+
+@pytest.mark.parametrize("n_seeds", [3, 5, 10])
+def test_the_intervals_of_effects_and_trends_hold_what_they_promise(n_seeds):
+    rng = np.random.default_rng(n_seeds)
+    effect_truth = difference(truth_of("none"), truth_of("layernorm")).by_seed[0]
+    trend_truth = trend(truth_of("none")).by_seed[0]
+    held = np.zeros(2)
+    for _ in range(STUDIES):
+        shared_WS = rng.standard_normal((len(WIDTHS), n_seeds))
+        none, normed = (values_of(rng, n_seeds, norm, shared_WS) for norm in ("none", "layernorm"))
+        found = difference(none, normed), trend(none)
+        for at, (effect, truth) in enumerate(zip(found, (effect_truth, trend_truth), strict=True)):
+            ends = interval(list(effect.by_seed.values()))
+            held[at] += ends.low <= truth <= ends.high
+    assert ((held / STUDIES >= 0.92) & (held / STUDIES <= 0.98)).all(), held
+
+
+@pytest.mark.parametrize("n_seeds", [3, 5, 10])
+def test_without_an_effect_at_most_one_in_twenty_claims_agrees_or_disagrees(n_seeds):
+    """Two arms of one kind, judged with a margin that is small beside the noise."""
+    rng = np.random.default_rng(n_seeds)
+    question = Question("", "S", lambda effect: Asked([effect]), margin=0.001)
+    said = []
+    for _ in range(STUDIES):
+        shared_WS = rng.standard_normal((len(WIDTHS), n_seeds))
+        effect = difference(*(values_of(rng, n_seeds, "none", shared_WS) for _ in range(2)))
+        said.append(question._one(effect, 0.001).word)
+    assert said.count(AGREES) <= 0.05 * STUDIES and said.count(DISAGREES) <= 0.05 * STUDIES
+
+
+def test_of_five_claims_without_an_effect_one_or_more_are_told_in_one_of_twenty_studies():
+    rng = np.random.default_rng(0)
+    wrong = 0
+    for _ in range(STUDIES):
+        made = [word(rng.standard_normal(4), margin=0.001) for _ in range(5)]
+        wrong += any(one.word in (AGREES, DISAGREES) for one in corrected(made))
+    assert wrong <= 0.065 * STUDIES
+
+
+def test_a_claim_that_two_are_equal_agrees_in_one_of_forty_studies_where_they_differ_by_the_margin():
+    rng = np.random.default_rng(0)
+    said = [word(0.05 + 0.01 * rng.standard_normal(5), EQUALITY).word for _ in range(STUDIES)]
+    assert said.count(AGREES) <= 0.04 * STUDIES
