@@ -137,7 +137,7 @@ def plan(
     from scaling_testbed.sweeps.cpu_precision import bf16_remark
     from scaling_testbed.sweeps.plan import measured_rate, priced, sweep_folder
     from scaling_testbed.sweeps.status import rows
-    from scaling_testbed.sweeps.view import plan_table, too_large
+    from scaling_testbed.sweeps.view import detectable_effects, plan_table, too_large
     from scaling_testbed.tables import console
 
     output.check(out, ENDINGS)
@@ -166,6 +166,8 @@ def plan(
     for line in too_large(runs) if config.gpus_per_node else []:
         print(line)
     for line in bf16_remark(runs) if not chosen.launcher else []:
+        print(line)
+    for line in detectable_effects(chosen.sweep, runs):
         print(line)
     output.say_written(written)
 

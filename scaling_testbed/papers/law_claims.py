@@ -40,7 +40,7 @@ class Part:
 def _of_seeds(evidence: Evidence) -> dict[int, Evidence]:
     """The evidence of each seed that was run at all places; of all rows as one, if there are not two such seeds."""
     rows = evidence.study.rows
-    places: dict[object, set[tuple]] = {}
+    places: dict[int | None, set[tuple[object, ...]]] = {}
     for row in rows:
         places.setdefault(row.get("seed"), set()).add(_place(row))
     everywhere = set.union(*places.values()) if places else set()
@@ -55,7 +55,7 @@ def _of_seeds(evidence: Evidence) -> dict[int, Evidence]:
     return found
 
 
-def _place(row: Row) -> tuple:
+def _place(row: Row) -> tuple[object, ...]:
     return (row.get("dataset") or row.get("data.name"), row.get("n_params"), row.get("n_tokens"))
 
 

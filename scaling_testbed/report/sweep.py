@@ -24,6 +24,16 @@ from scaling_testbed.papers.paper import Claim, Experiment, Paper, experiment_of
 from scaling_testbed.report import law as law_report
 from scaling_testbed.report import page
 
+HOW_JUDGED = (
+    "Each effect is computed for each seed, with the same seeds in all conditions, and is shown as its mean over seeds "
+    "with a 95 % interval of Student's t. Words: agrees, the interval excludes zero on the claim's side and the mean "
+    "is at least the margin; disagrees, it excludes zero on the other side; no difference, it lies within the margin; "
+    "cannot tell, anything else. They hold after Holm's correction for the number of claims."
+)
+NOT_DECLARED = (
+    "The sweep declared no margins and no range of rates before its runs, so no claim is judged. The effects are shown."
+)
+
 
 def write_report(
     study: Study, path: Path, figures: Sequence[Path] = (), lr_range: tuple[float, float] | None = None
@@ -39,7 +49,7 @@ def write_report(
     drawn, reasons = _panels(experiment, evidence)
     laws = law_sections(study.path)
     sections = [
-        ("Claims of the paper", _claims(paper, verdicts) if verdicts or not laws else Markup()),
+        ("Claims of the paper", _claims(paper, evidence, verdicts) if verdicts or not laws else Markup()),
         ("Figures", page.figures(drawn) + page.paragraphs(reasons) if drawn or reasons else Markup()),
         *laws,
         ("Learning-rate sensitivity", _sensitivity(evidence)),
@@ -101,11 +111,13 @@ def _intro(study: Study, paper: Paper | None, experiment: Experiment) -> list[st
     return [line for line in (experiment.question, source, study.description) if line]
 
 
-def _claims(paper: Paper | None, verdicts: Sequence[tuple[Claim, Verdict]]) -> Markup:
+def _claims(paper: Paper | None, evidence: Evidence, verdicts: Sequence[tuple[Claim, Verdict]]) -> Markup:
     if not verdicts:
         names = "sweep.json names no experiment of a paper; --experiment chooses one."
         return page.paragraphs([names if paper is None else "The paper makes no claim about this experiment."])
-    return page.render("claims", claims=[(str(claim), verdict.word, verdict.words) for claim, verdict in verdicts])
+    declared = f"{HOW_JUDGED} Declared: {evidence.declaration}." if evidence.is_declared else NOT_DECLARED
+    claims = [(str(claim), verdict.word, verdict.words, claim.estimand) for claim, verdict in verdicts]
+    return page.render("claims", claims=claims, declared=declared)
 
 
 def _panels(experiment: Experiment, evidence: Evidence) -> tuple[list[Panel], list[str]]:

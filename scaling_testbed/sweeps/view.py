@@ -1,13 +1,18 @@
 """Tables of a sweep for a terminal: its plan, the state of its runs, and its losses."""
 
+import math
 from collections.abc import Sequence
 
 from rich.console import Group
 from rich.text import Text
 
+from scaling_testbed.analysis.curves.intervals import detectable
 from scaling_testbed.config.memory import USABLE
+from scaling_testbed.errors import UserError, listed
+from scaling_testbed.papers.declaration import FACTORS
 from scaling_testbed.progress import clock
 from scaling_testbed.sweeps.gpu_memory import GIB
+from scaling_testbed.sweeps.grid import Sweep
 from scaling_testbed.sweeps.plan import PlannedRun
 from scaling_testbed.sweeps.status import RunState, counts
 from scaling_testbed.tables import LeftFirst, Whole, brief
@@ -31,6 +36,28 @@ def plan_table(runs: Sequence[PlannedRun]) -> Whole:
     total += [f"{sum(run.flops for run in runs):.3g}", "", f"{sum(run.gpu_hours or 0 for run in runs):,.2f}"]
     rows.append(total)
     return Whole([*columns, "GPU-hours"], rows) if with_hours else Whole(columns, [row[:-1] for row in rows])
+
+
+def detectable_effects(sweep: Sweep, runs: Sequence[PlannedRun]) -> list[str]:
+    """A line that says which effects the planned seeds can detect, by the spread that the sweep declares.
+
+    Empty if it declares none. The effects are differences of two conditions, paired over seeds, in the mean over sizes.
+    """
+    if sweep.declared is None or not sweep.declared.seed_sd:
+        return []
+    seeds = {run.config.get("seed") for run in runs}
+    sizes = {(run.config.get("model.d_model"), run.config.get("model.n_layers")) for run in runs}
+    counted = f"{len(seeds)} seed{'s' * (len(seeds) > 1)}, {len(sizes)} size{'s' * (len(sizes) > 1)}"
+    if len(seeds) < 2:
+        return [f"{counted}: no claim can be judged; two seeds are the least, e.g. seed=0,1,2"]
+    found = []
+    for name, sd in sweep.declared.seed_sd.items():
+        try:
+            effect = detectable(sd / math.sqrt(len(sizes)), len(seeds))
+        except UserError as error:
+            return [str(error)]
+        found.append(f"a factor of {math.exp(effect):.2f} of {name}" if name in FACTORS else f"{effect:.3f} of {name}")
+    return [f"{counted}: a difference of {listed(found)} is detected in 4 of 5 such studies, before Holm's correction"]
 
 
 def too_large(runs: Sequence[PlannedRun]) -> list[str]:

@@ -251,7 +251,8 @@ def _withheld(curve: Curve | None, whole: Curve, lr_range: tuple[float, float], 
     if several := several_sources(curve.runs.values()):
         return f"its rows were made with {several}"
     if curve.missing:
-        return f"{len(curve.missing)} missing: {'; '.join(curve.missing)}"
+        more = f" and {len(curve.missing) - 3} more" if len(curve.missing) > 3 else ""
+        return f"{len(curve.missing)} missing: {'; '.join(curve.missing[:3])}{more}"
     if holes := [(lr, seed) for lr in curve.lrs for seed in curve.seeds if (lr, seed) not in curve.runs]:
         return "missing: " + "; ".join(f"lr={lr:g} seed={seed}" for lr, seed in holes)
     declared = [lr for lr in rates if _inside(lr, lr_range)]

@@ -18,7 +18,8 @@ N_LABEL, LR_LABEL, LOSS_LABEL = (
 
 
 def sensitivity_panels(found: Sequence[Sensitivity]) -> list[Panel]:
-    """The two panels of the paper's Figure 1: final loss against learning rate for each size, and S against N."""
+    """Final loss against learning rate for each size, S against N (both as the paper's Figure 1), and the critical rate
+    against N, where one is known."""
     order = _order([one.curve.label for one in found])
     curves = [
         Line(
@@ -43,7 +44,31 @@ def sensitivity_panels(found: Sequence[Sensitivity]) -> list[Panel]:
         panels.append(
             Panel(lines=lines, x_label=N_LABEL, y_label="LR sensitivity S (nats/token)", y_log=log, title=title)
         )
+    if any(one.critical and one.critical.rate for one in found):
+        title = "Critical rate; a hollow mark: above the highest rate"
+        lines = [line for name in order for line in _critical_lines(found, name, order[name])]
+        panels.append(Panel(lines=lines, x_label=N_LABEL, y_label="critical learning rate", y_log=True, title=title))
     return panels
+
+
+def _critical_lines(found: Sequence[Sensitivity], label: str, style: int) -> list[Line]:
+    """The critical rates of one condition against N, with their intervals, and the censored ones."""
+    own = [one for one in found if one.curve.label == label and one.critical]
+    own = sorted(own, key=lambda one: one.curve.n_params)
+    known = [(one.curve.n_params, one.critical) for one in own if one.critical and one.critical.rate]
+    above = [(one.curve.n_params, one.critical.top) for one in own if one.critical and one.critical.rate is None]
+    lines = []
+    if known:
+        band = None
+        if all(critical.low is not None for _, critical in known):
+            low = [critical.low or critical.rate or math.nan for _, critical in known]
+            band = low, [critical.high or critical.top for _, critical in known]
+        rates = [critical.rate or math.nan for _, critical in known]
+        lines.append(Line(x=[n for n, _ in known], y=rates, label=label, style=style, band=band))
+    if above:
+        x, y = [n for n, _ in above], [top for _, top in above]
+        lines.append(Line(x=x, y=y, label=label, style=style, joined=False, hollow=True))
+    return lines
 
 
 def _s_line(found: Sequence[Sensitivity], style: int) -> Line:
