@@ -334,14 +334,16 @@ def _speed_note(ours: dict[str, Any], peer: dict[str, Any] | None, name: str, ai
     text = f"{peer['over']:.2f} times as fast as {peer['variant']}"
     if ours.get("cpu_s") and peer.get("cpu_s"):
         text += f" (by processor time {peer['cpu_s'] / ours['cpu_s']:.2f})"
-    return text if aim is None else verdict(f"{text} (aim: at least {aim})", peer["over"] >= aim)
+    return text if aim is None else verdict(f"{text} (aim: at least {aim})", round(peer["over"], 2) >= aim)
 
 
 def _memory_note(ours: dict[str, Any], peer: dict[str, Any] | None) -> str:
     if peer is None or not peer.get("peak_bytes") or not ours.get("peak_bytes"):
         return "peak memory beside nanoGPT cannot be checked"
     ratio = ours["peak_bytes"] / peer["peak_bytes"]
-    return verdict(f"peak memory {ratio:.2f} of {peer['variant']} (aim: at most {MEMORY_AIM})", ratio <= MEMORY_AIM)
+    return verdict(
+        f"peak memory {ratio:.2f} of {peer['variant']} (aim: at most {MEMORY_AIM})", round(ratio, 2) <= MEMORY_AIM
+    )
 
 
 # ------------------------------------------------------------------------------------------------ the whole

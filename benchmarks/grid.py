@@ -163,7 +163,10 @@ def notes(label: str, variants: list[Variant], rows: list[dict[str, Any]]) -> li
         said.append("the earlier commit prepares another corpus; its losses are not compared")
     commit = commit_of(earlier.place)
     text = f"wall time {ratio:.2f} of that of {commit}"
-    return [*said, verdict(f"{text} (aim: at most {aim})", ratio <= aim) if commit.startswith(BASELINE) else text]
+    return [
+        *said,
+        verdict(f"{text} (aim: at most {aim})", round(ratio, 2) <= aim) if commit.startswith(BASELINE) else text,
+    ]
 
 
 def apart(one: Variant, other: Variant, key: str = "train_loss_last") -> str:

@@ -484,9 +484,18 @@ def _one_line(error: Exception, configs: Sequence[str] = ()) -> str:
         return f"{twice[1]} has a choice already; type {twice[1]}=NAME, without a plus"
     if key and "does not support deletion" in first:
         return f"{key} cannot be taken away with ~; type {key}=VALUE"
+    if key and (wrong := re.search(r"[Vv]alue '(.*)' of type '\w+' is incompatible with type hint '(.+)'", first)):
+        return f"{key} must be {_in_words(wrong[2])}; got {wrong[1]}"
     if key and isinstance(cause or error, OmegaConfBaseException):
         return f"{key}: {_uncapitalized(first)}"
     return first
+
+
+def _in_words(hint: str) -> str:
+    """The text of a type hint of several types, e.g. "true or false or text" of Union[bool, str]."""
+    words = {"bool": "true or false", "str": "text", "int": "a whole number", "float": "a number", "NoneType": "null"}
+    inside = re.findall(r"\w+", hint.removeprefix("Optional").removeprefix("Union")) + ["null"] * ("Optional" in hint)
+    return " or ".join(words.get(name, name) for name in inside if name != "Union")
 
 
 def _no_choice(path: str, configs: Sequence[str]) -> str:
