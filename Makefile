@@ -8,7 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 help:
 	@echo 'make setup   install what a user needs into .venv'
-	@echo 'make demo    train 16 nano models and print their losses; takes some minutes'
+	@echo 'make demo    train 36 nano models and print their losses; takes some minutes'
 	@echo 'make test    run the tests; PYTEST_ARGS="-k resume" chooses by name, PYTEST_ARGS="-m slow" runs the slow ones'
 	@echo 'make faults  provoke every known fault, and print what was promised and what was seen; takes half an hour'
 	@echo 'make check   run ruff and mypy'

@@ -27,10 +27,10 @@ def test_the_demo_says_what_it_does_how_long_it_takes_and_which_report_to_open(s
     demo = ROOT / "scripts" / "demo.sh"
     ran = subprocess.run([demo, stand_in(SYMPY_IN_BYTES)], check=True, capture_output=True, text=True)
     lines = ran.stdout.splitlines()
-    assert lines[0].startswith("Training 16 models") and "about two and a half minutes" in lines[1]
+    assert lines[0].startswith("Training 36 models") and "about four minutes" in lines[1]
     assert lines[2] == "started -m scaling_testbed.prepare data=sympy"
     assert lines[4] == f"README's table was made on the corpus {SYMPY_IN_BYTES}. This machine has the same corpus."
-    assert lines[5].startswith("started -m scaling_testbed.sweep run sweep=nano_lr data=sympy name=demo")
+    assert lines[5].startswith("started -m scaling_testbed.sweep run sweep=demo --workers 2")
     assert lines[-1].startswith("Open runs/demo/report.html in a browser")
 
 

@@ -40,7 +40,7 @@ def _gradient_claims(tensor: str) -> list[Claim]:
 EXPERIMENTS = [
     Experiment(
         name="qknorm_lr", figure="Figure 1", group=[QK],
-        sweeps=["qknorm_lr", "nano_lr"],  # the second is a small version of the first
+        sweeps=["qknorm_lr", "demo", "nano_lr"],  # the others are small versions of the first
         question="Does qk-layernorm keep high learning rates trainable as models grow?",
         claims=[
             Claim("qk-layernorm lowers learning-rate sensitivity.", by.compare(of.S, QK, NORMED, "none")),
