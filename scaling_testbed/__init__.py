@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from scaling_testbed.api import (
         allocate,
+        calls,
         compose,
         fit,
         instability,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "allocate",
+    "calls",
     "compose",
     "fit",
     "instability",

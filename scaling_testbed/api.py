@@ -8,8 +8,9 @@ key or value) or UserError (a wrong file, run or machine), with one line.
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pandas
 
+    from scaling_testbed.analysis.curves.calls import Call
     from scaling_testbed.analysis.curves.instability import Extrapolation
     from scaling_testbed.analysis.curves.lr_sensitivity import Sensitivity
     from scaling_testbed.analysis.laws.downstream import Chain
@@ -245,6 +247,46 @@ def instability(
     chosen = chosen_quantity(experiment.quantities, quantity, threshold, eps)
     keys = grouping_keys(study, None if group is None else _texts(group), experiment.group)
     return Extrapolation(chosen, *analyse(study, keys, chosen, hold_out_largest, _size(size)))
+
+
+def calls(
+    rows: Given, model: str, *, quantity: str | None = None, where: Texts = (), group: Texts | None = None
+) -> list[Call]:
+    """Call at which learning rates a model that was not trained will be harmed, from the smaller sizes of a study.
+
+    model: a choice of configs/model, e.g. "nano_l"; in each condition it has the settings of the study's models. A rate
+    harms where the loss is at least the declared excess above the best. See analysis/curves/calls.py. Raises UserError
+    and ConfigError."""
+    from scaling_testbed.analysis.curves.calls import make_calls
+    from scaling_testbed.analysis.curves.grouping import grouping_keys
+    from scaling_testbed.analysis.curves.instability import chosen_quantity
+    from scaling_testbed.analysis.rows.given import study_of
+    from scaling_testbed.papers.declaration import of_study
+    from scaling_testbed.papers.paper import experiment_of
+
+    study = study_of(rows, _texts(where))
+    _, experiment = experiment_of(study)
+    chosen = chosen_quantity([one for one in experiment.quantities if one.above], quantity)
+    keys = grouping_keys(study, None if group is None else _texts(group), experiment.group)
+    declared, _ = of_study(study)
+    size = _size_like(model)
+    return make_calls(study, keys, chosen, model, size, declared.critical_excess, declared.lr_range)
+
+
+def _size_like(model: str) -> Callable[[Mapping[str, Any]], float]:
+    """The non-embedding parameters of a model, with the qk-norm, MLP and vocabulary of a row."""
+    from scaling_testbed.config.compose import compose
+    from scaling_testbed.model.counting import count_params
+
+    plain = compose([f"model={model}"]).model
+
+    def size(row: Mapping[str, Any]) -> float:
+        kept = ("qk_norm", "qk_norm_axis", "mlp", "norm", "residual", "linear", "kappa", "tied_head")
+        own = {key: row[f"model.{key}"] for key in kept if f"model.{key}" in row}
+        config = dataclasses.replace(plain, **own).resolved(int(row.get("model.vocab_size") or 256))
+        return float(count_params(config).n_params_non_embedding)
+
+    return size
 
 
 def _size(size: str | None) -> str:

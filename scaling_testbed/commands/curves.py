@@ -8,6 +8,7 @@ import typer
 
 from scaling_testbed.commands import output, spellings
 from scaling_testbed.commands.options import Group, Json, Size, SweepDir, Where, ends, out
+from scaling_testbed.errors import ConfigError
 from scaling_testbed.row_files import ENDINGS, beside
 
 ALL = (".csv", ".json", ".png", ".svg")  # the default formats
@@ -42,6 +43,18 @@ Eps = Annotated[
         "--eps", metavar="X",
         help="instead of --threshold: unstable if the mean of the last steps is below this value, e.g. AdamW's eps",
     ),
+]  # fmt: skip
+Predict = Annotated[
+    str | None,
+    typer.Option(
+        "--predict",
+        metavar="model=NAME",
+        help="call at which rates a model that was not trained will be harmed, from the smaller sizes",
+    ),
+]
+Check = Annotated[
+    Path | None,
+    typer.Option("--check", metavar="FILE", help="the calls that --predict saved, beside what SWEEP_DIR measured"),
 ]  # fmt: skip
 HoldOutLargest = Annotated[
     bool,
@@ -90,6 +103,8 @@ def instability(
     threshold: Threshold = None,
     eps: Eps = None,
     hold_out_largest: HoldOutLargest = False,
+    predict: Predict = None,
+    check: Check = None,
     as_json: Json = False,
     out: Out = (),
 ) -> None:
@@ -104,6 +119,11 @@ def instability(
     from scaling_testbed.analysis.rows.given import study_of
 
     study = study_of(sweep_dir, where)
+    if predict is not None or check is not None:
+        if predict is not None and check is not None:
+            raise ConfigError("give --predict or --check, not both: --check reads what --predict has saved")
+        _calls(study, predict, check, quantity, group, [Path(file) for file in out], as_json)
+        return
     files = _files(out, sweep_dir, "instability")
     found = api.instability(
         study,
@@ -124,6 +144,34 @@ def instability(
         return instability_panels(found.series, found.predictions, asked)
 
     _answer(found.records(), about, said, draw, files, as_json)
+
+
+def _calls(
+    study, predict: str | None, check: Path | None, quantity: str | None, group: Sequence[str], out: list[Path], as_json
+) -> None:
+    """The calls for a model that was not trained, or the calls of a file beside their outcomes."""
+    from scaling_testbed import api
+    from scaling_testbed.analysis.curves.calls import outcomes
+    from scaling_testbed.analysis.curves.grouping import grouping_keys
+    from scaling_testbed.analysis.rows.tables import read_table
+    from scaling_testbed.papers.declaration import of_study
+    from scaling_testbed.papers.paper import experiment_of
+
+    output.check(out, ENDINGS, [study.path])
+    if predict is not None:
+        key, _, model = predict.partition("=")
+        if key != "model" or not model:
+            raise ConfigError(f"--predict must be model=NAME, a model of configs/model; got {predict!r}")
+        made = api.calls(study, model, quantity=quantity, group=group or None)
+        records: list[dict] = [one.record() for one in made]
+        excess = of_study(study)[0].critical_excess
+        said = [f"harmed: the loss is at least {excess:g} nats above the best of the size, in the mean over seeds"]
+    else:
+        assert check is not None
+        keys = grouping_keys(study, group or None, experiment_of(study)[1].group)
+        found = outcomes(read_table(check), study, keys, of_study(study)[0].critical_excess)
+        records, said = found.records, found.notes()
+    _answer(records, {"sweep": study.name}, said, None, out, as_json)
 
 
 def _answer(records: list[dict], about: dict, said: Sequence[str], draw, files: Sequence[Path], as_json: bool) -> None:

@@ -66,7 +66,7 @@ def test_a_sweep_with_two_workers_finds_its_grid_and_its_plugins(lab, trained):
     status, out, err = lab.run("-m", "scaling_testbed.sweep", "run", "sweep=my_sweep", *lab.named, "--workers", "2")
     assert status == 0, out + err
     found = rows(lab.folder / "runs" / "my_sweep")
-    assert [row["status"] for row, _ in found] == ["finished"] * 2
+    assert [row["status"] for row, _ in found] == ["finished"] * 6
     assert all(stranger.proof(row, folder) for row, folder in found for stranger in STRANGERS)
     same = next(row for row, _ in found if row["run_id"] == trained[0]["run_id"])
     assert same["val_loss"] == trained[0]["val_loss"]
@@ -134,7 +134,7 @@ import sys
 import scaling_testbed as st
 
 run_dir, *overrides = sys.argv[1:]
-assert len(st.plan("my_sweep", overrides)) == 2
+assert len(st.plan("my_sweep", overrides)) == 6
 named = overrides[0].removeprefix("plugins=[").removesuffix("]").split(",")
 model, about = st.load_model(run_dir, plugins=named)
 print(type(model.final_norm).__name__, about.run.schedule.name)
