@@ -3,8 +3,8 @@
     python -m benchmarks.grid [--earlier FOLDER] [--rounds N] [--seconds S] [--out DIR] [--quick]
 
 Two grids, each with two runs at a time: nano_lr (16 runs of 200 steps, the demo of that commit), and 16 runs of one
-step, to show what a start costs. The variants take turns. A variant is timed from the start of the command to its end: wall
-seconds, and processor seconds of all its processes. The corpora are prepared before.
+step, to show what a start costs. The variants take turns. A variant is timed from the start of the command to its end:
+wall seconds, and processor seconds of all its processes. The corpora are prepared before.
 
 Each version runs the demo's grid as it ships it, so that a change of its evaluations counts. The losses of the last
 update must be the same in all variants that read the same corpus, and the validation losses with warm and with fresh

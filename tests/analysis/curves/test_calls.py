@@ -17,13 +17,13 @@ GROUP = ["model.qk_norm"]
 
 
 def world(widths, seeds=(0, 1, 2)):
-    """The critical rate falls as 3 / width, and the score is 300 there."""
+    """The critical rate falls as 2 / width, and the score is 300 there."""
 
     def loss(condition, width, lr, seed):
-        return 3.0 + 0.001 * seed - 0.01 * math.log(lr) * (lr < 3 / width) + 2.0 * max(0.0, math.log(lr * width / 3))
+        return 3.0 + 0.001 * seed - 0.01 * math.log(lr) * (lr < 2 / width) + 2.0 * max(0.0, math.log(lr * width / 2))
 
     def score(condition, width, lr, seed):
-        return {"step": 1, "attention_logit_max/0": 300 * (lr * width / 3) ** 3 * (1 + 0.01 * seed)}
+        return {"step": 1, "attention_logit_max/0": 300 * (lr * width / 2) ** 3 * (1 + 0.01 * seed)}
 
     return grid(loss, [{"model__qk_norm": "none"}], widths, LRS, seeds, diagnostics_at_step=score)
 
@@ -37,8 +37,8 @@ def test_a_larger_size_is_called_by_the_extrapolated_score_and_by_the_extrapolat
     made = make_calls(found, GROUP, Quantity(), "wide", lambda row: n_params(128), lr_range=(1e-3, 3e-1))
     assert [call.by_quantity for call in made] == [FINE] * 3 + [HARMED] * 3
     assert [call.by_critical_rate for call in made] == [FINE] * 3 + [HARMED] * 3
-    assert made[0].critical_lr == pytest.approx(3 / 128 * math.exp(0.14), rel=0.15)
-    assert made[2].predicted == pytest.approx(300 * (1e-2 * 128 / 3) ** 3 * 1.01, rel=0.01)
+    assert made[0].critical_lr == pytest.approx(2 / 128 * math.exp(0.14), rel=0.15)
+    assert made[2].predicted == pytest.approx(300 * (1e-2 * 128 / 2) ** 3 * 1.01, rel=0.01)
     assert 100 < made[0].threshold < 3000
 
 
