@@ -13,7 +13,7 @@ from scaling_testbed.analysis.figures.drawing import Line, Panel, _draw, _look, 
 from scaling_testbed.analysis.figures.panels import against_key, sensitivity_panels, trace_panels
 from scaling_testbed.analysis.rows.study import load
 from scaling_testbed.report.sweep import write_report
-from tests.analysis.conftest import grid, make_row
+from tests.analysis.conftest import MARGINS, grid, make_row
 from tests.papers import worlds
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}
@@ -208,3 +208,27 @@ def test_a_page_of_claims_lets_no_markup_in(study, tmp_path):
     write_report(study([*worlds.qknorm_lr(True)[0][2:], *rows], name="qknorm_lr"), tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
     assert "<b>" not in page and "&lt;b&gt;" in page.split("Figures")[0]
+
+
+def test_a_page_shows_what_was_declared_when_and_how_claims_are_judged(study, tmp_path):
+    rows = worlds.seeded(*worlds.qknorm_lr(True))[0]
+    declared = {"lr_range": [3e-4, 3e-1], "margins": MARGINS, "date": "2026-01-02", "commit": "abcdef0123456789" * 2}
+    page = tmp_path / "page.html"
+    write_report(study(rows, declared=declared), page)
+    text = page.read_text()
+    assert "S over rates from 0.0003 to 0.3; critical rate at 0.25 nats above the best; margins: S 0.05, loss" in text
+    assert "declared 2026-01-02 at commit abcdef012345, before any run had a result" in text
+    assert "Judged by: S with none less with layernorm/rmsnorm, mean over sizes" in text
+    write_report(study(rows, declared={**declared, "changed": True, "results": 7}, folder=tmp_path / "b"), page)
+    assert "changed 2026-01-02 at commit abcdef012345, when 7 runs had a result" in page.read_text()
+    write_report(study(rows, folder=tmp_path / "c"), page)
+    assert "declared no margins and no range of rates before its runs, so no claim is judged" in page.read_text()
+
+
+def test_critical_rates_are_drawn_with_their_intervals_and_censored_ones_as_hollow_marks(study):
+    rows = worlds.seeded(*worlds.qknorm_lr(True))[0]
+    found = lr_sensitivity.analyse(study(rows), ["model.qk_norm"])
+    panel = next(one for one in sensitivity_panels(found) if one.y_label == "critical learning rate")
+    known, above = panel.lines[-1], panel.lines[0]
+    assert above.hollow and set(above.y) == {0.3} and len(above.x) == 3
+    assert len(known.x) == 3 and list(known.y) == sorted(known.y, reverse=True) and known.band is not None

@@ -26,3 +26,29 @@ def test_state_and_time_left_are_whole_on_a_narrow_terminal(state, width):
     assert lines[0].split()[:3] == ["run_id", "state", "left"]
     assert lines[1].split()[:3] == ["abcdef123456", "running", "1:02:03"]
     assert "about 2:00:00 left" in lines[2]
+
+
+@pytest.mark.parametrize(
+    ("typed", "says"),
+    [
+        (
+            [],
+            "3 seeds, 3 sizes: a difference of 0.066 of S, 0.030 of loss, a factor of 1.46 of critical_lr is detected",
+        ),
+        (
+            ["model=nano_s"],
+            "3 seeds, 1 size: a difference of 0.114 of S, 0.052 of loss, a factor of 1.92 of critical_lr",
+        ),
+        (["seed=1,2,3,4,5"], "5 seeds, 3 sizes: a difference of 0.034 of S, 0.016 of loss, a factor of 1.21 of"),
+        (["seed=1"], "1 seed, 3 sizes: no claim can be judged; two seeds are the least"),
+    ],
+)
+def test_a_plan_says_which_effects_its_seeds_can_detect(typed, says):
+    sweep = narrowed(load_sweep("qknorm_lr", "cpu"), ["optimizer.lr=1e-2", *typed])
+    (line,) = detectable_effects(sweep, plan(sweep)[0])
+    assert line.startswith(says)
+
+
+def test_a_plan_of_a_sweep_that_declares_no_spread_says_nothing_of_effects():
+    sweep = narrowed(load_sweep("nano_lr"), ["optimizer.lr=1e-2"])
+    assert detectable_effects(sweep, plan(sweep)[0]) == []
