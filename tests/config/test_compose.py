@@ -125,8 +125,8 @@ def test_a_field_that_came_later_is_part_of_the_run_id_only_where_it_is_set():
     assert run_id(compose(["compute.residual_dtype=bf16"])) != run_id(run)
 
 
-@pytest.mark.parametrize(("typed", "says"), [("compute.compile=1", "compute.compile must be true or false or text; got 1"),
-                                             ("compute.cuda_graph=2.5", "compute.cuda_graph must be true or false or text")])  # fmt: skip
-def test_a_value_of_none_of_several_types_is_refused_in_words(typed, says):
-    with pytest.raises(ConfigError, match=says):
+@pytest.mark.parametrize("typed", ["compute.compile=1", "compute.cuda_graph=2.5"])
+def test_a_value_of_none_of_several_types_is_refused_in_words(typed):
+    key, _, value = typed.partition("=")
+    with pytest.raises(ConfigError, match=f"{key} must be true or false or text; got {value}"):
         compose([typed])

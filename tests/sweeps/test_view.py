@@ -3,8 +3,10 @@
 import pytest
 
 from scaling_testbed.sweeps import view
-from scaling_testbed.sweeps.plan import PlannedRun
+from scaling_testbed.sweeps.grid import load_sweep, narrowed
+from scaling_testbed.sweeps.plan import PlannedRun, plan
 from scaling_testbed.sweeps.status import RunState
+from scaling_testbed.sweeps.view import detectable_effects
 from tests.test_tables import printed
 
 RUN = PlannedRun(
@@ -33,11 +35,11 @@ def test_state_and_time_left_are_whole_on_a_narrow_terminal(state, width):
     [
         (
             [],
-            "3 seeds, 3 sizes: a difference of 0.066 of S, 0.030 of loss, a factor of 1.46 of critical_lr is detected",
+            "3 seeds, 3 sizes: a difference of 0.066 of S, 0.030 of loss, a factor of 1.46 of critical_lr is det",
         ),
         (
             ["model=nano_s"],
-            "3 seeds, 1 size: a difference of 0.114 of S, 0.052 of loss, a factor of 1.92 of critical_lr",
+            "3 seeds, 1 size: a difference of 0.114 of S, 0.052 of loss, a factor of 1.92 of",
         ),
         (["seed=1,2,3,4,5"], "5 seeds, 3 sizes: a difference of 0.034 of S, 0.016 of loss, a factor of 1.21 of"),
         (["seed=1"], "1 seed, 3 sizes: no claim can be judged; two seeds are the least"),
