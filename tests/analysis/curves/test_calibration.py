@@ -47,6 +47,18 @@ def test_the_intervals_of_three_seeds_hold_the_truth_at_other_sizes_too(place):
     assert HELD[0] <= held_s / STUDIES <= HELD[1] and HELD[0] <= held_rate / STUDIES <= HELD[1]
 
 
+@pytest.mark.parametrize(("place", "n_seeds"), [(("flat", 0), 10), (("none", 64), 3)], ids=str)
+def test_the_critical_rates_of_the_seeds_by_which_effects_are_judged_hold_the_truth(place, n_seeds):
+    """Where the best rate is hard to tell, too."""
+    critical = math.log(critical_rate(LRS, np.array([MEANS[place]]), [0]).rate)
+    held = 0
+    for losses_SL in simulated(place, n_seeds):
+        by_seed = critical_rate(LRS, losses_SL, range(n_seeds), intervals=False).by_seed
+        ends = interval([min(value, math.log(LRS[-1])) for value in by_seed.values()])
+        held += ends.low <= critical <= (math.inf if math.inf in by_seed.values() else ends.high)
+    assert HELD[0] <= held / STUDIES <= HELD[1]
+
+
 def test_the_jackknife_takes_off_most_of_the_bias_of_s():
     truth = sensitivity(MEANS["flat", 0], math.inf)
     plain, corrected = [], []
