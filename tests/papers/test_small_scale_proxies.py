@@ -220,6 +220,19 @@ def test_runs_stopped_before_the_end_of_their_schedule_cannot_tell_whether_they_
     assert got == CANNOT_TELL and "stopped before the end" in number
 
 
+def test_few_rates_past_the_threshold_that_are_not_harmed_refute_the_claim(verdicts):
+    """More than nine of ten of all are as it says, because most rates lie below the threshold."""
+    rows = worlds.seeded(*worlds.predict_logits(True))[0]
+    for row in rows:
+        past = row["model.d_model"] >= 64 and row["optimizer.lr"] == 0.3
+        row["diagnostics_at_step"] = {"attention_logit_max/0": 2e4 if past else 1e3}
+        row |= {"status": "finished", "val_loss": 3.0 + 1e-3 * row["seed"]}
+    got, words = verdicts("predict_logits", rows)[HARM_CLAIM]
+    assert got == DISAGREES and words == (
+        "0 of 3 [0%, 71%] sizes and rates past 10000 are harmed, 39 of 39 [91%, 100%] others are not"
+    )
+
+
 def test_rows_that_lack_what_a_claim_needs_cannot_tell(verdicts):
     rows = [{**make_row(lr, 3.0, model__qk_norm="none"), "val_loss_initial": None} for lr in (1e-3, 1e-2)]
     got, number = verdicts("qknorm_lr", rows)[S_CLAIM]

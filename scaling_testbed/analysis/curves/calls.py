@@ -95,7 +95,7 @@ def _calls(
     condition = smaller[0].curve.condition
     rows = [row for one in smaller for row in one.curve.runs.values()]
     series, _ = instability.analyse(Study(**{**vars(study), "rows": rows, "missing": []}), group, quantity)
-    threshold = learnt_threshold(*_places([one.curve for one in smaller], quantity, excess), quantity.threshold)
+    threshold = learnt_threshold(*places_of([one.curve for one in smaller], quantity, excess), quantity.threshold)
     critical, low, high = _critical_rate(smaller, target)
     calls = []
     for one in sorted(series, key=lambda one: one.lr):
@@ -133,7 +133,7 @@ def harmed(curve: Curve, excess: float = EXCESS) -> dict[float, bool]:
     return {lr: mean >= min(means.values()) + excess for lr, mean in means.items()}
 
 
-def _places(found: Sequence[Curve], quantity: Quantity, excess: float) -> tuple[list[float], list[bool]]:
+def places_of(found: Sequence[Curve], quantity: Quantity, excess: float) -> tuple[list[float], list[bool]]:
     """The geometric mean of the quantity over seeds, and whether the rate harms, for each size and rate."""
     values, bad = [], []
     for curve in found:
