@@ -17,6 +17,7 @@ from scaling_testbed.analysis.curves.instability import LAST_MEAN, Quantity, mea
 from scaling_testbed.analysis.curves.intervals import jackknife
 from scaling_testbed.analysis.curves.lr_sensitivity import Sensitivity, capped, final_loss
 from scaling_testbed.analysis.figures.drawing import compact
+from scaling_testbed.analysis.rows.conditions import text
 from scaling_testbed.analysis.rows.study import Row, Study, number
 from scaling_testbed.papers.declaration import of_study
 from scaling_testbed.papers.predictions import DataSet, data_sets
@@ -44,6 +45,12 @@ class Evidence:
         if self.lr_range != self.declaration.lr_range:
             low, high = self.declaration.lr_range
             return f"--lr-range is not the declared range, {low:g} to {high:g}"
+        if self.study.left_out:
+            return f"--where {' and '.join(self.study.left_out)} leaves out runs of what was declared"
+        seeds = {row.get("seed") or 0 for row in (*self.study.rows, *self.study.missing)}
+        if self.declaration.seeds and seeds != set(self.declaration.seeds):
+            here, declared = (", ".join(sorted(map(text, some))) for some in (seeds, self.declaration.seeds))
+            return f"its seeds are {here}, and {declared} were declared"
         if measure is not None and self.declaration.margin(measure) is None:
             return f"no margin of {measure} was declared ({HOW_TO_DECLARE})"
         return None

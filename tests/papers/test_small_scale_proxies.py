@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from scaling_testbed.analysis.rows.study import load
+from scaling_testbed.analysis.rows.study import load, where
 from scaling_testbed.config.compose import CONFIG_DIR, compose
 from scaling_testbed.papers import paper
 from scaling_testbed.papers.combinators import opposite_at_ends, pairs
@@ -196,6 +196,23 @@ def test_a_range_that_was_not_declared_gives_no_verdict(study):
     made = paper.judged(experiment, Evidence(found, experiment.group, (1e-3, 1e-1)))
     assert {verdict.word for _, verdict in made} == {CANNOT_TELL}
     assert all("--lr-range is not the declared range" in verdict.words for _, verdict in made)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "conditions", "says"),
+    [
+        ([0, 1, 2], [], "its seeds are 0, 1, 2, 3, and 0, 1, 2 were declared"),
+        ([0, 1, 2, 3], ["seed!=2"], "--where seed!=2 leaves out runs of what was declared"),
+        ([0, 1, 2, 3], ["model.d_model>32"], "--where model.d_model>32 leaves out runs of what was declared"),
+        ([0, 1, 2, 3], ["model.d_model>1"], None),
+        ([0.0, 1.0, 2.0, 3.0], [], None),
+    ],
+)
+def test_no_verdict_stands_on_other_seeds_or_on_a_part_that_was_chosen_later(study, seeds, conditions, says):
+    rows = worlds.seeded(*worlds.qknorm_axis(True))[0]
+    found = study(rows, name="qknorm_axis", declared={**DECLARED, "seeds": seeds})
+    ((word, words),) = judged("qknorm_axis", where(found, conditions)).values()
+    assert (word, words.startswith(f"{says}; +0.0")) == ((CANNOT_TELL, True) if says else (AGREES, False))
 
 
 def test_a_fit_that_misses_cannot_foretell(verdicts):
