@@ -10,7 +10,7 @@ It is called in two ways (Wortsman et al. 2023, section 3.3, does the first):
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -31,15 +31,17 @@ HARMED, FINE = "harmed", "fine"
 class Call:
     """What is predicted for one condition, size and rate.
 
-    predicted, low, high: the quantity and its 95 % prediction interval; None where it has no fit. threshold: above it
-    a rate harms. critical_lr, critical_low, critical_high: of the size, None if it cannot be extrapolated. by_quantity,
-    by_critical_rate: harmed | fine; None where there is no prediction.
+    excess: the loss above the best, in nats, from which a rate harms. predicted, low, high: the quantity and its 95 %
+    prediction interval; None where it has no fit. threshold: above it a rate harms. critical_lr, critical_low,
+    critical_high: of the size, None if it cannot be extrapolated. by_quantity, by_critical_rate: harmed | fine; None
+    where there is no prediction.
     """
 
     condition: dict[str, str]
     model: str
     n_params: float
     lr: float
+    excess: float
     quantity: str
     threshold: float
     predicted: float | None
@@ -75,7 +77,9 @@ def make_calls(
     found = []
     for condition in dict.fromkeys(tuple(one.curve.condition.items()) for one in every):
         own = [one for one in every if tuple(one.curve.condition.items()) == condition and one.curve.runs]
-        target = n_params(own[0].curve.settings) if own else math.inf
+        if not own:  # only planned
+            continue
+        target = n_params(own[0].curve.settings)
         smaller = [one for one in own if 0 < one.curve.n_params < target]
         if not smaller:
             raise UserError(f"{study.path} has no size below {model}, N={target:g}, to predict it from")
@@ -107,6 +111,7 @@ def _calls(
             model=model,
             n_params=target,
             lr=one.lr,
+            excess=excess,
             quantity=quantity.name,
             threshold=threshold,
             predicted=predicted[0],
@@ -181,10 +186,14 @@ def _critical_rate(found: Sequence[Sensitivity], target: float) -> tuple[float |
     return math.exp(middle), math.exp(middle - reach), math.exp(middle + reach)
 
 
+OUTCOMES = ("measured", "right_by_quantity", "right_by_critical_rate")
+NO_CONDITION = {"row", *OUTCOMES, *(one.name for one in fields(Call))}  # columns of calls
+
+
 @dataclass(frozen=True)
 class Outcomes:
-    """Calls beside what was measured. records: a call each, with `measured` (harmed | fine), `right_by_quantity` and
-    `right_by_critical_rate`."""
+    """Calls beside what was measured. records: a call each, with OUTCOMES: `measured` (harmed | fine), and whether each
+    way to call was right."""
 
     records: list[dict[str, object]]
 
@@ -200,17 +209,23 @@ class Outcomes:
         return said or ["no call has an outcome yet"]
 
 
-def outcomes(calls: Sequence[Row], study: Study, group: Sequence[str], excess: float = EXCESS) -> Outcomes:
-    """The calls of `Call.record`, each with its outcome in a study that has the called sizes."""
-    found = {}
-    for curve in curves(study, group, SIZE):
-        if not curve.missing:
-            for lr, bad in harmed(curve, excess).items():
-                found[tuple(curve.condition.items()), round(curve.n_params), f"{lr:g}"] = HARMED if bad else FINE
+def outcomes(calls: Sequence[Row], study: Study, group: Sequence[str] = (), excess: float = EXCESS) -> Outcomes:
+    """The calls of `Call.record`, each with its outcome in a study that has the called sizes.
+
+    group: the keys of the condition, by default those that the calls have. excess: of calls that do not tell theirs.
+    """
+    keys = group or [key for key in dict.fromkeys(key for row in calls for key in row) if key not in NO_CONDITION]
+    found = {
+        (tuple(curve.condition.items()), round(curve.n_params)): curve
+        for curve in curves(study, keys, SIZE)
+        if not curve.missing
+    }
     records = []
     for row in calls:
-        condition = tuple((key, text(row.get(key))) for key in group)
-        measured = found.get((condition, round(number(row, "n_params")), f"{number(row, 'lr'):g}"))
+        condition = tuple((key, text(row.get(key))) for key in keys)
+        curve = found.get((condition, round(number(row, "n_params"))))
+        bad = harmed(curve, number(row, "excess") if row.get("excess") else excess) if curve else {}
+        measured = {f"{lr:g}": HARMED if is_bad else FINE for lr, is_bad in bad.items()}.get(f"{number(row, 'lr'):g}")
         right = {
             f"right_{way}": None if measured is None or not row.get(way) else row[way] == measured
             for way in ("by_quantity", "by_critical_rate")
