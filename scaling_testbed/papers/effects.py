@@ -1,7 +1,7 @@
 """Effects, the one number of each seed that a claim is about, and the verdicts on them.
 
-An effect is positive where the claim is right. It is computed for each seed first, from the runs of that seed in all
-conditions and sizes, and then judged by Student's t over the seeds:
+An effect is positive where the claim is right; that of an AT_MOST claim is what the claim denies. It is computed for
+each seed first, from the runs of that seed in all conditions and sizes, and then judged by Student's t over the seeds:
 
 - agrees: the interval excludes zero on the side of the claim, and the mean is at least the declared margin.
 - disagrees: the interval excludes zero on the other side.
@@ -81,7 +81,8 @@ def pooled(places: Sequence[tuple[str, Terms]], ratio: bool = False) -> tuple[li
     """The mean over places of a sum of values, as one effect, and remarks on places that are left out.
 
     places: (name, terms). A place where the sum is zero for each seed is left out, because its runs are the same by
-    construction, e.g. muParam at its base width. So is one where both sides are censored.
+    construction, e.g. muParam at its base width; unless they all diverged, which is no difference. So is a place where
+    both sides are censored.
     """
     kept, remarks = [], []
     for name, terms in places:
@@ -90,12 +91,14 @@ def pooled(places: Sequence[tuple[str, Terms]], ratio: bool = False) -> tuple[li
             remarks.append(f"{name}: no common seed")
         elif bound is None:
             remarks.append(f"{name}: not known on both sides")
-        elif not any(sums.values()):
+        elif not any(sums.values()) and not any(value.capped for _, value in terms):
             remarks.append(f"{name}: the same by construction")
         else:
             kept.append((name, sums, bound))
     bounds = {bound for _, _, bound in kept if bound}
-    if not kept or len(bounds) > 1:
+    if len(bounds) > 1:
+        return [], [*remarks, "at least so large at one place, at most so large at another"]
+    if not kept:
         return [], remarks
     seeds = sorted(set.intersection(*(set(sums) for _, sums, _ in kept)))
     by_seed = {seed: sum(sums[seed] for _, sums, _ in kept) / len(kept) for seed in seeds}
@@ -189,7 +192,8 @@ class Question:
         against = [p for one, p in zip(made, corrected, strict=True) if one.word == DISAGREES and p <= ALPHA]
         own = {one.word for one in made}
         word = DISAGREES if against else own.pop() if len(own) == 1 else CANNOT_TELL
-        worst = min(made, key=lambda one: one.effect or 0.0)
+        against_it = -1 if self.kind == AT_MOST else 1  # the side of a small effect, or of a large one
+        worst = min(made, key=lambda one: against_it * (one.effect or 0.0))
         return replace(worst, word=word, words=words, p=min(against) if against else max(known))
 
 

@@ -89,6 +89,20 @@ def test_a_sum_of_values_has_common_seeds_and_the_bound_of_its_censored_ones():
     assert summed([(1.0, above), (-1.0, above)])[1] is None
 
 
+def test_places_with_bounds_on_both_sides_give_no_effect_and_the_reason():
+    known, above = Value({0: 1.0, 1: 2.0}), Value({0: 3.0, 1: 3.5}, censored=frozenset([1]))
+    places = [("one", [(1.0, above), (-1.0, known)]), ("other", [(1.0, known), (-1.0, above)])]
+    assert pooled(places) == ([], ["at least so large at one place, at most so large at another"])
+
+
+def test_of_several_effects_the_one_that_speaks_most_against_the_claim_is_told():
+    def judged(kind):
+        asked = Asked([Effect({0: mean, 1: mean + 1e-3}) for mean in (0.001, 0.010)])
+        return Question("", "S", lambda _: asked, kind)(EVIDENCE).effect
+
+    assert judged(AT_MOST) == pytest.approx(0.0105) and judged(DIFFERENCE) == pytest.approx(0.0015)
+
+
 def test_a_claim_about_several_effects_needs_all_of_them():
     def judged(*effects):
         asked = Asked([Effect(dict(enumerate(numbers))) for numbers in effects])

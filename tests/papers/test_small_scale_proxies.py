@@ -11,10 +11,10 @@ import pytest
 from scaling_testbed.analysis.rows.study import load, where
 from scaling_testbed.config.compose import CONFIG_DIR, compose
 from scaling_testbed.papers import paper
-from scaling_testbed.papers.combinators import opposite_at_ends, pairs
+from scaling_testbed.papers.combinators import compare, opposite_at_ends, pairs
 from scaling_testbed.papers.effects import AGREES, CANNOT_TELL, DISAGREES
-from scaling_testbed.papers.lines import RISES, more_at_largest
-from scaling_testbed.papers.measures import BEST_LR, CRITICAL_LR, Evidence, Place, S
+from scaling_testbed.papers.lines import FALLS, RISES, along, more_at_largest
+from scaling_testbed.papers.measures import BEST_LOSS, BEST_LR, CRITICAL_LR, LOSS, Evidence, Place, S
 from scaling_testbed.papers.small_scale_proxies import PAPER
 from scaling_testbed.report.sweep import write_report, write_traces
 from scaling_testbed.sweeps.grid import load_sweep
@@ -366,6 +366,26 @@ def test_every_model_of_output_norm_has_the_block_that_is_asked_for(scale):
     models = load_sweep("output_norm", scale).axes["model"]
     block = int(PAPER.experiment("output_norm").quantities[0].name.partition("/")[2])
     assert all(compose([f"model={name}"]).model.n_layers > block for name in models)
+
+
+def test_a_place_where_all_runs_diverged_has_no_difference_and_is_not_left_out(study):
+    def loss(condition, width, lr, seed):
+        return (
+            None if lr == 0.3 else 3.0 + 0.1 * (condition == worlds.WITHOUT) + 1e-3 * seed * (condition == worlds.WITH)
+        )
+
+    rows = grid(loss, [worlds.WITH, worlds.WITHOUT], widths=[32], lrs=(0.1, 0.3), seeds=(0, 1, 2))
+    verdict = compare(LOSS, "model.qk_norm", "layernorm", "none")(Evidence(study(rows, declared=DECLARED)))
+    assert verdict.word == AGREES and verdict.effect == pytest.approx((0.1 - 1e-3) / 2)
+
+
+def test_a_model_without_layers_is_on_no_line_along_n(study):
+    rows, _ = worlds.seeded(grid(lambda c, w, lr, s: worlds.bowl(lr) - 0.1 * math.log10(w), [{}]), {})
+    bigram, _ = worlds.seeded(grid(lambda c, w, lr, s: 9.0, [{}], widths=[32], n_layers=0), {})
+    found, both = (
+        along(BEST_LOSS, "N", FALLS)(Evidence(study(one, declared=DECLARED))) for one in (rows, rows + bigram)
+    )
+    assert found.word == both.word == AGREES and found.effect == both.effect == pytest.approx(0.05, abs=0.005)
 
 
 def test_a_measure_that_is_withheld_at_both_ends_cannot_tell(study):
