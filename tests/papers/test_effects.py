@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from scaling_testbed.analysis.curves.critical_rate import critical_rate
 from scaling_testbed.analysis.curves.intervals import interval
 from scaling_testbed.analysis.curves.lr_sensitivity import by_seed, sensitivity
 from scaling_testbed.papers.declaration import Declaration
@@ -26,7 +27,7 @@ from scaling_testbed.papers.effects import (
 )
 from scaling_testbed.papers.lines import Line
 from scaling_testbed.papers.measures import Measure, Value
-from tests.analysis.curves.noise import MEANS, losses
+from tests.analysis.curves.noise import LRS, MEANS, losses
 
 WIDTHS = (16, 32, 64)
 EVIDENCE = SimpleNamespace(declaration=Declaration(margins={"S": 0.05}), undeclared=lambda measure=None: None)
@@ -161,6 +162,30 @@ def test_the_intervals_of_effects_and_trends_hold_what_they_promise(n_seeds):
             ends = interval(list(effect.by_seed.values()))
             held[at] += ends.low <= truth <= ends.high
     assert ((held / STUDIES >= 0.92) & (held / STUDIES <= 0.98)).all(), held
+
+
+def critical_rates(rng, n_seeds, norm, width, shared_S):
+    """The logarithm of the critical rate of each seed."""
+    seeds = range(n_seeds)
+    found = critical_rate(LRS, losses(rng, (norm, width), n_seeds, shared_S), seeds, intervals=False).by_seed
+    return Value({seed: min(value, np.log(LRS[-1])) for seed, value in found.items()})
+
+
+def test_the_interval_of_an_effect_on_the_critical_rate_holds_what_a_seed_has_in_the_mean():
+    """It is not the critical rate of the mean curve, where that has a kink."""
+    rng = np.random.default_rng(0)
+    many, held, studies = 5000, 0, STUDIES // 2
+    none, normed = ([critical_rates(rng, many, n, w, None) for w in WIDTHS] for n in ("none", "layernorm"))
+    truth = np.mean(list(difference(normed, none).by_seed.values()))
+    for _ in range(studies):
+        shared_WS = rng.standard_normal((len(WIDTHS), 5))
+        none, normed = (
+            [critical_rates(rng, 5, n, w, shared_S) for w, shared_S in zip(WIDTHS, shared_WS, strict=True)]
+            for n in ("none", "layernorm")
+        )
+        ends = interval(list(difference(normed, none).by_seed.values()))
+        held += ends.low <= truth <= ends.high
+    assert 0.92 <= held / studies <= 0.98
 
 
 @pytest.mark.parametrize("n_seeds", [3, 5, 10])
