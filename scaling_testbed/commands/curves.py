@@ -122,7 +122,7 @@ def instability(
     if predict is not None or check is not None:
         if predict is not None and check is not None:
             raise ConfigError("give --predict or --check, not both: --check reads what --predict has saved")
-        unused = {"--threshold": threshold, "--eps": eps, "--hold-out-largest": hold_out_largest}
+        unused: dict[str, object] = {"--threshold": threshold, "--eps": eps, "--hold-out-largest": hold_out_largest}
         unused |= {"--quantity": quantity if check else None, "--size": size != "n_params_non_embedding"}
         for option in (option for option, value in unused.items() if value):
             raise ConfigError(f"{option} does not apply to --{'check' if check else 'predict'}")

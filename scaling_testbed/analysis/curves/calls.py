@@ -17,8 +17,8 @@ import numpy as np
 from scaling_testbed.analysis.curves import instability, lr_sensitivity
 from scaling_testbed.analysis.curves.critical_rate import EXCESS
 from scaling_testbed.analysis.curves.grouping import Curve, curves
-from scaling_testbed.analysis.curves.instability import Quantity
-from scaling_testbed.analysis.curves.intervals import exact_share, t_factor
+from scaling_testbed.analysis.curves.instability import Quantity, fit_log_log
+from scaling_testbed.analysis.curves.intervals import exact_share
 from scaling_testbed.analysis.curves.lr_sensitivity import Sensitivity, capped, final_loss
 from scaling_testbed.analysis.rows.conditions import text
 from scaling_testbed.analysis.rows.study import SIZE, Row, Study, number
@@ -167,23 +167,23 @@ def learnt_threshold(values: Sequence[float], bad: Sequence[bool], default: floa
 
 
 def _critical_rate(found: Sequence[Sensitivity], target: float) -> tuple[float | None, float | None, float | None]:
-    """The extrapolated critical rate of a size, and its 95 % prediction interval for one seed; None if unknown."""
+    """The extrapolated critical rate of a size, and its 95 % prediction interval for one seed; None if unknown.
+
+    Two sizes always lie on a line, so they give no interval.
+    """
     points = [
-        (math.log(one.curve.n_params), value)
+        (one.curve.n_params, value)
         for one in found
         for value in (one.critical.by_seed.values() if one.critical else ())
     ]
-    if len({x for x, _ in points}) < 2 or not all(math.isfinite(value) for _, value in points):
+    sizes = {n for n, _ in points}
+    if len(sizes) < 2 or not all(math.isfinite(value) for _, value in points):
         return None, None, None
-    x, y = np.array(points).T
-    slope, level = np.polyfit(x - x.mean(), y, 1)
-    middle = float(level + slope * (math.log(target) - x.mean()))
-    if len(points) < 3:
-        return math.exp(middle), None, None
-    error = math.sqrt(float(np.sum((y - level - slope * (x - x.mean())) ** 2)) / (len(points) - 2))
-    spread = math.sqrt(1 + 1 / len(x) + (math.log(target) - x.mean()) ** 2 / float(np.sum((x - x.mean()) ** 2)))
-    reach = t_factor(len(points) - 2) * error * spread
-    return math.exp(middle), math.exp(middle - reach), math.exp(middle + reach)
+    n_params, values = zip(*points, strict=True)
+    if fit := fit_log_log(n_params, np.exp(values).tolist(), degree=1):
+        return fit.predict(target)
+    slope, level = np.polyfit(np.log(n_params), values, 1)
+    return math.exp(level + slope * math.log(target)), None, None
 
 
 OUTCOMES = ("measured", "right_by_quantity", "right_by_critical_rate")

@@ -94,6 +94,11 @@ def p_share_above(right: int, n: int, share: float) -> float:
     return float(_special().bdtrc(right - 1, n, share)) if right else 1.0
 
 
+def p_larger_variance(one: float, freedom: int, other: float, other_freedom: int) -> float:
+    """The p-value of the F test of the hypothesis that the first variance is not the larger one."""
+    return float(_special().fdtrc(freedom, other_freedom, one / max(other, 1e-300)))
+
+
 def jackknife(statistic: Callable[[np.ndarray], float], values_SX: np.ndarray) -> float:
     """A statistic of the mean over seeds without the largest part of its bias (Quenouille 1956).
 

@@ -71,6 +71,19 @@ def test_calls_are_checked_in_their_own_condition_and_with_their_own_excess(stud
     assert [row["measured"] for row in outcomes(records, later, excess=9.0).records] == [FINE] * 3 + [HARMED] * 3
 
 
+def test_the_interval_of_an_extrapolated_critical_rate_is_of_the_sizes_where_they_miss_a_line(study):
+    """Here by the steps of the rates, while the seeds hardly differ."""
+
+    def made(widths):
+        found = study(world(widths), name=f"{len(widths)} sizes")
+        return make_calls(found, GROUP, Quantity(), "wide", lambda row: n_params(128), 0.25, (1e-3, 3e-1))[0]
+
+    three, two = made((16, 32, 64)), made((32, 64))
+    assert three.critical_low < three.critical_lr / 10 and three.critical_high > 10 * three.critical_lr
+    assert 0.01 < two.critical_lr < 0.04
+    assert (two.critical_low, two.critical_high) == (None, None)
+
+
 def test_harm_is_an_excess_of_the_mean_loss_above_the_best_of_the_size(study):
     (curve,) = curves(study(world((64,))), GROUP)
     assert [lr for lr, bad in harmed(curve, 0.25).items() if bad] == [1e-1, 3e-1]
