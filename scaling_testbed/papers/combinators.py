@@ -34,13 +34,13 @@ from scaling_testbed.papers.effects import (
 )
 from scaling_testbed.papers.measures import (
     BEST_LOSS,
+    LOSS,
     SIZE,
     Evidence,
     Measure,
     Place,
     Value,
     best_lr,
-    losses,
     places,
     size_name,
 )
@@ -191,8 +191,9 @@ def coincide_below_best(key: str, one: object, other: object, margin: float | No
             gaps += a.missing + b.missing
             most = min(map(best_lr, (a, b))) if a.runs and b.runs else 0.0
             for lr in (lr for lr in a.lrs if a.rows(lr) and b.rows(lr) and lr <= most):
-                terms = [(1.0, Value(losses(b, lr))), (-1.0, Value(losses(a, lr)))]
-                compared.append((f"{size_name(a)} at lr={lr:g}", terms))
+                ours, theirs = (LOSS.of(evidence, Place(curve, lr)) for curve in (a, b))
+                if ours is not None and theirs is not None:
+                    compared.append((f"{size_name(a)} at lr={lr:g}", [(1.0, theirs), (-1.0, ours)]))
         effects, remarks = pooled(compared)
         return Asked(effects, gaps, remarks)
 

@@ -158,6 +158,8 @@ class Question:
         numbers = list(effect.by_seed.values())
         if not numbers:
             return Verdict(word=CANNOT_TELL, words="no seed was run in all conditions")
+        if bad := [seed for seed, value in effect.by_seed.items() if not math.isfinite(value)]:
+            return Verdict(word=CANNOT_TELL, words=_joined(f"the effect of seed {bad[0]} is not finite", effect.words))
         bound = {1: "at least ", 0: "", -1: "at most "}[effect.bound]
         unit = f" {NATS}" if self.measure in ("S", "loss") and not self.ratio else ""
         n = len(numbers)

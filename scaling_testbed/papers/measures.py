@@ -18,7 +18,7 @@ from scaling_testbed.analysis.curves.intervals import jackknife
 from scaling_testbed.analysis.curves.lr_sensitivity import Sensitivity, capped, diverged, final_loss
 from scaling_testbed.analysis.figures.drawing import compact
 from scaling_testbed.analysis.rows.conditions import text
-from scaling_testbed.analysis.rows.study import Row, Study, number
+from scaling_testbed.analysis.rows.study import LR, Row, Study, number
 from scaling_testbed.papers.declaration import of_study
 from scaling_testbed.papers.predictions import DataSet, data_sets
 
@@ -47,10 +47,14 @@ class Evidence:
             return f"--lr-range is not the declared range, {low:g} to {high:g}"
         if self.study.left_out:
             return f"--where {' and '.join(self.study.left_out)} leaves out runs of what was declared"
-        seeds = {row.get("seed") or 0 for row in (*self.study.rows, *self.study.missing)}
+        runs = [*self.study.rows, *self.study.missing]
+        seeds = {row.get("seed") or 0 for row in runs}
         if self.declaration.seeds and seeds != set(self.declaration.seeds):
             here, declared = (", ".join(sorted(map(text, some))) for some in (seeds, self.declaration.seeds))
             return f"its seeds are {here}, and {declared} were declared"
+        rates = [number(row, LR) for row in runs if row.get(LR) is not None]
+        if absent := [lr for lr in self.declaration.rates if not any(math.isclose(lr, own) for own in rates)]:
+            return f"no run has {', '.join(f'{lr:g}' for lr in absent)} of the declared learning rates"
         if measure is not None and self.declaration.margin(measure) is None:
             return f"no margin of {measure} was declared ({HOW_TO_DECLARE})"
         return None

@@ -21,7 +21,7 @@ from scaling_testbed.sweeps.grid import load_sweep
 from tests.analysis.conftest import LRS, MARGINS, grid, make_row
 from tests.papers import worlds
 
-DECLARED = {"lr_range": [3e-4, 3e-1], "margins": MARGINS, "rates": list(LRS)}
+DECLARED = {"lr_range": [3e-4, 3e-1], "margins": MARGINS}
 OF_THE_PAPER = [one.name for one in PAPER.experiments if one.name != "mitigations"]
 
 
@@ -185,7 +185,7 @@ def test_a_margin_that_was_not_declared_is_named(verdicts):
 def test_a_declared_rate_that_was_not_run_withholds_s(verdicts):
     rows, _ = worlds.seeded(*worlds.qknorm_lr(True))
     rows = [row for row in rows if row["optimizer.lr"] != 1e-2]
-    got, words = verdicts("qknorm_lr", rows)[S_CLAIM]
+    got, words = verdicts("qknorm_lr", rows, declared={**DECLARED, "rates": list(LRS)})[S_CLAIM]
     assert got == CANNOT_TELL and "of its declared rates 0.01 was not run" in words
 
 
@@ -213,6 +213,18 @@ def test_no_verdict_stands_on_other_seeds_or_on_a_part_that_was_chosen_later(stu
     found = study(rows, name="qknorm_axis", declared={**DECLARED, "seeds": seeds})
     ((word, words),) = judged("qknorm_axis", where(found, conditions)).values()
     assert (word, words.startswith(f"{says}; +0.0")) == ((CANNOT_TELL, True) if says else (AGREES, False))
+
+
+def test_no_verdict_stands_on_fewer_rates_than_were_declared(verdicts):
+    rows = [row for row in worlds.seeded(*worlds.qknorm_axis(True))[0] if row["optimizer.lr"] not in (1e-3, 0.3)]
+    ((got, words),) = verdicts("qknorm_axis", rows, declared={**DECLARED, "rates": list(LRS)}).values()
+    assert got == CANNOT_TELL and words.startswith("no run has 0.001, 0.3 of the declared learning rates; +0.0")
+
+
+def test_an_effect_that_is_not_finite_is_named(verdicts):
+    rows = worlds.seeded(*worlds.qknorm_axis(True))[0]
+    ((got, words),) = verdicts("qknorm_axis", [{**row, "val_loss_initial": None} for row in rows]).values()
+    assert got == CANNOT_TELL and "the effect of seed 0 is not finite" in words
 
 
 def test_a_fit_that_misses_cannot_foretell(verdicts):
@@ -377,6 +389,11 @@ def test_a_place_where_all_runs_diverged_has_no_difference_and_is_not_left_out(s
     rows = grid(loss, [worlds.WITH, worlds.WITHOUT], widths=[32], lrs=(0.1, 0.3), seeds=(0, 1, 2))
     verdict = compare(LOSS, "model.qk_norm", "layernorm", "none")(Evidence(study(rows, declared=DECLARED)))
     assert verdict.word == AGREES and verdict.effect == pytest.approx((0.1 - 1e-3) / 2)
+
+
+def test_curves_that_diverged_everywhere_are_not_the_same_by_construction(verdicts):
+    rows = worlds.seeded(grid(lambda *_: None, [worlds.WITH, worlds.WITHOUT]), {})[0]
+    assert "by construction" not in verdicts("qknorm_lr", rows)["Up to the best rate both curves coincide."][1]
 
 
 def test_a_model_without_layers_is_on_no_line_along_n(study):
