@@ -9,13 +9,15 @@ each seed first, from the runs of that seed in all conditions and sizes, and the
 - cannot tell: anything else. Also with one seed, without a declared margin, or where a planned run is missing.
 
 A claim that two things are the same (EQUALITY) agrees where the interval lies within the margin, and disagrees where it
-excludes zero and the mean is at least the margin. A claim that one thing is not better (AT_MOST) needs only the upper
-end below the margin. A claim about several effects agrees if all of them do; it disagrees if one of them does, after
-Holm's correction for their number. The p-values of all claims of a study are corrected together, see paper.py.
+excludes zero and the mean is at least the margin. It agrees only if the differences at its places, whatever their
+signs, are within the margin too: those of both signs cancel in the mean. A claim that one thing is not better (AT_MOST)
+needs only the upper end below the margin. A claim about several effects agrees if all of them do; it disagrees if one
+of them does, after Holm's correction for their number. The p-values of all claims of a study are corrected together,
+see paper.py.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from scaling_testbed.analysis.curves.intervals import ALPHA, interval, p_above, p_below
@@ -49,12 +51,14 @@ class Effect:
     """One number of each seed, positive where the claim is right; of a ratio, the logarithm.
 
     words: the values that it was made of. bound: 1 if the numbers are lower bounds, because a value was censored, and
-    -1 if they are upper bounds.
+    -1 if they are upper bounds. apart: the mean over places of the differences whatever their signs, see `_apart`; None
+    if there is one place.
     """
 
     by_seed: Mapping[int, float]
     words: str = ""
     bound: int = 0
+    apart: Mapping[int, float] | None = None
 
 
 Terms = Sequence[tuple[float, Value]]  # a sum of values with coefficients
@@ -101,13 +105,24 @@ def pooled(places: Sequence[tuple[str, Terms]], ratio: bool = False) -> tuple[li
     if not kept:
         return [], remarks
     seeds = sorted(set.intersection(*(set(sums) for _, sums, _ in kept)))
-    by_seed = {seed: sum(sums[seed] for _, sums, _ in kept) / len(kept) for seed in seeds}
-    words = [f"{name} {signed(_mean(sums), ratio)}" for name, sums, _ in kept] if len(kept) > 1 else [kept[0][0]]
-    return [Effect(by_seed, few(words, 8), bounds.pop() if bounds else 0)], remarks
+    several = len(kept) > 1
+    by_seed = {seed: _mean([sums[seed] for _, sums, _ in kept]) for seed in seeds}
+    apart = {seed: _mean([_apart(sums, seed) for _, sums, _ in kept]) for seed in seeds} if several else None
+    words = [f"{name} {signed(_mean(sums.values()), ratio)}" if several else name for name, sums, _ in kept]
+    return [Effect(by_seed, few(words, 8), bounds.pop() if bounds else 0, apart)], remarks
 
 
-def _mean(by_seed: Mapping[int, float]) -> float:
-    return sum(by_seed.values()) / len(by_seed)
+def _mean(numbers: Collection[float]) -> float:
+    return sum(numbers) / len(numbers)
+
+
+def _apart(sums: Mapping[int, float], seed: int) -> float:
+    """The number of a seed, positive if it has the sign of the sum of the other seeds'.
+
+    Its expectation is close to the absolute difference where there is one, and zero where there is only noise; that of
+    an absolute value is above zero.
+    """
+    return math.copysign(1.0, sum(sums.values()) - sums[seed]) * sums[seed]
 
 
 def few(names: Sequence[str], most: int = 3) -> str:
@@ -173,6 +188,12 @@ class Question:
         if margin is not None and margin > 0:
             said += f", margin {signed(margin, self.ratio).lstrip('+')}"
         word, p = _judged(self.kind, numbers, effect.bound, low, high, margin or 0.0)
+        if self.kind == EQUALITY and word == AGREES and effect.apart is not None:
+            apart = interval(list(effect.apart.values()))
+            said += f"; whatever their signs {signed(apart.mean, self.ratio)} [{signed(apart.low, self.ratio)}, "
+            said += f"{signed(apart.high, self.ratio)}]"
+            p = max(p, min(1.0, 2 * p_below(list(effect.apart.values()), margin or 0.0)))
+            word = AGREES if apart.high < (margin or 0.0) else CANNOT_TELL
         return Verdict(
             word=word,
             words=_joined(said, effect.words),

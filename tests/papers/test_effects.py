@@ -90,6 +90,28 @@ def test_a_sum_of_values_has_common_seeds_and_the_bound_of_its_censored_ones():
     assert summed([(1.0, above), (-1.0, above)])[1] is None
 
 
+def of_places(numbers_PS, kind=EQUALITY, margin=0.05):
+    (effect,), _ = pooled([("at", [(1.0, Value(dict(enumerate(own_S))))]) for own_S in numbers_PS.tolist()])
+    return Question("", "S", lambda _: Asked([effect]), kind, margin)(EVIDENCE)
+
+
+@pytest.mark.parametrize(("differs", "verdict"), [(0.0, AGREES), (0.1, CANNOT_TELL)])
+def test_differences_of_both_signs_are_no_equality(differs, verdict):
+    """In the mean over places they cancel. Noise does not count as a difference."""
+    numbers_PS = 0.01 * np.random.default_rng(0).standard_normal((4, 5)) + differs * np.array([[1], [-1], [1], [-1]])
+    found = of_places(numbers_PS)
+    assert found.word == verdict and ("whatever their signs +0.098" in found.words or not differs), found.words
+
+
+@pytest.mark.parametrize(("n_seeds", "most"), [(3, 0.09), (5, 0.06)])
+def test_differences_as_large_as_the_margin_seldom_count_as_equal(n_seeds, most):
+    rng, signs = np.random.default_rng(n_seeds), np.array([[1], [-1], [1], [-1]])
+    found = [
+        of_places(0.016 * rng.standard_normal((4, n_seeds)) + 0.02 * signs, margin=0.02) for _ in range(STUDIES // 2)
+    ]
+    assert [one.word for one in found].count(AGREES) <= most * STUDIES // 2
+
+
 def test_places_with_bounds_on_both_sides_give_no_effect_and_the_reason():
     known, above = Value({0: 1.0, 1: 2.0}), Value({0: 3.0, 1: 3.5}, censored=frozenset([1]))
     places = [("one", [(1.0, above), (-1.0, known)]), ("other", [(1.0, known), (-1.0, above)])]
