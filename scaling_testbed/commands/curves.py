@@ -122,6 +122,10 @@ def instability(
     if predict is not None or check is not None:
         if predict is not None and check is not None:
             raise ConfigError("give --predict or --check, not both: --check reads what --predict has saved")
+        unused: dict[str, object] = {"--threshold": threshold, "--eps": eps, "--hold-out-largest": hold_out_largest}
+        unused |= {"--quantity": quantity if check else None, "--size": size != "n_params_non_embedding"}
+        for option in (option for option, value in unused.items() if value):
+            raise ConfigError(f"{option} does not apply to --{'check' if check else 'predict'}")
         _calls(study, predict, check, quantity, group, [Path(file) for file in out], as_json)
         return
     files = _files(out, sweep_dir, "instability")
@@ -152,10 +156,8 @@ def _calls(
     """The calls for a model that was not trained, or the calls of a file beside their outcomes."""
     from scaling_testbed import api
     from scaling_testbed.analysis.curves.calls import outcomes
-    from scaling_testbed.analysis.curves.grouping import grouping_keys
     from scaling_testbed.analysis.rows.tables import read_table
     from scaling_testbed.papers.declaration import of_study
-    from scaling_testbed.papers.paper import experiment_of
 
     output.check(out, ENDINGS, [study.path])
     if predict is not None:
@@ -168,8 +170,7 @@ def _calls(
         said = [f"harmed: the loss is at least {excess:g} nats above the best of the size, in the mean over seeds"]
     else:
         assert check is not None
-        keys = grouping_keys(study, group or None, experiment_of(study)[1].group)
-        found = outcomes(read_table(check), study, keys, of_study(study)[0].critical_excess)
+        found = outcomes(read_table(check), study, group, of_study(study)[0].critical_excess)
         records, said = found.records, found.notes()
     _answer(records, {"sweep": study.name}, said, None, out, as_json)
 

@@ -10,10 +10,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import numpy as np
 
 from scaling_testbed.analysis.curves import instability
+from scaling_testbed.analysis.curves.calls import places_of
 from scaling_testbed.analysis.curves.grouping import SCAN, Curve, label
 from scaling_testbed.analysis.curves.instability import LAST_MEAN, Quantity, measured, value_of
-from scaling_testbed.analysis.curves.intervals import exact_share, p_share_above
-from scaling_testbed.analysis.curves.lr_sensitivity import diverged, final_loss
+from scaling_testbed.analysis.curves.intervals import ALPHA, exact_share, p_share_above
+from scaling_testbed.analysis.curves.lr_sensitivity import diverged
 from scaling_testbed.analysis.rows.conditions import text
 from scaling_testbed.analysis.rows.study import Row, number
 from scaling_testbed.papers.effects import (
@@ -33,13 +34,13 @@ from scaling_testbed.papers.effects import (
 )
 from scaling_testbed.papers.measures import (
     BEST_LOSS,
+    LOSS,
     SIZE,
     Evidence,
     Measure,
     Place,
     Value,
     best_lr,
-    losses,
     places,
     size_name,
 )
@@ -190,8 +191,9 @@ def coincide_below_best(key: str, one: object, other: object, margin: float | No
             gaps += a.missing + b.missing
             most = min(map(best_lr, (a, b))) if a.runs and b.runs else 0.0
             for lr in (lr for lr in a.lrs if a.rows(lr) and b.rows(lr) and lr <= most):
-                terms = [(1.0, Value(losses(b, lr))), (-1.0, Value(losses(a, lr)))]
-                compared.append((f"{size_name(a)} at lr={lr:g}", terms))
+                ours, theirs = (LOSS.of(evidence, Place(curve, lr)) for curve in (a, b))
+                if ours is not None and theirs is not None:
+                    compared.append((f"{size_name(a)} at lr={lr:g}", [(1.0, theirs), (-1.0, ours)]))
         effects, remarks = pooled(compared)
         return Asked(effects, gaps, remarks)
 
@@ -272,62 +274,54 @@ def positive(
 
 
 def harmed_past_threshold(quantity: Quantity, where: Settings | None = None, share: float = 0.9) -> Judge:
-    """The judge that runs whose quantity passes the threshold are harmed, and others are not: at least `share` of both.
+    """The judge that places whose quantity passes the threshold are harmed, and others are not: a `share` of both.
 
-    A run is harmed if it diverged, or if its loss is at least the declared excess above the best of its size. Runs are
-    counted as independent, and the interval of the share is exact (Clopper and Pearson 1934). If a run past the
-    threshold was stopped before the end of its schedule, the verdict is "cannot tell", unless the run diverged.
+    A place is a size and a rate, in the mean over seeds, because the seeds of a place are no independent calls. A place
+    is harmed if its loss is at least the declared excess above the best of its size; a diverged run counts as its
+    initial loss. The intervals of the two shares are exact (Clopper and Pearson 1934). If a run past the threshold was
+    stopped before the end of its schedule, the verdict is "cannot tell", unless the run diverged.
     """
 
     def judge(evidence: Evidence) -> Verdict:
-        calls, cut = [], 0
         scope = [curve for curve in evidence.having(where) if curve.runs]
-        for curve in scope:
-            best = min(float(np.mean(list(losses(curve, lr).values()))) for lr in curve.lrs if curve.rows(lr))
-            for row in curve.runs.values():
-                if (value := value_of(row, quantity)) is None:
-                    continue
-                bad = diverged(row) or final_loss(row) >= best + evidence.declaration.critical_excess
-                cut += quantity.passes(value) and _cut_short(row) and not diverged(row)
-                calls.append((quantity.passes(value), bad))
-        past = sum(one for one, _ in calls)
-        right, n = sum(one == bad for one, bad in calls), len(calls)
-        bad_past = sum(bad for one, bad in calls if one)
-        words = f"{bad_past} of {past} runs past {quantity.threshold:g} are harmed, "
-        words += f"{sum(bad for _, bad in calls) - bad_past} of {n - past} others"
-        n_seeds = len({seed for curve in scope for _, seed in curve.runs})
-        return _of_calls(evidence, words, right, n, past, cut, share, n_seeds, _gaps(up_to_measured(scope)))
+        values, bad = places_of(scope, quantity, evidence.declaration.critical_excess)
+        past = [is_bad for value, is_bad in zip(values, bad, strict=True) if quantity.passes(value)]
+        others = [not is_bad for value, is_bad in zip(values, bad, strict=True) if not quantity.passes(value)]
+        rows = [row for curve in scope for row in curve.runs.values() if not diverged(row) and _cut_short(row)]
+        cut = sum(quantity.passes(value) for row in rows if (value := value_of(row, quantity)) is not None)
+        reason = evidence.undeclared()
+        if gaps := _gaps(up_to_measured(scope)):
+            reason = reason or f"missing or withheld: {few(gaps)}"
+        if not past:
+            reason = reason or "no measured place passes the threshold"
+        if len({seed for curve in scope for _, seed in curve.runs}) < 2:
+            reason = reason or "one seed"
+        if cut:
+            reason = reason or f"{cut} runs past the threshold were stopped before the end of their schedule"
+        words = (
+            f"{_share(past)} sizes and rates past {quantity.threshold:g} are harmed, {_share(others)} others are not"
+        )
+        if reason:
+            return Verdict(word=CANNOT_TELL, words=f"{reason}; {words}")
+        return _of_calls([past, others] if others else [past], words, share, whole=bool(others))
 
     return judge
 
 
-def _of_calls(
-    evidence: Evidence,
-    words: str,
-    right: int,
-    n: int,
-    past: int,
-    cut: int,
-    share: float,
-    n_seeds: int,
-    gaps: Sequence[str],
-) -> Verdict:
-    """The verdict on calls of which `right` are right: on the exact interval of their share."""
-    reason = evidence.undeclared() or (f"missing or withheld: {few(gaps)}" if gaps else None)
-    if not past:
-        reason = reason or "no measured run passes the threshold"
-    if n_seeds < 2:
-        reason = reason or "one seed"
-    if cut:
-        reason = reason or f"{cut} runs past the threshold were stopped before the end of their schedule"
-    if reason:
-        return Verdict(word=CANNOT_TELL, words=f"{reason}; {words}")
-    low, high = exact_share(right, n)
-    words = f"{right / n:.0%} of {n} calls right [{low:.0%}, {high:.0%}]; {words}"
-    if right / n >= share and low > 0.5:
-        return Verdict(word=AGREES, words=words, p=p_share_above(right, n, 0.5))
-    against = p_share_above(n - right, n, 1 - share)
-    return Verdict(word=DISAGREES if high < share else CANNOT_TELL, words=words, p=min(1.0, 2 * against))
+def _share(right: Sequence[bool]) -> str:
+    if not right:
+        return "0 of 0"
+    low, high = exact_share(sum(right), len(right))
+    return f"{sum(right)} of {len(right)} [{low:.0%}, {high:.0%}]"
+
+
+def _of_calls(sides: Sequence[Sequence[bool]], words: str, share: float, whole: bool) -> Verdict:
+    """The verdict on calls of two kinds, by whether they are right: both must be so. whole: there are both kinds."""
+    counts = [(sum(right), len(right)) for right in sides]
+    against = 2 * len(counts) * min(p_share_above(n - right, n, 1 - share) for right, n in counts)
+    if whole and all(right / n >= share and exact_share(right, n)[0] > 0.5 for right, n in counts):
+        return Verdict(word=AGREES, words=words, p=max(2 * p_share_above(right, n, 0.5) for right, n in counts))
+    return Verdict(word=DISAGREES if against <= ALPHA else CANNOT_TELL, words=words, p=min(1.0, against))
 
 
 def _gaps(found: Iterable[Curve]) -> list[str]:

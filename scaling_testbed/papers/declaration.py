@@ -6,9 +6,10 @@
       margins: {S: 0.05, loss: 0.02, critical_lr: 1.25}       # the least effects that count, by measure
       seed_sd: {S: 0.03, loss: 0.01}      # of a paired difference at one size, for `sweep plan`
 
-A margin of a measure that is compared by its ratio is a factor. measures.py names the measures. The first `sweep plan`,
-`run` or `submit` of a folder copies the declaration, with the seeds and the rates of the sweep, the date and the commit
-to sweep.json. A later change is recorded there beside it, with the number of runs that had a result by then.
+A margin of a measure that is compared by its ratio is a factor. measures.py names the measures. The first `sweep run`
+or `submit` of a folder copies the declaration, with the seeds and the rates of the sweep, the date and the commit to
+sweep.json. A change after the first result is recorded there beside it, with the number of runs that had a result by
+then.
 """
 
 import dataclasses
@@ -35,7 +36,7 @@ class Declaration:
     margins: the least effect that counts, by measure; a factor for FACTORS. seed_sd: the standard deviation over seeds
     of a paired difference at one size, of logarithms for FACTORS. seeds, rates: those of the sweep. date, commit: when
     it was declared; None before that. results: how many runs had a result when it was last changed. changed: whether
-    it is not the first declaration of its folder.
+    it was changed after the first result. first: what was declared before the first such change.
     """
 
     lr_range: tuple[float, float] = DEFAULT_RANGE
@@ -48,6 +49,7 @@ class Declaration:
     commit: str | None = None
     results: int = 0
     changed: bool = False
+    first: "Declaration | None" = None
 
     def margin(self, measure: str) -> float | None:
         """The margin of a measure on the scale of its differences: of a factor, the logarithm. None: none declared."""
@@ -61,17 +63,20 @@ class Declaration:
 
     def record(self) -> dict[str, Any]:
         """The declaration as it stands in sweep.json."""
-        return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        own = {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        return {**own, "first": self.first and self.first.record()}
 
     def __str__(self) -> str:
         margins = ", ".join(f"{name} {value:g}" for name, value in self.margins.items())
         low, high = self.lr_range
         said = f"S over rates from {low:g} to {high:g}; critical rate at {self.critical_excess:g} nats above the best"
         said += f"; margins: {margins}" if margins else "; no margins"
+        said += f"; seeds {', '.join(map(str, self.seeds))}" if self.seeds else ""
         when = f"{'changed' if self.changed else 'declared'} {self.date}" if self.date else "declared"
-        said += f"; {when}" + (f" at commit {self.commit[:12]}" if self.commit else "")
+        said += f"; {when}" + (f" at commit {self.commit[:12]}{self.commit[40:]}" if self.commit else "")
         if self.results:
-            return f"{said}, when {self.results} runs had a result"
+            said += f", when {self.results} runs had a result"
+            return f"{said}. Before that: {self.first}" if self.first else said
         return f"{said}, before any run had a result" if self.date else said
 
 
@@ -137,9 +142,12 @@ def recorded(content: Any) -> Declaration | None:
     if not isinstance(content, Mapping):
         raise ConfigError(f"declared must be a mapping; got {content!r}")
     own = parsed({key: content[key] for key in KEYS if content.get(key) is not None})
-    about = {field.name for field in dataclasses.fields(Declaration)} - set(KEYS)
+    about = {field.name for field in dataclasses.fields(Declaration)} - {*KEYS, "first"}
     more = {key: content[key] for key in about if content.get(key) is not None}
     for key, kind in (("seeds", list), ("rates", list), ("date", str), ("commit", str), ("results", int)):
         if key in more and not isinstance(more[key], kind):
             raise ConfigError(f"declared.{key} must be a {kind.__name__}; got {more[key]!r}")
-    return dataclasses.replace(own, **more)
+    for key in ("seeds", "rates"):
+        if wrong := [one for one in more.get(key, []) if isinstance(one, bool) or not isinstance(one, (int, float))]:
+            raise ConfigError(f"declared.{key} must hold numbers; got {wrong[0]!r}")
+    return dataclasses.replace(own, **more, first=recorded(content.get("first")))

@@ -1,7 +1,7 @@
 """Effects, the one number of each seed that a claim is about, and the verdicts on them.
 
-An effect is positive where the claim is right. It is computed for each seed first, from the runs of that seed in all
-conditions and sizes, and then judged by Student's t over the seeds:
+An effect is positive where the claim is right; that of an AT_MOST claim is what the claim denies. It is computed for
+each seed first, from the runs of that seed in all conditions and sizes, and then judged by Student's t over the seeds:
 
 - agrees: the interval excludes zero on the side of the claim, and the mean is at least the declared margin.
 - disagrees: the interval excludes zero on the other side.
@@ -9,13 +9,15 @@ conditions and sizes, and then judged by Student's t over the seeds:
 - cannot tell: anything else. Also with one seed, without a declared margin, or where a planned run is missing.
 
 A claim that two things are the same (EQUALITY) agrees where the interval lies within the margin, and disagrees where it
-excludes zero and the mean is at least the margin. A claim that one thing is not better (AT_MOST) needs only the upper
-end below the margin. A claim about several effects agrees if all of them do; it disagrees if one of them does, after
-Holm's correction for their number. The p-values of all claims of a study are corrected together, see paper.py.
+excludes zero and the mean is at least the margin. It agrees only if the differences at its places, whatever their
+signs, are within the margin too: those of both signs cancel in the mean. A claim that one thing is not better (AT_MOST)
+needs only the upper end below the margin. A claim about several effects agrees if all of them do; it disagrees if one
+of them does, after Holm's correction for their number. The p-values of all claims of a study are corrected together,
+see paper.py.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from scaling_testbed.analysis.curves.intervals import ALPHA, interval, p_above, p_below
@@ -49,12 +51,14 @@ class Effect:
     """One number of each seed, positive where the claim is right; of a ratio, the logarithm.
 
     words: the values that it was made of. bound: 1 if the numbers are lower bounds, because a value was censored, and
-    -1 if they are upper bounds.
+    -1 if they are upper bounds. apart: the mean over places of the differences whatever their signs, see `_apart`; None
+    if there is one place.
     """
 
     by_seed: Mapping[int, float]
     words: str = ""
     bound: int = 0
+    apart: Mapping[int, float] | None = None
 
 
 Terms = Sequence[tuple[float, Value]]  # a sum of values with coefficients
@@ -81,7 +85,8 @@ def pooled(places: Sequence[tuple[str, Terms]], ratio: bool = False) -> tuple[li
     """The mean over places of a sum of values, as one effect, and remarks on places that are left out.
 
     places: (name, terms). A place where the sum is zero for each seed is left out, because its runs are the same by
-    construction, e.g. muParam at its base width. So is one where both sides are censored.
+    construction, e.g. muParam at its base width; unless they all diverged, which is no difference. So is a place where
+    both sides are censored.
     """
     kept, remarks = [], []
     for name, terms in places:
@@ -90,21 +95,34 @@ def pooled(places: Sequence[tuple[str, Terms]], ratio: bool = False) -> tuple[li
             remarks.append(f"{name}: no common seed")
         elif bound is None:
             remarks.append(f"{name}: not known on both sides")
-        elif not any(sums.values()):
+        elif not any(sums.values()) and not any(value.capped for _, value in terms):
             remarks.append(f"{name}: the same by construction")
         else:
             kept.append((name, sums, bound))
     bounds = {bound for _, _, bound in kept if bound}
-    if not kept or len(bounds) > 1:
+    if len(bounds) > 1:
+        return [], [*remarks, "at least so large at one place, at most so large at another"]
+    if not kept:
         return [], remarks
     seeds = sorted(set.intersection(*(set(sums) for _, sums, _ in kept)))
-    by_seed = {seed: sum(sums[seed] for _, sums, _ in kept) / len(kept) for seed in seeds}
-    words = [f"{name} {signed(_mean(sums), ratio)}" for name, sums, _ in kept] if len(kept) > 1 else [kept[0][0]]
-    return [Effect(by_seed, few(words, 8), bounds.pop() if bounds else 0)], remarks
+    several = len(kept) > 1
+    by_seed = {seed: _mean([sums[seed] for _, sums, _ in kept]) for seed in seeds}
+    apart = {seed: _mean([_apart(sums, seed) for _, sums, _ in kept]) for seed in seeds} if several else None
+    words = [f"{name} {signed(_mean(sums.values()), ratio)}" if several else name for name, sums, _ in kept]
+    return [Effect(by_seed, few(words, 8), bounds.pop() if bounds else 0, apart)], remarks
 
 
-def _mean(by_seed: Mapping[int, float]) -> float:
-    return sum(by_seed.values()) / len(by_seed)
+def _mean(numbers: Collection[float]) -> float:
+    return sum(numbers) / len(numbers)
+
+
+def _apart(sums: Mapping[int, float], seed: int) -> float:
+    """The number of a seed, positive if it has the sign of the sum of the other seeds'.
+
+    Its expectation is close to the absolute difference where there is one, and zero where there is only noise; that of
+    an absolute value is above zero.
+    """
+    return math.copysign(1.0, sum(sums.values()) - sums[seed]) * sums[seed]
 
 
 def few(names: Sequence[str], most: int = 3) -> str:
@@ -155,6 +173,8 @@ class Question:
         numbers = list(effect.by_seed.values())
         if not numbers:
             return Verdict(word=CANNOT_TELL, words="no seed was run in all conditions")
+        if bad := [seed for seed, value in effect.by_seed.items() if not math.isfinite(value)]:
+            return Verdict(word=CANNOT_TELL, words=_joined(f"the effect of seed {bad[0]} is not finite", effect.words))
         bound = {1: "at least ", 0: "", -1: "at most "}[effect.bound]
         unit = f" {NATS}" if self.measure in ("S", "loss") and not self.ratio else ""
         n = len(numbers)
@@ -168,6 +188,12 @@ class Question:
         if margin is not None and margin > 0:
             said += f", margin {signed(margin, self.ratio).lstrip('+')}"
         word, p = _judged(self.kind, numbers, effect.bound, low, high, margin or 0.0)
+        if self.kind == EQUALITY and word == AGREES and effect.apart is not None:
+            apart = interval(list(effect.apart.values()))
+            said += f"; whatever their signs {signed(apart.mean, self.ratio)} [{signed(apart.low, self.ratio)}, "
+            said += f"{signed(apart.high, self.ratio)}]"
+            p = max(p, min(1.0, 2 * p_below(list(effect.apart.values()), margin or 0.0)))
+            word = AGREES if apart.high < (margin or 0.0) else CANNOT_TELL
         return Verdict(
             word=word,
             words=_joined(said, effect.words),
@@ -189,7 +215,8 @@ class Question:
         against = [p for one, p in zip(made, corrected, strict=True) if one.word == DISAGREES and p <= ALPHA]
         own = {one.word for one in made}
         word = DISAGREES if against else own.pop() if len(own) == 1 else CANNOT_TELL
-        worst = min(made, key=lambda one: one.effect or 0.0)
+        against_it = -1 if self.kind == AT_MOST else 1  # the side of a small effect, or of a large one
+        worst = min(made, key=lambda one: against_it * (one.effect or 0.0))
         return replace(worst, word=word, words=words, p=min(against) if against else max(known))
 
 

@@ -9,6 +9,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 
+from scaling_testbed.analysis.curves.grouping import seed_of
 from scaling_testbed.analysis.rows.study import Row
 from scaling_testbed.papers.effects import (
     AGREES,
@@ -42,9 +43,9 @@ def _of_seeds(evidence: Evidence) -> dict[int, Evidence]:
     rows = evidence.study.rows
     places: dict[int | None, set[tuple[object, ...]]] = {}
     for row in rows:
-        places.setdefault(row.get("seed"), set()).add(_place(row))
+        places.setdefault(None if row.get("seed") is None else seed_of(row), set()).add(_place(row))
     everywhere = set.union(*places.values()) if places else set()
-    seeds = sorted(int(seed) for seed, own in places.items() if seed is not None and own == everywhere)
+    seeds = sorted(seed for seed, own in places.items() if seed is not None and own == everywhere)
     if len(seeds) < 2:
         return {0: evidence}
     found = {}
@@ -61,20 +62,26 @@ def _place(row: Row) -> tuple[object, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class LawQuestion:
-    """A judge of parts, one for each data set. estimand: as of a Question. unit: of what there must be one or more."""
+    """A judge of parts, one for each data set.
+
+    estimand, margin: as of a Question. unit: of what there must be one or more.
+    """
 
     estimand: str
     parts: Callable[[Evidence], list[Part]]
     unit: str = "data sets"
+    margin: float = 0.0
 
     def __call__(self, evidence: Evidence) -> Verdict:
         if all(row.get("seed") is None for row in evidence.study.rows):
-            return _weighed(self.parts(evidence), self.unit, _left_out(evidence))
-        return Question(self.estimand, "recorded", self._ask, margin=0.0)(evidence)
+            return _weighed(self.parts(evidence), self.unit, self.margin, _left_out(evidence))
+        return Question(self.estimand, "recorded", self._ask, margin=self.margin)(evidence)
 
     def _ask(self, evidence: Evidence) -> Asked:
         by_seed = {seed: self.parts(own) for seed, own in _of_seeds(evidence).items()}
         effects = []
+        if len({len(parts) for parts in by_seed.values()}) > 1:
+            return Asked(gaps=[f"the seeds have different {self.unit}"])
         for parts in zip(*by_seed.values(), strict=True):
             if not all(part.counts for part in parts):
                 return Asked(remarks=[f"{parts[0].words}: too near to the fitted runs to count"])
@@ -90,11 +97,11 @@ def _left_out(evidence: Evidence) -> list[str]:
     return [f"left out: {left_out}"] if left_out else []
 
 
-def _weighed(parts: Sequence[Part], unit: str, remarks: Sequence[str]) -> Verdict:
-    """The verdict by the signs of the effects: at least half of the parts, and none against them."""
+def _weighed(parts: Sequence[Part], unit: str, margin: float, remarks: Sequence[str]) -> Verdict:
+    """The verdict by the effects beyond the margin: at least half of the parts, and none against them."""
     words = "; ".join([few([part.words for part in parts], 8) or f"no {unit} to judge by", *remarks])
-    plus = sum(part.counts and part.effect > 0 for part in parts)
-    minus = sum(part.counts and part.effect < 0 for part in parts)
+    plus = sum(part.counts and part.effect > margin for part in parts)
+    minus = sum(part.counts and part.effect < -margin for part in parts)
     if plus and not minus and 2 * plus >= len(parts):
         return Verdict(word=AGREES, words=words)
     if minus and not plus and 2 * minus >= len(parts):
@@ -141,7 +148,7 @@ def less(measure: Numbers, other: Numbers, factor: float = FACTOR) -> Judge:
         found = []
         for one, more in zip(measure(evidence), other(evidence), strict=True):
             gain = math.log(max(more.number, 1e-9) / max(one.number, 1e-9))
-            found.append(Part(gain, f"{one.words}, {more.words}", abs(gain) > math.log(factor)))
+            found.append(Part(gain, f"{one.words}, {more.words}"))
         return found
 
-    return LawQuestion("ln of the other number over the number", parts)
+    return LawQuestion("ln of the other number over the number", parts, margin=math.log(factor))

@@ -63,6 +63,8 @@ def _lines(evidence: Evidence, measure: Measure, key: str, where: Settings | Non
     """
     found: dict[tuple[object, ...], list[tuple[float, str, Value, Place]]] = {}
     scope = sorted(evidence.having(where), key=lambda curve: curve.n_params if key == "N" else 0)
+    if key == "N":
+        scope = [curve for curve in scope if curve.n_params]  # a model without layers has N = 0, so no ln N
     for curve in scope:
         for place, value in values_at(evidence, measure, curve).values():
             line: tuple[object, ...]

@@ -7,7 +7,7 @@ gives None if the place was not measured.
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -15,9 +15,10 @@ from scaling_testbed.analysis.curves import lr_sensitivity
 from scaling_testbed.analysis.curves.grouping import Curve, curves, grouping_keys
 from scaling_testbed.analysis.curves.instability import LAST_MEAN, Quantity, measured, value_of
 from scaling_testbed.analysis.curves.intervals import jackknife
-from scaling_testbed.analysis.curves.lr_sensitivity import Sensitivity, capped, final_loss
+from scaling_testbed.analysis.curves.lr_sensitivity import Sensitivity, capped, diverged, final_loss
 from scaling_testbed.analysis.figures.drawing import compact
-from scaling_testbed.analysis.rows.study import Row, Study, number
+from scaling_testbed.analysis.rows.conditions import text
+from scaling_testbed.analysis.rows.study import LR, Row, Study, number
 from scaling_testbed.papers.declaration import of_study
 from scaling_testbed.papers.predictions import DataSet, data_sets
 
@@ -44,6 +45,16 @@ class Evidence:
         if self.lr_range != self.declaration.lr_range:
             low, high = self.declaration.lr_range
             return f"--lr-range is not the declared range, {low:g} to {high:g}"
+        if self.study.left_out:
+            return f"--where {' and '.join(self.study.left_out)} leaves out runs of what was declared"
+        runs = [*self.study.rows, *self.study.missing]
+        seeds = {row.get("seed") or 0 for row in runs}
+        if self.declaration.seeds and seeds != set(self.declaration.seeds):
+            here, declared = (", ".join(sorted(map(text, some))) for some in (seeds, self.declaration.seeds))
+            return f"its seeds are {here}, and {declared} were declared"
+        rates = [number(row, LR) for row in runs if row.get(LR) is not None]
+        if absent := [lr for lr in self.declaration.rates if not any(math.isclose(lr, own) for own in rates)]:
+            return f"no run has {', '.join(f'{lr:g}' for lr in absent)} of the declared learning rates"
         if measure is not None and self.declaration.margin(measure) is None:
             return f"no margin of {measure} was declared ({HOW_TO_DECLARE})"
         return None
@@ -125,12 +136,14 @@ def places(curve: Curve, level: str) -> list[Place]:
 class Value:
     """One number of each seed; of a quantity that is compared by its ratio, the logarithm.
 
-    censored: the seeds whose number is only known to be larger than this. text: the mean in its own unit.
+    censored: the seeds whose number is only known to be larger than this. text: the mean in its own unit. capped:
+    whether all numbers are losses at initialisation, because no run ended lower.
     """
 
     by_seed: Mapping[int, float]
     text: str = ""
     censored: frozenset[int] = frozenset()
+    capped: bool = False
 
 
 @dataclass(frozen=True)
@@ -164,6 +177,11 @@ def best_lr(curve: Curve) -> float:
 
 def _value(by_seed: Mapping[int, float], form: str = "{:.4f}") -> Value | None:
     return Value(by_seed, form.format(np.mean(list(by_seed.values())))) if by_seed else None
+
+
+def _loss(evidence: Evidence, place: Place) -> Value | None:
+    found = _value(losses(place.curve, place.rate))
+    return found and replace(found, capped=all(map(diverged, place.rows.values())))
 
 
 def _whole(curve: Curve) -> tuple[list[int], list[float], np.ndarray] | None:
@@ -230,7 +248,7 @@ S = Measure("S", _s, "S", missing=_withheld)
 CRITICAL_LR = Measure("critical rate", _critical_lr, "critical_lr", ratio=True, missing=_withheld)
 BEST_LOSS = Measure("best loss", _best_loss, "loss")
 BEST_LR = Measure("best rate", _best_lr, "best_lr", ratio=True, missing=_at_an_end)
-LOSS = Measure("loss", lambda _, at: _value(losses(at.curve, at.rate)), "loss", RATE)
+LOSS = Measure("loss", _loss, "loss", RATE)
 
 
 def kept_gain(lr: float | None = None) -> Measure:

@@ -40,8 +40,8 @@ def write_report(
 ) -> list[str]:
     """Write the page, and its figures to the files `figures` (.png, .svg). lr_range: of S, None for the default.
 
-    Returns lines to print: each claim with its verdict, and the paths of the files. Raises UserError if a file cannot
-    be written.
+    Returns lines to print: each claim with its verdict, what was declared, and the paths of the files. Raises UserError
+    if a file cannot be written.
     """
     paper, experiment = experiment_of(study)
     evidence = Evidence(study, experiment.group, lr_range)
@@ -62,7 +62,8 @@ def write_report(
     title = study.name + (f" at scale {study.scale}" if study.scale else "")
     page.write(path, title, _intro(study, paper, experiment), sections)
     written = [path, *(save(drawn, figures) if figures and drawn else [])]
-    return [*verdict_lines(verdicts), f"wrote {', '.join(map(str, written))}"]
+    declared = [f"judged by: {evidence.declaration}"] if verdicts and evidence.is_declared else []
+    return [*verdict_lines(verdicts), *declared, f"wrote {', '.join(map(str, written))}"]
 
 
 def verdict_lines(verdicts: Sequence[tuple[Claim, Verdict]]) -> list[str]:

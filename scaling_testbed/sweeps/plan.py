@@ -290,29 +290,33 @@ def remember(runs: Sequence[PlannedRun], sweep: Sweep) -> None:
         lines = [json.dumps(asdict(run)).encode() for run in known] + later
         write_bytes(path, b"".join(line + b"\n" for line in lines))
         if first in (None, (sweep.name, sweep.scale)):
-            about["declared"] = _declared(sweep, known, declared, folder)
+            about["declared"] = _declared(sweep, runs, declared, folder)
             write_json(folder / SWEEP_FILE, {key: value for key, value in about.items() if key != "declared" or value})
 
 
 def _declared(
     sweep: Sweep, runs: Sequence[PlannedRun], before: Declaration | None, folder: Path
 ) -> dict[str, Any] | None:
-    """The sweep's declaration for sweep.json, with the seeds and rates of the folder's runs, and its date and commit.
+    """The sweep's declaration for sweep.json, with its seeds and rates, its date and commit.
 
-    before: what sweep.json holds. It stays if nothing is declared anew.
+    before: what sweep.json holds. It stays if nothing is declared anew. Other sweeps in the folder do not count.
     """
     if sweep.declared is None:
         return before.record() if before else None
-    seeds = sorted({int(run.config["seed"]) for run in runs if is_number(run.config.get("seed"))})
-    rates = sorted({float(run.config["optimizer.lr"]) for run in runs if is_number(run.config.get("optimizer.lr"))})
-    new = replace(sweep.declared, seeds=seeds, rates=rates)
+    seeds = {int(run.config["seed"]) for run in runs if is_number(run.config.get("seed"))}
+    rates = {float(run.config["optimizer.lr"]) for run in runs if is_number(run.config.get("optimizer.lr"))}
+    if before:  # typed overrides may select a part of the sweep
+        seeds, rates = seeds | set(before.seeds), rates | set(before.rates)
+    new = replace(sweep.declared, seeds=sorted(seeds), rates=sorted(rates))
     if before and before.judges_as(new):
         return before.record()
     state, _ = source_state()
     commit = state["commit"] and state["commit"] + (" with uncommitted changes" if state["dirty"] else "")
     results = sum(1 for _ in folder.glob("*/result.json"))
     today = datetime.now(UTC).date().isoformat()
-    return replace(new, date=today, commit=commit, results=results, changed=bool(before and results)).record()
+    changed = bool(before and results)
+    first = (before.first or before) if before and changed else None
+    return replace(new, date=today, commit=commit, results=results, changed=changed, first=first).record()
 
 
 def _sweep_of(folder: Path) -> tuple[tuple[str, str | None] | None, Declaration | None]:

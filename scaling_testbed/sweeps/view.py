@@ -41,7 +41,8 @@ def plan_table(runs: Sequence[PlannedRun]) -> Whole:
 def detectable_effects(sweep: Sweep, runs: Sequence[PlannedRun]) -> list[str]:
     """A line that says which effects the planned seeds can detect, by the spread that the sweep declares.
 
-    Empty if it declares none. The effects are differences of two conditions, paired over seeds, in the mean over sizes.
+    Empty if it declares none. The effects are differences of two conditions, paired over seeds, in the mean over sizes;
+    a claim agrees only if the effect is at least the margin, too.
     """
     if sweep.declared is None or not sweep.declared.seed_sd:
         return []
@@ -53,11 +54,12 @@ def detectable_effects(sweep: Sweep, runs: Sequence[PlannedRun]) -> list[str]:
     found = []
     for name, sd in sweep.declared.seed_sd.items():
         try:
-            effect = detectable(sd / math.sqrt(len(sizes)), len(seeds))
+            effect = detectable(sd / math.sqrt(len(sizes)), len(seeds), sweep.declared.margin(name) or 0.0)
         except UserError as error:
             return [str(error)]
         found.append(f"a factor of {math.exp(effect):.2f} of {name}" if name in FACTORS else f"{effect:.3f} of {name}")
-    return [f"{counted}: a difference of {listed(found)} is detected in 4 of 5 such studies, before Holm's correction"]
+    said = f"claims of a difference of {listed(found)} agree in 4 of 5 such studies"
+    return [f"{counted}: {said}, before Holm's correction"]
 
 
 def too_large(runs: Sequence[PlannedRun]) -> list[str]:

@@ -110,7 +110,16 @@ def test_a_declaration_that_stays_keeps_its_date_and_a_changed_one_tells_how_man
     planned(tmp_path, text="declared: {margins: {loss: 0.03}}")
     found = declared_in(folder)
     assert found["margins"] == {"loss": 0.03} and found["changed"] and found["results"] == 1
-    assert "; changed 20" in str(recorded(found)) and str(recorded(found)).endswith(", when 1 runs had a result")
+    said = str(recorded(found))
+    assert "margins: loss 0.03; seeds 4, 5; changed 20" in said and ", when 1 runs had a result. Before that: S" in said
+    planned(tmp_path, text="declared: {margins: {loss: 0.04}}")  # what was declared first stays
+    said = str(recorded(declared_in(folder)))
+    assert "margins: loss 0.02; seeds 4, 5; declared 2020-01-01" in said and "loss 0.03" not in said
+
+
+def test_a_declaration_says_that_its_commit_had_uncommitted_changes():
+    one = Declaration(date="2026-01-02", commit=f"{'a' * 40} with uncommitted changes")
+    assert str(one).endswith(f"at commit {'a' * 12} with uncommitted changes, before any run had a result")
 
 
 def test_further_seeds_change_a_declaration(tmp_path):
@@ -119,6 +128,20 @@ def test_further_seeds_change_a_declaration(tmp_path):
     (folder / "abc" / "result.json").write_text("{}")
     planned(tmp_path, "seed=4,5,6")
     assert declared_in(folder)["seeds"] == [4, 5, 6] and declared_in(folder)["changed"]
+
+
+def test_runs_of_another_sweep_in_the_folder_change_no_declaration(tmp_path):
+    folder = planned(tmp_path)
+    before = declared_in(folder)
+    (tmp_path / "other.yaml").write_text("axes: {optimizer.lr: [0.5]}\nseeds: [9]\n")
+    typed = ["data=noise", f"runs_dir={tmp_path}/runs", "name=own"]
+    other = narrowed(load_sweep(str(tmp_path / "other.yaml")), typed)
+    runs, _ = plan(other)
+    remember(runs, other)
+    assert sweep_folder(runs) == folder and declared_in(folder) == before
+    planned(tmp_path)
+    planned(tmp_path, "seed=4", "optimizer.lr=1e-3")
+    assert declared_in(folder) == before
 
 
 def test_a_sweep_that_declares_nothing_keeps_what_was_declared(tmp_path):
@@ -139,8 +162,16 @@ def test_a_study_has_the_declared_range_everywhere(study, capsys):
     assert "in [0.001, 0.01] that enter S: 2" in capsys.readouterr().out
 
 
-def test_a_damaged_declaration_is_one_line_that_names_the_file(study, capsys):
-    place = study(grid(lambda *_: 3.0, [{}]), declared={"lr_range": "x"}).path
+@pytest.mark.parametrize(
+    ("declared", "says"),
+    [
+        ({"lr_range": "x"}, "declared.lr_range must be [LOW, HIGH]; got 'x'"),
+        ({"rates": ["x"]}, "declared.rates must hold numbers; got 'x'"),
+        ({"seeds": [None]}, "declared.seeds must hold numbers; got None"),
+    ],
+)
+def test_a_damaged_declaration_is_one_line_that_names_the_file(study, capsys, declared, says):
+    place = study(grid(lambda *_: 3.0, [{}]), declared=declared).path
     assert analyze.main(["report", str(place)]) == 2
-    assert f"sweep.json of {place}: declared.lr_range must be [LOW, HIGH]; got 'x'" in capsys.readouterr().err
-    assert load(place).declared == {"lr_range": "x"}
+    assert f"sweep.json of {place}: {says}" in capsys.readouterr().err
+    assert load(place).declared == declared

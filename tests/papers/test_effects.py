@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from scaling_testbed.analysis.curves.critical_rate import critical_rate
 from scaling_testbed.analysis.curves.intervals import interval
 from scaling_testbed.analysis.curves.lr_sensitivity import by_seed, sensitivity
 from scaling_testbed.papers.declaration import Declaration
@@ -26,7 +27,7 @@ from scaling_testbed.papers.effects import (
 )
 from scaling_testbed.papers.lines import Line
 from scaling_testbed.papers.measures import Measure, Value
-from tests.analysis.curves.noise import MEANS, losses
+from tests.analysis.curves.noise import LRS, MEANS, losses
 
 WIDTHS = (16, 32, 64)
 EVIDENCE = SimpleNamespace(declaration=Declaration(margins={"S": 0.05}), undeclared=lambda measure=None: None)
@@ -90,6 +91,42 @@ def test_a_sum_of_values_has_common_seeds_and_the_bound_of_its_censored_ones():
     assert summed([(1.0, above), (-1.0, above)])[1] is None
 
 
+def of_places(numbers_PS, kind=EQUALITY, margin=0.05):
+    (effect,), _ = pooled([("at", [(1.0, Value(dict(enumerate(own_S))))]) for own_S in numbers_PS.tolist()])
+    return Question("", "S", lambda _: Asked([effect]), kind, margin)(EVIDENCE)
+
+
+@pytest.mark.parametrize(("differs", "verdict"), [(0.0, AGREES), (0.1, CANNOT_TELL)])
+def test_differences_of_both_signs_are_no_equality(differs, verdict):
+    """In the mean over places they cancel. Noise does not count as a difference."""
+    numbers_PS = 0.01 * np.random.default_rng(0).standard_normal((4, 5)) + differs * np.array([[1], [-1], [1], [-1]])
+    found = of_places(numbers_PS)
+    assert found.word == verdict and ("whatever their signs +0.098" in found.words or not differs), found.words
+
+
+@pytest.mark.parametrize(("n_seeds", "most"), [(3, 0.09), (5, 0.06)])
+def test_differences_as_large_as_the_margin_seldom_count_as_equal(n_seeds, most):
+    rng, signs = np.random.default_rng(n_seeds), np.array([[1], [-1], [1], [-1]])
+    found = [
+        of_places(0.016 * rng.standard_normal((4, n_seeds)) + 0.02 * signs, margin=0.02) for _ in range(STUDIES // 2)
+    ]
+    assert [one.word for one in found].count(AGREES) <= most * STUDIES // 2
+
+
+def test_places_with_bounds_on_both_sides_give_no_effect_and_the_reason():
+    known, above = Value({0: 1.0, 1: 2.0}), Value({0: 3.0, 1: 3.5}, censored=frozenset([1]))
+    places = [("one", [(1.0, above), (-1.0, known)]), ("other", [(1.0, known), (-1.0, above)])]
+    assert pooled(places) == ([], ["at least so large at one place, at most so large at another"])
+
+
+def test_of_several_effects_the_one_that_speaks_most_against_the_claim_is_told():
+    def judged(kind):
+        asked = Asked([Effect({0: mean, 1: mean + 1e-3}) for mean in (0.001, 0.010)])
+        return Question("", "S", lambda _: asked, kind)(EVIDENCE).effect
+
+    assert judged(AT_MOST) == pytest.approx(0.0105) and judged(DIFFERENCE) == pytest.approx(0.0015)
+
+
 def test_a_claim_about_several_effects_needs_all_of_them():
     def judged(*effects):
         asked = Asked([Effect(dict(enumerate(numbers))) for numbers in effects])
@@ -148,6 +185,30 @@ def test_the_intervals_of_effects_and_trends_hold_what_they_promise(n_seeds):
             ends = interval(list(effect.by_seed.values()))
             held[at] += ends.low <= truth <= ends.high
     assert ((held / STUDIES >= 0.92) & (held / STUDIES <= 0.98)).all(), held
+
+
+def critical_rates(rng, n_seeds, norm, width, shared_S):
+    """The logarithm of the critical rate of each seed."""
+    seeds = range(n_seeds)
+    found = critical_rate(LRS, losses(rng, (norm, width), n_seeds, shared_S), seeds, intervals=False).by_seed
+    return Value({seed: min(value, np.log(LRS[-1])) for seed, value in found.items()})
+
+
+def test_the_interval_of_an_effect_on_the_critical_rate_holds_what_a_seed_has_in_the_mean():
+    """It is not the critical rate of the mean curve, where that has a kink."""
+    rng = np.random.default_rng(0)
+    many, held, studies = 5000, 0, STUDIES // 2
+    none, normed = ([critical_rates(rng, many, n, w, None) for w in WIDTHS] for n in ("none", "layernorm"))
+    truth = np.mean(list(difference(normed, none).by_seed.values()))
+    for _ in range(studies):
+        shared_WS = rng.standard_normal((len(WIDTHS), 5))
+        none, normed = (
+            [critical_rates(rng, 5, n, w, shared_S) for w, shared_S in zip(WIDTHS, shared_WS, strict=True)]
+            for n in ("none", "layernorm")
+        )
+        ends = interval(list(difference(normed, none).by_seed.values()))
+        held += ends.low <= truth <= ends.high
+    assert 0.92 <= held / studies <= 0.98
 
 
 @pytest.mark.parametrize("n_seeds", [3, 5, 10])

@@ -8,10 +8,12 @@ import pytest
 from scaling_testbed import analyze
 from scaling_testbed.analysis.rows import published
 from scaling_testbed.analysis.rows.study import Study
-from scaling_testbed.papers.effects import AGREES, CANNOT_TELL, DISAGREES
+from scaling_testbed.papers.effects import AGREES, CANNOT_TELL, DISAGREES, NO_DIFFERENCE
+from scaling_testbed.papers.law_claims import less
 from scaling_testbed.papers.measures import Evidence
 from scaling_testbed.papers.over_training import SINGLE_TASKS, TESTBED
 from scaling_testbed.papers.paper import experiment_of
+from scaling_testbed.papers.predictions import Number
 from tests.analysis.rows.test_published import TESTBED as PUBLISHED
 from tests.analysis.rows.test_published import at_hand
 
@@ -225,3 +227,21 @@ def test_a_seed_that_was_not_run_everywhere_is_no_second_seed():
     study = of_seeds(2, margins={"loss": 0.02})
     study.rows.pop()
     assert told(TESTBED.claims[2], Evidence(study))[1].startswith("one seed; effect")
+
+
+def test_numbers_of_several_seeds_that_hardly_differ_are_said_to_be_within_the_margin():
+    def numbers(column):
+        return lambda evidence: [Number(evidence.study.rows[0][column], f"{column} {evidence.study.rows[0][column]}")]
+
+    rows = [{"seed": seed, "n_params": 1e6, "a": 1.0, "b": 1.05 + 0.001 * seed} for seed in range(3)]
+    study = Study(name="planted", path=Path("."), rows=rows, declared={"margins": {"loss": 0.02}})
+    verdict = less(numbers("a"), numbers("b"))(Evidence(study))
+    assert verdict.word == NO_DIFFERENCE and verdict.words.startswith("+0.050 [") and "margin 0.095" in verdict.words
+
+
+def test_a_seed_that_is_no_number_is_named(tmp_path, capsys):
+    lines = [f"c4,{n},{20 * n},{n**-0.1},first" for n in (1000, 2000)]
+    (tmp_path / "own.csv").write_text("\n".join(["dataset,n_params,n_tokens,loss,seed", *lines]))
+    asked = ["report", str(tmp_path / "own.csv"), "--experiment", "over_training/overtraining"]
+    assert analyze.main([*asked, "--out", str(tmp_path / "page.html")]) == 0
+    assert "row 1 N=1000: seed must be a whole number, got first" in capsys.readouterr().out

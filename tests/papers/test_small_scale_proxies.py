@@ -8,20 +8,20 @@ from dataclasses import replace
 
 import pytest
 
-from scaling_testbed.analysis.rows.study import load
+from scaling_testbed.analysis.rows.study import load, where
 from scaling_testbed.config.compose import CONFIG_DIR, compose
 from scaling_testbed.papers import paper
-from scaling_testbed.papers.combinators import opposite_at_ends, pairs
+from scaling_testbed.papers.combinators import compare, opposite_at_ends, pairs
 from scaling_testbed.papers.effects import AGREES, CANNOT_TELL, DISAGREES
-from scaling_testbed.papers.lines import RISES, more_at_largest
-from scaling_testbed.papers.measures import BEST_LR, CRITICAL_LR, Evidence, Place, S
+from scaling_testbed.papers.lines import FALLS, RISES, along, more_at_largest
+from scaling_testbed.papers.measures import BEST_LOSS, BEST_LR, CRITICAL_LR, LOSS, Evidence, Place, S
 from scaling_testbed.papers.small_scale_proxies import PAPER
 from scaling_testbed.report.sweep import write_report, write_traces
 from scaling_testbed.sweeps.grid import load_sweep
 from tests.analysis.conftest import LRS, MARGINS, grid, make_row
 from tests.papers import worlds
 
-DECLARED = {"lr_range": [3e-4, 3e-1], "margins": MARGINS, "rates": list(LRS)}
+DECLARED = {"lr_range": [3e-4, 3e-1], "margins": MARGINS}
 OF_THE_PAPER = [one.name for one in PAPER.experiments if one.name != "mitigations"]
 
 
@@ -185,7 +185,7 @@ def test_a_margin_that_was_not_declared_is_named(verdicts):
 def test_a_declared_rate_that_was_not_run_withholds_s(verdicts):
     rows, _ = worlds.seeded(*worlds.qknorm_lr(True))
     rows = [row for row in rows if row["optimizer.lr"] != 1e-2]
-    got, words = verdicts("qknorm_lr", rows)[S_CLAIM]
+    got, words = verdicts("qknorm_lr", rows, declared={**DECLARED, "rates": list(LRS)})[S_CLAIM]
     assert got == CANNOT_TELL and "of its declared rates 0.01 was not run" in words
 
 
@@ -196,6 +196,35 @@ def test_a_range_that_was_not_declared_gives_no_verdict(study):
     made = paper.judged(experiment, Evidence(found, experiment.group, (1e-3, 1e-1)))
     assert {verdict.word for _, verdict in made} == {CANNOT_TELL}
     assert all("--lr-range is not the declared range" in verdict.words for _, verdict in made)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "conditions", "says"),
+    [
+        ([0, 1, 2], [], "its seeds are 0, 1, 2, 3, and 0, 1, 2 were declared"),
+        ([0, 1, 2, 3], ["seed!=2"], "--where seed!=2 leaves out runs of what was declared"),
+        ([0, 1, 2, 3], ["model.d_model>32"], "--where model.d_model>32 leaves out runs of what was declared"),
+        ([0, 1, 2, 3], ["model.d_model>1"], None),
+        ([0.0, 1.0, 2.0, 3.0], [], None),
+    ],
+)
+def test_no_verdict_stands_on_other_seeds_or_on_a_part_that_was_chosen_later(study, seeds, conditions, says):
+    rows = worlds.seeded(*worlds.qknorm_axis(True))[0]
+    found = study(rows, name="qknorm_axis", declared={**DECLARED, "seeds": seeds})
+    ((word, words),) = judged("qknorm_axis", where(found, conditions)).values()
+    assert (word, words.startswith(f"{says}; +0.0")) == ((CANNOT_TELL, True) if says else (AGREES, False))
+
+
+def test_no_verdict_stands_on_fewer_rates_than_were_declared(verdicts):
+    rows = [row for row in worlds.seeded(*worlds.qknorm_axis(True))[0] if row["optimizer.lr"] not in (1e-3, 0.3)]
+    ((got, words),) = verdicts("qknorm_axis", rows, declared={**DECLARED, "rates": list(LRS)}).values()
+    assert got == CANNOT_TELL and words.startswith("no run has 0.001, 0.3 of the declared learning rates; +0.0")
+
+
+def test_an_effect_that_is_not_finite_is_named(verdicts):
+    rows = worlds.seeded(*worlds.qknorm_axis(True))[0]
+    ((got, words),) = verdicts("qknorm_axis", [{**row, "val_loss_initial": None} for row in rows]).values()
+    assert got == CANNOT_TELL and "the effect of seed 0 is not finite" in words
 
 
 def test_a_fit_that_misses_cannot_foretell(verdicts):
@@ -218,6 +247,19 @@ def test_runs_stopped_before_the_end_of_their_schedule_cannot_tell_whether_they_
         row.update({"schedule.steps": 1000, "steps_planned": 20})
     got, number = verdicts("predict_logits", rows)[HARM_CLAIM]
     assert got == CANNOT_TELL and "stopped before the end" in number
+
+
+def test_few_rates_past_the_threshold_that_are_not_harmed_refute_the_claim(verdicts):
+    """More than nine of ten of all are as it says, because most rates lie below the threshold."""
+    rows = worlds.seeded(*worlds.predict_logits(True))[0]
+    for row in rows:
+        past = row["model.d_model"] >= 64 and row["optimizer.lr"] == 0.3
+        row["diagnostics_at_step"] = {"attention_logit_max/0": 2e4 if past else 1e3}
+        row |= {"status": "finished", "val_loss": 3.0 + 1e-3 * row["seed"]}
+    got, words = verdicts("predict_logits", rows)[HARM_CLAIM]
+    assert got == DISAGREES and words == (
+        "0 of 3 [0%, 71%] sizes and rates past 10000 are harmed, 39 of 39 [91%, 100%] others are not"
+    )
 
 
 def test_rows_that_lack_what_a_claim_needs_cannot_tell(verdicts):
@@ -336,6 +378,31 @@ def test_every_model_of_output_norm_has_the_block_that_is_asked_for(scale):
     models = load_sweep("output_norm", scale).axes["model"]
     block = int(PAPER.experiment("output_norm").quantities[0].name.partition("/")[2])
     assert all(compose([f"model={name}"]).model.n_layers > block for name in models)
+
+
+def test_a_place_where_all_runs_diverged_has_no_difference_and_is_not_left_out(study):
+    def loss(condition, width, lr, seed):
+        return (
+            None if lr == 0.3 else 3.0 + 0.1 * (condition == worlds.WITHOUT) + 1e-3 * seed * (condition == worlds.WITH)
+        )
+
+    rows = grid(loss, [worlds.WITH, worlds.WITHOUT], widths=[32], lrs=(0.1, 0.3), seeds=(0, 1, 2))
+    verdict = compare(LOSS, "model.qk_norm", "layernorm", "none")(Evidence(study(rows, declared=DECLARED)))
+    assert verdict.word == AGREES and verdict.effect == pytest.approx((0.1 - 1e-3) / 2)
+
+
+def test_curves_that_diverged_everywhere_are_not_the_same_by_construction(verdicts):
+    rows = worlds.seeded(grid(lambda *_: None, [worlds.WITH, worlds.WITHOUT]), {})[0]
+    assert "by construction" not in verdicts("qknorm_lr", rows)["Up to the best rate both curves coincide."][1]
+
+
+def test_a_model_without_layers_is_on_no_line_along_n(study):
+    rows, _ = worlds.seeded(grid(lambda c, w, lr, s: worlds.bowl(lr) - 0.1 * math.log10(w), [{}]), {})
+    bigram, _ = worlds.seeded(grid(lambda c, w, lr, s: 9.0, [{}], widths=[32], n_layers=0), {})
+    found, both = (
+        along(BEST_LOSS, "N", FALLS)(Evidence(study(one, declared=DECLARED))) for one in (rows, rows + bigram)
+    )
+    assert found.word == both.word == AGREES and found.effect == both.effect == pytest.approx(0.05, abs=0.005)
 
 
 def test_a_measure_that_is_withheld_at_both_ends_cannot_tell(study):

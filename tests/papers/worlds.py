@@ -216,7 +216,7 @@ def mup_full(paper):
 def logits(paper, row):
     n = row["n_params_non_embedding"]
     x = math.log(n / 1e4) * (1 if paper else -1)
-    return 300 * row["optimizer.lr"] * math.exp(1.2 * x + 0.05 * x * x)
+    return 3000 * row["optimizer.lr"] * math.exp(1.2 * x + 0.05 * x * x)
 
 
 def predict_logits(paper):

@@ -96,6 +96,10 @@ def test_the_command_prints_the_verdicts(study, tmp_path, capsys):
     assert analyze.main(["report", str(tmp_path / "qknorm_axis")]) == 0
     said = capsys.readouterr().out
     assert said.startswith("agrees ") and (tmp_path / "qknorm_axis" / "report.html").exists()
+    assert (
+        "\njudged by: S over rates from 0.0003 to 0.3; critical rate at 0.25 nats above the best; margins: loss 0.02;"
+        in said
+    )
 
 
 def test_without_matplotlib_one_line_says_what_to_install(study, tmp_path, capsys, monkeypatch):

@@ -10,15 +10,15 @@ It is called in two ways (Wortsman et al. 2023, section 3.3, does the first):
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
 from scaling_testbed.analysis.curves import instability, lr_sensitivity
 from scaling_testbed.analysis.curves.critical_rate import EXCESS
 from scaling_testbed.analysis.curves.grouping import Curve, curves
-from scaling_testbed.analysis.curves.instability import Quantity
-from scaling_testbed.analysis.curves.intervals import exact_share, t_factor
+from scaling_testbed.analysis.curves.instability import Quantity, fit_log_log
+from scaling_testbed.analysis.curves.intervals import exact_share
 from scaling_testbed.analysis.curves.lr_sensitivity import Sensitivity, capped, final_loss
 from scaling_testbed.analysis.rows.conditions import text
 from scaling_testbed.analysis.rows.study import SIZE, Row, Study, number
@@ -31,15 +31,17 @@ HARMED, FINE = "harmed", "fine"
 class Call:
     """What is predicted for one condition, size and rate.
 
-    predicted, low, high: the quantity and its 95 % prediction interval; None where it has no fit. threshold: above it
-    a rate harms. critical_lr, critical_low, critical_high: of the size, None if it cannot be extrapolated. by_quantity,
-    by_critical_rate: harmed | fine; None where there is no prediction.
+    excess: the loss above the best, in nats, from which a rate harms. predicted, low, high: the quantity and its 95 %
+    prediction interval; None where it has no fit. threshold: above it a rate harms. critical_lr, critical_low,
+    critical_high: of the size, None if it cannot be extrapolated. by_quantity, by_critical_rate: harmed | fine; None
+    where there is no prediction.
     """
 
     condition: dict[str, str]
     model: str
     n_params: float
     lr: float
+    excess: float
     quantity: str
     threshold: float
     predicted: float | None
@@ -75,7 +77,9 @@ def make_calls(
     found = []
     for condition in dict.fromkeys(tuple(one.curve.condition.items()) for one in every):
         own = [one for one in every if tuple(one.curve.condition.items()) == condition and one.curve.runs]
-        target = n_params(own[0].curve.settings) if own else math.inf
+        if not own:  # only planned
+            continue
+        target = n_params(own[0].curve.settings)
         smaller = [one for one in own if 0 < one.curve.n_params < target]
         if not smaller:
             raise UserError(f"{study.path} has no size below {model}, N={target:g}, to predict it from")
@@ -95,7 +99,7 @@ def _calls(
     condition = smaller[0].curve.condition
     rows = [row for one in smaller for row in one.curve.runs.values()]
     series, _ = instability.analyse(Study(**{**vars(study), "rows": rows, "missing": []}), group, quantity)
-    threshold = learnt_threshold(*_places([one.curve for one in smaller], quantity, excess), quantity.threshold)
+    threshold = learnt_threshold(*places_of([one.curve for one in smaller], quantity, excess), quantity.threshold)
     critical, low, high = _critical_rate(smaller, target)
     calls = []
     for one in sorted(series, key=lambda one: one.lr):
@@ -107,6 +111,7 @@ def _calls(
             model=model,
             n_params=target,
             lr=one.lr,
+            excess=excess,
             quantity=quantity.name,
             threshold=threshold,
             predicted=predicted[0],
@@ -133,7 +138,7 @@ def harmed(curve: Curve, excess: float = EXCESS) -> dict[float, bool]:
     return {lr: mean >= min(means.values()) + excess for lr, mean in means.items()}
 
 
-def _places(found: Sequence[Curve], quantity: Quantity, excess: float) -> tuple[list[float], list[bool]]:
+def places_of(found: Sequence[Curve], quantity: Quantity, excess: float) -> tuple[list[float], list[bool]]:
     """The geometric mean of the quantity over seeds, and whether the rate harms, for each size and rate."""
     values, bad = [], []
     for curve in found:
@@ -162,29 +167,33 @@ def learnt_threshold(values: Sequence[float], bad: Sequence[bool], default: floa
 
 
 def _critical_rate(found: Sequence[Sensitivity], target: float) -> tuple[float | None, float | None, float | None]:
-    """The extrapolated critical rate of a size, and its 95 % prediction interval for one seed; None if unknown."""
+    """The extrapolated critical rate of a size, and its 95 % prediction interval for one seed; None if unknown.
+
+    Two sizes always lie on a line, so they give no interval.
+    """
     points = [
-        (math.log(one.curve.n_params), value)
+        (one.curve.n_params, value)
         for one in found
         for value in (one.critical.by_seed.values() if one.critical else ())
     ]
-    if len({x for x, _ in points}) < 2 or not all(math.isfinite(value) for _, value in points):
+    sizes = {n for n, _ in points}
+    if len(sizes) < 2 or not all(math.isfinite(value) for _, value in points):
         return None, None, None
-    x, y = np.array(points).T
-    slope, level = np.polyfit(x - x.mean(), y, 1)
-    middle = float(level + slope * (math.log(target) - x.mean()))
-    if len(points) < 3:
-        return math.exp(middle), None, None
-    error = math.sqrt(float(np.sum((y - level - slope * (x - x.mean())) ** 2)) / (len(points) - 2))
-    spread = math.sqrt(1 + 1 / len(x) + (math.log(target) - x.mean()) ** 2 / float(np.sum((x - x.mean()) ** 2)))
-    reach = t_factor(len(points) - 2) * error * spread
-    return math.exp(middle), math.exp(middle - reach), math.exp(middle + reach)
+    n_params, values = zip(*points, strict=True)
+    if fit := fit_log_log(n_params, np.exp(values).tolist(), degree=1):
+        return fit.predict(target)
+    slope, level = np.polyfit(np.log(n_params), values, 1)
+    return math.exp(level + slope * math.log(target)), None, None
+
+
+OUTCOMES = ("measured", "right_by_quantity", "right_by_critical_rate")
+NO_CONDITION = {"row", *OUTCOMES, *(one.name for one in fields(Call))}  # columns of calls
 
 
 @dataclass(frozen=True)
 class Outcomes:
-    """Calls beside what was measured. records: a call each, with `measured` (harmed | fine), `right_by_quantity` and
-    `right_by_critical_rate`."""
+    """Calls beside what was measured. records: a call each, with OUTCOMES: `measured` (harmed | fine), and whether each
+    way to call was right."""
 
     records: list[dict[str, object]]
 
@@ -200,17 +209,23 @@ class Outcomes:
         return said or ["no call has an outcome yet"]
 
 
-def outcomes(calls: Sequence[Row], study: Study, group: Sequence[str], excess: float = EXCESS) -> Outcomes:
-    """The calls of `Call.record`, each with its outcome in a study that has the called sizes."""
-    found = {}
-    for curve in curves(study, group, SIZE):
-        if not curve.missing:
-            for lr, bad in harmed(curve, excess).items():
-                found[tuple(curve.condition.items()), round(curve.n_params), f"{lr:g}"] = HARMED if bad else FINE
+def outcomes(calls: Sequence[Row], study: Study, group: Sequence[str] = (), excess: float = EXCESS) -> Outcomes:
+    """The calls of `Call.record`, each with its outcome in a study that has the called sizes.
+
+    group: the keys of the condition, by default those that the calls have. excess: of calls that do not tell theirs.
+    """
+    keys = group or [key for key in dict.fromkeys(key for row in calls for key in row) if key not in NO_CONDITION]
+    found = {
+        (tuple(curve.condition.items()), round(curve.n_params)): curve
+        for curve in curves(study, keys, SIZE)
+        if not curve.missing
+    }
     records = []
     for row in calls:
-        condition = tuple((key, text(row.get(key))) for key in group)
-        measured = found.get((condition, round(number(row, "n_params")), f"{number(row, 'lr'):g}"))
+        condition = tuple((key, text(row.get(key))) for key in keys)
+        curve = found.get((condition, round(number(row, "n_params"))))
+        bad = harmed(curve, number(row, "excess") if row.get("excess") else excess) if curve else {}
+        measured = {f"{lr:g}": HARMED if is_bad else FINE for lr, is_bad in bad.items()}.get(f"{number(row, 'lr'):g}")
         right = {
             f"right_{way}": None if measured is None or not row.get(way) else row[way] == measured
             for way in ("by_quantity", "by_critical_rate")

@@ -27,7 +27,7 @@ class CriticalRate:
 
     rate: None if no rate passes; it then lies above `top`, the highest rate of the grid. low, high: the 95 % interval;
     high is None if it is open above, both are None with one seed. by_seed: the logarithm of the critical rate of each
-    seed's own curve, infinite if no rate passes.
+    seed's own curve, infinite if no rate passes; its best rate is that of the mean over seeds.
     """
 
     rate: float | None
@@ -61,19 +61,20 @@ def critical_rate(
     """
     x_L = np.log(np.asarray(lrs, float))
     losses_SL = np.asarray(losses_SL, float)
-    middle = _crossing(x_L, losses_SL.mean(axis=0), excess)
-    by_seed = {seed: _crossing(x_L, own_L, excess) for seed, own_L in zip(seeds, losses_SL, strict=True)}
+    best = int(losses_SL.mean(axis=0).argmin())
+    middle = _crossing(x_L, losses_SL.mean(axis=0), best, excess)
+    # The lowest of a seed's own losses would be too low, and its critical rate with it, where the curve is flat.
+    by_seed = {seed: _crossing(x_L, own_L, best, excess) for seed, own_L in zip(seeds, losses_SL, strict=True)}
     low = high = None
     if intervals and len(losses_SL) > 1:
-        low, high = _interval(x_L, losses_SL, excess)
+        low, high = _interval(x_L, losses_SL, best, excess)
         low, high = math.exp(low), math.exp(high) if math.isfinite(high) else None
     rate = math.exp(middle) if math.isfinite(middle) else None
     return CriticalRate(rate, low, high, lrs[-1], by_seed)
 
 
-def _crossing(x_L: np.ndarray, loss_L: np.ndarray, excess: float) -> float:
-    """The first x above that of the lowest loss at which the line through the losses passes the lowest + excess."""
-    best = int(loss_L.argmin())
+def _crossing(x_L: np.ndarray, loss_L: np.ndarray, best: int, excess: float) -> float:
+    """The first x above that of the best rate at which the line through the losses passes the best loss + excess."""
     return _first_above_zero(x_L[best:], loss_L[best:] - loss_L[best] - excess)
 
 
@@ -88,9 +89,8 @@ def _first_above_zero(x: np.ndarray, y: np.ndarray) -> float:
     return float(x[at - 1] + share * (x[at] - x[at - 1]))
 
 
-def _interval(x_L: np.ndarray, losses_SL: np.ndarray, excess: float) -> tuple[float, float]:
+def _interval(x_L: np.ndarray, losses_SL: np.ndarray, best: int, excess: float) -> tuple[float, float]:
     """The ends of the rates above the best one at which the excess is not told from `excess`."""
-    best = int(losses_SL.mean(axis=0).argmin())
     parts = [np.linspace(a, b, POINTS, endpoint=False) for a, b in zip(x_L[best:-1], x_L[best + 1 :], strict=True)]
     x_P = np.concatenate([*parts, x_L[-1:]])
     over_SP = np.array([np.interp(x_P, x_L, own_L) for own_L in losses_SL]) - losses_SL[:, [best]] - excess

@@ -130,7 +130,7 @@ def curves(
             cells[tuple(condition.items()), shape_of(row, size), _checked(row, size)].append(row)
     _check_one_size(cells)
     rows = [row for cell in cells.values() for row in cell]
-    grid = {(number(row, LR), _seed(row)) for row in rows}
+    grid = {(number(row, LR), seed_of(row)) for row in rows}
     order = sorted(cells, key=lambda place: ([_sortable(value) for _, value in place[0]], place[2]))
     return [_curve(place, cells[place], None if study.planned else grid) for place in order]
 
@@ -140,7 +140,7 @@ def _curve(place: tuple, rows: list[Row], grid: set[tuple[float, int]] | None) -
     runs: dict[tuple[float, int], Row] = {}
     planned: dict[tuple[float, int], Row] = {}
     for row in rows:
-        at = (number(row, LR), _seed(row))
+        at = (number(row, LR), seed_of(row))
         if "label" in row:
             planned[at] = row
         elif at in runs and _result(runs[at]) != _result(row):
@@ -165,7 +165,7 @@ def _check_one_size(cells: dict[tuple, list[Row]]) -> None:
     for (condition, shape, _), rows in cells.items():
         other = seen.setdefault((condition, shape), rows)
         if other is not rows:
-            raise UserError(_two_rows(other[0], rows[0], (number(rows[0], LR), _seed(rows[0]))))
+            raise UserError(_two_rows(other[0], rows[0], (number(rows[0], LR), seed_of(rows[0]))))
 
 
 def _checked(row: Row, key: str, least: float = 0.0) -> float:
@@ -177,7 +177,8 @@ def _checked(row: Row, key: str, least: float = 0.0) -> float:
     return value
 
 
-def _seed(row: Row) -> int:
+def seed_of(row: Row) -> int:
+    """The seed of a row, 0 if it has none. Raises UserError if it is not a whole number."""
     seed = row.get("seed") or 0
     if isinstance(seed, bool) or not isinstance(seed, (int, float)) or seed != seed or seed != int(seed):
         raise UserError(f"{name_of(row)}: seed must be a whole number, got {text(seed)}")

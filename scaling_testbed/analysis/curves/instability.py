@@ -14,13 +14,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from scaling_testbed.analysis.curves.grouping import Curve, curves
+from scaling_testbed.analysis.curves.intervals import p_larger_variance, t_factor
 from scaling_testbed.analysis.rows.conditions import text
 from scaling_testbed.analysis.rows.names import truth
 from scaling_testbed.analysis.rows.study import SIZE, Row, Study, name_of, number
 from scaling_testbed.errors import ConfigError, UserError
 
 AT_STEP, LAST_MEAN = "diagnostics_at_step", "diagnostics_last_mean"
-LEVEL = 0.95
 FIRST_MLP = "grad_rms/blocks.0.mlp.mlp_in.weight"
 THRESHOLD, EPS = 1e4, 1e-8  # the threshold of attention scores, and AdamW's eps
 
@@ -92,14 +92,10 @@ class Fit:
 
     def predict(self, n_params: float) -> tuple[float, float, float]:
         """The value at N and the bounds of its 95 % prediction interval (Student's t)."""
-        try:
-            from scipy.stats import t
-        except ImportError:
-            raise UserError("prediction intervals need scipy: pip install -e '.[analysis]'") from None
         x = (math.log(n_params) - self.center) ** np.arange(len(self.coefficients))
         middle = float(x @ self.coefficients)
         error = self.residual * math.sqrt(1 + float(x @ self.inverse_gram @ x))
-        reach = float(t.ppf((1 + LEVEL) / 2, self.degrees_of_freedom)) * error
+        reach = t_factor(self.degrees_of_freedom) * error
         return _exp(middle), _exp(middle - reach), _exp(middle + reach)
 
 
@@ -186,21 +182,21 @@ class Extrapolation:
         return notes(self.series, self.quantity)
 
 
-def fit_log_log(n_params: Sequence[float], values: Sequence[float]) -> Fit | None:
+def fit_log_log(n_params: Sequence[float], values: Sequence[float], degree: int = 2) -> Fit | None:
     """Fit ln(value) as a polynomial in ln N by least squares; None with fewer than three sizes.
 
-    A size may occur several times, once for each seed. The fit is a quadratic with four or more sizes and a line with
-    three, so that at least one degree of freedom is left for the residual error. Where the seeds tell that the
-    polynomial misses the sizes (F test of the lack of fit at 5 %), their spread does not bound the error of the
-    extrapolation; the fit is then to the means of the sizes. Values must be finite and positive.
+    A size may occur several times, once for each seed. The fit is of the given degree, but a line with three sizes, so
+    that at least one degree of freedom is left for the residual error. Where the seeds tell that the polynomial misses
+    the sizes (F test of the lack of fit at 5 %), their spread does not bound the error of the extrapolation; the fit is
+    then to the means of the sizes. Values must be finite and positive.
     """
     sizes = sorted(set(n_params))
     if len(sizes) < 3:
         return None
-    degree = 2 if len(sizes) >= 4 else 1
+    note = "a line: three sizes are too few for a quadratic" if len(sizes) < 4 and degree > 1 else None
+    degree = degree if len(sizes) >= 4 else 1
     x, y = np.log(np.asarray(n_params, float)), np.log(np.asarray(values, float))
     means = np.array([y[np.asarray(n_params) == n].mean() for n in sizes])
-    note = None if degree == 2 else "a line: three sizes are too few for a quadratic"
     if (p := _lack_of_fit(x, y, np.log(sizes), means, degree)) < 0.05:
         said = f"the fit misses the sizes by more than their seeds differ (p {p:.2g}): it is to the mean of each size"
         return _fit(np.log(sizes), means, degree, "; ".join(filter(None, (note, said))))
@@ -224,11 +220,7 @@ def _lack_of_fit(x: np.ndarray, y: np.ndarray, sizes: np.ndarray, means: np.ndar
         return 1.0
     fit = _fit(x, y, degree, None)
     lack = max(fit.residual**2 * fit.degrees_of_freedom - pure, 0.0)
-    try:
-        from scipy.special import fdtrc
-    except ImportError:
-        raise UserError("prediction intervals need scipy: pip install -e '.[analysis]'") from None
-    return float(fdtrc(of_lack, of_pure, (lack / of_lack) / max(pure / of_pure, 1e-300)))
+    return p_larger_variance(lack / of_lack, of_lack, pure / of_pure, of_pure)
 
 
 def value_of(row: Row, quantity: Quantity) -> float | None:

@@ -94,6 +94,11 @@ def p_share_above(right: int, n: int, share: float) -> float:
     return float(_special().bdtrc(right - 1, n, share)) if right else 1.0
 
 
+def p_larger_variance(one: float, freedom: int, other: float, other_freedom: int) -> float:
+    """The p-value of the F test of the hypothesis that the first variance is not the larger one."""
+    return float(_special().fdtrc(freedom, other_freedom, one / max(other, 1e-300)))
+
+
 def jackknife(statistic: Callable[[np.ndarray], float], values_SX: np.ndarray) -> float:
     """A statistic of the mean over seeds without the largest part of its bias (Quenouille 1956).
 
@@ -108,18 +113,22 @@ def jackknife(statistic: Callable[[np.ndarray], float], values_SX: np.ndarray) -
     return n * whole - (n - 1) * float(np.mean(without))
 
 
-def detectable(seed_sd: float, n_seeds: int, power: float = POWER) -> float:
-    """The effect that a two-sided test at 5 % detects with a probability of `power`, in the unit of seed_sd.
+def detectable(seed_sd: float, n_seeds: int, margin: float = 0.0, power: float = POWER) -> float:
+    """The smallest effect that is detected with a probability of `power`, in the unit of seed_sd.
 
+    It is detected if a two-sided t-test at 5 % tells it from zero and its mean over seeds is at least the margin.
     seed_sd: the standard deviation over seeds of the effect, e.g. of a paired difference. Infinite with one seed.
     Raises UserError without scipy.
     """
     if n_seeds < 2:
         return math.inf
-    factor, root = t_factor(n_seeds - 1), math.sqrt(n_seeds)
-    low, high = 0.0, 1000.0
+    special, error = _special(), seed_sd / math.sqrt(n_seeds)
+    quantiles = (np.arange(1000) + 0.5) / 1000
+    found_errors = error * np.sqrt(special.chdtri(n_seeds - 1, quantiles) / (n_seeds - 1))
+    needed = np.maximum(t_factor(n_seeds - 1) * found_errors, margin)  # of the mean, for each standard error
+    low, high = 0.0, margin + 1000 * seed_sd
     for _ in range(60):
         middle = (low + high) / 2
-        reached = 1 - float(_special().nctdtr(n_seeds - 1, middle * root, factor))
+        reached = float(special.ndtr((middle - needed) / error).mean())
         low, high = (low, middle) if reached >= power else (middle, high)
-    return high * seed_sd
+    return high

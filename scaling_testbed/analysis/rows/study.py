@@ -36,8 +36,8 @@ class Study:
     rows: one for each finished or diverged run. missing: for each planned run without a row, its configuration and
     parameter counts, `status` (missing | failed | preempted) and `label`. planned: whether a plan lists the expected
     runs. sweep, scale, paper, experiment: from sweep.json, None if absent. declared: what it declares about how the
-    study is judged, see papers/declaration.py. name: the sweep, or the name of the folder or file; used for titles
-    only.
+    study is judged, see papers/declaration.py. left_out: the conditions of `where` that took runs away. name: the
+    sweep, or the name of the folder or file; used for titles only.
     """
 
     name: str
@@ -50,6 +50,7 @@ class Study:
     paper: str | None = None
     experiment: str | None = None
     declared: Any = None
+    left_out: tuple[str, ...] = ()
     description: str = ""
 
     def trace(self, row: Row) -> list[Row]:
@@ -87,6 +88,7 @@ def load(path: str | Path) -> Study:
         missing=missing,
         **{key: about.get(key) for key in ABOUT if key != "description"},
         declared=about.get("declared"),
+        left_out=(),
         description=about.get("description") or "",
     )
 
@@ -96,7 +98,7 @@ def where(study: Study, conditions: Iterable[str]) -> Study:
 
     Raises ConfigError if no run matches, or if a text is not a condition.
     """
-    rows, missing = study.rows, study.missing
+    rows, missing, left_out = study.rows, study.missing, study.left_out
     for typed in conditions:
         fits = parse_condition("--where", typed, [*study.rows, *study.missing])  # including runs that others excluded
         others = [*rows, *missing]
@@ -104,7 +106,8 @@ def where(study: Study, conditions: Iterable[str]) -> Study:
         if not rows and not missing:
             parse_condition("--where", typed, others)  # raises, and names the values that other conditions left
             raise ConfigError(f"--where {typed}: no run of {study.path} matches")
-    return Study(**{**vars(study), "rows": rows, "missing": missing})
+        left_out += (typed,) if len(rows) + len(missing) < len(others) else ()
+    return Study(**{**vars(study), "rows": rows, "missing": missing, "left_out": left_out})
 
 
 def several_sources(rows: Iterable[Row]) -> str | None:

@@ -47,6 +47,18 @@ def test_the_intervals_of_three_seeds_hold_the_truth_at_other_sizes_too(place):
     assert HELD[0] <= held_s / STUDIES <= HELD[1] and HELD[0] <= held_rate / STUDIES <= HELD[1]
 
 
+@pytest.mark.parametrize(("place", "n_seeds"), [(("flat", 0), 10), (("none", 64), 3)], ids=str)
+def test_the_critical_rates_of_the_seeds_by_which_effects_are_judged_hold_the_truth(place, n_seeds):
+    """Where the best rate is hard to tell, too."""
+    critical = math.log(critical_rate(LRS, np.array([MEANS[place]]), [0]).rate)
+    held = 0
+    for losses_SL in simulated(place, n_seeds):
+        by_seed = critical_rate(LRS, losses_SL, range(n_seeds), intervals=False).by_seed
+        ends = interval([min(value, math.log(LRS[-1])) for value in by_seed.values()])
+        held += ends.low <= critical <= (math.inf if math.inf in by_seed.values() else ends.high)
+    assert HELD[0] <= held / STUDIES <= HELD[1]
+
+
 def test_the_jackknife_takes_off_most_of_the_bias_of_s():
     truth = sensitivity(MEANS["flat", 0], math.inf)
     plain, corrected = [], []
@@ -71,12 +83,14 @@ def test_an_interval_is_students():
     assert (one.low, one.high, p_above([1.0], 0.0)) == (-math.inf, math.inf, 1.0)
 
 
+@pytest.mark.parametrize("margin", [0.0, 0.03])
 @pytest.mark.parametrize("n_seeds", [3, 5, 8])
-def test_the_effect_that_can_be_detected_is_detected_in_four_of_five_studies(n_seeds):
+def test_the_effect_that_can_be_detected_is_detected_in_four_of_five_studies(n_seeds, margin):
+    """It must be told from zero, and reach the margin."""
     rng = np.random.default_rng(n_seeds)
-    effect = detectable(0.02, n_seeds)
-    found = [interval(effect + 0.02 * rng.standard_normal(n_seeds)).low > 0 for _ in range(2000)]
-    assert 0.77 <= np.mean(found) <= 0.83
+    effect = detectable(0.02, n_seeds, margin)
+    found = [interval(effect + 0.02 * rng.standard_normal(n_seeds)) for _ in range(2000)]
+    assert 0.77 <= np.mean([one.low > 0 and one.mean >= margin for one in found]) <= 0.83
 
 
 def test_a_critical_rate_is_interpolated_in_the_logarithm_of_the_rate():

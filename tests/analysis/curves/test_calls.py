@@ -47,16 +47,41 @@ def test_what_is_measured_later_tells_which_calls_were_right(study):
         study(world((16, 32, 64))), GROUP, Quantity(), "wide", lambda row: n_params(128), lr_range=(1e-3, 3e-1)
     )
     records = [call.record() for call in made]
-    unknown = outcomes(records, study(world((16, 32, 64)), name="same"), GROUP)
+    unknown = outcomes(records, study(world((16, 32, 64)), name="same"))
     assert unknown.notes() == ["no call has an outcome yet"]
     records[0] = {**records[0], "by_quantity": HARMED}  # a wrong call
-    later = outcomes(records, study(world((128,)), name="later"), GROUP)
+    later = outcomes(records, study(world((128,)), name="later"))
     assert [row["measured"] for row in later.records] == [FINE] * 3 + [HARMED] * 3
     assert later.records[0]["right_by_quantity"] is False and later.records[1]["right_by_quantity"] is True
     assert later.notes() == [
         "by quantity: 5 of 6 calls right, 83% [36%, 100%]",
         "by critical rate: 6 of 6 calls right, 100% [54%, 100%]",
     ]
+
+
+def test_calls_are_checked_in_their_own_condition_and_with_their_own_excess(study):
+    """Also where the later study has one condition only, or declares another excess."""
+    made = make_calls(
+        study(world((16, 32, 64))), GROUP, Quantity(), "wide", lambda row: n_params(128), 0.25, (1e-3, 3e-1)
+    )
+    records = [call.record() for call in made]
+    others = [{**row, "model.qk_norm": "layernorm"} for row in records]
+    later = study(world((128,)), name="later")
+    assert outcomes(others, later).notes() == ["no call has an outcome yet"]
+    assert [row["measured"] for row in outcomes(records, later, excess=9.0).records] == [FINE] * 3 + [HARMED] * 3
+
+
+def test_the_interval_of_an_extrapolated_critical_rate_is_of_the_sizes_where_they_miss_a_line(study):
+    """Here by the steps of the rates, while the seeds hardly differ."""
+
+    def made(widths):
+        found = study(world(widths), name=f"{len(widths)} sizes")
+        return make_calls(found, GROUP, Quantity(), "wide", lambda row: n_params(128), 0.25, (1e-3, 3e-1))[0]
+
+    three, two = made((16, 32, 64)), made((32, 64))
+    assert three.critical_low < three.critical_lr / 10 and three.critical_high > 10 * three.critical_lr
+    assert 0.01 < two.critical_lr < 0.04
+    assert (two.critical_low, two.critical_high) == (None, None)
 
 
 def test_harm_is_an_excess_of_the_mean_loss_above_the_best_of_the_size(study):
@@ -102,4 +127,7 @@ def test_the_command_saves_calls_and_checks_them(study, tmp_path, capsys):
     assert analyze.main(["instability", str(place), "--predict", "nano_l"]) == 2
     assert "--predict must be model=NAME" in capsys.readouterr().err
     assert analyze.main(["instability", str(place), "--predict", "model=x", "--check", str(saved)]) == 2
+    for unused in (["--threshold", "5"], ["--hold-out-largest"], ["--size", "n_params"]):
+        assert analyze.main(["instability", str(place), "--predict", "model=nano_l", *unused]) == 2
+        assert f"{unused[0]} does not apply to --predict" in capsys.readouterr().err
     assert [call.lr for call in api.calls(place, "nano_l")] == list(LRS)
