@@ -256,10 +256,12 @@ def _rates(
 
 def _not_one_rate(grid: SettingGrid, common: Sequence[float]) -> str | None:
     """The reason why values cannot be compared at one rate, or None."""
-    meanings = {value: curve_meaning(curve) for value, curve in zip(grid.values, grid.curves[0], strict=True)}
-    if len(set(meanings.values())) > 1 or None in meanings.values():
-        said = "; ".join(f"{value}: {meaning or 'differs between its rows'}" for value, meaning in meanings.items())
-        return f"the learning rate means different things ({said})"
+    meanings: dict[str, list[str]] = {}
+    for value, curve in zip(grid.values, grid.curves[0], strict=True):
+        meanings.setdefault(curve_meaning(curve) or "differs between its rows", []).append(value)
+    if len(meanings) > 1:
+        said = "; ".join(f"{', '.join(values)}: {meaning}" for meaning, values in meanings.items())
+        return f"the learning rate means different things ({said}); choose values of one meaning by --where"
     if not common:
         return "no rate was run for all values at all small sizes"
     if all(curve.lrs == common for found in grid.curves for curve in found) and len(common) == 1:

@@ -173,7 +173,7 @@ def test_values_whose_learning_rate_means_something_else_are_compared_tuned_only
     found = api.decide(made, "model.mlp")
     assert {one.protocol for one in found.decisions} == {"tuned"}
     assert any(
-        line.startswith("tuned only: the learning rate means different things (a: another unit; b: about")
+        line.startswith("tuned only: the learning rate means different things (a, c: another unit; b: about")
         for line in found.remarks
     )
     with pytest.raises(ConfigError, match="--lr 0.01 is no rate of all values at all small sizes: the learning rate"):
@@ -196,6 +196,20 @@ def test_a_value_with_a_missing_run_is_left_out_and_named(study):
     found = api.decide(study(rows()[:-1]), "model.mlp")
     assert found.values == ["a", "b"] and by_way(found, 24 * 16**2, "tuned").pairs == 1
     assert "c is left out, because runs are missing: lr=0.1 seed=2" in found.remarks
+
+
+def test_without_a_pair_that_the_target_resolves_there_is_no_accuracy_and_no_figure(study):
+    found = api.decide(
+        study(
+            rows(
+                lambda condition, width, lr, seed: 2.0 + 0.1 * seed + 1e-3 * ord(condition["model__mlp"]) * (seed == 1)
+            )
+        ),
+        "model.mlp",
+    )
+    assert all((one.accuracy, one.low, one.pairs, one.unresolved) == (None, None, 0, 3) for one in found.decisions)
+    with pytest.raises(UserError, match="no figure to draw, because no pair counts"):
+        decision_panels(found)
 
 
 def test_several_keys_are_one_setting(study):
@@ -268,10 +282,14 @@ def test_the_command_prints_and_keeps_the_table(study, tmp_path, capsys):
     assert document["target"] == 98304 and len(document["rows"]) == 4 * 3 + 4
 
 
-def test_a_figure_shows_accuracy_against_compute_for_each_method(study):
+def test_a_figure_shows_accuracy_against_compute_for_each_protocol(study):
     panels = decision_panels(api.decide(study(rows(crossing, widths=(16, 24, 32, 48, 128))), "model.mlp"))
     assert [panel.title for panel in panels] == [
-        f"Decisions about model.mlp by the {method} of small runs" for method in ("ranking", "law")
+        "tuned",
+        "small rate, lr=0.001",
+        "one rate, lr=0.01",
+        "one rate, lr=0.1",
     ]
-    assert [len(panel.lines) for panel in panels] == [4, 4]
-    assert panels[0].lines[0].band is not None and panels[0].lines[0].label == "tuned"
+    ranking, law = panels[0].lines
+    assert ranking.x == [1.56, 3.52, 6.25, 14.1] and len(law.x) == 2
+    assert ranking.y[-1] == pytest.approx(1 / 3) and law.y[-1] == 1 and law.band is not None
