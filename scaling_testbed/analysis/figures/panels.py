@@ -153,7 +153,7 @@ def decision_panels(found: Decisions) -> list[Panel]:
         panels.append(
             Panel(
                 lines=[line for line in lines if line.x],
-                x_label="compute of the small runs, % of that of the target",
+                x_label="compute of the small runs (% of the target's)",
                 y_label=f"pairs of {found.setting} in the order of N={compact(found.target)}",
                 title=protocol if lr is None else f"{protocol}, lr={lr:g}",
                 levels=[(0.5, "chance")],

@@ -159,6 +159,29 @@ def test_the_interval_holds_the_accuracy_of_runs_without_noise(n_values, kept, u
         assert np.mean(widths) < {3: 0.6, 5: 0.4, 10: 0.3}[n_seeds]  # it says something
 
 
+def test_the_interval_of_a_law_holds_the_accuracy_of_the_law_without_noise():
+    rng, n_values, sizes, target = np.random.default_rng(1), 4, [6e3, 2.4e4, 9.6e4, 3.8e5], 1.5e6
+    held, widths, upper = [], [], np.triu_indices(n_values, 1)
+    for _ in range(40):
+        floor_V, alpha_V = 1 + 0.03 * rng.standard_normal(n_values), 0.25 + 0.01 * rng.standard_normal(n_values)
+        true_KV = np.array([floor_V + 8 * n**-alpha_V for n in (*sizes, target)])
+        losses_KVS = true_KV[..., None] + 0.005 * rng.standard_normal((5, n_values, 3))
+        law_VS = [
+            [extrapolated(sizes, loss_K, target) for loss_K in own_KS.T] for own_KS in losses_KVS[:-1].swapaxes(0, 1)
+        ]
+        measured = Ranking.of(losses_KVS[-1])
+        found = agreement(Ranking.of(np.array(law_VS)), measured)
+        if found["pairs"]:  # without noise the law is exact here
+            assert found["low"] <= found["accuracy"] <= found["high"]
+            true_V = true_KV[-1]
+            truth = float(
+                (np.sign(true_V[:, None] - true_V) == measured.sign_VV)[upper][measured.told_VV[upper]].mean()
+            )
+            held.append(found["low"] - 1e-9 <= truth <= found["high"] + 1e-9)
+            widths.append(found["high"] - found["low"])
+    assert np.mean(held) >= 0.95 and len(held) > 30 and np.mean(widths) < 0.5
+
+
 def test_one_seed_gives_an_accuracy_without_an_interval_and_says_so(study):
     found = api.decide(study(rows(seeds=(4,))), "model.mlp")
     one = by_way(found, 24 * 16**2, "tuned")
