@@ -123,6 +123,10 @@ def setting_grid(
         raise UserError(f"{study.path}: no seed was run for all values of {name} at all sizes")
     if unused := sorted(set.union(*everywhere) - set(seeds)):
         remarks.append(f"not used, because some value or size lacks them: seeds {', '.join(map(str, unused))}")
+    if partial := _partial_sizes(whole):
+        remarks.append(f"not used, because some value lacks them: sizes N={', '.join(f'{n:,.0f}' for n in partial)}")
+    if validation_set is None and not all(_tells_data(curve) for found in chosen for curve in found):
+        remarks.append("the rows do not tell on which data their losses are; they must be the same for all values")
     for found in chosen:
         _check_data(found, name, validation_set)
     return SettingGrid(
@@ -196,6 +200,19 @@ def _shapes(study: Study, whole: dict[str, dict[tuple, Curve]], target_size: flo
     if min(n_of[shapes[0]]) <= 0:
         raise UserError(f"{study.path}: a model without layers has N=0; choose others by --where model.n_layers>0")
     return shapes
+
+
+def _partial_sizes(whole: dict[str, dict[tuple, Curve]]) -> list[float]:
+    """The lowest N of each shape that some values have and others lack."""
+    lowest: dict[tuple, float] = {}
+    for found in whole.values():
+        for shape, curve in found.items():
+            lowest[shape] = min(curve.n_params, lowest.get(shape, math.inf))
+    return sorted(n for shape, n in lowest.items() if not all(shape in found for found in whole.values()))
+
+
+def _tells_data(curve: Curve) -> bool:
+    return all(row.get("data_fingerprint") for row in curve.runs.values())
 
 
 def _check_data(found: Sequence[Curve], name: str, validation_set: str | None) -> None:
