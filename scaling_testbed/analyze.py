@@ -11,7 +11,7 @@ if __name__ == "__main__":  # before the imports that take time
     end_quietly()
 
 from scaling_testbed.commands.app import application, run
-from scaling_testbed.commands.curves import instability, lr_sensitivity
+from scaling_testbed.commands.curves import decide, instability, lr_sensitivity
 from scaling_testbed.commands.frontier import frontier, ladder
 from scaling_testbed.commands.laws import allocate, downstream, fit, list_, predict
 from scaling_testbed.commands.report import report
@@ -20,7 +20,7 @@ from scaling_testbed.commands.tasks import compare, inspect, score, tasks
 app = application(
     __doc__,
     [
-        *(lr_sensitivity, instability, report),
+        *(lr_sensitivity, instability, decide, report),
         *(inspect, score, compare, tasks),
         *(fit, predict, allocate, downstream, frontier, ladder),
     ],

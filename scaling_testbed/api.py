@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import pandas
 
     from scaling_testbed.analysis.curves.calls import Call
+    from scaling_testbed.analysis.curves.decisions import Decisions
     from scaling_testbed.analysis.curves.instability import Extrapolation
     from scaling_testbed.analysis.curves.lr_sensitivity import Sensitivity
     from scaling_testbed.analysis.laws.downstream import Chain
@@ -271,6 +272,39 @@ def calls(
     declared, _ = of_study(study)
     size = _size_like(model)
     return make_calls(study, keys, chosen, model, size, declared.critical_excess, declared.lr_range)
+
+
+def decide(
+    rows: Given,
+    setting: Texts,
+    *,
+    target_size: float | None = None,
+    lr: float | None = None,
+    small_lr: float | None = None,
+    validation_set: str | None = None,
+    where: Texts = (),
+    size: str | None = None,
+) -> Decisions:
+    """Compute the decision accuracy of small runs: the share of pairs of values of a setting whose order at a large
+    size they predict (Magnusson et al. 2025, arXiv 2504.11393), for each smaller size, with the rate tuned for each
+    value, one rate for all, and one small rate for all.
+
+    setting: the key whose values are compared, or several keys that vary together. target_size: N of the target, by
+    default the largest. lr: the only rate of "one rate", by default each in turn. small_lr: by default the lowest of
+    the grid. validation_set: compare the losses on this one of evaluation.sets. size: what N counts, by default the
+    parameters outside embedding and head. See analysis/curves/decisions.py. Raises UserError and ConfigError."""
+    from scaling_testbed.analysis.curves.decisions import decide
+    from scaling_testbed.analysis.rows.given import study_of
+
+    return decide(
+        study_of(rows, _texts(where)),
+        _texts(setting),
+        target_size,
+        lr=lr,
+        small_lr=small_lr,
+        validation_set=validation_set,
+        size=_size(size),
+    )
 
 
 def _size_like(model: str) -> Callable[[Mapping[str, Any]], float]:

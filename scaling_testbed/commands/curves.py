@@ -1,4 +1,4 @@
-"""The commands about a grid over learning rates: lr_sensitivity and instability."""
+"""The commands about a grid over learning rates: lr_sensitivity, instability and decide."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from scaling_testbed.commands import output, spellings
-from scaling_testbed.commands.options import Group, Json, Size, SweepDir, Where, ends, out
+from scaling_testbed.commands.options import Group, Json, Rows, Size, SweepDir, Where, ends, out
 from scaling_testbed.errors import ConfigError
 from scaling_testbed.row_files import ENDINGS, beside
 
@@ -62,6 +62,35 @@ HoldOutLargest = Annotated[
         "--hold-out-largest",
         help="leave the largest size out of the fit, and show its prediction beside its measured value",
     ),
+]
+Setting = Annotated[
+    Sequence[str],
+    typer.Option(
+        "--setting", metavar="KEY",
+        help="the key whose values are compared, e.g. optimizer.name; repeatable, for keys that vary together",
+    ),
+]  # fmt: skip
+TargetSize = Annotated[
+    float | None,
+    typer.Option("--target-size", metavar="N", help="N of the target, as the rows have it (default: the largest)"),
+]
+OneLr = Annotated[
+    float | None, typer.Option("--lr", metavar="X", help='the rate of "one rate" (default: each of the grid in turn)')
+]
+SmallLr = Annotated[
+    float | None,
+    typer.Option("--small-lr", metavar="X", help='the rate of "small rate" (default: the lowest of the grid)'),
+]
+ValidationSet = Annotated[
+    str | None,
+    typer.Option(
+        "--validation-set", metavar="NAME",
+        help="compare the losses on this one of evaluation.sets (default: the run's own validation data)",
+    ),
+]  # fmt: skip
+OutDecisions = Annotated[
+    Sequence[Path],
+    out("save the table (.csv, .jsonl, .parquet), all of it (.json), or the figure (.png, .svg)"),
 ]
 
 
@@ -148,6 +177,49 @@ def instability(
         return instability_panels(found.series, found.predictions, asked)
 
     _answer(found.records(), about, said, draw, files, as_json)
+
+
+def decide(
+    rows: Rows,
+    setting: Setting,
+    target_size: TargetSize = None,
+    lr: OneLr = None,
+    small_lr: SmallLr = None,
+    validation_set: ValidationSet = None,
+    where: Where = (),
+    size: Size = "n_params_non_embedding",
+    as_json: Json = False,
+    out: OutDecisions = (),
+) -> None:
+    """How often small runs choose between settings as large ones do.
+
+    Of all pairs of values of a setting, the share whose order at the target size is that at a smaller size, or that of
+    a law of the sizes up to it: the decision accuracy of arXiv 2504.11393, beside the compute of the small runs as a
+    share of the target's. The rate is tuned for each value, or one for all, or a small one for all (arXiv 2512.24503).
+    Intervals are at 95 %, over seeds."""
+    from scaling_testbed import api
+    from scaling_testbed.analysis.figures.panels import decision_panels
+
+    output.check(out, (*ENDINGS, *output.FIGURES), [rows])
+    found = api.decide(
+        rows,
+        setting,
+        target_size=target_size,
+        lr=lr,
+        small_lr=small_lr,
+        validation_set=validation_set,
+        where=where,
+        size=size,
+    )
+    about = {"setting": found.setting, "values": found.values, "seeds": found.seeds, "target": found.target}
+    _answer(
+        found.records(),
+        {**about, "remarks": found.remarks},
+        found.remarks,
+        lambda: decision_panels(found),
+        out,
+        as_json,
+    )
 
 
 def _calls(

@@ -14,8 +14,7 @@ import numpy as np
 from scaling_testbed.analysis.curves import lr_sensitivity
 from scaling_testbed.analysis.curves.grouping import Curve, curves, grouping_keys
 from scaling_testbed.analysis.curves.instability import LAST_MEAN, Quantity, measured, value_of
-from scaling_testbed.analysis.curves.intervals import jackknife
-from scaling_testbed.analysis.curves.lr_sensitivity import Sensitivity, capped, diverged, final_loss
+from scaling_testbed.analysis.curves.lr_sensitivity import Sensitivity, best_by_seed, capped, diverged, final_loss
 from scaling_testbed.analysis.figures.drawing import compact
 from scaling_testbed.analysis.rows.conditions import text
 from scaling_testbed.analysis.rows.study import LR, Row, Study, number
@@ -197,9 +196,7 @@ def _best_loss(evidence: Evidence, place: Place) -> Value | None:
     if (found := _whole(place.curve)) is None:
         return None
     seeds, _, losses_SL = found
-    own_S = losses_SL[:, losses_SL.mean(axis=0).argmin()]
-    shift = jackknife(lambda mean_L: float(mean_L.min()), losses_SL) - own_S.mean()
-    return _value(dict(zip(seeds, (own_S + shift).tolist(), strict=True)))
+    return _value(best_by_seed(losses_SL, seeds))
 
 
 def _s(evidence: Evidence, place: Place) -> Value | None:

@@ -61,7 +61,7 @@ from scaling_testbed.papers.paper import paper_named
 from scaling_testbed.plugins import load_named_in, load_plugins, plugin_name
 
 SWEEP_DIR = CONFIG_DIR / "sweep"
-ANALYSES = ("lr_sensitivity", "instability", "report", "fit", "frontier")  # of `analyze`
+ANALYSES = ("lr_sensitivity", "instability", "decide", "report", "fit", "frontier")  # of `analyze`
 MOST_RUNS = 100_000  # to compose them takes half an hour
 KEYS = (
     *("description", "paper", "experiment", "analysis", "declared", "overrides", "axes", "together", "exclude"),

@@ -15,7 +15,8 @@ from scaling_testbed.errors import ConfigError, UserError
 from tests.test_architecture import ROOT, modules_loaded_by
 
 VERBS = {
-    analyze: "lr_sensitivity instability report inspect score compare fit predict allocate downstream frontier ladder",
+    analyze: "lr_sensitivity instability decide report inspect score compare "
+    "fit predict allocate downstream frontier ladder",
     sweep: "plan run submit retry status collect",
 }
 EACH = [(door, verb) for door, verbs in VERBS.items() for verb in verbs.split()]

@@ -43,13 +43,16 @@ def test_every_experiment_names_sweeps_that_name_it_back(name):
 
 
 def test_every_shipped_sweep_names_an_experiment():
-    assert all(load_sweep(path.stem).experiment for path in SWEEP_DIR.glob("*.yaml"))
+    """But for one about decisions, which no claim of the papers is about."""
+    sweeps = [load_sweep(path.stem) for path in SWEEP_DIR.glob("*.yaml")]
+    assert [one.name for one in sweeps if not one.experiment] == ["decisions"]
 
 
 def test_a_committed_study_names_its_experiment():
     for path in sorted(STUDIES.glob("**/sweep.json")):
         about = json.loads(path.read_text())
-        assert about["sweep"] in paper_named(about["paper"]).experiment(about["experiment"]).sweeps
+        if about["sweep"] != "decisions":
+            assert about["sweep"] in paper_named(about["paper"]).experiment(about["experiment"]).sweeps
 
 
 def example():

@@ -97,7 +97,7 @@ def test_the_leading_key_picks_rows_and_the_others_can_be_set_for_all(load):
         ("overrides: [a]", "key=value; got 'a'"),
         ("axes: {a: [1", "cannot be read as YAML"),
         ("together: [{}]", "together holds an entry without keys"),
-        ("analysis: lr_sensitivty", "analysis must be one of lr_sensitivity, instability, report"),
+        ("analysis: lr_sensitivty", "analysis must be one of lr_sensitivity, instability, decide"),
         ("axes: {a: [1]}\naxes: {b: [1]}", "axes is given twice"),
         ("axes: {a: [1], a: [2]}", "a is given twice"),
         ("scales: [a]", "scales must be a mapping"),

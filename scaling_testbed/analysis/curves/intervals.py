@@ -6,6 +6,7 @@ has n - 1 degrees of freedom. tests/analysis/curves/test_calibration.py measures
 truth.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -79,6 +80,39 @@ def _special():
     except ImportError:
         raise UserError("intervals over seeds need scipy: pip install -e '.[analysis]'") from None
     return special
+
+
+def noise_of(values_VS: np.ndarray) -> float:
+    """The standard deviation over seeds of one value, without what a seed adds to all values alike.
+
+    values_VS: [values, seeds], at least two of each. It is pooled over the values, with (values - 1) (seeds - 1)
+    degrees of freedom.
+    """
+    n_values, n_seeds = values_VS.shape
+    of_value, of_seed = values_VS.mean(axis=1, keepdims=True), values_VS.mean(axis=0, keepdims=True)
+    residual_VS = values_VS - of_value - of_seed + values_VS.mean()
+    return math.sqrt(float(np.sum(residual_VS**2)) / ((n_values - 1) * (n_seeds - 1)))
+
+
+def honest_difference(values_VS: np.ndarray) -> np.ndarray:
+    """The least difference of the means of two values that tells them apart, for all pairs at once: [values, values].
+
+    values_VS: [values, seeds], at least two of each. This is Tukey's honestly significant difference at LEVEL (Tukey
+    1949, Biometrics 5:99), with seeds as blocks. It takes the noise of all values, or that of the pair where it is
+    larger: one noisy value beside quiet ones would else be told apart too often. Raises UserError without scipy.
+    """
+    n_values, n_seeds = values_VS.shape
+    of_pair_VV = (values_VS[:, None] - values_VS[None]).std(axis=2, ddof=1) / math.sqrt(2)
+    factor = _studentized_range(n_values, (n_values - 1) * (n_seeds - 1))
+    return factor * np.maximum(of_pair_VV, noise_of(values_VS)) / math.sqrt(n_seeds)
+
+
+@functools.cache
+def _studentized_range(n_means: int, freedom: int) -> float:
+    _special()
+    from scipy.stats import studentized_range
+
+    return float(studentized_range.ppf(LEVEL, n_means, freedom))
 
 
 def exact_share(right: int, n: int) -> tuple[float, float]:

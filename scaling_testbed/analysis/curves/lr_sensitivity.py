@@ -128,6 +128,17 @@ def by_seed(values_SL: np.ndarray, seeds: Sequence[int]) -> dict[int, float]:
     return dict(zip(seeds, (own_S + shift).tolist(), strict=True))
 
 
+def best_by_seed(values_SL: np.ndarray, seeds: Sequence[int]) -> dict[int, float]:
+    """The loss of each seed at the best rate, for capped losses [seeds, rates].
+
+    The best rate is that of the mean over seeds. All are shifted by one number, by which the jackknife corrects the
+    minimum of the mean.
+    """
+    own_S = values_SL[:, int(values_SL.mean(axis=0).argmin())]
+    shift = jackknife(lambda mean_L: float(mean_L.min()), values_SL) - own_S.mean()
+    return dict(zip(seeds, (own_S + shift).tolist(), strict=True))
+
+
 def final_loss(row: Row) -> float:
     """The final validation loss in nats; nan if the run diverged or its loss was not finite (null in the row)."""
     return math.nan if row.get("status") == "diverged" else number(row, "val_loss")

@@ -3,12 +3,14 @@
 import math
 from collections.abc import Sequence
 
+from scaling_testbed.analysis.curves.decisions import LAW, RANKING, Decision, Decisions
 from scaling_testbed.analysis.curves.grouping import Curve
 from scaling_testbed.analysis.curves.grouping import label as condition_label
 from scaling_testbed.analysis.curves.instability import Fit, Prediction, Quantity, Series
 from scaling_testbed.analysis.curves.lr_sensitivity import Sensitivity
-from scaling_testbed.analysis.figures.drawing import Line, Panel, thinned
+from scaling_testbed.analysis.figures.drawing import Line, Panel, compact, thinned
 from scaling_testbed.analysis.rows.study import Study, number
+from scaling_testbed.errors import UserError
 
 N_LABEL, LR_LABEL, LOSS_LABEL = (
     "N, non-embedding parameters",
@@ -137,6 +139,43 @@ def _fit_line(series: Series, fit: Fit, end: float, look: dict) -> Line:
     middle, low, high = zip(*(fit.predict(n) for n in x), strict=True)
     return Line(x=x, y=middle, band=(low, high) if end > max(series.n_params) or series.held_out else None,
                 markers=False, **look)  # fmt: skip
+
+
+def decision_panels(found: Decisions) -> list[Panel]:
+    """Decision accuracy against the compute of the small runs: a panel for each protocol, a line for each method.
+
+    Raises UserError if there is no point to draw.
+    """
+    panels = []
+    for protocol, lr in dict.fromkeys((one.protocol, one.lr) for one in found.decisions):
+        own = [one for one in found.decisions if (one.protocol, one.lr) == (protocol, lr)]
+        lines = [_decision_line(own, method, style) for style, method in enumerate((RANKING, LAW))]
+        panels.append(
+            Panel(
+                lines=[line for line in lines if line.x],
+                x_label="compute of the small runs (% of the target's)",
+                y_label=f"pairs of {found.setting} in the order of N={compact(found.target)}",
+                title=protocol if lr is None else f"{protocol}, lr={lr:g}",
+                levels=[(0.5, "chance")],
+                y_range=(-0.03, 1.03),
+            )
+        )
+    if not any(panel.lines for panel in panels):
+        why = "no pair counts" if all(one.accuracy is None for one in found.decisions) else "the rows tell no FLOPs"
+        raise UserError(f"there is no figure to draw, because {why}; leave out --out for the table")
+    return panels
+
+
+def _decision_line(found: Sequence[Decision], method: str, style: int) -> Line:
+    """The line of a method, with its intervals where all are known."""
+    own = [one for one in found if one.method == method and one.compute_share and one.accuracy is not None]
+    band = None
+    if all(one.low is not None and one.high is not None for one in own):
+        band = [one.low or 0.0 for one in own], [one.high or 0.0 for one in own]
+    percents = [float(f"{100 * (one.compute_share or math.nan):.3g}") for one in own]  # short, because they are ticks
+    return Line(
+        x=percents, y=[one.accuracy or 0.0 for one in own], label=f"{method} of the small runs", style=style, band=band
+    )
 
 
 def against_key(curves: Sequence[Curve], key: str, measure, y_label: str, **look) -> Panel:
