@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from scaling_testbed.commands import output, spellings
-from scaling_testbed.commands.options import Group, Json, Size, SweepDir, Where, ends, out
+from scaling_testbed.commands.options import Group, Json, Size, SweepDir, Where, Width, ends, out
 from scaling_testbed.errors import ConfigError
 from scaling_testbed.row_files import ENDINGS, beside
 
@@ -16,7 +16,7 @@ Out = Annotated[
     Sequence[str],
     out(
         "write only this file, in the format of its ending: table with its definition (.json), table (.csv, .jsonl, "
-        ".parquet), figure (.png, .svg); default: .csv, .json, .png and .svg in SWEEP_DIR/analysis/"
+        ".parquet), figure (.png, .svg, .pdf); default: .csv, .json, .png and .svg in SWEEP_DIR/analysis/"
     ),
 ]
 LrRange = Annotated[
@@ -73,6 +73,7 @@ def lr_sensitivity(
     lr_range: LrRange = None,
     as_json: Json = False,
     out: Out = (),
+    width: Width = None,
 ) -> None:
     """S, the sensitivity to the learning rate, and the critical rate, with their figure.
 
@@ -81,17 +82,19 @@ def lr_sensitivity(
     loss passes its best by 0.25 nats, or by what the sweep declares. Intervals over seeds are at 95 %."""
     from scaling_testbed import api
     from scaling_testbed.analysis.curves.lr_sensitivity import DEFINITION, rates_note
+    from scaling_testbed.analysis.figures.drawing import check_width
     from scaling_testbed.analysis.figures.panels import sensitivity_panels
     from scaling_testbed.analysis.rows.given import study_of
     from scaling_testbed.papers.declaration import of_study
 
+    check_width(width)
     study = study_of(sweep_dir, where)
     counted = ends(lr_range) if lr_range else of_study(study)[0].lr_range
     files = _files(out, sweep_dir, "lr_sensitivity")
     found = api.lr_sensitivity(study, group=group, size=size, lr_range=ends(lr_range) if lr_range else None)
     about = {"sweep": study.name, "definition": DEFINITION, "size": size}
     said = [DEFINITION, rates_note(found, counted)]
-    _answer([one.record() for one in found], about, said, lambda: sensitivity_panels(found), files, as_json)
+    _answer([one.record() for one in found], about, said, lambda: sensitivity_panels(found), files, as_json, width)
 
 
 def instability(
@@ -107,6 +110,7 @@ def instability(
     check: Check = None,
     as_json: Json = False,
     out: Out = (),
+    width: Width = None,
 ) -> None:
     """Extrapolate a diagnostic to sizes that were not trained.
 
@@ -115,9 +119,11 @@ def instability(
     n_params, lr, value and, optionally, diverged; a row with an empty value is predicted."""
     from scaling_testbed import api
     from scaling_testbed.analysis.curves.instability import measured_records
+    from scaling_testbed.analysis.figures.drawing import check_width
     from scaling_testbed.analysis.figures.panels import instability_panels
     from scaling_testbed.analysis.rows.given import study_of
 
+    check_width(width)
     study = study_of(sweep_dir, where)
     if predict is not None or check is not None:
         if predict is not None and check is not None:
@@ -143,7 +149,7 @@ def instability(
     def draw():
         return instability_panels(found.series, found.predictions, asked)
 
-    _answer(found.records(), about, said, draw, files, as_json)
+    _answer(found.records(), about, said, draw, files, as_json, width)
 
 
 def _calls(
@@ -174,9 +180,17 @@ def _calls(
     _answer(records, {"sweep": study.name}, said, None, out, as_json)
 
 
-def _answer(records: list[dict], about: dict, said: Sequence[str], draw, files: Sequence[Path], as_json: bool) -> None:
+def _answer(
+    records: list[dict],
+    about: dict,
+    said: Sequence[str],
+    draw,
+    files: Sequence[Path],
+    as_json: bool,
+    width: str | None = None,
+) -> None:
     document = {**about, "rows": records}
-    written = output.write(files, records, document=document, indent=1, draw=draw)
+    written = output.write(files, records, document=document, indent=1, draw=draw, width=width)
     if as_json:
         output.print_json(document)
         return

@@ -94,6 +94,15 @@ Group = Annotated[
 ]  # fmt: skip
 
 
+Width = Annotated[
+    str | None,
+    typer.Option(
+        "--width", metavar="COLUMNS", autocompletion=_one_of(("single", "double")),
+        help="figures as wide as a paper's column: single (3.3 inches) or double (6.9 inches)",
+    ),
+]  # fmt: skip
+
+
 def ends(lr_range: str) -> tuple[float, float]:
     """The two learning rates of --lr-range LOW,HIGH. Raises ConfigError if the text is something else."""
     from scaling_testbed.analysis.curves.lr_sensitivity import check_range

@@ -16,7 +16,7 @@ from scaling_testbed.analysis.curves.grouping import Curve, curves, grouping_key
 from scaling_testbed.analysis.curves.instability import LAST_MEAN, Quantity, measured, value_of
 from scaling_testbed.analysis.curves.intervals import jackknife
 from scaling_testbed.analysis.curves.lr_sensitivity import Sensitivity, capped, final_loss
-from scaling_testbed.analysis.figures.drawing import compact
+from scaling_testbed.analysis.figures.panel import compact
 from scaling_testbed.analysis.rows.study import Row, Study, number
 from scaling_testbed.papers.declaration import of_study
 from scaling_testbed.papers.predictions import DataSet, data_sets

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from scaling_testbed.analysis.figures.drawing import Line, Panel, compact
+from scaling_testbed.analysis.figures.panel import Line, Panel, compact
 from scaling_testbed.analysis.laws.fitted import Fit
 from scaling_testbed.analysis.laws.forms import LAWS
 
