@@ -90,7 +90,7 @@ def lr_sensitivity(
     check_width(width)
     study = study_of(sweep_dir, where)
     counted = ends(lr_range) if lr_range else of_study(study)[0].lr_range
-    files = _files(out, sweep_dir, "lr_sensitivity")
+    files = _files(out, sweep_dir, "lr_sensitivity", width)
     found = api.lr_sensitivity(study, group=group, size=size, lr_range=ends(lr_range) if lr_range else None)
     about = {"sweep": study.name, "definition": DEFINITION, "size": size}
     said = [DEFINITION, rates_note(found, counted)]
@@ -128,9 +128,11 @@ def instability(
     if predict is not None or check is not None:
         if predict is not None and check is not None:
             raise ConfigError("give --predict or --check, not both: --check reads what --predict has saved")
+        if width is not None:
+            raise ConfigError("--width applies to figures; calls have none")
         _calls(study, predict, check, quantity, group, [Path(file) for file in out], as_json)
         return
-    files = _files(out, sweep_dir, "instability")
+    files = _files(out, sweep_dir, "instability", width)
     found = api.instability(
         study,
         quantity=quantity,
@@ -203,7 +205,7 @@ def _answer(
     output.say_written(written)
 
 
-def _files(out: Sequence[str], sweep_dir: Path, name: str) -> list[Path]:
+def _files(out: Sequence[str], sweep_dir: Path, name: str, width: str | None) -> list[Path]:
     """The files to write: those of --out, by default one of each kind in a folder.
 
     A folder after --out is the old spelling of one file of each kind in it.
@@ -221,6 +223,8 @@ def _files(out: Sequence[str], sweep_dir: Path, name: str) -> list[Path]:
             else:
                 found.append(path)
     output.check(found, (*ENDINGS, *output.FIGURES), [sweep_dir])
+    if width is not None and not any(path.suffix in output.FIGURES for path in found):
+        raise ConfigError("--width applies to figures; give --out FILE.pdf too")
     return found
 
 

@@ -8,6 +8,7 @@ import functools
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -21,6 +22,7 @@ from scaling_testbed.analysis.figures.words import word
 from scaling_testbed.files import write_text
 
 HERE = Path(__file__).parent
+SOURCES = "Commands and files"  # the heading of what `made` returns
 
 Section = tuple[str, Markup]  # heading as plain text, content as HTML; a section with empty content is not shown
 
@@ -86,6 +88,15 @@ def table(records: Sequence[dict]) -> Markup:
 
 def _cell(value: object) -> str:
     return value if isinstance(value, Markup) else tables.cell(value)
+
+
+def made(command: str, facts: Sequence[tuple[str, str, bool]]) -> Markup:
+    """How and when a page was made: its date, the command that makes it again, if one does, and more facts.
+
+    facts: (name, text or link, whether the text is a command).
+    """
+    own = [("Made on", datetime.now(UTC).date().isoformat(), False)]
+    return render("facts", facts=[*own, *([("This page", command, True)] if command else []), *facts])
 
 
 def link(text: str, target: Path, page: Path) -> Markup:

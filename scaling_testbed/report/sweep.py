@@ -5,7 +5,6 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
 from markupsafe import Markup
@@ -15,7 +14,7 @@ from scaling_testbed.analysis.curves import instability, lr_sensitivity
 from scaling_testbed.analysis.curves.lr_sensitivity import capped_loss, rates_note
 from scaling_testbed.analysis.figures import panels
 from scaling_testbed.analysis.figures.drawing import save
-from scaling_testbed.analysis.figures.panel import Panel
+from scaling_testbed.analysis.figures.panel import Panel, compact
 from scaling_testbed.analysis.figures.words import word
 from scaling_testbed.analysis.rows.conditions import text
 from scaling_testbed.analysis.rows.study import LR, SIZE, Row, Study, name_of, number
@@ -73,7 +72,7 @@ def write_report(
         ("What was shortened", _shortened(study, paper)),
         ("Cost", _cost(study)),
         ("Versions, devices, seeds", _provenance(study)),
-        ("Commands and files", _sources(study, path, figures if drawn else (), command)),
+        (page.SOURCES, _sources(study, path, figures if drawn else (), command)),
         ("All runs", _runs(study, evidence.group, path)),
     ]
     title = study.name + (f" at scale {study.scale}" if study.scale else "")
@@ -87,9 +86,10 @@ def verdict_lines(verdicts: Sequence[tuple[Claim, Verdict]]) -> list[str]:
     return [f"{verdict.word:13}  {claim}\n               {verdict.words}" for claim, verdict in verdicts]
 
 
-def write_laws(folder: Path, path: Path) -> None:
-    """Write a page of the laws in a folder without rows."""
-    page.write(path, folder.resolve().name, [], law_sections(folder))
+def write_laws(folder: Path, path: Path, command: str = "") -> None:
+    """Write a page of the laws in a folder without rows. command: the one that makes the page, shown there."""
+    made = page.made(command, [("Laws", page.link(folder.resolve().name, folder, path), False)])
+    page.write(path, folder.resolve().name, [], [*law_sections(folder), (page.SOURCES, made)])
 
 
 def law_sections(folder: Path) -> list[page.Section]:
@@ -274,9 +274,11 @@ def _cost(study: Study) -> Markup:
     for size in [*sizes, None]:
         own = [row for row in timed if size is None or row.get(SIZE) == size]
         hours = sum(row["wall_seconds"] * (row.get("world_size") or 1) for row in own) / 3600
-        counts = {key: sum(row.get(key) or 0 for row in own) or None for key in ("n_tokens", "flops")}
+        tokens, flops = (sum(row.get(key) or 0 for row in own) for key in ("n_tokens", "flops"))
         place = "all" if size is None else f"{size:,.0f}"
-        records.append({SIZE: place, "runs": len(own), "process-hours": float(f"{hours:.3g}"), **counts})
+        took = {"runs": len(own), "process-hours": f"{hours:.3g}"}
+        records.append({SIZE: place, **took, "n_tokens": compact(tokens) if tokens else None})
+        records[-1]["flops"] = compact(flops, flops=True) if flops else None
     said = [HOW_COUNTED]
     if less := len(study.rows) - len(timed):
         said.append(f"{less} more runs recorded no time.")
@@ -285,14 +287,12 @@ def _cost(study: Study) -> Markup:
 
 def _sources(study: Study, path: Path, figures: Sequence[Path], command: str) -> Markup:
     """How the page and its runs are made again, and the files that it shows."""
-    facts: list[tuple[str, str, bool]] = [("Made on", datetime.now(UTC).date().isoformat(), False)]
-    facts += [("This page", command, True)] if command else []
-    facts += [("Its runs", run, True)] if (run := _run_command(study)) else []
+    facts = [("Its runs", run, True)] if (run := _run_command(study)) else []
     kept = study.path / "results.jsonl" if (study.path / "results.jsonl").is_file() else study.path
     facts.append(("Rows", page.link(kept.name, kept, path), False))
     facts += [("Figures", page.link(file.name, file, path), False) for file in figures]
     more = ["Words that were typed after it, if any, stand in the overrides of each row."] if run else []
-    return page.render("facts", facts=facts) + page.paragraphs(more)
+    return page.made(command, facts) + page.paragraphs(more)
 
 
 def _run_command(study: Study) -> str:

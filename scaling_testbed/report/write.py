@@ -47,15 +47,16 @@ def write(
         "lr-range": lr_range,
         "source": source,
     }
+    command = _command(given, out, conditions, experiment, source, figures, traces, lr_range, width)
     if is_law(given):
         _check_of_laws(of_runs, out, [given])
         page = out or given.with_suffix(".html")
-        write_law_report(given, page)
+        write_law_report(given, page, command)
         return [f"wrote {page}"]
     if given.is_dir() and not is_study(given) and (kept := laws_of(given)):
         _check_of_laws(of_runs, out, kept)
         page = out or given / "report.html"
-        write_laws(given, page)
+        write_laws(given, page, command)
         return [f"wrote {page}"]
     if source and not out:
         raise ConfigError("--source needs --out FILE.html: the copy of a published testbed is never changed")
@@ -64,7 +65,6 @@ def write(
         paper, found = chosen(experiment)
         study = dataclasses.replace(study, name=found.name, paper=paper.name, experiment=found.name, description="")
     page = out or beside(given, f"{study.experiment if experiment else 'report'}.html")
-    command = _command(given, out, conditions, experiment, source, figures, traces, lr_range, width)
     said = write_report(study, page, figures, lr_range, width, command)
     if traces:
         written = write_traces(study, traces)
@@ -75,7 +75,7 @@ def write(
 def _check(out: Path | None, figures: Sequence[Path], width: str | None) -> None:
     check_width(width)
     if width is not None and not figures:
-        raise ConfigError("--width applies to files of figures; give --out FILE.pdf too")
+        raise ConfigError("--width applies to figures; give --out FILE.pdf too")
     for path, endings in [*([(out, PAGE)] if out else []), *((path, FIGURES) for path in figures)]:
         if path.suffix not in endings:
             raise ConfigError(f"{path}: the file must end in {' or '.join(endings)}")

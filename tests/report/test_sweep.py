@@ -1,8 +1,12 @@
 """The page is whole, alone, and says what is missing."""
 
+import json
 import re
+import shlex
 import sys
+from datetime import UTC, datetime
 from html.parser import HTMLParser
+from urllib.parse import unquote
 
 import pytest
 
@@ -235,3 +239,40 @@ def test_critical_rates_are_drawn_with_their_intervals_and_censored_ones_as_holl
     known, above = panel.lines[-1], panel.lines[0]
     assert above.hollow and set(above.y) == {0.3} and len(above.x) == 3
     assert len(known.x) == 3 and list(known.y) == sorted(known.y, reverse=True) and known.band is not None
+
+
+def test_a_page_says_its_command_its_cost_and_links_to_its_rows(study, tmp_path, capsys):
+    rows = [{**row, "wall_seconds": 1800.0, "world_size": 2, "name": "mine"} for row in worlds.qknorm_axis(True)[0][:4]]
+    place = study(rows, name="a folder", sweep="qknorm_axis", declared={}).path
+    for row in rows:
+        (place / row["run_id"]).mkdir()
+        (place / row["run_id"] / "result.json").write_text(json.dumps(row))
+    out = tmp_path / "pages" / "page.html"
+    typed = [
+        "report",
+        str(place),
+        "--where",
+        "seed=0",
+        "--out",
+        str(out),
+        "--out",
+        f"{tmp_path}/f.pdf",
+        "--width",
+        "single",
+    ]
+    assert analyze.main(typed) == 0
+    found = Page(out.read_text())
+    assert f"python -m scaling_testbed.analyze {shlex.join(typed)}" in found.text
+    assert "python -m scaling_testbed.sweep run sweep=qknorm_axis name=mine" in found.text
+    assert f"Made on{datetime.now(UTC).date()}" in found.text.replace("\n", "")
+    assert "process-hours" in found.text and "\nall44" in found.text  # four runs of half an hour in two processes
+    assert len(found.links) == 4 + 2 and all((out.parent / unquote(link)).exists() for link in found.links)
+    assert all("://" not in link and not link.startswith("/") for link in found.links)
+
+
+def test_a_width_that_has_no_effect_is_refused(study, tmp_path, capsys):
+    place = str(study(worlds.qknorm_axis(True)[0], name="qknorm_axis").path)
+    for verb, files in (("report", ["x.html"]), ("lr_sensitivity", ["x.csv"])):
+        typed = [word for file in files for word in ("--out", str(tmp_path / file))]
+        assert analyze.main([verb, place, "--width", "single", *typed]) == 2
+        assert "--width applies to figures" in capsys.readouterr().err

@@ -112,12 +112,11 @@ def inline_svgs(panel: Panel, name: str) -> list[str]:
             return [_svg(_draw([panel], SCREEN), name)]
         drawn = []
         for part in parts(panel):
-            drawn.append(_figure(SCREEN.small, 0.85 * SCREEN.small, layout=None))
+            drawn.append(_figure(SCREEN.small, 0.85 * SCREEN.small, fitted=False))
             axes = drawn[-1].add_axes((0.22, 0.2, 0.75, 0.68))  # the same for all, so that their axes are aligned
             _draw_part(panel, part, axes, SCREEN.small, SCREEN)
-        width = 2 * SCREEN.small
-        drawn.append(_figure(width, _legend_height(panel, width, SCREEN)))
-        _legend(panel, drawn[-1], width, SCREEN, "upper left")
+        drawn.append(_figure(SCREEN.cell, _legend_height(panel, SCREEN.cell, SCREEN)))
+        _legend(panel, drawn[-1], SCREEN.cell, SCREEN, "upper left")
         return [_svg(figure, f"{name}-{index}") for index, figure in enumerate(drawn)]
 
 
@@ -138,10 +137,10 @@ def _style(sheet: Sheet):
     return rc_context(sheet.settings)
 
 
-def _figure(width: float, height: float, layout: str | None = "constrained"):
+def _figure(width: float, height: float, fitted: bool = True):
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), layout=layout)
+    return Figure(figsize=(width, height), layout="constrained" if fitted else None)
 
 
 def _draw(panels: Sequence[Panel], sheet: Sheet):

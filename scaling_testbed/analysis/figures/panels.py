@@ -203,8 +203,8 @@ def against_key(curves: Sequence[Curve], key: str, measure, y_label: str, **look
     order = _order([f"learning rate {lr:g}" for lr in rates])
     for found in own.values():
         for lr in sorted({lr for curve in found for lr in curve.lrs}):
-            points = [(number(c.settings, key), _spread(measure, c, lr)) for c in found]
-            points = sorted((x, y) for x, y in points if y is not None and x > 0)
+            made = [(number(c.settings, key), _spread(measure, c, lr)) for c in found]
+            points = sorted((x, spread) for x, spread in made if spread is not None and x > 0)
             if points:
                 name = f"learning rate {lr:g}"
                 lines.append(_line(points, label=name, n_params=found[0].n_params, style=order[name]))
