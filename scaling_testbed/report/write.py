@@ -11,6 +11,7 @@ from scaling_testbed.analysis.rows import published
 from scaling_testbed.analysis.rows.study import is_study, load, where
 from scaling_testbed.errors import ConfigError
 from scaling_testbed.papers.paper import chosen
+from scaling_testbed.plugins import loaded_plugins
 from scaling_testbed.report.law import is_law, laws_of, write_law_report
 from scaling_testbed.report.sweep import write_laws, write_report, write_traces
 from scaling_testbed.row_files import FIGURES, PAGE, beside
@@ -100,7 +101,8 @@ def _command(
     width: str | None,
 ) -> str:
     """The command that writes the same page."""
-    options: list[tuple[str, object]] = [("--where", one) for one in conditions]
+    options: list[tuple[str, object]] = [("--plugins", one.typed) for one in loaded_plugins()]
+    options += [("--where", one) for one in conditions]
     options += [("--experiment", experiment), ("--source", source), ("--traces", traces)]
     options += [("--lr-range", f"{lr_range[0]:g},{lr_range[1]:g}" if lr_range else None)]
     options += [("--out", one) for one in (out, *figures)]

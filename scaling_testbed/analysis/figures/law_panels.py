@@ -42,8 +42,9 @@ def _predicted_against_actual(output: str, fitted: Records, held_out: Records) -
             lines.append(Line(x=x, y=y, label=name, style=index, joined=False, hollow=bool(index), x_bars=bars))
     x_label, y_label = f"predicted {output}", f"actual {output}"
     caption = "Each point is a run; on the line both values are equal. A hollow point was held out of the fit."
-    look = {"title": "Predicted and actual", "caption": caption}
-    return Panel(lines=lines, x_log=False, x_label=x_label, y_label=y_label, **look)
+    return Panel(
+        lines=lines, x_log=False, x_label=x_label, y_label=y_label, title="Predicted and actual", caption=caption
+    )
 
 
 def _loss_against_compute(fit: Fit, fitted: Records, held_out: Records) -> Panel:
@@ -146,8 +147,14 @@ def _loss_at_budgets(runs: Records, optima: Records) -> Panel:
     x, y = [one["n_params"] for one in optima], [one["loss"] for one in optima]
     lines.append(Line(x=x, y=y, label="best size", style=1, color=5, joined=False))
     caption = "Points: runs, in the colour of their budget. Curves: a parabola in ln N for each budget, and its vertex."
-    look = {"title": "Loss at each budget", "caption": caption}
-    return Panel(lines=lines, x_label="N, parameters", y_label="loss", color_name="C", **look)
+    return Panel(
+        lines=lines,
+        x_label="N, parameters",
+        y_label="loss",
+        color_name="C",
+        title="Loss at each budget",
+        caption=caption,
+    )
 
 
 def _parabola(optimum: Mapping[str, Any], sizes: Sequence[float]) -> Line:
@@ -167,8 +174,14 @@ def _loss_of_sizes(runs: Records, optima: Records) -> Panel:
         lines.append(Line(x=flops, y=losses, n_params=n_params))
     x, y = [one["flops"] for one in optima], [one["loss"] for one in optima]
     lines.append(Line(x=x, y=y, label="best size", style=1, color=5, markers=False))
-    look = {"title": "Loss of each size", "caption": "One line for each size, and the envelope of all sizes."}
-    return Panel(lines=lines, x_label="C, FLOPs", y_label="loss", color_name="N", **look)
+    return Panel(
+        lines=lines,
+        x_label="C, FLOPs",
+        y_label="loss",
+        color_name="N",
+        title="Loss of each size",
+        caption="One line for each size, and the envelope of all sizes.",
+    )
 
 
 def _spelled(fit: Fit) -> str:
@@ -190,5 +203,6 @@ def ladder_panels(records: Records, fit: Fit) -> list[Panel]:
             x, y, hollow = [r["flops"] for r in own], [r["loss"] for r in own], name == "left out of the fit"
             lines.append(Line(x=x, y=y, label=label, style=index, joined=False, hollow=hollow))
     caption = "Configurations that no cheaper one beats, and their law. A hollow point was left out of its fit."
-    look = {"title": "The frontier of the grid search", "caption": caption}
-    return [Panel(lines=lines, x_label="C, FLOPs", y_label="loss", **look)]
+    return [
+        Panel(lines=lines, x_label="C, FLOPs", y_label="loss", title="The frontier of the grid search", caption=caption)
+    ]
