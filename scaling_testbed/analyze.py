@@ -15,13 +15,13 @@ from scaling_testbed.commands.curves import instability, lr_sensitivity
 from scaling_testbed.commands.frontier import frontier, ladder
 from scaling_testbed.commands.laws import allocate, downstream, fit, list_, predict
 from scaling_testbed.commands.report import report
-from scaling_testbed.commands.tasks import compare, inspect, score
+from scaling_testbed.commands.tasks import compare, inspect, score, tasks
 
 app = application(
     __doc__,
     [
         *(lr_sensitivity, instability, report),
-        *(inspect, score, compare),
+        *(inspect, score, compare, tasks),
         *(fit, predict, allocate, downstream, frontier, ladder),
     ],
     {"law": application("The laws that can be fitted.", [list_], plugins=True)},

@@ -1,4 +1,5 @@
-"""The commands about saved checkpoints: diagnostics, multiple-choice tasks, and comparison of models on them."""
+"""The commands about saved checkpoints: diagnostics, multiple-choice tasks, and comparison of models on them; and one
+that makes tasks of a corpus."""
 
 import math
 from collections.abc import Sequence
@@ -16,6 +17,12 @@ OutDocuments = Annotated[
     Sequence[Path],
     out("save the log-likelihoods of each document (.jsonl, which compare reads; .json, .csv, .parquet)"),
 ]
+DataDir = Annotated[Path, typer.Argument(metavar="DATA_DIR", help="a prepared corpus, data/NAME")]
+Questions = Annotated[
+    int, typer.Option("--questions", metavar="N", show_default=True, help="number of questions of each kind")
+]
+TaskSeed = Annotated[int, typer.Option("--seed", metavar="N", show_default=True, help="seed of the questions")]
+TaskDir = Annotated[Path, typer.Argument(metavar="OUT_DIR", help="the folder for the three files")]
 Sequences = Annotated[
     int, typer.Option("--sequences", metavar="N", show_default=True, help="maximum number of validation sequences")
 ]
@@ -76,6 +83,21 @@ def inspect(
     for records in by_place(found):
         tables.show(records)
     output.say_written(written)
+
+
+def tasks(data_dir: DataDir, out_dir: TaskDir, questions: Questions = 400, seed: TaskSeed = 0) -> None:
+    """Make multiple-choice tasks of a corpus, for models that are too small for published ones.
+
+    The questions come from the validation split. Three files: continuation.jsonl (which of four texts follows),
+    identifier.jsonl (which of four names follows) and bracket.jsonl (which closing bracket follows). `score` reads
+    them."""
+    if questions < 1:
+        raise ConfigError(f"--questions must be greater than zero; got {questions}")
+    from scaling_testbed.evaluation.corpus_tasks import make_tasks
+
+    paths = make_tasks(data_dir, out_dir, questions, seed)
+    print(f"{questions} questions of each kind, seed {seed}, from the validation split of {data_dir}")
+    output.say_written(list(paths.values()))
 
 
 def score(

@@ -48,6 +48,7 @@ def word(numbers, kind=DIFFERENCE, bound=0, margin=None):
         ((0.030, 0.031, 0.032), DIFFERENCE, NO_DIFFERENCE),  # it is there, and does not count
         ((0.10, 0.30, -0.10), DIFFERENCE, CANNOT_TELL),
         ((0.04, 0.06, 0.02), DIFFERENCE, CANNOT_TELL),
+        ((0.030, 0.045, 0.045), DIFFERENCE, CANNOT_TELL),  # it is there, and may be too small to count
         ((0.001, -0.001, 0.002), EQUALITY, AGREES),
         ((0.10, 0.11, 0.12), EQUALITY, DISAGREES),
         ((-0.10, -0.11, -0.12), EQUALITY, DISAGREES),

@@ -195,3 +195,33 @@ def test_what_no_law_saw_is_counted_and_runs_that_are_no_seeds_of_each_other_are
     study.rows.append({**study.rows[0], "run_id": "other", "optimizer.lr": 1e-2})
     got, words = told(claim, Evidence(study))
     assert got == CANNOT_TELL and "differ in optimizer.lr; choose with --where" in words
+
+
+def of_seeds(n_seeds, noise=1e-4, **declared):
+    """The planted testbed of one data set, run with several seeds. Losses differ by a share of themselves."""
+    rows = []
+    for seed in range(n_seeds):
+        for at, row in enumerate(planted(datasets=["redpajama"]).rows):
+            factor = 1 + noise * math.sin(100 * seed + at)
+            rows.append({**row, "run_id": f"{row['run_id']} {seed}", "seed": seed, "loss": row["loss"] * factor})
+    about = {"paper": "over_training", "experiment": "overtraining", "declared": declared or None}
+    return Study(name="planted", path=Path("."), rows=rows, **about)
+
+
+def test_laws_of_several_seeds_are_fitted_apart_and_judged_over_the_seeds():
+    claim = TESTBED.claims[0]
+    got, words = told(claim, Evidence(of_seeds(3, margins={"loss": 0.02})))
+    assert got == AGREES and words.startswith("+0.00") and ", 3 seeds; redpajama N=1.4B M=320" in words
+    got, words = told(claim, Evidence(of_seeds(3, noise=0.02, margins={"loss": 0.02})))
+    assert got == CANNOT_TELL and ", 3 seeds" in words
+
+
+def test_a_law_of_one_seed_tells_its_effect_and_no_verdict():
+    got, words = told(TESTBED.claims[0], Evidence(of_seeds(1, margins={"loss": 0.02})))
+    assert got == CANNOT_TELL and words.startswith("one seed; effect +0.00")
+
+
+def test_a_seed_that_was_not_run_everywhere_is_no_second_seed():
+    study = of_seeds(2, margins={"loss": 0.02})
+    study.rows.pop()
+    assert told(TESTBED.claims[2], Evidence(study))[1].startswith("one seed; effect")

@@ -1,0 +1,130 @@
+"""Multiple-choice tasks made of a corpus itself, for models that are too small for published ones.
+
+The questions come from the validation split, which no model was trained on. The same corpus, number and seed give the
+same questions. Three kinds:
+
+- continuation: which of four pieces of text follows? The others begin lines elsewhere.
+- identifier: which of four identifiers follows? The right one occurs in the context, and the others do not.
+- bracket: which closing bracket follows, ")", "]" or "}"? Each is right equally often.
+"""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from random import Random
+
+import numpy as np
+
+from scaling_testbed.data.shards import open_prepared
+from scaling_testbed.data.tokenizers import load_tokenizer
+from scaling_testbed.errors import UserError
+from scaling_testbed.files import write_text
+from scaling_testbed.tables import prepare
+
+CONTEXT, CONTINUATION = 160, 32  # characters
+LEAST_TEXT = CONTEXT + 2 * CONTINUATION  # characters of a document
+MISSES = 2000  # attempts in a row that give no new question, after which there are no more
+IDENTIFIER = re.compile(r"\b[A-Za-z_]\w{3,}\b")
+BRACKETS = (")", "]", "}")
+
+Question = dict[str, object]  # context, choices, gold
+
+
+def make_tasks(folder: Path, out: Path, number: int = 400, seed: int = 0) -> dict[str, Path]:
+    """Write a file of `number` questions of each kind into `out`, from the corpus that is prepared in `folder`.
+
+    Returns the paths by kind. Raises UserError if the corpus has no tokenizer, or too little text for a kind.
+    """
+    texts = validation_texts(folder)
+    if not texts:
+        raise UserError(f"{folder}: no validation document has {LEAST_TEXT} characters")
+    prepare(out)
+    paths = {}
+    for kind, make in KINDS.items():
+        questions = _distinct(make, texts, number, Random(f"{seed}/{kind}"))
+        if len(questions) < number:
+            raise UserError(
+                f"{folder}: its validation split gives {len(questions)} of {number} questions of kind {kind}; ask for "
+                "fewer with --questions, or use a corpus with more validation text"
+            )
+        paths[kind] = out / f"{kind}.jsonl"
+        write_text(paths[kind], "".join(json.dumps(question) + "\n" for question in questions))
+    return paths
+
+
+def validation_texts(folder: Path) -> list[str]:
+    """The documents of a corpus's validation split that are long enough, in their order."""
+    prepared, tokenizer = open_prepared(folder), load_tokenizer(folder)
+    tokens = np.asarray(prepared.validation.read(0, prepared.validation.n_tokens))
+    ends = np.flatnonzero(tokens == tokenizer.eos_id)
+    texts = map(tokenizer.decode, np.split(tokens, ends))
+    return [text for text in texts if len(text) >= LEAST_TEXT]
+
+
+def _distinct(make: Callable, texts: Sequence[str], number: int, random: Random) -> list[Question]:
+    """Questions with different contexts: `number` of them, or as many as are found before MISSES misses in a row."""
+    found: dict[object, Question] = {}
+    misses = 0
+    while len(found) < number and misses < MISSES:
+        question = make(texts, len(found), random)
+        is_new = question is not None and question["context"] not in found
+        misses = 0 if is_new else misses + 1
+        if question is not None and is_new:
+            found[question["context"]] = question
+    return list(found.values())
+
+
+def _question(context: str, right: str, others: Sequence[str], random: Random) -> Question | None:
+    """A question with its choices in random order; None if two choices are equal."""
+    choices = [right, *others]
+    if len(set(choices)) < len(choices):
+        return None
+    random.shuffle(choices)
+    return {"context": context, "choices": choices, "gold": choices.index(right)}
+
+
+def _line_start(texts: Sequence[str], random: Random) -> tuple[str, int] | None:
+    """A text, and the place of a line in it that has a context before it and a continuation after it."""
+    text = random.choice(texts)
+    at = text.find("\n", random.randrange(CONTEXT, len(text))) + 1
+    enough = CONTEXT <= at <= len(text) - CONTINUATION
+    return (text, at) if enough and text[at : at + CONTINUATION].strip() else None
+
+
+def _continuation(texts: Sequence[str], number: int, random: Random) -> Question | None:
+    places = [_line_start(texts, random) for _ in range(4)]
+    known = [place for place in places if place is not None]
+    if len(known) < 4:
+        return None
+    (text, at), *_ = known
+    right, *others = (own[place : place + CONTINUATION] for own, place in known)
+    return _question(text[at - CONTEXT : at], right, others, random)
+
+
+def _identifier(texts: Sequence[str], number: int, random: Random) -> Question | None:
+    text = random.choice(texts)
+    start = random.randrange(CONTEXT, len(text))
+    found = IDENTIFIER.search(text, start)
+    if found is None:
+        return None
+    context, right = text[found.start() - CONTEXT : found.start()], found[0]
+    there = set(IDENTIFIER.findall(context))
+    if right not in there:
+        return None
+    elsewhere = random.choice(texts)
+    begin = random.randrange(len(elsewhere))
+    window = IDENTIFIER.findall(elsewhere[begin : begin + 20 * CONTEXT])
+    others = sorted({name for name in window if name not in there and abs(len(name) - len(right)) <= 2})
+    return _question(context, right, random.sample(others, 3), random) if len(others) >= 3 else None
+
+
+def _bracket(texts: Sequence[str], number: int, random: Random) -> Question | None:
+    text, right = random.choice(texts), BRACKETS[number % len(BRACKETS)]
+    at = text.find(right, random.randrange(CONTEXT, len(text)))
+    if at < 0:
+        return None
+    return _question(text[at - CONTEXT : at], right, [one for one in BRACKETS if one != right], random)
+
+
+KINDS = {"continuation": _continuation, "identifier": _identifier, "bracket": _bracket}
