@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from scaling_testbed.commands import output, spellings
-from scaling_testbed.commands.options import Group, Json, Size, SweepDir, Where, Width, ends, out
+from scaling_testbed.commands.options import Group, Json, LrRange, Size, SweepDir, Where, Width, ends, out
 from scaling_testbed.errors import ConfigError
 from scaling_testbed.row_files import ENDINGS, beside
 
@@ -17,14 +17,6 @@ Out = Annotated[
     out(
         "write only this file, in the format of its ending: table with its definition (.json), table (.csv, .jsonl, "
         ".parquet), figure (.png, .svg, .pdf); default: .csv, .json, .png and .svg in SWEEP_DIR/analysis/"
-    ),
-]
-LrRange = Annotated[
-    str | None,
-    typer.Option(
-        "--lr-range",
-        metavar="LOW,HIGH",
-        help="the range of learning rates in S (default: the range that the sweep declares, else 3e-4,3e-1)",
     ),
 ]
 QuantityName = Annotated[

@@ -94,6 +94,14 @@ Group = Annotated[
 ]  # fmt: skip
 
 
+LrRange = Annotated[
+    str | None,
+    typer.Option(
+        "--lr-range",
+        metavar="LOW,HIGH",
+        help="the range of learning rates in S (default: the range that the sweep declares, else 3e-4,3e-1)",
+    ),
+]
 Width = Annotated[
     str | None,
     typer.Option(

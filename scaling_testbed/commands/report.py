@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from scaling_testbed.commands import output
-from scaling_testbed.commands.options import Source, Where, Width, ends, out
+from scaling_testbed.commands.options import LrRange, Source, Where, Width, ends, out
 from scaling_testbed.errors import ConfigError
 
 Reported = Annotated[
@@ -34,11 +34,6 @@ Traces = Annotated[
     typer.Option(
         "--traces", metavar="DIR", help="also save the traces that the experiment uses, as DIR/RUN_ID.jsonl.gz"
     ),
-]
-
-LrRange = Annotated[
-    str | None,
-    typer.Option("--lr-range", metavar="LOW,HIGH", help="the range of learning rates in S"),
 ]
 
 
