@@ -100,6 +100,7 @@ def pooled(places: Sequence[tuple[str, Terms]], ratio: bool = False) -> tuple[li
     seeds = sorted(set.intersection(*(set(sums) for _, sums, _ in kept)))
     by_seed = {seed: sum(sums[seed] for _, sums, _ in kept) / len(kept) for seed in seeds}
     words = [f"{name} ({signed(_mean(sums), ratio)})" for name, sums, _ in kept] if len(kept) > 1 else [kept[0][0]]
+    words = [words[0], *(one.removeprefix("N=") for one in words[1:])]  # the first one says what is counted
     return [Effect(by_seed, few(words, 8), bounds.pop() if bounds else 0)], remarks
 
 

@@ -12,6 +12,7 @@ from scaling_testbed.analysis.curves.lr_sensitivity import Sensitivity, capped_l
 from scaling_testbed.analysis.figures.panel import Line, Panel, compact, thinned
 from scaling_testbed.analysis.figures.words import condition, word
 from scaling_testbed.analysis.rows.study import Study, number
+from scaling_testbed.tables import brief
 
 N_LABEL, LR_LABEL, LOSS_LABEL = (
     "N, non-embedding parameters",
@@ -19,7 +20,7 @@ N_LABEL, LR_LABEL, LOSS_LABEL = (
     "final validation loss (nats/token)",
 )
 INTERVAL = "95 % interval over seeds (Student's t)"
-MOST_REASONS = 6  # why points are left out, of one figure
+MOST_REASONS, LONGEST_REASON = 6, 120  # why points are left out, of one figure; in characters
 
 
 def sensitivity_panels(found: Sequence[Sensitivity]) -> list[Panel]:
@@ -68,9 +69,10 @@ def _place(curve: Curve) -> str:
 
 
 def _few(reasons: Sequence[str]) -> list[str]:
-    """Reasons why points are left out, at most MOST_REASONS of them."""
+    """Reasons why points are left out, shortened, and at most MOST_REASONS of them."""
     more = len(reasons) - MOST_REASONS
-    return [*(f"Left out: {one}." for one in reasons[:MOST_REASONS]), *([f"And {more} more."] if more > 0 else [])]
+    shown = [brief(one, LONGEST_REASON) for one in reasons[:MOST_REASONS]]
+    return [*(f"Left out: {one}." for one in shown), *([f"And {more} more."] if more > 0 else [])]
 
 
 def _seeds(curves: Sequence[Curve]) -> str:
@@ -275,7 +277,8 @@ def _over_seeds(curves: Sequence[Curve], lines: Sequence[Line]) -> str:
 
 
 def _not_run(curves: Sequence[Curve]) -> list[str]:
-    return [f"{name}, without a result" for name in dict.fromkeys(name for curve in curves for name in curve.missing)]
+    counts = [(curve, len(curve.missing)) for curve in curves if curve.missing]
+    return [f"{_place(curve)}: {n} of {n + len(curve.runs)} runs, without a result" for curve, n in counts]
 
 
 def _upper(text: str) -> str:

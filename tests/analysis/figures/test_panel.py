@@ -59,7 +59,7 @@ def test_a_loss_has_the_range_of_its_seeds_and_says_its_seeds_its_crosses_and_wh
     assert (
         "Mean over 2 to 3 seeds. Shaded: from the lowest to the highest seed. A cross: a seed diverged." in loss.caption
     )
-    assert notes(loss) == [f"Left out: run {rows[-1]['run_id']} (failed), without a result."]
+    assert notes(loss) == ["Left out: N = 393k: 1 of 21 runs, without a result."]
     assert any("S of N = " in line and "missing" in line for one in others for line in notes(one))
     one_seed = sensitivity_panels(lr_sensitivity.analyse(study(rows[::3]), []))[0]
     assert "One seed." in one_seed.caption and "Shaded" not in one_seed.caption and one_seed.lines[0].band is None
