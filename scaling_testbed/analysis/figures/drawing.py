@@ -188,10 +188,10 @@ def _draw_panel(panel: Panel, figure, width: float, sheet: Sheet) -> None:
             axes.remove()
             continue
         _draw_part(panel, found[index], axes, width / columns, sheet)
-        if split_by(panel):  # the labels stand once, beside all of them
-            axes.set(xlabel="", ylabel="")
+        if split_by(panel):  # the labels stand once; one below all of them would lie on the legend
+            axes.set_ylabel("")
+            axes.set_xlabel(axes.get_xlabel() if index == columns * (len(grid) - 1) else "", loc="left")
     if split_by(panel):
-        figure.supxlabel(_plain(panel.x_label), fontsize=sheet.font)
         figure.supylabel(_plain(panel.y_label), fontsize=sheet.font)
     _legend(panel, figure, width, sheet, "outside lower left")
 
