@@ -437,14 +437,15 @@ def report(
     figures: Sequence[str | Path] = (),
     traces: str | Path | None = None,
     lr_range: tuple[float, float] | None = None,
+    width: str | None = None,
 ) -> list[str]:
     """Write one self-contained HTML page about a sweep or kept laws. Returns lines of text: each claim with its verdict
     and the number behind it, and the files that were written.
 
     out: the file of the page, by default report.html in the sweep's folder. where: conditions on the rows. experiment:
     whose claims are judged. source: `path` is a copy of this published testbed. figures: files of the figures (.png,
-    .svg) that are written too. traces: a folder for recorded quantities over the steps of each run. lr_range: of S.
-    Raises UserError and ConfigError."""
+    .svg, .pdf) that are written too. width: of these files, a "single" or "double" column of a paper. traces: a folder
+    for recorded quantities over the steps of each run. lr_range: of S. Raises UserError and ConfigError."""
     from scaling_testbed.analysis.curves.lr_sensitivity import check_range
     from scaling_testbed.report.write import write
 
@@ -457,6 +458,7 @@ def report(
         figures=[_path("figures", file) for file in ([figures] if isinstance(figures, str) else figures)],
         traces=None if traces is None else _path("traces", traces),
         lr_range=None if lr_range is None else check_range(lr_range),
+        width=width,
     )
 
 

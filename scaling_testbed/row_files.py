@@ -10,7 +10,7 @@ from typing import Any
 from scaling_testbed.files import write_bytes, write_text
 
 ENDINGS = (".csv", ".json", ".jsonl", ".parquet")
-FIGURES = (".png", ".svg")
+FIGURES = (".png", ".svg", ".pdf")
 PAGE = (".html",)
 
 

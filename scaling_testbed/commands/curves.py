@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from scaling_testbed.commands import output, spellings
-from scaling_testbed.commands.options import Group, Json, Rows, Size, SweepDir, Where, ends, out
+from scaling_testbed.commands.options import Group, Json, LrRange, Rows, Size, SweepDir, Where, Width, ends, out
 from scaling_testbed.errors import ConfigError
 from scaling_testbed.row_files import ENDINGS, beside
 
@@ -16,15 +16,7 @@ Out = Annotated[
     Sequence[str],
     out(
         "write only this file, in the format of its ending: table with its definition (.json), table (.csv, .jsonl, "
-        ".parquet), figure (.png, .svg); default: .csv, .json, .png and .svg in SWEEP_DIR/analysis/"
-    ),
-]
-LrRange = Annotated[
-    str | None,
-    typer.Option(
-        "--lr-range",
-        metavar="LOW,HIGH",
-        help="the range of learning rates in S (default: the range that the sweep declares, else 3e-4,3e-1)",
+        ".parquet), figure (.png, .svg, .pdf); default: .csv, .json, .png and .svg in SWEEP_DIR/analysis/"
     ),
 ]
 QuantityName = Annotated[
@@ -102,6 +94,7 @@ def lr_sensitivity(
     lr_range: LrRange = None,
     as_json: Json = False,
     out: Out = (),
+    width: Width = None,
 ) -> None:
     """S, the sensitivity to the learning rate, and the critical rate, with their figure.
 
@@ -110,17 +103,19 @@ def lr_sensitivity(
     loss passes its best by 0.25 nats, or by what the sweep declares. Intervals over seeds are at 95 %."""
     from scaling_testbed import api
     from scaling_testbed.analysis.curves.lr_sensitivity import DEFINITION, rates_note
+    from scaling_testbed.analysis.figures.drawing import check_width
     from scaling_testbed.analysis.figures.panels import sensitivity_panels
     from scaling_testbed.analysis.rows.given import study_of
     from scaling_testbed.papers.declaration import of_study
 
+    check_width(width)
     study = study_of(sweep_dir, where)
     counted = ends(lr_range) if lr_range else of_study(study)[0].lr_range
-    files = _files(out, sweep_dir, "lr_sensitivity")
+    files = _files(out, sweep_dir, "lr_sensitivity", width)
     found = api.lr_sensitivity(study, group=group, size=size, lr_range=ends(lr_range) if lr_range else None)
     about = {"sweep": study.name, "definition": DEFINITION, "size": size}
     said = [DEFINITION, rates_note(found, counted)]
-    _answer([one.record() for one in found], about, said, lambda: sensitivity_panels(found), files, as_json)
+    _answer([one.record() for one in found], about, said, lambda: sensitivity_panels(found), files, as_json, width)
 
 
 def instability(
@@ -136,6 +131,7 @@ def instability(
     check: Check = None,
     as_json: Json = False,
     out: Out = (),
+    width: Width = None,
 ) -> None:
     """Extrapolate a diagnostic to sizes that were not trained.
 
@@ -144,9 +140,11 @@ def instability(
     n_params, lr, value and, optionally, diverged; a row with an empty value is predicted."""
     from scaling_testbed import api
     from scaling_testbed.analysis.curves.instability import measured_records
+    from scaling_testbed.analysis.figures.drawing import check_width
     from scaling_testbed.analysis.figures.panels import instability_panels
     from scaling_testbed.analysis.rows.given import study_of
 
+    check_width(width)
     study = study_of(sweep_dir, where)
     if predict is not None or check is not None:
         if predict is not None and check is not None:
@@ -155,9 +153,11 @@ def instability(
         unused |= {"--quantity": quantity if check else None, "--size": size != "n_params_non_embedding"}
         for option in (option for option, value in unused.items() if value):
             raise ConfigError(f"{option} does not apply to --{'check' if check else 'predict'}")
+        if width is not None:
+            raise ConfigError("--width applies to figures; calls have none")
         _calls(study, predict, check, quantity, group, [Path(file) for file in out], as_json)
         return
-    files = _files(out, sweep_dir, "instability")
+    files = _files(out, sweep_dir, "instability", width)
     found = api.instability(
         study,
         quantity=quantity,
@@ -176,7 +176,7 @@ def instability(
     def draw():
         return instability_panels(found.series, found.predictions, asked)
 
-    _answer(found.records(), about, said, draw, files, as_json)
+    _answer(found.records(), about, said, draw, files, as_json, width)
 
 
 def decide(
@@ -247,9 +247,17 @@ def _calls(
     _answer(records, {"sweep": study.name}, said, None, out, as_json)
 
 
-def _answer(records: list[dict], about: dict, said: Sequence[str], draw, files: Sequence[Path], as_json: bool) -> None:
+def _answer(
+    records: list[dict],
+    about: dict,
+    said: Sequence[str],
+    draw,
+    files: Sequence[Path],
+    as_json: bool,
+    width: str | None = None,
+) -> None:
     document = {**about, "rows": records}
-    written = output.write(files, records, document=document, indent=1, draw=draw)
+    written = output.write(files, records, document=document, indent=1, draw=draw, width=width)
     if as_json:
         output.print_json(document)
         return
@@ -262,7 +270,7 @@ def _answer(records: list[dict], about: dict, said: Sequence[str], draw, files: 
     output.say_written(written)
 
 
-def _files(out: Sequence[str], sweep_dir: Path, name: str) -> list[Path]:
+def _files(out: Sequence[str], sweep_dir: Path, name: str, width: str | None) -> list[Path]:
     """The files to write: those of --out, by default one of each kind in a folder.
 
     A folder after --out is the old spelling of one file of each kind in it.
@@ -280,6 +288,8 @@ def _files(out: Sequence[str], sweep_dir: Path, name: str) -> list[Path]:
             else:
                 found.append(path)
     output.check(found, (*ENDINGS, *output.FIGURES), [sweep_dir])
+    if width is not None and not any(path.suffix in output.FIGURES for path in found):
+        raise ConfigError("--width applies to figures; give --out FILE.pdf too")
     return found
 
 

@@ -32,7 +32,7 @@ OutLaw = Annotated[
     Sequence[Path],
     out(
         "save the result in the format of the ending: all of it, for predict, allocate and report (.json), a page "
-        "(.html), the runs beside the values of the law (.csv, .jsonl, .parquet), figures (.png, .svg)"
+        "(.html), the runs beside the values of the law (.csv, .jsonl, .parquet), figures (.png, .svg, .pdf)"
     ),
 ]
 FitFile = Annotated[

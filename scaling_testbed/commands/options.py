@@ -94,6 +94,23 @@ Group = Annotated[
 ]  # fmt: skip
 
 
+LrRange = Annotated[
+    str | None,
+    typer.Option(
+        "--lr-range",
+        metavar="LOW,HIGH",
+        help="the range of learning rates in S (default: the range that the sweep declares, else 3e-4,3e-1)",
+    ),
+]
+Width = Annotated[
+    str | None,
+    typer.Option(
+        "--width", metavar="COLUMNS", autocompletion=_one_of(("single", "double")),
+        help="figures as wide as a paper's column: single (3.3 inches) or double (6.9 inches)",
+    ),
+]  # fmt: skip
+
+
 def ends(lr_range: str) -> tuple[float, float]:
     """The two learning rates of --lr-range LOW,HIGH. Raises ConfigError if the text is something else."""
     from scaling_testbed.analysis.curves.lr_sensitivity import check_range

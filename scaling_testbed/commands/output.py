@@ -11,7 +11,7 @@ from scaling_testbed.errors import ConfigError
 from scaling_testbed.row_files import ENDINGS, FIGURES, PAGE, one_per_line, write_rows
 
 if TYPE_CHECKING:
-    from scaling_testbed.analysis.figures.drawing import Panel
+    from scaling_testbed.analysis.figures.panel import Panel
 
 Records = Sequence[Mapping[str, Any]]
 
@@ -40,11 +40,13 @@ def write(
     indent: int | None = None,
     draw: Callable[[], Sequence[Panel]] | None = None,
     page: Callable[[Path], None] | None = None,
+    width: str | None = None,
 ) -> list[Path]:
     """Write each file of `out`, in the format of its ending, and return the paths.
 
     Tables hold the records. A .json file holds `document`, if it is given. Figures show the panels that `draw` returns.
-    `page` writes an HTML page. Raises UserError, which names the file, if it cannot be written.
+    `page` writes an HTML page. width: of the figures, see figures.drawing.WIDTHS. Raises UserError, which names the
+    file, if it cannot be written.
     """
     from scaling_testbed.files import write_text
 
@@ -61,7 +63,7 @@ def write(
         from scaling_testbed.analysis.figures import drawing
 
         assert draw is not None, "`check` refuses a figure of a verb that has none"
-        drawing.save(draw(), figures)
+        drawing.save(draw(), figures, width)
     return list(out)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from scaling_testbed.commands import output
-from scaling_testbed.commands.options import Source, Where, ends, out
+from scaling_testbed.commands.options import LrRange, Source, Where, Width, ends, out
 from scaling_testbed.errors import ConfigError
 
 Reported = Annotated[
@@ -18,7 +18,7 @@ OutPage = Annotated[
     Sequence[Path],
     out(
         "the page (.html; default: report.html in the sweep's folder, or beside the file), and files for its figures "
-        "(.png, .svg)"
+        "(.png, .svg, .pdf)"
     ),
 ]
 Experiment = Annotated[
@@ -36,11 +36,6 @@ Traces = Annotated[
     ),
 ]
 
-LrRange = Annotated[
-    str | None,
-    typer.Option("--lr-range", metavar="LOW,HIGH", help="the range of learning rates in S"),
-]
-
 
 def report(
     path: Reported,
@@ -50,6 +45,7 @@ def report(
     traces: Traces = None,
     lr_range: LrRange = None,
     out: OutPage = (),
+    width: Width = None,
 ) -> None:
     """One page about a sweep or a law, with verdicts on the paper's claims.
 
@@ -73,6 +69,7 @@ def report(
         figures=figures,
         traces=traces,
         lr_range=ends(lr_range) if lr_range else None,
+        width=width,
     )
     for line in said:
         print(line)

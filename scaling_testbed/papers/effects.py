@@ -108,7 +108,8 @@ def pooled(places: Sequence[tuple[str, Terms]], ratio: bool = False) -> tuple[li
     several = len(kept) > 1
     by_seed = {seed: _mean([sums[seed] for _, sums, _ in kept]) for seed in seeds}
     apart = {seed: _mean([_apart(sums, seed) for _, sums, _ in kept]) for seed in seeds} if several else None
-    words = [f"{name} {signed(_mean(sums.values()), ratio)}" if several else name for name, sums, _ in kept]
+    words = [f"{name} ({signed(_mean(sums.values()), ratio)})" if several else name for name, sums, _ in kept]
+    words = [words[0], *(one.removeprefix("N=") for one in words[1:])]  # the first one says what is counted
     return [Effect(by_seed, few(words, 8), bounds.pop() if bounds else 0, apart)], remarks
 
 
@@ -136,6 +137,11 @@ def signed(value: float, ratio: bool = False) -> str:
     if not ratio:
         return f"{value:+.3g}" if abs(value) >= 10 else f"{value:+.3f}"
     return f"x{math.exp(value):.3g}" if abs(value) < 700 else f"e^{value:+.3g}"
+
+
+def _number(value: float, ratio: bool) -> str:
+    """The text of an effect in a sentence, which says itself whether it is a factor."""
+    return signed(value, ratio).lstrip("x")
 
 
 @dataclass(frozen=True)
@@ -166,7 +172,7 @@ class Question:
         verdict = made[0] if len(made) == 1 else self._all(made)
         verdict = replace(verdict, words=_joined(verdict.words, remarks))
         if reason := evidence.undeclared(self.measure if self.margin is None else None):
-            return replace(verdict, word=CANNOT_TELL, words=f"{reason}; {verdict.words}", p=None)
+            return replace(verdict, word=CANNOT_TELL, words=_joined(reason, verdict.words), p=None)
         return verdict
 
     def _one(self, effect: Effect, margin: float | None) -> Verdict:
@@ -175,23 +181,24 @@ class Question:
             return Verdict(word=CANNOT_TELL, words="no seed was run in all conditions")
         if bad := [seed for seed, value in effect.by_seed.items() if not math.isfinite(value)]:
             return Verdict(word=CANNOT_TELL, words=_joined(f"the effect of seed {bad[0]} is not finite", effect.words))
-        bound = {1: "at least ", 0: "", -1: "at most "}[effect.bound]
+        effect_is = f"The effect is {'at least ' * (effect.bound > 0)}{'at most ' * (effect.bound < 0)}"
+        effect_is += "a factor of " * self.ratio
         unit = f" {NATS}" if self.measure in ("S", "loss") and not self.ratio else ""
         n = len(numbers)
         if n < 2:
-            said = f"one seed; effect {bound}{signed(numbers[0], self.ratio)}{unit}"
+            said = f"One seed, so there is no interval. {effect_is}{_number(numbers[0], self.ratio)}{unit}"
             return Verdict(word=CANNOT_TELL, words=_joined(said, effect.words), effect=numbers[0], n_seeds=1)
         ends = interval(numbers)
         low, high = (-math.inf if effect.bound < 0 else ends.low), (math.inf if effect.bound > 0 else ends.high)
-        shown = [signed(end, self.ratio) if math.isfinite(end) else "open" for end in (low, high)]
-        said = f"{bound}{signed(ends.mean, self.ratio)} [{', '.join(shown)}]{unit}, {n} seeds"
-        if margin is not None and margin > 0:
-            said += f", margin {signed(margin, self.ratio).lstrip('+')}"
+        shown = f"from {_number(low, self.ratio)}" if math.isfinite(low) else "up"
+        shown += f" to {_number(high, self.ratio)}" if math.isfinite(high) else " upwards"
+        said = f"{effect_is}{_number(ends.mean, self.ratio)}{unit} (95 % interval {shown}; {n} seeds"
+        said += f"; margin {_number(margin, self.ratio).lstrip('+')})" if margin is not None and margin > 0 else ")"
         word, p = _judged(self.kind, numbers, effect.bound, low, high, margin or 0.0)
         if self.kind == EQUALITY and word == AGREES and effect.apart is not None:
             apart = interval(list(effect.apart.values()))
-            said += f"; whatever their signs {signed(apart.mean, self.ratio)} [{signed(apart.low, self.ratio)}, "
-            said += f"{signed(apart.high, self.ratio)}]"
+            ends_apart = f"from {_number(apart.low, self.ratio)} to {_number(apart.high, self.ratio)}"
+            said += f"; whatever the signs at the places, it is {_number(apart.mean, self.ratio)} ({ends_apart})"
             p = max(p, min(1.0, 2 * p_below(list(effect.apart.values()), margin or 0.0)))
             word = AGREES if apart.high < (margin or 0.0) else CANNOT_TELL
         return Verdict(
@@ -221,7 +228,10 @@ class Question:
 
 
 def _joined(*parts: str) -> str:
-    return "; ".join(filter(None, parts))
+    """Parts as sentences, without the last full stop. Only the first letter of all becomes a capital: a part can begin
+    with the name of a data set."""
+    said = ". ".join(filter(None, parts))
+    return said[:1].upper() + said[1:]
 
 
 def _judged(
@@ -261,7 +271,7 @@ def corrected(verdicts: Sequence[Verdict]) -> list[Verdict]:
     found = []
     for one, p in zip(verdicts, adjusted, strict=True):
         if one.word != CANNOT_TELL and one.p is not None and p > ALPHA:
-            reason = f"{one.word} alone (p {one.p:.2g}), but not among {len(verdicts)} claims (Holm: p {p:.2g})"
-            one = replace(one, word=CANNOT_TELL, words=f"{reason}; {one.words}")
+            reason = f"it {one.word} alone (p {one.p:.2g}), but not among {len(verdicts)} claims (Holm: p {p:.2g})"
+            one = replace(one, word=CANNOT_TELL, words=_joined(reason, one.words))
         found.append(one)
     return found

@@ -15,7 +15,7 @@ from scaling_testbed.analysis.curves import lr_sensitivity
 from scaling_testbed.analysis.curves.grouping import Curve, curves, grouping_keys
 from scaling_testbed.analysis.curves.instability import LAST_MEAN, Quantity, measured, value_of
 from scaling_testbed.analysis.curves.lr_sensitivity import Sensitivity, best_by_seed, capped, diverged, final_loss
-from scaling_testbed.analysis.figures.drawing import compact
+from scaling_testbed.analysis.figures.panel import compact
 from scaling_testbed.analysis.rows.conditions import text
 from scaling_testbed.analysis.rows.study import LR, Row, Study, number
 from scaling_testbed.papers.declaration import of_study

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from scaling_testbed.analysis.curves.grouping import NO_CONDITION_IN
-from scaling_testbed.analysis.figures.drawing import compact
+from scaling_testbed.analysis.figures.panel import compact
 from scaling_testbed.analysis.laws import columns
 from scaling_testbed.analysis.laws.fitted import Fit
 from scaling_testbed.analysis.laws.fitting import LSQ, fit

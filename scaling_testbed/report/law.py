@@ -71,9 +71,14 @@ def laws_of(folder: Path) -> list[Path]:
     return [path for place in (folder, folder / "analysis") for path in sorted(place.glob("*.json")) if is_law(path)]
 
 
-def write_law_report(path: Path, out: Path) -> None:
-    """Write the page of the law in `path`. Raises UserError if a file cannot be read or written."""
-    page.write(out, *_content(path))
+def write_law_report(path: Path, out: Path, command: str = "") -> None:
+    """Write the page of the law in `path`. command: the one that makes the page, shown there.
+
+    Raises UserError if a file cannot be read or written.
+    """
+    title, intro, sections = _content(path)
+    made = page.made(command, [("Law", page.link(path.name, path, out), False)])
+    page.write(out, title, intro, [*sections, (page.SOURCES, made)])
 
 
 def write_law_page(record: Record, out: Path) -> None:

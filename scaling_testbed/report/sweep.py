@@ -11,9 +11,11 @@ from markupsafe import Markup
 
 from scaling_testbed import tables
 from scaling_testbed.analysis.curves import instability, lr_sensitivity
-from scaling_testbed.analysis.curves.lr_sensitivity import capped, final_loss, rates_note
+from scaling_testbed.analysis.curves.lr_sensitivity import capped_loss, rates_note
 from scaling_testbed.analysis.figures import panels
-from scaling_testbed.analysis.figures.drawing import Panel, save
+from scaling_testbed.analysis.figures.drawing import save
+from scaling_testbed.analysis.figures.panel import Panel, compact
+from scaling_testbed.analysis.figures.words import word
 from scaling_testbed.analysis.rows.conditions import text
 from scaling_testbed.analysis.rows.study import LR, SIZE, Row, Study, name_of, number
 from scaling_testbed.errors import UserError
@@ -35,10 +37,22 @@ NOT_DECLARED = (
 )
 
 
+HOW_COUNTED = (
+    "A run counts its time of training and evaluation, times its processes. On GPUs a process has one GPU; on a CPU it "
+    "has as many cores as it was given, with sweep run --workers N those of the machine divided by N."
+)
+
+
 def write_report(
-    study: Study, path: Path, figures: Sequence[Path] = (), lr_range: tuple[float, float] | None = None
+    study: Study,
+    path: Path,
+    figures: Sequence[Path] = (),
+    lr_range: tuple[float, float] | None = None,
+    width: str | None = None,
+    command: str = "",
 ) -> list[str]:
-    """Write the page, and its figures to the files `figures` (.png, .svg). lr_range: of S, None for the default.
+    """Write the page, and its figures to the files `figures` (.png, .svg, .pdf). lr_range: of S, None for the default.
+    width: of the figures in their files, see drawing.WIDTHS. command: the one that makes the page, shown there.
 
     Returns lines to print: each claim with its verdict, what was declared, and the paths of the files. Raises UserError
     if a file cannot be written.
@@ -56,12 +70,14 @@ def write_report(
         ("Extrapolation in N", _extrapolation(experiment, evidence)),
         ("The grid", _grid(study)),
         ("What was shortened", _shortened(study, paper)),
+        ("Cost", _cost(study)),
         ("Versions, devices, seeds", _provenance(study)),
-        ("All runs", _runs(study, evidence.group)),
+        (page.SOURCES, _sources(study, path, figures if drawn else (), command)),
+        ("All runs", _runs(study, evidence.group, path)),
     ]
     title = study.name + (f" at scale {study.scale}" if study.scale else "")
     page.write(path, title, _intro(study, paper, experiment), sections)
-    written = [path, *(save(drawn, figures) if figures and drawn else [])]
+    written = [path, *(save(drawn, figures, width) if figures and drawn else [])]
     declared = [f"judged by: {evidence.declaration}"] if verdicts and evidence.is_declared else []
     return [*verdict_lines(verdicts), *declared, f"wrote {', '.join(map(str, written))}"]
 
@@ -71,9 +87,10 @@ def verdict_lines(verdicts: Sequence[tuple[Claim, Verdict]]) -> list[str]:
     return [f"{verdict.word:13}  {claim}\n               {verdict.words}" for claim, verdict in verdicts]
 
 
-def write_laws(folder: Path, path: Path) -> None:
-    """Write a page of the laws in a folder without rows."""
-    page.write(path, folder.resolve().name, [], law_sections(folder))
+def write_laws(folder: Path, path: Path, command: str = "") -> None:
+    """Write a page of the laws in a folder without rows. command: the one that makes the page, shown there."""
+    made = page.made(command, [("Laws", page.link(folder.resolve().name, folder, path), False)])
+    page.write(path, folder.resolve().name, [], [*law_sections(folder), (page.SOURCES, made)])
 
 
 def law_sections(folder: Path) -> list[page.Section]:
@@ -137,7 +154,9 @@ def _sensitivity_panels(experiment: Experiment, evidence: Evidence) -> list[Pane
     if not any(LR in row for row in evidence.study.rows):
         return []
     if experiment.against is not None:
-        against = panels.against_key(evidence.curves, experiment.against, _capped_loss, panels.LOSS_LABEL)
+        against = panels.against_key(
+            evidence.curves, experiment.against, capped_loss, panels.LOSS_LABEL, title="Final loss"
+        )
         if against.lines:
             return [against]
     several = len({lr for curve in evidence.curves for lr in curve.lrs}) > 1
@@ -153,7 +172,8 @@ def _quantity_panels(experiment: Experiment, evidence: Evidence) -> list[Panel]:
         def measured(row: Row, quantity=quantity) -> float | None:
             return instability.value_of(row, quantity)
 
-        drawn.append(panels.against_lr(evidence.curves, measured, quantity.label, y_log=True))
+        label = panels.quantity_word(quantity)
+        drawn.append(panels.against_lr(evidence.curves, measured, label, y_log=True, title=f"At each rate: {label}"))
     return drawn
 
 
@@ -163,10 +183,6 @@ def _trace_panels(experiment: Experiment, evidence: Evidence) -> list[Panel]:
         log = name.split("/")[0] in ("attention_logit_max", "grad_rms", "update_rms", "q_rms", "k_rms")
         drawn += panels.trace_panels(evidence.study, evidence.curves, name, log)
     return drawn
-
-
-def _capped_loss(row: Row) -> float:
-    return float(capped(final_loss(row), number(row, "val_loss_initial")))
 
 
 def _sensitivity(evidence: Evidence) -> Markup:
@@ -216,15 +232,15 @@ def _grid(study: Study) -> Markup:
 
 def _shortened(study: Study, paper: Paper | None) -> Markup:
     """The differences from the settings of the paper."""
-    records = (
-        [{"setting": "scale", "paper": "paper", "here": study.scale}] if study.scale not in (None, "paper") else []
-    )
+    records = []
+    if study.scale not in (None, "paper"):
+        records.append({"setting": "scale", "key": None, "paper": "paper", "here": study.scale})
     for key, theirs in (paper.settings if paper else {}).items():
         own = list(
             dict.fromkeys(text(row.get("steps_planned" if key == "budget.steps" else key)) for row in study.rows)
         )
         if own and own not in (["null"], [text(theirs)]):
-            records.append({"setting": key, "paper": text(theirs), "here": ", ".join(own)})
+            records.append({"setting": word(key), "key": key, "paper": text(theirs), "here": ", ".join(own)})
     return page.table(records)
 
 
@@ -249,7 +265,50 @@ def _distinct(rows: Sequence[Row], ask: Callable, form: Callable = str) -> str:
     return ", ".join(form(value) if _order(value)[0] == 0 else text(value) for value in sorted(values, key=_order))
 
 
-def _runs(study: Study, group: Sequence[str]) -> Markup:
+def _cost(study: Study) -> Markup:
+    """What the runs took, for each size."""
+    timed = [row for row in study.rows if isinstance(row.get("wall_seconds"), (int, float))]
+    if not timed:
+        return Markup()
+    records = []
+    sizes = sorted({number(row, SIZE) for row in timed if row.get(SIZE) is not None})
+    for size in [*sizes, None]:
+        own = [row for row in timed if size is None or row.get(SIZE) == size]
+        hours = sum(row["wall_seconds"] * (row.get("world_size") or 1) for row in own) / 3600
+        tokens, flops = (sum(row.get(key) or 0 for row in own) for key in ("n_tokens", "flops"))
+        place = "all" if size is None else f"{size:,.0f}"
+        took = {"runs": len(own), "process-hours": f"{hours:.3g}"}
+        records.append({SIZE: place, **took, "n_tokens": compact(tokens) if tokens else None})
+        records[-1]["flops"] = compact(flops, flops=True) if flops else None
+    said = [HOW_COUNTED]
+    if less := len(study.rows) - len(timed):
+        said.append(f"{less} more runs recorded no time.")
+    return page.table(records if len(sizes) > 1 else records[-1:]) + page.paragraphs(said)
+
+
+def _sources(study: Study, path: Path, figures: Sequence[Path], command: str) -> Markup:
+    """How the page and its runs are made again, and the files that it shows."""
+    facts = [("Its runs", run, True)] if (run := _run_command(study)) else []
+    kept = study.path / "results.jsonl" if (study.path / "results.jsonl").is_file() else study.path
+    facts.append(("Rows", page.link(kept.name, kept, path), False))
+    facts += [("Figures", page.link(file.name, file, path), False) for file in figures]
+    more = ["Words that were typed after it, if any, stand in the overrides of each row."] if run else []
+    return page.made(command, facts) + page.paragraphs(more)
+
+
+def _run_command(study: Study) -> str:
+    """The command that runs a study's sweep, without what was typed after it; empty if sweep.json names no sweep."""
+    if study.sweep is None:
+        return ""
+    names = {row.get("name") for row in study.rows}
+    scale = f" scale={study.scale}" if study.scale else ""
+    named = names.pop() if len(names) == 1 else None
+    usual = (None, study.sweep, f"{study.sweep}_{study.scale}")
+    own = "" if named in usual else f" name={named}"
+    return f"python -m scaling_testbed.sweep run sweep={study.sweep}{scale}{own}"
+
+
+def _runs(study: Study, group: Sequence[str], path: Path) -> Markup:
     keys = [key for key in group if key != "scan"]
     shown = ("run_id", SIZE, *keys, LR, "seed", "status", "val_loss", "val_loss_initial", "diverged_at_step")
     everything = sorted(
@@ -257,6 +316,10 @@ def _runs(study: Study, group: Sequence[str]) -> Markup:
         key=lambda row: (_order(row.get(SIZE)), *(text(row.get(k)) for k in keys), _order(row.get(LR))),
     )
     records = [{key: row.get(key) for key in shown} for row in everything]
+    for record in records:
+        run_id = record["run_id"]
+        if isinstance(run_id, str) and (study.path / run_id / "result.json").is_file():
+            record["run_id"] = page.link(run_id, study.path / run_id, path)
     return page.render("folded", summary=f"{len(records)} runs", content=page.table(records))
 
 

@@ -65,8 +65,10 @@ def test_the_word_for_an_effect(numbers, kind, verdict):
 
 
 def test_an_effect_is_told_with_its_interval_seeds_and_margin():
-    assert word((0.10, 0.11, 0.12)).words == "+0.110 [+0.085, +0.135] nats, 3 seeds, margin 0.050"
-    assert word((0.10,)).words == "one seed; effect +0.100 nats"
+    assert word((0.10, 0.11, 0.12)).words == (
+        "The effect is +0.110 nats (95 % interval from +0.085 to +0.135; 3 seeds; margin 0.050)"
+    )
+    assert word((0.10,)).words == "One seed, so there is no interval. The effect is +0.100 nats"
 
 
 @pytest.mark.parametrize(
@@ -81,7 +83,7 @@ def test_an_effect_is_told_with_its_interval_seeds_and_margin():
 )
 def test_a_bound_supports_only_what_it_bounds(bound, numbers, verdict):
     found = word(numbers, bound=bound)
-    assert found.word == verdict and found.words.startswith("at least " if bound > 0 else "at most ")
+    assert found.word == verdict and ("is at least " if bound > 0 else "is at most ") in found.words
 
 
 def test_a_sum_of_values_has_common_seeds_and_the_bound_of_its_censored_ones():
@@ -141,7 +143,7 @@ def test_words_are_corrected_for_the_number_of_claims():
     verdicts += [Verdict(word=CANNOT_TELL, words="c")]
     found = corrected(verdicts)
     assert [one.word for one in found] == [AGREES, CANNOT_TELL, CANNOT_TELL]
-    assert found[1].words == "agrees alone (p 0.03), but not among 3 claims (Holm: p 0.06); b"
+    assert found[1].words == "It agrees alone (p 0.03), but not among 3 claims (Holm: p 0.06). b"
 
 
 # ------------------------------------------------------------------------------------------- calibration

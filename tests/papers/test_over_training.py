@@ -213,20 +213,20 @@ def of_seeds(n_seeds, noise=1e-4, **declared):
 def test_laws_of_several_seeds_are_fitted_apart_and_judged_over_the_seeds():
     claim = TESTBED.claims[0]
     got, words = told(claim, Evidence(of_seeds(3, margins={"loss": 0.02})))
-    assert got == AGREES and words.startswith("+0.00") and ", 3 seeds; redpajama N=1.4B M=320" in words
+    assert got == AGREES and words.startswith("The effect is +0.00") and "; 3 seeds). redpajama N=1.4B M=320" in words
     got, words = told(claim, Evidence(of_seeds(3, noise=0.02, margins={"loss": 0.02})))
-    assert got == CANNOT_TELL and ", 3 seeds" in words
+    assert got == CANNOT_TELL and "; 3 seeds" in words
 
 
 def test_a_law_of_one_seed_tells_its_effect_and_no_verdict():
     got, words = told(TESTBED.claims[0], Evidence(of_seeds(1, margins={"loss": 0.02})))
-    assert got == CANNOT_TELL and words.startswith("one seed; effect +0.00")
+    assert got == CANNOT_TELL and words.startswith("One seed, so there is no interval. The effect is +0.00")
 
 
 def test_a_seed_that_was_not_run_everywhere_is_no_second_seed():
     study = of_seeds(2, margins={"loss": 0.02})
     study.rows.pop()
-    assert told(TESTBED.claims[2], Evidence(study))[1].startswith("one seed; effect")
+    assert told(TESTBED.claims[2], Evidence(study))[1].startswith("One seed, so there is no interval. The effect is ")
 
 
 def test_numbers_of_several_seeds_that_hardly_differ_are_said_to_be_within_the_margin():
@@ -236,7 +236,11 @@ def test_numbers_of_several_seeds_that_hardly_differ_are_said_to_be_within_the_m
     rows = [{"seed": seed, "n_params": 1e6, "a": 1.0, "b": 1.05 + 0.001 * seed} for seed in range(3)]
     study = Study(name="planted", path=Path("."), rows=rows, declared={"margins": {"loss": 0.02}})
     verdict = less(numbers("a"), numbers("b"))(Evidence(study))
-    assert verdict.word == NO_DIFFERENCE and verdict.words.startswith("+0.050 [") and "margin 0.095" in verdict.words
+    assert (
+        verdict.word == NO_DIFFERENCE
+        and "The effect is +0.050 (95 %" in verdict.words
+        and "margin 0.095" in verdict.words
+    )
 
 
 def test_a_seed_that_is_no_number_is_named(tmp_path, capsys):

@@ -1,15 +1,20 @@
 """The page is whole, alone, and says what is missing."""
 
+import json
 import re
+import shlex
 import sys
+from datetime import UTC, datetime
 from html.parser import HTMLParser
+from urllib.parse import unquote
 
 import pytest
 
 from scaling_testbed import analyze
 from scaling_testbed.analysis.curves import lr_sensitivity
 from scaling_testbed.analysis.curves.grouping import curves
-from scaling_testbed.analysis.figures.drawing import Line, Panel, _draw, _look, compact, inline_svg, save
+from scaling_testbed.analysis.figures.drawing import SCREEN, _draw, _look, _style, inline_svgs
+from scaling_testbed.analysis.figures.panel import Line, Panel, compact
 from scaling_testbed.analysis.figures.panels import against_key, sensitivity_panels, trace_panels
 from scaling_testbed.analysis.rows.study import load
 from scaling_testbed.report.sweep import write_report
@@ -24,13 +29,17 @@ class Page(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.open, self.tags, self.ids, self.loads, self.text = [], [], [], [], ""
+        self.open, self.tags, self.ids, self.loads, self.links, self.text = [], [], [], [], [], ""
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
         self.ids += [value for key, value in attrs if key == "id"]
-        self.loads += [value for key, value in attrs if key in ("src", "href", "xlink:href") and value[0] != "#"]
+        found = [value for key, value in attrs if key in ("src", "href", "xlink:href") and value[0] != "#"]
+        if tag == "a":
+            self.links += found
+        else:
+            self.loads += found
         if tag not in VOID:
             self.open.append(tag)
 
@@ -61,7 +70,7 @@ def page(study, tmp_path):
 def test_the_page_stands_alone(page, tmp_path, name):
     found = page(name, *getattr(worlds, name)(True))
     assert found.open == [] and found.loads == [] and "script" not in found.tags
-    assert found.tags.count("svg") == found.tags.count("figure") >= 1
+    assert found.tags.count("svg") >= found.tags.count("figure") == found.tags.count("figcaption") >= 1
     assert len(found.ids) == len(set(found.ids))
     text = (tmp_path / "report.html").read_text()
     assert "width=device-width" in text and "@import" not in text
@@ -120,12 +129,12 @@ def test_without_scipy_one_line_says_what_to_install(study, tmp_path, capsys, mo
 def test_a_cross_is_drawn_for_a_diverged_run_and_names_keep_ids_apart():
     def svg(crosses, name="a"):
         line = Line(x=[1e-3, 1e-2], y=[3.0, 4.0], label="none", n_params=1e4, crosses=crosses)
-        return inline_svg(Panel(lines=[line], x_label="x", y_label="y"), name)
+        return inline_svgs(Panel(lines=[line], x_label="x", y_label="y"), name)[0]
 
     assert "diverged" in svg([False, True]) and "diverged" not in svg([False, False])
     assert svg([True, True]).count("<use ") == svg([False, True]).count("<use ") + 1
     plain = Panel(lines=[Line(x=[1.0, 2.0], y=[3.0, 4.0], label="told apart")], x_label="x", y_label="y")
-    assert inline_svg(plain, "c").count(">told apart<") == 1  # a second time it would be clipped, and both not seen
+    assert inline_svgs(plain, "c")[0].count(">told apart<") == 1  # a second time it would be clipped, and both not seen
     ids = [set(re.findall(r'id="([^"]+)"', svg([], name))) for name in "ab"]
     assert ids[0] and not ids[0] & ids[1]
 
@@ -178,7 +187,7 @@ def test_each_rate_has_a_style_of_its_own_whatever_the_size(study):
     found = study(grid(lambda *_: 3.0, conditions, lrs=(0.01, 0.3)), name="adam_eps")
     lines = against_key(curves(found, ["optimizer.eps"]), "optimizer.eps", lambda row: row["val_loss"], "loss").lines
     assert len(lines) == 6
-    assert {(line.label, line.style) for line in lines} == {("lr=0.01", 0), ("lr=0.3", 1)}
+    assert {(line.label, line.style) for line in lines} == {("learning rate 0.01", 0), ("learning rate 0.3", 1)}
 
 
 def test_traces_have_a_panel_for_each_rate_and_the_first_seed(study):
@@ -186,25 +195,23 @@ def test_traces_have_a_panel_for_each_rate_and_the_first_seed(study):
     traces = {row["run_id"]: [{"step": 1, "train_loss": row["optimizer.lr"] + row["seed"]}] for row in rows}
     found = study(rows, traces=traces)
     drawn = trace_panels(found, curves(found, ["model.qk_norm"]), "train_loss", False)
-    assert [panel.title for panel in drawn] == [f"lr={lr}, first seed" for lr in ("0.0003", "0.01", "0.3")]
+    assert [panel.title for panel in drawn] == [f"learning rate {lr}, first seed" for lr in ("0.0003", "0.01", "0.3")]
     assert [[line.y[0] for line in panel.lines] for panel in drawn] == [[lr] * 6 for lr in (3e-4, 1e-2, 0.3)]
 
 
 @pytest.mark.filterwarnings("error")
-def test_fifteen_conditions_can_be_told_apart_and_are_all_in_the_legend(study, tmp_path):
+def test_fifteen_conditions_can_be_told_apart_and_are_all_named(study):
     names = [f"mitigation number {i}" for i in range(15)]
     rows = grid(lambda c, *_: 3.0 + names.index(c["logging__group"]), [{"logging__group": name} for name in names])
     found = lr_sensitivity.analyse(study(rows, name="mitigations"), ["logging.group"])
     panels = sensitivity_panels(found)
     looks = {(look["marker"], str(look["linestyle"])) for look in map(_look, panels[0].lines)}
     assert len(looks) == 15
-    save(panels, [tmp_path / "figure.png", tmp_path / "figure.svg"])
-    assert all(f"group={name}<" in (tmp_path / "figure.svg").read_text() for name in names)
-    figure, _ = _draw(panels)
-    figure.draw_without_rendering()
-    for axes in figure.axes:
-        legend = axes.get_legend().get_window_extent()
-        assert legend.y0 >= 0 and axes.get_window_extent().height > 2 * figure.dpi  # of inches
+    with _style(SCREEN):
+        figure = _draw(panels[:1], SCREEN)
+        figure.draw_without_rendering()
+    assert {axes.get_title("left") for axes in figure.axes} == {f"group: {name}" for name in names}
+    assert all(axes.get_window_extent().height > 1.2 * figure.dpi for axes in figure.axes)  # of inches
 
 
 def test_a_page_of_claims_lets_no_markup_in(study, tmp_path):
@@ -236,3 +243,40 @@ def test_critical_rates_are_drawn_with_their_intervals_and_censored_ones_as_holl
     known, above = panel.lines[-1], panel.lines[0]
     assert above.hollow and set(above.y) == {0.3} and len(above.x) == 3
     assert len(known.x) == 3 and list(known.y) == sorted(known.y, reverse=True) and known.band is not None
+
+
+def test_a_page_says_its_command_its_cost_and_links_to_its_rows(study, tmp_path, capsys):
+    rows = [{**row, "wall_seconds": 1800.0, "world_size": 2, "name": "mine"} for row in worlds.qknorm_axis(True)[0][:4]]
+    place = study(rows, name="a folder", sweep="qknorm_axis", declared={}).path
+    for row in rows:
+        (place / row["run_id"]).mkdir()
+        (place / row["run_id"] / "result.json").write_text(json.dumps(row))
+    out = tmp_path / "pages" / "page.html"
+    typed = [
+        "report",
+        str(place),
+        "--where",
+        "seed=0",
+        "--out",
+        str(out),
+        "--out",
+        f"{tmp_path}/f.pdf",
+        "--width",
+        "single",
+    ]
+    assert analyze.main(typed) == 0
+    found = Page(out.read_text())
+    assert f"python -m scaling_testbed.analyze {shlex.join(typed)}" in found.text
+    assert "python -m scaling_testbed.sweep run sweep=qknorm_axis name=mine" in found.text
+    assert f"Made on{datetime.now(UTC).date()}" in found.text.replace("\n", "")
+    assert "process-hours" in found.text and "\nall44" in found.text  # four runs of half an hour in two processes
+    assert len(found.links) == 4 + 2 and all((out.parent / unquote(link)).exists() for link in found.links)
+    assert all("://" not in link and not link.startswith("/") for link in found.links)
+
+
+def test_a_width_that_has_no_effect_is_refused(study, tmp_path, capsys):
+    place = str(study(worlds.qknorm_axis(True)[0], name="qknorm_axis").path)
+    for verb, files in (("report", ["x.html"]), ("lr_sensitivity", ["x.csv"])):
+        typed = [word for file in files for word in ("--out", str(tmp_path / file))]
+        assert analyze.main([verb, place, "--width", "single", *typed]) == 2
+        assert "--width applies to figures" in capsys.readouterr().err

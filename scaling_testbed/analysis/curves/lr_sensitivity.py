@@ -144,6 +144,11 @@ def final_loss(row: Row) -> float:
     return math.nan if row.get("status") == "diverged" else number(row, "val_loss")
 
 
+def capped_loss(row: Row) -> float:
+    """The final loss as it counts in S: at most the loss at initialisation, which also stands for a diverged run."""
+    return float(capped(final_loss(row), number(row, "val_loss_initial")))
+
+
 def diverged(row: Row) -> bool:
     """Whether a run diverged by its status, or because its final loss is not below its initial loss."""
     loss = final_loss(row)

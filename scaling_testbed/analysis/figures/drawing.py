@@ -7,12 +7,27 @@ shows a diverged run.
 import io
 import math
 import re
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+import textwrap
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from scaling_testbed.errors import UserError
+from scaling_testbed.analysis.figures.panel import (
+    Line,
+    Panel,
+    Part,
+    compact,
+    merged,
+    parts,
+    sizes,
+    split_by,
+    thinned,
+    too_wide,
+    x_limits,
+    y_limits,
+)
+from scaling_testbed.errors import UserError, check_choice
 from scaling_testbed.files import write_bytes
 
 DASHES = ("-", "--", ":", "-.", (0, (5, 1)), (0, (1, 1)))
@@ -20,151 +35,221 @@ MARKERS = "os^DvPX*<>ph"
 # Okabe and Ito's colours without the pale ones, for lines without a size; colour-blind readers can distinguish them.
 PLAIN = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#000000")
 LONGEST_LABEL = 40
-PANEL_INCHES = (4.2, 4.2)
-LEGEND_INCHES, LEGEND_LINE_INCHES = 0.46, 0.16  # from the axes to the first line of the legend, and between its lines
-IN_A_ROW = 4  # panels
+WIDER = "interval wider than the axes"
 SETTINGS: dict[Any, Any] = {
-    "font.size": 9,
     "font.family": "sans-serif",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.linewidth": 0.8,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
     "legend.frameon": False,
-    "legend.fontsize": 7.5,
-    "lines.linewidth": 1.4,
-    "lines.markersize": 4.5,
     "svg.fonttype": "none",
     "svg.hashsalt": "scaling-testbed",  # the same rows give the same file
+    "pdf.fonttype": 42,  # fonts are embedded as TrueType; publishers refuse the default, Type 3
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Line:
-    """Points (x, y), joined by a line if `joined` is true.
+@dataclass(frozen=True)
+class Sheet:
+    """The size of a figure. cell, small: the widths of a panel and of a small multiple, in inches. columns: the most
+    panels in a row. font: in points. width: of the whole figure, in inches; None if it follows from its panels."""
 
-    n_params: the value on the colour scale. style: the index of the line style; the legend shows `label` beside it.
-    crosses: for each point, whether its run diverged. band: lower and upper y. x_bars: for each point, the smallest and
-    largest x.
+    cell: float
+    small: float
+    columns: int
+    font: float
+    width: float | None = None
+
+    @property
+    def settings(self) -> dict[Any, Any]:
+        small = self.font - 1
+        lines = {"lines.linewidth": self.font / 6.5, "lines.markersize": self.font / 2}
+        labels = {"xtick.labelsize": small, "ytick.labelsize": small, "legend.fontsize": small}
+        return {**SETTINGS, "font.size": self.font, "axes.titlesize": self.font, **labels, **lines}
+
+    @property
+    def letter(self) -> float:
+        """The mean width of a character in inches."""
+        return 0.52 * self.font / 72
+
+
+SCREEN = Sheet(cell=4.2, small=2.8, columns=4, font=9)
+WIDTHS = {  # one and two columns of a paper
+    "single": Sheet(cell=3.3, small=1.65, columns=1, font=7.5, width=3.3),
+    "double": Sheet(cell=3.45, small=1.7, columns=3, font=7.5, width=6.9),
+}
+
+
+def check_width(width: str | None) -> None:
+    """Raise ConfigError if a width is not one of WIDTHS."""
+    if width is not None:
+        check_choice("--width", width, WIDTHS)
+
+
+def save(panels: Sequence[Panel], files: Sequence[Path], width: str | None = None) -> list[Path]:
+    """Write the panels to each file: .png (200 dots per inch), .svg or .pdf. Returns the paths.
+
+    width: one of WIDTHS, None for four large panels in a row. Raises UserError if a file cannot be written; what was
+    there stays.
     """
-
-    x: Sequence[float]
-    y: Sequence[float]
-    label: str = ""
-    n_params: float | None = None
-    style: int = 0
-    color: int | None = None
-    crosses: Sequence[bool] = ()
-    band: tuple[Sequence[float], Sequence[float]] | None = None
-    x_bars: Sequence[tuple[float, float]] = ()
-    joined: bool = True
-    markers: bool = True
-    hollow: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Panel:
-    """One pair of axes.
-
-    levels: horizontal lines (y, label). y_range: the visible range, None for all. color_name: the name of the quantity
-    on the colour scale, e.g. "N" or "lr"; its values are the lines' n_params.
-    """
-
-    lines: Sequence[Line]
-    x_label: str
-    y_label: str
-    title: str = ""
-    x_log: bool = True
-    y_log: bool = False
-    levels: Sequence[tuple[float, str]] = field(default_factory=list)
-    y_range: tuple[float, float] | None = None
-    color_name: str = "N"
-
-
-def save(panels: Sequence[Panel], files: Sequence[Path]) -> list[Path]:
-    """Write the panels, four in a row, to each file: .png (200 dots per inch) or .svg. Returns the paths. Raises
-    UserError if one cannot be written; what was there stays."""
-    figure, context = _draw(panels)
-    with context:
+    sheet = SCREEN if width is None else WIDTHS[width]
+    no_date = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
+    with _style(sheet):
+        figure = _draw(panels, sheet)
         for path in files:
             kind, content = path.suffix.removeprefix("."), io.BytesIO()
-            figure.savefig(content, format=kind, dpi=200, metadata={"Date": None} if kind == "svg" else None)
+            figure.savefig(content, format=kind, dpi=200, metadata=no_date.get(kind))
             write_bytes(path, content.getvalue())
     return list(files)
 
 
-def inline_svg(panel: Panel, name: str) -> str:
-    """One panel as an <svg> element for a page. name: a prefix that makes its ids unique on the page."""
-    figure, context = _draw([panel])
+def inline_svgs(panel: Panel, name: str) -> list[str]:
+    """A panel as <svg> elements for a page: one, or one for each of its small multiples and one of their legend.
+
+    name: a prefix that makes their ids unique on the page.
+    """
+    with _style(SCREEN):
+        if not split_by(panel):
+            return [_svg(_draw([panel], SCREEN), name)]
+        drawn = []
+        for part in parts(panel):
+            drawn.append(_figure(SCREEN.small, 0.85 * SCREEN.small, fitted=False))
+            axes = drawn[-1].add_axes((0.22, 0.2, 0.75, 0.68))  # the same for all, so that their axes are aligned
+            _draw_part(panel, part, axes, SCREEN.small, SCREEN)
+        drawn.append(_figure(SCREEN.cell, _legend_height(panel, SCREEN.cell, SCREEN)))
+        _legend(panel, drawn[-1], SCREEN.cell, SCREEN, "upper left")
+        return [_svg(figure, f"{name}-{index}") for index, figure in enumerate(drawn)]
+
+
+def _svg(figure, name: str) -> str:
     buffer = io.StringIO()
-    with context:
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
     svg = buffer.getvalue()
     svg = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{name}-", svg[svg.index("<svg") :])
     return re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
 
 
-def compact(value: float, flops: bool = False) -> str:
-    """A short text of a number: 98.6k or 2.4M for parameters, 1e11 for FLOPs, 3e-4 for a learning rate."""
-    if value >= 1e12 or 0 < value < 1 or flops:
-        digits, _, power = f"{value:.2e}".partition("e")
-        return f"{float(digits):g}e{int(power)}"
-    for unit, name in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if value >= 0.9995 * unit:  # rounds to 1.00 unit with three digits
-            return f"{value / unit:.3g}{name}"
-    return f"{value:g}"
-
-
-def _draw(panels: Sequence[Panel]):
-    """A figure of the panels, and the context of settings in which it must be saved."""
+def _style(sheet: Sheet):
+    """The context of settings in which a figure must be drawn and saved."""
     try:
         from matplotlib import rc_context
-        from matplotlib.figure import Figure
     except ImportError:
         raise UserError("figures need matplotlib: pip install -e '.[analysis]'") from None
-    with rc_context(SETTINGS):
-        rows = -(-len(panels) // IN_A_ROW)
-        columns = -(-len(panels) // rows)
-        height = PANEL_INCHES[1] + LEGEND_LINE_INCHES * max(0, *(_legend_lines(panel) - 3 for panel in panels))
-        figure = Figure(figsize=(PANEL_INCHES[0] * columns, height * rows), layout="constrained")
-        grid = figure.subplots(rows, columns, squeeze=False).flatten()
-        for panel, axes in zip(panels, grid, strict=False):
-            _draw_panel(panel, axes)
-        for axes in grid[len(panels) :]:
+    return rc_context(sheet.settings)
+
+
+def _figure(width: float, height: float, fitted: bool = True):
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained" if fitted else None)
+
+
+def _draw(panels: Sequence[Panel], sheet: Sheet):
+    """A figure of the panels. The small multiples of a panel have rows of their own."""
+    alone = sum(not split_by(panel) for panel in panels)
+    columns = -(-alone // -(-alone // sheet.columns)) if alone else 1
+    if alone < len(panels) or sheet.width:
+        columns = max(columns, min(2, sheet.columns))
+    cell = sheet.width / columns if sheet.width else sheet.cell
+    rows: list[list[Panel]] = []
+    for panel in panels:
+        fits = rows and len(rows[-1]) < columns and not split_by(panel) and not split_by(rows[-1][0])
+        rows = [*rows[:-1], [*rows[-1], panel]] if fits else [*rows, [panel]]
+    widths = [cell * (columns if split_by(row[0]) else 1) for row in rows]
+    heights = [max(_height(panel, width, sheet) for panel in row) for row, width in zip(rows, widths, strict=True)]
+    figure = _figure(columns * cell, sum(heights))
+    places = figure.subfigures(len(rows), 1, height_ratios=heights, squeeze=False)[:, 0]
+    for row, place, width in zip(rows, places, widths, strict=True):
+        cells = place.subfigures(1, 1 if split_by(row[0]) else columns, squeeze=False)[0]
+        for panel, own in zip(row, cells, strict=False):
+            _draw_panel(panel, own, width, sheet)
+    return figure
+
+
+def _height(panel: Panel, width: float, sheet: Sheet) -> float:
+    if split_by(panel):
+        columns = _small_columns(width, sheet)
+        axes = -(-len(parts(panel)) // columns) * 0.85 * width / columns + 0.1
+    else:
+        axes = 0.85 * width
+    return axes + _legend_height(panel, width, sheet)
+
+
+def _small_columns(width: float, sheet: Sheet) -> int:
+    return max(1, round(width / sheet.small))
+
+
+def _draw_panel(panel: Panel, figure, width: float, sheet: Sheet) -> None:
+    """Draw a panel, or its small multiples, with one legend."""
+    found = parts(panel)
+    columns = min(_small_columns(width, sheet), len(found)) if split_by(panel) else 1
+    grid = figure.subplots(-(-len(found) // columns), columns, squeeze=False)
+    for index, axes in enumerate(grid.flatten()):
+        if index >= len(found):
             axes.remove()
-    return figure, rc_context(SETTINGS)
+            continue
+        _draw_part(panel, found[index], axes, width / columns, sheet)
+        if split_by(panel):  # the labels stand once; one below all of them would lie on the legend
+            axes.set_ylabel("")
+            axes.set_xlabel(axes.get_xlabel() if index == columns * (len(grid) - 1) else "", loc="left")
+    if split_by(panel):
+        figure.supylabel(_plain(panel.y_label), fontsize=sheet.font)
+    _legend(panel, figure, width, sheet, "outside lower left")
 
 
-def _draw_panel(panel: Panel, axes) -> None:
-    sizes = _sizes(panel)
-    scale = _color_scale([line.n_params for line in panel.lines if line.n_params is not None])
-    for line in panel.lines:
-        sized = sizes and line.n_params is not None
-        _draw_line(line, axes, scale(line.n_params) if sized else PLAIN[_color(line) % len(PLAIN)])
+def _draw_part(panel: Panel, part: Part, axes, width: float, sheet: Sheet) -> None:
+    color, limits = _colors(panel), y_limits(panel)
+    for line in part.behind:
+        axes.plot(line.x, line.y, color="0.88", linewidth=0.8, zorder=0)
+    for line in part.lines:
+        _draw_line(line, axes, color(line), limits)
     for value, name in panel.levels:
         axes.axhline(value, color="0.35", linewidth=0.9, linestyle=(0, (2, 2)))
         axes.annotate(
-            _plain(name), (0.01, value), xycoords=("axes fraction", "data"), va="bottom", fontsize=7, color="0.25"
+            _plain(name),
+            (0.01, value),
+            xycoords=("axes fraction", "data"),
+            va="bottom",
+            fontsize=sheet.font - 2,
+            color="0.25",
+        )
+    if any(any(too_wide(line, limits)) for line in part.lines):
+        axes.annotate(
+            WIDER, (0.99, 0.99), xycoords="axes fraction", ha="right", va="top", fontsize=sheet.font - 2, color="0.25"
         )
     axes.set_xscale("log" if panel.x_log else "linear")
     axes.set_yscale("log" if panel.y_log else "linear")
-    if panel.y_range:
-        axes.set_ylim(*panel.y_range)
+    axes.set_xlim(*x_limits(panel))
+    axes.set_ylim(*limits)
     axes.set(xlabel=_plain(panel.x_label), ylabel=_plain(panel.y_label))
-    axes.set_title(_plain(panel.title), fontsize=9, loc="left")
-    _ticks(panel, axes)
+    axes.set_title(textwrap.fill(_plain(part.title), int((width - 0.5) / sheet.letter)), loc="left")
+    _ticks(panel, axes, most=int((width - 0.5) / (5.5 * sheet.letter)))
     axes.grid(True, which="major", linewidth=0.4, color="0.9")
     axes.set_axisbelow(True)
-    _legends(panel, axes, scale)
 
 
-def _draw_line(line: Line, axes, color) -> None:
+def _colors(panel: Panel) -> Callable[[Line], Any]:
+    """The colour of a line: that of its size, or that of its style where small multiples or one size need no scale."""
+    scaled = sizes(panel) and split_by(panel) != "size"
+    scale = _color_scale([line.n_params for line in panel.lines if line.n_params is not None])
+
+    def color(line: Line):
+        plain = 0 if split_by(panel) == "label" else _color(line)
+        return scale(line.n_params) if scaled and line.n_params is not None else PLAIN[plain % len(PLAIN)]
+
+    return color
+
+
+def _draw_line(line: Line, axes, color, limits: tuple[float, float]) -> None:
     axes.plot(line.x, line.y, color=color, **_look(line))
     if line.band is not None:
-        axes.fill_between(line.x, *line.band, color=color, alpha=0.15, linewidth=0)
-    for y, (low, high) in zip(line.y, line.x_bars, strict=False):
-        axes.plot([low, high], [y, y], color=color, linewidth=0.9, alpha=0.6)
+        hidden = too_wide(line, limits)
+        low, high = (
+            [math.nan if wide else min(max(end, limits[0]), limits[1]) for end, wide in zip(ends, hidden, strict=True)]
+            for ends in line.band
+        )
+        axes.fill_between(line.x, low, high, color=color, alpha=0.15, linewidth=0)
+    for y, (low_x, high_x) in zip(line.y, line.x_bars, strict=False):
+        axes.plot([low_x, high_x], [y, y], color=color, linewidth=0.9, alpha=0.6)
     bad = [(x, y) for x, y, cross in zip(line.x, line.y, line.crosses, strict=False) if cross]
     if bad:
         axes.plot(*zip(*bad, strict=True), linestyle="none", marker="x", markersize=8, color=color, markeredgewidth=1.6)
@@ -194,17 +279,25 @@ def _color_scale(values: Sequence[float]):
     """A function from the number of parameters to a colour: viridis over the logarithm, without its pale end."""
     from matplotlib import colormaps
 
-    low, high = (math.log(end) if end else 0.0 for end in (min(values, default=1), max(values, default=1)))
-    return lambda n: colormaps["viridis"](0.88 * (math.log(n) - low) / (high - low) if high > low else 0.4)
+    logs = [math.log(value) if value else 0.0 for value in values]
+    low, high = min(logs, default=0.0), max(logs, default=0.0)
+    return lambda n: colormaps["viridis"](
+        0.88 * ((math.log(n) if n else 0.0) - low) / (high - low) if high > low else 0.4
+    )
 
 
-def _ticks(panel: Panel, axes) -> None:
-    """Set the ticks: the measured x values if there are few, otherwise decades, with subdivisions on a short axis."""
+def _ticks(panel: Panel, axes, most: int) -> None:
+    """Set the ticks: the measured x values if there are few, otherwise decades, with subdivisions on a short axis.
+
+    most: the number of labels for which there is room.
+    """
     from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
 
     measured = [line for line in panel.lines if line.markers]
-    values = _merged(sorted({x for line in measured for x in line.x}))
+    values = merged(sorted({x for line in measured for x in line.x}))
     if panel.x_log and 0 < len(values) <= 8:
+        low, high = axes.get_xlim()
+        values = merged(values, (high / low) ** (1 / most))  # those whose labels would not overlap
         axes.xaxis.set_major_locator(FixedLocator(values))
         axes.xaxis.set_minor_locator(FixedLocator([]))
     if panel.x_log:
@@ -220,66 +313,49 @@ def _ticks(panel: Panel, axes) -> None:
             axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _legends(panel: Panel, axes, scale) -> None:
-    """Draw the legends below the axes: conditions by line style, the meaning of a cross, then sizes by colour."""
-    from matplotlib.lines import Line2D
-    from matplotlib.transforms import ScaledTranslation
-
-    def below(inches):  # in inches, because the height of the axes depends on the legend
-        return axes.transAxes + ScaledTranslation(0, -inches, axes.figure.dpi_scale_trans)
-
-    sizes = _sizes(panel)
-    named = {line.label: line for line in panel.lines if line.label}
-    handles = []
-    for name, line in named.items():
-        color = "0.3" if sizes else PLAIN[_color(line) % len(PLAIN)]
-        handles.append(Line2D([], [], color=color, label=_plain(name), **_look(line)))
+def _handles(panel: Panel) -> list[tuple[str, dict[str, Any]]]:
+    """The entries of a legend, with their looks: conditions by line style, the meaning of a cross, sizes by colour."""
+    by, color = split_by(panel), _colors(panel)
+    named: dict[str, Line] = {}
+    for line in panel.lines:
+        if line.label:
+            named.setdefault(line.label, line)
+    found = []
+    for name, line in named.items() if by != "label" else ():
+        shown = "0.3" if sizes(panel) and by != "size" else PLAIN[_color(line) % len(PLAIN)]
+        found.append((_plain(name), {"color": shown, **_look(line)}))
     if any(any(line.crosses) for line in panel.lines):
-        handles.append(Line2D([], [], color="0.3", marker="x", linestyle="none", label="diverged"))
-    shown = [Line2D([], [], color=scale(n), label=f"{panel.color_name}={compact(n, panel.color_name == 'C')}")
-             for n in thinned(sizes)]  # fmt: skip
-    columns = _columns(named)
-    place = {"loc": "upper left", "borderaxespad": 0.0, "handlelength": 2.6, "columnspacing": 1.2}
-    place, inches = {**place, "bbox_to_anchor": (0.0, 0.0)}, LEGEND_INCHES
-    if handles:
-        first = axes.legend(handles=handles, bbox_transform=below(inches), ncols=columns, **place)
-        if shown:
-            axes.add_artist(first)  # otherwise the second legend would replace it
-        inches += LEGEND_LINE_INCHES * (_legend_lines(panel) - -(-len(shown) // 4)) + 0.03
-    if shown:
-        axes.legend(handles=shown, bbox_transform=below(inches), ncols=4, **{**place, "handlelength": 1.2})
+        found.append(("diverged", {"color": "0.3", "marker": "x", "linestyle": "none"}))
+    if by != "size":
+        one = panel.lines[0] if panel.lines else None
+        for index, n in enumerate(thinned(sizes(panel))):
+            said = compact(n, panel.color_name == "C")
+            assert one is not None, "a panel without lines has no sizes"
+            said = said if index else f"{panel.color_name} = {said}"
+            found.append((said, {"color": color(replace(one, n_params=n))}))
+    if by == "label":
+        found.append(("the others", {"color": "0.88"}))
+    return found
 
 
-def _columns(names: Collection[str]) -> int:
-    """The number of columns of a legend below one panel."""
-    return 1 if max(map(len, names), default=0) > 24 else 2
+def _legend(panel: Panel, figure, width: float, sheet: Sheet, place: str) -> None:
+    from matplotlib.lines import Line2D
+
+    if entries := _handles(panel):
+        handles = [Line2D([], [], label=label, **look) for label, look in entries]
+        columns = _columns([label for label, _ in entries], width, sheet)
+        figure.legend(handles=handles, loc=place, ncols=columns, handlelength=2.6, columnspacing=1.2)
 
 
-def _legend_lines(panel: Panel) -> int:
-    """The number of lines of text below the axes."""
-    names = list(dict.fromkeys(line.label for line in panel.lines if line.label))
-    names += ["diverged"] if any(any(line.crosses) for line in panel.lines) else []
-    lines = sum(_plain(name).count("\n") + 1 for name in names)
-    return -(-lines // _columns(names)) + -(-len(thinned(_sizes(panel))) // 4)
+def _columns(labels: Collection[str], width: float, sheet: Sheet) -> int:
+    """The number of columns of a legend."""
+    longest = max((len(part) for label in labels for part in label.split("\n")), default=0)
+    handle = 4.6 * (sheet.font - 1) / 72
+    return max(1, min(4, len(labels), int((width - 0.1) / (longest * sheet.letter + handle))))
 
 
-def _sizes(panel: Panel) -> list[float]:
-    """The sizes on the colour scale; empty if all styles have one size, because colours then show the styles."""
-    sizes = _merged(sorted({line.n_params for line in panel.lines if line.n_params is not None}))
-    return sizes if len(sizes) > 1 or len({line.style for line in panel.lines}) == 1 else []
-
-
-def _merged(values: Sequence[float]) -> list[float]:
-    """The sorted values without those within five percent of the previous one, e.g. a size with and without gains."""
-    kept: list[float] = []
-    for value in values:
-        if not kept or value > 1.05 * kept[-1]:
-            kept.append(value)
-    return kept
-
-
-def thinned(sizes: Sequence[float], most: int = 8) -> list[float]:
-    """At most `most` of the sizes, including both ends."""
-    if len(sizes) <= most:
-        return list(sizes)
-    return [sizes[round(i * (len(sizes) - 1) / (most - 1))] for i in range(most)]
+def _legend_height(panel: Panel, width: float, sheet: Sheet) -> float:
+    """The height of a legend in inches."""
+    labels = [label for label, _ in _handles(panel)]
+    lines = -(-sum(label.count("\n") + 1 for label in labels) // _columns(labels, width, sheet))
+    return 0.1 + 1.55 * (sheet.font - 1) / 72 * lines

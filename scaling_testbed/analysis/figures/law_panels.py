@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from scaling_testbed.analysis.figures.drawing import Line, Panel, compact
+from scaling_testbed.analysis.figures.panel import Line, Panel, compact
+from scaling_testbed.analysis.figures.words import word
 from scaling_testbed.analysis.laws.fitted import Fit
 from scaling_testbed.analysis.laws.forms import LAWS
 
@@ -40,7 +41,10 @@ def _predicted_against_actual(output: str, fitted: Records, held_out: Records) -
             name += ", with 95 % intervals" * known
             lines.append(Line(x=x, y=y, label=name, style=index, joined=False, hollow=bool(index), x_bars=bars))
     x_label, y_label = f"predicted {output}", f"actual {output}"
-    return Panel(lines=lines, x_log=False, x_label=x_label, y_label=y_label, title="Predicted and actual")
+    caption = "Each point is a run; on the line both values are equal. A hollow point was held out of the fit."
+    return Panel(
+        lines=lines, x_log=False, x_label=x_label, y_label=y_label, title="Predicted and actual", caption=caption
+    )
 
 
 def _loss_against_compute(fit: Fit, fitted: Records, held_out: Records) -> Panel:
@@ -64,7 +68,9 @@ def _loss_against_compute(fit: Fit, fitted: Records, held_out: Records) -> Panel
         x_label="C = 6ND, FLOPs",
         y_label=LAWS[fit.law].output,
         color_name="D/N",
-        title="Curves: the law at each number of tokens per parameter",
+        title="Against compute",
+        caption="Points: runs; a hollow one was held out of the fit. Curves: the law at each number of tokens per "
+        "parameter, D/N.",
     )
 
 
@@ -84,9 +90,16 @@ def _output_against_input(fit: Fit, key: str, fitted: Records, held_out: Records
         if records:
             own, y = [record[key] for record in records], [record["actual"] for record in records]
             lines.append(Line(x=own, y=y, label=name, style=index, joined=False, hollow=index == 2))
-    title = "The law with its 95 % prediction interval" if band else "The law"
-    y_log = log and min(middle) > 0
-    return Panel(lines=lines, x_label=key, y_label=LAWS[fit.law].output, x_log=log, y_log=y_log, title=title)
+    shaded = " Shaded: its 95 % prediction interval." if band else ""
+    return Panel(
+        lines=lines,
+        x_label=word(key),
+        y_label=LAWS[fit.law].output,
+        x_log=log,
+        y_log=log and min(middle) > 0,
+        title="The law",
+        caption=f"Line: the law. Points: runs; a hollow one was held out of the fit.{shaded}",
+    )
 
 
 def downstream_panels(error: Fit, fitted: Records, held_out: Records) -> list[Panel]:
@@ -112,7 +125,14 @@ def frontier_panels(runs: Records, optima: Records, fit: Fit, method: str) -> li
     points = Line(x=budgets, y=[one["n_params"] for one in optima], label="best size", style=1, joined=False)
     return [
         measured,
-        Panel(lines=[law, points], x_label="C, FLOPs", y_label="best N", y_log=True, title="The best size"),
+        Panel(
+            lines=[law, points],
+            x_label="C, FLOPs",
+            y_label="best N",
+            y_log=True,
+            title="The best size",
+            caption="The size of the lowest loss at each compute, and the power law that is fitted to it.",
+        ),
     ]
 
 
@@ -126,8 +146,15 @@ def _loss_at_budgets(runs: Records, optima: Records) -> Panel:
         lines += [_parabola(one, x) for one in optima if one["flops"] == budget and one["curvature"]]
     x, y = [one["n_params"] for one in optima], [one["loss"] for one in optima]
     lines.append(Line(x=x, y=y, label="best size", style=1, color=5, joined=False))
-    title = "Loss at each budget, and its parabola in ln N"
-    return Panel(lines=lines, x_label="N, parameters", y_label="loss", color_name="C", title=title)
+    caption = "Points: runs, in the colour of their budget. Curves: a parabola in ln N for each budget, and its vertex."
+    return Panel(
+        lines=lines,
+        x_label="N, parameters",
+        y_label="loss",
+        color_name="C",
+        title="Loss at each budget",
+        caption=caption,
+    )
 
 
 def _parabola(optimum: Mapping[str, Any], sizes: Sequence[float]) -> Line:
@@ -147,8 +174,14 @@ def _loss_of_sizes(runs: Records, optima: Records) -> Panel:
         lines.append(Line(x=flops, y=losses, n_params=n_params))
     x, y = [one["flops"] for one in optima], [one["loss"] for one in optima]
     lines.append(Line(x=x, y=y, label="best size", style=1, color=5, markers=False))
-    title = "Loss of each size, and their envelope"
-    return Panel(lines=lines, x_label="C, FLOPs", y_label="loss", color_name="N", title=title)
+    return Panel(
+        lines=lines,
+        x_label="C, FLOPs",
+        y_label="loss",
+        color_name="N",
+        title="Loss of each size",
+        caption="One line for each size, and the envelope of all sizes.",
+    )
 
 
 def _spelled(fit: Fit) -> str:
@@ -169,4 +202,7 @@ def ladder_panels(records: Records, fit: Fit) -> list[Panel]:
             label = f"{name}: {', '.join(compact(r['n_params']) for r in own)}" if name == "picked" else name
             x, y, hollow = [r["flops"] for r in own], [r["loss"] for r in own], name == "left out of the fit"
             lines.append(Line(x=x, y=y, label=label, style=index, joined=False, hollow=hollow))
-    return [Panel(lines=lines, x_label="C, FLOPs", y_label="loss", title="The frontier of the grid search")]
+    caption = "Configurations that no cheaper one beats, and their law. A hollow point was left out of its fit."
+    return [
+        Panel(lines=lines, x_label="C, FLOPs", y_label="loss", title="The frontier of the grid search", caption=caption)
+    ]

@@ -315,7 +315,7 @@ def test_the_command_writes_table_json_and_figure(study, tmp_path, capsys):
     assert len(records) == 6 and records[-1]["S"] == pytest.approx(np.mean(LRS) - LRS[0])
     assert (out / "lr_sensitivity.csv").read_text().count("\n") == 7
     assert (out / "lr_sensitivity.png").read_bytes()[:4] == b"\x89PNG"
-    assert "LR sensitivity S" in (out / "lr_sensitivity.svg").read_text()
+    assert "sensitivity S (nats/token)" in (out / "lr_sensitivity.svg").read_text()
     again = tmp_path / "again"
     assert analyze.main(["lr_sensitivity", str(tmp_path / "qknorm_lr_cpu"), "--out", str(again)]) == 0
     assert (again / "lr_sensitivity.svg").read_text() == (out / "lr_sensitivity.svg").read_text()

@@ -1,0 +1,83 @@
+"""Keys and recorded quantities in words, for axes, legends and pages.
+
+A key without an entry here, such as one of a plug-in, is read as its last part: `model.mlp` is "mlp".
+"""
+
+from collections.abc import Mapping
+
+WORDS = {
+    "optimizer.lr": "learning rate",
+    "lr": "learning rate",
+    "n_params": "N",
+    "n_params_non_embedding": "N, non-embedding parameters",
+    "run_id": "run",
+    "n_lrs": "rates",
+    "n_seeds": "seeds",
+    "lr_low": "lowest rate in S",
+    "lr_high": "highest rate in S",
+    "S_low": "S, low end",
+    "S_high": "S, high end",
+    "range_rule": "range of rates",
+    "best_lr": "best rate",
+    "first_diverging_lr": "lowest diverging rate",
+    "critical_lr": "critical rate",
+    "critical_low": "critical rate, low end",
+    "critical_high": "critical rate, high end",
+    "critical_above": "critical rate is above",
+    "withheld": "why S is withheld",
+    "rate_means": "meaning of the rate",
+    "val_loss": "final validation loss",
+    "val_loss_initial": "loss at initialisation",
+    "diverged_at_step": "diverged at step",
+    "ci95_low": "95 % low end",
+    "ci95_high": "95 % high end",
+    "n_tokens": "D, tokens",
+    "flops": "FLOPs",
+    "model.d_model": "width",
+    "model.n_layers": "depth, layers",
+    "model.qk_norm": "qk-norm",
+    "model.qk_norm_axis": "axis of the qk-norm",
+    "model.kappa": "kappa",
+    "model.residual": "residual layout",
+    "model.mlp": "MLP",
+    "optimizer.eps": "epsilon of the optimizer",
+    "optimizer.scale_lr_by_param_rms": "rate scaled by the weights' RMS",
+    "optimizer.beta1": "beta 1",
+    "optimizer.beta2": "beta 2",
+    "optimizer.decay": "kind of weight decay",
+    "schedule.warmup": "warm-up",
+    "schedule.min_lr": "final learning rate",
+    "loss.z_loss": "z-loss",
+    "batch.sequences": "sequences in a batch",
+    "batch.sequence_length": "sequence length",
+    "parametrization.name": "parametrization",
+    "scan": "scan over",
+    "train_loss": "training loss (nats/token)",
+    "attention_logit_max": "largest attention logit",
+    "attention_logit_rms": "RMS of the attention logits",
+    "output_logit_mean": "mean output logit",
+    "output_logit_max": "largest output logit",
+    "log_z_mean": "mean log Z",
+    "q_rms": "RMS of the queries",
+    "k_rms": "RMS of the keys",
+    "qk_cosine": "cosine of query and key",
+    "grad_rms": "gradient RMS",
+    "update_rms": "update RMS",
+    "param_rms": "parameter RMS",
+}
+
+
+def word(key: str) -> str:
+    """A key, a column of a table, or a recorded quantity such as `attention_logit_max/0`, in words."""
+    name, _, place = key.partition("/")
+    if place and name in WORDS:
+        return f"{WORDS[name]}, {f'block {place}' if place.isdecimal() else place}"
+    if key in WORDS:
+        return WORDS[key]
+    own = key.removesuffix(".name").rpartition(".")[2]  # optimizer.name is "optimizer"
+    return own.replace("_", " ")
+
+
+def condition(values: Mapping[str, str]) -> str:
+    """The text of a condition for a legend: "qk-norm: none"; empty if nothing distinguishes conditions."""
+    return ", ".join(f"{word(key)}: {'not set' if value == 'null' else value}" for key, value in values.items())

@@ -1,0 +1,85 @@
+"""What a figure says: its lines and small multiples, its bands, its captions and what it leaves out."""
+
+import dataclasses
+import re
+
+import pytest
+
+from scaling_testbed.analysis.curves import lr_sensitivity
+from scaling_testbed.analysis.figures import drawing
+from scaling_testbed.analysis.figures.panel import Line, Panel, notes, parts, split_by, too_wide, y_limits
+from scaling_testbed.analysis.figures.panels import sensitivity_panels
+from scaling_testbed.analysis.figures.words import condition, word
+from scaling_testbed.errors import ConfigError
+from tests.analysis.conftest import grid
+
+
+def panel(labels, sizes, **more):
+    lines = [
+        Line(x=[1e-3, 1e-2], y=[3.0, 4.0], label=label, n_params=size, style=style)
+        for style, label in enumerate(labels)
+        for size in sizes
+    ]
+    return Panel(lines=lines, x_label="x", y_label="y", split=True, **more)
+
+
+def test_more_than_six_lines_become_one_small_panel_for_each_size_or_each_of_many_conditions():
+    assert split_by(panel("ab", (1e4, 1e5, 1e6))) == ""
+    by_size = panel("abc", (1e4, 1.02e4, 1e5, 1e6))  # two of the sizes differ by the gains of a norm only
+    assert [part.title for part in parts(by_size)] == ["N = 10k", "N = 100k", "N = 1M"]
+    assert [len(part.lines) for part in parts(by_size)] == [6, 3, 3]
+    by_label = panel("abcdefgh", (1e4, 1e5))
+    assert [part.title for part in parts(by_label)] == list("abcdefgh")
+    assert all(len(part.lines) == 2 and len(part.behind) == 14 for part in parts(by_label))
+    assert split_by(dataclasses.replace(by_label, split=False)) == ""
+    drawn = drawing.inline_svgs(by_size, "f")
+    assert len(drawn) == 4 and [name in drawn[-1] for name in (">a<", ">N = 10k<")] == [True, False]
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_an_interval_wider_than_the_axes_is_said_and_does_not_flood_the_panel(log):
+    near = Line(x=[1.0, 2.0], y=[3.0, 4.0], label="near", band=([2.9, 3.5], [3.1, 4.5]))
+    far = Line(x=[1.0, 2.0], y=[3.0, 4.0], label="far", style=1, band=([-1e9, 3.9], [1e9, 4.1]))
+    both = Panel(lines=[near, far], x_label="x", y_label="y", y_log=log)
+    low, high = y_limits(both)
+    assert (0 if log else -1) < low < 2.9 and 4.5 < high < 10
+    assert too_wide(far, (low, high)) == [True, False] and too_wide(near, (low, high)) == [False, False]
+    assert notes(both) == ["Interval wider than the axes, and not drawn: far."]
+    alone = dataclasses.replace(both, lines=[near])
+    assert notes(alone) == [] and y_limits(alone)[0] < 2.9 and y_limits(alone)[1] > 4.5
+    said = [drawing.WIDER in drawing.inline_svgs(one, "f")[0] for one in (both, alone)]
+    assert said == [True, False]
+
+
+def test_a_loss_has_the_range_of_its_seeds_and_says_its_seeds_its_crosses_and_what_is_left_out(study):
+    rows = grid(lambda c, w, lr, seed: 3.0 + 0.1 * seed + (9 if lr == 0.3 else 0), [{}], seeds=(0, 1, 2))
+    rows[-1]["status"] = "failed"
+    loss, *others = sensitivity_panels(lr_sensitivity.analyse(study(rows), []))
+    assert [ends[0] for ends in loss.lines[0].band] == [3.0, 3.2] and loss.lines[0].y[0] == pytest.approx(3.1)
+    assert (
+        "Mean over 2 to 3 seeds. Shaded: from the lowest to the highest seed. A cross: a seed diverged." in loss.caption
+    )
+    assert notes(loss) == ["Left out: N = 393k: 1 of 21 runs, without a result."]
+    assert any("S of N = " in line and "missing" in line for one in others for line in notes(one))
+    one_seed = sensitivity_panels(lr_sensitivity.analyse(study(rows[::3]), []))[0]
+    assert "One seed." in one_seed.caption and "Shaded" not in one_seed.caption and one_seed.lines[0].band is None
+
+
+def test_keys_and_quantities_are_words():
+    said = {"model.qk_norm": "qk-norm", "optimizer.lr": "learning rate", "mine.a_key": "a key"}
+    assert {key: word(key) for key in said} == said and word("optimizer.name") == "optimizer"
+    assert word("attention_logit_max/0") == "largest attention logit, block 0"
+    assert condition({"model.qk_norm": "none", "model.kappa": "null"}) == "qk-norm: none, kappa: not set"
+
+
+@pytest.mark.parametrize(("width", "inches"), [("single", 3.3), ("double", 6.9)])
+def test_a_pdf_has_the_width_of_a_column_and_holds_its_fonts(tmp_path, width, inches):
+    path = tmp_path / "figure.pdf"
+    drawing.save([panel("ab", (1e4,))], [path], width)
+    content = path.read_bytes()
+    (points,) = re.findall(rb"/MediaBox \[ 0 0 ([\d.]+) ", content)
+    assert float(points) == pytest.approx(72 * inches) and b"/FontFile2" in content and b"/Type3" not in content
+    drawing.save([panel("ab", (1e4,))], [tmp_path / "again.pdf"], width)
+    assert (tmp_path / "again.pdf").read_bytes() == content
+    with pytest.raises(ConfigError, match="--width must be one of single, double; got 'wide'"):
+        drawing.check_width("wide")
