@@ -103,7 +103,9 @@ def test_differences_of_both_signs_are_no_equality(differs, verdict):
     """In the mean over places they cancel. Noise does not count as a difference."""
     numbers_PS = 0.01 * np.random.default_rng(0).standard_normal((4, 5)) + differs * np.array([[1], [-1], [1], [-1]])
     found = of_places(numbers_PS)
-    assert found.word == verdict and ("whatever their signs +0.098" in found.words or not differs), found.words
+    assert found.word == verdict and (
+        "whatever the signs at the places, it is +0.098 (" in found.words or not differs
+    ), found.words
 
 
 @pytest.mark.parametrize(("n_seeds", "most"), [(3, 0.09), (5, 0.06)])
