@@ -280,3 +280,12 @@ def test_a_width_that_has_no_effect_is_refused(study, tmp_path, capsys):
         typed = [word for file in files for word in ("--out", str(tmp_path / file))]
         assert analyze.main([verb, place, "--width", "single", *typed]) == 2
         assert "--width applies to figures" in capsys.readouterr().err
+
+
+def test_a_model_without_layers_has_a_color(study, tmp_path):
+    """It has N = 0, which has no logarithm."""
+    rows = grid(lambda c, w, lr, s: 3.0 + lr, [{}], widths=[32], lrs=(3e-4, 3e-1)) + grid(
+        lambda c, w, lr, s: 4.0 + lr, [{}], widths=[32], lrs=(3e-4, 3e-1), n_layers=0
+    )
+    write_report(study(rows), tmp_path / "page.html")
+    assert "<svg" in (tmp_path / "page.html").read_text()
