@@ -91,8 +91,8 @@ def studies_page() -> str:
         hours = sum(row.get("wall_seconds") or 0.0 for row in study.rows) / 3600
         name = f"[{folder.name}]({folder.name}/README.md): {len(study.rows)} runs, {hours:.1f} core-hours"
         for claim, verdict in judged(experiment, Evidence(study, experiment.group)):
-            effect = verdict.words.partition(";")[0] if verdict.effect is not None else ""
-            lines.append(f"| {name} | {claim.text} | {verdict.word} | {effect} |")
+            effect = re.search(r"The effect is (.+?)\.(?: |$)", verdict.words)
+            lines.append(f"| {name} | {claim.text} | {verdict.word} | {effect[1] if effect else ''} |")
             name = ""
     return f"{text}{INDEX}" + "\n".join(lines) + "\n"
 

@@ -22,7 +22,7 @@ cp "$folder/sweep.json" "$study/"
 analysis=$(sed -n 's/.*"analysis": "\(.*\)".*/\1/p' "$study/sweep.json")
 report=("$folder" --out "$folder/report.html" --traces "$study/metrics")
 [ "$analysis" = report ] && report+=(--out "$study/figures.png" --out "$study/figures.svg")
-"$python" -m scaling_testbed.analyze report "${report[@]}" | sed '/wrote/d; /no trace/d' | tee "$study/verdicts.txt"
+"$python" -m scaling_testbed.analyze report "${report[@]}" | sed '/^wrote/d; /no trace/d; /^judged by:/d' | tee "$study/verdicts.txt"
 files=() ; for ending in csv json png svg; do files+=(--out "$study/$analysis.$ending"); done
 case $analysis in
   lr_sensitivity) "$python" -m scaling_testbed.analyze lr_sensitivity "$study" "${files[@]}" ;;
