@@ -98,7 +98,7 @@ def check_message(message: str, path: Path, beside: str) -> None:
 
 
 def fuzz(name: str, examples: int, folder: Path, monkeypatch) -> Counter:
-    monkeypatch.setattr(page, "inline_svgs", lambda *_: [])  # a page is read here, and not drawn
+    monkeypatch.setattr(page, "inline_svgs", lambda *_: [""])  # a page is read here, and not drawn
     reader = next(one for one in READERS if one.name == name)
     trial = Trial(reader, folder)
 
