@@ -93,7 +93,7 @@ def test_two_ranks_train_it_together(lab, trained):
 
 @pytest.mark.slurm
 def test_a_slurm_task_trains_it(lab, cluster):  # noqa: F811
-    command = ("submit", "sweep=my_sweep", "launcher=my_cluster", *lab.named, "runs_dir=on_slurm")
+    command = ("submit", "sweep=my_sweep", "launcher=my_cluster", "seed=0", *lab.named, "runs_dir=on_slurm")
     status, out, err = lab.run("-m", "scaling_testbed.sweep", *command)
     assert status == 0 and "2 tasks" in out, err
     until(lambda: len(rows(lab.folder / "on_slurm" / "my_sweep")) == 2, 180)
