@@ -97,6 +97,7 @@ OR_NULL: dict[str, Any] = {
     "unigram_entropy_nats": (int, float),
     "entropy_rate_nats": (int, float),
 }
+BY_CONTEXT = "entropies_by_context_nats"  # see SyntheticSource; null or absent: not known
 OF_A_SHARD: dict[str, Any] = {"file": str, "format": str, "dtype": str, "sha256": str} | dict.fromkeys(
     ("offset", "n_tokens", "size"), int
 )
@@ -127,8 +128,29 @@ def _faults(manifest: dict) -> Iterator[str]:
         yield f"unigram_entropy_nats lies outside 0 to ln {vocab_size}"
     if rate is not None and not 0 <= rate <= math.log(vocab_size) + 1e-6:
         yield f"entropy_rate_nats lies outside 0 to ln {vocab_size}"
+    by_context = manifest.get(BY_CONTEXT)  # absent in older manifests
+    if by_context is not None and not (
+        isinstance(by_context, list) and by_context and all(_is_entropy(x, vocab_size) for x in by_context)
+    ):
+        yield f"{BY_CONTEXT} holds no entropies from 0 to ln {vocab_size}"
     for split in SPLITS:
         yield from _faults_of_split(manifest["splits"].get(split), f"splits.{split}")
+
+
+def _is_entropy(value: Any, vocab_size: int) -> bool:
+    return _is((int, float), value) and -1e-9 <= value <= math.log(vocab_size) + 1e-6
+
+
+def window_entropy_nats(manifest: dict, length: int) -> float | None:
+    """The lowest mean loss on windows of `length` tokens and their targets; None where it is not known.
+
+    The target after the i-th token of a window has i known tokens, so the first targets have a higher entropy than the
+    rate.
+    """
+    by_context = manifest.get(BY_CONTEXT)
+    if by_context is None:
+        return None
+    return sum(by_context[min(i, len(by_context) - 1)] for i in range(1, length + 1)) / length
 
 
 def _faults_of_split(record: Any, name: str) -> Iterator[str]:

@@ -79,6 +79,12 @@ class Row:
     entropy_rate_nats: float | None = fact(
         "Entropy rate of a synthetic source, which no model can beat on average; null for text.", "nats per token"
     )
+    entropy_window_nats: float | None = fact(
+        "The lowest mean loss of any model on windows of batch.sequence_length tokens of a synthetic source. It is "
+        "above the entropy rate, because the first tokens of a window have few before them. null where it is not "
+        "known.",
+        "nats per token",
+    )
     wall_seconds: float | None = fact("Time of training and evaluation, over all starts.", "seconds")
     tokens_per_second: float | None = fact("Training tokens in a second, of all processes together.", "tokens/s")
     mfu: float | None = fact(
@@ -200,6 +206,7 @@ def describe_row(row: dict[str, Any], folder: Path) -> str:
         "  bits per byte": _number(row.get("val_bpb"), ".4f") or _withheld(row.get("val_bpb_withheld")),
         "unigram entropy": _nats(row.get("unigram_entropy_nats")),
         "entropy rate": _nats(row.get("entropy_rate_nats")),
+        "  of windows": _nats(row.get("entropy_window_nats")),
         "parameters": _number(row.get("n_params"), ",d"),
         "tokens": _number(row.get("n_tokens"), ",d"),
         "training FLOPs": _number(row.get("flops"), ".3g"),

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from scaling_testbed.data.manifest import window_entropy_nats
 from scaling_testbed.processes.device import device_name, peak_flops
 from scaling_testbed.runs.environment import versions
 from scaling_testbed.runs.identity import recorded
@@ -50,6 +51,7 @@ def make_row(parts: Parts, progress: Progress, records: Records, outcome: Outcom
         skipped_steps=added.get("skipped_steps"),
         unigram_entropy_nats=manifest.get("unigram_entropy_nats"),
         entropy_rate_nats=manifest.get("entropy_rate_nats"),
+        entropy_window_nats=window_entropy_nats(manifest, run.batch.sequence_length),
         wall_seconds=progress.clock.wall_seconds,
         tokens_per_second=rate,
         mfu=rate * parts.flops_per_token / (peak * size) if rate and peak else None,

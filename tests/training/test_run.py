@@ -60,7 +60,9 @@ def test_a_run_leaves_its_records(whole):
     assert row["status"] == "finished" and row["steps"] == 12 and row["n_tokens"] == 12 * 128
     assert set(result.ROW_FIELDS) <= set(row) and row["model.d_model"] == 32
     assert row["flops_6nd"] == 6 * row["n_params"] * row["n_tokens"]
-    assert row["entropy_rate_nats"] > 0 and row["restarts"] == 0
+    assert (
+        0 < row["entropy_rate_nats"] < row["entropy_window_nats"] < row["unigram_entropy_nats"] and row["restarts"] == 0
+    )
     assert row["rate_means"] == AS_ADAMW
     assert [line["step"] for line in metrics(folder)] == list(range(13))
     evaluated = [line["step"] for line in metrics(folder) if "val_loss" in line]

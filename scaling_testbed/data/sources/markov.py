@@ -65,6 +65,15 @@ class MarkovConfig(SyntheticSource):
         table = self.table()
         return float(-(self.stationary(table) * (table * np.log(table)).sum(axis=1)).sum())
 
+    def entropies_by_context_nats(self) -> list[float]:
+        """H(X_(j+1) | X_1 ... X_j) = H(X_1 ... X_(j+1)) - H(X_1 ... X_j) for j below the order, then the rate."""
+        share = self.stationary(self.table())
+        blocks = [0.0]
+        for length in range(1, self.order + 1):
+            p = share.reshape(self.vocab_size**length, -1).sum(axis=1)
+            blocks.append(float(-(p[p > 0] * np.log(p[p > 0])).sum()))
+        return [*np.diff(blocks).tolist(), self.entropy_rate_nats()]
+
     def tokens(self, split: str) -> np.ndarray:
         """One continuous chain, int64, which starts from the stationary distribution.
 

@@ -58,6 +58,9 @@ class NoiseConfig(SyntheticSource):
         share = share[share > 0]
         return float(-(share * np.log(share)).sum())
 
+    def entropies_by_context_nats(self) -> list[float]:
+        return [self.entropy_rate_nats()]
+
     def tokens(self, split: str) -> np.ndarray:
         cumulative = np.cumsum(self.symbol_probabilities())
         draws = self.random(split).random(self._length(split)) * cumulative[-1]

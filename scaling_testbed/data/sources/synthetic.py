@@ -2,7 +2,8 @@
 
 They give token ids and not text, so they have no tokenizer, no EOS and no documents to split. The validation stream has
 the same distribution as the train stream and another random stream. `entropy_rate_nats` is the lowest possible expected
-cross-entropy per token. The loss on a finite validation set scatters around it.
+cross-entropy per token of a model that sees all earlier tokens; `entropies_by_context_nats` gives that of a model that
+sees a window of them. The loss on a finite validation set scatters around it.
 """
 
 import math
@@ -60,7 +61,8 @@ class SyntheticSource(Source):
             if split == "train":
                 counts = np.bincount(tokens, minlength=self.vocab_size)
             splits[split] = token_record(len(tokens), self.n_documents(len(tokens)), writer.close())
-        return self.manifest(splits, counts, entropy_rate_nats=self.entropy_rate_nats())
+        rate, by_context = self.entropy_rate_nats(), self.entropies_by_context_nats()
+        return self.manifest(splits, counts, entropy_rate_nats=rate, entropies_by_context_nats=by_context)
 
     def random(self, stream: str) -> np.random.Generator:
         """An independent random stream: `table`, `train` or `validation`."""
@@ -69,6 +71,11 @@ class SyntheticSource(Source):
     def entropy_rate_nats(self) -> float:
         """The exact entropy per token of an endless stream, in nats."""
         raise NotImplementedError
+
+    def entropies_by_context_nats(self) -> list[float] | None:
+        """The exact entropy of a token after 0, 1, ... known tokens, in nats; the last number holds for all longer
+        contexts. None: not known in closed form."""
+        return None
 
     def tokens(self, split: str) -> np.ndarray:
         """The whole stream of a split, int64 [n_tokens]."""

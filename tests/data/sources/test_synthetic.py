@@ -4,6 +4,7 @@ import math
 import numpy as np
 import pytest
 
+from scaling_testbed.data.manifest import window_entropy_nats
 from scaling_testbed.data.sources import SOURCES
 from scaling_testbed.data.sources.copy import CopyConfig
 from scaling_testbed.data.sources.markov import MarkovConfig
@@ -28,6 +29,26 @@ def markov_entropy_by_linear_algebra(source):
 def test_markov_entropy_is_that_of_the_transition_matrix(order, vocab_size):
     source = MarkovConfig(order=order, vocab_size=vocab_size, seed=5)
     assert source.entropy_rate_nats() == pytest.approx(markov_entropy_by_linear_algebra(source), abs=1e-10)
+
+
+@pytest.mark.parametrize("order, vocab_size", [(1, 20), (2, 6), (3, 4)])
+def test_a_markov_stream_has_the_entropies_by_context_that_it_claims(order, vocab_size):
+    source = MarkovConfig(order=order, vocab_size=vocab_size, n_tokens=400_000, concentration=0.5)
+    tokens, claimed = source.tokens("train"), source.entropies_by_context_nats()
+    assert len(claimed) == order + 1 and claimed[-1] == source.entropy_rate_nats()
+    for known, entropy in enumerate(claimed):
+        window = sum(tokens[i : len(tokens) - known + i] * vocab_size ** (known - i) for i in range(known + 1))
+        counts = np.bincount(window, minlength=vocab_size ** (known + 1)).reshape(-1, vocab_size)
+        share = counts / counts.sum(axis=1, keepdims=True).clip(1)
+        assert -(counts * np.log(share.clip(1e-12))).sum() / counts.sum() == pytest.approx(entropy, abs=0.006)
+
+
+def test_the_entropy_of_a_window_counts_the_tokens_that_each_target_knows():
+    manifest = {"entropies_by_context_nats": [3.0, 2.0, 1.0]}
+    assert window_entropy_nats(manifest, 1) == 2.0
+    assert window_entropy_nats(manifest, 4) == pytest.approx((2 + 1 + 1 + 1) / 4)
+    assert window_entropy_nats({"entropies_by_context_nats": [1.5]}, 8) == pytest.approx(1.5)
+    assert window_entropy_nats({}, 8) is None
 
 
 @pytest.mark.parametrize("order, vocab_size", [(1, 20), (2, 6), (3, 4)])
