@@ -6,6 +6,7 @@ lines.py has those about a quantity along N, the learning rate or a key, law_cla
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -273,7 +274,8 @@ def positive(
     return Question(f"{measure.name}, {sizes}", measure.margin, ask, ratio=measure.ratio)
 
 
-def harmed_past_threshold(quantity: Quantity, where: Settings | None = None, share: float = 0.9) -> Judge:
+@dataclass(frozen=True)
+class HarmedPastThreshold:
     """The judge that places whose quantity passes the threshold are harmed, and others are not: a `share` of both.
 
     A place is a size and a rate, in the mean over seeds, because the seeds of a place are no independent calls. A place
@@ -282,8 +284,20 @@ def harmed_past_threshold(quantity: Quantity, where: Settings | None = None, sha
     stopped before the end of its schedule, the verdict is "cannot tell", unless the run diverged.
     """
 
-    def judge(evidence: Evidence) -> Verdict:
-        scope = [curve for curve in evidence.having(where) if curve.runs]
+    quantity: Quantity
+    where: Settings | None = None
+    share: float = 0.9
+
+    @property
+    def estimand(self) -> str:
+        return (
+            f"share of sizes and rates past {self.quantity.threshold:g} that are harmed, and of the others that are "
+            f"not; both must be {self.share:.0%} or more"
+        )
+
+    def __call__(self, evidence: Evidence) -> Verdict:
+        quantity = self.quantity
+        scope = [curve for curve in evidence.having(self.where) if curve.runs]
         values, bad = places_of(scope, quantity, evidence.declaration.critical_excess)
         past = [is_bad for value, is_bad in zip(values, bad, strict=True) if quantity.passes(value)]
         others = [not is_bad for value, is_bad in zip(values, bad, strict=True) if not quantity.passes(value)]
@@ -303,9 +317,7 @@ def harmed_past_threshold(quantity: Quantity, where: Settings | None = None, sha
         )
         if reason:
             return Verdict(word=CANNOT_TELL, words=f"{reason}; {words}")
-        return _of_calls([past, others] if others else [past], words, share, whole=bool(others))
-
-    return judge
+        return _of_calls([past, others] if others else [past], words, self.share, whole=bool(others))
 
 
 def _share(right: Sequence[bool]) -> str:

@@ -166,7 +166,7 @@ class Question:
         if asked.gaps:
             return Verdict(word=CANNOT_TELL, words=_joined(f"missing or withheld: {few(asked.gaps)}", remarks))
         if not asked.effects:
-            return Verdict(word=CANNOT_TELL, words=_joined("nothing to judge by", remarks))
+            return Verdict(word=CANNOT_TELL, words=_joined(f"these runs do not give the {self.estimand}", remarks))
         margin = self.margin if self.margin is not None else evidence.declaration.margin(self.measure)
         made = [self._one(effect, margin) for effect in asked.effects]
         verdict = made[0] if len(made) == 1 else self._all(made)

@@ -80,6 +80,8 @@ class LawQuestion:
     def _ask(self, evidence: Evidence) -> Asked:
         by_seed = {seed: self.parts(own) for seed, own in _of_seeds(evidence).items()}
         effects = []
+        if not any(by_seed.values()):
+            return Asked(gaps=[self.unit])
         if len({len(parts) for parts in by_seed.values()}) > 1:
             return Asked(gaps=[f"the seeds have different {self.unit}"])
         for parts in zip(*by_seed.values(), strict=True):

@@ -64,6 +64,7 @@ PAPER = Paper(
     settings={"batch.sequence_length": 2048, "tokenizer.name": "gpt_neox", "optimizer.decay": "coupled"},
     experiments=[
         TESTBED,
+        Experiment(name="overtraining_lr", question="Which learning rate suits each size of the over-trained grid?"),
         Experiment(name="isoflop", question="Which size has the least loss for a budget of compute?"),
         Experiment(name="known_entropy", question="How far can the E of a fitted law be trusted?"),
     ],

@@ -166,7 +166,7 @@ EXPERIMENTS = [
             Claim("At a given rate the largest score of block 0 grows with N.",
                   lines.along(of.measured_as(LOGIT), "N", RISES, WITHOUT)),
             Claim("Runs whose score passes 1e4 are harmed, and others are not (here: nine of ten).",
-                  by.harmed_past_threshold(LOGIT, WITHOUT)),
+                  by.HarmedPastThreshold(LOGIT, WITHOUT)),
             Claim("A quadratic fit to the smaller sizes foretells the largest (here: within a factor of 3).",
                   by.largest_foretold(LOGIT)),
         ],

@@ -9,7 +9,8 @@ from rich.text import Text
 from scaling_testbed.analysis.curves.intervals import detectable
 from scaling_testbed.config.memory import USABLE
 from scaling_testbed.errors import UserError, listed
-from scaling_testbed.papers.declaration import FACTORS
+from scaling_testbed.papers.declaration import FACTORS, Declaration
+from scaling_testbed.papers.paper import paper_named
 from scaling_testbed.progress import clock
 from scaling_testbed.sweeps.gpu_memory import GIB
 from scaling_testbed.sweeps.grid import Sweep
@@ -39,10 +40,11 @@ def plan_table(runs: Sequence[PlannedRun]) -> Whole:
 
 
 def detectable_effects(sweep: Sweep, runs: Sequence[PlannedRun]) -> list[str]:
-    """A line that says which effects the planned seeds can detect, by the spread that the sweep declares.
+    """Lines that say which effects the planned seeds can detect, by the spread that the sweep declares.
 
     Empty if it declares none. The effects are differences of two conditions, paired over seeds, in the mean over sizes;
-    a claim agrees only if the effect is at least the margin, too.
+    a claim agrees only if the effect is at least the margin, too. The second line is for the strictest test of Holm's
+    correction for the claims of the experiment.
     """
     if sweep.declared is None or not sweep.declared.seed_sd:
         return []
@@ -51,15 +53,25 @@ def detectable_effects(sweep: Sweep, runs: Sequence[PlannedRun]) -> list[str]:
     counted = f"{len(seeds)} seed{'s' * (len(seeds) > 1)}, {len(sizes)} size{'s' * (len(sizes) > 1)}"
     if len(seeds) < 2:
         return [f"{counted}: no claim can be judged; two seeds are the least, e.g. seed=0,1,2"]
+    claims = paper_named(sweep.paper).experiment(sweep.experiment).claims if sweep.paper and sweep.experiment else []
+    try:
+        alone, strictest = (_detectable(sweep.declared, len(seeds), len(sizes), n) for n in (1, len(claims)))
+    except UserError as error:
+        return [str(error)]
+    if len(claims) < 2:
+        return [f"{counted}: a claim of a difference of {alone} agrees in 4 of 5 such studies"]
+    return [
+        f"{counted}: a claim of a difference of {alone} agrees in 4 of 5 such studies, if no other claim is judged",
+        f"with Holm's correction for {len(claims)} claims, the strictest of them needs {strictest}",
+    ]
+
+
+def _detectable(declared: Declaration, n_seeds: int, n_sizes: int, n_claims: int) -> str:
     found = []
-    for name, sd in sweep.declared.seed_sd.items():
-        try:
-            effect = detectable(sd / math.sqrt(len(sizes)), len(seeds), sweep.declared.margin(name) or 0.0)
-        except UserError as error:
-            return [str(error)]
+    for name, sd in declared.seed_sd.items():
+        effect = detectable(sd / math.sqrt(n_sizes), n_seeds, declared.margin(name) or 0.0, n_claims=max(n_claims, 1))
         found.append(f"a factor of {math.exp(effect):.2f} of {name}" if name in FACTORS else f"{effect:.3f} of {name}")
-    said = f"claims of a difference of {listed(found)} agree in 4 of 5 such studies"
-    return [f"{counted}: {said}, before Holm's correction"]
+    return listed(found)
 
 
 def too_large(runs: Sequence[PlannedRun]) -> list[str]:

@@ -1,5 +1,7 @@
 """What a person sees of a sweep, on a narrow terminal too."""
 
+import re
+
 import pytest
 
 from scaling_testbed.sweeps import view
@@ -35,23 +37,34 @@ def test_state_and_time_left_are_whole_on_a_narrow_terminal(state, width):
     [
         (
             [],
-            "3 seeds, 3 sizes: claims of a difference of 0.069 of S, 0.031 of loss, a factor of 1.46 of",
+            "3 seeds, 3 sizes: a claim of a difference of 0.069 of S, 0.031 of loss, a factor of 1.46 of",
         ),
         (
             ["model=nano_s"],
-            "3 seeds, 1 size: claims of a difference of 0.114 of S, 0.052 of loss, a factor of 1.92 of",
+            "3 seeds, 1 size: a claim of a difference of 0.114 of S, 0.052 of loss, a factor of 1.92 of",
         ),
         (
             ["seed=1,2,3,4,5"],
-            "5 seeds, 3 sizes: claims of a difference of 0.058 of S, 0.024 of loss, a factor of 1.31 of",
+            "5 seeds, 3 sizes: a claim of a difference of 0.058 of S, 0.024 of loss, a factor of 1.31 of",
         ),
         (["seed=1"], "1 seed, 3 sizes: no claim can be judged; two seeds are the least"),
     ],
 )
 def test_a_plan_says_which_effects_its_seeds_can_detect(typed, says):
     sweep = narrowed(load_sweep("qknorm_lr", "cpu"), ["optimizer.lr=1e-2", *typed])
-    (line,) = detectable_effects(sweep, plan(sweep)[0])
+    line, *strictest = detectable_effects(sweep, plan(sweep)[0])
     assert line.startswith(says)
+    assert len(strictest) == (0 if "no claim" in says else 1)
+    assert all(line.startswith("with Holm's correction for 7 claims, the strictest") for line in strictest)
+
+
+def test_the_strictest_claim_of_several_needs_a_larger_effect():
+    sweep = narrowed(load_sweep("qknorm_lr", "cpu"), ["optimizer.lr=1e-2"])
+    alone, strictest = detectable_effects(sweep, plan(sweep)[0])
+    numbers = [float(re.search(r"([\d.]+) of S", line)[1]) for line in (alone, strictest)]
+    assert numbers == [0.069, 0.175]
+    axis = narrowed(load_sweep("qknorm_axis", "cpu"), ["optimizer.lr=1e-2"])
+    assert len(detectable_effects(axis, plan(axis)[0])) == 1  # one claim needs no correction
 
 
 def test_a_plan_of_a_sweep_that_declares_no_spread_says_nothing_of_effects():

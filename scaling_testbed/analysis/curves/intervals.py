@@ -147,19 +147,22 @@ def jackknife(statistic: Callable[[np.ndarray], float], values_SX: np.ndarray) -
     return n * whole - (n - 1) * float(np.mean(without))
 
 
-def detectable(seed_sd: float, n_seeds: int, margin: float = 0.0, power: float = POWER) -> float:
+def detectable(seed_sd: float, n_seeds: int, margin: float = 0.0, power: float = POWER, n_claims: int = 1) -> float:
     """The smallest effect that is detected with a probability of `power`, in the unit of seed_sd.
 
     It is detected if a two-sided t-test at 5 % tells it from zero and its mean over seeds is at least the margin.
-    seed_sd: the standard deviation over seeds of the effect, e.g. of a paired difference. Infinite with one seed.
-    Raises UserError without scipy.
+    seed_sd: the standard deviation over seeds of the effect, e.g. of a paired difference. n_claims: the test is at
+    5 % / n_claims, which Holm's correction asks of the smallest of so many p-values. Infinite with one seed. Raises
+    UserError without scipy.
     """
     if n_seeds < 2:
         return math.inf
     special, error = _special(), seed_sd / math.sqrt(n_seeds)
     quantiles = (np.arange(1000) + 0.5) / 1000
     found_errors = error * np.sqrt(special.chdtri(n_seeds - 1, quantiles) / (n_seeds - 1))
-    needed = np.maximum(t_factor(n_seeds - 1) * found_errors, margin)  # of the mean, for each standard error
+    needed = np.maximum(
+        t_factor(n_seeds - 1, 1 - ALPHA / n_claims) * found_errors, margin
+    )  # of the mean, for each standard error
     low, high = 0.0, margin + 1000 * seed_sd
     for _ in range(60):
         middle = (low + high) / 2

@@ -93,6 +93,14 @@ def test_the_effect_that_can_be_detected_is_detected_in_four_of_five_studies(n_s
     assert 0.77 <= np.mean([one.low > 0 and one.mean >= margin for one in found]) <= 0.83
 
 
+@pytest.mark.parametrize("n_seeds", [3, 5])
+def test_the_effect_that_the_strictest_of_several_claims_detects_passes_its_corrected_test(n_seeds):
+    rng = np.random.default_rng(n_seeds)
+    effect = detectable(0.02, n_seeds, n_claims=7)
+    found = [2 * p_above(effect + 0.02 * rng.standard_normal(n_seeds), 0.0) for _ in range(2000)]
+    assert 0.77 <= np.mean(np.array(found) <= 0.05 / 7) <= 0.83
+
+
 def test_a_critical_rate_is_interpolated_in_the_logarithm_of_the_rate():
     found = critical_rate([1e-3, 1e-2, 1e-1], np.array([[2.0, 1.0, 1.5]]), [0])
     assert found.rate == pytest.approx(10**-1.5) and found.low is None and str(found) == "0.0316"
