@@ -2,8 +2,8 @@
 
 The law of the loss is fitted to the four smallest sizes at 20 tokens per parameter and to the smallest size at 320. The
 law of the error is fitted to these and to the fifth size at 20. Both fits use least squares. Sizes are counted by rank,
-so that the recipe also applies to smaller testbeds. A relative error is |predicted - measured| / measured (section
-3.4).
+so that the recipe also applies to smaller testbeds, and a published mean over tasks is the mean over a study's own
+tasks where its rows have only these. A relative error is |predicted - measured| / measured (section 3.4).
 """
 
 import functools
@@ -22,12 +22,14 @@ from scaling_testbed.analysis.laws.fitting import LSQ, fit
 from scaling_testbed.analysis.laws.forms import LAWS
 from scaling_testbed.analysis.rows.conditions import text
 from scaling_testbed.analysis.rows.study import Row, Study, name_of
-from scaling_testbed.errors import UserError
+from scaling_testbed.errors import UserError, listed
 
 if TYPE_CHECKING:
     from scaling_testbed.papers.measures import Evidence
 
 FITTED_SIZES, OPTIMAL_M, LARGE_M = 4, 20, 320
+PUBLISHED_MEANS = ("error_17", "error_46")  # over the tasks of the published testbed
+OF_TASK = "error/"  # and the name of a task: a column
 OVER_TRAINED, LARGEST_SIZE = "the dearest over-trained run", "the largest size"  # predictions
 
 
@@ -68,7 +70,7 @@ class DataSet:
     """The finished runs on one data set, and the laws fitted to them."""
 
     def __init__(self, name: str, rows: Sequence[Row]):
-        self.name = name
+        self.name, self._rows = name, rows
         places: dict[tuple[float, int], list[Row]] = {}
         for row in rows:
             n, d = (columns.check([row], key, ("n_params", "n_tokens"))[0] for key in ("n_params", "n_tokens"))
@@ -83,6 +85,22 @@ class DataSet:
             if point.n_params == n and point.m == m:
                 return point
         raise UserError(f"{self.name} has no run of its size number {rank + 1} at {m} tokens per parameter")
+
+    def column(self, published: str) -> tuple[str, str]:
+        """The column that a claim about a published one is asked of, and a note: the same column, or `error` in place
+        of a mean over tasks that no row has."""
+        if published not in PUBLISHED_MEANS or self._has(published) or not self._has("error"):
+            return published, ""
+        return "error", f"; error is the mean over the study's own tasks {listed(self.tasks)}".rstrip()
+
+    @functools.cached_property
+    def tasks(self) -> list[str]:
+        """The tasks whose errors the rows have."""
+        names = dict.fromkeys(key for row in self._rows for key in row if key.startswith(OF_TASK))
+        return [name.removeprefix(OF_TASK) for name in names if self._has(name)]
+
+    def _has(self, column: str) -> bool:
+        return any(row.get(column) is not None for row in self._rows)
 
     @functools.cached_property
     def cheap(self) -> list[Point]:
@@ -127,6 +145,7 @@ class DataSet:
     def prediction(self, point: Point, column: str, calibrated: bool = True) -> Number:
         """The relative error of the prediction for a point: of a loss, or of a downstream error by way of the loss."""
         is_loss = column.startswith("loss")
+        column, note = self.column(column)
         law = self.loss_law(column if is_loss else "loss")
         value = float(law.predict(point.rows[0]))
         if not is_loss:
@@ -137,7 +156,7 @@ class DataSet:
         error = abs(value / actual - 1)
         words = f"{self.name} {point}, of {reach:.3g} times the compute: predicted {value:.4f}, measured {actual:.4f}"
         bounds = "".join(f"; {said}" for said in law.warnings if "bound" in said)
-        return Number(error, f"{words} ({error:.2%}{bounds})", reach)
+        return Number(error, f"{words} ({error:.2%}{bounds}{note})", reach)
 
     @property
     def irreducible(self) -> float:
@@ -228,21 +247,25 @@ def unexplained(column: str) -> Numbers:
     """The share of a downstream error's variance that a law fitted to all runs does not explain."""
 
     def number(one: DataSet) -> Number:
-        law = one.fitted("loss_to_error", one.points, error=column)
-        actual = np.array([row[column] for point in one.points for row in point.rows])
+        own, note = one.column(column)
+        law = one.fitted("loss_to_error", one.points, error=own)
+        actual = np.array([row[own] for point in one.points for row in point.rows])
         left = float(np.sum(np.square(law.residuals)) / np.sum((actual - actual.mean()) ** 2))
-        return Number(left, f"{one.name}: R2 {1 - left:.3f} over {len(actual)} runs")
+        return Number(left, f"{one.name}: R2 {1 - left:.3f} over {len(actual)} runs{note}")
 
     return _of_each(number)
 
 
 def single_task_error(which: str, tasks: Sequence[str]) -> Numbers:
-    """The median over single tasks of the relative error of their predictions."""
+    """The median over single tasks of the relative error of their predictions: of `tasks`, or of the study's own where
+    no row has these."""
 
     def number(one: DataSet) -> Number:
-        errors = [one.prediction(one.target(which), f"error/{task}").number for task in tasks]
+        asked = tasks if set(tasks) & set(one.tasks) or len(one.tasks) < 2 else one.tasks  # of one task, it is the mean
+        errors = [one.prediction(one.target(which), f"{OF_TASK}{task}").number for task in asked]
         median = float(np.median(errors))
-        return Number(median, f"{', '.join(f'{task} {error:.2%}' for task, error in zip(tasks, errors, strict=True))}")
+        words = ", ".join(f"{task} {error:.2%}" for task, error in zip(asked, errors, strict=True))
+        return Number(median, words if asked is tasks else f"the study's own tasks {words}")
 
     return _of_each(number)
 
@@ -255,14 +278,15 @@ def share_not_lower(column: str, data: str) -> Numbers:
         others = [one for one in evidence.data_sets if one is not own]
         if own is None or not others:
             raise UserError(f"{data} and another data set are to be compared")
+        asked, note = own.column(column)
         found = []
         for other in others:
-            theirs = {(point.n_params, point.m): point.mean(column) for point in other.points}
+            theirs = {(point.n_params, point.m): point.mean(asked) for point in other.points}
             both = [
-                (point.mean(column), theirs[at]) for point in own.points if (at := (point.n_params, point.m)) in theirs
+                (point.mean(asked), theirs[at]) for point in own.points if (at := (point.n_params, point.m)) in theirs
             ]
             lower = sum(mine < yours for mine, yours in both)
-            words = f"{column} of {data} below that of {other.name} at {lower} of {len(both)} places"
+            words = f"{asked} of {data} below that of {other.name} at {lower} of {len(both)} places{note}"
             found.append(Number(1 - lower / max(len(both), 1), words))
         return found
 

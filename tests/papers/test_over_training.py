@@ -249,3 +249,40 @@ def test_a_seed_that_is_no_number_is_named(tmp_path, capsys):
     asked = ["report", str(tmp_path / "own.csv"), "--experiment", "over_training/overtraining"]
     assert analyze.main([*asked, "--out", str(tmp_path / "page.html")]) == 0
     assert "row 1 N=1000: seed must be a whole number, got first" in capsys.readouterr().out
+
+
+# The beginnings of the claims about means over tasks.
+ABOUT_ERRORS = ("The average error", "It is predicted", "So is the average", "Single tasks", "Without the 1.4B run")
+ABOUT_ERRORS += ("Their downstream error",)
+
+
+def with_own_tasks(study, names=("bracket", "continuation", "identifier")):
+    """The study with errors as this project's rows have them, in place of the published columns."""
+    for row in study.rows:
+        mean = row.pop("error_17")
+        for column in ("error_46", "loss_c4_german", "loss_paloma_100_languages"):
+            row.pop(column)
+        single = [row.pop(f"error/{task}") for task in SINGLE_TASKS]
+        row |= {"error": None, "task_error": mean}
+        row |= {f"error/{name}": error for name, error in zip(names, single, strict=False)}
+    return study
+
+
+def test_claims_about_published_errors_are_asked_of_the_studys_own_tasks_and_say_so():
+    asked, own = verdicts(planted()), verdicts(with_own_tasks(planted()))
+    note = "; error is the mean over the study's own tasks bracket, continuation, identifier"
+    for claim, (word, words) in own.items():
+        if "German" in claim:
+            assert word == CANNOT_TELL and words == "no run on c4 has loss_c4_german"
+            continue
+        assert (word, claim) == (asked[claim][0], claim)
+        assert (note in words) == claim.startswith(ABOUT_ERRORS)
+    single = next(words for claim, (_, words) in own.items() if claim.startswith("Single tasks"))
+    assert "the study's own tasks bracket " in single and "arc_easy" not in single
+    broken = with_own_tasks(planted(scale("error_17", 0.7, lambda size, m: MULTIPLIERS.index(m) % 2)))
+    assert next(word for claim, (word, _) in verdicts(broken).items() if "17 tasks" in claim) == DISAGREES
+
+
+def test_one_task_of_a_study_is_no_single_task_beside_its_mean():
+    said = verdicts(with_own_tasks(planted(), names=["bracket"]))
+    assert next(found for claim, found in said.items() if claim.startswith("Single tasks"))[0] == CANNOT_TELL
