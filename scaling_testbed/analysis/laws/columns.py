@@ -230,8 +230,9 @@ def derived(row: Row, size: str = "n_params") -> Row:
     """The row with the columns that follow from its own.
 
     These are D = C/6N or M N, C = 6ND (`derived` names them), M = D/N, steps and tokens per batch, unique tokens from
-    epochs, and error from accuracy. Columns of the row keep their values, with two exceptions: n_params becomes the N
-    that `size` counts, and flops of this testbed's rows, which are counted operations, become 6ND as in the laws.
+    epochs, and error from task_error or accuracy. Columns of the row keep their values, with two exceptions: n_params
+    becomes the N that `size` counts, and flops of this testbed's rows, which are counted operations, become 6ND as in
+    the laws.
     """
     row = {**row, **{ours: row[theirs] for ours, theirs in OWN.items() if theirs in row and ours not in row}}
     if size != "n_params":
@@ -272,6 +273,9 @@ def _with_batch(row: Row, n_tokens: float | None) -> Row:
 
 
 def _with_error(row: Row) -> Row:
+    # In rows of this testbed `error` is the text of a failure.
+    if row.get("error") is None and row.get("task_error") is not None:
+        row["error"] = row["task_error"]
     for one, other in (("error", "accuracy"), ("accuracy", "error")):
         if row.get(one) is None and _finite(row.get(other)) is not None:
             row[one] = 1 - row[other]

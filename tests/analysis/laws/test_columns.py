@@ -412,3 +412,15 @@ def test_rows_whose_result_is_no_number_are_left_out_with_their_count():
     assert [row["name"] for row in kept] == ["r0", "r4"]
     assert said == ["3 rows have no finite loss and are left out: r1 (None); r2 (nan); r3 (inf)"]
     assert columns.without_output(rows[1:3], LAWS["chinchilla"])[0] == rows[1:3]  # then the message of `check` is right
+
+
+def test_the_error_of_this_testbeds_rows_is_that_of_its_tasks_and_a_single_task_can_be_named(tmp_path):
+    """Their column `error` is the text of a failure."""
+    own = {"schema_version": 1, "status": "finished", "error": None, "val_loss": 3.0, "task_error": 0.5}
+    made = [own | {"run_id": str(n), "n_params": n, "n_tokens": 20 * n, "error/bracket": 0.25} for n in (1000, 2000)]
+    bad = {**made[0], "run_id": "bad", "status": "diverged", "error": "loss is nan at step 3", "task_error": None}
+    path = write(tmp_path / "rows.jsonl", [*made, bad])
+    rows, said = columns.read(path, None, [], "n_params")
+    assert [(row["error"], row["accuracy"]) for row in rows] == [(0.5, 0.5)] * 2 and "1 diverged runs" in said[0]
+    rows, _ = columns.read(path, None, ["error=error/bracket"], "n_params")
+    assert [(row["error"], row["accuracy"]) for row in rows] == [(0.25, 0.75)] * 2
