@@ -143,7 +143,8 @@ def row_page() -> str:
         f"""{GENERATED}# The row of a run
 
 `result.json` in the folder of a run is one row: the fields below, then every key of the configuration that is in a
-section, as `model.d_model` ([keys.md](keys.md)), then what plug-ins add. Every field is always there, and `null` where
+section, as `model.d_model` ([keys.md](keys.md)), then `error/NAME`, the top-1 error on each of `evaluation.tasks`, then
+what plug-ins add. Every field is always there, and `null` where
 it is unknown. `sweep collect` writes one row for each run to `results.jsonl`.
 
 Losses are sums over tokens divided by the number of tokens. The z-loss is never part of a loss in the row.

@@ -2,11 +2,14 @@
 logging. Does not import torch."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from scaling_testbed.errors import ConfigError, check_positive
 from scaling_testbed.keys import ADDED_LATER, EXECUTION_ONLY, check_choices, key
 
 AUTO = "auto"
+
+TASKS_OF_CORPUS = ("continuation", "identifier", "bracket")  # see evaluation/corpus_tasks.py
 
 LARGEST_BATCH = 2**31  # sequences, and tokens of a sequence
 
@@ -58,7 +61,8 @@ class BatchConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """When the validation loss is computed, and on which data. It is always computed at step 0 and at the end."""
+    """When the validation loss is computed, and on which data. It is always computed at step 0 and at the end. Tasks
+    are scored at the end only."""
 
     every_steps: int = key(200, "Steps between two validations. 0: only at step 0 and at the end.")
     tokens: float = key(
@@ -77,12 +81,40 @@ class EvaluationConfig:
         "only by rounding. On a CPU nano models are evaluated fastest with 4,096 to 8,192 tokens in a pass.",
         identity=EXECUTION_ONLY,
     )
+    tasks: list[str] = key(
+        [],
+        "Multiple-choice tasks that the final weights are scored on, for the errors in the row. An entry is a file as "
+        "`analyze score` reads it (.jsonl), or continuation, identifier or bracket: a task of this kind is then made "
+        "of the validation split of the run's corpus.",
+        identity=ADDED_LATER,
+    )
+    task_questions: int = key(
+        400, "Questions of each task that is made of the corpus, as in `analyze tasks`.", identity=ADDED_LATER
+    )
+    task_seed: int = key(
+        0, "The seed of these questions. Runs with other seeds have the same ones.", identity=ADDED_LATER
+    )
 
     def __post_init__(self) -> None:
         if self.every_steps < 0:
             raise ConfigError(f"every_steps must not be negative; got {self.every_steps}")
         check_positive("tokens", self.tokens)
         check_positive("rows", self.rows)
+        check_positive("task_questions", self.task_questions)
+        if self.task_seed < 0:
+            raise ConfigError(f"task_seed must not be negative; got {self.task_seed}")
+        if odd := [task for task in self.tasks if task not in TASKS_OF_CORPUS and Path(task).suffix != ".jsonl"]:
+            raise ConfigError(f"tasks must be files (.jsonl) or {', '.join(TASKS_OF_CORPUS)}; got {odd[0]!r}")
+        names = [Path(task).stem for task in self.tasks]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ConfigError(f"tasks: two are named {twice[0]}; a file's stem is its name, so rename one of them")
+        if odd := [name for name in names if "." in name]:  # columns with a point are keys of the configuration
+            raise ConfigError(f"tasks: the name {odd[0]} has a point; rename the file")
+
+    @property
+    def task_files(self) -> list[Path]:
+        """The tasks that are files."""
+        return [Path(task) for task in self.tasks if task not in TASKS_OF_CORPUS]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,8 @@ import numpy as np
 from scaling_testbed.diagnostics.config import DiagnosticsConfig
 from scaling_testbed.diagnostics.names import is_diagnostic
 
+_EVALUATION = ("step", "val_loss", "val_bpb", "val_loss_by_set", "error_by_task")
+
 
 def names_in(row: dict[str, Any]) -> dict[str, float | None]:
     """The diagnostics of one line of metrics.jsonl."""
@@ -43,7 +45,7 @@ class Summary:
                 self.val_loss_initial = loss
             if _finite(loss):
                 self.val_loss_best = min(loss, loss if self.val_loss_best is None else self.val_loss_best)
-            self.evaluation = {key: record.get(key) for key in ("step", "val_loss", "val_bpb", "val_loss_by_set")}
+            self.evaluation = {key: record.get(key) for key in _EVALUATION}
         if not (found := names_in(record)):
             return
         if _finite(logit := found.get("attention_logit_max")):

@@ -16,6 +16,7 @@ from random import Random
 
 import numpy as np
 
+from scaling_testbed.config.sections import TASKS_OF_CORPUS
 from scaling_testbed.data.shards import open_prepared
 from scaling_testbed.data.tokenizers import load_tokenizer
 from scaling_testbed.errors import UserError
@@ -34,23 +35,36 @@ Question = dict[str, object]  # context, choices, gold
 def make_tasks(folder: Path, out: Path, number: int = 400, seed: int = 0) -> dict[str, Path]:
     """Write a file of `number` questions of each kind into `out`, from the corpus that is prepared in `folder`.
 
-    Returns the paths by kind. Raises UserError if the corpus has no tokenizer, or too little text for a kind.
+    Returns the paths by kind. Raises UserError as `files_of_tasks` does.
+    """
+    files = files_of_tasks(folder, TASKS_OF_CORPUS, number, seed, option="--questions")
+    prepare(out)
+    paths = {kind: out / f"{kind}.jsonl" for kind in files}
+    for kind, text in files.items():
+        write_text(paths[kind], text)
+    return paths
+
+
+def files_of_tasks(folder: Path, kinds: Sequence[str], number: int, seed: int, *, option: str) -> dict[str, str]:
+    """The text of a file of `number` questions, by kind. option: what sets the number, for messages.
+
+    Raises UserError if the corpus has no tokenizer, or too little text for a kind.
     """
     texts = validation_texts(folder)
     if not texts:
-        raise UserError(f"{folder}: no validation document has {LEAST_TEXT} characters")
-    prepare(out)
-    paths = {}
-    for kind, make in KINDS.items():
-        questions = _distinct(make, texts, number, Random(f"{seed}/{kind}"))
+        raise UserError(
+            f"{folder}: no validation document has {LEAST_TEXT} characters; use a corpus with longer documents"
+        )
+    found = {}
+    for kind in kinds:
+        questions = _distinct(KINDS[kind], texts, number, Random(f"{seed}/{kind}"))
         if len(questions) < number:
             raise UserError(
                 f"{folder}: its validation split gives {len(questions)} of {number} questions of kind {kind}; ask for "
-                "fewer with --questions, or use a corpus with more validation text"
+                f"fewer with {option}, or use a corpus with more validation text"
             )
-        paths[kind] = out / f"{kind}.jsonl"
-        write_text(paths[kind], "".join(json.dumps(question) + "\n" for question in questions))
-    return paths
+        found[kind] = "".join(json.dumps(question) + "\n" for question in questions)
+    return found
 
 
 def validation_texts(folder: Path) -> list[str]:
@@ -127,4 +141,4 @@ def _bracket(texts: Sequence[str], number: int, random: Random) -> Question | No
     return _question(text[at - CONTEXT : at], right, [one for one in BRACKETS if one != right], random)
 
 
-KINDS = {"continuation": _continuation, "identifier": _identifier, "bracket": _bracket}
+KINDS = dict(zip(TASKS_OF_CORPUS, (_continuation, _identifier, _bracket), strict=True))

@@ -4,6 +4,7 @@ A task is a file of JSON lines, each {"context": str, "choices": [str, ...], "go
 other keys are ignored. The file's stem is the task's name.
 """
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,17 +32,28 @@ class Document:
         """The length of each choice in bytes of UTF-8, without leading white space."""
         return [len(choice.lstrip().encode()) for choice in self.choices]
 
+    @property
+    def chance_error(self) -> float:
+        """The expected error of a guess."""
+        return 1 - 1 / len(self.choices)
+
 
 @dataclass(frozen=True)
 class ChoiceTask:
-    """The documents of one file."""
+    """The documents of one file. sha256: of its bytes."""
 
     path: Path
     documents: tuple[Document, ...]
+    sha256: str
 
     @property
     def name(self) -> str:
         return self.path.stem
+
+    @property
+    def chance_error(self) -> float:
+        """The mean error of guesses."""
+        return sum(one.chance_error for one in self.documents) / len(self.documents)
 
 
 @dataclass(frozen=True)
@@ -88,15 +100,22 @@ def read_tasks(paths: Sequence[Path]) -> list[ChoiceTask]:
 
 def _read_task(path: Path) -> ChoiceTask:
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")  # not splitlines: U+2028 may stand in a JSON string
+        content = path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
+    return parse_task(path, content)
+
+
+def parse_task(path: Path, content: bytes) -> ChoiceTask:
+    """The task in the bytes of a file. Raises UserError, which names `path` and the line."""
+    try:
+        lines = content.decode("utf-8-sig").split("\n")  # not splitlines: U+2028 may stand in a JSON string
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8: byte {error.start} is {error.object[error.start]:#04x}") from None
     documents = tuple(_parse(line, path, number) for number, line in enumerate(lines, 1) if line.strip())
     if not documents:
         raise UserError(f"{path} holds no document; each line is one: {_EXAMPLE}")
-    return ChoiceTask(path, documents)
+    return ChoiceTask(path, documents, hashlib.sha256(content).hexdigest())
 
 
 _EXAMPLE = '{"context": "...", "choices": ["...", "..."], "gold": 0}'
@@ -168,7 +187,7 @@ def continuations(task: ChoiceTask, tokenizer, *, max_length: int) -> list[list[
             if not 1 <= one.n_scored <= max_length:
                 raise UserError(
                     f"{task.path}:{document.line}: choices[{place}] has {one.n_scored} tokens; at least one and at "
-                    f"most {max_length} can be scored (--max-length; by default as many as in training)"
+                    f"most {max_length} can be scored (batch.sequence_length, or --max-length of `analyze score`)"
                 )
     return found
 

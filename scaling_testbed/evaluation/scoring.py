@@ -1,13 +1,13 @@
 """Top-1 error of a saved checkpoint on multiple-choice tasks, by the log-likelihood of each choice after its context.
 
-Shapes in names: B sequences, T positions, D model width, V vocabulary, N scored tokens.
+Shapes in names: B sequences, T positions, N scored tokens.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -15,10 +15,9 @@ from scaling_testbed.config.run import RunConfig
 from scaling_testbed.data.tokenizers import load_tokenizer
 from scaling_testbed.errors import UserError
 from scaling_testbed.evaluation.loading import load_model
-from scaling_testbed.evaluation.multiple_choice import MEAN, ChoiceTask, Continuation, Document, continuations
-from scaling_testbed.kernels.cross_entropy.reference import linear_cross_entropy
+from scaling_testbed.evaluation.multiple_choice import MEAN, ChoiceTask, Continuation, Document, continuations, remarks
+from scaling_testbed.learning.loss_model import LossModel
 from scaling_testbed.model.parts import NORMALISERS
-from scaling_testbed.model.transformer import Transformer
 from scaling_testbed.processes.device import autocast, choose_device, choose_precision
 
 BATCH_TOKENS = 4096  # in a forward pass, including padding
@@ -77,6 +76,37 @@ def _largest(values: Sequence[float]) -> int:
     return max(range(len(values)), key=values.__getitem__)
 
 
+@dataclass(frozen=True)
+class Questions:
+    """Tasks whose choices are tokens. rows: the choices of each document, over all tasks."""
+
+    tasks: Sequence[ChoiceTask]
+    rows: list[list[Continuation]]
+
+    @classmethod
+    def of(cls, tasks: Sequence[ChoiceTask], tokenizer, max_length: int) -> Self:
+        """Raises UserError, which names file and line, if a choice is longer than `max_length` or has no token."""
+        return cls(tasks, [row for task in tasks for row in continuations(task, tokenizer, max_length=max_length)])
+
+    def remarks(self) -> list[str]:
+        """What makes an error doubtful: that of the documents, and contexts that are too long."""
+        cut = sum(any(one.truncated for one in row) for row in self.rows)
+        of_all = f"{cut} of {len(self.rows)} documents of tasks lose the beginning of their context, which is too long"
+        return [*remarks(self.tasks), *([of_all] if cut else [])]
+
+    @property
+    def sequences(self) -> list[Continuation]:
+        return [one for row in self.rows for one in row]
+
+    def scored(self, log_likelihoods: Sequence[float]) -> list[Scored]:
+        """The documents with the log-likelihoods of all `sequences`."""
+        values, row, found = iter(log_likelihoods), iter(self.rows), []
+        for task in self.tasks:
+            for document in task.documents:
+                found.append(Scored(task.name, document, [next(values) for _ in document.choices], next(row)))
+        return found
+
+
 def score(
     run: RunConfig, folder: Path, tasks: Sequence[ChoiceTask], *, step: int | None = None, max_length: int | None = None
 ) -> tuple[int, list[Scored]]:
@@ -88,16 +118,11 @@ def score(
     """
     device, precision = place_of(run)
     step, model, data = load_model(run, folder, step=step, device=device)
-    tokenizer, length = load_tokenizer(data.folder), max_length or run.batch.sequence_length
-    rows = [row for task in tasks for row in continuations(task, tokenizer, max_length=length)]
-    flat = log_likelihoods(model, [one for row in rows for one in row], device=device, precision=precision)
+    questions = Questions.of(tasks, load_tokenizer(data.folder), max_length or run.batch.sequence_length)
+    flat = log_likelihoods(LossModel(model, run.loss), questions.sequences, device=device, precision=precision)
     if not all(map(math.isfinite, flat)):
         raise UserError(f"step {step} of {folder} gives log-likelihoods that are not finite: has the run diverged?")
-    values, row, found = iter(flat), iter(rows), []
-    for task in tasks:
-        for document in task.documents:
-            found.append(Scored(task.name, document, [next(values) for _ in document.choices], next(row)))
-    return step, found
+    return step, questions.scored(flat)
 
 
 def place_of(run: RunConfig) -> tuple[torch.device, str]:
@@ -108,16 +133,31 @@ def place_of(run: RunConfig) -> tuple[torch.device, str]:
 
 @torch.no_grad()
 def log_likelihoods(
-    model: Transformer, sequences: Sequence[Continuation], *, device: torch.device, precision: str
+    model: LossModel,
+    sequences: Sequence[Continuation],
+    *,
+    device: torch.device,
+    precision: str,
+    rank: int = 0,
+    size: int = 1,
+    poll: Callable[[], object] = lambda: None,
 ) -> list[float]:
-    """For each sequence, the log-likelihood of its scored tokens given all tokens before them, summed, in nats."""
-    lengths = [len(one.ids) for one in sequences]
+    """For each sequence, the log-likelihood of its scored tokens given all tokens before them, summed, in nats.
+
+    size: how many processes take the batches in turn. Each has zeros in place of what the others find, so that a sum
+    over the ranks has all values. poll: called before each batch, equally often on every rank.
+    """
     found = [0.0] * len(sequences)
-    normaliser = NORMALISERS[model.config.attention_normaliser]
-    for batch in _batches(lengths, same_length=normaliser.depends_on_length):
-        rows = [sequences[place] for place in batch]
+    normaliser = NORMALISERS[model.model.config.attention_normaliser]
+    batches = list(_batches([len(one.ids) for one in sequences], same_length=normaliser.depends_on_length))
+    for first in range(0, len(batches), size):
+        poll()
+        # A sharded model needs all ranks: a rank without a batch of its own computes the last and drops it.
+        batch = batches[min(first + rank, len(batches) - 1)]
         with autocast(device, precision):
-            for place, value in zip(batch, _of_batch(model, rows, device), strict=True):
+            values = _of_batch(model, [sequences[place] for place in batch], device)
+        if first + rank < len(batches):
+            for place, value in zip(batch, values, strict=True):
                 found[place] = value
     return found
 
@@ -136,7 +176,7 @@ def _batches(lengths: Sequence[int], *, same_length: bool) -> Iterator[list[int]
         yield batch
 
 
-def _of_batch(model: Transformer, rows: Sequence[Continuation], device: torch.device) -> list[float]:
+def _of_batch(model: LossModel, rows: Sequence[Continuation], device: torch.device) -> list[float]:
     """Log-likelihoods of the sequences `rows`, the longest first. Padding is after their ends, so causal attention does
     not see it, and it is not scored."""
     tokens_BT = torch.zeros(len(rows), len(rows[0].ids), dtype=torch.int64)
@@ -146,10 +186,7 @@ def _of_batch(model: Transformer, rows: Sequence[Continuation], device: torch.de
         scored_BT[row, len(one.ids) - one.n_scored : len(one.ids)] = True
     row_N = scored_BT[:, 1:].nonzero()[:, 0]
     tokens_BT, scored_BT = tokens_BT.to(device), scored_BT[:, 1:].to(device)
-    hidden_ND = model(tokens_BT[:, :-1])[scored_BT]
-    targets_N = tokens_BT[:, 1:][scored_BT]
-    cap = model.config.final_softcap
-    ce_N, _ = linear_cross_entropy(hidden_ND, model.head_weight_VD, targets_N, softcap=cap)
+    ce_N = model.cross_entropy_at(tokens_BT, scored_BT)
     return torch.zeros(len(rows), dtype=torch.float64).index_add_(0, row_N, -ce_N.double().cpu()).tolist()
 
 
@@ -166,7 +203,7 @@ def _summary(name: str, scored: Sequence[Scored]) -> dict[str, Any]:
     return {
         "task": name,
         "documents": len(scored),
-        "chance_error": _mean([1 - 1 / len(one.document.choices) for one in scored])[0],
+        "chance_error": _mean([one.document.chance_error for one in scored])[0],
         "error": error,
         "error_se": error_se,
         "error_per_byte": per_byte,

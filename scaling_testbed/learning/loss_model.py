@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from scaling_testbed.kernels.cross_entropy.reference import linear_cross_entropy
 from scaling_testbed.learning.config import CrossEntropyConfig
 from scaling_testbed.learning.loss import LossTerms, loss_terms
 from scaling_testbed.model.transformer import Transformer
@@ -34,3 +35,12 @@ class LossModel(nn.Module):
             tokens_BS[:, 1:].flatten(),
             softcap=self.model.config.final_softcap,
         )
+
+    def cross_entropy_at(self, tokens_BS: torch.Tensor, scored_BT: torch.Tensor) -> torch.Tensor:
+        """The cross-entropy [N] in nats of the N targets at which scored_BT [B, T] is true, by rows. tokens_BS: as for
+        `forward`."""
+        hidden_ND = self.model(tokens_BS[:, :-1])[scored_BT]
+        targets_N = tokens_BS[:, 1:][scored_BT]
+        cap = self.model.config.final_softcap
+        ce_N, _ = linear_cross_entropy(hidden_ND, self.model.head_weight_VD, targets_N, softcap=cap)
+        return ce_N

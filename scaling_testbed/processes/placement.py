@@ -62,7 +62,7 @@ class Sharded(Replica):
 
     def __init__(self, plain: LossModel, config: ParallelismConfig, device: torch.device, precision: str):
         from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
         size = torch.distributed.get_world_size()
         if config.shard_size in (None, size):
@@ -80,6 +80,7 @@ class Sharded(Replica):
         others = set(plain.parameters()) - matrices  # sharding has made them anew
         for block in plain.model.blocks:  # its hooks lie around the block, where torch.compile does not trace them
             fully_shard(block, mesh=mesh, mp_policy=of_block, ignored_params=others)
+        register_fsdp_forward_method(plain, "cross_entropy_at")  # gathers the parameters too
         plain.to_empty(device=device)
         self.plain = self.forward = plain
 

@@ -270,9 +270,10 @@ def is_record(row: Any) -> bool:
     """Whether a value of JSON is a line of metrics.jsonl: names with numbers, and a step."""
     if not isinstance(row, dict) or type(row.get("step")) is not int or row["step"] < 0:
         return False
-    by_set = row.get("val_loss_by_set", {})
-    values = [*row.values(), *by_set.values()] if isinstance(by_set, dict) else [by_set]
-    return all(value is None or value is by_set or is_number(value) for value in values)
+    named = {key: row[key] for key in ("val_loss_by_set", "error_by_task") if isinstance(row.get(key), dict)}
+    values = [value for key, value in row.items() if key not in named]
+    values += [value for by_name in named.values() for value in by_name.values()]
+    return all(value is None or is_number(value) for value in values)
 
 
 def _is_at(path: Path, opened: int) -> bool:

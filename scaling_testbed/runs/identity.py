@@ -1,8 +1,10 @@
-"""What decides the numbers of a run besides its configuration: its corpus, its evaluation sets and its plug-ins.
+"""What decides the numbers of a run besides its configuration: its corpus, its evaluation sets, its tasks and its
+plug-ins.
 
 A row and a checkpoint have fingerprints of them. Every command compares these with what is at hand before it serves a
-finished row or continues a run. No document is read for it: a corpus that is prepared answers by its manifest and the
-sizes and times of its shards, and else its files are compared by size and time, and by their hash where these changed.
+finished row or continues a run. No document of a corpus is read for it: a corpus that is prepared answers by its
+manifest and the sizes and times of its shards, and else its files are compared by size and time, and by their hash
+where these changed. Files of tasks are hashed.
 """
 
 import contextlib
@@ -18,7 +20,7 @@ from scaling_testbed.data.preparing import inputs as files_of
 from scaling_testbed.data.preparing.preparation import look, prepared_folders
 from scaling_testbed.data.shards import PreparedData, changed_shard, data_fingerprint
 from scaling_testbed.errors import UserError, first_line
-from scaling_testbed.files import read_json, sha256_of
+from scaling_testbed.files import read_json, sha256_of, sha256_of_input
 from scaling_testbed.plugins import difference, hashes
 
 TO_DO = "restore what has changed, or give another name= for new runs"
@@ -28,14 +30,18 @@ MOST_HASHED = 64 << 20
 SHOWN = 1  # differences that a message names; the others are counted
 
 
-def recorded(run: RunConfig, data: PreparedData, sets: Mapping[str, PreparedData]) -> dict[str, Any]:
-    """What a row and a checkpoint record of the data of `run`. sets: the corpora of evaluation.sets, by name."""
+def recorded(
+    run: RunConfig, data: PreparedData, sets: Mapping[str, PreparedData], tasks: Mapping[str, str]
+) -> dict[str, Any]:
+    """What a row and a checkpoint record of the data of `run`. sets: the corpora of evaluation.sets, by name. tasks:
+    the sha256 of the tasks of evaluation.tasks, by name."""
     return {
         "data_fingerprint": data.fingerprint,
         "tokenizer_fingerprint": data.tokenizer_fingerprint,
         "data_folder": data.folder.name,
         "data_inputs": data.manifest.get("inputs"),
         "evaluation_data": {name: sets[name].fingerprint for name in run.evaluation.sets},
+        "task_data": dict(tasks),
     }
 
 
@@ -49,7 +55,7 @@ class Found:
 
 
 _KINDS: dict[str, type] = dict.fromkeys(("data_fingerprint", "tokenizer_fingerprint", "data_folder"), str) | (
-    dict.fromkeys(("data_inputs", "evaluation_data", "plugins"), dict)
+    dict.fromkeys(("data_inputs", "evaluation_data", "task_data", "plugins"), dict)
 )
 
 
@@ -58,12 +64,13 @@ class AtHand:
 
     def __init__(self) -> None:
         self._corpora: dict[str, _Corpus] = {}
+        self._sha256 = functools.cache(sha256_of_input)
 
     def compare(self, then: Mapping[str, Any], run: RunConfig) -> Found:
         """Compare what a row or a checkpoint of `run` recorded with what is at hand."""
         then = {key: value for key, value in then.items() if isinstance(value, _KINDS.get(key, ()))}
         changed, unknown = [], []
-        for found in (self._corpus(then, run), *_sets(then, run), _plugins(then, run)):
+        for found in (self._corpus(then, run), *_sets(then, run), *self._tasks(then, run), _plugins(then, run)):
             changed += [found.changed] if found.changed else []
             unknown += [found.unknown] if found.unknown else []
         return Found("; ".join(changed) or None, "; ".join(unknown) or None)
@@ -73,6 +80,21 @@ class AtHand:
         if key not in self._corpora:
             self._corpora[key] = _Corpus(run)
         return self._corpora[key].compare(then)
+
+    def _tasks(self, then: Mapping[str, Any], run: RunConfig) -> Iterator[Found]:
+        """The files of tasks. Those that are made of the corpus follow from it and from keys."""
+        for path in run.evaluation.task_files:
+            key, was = f"evaluation.tasks: {path}", (then.get("task_data") or {}).get(path.stem)
+            try:
+                now = self._sha256(path)
+            except UserError as error:
+                yield Found(unknown=f"evaluation.tasks: {first_line(error)}")
+                continue
+            if was is None:
+                yield Found(unknown=f"{key}: its row does not say which documents it was scored on")
+            elif now != was:
+                shown = f"{key} has the sha256 {now[:12]}, and it had {str(was)[:12]}"
+                yield Found(f"was scored on other documents: {shown}")
 
 
 def check_same(then: Mapping[str, Any], run: RunConfig, folder: Path) -> str | None:

@@ -24,7 +24,8 @@ def fact(meaning: str, unit: str = "") -> Any:
 class Row:
     """The result of a run. Every field is in result.json, null where it is unknown.
 
-    The keys of the configuration follow the fields, as `model.d_model`, and after them what plug-ins add.
+    The keys of the configuration follow the fields, as `model.d_model`, and after them `error/NAME`, the top-1 error on
+    each of evaluation.tasks, and what plug-ins add.
     """
 
     schema_version: int | None = fact("The version of these fields.")
@@ -64,6 +65,13 @@ class Row:
     )
     val_bpb_withheld: str | None = fact("How the tokenizer loses text; null where it loses none.")
     val_loss_by_set: dict[str, float] | None = fact("Name of each validation set -> its last loss.", "nats per token")
+    task_error: float | None = fact(
+        "The unweighted mean of the errors of the final weights on evaluation.tasks; null without tasks, and where the "
+        "run diverged or was stopped early. Laws read it as `error`."
+    )
+    task_error_chance: float | None = fact("The same mean of a model that guesses.")
+    task_error_withheld: str | None = fact("Why a run with evaluation.tasks has no error; null where it has one.")
+    task_documents: dict[str, int] | None = fact("Name of each task -> the number of its documents.", "documents")
     train_loss_last: float | None = fact("Cross-entropy of the last training batch.", "nats per token")
     diverged_at_step: int | None = fact("The step whose loss or gradient norm was not finite.", "steps")
     skipped_steps: int | None = fact("Updates left out by optimizer.skip_spikes_sigmas; null without it.", "steps")
@@ -117,6 +125,9 @@ class Row:
         "null where they are unknown, as for a dataset of the hub."
     )
     evaluation_data: dict[str, str] | None = fact("Name in evaluation.sets -> data_fingerprint of the set.")
+    task_data: dict[str, str] | None = fact(
+        "Name of each task -> the sha256 of its file, or of the file that `analyze tasks` makes of the corpus."
+    )
     git_commit: str | None = fact("The commit of the source, where it is known.")
     git_dirty: str | None = fact(
         "The hash of the uncommitted changes to the source, which are in uncommitted-HASH.diff; null without changes."
@@ -204,6 +215,8 @@ def describe_row(row: dict[str, Any], folder: Path) -> str:
         "validation loss": _nats(row.get("val_loss")),
         "  at step 0": _nats(row.get("val_loss_initial")),
         "  bits per byte": _number(row.get("val_bpb"), ".4f") or _withheld(row.get("val_bpb_withheld")),
+        "task error": _number(row.get("task_error"), ".4f") or _withheld(row.get("task_error_withheld")),
+        "  of a guess": _number(row.get("task_error_chance"), ".4f"),
         "unigram entropy": _nats(row.get("unigram_entropy_nats")),
         "entropy rate": _nats(row.get("entropy_rate_nats")),
         "  of windows": _nats(row.get("entropy_window_nats")),

@@ -23,7 +23,7 @@ from scaling_testbed.sweeps.plan import PLAN_FILE, PlannedRun
 LOG_FILE = "log.txt"  # what a run printed when a sweep started it
 TAIL_BYTES = 16384
 
-KEYS_OF_DATA = ("data.", "tokenizer.", "evaluation.sets")
+KEYS_OF_DATA = ("data.", "tokenizer.", "evaluation.sets", "evaluation.tasks")
 REPLACED = "replaced"  # the subfolder of a sweep for runs whose data or plug-ins have changed, after a retry
 
 # In the order of a table. stopped: the run has started, no process runs it now, and it can be continued. changed: its
@@ -236,7 +236,8 @@ def collect(folder: Path, only: Collection[str] | None = None) -> tuple[Path, Pa
 
 
 def check_not_mixed(found: Sequence[Mapping[str, Any]]) -> None:
-    """Raise UserError if rows name the same data, tokenizer, evaluation set or plug-in and are of different ones."""
+    """Raise UserError if rows name the same data, tokenizer, evaluation set, task or plug-in and are of different
+    ones."""
     seen: dict[str, tuple[str, Any]] = {}
     for row in found:
         named = {key: value for key, value in sorted(row.items()) if key.startswith(("data.", "tokenizer."))}
@@ -244,6 +245,7 @@ def check_not_mixed(found: Sequence[Mapping[str, Any]]) -> None:
         of_row |= {
             f"the data of evaluation set {key}": value for key, value in (row.get("evaluation_data") or {}).items()
         }
+        of_row |= {f"the documents of task {key}": value for key, value in (row.get("task_data") or {}).items()}
         of_row |= {f"the code of plug-in {key}": value for key, value in (row.get("plugins") or {}).items()}
         for what, value in of_row.items():
             if value is None:

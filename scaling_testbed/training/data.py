@@ -1,11 +1,18 @@
 """The prepared data that a run is trained and evaluated on."""
 
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from scaling_testbed.config.run import RunConfig
+from scaling_testbed.config.sections import TASKS_OF_CORPUS
 from scaling_testbed.data.batches import TrainingBatches, ValidationBatches
 from scaling_testbed.data.shards import PreparedData, open_prepared
-from scaling_testbed.errors import ConfigError
+from scaling_testbed.data.tokenizers import load_tokenizer
+from scaling_testbed.errors import ConfigError, UserError
+from scaling_testbed.evaluation.corpus_tasks import files_of_tasks
+from scaling_testbed.evaluation.multiple_choice import ChoiceTask, parse_task, read_tasks
+from scaling_testbed.evaluation.scoring import Questions
 
 MAIN_SET = "validation"
 
@@ -43,6 +50,41 @@ def open_validation_sets(run: RunConfig, sets: dict[str, PreparedData], rows: in
         name: ValidationBatches(prepared.validation, sequence_length=length, max_tokens=tokens, rows=rows)
         for name, prepared in sets.items()
     }
+
+
+def read_task_files(run: RunConfig) -> list[ChoiceTask]:
+    """The tasks of evaluation.tasks that are files. Raises UserError or ConfigError, which names key and file."""
+    with _said_of_tasks():
+        return read_tasks(run.evaluation.task_files)
+
+
+def open_questions(run: RunConfig, files: Sequence[ChoiceTask], data: PreparedData) -> Questions:
+    """The questions of evaluation.tasks, in its order. files: its tasks that are files; the others are made of the
+    validation split of `data`, in memory, because runs that start together have the same.
+
+    Raises UserError, which names the key, if `data` has no tokenizer, or too little text for a task, or if a choice is
+    longer than the sequences in training.
+    """
+    config = run.evaluation
+    if not config.tasks:
+        return Questions((), [])
+    with _said_of_tasks():
+        tokenizer, known = load_tokenizer(data.folder), {task.path: task for task in files}
+        if kinds := [task for task in config.tasks if task in TASKS_OF_CORPUS]:
+            option = "evaluation.task_questions"
+            made = files_of_tasks(data.folder, kinds, config.task_questions, config.task_seed, option=option)
+            known |= {Path(kind): parse_task(Path(kind), text.encode()) for kind, text in made.items()}
+        tasks = [known[Path(task)] for task in config.tasks]
+        return Questions.of(tasks, tokenizer, run.batch.sequence_length)
+
+
+@contextlib.contextmanager
+def _said_of_tasks() -> Iterator[None]:
+    """Context manager that names the key in an error about tasks, and what else can be done."""
+    try:
+        yield
+    except UserError as error:
+        raise type(error)(f"evaluation.tasks: {error}; mend this, or leave evaluation.tasks out") from None
 
 
 def _vocabulary(data: PreparedData) -> tuple[str | None, int]:

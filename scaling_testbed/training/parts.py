@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,6 +14,7 @@ from scaling_testbed.data.batches import TrainingBatches, ValidationBatches
 from scaling_testbed.data.preparing.preparation import prepare
 from scaling_testbed.data.shards import PreparedData, open_prepared
 from scaling_testbed.errors import ConfigError, listed
+from scaling_testbed.evaluation.scoring import Questions
 from scaling_testbed.learning.config import CrossEntropyConfig
 from scaling_testbed.learning.interventions.base import Context, Intervention
 from scaling_testbed.learning.loss import choose_loss_impl
@@ -28,7 +30,15 @@ from scaling_testbed.processes.group import Processes
 from scaling_testbed.processes.placement import Replica, parallelize
 from scaling_testbed.processes.world import World
 from scaling_testbed.runs.folder import RunFolder
-from scaling_testbed.training.data import MAIN_SET, open_sets, open_training_batches, open_validation_sets
+from scaling_testbed.runs.identity import recorded
+from scaling_testbed.training.data import (
+    MAIN_SET,
+    open_questions,
+    open_sets,
+    open_training_batches,
+    open_validation_sets,
+    read_task_files,
+)
 from scaling_testbed.training.measurement import Measurement
 
 # Type of device -> Parts.ahead where the optimizer can leave out bad updates. A GPU then always has an update to work
@@ -42,13 +52,13 @@ class Parts:
     training; the parts stay the same.
 
     precision: fp32 | bf16. loss: with its `impl` chosen. prepared: the corpora by the name of the validation set that
-    they give, the run's own first. validation_sets: in the same order. steps: of the whole run. micro_batch: sequences
-    in a pass of this process, as chosen at this start. compiled: whether the blocks of the model are compiled.
-    flops_per_token: of training, including interventions. model: the plain module. placed: the same model on its
-    devices. interventions: by name, in the order in which a step runs them. ahead: how many further updates may be made
-    before the values of one are read. bad: 1.0 on the device from the first update on whose loss or gradient norm is
-    not finite, else 0.0; None: the values of each update are read before the optimizer's step. captures: whether an
-    update is one CUDA graph.
+    they give, the run's own first. validation_sets: in the same order. questions: of evaluation.tasks. steps: of the
+    whole run. micro_batch: sequences in a pass of this process, as chosen at this start. compiled: whether the blocks
+    of the model are compiled. flops_per_token: of training, including interventions. model: the plain module. placed:
+    the same model on its devices. interventions: by name, in the order in which a step runs them. ahead: how many
+    further updates may be made before the values of one are read. bad: 1.0 on the device from the first update on whose
+    loss or gradient norm is not finite, else 0.0; None: the values of each update are read before the optimizer's step.
+    captures: whether an update is one CUDA graph.
     """
 
     run: RunConfig
@@ -60,6 +70,7 @@ class Parts:
     prepared: dict[str, PreparedData]
     batches: TrainingBatches
     validation_sets: dict[str, ValidationBatches]
+    questions: Questions
     counts: ParamCounts
     steps: int
     micro_batch: int
@@ -79,6 +90,11 @@ class Parts:
         """The corpus that the run is trained on."""
         return self.prepared[MAIN_SET]
 
+    def recorded(self) -> dict[str, Any]:
+        """What a row and a checkpoint record of the data."""
+        tasks = {task.name: task.sha256 for task in self.questions.tasks}
+        return recorded(self.run, self.data, self.prepared, tasks)
+
     @functools.cached_property
     def parameters(self) -> list[torch.nn.Parameter]:
         """Those of the model; to list them takes time, and they stay the same."""
@@ -93,11 +109,14 @@ def build_parts(run: RunConfig, folder: RunFolder, processes: Processes, *, quie
     """
     configure_torch(run.compute)
     device, precision, loss = processes.together(lambda: _choose_paths(run, processes.world.local_rank))
+    files = processes.together(lambda: read_task_files(run))
     # Rank 0 prepares, which may take hours. The others wait for it.
     prepared = Path(processes.on_main(lambda: str(_prepare(run, quiet)), at_once=True))
     sets = processes.together(lambda: open_sets(run, open_prepared(prepared)))
+    questions = processes.together(lambda: open_questions(run, files, sets[MAIN_SET]))
     # Machines without a common file system can have other data under the same path.
-    processes.check_alike({f"the fingerprint of {found.folder}": found.fingerprint for found in sets.values()})
+    alike = {f"the fingerprint of {found.folder}": found.fingerprint for found in sets.values()}
+    processes.check_alike(alike | {f"the sha256 of {task.path}": task.sha256 for task in questions.tasks})
     config = run.model.resolved(sets[MAIN_SET].vocab_size)
     counts = count_params(config)
     # Rank 0 decides, because free memory differs a little between processes.
@@ -135,6 +154,7 @@ def build_parts(run: RunConfig, folder: RunFolder, processes: Processes, *, quie
         prepared=sets,
         batches=batches,
         validation_sets=validation_sets,
+        questions=questions,
         counts=counts,
         steps=steps,
         micro_batch=micro_batch,

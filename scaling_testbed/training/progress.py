@@ -16,7 +16,6 @@ from scaling_testbed.plugins import check_unchanged, hashes
 from scaling_testbed.progress import Clock
 from scaling_testbed.runs import checkpoint, state
 from scaling_testbed.runs.folder import Written
-from scaling_testbed.runs.identity import recorded
 from scaling_testbed.training.parts import Parts
 from scaling_testbed.training.step import TooLittleMemory, Update, smaller_micro_batch
 
@@ -119,7 +118,7 @@ def save(parts: Parts, progress: Progress) -> None:
         "train_loss_last": progress.train_loss_last,
         "wall_seconds": progress.clock.wall_seconds,
         "updates": states_of(parts.interventions),
-        **recorded(parts.run, parts.data, parts.prepared),
+        **parts.recorded(),
         "plugins": hashes(parts.run.plugins),
     }
     if parts.run.parallelism.is_sharded:

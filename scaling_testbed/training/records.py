@@ -58,6 +58,8 @@ class Records:
         )
         for remark in remarks(parts.data.manifest):
             say(remark)
+        for remark in parts.questions.remarks():
+            say(f"note: {remark}")
         if stray := parts.data.stray_shards():
             say(f"{parts.data.folder} also holds {listed(stray)}: not in its manifest, not read")
         if rounding := run.budget.rounding(parts.counts, run.batch.tokens):

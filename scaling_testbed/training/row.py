@@ -5,8 +5,8 @@ import dataclasses
 from scaling_testbed.data.manifest import window_entropy_nats
 from scaling_testbed.processes.device import device_name, peak_flops
 from scaling_testbed.runs.environment import versions
-from scaling_testbed.runs.identity import recorded
 from scaling_testbed.runs.row import Row
+from scaling_testbed.training import tasks
 from scaling_testbed.training.parts import Parts
 from scaling_testbed.training.progress import Progress
 from scaling_testbed.training.records import Records
@@ -28,11 +28,13 @@ def make_row(parts: Parts, progress: Progress, records: Records, outcome: Outcom
     size, manifest = parts.processes.world.size, parts.data.manifest
     added = {key: value for found in parts.interventions.values() for key, value in found.row().items()}
     summary, last = progress.summary, progress.summary.evaluation
+    of_tasks, errors = tasks.of_row(parts, last.get("error_by_task"), outcome.status)
     is_over = outcome.status != "preempted"  # a run that a signal stopped has no final loss
     return dataclasses.replace(
         Row.of(run, status=outcome.status, error=outcome.error),
         **dataclasses.asdict(parts.counts),
-        **recorded(run, parts.data, parts.prepared),
+        **parts.recorded(),
+        **of_tasks,
         **summary.diagnostics(progress.step),
         n_tokens=n_tokens,
         steps=progress.step,
@@ -74,5 +76,5 @@ def make_row(parts: Parts, progress: Progress, records: Records, outcome: Outcom
         git_dirty=records.git["dirty"],
         source_files=records.git.get("files"),
         versions=versions(),
-        added=added,
+        added=errors | added,
     )

@@ -23,6 +23,7 @@ from scaling_testbed.runs.finished import final_row
 from scaling_testbed.runs.folder import RunFolder
 from scaling_testbed.runs.identity import check_same, of_checkpoint
 from scaling_testbed.runs.row import FINAL, Row
+from scaling_testbed.training import tasks
 from scaling_testbed.training.graph import StepGraph
 from scaling_testbed.training.parts import build_parts
 from scaling_testbed.training.progress import is_evaluated, is_saved, resume, save
@@ -89,6 +90,8 @@ def train(run: RunConfig, interrupts: Interrupts | None = None, *, quiet: bool =
                     if progress.record is not None:
                         if is_evaluated(run, progress.step, parts.steps):
                             progress.record |= evaluate(parts, lambda: poll(processes, interrupts))
+                        if progress.step == parts.steps:
+                            progress.record |= tasks.score(parts, lambda: poll(processes, interrupts))
                         records.write(progress)
                         if progress.step < parts.steps and is_saved(run.checkpoint, progress.step):
                             save(parts, progress)

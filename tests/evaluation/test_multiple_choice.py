@@ -81,7 +81,7 @@ def bpe(tmp_path):
 
 def one(tokenizer, context, *choices, max_length=100):
     """The continuations of a single document."""
-    task = ChoiceTask("t", (Document(1, context, choices, 0),))
+    task = ChoiceTask("t", (Document(1, context, choices, 0),), "")
     return continuations(task, tokenizer, max_length=max_length)[0]
 
 

@@ -14,6 +14,8 @@ from scaling_testbed.evaluation import scoring
 from scaling_testbed.evaluation.multiple_choice import Continuation
 from scaling_testbed.exporting.hugging_face import family_of
 from scaling_testbed.kernels.attention import reference
+from scaling_testbed.learning.config import CrossEntropyConfig
+from scaling_testbed.learning.loss_model import LossModel
 from scaling_testbed.model import parts
 from scaling_testbed.model.config import ModelConfig
 from scaling_testbed.model.counting import count_params, forward_flops
@@ -190,7 +192,7 @@ def test_a_new_part_trains(planted, key, build, tokens):
 def log_likelihoods(model, lengths):
     ids = np.arange(60) % 61
     rows = [Continuation(ids[:length].astype(np.int64), 3, False, False) for length in lengths]
-    return scoring.log_likelihoods(model, rows, device=CPU, precision="fp32")
+    return scoring.log_likelihoods(LossModel(model, CrossEntropyConfig()), rows, device=CPU, precision="fp32")
 
 
 @pytest.mark.fault(

@@ -149,12 +149,13 @@ def test_each_run_is_compared_with_its_own_data_where_they_follow_another_key(tm
     [
         ({"data_fingerprint": "b"}, "data_fingerprint is a in run r1 and b in run r2"),
         ({"evaluation_data": {"x": "2"}}, "the data of evaluation set x is 1 in run r1 and 2 in run r2"),
+        ({"task_data": {"t": "6"}}, "the documents of task t is 5 in run r1 and 6 in run r2"),
         ({"plugins": {"mine.py": "4"}}, "the code of plug-in mine.py is 3 in run r1 and 4 in run r2"),
     ],
 )
 def test_rows_of_different_data_are_not_collected_together(fields, said):
     row = {"run_id": "r1", "data.files": ["c.txt"], "data_fingerprint": "a"}
-    row |= {"evaluation_data": {"x": "1"}, "plugins": {"mine.py": "3"}}
+    row |= {"evaluation_data": {"x": "1"}, "task_data": {"t": "5"}, "plugins": {"mine.py": "3"}}
     check_not_mixed([row, row | {"run_id": "r2"}, row | {"data_fingerprint": None, "evaluation_data": None}])
     check_not_mixed([row, row | {"data.files": ["d.txt"], "data_fingerprint": "b"}])
     with pytest.raises(UserError, match=said):
