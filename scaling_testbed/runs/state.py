@@ -86,6 +86,7 @@ def restore_whole(
     `path`. Raises UserError if they are of another model or optimizer."""
     load_weights(model, tensors.get("model"), path)
     with refused_in_one_line(path):
+        optimizer.state.clear()  # else it and the loaded one would take memory together
         optimizer.load_state_dict(tensors["optimizer"])
         if "rng" in tensors:  # a sharded run draws no random numbers and stores no state of them
             torch.set_rng_state(tensors["rng"]["cpu"])
@@ -121,8 +122,7 @@ def _restore_shards(path: Path, model: Transformer, optimizer: torch.optim.Optim
         parameter = parameters[name]
         if kind == "model":
             return parameter.detach()
-        empty = optimizer.state[parameter][part[0]] = _empty_state(optimizer, parameter, shape, dtype)
-        return empty
+        return _tensor_of_state(optimizer, parameter, part[0], shape, dtype)
 
     sharded.read_shards(path, place, alone=False)
 
@@ -137,20 +137,22 @@ def _shard_whole(tensors: dict[str, Any], model: Transformer, optimizer: torch.o
     for number, state in tensors["optimizer"]["state"].items():
         parameter = parameters[number]
         for key, value in state.items():
-            mine = _empty_state(optimizer, parameter, value.shape, value.dtype)
+            mine = _tensor_of_state(optimizer, parameter, key, value.shape, value.dtype)
             copy_shard(mine, value) if value.dim() else mine.copy_(value)
-            optimizer.state[parameter][key] = mine
 
 
-def _empty_state(
-    optimizer: torch.optim.Optimizer, parameter: torch.Tensor, shape: torch.Size, dtype: torch.dtype
+def _tensor_of_state(
+    optimizer: torch.optim.Optimizer, parameter: torch.Tensor, key: str, shape: torch.Size, dtype: torch.dtype
 ) -> torch.Tensor:
-    """An empty tensor for a moment, sharded like its parameter, or for the number of steps, which a fused optimizer
-    keeps on the device."""
-    if len(shape):
-        return torch.zeros_like(parameter, dtype=dtype, requires_grad=False)
-    fused = any(group.get("fused") for group in optimizer.param_groups)
-    return torch.zeros(shape, dtype=dtype, device=parameter.device if fused else "cpu")
+    """The tensor of the optimizer's state under `key`. An optimizer whose first step creates its state gets it here: a
+    moment that is sharded like its parameter, or the number of steps, which a fused optimizer keeps on the device."""
+    state: dict[str, torch.Tensor] = optimizer.state[parameter]
+    if key not in state and len(shape):
+        state[key] = torch.zeros_like(parameter, dtype=dtype, requires_grad=False)
+    elif key not in state:
+        fused = any(group.get("fused") for group in optimizer.param_groups)
+        state[key] = torch.zeros(shape, dtype=dtype, device=parameter.device if fused else "cpu")
+    return state[key]
 
 
 def _optimizer_names(model: Transformer, optimizer: torch.optim.Optimizer) -> dict[torch.Tensor, str]:

@@ -15,7 +15,7 @@ from scaling_testbed.processes.interrupts import Interrupts
 from scaling_testbed.training.parts import Parts
 from scaling_testbed.training.step import Inputs, Made, is_measured, make_update
 
-WARM_UP = 3  # updates without the graph: they compile kernels, choose algorithms, and create the optimizer's state
+WARM_UP = 3  # updates without the graph: they compile kernels and choose algorithms
 
 
 class StepGraph:

@@ -19,7 +19,7 @@ from scaling_testbed.learning.config import CrossEntropyConfig
 from scaling_testbed.learning.interventions.base import Context, Intervention
 from scaling_testbed.learning.loss import choose_loss_impl
 from scaling_testbed.learning.loss_model import LossModel
-from scaling_testbed.learning.optimizers import leave_out_where
+from scaling_testbed.learning.optimizers import create_state, leave_out_where
 from scaling_testbed.model.attention import check_impls
 from scaling_testbed.model.config import ModelConfig
 from scaling_testbed.model.counting import ParamCounts, count_params
@@ -132,6 +132,7 @@ def build_parts(run: RunConfig, folder: RunFolder, processes: Processes, *, quie
     model.narrow_residual = run.compute.residual_dtype == "bf16"
     placed = parallelize(LossModel(model, loss), run.parallelism, device, precision, run.seed)
     optimizer = run.optimizer.for_length(run.schedule.length(steps)).build(model)
+    create_state(run.optimizer, optimizer)
     interventions = interventions_of(run)
     for intervention in interventions.values():
         intervention.attach(Context(model=model, optimizer=optimizer, sum=processes.sum, largest=processes.largest))

@@ -12,6 +12,7 @@ from typing import Any
 
 from scaling_testbed.config.run import RunConfig, check_planned, flatten, run_folder_path
 from scaling_testbed.errors import FAILED, UserError, first_line, is_memory_error
+from scaling_testbed.learning.optimizers import take_back
 from scaling_testbed.plugins import hashes
 from scaling_testbed.processes.compilation import is_compile_error
 from scaling_testbed.processes.device import peak_memory_bytes
@@ -118,6 +119,7 @@ def train(run: RunConfig, interrupts: Interrupts | None = None, *, quiet: bool =
         except Interrupted as signal:
             outcome = Outcome("preempted", f"stopped by {signal} at step {progress.step}")
         except Diverged as reason:
+            take_back(parts.optimizer, queue.made - progress.step)
             outcome = Outcome("diverged", str(reason), progress.step + 1)
             if progress.summary.evaluation.get("step") != progress.step:
                 progress.record = {"step": progress.step} | evaluate(parts)  # of the weights of the last update

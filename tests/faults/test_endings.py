@@ -415,6 +415,28 @@ def test_too_little_memory_is_one_line_with_a_number(python, tmp_path, data_dir,
     )
 
 
+LIMIT_BESIDE_WEIGHTS = """
+from scaling_testbed.training import parts
+def parallelize(*given, real=parts.parallelize):
+    placed = real(*given)
+    exec({limit!r})
+    return placed
+parts.parallelize = parallelize
+"""
+
+
+@pytest.mark.fault("B8", "Too little memory for the optimizer's state is said before the first evaluation.")
+def test_too_little_memory_for_the_moments_is_said_at_the_start(python, tmp_path, data_dir, record_property):
+    """Moments of 195 MiB; 70 MiB are there, and what the draws of the weights have left. The evaluation needs less."""
+    large = ("model.n_layers=8", "model.d_ff=50000", "budget.steps=1", "evaluation.rows=1", "evaluation.tokens=64")
+    before = LIMIT_BESIDE_WEIGHTS.format(limit=LIMIT.format(mib=70))
+    process = start(python, tmp_path, data_dir, *large, before=before)
+    out, err = process.communicate(timeout=60)
+    record_property("seen", err.strip())
+    assert process.returncode == 1 and err.count("\n") == 1 and "has too little memory" in err
+    assert "step 0" not in out and not list(tmp_path.glob("runs/*/*/metrics.jsonl"))
+
+
 @pytest.mark.fault("B8", "batch.micro_batch_sequences=auto takes what fits, falls back by halves, and the row says so.")
 @pytest.mark.parametrize("estimate", ["right", "too low"])
 def test_a_run_chooses_its_micro_batch(whole, python, tmp_path, data_dir, record_property, estimate):

@@ -11,6 +11,7 @@ import torch
 
 from scaling_testbed.errors import ConfigError
 from scaling_testbed.learning import loss_model
+from scaling_testbed.learning.optimizers import local_part
 from scaling_testbed.processes.interrupts import Interrupted
 from scaling_testbed.progress import Clock
 from scaling_testbed.training import graph
@@ -120,6 +121,36 @@ def test_a_bad_update_changes_nothing_and_those_after_it_are_dropped(
     assert all(torch.equal(x, y) for x, y in zip(weights[half - 1], weights[-1], strict=True))
 
 
+@pytest.mark.parametrize("at", [1, 6])
+@pytest.mark.parametrize(
+    "options",
+    [*([f"optimizer={name}"] for name in ("adamw", "stable_adamw", "adam_atan2", "sgd", "muon")), ["parallelism=fsdp"]],
+    ids=lambda options: options[0],
+)
+def test_the_state_after_a_bad_update_is_that_of_a_run_that_has_not_made_it(trained, monkeypatch, late, options, at):
+    """Also after the very first one. Moments and counters of steps, to the bit."""
+    states, real = [], trainer.build_parts
+
+    def build(*args, **kwargs):
+        parts = real(*args, **kwargs)
+        states.append(parts.optimizer.state)
+        return parts
+
+    monkeypatch.setattr(trainer, "build_parts", build)
+    for runs in ("at once", "late"):
+        with monkeypatch.context() as changed:
+            poison(changed, at, math.nan, "loss")
+            row, _ = trained(*options, "checkpoint.every_steps=0", "evaluation.every_steps=0", runs=runs)
+        assert row["status"] == "diverged" and row["diverged_at_step"] == at
+        late()
+    bits = [[bits_of(x) for of_one in state.values() for x in of_one.values()] for state in states]
+    assert bits[0] == bits[1] and len(bits[0]) > 10
+
+
+def bits_of(x: torch.Tensor) -> tuple:
+    return x.dtype, x.device, local_part(x).numpy().tobytes()
+
+
 class StopFrom(StopAt):
     """Asks again at every later poll, as a signal does."""
 
@@ -134,6 +165,24 @@ class StopFrom(StopAt):
         except Interrupted:
             self.requested = "SIGTERM"
         return super().counts()
+
+
+@pytest.mark.parametrize("options", [["optimizer=adamw"], ["optimizer=muon"], ["parallelism=fsdp"]], ids=str)
+def test_a_checkpoint_before_the_first_update_holds_the_state(trained, whole, monkeypatch, options):
+    """And the run goes on from it to the same bits."""
+    options = [*options, "checkpoint.every_steps=0"]
+    _, folder = whole(*options)
+    with monkeypatch.context() as changed:
+        changed.setattr(trainer, "Interrupts", lambda: StopFrom(5))  # during the first evaluation
+        row, there = trained(*options)
+    saved = load_latest(there / "checkpoints")
+    assert row["status"] == "preempted" and saved.step == 0
+    moments = [x for state in saved.tensors["optimizer"]["state"].values() for x in state.values() if x.dim()]
+    assert len(moments) >= len(saved.tensors["model"]) and not any(x.any() for x in moments)
+    row, there = trained(*options)
+    assert row["status"] == "finished" and row["restarts"] == 1
+    assert metrics(there) == metrics(folder)
+    same_state(there, folder)
 
 
 @pytest.mark.parametrize("kind", ["single", "ddp"])

@@ -8,12 +8,14 @@ from scaling_testbed.learning.optimizers.base import (
     OptimizerConfig,
     Update,
     clip_coefficient,
+    create_state,
     kept_where,
     leave_out_where,
     local_part,
     parameter_groups,
     rate_meaning,
     set_lr,
+    take_back,
 )
 from scaling_testbed.learning.optimizers.muon import MuonConfig
 from scaling_testbed.learning.optimizers.sgd import SGDConfig
@@ -29,10 +31,12 @@ __all__ = [
     "StableAdamWConfig",
     "Update",
     "clip_coefficient",
+    "create_state",
     "kept_where",
     "leave_out_where",
     "local_part",
     "parameter_groups",
     "rate_meaning",
     "set_lr",
+    "take_back",
 ]

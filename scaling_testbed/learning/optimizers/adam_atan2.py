@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from scaling_testbed.errors import check_positive
 from scaling_testbed.keys import key
-from scaling_testbed.learning.optimizers.adamw import MOMENTS_BYTES, RELATIVE_RATE, moments, rate_of_tensor
+from scaling_testbed.learning.optimizers.adamw import (
+    MOMENTS_BYTES,
+    RELATIVE_RATE,
+    has_moments,
+    moments,
+    no_moments,
+    rate_of_tensor,
+)
 from scaling_testbed.learning.optimizers.base import AS_ADAMW, OPTIMIZERS, OptimizerConfig, Update, parameter_groups
 
 if TYPE_CHECKING:
@@ -52,6 +59,9 @@ class AdamAtan2Config(OptimizerConfig):
     def bytes_per_weight(self, role: str) -> int:
         return MOMENTS_BYTES
 
+    def first_state(self, group: dict[str, Any], parameter: torch.Tensor) -> dict[str, torch.Tensor]:
+        return no_moments(group, parameter)
+
     @property
     def rate_means(self) -> str:
         """The meaning of AdamW if the update of a constant gradient is one, as AdamW's is."""
@@ -61,7 +71,7 @@ class AdamAtan2Config(OptimizerConfig):
 
     def update_of(self, group: dict[str, Any], state: dict[str, Any]) -> Update | None:
         """The last update a atan2(m, b sqrt(v)), which has no eps."""
-        if not state:
+        if not has_moments(state):
             return None
         first, root = moments(group, state)
         return Update(group["a"] * first.atan2(group["b"] * root), None)

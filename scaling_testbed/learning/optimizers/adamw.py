@@ -86,6 +86,9 @@ class AdamWConfig(OptimizerConfig):
     def bytes_per_weight(self, role: str) -> int:
         return MOMENTS_BYTES
 
+    def first_state(self, group: dict[str, Any], parameter: torch.Tensor) -> dict[str, torch.Tensor]:
+        return no_moments(group, parameter)
+
     @property
     def can_be_captured(self) -> bool:
         """PyTorch's fused step can."""
@@ -118,10 +121,28 @@ class StableAdamWConfig(AdamWConfig):
 
 def adam_update(group: dict[str, Any], state: dict[str, Any]) -> Update | None:
     """The last update m / (sqrt(v) + eps), bias-corrected (Wortsman et al. 2023, arXiv 2309.14322, section E.13)."""
-    if not state:
+    if not has_moments(state):
         return None
     first, root = moments(group, state)
     return Update(first / (root + group["eps"]), (root < group["eps"]).sum())
+
+
+def no_moments(group: dict[str, Any], parameter: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The state of Adam before the first step, as torch.optim creates it. A fused or capturable step counts on the
+    device of the parameter, any other on the CPU."""
+    import torch
+
+    counts_on = parameter.device if group.get("fused") or group.get("capturable") else "cpu"
+    return {
+        "step": torch.zeros((), dtype=torch.float32, device=counts_on),
+        "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+        "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+    }
+
+
+def has_moments(state: dict[str, Any]) -> bool:
+    """Whether Adam has made a step."""
+    return bool(state) and float(state["step"]) > 0
 
 
 def moments(group: dict[str, Any], state: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:

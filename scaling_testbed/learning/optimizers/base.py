@@ -48,7 +48,8 @@ class OptimizerConfig(abc.ABC):
     """The base of all optimizers. The defaults are those of Wortsman et al. 2023, section 2.1.
 
     A subclass defines `build`, `bytes_per_weight` and `rate_means`. It sets `needs_whole_tensors` to None if it can be
-    sharded, and defines `update_of` if its state determines the last update.
+    sharded. It defines `update_of` if its state determines the last update, and `first_state` if its state can be made
+    before the first step.
     """
 
     # The reason why it cannot update a sharded tensor part by part; None: it can.
@@ -126,6 +127,11 @@ class OptimizerConfig(abc.ABC):
     @abc.abstractmethod
     def bytes_per_weight(self, role: str) -> int:
         """Bytes of optimizer state for each weight of a role."""
+
+    def first_state(self, group: dict[str, Any], parameter: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The state of a tensor of `group` before the first step, with the types, devices and values that the first
+        step would start from. A moment is sharded like its parameter. Empty: the first step makes the state."""
+        return {}
 
     @property
     def can_be_captured(self) -> bool:
@@ -206,6 +212,15 @@ def parameter_groups(
     return list(groups.values())
 
 
+def create_state(config: OptimizerConfig, optimizer: torch.optim.Optimizer) -> None:
+    """Create the state of `optimizer`, which `config` built, before its first step. Too little memory then shows before
+    training, and a first step that is left out leaves the state as it is without that step."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if state := config.first_state(group, parameter):
+                optimizer.state[parameter] = state
+
+
 def leave_out_where(optimizer: torch.optim.Optimizer, bad: torch.Tensor) -> bool:
     """Let every step of `optimizer` change nothing while the scalar `bad` on its device is 1.0. Returns whether it can.
 
@@ -218,6 +233,14 @@ def leave_out_where(optimizer: torch.optim.Optimizer, bad: torch.Tensor) -> bool
     for step in steps:
         step.found_inf = bad
     return True
+
+
+def take_back(optimizer: torch.optim.Optimizer, n: int) -> None:
+    """Take the last `n` steps, which were left out (`leave_out_where`), out of the counts that are kept on the host.
+    Counts on the device have left them out."""
+    for step in getattr(optimizer, "parts", [optimizer]):
+        if hasattr(step, "take_back"):
+            step.take_back(n)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from scaling_testbed.errors import ConfigError, check_positive
 from scaling_testbed.keys import key
-from scaling_testbed.learning.optimizers.adamw import MOMENTS_BYTES, adam_update, can_fuse
+from scaling_testbed.learning.optimizers.adamw import MOMENTS_BYTES, adam_update, can_fuse, no_moments
 from scaling_testbed.learning.optimizers.base import OPTIMIZERS, OptimizerConfig, Update, parameter_groups
 from scaling_testbed.model.parametrization import HIDDEN_ROLES, ROLES
 
@@ -76,6 +76,11 @@ class MuonConfig(OptimizerConfig):
     def bytes_per_weight(self, role: str) -> int:
         """Bytes of optimizer state for each weight of a role. Muon has one moment, fp32."""
         return 4 if role in HIDDEN_ROLES else MOMENTS_BYTES
+
+    def first_state(self, group: dict[str, Any], parameter: torch.Tensor) -> dict[str, torch.Tensor]:
+        from scaling_testbed.learning.optimizers.newton_schulz import no_momentum
+
+        return {"momentum_buffer": no_momentum(parameter)} if "ns_steps" in group else no_moments(group, parameter)
 
     @property
     def rate_means(self) -> str:

@@ -61,7 +61,7 @@ class BatchedMuon(torch.optim.Optimizer):
         states = [self.state[parameter] for parameter in parameters]
         for parameter, state in zip(parameters, states, strict=True):
             if "momentum_buffer" not in state:
-                state["momentum_buffer"] = torch.zeros_like(parameter)
+                state["momentum_buffer"] = no_momentum(parameter)
         buffers = [state["momentum_buffer"] for state in states]
         with kept_where(self.found_inf, *parameters, *buffers):
             torch._foreach_lerp_(buffers, gradients, 1 - momentum)
@@ -70,6 +70,11 @@ class BatchedMuon(torch.optim.Optimizer):
             torch._foreach_mul_(parameters, 1 - rate * group["weight_decay"])
             factor = rate_factor(parameters[0].shape, group["adjust_lr_fn"])
             torch._foreach_add_(parameters, list(update_NAB.unbind()), alpha=-rate * factor)
+
+
+def no_momentum(parameter: torch.Tensor) -> torch.Tensor:
+    """Muon's momentum before the first step."""
+    return torch.zeros_like(parameter)
 
 
 def orthogonalised(x_NAB: torch.Tensor, steps: int) -> torch.Tensor:

@@ -51,6 +51,11 @@ class SGDConfig(OptimizerConfig):
         """Bytes of optimizer state for each weight of a role: one moment, fp32."""
         return 4 if self.momentum else 0
 
+    def first_state(self, group: dict[str, Any], parameter: torch.Tensor) -> dict[str, torch.Tensor]:
+        from scaling_testbed.learning.optimizers.tensorwise import no_momentum
+
+        return {"momentum_buffer": no_momentum(parameter)} if self.momentum else {}
+
     @property
     def rate_means(self) -> str:
         """The meaning includes momentum, which multiplies the effect of a constant gradient by 1 / (1 - momentum)."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from scaling_testbed.learning.optimizers.adamw import no_moments
 from scaling_testbed.learning.optimizers.base import kept_where, local_part
 
 SMALLEST_RMS = 1e-3  # the smallest factor on a rate, so that a tensor of zeros learns
@@ -48,11 +49,14 @@ class TensorwiseAdam(torch.optim.Optimizer):
                 if parameter.grad is not None:
                     state = self.state[parameter]
                     if not state:
-                        state["step"] = torch.tensor(0.0)
-                        state["exp_avg"] = torch.zeros_like(parameter)
-                        state["exp_avg_sq"] = torch.zeros_like(parameter)
+                        state.update(no_moments(group, parameter))
                     with kept_where(self.found_inf, parameter, state["exp_avg"], state["exp_avg_sq"]):
                         self._step_of(parameter, parameter.grad, group)
+
+    def take_back(self, n: int) -> None:
+        """Take the last `n` steps, which `found_inf` has left out, out of the counts of steps."""
+        for state in self.state.values():
+            state["step"] -= n
 
     def _step_of(self, parameter: torch.Tensor, gradient: torch.Tensor, group: dict[str, Any]) -> None:
         state, (beta1, beta2) = self.state[parameter], group["betas"]
@@ -154,17 +158,22 @@ class DecoupledSGD(torch.optim.Optimizer):
 
     def _step_of(self, parameter: torch.Tensor, gradient: torch.Tensor, group: dict[str, Any]) -> None:
         momentum, state = group["momentum"], self.state[parameter]
-        starts = not state
-        if momentum and starts:
-            state["momentum_buffer"] = torch.zeros_like(parameter)
+        if momentum and not state:
+            state["momentum_buffer"] = no_momentum(parameter)
         weights, gradient = local_part(parameter), local_part(gradient)
         buffers = [local_part(state["momentum_buffer"])] if momentum else []
         with kept_where(self.found_inf, weights, *buffers):
             weights.mul_(1 - group["lr"] * group["decoupled_decay"])
             for buffer in buffers:
-                buffer.copy_(gradient) if starts else buffer.mul_(momentum).add_(gradient)
+                buffer.mul_(momentum).add_(gradient)
                 gradient = gradient.add(buffer, alpha=momentum) if group["nesterov"] else buffer
             weights.add_(gradient, alpha=-group["lr"])
+
+
+def no_momentum(parameter: torch.Tensor) -> torch.Tensor:
+    """The momentum of SGD before the first step: -0.0. The momentum after a first gradient g is then g, as in
+    torch.optim.SGD, also where g is -0.0: with 0.0 it would be 0.0."""
+    return torch.full_like(parameter, -0.0, memory_format=torch.preserve_format)
 
 
 def _mean_of_whole(here: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

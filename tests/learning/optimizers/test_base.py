@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import math
+import weakref
 from pathlib import Path
 
 import pytest
@@ -18,11 +19,13 @@ from scaling_testbed.learning.optimizers import (
     MuonConfig,
     OptimizerConfig,
     SGDConfig,
+    create_state,
     parameter_groups,
     set_lr,
 )
 from scaling_testbed.learning.schedules import SCHEDULES
 from scaling_testbed.model.config import ParametrizationConfig
+from scaling_testbed.runs.state import restore_whole
 from tests.learning.optimizers.conftest import model, weights_after
 
 PACKAGE = Path(__file__).resolve().parents[3] / "scaling_testbed"
@@ -193,6 +196,98 @@ def test_the_state_takes_the_bytes_that_are_said(name, fields):
     for key, parameter in transformer.named_parameters():
         kept = sum(x.nbytes for x in optimizer.state.get(parameter, {}).values() if x is not None and x.dim())
         assert kept == config.bytes_per_weight(info[key].role) * parameter.numel(), key
+
+
+STARTS = [*OPTIONS, ("adamw", {"fused": True}), ("adamw", {"fused": False})]
+
+
+@pytest.mark.parametrize(("name", "fields"), STARTS, ids=str)
+def test_state_that_is_there_before_the_first_step_is_the_one_that_the_step_creates(name, fields):
+    """Every bit of it, with the sign of a zero, and so every bit of the weights."""
+    config = OPTIMIZERS[name](lr=1e-2, **fields)
+    early, late = model(), model()
+    optimizers = [config.build(transformer) for transformer in (early, late)]
+    create_state(config, optimizers[0])
+    for number in range(4):
+        for transformer, optimizer in zip((early, late), optimizers, strict=True):
+            generator = torch.Generator().manual_seed(number)
+            for parameter in transformer.parameters():
+                parameter.grad = torch.randn(parameter.shape, generator=generator)
+                parameter.grad.flatten()[:2] = torch.tensor([-0.0, 0.0])
+            if number:
+                optimizer.step()
+        if number:
+            assert facts_and_bits(early, optimizers[0]) == facts_and_bits(late, optimizers[1])
+        else:
+            created = [facts for facts, _ in facts_and_bits(early, optimizers[0])]
+    assert created == [facts for facts, _ in facts_and_bits(late, optimizers[1])]
+    assert len(created) > len(list(early.parameters())) or fields.get("momentum") == 0.0
+
+
+def facts_and_bits(transformer, optimizer):
+    """Of the weights and the state: what a tensor is, and its bits."""
+    found = []
+    for name, parameter in transformer.named_parameters():
+        for key, x in {"weights": parameter.detach(), **optimizer.state.get(parameter, {})}.items():
+            found.append(((name, key, x.dtype, x.device, x.shape, x.stride(), x.requires_grad), x.numpy().tobytes()))
+    return found
+
+
+def test_the_momentum_after_the_first_step_has_the_sign_of_zero_that_torch_gives_it():
+    """torch.optim.SGD copies the first gradient."""
+    config, ours, theirs = SGDConfig(lr=0.1, weight_decay=0.0), model(), model()
+    optimizer = config.build(ours)
+    create_state(config, optimizer)
+    other = torch.optim.SGD(theirs.parameters(), lr=0.1, momentum=0.9)
+    for transformer in (ours, theirs):
+        for parameter in transformer.parameters():
+            parameter.grad = torch.full_like(parameter, -0.0)
+    optimizer.step()
+    other.step()
+    for one, two in zip(ours.parameters(), theirs.parameters(), strict=True):
+        buffers = optimizer.state[one]["momentum_buffer"], other.state[two]["momentum_buffer"]
+        assert torch.signbit(buffers[0]).all() and torch.signbit(buffers[1]).all()
+
+
+@pytest.mark.parametrize(("name", "fields"), OPTIONS, ids=str)
+def test_a_state_dict_without_state_is_continued_as_a_new_run(name, fields):
+    """As a checkpoint that an earlier version has made before its first step."""
+    config, one, other = OPTIMIZERS[name](lr=1e-2, **fields), model(), model()
+    optimizers = [config.build(transformer) for transformer in (one, other)]
+    create_state(config, optimizers[0])
+    optimizers[0].load_state_dict(config.build(model()).state_dict())
+    assert not optimizers[0].state
+    for transformer, optimizer in zip((one, other), optimizers, strict=True):
+        for parameter in transformer.parameters():
+            parameter.grad = torch.full_like(parameter, 0.5)
+        optimizer.step()
+    assert facts_and_bits(one, optimizers[0]) == facts_and_bits(other, optimizers[1])
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_state_before_is_gone_when_another_is_loaded(name):
+    """Both together would need more memory than the run."""
+    config, transformer = OPTIMIZERS[name](), model()
+    optimizer, saved = config.build(transformer), config.build(model())
+    create_state(config, optimizer)
+    create_state(config, saved)
+    before = [weakref.ref(x) for state in optimizer.state.values() for x in state.values()]
+    tensors = {"model": transformer.state_dict(), "optimizer": saved.state_dict()}
+    alive = []
+    optimizer.register_load_state_dict_pre_hook(lambda *_: alive.append(sum(x() is not None for x in before)))
+    restore_whole(Path("checkpoint"), tensors, transformer, optimizer, torch.device("cpu"))
+    assert before and alive == [0]
+
+
+@pytest.mark.parametrize(("name", "fields"), OPTIONS, ids=str)
+def test_before_the_first_step_there_is_no_update_to_measure(name, fields):
+    config, transformer = OPTIMIZERS[name](**fields), model()
+    optimizer = config.build(transformer)
+    create_state(config, optimizer)
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            update = config.update_of(group, optimizer.state.get(parameter, {}))
+            assert update is None or not update.direction.any()
 
 
 @pytest.mark.parametrize(("name", "fields"), OPTIONS, ids=str)
