@@ -24,6 +24,7 @@ OWN = {
     "kernels/qk_norm_rope/triton.py": {"none"},  # the kinds of a kernel, compile-time constants
     "kernels/qk_norm_rope/triton_kernels.py": {"none", "layernorm"},
     "learning/config.py": PATHS,  # of the loss
+    "sweeps/grid.py": {"together"},  # a key of sweep files
     "learning/loss.py": PATHS,
     "learning/interventions/sigma_reparam.py": {"sigma_reparam"},
 }
@@ -101,4 +102,4 @@ def test_a_question_in_the_own_file_and_another_word_are_none():
 
 
 def test_every_kind_of_part_is_looked_at():
-    assert len(KINDS) == 8 and {"softmax", "relu2", "swiglu", "deepnorm", "sigma_reparam", "muon", "adamw"} <= NAMES
+    assert len(KINDS) == 9 and {"softmax", "relu2", "swiglu", "deepnorm", "sigma_reparam", "muon", "adamw"} <= NAMES

@@ -9,7 +9,8 @@ With N parameters over s shards (1 unless parallelism=fsdp), in bytes:
                     4 bytes for each weight of which the linear layer makes another matrix. fsdp: the tensors that are
                     whole for some time, which are embedding, head and gains with their gradients (8 bytes each), two
                     blocks (one computes, one is being gathered) in the type of the products, and the gradients of one
-                    block in this type and in fp32
+                    block in this type and in fp32. With model.qkv_impl=together the weights of queries, keys and values
+                    once more, in the type of the products
     activations     the tensors that autograd keeps for one micro-batch, counted one by one, with qk-norm on the
                     reference path. A block that is recomputed keeps only its input, and one such block at a time is
                     kept as a whole
@@ -28,7 +29,16 @@ from dataclasses import dataclass
 from scaling_testbed.config.run import RunConfig
 from scaling_testbed.model.config import ModelConfig
 from scaling_testbed.model.counting import block_matrices, weights_by_role
-from scaling_testbed.model.parts import ATTENTION_IMPLS, LINEARS, MLPS, NORMALISERS, NORMS, RESIDUALS, choose_impl
+from scaling_testbed.model.parts import (
+    ATTENTION_IMPLS,
+    LINEARS,
+    MLPS,
+    NORMALISERS,
+    NORMS,
+    QKV_IMPLS,
+    RESIDUALS,
+    choose_impl,
+)
 
 # Bytes per parameter: fp32 weights, fp32 gradients; a copy in bf16.
 WEIGHTS, GRADIENTS, BF16_COPY = 4, 4, 2
@@ -110,6 +120,16 @@ def _optimizer_bytes(run: RunConfig, model: ModelConfig) -> int:
 
 
 def _working_copies(model: ModelConfig, n_params: int, precision: str, sharded: bool) -> int:
+    product = BF16_COPY if precision == "bf16" else WEIGHTS
+    joined = model.n_layers * model.d_model * model.head_width * (model.n_heads + 2 * model.kv_heads)
+    return (joined * product if _joins(model) else 0) + _copies_of_weights(model, n_params, precision, sharded)
+
+
+def _joins(model: ModelConfig) -> bool:
+    return QKV_IMPLS[choose_impl("qkv_impl", model)].joins
+
+
+def _copies_of_weights(model: ModelConfig, n_params: int, precision: str, sharded: bool) -> int:
     if not sharded and precision == "bf16":
         return n_params * BF16_COPY
     if not sharded:
@@ -143,6 +163,8 @@ def activation_bytes_per_token(model: ModelConfig, precision: str, sequence_leng
         for attention, 5 a with PyTorch's path, of which 4 a in fp32 where it widens bf16 on a CPU; with the reference
         path 4 a, of which 3 a in fp32, and in fp32 the scores that the normaliser and a softcap keep
         2 F, or 4 F for a gated MLP
+        with model.qkv_impl=together, which makes one tensor of them: 2 a for queries and keys if only attention keeps
+        the tensor, for its values, and a for the values if only the norms of queries and keys keep it
 
     After the blocks, the input of the final norm is kept in fp32. The path of attention is the named one, or the one
     that `auto` chooses on a GPU."""
@@ -157,6 +179,9 @@ def activation_bytes_per_token(model: ModelConfig, precision: str, sequence_leng
     kept, kept_wide = path.kept, path.kept_wide
     if device == "cpu" and precision == "bf16" and sequence_length * model.head_width <= path.widened_on_cpu:
         kept, kept_wide = kept - 4, kept_wide + 4
+    if _joins(model):
+        by_attention, by_norms = kept >= 4, precision == "fp32" and model.query_key_norm.kept > 0
+        kept += 2 * (by_attention and not by_norms) + (by_norms and not by_attention)
     wide = normed + kept_wide * a + scores
     products = 2 * model.d_model + kept * a + mlp.kept_widths * model.ff_width
     in_product = BF16_COPY if precision == "bf16" else WEIGHTS

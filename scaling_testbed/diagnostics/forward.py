@@ -26,14 +26,13 @@ class ForwardProbe:
 
     def __init__(self, model: Transformer, found: Reductions, *, per_head: bool = False):
         self.model, self.found, self.per_head = model, found, per_head
-        self._raw: dict[tuple[int, str], torch.Tensor] = {}
+        self._raw: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._stack = contextlib.ExitStack()
 
     def __enter__(self):
         for number, block in enumerate(self.model.typed_blocks):
             attention = block.attention
-            for name in ("q", "k"):
-                self._hook(getattr(attention, name), partial(self._keep, number, name))
+            self._hook(attention.products, partial(self._keep, number))
             self._hook(attention, partial(self._attention, number))
             self._hook(block.mlp, partial(self._rms, f"mlp_out_rms/{number}"))
             self._hook(block, partial(self._rms, f"residual_rms/{number}"))
@@ -48,15 +47,15 @@ class ForwardProbe:
         handle = module.register_forward_hook(action, with_kwargs=False)
         self._stack.callback(handle.remove)
 
-    def _keep(self, number: int, name: str, _module, _inputs, output) -> None:
-        self._raw[number, name] = output
+    def _keep(self, number: int, _module, _inputs, output) -> None:
+        self._raw[number] = output[:2]
 
     def _rms(self, name: str, _module, _inputs, output) -> None:
         self.found.add(name, RMS, wide(output).square().mean())
 
     def _attention(self, number: int, attention: Attention, inputs, output) -> None:
         self._rms(f"attention_out_rms/{number}", None, None, output)
-        q_BTD, k_BTD = (self._raw.pop((number, name)) for name in ("q", "k"))
+        q_BTD, k_BTD = self._raw.pop(number)
         self._rms(f"q_rms/{number}", None, None, q_BTD)
         self._rms(f"k_rms/{number}", None, None, k_BTD)
         self._normed(number, attention, q_BTD, k_BTD)

@@ -1,7 +1,6 @@
 """Load a saved model from the folder of its run."""
 
 import contextlib
-import dataclasses
 from pathlib import Path
 
 import torch
@@ -51,7 +50,7 @@ def load_model(
 
 def build_anywhere(run: RunConfig, data: PreparedData, device: torch.device) -> Transformer:
     """Build the model of a run, without its saved weights, with a path that is available on `device`."""
-    config = dataclasses.replace(run.model, attention_impl="auto", qk_norm_impl="auto").resolved(data.vocab_size)
+    config = run.model.with_auto_paths().resolved(data.vocab_size)
     model = Transformer(config, run.parametrization, device=device)
     model.narrow_residual = run.compute.residual_dtype == "bf16"
     return model

@@ -25,6 +25,7 @@ from scaling_testbed.model.parts import (
     LINEARS,
     NORMALISERS,
     QK_NORM_IMPLS,
+    QKV_IMPLS,
     SDPA_WIDENED_ON_CPU,
 )
 from scaling_testbed.registry import resolve
@@ -102,6 +103,33 @@ def triton_statistics(q_BHTK, k_BGTK, *, normaliser=reference.softmax, **options
     return attention(q_BHTK, k_BGTK, k_BGTK, return_statistics=True, **options)[1]
 
 
+# Paths of the products. They return q_BTD, k_BTD and v_BTD in the type of the products.
+
+
+def separate_products(attention: Attention, x_BTD) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Three products."""
+    return attention.q(x_BTD), attention.k(x_BTD), attention.v(x_BTD)
+
+
+def one_product(attention: Attention, x_BTD) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """One product with the three weights side by side."""
+    weights = [cast_for_matmul(linear.weight) for linear in (attention.q, attention.k, attention.v)]
+    q_BTD, k_BTD, v_BTD = F.linear(x_BTD, torch.cat(weights)).split([len(weight) for weight in weights], dim=-1)
+    return q_BTD, k_BTD, v_BTD
+
+
+class Products(nn.Module):
+    """Calls a path of the products. It is a module so that hooks see its results on every path."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, attention: Attention, x_BTD) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        q_BTD, k_BTD, v_BTD = self.function(attention, x_BTD)
+        return q_BTD, k_BTD, v_BTD
+
+
 # Paths of the norm and rotation. They return normed and rotated q_BHTK and k_BGTK in the type of the projections.
 
 
@@ -139,12 +167,12 @@ def check_impls(config: ModelConfig, device: torch.device) -> None:
 class Attention(nn.Module):
     """Self-attention of one block.
 
-    scale: the factor on q.k. impl: a key of ATTENTION_IMPLS. qk_norm_impl: a key of QK_NORM_IMPLS. If `records_logits`
-    is set, a forward pass with a gradient also records the largest logit of each head, which `take_largest_logits`
-    returns. This changes no other result.
+    scale: the factor on q.k. impl: a key of ATTENTION_IMPLS. qk_norm_impl: a key of QK_NORM_IMPLS. qkv_impl: a key of
+    QKV_IMPLS. If `records_logits` is set, a forward pass with a gradient also records the largest logit of each head,
+    which `take_largest_logits` returns. This changes no other result.
     """
 
-    def __init__(self, config: ModelConfig, *, scale: float, impl: str, qk_norm_impl: str, device=None):
+    def __init__(self, config: ModelConfig, *, scale: float, impl: str, qk_norm_impl: str, qkv_impl: str, device=None):
         super().__init__()
         self.n_heads, self.n_kv_heads, self.d_head = config.n_heads, config.kv_heads, config.head_width
         self.scale, self.softcap, self.window = scale, config.attention_softcap, config.attention_window
@@ -153,6 +181,7 @@ class Attention(nn.Module):
         self._weigh = resolve(self.normaliser.function)
         self._attend = resolve(ATTENTION_IMPLS[impl].function)
         self._norm_and_rotate = resolve(QK_NORM_IMPLS[qk_norm_impl].function)
+        self.products = Products(resolve(QKV_IMPLS[qkv_impl].function))
         self.norm_before_split = config.norms_heads_together
         self.fused_kind = config.query_key_norm.fused_kind
         linear = resolve(LINEARS[config.linear].make)
@@ -182,12 +211,9 @@ class Attention(nn.Module):
         before_H = largest_H if self._largest_logit_H is None else self._largest_logit_H
         self._largest_logit_H = torch.maximum(before_H, largest_H)
 
-    def queries_and_keys(self, x_BTD, cos_TR, sin_TR) -> tuple[torch.Tensor, torch.Tensor]:
-        """Normed and rotated q_BHTK and k_BGTK in the type of the products. The logits are scale * q.k."""
-        return self.prepare(self.q(x_BTD), self.k(x_BTD), cos_TR, sin_TR)
-
     def prepare(self, q_BTD, k_BTD, cos_TR, sin_TR) -> tuple[torch.Tensor, torch.Tensor]:
-        """`queries_and_keys`, from the projections q_BTD and k_BTD."""
+        """Normed and rotated q_BHTK and k_BGTK in the type of the projections q_BTD and k_BTD. The logits are
+        scale * q.k."""
         return self._norm_and_rotate(self, q_BTD, k_BTD, cos_TR, sin_TR)
 
     def normed_heads(self, q_BTD, k_BTD) -> tuple[torch.Tensor, torch.Tensor]:
@@ -221,14 +247,14 @@ class Attention(nn.Module):
 
     def forward(self, x_BTD: torch.Tensor, cos_TR: torch.Tensor, sin_TR: torch.Tensor) -> torch.Tensor:
         """Map [B, T, D] to [B, T, D] in the type of the products. cos_TR and sin_TR come from `rotary_tables`."""
-        x_BTD = cast_for_matmul(x_BTD)
-        q_BHTK, k_BGTK = self.queries_and_keys(x_BTD, cos_TR, sin_TR)
+        q_BTD, k_BTD, v_BTD = self.products(self, cast_for_matmul(x_BTD))
+        q_BHTK, k_BGTK = self.prepare(q_BTD, k_BTD, cos_TR, sin_TR)
         if self.records_logits and torch.is_grad_enabled():
             self._record_logits(q_BHTK, k_BGTK)
         out_BHTK = self._attend(
             q_BHTK,
             k_BGTK,
-            self.heads(self.v(x_BTD)),
+            self.heads(v_BTD),
             scale=self.scale,
             softcap=self.softcap,
             window=self.window,

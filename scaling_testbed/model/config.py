@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 from scaling_testbed.errors import ConfigError, check_choice, check_positive
 from scaling_testbed.keys import ADDED_LATER, check_choices, key
@@ -95,6 +96,12 @@ class ModelConfig:
         "The path that norms and rotates queries and keys: reference, triton (one kernel). auto: triton on a GPU, else "
         "reference.",
     )
+    qkv_impl: str = key(
+        "auto",
+        "The path that makes queries, keys and values: separate (three products), together (one product with the three "
+        "weights side by side; plain linear layers only). auto: separate.",
+        identity=ADDED_LATER,
+    )
     embedding_gradient_scale: float | None = key(
         None,
         "a: the gradient that the embedding gets through its look-up is multiplied by a, e <- a e + (1 - a) stop(e) "
@@ -182,6 +189,11 @@ class ModelConfig:
     def norms_heads_together(self) -> bool:
         """Whether the norm of queries and keys goes over all heads together."""
         return self.qk_norm_axis == "full" and not self.query_key_norm.per_head
+
+    def with_auto_paths(self) -> "ModelConfig":
+        """The same model on the paths that `auto` takes, so that any device can compute it."""
+        paths: dict[str, Any] = dict.fromkeys(parts.IMPLS, parts.AUTO)
+        return dataclasses.replace(self, **paths)
 
     def resolved(self, vocab_size: int) -> "ModelConfig":
         """The same model with all rules applied.

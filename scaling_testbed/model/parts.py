@@ -226,6 +226,7 @@ class Linear:
                  why it cannot work on a part of its weight; None: it can
     keeps_logits whether attention logits do not change when the weights of queries and keys shrink
     zero_init    whether its weight may start at zero
+    joins        whether it is x @ weight.T and nothing else, so that the products of one input can be one product
     rate_means   how it changes the meaning of one unit of learning rate; None: it does not. Rates with different
                  meanings are not compared
     """
@@ -236,11 +237,12 @@ class Linear:
     needs_whole_tensors: str | None = field(default=None, kw_only=True)
     keeps_logits: bool = field(default=False, kw_only=True)
     zero_init: bool = field(default=True, kw_only=True)
+    joins: bool = field(default=False, kw_only=True)
     rate_means: str | None = field(default=None, kw_only=True)
 
 
 LINEARS = Parts("linear layer", Linear)
-LINEARS.add("plain", Linear(f"{LAYERS}:Linear"), module=__name__)
+LINEARS.add("plain", Linear(f"{LAYERS}:Linear", joins=True), module=__name__)
 LINEARS.add(
     "sigma_reparam",
     Linear(
@@ -452,8 +454,32 @@ QK_NORM_IMPLS.add(
 )
 QK_NORM_IMPLS.add("reference", QKNormImpl(f"{ATTENTION}:plain_queries_and_keys"), module=__name__)
 
+
+@dataclass(frozen=True)
+class QKVImpl(Impl):
+    """A path of the products that make queries, keys and values.
+
+    function     (Attention, x_BTD) -> q_BTD, k_BTD, v_BTD
+    joins        whether it is one product with a copy of the three weights. Autograd then keeps the copy, and queries,
+                 keys and values as one tensor
+    """
+
+    joins: bool = field(default=False, kw_only=True)
+
+    def lacks(self, config: ModelConfig) -> str | None:
+        return f"linear={config.linear}" if self.joins and not LINEARS[config.linear].joins else None
+
+
+QKV_IMPLS = Parts("path of queries, keys and values", QKVImpl)
+QKV_IMPLS.add("separate", QKVImpl(f"{ATTENTION}:separate_products"), module=__name__)
+QKV_IMPLS.add("together", QKVImpl(f"{ATTENTION}:one_product", joins=True), module=__name__)
+
 # Key of ModelConfig -> its paths.
-IMPLS: Mapping[str, Mapping[str, Impl]] = {"attention_impl": ATTENTION_IMPLS, "qk_norm_impl": QK_NORM_IMPLS}
+IMPLS: Mapping[str, Mapping[str, Impl]] = {
+    "attention_impl": ATTENTION_IMPLS,
+    "qk_norm_impl": QK_NORM_IMPLS,
+    "qkv_impl": QKV_IMPLS,
+}
 
 
 def able_impls(key: str, config: ModelConfig) -> list[str]:

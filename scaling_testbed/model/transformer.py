@@ -39,14 +39,15 @@ TRUNCATED_STD = 0.87962566103423978
 
 
 class Block(nn.Module):
-    """Attention, then MLP, each with the norms of the residual layout. Maps the residual stream [B, T, D] to itself."""
+    """Attention, then MLP, each with the norms of the residual layout. Maps the residual stream [B, T, D] to itself.
+    impls: the paths of Attention."""
 
-    def __init__(self, config: ModelConfig, *, scale: float, impl: str, qk_norm_impl: str, device=None):
+    def __init__(self, config: ModelConfig, *, scale: float, device=None, **impls: str):
         super().__init__()
         self.n_layers = config.n_layers
         self.residual = resolve(RESIDUALS[config.residual].apply)
         self.attention_norms = _norms(config, device)
-        self.attention = Attention(config, scale=scale, impl=impl, qk_norm_impl=qk_norm_impl, device=device)
+        self.attention = Attention(config, scale=scale, device=device, **impls)
         self.mlp_norms = _norms(config, device)
         self.mlp = resolve(MLPS[config.mlp].make)(config, device=device)
 
@@ -78,7 +79,8 @@ class Transformer(nn.Module):
     device                        the device of the parameters; None: PyTorch's default device
     run_on                        the device on which the model will run; None: `device`. The two differ if the model is
                                   built on meta
-    attention_impl, qk_norm_impl  the paths in use: the named paths, or those that `auto` picked for `run_on`
+    attention_impl, qk_norm_impl, qkv_impl
+                                  the paths in use: the named paths, or those that `auto` picked for `run_on`
     recompute_every               k: the activations of every k-th block are not kept. The backward pass computes them
                                   again, with bitwise identical results. None: all are kept
     narrow_residual               whether the residual stream has the type of the products: bf16 under autocast to bf16,
@@ -106,8 +108,9 @@ class Transformer(nn.Module):
         check_impls(config, where)
         self.attention_impl = choose_impl("attention_impl", config, where)
         self.qk_norm_impl = choose_impl("qk_norm_impl", config, where)
+        self.qkv_impl = choose_impl("qkv_impl", config, where)
         scale = attention_scale(parametrization, config)
-        impls = {"impl": self.attention_impl, "qk_norm_impl": self.qk_norm_impl}
+        impls = {"impl": self.attention_impl, "qk_norm_impl": self.qk_norm_impl, "qkv_impl": self.qkv_impl}
         shrink = config.embedding_gradient_scale
         self.embedding = Embedding(config.known_vocab_size, config.d_model, gradient_scale=shrink, device=device)
         self.blocks = nn.ModuleList(Block(config, scale=scale, device=device, **impls) for _ in range(config.n_layers))

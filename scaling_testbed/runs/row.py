@@ -108,6 +108,7 @@ class Row:
     restarts: int | None = fact("How often the run was started again.")
     attention_impl: str | None = fact("The path that computed attention.")
     qk_norm_impl: str | None = fact("The path that normed and rotated queries and keys.")
+    qkv_impl: str | None = fact("The path that made queries, keys and values.")
     loss_impl: str | None = fact("The path that computed the loss.")
     compiled: bool | None = fact(
         "Whether the blocks of the model were compiled in the last start. It changes losses by rounding."

@@ -22,8 +22,7 @@ def describe_run(run: RunConfig, vocab_size: int, train_tokens: int | None = Non
     ConfigError as the run itself would.
     """
     model = run.model.resolved(vocab_size)
-    anywhere = dataclasses.replace(model, attention_impl="auto", qk_norm_impl="auto")
-    built = Transformer(anywhere, run.parametrization, device="meta")
+    built = Transformer(model.with_auto_paths(), run.parametrization, device="meta")
     n_params = sum(parameter.numel() for parameter in built.parameters())
     counts = count_params(model)
     steps = run.budget.resolve_steps(counts, run.batch.tokens)

@@ -65,6 +65,7 @@ def make_row(parts: Parts, progress: Progress, records: Records, outcome: Outcom
         restarts=progress.restarts,
         attention_impl=model.attention_impl,
         qk_norm_impl=model.qk_norm_impl,
+        qkv_impl=model.qkv_impl,
         loss_impl=parts.loss.impl,
         compiled=parts.compiled,
         cuda_graph=parts.captures,

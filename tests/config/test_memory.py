@@ -44,6 +44,11 @@ def kept_by_autograd(model, sequences, length):
         ["model.attention_window=8", "model.attention_softcap=5"],
         ["model.qk_norm=none", "model.kappa=3"],
         ["model.residual=peri"],
+        ["model.qkv_impl=together"],
+        ["model.qkv_impl=together", "model.qk_norm=none"],
+        ["model.qkv_impl=together", "model.qk_norm=none", "model.attention_impl=reference"],
+        ["model.qkv_impl=together", "model.attention_impl=reference"],
+        ["model.qkv_impl=together", "model.d_head=512"],  # attention does not widen it
     ],
     ids=lambda overrides: " ".join(overrides) or "plain",
 )
@@ -78,13 +83,13 @@ def test_states_are_what_torch_allocates(optimizer):
     assert found.logits == 4 * 128 * 257 * 4  # the whole of it is less than the buffer
 
 
-@pytest.mark.parametrize("linear", ["plain", "sigma_reparam"])
-def test_weights_that_are_made_anew_are_kept_until_the_backward_pass(linear):
-    run = compose(["model=nano_m", "model.d_model=128", f"model.linear={linear}"])
+@pytest.mark.parametrize("changes", [["linear=plain"], ["linear=sigma_reparam"], ["qkv_impl=together"]], ids=str)
+def test_weights_that_are_made_anew_are_kept_until_the_backward_pass(changes):
+    run = compose(["model=nano_m", "model.d_model=128", *(f"model.{change}" for change in changes)])
     config = run.model.resolved(257)
     model = Transformer(config, run.parametrization, device=torch.device("cpu"))
     constant = kept_by_autograd(model, 1, 2) - 2 * activation_bytes_per_token(config, "fp32", 2)
-    head = 4 * 257 * 128 * (linear == "sigma_reparam")  # which the loss multiplies with
+    head = 4 * 257 * 128 * (config.linear == "sigma_reparam")  # which the loss multiplies with
     found = estimate_memory(run, config, count_params(config).n_params, "fp32").working_copies
     assert found - head == pytest.approx(constant, rel=0.05, abs=1e4)
 

@@ -66,15 +66,16 @@ def stream(model, tokens_BT):
     return streams, branches, tables
 
 
+@pytest.mark.parametrize("qkv_impl", ["separate", "together"])
 @pytest.mark.parametrize("qk_norm", ["layernorm", "none"])
-def test_every_number_is_that_of_the_pass(case, qk_norm):
-    model, tokens_BT = case(qk_norm=qk_norm)
+def test_every_number_is_that_of_the_pass(case, qk_norm, qkv_impl):
+    model, tokens_BT = case(qk_norm=qk_norm, qkv_impl=qkv_impl)
     found = probed(model, tokens_BT, per_head=True)
     streams, branches, tables = stream(model, tokens_BT)
     for number, block in enumerate(model.blocks):
         attention = block.attention
         normed_BTD = block.attention_norms[0](streams[number])
-        q, k = attention.queries_and_keys(normed_BTD, *tables)
+        q, k = attention.prepare(attention.q(normed_BTD), attention.k(normed_BTD), *tables)
         scores = attention.scale * (q.double() @ k.double().repeat_interleave(2, 1).transpose(-1, -2))
         seen = torch.ones(11, 11, dtype=torch.bool).tril()
         here = scores[..., seen]

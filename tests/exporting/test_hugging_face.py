@@ -137,7 +137,7 @@ def test_every_choice_of_a_model_is_mapped_or_refused():
     shape = {"name", "d_model", "n_layers", "n_heads", "n_kv_heads", "d_head", "d_ff", "d_ff_rule", "vocab_size"}
     mapped = {"norm_eps", "rope_base", "tied_head", "qk_norm", "qk_norm_axis", "residual", "attention_window"}
     in_the_weights = {"kappa", "attention_scale", "linear"}
-    not_in_the_function = {"attention_impl", "qk_norm_impl", "embedding_gradient_scale"}
+    not_in_the_function = {"attention_impl", "qk_norm_impl", "qkv_impl", "embedding_gradient_scale"}
     known = shape | mapped | in_the_weights | not_in_the_function | set(exporting.PARTS) | set(exporting.ABSENT)
     assert set(ModelConfig.__dataclass_fields__) == known
 

@@ -11,7 +11,8 @@ from scaling_testbed.errors import ConfigError
 from scaling_testbed.kernels import support
 from scaling_testbed.kernels.qk_norm_rope import reference
 from scaling_testbed.model.attention import sdpa_attention
-from scaling_testbed.model.parts import NORMALISERS, choose_impl
+from scaling_testbed.model.config import ModelConfig
+from scaling_testbed.model.parts import LINEARS, NORMALISERS, Linear, choose_impl
 from tests.conftest import KERNEL_DEVICE
 
 T = 23
@@ -25,7 +26,7 @@ def queries_and_keys(model, scale_weights=1.0):
         attention.k.weight.mul_(scale_weights)
         x_BTD = torch.randn(2, T, model.config.d_model, generator=torch.Generator().manual_seed(3))
         tables = reference.rotary_tables(torch.arange(T), model.config.d_head, model.config.rope_base)
-        return attention.queries_and_keys(x_BTD, *tables)
+        return attention.prepare(attention.q(x_BTD), attention.k(x_BTD), *tables)
 
 
 @pytest.mark.parametrize("qk_norm", ["layernorm", "rmsnorm"])
@@ -87,6 +88,48 @@ def test_sdpa_equals_reference_in_output_and_gradient(build, tokens, changes):
         results.append((logits.detach(), model.blocks[0].attention.q.weight.grad))
     for left, right in zip(*results, strict=True):
         torch.testing.assert_close(left, right, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"n_kv_heads": 2},
+        {"n_kv_heads": 1, "qk_norm": "none", "d_head": 6},
+        {"qk_norm": "rmsnorm", "qk_norm_axis": "full"},
+        {"attention_softcap": 5.0, "residual": "peri"},
+    ],
+    ids=str,
+)
+def test_one_product_equals_three_in_output_and_in_every_gradient(build, tokens, changes, precision):
+    """Of the same parameters. Sums of products of fp32 or bf16 numbers come in another order."""
+    results = []
+    for impl in ("separate", "together"):
+        model = build(qkv_impl=impl, **changes)
+        calls = []
+        model.blocks[0].attention.q.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        start = {name: x.detach().clone() for name, x in model.named_parameters()}
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            hidden_BTD = model(tokens(T))
+        hidden_BTD.cos().mean().backward()
+        assert len(calls) == (impl == "separate") and model.qkv_impl == impl
+        gradients = {f"gradient of {name}": x.grad for name, x in model.named_parameters() if name != "head.weight"}
+        results.append({"hidden": hidden_BTD.detach(), **gradients, **start})
+    assert results[0].keys() == results[1].keys()
+    for name, left in results[0].items():
+        rounding = 2e-2 if precision == "bf16" else 1e-5
+        torch.testing.assert_close(left, results[1][name], atol=rounding * left.abs().max().item(), rtol=0, msg=name)
+
+
+def test_a_linear_layer_that_does_more_than_a_product_has_its_own_products(monkeypatch):
+    """Whoever registers one need not know of the path."""
+    monkeypatch.setitem(LINEARS, "planted", Linear(LINEARS["plain"].make))
+    with pytest.raises(ConfigError, match="^qkv_impl must be auto or separate with linear=planted, got together"):
+        ModelConfig(qkv_impl="together", linear="planted")
+    assert (
+        choose_impl("qkv_impl", ModelConfig(linear="planted")) == "separate" == choose_impl("qkv_impl", ModelConfig())
+    )
 
 
 def test_grouped_heads_equal_full_heads_with_repeated_keys_and_values(build, tokens):

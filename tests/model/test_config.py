@@ -43,6 +43,8 @@ from scaling_testbed.model.config import ModelConfig, ParametrizationConfig
         ("attention_impl", {"attention_impl": "triton", "attention_normaliser": "relu2", "d_head": 32}),
         ("attention_window", {"attention_window": 0}),
         ("qk_norm_impl", {"qk_norm_impl": "fused"}),
+        ("qkv_impl", {"qkv_impl": "fused"}),
+        ("qkv_impl", {"qkv_impl": "together", "linear": "sigma_reparam"}),
         ("qk_norm_impl", {"qk_norm_impl": "triton", "d_head": 258}),
         ("final_softcap", {"final_softcap": -30.0}),
         ("embedding_gradient_scale", {"embedding_gradient_scale": 0.0}),

@@ -38,6 +38,8 @@ OPTIONS = [
     {"attention_scale": "inverse"},
     {"attention_impl": "reference"},
     {"attention_impl": "sdpa"},
+    {"qkv_impl": "together"},
+    {"qkv_impl": "together", "n_kv_heads": 2, "qk_norm": "none", "attention_softcap": 5.0},
     {"residual": "post"},
     {"residual": "reordered"},
     {"residual": "peri"},

@@ -46,6 +46,7 @@ KINDS = {
     "measured": ("diagnostics.every_steps=2",),
     "ddp": ("parallelism=ddp",),
     "fsdp": ("parallelism=fsdp", "parallelism.activation_checkpointing=1"),
+    "together": ("model.qkv_impl=together", "model.n_kv_heads=2"),
 }
 
 

@@ -209,12 +209,14 @@ def test_every_path_trains_to_the_same_losses(trained):
         "cpu": ("loss.impl=chunked", "model.attention_impl=sdpa", "model.qk_norm_impl=reference"),
         "triton": ("loss.impl=triton", "model.attention_impl=triton", "model.qk_norm_impl=triton"),
     }
+    paths["one product"] = (*paths["triton"], "model.qkv_impl=together")
     common = ("model.d_head=32", "model.n_heads=2", "batch.sequences=2", "evaluation.tokens=32", "budget.steps=3")
     losses = {}
     for name, impls in paths.items():
         row, folder = trained(*common, *impls, "compute.precision=fp32", f"compute.device={KERNEL_DEVICE}", runs=name)
         assert [f"loss.impl={row['loss_impl']}", f"model.attention_impl={row['attention_impl']}"] == list(impls[:2])
         assert f"model.qk_norm_impl={row['qk_norm_impl']}" == impls[2]
+        assert row["qkv_impl"] == ("together" if name == "one product" else "separate")
         lines = metrics(folder)
         losses[name] = [line[key] for line in lines for key in ("train_loss", "val_loss", "grad_norm") if key in line]
     assert len(losses["plain"]) == 3 + 2 + 3

@@ -28,7 +28,8 @@ def scores(built):
     attention, found = built.blocks[0].attention, []
     with torch.no_grad():
         tables = rotary_tables(torch.arange(T), built.config.d_head, built.config.rope_base)
-        q, k = attention.queries_and_keys(built.blocks[0].attention_norms[0](built.embedding(TOKENS)), *tables)
+        x_BTD = built.blocks[0].attention_norms[0](built.embedding(TOKENS))
+        q, k = attention.prepare(attention.q(x_BTD), attention.k(x_BTD), *tables)
         every = attention.scale * q @ k.repeat_interleave(H // k.shape[1], 1).mT
         found = every[:, :, allowed_keys(T, built.config.attention_window)]
     return found.transpose(0, 1).flatten(1)
