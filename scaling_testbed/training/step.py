@@ -15,7 +15,7 @@ import torch
 from scaling_testbed.config.memory import divisors
 from scaling_testbed.config.run import RunConfig
 from scaling_testbed.errors import UserError, bytes_asked_for, is_memory_error
-from scaling_testbed.learning.optimizers import clip_coefficient, set_lr
+from scaling_testbed.learning.optimizers import clip_coefficient, clip_divisor, set_lr
 from scaling_testbed.processes.device import HostCopy, autocast, free_memory_bytes, in_fp64, to_device
 from scaling_testbed.processes.group import Processes
 from scaling_testbed.processes.interrupts import Interrupts
@@ -182,15 +182,26 @@ def is_measured(parts: Parts, step: int) -> bool:
 
 
 def clip_gradients(parts: Parts) -> torch.Tensor:
-    """Clip the global gradient norm if a limit is set. Returns the norm before clipping, a scalar on the device."""
-    limit = parts.run.optimizer.clip_norm
-    norm = torch.nn.utils.clip_grad_norm_(parts.parameters, math.inf if limit is None else limit)
-    if parts.run.parallelism.is_sharded:
-        from torch.distributed.tensor import DTensor
-
-        assert isinstance(norm, DTensor)
-        norm = norm.full_tensor()
+    """Clip the global gradient norm if a limit is set, or let the optimizer's step clip it (OptimizerConfig.
+    clips_in_step). Returns the norm before clipping, a scalar on the device."""
+    config = parts.run.optimizer
+    if not config.clips_in_step:
+        limit = math.inf if config.clip_norm is None else config.clip_norm
+        return _whole(parts, torch.nn.utils.clip_grad_norm_(parts.parameters, limit))
+    gradients = [parameter.grad for parameter in parts.parameters if parameter.grad is not None]
+    norm = _whole(parts, torch.nn.utils.get_total_norm(gradients))
+    parts.optimizer.grad_scale = clip_divisor(norm, config.clip_norm)  # type: ignore[attr-defined]  # as GradScaler does
     return norm
+
+
+def _whole(parts: Parts, norm: torch.Tensor) -> torch.Tensor:
+    """The norm over the shards of all processes."""
+    if not parts.run.parallelism.is_sharded:
+        return norm
+    from torch.distributed.tensor import DTensor
+
+    assert isinstance(norm, DTensor)
+    return norm.full_tensor()
 
 
 class Queue:

@@ -75,6 +75,7 @@ OPTIMIZERS = {
     "ddp": ["parallelism=ddp", "batch.micro_batch_sequences=4"],
     "fsdp": ["parallelism=fsdp"],
     "no clip": ["optimizer.clip_norm=null"],
+    "clipped inside": ["optimizer.fused=true", "optimizer.clip_impl=fused", "optimizer.clip_norm=0.1"],
 }
 
 
@@ -124,7 +125,11 @@ def test_a_bad_update_changes_nothing_and_those_after_it_are_dropped(
 @pytest.mark.parametrize("at", [1, 6])
 @pytest.mark.parametrize(
     "options",
-    [*([f"optimizer={name}"] for name in ("adamw", "stable_adamw", "adam_atan2", "sgd", "muon")), ["parallelism=fsdp"]],
+    [
+        *([f"optimizer={name}"] for name in ("adamw", "stable_adamw", "adam_atan2", "sgd", "muon")),
+        ["parallelism=fsdp"],
+        ["optimizer.clip_impl=fused", "optimizer.fused=true"],
+    ],
     ids=lambda options: options[0],
 )
 def test_the_state_after_a_bad_update_is_that_of_a_run_that_has_not_made_it(trained, monkeypatch, late, options, at):
@@ -276,9 +281,11 @@ def graphs(monkeypatch, late):
     return replays
 
 
-def test_a_captured_step_has_the_bits_of_the_same_step_without_a_graph(trained, graphs, monkeypatch):
+@pytest.mark.parametrize("clip_impl", ["separate", "fused"])
+def test_a_captured_step_has_the_bits_of_the_same_step_without_a_graph(trained, graphs, monkeypatch, clip_impl):
     """And nearly those of a run whose rates are doubles. Measured steps are made without the graph."""
-    options = ["compute.cuda_graph=true", "diagnostics.every_steps=5", "checkpoint.every_steps=0"]
+    clip = ["optimizer.fused=true", f"optimizer.clip_impl={clip_impl}", "optimizer.clip_norm=0.1"]
+    options = ["compute.cuda_graph=true", *clip, "diagnostics.every_steps=5", "checkpoint.every_steps=0"]
     plain, _ = trained(*options[1:], runs="plain")
     row, folder = trained(*options)
     assert len(graphs) == 12 - graph.WARM_UP - 3  # steps 5, 10 and 12 are measured

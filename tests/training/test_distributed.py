@@ -54,6 +54,8 @@ OPTIONS = {
     "fsdp_atan2": ["optimizer=adam_atan2", "optimizer.scale_lr_by_param_rms=true", *SKIPPING],
     "ddp_joined": ["model.qkv_impl=together", "model.n_kv_heads=2"],
     "fsdp_joined": ["model.qkv_impl=together", "parallelism.activation_checkpointing=2"],
+    "ddp_clipped_inside": ["optimizer.fused=true", "optimizer.clip_impl=fused", "optimizer.clip_norm=0.1"],
+    "fsdp_clipped_inside": ["optimizer.fused=true", "optimizer.clip_impl=fused", "optimizer.clip_norm=0.1"],
 }
 OPTIONS["fsdp_atan2"] += ["model.attention_normaliser=relu2", "model.embedding_gradient_scale=0.1", "model.d_ff=41"]
 COMPARED = ("train_loss", "train_z_loss", "val_loss", "grad_norm")

@@ -453,6 +453,42 @@ def test_a_skipped_step_changes_no_weight_and_no_moment_and_is_marked_and_counte
     assert trained(runs="other")[0]["skipped_steps"] is None
 
 
+@pytest.mark.parametrize("limit", [0.1, 1e6, "null"])
+def test_to_clip_inside_the_step_is_to_clip_before_it(trained, monkeypatch, limit):
+    """To divide by 1 / c rounds otherwise than to multiply by c: twelve steps carry 1e-7 each. Where nothing is
+    clipped, the bits are the same. After the step the gradients are clipped ones either way."""
+    after, real = [], trainer.build_parts
+
+    def build(*args, **kwargs):
+        parts = real(*args, **kwargs)
+        look = lambda *_: after.append(torch.nn.utils.get_total_norm([x.grad for x in parts.parameters]))  # noqa: E731
+        parts.optimizer.register_step_post_hook(look)
+        return parts
+
+    monkeypatch.setattr(trainer, "build_parts", build)
+    common = ("optimizer.fused=true", f"optimizer.clip_norm={limit}", "diagnostics.every_steps=3")
+    rows, lines, tensors = [], [], []
+    for impl in ("separate", "fused"):
+        row, folder = trained(*common, f"optimizer.clip_impl={impl}", runs=impl)
+        rows.append(row)
+        lines.append(metrics(folder))
+        tensors.append(final_weights(folder))
+    assert rows[0]["run_id"] != rows[1]["run_id"]
+    if limit != 0.1:
+        assert lines[0] == lines[1] and after[:12] == after[12:]
+        assert all(torch.equal(x, tensors[1]["model"][name]) for name, x in tensors[0]["model"].items())
+        return
+    assert max(line.get("clip_coefficient", 0) for line in lines[0]) < 0.9
+    torch.testing.assert_close(torch.stack(after), torch.full((24,), 0.1), rtol=1e-4, atol=0)
+    for one, other in zip(*lines, strict=True):
+        assert one.keys() == other.keys()
+        for name in (name for name, value in one.items() if isinstance(value, float)):
+            assert other[name] == pytest.approx(one[name], rel=1e-4, abs=1e-6), (one["step"], name)
+    for number, state in tensors[0]["optimizer"]["state"].items():
+        for key, x in state.items():
+            torch.testing.assert_close(tensors[1]["optimizer"]["state"][number][key], x, rtol=1e-3, atol=1e-6)
+
+
 QK_CLIP = ("model.qk_norm=none", "optimizer.lr=0.1", "optimizer.qk_clip=2")
 OPTIONS = {
     "skip": SKIPPING,

@@ -53,6 +53,14 @@ class AdamWConfig(OptimizerConfig):
         "scale_lr_by_param_rms.",
     )
 
+    clip_impl: str = key(
+        "separate",
+        "Where gradients are clipped. separate: before the step, by a product. fused: in PyTorch's fused step, by a "
+        "quotient, which rounds otherwise; it needs fused=true.",
+        identity=ADDED_LATER,
+        choices=("separate", "fused"),
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_fractions("beta1", "beta2")
@@ -60,6 +68,8 @@ class AdamWConfig(OptimizerConfig):
         for name in ("update_clipping", "scale_lr_by_param_rms"):
             if getattr(self, name) and self.fused:
                 raise ConfigError(f"fused cannot be true together with {name}")
+        if self.clips_in_step and not self.fused:
+            raise ConfigError("clip_impl must be separate unless fused=true, because only PyTorch's fused step clips")
 
     @property
     def _has_rates_of_tensors(self) -> bool:
@@ -93,6 +103,10 @@ class AdamWConfig(OptimizerConfig):
     def can_be_captured(self) -> bool:
         """PyTorch's fused step can."""
         return not self._has_rates_of_tensors and self.fused is not False
+
+    @property
+    def clips_in_step(self) -> bool:
+        return self.clip_impl == "fused"
 
     @property
     def rate_means(self) -> str:

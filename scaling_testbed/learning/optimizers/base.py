@@ -9,6 +9,7 @@ from __future__ import annotations
 import abc
 import contextlib
 import dataclasses
+import math
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -140,6 +141,11 @@ class OptimizerConfig(abc.ABC):
         return False
 
     @property
+    def clips_in_step(self) -> bool:
+        """Whether the optimizer divides gradients by the scalar tensor `grad_scale` on their device in its own step."""
+        return False
+
+    @property
     @abc.abstractmethod
     def rate_means(self) -> str:
         """The meaning of one unit of learning rate, in a few words; AS_ADAMW if it is the same as for AdamW.
@@ -263,6 +269,11 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float | torch.Tensor) -> None:
 def clip_coefficient(norm: float, limit: float | None) -> float:
     """The factor on a gradient of this norm, as in torch.nn.utils.clip_grad_norm_."""
     return 1.0 if limit is None else min(1.0, limit / (norm + 1e-6))
+
+
+def clip_divisor(norm: torch.Tensor, limit: float | None) -> torch.Tensor:
+    """1 / clip_coefficient of a norm that stays on its device; a scalar of the same type."""
+    return ((norm + 1e-6) / (math.inf if limit is None else limit)).clamp(min=1.0)
 
 
 def local_part(x: torch.Tensor) -> torch.Tensor:

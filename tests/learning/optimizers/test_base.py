@@ -156,6 +156,10 @@ def test_impossible_settings_are_refused_by_name():
         ({"lr_multipliers": {"q": -1.0}}, "lr_multipliers.q"),
         ({"update_clipping": True, "fused": True}, "fused"),
         ({"scale_lr_by_param_rms": True, "fused": True}, "fused"),
+        ({"clip_impl": "inside"}, "clip_impl"),
+        ({"clip_impl": "fused"}, "clip_impl must be separate unless fused=true"),
+        ({"clip_impl": "fused", "fused": False}, "clip_impl must be separate unless fused=true"),
+        ({"clip_impl": "fused", "update_clipping": True}, "clip_impl must be separate unless fused=true"),
         ({"skip_spikes_sigmas": 0.0}, "skip_spikes_sigmas"),
         ({"skip_spikes_window": 3}, "skip_spikes_window"),
     ):
