@@ -1,4 +1,5 @@
 """One training step of this project: where its time goes, at five sizes, eager, as a CUDA graph, compiled, and both.
+At short steps also with one product for queries, keys and values, and with the clip inside AdamW.
 
     python -m benchmarks.steps [--quick] [--device cpu] [--seconds S] [--out DIR]
 
@@ -51,11 +52,17 @@ from benchmarks.traffic import (
 from benchmarks.trainer import in_child, probe
 
 EAGER, GRAPH, COMPILED, BOTH = "eager", "graph", "compiled", "compiled graph"
+ONE_PRODUCT, CLIP_INSIDE = "one qkv product", "clip inside AdamW"
 VARIANTS = {
     EAGER: ["compute.compile=false", "compute.cuda_graph=false"],
     GRAPH: ["compute.compile=false", "compute.cuda_graph=true"],
     COMPILED: ["compute.compile=true", "compute.cuda_graph=false"],
     BOTH: ["compute.compile=true", "compute.cuda_graph=true"],
+    ONE_PRODUCT: ["compute.compile=false", "compute.cuda_graph=false", "model.qkv_impl=together"],
+    CLIP_INSIDE: [
+        *("compute.compile=false", "compute.cuda_graph=false"),
+        *("optimizer.fused=true", "optimizer.clip_impl=fused"),
+    ],
 }
 # The first jobs tell most, in case time runs out. A graph pays where a step is short.
 SHORT = ("proxy_2m", "openlm_11m", "10m")
@@ -64,11 +71,14 @@ JOBS = [
     *((size, GRAPH) for size in SHORT),
     *((size, COMPILED) for size in ("10m", "124m", "1.3b")),
     *((size, variant) for size in SHORT for variant in (COMPILED, BOTH) if (size, variant) != ("10m", COMPILED)),
+    *((size, variant) for size in SHORT for variant in (ONE_PRODUCT, CLIP_INSIDE)),
 ]
+NANO_S = ["model=nano_s", "data.vocab_size=257"]
 CPU_SIZES = {
-    "nano_s": ["model=nano_s", "data.vocab_size=257", "batch.sequences=8", "batch.sequence_length=64"],
+    "nano_s 4 x 64": [*NANO_S, "batch.sequences=4", "batch.sequence_length=64"],
+    "nano_s 32 x 128": [*NANO_S, "batch.sequences=32", "batch.sequence_length=128"],
 }
-CPU_JOBS = [("nano_s", EAGER)]
+CPU_JOBS = [(size, variant) for size in CPU_SIZES for variant in (EAGER, ONE_PRODUCT, CLIP_INSIDE)]
 MFU_AIMS = {"10m": 0.35, "124m": 0.45, "1.3b": 0.50}
 SETTLING, TIMED, PROFILED = 4, 8, 3  # steps
 JOB_SECONDS = 60  # after which a job is ended
