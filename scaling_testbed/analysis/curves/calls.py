@@ -198,15 +198,28 @@ class Outcomes:
     records: list[dict[str, object]]
 
     def notes(self) -> list[str]:
-        """For each way to call, how many calls were right, with the exact 95 % interval."""
+        """For each way to call, how many calls were right, with the exact 95 % interval; and of these, how many of the
+        decided ones, whose interval leaves one answer."""
         said = []
         for way in ("by_quantity", "by_critical_rate"):
-            known = [bool(row[f"right_{way}"]) for row in self.records if row.get(f"right_{way}") is not None]
-            if known:
-                low, high = exact_share(sum(known), len(known))
-                share = f"{sum(known) / len(known):.0%} [{low:.0%}, {high:.0%}]"
-                said.append(f"{way.replace('_', ' ')}: {sum(known)} of {len(known)} calls right, {share}")
+            known = [row for row in self.records if row.get(f"right_{way}") is not None]
+            if not known:
+                continue
+            right = sum(bool(row[f"right_{way}"]) for row in known)
+            low, high = exact_share(right, len(known))
+            words = f"{way.replace('_', ' ')}: {right} of {len(known)} calls right, {right / len(known):.0%}"
+            decided = [bool(row[f"right_{way}"]) for row in known if _is_decided(row, way)]
+            words += f" [{low:.0%}, {high:.0%}]; their interval decides {len(decided)}, {sum(decided)} of them rightly"
+            said.append(words)
         return said or ["no call has an outcome yet"]
+
+
+def _is_decided(row: Row, way: str) -> bool:
+    """Whether both ends of the 95 % interval of a call lie on one side of its threshold: of the quantity, or the rate
+    for the critical rate."""
+    low, high, at = ("low", "high", "threshold") if way == "by_quantity" else ("critical_low", "critical_high", "lr")
+    ends = [math.nan if row.get(end) is None else number(row, end) for end in (low, high)]
+    return all(end > number(row, at) for end in ends) or all(end < number(row, at) for end in ends)
 
 
 def outcomes(calls: Sequence[Row], study: Study, group: Sequence[str] = (), excess: float = EXCESS) -> Outcomes:

@@ -54,9 +54,21 @@ def test_what_is_measured_later_tells_which_calls_were_right(study):
     assert [row["measured"] for row in later.records] == [FINE] * 3 + [HARMED] * 3
     assert later.records[0]["right_by_quantity"] is False and later.records[1]["right_by_quantity"] is True
     assert later.notes() == [
-        "by quantity: 5 of 6 calls right, 83% [36%, 100%]",
-        "by critical rate: 6 of 6 calls right, 100% [54%, 100%]",
+        "by quantity: 5 of 6 calls right, 83% [36%, 100%]; their interval decides 6, 5 of them rightly",
+        "by critical rate: 6 of 6 calls right, 100% [54%, 100%]; their interval decides 0, 0 of them rightly",
     ]
+
+
+def test_a_call_whose_interval_leaves_both_answers_is_not_decided(study):
+    made = make_calls(
+        study(world((16, 32, 64))), GROUP, Quantity(), "wide", lambda row: n_params(128), lr_range=(1e-3, 3e-1)
+    )
+    records = [{**call.record(), "low": 1e-9, "critical_low": 1.2e-2, "critical_high": 4e-2} for call in made]
+    records[0] = {**records[0], "low": None, "critical_high": None}
+    said = outcomes(records, study(world((128,)), name="later")).notes()
+    # The score of the three harmed rates may now lie below its threshold, and the critical rate above 3e-2.
+    assert said[0].endswith("their interval decides 2, 2 of them rightly")
+    assert said[1].endswith("their interval decides 4, 4 of them rightly")
 
 
 def test_calls_are_checked_in_their_own_condition_and_with_their_own_excess(study):
