@@ -107,11 +107,18 @@ def test_the_grid_of_over_training_for_a_cpu_fits_cheap_runs_and_predicts_dear_o
     points = {}
     for run in runs:
         points.setdefault((run.varied["model"], run.varied["budget.tokens_per_param"]), []).append(run)
-    fitted = [found for found in points.values() if len(found) == 3]
-    predicted = [found for found in points.values() if len(found) == 1]
-    assert len({found[0].n_params for found in fitted}) == 4 and len(fitted) >= 12
-    assert len(predicted) == 4 and all(len(found) in (1, 3) for found in points.values())
-    assert min(f[0].flops for f in predicted[-2:]) > 2 * max(f[0].flops for f in fitted)
+    assert all(len(found) == 3 for found in points.values())
+    sizes = sorted({run.n_params for run in runs})
+    fitted = [
+        found
+        for (_, multiplier), found in points.items()
+        if found[0].n_params in sizes[:4] and int(multiplier) <= 80 or found[0].n_params == sizes[0]
+    ]
+    dearest = max(run.flops_6nd for run in runs)
+    assert len(sizes) == 6 and len(fitted) >= 9
+    assert sum(run.flops_6nd for found in fitted for run in found) < dearest / 10
+    assert {len({run.config["optimizer.lr"] for run in runs if run.n_params == size}) for size in sizes} == {1}
+    assert max(run.n_tokens for run in runs) < 2 * 25_600_000  # of the corpus
 
 
 def test_a_plan_spends_nothing_and_prints_objects_alone(door, tmp_path):
