@@ -230,6 +230,17 @@ def test_only_the_gradients_that_are_wanted_are_formed(path):
 
 
 @each_path
+def test_the_head_s_gradient_becomes_grad_without_a_copy(path, monkeypatch):
+    """Autograd keeps the tensor that the forward pass wrote, and does not clone it, although an operator returned it."""
+    hidden, weight, targets = inputs()
+    head = torch.nn.Parameter(weight.detach())
+    scale, scaled = torch.Tensor.mul_, []
+    monkeypatch.setattr(torch.Tensor, "mul_", lambda x, by: scaled.append((x.shape, x.data_ptr())) or scale(x, by))
+    PATHS[path](hidden, head, targets).loss.backward()
+    assert (head.grad.shape, head.grad.data_ptr()) in scaled
+
+
+@each_path
 def test_without_gradients_bf16_logits_are_not_rounded(path):
     """A validation loss is as exact as fp32 sums of bf16 products are."""
     hidden, weight, targets = inputs(dtype=BF16)
