@@ -355,8 +355,9 @@ def fit(
     hold_out: Texts = (),
     fix: Mapping[str, float] | None = None,
     objective: str | None = None,
+    delta: float = 1e-3,
     starts: int = 64,
-    bootstrap: int = 200,
+    bootstrap: int = 2000,
     seed: int = 0,
     size: str = "n_params",
     source: str | None = None,
@@ -367,13 +368,13 @@ def fit(
 
     The result holds the fit, each fitted and each held-out run beside the value of the law, and the warnings. Its
     `record()` is what `analyze fit --out` keeps. hold_out: runs that meet any of these conditions are predicted, not
-    fitted. fix: parameters with a given value. objective: huber_log, lsq or lsq_log; None: that of the law. starts: of
-    the optimisation. bootstrap: resamples of the runs; 0: no intervals. source: `rows` is the path of a copy of this
-    published testbed. columns: maps a name of this project to a column of the table. size: what N counts. Raises
-    UserError and ConfigError."""
+    fitted. fix: parameters with a given value. objective: huber_log, lsq or lsq_log; None: that of the law. delta:
+    where Huber's function turns linear. starts: of the optimisation. bootstrap: resamples of the runs; 0: no intervals.
+    source: `rows` is the path of a copy of this published testbed. columns: maps a name of this project to a column of
+    the table. size: what N counts. Raises UserError and ConfigError."""
     from scaling_testbed.analysis.laws.study import Fitting, fit_rows, law_named
 
-    fitting = Fitting(objective=objective, starts=starts, bootstrap=bootstrap, seed=seed, size=size)
+    fitting = Fitting(objective=objective, delta=delta, starts=starts, bootstrap=bootstrap, seed=seed, size=size)
     chosen, given = law_named(law), law_rows(rows, source=source, columns=columns, size=size)
     return fit_rows(given, chosen, where=_texts(where), hold_out=_texts(hold_out), fixed=fix, fitting=fitting)
 

@@ -24,6 +24,7 @@ from benchmarks import (
     grid,
     harness,
     head,
+    laws,
     peers,
     precision,
     runs,
@@ -586,3 +587,11 @@ def test_precisions_are_compared_on_the_same_tokens_from_the_same_weights():
     assert fp32["speed"] == 1 and fp32["loss_difference"] == 0
     assert 0 < bf16["loss_difference"] < 0.1 > narrow["loss_difference"] != bf16["loss_difference"]
     assert len(fp32["seconds"]) == len(bf16["seconds"]) == precision.LOSSES
+
+
+def test_resamples_of_a_law_reach_the_same_optima_together_as_one_by_one():
+    cases = []
+    laws.compare(SimpleNamespace(add=cases.append), 1, "chinchilla", 12, 6, 0.0)
+    ours, peer = cases[0]["rows"]
+    assert ours["ratio"] == 1 and peer["ratio"] > 1
+    assert ours["above"] < 1e-6 and peer["above"] < 1e-3

@@ -10,6 +10,7 @@ import typer
 from scaling_testbed.commands import output
 from scaling_testbed.commands.options import (
     Bootstrap,
+    Delta,
     ErrorLaw,
     HoldOut,
     Json,
@@ -74,8 +75,9 @@ def fit(
     size: Size = "n_params",
     fix: Fix = (),
     objective: Objective = None,
+    delta: Delta = 1e-3,
     starts: Starts = 64,
-    bootstrap: Bootstrap = 200,
+    bootstrap: Bootstrap = 2000,
     seed: Seed = 0,
     source: Source = None,
     map_: Map = (),
@@ -91,7 +93,7 @@ def fit(
 
     chosen, fixed = law_named(law), _numbers("--fix", fix)
     given = law_rows(rows, source, map_, size, out)
-    fitting = Fitting(objective=objective, starts=starts, bootstrap=bootstrap, seed=seed, size=size)
+    fitting = Fitting(objective=objective, delta=delta, starts=starts, bootstrap=bootstrap, seed=seed, size=size)
     found = fit_rows(given, chosen, where=where, hold_out=hold_out, fixed=fixed, fitting=fitting)
     beside = [
         *({**one, "held_out": False} for one in found.fitted),
@@ -117,8 +119,9 @@ def downstream(
     hold_out: HoldOut = (),
     size: Size = "n_params",
     objective: Objective = None,
+    delta: Delta = 1e-3,
     starts: Starts = 64,
-    bootstrap: Bootstrap = 200,
+    bootstrap: Bootstrap = 2000,
     seed: Seed = 0,
     source: Source = None,
     map_: Map = (),
@@ -135,7 +138,7 @@ def downstream(
 
     laws = law_named(law), law_named(error_law, "--error-law")
     given = law_rows(rows, source, map_, size, out)
-    fitting = Fitting(objective=objective, starts=starts, bootstrap=bootstrap, seed=seed, size=size)
+    fitting = Fitting(objective=objective, delta=delta, starts=starts, bootstrap=bootstrap, seed=seed, size=size)
     found = chain_rows(
         given, *laws, where=where, hold_out=hold_out, fitting=fitting, where_loss=where_loss, where_error=where_error
     )

@@ -80,6 +80,9 @@ Objective = Annotated[
         help="objective of the law of the loss: huber_log, lsq or lsq_log (default: the law's own)",
     ),
 ]  # fmt: skip
+Delta = Annotated[
+    float, typer.Option("--delta", metavar="X", help="where Huber's function turns linear", show_default=True)
+]
 Starts = Annotated[int, typer.Option("--starts", metavar="N", help="number of starts of the fit", show_default=True)]
 Bootstrap = Annotated[
     int, typer.Option("--bootstrap", metavar="N", help="number of resamples of the runs", show_default=True)

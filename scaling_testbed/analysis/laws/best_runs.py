@@ -8,7 +8,7 @@ from typing import Any
 from scaling_testbed.analysis.laws import columns, frontier
 from scaling_testbed.analysis.laws.checks import mixed_data
 from scaling_testbed.analysis.laws.fitted import Fit
-from scaling_testbed.analysis.laws.fitting import LSQ, fit
+from scaling_testbed.analysis.laws.fitting import LSQ, RESAMPLES, fit
 from scaling_testbed.analysis.laws.forms import LAWS
 from scaling_testbed.analysis.laws.study import Rows
 from scaling_testbed.analysis.rows.study import Row, name_of
@@ -83,7 +83,7 @@ def frontier_rows(given: Rows, method: str, *, where: Sequence[str] = (), size: 
         raise UserError("; ".join([f"{method}: {same}; a law of the best size needs two sizes", *said]))
     inputs, observed = {"flops": [one.flops for one in trusted]}, [one.n_params for one in trusted]
     # Neighbours on an envelope come from the same runs: intervals from resamples of them would be too narrow.
-    resamples = 200 if method == "isoflop" else 0
+    resamples = RESAMPLES if method == "isoflop" else 0
     found = fit(LAWS["optimal_n"], inputs, observed, starts=8, bootstrap=resamples, size=size)
     left_out = len(optima) - len(trusted)
     noted = [f"{left_out} of {len(optima)} budgets are left out of the law: see their notes"] if left_out else []

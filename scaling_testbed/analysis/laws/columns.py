@@ -369,19 +369,19 @@ def without_output(rows: Sequence[Row], law: Law) -> tuple[list[Row], list[str]]
 def check(rows: Sequence[Row], key: str, needed: Sequence[str]) -> list[float]:
     """The values of a column.
 
-    Raises UserError, which names the run, if a value is not a finite positive number, and the columns that there are,
-    if no row has it.
+    Raises UserError, which names the run, if a value is not a finite positive number (a share may be zero), and the
+    columns that there are, if no row has it.
     """
     if not any(key in row for row in rows):
         raise UserError(_no_column(rows, needed))
     found = []
     for row in rows:
         value = _finite(row.get(key))
-        for share in SHARES if key in SHARES and value is not None and not 0 < value <= 1 else ():
+        for share in SHARES if key in SHARES and value is not None and not 0 <= value <= 1 else ():
             if (of := _finite(row.get(share))) is not None and of > 1:
                 said = f"{share} is {of:g}; it must be a share of 1, not a percentage: --map {share}={share}/100"
                 raise UserError(f"{name_of(row)}: {said}")
-        if value is None or value <= 0:
+        if value is None or value < 0 or (value == 0 and key not in SHARES):
             got = row.get(key, "no such column")
             wanted = f"{', '.join(needed)} must be numbers greater than zero"
             where = f"{key}!={brief(got, 60)}" if isinstance(got, str) else f"{key}>0"

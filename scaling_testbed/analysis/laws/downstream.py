@@ -12,6 +12,8 @@ import numpy as np
 
 from scaling_testbed.analysis.laws.fitted import LEVEL, Fit, from_record
 
+LOSSES = 2000  # values of the loss, at least, in an interval of the downstream value
+
 
 @dataclass(frozen=True)
 class Chain:
@@ -28,12 +30,15 @@ class Chain:
     def interval(self, inputs: Mapping[str, float]) -> tuple[float, float] | None:
         """Bounds of a 95 % prediction interval of the downstream value; None if either fit has no resamples.
 
-        Samples of the loss are combined with every resample of the downstream fit.
+        Each resample of the downstream fit gets a few values of the loss, drawn from its samples.
         """
         if not (self.loss.draws and self.downstream.draws):
             return None
         losses = self.loss.samples(inputs)
-        losses = np.quantile(losses, (np.arange(400) + 0.5) / 400)  # 400 values with the same distribution
+        each = -(-LOSSES // len(self.downstream.draws))
+        count = each * len(self.downstream.draws)
+        losses = np.quantile(losses, (np.arange(count) + 0.5) / count)  # fewer values with the same distribution
+        losses = np.random.default_rng(0).permutation(losses).reshape(each, -1)
         values = self.downstream.samples({"loss": losses})
         if not np.isfinite(values).any():
             return None

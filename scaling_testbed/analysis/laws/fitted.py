@@ -78,11 +78,11 @@ class Fit:
     def samples(self, inputs: Mapping[str, Any]) -> np.ndarray:
         """Possible values of one new run, as a flat array: each resample's prediction with each residual added.
 
-        An input may be a vector of equally likely values.
+        An input may be an array [..., n_draws] of values for each resample.
         """
-        draws = {name: np.array([draw[name] for draw in self.draws])[:, None] for name in self.params}
-        middle = LAWS[self.law].predict(draws, {key: np.atleast_1d(value) for key, value in inputs.items()})
-        middle = np.broadcast_to(middle, np.broadcast_shapes(middle.shape, (len(self.draws), 1)))[:, :, None]
+        draws = {name: np.array([draw[name] for draw in self.draws]) for name in self.params}
+        middle = LAWS[self.law].predict(draws, inputs)
+        middle = np.broadcast_to(middle, np.broadcast_shapes(np.shape(middle), (len(self.draws),)))[..., None]
         free = len(self.params) - len(self.fixed)
         noise = np.array(self.residuals) * math.sqrt(self.n_rows / (self.n_rows - free))
         return (middle - noise if self.objective["name"] == LSQ else middle * np.exp(-noise)).ravel()

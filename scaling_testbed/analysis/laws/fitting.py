@@ -2,31 +2,32 @@
 
 Objectives:
 
-- `huber_log`: the sum of Huber's function, with delta 1e-3, of ln(predicted) - ln(observed) (Hoffmann et al. 2022,
-  arXiv 2203.15556, section 3.3). It is the sum and not the mean: the small gradients of a mean stop a solver early.
+- `huber_log`: the sum of Huber's function of ln(predicted) - ln(observed), with a delta of 1e-3 by default (Hoffmann et
+  al. 2022, arXiv 2203.15556, section 3.3).
 - `lsq`: the sum of squares of predicted - observed.
 - `lsq_log`: the sum of squares of ln(predicted) - ln(observed).
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from importlib.util import find_spec
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from scaling_testbed.analysis.laws.fitted import LEVEL, Fit, with_ratios
 from scaling_testbed.analysis.laws.forms import HUBER, LSQ, LSQ_LOG, Law, Param
+from scaling_testbed.analysis.laws.slopes import Sloped
+from scaling_testbed.analysis.laws.solver import minimise
 from scaling_testbed.errors import ConfigError, UserError
 
 DELTA = 1e-3
+RESAMPLES = 2000
 OBJECTIVES = (HUBER, LSQ, LSQ_LOG)
 SAME_OPTIMUM = 1e-6  # relative difference of objectives: below it, a start reached the best optimum
 NEAR_OPTIMUM = 0.05  # relative difference of objectives: below it, a warning names the other optimum
 FLAT = 1e-10  # relative singular value of the scaled slopes: below it, the rows do not determine this direction
 LOOSE = 0.02  # share of a starting range: a smaller error is never large, even where the value is near zero
-STEP = 1e-30  # step of complex differentiation: its square vanishes beside 1
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Problem:
     """A law with some parameters fixed, and the rows to fit.
 
     A vector theta holds the free parameters: the logarithm of each parameter with `log` set, the value of the others.
+    Every function takes several of them at once: theta is [..., n_free], and residuals are [..., n_rows].
     """
 
     law: Law
@@ -41,54 +43,78 @@ class Problem:
     observed: np.ndarray
     objective: str
     fixed: dict[str, float]
+    delta: float = DELTA
 
     @property
     def free(self) -> list[Param]:
         return [param for param in self.law.params if param.name not in self.fixed]
 
+    @property
+    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """The lowest and the highest theta."""
+        low, high = zip(*(_ends(param, param.low, param.high) for param in self.free), strict=True)
+        return np.array(low), np.array(high)
+
+    @property
+    def widths(self) -> np.ndarray:
+        """Widths of the starting ranges: the unit of the distance between two optima."""
+        ends = [_ends(param, *param.start) for param in self.free]
+        return np.array([high - low for low, high in ends])
+
     def params(self, theta: np.ndarray) -> dict[str, Any]:
-        """The value of each parameter by name. theta may have more axes after its first."""
-        return self.fixed | {
-            param.name: np.exp(value) if param.log else value for param, value in zip(self.free, theta, strict=True)
-        }
+        """The value of each parameter by name: an array of theta's shape without its last axis."""
+        theta = np.asarray(theta)
+        values = {param.name: theta[..., place] for place, param in enumerate(self.free)}
+        return self.fixed | {param.name: np.exp(values[param.name]) if param.log else values[param.name]
+                             for param in self.free}  # fmt: skip
 
     def residuals(self, theta: np.ndarray) -> np.ndarray:
         """Predicted - observed for `lsq`, the difference of logarithms otherwise; inf where the law has no value."""
-        return self._apart(self.law.predict(self.params(theta), self.inputs))
+        params = {name: np.asarray(value)[..., None] for name, value in self.params(theta).items()}
+        predicted = self.law.predict(params, self.inputs)
+        return self._apart(np.broadcast_to(predicted, (*np.shape(theta)[:-1], len(self.observed))))
 
     def linearised(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Residuals and d residuals / d theta [n_rows, n_free] from one evaluation, exact up to rounding."""
-        stepped = theta[:, None, None] + 1j * STEP * np.eye(len(theta))[:, :, None]
-        found = self.law.predict(self.params(stepped), self.inputs)
-        found = np.broadcast_to(found, (len(theta), len(self.observed)))
-        predicted, slopes = found[0].real, found.imag.T / STEP
+        """Residuals and d residuals / d theta [..., n_rows, n_free] from one evaluation, exact up to rounding."""
+        theta, names = np.asarray(theta), [param.name for param in self.free]
+        params: dict[str, Any] = dict(self.fixed)
+        for param, value in zip(self.free, np.moveaxis(theta, -1, 0)[..., None], strict=True):
+            value = np.exp(value) if param.log else value
+            params[param.name] = Sloped(value, {param.name: value if param.log else np.ones_like(value)})
+        found = self.law.predict(params, self.inputs)
+        shape = (*theta.shape[:-1], len(self.observed))
+        predicted, slopes = np.broadcast_to(np.real(found), shape), np.zeros((*shape, len(names)))
+        for name, slope in (found.slopes if isinstance(found, Sloped) else {}).items():
+            slopes[..., names.index(name)] = slope
         with np.errstate(all="ignore"):
-            return self._apart(predicted), slopes if self.objective == LSQ else slopes / predicted[:, None]
+            return self._apart(predicted), slopes if self.objective == LSQ else slopes / predicted[..., None]
 
     def _apart(self, predicted: np.ndarray) -> np.ndarray:
         with np.errstate(all="ignore"):
             found = predicted - self.observed if self.objective == LSQ else np.log(predicted / self.observed)
         return np.where(np.isfinite(found), found, np.inf)
 
-    def value(self, theta: np.ndarray) -> float:
-        """The value of the objective."""
-        residuals = self.residuals(theta)
+    def total(self, residuals: np.ndarray, counts: np.ndarray | float = 1.0) -> np.ndarray:
+        """The objective. counts: how often each row counts."""
         if self.objective != HUBER:
-            return float(np.sum(residuals**2))
+            return np.sum(counts * residuals**2, axis=-1)
         size = np.abs(residuals)
-        return float(np.sum(np.where(size <= DELTA, 0.5 * size**2, DELTA * (size - 0.5 * DELTA))))
+        inner = np.minimum(size, self.delta)
+        return np.sum(counts * inner * (size - 0.5 * inner), axis=-1)
 
-    def huber_and_gradient(self, theta: np.ndarray) -> tuple[float, np.ndarray]:
-        """Huber's objective divided by delta squared, so that it is near 1, and its gradient in theta."""
-        residuals, jacobian = self.linearised(theta)
-        scaled = residuals / DELTA
-        size = np.abs(scaled)
-        value = np.sum(np.where(size <= 1, 0.5 * size**2, size - 0.5))
-        return float(value), np.clip(scaled, -1, 1) @ jacobian / DELTA
+    def derivatives(self, residuals: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The first derivative of a row's part of the objective in its residual, the second one, and the factor of
+        the residual in the first, which replaces the second in iteratively reweighted least squares."""
+        if self.objective != HUBER:
+            two = np.full(residuals.shape, 2.0)
+            return 2 * residuals, two, two
+        inside = np.abs(residuals) <= self.delta
+        reweighted = np.where(inside, 1.0, self.delta / np.maximum(np.abs(residuals), 1e-300))
+        return residuals * reweighted, np.where(inside, 1.0, 0.0), reweighted
 
-    def subset(self, rows: np.ndarray) -> "Problem":
-        inputs = {key: values[rows] for key, values in self.inputs.items()}
-        return Problem(self.law, inputs, self.observed[rows], self.objective, self.fixed)
+    def value(self, theta: np.ndarray) -> float:
+        """The objective at one theta."""
+        return float(self.total(self.residuals(theta)))
 
 
 def fit(
@@ -97,20 +123,20 @@ def fit(
     observed: Sequence[float],
     *,
     objective: str | None = None,
+    delta: float = DELTA,
     fixed: Mapping[str, float] | None = None,
     starts: int = 64,
-    bootstrap: int = 200,
+    bootstrap: int = RESAMPLES,
     seed: int = 0,
     size: str = "n_params",
 ) -> Fit:
-    """Fit `law` to the inputs and observed outputs of runs: one number for each run, all finite and positive.
+    """Fit `law` to the inputs and observed outputs of runs: one finite positive number for each run. With `lsq` an
+    output may be zero.
 
-    Raises ConfigError for an unknown objective or fixed parameter. Raises UserError if there are fewer runs than free
-    parameters, or if no start leads to an optimum.
+    delta: where Huber's function turns linear. Raises ConfigError for an unknown objective or fixed parameter. Raises
+    UserError if there are fewer runs than free parameters, or if no start leads to an optimum.
     """
-    if find_spec("scipy") is None:
-        raise UserError("fitting needs scipy: pip install -e '.[analysis]'")
-    problem = _problem(law, inputs, observed, objective, fixed or {})
+    problem = _problem(law, inputs, observed, objective, fixed or {}, delta)
     rng = np.random.default_rng(seed)
     solutions = _solutions(problem, _starts(problem, starts, rng))
     if not solutions:
@@ -134,7 +160,11 @@ def fit(
         law=law.name,
         params=_named(problem, theta),
         ci95=_intervals(told, problem, draws),
-        objective={"name": problem.objective, "value": best},
+        objective={
+            "name": problem.objective,
+            "value": best,
+            **({"delta": delta} if problem.objective == HUBER else {}),
+        },
         n_rows=len(problem.observed),
         starts={"tried": starts, "reached_best": reached},
         warnings=warnings,
@@ -152,7 +182,7 @@ def _as_good(value: float, best: float) -> bool:
     return value <= best * (1 + SAME_OPTIMUM) + 1e-18
 
 
-def _problem(law: Law, inputs, observed, objective: str | None, fixed: Mapping[str, float]) -> Problem:
+def _problem(law: Law, inputs, observed, objective: str | None, fixed: Mapping[str, float], delta: float) -> Problem:
     objective = objective or law.objective
     if objective not in OBJECTIVES:
         raise ConfigError(f"--objective must be one of {', '.join(OBJECTIVES)}; got {objective!r}")
@@ -165,7 +195,13 @@ def _problem(law: Law, inputs, observed, objective: str | None, fixed: Mapping[s
         if not param.low <= value <= param.high:
             raise ConfigError(f"{param.name} must be between {param.low:g} and {param.high:g}; got {value:g}")
     arrays = {key: np.asarray(inputs[key], float) for key in law.inputs}
-    problem = Problem(law, arrays, np.asarray(observed, float), objective, dict(fixed))
+    problem = Problem(law, arrays, np.asarray(observed, float), objective, dict(fixed), delta)
+    if problem.objective != LSQ and (problem.observed == 0).any():
+        zeros = int(np.sum(problem.observed == 0))
+        raise UserError(
+            f"{law.name}: {law.output} is 0 in {zeros} rows and has no logarithm; use --objective {LSQ}, or "
+            f'--where "{law.output}>0"'
+        )
     if not problem.free:
         raise ConfigError(f"{law.name}: every parameter is fixed, so there is nothing to fit")
     if len(problem.observed) < len(problem.free):
@@ -197,51 +233,19 @@ def _solutions(problem: Problem, starts: np.ndarray) -> list[tuple[float, np.nda
     kinks. So every second start first minimises the squares of the logarithms. The other starts minimise Huber's sum
     directly, so that not all starts end in the basin of the least squares.
     """
-    bounds = np.array([_ends(param, param.low, param.high) for param in problem.free])
-    found = []
-    for index, start in enumerate(starts):
-        residuals, jacobian = problem.linearised(start)
-        if not (np.isfinite(residuals).all() and np.isfinite(jacobian).all()):
-            continue
-        try:
-            if problem.objective != HUBER or index % 2 == 0:
-                start = _least_squares(problem, start, bounds)
-            theta = _least_huber(problem, start, bounds) if problem.objective == HUBER else start
-        except (ValueError, np.linalg.LinAlgError):  # a step reached a point where the law has no slope
-            continue
-        found.append((problem.value(theta), theta))
-    return sorted((pair for pair in found if math.isfinite(pair[0])), key=lambda pair: pair[0])
-
-
-def _least_squares(problem: Problem, start: np.ndarray, bounds: np.ndarray) -> np.ndarray:
-    """The nearest minimum of the sum of squares, found by a trust-region method with exact slopes."""
-    from scipy.optimize import least_squares
-
-    tolerance = 1e-8 if problem.objective == HUBER else 1e-12
-    return least_squares(
-        problem.residuals,
-        start,
-        lambda theta: problem.linearised(theta)[1],
-        bounds.T,
-        x_scale="jac",
-        ftol=tolerance,
-        xtol=tolerance,
-        gtol=tolerance,
-        max_nfev=500,
-    ).x
-
-
-def _least_huber(problem: Problem, start: np.ndarray, bounds: np.ndarray) -> np.ndarray:
-    from scipy.optimize import minimize
-
-    options = {"maxiter": 2000, "maxfun": 3000, "ftol": 1e-15, "gtol": 1e-10}
-    return minimize(problem.huber_and_gradient, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options).x
+    if problem.objective == HUBER:
+        starts = starts.copy()
+        squares = replace(problem, objective=LSQ_LOG)
+        values, thetas = minimise(squares, starts[::2], tolerance=1e-8)
+        starts[::2] = np.where(np.isfinite(values)[:, None], thetas, starts[::2])
+    found = zip(*minimise(problem, starts), strict=True)
+    return sorted(((float(value), theta) for value, theta in found if math.isfinite(value)), key=lambda pair: pair[0])
 
 
 def _distinct(problem: Problem, solutions: Sequence[tuple[float, np.ndarray]]) -> list[tuple[float, np.ndarray]]:
     """The best optimum, followed by distinct optima of nearly equal objective; at most five in all."""
     kept: list[tuple[float, np.ndarray]] = []
-    width = _widths(problem)
+    width = problem.widths
     for value, theta in solutions:
         near = value <= solutions[0][0] * (1 + NEAR_OPTIMUM) + 1e-18
         elsewhere = all(np.max(np.abs(theta - other) / width) > 0.01 for _, other in kept)
@@ -259,30 +263,25 @@ def _same_valley(problem: Problem, theta: np.ndarray, value: float, kept) -> boo
     return False
 
 
-def _widths(problem: Problem) -> np.ndarray:
-    """Widths of the starting ranges: the unit of the distance between two optima."""
-    ends = [_ends(param, *param.start) for param in problem.free]
-    return np.array([high - low for low, high in ends])
-
-
 def _resampled(problem: Problem, optima, count: int, rng: np.random.Generator) -> list[np.ndarray]:
     """theta of each bootstrap resample of the rows, refitted from `optima`; empty if there are too few rows."""
     n, free = len(problem.observed), len(problem.free)
-    if n - free < 2:
+    if count == 0 or n - free < 2:
         return []
     places = np.unique(np.stack(list(problem.inputs.values())), axis=1, return_inverse=True)[1].ravel()
     if len(np.unique(places)) <= free:
         return []
-    starts = np.array([theta for _, theta in optima])
-    found = []
-    for _ in range(count):
+    counts = np.empty((count, n))
+    for resample in counts:
         rows = rng.integers(n, size=n)
         while len(np.unique(places[rows])) <= free:  # no more distinct points than parameters: the fit would be exact
             rows = rng.integers(n, size=n)
-        solved = _solutions(problem.subset(rows), starts)
-        if solved:
-            found.append(solved[0][1])
-    return found
+        resample[:] = np.bincount(rows, minlength=n)
+    starts = np.array([theta for _, theta in optima])
+    values, thetas = minimise(problem, np.tile(starts, (count, 1)), np.repeat(counts, len(starts), axis=0), 1e-10)
+    values, thetas = values.reshape(count, -1), thetas.reshape(count, len(starts), free)
+    best = np.argmin(values, axis=1)
+    return [theta[one] for theta, value, one in zip(thetas, values, best, strict=True) if math.isfinite(value[one])]
 
 
 def _intervals(told: Sequence[str], problem: Problem, draws) -> dict[str, tuple[float, float]] | None:
@@ -355,8 +354,8 @@ def standard_errors(problem: Problem, theta: np.ndarray) -> Errors:
     residuals, jacobian = problem.linearised(theta)
     weights = np.ones(len(residuals))
     if problem.objective == HUBER:
-        weights = np.minimum(1.0, DELTA / np.maximum(np.abs(residuals), 1e-300))
-    widths = _widths(problem)
+        weights = problem.derivatives(residuals)[2]
+    widths = problem.widths
     if not np.isfinite(jacobian).all():
         return Errors(np.full(len(theta), math.nan), np.full(len(residuals), math.nan), np.zeros(len(theta), bool))
     _, singular, ways = np.linalg.svd(np.sqrt(weights)[:, None] * jacobian * widths, full_matrices=True)
@@ -396,7 +395,7 @@ def _undetermined(problem: Problem, errors: Errors) -> list[str]:
 def _unidentified(problem: Problem, theta: np.ndarray, errors: Errors) -> list[str]:
     """A warning about parameters whose standard error is a factor of two or half their value: a flat valley."""
     loose = []
-    for param, value, error, width in zip(problem.free, theta, errors.theta, _widths(problem), strict=True):
+    for param, value, error, width in zip(problem.free, theta, errors.theta, problem.widths, strict=True):
         if param.log and error > math.log(2):
             loose.append(f"{param.name} (a factor of {math.exp(min(error, 50)):.2g})")
         elif not param.log and error > max(0.5 * abs(value), LOOSE * width):

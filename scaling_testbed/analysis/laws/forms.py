@@ -2,9 +2,8 @@
 
 N is a number of parameters under a convention that the fit names. D is a number of tokens, C = 6 N D is compute in
 FLOPs, M = D/N is tokens per parameter, and L is a loss in nats per token. A law is a function of two dictionaries,
-parameters and inputs, whose values broadcast. It is analytic in its parameters and accepts complex ones. This makes
-exact gradients possible: the imaginary part of f(theta + ih) / h at h = 1e-30 has no cancellation (Squire and Trapp
-1998, SIAM Review 40:110).
+parameters and inputs, whose values broadcast. It is written with numpy's operators and with the functions of slopes.py,
+which differentiates it exactly.
 """
 
 from collections.abc import Callable, Mapping
@@ -112,8 +111,8 @@ def _data_constrained(p: Values, x: Values) -> np.ndarray:
 def _batch(p: Values, x: Values) -> np.ndarray:
     """The loss of an implicit equation, by Newton's method from below.
 
-    The function is increasing and concave, so the iterates rise to its root. They use the real parts of the parameters.
-    The last step uses the parameters as given, so that the derivative in a complex parameter is exact.
+    The function is increasing and concave, so the iterates rise to its root, without derivatives. One step of Newton's
+    method from the root has the derivatives of the root in the parameters.
     """
     size = (p["Nc"] / x["n_params"]) ** p["alpha_N"]
     time = (p["Sc"] / x["steps"]) ** p["alpha_S"]

@@ -72,8 +72,7 @@ def beside_chained(chain: Chain, row: Row) -> Record:
     inputs = {key: columns.check([row], key, first.inputs)[0] for key in first.inputs}
     (actual,) = columns.check([row], second.output, (second.output,))
     made = chain.record(inputs)
-    error = {"actual": actual, "relative_error": abs(made["predicted"] - actual) / actual}
-    return {"run": _run(row), **made, **error, "inside": _inside(made, actual)}
+    return {"run": _run(row), **made, **_error(actual, made["predicted"]), "inside": _inside(made, actual)}
 
 
 def _measured(found: Fit, row: Row) -> tuple[dict[str, float], float]:
@@ -82,7 +81,9 @@ def _measured(found: Fit, row: Row) -> tuple[dict[str, float], float]:
 
 
 def _error(actual: float, predicted: float) -> Record:
-    return {"actual": actual, "predicted": predicted, "relative_error": abs(predicted - actual) / actual}
+    """relative_error is None where the measured value is zero."""
+    relative = abs(predicted - actual) / actual if actual else None
+    return {"actual": actual, "predicted": predicted, "relative_error": relative}
 
 
 def _inside(made: Record, actual: float) -> bool | None:

@@ -1,5 +1,6 @@
 """A law fitted to the runs of a study: the rows used, the fit, each run beside its prediction, and the warnings."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -8,7 +9,7 @@ from scaling_testbed.analysis.laws import columns
 from scaling_testbed.analysis.laws.checks import far, mixed_data, mixed_settings, odd_exponents
 from scaling_testbed.analysis.laws.downstream import Chain
 from scaling_testbed.analysis.laws.fitted import Fit
-from scaling_testbed.analysis.laws.fitting import fit
+from scaling_testbed.analysis.laws.fitting import DELTA, RESAMPLES, fit
 from scaling_testbed.analysis.laws.forms import LAWS, Law
 from scaling_testbed.analysis.laws.prediction import beside_chained, beside_fitted, beside_held_out
 from scaling_testbed.analysis.rows.given import AT_HAND, Given, study_of
@@ -22,13 +23,15 @@ Record = dict[str, Any]
 class Fitting:
     """Settings of a fit.
 
-    objective: None for the law's own. starts: the number of starts. bootstrap: the number of resamples of the runs, 0
-    for no intervals, otherwise at least 20. seed: the seed of starts and resamples. size: the column that N counts.
+    objective: None for the law's own. delta: where Huber's function turns linear. starts: the number of starts.
+    bootstrap: the number of resamples of the runs, 0 for no intervals, otherwise at least 20. seed: the seed of starts
+    and resamples. size: the column that N counts.
     """
 
     objective: str | None = None
+    delta: float = DELTA
     starts: int = 64
-    bootstrap: int = 200
+    bootstrap: int = RESAMPLES
     seed: int = 0
     size: str = "n_params"
 
@@ -38,6 +41,8 @@ class Fitting:
                 raise ConfigError(f"--{option} must be a whole number; got {getattr(self, option)!r}")
             if getattr(self, option) < least:
                 raise ConfigError(f"--{option} must be at least {least}; got {getattr(self, option)}")
+        if not 0 < self.delta < math.inf:
+            raise ConfigError(f"--delta must be a positive number; got {self.delta}")
         if 0 < self.bootstrap < 20:
             raise ConfigError(f"--bootstrap must be 0 or at least 20, for an interval; got {self.bootstrap}")
 
@@ -51,6 +56,7 @@ class Fitting:
             inputs,
             observed,
             objective=objective,
+            delta=self.delta,
             fixed=fixed,
             starts=self.starts,
             bootstrap=self.bootstrap,

@@ -38,7 +38,7 @@ def test_hubers_sum_is_minimised():
         r = np.abs(np.log(LAWS["chinchilla"].predict(params, inputs)) - np.log(observed))
         return np.sum(np.where(r < DELTA, r**2 / 2, DELTA * (r - DELTA / 2)))
 
-    assert found.objective == {"name": HUBER, "value": pytest.approx(huber(found.params), rel=1e-12)}
+    assert found.objective == {"name": HUBER, "value": pytest.approx(huber(found.params), rel=1e-12), "delta": DELTA}
     for name in found.params:
         for factor in (0.999, 1.001):
             assert huber(found.params | {name: found.params[name] * factor}) > found.objective["value"]

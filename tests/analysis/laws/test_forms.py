@@ -33,10 +33,10 @@ def test_the_gradient_of_hubers_sum_is_that_of_finite_differences():
     spoiled = observed * np.where(np.arange(len(observed)) % 2, 1.1, 1.0001)
     problem = Problem(LAWS["chinchilla"], inputs, spoiled, HUBER, {})
     theta = np.array([1.5, math.log(300.0), math.log(500.0), 0.33, 0.3])
-    value, gradient = problem.huber_and_gradient(theta)
-    assert value * 1e-6 == pytest.approx(problem.value(theta))
+    residuals, slopes = problem.linearised(theta)
+    gradient = problem.derivatives(residuals)[0] @ slopes
     for place, step in enumerate(1e-7 * np.eye(5)):
-        measured = (problem.huber_and_gradient(theta + step)[0] - problem.huber_and_gradient(theta - step)[0]) / 2e-7
+        measured = (problem.value(theta + step) - problem.value(theta - step)) / 2e-7
         assert gradient[place] == pytest.approx(measured, rel=1e-4)
 
 

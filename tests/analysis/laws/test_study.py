@@ -1,11 +1,13 @@
 """A law fitted to rows: what is fitted, what is predicted, and what is said of it, without any command."""
 
+import math
+
 import numpy as np
 import pytest
 
 from scaling_testbed.analysis.laws.best_runs import frontier_rows
 from scaling_testbed.analysis.laws.forms import LAWS
-from scaling_testbed.analysis.laws.study import Fitting, Rows, chain_rows, fit_rows, law_named
+from scaling_testbed.analysis.laws.study import Fitting, Rows, chain_rows, fit_rows, law_named, law_rows
 from scaling_testbed.errors import ConfigError, UserError
 from tests.analysis.laws.planted import PLANTED
 
@@ -83,3 +85,17 @@ def test_a_way_of_fitting_that_cannot_be_is_refused(wrong, said):
         Fitting(**wrong)
     with pytest.raises(ConfigError, match="--error-law must be one of over_training"):
         law_named("nothing", "--error-law")
+
+
+def test_an_error_of_exactly_zero_is_fitted_and_has_no_logarithm():
+    losses = np.linspace(1.5, 4.0, 12)
+    rows = [{"loss": float(loss), "error": max(0.0, 0.85 - 2.2 * math.exp(-0.6 * loss))} for loss in losses]
+    assert rows[0]["error"] == 0
+    given = law_rows(rows)
+    found = fit_rows(given, LAWS["loss_to_error"], hold_out=["loss<1.6"], fitting=Fitting(bootstrap=20, starts=8))
+    assert found.fit.params["k"] == pytest.approx(2.2, rel=0.05)
+    assert found.predictions[0]["actual"] == 0 and found.predictions[0]["relative_error"] is None
+    whole = fit_rows(given, LAWS["loss_to_error"], fitting=Fitting(bootstrap=0, starts=8))
+    assert whole.fit.n_rows == 12
+    with pytest.raises(UserError, match=r"error is 0 in 1 rows and has no logarithm; use --objective lsq, or --where"):
+        fit_rows(given, LAWS["loss_to_error"], fitting=Fitting(objective="lsq_log"))

@@ -231,7 +231,7 @@ def test_only_the_gradients_that_are_wanted_are_formed(path):
 
 @each_path
 def test_the_head_s_gradient_becomes_grad_without_a_copy(path, monkeypatch):
-    """Autograd keeps the tensor that the forward pass wrote, and does not clone it, although an operator returned it."""
+    """Autograd keeps the tensor that the forward pass wrote. It does not clone it, although an operator returned it."""
     hidden, weight, targets = inputs()
     head = torch.nn.Parameter(weight.detach())
     scale, scaled = torch.Tensor.mul_, []
