@@ -29,7 +29,7 @@ def frontier(
 ) -> None:
     """The best size of each budget.
 
-    Finds the size with the lowest loss at each budget of compute, and the power law N = c C^p through these sizes.
+    Finds the size with the lowest loss at each budget of compute, and the law N = N0 (C/C0)^p through these sizes.
     isoflop uses the vertex of a parabola in ln N at each budget, envelope the envelope of the curves of all sizes."""
     from scaling_testbed import tables
     from scaling_testbed.analysis.figures.law_panels import frontier_panels
@@ -39,7 +39,7 @@ def frontier(
 
     def show() -> None:
         tables.show(found.optima)
-        show_fit(found.fit, [], found.warnings, resampled="budgets")
+        show_fit(found.fit, [], found.warnings, resampled="runs of each budget")
 
     def draw():
         return frontier_panels(found.runs, found.optima, found.fit, method)

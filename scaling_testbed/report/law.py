@@ -155,7 +155,7 @@ def _frontier(record: Record, names: str) -> tuple[str, list[str], Sections]:
     fit, optima, method = from_record(record), record["optima_by_budget"], record["method"]
     return f"The best size of each budget, by {method}", _formula(fit), [
         ("Warnings", page.paragraphs(record["warnings"])),
-        ("Parameters", _parameters(fit, "budgets")),
+        ("Parameters", _parameters(fit, "runs of each budget")),
         ("Figures", page.figures(frontier_panels(record["runs"], optima, fit, method), names)),
         ("Budgets", page.table(optima)),
     ]  # fmt: skip

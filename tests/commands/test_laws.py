@@ -168,9 +168,9 @@ def test_frontier_and_ladder(runs, tmp_path, capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["params"]["p"] == pytest.approx(0.28 / 0.62, abs=0.03) and len(found["optima_by_budget"]) == 4
     assert main(["frontier", str(path), "--method", "isoflop", "--where", "flops<2e19"]) == 0
-    assert "N = c C^p" in capsys.readouterr().out
+    assert "N = N0 (C/C0)^p" in capsys.readouterr().out
     assert main(["frontier", str(path), "--method", "isoflop"]) == 0
-    assert "resamples of the budgets" in capsys.readouterr().out
+    assert "resamples of the runs of each budget" in capsys.readouterr().out
     assert main(["frontier", str(runs), "--method", "envelope"]) == 1  # the largest size is the best wherever it is
     assert "envelope: 0 budgets have a best size inside the trained range" in capsys.readouterr().err
     assert main(["ladder", str(runs), "--rungs", "2", "--hold-out", "flops<1e17", "--json"]) == 0

@@ -143,7 +143,7 @@ def _loss_at_budgets(runs: Records, optima: Records) -> Panel:
         own = [run for run in runs if run["budget"] == budget]
         x, y = [run["n_params"] for run in own], [run["loss"] for run in own]
         lines.append(Line(x=x, y=y, n_params=budget, label="run", joined=False))
-        lines += [_parabola(one, x) for one in optima if one["flops"] == budget and one["curvature"]]
+        lines += [_parabola(one) for one in optima if one["flops"] == budget and one["curvature"]]
     x, y = [one["n_params"] for one in optima], [one["loss"] for one in optima]
     lines.append(Line(x=x, y=y, label="best size", style=1, color=5, joined=False))
     caption = "Points: runs, in the colour of their budget. Curves: a parabola in ln N for each budget, and its vertex."
@@ -157,10 +157,10 @@ def _loss_at_budgets(runs: Records, optima: Records) -> Panel:
     )
 
 
-def _parabola(optimum: Mapping[str, Any], sizes: Sequence[float]) -> Line:
-    """The parabola of a budget, over its sizes and up to its vertex."""
-    best = optimum["n_params"]
-    x = np.geomspace(min(best, *sizes), max(best, *sizes), CURVE_POINTS)
+def _parabola(optimum: Mapping[str, Any]) -> Line:
+    """The parabola of a budget, over the sizes that it is fitted to and up to its vertex."""
+    best, low, high = optimum["n_params"], optimum["fitted_from"], optimum["fitted_to"]
+    x = np.geomspace(min(best, low), max(best, high), CURVE_POINTS)
     y = optimum["loss"] + optimum["curvature"] * np.log(x / best) ** 2
     return Line(x=list(x), y=list(map(float, y)), n_params=optimum["flops"], markers=False)
 
@@ -185,7 +185,7 @@ def _loss_of_sizes(runs: Records, optima: Records) -> Panel:
 
 
 def _spelled(fit: Fit) -> str:
-    return f"N = {fit.params['c']:.3g} C^{fit.params['p']:.3g}"
+    return f"N = {fit.params['N0']:.3g} (C / {fit.params['C0']:.3g})^{fit.params['p']:.3g}"
 
 
 def ladder_panels(records: Records, fit: Fit) -> list[Panel]:

@@ -2,26 +2,29 @@
 up."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
+
+import numpy as np
 
 from scaling_testbed.analysis.laws import columns, frontier
 from scaling_testbed.analysis.laws.checks import mixed_data
-from scaling_testbed.analysis.laws.fitted import Fit
-from scaling_testbed.analysis.laws.fitting import LSQ, RESAMPLES, fit
+from scaling_testbed.analysis.laws.fitted import LEVEL, Fit
+from scaling_testbed.analysis.laws.fitting import LSQ, fit
 from scaling_testbed.analysis.laws.forms import LAWS
 from scaling_testbed.analysis.laws.study import Rows
 from scaling_testbed.analysis.rows.study import Row, name_of
 from scaling_testbed.errors import UserError, check_choice
 
 METHODS = {"isoflop": frontier.isoflop, "envelope": frontier.envelope}
+RESAMPLES = 500
 NEEDED = ("n_params", "flops", "loss")
 Record = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
 class FrontierReport:
-    """The law N = c C^p through the best sizes. optima: the best size of each budget. runs: the runs behind them."""
+    """The law N = N0 (C/C0)^p of the best sizes. optima: the best size of each budget. runs: the runs behind them."""
 
     fit: Fit
     method: str
@@ -62,7 +65,7 @@ class LadderReport:
 
 
 def frontier_rows(given: Rows, method: str, *, where: Sequence[str] = (), size: str = "n_params") -> FrontierReport:
-    """The size with the lowest loss at each budget of compute, and the power law N = c C^p through these sizes.
+    """The size with the lowest loss at each budget of compute, and the power law N = N0 (C/C0)^p through these sizes.
 
     method: isoflop takes the vertex of a parabola in ln N at each budget (approach 2 of Hoffmann et al. 2022, arXiv
     2203.15556, section 3); envelope takes the envelope of the curves of all sizes (approach 1). If the best size of a
@@ -83,8 +86,10 @@ def frontier_rows(given: Rows, method: str, *, where: Sequence[str] = (), size: 
         raise UserError("; ".join([f"{method}: {same}; a law of the best size needs two sizes", *said]))
     inputs, observed = {"flops": [one.flops for one in trusted]}, [one.n_params for one in trusted]
     # Neighbours on an envelope come from the same runs: intervals from resamples of them would be too narrow.
-    resamples = RESAMPLES if method == "isoflop" else 0
-    found = fit(LAWS["optimal_n"], inputs, observed, starts=8, bootstrap=resamples, size=size)
+    found = fit(LAWS["optimal_n"], inputs, observed, starts=1, bootstrap=0, size=size)
+    if method == "isoflop":
+        found = _with_draws(found, frontier.resampled(rows, RESAMPLES))
+        said = [*said, *frontier.disagreeing(optima)]
     left_out = len(optima) - len(trusted)
     noted = [f"{left_out} of {len(optima)} budgets are left out of the law: see their notes"] if left_out else []
     budgets = frontier.by_budget(rows) if method == "isoflop" else [rows]
@@ -99,6 +104,22 @@ def frontier_rows(given: Rows, method: str, *, where: Sequence[str] = (), size: 
         origin=given.origin,
         where=list(where),
     )
+
+
+def _with_draws(found: Fit, resamples: Sequence[Sequence[tuple[float, float]]]) -> Fit:
+    """The law with intervals over resamples of the runs, each with its own best sizes. A resample with fewer than two
+    best sizes has no law, and there are no intervals if most have none."""
+    several = [np.log(np.array(one)) for one in resamples if len({best for _, best in one}) > 1]
+    if len(several) < len(resamples) / 2:
+        return found
+    centre = found.params["C0"]
+    lines = [np.polyfit(one[:, 0] - np.log(centre), one[:, 1], 1) for one in several]
+    draws = [{"N0": float(np.exp(level)), "C0": centre, "p": float(slope)} for slope, level in lines]
+    ends = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
+    found_ends = {name: np.quantile([draw[name] for draw in draws], ends) for name in ("N0", "p")}
+    ci95 = {name: (float(low), float(high)) for name, (low, high) in found_ends.items()}
+    warnings = [text for text in found.warnings if "too few for an interval" not in text]
+    return replace(found, draws=draws, ci95=ci95, warnings=warnings)
 
 
 def ladder_rows(

@@ -3,10 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from scaling_testbed.analysis.laws.fitted import Fit
+import numpy as np
+
+from scaling_testbed.analysis.laws.fitted import Fit, with_ratios
 from scaling_testbed.analysis.laws.forms import LAWS, Law, Param
+from scaling_testbed.analysis.laws.settings import unseen
 from scaling_testbed.analysis.rows.study import Row, several_sources
 
+DATA = ("data_fingerprint", "dataset")
 FAR = 10  # times beyond the fitted rows: the warning starts here
 
 
@@ -23,13 +27,13 @@ def odd_exponents(found: Fit) -> list[str]:
 
 def _is_exponent(param: Param) -> bool:
     return (
-        not param.log and param.value is None and param.high > param.start[1] > 0 == param.low and param.start[1] <= 1
+        not param.log and param.centre is None and param.high > param.start[1] > 0 == param.low and param.start[1] <= 1
     )
 
 
 def mixed_data(rows: Sequence[Row]) -> list[str]:
     """A warning if the rows have several data sets, versions of a plug-in or precisions: a law describes one."""
-    for key in ("data_fingerprint", "dataset"):
+    for key in DATA:
         found = {str(row[key]) for row in rows if row.get(key)}
         if len(found) > 1:
             return [f"the rows have {len(found)} values of {key}: a law describes one data set; use --where"]
@@ -59,6 +63,14 @@ def mixed_settings(rows: Sequence[Row], law: Law) -> list[str]:
     named = ", ".join(keys) if len(keys) < 4 else f"{', '.join(list(keys)[:3])} and others"
     alike = f"rows of the same {' and '.join(law.inputs)} differ in {named}"
     return [f"{alike}, and by up to {most:.3g} in {law.output}: the law describes all of them; select with --where"]
+
+
+def unseen_settings(rows: Sequence[Row], found: Fit) -> list[str]:
+    """A warning about a setting that explains much of the residuals of a fit to `rows`: see settings.unseen. Data sets
+    that `mixed_data` names are left out."""
+    inputs = {key: [float(row[key]) for row in rows] for key in LAWS[found.law].inputs}
+    ratios = with_ratios({key: np.array(values) for key, values in inputs.items()})
+    return unseen(rows, ratios, found.residuals, DATA if mixed_data(rows) else ())
 
 
 def far(predictions: Sequence[Mapping[str, Any]]) -> list[str]:

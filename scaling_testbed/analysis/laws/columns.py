@@ -8,6 +8,7 @@ from statistics import fmean
 
 from scaling_testbed.analysis.laws.forms import LAWS, Law
 from scaling_testbed.analysis.laws.frontier import budget_starts, loose
+from scaling_testbed.analysis.laws.settings import alike, setting_columns, varied
 from scaling_testbed.analysis.rows import published
 from scaling_testbed.analysis.rows.conditions import parse
 from scaling_testbed.analysis.rows.names import (
@@ -322,8 +323,9 @@ def values(rows: Sequence[Row], law: Law) -> tuple[dict[str, list[float]], list[
 def best_of_each(rows: Sequence[Row], law: Law) -> tuple[list[Row], list[str]]:
     """For a law about the best runs, the best row at each value of its inputs, and notes on the choice.
 
-    The best row is the first one with the output that has the lowest mean loss over seeds. FLOPs and tokens within a
-    tenth count as one value, as for budgets. Raises UserError if several outputs have no loss to compare.
+    The best row is the first one with the output that has the lowest loss. The loss of an output is a mean over seeds,
+    at the settings that are best for it: losses at several batches, for example, are not averaged. FLOPs and tokens
+    within a tenth count as one value, as for budgets. Raises UserError if several outputs have no loss to compare.
     """
     needed = (*law.inputs, law.output)
     places = zip(*(_places(check(rows, key, needed), key in ROUNDED) for key in law.inputs), strict=True)
@@ -333,21 +335,32 @@ def best_of_each(rows: Sequence[Row], law: Law) -> tuple[list[Row], list[str]]:
     if len(groups) == len(rows):
         return list(rows), []
 
-    def mean_loss(group: Sequence[Row]) -> float:
-        return fmean(check(group, "loss", (*needed, "loss")))
+    settings = setting_columns(rows, (*needed, *_own(needed)))
 
-    kept, at_end = [], 0
+    def mean_loss(group: Sequence[Row]) -> float:
+        return min(fmean(check(one, "loss", (*needed, "loss"))) for one in alike(group, settings))
+
+    kept, at_end, chosen = [], 0, dict[str, None]()
     for outputs in groups.values():
         best = min(outputs, key=lambda output: mean_loss(outputs[output])) if len(outputs) > 1 else next(iter(outputs))
-        kept.append(outputs[best][0])
+        kept.append(min(alike(outputs[best], settings), key=lambda one: mean_loss(one) if len(outputs) > 1 else 0)[0])
+        chosen |= dict.fromkeys(key for group in outputs.values() for key in varied(group, settings))
         at_end += len(outputs) > 1 and best in (min(outputs), max(outputs))
     words = f"{len(kept)} of {len(rows)} rows have the lowest loss for their {' and '.join(law.inputs)}"
     said = [f"{law.name} is about the best {law.output}: {words}, and only these are used"]
     said += [text for key in law.inputs if key in ROUNDED for text in loose([row[key] for row in rows], key)]
+    if chosen:
+        said.append(f"each {law.output} is taken at its best {', '.join(chosen)}; choose others with --where")
     ends = (
         f"{at_end} of {len(kept)} best {law.output} are the smallest or the largest that was tried: better ones may lie"
     )
     return kept, [*said, *([f"{ends} beyond, and the fit may only show the grid"] if at_end else [])]
+
+
+def _own(needed: Sequence[str]) -> list[str]:
+    """The names of the columns `needed` in rows of this testbed."""
+    batch = ("batch.sequences", "batch.sequence_length") if "batch_tokens" in needed else ()
+    return [*(OWN[key] for key in needed if key in OWN), *batch]
 
 
 def _places(values: Sequence[float], rounded: bool) -> list[float]:

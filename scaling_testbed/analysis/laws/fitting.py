@@ -184,6 +184,7 @@ def _as_good(value: float, best: float) -> bool:
 
 def _problem(law: Law, inputs, observed, objective: str | None, fixed: Mapping[str, float], delta: float) -> Problem:
     objective = objective or law.objective
+    fixed = {one.name: _middle(inputs[one.centre]) for one in law.params if one.centre} | dict(fixed)
     if objective not in OBJECTIVES:
         raise ConfigError(f"--objective must be one of {', '.join(OBJECTIVES)}; got {objective!r}")
     known = [param.name for param in law.params]
@@ -195,7 +196,7 @@ def _problem(law: Law, inputs, observed, objective: str | None, fixed: Mapping[s
         if not param.low <= value <= param.high:
             raise ConfigError(f"{param.name} must be between {param.low:g} and {param.high:g}; got {value:g}")
     arrays = {key: np.asarray(inputs[key], float) for key in law.inputs}
-    problem = Problem(law, arrays, np.asarray(observed, float), objective, dict(fixed), delta)
+    problem = Problem(law, arrays, np.asarray(observed, float), objective, fixed, delta)
     if problem.objective != LSQ and (problem.observed == 0).any():
         zeros = int(np.sum(problem.observed == 0))
         raise UserError(
@@ -209,6 +210,11 @@ def _problem(law: Law, inputs, observed, objective: str | None, fixed: Mapping[s
             f"{law.name} has {len(problem.free)} free parameters, but there are {len(problem.observed)} rows to fit"
         )
     return problem
+
+
+def _middle(values: Sequence[float]) -> float:
+    """The geometric mean, to three digits."""
+    return float(f"{math.exp(np.mean(np.log(np.asarray(values, float)))):.3g}")
 
 
 def _named(problem: Problem, theta: np.ndarray) -> dict[str, float]:

@@ -25,7 +25,8 @@ class Param:
     """One parameter of a law.
 
     start: the range from which starts are drawn. low, high: bounds. log: whether the fit uses its logarithm; starts are
-    then uniform in the logarithm. value: the fixed value, unless the parameter is freed.
+    then uniform in the logarithm. centre: an input; the parameter is fixed at the middle of its fitted values, where
+    the law is best known.
     """
 
     name: str
@@ -33,7 +34,7 @@ class Param:
     low: float = 0.0
     high: float = np.inf
     log: bool = False
-    value: float | None = None
+    centre: str | None = None
 
 
 @dataclass(frozen=True)
@@ -150,13 +151,17 @@ def _loss_to_loss(p: Values, x: Values) -> np.ndarray:
     return p["E1"] + np.where(positive, p["K"] * np.where(positive, above, 1.0) ** p["kappa"], 0.0)
 
 
-def _grows(of: str) -> Callable[[Values, Values], np.ndarray]:
-    return lambda p, x: p["c"] * x[of] ** p["p"]
+def _grows(scale: str, of: str, centre: str) -> Callable[[Values, Values], np.ndarray]:
+    return lambda p, x: p[scale] * (x[of] / p[centre]) ** p["p"]
 
 
 REFERENCE_N = 1e8
 KAPLAN = "Kaplan et al. 2020, arXiv 2001.08361"
 SIGNED = Param("p", (-1.0, 1.0), low=-4.0, high=4.0)
+C0, N0, D0 = (
+    Param(f"{of[0]}0", (1.0, 1.0), low=1e-30, high=1e60, centre=of[1])
+    for of in (("C", "flops"), ("N", "n_params"), ("D", "n_tokens"))
+)
 N_SCALE, D_SCALE = _scale("Nc", 1e6, 1e16), _scale("Dc", 1e8, 1e16)
 CHINCHILLA_PARAMS = (
     FLOOR,
@@ -314,56 +319,56 @@ for law in (
     ),
     Law(
         "optimal_n",
-        "N = c C^p",
+        "N = N0 (C/C0)^p",
         "Hoffmann et al. 2022, arXiv 2203.15556, sections 3.1 and 3.2: the best size of each budget",
         ("flops",),
         "n_params",
-        (_scale("c", 1e-8, 1e8), SIGNED),
-        _grows("flops"),
+        (_scale("N0", 1e3, 1e12), C0, SIGNED),
+        _grows("N0", "flops", "C0"),
         LSQ_LOG,
         of_best=True,
     ),
     Law(
         "lr_power",
-        "lr = c C^p",
+        "lr = lr0 (C/C0)^p",
         "DeepSeek-AI 2024, arXiv 2401.02954",
         ("flops",),
         "lr",
-        (_scale("c", 1e-4, 1e4), SIGNED),
-        _grows("flops"),
+        (_scale("lr0", 1e-5, 1e1), C0, SIGNED),
+        _grows("lr0", "flops", "C0"),
         LSQ_LOG,
         of_best=True,
     ),
     Law(
         "batch_power",
-        "B = c C^p",
+        "B = B0 (C/C0)^p",
         "DeepSeek-AI 2024, arXiv 2401.02954; B in tokens",
         ("flops",),
         "batch_tokens",
-        (_scale("c", 1e-4, 1e6), SIGNED),
-        _grows("flops"),
+        (_scale("B0", 1e1, 1e9), C0, SIGNED),
+        _grows("B0", "flops", "C0"),
         LSQ_LOG,
         of_best=True,
     ),
     Law(
         "optimal_lr",
-        "lr = c N^p",
+        "lr = lr0 (N/N0)^p",
         "the best rate of each size, whose exponent muP should make zero (Yang et al. 2022, arXiv 2203.03466)",
         ("n_params",),
         "lr",
-        (_scale("c", 1e-4, 1e4), SIGNED),
-        _grows("n_params"),
+        (_scale("lr0", 1e-5, 1e1), N0, SIGNED),
+        _grows("lr0", "n_params", "N0"),
         LSQ_LOG,
         of_best=True,
     ),
     Law(
         "optimal_lr_nd",
-        "lr = c N^p D^q",
+        "lr = lr0 (N/N0)^p (D/D0)^q",
         "Li et al. 2025 (Step law), arXiv 2503.04715",
         ("n_params", "n_tokens"),
         "lr",
-        (_scale("c", 1e-4, 1e4), SIGNED, replace(SIGNED, name="q")),
-        lambda p, x: p["c"] * x["n_params"] ** p["p"] * x["n_tokens"] ** p["q"],
+        (_scale("lr0", 1e-5, 1e1), N0, D0, SIGNED, replace(SIGNED, name="q")),
+        lambda p, x: p["lr0"] * (x["n_params"] / p["N0"]) ** p["p"] * (x["n_tokens"] / p["D0"]) ** p["q"],
         LSQ_LOG,
         of_best=True,
     ),

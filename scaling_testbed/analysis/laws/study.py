@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from scaling_testbed.analysis.laws import columns
-from scaling_testbed.analysis.laws.checks import far, mixed_data, mixed_settings, odd_exponents
+from scaling_testbed.analysis.laws.checks import far, mixed_data, mixed_settings, odd_exponents, unseen_settings
 from scaling_testbed.analysis.laws.downstream import Chain
 from scaling_testbed.analysis.laws.fitted import Fit
 from scaling_testbed.analysis.laws.fitting import DELTA, RESAMPLES, fit
@@ -194,7 +194,7 @@ def fit_rows(
     except UserError as error:
         raise type(error)("; ".join([str(error), *said])) from None
     predictions = [beside_held_out(found, row) for row in held]
-    mixed = [] if law.of_best else mixed_settings(kept, law)
+    mixed = [] if law.of_best else mixed_settings(kept, law) or unseen_settings(kept, found)
     return FitReport(
         fit=found,
         fitted=[beside_fitted(found, row) for row in kept],

@@ -22,7 +22,9 @@ def test_each_budget_has_its_runs_and_the_parabola_through_them():
     budgets = frontier.by_budget(rows)
     runs = [{**row, "budget": frontier.middle(budget)} for budget in budgets for row in budget]
     optima = [one.record() for one in frontier.isoflop(rows)]
-    panel, best = law_panels.frontier_panels(runs, optima, fitted("optimal_n", {"c": 1.0, "p": 0.5}), "isoflop")
+    panel, best = law_panels.frontier_panels(
+        runs, optima, fitted("optimal_n", {"N0": 1.0, "C0": 1.0, "p": 0.5}), "isoflop"
+    )
     points = [line for line in panel.lines if line.label == "run"]
     curves = [line for line in panel.lines if not line.markers]
     assert [len(line.x) for line in points] == [3, 3] and len(curves) == 2

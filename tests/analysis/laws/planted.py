@@ -53,11 +53,11 @@ PLANTED = {
     "loss_to_error": {"epsilon": 0.85, "k": 2.1, "gamma": 0.75},
     "sigmoid": {"a": 0.6, "b": 0.25, "k": 3.0, "L0": 3.0},
     "loss_to_loss": {"K": 0.9, "kappa": 1.1, "E0": 0.8, "E1": 0.6},
-    "optimal_n": {"c": 0.09, "p": 0.5},
-    "lr_power": {"c": 0.3118, "p": -0.125},
-    "batch_power": {"c": 0.292, "p": 0.3271},
-    "optimal_lr": {"c": 2.0, "p": -0.3},
-    "optimal_lr_nd": {"c": 1.79, "p": -0.713, "q": 0.307},
+    "optimal_n": {"N0": 9e7, "C0": 1e18, "p": 0.5},
+    "lr_power": {"lr0": 1.8e-3, "C0": 1e18, "p": -0.125},
+    "batch_power": {"B0": 2.3e5, "C0": 1e18, "p": 0.3271},
+    "optimal_lr": {"lr0": 4e-3, "N0": 3.16e7, "p": -0.3},
+    "optimal_lr_nd": {"lr0": 2e-2, "N0": 3.16e7, "D0": 3.16e9, "p": -0.713, "q": 0.307},
 }
 
 

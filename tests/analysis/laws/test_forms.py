@@ -54,11 +54,11 @@ BY_HAND = [
     ("sigmoid", {"a": 0.5, "b": 0.25, "k": 1, "L0": 3}, {"loss": 3}, 0.5),
     ("sigmoid", {"a": 0.5, "b": 0.25, "k": 1, "L0": 3}, {"loss": 60}, 0.25),
     ("loss_to_loss", {"K": 2, "E0": 1, "kappa": 2, "E1": 0.5}, {"loss": 4}, 18.5),
-    ("optimal_n", {"c": 3, "p": 0.5}, {"flops": 16}, 12),
-    ("lr_power", {"c": 0.1, "p": -0.5}, {"flops": 4}, 0.05),
-    ("batch_power", {"c": 2, "p": 0.5}, {"flops": 9}, 6),
-    ("optimal_lr", {"c": 2, "p": -0.5}, {"n_params": 4}, 1),
-    ("optimal_lr_nd", {"c": 2, "p": -1, "q": 0.5}, {"n_params": 4, "n_tokens": 9}, 1.5),
+    ("optimal_n", {"N0": 3, "C0": 4, "p": 0.5}, {"flops": 64}, 12),
+    ("lr_power", {"lr0": 0.1, "C0": 2, "p": -0.5}, {"flops": 8}, 0.05),
+    ("batch_power", {"B0": 2, "C0": 3, "p": 0.5}, {"flops": 27}, 6),
+    ("optimal_lr", {"lr0": 2, "N0": 5, "p": -0.5}, {"n_params": 20}, 1),
+    ("optimal_lr_nd", {"lr0": 2, "N0": 2, "D0": 3, "p": -1, "q": 0.5}, {"n_params": 8, "n_tokens": 27}, 1.5),
 ]
 
 

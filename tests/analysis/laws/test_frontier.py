@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 
-from scaling_testbed.analysis.laws import frontier
+from scaling_testbed.analysis.laws import best_runs, frontier
 from scaling_testbed.analysis.laws.allocation import allocate
+from scaling_testbed.analysis.laws.best_runs import frontier_rows
 from scaling_testbed.analysis.laws.fitted import Fit
 from scaling_testbed.analysis.laws.forms import LAWS
+from scaling_testbed.analysis.laws.study import Rows
 from scaling_testbed.errors import ConfigError, UserError
 from tests.analysis.laws.planted import CHINCHILLA, PLANTED
 
@@ -48,13 +50,47 @@ def test_an_exact_parabola_is_found_where_its_sizes_lie_to_one_side():
     assert (found.n_params, found.loss, found.curvature) == pytest.approx((2e7, 3, 0.1))
 
 
-def test_the_check_beside_a_parabola_knows_the_neighbours_alone():
-    """A run gone wrong bends the parabola and every spline that is smooth throughout, and must not bend this."""
-    sizes = np.geomspace(1e7, 1e9, 9)
+def test_a_run_gone_wrong_bends_the_parabola_only_near_its_vertex_and_never_the_check():
+    sizes = np.geomspace(1e7, 1e9, 17)
     rows = [{"n_params": n, "flops": 1e19, "loss": 3 + 0.1 * np.log(n / 5e7) ** 2} for n in sizes]
     (right,) = frontier.isoflop(rows)
-    (wrong,) = frontier.isoflop([*rows[:-1], {**rows[-1], "loss": 9.0}])
-    assert wrong.check == right.check and abs(wrong.n_params / right.n_params - 1) > 0.04
+    (far,) = frontier.isoflop([*rows[:-1], {**rows[-1], "loss": 9.0}])
+    (near,) = frontier.isoflop([*rows[:9], {**rows[9], "loss": rows[9]["loss"] + 0.3}, *rows[10:]])
+    assert far.n_params == pytest.approx(right.n_params) and near.n_params < 0.8 * right.n_params
+    assert far.check == right.check == near.check
+    assert frontier.disagreeing([right, far]) == []
+    (said,) = frontier.disagreeing([right, near])
+    assert said.startswith(
+        "at 1 budgets the vertex of the parabola differs by more than 15% from the minimum of a curve"
+    )
+    assert f"most at 1e+19 FLOPs: {near.n_params:.4g} and {near.check:.4g}" in said
+
+
+@pytest.mark.parametrize("span", [4, 32])
+def test_a_vertex_is_near_the_best_size_of_a_law_that_is_no_parabola(span):
+    best = best_size(1e19)
+    rows = [{"n_params": n, "flops": 1e19, "n_tokens": 1e19 / 6 / n} for n in best * np.geomspace(1 / span, span, 9)]
+    rows = [row | {"loss": float(LAWS["chinchilla"].predict(CHINCHILLA, row))} for row in rows]
+    (found,) = frontier.isoflop(rows)
+    assert found.n_params == pytest.approx(best, rel=0.03)
+    assert found.fitted[0] >= best / 6 and found.fitted[1] <= best * 6
+
+
+def test_intervals_over_runs_hold_the_planted_exponent(monkeypatch):
+    """20 grids with noise: 95 % intervals of the exponent and of the level should miss about 2 of 40."""
+    monkeypatch.setattr(best_runs, "RESAMPLES", 60)
+    inside = 0
+    for seed in range(20):
+        rng, rows = np.random.default_rng(seed), []
+        for c in np.geomspace(1e18, 1e20, 4):
+            for n in 1e8 * (c / 1e19) ** 0.5 * np.geomspace(1 / 4, 4, 7):
+                loss = 3 - 0.1 * np.log(c / 1e19) + 0.06 * np.log(n / (1e8 * (c / 1e19) ** 0.5)) ** 2
+                rows.append({"n_params": n, "flops": c, "n_tokens": c / 6 / n, "loss": loss + rng.normal(0, 0.01)})
+        found = frontier_rows(Rows(rows=rows), "isoflop").fit
+        level = 1e8 * (found.params["C0"] / 1e19) ** 0.5
+        inside += found.ci95["p"][0] <= 0.5 <= found.ci95["p"][1]
+        inside += found.ci95["N0"][0] <= level <= found.ci95["N0"][1]
+    assert inside / 40 >= 0.85
 
 
 def test_a_budget_is_a_chain_of_rows_a_tenth_apart():
