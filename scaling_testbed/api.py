@@ -395,13 +395,17 @@ def predict(
     return predict(kept_law(fit), {key: value for key, value in given.items() if value is not None})
 
 
-def allocate(fit: FitReport | ChainReport | Fit | Chain | str | Path, *, flops: float) -> list[dict[str, Any]]:
+def allocate(
+    fit: FitReport | ChainReport | Fit | Chain | str | Path, *, flops: float, inference_tokens: float | None = None
+) -> list[dict[str, Any]]:
     """Find N and D of least loss for a budget C = 6 N D, and smaller models of the same loss with the tokens and the
     compute that they need (Hoffmann et al. 2022, arXiv 2203.15556; Gadre et al. 2024, arXiv 2403.08540). The first
-    record is the optimum. Raises ConfigError for a law that does not distinguish size from tokens."""
+    record is the optimum. inference_tokens: tokens that the model will process after training; the records then have
+    the FLOPs of both, and one more has the least. Raises ConfigError for a law that does not distinguish size from
+    tokens."""
     from scaling_testbed.analysis.laws.allocation import allocation_records
 
-    return allocation_records(loss_law(kept_law(fit)), flops)
+    return allocation_records(loss_law(kept_law(fit)), flops, inference_tokens)
 
 
 def kept_law(fit: FitReport | ChainReport | Fit | Chain | str | Path) -> Fit | Chain:

@@ -24,6 +24,7 @@ from scaling_testbed.commands.options import (
     Source,
     Starts,
     Where,
+    number,
     out,
 )
 from scaling_testbed.row_files import ENDINGS
@@ -45,10 +46,21 @@ At = Annotated[
     typer.Option("--at", metavar="KEY=VALUE", help="any input of the law, or tokens_per_param or flops; repeatable"),
 ]
 NParams = Annotated[
-    float | None, typer.Option("--n-params", metavar="N", help="number of parameters, as the fit counts them")
+    float | None,
+    typer.Option(
+        "--n-params", metavar="N", parser=number, help="number of parameters, as the fit counts them: 7e9, 7B"
+    ),
 ]
-NTokens = Annotated[float | None, typer.Option("--n-tokens", metavar="D", help="number of training tokens")]
-Flops = Annotated[float, typer.Option("--flops", metavar="C", help="compute budget, 6 N D")]
+NTokens = Annotated[
+    float | None, typer.Option("--n-tokens", metavar="D", parser=number, help="number of training tokens: 2e12, 2T")
+]
+Flops = Annotated[float, typer.Option("--flops", metavar="C", parser=number, help="compute budget, 6 N D")]
+InferenceTokens = Annotated[
+    float | None,
+    typer.Option(
+        "--inference-tokens", metavar="T", parser=number, help="tokens that the model will process after training"
+    ),
+]
 WhereLoss = Annotated[
     Sequence[str],
     typer.Option(
@@ -195,24 +207,31 @@ def predict(
     output.say_written(written)
 
 
-def allocate(fit: FitFile, flops: Flops, as_json: Json = False, out: OutTable = ()) -> None:
+def allocate(
+    fit: FitFile, flops: Flops, inference_tokens: InferenceTokens = None, as_json: Json = False, out: OutTable = ()
+) -> None:
     """The best size for a budget, and the cost of smaller models.
 
     Shows the N and D of the lowest loss for a budget of compute, and smaller models of the same loss with the tokens
-    and the compute that they need."""
+    and the compute that they need. With --inference-tokens also the size at which training and inference together cost
+    the least."""
     from scaling_testbed import api, tables
     from scaling_testbed.analysis.laws.checks import far
 
     output.check(out, ENDINGS, [fit])
     kept = api.kept_law(fit)
-    records = api.allocate(kept, flops=flops)
+    records = api.allocate(kept, flops=flops, inference_tokens=inference_tokens)
     written = output.write(out, records)
     if as_json:
         output.print_json(records)
         return
-    tables.show(records)
-    size = api.loss_law(kept).size
-    print(f"N counts {size}; C = 6 N D; a row without tokens is a model too small to reach this loss")
+    size, best = api.loss_law(kept).size, records[0]
+    tables.show([{key: value for key, value in one.items() if key not in ("n_params_low", "n_params_high")}
+                 for one in records])  # fmt: skip
+    if best["n_params_low"] is not None:
+        between = f"{best['n_params_low']:.4g} to {best['n_params_high']:.4g}"
+        print(f"the best size is {best['n_params']:.4g}, {between} in 95 % of the resamples")
+    print(f"N counts {size}; C = 6 N D; low and high: 95 % for the loss of one run")
     named = [{"extrapolation": one["extrapolation"], "run": f"{one['share_of_optimal_n']:g} of the best size"}
              for one in records if one["n_tokens"]]  # fmt: skip
     show_predictions([], far(named))
@@ -303,8 +322,8 @@ def _numbers(option: str, typed: Sequence[str]) -> dict[str, float]:
         if key in found:
             raise ConfigError(f"{option} {text}: {key} is given twice")
         try:
-            found[key] = float(value)
-        except ValueError:
+            found[key] = number(value)
+        except typer.BadParameter:
             equals = ""
         if not (key and equals and math.isfinite(found.get(key, math.nan))):
             raise ConfigError(f"{option} {text}: write {option} NAME=NUMBER")

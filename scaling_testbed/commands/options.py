@@ -20,6 +20,16 @@ def _laws() -> list[str]:
     return list(LAWS)
 
 
+def number(typed: Any) -> float:
+    """A number as a person writes it: 7e9, 70B, 1,000. Raises typer.BadParameter."""
+    from scaling_testbed.analysis.rows.names import number_in
+
+    found = number_in(typed)
+    if found is None:
+        raise typer.BadParameter(f"{typed!r} is not a number; write 7e9 or 7B")
+    return float(found)
+
+
 SweepDir = Annotated[
     Path, typer.Argument(metavar="SWEEP_DIR", help="runs/NAME, or a .csv, .tsv, .parquet, .json or .jsonl file of rows")
 ]

@@ -111,10 +111,31 @@ def test_allocate_says_size_tokens_and_what_smaller_costs(kept, capsys):
     assert found[0]["times_compute"] == 1 and found[0]["flops"] == pytest.approx(1e19)
     assert main(["allocate", str(kept), "--flops", "1e19"]) == 0
     assert "times_compute" in capsys.readouterr().out
-    farthest = max(found, key=lambda one: one["extrapolation"] or 0)
-    assert farthest["extrapolation"] > found[0]["extrapolation"] > 1 and farthest["share_of_optimal_n"] < 1
+    assert found[0]["extrapolation"] > 1
+    assert found[0]["n_params_low"] < found[0]["n_params"] < found[0]["n_params_high"]
+    assert all(one["low"] < one["loss"] < one["high"] for one in found if one["n_tokens"])
     assert main(["allocate", str(kept), "--flops", "1e23"]) == 0
-    assert "of the best size)" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "of the best size)" in printed and "in 95 % of the resamples" in printed
+    assert "tokens per parameter, " in printed and "times more than was fitted" in printed
+    assert main(["allocate", str(kept), "--flops", "10E", "--json"]) == 2
+    assert "'10E' is not a number; write 7e9 or 7B" in capsys.readouterr().err
+
+
+def test_inference_moves_the_best_size_down(kept, capsys):
+    """Sardana et al. 2023: with T tokens served, the least total cost for the loss lies at a smaller model."""
+
+    def found(*typed):
+        assert main(["allocate", str(kept), "--flops", "1e19", "--json", *typed]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    (best,) = [one for one in found("--inference-tokens", "100B") if "the least total" in one["note"]]
+    (few,) = [one for one in found("--inference-tokens", "1") if "the least total" in one["note"]]
+    assert few["share_of_optimal_n"] > 0.9 > best["share_of_optimal_n"]
+    assert best["total_flops"] == pytest.approx(best["flops"] + 2 * best["n_params"] * 1e11)
+    records = found("--inference-tokens", "100B")
+    assert best["total_flops"] == min(one["total_flops"] for one in records if one["total_flops"])
+    assert all("total_flops" not in one for one in found())
 
 
 def test_downstream_chains_the_two_laws(runs, capsys):
@@ -268,7 +289,7 @@ def test_predict_names_the_input_it_lacks(kept, capsys):
         (["--at", "flops=1e20"], "over_training takes n_params, n_tokens; leave out flops"),
         (["--at", "depth=3"], "leave out depth"),
         (["--n-params", "-5"], "n_params must be a number greater than zero; got -5"),
-        (["--n-tokens", "nan"], "n_tokens must be a number greater than zero; got nan"),
+        (["--n-tokens", "nan"], "'nan' is not a number; write 7e9 or 7B"),
     ]:
         assert main([*two, *more]) == 2
         assert said in capsys.readouterr().err
