@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from scaling_testbed.api import (
         allocate,
         calls,
+        compare_laws,
         compose,
         decide,
         fit,
@@ -34,6 +35,7 @@ __version__ = "0.1.0"
 __all__ = [
     "allocate",
     "calls",
+    "compare_laws",
     "compose",
     "decide",
     "fit",

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from scaling_testbed.analysis.curves.lr_sensitivity import Sensitivity
     from scaling_testbed.analysis.laws.downstream import Chain
     from scaling_testbed.analysis.laws.fitted import Fit
-    from scaling_testbed.analysis.laws.study import ChainReport, FitReport, Rows
+    from scaling_testbed.analysis.laws.study import ChainReport, FitReport, LawsReport, Rows
     from scaling_testbed.analysis.rows.given import Given
     from scaling_testbed.analysis.rows.study import Row
     from scaling_testbed.config.run import RunConfig
@@ -377,6 +377,35 @@ def fit(
     fitting = Fitting(objective=objective, delta=delta, starts=starts, bootstrap=bootstrap, seed=seed, size=size)
     chosen, given = law_named(law), law_rows(rows, source=source, columns=columns, size=size)
     return fit_rows(given, chosen, where=_texts(where), hold_out=_texts(hold_out), fixed=fix, fitting=fitting)
+
+
+def compare_laws(
+    rows: Given,
+    laws: Sequence[str] | None = None,
+    *,
+    where: Texts = (),
+    hold_out: Texts = (),
+    objective: str | None = None,
+    delta: float = 1e-3,
+    starts: int = 64,
+    bootstrap: int = 2000,
+    seed: int = 0,
+    size: str = "n_params",
+    source: str | None = None,
+    columns: Mapping[str, str] | None = None,
+) -> LawsReport:
+    """Compare laws of size and tokens by how well they predict dearer runs from cheaper ones, and runs of sizes that
+    were left out.
+
+    laws: None for all. The arguments are those of `fit`. The result holds each law's fit, errors and share in the
+    prediction, and each held-out run beside its prediction, with an interval from the errors. Its
+    `selection.predict(inputs)` predicts one more run. Raises UserError and ConfigError."""
+    from scaling_testbed.analysis.laws.study import Fitting, compare_rows, laws_named
+
+    fitting = Fitting(objective=objective, delta=delta, starts=starts, bootstrap=bootstrap, seed=seed, size=size)
+    chosen = laws_named(None if laws is None else ",".join(laws))
+    given = law_rows(rows, source=source, columns=columns, size=size)
+    return compare_rows(given, chosen, where=_texts(where), hold_out=_texts(hold_out), fitting=fitting)
 
 
 def predict(

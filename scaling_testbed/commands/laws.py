@@ -51,6 +51,12 @@ NParams = Annotated[
         "--n-params", metavar="N", parser=number, help="number of parameters, as the fit counts them: 7e9, 7B"
     ),
 ]
+Laws = Annotated[
+    str | None, typer.Option("--laws", metavar="A,B,C", help="laws to compare (default: all of size and tokens)")
+]
+OutSelection = Annotated[
+    Sequence[Path], out("save the comparison: all of it (.json), or its table (.csv, .jsonl, .parquet)")
+]
 NTokens = Annotated[
     float | None, typer.Option("--n-tokens", metavar="D", parser=number, help="number of training tokens: 2e12, 2T")
 ]
@@ -81,7 +87,7 @@ WhereError = Annotated[
 
 def fit(
     rows: Rows,
-    law: Law,
+    law: Law = None,
     where: Where = (),
     hold_out: HoldOut = (),
     size: Size = "n_params",
@@ -96,16 +102,20 @@ def fit(
     as_json: Json = False,
     out: OutLaw = (),
 ) -> None:
-    """Fit a scaling law to runs.
+    """Fit a scaling law to runs: the one that predicts best, if none is named.
 
     The fit tries many starts. Shows parameters with 95 % bootstrap intervals over runs, warnings, and each held-out run
     beside its prediction."""
     from scaling_testbed.analysis.figures.law_panels import fit_panels
-    from scaling_testbed.analysis.laws.study import Fitting, fit_rows, law_named
+    from scaling_testbed.analysis.laws.study import Fitting, compare_rows, fit_rows, law_named, laws_named
 
-    chosen, fixed = law_named(law), _numbers("--fix", fix)
+    fixed, named = _numbers("--fix", fix), None if law is None else law_named(law)
     given = law_rows(rows, source, map_, size, out)
     fitting = Fitting(objective=objective, delta=delta, starts=starts, bootstrap=bootstrap, seed=seed, size=size)
+    selection = None
+    if named is None:
+        selection = compare_rows(given, laws_named(None), where=where, hold_out=hold_out, fitting=fitting).selection
+    chosen = named or law_named(selection.best if selection else "")
     found = fit_rows(given, chosen, where=where, hold_out=hold_out, fixed=fixed, fitting=fitting)
     beside = [
         *({**one, "held_out": False} for one in found.fitted),
@@ -113,12 +123,65 @@ def fit(
     ]
 
     def show() -> None:
+        if selection:
+            show_selection(selection)
+            print()
         show_fit(found.fit, found.predictions, found.warnings)
+        if found.predictions and found.fit.draws:
+            print("low and high of a prediction take the law for true; those of `analyze laws` do not")
 
     def draw():
         return fit_panels(found.fit, found.fitted, found.predictions)
 
     answer(found.record(), beside, out, as_json, show, draw)
+
+
+def laws(
+    rows: Rows,
+    laws: Laws = None,
+    where: Where = (),
+    hold_out: HoldOut = (),
+    n_params: NParams = None,
+    n_tokens: NTokens = None,
+    size: Size = "n_params",
+    objective: Objective = None,
+    delta: Delta = 1e-3,
+    starts: Starts = 64,
+    bootstrap: Bootstrap = 2000,
+    seed: Seed = 0,
+    source: Source = None,
+    map_: Map = (),
+    as_json: Json = False,
+    out: OutSelection = (),
+) -> None:
+    """Compare laws of size and tokens by how well they predict.
+
+    Fits each law to all runs, to runs without one size, and to the cheaper runs, and shows its errors on the runs left
+    out. Predicts held-out runs, and the run of --n-params and --n-tokens, with intervals from these errors."""
+    from scaling_testbed import tables
+    from scaling_testbed.analysis.laws.study import Fitting, compare_rows, law_rows, laws_named
+    from scaling_testbed.errors import ConfigError
+
+    output.check(out, ENDINGS, [rows])
+    if (n_params is None) != (n_tokens is None):
+        raise ConfigError("a prediction needs --n-params and --n-tokens")
+    if n_params is not None and not (0 < n_params < math.inf and 0 < (n_tokens or 0) < math.inf):
+        raise ConfigError("--n-params and --n-tokens must be greater than zero")
+    chosen = laws_named(laws)
+    given = law_rows(rows, source=source, mapping=map_, size=size)
+    fitting = Fitting(objective=objective, delta=delta, starts=starts, bootstrap=bootstrap, seed=seed, size=size)
+    found = compare_rows(given, chosen, where=where, hold_out=hold_out, fitting=fitting)
+    asked = [] if n_params is None else [found.selection.predict({"n_params": n_params, "n_tokens": n_tokens or 0.0})]
+    record = found.record() | ({"asked": asked[0]} if asked else {})
+    written = output.write(out, found.selection.records(), document=record)
+    if as_json:
+        output.print_json(record)
+        return
+    show_selection(found.selection)
+    show_predictions(found.predictions, found.warnings)
+    if asked:
+        tables.show(asked)
+    output.say_written(written)
 
 
 def downstream(
@@ -148,7 +211,7 @@ def downstream(
     from scaling_testbed.analysis.figures.law_panels import downstream_panels
     from scaling_testbed.analysis.laws.study import Fitting, chain_rows, law_named
 
-    laws = law_named(law), law_named(error_law, "--error-law")
+    laws = law_named(law or ""), law_named(error_law, "--error-law")
     given = law_rows(rows, source, map_, size, out)
     fitting = Fitting(objective=objective, delta=delta, starts=starts, bootstrap=bootstrap, seed=seed, size=size)
     found = chain_rows(
@@ -287,6 +350,15 @@ def answer(
         return
     show()
     output.say_written(written)
+
+
+def show_selection(selection) -> None:
+    """Print the laws side by side, the reason for the choice, and what the intervals are calibrated on."""
+    from scaling_testbed import tables
+
+    tables.show(selection.records())
+    print(selection.reason)
+    print(f"intervals are {selection.calibrated}")
 
 
 def show_fit(found, predictions: Sequence[dict], warnings: Sequence[str], resampled: str = "rows") -> None:

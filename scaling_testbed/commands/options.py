@@ -60,7 +60,8 @@ Size = Annotated[
 ]  # fmt: skip
 Json = Annotated[bool, typer.Option("--json", help="one JSON document on stdout, and nothing else")]
 Law = Annotated[
-    str, typer.Option("--law", metavar="NAME", autocompletion=_laws, show_default=True, help="see `analyze law list`")
+    str | None,
+    typer.Option("--law", metavar="NAME", autocompletion=_laws, show_default=True, help="see `analyze law list`"),
 ]
 ErrorLaw = Annotated[
     str,

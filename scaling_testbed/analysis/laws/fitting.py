@@ -70,9 +70,13 @@ class Problem:
 
     def residuals(self, theta: np.ndarray) -> np.ndarray:
         """Predicted - observed for `lsq`, the difference of logarithms otherwise; inf where the law has no value."""
+        return self._apart(self.predicted(theta))
+
+    def predicted(self, theta: np.ndarray) -> np.ndarray:
+        """The law's output for each row."""
         params = {name: np.asarray(value)[..., None] for name, value in self.params(theta).items()}
-        predicted = self.law.predict(params, self.inputs)
-        return self._apart(np.broadcast_to(predicted, (*np.shape(theta)[:-1], len(self.observed))))
+        found = self.law.predict(params, self.inputs)
+        return np.broadcast_to(found, (*np.shape(theta)[:-1], len(self.observed)))
 
     def linearised(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Residuals and d residuals / d theta [..., n_rows, n_free] from one evaluation, exact up to rounding."""
@@ -136,7 +140,7 @@ def fit(
     delta: where Huber's function turns linear. Raises ConfigError for an unknown objective or fixed parameter. Raises
     UserError if there are fewer runs than free parameters, or if no start leads to an optimum.
     """
-    problem = _problem(law, inputs, observed, objective, fixed or {}, delta)
+    problem = problem_of(law, inputs, observed, objective, fixed, delta)
     rng = np.random.default_rng(seed)
     solutions = _solutions(problem, _starts(problem, starts, rng))
     if not solutions:
@@ -182,9 +186,17 @@ def _as_good(value: float, best: float) -> bool:
     return value <= best * (1 + SAME_OPTIMUM) + 1e-18
 
 
-def _problem(law: Law, inputs, observed, objective: str | None, fixed: Mapping[str, float], delta: float) -> Problem:
+def problem_of(
+    law: Law,
+    inputs: Mapping[str, Sequence[float]],
+    observed: Sequence[float],
+    objective: str | None = None,
+    fixed: Mapping[str, float] | None = None,
+    delta: float = DELTA,
+) -> Problem:
+    """The problem of a fit. Raises as `fit` does."""
     objective = objective or law.objective
-    fixed = {one.name: _middle(inputs[one.centre]) for one in law.params if one.centre} | dict(fixed)
+    fixed = {one.name: _middle(inputs[one.centre]) for one in law.params if one.centre} | dict(fixed or {})
     if objective not in OBJECTIVES:
         raise ConfigError(f"--objective must be one of {', '.join(OBJECTIVES)}; got {objective!r}")
     known = [param.name for param in law.params]
@@ -239,13 +251,36 @@ def _solutions(problem: Problem, starts: np.ndarray) -> list[tuple[float, np.nda
     kinks. So every second start first minimises the squares of the logarithms. The other starts minimise Huber's sum
     directly, so that not all starts end in the basin of the least squares.
     """
-    if problem.objective == HUBER:
-        starts = starts.copy()
-        squares = replace(problem, objective=LSQ_LOG)
-        values, thetas = minimise(squares, starts[::2], tolerance=1e-8)
-        starts[::2] = np.where(np.isfinite(values)[:, None], thetas, starts[::2])
-    found = zip(*minimise(problem, starts), strict=True)
+    found = zip(*minimise(problem, _from_squares(problem, starts)), strict=True)
     return sorted(((float(value), theta) for value, theta in found if math.isfinite(value)), key=lambda pair: pair[0])
+
+
+def _from_squares(problem: Problem, starts: np.ndarray, counts: np.ndarray | None = None) -> np.ndarray:
+    if problem.objective != HUBER:
+        return starts
+    starts, squares = starts.copy(), replace(problem, objective=LSQ_LOG)
+    values, thetas = minimise(squares, starts[::2], None if counts is None else counts[::2], 1e-8)
+    starts[::2] = np.where(np.isfinite(values)[:, None], thetas, starts[::2])
+    return starts
+
+
+def refitted(problem: Problem, counts: np.ndarray, params: Mapping[str, float], starts: int) -> np.ndarray:
+    """The best theta [B, n_free] for each of several weightings of the rows [B, n_rows]; nan where there is none. Each
+    is the best of `starts` random starts and of the one from `params`."""
+    own = [math.log(params[one.name]) if one.log else params[one.name] for one in problem.free]
+    drawn = np.vstack([_starts(problem, starts, np.random.default_rng(0)), own])
+    weights = np.repeat(counts, len(drawn), axis=0)
+    begun = _from_squares(problem, np.tile(drawn, (len(counts), 1)), weights)
+    return _best_of_each(problem, begun, weights, len(drawn))
+
+
+def _best_of_each(problem: Problem, starts: np.ndarray, counts: np.ndarray, each: int) -> np.ndarray:
+    """The best theta of each group of `each` descents; nan where none leads to an optimum."""
+    values, thetas = minimise(problem, starts, counts, 1e-10)
+    values, thetas = values.reshape(-1, each), thetas.reshape(-1, each, starts.shape[1])
+    best = np.argmin(values, axis=1)[:, None]
+    found = np.take_along_axis(thetas, best[:, :, None], axis=1)[:, 0]
+    return np.where(np.isfinite(np.take_along_axis(values, best, axis=1)), found, math.nan)
 
 
 def _distinct(problem: Problem, solutions: Sequence[tuple[float, np.ndarray]]) -> list[tuple[float, np.ndarray]]:
@@ -284,10 +319,8 @@ def _resampled(problem: Problem, optima, count: int, rng: np.random.Generator) -
             rows = rng.integers(n, size=n)
         resample[:] = np.bincount(rows, minlength=n)
     starts = np.array([theta for _, theta in optima])
-    values, thetas = minimise(problem, np.tile(starts, (count, 1)), np.repeat(counts, len(starts), axis=0), 1e-10)
-    values, thetas = values.reshape(count, -1), thetas.reshape(count, len(starts), free)
-    best = np.argmin(values, axis=1)
-    return [theta[one] for theta, value, one in zip(thetas, values, best, strict=True) if math.isfinite(value[one])]
+    each, weights = np.tile(starts, (count, 1)), np.repeat(counts, len(starts), axis=0)
+    return [theta for theta in _best_of_each(problem, each, weights, len(starts)) if np.isfinite(theta).all()]
 
 
 def _intervals(told: Sequence[str], problem: Problem, draws) -> dict[str, tuple[float, float]] | None:

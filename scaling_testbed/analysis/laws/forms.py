@@ -83,6 +83,10 @@ def _chinchilla(p: Values, x: Values) -> np.ndarray:
     return p["E"] + p["A"] * x["n_params"] ** -p["alpha"] + p["B"] * x["n_tokens"] ** -p["beta"]
 
 
+def _coupled(p: Values, x: Values) -> np.ndarray:
+    return p["E"] + (p["A"] * x["n_params"] ** -p["alpha"] + p["B"] * x["n_tokens"] ** -p["beta"]) ** p["k"]
+
+
 def _average_params(p: Values, x: Values) -> np.ndarray:
     return p["E"] + p["A"] * x["n_params_average"] ** -p["alpha"] + p["B"] * x["n_tokens"] ** -p["beta"]
 
@@ -189,6 +193,22 @@ for law in (
         "loss",
         CHINCHILLA_PARAMS,
         _chinchilla,
+    ),
+    Law(
+        "coupled",
+        "L = E + (A/N^alpha + B/D^beta)^k",
+        "Videau et al. 2026, arXiv 2608.07222; k = 1 is chinchilla, and the best size of a budget is the same function",
+        ("n_params", "n_tokens"),
+        "loss",
+        (
+            FLOOR,
+            Param("A", (1.0, 1e4), 1e-6, 1e7, log=True),
+            Param("B", (1.0, 1e5), 1e-6, 1e7, log=True),
+            Param("alpha", (0.05, 1.0), 0.01, 2.0),
+            Param("beta", (0.05, 1.0), 0.01, 2.0),
+            Param("k", (0.3, 1.5), 0.01, 2.0),
+        ),
+        _coupled,
     ),
     Law(
         "kaplan_n",

@@ -7,6 +7,7 @@ from scaling_testbed.analysis.laws import columns
 from scaling_testbed.analysis.laws.downstream import Chain
 from scaling_testbed.analysis.laws.fitted import Fit
 from scaling_testbed.analysis.laws.forms import LAWS, Law
+from scaling_testbed.analysis.laws.selection import Selection
 from scaling_testbed.analysis.rows.study import Row, name_of
 from scaling_testbed.errors import ConfigError
 
@@ -63,6 +64,15 @@ def beside_held_out(found: Fit, row: Row) -> Record:
     inputs, actual = _measured(found, row)
     made = of_new(found, inputs)
     predicted = made.pop(f"predicted_{LAWS[found.law].output}")
+    return {"run": _run(row), **made, **_error(actual, predicted), "inside": _inside(made, actual)}
+
+
+def beside_selected(found: Selection, row: Row) -> Record:
+    """A held-out run beside the prediction of several laws, and whether it lies inside the interval."""
+    best = found.laws[found.best].fit
+    inputs, actual = _measured(best, row)
+    made = found.predict(inputs)
+    predicted = made.pop("predicted_loss")
     return {"run": _run(row), **made, **_error(actual, predicted), "inside": _inside(made, actual)}
 
 

@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from scaling_testbed.analysis.laws import columns
+from scaling_testbed.analysis.laws import columns, selection
 from scaling_testbed.analysis.laws.checks import far, mixed_data, mixed_settings, odd_exponents, unseen_settings
 from scaling_testbed.analysis.laws.downstream import Chain
 from scaling_testbed.analysis.laws.fitted import Fit
-from scaling_testbed.analysis.laws.fitting import DELTA, RESAMPLES, fit
+from scaling_testbed.analysis.laws.fitting import DELTA, RESAMPLES, fit, problem_of
 from scaling_testbed.analysis.laws.forms import LAWS, Law
-from scaling_testbed.analysis.laws.prediction import beside_chained, beside_fitted, beside_held_out
+from scaling_testbed.analysis.laws.prediction import beside_chained, beside_fitted, beside_held_out, beside_selected
 from scaling_testbed.analysis.rows.given import AT_HAND, Given, study_of
 from scaling_testbed.analysis.rows.study import Row
 from scaling_testbed.errors import ConfigError, UserError
@@ -76,6 +76,34 @@ class Rows:
     origin: str = AT_HAND
     said: Sequence[str] = ()
     mapping: Sequence[str] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class LawsReport:
+    """Laws that were compared on the same runs. predictions: each held-out run beside its prediction."""
+
+    selection: selection.Selection
+    predictions: list[Record]
+    warnings: list[str]
+    origin: str
+    where: list[str] = field(default_factory=list)
+    hold_out: list[str] = field(default_factory=list)
+
+    def record(self) -> Record:
+        """The content of a saved file."""
+        found = self.selection
+        return {
+            "laws": found.records(),
+            "reason": found.reason,
+            "calibrated": found.calibrated,
+            "errors_of_dearer_runs": found.errors.tolist(),
+            "fits": {name: asdict(one.fit) | {"draws": []} for name, one in found.laws.items()},
+            "predictions": self.predictions,
+            "warnings": self.warnings,
+            "rows": self.origin,
+            "where": self.where,
+            "hold_out": self.hold_out,
+        }
 
 
 def law_rows(given: Given, *, source: str | None = None, mapping: Sequence[str] = (), size: str = "n_params") -> Rows:
@@ -157,6 +185,60 @@ def law_named(name: str, option: str = "--law") -> Law:
     if not isinstance(name, str) or name not in LAWS:
         raise ConfigError(f"{option} must be one of {', '.join(LAWS)}; got {name!r}")
     return LAWS[name]
+
+
+def laws_named(typed: str | None) -> list[Law]:
+    """The laws of a comma-separated list; None: all laws of the loss in size and tokens."""
+    return [law_named(name.strip(), "--laws") for name in (typed.split(",") if typed else selection.candidates())]
+
+
+def compare_rows(
+    given: Rows,
+    laws: Sequence[Law],
+    *,
+    where: Sequence[str] = (),
+    hold_out: Sequence[str] = (),
+    fitting: Fitting | None = None,
+) -> LawsReport:
+    """Fit each of `laws` to the rows that match all of `where` and none of `hold_out`, compare them, and predict the
+    held-out rows with an interval that does not take any law for true.
+
+    Laws with more parameters than the rows allow are left out with a note. Raises UserError or ConfigError; the laws
+    must have the same output and be laws of size and tokens.
+    """
+    fitting = fitting or Fitting()
+    odd = [law.name for law in laws if law.name not in selection.candidates()]
+    if odd or not laws:
+        known = ", ".join(selection.candidates())
+        raise ConfigError(
+            f"--laws must be laws of the loss in size and tokens ({known}); got {', '.join(odd) or 'none'}"
+        )
+    kept, held = columns.select(given.rows, where, hold_out)
+    said = [*given.said, *columns.check_sizes_and_losses([*kept, *held], (*laws[0].inputs, "loss"), given.mapping)]
+    kept, empty = columns.without_output(kept, laws[0])
+    fits, problems, missed = {}, {}, []
+    for law in {law.name: law for law in laws}.values():
+        try:
+            fits[law.name] = fitting.fit(law, kept, fitting.objective)
+        except UserError as error:
+            missed.append(str(error))
+            continue
+        inputs, observed = columns.values(kept, law)
+        problems[law.name] = problem_of(law, inputs, observed, fitting.objective, None, fitting.delta)
+    if not fits:
+        raise UserError("; ".join([*missed, *said, *empty]))
+    found = selection.compare(fits, problems, [6 * row["n_params"] * row["n_tokens"] for row in kept])
+    best = fits[found.best]
+    predictions = [beside_selected(found, row) for row in held]
+    settings = mixed_settings(kept, laws[0]) or unseen_settings(kept, best)
+    return LawsReport(
+        selection=found,
+        predictions=predictions,
+        warnings=[*missed, *said, *empty, *mixed_data(kept), *settings, *far(predictions)],
+        origin=given.origin,
+        where=list(where),
+        hold_out=list(hold_out),
+    )
 
 
 def fit_rows(

@@ -19,6 +19,7 @@ CHINCHILLA = {"E": 1.7, "A": 400.0, "B": 410.0, "alpha": 0.34, "beta": 0.28}
 INPUTS = {
     "over_training": ND,
     "chinchilla": ND,
+    "coupled": ND,
     "kaplan_n": {"n_params": SIZES},
     "kaplan_d": {"n_tokens": TOKENS},
     "kaplan_c": FLOPS,
@@ -41,6 +42,7 @@ INPUTS = {
 PLANTED = {
     "over_training": {"E": 1.7, "a": 150.0, "b": 250.0, "eta": 0.13},
     "chinchilla": CHINCHILLA,
+    "coupled": CHINCHILLA | {"k": 0.6},
     "kaplan_n": {"Nc": 8.8e13, "alpha_N": 0.076},
     "kaplan_d": {"Dc": 5.4e13, "alpha_D": 0.095},
     "kaplan_c": {"Cc": 2.7e28, "alpha_C": 0.05},

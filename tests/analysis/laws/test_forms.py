@@ -44,6 +44,12 @@ BY_HAND = [
     ("over_training", {"E": 1, "a": 2, "b": 3, "eta": 0.5}, {"n_params": 100, "n_tokens": 1e4}, 1 + 20.3 / 6e6**0.5),
     ("chinchilla", {"E": 1, "A": 8, "B": 27, "alpha": 0.5, "beta": 1}, {"n_params": 16, "n_tokens": 9}, 6),
     ("average_params", {"E": 1, "A": 8, "B": 27, "alpha": 0.5, "beta": 1}, {"n_params_average": 16, "n_tokens": 9}, 6),
+    (
+        "coupled",
+        {"E": 1, "A": 8, "B": 9, "alpha": 0.5, "beta": 1, "k": 0.5},
+        {"n_params": 4, "n_tokens": 3},
+        1 + 7**0.5,
+    ),
     ("kaplan_n", {"Nc": 81, "alpha_N": 0.5}, {"n_params": 9}, 3),
     ("kaplan_d", {"Dc": 64, "alpha_D": 0.5}, {"n_tokens": 16}, 2),
     ("kaplan_c", {"Cc": 1000, "alpha_C": 1 / 3}, {"flops": 8}, 5),
