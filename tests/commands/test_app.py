@@ -57,7 +57,7 @@ def test_an_option_means_the_same_wherever_it_is_taken():
         (analyze, ["law", "lst"], "there is no command 'lst'; did you mean list?"),
         (analyze, ["fit", "x", "--hold-otu", "y"], "fit: there is no option --hold-otu; did you mean --hold-out?"),
         (analyze, ["fit", "x", "--xyzzy"], "fit: there is no option --xyzzy; --help lists the options"),
-        (analyze, ["fit", "x"], "fit: missing option '--law'"),
+        (analyze, ["allocate", "x"], "allocate: missing option '--flops'"),
         (analyze, ["fit", "x", "--law"], "option '--law' requires an argument"),
         (analyze, ["fit", "x", "--law", "chinchilla", "--starts", "many"], "fit: invalid value for '--starts'"),
         (analyze, ["fit", "x", "y", "--law", "chinchilla"], "fit: got unexpected extra argument"),

@@ -14,7 +14,7 @@ from scaling_testbed.analyze import main
 from scaling_testbed.errors import ConfigError, UserError
 from tests.analysis.laws.planted import PLANTED
 
-QUICK = Fitting(starts=12, bootstrap=40)
+QUICK = Fitting(starts=8, bootstrap=20)
 WORLDS = {"chinchilla": PLANTED["chinchilla"], "coupled": PLANTED["coupled"] | {"A": 3e3, "B": 6e3}}
 
 
@@ -79,7 +79,7 @@ def test_intervals_hold_dearer_runs_where_the_form_is_wrong():
 
 
 def test_a_wide_spread_of_the_laws_widens_the_interval_and_distance_does_too():
-    found = compared(world()).selection
+    found = compared(world(), "chinchilla,over_training").selection
     near, far = (found.predict({"n_params": n, "n_tokens": 1e11}) for n in (1e9, 1e12))
     assert np.log(far["high"] / far["low"]) > 1.5 * np.log(near["high"] / near["low"])
 
@@ -122,15 +122,17 @@ def test_only_laws_of_size_and_tokens_can_be_compared():
 
 def test_the_command_prints_and_keeps_the_comparison(tmp_path, capsys):
     path = tmp_path / "runs.csv"
-    rows = world()
+    rows = world(sizes=6, ratios=(10, 40, 160))
     path.write_text("N,D,loss\n" + "".join(f"{r['n_params']},{r['n_tokens']},{r['loss']}\n" for r in rows))
+    names = ["chinchilla", "over_training"]
     typed = ["laws", str(path), "--starts", "8", "--bootstrap", "20", "--hold-out", "N>9e8", "--n-params", "2B"]
+    typed += ["--laws", ",".join(names)]
     assert main([*typed, "--n-tokens", "200B", "--out", str(tmp_path / "laws.json")]) == 0
     printed = capsys.readouterr().out
     assert "error_of_dearer_runs" in printed and "intervals are calibrated on" in printed and "inside" in printed
     kept = json.loads((tmp_path / "laws.json").read_text())
-    assert {one["law"] for one in kept["laws"]} == set(kept["fits"]) == set(selection.candidates())
-    assert kept["asked"]["n_params"] == 2e9 and len(kept["predictions"]) == 5
+    assert {one["law"] for one in kept["laws"]} == set(kept["fits"]) == set(names)
+    assert kept["asked"]["n_params"] == 2e9 and len(kept["predictions"]) == 3
     assert main(typed) == 2
     assert "a prediction needs --n-params and --n-tokens" in capsys.readouterr().err
     assert main(["fit", str(path), "--starts", "8", "--bootstrap", "20", "--hold-out", "N>9e8"]) == 0
