@@ -18,7 +18,7 @@ import numpy as np
 from scaling_testbed.analysis.laws.fitted import LEVEL, Fit, with_ratios
 from scaling_testbed.analysis.laws.forms import HUBER, LSQ, LSQ_LOG, Law, Param
 from scaling_testbed.analysis.laws.slopes import Sloped
-from scaling_testbed.analysis.laws.solver import minimise
+from scaling_testbed.analysis.laws.solver import AT_ONCE, minimise
 from scaling_testbed.errors import ConfigError, UserError
 
 DELTA = 1e-3
@@ -312,15 +312,18 @@ def _resampled(problem: Problem, optima, count: int, rng: np.random.Generator) -
     places = np.unique(np.stack(list(problem.inputs.values())), axis=1, return_inverse=True)[1].ravel()
     if len(np.unique(places)) <= free:
         return []
-    counts = np.empty((count, n))
-    for resample in counts:
-        rows = rng.integers(n, size=n)
-        while len(np.unique(places[rows])) <= free:  # no more distinct points than parameters: the fit would be exact
+    starts, found = np.array([theta for _, theta in optima]), []
+    together = max(1, AT_ONCE // (n * len(starts)))  # resamples at a time, for the memory's sake
+    for begin in range(0, count, together):
+        counts = np.empty((min(together, count - begin), n))
+        for resample in counts:
             rows = rng.integers(n, size=n)
-        resample[:] = np.bincount(rows, minlength=n)
-    starts = np.array([theta for _, theta in optima])
-    each, weights = np.tile(starts, (count, 1)), np.repeat(counts, len(starts), axis=0)
-    return [theta for theta in _best_of_each(problem, each, weights, len(starts)) if np.isfinite(theta).all()]
+            while len(np.unique(places[rows])) <= free:  # no more distinct points than parameters: an exact fit
+                rows = rng.integers(n, size=n)
+            resample[:] = np.bincount(rows, minlength=n)
+        each, weights = np.tile(starts, (len(counts), 1)), np.repeat(counts, len(starts), axis=0)
+        found += list(_best_of_each(problem, each, weights, len(starts)))
+    return [theta for theta in found if np.isfinite(theta).all()]
 
 
 def _intervals(told: Sequence[str], problem: Problem, draws) -> dict[str, tuple[float, float]] | None:

@@ -17,6 +17,7 @@ MEASURES = {
 }
 OURS = ("dataset", "data_fingerprint", "precision")  # the settings of this testbed's rows that have no dot
 SHUFFLES, LEVEL, LEAST_SHARE, SEED = 2000, 0.01, 0.25, 0
+LEAST_SHUFFLES, AT_ONCE = 200, 2**24  # of a large table, and numbers in all shuffles
 
 
 def setting_columns(rows: Sequence[Row], but: Sequence[str] = ()) -> list[str]:
@@ -43,7 +44,8 @@ def unseen(
     """A warning about the setting that explains the largest part of a law's residuals, if it is at least a quarter.
 
     The part is that of the variance of the residuals' ranks that lies between the values of the setting, less what
-    chance gives (epsilon squared). Chance is judged by 2,000 permutations, at one percent over all settings together.
+    chance gives (epsilon squared). Chance is judged by 2,000 permutations (fewer for
+    large tables), at one percent over all settings together.
     A setting that grows with an input, such as a batch for each size, cannot be told from it and is left out.
     """
     ranks = np.argsort(np.argsort(residuals)).astype(float)
@@ -56,14 +58,17 @@ def unseen(
     }
     if not codes or total == 0:
         return []
-    shuffled = np.random.default_rng(SEED).permuted(np.tile(ranks, (SHUFFLES, 1)), axis=1)
-    shares = {}
-    for key, code in codes.items():
-        chance = float(np.mean(_between(shuffled, code) >= _between(ranks[None], code)[0] * (1 - 1e-9)))
-        spare = code.max() / (len(rows) - 1)
-        share = (float(_between(ranks[None], code)[0]) / total - spare) / (1 - spare)
-        if (chance + 1 / SHUFFLES) * len(codes) <= LEVEL + 1 / SHUFFLES and share >= LEAST_SHARE:
-            shares[key] = share
+    apart = {key: float(_between(ranks[None], code)[0]) for key, code in codes.items()}
+    spare = {key: code.max() / (len(rows) - 1) for key, code in codes.items()}
+    shares = {key: (apart[key] / total - spare[key]) / (1 - spare[key]) for key in codes}
+    shuffles, reached = min(SHUFFLES, max(LEAST_SHUFFLES, AT_ONCE // len(rows))), dict.fromkeys(codes, 0)
+    rng = np.random.default_rng(SEED)
+    for begin in range(0, shuffles, 100):
+        shuffled = rng.permuted(np.tile(ranks, (min(100, shuffles - begin), 1)), axis=1)
+        for key, code in codes.items():
+            reached[key] += int(np.sum(_between(shuffled, code) >= apart[key] * (1 - 1e-9)))
+    likely = {key for key in codes if (reached[key] + 1) / shuffles * len(codes) > LEVEL + 1 / shuffles}
+    shares = {key: share for key, share in shares.items() if share >= LEAST_SHARE and key not in likely}
     if not shares:
         return []
     key = max(shares, key=shares.__getitem__)
@@ -85,10 +90,10 @@ def _between(ranks: np.ndarray, code: np.ndarray) -> np.ndarray:
 def _in_blocks(code: np.ndarray, values: Sequence[float]) -> bool:
     """Whether the groups lie one after another in an input, and no value of it is in two of them."""
     at = np.asarray(values, float)
-    if any(len(np.unique(code[at == value])) > 1 for value in np.unique(at)):
-        return False
-    ordered = code[np.argsort(at, kind="stable")]
-    return int(np.sum(ordered[1:] != ordered[:-1])) == int(code.max())
+    order = np.lexsort((code, at))
+    at, code = at[order], code[order]
+    changes = code[1:] != code[:-1]
+    return not np.any(changes & (at[1:] == at[:-1])) and int(np.sum(changes)) == int(code.max())
 
 
 def varied(rows: Sequence[Row], keys: Sequence[str]) -> list[str]:
