@@ -136,6 +136,11 @@ def test_inference_moves_the_best_size_down(kept, capsys):
     records = found("--inference-tokens", "100B")
     assert best["total_flops"] == min(one["total_flops"] for one in records if one["total_flops"])
     assert all("total_flops" not in one for one in found())
+    record = json.loads(kept.read_text())
+    record["largest"]["tokens_per_param"] = 1e-6  # every plan lies far beyond it
+    kept.write_text(json.dumps(record))
+    capsys.readouterr()
+    assert all(one["n_tokens"] is None and one["total_flops"] is None for one in found("--inference-tokens", "1B"))
 
 
 def test_downstream_chains_the_two_laws(runs, capsys):

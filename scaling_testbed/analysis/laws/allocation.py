@@ -82,8 +82,7 @@ def allocation_records(fit: Fit, flops: float, inference_tokens: float | None = 
             served = 2 * record["n_params"] * inference_tokens
             record["total_flops"] = record["flops"] + served if record["flops"] else None
         record["note"] = "; ".join(filter(None, [record.pop("note"), note if record is found[0] else ""]))
-    if inference_tokens is not None:
-        priced = [one for one in found if one["total_flops"]]
+    if priced := [one for one in found if one.get("total_flops")]:
         best = min(priced, key=lambda one: one["total_flops"])
         best["note"] = "; ".join(filter(None, ["the least total of training and inference", best["note"]]))
     return found
@@ -118,9 +117,11 @@ def _best_size_interval(fit: Fit, flops: float) -> tuple[float | None, float | N
 
 
 def _cheapest_share(fit: Fit, flops: float, inference_tokens: float) -> float:
-    """The share of the best size at which training to its loss and inference together cost the least."""
-    shares = np.geomspace(0.02, 1.0, 161)
-    cost = [6 * one.n_params * one.n_tokens + 2 * one.n_params * inference_tokens if one.n_tokens else math.inf
+    """The share of the best size at which training to its loss and inference together cost the least. Plans that are
+    withheld do not count."""
+    shares, most = np.geomspace(0.02, 1.0, 161), FAR * fit.largest.get("tokens_per_param", math.inf)
+    cost = [6 * one.n_params * one.n_tokens + 2 * one.n_params * inference_tokens
+            if one.n_tokens and one.n_tokens <= most * one.n_params else math.inf
             for one in allocate(fit, flops, list(shares))]  # fmt: skip
     return float(shares[int(np.argmin(cost))])
 
