@@ -1,5 +1,6 @@
 """Figures of scaling laws: fitted and held-out runs beside the values of the law."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -7,26 +8,36 @@ import numpy as np
 
 from scaling_testbed.analysis.figures.panel import Line, Panel, compact
 from scaling_testbed.analysis.figures.words import word
+from scaling_testbed.analysis.laws.allocation import allocate
 from scaling_testbed.analysis.laws.fitted import Fit
 from scaling_testbed.analysis.laws.forms import LAWS
+from scaling_testbed.errors import ConfigError
 
 Records = Sequence[Mapping[str, Any]]
 CURVE_POINTS = 60
+BAND_POINTS = 20  # of a curve with an interval, which costs a quantile for each
+MOST_BANDS = 3  # in one pair of axes
+CONTOURS = 7
+WIDE = 30.0  # an input whose largest value is so many times its smallest has a logarithmic axis
+SYMBOLS = {"n_params": "N", "n_tokens": "D", "tokens_per_param": "D/N"}
 
 
 def fit_panels(fit: Fit, fitted: Records, held_out: Records) -> list[Panel]:
-    """The panels of a fit: actual against predicted values, and a second panel for some laws.
+    """The panels of a fit: actual against predicted values, the law itself if it can be drawn, and the errors against
+    each input.
 
-    The second panel shows the loss against compute at each multiplier for a law of size and tokens, and the output
-    against the input for a law of one input. Records have the law's inputs, `actual` and `predicted`.
+    A law of size and tokens is drawn as the loss against compute at each multiplier, and as contours of equal loss
+    with the best sizes. A law of one input is drawn as the output against the input. Records have the law's inputs,
+    `actual` and `predicted`.
     """
     panels = [_predicted_against_actual(LAWS[fit.law].output, fitted, held_out)]
-    inputs = LAWS[fit.law].inputs
+    inputs: Sequence[str] = LAWS[fit.law].inputs
     if set(inputs) == {"n_params", "n_tokens"}:
-        panels.append(_loss_against_compute(fit, fitted, held_out))
+        panels += [_loss_against_compute(fit, fitted, held_out), _equal_losses(fit, fitted, held_out)]
+        inputs = (*inputs, "tokens_per_param")
     elif len(inputs) == 1:
         panels.append(_output_against_input(fit, inputs[0], fitted, held_out))
-    return panels
+    return [*panels, *(_errors(key, fitted, held_out) for key in inputs)]
 
 
 def _predicted_against_actual(output: str, fitted: Records, held_out: Records) -> Panel:
@@ -51,6 +62,8 @@ def _loss_against_compute(fit: Fit, fitted: Records, held_out: Records) -> Panel
     """The loss against compute, with one colour and curve for each multiplier (tokens per parameter, two digits)."""
     lines = []
     ratios = sorted({_multiplier(record) for record in (*fitted, *held_out)})
+    asked = {_multiplier(record) for record in held_out} or set(ratios)
+    banded = asked if fit.draws and len(asked) <= MOST_BANDS else set()
     for ratio in ratios:
         for index, records in enumerate((fitted, held_out)):
             own = [record for record in records if _multiplier(record) == ratio]
@@ -60,9 +73,11 @@ def _loss_against_compute(fit: Fit, fitted: Records, held_out: Records) -> Panel
                 y = [record["actual"] for record in own]
                 lines.append(Line(x=x, y=y, n_params=ratio, label=label, style=index, joined=False, hollow=bool(index)))
         sizes = [record["n_params"] for record in (*fitted, *held_out) if _multiplier(record) == ratio]
-        n = np.geomspace(min(sizes), max(sizes), CURVE_POINTS)
+        n = np.geomspace(min(sizes), max(sizes), BAND_POINTS if ratio in banded else CURVE_POINTS)
         y = list(map(float, fit.predict({"n_params": n, "n_tokens": ratio * n})))
-        lines.append(Line(x=list(6 * ratio * n**2), y=y, n_params=ratio, markers=False))
+        band = _band(fit, [{"n_params": float(one), "n_tokens": ratio * float(one)} for one in n], ratio in banded)
+        lines.append(Line(x=list(6 * ratio * n**2), y=y, n_params=ratio, markers=False, band=band))
+    shaded = " Shaded: the 95 % prediction interval, if this law is true." if banded else ""
     return Panel(
         lines=lines,
         x_label="C = 6ND, FLOPs",
@@ -70,21 +85,99 @@ def _loss_against_compute(fit: Fit, fitted: Records, held_out: Records) -> Panel
         color_name="D/N",
         title="Against compute",
         caption="Points: runs; a hollow one was held out of the fit. Curves: the law at each number of tokens per "
-        "parameter, D/N.",
+        f"parameter, D/N.{shaded}",
     )
 
 
+def _equal_losses(fit: Fit, fitted: Records, held_out: Records) -> Panel:
+    """Contours of equal loss over N and D, the best N and D of each compute by the law, and the runs.
+
+    The contours are at the losses of the law for the best sizes, at computes from the least of the runs to the largest.
+    """
+    runs = [*fitted, *held_out]
+    n, d = ([record[key] for record in runs] for key in ("n_params", "n_tokens"))
+    least, most = (end(6 * one * two for one, two in zip(n, d, strict=True)) for end in (min, max))
+    lines = []
+    sizes = np.geomspace(min(n) / 1.5, max(n) * 1.5, CURVE_POINTS)
+    tokens = np.geomspace(min(d) / 1.5, max(d) * 1.5, 20 * CURVE_POINTS)
+    try:
+        best = [
+            allocate(fit, float(flops), [1.0])[0] for flops in np.geomspace(least, max(most, 1.1 * least), CONTOURS)
+        ]
+    except ConfigError:  # the law has no best size within the searched range
+        best = []
+    losses = fit.predict({"n_params": sizes[:, None], "n_tokens": tokens[None, :]})
+    levels = [one.loss for one in best] or list(np.linspace(losses.max(), losses.min(), CONTOURS + 2)[1:-1])
+    for level in levels:
+        crossed = [float(np.interp(level, row[::-1], tokens[::-1], math.nan, math.nan)) for row in losses]
+        points = [(size, one) for size, one in zip(sizes, crossed, strict=True) if math.isfinite(one)]
+        if len(points) > 1:
+            curve = Line(x=[x for x, _ in points], y=[y for _, y in points], n_params=_digits(level, 3), markers=False)
+            lines.append(curve)
+    shown = [one for one in best if sizes[0] <= one.n_params <= sizes[-1]]
+    if shown:
+        x, y = [one.n_params for one in shown], [one.n_tokens or math.nan for one in shown]
+        lines.append(Line(x=x, y=y, label="best N and D", style=1, color=5, markers=False))
+    for index, (name, records) in enumerate((("fitted", fitted), ("held out", held_out)), 2):
+        if records:
+            x, y = ([record[key] for record in records] for key in ("n_params", "n_tokens"))
+            lines.append(Line(x=x, y=y, label=name, style=index, color=5, joined=False, hollow=index == 3))
+    return Panel(
+        lines=lines,
+        x_label="N, parameters",
+        y_label="D, tokens",
+        y_log=True,
+        color_name=LAWS[fit.law].output,
+        title="Equal loss",
+        caption="Curves: sizes and tokens of equal loss by the law. Dashed: the best N and D for each compute. Points: "
+        "runs; a hollow one was held out of the fit.",
+    )
+
+
+def _errors(key: str, fitted: Records, held_out: Records) -> Panel:
+    """The relative error of each run, predicted/actual - 1 in percent, against one input of the law."""
+    lines = []
+    for index, (name, records) in enumerate((("fitted", fitted), ("held out", held_out))):
+        known = [record for record in records if record["actual"]]
+        if known:
+            x = [
+                record["n_tokens"] / record["n_params"] if key == "tokens_per_param" else record[key]
+                for record in known
+            ]
+            y = [100 * (record["predicted"] / record["actual"] - 1) for record in known]
+            lines.append(Line(x=x, y=y, label=name, style=index, joined=False, hollow=bool(index)))
+    values = [one for line in lines for one in line.x]
+    return Panel(
+        lines=lines,
+        x_label=word(key),
+        y_label="predicted / actual - 1, %",
+        x_log=not values or max(values) / min(values) > WIDE or key in SYMBOLS,
+        levels=[(0.0, "")],
+        title=f"Errors against {SYMBOLS.get(key, word(key))}",
+        caption=f"The error of each run against {word(key)}. A trend shows what the law does not describe.",
+    )
+
+
+def _band(fit: Fit, inputs: Sequence[Mapping[str, float]], wanted: bool = True) -> Any:
+    """The ends of the 95 % prediction intervals at several points; None if there are none."""
+    ends = [fit.interval(one) for one in inputs] if wanted and fit.draws else []
+    return tuple(zip(*ends, strict=True)) if ends and all(ends) else None
+
+
 def _multiplier(record: Mapping[str, Any]) -> float:
-    return float(f"{record['n_tokens'] / record['n_params']:.2g}")
+    return _digits(record["n_tokens"] / record["n_params"], 2)
+
+
+def _digits(value: float, count: int) -> float:
+    return float(f"{value:.{count}g}")
 
 
 def _output_against_input(fit: Fit, key: str, fitted: Records, held_out: Records) -> Panel:
     values = [record[key] for record in (*fitted, *held_out)]
-    log = max(values) / min(values) > 30
+    log = max(values) / min(values) > WIDE
     x = (np.geomspace if log else np.linspace)(min(values), max(values), CURVE_POINTS)
     middle = list(map(float, fit.predict({key: x})))
-    bands = [fit.interval({key: float(value)}) for value in x] if fit.draws else []
-    band = tuple(zip(*bands, strict=True)) if bands and all(bands) else None
+    band = _band(fit, [{key: float(value)} for value in x])
     lines = [Line(x=list(x), y=middle, label="the law", markers=False, band=band)]
     for index, (name, records) in enumerate((("fitted", fitted), ("held out", held_out)), 1):
         if records:

@@ -32,6 +32,7 @@ WORDS = {
     "ci95_low": "95 % low end",
     "ci95_high": "95 % high end",
     "n_tokens": "D, tokens",
+    "tokens_per_param": "D/N, tokens per parameter",
     "flops": "FLOPs",
     "model.d_model": "width",
     "model.n_layers": "depth, layers",

@@ -216,6 +216,7 @@ def compare_rows(
     kept, held = columns.select(given.rows, where, hold_out)
     said = [*given.said, *columns.check_sizes_and_losses([*kept, *held], (*laws[0].inputs, "loss"), given.mapping)]
     kept, empty = columns.without_output(kept, laws[0])
+    columns.values(kept, laws[0])  # raises once for all laws, which have the same columns
     fits, problems, missed = {}, {}, []
     for law in {law.name: law for law in laws}.values():
         try:

@@ -26,6 +26,7 @@ LR, SIZE = "optimizer.lr", "n_params_non_embedding"
 ABOUT = ("sweep", "scale", "paper", "experiment", "description")  # keys of sweep.json
 SWEEP_ADVICE = "type the `sweep run` command of this sweep again to write it anew"
 PLAN_ADVICE = "type the `sweep run` command of this sweep again to rewrite the plan"
+MOST_WORDS, LONGEST_WORD = 2, 24  # cells of text that name a row: how many, and their characters
 ALIASES = {"lr": LR, "n_params": SIZE}  # columns of a hand-made table
 
 
@@ -149,8 +150,14 @@ def name_of(row: Row) -> str:
     if row.get("run_id"):
         return f"run {row['run_id']}"
     place = [f"row {row['row']}"] if row.get("row") is not None else []
+    said = [f"{key}={value}" for key, value in row.items() if _tells_apart(key, value)][:MOST_WORDS]
     known = [f"{name}={text(row[key])}" for name, key in (("lr", LR), ("N", SIZE)) if key in row]
-    return " ".join([*place, *known]) or "a row without a name"
+    return " ".join([*place, *said, *known]) or "a row without a name"
+
+
+def _tells_apart(key: str, value: object) -> bool:
+    """Whether a cell may name its row to a reader, such as model=7B."""
+    return isinstance(value, str) and 0 < len(value) <= LONGEST_WORD and key != "status"
 
 
 def check_version(content: Row, where: str | Path) -> None:

@@ -53,3 +53,54 @@ def test_a_held_out_run_has_the_interval_of_its_prediction():
     assert points.x_bars == [(2.9, 3.2), (2.8, 3.3)] and "95 % intervals" in points.label
     *_, points = law_panels.fit_panels(fit, [record], [{**record, "low": None, "high": None}])[0].lines
     assert points.x_bars == [] and points.label == "held out"
+
+
+CHINCHILLA = fitted("chinchilla", {"E": 1.7, "A": 400.0, "alpha": 0.34, "B": 400.0, "beta": 0.28})
+RUNS = [{"n_params": n, "n_tokens": 20 * n, "actual": 3.0, "predicted": 3.03, "low": None, "high": None}
+        for n in (1e7, 3e7, 1e8)]  # fmt: skip
+
+
+def panel_named(title, fit=CHINCHILLA, fitted=RUNS, held_out=()):
+    return next(panel for panel in law_panels.fit_panels(fit, fitted, held_out) if panel.title == title)
+
+
+def test_a_contour_has_one_loss_and_meets_the_best_sizes_where_n_and_d_are_best():
+    panel = panel_named("Equal loss")
+    contours = [line for line in panel.lines if not line.label]
+    for line in contours:
+        losses = CHINCHILLA.predict({"n_params": np.array(line.x), "n_tokens": np.array(line.y)})
+        assert losses == pytest.approx([losses[0]] * len(losses), abs=1e-4)
+        assert line.n_params == pytest.approx(losses[0], abs=5e-3)
+    assert len(contours) >= 3
+    (best,) = (line for line in panel.lines if line.label == "best N and D")
+    share = 400 * 0.34 * np.array(best.x) ** -0.34
+    assert share == pytest.approx(400 * 0.28 * np.array(best.y) ** -0.28, rel=1e-3)  # the optimum of Hoffmann et al.
+
+
+def test_a_law_without_a_best_size_still_has_its_contours():
+    flat = fitted("chinchilla", {"E": 1.7, "A": 0.0, "alpha": 0.34, "B": 400.0, "beta": 0.28})
+    panel = panel_named("Equal loss", flat)
+    assert [line.label for line in panel.lines if line.label] == ["fitted"]
+    assert len(panel.lines) > 3
+
+
+def test_errors_are_shown_against_each_input_in_percent():
+    panels = law_panels.fit_panels(CHINCHILLA, RUNS[:2], RUNS[2:])
+    errors = [panel for panel in panels if panel.title.startswith("Errors against")]
+    assert [panel.title for panel in errors] == ["Errors against N", "Errors against D", "Errors against D/N"]
+    assert [list(line.x) for line in errors[0].lines] == [[1e7, 3e7], [1e8]]
+    assert list(errors[2].lines[0].x) == pytest.approx([20, 20])
+    assert [one for panel in errors for line in panel.lines for one in line.y] == pytest.approx([1.0] * 9)
+
+
+def test_the_curves_of_held_out_multipliers_have_the_interval_of_the_law():
+    draws = [{**CHINCHILLA.params, "E": 1.7 + shift} for shift in np.linspace(-0.1, 0.1, 41)]
+    fit = dataclasses.replace(CHINCHILLA, draws=draws, residuals=[0.0] * 9)
+    held_out = [{**RUNS[2], "n_tokens": 100 * RUNS[2]["n_params"]}]
+    curves = [line for line in panel_named("Against compute", fit, RUNS, held_out).lines if not line.markers]
+    assert [line.band is None for line in curves] == [True, False]
+    low, high = curves[1].band
+    assert np.array(high) - np.array(low) == pytest.approx([0.19] * len(low), rel=0.01)
+    many = [{**RUNS[0], "n_tokens": ratio * 1e7} for ratio in (20, 40, 80, 160)]
+    lines = panel_named("Against compute", fit, many, []).lines
+    assert all(line.band is None for line in lines)

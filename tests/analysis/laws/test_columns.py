@@ -70,6 +70,12 @@ def test_a_row_without_a_name_is_called_by_its_place(tmp_path):
         columns.check(rows[:3], "flops", ["flops"])
 
 
+def test_a_row_without_a_name_is_called_by_its_first_cells_of_text(tmp_path):
+    cells = {"size": "7B", "note": "a" * 25, "mult": "2xC", "data": "web", "status": "finished", "n_params": 7e9}
+    (row,), _ = columns.read(write(tmp_path / "rows.jsonl", [{**cells, "loss": 2.5}]), None, [], "n_params")
+    assert columns.name_of(row) == "row 1 size=7B mult=2xC N=7e+09"
+
+
 def test_a_pickle_is_not_opened(tmp_path):
     path = tmp_path / "frame.pkl"
     pandas.DataFrame(THEIRS).to_pickle(path)

@@ -112,6 +112,13 @@ def test_the_quantile_of_few_errors_is_the_largest_and_of_many_has_one_more_insi
     assert 0.94 <= np.mean(hits) <= 0.965  # 38 of 40
 
 
+def test_a_missing_column_is_said_once_and_not_for_each_law():
+    rows = [{key: value for key, value in row.items() if key != "loss"} | {"c4_loss": 3.0} for row in world()]
+    with pytest.raises(UserError) as error:
+        compared(rows)
+    assert str(error.value).count("--map loss=c4_loss") == 1
+
+
 def test_only_laws_of_size_and_tokens_can_be_compared():
     assert selection.candidates() == ["over_training", "chinchilla", "coupled", "kaplan_nd"]
     with pytest.raises(ConfigError, match=r"--laws must be laws of the loss in size and tokens .*; got kaplan_n"):
