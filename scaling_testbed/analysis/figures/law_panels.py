@@ -59,7 +59,8 @@ def _predicted_against_actual(output: str, fitted: Records, held_out: Records) -
 
 
 def _loss_against_compute(fit: Fit, fitted: Records, held_out: Records) -> Panel:
-    """The loss against compute, with one colour and curve for each multiplier (tokens per parameter, two digits)."""
+    """The loss against compute, with one colour and curve for each multiplier (tokens per parameter, two digits). The
+    curve of a multiplier with held-out runs goes from the smallest fitted size to the largest of these runs."""
     lines = []
     ratios = sorted({_multiplier(record) for record in (*fitted, *held_out)})
     asked = {_multiplier(record) for record in held_out} or set(ratios)
@@ -72,7 +73,9 @@ def _loss_against_compute(fit: Fit, fitted: Records, held_out: Records) -> Panel
                 x = [6 * record["n_params"] * record["n_tokens"] for record in own]
                 y = [record["actual"] for record in own]
                 lines.append(Line(x=x, y=y, n_params=ratio, label=label, style=index, joined=False, hollow=bool(index)))
-        sizes = [record["n_params"] for record in (*fitted, *held_out) if _multiplier(record) == ratio]
+        beside = [record for record in held_out if _multiplier(record) == ratio]
+        sizes = [record["n_params"] for record in (*(fitted if beside else ()), *beside)]
+        sizes += [record["n_params"] for record in fitted if _multiplier(record) == ratio]
         n = np.geomspace(min(sizes), max(sizes), BAND_POINTS if ratio in banded else CURVE_POINTS)
         y = list(map(float, fit.predict({"n_params": n, "n_tokens": ratio * n})))
         band = _band(fit, [{"n_params": float(one), "n_tokens": ratio * float(one)} for one in n], ratio in banded)
@@ -140,10 +143,7 @@ def _errors(key: str, fitted: Records, held_out: Records) -> Panel:
     for index, (name, records) in enumerate((("fitted", fitted), ("held out", held_out))):
         known = [record for record in records if record["actual"]]
         if known:
-            x = [
-                record["n_tokens"] / record["n_params"] if key == "tokens_per_param" else record[key]
-                for record in known
-            ]
+            x = [_of_input(key, record) for record in known]
             y = [100 * (record["predicted"] / record["actual"] - 1) for record in known]
             lines.append(Line(x=x, y=y, label=name, style=index, joined=False, hollow=bool(index)))
     values = [one for line in lines for one in line.x]
@@ -156,6 +156,10 @@ def _errors(key: str, fitted: Records, held_out: Records) -> Panel:
         title=f"Errors against {SYMBOLS.get(key, word(key))}",
         caption=f"The error of each run against {word(key)}. A trend shows what the law does not describe.",
     )
+
+
+def _of_input(key: str, record: Mapping[str, Any]) -> float:
+    return _digits(record["n_tokens"] / record["n_params"], 3) if key == "tokens_per_param" else record[key]
 
 
 def _band(fit: Fit, inputs: Sequence[Mapping[str, float]], wanted: bool = True) -> Any:

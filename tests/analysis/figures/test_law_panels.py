@@ -104,3 +104,10 @@ def test_the_curves_of_held_out_multipliers_have_the_interval_of_the_law():
     many = [{**RUNS[0], "n_tokens": ratio * 1e7} for ratio in (20, 40, 80, 160)]
     lines = panel_named("Against compute", fit, many, []).lines
     assert all(line.band is None for line in lines)
+
+
+def test_the_curve_of_a_held_out_multiplier_begins_at_the_smallest_fitted_size():
+    held_out = [{**RUNS[0], "n_params": 1e9, "n_tokens": 5e11}]
+    panel = panel_named("Against compute", CHINCHILLA, RUNS, held_out)
+    (curve,) = (line for line in panel.lines if not line.markers and line.n_params == 500)
+    assert [curve.x[0], curve.x[-1]] == pytest.approx([6 * 500 * 1e7**2, 6 * 500 * 1e9**2])
