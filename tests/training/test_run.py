@@ -138,13 +138,14 @@ def test_a_signal_while_a_run_starts_is_a_stop_and_the_next_start_goes_on(
 
 
 def test_a_closed_terminal_and_a_limit_of_time_stop_a_run_and_nohup_holds():
-    """By the signals that the system sends then."""
-    for number in (signal.SIGHUP, signal.SIGXCPU):
-        with Interrupts() as interrupts, pytest.raises(Interrupted, match=number.name):
-            signal.raise_signal(number)
-            interrupts.check()
-    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    """By the signals that the system sends then. The tests themselves may run under nohup."""
+    previous = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     try:
+        for number in (signal.SIGHUP, signal.SIGXCPU):
+            with Interrupts() as interrupts, pytest.raises(Interrupted, match=number.name):
+                signal.raise_signal(number)
+                interrupts.check()
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         with Interrupts() as interrupts:
             signal.raise_signal(signal.SIGHUP)
             interrupts.check()
