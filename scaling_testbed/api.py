@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from scaling_testbed.analysis.curves.lr_sensitivity import Sensitivity
     from scaling_testbed.analysis.laws.downstream import Chain
     from scaling_testbed.analysis.laws.fitted import Fit
+    from scaling_testbed.analysis.laws.selection import Selection
     from scaling_testbed.analysis.laws.study import ChainReport, FitReport, LawsReport, Rows
     from scaling_testbed.analysis.rows.given import Given
     from scaling_testbed.analysis.rows.study import Row
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from scaling_testbed.model.transformer import Transformer
     from scaling_testbed.sweeps.grid import Sweep
     from scaling_testbed.sweeps.plan import PlannedRun
+
+    Kept = FitReport | LawsReport | ChainReport | Fit | Selection | Chain | str | Path  # a law, or where it is kept
 
 Texts = Sequence[str] | str
 
@@ -409,56 +412,51 @@ def compare_laws(
 
 
 def predict(
-    fit: FitReport | ChainReport | Fit | Chain | str | Path,
+    fit: Kept,
     *,
     n_params: float | None = None,
     n_tokens: float | None = None,
     **inputs: float,
 ) -> dict[str, Any]:
-    """Predict one new run by a fitted law, or by two chained laws: the value, its 95 % prediction interval, and how
-    many times the run lies beyond the fitted runs. fit: also the path of a kept law. inputs: further inputs of the law,
-    or tokens_per_param, flops. Raises ConfigError for an input that is missing or not used."""
+    """Predict one new run by a fitted law, by two chained laws, or by laws that were compared: the value, its 95 %
+    prediction interval, and how many times the run lies beyond the fitted runs. fit: also the path of what was kept.
+    inputs: further inputs of the law, or tokens_per_param, flops. Raises ConfigError for an input that is missing or
+    not used."""
     from scaling_testbed.analysis.laws.prediction import predict
 
     given = {"n_params": n_params, "n_tokens": n_tokens, **inputs}
     return predict(kept_law(fit), {key: value for key, value in given.items() if value is not None})
 
 
-def allocate(
-    fit: FitReport | ChainReport | Fit | Chain | str | Path, *, flops: float, inference_tokens: float | None = None
-) -> list[dict[str, Any]]:
+def allocate(fit: Kept, *, flops: float, inference_tokens: float | None = None) -> list[dict[str, Any]]:
     """Find N and D of least loss for a budget C = 6 N D, and smaller models of the same loss with the tokens and the
     compute that they need (Hoffmann et al. 2022, arXiv 2203.15556; Gadre et al. 2024, arXiv 2403.08540). The first
     record is the optimum. inference_tokens: tokens that the model will process after training; the records then have
     the FLOPs of both, and one more has the least. Raises ConfigError for a law that does not distinguish size from
     tokens."""
     from scaling_testbed.analysis.laws.allocation import allocation_records
+    from scaling_testbed.analysis.laws.prediction import loss_law
 
     return allocation_records(loss_law(kept_law(fit)), flops, inference_tokens)
 
 
-def kept_law(fit: FitReport | ChainReport | Fit | Chain | str | Path) -> Fit | Chain:
-    """The law, or the two chained laws, of a fit, a report of a fit, or the path of a kept law. Raises UserError if the
-    file holds no law, or for another type."""
+def kept_law(fit: Kept) -> Fit | Chain | Selection:
+    """The law, the two chained laws, or the compared laws, of what fit, compare_laws or downstream return, of their
+    reports, or of the path of a kept one. Raises UserError if the file holds no law, or for another type."""
     from scaling_testbed.analysis.laws.downstream import Chain
     from scaling_testbed.analysis.laws.fitted import Fit
-    from scaling_testbed.analysis.laws.study import ChainReport, FitReport
+    from scaling_testbed.analysis.laws.selection import Selection
+    from scaling_testbed.analysis.laws.study import ChainReport, FitReport, LawsReport
     from scaling_testbed.errors import UserError
     from scaling_testbed.report import law
 
     if isinstance(fit, (str, Path)):
         return law.read(Path(fit))
     kept = fit.fit if isinstance(fit, FitReport) else fit.chain if isinstance(fit, ChainReport) else fit
-    if not isinstance(kept, (Fit, Chain)):
+    kept = kept.selection if isinstance(kept, LawsReport) else kept
+    if not isinstance(kept, (Fit, Chain, Selection)):
         raise UserError(f"a fit is what st.fit returns, or the path of a kept law; got {type(fit).__name__}")
     return kept
-
-
-def loss_law(kept: Fit | Chain) -> Fit:
-    """The law of the loss: of two chained laws the first."""
-    from scaling_testbed.analysis.laws.downstream import Chain
-
-    return kept.loss if isinstance(kept, Chain) else kept
 
 
 def report(

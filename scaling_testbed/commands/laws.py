@@ -38,7 +38,7 @@ OutLaw = Annotated[
     ),
 ]
 FitFile = Annotated[
-    Path, typer.Argument(metavar="FIT.json", help="written by `analyze fit --out` or `downstream --out`")
+    Path, typer.Argument(metavar="FIT.json", help="written by `analyze fit --out`, `laws --out` or `downstream --out`")
 ]
 Fix = Annotated[Sequence[str], typer.Option("--fix", metavar="PARAM=VALUE", help="a fixed parameter; repeatable")]
 At = Annotated[
@@ -240,11 +240,13 @@ def predict(
 ) -> None:
     """Predict one run with a fitted law.
 
-    Shows a 95 % prediction interval. Two chained laws predict the loss and the downstream error."""
+    Shows a 95 % prediction interval. Two chained laws predict the loss and the downstream error. Laws that `analyze
+    laws` compared predict together, with an interval from their errors."""
     from scaling_testbed import api, tables
     from scaling_testbed.analysis.laws.checks import far
     from scaling_testbed.analysis.laws.downstream import Chain
-    from scaling_testbed.analysis.laws.prediction import predict
+    from scaling_testbed.analysis.laws.prediction import loss_law, predict
+    from scaling_testbed.analysis.laws.selection import Selection
     from scaling_testbed.errors import ConfigError
 
     output.check(out, ENDINGS, [fit])
@@ -258,10 +260,13 @@ def predict(
     if as_json:
         output.print_json(record)
         return
-    parts = (kept.loss, kept.downstream) if isinstance(kept, Chain) else (kept,)
     tables.show([record])
     if "n_params" in record:
-        print(f"N counts {parts[0].size}")
+        print(f"N counts {loss_law(kept).size}")
+    if isinstance(kept, Selection):
+        shares = ", ".join(f"{name} {one.share:.0%}" for name, one in kept.laws.items() if one.share)
+        print(f"the prediction is of {shares}; intervals are {kept.calibrated}")
+    parts = (kept.loss, kept.downstream) if isinstance(kept, Chain) else () if isinstance(kept, Selection) else (kept,)
     for part in parts:
         if not part.draws:
             free = f"{part.n_rows} rows for {len(part.params) - len(part.fixed)} parameters, or --bootstrap 0"
@@ -280,6 +285,8 @@ def allocate(
     the least."""
     from scaling_testbed import api, tables
     from scaling_testbed.analysis.laws.checks import far
+    from scaling_testbed.analysis.laws.prediction import loss_law
+    from scaling_testbed.analysis.laws.selection import Selection
 
     output.check(out, ENDINGS, [fit])
     kept = api.kept_law(fit)
@@ -288,13 +295,15 @@ def allocate(
     if as_json:
         output.print_json(records)
         return
-    size, best = api.loss_law(kept).size, records[0]
+    law, best = loss_law(kept), records[0]
     tables.show([{key: value for key, value in one.items() if key not in ("n_params_low", "n_params_high")}
                  for one in records])  # fmt: skip
     if best["n_params_low"] is not None:
         between = f"{best['n_params_low']:.4g} to {best['n_params_high']:.4g}"
         print(f"the best size is {best['n_params']:.4g}, {between} in 95 % of the resamples")
-    print(f"N counts {size}; C = 6 N D; low and high: 95 % for the loss of one run")
+    if isinstance(kept, Selection):
+        print(f"by {law.law} alone, the law with the largest share")
+    print(f"N counts {law.size}; C = 6 N D; low and high: 95 % for the loss of one run")
     named = [{"extrapolation": one["extrapolation"], "run": f"{one['share_of_optimal_n']:g} of the best size"}
              for one in records if one["n_tokens"]]  # fmt: skip
     show_predictions([], far(named))

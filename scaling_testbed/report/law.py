@@ -1,4 +1,4 @@
-"""Pages about the files that `analyze fit`, `downstream`, `frontier` and `ladder` save with --out."""
+"""Pages about the files that `analyze fit`, `laws`, `downstream`, `frontier` and `ladder` save with --out."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +17,7 @@ from scaling_testbed.analysis.laws.allocation import allocation_records
 from scaling_testbed.analysis.laws.downstream import Chain, chain_from_record
 from scaling_testbed.analysis.laws.fitted import Fit, from_record
 from scaling_testbed.analysis.laws.forms import LAWS
+from scaling_testbed.analysis.laws.selection import Selection, selection_from_record
 from scaling_testbed.analysis.rows.study import check_version
 from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.files import read_json
@@ -34,11 +35,17 @@ Sections = list[page.Section]
 Maker = Callable[[Record, str], tuple[str, list[str], Sections]]
 
 
-def read(path: Path) -> Fit | Chain:
-    """A saved law or two chained laws. Raises UserError if the file holds neither."""
+READERS: Mapping[str | None, Callable[[Record], Fit | Chain | Selection]] = {
+    "downstream": chain_from_record,
+    "laws": selection_from_record,
+}
+
+
+def read(path: Path) -> Fit | Chain | Selection:
+    """A saved law, two chained laws, or compared laws. Raises UserError if the file holds none of them."""
     record = _record(path)
     try:
-        return chain_from_record(record) if _kind(record) == "downstream" else from_record(record)
+        return READERS.get(_kind(record), from_record)(record)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -117,6 +124,8 @@ def _kind(record: Mapping[str, Any]) -> str | None:
     """The command that saved the record; None if no command did."""
     if isinstance(record.get("loss"), dict) and isinstance(record.get("downstream"), dict):
         return "downstream"
+    if isinstance(record.get("laws"), list) and isinstance(record.get("fits"), dict):
+        return "laws"
     if "law" not in record or "params" not in record:
         return None
     return "frontier" if "optima_by_budget" in record else "ladder" if "frontier" in record else "fit"
@@ -132,6 +141,17 @@ def _fit(record: Record, names: str) -> tuple[str, list[str], Sections]:
         ("Held-out runs", page.table(held_out)),
         ("Smaller models of the same loss", _allocation(fit, fitted)),
         ("Fitted runs", page.table(fitted)),
+    ]  # fmt: skip
+
+
+def _laws(record: Record, names: str) -> tuple[str, list[str], Sections]:
+    found = selection_from_record(record)
+    kept = [f"{one.fit.law}: {LAWS[one.fit.law].formula}" for one in found.laws.values() if one.share]
+    return "Laws that were compared", kept, [
+        ("Warnings", page.paragraphs(record["warnings"])),
+        ("Laws", page.table(found.records()) + page.paragraphs([found.reason, f"Intervals are {found.calibrated}."])),
+        ("Held-out runs", page.table(record["predictions"])),
+        *((f"Parameters of {name}", _parameters(one.fit)) for name, one in found.laws.items() if one.share),
     ]  # fmt: skip
 
 
@@ -171,7 +191,13 @@ def _ladder(record: Record, names: str) -> tuple[str, list[str], Sections]:
     ]  # fmt: skip
 
 
-MAKERS: Mapping[str | None, Maker] = {"fit": _fit, "downstream": _downstream, "frontier": _frontier, "ladder": _ladder}
+MAKERS: Mapping[str | None, Maker] = {
+    "fit": _fit,
+    "laws": _laws,
+    "downstream": _downstream,
+    "frontier": _frontier,
+    "ladder": _ladder,
+}
 
 
 def _formula(fit: Fit) -> list[str]:

@@ -21,7 +21,8 @@ class Fit:
     determine; None if there are too few rows. objective: its name and value. starts: how many were tried and how many
     reached the best optimum. optima: other optima of nearly equal quality. smallest, largest: the range of each input
     over the fitted rows, and of the quantities that with_ratios adds. residuals: those of the fitted rows. draws: the
-    parameters of each bootstrap resample. size: the convention that counts N.
+    parameters of each bootstrap resample. size: the convention that counts N. fitted_inputs: the inputs of the fitted
+    rows.
     """
 
     law: str
@@ -38,6 +39,7 @@ class Fit:
     residuals: list[float] = field(default_factory=list)
     draws: list[dict[str, float]] = field(default_factory=list)
     size: str = "n_params"
+    fitted_inputs: dict[str, list[float]] = field(default_factory=dict)
 
     def summary(self) -> str:
         """One line about the optimum: its objective, how many starts reached it, what N counts."""
@@ -141,6 +143,9 @@ SHAPES: dict[str, Callable[[Any], bool]] = {
     "residuals": lambda value: isinstance(value, list) and _numbers(value),
     "draws": lambda value: _entries(value, lambda one: isinstance(one, Mapping) and _numbers(one)),
     "size": lambda value: isinstance(value, str),
+    "fitted_inputs": lambda value: (
+        isinstance(value, Mapping) and all(isinstance(one, list) and _numbers(one) for one in value.values())
+    ),
 }
 
 
@@ -163,6 +168,9 @@ def from_record(record: Mapping[str, Any]) -> Fit:
     if record.get("draws") and not record.get("residuals"):
         raise ValueError("residuals is damaged")
     inputs = {name: 1.0 for name in LAWS[record["law"]].inputs}
+    rows = record.get("fitted_inputs") or _inputs_of(record.get("fitted"), list(inputs))
+    if rows and (set(rows) != set(inputs) or {len(one) for one in rows.values()} != {record["n_rows"]}):
+        raise ValueError(f"fitted_inputs must have {', '.join(inputs)} of {record['n_rows']} rows")
     if any(set(record.get(key, ())) - set(with_ratios(inputs)) for key in ("largest", "smallest")):
         raise ValueError(f"largest and smallest are of {', '.join(inputs)}")
     if any(sorted(draw) != sorted(known) for draw in record.get("draws", [])):
@@ -170,9 +178,17 @@ def from_record(record: Mapping[str, Any]) -> Fit:
     found = {one.name: record[one.name] for one in fields(Fit) if one.name in record}
     for name in ("params", "fixed", "largest", "smallest"):  # NumPy has no integers over 64 bits
         found |= {name: {key: float(value) for key, value in record[name].items()}} if name in record else {}
+    found |= {"fitted_inputs": {key: [float(one) for one in values] for key, values in rows.items()}}
     for name in ("residuals", "draws"):
         found |= {name: [_floats(one) for one in record[name]]} if name in record else {}
     return Fit(**found)
+
+
+def _inputs_of(runs: Any, names: list[str]) -> dict[str, list[float]]:
+    """The inputs in the saved rows of the fitted runs: files before version 0.2 have them only there."""
+    if not runs or not all(isinstance(run, Mapping) and set(names) <= set(run) for run in runs):
+        return {}
+    return {name: [run[name] for run in runs] for name in names}
 
 
 def _floats(value: Any) -> Any:

@@ -179,6 +179,7 @@ def fit(
         residuals=[float(one) for one in problem.residuals(theta)],
         draws=[_named(problem, one) for one in draws],
         size=size,
+        fitted_inputs={key: values.tolist() for key, values in problem.inputs.items()},
     )
 
 

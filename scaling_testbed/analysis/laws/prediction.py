@@ -14,16 +14,24 @@ from scaling_testbed.errors import ConfigError
 Record = dict[str, Any]
 
 
-def predict(kept: Fit | Chain, row: Row) -> Record:
+def predict(kept: Fit | Chain | Selection, row: Row) -> Record:
     """Predict one new run, as a flat row.
 
-    The row holds the inputs, the prediction of the law or of the two chained laws, the 95 % prediction interval and the
-    distance from the fitted rows. row: the law's inputs, or the numbers that determine them (tokens_per_param, flops).
-    Raises ConfigError as `inputs_of` does.
+    The row holds the inputs, the prediction of the law, of the two chained laws or of the compared laws, the 95 %
+    prediction interval and the distance from the fitted rows. row: the law's inputs, or the numbers that determine them
+    (tokens_per_param, flops). Raises ConfigError as `inputs_of` does.
     """
-    law = LAWS[(kept.loss if isinstance(kept, Chain) else kept).law]
-    inputs = inputs_of(law, row)
+    inputs = inputs_of(LAWS[loss_law(kept).law], row)
+    if isinstance(kept, Selection):
+        return kept.predict(inputs)
     return kept.record(inputs) if isinstance(kept, Chain) else of_new(kept, inputs)
+
+
+def loss_law(kept: Fit | Chain | Selection) -> Fit:
+    """The law of the loss: of two chained laws the first, of compared laws the one with the largest share."""
+    if isinstance(kept, Selection):
+        return kept.laws[kept.best].fit
+    return kept.loss if isinstance(kept, Chain) else kept
 
 
 def inputs_of(law: Law, row: Row) -> dict[str, float]:
@@ -69,8 +77,7 @@ def beside_held_out(found: Fit, row: Row) -> Record:
 
 def beside_selected(found: Selection, row: Row) -> Record:
     """A held-out run beside the prediction of several laws, and whether it lies inside the interval."""
-    best = found.laws[found.best].fit
-    inputs, actual = _measured(best, row)
+    inputs, actual = _measured(loss_law(found), row)
     made = found.predict(inputs)
     predicted = made.pop("predicted_loss")
     return {"run": _run(row), **made, **_error(actual, predicted), "inside": _inside(made, actual)}

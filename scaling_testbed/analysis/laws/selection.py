@@ -8,12 +8,12 @@ errors of these predictions choose the laws and set the width of the intervals.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from scaling_testbed.analysis.laws.fitted import LEVEL, Fit, with_ratios
+from scaling_testbed.analysis.laws.fitted import LEVEL, Fit, from_record, with_ratios
 from scaling_testbed.analysis.laws.fitting import Problem, refitted
 from scaling_testbed.analysis.laws.forms import LAWS
 from scaling_testbed.errors import UserError
@@ -54,7 +54,8 @@ class Selection:
     """Laws that were compared on one table.
 
     reason: why these laws are kept. errors: ln(predicted/observed) of the kept laws' average, of all dearer runs at all
-    origins. reach: the factors in compute by which they lay beyond the runs that were fitted.
+    origins. reach: the factors in compute by which they lay beyond the runs that were fitted. Where a law has no finite
+    error, there are no errors.
     """
 
     laws: dict[str, Compared]
@@ -117,6 +118,39 @@ class Selection:
             }
             for name, one in ordered
         ]
+
+    def record(self) -> dict[str, Any]:
+        """What `selection_from_record` needs, and the laws side by side."""
+        return {
+            "laws": self.records(),
+            "reason": self.reason,
+            "calibrated": self.calibrated,
+            "errors_of_dearer_runs": self.errors.tolist(),
+            "reach_of_errors": self.reach.tolist(),
+            "fits": {name: asdict(one.fit) for name, one in self.laws.items()},
+        }
+
+
+def selection_from_record(record: Mapping[str, Any]) -> Selection:
+    """A comparison from the output of `Selection.record`. Raises as `fitted.from_record` does."""
+    errors, reach = (np.array(record[key], float) for key in ("errors_of_dearer_runs", "reach_of_errors"))
+    if errors.ndim != 1 or (len(errors) and errors.shape != reach.shape) or not np.isfinite([*errors, *reach]).all():
+        raise ValueError("errors_of_dearer_runs and reach_of_errors are damaged")
+    laws = {
+        one["law"]: Compared(
+            from_record(record["fits"][one["law"]]),
+            one["above_least_aicc"],
+            one["error_of_left_out_sizes"],
+            one["error_of_dearer_runs"],
+            float(one["share"]),
+        )
+        for one in record["laws"]
+    }
+    if any(name not in candidates() or one.fit.law != name for name, one in laws.items()):
+        raise ValueError(f"a comparison is of {', '.join(candidates())}")
+    if not math.isclose(sum(one.share for one in laws.values()), 1) or min(one.share for one in laws.values()) < 0:
+        raise ValueError("the shares are damaged")
+    return Selection(laws, record["reason"], errors, reach)
 
 
 def quantile(sizes: np.ndarray, level: float = LEVEL) -> float:

@@ -91,13 +91,8 @@ class LawsReport:
 
     def record(self) -> Record:
         """The content of a saved file."""
-        found = self.selection
         return {
-            "laws": found.records(),
-            "reason": found.reason,
-            "calibrated": found.calibrated,
-            "errors_of_dearer_runs": found.errors.tolist(),
-            "fits": {name: asdict(one.fit) | {"draws": []} for name, one in found.laws.items()},
+            **self.selection.record(),
             "predictions": self.predictions,
             "warnings": self.warnings,
             "rows": self.origin,

@@ -140,11 +140,42 @@ def test_the_command_prints_and_keeps_the_comparison(tmp_path, capsys):
     kept = json.loads((tmp_path / "laws.json").read_text())
     assert {one["law"] for one in kept["laws"]} == set(kept["fits"]) == set(names)
     assert kept["asked"]["n_params"] == 2e9 and len(kept["predictions"]) == 3
+    at = ["predict", str(tmp_path / "laws.json"), "--n-params", "2B"]
+    assert main([*at, "--at", "tokens_per_param=100", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == pytest.approx(kept["asked"], rel=1e-12)
+    assert main([*at, "--n-tokens", "200B"]) == 0
+    printed = capsys.readouterr().out
+    assert "the prediction is of " in printed and kept["calibrated"] in printed
+    assert main(["allocate", str(tmp_path / "laws.json"), "--flops", "1e21"]) == 0
+    assert "alone, the law with the largest share" in capsys.readouterr().out
+    assert main(["report", str(tmp_path / "laws.json"), "--out", str(tmp_path / "laws.html")]) == 0
+    assert "error_of_dearer_runs" in (tmp_path / "laws.html").read_text()
+    capsys.readouterr()
     assert main(typed) == 2
     assert "a prediction needs --n-params and --n-tokens" in capsys.readouterr().err
     assert main(["fit", str(path), "--starts", "8", "--bootstrap", "20", "--hold-out", "N>9e8"]) == 0
     printed = capsys.readouterr().out
     assert "error_of_dearer_runs" in printed and "take the law for true" in printed
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"laws": [{"law": "chinchilla", "share": 0.5}]}, "above_least_aicc"),
+        ({"reach_of_errors": [1.0]}, "errors_of_dearer_runs and reach_of_errors are damaged"),
+        ({"fits": {}}, "chinchilla"),
+    ],
+)
+def test_a_damaged_comparison_is_refused_and_the_file_is_named(change, said, comparison, tmp_path):
+    path = tmp_path / "laws.json"
+    path.write_text(json.dumps(comparison.record() | change))
+    with pytest.raises(UserError, match=f"{path}.*{said}"):
+        st.predict(path, n_params=1e9, n_tokens=1e10)
+
+
+@pytest.fixture(scope="module")
+def comparison():
+    return compared(world(sizes=5, ratios=(10, 40, 160)), "chinchilla,kaplan_nd")
 
 
 def test_the_function_is_that_of_the_command():
