@@ -54,9 +54,6 @@ NParams = Annotated[
 Laws = Annotated[
     str | None, typer.Option("--laws", metavar="A,B,C", help="laws to compare (default: all of size and tokens)")
 ]
-OutSelection = Annotated[
-    Sequence[Path], out("save the comparison: all of it (.json), or its table (.csv, .jsonl, .parquet)")
-]
 NTokens = Annotated[
     float | None, typer.Option("--n-tokens", metavar="D", parser=number, help="number of training tokens: 2e12, 2T")
 ]
@@ -152,36 +149,40 @@ def laws(
     source: Source = None,
     map_: Map = (),
     as_json: Json = False,
-    out: OutSelection = (),
+    out: OutLaw = (),
 ) -> None:
     """Compare laws of size and tokens by how well they predict.
 
     Fits each law to all runs, to runs without one size, and to the cheaper runs, and shows its errors on the runs left
     out. Predicts held-out runs, and the run of --n-params and --n-tokens, with intervals from these errors."""
     from scaling_testbed import tables
-    from scaling_testbed.analysis.laws.study import Fitting, compare_rows, law_rows, laws_named
-    from scaling_testbed.errors import ConfigError
+    from scaling_testbed.analysis.figures.law_panels import laws_panels
+    from scaling_testbed.analysis.laws.study import Fitting, compare_rows, laws_named
+    from scaling_testbed.errors import ConfigError, UserError
 
-    output.check(out, ENDINGS, [rows])
     if (n_params is None) != (n_tokens is None):
         raise ConfigError("a prediction needs --n-params and --n-tokens")
     if n_params is not None and not (0 < n_params < math.inf and 0 < (n_tokens or 0) < math.inf):
         raise ConfigError("--n-params and --n-tokens must be greater than zero")
     chosen = laws_named(laws)
-    given = law_rows(rows, source=source, mapping=map_, size=size)
+    given = law_rows(rows, source, map_, size, out)
     fitting = Fitting(objective=objective, delta=delta, starts=starts, bootstrap=bootstrap, seed=seed, size=size)
     found = compare_rows(given, chosen, where=where, hold_out=hold_out, fitting=fitting)
     asked = [] if n_params is None else [found.selection.predict({"n_params": n_params, "n_tokens": n_tokens or 0.0})]
     record = found.record() | ({"asked": asked[0]} if asked else {})
-    written = output.write(out, found.selection.records(), document=record)
-    if as_json:
-        output.print_json(record)
-        return
-    show_selection(found.selection)
-    show_predictions(found.predictions, found.warnings)
-    if asked:
-        tables.show(asked)
-    output.say_written(written)
+
+    def show() -> None:
+        show_selection(found.selection)
+        show_predictions(found.predictions, found.warnings)
+        if asked:
+            tables.show(asked)
+
+    def draw():
+        if panels := laws_panels(found.selection, found.predictions):
+            return panels
+        raise UserError("there is no figure: no run is held out, and there are too few to predict dearer ones")
+
+    answer(record, found.selection.records(), out, as_json, show, draw)
 
 
 def downstream(

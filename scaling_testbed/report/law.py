@@ -12,6 +12,7 @@ from scaling_testbed.analysis.figures.law_panels import (
     fit_panels,
     frontier_panels,
     ladder_panels,
+    laws_panels,
 )
 from scaling_testbed.analysis.laws.allocation import allocation_records
 from scaling_testbed.analysis.laws.downstream import Chain, chain_from_record
@@ -150,6 +151,7 @@ def _laws(record: Record, names: str) -> tuple[str, list[str], Sections]:
     return "Laws that were compared", kept, [
         ("Warnings", page.paragraphs(record["warnings"])),
         ("Laws", page.table(found.records()) + page.paragraphs([found.reason, f"Intervals are {found.calibrated}."])),
+        ("Figures", page.figures(laws_panels(found, record["predictions"]), names)),
         ("Held-out runs", page.table(record["predictions"])),
         *((f"Parameters of {name}", _parameters(one.fit)) for name, one in found.laws.items() if one.share),
     ]  # fmt: skip

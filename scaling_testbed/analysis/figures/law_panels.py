@@ -9,8 +9,9 @@ import numpy as np
 from scaling_testbed.analysis.figures.panel import Line, Panel, compact
 from scaling_testbed.analysis.figures.words import word
 from scaling_testbed.analysis.laws.allocation import allocate
-from scaling_testbed.analysis.laws.fitted import Fit
+from scaling_testbed.analysis.laws.fitted import LEVEL, Fit
 from scaling_testbed.analysis.laws.forms import LAWS
+from scaling_testbed.analysis.laws.selection import Selection, quantile
 from scaling_testbed.errors import ConfigError
 
 Records = Sequence[Mapping[str, Any]]
@@ -19,6 +20,7 @@ BAND_POINTS = 20  # of a curve with an interval, which costs a quantile for each
 MOST_BANDS = 3  # in one pair of axes
 CONTOURS = 7
 WIDE = 30.0  # an input whose largest value is so many times its smallest has a logarithmic axis
+ERROR = "predicted / actual - 1, %"
 SYMBOLS = {"n_params": "N", "n_tokens": "D", "tokens_per_param": "D/N"}
 
 
@@ -150,7 +152,7 @@ def _errors(key: str, fitted: Records, held_out: Records) -> Panel:
     return Panel(
         lines=lines,
         x_label=word(key),
-        y_label="predicted / actual - 1, %",
+        y_label=ERROR,
         x_log=not values or max(values) / min(values) > WIDE or key in SYMBOLS,
         levels=[(0.0, "")],
         title=f"Errors against {SYMBOLS.get(key, word(key))}",
@@ -207,6 +209,30 @@ def downstream_panels(error: Fit, fitted: Records, held_out: Records) -> list[Pa
     output, key = LAWS[error.law].output, LAWS[error.law].inputs[0]
     panels = [_output_against_input(error, key, fitted, [])]
     return [*panels, _predicted_against_actual(output, [], held_out)] if held_out else panels
+
+
+def laws_panels(compared: Selection, held_out: Records) -> list[Panel]:
+    """The errors of compared laws on dearer runs against the distance of these, and the held-out runs if there are
+    some. Empty if there are neither."""
+    panels = [_predicted_against_actual("loss", [], held_out)] if held_out else []
+    if not len(compared.errors):
+        return panels
+    most = 100 * math.expm1(quantile(np.abs(compared.errors)))
+    ends = [(most, f"{LEVEL:.0%} of the errors"), (0.0, ""), (-most, "")]
+    points = Line(x=list(compared.reach), y=list(100 * np.expm1(compared.errors)), label="dearer runs", joined=False)
+    return [
+        Panel(
+            lines=[points],
+            x_log=False,
+            x_label="compute of the run / largest fitted",
+            y_label=ERROR,
+            levels=ends,
+            title="Errors of dearer runs",
+            caption="The kept laws were fitted to the cheaper runs only, several times, and predicted dearer ones. The "
+            "outer lines hold 95 % of these errors: half the width of an interval, at this distance.",
+        ),
+        *panels,
+    ]
 
 
 def frontier_panels(runs: Records, optima: Records, fit: Fit, method: str) -> list[Panel]:

@@ -8,6 +8,7 @@ import pytest
 from scaling_testbed.analysis.figures import law_panels
 from scaling_testbed.analysis.laws import frontier
 from scaling_testbed.analysis.laws.fitted import Fit
+from scaling_testbed.analysis.laws.selection import Compared, Selection
 
 
 def fitted(law, params):
@@ -111,3 +112,12 @@ def test_the_curve_of_a_held_out_multiplier_begins_at_the_smallest_fitted_size()
     panel = panel_named("Against compute", CHINCHILLA, RUNS, held_out)
     (curve,) = (line for line in panel.lines if not line.markers and line.n_params == 500)
     assert [curve.x[0], curve.x[-1]] == pytest.approx([6 * 500 * 1e7**2, 6 * 500 * 1e9**2])
+
+
+def test_the_errors_of_compared_laws_stand_at_their_distance_between_the_ends_of_an_interval():
+    laws = {"chinchilla": Compared(CHINCHILLA, None, None, 0.01, 1.0)}
+    found = Selection(laws, "", np.log([1.01, 0.98, 1.0]), np.array([1.5, 3.0, 5.0]))
+    (panel,) = law_panels.laws_panels(found, [])
+    assert list(panel.lines[0].x) == [1.5, 3.0, 5.0] and list(panel.lines[0].y) == pytest.approx([1, -2, 0])
+    assert [y for y, _ in panel.levels] == pytest.approx([100 / 49, 0, -100 / 49])
+    assert law_panels.laws_panels(Selection(laws, "", np.zeros(0), np.zeros(0)), []) == []

@@ -149,7 +149,11 @@ def test_the_command_prints_and_keeps_the_comparison(tmp_path, capsys):
     assert main(["allocate", str(tmp_path / "laws.json"), "--flops", "1e21"]) == 0
     assert "alone, the law with the largest share" in capsys.readouterr().out
     assert main(["report", str(tmp_path / "laws.json"), "--out", str(tmp_path / "laws.html")]) == 0
-    assert "error_of_dearer_runs" in (tmp_path / "laws.html").read_text()
+    page = (tmp_path / "laws.html").read_text()
+    assert "error_of_dearer_runs" in page and "Errors of dearer runs" in page and "<svg" in page
+    few = ["laws", str(path), "--where", "tokens_per_param<20", "--laws", "kaplan_nd", "--bootstrap", "0", "--starts", "2"]
+    assert main([*few, "--out", str(tmp_path / "few.png")]) == 1
+    assert "there is no figure: no run is held out" in capsys.readouterr().err
     capsys.readouterr()
     assert main(typed) == 2
     assert "a prediction needs --n-params and --n-tokens" in capsys.readouterr().err
