@@ -17,6 +17,9 @@ KERNEL_DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 if KERNEL_DEVICE == "cpu":
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+# A file waits 10 ms for the disk and a run 0.3 s. It matters where the power fails, which no test provokes. The calls
+# themselves are still seen by the tests that count them or let them fail.
+os.fsync = lambda opened: None
 REAL_PYTHON = sys.executable
 LONG_FIRST = ("kernels/test_compiled", "training/test_distributed", "training/test_run", "sweeps/test_local")
 LONG_FIRST += ("training/test_known_answers", "test_identity", "sweeps/test_plan", "plugins/test_strangers")
