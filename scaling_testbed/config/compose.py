@@ -261,8 +261,9 @@ def to_run_config(composed: DictConfig, overrides: Sequence[str]) -> RunConfig:
 
 
 def _frozen(composed: DictConfig, overrides: Sequence[str]) -> RunConfig:
-    _check_no_resolver(_plain(composed))
-    if unset := next(_missing("", _plain(composed)), None):
+    written = _plain(composed)
+    _check_no_resolver(written)
+    if unset := next(_missing("", written), None):
         typed = "".join(f"{word}: " for word in overrides if key_of(word) == unset and "???" in word)
         raise ConfigError(f"{typed}{unset} has no value; type {unset}=VALUE")
     OmegaConf.resolve(composed)
@@ -271,7 +272,8 @@ def _frozen(composed: DictConfig, overrides: Sequence[str]) -> RunConfig:
     fields = [field.name for field in dataclasses.fields(RunConfig)]
     if unknown := [str(key) for key in composed if key not in fields]:
         raise ConfigError(_unknown_key(unknown[0]))
-    absent = {key for key, value in _plain(composed).items() if key in GROUPS and value is None}
+    resolved = _plain(composed)
+    absent = {key for key, value in resolved.items() if key in GROUPS and value is None}
     if missing := [key for key in fields if key not in composed or key in absent]:
         raise ConfigError(f"a run needs {missing[0]}: leave out ~{missing[0]}, or type another value for it")
     for key, named in zip(OUTSIDE, outside_of(overrides)[:2], strict=True):
@@ -279,7 +281,7 @@ def _frozen(composed: DictConfig, overrides: Sequence[str]) -> RunConfig:
             raise ConfigError(f"{key} is set in a config file; type {key}=[...], or set it in a sweep file")
     if composed["overrides"]:
         raise ConfigError("overrides is the record of what was typed; it cannot be set")
-    for key, value in _plain(composed).items():
+    for key, value in resolved.items():
         _check_value(key, value)
     values = {}
     for key in map(str, composed):
