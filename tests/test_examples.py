@@ -37,8 +37,17 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
     assert namespace["logits"].shape[:2] == (1, 4)
 
 
-def test_the_script_trains_its_grid_and_fits_a_law(tmp_path, python):
-    command = [python, str(EXAMPLES / "nano_grid.py"), str(tmp_path / "grid")]
+@pytest.mark.parametrize("shorter", [5, pytest.param(1, marks=pytest.mark.slow)])
+def test_the_script_trains_its_grid_and_fits_a_law(tmp_path, python, shorter):
+    """Its budgets are 25 to 200 steps. In the quick test they are a fifth of that."""
+    text = (EXAMPLES / "nano_grid.py").read_text()
+    for steps in ("50", "25,50,100,200"):
+        assert f'"budget.steps={steps}"' in text
+        fewer = ",".join(str(int(number) // shorter) for number in steps.split(","))
+        text = text.replace(f'"budget.steps={steps}"', f'"budget.steps={fewer}"')
+    script = tmp_path / "nano_grid.py"
+    script.write_text(text)
+    command = [python, str(script), str(tmp_path / "grid")]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert said.startswith("6 runs") and said.count("S = ") == 2 and said.count("by the law") == 4
     assert len(list(tmp_path.glob("grid/nano_grid/*/result.json"))) == 9  # one run is in both
