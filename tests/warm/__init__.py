@@ -5,7 +5,7 @@
 1. `client.py` runs as a small process of its own. It sends its arguments, folder, environment and open files to the
    warm parent, passes signals on to the fork, and ends as the fork ends. Where a fork could differ from a new
    interpreter, the client becomes the real interpreter instead (`must_be_real`).
-2. `parent.py` is the warm parent. It imports modules and nothing else, so that it has one thread. It forks a child for
+2. `parent.py` is the warm parent. It imports modules and gets ready to compose. It has one thread. It forks a child for
    each request. The child runs the module, the code or the script as a new interpreter does.
 
 A fork sees modules that are loaded already, and ends without taking its modules apart. A test of what a command

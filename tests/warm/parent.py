@@ -1,4 +1,5 @@
-"""The warm parent: `parent.py SOCKET EXECUTABLE` imports, then forks a child for each request, until its stdin ends."""
+"""The warm parent: `parent.py SOCKET EXECUTABLE` imports, gets ready to compose, and then forks a child for each
+request, until its stdin ends."""
 
 import atexit
 import fcntl
@@ -171,6 +172,7 @@ if __name__ == "__main__":
     sys.path[0] = own
     for name in MODULES:
         importlib.import_module(name)
+    sys.modules["scaling_testbed.config.compose"].get_ready()
     os.fsync = lambda opened: None  # as tests/conftest.py says
     assert os.listdir("/proc/self/task") == [str(os.getpid())], "an import has started a thread: forks are not safe"
     gc.freeze()
