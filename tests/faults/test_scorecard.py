@@ -52,9 +52,10 @@ def test_open():
 @pytest.mark.parametrize("processes", ["0", "1"])
 def test_the_table_has_a_line_for_each_fault(python, tmp_path, processes):
     (tmp_path / "test_cases.py").write_text(CASES)
-    options = ["-q", "-p", "tests.faults.scorecard", "-p", "no:cacheprovider", "-n", processes, f"--rootdir={tmp_path}"]
+    plugins = ["-p", "xdist", "-p", "tests.faults.scorecard", "-p", "no:cacheprovider"]
+    options = ["-q", *plugins, "-n", processes, f"--rootdir={tmp_path}"]
     command = [python, "-m", "pytest", *options, "-c", "/dev/null", str(tmp_path)]
-    environment = os.environ | {"PYTHONPATH": str(TESTS.parent)}
+    environment = os.environ | {"PYTHONPATH": str(TESTS.parent), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert done.returncode == 1, done.stdout + done.stderr
     for line in (
