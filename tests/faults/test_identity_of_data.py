@@ -22,11 +22,15 @@ def text(folder: Path, word: str) -> Path:
 
 
 @pytest.fixture
-def command(python, tmp_path):
+def places(tmp_path):
+    return [f"runs_dir={tmp_path / 'runs'}", f"data_dir={tmp_path / 'data'}"]
+
+
+@pytest.fixture
+def command(python, tmp_path, places):
     """Returns a function from words to the command line of training, and the folder that it is typed in."""
 
     def words(*words, cwd="."):
-        places = [f"runs_dir={tmp_path / 'runs'}", f"data_dir={tmp_path / 'data'}"]
         line = [python, "-m", "scaling_testbed.train", *SMALL, *places, *words]
         return {"args": line, "cwd": tmp_path / cwd, "text": True}
 
@@ -34,15 +38,9 @@ def command(python, tmp_path):
 
 
 @pytest.fixture
-def train(command):
-    """Returns a function that trains in a process of its own and returns (exit status, stdout, stderr)."""
-
-    def run(*words, **where):
-        done = subprocess.run(**command(*words, **where), capture_output=True, timeout=60)
-        assert "Traceback" not in done.stderr
-        return done.returncode, done.stdout, done.stderr
-
-    return run
+def train(typed, places):
+    """Returns a function that trains and returns (exit status, stdout, stderr)."""
+    return lambda *words, **where: typed("train", *SMALL, *places, *words, **where)
 
 
 def row_in(tmp_path) -> dict:

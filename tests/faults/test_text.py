@@ -11,21 +11,13 @@ JAPANESE = "これは日本語の文章です。速い茶色の狐が怠け者�
 
 
 @pytest.fixture
-def prepare(python, tmp_path):
-    """Runs the door in a folder; returns what it printed, and the manifest if it succeeded."""
+def prepare(typed, tmp_path):
+    """Runs the door in a folder; returns how it ended and what it printed, and the manifest if it succeeded."""
 
     def run(*words):
-        command = [
-            python,
-            "-m",
-            "scaling_testbed.prepare",
-            "data=text_files",
-            "tokenizer=bytes",
-            "data_dir=out",
-            *words,
-        ]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-        assert "Traceback" not in done.stderr
+        done = subprocess.CompletedProcess(
+            words, *typed("prepare", "data=text_files", "tokenizer=bytes", "data_dir=out", *words)
+        )
         if done.returncode:
             return done, None
         (line,) = [line for line in done.stdout.splitlines() if line.startswith("folder ")]
@@ -119,10 +111,10 @@ def test_a_folder_says_what_it_leaves_out(prepare, tmp_path, record_property):
 
 
 @pytest.mark.fault("A7", "An empty data.files, as an unset variable leaves it, is refused.")
-@pytest.mark.parametrize("typed", ["", "[null]", "['']", "[]", "' '"])
-def test_an_empty_place_is_refused(typed, prepare, tmp_path, record_property):
+@pytest.mark.parametrize("value", ["", "[null]", "['']", "[]", "' '"])
+def test_an_empty_place_is_refused(value, prepare, tmp_path, record_property):
     (tmp_path / "diary.txt").write_text(lines(900, "private note"))
-    done, _ = prepare(f"data.files={typed}")
+    done, _ = prepare(f"data.files={value}")
     (said,) = done.stderr.strip().splitlines()
     assert done.returncode == 2 and "files must" in said and not (tmp_path / "out").exists()
     record_property("seen", said)
