@@ -70,7 +70,9 @@ class RunConfig:
     runs_dir: str = key("runs", "The folder of all runs.", identity=EXECUTION_ONLY)
     data_dir: str = key("data", "The folder of prepared corpora.", identity=EXECUTION_ONLY)
     data_workers: int | None = key(
-        None, "Processes that tokenise a corpus. null: one for each usable core, at most 16.", identity=EXECUTION_ONLY
+        None,
+        "Processes that tokenise a corpus. null: one for each usable core and mebibyte of text, at most 16.",
+        identity=EXECUTION_ONLY,
     )
     model: ModelConfig = key(REQUIRED, "The architecture.")
     parametrization: ParametrizationConfig = key(REQUIRED, "How initialisation and learning rates depend on width.")

@@ -62,9 +62,9 @@ def prepare(
     """Prepare the tokens of `source` with `tokenizer` in a folder below `data_dir`, and return the folder.
 
     Returns at once if the folder is complete, and continues the work of an interrupted call. A second process that
-    prepares the same data waits for the first. `workers` defaults to the number of usable cores, at most 16.
-    `tokenizer` may be None for synthetic sources and token files. tell: say what was left out. Raises UserError or
-    ConfigError that names the file or key.
+    prepares the same data waits for the first. `workers` defaults to one for each usable core and mebibyte of text, at
+    most 16. `tokenizer` may be None for synthetic sources and token files. tell: say what was left out. Raises
+    UserError or ConfigError that names the file or key.
     """
     if found := find_prepared(source, tokenizer, Path(data_dir)):
         return found

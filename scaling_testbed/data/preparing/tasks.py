@@ -40,6 +40,7 @@ from scaling_testbed.progress import ByteProgress
 
 BATCH_DOCUMENTS, BATCH_BYTES = 1024, 4 << 20
 MAX_WORKERS = 16
+BYTES_A_WORKER = 1 << 20  # to start a process takes about as long as to tokenise them
 RECORD_VERSION = 3  # of what a task writes
 FEW_LINES = 8  # a smaller sample says nothing
 LINE_BYTES, ONE_LINE_IN = 24, 8  # lines of at least so many bytes are sampled, chosen by a checksum
@@ -155,7 +156,8 @@ def run_tasks(
     done = {task.index: record for task in tasks if (record := _finished(work, task.index))}
     progress.start(sum(task.weight for task in tasks), sum(task.weight for task in tasks if task.index in done))
     todo = [task for task in tasks if task.index not in done]
-    workers = min(workers or min(usable_cores(), MAX_WORKERS), len(todo))
+    enough = max(1, sum(task.weight for task in todo) // BYTES_A_WORKER)
+    workers = min(workers or min(usable_cores(), MAX_WORKERS, enough), len(todo))
     if source.limited or workers <= 1:
         return _run_in_order(source, rule, tasks, done, work, description, progress)
     for record in _run_in_pool(source, rule, todo, work, description, workers, progress):

@@ -88,12 +88,25 @@ def corpus(jsonl, documents):
     return jsonl("corpus.jsonl", documents(400))
 
 
-@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize("workers", [1, 3])
 def test_the_number_of_workers_changes_no_byte(workers, prepared, corpus):
     one = prepared(corpus, chunk_bytes=4096, workers=1, data_dir="one")
     many = prepared(corpus, chunk_bytes=4096, workers=workers, data_dir="many")
     assert len(content(one.folder)) > 10
     assert content(one.folder) == content(many.folder)
+
+
+def test_a_process_is_started_for_each_usable_core_and_mebibyte_of_text(prepared, corpus, monkeypatch):
+    started = []
+    monkeypatch.setattr(tasks, "usable_cores", lambda: 4)
+    monkeypatch.setattr(tasks, "_run_in_pool", lambda *given: started.append(given[-2]) or iter(()))
+    prepared(corpus, chunk_bytes=4096)
+    assert started == [] and os.path.getsize(corpus) < tasks.BYTES_A_WORKER == 2**20
+    for bytes_a_worker in (os.path.getsize(corpus) // 3, 1024):
+        monkeypatch.setattr(tasks, "BYTES_A_WORKER", bytes_a_worker)
+        with pytest.raises(KeyError):  # the processes that stand in have done nothing
+            prepared(corpus, chunk_bytes=4096, data_dir=f"by {bytes_a_worker}")
+    assert started == [3, 4]
 
 
 @pytest.mark.parametrize(
