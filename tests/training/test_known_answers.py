@@ -48,14 +48,14 @@ def test_the_loss_on_a_markov_source_approaches_its_entropy_rate_from_above(tmp_
             "data=markov",
             "data.vocab_size=16",
             "data.order=1",
-            "data.n_tokens=1000000",
+            "data.n_tokens=300000",
             "data.n_validation_tokens=100000",
         ),
-        *("model=nano_s", "batch.sequences=32", "batch.sequence_length=64", "budget.steps=250", "optimizer.lr=1e-2"),
-        *("evaluation.every_steps=125", "evaluation.tokens=1e5"),
+        *("model=nano_s", "batch.sequences=32", "batch.sequence_length=64", "budget.steps=150", "optimizer.lr=1e-2"),
+        *("evaluation.every_steps=75", "evaluation.tokens=5e4"),
     )
     rate = data.manifest["entropy_rate_nats"]
-    losses = token_losses(model, data, 64, 100_000)
+    losses = token_losses(model, data, 64, 50_000)
     assert row["val_loss"] == pytest.approx(losses.mean(), rel=1e-5)
     assert row["val_loss_best"] > rate - 3 * standard_error(losses)
     assert row["val_loss"] < rate + 0.03
@@ -66,7 +66,7 @@ def test_independent_noise_scores_its_entropy(tmp_path):
     row, model, data = trained(
         tmp_path,
         *("data=noise", "data.vocab_size=16", "data.n_tokens=200000", "data.n_validation_tokens=50000"),
-        *("model=nano_s", "batch.sequences=32", "batch.sequence_length=64", "budget.steps=120", "optimizer.lr=1e-2"),
+        *("model=nano_s", "batch.sequences=32", "batch.sequence_length=64", "budget.steps=60", "optimizer.lr=1e-2"),
     )
     entropy = data.manifest["entropy_rate_nats"]
     error = standard_error(token_losses(model, data, 64, 50_000))
