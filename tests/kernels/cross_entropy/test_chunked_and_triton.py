@@ -35,7 +35,7 @@ each_path = pytest.mark.parametrize(
 )
 
 
-def inputs(n=37, d=24, v=1000, dtype=FP32, ignored=5, scale=1.0):
+def inputs(n=37, d=24, v=300, dtype=FP32, ignored=5, scale=1.0):
     """Logits of standard deviation 5 * scale; the first `ignored` tokens do not count."""
     generator = torch.Generator().manual_seed(n + v)
     hidden = torch.randn(n, d, generator=generator) * scale * 5 / d**0.5
@@ -158,7 +158,7 @@ def test_ignored_tokens_have_exactly_no_loss_and_no_gradient_and_touch_no_other(
 
 
 @pytest.mark.parametrize("path", ["triton", "recompute"])
-@pytest.mark.parametrize("wrong", [-1, 1000])
+@pytest.mark.parametrize("wrong", [-1, 300])
 def test_a_target_that_is_no_column_makes_the_loss_nan_and_touches_no_other(path, wrong):
     hidden, weight, targets = inputs(ignored=0)
     expected = PATHS[path](hidden, weight, targets).ce_N
