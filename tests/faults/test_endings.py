@@ -396,17 +396,17 @@ resource.setrlimit(resource.RLIMIT_AS, (used + {mib} * 2**20,) * 2)
 """
 WIDE = (
     "batch.sequences=256",
-    "batch.sequence_length=256",
+    "batch.sequence_length=128",
     "budget.steps=1",
     "evaluation.rows=8",
-    "data.n_tokens=70000",
+    "data.n_tokens=35000",
 )
 
 
 @pytest.mark.fault("B8", "Too little memory is one line with the micro-batch to try.")
 @pytest.mark.fault("35", "Too little memory names the micro-batch to try.")
 def test_too_little_memory_is_one_line_with_a_number(python, tmp_path, data_dir, record_property):
-    process = start(python, tmp_path, data_dir, *WIDE, before=LIMIT.format(mib=260))
+    process = start(python, tmp_path, data_dir, *WIDE, before=LIMIT.format(mib=140))
     _, err = process.communicate(timeout=60)
     record_property("seen", err.strip())
     assert process.returncode == 1 and err.count("\n") == 1
@@ -442,7 +442,7 @@ def test_too_little_memory_for_the_moments_is_said_at_the_start(python, tmp_path
 def test_a_run_chooses_its_micro_batch(whole, python, tmp_path, data_dir, record_property, estimate):
     """Where the estimate is too low, all 256 sequences are tried first."""
     low = "from scaling_testbed.training import parts\nparts.free_memory_bytes = lambda *_: None\n"
-    before = LIMIT.format(mib=260) + (low if estimate == "too low" else "")
+    before = LIMIT.format(mib=140) + (low if estimate == "too low" else "")
     process = start(python, tmp_path, data_dir, *WIDE, "batch.micro_batch_sequences=auto", before=before)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (0, ""), err
