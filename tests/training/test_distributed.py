@@ -473,10 +473,10 @@ def test_metadata_of_another_release_of_python_is_read_and_no_other_attribute_fe
 @pytest.mark.fault("34", "If one rank fails, all end, and its error is the one that is shown.")
 def test_a_rank_that_dies_ends_the_others_and_the_run_can_go_on(tmp_path, one):
     killed = Launch(tmp_path)
-    killed.add("killed", "parallelism=fsdp", "parallelism.timeout_seconds=60", fault=[1, 7, "kill"])
+    killed.add("killed", "parallelism=fsdp", "parallelism.timeout_seconds=600", fault=[1, 7, "kill"])
     began = time.monotonic()
     assert killed.start(2)[1] != 0
-    assert time.monotonic() - began < 50  # less than the timeout of the group
+    assert time.monotonic() - began < 300  # less than the timeout of the group
     assert killed.row("killed")["status"] == "preempted"
     assert "another process of this run is gone" in killed.row("killed")["error"]
     row = train(compose(killed.specs["killed"]["overrides"] + ["parallelism=single"]), quiet=True)
