@@ -66,7 +66,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(places, python):
     command = [python, "-m", "scaling_testbed.train", "--dry-run", *SMALL, *places]
     done = subprocess.run(f"{shlex.join(command)} | true", shell=True, capture_output=True, text=True)
     assert done.stderr == ""
-    training = [*command[:3], *command[4:], "budget.steps=50"]
+    training = [*command[:3], *command[4:], "budget.steps=10"]
     done = subprocess.Popen(training, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     done.stdout.close()
     assert done.stderr.read() == "" and done.wait() == 0  # a run goes on to its end without its reader

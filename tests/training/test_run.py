@@ -204,14 +204,14 @@ def test_a_run_that_is_finished_while_its_folder_is_taken_is_not_run_again(train
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 def test_every_path_trains_to_the_same_losses(trained):
-    """fp32 sums in another order, 1e-7 each, after three updates; without a GPU Triton runs interpreted."""
+    """fp32 sums in another order, 1e-7 each, after two updates; without a GPU Triton runs interpreted."""
     paths = {
         "plain": ("loss.impl=reference", "model.attention_impl=reference", "model.qk_norm_impl=reference"),
         "cpu": ("loss.impl=chunked", "model.attention_impl=sdpa", "model.qk_norm_impl=reference"),
         "triton": ("loss.impl=triton", "model.attention_impl=triton", "model.qk_norm_impl=triton"),
     }
     paths["one product"] = (*paths["triton"], "model.qkv_impl=together")
-    common = ("model.d_head=32", "model.n_heads=2", "batch.sequences=2", "evaluation.tokens=32", "budget.steps=3")
+    common = ("model.d_head=32", "model.n_heads=2", "batch.sequences=2", "evaluation.tokens=32", "budget.steps=2")
     losses = {}
     for name, impls in paths.items():
         row, folder = trained(*common, *impls, "compute.precision=fp32", f"compute.device={KERNEL_DEVICE}", runs=name)
@@ -220,7 +220,7 @@ def test_every_path_trains_to_the_same_losses(trained):
         assert row["qkv_impl"] == ("together" if name == "one product" else "separate")
         lines = metrics(folder)
         losses[name] = [line[key] for line in lines for key in ("train_loss", "val_loss", "grad_norm") if key in line]
-    assert len(losses["plain"]) == 3 + 2 + 3
+    assert len(losses["plain"]) == 2 + 2 + 2
     assert losses["cpu"] == pytest.approx(losses["plain"], rel=1e-5)
     assert losses["triton"] == pytest.approx(losses["plain"], rel=1e-5)
 
