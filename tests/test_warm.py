@@ -58,11 +58,15 @@ def test_what_is_to_be_done_at_the_end_is_done(python):
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1, signal.SIGKILL])
 def test_a_signal_reaches_the_fork(python, number):
     code = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
-    process = subprocess.Popen([python, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it, and so would the process
+    try:
+        process = subprocess.Popen([python, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    finally:
+        signal.signal(signal.SIGHUP, before)
     fork = int(process.stdout.readline())
     assert fork != process.pid
     process.send_signal(number)
-    assert process.wait(10) == -number and process.stdout.read() == ""  # it has closed its end
+    assert process.wait(60) == -number and process.stdout.read() == ""  # it has closed its end
     process.stdout.close()
 
 

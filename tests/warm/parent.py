@@ -94,6 +94,8 @@ def become(request, executable, searched):
     multiprocessing.process.ORIGINAL_DIR = os.getcwd()  # where spawned processes look for the main module
     os.environ.clear()
     os.environ.update(request["environment"])
+    for number, usual in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
+        signal.signal(number, usual)  # the parent ignores them where the tests run under nohup or with &
     for number in request["ignored"]:
         signal.signal(number, signal.SIG_IGN)
     unbuffered = request["arguments"][0] == "-u"
