@@ -313,7 +313,7 @@ def test_the_best_rate_of_each_size_is_fitted_not_every_rate(tmp_path, capsys):
     assert main(["fit", str(path), "--law", "optimal_lr", "--starts", "4", "--bootstrap", "0", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["params"]["p"] == pytest.approx(-0.5) and found["n_rows"] == 3
-    assert any("3 of 21 rows have the lowest loss" in text for text in found["warnings"])
+    assert any("3 of 3 lr are vertices of quadratics" in text for text in found["warnings"])
 
 
 def test_a_page_and_figures_of_a_fit(runs, tmp_path, capsys):

@@ -328,9 +328,9 @@ def best_of_each(rows: Sequence[Row], law: Law) -> tuple[list[Row], list[str]]:
     within a tenth count as one value, as for budgets. Raises UserError if several outputs have no loss to compare.
     """
     needed = (*law.inputs, law.output)
-    places = zip(*(_places(check(rows, key, needed), key in ROUNDED) for key in law.inputs), strict=True)
+    inputs = zip(*(places(check(rows, key, needed), key) for key in law.inputs), strict=True)
     groups: dict[tuple, dict[float, list[Row]]] = {}
-    for row, place, output in zip(rows, places, check(rows, law.output, needed), strict=True):
+    for row, place, output in zip(rows, inputs, check(rows, law.output, needed), strict=True):
         groups.setdefault(place, {}).setdefault(output, []).append(row)
     if len(groups) == len(rows):
         return list(rows), []
@@ -363,9 +363,9 @@ def _own(needed: Sequence[str]) -> list[str]:
     return [*(OWN[key] for key in needed if key in OWN), *batch]
 
 
-def _places(values: Sequence[float], rounded: bool) -> list[float]:
-    """The value that each value counts as: the start of its budget if `rounded`."""
-    starts = budget_starts(values) if rounded else {}
+def places(values: Sequence[float], key: str) -> list[float]:
+    """The value that each value of a column counts as: the start of its budget for a column of ROUNDED."""
+    starts = budget_starts(values) if key in ROUNDED else {}
     return [starts.get(value, value) for value in values]
 
 

@@ -18,11 +18,11 @@ class Fit:
     """A fitted law.
 
     params: all parameters, including the fixed ones. ci95: 95 % intervals of the free parameters that the rows
-    determine; None if there are too few rows. objective: its name and value. starts: how many were tried and how many
-    reached the best optimum. optima: other optima of nearly equal quality. smallest, largest: the range of each input
-    over the fitted rows, and of the quantities that with_ratios adds. residuals: those of the fitted rows. draws: the
-    parameters of each bootstrap resample. size: the convention that counts N. fitted_inputs: the inputs of the fitted
-    rows.
+    determine; None if there are too few rows. objective: its name and value, and whether rows weigh by their errors.
+    starts: how many were tried and how many reached the best optimum. optima: other optima of nearly equal quality.
+    smallest, largest: the range of each input over the fitted rows, and of the quantities that with_ratios adds.
+    residuals: those of the fitted rows. draws: the parameters of each bootstrap resample. size: the convention that
+    counts N. fitted_inputs: the inputs of the fitted rows.
     """
 
     law: str
@@ -48,6 +48,8 @@ class Fit:
 
     def about_intervals(self, resampled: str = "rows") -> list[str]:
         """A note on the columns low and high of a table of parameters; empty without intervals."""
+        if self.draws and self.objective.get("by_errors"):
+            return [f"low and high: 95 % over {len(self.draws)} draws of the optima by their errors"]
         return [f"low and high: 95 % over {len(self.draws)} resamples of the {resampled}"] if self.draws else []
 
     def table(self) -> list[dict[str, Any]]:

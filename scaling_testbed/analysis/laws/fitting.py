@@ -34,6 +34,7 @@ LOOSE = 0.02  # share of a starting range: a smaller error is never large, even 
 class Problem:
     """A law with some parameters fixed, and the rows to fit.
 
+    weights: of each row in the objective.
     A vector theta holds the free parameters: the logarithm of each parameter with `log` set, the value of the others.
     Every function takes several of them at once: theta is [..., n_free], and residuals are [..., n_rows].
     """
@@ -44,6 +45,7 @@ class Problem:
     objective: str
     fixed: dict[str, float]
     delta: float = DELTA
+    weights: np.ndarray | float = 1.0
 
     @property
     def free(self) -> list[Param]:
@@ -100,6 +102,7 @@ class Problem:
 
     def total(self, residuals: np.ndarray, counts: np.ndarray | float = 1.0) -> np.ndarray:
         """The objective. counts: how often each row counts."""
+        counts = counts * self.weights
         if self.objective != HUBER:
             return np.sum(counts * residuals**2, axis=-1)
         size = np.abs(residuals)
@@ -110,11 +113,11 @@ class Problem:
         """The first derivative of a row's part of the objective in its residual, the second one, and the factor of
         the residual in the first, which replaces the second in iteratively reweighted least squares."""
         if self.objective != HUBER:
-            two = np.full(residuals.shape, 2.0)
-            return 2 * residuals, two, two
+            two = np.full(residuals.shape, 2.0) * self.weights
+            return two * residuals, two, two
         inside = np.abs(residuals) <= self.delta
-        reweighted = np.where(inside, 1.0, self.delta / np.maximum(np.abs(residuals), 1e-300))
-        return residuals * reweighted, np.where(inside, 1.0, 0.0), reweighted
+        reweighted = np.where(inside, 1.0, self.delta / np.maximum(np.abs(residuals), 1e-300)) * self.weights
+        return residuals * reweighted, np.where(inside, 1.0, 0.0) * self.weights, reweighted
 
     def value(self, theta: np.ndarray) -> float:
         """The objective at one theta."""
@@ -133,14 +136,19 @@ def fit(
     bootstrap: int = RESAMPLES,
     seed: int = 0,
     size: str = "n_params",
+    errors: Sequence[float] | None = None,
 ) -> Fit:
     """Fit `law` to the inputs and observed outputs of runs: one finite positive number for each run. With `lsq` an
     output may be zero.
 
-    delta: where Huber's function turns linear. Raises ConfigError for an unknown objective or fixed parameter. Raises
-    UserError if there are fewer runs than free parameters, or if no start leads to an optimum.
+    delta: where Huber's function turns linear. errors: the standard errors of the logarithms of the outputs, if they
+    are known: each output weighs by the inverse square of its own, and intervals follow from them. Raises ConfigError
+    for an unknown objective or fixed parameter. Raises UserError if there are fewer runs than free parameters, or if no
+    start leads to an optimum.
     """
     problem = problem_of(law, inputs, observed, objective, fixed, delta)
+    if errors is not None:
+        problem = replace(problem, weights=np.asarray(errors, float) ** -2.0)
     rng = np.random.default_rng(seed)
     solutions = _solutions(problem, _starts(problem, starts, rng))
     if not solutions:
@@ -148,17 +156,17 @@ def fit(
     best, theta = solutions[0]
     reached = sum(_as_good(value, best) for value, _ in solutions)
     optima = _distinct(problem, solutions)
-    draws = _resampled(problem, optima, bootstrap, rng)
+    draws = (_resampled if errors is None else _by_errors)(problem, optima, bootstrap, rng)
     seen = with_ratios(problem.inputs)
-    errors = _errors_of_all(problem, [other for value, other in optima if _as_good(value, best)])
-    told = [param.name for param, free in zip(problem.free, errors.undetermined, strict=True) if not free]
+    linearised = _errors_of_all(problem, [other for value, other in optima if _as_good(value, best)])
+    told = [param.name for param, free in zip(problem.free, linearised.undetermined, strict=True) if not free]
     warnings = [
-        *_too_few(problem, bootstrap),
+        *([] if errors is not None and draws else _too_few(problem, bootstrap)),
         *_seldom(reached, starts),
         *_at_bounds(problem, theta),
         *_several(problem, optima),
-        *_undetermined(problem, errors),
-        *_unidentified(problem, theta, errors),
+        *_undetermined(problem, linearised),
+        *_unidentified(problem, theta, linearised),
     ]
     return Fit(
         law=law.name,
@@ -168,6 +176,7 @@ def fit(
             "name": problem.objective,
             "value": best,
             **({"delta": delta} if problem.objective == HUBER else {}),
+            **({} if errors is None else {"by_errors": True}),
         },
         n_rows=len(problem.observed),
         starts={"tried": starts, "reached_best": reached},
@@ -327,6 +336,25 @@ def _resampled(problem: Problem, optima, count: int, rng: np.random.Generator) -
     return [theta for theta in found if np.isfinite(theta).all()]
 
 
+def _by_errors(problem: Problem, optima, count: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """theta for `count` draws of outputs with the known errors, by the slopes at the optimum; empty without degrees of
+    freedom. Where residuals are larger than the errors explain, the draws are wider by this factor, as Birge 1932
+    (Physical Review 40:207) has it, and follow Student's t."""
+    theta = optima[0][1]
+    residuals, slopes = problem.linearised(theta)
+    freedom = len(residuals) - len(theta)
+    if count == 0 or freedom < 1 or not np.isfinite(slopes).all():
+        return []
+    root = np.sqrt(problem.weights)
+    birge = max(1.0, math.sqrt(float(np.sum((root * residuals) ** 2)) / freedom))
+    noise = (
+        rng.standard_normal((count, len(residuals))) if birge == 1 else rng.standard_t(freedom, (count, len(residuals)))
+    )
+    found = theta + birge * noise @ np.linalg.pinv(root[:, None] * slopes).T
+    low, high = problem.bounds
+    return list(np.clip(found, low, high))
+
+
 def _intervals(told: Sequence[str], problem: Problem, draws) -> dict[str, tuple[float, float]] | None:
     """Intervals of the parameters that the rows determine. Draws of the others only show where descents stopped."""
     if not draws:
@@ -395,9 +423,7 @@ def standard_errors(problem: Problem, theta: np.ndarray) -> Errors:
     The errors of predictions are relative, except for `lsq`. Huber's function is treated as reweighted squares.
     """
     residuals, jacobian = problem.linearised(theta)
-    weights = np.ones(len(residuals))
-    if problem.objective == HUBER:
-        weights = problem.derivatives(residuals)[2]
+    weights = problem.derivatives(residuals)[2] / (1 if problem.objective == HUBER else 2)
     widths = problem.widths
     if not np.isfinite(jacobian).all():
         return Errors(np.full(len(theta), math.nan), np.full(len(residuals), math.nan), np.zeros(len(theta), bool))

@@ -392,5 +392,27 @@ for law in (
         LSQ_LOG,
         of_best=True,
     ),
+    Law(
+        "optimal_lr_curved",
+        "lr = lr0 (N/N0)^(p + c ln(N/N0))",
+        "ln lr is a quadratic in ln N: Zhang et al. 2026, arXiv 2606.29158, find that it curves upwards",
+        ("n_params",),
+        "lr",
+        (_scale("lr0", 1e-5, 1e1), N0, SIGNED, Param("c", (-0.3, 0.3), low=-4.0, high=4.0)),
+        lambda p, x: p["lr0"] * (x["n_params"] / p["N0"]) ** (p["p"] + p["c"] * np.log(x["n_params"] / p["N0"])),
+        LSQ_LOG,
+        of_best=True,
+    ),
+    Law(
+        "optimal_batch",
+        "B = B0 (D/D0)^p",
+        "Li et al. 2025 (Step law), arXiv 2503.04715; B in tokens",
+        ("n_tokens",),
+        "batch_tokens",
+        (_scale("B0", 1e1, 1e9), D0, SIGNED),
+        _grows("B0", "n_tokens", "D0"),
+        LSQ_LOG,
+        of_best=True,
+    ),
 ):
     LAWS.add(law.name, law)

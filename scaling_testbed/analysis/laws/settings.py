@@ -53,9 +53,7 @@ def unseen(
     total = float(ranks @ ranks)
     columns = [key for key in setting_columns(rows, tuple(inputs)) if key not in but]
     codes = {key: np.unique([repr(row.get(key)) for row in rows], return_inverse=True)[1].ravel() for key in columns}
-    codes = {
-        key: code for key, code in codes.items() if not any(_in_blocks(code, values) for values in inputs.values())
-    }
+    codes = {key: code for key, code in codes.items() if not any(in_blocks(code, values) for values in inputs.values())}
     if not codes or total == 0:
         return []
     apart = {key: float(_between(ranks[None], code)[0]) for key, code in codes.items()}
@@ -87,7 +85,7 @@ def _between(ranks: np.ndarray, code: np.ndarray) -> np.ndarray:
     return np.sum((ranks @ member) ** 2 / member.sum(axis=0), axis=1)
 
 
-def _in_blocks(code: np.ndarray, values: Sequence[float]) -> bool:
+def in_blocks(code: np.ndarray, values: Sequence[float]) -> bool:
     """Whether the groups lie one after another in an input, and no value of it is in two of them."""
     at = np.asarray(values, float)
     order = np.lexsort((code, at))

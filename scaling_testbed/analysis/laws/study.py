@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from scaling_testbed.analysis.laws import columns, selection
+from scaling_testbed.analysis.laws import columns, optima, selection
 from scaling_testbed.analysis.laws.checks import far, mixed_data, mixed_settings, odd_exponents, unseen_settings
 from scaling_testbed.analysis.laws.downstream import Chain
 from scaling_testbed.analysis.laws.fitted import Fit
@@ -47,9 +47,15 @@ class Fitting:
             raise ConfigError(f"--bootstrap must be 0 or at least 20, for an interval; got {self.bootstrap}")
 
     def fit(
-        self, law: Law, rows: Sequence[Row], objective: str | None, fixed: Mapping[str, float] | None = None
+        self,
+        law: Law,
+        rows: Sequence[Row],
+        objective: str | None,
+        fixed: Mapping[str, float] | None = None,
+        errors: Sequence[float] | None = None,
     ) -> Fit:
-        """Fit `law` to rows that have its columns. Raises as `columns.values` and `fitting.fit` do."""
+        """Fit `law` to rows that have its columns. errors: as in `fitting.fit`. Raises as `columns.values` and
+        `fitting.fit` do."""
         inputs, observed = columns.values(rows, law)
         return fit(
             law,
@@ -62,6 +68,7 @@ class Fitting:
             bootstrap=self.bootstrap,
             seed=self.seed,
             size=self.size,
+            errors=errors,
         )
 
 
@@ -248,9 +255,10 @@ def fit_rows(
 ) -> FitReport:
     """Fit `law` to the rows that match all of `where` and none of `hold_out`, and predict the held-out rows.
 
-    A law about the best runs uses the run with the lowest loss at each value of its inputs, also among the held-out
-    rows. fixed: parameters that are not fitted, with their values. Raises UserError or ConfigError; if there are too
-    few rows, the message also names the rows that were left out.
+    A law about the best rate or batch is fitted to vertices of quadratics where they can be told (optima.py). Any other
+    law about the best runs uses the run with the lowest loss at each value of its inputs. So do the held-out rows.
+    fixed: parameters that are not fitted, with their values. Raises UserError or ConfigError; if there are too few
+    rows, the message also names the rows that were left out.
     """
     fitting = fitting or Fitting()
     if fixed is not None and not (
@@ -261,14 +269,15 @@ def fit_rows(
     said = [*given.said, *columns.check_sizes_and_losses([*kept, *held], (*law.inputs, law.output), given.mapping)]
     kept, empty = columns.without_output(kept, law)
     said += empty
+    errors: list[float] | None = None
     if law.of_best:
-        kept, reduced = columns.best_of_each(kept, law)
-        held, left_out = columns.best_of_each(held, law) if held else (held, [])
+        kept, errors, reduced = _best(kept, law)
+        held, _, left_out = _best(held, law, 1) if held else (held, None, [])
         said += [*reduced, *(f"held out: {text}" for text in left_out)]
         if any("diverged" in text for text in said):
             said.append(f"other seeds may have diverged at a best {law.output}")
     try:
-        found = fitting.fit(law, kept, fitting.objective, fixed)
+        found = fitting.fit(law, kept, fitting.objective, fixed, errors)
     except UserError as error:
         raise type(error)("; ".join([str(error), *said])) from None
     predictions = [beside_held_out(found, row) for row in held]
@@ -282,6 +291,16 @@ def fit_rows(
         where=list(where),
         hold_out=list(hold_out),
     )
+
+
+def _best(rows: Sequence[Row], law: Law, least: int | None = None) -> tuple[list[Row], list[float] | None, list[str]]:
+    """The best row at each value of a law's inputs, the errors of their outputs if they are known, and notes. The best
+    is the vertex of a quadratic where there are enough of these, `least` as in optima.of_law."""
+    vertices, errors, said = optima.of_law(rows, law, least)
+    if vertices:
+        return vertices, errors, said
+    kept, notes = columns.best_of_each(rows, law)
+    return kept, None, [*said, *notes]
 
 
 def chain_rows(

@@ -37,6 +37,8 @@ INPUTS = {
     "batch_power": FLOPS,
     "optimal_lr": {"n_params": SIZES},
     "optimal_lr_nd": ND,
+    "optimal_lr_curved": {"n_params": SIZES},
+    "optimal_batch": {"n_tokens": TOKENS},
 }
 
 PLANTED = {
@@ -60,6 +62,8 @@ PLANTED = {
     "batch_power": {"B0": 2.3e5, "C0": 1e18, "p": 0.3271},
     "optimal_lr": {"lr0": 4e-3, "N0": 3.16e7, "p": -0.3},
     "optimal_lr_nd": {"lr0": 2e-2, "N0": 3.16e7, "D0": 3.16e9, "p": -0.713, "q": 0.307},
+    "optimal_lr_curved": {"lr0": 4e-3, "N0": 3.16e7, "p": -0.3, "c": 0.05},
+    "optimal_batch": {"B0": 2e5, "D0": 3.16e9, "p": 0.571},
 }
 
 

@@ -65,6 +65,8 @@ BY_HAND = [
     ("batch_power", {"B0": 2, "C0": 3, "p": 0.5}, {"flops": 27}, 6),
     ("optimal_lr", {"lr0": 2, "N0": 5, "p": -0.5}, {"n_params": 20}, 1),
     ("optimal_lr_nd", {"lr0": 2, "N0": 2, "D0": 3, "p": -1, "q": 0.5}, {"n_params": 8, "n_tokens": 27}, 1.5),
+    ("optimal_lr_curved", {"lr0": 3, "N0": 5, "p": -1, "c": 2}, {"n_params": 5 * math.e}, 3 * math.e),
+    ("optimal_batch", {"B0": 2, "D0": 3, "p": 0.5}, {"n_tokens": 27}, 6),
 ]
 
 
