@@ -32,7 +32,7 @@ Words = Annotated[
         metavar="sweep=NAME KEY=VALUE",
         help="sweep=: a name from configs/sweep/, or the path of a .yaml file; scale=: one of the file's scales, if it "
         "has any (default: the first); any other key=value applies to every run; key=a,b replaces an axis or adds "
-        "one",
+        "one; rules.KEY=EXPRESSION computes a value for each run",
     ),
 ]
 LauncherWords = Annotated[
@@ -41,7 +41,7 @@ LauncherWords = Annotated[
         metavar="sweep=NAME KEY=VALUE",
         help="sweep=: a name from configs/sweep/, or the path of a .yaml file; scale=: one of the file's scales, if it "
         "has any (default: the first); launcher.KEY=VALUE: a setting of the Slurm job; any other key=value applies to "
-        "every run; key=a,b replaces an axis or adds one",
+        "every run; key=a,b replaces an axis or adds one; rules.KEY=EXPRESSION computes a value for each run",
     ),
 ]
 Workers = Annotated[int | None, typer.Option("--workers", metavar="N", help="number of runs at a time (default: 1)")]
@@ -156,7 +156,9 @@ def plan(
         return
     if chosen.sweep.description:
         print(chosen.sweep.description)
-    console().print(plan_table(runs))
+    console().print(plan_table(runs, list(chosen.sweep.rules)))
+    for key, rule in chosen.sweep.rules.items():
+        print(f"{key} = {rule}")
     print(
         f"GPU-hours at {rate:.3g} FLOP/s ({source})" if rate else "GPU-hours: give --flops-per-second, e.g. 4e14",
         f"memory on {'one GPU' if processes == 1 else f'each of {processes} GPUs'}",

@@ -65,6 +65,10 @@ class BudgetConfig:
             f"step{'s' if steps > 1 else ''}, {steps * tokens_per_step:,} tokens"
         )
 
+    def exact_tokens(self, counts: ParamCounts, tokens_per_step: int) -> float:
+        """The training tokens that are asked for, before they are rounded to whole steps."""
+        return self._exact_steps(counts, tokens_per_step) * tokens_per_step
+
     def _exact_steps(self, counts: ParamCounts, tokens_per_step: int) -> float:
         if self.steps is not None:
             return self.steps

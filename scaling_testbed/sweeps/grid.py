@@ -12,6 +12,7 @@
       - [{model.residual: pre}, {model.residual: peri, model.norm: rmsnorm}]    # the same, written row by row
     exclude:                            # runs left out: they match every key of an entry, of a list any value
       - {model: b, budget.tokens_per_param: [320, 640]}
+    rules: {optimizer.lr: 0.0047*(n_params/108e6)**(-1/3)}      # values computed for each run; see rules.py
     seeds: [0, 1]
     plugins: [NAME, FILE.py]            # modules from outside, installed or also named on the command line
     configs: [DIR]                      # folders that are searched for choices, beside configs/
@@ -22,14 +23,15 @@ A relative path starts at the folder of the file that contains it.
 
 Four layers are merged in this order: base, scale of the base, file, scale of the file. Axes, rows of keys that move
 together (identified by their first key) and seeds replace those of the same name in earlier layers. Overrides,
-exclusions, plugins and configs are added, and so are declarations key by key. An override or a row also replaces an
-axis of an earlier layer. Descriptions are joined, that of the file before that of its base. A key that one layer sets
-twice is refused.
+exclusions, plugins and configs are added, and so are declarations and rules key by key; null leaves a rule out. An
+override or a row also replaces an axis of an earlier layer. Descriptions are joined, that of the file before that of
+its base. A key that one layer sets twice is refused.
 
 A value is written as on the command line. YAML's own reading of it does not count, so 010 is 10 and not 8. `seed=7`
 among the overrides means `seeds: [7]`. After the name of the sweep, `key=value` and `key=a,b` replace an axis, select
 rows of keys that move together by their first key, or apply to every run. `key=range(1,4)` and `model=glob(nano_*)` are
-lists of values too. `++key=...` does the same as `key=...`, and adds the key if there is none.
+lists of values too. `++key=...` does the same as `key=...`, and adds the key if there is none. `rules.KEY=EXPRESSION`
+is a rule.
 """
 
 import dataclasses
@@ -59,13 +61,14 @@ from scaling_testbed.papers import declaration
 from scaling_testbed.papers.declaration import Declaration
 from scaling_testbed.papers.paper import paper_named
 from scaling_testbed.plugins import load_named_in, load_plugins, plugin_name
+from scaling_testbed.sweeps import rules
 
 SWEEP_DIR = CONFIG_DIR / "sweep"
 ANALYSES = ("lr_sensitivity", "instability", "decide", "report", "fit", "frontier")  # of `analyze`
 MOST_RUNS = 100_000  # to compose them takes half an hour
 KEYS = (
     *("description", "paper", "experiment", "analysis", "declared", "overrides", "axes", "together", "exclude"),
-    *("seeds", "plugins", "configs"),
+    *("rules", "seeds", "plugins", "configs"),
 )
 
 
@@ -91,6 +94,7 @@ class Sweep:
     axes: dict[str, list[str]] = field(default_factory=dict)
     together: list[dict[str, list[str | None]]] = field(default_factory=list)  # None: the row does not set the key
     exclude: list[dict[str, list[str]]] = field(default_factory=list)
+    rules: dict[str, str] = field(default_factory=dict)
     seeds: list[str] = field(default_factory=lambda: ["0"])
     plugins: list[str] = field(default_factory=list)
     configs: list[str] = field(default_factory=list)
@@ -203,6 +207,8 @@ def _checked(content: Any, known: Sequence[str], folder: Path) -> dict:
         check_choice("analysis", content["analysis"], ANALYSES)
     if "declared" in content:
         declaration.parsed(content["declared"])
+    if "rules" in content:
+        content["rules"] = rules.checked(content["rules"])
     if content.get("seeds") == []:
         raise ConfigError("seeds must hold one number or more; got []")
     if bad := [text for text in content.get("overrides", []) if not isinstance(text, str) or "=" not in text]:
@@ -257,6 +263,7 @@ def _laid_over(below: dict, above: dict) -> dict:
             **declared[1],
             **{key: declared[0].get(key, {}) | declared[1].get(key, {}) for key in ("margins", "seed_sd")},
         }
+    merged["rules"] = below.get("rules", {}) | above.get("rules", {})
     for key in ("exclude", "plugins", "configs"):
         merged[key] = [*below.get(key, []), *above.get(key, [])]
     return merged
@@ -289,6 +296,7 @@ def _parse(content: dict, **named: Any) -> Sweep:
         raise ConfigError("exclude holds an entry without keys, which every run matches; write {key: value, ...}")
     content["exclude"] = [{key_of(key): values for key, values in entry.items()} for entry in excluded]
     content["seeds"] = [spelled(seed) for seed in content.get("seeds", [0])]
+    content["rules"] = {key: text for key, text in content.get("rules", {}).items() if text is not None}
     if "declared" in content:
         content["declared"] = declaration.parsed(content["declared"])
     _check_column("seeds", "seed", content["seeds"])
@@ -327,6 +335,10 @@ def _check_set_once(sweep: Sweep) -> None:
     columns: list[tuple[str, Sequence[str | None]]] = [*sweep.axes.items()]
     columns += [column for entry in sweep.together for column in entry.items()]
     set_by = {"seed": "seeds"}
+    for rule in sweep.rules:
+        if (key := key_of(rule)) in set_by:
+            raise ConfigError(f"{key} is given twice, by {set_by[key]} and by {rules.PREFIX}{rule}")
+        set_by[key] = f"{rules.PREFIX}{rule}"
     for key, values in columns:
         paths: set[str] = set()
         for value in values:
@@ -421,6 +433,9 @@ def narrowed(sweep: Sweep, typed: Sequence[str]) -> Sweep:
 
 
 def _narrowed(sweep: Sweep, text: str) -> Sweep:
+    if (rule := rules.typed(text)) is not None:
+        own = sweep.rules | {rule[0]: rule[1] or ""}
+        return dataclasses.replace(sweep, rules={name: expression for name, expression in own.items() if expression})
     key, values = override_values(text, sweep.configs)
     check_choice_of_group(text, sweep.configs)
     slot = slot_of(text)

@@ -18,7 +18,7 @@ from scaling_testbed.data.manifest import read_manifest
 from scaling_testbed.data.preparing.preparation import find_prepared
 from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.files import check_version, read_json, write_bytes, write_json
-from scaling_testbed.model.counting import count_params
+from scaling_testbed.model.counting import ParamCounts, count_params
 from scaling_testbed.papers.declaration import Declaration, recorded
 from scaling_testbed.processes.world import World, check_world
 from scaling_testbed.progress import say
@@ -26,6 +26,7 @@ from scaling_testbed.runs.environment import source_state
 from scaling_testbed.runs.row import is_number
 from scaling_testbed.sweeps.gpu_memory import ASSUMED_GIB, fits, fitting_overrides, planned_memory
 from scaling_testbed.sweeps.grid import Sweep, overrides_before
+from scaling_testbed.sweeps.rules import with_values
 
 PLAN_FILE = "plan.jsonl"
 SWEEP_FILE = "sweep.json"
@@ -98,20 +99,28 @@ def plan(
     if not points:
         raise ConfigError(f"sweep {sweep.name}: exclude leaves no run")
     lists = [_overrides(sweep, point) for point in points]
+    vocab_sizes: dict[str, int] = {}  # by data, because to check whether data is prepared may read a folder tree
+
+    def vocab_size(run: RunConfig) -> int:
+        data = repr((run.data_dir, run.data, run.tokenizer, run.model.vocab_size))
+        if data not in vocab_sizes:
+            vocab_sizes[data] = planned_vocab_size(run)
+        return vocab_sizes[data]
+
+    def counts(run: RunConfig) -> ParamCounts:
+        return count_params(run.model.resolved(vocab_size(run)))
+
+    lists = with_values(sweep.rules, lists, counts)
     found: dict[str, PlannedRun] = {}
     folders: set[str] = set()
     followers = {key for entry in sweep.together for key in list(entry)[1:]}  # the leading key identifies them
     shown = [key for key in points[0] if key not in followers]
     varied = [key for key in shown if len({point[key] for point in points}) > 1]
-    vocab_sizes: dict[str, int] = {}  # by data, because to check whether data is prepared may read a folder tree
     for point, overrides, run in zip(points, lists, compose_many(lists), strict=True):
-        data = repr((run.data_dir, run.data, run.tokenizer, run.model.vocab_size))
-        if data not in vocab_sizes:
-            vocab_sizes[data] = planned_vocab_size(run)
         if processes is not None:
             check_world(World(size=processes), run.parallelism, run.batch.sequences)
         own = {key: point[key] for key in varied}
-        planned = _planned(run, vocab_sizes[data], processes or 1, own, overrides, gpu_memory_gib, runs_per_gpu)
+        planned = _planned(run, vocab_size(run), processes or 1, own, overrides, gpu_memory_gib, runs_per_gpu)
         found.setdefault(planned.run_id, planned)
         folders.add(str(Path(planned.folder).parent))
     if len(folders) > 1:
@@ -270,12 +279,13 @@ def told_apart(runs: Iterable[PlannedRun]) -> list[PlannedRun]:
 
 def remember(runs: Sequence[PlannedRun], sweep: Sweep) -> None:
     """Add the runs to plan.jsonl in their folder, so that `status` can show them without the typed overrides.
-    sweep.json names their sweep, its paper and its experiment, and holds its declaration. If another sweep created the
-    folder, which `name=` allows, sweep.json still names that sweep. A line of a later version stays as it is. A plan
-    with a damaged line is kept beside the new one. Raises UserError if a later version has written sweep.json."""
+    sweep.json names their sweep, its paper and its experiment, and holds its rules and its declaration. If another
+    sweep created the folder, which `name=` allows, sweep.json still names that sweep. A line of a later version stays
+    as it is. A plan with a damaged line is kept beside the new one. Raises UserError if a later version has written
+    sweep.json."""
     folder = sweep_folder(runs)
     about = {key: getattr(sweep, key) for key in ("scale", "paper", "experiment", "description", "analysis")}
-    about = {"sweep": sweep.name, **about}
+    about = {"sweep": sweep.name, **about, **({"rules": sweep.rules} if sweep.rules else {})}
     path = folder / PLAN_FILE
     with alone_in(folder):
         first, declared = _sweep_of(folder)

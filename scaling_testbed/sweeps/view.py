@@ -21,18 +21,20 @@ from scaling_testbed.tables import LeftFirst, Whole, brief
 LONGEST_ERROR = 60
 
 
-def plan_table(runs: Sequence[PlannedRun]) -> Whole:
-    """One line per run, and the totals."""
+def plan_table(runs: Sequence[PlannedRun], ruled: Sequence[str] = ()) -> Whole:
+    """One line per run, and the totals. ruled: the keys that have a rule, whose values are shown."""
     varied, with_hours = _varied(runs), any(run.gpu_hours is not None for run in runs)
     counted = f"N ({', '.join(sorted({run.params for run in runs}))})"
-    columns = ["run_id", *varied, counted, "tokens", "steps", "6ND", "FLOPs", "memory"]
+    columns = ["run_id", *varied, *ruled, counted, "tokens", "steps", "6ND", "FLOPs", "memory"]
     rows = []
     for run in runs:
-        cells = [run.run_id, *(run.varied.get(key, "") for key in varied), f"{run.budget_n_params:,}"]
+        cells = [run.run_id, *(run.varied.get(key, "") for key in varied)]
+        values = dict(text.partition("=")[::2] for text in run.overrides)
+        cells += [*(values[key] for key in ruled), f"{run.budget_n_params:,}"]
         cells += [f"{run.n_tokens:,}", f"{run.steps:,}", f"{run.budget_flops_6nd:.3g}", f"{run.flops:.3g}"]
         cells += [f"{run.memory_bytes / GIB:,.1f} GiB{'' if run.fits else ' !'}"]
         rows.append([*cells, f"{run.gpu_hours:,.2f}" if run.gpu_hours is not None else "?"])
-    total = [f"{len(runs)} runs", *[""] * len(varied), "", f"{sum(run.n_tokens for run in runs):,}"]
+    total = [f"{len(runs)} runs", *[""] * (len(varied) + len(ruled)), "", f"{sum(run.n_tokens for run in runs):,}"]
     total += [f"{sum(run.steps for run in runs):,}", f"{sum(run.budget_flops_6nd for run in runs):.3g}"]
     total += [f"{sum(run.flops for run in runs):.3g}", "", f"{sum(run.gpu_hours or 0 for run in runs):,.2f}"]
     rows.append(total)
