@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from scaling_testbed.errors import ConfigError, check_not_negative, check_positive
-from scaling_testbed.keys import check_choices, key
+from scaling_testbed.keys import ADDED_LATER, check_choices, key
 from scaling_testbed.registry import Registry
 
 SCHEDULES: Registry[type["Schedule"]] = Registry("schedule")
@@ -38,6 +38,11 @@ class Schedule:
         "The schedule's length in steps. null: the length of the run. A longer schedule lets a run stop early without "
         "another rate at any step.",
     )
+    warmup_tokens: float | None = key(
+        None,
+        "Length of the warm-up in tokens, in place of schedule.warmup. It is rounded to whole steps, at least one.",
+        identity=ADDED_LATER,
+    )
 
     def __post_init__(self) -> None:
         if not 0 <= self.warmup < math.inf or (self.warmup > 1 and self.warmup != int(self.warmup)):
@@ -46,18 +51,25 @@ class Schedule:
             raise ConfigError(f"warmup_start must lie between 0 and 1; got {self.warmup_start}")
         check_not_negative("min_lr", self.min_lr)
         check_positive("steps", self.steps)
+        check_positive("warmup_tokens", self.warmup_tokens)
 
-    def warmup_steps(self, run_steps: int) -> int:
-        """The number of warm-up steps in a run of `run_steps` updates."""
+    def warmup_steps(self, run_steps: int, tokens_per_step: int | None = None) -> int:
+        """The number of warm-up steps in a run of `run_steps` updates. Raises ValueError if it is given in tokens, and
+        the tokens of a step are not."""
+        if self.warmup_tokens is not None:
+            if tokens_per_step is None:
+                raise ValueError("warmup_tokens needs the tokens of a step")
+            return max(1, round(self.warmup_tokens / tokens_per_step))
         return round(self.warmup * self.length(run_steps)) if self.warmup < 1 else int(self.warmup)
 
     def length(self, run_steps: int) -> int:
         """The schedule's length in steps."""
         return self.steps or run_steps
 
-    def lr(self, step: int, run_steps: int, peak: float) -> float:
-        """The rate of the update after `step` completed updates of `run_steps`, for the peak rate `peak`."""
-        warmup, done = self.warmup_steps(run_steps), step + 1
+    def lr(self, step: int, run_steps: int, peak: float, tokens_per_step: int | None = None) -> float:
+        """The rate of the update after `step` completed updates of `run_steps`, for the peak rate `peak`. Raises
+        ValueError as `warmup_steps` does."""
+        warmup, done = self.warmup_steps(run_steps, tokens_per_step), step + 1
         if done < warmup:
             return peak * (self.warmup_start + (1 - self.warmup_start) * done / warmup)
         return self.after_warmup(done, warmup, self.length(run_steps), peak, min(self.min_lr, peak))

@@ -85,7 +85,7 @@ def unusual(
             f"{n_tokens / counts.n_params:.2g} tokens per parameter is an unusual budget; set "
             "budget.tokens_per_param=, such as 20"
         )
-    if (warmup := run.schedule.warmup_steps(steps)) > steps / 2:
+    if (warmup := run.schedule.warmup_steps(steps, run.batch.tokens)) > steps / 2:
         found.append(f"the warm-up of {warmup:,} steps is more than half of the {steps:,} steps; set schedule.warmup=")
     if train_tokens and (epochs := n_tokens / train_tokens) > 4:
         found.append(

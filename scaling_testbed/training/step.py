@@ -101,11 +101,17 @@ def smaller_micro_batch(rows: int) -> int | None:
     return next((fewer for fewer in divisors(rows) if fewer <= rows // 2), None)
 
 
+def rate(parts: Parts, step: int) -> float:
+    """The learning rate of update number `step` (from 0)."""
+    run = parts.run
+    return run.schedule.lr(step, parts.steps, run.optimizer.lr, run.batch.tokens)
+
+
 def inputs(parts: Parts, step: int) -> Inputs:
     """The inputs of update number `step` (from 0)."""
-    run, world = parts.run, parts.processes.world
+    world = parts.processes.world
     tokens_BS = to_device(parts.batches.batch(step, world.rank, world.size), parts.device)
-    return Inputs(step=step, tokens_BS=tokens_BS, lr=run.schedule.lr(step, parts.steps, run.optimizer.lr))
+    return Inputs(step=step, tokens_BS=tokens_BS, lr=rate(parts, step))
 
 
 def make_update(parts: Parts, given: Inputs, interrupts: Interrupts, rows: int) -> Made:
@@ -259,7 +265,7 @@ class Queue:
         return Update(
             train_loss=ce_sum / n_tokens,
             train_z_loss=z_loss_sum / n_tokens,
-            lr=run.schedule.lr(step, self._parts.steps, run.optimizer.lr),
+            lr=rate(self._parts, step),
             grad_norm=grad_norm,
             clip_coefficient=clip_coefficient(grad_norm, run.optimizer.clip_norm),
             skipped=made.skipped,

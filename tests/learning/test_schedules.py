@@ -25,6 +25,17 @@ def test_warmup_as_a_fraction_equals_the_same_number_of_steps(name):
     assert [fraction.lr(i, STEPS, PEAK) for i in range(STEPS)] == [steps.lr(i, STEPS, PEAK) for i in range(STEPS)]
 
 
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_warmup_in_tokens_equals_the_same_number_of_steps_whatever_the_other_key_says(name):
+    tokens, steps = SCHEDULES[name](warmup=0.5, warmup_tokens=12_900), SCHEDULES[name](warmup=50)
+    assert [tokens.lr(i, STEPS, PEAK, 256) for i in range(STEPS)] == [steps.lr(i, STEPS, PEAK) for i in range(STEPS)]
+    assert SCHEDULES[name](warmup_tokens=10).warmup_steps(STEPS, 256) == 1
+    with pytest.raises(ValueError, match="warmup_tokens needs the tokens of a step"):
+        tokens.lr(0, STEPS, PEAK)
+    with pytest.raises(ConfigError, match="warmup_tokens"):
+        SCHEDULES[name](warmup_tokens=-1)
+
+
 @pytest.mark.parametrize("name", ["cosine", "linear", "wsd"])
 def test_the_last_update_uses_the_absolute_floor_whatever_the_peak(name):
     for peak in (3e-4, 1e-2, 3e-1):

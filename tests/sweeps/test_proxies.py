@@ -129,7 +129,7 @@ def test_what_a_sweep_does_not_vary_is_the_papers_setting(name, scale):
         assert {key: flat[key] for key in kept} == kept
         steps = steps_of(run)
         if "schedule.warmup" not in point:
-            assert run.schedule.warmup_steps(steps) == round(0.05 * steps)
+            assert run.schedule.warmup_steps(steps, run.batch.tokens) == round(0.05 * steps)
         if scale == "paper" and "budget.steps" not in point:
             assert steps == 100_000
 

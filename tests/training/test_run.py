@@ -7,10 +7,12 @@ import signal
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from scaling_testbed.config.compose import compose
 from scaling_testbed.data.batches import ValidationBatches
 from scaling_testbed.data.preparing.preparation import prepare
 from scaling_testbed.errors import ConfigError, UserError
@@ -575,3 +577,10 @@ def test_an_evaluation_with_too_little_memory_takes_fewer_sequences(whole, train
     for key in ("batch.micro_batch_sequences", "evaluation.rows"):
         with pytest.raises(UserError, match=f"too little memory .*; try {key}=4"):
             trained("seed=1", f"{key}=8")
+
+
+def test_a_warm_up_in_tokens_is_that_of_the_run_s_batch():
+    run = compose(["model=nano_s", "data=markov", "batch.sequences=4", "batch.sequence_length=64",
+                   "schedule.warmup_tokens=2560"])  # fmt: skip
+    parts = SimpleNamespace(run=run, steps=100)
+    assert [updates.rate(parts, step) / run.optimizer.lr for step in (0, 4, 9)] == pytest.approx([0.1, 0.5, 1.0])
