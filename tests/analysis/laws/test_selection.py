@@ -151,7 +151,7 @@ def test_the_command_prints_and_keeps_the_comparison(tmp_path, capsys):
     assert main(["report", str(tmp_path / "laws.json"), "--out", str(tmp_path / "laws.html")]) == 0
     page = (tmp_path / "laws.html").read_text()
     assert "error_of_dearer_runs" in page and "Errors of dearer runs" in page and "<svg" in page
-    few = ["laws", str(path), "--where", "tokens_per_param<20", "--laws", "kaplan_nd", "--bootstrap", "0", "--starts", "2"]
+    few = ["laws", str(path), "--where", "tokens_per_param<20", "--laws", "kaplan_nd", "--bootstrap", "0"]
     assert main([*few, "--out", str(tmp_path / "few.png")]) == 1
     assert "there is no figure: no run is held out" in capsys.readouterr().err
     capsys.readouterr()
