@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from scaling_testbed.analysis.curves.lr_sensitivity import Sensitivity
     from scaling_testbed.analysis.laws.downstream import Chain
     from scaling_testbed.analysis.laws.fitted import Fit
+    from scaling_testbed.analysis.laws.groups import GroupsReport
     from scaling_testbed.analysis.laws.selection import Selection
     from scaling_testbed.analysis.laws.study import ChainReport, FitReport, LawsReport, Rows
     from scaling_testbed.analysis.rows.given import Given
@@ -35,7 +36,9 @@ if TYPE_CHECKING:
     from scaling_testbed.sweeps.grid import Sweep
     from scaling_testbed.sweeps.plan import PlannedRun
 
-    Kept = FitReport | LawsReport | ChainReport | Fit | Selection | Chain | str | Path  # a law, or where it is kept
+    Kept = (
+        FitReport | LawsReport | GroupsReport | ChainReport | Fit | Selection | Chain | str | Path
+    )  # a law, or where it is kept
 
 Texts = Sequence[str] | str
 
@@ -382,6 +385,37 @@ def fit(
     return fit_rows(given, chosen, where=_texts(where), hold_out=_texts(hold_out), fixed=fix, fitting=fitting)
 
 
+def fit_groups(
+    rows: Given,
+    law: str,
+    by: str,
+    *,
+    where: Texts = (),
+    hold_out: Texts = (),
+    fix: Mapping[str, float] | None = None,
+    objective: str | None = None,
+    delta: float = 1e-3,
+    starts: int = 64,
+    bootstrap: int = 2000,
+    seed: int = 0,
+    size: str = "n_params",
+    source: str | None = None,
+    columns: Mapping[str, str] | None = None,
+) -> GroupsReport:
+    """Fit a law to groups of runs together, with parameters that the groups share and parameters of their own.
+
+    by: the column whose values are the groups, such as the data set. The other arguments are those of `fit`. The result
+    holds the ways of sharing side by side, the one that is taken and why, and the fit of each group; `predict` and
+    `allocate` take it with `of`, the value of the group. See analysis/laws/groups.py. Raises UserError and
+    ConfigError."""
+    from scaling_testbed.analysis.laws.groups import fit_groups
+    from scaling_testbed.analysis.laws.study import Fitting, law_named
+
+    fitting = Fitting(objective=objective, delta=delta, starts=starts, bootstrap=bootstrap, seed=seed, size=size)
+    chosen, given = law_named(law), law_rows(rows, source=source, columns=columns, size=size)
+    return fit_groups(given, chosen, by, where=_texts(where), hold_out=_texts(hold_out), fixed=fix, fitting=fitting)
+
+
 def compare_laws(
     rows: Given,
     laws: Sequence[str] | None = None,
@@ -414,44 +448,61 @@ def compare_laws(
 def predict(
     fit: Kept,
     *,
+    of: str | None = None,
     n_params: float | None = None,
     n_tokens: float | None = None,
     **inputs: float,
 ) -> dict[str, Any]:
     """Predict one new run by a fitted law, by two chained laws, or by laws that were compared: the value, its 95 %
     prediction interval, and how many times the run lies beyond the fitted runs. fit: also the path of what was kept.
+    of: the group, where groups were fitted together.
     inputs: further inputs of the law, or tokens_per_param, flops. Raises ConfigError for an input that is missing or
     not used."""
     from scaling_testbed.analysis.laws.prediction import predict
 
     given = {"n_params": n_params, "n_tokens": n_tokens, **inputs}
-    return predict(kept_law(fit), {key: value for key, value in given.items() if value is not None})
+    return predict(kept_law(fit, of), {key: value for key, value in given.items() if value is not None})
 
 
-def allocate(fit: Kept, *, flops: float, inference_tokens: float | None = None) -> list[dict[str, Any]]:
+def allocate(
+    fit: Kept,
+    *,
+    flops: float,
+    of: str | None = None,
+    inference_tokens: float | None = None,
+    unique_tokens: float | None = None,
+) -> list[dict[str, Any]]:
     """Find N and D of least loss for a budget C = 6 N D, and smaller models of the same loss with the tokens and the
     compute that they need (Hoffmann et al. 2022, arXiv 2203.15556; Gadre et al. 2024, arXiv 2403.08540). The first
-    record is the optimum. inference_tokens: tokens that the model will process after training; the records then have
-    the FLOPs of both, and one more has the least. Raises ConfigError for a law that does not distinguish size from
-    tokens."""
+    record is the optimum. of: the group, where groups were fitted together. inference_tokens: tokens that the model
+    will process after training; the records then have the FLOPs of both, and one more has the least. unique_tokens: how
+    many different tokens there are, for the law data_constrained (Muennighoff et al. 2023, arXiv 2305.16264). Raises
+    ConfigError for a law that does not distinguish size from tokens."""
     from scaling_testbed.analysis.laws.allocation import allocation_records
     from scaling_testbed.analysis.laws.prediction import loss_law
 
-    return allocation_records(loss_law(kept_law(fit)), flops, inference_tokens)
+    return allocation_records(loss_law(kept_law(fit, of)), flops, inference_tokens, unique_tokens)
 
 
-def kept_law(fit: Kept) -> Fit | Chain | Selection:
+def kept_law(fit: Kept, of: str | None = None) -> Fit | Chain | Selection:
     """The law, the two chained laws, or the compared laws, of what fit, compare_laws or downstream return, of their
-    reports, or of the path of a kept one. Raises UserError if the file holds no law, or for another type."""
+    reports, or of the path of a kept one. of: the group, where groups were fitted together. Raises UserError if the
+    file holds no law, or for another type, and ConfigError for a group that there is not."""
     from scaling_testbed.analysis.laws.downstream import Chain
     from scaling_testbed.analysis.laws.fitted import Fit
+    from scaling_testbed.analysis.laws.groups import GroupsReport
     from scaling_testbed.analysis.laws.selection import Selection
     from scaling_testbed.analysis.laws.study import ChainReport, FitReport, LawsReport
-    from scaling_testbed.errors import UserError
+    from scaling_testbed.errors import ConfigError, UserError, check_choice
     from scaling_testbed.report import law
 
     if isinstance(fit, (str, Path)):
-        return law.read(Path(fit))
+        return law.read(Path(fit), of)
+    if isinstance(fit, GroupsReport):
+        check_choice("of", of or "", fit.fits)
+        return fit.fits[str(of)]
+    if of is not None:
+        raise ConfigError(f"of={of!r}: there are no groups; fit_groups makes them")
     kept = fit.fit if isinstance(fit, FitReport) else fit.chain if isinstance(fit, ChainReport) else fit
     kept = kept.selection if isinstance(kept, LawsReport) else kept
     if not isinstance(kept, (Fit, Chain, Selection)):

@@ -41,6 +41,11 @@ FitFile = Annotated[
     Path, typer.Argument(metavar="FIT.json", help="written by `analyze fit --out`, `laws --out` or `downstream --out`")
 ]
 Fix = Annotated[Sequence[str], typer.Option("--fix", metavar="PARAM=VALUE", help="a fixed parameter; repeatable")]
+By = Annotated[
+    str | None,
+    typer.Option("--by", metavar="COLUMN", help="fit the groups of runs with equal values of this column together"),
+]
+Of = Annotated[str | None, typer.Option("--of", metavar="VALUE", help="the group, if the law was fitted with --by")]
 At = Annotated[
     Sequence[str],
     typer.Option("--at", metavar="KEY=VALUE", help="any input of the law, or tokens_per_param or flops; repeatable"),
@@ -58,6 +63,12 @@ NTokens = Annotated[
     float | None, typer.Option("--n-tokens", metavar="D", parser=number, help="number of training tokens: 2e12, 2T")
 ]
 Flops = Annotated[float, typer.Option("--flops", metavar="C", parser=number, help="compute budget, 6 N D")]
+UniqueTokens = Annotated[
+    float | None,
+    typer.Option(
+        "--unique-tokens", metavar="U", parser=number, help="tokens that there are, for a law of repeated tokens"
+    ),
+]
 InferenceTokens = Annotated[
     float | None,
     typer.Option(
@@ -87,6 +98,7 @@ def fit(
     law: Law = None,
     where: Where = (),
     hold_out: HoldOut = (),
+    by: By = None,
     size: Size = "n_params",
     fix: Fix = (),
     objective: Objective = None,
@@ -102,13 +114,17 @@ def fit(
     """Fit a scaling law to runs: the one that predicts best, if none is named.
 
     The fit tries many starts. Shows parameters with 95 % bootstrap intervals over runs, warnings, and each held-out run
-    beside its prediction."""
+    beside its prediction. With --by, groups of runs are fitted together, and it says which parameters they may
+    share."""
     from scaling_testbed.analysis.figures.law_panels import fit_panels
     from scaling_testbed.analysis.laws.study import Fitting, compare_rows, fit_rows, law_named, laws_named
 
     fixed, named = _numbers("--fix", fix), None if law is None else law_named(law)
     given = law_rows(rows, source, map_, size, out)
     fitting = Fitting(objective=objective, delta=delta, starts=starts, bootstrap=bootstrap, seed=seed, size=size)
+    if by is not None:
+        _fit_groups(given, named, by, where, hold_out, fixed, fitting, as_json, out)
+        return
     selection = None
     if named is None:
         selection = compare_rows(given, laws_named(None), where=where, hold_out=hold_out, fitting=fitting).selection
@@ -131,6 +147,35 @@ def fit(
         return fit_panels(found.fit, found.fitted, found.predictions)
 
     answer(found.record(), beside, out, as_json, show, draw)
+
+
+def _fit_groups(given, law, by, where, hold_out, fixed, fitting, as_json: bool, out: Sequence[Path]) -> None:
+    """Fit groups of runs together, and show the ways of sharing, the parameters, and the held-out runs."""
+    from scaling_testbed import tables
+    from scaling_testbed.analysis.laws.groups import fit_groups
+    from scaling_testbed.errors import ConfigError
+
+    if law is None:
+        raise ConfigError("--by also needs --law, the law of the groups")
+    output.check(out, ENDINGS)
+    found = fit_groups(given, law, by, where=where, hold_out=hold_out, fixed=fixed, fitting=fitting)
+    beside = [
+        *({**one, "held_out": False} for one in found.fitted),
+        *({**one, "held_out": True} for one in found.predictions),
+    ]
+    written = output.write(out, beside, document=found.record())
+    if as_json:
+        output.print_json(found.record())
+        return
+    print(f"{law.formula}    [{law.source}]")
+    tables.show(found.sharing)
+    print(f"{found.reason}; shared: {', '.join(found.shared) or 'none'}")
+    tables.show(found.table())
+    one = next(iter(found.fits.values()))
+    for text in [one.summary(), *one.about_intervals(f"rows of each {by}")]:
+        print(text)
+    show_predictions(found.predictions, found.warnings)
+    output.say_written(written)
 
 
 def laws(
@@ -233,6 +278,7 @@ def downstream(
 
 def predict(
     fit: FitFile,
+    of: Of = None,
     n_params: NParams = None,
     n_tokens: NTokens = None,
     at: At = (),
@@ -251,7 +297,7 @@ def predict(
     from scaling_testbed.errors import ConfigError
 
     output.check(out, ENDINGS, [fit])
-    kept, row = api.kept_law(fit), _numbers("--at", at)
+    kept, row = api.kept_law(fit, of), _numbers("--at", at)
     for key, value in (("n_params", n_params), ("n_tokens", n_tokens)):
         if value is not None and key in row:
             raise ConfigError(f"--at {key}={row[key]:g}: {key} is given twice")
@@ -277,7 +323,13 @@ def predict(
 
 
 def allocate(
-    fit: FitFile, flops: Flops, inference_tokens: InferenceTokens = None, as_json: Json = False, out: OutTable = ()
+    fit: FitFile,
+    flops: Flops,
+    of: Of = None,
+    inference_tokens: InferenceTokens = None,
+    unique_tokens: UniqueTokens = None,
+    as_json: Json = False,
+    out: OutTable = (),
 ) -> None:
     """The best size for a budget, and the cost of smaller models.
 
@@ -290,18 +342,17 @@ def allocate(
     from scaling_testbed.analysis.laws.selection import Selection
 
     output.check(out, ENDINGS, [fit])
-    kept = api.kept_law(fit)
-    records = api.allocate(kept, flops=flops, inference_tokens=inference_tokens)
+    kept = api.kept_law(fit, of)
+    records = api.allocate(kept, flops=flops, inference_tokens=inference_tokens, unique_tokens=unique_tokens)
     written = output.write(out, records)
     if as_json:
         output.print_json(records)
         return
     law, best = loss_law(kept), records[0]
-    tables.show([{key: value for key, value in one.items() if key not in ("n_params_low", "n_params_high")}
-                 for one in records])  # fmt: skip
+    tables.show([{key: value for key, value in one.items() if not key.endswith(("_low", "_high"))} for one in records])
     if best["n_params_low"] is not None:
-        between = f"{best['n_params_low']:.4g} to {best['n_params_high']:.4g}"
-        print(f"the best size is {best['n_params']:.4g}, {between} in 95 % of the resamples")
+        print("95 % of the resamples, each with its own best size and loss:")
+        tables.show([_between(one) for one in records])
     if isinstance(kept, Selection):
         print(f"by {law.law} alone, the law with the largest share")
     print(f"N counts {law.size}; C = 6 N D; low and high: 95 % for the loss of one run")
@@ -309,6 +360,15 @@ def allocate(
              for one in records if one["n_tokens"]]  # fmt: skip
     show_predictions([], far(named))
     output.say_written(written)
+
+
+def _between(record: dict[str, Any]) -> dict[str, Any]:
+    """The intervals of a plan as text."""
+    found = {"share_of_optimal_n": record["share_of_optimal_n"]}
+    for name in (key.removesuffix("_low") for key in record if key.endswith("_low")):
+        low, high = record[f"{name}_low"], record[f"{name}_high"]
+        found[name] = "" if low is None else f"{low:.4g} to {'any' if high is None else format(high, '.4g')}"
+    return found
 
 
 def list_(as_json: Json = False, out: OutTable = ()) -> None:

@@ -18,9 +18,10 @@ from scaling_testbed.analysis.laws.allocation import allocation_records
 from scaling_testbed.analysis.laws.downstream import Chain, chain_from_record
 from scaling_testbed.analysis.laws.fitted import Fit, from_record
 from scaling_testbed.analysis.laws.forms import LAWS
+from scaling_testbed.analysis.laws.groups import check_groups
 from scaling_testbed.analysis.laws.selection import Selection, selection_from_record
 from scaling_testbed.analysis.rows.study import check_version
-from scaling_testbed.errors import ConfigError, UserError
+from scaling_testbed.errors import ConfigError, UserError, check_choice
 from scaling_testbed.files import read_json
 from scaling_testbed.report import page
 
@@ -42,9 +43,15 @@ READERS: Mapping[str | None, Callable[[Record], Fit | Chain | Selection]] = {
 }
 
 
-def read(path: Path) -> Fit | Chain | Selection:
-    """A saved law, two chained laws, or compared laws. Raises UserError if the file holds none of them."""
+def read(path: Path, of: str | None = None) -> Fit | Chain | Selection:
+    """A saved law, two chained laws, or compared laws. of: the value of --by whose law is read, if the file holds
+    several groups. Raises UserError if the file holds none of them, and ConfigError for another group."""
     record = _record(path)
+    if isinstance(groups := record.get("groups"), dict):
+        check_choice("--of", of or "", groups)
+        record = groups[of]
+    elif of is not None:
+        raise ConfigError(f"--of {of}: {path} holds no groups; `fit --by` makes them")
     try:
         return READERS.get(_kind(record), from_record)(record)
     except UserError as error:
@@ -125,6 +132,8 @@ def _kind(record: Mapping[str, Any]) -> str | None:
     """The command that saved the record; None if no command did."""
     if isinstance(record.get("loss"), dict) and isinstance(record.get("downstream"), dict):
         return "downstream"
+    if isinstance(record.get("groups"), dict) and "by" in record:
+        return "groups"
     if isinstance(record.get("laws"), list) and isinstance(record.get("fits"), dict):
         return "laws"
     if "law" not in record or "params" not in record:
@@ -154,6 +163,19 @@ def _laws(record: Record, names: str) -> tuple[str, list[str], Sections]:
         ("Figures", page.figures(laws_panels(found, record["predictions"]), names)),
         ("Held-out runs", page.table(record["predictions"])),
         *((f"Parameters of {name}", _parameters(one.fit)) for name, one in found.laws.items() if one.share),
+    ]  # fmt: skip
+
+
+def _groups(record: Record, names: str) -> tuple[str, list[str], Sections]:
+    check_groups(record)
+    fits = {name: from_record(one) for name, one in record["groups"].items()}
+    first = next(iter(fits.values()))
+    return f"The law {first.law} of each {record['by']}", _formula(first), [
+        ("Warnings", page.paragraphs(record["warnings"])),
+        ("What the groups share", page.table(record["sharing"]) + page.paragraphs([record["reason"]])),
+        *((f"Parameters of {name}", _parameters(one, "rows of each group")) for name, one in fits.items()),
+        ("Held-out runs", page.table(record["predictions"])),
+        ("Fitted runs", page.table(record["fitted"])),
     ]  # fmt: skip
 
 
@@ -195,6 +217,7 @@ def _ladder(record: Record, names: str) -> tuple[str, list[str], Sections]:
 
 MAKERS: Mapping[str | None, Maker] = {
     "fit": _fit,
+    "groups": _groups,
     "laws": _laws,
     "downstream": _downstream,
     "frontier": _frontier,

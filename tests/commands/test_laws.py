@@ -116,7 +116,7 @@ def test_allocate_says_size_tokens_and_what_smaller_costs(kept, capsys):
     assert all(one["low"] < one["loss"] < one["high"] for one in found if one["n_tokens"])
     assert main(["allocate", str(kept), "--flops", "1e23"]) == 0
     printed = capsys.readouterr().out
-    assert "of the best size)" in printed and "in 95 % of the resamples" in printed
+    assert "of the best size)" in printed and "95 % of the resamples, each with its own best size" in printed
     assert "tokens per parameter, " in printed and "times more than was fitted" in printed
     assert main(["allocate", str(kept), "--flops", "10E", "--json"]) == 2
     assert "'10E' is not a number; write 7e9 or 7B" in capsys.readouterr().err

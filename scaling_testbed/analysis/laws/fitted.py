@@ -104,11 +104,13 @@ class Fit:
 
 
 def with_ratios(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """The inputs with compute and tokens per parameter, which can lie far from all rows even if N and D do not."""
+    """The inputs with compute, tokens per parameter and epochs (at least one), which can lie far from all rows even if
+    N and D do not."""
     if not {"n_params", "n_tokens"} <= set(inputs):
         return dict(inputs)
     n, d = inputs["n_params"], inputs["n_tokens"]
-    return {**inputs, "flops": 6 * n * d, "tokens_per_param": d / n}
+    epochs = {"epochs": np.maximum(d / inputs["unique_tokens"], 1.0)} if "unique_tokens" in inputs else {}
+    return {**inputs, "flops": 6 * n * d, "tokens_per_param": d / n, **epochs}
 
 
 def _numbers(value: Any) -> bool:

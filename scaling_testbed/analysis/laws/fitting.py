@@ -137,14 +137,15 @@ def fit(
     seed: int = 0,
     size: str = "n_params",
     errors: Sequence[float] | None = None,
+    strata: Sequence[float] | None = None,
 ) -> Fit:
     """Fit `law` to the inputs and observed outputs of runs: one finite positive number for each run. With `lsq` an
     output may be zero.
 
     delta: where Huber's function turns linear. errors: the standard errors of the logarithms of the outputs, if they
-    are known: each output weighs by the inverse square of its own, and intervals follow from them. Raises ConfigError
-    for an unknown objective or fixed parameter. Raises UserError if there are fewer runs than free parameters, or if no
-    start leads to an optimum.
+    are known: each output weighs by the inverse square of its own, and intervals follow from them. strata: the group of
+    each run; a resample has as many runs of each group as there are. Raises ConfigError for an unknown objective or
+    fixed parameter. Raises UserError if there are fewer runs than free parameters, or if no start leads to an optimum.
     """
     problem = problem_of(law, inputs, observed, objective, fixed, delta)
     if errors is not None:
@@ -156,7 +157,10 @@ def fit(
     best, theta = solutions[0]
     reached = sum(_as_good(value, best) for value, _ in solutions)
     optima = _distinct(problem, solutions)
-    draws = (_resampled if errors is None else _by_errors)(problem, optima, bootstrap, rng)
+    if errors is None:
+        draws = _resampled(problem, optima, bootstrap, rng, strata)
+    else:
+        draws = _by_errors(problem, optima, bootstrap, rng)
     seen = with_ratios(problem.inputs)
     linearised = _errors_of_all(problem, [other for value, other in optima if _as_good(value, best)])
     told = [param.name for param, free in zip(problem.free, linearised.undetermined, strict=True) if not free]
@@ -314,7 +318,9 @@ def _same_valley(problem: Problem, theta: np.ndarray, value: float, kept) -> boo
     return False
 
 
-def _resampled(problem: Problem, optima, count: int, rng: np.random.Generator) -> list[np.ndarray]:
+def _resampled(
+    problem: Problem, optima, count: int, rng: np.random.Generator, strata: Sequence[float] | None
+) -> list[np.ndarray]:
     """theta of each bootstrap resample of the rows, refitted from `optima`; empty if there are too few rows."""
     n, free = len(problem.observed), len(problem.free)
     if count == 0 or n - free < 2:
@@ -323,13 +329,15 @@ def _resampled(problem: Problem, optima, count: int, rng: np.random.Generator) -
     if len(np.unique(places)) <= free:
         return []
     starts, found = np.array([theta for _, theta in optima]), []
+    codes = np.zeros(n) if strata is None else np.asarray(strata)
+    parts = [np.flatnonzero(codes == one) for one in np.unique(codes)]
     together = max(1, AT_ONCE // (n * len(starts)))  # resamples at a time, for the memory's sake
     for begin in range(0, count, together):
         counts = np.empty((min(together, count - begin), n))
         for resample in counts:
-            rows = rng.integers(n, size=n)
+            rows = _drawn(parts, rng)
             while len(np.unique(places[rows])) <= free:  # no more distinct points than parameters: an exact fit
-                rows = rng.integers(n, size=n)
+                rows = _drawn(parts, rng)
             resample[:] = np.bincount(rows, minlength=n)
         each, weights = np.tile(starts, (len(counts), 1)), np.repeat(counts, len(starts), axis=0)
         found += list(_best_of_each(problem, each, weights, len(starts)))
@@ -353,6 +361,11 @@ def _by_errors(problem: Problem, optima, count: int, rng: np.random.Generator) -
     found = theta + birge * noise @ np.linalg.pinv(root[:, None] * slopes).T
     low, high = problem.bounds
     return list(np.clip(found, low, high))
+
+
+def _drawn(parts: Sequence[np.ndarray], rng: np.random.Generator) -> np.ndarray:
+    """Rows drawn with replacement from each part, as many as it has."""
+    return np.concatenate([part[rng.integers(len(part), size=len(part))] for part in parts])
 
 
 def _intervals(told: Sequence[str], problem: Problem, draws) -> dict[str, tuple[float, float]] | None:

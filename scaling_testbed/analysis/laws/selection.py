@@ -174,18 +174,18 @@ def compare(fits: Mapping[str, Fit], problems: Mapping[str, Problem], flops: Seq
     if sum(map(np.sum, tests)) < LEAST:
         cuts, tests = [], []
     folds = _left_out_sizes(next(iter(problems.values())).inputs["n_params"])
-    ahead = {name: _errors(one, fits[name], [compute <= cut for cut in cuts], tests) for name, one in problems.items()}
-    sizes = {name: _errors(one, fits[name], [~fold for fold in folds], folds) for name, one in problems.items()}
-    forward = {name: _mean(np.abs(_joined(found))) for name, found in ahead.items()}
-    aicc = {name: _aicc(fits[name], problems[name]) for name in fits}
+    below = [compute <= cut for cut in cuts]
+    ahead = {name: errors_of(one, fits[name], below, tests) for name, one in problems.items()}
+    sizes = {name: errors_of(one, fits[name], [~fold for fold in folds], folds) for name, one in problems.items()}
+    forward, sized = (
+        {name: mean_error(np.abs(_joined(found))) for name, found in errors.items()} for errors in (ahead, sizes)
+    )
+    aicc = {name: aicc_of(fits[name], problems[name]) for name in fits}
     shares, reason = _shares(forward, aicc)
     kept = [name for name in fits if shares[name]]
     errors = [np.sum([shares[name] * ahead[name][place] for name in kept], axis=0) for place in range(len(cuts))]
     return Selection(
-        laws={
-            name: Compared(fits[name], aicc[name], _mean(np.abs(_joined(sizes[name]))), forward[name], shares[name])
-            for name in fits
-        },
+        laws={name: Compared(fits[name], aicc[name], sized[name], forward[name], shares[name]) for name in fits},
         reason=reason,
         errors=_joined(errors) if np.isfinite(list(map(np.sum, errors))).all() else np.array([]),
         reach=_joined([compute[test] / cut for test, cut in zip(tests, cuts, strict=True)]),
@@ -208,7 +208,9 @@ def _left_out_sizes(sizes: np.ndarray) -> list[np.ndarray]:
     return [np.isin(sizes, group) for group in groups] if len(distinct) >= 3 else []
 
 
-def _errors(problem: Problem, fit: Fit, fitted: Sequence[np.ndarray], tests: Sequence[np.ndarray]) -> list[np.ndarray]:
+def errors_of(
+    problem: Problem, fit: Fit, fitted: Sequence[np.ndarray], tests: Sequence[np.ndarray]
+) -> list[np.ndarray]:
     """ln(predicted/observed) of the runs of each test, by a fit to the runs of `fitted`."""
     if not fitted:
         return []
@@ -221,15 +223,17 @@ def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
     return np.concatenate([np.zeros(0), *parts])
 
 
-def _mean(sizes: np.ndarray) -> float | None:
+def mean_error(sizes: np.ndarray) -> float | None:
+    """The mean; None if there is none or it is not finite."""
     return float(np.mean(sizes)) if len(sizes) and np.isfinite(sizes).all() else None
 
 
-def _aicc(fit: Fit, problem: Problem) -> float | None:
+def aicc_of(fit: Fit, problem: Problem) -> float | None:
+    """Akaike's criterion of a fit with Laplace's distribution; None if there are too few rows."""
     n, free = len(problem.observed), len(problem.free) + 1
     if n - free - 1 <= 0:
         return None
-    off = float(np.mean(np.abs(np.log(fit.predict(problem.inputs) / problem.observed))))
+    off = float(np.mean(np.abs(np.log(problem.law.predict(fit.params, problem.inputs) / problem.observed))))
     return 2 * n * math.log(max(off, 1e-15)) + 2 * free + 2 * free * (free + 1) / (n - free - 1)
 
 

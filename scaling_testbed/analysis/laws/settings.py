@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from scaling_testbed.analysis.rows.names import is_text, meaning, plain_name
+from scaling_testbed.analysis.rows.names import is_text, meaning, number_in, plain_name
 from scaling_testbed.analysis.rows.study import Row
 from scaling_testbed.config.budget import CONVENTIONS
 
@@ -72,10 +72,11 @@ def unseen(
     key = max(shares, key=shares.__getitem__)
     value = next(str(row[key]) for row in rows if row.get(key) is not None)
     more = [one for one in shares if one != key]
+    together = "" if number_in(value) is not None else f", or fit the groups together with --by {key}"
     others = f" ({', '.join(more[:3])} too)" if more else ""
     return [
         f"{key} has {codes[key].max() + 1} values, and they explain {shares[key]:.0%} of what the law leaves{others}: "
-        f'the law describes all of them; select with --where "{key}={value}"'
+        f'the law describes all of them; select with --where "{key}={value}"{together}'
     ]
 
 

@@ -39,7 +39,8 @@ def said_of(rows, **options):
 def test_a_column_that_explains_the_residuals_is_named_with_what_to_type(key, values):
     (said,) = said_of(runs(key=key, values=values))
     assert said.startswith(f"{key} has {len(values)} values, and they explain ")
-    assert said.endswith(f'the law describes all of them; select with --where "{key}={values[0]}"')
+    typed = f'the law describes all of them; select with --where "{key}={values[0]}"'
+    assert said.endswith(typed if key != "data" else f"{typed}, or fit the groups together with --by data")
     assert said_of(runs(key=key, values=values), where=[f"{key}={values[0]}"]) == []
 
 
