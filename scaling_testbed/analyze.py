@@ -14,6 +14,7 @@ from scaling_testbed.commands.app import application, run
 from scaling_testbed.commands.curves import decide, instability, lr_sensitivity
 from scaling_testbed.commands.frontier import frontier, ladder
 from scaling_testbed.commands.laws import allocate, downstream, fit, laws, list_, predict
+from scaling_testbed.commands.next_runs import next_
 from scaling_testbed.commands.optima import optima
 from scaling_testbed.commands.report import report
 from scaling_testbed.commands.tasks import compare, inspect, score, tasks
@@ -23,7 +24,7 @@ app = application(
     [
         *(lr_sensitivity, instability, decide, report),
         *(inspect, score, compare, tasks),
-        *(fit, laws, predict, allocate, downstream, frontier, ladder, optima),
+        *(fit, laws, predict, allocate, next_, downstream, frontier, ladder, optima),
     ],
     {"law": application("The laws that can be fitted.", [list_], plugins=True)},
     plugins=True,

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from scaling_testbed.analysis.laws.downstream import Chain
     from scaling_testbed.analysis.laws.fitted import Fit
     from scaling_testbed.analysis.laws.groups import GroupsReport
+    from scaling_testbed.analysis.laws.next_runs import NextRuns
     from scaling_testbed.analysis.laws.selection import Selection
     from scaling_testbed.analysis.laws.study import ChainReport, FitReport, LawsReport, Rows
     from scaling_testbed.analysis.rows.given import Given
@@ -482,6 +483,40 @@ def allocate(
     from scaling_testbed.analysis.laws.prediction import loss_law
 
     return allocation_records(loss_law(kept_law(fit, of)), flops, inference_tokens, unique_tokens)
+
+
+def next_runs(
+    fit: Kept,
+    target: tuple[float, float],
+    flops: float,
+    *,
+    of: str | None = None,
+    runs: int = 10,
+    flops_per_run: float | None = None,
+    models: Texts = (),
+    sizes: Sequence[float] = (),
+    tokens_per_param: Sequence[float] = (),
+    overrides: Texts = (),
+) -> NextRuns:
+    """Choose the runs that narrow the prediction at a target most for their cost, under each law that has a share.
+
+    target: N and D of the run to predict. of: as for `predict`; groups are refused, because a fit of several does not
+    keep the rows of one. flops: 6 N D of the chosen runs together, at most. runs: at most so many.
+    flops_per_run: 6 N D of one run at most. models: choices of configs/model, or patterns such as nano_*, whose sizes
+    are tried; overrides: of every run, with which they are counted. sizes: N to try in place of models; neither: the
+    fitted sizes and others up to four times the largest. tokens_per_param: values to try; none: from the least to the
+    most that was fitted. See analysis/laws/next_runs.py. Raises UserError and ConfigError."""
+    from scaling_testbed.analysis.laws.next_runs import checked_target, laws_that_count, next_runs, places_of
+    from scaling_testbed.errors import ConfigError
+    from scaling_testbed.sweeps.chosen import models as models_named
+
+    kept, asked = laws_that_count(kept_law(fit, of)), checked_target(target)
+    named, rows = _texts(models), [{"n_params": float(one)} for one in sizes]
+    if named and rows:
+        raise ConfigError("--models and --sizes both say which sizes are tried; give one of them")
+    rows = models_named(named, _texts(overrides), kept[0][0].size) if named else rows
+    places = places_of(kept, asked, rows, tokens_per_param, flops_per_run)
+    return next_runs(kept, asked, places, flops, runs)
 
 
 def kept_law(fit: Kept, of: str | None = None) -> Fit | Chain | Selection:

@@ -113,6 +113,10 @@ def test_the_command_keeps_the_groups_for_predict_and_allocate(tmp_path, capsys)
     ):
         assert main(words) == 2
         assert said in capsys.readouterr().err
+    with pytest.raises(
+        UserError, match=r"does not hold the inputs of its rows; fit it again, one group alone \(--where\)"
+    ):
+        st.next_runs(kept, (1e9, 1e10), 1e20, of="web")
     record = json.loads(kept.read_text())
     assert record["by"] == "data" and set(record["groups"]) == set(OWN)
     with pytest.raises(ConfigError, match="of='web': there are no groups"):
