@@ -141,10 +141,11 @@ def fit_groups(
     aicc = {name: aicc_of(one, problems[name]) for name, one in found.items()}
     taken, reason = _taken(found, aicc, wrong)
     own = ways(law, fixed)[taken]
-    joint = grouped(law, names, own)
-    whole = fit(joint, inputs, observed, objective=fitting.objective, delta=fitting.delta, fixed=fixed,
-                starts=fitting.starts, bootstrap=fitting.bootstrap, seed=fitting.seed, size=fitting.size,
-                strata=inputs[GROUP])  # fmt: skip
+    joint, whole = grouped(law, names, own), found[taken]
+    if fitting.bootstrap:
+        whole = fit(joint, inputs, observed, objective=fitting.objective, delta=fitting.delta, fixed=fixed,
+                    starts=fitting.starts, bootstrap=fitting.bootstrap, seed=fitting.seed, size=fitting.size,
+                    strata=inputs[GROUP])  # fmt: skip
     fits = {one: _of_group(law, whole, one, own, kept, by) for one in names}
     ratios = with_ratios({key: np.array(inputs[key]) for key in law.inputs})
     predictions = [{by: str(row.get(by))} | beside_held_out(fits[_held(row, by, names)], row) for row in held]
