@@ -26,6 +26,7 @@ LAYERS = [
     ("training",),
     ("analysis.rows",),
     ("analysis.curves", "analysis.laws"),
+    ("analysis.trajectories",),
     ("analysis.figures",),
     ("papers",),
     ("sweeps", "exporting"),

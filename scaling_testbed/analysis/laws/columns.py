@@ -35,7 +35,7 @@ OWN = {"loss": "val_loss", "lr": "optimizer.lr"}  # the names in rows of this te
 OTHERS = {
     *("loss", "tokens_per_param", "error", "accuracy", "steps", "epochs", "batch_tokens", *CONVENTIONS),
     *("flops_6nd", "batch.sequences", "batch.sequence_length", *OWN.values()),
-    *("run_id", "name", "seed", "dataset", "data_fingerprint"),
+    *("run_id", "name", "seed", "dataset", "data_fingerprint", "run", "step"),
 }  # names that --map accepts besides the columns of the laws
 # What --map accepts besides the name of a column: pattern -> the number from the column's value and from the factor.
 TERMS: tuple[tuple[str, Callable[[float, float], float]], ...] = (
@@ -60,8 +60,11 @@ def read(path: str | Path, source: str | None, mapping: Sequence[str], size: str
     return _named(published.SOURCES[source](Path(path)), [], path, _pairs(mapping), size)
 
 
-def of_study(study: Study, mapping: Sequence[str] = (), size: str = "n_params") -> tuple[list[Row], list[str]]:
-    """Rows and notes as from `read`, of the runs of a study that finished without divergence."""
+def of_study(
+    study: Study, mapping: Sequence[str] = (), size: str = "n_params", of_steps: bool = False
+) -> tuple[list[Row], list[str]]:
+    """Rows and notes as from `read`, of the runs of a study that finished without divergence. of_steps: whether several
+    rows of a run are wanted, one for each step."""
     said: list[str] = []
     pairs = _pairs(mapping)
     rows, missing = study.rows, study.missing
@@ -76,11 +79,16 @@ def of_study(study: Study, mapping: Sequence[str] = (), size: str = "n_params") 
     if diverged:
         said.append(f"{len(diverged)} diverged runs are left out")
         rows = [row for row in rows if row.get("status") != "diverged"]
-    return _named(rows, said, study.path, pairs, size)
+    return _named(rows, said, study.path, pairs, size, of_steps)
 
 
 def _named(
-    rows: Sequence[Row], said: Sequence[str], path: str | Path, pairs: dict[str, str], size: str
+    rows: Sequence[Row],
+    said: Sequence[str],
+    path: str | Path,
+    pairs: dict[str, str],
+    size: str,
+    of_steps: bool = False,
 ) -> tuple[list[Row], list[str]]:
     """The rows with the columns of laws, and `said` followed by notes on these rows."""
     check_choice("--size", size, CONVENTIONS)
@@ -95,7 +103,7 @@ def _named(
     _check_size(rows, size)
     said = [*said, *_two_columns(rows, pairs)]
     rows = [derived(row, size) for row in rows]
-    return rows, [*said, *_repeated(rows), *_steps_of_a_run(rows)]
+    return rows, [*said, *_repeated(rows), *([] if of_steps else _steps_of_a_run(rows))]
 
 
 Term = tuple[str, Callable[[float, float], float] | None, float]  # a column, what is done with it, and a factor
