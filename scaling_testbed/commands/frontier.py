@@ -5,7 +5,18 @@ from typing import Annotated
 import typer
 
 from scaling_testbed.commands.laws import OutLaw, answer, law_rows, show_fit
-from scaling_testbed.commands.options import HoldOut, Json, Map, Rows, Size, Source, Where
+from scaling_testbed.commands.options import (
+    Curves,
+    FirstStep,
+    HoldOut,
+    Json,
+    Map,
+    Rows,
+    Size,
+    Source,
+    WarmupSteps,
+    Where,
+)
 
 Method = Annotated[
     str,
@@ -24,22 +35,29 @@ def frontier(
     size: Size = "n_params",
     source: Source = None,
     map_: Map = (),
+    curves: Curves = False,
+    first_step: FirstStep = None,
+    warmup_steps: WarmupSteps = None,
     as_json: Json = False,
     out: OutLaw = (),
 ) -> None:
     """The best size of each budget.
 
     Finds the size with the lowest loss at each budget of compute, and the law N = N0 (C/C0)^p through these sizes.
-    isoflop uses the vertex of a parabola in ln N at each budget, envelope the envelope of the curves of all sizes."""
+    isoflop uses the vertex of a parabola in ln N at each budget, envelope the envelope of the curves of all sizes, or
+    with --curves of the training curves of all runs."""
     from scaling_testbed import tables
     from scaling_testbed.analysis.figures.law_panels import frontier_panels
     from scaling_testbed.analysis.laws.best_runs import frontier_rows
 
-    found = frontier_rows(law_rows(rows, source, map_, size, out), method, where=where, size=size)
+    given = law_rows(
+        rows, source, map_, size, out, curves=curves, first_step=first_step, warmup_steps=warmup_steps, decayed=True
+    )
+    found = frontier_rows(given, method, where=where, size=size)
 
     def show() -> None:
         tables.show(found.optima)
-        show_fit(found.fit, [], found.warnings, resampled="runs of each budget")
+        show_fit(found.fit, [], found.warnings, resampled="runs" if curves else "runs of each budget")
 
     def draw():
         return frontier_panels(found.runs, found.optima, found.fit, method)

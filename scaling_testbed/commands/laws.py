@@ -10,8 +10,10 @@ import typer
 from scaling_testbed.commands import output
 from scaling_testbed.commands.options import (
     Bootstrap,
+    Curves,
     Delta,
     ErrorLaw,
+    FirstStep,
     HoldOut,
     Json,
     Law,
@@ -23,6 +25,7 @@ from scaling_testbed.commands.options import (
     Size,
     Source,
     Starts,
+    WarmupSteps,
     Where,
     number,
     out,
@@ -108,6 +111,9 @@ def fit(
     seed: Seed = 0,
     source: Source = None,
     map_: Map = (),
+    curves: Curves = False,
+    first_step: FirstStep = None,
+    warmup_steps: WarmupSteps = None,
     as_json: Json = False,
     out: OutLaw = (),
 ) -> None:
@@ -115,12 +121,17 @@ def fit(
 
     The fit tries many starts. Shows parameters with 95 % bootstrap intervals over runs, warnings, and each held-out run
     beside its prediction. With --by, groups of runs are fitted together, and it says which parameters they may
-    share."""
+    share. With --curves the rows are the evaluations in mid-run that are ends of shorter runs."""
     from scaling_testbed.analysis.figures.law_panels import fit_panels
     from scaling_testbed.analysis.laws.study import Fitting, compare_rows, fit_rows, law_named, laws_named
+    from scaling_testbed.errors import ConfigError
 
     fixed, named = _numbers("--fix", fix), None if law is None else law_named(law)
-    given = law_rows(rows, source, map_, size, out)
+    if curves and named is None:
+        raise ConfigError("--curves needs --law NAME: laws are compared by the ends of runs only")
+    if curves and by is not None:
+        raise ConfigError("--by and --curves do not go together; choose one group with --where")
+    given = law_rows(rows, source, map_, size, out, curves=curves, first_step=first_step, warmup_steps=warmup_steps)
     fitting = Fitting(objective=objective, delta=delta, starts=starts, bootstrap=bootstrap, seed=seed, size=size)
     if by is not None:
         _fit_groups(given, named, by, where, hold_out, fixed, fitting, as_json, out)
@@ -139,7 +150,7 @@ def fit(
         if selection:
             show_selection(selection)
             print()
-        show_fit(found.fit, found.predictions, found.warnings)
+        show_fit(found.fit, found.predictions, found.warnings, "runs" if curves else "rows")
         if found.predictions and found.fit.draws:
             print("low and high of a prediction take the law for true; those of `analyze laws` do not")
 
@@ -391,11 +402,34 @@ def list_(as_json: Json = False, out: OutTable = ()) -> None:
     output.say_written(written)
 
 
-def law_rows(rows: Path, source: str | None, mapping: Sequence[str], size: str, out: Sequence[Path]):
-    """The rows of a command, with the columns of laws. Checks the files of --out first."""
+def law_rows(
+    rows: Path,
+    source: str | None,
+    mapping: Sequence[str],
+    size: str,
+    out: Sequence[Path],
+    *,
+    curves: bool = False,
+    first_step: int | None = None,
+    warmup_steps: int | None = None,
+    decayed: bool = False,
+):
+    """The rows of a command, with the columns of laws: runs, or with `curves` their evaluations. decayed: also those
+    after the rate has begun to decay. Checks the files of --out first."""
     from scaling_testbed.analysis.laws import study
+    from scaling_testbed.analysis.trajectories.points import law_points
+    from scaling_testbed.errors import ConfigError
 
     output.check(out, KEPT, [rows])
+    if curves:
+        if source is not None:
+            raise ConfigError("--curves: a published testbed has no training curves; leave --source out")
+        return law_points(
+            rows, mapping=mapping, size=size, first_step=first_step, warmup_steps=warmup_steps, decayed=decayed
+        )
+    for option, value in (("--first-step", first_step), ("--warmup-steps", warmup_steps)):
+        if value is not None:
+            raise ConfigError(f"{option} needs --curves")
     return study.law_rows(rows, source=source, mapping=mapping, size=size)
 
 

@@ -99,6 +99,23 @@ Bootstrap = Annotated[
     int, typer.Option("--bootstrap", metavar="N", help="number of resamples of the runs", show_default=True)
 ]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", help="seed of starts and resamples", show_default=True)]
+Curves = Annotated[
+    bool,
+    typer.Option(
+        "--curves",
+        help="use every evaluation of a run (metrics.jsonl, or a table with a column step), not only its end",
+    ),
+]
+FirstStep = Annotated[
+    int | None,
+    typer.Option(
+        "--first-step", metavar="N", help="with --curves: the first step (default: twice the warm-up, and at least 60)"
+    ),
+]
+WarmupSteps = Annotated[
+    int | None,
+    typer.Option("--warmup-steps", metavar="N", help="length of the warm-up of the runs of a table with a column step"),
+]
 Group = Annotated[
     Sequence[str],
     typer.Option(

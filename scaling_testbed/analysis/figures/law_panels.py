@@ -289,11 +289,14 @@ def _parabola(optimum: Mapping[str, Any]) -> Line:
 
 
 def _loss_of_sizes(runs: Records, optima: Records) -> Panel:
-    """The loss against compute, with a colour and curve for each size."""
+    """The loss against compute, with a colour for each size, and a curve for each size or, of points of training
+    curves, for each run."""
     lines = []
-    for n_params in sorted({run["n_params"] for run in runs}):
-        own = sorted((run["flops"], run["loss"]) for run in runs if run["n_params"] == n_params)
-        flops, losses = zip(*own, strict=True)
+    curves: dict[tuple, list[tuple]] = {}
+    for run in runs:
+        curves.setdefault((run["n_params"], str(run.get("run", ""))), []).append((run["flops"], run["loss"]))
+    for (n_params, _), own in sorted(curves.items()):
+        flops, losses = zip(*sorted(own), strict=True)
         lines.append(Line(x=flops, y=losses, n_params=n_params))
     x, y = [one["flops"] for one in optima], [one["loss"] for one in optima]
     lines.append(Line(x=x, y=y, label="best size", style=1, color=5, markers=False))
@@ -303,7 +306,7 @@ def _loss_of_sizes(runs: Records, optima: Records) -> Panel:
         y_label="loss",
         color_name="N",
         title="Loss of each size",
-        caption="One line for each size, and the envelope of all sizes.",
+        caption=f"One line for each {'run' if 'run' in runs[0] else 'size'}, and the envelope of all sizes.",
     )
 
 

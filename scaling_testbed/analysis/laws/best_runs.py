@@ -14,9 +14,9 @@ from scaling_testbed.analysis.laws.fitting import LSQ, fit
 from scaling_testbed.analysis.laws.forms import LAWS
 from scaling_testbed.analysis.laws.study import Rows
 from scaling_testbed.analysis.rows.study import Row, name_of
-from scaling_testbed.errors import UserError, check_choice
+from scaling_testbed.errors import ConfigError, UserError, check_choice
 
-METHODS = {"isoflop": frontier.isoflop, "envelope": frontier.envelope}
+METHODS = ("isoflop", "envelope")
 RESAMPLES = 500
 NEEDED = ("n_params", "flops", "loss")
 Record = dict[str, Any]
@@ -68,15 +68,18 @@ def frontier_rows(given: Rows, method: str, *, where: Sequence[str] = (), size: 
     """The size with the lowest loss at each budget of compute, and the power law N = N0 (C/C0)^p through these sizes.
 
     method: isoflop takes the vertex of a parabola in ln N at each budget (approach 2 of Hoffmann et al. 2022, arXiv
-    2203.15556, section 3); envelope takes the envelope of the curves of all sizes (approach 1). If the best size of a
+    2203.15556, section 3); envelope takes the envelope of the curves of all sizes (approach 1), or of all runs if the
+    rows are points of training curves. If the best size of a
     budget is the largest or the smallest that was trained, the budget gets a note and the law leaves it out. Raises
     UserError if fewer than two budgets, or budgets of one best size, remain.
     """
     check_choice("--method", method, METHODS)
+    if given.run and method == "isoflop":
+        raise ConfigError("--curves is for --method envelope; isoflop compares runs of one budget")
     rows, said = _checked(given, where)
     if method == "isoflop":
         said = [*said, *frontier.loose([row["flops"] for row in rows], "flops")]
-    optima = METHODS[method](rows)
+    optima = frontier.isoflop(rows) if method == "isoflop" else frontier.envelope(rows, given.run)
     trusted = [one for one in optima if not one.note]
     if len(trusted) < 2:
         few = f"{method}: {len(trusted)} budgets have a best size inside the trained range; the law needs two"
@@ -90,10 +93,13 @@ def frontier_rows(given: Rows, method: str, *, where: Sequence[str] = (), size: 
     if method == "isoflop":
         found = _with_draws(found, frontier.resampled(rows, RESAMPLES))
         said = [*said, *frontier.disagreeing(optima)]
+    elif given.run:
+        found = _with_draws(found, frontier.resampled_envelope(rows, given.run, RESAMPLES))
     left_out = len(optima) - len(trusted)
     noted = [f"{left_out} of {len(optima)} budgets are left out of the law: see their notes"] if left_out else []
     budgets = frontier.by_budget(rows) if method == "isoflop" else [rows]
-    runs = [{**{key: row[key] for key in NEEDED}, "budget": frontier.middle(budget)} for budget in budgets
+    named = (*NEEDED, *([given.run] if given.run else []))
+    runs = [{**{key: row[key] for key in named}, "budget": frontier.middle(budget)} for budget in budgets
             for row in budget]  # fmt: skip
     return FrontierReport(
         fit=found,

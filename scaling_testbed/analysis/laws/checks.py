@@ -65,12 +65,20 @@ def mixed_settings(rows: Sequence[Row], law: Law) -> list[str]:
     return [f"{alike}, and by up to {most:.3g} in {law.output}: the law describes all of them; select with --where"]
 
 
-def unseen_settings(rows: Sequence[Row], found: Fit) -> list[str]:
+def unseen_settings(rows: Sequence[Row], found: Fit, run: str | None = None) -> list[str]:
     """A warning about a setting that explains much of the residuals of a fit to `rows`: see settings.unseen. Data sets
-    that `mixed_data` names are left out."""
+    that `mixed_data` names are left out. run: the column that names the run of a point. The residuals of a run are not
+    independent, so their mean counts, at its last point."""
+    residuals, but = found.residuals, DATA if mixed_data(rows) else ()
+    if run is not None:
+        of_run: dict[str, list[float]] = {}
+        for row, residual in zip(rows, residuals, strict=True):
+            of_run.setdefault(row[run], []).append(residual)
+        last = {row[run]: row for row in rows}
+        rows, residuals, but = list(last.values()), [float(np.mean(of_run[name])) for name in last], (*but, run, "lr")
     inputs = {key: [float(row[key]) for row in rows] for key in LAWS[found.law].inputs}
     ratios = with_ratios({key: np.array(values) for key, values in inputs.items()})
-    return unseen(rows, ratios, found.residuals, DATA if mixed_data(rows) else ())
+    return unseen(rows, ratios, residuals, but)
 
 
 def far(predictions: Sequence[Mapping[str, Any]]) -> list[str]:

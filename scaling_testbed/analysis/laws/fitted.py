@@ -22,7 +22,8 @@ class Fit:
     starts: how many were tried and how many reached the best optimum. optima: other optima of nearly equal quality.
     smallest, largest: the range of each input over the fitted rows, and of the quantities that with_ratios adds.
     residuals: those of the fitted rows. draws: the parameters of each bootstrap resample. size: the convention that
-    counts N. fitted_inputs: the inputs of the fitted rows.
+    counts N. fitted_inputs: the inputs of the fitted rows. n_runs: the number of runs, if the rows are points of
+    training curves; else None.
     """
 
     law: str
@@ -40,11 +41,17 @@ class Fit:
     draws: list[dict[str, float]] = field(default_factory=list)
     size: str = "n_params"
     fitted_inputs: dict[str, list[float]] = field(default_factory=dict)
+    n_runs: int | None = None
 
     def summary(self) -> str:
         """One line about the optimum: its objective, how many starts reached it, what N counts."""
-        value = f"{self.objective['name']} {self.objective['value']:.6g} over {self.n_rows} rows"
+        value = f"{self.objective['name']} {self.objective['value']:.6g} over {self.n_rows} {self.rows}"
         return f"{value}; {self.starts['reached_best']} of {self.starts['tried']} starts reached it; N is {self.size}"
+
+    @property
+    def rows(self) -> str:
+        """What the rows are, for a sentence."""
+        return "rows" if self.n_runs is None else f"points of {self.n_runs} runs"
 
     def about_intervals(self, resampled: str = "rows") -> list[str]:
         """A note on the columns low and high of a table of parameters; empty without intervals."""
@@ -150,6 +157,7 @@ SHAPES: dict[str, Callable[[Any], bool]] = {
     "fitted_inputs": lambda value: (
         isinstance(value, Mapping) and all(isinstance(one, list) and _numbers(one) for one in value.values())
     ),
+    "n_runs": lambda value: value is None or isinstance(value, int) and value > 0,
 }
 
 

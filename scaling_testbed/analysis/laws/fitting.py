@@ -27,6 +27,7 @@ OBJECTIVES = (HUBER, LSQ, LSQ_LOG)
 SAME_OPTIMUM = 1e-6  # relative difference of objectives: below it, a start reached the best optimum
 NEAR_OPTIMUM = 0.05  # relative difference of objectives: below it, a warning names the other optimum
 FLAT = 1e-10  # relative singular value of the scaled slopes: below it, the rows do not determine this direction
+FEWEST_RUNS = 3  # with fewer, resamples of runs are only the runs themselves
 LOOSE = 0.02  # share of a starting range: a smaller error is never large, even where the value is near zero
 
 
@@ -34,9 +35,9 @@ LOOSE = 0.02  # share of a starting range: a smaller error is never large, even 
 class Problem:
     """A law with some parameters fixed, and the rows to fit.
 
-    weights: of each row in the objective.
-    A vector theta holds the free parameters: the logarithm of each parameter with `log` set, the value of the others.
-    Every function takes several of them at once: theta is [..., n_free], and residuals are [..., n_rows].
+    weights: of each row in the objective. A vector theta holds the free parameters: the logarithm of each parameter with `log` set, the value of the others.
+    Every function takes several of them at once: theta is [..., n_free], and residuals are [..., n_rows]. runs: the run
+    of each row, where rows are points of training curves; None: each row is a run.
     """
 
     law: Law
@@ -46,6 +47,11 @@ class Problem:
     fixed: dict[str, float]
     delta: float = DELTA
     weights: np.ndarray | float = 1.0
+    runs: np.ndarray | None = None
+
+    @property
+    def n_runs(self) -> int:
+        return len(self.observed) if self.runs is None else len(np.unique(self.runs))
 
     @property
     def free(self) -> list[Param]:
@@ -138,16 +144,19 @@ def fit(
     size: str = "n_params",
     errors: Sequence[float] | None = None,
     strata: Sequence[float] | None = None,
+    runs: Sequence[str] | None = None,
 ) -> Fit:
     """Fit `law` to the inputs and observed outputs of runs: one finite positive number for each run. With `lsq` an
     output may be zero.
 
     delta: where Huber's function turns linear. errors: the standard errors of the logarithms of the outputs, if they
     are known: each output weighs by the inverse square of its own, and intervals follow from them. strata: the group of
-    each run; a resample has as many runs of each group as there are. Raises ConfigError for an unknown objective or
-    fixed parameter. Raises UserError if there are fewer runs than free parameters, or if no start leads to an optimum.
+    each run; a resample has as many runs of each group as there are. runs: the run of each value, where the values are
+    points of training curves: each run then has the same weight, and the resamples are of whole runs. Raises
+    ConfigError for an unknown objective or fixed parameter. Raises UserError if there are fewer runs than free
+    parameters, or if no start leads to an optimum.
     """
-    problem = problem_of(law, inputs, observed, objective, fixed, delta)
+    problem = problem_of(law, inputs, observed, objective, fixed, delta, runs)
     if errors is not None:
         problem = replace(problem, weights=np.asarray(errors, float) ** -2.0)
     rng = np.random.default_rng(seed)
@@ -193,6 +202,7 @@ def fit(
         draws=[_named(problem, one) for one in draws],
         size=size,
         fitted_inputs={key: values.tolist() for key, values in problem.inputs.items()},
+        n_runs=None if runs is None else problem.n_runs,
     )
 
 
@@ -207,6 +217,7 @@ def problem_of(
     objective: str | None = None,
     fixed: Mapping[str, float] | None = None,
     delta: float = DELTA,
+    runs: Sequence[str] | None = None,
 ) -> Problem:
     """The problem of a fit. Raises as `fit` does."""
     objective = objective or law.objective
@@ -223,6 +234,8 @@ def problem_of(
             raise ConfigError(f"{param.name} must be between {param.low:g} and {param.high:g}; got {value:g}")
     arrays = {key: np.asarray(inputs[key], float) for key in law.inputs}
     problem = Problem(law, arrays, np.asarray(observed, float), objective, fixed, delta)
+    if runs is not None:
+        problem = replace(problem, runs=np.asarray(runs), weights=weights_of_runs(runs))
     if problem.objective != LSQ and (problem.observed == 0).any():
         zeros = int(np.sum(problem.observed == 0))
         raise UserError(
@@ -236,6 +249,12 @@ def problem_of(
             f"{law.name} has {len(problem.free)} free parameters, but there are {len(problem.observed)} rows to fit"
         )
     return problem
+
+
+def weights_of_runs(runs: Sequence[str] | np.ndarray) -> np.ndarray:
+    """The weight of each point of several runs, 1 on average: the points of a run share the weight of the run."""
+    _, run, points = np.unique(runs, return_inverse=True, return_counts=True)
+    return len(run) / len(points) / points[run]
 
 
 def _middle(values: Sequence[float]) -> float:
@@ -321,10 +340,12 @@ def _same_valley(problem: Problem, theta: np.ndarray, value: float, kept) -> boo
 def _resampled(
     problem: Problem, optima, count: int, rng: np.random.Generator, strata: Sequence[float] | None
 ) -> list[np.ndarray]:
-    """theta of each bootstrap resample of the rows, refitted from `optima`; empty if there are too few rows."""
+    """theta of each bootstrap resample of the runs, refitted from `optima`; empty if there are too few of them."""
     n, free = len(problem.observed), len(problem.free)
-    if count == 0 or n - free < 2:
+    if count == 0 or n - free < 2 or problem.n_runs < FEWEST_RUNS:
         return []
+    run = np.arange(n) if problem.runs is None else np.unique(problem.runs, return_inverse=True)[1].ravel()
+    varied = [one for one in problem.inputs.values() if problem.runs is not None and np.ptp(one) > 0]
     places = np.unique(np.stack(list(problem.inputs.values())), axis=1, return_inverse=True)[1].ravel()
     if len(np.unique(places)) <= free:
         return []
@@ -335,10 +356,16 @@ def _resampled(
     for begin in range(0, count, together):
         counts = np.empty((min(together, count - begin), n))
         for resample in counts:
-            rows = _drawn(parts, rng)
-            while len(np.unique(places[rows])) <= free:  # no more distinct points than parameters: an exact fit
-                rows = _drawn(parts, rng)
-            resample[:] = np.bincount(rows, minlength=n)
+            while True:
+                if problem.runs is None:
+                    resample[:] = np.bincount(_drawn(parts, rng), minlength=n)
+                else:
+                    drawn = rng.integers(problem.n_runs, size=problem.n_runs)
+                    resample[:] = np.bincount(drawn, minlength=problem.n_runs)[run]
+                rows = resample > 0
+                # No more distinct points than parameters is an exact fit; one size of model says nothing about size.
+                if len(np.unique(places[rows])) > free and all(np.ptp(values[rows]) > 0 for values in varied):
+                    break
         each, weights = np.tile(starts, (len(counts), 1)), np.repeat(counts, len(starts), axis=0)
         found += list(_best_of_each(problem, each, weights, len(starts)))
     return [theta for theta in found if np.isfinite(theta).all()]
@@ -380,6 +407,11 @@ def _intervals(told: Sequence[str], problem: Problem, draws) -> dict[str, tuple[
 
 def _too_few(problem: Problem, bootstrap: int) -> list[str]:
     n, free = len(problem.observed), len(problem.free)
+    if problem.runs is not None:
+        if problem.n_runs < FEWEST_RUNS:
+            return [f"the points are of {problem.n_runs} runs: too few for an interval, which resamples whole runs"]
+        few = bootstrap and problem.n_runs - free < free
+        return [f"{problem.n_runs} runs for {free} parameters: intervals from so few may be too narrow"] if few else []
     if n - free >= 2 and len({tuple(row) for row in np.stack(list(problem.inputs.values())).T}) > free:
         few = bootstrap and n - free < free
         return [f"{n} rows for {free} parameters: intervals from so few are too narrow"] if few else []

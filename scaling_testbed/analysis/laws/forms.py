@@ -113,6 +113,10 @@ def _data_constrained(p: Values, x: Values) -> np.ndarray:
     return p["E"] + p["A"] * effective_n ** -p["alpha"] + p["B"] * effective_d ** -p["beta"]
 
 
+def _loss_steps(p: Values, x: Values) -> np.ndarray:
+    return (p["Nc"] / x["n_params"]) ** p["alpha_N"] + (p["Sc"] / x["steps"]) ** p["alpha_S"]
+
+
 def _batch(p: Values, x: Values) -> np.ndarray:
     """The loss of an implicit equation, by Newton's method from below.
 
@@ -263,6 +267,15 @@ for law in (
         "loss",
         (*CHINCHILLA_PARAMS, Param("R_D", (1.0, 1e3), 1e-3, 1e9, True), Param("R_N", (1.0, 1e6), 1e-3, 1e9, True)),
         _data_constrained,
+    ),
+    Law(
+        "loss_steps",
+        "L = (Nc/N)^alpha_N + (Sc/S)^alpha_S",
+        f"{KAPLAN}, eq. 1.6; S steps at one batch size, far above the critical one in the paper; fit it to --curves",
+        ("n_params", "steps"),
+        "loss",
+        (N_SCALE, _exponent("alpha_N", 0.02, 0.3), _scale("Sc", 1e1, 1e5), _exponent("alpha_S", 0.2, 1.2)),
+        _loss_steps,
     ),
     Law(
         "batch",

@@ -8,6 +8,7 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -204,45 +205,82 @@ def _interpolated(x: np.ndarray, y: np.ndarray) -> float | None:
     return None if place in (0, len(grid) - 1) else math.exp(grid[place])
 
 
-def envelope(rows: Sequence[Row]) -> list[Optimum]:
+@dataclass(frozen=True)
+class Lines:
+    """Curves of loss against compute at the budgets of an envelope.
+
+    budgets [n_budgets], sizes [n_curves]; losses and tokens [n_curves, n_budgets], nan where a curve does not reach.
+    """
+
+    budgets: np.ndarray
+    sizes: np.ndarray
+    losses: np.ndarray
+    tokens: np.ndarray
+
+
+def envelope(rows: Sequence[Row], run: str | None = None) -> list[Optimum]:
     """Approach 1: at each of 100 budgets, the size with the lowest curve of loss against compute.
 
-    The curve of a size is interpolated in logarithms. Its points are the rows of that size, from one run or from runs
-    of several lengths. Raises UserError if fewer than two sizes have a curve.
+    Curves are interpolated in logarithms. run: the column that names the run of a row, if the rows are points of
+    training curves: each run is a curve, and the lowest one counts, as in the paper. None: the rows of a size are its
+    curve, from runs of several lengths. Raises UserError if fewer than two sizes have a curve.
     """
-    curves: dict[float, dict[float, list[Row]]] = defaultdict(lambda: defaultdict(list))
+    return _optima(_lines(rows, run))
+
+
+def resampled_envelope(rows: Sequence[Row], run: str, count: int, seed: int = 0) -> list[list[tuple[float, float]]]:
+    """For `count` bootstrap resamples of whole runs, the FLOPs and the best size of each budget that has one among its
+    sizes. run: as for `envelope`."""
+    rng, lines, found = np.random.default_rng(seed), _lines(rows, run), []
+    for _ in range(count):
+        drawn = np.unique(rng.integers(len(lines.sizes), size=len(lines.sizes)))  # a copy changes no minimum
+        one = Lines(lines.budgets, lines.sizes[drawn], lines.losses[drawn], lines.tokens[drawn])
+        try:
+            found.append([(optimum.flops, optimum.n_params) for optimum in _optima(one) if not optimum.note])
+        except UserError:  # one size is the best at every budget
+            found.append([])
+    return found
+
+
+def _lines(rows: Sequence[Row], run: str | None) -> Lines:
+    curves: dict[Any, dict[float, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
-        curves[row["n_params"]][row["flops"]].append(row)
-    known = {n: [_point(points[c]) for c in sorted(points)] for n, points in curves.items() if len(points) > 1}
-    if len(known) < 2:
-        raise UserError("envelope needs two sizes with runs of at least two lengths each")
+        curves[(row["n_params"], row[run] if run else None)][row["flops"]].append(row)
+    known = {key: [_point(points[c]) for c in sorted(points)] for key, points in curves.items() if len(points) > 1}
+    if len({n for n, _ in known}) < 2:
+        what = "a run with at least two points" if run else "runs of at least two lengths"
+        raise UserError(f"envelope needs two sizes with {what} each")
     low, high = min(points[0][0] for points in known.values()), max(points[-1][0] for points in known.values())
     budgets = np.geomspace(low, high, ENVELOPE_POINTS)
-    return _inner([_lowest(float(budget), known) for budget in budgets])
+    losses, tokens = np.full((2, len(known), len(budgets)), math.nan)
+    for place, points in enumerate(known.values()):
+        compute, y, seen = np.array(points).T
+        reached = (compute[0] <= budgets * (1 + 1e-9)) & (budgets <= compute[-1] * (1 + 1e-9))
+        for values, into in ((y, losses), (seen, tokens)):
+            into[place, reached] = np.exp(np.interp(np.log(budgets[reached]), np.log(compute), np.log(values)))
+    return Lines(budgets, np.array([n for n, _ in known]), losses, tokens)
 
 
-Point = tuple[float, float, float]
-
-
-def _point(rows: Sequence[Row]) -> Point:
+def _point(rows: Sequence[Row]) -> tuple[float, float, float]:
     """FLOPs, mean loss and tokens of the runs of one length."""
     return rows[0]["flops"], float(np.mean([row["loss"] for row in rows])), _tokens(rows[0])
 
 
-def _lowest(budget: float, known: dict[float, list[Point]]) -> Optimum | None:
-    found = []
-    for n, points in known.items():
-        compute, losses, tokens = zip(*points, strict=True)
-        if compute[0] <= budget * (1 + 1e-9) and budget <= compute[-1] * (1 + 1e-9):
-            loss, seen = (math.exp(np.interp(math.log(budget), np.log(compute), np.log(y))) for y in (losses, tokens))
-            found.append((loss, n, seen))
-    if len(found) < 2:
+def _optima(lines: Lines) -> list[Optimum]:
+    return _inner([_lowest(lines, place) for place in range(len(lines.budgets))])
+
+
+def _lowest(lines: Lines, place: int) -> Optimum | None:
+    reached = np.flatnonzero(np.isfinite(lines.losses[:, place]))
+    sizes = np.unique(lines.sizes[reached])
+    if len(sizes) < 2:
         return None
-    loss, n, seen = min(found)
-    sizes = [size for _, size, _ in found]
-    end = {max(sizes): "largest", min(sizes): "smallest"}.get(n)
+    best = reached[np.argmin(lines.losses[reached, place])]
+    n = float(lines.sizes[best])
+    end = {float(sizes[-1]): "largest", float(sizes[0]): "smallest"}.get(n)
     note = f"the best size is the {end} that was trained so long: the true best may lie beyond it" if end else ""
-    return Optimum(budget, n, seen, loss, len(found), note=note)
+    loss, tokens = float(lines.losses[best, place]), float(lines.tokens[best, place])
+    return Optimum(float(lines.budgets[place]), n, tokens, loss, len(sizes), note=note)
 
 
 def _inner(optima: Sequence[Optimum | None]) -> list[Optimum]:

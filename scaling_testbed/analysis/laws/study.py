@@ -53,9 +53,10 @@ class Fitting:
         objective: str | None,
         fixed: Mapping[str, float] | None = None,
         errors: Sequence[float] | None = None,
+        run: str | None = None,
     ) -> Fit:
-        """Fit `law` to rows that have its columns. errors: as in `fitting.fit`. Raises as `columns.values` and
-        `fitting.fit` do."""
+        """Fit `law` to rows that have its columns. errors: as in `fitting.fit`. run: as in Rows. Raises as
+        `columns.values` and `fitting.fit` do."""
         inputs, observed = columns.values(rows, law)
         return fit(
             law,
@@ -69,6 +70,7 @@ class Fitting:
             seed=self.seed,
             size=self.size,
             errors=errors,
+            runs=None if run is None else [row[run] for row in rows],
         )
 
 
@@ -77,12 +79,14 @@ class Rows:
     """Rows with the columns of laws.
 
     origin: where the rows come from, for the record. said: notes on rows that were left out. mapping: as it was typed.
+    run: the column that names the run of a row, if the rows are points of training curves; None: each row is a run.
     """
 
     rows: Sequence[Row]
     origin: str = AT_HAND
     said: Sequence[str] = ()
     mapping: Sequence[str] = ()
+    run: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,7 +261,7 @@ def fit_rows(
 
     A law about the best rate or batch is fitted to vertices of quadratics where they can be told (optima.py). Any other
     law about the best runs uses the run with the lowest loss at each value of its inputs. So do the held-out rows.
-    fixed: parameters that are not fitted, with their values. Raises UserError or ConfigError; if there are too few
+    Points of training curves have the weight of their run, and only laws of the loss can use them. fixed: parameters that are not fitted, with their values. Raises UserError or ConfigError; if there are too few
     rows, the message also names the rows that were left out.
     """
     fitting = fitting or Fitting()
@@ -265,6 +269,8 @@ def fit_rows(
         isinstance(fixed, Mapping) and all(isinstance(v, (int, float)) for v in fixed.values())
     ):
         raise ConfigError(f'fix must name parameters and their values, such as {{"E": 1.8}}; got {fixed!r}')
+    if given.run and (law.output != "loss" or law.of_best):
+        raise ConfigError(f"--curves: {law.name} is no law of the loss of a run; leave --curves out")
     kept, held = columns.select(given.rows, where, hold_out)
     said = [*given.said, *columns.check_sizes_and_losses([*kept, *held], (*law.inputs, law.output), given.mapping)]
     kept, empty = columns.without_output(kept, law)
@@ -277,11 +283,11 @@ def fit_rows(
         if any("diverged" in text for text in said):
             said.append(f"other seeds may have diverged at a best {law.output}")
     try:
-        found = fitting.fit(law, kept, fitting.objective, fixed, errors)
+        found = fitting.fit(law, kept, fitting.objective, fixed, errors, given.run)
     except UserError as error:
         raise type(error)("; ".join([str(error), *said])) from None
     predictions = [beside_held_out(found, row) for row in held]
-    mixed = [] if law.of_best else mixed_settings(kept, law) or unseen_settings(kept, found)
+    mixed = [] if law.of_best else mixed_settings(kept, law) or unseen_settings(kept, found, given.run)
     return FitReport(
         fit=found,
         fitted=[beside_fitted(found, row) for row in kept],

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from scaling_testbed.analysis.laws import columns
+from scaling_testbed.analysis.laws.study import Rows
 from scaling_testbed.analysis.rows.given import Given, study_of
 from scaling_testbed.analysis.rows.names import is_text, nearest_first, number_in, plain_name
 from scaling_testbed.analysis.rows.study import Row, Study, name_of, number
@@ -146,15 +147,14 @@ def curve_of_run(row: Row, steps: np.ndarray, losses: np.ndarray) -> Curve:
 
 def schedule_of(row: Row) -> Any:
     """The schedule in a row's configuration. Raises UserError if it is not registered, as one of a plug-in."""
-    name = row.get("schedule.name")
+    name = str(row.get("schedule.name"))
     if name not in SCHEDULES:
         known = ", ".join(SCHEDULES)
         raise UserError(
             f"{name_of(row)}: there is no schedule {name!r} (known: {known}); load its plug-in by --plugins"
         )
-    known = {one.name for one in fields(SCHEDULES[name])}
-    keys = {key.removeprefix("schedule."): value for key, value in row.items() if key.startswith("schedule.")}
-    return SCHEDULES[name](**{key: value for key, value in keys.items() if key in known})
+    keys = {one.name: row[f"schedule.{one.name}"] for one in fields(SCHEDULES[name]) if f"schedule.{one.name}" in row}
+    return SCHEDULES[name](**keys)
 
 
 def rates_of(schedule: Any, n_steps: int, peak: float) -> np.ndarray:
@@ -275,35 +275,53 @@ def _total(rows: Sequence[Row], key: str, steps: np.ndarray) -> Any:
 # The points that laws of finished runs can use.
 
 
-def points_of(curves: Sequence[Curve], *, first_step: int | None = None) -> tuple[list[Row], list[str]]:
+def law_points(
+    given: Given,
+    *,
+    mapping: Sequence[str] = (),
+    size: str = "n_params",
+    first_step: int | None = None,
+    warmup_steps: int | None = None,
+    decayed: bool = False,
+) -> Rows:
+    """Rows of points for laws of the loss. decayed: as in `points_of`. Raises as `curves_of` and `points_of` do."""
+    curves, said = curves_of(given, mapping=mapping, size=size, warmup_steps=warmup_steps)
+    rows, left_out = points_of(curves, first_step=first_step, decayed=decayed)
+    return Rows(rows=rows, said=[*said, *left_out], origin=str(study_of(given).path), mapping=mapping, run=RUN)
+
+
+def points_of(
+    curves: Sequence[Curve], *, first_step: int | None = None, decayed: bool = False
+) -> tuple[list[Row], list[str]]:
     """The evaluations that are ends of shorter runs, as rows, and notes on those that are left out.
 
     Left out are points before `first_step` (None: twice the warm-up and at least 60 steps), and points where the rate
     has decayed, except the last one of each run: a run that had decayed by then would have had another rate before.
-    Raises ConfigError for a wrong `first_step`, and UserError if no point is left.
+    decayed: keep these too, for an envelope, which takes the lowest run. Raises ConfigError for a wrong `first_step`,
+    and UserError if no point is left.
     """
     if first_step is not None and (not isinstance(first_step, int) or first_step < 1):
         raise ConfigError(f"--first-step must be a whole number of at least 1; got {first_step!r}")
-    rows, early, decayed = [], 0, 0
+    rows, early, falling = [], 0, 0
     ends: dict[str, list[str]] = {"peak": [], "decayed": []}
     for curve in curves:
         begin = max(2 * curve.warmup, FEWEST_STEPS) if first_step is None else first_step
         late, last = curve.steps >= begin, np.arange(len(curve.steps)) == len(curve.steps) - 1
         whole = last & (curve.steps == curve.n_steps)
-        kept = late & (curve.at_peak | whole)
-        early, decayed = early + int(np.sum(~late)), decayed + int(np.sum(late & ~kept))
+        kept = late & (curve.at_peak | whole | decayed)
+        early, falling = early + int(np.sum(~late)), falling + int(np.sum(late & ~kept))
         rows += [curve.point(int(place)) for place in np.flatnonzero(kept)]
         for name, some in (("peak", kept & curve.at_peak), ("decayed", kept & ~curve.at_peak)):
             ends[name] += [curve.run] if some.any() else []
     rule = f"step {first_step}" if first_step is not None else f"twice the warm-up, or {FEWEST_STEPS} steps,"
     said = [f"{early} points before {rule} are left out; --first-step N sets another"] if early else []
-    if decayed:
+    if falling:
         said.append(
-            f"{decayed} points after the rate has begun to decay are left out: they are no ends of shorter runs"
+            f"{falling} points after the rate has begun to decay are left out: they are no ends of shorter runs"
         )
     if not rows:
         raise UserError("; ".join(["no point of the curves can be used", *said]))
-    if ends["peak"] and ends["decayed"]:
+    if ends["peak"] and ends["decayed"] and not decayed:
         said.append(
             f"points at the peak rate ({len(ends['peak'])} runs) stand beside ends of runs that have decayed "
             f'({len(ends["decayed"])}), whose loss is lower: choose with --where "lr_share=1" or "lr_share<1"'

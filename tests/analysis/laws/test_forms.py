@@ -54,6 +54,7 @@ BY_HAND = [
     ("kaplan_d", {"Dc": 64, "alpha_D": 0.5}, {"n_tokens": 16}, 2),
     ("kaplan_c", {"Cc": 1000, "alpha_C": 1 / 3}, {"flops": 8}, 5),
     ("kaplan_nd", {"Nc": 16, "Dc": 9, "alpha_N": 1, "alpha_D": 0.5}, {"n_params": 4, "n_tokens": 1}, 5),
+    ("loss_steps", {"Nc": 81, "alpha_N": 0.5, "Sc": 8, "alpha_S": 1 / 3}, {"n_params": 9, "steps": 64}, 3.5),
     ("compute", {"E": 1, "C0": 64, "alpha": 0.5}, {"flops": 16}, 3),
     ("bivariate", {"E": 1, "alpha": 2, "p_e": 1, "p_d": 2}, {"n_params_encoder": 1e7, "n_params_decoder": 1e9}, 1.2),
     ("loss_to_error", {"epsilon": 0.9, "k": 2, "gamma": 1}, {"loss": np.log(4)}, 0.4),
