@@ -18,13 +18,14 @@ from scaling_testbed.commands.next_runs import next_
 from scaling_testbed.commands.optima import optima
 from scaling_testbed.commands.report import report
 from scaling_testbed.commands.tasks import compare, inspect, score, tasks
+from scaling_testbed.commands.trajectories import anneal
 
 app = application(
     __doc__,
     [
         *(lr_sensitivity, instability, decide, report),
         *(inspect, score, compare, tasks),
-        *(fit, laws, predict, allocate, next_, downstream, frontier, ladder, optima),
+        *(fit, laws, predict, allocate, next_, downstream, frontier, ladder, optima, anneal),
     ],
     {"law": application("The laws that can be fitted.", [list_], plugins=True)},
     plugins=True,

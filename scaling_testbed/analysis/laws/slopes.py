@@ -46,7 +46,15 @@ class Sloped(np.lib.mixins.NDArrayOperatorsMixin):
             return _where(*given)
         if function is np.real:
             return self.value
+        if function is np.expand_dims and given[1:] == (-1,) and not options:
+            return Sloped(self.value[..., None], {name: np.asarray(one)[..., None] for name, one in self._whole()})
+        if function is np.sum and not given[1:] and options == {"axis": -1}:
+            return Sloped(np.sum(self.value, axis=-1), {name: np.sum(one, axis=-1) for name, one in self._whole()})
         raise _unknown(function.__name__)
+
+    def _whole(self) -> list[tuple[str, np.ndarray]]:
+        """The derivatives, each of the shape of the array."""
+        return [(name, np.broadcast_to(slope, np.shape(self.value))) for name, slope in self.slopes.items()]
 
 
 def _where(condition: Any, one: Any, other: Any) -> Sloped:
@@ -58,7 +66,8 @@ def _where(condition: Any, one: Any, other: Any) -> Sloped:
 
 
 def _unknown(name: str) -> UserError:
-    known = ", ".join(["where", *sorted(ufunc.__name__ for ufunc in PARTIALS if ufunc not in OPERATORS)])
+    functions = sorted(ufunc.__name__ for ufunc in PARTIALS if ufunc not in OPERATORS)
+    known = ", ".join(["where", *functions, "expand_dims(x, -1)", "sum(x, axis=-1)"])
     return UserError(f"a law cannot use numpy.{name}; it can use + - * / ** and comparisons, and numpy's {known}")
 
 
