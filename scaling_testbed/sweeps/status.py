@@ -7,7 +7,7 @@ import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scaling_testbed.config.compose import compose_many
 from scaling_testbed.config.run import GROUPS, RunConfig
@@ -19,6 +19,9 @@ from scaling_testbed.runs.identity import TO_DO, AtHand, Found, of_checkpoint
 from scaling_testbed.runs.lease import Owner, owner_of
 from scaling_testbed.runs.row import FINAL
 from scaling_testbed.sweeps.plan import PLAN_FILE, PlannedRun
+
+if TYPE_CHECKING:
+    from scaling_testbed.analysis.trajectories.final_loss import FinalLoss
 
 LOG_FILE = "log.txt"  # what a run printed when a sweep started it
 TAIL_BYTES = 16384
@@ -35,7 +38,8 @@ STATES = ("running", "queued", "pending", "stopped", "changed", "failed", "diver
 class RunState:
     """The current state of one run. loss: the last validation loss, else the last training loss, in nats. error: the
     last line of an error. not_compared: why the data of a finished run could not be compared with those at hand. owner:
-    the process that runs it. job: the Slurm job that runs it or ran it."""
+    the process that runs it. job: the Slurm job that runs it or ran it. final: the predicted final loss of a run that
+    has begun and is not finished, if it was asked for."""
 
     run: PlannedRun
     state: str
@@ -46,6 +50,7 @@ class RunState:
     job: str | None = None
     error: str | None = None
     not_compared: str | None = None
+    final: "FinalLoss | None" = None
 
     def record(self) -> dict[str, Any]:
         """The state as one flat object for --json."""
@@ -62,6 +67,7 @@ class RunState:
             "error": self.error,
             "not_compared": self.not_compared,
             "folder": self.run.folder,
+            **(self.final.record() if self.final else {}),
         }
 
 

@@ -113,17 +113,20 @@ def _which(group: Sequence[PlannedRun], runs: Sequence[PlannedRun]) -> str:
 
 
 def status_table(states: Sequence[RunState]) -> LeftFirst:
-    """One line per run with its state, time left, step, loss, the values in which it differs from others, owner or job,
-    and error. A narrow terminal cuts the last columns."""
+    """One line per run with its state, time left, step, loss, the predicted final loss if any run has one, the values
+    in which it differs from others, owner or job, and error. A narrow terminal cuts the last columns."""
     varied = _varied([found.run for found in states])
+    predicted = [str(found.final or "") for found in states]
+    shown = ["predicted final loss"] if any(predicted) else []
     rows = []
-    for found in states:
+    for found, final in zip(states, predicted, strict=True):
         left = clock(found.eta_seconds) if found.eta_seconds is not None else ""
         cells = [found.run.run_id, found.state, left, f"{found.step:,}/{found.run.steps:,}", _loss(found)]
+        cells += [final] if shown else []
         cells += [found.run.varied.get(key, "") for key in varied]
         cells += [f"job {found.job}" if found.job else str(found.owner or ""), brief(found.error or "", LONGEST_ERROR)]
         rows.append(cells)
-    return LeftFirst(["run_id", "state", "left", "step", "loss", *varied, "where", "error"], rows)
+    return LeftFirst(["run_id", "state", "left", "step", "loss", *shown, *varied, "where", "error"], rows)
 
 
 def live_table(states: Sequence[RunState], left: float | None, rows: int) -> Group:

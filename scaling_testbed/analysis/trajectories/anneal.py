@@ -188,7 +188,7 @@ def rates_typed(words: Sequence[str], curves: Sequence[Curve]) -> tuple[str, np.
             )
         typed[key] = value
     common = {key: values.pop() for key in ("steps", "optimizer.lr") if len(values := _values(curves, key)) == 1}
-    name = typed.pop("schedule", None)
+    name = typed.pop("schedule", "")
     if name not in SCHEDULES:
         raise ConfigError(f"schedule={name}: choose one of {', '.join(SCHEDULES)}")
     known = {f"schedule.{one.name}": one for one in fields(SCHEDULES[name]) if one.name != "name"}

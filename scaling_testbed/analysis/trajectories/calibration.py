@@ -5,18 +5,18 @@ from collections.abc import Sequence
 
 from scaling_testbed.analysis.laws.fitted import LEVEL
 
-FEWEST = 5  # left-out runs; the interval of fewer is too wide to be of use, and its level is not known
+FEWEST = 5  # left-out runs; the interval of fewer is too wide to be of use
 
 
-def half_width(errors: Sequence[float], free: int = 0) -> float:
-    """The half-width of the 95 % interval of the next error: Student's quantile times the root mean square.
+def half_width(errors: Sequence[float]) -> float:
+    """The half-width of the 95 % interval of the next error: their root mean square times Student's quantile, for one
+    degree of freedom less than there are errors.
 
-    errors: of runs that their own prediction did not use, so that they hold its uncertainty; at least FEWEST. free:
-    the parameters that were estimated from the same errors. The errors are taken as normal and exchangeable with the
-    next one, and not as unbiased: their mean is not subtracted.
+    errors: each of a run that its own prediction did not use, so that they hold the uncertainty of the prediction. They
+    are taken as normal, exchangeable with the next one, and not as unbiased: their mean is not subtracted. If the
+    prediction is a mean of the other runs, the interval is Student's own up to a factor n / sqrt(n^2 - 1).
     """
     from scipy.stats import t
 
-    freedom = len(errors) - free
-    rms = math.sqrt(sum(error**2 for error in errors) / freedom)
-    return float(t.ppf((1 + LEVEL) / 2, freedom)) * rms
+    rms = math.sqrt(sum(error**2 for error in errors) / len(errors))
+    return float(t.ppf((1 + LEVEL) / 2, len(errors) - 1)) * rms
