@@ -340,17 +340,27 @@ def _size(size: str | None) -> str:
 
 
 def law_rows(
-    rows: Given, *, source: str | None = None, columns: Mapping[str, str] | None = None, size: str = "n_params"
+    rows: Given,
+    *,
+    source: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    size: str = "n_params",
+    curves: bool = False,
 ) -> Rows:
     """Rows with the columns that laws need. source: `rows` is the path of a copy of this published testbed. columns:
-    maps a name of this project to a column of the table, {"n_params": "Params (M)*1e6"}. size: what N counts. Raises
-    UserError and ConfigError."""
+    maps a name of this project to a column of the table, {"n_params": "Params (M)*1e6"}. size: what N counts. curves:
+    the rows are points of training curves. Raises UserError and ConfigError."""
     from scaling_testbed.analysis.laws import study
+    from scaling_testbed.analysis.trajectories.points import law_points
     from scaling_testbed.errors import ConfigError
 
     if not isinstance(columns, (Mapping, NoneType)):
         raise ConfigError(f'columns must be a mapping such as {{"n_params": "Params (M)*1e6"}}; got {columns!r}')
     mapping = [f"{ours}={theirs}" for ours, theirs in (columns or {}).items()]
+    if curves and source is not None:
+        raise ConfigError("curves: a published testbed has no training curves; leave source out")
+    if curves:
+        return law_points(rows, mapping=mapping, size=size)
     return study.law_rows(rows, source=source, mapping=mapping, size=size)
 
 
@@ -369,6 +379,7 @@ def fit(
     size: str = "n_params",
     source: str | None = None,
     columns: Mapping[str, str] | None = None,
+    curves: bool = False,
 ) -> FitReport:
     """Fit a scaling law to runs, from many starts, with bootstrap intervals over runs. `analyze law list` names the
     laws.
@@ -378,11 +389,12 @@ def fit(
     fitted. fix: parameters with a given value. objective: huber_log, lsq or lsq_log; None: that of the law. delta:
     where Huber's function turns linear. starts: of the optimisation. bootstrap: resamples of the runs; 0: no intervals.
     source: `rows` is the path of a copy of this published testbed. columns: maps a name of this project to a column of
-    the table. size: what N counts. Raises UserError and ConfigError."""
+    the table. size: what N counts. curves: fit the evaluations in mid-run that are ends of shorter runs, too, each run
+    with the same weight. Raises UserError and ConfigError."""
     from scaling_testbed.analysis.laws.study import Fitting, fit_rows, law_named
 
     fitting = Fitting(objective=objective, delta=delta, starts=starts, bootstrap=bootstrap, seed=seed, size=size)
-    chosen, given = law_named(law), law_rows(rows, source=source, columns=columns, size=size)
+    chosen, given = law_named(law), law_rows(rows, source=source, columns=columns, size=size, curves=curves)
     return fit_rows(given, chosen, where=_texts(where), hold_out=_texts(hold_out), fixed=fix, fitting=fitting)
 
 

@@ -150,7 +150,11 @@ def fit(
         if selection:
             show_selection(selection)
             print()
-        show_fit(found.fit, found.predictions, found.warnings, "runs" if curves else "rows")
+        predictions = last_points(found.predictions) if curves else found.predictions
+        show_fit(found.fit, predictions, found.warnings, "runs" if curves else "rows")
+        if len(found.predictions) > len(predictions):
+            error = sum(one["relative_error"] for one in found.predictions) / len(found.predictions)
+            print(f"mean relative error of all {len(found.predictions)} held-out points: {error:.2%}")
         if found.predictions and found.fit.draws:
             print("low and high of a prediction take the law for true; those of `analyze laws` do not")
 
@@ -431,6 +435,11 @@ def law_rows(
         if value is not None:
             raise ConfigError(f"{option} needs --curves")
     return study.law_rows(rows, source=source, mapping=mapping, size=size)
+
+
+def last_points(predictions: Sequence[dict]) -> list[dict]:
+    """Of the predicted points of training curves the last one of each run."""
+    return list({one["run"].rpartition(" step ")[0]: one for one in predictions}.values())
 
 
 def answer(

@@ -40,7 +40,7 @@ def test_runs_that_have_begun_have_a_predicted_final_loss(state):
         found["u"].record()["predicted_loss"] == found["u"].final.loss and "predicted_loss" not in found["p"].record()
     )
     lines = printed(view.status_table(list(found.values())), 160)
-    assert "predicted final loss" in lines[0] and any("3.0750 ± " in line and "running" in line for line in lines)
+    assert "predicted final loss" in lines[0] and any("3.0750 ± 0.0000" in line and "running" in line for line in lines)
     assert withheld(list(found.values())) == []
 
 

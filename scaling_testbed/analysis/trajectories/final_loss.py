@@ -42,7 +42,9 @@ class FinalLoss:
     def __str__(self) -> str:
         if self.loss is None or self.low is None or self.high is None:
             return ""
-        return f"{self.loss:.4f} ± {(self.high - self.low) / 2:.2g}"
+        width = (self.high - self.low) / 2
+        digits = 4 if width < 1e-3 else max(0, 1 - math.floor(math.log10(width)))  # two of the width
+        return f"{self.loss:.{digits}f} ± {width:.{digits}f}"
 
 
 def predict_final(curve: Curve, finished: Sequence[Curve]) -> FinalLoss:

@@ -42,7 +42,9 @@ def test_the_interval_is_that_of_the_errors_of_each_finished_run_from_the_others
     width = 2.5706 * math.sqrt(np.mean(np.square(errors)))  # Student's quantile for five degrees of freedom
     assert math.log(found.high / found.loss) == pytest.approx(width, rel=1e-4)
     assert math.log(found.loss / found.low) == pytest.approx(width, rel=1e-4)
-    assert str(found) == f"{found.loss:.4f} ± {(found.high - found.low) / 2:.2g}"
+    assert (
+        str(found) == f"{found.loss:.3f} ± {(found.high - found.low) / 2:.3f}" and 0.01 < found.high - found.loss < 0.1
+    )
 
 
 def test_intervals_of_normal_errors_hold_what_they_say():

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+import scaling_testbed as st
 from scaling_testbed.analysis.figures.law_panels import frontier_panels
 from scaling_testbed.analysis.laws import frontier
 from scaling_testbed.analysis.laws.best_runs import frontier_rows
@@ -79,9 +80,17 @@ def test_fit_takes_curves_on_the_command_line(ladder, tmp_path, capsys):
     assert main([*words, "--bootstrap", "20", "--hold-out", "n_params>9e4", "--out", str(kept)]) == 0
     printed = capsys.readouterr().out
     assert "over 104 points of 4 runs" in printed and "low and high: 95 % over 20 resamples of the runs" in printed
-    assert "n96000 step 600" in printed and "20 points before step 100 are left out" in printed
+    assert "n96000 step 600" in printed and "n96000 step 580" not in printed
+    assert (
+        "mean relative error of all 26 held-out points: " in printed
+        and "20 points before step 100 are left out" in printed
+    )
     record = json.loads(kept.read_text())
     assert record["n_runs"] == 4 and len(record["predictions"]) == 26
+    same = st.fit(ladder.path, "loss_steps", curves=True, hold_out="n_params>9e4", starts=4, bootstrap=0)
+    assert same.fit.n_rows == 4 * 28 and same.fit.n_runs == 4
+    with pytest.raises(ConfigError, match="leave source out"):
+        st.fit(ladder.path, "loss_steps", curves=True, source="mlfoundations-scaling")
     assert main(["predict", str(kept), "--n-params", "1e5", "--at", "steps=600"]) == 0
     assert "predicted_loss" in capsys.readouterr().out
 
