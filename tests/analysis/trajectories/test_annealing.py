@@ -71,6 +71,8 @@ def test_an_axis_is_added_and_summed_with_its_derivatives():
     x = Sloped(np.array([1.0, 2.0]), {"a": np.array(1.0)})  # a derivative that broadcasts
     found = np.sum(np.expand_dims(x, -1) * np.array([1.0, 10.0, 100.0]), axis=-1)
     assert found.value.tolist() == [111, 222] and found.slopes["a"].tolist() == [111, 111]
+    whole = np.sum(Sloped(np.ones((2, 3)), {"a": np.array(1.0)}), axis=-1)
+    assert whole.value.tolist() == whole.slopes["a"].tolist() == [3, 3]
 
 
 @pytest.fixture(scope="module")
