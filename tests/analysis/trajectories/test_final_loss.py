@@ -31,6 +31,8 @@ def test_the_last_loss_falls_as_that_of_finished_runs_from_the_same_part_on():
     longer = predict_final(curve("u", 1.7, steps=800, upto=400), finished)  # half of its steps
     falls = math.log((2 + 20 / 400) / (2 + 20 / 200))
     assert math.log(longer.loss / (1.7 * (2 + 20 / 400))) == pytest.approx(falls)
+    shorter = predict_final(curve("u", upto=200), [curve(f"f{place}", steps=800) for place in range(5)])
+    assert shorter.loss / (2 + 20 / 200) == pytest.approx((2 + 20 / 800) / (2 + 20 / 400))
 
 
 def test_the_interval_is_that_of_the_errors_of_each_finished_run_from_the_others():
