@@ -81,6 +81,20 @@ def unseen_settings(rows: Sequence[Row], found: Fit, run: str | None = None) -> 
     return unseen(rows, ratios, residuals, but)
 
 
+def mixed_ends(rows: Sequence[Row], run: str) -> list[str]:
+    """A warning about points of training curves at the peak rate beside ends of runs whose rate has decayed. run: the
+    column that names the run of a point; lr_share is its rate as a share of the peak."""
+    peak = {row[run] for row in rows if row["lr_share"] == 1}
+    decayed = {row[run] for row in rows if row["lr_share"] < 1}
+    if not (peak and decayed):
+        return []
+    return [
+        f"points at the peak rate ({len(peak)} runs) stand beside ends of runs whose rate has decayed "
+        f"({len(decayed)}), whose loss is lower: "
+        'choose with --where "lr_share=1" or "lr_share<1"'
+    ]
+
+
 def far(predictions: Sequence[Mapping[str, Any]]) -> list[str]:
     """A warning about the prediction farthest beyond the fitted rows, if it is a factor FAR or more."""
     most = max(predictions, key=lambda one: one["extrapolation"], default=None)

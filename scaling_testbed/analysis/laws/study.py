@@ -6,7 +6,14 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from scaling_testbed.analysis.laws import columns, optima, selection
-from scaling_testbed.analysis.laws.checks import far, mixed_data, mixed_settings, odd_exponents, unseen_settings
+from scaling_testbed.analysis.laws.checks import (
+    far,
+    mixed_data,
+    mixed_ends,
+    mixed_settings,
+    odd_exponents,
+    unseen_settings,
+)
 from scaling_testbed.analysis.laws.downstream import Chain
 from scaling_testbed.analysis.laws.fitted import Fit
 from scaling_testbed.analysis.laws.fitting import DELTA, RESAMPLES, fit, problem_of
@@ -288,6 +295,7 @@ def fit_rows(
         raise type(error)("; ".join([str(error), *said])) from None
     predictions = [beside_held_out(found, row) for row in held]
     mixed = [] if law.of_best else mixed_settings(kept, law) or unseen_settings(kept, found, given.run)
+    mixed += mixed_ends(kept, given.run) if given.run else []
     return FitReport(
         fit=found,
         fitted=[beside_fitted(found, row) for row in kept],

@@ -13,7 +13,7 @@ from scaling_testbed.analysis.rows.names import number_in
 from scaling_testbed.analysis.rows.study import Row
 from scaling_testbed.analysis.trajectories.annealing import ANNEALING, MOMENTUM, POINTS, Annealed, Fitting
 from scaling_testbed.analysis.trajectories.calibration import FEWEST, half_width
-from scaling_testbed.analysis.trajectories.points import FEWEST_STEPS, RUN, Curve, rates_of
+from scaling_testbed.analysis.trajectories.points import DECAYED, FEWEST_STEPS, RUN, Curve, rates_of
 from scaling_testbed.errors import ConfigError, UserError, check_choice, listed
 from scaling_testbed.learning.schedules import SCHEDULES
 
@@ -72,6 +72,11 @@ def anneal(
     used = [after for one in kept if len((after := _after(one, first_step)).steps)]
     if not used:
         raise UserError(f"no evaluation of the fitted runs lies at or after step {first_step or FEWEST_STEPS}")
+    if not any(one.rates[one.warmup :].min() < one.peak * (1 - DECAYED) for one in used):
+        raise UserError(
+            "the rate of no fitted run falls after the warm-up, so what a decay gains is not determined; fit a run with "
+            "a decay too"
+        )
     early = sum(len(one.steps) for one in kept) - sum(len(one.steps) for one in used)
     asked_rates = rates_typed(schedule, kept) if schedule else None
     fitting = Fitting(law, used, momentum=momentum, points=points, starts=starts, delta=delta)
@@ -126,7 +131,13 @@ def _mixed(kept: Sequence[Curve], held: Sequence[Curve]) -> list[str]:
         key for key in dict.fromkeys(key for row in rows for key in row) if "." in key and not key.startswith(VARIES)
     ]
     differ = [key for key in keys if len({repr(row.get(key)) for row in rows}) > 1]
-    return [f"the runs also differ in {listed(differ)}: the law describes all of them"] if differ else []
+    said = [f"the runs also differ in {listed(differ)}: the law describes all of them"] if differ else []
+    if len(peaks := {one.peak for one in kept}) > 1:
+        said.append(
+            f"the fitted runs have {len(peaks)} peak rates, and the laws were shown for runs of one: compare the errors, "
+            "or choose with --where"
+        )
+    return said
 
 
 def _after(curve: Curve, first_step: int | None) -> Curve:
@@ -204,6 +215,13 @@ def rates_typed(words: Sequence[str], curves: Sequence[Curve]) -> tuple[str, np.
             found[key] = typed[key] if is_text else number
         elif key in known and len(values := _values(curves, key)) == 1:
             found[key] = values.pop()
+    if "schedule.warmup" in typed and "schedule.warmup_tokens" not in typed:
+        found.pop("schedule.warmup_tokens", None)
+    batches = _values(curves, "batch_tokens")
+    if found.get("schedule.warmup_tokens") is not None and len(batches) != 1:
+        raise ConfigError(
+            "schedule.warmup_tokens: the tokens of a batch of these runs are not known; type schedule.warmup"
+        )
     steps, peak = found.pop("steps", common.get("steps")), found.pop("optimizer.lr", common.get("optimizer.lr"))
     for key, value in (("steps", steps), ("optimizer.lr", peak)):
         if value is None:
@@ -213,7 +231,9 @@ def rates_typed(words: Sequence[str], curves: Sequence[Curve]) -> tuple[str, np.
     made = SCHEDULES[name](**{key.removeprefix("schedule."): value for key, value in found.items()})
     shown = {key: getattr(made, one.name) for key, one in known.items() if getattr(made, one.name) is not None}
     text = " ".join(f"{key}={value}" for key, value in shown.items())
-    return f"schedule={name} optimizer.lr={peak:g} {text}", rates_of(made, int(steps), float(peak))
+    return f"schedule={name} optimizer.lr={peak:g} {text}", rates_of(
+        made, int(steps), float(peak), next(iter(batches), None)
+    )
 
 
 def _values(curves: Sequence[Curve], key: str) -> set[Any]:

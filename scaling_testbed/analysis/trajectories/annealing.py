@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from scaling_testbed.analysis.laws.fitting import DELTA, Problem, refitted
+from scaling_testbed.analysis.laws.fitting import DELTA, Problem, refitted, weights_of_runs
 from scaling_testbed.analysis.laws.forms import HUBER, Law, Param, Values
 from scaling_testbed.analysis.trajectories.points import Curve
 from scaling_testbed.errors import UserError
@@ -155,7 +155,7 @@ class Fitting:
         )
         observed = np.concatenate([one.losses[at] for one, at in zip(curves, places, strict=True)])
         of = np.repeat(self.runs, [len(at) for at in places])
-        self.problem = Problem(self.law, inputs, observed, HUBER, {}, delta, of)
+        self.problem = Problem(self.law, inputs, observed, HUBER, {}, delta, weights_of_runs(of), of)
         if len(observed) < len(self.law.params):
             raise UserError(f"{law} has {len(self.law.params)} parameters, but there are {len(observed)} evaluations")
 

@@ -58,7 +58,8 @@ class Curve:
         rate = float(self.rates[step - 1])
         share = {key: self.row[key] * step / self.n_steps for key in TOTALS if number_in(self.row.get(key)) is not None}
         row = {key: value for key, value in self.row.items() if key not in ("tokens_per_param", "derived")}
-        row |= {**share, "step": step, "steps": step, "lr": rate, "lr_share": rate / self.peak, "loss": loss}
+        of_peak = 1.0 if self.at_peak[place] else rate / self.peak
+        row |= {**share, "step": step, "steps": step, "lr": rate, "lr_share": of_peak, "loss": loss}
         if "val_loss" in row:
             row["val_loss"] = loss
         if share.get("n_tokens") and row.get("n_params"):
@@ -137,12 +138,13 @@ def curve_of_run(row: Row, steps: np.ndarray, losses: np.ndarray) -> Curve:
     """The curve of a run of this testbed from its row or its plan. Raises UserError if its schedule is not known."""
     schedule = schedule_of(row)
     n_steps = int(number(row, "steps_planned" if row.get("steps_planned") is not None else "steps"))
-    rates = rates_of(schedule, n_steps, number(row, "optimizer.lr"))
+    batch = number(row, "batch.sequences") * number(row, "batch.sequence_length")
+    rates = rates_of(schedule, n_steps, number(row, "optimizer.lr"), batch)
     done = int(number(row, "steps"))
     if len(steps) and steps[-1] > n_steps:
         raise UserError(f"{name_of(row)}: step {steps[-1]} of its curve lies after its last step {n_steps}")
     return Curve(run=name_of(row).removeprefix("run "), row=row, steps=steps, losses=losses, rates=rates,
-                 warmup=schedule.warmup_steps(n_steps), n_steps=done)  # fmt: skip
+                 warmup=schedule.warmup_steps(n_steps, batch), n_steps=done)  # fmt: skip
 
 
 def schedule_of(row: Row) -> Any:
@@ -157,9 +159,10 @@ def schedule_of(row: Row) -> Any:
     return SCHEDULES[name](**keys)
 
 
-def rates_of(schedule: Any, n_steps: int, peak: float) -> np.ndarray:
-    """The rate of each update of a run of `n_steps` updates [n_steps]."""
-    return np.array([schedule.lr(step, n_steps, peak) for step in range(n_steps)])
+def rates_of(schedule: Any, n_steps: int, peak: float, batch_tokens: float | None = None) -> np.ndarray:
+    """The rate of each update of a run of `n_steps` updates [n_steps]. batch_tokens: tokens of a batch, for a warm-up
+    that is given in tokens."""
+    return np.array([schedule.lr(step, n_steps, peak, batch_tokens) for step in range(n_steps)])
 
 
 # Tables of other tools.
@@ -303,7 +306,6 @@ def points_of(
     if first_step is not None and (not isinstance(first_step, int) or first_step < 1):
         raise ConfigError(f"--first-step must be a whole number of at least 1; got {first_step!r}")
     rows, early, falling = [], 0, 0
-    ends: dict[str, list[str]] = {"peak": [], "decayed": []}
     for curve in curves:
         begin = max(2 * curve.warmup, FEWEST_STEPS) if first_step is None else first_step
         late, last = curve.steps >= begin, np.arange(len(curve.steps)) == len(curve.steps) - 1
@@ -311,8 +313,6 @@ def points_of(
         kept = late & (curve.at_peak | whole | decayed)
         early, falling = early + int(np.sum(~late)), falling + int(np.sum(late & ~kept))
         rows += [curve.point(int(place)) for place in np.flatnonzero(kept)]
-        for name, some in (("peak", kept & curve.at_peak), ("decayed", kept & ~curve.at_peak)):
-            ends[name] += [curve.run] if some.any() else []
     rule = f"step {first_step}" if first_step is not None else f"twice the warm-up, or {FEWEST_STEPS} steps,"
     said = [f"{early} points before {rule} are left out; --first-step N sets another"] if early else []
     if falling:
@@ -321,9 +321,4 @@ def points_of(
         )
     if not rows:
         raise UserError("; ".join(["no point of the curves can be used", *said]))
-    if ends["peak"] and ends["decayed"] and not decayed:
-        said.append(
-            f"points at the peak rate ({len(ends['peak'])} runs) stand beside ends of runs that have decayed "
-            f'({len(ends["decayed"])}), whose loss is lower: choose with --where "lr_share=1" or "lr_share<1"'
-        )
     return rows, said

@@ -160,9 +160,12 @@ def test_runs_of_several_models_are_refused_and_other_settings_named(study):
     rows[1]["n_params"] = 7000
     with pytest.raises(UserError, match="the runs have 2 values of n_params .*; choose with --where n_params=5000"):
         anneal(curves_of(study(rows, name="two", traces=traces))[0], "momentum")
-    rows[1]["n_params"], rows[1]["optimizer.beta2"] = 5000, 0.9
+    with pytest.raises(UserError, match="the rate of no fitted run falls after the warm-up, so what a decay gains"):
+        anneal(curves_of(study(rows, name="two", traces=traces))[0], "momentum", where=["run=r0"])
+    rows[1]["n_params"], rows[1]["optimizer.beta2"], rows[0]["optimizer.lr"] = 5000, 0.9, 2e-2
     found = anneal(curves_of(study(rows, name="beta", traces=traces))[0], "momentum", starts=2)
     assert any("the runs also differ in optimizer.beta2" in text for text in found.warnings)
+    assert any("the fitted runs have 2 peak rates" in text for text in found.warnings)
 
 
 @pytest.mark.parametrize(

@@ -95,6 +95,19 @@ def test_fit_takes_curves_on_the_command_line(ladder, tmp_path, capsys):
     assert "predicted_loss" in capsys.readouterr().out
 
 
+def test_points_at_the_peak_rate_beside_ends_of_decays_are_named(study):
+    """Not where --where has chosen one of the two kinds."""
+    both = [*(run(f"n{n}", n, 600, curve(n)) for n in SIZES), *(run(f"c{n}", n, 600, curve(n), schedule="cosine")
+            for n in SIZES)]  # fmt: skip
+    rows, traces = world(both)
+    given, quick = law_points(study(rows, traces=traces)), Fitting(starts=2, bootstrap=0)
+    said = fit_rows(given, LAW, fitting=quick).warnings
+    assert any(text.startswith("points at the peak rate (5 runs) stand beside ends of runs") for text in said)
+    for chosen in ("lr_share=1", "lr_share<1"):
+        said = fit_rows(given, LAW, where=[chosen], fitting=quick).warnings
+        assert not any(text.startswith("points at the peak rate") for text in said)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
