@@ -53,7 +53,7 @@ def test_too_few_finished_runs_are_named_and_no_column_is_shown(state):
 
 def test_curves_are_not_read_where_no_run_has_begun(state, monkeypatch):
     monkeypatch.setattr("scaling_testbed.sweeps.predicted._curve", lambda run: 1 / 0)
-    states = [state("f"), state("p", "pending", upto=0)]
+    states = [state("f"), state("p", "pending", upto=0), state("r", "running", upto=0)]
     assert with_predictions(states) == states
 
 

@@ -74,8 +74,8 @@ def anneal(
         raise UserError(f"no evaluation of the fitted runs lies at or after step {first_step or FEWEST_STEPS}")
     if not any(one.rates[one.warmup :].min() < one.peak * (1 - DECAYED) for one in used):
         raise UserError(
-            "the rate of no fitted run falls after the warm-up, so what a decay gains is not determined; fit a run with "
-            "a decay too"
+            "the rate of no fitted run falls after the warm-up, so what a decay gains is not determined; fit a run "
+            "with a decay too"
         )
     early = sum(len(one.steps) for one in kept) - sum(len(one.steps) for one in used)
     asked_rates = rates_typed(schedule, kept) if schedule else None
@@ -134,8 +134,8 @@ def _mixed(kept: Sequence[Curve], held: Sequence[Curve]) -> list[str]:
     said = [f"the runs also differ in {listed(differ)}: the law describes all of them"] if differ else []
     if len(peaks := {one.peak for one in kept}) > 1:
         said.append(
-            f"the fitted runs have {len(peaks)} peak rates, and the laws were shown for runs of one: compare the errors, "
-            "or choose with --where"
+            f"the fitted runs have {len(peaks)} peak rates, and the laws were shown for runs of one: compare the "
+            "errors, or choose with --where"
         )
     return said
 
