@@ -35,9 +35,10 @@ LOOSE = 0.02  # share of a starting range: a smaller error is never large, even 
 class Problem:
     """A law with some parameters fixed, and the rows to fit.
 
-    weights: of each row in the objective. A vector theta holds the free parameters: the logarithm of each parameter with `log` set, the value of the others.
-    Every function takes several of them at once: theta is [..., n_free], and residuals are [..., n_rows]. runs: the run
-    of each row, where rows are points of training curves; None: each row is a run.
+    weights: of each row in the objective. A vector theta holds the free parameters: the logarithm of each parameter
+    with `log` set, the value of the others. Every function takes several of them at once: theta is [..., n_free], and
+    residuals are [..., n_rows]. runs: the run of each row, where rows are points of training curves; None: each row is
+    a run.
     """
 
     law: Law

@@ -268,8 +268,9 @@ def fit_rows(
 
     A law about the best rate or batch is fitted to vertices of quadratics where they can be told (optima.py). Any other
     law about the best runs uses the run with the lowest loss at each value of its inputs. So do the held-out rows.
-    Points of training curves have the weight of their run, and only laws of the loss can use them. fixed: parameters that are not fitted, with their values. Raises UserError or ConfigError; if there are too few
-    rows, the message also names the rows that were left out.
+    Points of training curves have the weight of their run, and only laws of the loss can use them. fixed: parameters
+    that are not fitted, with their values. Raises UserError or ConfigError; if there are too few rows, the message also
+    names the rows that were left out.
     """
     fitting = fitting or Fitting()
     if fixed is not None and not (

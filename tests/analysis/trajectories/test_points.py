@@ -28,6 +28,13 @@ def test_a_point_holds_the_run_and_what_it_was_after_so_many_steps(study):
     assert len(curves[1].rates) == 400 and curves[1].rates[9] == pytest.approx(1e-2 / 2) and curves[1].warmup == 20
 
 
+def test_a_warm_up_in_tokens_is_as_long_as_its_steps(study):
+    rows, traces = world([run("a", 1000, 400, power), run("b", 1000, 400, power)])
+    rows[1] |= {"schedule.warmup": 0.5, "schedule.warmup_tokens": 20.0 * BATCH}
+    one, other = curves_of(study(rows, traces=traces))[0]
+    assert one.warmup == other.warmup == 20 and one.rates.tolist() == other.rates.tolist()
+
+
 def test_only_ends_of_shorter_runs_are_points_of_laws(study):
     runs = [run("a", 1000, 400, power, warmup=50), run("b", 2000, 400, power, schedule="cosine")]
     rows, said = points_of(curves_of(study(*world(runs)[:1], traces=world(runs)[1]))[0])
