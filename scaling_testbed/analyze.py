@@ -11,6 +11,7 @@ if __name__ == "__main__":  # before the imports that take time
     end_quietly()
 
 from scaling_testbed.commands.app import application, run
+from scaling_testbed.commands.batch import critical_batch
 from scaling_testbed.commands.curves import decide, instability, lr_sensitivity
 from scaling_testbed.commands.frontier import frontier, ladder
 from scaling_testbed.commands.laws import allocate, downstream, fit, laws, list_, predict
@@ -25,7 +26,7 @@ app = application(
     [
         *(lr_sensitivity, instability, decide, report),
         *(inspect, score, compare, tasks),
-        *(fit, laws, predict, allocate, next_, downstream, frontier, ladder, optima, anneal),
+        *(fit, laws, predict, allocate, next_, downstream, frontier, ladder, optima, anneal, critical_batch),
     ],
     {"law": application("The laws that can be fitted.", [list_], plugins=True)},
     plugins=True,

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from scaling_testbed.analysis.laws.study import ChainReport, FitReport, LawsReport, Rows
     from scaling_testbed.analysis.rows.given import Given
     from scaling_testbed.analysis.rows.study import Row
+    from scaling_testbed.analysis.trajectories.critical_batch import CriticalBatches
     from scaling_testbed.config.run import RunConfig
     from scaling_testbed.data.tokenizers import ByteTokenizer, JsonTokenizer
     from scaling_testbed.model.transformer import Transformer
@@ -314,6 +315,28 @@ def decide(
     )
 
 
+def critical_batch(
+    rows: Given,
+    *,
+    levels: Sequence[float] | None = None,
+    where: Texts = (),
+    size: str = "n_params",
+    columns: Mapping[str, str] | None = None,
+    first_step: int | None = None,
+) -> CriticalBatches:
+    """Compute the critical batch of each size at each loss, from the training curves of runs with several batches at a
+    constant rate (McCandlish et al. 2018, arXiv 1812.06162; Su et al. 2024, arXiv 2403.06563).
+
+    levels: losses in nats per token, by default round ones. first_step: the first step of a curve that counts, by
+    default twice the warm-up and at least 60. columns: maps a name of this project to a column of the table. size: what
+    N counts. See analysis/trajectories/critical_batch.py. Raises UserError and ConfigError."""
+    from scaling_testbed.analysis.trajectories.critical_batch import critical_batches
+
+    return critical_batches(
+        rows, levels=levels, where=_texts(where), mapping=_mapping(columns), size=size, first_step=first_step
+    )
+
+
 def _size_like(model: str) -> Callable[[Mapping[str, Any]], float]:
     """The non-embedding parameters of a model, with the qk-norm, MLP and vocabulary of a row."""
     from scaling_testbed.config.compose import compose
@@ -354,14 +377,20 @@ def law_rows(
     from scaling_testbed.analysis.trajectories.points import law_points
     from scaling_testbed.errors import ConfigError
 
-    if not isinstance(columns, (Mapping, NoneType)):
-        raise ConfigError(f'columns must be a mapping such as {{"n_params": "Params (M)*1e6"}}; got {columns!r}')
-    mapping = [f"{ours}={theirs}" for ours, theirs in (columns or {}).items()]
     if curves and source is not None:
         raise ConfigError("curves: a published testbed has no training curves; leave source out")
     if curves:
-        return law_points(rows, mapping=mapping, size=size)
-    return study.law_rows(rows, source=source, mapping=mapping, size=size)
+        return law_points(rows, mapping=_mapping(columns), size=size)
+    return study.law_rows(rows, source=source, mapping=_mapping(columns), size=size)
+
+
+def _mapping(columns: Mapping[str, str] | None) -> list[str]:
+    """The columns as --map has them."""
+    from scaling_testbed.errors import ConfigError
+
+    if not isinstance(columns, (Mapping, NoneType)):
+        raise ConfigError(f'columns must be a mapping such as {{"n_params": "Params (M)*1e6"}}; got {columns!r}')
+    return [f"{ours}={theirs}" for ours, theirs in (columns or {}).items()]
 
 
 def fit(
@@ -484,17 +513,31 @@ def allocate(
     of: str | None = None,
     inference_tokens: float | None = None,
     unique_tokens: float | None = None,
+    steps: float | None = None,
 ) -> list[dict[str, Any]]:
     """Find N and D of least loss for a budget C = 6 N D, and smaller models of the same loss with the tokens and the
     compute that they need (Hoffmann et al. 2022, arXiv 2203.15556; Gadre et al. 2024, arXiv 2403.08540). The first
     record is the optimum. of: the group, where groups were fitted together. inference_tokens: tokens that the model
     will process after training; the records then have the FLOPs of both, and one more has the least. unique_tokens: how
-    many different tokens there are, for the law data_constrained (Muennighoff et al. 2023, arXiv 2305.16264). Raises
-    ConfigError for a law that does not distinguish size from tokens."""
-    from scaling_testbed.analysis.laws.allocation import allocation_records
-    from scaling_testbed.analysis.laws.prediction import loss_law
+    many different tokens there are, for the law data_constrained (Muennighoff et al. 2023, arXiv 2305.16264).
 
-    return allocation_records(loss_law(kept_law(fit, of)), flops, inference_tokens, unique_tokens)
+    Under a law of size, steps and batch: N, S and B of least loss for C = 6 N B S, where B is the critical batch of the
+    loss (Su et al. 2024, arXiv 2403.06563) or, with `steps`, S is that number. Raises ConfigError for a law of other
+    inputs."""
+    from scaling_testbed.analysis.laws.allocation import allocation_records
+    from scaling_testbed.analysis.laws.batch_allocation import batch_allocation_records, is_of_batches
+    from scaling_testbed.analysis.laws.prediction import loss_law
+    from scaling_testbed.errors import ConfigError
+
+    law = loss_law(kept_law(fit, of))
+    if not is_of_batches(law):
+        if steps is not None:
+            raise ConfigError(f"--steps needs a law of size, steps and batch, such as batch; this is {law.law}")
+        return allocation_records(law, flops, inference_tokens, unique_tokens)
+    for option, value in (("--inference-tokens", inference_tokens), ("--unique-tokens", unique_tokens)):
+        if value is not None:
+            raise ConfigError(f"{option} needs a law of n_params and n_tokens; this is {law.law}")
+    return batch_allocation_records(law, flops, steps)
 
 
 def next_runs(

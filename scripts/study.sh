@@ -26,5 +26,7 @@ report=("$folder" --out "$folder/report.html" --traces "$study/metrics")
 files=() ; for ending in csv json png svg; do files+=(--out "$study/$analysis.$ending"); done
 case $analysis in
   lr_sensitivity) "$python" -m scaling_testbed.analyze lr_sensitivity "$study" "${files[@]}" ;;
+  critical_batch) "$python" -m scaling_testbed.analyze critical_batch "$study" --size n_params_non_embedding \
+    --first-step 40 "${files[@]}" ;;
   instability) "$python" -m scaling_testbed.analyze instability "$study" --hold-out-largest "${files[@]}" ;;
 esac

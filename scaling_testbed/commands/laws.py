@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,6 +44,10 @@ OutLaw = Annotated[
 FitFile = Annotated[
     Path, typer.Argument(metavar="FIT.json", help="written by `analyze fit --out`, `laws --out` or `downstream --out`")
 ]
+BestLr = Annotated[
+    bool,
+    typer.Option("--best-lr", help="use only the runs at the best learning rate of their size, batch and tokens"),
+]
 Fix = Annotated[Sequence[str], typer.Option("--fix", metavar="PARAM=VALUE", help="a fixed parameter; repeatable")]
 By = Annotated[
     str | None,
@@ -76,6 +81,15 @@ InferenceTokens = Annotated[
     float | None,
     typer.Option(
         "--inference-tokens", metavar="T", parser=number, help="tokens that the model will process after training"
+    ),
+]
+Steps = Annotated[
+    float | None,
+    typer.Option(
+        "--steps",
+        metavar="S",
+        parser=number,
+        help="steps, under a law of size, steps and batch (default: those of the critical batch)",
     ),
 ]
 WhereLoss = Annotated[
@@ -114,6 +128,7 @@ def fit(
     curves: Curves = False,
     first_step: FirstStep = None,
     warmup_steps: WarmupSteps = None,
+    best_lr: BestLr = False,
     as_json: Json = False,
     out: OutLaw = (),
 ) -> None:
@@ -131,7 +146,9 @@ def fit(
         raise ConfigError("--curves needs --law NAME: laws are compared by the ends of runs only")
     if curves and by is not None:
         raise ConfigError("--by and --curves do not go together; choose one group with --where")
-    given = law_rows(rows, source, map_, size, out, curves=curves, first_step=first_step, warmup_steps=warmup_steps)
+    given = law_rows(
+        rows, source, map_, size, out, curves=curves, first_step=first_step, warmup_steps=warmup_steps, best_lr=best_lr
+    )
     fitting = Fitting(objective=objective, delta=delta, starts=starts, bootstrap=bootstrap, seed=seed, size=size)
     if by is not None:
         _fit_groups(given, named, by, where, hold_out, fixed, fitting, as_json, out)
@@ -150,9 +167,9 @@ def fit(
         if selection:
             show_selection(selection)
             print()
-        predictions = last_points(found.predictions) if curves else found.predictions
-        show_fit(found.fit, predictions, found.warnings, "runs" if curves else "rows")
-        if len(found.predictions) > len(predictions):
+        shown = found.held_out_runs or found.predictions
+        show_fit(found.fit, shown, found.warnings, "runs" if curves else "rows")
+        if found.held_out_runs:
             error = sum(one["relative_error"] for one in found.predictions) / len(found.predictions)
             print(f"mean relative error of all {len(found.predictions)} held-out points: {error:.2%}")
         if found.predictions and found.fit.draws:
@@ -343,6 +360,7 @@ def allocate(
     of: Of = None,
     inference_tokens: InferenceTokens = None,
     unique_tokens: UniqueTokens = None,
+    steps: Steps = None,
     as_json: Json = False,
     out: OutTable = (),
 ) -> None:
@@ -350,7 +368,7 @@ def allocate(
 
     Shows the N and D of the lowest loss for a budget of compute, and smaller models of the same loss with the tokens
     and the compute that they need. With --inference-tokens also the size at which training and inference together cost
-    the least."""
+    the least. Of a law of size, steps and batch: size, batch and steps, and the same loss with other batches."""
     from scaling_testbed import api, tables
     from scaling_testbed.analysis.laws.checks import far
     from scaling_testbed.analysis.laws.prediction import loss_law
@@ -358,20 +376,34 @@ def allocate(
 
     output.check(out, ENDINGS, [fit])
     kept = api.kept_law(fit, of)
-    records = api.allocate(kept, flops=flops, inference_tokens=inference_tokens, unique_tokens=unique_tokens)
+    records = api.allocate(
+        kept, flops=flops, inference_tokens=inference_tokens, unique_tokens=unique_tokens, steps=steps
+    )
     written = output.write(out, records)
     if as_json:
         output.print_json(records)
         return
     law, best = loss_law(kept), records[0]
     tables.show([{key: value for key, value in one.items() if not key.endswith(("_low", "_high"))} for one in records])
-    if best["n_params_low"] is not None:
+    if "batch_tokens" in best:
+        for key, words in (("n_params", "size"), ("steps", "number of steps"), ("batch_tokens", "batch in tokens")):
+            low, high = best[f"{key}_low"], best[f"{key}_high"]
+            if low is not None and low < high:
+                print(f"the best {words} is {best[key]:.4g}, {low:.4g} to {high:.4g} in 95 % of the resamples")
+    elif best["n_params_low"] is not None:
         print("95 % of the resamples, each with its own best size and loss:")
         tables.show([_between(one) for one in records])
     if isinstance(kept, Selection):
         print(f"by {law.law} alone, the law with the largest share")
-    print(f"N counts {law.size}; C = 6 N D; low and high: 95 % for the loss of one run")
-    named = [{"extrapolation": one["extrapolation"], "run": f"{one['share_of_optimal_n']:g} of the best size"}
+    if "batch_tokens" in best:
+        print(f"N counts {law.size}; C = 6 N D, D = B S; low and high: 95 % for the loss of one run")
+        if steps is None:
+            print("the first row has the critical batch of its loss; the others have the same size and loss")
+    else:
+        print(f"N counts {law.size}; C = 6 N D; low and high: 95 % for the loss of one run")
+    column, words = ("share_of_optimal_n", "best size") if "batch_tokens" not in best else (
+        "times_critical_batch", "critical batch")  # fmt: skip
+    named = [{"extrapolation": one["extrapolation"], "run": f"{one[column]:.3g} of the {words}"}
              for one in records if one["n_tokens"]]  # fmt: skip
     show_predictions([], far(named))
     output.say_written(written)
@@ -417,10 +449,12 @@ def law_rows(
     first_step: int | None = None,
     warmup_steps: int | None = None,
     decayed: bool = False,
+    best_lr: bool = False,
 ):
     """The rows of a command, with the columns of laws: runs, or with `curves` their evaluations. decayed: also those
-    after the rate has begun to decay. Checks the files of --out first."""
+    after the rate has begun to decay. best_lr: only those that at_best_rates keeps. Checks the files of --out first."""
     from scaling_testbed.analysis.laws import study
+    from scaling_testbed.analysis.laws.best_runs import at_best_rates
     from scaling_testbed.analysis.trajectories.points import law_points
     from scaling_testbed.errors import ConfigError
 
@@ -429,17 +463,22 @@ def law_rows(
         if source is not None:
             raise ConfigError("--curves: a published testbed has no training curves; leave --source out")
         return law_points(
-            rows, mapping=mapping, size=size, first_step=first_step, warmup_steps=warmup_steps, decayed=decayed
+            rows,
+            mapping=mapping,
+            size=size,
+            first_step=first_step,
+            warmup_steps=warmup_steps,
+            decayed=decayed,
+            best_lr=best_lr,
         )
     for option, value in (("--first-step", first_step), ("--warmup-steps", warmup_steps)):
         if value is not None:
             raise ConfigError(f"{option} needs --curves")
-    return study.law_rows(rows, source=source, mapping=mapping, size=size)
-
-
-def last_points(predictions: Sequence[dict]) -> list[dict]:
-    """Of the predicted points of training curves the last one of each run."""
-    return list({one["run"].rpartition(" step ")[0]: one for one in predictions}.values())
+    found = study.law_rows(rows, source=source, mapping=mapping, size=size)
+    if not best_lr:
+        return found
+    chosen, why = at_best_rates(found.rows)
+    return replace(found, rows=chosen, said=[*found.said, *why])
 
 
 def answer(

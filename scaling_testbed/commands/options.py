@@ -109,7 +109,9 @@ Curves = Annotated[
 FirstStep = Annotated[
     int | None,
     typer.Option(
-        "--first-step", metavar="N", help="with --curves: the first step (default: twice the warm-up, and at least 60)"
+        "--first-step",
+        metavar="N",
+        help="the first step of a curve that counts (default: twice the warm-up, and at least 60)",
     ),
 ]
 WarmupSteps = Annotated[

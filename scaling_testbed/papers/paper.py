@@ -32,6 +32,7 @@ Judge = Callable[[Evidence], Verdict]
 PAPERS: Registry["Paper | str"] = Registry("paper")  # name -> Paper, or "module:attribute" of one
 PAPERS.add("small_scale_proxies", "scaling_testbed.papers.small_scale_proxies:PAPER", module=__name__)
 PAPERS.add("over_training", "scaling_testbed.papers.over_training:PAPER", module=__name__)
+PAPERS.add("loss_trajectory", "scaling_testbed.papers.loss_trajectory:PAPER", module=__name__)
 
 
 @dataclass(frozen=True)

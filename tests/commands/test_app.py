@@ -16,7 +16,7 @@ from tests.test_architecture import ROOT, modules_loaded_by
 
 VERBS = {
     analyze: "lr_sensitivity instability decide report inspect score compare "
-    "fit laws predict allocate next downstream frontier ladder optima anneal",
+    "fit laws predict allocate next downstream frontier ladder optima anneal critical_batch",
     sweep: "plan run submit retry status collect",
 }
 EACH = [(door, verb) for door, verbs in VERBS.items() for verb in verbs.split()]

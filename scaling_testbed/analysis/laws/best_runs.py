@@ -22,6 +22,32 @@ NEEDED = ("n_params", "flops", "loss")
 Record = dict[str, Any]
 
 
+def at_best_rates(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
+    """The runs at the best rate of their size, batch and number of tokens, and notes on the choice.
+
+    The best rate has the lowest loss in the mean over its runs, such as seeds. Raises UserError if a row lacks one of
+    n_params, n_tokens, batch_tokens, the rate (`optimizer.lr` or `lr`) and loss.
+    """
+    needed = ("n_params", "n_tokens", "batch_tokens", "optimizer.lr", "loss")
+    rates = [row.get("optimizer.lr", row.get("lr")) for row in rows]
+    read = [{**row, "optimizer.lr": rate} for row, rate in zip(rows, rates, strict=True)]
+    columns_of = {key: columns.check(read, key, needed) for key in needed}
+    groups: dict[tuple[float, ...], dict[float, list[int]]] = {}
+    for place, (*at, lr, _) in enumerate(zip(*columns_of.values(), strict=True)):
+        groups.setdefault(tuple(at), {}).setdefault(lr, []).append(place)
+    kept, at_end = [], 0
+    for rates_of in groups.values():
+        best = min(rates_of, key=lambda lr: float(np.mean([columns_of["loss"][place] for place in rates_of[lr]])))
+        kept += rates_of[best]
+        at_end += len(rates_of) > 1 and best in (min(rates_of), max(rates_of))
+    if len(kept) == len(rows):
+        return list(rows), []
+    said = [f"{len(kept)} of {len(rows)} runs are at the best rate of their size, batch and tokens; only these count"]
+    if at_end:
+        said.append(f"{at_end} of {len(groups)} best rates are the lowest or the highest that was tried")
+    return [rows[place] for place in sorted(kept)], said
+
+
 @dataclass(frozen=True, kw_only=True)
 class FrontierReport:
     """The law N = N0 (C/C0)^p of the best sizes. optima: the best size of each budget. runs: the runs behind them."""

@@ -117,6 +117,11 @@ def _loss_steps(p: Values, x: Values) -> np.ndarray:
     return (p["Nc"] / x["n_params"]) ** p["alpha_N"] + (p["Sc"] / x["steps"]) ** p["alpha_S"]
 
 
+def critical_batch(p: Values, loss: Any) -> Any:
+    """B_crit = B_star / L^(1/alpha_B) in tokens, at a loss in nats per token (Su et al. 2024, arXiv 2403.06563)."""
+    return p["B_star"] / loss ** (1 / p["alpha_B"])
+
+
 def _batch(p: Values, x: Values) -> np.ndarray:
     """The loss of an implicit equation, by Newton's method from below.
 
@@ -136,7 +141,9 @@ def _batch(p: Values, x: Values) -> np.ndarray:
     real = [np.real(value) for value in (size, time, ratio, power, p["alpha_S"])]
     loss = real[0] + real[1]
     for _ in range(60):
-        loss = step(loss, *real)
+        before, loss = loss, step(loss, *real)
+        if not np.any(np.abs(loss - before) > 1e-15 * np.abs(loss)):
+            break
     return step(loss, size, time, ratio, power, p["alpha_S"])
 
 

@@ -1,6 +1,7 @@
 """Predictions of a fitted law: for a new run from its inputs, and for a measured run beside its measured value."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from scaling_testbed.analysis.laws import columns
@@ -73,6 +74,24 @@ def beside_held_out(found: Fit, row: Row) -> Record:
     made = of_new(found, inputs)
     predicted = made.pop(f"predicted_{LAWS[found.law].output}")
     return {"run": _run(row), **made, **_error(actual, predicted), "inside": _inside(made, actual)}
+
+
+def of_runs(predictions: Sequence[Record], rows: Sequence[Row], run: str, inputs: Sequence[str]) -> list[Record]:
+    """The predictions of points of training curves, run by run: the inputs at its last point, the number of points, the
+    mean and the largest relative error, whatever its sign, and the relative error at the last point, positive where the
+    prediction is too high. low, high, inside: as of the last point. run: the column that names the run of each row."""
+    groups: dict[str, list[Record]] = {}
+    for one, row in zip(predictions, rows, strict=True):
+        groups.setdefault(str(row[run]), []).append(one)
+    found = []
+    for name, own in groups.items():
+        errors, last = [one["predicted"] / one["actual"] - 1 for one in own], own[-1]
+        sizes = [abs(error) for error in errors]
+        ends: Record = {key: last[key] for key in ("low", "high", "actual", "predicted", "inside") if key in last}
+        ends["final_error"] = errors[-1]
+        of_curve = {"points": len(own), "mean_error": sum(sizes) / len(sizes), "largest_error": max(sizes)}
+        found.append({"run": name, **{key: last[key] for key in inputs}, **of_curve, **ends})
+    return found
 
 
 def beside_selected(found: Selection, row: Row) -> Record:

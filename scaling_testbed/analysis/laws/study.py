@@ -18,7 +18,13 @@ from scaling_testbed.analysis.laws.downstream import Chain
 from scaling_testbed.analysis.laws.fitted import Fit
 from scaling_testbed.analysis.laws.fitting import DELTA, RESAMPLES, fit, problem_of
 from scaling_testbed.analysis.laws.forms import LAWS, Law
-from scaling_testbed.analysis.laws.prediction import beside_chained, beside_fitted, beside_held_out, beside_selected
+from scaling_testbed.analysis.laws.prediction import (
+    beside_chained,
+    beside_fitted,
+    beside_held_out,
+    beside_selected,
+    of_runs,
+)
 from scaling_testbed.analysis.rows.given import AT_HAND, Given, study_of
 from scaling_testbed.analysis.rows.study import Row
 from scaling_testbed.errors import ConfigError, UserError
@@ -138,7 +144,8 @@ class FitReport:
     """A fitted law and the evidence for it.
 
     fitted: each fitted run beside the law's value. predictions: each held-out run beside the law's value. warnings:
-    those about the fit and those about the rows.
+    those about the fit and those about the rows. held_out_runs: of points of training curves, the errors of each
+    held-out run.
     """
 
     fit: Fit
@@ -148,6 +155,7 @@ class FitReport:
     origin: str
     where: list[str] = field(default_factory=list)
     hold_out: list[str] = field(default_factory=list)
+    held_out_runs: list[Record] = field(default_factory=list)
 
     @property
     def law(self) -> Law:
@@ -165,6 +173,7 @@ class FitReport:
             "hold_out": self.hold_out,
             "fitted": self.fitted,
             "predictions": self.predictions,
+            **({"held_out_runs": self.held_out_runs} if self.held_out_runs else {}),
         }
 
 
@@ -305,6 +314,7 @@ def fit_rows(
         origin=given.origin,
         where=list(where),
         hold_out=list(hold_out),
+        held_out_runs=of_runs(predictions, held, given.run, law.inputs) if given.run else [],
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from scaling_testbed.analysis.laws import columns
+from scaling_testbed.analysis.laws.best_runs import at_best_rates
 from scaling_testbed.analysis.laws.study import Rows
 from scaling_testbed.analysis.rows.given import Given, study_of
 from scaling_testbed.analysis.rows.names import is_text, nearest_first, number_in, plain_name
@@ -286,9 +287,15 @@ def law_points(
     first_step: int | None = None,
     warmup_steps: int | None = None,
     decayed: bool = False,
+    best_lr: bool = False,
 ) -> Rows:
-    """Rows of points for laws of the loss. decayed: as in `points_of`. Raises as `curves_of` and `points_of` do."""
+    """Rows of points for laws of the loss. decayed: as in `points_of`. best_lr: only of the runs that at_best_rates
+    keeps. Raises as that function, `curves_of` and `points_of` do."""
     curves, said = curves_of(given, mapping=mapping, size=size, warmup_steps=warmup_steps)
+    if best_lr:
+        chosen, why = at_best_rates([{**curve.row, RUN: curve.run} for curve in curves])
+        names = {row[RUN] for row in chosen}
+        curves, said = [curve for curve in curves if curve.run in names], [*said, *why]
     rows, left_out = points_of(curves, first_step=first_step, decayed=decayed)
     return Rows(rows=rows, said=[*said, *left_out], origin=str(study_of(given).path), mapping=mapping, run=RUN)
 
