@@ -230,7 +230,7 @@ def _pairs(mapping: Sequence[str]) -> dict[str, str]:
 def _check_size(rows: Sequence[Row], size: str) -> None:
     """Raise ConfigError if no row has the count `size`. A hand-made table has one count, of unknown convention."""
     if size != "n_params" and all(row.get(size) in (None, row.get("n_params")) for row in rows):
-        names = nearest_first(size, _as_in_the_table(rows))
+        names = nearest_first(size, as_in_the_table(rows))
         said = f"no row has this count; name its column with --map {size}=COLUMN; the columns are {names}"
         raise ConfigError(f"--size {size}: {said}")
 
@@ -414,7 +414,7 @@ def check(rows: Sequence[Row], key: str, needed: Sequence[str]) -> list[float]:
 
 def _no_column(rows: Sequence[Row], needed: Sequence[str]) -> str:
     """The message about columns that no row has: the columns that they may be, then all that there are."""
-    names = _as_in_the_table(rows)
+    names = as_in_the_table(rows)
     absent = [key for key in needed if not any(key in row for row in rows)]
     maps = " ".join(f"--map {key}={_guessed(key, names, rows)}" for key in absent)
     said = f"{', '.join(absent)} {'is' if len(absent) == 1 else 'are'} no such column"
@@ -430,7 +430,7 @@ def _guessed(key: str, names: Sequence[str], rows: Sequence[Row]) -> str:
     return next(iter([*said, *(f'"{name}"' if " " in name else name for name in like)]), "COLUMN")
 
 
-def _as_in_the_table(rows: Sequence[Row]) -> list[str]:
+def as_in_the_table(rows: Sequence[Row]) -> list[str]:
     """The columns of rows without those that were added to the table's own."""
     added = {
         "row",

@@ -25,6 +25,7 @@ POWERS = (0.0, 0.5, 1.0)  # of a run's FLOPs, by which its gain is divided; the 
 RATIOS, SIZES = 9, 12  # values of tokens per parameter, and of new sizes, that are tried without others typed
 LARGER = 4.0  # times the largest fitted size: no larger one is tried without --sizes or --models
 LEAST_GAIN = 1e-3  # of ln(variance): a run that gains less is not worth its start
+SAME_RANGE = 1.01  # a run this near to the fitted ones does not lie outside of them
 Record = dict[str, Any]
 Shares = Sequence[tuple[Fit, float]]  # laws that were fitted to the same runs, and their shares in a prediction
 
@@ -129,7 +130,7 @@ def next_runs(
          "sd_after": math.sqrt(last.variance), "sd_of_fitted_runs_again": math.sqrt(one.variance) / again}
         for one, last in zip(known, states[-1], strict=True)
     ]  # fmt: skip
-    outside = [far for far in (known[0].fit.extrapolation(one) for one in _inputs(runs)) if far > 1 + 1e-9]
+    outside = [far for far in (known[0].fit.extrapolation(one) for one in _inputs(runs)) if far > SAME_RANGE]
     if outside:
         where = f"{len(outside)} of {len(runs)} chosen runs lie outside of the fitted ones"
         said.append(f"{where}, up to {max(outside):.3g} times: their worth rests on the form of the law")
@@ -150,7 +151,10 @@ def next_runs(
 def checked_target(typed: Sequence[float]) -> dict[str, float]:
     """The inputs of a law from N and D. Raises ConfigError unless they are two positive numbers."""
     if not isinstance(typed, Sequence) or isinstance(typed, str) or len(typed) != 2:
-        raise ConfigError(f"--target must be N,D: the parameters and the tokens of the run to predict; got {typed!r}")
+        raise ConfigError(
+            "--target must be N,D: the parameters and the tokens of the run to predict, as in 7e9,1.4e11; got "
+            f"{typed if isinstance(typed, str) or not isinstance(typed, Sequence) else ','.join(map(str, typed))}"
+        )
     for name, value in zip("ND", typed, strict=True):
         _check(f"--target {name}", value)
     return {"n_params": float(typed[0]), "n_tokens": float(typed[1])}

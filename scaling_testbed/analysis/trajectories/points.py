@@ -85,7 +85,7 @@ def curves_of(
     if any("step" in row for row in rows):
         return _of_table(rows, study, said, warmup_steps)
     if all(row.get("schema_version") is None for row in rows):
-        there = nearest_first("step", (key for row in rows for key in row))
+        there = nearest_first("step", columns.as_in_the_table(rows))
         raise UserError(f"{study.path} has no column step; use --map step=COLUMN; the columns are {there}")
     if warmup_steps is not None:
         raise ConfigError("--warmup-steps is for tables; runs of this testbed record their warm-up")
@@ -174,7 +174,7 @@ def _of_table(
 ) -> tuple[list[Curve], list[str]]:
     for key in ("lr", "loss"):
         if not any(key in row for row in rows):
-            there = nearest_first(key, (name for row in rows for name in row))
+            there = nearest_first(key, columns.as_in_the_table(rows))
             raise UserError(f"{study.path} has no column {key}; use --map {key}=COLUMN; the columns are {there}")
     rows = [row for row in rows if number(row, "step") != 0]
     column = _run_column(rows)

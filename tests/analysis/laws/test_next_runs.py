@@ -121,6 +121,7 @@ def test_a_budget_that_allows_the_target_and_runs_outside_of_the_fitted_ones_are
     assert any(text.startswith("2 of 2 chosen runs lie outside of the fitted ones, up to ") for text in found.warnings)
     assert any(text.startswith("the target itself costs 5.88e+21 FLOPs") for text in found.warnings)
     assert chosen(base, 1e20, runs=2, sizes=[{"n_params": 1e8}]).warnings == []
+    assert chosen(base, 1e20, runs=2, sizes=[{"n_params": 1e7 / 1.005}]).warnings == []  # a rounded size
 
 
 @pytest.mark.parametrize(
