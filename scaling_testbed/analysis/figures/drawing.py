@@ -168,7 +168,7 @@ def _draw(panels: Sequence[Panel], sheet: Sheet):
 def _height(panel: Panel, width: float, sheet: Sheet) -> float:
     if split_by(panel):
         columns = _small_columns(width, sheet)
-        axes = -(-len(parts(panel)) // columns) * 0.85 * width / columns + 0.1
+        axes = -(-len(parts(panel)) // columns) * 0.85 * width / columns + 0.1 + 0.3 * bool(panel.title)
     else:
         axes = 0.85 * width
     return axes + _legend_height(panel, width, sheet)
@@ -193,6 +193,8 @@ def _draw_panel(panel: Panel, figure, width: float, sheet: Sheet) -> None:
             axes.set_xlabel(axes.get_xlabel() if index == columns * (len(grid) - 1) else "", loc="left")
     if split_by(panel):
         figure.supylabel(_plain(panel.y_label), fontsize=sheet.font)
+        if panel.title:
+            figure.suptitle(_plain(panel.title), x=0.01, ha="left", fontsize=sheet.font)
     _legend(panel, figure, width, sheet, "outside lower left")
 
 

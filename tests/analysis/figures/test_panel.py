@@ -83,3 +83,10 @@ def test_a_pdf_has_the_width_of_a_column_and_holds_its_fonts(tmp_path, width, in
     assert (tmp_path / "again.pdf").read_bytes() == content
     with pytest.raises(ConfigError, match="--width must be one of single, double; got 'wide'"):
         drawing.check_width("wide")
+
+
+def test_small_multiples_have_the_title_of_their_panel(tmp_path):
+    split = panel([f"label {n}" for n in range(4)], [1e3, 1e4], title="learning rate 0.1")
+    assert split_by(split)
+    drawing.save([split], [tmp_path / "f.svg"])
+    assert "learning rate 0.1" in (tmp_path / "f.svg").read_text()
