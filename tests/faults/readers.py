@@ -878,6 +878,8 @@ def law_reader(kind: str, record: dict) -> None:
         inputs = {"n_params": 1e7, "n_tokens": 2e8}
         if isinstance(found, law_pages.Chain):
             found.record(inputs)
+        elif isinstance(found, law_pages.Selection):
+            found.records(), found.predict(inputs)
         else:
             found.summary(), found.table(), found.about_intervals()
             found.predict(inputs), found.interval(inputs), found.extrapolation(inputs)
@@ -897,9 +899,14 @@ ROWS = [{"n_params": 1e7, "n_tokens": 2e8, "loss": 3.0, "predicted": 3.01}]
 ROWS[0] |= {"actual": 3.0, "relative_error": 0.003, "low": 2.9, "high": 3.1, "extrapolation": 1.0, "inside": True}
 ERROR = FIT | {"law": "loss_to_error", "params": {"epsilon": 0.9, "k": 2.0, "gamma": 0.7}}
 ERROR |= {"draws": [ERROR["params"]] * 2, "largest": {"loss": 4.0}}
-law_reader("fit", FIT | {"fitted": ROWS, "predictions": ROWS, "where": ["a=1"], "rows": "x.csv"})
+law_reader("fit", FIT | {"fitted": ROWS * 20, "predictions": ROWS, "where": ["a=1"], "rows": "x.csv"})
 law_reader("downstream", {"loss": FIT, "downstream": ERROR, "fitted_loss": ROWS, "fitted_downstream": ROWS,
                           "predictions": ROWS, "warnings": [], "rows": "x.csv"})  # fmt: skip
+COMPARED = {"law": "chinchilla", "parameters": 5, "above_least_aicc": 0.0, "error_of_left_out_sizes": 0.01}
+COMPARED |= {"error_of_dearer_runs": 0.01, "share": 1.0}
+law_reader("laws", {"laws": [COMPARED], "reason": "the best", "calibrated": "calibrated", "fits": {"chinchilla": FIT},
+                    "errors_of_dearer_runs": [0.01, -0.02], "reach_of_errors": [1.5, 3.0], "predictions": ROWS,
+                    "warnings": [], "rows": "x.csv"})  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------ published rows

@@ -248,7 +248,7 @@ def test_a_seed_that_is_no_number_is_named(tmp_path, capsys):
     (tmp_path / "own.csv").write_text("\n".join(["dataset,n_params,n_tokens,loss,seed", *lines]))
     asked = ["report", str(tmp_path / "own.csv"), "--experiment", "over_training/overtraining"]
     assert analyze.main([*asked, "--out", str(tmp_path / "page.html")]) == 0
-    assert "row 1 N=1000: seed must be a whole number, got first" in capsys.readouterr().out
+    assert "row 1 dataset=c4 seed=first N=1000: seed must be a whole number, got first" in capsys.readouterr().out
 
 
 # The beginnings of the claims about means over tasks.
