@@ -545,7 +545,6 @@ def next_runs(
     target: tuple[float, float],
     flops: float,
     *,
-    of: str | None = None,
     runs: int = 10,
     flops_per_run: float | None = None,
     models: Texts = (),
@@ -555,17 +554,22 @@ def next_runs(
 ) -> NextRuns:
     """Choose the runs that narrow the prediction at a target most for their cost, under each law that has a share.
 
-    target: N and D of the run to predict. of: as for `predict`; groups are refused, because a fit of several does not
-    keep the rows of one. flops: 6 N D of the chosen runs together, at most. runs: at most so many.
+    target: N and D of the run to predict. Groups are refused, because a fit of several does not keep the rows of one.
+    flops: 6 N D of the chosen runs together, at most. runs: at most so many.
     flops_per_run: 6 N D of one run at most. models: choices of configs/model, or patterns such as nano_*, whose sizes
     are tried; overrides: of every run, with which they are counted. sizes: N to try in place of models; neither: the
     fitted sizes and others up to four times the largest. tokens_per_param: values to try; none: from the least to the
     most that was fitted. See analysis/laws/next_runs.py. Raises UserError and ConfigError."""
+    from scaling_testbed.analysis.laws.groups import GroupsReport
     from scaling_testbed.analysis.laws.next_runs import checked_target, laws_that_count, next_runs, places_of
     from scaling_testbed.errors import ConfigError
+    from scaling_testbed.report.law import holds_groups
     from scaling_testbed.sweeps.chosen import models as models_named
 
-    kept, asked = laws_that_count(kept_law(fit, of)), checked_target(target)
+    if isinstance(fit, GroupsReport) or (isinstance(fit, (str, Path)) and holds_groups(Path(fit))):
+        where = fit if isinstance(fit, (str, Path)) else "a fit of groups"
+        raise ConfigError(f"{where}: next takes no groups; fit one of them alone, with --where")
+    kept, asked = laws_that_count(kept_law(fit)), checked_target(target)
     named, rows = _texts(models), [{"n_params": float(one)} for one in sizes]
     if named and rows:
         raise ConfigError("--models and --sizes both say which sizes are tried; give one of them")

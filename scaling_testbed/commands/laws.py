@@ -234,6 +234,7 @@ def laws(
     out. Predicts held-out runs, and the run of --n-params and --n-tokens, with intervals from these errors."""
     from scaling_testbed import tables
     from scaling_testbed.analysis.figures.law_panels import laws_panels
+    from scaling_testbed.analysis.laws.checks import far
     from scaling_testbed.analysis.laws.study import Fitting, compare_rows, laws_named
     from scaling_testbed.errors import ConfigError, UserError
 
@@ -246,13 +247,15 @@ def laws(
     fitting = Fitting(objective=objective, delta=delta, starts=starts, bootstrap=bootstrap, seed=seed, size=size)
     found = compare_rows(given, chosen, where=where, hold_out=hold_out, fitting=fitting)
     asked = [] if n_params is None else [found.selection.predict({"n_params": n_params, "n_tokens": n_tokens or 0.0})]
-    record = found.record() | ({"asked": asked[0]} if asked else {})
+    distant = far(asked)
+    record = found.record() | ({"asked": asked[0], "warnings": [*found.warnings, *distant]} if asked else {})
 
     def show() -> None:
         show_selection(found.selection)
         show_predictions(found.predictions, found.warnings)
         if asked:
             tables.show(asked)
+        show_predictions([], distant)
 
     def draw():
         if panels := laws_panels(found.selection, found.predictions):

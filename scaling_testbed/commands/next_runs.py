@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from scaling_testbed.commands import output
-from scaling_testbed.commands.laws import FitFile, Flops, Of, show_predictions
+from scaling_testbed.commands.laws import FitFile, Flops, show_predictions
 from scaling_testbed.commands.options import Json, number, out
 from scaling_testbed.row_files import ENDINGS
 
@@ -46,7 +46,6 @@ def next_(
     fit: FitFile,
     target: Target,
     flops: Flops,
-    of: Of = None,
     runs: Runs = 10,
     flops_per_run: FlopsPerRun = None,
     models: Models = None,
@@ -70,7 +69,6 @@ def next_(
         fit,
         tuple(_listed("--target", target)),  # type: ignore[arg-type]  # its length is checked there
         flops,
-        of=of,
         runs=runs,
         flops_per_run=flops_per_run,
         models=models.split(",") if models else (),

@@ -43,6 +43,11 @@ READERS: Mapping[str | None, Callable[[Record], Fit | Chain | Selection]] = {
 }
 
 
+def holds_groups(path: Path) -> bool:
+    """Whether a file holds laws of groups that were fitted together. Raises UserError if it cannot be read."""
+    return isinstance(_record(path).get("groups"), dict)
+
+
 def read(path: Path, of: str | None = None) -> Fit | Chain | Selection:
     """A saved law, two chained laws, or compared laws. of: the value of --by whose law is read, if the file holds
     several groups. Raises UserError if the file holds none of them, and ConfigError for another group."""

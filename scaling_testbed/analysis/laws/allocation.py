@@ -72,6 +72,10 @@ def allocate(
 
 
 def _check_law(fit: Fit, unique_tokens: float | None) -> None:
+    if "n_params" in fit.largest and fit.largest["n_params"] == fit.smallest.get("n_params"):
+        raise ConfigError(
+            f"allocate needs runs of several sizes; all fitted runs have n_params={fit.largest['n_params']:g}"
+        )
     size = {"n_params", "n_tokens"}
     of_size, limited = (
         [one.name for one in LAWS.values() if one.output == "loss" and set(one.inputs) == inputs]

@@ -26,6 +26,7 @@ from scaling_testbed.errors import ConfigError, UserError
 GROUP = "group"  # the input that holds the number of a run's group
 EQUAL = 2.0  # of AICc: a smaller difference does not tell two ways of sharing apart (Burnham and Anderson 2002)
 FLOOR = "E"
+FEWEST_ROWS = 5  # of a group: resamples of fewer do not hold the noise of its own parameters
 Record = dict[str, Any]
 
 
@@ -164,8 +165,8 @@ def fit_groups(
         reason=reason,
         fitted=[{by: str(row[by])} | beside_fitted(fits[str(row[by])], row) for row in kept],
         predictions=predictions,
-        warnings=[*whole.warnings, *missed, *said, *empty, *unseen(kept, ratios, whole.residuals, (by,)),
-                  *far(predictions)],
+        warnings=[*whole.warnings, *missed, *said, *empty, *_few(kept, by, names, own),
+                  *unseen(kept, ratios, whole.residuals, (by,)), *far(predictions)],
         origin=given.origin,
         where=list(where),
         hold_out=list(hold_out),
@@ -183,6 +184,12 @@ def _names(rows: Sequence[Row], by: str) -> list[str]:
     if not 2 <= len(names) <= MOST_VALUES:
         raise ConfigError(f"--by {by}: it has {len(names)} values in the fitted rows; groups are 2 to {MOST_VALUES}")
     return names
+
+
+def _few(rows: Sequence[Row], by: str, names: Sequence[str], own: Collection[str]) -> list[str]:
+    counts = [(name, sum(str(row[by]) == name for row in rows)) for name in names]
+    few = [f"{name} ({count})" for name, count in counts if count < FEWEST_ROWS] if own else []
+    return [f"no intervals for groups of fewer than {FEWEST_ROWS} rows: {', '.join(few)}"] if few else []
 
 
 def _held(row: Row, by: str, names: Sequence[str]) -> str:
@@ -232,20 +239,22 @@ def _of_group(law: Law, whole: Fit, name: str, own: Collection[str], rows: Seque
     mine = {param.name: f"{param.name}[{name}]" if param.name in own else param.name for param in law.params}
     n, free, all_free = whole.n_rows, len(law.params) - len(whole.fixed), len(whole.params) - len(whole.fixed)
     factor = math.sqrt((n - free) / (n - all_free)) if n > all_free else 1.0
-    inputs, _ = columns.values([row for row in rows if str(row[by]) == name], law)
+    mine_rows = [row for row in rows if str(row[by]) == name]
+    inputs, _ = columns.values(mine_rows, law)
+    told = len(mine_rows) >= FEWEST_ROWS or not own
     seen = with_ratios({key: np.array(values) for key, values in inputs.items()})
     ci95 = whole.ci95 and {short: whole.ci95[long] for short, long in mine.items() if long in whole.ci95}
     return replace(
         whole,
         law=law.name,
         params={short: whole.params[long] for short, long in mine.items()},
-        ci95=ci95,
+        ci95=ci95 if told else None,
         warnings=[],
         optima=[],
         largest={key: float(np.max(values)) for key, values in seen.items()},
         smallest={key: float(np.min(values)) for key, values in seen.items()},
         residuals=[factor * one for one in whole.residuals],
-        draws=[{short: draw[long] for short, long in mine.items()} for draw in whole.draws],
+        draws=[{short: draw[long] for short, long in mine.items()} for draw in whole.draws] if told else [],
         fitted_inputs={},
     )
 

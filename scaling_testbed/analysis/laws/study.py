@@ -254,10 +254,12 @@ def compare_rows(
     best = fits[found.best]
     predictions = [beside_selected(found, row) for row in held]
     settings = mixed_settings(kept, laws[0]) or unseen_settings(kept, best)
+    loose = [f"{name}: {text}" for name, one in found.laws.items() if one.share
+             for text in one.fit.warnings if "not determined" in text]  # fmt: skip
     return LawsReport(
         selection=found,
         predictions=predictions,
-        warnings=[*missed, *said, *empty, *mixed_data(kept), *settings, *far(predictions)],
+        warnings=[*missed, *said, *empty, *loose, *mixed_data(kept), *settings, *far(predictions)],
         origin=given.origin,
         where=list(where),
         hold_out=list(hold_out),

@@ -58,6 +58,8 @@ class Extrapolation:
             return "neither holds the largest" if not held else "it cannot be told: both hold the largest"
         if held != [nearest]:  # a wide interval holds anything
             return f"it cannot be told: {held[0].replace('_', '-')} holds the largest, and the other is nearer to it"
+        if nearest == CURVED and self.curvature_low <= 0 <= self.curvature_high:
+            return "it cannot be told: curved holds the largest, and its curvature may be zero"
         return f"{nearest.replace('_', '-')} extrapolates better: the other misses the largest"
 
     def lines(self) -> list[str]:

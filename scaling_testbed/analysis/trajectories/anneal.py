@@ -19,6 +19,7 @@ from scaling_testbed.learning.schedules import SCHEDULES
 
 Record = dict[str, Any]
 VARIES = ("schedule.", "optimizer.lr", "budget.", "evaluation.", "logging.", "checkpoint.", "diagnostics.")
+FARTHEST = 2.0  # times the fitted peak rate, steps or sum of rates: no interval beyond
 ONE_MODEL = ("n_params", "batch_tokens", "data_fingerprint", "dataset")  # an annealing law is of one of each
 
 
@@ -83,18 +84,28 @@ def anneal(
     found = fitting.without()
     errors = _left_out_errors(fitting, used, found) if len(used) >= FEWEST else []
     width = half_width(errors) if errors else None
-    records = [_beside(found, _after(one, first_step), place >= len(kept), width)
+
+    def near(rates: np.ndarray) -> float | None:
+        return width if _beyond(rates, used) <= FARTHEST else None
+
+    records = [_beside(found, _after(one, first_step), place >= len(kept), near(one.rates))
                for place, one in enumerate([*kept, *held])]  # fmt: skip
+    notes = [text for one in held for text in _distant(one.run, one.rates, used)]
     asked, curve = None, []
     if asked_rates is not None:
         words, rates = asked_rates
         steps = np.unique(np.geomspace(max(1, len(rates) / 50), len(rates), 50).round().astype(int))
         losses = found.losses(rates, steps)
+        notes += _distant("the typed schedule", rates, used)
+        if not losses.min() > 0:
+            raise UserError(
+                f"{law} has no positive loss for this schedule; {'; '.join(notes) or 'fit it to other runs'}"
+            )
         curve = [{"step": int(step), "lr": float(rates[step - 1]), "loss": float(loss)}
                  for step, loss in zip(steps, losses, strict=True)]  # fmt: skip
         asked = {"schedule": words, "steps": len(rates), "predicted": float(losses[-1]),
-                 **_ends(float(losses[-1]), width)}  # fmt: skip
-    notes = [f"{early} points before the end of the warm-up are left out"] if early else []
+                 **_ends(float(losses[-1]), near(rates))}  # fmt: skip
+    notes += [f"{early} points before the end of the warm-up are left out"] if early else []
     if not errors and (held or asked):
         notes.append(f"no interval: it needs the errors of {FEWEST} fitted runs that are left out in turn; {len(used)} "
                      "are fitted")  # fmt: skip
@@ -171,6 +182,25 @@ def _beside(found: Annealed, curve: Curve, held: bool, width: float | None) -> R
             "predicted": last, **ends, "relative_error": abs(last - actual) / actual, "inside": inside}  # fmt: skip
 
 
+def _beyond(rates: np.ndarray, curves: Sequence[Curve]) -> float:
+    """The factor by which a schedule lies beyond those of some curves: in peak rate, steps, or sum of rates."""
+    most = 1.0
+    for size in (np.max, np.size, np.sum):
+        own, known = float(size(rates)), [float(size(one.rates)) for one in curves]
+        most = max(most, own / max(known), min(known) / own)
+    return most
+
+
+def _distant(name: str, rates: np.ndarray, curves: Sequence[Curve]) -> list[str]:
+    far = _beyond(rates, curves)
+    if far <= FARTHEST:
+        return []
+    return [
+        f"{name} lies {far:.3g} times beyond the fitted runs in its peak rate, its steps or their sum of rates: no "
+        f"interval past {FARTHEST:g} times, since the errors of such schedules are not known"
+    ]
+
+
 def _ends(predicted: float, width: float | None) -> Record:
     if width is None:
         return {"low": None, "high": None}
@@ -181,7 +211,8 @@ def _at_bounds(found: Annealed) -> list[str]:
     """A warning about parameters at a bound, which the curves do not determine."""
     ends = [(one.name, end) for one in ANNEALING[found.law].params for end in (one.low, one.high)]
     odd = [name for name, end in ends if math.isclose(found.params[name], end, rel_tol=1e-6, abs_tol=1e-12)]
-    return [f"{', '.join(odd)} at a bound: the curves do not determine it; trust the predictions"] if odd else []
+    said = "the curves do not determine it; only predictions for schedules like the fitted ones count"
+    return [f"{', '.join(odd)} at a bound: {said}"] if odd else []
 
 
 def rates_typed(words: Sequence[str], curves: Sequence[Curve]) -> tuple[str, np.ndarray]:

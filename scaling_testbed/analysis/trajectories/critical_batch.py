@@ -82,7 +82,9 @@ def runs_of(curves: Sequence[Curve], first_step: int | None = None) -> tuple[lis
             )
         n_params, batch = (number_in(curve.row.get(key)) for key in ("n_params", "batch_tokens"))
         if not n_params or not batch:
-            raise UserError(f"{curve.run}: n_params and batch_tokens are not known; use --map batch_tokens=COLUMN")
+            absent = "batch_tokens" if n_params else "n_params"
+            unit = ", the batch in tokens" if n_params else ""
+            raise UserError(f"{curve.run}: {absent} is not known; use --map {absent}=COLUMN{unit}")
         place = (float(n_params), float(batch), curve.peak, int(number_in(curve.row.get("seed")) or 0))
         if place in found:
             pair = [found[place].row, curve.row]

@@ -23,6 +23,7 @@ from scaling_testbed.learning.schedules import SCHEDULES
 RUN = "run"  # the column of a point that names its run
 FEWEST_STEPS = 60  # earlier points are not fitted, however short the warm-up is
 DECAYED = 1e-6  # a rate that lies below its peak by a larger share has decayed
+MOST_STEPS = 1e8  # no run has so many updates
 TOTALS = ("n_tokens", "flops", "flops_6nd")  # of a run; they grow with its steps
 
 
@@ -245,6 +246,11 @@ def _curve_of_table(run: str, rows: Sequence[Row], warmup_steps: int | None) -> 
         if not 0 <= number(row, "lr") < math.inf:
             raise UserError(f"{run} step {step:g}: lr must be a number of at least 0; got {row.get('lr')}")
     _check_rising([int(step) for step in steps], run)
+    if steps[-1] > MOST_STEPS:
+        raise UserError(
+            f"{run}: step {steps[-1]:.3g} is no number of updates; are these tokens? "
+            '--map "step=step/TOKENS_OF_A_BATCH"'
+        )
     known = np.array([number(row, "lr") for row in rows])
     if known.max() == 0:
         raise UserError(f"{run}: lr is 0 at every step; use --map lr=COLUMN")
@@ -258,8 +264,16 @@ def _curve_of_table(run: str, rows: Sequence[Row], warmup_steps: int | None) -> 
     warmup = warmup_steps if warmup_steps is not None else int(at[top]) if rises else 0
     kept = np.isfinite(losses)
     row = {**rows[-1], **{key: _total(rows, key, at) for key in TOTALS if key in rows[-1]}}
-    if not row.get("n_tokens") and number_in(row.get("batch_tokens")) is not None:
-        row = columns.derived({**row, "n_tokens": row["batch_tokens"] * int(at[-1])})
+    batch, tokens = number_in(row.get("batch_tokens")), number_in(row.get("n_tokens"))
+    if batch and tokens and not math.isclose(batch * int(at[-1]), tokens, rel_tol=0.02):
+        raise UserError(
+            f"{run}: {int(at[-1])} steps of {batch:g} tokens are not its {tokens:g} tokens; is the batch in sequences? "
+            '--map "batch_tokens=COLUMN*SEQUENCE_LENGTH"'
+        )
+    if batch and not tokens:
+        row = columns.derived({**row, "n_tokens": batch * int(at[-1])})
+    elif tokens and not batch:
+        row = {**row, "batch_tokens": tokens / int(at[-1])}
     return Curve(run=run, row=row, steps=at[kept], losses=losses[kept], rates=rates, warmup=warmup,
                  n_steps=int(at[-1])), int(np.sum(~kept))  # fmt: skip
 

@@ -38,6 +38,14 @@ def floors():
     return st.fit_groups(world(OWN), "chinchilla", "data", hold_out="flops>5e20", **QUICK)
 
 
+def test_a_group_of_few_rows_has_no_interval_because_resamples_do_not_hold_its_noise():
+    rows = [row for row in world(OWN) if row["data"] != "web"] + world({"web": OWN["web"]}, sizes=2, ratios=(20, 80))
+    found = st.fit_groups(rows, "chinchilla", "data", starts=2, bootstrap=20, objective="lsq_log")
+    assert "no intervals for groups of fewer than 5 rows: web (4)" in found.warnings
+    assert found.fits["web"].draws == [] and found.fits["web"].ci95 is None
+    assert found.fits["code"].draws and found.fits["code"].ci95
+
+
 def test_groups_that_differ_in_the_floor_share_all_else(floors):
     assert floors.shared == ["A", "B", "alpha", "beta"]
     for name, own in OWN.items():
@@ -113,10 +121,8 @@ def test_the_command_keeps_the_groups_for_predict_and_allocate(tmp_path, capsys)
     ):
         assert main(words) == 2
         assert said in capsys.readouterr().err
-    with pytest.raises(
-        UserError, match=r"does not hold the inputs of its rows; fit it again, one group alone \(--where\)"
-    ):
-        st.next_runs(kept, (1e9, 1e10), 1e20, of="web")
+    with pytest.raises(ConfigError, match="next takes no groups; fit one of them alone, with --where"):
+        st.next_runs(kept, (1e9, 1e10), 1e20)
     record = json.loads(kept.read_text())
     assert record["by"] == "data" and set(record["groups"]) == set(OWN)
     with pytest.raises(ConfigError, match="of='web': there are no groups"):

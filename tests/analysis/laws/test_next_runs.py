@@ -1,6 +1,7 @@
 """The chosen runs narrow a prediction by what independent numbers say, and more than the same grid or chance does."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -114,6 +115,11 @@ def test_laws_with_a_share_count_by_it_and_one_that_is_not_determined_is_left_ou
     assert found.warnings[0] == "chinchilla is left out: its 8 rows do not determine its parameters"
     with pytest.raises(UserError, match=r"do not determine its parameters: fix a parameter \(fit --fix\), or add runs"):
         chosen(narrow, 1e20)
+
+
+def test_a_fit_of_points_of_curves_is_refused(base):
+    with pytest.raises(ConfigError, match="this one is of points of curves: fit without --curves"):
+        laws_that_count(replace(base, n_runs=4))
 
 
 def test_a_budget_that_allows_the_target_and_runs_outside_of_the_fitted_ones_are_said(base):

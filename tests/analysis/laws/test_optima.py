@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -200,6 +201,8 @@ def test_a_curve_is_seen_to_extrapolate_better_and_a_line_is_not_called_one():
     called = [tuning_rows(Rows(rows=sizes(noise=0.004, seed=seed))).extrapolations[0] for seed in range(16)]
     assert sum(one.verdict.startswith("curved") for one in called) <= 2
     assert sum(one.holds("log_linear") for one in called) >= 14
+    flat = replace(one, curvature_low=-0.01)
+    assert flat.verdict == "it cannot be told: curved holds the largest, and its curvature may be zero"
     short = tuning_rows(Rows(rows=sizes(count=3)))
     assert (
         short.extrapolations == [] and "3 optima of 3; whether it curves needs optima at 4 sizes" in short.warnings[-1]

@@ -112,6 +112,20 @@ def test_the_quantile_of_few_errors_is_the_largest_and_of_many_has_one_more_insi
     assert 0.94 <= np.mean(hits) <= 0.965  # 38 of 40
 
 
+def test_one_size_is_no_plan_and_its_laws_are_said_to_be_undetermined(tmp_path, capsys):
+    path = tmp_path / "one.csv"
+    path.write_text(
+        "N,D,loss\n" + "".join(f"1e8,{d},{1.7 + 400 / d**0.28 + 0.8:.4f}\n" for d in (2e9, 4e9, 8e9, 1.6e10))
+    )
+    at = ["--n-params", "7B", "--n-tokens", "140B"]
+    kept = str(tmp_path / "laws.json")
+    assert main(["laws", str(path), "--bootstrap", "0", "--starts", "4", *at, "--out", kept]) == 0
+    printed = capsys.readouterr().out
+    assert "not determined by these rows" in printed and "times beyond what was fitted" in printed
+    assert main(["allocate", kept, "--flops", "1e21"]) == 2
+    assert "allocate needs runs of several sizes; all fitted runs have n_params=1e+08" in capsys.readouterr().err
+
+
 def test_a_missing_column_is_said_once_and_not_for_each_law():
     rows = [{key: value for key, value in row.items() if key != "loss"} | {"c4_loss": 3.0} for row in world()]
     with pytest.raises(UserError) as error:

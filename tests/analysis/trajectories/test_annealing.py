@@ -155,6 +155,24 @@ def test_the_interval_is_as_wide_as_the_errors_of_runs_that_were_left_out(study)
     assert all(one["low"] is None for one in found.runs if not one["held_out"])  # they were fitted
 
 
+def test_schedules_far_from_the_fitted_ones_have_no_interval_and_no_negative_loss(study):
+    rows, traces = planted("momentum", *SOME, noise=0.001)
+    curves, _ = curves_of(study(rows, traces=traces))
+
+    def typed(lr):
+        words = ["schedule=linear", "steps=900", "schedule.warmup=0", f"optimizer.lr={lr}"]
+        return anneal(curves, "momentum", starts=4, delta=0.1, schedule=words)
+
+    near, far = typed(1e-2), typed(2.5e-2)
+    assert near.asked["low"] < near.asked["predicted"] and not any("beyond" in text for text in near.warnings)
+    assert far.asked["low"] is None
+    assert any(
+        text.startswith("the typed schedule lies ") and "no interval past 2 times" in text for text in far.warnings
+    )
+    with pytest.raises(UserError, match="momentum has no positive loss for this schedule; the typed schedule lies 9"):
+        typed(100.0)
+
+
 def test_runs_of_several_models_are_refused_and_other_settings_named(study):
     rows, traces = planted("momentum", *SOME)
     rows[1]["n_params"] = 7000

@@ -144,7 +144,7 @@ def test_runs_that_cannot_be_used_are_refused_by_name(study, whole):
     with pytest.raises(ConfigError, match="--levels must be losses greater than zero; got -1"):
         critical_batches(study(rows, name="level", traces=whole[1]), levels=[-1])
     bare = [{"run": "a", "step": step, "lr": 0.01, "loss": 3.0, "n_params": 6000} for step in (100, 200)]
-    with pytest.raises(UserError, match="a: n_params and batch_tokens are not known; use --map batch_tokens=COLUMN"):
+    with pytest.raises(UserError, match="a: batch_tokens is not known; use --map batch_tokens=COLUMN, the batch in"):
         critical_batches(bare)
 
 

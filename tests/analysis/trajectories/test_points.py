@@ -94,6 +94,11 @@ def test_tokens_of_a_table_grow_with_its_steps(tmp_path):
         curves_of(table(tmp_path, text.format(1500, 2000)))
 
 
+def test_the_batch_of_a_table_follows_from_its_tokens(tmp_path):
+    (curve,), _ = curves_of(table(tmp_path, "step,lr,loss,n_tokens\n10,1,3,10240\n20,1,2,20480\n"))
+    assert curve.row["batch_tokens"] == 1024
+
+
 @pytest.mark.parametrize(
     ("text", "mapping", "said"),
     [
@@ -109,6 +114,12 @@ def test_tokens_of_a_table_grow_with_its_steps(tmp_path):
         ),
         ("step,lr,loss\n10,1,3\n20.5,1,2\n", [], "step must be a whole number of updates; got 20.5"),
         ("step,lr,loss\n10,0,3\n20,0,2\n", [], "lr is 0 at every step"),
+        ("step,lr,loss\n1e9,1,3\n2e9,1,2\n", [], "step 2e+09 is no number of updates; are these tokens?"),
+        (
+            "step,lr,loss,n_tokens,batch_tokens\n10,1,3,10240,1\n20,1,2,20480,1\n",
+            [],
+            "20 steps of 1 tokens are not its 20480 tokens; is the batch in sequences?",
+        ),
     ],
 )
 def test_a_table_that_is_no_training_curve_is_refused(tmp_path, text, mapping, said):
