@@ -113,6 +113,8 @@ class Fit:
 def with_ratios(inputs: Mapping[str, Any]) -> dict[str, Any]:
     """The inputs with compute, tokens per parameter and epochs (at least one), which can lie far from all rows even if
     N and D do not."""
+    if {"n_params", "steps", "batch_tokens"} <= set(inputs):
+        inputs = {**inputs, "n_tokens": inputs["steps"] * inputs["batch_tokens"]}
     if not {"n_params", "n_tokens"} <= set(inputs):
         return dict(inputs)
     n, d = inputs["n_params"], inputs["n_tokens"]

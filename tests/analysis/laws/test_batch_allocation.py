@@ -1,12 +1,13 @@
 """Size, batch and steps for a budget, beside a search of all plans."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from scaling_testbed.analysis.laws.batch_allocation import batch_allocation_records
-from scaling_testbed.analysis.laws.fitted import Fit
+from scaling_testbed.analysis.laws.fitted import Fit, with_ratios
 from scaling_testbed.analysis.laws.forms import LAWS, critical_batch
 from scaling_testbed.analyze import main
 from scaling_testbed.errors import ConfigError
@@ -83,6 +84,15 @@ def test_intervals_are_those_of_the_resamples(steps):
 def test_a_batch_far_beyond_the_fitted_ones_is_withheld_with_the_reason():
     found = batch_allocation_records(fitted(), 1e33)
     assert found[0]["steps"] is None and "times beyond the fitted ones" in found[0]["note"]
+
+
+def test_many_steps_of_a_large_batch_lie_beyond_runs_that_had_one_or_the_other():
+    pairs = {"n_params": np.array([1e7, 1e7]), "steps": np.array([1e5, 1e3]), "batch_tokens": np.array([1e4, 1e7])}
+    seen = with_ratios(pairs)
+    ends = {"largest": {key: float(np.max(one)) for key, one in seen.items()},
+            "smallest": {key: float(np.min(one)) for key, one in seen.items()}}  # fmt: skip
+    fit = replace(fitted(), **ends)
+    assert fit.extrapolation({"n_params": 1e7, "steps": 1e5, "batch_tokens": 1e7}) == pytest.approx(100)
 
 
 def test_what_is_no_plan_is_refused():
