@@ -7,9 +7,9 @@
       seed_sd: {S: 0.03, loss: 0.01}      # of a paired difference at one size, for `sweep plan`
 
 A margin of a measure that is compared by its ratio is a factor. measures.py names the measures. The first `sweep run`
-or `submit` of a folder copies the declaration, with the seeds and the rates of the sweep, the date and the commit to
-sweep.json. A change after the first result is recorded there beside it, with the number of runs that had a result by
-then.
+or `submit` of a folder copies the declaration, with the experiment, the seeds and the rates of the sweep, the date and
+the commit to sweep.json. A change after the first result is recorded there beside it, with the number of runs that had
+a result by then. Only the claims of that experiment are judged.
 """
 
 import dataclasses
@@ -27,6 +27,7 @@ KEYS = ("lr_range", "critical_excess", "margins", "seed_sd")
 FACTORS = ("critical_lr", "best_lr", "recorded")  # measures that are compared by their ratio
 DIFFERENCES = ("S", "loss", "share", "logit")
 MEASURES = (*DIFFERENCES, *FACTORS)
+WORDS = {"critical_lr": "critical rate", "best_lr": "best rate", "recorded": "diagnostic", "logit": "output logit"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +35,8 @@ class Declaration:
     """How a study is judged.
 
     margins: the least effect that counts, by measure; a factor for FACTORS. seed_sd: the standard deviation over seeds
-    of a paired difference at one size, of logarithms for FACTORS. seeds, rates: those of the sweep. date, commit: when
-    it was declared; None before that. results: how many runs had a result when it was last changed. changed: whether
+    of a paired difference at one size, of logarithms for FACTORS. experiment: PAPER/NAME, whose claims are meant; None if
+    the sweep names none. seeds, rates: those of the sweep. date, commit: when it was declared; None before that. results: how many runs had a result when it was last changed. changed: whether
     it was changed after the first result. first: what was declared before the first such change.
     """
 
@@ -43,6 +44,7 @@ class Declaration:
     critical_excess: float = EXCESS
     margins: Mapping[str, float] = field(default_factory=dict)
     seed_sd: Mapping[str, float] = field(default_factory=dict)
+    experiment: str | None = None
     seeds: Sequence[int] = ()
     rates: Sequence[float] = ()
     date: str | None = None
@@ -58,7 +60,7 @@ class Declaration:
 
     def judges_as(self, other: "Declaration") -> bool:
         """Whether both judge results in the same way."""
-        keys = (*KEYS, "seeds", "rates")
+        keys = (*KEYS, "experiment", "seeds", "rates")
         return all(_plain(getattr(self, key)) == _plain(getattr(other, key)) for key in keys)
 
     def record(self) -> dict[str, Any]:
@@ -67,17 +69,24 @@ class Declaration:
         return {**own, "first": self.first and self.first.record()}
 
     def __str__(self) -> str:
-        margins = ", ".join(f"{name} {value:g}" for name, value in self.margins.items())
+        margins = ", ".join(_margin_text(name, value) for name, value in self.margins.items())
         low, high = self.lr_range
-        said = f"S over rates from {low:g} to {high:g}; critical rate at {self.critical_excess:g} nats above the best"
+        said = f"the claims of {self.experiment}; " if self.experiment else ""
+        said += f"S over rates from {low:g} to {high:g}; critical rate at {self.critical_excess:g} nats above the best"
         said += f"; margins: {margins}" if margins else "; no margins"
         said += f"; seeds {', '.join(map(str, self.seeds))}" if self.seeds else ""
+        said += f"; rates {', '.join(f'{lr:g}' for lr in self.rates)}" if self.rates else ""
         when = f"{'changed' if self.changed else 'declared'} {self.date}" if self.date else "declared"
         said += f"; {when}" + (f" at commit {self.commit[:12]}{self.commit[40:]}" if self.commit else "")
         if self.results:
             said += f", when {self.results} runs had a result"
             return f"{said}. Before that: {self.first}" if self.first else said
         return f"{said}, before any run had a result" if self.date else said
+
+
+def _margin_text(measure: str, value: float) -> str:
+    unit = " nats" if measure in ("S", "loss") else ""
+    return f"{WORDS.get(measure, measure)} {'a factor of ' * (measure in FACTORS)}{value:g}{unit}"
 
 
 def _plain(value: Any) -> Any:
@@ -135,6 +144,12 @@ def of_study(study: Study) -> tuple[Declaration, bool]:
     return found or Declaration(), found is not None
 
 
+OF_THE_RECORD = (
+    *(("seeds", list), ("rates", list), ("experiment", str)),
+    *(("date", str), ("commit", str), ("results", int)),
+)
+
+
 def recorded(content: Any) -> Declaration | None:
     """The declaration of a sweep.json, None if it has none. Raises ConfigError if it cannot be read."""
     if content is None:
@@ -144,7 +159,7 @@ def recorded(content: Any) -> Declaration | None:
     own = parsed({key: content[key] for key in KEYS if content.get(key) is not None})
     about = {field.name for field in dataclasses.fields(Declaration)} - {*KEYS, "first"}
     more = {key: content[key] for key in about if content.get(key) is not None}
-    for key, kind in (("seeds", list), ("rates", list), ("date", str), ("commit", str), ("results", int)):
+    for key, kind in OF_THE_RECORD:
         if key in more and not isinstance(more[key], kind):
             raise ConfigError(f"declared.{key} must be a {kind.__name__}; got {more[key]!r}")
     for key in ("seeds", "rates"):

@@ -17,7 +17,7 @@ from scaling_testbed.analysis.curves.instability import LAST_MEAN, Quantity, mea
 from scaling_testbed.analysis.curves.lr_sensitivity import Sensitivity, best_by_seed, capped, diverged, final_loss
 from scaling_testbed.analysis.figures.panel import compact
 from scaling_testbed.analysis.rows.conditions import text
-from scaling_testbed.analysis.rows.study import LR, Row, Study, number
+from scaling_testbed.analysis.rows.study import LR, Row, Study, claims_of, number
 from scaling_testbed.papers.declaration import of_study
 from scaling_testbed.papers.predictions import DataSet, data_sets
 
@@ -41,6 +41,10 @@ class Evidence:
         """The reason why no verdict can be given, or None. measure: whose margin must be declared."""
         if not self.is_declared:
             return f"nothing was declared before the runs ({HOW_TO_DECLARE})"
+        judged, meant = claims_of(vars(self.study)), self.declaration.experiment
+        if judged != meant:
+            other = f"it declares those of {meant}" if meant else "it declares none"
+            return f"the claims of {judged or 'this experiment'} were not declared before the runs: {other}"
         if self.lr_range != self.declaration.lr_range:
             low, high = self.declaration.lr_range
             return f"--lr-range is not the declared range, {low:g} to {high:g}"

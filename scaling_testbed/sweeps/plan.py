@@ -11,6 +11,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin
 
+from scaling_testbed.analysis.rows.study import claims_of, declared_in
 from scaling_testbed.config.compose import check_no_code, compose_many, outside_overrides
 from scaling_testbed.config.run import RunConfig, flatten, flops_per_token, rate_means, run_folder_path, run_id
 from scaling_testbed.config.words import key_of, quoted
@@ -317,7 +318,7 @@ def _declared(
     rates = {float(run.config["optimizer.lr"]) for run in runs if is_number(run.config.get("optimizer.lr"))}
     if before:  # typed overrides may select a part of the sweep
         seeds, rates = seeds | set(before.seeds), rates | set(before.rates)
-    new = replace(sweep.declared, seeds=sorted(seeds), rates=sorted(rates))
+    new = replace(sweep.declared, experiment=claims_of(vars(sweep)), seeds=sorted(seeds), rates=sorted(rates))
     if before and before.judges_as(new):
         return before.record()
     state, _ = source_state()
@@ -339,7 +340,7 @@ def _sweep_of(folder: Path) -> tuple[tuple[str, str | None] | None, Declaration 
     check_version(path, about.get("schema_version"), 1)
     declared = None
     with contextlib.suppress(ConfigError):  # a damaged one is declared anew
-        declared = recorded(about.get("declared"))
+        declared = recorded(declared_in(about))
     return ((about["sweep"], about.get("scale")) if "sweep" in about else None), declared
 
 

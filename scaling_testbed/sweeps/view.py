@@ -9,7 +9,7 @@ from rich.text import Text
 from scaling_testbed.analysis.curves.intervals import detectable
 from scaling_testbed.config.memory import USABLE
 from scaling_testbed.errors import UserError, listed
-from scaling_testbed.papers.declaration import FACTORS, Declaration
+from scaling_testbed.papers.declaration import FACTORS, WORDS, Declaration
 from scaling_testbed.papers.paper import paper_named
 from scaling_testbed.progress import clock
 from scaling_testbed.sweeps.gpu_memory import GIB
@@ -72,7 +72,8 @@ def _detectable(declared: Declaration, n_seeds: int, n_sizes: int, n_claims: int
     found = []
     for name, sd in declared.seed_sd.items():
         effect = detectable(sd / math.sqrt(n_sizes), n_seeds, declared.margin(name) or 0.0, n_claims=max(n_claims, 1))
-        found.append(f"a factor of {math.exp(effect):.2f} of {name}" if name in FACTORS else f"{effect:.3f} of {name}")
+        least = f"a factor of {math.exp(effect):.2f}" if name in FACTORS else f"{effect:.3f}"
+        found.append(f"{least} of {WORDS.get(name, name)}")
     return listed(found)
 
 

@@ -111,15 +111,42 @@ def test_a_declaration_that_stays_keeps_its_date_and_a_changed_one_tells_how_man
     found = declared_in(folder)
     assert found["margins"] == {"loss": 0.03} and found["changed"] and found["results"] == 1
     said = str(recorded(found))
-    assert "margins: loss 0.03; seeds 4, 5; changed 20" in said and ", when 1 runs had a result. Before that: S" in said
+    assert "margins: loss 0.03 nats; seeds 4, 5; rates 0.001, 0.01; changed 20" in said
+    assert ", when 1 runs had a result. Before that: S" in said
     planned(tmp_path, text="declared: {margins: {loss: 0.04}}")  # what was declared first stays
     said = str(recorded(declared_in(folder)))
-    assert "margins: loss 0.02; seeds 4, 5; declared 2020-01-01" in said and "loss 0.03" not in said
+    assert (
+        "margins: loss 0.02 nats; seeds 4, 5; rates 0.001, 0.01; declared 2020-01-01" in said
+        and "loss 0.03" not in said
+    )
 
 
 def test_a_declaration_says_that_its_commit_had_uncommitted_changes():
     one = Declaration(date="2026-01-02", commit=f"{'a' * 40} with uncommitted changes")
     assert str(one).endswith(f"at commit {'a' * 12} with uncommitted changes, before any run had a result")
+
+
+def test_a_declaration_is_told_in_words():
+    said = str(parsed({"margins": {"S": 0.05, "critical_lr": 1.25, "recorded": 1.1, "share": 0.1}}))
+    assert "margins: S 0.05 nats, critical rate a factor of 1.25, diagnostic a factor of 1.1, share 0.1;" in said
+
+
+def test_another_experiment_after_the_first_result_changes_what_was_declared(tmp_path):
+    """Also where an earlier version named the experiment beside the declaration only."""
+    declares = "paper: small_scale_proxies\nexperiment: {}\ndeclared: {{margins: {{loss: 0.02}}}}"
+    folder = planned(tmp_path, text=declares.format("kappa"))
+    assert declared_in(folder)["experiment"] == "small_scale_proxies/kappa"
+    about = json.loads((folder / "sweep.json").read_text())
+    del about["declared"]["experiment"]
+    (folder / "sweep.json").write_text(json.dumps(about))
+    (folder / "abc").mkdir()
+    (folder / "abc" / "result.json").write_text("{}")
+    planned(tmp_path, text=declares.format("kappa"))
+    assert not declared_in(folder)["changed"]
+    planned(tmp_path, text=declares.format("adam_eps"))
+    found = declared_in(folder)
+    assert found["changed"] and found["experiment"] == "small_scale_proxies/adam_eps"
+    assert "Before that: the claims of small_scale_proxies/kappa; S over" in str(recorded(found))
 
 
 def test_further_seeds_change_a_declaration(tmp_path):
@@ -168,6 +195,7 @@ def test_a_study_has_the_declared_range_everywhere(study, capsys):
         ({"lr_range": "x"}, "declared.lr_range must be [LOW, HIGH]; got 'x'"),
         ({"rates": ["x"]}, "declared.rates must hold numbers; got 'x'"),
         ({"seeds": [None]}, "declared.seeds must hold numbers; got None"),
+        ({"experiment": 3}, "declared.experiment must be a str; got 3"),
     ],
 )
 def test_a_damaged_declaration_is_one_line_that_names_the_file(study, capsys, declared, says):

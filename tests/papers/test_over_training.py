@@ -206,7 +206,8 @@ def of_seeds(n_seeds, noise=1e-4, **declared):
         for at, row in enumerate(planted(datasets=["redpajama"]).rows):
             factor = 1 + noise * math.sin(100 * seed + at)
             rows.append({**row, "run_id": f"{row['run_id']} {seed}", "seed": seed, "loss": row["loss"] * factor})
-    about = {"paper": "over_training", "experiment": "overtraining", "declared": declared or None}
+    declared = {"experiment": "over_training/overtraining", **declared} if declared else None
+    about = {"paper": "over_training", "experiment": "overtraining", "declared": declared}
     return Study(name="planted", path=Path("."), rows=rows, **about)
 
 

@@ -106,7 +106,7 @@ def test_the_command_prints_the_verdicts(study, tmp_path, capsys):
     said = capsys.readouterr().out
     assert said.startswith("agrees ") and (tmp_path / "qknorm_axis" / "report.html").exists()
     assert (
-        "\njudged by: S over rates from 0.0003 to 0.3; critical rate at 0.25 nats above the best; margins: loss 0.02;"
+        "\njudged by: S over rates from 0.0003 to 0.3; critical rate at 0.25 nats above the best; margins: loss 0.02 nats;"
         in said
     )
 
@@ -182,6 +182,22 @@ def test_a_folder_is_judged_as_another_experiment_that_reads_its_runs(study, tmp
     assert analyze.main(["report", str(place)]) == 0 and "It rises with depth." not in capsys.readouterr().out
 
 
+def test_the_claims_of_another_experiment_than_the_declared_one_have_effects_and_no_verdict(study, capsys):
+    place = study(worlds.seeded(*worlds.mup_simple_noqk(True))[0], name="mup_simple_lr").path
+    declared = {"lr_range": [3e-4, 3e-1], "margins": MARGINS}
+    about = {"paper": "small_scale_proxies", "experiment": "mup_simple_noqk", "declared": declared}
+    (place / "sweep.json").write_text(json.dumps(about))
+    assert analyze.main(["report", str(place), "--experiment", "mup_simple_noqk"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("agrees ") and "judged by: the claims of small_scale_proxies/mup_simple_noqk; S over" in said
+    (place / "sweep.json").write_text(json.dumps({**about, "experiment": "mup_simple_lr"}))
+    assert analyze.main(["report", str(place), "--experiment", "mup_simple_noqk"]) == 0
+    said = capsys.readouterr().out
+    assert "agrees" not in said and said.count("cannot tell") == 2 and "The effect is a factor of" in said
+    reason = "The claims of small_scale_proxies/mup_simple_noqk were not declared before the runs: it declares those of"
+    assert f"{reason} small_scale_proxies/mup_simple_lr. The effect is" in said
+
+
 def test_each_rate_has_a_style_of_its_own_whatever_the_size(study):
     conditions = [{"optimizer__eps": eps} for eps in (1e-8, 1e-6)]
     found = study(grid(lambda *_: 3.0, conditions, lrs=(0.01, 0.3)), name="adam_eps")
@@ -227,7 +243,9 @@ def test_a_page_shows_what_was_declared_when_and_how_claims_are_judged(study, tm
     page = tmp_path / "page.html"
     write_report(study(rows, declared=declared), page)
     text = page.read_text()
-    assert "S over rates from 0.0003 to 0.3; critical rate at 0.25 nats above the best; margins: S 0.05, loss" in text
+    assert (
+        "S over rates from 0.0003 to 0.3; critical rate at 0.25 nats above the best; margins: S 0.05 nats, loss" in text
+    )
     assert "declared 2026-01-02 at commit abcdef012345, before any run had a result" in text
     assert "Judged by: S with none less with layernorm/rmsnorm, mean over sizes" in text
     write_report(study(rows, declared={**declared, "changed": True, "results": 7}, folder=tmp_path / "b"), page)

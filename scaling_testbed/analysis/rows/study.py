@@ -88,7 +88,7 @@ def load(path: str | Path) -> Study:
         rows=sorted(finals, key=lambda row: str(row.get("run_id"))),
         missing=missing,
         **{key: about.get(key) for key in ABOUT if key != "description"},
-        declared=about.get("declared"),
+        declared=declared_in(about),
         left_out=(),
         description=about.get("description") or "",
     )
@@ -173,6 +173,20 @@ def check_version(content: Row, where: str | Path) -> None:
         later = f"schema_version {version:g}, and this version reads up to {SCHEMA_VERSION}"
         raise UserError(f"{where} was written by a later version of this project ({later}); update the project")
     raise UserError(f"{where} has schema_version {text(said)}, which no version wrote; it is damaged")
+
+
+def claims_of(about: Row) -> str | None:
+    """PAPER/NAME of the experiment that a sweep.json, or a study, names; None if it names none."""
+    names = [about.get(key) for key in ("paper", "experiment")]
+    return "/".join(map(str, names)) if all(names) else None
+
+
+def declared_in(about: Row) -> Any:
+    """What a sweep.json declares, with the experiment that is meant. Earlier versions named it beside, not inside."""
+    declared = about.get("declared")
+    if not isinstance(declared, dict) or claims_of(about) is None:
+        return declared
+    return {**declared, "experiment": declared.get("experiment") or claims_of(about)}
 
 
 def _about(path: Path) -> dict[str, Any]:
