@@ -62,7 +62,7 @@ class BatchConfig:
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
     """When the validation loss is computed, and on which data. It is always computed at step 0 and at the end. Tasks
-    are scored at the end only."""
+    are always scored at the end."""
 
     every_steps: int = key(200, "Steps between two validations. 0: only at step 0 and at the end.")
     tokens: float = key(
@@ -83,9 +83,15 @@ class EvaluationConfig:
     )
     tasks: list[str] = key(
         [],
-        "Multiple-choice tasks that the final weights are scored on, for the errors in the row. An entry is a file as "
-        "`analyze score` reads it (.jsonl), or continuation, identifier or bracket: a task of this kind is then made "
-        "of the validation split of the run's corpus.",
+        "Multiple-choice tasks that the weights are scored on, the final ones for the errors in the row. An entry is a "
+        "file as `analyze score` reads it (.jsonl), or continuation, identifier or bracket: a task of this kind is "
+        "then made of the validation split of the run's corpus.",
+        identity=ADDED_LATER,
+    )
+    tasks_every_steps: int = key(
+        0,
+        "Steps between two scorings of the tasks, from step 0 on. 0: at the end only. metrics.jsonl has the errors of "
+        "each scoring.",
         identity=ADDED_LATER,
     )
     task_questions: int = key(
@@ -98,6 +104,12 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         if self.every_steps < 0:
             raise ConfigError(f"every_steps must not be negative; got {self.every_steps}")
+        if self.tasks_every_steps < 0:
+            raise ConfigError(f"tasks_every_steps must not be negative; got {self.tasks_every_steps}")
+        if self.tasks_every_steps and not self.tasks:
+            raise ConfigError(
+                f"tasks_every_steps={self.tasks_every_steps} has no tasks to score; name some in evaluation.tasks"
+            )
         check_positive("tokens", self.tokens)
         check_positive("rows", self.rows)
         check_positive("task_questions", self.task_questions)

@@ -35,9 +35,10 @@ class Declaration:
     """How a study is judged.
 
     margins: the least effect that counts, by measure; a factor for FACTORS. seed_sd: the standard deviation over seeds
-    of a paired difference at one size, of logarithms for FACTORS. experiment: PAPER/NAME, whose claims are meant; None if
-    the sweep names none. seeds, rates: those of the sweep. date, commit: when it was declared; None before that. results: how many runs had a result when it was last changed. changed: whether
-    it was changed after the first result. first: what was declared before the first such change.
+    of a paired difference at one size, of logarithms for FACTORS. experiment: PAPER/NAME, whose claims are meant; None
+    if the sweep names none. seeds, rates: those of the sweep. date, commit: when it was declared; None before that.
+    results: how many runs had a result when it was last changed. changed: whether it was changed after the first
+    result. first: what was declared before the first such change.
     """
 
     lr_range: tuple[float, float] = DEFAULT_RANGE

@@ -20,5 +20,5 @@ STEP_METRICS = (
         "bits per byte",
     ),
     Metric("val_loss_by_set", "Name of each validation set -> its loss, that of the run included.", "nats per token"),
-    Metric("error_by_task", "Name of each of evaluation.tasks -> its top-1 error, at the last step."),
+    Metric("error_by_task", "Name of each of evaluation.tasks -> its top-1 error, where the tasks were scored."),
 )

@@ -91,6 +91,12 @@ def is_evaluated(run: RunConfig, step: int, steps: int) -> bool:
     return step in (0, steps) or bool(every) and step % every == 0
 
 
+def is_scored(run: RunConfig, step: int, steps: int) -> bool:
+    """Whether the weights after `step` updates of `steps` are scored on the tasks, if there are any."""
+    every = run.evaluation.tasks_every_steps
+    return step == steps or bool(every) and step % every == 0
+
+
 def is_saved(config: CheckpointConfig, step: int) -> bool:
     """Whether a checkpoint is saved after `step` updates, for any step but the last."""
     every = config.every_steps

@@ -27,7 +27,7 @@ from scaling_testbed.runs.row import FINAL, Row
 from scaling_testbed.training import tasks
 from scaling_testbed.training.graph import StepGraph
 from scaling_testbed.training.parts import build_parts
-from scaling_testbed.training.progress import is_evaluated, is_saved, resume, save
+from scaling_testbed.training.progress import is_evaluated, is_saved, is_scored, resume, save
 from scaling_testbed.training.records import Records
 from scaling_testbed.training.row import Outcome, make_row
 from scaling_testbed.training.step import (
@@ -83,7 +83,8 @@ def train(run: RunConfig, interrupts: Interrupts | None = None, *, quiet: bool =
         graph = StepGraph(parts) if parts.captures else None
 
         def needs_host(step: int) -> bool:
-            return is_evaluated(run, step, parts.steps) or is_saved(run.checkpoint, step)
+            reads_weights = is_evaluated(run, step, parts.steps) or is_scored(run, step, parts.steps)
+            return reads_weights or is_saved(run.checkpoint, step)
 
         try:
             while True:
@@ -91,7 +92,7 @@ def train(run: RunConfig, interrupts: Interrupts | None = None, *, quiet: bool =
                     if progress.record is not None:
                         if is_evaluated(run, progress.step, parts.steps):
                             progress.record |= evaluate(parts, lambda: poll(processes, interrupts))
-                        if progress.step == parts.steps:
+                        if is_scored(run, progress.step, parts.steps):
                             progress.record |= tasks.score(parts, lambda: poll(processes, interrupts))
                         records.write(progress)
                         if progress.step < parts.steps and is_saved(run.checkpoint, progress.step):

@@ -1,4 +1,4 @@
-"""The final weights of a run are scored on its tasks by what `analyze score` does, and the row has the errors."""
+"""The weights of a run are scored on its tasks by what `analyze score` does, and the row has the final errors."""
 
 import hashlib
 import json
@@ -19,6 +19,7 @@ from scaling_testbed.evaluation import scoring
 from scaling_testbed.runs.folder import read_metrics
 from scaling_testbed.training import parts as building
 from scaling_testbed.training import step as updates
+from scaling_testbed.training import tasks
 from scaling_testbed.training.run import train
 from tests.evaluation.test_corpus_tasks import code
 from tests.training.test_distributed import Launch
@@ -30,6 +31,7 @@ QUESTIONS = [
 ]
 MADE = ["continuation", "identifier", "bracket"]
 NUMBER = 12
+TASKS = "error_by_task"
 
 
 @pytest.fixture(scope="module")
@@ -76,15 +78,15 @@ def test_the_row_has_the_errors_that_analyze_score_finds(composed, place, tmp_pa
     capsys.readouterr()
     files = [f"{place}/own.jsonl", *(f"{tmp_path}/{kind}.jsonl" for kind in MADE)]
     assert analyze.main(["score", str(folder), *files, "--json"]) == 0
-    *tasks, mean = json.loads(capsys.readouterr().out)["tasks"]
-    assert [task["task"] for task in tasks] == ["own", *MADE]
-    for task in tasks:
+    *made, mean = json.loads(capsys.readouterr().out)["tasks"]
+    assert [task["task"] for task in made] == ["own", *MADE]
+    for task in made:
         assert row[f"error/{task['task']}"] == task["error"]
         assert row["task_documents"][task["task"]] == task["documents"]
     assert (row["task_error"], row["task_error_chance"]) == (mean["error"], mean["chance_error"])
     assert row["task_error_withheld"] is None
     assert row["task_data"] == {Path(file).stem: hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files}
-    found = {task["task"]: task["error"] for task in tasks}
+    found = {task["task"]: task["error"] for task in made}
     assert read_metrics(folder / "metrics.jsonl")[-1]["error_by_task"] == found
 
 
@@ -95,6 +97,42 @@ def test_a_run_without_tasks_has_no_column_of_them_and_keeps_its_id(composed):
     assert row["task_error"] is row["task_error_chance"] is row["task_error_withheld"] is None
     ids = {run_id(composed(*more)[0]) for more in ([], ["evaluation.task_questions=13"], ["evaluation.task_seed=1"])}
     assert len(ids) == 3 and run_id(run) not in ids
+
+
+def test_tasks_are_scored_at_every_so_many_steps_too_and_the_row_is_that_of_scoring_at_the_end(composed):
+    whole = train(composed("name=whole", "budget.steps=5")[0], quiet=True)
+    run, folder = composed("evaluation.tasks_every_steps=2", "budget.steps=5")
+    row = train(run, quiet=True)
+    scored = {line["step"]: line["error_by_task"] for line in read_metrics(folder / "metrics.jsonl") if TASKS in line}
+    assert list(scored) == [0, 2, 4, 5] and all(list(found) == ["own", *MADE] for found in scored.values())
+    assert scored[0] != scored[5]
+    assert errors(row) == errors(whole) and row["val_loss"] == whole["val_loss"] and row["run_id"] != whole["run_id"]
+
+
+def test_a_run_that_is_stopped_while_its_tasks_are_scored_midway_ends_with_the_same_records(composed, monkeypatch):
+    every = "evaluation.tasks_every_steps=2"
+    whole, of_whole = composed(every, "name=whole")
+    train(whole, quiet=True)
+    run, folder = composed(every, "name=stopped")
+    calls, real = [], scoring.log_likelihoods
+
+    def signalled(*arguments, **more):
+        calls.append(1)
+        if len(calls) == 2:  # at step 2
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(*arguments, **more)
+
+    monkeypatch.setattr(tasks, "log_likelihoods", signalled)
+    row = train(run, quiet=True)
+    assert (row["status"], row["error"]) == ("preempted", "stopped by SIGTERM at step 2")
+    train(run, quiet=True)
+    assert calls == [1] * 4
+    timed = ("seconds", "tokens_per_second")
+    found, expected = (
+        [{key: value for key, value in line.items() if key not in timed} for line in read_metrics(at / "metrics.jsonl")]
+        for at in (folder, of_whole)
+    )
+    assert found == expected and [line["step"] for line in found if TASKS in line] == [0, 2, 3]
 
 
 @pytest.mark.parametrize("batch", [1, 3])
@@ -172,6 +210,8 @@ def test_a_corpus_without_a_tokenizer_is_refused_before_training(tiny, monkeypat
         ("evaluation.tasks=[brackets]", "files .* or continuation, identifier, bracket; got 'brackets'"),
         ("evaluation.tasks=[a/bracket.jsonl,bracket]", "two are named bracket"),
         ("evaluation.tasks=[a.b.jsonl]", "the name a.b has a point"),
+        ("evaluation.tasks_every_steps=-1", "tasks_every_steps must not be negative"),
+        ("evaluation.tasks_every_steps=5", "tasks_every_steps=5 has no tasks to score; name some in evaluation.tasks"),
         ("evaluation.task_questions=0", "task_questions must be greater than zero"),
         ("evaluation.task_seed=-1", "task_seed must not be negative"),
     ],
@@ -205,7 +245,7 @@ def two(tmp_path_factory, python, place):
     """The runs of a torchrun of two processes."""
     launch = Launch(tmp_path_factory.mktemp("two"), python)
     for name in ("ddp", "fsdp"):
-        overrides = words(place, launch.folder / name, f"parallelism={name}")
+        overrides = words(place, launch.folder / name, f"parallelism={name}", "evaluation.tasks_every_steps=2")
         launch.specs[name] = {"name": name, "overrides": overrides}
     said, status = launch.start(2)
     assert status == 0, said
@@ -221,5 +261,8 @@ def test_several_processes_share_the_documents_and_agree_with_analyze_score(two,
     capsys.readouterr()
     files = [f"{place}/own.jsonl", *(f"{tmp_path}/{name}.jsonl" for name in MADE)]
     assert analyze.main(["score", str(two.run_folder(kind)), *files, "--json"]) == 0
-    *tasks, _ = json.loads(capsys.readouterr().out)["tasks"]
-    assert {task["task"]: task["error"] for task in tasks} == {name: row[f"error/{name}"] for name in ("own", *MADE)}
+    *made, _ = json.loads(capsys.readouterr().out)["tasks"]
+    found = {task["task"]: task["error"] for task in made}
+    assert found == {name: row[f"error/{name}"] for name in ("own", *MADE)}
+    scored = [line for line in read_metrics(two.run_folder(kind) / "metrics.jsonl") if TASKS in line]
+    assert [line["step"] for line in scored] == [0, 2, 3] and scored[-1][TASKS] == found
