@@ -10,7 +10,7 @@ It is called in two ways (Wortsman et al. 2023, section 3.3, does the first):
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
@@ -128,7 +128,8 @@ def _calls(
 
 
 def harmed(curve: Curve, excess: float = EXCESS) -> dict[float, bool]:
-    """Whether each rate of a curve harms it."""
+    """Whether each rate of a curve harms it: the mean over the seeds that were run at it is `excess` above the best. A
+    diverged seed counts as its loss at initialisation."""
     means = {}
     for lr in curve.lrs:
         rows = curve.rows(lr)
@@ -192,10 +193,14 @@ NO_CONDITION = {"row", *OUTCOMES, *(one.name for one in fields(Call))}  # column
 
 @dataclass(frozen=True)
 class Outcomes:
-    """Calls beside what was measured. records: a call each, with OUTCOMES: `measured` (harmed | fine), and whether each
-    way to call was right."""
+    """Calls beside what was measured.
+
+    records: a call each, with OUTCOMES: `measured` (harmed | fine), and whether each way to call was right; None where
+    it is not known. unbounded: how many are not known because not every called rate of their size was run.
+    """
 
     records: list[dict[str, object]]
+    unbounded: int = 0
 
     def notes(self) -> list[str]:
         """For each way to call, how many calls were right, with the exact 95 % interval; and of these, how many of the
@@ -211,7 +216,12 @@ class Outcomes:
             decided = [bool(row[f"right_{way}"]) for row in known if _is_decided(row, way)]
             words += f" [{low:.0%}, {high:.0%}]; their interval decides {len(decided)}, {sum(decided)} of them rightly"
             said.append(words)
-        return said or ["no call has an outcome yet"]
+        said += ["the intervals take calls as independent; those of one size are not quite"] if said else []
+        said = said or ["no call has an outcome yet"]
+        if self.unbounded:
+            why = "not every called rate of their size was run with all seeds, so a lower loss may be found"
+            said.append(f"without an outcome, though they look fine: {self.unbounded}; {why}")
+        return said
 
 
 def _is_decided(row: Row, way: str) -> bool:
@@ -225,6 +235,8 @@ def _is_decided(row: Row, way: str) -> bool:
 def outcomes(calls: Sequence[Row], study: Study, group: Sequence[str] = (), excess: float = EXCESS) -> Outcomes:
     """The calls of `Call.record`, each with its outcome in a study that has the called sizes.
 
+    A rate has an outcome if all seeds of its size were run at it. Whether it is fine is known only if all rates that
+    were called for the size were run: another one may be better. That it is harmed is known before.
     group: the keys of the condition, by default those that the calls have. excess: of calls that do not tell theirs.
     """
     keys = group or [key for key in dict.fromkeys(key for row in calls for key in row) if key not in NO_CONDITION]
@@ -233,15 +245,31 @@ def outcomes(calls: Sequence[Row], study: Study, group: Sequence[str] = (), exce
         for curve in curves(study, keys, SIZE)
         if not curve.missing
     }
-    records = []
+
+    def place_of(row: Row) -> tuple[tuple[tuple[str, str], ...], int]:
+        return tuple((key, text(row.get(key))) for key in keys), round(number(row, "n_params"))
+
+    called: dict[object, set[str]] = {}
     for row in calls:
-        condition = tuple((key, text(row.get(key))) for key in keys)
-        curve = found.get((condition, round(number(row, "n_params"))))
-        bad = harmed(curve, number(row, "excess") if row.get("excess") else excess) if curve else {}
-        measured = {f"{lr:g}": HARMED if is_bad else FINE for lr, is_bad in bad.items()}.get(f"{number(row, 'lr'):g}")
+        called.setdefault(place_of(row), set()).add(f"{number(row, 'lr'):g}")
+    records, unbounded = [], 0
+    for row in calls:
+        bad = _measured(found.get(place_of(row)), number(row, "excess") if row.get("excess") else excess)
+        is_bad = bad.get(f"{number(row, 'lr'):g}")
+        is_whole = called[place_of(row)] <= set(bad)
+        measured = HARMED if is_bad else FINE if is_bad is False and is_whole else None
+        unbounded += is_bad is False and not is_whole
         right = {
             f"right_{way}": None if measured is None or not row.get(way) else row[way] == measured
             for way in ("by_quantity", "by_critical_rate")
         }
         records.append({**row, "measured": measured, **right})
-    return Outcomes(records)
+    return Outcomes(records, unbounded)
+
+
+def _measured(curve: Curve | None, excess: float) -> dict[str, bool]:
+    """Whether each rate that was run with all seeds of its size harms it."""
+    if curve is None:
+        return {}
+    whole = [lr for lr in curve.lrs if all((lr, seed) in curve.runs for seed in curve.seeds)]
+    return {f"{lr:g}": is_bad for lr, is_bad in harmed(replace(curve, lrs=whole), excess).items()}

@@ -56,7 +56,44 @@ def test_what_is_measured_later_tells_which_calls_were_right(study):
     assert later.notes() == [
         "by quantity: 5 of 6 calls right, 83% [36%, 100%]; their interval decides 6, 5 of them rightly",
         "by critical rate: 6 of 6 calls right, 100% [54%, 100%]; their interval decides 0, 0 of them rightly",
+        "the intervals take calls as independent; those of one size are not quite",
     ]
+
+
+@pytest.fixture
+def records(study):
+    """Calls for width 128 at each rate."""
+    found = study(world((16, 32, 64)))
+    return [one.record() for one in make_calls(found, GROUP, Quantity(), "wide", lambda row: n_params(128), 0.25,
+                                               (1e-3, 3e-1))]  # fmt: skip
+
+
+def measured(records, study, keep):
+    later = study([row for row in world((128,)) if keep(row["optimizer.lr"], row["seed"])], name="later")
+    found = outcomes(records, later)
+    return [row["measured"] for row in found.records], found.notes()[-1]
+
+
+def test_a_rate_is_not_fine_while_a_rate_that_was_called_too_was_not_run(records, study):
+    """Of the rates from 1e-1 on the lowest would be the best one. A harmed one stays so."""
+    got, note = measured(records, study, lambda lr, seed: lr >= 1e-1)
+    assert got == [None] * 5 + [HARMED]
+    assert note.startswith("without an outcome, though they look fine: 1; not every called rate of their size was run")
+
+
+def test_a_rate_without_all_seeds_of_its_size_has_no_outcome_and_is_not_the_best_one(records, study):
+    got, _ = measured(records, study, lambda lr, seed: (lr, seed) != (1e-1, 2))
+    assert got == [None, None, None, HARMED, None, HARMED]
+    assert measured(records, study, lambda lr, seed: True)[0] == [FINE] * 3 + [HARMED] * 3
+
+
+def test_a_rate_at_which_one_seed_of_three_diverged_is_harmed_by_its_mean_with_the_initial_loss(records, study):
+    rows = [
+        {**row, "status": "diverged", "val_loss": None} if (row["optimizer.lr"], row["seed"]) == (1e-3, 1) else row
+        for row in world((128,))
+    ]
+    found = outcomes(records, study(rows, name="later"))
+    assert [row["measured"] for row in found.records] == [HARMED] + [FINE] * 2 + [HARMED] * 3
 
 
 def test_a_call_whose_interval_leaves_both_answers_is_not_decided(study):
