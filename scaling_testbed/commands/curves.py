@@ -102,7 +102,7 @@ def lr_sensitivity(
     initialisation), minus the lowest of these values (arXiv 2309.14322, section 2.2). The critical rate is where the
     loss passes its best by 0.25 nats, or by what the sweep declares. Intervals over seeds are at 95 %."""
     from scaling_testbed import api
-    from scaling_testbed.analysis.curves.lr_sensitivity import DEFINITION, rates_note
+    from scaling_testbed.analysis.curves.lr_sensitivity import BEST_LOSS, DEFINITION, rates_note
     from scaling_testbed.analysis.figures.drawing import check_width
     from scaling_testbed.analysis.figures.panels import sensitivity_panels
     from scaling_testbed.analysis.rows.given import study_of
@@ -114,7 +114,8 @@ def lr_sensitivity(
     files = _files(out, sweep_dir, "lr_sensitivity", width)
     found = api.lr_sensitivity(study, group=group, size=size, lr_range=ends(lr_range) if lr_range else None)
     about = {"sweep": study.name, "definition": DEFINITION, "size": size}
-    said = [DEFINITION, rates_note(found, counted)]
+    several = any(len(one.curve.seeds) > 1 for one in found)
+    said = [DEFINITION, rates_note(found, counted), *([BEST_LOSS] if several else [])]
     _answer([one.record() for one in found], about, said, lambda: sensitivity_panels(found), files, as_json, width)
 
 

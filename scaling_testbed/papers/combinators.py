@@ -280,8 +280,9 @@ class HarmedPastThreshold:
 
     A place is a size and a rate, in the mean over seeds, because the seeds of a place are no independent calls. A place
     is harmed if its loss is at least the declared excess above the best of its size; a diverged run counts as its
-    initial loss. The intervals of the two shares are exact (Clopper and Pearson 1934). If a run past the threshold was
-    stopped before the end of its schedule, the verdict is "cannot tell", unless the run diverged.
+    initial loss. The intervals of the two shares are exact (Clopper and Pearson 1934) for independent places; those of
+    one size are not quite. If a run past the threshold was stopped before the end of its schedule, the verdict is
+    "cannot tell", unless the run diverged.
     """
 
     quantity: Quantity

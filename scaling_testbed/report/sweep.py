@@ -194,8 +194,9 @@ def _sensitivity(evidence: Evidence) -> Markup:
         return page.paragraphs([str(error)])
     if all(len(one.curve.lrs) < 2 for one in found):
         return Markup()  # one rate for each size gives no sensitivity
-    said = f"{lr_sensitivity.DEFINITION} {rates_note(found, evidence.lr_range)}"
-    return page.paragraphs([said]) + page.table([one.record() for one in found])
+    said = [f"{lr_sensitivity.DEFINITION} {rates_note(found, evidence.lr_range)}"]
+    said += [lr_sensitivity.BEST_LOSS] if any(len(one.curve.seeds) > 1 for one in found) else []
+    return page.paragraphs(said) + page.table([one.record() for one in found])
 
 
 def _extrapolation(experiment: Experiment, evidence: Evidence) -> Markup:

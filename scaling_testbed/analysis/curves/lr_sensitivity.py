@@ -39,6 +39,10 @@ DEFINITION = (
     "S = mean over the learning rates of min(final validation loss, loss at initialisation) minus the best of them, "
     "in nats per token; a run that diverged or ended in a loss that is not finite counts as the loss at initialisation."
 )
+BEST_LOSS = (
+    "best_loss is the mean over seeds at best_lr, as measured. The lowest of several noisy means is somewhat too low; "
+    "S, and the verdicts on best losses, are corrected for that."
+)
 
 
 @dataclass(frozen=True)
@@ -47,10 +51,10 @@ class Sensitivity:
 
     s: None if it is withheld; `withheld` then holds the reason. by_seed: the S of each seed, whose mean is s; its
     lowest loss is that at the best rate of all seeds. low, high: 95 % interval over seeds, None with one seed or
-    without scipy. best_lr, best_loss: the minimum of the mean over seeds. first_diverging_lr: the lowest rate with a
-    diverged seed. critical: the critical rate; None where S is withheld. losses: (rate, mean over seeds of the capped
-    loss, whether a seed diverged) for all rates of the study. rate_means: the meaning of one unit of the learning rate;
-    None if the rows differ in it.
+    without scipy. best_lr, best_loss: the minimum of the mean over seeds, as measured; see BEST_LOSS.
+    first_diverging_lr: the lowest rate with a diverged seed. critical: the critical rate; None where S is withheld.
+    losses: (rate, mean over seeds of the capped loss, whether a seed diverged) for all rates of the study. rate_means:
+    the meaning of one unit of the learning rate; None if the rows differ in it.
     """
 
     curve: Curve
@@ -287,7 +291,9 @@ def _better_range(main: Sensitivity, other: Sensitivity, whole: Curve) -> Sensit
     """The smaller S of two ranges, as in the paper for coupled decay (Figure 6).
 
     If the ends of only one range were measured, that range is used. If the ends of neither were measured, the shifted
-    range is considered only if it holds at least as many rates.
+    range is considered only if it holds at least as many rates. Where both ranges are about equally good, the smaller
+    of two noisy numbers is too low. That is small beside the interval, which still holds the truth
+    (tests/analysis/curves/test_calibration.py), and it speaks for coupled decay, against the paper's claim.
     """
     main_whole, other_whole = (not _unmeasured(whole.lrs, one.lr_range) for one in (main, other))
     if main_whole > other_whole or (other.n_lrs < main.n_lrs and not other_whole):

@@ -1,14 +1,17 @@
 """How often the 95 % intervals of S and of the critical rate hold the truth, under the noise of real seeds."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from scaling_testbed.analysis.curves.critical_rate import critical_rate
 from scaling_testbed.analysis.curves.intervals import detectable, interval, jackknife, p_above, p_below
-from scaling_testbed.analysis.curves.lr_sensitivity import by_seed, sensitivity
-from tests.analysis.curves.noise import LRS, MEANS, losses
+from scaling_testbed.analysis.curves.lr_sensitivity import analyse, by_seed, sensitivity
+from scaling_testbed.analysis.rows.study import Study
+from tests.analysis.conftest import make_row
+from tests.analysis.curves.noise import COMMON, LRS, MEANS, losses
 
 STUDIES = 1000
 HELD = (0.92, 0.98)  # of 1,000 intervals at 95 %, fewer or more hold the truth once in some 20,000 times
@@ -57,6 +60,29 @@ def test_the_critical_rates_of_the_seeds_by_which_effects_are_judged_hold_the_tr
         ends = interval([min(value, math.log(LRS[-1])) for value in by_seed.values()])
         held += ends.low <= critical <= (math.inf if math.inf in by_seed.values() else ends.high)
     assert HELD[0] <= held / STUDIES <= HELD[1]
+
+
+def test_the_smaller_s_of_two_ranges_of_coupled_decay_is_too_low_by_a_tenth_of_its_interval():
+    """At a tie of the two ranges, where the choice between them costs the most."""
+    lrs = (1e-4, *(rate * 3e-1 for rate in LRS))
+    assert lrs[1] == pytest.approx(3e-4)
+    means = np.array((2.3, 2.12, 2.05, 2.0, 2.05, 2.1, 2.2, 2.3))
+    sds = np.array((0.012, 0.012, 0.012, 0.015, 0.03, 0.05, 0.08, 0.1))
+    truth, rng, off, reach, held = means[1:].mean() - 2.0, np.random.default_rng(0), [], [], 0
+    for _ in range(STUDIES // 2):
+        noise_SL = rng.standard_normal((3, 1)) * COMMON**0.5 + rng.standard_normal((3, 8)) * (1 - COMMON) ** 0.5
+        rows = [
+            make_row(lr, loss, seed=seed, optimizer__decay="coupled")
+            for seed, own_L in enumerate(means + sds * noise_SL)
+            for lr, loss in zip(lrs, own_L.tolist(), strict=True)
+        ]
+        (found,) = analyse(Study(name="coupled", path=Path("."), rows=rows), [])
+        assert found.range_rule == "coupled decay: smaller of two ranges"
+        held += found.low <= truth <= found.high
+        off.append(found.s - truth)
+        reach.append((found.high - found.low) / 2)
+    assert HELD[0] <= held / (STUDIES // 2) <= HELD[1]
+    assert -0.1 * np.mean(reach) < np.mean(off) < -0.001
 
 
 def test_the_jackknife_takes_off_most_of_the_bias_of_s():
