@@ -26,7 +26,7 @@ Experiment = Annotated[
     typer.Option(
         "--experiment",
         metavar="[PAPER/]NAME",
-        help="the experiment whose claims are judged (default: that of the sweep's file)",
+        help="the experiment whose claims are shown (default: that of the sweep); only declared ones are judged",
     ),
 ]
 Traces = Annotated[
