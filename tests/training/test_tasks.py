@@ -109,6 +109,18 @@ def test_tasks_are_scored_at_every_so_many_steps_too_and_the_row_is_that_of_scor
     assert errors(row) == errors(whole) and row["val_loss"] == whole["val_loss"] and row["run_id"] != whole["run_id"]
 
 
+def test_a_run_that_reads_its_losses_late_scores_the_weights_of_the_same_steps(composed, monkeypatch):
+    """As a GPU does."""
+    found, real = [], scoring.log_likelihoods
+    monkeypatch.setattr(
+        tasks, "log_likelihoods", lambda *given, **more: found.append(real(*given, **more)) or found[-1]
+    )
+    train(composed("evaluation.tasks_every_steps=2", "budget.steps=5", "name=at_once")[0], quiet=True)
+    monkeypatch.setattr(building, "AHEAD", {"cpu": 3})
+    train(composed("evaluation.tasks_every_steps=2", "budget.steps=5", "name=late")[0], quiet=True)
+    assert len(found) == 8 and found[:4] == found[4:] and found[1] != found[2]
+
+
 def test_a_run_that_is_stopped_while_its_tasks_are_scored_midway_ends_with_the_same_records(composed, monkeypatch):
     every = "evaluation.tasks_every_steps=2"
     whole, of_whole = composed(every, "name=whole")
