@@ -71,12 +71,12 @@ def load_train() -> Callable[..., dict[str, Any]]:
 
 def report(run: RunConfig, row: dict[str, Any]) -> int:
     """Print the row of `run`, and return its exit status."""
-    from scaling_testbed.runs.row import describe_row
+    from scaling_testbed.runs.row import STOPPED_EARLY, describe_row
 
     if is_main_process():
         say(describe_row(row, run_folder_path(run)))
         release_streams()  # a run ends with its own status, whatever becomes of the output
-    return STOPPED if row["status"] == "preempted" else DONE
+    return STOPPED if row["status"] in STOPPED_EARLY else DONE
 
 
 def dry_run(run: RunConfig) -> int:

@@ -5,6 +5,7 @@ Words define the runs: sweep=NAME, scale=NAME, overrides, launcher.KEY=VALUE. Op
 
 import contextlib
 import dataclasses
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -73,6 +74,14 @@ Launcher = Annotated[
 RetryLauncher = Annotated[
     str | None, typer.Option("--launcher", metavar="NAME", help="submit to Slurm, and do not run on this machine")
 ]
+StopHopeless = Annotated[
+    float | None,
+    typer.Option(
+        "--stop-hopeless", metavar="MARGIN",
+        help="stop each run whose predicted final loss, at the low end of its 95 % interval, is more than MARGIN nats "
+        "above the lowest of the finished runs with the same size, tokens and data (default: stop none)",
+    ),
+]  # fmt: skip
 DryRun = Annotated[bool, typer.Option("--dry-run", help="only count the runs that would start")]
 ShowScript = Annotated[bool, typer.Option("--dry-run", help="only show the job script")]
 
@@ -180,13 +189,15 @@ def run(
     gpus: Gpus = None,
     runs_per_gpu: RunsPerGpu = None,
     fresh: Fresh = False,
+    stop_hopeless: StopHopeless = None,
     dry_run: DryRun = False,
 ) -> int:
     """Run the sweep on this machine.
 
-    Skips finished runs and resumes killed ones. A failed run does not stop the others. Exit status: 0 if all is done, 1
+    Skips finished runs and resumes killed ones. A failed run does not stop the others. A run that --stop-hopeless stops
+    saves a checkpoint; the same command without the option continues it. Exit status: 0 if all is done, 1
     if a run failed, 75 if a signal stopped it, 2 for a wrong command."""
-    return _run(asked(words, False), workers, gpus, runs_per_gpu, fresh, dry_run)
+    return _run(asked(words, False), workers, gpus, runs_per_gpu, fresh, stop_hopeless, dry_run)
 
 
 def submit(words: LauncherWords = (), launcher: Launcher = "slurm", dry_run: ShowScript = False) -> None:
@@ -203,14 +214,16 @@ def retry(
     gpus: Gpus = None,
     runs_per_gpu: RunsPerGpu = None,
     fresh: Fresh = False,
+    stop_hopeless: StopHopeless = None,
     launcher: RetryLauncher = None,
     dry_run: DryRun = False,
 ) -> int | None:
     """Like run, also for failed runs; with --launcher slurm or launcher.KEY=, like submit."""
     chosen = asked(words)
     if launcher is None and not chosen.launcher:
-        return _run(chosen, workers, gpus, runs_per_gpu, fresh, dry_run, failed_too=True)
-    local = {"--workers": workers, "--gpus": gpus, "--runs-per-gpu": runs_per_gpu, "--fresh": fresh or None}
+        return _run(chosen, workers, gpus, runs_per_gpu, fresh, stop_hopeless, dry_run, failed_too=True)
+    local: dict[str, object] = {"--workers": workers, "--gpus": gpus, "--runs-per-gpu": runs_per_gpu}
+    local |= {"--fresh": fresh or None, "--stop-hopeless": stop_hopeless}  # the tasks of an array have no driver
     for option, value in local.items():
         if value is not None:
             raise ConfigError(f"{option} applies to this machine only; leave out either it or the launcher")
@@ -223,6 +236,7 @@ def status(words: Words = (), as_json: Json = False, out: OutTable = ()) -> None
 
     A run that has begun has a predicted final loss with a 95 % interval, if five finished runs of its schedule have
     evaluations in mid-run."""
+    from scaling_testbed.analysis.rows.study import about_hopeless
     from scaling_testbed.sweeps.plan import remembered, sweep_folder, told_apart
     from scaling_testbed.sweeps.predicted import with_predictions, withheld
     from scaling_testbed.sweeps.status import counts, grouped
@@ -245,6 +259,8 @@ def status(words: Words = (), as_json: Json = False, out: OutTable = ()) -> None
         print(line)
     for line in grouped("changed", ((state.run, state.error) for state in states if state.state == "changed")):
         print(line)
+    for line in about_hopeless({"status": state.state} for state in states):
+        print(f"{line}; `sweep run` without --stop-hopeless continues")
     _say_not_compared(states)
     print(f"{counts(states)}; records under {sweep_folder(runs)}/")
     output.say_written(written)
@@ -293,6 +309,7 @@ def _run(
     gpus: str | None,
     runs_per_gpu: int | None,
     fresh: bool,
+    stop_hopeless: float | None,
     dry_run: bool,
     failed_too: bool = False,
 ) -> int:
@@ -303,7 +320,7 @@ def _run(
     from scaling_testbed.sweeps.view import loss_table, too_large
     from scaling_testbed.tables import console
 
-    places = _places(workers, gpus, runs_per_gpu)
+    places, margin = _places(workers, gpus, runs_per_gpu), _margin(stop_hopeless)
     runs = planned(chosen, 1, memory_of_gpu() if gpus else None, runs_per_gpu)
     for line in too_large(runs) if gpus else []:
         print(line, file=sys.stderr)
@@ -311,10 +328,10 @@ def _run(
         _say_if_none_failed(read_states(runs))
     if dry_run:
         states = _states(runs)
-        print(f"{len(runs)} runs: {counts(states)}; {len(_due(states, failed_too))} to start")
+        print(f"{len(runs)} runs: {counts(states)}; {len(_due(states, failed_too, margin))} to start")
         return 0
     remember(runs, chosen.sweep)
-    driver = Driver(runs, places, retry=failed_too, warm=not fresh)
+    driver = Driver(runs, places, retry=failed_too, warm=not fresh, stop_hopeless=margin)
     found = driver.drive()
     states = list(driver.states.values())
     _say_not_compared(states)
@@ -392,10 +409,15 @@ def _say_if_none_failed(states: "Sequence[RunState]") -> None:
         print(f"no run has failed, so there is nothing to retry{unfinished}")
 
 
-def _due(states: "Sequence[RunState]", failed_too: bool) -> "list[PlannedRun]":
-    """The runs to start: pending and stopped ones, and if `failed_too` also those that failed or have changed."""
+def _due(states: "Sequence[RunState]", failed_too: bool, margin: float | None = None) -> "list[PlannedRun]":
+    """The runs to start: pending and stopped ones, hopeless ones unless this `margin` leaves them stopped, and if
+    `failed_too` also those that failed or have changed."""
     others = ("failed", "changed") if failed_too else ()
-    return [state.run for state in states if state.state in ("pending", "stopped", *others)]
+    return [
+        state.run
+        for state in states
+        if state.state in ("pending", "stopped", "hopeless", *others) and not state.stays_stopped(margin)
+    ]
 
 
 def _say_not_compared(states: "Sequence[RunState]") -> None:
@@ -439,9 +461,17 @@ def _states(runs: "Sequence[PlannedRun]", must_know: bool = False) -> "list[RunS
     found = []
     for state in read_states(runs):
         job, _ = queue.get(str(Path(state.run.folder).resolve()), (None, None))
-        waits = job and state.state in ("pending", "stopped", "changed", "failed")
+        waits = job and state.state in ("pending", "stopped", "hopeless", "changed", "failed")
         found.append(dataclasses.replace(state, job=job or state.job, state="queued" if waits else state.state))
     return found
+
+
+def _margin(stop_hopeless: float | None) -> float | None:
+    if stop_hopeless is not None and not 0 <= stop_hopeless < math.inf:
+        raise ConfigError(
+            f"--stop-hopeless must be a margin in nats of at least 0, such as 0.05; got {stop_hopeless:g}"
+        )
+    return stop_hopeless
 
 
 def _positive(option: str, value: Given | None) -> Given | None:

@@ -226,6 +226,7 @@ def outcome_of(folder: Path) -> str | None:
     """How the run in `folder` failed, diverged or was interrupted, from its result.json; None where it finished or has
     no row."""
     said = {"failed": "failed", "diverged": "diverged", "preempted": "was interrupted"}
+    said |= {"hopeless": "was stopped as hopeless"}
     with contextlib.suppress(UserError, LookupError, TypeError):
         row = read_json(folder / "result.json")
         return f"the run {said[row['status']]}: {row['error']}"

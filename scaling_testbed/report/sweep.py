@@ -17,7 +17,7 @@ from scaling_testbed.analysis.figures.drawing import save
 from scaling_testbed.analysis.figures.panel import Panel, compact
 from scaling_testbed.analysis.figures.words import word
 from scaling_testbed.analysis.rows.conditions import text
-from scaling_testbed.analysis.rows.study import LR, SIZE, Row, Study, name_of, number
+from scaling_testbed.analysis.rows.study import LR, SIZE, Row, Study, about_hopeless, name_of, number
 from scaling_testbed.errors import UserError
 from scaling_testbed.files import write_bytes
 from scaling_testbed.papers.effects import Verdict
@@ -228,6 +228,7 @@ def _grid(study: Study) -> Markup:
         f"{what}: {values}." for what, values in (("N (non-embedding)", sizes), ("Learning rates", rates)) if values
     ]
     lines += [f"Without a result: {'; '.join(map(name_of, study.missing))}."] if study.missing else []
+    lines += [f"{line}." for line in about_hopeless(study.missing)]
     return page.paragraphs(lines)
 
 

@@ -12,7 +12,8 @@ from scaling_testbed.plugins import hashes
 
 SCHEMA_VERSION = 1
 FINAL = ("finished", "diverged")  # a run with one of these statuses is a result and is not run again
-STATUSES = (*FINAL, "preempted", "failed")
+STOPPED_EARLY = ("preempted", "hopeless")  # with a checkpoint, from which the same command continues
+STATUSES = (*FINAL, *STOPPED_EARLY, "failed")
 
 
 def fact(meaning: str, unit: str = "") -> Any:
@@ -32,7 +33,8 @@ class Row:
     run_id: str | None = fact("The hash of what the run computes, which is the name of its folder.")
     name: str | None = fact("The configuration key name: the folder that the run is filed in.")
     status: str | None = fact(
-        "finished; diverged (a loss or gradient norm was not finite); preempted (stopped before the end); failed."
+        "finished; diverged (a loss or gradient norm was not finite); preempted (stopped before the end); "
+        "hopeless (stopped by `sweep run --stop-hopeless`, as its predicted final loss was too high); failed."
     )
     error: str | None = fact("Why a run was stopped, diverged or failed, in one line.")
     overrides: list[str] | None = fact("The overrides as they were typed.")

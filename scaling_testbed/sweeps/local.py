@@ -19,10 +19,11 @@ from typing import Any, TypeAlias
 from rich.console import Console
 from rich.live import Live
 
+from scaling_testbed.analysis.rows.study import about_hopeless
 from scaling_testbed.config.compose import OUTSIDE
 from scaling_testbed.config.run import PLANNED_RUN
 from scaling_testbed.config.words import key_of
-from scaling_testbed.errors import STOPPED, check_positive
+from scaling_testbed.errors import STOPPED, UserError, check_positive
 from scaling_testbed.files import reason_of
 from scaling_testbed.processes.interrupts import handle, restore
 from scaling_testbed.processes.serial import SerialRun, SerialStarter
@@ -30,7 +31,8 @@ from scaling_testbed.processes.warm import Starter, WarmProcess
 from scaling_testbed.progress import clock, say
 from scaling_testbed.runs.lease import owner_of
 from scaling_testbed.runs.row import FINAL
-from scaling_testbed.sweeps.plan import PlannedRun, on_gpus
+from scaling_testbed.sweeps.hopeless import Judge
+from scaling_testbed.sweeps.plan import PlannedRun, on_gpus, remembered, sweep_folder
 from scaling_testbed.sweeps.status import (
     LOG_FILE,
     Comparison,
@@ -43,8 +45,10 @@ from scaling_testbed.sweeps.status import (
 )
 from scaling_testbed.sweeps.view import live_table
 
+ENDED = (*FINAL, "hopeless")
 POLL_SECONDS = 0.05  # a free slot waits half of it
 REFRESH_SECONDS = 2.0
+JUDGE_SECONDS = 1.0  # between looks for new evaluations of the runs that train
 OWNER_SECONDS = 1.0  # between looks at runs of other processes: for one of another machine each look makes a file
 ENOUGH_RUNS, ENOUGH_SECONDS = 2, 60.0  # one of both before the time left is estimated
 PRELOADED = ["torch._dynamo", "torch.distributed.checkpoint", "torch.distributed.fsdp"]  # the first update imports them
@@ -74,12 +78,14 @@ def slots(workers: int | None, gpus: Sequence[str], runs_per_gpu: int) -> list[d
 @dataclass
 class Driver:
     """Runs `runs` in `slots`, those with the most FLOPs first; see `drive`. warm: whether several runs start as forks
-    of one process that has imported PyTorch, and on GPUs one after another in one process, where this is possible."""
+    of one process that has imported PyTorch, and on GPUs one after another in one process, where this is possible.
+    stop_hopeless: the margin, in nats, by which runs are called hopeless and stopped; None: no run is."""
 
     runs: Sequence[PlannedRun]
     slots: list[dict[str, str]]
     retry: bool = False
     warm: bool = True
+    stop_hopeless: float | None = None
     children: dict[str, tuple[Started, PlannedRun, dict]] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     states: dict[str, RunState] = field(default_factory=dict)
@@ -104,6 +110,7 @@ class Driver:
         self.waiting = sorted((run for run in self.runs if self._is_due(run)), key=lambda run: -run.flops)
         self._skipped = [run for run in self.runs if self.states[run.run_id].state == "failed" and not self.retry]
         self.failures = {run.run_id: self.states[run.run_id].error or "failed" for run in self._skipped}
+        self._judge = self._judge_of_sweep()
         self._due, self._began = list(self.waiting), time.monotonic()
         self._done_before = {run.run_id: self._share_done(run) for run in self._due}
         if not self.waiting:
@@ -122,13 +129,22 @@ class Driver:
 
     def _is_due(self, run: PlannedRun) -> bool:
         state = self.states[run.run_id].state
+        if state == "hopeless":
+            return not self.states[run.run_id].stays_stopped(self.stop_hopeless)
         return state in ("pending", "stopped", "running") or (state in ("failed", "changed") and self.retry)
+
+    def _judge_of_sweep(self) -> Judge | None:
+        """Who calls runs hopeless, by these runs and by all others that the folder of the sweep remembers."""
+        if self.stop_hopeless is None:
+            return None
+        others = [run for run in remembered(sweep_folder(self.runs)) if run.run_id not in self.states]
+        return Judge(self.stop_hopeless, read_states(others, self._comparison))
 
     def _loop(self, free: list[dict[str, str]]) -> None:
         console = Console()
         self._looked = -OWNER_SECONDS
         live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
-        refreshed = 0.0
+        refreshed = judged = 0.0
         if live:
             live.start()
         try:
@@ -139,6 +155,9 @@ class Driver:
                         del self.children[run_id]
                         free.append(slot)
                         self._ended(run, status, live is None)
+                if time.monotonic() - judged > JUDGE_SECONDS:
+                    judged = time.monotonic()
+                    self._stop_hopeless_runs()
                 if live and time.monotonic() - refreshed > REFRESH_SECONDS:
                     refreshed = time.monotonic()
                     self._refresh([*(run for _, run, _ in self.children.values()), *self.waiting])
@@ -148,6 +167,20 @@ class Driver:
         finally:
             if live:
                 live.stop()
+
+    def _stop_hopeless_runs(self) -> None:
+        """Ask the runs of this driver that are hopeless by a new evaluation to save and end. The reason is written
+        first: without it the run would count as interrupted."""
+        if self._judge is None or self.stopping:
+            return
+        for process, run, _ in self.children.values():
+            if call := self._judge.call(run, list(self.states.values())):
+                try:
+                    call.write(Path(run.folder))
+                except UserError as error:
+                    say(f"warning: {run.label} is hopeless and goes on: {error}", errors=True)
+                    continue
+                process.send_signal(signal.SIGTERM)
 
     def _fill(self, free: list[dict[str, str]]) -> None:
         """Start waiting runs in free slots. A run that another process owns waits without a slot."""
@@ -176,6 +209,8 @@ class Driver:
         try:
             if self.states[run.run_id].state == "changed":
                 print(f"{run.label}: the old run is in {set_aside(run)}", flush=True)
+            if self._judge:
+                self._judge.begin(run)
             process = self._start(run, free[-1])
         except OSError as error:
             self.states[run.run_id] = replace(self.states[run.run_id], state="failed")
@@ -223,7 +258,7 @@ class Driver:
     def _note_failure(self, run: PlannedRun, otherwise: str, killed: str | None = None) -> None:
         """Record why a run has no result: that a signal killed it, else its own reason, else `otherwise`."""
         state = self.states[run.run_id]
-        if state.state not in ("finished", "diverged"):
+        if state.state not in ENDED:
             said = state.error or last_line(Path(run.folder)) or otherwise
             self.failures[run.run_id] = killed if killed and state.state != "failed" else said
 
@@ -241,7 +276,7 @@ class Driver:
     def _refresh(self, runs: Sequence[PlannedRun]) -> None:
         for run in runs:
             state = self._read(run)
-            starting = run.run_id in self.children and state.state in ("pending", "stopped")
+            starting = run.run_id in self.children and state.state in ("pending", "stopped", "hopeless")
             self.states[run.run_id] = replace(state, state="running", error=None) if starting else state
 
     def _share_done(self, run: PlannedRun) -> float:
@@ -252,7 +287,7 @@ class Driver:
         """Estimate from the FLOPs of the steps that were trained since this driver began. None until ENOUGH_RUNS runs
         have ended or ENOUGH_SECONDS have passed, because the first run alone gives a poor estimate."""
         seconds = time.monotonic() - self._began
-        ended = sum(self.states[run.run_id].state in FINAL for run in self._due)
+        ended = sum(self.states[run.run_id].state in ENDED for run in self._due)
         if ended < min(ENOUGH_RUNS, len(self._due)) and seconds < ENOUGH_SECONDS:
             return None
         open_runs = [*(run for _, run, _ in self.children.values()), *self.waiting]
@@ -283,6 +318,8 @@ class Driver:
                 say(f"failed: {run.label}: {self.failures[run.run_id]} ({run.folder}/{LOG_FILE})", errors=True)
         if self._skipped:
             say(f"{len(self._skipped)} failed before and were not run again; `sweep retry` runs them", errors=True)
+        for line in about_hopeless({"status": state.state} for state in self.states.values()):
+            say(f"{line}; without --stop-hopeless the same command continues", errors=True)
         return 1 if self.failures else 0
 
 

@@ -12,7 +12,7 @@ from scaling_testbed.runs.folder import METRICS, read_metrics
 from scaling_testbed.sweeps.plan import PlannedRun
 from scaling_testbed.sweeps.status import RunState
 
-UNFINISHED = ("running", "stopped", "queued")
+UNFINISHED = ("running", "stopped", "queued", "hopeless")
 
 
 def with_predictions(states: Sequence[RunState]) -> list[RunState]:
@@ -22,7 +22,9 @@ def with_predictions(states: Sequence[RunState]) -> list[RunState]:
     begun = [state for state in states if state.state in UNFINISHED and state.step > 0]
     if not begun:
         return list(states)
-    finished = [curve for state in states if state.state == "finished" and (curve := _curve(state.run)) is not None]
+    finished = [
+        curve for state in states if state.state == "finished" and (curve := curve_so_far(state.run)) is not None
+    ]
     made = {state.run.run_id: _predicted(state.run, finished) for state in begun}
     return [replace(state, final=made.get(state.run.run_id)) for state in states]
 
@@ -34,13 +36,13 @@ def withheld(states: Sequence[RunState]) -> list[str]:
 
 
 def _predicted(run: PlannedRun, finished: Sequence[Curve]) -> FinalLoss:
-    curve = _curve(run)
+    curve = curve_so_far(run)
     if curve is None:
         return FinalLoss(withheld="its curve or its configuration cannot be read")
     return predict_final(curve, finished)
 
 
-def _curve(run: PlannedRun) -> Curve | None:
+def curve_so_far(run: PlannedRun) -> Curve | None:
     """The curve of a run so far; None if its files or its schedule cannot be read, or the plan is of an older
     version."""
     if "schedule.name" not in run.config:

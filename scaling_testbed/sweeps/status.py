@@ -5,7 +5,7 @@ import json
 import os
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from scaling_testbed.errors import UserError, first_line
 from scaling_testbed.plugins import difference, hashes, loaded_plugins
 from scaling_testbed.row_files import write_rows
 from scaling_testbed.runs.folder import RunFolder, is_record
+from scaling_testbed.runs.hopeless import Hopeless, read_call
 from scaling_testbed.runs.identity import TO_DO, AtHand, Found, of_checkpoint
 from scaling_testbed.runs.lease import Owner, owner_of
 from scaling_testbed.runs.row import FINAL
@@ -30,16 +31,17 @@ KEYS_OF_DATA = ("data.", "tokenizer.", "evaluation.sets", "evaluation.tasks")
 REPLACED = "replaced"  # the subfolder of a sweep for runs whose data or plug-ins have changed, after a retry
 
 # In the order of a table. stopped: the run has started, no process runs it now, and it can be continued. changed: its
-# row or its checkpoint is of other data or other plug-ins than those at hand.
-STATES = ("running", "queued", "pending", "stopped", "changed", "failed", "diverged", "finished")
+# row or its checkpoint is of other data or other plug-ins than those at hand. hopeless: stopped, with its reason.
+STATES = ("running", "queued", "pending", "stopped", "changed", "failed", "hopeless", "diverged", "finished")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunState:
     """The current state of one run. loss: the last validation loss, else the last training loss, in nats. error: the
-    last line of an error. not_compared: why the data of a finished run could not be compared with those at hand. owner:
-    the process that runs it. job: the Slurm job that runs it or ran it. final: the predicted final loss of a run that
-    has begun and is not finished, if it was asked for."""
+    last line of an error, or the reason of a hopeless run. hopeless: the call that it is; None where its file is lost.
+    not_compared: why the data of a finished run could not be compared with those at hand. owner: the process that runs
+    it. job: the Slurm job that runs it or ran it. final: the predicted final loss of a run that has begun and is not
+    finished, if it was asked for."""
 
     run: PlannedRun
     state: str
@@ -49,8 +51,16 @@ class RunState:
     owner: Owner | None = None
     job: str | None = None
     error: str | None = None
+    hopeless: Hopeless | None = None
     not_compared: str | None = None
     final: "FinalLoss | None" = None
+
+    def stays_stopped(self, margin: float | None) -> bool:
+        """Whether a sweep that stops hopeless runs by this margin, in nats, leaves this one stopped. None: the sweep
+        stops none."""
+        if self.state != "hopeless" or margin is None:
+            return False
+        return self.hopeless is None or self.hopeless.excess > margin
 
     def record(self) -> dict[str, Any]:
         """The state as one flat object for --json."""
@@ -65,6 +75,7 @@ class RunState:
             "owner": str(self.owner) if self.owner else None,
             "job": self.job,
             "error": self.error,
+            "hopeless": asdict(self.hopeless) if self.hopeless else None,
             "not_compared": self.not_compared,
             "folder": self.run.folder,
             **(self.final.record() if self.final else {}),
@@ -143,6 +154,8 @@ def read_state(run: PlannedRun, comparison: Comparison | None = None) -> RunStat
         return replace(known, state="changed", error=changed)
     if row and row.get("status") == "failed":
         return replace(known, state="failed", error=row.get("error") or last_line(folder))
+    if (call := read_call(folder)) or (row and row.get("status") == "hopeless"):
+        return replace(known, state="hopeless", hopeless=call, error=str(call or (row or {}).get("error")))
     if row or any(os.path.exists(folder / name) for name in ("environment.json", LOG_FILE)):
         return replace(known, state="stopped", error=row.get("error") if row else last_line(folder))
     return known

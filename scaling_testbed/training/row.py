@@ -5,7 +5,7 @@ import dataclasses
 from scaling_testbed.data.manifest import window_entropy_nats
 from scaling_testbed.processes.device import device_name, peak_flops
 from scaling_testbed.runs.environment import versions
-from scaling_testbed.runs.row import Row
+from scaling_testbed.runs.row import STOPPED_EARLY, Row
 from scaling_testbed.training import tasks
 from scaling_testbed.training.parts import Parts
 from scaling_testbed.training.progress import Progress
@@ -29,7 +29,7 @@ def make_row(parts: Parts, progress: Progress, records: Records, outcome: Outcom
     added = {key: value for found in parts.interventions.values() for key, value in found.row().items()}
     summary, last = progress.summary, progress.summary.evaluation
     of_tasks, errors = tasks.of_row(parts, last.get("error_by_task"), outcome.status)
-    is_over = outcome.status != "preempted"  # a run that a signal stopped has no final loss
+    is_over = outcome.status not in STOPPED_EARLY  # a run that a signal stopped has no final loss
     return dataclasses.replace(
         Row.of(run, status=outcome.status, error=outcome.error),
         **dataclasses.asdict(parts.counts),

@@ -22,8 +22,9 @@ from scaling_testbed.processes.world import World, check_world, world_from_envir
 from scaling_testbed.runs.environment import versions
 from scaling_testbed.runs.finished import final_row
 from scaling_testbed.runs.folder import RunFolder
+from scaling_testbed.runs.hopeless import forget_call, read_call
 from scaling_testbed.runs.identity import check_same, of_checkpoint
-from scaling_testbed.runs.row import FINAL, Row
+from scaling_testbed.runs.row import FINAL, STOPPED_EARLY, Row
 from scaling_testbed.training import tasks
 from scaling_testbed.training.graph import StepGraph
 from scaling_testbed.training.parts import build_parts
@@ -46,9 +47,9 @@ def train(run: RunConfig, interrupts: Interrupts | None = None, *, quiet: bool =
     """Train or resume the run that `run` describes, and return its row (result.json). A finished run is not repeated.
 
     interrupts: entered by the caller, or None. quiet: print nothing. The status in the row is finished, diverged
-    (stopped before the update that would have used a non-finite loss) or preempted (a signal came; a checkpoint of this
-    step is saved). Raises UserError for an error that the user can correct. Any other error is recorded as status
-    failed and raised.
+    (stopped before the update that would have used a non-finite loss), preempted (a signal came; a checkpoint of this
+    step is saved) or hopeless (preempted by the driver of a sweep, which has written its reason). Raises UserError for
+    an error that the user can correct. Any other error is recorded as status failed and raised.
     """
     world = world_from_environment()
     check_world(world, run.parallelism, run.batch.sequences)
@@ -118,7 +119,7 @@ def train(run: RunConfig, interrupts: Interrupts | None = None, *, quiet: bool =
                 update = queue.read()
                 progress.advance(update, run, parts.steps)
         except Interrupted as signal:
-            outcome = Outcome("preempted", f"stopped by {signal} at step {progress.step}")
+            outcome = _stopped(folder, signal, progress.step)
         except Diverged as reason:
             take_back(parts.optimizer, queue.made - progress.step)
             outcome = Outcome("diverged", str(reason), progress.step + 1)
@@ -129,7 +130,7 @@ def train(run: RunConfig, interrupts: Interrupts | None = None, *, quiet: bool =
             records.write(progress)
         finally:
             records.close()
-        if outcome.status == "preempted" or (outcome.status == "finished" and run.checkpoint.at_end):
+        if outcome.status in STOPPED_EARLY or (outcome.status == "finished" and run.checkpoint.at_end):
             save(parts, progress)
         peak_bytes = int(processes.largest([peak_memory_bytes(parts.device)])[0])
         return processes.on_main(lambda: records.finish(make_row(parts, progress, records, outcome, peak_bytes)))
@@ -148,7 +149,15 @@ def _of_all_processes(run: RunConfig) -> dict[str, Any]:
 def _hold(folder: RunFolder, held: contextlib.ExitStack, run: RunConfig, *, quiet: bool) -> dict[str, Any] | None:
     """Claim the folder. Returns the row if another process has finished the run in the meantime, else None."""
     held.enter_context(folder)
-    return final_row(folder, run, quiet=quiet)
+    row = final_row(folder, run, quiet=quiet)
+    if row is None:
+        forget_call(folder.path)
+    return row
+
+
+def _stopped(folder: RunFolder, signal: Interrupted, step: int) -> Outcome:
+    call = read_call(folder.path)
+    return Outcome("hopeless", str(call)) if call else Outcome("preempted", f"stopped by {signal} at step {step}")
 
 
 def _check_goes_on(folder: RunFolder, run: RunConfig) -> None:

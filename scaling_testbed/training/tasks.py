@@ -6,6 +6,7 @@ from typing import Any
 
 from scaling_testbed.evaluation.scoring import log_likelihoods, summaries
 from scaling_testbed.processes.compilation import uncompiled
+from scaling_testbed.runs.row import STOPPED_EARLY
 from scaling_testbed.training.parts import Parts
 
 
@@ -43,7 +44,8 @@ def of_row(parts: Parts, found: dict[str, float] | None, status: str) -> tuple[d
     tasks = parts.questions.tasks
     if not tasks:
         return {}, {}
-    reason = {"diverged": "the run diverged", "preempted": "the run was stopped early"}.get(status)
+    reason = "the run diverged" if status == "diverged" else None
+    reason = "the run was stopped early" if status in STOPPED_EARLY else reason
     if reason is None and found is None:
         reason = "a log-likelihood is not finite"
     errors = {task.name: None if reason or found is None else found[task.name] for task in tasks}

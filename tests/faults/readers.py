@@ -40,10 +40,15 @@ from scaling_testbed.progress import ByteProgress
 from scaling_testbed.report import law as law_pages
 from scaling_testbed.runs import checkpoint, environment, lease
 from scaling_testbed.runs import folder as records
+from scaling_testbed.runs.hopeless import HOPELESS_FILE, Hopeless
 from scaling_testbed.sweeps import grid, plan, slurm, status, view
 from tests.faults import damage as d
 from tests.training.conftest import TINY
 
+CALL = Hopeless(
+    step=2, predicted_loss=5.0, predicted_low=4.5, predicted_high=5.5, predicted_n_runs=5, predicted_like="any",
+    best_loss=3.0, best_run="abcdef012345", margin=0.05,
+)  # fmt: skip
 NOTHING = object()  # what a plain parser says where it cannot read
 
 
@@ -596,6 +601,22 @@ class _Environment:
         found = json.loads(path.read_text())
         assert found["starts"][-1]["host"] == "h" and isinstance(found["installed"], dict)
         path.write_bytes(before)
+        return "anything"
+
+
+@reader("hopeless.json", d.JSON, plain=lambda data: "anything")
+class _Hopeless:
+    @staticmethod
+    def make(folder):
+        path = sweep_folder(folder) / "0123456789ab"
+        CALL.write(path)
+        return path / HOPELESS_FILE
+
+    @staticmethod
+    def read(path):
+        (state,) = looked_at(path.parent.parent)
+        found = state["hopeless"]
+        assert found is None or {type(value) for value in found.values()} <= {int, float, str}
         return "anything"
 
 

@@ -4,13 +4,17 @@ import json
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from scaling_testbed import sweep
 from scaling_testbed.sweeps import local
+from scaling_testbed.sweeps.status import RunState
+from tests.analysis.trajectories.worlds import run as made_run
 from tests.sweeps import cluster as cluster_module
+from tests.sweeps.test_view import RUN
 
 TINY = """
 overrides: [data=markov, data.n_tokens=20000, data.n_validation_tokens=4000, batch.sequences=8,
@@ -86,3 +90,20 @@ def cluster(cluster_config, monkeypatch):
     monkeypatch.setenv("SLURM_CONF", str(cluster_config))
     yield cluster_config
     cluster_module.empty_queue()
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """Returns a function to the state of a planned run with its metrics on the disk."""
+
+    def make(name, state="finished", factor=1.0, upto=400):
+        row, records = made_run(name, RUN.n_params, 400, lambda step, rates: factor * (2 + 20 / step))
+        folder = tmp_path / name
+        folder.mkdir()
+        lines = [json.dumps(one) + "\n" for one in records if one["step"] <= upto]
+        (folder / "metrics.jsonl").write_text("".join(lines))
+        config = {key: value for key, value in row.items() if "." in key}
+        planned = replace(RUN, run_id=name, folder=str(folder), steps=400, config=config)
+        return RunState(run=planned, state=state, step=upto)
+
+    return make

@@ -1,38 +1,17 @@
 """The predicted final losses of a sweep: read from its folders, shown by `status`."""
 
-import json
 from dataclasses import replace
 
 import pytest
 
 from scaling_testbed.sweeps import view
 from scaling_testbed.sweeps.predicted import with_predictions, withheld
-from scaling_testbed.sweeps.status import RunState
-from tests.analysis.trajectories.worlds import run as made_run
-from tests.sweeps.test_view import RUN
 from tests.test_tables import printed
 
 
-@pytest.fixture
-def state(tmp_path):
-    """Returns a function to the state of a planned run with its metrics on the disk."""
-
-    def make(name, state="finished", factor=1.0, upto=400):
-        row, records = made_run(name, 1000, 400, lambda step, rates: factor * (2 + 20 / step))
-        folder = tmp_path / name
-        folder.mkdir()
-        lines = [json.dumps(one) + "\n" for one in records if one["step"] <= upto]
-        (folder / "metrics.jsonl").write_text("".join(lines))
-        config = {key: value for key, value in row.items() if "." in key}
-        planned = replace(RUN, run_id=name, folder=str(folder), steps=400, config=config)
-        return RunState(run=planned, state=state, step=upto)
-
-    return make
-
-
-def test_runs_that_have_begun_have_a_predicted_final_loss(state):
-    states = [*(state(f"f{place}", factor=1 + place / 9) for place in range(5)), state("u", "running", 1.5, 200)]
-    states += [state("s", "stopped", 1.2, 300), state("p", "pending", 1.0, 0), state("d", "diverged", 1.0, 200)]
+def test_runs_that_have_begun_have_a_predicted_final_loss(trained):
+    states = [*(trained(f"f{place}", factor=1 + place / 9) for place in range(5)), trained("u", "running", 1.5, 200)]
+    states += [trained("s", "stopped", 1.2, 300), trained("p", "pending", 1.0, 0), trained("d", "diverged", 1.0, 200)]
     found = {one.run.run_id: one for one in with_predictions(states)}
     assert found["u"].final.loss == pytest.approx(1.5 * 2.05) and found["s"].final.loss == pytest.approx(1.2 * 2.05)
     assert all(found[name].final is None for name in ("f0", "p", "d"))
@@ -44,21 +23,21 @@ def test_runs_that_have_begun_have_a_predicted_final_loss(state):
     assert withheld(list(found.values())) == []
 
 
-def test_too_few_finished_runs_are_named_and_no_column_is_shown(state):
-    found = with_predictions([*(state(f"f{place}") for place in range(4)), state("u", "running", 1.5, 200)])
+def test_too_few_finished_runs_are_named_and_no_column_is_shown(trained):
+    found = with_predictions([*(trained(f"f{place}") for place in range(4)), trained("u", "running", 1.5, 200)])
     (line,) = withheld(found)
     assert line.startswith("no predicted final loss of 1 runs: 4 finished runs of this schedule have a curve")
     assert "predicted final loss" not in printed(view.status_table(found), 160)[0]
 
 
-def test_curves_are_not_read_where_no_run_has_begun(state, monkeypatch):
-    monkeypatch.setattr("scaling_testbed.sweeps.predicted._curve", lambda run: 1 / 0)
-    states = [state("f"), state("p", "pending", upto=0), state("r", "running", upto=0)]
+def test_curves_are_not_read_where_no_run_has_begun(trained, monkeypatch):
+    monkeypatch.setattr("scaling_testbed.sweeps.predicted.curve_so_far", lambda run: 1 / 0)
+    states = [trained("f"), trained("p", "pending", upto=0), trained("r", "running", upto=0)]
     assert with_predictions(states) == states
 
 
-def test_a_damaged_curve_withholds_the_prediction_of_its_run_alone(state, tmp_path):
-    states = [*(state(f"f{place}") for place in range(6)), state("u", "running", 1.5, 200)]
+def test_a_damaged_curve_withholds_the_prediction_of_its_run_alone(trained, tmp_path):
+    states = [*(trained(f"f{place}") for place in range(6)), trained("u", "running", 1.5, 200)]
     path = tmp_path / "f0" / "metrics.jsonl"
     path.write_text(path.read_text() * 2)  # its steps repeat
     assert with_predictions(states)[-1].final.n_runs == 5

@@ -19,7 +19,7 @@ from scaling_testbed.analysis.rows.names import (
     number_in,
     plain_name,
 )
-from scaling_testbed.analysis.rows.study import ALIASES, Row, Study, load, name_of
+from scaling_testbed.analysis.rows.study import ALIASES, Row, Study, about_hopeless, load, name_of
 from scaling_testbed.analysis.rows.units import check_losses, check_units, of_values, said_unit
 from scaling_testbed.config.budget import CONVENTIONS
 from scaling_testbed.errors import ConfigError, UserError, check_choice
@@ -75,6 +75,7 @@ def of_study(
     if missing:
         named = "; ".join(name_of(row) for row in missing[:5])
         said.append(f"{len(missing)} runs are not finished and are left out: {named}")
+        said += about_hopeless(missing)
     diverged = [row for row in rows if row.get("status") == "diverged"]
     if diverged:
         said.append(f"{len(diverged)} diverged runs are left out")

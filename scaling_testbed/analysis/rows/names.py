@@ -61,8 +61,9 @@ DIVERGED = ("diverged", "nan", "exploded")
 UNFINISHED = (
     *("crashed", "killed", "failed", "fail", "failure", "error", "errored", "running", "pending", "queued", "waiting"),
     *("scheduled", "preempting", "preempted", "cancelled", "canceled", "aborted", "interrupted", "stopped", "timeout"),
-    *("timed_out", "out_of_memory", "oom", "node_fail", "boot_fail", "deadline", "pruned", "suspended", "requeued"),
+    *("timed_out", "out_of_memory", "oom", "node_fail", "boot_fail", "deadline", "pruned", "suspended", "hopeless"),
     *("starting", "submitted", "created", "incomplete", "unfinished", "terminated", "revoked", "missing", "planned"),
+    "requeued",
 )
 # Columns of true and false, also with is_, has_ or was_ before the word, and of the status with which a process ends.
 ENDED = ("finished", "completed", "complete", "success", "succeeded", "successful", "done")

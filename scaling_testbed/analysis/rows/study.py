@@ -35,10 +35,10 @@ class Study:
     """The rows of a sweep or of a file.
 
     rows: one for each finished or diverged run. missing: for each planned run without a row, its configuration and
-    parameter counts, `status` (missing | failed | preempted) and `label`. planned: whether a plan lists the expected
-    runs. sweep, scale, paper, experiment: from sweep.json, None if absent. declared: what it declares about how the
-    study is judged, see papers/declaration.py. left_out: the conditions of `where` that took runs away. name: the
-    sweep, or the name of the folder or file; used for titles only.
+    parameter counts, `status` (missing | failed | preempted | hopeless) and `label`. planned: whether a plan lists the
+    expected runs. sweep, scale, paper, experiment: from sweep.json, None if absent. declared: what it declares about
+    how the study is judged, see papers/declaration.py. left_out: the conditions of `where` that took runs away. name:
+    the sweep, or the name of the folder or file; used for titles only.
     """
 
     name: str
@@ -302,6 +302,18 @@ def _with_full_names(row: Row) -> Row:
         if short in row and full not in row:
             row = {**row, full: row[short]}
     return row
+
+
+def about_hopeless(rows: Iterable[Row]) -> list[str]:
+    """A line about the rows whose status is hopeless; empty without such a row."""
+    number = sum(row.get("status") == "hopeless" for row in rows)
+    if not number:
+        return []
+    were = "1 run was" if number == 1 else f"{number} runs were"
+    return [
+        f"{were} stopped as hopeless, by the predicted final loss, and {'has' if number == 1 else 'have'} no final "
+        "loss; a mean over the other seeds of the same setting is too low"
+    ]
 
 
 def unfinished(found: list[Row]) -> list[Row]:
