@@ -472,6 +472,7 @@ def compare_laws(
     size: str = "n_params",
     source: str | None = None,
     columns: Mapping[str, str] | None = None,
+    curves: bool = False,
 ) -> LawsReport:
     """Compare laws of size and tokens by how well they predict dearer runs from cheaper ones, and runs of sizes that
     were left out.
@@ -483,7 +484,7 @@ def compare_laws(
 
     fitting = Fitting(objective=objective, delta=delta, starts=starts, bootstrap=bootstrap, seed=seed, size=size)
     chosen = laws_named(None if laws is None else ",".join(laws))
-    given = law_rows(rows, source=source, columns=columns, size=size)
+    given = law_rows(rows, source=source, columns=columns, size=size, curves=curves)
     return compare_rows(given, chosen, where=_texts(where), hold_out=_texts(hold_out), fitting=fitting)
 
 

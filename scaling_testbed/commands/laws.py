@@ -142,8 +142,6 @@ def fit(
     from scaling_testbed.errors import ConfigError
 
     fixed, named = _numbers("--fix", fix), None if law is None else law_named(law)
-    if curves and named is None:
-        raise ConfigError("--curves needs --law NAME: laws are compared by the ends of runs only")
     if curves and by is not None:
         raise ConfigError("--by and --curves do not go together; choose one group with --where")
     given = law_rows(
@@ -225,13 +223,17 @@ def laws(
     seed: Seed = 0,
     source: Source = None,
     map_: Map = (),
+    curves: Curves = False,
+    first_step: FirstStep = None,
+    warmup_steps: WarmupSteps = None,
     as_json: Json = False,
     out: OutLaw = (),
 ) -> None:
     """Compare laws of size and tokens by how well they predict.
 
     Fits each law to all runs, to runs without one size, and to the cheaper runs, and shows its errors on the runs left
-    out. Predicts held-out runs, and the run of --n-params and --n-tokens, with intervals from these errors."""
+    out. Predicts held-out runs, and the run of --n-params and --n-tokens, with intervals from these errors.
+    With --curves the rows are the evaluations in mid-run that are ends of shorter runs, and whole runs are left out."""
     from scaling_testbed import tables
     from scaling_testbed.analysis.figures.law_panels import laws_panels
     from scaling_testbed.analysis.laws.checks import far
@@ -243,7 +245,7 @@ def laws(
     if n_params is not None and not (0 < n_params < math.inf and 0 < (n_tokens or 0) < math.inf):
         raise ConfigError("--n-params and --n-tokens must be greater than zero")
     chosen = laws_named(laws)
-    given = law_rows(rows, source, map_, size, out)
+    given = law_rows(rows, source, map_, size, out, curves=curves, first_step=first_step, warmup_steps=warmup_steps)
     fitting = Fitting(objective=objective, delta=delta, starts=starts, bootstrap=bootstrap, seed=seed, size=size)
     found = compare_rows(given, chosen, where=where, hold_out=hold_out, fitting=fitting)
     asked = [] if n_params is None else [found.selection.predict({"n_params": n_params, "n_tokens": n_tokens or 0.0})]
@@ -252,7 +254,7 @@ def laws(
 
     def show() -> None:
         show_selection(found.selection)
-        show_predictions(found.predictions, found.warnings)
+        show_predictions(found.held_out_runs or found.predictions, found.warnings)
         if asked:
             tables.show(asked)
         show_predictions([], distant)

@@ -213,7 +213,14 @@ def _rows(fit: Fit) -> dict[str, np.ndarray]:
 def laws_that_count(kept: object) -> Shares:
     """A law of size and tokens, or the compared laws that have a share, each with its share. Raises ConfigError for
     another law, and for one fitted to points of curves: these are no runs of their own."""
-    if isinstance(kept, Fit) and kept.n_runs is not None:
+    fits = (
+        [kept]
+        if isinstance(kept, Fit)
+        else [one.fit for one in kept.laws.values()]
+        if isinstance(kept, Selection)
+        else []
+    )
+    if any(fit.n_runs is not None for fit in fits):
         raise ConfigError("next needs a fit of finished runs; this one is of points of curves: fit without --curves")
     if isinstance(kept, Selection):
         return [(one.fit, one.share) for one in kept.laws.values() if one.share]

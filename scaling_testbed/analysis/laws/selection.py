@@ -4,6 +4,10 @@ The bootstrap interval of a fit takes its law for true. It is too narrow where t
 scatter of small runs is not that of large ones. Here the laws are judged by what they are for: they are fitted to the
 cheaper runs, and predict dearer ones (rolling origin, Tashman 2000, International Journal of Forecasting 16:437). The
 errors of these predictions choose the laws and set the width of the intervals.
+
+Where the rows are points of training curves, whole runs are left out: the points of a run are not independent, so a
+curve is never fitted in one part and predicted in another. A run then counts once in every mean, and its last point
+within reach in the intervals.
 """
 
 import math
@@ -14,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from scaling_testbed.analysis.laws.fitted import LEVEL, Fit, from_record, with_ratios
-from scaling_testbed.analysis.laws.fitting import Problem, refitted
+from scaling_testbed.analysis.laws.fitting import FEWEST_RUNS, Problem, refitted
 from scaling_testbed.analysis.laws.forms import LAWS
 from scaling_testbed.errors import UserError
 
@@ -24,6 +28,7 @@ SPARE = 3  # so many more runs than parameters, at least, are in a fit
 LEAST = 5  # predictions of dearer runs: fewer neither choose a law nor calibrate an interval
 STARTS = 8
 ALIKE = 1.3  # laws whose error is at most this times the least are not told apart
+SIZE_ERROR = "error of left-out sizes"
 MOST_SIZES = 10  # more sizes than this are left out in groups
 
 
@@ -37,7 +42,8 @@ class Compared:
     """One law beside the others.
 
     aicc: Akaike's criterion with the correction for few rows, of residuals with Laplace's distribution, for which the
-    sum of absolute residuals is the likelihood; None if there are too few rows. size_error, forward_error: the mean
+    sum of absolute residuals is the likelihood; None if there are too few rows, and for points of training curves,
+    which are not independent. size_error, forward_error: the mean
     error |ln(predicted/observed)| of runs of sizes that were left out, and of dearer runs; None if there were none.
     share: of the law in the average; 0 if it is left out.
     """
@@ -168,37 +174,89 @@ def compare(fits: Mapping[str, Fit], problems: Mapping[str, Problem], flops: Seq
     """
     if not fits:
         raise UserError("no law can be fitted to these rows")
+    any_problem = next(iter(problems.values()))
+    sizes_of, runs = any_problem.inputs["n_params"], any_problem.runs
     compute = np.asarray(flops, float)
-    cuts = _origins(compute, max(len(one.free) for one in problems.values()) + SPARE)
-    tests = [(compute > cut) & (compute <= REACH * cut) for cut in cuts]
-    if sum(map(np.sum, tests)) < LEAST:
+    whole = compute if runs is None else _of_whole_run(compute, runs)
+    cuts = _origins(compute, whole, sizes_of, runs, max(len(one.free) for one in problems.values()) + SPARE)
+    tests = [_ahead(compute, whole, cut) for cut in cuts]
+    if sum(_count(test, runs) for test in tests) < LEAST:
         cuts, tests = [], []
-    folds = _left_out_sizes(next(iter(problems.values())).inputs["n_params"])
-    below = [compute <= cut for cut in cuts]
+    folds = _left_out_sizes(sizes_of)
+    below = [whole <= cut for cut in cuts]
     ahead = {name: errors_of(one, fits[name], below, tests) for name, one in problems.items()}
     sizes = {name: errors_of(one, fits[name], [~fold for fold in folds], folds) for name, one in problems.items()}
     forward, sized = (
-        {name: mean_error(np.abs(_joined(found))) for name, found in errors.items()} for errors in (ahead, sizes)
+        {
+            name: mean_error(
+                _joined([_mean_of_runs(np.abs(one), test, runs) for one, test in zip(found, left, strict=True)])
+            )
+            for name, found in errors.items()
+        }
+        for errors, left in ((ahead, tests), (sizes, folds))
     )
-    aicc = {name: aicc_of(fits[name], problems[name]) for name in fits}
-    shares, reason = _shares(forward, aicc)
+    aicc = {name: aicc_of(fits[name], problems[name]) if runs is None else None for name in fits}
+    shares, reason = _shares(forward, aicc if runs is None else sized, "AICc" if runs is None else SIZE_ERROR)
     kept = [name for name in fits if shares[name]]
-    errors = [np.sum([shares[name] * ahead[name][place] for name in kept], axis=0) for place in range(len(cuts))]
+    ends = [_last_of_runs(test, runs, compute) for test in tests]
+    errors = [
+        np.sum([shares[name] * ahead[name][place] for name in kept], axis=0)[ends[place]] for place in range(len(cuts))
+    ]
     return Selection(
         laws={name: Compared(fits[name], aicc[name], sized[name], forward[name], shares[name]) for name in fits},
         reason=reason,
         errors=_joined(errors) if np.isfinite(list(map(np.sum, errors))).all() else np.array([]),
-        reach=_joined([compute[test] / cut for test, cut in zip(tests, cuts, strict=True)]),
+        reach=_joined([compute[test][end] / cut for test, end, cut in zip(tests, ends, cuts, strict=True)]),
     )
 
 
-def _origins(compute: np.ndarray, least: int) -> list[float]:
-    """Values of compute up to which at least `least` runs lie, and beyond which some lie within reach."""
-    ordered = np.sort(compute)
+def _origins(
+    compute: np.ndarray, whole: np.ndarray, sizes: np.ndarray, runs: np.ndarray | None, least: int
+) -> list[float]:
+    """Values of the compute of whole runs up to which enough runs lie, and beyond which some lie within reach. Enough
+    are `least` rows; points of training curves must also be of FEWEST_RUNS runs and of as many sizes."""
+    ordered = np.sort(whole if runs is None else whole[_last_of_runs(np.full(len(whole), True), runs, compute)])
     cuts = dict.fromkeys(float(ordered[round(share * len(ordered)) - 1]) for share in ORIGINS)
-    return [
-        cut for cut in cuts if np.sum(compute <= cut) >= least and np.any((compute > cut) & (compute <= REACH * cut))
-    ]
+
+    def enough(below: np.ndarray) -> bool:
+        few = runs is not None and min(len(np.unique(runs[below])), len(np.unique(sizes[below]))) < FEWEST_RUNS
+        return not few and np.sum(below) >= least
+
+    return [cut for cut in cuts if enough(whole <= cut) and np.any(_ahead(compute, whole, cut))]
+
+
+def _ahead(compute: np.ndarray, whole: np.ndarray, cut: float) -> np.ndarray:
+    """The rows of dearer runs that lie within reach of `cut`."""
+    return (whole > cut) & (compute > cut) & (compute <= REACH * cut)
+
+
+def _of_whole_run(compute: np.ndarray, runs: np.ndarray) -> np.ndarray:
+    """The compute of the last point of the run of each point."""
+    _, run = np.unique(runs, return_inverse=True)
+    most = np.zeros(run.max() + 1)
+    np.maximum.at(most, run, compute)
+    return most[run]
+
+
+def _count(test: np.ndarray, runs: np.ndarray | None) -> int:
+    """The number of runs among the rows of a test."""
+    return int(np.sum(test)) if runs is None else len(np.unique(runs[test]))
+
+
+def _mean_of_runs(errors: np.ndarray, test: np.ndarray, runs: np.ndarray | None) -> np.ndarray:
+    """The mean error of each run of a test, from the errors of its rows."""
+    if runs is None or not len(errors):
+        return errors
+    _, run, points = np.unique(runs[test], return_inverse=True, return_counts=True)
+    return np.bincount(run, errors) / points
+
+
+def _last_of_runs(test: np.ndarray, runs: np.ndarray | None, compute: np.ndarray) -> np.ndarray:
+    """The places, among the rows of a test, of the last point of each run; of all rows if each is a run."""
+    if runs is None:
+        return np.arange(np.sum(test))
+    last = {run: place for place, run in sorted(enumerate(runs[test]), key=lambda one: compute[test][one[0]])}
+    return np.array(sorted(last.values()), int)
 
 
 def _left_out_sizes(sizes: np.ndarray) -> list[np.ndarray]:
@@ -237,19 +295,22 @@ def aicc_of(fit: Fit, problem: Problem) -> float | None:
     return 2 * n * math.log(max(off, 1e-15)) + 2 * free + 2 * free * (free + 1) / (n - free - 1)
 
 
-def _shares(forward: Mapping[str, float | None], aicc: Mapping[str, float | None]) -> tuple[dict[str, float], str]:
-    """Shares in the average, and the reason for them."""
+def _shares(
+    forward: Mapping[str, float | None], otherwise: Mapping[str, float | None], named: str
+) -> tuple[dict[str, float], str]:
+    """Shares in the average, and the reason for them. otherwise: what decides without errors of dearer runs, by the
+    name `named`; the least is the best."""
     known = {name: error for name, error in forward.items() if error is not None}
     none = dict.fromkeys(forward, 0.0)
     if not known:
-        judged = {name: value for name, value in aicc.items() if value is not None}
+        judged = {name: value for name, value in otherwise.items() if value is not None}
         if not judged:
             first = next(iter(forward))
             return none | {first: 1.0}, f"{first}, the first: there are too few runs to compare laws"
         best = min(judged, key=judged.__getitem__)
         return none | {
             best: 1.0
-        }, f"{best} has the least AICc; there are too few runs to predict dearer ones from cheaper"
+        }, f"{best} has the least {named}; there are too few runs to predict dearer ones from cheaper"
     ordered = sorted(known, key=known.__getitem__)
     least = known[ordered[0]]
     kept = [name for name in ordered if known[name] <= ALIKE * least]

@@ -104,7 +104,11 @@ class Rows:
 
 @dataclass(frozen=True, kw_only=True)
 class LawsReport:
-    """Laws that were compared on the same runs. predictions: each held-out run beside its prediction."""
+    """Laws that were compared on the same runs.
+
+    predictions: each held-out run beside its prediction. held_out_runs: of points of training curves, the errors of
+    each held-out run.
+    """
 
     selection: selection.Selection
     predictions: list[Record]
@@ -112,6 +116,7 @@ class LawsReport:
     origin: str
     where: list[str] = field(default_factory=list)
     hold_out: list[str] = field(default_factory=list)
+    held_out_runs: list[Record] = field(default_factory=list)
 
     def record(self) -> Record:
         """The content of a saved file."""
@@ -122,6 +127,7 @@ class LawsReport:
             "rows": self.origin,
             "where": self.where,
             "hold_out": self.hold_out,
+            **({"held_out_runs": self.held_out_runs} if self.held_out_runs else {}),
         }
 
 
@@ -225,8 +231,9 @@ def compare_rows(
     """Fit each of `laws` to the rows that match all of `where` and none of `hold_out`, compare them, and predict the
     held-out rows with an interval that does not take any law for true.
 
-    Laws with more parameters than the rows allow are left out with a note. Raises UserError or ConfigError; the laws
-    must have the same output and be laws of size and tokens.
+    Laws with more parameters than the rows allow are left out with a note. Points of training curves are compared run
+    by run, and their AICc is withheld. Raises UserError or ConfigError; the laws must have the same output and be laws
+    of size and tokens, and held-out points must be of other runs than the fitted ones.
     """
     fitting = fitting or Fitting()
     odd = [law.name for law in laws if law.name not in selection.candidates()]
@@ -237,23 +244,28 @@ def compare_rows(
         )
     kept, held = columns.select(given.rows, where, hold_out)
     said = [*given.said, *columns.check_sizes_and_losses([*kept, *held], (*laws[0].inputs, "loss"), given.mapping)]
+    if given.run:
+        _check_whole_runs(kept, held, given.run)
     kept, empty = columns.without_output(kept, laws[0])
     columns.values(kept, laws[0])  # raises once for all laws, which have the same columns
     fits, problems, missed = {}, {}, []
     for law in {law.name: law for law in laws}.values():
         try:
-            fits[law.name] = fitting.fit(law, kept, fitting.objective)
+            fits[law.name] = fitting.fit(law, kept, fitting.objective, run=given.run)
         except UserError as error:
             missed.append(str(error))
             continue
         inputs, observed = columns.values(kept, law)
-        problems[law.name] = problem_of(law, inputs, observed, fitting.objective, None, fitting.delta)
+        runs = [row[given.run] for row in kept] if given.run else None
+        problems[law.name] = problem_of(law, inputs, observed, fitting.objective, None, fitting.delta, runs)
     if not fits:
         raise UserError("; ".join([*missed, *said, *empty]))
     found = selection.compare(fits, problems, [6 * row["n_params"] * row["n_tokens"] for row in kept])
     best = fits[found.best]
     predictions = [beside_selected(found, row) for row in held]
-    settings = mixed_settings(kept, laws[0]) or unseen_settings(kept, best)
+    settings = mixed_settings(kept, laws[0]) or unseen_settings(kept, best, given.run)
+    if given.run:
+        settings += [*mixed_ends(kept, given.run), "AICc is withheld: the points of a run are not independent"]
     loose = [f"{name}: {text}" for name, one in found.laws.items() if one.share
              for text in one.fit.warnings if "not determined" in text]  # fmt: skip
     return LawsReport(
@@ -263,7 +275,16 @@ def compare_rows(
         origin=given.origin,
         where=list(where),
         hold_out=list(hold_out),
+        held_out_runs=of_runs(predictions, held, given.run, laws[0].inputs) if given.run else [],
     )
+
+
+def _check_whole_runs(kept: Sequence[Row], held: Sequence[Row], run: str) -> None:
+    """Raise ConfigError if points of one run are fitted and predicted: its errors would be too small."""
+    if split := {row[run] for row in kept} & {row[run] for row in held}:
+        raise ConfigError(
+            f"--hold-out divides the curve of {min(split)}; hold out whole runs, such as --hold-out {run}={min(split)}"
+        )
 
 
 def fit_rows(

@@ -111,7 +111,6 @@ def test_points_at_the_peak_rate_beside_ends_of_decays_are_named(study):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], "--curves needs --law NAME"),
         (["--law", "optimal_lr"], "--curves: optimal_lr is no law of the loss of a run"),
         (["--law", "sigmoid"], "--curves: sigmoid is no law of the loss of a run"),
         (["--law", "loss_steps", "--source", "mlfoundations-scaling"], "leave --source out"),
