@@ -28,6 +28,7 @@ from scaling_testbed.runs.row import is_number
 from scaling_testbed.sweeps.gpu_memory import ASSUMED_GIB, fits, fitting_overrides, planned_memory
 from scaling_testbed.sweeps.grid import Sweep, overrides_before
 from scaling_testbed.sweeps.rules import with_values
+from scaling_testbed.sweeps.unusual import unusual
 
 PLAN_FILE = "plan.jsonl"
 SWEEP_FILE = "sweep.json"
@@ -45,7 +46,7 @@ class PlannedRun:
     the run. gpu_memory_gib: the memory of a GPU, for comparison. fits_with: the overrides that make the run fit this
     GPU; None if it fits, or if none is known. config: the configuration, the counts of parameters by every convention,
     and the meaning of the learning rate, flat as in a row, so that a plan can be read without composing; empty in plans
-    of older versions.
+    of older versions. unusual: as in `unusual`; not kept in plan.jsonl.
     """
 
     run_id: str
@@ -66,6 +67,7 @@ class PlannedRun:
     gpu_memory_gib: float = ASSUMED_GIB
     fits_with: list[str] | None = None
     config: dict[str, Any] = field(default_factory=dict, repr=False)
+    unusual: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     def record(self) -> dict[str, Any]:
         """The run as one object for --json, without its configuration, which can be composed from `overrides`."""
@@ -100,16 +102,16 @@ def plan(
     if not points:
         raise ConfigError(f"sweep {sweep.name}: exclude leaves no run")
     lists = [_overrides(sweep, point) for point in points]
-    vocab_sizes: dict[str, int] = {}  # by data, because to check whether data is prepared may read a folder tree
+    known: dict[str, tuple[int, int | None]] = {}  # by data: to look whether data is prepared may read a folder tree
 
-    def vocab_size(run: RunConfig) -> int:
+    def of_data(run: RunConfig) -> tuple[int, int | None]:
         data = repr((run.data_dir, run.data, run.tokenizer, run.model.vocab_size))
-        if data not in vocab_sizes:
-            vocab_sizes[data] = planned_vocab_size(run)
-        return vocab_sizes[data]
+        if data not in known:
+            known[data] = planned_vocab_size(run), planned_train_tokens(run)
+        return known[data]
 
     def counts(run: RunConfig) -> ParamCounts:
-        return count_params(run.model.resolved(vocab_size(run)))
+        return count_params(run.model.resolved(of_data(run)[0]))
 
     lists = with_values(sweep.rules, lists, counts)
     found: dict[str, PlannedRun] = {}
@@ -121,7 +123,7 @@ def plan(
         if processes is not None:
             check_world(World(size=processes), run.parallelism, run.batch.sequences)
         own = {key: point[key] for key in varied}
-        planned = _planned(run, vocab_size(run), processes or 1, own, overrides, gpu_memory_gib, runs_per_gpu)
+        planned = _planned(run, of_data(run), processes or 1, own, overrides, gpu_memory_gib, runs_per_gpu)
         found.setdefault(planned.run_id, planned)
         folders.add(str(Path(planned.folder).parent))
     if len(folders) > 1:
@@ -147,13 +149,14 @@ def _overrides(sweep: Sweep, point: dict[str, str]) -> list[str]:
 
 def _planned(
     run: RunConfig,
-    vocab_size: int,
+    of_data: tuple[int, int | None],
     processes: int,
     varied: dict[str, str],
     overrides: list[str],
     gib: float,
     runs_per_gpu: int,
 ) -> PlannedRun:
+    vocab_size, train_tokens = of_data
     model = run.model.resolved(vocab_size)
     counts = count_params(model)
     steps = run.budget.resolve_steps(counts, run.batch.tokens)
@@ -180,6 +183,7 @@ def _planned(
         gpu_memory_gib=gib,
         fits_with=None if fits(n_bytes, gib) else fitting_overrides(run, model, counts.n_params, processes, gib),
         config=config | asdict(counts) | {"rate_means": rate_means(run)},
+        unusual=unusual(run, model, counts, steps, train_tokens),
     )
 
 
@@ -298,11 +302,15 @@ def remember(runs: Sequence[PlannedRun], sweep: Sweep) -> None:
             aside = path.with_suffix(".damaged.jsonl")
             write_bytes(aside, path.read_bytes())
             say(f"warning: {path} is damaged and is written anew; it is kept as {aside.name}", errors=True)
-        lines = [json.dumps(asdict(run)).encode() for run in known] + later
+        lines = [json.dumps(_kept(run)).encode() for run in known] + later
         write_bytes(path, b"".join(line + b"\n" for line in lines))
         if first in (None, (sweep.name, sweep.scale)):
             about["declared"] = _declared(sweep, runs, declared, folder)
             write_json(folder / SWEEP_FILE, {key: value for key, value in about.items() if key != "declared" or value})
+
+
+def _kept(run: PlannedRun) -> dict[str, Any]:
+    return {key: value for key, value in asdict(run).items() if key != "unusual"}
 
 
 def _declared(

@@ -250,3 +250,24 @@ def test_one_process_at_a_time_has_a_sweeps_folder_where_the_file_system_has_flo
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write .*; set runs_dir="), alone_in(tmp_path / "file" / "runs"):
         pass
+
+
+def test_a_plan_names_each_unusual_setting_once_with_the_number_of_its_runs(door):
+    out = door("plan", "model=nano_s", "schedule.warmup=0.1,0.6,5000")[1]
+    lines = [line for line in out.splitlines() if line.startswith("warning: ")]
+    assert lines == [
+        "warning: 2 of 6 runs, first optimizer.lr=1e-3 schedule.warmup=5000: the warm-up of 5,000 steps "
+        "is longer than the run of 4 steps, so the rate never reaches optimizer.lr; set schedule.warmup="
+    ]
+    out = door("plan", "model=nano_s", "schedule.warmup_tokens=384")[1]  # 3 of 4 steps
+    assert "warning: 2 of 2 runs, first optimizer.lr=1e-3: the warm-up of 3 steps is more than half" in out
+    assert "set schedule.warmup_tokens=" in out
+    records = json.loads(door("plan", "--json", "model=nano_s", "schedule.warmup=5000")[1])
+    assert [list(one["unusual"]) for one in records] == [["warm-up longer than the run"]] * 2
+    assert "warning" not in door("plan", "model=nano_s", "budget.steps=100")[1]
+
+
+def test_what_is_unusual_is_not_kept_in_the_plan_of_a_folder(door, untrained, tmp_path):
+    assert door("run", "schedule.warmup=5000", "model=bigram")[0] == 0
+    kept = (tmp_path / "runs/tiny/plan.jsonl").read_text()
+    assert '"run_id"' in kept and '"unusual"' not in kept
