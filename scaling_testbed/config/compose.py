@@ -290,7 +290,10 @@ def _frozen(composed: DictConfig, overrides: Sequence[str]) -> RunConfig:
             chosen = ", ".join(text for text in overrides if key_of(text) == key) or "its default"
             raise ConfigError(f"{key} has no schema; its file must name one in its defaults list ({chosen})")
         values[key] = _freeze(node, key) if isinstance(node, DictConfig) and not node._is_none() else composed[key]
-    lists = {key: list(composed[key]) for key in OUTSIDE} | {"overrides": list(overrides)}
+    start = values["start"]
+    values["start"] = start.resolved()
+    looked_up = [] if start == values["start"] else [f"start.step={values['start'].step}"]
+    lists = {key: list(composed[key]) for key in OUTSIDE} | {"overrides": [*overrides, *looked_up]}
     return RunConfig(**values | lists)
 
 

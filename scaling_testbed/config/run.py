@@ -6,6 +6,7 @@ Every default is set in a dataclass. The files in configs/ hold only values that
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -23,6 +24,7 @@ from scaling_testbed.config.sections import (
     LoggingConfig,
     ParallelismConfig,
 )
+from scaling_testbed.config.start import StartConfig
 from scaling_testbed.data.sources import SOURCES
 from scaling_testbed.data.sources.source import Source
 from scaling_testbed.data.tokenizers import TOKENIZERS, TokenizerConfig
@@ -87,6 +89,7 @@ class RunConfig:
     )
     data: Source = key(REQUIRED, "The source of the training and validation data.")
     tokenizer: TokenizerConfig = key(REQUIRED, "The tokenizer.")
+    start: StartConfig = field(default_factory=StartConfig, metadata={"identity": ADDED_LATER})
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -119,6 +122,9 @@ class RunConfig:
         for place in ("runs_dir", "data_dir"):  # a shell does not do it in quotes and YAML
             object.__setattr__(self, place, os.path.expanduser(getattr(self, place)))
         check_positive("data_workers", self.data_workers)
+        skipped = self.data.skip_steps
+        if len(skipped) % 2 or any(end <= begin for begin, end in itertools.pairwise([-1, *skipped])):
+            raise ConfigError(f"data.skip_steps must be pairs a,b of rising steps, as [300,320]; got {skipped}")
         if self.seed < 0:
             raise ConfigError(f"seed must not be negative; got {self.seed}")
         check_parametrization(self.parametrization, self.model)
@@ -189,6 +195,8 @@ def check_planned(run: RunConfig) -> None:
 
 def _identity(value: Any) -> Any:
     """Return `value` as plain data without the fields marked identity=False, or "if_set" and equal to their default."""
+    if isinstance(value, StartConfig):
+        return value.identity()
     if dataclasses.is_dataclass(value):
         entries = [(f, getattr(value, f.name)) for f in dataclasses.fields(value)]
         return {f.name: _identity(entry) for f, entry in entries if identifies(f, entry)}
@@ -199,6 +207,8 @@ def changes(recorded: Any, run: RunConfig) -> list[str]:
     """What the configuration of config.yaml and that of `run` say differently about what the run computes, such as
     "optimizer.lr was 0.01 and is 0.003"."""
     then = _flat(recorded if isinstance(recorded, dict) else {})
+    if isinstance(parent := then.get("start.run"), str):
+        then["start.run"] = Path(parent).name
     now = _flat(_identity(run))
     return [f"{key} was {then[key]!r} and is {now[key]!r}" for key in now if key in then and then[key] != now[key]]
 

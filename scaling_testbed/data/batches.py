@@ -9,7 +9,7 @@ computed only for the requested windows.
 import functools
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -64,9 +64,13 @@ def _block(n: int, seed: int, epoch: int, number: int) -> np.ndarray:
 
 
 class TrainingBatches:
-    """Shuffled windows of a stream. `sequences` is the global batch, over all ranks and micro-batches."""
+    """Shuffled windows of a stream. `sequences` is the global batch, over all ranks and micro-batches. skipped: the
+    ranges [a, b) of steps whose batches are left out, as pairs of numbers in one list (data.skip_steps)."""
 
-    def __init__(self, stream: TokenStream, *, sequence_length: int, sequences: int, seed: int):
+    def __init__(
+        self, stream: TokenStream, *, sequence_length: int, sequences: int, seed: int, skipped: Sequence[int] = ()
+    ):
+        self._skipped = list(zip(skipped[::2], skipped[1::2], strict=True))
         self.stream, self.sequence_length, self.sequences, self.seed = stream, sequence_length, sequences, seed
         self.n_windows = max(0, (stream.n_tokens - 1) // sequence_length)
         if self.n_windows < sequences:
@@ -84,6 +88,8 @@ class TrainingBatches:
         if self.sequences % world_size:
             raise ConfigError(f"a batch of {self.sequences} sequences cannot be shared equally by {world_size} ranks")
         rows = self.sequences // world_size
+        for begin, end in self._skipped:
+            step += end - begin if step >= begin else 0
         first = step * self.sequences + rank * rows
         windows = self._windows(first, rows)
         return self.stream.gather(windows * self.sequence_length, self.sequence_length + 1)

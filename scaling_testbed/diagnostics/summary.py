@@ -23,8 +23,8 @@ def names_in(row: dict[str, Any]) -> dict[str, float | None]:
 class Summary:
     """What the row needs of the records so far. A checkpoint holds it, so that a row needs no line of metrics.jsonl.
 
-    val_loss_initial: of step 0, and val_loss_best: the lowest, both in nats per token or None. evaluation: the last
-    record with a validation loss, or {}.
+    val_loss_initial: of the first evaluation, and val_loss_best: the lowest, both in nats per token or None.
+    evaluation: the last record with a validation loss, or {}.
     """
 
     def __init__(self, config: DiagnosticsConfig):
@@ -41,7 +41,7 @@ class Summary:
         step = record["step"]
         if "val_loss" in record:
             loss = record["val_loss"]
-            if step == 0:
+            if not self.evaluation:
                 self.val_loss_initial = loss
             if _finite(loss):
                 self.val_loss_best = min(loss, loss if self.val_loss_best is None else self.val_loss_best)

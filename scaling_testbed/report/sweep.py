@@ -277,7 +277,10 @@ def _cost(study: Study) -> Markup:
     for size in [*sizes, None]:
         own = [row for row in timed if size is None or row.get(SIZE) == size]
         hours = sum(row["wall_seconds"] * (row.get("world_size") or 1) for row in own) / 3600
-        tokens, flops = (sum(row.get(key) or 0 for row in own) for key in ("n_tokens", "flops"))
+        # Of a run that began in the state of another, the part that it computed itself.
+        tokens, flops = (
+            sum(row.get(f"{key}_here") or row.get(key) or 0 for row in own) for key in ("n_tokens", "flops")
+        )
         place = "all" if size is None else f"{size:,.0f}"
         took = {"runs": len(own), "process-hours": f"{hours:.3g}"}
         records.append({SIZE: place, **took, "n_tokens": compact(tokens) if tokens else None})

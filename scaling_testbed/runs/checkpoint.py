@@ -14,7 +14,6 @@ import json
 import math
 import os
 import pickle
-import re
 import shutil
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from typing import Any, BinaryIO, TypedDict
 import torch
 
 from scaling_testbed.config.sections import CheckpointConfig, ParallelismConfig
+from scaling_testbed.config.start import STEP_FOLDER
 from scaling_testbed.data.shards import PreparedData
 from scaling_testbed.errors import UserError, first_line
 from scaling_testbed.files import check_version, fsync_folder, os_error_in, read_json, reason_of, sha256_of, space
@@ -39,13 +39,27 @@ SCHEMA_VERSION = 1  # of state.json; checkpoints without a version are read too
 MANIFEST, STATE = "manifest.json", "state.json"
 WAY_OUT = "move it out of its folder, and the same command goes on from the checkpoint before it"
 ALONE = Processes(World(), ParallelismConfig())
-_STEP_FOLDER = re.compile(r"step-(\d{8}|[1-9]\d{8,17})")
+
+
+def _is_spent(value: dict[str, Any]) -> bool:
+    """Whether a value of JSON has the steps, tokens and FLOPs of one run. Tokens and FLOPs may be unknown."""
+    known = [number for name in ("n_tokens", "flops") if (number := value.get(name)) is not None]
+    return type(value.get("steps")) is int and all(map(is_number, known))
+
+
+def _is_parent(value: Any) -> bool:
+    """Whether a value of JSON is an entry of Progress.lineage."""
+    return isinstance(value, dict) and isinstance(value.get("run_id"), str) and _is_spent(value)
+
+
 # What state.json may hold under a name. A checkpoint of an earlier version lacks some of them.
 _KINDS: dict[str, Callable[[Any], bool]] = {
     "run_id": lambda value: isinstance(value, str),
     "shapes": lambda value: isinstance(value, str),
     "precision": lambda value: isinstance(value, str),
     "row": lambda value: value is None or is_record(value),
+    "lineage": lambda value: isinstance(value, list) and all(map(_is_parent, value)),
+    "spent": lambda value: isinstance(value, dict) and _is_spent(value),
     "summary": lambda value: isinstance(value, dict),
     "metrics": lambda value: (
         isinstance(value, dict) and [type(value.get(key)) for key in ("lines", "sha256", "whole")] == [int, str, bool]
@@ -173,9 +187,14 @@ def latest(folder: Path) -> Path | None:
 
 def load(path: Path) -> Checkpoint:
     """Read one checkpoint. Raises UserError if it is damaged or holds anything but tensors and plain data."""
+    check_whole(path)
+    return read(path)
+
+
+def check_whole(path: Path) -> None:
+    """Raise UserError if a checkpoint is damaged."""
     if problem := _problem(path):
         raise UserError(f"checkpoint {path} is damaged: {problem}")
-    return read(path)
 
 
 def read(path: Path, *, mmap: bool = False) -> Checkpoint:
@@ -224,7 +243,7 @@ def read_state(path: Path) -> dict[str, Any]:
         raise UserError(f"checkpoint {path} cannot be used: {STATE} holds no plain data; {WAY_OUT}") from None
     check_version(file, state.get("schema_version"), SCHEMA_VERSION)
     step = state.get("step")
-    if type(step) is not int or _STEP_FOLDER.fullmatch(path.name) is None or step != _step(path):
+    if type(step) is not int or STEP_FOLDER.fullmatch(path.name) is None or step != _step(path):
         raise UserError(f"checkpoint {path} cannot be used: its {STATE} is of step {shortened(step)}; {WAY_OUT}")
     for name, is_right in _KINDS.items():
         if name in state and not is_right(state[name]):
@@ -342,7 +361,7 @@ def by_step(folder: Path) -> dict[int, Path]:
 
 def _step_folders(folder: Path) -> list[Path]:
     """Checkpoint folders by step, oldest first."""
-    return sorted((path for path in folder.glob("step-*") if _STEP_FOLDER.fullmatch(path.name)), key=_step)
+    return sorted((path for path in folder.glob("step-*") if STEP_FOLDER.fullmatch(path.name)), key=_step)
 
 
 def _step(path: Path) -> int:

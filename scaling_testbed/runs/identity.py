@@ -9,6 +9,8 @@ where these changed. Files of tasks are hashed.
 
 import contextlib
 import functools
+import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +57,7 @@ class Found:
 
 
 _KINDS: dict[str, type] = dict.fromkeys(("data_fingerprint", "tokenizer_fingerprint", "data_folder"), str) | (
-    dict.fromkeys(("data_inputs", "evaluation_data", "task_data", "plugins"), dict)
+    dict.fromkeys(("data_inputs", "evaluation_data", "task_data", "plugins"), dict) | {"lineage": list}
 )
 
 
@@ -70,7 +72,13 @@ class AtHand:
         """Compare what a row or a checkpoint of `run` recorded with what is at hand."""
         then = {key: value for key, value in then.items() if isinstance(value, _KINDS.get(key, ()))}
         changed, unknown = [], []
-        for found in (self._corpus(then, run), *_sets(then, run), *self._tasks(then, run), _plugins(then, run)):
+        for found in (
+            self._corpus(then, run),
+            *_sets(then, run),
+            *self._tasks(then, run),
+            _plugins(then, run),
+            _start(then, run),
+        ):
             changed += [found.changed] if found.changed else []
             unknown += [found.unknown] if found.unknown else []
         return Found("; ".join(changed) or None, "; ".join(unknown) or None)
@@ -116,6 +124,22 @@ def of_checkpoint(folder: Path) -> dict[str, Any] | None:
     return None
 
 
+def weights_sha256(checkpoint: Path) -> str:
+    """The sha256 of the file of weights of a checkpoint, or of the hashes of its shards, from its manifest. Raises
+    UserError if it has none."""
+    try:
+        files = read_json(checkpoint / "manifest.json")["files"]
+        hashes = {name: entry["sha256"] for name, entry in files.items()}
+        if "model.pt" in hashes:
+            return str(hashes["model.pt"])
+    except (LookupError, TypeError, AttributeError):
+        hashes = {}
+    shards = sorted(item for item in hashes.items() if item[0].startswith("shards/"))
+    if not shards:
+        raise UserError(f"checkpoint {checkpoint} has no weights in its manifest.json")
+    return hashlib.sha256(json.dumps(shards).encode()).hexdigest()
+
+
 def check_own(row: Mapping[str, Any] | None, run: RunConfig, folder: Path) -> None:
     """Raise UserError, with what differs in the configurations, if `row` in the folder of `run` is of another run."""
     if row is None or row["run_id"] == run_id(run):
@@ -131,6 +155,20 @@ def check_own(row: Mapping[str, Any] | None, run: RunConfig, folder: Path) -> No
 def _plugins(then: Mapping[str, Any], run: RunConfig) -> Found:
     problem = difference(then.get("plugins"), hashes(run.plugins))
     return Found(problem and f"was made with other code: {problem}")
+
+
+def _start(then: Mapping[str, Any], run: RunConfig) -> Found:
+    """The weights that the run began with. A parent may delete its checkpoints: the row keeps their sha256."""
+    if run.start.run is None or not then.get("lineage"):
+        return Found()
+    was, path = then["lineage"][-1].get("weights_sha256"), run.start.checkpoint
+    try:
+        now = weights_sha256(path)
+    except UserError:
+        return Found()
+    if was in (None, now):
+        return Found()
+    return Found(f"began with other weights: those of {path} have the sha256 {now[:12]}, and they had {str(was)[:12]}")
 
 
 def _sets(then: Mapping[str, Any], run: RunConfig) -> Iterator[Found]:

@@ -46,12 +46,23 @@ class Row:
     )
     n_params_no_qk_gains: int | None = fact("Parameters without the gains of the qk-norm.", "parameters")
     n_tokens: int | None = fact("Training tokens seen: steps times tokens in a batch.", "tokens")
-    steps: int | None = fact("Steps made.", "steps")
+    steps: int | None = fact("Steps made. With step in start.take, those of the parent are among them.", "steps")
     steps_planned: int | None = fact("Steps of the whole budget.", "steps")
-    epochs: float | None = fact("Passes through the train split.", "epochs")
+    epochs: float | None = fact("Passes through the train split, those of its lineage included.", "epochs")
     flops_6nd: float | None = fact("6 n_params n_tokens.", "FLOPs")
     flops: float | None = fact(
         "Training FLOPs counted from matrix products, attention and interventions included.", "FLOPs"
+    )
+    lineage: list[dict[str, Any]] | None = fact(
+        "The runs in whose state this one began, the oldest first: run_id, step, the sha256 of the weights, the "
+        "data_fingerprint, and what the run itself had spent: steps, n_tokens, flops. null without start.run."
+    )
+    n_tokens_here: int | None = fact("Training tokens of this run alone; null without start.run.", "tokens")
+    n_tokens_total: int | None = fact("Those of this run and its lineage; null without start.run.", "tokens")
+    flops_here: float | None = fact("Training FLOPs of this run alone; null without start.run.", "FLOPs")
+    flops_total: float | None = fact(
+        "Those of this run and its lineage; null without start.run, and where a run of an earlier version is in it.",
+        "FLOPs",
     )
     rate_means: str | None = fact(
         "The meaning of one unit of the learning rate. Sensitivities are compared only where it is the same."
@@ -59,7 +70,7 @@ class Row:
     val_loss: float | None = fact(
         "Cross-entropy of the last evaluation, without z-loss; null where the run was stopped early.", "nats per token"
     )
-    val_loss_initial: float | None = fact("Cross-entropy at step 0.", "nats per token")
+    val_loss_initial: float | None = fact("Cross-entropy before the first step of this run.", "nats per token")
     val_loss_best: float | None = fact("The lowest cross-entropy of all evaluations.", "nats per token")
     val_bpb: float | None = fact(
         "val_loss for each byte of text; null where the data are no text, or where the tokenizer loses text.",
@@ -216,7 +227,7 @@ def describe_row(row: dict[str, Any], folder: Path) -> str:
     shown = {
         "status": row["status"] if row.get("error") is None else f"{row['status']}: {row['error']}",
         "validation loss": _nats(row.get("val_loss")),
-        "  at step 0": _nats(row.get("val_loss_initial")),
+        "  at step 0" if row.get("lineage") is None else "  at the start": _nats(row.get("val_loss_initial")),
         "  bits per byte": _number(row.get("val_bpb"), ".4f") or _withheld(row.get("val_bpb_withheld")),
         "task error": _number(row.get("task_error"), ".4f") or _withheld(row.get("task_error_withheld")),
         "  of a guess": _number(row.get("task_error_chance"), ".4f"),

@@ -46,18 +46,20 @@ def check_whole(folder: Path) -> None:
 
 
 def read_shards(
-    path: Path, make: Callable[[str, torch.Size, torch.dtype], torch.Tensor], *, alone: bool
+    path: Path, make: Callable[[str, torch.Size, torch.dtype], torch.Tensor | None], *, alone: bool
 ) -> dict[str, torch.Tensor]:
     """Fill the tensors that `make` (key, shape, type) returns from a sharded checkpoint whose hashes agree.
 
-    A DTensor gets the part of this rank. alone: only this process reads; otherwise all ranks read together.
+    Where it returns None, the tensor is not read. A DTensor gets the part of this rank. alone: only this process reads;
+    otherwise all ranks read together.
     """
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.api import CheckpointException
 
     reader = _reader(path / SHARDS)
     known = reader.read_metadata().state_dict_metadata
-    tensors = {key: make(key, *_shape_and_type(path, key, entry)) for key, entry in known.items()}
+    made = {key: make(key, *_shape_and_type(path, key, entry)) for key, entry in known.items()}
+    tensors = {key: tensor for key, tensor in made.items() if tensor is not None}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # warning: there is no process group

@@ -79,6 +79,52 @@ def restore(
         restore_whole(path, tensors, model, optimizer, device)
 
 
+def begin_from(
+    path: Path,
+    model: Transformer,
+    optimizer: torch.optim.Optimizer,
+    device: torch.device,
+    *,
+    sharded: bool,
+    moments: bool,
+) -> None:
+    """Load the weights of another run's checkpoint of either kind, whose hashes agree.
+
+    moments: take the moments and the random state too. The settings of the optimizer, such as its weight decay, stay
+    those of this run. Raises UserError if they are of another model, or if the optimizer groups its parameters
+    otherwise.
+    """
+    if sharded and checkpoint.is_sharded(path):
+        _restore_shards(path, model, optimizer, moments=moments)
+        return
+    tensors = checkpoint.read(path, mmap=sharded).tensors
+    if not moments:
+        tensors.pop("rng", None)
+        tensors["optimizer"] = {"state": {}}
+    with refused_in_one_line(path):
+        if moments:
+            _check_groups(path, tensors["optimizer"]["param_groups"], optimizer)
+        tensors["optimizer"]["param_groups"] = optimizer.state_dict()["param_groups"]
+    if sharded:
+        with refused_in_one_line(path):
+            _shard_whole(tensors, model, optimizer, path)
+    elif moments:
+        restore_whole(path, tensors, model, optimizer, device)
+    else:
+        load_weights(model, tensors.get("model"), path)
+
+
+def _check_groups(path: Path, saved: list[dict[str, Any]], optimizer: torch.optim.Optimizer) -> None:
+    """Raise UserError unless the parameters are grouped as in the optimizer of the checkpoint at `path`: in it they
+    have numbers and no names."""
+    there, here = ([len(group["params"]) for group in groups] for groups in (saved, optimizer.param_groups))
+    if there != here:
+        raise UserError(
+            f"checkpoint {path} has moments of {there} parameters in groups, and the optimizer of this run has {here}, "
+            "because their settings differ; type start.take without optimizer"
+        )
+
+
 def restore_whole(
     path: Path, tensors: dict[str, Any], model: Transformer, optimizer: torch.optim.Optimizer, device: torch.device
 ) -> None:
@@ -108,8 +154,9 @@ def refused_in_one_line(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _restore_shards(path: Path, model: Transformer, optimizer: torch.optim.Optimizer) -> None:
-    """Restore from a sharded checkpoint. Every rank reads its parts; the number of ranks may have changed."""
+def _restore_shards(path: Path, model: Transformer, optimizer: torch.optim.Optimizer, *, moments: bool = True) -> None:
+    """Restore from a sharded checkpoint. Every rank reads its parts; the number of ranks may have changed. moments:
+    whether those are restored too."""
     parameters = dict(model.named_parameters())
     saved = sharded.shapes_in(path)
     weights = {key.removeprefix("model/"): shape for key, shape in saved.items() if key.startswith("model/")}
@@ -117,11 +164,13 @@ def _restore_shards(path: Path, model: Transformer, optimizer: torch.optim.Optim
     if lost := sorted({key.split("/")[1] for key in saved if key.startswith("optimizer/")} - set(parameters)):
         raise UserError(f"checkpoint {path} is of another model: it has moments of {lost[0]}; {checkpoint.WAY_OUT}")
 
-    def place(key: str, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
+    def place(key: str, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor | None:
         kind, name, *part = key.split("/")
         parameter = parameters[name]
         if kind == "model":
             return parameter.detach()
+        if not moments:
+            return None
         return _tensor_of_state(optimizer, parameter, part[0], shape, dtype)
 
     sharded.read_shards(path, place, alone=False)

@@ -224,7 +224,7 @@ def priced(runs: Sequence[PlannedRun], flops_per_second: float) -> list[PlannedR
 def measured_rate(rows: Iterable[dict[str, Any]]) -> float | None:
     """The median over finished runs of the FLOP/s that each GPU reached from start to end; None without such runs."""
     rates = [
-        row["flops"] / row["wall_seconds"] / (row.get("world_size") or 1)
+        (row.get("flops_here") or row["flops"]) / row["wall_seconds"] / (row.get("world_size") or 1)
         for row in rows
         if row.get("status") == "finished" and row.get("flops") and row.get("wall_seconds")
     ]

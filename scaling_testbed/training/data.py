@@ -20,7 +20,13 @@ MAIN_SET = "validation"
 def open_training_batches(run: RunConfig, data: PreparedData) -> TrainingBatches:
     """The training split of the run's `data`, in the run's own order."""
     batch = run.batch
-    return TrainingBatches(data.train, sequence_length=batch.sequence_length, sequences=batch.sequences, seed=run.seed)
+    return TrainingBatches(
+        data.train,
+        sequence_length=batch.sequence_length,
+        sequences=batch.sequences,
+        seed=run.seed,
+        skipped=run.data.skip_steps,
+    )
 
 
 def open_sets(run: RunConfig, data: PreparedData) -> dict[str, PreparedData]:

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from scaling_testbed.config.run import RunConfig, run_id
-from scaling_testbed.config.sections import CheckpointConfig
 from scaling_testbed.diagnostics.summary import Summary
 from scaling_testbed.errors import UserError
 from scaling_testbed.learning.interventions.base import Intervention
@@ -30,6 +29,7 @@ class Progress:
     starts. restarts: the starts before this one. metrics: what the checkpoint from which the run continues says of
     metrics.jsonl, or None. compiled_before: whether the model was compiled in the start that this one continues; None
     if there is none, or if its checkpoint does not say it. captured_before: the same for a step as one CUDA graph.
+    lineage: the runs in whose state this one began, the oldest first; see `Row.lineage`.
     """
 
     summary: Summary
@@ -43,6 +43,7 @@ class Progress:
     metrics: Written | None = None
     compiled_before: bool | None = None
     captured_before: bool | None = None
+    lineage: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def micro_batch(self) -> int:
@@ -88,7 +89,7 @@ class Progress:
 def is_evaluated(run: RunConfig, step: int, steps: int) -> bool:
     """Whether the weights after `step` updates of `steps` are evaluated."""
     every = run.evaluation.every_steps
-    return step in (0, steps) or bool(every) and step % every == 0
+    return step in (run.start.first_step, steps) or bool(every) and step % every == 0
 
 
 def is_scored(run: RunConfig, step: int, steps: int) -> bool:
@@ -97,10 +98,18 @@ def is_scored(run: RunConfig, step: int, steps: int) -> bool:
     return step == steps or bool(every) and step % every == 0
 
 
-def is_saved(config: CheckpointConfig, step: int) -> bool:
+def is_saved(run: RunConfig, step: int) -> bool:
     """Whether a checkpoint is saved after `step` updates, for any step but the last."""
-    every = config.every_steps
-    return step > 0 and (bool(every) and step % every == 0 or step in config.keep_steps)
+    every = run.checkpoint.every_steps
+    due = bool(every) and step % every == 0 or step in run.checkpoint.keep_steps
+    return step > run.start.first_step and due
+
+
+def spent(parts: Parts, step: int) -> dict[str, Any]:
+    """Steps, tokens and FLOPs of this run alone, after `step` updates."""
+    steps = step - parts.run.start.first_step
+    n_tokens = steps * parts.run.batch.tokens
+    return {"steps": steps, "n_tokens": n_tokens, "flops": float(parts.flops_per_token * n_tokens)}
 
 
 def save(parts: Parts, progress: Progress) -> None:
@@ -124,6 +133,8 @@ def save(parts: Parts, progress: Progress) -> None:
         "train_loss_last": progress.train_loss_last,
         "wall_seconds": progress.clock.wall_seconds,
         "updates": states_of(parts.interventions),
+        "lineage": progress.lineage,
+        "spent": spent(parts, progress.step),
         **parts.recorded(),
         "plugins": hashes(parts.run.plugins),
     }
@@ -141,16 +152,15 @@ def _sync(parts: Parts) -> Written:
     return parts.folder.written()
 
 
-def resume(parts: Parts) -> Progress:
-    """Restore the newest complete checkpoint, if there is one, and return its progress. Every rank calls this.
+def resume(parts: Parts) -> Progress | None:
+    """Restore the newest complete checkpoint and return its progress; None if there is none. Every rank calls this.
 
     Raises UserError if every checkpoint is damaged, if the newest is of another run or of a step that this run does not
     have, or if the data or a plug-in differs from that of the run.
     """
     found, config = parts.processes.on_main(lambda: _find_checkpoint(parts)), parts.run.diagnostics
     if found is None:
-        torch.manual_seed(parts.run.seed)
-        return Progress(summary=Summary(config), micro_batches={0: parts.micro_batch})
+        return None
     path, plain = Path(found[0]), found[1]
     with state.refused_in_one_line(path):
         kept = plain.get("summary")  # earlier versions took the summary from metrics.jsonl alone
@@ -165,6 +175,7 @@ def resume(parts: Parts) -> Progress:
             restarts=plain.get("restarts", 0) + 1,
             compiled_before=plain.get("compiled"),
             captured_before=plain.get("cuda_graph"),
+            lineage=plain.get("lineage", []),
         )
         restore_states(parts.interventions, plain.get("updates", {}))
     sharded = parts.run.parallelism.is_sharded

@@ -66,10 +66,12 @@ class Records:
             say(rounding)
         if (run.diagnostics.at_step or 0) > parts.steps:
             say(f"diagnostics.at_step={run.diagnostics.at_step} is after the last step and is not measured")
-        if progress.step:
+        if progress.step > run.start.first_step:
             say(f"resumed at step {progress.step:,} (start {progress.restarts + 1} of this run)")
             if self._source_change:
                 say(f"note: what it is computed with has changed since the last start: {self._source_change}")
+        elif run.start.run is not None:
+            say(f"begins with {listed(run.start.take)} of {run.start.run} at its step {run.start.number:,}")
         if progress.compiled_before not in (None, parts.compiled):
             now, before = ("compiled", "not") if parts.compiled else ("not compiled", "compiled")
             say(f"the model is {now} from here on, and was {before} before: the last bits of the losses may differ")

@@ -1,6 +1,7 @@
 """Make the row of a run from its parts and its progress."""
 
 import dataclasses
+from typing import Any
 
 from scaling_testbed.data.manifest import window_entropy_nats
 from scaling_testbed.processes.device import device_name, peak_flops
@@ -8,7 +9,7 @@ from scaling_testbed.runs.environment import versions
 from scaling_testbed.runs.row import STOPPED_EARLY, Row
 from scaling_testbed.training import tasks
 from scaling_testbed.training.parts import Parts
-from scaling_testbed.training.progress import Progress
+from scaling_testbed.training.progress import Progress, spent
 from scaling_testbed.training.records import Records
 
 
@@ -36,10 +37,10 @@ def make_row(parts: Parts, progress: Progress, records: Records, outcome: Outcom
         **parts.recorded(),
         **of_tasks,
         **summary.diagnostics(progress.step),
+        **of_start(parts, progress),
         n_tokens=n_tokens,
         steps=progress.step,
         steps_planned=parts.steps,
-        epochs=parts.batches.epochs(progress.step),
         flops_6nd=float(6 * parts.counts.n_params * n_tokens),  # more than 64 bits for large runs
         flops=float(parts.flops_per_token * n_tokens),
         val_loss=last.get("val_loss") if is_over else None,
@@ -79,3 +80,21 @@ def make_row(parts: Parts, progress: Progress, records: Records, outcome: Outcom
         versions=versions(),
         added=errors | added,
     )
+
+
+def of_start(parts: Parts, progress: Progress) -> dict[str, Any]:
+    """What the row says of the lineage of the run, and of the passes through the data, which it decides too."""
+    if not (lineage := progress.lineage):
+        return {"epochs": parts.batches.epochs(progress.step)}
+    here, windows = spent(parts, progress.step), parts.batches.n_windows * parts.run.batch.sequence_length
+    all_of = {key: [*(run[key] for run in lineage), here[key]] for key in ("n_tokens", "flops")}
+    known = {key: None if None in values else sum(values) for key, values in all_of.items()}
+    same_data = [run["n_tokens"] for run in lineage if run["data_fingerprint"] == parts.data.fingerprint]
+    return {
+        "lineage": lineage,
+        "n_tokens_here": here["n_tokens"],
+        "n_tokens_total": known["n_tokens"],
+        "flops_here": here["flops"],
+        "flops_total": known["flops"],
+        "epochs": None if None in same_data else (here["n_tokens"] + sum(same_data)) / windows,
+    }

@@ -31,6 +31,7 @@ from scaling_testbed.training.parts import build_parts
 from scaling_testbed.training.progress import is_evaluated, is_saved, is_scored, resume, save
 from scaling_testbed.training.records import Records
 from scaling_testbed.training.row import Outcome, make_row
+from scaling_testbed.training.start import begin
 from scaling_testbed.training.step import (
     Diverged,
     Queue,
@@ -73,7 +74,7 @@ def train(run: RunConfig, interrupts: Interrupts | None = None, *, quiet: bool =
             with interrupts.at_once() if world.size == 1 else contextlib.nullcontext():
                 quiet = quiet or not world.is_main
                 parts = build_parts(run, folder, processes, quiet=quiet)
-                progress = resume(parts)
+                progress = resume(parts) or begin(parts)
                 records = Records(parts, progress, quiet=quiet)
         except Interrupted as signal:
             row = Row.of(run, status="preempted", error=f"stopped by {signal} before training").as_dict()
@@ -85,7 +86,7 @@ def train(run: RunConfig, interrupts: Interrupts | None = None, *, quiet: bool =
 
         def needs_host(step: int) -> bool:
             reads_weights = is_evaluated(run, step, parts.steps) or is_scored(run, step, parts.steps)
-            return reads_weights or is_saved(run.checkpoint, step)
+            return reads_weights or is_saved(run, step)
 
         try:
             while True:
@@ -96,7 +97,7 @@ def train(run: RunConfig, interrupts: Interrupts | None = None, *, quiet: bool =
                         if is_scored(run, progress.step, parts.steps):
                             progress.record |= tasks.score(parts, lambda: poll(processes, interrupts))
                         records.write(progress)
-                        if progress.step < parts.steps and is_saved(run.checkpoint, progress.step):
+                        if progress.step < parts.steps and is_saved(run, progress.step):
                             save(parts, progress)
                     if progress.step == parts.steps:
                         break

@@ -104,7 +104,8 @@ def smaller_micro_batch(rows: int) -> int | None:
 def rate(parts: Parts, step: int) -> float:
     """The learning rate of update number `step` (from 0)."""
     run = parts.run
-    return run.schedule.lr(step, parts.steps, run.optimizer.lr, run.batch.tokens)
+    share = run.start.share_of_rate(step)
+    return share * run.schedule.lr(step, parts.steps, run.optimizer.lr, run.batch.tokens)
 
 
 def inputs(parts: Parts, step: int) -> Inputs:

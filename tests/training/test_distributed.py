@@ -136,6 +136,12 @@ def two(tmp_path_factory, python):
             runs.add(f"{stages}_3", f"parallelism={kind}", runs=stages)
         runs.add("evaluating", "parallelism=fsdp", runs="evaluating", fault=[1, 9, "evaluation"])
         runs.add("evaluated", "parallelism=fsdp", runs="evaluating")
+        # Runs that begin in the state of runs of another kind, with and without moments.
+        for kind, other in (("ddp", "fsdp"), ("fsdp", "ddp"), ("fsdp", "fsdp"), ("fsdp", "single")):
+            start = [f"start.run={runs.run_folder(kind)}", "start.step=8"]
+            runs.add(f"{kind}_then_{other}", f"parallelism={other}", *start, alone=other == "single")
+        runs.add("fsdp_weights", "parallelism=fsdp", *start, "start.take=[weights,step]")
+        runs.add("single_weights", *start, "start.take=[weights,step]", alone=True)
         runs.add("stopped", "parallelism=fsdp", *HARD, fault=[0, 6, "signal"])
         runs.add("broken", "parallelism=ddp", fault=[1, 3, "error"])  # the last one: it breaks the group
 
@@ -643,3 +649,15 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
     assert choose_device(ComputeConfig(), 1) == torch.device("cuda", 1)
     with pytest.raises(ConfigError, match="process 3 of this machine has no GPU: PyTorch sees 2"):
         choose_device(ComputeConfig(), 2)
+
+
+def test_a_run_can_begin_in_the_state_of_a_run_of_any_kind(two):
+    for kind, other in (("ddp", "fsdp"), ("fsdp", "ddp"), ("fsdp", "fsdp"), ("fsdp", "single")):
+        parent, branch = two.row(kind), two.row(f"{kind}_then_{other}")
+        assert (branch["status"], branch["steps"]) == ("finished", parent["steps"])
+        assert branch["val_loss"] == pytest.approx(parent["val_loss"], rel=1e-6)
+        last = [metrics(two.run_folder(name))[-1] for name in (kind, f"{kind}_then_{other}")]
+        assert last[1]["grad_norm"] == pytest.approx(last[0]["grad_norm"], rel=1e-6)
+        assert branch["lineage"][0]["weights_sha256"] and branch["flops_total"] == pytest.approx(parent["flops"])
+    assert two.row("fsdp_weights")["val_loss"] == pytest.approx(two.row("single_weights")["val_loss"], rel=1e-6)
+    assert two.row("fsdp_weights")["val_loss"] != pytest.approx(two.row("fsdp_then_fsdp")["val_loss"], rel=1e-6)

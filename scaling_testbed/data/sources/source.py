@@ -22,6 +22,8 @@ from scaling_testbed.registry import Registry
 
 SOURCES: Registry[type["Source"]] = Registry("data source")
 
+OF_THE_RUN = ("name", "skip_steps")  # the fields of a source that decide no token
+
 
 class Job(Protocol):
     """The interface of one preparation to a source. work: the folder for the shards."""
@@ -48,6 +50,13 @@ class Source:
     """
 
     name: str = key("", "The name in front of prepared folders. It is no part of the identity of the data.")
+    skip_steps: list[int] = key(
+        [],
+        "Steps whose batches are left out of training, as [a,b): from step a on, a run trains on what it would have "
+        "trained on b - a steps later. More numbers are further pairs, in rising order. It is for a run that begins "
+        "before a spike of another one (start.run). The prepared data are the same.",
+        identity=ADDED_LATER,
+    )
 
     uses_tokenizer: ClassVar[bool] = False
     where_fields: ClassVar[tuple[str, ...]] = ()
@@ -61,7 +70,9 @@ class Source:
 
     def identity(self) -> dict:
         """Everything about the source that determines the tokens, as plain JSON. It must not read a document."""
-        left_out = {field.name for field in fields(self) if not identifies(field, getattr(self, field.name))}
+        left_out = {*OF_THE_RUN} | {
+            field.name for field in fields(self) if not identifies(field, getattr(self, field.name))
+        }
         there = {name: value for name, value in self.description()["fields"].items() if name not in left_out}
         return {"kind": self.kind, **there}
 
@@ -69,7 +80,7 @@ class Source:
         """What the configuration says of the tokens, without the places of files, as plain JSON: the kind, and the keys
         that differ from their default."""
         return {"kind": self.kind} | {
-            k: v for k, v in changed_from_default(self).items() if k not in ("name", *self.places)
+            k: v for k, v in changed_from_default(self).items() if k not in (*OF_THE_RUN, *self.places)
         }
 
     def inputs(self) -> dict[str, list[str]] | None:
@@ -86,9 +97,7 @@ class Source:
 
     def description(self) -> dict:
         """The record of this source in the manifest."""
-        fields = asdict(self)
-        del fields["name"]
-        return {"kind": self.kind, "fields": fields}
+        return {"kind": self.kind, "fields": {k: v for k, v in asdict(self).items() if k not in OF_THE_RUN}}
 
     def where(self) -> str:
         """The place that the source reads, for messages."""

@@ -1,0 +1,130 @@
+"""The first state of a run: new weights, or what another run has left at one of its steps (start.run).
+
+The parent's checkpoint is verified and read, and never changed. The step's number, if it is taken, decides data and
+rate. Tokens and FLOPs of all runs before are counted in the lineage.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scaling_testbed.config.run import RunConfig, changes
+from scaling_testbed.config.start import OPTIMIZER, STEP, steps_saved
+from scaling_testbed.diagnostics.summary import Summary
+from scaling_testbed.errors import ConfigError, UserError
+from scaling_testbed.files import read_yaml
+from scaling_testbed.runs import checkpoint, state
+from scaling_testbed.runs.identity import weights_sha256
+from scaling_testbed.training.parts import Parts
+from scaling_testbed.training.progress import Progress, restore_states
+
+MODEL = ("model.", "parametrization.")
+BATCH = ("batch.sequences", "batch.sequence_length")
+
+
+def begin(parts: Parts) -> Progress:
+    """The progress of a run that has made no step, with its weights and moments in place. Every rank calls this.
+
+    Raises UserError if the checkpoint to begin from is not there or is damaged, and ConfigError if it does not fit this
+    run.
+    """
+    run, summary = parts.run, Summary(parts.run.diagnostics)
+    torch.manual_seed(run.seed)
+    if run.start.run is None:
+        return Progress(summary=summary, micro_batches={0: parts.micro_batch})
+    path, first = run.start.checkpoint, run.start.first_step
+    plain, lineage = parts.processes.on_main(lambda: _of_parent(parts, path))
+    moments, sharded = OPTIMIZER in run.start.take, run.parallelism.is_sharded
+    state.begin_from(path, parts.model, parts.optimizer, parts.device, sharded=sharded, moments=moments)
+    if moments:
+        with state.refused_in_one_line(path):
+            restore_states(parts.interventions, plain.get("updates", {}))
+    return Progress(
+        summary=summary,
+        micro_batches={first: parts.micro_batch},
+        step=first,
+        record={"step": first},
+        lineage=lineage,
+    )
+
+
+def _of_parent(parts: Parts, path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The plain data of the parent's checkpoint, and the lineage of this run. Raises as `begin`."""
+    start = parts.run.start
+    if not path.is_dir():
+        there = steps_saved(start.folder)
+        kept = f"it has checkpoints of {', '.join(map(str, there))}" if there else "it has no checkpoint"
+        kept = kept if start.folder.is_dir() else "there is no such folder"
+        raise UserError(
+            f"start.run={start.run} has no checkpoint of step {start.number}: {kept}; a run keeps those of "
+            "checkpoint.keep_steps=[...]"
+        )
+    checkpoint.check_whole(path)
+    plain = checkpoint.read_state(path)
+    if (there_id := plain.get("run_id", start.run_id)) != start.run_id:
+        raise UserError(f"checkpoint {path} is of the run {there_id}, and start.run says {start.run_id}")
+    recorded = _configuration(start.folder)
+    _check_fits(parts, recorded, plain)
+    spent = plain.get("spent") or _spent_then(recorded, start.number)
+    parent = {
+        "run_id": start.run_id,
+        "step": start.number,
+        "weights_sha256": weights_sha256(path),
+        "data_fingerprint": plain.get("data_fingerprint"),
+        **spent,
+    }
+    if (last := start.first_step) >= parts.steps:
+        raise ConfigError(
+            f"start.step={last} is not before the last of the {parts.steps:,} steps of this run; give a larger budget, "
+            "or leave step out of start.take"
+        )
+    return plain, [*plain.get("lineage", []), parent]
+
+
+def _configuration(folder: Path) -> dict[str, Any]:
+    """The configuration of the parent, as it was recorded."""
+    try:
+        recorded = read_yaml(folder / "config.yaml")
+    except FileNotFoundError:
+        recorded = None
+    if not isinstance(recorded, dict):
+        raise UserError(f"start.run={folder} has no configuration in config.yaml, which says what its weights are of")
+    return recorded
+
+
+def _check_fits(parts: Parts, recorded: dict[str, Any], plain: dict[str, Any]) -> None:
+    """Raise ConfigError unless this run can go on with what it takes from its parent."""
+    run, start = parts.run, parts.run.start
+    differing = changes(recorded, run)
+    if other := [text for text in differing if text.startswith(MODEL)]:
+        raise ConfigError(f"start.run={start.run} has weights of another model: {other[0]}")
+    was, now = plain.get("tokenizer_fingerprint"), parts.data.tokenizer_fingerprint
+    if "tokenizer_fingerprint" in plain and was != now:
+        raise ConfigError(
+            f"start.run={start.run} has weights for another tokenizer: its tokenizer_fingerprint is {was}, and that of "
+            f"{parts.data.folder} is {now}; use its tokenizer"
+        )
+    if OPTIMIZER in start.take and (other := [text for text in differing if text.startswith("optimizer.name ")]):
+        raise ConfigError(
+            f"start.run={start.run} has moments of another optimizer: {other[0]}; type {without(run, OPTIMIZER)}"
+        )
+    if STEP in start.take and (other := [text for text in differing if text.startswith(BATCH)]):
+        raise ConfigError(
+            f"start.run={start.run} has steps of another batch, which are no steps of this run: {other[0]}; type "
+            f"{without(run, STEP)}"
+        )
+
+
+def without(run: RunConfig, name: str) -> str:
+    """The override that takes all but `name`."""
+    return f"start.take=[{','.join(entry for entry in run.start.take if entry != name)}]"
+
+
+def _spent_then(recorded: dict[str, Any], step: int) -> dict[str, Any]:
+    """What a run of an earlier version had spent at `step`: its checkpoint does not say it. Its FLOPs are unknown."""
+    try:
+        tokens = step * int(recorded["batch"]["sequences"]) * int(recorded["batch"]["sequence_length"])
+    except (LookupError, TypeError, ValueError):
+        tokens = None
+    return {"steps": step, "n_tokens": tokens, "flops": None}
