@@ -147,6 +147,7 @@ def plan(
     from scaling_testbed.sweeps.plan import measured_rate, priced, sweep_folder
     from scaling_testbed.sweeps.status import rows
     from scaling_testbed.sweeps.unusual import unusual_lines
+    from scaling_testbed.sweeps.trunks import saving
     from scaling_testbed.sweeps.view import detectable_effects, plan_table, too_large
     from scaling_testbed.tables import console
 
@@ -175,6 +176,8 @@ def plan(
         f"records under {sweep_folder(runs)}/",
         sep="; ",
     )
+    if saved := saving(runs):
+        print(saved)
     for line in too_large(runs) if config.gpus_per_node else []:
         print(line)
     for line in bf16_remark(runs) if not chosen.launcher else []:
@@ -388,7 +391,11 @@ def _submit(chosen: Asked, launcher: str, dry_run: bool, failed_too: bool = Fals
         largest = slurm.DEFAULT_MAX_ARRAY_SIZE
         with contextlib.suppress(UserError):  # the script can be shown without a cluster
             largest = slurm.max_array_size()
-        print(slurm.job_script(sweep_folder(runs) / "slurm" / "NNN", due[: largest - 1], config), end="")
+        first, *later = slurm.generations(due)
+        print(slurm.job_script(sweep_folder(runs) / "slurm" / "NNN", first[: largest - 1], config), end="")
+        if later:
+            counted = ", ".join(str(len(group)) for group in later)
+            print(f"then {counted} tasks, each group in an array job after the one before", file=sys.stderr)
         return
     largest = slurm.max_array_size()
     remember(runs, chosen.sweep)
@@ -401,9 +408,14 @@ def _submit(chosen: Asked, launcher: str, dry_run: bool, failed_too: bool = Fals
         if not due:
             print("another process has submitted these runs in the meantime")
             return
-        for submission in slurm.write_submissions(due, config, largest):
-            done = slurm.submit(submission)
-            print(f"job {done.job_id}: {len(done.runs)} tasks, script and output in {done.folder}/")
+        jobs = {state.run.run_id: state.job for state in states if state.state in ("queued", "running")}
+        for group in slurm.generations(due):
+            after = sorted({job for run in group if (job := jobs.get(run.after or ""))})
+            for submission in slurm.write_submissions(group, config, largest, after):
+                done = slurm.submit(submission)
+                jobs |= {run.run_id: done.job_id for run in done.runs}
+                waits = f", after job {', '.join(after)}" if after else ""
+                print(f"job {done.job_id}: {len(done.runs)} tasks{waits}, script and output in {done.folder}/")
 
 
 def _say_if_none_failed(states: "Sequence[RunState]") -> None:

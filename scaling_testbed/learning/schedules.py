@@ -146,8 +146,16 @@ class WarmupStableDecayConfig(Schedule):
         if not 0 < self.decay_fraction <= 1:
             raise ConfigError(f"decay_fraction must be above 0 and at most 1; got {self.decay_fraction}")
 
+    def decay_begin(self, run_steps: int, tokens_per_step: int | None = None) -> int:
+        """The number of updates before the first one whose rate is below the peak. Raises ValueError as
+        `warmup_steps` does."""
+        return self._begin(self.warmup_steps(run_steps, tokens_per_step), self.length(run_steps))
+
+    def _begin(self, warmup: int, total: int) -> int:
+        return max(warmup, total - round(self.decay_fraction * total))
+
     def after_warmup(self, done: int, warmup: int, total: int, peak: float, floor: float) -> float:
-        begin = max(warmup, total - round(self.decay_fraction * total))
+        begin = self._begin(warmup, total)
         return floor + (peak - floor) * _DECAY_SHAPES[self.decay_shape](_progress(done, begin, total))
 
 

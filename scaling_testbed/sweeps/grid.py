@@ -68,7 +68,7 @@ ANALYSES = ("lr_sensitivity", "instability", "decide", "report", "fit", "frontie
 MOST_RUNS = 100_000  # to compose them takes half an hour
 KEYS = (
     *("description", "paper", "experiment", "analysis", "declared", "overrides", "axes", "together", "exclude"),
-    *("rules", "seeds", "plugins", "configs"),
+    *("rules", "seeds", "shared_trunk", "plugins", "configs"),
 )
 
 
@@ -79,7 +79,8 @@ class Sweep:
     name: of the file. folder: of its runs, which is the name, followed by the scale unless that is the first. scale:
     None if the file has no scales. paper, experiment: names in papers.paper.PAPERS. Both can be None. A paper without
     an experiment means that the runs have its settings. declared: how the results are judged; None if the file does not
-    say it. plugins, configs: of every run, typed or in the file, with absolute paths.
+    say it. shared_trunk: whether runs that differ only in the budget share the part before their decay (trunks.py).
+    plugins, configs: of every run, typed or in the file, with absolute paths.
     """
 
     name: str
@@ -96,6 +97,7 @@ class Sweep:
     exclude: list[dict[str, list[str]]] = field(default_factory=list)
     rules: dict[str, str] = field(default_factory=dict)
     seeds: list[str] = field(default_factory=lambda: ["0"])
+    shared_trunk: bool = False
     plugins: list[str] = field(default_factory=list)
     configs: list[str] = field(default_factory=list)
 
@@ -209,6 +211,8 @@ def _checked(content: Any, known: Sequence[str], folder: Path) -> dict:
         declaration.parsed(content["declared"])
     if "rules" in content:
         content["rules"] = rules.checked(content["rules"])
+    if "shared_trunk" in content:
+        check_choice("shared_trunk", content["shared_trunk"], ("true", "false"))
     if content.get("seeds") == []:
         raise ConfigError("seeds must hold one number or more; got []")
     if bad := [text for text in content.get("overrides", []) if not isinstance(text, str) or "=" not in text]:
@@ -295,6 +299,7 @@ def _parse(content: dict, **named: Any) -> Sweep:
     if {} in excluded:
         raise ConfigError("exclude holds an entry without keys, which every run matches; write {key: value, ...}")
     content["exclude"] = [{key_of(key): values for key, values in entry.items()} for entry in excluded]
+    content["shared_trunk"] = content.get("shared_trunk") == "true"
     content["seeds"] = [spelled(seed) for seed in content.get("seeds", [0])]
     content["rules"] = {key: text for key, text in content.get("rules", {}).items() if text is not None}
     if "declared" in content:

@@ -107,7 +107,8 @@ class Driver:
         self.states = {state.run.run_id: state for state in read_states(self.runs, self._comparison)}
         if not self.retry:
             check_none_changed(list(self.states.values()))
-        self.waiting = sorted((run for run in self.runs if self._is_due(run)), key=lambda run: -run.flops)
+        chain = with_followers(self.runs)
+        self.waiting = sorted((run for run in self.runs if self._is_due(run)), key=lambda run: -chain[run.run_id])
         self._skipped = [run for run in self.runs if self.states[run.run_id].state == "failed" and not self.retry]
         self.failures = {run.run_id: self.states[run.run_id].error or "failed" for run in self._skipped}
         self._judge = self._judge_of_sweep()
@@ -191,6 +192,8 @@ class Driver:
                 return
             if run.run_id in self.awaited and not look:
                 continue
+            if not self._can_begin(run):
+                continue
             if owner := owner_of(Path(run.folder) / "lock"):
                 if run.run_id not in self.awaited:
                     self.awaited.add(run.run_id)
@@ -203,6 +206,21 @@ class Driver:
             else:  # it ended in the other process
                 self._note_failure(run, "failed")
                 self._say(run)
+
+    def _can_begin(self, run: PlannedRun) -> bool:
+        """Whether the run that this one begins after, if there is one, has finished. If that one has ended otherwise,
+        this one has failed."""
+        before = self.states.get(run.after or "")
+        if before is None or before.state == "finished":
+            return True
+        there = before.run.run_id in self.children or before.run in self.waiting
+        if not there:
+            self.waiting.remove(run)
+            self.states[run.run_id] = replace(self.states[run.run_id], state="failed")
+            why = f"it begins where {before.run.label} ({before.run.run_id}) ends, and that run has {before.state}"
+            self.failures[run.run_id] = why
+            self._say(run)
+        return False
 
     def _begin(self, run: PlannedRun, free: list[dict[str, str]]) -> None:
         """Start a run in a free slot. If its folder cannot be written, it has failed, and the others continue."""
@@ -281,7 +299,9 @@ class Driver:
 
     def _share_done(self, run: PlannedRun) -> float:
         state = self.states[run.run_id]
-        return 0.0 if state.state == "changed" else state.step / run.steps  # what has changed is trained from step 0
+        if state.state == "changed":  # it is trained again from its first step on
+            return 0.0
+        return max(0, state.step - run.first_step) / (run.steps - run.first_step)
 
     def _seconds_left(self) -> float | None:
         """Estimate from the FLOPs of the steps that were trained since this driver began. None until ENOUGH_RUNS runs
@@ -321,6 +341,21 @@ class Driver:
         for line in about_hopeless({"status": state.state} for state in self.states.values()):
             say(f"{line}; without --stop-hopeless the same command continues", errors=True)
         return 1 if self.failures else 0
+
+
+def with_followers(runs: Sequence[PlannedRun]) -> dict[str, float]:
+    """run_id -> the FLOPs of a run and of the longest chain of runs that begin after it, one after the other."""
+    chain = {run.run_id: run.flops for run in runs}
+    known = {run.run_id: run for run in runs}
+    for last in runs:
+        run, total = last, last.flops
+        while (before := known.get(run.after or "")) is not None:
+            total += before.flops
+            if chain[before.run_id] >= total:
+                break
+            chain[before.run_id] = total
+            run = before
+    return chain
 
 
 def _shares_process(run: PlannedRun, slot: dict[str, str]) -> bool:

@@ -29,6 +29,7 @@ from scaling_testbed.sweeps.gpu_memory import ASSUMED_GIB, fits, fitting_overrid
 from scaling_testbed.sweeps.grid import Sweep, overrides_before
 from scaling_testbed.sweeps.rules import with_values
 from scaling_testbed.sweeps.unusual import unusual
+from scaling_testbed.sweeps.trunks import Branched, branched
 
 PLAN_FILE = "plan.jsonl"
 SWEEP_FILE = "sweep.json"
@@ -42,8 +43,10 @@ class PlannedRun:
 
     varied: the keys and values in which it differs from the other runs. n_params: all parameters; flops_6nd = 6
     n_params n_tokens; both as in a row. budget_n_params: the N of the budget, counted by its convention `params`.
-    flops: counted from the matrix products, including those of interventions. memory_bytes: an estimate for each GPU of
-    the run. gpu_memory_gib: the memory of a GPU, for comparison. fits_with: the overrides that make the run fit this
+    flops: counted from the matrix products, including those of interventions, of the steps from first_step on: a run
+    that begins in the state of another one has that many steps before it. after: the run_id of this other run, if it is
+    of the sweep too. is_part: whether the run is a part of a trunk (trunks.py). memory_bytes: an estimate for each GPU
+    of the run. gpu_memory_gib: the memory of a GPU, for comparison. fits_with: the overrides that make the run fit this
     GPU; None if it fits, or if none is known. config: the configuration, the counts of parameters by every convention,
     and the meaning of the learning rate, flat as in a row, so that a plan can be read without composing; empty in plans
     of older versions. unusual: as in `unusual`; not kept in plan.jsonl.
@@ -66,6 +69,9 @@ class PlannedRun:
     gpu_hours: float | None = None
     gpu_memory_gib: float = ASSUMED_GIB
     fits_with: list[str] | None = None
+    first_step: int = 0
+    after: str | None = None
+    is_part: bool = False
     config: dict[str, Any] = field(default_factory=dict, repr=False)
     unusual: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
 
@@ -77,6 +83,11 @@ class PlannedRun:
     def fits(self) -> bool:
         """Whether the estimate of memory fits a GPU of gpu_memory_gib, or the run uses no GPU."""
         return self.config.get("compute.device") == "cpu" or fits(self.memory_bytes, self.gpu_memory_gib)
+
+    @property
+    def share(self) -> float:
+        """The share of its steps that the run makes itself."""
+        return 1 - self.first_step / self.steps
 
     @property
     def budget_flops_6nd(self) -> float:
@@ -119,18 +130,34 @@ def plan(
     followers = {key for entry in sweep.together for key in list(entry)[1:]}  # the leading key identifies them
     shown = [key for key in points[0] if key not in followers]
     varied = [key for key in shown if len({point[key] for point in points}) > 1]
-    for point, overrides, run in zip(points, lists, compose_many(lists), strict=True):
+    shown_points = [{key: point[key] for key in varied} for point in points]
+    composed = compose_many(lists)
+    members = [Branched(*entry) for entry in zip(composed, lists, shown_points, strict=True)]
+    if sweep.shared_trunk:
+        members = branched(composed, lists, shown_points, steps_of=lambda run: steps_of(run, counts(run)))
+    for member in members:
+        run = member.run
         if processes is not None:
             check_world(World(size=processes), run.parallelism, run.batch.sequences)
-        own = {key: point[key] for key in varied}
-        planned = _planned(run, of_data(run), processes or 1, own, overrides, gpu_memory_gib, runs_per_gpu)
+        planned = _planned(member, of_data(run), processes or 1, gpu_memory_gib, runs_per_gpu)
         found.setdefault(planned.run_id, planned)
-        folders.add(str(Path(planned.folder).parent))
+        folders.add(str(sweep_folder([planned])))
     if len(folders) > 1:
         raise ConfigError(
             f"name= and runs_dir= must be the same for all runs of a sweep; got {' and '.join(sorted(folders))}"
         )
-    return list(found.values()), len(points) - len(found)
+    return list(found.values()), len(members) - len(found)
+
+
+def steps_of(run: RunConfig, counts: ParamCounts) -> int:
+    """The steps of a run. Raises ConfigError if it begins at one of them that it does not have."""
+    steps = run.budget.resolve_steps(counts, run.batch.tokens)
+    if run.start.first_step >= steps:
+        raise ConfigError(
+            f"start.step={run.start.first_step} is not before the last of the {steps:,} steps of this run; give a "
+            "larger budget, or leave step out of start.take"
+        )
+    return steps
 
 
 def _overrides(sweep: Sweep, point: dict[str, str]) -> list[str]:
@@ -148,28 +175,22 @@ def _overrides(sweep: Sweep, point: dict[str, str]) -> list[str]:
 
 
 def _planned(
-    run: RunConfig,
-    of_data: tuple[int, int | None],
-    processes: int,
-    varied: dict[str, str],
-    overrides: list[str],
-    gib: float,
-    runs_per_gpu: int,
+    member: Branched, of_data: tuple[int, int | None], processes: int, gib: float, runs_per_gpu: int
 ) -> PlannedRun:
-    vocab_size, train_tokens = of_data
+    run, (vocab_size, train_tokens) = member.run, of_data
     model = run.model.resolved(vocab_size)
     counts = count_params(model)
-    steps = run.budget.resolve_steps(counts, run.batch.tokens)
+    steps, first = steps_of(run, counts), run.start.first_step
     n_tokens = steps * run.batch.tokens
-    flops = flops_per_token(run, model) * n_tokens
+    flops = flops_per_token(run, model) * (steps - first) * run.batch.tokens
     config = {key: value for key, value in flatten(run).items() if "." in key or key == "seed"}
     gib = (run.compute.gpu_memory_gib or gib) / runs_per_gpu
     n_bytes = planned_memory(run, model, counts.n_params, processes, gib).total
     return PlannedRun(
         run_id=run_id(run),
         folder=str(run_folder_path(run)),
-        varied=varied,
-        overrides=overrides,
+        varied=member.point,
+        overrides=member.overrides,
         params=run.budget.params,
         budget_n_params=getattr(counts, run.budget.params),
         n_params=counts.n_params,
@@ -182,6 +203,9 @@ def _planned(
         memory_bytes=n_bytes,
         gpu_memory_gib=gib,
         fits_with=None if fits(n_bytes, gib) else fitting_overrides(run, model, counts.n_params, processes, gib),
+        first_step=first,
+        after=member.after,
+        is_part=member.is_part,
         config=config | asdict(counts) | {"rate_means": rate_means(run)},
         unusual=unusual(run, model, counts, steps, train_tokens),
     )
@@ -239,7 +263,8 @@ def on_gpus(overrides: Sequence[str]) -> list[str]:
 
 def sweep_folder(runs: Sequence[PlannedRun]) -> Path:
     """The folder of all runs of one sweep."""
-    return Path(runs[0].folder).parent
+    folder = Path(runs[0].folder).parent
+    return folder.parent if runs[0].is_part else folder
 
 
 @contextlib.contextmanager

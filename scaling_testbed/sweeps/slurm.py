@@ -102,28 +102,45 @@ class Submission:
     job_id: str | None = None
 
 
-def write_submissions(runs: Sequence[PlannedRun], config: SlurmConfig, max_array_size: int) -> Iterator[Submission]:
+def generations(runs: Sequence[PlannedRun]) -> list[list[PlannedRun]]:
+    """The runs in groups, so that each run is in a later group than the one in whose state it begins."""
+    groups: list[list[PlannedRun]] = []
+    left = list(runs)
+    while left:
+        ids = {run.run_id for run in left}
+        groups.append([run for run in left if run.after not in ids])
+        left = [run for run in left if run.after in ids]
+    return groups
+
+
+def write_submissions(
+    runs: Sequence[PlannedRun], config: SlurmConfig, max_array_size: int, after: Sequence[str] = ()
+) -> Iterator[Submission]:
     """Yield scripts and task lists for `runs`, in as many array jobs as the cluster's MaxArraySize requires. Each is
-    written only when it is requested, so that no files remain if an earlier job is refused."""
+    written only when it is requested, so that no files remain if an earlier job is refused.
+
+    after: the jobs that must have ended before, whether or not their tasks failed. A task whose run cannot begin says
+    so in its log."""
     parent = sweep_folder(runs) / "slurm"
     for begin in range(0, len(runs), max_array_size - 1):
         part = list(runs[begin : begin + max_array_size - 1])
         folder = _new_folder(parent)
-        script = job_script(folder, part, config)
+        script = job_script(folder, part, config, after)
         write_text(folder / "tasks.txt", "".join(task_line(run, config) + "\n" for run in part))
         write_text(folder / "job.sh", script)
         yield Submission(folder, script, part)
 
 
-def job_script(folder: Path, runs: Sequence[PlannedRun], config: SlurmConfig) -> str:
+def job_script(folder: Path, runs: Sequence[PlannedRun], config: SlurmConfig, after: Sequence[str] = ()) -> str:
     """The text of job.sh: options, set-up, the task's run, and the requeue after a warning of the time limit or
-    a preemption."""
+    a preemption. after: as in `write_submissions`."""
     limit = f"%{config.max_running}" if config.max_running else ""
     options = {
         "job-name": job_name(folder),
         "array": f"0-{len(runs) - 1}{limit}",
         "output": f"{str(folder.resolve()).replace('%', '%%')}/%a.log",
         "open-mode": "append",
+        "dependency": f"afterany:{':'.join(after)}" if after else None,
         "nodes": config.nodes,
         "ntasks-per-node": 1 if config.torchrun else config.processes_per_node,
         "gpus-per-node": config.gpus_per_node or None,

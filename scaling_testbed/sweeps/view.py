@@ -34,8 +34,10 @@ def plan_table(runs: Sequence[PlannedRun], ruled: Sequence[str] = ()) -> Whole:
         cells += [f"{run.n_tokens:,}", f"{run.steps:,}", f"{run.budget_flops_6nd:.3g}", f"{run.flops:.3g}"]
         cells += [f"{run.memory_bytes / GIB:,.1f} GiB{'' if run.fits else ' !'}"]
         rows.append([*cells, f"{run.gpu_hours:,.2f}" if run.gpu_hours is not None else "?"])
-    total = [f"{len(runs)} runs", *[""] * (len(varied) + len(ruled)), "", f"{sum(run.n_tokens for run in runs):,}"]
-    total += [f"{sum(run.steps for run in runs):,}", f"{sum(run.budget_flops_6nd for run in runs):.3g}"]
+    tokens = sum(run.n_tokens - run.first_step * run.tokens_per_step for run in runs)
+    total = [f"{len(runs)} runs", *[""] * (len(varied) + len(ruled)), "", f"{tokens:,}"]
+    total += [f"{sum(run.steps - run.first_step for run in runs):,}"]
+    total += [f"{sum(run.budget_flops_6nd * run.share for run in runs):.3g}"]
     total += [f"{sum(run.flops for run in runs):.3g}", "", f"{sum(run.gpu_hours or 0 for run in runs):,.2f}"]
     rows.append(total)
     return Whole([*columns, "GPU-hours"], rows) if with_hours else Whole(columns, [row[:-1] for row in rows])

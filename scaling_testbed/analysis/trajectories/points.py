@@ -137,7 +137,10 @@ def _check_rising(steps: Sequence[int], run: str) -> None:
 
 
 def curve_of_run(row: Row, steps: np.ndarray, losses: np.ndarray) -> Curve:
-    """The curve of a run of this testbed from its row or its plan. Raises UserError if its schedule is not known."""
+    """The curve of a run of this testbed from its row or its plan. Raises UserError if its schedule is not known, or if
+    it began in the state of another run: the rates of its first steps are not in its row."""
+    if row.get("start.run") is not None:
+        raise UserError(f"{name_of(row)} began in the state of another run (start.run), so its curve has no beginning")
     schedule = schedule_of(row)
     n_steps = int(number(row, "steps_planned" if row.get("steps_planned") is not None else "steps"))
     batch = number(row, "batch.sequences") * number(row, "batch.sequence_length")

@@ -1,0 +1,165 @@
+"""Runs of a warmup-stable-decay schedule that share their trunk (`shared_trunk: true` in a sweep file).
+
+Until its decay begins, such a run does not depend on its budget. So runs that differ only in the budget have one trunk
+at the constant rate, and each begins where its decay does (Haegele et al. 2024, arXiv 2405.18392). The trunk is made in
+parts: each part ends where a decay begins, and the next part begins there. Every run then needs one whole run before
+it. A run ends in the same bits as if it were trained whole. A longer budget that is added later adds one part.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from scaling_testbed.config.budget import UNITS, BudgetConfig
+from scaling_testbed.config.run import RunConfig, run_folder_path, run_id
+from scaling_testbed.config.start import StartConfig
+from scaling_testbed.config.words import key_of, quoted
+from scaling_testbed.errors import ConfigError
+from scaling_testbed.learning.schedules import WarmupStableDecayConfig
+
+if TYPE_CHECKING:
+    from scaling_testbed.sweeps.plan import PlannedRun
+
+TRUNK = "trunk"  # the folder of the parts, inside that of the sweep, so that no law takes one for a finished run
+OWN = ("start.", "schedule.steps", "name", "checkpoint.at_end", *(f"budget.{unit}" for unit in UNITS))
+
+
+@dataclass(frozen=True)
+class Branched:
+    """A run of a sweep, or a part of a trunk. point: what it was planned for. after: the run_id of the run in whose
+    state it begins; None if it begins at step 0."""
+
+    run: RunConfig
+    overrides: list[str]
+    point: dict[str, str]
+    after: str | None = None
+    is_part: bool = False
+
+
+def branched(
+    runs: Sequence[RunConfig],
+    lists: Sequence[list[str]],
+    points: Sequence[dict[str, str]],
+    steps_of: Callable[[RunConfig], int],
+) -> list[Branched]:
+    """The runs, those with a schedule that decays at its end as branches, and the parts of their trunks before them.
+
+    lists: the overrides of each run. steps_of: a run -> its steps. Raises ConfigError if no run has such a schedule, or
+    if the trunk of a run depends on its budget.
+    """
+    groups: dict[str, list[int]] = {}
+    for number, run in enumerate(runs):
+        if isinstance(run.schedule, WarmupStableDecayConfig):
+            groups.setdefault(run_id(replace(run, budget=BudgetConfig(steps=1))), []).append(number)
+    if not groups:
+        raise ConfigError("shared_trunk: no run has schedule=wsd; leave the key out, or set the schedule")
+    made: list[Branched] = []
+    taken = {number for group in groups.values() for number in group}
+    for numbers in groups.values():
+        numbers.sort(key=lambda number: steps_of(runs[number]))
+        _check_one_trunk([runs[number] for number in numbers], steps_of)
+        made += _tree([(runs[number], lists[number], points[number]) for number in numbers], steps_of)
+    return made + [
+        Branched(run, list(lists[number]), points[number]) for number, run in enumerate(runs) if number not in taken
+    ]
+
+
+def _tree(
+    ladder: Sequence[tuple[RunConfig, list[str], dict[str, str]]], steps_of: Callable[[RunConfig], int]
+) -> list[Branched]:
+    """The parts of one trunk and the branches of its runs, which come with their overrides by rising budget."""
+    made: list[Branched] = []
+    part: Branched | None = None
+    for run, overrides, point in ladder:
+        steps, begin = steps_of(run), decay_begin(run, steps_of(run))
+        if part is None or begin > steps_of(part.run):
+            part = _part(run, overrides, point, steps, begin, part, steps_of)
+            made.append(part)
+        start = _start(part.run, begin)
+        words = [*overrides, *_words(start)]
+        branch = replace(run, start=start, overrides=words)
+        made.append(Branched(branch, words, point, run_id(part.run)))
+    return made
+
+
+def _part(
+    run: RunConfig,
+    overrides: Sequence[str],
+    point: dict[str, str],
+    steps: int,
+    end: int,
+    before: Branched | None,
+    steps_of: Callable[[RunConfig], int],
+) -> Branched:
+    """The part of the trunk that ends at step `end`, where the decay of `run` of `steps` steps begins."""
+    kept = [text for text in overrides if key_of(text) not in OWN]
+    own = [f"name={quoted(f'{run.name}/{TRUNK}')}", f"budget.steps={end}", f"schedule.steps={steps}"]
+    own += [f"budget.{unit}=null" for unit in UNITS if unit != "steps" and getattr(run.budget, unit) is not None]
+    own += ["checkpoint.at_end=true", *(["evaluation.tasks=[]"] if run.evaluation.tasks else [])]
+    start = _start(before.run, steps_of(before.run)) if before else run.start
+    words = [*kept, *own, *_words(start)]
+    made = replace(  # as the words say, without composing them
+        run,
+        name=f"{run.name}/{TRUNK}",
+        budget=BudgetConfig(steps=float(end), params=run.budget.params),
+        schedule=replace(run.schedule, steps=steps),
+        checkpoint=replace(run.checkpoint, at_end=True),
+        evaluation=replace(run.evaluation, tasks=[]),
+        start=start,
+        overrides=words,
+    )
+    there = {key: value for key, value in point.items() if not key.startswith("budget.")} | {"budget.steps": str(end)}
+    return Branched(made, words, there, run_id(before.run) if before else None, is_part=True)
+
+
+def _start(parent: RunConfig, step: int) -> StartConfig:
+    return StartConfig(run=str(run_folder_path(parent)), step=step)
+
+
+def _words(start: StartConfig) -> list[str]:
+    return [] if start.run is None else [f"start.run={quoted(start.run)}", f"start.step={start.step}"]
+
+
+def saving(runs: Sequence["PlannedRun"]) -> str | None:
+    """What shared trunks save of the FLOPs of a plan, in a sentence; None without trunks."""
+    branches = [run for run in runs if run.after and not run.is_part]
+    if not branches:
+        return None
+    cost = sum(run.flops for run in runs if run.is_part or run.after)
+    whole = sum(run.flops / run.share for run in branches)
+    parts = sum(run.is_part for run in runs)
+    return (
+        f"{len(branches)} runs share trunks in {parts} parts: {cost:.3g} FLOPs, {cost / whole:.0%} of the {whole:.3g} "
+        "of whole runs"
+    )
+
+
+def decay_begin(run: RunConfig, steps: int) -> int:
+    """The step of a run of `steps` steps at which the rate begins to decay."""
+    assert isinstance(run.schedule, WarmupStableDecayConfig)
+    return run.schedule.decay_begin(steps, run.batch.tokens)
+
+
+def _check_one_trunk(runs: Sequence[RunConfig], steps_of: Callable[[RunConfig], int]) -> None:
+    """Raise ConfigError unless these runs, which differ only in the budget, have the same trunk."""
+    first = runs[0]
+    if first.start.run is not None or first.schedule.steps is not None:
+        key = "start.run" if first.start.run is not None else "schedule.steps"
+        raise ConfigError(f"shared_trunk: {key} is set by the sweep itself; leave it out")
+    warmups = [run.schedule.warmup_steps(steps_of(run), run.batch.tokens) for run in runs]
+    if len(set(warmups)) > 1:
+        raise ConfigError(
+            f"shared_trunk: runs of other budgets have other warm-ups ({min(warmups):,} to {max(warmups):,} steps); "
+            "give schedule.warmup= in steps (1 or more), or schedule.warmup_tokens="
+        )
+    if (begin := decay_begin(first, steps_of(first))) <= warmups[0]:
+        raise ConfigError(
+            f"shared_trunk: the decay of the shortest run begins at step {begin:,}, in its warm-up of {warmups[0]:,} "
+            "steps; give a larger budget or a shorter warm-up"
+        )
+    optimizers = {repr(run.optimizer.for_length(run.schedule.length(steps_of(run)))) for run in runs}
+    if len(optimizers) > 1:
+        raise ConfigError(
+            "shared_trunk: the weight decay of these runs depends on their length, so they have no common trunk; "
+            "see optimizer.weight_decay"
+        )

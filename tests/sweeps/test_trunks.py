@@ -1,0 +1,151 @@
+"""Runs that share a trunk end in the bits of whole runs, and each waits for the run in whose state it begins."""
+
+import json
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from scaling_testbed import sweep
+from scaling_testbed.config.compose import compose
+from scaling_testbed.config.run import run_id
+from scaling_testbed.errors import ConfigError
+from scaling_testbed.sweeps import slurm
+from scaling_testbed.sweeps.grid import load_sweep
+from scaling_testbed.sweeps.local import Driver, slots, with_followers
+from scaling_testbed.sweeps.plan import plan
+from scaling_testbed.sweeps.slurm import SlurmConfig
+from scaling_testbed.sweeps.trunks import saving
+
+LADDER = """
+overrides: [data=markov, data.n_tokens=20000, data.n_validation_tokens=4000, batch.sequences=8, model=bigram,
+            batch.sequence_length=16, evaluation.tokens=1024, evaluation.every_steps=0, compute.threads=1,
+            compute.device=cpu, schedule=wsd, schedule.warmup=2, checkpoint.every_steps=0, checkpoint.at_end=false]
+axes:
+  budget.steps: [20, 10, 15]
+seeds: [0, 1]
+"""
+
+
+@pytest.fixture
+def ladder(tmp_path):
+    """Returns a function from the end of the file to (runs, number of duplicates) of its plan."""
+
+    def make(text="shared_trunk: true\n", of=LADDER, name="ladder"):
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(of + text)
+        loaded = load_sweep(str(path))
+        return plan(replace(loaded, overrides=[*loaded.overrides, f"runs_dir={tmp_path / 'runs'}"]))
+
+    return make
+
+
+def test_each_budget_has_a_part_of_the_trunk_that_begins_where_the_one_before_ends(ladder):
+    runs, same = ladder()
+    assert same == 0 and len(runs) == 12
+    first = [run for run in runs if run.config["seed"] == 0]
+    parts = [run for run in first if run.is_part]
+    branches = [run for run in first if not run.is_part]
+    assert [(run.first_step, run.steps) for run in parts] == [(0, 8), (8, 12), (12, 16)]
+    assert [(run.first_step, run.steps) for run in branches] == [(8, 10), (12, 15), (16, 20)]
+    assert [run.after for run in parts] == [None, parts[0].run_id, parts[1].run_id]
+    assert [run.after for run in branches] == [run.run_id for run in parts]
+    assert all("/ladder/trunk/" in run.folder for run in parts)
+    assert [run.n_tokens for run in branches] == [10 * 128, 15 * 128, 20 * 128]
+    per_step = branches[0].flops / 2
+    assert [run.flops / per_step for run in first] == pytest.approx([8, 2, 4, 3, 4, 4])
+    assert saving(runs) == (
+        f"6 runs share trunks in 6 parts: {50 * per_step:.3g} FLOPs, 56% of the {90 * per_step:.3g} of whole runs"
+    )
+    for run in runs:  # the words of a run mean this run
+        assert run_id(compose(run.overrides)) == run.run_id
+
+
+def test_a_longer_budget_changes_no_run_before_it(ladder):
+    before, after = (
+        {run.run_id for run in ladder(of=text)[0]} for text in (LADDER, LADDER.replace("20, ", "20, 30, "))
+    )
+    assert before < after and len(after) == len(before) + 4
+
+
+def test_the_branches_end_in_the_bits_of_whole_runs(ladder, tmp_path, data_dir, capfd, monkeypatch, python):
+    monkeypatch.setattr("sys.executable", python)
+    losses = {}
+    for name, text in (("whole", "shared_trunk: false\n"), ("shared", "shared_trunk: true\n")):
+        ladder(text, name=name)
+        words = [f"sweep={tmp_path / name}.yaml", f"runs_dir={tmp_path / 'runs'}", f"data_dir={data_dir}", "seed=0"]
+        assert sweep.main(["run", *words, "--workers", "2"]) == 0, capfd.readouterr()
+        assert sweep.main(["collect", *words]) == 0
+        rows = [json.loads(line) for line in (tmp_path / "runs" / name / "results.jsonl").read_text().splitlines()]
+        losses[name] = {row["steps"]: (row["val_loss"], row["train_loss_last"]) for row in rows}
+    assert len(losses["whole"]) == 3 and losses["shared"] == losses["whole"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (LADDER.replace("schedule=wsd", "schedule=cosine"), "no run has schedule=wsd"),
+        (LADDER.replace("warmup=2", "warmup=0.1"), r"other warm-ups \(1 to 2 steps\); give schedule.warmup= in steps"),
+        (LADDER.replace("warmup=2", "warmup=8"), "begins at step 8, in its warm-up of 8"),
+        (LADDER.replace("model=bigram", "model=bigram, schedule.steps=50"), "schedule.steps is set by the sweep"),
+        (LADDER.replace("model=bigram", "model=bigram, optimizer.weight_decay_steps=50"), "depends on their length"),
+    ],
+)
+def test_runs_without_a_common_trunk_are_refused(ladder, text, said):
+    with pytest.raises(ConfigError, match=said) as caught:
+        ladder(of=text)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_value_that_is_no_truth_is_refused(ladder):
+    with pytest.raises(ConfigError, match="shared_trunk must be one of true, false"):
+        ladder("shared_trunk: maybe\n")
+
+
+def test_runs_after_one_that_failed_have_failed_and_others_go_on(ladder, monkeypatch, tmp_path):
+    runs, _ = ladder()
+    started, broken = [], runs[0]
+
+    def start(_driver, run, _slot):
+        assert run.after is None or (Path(known[run.after].folder) / "result.json").exists()
+        started.append(run.run_id)
+        folder = Path(run.folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        status = "failed" if run.run_id == broken.run_id else "finished"
+        row = {"run_id": run.run_id, "status": status, "steps": run.steps, "val_loss": 2.0, "error": "no luck"}
+        (folder / "result.json").write_text(json.dumps(row))
+        return subprocess.Popen(["true"])
+
+    known = {run.run_id: run for run in runs}
+    monkeypatch.setattr(Driver, "_start", start)
+    driver = Driver(runs, slots(2, [], 1))
+    assert driver.drive() == 1
+    after_broken = [run for run in runs if run.config["seed"] == broken.config["seed"]]
+    assert len(started) == 1 + 6 and len(driver.failures) == len(after_broken) == 6
+    assert all("ends, and that run has failed" in driver.failures[run.run_id] for run in after_broken[1:])
+
+
+def test_the_longest_chain_goes_first(ladder):
+    runs, _ = ladder()
+    chain = with_followers(runs)
+    first = max(runs, key=lambda run: chain[run.run_id])
+    assert first.is_part and first.after is None
+    per_step = first.flops / 8
+    assert chain[first.run_id] == pytest.approx(20 * per_step)
+
+
+def test_on_a_cluster_each_generation_waits_for_the_one_before(ladder, tmp_path):
+    runs, _ = ladder()
+    groups = slurm.generations(runs)
+    assert [sorted(run.steps for run in group) for group in groups] == [
+        [8, 8],
+        [10, 10, 12, 12],
+        [15, 15, 16, 16],
+        [20, 20],
+    ]
+    assert [len(group) for group in slurm.generations(groups[1])] == [4]
+    (one,) = slurm.write_submissions(groups[1], SlurmConfig(), 1000, ["17", "18"])
+    assert "#SBATCH --dependency=afterany:17:18" in one.script and one.folder.parent.parent.name == "ladder"
+    (one,) = slurm.write_submissions(groups[0], SlurmConfig(), 1000)
+    assert "dependency" not in one.script and one.folder.parent.parent.name == "ladder"
