@@ -172,6 +172,17 @@ def flops_per_token(run: RunConfig, model: ModelConfig) -> float:
     return counting.flops_per_token(model, length) + added
 
 
+def steps_of(run: RunConfig, counts: counting.ParamCounts) -> int:
+    """The steps of a run. Raises ConfigError if it begins at one of them that it does not have."""
+    steps = run.budget.resolve_steps(counts, run.batch.tokens)
+    if run.start.first_step >= steps:
+        raise ConfigError(
+            f"start.step={run.start.first_step} is not before the last of the {steps:,} steps of this run; give a "
+            "larger budget, or leave step out of start.take"
+        )
+    return steps
+
+
 def run_id(run: RunConfig) -> str:
     """The name of a run's folder: a hash of the configuration without paths, logging and fields of execution."""
     canonical = json.dumps(_identity(run), sort_keys=True, separators=(",", ":"))

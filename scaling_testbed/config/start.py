@@ -7,13 +7,14 @@ other run is its parent. It is read and never changed.
 import contextlib
 import os
 import re
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.files import read_json
 from scaling_testbed.keys import key
+from scaling_testbed.model.config import GrowthConfig
 
 LAST = "last"
 WEIGHTS, OPTIMIZER, STEP = TAKEN = ("weights", "optimizer", "step")
@@ -45,6 +46,12 @@ class StartConfig:
         "new. step: the number of steps made, so that schedule, data and budget go on from there; without it they "
         "begin at 0. With all three, a run with the same keys as its parent ends in the same bits.",
     )
+    grow: dict[str, Any] = key(
+        asdict(GrowthConfig()),
+        "How a larger model is made of the parent's weights: {width: fpi, noise: 1} for twice the width, "
+        "{depth: zero} for more layers; see docs/runs.md. Moments cannot be taken then. Without "
+        "both this run has the parent's model.",
+    )
     rewarm: int = key(
         0,
         "Steps over which the rate rises linearly from zero to that of the schedule, from the first step of this run "
@@ -60,10 +67,13 @@ class StartConfig:
             raise ConfigError(f"start.take must name some of {', '.join(TAKEN)}; got {odd[0]!r}")
         if WEIGHTS not in self.take:
             raise ConfigError(f"start.take must have weights; got [{','.join(self.take)}]")
+        if self.growth is not None and OPTIMIZER in self.take:
+            raise ConfigError("start.grow makes new matrices, which have no moments; type start.take=[weights]")
         if self.rewarm < 0:
             raise ConfigError(f"start.rewarm must not be negative; got {self.rewarm}")
         if self.run is None:
             given = {"step": self.step != LAST, "take": self.take != list(TAKEN), "rewarm": self.rewarm != 0}
+            given["grow"] = self.growth is not None
             if changed := [name for name, is_set in given.items() if is_set]:
                 raise ConfigError(f"start.{changed[0]} needs start.run=FOLDER, the run to begin from")
             return
@@ -78,6 +88,15 @@ class StartConfig:
     def run_id(self) -> str | None:
         """The run_id of the parent, which is the name of its folder."""
         return None if self.run is None else Path(os.path.normpath(self.run)).name
+
+    @property
+    def growth(self) -> GrowthConfig | None:
+        """start.grow as a record; None if the run has the parent's model. Raises ConfigError for another key."""
+        names = [field.name for field in fields(GrowthConfig)]
+        if odd := [name for name in self.grow if name not in names]:
+            raise ConfigError(f"start.grow has no key {odd[0]}; it has {', '.join(names)}")
+        how = GrowthConfig(**self.grow)
+        return how if how.width or how.depth else None
 
     @property
     def first_step(self) -> int:
@@ -110,7 +129,8 @@ class StartConfig:
     def identity(self) -> dict[str, Any]:
         """What the identity of a run has of this section: the parent by its run_id, and no path."""
         found: dict[str, Any] = {"run": self.run_id, "step": self.step, "take": sorted(set(self.take))}
-        return found | ({"rewarm": self.rewarm} if self.rewarm else {})
+        found |= {"rewarm": self.rewarm} if self.rewarm else {}
+        return found | ({"grow": asdict(growth)} if (growth := self.growth) else {})
 
     def resolved(self) -> "StartConfig":
         """This section with the number of the step in place of `last`. Raises ConfigError if the parent has none."""

@@ -214,6 +214,29 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GrowthConfig:
+    """How a larger model is made of a smaller one; see model/growth.py.
+
+    width: fpi | aki, for twice the width; None: the same width. fpi copies, so that no result changes. aki takes the
+    second copies from the next layer. noise: the std of the antisymmetric noise that lets copies part, as a multiple of
+    the RMS of the parent's matrix. depth: zero | repeat | stack, for more layers; None: as many. Without width and
+    depth nothing grows.
+    """
+
+    width: str | None = None
+    noise: float = 1.0
+    depth: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.width not in (None, "fpi", "aki"):
+            raise ConfigError(f"start.grow.width must be fpi or aki; got {self.width!r}")
+        if self.depth not in (None, "zero", "repeat", "stack"):
+            raise ConfigError(f"start.grow.depth must be zero, repeat or stack; got {self.depth!r}")
+        if isinstance(self.noise, bool) or not isinstance(self.noise, (int, float)) or not 0 <= self.noise < 100:
+            raise ConfigError(f"start.grow.noise must be a number from 0 to 100; got {self.noise!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Rules:
     """The rules of ParametrizationConfig that a parametrization has, (i) to (iv) in order."""
 

@@ -9,8 +9,8 @@ from scaling_testbed.papers import combinators as by
 from scaling_testbed.papers import measures as of
 from scaling_testbed.papers.paper import Claim, Experiment, Paper
 
-BRANCHES = Experiment(
-    name="branches",
+WSD_BRANCHES = Experiment(
+    name="wsd_branches",
     question="Do decays that branch off one trunk reach the losses of whole runs with a cosine?",
     group=["schedule.name", "budget.steps"],
     claims=[
@@ -24,5 +24,5 @@ PAPER = Paper(
     authors="Haegele et al. 2024",
     title="Scaling laws and compute-optimal training beyond fixed training durations",
     arxiv="2405.18392",
-    experiments=[BRANCHES],
+    experiments=[WSD_BRANCHES],
 )

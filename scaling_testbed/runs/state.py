@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -87,20 +87,25 @@ def begin_from(
     *,
     sharded: bool,
     moments: bool,
+    grown: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]] | None = None,
 ) -> None:
     """Load the weights of another run's checkpoint of either kind, whose hashes agree.
 
+    grown: makes the weights of this model of those of the parent, whole and on the CPU; None: they are its own.
     moments: take the moments and the random state too. The settings of the optimizer, such as its weight decay, stay
     those of this run. Raises UserError if they are of another model, or if the optimizer groups its parameters
     otherwise.
     """
-    if sharded and checkpoint.is_sharded(path):
+    if sharded and checkpoint.is_sharded(path) and grown is None:
         _restore_shards(path, model, optimizer, moments=moments)
         return
     tensors = checkpoint.read(path, mmap=sharded).tensors
     if not moments:
         tensors.pop("rng", None)
         tensors["optimizer"] = {"state": {}}
+    if grown is not None:
+        with refused_in_one_line(path):
+            tensors["model"] = grown(tensors["model"])
     with refused_in_one_line(path):
         if moments:
             _check_groups(path, tensors["optimizer"]["param_groups"], optimizer)

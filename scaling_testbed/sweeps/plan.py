@@ -13,7 +13,15 @@ from typing import Any, get_args, get_origin
 
 from scaling_testbed.analysis.rows.study import claims_of, declared_in
 from scaling_testbed.config.compose import check_no_code, compose_many, outside_overrides
-from scaling_testbed.config.run import RunConfig, flatten, flops_per_token, rate_means, run_folder_path, run_id
+from scaling_testbed.config.run import (
+    RunConfig,
+    flatten,
+    flops_per_token,
+    rate_means,
+    run_folder_path,
+    run_id,
+    steps_of,
+)
 from scaling_testbed.config.words import key_of, quoted
 from scaling_testbed.data.manifest import read_manifest
 from scaling_testbed.data.preparing.preparation import find_prepared
@@ -147,17 +155,6 @@ def plan(
             f"name= and runs_dir= must be the same for all runs of a sweep; got {' and '.join(sorted(folders))}"
         )
     return list(found.values()), len(members) - len(found)
-
-
-def steps_of(run: RunConfig, counts: ParamCounts) -> int:
-    """The steps of a run. Raises ConfigError if it begins at one of them that it does not have."""
-    steps = run.budget.resolve_steps(counts, run.batch.tokens)
-    if run.start.first_step >= steps:
-        raise ConfigError(
-            f"start.step={run.start.first_step} is not before the last of the {steps:,} steps of this run; give a "
-            "larger budget, or leave step out of start.take"
-        )
-    return steps
 
 
 def _overrides(sweep: Sweep, point: dict[str, str]) -> list[str]:

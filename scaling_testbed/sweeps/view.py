@@ -31,7 +31,7 @@ def plan_table(runs: Sequence[PlannedRun], ruled: Sequence[str] = ()) -> Whole:
         cells = [run.run_id, *(run.varied.get(key, "") for key in varied)]
         values = dict(text.partition("=")[::2] for text in run.overrides)
         cells += [*(values[key] for key in ruled), f"{run.budget_n_params:,}"]
-        cells += [f"{run.n_tokens:,}", f"{run.steps:,}", f"{run.budget_flops_6nd:.3g}", f"{run.flops:.3g}"]
+        cells += [f"{run.n_tokens:,}", _steps(run), f"{run.budget_flops_6nd:.3g}", f"{run.flops:.3g}"]
         cells += [f"{run.memory_bytes / GIB:,.1f} GiB{'' if run.fits else ' !'}"]
         rows.append([*cells, f"{run.gpu_hours:,.2f}" if run.gpu_hours is not None else "?"])
     tokens = sum(run.n_tokens - run.first_step * run.tokens_per_step for run in runs)
@@ -41,6 +41,10 @@ def plan_table(runs: Sequence[PlannedRun], ruled: Sequence[str] = ()) -> Whole:
     total += [f"{sum(run.flops for run in runs):.3g}", "", f"{sum(run.gpu_hours or 0 for run in runs):,.2f}"]
     rows.append(total)
     return Whole([*columns, "GPU-hours"], rows) if with_hours else Whole(columns, [row[:-1] for row in rows])
+
+
+def _steps(run: PlannedRun) -> str:
+    return f"{run.steps:,} from {run.first_step:,}" if run.first_step else f"{run.steps:,}"
 
 
 def detectable_effects(sweep: Sweep, runs: Sequence[PlannedRun]) -> list[str]:

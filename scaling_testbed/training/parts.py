@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from scaling_testbed.config.memory import largest_micro_batch
-from scaling_testbed.config.run import RunConfig, flops_per_token, interventions_of
+from scaling_testbed.config.run import RunConfig, flops_per_token, interventions_of, steps_of
 from scaling_testbed.data.batches import TrainingBatches, ValidationBatches
 from scaling_testbed.data.preparing.preparation import prepare
 from scaling_testbed.data.shards import PreparedData, open_prepared
@@ -124,7 +124,7 @@ def build_parts(run: RunConfig, folder: RunFolder, processes: Processes, *, quie
     batches, validation_sets = processes.together(lambda: _open(run, sets, micro_batch))
     processes.connect(device)
 
-    steps = run.budget.resolve_steps(counts, run.batch.tokens)
+    steps = steps_of(run, counts)
     where = torch.device("meta") if run.parallelism.is_sharded else device
     model = Transformer(config, run.parametrization, device=where, run_on=device)
     _check_counts(run, counts, model)

@@ -4,6 +4,7 @@ The parent's checkpoint is verified and read, and never changed. The step's numb
 rate. Tokens and FLOPs of all runs before are counted in the lineage.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,15 @@ from scaling_testbed.config.start import OPTIMIZER, STEP, steps_saved
 from scaling_testbed.diagnostics.summary import Summary
 from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.files import read_yaml
+from scaling_testbed.model.config import GrowthConfig, ModelConfig
+from scaling_testbed.model.growth import check_growth, grow
 from scaling_testbed.runs import checkpoint, state
 from scaling_testbed.runs.identity import weights_sha256
 from scaling_testbed.training.parts import Parts
 from scaling_testbed.training.progress import Progress, restore_states
 
 MODEL = ("model.", "parametrization.")
+SIZES = tuple(f"model.{name} " for name in ("name", "d_model", "n_layers", "n_heads", "n_kv_heads", "d_head", "d_ff"))
 BATCH = ("batch.sequences", "batch.sequence_length")
 
 
@@ -36,7 +40,8 @@ def begin(parts: Parts) -> Progress:
     path, first = run.start.checkpoint, run.start.first_step
     plain, lineage = parts.processes.on_main(lambda: _of_parent(parts, path))
     moments, sharded = OPTIMIZER in run.start.take, run.parallelism.is_sharded
-    state.begin_from(path, parts.model, parts.optimizer, parts.device, sharded=sharded, moments=moments)
+    grown = None if run.start.growth is None else _grown(parts, _configuration(run.start.folder), run.start.growth)
+    state.begin_from(path, parts.model, parts.optimizer, parts.device, sharded=sharded, moments=moments, grown=grown)
     if moments:
         with state.refused_in_one_line(path):
             restore_states(parts.interventions, plain.get("updates", {}))
@@ -74,11 +79,6 @@ def _of_parent(parts: Parts, path: Path) -> tuple[dict[str, Any], list[dict[str,
         "data_fingerprint": plain.get("data_fingerprint"),
         **spent,
     }
-    if (last := start.first_step) >= parts.steps:
-        raise ConfigError(
-            f"start.step={last} is not before the last of the {parts.steps:,} steps of this run; give a larger budget, "
-            "or leave step out of start.take"
-        )
     return plain, [*plain.get("lineage", []), parent]
 
 
@@ -97,7 +97,8 @@ def _check_fits(parts: Parts, recorded: dict[str, Any], plain: dict[str, Any]) -
     """Raise ConfigError unless this run can go on with what it takes from its parent."""
     run, start = parts.run, parts.run.start
     differing = changes(recorded, run)
-    if other := [text for text in differing if text.startswith(MODEL)]:
+    kept = SIZES if start.growth is not None else ()
+    if other := [text for text in differing if text.startswith(MODEL) and not text.startswith(kept)]:
         raise ConfigError(f"start.run={start.run} has weights of another model: {other[0]}")
     was, now = plain.get("tokenizer_fingerprint"), parts.data.tokenizer_fingerprint
     if "tokenizer_fingerprint" in plain and was != now:
@@ -114,6 +115,24 @@ def _check_fits(parts: Parts, recorded: dict[str, Any], plain: dict[str, Any]) -
             f"start.run={start.run} has steps of another batch, which are no steps of this run: {other[0]}; type "
             f"{without(run, STEP)}"
         )
+
+
+def _grown(
+    parts: Parts, recorded: dict[str, Any], how: GrowthConfig
+) -> Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]:
+    """The function that makes the weights of this run's model of those of its parent. Raises ConfigError if the parent
+    is of no size from which it can be made."""
+    model, seed = parts.model, parts.run.seed
+    try:
+        old = ModelConfig(**recorded["model"]).resolved(model.config.known_vocab_size)
+    except (LookupError, TypeError) as error:
+        raise UserError(f"{parts.run.start.folder}/config.yaml has no model that is known here: {error}") from None
+    check_growth(old, model.config, how)
+    shapes = {name: value.shape for name, value in model.named_parameters()}
+    info = model.parameter_info()
+    return lambda weights: grow(
+        weights, old, model.config, how, info, shapes, lambda name: model.initial_weight(name, seed), seed
+    )
 
 
 def without(run: RunConfig, name: str) -> str:

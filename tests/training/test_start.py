@@ -204,3 +204,25 @@ def test_skipped_steps_leave_out_their_batches_and_no_other(whole, tiny, trained
     assert asked == [plain[step] for step in (8, 11, 12, 14)]
     assert row["data.skip_steps"] == [9, 11, 13, 14]
     assert row["data_fingerprint"] == whole()[0]["data_fingerprint"]
+
+
+def test_a_larger_model_begins_with_the_loss_of_the_parent_and_counts_its_cost(whole, tiny, trained):
+    parent_row, parent = whole()
+    model = tiny()[0].model
+    wide = [f"model.d_model={2 * model.d_model}", f"model.n_heads={2 * model.n_heads}"]
+    words = [f"start.run={parent}", "start.step=12", "start.take=[weights]", "start.grow={width:fpi}", *wide]
+    row, folder = trained(*words, "budget.steps=1")
+    assert metrics(folder)[0]["val_loss"] == pytest.approx(parent_row["val_loss"], abs=1e-5)
+    assert row["flops_total"] == pytest.approx(parent_row["flops"] + row["flops_here"])
+    assert row["n_params"] > 2 * parent_row["n_params"]
+    other, _ = tiny(*words, "start.grow={width:fpi,noise:0.5}", "budget.steps=1")
+    assert run_id(other) != row["run_id"]
+    for change, said in (
+        (["start.take=[weights,optimizer]"], r"start.grow makes new matrices.*type start.take=\[weights\]"),
+        (["start.grow.moise=1"], "there is no key start.grow.moise"),
+        (["start.grow={width:twice}"], "start.grow.width must be fpi or aki; got 'twice'"),
+        (["model.mlp=swiglu"], "weights of another model: model.mlp was"),
+        ([f"model.d_model={3 * model.d_model}", f"model.n_heads={3 * model.n_heads}"], "model.d_model must be"),
+    ):
+        with pytest.raises(UserError, match=said):
+            trained(*words, "budget.steps=1", *change)
