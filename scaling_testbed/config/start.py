@@ -96,6 +96,7 @@ class StartConfig:
         if odd := [name for name in self.grow if name not in names]:
             raise ConfigError(f"start.grow has no key {odd[0]}; it has {', '.join(names)}")
         how = GrowthConfig(**self.grow)
+        how = replace(how, noise=float(how.noise))  # 1 and 1.0 are the same run
         return how if how.width or how.depth else None
 
     @property

@@ -140,6 +140,11 @@ def plan(
     varied = [key for key in shown if len({point[key] for point in points}) > 1]
     shown_points = [{key: point[key] for key in varied} for point in points]
     composed = compose_many(lists)
+    # A step that was looked up stays as it is now, also if the other run goes on before this one is started.
+    lists = [
+        [*words, f"start.step={run.start.step}"] if run.start.run is not None else words
+        for run, words in zip(composed, lists, strict=True)
+    ]
     members = [Branched(*entry) for entry in zip(composed, lists, shown_points, strict=True)]
     if sweep.shared_trunk:
         members = branched(composed, lists, shown_points, steps_of=lambda run: steps_of(run, counts(run)))

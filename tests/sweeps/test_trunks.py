@@ -149,3 +149,15 @@ def test_on_a_cluster_each_generation_waits_for_the_one_before(ladder, tmp_path)
     assert "#SBATCH --dependency=afterany:17:18" in one.script and one.folder.parent.parent.name == "ladder"
     (one,) = slurm.write_submissions(groups[0], SlurmConfig(), 1000)
     assert "dependency" not in one.script and one.folder.parent.parent.name == "ladder"
+
+
+def test_a_step_that_was_looked_up_is_in_the_words_of_the_plan(ladder, tmp_path):
+    parent = tmp_path / "runs/a/0123456789ab"
+    (parent / "checkpoints/step-00000004").mkdir(parents=True)
+    runs, _ = ladder(
+        f"axes: {{start.run: [{parent}]}}\n", of=LADDER.replace("axes:\n  budget.steps: [20, 10, 15]\n", "")
+    )
+    assert [run.overrides[-1] for run in runs] == ["start.step=4"] * 2
+    assert [run.first_step for run in runs] == [4, 4]
+    (parent / "checkpoints/step-00000006").mkdir()
+    assert [run_id(compose(run.overrides)) for run in runs] == [run.run_id for run in runs]
