@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from scaling_testbed.sweeps.plan import PlannedRun
 
 TRUNK = "trunk"  # the folder of the parts, inside that of the sweep, so that no law takes one for a finished run
+NO_TASKS = ["evaluation.tasks=[]", "evaluation.tasks_every_steps=0"]  # they are scored where a decay ends
 OWN = ("start.", "schedule.steps", "name", "checkpoint.at_end", *(f"budget.{unit}" for unit in UNITS))
 
 
@@ -95,7 +96,7 @@ def _part(
     kept = [text for text in overrides if key_of(text) not in OWN]
     own = [f"name={quoted(f'{run.name}/{TRUNK}')}", f"budget.steps={end}", f"schedule.steps={steps}"]
     own += [f"budget.{unit}=null" for unit in UNITS if unit != "steps" and getattr(run.budget, unit) is not None]
-    own += ["checkpoint.at_end=true", *(["evaluation.tasks=[]"] if run.evaluation.tasks else [])]
+    own += ["checkpoint.at_end=true", *(NO_TASKS if run.evaluation.tasks else [])]
     start = _start(before.run, steps_of(before.run)) if before else run.start
     words = [*kept, *own, *_words(start)]
     made = replace(  # as the words say, without composing them
@@ -104,7 +105,7 @@ def _part(
         budget=BudgetConfig(steps=float(end), params=run.budget.params),
         schedule=replace(run.schedule, steps=steps),
         checkpoint=replace(run.checkpoint, at_end=True),
-        evaluation=replace(run.evaluation, tasks=[]),
+        evaluation=replace(run.evaluation, tasks=[], tasks_every_steps=0),
         start=start,
         overrides=words,
     )
