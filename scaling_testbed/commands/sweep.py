@@ -176,7 +176,7 @@ def plan(
         f"records under {sweep_folder(runs)}/",
         sep="; ",
     )
-    if saved := saving(runs):
+    if chosen.sweep.shared_trunk and (saved := saving(runs)):
         print(saved)
     for line in too_large(runs) if config.gpus_per_node else []:
         print(line)

@@ -34,6 +34,7 @@ PAPERS.add("small_scale_proxies", "scaling_testbed.papers.small_scale_proxies:PA
 PAPERS.add("over_training", "scaling_testbed.papers.over_training:PAPER", module=__name__)
 PAPERS.add("loss_trajectory", "scaling_testbed.papers.loss_trajectory:PAPER", module=__name__)
 PAPERS.add("fixed_durations", "scaling_testbed.papers.fixed_durations:PAPER", module=__name__)
+PAPERS.add("resuming", "scaling_testbed.papers.resuming:PAPER", module=__name__)
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ ANALYSES = ("lr_sensitivity", "instability", "decide", "report", "fit", "frontie
 MOST_RUNS = 100_000  # to compose them takes half an hour
 KEYS = (
     *("description", "paper", "experiment", "analysis", "declared", "overrides", "axes", "together", "exclude"),
-    *("rules", "seeds", "shared_trunk", "plugins", "configs"),
+    *("rules", "seeds", "shared_trunk", "parent", "plugins", "configs"),
 )
 
 
@@ -80,6 +80,7 @@ class Sweep:
     None if the file has no scales. paper, experiment: names in papers.paper.PAPERS. Both can be None. A paper without
     an experiment means that the runs have its settings. declared: how the results are judged; None if the file does not
     say it. shared_trunk: whether runs that differ only in the budget share the part before their decay (trunks.py).
+    parent: the overrides by which the run that each run begins from differs from it; None: the runs begin at step 0.
     plugins, configs: of every run, typed or in the file, with absolute paths.
     """
 
@@ -98,6 +99,7 @@ class Sweep:
     rules: dict[str, str] = field(default_factory=dict)
     seeds: list[str] = field(default_factory=lambda: ["0"])
     shared_trunk: bool = False
+    parent: list[str] | None = None
     plugins: list[str] = field(default_factory=list)
     configs: list[str] = field(default_factory=list)
 
@@ -196,7 +198,10 @@ def _checked(content: Any, known: Sequence[str], folder: Path) -> dict:
     for key in ("description", "paper", "experiment", "base"):
         if not isinstance(content.get(key, ""), str):
             raise ConfigError(f"{key} must be a text; got {content[key]!r}")
-    for key, kind in (("axes", dict), *((key, list) for key in ("overrides", "together", "exclude", "seeds"))):
+    for key, kind in (
+        ("axes", dict),
+        *((key, list) for key in ("overrides", "together", "exclude", "seeds", "parent")),
+    ):
         if not isinstance(content.get(key, kind()), kind):
             raise ConfigError(f"{key} must be a {'mapping' if kind is dict else 'list'}")
     if "axes" in content:
@@ -215,8 +220,9 @@ def _checked(content: Any, known: Sequence[str], folder: Path) -> dict:
         check_choice("shared_trunk", content["shared_trunk"], ("true", "false"))
     if content.get("seeds") == []:
         raise ConfigError("seeds must hold one number or more; got []")
-    if bad := [text for text in content.get("overrides", []) if not isinstance(text, str) or "=" not in text]:
-        raise ConfigError(f"overrides are written key=value; got {bad[0]!r}")
+    for key in ("overrides", "parent"):
+        if bad := [text for text in content.get(key, []) if not isinstance(text, str) or "=" not in text]:
+            raise ConfigError(f"{key}: overrides are written key=value; got {bad[0]!r}")
     _take_seeds(content)
     if several := [text for text in content.get("overrides", []) if has_several(text)]:
         raise ConfigError(f"{several[0]} stands for several values; write axes: {{{key_of(several[0])}: [...]}}")

@@ -36,8 +36,8 @@ from scaling_testbed.runs.row import is_number
 from scaling_testbed.sweeps.gpu_memory import ASSUMED_GIB, fits, fitting_overrides, planned_memory
 from scaling_testbed.sweeps.grid import Sweep, overrides_before
 from scaling_testbed.sweeps.rules import with_values
+from scaling_testbed.sweeps.trunks import Branched, branched, with_parents
 from scaling_testbed.sweeps.unusual import unusual
-from scaling_testbed.sweeps.trunks import Branched, branched
 
 PLAN_FILE = "plan.jsonl"
 SWEEP_FILE = "sweep.json"
@@ -139,15 +139,10 @@ def plan(
     shown = [key for key in points[0] if key not in followers]
     varied = [key for key in shown if len({point[key] for point in points}) > 1]
     shown_points = [{key: point[key] for key in varied} for point in points]
-    composed = compose_many(lists)
-    # A step that was looked up stays as it is now, also if the other run goes on before this one is started.
-    lists = [
-        [*words, f"start.step={run.start.step}"] if run.start.run is not None else words
-        for run, words in zip(composed, lists, strict=True)
-    ]
-    members = [Branched(*entry) for entry in zip(composed, lists, shown_points, strict=True)]
-    if sweep.shared_trunk:
-        members = branched(composed, lists, shown_points, steps_of=lambda run: steps_of(run, counts(run)))
+    if sweep.parent is not None:
+        members = with_parents(lists, sweep.parent, shown_points, steps_of=lambda run: steps_of(run, counts(run)))
+    else:
+        members = _members(sweep, lists, shown_points, steps_of=lambda run: steps_of(run, counts(run)))
     for member in members:
         run = member.run
         if processes is not None:
@@ -160,6 +155,24 @@ def plan(
             f"name= and runs_dir= must be the same for all runs of a sweep; got {' and '.join(sorted(folders))}"
         )
     return list(found.values()), len(members) - len(found)
+
+
+def _members(
+    sweep: Sweep,
+    lists: Sequence[list[str]],
+    points: Sequence[dict[str, str]],
+    steps_of: Callable[[RunConfig], int],
+) -> list[Branched]:
+    """The runs with the overrides `lists`, and the parts of their trunks if they share them."""
+    runs = compose_many(lists)
+    # A step that was looked up stays as it is now, also if the other run goes on before this one is started.
+    lists = [
+        [*words, f"start.step={run.start.step}"] if run.start.run is not None else words
+        for run, words in zip(runs, lists, strict=True)
+    ]
+    if sweep.shared_trunk:
+        return branched(runs, lists, points, steps_of)
+    return [Branched(*entry) for entry in zip(runs, lists, points, strict=True)]
 
 
 def _overrides(sweep: Sweep, point: dict[str, str]) -> list[str]:

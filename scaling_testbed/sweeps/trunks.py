@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from scaling_testbed.config.budget import UNITS, BudgetConfig
+from scaling_testbed.config.compose import compose_many
 from scaling_testbed.config.run import RunConfig, run_folder_path, run_id
 from scaling_testbed.config.start import StartConfig
 from scaling_testbed.config.words import key_of, quoted
@@ -119,6 +120,43 @@ def _start(parent: RunConfig, step: int) -> StartConfig:
 
 def _words(start: StartConfig) -> list[str]:
     return [] if start.run is None else [f"start.run={quoted(start.run)}", f"start.step={start.step}"]
+
+
+def with_parents(
+    lists: Sequence[list[str]],
+    parent: Sequence[str],
+    points: Sequence[dict[str, str]],
+    steps_of: Callable[[RunConfig], int],
+) -> list[Branched]:
+    """The runs with the overrides `lists`, each in the state of its parent, and the parents before them.
+
+    The parent of a run has the run's overrides without those of start, and then `parent`. Runs whose parents are equal
+    share one. Without start.step the runs begin where their parents end.
+    """
+    plain = [[text for text in words if not key_of(text).startswith("start.")] for words in lists]
+    named = [run.name for run in compose_many(plain)]
+    words_of = [
+        [*(text for text in words if key_of(text) != "name"), *parent, f"name={quoted(f'{name}/{TRUNK}')}"]
+        for words, name in zip(plain, named, strict=True)
+    ]
+    parents = compose_many(words_of)
+    full = []
+    for words, run in zip(lists, parents, strict=True):
+        typed = any(key_of(text) == "start.step" for text in words)
+        step = [] if typed else [f"start.step={steps_of(run)}"]
+        full.append([*words, f"start.run={quoted(str(run_folder_path(run)))}", *step])
+    runs = compose_many(full)
+    kept: dict[str, set[int]] = {}
+    for run, before in zip(runs, parents, strict=True):
+        kept.setdefault(run_id(before), set()).add(run.start.number)
+    made = {}
+    for words, run, point in zip(words_of, parents, points, strict=True):
+        steps = ",".join(map(str, sorted(kept[run_id(run)])))
+        own = [*words, "checkpoint.at_end=true", f"checkpoint.keep_steps=[{steps}]"]
+        of_parent = {key: value for key, value in point.items() if not key.startswith("start.")}
+        made.setdefault(run_id(run), Branched(run, own, of_parent, is_part=True))
+    branches = zip(runs, full, points, parents, strict=True)
+    return [*made.values(), *(Branched(run, words, point, run_id(before)) for run, words, point, before in branches)]
 
 
 def saving(runs: Sequence["PlannedRun"]) -> str | None:

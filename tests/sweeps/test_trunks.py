@@ -161,3 +161,41 @@ def test_a_step_that_was_looked_up_is_in_the_words_of_the_plan(ladder, tmp_path)
     assert [run.first_step for run in runs] == [4, 4]
     (parent / "checkpoints/step-00000006").mkdir()
     assert [run_id(compose(run.overrides)) for run in runs] == [run.run_id for run in runs]
+
+
+ARMS = """
+overrides: [data=markov, data.n_tokens=20000, data.n_validation_tokens=4000, batch.sequences=8, model=bigram,
+            batch.sequence_length=16, evaluation.tokens=1024, evaluation.every_steps=0, compute.threads=1,
+            compute.device=cpu, budget.steps=12, logging.every_steps=1, checkpoint.every_steps=0, start.step=8]
+axes:
+  start.take: ["[weights,optimizer,step]", "[weights,step]"]
+  start.rewarm: [0, 2]
+seeds: [0, 1]
+"""
+
+
+def test_runs_that_begin_in_the_state_of_one_parent_share_it(ladder):
+    runs, same = ladder("parent: [budget.steps=10]\n", of=ARMS)
+    parents, arms = runs[:2], runs[2:]
+    assert same == 0 and len(arms) == 8 and all(run.is_part for run in parents)
+    assert [run.steps for run in parents] == [10, 10] and [run.config["seed"] for run in parents] == [0, 1]
+    assert {run.after for run in arms} == {run.run_id for run in parents}
+    assert all(run.first_step == 8 and "checkpoint.keep_steps=[8]" in parents[0].overrides for run in arms)
+    for run in runs:
+        assert run_id(compose(run.overrides)) == run.run_id
+    with pytest.raises(ConfigError, match="start.step=12 is not before the last of the 12 steps"):
+        ladder("parent: []\n", of=ARMS.replace(", start.step=8", ""))
+
+
+def test_each_arm_begins_with_the_state_of_its_seed(ladder, tmp_path, data_dir, capfd, monkeypatch, python):
+    monkeypatch.setattr("sys.executable", python)
+    ladder("parent: []\n", of=ARMS, name="arms")
+    words = [f"sweep={tmp_path / 'arms'}.yaml", f"runs_dir={tmp_path / 'runs'}", f"data_dir={data_dir}"]
+    assert sweep.main(["run", *words, "--workers", "2"]) == 0, capfd.readouterr()
+    rows = [json.loads(file.read_text()) for file in (tmp_path / "runs/arms").rglob("result.json")]
+    whole = {row["seed"]: row["val_loss"] for row in rows if row["lineage"] is None}
+    arms = [row for row in rows if row["lineage"] is not None]
+    assert len(whole) == 2 and len(arms) == 8
+    for row in arms:
+        same = row["start.take"] == ["weights", "optimizer", "step"] and row["start.rewarm"] == 0
+        assert (row["val_loss"] == whole[row["seed"]]) is same
