@@ -142,6 +142,9 @@ def two(tmp_path_factory, python):
             runs.add(f"{kind}_then_{other}", f"parallelism={other}", *start, alone=other == "single")
         runs.add("fsdp_weights", "parallelism=fsdp", *start, "start.take=[weights,step]")
         runs.add("single_weights", *start, "start.take=[weights,step]", alone=True)
+        grown = [*start, "start.take=[weights]", "start.grow.width=fpi", "model.d_model=64", "model.n_heads=4"]
+        runs.add("fsdp_grown", "parallelism=fsdp", *grown)
+        runs.add("single_grown", *grown, alone=True)
         runs.add("stopped", "parallelism=fsdp", *HARD, fault=[0, 6, "signal"])
         runs.add("broken", "parallelism=ddp", fault=[1, 3, "error"])  # the last one: it breaks the group
 
@@ -660,4 +663,5 @@ def test_a_run_can_begin_in_the_state_of_a_run_of_any_kind(two):
         assert last[1]["grad_norm"] == pytest.approx(last[0]["grad_norm"], rel=1e-6)
         assert branch["lineage"][0]["weights_sha256"] and branch["flops_total"] == pytest.approx(parent["flops"])
     assert two.row("fsdp_weights")["val_loss"] == pytest.approx(two.row("single_weights")["val_loss"], rel=1e-6)
+    assert two.row("fsdp_grown")["val_loss"] == pytest.approx(two.row("single_grown")["val_loss"], rel=1e-6)
     assert two.row("fsdp_weights")["val_loss"] != pytest.approx(two.row("fsdp_then_fsdp")["val_loss"], rel=1e-6)
