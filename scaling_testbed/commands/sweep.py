@@ -146,8 +146,8 @@ def plan(
     from scaling_testbed.sweeps.cpu_precision import bf16_remark
     from scaling_testbed.sweeps.plan import measured_rate, priced, sweep_folder
     from scaling_testbed.sweeps.status import rows
-    from scaling_testbed.sweeps.unusual import unusual_lines
     from scaling_testbed.sweeps.trunks import saving
+    from scaling_testbed.sweeps.unusual import unusual_lines
     from scaling_testbed.sweeps.view import detectable_effects, plan_table, too_large
     from scaling_testbed.tables import console
 

@@ -54,8 +54,8 @@ class Judge:
     """Calls runs hopeless by one margin, in nats.
 
     It looks at a run once for each evaluation from EARLIEST of its steps on, and reads the curve of a finished run
-    once. others: states of runs of
-    the sweep beside those that it is asked about.
+    once. A part of a trunk is never called, because other runs need its end. others: states of runs of the sweep beside
+    those that it is asked about.
     """
 
     def __init__(self, margin: float, others: Sequence[RunState] = ()):
@@ -71,14 +71,15 @@ class Judge:
     def call(self, run: PlannedRun, states: Sequence[RunState]) -> Hopeless | None:
         """The call after a new evaluation of a run; None without one. states: of the runs of the sweep."""
         step = self._evaluated(run)
-        if step <= self._seen.get(run.run_id, 0) or not EARLIEST * run.steps <= step < run.steps:
+        if run.is_part or step <= self._seen.get(run.run_id, 0) or not EARLIEST * run.steps <= step < run.steps:
             return None
         self._seen[run.run_id] = step
         curve = curve_so_far(run)
         if curve is None:
             return None
-        finished = [*self._others, *(state for state in states if state.state == "finished")]
-        curves = [known for state in finished if (known := self._curve(state.run)) is not None]
+        known = [*self._others, *(state for state in states if state.state == "finished")]
+        finished = [state for state in known if not state.run.is_part]
+        curves = [found for state in finished if (found := self._curve(state.run)) is not None]
         return hopeless(run, predict_final(curve, curves), finished, self.margin)
 
     def _curve(self, run: PlannedRun) -> Curve | None:

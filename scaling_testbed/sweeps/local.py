@@ -217,7 +217,7 @@ class Driver:
         if not there:
             self.waiting.remove(run)
             self.states[run.run_id] = replace(self.states[run.run_id], state="failed")
-            why = f"it begins where {before.run.label} ({before.run.run_id}) ends, and that run has {before.state}"
+            why = f"it begins where {before.run.label} ({before.run.run_id}) ends, and that run is {before.state}"
             self.failures[run.run_id] = why
             self._say(run)
         return False

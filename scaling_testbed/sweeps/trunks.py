@@ -149,7 +149,7 @@ def with_parents(
     kept: dict[str, set[int]] = {}
     for run, before in zip(runs, parents, strict=True):
         kept.setdefault(run_id(before), set()).add(run.start.number)
-    made = {}
+    made: dict[str, Branched] = {}
     for words, run, point in zip(words_of, parents, points, strict=True):
         steps = ",".join(map(str, sorted(kept[run_id(run)])))
         own = [*words, "checkpoint.at_end=true", f"checkpoint.keep_steps=[{steps}]"]

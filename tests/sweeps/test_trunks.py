@@ -123,7 +123,7 @@ def test_runs_after_one_that_failed_have_failed_and_others_go_on(ladder, monkeyp
     assert driver.drive() == 1
     after_broken = [run for run in runs if run.config["seed"] == broken.config["seed"]]
     assert len(started) == 1 + 6 and len(driver.failures) == len(after_broken) == 6
-    assert all("ends, and that run has failed" in driver.failures[run.run_id] for run in after_broken[1:])
+    assert all("ends, and that run is failed" in driver.failures[run.run_id] for run in after_broken[1:])
 
 
 def test_the_longest_chain_goes_first(ladder):
