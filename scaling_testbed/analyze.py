@@ -18,14 +18,14 @@ from scaling_testbed.commands.laws import allocate, downstream, fit, laws, list_
 from scaling_testbed.commands.next_runs import next_
 from scaling_testbed.commands.optima import optima
 from scaling_testbed.commands.report import report
-from scaling_testbed.commands.tasks import compare, inspect, score, tasks
+from scaling_testbed.commands.tasks import compare, curvature, inspect, score, tasks
 from scaling_testbed.commands.trajectories import anneal
 
 app = application(
     __doc__,
     [
         *(lr_sensitivity, instability, decide, report),
-        *(inspect, score, compare, tasks),
+        *(inspect, curvature, score, compare, tasks),
         *(fit, laws, predict, allocate, next_, downstream, frontier, ladder, optima, anneal, critical_batch),
     ],
     {"law": application("The laws that can be fitted.", [list_], plugins=True)},

@@ -1,5 +1,5 @@
-"""The commands about saved checkpoints: diagnostics, multiple-choice tasks, and comparison of models on them; and one
-that makes tasks of a corpus."""
+"""The commands about saved checkpoints: diagnostics, curvature, multiple-choice tasks, and comparison of models on
+them; and one that makes tasks of a corpus."""
 
 import math
 from collections.abc import Sequence
@@ -25,6 +25,16 @@ TaskSeed = Annotated[int, typer.Option("--seed", metavar="N", show_default=True,
 TaskDir = Annotated[Path, typer.Argument(metavar="OUT_DIR", help="the folder for the three files")]
 Sequences = Annotated[
     int, typer.Option("--sequences", metavar="N", show_default=True, help="maximum number of validation sequences")
+]
+Hutchinson = Annotated[
+    bool,
+    typer.Option(
+        "--hutchinson", help="also the trace of the Hessian by Hutchinson's estimator, which takes three times as long"
+    ),
+]
+RunDirs = Annotated[Sequence[Path], typer.Argument(metavar="RUN_DIR", help="folders runs/NAME/RUN_ID")]
+Tokens = Annotated[
+    int, typer.Option("--tokens", metavar="N", show_default=True, help="maximum number of validation tokens")
 ]
 Tasks = Annotated[Sequence[Path], typer.Argument(metavar="TASK.jsonl", help="files of tasks; each file is one task")]
 MaxLength = Annotated[
@@ -82,6 +92,47 @@ def inspect(
     print(f"step {step:,} of {run_dir}, {found.pop('sequences'):,} validation sequences")
     for records in by_place(found):
         tables.show(records)
+    output.say_written(written)
+
+
+def curvature(
+    run_dirs: RunDirs,
+    tokens: Tokens = 32768,
+    step: Step = None,
+    hutchinson: Hutchinson = False,
+    as_json: Json = False,
+    out: OutTable = (),
+) -> None:
+    """The curvature of the loss at saved checkpoints: the trace of the Fisher information, by labels that are drawn
+    from the model.
+
+    It uses the run's validation data. Compare traces at equal loss, and of runs that differ only in their size."""
+    if tokens < 1:
+        raise ConfigError(f"--tokens must be greater than zero; got {tokens}")
+    from scaling_testbed.config.compose import recorded_run
+
+    runs = [recorded_run(run_dir) for run_dir in run_dirs]
+    output.check(out, ENDINGS)
+    from scaling_testbed.evaluation import curvature as found
+
+    records = [
+        found.curvature(run, run_dir, tokens=tokens, step=step, hutchinson=hutchinson)
+        for run, run_dir in zip(runs, run_dirs, strict=True)
+    ]
+    warnings = found.warnings(runs, records)
+    document = {"checkpoints": records, "warnings": warnings}
+    written = output.write(out, records, document=document)
+    if as_json:
+        output.print_json(document)
+        return
+    from scaling_testbed import tables
+
+    tables.show([{key: value for key, value in one.items() if key != "data_fingerprint"} for one in records])
+    print(found.DEFINITION)
+    if hutchinson:
+        print(found.OF_HESSIAN)
+    for text in warnings:
+        print(f"warning: {text}")
     output.say_written(written)
 
 

@@ -1,6 +1,7 @@
 """Load a saved model from the folder of its run."""
 
 import contextlib
+import dataclasses
 from pathlib import Path
 
 import torch
@@ -38,19 +39,23 @@ def _prepared(run: RunConfig, saved: checkpoint.Checkpoint) -> Path:
 
 
 def load_model(
-    run: RunConfig, folder: Path, *, step: int | None, device: torch.device
+    run: RunConfig, folder: Path, *, step: int | None, device: torch.device, reference: bool = False
 ) -> tuple[int, Transformer, PreparedData]:
-    """The step, the model and the data of a checkpoint. Raises the errors of `open_checkpoint`. The model uses a path
-    that is available on `device`, so a machine without Triton can load a run that used it."""
+    """The step, the model and the data of a checkpoint. Raises the errors of `open_checkpoint`. The model uses paths
+    that are available on `device`, so a machine without Triton can load a run that used it. reference: see
+    `build_anywhere`."""
     saved, data = open_checkpoint(run, folder, step)
-    model = build_anywhere(run, data, device)
+    model = build_anywhere(run, data, device, reference=reference)
     state.load_weights(model, saved.tensors.get("model"), folder)
     return saved.step, model.eval(), data
 
 
-def build_anywhere(run: RunConfig, data: PreparedData, device: torch.device) -> Transformer:
-    """Build the model of a run, without its saved weights, with a path that is available on `device`."""
+def build_anywhere(run: RunConfig, data: PreparedData, device: torch.device, *, reference: bool = False) -> Transformer:
+    """Build the model of a run, without its saved weights, with paths that are available on `device`. reference: with
+    the paths in plain PyTorch, which have second derivatives."""
     config = run.model.with_auto_paths().resolved(data.vocab_size)
+    if reference:
+        config = dataclasses.replace(config, attention_impl="reference", qk_norm_impl="reference")
     model = Transformer(config, run.parametrization, device=device)
     model.narrow_residual = run.compute.residual_dtype == "bf16"
     return model

@@ -15,7 +15,7 @@ from scaling_testbed.errors import ConfigError, UserError
 from tests.test_architecture import ROOT, modules_loaded_by
 
 VERBS = {
-    analyze: "lr_sensitivity instability decide report inspect score compare "
+    analyze: "lr_sensitivity instability decide report inspect curvature score compare "
     "fit laws predict allocate next downstream frontier ladder optima anneal critical_batch",
     sweep: "plan run submit retry status collect",
 }
