@@ -37,7 +37,6 @@ from scaling_testbed.learning.interventions.base import Intervention
 from scaling_testbed.learning.interventions.chosen import choose_interventions
 from scaling_testbed.learning.optimizers import OPTIMIZERS, OptimizerConfig, rate_meaning
 from scaling_testbed.learning.schedules import SCHEDULES, Schedule
-from scaling_testbed.model import counting
 from scaling_testbed.model.config import ModelConfig, ParametrizationConfig
 from scaling_testbed.model.parametrization import check_parametrization
 from scaling_testbed.model.parts import LINEARS
@@ -162,25 +161,6 @@ def rate_means(run: RunConfig) -> str:
 def interventions_of(run: RunConfig) -> dict[str, Intervention]:
     """Name -> intervention of `run`; new objects at each call. Raises ConfigError as choose_interventions does."""
     return choose_interventions(run.optimizer, run.model, run.interventions)
-
-
-def flops_per_token(run: RunConfig, model: ModelConfig) -> float:
-    """FLOPs of training `run` on one token with its resolved `model`: those of the model
-    (model.counting.flops_per_token) and those that its interventions add."""
-    length = run.batch.sequence_length
-    added = sum(found.flops_per_token(model, length) for found in interventions_of(run).values())
-    return counting.flops_per_token(model, length) + added
-
-
-def steps_of(run: RunConfig, counts: counting.ParamCounts) -> int:
-    """The steps of a run. Raises ConfigError if it begins at one of them that it does not have."""
-    steps = run.budget.resolve_steps(counts, run.batch.tokens)
-    if run.start.first_step >= steps:
-        raise ConfigError(
-            f"start.step={run.start.first_step} is not before the last of the {steps:,} steps of this run; give a "
-            "larger budget, or leave step out of start.take"
-        )
-    return steps
 
 
 def run_id(run: RunConfig) -> str:

@@ -50,6 +50,13 @@ def load_model(
     return saved.step, model.eval(), data
 
 
+def pruned_weights(folder: Path, step: int) -> dict[str, torch.Tensor]:
+    """Name of each parameter from which the run in `folder` has pruned weights -> whether each weight is pruned, at
+    `step`. Empty for a run that prunes none."""
+    kept = checkpoint.read_tensors(_find(folder, step), "interventions")
+    return kept.get("magnitude_pruning", {})
+
+
 def build_anywhere(run: RunConfig, data: PreparedData, device: torch.device, *, reference: bool = False) -> Transformer:
     """Build the model of a run, without its saved weights, with paths that are available on `device`. reference: with
     the paths in plain PyTorch, which have second derivatives."""

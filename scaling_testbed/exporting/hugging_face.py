@@ -26,14 +26,14 @@ from torch import nn
 
 from scaling_testbed.config.run import RunConfig
 from scaling_testbed.errors import ConfigError, UserError
-from scaling_testbed.evaluation.loading import load_model
+from scaling_testbed.evaluation.loading import load_model, pruned_weights
 from scaling_testbed.exporting.tokenizer import tokenizer_files
 from scaling_testbed.files import write_json, write_text
 from scaling_testbed.model.config import ModelConfig
 from scaling_testbed.model.parts import LINEARS, MLPS, NORMALISERS, NORMS, QK_NORMS, RESIDUALS
 from scaling_testbed.model.transformer import Block, Transformer
 
-WEIGHTS_FILE = "model.safetensors"
+WEIGHTS_FILE, MASKS_FILE = "model.safetensors", "masks.safetensors"
 
 
 @dataclass(frozen=True)
@@ -168,6 +168,18 @@ def _block_weights(block: Block, config: ModelConfig, family: Family) -> dict[st
     return found
 
 
+def masks(model: Transformer, family: Family, pruned: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Name of each pruned tensor in an export -> whether each of its weights is pruned. pruned: the same by the names
+    of `model`, which is changed: it gets zeros where a weight is pruned and ones elsewhere."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.fill_(1.0)
+            if name in pruned:
+                parameter.masked_fill_(pruned[name], 0.0)
+    found = {name: value == 0 for name, value in weights(model, family).items()}
+    return {name: mask for name, mask in found.items() if mask.any()}
+
+
 def _gain(norm: nn.Module) -> torch.Tensor:
     """The learned gain of a norm that has one."""
     return norm.get_parameter("weight")
@@ -197,6 +209,7 @@ def export(run: RunConfig, folder: Path, out: Path, *, step: int | None = None) 
     library = _safetensors()
     out = _new_folder(out)
     step, model, data = load_model(run, folder, step=step, device=torch.device("cpu"))
+    pruned = pruned_weights(folder, step)
     length, eos_id = run.batch.sequence_length, data.manifest["eos_id"]
     files = tokenizer_files(data.folder, data.manifest["tokenizer"], length)
     files["config.json"] = config_json(model, family, max_length=length, eos_id=eos_id)
@@ -206,14 +219,21 @@ def export(run: RunConfig, folder: Path, out: Path, *, step: int | None = None) 
         f"folded into its weights: {', '.join(folded(model)) or 'nothing'}",
         _tokenizer_line(data.manifest["tokenizer"]),
     ]
+    if pruned:
+        n = sum(int(mask.sum()) for mask in pruned.values())
+        lines.append(f"{n:,} weights are pruned: they are zero, and {MASKS_FILE} has them as true")
     work = out.with_name(f".{out.name}.partial")
     try:
         shutil.rmtree(work, ignore_errors=True)  # left by an export that was killed
         work.mkdir(parents=True)
         library.torch.save_file(weights(model, family), work / WEIGHTS_FILE, metadata={"format": "pt"})
+        if pruned:
+            named = masks(model, family, pruned)
+            library.torch.save_file(named, work / MASKS_FILE, metadata={"format": "pt"})
         for name, content in files.items():
             write_json(work / name, content)
-        shutil.copymode(work / "config.json", work / WEIGHTS_FILE)  # other users cannot read a file of safetensors
+        for file in work.glob("*.safetensors"):
+            shutil.copymode(work / "config.json", file)  # other users cannot read a file of safetensors
         write_text(work / "README.md", _readme(run, family, [*lines, _training_line(length, eos_id)]))
         os.rename(work, out)
     except (OSError, library.SafetensorError) as error:

@@ -217,6 +217,17 @@ def read(path: Path, *, mmap: bool = False) -> Checkpoint:
     return Checkpoint(state["step"], state, tensors)
 
 
+def read_tensors(path: Path, name: str) -> dict[str, Any]:
+    """The tensors that `save` was given under `name`; none if there are none. The hashes of the checkpoint agree."""
+    file = path / f"{name}.pt"
+    if file.name not in _files(path):
+        return {}
+    found = _load(file, mmap=False)
+    if not isinstance(found, dict):
+        raise UserError(f"checkpoint {path} cannot be used: {file.name} is no list of tensors; {WAY_OUT}")
+    return found
+
+
 def what_is_wrong(error: Exception) -> str:
     """An error that content of a checkpoint has raised, in words."""
     return f"it lacks {error}" if isinstance(error, KeyError) else first_line(error)

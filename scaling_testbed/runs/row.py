@@ -45,13 +45,21 @@ class Row:
         "Parameters without the embedding; the head is counted, also where it is tied.", "parameters"
     )
     n_params_no_qk_gains: int | None = fact("Parameters without the gains of the qk-norm.", "parameters")
+    n_params_average: float | None = fact(
+        "n_params without pruned weights, the mean over the steps made; null where the run prunes none.", "parameters"
+    )
+    n_params_final: int | None = fact("The same in the last step made.", "parameters")
+    density_by_role: dict[str, float] | None = fact(
+        "Role of a matrix that is pruned -> the part of its weights that is left; null where the run prunes none."
+    )
     n_tokens: int | None = fact("Training tokens seen: steps times tokens in a batch.", "tokens")
     steps: int | None = fact("Steps made. With step in start.take, those of the parent are among them.", "steps")
     steps_planned: int | None = fact("Steps of the whole budget.", "steps")
     epochs: float | None = fact("Passes through the train split, those of its lineage included.", "epochs")
-    flops_6nd: float | None = fact("6 n_params n_tokens.", "FLOPs")
+    flops_6nd: float | None = fact("6 n_params n_tokens, with n_params_average in a run that prunes weights.", "FLOPs")
     flops: float | None = fact(
-        "Training FLOPs counted from matrix products, attention and interventions included.", "FLOPs"
+        "Training FLOPs counted from matrix products, attention and interventions included, pruned weights left out.",
+        "FLOPs",
     )
     lineage: list[dict[str, Any]] | None = fact(
         "The runs in whose state this one began, the oldest first: run_id, step, the sha256 of the weights, the "

@@ -2,8 +2,9 @@
 
 import dataclasses
 
+from scaling_testbed.config.compute import pruned_of, steps_of, training_flops
 from scaling_testbed.config.memory import Memory
-from scaling_testbed.config.run import RunConfig, flops_per_token, steps_of, unshardable
+from scaling_testbed.config.run import RunConfig, unshardable
 from scaling_testbed.model.config import ModelConfig
 from scaling_testbed.model.counting import count_params
 from scaling_testbed.model.transformer import Transformer
@@ -24,19 +25,19 @@ def describe_run(run: RunConfig, vocab_size: int, train_tokens: int | None = Non
     built = Transformer(model.with_auto_paths(), run.parametrization, device="meta")
     n_params = sum(parameter.numel() for parameter in built.parameters())
     counts = count_params(model)
-    steps = steps_of(run, counts)
-    n_tokens, before = steps * run.batch.tokens, run.start.first_step * run.batch.tokens
+    steps, first = steps_of(run, model), run.start.first_step
+    n_tokens = steps * run.batch.tokens
     lines = {
         "model": f"{model.name}, vocabulary {model.vocab_size:,}",
         "parameters": f"{n_params:,} ({counts.n_params_non_embedding:,} without embedding and head)",
         "steps": f"{steps:,} of {run.batch.tokens:,} tokens",
         "tokens": f"{n_tokens:,}",
-        "training FLOPs": f"{flops_per_token(run, model) * (n_tokens - before):.3g}",
+        "training FLOPs": f"{training_flops(run, model, steps, steps) - training_flops(run, model, steps, first):.3g}",
     }
     if run.start.run is not None:
         there = "" if run.start.checkpoint.is_dir() else ", whose checkpoint is not there yet"
-        lines["begins"] = f"at step {run.start.first_step:,}, with step {run.start.number:,} of {run.start.run}{there}"
-    if rounding := run.budget.rounding(counts, run.batch.tokens):
+        lines["begins"] = f"at step {first:,}, with step {run.start.number:,} of {run.start.run}{there}"
+    if rounding := run.budget.rounding(counts, run.batch.tokens, pruned_of(run, model)):
         lines["rounding"] = rounding
     text = "\n".join(f"{label:<16} {value}" for label, value in lines.items())
     warnings = [f"warning: {line}" for line in unusual(run, model, counts, steps, train_tokens).values()]

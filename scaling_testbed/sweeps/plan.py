@@ -13,21 +13,14 @@ from typing import Any, get_args, get_origin
 
 from scaling_testbed.analysis.rows.study import claims_of, declared_in
 from scaling_testbed.config.compose import check_no_code, compose_many, outside_overrides
-from scaling_testbed.config.run import (
-    RunConfig,
-    flatten,
-    flops_per_token,
-    rate_means,
-    run_folder_path,
-    run_id,
-    steps_of,
-)
+from scaling_testbed.config.compute import params_in_use, steps_of, training_flops
+from scaling_testbed.config.run import RunConfig, flatten, rate_means, run_folder_path, run_id
 from scaling_testbed.config.words import key_of, quoted
 from scaling_testbed.data.manifest import read_manifest
 from scaling_testbed.data.preparing.preparation import find_prepared
 from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.files import check_version, read_json, write_bytes, write_json
-from scaling_testbed.model.counting import ParamCounts, count_params
+from scaling_testbed.model.counting import count_params
 from scaling_testbed.papers.declaration import Declaration, recorded
 from scaling_testbed.processes.world import World, check_world
 from scaling_testbed.progress import say
@@ -49,8 +42,8 @@ WITHOUT_FLOCK = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # the errors of fil
 class PlannedRun:
     """One run of a sweep.
 
-    varied: the keys and values in which it differs from the other runs. n_params: all parameters; flops_6nd = 6
-    n_params n_tokens; both as in a row. budget_n_params: the N of the budget, counted by its convention `params`.
+    varied: the keys and values in which it differs from the other runs. n_params, n_params_average and flops_6nd: as in
+    a row. budget_n_params: the N of the budget, counted by its convention `params`.
     flops: counted from the matrix products, including those of interventions, of the steps from first_step on: a run
     that begins in the state of another one has that many steps before it. after: the run_id of this other run, if it is
     of the sweep too. is_part: whether the run is a part of a trunk (trunks.py). memory_bytes: an estimate for each GPU
@@ -75,6 +68,7 @@ class PlannedRun:
     flops: float
     memory_bytes: int
     gpu_hours: float | None = None
+    n_params_average: float | None = None
     gpu_memory_gib: float = ASSUMED_GIB
     fits_with: list[str] | None = None
     first_step: int = 0
@@ -99,8 +93,9 @@ class PlannedRun:
 
     @property
     def budget_flops_6nd(self) -> float:
-        """6 N D with the N of the budget."""
-        return 6.0 * self.budget_n_params * self.n_tokens
+        """6 N D with the N of the budget, without pruned weights."""
+        pruned = 0.0 if self.n_params_average is None else self.n_params - self.n_params_average
+        return 6.0 * (self.budget_n_params - pruned) * self.n_tokens
 
     @property
     def label(self) -> str:
@@ -129,10 +124,10 @@ def plan(
             known[data] = planned_vocab_size(run), planned_train_tokens(run)
         return known[data]
 
-    def counts(run: RunConfig) -> ParamCounts:
-        return count_params(run.model.resolved(of_data(run)[0]))
+    def resolved(run: RunConfig) -> ModelConfig:
+        return run.model.resolved(of_data(run)[0])
 
-    lists = with_values(sweep.rules, lists, counts)
+    lists = with_values(sweep.rules, lists, resolved)
     found: dict[str, PlannedRun] = {}
     folders: set[str] = set()
     followers = {key for entry in sweep.together for key in list(entry)[1:]}  # the leading key identifies them
@@ -140,9 +135,9 @@ def plan(
     varied = [key for key in shown if len({point[key] for point in points}) > 1]
     shown_points = [{key: point[key] for key in varied} for point in points]
     if sweep.parent is not None:
-        members = with_parents(lists, sweep.parent, shown_points, steps_of=lambda run: steps_of(run, counts(run)))
+        members = with_parents(lists, sweep.parent, shown_points, steps_of=lambda run: steps_of(run, resolved(run)))
     else:
-        members = _members(sweep, lists, shown_points, steps_of=lambda run: steps_of(run, counts(run)))
+        members = _members(sweep, lists, shown_points, steps_of=lambda run: steps_of(run, resolved(run)))
     for member in members:
         run = member.run
         if processes is not None:
@@ -195,9 +190,11 @@ def _planned(
     run, (vocab_size, train_tokens) = member.run, of_data
     model = run.model.resolved(vocab_size)
     counts = count_params(model)
-    steps, first = steps_of(run, counts), run.start.first_step
+    steps, first = steps_of(run, model), run.start.first_step
     n_tokens = steps * run.batch.tokens
-    flops = flops_per_token(run, model) * (steps - first) * run.batch.tokens
+    in_use = params_in_use(run, model, steps, steps)
+    average = None if in_use is None else in_use[0]
+    flops = training_flops(run, model, steps, steps) - training_flops(run, model, steps, first)
     config = {key: value for key, value in flatten(run).items() if "." in key or key == "seed"}
     gib = (run.compute.gpu_memory_gib or gib) / runs_per_gpu
     n_bytes = planned_memory(run, model, counts.n_params, processes, gib).total
@@ -213,7 +210,8 @@ def _planned(
         n_tokens=n_tokens,
         tokens_per_step=run.batch.tokens,
         steps=steps,
-        flops_6nd=float(6 * counts.n_params * n_tokens),
+        n_params_average=average,
+        flops_6nd=float(6 * (counts.n_params if average is None else average) * n_tokens),
         flops=float(flops),
         memory_bytes=n_bytes,
         gpu_memory_gib=gib,

@@ -21,10 +21,12 @@ from typing import Any
 
 from scaling_testbed.config.budget import CONVENTIONS
 from scaling_testbed.config.compose import compose_many
+from scaling_testbed.config.compute import pruned_of
 from scaling_testbed.config.run import RunConfig
 from scaling_testbed.config.words import key_of
 from scaling_testbed.errors import ConfigError
-from scaling_testbed.model.counting import ParamCounts
+from scaling_testbed.model.config import ModelConfig
+from scaling_testbed.model.counting import count_params
 
 PREFIX = "rules."  # of a rule on the command line, rules.optimizer.lr=EXPRESSION
 LONGEST = 500  # characters: a longer expression is none that a person wrote
@@ -34,10 +36,10 @@ SIZE, LENGTH = ("model.", "tokenizer.", "data."), ("batch.",)
 NAMES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(CONVENTIONS, SIZE),
     **dict.fromkeys(("d_model", "n_layers"), ("model.",)),
-    "n_tokens": (*SIZE, "budget."),
+    "n_tokens": (*SIZE, "budget.", "interventions."),
     "batch_tokens": LENGTH,
     "sequence_length": ("batch.sequence_length",),
-    "steps": (*SIZE, *LENGTH, "budget."),
+    "steps": (*SIZE, *LENGTH, "budget.", "interventions."),
 }
 FUNCTIONS: dict[str, Callable[..., float]] = {
     "min": min,
@@ -132,9 +134,9 @@ def _check(key: str, node: ast.expr) -> None:
 
 
 def with_values(
-    rules: Mapping[str, str], lists: Sequence[list[str]], counts: Callable[[RunConfig], ParamCounts]
+    rules: Mapping[str, str], lists: Sequence[list[str]], resolved: Callable[[RunConfig], ModelConfig]
 ) -> list[list[str]]:
-    """The overrides of each run, followed by those that its rules give. counts: the parameters of a run.
+    """The overrides of each run, followed by those that its rules give. resolved: the resolved model of a run.
 
     Raises ConfigError for rules that need each other, and for a rule without a finite value.
     """
@@ -146,7 +148,7 @@ def with_values(
             ready = [key for key, blocker in blocked.items() if blocker is None]
             if waiting and not ready:
                 raise ConfigError(_circle({key: blocker for key, blocker in blocked.items() if blocker}))
-            names = _names(run, counts(run)) if ready else {}
+            names = _names(run, resolved(run)) if ready else {}
             for key in ready:
                 overrides.append(f"{key}={_spelled(key, waiting.pop(key), names, run)}")
     return found
@@ -175,17 +177,17 @@ def _blocker(key: str, waiting: Mapping[str, str], run: RunConfig) -> tuple[str,
     return None
 
 
-def _names(run: RunConfig, counts: ParamCounts) -> dict[str, float]:
+def _names(run: RunConfig, model: ModelConfig) -> dict[str, float]:
     """The value of each name."""
-    model, batch = run.model, run.batch.tokens
+    counts, batch, pruned = count_params(model), run.batch.tokens, pruned_of(run, model)
     return {
         **{name: float(getattr(counts, name)) for name in CONVENTIONS},
         "d_model": float(model.d_model),
         "n_layers": float(model.n_layers),
-        "n_tokens": run.budget.exact_tokens(counts, batch),
+        "n_tokens": run.budget.exact_tokens(counts, batch, pruned),
         "batch_tokens": float(batch),
         "sequence_length": float(run.batch.sequence_length),
-        "steps": float(run.budget.resolve_steps(counts, batch)),
+        "steps": float(run.budget.resolve_steps(counts, batch, pruned)),
     }
 
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
+from scaling_testbed.config.compute import steps_of, training_flops
 from scaling_testbed.config.memory import largest_micro_batch
-from scaling_testbed.config.run import RunConfig, flops_per_token, interventions_of, steps_of
+from scaling_testbed.config.run import RunConfig, interventions_of
 from scaling_testbed.data.batches import TrainingBatches, ValidationBatches
 from scaling_testbed.data.preparing.preparation import prepare
 from scaling_testbed.data.shards import PreparedData, open_prepared
@@ -54,11 +55,10 @@ class Parts:
     precision: fp32 | bf16. loss: with its `impl` chosen. prepared: the corpora by the name of the validation set that
     they give, the run's own first. validation_sets: in the same order. questions: of evaluation.tasks. steps: of the
     whole run. micro_batch: sequences in a pass of this process, as chosen at this start. compiled: whether the blocks
-    of the model are compiled. flops_per_token: of training, including interventions. model: the plain module. placed:
-    the same model on its devices. interventions: by name, in the order in which a step runs them. ahead: how many
-    further updates may be made before the values of one are read. bad: 1.0 on the device from the first update on whose
-    loss or gradient norm is not finite, else 0.0; None: the values of each update are read before the optimizer's step.
-    captures: whether an update is one CUDA graph.
+    of the model are compiled. model: the plain module. placed: the same model on its devices. interventions: by name,
+    in the order in which a step runs them. ahead: how many further updates may be made before the values of one are
+    read. bad: 1.0 on the device from the first update on whose loss or gradient norm is not finite, else 0.0; None: the
+    values of each update are read before the optimizer's step. captures: whether an update is one CUDA graph.
     """
 
     run: RunConfig
@@ -75,7 +75,6 @@ class Parts:
     steps: int
     micro_batch: int
     compiled: bool
-    flops_per_token: float
     model: Transformer
     placed: Replica
     optimizer: torch.optim.Optimizer
@@ -89,6 +88,10 @@ class Parts:
     def data(self) -> PreparedData:
         """The corpus that the run is trained on."""
         return self.prepared[MAIN_SET]
+
+    def flops(self, made: int) -> float:
+        """FLOPs of the first `made` updates, including interventions."""
+        return training_flops(self.run, self.model.config, self.steps, made)
 
     def recorded(self) -> dict[str, Any]:
         """What a row and a checkpoint record of the data."""
@@ -124,7 +127,7 @@ def build_parts(run: RunConfig, folder: RunFolder, processes: Processes, *, quie
     batches, validation_sets = processes.together(lambda: _open(run, sets, micro_batch))
     processes.connect(device)
 
-    steps = steps_of(run, counts)
+    steps = steps_of(run, config)
     where = torch.device("meta") if run.parallelism.is_sharded else device
     model = Transformer(config, run.parametrization, device=where, run_on=device)
     _check_counts(run, counts, model)
@@ -160,7 +163,6 @@ def build_parts(run: RunConfig, folder: RunFolder, processes: Processes, *, quie
         steps=steps,
         micro_batch=micro_batch,
         compiled=compiled,
-        flops_per_token=flops_per_token(run, config),
         model=model,
         placed=placed,
         optimizer=optimizer,

@@ -108,8 +108,8 @@ def is_saved(run: RunConfig, step: int) -> bool:
 def spent(parts: Parts, step: int) -> dict[str, Any]:
     """Steps, tokens and FLOPs of this run alone, after `step` updates."""
     steps = step - parts.run.start.first_step
-    n_tokens = steps * parts.run.batch.tokens
-    return {"steps": steps, "n_tokens": n_tokens, "flops": float(parts.flops_per_token * n_tokens)}
+    flops = parts.flops(step) - parts.flops(parts.run.start.first_step)
+    return {"steps": steps, "n_tokens": steps * parts.run.batch.tokens, "flops": float(flops)}
 
 
 def save(parts: Parts, progress: Progress) -> None:
@@ -142,6 +142,8 @@ def save(parts: Parts, progress: Progress) -> None:
         tensors, shards = state.sharded_state(parts.model, parts.optimizer)
     else:
         tensors, shards = state.whole_state(parts.model, parts.optimizer, parts.device), None
+    if kept := tensors_of(parts.interventions):
+        tensors["interventions"] = kept
     where, keep = parts.folder.checkpoints, parts.run.checkpoint
     checkpoint.save(where, progress.step, plain, tensors, keep, shards=shards, processes=parts.processes)
 
@@ -178,6 +180,7 @@ def resume(parts: Parts) -> Progress | None:
             lineage=plain.get("lineage", []),
         )
         restore_states(parts.interventions, plain.get("updates", {}))
+        restore_tensors(parts.interventions, path)
     sharded = parts.run.parallelism.is_sharded
     state.restore(path, parts.model, parts.optimizer, parts.device, sharded=sharded)
     return progress
@@ -228,8 +231,21 @@ def states_of(interventions: dict[str, Intervention]) -> dict[str, Any]:
     return {name: found for name, found in states.items() if found is not None}
 
 
+def tensors_of(interventions: dict[str, Intervention]) -> dict[str, dict[str, torch.Tensor]]:
+    """Name -> tensors of the interventions that have some. Every process calls it."""
+    found = {name: intervention.tensors() for name, intervention in interventions.items()}
+    return {name: tensors for name, tensors in found.items() if tensors}
+
+
 def restore_states(interventions: dict[str, Intervention], states: dict[str, Any]) -> None:
     """Restore the result of `states_of`. In older checkpoints the state of a disabled intervention is None."""
     for name, intervention in interventions.items():
         if states.get(name) is not None:
             intervention.restore(states[name])
+
+
+def restore_tensors(interventions: dict[str, Intervention], path: Path) -> None:
+    """Restore the result of `tensors_of` from the checkpoint at `path`, whose hashes agree."""
+    kept = checkpoint.read_tensors(path, "interventions")
+    for name, intervention in interventions.items():
+        intervention.restore_tensors(kept.get(name, {}))

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+from scaling_testbed.config.compute import pruned_of
 from scaling_testbed.config.run import flatten, run_id
 from scaling_testbed.data.summary import remarks
 from scaling_testbed.diagnostics.summary import Summary
@@ -62,7 +63,7 @@ class Records:
             say(f"note: {remark}")
         if stray := parts.data.stray_shards():
             say(f"{parts.data.folder} also holds {listed(stray)}: not in its manifest, not read")
-        if rounding := run.budget.rounding(parts.counts, run.batch.tokens):
+        if rounding := run.budget.rounding(parts.counts, run.batch.tokens, pruned_of(run, parts.model.config)):
             say(rounding)
         if (run.diagnostics.at_step or 0) > parts.steps:
             say(f"diagnostics.at_step={run.diagnostics.at_step} is after the last step and is not measured")

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+from scaling_testbed.config.compute import params_in_use
 from scaling_testbed.data.manifest import window_entropy_nats
 from scaling_testbed.processes.device import device_name, peak_flops
 from scaling_testbed.runs.environment import versions
@@ -30,6 +31,9 @@ def make_row(parts: Parts, progress: Progress, records: Records, outcome: Outcom
     added = {key: value for found in parts.interventions.values() for key, value in found.row().items()}
     summary, last = progress.summary, progress.summary.evaluation
     of_tasks, errors = tasks.of_row(parts, last.get("error_by_task"), outcome.status)
+    in_use = params_in_use(run, model.config, parts.steps, progress.step)
+    average, final = (None, None) if in_use is None else in_use
+    flops = parts.flops(progress.step)
     is_over = outcome.status not in STOPPED_EARLY  # a run that a signal stopped has no final loss
     return dataclasses.replace(
         Row.of(run, status=outcome.status, error=outcome.error),
@@ -41,8 +45,11 @@ def make_row(parts: Parts, progress: Progress, records: Records, outcome: Outcom
         n_tokens=n_tokens,
         steps=progress.step,
         steps_planned=parts.steps,
-        flops_6nd=float(6 * parts.counts.n_params * n_tokens),  # more than 64 bits for large runs
-        flops=float(parts.flops_per_token * n_tokens),
+        n_params_average=average,
+        n_params_final=final,
+        density_by_role=added.get("density_by_role"),
+        flops_6nd=float(6 * (parts.counts.n_params if average is None else average) * n_tokens),  # may be over 64 bits
+        flops=float(flops),
         val_loss=last.get("val_loss") if is_over else None,
         val_loss_initial=summary.val_loss_initial,
         val_loss_best=summary.val_loss_best,
@@ -57,7 +64,7 @@ def make_row(parts: Parts, progress: Progress, records: Records, outcome: Outcom
         entropy_window_nats=window_entropy_nats(manifest, run.batch.sequence_length),
         wall_seconds=progress.clock.wall_seconds,
         tokens_per_second=rate,
-        mfu=rate * parts.flops_per_token / (peak * size) if rate and peak else None,
+        mfu=rate * (flops / n_tokens) / (peak * size) if rate and peak else None,
         peak_memory_bytes=peak_bytes,
         micro_batch_sequences=progress.micro_batch,
         micro_batch_changes={str(step): rows for step, rows in progress.micro_batches.items()}

@@ -20,7 +20,7 @@ from scaling_testbed.model.growth import check_growth, grow
 from scaling_testbed.runs import checkpoint, state
 from scaling_testbed.runs.identity import weights_sha256
 from scaling_testbed.training.parts import Parts
-from scaling_testbed.training.progress import Progress, restore_states
+from scaling_testbed.training.progress import Progress, restore_states, restore_tensors
 
 MODEL = ("model.", "parametrization.")
 SIZES = tuple(f"model.{name} " for name in ("name", "d_model", "n_layers", "n_heads", "n_kv_heads", "d_head", "d_ff"))
@@ -45,6 +45,7 @@ def begin(parts: Parts) -> Progress:
     if moments:
         with state.refused_in_one_line(path):
             restore_states(parts.interventions, plain.get("updates", {}))
+            restore_tensors(parts.interventions, path)
     return Progress(
         summary=summary,
         micro_batches={first: parts.micro_batch},
@@ -109,6 +110,12 @@ def _check_fits(parts: Parts, recorded: dict[str, Any], plain: dict[str, Any]) -
     if OPTIMIZER in start.take and (other := [text for text in differing if text.startswith("optimizer.name ")]):
         raise ConfigError(
             f"start.run={start.run} has moments of another optimizer: {other[0]}; type {without(run, OPTIMIZER)}"
+        )
+    kept = [] if OPTIMIZER in start.take else checkpoint.read_tensors(start.checkpoint, "interventions")
+    if needed := [name for name in parts.interventions if name in kept]:
+        raise ConfigError(
+            f"interventions.{needed[0]} goes on with the tensors that start.run={start.run} keeps for it; type "
+            f"start.take=[{','.join([*start.take, OPTIMIZER])}], or leave the intervention out"
         )
     if STEP in start.take and (other := [text for text in differing if text.startswith(BATCH)]):
         raise ConfigError(

@@ -130,6 +130,8 @@ def make_update(parts: Parts, given: Inputs, interrupts: Interrupts, rows: int) 
     at_once = measured or parts.bad is None
     n_tokens = run.batch.tokens  # every position of a training batch has a target
     ce = z_loss = torch.zeros((), device=parts.device)
+    for intervention in interventions:
+        intervention.before_update(given.step, parts.steps)
     try:
         found = parts.measurement.forward(given.tokens_BS, rows) if measured else {}
         micro_batches = given.tokens_BS.split(rows)

@@ -84,6 +84,19 @@ def test_logits_in_transformers_are_the_models(exported, overrides, architecture
     torch.testing.assert_close(theirs_BTV, ours_BTV, rtol=1e-4, atol=1e-4)
 
 
+def test_pruned_weights_are_zeros_and_named_in_a_file_of_masks(exported):
+    pruning = "+interventions.magnitude_pruning"
+    model, out = exported(*KAPPA, *GROUPED, f"{pruning}.sparsity=0.5", f"{pruning}.every_steps=2")
+    from safetensors.torch import load_file
+
+    masks, weights = load_file(out / "masks.safetensors"), load_file(out / "model.safetensors")
+    matrices = {name for name in weights if name.endswith("_proj.weight") or name == "lm_head.weight"}
+    assert set(masks) == matrices and all(((weights[name] == 0) == mask).all() for name, mask in masks.items())
+    n_pruned = sum(int(mask.sum()) for mask in masks.values())
+    assert n_pruned == sum(mask.numel() for mask in masks.values()) - int(0.5 * sum(m.numel() for m in masks.values()))
+    assert f"{n_pruned:,} weights are pruned" in (out / "README.md").read_text()
+
+
 def test_a_model_without_layers_is_exported_too(exported):
     model, out = exported(*LLAMA_LIKE, "model.n_layers=0")
     tokens_BT = torch.arange(16)[None]

@@ -57,6 +57,9 @@ OPTIONS = {
     "ddp_clipped_inside": ["optimizer.fused=true", "optimizer.clip_impl=fused", "optimizer.clip_norm=0.1"],
     "fsdp_clipped_inside": ["optimizer.fused=true", "optimizer.clip_impl=fused", "optimizer.clip_norm=0.1"],
 }
+PRUNED = [f"+interventions.magnitude_pruning.{option}" for option in ("sparsity=0.5", "every_steps=2")]
+OPTIONS |= {"ddp_pruned": [*PRUNED, "+interventions.magnitude_pruning.structure=2:4"]}
+OPTIONS |= {"fsdp_pruned": [*PRUNED, "model.d_ff=41", "model.mlp=swiglu"]}
 OPTIONS["fsdp_atan2"] += ["model.attention_normaliser=relu2", "model.embedding_gradient_scale=0.1", "model.d_ff=41"]
 COMPARED = ("train_loss", "train_z_loss", "val_loss", "grad_norm")
 

@@ -239,32 +239,43 @@ def _check_size(rows: Sequence[Row], size: str) -> None:
 def derived(row: Row, size: str = "n_params") -> Row:
     """The row with the columns that follow from its own.
 
-    These are D = C/6N or M N, C = 6ND (`derived` names them), M = D/N, steps and tokens per batch, unique tokens from
-    epochs, and error from task_error or accuracy. Columns of the row keep their values, with two exceptions: n_params
-    becomes the N that `size` counts, and flops of this testbed's rows, which are counted operations, become 6ND as in
-    the laws.
+    These are D = C/6N or M N, C = 6ND (`derived` names them; N is here the mean over a run that prunes), M = D/N, steps
+    and tokens per batch, unique tokens from epochs, and error from task_error or accuracy. Columns of the row keep
+    their values, with two exceptions: n_params becomes the N that `size` counts, and flops of this testbed's rows,
+    which are counted operations, become 6ND as in the laws.
     """
     row = {**row, **{ours: row[theirs] for ours, theirs in OWN.items() if theirs in row and ours not in row}}
-    if size != "n_params":
-        row["n_params"] = row.get(size)
+    row = _with_average(row, size)
     if row.get("flops_6nd") is not None:
         row["flops"] = None
     n, d, c = (_finite(row.get(key)) for key in ("n_params", "n_tokens", "flops"))
+    average = _finite(row.get("n_params_average"))
     ratio = _finite(row.get("tokens_per_param"))
     made = []
-    if n and d is None and (c or ratio):
-        d = row["n_tokens"] = c / (6 * n) if c else (ratio or 0) * n
+    of_c = c / (6 * average) if c and average else None
+    if n and d is None and (of_c or ratio):
+        d = row["n_tokens"] = of_c or (ratio or 0) * n
         made.append("n_tokens")
-    if n and d and c is None:
-        row["flops"] = 6 * n * d
+    if n and average and d and c is None:
+        row["flops"] = 6 * average * d
         made.append("flops")
     if made:
         row["derived"] = made
     if n and d:
         row["tokens_per_param"] = d / n
-    if n:
-        row.setdefault("n_params_average", n)
     return _with_batch(_with_error(row), d)
+
+
+def _with_average(row: Row, size: str) -> Row:
+    """The row with the N that `size` counts, and with its mean over the run: without the weights that the run has
+    pruned so far. These are in every N but n_params_non_embedding, which lacks those of the head: its mean is None."""
+    whole, average, n = (_finite(row.get(key)) for key in ("n_params", "n_params_average", size))
+    if size != "n_params":
+        row = {**row, "n_params": row.get(size)}
+        if average is not None and whole is not None and n is not None:
+            known = size != "n_params_non_embedding" or average == whole
+            return {**row, "n_params_average": n - (whole - average) if known else None}
+    return {**row, "n_params_average": n} if average is None and n else row
 
 
 def _with_batch(row: Row, n_tokens: float | None) -> Row:

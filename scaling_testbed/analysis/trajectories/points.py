@@ -96,7 +96,12 @@ def curves_of(
 
 
 def _of_runs(rows: Sequence[Row], study: Study, said: list[str]) -> tuple[list[Curve], list[str]]:
-    found = [(row, *_evaluations(study, row)) for row in rows]
+    dense = [row for row in rows if row.get("n_params_average") == row.get("n_params")]
+    pruned = f"{len(rows) - len(dense)} runs prune weights, so N changes along their curves, and are left out"
+    said = [*said, *([pruned] if len(dense) < len(rows) else [])]
+    if not dense:
+        raise UserError(f"{study.path} holds no training curve of a dense run: {pruned}")
+    found = [(row, *_evaluations(study, row)) for row in dense]
     curves = [curve_of_run(row, steps, losses) for row, steps, losses, _ in found if len(steps)]
     without, odd = [name_of(row) for row, steps, _, _ in found if not len(steps)], sum(bad for *_, bad in found)
     if not curves:

@@ -45,7 +45,7 @@ class Context:
 class Intervention:
     """The base of all interventions, which does nothing.
 
-    Every step calls `after_backward`, `allows` and `after_update`, in this order.
+    Every step calls `before_update`, `after_backward`, `allows` and `after_update`, in this order.
 
     key              the configuration key that switches it on; None: its name under `interventions`
     needs_whole_tensors
@@ -65,6 +65,20 @@ class Intervention:
         """
         return None
 
+    def check(self, model: ModelConfig) -> None:
+        """Raise ConfigError that names the key if it cannot act on such a model, whose vocabulary may be unknown."""
+
+    def check_steps(self, steps: int) -> None:
+        """Raise ConfigError that names the key if it cannot act in a run of `steps` updates."""
+
+    def pruned(self, model: ModelConfig, steps: int) -> Sequence[tuple[int, int]]:
+        """(step, n) in the order of steps: from update number `step` (from 0) of `steps` on, n weights of matrices take
+        no part. Budget, FLOPs and the counts of parameters in the row follow from it. `model` is resolved.
+
+        It must be defined for every number of steps, and more steps must not make the training cheaper.
+        """
+        return ()
+
     def flops_per_token(self, model: ModelConfig, sequence_length: int) -> float:
         """The FLOPs that it adds to training on one token, counted as in model.counting.flops_per_token.
 
@@ -74,6 +88,10 @@ class Intervention:
 
     def attach(self, context: Context) -> None:
         """Called once, after the model and the optimizer are built and before a checkpoint is loaded."""
+
+    def before_update(self, step: int, steps: int) -> None:
+        """Called before the forward pass of update number `step` (from 0) of `steps`. It is called again if the update
+        is tried again, so a second call must change nothing."""
 
     def after_backward(self) -> None:
         """Called when the gradients are complete, equal in every process, and not yet measured or clipped."""
@@ -94,6 +112,14 @@ class Intervention:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from data that `state` returned in an earlier start of the run."""
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The tensors of its state by name, whole and on the CPU. Every process calls it."""
+        return {}
+
+    def restore_tensors(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Continue from tensors that `tensors` returned in an earlier start of the run. Raises KeyError or ValueError
+        if they are others."""
 
     def row(self) -> dict[str, Any]:
         """The fields that it adds to the run's row."""

@@ -7,7 +7,12 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from scaling_testbed.errors import ConfigError
-from scaling_testbed.learning.interventions import qk_clip, sigma_reparam, spikes  # noqa: F401 (they register)
+from scaling_testbed.learning.interventions import (  # noqa: F401 (they register)
+    magnitude_pruning,
+    qk_clip,
+    sigma_reparam,
+    spikes,
+)
 from scaling_testbed.learning.interventions.base import INTERVENTIONS, Intervention
 
 if TYPE_CHECKING:
@@ -24,12 +29,15 @@ def choose_interventions(
     weights come last.
 
     options: name -> arguments of an intervention (RunConfig.interventions). Raises ConfigError that names the key for a
-    name that is not registered, for a name that another key switches on, and for wrong arguments.
+    name that is not registered, for a name that another key switches on, for wrong arguments, and for a model on which
+    an intervention cannot act.
     """
     found = {name: _make(name, arguments) for name, arguments in options.items()}
     for name, kind in INTERVENTIONS.items():
         if asked := kind.asked_by(optimizer, model):
             found[name] = asked
+    for intervention in found.values():
+        intervention.check(model)
     return dict(sorted(found.items(), key=lambda entry: entry[1].follows_weights))
 
 
