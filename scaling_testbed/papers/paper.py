@@ -35,6 +35,7 @@ PAPERS.add("over_training", "scaling_testbed.papers.over_training:PAPER", module
 PAPERS.add("loss_trajectory", "scaling_testbed.papers.loss_trajectory:PAPER", module=__name__)
 PAPERS.add("fixed_durations", "scaling_testbed.papers.fixed_durations:PAPER", module=__name__)
 PAPERS.add("resuming", "scaling_testbed.papers.resuming:PAPER", module=__name__)
+PAPERS.add("sparse_pretraining", "scaling_testbed.papers.sparse_pretraining:PAPER", module=__name__)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from scaling_testbed.data.manifest import read_manifest
 from scaling_testbed.data.preparing.preparation import find_prepared
 from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.files import check_version, read_json, write_bytes, write_json
+from scaling_testbed.model.config import ModelConfig
 from scaling_testbed.model.counting import count_params
 from scaling_testbed.papers.declaration import Declaration, recorded
 from scaling_testbed.processes.world import World, check_world

@@ -157,7 +157,10 @@ def test_the_plan_and_the_dry_run_have_the_flops_of_the_row(trained, tmp_path, c
     ("words", "said"),
     [
         (["model.tied_head=true"], "needs model.tied_head=false"),
-        (["model.linear=sigma_reparam", "model.qk_norm=none"], "needs model.linear=plain"),
+        (
+            ["model.linear=sigma_reparam", "model.qk_norm=none"],
+            "cannot be with model.linear=sigma_reparam",
+        ),
         ([f"{NAME}.structure=2:4", "model.d_ff=42"], "structure=2:4 needs inputs in groups of four; d_ff is 42"),
         ([f"{NAME}.begin=0.9"], r"interventions.magnitude_pruning.begin must be from 0 to end=0.75"),
     ],

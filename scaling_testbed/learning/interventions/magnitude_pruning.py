@@ -11,6 +11,7 @@ from scaling_testbed.learning.interventions.base import INTERVENTIONS, Context, 
 from scaling_testbed.learning.optimizers.base import local_part
 from scaling_testbed.model.counting import weights_by_role
 from scaling_testbed.model.parametrization import HIDDEN_ROLES
+from scaling_testbed.model.parts import LINEARS
 
 if TYPE_CHECKING:
     import torch
@@ -63,8 +64,11 @@ class MagnitudePruning(Intervention):
         where = "interventions.magnitude_pruning"
         if model.tied_head:
             raise ConfigError(f"{where} needs model.tied_head=false: it prunes the head and keeps the embedding")
-        if model.linear != "plain":
-            raise ConfigError(f"{where} needs model.linear=plain, whose weights are the matrices; got {model.linear}")
+        if LINEARS[model.linear].makes_weight_anew:
+            raise ConfigError(
+                f"{where} cannot be with model.linear={model.linear}, which makes another matrix of its weights; use "
+                "model.linear=plain"
+            )
         if self.structure == "2:4":
             widths = {"d_model": model.d_model, "heads x d_head": model.n_heads * model.head_width}
             for name, width in (widths | {"d_ff": model.ff_width}).items():

@@ -118,6 +118,23 @@ def test_of_equal_weights_the_first_are_kept(value):
     assert not pruned[:keep].any() and pruned[keep:].all()
 
 
+def test_a_pruned_weight_stays_behind_living_zeros():
+    built = model()
+    with torch.no_grad():
+        for number, parameter in enumerate(matrices(built)):
+            parameter.fill_(number + 1.0)  # the first are the smallest
+    pruning = attached(built, sparsity=0.5, every_steps=1)
+    events = pruning.events(20)
+    pruning.before_update(events[0], 20)
+    first = torch.cat([mask.flatten() for mask in pruning.tensors().values()])
+    with torch.no_grad():
+        for parameter in matrices(built):
+            parameter.zero_()
+    pruning.before_update(events[1], 20)
+    second = torch.cat([mask.flatten() for mask in pruning.tensors().values()])
+    assert first.any() and (first <= second).all() and second.sum() > first.sum()
+
+
 def test_two_of_four_are_left_in_every_group_in_the_end_and_no_fewer_before():
     built = model(lambda name, p: p * (1 if "mlp" in name else 0.1))
     pruning = attached(built, sparsity=0.5, every_steps=5, structure="2:4")
@@ -206,10 +223,14 @@ def test_what_cannot_be_is_named(options, said):
         MagnitudePruning(**options)
 
 
-@pytest.mark.parametrize("steps", [1, 50, 150, 250])
-def test_a_run_that_is_too_short_for_the_events_is_refused(steps):
+@pytest.mark.parametrize(
+    ("window", "steps"),
+    [({}, 1), ({}, 50), ({}, 150), ({}, 250), ({"begin": 0.0, "end": 0.25}, 100), ({"begin": 0.7}, 400)],
+)
+def test_a_run_that_is_too_short_for_the_events_is_refused(window, steps):
+    """It would begin at once, or have one event."""
     with pytest.raises(ConfigError, match="every_steps=100 is too long for a run of"):
-        MagnitudePruning(0.5).check_steps(steps)
+        MagnitudePruning(0.5, **window).check_steps(steps)
 
 
 def test_a_run_that_is_long_enough_is_not_refused():
