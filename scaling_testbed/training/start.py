@@ -111,8 +111,8 @@ def _check_fits(parts: Parts, recorded: dict[str, Any], plain: dict[str, Any]) -
         raise ConfigError(
             f"start.run={start.run} has moments of another optimizer: {other[0]}; type {without(run, OPTIMIZER)}"
         )
-    kept = [] if OPTIMIZER in start.take else checkpoint.read_tensors(start.checkpoint, "interventions")
-    if needed := [name for name in parts.interventions if name in kept]:
+    tensors = {} if OPTIMIZER in start.take else checkpoint.read_tensors(start.checkpoint, "interventions")
+    if needed := [name for name in parts.interventions if name in tensors]:
         raise ConfigError(
             f"interventions.{needed[0]} goes on with the tensors that start.run={start.run} keeps for it; type "
             f"start.take=[{','.join([*start.take, OPTIMIZER])}], or leave the intervention out"
