@@ -10,7 +10,7 @@ import torch
 from scaling_testbed.config.compose import compose, recorded_run
 from scaling_testbed.config.run import run_id
 from scaling_testbed.data.batches import TrainingBatches
-from scaling_testbed.errors import UserError
+from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.runs.identity import AtHand
 from scaling_testbed.training.run import train
 from tests.training.conftest import TINY, StopAt, load_latest, metrics
@@ -226,3 +226,18 @@ def test_a_larger_model_begins_with_the_loss_of_the_parent_and_counts_its_cost(w
     ):
         with pytest.raises(UserError, match=said):
             trained(*words, "budget.steps=1", *change)
+
+
+PRUNED = ["+interventions.magnitude_pruning.sparsity=0.5", "+interventions.magnitude_pruning.every_steps=1"]
+
+
+def test_pruning_goes_on_in_a_branch_to_the_same_bits_and_its_flops_add_up(whole, trained):
+    row, parent = whole(*PRUNED)
+    branch, folder = trained(*PRUNED, f"start.run={parent}", "start.step=8")
+    assert_same_state(folder, parent)
+    assert branch["n_params_average"] == row["n_params_average"] < row["n_params"]
+    assert branch["density_by_role"] == row["density_by_role"]
+    assert branch["flops_total"] == pytest.approx(row["flops"], rel=1e-12)
+    assert branch["flops_here"] < row["flops"] * 4 / 12  # the later steps have fewer weights
+    with pytest.raises(ConfigError, match=r"type start.take=\[weights,step,optimizer\]"):
+        trained(*PRUNED, f"start.run={parent}", "start.step=8", "start.take=[weights,step]")
