@@ -161,8 +161,9 @@ def test_a_plan_holds_the_configuration_as_the_row_will_have_it(tmp_path):
     assert [row["run_id"] for row in found.missing] == [run.run_id for run in runs]
     for run, missing in zip(runs, found.missing, strict=True):
         (config,) = compose_many([run.overrides])
-        row = Row.of(config).as_dict() | asdict(count_params(config.model.resolved(run.vocab_size)))
-        planned = {key: row[key] for key in row if "." in key or key == "seed" or key.startswith("n_params")}
+        counted = count_params(config.model.resolved(run.vocab_size))
+        row = Row.of(config).as_dict() | asdict(counted)
+        planned = {key: row[key] for key in row if "." in key or key == "seed" or key in asdict(counted)}
         assert planned == {key: missing[key] for key in planned} and "config" not in run.record()
 
 
