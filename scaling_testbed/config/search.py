@@ -21,6 +21,8 @@ def config_folder(typed: str, base: Path | None = None) -> str:
 
 def check_no_doubles(configs: Sequence[str]) -> None:
     """Raise ConfigError, which names both files, if two files of the search path have the same group and name."""
+    if not configs:
+        return  # one folder holds no name twice
     found: dict[str, Path] = {}
     for root in search_path(configs):
         for path in files_of([root]):

@@ -58,10 +58,13 @@ def overrides(sweep, point):
     return [f"name={sweep.folder}", *(text for text in sweep.overrides if text.split("=")[0] not in point), *own]
 
 
+loaded = cache(load_sweep)  # tests only read it
+
+
 @cache
 def composed():
     """(name, scale) -> (point, run) of a covering part of its points. In one go, which is what makes it fast."""
-    grids = {(name, scale): load_sweep(name, scale) for name in NAMES for scale in SCALES}
+    grids = {(name, scale): loaded(name, scale) for name in NAMES for scale in SCALES}
     parts = [(key, point) for key, sweep in grids.items() for point in covering(sweep.points())]
     runs = compose_many([overrides(grids[key], point) for key, point in parts])
     found = {key: [] for key in grids}
@@ -89,7 +92,7 @@ def test_there_is_a_file_for_every_experiment_and_each_has_the_three_scales():
 
 @pytest.mark.parametrize(("name", "scale"), cases())
 def test_runs_are_distinct_and_filed_under_sweep_and_scale(name, scale):
-    points = load_sweep(name, scale).points()
+    points = loaded(name, scale).points()
     assert len({json.dumps(point, sort_keys=True) for point in points}) == len(points)
     runs = [run for _, run in composed()[name, scale]]
     assert len({run_id(run) for run in runs}) == len(runs)
@@ -136,7 +139,7 @@ def test_what_a_sweep_does_not_vary_is_the_papers_setting(name, scale):
 
 @pytest.mark.parametrize(("name", "scale"), cases())
 def test_sensitivity_is_measured_on_the_seven_rates(name, scale):
-    sweep = load_sweep(name, scale)
+    sweep = loaded(name, scale)
     more = {"indep_wd_lr": [1e-4], "mup_full": [1.0]}.get(name, [])
     expected = [*RATES, *more]
     if scale == "cpu":
@@ -152,8 +155,8 @@ def test_the_figure_of_qk_layernorm_has_the_papers_sizes_and_three_seeds_on_a_cp
     runs = [run for _, run in composed()["qknorm_lr", "paper"] if run.model.qk_norm == "layernorm"]
     sizes = {count_params(run.model.resolved(256)).n_params_non_embedding for run in runs}
     assert sorted(sizes) == pytest.approx([2.4e6, 9.4e6, 1.9e7, 4.2e7, 8.5e7, 3.0e8, 1.2e9], rel=0.02)
-    assert load_sweep("qknorm_lr", "cpu").seeds == ["10", "11", "12"]
-    assert all(len({point["model"] for point in load_sweep("qknorm_lr", scale).points()}) >= 3 for scale in SCALES)
+    assert loaded("qknorm_lr", "cpu").seeds == ["10", "11", "12"]
+    assert all(len({point["model"] for point in loaded("qknorm_lr", scale).points()}) >= 3 for scale in SCALES)
 
 
 @pytest.mark.parametrize("scale", ["paper", "gpu_hour"])
@@ -196,7 +199,7 @@ def cost(name, scale):
             run.batch.tokens
         )
         steps[point.get("budget.steps")] = tokens[point.get("budget.steps")] / run.batch.tokens
-    points = load_sweep(name, scale).points()
+    points = loaded(name, scale).points()
     flops = sum(models[point.get("model")] * tokens[point.get("budget.steps")] for point in points)
     seconds = flops / FLOPS_PER_SECOND[scale]
     if scale == "cpu":
