@@ -143,9 +143,9 @@ def test_all_heads_of_a_position_are_normed_together(kind, shape, monkeypatch):
 
 @each_kind
 def test_how_rows_are_cut_among_programs_changes_no_result_but_the_sums_order(kind, monkeypatch):
-    arguments = inputs(32, T=129, H=6, G=2)
+    arguments = inputs(32, T=65, H=3, G=1)
     expected = results(kind, arguments)
-    # 1548 rows of q and 516 of k: 4 tiles a program and 2 for k, the last ones cut short.
+    # 390 rows of q and 130 of k: 4 tiles a program and 2 for k, the last ones cut short.
     monkeypatch.setattr(qk_norm_rope, "FORWARD_PAIRS", 256)
     monkeypatch.setattr(qk_norm_rope, "BACKWARD_PAIRS", 512)
     monkeypatch.setattr(qk_norm_rope, "ENOUGH_PROGRAMS", 1)
