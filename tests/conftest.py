@@ -1,6 +1,7 @@
 """Where there is no GPU, Triton's interpreter runs the kernels. To be said before any of them is imported."""
 
 import copy
+import gc
 import os
 import sys
 import tempfile
@@ -8,14 +9,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
 from scaling_testbed.config import compose as composing
+from scaling_testbed.config.words import chooses, key_of, read
+from scaling_testbed.errors import ConfigError
 from scaling_testbed.registry import Registry
 from tests.warm import WarmPython
 
 KERNEL_DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 if KERNEL_DEVICE == "cpu":
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# Looking for garbage took a fifth of the time of importing the tests, which make none.
+gc.disable()
 
 # A file waits 10 ms for the disk and a run 0.3 s. It matters where the power fails, which no test provokes. The calls
 # themselves are still seen by the tests that count them or let them fail.
@@ -46,7 +53,15 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: order.get(item.nodeid.partition("::")[0], len(order)))
 
 
+def pytest_collection_finish():
+    """What is imported now stays, so no collection looks at it; and fewer of them come."""
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 20)
+    gc.enable()
+
+
 def pytest_unconfigure(config):
+    gc.unfreeze()  # else Triton reports at the end that they leak
     if hasattr(config, "warm_python"):
         config.warm_python.close()
         config.warm_folder.cleanup()
@@ -64,12 +79,14 @@ def python(tmp_path_factory):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def hydra_composes_the_same_words_once():
-    """Composing takes Hydra 0.2 s. The same overrides give the same configuration while the same schemas are known,
-    which is what compose_many relies on too. Words with a folder of configurations (configs=) are always composed."""
+def hydra_composes_the_same_choices_once():
+    """Composing takes Hydra 0.2 s, and the same words give the same configuration while the same schemas are known. The
+    words that choose groups are composed once. The others are applied to a copy, by the function of Hydra that does it
+    in `compose` too, as in compose_many. What that refuses is composed together, and so is all with a folder of
+    configurations (configs=). Yields what composes all words together."""
     real, composed = composing._compose_dict, {}
 
-    def compose_dict(overrides, configs, config_name="train", *, with_hydra=False):
+    def together(overrides, configs, config_name="train", *, with_hydra=False):
         if configs or with_hydra:
             return real(overrides, configs, config_name, with_hydra=with_hydra)
         key = (*overrides, config_name, composing._register_schema.cache_info().currsize)
@@ -77,9 +94,27 @@ def hydra_composes_the_same_words_once():
             composed[key] = real(overrides, configs, config_name)
         return copy.deepcopy(composed[key])
 
-    composing._compose_dict = compose_dict
-    yield
+    def choices_first(overrides, configs, config_name="train", *, with_hydra=False):
+        if configs or with_hydra:
+            return real(overrides, configs, config_name, with_hydra=with_hydra)
+        chosen = tuple(word for word in overrides if key_of(word) in composing.OUTSIDE or chooses(word))
+        values = [read(word) for word in overrides if word not in chosen]
+        try:
+            found = together(chosen, configs, config_name)
+            ConfigLoaderImpl._apply_overrides_to_config(values, found)
+            return found
+        except (*composing.CANNOT_COMPOSE, ConfigError):
+            return together(overrides, configs, config_name)
+
+    composing._compose_dict = choices_first
+    yield together
     composing._compose_dict = real
+
+
+@pytest.fixture
+def hydra_composes_all_words(hydra_composes_the_same_choices_once, monkeypatch):
+    """For a test of the composition itself: all words are composed together, as in use."""
+    monkeypatch.setattr(composing, "_compose_dict", hydra_composes_the_same_choices_once)
 
 
 @pytest.fixture(scope="module", autouse=True)

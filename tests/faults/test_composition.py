@@ -22,6 +22,7 @@ from scaling_testbed.train import main as train_main
 NOISE = ["data=noise", "data.n_tokens=4096", "data.n_validation_tokens=2048", "batch.sequences=4"]
 NOISE += ["batch.sequence_length=16", "evaluation.tokens=1024", "compute.threads=1", "compute.device=cpu"]
 SECRET = "hf_notforanyone"
+pytestmark = pytest.mark.usefixtures("hydra_composes_all_words")
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ def planned(name, scale=None):
     return plan(load_sweep(name, scale))
 
 
-def test_composing_many_gives_what_composing_each_gives():
+def test_composing_many_gives_what_composing_each_gives(hydra_composes_all_words):
     lists = [
         ["experiment=over_training", "model=openlm_79m", "optimizer.lr=1e-2", "checkpoint.keep_steps=[1,2]"],
         ["experiment=over_training", "model=openlm_79m", "seed=3", "name=other", "optimizer.lr=3e-2"],
