@@ -37,7 +37,8 @@ from tests.training.many_runs import PEAK_FLOPS
 from tests.training.test_run import assert_same_bits
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-COMMON = [*TINY, "evaluation.rows=5", "diagnostics.every_steps=4"]  # 13 validation batches, for 2 and for 4 ranks
+EVALUATED = ["evaluation.tokens=560", "evaluation.rows=5"]  # 7 validation batches, for 2 and for 4 ranks
+COMMON = [*TINY, *EVALUATED, "diagnostics.every_steps=4"]
 COMMON += ["diagnostics.sequences=3"]  # of 8: with 4 ranks one has none
 HARD = ["model.mlp=swiglu", "optimizer=stable_adamw", "model.d_ff=41", "model.residual=reordered"]
 HARD += ["model.tied_head=true", "model.qk_norm_axis=full"]  # and 41 rows cannot be shared equally
@@ -65,10 +66,10 @@ COMPARED = ("train_loss", "train_z_loss", "val_loss", "grad_norm")
 
 
 class Launch:
-    """The runs of one torchrun and what their ranks said. python: the interpreter of torchrun and of the ranks."""
+    """The runs of one torchrun and what their ranks said. python: the interpreter of the ranks, and of torchrun."""
 
-    def __init__(self, folder, python=sys.executable):
-        self.folder, self.python, self.specs, self.size = folder, python, {}, 0
+    def __init__(self, folder, python, torchrun=None):
+        self.folder, self.python, self.torchrun, self.specs, self.size = folder, python, torchrun or python, {}, 0
 
     def add(self, name, *overrides, runs=None, **circumstances):
         places = [f"runs_dir={self.folder / (runs or name)}", f"data_dir={self.folder / 'data'}"]
@@ -79,9 +80,9 @@ class Launch:
         spec = self.folder / "spec.json"
         spec.write_text(json.dumps(list(self.specs.values())))
         command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={size}"]
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHON_EXEC": self.python}
         process = subprocess.Popen(
-            [self.python, *command, "-m", "tests.training.many_runs", str(spec)],
+            [self.torchrun, *command, "-m", "tests.training.many_runs", str(spec)],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -89,7 +90,7 @@ class Launch:
             env=environment,
         )
         try:
-            return process.communicate(timeout=300)[0], process.returncode
+            return process.communicate(timeout=600)[0], process.returncode
         except subprocess.TimeoutExpired:
             process.terminate()  # torchrun then ends its processes; killed, it would leave them
             raise AssertionError("the processes hang:\n" + process.communicate()[0]) from None
@@ -137,7 +138,7 @@ def two(tmp_path_factory, python):
             runs.add(f"{stages}_1", f"parallelism={kind}", runs=stages, **first)
             runs.add(f"{stages}_2", f"parallelism={other}", runs=stages, **second)
             runs.add(f"{stages}_3", f"parallelism={kind}", runs=stages)
-        runs.add("evaluating", "parallelism=fsdp", runs="evaluating", fault=[1, 9, "evaluation"])
+        runs.add("evaluating", "parallelism=fsdp", runs="evaluating", fault=[1, 6, "evaluation"])
         runs.add("evaluated", "parallelism=fsdp", runs="evaluating")
         # Runs that begin in the state of runs of another kind, with and without moments.
         for kind, other in (("ddp", "fsdp"), ("fsdp", "ddp"), ("fsdp", "fsdp"), ("fsdp", "single")):
@@ -268,7 +269,7 @@ def test_in_bf16_sharded_is_replicated(two, one):
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_one_process_may_be_a_world(trained, one, kind):
-    row, folder = trained(f"parallelism={kind}", *COMMON[-2:])
+    row, folder = trained(f"parallelism={kind}", EVALUATED[0], *COMMON[-2:])
     assert row["world_size"] == 1 and row["parallelism"] == kind and not torch.distributed.is_initialized()
     Processes(World(), ParallelismConfig(kind=kind)).check_alike({"pair": (1, 2), "none": math.nan})  # with itself
     assert_same_run(one(), folder)
@@ -337,7 +338,7 @@ def test_a_signal_to_one_rank_stops_all_at_one_step_with_75(two):
 
 @pytest.mark.fault("5", "A signal during an evaluation stops the run, and the evaluation is made again.")
 def test_a_signal_during_an_evaluation_stops_all_and_the_evaluation_is_made_again(two, one):
-    """Rank 1's ninth validation batch is the second of seven at step 5."""
+    """Rank 1's sixth validation batch is the second of four at step 5."""
     assert [said["status"] for said in two.said("evaluating")] == [75, 75]
     assert "stopped by SIGTERM at step 5" in two.said("evaluating")[0]["out"]
     assert "step  5/12" not in two.said("evaluating")[0]["out"] and "step  5/12" in two.said("evaluated")[0]["out"]
@@ -483,8 +484,8 @@ def test_metadata_of_another_release_of_python_is_read_and_no_other_attribute_fe
 
 
 @pytest.mark.fault("34", "If one rank fails, all end, and its error is the one that is shown.")
-def test_a_rank_that_dies_ends_the_others_and_the_run_can_go_on(tmp_path, one):
-    killed = Launch(tmp_path)
+def test_a_rank_that_dies_ends_the_others_and_the_run_can_go_on(tmp_path, one, python):
+    killed = Launch(tmp_path, python, torchrun=sys.executable)
     killed.add("killed", "parallelism=fsdp", "parallelism.timeout_seconds=600", fault=[1, 7, "kill"])
     began = time.monotonic()
     assert killed.start(2)[1] != 0

@@ -24,6 +24,7 @@ READ_ONCE = (
     "_TYPER",
 )
 SET_IN_FORK = {"PYTHONPATH", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES"}  # the last is read when CUDA starts
+SET_IN_FORK |= {"PYTHON_EXEC"}  # by torchrun, when it starts its ranks
 PASSED_ON = [signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2]
 
 
