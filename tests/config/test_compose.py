@@ -10,6 +10,8 @@ from scaling_testbed.config.compose import compose
 from scaling_testbed.config.run import _identity, flatten, run_id
 from scaling_testbed.errors import ConfigError
 
+pytestmark = pytest.mark.usefixtures("hydra_composes_all_words")
+
 
 def test_a_file_named_in_a_group_sets_what_it_says():
     assert compose(["model=proxy_2m"]).model.d_model == 256

@@ -18,6 +18,8 @@ from scaling_testbed.errors import ConfigError
 from scaling_testbed.sweeps.grid import load_sweep, narrowed
 from scaling_testbed.sweeps.plan import plan
 
+pytestmark = pytest.mark.usefixtures("hydra_composes_all_words")
+
 RATES = ["1e-3", "0.001", "3e-3", "5.0e-03", "'1e-3'", '"2e-3"', " 4e-3", "float(1)", "${optimizer.beta1}", "null", "x"]
 GROUPS = [
     "model=bigram",

@@ -20,6 +20,8 @@ from scaling_testbed.config.words import (
 )
 from scaling_testbed.errors import ConfigError
 
+pytestmark = pytest.mark.usefixtures("hydra_composes_all_words")
+
 
 def test_a_text_in_quotes_is_read_back_whatever_it_is():
     letters = random.Random(0)
