@@ -87,15 +87,17 @@ def run_sweep(
     runs_per_gpu: int = 1,
     retry: bool = False,
     fresh: bool = False,
+    stop_hopeless: float | None = None,
 ) -> list[Row]:
     """Run a sweep on this machine and return the rows of its runs. `workers` processes run at a time, or `runs_per_gpu`
     on each of `gpus` ([0, 1] or "0,1"). Finished runs are not run again, and killed runs continue. retry: run failed
     runs again. fresh: start a new Python interpreter for each run, and not a fork of one process that has imported
-    PyTorch.
+    PyTorch. stop_hopeless: stop each run whose predicted final loss, at the low end of its interval, is more than so
+    many nats above the best finished run of its size, tokens and data; its row has the status hopeless and no val_loss.
 
     Raises ConfigError before anything is started. Raises UserError at the end if a run failed (it names each), or if a
     signal stopped the sweep. The rows of finished runs are then in the folder, and `load_rows` reads them."""
-    from scaling_testbed.errors import UserError
+    from scaling_testbed.errors import UserError, check_not_negative
     from scaling_testbed.sweeps.local import Driver, slots
     from scaling_testbed.sweeps.plan import remember, sweep_folder
     from scaling_testbed.sweeps.status import rows
@@ -104,8 +106,10 @@ def run_sweep(
     runs = _planned(chosen)
     names = gpus.split(",") if isinstance(gpus, str) else map(str, gpus)
     places = slots(workers, list(filter(None, names)), runs_per_gpu)
+    if stop_hopeless is not None:
+        check_not_negative("stop_hopeless", stop_hopeless)
     remember(runs, chosen)
-    driver = Driver(runs, places, retry=retry, warm=not fresh)
+    driver = Driver(runs, places, retry=retry, warm=not fresh, stop_hopeless=stop_hopeless)
     status, folder = driver.drive(), sweep_folder(runs)
     if status:
         failed = "; ".join(f"{run_id}: {error}" for run_id, error in driver.failures.items())

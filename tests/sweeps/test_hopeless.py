@@ -12,6 +12,7 @@ from scaling_testbed import api
 from scaling_testbed.analysis.laws import columns
 from scaling_testbed.analysis.rows.study import load
 from scaling_testbed.analysis.trajectories.final_loss import FinalLoss
+from scaling_testbed.errors import ConfigError
 from scaling_testbed.report.sweep import _grid
 from scaling_testbed.runs.hopeless import HOPELESS_FILE, Hopeless, read_call
 from scaling_testbed.runs.lease import Owner
@@ -73,17 +74,17 @@ def test_a_run_is_looked_at_once_for_each_evaluation_after_its_start(trained):
     assert Judge(0.05).call(replace(begun, config={**begun.config, "evaluation.every_steps": None}), done) is None
 
 
-WORDS = ("model=bigram", "optimizer.lr=1e-2,12e-3,14e-3,16e-3,18e-3,1e-06", "budget.steps=2000", "seed=0")
-WORDS += ("evaluation.every_steps=100", "logging.every_steps=100", "schedule=constant", "evaluation.tokens=256")
+WORDS = ("model=bigram", "optimizer.lr=1e-2,12e-3,14e-3,16e-3,18e-3,1e-06", "budget.steps=1000", "seed=0")
+WORDS += ("evaluation.every_steps=50", "logging.every_steps=50", "schedule=constant", "evaluation.tokens=256")
 
 
 def a_run_that_has_ended(run, loss):
     """Write what a run leaves whose loss has not changed after its first evaluation."""
     folder = Path(run.folder)
     folder.mkdir(parents=True)
-    curve = [{"step": step, "val_loss": loss * (1 + 0.01 * (step == 100))} for step in range(100, 2001, 100)]
+    curve = [{"step": step, "val_loss": loss * (1 + 0.01 * (step == 50))} for step in range(50, 1001, 50)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in curve))
-    row = {"run_id": run.run_id, "status": "finished", "steps": 2000, "val_loss": loss, "val_loss_initial": 3.93}
+    row = {"run_id": run.run_id, "status": "finished", "steps": 1000, "val_loss": loss, "val_loss_initial": 3.93}
     row |= {"schema_version": 1, **run.config}
     (folder / "result.json").write_text(json.dumps(row))
     return subprocess.Popen(["true"])
@@ -113,7 +114,7 @@ def test_a_rate_that_is_far_too_low_is_stopped_stays_so_and_continues_when_asked
     folder = Path(bad["folder"])
     row, call = json.loads((folder / "result.json").read_text()), read_call(folder)
     assert (row["status"], row["val_loss"], row["error"]) == ("hopeless", None, str(call))
-    assert 500 <= call.step <= row["steps"] < 2000 and call.excess > 0.05 and bad["hopeless"]["step"] == call.step
+    assert 250 <= call.step <= row["steps"] < 1000 and call.excess > 0.05 and bad["hopeless"]["step"] == call.step
     assert any((folder / "checkpoints").iterdir())
 
     study = load(tmp_path / "runs/tiny")
@@ -134,7 +135,7 @@ def test_a_rate_that_is_far_too_low_is_stopped_stays_so_and_continues_when_asked
 
     assert door("run", *WORDS)[0] == 0
     row = json.loads((folder / "result.json").read_text())
-    assert (row["status"], row["steps"], row["restarts"]) == ("finished", 2000, 1)
+    assert (row["status"], row["steps"], row["restarts"]) == ("finished", 1000, 1)
     assert not (folder / HOPELESS_FILE).exists()
 
 
@@ -198,3 +199,13 @@ def test_a_run_that_another_driver_stopped_as_hopeless_is_no_failure_and_stays_s
 def test_what_cannot_stop_runs_refuses_the_option(door, verb, more, said):
     code, _, err = door(verb, *more)
     assert code == 2 and said in err and len(err.splitlines()) == 1
+
+
+def test_the_margin_of_a_call_in_python_reaches_the_driver(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(local.Driver, "drive", lambda driver: seen.append(driver.stop_hopeless) or 0)
+    words = [f"runs_dir={tmp_path}", "data=markov", "model=bigram", "optimizer.lr=1e-3", "model.qk_norm=none"]
+    assert api.run_sweep("nano_lr", words, stop_hopeless=0.05) == [] == api.run_sweep("nano_lr", words)
+    assert seen == [0.05, None]
+    with pytest.raises(ConfigError, match="stop_hopeless must be finite and not negative; got -1"):
+        api.run_sweep("nano_lr", words, stop_hopeless=-1)
