@@ -30,7 +30,9 @@ COUNTED = "n_params_no_input_embedding"  # N: the weights that may be pruned, an
 def gap_to_dense_line(evidence: "Evidence") -> list[Number]:
     """How far the mean loss of the pruned runs of each mean number of parameters is from that of dense runs, without
     its sign: from the line in ln N between the dense sizes on both sides. Raises UserError where there are not two."""
-    rows = [row for row in (derived(row, COUNTED) for row in evidence.study.rows) if row.get("loss") is not None]
+    needed = ("loss", "n_params", "n_params_average")
+    rows = [derived(row, COUNTED) for row in evidence.study.rows]
+    rows = [row for row in rows if all(row.get(key) is not None for key in needed)]
     dense = [row for row in rows if row["n_params_average"] == row["n_params"]]
     at, line = _means(dense)
     found = []
