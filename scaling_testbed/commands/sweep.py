@@ -408,6 +408,7 @@ def _submit(chosen: Asked, launcher: str, dry_run: bool, failed_too: bool = Fals
         if not due:
             print("another process has submitted these runs in the meantime")
             return
+        due = with_a_parent(due, states)
         jobs = {state.run.run_id: state.job for state in states if state.state in ("queued", "running")}
         for group in slurm.generations(due):
             after = sorted({job for run in group if (job := jobs.get(run.after or ""))})
@@ -416,6 +417,26 @@ def _submit(chosen: Asked, launcher: str, dry_run: bool, failed_too: bool = Fals
                 jobs |= {run.run_id: done.job_id for run in done.runs}
                 waits = f", after job {', '.join(after)}" if after else ""
                 print(f"job {done.job_id}: {len(done.runs)} tasks{waits}, script and output in {done.folder}/")
+
+
+def with_a_parent(due: "list[PlannedRun]", states: "Sequence[RunState]") -> "list[PlannedRun]":
+    """The runs that can begin: the run in whose state each begins has finished, is at work or is submitted too. The
+    others are counted on stderr."""
+    there = {state.run.run_id for state in states if state.state in ("finished", "queued", "running")}
+    planned_ids, kept = {state.run.run_id for state in states}, list(due)
+    while True:
+        ids = there | {run.run_id for run in kept}
+        lost = [run for run in kept if run.after in planned_ids and run.after not in ids]
+        if not lost:
+            break
+        kept = [run for run in kept if run not in lost]
+    if len(kept) < len(due):
+        print(
+            f"{len(due) - len(kept)} runs are not submitted, because the runs in whose state they begin have not "
+            "finished; see `sweep status`",
+            file=sys.stderr,
+        )
+    return kept
 
 
 def _say_if_none_failed(states: "Sequence[RunState]") -> None:

@@ -436,6 +436,8 @@ def _unknown_key(key: str) -> str:
     group, _, field = key.partition(".")
     if group == "interventions" and field:
         return f"{key} must be typed with a plus, which adds it: +{key}.KEY=VALUE"
+    if key.startswith("start.grow."):
+        return f"{key} must be typed with a plus, which adds it: +{key}=VALUE"
     if group in ("sweep", "scale", "launcher"):
         return f"{group} is for the commands of a sweep, such as `sweep run sweep=NAME`; a run has no key {key}"
     kinds = [kind for kind, cls in GROUPS.get(group, {}).items() if field in {f.name for f in dataclasses.fields(cls)}]

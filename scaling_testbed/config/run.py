@@ -190,6 +190,7 @@ def _identity(value: Any) -> Any:
         return value.identity()
     if dataclasses.is_dataclass(value):
         entries = [(f, getattr(value, f.name)) for f in dataclasses.fields(value)]
+        entries = [(f, entry) for f, entry in entries if not (isinstance(entry, StartConfig) and entry.same_run)]
         return {f.name: _identity(entry) for f, entry in entries if identifies(f, entry)}
     return value
 

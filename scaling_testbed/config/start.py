@@ -13,7 +13,7 @@ from typing import Any
 
 from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.files import read_json
-from scaling_testbed.keys import key
+from scaling_testbed.keys import EXECUTION_ONLY, key
 from scaling_testbed.model.config import GrowthConfig
 
 LAST = "last"
@@ -47,15 +47,23 @@ class StartConfig:
         "begin at 0. With all three, a run with the same keys as its parent ends in the same bits.",
     )
     grow: dict[str, Any] = key(
-        asdict(GrowthConfig()),
-        "How a larger model is made of the parent's weights: {width: fpi, noise: 1} for twice the width, "
-        "{depth: zero} for more layers; see docs/runs.md. Moments cannot be taken then. Without "
-        "both this run has the parent's model.",
+        {},
+        "How a larger model is made of the parent's weights: type +start.grow.width=fpi for twice the width, or "
+        "+start.grow.depth=zero for more layers; see docs/runs.md. Moments cannot be taken then. {}: this run has the "
+        "parent's model.",
     )
     rewarm: int = key(
         0,
         "Steps over which the rate rises linearly from zero to that of the schedule, from the first step of this run "
         "on. It is for a run that goes on with step and without optimizer.",
+    )
+
+    same_run: bool = key(
+        False,
+        "Whether the parent made the first steps of this very run, as a shared trunk does. Then the run has the run_id "
+        "that it has without a start, because its result is the same. It is refused unless the parent differs only in "
+        "its length and made these steps at the same rates.",
+        identity=EXECUTION_ONLY,
     )
 
     def __post_init__(self) -> None:
@@ -69,11 +77,13 @@ class StartConfig:
             raise ConfigError(f"start.take must have weights; got [{','.join(self.take)}]")
         if self.growth is not None and OPTIMIZER in self.take:
             raise ConfigError("start.grow makes new matrices, which have no moments; type start.take=[weights]")
+        if self.same_run and (set(self.take) != set(TAKEN) or self.rewarm):
+            raise ConfigError("start.same_run=true needs all of start.take, and no start.rewarm")
         if self.rewarm < 0:
             raise ConfigError(f"start.rewarm must not be negative; got {self.rewarm}")
         if self.run is None:
             given = {"step": self.step != LAST, "take": self.take != list(TAKEN), "rewarm": self.rewarm != 0}
-            given["grow"] = self.growth is not None
+            given |= {"grow": self.growth is not None, "same_run": self.same_run}
             if changed := [name for name, is_set in given.items() if is_set]:
                 raise ConfigError(f"start.{changed[0]} needs start.run=FOLDER, the run to begin from")
             return
@@ -95,9 +105,12 @@ class StartConfig:
         names = [field.name for field in fields(GrowthConfig)]
         if odd := [name for name in self.grow if name not in names]:
             raise ConfigError(f"start.grow has no key {odd[0]}; it has {', '.join(names)}")
+        if not self.grow:
+            return None
         how = GrowthConfig(**self.grow)
-        how = replace(how, noise=float(how.noise))  # 1 and 1.0 are the same run
-        return how if how.width or how.depth else None
+        if not (how.width or how.depth):
+            raise ConfigError("start.grow needs width (fpi or aki) or depth (zero, repeat or stack)")
+        return replace(how, noise=float(how.noise))  # 1 and 1.0 are the same run
 
     @property
     def first_step(self) -> int:
@@ -120,7 +133,7 @@ class StartConfig:
     @property
     def checkpoint(self) -> Path:
         """The folder of the parent's checkpoint."""
-        return self.folder / "checkpoints" / f"step-{self.number:08d}"
+        return checkpoint_of(self.folder, self.number)
 
     def share_of_rate(self, step: int) -> float:
         """What the rate of the schedule is multiplied by in update number `step` (from 0): 1 after start.rewarm."""
@@ -144,6 +157,11 @@ class StartConfig:
                 f"start.run={self.run}: {there}; give the folder of a run, or start.step=N before it exists"
             )
         return replace(self, step=max(steps))
+
+
+def checkpoint_of(folder: Path, step: int) -> Path:
+    """The folder of a run's checkpoint of a step."""
+    return folder / "checkpoints" / f"step-{step:08d}"
 
 
 def steps_saved(folder: Path) -> list[int]:

@@ -41,7 +41,7 @@ class Summary:
         step = record["step"]
         if "val_loss" in record:
             loss = record["val_loss"]
-            if not self.evaluation:
+            if not self.evaluation:  # the weights before the first step of this run
                 self.val_loss_initial = loss
             if _finite(loss):
                 self.val_loss_best = min(loss, loss if self.val_loss_best is None else self.val_loss_best)

@@ -66,6 +66,12 @@ class Schedule:
         """The schedule's length in steps."""
         return self.steps or run_steps
 
+    def decay_begin(self, run_steps: int, tokens_per_step: int | None = None) -> int | None:
+        """The number of updates before the first one whose rate is below the peak, where the rate is at the peak from
+        the warm-up to there, and a longer run differs only after it. None for other schedules. Raises ValueError as
+        `warmup_steps` does."""
+        return None
+
     def lr(self, step: int, run_steps: int, peak: float, tokens_per_step: int | None = None) -> float:
         """The rate of the update after `step` completed updates of `run_steps`, for the peak rate `peak`. Raises
         ValueError as `warmup_steps` does."""
@@ -147,8 +153,7 @@ class WarmupStableDecayConfig(Schedule):
             raise ConfigError(f"decay_fraction must be above 0 and at most 1; got {self.decay_fraction}")
 
     def decay_begin(self, run_steps: int, tokens_per_step: int | None = None) -> int:
-        """The number of updates before the first one whose rate is below the peak. Raises ValueError as
-        `warmup_steps` does."""
+        """As in Schedule; the decay is the last part of the run."""
         return self._begin(self.warmup_steps(run_steps, tokens_per_step), self.length(run_steps))
 
     def _begin(self, warmup: int, total: int) -> int:

@@ -23,6 +23,7 @@ import torch
 from scaling_testbed.errors import ConfigError
 from scaling_testbed.model.config import GrowthConfig, ModelConfig
 from scaling_testbed.model.parametrization import HIDDEN_ROLES, ParameterInfo
+from scaling_testbed.model.parts import LINEARS, RESIDUALS
 
 LAYER = "blocks.{}."
 LAST = ("attn_out", "mlp_out")  # the roles of the matrices that write into the residual stream
@@ -43,8 +44,10 @@ def check_growth(old: ModelConfig, new: ModelConfig, how: GrowthConfig) -> None:
         raise ConfigError(f"model.d_head must be that of the parent, {old.d_head}, because heads are copied whole")
     if how.width and new.tied_head:
         raise ConfigError("start.grow.width needs model.tied_head=false: a tied head would double the logits")
-    if new.linear != "plain":
-        raise ConfigError(f"start.grow needs model.linear=plain; got {new.linear}")
+    if LINEARS[new.linear].makes_weight_anew:
+        raise ConfigError(
+            f"start.grow cannot be with model.linear={new.linear}, which makes another matrix of its weights"
+        )
     if how.depth is None and new.n_layers != old.n_layers:
         raise ConfigError(f"model.n_layers must be {old.n_layers} without start.grow.depth; got {new.n_layers}")
     if how.depth is not None and new.n_layers <= old.n_layers:
@@ -53,8 +56,9 @@ def check_growth(old: ModelConfig, new: ModelConfig, how: GrowthConfig) -> None:
         raise ConfigError(
             f"model.n_layers must be a multiple of {old.n_layers} with start.grow.depth={how.depth}; got {new.n_layers}"
         )
-    if how.depth == "zero" and new.residual != "pre":  # a norm after the branch has a slope of 1 / sqrt(eps) at zero
-        raise ConfigError(f"start.grow.depth=zero needs model.residual=pre; got {new.residual}")
+    if how.depth == "zero" and not RESIDUALS[new.residual].skips_zero:
+        able = " or ".join(name for name, layout in RESIDUALS.items() if layout.skips_zero)
+        raise ConfigError(f"start.grow.depth=zero needs model.residual={able}; got {new.residual}")
 
 
 def grow(

@@ -166,6 +166,8 @@ class Residual:
     norms_per_branch  number of norms of a branch
     final_norm   whether one more norm comes after the last block
     init_divisor (role, n_layers) -> the divisor of the standard deviation of a parameter's initialisation
+    skips_zero   whether a branch that gives zero leaves the stream as it is, with no norm after the branch, whose slope
+                 is large at zero
     counterpart  the place of the norms in an export to Hugging Face; None if no exported model has this layout
     """
 
@@ -173,13 +175,16 @@ class Residual:
     norms_per_branch: int = field(kw_only=True)
     final_norm: bool = field(kw_only=True)
     init_divisor: Callable[[str, int], float] = field(default=_as_it_is, kw_only=True)
+    skips_zero: bool = field(default=False, kw_only=True)
     counterpart: str | None = field(default=None, kw_only=True)
 
 
 RESIDUALS = Parts("residual layout", Residual)
 
 
-@RESIDUALS.register("pre", norms_per_branch=1, final_norm=True, counterpart="norms before the branches")
+@RESIDUALS.register(
+    "pre", norms_per_branch=1, final_norm=True, skips_zero=True, counterpart="norms before the branches"
+)
 def _pre(x, branch, norms, n_layers):
     return x + branch(norms[0](x))
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from scaling_testbed.config.run import RunConfig, flatten, run_id
+from scaling_testbed.config.start import checkpoint_of
 from scaling_testbed.data.manifest import read_manifest
 from scaling_testbed.data.preparing import inputs as files_of
 from scaling_testbed.data.preparing.preparation import look, prepared_folders
@@ -77,7 +78,7 @@ class AtHand:
             *_sets(then, run),
             *self._tasks(then, run),
             _plugins(then, run),
-            _start(then, run),
+            _start(then),
         ):
             changed += [found.changed] if found.changed else []
             unknown += [found.unknown] if found.unknown else []
@@ -157,14 +158,15 @@ def _plugins(then: Mapping[str, Any], run: RunConfig) -> Found:
     return Found(problem and f"was made with other code: {problem}")
 
 
-def _start(then: Mapping[str, Any], run: RunConfig) -> Found:
+def _start(then: Mapping[str, Any]) -> Found:
     """The weights that the run began with. A parent may delete its checkpoints: the row keeps their sha256."""
-    if run.start.run is None or not then.get("lineage"):
+    if not then.get("lineage"):
         return Found()
-    was, path = then["lineage"][-1].get("weights_sha256"), run.start.checkpoint
+    parent = then["lineage"][-1]
     try:
+        was, path = parent.get("weights_sha256"), checkpoint_of(Path(parent["folder"]), int(parent["step"]))
         now = weights_sha256(path)
-    except UserError:
+    except (UserError, LookupError, TypeError, ValueError, AttributeError):
         return Found()
     if was in (None, now):
         return Found()

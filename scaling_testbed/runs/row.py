@@ -62,8 +62,9 @@ class Row:
         "FLOPs",
     )
     lineage: list[dict[str, Any]] | None = fact(
-        "The runs in whose state this one began, the oldest first: run_id, step, the sha256 of the weights, the "
-        "data_fingerprint, and what the run itself had spent: steps, n_tokens, flops. null without start.run."
+        "The runs in whose state this one began, the oldest first: run_id, folder, step, the sha256 of the weights, "
+        "data_fingerprint, val_loss_initial, and what the run itself had spent: steps, n_tokens, flops. null without "
+        "start.run."
     )
     n_tokens_here: int | None = fact("Training tokens of this run alone; null without start.run.", "tokens")
     n_tokens_total: int | None = fact("Those of this run and its lineage; null without start.run.", "tokens")
@@ -78,7 +79,14 @@ class Row:
     val_loss: float | None = fact(
         "Cross-entropy of the last evaluation, without z-loss; null where the run was stopped early.", "nats per token"
     )
-    val_loss_initial: float | None = fact("Cross-entropy before the first step of this run.", "nats per token")
+    val_loss_initial: float | None = fact(
+        "Cross-entropy at step 0. With start.run, that of the first run of the lineage; null if a run of it had other "
+        "data.",
+        "nats per token",
+    )
+    val_loss_start: float | None = fact(
+        "Cross-entropy of the weights that this run began with; null without start.run.", "nats per token"
+    )
     val_loss_best: float | None = fact("The lowest cross-entropy of all evaluations.", "nats per token")
     val_bpb: float | None = fact(
         "val_loss for each byte of text; null where the data are no text, or where the tokenizer loses text.",
@@ -235,7 +243,8 @@ def describe_row(row: dict[str, Any], folder: Path) -> str:
     shown = {
         "status": row["status"] if row.get("error") is None else f"{row['status']}: {row['error']}",
         "validation loss": _nats(row.get("val_loss")),
-        "  at step 0" if row.get("lineage") is None else "  at the start": _nats(row.get("val_loss_initial")),
+        "  at step 0": _nats(row.get("val_loss_initial")),
+        "  at the start": _nats(row.get("val_loss_start")),
         "  bits per byte": _number(row.get("val_bpb"), ".4f") or _withheld(row.get("val_bpb_withheld")),
         "task error": _number(row.get("task_error"), ".4f") or _withheld(row.get("task_error_withheld")),
         "  of a guess": _number(row.get("task_error_chance"), ".4f"),

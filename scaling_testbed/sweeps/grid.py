@@ -323,6 +323,8 @@ def _parse(content: dict, **named: Any) -> Sweep:
         raise ConfigError(f"{twice[0]} is given twice among axes, together and seeds{also}")
     if astray := [key for entry in sweep.exclude for key in entry if key not in keys]:
         raise ConfigError(f"exclude names {astray[0]}, which no axis varies")
+    if sweep.shared_trunk and sweep.parent is not None:
+        raise ConfigError("shared_trunk and parent both say where the runs begin; leave one out")
     _check_set_once(sweep)
     return sweep
 
@@ -439,6 +441,8 @@ def narrowed(sweep: Sweep, typed: Sequence[str]) -> Sweep:
     value that keys moving together do not have, and for a word that would have no effect beside an axis."""
     for text in typed:
         sweep = _narrowed(sweep, text)
+    if sweep.shared_trunk and sweep.parent is not None:
+        raise ConfigError("shared_trunk and parent both say where the runs begin; leave one out")
     _check_set_once(sweep)
     return sweep
 

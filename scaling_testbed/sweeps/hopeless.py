@@ -13,7 +13,14 @@ from scaling_testbed.sweeps.status import RunState, last_metrics
 
 EARLIEST = 0.25  # of the steps: the intervals of earlier predictions were not measured, and those of a run at a rate
 # unlike the finished ones are too narrow there
-SAME = ("data.", "tokenizer.", "evaluation.", "batch.sequence_length")  # what decides on which windows a loss is
+SAME = (
+    "data.",
+    "tokenizer.",
+    "evaluation.",
+    "batch.sequence_length",
+    "start.take",
+    "start.grow",
+)  # what decides on which windows a loss is
 
 
 def hopeless(run: PlannedRun, final: FinalLoss, finished: Sequence[RunState], margin: float) -> Hopeless | None:

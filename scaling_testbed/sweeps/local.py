@@ -211,7 +211,7 @@ class Driver:
         """Whether the run that this one begins after, if there is one, has finished. If that one has ended otherwise,
         this one has failed."""
         before = self.states.get(run.after or "")
-        if before is None or before.state == "finished":
+        if before is None or before.state == "finished" or self._is_trained_whole(run):
             return True
         there = before.run.run_id in self.children or before.run in self.waiting
         if not there:
@@ -221,6 +221,12 @@ class Driver:
             self.failures[run.run_id] = why
             self._say(run)
         return False
+
+    def _is_trained_whole(self, run: PlannedRun) -> bool:
+        """Whether a run with a shared trunk begins at step 0, because its trunk has diverged: so will the run, and then
+        it has a row."""
+        before = self.states.get(run.after or "")
+        return before is not None and before.state == "diverged" and bool(run.config.get("start.same_run"))
 
     def _begin(self, run: PlannedRun, free: list[dict[str, str]]) -> None:
         """Start a run in a free slot. If its folder cannot be written, it has failed, and the others continue."""
@@ -243,7 +249,10 @@ class Driver:
 
     def _start(self, run: PlannedRun, slot: dict[str, str]) -> Started:
         folder = Path(run.folder)
-        overrides = on_gpus(run.overrides) if "CUDA_VISIBLE_DEVICES" in slot else run.overrides
+        overrides = run.overrides
+        if self._is_trained_whole(run):
+            overrides = [text for text in overrides if not key_of(text).startswith("start.")]
+        overrides = on_gpus(overrides) if "CUDA_VISIBLE_DEVICES" in slot else overrides
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / LOG_FILE, "a") as log:
             # In a session of its own: Ctrl-C reaches the driver, which asks the runs to save.

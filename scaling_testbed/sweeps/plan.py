@@ -30,7 +30,7 @@ from scaling_testbed.runs.row import is_number
 from scaling_testbed.sweeps.gpu_memory import ASSUMED_GIB, fits, fitting_overrides, planned_memory
 from scaling_testbed.sweeps.grid import Sweep, overrides_before
 from scaling_testbed.sweeps.rules import with_values
-from scaling_testbed.sweeps.trunks import Branched, branched, with_parents
+from scaling_testbed.sweeps.trunks import TRUNK, Branched, branched, with_parents
 from scaling_testbed.sweeps.unusual import unusual
 
 PLAN_FILE = "plan.jsonl"
@@ -403,7 +403,8 @@ def _read_plan(path: Path) -> tuple[list[PlannedRun], list[bytes]]:
     for number, line in enumerate(path.read_bytes().splitlines() if path.exists() else [], 1):
         with contextlib.suppress(ValueError, TypeError, RecursionError):
             run = _remembered_run(json.loads(line))
-            runs.append(replace(run, folder=str(path.parent / Path(run.folder).name)))
+            place = path.parent / TRUNK if run.is_part else path.parent
+            runs.append(replace(run, folder=str(place / Path(run.folder).name)))
             continue
         others.append(line)
         say(f"warning: {path}:{number} holds no planned run and is left out", errors=True)

@@ -37,6 +37,8 @@ def withheld(states: Sequence[RunState]) -> list[str]:
 
 def _predicted(run: PlannedRun, finished: Sequence[Curve]) -> FinalLoss:
     curve = curve_so_far(run)
+    if curve is None and run.config.get("start.run") is not None:
+        return FinalLoss(withheld="they began in the state of another run, so their curves have no beginning")
     if curve is None:
         return FinalLoss(withheld="its curve or its configuration cannot be read")
     return predict_final(curve, finished)

@@ -3,7 +3,8 @@
 Until its decay begins, such a run does not depend on its budget. So runs that differ only in the budget have one trunk
 at the constant rate, and each begins where its decay does (Haegele et al. 2024, arXiv 2405.18392). The trunk is made in
 parts: each part ends where a decay begins, and the next part begins there. Every run then needs one whole run before
-it. A run ends in the same bits as if it were trained whole. A longer budget that is added later adds one part.
+it. A run ends in the same bits as if it were trained whole, so it has the run_id of the whole run
+(StartConfig.same_run), whatever the other budgets of the sweep are. A longer budget that is added later adds one part.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +17,6 @@ from scaling_testbed.config.run import RunConfig, run_folder_path, run_id
 from scaling_testbed.config.start import StartConfig
 from scaling_testbed.config.words import key_of, quoted
 from scaling_testbed.errors import ConfigError
-from scaling_testbed.learning.schedules import WarmupStableDecayConfig
 
 if TYPE_CHECKING:
     from scaling_testbed.sweeps.plan import PlannedRun
@@ -51,7 +51,7 @@ def branched(
     """
     groups: dict[str, list[int]] = {}
     for number, run in enumerate(runs):
-        if isinstance(run.schedule, WarmupStableDecayConfig):
+        if decay_begin(run, steps_of(run)) is not None:
             groups.setdefault(run_id(replace(run, budget=BudgetConfig(steps=1))), []).append(number)
     if not groups:
         raise ConfigError("shared_trunk: no run has schedule=wsd; leave the key out, or set the schedule")
@@ -74,6 +74,7 @@ def _tree(
     part: Branched | None = None
     for run, overrides, point in ladder:
         steps, begin = steps_of(run), decay_begin(run, steps_of(run))
+        assert begin is not None
         if part is None or begin > steps_of(part.run):
             part = _part(run, overrides, point, steps, begin, part, steps_of)
             made.append(part)
@@ -115,11 +116,13 @@ def _part(
 
 
 def _start(parent: RunConfig, step: int) -> StartConfig:
-    return StartConfig(run=str(run_folder_path(parent)), step=step)
+    return StartConfig(run=str(run_folder_path(parent)), step=step, same_run=True)
 
 
 def _words(start: StartConfig) -> list[str]:
-    return [] if start.run is None else [f"start.run={quoted(start.run)}", f"start.step={start.step}"]
+    if start.run is None:
+        return []
+    return [f"start.run={quoted(start.run)}", f"start.step={start.step}", "start.same_run=true"]
 
 
 def with_parents(
@@ -142,8 +145,11 @@ def with_parents(
     parents = compose_many(words_of)
     full = []
     for words, run in zip(lists, parents, strict=True):
-        typed = any(key_of(text) == "start.step" for text in words)
-        step = [] if typed else [f"start.step={steps_of(run)}"]
+        typed, last = [text for text in words if key_of(text) == "start.step"], steps_of(run)
+        step = [] if typed else [f"start.step={last}"]
+        value = typed[-1].partition("=")[2] if typed else str(last)
+        if not value.isdecimal() or int(value) > last:
+            raise ConfigError(f"start.step must be a step of the parent, which has {last:,}; got {value}")
         full.append([*words, f"start.run={quoted(str(run_folder_path(run)))}", *step])
     runs = compose_many(full)
     kept: dict[str, set[int]] = {}
@@ -151,7 +157,8 @@ def with_parents(
         kept.setdefault(run_id(before), set()).add(run.start.number)
     made: dict[str, Branched] = {}
     for words, run, point in zip(words_of, parents, points, strict=True):
-        steps = ",".join(map(str, sorted(kept[run_id(run)])))
+        more = kept[run_id(run)] | set(run.checkpoint.keep_steps)
+        steps = ",".join(map(str, sorted(more)))
         own = [*words, "checkpoint.at_end=true", f"checkpoint.keep_steps=[{steps}]"]
         of_parent = {key: value for key, value in point.items() if not key.startswith("start.")}
         made.setdefault(run_id(run), Branched(run, own, of_parent, is_part=True))
@@ -173,9 +180,8 @@ def saving(runs: Sequence["PlannedRun"]) -> str | None:
     )
 
 
-def decay_begin(run: RunConfig, steps: int) -> int:
-    """The step of a run of `steps` steps at which the rate begins to decay."""
-    assert isinstance(run.schedule, WarmupStableDecayConfig)
+def decay_begin(run: RunConfig, steps: int) -> int | None:
+    """The step of a run of `steps` steps at which the rate begins to decay; None if it falls from the warm-up on."""
     return run.schedule.decay_begin(steps, run.batch.tokens)
 
 
@@ -191,7 +197,8 @@ def _check_one_trunk(runs: Sequence[RunConfig], steps_of: Callable[[RunConfig], 
             f"shared_trunk: runs of other budgets have other warm-ups ({min(warmups):,} to {max(warmups):,} steps); "
             "give schedule.warmup= in steps (1 or more), or schedule.warmup_tokens="
         )
-    if (begin := decay_begin(first, steps_of(first))) <= warmups[0]:
+    begin = decay_begin(first, steps_of(first))
+    if begin is not None and begin <= warmups[0]:
         raise ConfigError(
             f"shared_trunk: the decay of the shortest run begins at step {begin:,}, in its warm-up of {warmups[0]:,} "
             "steps; give a larger budget or a shorter warm-up"

@@ -146,7 +146,9 @@ def live_table(states: Sequence[RunState], left: float | None, rows: int) -> Gro
 
 def loss_table(states: Sequence[RunState]) -> Whole:
     """Final validation losses in nats per token. The longest axis gives the columns, all others the lines. A run
-    without a loss shows its state, and a diverged run shows its last loss and its state."""
+    without a loss shows its state, and a diverged run shows its last loss and its state. Parts of trunks are left out:
+    their rate never decayed."""
+    states = [found for found in states if not found.run.is_part]
     keys = _varied([found.run for found in states])
     sizes = {key: len({found.run.varied.get(key) for found in states}) for key in keys}
     across = max(reversed(keys), key=lambda key: sizes[key], default="")

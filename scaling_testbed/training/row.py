@@ -51,7 +51,6 @@ def make_row(parts: Parts, progress: Progress, records: Records, outcome: Outcom
         flops_6nd=float(6 * (parts.counts.n_params if average is None else average) * n_tokens),  # may be over 64 bits
         flops=float(flops),
         val_loss=last.get("val_loss") if is_over else None,
-        val_loss_initial=summary.val_loss_initial,
         val_loss_best=summary.val_loss_best,
         val_bpb=last.get("val_bpb") if is_over else None,
         val_bpb_withheld=parts.data.text_lost,
@@ -90,15 +89,19 @@ def make_row(parts: Parts, progress: Progress, records: Records, outcome: Outcom
 
 
 def of_start(parts: Parts, progress: Progress) -> dict[str, Any]:
-    """What the row says of the lineage of the run, and of the passes through the data, which it decides too."""
+    """What the row says of the lineage of the run, and of what it decides too: passes through the data, and the
+    loss at step 0."""
+    first = progress.summary.val_loss_initial
     if not (lineage := progress.lineage):
-        return {"epochs": parts.batches.epochs(progress.step)}
+        return {"epochs": parts.batches.epochs(progress.step), "val_loss_initial": first}
     here, windows = spent(parts, progress.step), parts.batches.n_windows * parts.run.batch.sequence_length
     all_of = {key: [*(run[key] for run in lineage), here[key]] for key in ("n_tokens", "flops")}
     known = {key: None if None in values else sum(values) for key, values in all_of.items()}
     same_data = [run["n_tokens"] for run in lineage if run["data_fingerprint"] == parts.data.fingerprint]
     return {
         "lineage": lineage,
+        "val_loss_start": first,
+        "val_loss_initial": lineage[-1].get("val_loss_initial") if len(same_data) == len(lineage) else None,
         "n_tokens_here": here["n_tokens"],
         "n_tokens_total": known["n_tokens"],
         "flops_here": here["flops"],

@@ -15,6 +15,7 @@ from scaling_testbed.config.start import OPTIMIZER, STEP, steps_saved
 from scaling_testbed.diagnostics.summary import Summary
 from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.files import read_yaml
+from scaling_testbed.learning.schedules import SCHEDULES
 from scaling_testbed.model.config import GrowthConfig, ModelConfig
 from scaling_testbed.model.growth import check_growth, grow
 from scaling_testbed.runs import checkpoint, state
@@ -23,6 +24,7 @@ from scaling_testbed.training.parts import Parts
 from scaling_testbed.training.progress import Progress, restore_states, restore_tensors
 
 MODEL = ("model.", "parametrization.")
+LENGTH = ("budget.", "schedule.steps ", "evaluation.", "start.")  # keys that change no step before the end
 SIZES = tuple(f"model.{name} " for name in ("name", "d_model", "n_layers", "n_heads", "n_kv_heads", "d_head", "d_ff"))
 BATCH = ("batch.sequences", "batch.sequence_length")
 
@@ -64,7 +66,7 @@ def _of_parent(parts: Parts, path: Path) -> tuple[dict[str, Any], list[dict[str,
         kept = kept if start.folder.is_dir() else "there is no such folder"
         raise UserError(
             f"start.run={start.run} has no checkpoint of step {start.number}: {kept}; a run keeps those of "
-            "checkpoint.keep_steps=[...]"
+            "checkpoint.keep_steps=[...], and is trained again if its folder is deleted"
         )
     checkpoint.check_whole(path)
     plain = checkpoint.read_state(path)
@@ -75,12 +77,21 @@ def _of_parent(parts: Parts, path: Path) -> tuple[dict[str, Any], list[dict[str,
     spent = plain.get("spent") or _spent_then(recorded, start.number)
     parent = {
         "run_id": start.run_id,
+        "folder": str(start.run),
         "step": start.number,
         "weights_sha256": weights_sha256(path),
         "data_fingerprint": plain.get("data_fingerprint"),
+        "val_loss_initial": _initial_loss(plain),
         **spent,
     }
     return plain, [*plain.get("lineage", []), parent]
+
+
+def _initial_loss(plain: dict[str, Any]) -> float | None:
+    """The loss at step 0 of the first run of a lineage, from a checkpoint of the last one; None if it is unknown."""
+    if lineage := plain.get("lineage"):
+        return lineage[-1].get("val_loss_initial")
+    return plain.get("summary", {}).get("val_loss_initial")
 
 
 def _configuration(folder: Path) -> dict[str, Any]:
@@ -98,6 +109,10 @@ def _check_fits(parts: Parts, recorded: dict[str, Any], plain: dict[str, Any]) -
     """Raise ConfigError unless this run can go on with what it takes from its parent."""
     run, start = parts.run, parts.run.start
     differing = changes(recorded, run)
+    if start.same_run and (why := _not_the_same(recorded, run, parts.steps)):
+        raise ConfigError(
+            f"start.run={start.run} did not make the first steps of this run: {why}; leave out start.same_run"
+        )
     kept = SIZES if start.growth is not None else ()
     if other := [text for text in differing if text.startswith(MODEL) and not text.startswith(kept)]:
         raise ConfigError(f"start.run={start.run} has weights of another model: {other[0]}")
@@ -122,6 +137,22 @@ def _check_fits(parts: Parts, recorded: dict[str, Any], plain: dict[str, Any]) -
             f"start.run={start.run} has steps of another batch, which are no steps of this run: {other[0]}; type "
             f"{without(run, STEP)}"
         )
+
+
+def _not_the_same(recorded: dict[str, Any], run: RunConfig, steps: int) -> str | None:
+    """In what the steps that the parent made differ from those that this run would have made; None if in nothing."""
+    if other := [text for text in changes(recorded, run) if not text.startswith(LENGTH)]:
+        return other[0]
+    try:
+        then = SCHEDULES[recorded["schedule"]["name"]](**recorded["schedule"])
+        parent_steps = int(recorded["budget"]["steps"] or recorded["schedule"]["steps"] or 0)
+    except (LookupError, TypeError, ValueError) as error:
+        return f"its schedule is not known here ({error})"
+    peak, batch = run.optimizer.lr, run.batch.tokens
+    for step in range(run.start.first_step):
+        if then.lr(step, parent_steps, peak, batch) != run.schedule.lr(step, steps, peak, batch):
+            return f"its rate was another one in step {step:,}"
+    return None
 
 
 def _grown(

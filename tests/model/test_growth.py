@@ -138,7 +138,7 @@ def test_aki_takes_the_second_copies_from_the_next_layer():
         (FPI, {"d_model": 32, "n_heads": 16, "d_ff": 48}, "model.n_heads must be 8"),
         (FPI, {**WIDE, "n_layers": 3}, "model.n_layers must be 2 without start.grow.depth"),
         (FPI, {**WIDE, "tied_head": True}, "model.tied_head=false"),
-        (FPI, {**WIDE, "linear": "sigma_reparam"}, "model.linear=plain"),
+        (FPI, {**WIDE, "linear": "sigma_reparam"}, "cannot be with model.linear=sigma_reparam"),
         (GrowthConfig(depth="zero"), {"n_layers": 2}, "model.n_layers must be above 2"),
         (GrowthConfig(depth="stack"), {"n_layers": 5}, "must be a multiple of 2"),
         (GrowthConfig(depth="zero"), {"n_layers": 4, "residual": "peri"}, "model.residual=pre"),

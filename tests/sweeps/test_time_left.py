@@ -64,7 +64,10 @@ def test_what_was_done_before_does_not_make_the_rest_look_quick(door, standing_i
 
 def test_what_the_runs_at_work_have_done_counts(monkeypatch, capsys):
     """Four equal runs, two at a time: one has ended, its neighbour is at half, and 60 seconds have passed."""
-    runs = [SimpleNamespace(first_step=0, run_id=name, label=name, flops=1.0, steps=4, folder=name, config={}) for name in "abcd"]
+    runs = [
+        SimpleNamespace(first_step=0, run_id=name, label=name, flops=1.0, steps=4, folder=name, config={})
+        for name in "abcd"
+    ]
     states = {run.run_id: RunState(run=run, state="pending") for run in runs}
     driver = local.Driver(runs, [{}, {}], states=dict(states))
     driver._due, driver._began = list(runs), time.monotonic() - 60

@@ -8,14 +8,19 @@ from pathlib import Path
 import pytest
 
 from scaling_testbed import sweep
+from scaling_testbed.analysis.laws import columns
+from scaling_testbed.analysis.rows.study import load
+from scaling_testbed.analysis.trajectories.points import curves_of
+from scaling_testbed.commands.sweep import with_a_parent
 from scaling_testbed.config.compose import compose
 from scaling_testbed.config.run import run_id
-from scaling_testbed.errors import ConfigError
+from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.sweeps import slurm
 from scaling_testbed.sweeps.grid import load_sweep
 from scaling_testbed.sweeps.local import Driver, slots, with_followers
 from scaling_testbed.sweeps.plan import plan
 from scaling_testbed.sweeps.slurm import SlurmConfig
+from scaling_testbed.sweeps.status import RunState
 from scaling_testbed.sweeps.trunks import saving
 
 LADDER = """
@@ -58,8 +63,16 @@ def test_each_budget_has_a_part_of_the_trunk_that_begins_where_the_one_before_en
     assert saving(runs) == (
         f"6 runs share trunks in 6 parts: {50 * per_step:.3g} FLOPs, 56% of the {90 * per_step:.3g} of whole runs"
     )
+    whole, _ = ladder("shared_trunk: false\n", name="whole")
+    assert {run.run_id for run in whole} == {run.run_id for run in runs if not run.is_part}
     for run in runs:  # the words of a run mean this run
         assert run_id(compose(run.overrides)) == run.run_id
+
+
+def test_a_middle_or_a_single_budget_has_the_run_ids_of_the_whole_ladder(ladder):
+    ids = {run.run_id for run in ladder()[0] if not run.is_part}
+    for text in (LADDER.replace("[20, 10, 15]", "[15]"), LADDER.replace("[20, 10, 15]", "[20, 10]")):
+        assert {run.run_id for run in ladder(of=text)[0] if not run.is_part} < ids
 
 
 def test_a_longer_budget_changes_no_run_before_it(ladder):
@@ -80,6 +93,23 @@ def test_the_branches_end_in_the_bits_of_whole_runs(ladder, tmp_path, data_dir, 
         rows = [json.loads(line) for line in (tmp_path / "runs" / name / "results.jsonl").read_text().splitlines()]
         losses[name] = {row["steps"]: (row["val_loss"], row["train_loss_last"]) for row in rows}
     assert len(losses["whole"]) == 3 and losses["shared"] == losses["whole"]
+    # The folder is read back: every run is finished, none is missing or changed, and a second run does nothing.
+    capfd.readouterr()
+    assert sweep.main(["status", *words[:3], "--json"]) == 0
+    states = json.loads(capfd.readouterr().out)
+    assert [state["state"] for state in states if state["run_id"] in {row["run_id"] for row in rows}] == [
+        "finished"
+    ] * 3
+    assert sweep.main(["status", *words]) == 0
+    out = capfd.readouterr().out
+    assert "6 finished" in out and f"records under {tmp_path / 'runs' / 'shared'}/" in out
+    assert sweep.main(["run", *words]) == 0
+    found = load(tmp_path / "runs" / "shared")
+    assert len(found.rows) == 3 and found.missing == []
+    fitted, said = columns.of_study(found)
+    assert len(fitted) == 3 and said == columns.of_study(load(tmp_path / "runs" / "whole"))[1]
+    with pytest.raises(UserError, match="3 runs began in the state of another run"):
+        curves_of(tmp_path / "runs" / "shared")
 
 
 @pytest.mark.parametrize(
@@ -124,6 +154,41 @@ def test_runs_after_one_that_failed_have_failed_and_others_go_on(ladder, monkeyp
     after_broken = [run for run in runs if run.config["seed"] == broken.config["seed"]]
     assert len(started) == 1 + 6 and len(driver.failures) == len(after_broken) == 6
     assert all("ends, and that run is failed" in driver.failures[run.run_id] for run in after_broken[1:])
+
+
+def test_runs_after_a_trunk_that_diverged_are_trained_whole(ladder, monkeypatch):
+    runs, _ = ladder()
+    words = {}
+
+    def start(self, run, _slot):
+        words[run.run_id] = self._is_trained_whole(run)
+        folder = Path(run.folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        row = {
+            "run_id": run.run_id,
+            "status": "diverged",
+            "steps": 3,
+            "val_loss": 9.0,
+            "error": "the loss is not finite",
+        }
+        (folder / "result.json").write_text(json.dumps(row))
+        return subprocess.Popen(["true"])
+
+    monkeypatch.setattr(Driver, "_start", start)
+    driver = Driver(runs, slots(2, [], 1))
+    assert driver.drive() == 0 and driver.failures == {}
+    assert words == {run.run_id: run.after is not None for run in runs}
+
+
+def test_a_cluster_gets_no_run_whose_parent_has_failed(ladder, capsys):
+    runs, _ = ladder()
+    first = [run for run in runs if run.config["seed"] == 0]
+    states = [RunState(run=run, state="failed" if run is first[0] else "pending") for run in runs]
+    due = [state.run for state in states if state.state == "pending"]
+    kept = with_a_parent(due, states)
+    assert {run.config["seed"] for run in kept} == {1} and "5 runs are not submitted" in capsys.readouterr().err
+    states = [replace(state, state="finished") if state.run is first[0] else state for state in states]
+    assert with_a_parent(due, states) == due
 
 
 def test_the_longest_chain_goes_first(ladder):
@@ -199,3 +264,30 @@ def test_each_arm_begins_with_the_state_of_its_seed(ladder, tmp_path, data_dir, 
     for row in arms:
         same = row["start.take"] == ["weights", "optimizer", "step"] and row["start.rewarm"] == 0
         assert (row["val_loss"] == whole[row["seed"]]) is same
+
+
+@pytest.mark.parametrize(
+    ("text", "of", "said"),
+    [
+        (
+            "parent: []\n",
+            ARMS.replace("start.step=8", "start.step=15"),
+            "start.step must be a step of the parent, which has 12; got 15",
+        ),
+        (
+            "parent: []\n",
+            ARMS.replace("start.step=8", "start.step=last"),
+            "must be a step of the parent, which has 12; got last",
+        ),
+        ("parent: []\nshared_trunk: true\n", ARMS, "shared_trunk and parent both say where the runs begin"),
+        ("parent: [5]\n", ARMS, "parent: overrides are written key=value"),
+    ],
+)
+def test_a_parent_that_cannot_be_is_refused_when_the_sweep_is_planned(ladder, text, of, said):
+    with pytest.raises(ConfigError, match=said):
+        ladder(text, of=of)
+
+
+def test_the_parent_keeps_the_steps_that_it_is_asked_to_keep_too(ladder):
+    runs, _ = ladder('parent: ["checkpoint.keep_steps=[5]"]\n', of=ARMS)
+    assert runs[0].overrides[-1] == "checkpoint.keep_steps=[5,8]"

@@ -146,7 +146,7 @@ def two(tmp_path_factory, python):
             runs.add(f"{kind}_then_{other}", f"parallelism={other}", *start, alone=other == "single")
         runs.add("fsdp_weights", "parallelism=fsdp", *start, "start.take=[weights,step]")
         runs.add("single_weights", *start, "start.take=[weights,step]", alone=True)
-        grown = [*start, "start.take=[weights]", "start.grow.width=fpi", "model.d_model=64", "model.n_heads=4"]
+        grown = [*start, "start.take=[weights]", "+start.grow.width=fpi", "model.d_model=64", "model.n_heads=4"]
         runs.add("fsdp_grown", "parallelism=fsdp", *grown)
         runs.add("single_grown", *grown, alone=True)
         runs.add("stopped", "parallelism=fsdp", *HARD, fault=[0, 6, "signal"])

@@ -7,6 +7,8 @@ import shutil
 import pytest
 import torch
 
+from scaling_testbed.analysis.laws import columns
+from scaling_testbed.analysis.rows.study import Study
 from scaling_testbed.config.compose import compose, recorded_run
 from scaling_testbed.config.run import run_id
 from scaling_testbed.data.batches import TrainingBatches
@@ -47,7 +49,7 @@ def test_a_run_that_takes_all_ends_as_if_it_had_never_stopped(whole, trained, op
     assert_same_state(folder, parent)
     assert metrics(folder)[1:] == [line for line in metrics(parent) if line["step"] > 8]
     assert files_of(parent) == before
-    same = ("val_loss", "n_tokens", "flops", "steps", "epochs", "train_loss_last")
+    same = ("val_loss", "val_loss_initial", "n_tokens", "flops", "steps", "epochs", "train_loss_last")
     assert [branch[key] for key in same] == [row[key] for key in same]
     (entry,) = branch["lineage"]
     assert (entry["run_id"], entry["step"], entry["steps"]) == (row["run_id"], 8, 8)
@@ -64,7 +66,7 @@ def test_a_branch_that_was_stopped_goes_on_to_the_same_bits(whole, tiny, trained
     assert first["status"] == "preempted" and 8 <= first["steps"] < 12
     again = train(run, quiet=True)
     assert_same_state(folder, parent)
-    assert again["lineage"][0]["step"] == 8 and again["val_loss_initial"] == metrics(folder)[0]["val_loss"]
+    assert again["lineage"][0]["step"] == 8 and again["val_loss_start"] == metrics(folder)[0]["val_loss"]
 
 
 def test_without_step_a_run_begins_at_step_0_and_without_optimizer_with_new_moments(whole, trained):
@@ -210,17 +212,17 @@ def test_a_larger_model_begins_with_the_loss_of_the_parent_and_counts_its_cost(w
     parent_row, parent = whole()
     model = tiny()[0].model
     wide = [f"model.d_model={2 * model.d_model}", f"model.n_heads={2 * model.n_heads}"]
-    words = [f"start.run={parent}", "start.step=12", "start.take=[weights]", "start.grow={width:fpi}", *wide]
+    words = [f"start.run={parent}", "start.step=12", "start.take=[weights]", "+start.grow.width=fpi", *wide]
     row, folder = trained(*words, "budget.steps=1")
     assert metrics(folder)[0]["val_loss"] == pytest.approx(parent_row["val_loss"], abs=1e-5)
     assert row["flops_total"] == pytest.approx(parent_row["flops"] + row["flops_here"])
     assert row["n_params"] > 2 * parent_row["n_params"]
-    other, _ = tiny(*words, "start.grow={width:fpi,noise:0.5}", "budget.steps=1")
+    other, _ = tiny(*words, "+start.grow.noise=0.5", "budget.steps=1")
     assert run_id(other) != row["run_id"]
     for change, said in (
         (["start.take=[weights,optimizer]"], r"start.grow makes new matrices.*type start.take=\[weights\]"),
-        (["start.grow.moise=1"], "there is no key start.grow.moise"),
-        (["start.grow={width:twice}"], "start.grow.width must be fpi or aki; got 'twice'"),
+        (["+start.grow.moise=1"], "start.grow has no key moise; it has width, noise, depth"),
+        (["start.grow.width=twice"], "start.grow.width must be fpi or aki; got 'twice'"),
         (["model.mlp=swiglu"], "weights of another model: model.mlp was"),
         ([f"model.d_model={3 * model.d_model}", f"model.n_heads={3 * model.n_heads}"], "model.d_model must be"),
     ):
@@ -241,3 +243,29 @@ def test_pruning_goes_on_in_a_branch_to_the_same_bits_and_its_flops_add_up(whole
     assert branch["flops_here"] < row["flops"] * 4 / 12  # the later steps have fewer weights
     with pytest.raises(ConfigError, match=r"type start.take=\[weights,step,optimizer\]"):
         trained(*PRUNED, f"start.run={parent}", "start.step=8", "start.take=[weights,step]")
+
+
+def test_the_same_run_is_refused_where_the_parent_made_other_steps(whole, trained):
+    _, parent = whole()
+    words = [f"start.run={parent}", "start.step=8", "start.same_run=true"]
+    for change, said in (
+        (["optimizer.lr=3e-2"], "did not make the first steps of this run: optimizer.lr was"),
+        (["schedule.warmup=6"], "schedule.warmup was"),
+        (["budget.steps=14"], "its rate was another one in step"),
+        (["start.take=[weights,step]"], "start.same_run=true needs all of start.take"),
+    ):
+        with pytest.raises(UserError, match=said):
+            trained(*words, *change)
+
+
+def test_a_warm_start_keeps_the_loss_at_step_0_and_laws_leave_it_out(whole, trained):
+    parent_row, parent = whole()
+    row, _ = trained(f"start.run={parent}", "start.step=12", "start.take=[weights]", "budget.steps=2")
+    assert row["val_loss_initial"] == parent_row["val_loss_initial"] > row["val_loss_start"]
+    study = Study(name="two", path=parent, rows=[parent_row, row])
+    kept, said = columns.of_study(study)
+    assert [one["n_tokens"] for one in kept] == [parent_row["n_tokens"]]
+    assert "1 runs began with the weights of other runs" in said[0] and "--map n_tokens=n_tokens_total" in said[0]
+    alone = Study(name="two", path=parent, rows=[row])
+    (kept,), said = columns.of_study(alone, ["n_tokens=n_tokens_total"])
+    assert kept["n_tokens"] == row["n_tokens_total"] == 14 * 128

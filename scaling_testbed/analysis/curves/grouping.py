@@ -12,7 +12,11 @@ from scaling_testbed.errors import ConfigError, UserError
 # Settings that are not conditions: the axes of a curve, and settings that change no result.
 SHAPE = ("name", "d_model", "n_layers", "n_heads", "n_kv_heads", "d_head", "d_ff", "d_ff_rule", "vocab_size")
 NO_CONDITION = {LR, "optimizer.fused", "loss.chunk_mib", "batch.micro_batch_sequences", *(f"model.{k}" for k in SHAPE)}
-NO_CONDITION |= {"start.run", "start.step"}  # each seed has a parent of its own; two runs of one seed are an error
+NO_CONDITION |= {
+    "start.run",
+    "start.step",
+    "start.same_run",
+}  # each seed has a parent of its own; two runs of one seed are an error
 RESULTS = ("run_id", "row", "status", "val_loss", "value", "name", "label", "n_params", SIZE)
 NO_CONDITION_IN = (
     "logging.",

@@ -80,6 +80,13 @@ def of_study(
     if diverged:
         said.append(f"{len(diverged)} diverged runs are left out")
         rows = [row for row in rows if row.get("status") != "diverged"]
+    warm = [row for row in rows if row.get("lineage") and "step" not in (row.get("start.take") or [])]
+    if warm and "n_tokens" not in pairs:
+        said.append(
+            f"{len(warm)} runs began with the weights of other runs, whose tokens n_tokens does not count, and are "
+            "left out; --map n_tokens=n_tokens_total takes them in"
+        )
+        rows = [row for row in rows if row not in warm]
     return _named(rows, said, study.path, pairs, size, of_steps)
 
 

@@ -335,7 +335,7 @@ def _missing(plan: Path, found: list[Row]) -> list[Row]:
         run_id, config, varied = (run.get(key) for key in ("run_id", "config", "varied"))
         if not isinstance(run_id, str):
             raise UserError(f"{plan}:{line} has no run_id; {PLAN_ADVICE}")
-        if state.get(run_id) in FINAL:
+        if state.get(run_id) in FINAL or run.get("is_part"):  # a part of a trunk is no result
             continue
         if not config:
             raise UserError(

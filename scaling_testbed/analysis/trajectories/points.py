@@ -101,6 +101,13 @@ def _of_runs(rows: Sequence[Row], study: Study, said: list[str]) -> tuple[list[C
     said = [*said, *([pruned] if len(dense) < len(rows) else [])]
     if not dense:
         raise UserError(f"{study.path} holds no training curve of a dense run: {pruned}")
+    begun = [row for row in dense if row.get("start.run") is not None]
+    if begun:
+        branches = f"{len(begun)} runs began in the state of another run (start.run), so their curves have no beginning"
+        if len(begun) == len(dense):
+            raise UserError(f"{study.path} holds no training curve of a whole run: {branches}")
+        said = [*said, f"{branches}, and are left out"]
+        dense = [row for row in dense if row.get("start.run") is None]
     found = [(row, *_evaluations(study, row)) for row in dense]
     curves = [curve_of_run(row, steps, losses) for row, steps, losses, _ in found if len(steps)]
     without, odd = [name_of(row) for row, steps, _, _ in found if not len(steps)], sum(bad for *_, bad in found)
