@@ -35,6 +35,7 @@ from scaling_testbed.sweeps.grid import load_sweep, narrowed
 from scaling_testbed.sweeps.slurm import SlurmConfig
 from tests.plugins.strangers import RECIPES
 
+OF_A_MAPPING = ("interventions.", "evaluation.sets.", "optimizer.lr_multipliers.", "start.grow.")
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 DOCUMENTS = [
@@ -349,7 +350,7 @@ def check_overrides(overrides: list[str]) -> None:
             known = {*choices(key), *(Path(name).stem for name in RECIPES if name.startswith(f"confs/{key}/"))}
             if unknown := [one for one in values if one not in known and not PLACEHOLDER.fullmatch(one)]:
                 raise Wrong(f"{key} has no choice {unknown[0]}")
-        elif not (key in keys() or key.startswith(("interventions.", "evaluation.sets.", "optimizer.lr_multipliers."))):
+        elif not (key in keys() or key.startswith(OF_A_MAPPING)):
             raise Wrong(f"there is no key {key}")
 
 

@@ -107,7 +107,7 @@ def test_the_branches_end_in_the_bits_of_whole_runs(ladder, tmp_path, data_dir, 
     found = load(tmp_path / "runs" / "shared")
     assert len(found.rows) == 3 and found.missing == []
     fitted, said = columns.of_study(found)
-    assert len(fitted) == 3 and said == columns.of_study(load(tmp_path / "runs" / "whole"))[1]
+    assert len(fitted) == 3 and said == []
     with pytest.raises(UserError, match="3 runs began in the state of another run"):
         curves_of(tmp_path / "runs" / "shared")
 

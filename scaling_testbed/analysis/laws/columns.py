@@ -198,7 +198,7 @@ def _steps_of_a_run(rows: Sequence[Row]) -> list[str]:
     A loss in mid-run, at a high learning rate, is no loss of a shorter run. A run is known by its id, or by its name
     where a column counts steps.
     """
-    names = dict.fromkeys(key for row in rows for key in row)
+    names = dict.fromkeys(key for row in rows for key in row if not key.startswith("start."))  # those of another run
     steps = [name for name in names if plain_name(name).split("_")[-1] in STEPS]
     for name in [one for one in names if RUN.search(plain_name(one))]:
         groups: dict[str, list[Row]] = {}
