@@ -292,7 +292,8 @@ def collect(words: Words = ()) -> None:
             f"warning: {unknown} rows are in no plan of this folder, so their data were not compared", file=sys.stderr
         )
     others = len([run_id for run_id in found if run_id not in ids])
-    print(f"{len(found) - others} of {len(runs)} planned runs, {others} others, in {lines} and {table}")
+    planned_runs = sum(not run.is_part for run in runs)
+    print(f"{len(found) - others} of {planned_runs} planned runs, {others} others, in {lines} and {table}")
 
 
 def planned(

@@ -33,7 +33,8 @@ OPTIMIZER_STATE = Experiment(
               by.compare(FIRST_LOSSES, "start.take", WITH, WITHOUT, {"start.rewarm": 0})),
         Claim("A rate that rises again lowers this loss.",
               by.compare(FIRST_LOSSES, "start.rewarm", 30, 0, {"start.take": WITHOUT})),
-        Claim("At the end nothing is left: the loss is no higher without the state (here: by .005 nats).",
+        Claim("At the end little is left: the loss is higher by no more than a margin without the state (here: 0.005 "
+              "nats).",
               by.compare(of.LOSS, "start.take", WITH, WITHOUT, {"start.rewarm": 0}, contrary=True)),
     ],
 )  # fmt: skip

@@ -90,6 +90,7 @@ def test_the_branches_end_in_the_bits_of_whole_runs(ladder, tmp_path, data_dir, 
         words = [f"sweep={tmp_path / name}.yaml", f"runs_dir={tmp_path / 'runs'}", f"data_dir={data_dir}", "seed=0"]
         assert sweep.main(["run", *words, "--workers", "2"]) == 0, capfd.readouterr()
         assert sweep.main(["collect", *words]) == 0
+        assert "3 of 3 planned runs, 0 others" in capfd.readouterr().out
         rows = [json.loads(line) for line in (tmp_path / "runs" / name / "results.jsonl").read_text().splitlines()]
         losses[name] = {row["steps"]: (row["val_loss"], row["train_loss_last"]) for row in rows}
     assert len(losses["whole"]) == 3 and losses["shared"] == losses["whole"]
