@@ -22,6 +22,7 @@ from scaling_testbed.sweeps.plan import plan
 from scaling_testbed.sweeps.slurm import SlurmConfig
 from scaling_testbed.sweeps.status import RunState
 from scaling_testbed.sweeps.trunks import saving
+from tests.sweeps.cluster import until
 
 LADDER = """
 overrides: [data=markov, data.n_tokens=20000, data.n_validation_tokens=4000, batch.sequences=8, model=bigram,
@@ -292,3 +293,20 @@ def test_a_parent_that_cannot_be_is_refused_when_the_sweep_is_planned(ladder, te
 def test_the_parent_keeps_the_steps_that_it_is_asked_to_keep_too(ladder):
     runs, _ = ladder('parent: ["checkpoint.keep_steps=[5]"]\n', of=ARMS)
     assert runs[0].overrides[-1] == "checkpoint.keep_steps=[5,8]"
+
+
+@pytest.mark.slurm
+def test_a_cluster_takes_a_shared_trunk_to_its_end_part_by_part(cluster, ladder, tmp_path, data_dir, capfd):
+    ladder()
+    words = [f"sweep={tmp_path}/ladder.yaml", f"runs_dir={tmp_path / 'runs'}", f"data_dir={data_dir}"]
+    words += ["seed=0", "budget.steps=10,15"]
+    assert sweep.main(["submit", *words, "launcher.cpus_per_process=4"]) == 0
+    out = capfd.readouterr().out
+    assert "4 to submit" in out and out.count("after job") == 2
+
+    def states():
+        capfd.readouterr()
+        assert sweep.main(["status", *words, "--json"]) == 0
+        return [state["state"] for state in json.loads(capfd.readouterr().out)]
+
+    until(lambda: states() == ["finished"] * 4, 240)
