@@ -68,7 +68,7 @@ def test_the_rules_of_mup_change_no_logit_of_a_grown_model():
 def test_copies_part_in_training_with_noise_and_stay_equal_without(noise, lives):
     large = grown(trained_like(SMALL), GrowthConfig(width="fpi", noise=noise), **WIDE)
     optimizer = torch.optim.AdamW(large.parameters(), lr=1e-2)
-    hidden, alike = large.typed_blocks[0].mlp.mlp_in, []
+    hidden = large.typed_blocks[0].mlp.mlp_in
     for _ in range(20):
         logits = large.logits(TOKENS[:, :-1])
         torch.nn.functional.cross_entropy(logits.flatten(0, 1), TOKENS[:, 1:].flatten()).backward()
