@@ -91,8 +91,9 @@ def studies_page() -> str:
         hours = sum(row.get("wall_seconds") or 0.0 for row in study.rows) / 3600
         name = f"[{folder.name}]({folder.name}/README.md): {len(study.rows)} runs, {hours:.1f} core-hours"
         for claim, verdict in judged(experiment, Evidence(study, experiment.group)):
-            effect = re.search(r"The effect is (.+?)\.(?: |$)", verdict.words)
-            lines.append(f"| {name} | {claim.text} | {verdict.word} | {effect[1] if effect else ''} |")
+            effect = re.search(r"The effect(?:, (.+?),)? is (.+?)\.(?: |$)", verdict.words)
+            said = ": ".join(filter(None, effect.groups())) if effect else ""
+            lines.append(f"| {name} | {claim.text} | {verdict.word} | {said} |")
             name = ""
     return f"{text}{INDEX}" + "\n".join(lines) + "\n"
 

@@ -150,7 +150,7 @@ class Question:
 
     estimand: what one number of each seed is, in words. measure: the name of the margin in a declaration. ask: gives
     the effects of a study. margin: the least effect that counts, of a ratio its logarithm; None: the declared one.
-    ratio: whether the effects are logarithms of ratios.
+    ratio: whether the effects are logarithms of ratios. called: what the verdict calls the effect.
     """
 
     estimand: str
@@ -159,6 +159,7 @@ class Question:
     kind: str = DIFFERENCE
     margin: float | None = None
     ratio: bool = False
+    called: str = "The effect"
 
     def __call__(self, evidence: Evidence) -> Verdict:
         asked = self.ask(evidence)
@@ -181,7 +182,7 @@ class Question:
             return Verdict(word=CANNOT_TELL, words="no seed was run in all conditions")
         if bad := [seed for seed, value in effect.by_seed.items() if not math.isfinite(value)]:
             return Verdict(word=CANNOT_TELL, words=_joined(f"the effect of seed {bad[0]} is not finite", effect.words))
-        effect_is = f"The effect is {'at least ' * (effect.bound > 0)}{'at most ' * (effect.bound < 0)}"
+        effect_is = f"{self.called} is {'at least ' * (effect.bound > 0)}{'at most ' * (effect.bound < 0)}"
         effect_is += "a factor of " * self.ratio
         unit = f" {NATS}" if self.measure in ("S", "loss") and not self.ratio else ""
         n = len(numbers)

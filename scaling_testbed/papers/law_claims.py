@@ -75,7 +75,8 @@ class LawQuestion:
     def __call__(self, evidence: Evidence) -> Verdict:
         if all(row.get("seed") is None for row in evidence.study.rows):
             return _weighed(self.parts(evidence), self.unit, self.margin, _left_out(evidence))
-        return Question(self.estimand, "recorded", self._ask, margin=self.margin)(evidence)
+        called = f"The effect, {self.estimand},"
+        return Question(self.estimand, "recorded", self._ask, margin=self.margin, called=called)(evidence)
 
     def _ask(self, evidence: Evidence) -> Asked:
         by_seed = {seed: self.parts(own) for seed, own in _of_seeds(evidence).items()}
@@ -87,7 +88,9 @@ class LawQuestion:
         for parts in zip(*by_seed.values(), strict=True):
             if not all(part.counts for part in parts):
                 return Asked(remarks=[f"{parts[0].words}: too near to the fitted runs to count"])
-            effects.append(Effect({s: part.effect for s, part in zip(by_seed, parts, strict=True)}, parts[0].words))
+            first = f"Seed {min(by_seed)}: " if len(by_seed) > 1 else ""
+            by_part = {seed: part.effect for seed, part in zip(by_seed, parts, strict=True)}
+            effects.append(Effect(by_part, first + parts[0].words))
         return Asked(effects, (), _left_out(evidence))
 
 
@@ -128,7 +131,7 @@ def within(measure: Numbers, limit: float, reach: float = 0.0, beyond: bool = Fa
             found.append(Part(effect, one.words, effect < 0 or one.reach >= reach))
         return found
 
-    return LawQuestion(f"{limit:g} less the number" if not beyond else f"the number less {limit:g}", parts)
+    return LawQuestion(f"{limit:.3g} less the number" if not beyond else f"the number less {limit:.3g}", parts)
 
 
 def same_over(measure: Numbers, factor: float = SAME) -> Judge:

@@ -214,20 +214,27 @@ def of_seeds(n_seeds, noise=1e-4, **declared):
 def test_laws_of_several_seeds_are_fitted_apart_and_judged_over_the_seeds():
     claim = TESTBED.claims[0]
     got, words = told(claim, Evidence(of_seeds(3, margins={"loss": 0.02})))
-    assert got == AGREES and words.startswith("The effect is +0.00") and "; 3 seeds). redpajama N=1.4B M=320" in words
+    assert (
+        got == AGREES
+        and words.startswith("The effect, 0.0075 less the number, is +0.00")
+        and "; 3 seeds). Seed 0: redpajama N=1.4B M=320" in words
+    )
     got, words = told(claim, Evidence(of_seeds(3, noise=0.02, margins={"loss": 0.02})))
     assert got == CANNOT_TELL and "; 3 seeds" in words
 
 
 def test_a_law_of_one_seed_tells_its_effect_and_no_verdict():
     got, words = told(TESTBED.claims[0], Evidence(of_seeds(1, margins={"loss": 0.02})))
-    assert got == CANNOT_TELL and words.startswith("One seed, so there is no interval. The effect is +0.00")
+    assert got == CANNOT_TELL and words.startswith(
+        "One seed, so there is no interval. The effect, 0.0075 less the number, is +0.00"
+    )
 
 
 def test_a_seed_that_was_not_run_everywhere_is_no_second_seed():
     study = of_seeds(2, margins={"loss": 0.02})
     study.rows.pop()
-    assert told(TESTBED.claims[2], Evidence(study))[1].startswith("One seed, so there is no interval. The effect is ")
+    words = told(TESTBED.claims[2], Evidence(study))[1]
+    assert words.startswith("One seed, so there is no interval. The effect, 0.02 less the number, is ")
 
 
 def test_numbers_of_several_seeds_that_hardly_differ_are_said_to_be_within_the_margin():
@@ -239,7 +246,7 @@ def test_numbers_of_several_seeds_that_hardly_differ_are_said_to_be_within_the_m
     verdict = less(numbers("a"), numbers("b"))(Evidence(study))
     assert (
         verdict.word == NO_DIFFERENCE
-        and "The effect is +0.050 (95 %" in verdict.words
+        and "The effect, ln of the other number over the number, is +0.050 (95 %" in verdict.words
         and "margin 0.095" in verdict.words
     )
 
