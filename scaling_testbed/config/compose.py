@@ -491,6 +491,10 @@ def _one_line(error: Exception, configs: Sequence[str] = ()) -> str:
         return f"{twice[1]} has a choice already; type {twice[1]}=NAME, without a plus"
     if key and "does not support deletion" in first:
         return f"{key} cannot be taken away with ~; type {key}=VALUE"
+    if key and "is not a ListConfig" in first:
+        return f"{key} must be a list; type '{key}=[{getattr(cause or error, 'value', 'A,B')}]'"
+    if key and re.match(r"[Cc]annot assign \w+ to Dict", first):
+        return f"{key} must be a mapping; type +{key}.KEY=VALUE"
     if key and (wrong := re.search(r"[Vv]alue '(.*)' of type '\w+' is incompatible with type hint '(.+)'", first)):
         return f"{key} must be {_in_words(wrong[2])}; got {wrong[1]}"
     if key and isinstance(cause or error, OmegaConfBaseException):

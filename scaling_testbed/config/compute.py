@@ -15,12 +15,17 @@ from scaling_testbed.model.counting import count_params
 
 def steps_of(run: RunConfig, model: ModelConfig) -> int:
     """Optimizer steps of `run` with its resolved `model`. Raises ConfigError if they are too many, or too few for an
-    intervention, or if the run begins at one of them that it does not have."""
+    intervention or for start.rewarm, or if the run begins at one of them that it does not have."""
     steps = run.budget.resolve_steps(count_params(model), run.batch.tokens, pruned_of(run, model))
     if run.start.first_step >= steps:
         raise ConfigError(
             f"start.step={run.start.first_step} is not before the last of the {steps:,} steps of this run; give a "
             "larger budget, or leave step out of start.take"
+        )
+    if run.start.rewarm > (left := steps - run.start.first_step):
+        raise ConfigError(
+            f"start.rewarm={run.start.rewarm} is more than the {left:,} steps of this run from its start on; give at "
+            "most these, or a larger budget"
         )
     for intervention in interventions_of(run).values():
         intervention.check_steps(steps)
