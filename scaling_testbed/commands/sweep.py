@@ -146,7 +146,7 @@ def plan(
     from scaling_testbed.sweeps.cpu_precision import bf16_remark
     from scaling_testbed.sweeps.plan import measured_rate, priced, sweep_folder
     from scaling_testbed.sweeps.status import rows
-    from scaling_testbed.sweeps.trunks import saving
+    from scaling_testbed.sweeps.trunks import saving, without_checkpoint
     from scaling_testbed.sweeps.unusual import unusual_lines
     from scaling_testbed.sweeps.view import detectable_effects, plan_table, too_large
     from scaling_testbed.tables import console
@@ -182,7 +182,7 @@ def plan(
         print(line)
     for line in bf16_remark(runs) if not chosen.launcher else []:
         print(line)
-    for line in unusual_lines([(one.label, one.unusual) for one in runs]):
+    for line in [*without_checkpoint(runs), *unusual_lines([(one.label, one.unusual) for one in runs])]:
         print(f"warning: {line}")
     for line in detectable_effects(chosen.sweep, runs):
         print(line)

@@ -150,7 +150,7 @@ class StartConfig:
         """This section with the number of the step in place of `last`. Raises ConfigError if the parent has none."""
         if self.run is None or self.step != LAST:
             return self
-        steps = [*steps_saved(self.folder), *_finished_at(self.folder)]
+        steps = [*steps_saved(self.folder), *finished_at(self.folder)]
         if not steps:
             there = "it has no checkpoint" if self.folder.is_dir() else "there is no such folder"
             raise ConfigError(
@@ -170,7 +170,7 @@ def steps_saved(folder: Path) -> list[int]:
     return sorted(int(found[1]) for found in names if found)
 
 
-def _finished_at(folder: Path) -> list[int]:
+def finished_at(folder: Path) -> list[int]:
     """The last step of a run that has finished, whether or not its checkpoint is still there."""
     with contextlib.suppress(UserError, LookupError, TypeError):
         row = read_json(folder / "result.json")

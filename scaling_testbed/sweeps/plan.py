@@ -4,7 +4,7 @@ import contextlib
 import errno
 import json
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -128,17 +128,13 @@ def plan(
     def resolved(run: RunConfig) -> ModelConfig:
         return run.model.resolved(of_data(run)[0])
 
-    lists = with_values(sweep.rules, lists, resolved)
     found: dict[str, PlannedRun] = {}
     folders: set[str] = set()
     followers = {key for entry in sweep.together for key in list(entry)[1:]}  # the leading key identifies them
     shown = [key for key in points[0] if key not in followers]
     varied = [key for key in shown if len({point[key] for point in points}) > 1]
     shown_points = [{key: point[key] for key in varied} for point in points]
-    if sweep.parent is not None:
-        members = with_parents(lists, sweep.parent, shown_points, steps_of=lambda run: steps_of(run, resolved(run)))
-    else:
-        members = _members(sweep, lists, shown_points, steps_of=lambda run: steps_of(run, resolved(run)))
+    members = _members(sweep, lists, shown_points, resolved)
     for member in members:
         run = member.run
         if processes is not None:
@@ -157,9 +153,19 @@ def _members(
     sweep: Sweep,
     lists: Sequence[list[str]],
     points: Sequence[dict[str, str]],
-    steps_of: Callable[[RunConfig], int],
+    resolved: Callable[[RunConfig], ModelConfig],
 ) -> list[Branched]:
-    """The runs with the overrides `lists`, and the parts of their trunks if they share them."""
+    """The runs with the overrides `lists` and the values of rules, after their parents or the parts of their trunks."""
+
+    def steps(run: RunConfig) -> int:
+        return steps_of(run, resolved(run))
+
+    def valued(rules: Mapping[str, str], lists: Sequence[list[str]]) -> list[list[str]]:
+        return with_values(rules, lists, resolved)
+
+    if sweep.parent is not None:
+        return with_parents(lists, sweep.parent, points, steps, sweep.rules, valued)
+    lists = valued(sweep.rules, lists)
     runs = compose_many(lists)
     # A step that was looked up stays as it is now, also if the other run goes on before this one is started.
     lists = [
@@ -167,7 +173,7 @@ def _members(
         for run, words in zip(runs, lists, strict=True)
     ]
     if sweep.shared_trunk:
-        return branched(runs, lists, points, steps_of)
+        return branched(runs, lists, points, steps)
     return [Branched(*entry) for entry in zip(runs, lists, points, strict=True)]
 
 

@@ -7,16 +7,18 @@ it. A run ends in the same bits as if it were trained whole, so it has the run_i
 (StartConfig.same_run), whatever the other budgets of the sweep are. A longer budget that is added later adds one part.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scaling_testbed.config.budget import UNITS, BudgetConfig
 from scaling_testbed.config.compose import compose_many
 from scaling_testbed.config.run import RunConfig, run_folder_path, run_id
-from scaling_testbed.config.start import StartConfig
-from scaling_testbed.config.words import key_of, quoted
+from scaling_testbed.config.start import StartConfig, checkpoint_of, finished_at
+from scaling_testbed.config.words import key_of, paths_of, quoted
 from scaling_testbed.errors import ConfigError
+from scaling_testbed.sweeps.grid import overrides_before
 
 if TYPE_CHECKING:
     from scaling_testbed.sweeps.plan import PlannedRun
@@ -125,45 +127,81 @@ def _words(start: StartConfig) -> list[str]:
     return [f"start.run={quoted(start.run)}", f"start.step={start.step}", "start.same_run=true"]
 
 
+def _of_start(text: str) -> bool:
+    """Whether a word sets keys of start only."""
+    return all(path.startswith("start.") for path in paths_of(text))
+
+
+def _from_scratch(words: Sequence[str]) -> bool:
+    """Whether a run of a sweep with parents has start.run=null. Raises ConfigError if it has another run."""
+    setting = [text for text in words if "start.run" in paths_of(text)]
+    if odd := [text for text in setting if text != "start.run=null"]:
+        raise ConfigError(
+            f"{odd[0]}: with parent: in a sweep, a run begins in the state of its parent; leave start.run out, or "
+            "write start.run=null for a run from scratch"
+        )
+    return bool(setting)
+
+
 def with_parents(
     lists: Sequence[list[str]],
     parent: Sequence[str],
     points: Sequence[dict[str, str]],
     steps_of: Callable[[RunConfig], int],
+    rules: Mapping[str, str],
+    valued: Callable[[Mapping[str, str], Sequence[list[str]]], list[list[str]]],
 ) -> list[Branched]:
     """The runs with the overrides `lists`, each in the state of its parent, and the parents before them.
 
-    The parent of a run has the run's overrides without those of start, and then `parent`. Runs whose parents are equal
-    share one. Without start.step the runs begin where their parents end.
+    The parent of a run has the run's overrides without those of start, and `parent` in place of those of the same keys.
+    Runs whose parents are equal share one. Without start.step the runs begin where their parents end. A run with
+    start.run=null has no parent. valued: rules and overrides -> the overrides with the values of the rules; a parent
+    has its own values, and none for the keys of `parent`.
     """
-    plain = [[text for text in words if not key_of(text).startswith("start.")] for words in lists]
-    named = [run.name for run in compose_many(plain)]
-    words_of = [
-        [*(text for text in words if key_of(text) != "name"), *parent, f"name={quoted(f'{name}/{TRUNK}')}"]
-        for words, name in zip(plain, named, strict=True)
-    ]
-    parents = compose_many(words_of)
-    full = []
-    for words, run in zip(lists, parents, strict=True):
-        typed, last = [text for text in words if key_of(text) == "start.step"], steps_of(run)
+    begun = [number for number, words in enumerate(lists) if not _from_scratch(words)]
+    if not begun:
+        raise ConfigError("parent: every run has start.run=null, so no run has a parent; leave parent out")
+    plain = [[text for text in lists[number] if not _of_start(text)] for number in begun]
+    own = {key_of(text) for text in parent}
+    left = {key: rule for key, rule in rules.items() if not (key_of(key) in own or key_of(key).startswith("start."))}
+    named = _in_trunk(valued(left, [[*overrides_before(words, parent), *parent] for words in plain]))
+    words_of = dict(zip(begun, named, strict=True))
+    parent_of = dict(zip(begun, compose_many(named), strict=True))
+    full = [list(words) for words in lists]
+    for number, run in parent_of.items():
+        typed, last = [text for text in lists[number] if key_of(text) == "start.step"], steps_of(run)
         step = [] if typed else [f"start.step={last}"]
         value = typed[-1].partition("=")[2] if typed else str(last)
         if not value.isdecimal() or int(value) > last:
             raise ConfigError(f"start.step must be a step of the parent, which has {last:,}; got {value}")
-        full.append([*words, f"start.run={quoted(str(run_folder_path(run)))}", *step])
+        full[number] += [f"start.run={quoted(str(run_folder_path(run)))}", *step]
+    full = valued(rules, full)
     runs = compose_many(full)
     kept: dict[str, set[int]] = {}
-    for run, before in zip(runs, parents, strict=True):
-        kept.setdefault(run_id(before), set()).add(run.start.number)
+    for number, run in parent_of.items():
+        kept.setdefault(run_id(run), set()).add(runs[number].start.number)
     made: dict[str, Branched] = {}
-    for words, run, point in zip(words_of, parents, points, strict=True):
-        more = kept[run_id(run)] | set(run.checkpoint.keep_steps)
-        steps = ",".join(map(str, sorted(more)))
-        own = [*words, "checkpoint.at_end=true", f"checkpoint.keep_steps=[{steps}]"]
-        of_parent = {key: value for key, value in point.items() if not key.startswith("start.")}
-        made.setdefault(run_id(run), Branched(run, own, of_parent, is_part=True))
-    branches = zip(runs, full, points, parents, strict=True)
-    return [*made.values(), *(Branched(run, words, point, run_id(before)) for run, words, point, before in branches)]
+    for number, run in parent_of.items():
+        steps = ",".join(map(str, sorted(kept[run_id(run)] | set(run.checkpoint.keep_steps))))
+        words = [*words_of[number], "checkpoint.at_end=true", f"checkpoint.keep_steps=[{steps}]"]
+        made.setdefault(run_id(run), Branched(run, words, _point_of(points[number], words), is_part=True))
+    after = {number: run_id(run) for number, run in parent_of.items()}
+    branches = zip(runs, full, points, strict=True)
+    return [*made.values(), *(Branched(*branch, after.get(number)) for number, branch in enumerate(branches))]
+
+
+def _in_trunk(lists: Sequence[list[str]]) -> list[list[str]]:
+    """The overrides with the folder of the parents as their name."""
+    return [
+        [*(text for text in words if key_of(text) != "name"), f"name={quoted(f'{run.name}/{TRUNK}')}"]
+        for words, run in zip(lists, compose_many(lists), strict=True)
+    ]
+
+
+def _point_of(point: dict[str, str], words: Sequence[str]) -> dict[str, str]:
+    """The point of a run as one of its parent, which has these overrides, without keys of start."""
+    was_set = dict(text.partition("=")[::2] for text in words)
+    return {key: was_set.get(key, value) for key, value in point.items() if not key_of(key).startswith("start.")}
 
 
 def saving(runs: Sequence["PlannedRun"]) -> str | None:
@@ -178,6 +216,23 @@ def saving(runs: Sequence["PlannedRun"]) -> str | None:
         f"{len(branches)} runs share trunks in {parts} parts: {cost:.3g} FLOPs, {cost / whole:.0%} of the {whole:.3g} "
         "of whole runs"
     )
+
+
+def without_checkpoint(runs: Sequence["PlannedRun"]) -> list[str]:
+    """Runs that have finished and do not have the checkpoint in which unfinished runs of a plan begin, a line each."""
+    folders = {run.run_id: Path(run.folder) for run in runs}
+    lost: dict[tuple[Path, int], int] = {}
+    for run in runs:
+        if run.after is None or finished_at(folders[run.run_id]):
+            continue
+        before, step = folders[run.after], run.config["start.step"]
+        if finished_at(before) and not checkpoint_of(before, step).is_dir():
+            lost[before, step] = lost.get((before, step), 0) + 1
+    return [
+        f"{folder} has finished without a checkpoint of step {step:,}, in which {count} unfinished runs begin; delete "
+        "this folder, and `sweep run` trains it again"
+        for (folder, step), count in lost.items()
+    ]
 
 
 def decay_begin(run: RunConfig, steps: int) -> int | None:

@@ -21,7 +21,7 @@ from scaling_testbed.sweeps.local import Driver, slots, with_followers
 from scaling_testbed.sweeps.plan import plan
 from scaling_testbed.sweeps.slurm import SlurmConfig
 from scaling_testbed.sweeps.status import RunState
-from scaling_testbed.sweeps.trunks import saving
+from scaling_testbed.sweeps.trunks import saving, without_checkpoint
 from tests.sweeps.cluster import until
 
 LADDER = """
@@ -241,6 +241,18 @@ seeds: [0, 1]
 """
 
 
+GROWN = """
+overrides: [data=markov, data.n_tokens=20000, data.n_validation_tokens=4000, batch.sequences=8, model=nano_s,
+            batch.sequence_length=16, evaluation.tokens=1024, evaluation.every_steps=0, compute.threads=1,
+            compute.device=cpu, checkpoint.every_steps=0]
+together:
+  - - {+start.grow: {width: fpi}, start.take: "[weights]", budget.steps: 6}
+    - {+start.grow: {}, start.run: null, budget.steps: 8}
+rules: {optimizer.lr: 0.1/d_model}
+seeds: [0, 1]
+"""
+
+
 def test_runs_that_begin_in_the_state_of_one_parent_share_it(ladder):
     runs, same = ladder("parent: [budget.steps=10]\n", of=ARMS)
     parents, arms = runs[:2], runs[2:]
@@ -282,6 +294,17 @@ def test_each_arm_begins_with_the_state_of_its_seed(ladder, tmp_path, data_dir, 
             "must be a step of the parent, which has 12; got last",
         ),
         ("parent: []\nshared_trunk: true\n", ARMS, "shared_trunk and parent both say where the runs begin"),
+        (
+            "parent: []\n",
+            ARMS.replace("start.step=8", "start.run=runs/a/0123456789ab"),
+            "start.run=runs/a/0123456789ab: with parent: in a sweep, .* or write start.run=null",
+        ),
+        ("parent: []\n", ARMS.replace("start.step=8", "start.run=null"), "every run has start.run=null"),
+        (
+            "parent: [budget.steps=4]\n",
+            GROWN.replace("budget.steps: 8", "start.take: '[weights]', budget.steps: 8"),
+            "start.take needs start.run=FOLDER",
+        ),
         ("parent: [5]\n", ARMS, "parent: overrides are written key=value"),
     ],
 )
@@ -293,6 +316,52 @@ def test_a_parent_that_cannot_be_is_refused_when_the_sweep_is_planned(ladder, te
 def test_the_parent_keeps_the_steps_that_it_is_asked_to_keep_too(ladder):
     runs, _ = ladder('parent: ["checkpoint.keep_steps=[5]"]\n', of=ARMS)
     assert runs[0].overrides[-1] == "checkpoint.keep_steps=[5,8]"
+
+
+def test_a_parent_has_its_own_values_in_place_of_those_of_a_run_and_a_run_can_begin_from_scratch(ladder):
+    runs, same = ladder("parent: [model=nano_xs, budget.steps=4]\n", of=GROWN)
+    parents, grown = runs[:2], [run for run in runs if run.after]
+    scratch = [run for run in runs[2:] if run.after is None]
+    assert same == 0 and (len(parents), len(grown), len(scratch)) == (2, 2, 2)
+    assert [run.config["model.name"] for run in runs] == ["nano_xs"] * 2 + ["nano_s"] * 4
+    assert {run.steps for run in parents} == {4} and {run.steps for run in scratch} == {8}
+    assert [run.varied for run in parents] == [{"seed": "0"}, {"seed": "1"}]
+    assert not any(key.startswith("start.grow.") for run in [*parents, *scratch] for key in run.config)
+    assert {run.after for run in grown} == {run.run_id for run in parents}
+    assert {run.config["start.step"] for run in grown} == {4} and {run.first_step for run in grown} == {0}
+    assert {run.config["optimizer.lr"] for run in parents} == {0.00625}, "the rule for the parent's own model"
+    assert {run.config["optimizer.lr"] for run in grown} == {0.003125}
+    for run in runs:
+        assert run_id(compose(run.overrides)) == run.run_id
+    plain = [[text for text in run.overrides if "start." not in text] for run in scratch]
+    assert [run.run_id for run in scratch] == [run_id(compose(words)) for words in plain]
+
+
+def test_a_parent_replaces_the_value_of_an_axis_and_of_a_rule(ladder):
+    axes = ARMS.replace("axes:", "axes:\n  model: [bigram, nano_xs]").replace("model=bigram,", "optimizer.lr=1e-2,")
+    runs, _ = ladder("parent: [model=nano_s, optimizer.lr=2e-2]\n", of=axes)
+    parents = [run for run in runs if run.is_part]
+    assert len(parents) == 2 and {run.varied["model"] for run in parents} == {"nano_s"}
+    assert {(run.config["model.name"], run.config["optimizer.lr"]) for run in parents} == {("nano_s", 0.02)}
+    runs, _ = ladder("parent: [model=nano_xs, budget.steps=4, optimizer.lr=0.5]\n", of=GROWN)
+    assert {run.config["optimizer.lr"] for run in runs if run.is_part} == {0.5}
+
+
+def test_a_finished_parent_without_the_step_is_named_in_the_plan(ladder, tmp_path):
+    runs, _ = ladder("parent: []\n", of=ARMS)
+    parents = [Path(run.folder) for run in runs if run.is_part]
+    assert without_checkpoint(runs) == []
+    for folder in parents:
+        (folder / "checkpoints/step-00000012").mkdir(parents=True)
+        (folder / "result.json").write_text('{"status": "finished", "steps": 12}')
+    (parents[1] / "checkpoints/step-00000008").mkdir()
+    (said,) = without_checkpoint(runs)
+    lost = "has finished without a checkpoint of step 8, in which 4 unfinished runs begin; delete this folder"
+    assert said.startswith(f"{parents[0]} {lost}")
+    for run in runs:
+        Path(run.folder).mkdir(parents=True, exist_ok=True)
+        (Path(run.folder) / "result.json").write_text('{"status": "finished", "steps": 12}')
+    assert without_checkpoint(runs) == []
 
 
 @pytest.mark.slurm
