@@ -53,22 +53,22 @@ SAME_N = 0.15  # difference of ln N: widths come in steps, so two shapes rarely 
 EACH, LARGEST, HIGHEST = "each", "largest size", "highest rate"  # where to compare
 
 
-def pairs(found: Sequence[Curve], key: str, one: object, other: object) -> Iterator[tuple[Curve, Curve]]:
-    """Pairs of curves with `one` and `other` as the value of a key, and equal in all else.
+def pairs(found: Sequence[Curve], one: Settings, other: Settings) -> Iterator[tuple[Curve, Curve]]:
+    """Pairs of curves with the settings `one` and `other`, which name the same keys, and equal in all else.
 
     The curves of a pair have the same shape. For the key `scan` they have different shapes and the same number of
     parameters to within 15 %.
     """
     for a, b in itertools.product(found, found):
         near = abs(math.log(max(a.n_params, 1) / max(b.n_params, 1))) < SAME_N
-        alike = near and a.shape != b.shape if key == SCAN else a.shape == b.shape
-        if alike and a.fits({key: one}) and b.fits({key: other}) and remaining(a, key) == remaining(b, key):
+        alike = near and a.shape != b.shape if SCAN in one else a.shape == b.shape
+        if alike and a.fits(one) and b.fits(other) and remaining(a, *one) == remaining(b, *one):
             yield a, b
 
 
-def remaining(curve: Curve, key: str) -> tuple[tuple[str, str], ...]:
-    """The condition of a curve without a key."""
-    return tuple(item for item in curve.condition.items() if item[0] != key)
+def remaining(curve: Curve, *keys: str) -> tuple[tuple[str, str], ...]:
+    """The condition of a curve without some keys."""
+    return tuple(item for item in curve.condition.items() if item[0] not in keys)
 
 
 def missing_of(evidence: Evidence, measure: Measure, found: Iterable[Curve]) -> list[str]:
@@ -93,6 +93,13 @@ def said(value: object) -> str:
     return "/".join(map(text, value)) if isinstance(value, tuple) else text(value)
 
 
+def said_of(settings: Settings) -> str:
+    """The text of wanted settings in a sentence, without the key if there is only one."""
+    if len(settings) == 1:
+        return said(*settings.values())
+    return ", ".join(f"{key.rpartition('.')[2]}={said(value)}" for key, value in settings.items())
+
+
 def of_largest(found: Sequence[Curve]) -> list[Curve]:
     """The curves of the largest size."""
     top = max((curve.n_params for curve in found), default=0)
@@ -110,16 +117,31 @@ def compare(
     factor: float | None = None,
     contrary: bool = False,
 ) -> Judge:
-    """The judge that the measure is lower with one value of a key than with another, with all else equal.
+    """The judge that the measure is lower with one value of a key than with another, as `between` says it."""
+    return between(measure, {key: lower}, {key: higher}, where, at, margin, factor, contrary)
+
+
+def between(
+    measure: Measure,
+    lower: Settings,
+    higher: Settings,
+    where: Settings | None = None,
+    at: str = EACH,
+    margin: float | None = None,
+    factor: float | None = None,
+    contrary: bool = False,
+) -> Judge:
+    """The judge that the measure is lower with one set of settings than with another, with all else equal.
 
     The effect is the difference, for a measure compared by ratio that of the logarithms, in the mean over the places.
-    at: EACH place of a pair, the LARGEST size only, or the HIGHEST rate that both have. margin, or factor for a ratio:
-    the least effect that counts, where it is not the declared one. contrary: the claim is that there is no such gain.
+    lower, higher: values of the same keys; None: a run without the key. at: EACH place of a pair, the LARGEST size
+    only, or the HIGHEST rate that both have. margin, or factor for a ratio: the least effect that counts, where it is
+    not the declared one. contrary: the claim is that there is no such gain.
     """
 
     def ask(evidence: Evidence) -> Asked:
         scope = evidence.having(where)
-        found = list(pairs(scope, key, lower, higher))
+        found = list(pairs(scope, lower, higher))
         if at == LARGEST:
             top = max((low.n_params for low, _ in found), default=0)
             found = [pair for pair in found if pair[0].n_params == top]
@@ -136,9 +158,8 @@ def compare(
     places_of = {EACH: "mean over sizes", LARGEST: "at the largest size", HIGHEST: "at the highest rate"}[at]
     if measure.level != SIZE and at == EACH:
         places_of = "mean over sizes and rates"
-    estimand = (
-        f"{measure.name} with {said(higher)} {'over' if measure.ratio else 'less'} with {said(lower)}, {places_of}"
-    )
+    over = "over" if measure.ratio else "less"
+    estimand = f"{measure.name} with {said_of(higher)} {over} with {said_of(lower)}, {places_of}"
     return Question(
         estimand,
         measure.margin,
@@ -161,7 +182,7 @@ def opposite_at_ends(measure: Measure, key: str, one: object, other: object) -> 
     """
 
     def ask(evidence: Evidence) -> Asked:
-        found = [pair for pair in pairs(evidence.curves, key, one, other) if pair[0].runs and pair[1].runs]
+        found = [pair for pair in pairs(evidence.curves, {key: one}, {key: other}) if pair[0].runs and pair[1].runs]
         gaps = missing_of(evidence, measure, itertools.chain(*found))
         effects: list[Effect] = []
         for rest in dict.fromkeys(remaining(a, key) for a, _ in found):
@@ -188,7 +209,7 @@ def coincide_below_best(key: str, one: object, other: object, margin: float | No
     def ask(evidence: Evidence) -> Asked:
         compared: list[tuple[str, Terms]] = []
         gaps = []
-        for a, b in pairs(evidence.curves, key, one, other):
+        for a, b in pairs(evidence.curves, {key: one}, {key: other}):
             gaps += a.missing + b.missing
             most = min(map(best_lr, (a, b))) if a.runs and b.runs else 0.0
             for lr in (lr for lr in a.lrs if a.rows(lr) and b.rows(lr) and lr <= most):

@@ -36,6 +36,7 @@ PAPERS.add("loss_trajectory", "scaling_testbed.papers.loss_trajectory:PAPER", mo
 PAPERS.add("fixed_durations", "scaling_testbed.papers.fixed_durations:PAPER", module=__name__)
 PAPERS.add("resuming", "scaling_testbed.papers.resuming:PAPER", module=__name__)
 PAPERS.add("sparse_pretraining", "scaling_testbed.papers.sparse_pretraining:PAPER", module=__name__)
+PAPERS.add("growing", "scaling_testbed.papers.growing:PAPER", module=__name__)
 
 
 @dataclass(frozen=True)

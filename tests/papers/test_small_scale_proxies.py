@@ -360,7 +360,7 @@ def test_the_best_rate_lies_between_the_rates_of_the_grid(study):
 def test_a_model_where_scans_meet_is_not_compared_with_itself(study):
     rows = grid(lambda *_: 3.0, [{}], widths=(32, 64, 128)) + grid(lambda *_: 3.0, [{}], widths=(64,), n_layers=4)
     found = Evidence(study(rows, name="width_depth_lr"), ["scan"])
-    assert not list(pairs(found.curves, "scan", "depth", "width"))
+    assert not list(pairs(found.curves, {"scan": "depth"}, {"scan": "width"}))
 
 
 @pytest.mark.parametrize("scale", ["cpu", "gpu_hour"])
