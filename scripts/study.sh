@@ -20,8 +20,12 @@ sed "$relative" "$folder/results.jsonl" | gzip -9n > "$study/results.jsonl.gz"
 sed "$relative" "$folder/plan.jsonl" > "$study/plan.jsonl"
 cp "$folder/sweep.json" "$study/"
 analysis=$(sed -n 's/.*"analysis": "\(.*\)".*/\1/p' "$study/sweep.json")
+if [ "$analysis" = curvature ]; then
+  "$python" -m scaling_testbed.analyze curvature "$folder" --all-steps --out "$folder/curvature.csv"
+  sed "$relative" "$folder/curvature.csv" > "$study/curvature.csv"
+fi
 report=("$folder" --out "$folder/report.html" --traces "$study/metrics")
-[ "$analysis" = report ] && report+=(--out "$study/figures.png" --out "$study/figures.svg")
+[[ $analysis == report || $analysis == curvature ]] && report+=(--out "$study/figures.png" --out "$study/figures.svg")
 "$python" -m scaling_testbed.analyze report "${report[@]}" | sed '/^wrote/d; /no trace/d; /^judged by:/d' | tee "$study/verdicts.txt"
 files=() ; for ending in csv json png svg; do files+=(--out "$study/$analysis.$ending"); done
 case $analysis in

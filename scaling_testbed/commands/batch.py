@@ -4,16 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from scaling_testbed.commands import output
-from scaling_testbed.commands.options import FirstStep, Json, Map, Rows, Size, Where, number, out
+from scaling_testbed.commands.options import FirstStep, Json, Levels, Map, Rows, Size, Where, losses_in, out
 from scaling_testbed.row_files import ENDINGS
 
-Levels = Annotated[
-    str | None,
-    typer.Option("--levels", metavar="L,L", help="losses in nats per token (default: round ones that batches reach)"),
-]
 OutBatches = Annotated[
     Sequence[Path],
     out("save the table (.csv, .jsonl, .parquet), all of it (.json), or the figures (.png, .svg, .pdf)"),
@@ -35,18 +29,16 @@ def critical_batch(
 
     Reads the training curves of runs with a constant rate. For each size and loss, the steps of each batch at its best
     rate, the fewest steps S_min and tokens E_min, and B_crit = E_min / S_min, by (S/S_min - 1)(E/E_min - 1) = 1 (arXiv
-    1812.06162, 2403.06563). Each seed chooses its own rates. Intervals over seeds are at 95 %."""
+    1812.06162, 2403.06563). Each seed chooses its own rates. Intervals over seeds are at 95 %. Without --levels the
+    losses are round ones that batches reach."""
     from scaling_testbed import tables
     from scaling_testbed.analysis.figures.batch_panels import critical_batch_panels
     from scaling_testbed.analysis.trajectories.critical_batch import critical_batches
-    from scaling_testbed.errors import ConfigError
 
     output.check(out, (*ENDINGS, *output.FIGURES), [rows])
-    try:
-        losses = None if levels is None else [number(one) for one in levels.split(",")]
-    except typer.BadParameter:
-        raise ConfigError(f"--levels must be losses, such as 2.2,2.5; got {levels!r}") from None
-    found = critical_batches(rows, levels=losses, where=where, mapping=map_, size=size, first_step=first_step)
+    found = critical_batches(
+        rows, levels=losses_in(levels), where=where, mapping=map_, size=size, first_step=first_step
+    )
     records, law = found.records(), found.power_law()
     document = {"rows": records, "power_law": law, "notes": found.notes, "size": size}
     written = output.write(out, records, document=document, indent=1, draw=lambda: critical_batch_panels(records))

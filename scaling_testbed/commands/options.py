@@ -1,5 +1,6 @@
 """The options and arguments that several commands share, each with one meaning and one help text."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -7,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from scaling_testbed.config.budget import CONVENTIONS
+from scaling_testbed.errors import ConfigError
 
 
 def _one_of(names):
@@ -28,6 +30,19 @@ def number(typed: Any) -> float:
     if found is None:
         raise typer.BadParameter(f"{typed!r} is not a number; write 7e9 or 7B")
     return float(found)
+
+
+def losses_in(typed: str | None) -> list[float] | None:
+    """The losses of --levels. Raises ConfigError if one is not a number above zero."""
+    if typed is None:
+        return None
+    try:
+        losses = [number(one) for one in typed.split(",")]
+    except typer.BadParameter:
+        losses = []
+    if not losses or not all(0 < one < math.inf for one in losses):
+        raise ConfigError(f"--levels must be losses, such as 2.2,2.5; got {typed!r}")
+    return losses
 
 
 SweepDir = Annotated[
@@ -58,6 +73,9 @@ Size = Annotated[
         help=f"what N counts: {', '.join(CONVENTIONS)}",
     ),
 ]  # fmt: skip
+Levels = Annotated[
+    str | None, typer.Option("--levels", metavar="L,L", help="losses at which to compare, in nats per token")
+]
 Json = Annotated[bool, typer.Option("--json", help="one JSON document on stdout, and nothing else")]
 Law = Annotated[
     str | None,

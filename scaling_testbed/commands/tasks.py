@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from scaling_testbed.commands import output
-from scaling_testbed.commands.options import Json, OutTable, RunDir, Step, out
+from scaling_testbed.commands.options import Json, Levels, OutTable, RunDir, Step, losses_in, out
 from scaling_testbed.errors import ConfigError, check_choice
 from scaling_testbed.row_files import ENDINGS
 
@@ -32,7 +32,12 @@ Hutchinson = Annotated[
         "--hutchinson", help="also the trace of the Hessian by Hutchinson's estimator, which takes three times as long"
     ),
 ]
-RunDirs = Annotated[Sequence[Path], typer.Argument(metavar="RUN_DIR", help="folders runs/NAME/RUN_ID")]
+RunDirs = Annotated[
+    Sequence[Path], typer.Argument(metavar="RUN_DIR", help="folders runs/NAME/RUN_ID, or runs/NAME for all runs in it")
+]
+AllSteps = Annotated[
+    bool, typer.Option("--all-steps", help="at all saved checkpoints of each run (default: at the newest)")
+]
 Tokens = Annotated[
     int, typer.Option("--tokens", metavar="N", show_default=True, help="maximum number of validation tokens")
 ]
@@ -61,6 +66,9 @@ Measure = Annotated[
 Against = Annotated[
     str | None, typer.Option("--against", metavar="NAME", help="compare each other model with this one only")
 ]
+
+
+AT_LEVELS = "at these losses: ln fisher_trace is a line in ln loss between the neighbouring checkpoints of a run"
 
 
 def inspect(
@@ -99,6 +107,8 @@ def curvature(
     run_dirs: RunDirs,
     tokens: Tokens = 32768,
     step: Step = None,
+    all_steps: AllSteps = False,
+    levels: Levels = None,
     hutchinson: Hutchinson = False,
     as_json: Json = False,
     out: OutTable = (),
@@ -106,21 +116,33 @@ def curvature(
     """The curvature of the loss at saved checkpoints: the trace of the Fisher information, by labels that are drawn
     from the model.
 
-    It uses the run's validation data. Compare traces at equal loss, and of runs that differ only in their size."""
+    It uses the run's validation data. Compare traces at equal loss, and of runs that differ only in their size. With
+    --levels it measures all checkpoints of each run and shows the traces at these losses, between neighbouring
+    checkpoints. A run that does not pass a loss has none there."""
+    losses = losses_in(levels)
     if tokens < 1:
         raise ConfigError(f"--tokens must be greater than zero; got {tokens}")
+    if step is not None and (all_steps or losses):
+        raise ConfigError(f"--step {step} is one checkpoint; leave out {'--all-steps' if all_steps else '--levels'}")
     from scaling_testbed.config.compose import recorded_run
-
-    runs = [recorded_run(run_dir) for run_dir in run_dirs]
-    output.check(out, ENDINGS)
     from scaling_testbed.evaluation import curvature as found
 
-    records = [
-        found.curvature(run, run_dir, tokens=tokens, step=step, hutchinson=hutchinson)
-        for run, run_dir in zip(runs, run_dirs, strict=True)
-    ]
-    warnings = found.warnings(runs, records)
-    document = {"checkpoints": records, "warnings": warnings}
+    folders = found.run_folders(run_dirs)
+    runs = [recorded_run(folder) for folder in folders]
+    output.check(out, ENDINGS)
+    if all_steps or losses:
+        records, left_out = found.curvatures(runs, folders, tokens=tokens, hutchinson=hutchinson)
+    else:
+        records = [
+            found.curvature(run, folder, tokens=tokens, step=step, hutchinson=hutchinson)
+            for run, folder in zip(runs, folders, strict=True)
+        ]
+        left_out = []
+    warnings = [*left_out, *found.warnings(runs, records)]
+    from scaling_testbed.analysis.trajectories.equal_loss import equal_losses
+
+    at_levels = equal_losses(records, losses or [])
+    document = {"checkpoints": records, "warnings": warnings, "at_levels": at_levels}
     written = output.write(out, records, document=document)
     if as_json:
         output.print_json(document)
@@ -129,6 +151,9 @@ def curvature(
 
     tables.show([{key: value for key, value in one.items() if key != "data_fingerprint"} for one in records])
     print(found.DEFINITION)
+    if at_levels:
+        tables.show(at_levels)
+        print(AT_LEVELS)
     if hutchinson:
         print(found.OF_HESSIAN)
     for text in warnings:

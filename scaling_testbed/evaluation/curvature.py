@@ -19,6 +19,8 @@ from scaling_testbed.evaluation.loading import load_model
 from scaling_testbed.model.parts import IMPLS
 from scaling_testbed.model.transformer import Transformer
 from scaling_testbed.processes.device import choose_device
+from scaling_testbed.progress import Progress
+from scaling_testbed.runs.checkpoint import by_step
 
 BATCH_TOKENS = 2048  # a batch is one sample of the trace, so that few tokens in each make its standard error smaller
 SIZES = ("name", "d_model", "n_layers", "n_heads", "n_kv_heads", "d_head", "d_ff", "d_ff_rule", "vocab_size", *IMPLS)
@@ -79,6 +81,38 @@ def curvature(
     if not all(math.isfinite(value) for value in record.values() if isinstance(value, float)):
         raise UserError(f"step {step} of {folder} gives a curvature that is not finite: has the run diverged?")
     return record
+
+
+def run_folders(paths: Sequence[Path]) -> list[Path]:
+    """`paths`, with the folder of a sweep replaced by those of all its runs."""
+    found: list[Path] = []
+    for path in paths:
+        found += [file.parent for file in sorted(path.glob("*/config.yaml"))] or [path]
+    return found
+
+
+def curvatures(
+    runs: Sequence[RunConfig], folders: Sequence[Path], *, tokens: int, hutchinson: bool = False
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """The records of all checkpoints of `runs` in their `folders`, by run and step, and warnings about those that are
+    left out because `curvature` raises. Shows the progress on standard error. Raises the first UserError if no
+    checkpoint can be measured."""
+    records, errors, progress = [], [], Progress(prefix="curvature: ", errors=True)
+    progress.start(len(runs))
+    for done, (run, folder) in enumerate(zip(runs, folders, strict=True)):
+        steps: list[int | None] = [*by_step(folder / "checkpoints")]
+        for step in steps or [None]:  # the newest of none: `curvature` says why there is none
+            progress.move(done, str(folder))
+            try:
+                records.append(curvature(run, folder, tokens=tokens, step=step, hutchinson=hutchinson))
+            except UserError as error:
+                errors.append(error)
+        left = progress.left(done + 1)
+        progress.say(f"{done + 1} of {len(runs)} runs, {len(records)} checkpoints{left and ', '}{left}")
+    progress.close()
+    if not records:
+        raise errors[0]
+    return records, [f"left out: {error}" for error in errors]
 
 
 def measure(model: Transformer, batches: Iterable[torch.Tensor], seed: int, *, hutchinson: bool = False) -> Curvature:

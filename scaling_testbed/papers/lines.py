@@ -16,7 +16,7 @@ from scaling_testbed.analysis.curves.grouping import Curve
 from scaling_testbed.analysis.rows.conditions import text
 from scaling_testbed.analysis.rows.study import number
 from scaling_testbed.papers.combinators import Settings, missing_of, remaining, said, up_to_measured, values_at
-from scaling_testbed.papers.effects import DIFFERENCE, EQUALITY, Asked, Effect, Question, Terms, pooled
+from scaling_testbed.papers.effects import AT_MOST, DIFFERENCE, EQUALITY, Asked, Effect, Question, Terms, pooled
 from scaling_testbed.papers.measures import SIZE, Evidence, Measure, Place, Value, size_name
 from scaling_testbed.papers.paper import Judge
 
@@ -94,10 +94,12 @@ def along(
     where: Settings | None = None,
     margin: float | None = None,
     factor: float | None = None,
+    contrary: bool = False,
 ) -> Judge:
     """The judge that the measure RISES, FALLS or is STEADY along N, the rate (lr) or a key, in the mean over lines.
 
-    margin, or factor for a ratio: the least trend that counts, where it is not the declared margin.
+    margin, or factor for a ratio: the least trend that counts, where it is not the declared margin. contrary: the claim
+    is that there is no such rise or fall.
     """
 
     def ask(evidence: Evidence) -> Asked:
@@ -107,7 +109,7 @@ def along(
 
     reach = f"per tenfold {key}" if key in ("N", "lr") else f"from the least {key} to the greatest"
     estimand = f"{'fall' if way == FALLS else 'change' if way == STEADY else 'rise'} of {measure.name} {reach}"
-    kind = EQUALITY if way == STEADY else DIFFERENCE
+    kind = EQUALITY if way == STEADY else AT_MOST if contrary else DIFFERENCE
     return Question(estimand, measure.margin, ask, kind, math.log(factor) if factor else margin, measure.ratio)
 
 

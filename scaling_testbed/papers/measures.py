@@ -18,6 +18,7 @@ from scaling_testbed.analysis.curves.lr_sensitivity import Sensitivity, best_by_
 from scaling_testbed.analysis.figures.panel import compact
 from scaling_testbed.analysis.rows.conditions import text
 from scaling_testbed.analysis.rows.study import LR, Row, Study, claims_of, number
+from scaling_testbed.analysis.trajectories.equal_loss import curvatures_of
 from scaling_testbed.papers.declaration import of_study
 from scaling_testbed.papers.predictions import DataSet, data_sets
 
@@ -91,6 +92,11 @@ class Evidence:
     @functools.cached_property
     def data_sets(self) -> list[DataSet]:
         return data_sets(self.study)
+
+    @functools.cached_property
+    def curvatures(self) -> dict[str, list[Row]]:
+        """Run id -> the records of its checkpoints in the study's table of `analyze curvature`."""
+        return curvatures_of(self.study)
 
     def trace(self, row: Row, name: str) -> Trace:
         """The values that a run recorded under a name."""

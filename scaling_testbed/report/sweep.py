@@ -18,6 +18,7 @@ from scaling_testbed.analysis.figures.panel import Panel, compact
 from scaling_testbed.analysis.figures.words import word
 from scaling_testbed.analysis.rows.conditions import text
 from scaling_testbed.analysis.rows.study import LR, SIZE, Row, Study, about_hopeless, name_of, number
+from scaling_testbed.analysis.trajectories.equal_loss import table_of
 from scaling_testbed.errors import UserError
 from scaling_testbed.files import write_bytes
 from scaling_testbed.papers.effects import Verdict
@@ -142,7 +143,7 @@ def _panels(experiment: Experiment, evidence: Evidence) -> tuple[list[Panel], li
     """The panels, and the reasons why others cannot be drawn."""
     drawn: list[Panel] = []
     reasons: list[str] = []
-    for make in (_sensitivity_panels, _quantity_panels, _trace_panels):
+    for make in (_sensitivity_panels, _quantity_panels, _trace_panels, _curvature_panels):
         try:
             drawn += make(experiment, evidence)
         except UserError as error:
@@ -183,6 +184,12 @@ def _trace_panels(experiment: Experiment, evidence: Evidence) -> list[Panel]:
         log = name.split("/")[0] in ("attention_logit_max", "grad_rms", "update_rms", "q_rms", "k_rms")
         drawn += panels.trace_panels(evidence.study, evidence.curves, name, log)
     return drawn
+
+
+def _curvature_panels(experiment: Experiment, evidence: Evidence) -> list[Panel]:
+    if not table_of(evidence.study).exists():
+        return []
+    return [panels.curvature_panel(evidence.curves, evidence.curvatures)]
 
 
 def _sensitivity(evidence: Evidence) -> Markup:

@@ -64,7 +64,8 @@ from scaling_testbed.plugins import load_named_in, load_plugins, plugin_name
 from scaling_testbed.sweeps import rules
 
 SWEEP_DIR = CONFIG_DIR / "sweep"
-ANALYSES = ("lr_sensitivity", "instability", "decide", "report", "fit", "frontier", "critical_batch")  # of `analyze`
+# Verbs of `analyze`.
+ANALYSES = ("lr_sensitivity", "instability", "decide", "report", "fit", "frontier", "critical_batch", "curvature")
 MOST_RUNS = 100_000  # to compose them takes half an hour
 KEYS = (
     *("description", "paper", "experiment", "analysis", "declared", "overrides", "axes", "together", "exclude"),

@@ -158,3 +158,38 @@ def test_a_model_that_is_not_finite_has_no_curvature(trained, monkeypatch):
     monkeypatch.setattr(module, "load_model", broken)
     with pytest.raises(UserError, match="step 1 of .* gives a curvature that is not finite: has the run diverged"):
         curvature(recorded_run(folder), folder, tokens=64)
+
+
+def test_all_checkpoints_of_a_sweeps_folder_are_measured_and_traces_are_given_at_equal_loss(trained, capsys, tmp_path):
+    """A run without checkpoints is left out with its reason, and a loss that a run does not pass is withheld."""
+    words = ["checkpoint.every_steps=0", "evaluation.every_steps=0"]
+    _, folder = trained("budget.steps=9", "checkpoint.keep_steps=[1,4]", *words)
+    _, without = trained("budget.steps=1", "checkpoint.at_end=false", "seed=1", *words)
+    table, command = tmp_path / "c.csv", ["curvature", str(folder.parent), "--tokens", "256"]
+    assert analyze.main([*command, "--all-steps", "--json", "--out", str(table)]) == 0
+    said = capsys.readouterr()
+    found = json.loads(said.out)
+    assert [one["step"] for one in found["checkpoints"]] == [1, 4, 9] and found["at_levels"] == []
+    assert found["checkpoints"][1] == curvature(recorded_run(folder), folder, tokens=256, step=4)
+    assert (
+        f"left out: {without}/checkpoints holds no checkpoint" in found["warnings"][0] and len(found["warnings"]) == 1
+    )
+    assert "curvature: 2 of 2 runs, 3 checkpoints" in said.err and len(table.read_text().splitlines()) == 4
+    first, second, _ = found["checkpoints"]
+    middle = (first["loss"] + second["loss"]) / 2
+    assert analyze.main([*command, "--levels", f"{middle},1e-3", "--json"]) == 0
+    at = json.loads(capsys.readouterr().out)["at_levels"]
+    ends = sorted((first["fisher_trace"], second["fisher_trace"]))
+    assert ends[0] < at[0]["fisher_trace"] < ends[1] and at[0]["run"] == str(folder)
+    assert at[1]["fisher_trace"] is None and "its 3 checkpoints have losses from" in at[1]["note"]
+    assert analyze.main(["curvature", str(without), "--all-steps"]) == 1
+    assert "holds no checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("typed", ["2.2,two", "0", "2.2,", "-1"])
+def test_levels_must_be_losses_and_a_step_is_one_checkpoint(whole, capsys, typed):
+    _, folder = whole()
+    assert analyze.main(["curvature", str(folder), "--levels", typed]) == 2
+    assert "--levels must be losses, such as 2.2,2.5" in capsys.readouterr().err
+    assert analyze.main(["curvature", str(folder), "--step", "8", "--levels", "2.2"]) == 2
+    assert "--step 8 is one checkpoint; leave out --levels" in capsys.readouterr().err

@@ -1,7 +1,7 @@
 """The panels of each analysis, made from its results; drawing.py draws them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from scaling_testbed.analysis.curves.critical_rate import EXCESS
@@ -12,7 +12,8 @@ from scaling_testbed.analysis.curves.instability import AT_STEP, Fit, Prediction
 from scaling_testbed.analysis.curves.lr_sensitivity import Sensitivity, capped_loss, diverged
 from scaling_testbed.analysis.figures.panel import Line, Panel, compact, thinned
 from scaling_testbed.analysis.figures.words import condition, word
-from scaling_testbed.analysis.rows.study import Study, number
+from scaling_testbed.analysis.rows.study import Row, Study, name_of, number
+from scaling_testbed.analysis.trajectories.equal_loss import TRACE
 from scaling_testbed.errors import UserError
 from scaling_testbed.tables import brief
 
@@ -362,6 +363,32 @@ def trace_panels(study: Study, curves: Sequence[Curve], name: str, y_log: bool) 
                 )
             )
     return panels
+
+
+def curvature_panel(curves: Sequence[Curve], checkpoints: Mapping[str, Sequence[Row]]) -> Panel:
+    """The Fisher trace against the loss, a line for each run. checkpoints: run id -> its records."""
+    order = _order([curve.label for curve in curves])
+    lines, without = [], []
+    for curve in curves:
+        for row in curve.runs.values():
+            points = [(one["loss"], one[TRACE]) for one in checkpoints.get(str(row["run_id"]), []) if one[TRACE]]
+            if points:
+                x, y = zip(*points, strict=True)
+                label, style = condition(curve.condition), order[curve.label]
+                lines.append(Line(x=x, y=y, n_params=curve.n_params, label=label, style=style))
+            else:
+                without.append(f"{name_of(row)}, which has no checkpoint in the table")
+    return Panel(
+        lines=lines,
+        x_label="loss",
+        y_label="Fisher trace",
+        title="Curvature along the runs",
+        x_log=False,
+        y_log=True,
+        caption="The trace of the Fisher information of a token against the loss of the same tokens, at the "
+        "checkpoints of each run. A run moves to the left.",
+        left_out=_few(without),
+    )
 
 
 def _spread(measure, curve: Curve, lr: float) -> tuple[float, float, float] | None:
