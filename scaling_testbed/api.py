@@ -179,14 +179,19 @@ class LoadedRun:
 
 
 def load_model(
-    run_dir: str | Path, *, step: int | None = None, device: str = "cpu", plugins: Texts = ()
+    run_dir: str | Path,
+    *,
+    step: int | None = None,
+    device: str = "cpu",
+    plugins: Texts = (),
+    average: bool = False,
 ) -> tuple[Transformer, LoadedRun]:
     """Load a saved model of runs/NAME/RUN_ID in evaluation mode, with its run and tokenizer. `model(tokens_BS)` gives
     the hidden states; times `model.head_weight_VD.T` they are the logits.
 
     step: of the checkpoint; None: the newest. plugins: plug-ins of the run that may be loaded, as after --plugins.
-    Raises UserError if there is no such checkpoint, if it is damaged, or if the data has changed. Raises ConfigError
-    for a device that is not available."""
+    average: the average of the weights in place of the last ones. Raises UserError if there is no such checkpoint, if
+    it is damaged, or if the data has changed. Raises ConfigError for a device that is not available."""
     import torch
 
     from scaling_testbed.config.compose import recorded_run
@@ -200,7 +205,7 @@ def load_model(
         raise ConfigError(f"device={device!r} cannot be used here: {first_line(error)}") from None
     load_plugins(_texts(plugins))
     run = recorded_run(Path(run_dir))
-    step, model, data = load_model(run, Path(run_dir), step=step, device=place)
+    step, model, data = load_model(run, Path(run_dir), step=step, device=place, average=average)
     return model, LoadedRun(run=run, step=step, data_folder=data.folder)
 
 

@@ -5,12 +5,12 @@ from typing import Annotated
 
 import typer
 
-from scaling_testbed.commands.options import RunDir, Step
+from scaling_testbed.commands.options import Average, RunDir, Step
 
 OutDir = Annotated[Path, typer.Argument(metavar="OUT_DIR", help="a new or empty folder")]
 
 
-def export(run_dir: RunDir, out_dir: OutDir, step: Step = None) -> None:
+def export(run_dir: RunDir, out_dir: OutDir, step: Step = None, average: Average = False) -> None:
     """Write a checkpoint for other libraries.
 
     Writes config.json, model.safetensors in fp32, the tokenizer and a README.md for transformers and
@@ -18,6 +18,6 @@ def export(run_dir: RunDir, out_dir: OutDir, step: Step = None) -> None:
     from scaling_testbed.config.compose import recorded_run
     from scaling_testbed.exporting.hugging_face import export
 
-    for line in export(recorded_run(run_dir), run_dir, out_dir, step=step):
+    for line in export(recorded_run(run_dir), run_dir, out_dir, step=step, average=average):
         print(line)
     print(f"wrote {out_dir}")

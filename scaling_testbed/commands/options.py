@@ -53,6 +53,9 @@ Rows = Annotated[
 ]
 RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="runs/NAME/RUN_ID")]
 Step = Annotated[int | None, typer.Option("--step", metavar="N", help="step of the checkpoint (default: the newest)")]
+Average = Annotated[
+    bool, typer.Option("--average", help="the average of the weights (averaging=...), not the last ones")
+]
 
 Where = Annotated[
     Sequence[str],

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from scaling_testbed.commands import output
-from scaling_testbed.commands.options import Json, Levels, OutTable, RunDir, Step, losses_in, out
+from scaling_testbed.commands.options import Average, Json, Levels, OutTable, RunDir, Step, losses_in, out
 from scaling_testbed.errors import ConfigError, check_choice
 from scaling_testbed.row_files import ENDINGS
 
@@ -180,6 +180,7 @@ def score(
     run_dir: RunDir,
     tasks: Tasks,
     step: Step = None,
+    average: Average = False,
     max_length: MaxLength = None,
     as_json: Json = False,
     out: OutDocuments = (),
@@ -198,7 +199,7 @@ def score(
     output.check(out, ENDINGS, tasks)
     from scaling_testbed.evaluation.scoring import DEFINITION, place_of, score, summaries
 
-    step, scored = score(run, run_dir, read, step=step, max_length=max_length)
+    step, scored = score(run, run_dir, read, step=step, average=average, max_length=max_length)
     rows, precision = summaries(scored), place_of(run)[1]
     written = output.write(out, [one.record() for one in scored])
     if as_json:

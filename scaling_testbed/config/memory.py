@@ -4,6 +4,7 @@ With N parameters over s shards (1 unless parallelism=fsdp), in bytes:
 
     parameters      4 N / s, fp32
     gradients       4 N / s, fp32; 4 N for fsdp with several micro-batches, which adds them up before it shards them
+    averages        4 N / s for each copy of the weights that averaging keeps
     optimizer       the bytes that the optimizer keeps for a weight of each role, over s shards: 8 N / s for AdamW
     working copies  single and ddp: in bf16 2 N for the matrices that autocast holds until their backward pass; in fp32
                     4 bytes for each weight of which the linear layer makes another matrix. fsdp: the tensors that are
@@ -16,7 +17,7 @@ With N parameters over s shards (1 unless parallelism=fsdp), in bytes:
                     kept as a whole
     logits          the buffer of the loss head
 
-The first three are exact except for the rounding of shards (within 0.1%, as a test checks). Activations are within 5%
+The first four are exact except for the rounding of shards (within 0.1%, as a test checks). Activations are within 5%
 of what autograd keeps on a CPU (as another test checks). Working copies and logits are computed and not compared with
 measurements. The overhead of an allocator and of NCCL is not included.
 """
@@ -51,6 +52,7 @@ class Memory:
     parameters: int
     gradients: int
     optimizer: int
+    averages: int
     working_copies: int
     activations: int
     logits: int
@@ -58,7 +60,7 @@ class Memory:
     @property
     def states(self) -> int:
         """The memory that is kept between two steps, including gradients."""
-        return self.parameters + self.gradients + self.optimizer
+        return self.parameters + self.gradients + self.optimizer + self.averages
 
     @property
     def total(self) -> int:
@@ -82,6 +84,7 @@ def estimate_memory(
         parameters=-(-n_params * WEIGHTS // shards),
         gradients=n_params * GRADIENTS if kept_whole else -(-n_params * GRADIENTS // shards),
         optimizer=-(-_optimizer_bytes(run, model) // shards),
+        averages=-(-n_params * WEIGHTS * run.averaging.copies // shards),
         working_copies=_working_copies(model, n_params, precision, sharded),
         activations=tokens * _kept_per_token(run, model, precision, device),
         logits=run.loss.logits_bytes(tokens, model.known_vocab_size),

@@ -32,6 +32,7 @@ from scaling_testbed.diagnostics.config import DiagnosticsConfig
 from scaling_testbed.errors import ConfigError, UserError, check_positive
 from scaling_testbed.files import read_json
 from scaling_testbed.keys import ADDED_LATER, EXECUTION_ONLY, REQUIRED, identifies, key
+from scaling_testbed.learning.averaging import AVERAGINGS, Averaging, NoAveraging
 from scaling_testbed.learning.config import CrossEntropyConfig
 from scaling_testbed.learning.interventions.base import Intervention
 from scaling_testbed.learning.interventions.chosen import choose_interventions
@@ -51,6 +52,7 @@ GROUPS: Mapping[str, Mapping[str, type["DataclassInstance"]]] = {
     "optimizer": OPTIMIZERS,
     "schedule": SCHEDULES,
     "loss": {"cross_entropy": CrossEntropyConfig},
+    "averaging": AVERAGINGS,
     "data": SOURCES,
     "tokenizer": TOKENIZERS,
     "diagnostics": {"": DiagnosticsConfig},
@@ -85,6 +87,10 @@ class RunConfig:
         "Interventions that act in every step: the name of a registered one, and its options. Type "
         "+interventions.NAME.OPTION=VALUE.",
         identity=ADDED_LATER,
+    )
+    averaging: Averaging = dataclasses.field(
+        default_factory=NoAveraging,
+        metadata={"help": "The average of the weights that is evaluated beside them.", "identity": ADDED_LATER},
     )
     data: Source = key(REQUIRED, "The source of the training and validation data.")
     tokenizer: TokenizerConfig = key(REQUIRED, "The tokenizer.")
@@ -130,6 +136,9 @@ class RunConfig:
         interventions_of(self)
         if lacking := self.loss.lacks(self.model.d_model):
             raise ConfigError(lacking)
+        if self.averaging.copies and (found := unaveraged(self)):
+            setting, reason = found
+            raise ConfigError(f"averaging={self.averaging.name} cannot be with {setting}: {reason}; use averaging=none")
         if self.parallelism.is_sharded and (found := unshardable(self)):
             setting, reason = found
             raise ConfigError(f"{setting} cannot be sharded: {reason}; use parallelism=single or parallelism=ddp")
@@ -150,6 +159,17 @@ def unshardable(run: RunConfig) -> tuple[str, str] | None:
         if reason := intervention.needs_whole_tensors:
             asked_by = intervention.key
             return (f"interventions.{name}" if asked_by is None else f"{asked_by}={flatten(run)[asked_by]}"), reason
+    return None
+
+
+def unaveraged(run: RunConfig) -> tuple[str, str] | None:
+    """The key=value of `run` with which weights of different steps cannot be averaged, and the reason; None if they
+    can."""
+    if LINEARS[run.model.linear].makes_weight_anew:
+        return f"model.linear={run.model.linear}", "its matrices are scaled by norms of the last weights"
+    for name, intervention in interventions_of(run).items():
+        if reason := intervention.not_averaged:
+            return f"interventions.{name}", reason
     return None
 
 

@@ -12,7 +12,10 @@ import numpy as np
 from scaling_testbed.diagnostics.config import DiagnosticsConfig
 from scaling_testbed.diagnostics.names import is_diagnostic
 
-_EVALUATION = ("step", "val_loss", "val_bpb", "val_loss_by_set", "error_by_task")
+_EVALUATION = (
+    *("step", "val_loss", "val_bpb", "val_loss_by_set", "error_by_task"),
+    *("val_loss_average", "val_loss_average_by_set"),
+)
 
 
 def names_in(row: dict[str, Any]) -> dict[str, float | None]:

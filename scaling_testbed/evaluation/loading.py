@@ -10,6 +10,7 @@ from scaling_testbed.config.run import RunConfig, outcome_of, run_id
 from scaling_testbed.data.preparing.preparation import prepare
 from scaling_testbed.data.shards import PreparedData, open_prepared
 from scaling_testbed.errors import UserError
+from scaling_testbed.learning.averaging import Averages
 from scaling_testbed.model.transformer import Transformer
 from scaling_testbed.runs import checkpoint, state
 
@@ -39,14 +40,30 @@ def _prepared(run: RunConfig, saved: checkpoint.Checkpoint) -> Path:
 
 
 def load_model(
-    run: RunConfig, folder: Path, *, step: int | None, device: torch.device, reference: bool = False
+    run: RunConfig,
+    folder: Path,
+    *,
+    step: int | None,
+    device: torch.device,
+    reference: bool = False,
+    average: bool = False,
 ) -> tuple[int, Transformer, PreparedData]:
     """The step, the model and the data of a checkpoint. Raises the errors of `open_checkpoint`. The model uses paths
     that are available on `device`, so a machine without Triton can load a run that used it. reference: see
-    `build_anywhere`."""
+    `build_anywhere`. average: with the average of the weights; raises UserError if the checkpoint has none."""
     saved, data = open_checkpoint(run, folder, step)
     model = build_anywhere(run, data, device, reference=reference)
     state.load_weights(model, saved.tensors.get("model"), folder)
+    if average:
+        averages = Averages(run.averaging, dict(model.named_parameters()))
+        if not averages.tensors:
+            raise UserError(
+                f"{folder} has no average of its weights: it was trained with averaging={run.averaging.name}"
+            )
+        state.restore_averages(folder, saved, averages)
+        if not averages:
+            raise UserError(f"step {saved.step} of {folder} has no average of its weights yet")
+        averages.into_parameters()
     return saved.step, model.eval(), data
 
 

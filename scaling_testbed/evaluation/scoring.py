@@ -108,16 +108,23 @@ class Questions:
 
 
 def score(
-    run: RunConfig, folder: Path, tasks: Sequence[ChoiceTask], *, step: int | None = None, max_length: int | None = None
+    run: RunConfig,
+    folder: Path,
+    tasks: Sequence[ChoiceTask],
+    *,
+    step: int | None = None,
+    average: bool = False,
+    max_length: int | None = None,
 ) -> tuple[int, list[Scored]]:
     """Score `tasks` by a checkpoint of `run` in its `folder`, the newest unless `step` is given.
 
-    max_length: how many tokens the model reads at most, by default as many as in training; a model can read more, but
-    was not trained for it. Returns the step and the scored documents. Raises UserError if the checkpoint does not
-    exist, its data has changed or has no tokenizer, a choice is too long, or a log-likelihood is not finite.
+    average: by the average of its weights. max_length: how many tokens the model reads at most, by default as many as
+    in training; a model can read more, but was not trained for it. Returns the step and the scored documents. Raises
+    UserError if the checkpoint does not exist, its data has changed or has no tokenizer, a choice is too long, or a
+    log-likelihood is not finite.
     """
     device, precision = place_of(run)
-    step, model, data = load_model(run, folder, step=step, device=device)
+    step, model, data = load_model(run, folder, step=step, device=device, average=average)
     questions = Questions.of(tasks, load_tokenizer(data.folder), max_length or run.batch.sequence_length)
     flat = log_likelihoods(LossModel(model, run.loss), questions.sequences, device=device, precision=precision)
     if not all(map(math.isfinite, flat)):

@@ -198,9 +198,9 @@ def folded(model: Transformer) -> list[str]:
     return found
 
 
-def export(run: RunConfig, folder: Path, out: Path, *, step: int | None = None) -> list[str]:
+def export(run: RunConfig, folder: Path, out: Path, *, step: int | None = None, average: bool = False) -> list[str]:
     """Export a checkpoint of `run` in its `folder`, the newest unless `step` is given, to the folder `out`, which is
-    either complete or absent afterwards. Returns lines of text about the export.
+    either complete or absent afterwards. average: the average of its weights. Returns lines of text about the export.
 
     Raises ConfigError for a model without a counterpart, before anything is read, and for an `out` that contains files.
     Raises UserError if the checkpoint does not exist, its data has changed, or writing fails.
@@ -208,14 +208,14 @@ def export(run: RunConfig, folder: Path, out: Path, *, step: int | None = None) 
     family = family_of(run.model.resolved(run.model.vocab_size or 1))
     library = _safetensors()
     out = _new_folder(out)
-    step, model, data = load_model(run, folder, step=step, device=torch.device("cpu"))
+    step, model, data = load_model(run, folder, step=step, device=torch.device("cpu"), average=average)
     pruned = pruned_weights(folder, step)
     length, eos_id = run.batch.sequence_length, data.manifest["eos_id"]
     files = tokenizer_files(data.folder, data.manifest["tokenizer"], length)
     files["config.json"] = config_json(model, family, max_length=length, eos_id=eos_id)
     lines = [
         f"{family.architecture}, {sum(x.numel() for x in model.parameters()):,} parameters in fp32: step {step:,} of "
-        f"run {folder.resolve().name}",
+        f"run {folder.resolve().name}{', the average of its weights' if average else ''}",
         f"folded into its weights: {', '.join(folded(model)) or 'nothing'}",
         _tokenizer_line(data.manifest["tokenizer"]),
     ]

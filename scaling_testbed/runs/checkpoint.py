@@ -72,6 +72,7 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
     "train_loss_last": lambda value: value is None or is_number(value),
     "wall_seconds": lambda value: is_number(value) and 0 <= value < math.inf,
     "updates": lambda value: isinstance(value, dict),
+    "averaged": lambda value: type(value) is int and value >= 0,
 }
 
 

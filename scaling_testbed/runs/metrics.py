@@ -20,5 +20,7 @@ STEP_METRICS = (
         "bits per byte",
     ),
     Metric("val_loss_by_set", "Name of each validation set -> its loss, that of the run included.", "nats per token"),
+    Metric("val_loss_average", "val_loss with the average of the weights; absent without one.", "nats per token"),
+    Metric("val_loss_average_by_set", "val_loss_by_set with the average of the weights.", "nats per token"),
     Metric("error_by_task", "Name of each of evaluation.tasks -> its top-1 error, where the tasks were scored."),
 )

@@ -94,6 +94,14 @@ class Row:
     )
     val_bpb_withheld: str | None = fact("How the tokenizer loses text; null where it loses none.")
     val_loss_by_set: dict[str, float] | None = fact("Name of each validation set -> its last loss.", "nats per token")
+    val_loss_average: float | None = fact(
+        "As val_loss, with the average of the weights (averaging=ema or latest) in place of the last ones; null where "
+        "there is none.",
+        "nats per token",
+    )
+    val_loss_average_by_set: dict[str, float] | None = fact(
+        "As val_loss_by_set, with the average of the weights; null without one.", "nats per token"
+    )
     task_error: float | None = fact(
         "The unweighted mean of the errors of the final weights on evaluation.tasks; null without tasks, and where the "
         "run diverged or was stopped early. Laws read it as `error`."
@@ -243,6 +251,7 @@ def describe_row(row: dict[str, Any], folder: Path) -> str:
     shown = {
         "status": row["status"] if row.get("error") is None else f"{row['status']}: {row['error']}",
         "validation loss": _nats(row.get("val_loss")),
+        "  of the average": _nats(row.get("val_loss_average")),
         "  at step 0": _nats(row.get("val_loss_initial")),
         "  at the start": _nats(row.get("val_loss_start")),
         "  bits per byte": _number(row.get("val_bpb"), ".4f") or _withheld(row.get("val_bpb_withheld")),

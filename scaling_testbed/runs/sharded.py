@@ -127,15 +127,19 @@ def _enum_member(kind: type, name: str) -> enum.Enum:
 
 
 def read_whole(path: Path, groups: dict[str, Any]) -> dict[str, Any]:
-    """The state dicts of model and optimizer, assembled from a sharded checkpoint."""
+    """The state dicts of model and optimizer, and the copies of averages, assembled from a sharded checkpoint."""
     flat = read_shards(path, lambda _, shape, dtype: torch.empty(shape, dtype=dtype), alone=True)
     model: dict[str, torch.Tensor] = {}
+    averages: dict[str, torch.Tensor] = {}
     states: dict[str, dict[str, torch.Tensor]] = {name: {} for name in groups["names"]}
     for key, tensor in flat.items():
         kind, name, *part = key.split("/")
         if kind == "model":
             model[name] = tensor
+        elif kind == "averages":
+            averages[f"{name}/{part[0]}"] = tensor
         else:
             states[name][part[0]] = tensor
     numbered = {number: states[name] for number, name in enumerate(groups["names"]) if states[name]}
-    return {"model": model, "optimizer": {"state": numbered, "param_groups": groups["param_groups"]}}
+    optimizer = {"state": numbered, "param_groups": groups["param_groups"]}
+    return {"model": model, "optimizer": optimizer} | ({"averages": averages} if averages else {})

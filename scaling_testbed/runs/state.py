@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from scaling_testbed.errors import UserError
+from scaling_testbed.learning.averaging import Averages
 from scaling_testbed.model.transformer import Transformer
 from scaling_testbed.processes.placement import copy_shard
 from scaling_testbed.runs import checkpoint, sharded
@@ -65,11 +66,18 @@ def sharded_state(
 
 
 def restore(
-    path: Path, model: Transformer, optimizer: torch.optim.Optimizer, device: torch.device, *, sharded: bool
+    path: Path,
+    model: Transformer,
+    optimizer: torch.optim.Optimizer,
+    device: torch.device,
+    *,
+    sharded: bool,
+    averages: Mapping[str, torch.Tensor],
 ) -> None:
-    """Restore a checkpoint of either kind whose hashes agree. sharded: whether the model is sharded now."""
+    """Restore a checkpoint of either kind whose hashes agree. sharded: whether the model is sharded now. averages:
+    Averages.tensors, which are restored too."""
     if sharded and checkpoint.is_sharded(path):
-        _restore_shards(path, model, optimizer)
+        _restore_shards(path, model, optimizer, averages)
         return
     tensors = checkpoint.read(path, mmap=sharded).tensors
     if sharded:
@@ -77,6 +85,21 @@ def restore(
             _shard_whole(tensors, model, optimizer, path)
     else:
         restore_whole(path, tensors, model, optimizer, device)
+    _restore_averages(path, tensors, averages)
+
+
+def restore_averages(path: Path, saved: checkpoint.Checkpoint, averages: Averages) -> None:
+    """Restore the average of a whole model from a checkpoint at `path`."""
+    _restore_averages(path, saved.tensors, averages.tensors)
+    averages.n = saved.state.get("averaged", 0)
+
+
+@torch.no_grad()
+def _restore_averages(path: Path, tensors: dict[str, Any], averages: Mapping[str, torch.Tensor]) -> None:
+    with refused_in_one_line(path):
+        for name, mine in averages.items():
+            saved = tensors["averages"][name]
+            copy_shard(mine, saved) if hasattr(mine, "to_local") else mine.copy_(saved)
 
 
 def begin_from(
@@ -87,17 +110,18 @@ def begin_from(
     *,
     sharded: bool,
     moments: bool,
+    averages: Mapping[str, torch.Tensor],
     grown: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]] | None = None,
 ) -> None:
     """Load the weights of another run's checkpoint of either kind, whose hashes agree.
 
     grown: makes the weights of this model of those of the parent, whole and on the CPU; None: they are its own.
-    moments: take the moments and the random state too. The settings of the optimizer, such as its weight decay, stay
-    those of this run. Raises UserError if they are of another model, or if the optimizer groups its parameters
-    otherwise.
+    moments: take the moments and the random state too. averages: Averages.tensors, if they are taken too, else {}. The
+    settings of the optimizer, such as its weight decay, stay those of this run. Raises UserError if they are of another
+    model, or if the optimizer groups its parameters otherwise.
     """
     if sharded and checkpoint.is_sharded(path) and grown is None:
-        _restore_shards(path, model, optimizer, moments=moments)
+        _restore_shards(path, model, optimizer, averages, moments=moments)
         return
     tensors = checkpoint.read(path, mmap=sharded).tensors
     if not moments:
@@ -117,6 +141,7 @@ def begin_from(
         restore_whole(path, tensors, model, optimizer, device)
     else:
         load_weights(model, tensors.get("model"), path)
+    _restore_averages(path, tensors, averages)
 
 
 def _check_groups(path: Path, saved: list[dict[str, Any]], optimizer: torch.optim.Optimizer) -> None:
@@ -159,13 +184,22 @@ def refused_in_one_line(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _restore_shards(path: Path, model: Transformer, optimizer: torch.optim.Optimizer, *, moments: bool = True) -> None:
+def _restore_shards(
+    path: Path,
+    model: Transformer,
+    optimizer: torch.optim.Optimizer,
+    averages: Mapping[str, torch.Tensor],
+    *,
+    moments: bool = True,
+) -> None:
     """Restore from a sharded checkpoint. Every rank reads its parts; the number of ranks may have changed. moments:
     whether those are restored too."""
     parameters = dict(model.named_parameters())
     saved = sharded.shapes_in(path)
     weights = {key.removeprefix("model/"): shape for key, shape in saved.items() if key.startswith("model/")}
     check_shapes(path, weights, parameters)
+    if lacking := sorted(set(averages) - {key.removeprefix("averages/") for key in saved}):
+        raise UserError(f"checkpoint {path} has no average of {lacking[0]}; {checkpoint.WAY_OUT}")
     if lost := sorted({key.split("/")[1] for key in saved if key.startswith("optimizer/")} - set(parameters)):
         raise UserError(f"checkpoint {path} is of another model: it has moments of {lost[0]}; {checkpoint.WAY_OUT}")
 
@@ -174,6 +208,8 @@ def _restore_shards(path: Path, model: Transformer, optimizer: torch.optim.Optim
         parameter = parameters[name]
         if kind == "model":
             return parameter.detach()
+        if kind == "averages":
+            return averages.get(f"{name}/{part[0]}")
         if not moments:
             return None
         return _tensor_of_state(optimizer, parameter, part[0], shape, dtype)

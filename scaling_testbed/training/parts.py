@@ -16,6 +16,7 @@ from scaling_testbed.data.preparing.preparation import prepare
 from scaling_testbed.data.shards import PreparedData, open_prepared
 from scaling_testbed.errors import ConfigError, listed
 from scaling_testbed.evaluation.scoring import Questions
+from scaling_testbed.learning.averaging import Averages
 from scaling_testbed.learning.config import CrossEntropyConfig
 from scaling_testbed.learning.interventions.base import Context, Intervention
 from scaling_testbed.learning.loss import choose_loss_impl
@@ -56,9 +57,10 @@ class Parts:
     they give, the run's own first. validation_sets: in the same order. questions: of evaluation.tasks. steps: of the
     whole run. micro_batch: sequences in a pass of this process, as chosen at this start. compiled: whether the blocks
     of the model are compiled. model: the plain module. placed: the same model on its devices. interventions: by name,
-    in the order in which a step runs them. ahead: how many further updates may be made before the values of one are
-    read. bad: 1.0 on the device from the first update on whose loss or gradient norm is not finite, else 0.0; None: the
-    values of each update are read before the optimizer's step. captures: whether an update is one CUDA graph.
+    in the order in which a step runs them. averages: of the weights. ahead: how many further updates may be made before
+    the values of one are read. bad: 1.0 on the device from the first update on whose loss or gradient norm is not
+    finite, else 0.0; None: the values of each update are read before the optimizer's step. captures: whether an update
+    is one CUDA graph.
     """
 
     run: RunConfig
@@ -79,6 +81,7 @@ class Parts:
     placed: Replica
     optimizer: torch.optim.Optimizer
     interventions: dict[str, Intervention]
+    averages: Averages
     measurement: Measurement
     ahead: int = 0
     bad: torch.Tensor | None = None
@@ -167,6 +170,7 @@ def build_parts(run: RunConfig, folder: RunFolder, processes: Processes, *, quie
         placed=placed,
         optimizer=optimizer,
         interventions=interventions,
+        averages=Averages(run.averaging, dict(model.named_parameters())),
         measurement=measurement,
         ahead=ahead,
         bad=bad,

@@ -133,6 +133,7 @@ def save(parts: Parts, progress: Progress) -> None:
         "train_loss_last": progress.train_loss_last,
         "wall_seconds": progress.clock.wall_seconds,
         "updates": states_of(parts.interventions),
+        "averaged": parts.averages.n,
         "lineage": progress.lineage,
         "spent": spent(parts, progress.step),
         **parts.recorded(),
@@ -144,6 +145,10 @@ def save(parts: Parts, progress: Progress) -> None:
         tensors, shards = state.whole_state(parts.model, parts.optimizer, parts.device), None
     if kept := tensors_of(parts.interventions):
         tensors["interventions"] = kept
+    if parts.averages.tensors and shards is None:
+        tensors["averages"] = parts.averages.tensors
+    elif shards is not None:
+        shards |= {f"averages/{name}": tensor for name, tensor in parts.averages.tensors.items()}
     where, keep = parts.folder.checkpoints, parts.run.checkpoint
     checkpoint.save(where, progress.step, plain, tensors, keep, shards=shards, processes=parts.processes)
 
@@ -181,8 +186,9 @@ def resume(parts: Parts) -> Progress | None:
         )
         restore_states(parts.interventions, plain.get("updates", {}))
         restore_tensors(parts.interventions, path)
+        parts.averages.n = plain.get("averaged", 0)
     sharded = parts.run.parallelism.is_sharded
-    state.restore(path, parts.model, parts.optimizer, parts.device, sharded=sharded)
+    state.restore(path, parts.model, parts.optimizer, parts.device, sharded=sharded, averages=parts.averages.tensors)
     return progress
 
 

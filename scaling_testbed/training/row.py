@@ -55,6 +55,8 @@ def make_row(parts: Parts, progress: Progress, records: Records, outcome: Outcom
         val_bpb=last.get("val_bpb") if is_over else None,
         val_bpb_withheld=parts.data.text_lost,
         val_loss_by_set=last.get("val_loss_by_set"),
+        val_loss_average=last.get("val_loss_average") if is_over else None,
+        val_loss_average_by_set=last.get("val_loss_average_by_set"),
         train_loss_last=progress.train_loss_last,
         diverged_at_step=outcome.diverged_at_step,
         skipped_steps=added.get("skipped_steps"),

@@ -109,6 +109,7 @@ def train(run: RunConfig, interrupts: Interrupts | None = None, *, quiet: bool =
                             queue.add(graph.make(given, interrupts, progress.micro_batch))
                         else:
                             queue.add(make_update(parts, given, interrupts, progress.micro_batch))
+                        parts.averages.add(queue.made, parts.bad)
                 except (TooLittleMemory, Interrupted) as error:
                     # First the updates that are made are read. Then the next one is tried again. A group cannot try
                     # it again: its other processes wait in a collective of the update that failed here.

@@ -5,6 +5,7 @@ rate. Tokens and FLOPs of all runs before are counted in the lineage.
 """
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,19 @@ def begin(parts: Parts) -> Progress:
     plain, lineage = parts.processes.on_main(lambda: _of_parent(parts, path))
     moments, sharded = OPTIMIZER in run.start.take, run.parallelism.is_sharded
     grown = None if run.start.growth is None else _grown(parts, _configuration(run.start.folder), run.start.growth)
-    state.begin_from(path, parts.model, parts.optimizer, parts.device, sharded=sharded, moments=moments, grown=grown)
+    averages = parts.averages if moments and _averages_alike(parts) else None
+    state.begin_from(
+        path,
+        parts.model,
+        parts.optimizer,
+        parts.device,
+        sharded=sharded,
+        moments=moments,
+        averages=averages.tensors if averages is not None else {},
+        grown=grown,
+    )
+    if averages is not None:
+        averages.n = plain.get("averaged", 0)
     if moments:
         with state.refused_in_one_line(path):
             restore_states(parts.interventions, plain.get("updates", {}))
@@ -55,6 +68,11 @@ def begin(parts: Parts) -> Progress:
         record={"step": first},
         lineage=lineage,
     )
+
+
+def _averages_alike(parts: Parts) -> bool:
+    """Whether the parent has the average of weights that this run has. It then goes on, else it begins anew."""
+    return bool(_configuration(parts.run.start.folder).get("averaging") == asdict(parts.run.averaging))
 
 
 def _of_parent(parts: Parts, path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -50,11 +50,13 @@ class Intervention:
     key              the configuration key that switches it on; None: its name under `interventions`
     needs_whole_tensors
                      the reason why it cannot act on a sharded model (parallelism=fsdp); None: it can
+    not_averaged     the reason why the weights of different steps cannot be averaged with it; None: they can
     follows_weights  whether its `after_update` must run after that of all other interventions
     """
 
     key: str | None = None
     needs_whole_tensors: str | None = None
+    not_averaged: str | None = None
     follows_weights = False
 
     @classmethod

@@ -40,6 +40,8 @@ class MagnitudePruning(Intervention):
     whose gradient enters the clip; here it is not.
     """
 
+    not_averaged = "the average would hold weights that were pruned later"
+
     def __init__(
         self,
         sparsity: float,
