@@ -9,6 +9,7 @@ from scaling_testbed.papers.growing import EQUAL, GROWTH, NOISE, WIDTH
 from scaling_testbed.papers.measures import Evidence
 from scaling_testbed.sweeps.grid import load_sweep, narrowed
 from scaling_testbed.sweeps.plan import plan
+from scaling_testbed.sweeps.view import detectable_effects
 from tests.analysis.conftest import make_row
 
 SEEDS = (10, 11, 12, 13)
@@ -66,3 +67,5 @@ def test_every_arm_has_the_same_model_and_the_same_compute_with_its_parent(scale
     assert max(flops) < (1 + EQUAL) * min(flops)
     conditions = {(run.config.get(WIDTH), run.config.get(NOISE)) for run in arms}
     assert conditions == {how or (None, None) for how in ARMS.values()}
+    if scale == "cpu":
+        assert detectable_effects(sweep, runs)[0].startswith("1 seed, 1 size: "), "the small model is not compared"

@@ -345,6 +345,10 @@ def test_a_parent_replaces_the_value_of_an_axis_and_of_a_rule(ladder):
     assert {(run.config["model.name"], run.config["optimizer.lr"]) for run in parents} == {("nano_s", 0.02)}
     runs, _ = ladder("parent: [model=nano_xs, budget.steps=4, optimizer.lr=0.5]\n", of=GROWN)
     assert {run.config["optimizer.lr"] for run in runs if run.is_part} == {0.5}
+    key = "interventions.magnitude_pruning"
+    pruned = ARMS.replace("start.step=8", f"start.step=8, +{key}.every_steps=1, +{key}.sparsity=0.5")
+    runs, _ = ladder(f"parent: [+{key}.sparsity=0.2]\n", of=pruned)
+    assert {(run.is_part, run.config[f"{key}.sparsity"]) for run in runs} == {(True, 0.2), (False, 0.5)}
 
 
 def test_a_finished_parent_without_the_step_is_named_in_the_plan(ladder, tmp_path):
