@@ -6,6 +6,8 @@ With N parameters over s shards (1 unless parallelism=fsdp), in bytes:
     gradients       4 N / s, fp32; 4 N for fsdp with several micro-batches, which adds them up before it shards them
     averages        4 N / s for each copy of the weights that averaging keeps
     optimizer       the bytes that the optimizer keeps for a weight of each role, over s shards: 8 N / s for AdamW
+    interventions   the tensors that they keep between steps, over s shards: one byte for each weight that
+                    magnitude_pruning may prune
     working copies  single and ddp: in bf16 2 N for the matrices that autocast holds until their backward pass; in fp32
                     4 bytes for each weight of which the linear layer makes another matrix. fsdp: the tensors that are
                     whole for some time, which are embedding, head and gains with their gradients (8 bytes each), two
@@ -27,7 +29,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from scaling_testbed.config.run import RunConfig
+from scaling_testbed.config.run import RunConfig, interventions_of
 from scaling_testbed.model.config import ModelConfig
 from scaling_testbed.model.counting import block_matrices, weights_by_role
 from scaling_testbed.model.parts import (
@@ -53,6 +55,7 @@ class Memory:
     gradients: int
     optimizer: int
     averages: int
+    interventions: int
     working_copies: int
     activations: int
     logits: int
@@ -60,7 +63,7 @@ class Memory:
     @property
     def states(self) -> int:
         """The memory that is kept between two steps, including gradients."""
-        return self.parameters + self.gradients + self.optimizer + self.averages
+        return self.parameters + self.gradients + self.optimizer + self.averages + self.interventions
 
     @property
     def total(self) -> int:
@@ -85,6 +88,7 @@ def estimate_memory(
         gradients=n_params * GRADIENTS if kept_whole else -(-n_params * GRADIENTS // shards),
         optimizer=-(-_optimizer_bytes(run, model) // shards),
         averages=-(-n_params * WEIGHTS * run.averaging.copies // shards),
+        interventions=-(-sum(one.bytes_kept(model) for one in interventions_of(run).values()) // shards),
         working_copies=_working_copies(model, n_params, precision, sharded),
         activations=tokens * _kept_per_token(run, model, precision, device),
         logits=run.loss.logits_bytes(tokens, model.known_vocab_size),

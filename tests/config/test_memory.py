@@ -5,6 +5,8 @@ import torch
 
 from scaling_testbed.config.compose import compose
 from scaling_testbed.config.memory import activation_bytes_per_token, estimate_memory
+from scaling_testbed.config.run import interventions_of
+from scaling_testbed.learning.interventions.base import Context
 from scaling_testbed.learning.optimizers import OPTIMIZERS
 from scaling_testbed.model.counting import count_params
 from scaling_testbed.model.transformer import Transformer
@@ -81,6 +83,26 @@ def test_states_are_what_torch_allocates(optimizer):
     assert found.states == sum(x.nbytes for x in tensors)
     assert found.activations == 4 * 128 * activation_bytes_per_token(config, "fp32", 128)
     assert found.logits == 4 * 128 * 257 * 4  # the whole of it is less than the buffer
+
+
+@pytest.mark.parametrize("mlp", ["gelu", "swiglu"])
+def test_masks_of_pruning_are_what_torch_allocates(mlp):
+    words = ["model=nano_s", f"model.mlp={mlp}", "batch.sequences=8", "+interventions.magnitude_pruning.sparsity=0.5"]
+
+    def estimate(*further):
+        run = compose([*words, *further])
+        config = run.model.resolved(257)
+        return run, config, estimate_memory(run, config, count_params(config).n_params, "fp32", n_gpus=8)
+
+    run, config, found = estimate()
+    (pruning,) = interventions_of(run).values()
+    model = Transformer(config, run.parametrization, device=torch.device("cpu"))
+    pruning.attach(Context(model=model, optimizer=None, sum=list, largest=list))
+    assert found.interventions == sum(mask.nbytes for mask in pruning.tensors().values()) > 0
+    assert found.states == found.parameters + found.gradients + found.optimizer + found.interventions
+    assert estimate("parallelism=ddp")[2].interventions == found.interventions
+    assert estimate("parallelism=fsdp")[2].interventions == found.interventions / 8
+    assert estimate("~interventions.magnitude_pruning")[2].interventions == 0
 
 
 @pytest.mark.parametrize("changes", [["linear=plain"], ["linear=sigma_reparam"], ["qkv_impl=together"]], ids=str)

@@ -88,6 +88,11 @@ class Intervention:
         """
         return 0
 
+    def bytes_kept(self, model: ModelConfig) -> int:
+        """Bytes of the tensors that it keeps between steps for the whole `model`, which is resolved. They are sharded
+        like its weights."""
+        return 0
+
     def attach(self, context: Context) -> None:
         """Called once, after the model and the optimizer are built and before a checkpoint is loaded."""
 

@@ -105,10 +105,12 @@ class MagnitudePruning(Intervention):
         return max(1, int((1 - self.sparsity) ** ((event + 1) / len(self.events(steps))) * n_weights))
 
     def pruned(self, model: ModelConfig, steps: int) -> Sequence[tuple[int, int]]:
-        counts = weights_by_role(model)
-        n_weights = sum(counts.get(role, 0) for role in ROLES)
-        events = self.events(steps)
+        n_weights, events = _prunable(model), self.events(steps)
         return [(step, n_weights - self.kept(n_weights, event, steps)) for event, step in enumerate(events)]
+
+    def bytes_kept(self, model: ModelConfig) -> int:
+        """The masks: one bool for each weight."""
+        return _prunable(model)
 
     def attach(self, context: Context) -> None:
         import torch
@@ -209,6 +211,12 @@ class MagnitudePruning(Intervention):
     def row(self) -> dict[str, Any]:
         """density_by_role: role -> the part of its weights that lives."""
         return {"density_by_role": {role: self._living[role] / n for role, n in self._n_by_role.items() if n}}
+
+
+def _prunable(model: ModelConfig) -> int:
+    """The number of weights that may be pruned."""
+    counts = weights_by_role(model)
+    return sum(counts.get(role, 0) for role in ROLES)
 
 
 def _first(holds: Callable[[int], bool], low: int, high: int) -> int:
