@@ -136,6 +136,11 @@ class Row:
         "Model FLOPs utilisation: FLOPs in a second divided by the peak of all devices; null where the peak is unknown."
     )
     peak_memory_bytes: int | None = fact("The largest memory of a process.", "bytes")
+    optimizer_state_bytes: int | None = fact(
+        "The tensors in the optimizer's state after the last update, all shards of a copy of the model together. "
+        "Counts of steps are left out.",
+        "bytes",
+    )
     micro_batch_sequences: int | None = fact(
         "Sequences in the last forward and backward pass of a process. It changes losses by rounding.", "sequences"
     )

@@ -5,6 +5,7 @@ from typing import Any
 
 from scaling_testbed.config.compute import params_in_use
 from scaling_testbed.data.manifest import window_entropy_nats
+from scaling_testbed.learning.optimizers import state_bytes
 from scaling_testbed.processes.device import device_name, peak_flops
 from scaling_testbed.runs.environment import versions
 from scaling_testbed.runs.row import STOPPED_EARLY, Row
@@ -67,6 +68,7 @@ def make_row(parts: Parts, progress: Progress, records: Records, outcome: Outcom
         tokens_per_second=rate,
         mfu=rate * (flops / n_tokens) / (peak * size) if rate and peak else None,
         peak_memory_bytes=peak_bytes,
+        optimizer_state_bytes=state_bytes(parts.optimizer),
         micro_batch_sequences=progress.micro_batch,
         micro_batch_changes={str(step): rows for step, rows in progress.micro_batches.items()}
         if len(progress.micro_batches) > 1

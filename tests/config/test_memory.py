@@ -7,7 +7,7 @@ from scaling_testbed.config.compose import compose
 from scaling_testbed.config.memory import activation_bytes_per_token, estimate_memory
 from scaling_testbed.config.run import interventions_of
 from scaling_testbed.learning.interventions.base import Context
-from scaling_testbed.learning.optimizers import OPTIMIZERS
+from scaling_testbed.learning.optimizers import OPTIMIZERS, state_bytes
 from scaling_testbed.model.counting import count_params
 from scaling_testbed.model.transformer import Transformer
 
@@ -80,7 +80,7 @@ def test_states_are_what_torch_allocates(optimizer):
     tensors = [*model.parameters(), *(p.grad for p in model.parameters())]
     tensors += [x for state in optimizer.state.values() for x in state.values() if x.dim()]
     found = estimate_memory(run, config, count_params(config).n_params, "fp32")
-    assert found.states == sum(x.nbytes for x in tensors)
+    assert found.states == sum(x.nbytes for x in tensors) and found.optimizer == state_bytes(optimizer)
     assert found.activations == 4 * 128 * activation_bytes_per_token(config, "fp32", 128)
     assert found.logits == 4 * 128 * 257 * 4  # the whole of it is less than the buffer
 

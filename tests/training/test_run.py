@@ -62,6 +62,7 @@ def test_a_run_leaves_its_records(whole):
     assert row["status"] == "finished" and row["steps"] == 12 and row["n_tokens"] == 12 * 128
     assert set(result.ROW_FIELDS) <= set(row) and row["model.d_model"] == 32
     assert row["flops_6nd"] == 6 * row["n_params"] * row["n_tokens"]
+    assert row["optimizer_state_bytes"] == 8 * row["n_params"]
     assert (
         0 < row["entropy_rate_nats"] < row["entropy_window_nats"] < row["unigram_entropy_nats"] and row["restarts"] == 0
     )

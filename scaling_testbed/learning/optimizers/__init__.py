@@ -16,6 +16,7 @@ from scaling_testbed.learning.optimizers.base import (
     parameter_groups,
     rate_meaning,
     set_lr,
+    state_bytes,
     take_back,
 )
 from scaling_testbed.learning.optimizers.muon import MuonConfig
@@ -40,5 +41,6 @@ __all__ = [
     "parameter_groups",
     "rate_meaning",
     "set_lr",
+    "state_bytes",
     "take_back",
 ]

@@ -227,6 +227,15 @@ def create_state(config: OptimizerConfig, optimizer: torch.optim.Optimizer) -> N
                 optimizer.state[parameter] = state
 
 
+def state_bytes(optimizer: torch.optim.Optimizer) -> int:
+    """Bytes of the tensors in the state of `optimizer`, all shards together. Counts of steps, which are scalars, are
+    left out."""
+    import torch
+
+    values = [value for state in optimizer.state.values() for value in state.values()]
+    return sum(x.numel() * x.element_size() for x in values if isinstance(x, torch.Tensor) and x.dim())
+
+
 def leave_out_where(optimizer: torch.optim.Optimizer, bad: torch.Tensor) -> bool:
     """Let every step of `optimizer` change nothing while the scalar `bad` on its device is 1.0. Returns whether it can.
 
