@@ -1,5 +1,7 @@
 """What is generated from declarations is up to date, and the declarations are complete."""
 
+import json
+import re
 import runpy
 from pathlib import Path
 
@@ -8,8 +10,10 @@ import pytest
 from scaling_testbed.config.compose import compose
 from scaling_testbed.config.explain import UNEXPLAINED, explain, help_on, sections, typed
 from scaling_testbed.config.run import GROUPS, flatten
+from scaling_testbed.config.search import choices
 from scaling_testbed.diagnostics.names import DIAGNOSTICS
 from scaling_testbed.errors import ConfigError
+from scaling_testbed.papers.paper import PAPERS, paper_named
 from scaling_testbed.runs.metrics import STEP_METRICS
 from scaling_testbed.runs.row import ROW_FIELDS, Row
 
@@ -25,6 +29,22 @@ def test_generated_files_are_up_to_date():
     pages = runpy.run_path(str(ROOT / "scripts" / "reference.py"))["pages"]()
     old = [name for name, text in pages.items() if (ROOT / name).read_text() != text]
     assert not old, "run scripts/reference.py"
+
+
+def test_the_page_of_papers_has_each_experiment_once_with_its_studies_and_a_sweep_that_exists():
+    lines = [line for line in (ROOT / "docs" / "papers.md").read_text().splitlines() if "sweep run sweep=" in line]
+    experiments = [one for paper in map(paper_named, PAPERS) for one in paper.experiments]
+    assert len(lines) == len(experiments) and {
+        one.question in line for one, line in zip(experiments, lines, strict=True)
+    } == {True}
+    filed = {path.parent.name: json.loads(path.read_text())["sweep"] for path in ROOT.glob("studies/*/sweep.json")}
+    for one, line in zip(experiments, lines, strict=True):
+        linked = re.findall(r"\]\(\.\./studies/(\w+)/README.md\)", line)
+        assert linked == sorted(name for name, sweep in filed.items() if sweep in one.sweeps)
+        assert ("not run yet" in line) == (not linked)
+        assert line.count("sweep=") == 1 and set(re.findall(r"sweep=(\w+)", line)) <= set(choices("sweep"))
+        counts = re.findall(r"\b(?:agrees|disagrees|no difference|cannot tell) (\d+)", line)
+        assert sum(map(int, counts)) == len(one.claims) * len(linked)
 
 
 def test_every_key_is_explained_and_every_group_has_a_meaning():
