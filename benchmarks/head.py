@@ -1,6 +1,7 @@
 """The linear cross-entropy head: forward and backward pass, this project's implementation beside its peers.
 
     python -m benchmarks.head [--device cpu] [--seconds S] [--out DIR] [--quick] [--widths D,D] [--chunk-mib N,N]
+    python -m benchmarks.head --micro-batches N [...]
 
 A call takes hidden states [N, D], the head's weight [V, D] and targets [N]. It returns the loss (summed, with z-loss if
 the implementation has one) and both gradients. On a GPU both inputs are bf16. This project sums the head's gradient in
@@ -8,6 +9,10 @@ fp32 over all chunks and rounds it once; most peers do not. Peers that are not i
 
 --chunk-mib times the chunked head at further sizes of a chunk as well (loss.chunk_mib). On a GPU this always includes
 half of its L2 cache: see cached_chunk_bytes in kernels/cross_entropy/chunked.py.
+
+--micro-batches splits the tokens into N micro-batches, as a step of training does. The head and its gradient are fp32,
+and autocast makes the products on a GPU bf16. The second and later micro-batches meet a .grad that exists. Either
+autograd adds the head's gradient to it, which takes a second tensor of its size, or our forward pass does (`into`).
 
 floor: the time of the three matrix products at the machine's measured rate, plus the time of one in-place pass over the
 logits at its measured copy rate. A logit is written by the product (1 access), read for log Z (1), read and overwritten
@@ -42,6 +47,7 @@ GPU_SHAPES = [
 CPU_SHAPES = [(4096, 256, 50304)]
 QUICK_SHAPES = {"cuda": [(4096, 128, 8192), (4096, 768, 8192)], "cpu": [(256, 64, 4096)]}
 TRAINED = "ours, chunked"  # the default of training
+ADDED = "straight into .grad"
 Z_LOSS = 1e-2  # a hundred times the usual value, so that the check detects a missing or wrong z-loss
 LOGIT_STD = 3.0  # the softmax is as peaked as in a trained model: few probabilities are large, most are near zero
 # Relative errors in norm. bf16 logits near 12 have errors of up to 0.03, and so have their probabilities.
@@ -125,16 +131,55 @@ def gpu_variants(shape: Shape, chunk_mib: Sequence[int]) -> tuple[list[Variant],
 
 
 def our_triton(shape: Shape, chunk_mib: Sequence[int]) -> tuple[list[Variant], list[str]]:
+    heads, absent = triton_heads(shape)
+    losses = {name: partial(our_loss, function=function) for name, function in heads.items()}
+    found = [variant(f"ours, {name}", loss, ours=True) for name, loss in losses.items()]
+    return found + (chunk_sizes(losses["chunked"], chunk_mib) if losses else []), absent
+
+
+def triton_heads(shape: Shape) -> tuple[dict[str, Callable], list[str]]:
+    """Our heads in Triton that support this shape, by name, or the reason why there are none."""
     try:
         from scaling_testbed.kernels.cross_entropy import triton as cross_entropy
     except ImportError as error:
-        return [], [f"ours in Triton: {first_line(error)}"]
+        return {}, [f"ours in Triton: {first_line(error)}"]
     names = [
         name for name in cross_entropy.OPERATORS if name != "recompute" or shape[1] <= cross_entropy.WIDEST_RECOMPUTE
     ]
-    make = partial(partial, our_loss, function=cross_entropy.linear_cross_entropy)
-    found = [variant(f"ours, {name}", make(variant=name), ours=True) for name in names]
-    return found + chunk_sizes(make(variant="chunked"), chunk_mib), []
+    return {name: partial(cross_entropy.linear_cross_entropy, variant=name) for name in names}, []
+
+
+def micro_batches(shape: Shape, number: int, device: torch.device) -> tuple[list[Variant], list[str]]:
+    """The variants to time in `number` micro-batches, and the reasons why others are left out."""
+    heads, absent = {"chunked": our_chunked.linear_cross_entropy}, []
+    if device.type == "cuda":
+        heads, absent = triton_heads(shape)
+    losses = {f"ours, {name}": partial(our_loss, function=function) for name, function in heads.items()}
+    found = [
+        in_micro_batches(f"{name}, {ADDED if straight else 'added by autograd'}", loss, number, straight)
+        for name, loss in losses.items()
+        for straight in (False, True)
+    ]
+    return [*found, in_micro_batches("F.cross_entropy + z", plain_loss_with_z, number, None)], absent
+
+
+def in_micro_batches(name: str, loss: Loss, number: int, straight: bool | None) -> Variant:
+    """The variant of a loss over micro-batches. straight: whether it adds to .grad itself; None: it is a peer's."""
+
+    def run(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Outputs:
+        rows = -(-len(hidden_ND) // number)
+        parts = [part.requires_grad_() for part in hidden_ND.detach().split(rows)]
+        values = []
+        for part, targets in zip(parts, targets_N.split(rows), strict=True):
+            more = {"into": our_chunked.AddInto(weight_VD.grad)} if straight and weight_VD.grad is not None else {}
+            with torch.autocast(part.device.type, torch.bfloat16, enabled=part.is_cuda):
+                values.append(loss(part, weight_VD, targets, **more))
+            values[-1].backward()
+        value = torch.stack([value.detach() for value in values]).sum()
+        grad_ND = torch.cat([part.grad for part in parts])
+        return {"loss": value, "hidden gradient": grad_ND, "weight gradient": weight_VD.grad}
+
+    return Variant(name, run, "with z", straight is not None)
 
 
 def liger() -> tuple[list[Variant], list[str]]:
@@ -232,6 +277,12 @@ def make_inputs(seed: int, *, shape: Shape, device: torch.device) -> tuple[Tenso
     return hidden_ND, weight_VD.requires_grad_(), torch.randint(V, (N,), generator=random, device=device)
 
 
+def make_trained_inputs(seed: int, *, shape: Shape, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """As in training: the head is fp32. Its values are those of make_inputs, so that its rounding changes nothing."""
+    hidden_ND, weight_VD, targets_N = make_inputs(seed, shape=shape, device=device)
+    return hidden_ND, weight_VD.detach().float().requires_grad_(), targets_N
+
+
 # ------------------------------------------------------------------------------------------------ the figures
 
 
@@ -270,6 +321,19 @@ def cpu_claim(rows: list[dict[str, Any]]) -> str:
     )
 
 
+def gain_of_adding(rows: list[dict[str, Any]]) -> list[str]:
+    """Of each of our heads: the time and the peak memory of adding straight into .grad beside adding by autograd."""
+    named, notes = {row["variant"]: row for row in rows if "median_s" in row}, []
+    for name in named:
+        ours, plain = named[name], named.get(name.replace(ADDED, "added by autograd"))
+        if ADDED not in name or plain is None:
+            continue
+        time = statistics.median(a / b for a, b in zip(ours["seconds"], plain["seconds"], strict=True))
+        held = f", {ours['peak_bytes'] / plain['peak_bytes']:.2f} of its peak memory" if plain["peak_bytes"] else ""
+        notes.append(f"{name}: {time:.3f} of the time of adding by autograd in the median round{held}")
+    return notes
+
+
 def gpu_aims(rows: list[dict[str, Any]], shape: Shape, budget_bytes: int) -> list[str]:
     """The aims for this shape, compared with the result of the head that training uses.
 
@@ -296,13 +360,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     more = {
         "--widths": "model widths D to measure, such as 96,256, in place of the standard shapes",
         "--chunk-mib": "further sizes of a chunk of logits, such as 16,32,64",
+        "--micro-batches": "measure the head in so many micro-batches, whose gradients are added to .grad",
     }
     options = harness.arguments(__doc__, argv, seconds=110, more=more)
     options.chunk_mib = integers(options.chunk_mib)
+    options.micro_batches = int(options.micro_batches or 1)
     device = harness.choose_device(options.device)
     # A floor is valid only if no other process uses the machine between its measurement and that of the calls.
     columns = [column for column in COLUMNS if device.type == "cuda" or column[0] != "floor_over_this"]
-    name = "widths" if options.widths else "head"  # so that neither takes the place of the other
+    # Three names, so that none takes the place of another.
+    name = "micro_batches" if options.micro_batches > 1 else "widths" if options.widths else "head"
     machine = harness.describe_machine(device)
     report = Report(name, machine, columns, out=options.out, smoke=options.quick, module="head")
     shapes = QUICK_SHAPES[device.type] if options.quick else GPU_SHAPES if device.type == "cuda" else CPU_SHAPES
@@ -319,12 +386,15 @@ def integers(text: str | None) -> list[int]:
 
 def measure(report: Report, options, device: torch.device, shape: Shape, seconds: float) -> None:
     """Add the comparison of one shape to the report."""
-    on_gpu = device.type == "cuda"
-    variants, absent = (gpu_variants if on_gpu else cpu_variants)(shape, options.chunk_mib)
+    on_gpu, split = device.type == "cuda", options.micro_batches > 1
+    if split:
+        variants, absent = micro_batches(shape, options.micro_batches, device)
+    else:
+        variants, absent = (gpu_variants if on_gpu else cpu_variants)(shape, options.chunk_mib)
     report.data["absent"] = absent
     rows = harness.compare(
         harness.kept(variants, options.without),
-        partial(make_inputs, shape=shape, device=device),
+        partial(make_trained_inputs if split else make_inputs, shape=shape, device=device),
         TRUSTED,
         device=device,
         tolerance=TOLERANCE[device.type],
@@ -334,7 +404,9 @@ def measure(report: Report, options, device: torch.device, shape: Shape, seconds
     dtype = torch.bfloat16 if on_gpu else torch.float32
     floor = floor_seconds(shape, dtype, report.data["ceilings"])
     compare_with_peers(rows, floor)
-    if on_gpu:
+    if split:
+        notes = gain_of_adding(rows)
+    elif on_gpu:
         N, _, V = shape
         row_bytes = dtype.itemsize * V
         held = row_bytes * our_chunked.chunk_rows(N, row_bytes, 0, device)
@@ -343,7 +415,7 @@ def measure(report: Report, options, device: torch.device, shape: Shape, seconds
         notes = [cpu_claim(rows)] if shape in CPU_SHAPES else []
     report.add(
         {
-            "label": "N {}, D {}, V {}".format(*shape),
+            "label": "N {}, D {}, V {}".format(*shape) + f", {options.micro_batches} micro-batches" * split,
             "dtype": str(dtype),
             "floor_s": floor,
             "rows": rows,

@@ -96,6 +96,7 @@ def _call_attention_backward(d_head, dtype, softcap, window) -> None:
 
 def _cross_entropy_cases() -> dict[str, Callable[[], object]]:
     from scaling_testbed.kernels.cross_entropy import triton as cross_entropy
+    from scaling_testbed.kernels.cross_entropy.chunked import AddInto
 
     found = {}
     for variant, width in (
@@ -116,6 +117,10 @@ def _cross_entropy_cases() -> dict[str, Callable[[], object]]:
             features = " softcap" * bool(softcap) + " no gradient" * (not want)
             call = partial(_call_cross_entropy, cross_entropy.OPERATORS[variant], width, V, arguments)
             found[f"cross_entropy {variant} d{width} {_short(dtype)}{features}"] = call
+            if variant == "recompute" and want:  # the other variants add in a matrix product
+                compute = partial(cross_entropy.COMPUTE[variant], into=AddInto(torch.empty(V, width), 0.5))
+                call = partial(_call_cross_entropy, compute, width, V, arguments)
+                found[f"cross_entropy {variant} d{width} {_short(dtype)}{features} added"] = call
     return found
 
 

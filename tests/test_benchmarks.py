@@ -289,6 +289,22 @@ def test_a_quick_run_measures_and_checks(tmp_path, capsys, monkeypatch):
     )
 
 
+def test_micro_batches_add_their_gradients_by_autograd_or_straight(tmp_path, capsys, monkeypatch):
+    once = lambda call, device: harness.timed(call, device)[0]  # noqa: E731  and not 13 times
+    monkeypatch.setattr(harness, "_median_seconds", once)
+    options = ["--device", "cpu", "--quick", "--rounds", "1", "--out", str(tmp_path), "--micro-batches", "3"]
+    assert head.main(options) == 0
+    (path,) = tmp_path.glob("micro_batches-*.json")
+    (case,) = json.loads(path.read_text())["cases"]
+    assert case["label"].endswith("V 4096, 3 micro-batches")
+    assert [row["variant"] for row in case["rows"]] == [
+        "ours, chunked, added by autograd", "ours, chunked, straight into .grad", "F.cross_entropy + z",
+    ]  # fmt: skip
+    assert all(row["status"] == "ok" and max(row["errors"].values()) < 1e-5 for row in case["rows"])
+    (note,) = case["notes"]
+    assert note.startswith("ours, chunked, straight into .grad: ") and "of its peak memory" in note
+
+
 def event(name, begin, end, *, parent=None, gpu=False, kernels=()):
     """As torch.profiler lists one; times in microseconds."""
     kind = torch.autograd.DeviceType.CUDA if gpu else torch.autograd.DeviceType.CPU

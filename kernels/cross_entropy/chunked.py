@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -40,6 +41,18 @@ class CrossEntropy(NamedTuple):
     log_z_N: Tensor
 
 
+class AddInto(NamedTuple):
+    """A sum of gradients of the head, such as its .grad after an earlier micro-batch.
+
+    grad_VD is wide and contiguous, [V, D]. scale is the factor by which the backward pass will scale the loss. Only the
+    backward pass knows it, and the head's gradient is added in the forward pass: with another factor the sum is wrong,
+    and so it is without a backward pass. Hooks on the head do not see what is added.
+    """
+
+    grad_VD: Tensor
+    scale: float = 1.0
+
+
 def linear_cross_entropy(
     hidden_ND: Tensor,
     weight_VD: Tensor,
@@ -49,25 +62,31 @@ def linear_cross_entropy(
     softcap: float | None = None,
     ignore_index: int = -100,
     chunk_bytes: int | None = None,
+    into: AddInto | None = None,
 ) -> CrossEntropy:
     """Cross-entropy and z-loss of the final hidden states under the head, in plain PyTorch.
 
     hidden_ND, weight_VD  floating point; the products run in hidden's type, or in autocast's type
     targets_N             int64; `ignore_index` excludes a token
     chunk_bytes           bytes of logits held at once; None: DEFAULT_CHUNK_BYTES
+    into                  None: autograd gets the head's gradient. Else the forward pass adds it to into.grad_VD
 
-    The head's gradient is accumulated wide. Raises ValueError if shapes do not match or softcap is not positive and
-    finite.
+    The head's gradient is accumulated wide. Raises ValueError if shapes do not match, if softcap is not positive and
+    finite, or if nothing can be added to `into`.
     """
     direct = hidden_ND.device.type == "cpu" and not torch.compiler.is_compiling()
-    operator = DirectCrossEntropy.apply if direct else chunked_operator
-    return call_operator(operator, hidden_ND, weight_VD, targets_N, z_loss, softcap, ignore_index, chunk_bytes or 0)
+    operator = partial(DirectCrossEntropy.apply, _compute) if direct else chunked_operator
+    numbers = z_loss, softcap, ignore_index, chunk_bytes or 0
+    return call_operator(operator, _compute, hidden_ND, weight_VD, targets_N, *numbers, into)
 
 
 def call_operator(
-    operator, hidden_ND, weight_VD, targets_N, z_loss, softcap, ignore_index, chunk_bytes
+    operator, compute, hidden_ND, weight_VD, targets_N, z_loss, softcap, ignore_index, chunk_bytes, into
 ) -> CrossEntropy:
-    """Check the arguments and call an operator of `define_operator` for the gradients that autograd needs."""
+    """Check the arguments and call an operator of `define_operator` for the gradients that autograd needs.
+
+    compute is what the operator computes. With `into` it is called without the operator, which may change no argument.
+    """
     if hidden_ND.ndim != 2 or weight_VD.ndim != 2 or hidden_ND.shape[1] != weight_VD.shape[1]:
         raise ValueError(f"hidden [N, D] and weight [V, D] do not fit: {hidden_ND.shape} and {weight_VD.shape}")
     if targets_N.shape != hidden_ND.shape[:1] or targets_N.dtype != torch.int64:
@@ -76,7 +95,22 @@ def call_operator(
         raise ValueError(f"softcap must be positive and finite, or None, got {softcap}")
     wanted = [x.requires_grad and torch.is_grad_enabled() for x in (hidden_ND, weight_VD)]
     numbers = float(z_loss), softcap, ignore_index, product_dtype(hidden_ND), chunk_bytes
+    if into is not None:
+        _check_into(into, weight_VD, wanted[1])
+        operator = partial(DirectCrossEntropy.apply, partial(compute, into=into))
+        wanted[1] = False
     return CrossEntropy(*operator(hidden_ND, weight_VD, targets_N, *numbers, *wanted)[:3])
+
+
+def _check_into(into: AddInto, weight_VD: Tensor, wanted: bool) -> None:
+    grad_VD, dtype = into.grad_VD, torch.promote_types(weight_VD.dtype, torch.float32)
+    if not wanted:
+        raise ValueError("into: the head takes no gradient here")
+    if grad_VD.shape != weight_VD.shape or grad_VD.dtype != dtype or not grad_VD.is_contiguous():
+        raise ValueError(
+            f"into: the sum must be contiguous {dtype} {list(weight_VD.shape)}, got {grad_VD.dtype} "
+            f"{list(grad_VD.shape)} with strides {grad_VD.stride()}"
+        )
 
 
 def product_dtype(hidden_ND: Tensor) -> torch.dtype:
@@ -154,6 +188,7 @@ def chunked_gradients(
     chunk_bytes: int,
     want_hidden: bool,
     want_weight: bool,
+    into: AddInto | None = None,
 ):
     """The loop over chunks, for `define_operator`. `rows` replaces a chunk's logits by their gradient.
 
@@ -162,7 +197,7 @@ def chunked_gradients(
     rounding of logits.
     """
     N, V = len(hidden_ND), len(weight_VD)
-    want = want_hidden or want_weight
+    want = want_hidden or want_weight or into is not None
     ce_N = wide(hidden_ND.new_empty(0)).new_empty(N)
     # A CPU has no product of bf16 inputs with a wide result, so the rounded inputs are widened first.
     product_type = dtype if want or hidden_ND.is_cuda else ce_N.dtype
@@ -185,6 +220,8 @@ def chunked_gradients(
             product(logits_CV, weight, grad_hidden_ND[chunk])
         if want_weight:
             product(logits_CV.T, hidden[chunk], grad_weight_VD, add=begin > 0)
+        if into is not None:
+            product(logits_CV.T, hidden[chunk], into.grad_VD, add=True, scale=into.scale)
     if want_weight and N == 0:
         grad_weight_VD.zero_()
     del buffer, logits_CV  # frees memory for the head's gradient in its own type
@@ -221,21 +258,21 @@ def cached_chunk_bytes(cache_bytes: int) -> int:
     return cache_bytes // 2
 
 
-def product(left: Tensor, right: Tensor, out: Tensor, *, add: bool = False) -> None:
-    """Set out to left @ right, or add left @ right to it, in out's type.
+def product(left: Tensor, right: Tensor, out: Tensor, *, add: bool = False, scale: float = 1.0) -> None:
+    """Set out to left @ right, or add scale * left @ right to it, in out's type.
 
     If out's type is wider than the inputs' type, a GPU does not round the product. A CPU rounds the product to the
     inputs' type before it is stored or added.
     """
     if left.dtype == out.dtype:
-        torch.addmm(out, left, right, out=out) if add else torch.mm(left, right, out=out)
+        torch.addmm(out, left, right, alpha=scale, out=out) if add else torch.mm(left, right, out=out)
     elif left.is_cuda and out.dtype == torch.float32:
         if add:
-            torch.addmm(out, left, right, out_dtype=torch.float32, out=out)
+            torch.addmm(out, left, right, alpha=scale, out_dtype=torch.float32, out=out)
         else:
             torch.mm(left, right, out_dtype=torch.float32, out=out)
     else:
-        out.add_(left @ right) if add else out.copy_(left @ right)
+        out.add_(left @ right, alpha=scale) if add else out.copy_(left @ right)
 
 
 def torch_rows(logits_CV, hidden_CD, weight_VD, targets_C, ce_C, log_z_C, z_loss, softcap, ignore_index, want) -> None:
@@ -268,22 +305,21 @@ def torch_rows(logits_CV, hidden_CD, weight_VD, targets_C, ce_C, log_z_C, z_loss
     log_z_C.copy_(torch.where(valid_C, log_partition_C, zero))
 
 
-def _compute(*arguments):
-    return chunked_gradients(torch_rows, *arguments)
-
-
+_compute = partial(chunked_gradients, torch_rows)
 chunked_operator = define_operator("chunked_cross_entropy", _compute)
 
 
 class DirectCrossEntropy(torch.autograd.Function):
-    """`chunked_operator` for eager mode. The wrapper of an operator takes 0.2 ms of a step, which is 4% of a step of
-    256 tokens on a CPU; only a compiler needs it."""
+    """What an operator of `define_operator` does, without its wrapper. That takes 0.2 ms, which is 4% of a step of 256
+    tokens on a CPU; only a compiler needs it."""
 
     @staticmethod
-    def forward(ctx, hidden_ND, weight_VD, targets_N, *arguments):
+    def forward(ctx, compute, hidden_ND, weight_VD, targets_N, *arguments):
         with torch.autocast(hidden_ND.device.type, enabled=False):
-            output = _compute(hidden_ND, weight_VD, targets_N.contiguous(), *arguments)
+            output = compute(hidden_ND, weight_VD, targets_N.contiguous(), *arguments)
         _setup_context(ctx, arguments, output)
         return output
 
-    backward = staticmethod(_backward)
+    @staticmethod
+    def backward(ctx, *grads):
+        return None, *_backward(ctx, *grads)

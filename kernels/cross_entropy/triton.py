@@ -16,6 +16,7 @@ V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from scaling_testbed.kernels import support
 from scaling_testbed.kernels.cross_entropy.chunked import (
+    AddInto,
     CrossEntropy,
     call_operator,
     chunked_gradients,
@@ -68,6 +70,7 @@ def linear_cross_entropy(
     softcap: float | None = None,
     ignore_index: int = -100,
     chunk_bytes: int | None = None,
+    into: AddInto | None = None,
     variant: str = "auto",
 ) -> CrossEntropy:
     """chunked.linear_cross_entropy in Triton, with the same arguments and result.
@@ -89,9 +92,8 @@ def linear_cross_entropy(
     for dtype in (hidden_ND.dtype, weight_VD.dtype, product_dtype(hidden_ND)):
         if dtype not in (torch.float32, torch.bfloat16):
             raise ValueError(f"loss.impl=triton computes in fp32 or bf16, got {dtype}")
-    return call_operator(
-        OPERATORS[variant], hidden_ND, weight_VD, targets_N, z_loss, softcap, ignore_index, chunk_bytes or 0
-    )
+    numbers = z_loss, softcap, ignore_index, chunk_bytes or 0
+    return call_operator(OPERATORS[variant], COMPUTE[variant], hidden_ND, weight_VD, targets_N, *numbers, into)
 
 
 @triton.jit
@@ -301,6 +303,8 @@ def _weight_kernel(
     z_loss,
     softcap,
     ignore_index,
+    scale,
+    ADD: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     UPCAST: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -308,6 +312,8 @@ def _weight_kernel(
     BLOCK_D: tl.constexpr,
 ):
     """Compute the fp32 gradient of BLOCK_V rows of the head [V, D]. One program sums over all tokens, in order.
+
+    With ADD, scale times the gradient is added to what grad_weight holds.
 
     Each tile of logits is computed again and replaced by its gradient with the known log Z. The gradient is rounded to
     the inputs' type and multiplied with the hidden states: dL/dW_j = sum_n dL/dx_nj h_n.
@@ -332,11 +338,24 @@ def _weight_kernel(
         summed = tl.dot(grad.to(h.dtype), h, summed, input_precision="ieee")
     d = tl.arange(0, BLOCK_D)
     mask = (v[:, None] < V) & (d[None, :] < D)
-    tl.store(grad_weight + v[:, None].to(tl.int64) * D + d[None, :], summed, mask=mask)
+    grad_weight += v[:, None].to(tl.int64) * D + d[None, :]
+    if ADD:
+        summed = tl.load(grad_weight, mask=mask, other=0.0) + scale * summed
+    tl.store(grad_weight, summed, mask=mask)
 
 
 def _recompute(
-    hidden_ND, weight_VD, targets_N, z_loss, softcap, ignore_index, dtype, chunk_bytes, want_hidden, want_weight
+    hidden_ND,
+    weight_VD,
+    targets_N,
+    z_loss,
+    softcap,
+    ignore_index,
+    dtype,
+    chunk_bytes,
+    want_hidden,
+    want_weight,
+    into=None,
 ):
     """The recompute variant, for `define_operator`. It does not use `chunk_bytes`."""
     (N, D), V = hidden_ND.shape, len(weight_VD)
@@ -357,10 +376,14 @@ def _recompute(
                 **shared,
                 **tile,
             )
-        if want_weight:
+        if want_weight or into is not None:
             tile = _named(WEIGHT_TILES[key])
+            summed_VD, scale = (grad_weight_VD, 1.0) if into is None else into
             _weight_kernel[(triton.cdiv(V, tile["BLOCK_V"]),)](
-                *(hidden, weight, targets_N, log_z_N, grad_weight_VD, *numbers), **shared, **tile
+                *(hidden, weight, targets_N, log_z_N, summed_VD, *numbers, scale),
+                ADD=into is not None,
+                **shared,
+                **tile,
             )
     loss = ce_N.sum() + z_loss * log_z_N.square().sum()
     return loss, ce_N, log_z_N, grad_hidden_ND, grad_weight_VD.to(weight_VD.dtype)
@@ -370,10 +393,13 @@ def _named(tile: tuple[int, int, int, int]) -> dict[str, int]:
     return dict(zip(("BLOCK_N", "BLOCK_V", "num_warps", "num_stages"), tile, strict=True))
 
 
+COMPUTE: dict[str, Callable] = {
+    "chunked": partial(chunked_gradients, triton_rows),
+    "wide_rows": partial(chunked_gradients, partial(triton_rows, tile=WIDE_ROW_TILE)),
+    "recompute": _recompute,
+}
 OPERATORS = {
-    "chunked": define_operator("triton_cross_entropy", partial(chunked_gradients, triton_rows)),
-    "wide_rows": define_operator(
-        "triton_wide_cross_entropy", partial(chunked_gradients, partial(triton_rows, tile=WIDE_ROW_TILE))
-    ),
-    "recompute": define_operator("recomputed_cross_entropy", _recompute),
+    "chunked": define_operator("triton_cross_entropy", COMPUTE["chunked"]),
+    "wide_rows": define_operator("triton_wide_cross_entropy", COMPUTE["wide_rows"]),
+    "recompute": define_operator("recomputed_cross_entropy", COMPUTE["recompute"]),
 }

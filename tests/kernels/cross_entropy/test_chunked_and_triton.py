@@ -241,6 +241,39 @@ def test_the_head_s_gradient_becomes_grad_without_a_copy(path, monkeypatch):
 
 
 @each_path
+@pytest.mark.parametrize("softcap", [None, 20.0])
+@pytest.mark.parametrize("dtype", [FP32, BF16])
+def test_a_later_micro_batch_adds_its_gradient_straight_into_grad(path, dtype, softcap):
+    hidden, weight, targets = inputs(dtype=dtype)
+    head = torch.nn.Parameter(weight.detach().float())
+    parts = [(hidden[rows].detach().requires_grad_(), targets[rows]) for rows in (slice(0, 21), slice(21, None))]
+    losses, sums = [], []
+    for part, picked in parts:
+        into = None if head.grad is None else chunked.AddInto(head.grad, scale=3.0)
+        options = {"z_loss": 1e-2, "softcap": softcap, "chunk_bytes": 8 * 300 * 4, "into": into}
+        losses.append(PATHS[path](part, head, picked, **options))
+        (3.0 * losses[-1].loss).backward()
+        sums.append(head.grad.data_ptr())
+    assert len(set(sums)) == 1
+    found = [sum(x.loss for x in losses), *(torch.cat([x[i] for x in losses]) for i in (1, 2))]
+    found += [torch.cat([part.grad for part, _ in parts]), head.grad]
+    assert_near(found, truth(hidden, weight, targets, softcap=softcap), *TOLERANCE[dtype])
+
+
+@each_path
+def test_what_cannot_be_added_to_is_refused(path):
+    hidden, weight, targets = inputs()
+    call = partial(PATHS[path], hidden, weight, targets)
+    grad = torch.zeros_like(weight)
+    for wrong in (grad[1:], grad.bfloat16(), grad.T.contiguous().T):
+        with pytest.raises(ValueError, match=r"the sum must be contiguous torch.float32 \[300, 24\]"):
+            call(into=chunked.AddInto(wrong))
+    with torch.no_grad(), pytest.raises(ValueError, match="takes no gradient here"):
+        call(into=chunked.AddInto(grad))
+    assert (grad == 0).all()
+
+
+@each_path
 def test_without_gradients_bf16_logits_are_not_rounded(path):
     """A validation loss is as exact as fp32 sums of bf16 products are."""
     hidden, weight, targets = inputs(dtype=BF16)
