@@ -12,7 +12,8 @@ half of its L2 cache: see cached_chunk_bytes in kernels/cross_entropy/chunked.py
 
 --micro-batches splits the tokens into N micro-batches, as a step of training does. The head and its gradient are fp32,
 and autocast makes the products on a GPU bf16. The second and later micro-batches meet a .grad that exists. Either
-autograd adds the head's gradient to it, which takes a second tensor of its size, or our forward pass does (`into`).
+autograd adds the head's gradient to it, which takes a second tensor of its size, or our forward pass does (`into`). On a
+CPU the times are processor time, because the difference is small.
 
 floor: the time of the three matrix products at the machine's measured rate, plus the time of one in-place pass over the
 logits at its measured copy rate. A logit is written by the product (1 access), read for log Z (1), read and overwritten
@@ -25,6 +26,7 @@ from __future__ import annotations
 import inspect
 import statistics
 import sys
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -328,9 +330,9 @@ def gain_of_adding(rows: list[dict[str, Any]]) -> list[str]:
         ours, plain = named[name], named.get(name.replace(ADDED, "added by autograd"))
         if ADDED not in name or plain is None:
             continue
-        time = statistics.median(a / b for a, b in zip(ours["seconds"], plain["seconds"], strict=True))
+        share = statistics.median(a / b for a, b in zip(ours["seconds"], plain["seconds"], strict=True))
         held = f", {ours['peak_bytes'] / plain['peak_bytes']:.2f} of its peak memory" if plain["peak_bytes"] else ""
-        notes.append(f"{name}: {time:.3f} of the time of adding by autograd in the median round{held}")
+        notes.append(f"{name}: {share:.3f} of the time of adding by autograd in the median round{held}")
     return notes
 
 
@@ -368,6 +370,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     device = harness.choose_device(options.device)
     # A floor is valid only if no other process uses the machine between its measurement and that of the calls.
     columns = [column for column in COLUMNS if device.type == "cuda" or column[0] != "floor_over_this"]
+    if options.micro_batches > 1 and device.type == "cpu":
+        columns = [(key, "CPU ms" if title == "ms" else title, form) for key, title, form in columns]
     # Three names, so that none takes the place of another.
     name = "micro_batches" if options.micro_batches > 1 else "widths" if options.widths else "head"
     machine = harness.describe_machine(device)
@@ -400,6 +404,7 @@ def measure(report: Report, options, device: torch.device, shape: Shape, seconds
         tolerance=TOLERANCE[device.type],
         rounds=options.rounds,
         seconds=seconds,
+        clock=time.process_time if split else time.perf_counter,
     )
     dtype = torch.bfloat16 if on_gpu else torch.float32
     floor = floor_seconds(shape, dtype, report.data["ceilings"])
