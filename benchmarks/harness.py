@@ -199,7 +199,8 @@ def compare(
 
     make_inputs: seed -> new inputs. trusted: name that a variant `expects` -> outputs by the definition. pick: the part
     of an output that is compared with them. clock: as for `timed`. tolerance: output name (or "" for all others) ->
-    largest relative error in norm. There are at least LEAST_ROUNDS rounds; after these, no round starts later than `seconds`.
+    largest relative error in norm. There are at least LEAST_ROUNDS rounds; after these, no round starts later than
+    `seconds`.
     """
     rows = [{"variant": v.name, "ours": v.ours, "status": "ok", "seconds": [], "peak_bytes": None} for v in variants]
     _check(variants, rows, make_inputs, trusted, device, tolerance, pick)

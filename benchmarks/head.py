@@ -12,8 +12,8 @@ half of its L2 cache: see cached_chunk_bytes in kernels/cross_entropy/chunked.py
 
 --micro-batches splits the tokens into N micro-batches, as a step of training does. The head and its gradient are fp32,
 and autocast makes the products on a GPU bf16. The second and later micro-batches meet a .grad that exists. Either
-autograd adds the head's gradient to it, which takes a second tensor of its size, or our forward pass does (`into`). On a
-CPU the times are processor time, because the difference is small.
+autograd adds the head's gradient to it, which takes a second tensor of its size, or our forward pass does (`into`).
+On a CPU the times are processor time, because the difference is small.
 
 floor: the time of the three matrix products at the machine's measured rate, plus the time of one in-place pass over the
 logits at its measured copy rate. A logit is written by the product (1 access), read for log Z (1), read and overwritten
