@@ -18,9 +18,9 @@ import torch
 from scaling_testbed.config.sections import AUTO, ComputeConfig
 from scaling_testbed.model.transformer import Transformer
 
-# Types of devices on which `auto` compiles. On a CPU the forward and backward pass of nano_s and nano_m takes 0.82 to
-# 0.88 of the time with compiled blocks. But a process needs 3 to 4 CPU-seconds to load them and 33 to compile them, so
-# only runs of hundreds to thousands of steps gain (benchmarks/compiled.py). On a GPU nothing is measured yet.
+# Types of devices on which `auto` compiles. On a CPU an update of nano_s, nano_l and proxy_2m takes 0.91 to 0.97 of the
+# time with compiled blocks. But a process needs 3 CPU-seconds to load them and 26 to compile them, so only runs of
+# hundreds to thousands of steps gain (benchmarks/compiled.py). On a GPU nothing is measured yet.
 AUTO_COMPILES_ON: frozenset[str] = frozenset()
 
 # How many versions of the code of a block a process may hold. A run needs about three: for training, for evaluation and
