@@ -122,23 +122,30 @@ def test_a_process_for_several_runs_costs_one_run_when_it_is_killed_and_saves_it
     assert list(Path(run["folder"]).glob("checkpoints/step-*"))
 
 
+# Runs of a warm parent, and runs in new interpreters.
+BOTH_WAYS = pytest.mark.parametrize(
+    "fresh", [pytest.param((), id="warm"), pytest.param(("--fresh",), id="fresh", marks=pytest.mark.slow)]
+)
+
+
+@BOTH_WAYS
 @pytest.mark.fault("31", "One failing run is named, the others finish, and retry runs it alone.")
-def test_a_failure_is_named_does_not_stop_the_others_and_is_tried_again_only_when_asked(door, states, tmp_path):
+def test_a_failure_is_named_does_not_stop_the_others_and_is_tried_again_only_when_asked(door, states, tmp_path, fresh):
     planned = json.loads(door("plan", "--json")[1])
     folder = Path(planned[0]["folder"])
     (folder / "checkpoints" / "step-00000002").mkdir(parents=True)  # damaged: the run refuses to start
-    code, out, err = door("run")
+    code, out, err = door("run", *fresh)
     assert code == 1
     assert "model=bigram optimizer.lr=1e-3" in err and "damaged" in err and "log.txt" in err
     assert states()["bigram 1e-3"]["state"] == "failed"
     assert "3 finished" in out
 
     printed = (folder / "log.txt").read_text()
-    code, out, err = door("run")
+    code, out, err = door("run", *fresh)
     assert code == 1 and "`sweep retry`" in err
     assert (folder / "log.txt").read_text() == printed  # it was not started
     (folder / "checkpoints" / "step-00000002").rmdir()
-    assert door("retry")[0] == 0
+    assert door("retry", *fresh)[0] == 0
     assert {state["state"] for state in states().values()} == {"finished"}
 
 
@@ -241,11 +248,12 @@ def until(condition, seconds=90):
     return found
 
 
+@BOTH_WAYS
 @pytest.mark.fault("32", "Runs go on when their driver is killed, and the next driver adopts them.")
-def test_a_signal_saves_every_run_and_the_next_call_goes_on(door, states, python, tmp_path, data_dir):
+def test_a_signal_saves_every_run_and_the_next_call_goes_on(door, states, python, tmp_path, data_dir, fresh):
     """The first driver and its runs are real processes."""
     long = ("budget.steps=1500", "logging.every_steps=1", "model=bigram")
-    process = driver(REAL_PYTHON, tmp_path, data_dir, "--workers", "2", *long)
+    process = driver(REAL_PYTHON, tmp_path, data_dir, "--workers", "2", *fresh, *long)
     until(lambda: sum(state["step"] > 5 for state in states(*long).values()) == 2)
     assert {state["state"] for state in states(*long).values()} == {"running"}
     process.send_signal(signal.SIGINT)
@@ -256,13 +264,13 @@ def test_a_signal_saves_every_run_and_the_next_call_goes_on(door, states, python
     assert all(list(Path(state["folder"]).glob("checkpoints/step-*")) for state in stopped.values())
 
     # A run that was stopped is resumed, not started again.
-    process = driver(python, tmp_path, data_dir, "--workers", "2", *long)
+    process = driver(python, tmp_path, data_dir, "--workers", "2", *fresh, *long)
     until(lambda: sum(state["state"] == "running" for state in states(*long).values()) == 2)
     process.kill()  # the driver alone: its runs go on, and the next driver waits for them
     process.communicate()
     owners = [state["owner"] for state in states(*long).values() if state["state"] == "running"]
     assert owners
-    code, _, err = door("run", "--workers", "2", *long)
+    code, _, err = door("run", "--workers", "2", *fresh, *long)
     assert code == 0 and f"is being run by {owners[0]}; waiting for it" in err
     for state in states(*long).values():
         row = json.loads((Path(state["folder"]) / "result.json").read_text())
