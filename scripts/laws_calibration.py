@@ -22,6 +22,7 @@ from scaling_testbed.analysis.laws.study import Fitting, Rows, compare_rows, fit
 STUDY = Path(__file__).resolve().parents[1] / "studies"
 SHARE = 0.75  # of the runs, by compute, is fitted
 NEAR = 5.0
+MOST = 0.9  # of a table's held-out runs must lie inside the narrowest interval of one that knows the errors
 FITTING = Fitting(starts=32, bootstrap=200)
 LOSSES = {"loss": "C4", "loss_openlm": "OpenLM's sets", "loss_paloma_redpajama": "RedPajama of Paloma"}
 # Table -> path in DATA, --source, --map, --where
@@ -56,10 +57,14 @@ def read(data: Path, table: Table) -> tuple[Rows, list[str]]:
 
 
 def coverage(name: str, data: Path) -> Iterator[dict[str, Any]]:
-    """One record for the compared laws together, and one for each law with the interval of its bootstrap."""
+    """One record for the compared laws together, and one for each law with the interval of its bootstrap. The latter
+    also has the half-width that would hold MOST of the near runs if they were in the fit."""
     given, where = read(data, TABLES[name])
-    whole = fit_rows(given, law_named("over_training"), where=where, fitting=Fitting(starts=4, bootstrap=0))
-    compute = sorted(6 * one["n_params"] * one["n_tokens"] for one in whole.fitted)
+    whole = {
+        law: fit_rows(given, law_named(law), where=where, fitting=Fitting(starts=32, bootstrap=0)).fitted
+        for law in candidates()
+    }
+    compute = sorted(flops(one) for one in next(iter(whole.values())))
     cut = compute[math.ceil(SHARE * len(compute)) - 1]
     held = [f"flops>{cut!r}"]
     rows = [row | {"flops": 6 * row["n_params"] * row["n_tokens"]} for row in given.rows if row.get("n_tokens")]
@@ -71,16 +76,33 @@ def coverage(name: str, data: Path) -> Iterator[dict[str, Any]]:
         about
         | {"law": "compared", "kept": kept, "errors": len(found.selection.errors)}
         | summed(found.predictions, cut)
+        | {"needed_if_fitted_near": ""}
     )
     for law in candidates():
         alone = fit_rows(given, law_named(law), where=where, hold_out=held, fitting=FITTING)
-        yield about | {"law": law, "kept": "", "errors": 0} | summed(alone.predictions, cut)
+        known = needed([one for one in whole[law] if cut < flops(one) <= NEAR * cut])
+        yield (
+            about
+            | {"law": law, "kept": "", "errors": 0}
+            | summed(alone.predictions, cut)
+            | {"needed_if_fitted_near": known}
+        )
+
+
+def flops(run: Mapping[str, Any]) -> float:
+    return 6 * run["n_params"] * run["n_tokens"]
+
+
+def needed(predictions: Sequence[Mapping[str, Any]]) -> str:
+    """The least half-width, in logarithms and the same for each run, that holds MOST of the runs."""
+    errors = sorted(abs(math.log(one["predicted"] / one["actual"])) for one in predictions)
+    return f"{errors[math.ceil(MOST * len(errors)) - 1]:.4f}"
 
 
 def summed(predictions: Sequence[Mapping[str, Any]], fitted: float) -> dict[str, Any]:
-    """How many held-out runs there are, how many lie inside, half the width of the intervals, and the errors; for the
-    runs of at most NEAR times the largest fitted compute too."""
-    near = [one for one in predictions if 6 * one["n_params"] * one["n_tokens"] <= NEAR * fitted]
+    """How many held-out runs there are, how many lie inside, half the width of the intervals, the mean error, and the
+    half-width that would hold MOST of them; for the runs of at most NEAR times the largest fitted compute too."""
+    near = [one for one in predictions if flops(one) <= NEAR * fitted]
     return _summed(predictions) | {f"{key}_near": value for key, value in _summed(near).items()}
 
 
@@ -91,6 +113,7 @@ def _summed(predictions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "inside": sum(bool(one["inside"]) for one in predictions),
         "median_half_width": f"{statistics.median(halves):.4f}" if halves else "",
         "mean_error": f"{statistics.fmean(one['relative_error'] for one in predictions):.4f}" if predictions else "",
+        "needed_half_width": needed(predictions) if predictions else "",
     }
 
 
@@ -114,7 +137,16 @@ def main() -> None:
             inside, held = (sum(one[f"{key}{which}"] for one in own) for key in ("inside", "held_out"))
             half = statistics.median(float(one[f"median_half_width{which}"]) for one in own)
             error = statistics.fmean(float(one[f"mean_error{which}"]) for one in own)
-            print(f"{law}{which}: {inside} of {held}; over tables: half-width {half:.2%}, error {error:.2%}")
+            least = statistics.median(float(one[f"needed_half_width{which}"]) for one in own)
+            said = f"{inside} of {held}; over tables: half-width {half:.2%}, error {error:.2%}"
+            print(f"{law}{which}: {said}, half-width that holds {MOST:.0%} of each table {least:.2%}")
+    alone = [one for one in records if one["law"] != "compared"]
+    for key, said in (
+        ("needed_half_width_near", "the law that needs the least in each table"),
+        ("needed_if_fitted_near", "the same, with the held-out runs in the fit"),
+    ):
+        least = statistics.median(min(float(one[key]) for one in alone if one["table"] == name) for name in TABLES)
+        print(f"{said}: half-width that holds {MOST:.0%} of each table within {NEAR:g} times {least:.2%}")
 
 
 if __name__ == "__main__":
