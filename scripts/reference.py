@@ -93,7 +93,7 @@ def studies_page() -> str:
     lines = ["| study | claim | verdict | effect, mean over seeds [95% interval] |", "|---|---|---|---|"]
     for name, (study, _, verdicts) in studies().items():
         hours = sum(row.get("wall_seconds") or 0.0 for row in study.rows) / 3600
-        name = f"[{name}]({name}/README.md): {len(study.rows)} runs, {hours:.1f} core-hours"
+        name = f"[{name}]({name}/README.md): {len(study.rows)} runs, {hours:.2g} core-hours"
         for claim, verdict in verdicts:
             effect = re.search(r"The effect(?:, (.+?),)? is (.+?)\.(?: |$)", verdict.words)
             said = ": ".join(filter(None, effect.groups())) if effect else ""
