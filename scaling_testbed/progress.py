@@ -7,6 +7,7 @@ terminal or pipe, a full disk behind standard output, or a name that its encodin
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import sys
 import time
@@ -131,13 +132,14 @@ class Progress:
         return self._bar is not None
 
     def start(self, total: float, done: float = 0) -> None:
-        """Begin at `done` out of `total`, both in the caller's unit."""
+        """Begin at `done` out of `total`, both in the caller's unit. total: infinite if it is not known."""
         self._total, self._first, self._began = total, done, time.monotonic()
         if not self._quiet and _is_terminal(self._stream):
             from rich.console import Console
 
             shown = self._bar = bar(Console(file=self._stream))
-            self._task = shown.add_task("", total=total, completed=done)  # type: ignore[arg-type]  # rich takes a fraction too
+            known = total if total < math.inf else None
+            self._task = shown.add_task("", total=known, completed=done)  # type: ignore[arg-type]  # rich takes a fraction too
             with self._or_no_bar():
                 shown.start()
 
@@ -163,9 +165,9 @@ class Progress:
         return (done - self._first) / seconds if done > self._first and seconds > 0 else None
 
     def left(self, done: float) -> str:
-        """The time left as text; empty at the start and at the end."""
+        """The time left as text; empty at the start, at the end, and where the total is not known."""
         rate = self.rate(done)
-        return f"{clock((self._total - done) / rate)} left" if rate and done < self._total else ""
+        return f"{clock((self._total - done) / rate)} left" if rate and done < self._total < math.inf else ""
 
     def close(self) -> None:
         """Remove the bar."""
@@ -202,13 +204,21 @@ def bar(console: Console) -> RichProgress:
 class RunProgress(Progress):
     """Reports step, loss, learning rate, tokens/s and time left of a run.
 
-    line_every: steps between plain lines. A step with an evaluation always prints a line.
+    line_every: steps between plain lines. A step with an evaluation always prints a line. is_limit: whether `steps` is
+    only an upper limit, so that the time left is not known.
     """
 
-    def __init__(self, steps: int, done: int, *, line_every: int, quiet: bool = False):
+    def __init__(self, steps: int, done: int, *, line_every: int, quiet: bool = False, is_limit: bool = False):
         super().__init__(quiet=quiet)
         self._steps, self._line_every, self._lines = steps, line_every, done // line_every
-        self.start(steps, done)
+        self.start(math.inf if is_limit else steps, done)
+
+    def shorten(self, steps: int) -> None:
+        """Count towards `steps` from now on."""
+        self._steps = self._total = steps
+        if self._bar is not None:
+            with self._or_no_bar():
+                self._bar.update(self._task, total=steps)
 
     def update(self, row: dict[str, Any]) -> None:
         """Show a row of metrics that was just written."""

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from scaling_testbed.errors import ConfigError, check_positive
-from scaling_testbed.keys import check_choices, key
+from scaling_testbed.keys import ADDED_LATER, check_choices, key
 from scaling_testbed.model.counting import ParamCounts
 
 UNITS = ("tokens", "tokens_per_param", "flops", "steps")
@@ -27,6 +27,13 @@ class BudgetConfig:
     tokens_per_param: float | None = key(None, "Training tokens per parameter, M = D / N (Gadre et al. 2024).")
     flops: float | None = key(None, "Training FLOPs, 6 N D.")
     steps: float | None = key(None, "Optimizer steps.")
+    hours: float | None = key(
+        None,
+        "Hours of training and evaluation, of all starts together, beside one of the other units, which is the upper "
+        "limit. The run ends by the clock, with the decay of schedule=wsd in time, so the clock chooses the number of "
+        "steps.",
+        identity=ADDED_LATER,
+    )
     params: str = key(
         "n_params",
         "What N counts in tokens_per_param and flops. n_params: all parameters. n_params_non_embedding: without "
@@ -43,6 +50,7 @@ class BudgetConfig:
             raise ConfigError(f"the budget is given twice: {both}; keep one and set the other to null")
         for unit in given:
             check_positive(unit, getattr(self, unit))
+        check_positive("hours", self.hours)
 
     def resolve_steps(self, counts: ParamCounts, tokens_per_step: int, pruned: Pruned | None = None) -> int:
         """Optimizer steps for a model with the counts `counts` (fields as in CONVENTIONS), at least one.

@@ -134,6 +134,8 @@ class RunConfig:
             raise ConfigError(f"seed must not be negative; got {self.seed}")
         check_parametrization(self.parametrization, self.model)
         interventions_of(self)
+        if self.budget.hours is not None and (reason := _why_no_hours(self)):
+            raise ConfigError(f"budget.hours={self.budget.hours:g} cannot be with {reason}")
         if lacking := self.loss.lacks(self.model.d_model):
             raise ConfigError(lacking)
         if self.averaging.copies and (found := unaveraged(self)):
@@ -147,6 +149,29 @@ class RunConfig:
             raise ConfigError(
                 f"batch.micro_batch_sequences must divide batch.sequences={self.batch.sequences}; got {micro}"
             )
+
+
+def _why_no_hours(run: RunConfig) -> str | None:
+    """The key=value of `run` that needs the number of steps before the clock has chosen it, and what to type; None if
+    none does."""
+    schedule = run.schedule
+    if schedule.steps is not None:
+        return f"schedule.steps={schedule.steps}, which is another end of the schedule; leave one of them out"
+    if schedule.shortest(1, 0) is None:
+        return (
+            f"schedule={schedule.name}, whose rates depend on the number of steps from the beginning; use schedule=wsd "
+            "with a schedule.decay_fraction below 1, or schedule=constant"
+        )
+    if schedule.warmup_tokens is None and 0 < schedule.warmup < 1:
+        return f"schedule.warmup={schedule.warmup:g}, a part of all steps; give it in steps, as schedule.warmup=100"
+    if run.optimizer.weight_decay_steps is not None:
+        return "optimizer.weight_decay_steps, which divides the decay by all steps; give optimizer.weight_decay alone"
+    found = interventions_of(run)
+    if pruning := [name for name, one in found.items() if type(one).pruned is not Intervention.pruned]:
+        return f"interventions.{pruning[0]}, which begins and ends at parts of all steps; leave one of them out"
+    if run.start.same_run:
+        return "start.same_run=true, whose parent knows the number of steps; leave it out"
+    return None
 
 
 def unshardable(run: RunConfig) -> tuple[str, str] | None:

@@ -72,6 +72,11 @@ class Schedule:
         `warmup_steps` does."""
         return None
 
+    def shortest(self, made: int, warmup: int) -> int | None:
+        """The least number of steps, `made` or more, of a run whose first `made` updates have the rates of any longer
+        run. None if no number has, because the rates depend on it from the beginning. warmup: its steps."""
+        return None
+
     def lr(self, step: int, run_steps: int, peak: float, tokens_per_step: int | None = None) -> float:
         """The rate of the update after `step` completed updates of `run_steps`, for the peak rate `peak`. Raises
         ValueError as `warmup_steps` does."""
@@ -118,6 +123,9 @@ class ConstantConfig(Schedule):
 
     name: str = "constant"
 
+    def shortest(self, made: int, warmup: int) -> int:
+        return max(1, made)
+
     def after_warmup(self, done: int, warmup: int, total: int, peak: float, floor: float) -> float:
         return peak
 
@@ -128,6 +136,9 @@ class InverseSqrtConfig(Schedule):
     """peak * sqrt(warmup / step), never below the floor (Vaswani et al. 2017, equation 3)."""
 
     name: str = "inverse_sqrt"
+
+    def shortest(self, made: int, warmup: int) -> int:
+        return max(1, made)
 
     def after_warmup(self, done: int, warmup: int, total: int, peak: float, floor: float) -> float:
         return max(floor, peak * math.sqrt(max(1, warmup) / max(1, warmup, done)))
@@ -155,6 +166,16 @@ class WarmupStableDecayConfig(Schedule):
     def decay_begin(self, run_steps: int, tokens_per_step: int | None = None) -> int:
         """As in Schedule; the decay is the last part of the run."""
         return self._begin(self.warmup_steps(run_steps, tokens_per_step), self.length(run_steps))
+
+    def shortest(self, made: int, warmup: int) -> int | None:
+        """As in Schedule; the decay begins after `made` updates, or after the warm-up."""
+        if self.decay_fraction == 1:
+            return None
+        begin = max(1, made, warmup)
+        steps = math.floor(begin / (1 - self.decay_fraction))
+        while self._begin(warmup, steps) < begin:
+            steps += 1
+        return steps
 
     def _begin(self, warmup: int, total: int) -> int:
         return max(warmup, total - round(self.decay_fraction * total))

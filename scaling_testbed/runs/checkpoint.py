@@ -71,6 +71,7 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
     "restarts": lambda value: type(value) is int and value >= 0,
     "train_loss_last": lambda value: value is None or is_number(value),
     "wall_seconds": lambda value: is_number(value) and 0 <= value < math.inf,
+    "steps_by_clock": lambda value: value is None or (type(value) is int and value > 0),
     "updates": lambda value: isinstance(value, dict),
     "averaged": lambda value: type(value) is int and value >= 0,
 }

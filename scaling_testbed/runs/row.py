@@ -54,7 +54,11 @@ class Row:
     )
     n_tokens: int | None = fact("Training tokens seen: steps times tokens in a batch.", "tokens")
     steps: int | None = fact("Steps made. With step in start.take, those of the parent are among them.", "steps")
-    steps_planned: int | None = fact("Steps of the whole budget.", "steps")
+    steps_planned: int | None = fact("Steps of the whole budget; with budget.hours as the clock chose them.", "steps")
+    steps_by_clock: bool | None = fact(
+        "Whether the clock chose steps_planned, so that another machine would choose another number; null without "
+        "budget.hours."
+    )
     epochs: float | None = fact("Passes through the train split, those of its lineage included.", "epochs")
     flops_6nd: float | None = fact("6 n_params n_tokens, with n_params_average in a run that prunes weights.", "FLOPs")
     flops: float | None = fact(

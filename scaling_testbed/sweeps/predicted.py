@@ -36,6 +36,8 @@ def withheld(states: Sequence[RunState]) -> list[str]:
 
 
 def _predicted(run: PlannedRun, finished: Sequence[Curve]) -> FinalLoss:
+    if _by_clock(run):
+        return FinalLoss(withheld="budget.hours ends them, so their number of steps is not known")
     curve = curve_so_far(run)
     if curve is None and run.config.get("start.run") is not None:
         return FinalLoss(withheld="they began in the state of another run, so their curves have no beginning")
@@ -44,10 +46,15 @@ def _predicted(run: PlannedRun, finished: Sequence[Curve]) -> FinalLoss:
     return predict_final(curve, finished)
 
 
+def _by_clock(run: PlannedRun) -> bool:
+    """Whether the clock chooses the steps of a run, which the plan then does not know."""
+    return run.config.get("budget.hours") is not None
+
+
 def curve_so_far(run: PlannedRun) -> Curve | None:
-    """The curve of a run so far; None if its files or its schedule cannot be read, or the plan is of an older
-    version."""
-    if "schedule.name" not in run.config:
+    """The curve of a run so far; None if its files or its schedule cannot be read, if the clock ends it, or if the plan
+    is of an older version."""
+    if "schedule.name" not in run.config or _by_clock(run):
         return None
     row = {**run.config, "run_id": run.run_id, "steps": run.steps, "steps_planned": run.steps, "n_params": run.n_params}
     try:

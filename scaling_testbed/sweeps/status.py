@@ -145,7 +145,7 @@ def read_state(run: PlannedRun, comparison: Comparison | None = None) -> RunStat
     step = last.get("step", 0)
     known = RunState(run=run, state="pending", step=step, loss=last.get("val_loss", last.get("train_loss")))
     if owner:
-        rate = last.get("tokens_per_second")
+        rate = None if run.config.get("budget.hours") is not None else last.get("tokens_per_second")
         eta = (run.steps - max(step, run.first_step)) * run.tokens_per_step / rate if rate else None
         return replace(known, state="running", owner=owner, job=owner.job, eta_seconds=eta)
     known = replace(known, job=RunFolder(folder).last_job())

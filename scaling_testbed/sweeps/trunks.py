@@ -51,6 +51,7 @@ def branched(
     lists: the overrides of each run. steps_of: a run -> its steps. Raises ConfigError if no run has such a schedule, or
     if the trunk of a run depends on its budget.
     """
+    _check_no_hours("shared_trunk", runs)
     groups: dict[str, list[int]] = {}
     for number, run in enumerate(runs):
         if decay_begin(run, steps_of(run)) is not None:
@@ -66,6 +67,12 @@ def branched(
     return made + [
         Branched(run, list(lists[number]), points[number]) for number, run in enumerate(runs) if number not in taken
     ]
+
+
+def _check_no_hours(key: str, runs: Sequence[RunConfig]) -> None:
+    """Raise ConfigError if the clock ends one of the `runs`: which of its steps others share is not known before."""
+    if hours := next((run.budget.hours for run in runs if run.budget.hours is not None), None):
+        raise ConfigError(f"{key} cannot be with budget.hours={hours:g}: the clock chooses the steps; leave one out")
 
 
 def _tree(
@@ -167,6 +174,7 @@ def with_parents(
     named = _in_trunk(valued(left, [[*overrides_before(words, parent), *parent] for words in plain]))
     words_of = dict(zip(begun, named, strict=True))
     parent_of = dict(zip(begun, compose_many(named), strict=True))
+    _check_no_hours("parent", list(parent_of.values()))
     full = [list(words) for words in lists]
     for number, run in parent_of.items():
         typed, last = [text for text in lists[number] if key_of(text) == "start.step"], steps_of(run)

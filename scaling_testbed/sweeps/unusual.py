@@ -22,6 +22,11 @@ def unusual(
     """
     n_tokens, large = steps * run.batch.tokens, counts.n_params_non_embedding >= LARGE
     found = _of_vocabulary(model, counts, large) | _of_batch(run, counts, steps, large)
+    if run.budget.hours is not None:
+        found["hours"] = (
+            f"budget.hours={run.budget.hours:g} may end the run before its {steps:,} steps: how many it makes is "
+            "unknown until it has run, and differs between machines"
+        )
     if steps > 1_000_000:
         found["many steps"] = f"{steps:,} steps are many; set a larger batch.sequences= or a smaller budget"
     if large and not 1 <= n_tokens / counts.n_params <= 10_000:

@@ -41,6 +41,7 @@ from scaling_testbed.training.data import (
     open_validation_sets,
     read_task_files,
 )
+from scaling_testbed.training.length import Length
 from scaling_testbed.training.measurement import Measurement
 
 # Type of device -> Parts.ahead where the optimizer can leave out bad updates. A GPU then always has an update to work
@@ -54,10 +55,10 @@ class Parts:
     training; the parts stay the same.
 
     precision: fp32 | bf16. loss: with its `impl` chosen. prepared: the corpora by the name of the validation set that
-    they give, the run's own first. validation_sets: in the same order. questions: of evaluation.tasks. steps: of the
-    whole run. micro_batch: sequences in a pass of this process, as chosen at this start. compiled: whether the blocks
-    of the model are compiled. model: the plain module. placed: the same model on its devices. interventions: by name,
-    in the order in which a step runs them. averages: of the weights. ahead: how many further updates may be made before
+    they give, the run's own first. validation_sets: in the same order. questions: of evaluation.tasks. length: in
+    steps. micro_batch: sequences in a pass of this process, as chosen at this start. compiled: whether the blocks of
+    the model are compiled. model: the plain module. placed: the same model on its devices. interventions: by name, in
+    the order in which a step runs them. averages: of the weights. ahead: how many further updates may be made before
     the values of one are read. bad: 1.0 on the device from the first update on whose loss or gradient norm is not
     finite, else 0.0; None: the values of each update are read before the optimizer's step. captures: whether an update
     is one CUDA graph.
@@ -74,7 +75,7 @@ class Parts:
     validation_sets: dict[str, ValidationBatches]
     questions: Questions
     counts: ParamCounts
-    steps: int
+    length: Length
     micro_batch: int
     compiled: bool
     model: Transformer
@@ -86,6 +87,11 @@ class Parts:
     ahead: int = 0
     bad: torch.Tensor | None = None
     captures: bool = False
+
+    @property
+    def steps(self) -> int:
+        """Those of the whole run; with budget.hours an upper limit until the clock has chosen them."""
+        return self.length.steps
 
     @property
     def data(self) -> PreparedData:
@@ -163,7 +169,7 @@ def build_parts(run: RunConfig, folder: RunFolder, processes: Processes, *, quie
         validation_sets=validation_sets,
         questions=questions,
         counts=counts,
-        steps=steps,
+        length=Length(run, steps),
         micro_batch=micro_batch,
         compiled=compiled,
         model=model,

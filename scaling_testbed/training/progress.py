@@ -132,6 +132,7 @@ def save(parts: Parts, progress: Progress) -> None:
         "micro_batches": progress.micro_batches,
         "train_loss_last": progress.train_loss_last,
         "wall_seconds": progress.clock.wall_seconds,
+        "steps_by_clock": parts.length.chosen,
         "updates": states_of(parts.interventions),
         "averaged": parts.averages.n,
         "lineage": progress.lineage,
@@ -184,6 +185,7 @@ def resume(parts: Parts) -> Progress | None:
             captured_before=plain.get("cuda_graph"),
             lineage=plain.get("lineage", []),
         )
+        parts.length.restore(plain.get("steps_by_clock"))
         restore_states(parts.interventions, plain.get("updates", {}))
         restore_tensors(parts.interventions, path)
         parts.averages.n = plain.get("averaged", 0)

@@ -32,7 +32,10 @@ class Records:
         if kept is not None:
             progress.summary = Summary.of_state(parts.run.diagnostics, kept)
         line_every = parts.run.logging.line_every_steps
-        self._shown = RunProgress(parts.steps, progress.step, line_every=line_every, quiet=quiet)
+        self._is_limit = parts.length.by_clock and parts.length.chosen is None
+        self._shown = RunProgress(
+            parts.steps, progress.step, line_every=line_every, quiet=quiet, is_limit=self._is_limit
+        )
         self._announce(progress)
 
     def _open(self, progress: Progress) -> tuple[int, dict[str, Any], str | None, dict[str, Any] | None]:
@@ -52,9 +55,11 @@ class Records:
             f"({parts.counts.n_params_non_embedding:,} without embedding and head), on {_devices(parts)} in "
             f"{parts.precision}"
         )
+        upper = f"{run.budget.hours:g} hours, at most " if self._is_limit else ""
         say(
-            f"{parts.steps:,} steps of {run.batch.tokens:,} tokens, {parts.batches.epochs(parts.steps):.2f} epochs of "
-            f"{parts.data.folder}; attention {parts.model.attention_impl}, qk-norm {parts.model.qk_norm_impl}, "
+            f"{upper}{parts.steps:,} steps of {run.batch.tokens:,} tokens, "
+            f"{parts.batches.epochs(parts.steps):.2f} epochs of {parts.data.folder}; "
+            f"attention {parts.model.attention_impl}, qk-norm {parts.model.qk_norm_impl}, "
             f"loss {parts.loss.impl}{', compiled' if parts.compiled else ''}"
         )
         for remark in remarks(parts.data.manifest):
@@ -88,6 +93,11 @@ class Records:
     def say(self, text: str) -> None:
         """Print a line beside the progress of the run."""
         self._shown.say(text)
+
+    def shorten(self, said: str) -> None:
+        """Print `said` and show the progress towards the steps that the clock has chosen."""
+        self._shown.shorten(self._parts.steps)
+        self.say(said)
 
     def start_mirror(self) -> None:
         """Connect to Weights & Biases, beside the first steps, if the run asks for it."""

@@ -46,6 +46,7 @@ def make_row(parts: Parts, progress: Progress, records: Records, outcome: Outcom
         n_tokens=n_tokens,
         steps=progress.step,
         steps_planned=parts.steps,
+        steps_by_clock=parts.length.chosen is not None if parts.length.by_clock else None,
         n_params_average=average,
         n_params_final=final,
         density_by_role=added.get("density_by_role"),

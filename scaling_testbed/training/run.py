@@ -80,6 +80,7 @@ def train(run: RunConfig, interrupts: Interrupts | None = None, *, quiet: bool =
             row = Row.of(run, status="preempted", error=f"stopped by {signal} before training").as_dict()
             folder.write_result(row)
             return row
+        parts.length.clock = progress.clock
         records.start_mirror()
         outcome, queue = Outcome("finished"), Queue(parts, progress.step)
         graph = StepGraph(parts) if parts.captures else None
@@ -91,6 +92,9 @@ def train(run: RunConfig, interrupts: Interrupts | None = None, *, quiet: bool =
         try:
             while True:
                 try:
+                    is_due = queue.is_due if processes.grouped else parts.length.is_due(queue.made)
+                    if is_due and (said := parts.length.choose(queue.made)):
+                        records.shorten(said)
                     if progress.record is not None:
                         if is_evaluated(run, progress.step, parts.steps):
                             progress.record |= evaluate(parts, lambda: poll(processes, interrupts))

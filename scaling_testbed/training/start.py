@@ -161,6 +161,8 @@ def _not_the_same(recorded: dict[str, Any], run: RunConfig, steps: int) -> str |
     """In what the steps that the parent made differ from those that this run would have made; None if in nothing."""
     if other := [text for text in changes(recorded, run) if not text.startswith(LENGTH)]:
         return other[0]
+    if recorded.get("budget", {}).get("hours") is not None:
+        return "budget.hours ended it, so its number of steps is not known"
     try:
         then = SCHEDULES[recorded["schedule"]["name"]](**recorded["schedule"])
         parent_steps = int(recorded["budget"]["steps"] or recorded["schedule"]["steps"] or 0)

@@ -62,8 +62,8 @@ class Inputs:
 class Made:
     """An update that is made, or queued on the device.
 
-    values: the sums over the global batch of cross-entropy and z-loss, then in a group the signals (Interrupts.counts),
-    then the gradient norm; fp64.
+    values: the sums over the global batch of cross-entropy and z-loss, then in a group what its processes tell each
+    other (_of_group), then the gradient norm; fp64.
     """
 
     values: torch.Tensor
@@ -149,7 +149,7 @@ def make_update(parts: Parts, given: Inputs, interrupts: Interrupts, rows: int) 
             raise
         optimizer.zero_grad(set_to_none=True)
         raise too_little_memory(parts, run, rows, error) from None
-    sums = processes.sum_here(torch.stack([ce, z_loss]), interrupts.counts() if processes.grouped else [])
+    sums = processes.sum_here(torch.stack([ce, z_loss]), _of_group(parts, given.step, interrupts))
     if at_once:
         ce_sum, z_loss_sum = sums[:2].tolist()
         check_finite(ce_sum + z_loss_sum, 0.0, found)
@@ -176,6 +176,15 @@ def make_update(parts: Parts, given: Inputs, interrupts: Interrupts, rows: int) 
         intervention.after_update(made)
     optimizer.zero_grad(set_to_none=True)
     return Made(values=torch.cat([sums, in_fp64(norm).reshape(1)]), skipped=not made, diagnostics=found)
+
+
+def _of_group(parts: Parts, step: int, interrupts: Interrupts) -> list[int]:
+    """What a process of a group tells the others in update number `step`: its signals, and in a run with budget.hours
+    last whether rank 0 has to end it by its clock."""
+    if not parts.processes.grouped:
+        return []
+    is_due = [int(parts.processes.world.is_main and parts.length.is_due(step))] if parts.length.by_clock else []
+    return [*interrupts.counts(), *is_due]
 
 
 def check_finite(loss: float, grad_norm: float, diagnostics: dict[str, float]) -> None:
@@ -216,11 +225,13 @@ def _whole(parts: Parts, norm: torch.Tensor) -> torch.Tensor:
 class Queue:
     """The updates of a start that are made, the oldest first, and whose values the host has not read.
 
-    made: the number of updates made, over all starts.
+    made: the number of updates made, over all starts. is_due: whether rank 0 of a group has to end the run by its
+    clock, as the values say that were read last.
     """
 
     def __init__(self, parts: Parts, made: int):
         self.made = made
+        self.is_due = False
         self._parts = parts
         self._waiting: deque[tuple[Made, HostCopy]] = deque()
         self._closed = False
@@ -260,6 +271,8 @@ class Queue:
         made, copy = self._waiting.popleft()
         ce_sum, z_loss_sum, *signals, grad_norm = copy.read()
         check_finite(ce_sum + z_loss_sum, grad_norm, made.diagnostics)
+        if signals and self._parts.length.by_clock:
+            self.is_due = bool(signals.pop())
         if any(signals):  # all processes of the group read them here, and stop after the same update
             self._signals = signals
             self.close()

@@ -58,6 +58,8 @@ OPTIONS = {
     "ddp_clipped_inside": ["optimizer.fused=true", "optimizer.clip_impl=fused", "optimizer.clip_norm=0.1"],
     "fsdp_clipped_inside": ["optimizer.fused=true", "optimizer.clip_impl=fused", "optimizer.clip_norm=0.1"],
 }
+# The time is over at once. One process sees it before the first update and a group after it; both warm up first.
+OPTIONS |= {"ddp_hours": ["schedule=wsd", "schedule.warmup=4", "budget.hours=1e-9"]}
 PRUNED = [f"+interventions.magnitude_pruning.{option}" for option in ("sparsity=0.5", "every_steps=2")]
 OPTIONS |= {"ddp_pruned": [*PRUNED, "+interventions.magnitude_pruning.structure=2:4"]}
 OPTIONS |= {"fsdp_pruned": [*PRUNED, "model.d_ff=41", "model.mlp=swiglu"]}
