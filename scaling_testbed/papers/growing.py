@@ -48,8 +48,8 @@ GROWTH = Experiment(
     question="Does a model that is grown from a small one end lower than one from scratch, at equal compute?",
     group=[WIDTH, NOISE],
     claims=[
-        Claim("A model grown by function-preserving copies, which noise lets part (here: noise 1), ends lower than one "
-              "from scratch at equal compute.", between(LOSS, {WIDTH: "fpi", NOISE: 1}, SCRATCH)),
+        Claim("A model grown by function-preserving copies with noise (here: noise 1) ends lower than one from scratch "
+              "at equal compute.", between(LOSS, {WIDTH: "fpi", NOISE: 1}, SCRATCH)),
         Claim("Without noise the copies stay equal, and the model ends higher than one from scratch.",
               between(LOSS, SCRATCH, {WIDTH: "fpi", NOISE: 0})),
         Claim("A model grown by AKI ends lower than one from scratch at equal compute.",
