@@ -21,13 +21,25 @@ EXECUTION_ONLY: Identity = False
 ADDED_LATER: Identity = "if_set"
 
 
-def key(default: T, help: str, *, identity: Identity = True, choices: Collection[str] | None = None) -> T:
+def key(
+    default: T,
+    help: str,
+    *,
+    identity: Identity = True,
+    choices: Collection[str] | None = None,
+    settings_of: str | None = None,
+    free_names: bool = False,
+) -> T:
     """A field of a configuration dataclass.
 
     default: REQUIRED if there is none. identity: whether the key is part of the run_id: True, EXECUTION_ONLY or
-    ADDED_LATER. choices: the allowed texts; `check_choices` refuses all others.
+    ADDED_LATER. choices: the allowed texts; `check_choices` refuses all others. settings_of: a config group. The key is
+    then a mapping of names to settings: `name`, a choice of the group, and keys of this choice. In the dataclass they
+    are `kind`, the choice's schema, and the keys that differ from their default. free_names: whether a mapping takes
+    its names without a plus.
     """
     metadata = {"help": help, "identity": identity, "choices": choices}
+    metadata |= {"settings_of": settings_of, "free_names": free_names}
     if isinstance(default, (list, dict)):
         return dataclasses.field(default_factory=lambda: copy.copy(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)

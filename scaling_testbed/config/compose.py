@@ -51,6 +51,7 @@ from scaling_testbed.config.words import (
 )
 from scaling_testbed.errors import ConfigError, UserError, first_line
 from scaling_testbed.files import YAMLError, read_json, read_yaml
+from scaling_testbed.keys import changed_from_default
 from scaling_testbed.plugins import check_unchanged, hashes_in, load_named_in, load_plugins, loaded_plugins
 
 if TYPE_CHECKING:
@@ -269,6 +270,7 @@ def _frozen(composed: DictConfig, overrides: Sequence[str]) -> RunConfig:
     OmegaConf.resolve(composed)
     for word in overrides:
         _check_text_as_typed(word, composed)
+    _fill_settings(composed)
     fields = [field.name for field in dataclasses.fields(RunConfig)]
     if unknown := [str(key) for key in composed if key not in fields]:
         raise ConfigError(_unknown_key(unknown[0]))
@@ -370,6 +372,43 @@ def _freeze(node: DictConfig, group: str) -> Any:
         raise ConfigError(message if f"{group}." in message else f"{group}.{message}") from None
 
 
+def _fill_settings(composed: DictConfig) -> None:
+    """Replace the settings in each key with `settings_of` (keys.py) by the kind of the choice that they name, and the
+    keys that differ from the default. Raises ConfigError that names the key."""
+    for section in map(str, composed):
+        node: Any = composed._get_node(section)
+        kind = OmegaConf.get_type(node) if isinstance(node, DictConfig) else None
+        for field in dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ():
+            if (group := field.metadata.get("settings_of")) and field.name in node:
+                for name, settings in dict(node[field.name]).items():
+                    where, configs = f"{section}.{field.name}.{name}", list(composed["configs"])
+                    node[field.name][name] = _filled_settings(where, group, settings, configs)
+
+
+def _filled_settings(where: str, group: str, settings: Any, configs: Sequence[str]) -> dict[str, Any]:
+    given: Any = OmegaConf.to_container(settings) if isinstance(settings, DictConfig) else settings
+    if not isinstance(given, dict) or not isinstance(chosen := given.pop("name", None), str):
+        raise ConfigError(f"{where} must be {{name: CHOICE, KEY: VALUE}}, with a choice of {group}=; got {given!r}")
+    if (file := choices(group, configs).get(chosen)) is None:
+        raise ConfigError(f"{where}: {_no_choice(f'{group}/{chosen}', configs)}")
+    content: Any = OmegaConf.to_container(OmegaConf.load(file))
+    schema = content.pop("defaults", [])
+    kind = str(schema[0]).removeprefix(f"/schema/{group}/").removesuffix("@_here_") if len(schema) == 1 else ""
+    if kind not in GROUPS[group]:
+        raise ConfigError(f"{where}: {file} must have one entry in its defaults list, the schema, to be chosen here")
+    node = _unlocked(GROUPS[group][kind])
+    for key, value in {**content, **given}.items():
+        try:
+            OmegaConf.update(node, key, value)
+        except CANNOT_COMPOSE as error:
+            if key in node:
+                raise ConfigError(f"{where}.{key}: {_uncapitalized(str(error).splitlines()[0])}") from None
+            known = [str(key) for key in node]
+            hint = _close_to(key, known) or f"it has {', '.join(known)}"
+            raise ConfigError(f"there is no key {where}.{key}; {hint}") from None
+    return {"kind": kind, **changed_from_default(_freeze(node, where))}
+
+
 def get_ready() -> None:
     """Do what the first `compose` of a process does in addition: register the schemas, and load Hydra's own plug-ins.
     For a process whose forks compose."""
@@ -414,6 +453,10 @@ def _unlocked(cls: type[Any]) -> DictConfig:
     for child in map(config._get_node, config):
         if isinstance(child, DictConfig) and dataclasses.is_dataclass(OmegaConf.get_type(child)):
             child._set_flag("readonly", None)
+    for field in dataclasses.fields(cls):
+        if field.metadata.get("free_names"):
+            mapping: Any = config._get_node(field.name)
+            mapping._set_flag("struct", False)
     return config
 
 

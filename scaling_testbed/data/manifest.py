@@ -135,6 +135,19 @@ def _faults(manifest: dict) -> Iterator[str]:
         yield f"{BY_CONTEXT} holds no entropies from 0 to ln {vocab_size}"
     for split in SPLITS:
         yield from _faults_of_split(manifest["splits"].get(split), f"splits.{split}")
+    sources = manifest.get("sources", {})  # of a mixture: the manifest of each, with its folder
+    if not isinstance(sources, dict):
+        yield "sources has a wrong type"
+    for name, source in sources.items():
+        if not isinstance(source, dict):
+            yield f"sources.{name} is no object"
+        yield from _wrong_types(source, {"folder": str}, f"sources.{name}.")
+        yield from (f"sources.{name}: {fault}" for fault in _faults(source))
+    if sources and any(
+        len(manifest["splits"][split]["shards"]) != sum(len(one["splits"][split]["shards"]) for one in sources.values())
+        for split in SPLITS
+    ):
+        yield "splits has other shards than its sources"
 
 
 def _is_entropy(value: Any, vocab_size: int) -> bool:

@@ -122,7 +122,7 @@ class TokenStream:
 
     def __init__(self, label: str, arrays: Sequence[np.ndarray | WatchedTokens], n_bytes: int | None = None):
         self.label, self.n_bytes = label, n_bytes
-        self._arrays = arrays
+        self.arrays = arrays
         self._ends = np.cumsum([len(array) for array in arrays], dtype=np.int64)
         self.n_tokens = int(self._ends[-1]) if arrays else 0
 
@@ -133,7 +133,7 @@ class TokenStream:
         shard = int(np.searchsorted(self._ends, start, side="right"))
         parts = []
         while length > 0:
-            array = self._arrays[shard]
+            array = self.arrays[shard]
             at = start - (int(self._ends[shard]) - len(array))
             part = array[at : at + length]
             parts.append(part)
@@ -145,8 +145,8 @@ class TokenStream:
     def gather(self, starts: np.ndarray, length: int) -> np.ndarray:
         """Rows of `length` tokens at each start, int64 [len(starts), length]. Raises UserError if a file changed."""
         rows = np.empty((len(starts), length), dtype=np.int64)
-        if len(self._arrays) == 1:
-            tokens = self._arrays[0]
+        if len(self.arrays) == 1:
+            tokens = self.arrays[0]
             for row, start in zip(rows, starts.tolist(), strict=True):
                 row[:] = tokens[start : start + length]
         else:
@@ -156,7 +156,7 @@ class TokenStream:
 
     def check(self) -> None:
         """Raise UserError if a file of this stream is not the one that was opened."""
-        for array in self._arrays:
+        for array in self.arrays:
             if isinstance(array, WatchedTokens):
                 array.check()
 
@@ -197,6 +197,19 @@ class PreparedData:
     def fingerprint(self) -> str:
         return data_fingerprint(self.manifest)
 
+    def sources(self) -> dict[str, "PreparedData"]:
+        """The corpora that a mixture is made of, by name, over the same open files; empty for all others."""
+        found, at = {}, dict.fromkeys(SPLITS, 0)
+        for name, manifest in self.manifest.get("sources", {}).items():
+            folder, streams = _beside(self.folder, manifest["folder"]), {}
+            for split in SPLITS:
+                record, whole = manifest["splits"][split], getattr(self, split)
+                arrays = whole.arrays[at[split] :][: len(record["shards"])]
+                at[split] += len(arrays)
+                streams[split] = TokenStream(f"{split} split of {folder}", arrays, record["n_bytes"])
+            found[name] = PreparedData(folder, manifest, **streams)
+        return found
+
     def check(self) -> None:
         """Raise UserError if a file is not the one that was opened: it was changed, cut, replaced or removed."""
         self.train.check()
@@ -204,7 +217,10 @@ class PreparedData:
 
 
 def data_fingerprint(manifest: dict) -> str:
-    """The fingerprint of the tokens and the tokenizer that a manifest describes."""
+    """The fingerprint of the tokens and the tokenizer that a manifest describes. That of a mixture has the names of its
+    sources too, because weights name them."""
+    if sources := manifest.get("sources"):
+        return fingerprint_of({name: data_fingerprint(source) for name, source in sources.items()})
     content: list[Any] = [manifest["vocab_size"], manifest["tokenizer_fingerprint"]]
     for split in SPLITS:
         content.append([_same_tokens(shard) for shard in manifest["splits"][split]["shards"]])
@@ -260,11 +276,19 @@ def changed_shard(folder: Path, manifest: dict) -> str | None:
 
 
 def _shard_path(folder: Path, entry: dict) -> Path:
-    """The path of a shard. Prepared shards lie in the folder itself; a user's own token files have absolute paths."""
+    """The path of a shard. Prepared shards lie in the folder itself, and those of a mixture in folders beside it. A
+    user's own token files have absolute paths."""
     path = Path(entry["file"])
+    if path.parts[:1] == ("..",) and len(path.parts) == 3 and path.parts[1] != "..":
+        return _beside(folder, path.parts[1]) / path.name
     if not path.is_absolute() and path.name != entry["file"]:
         raise UserError(f"{folder / 'manifest.json'}: {entry['file']!r} lies outside the folder")
     return folder / path
+
+
+def _beside(folder: Path, name: str) -> Path:
+    """The folder `name` beside `folder`, also where `folder` is a link or the current folder."""
+    return (folder.parent if folder.name else folder.absolute().parent) / name
 
 
 def _check_shape(path: Path, entry: dict) -> None:

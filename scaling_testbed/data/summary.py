@@ -27,6 +27,10 @@ def describe(data: PreparedData) -> str:
         parts = [f"{record['n_tokens']:,} tokens"]
         parts += [f"{record[key]:,} {what}" for key, what in _COUNTS.items() if record.get(key) is not None]
         lines.append((split, ", ".join(parts)))
+    for name, source in manifest.get("sources", {}).items():
+        counts = [f"{source['splits'][split]['n_tokens']:,} tokens of {split}" for split in SPLITS]
+        read = files_line(source)
+        lines.append((f"source {name}", ", ".join([*counts, source["folder"]]) + (f"; files: {read}" if read else "")))
     lines.append(("vocabulary", f"{data.vocab_size:,} ({manifest['dtype']})"))
     for key, label in (("unigram_entropy_nats", "unigram entropy"), ("entropy_rate_nats", "entropy rate")):
         if manifest[key] is not None:
@@ -131,4 +135,6 @@ def remarks(manifest: dict) -> list[str]:
             )
     if lost := (manifest.get("text_check") or {}).get("lost"):
         lines.append(f"warning: the tokenizer loses text, so bits per byte is not reported: {lost}")
+    for name, source in manifest.get("sources", {}).items():
+        lines += [line.replace("warning: ", f"warning: {name}: ", 1) for line in remarks(source)]
     return lines

@@ -85,7 +85,7 @@ class AtHand:
         return Found("; ".join(changed) or None, "; ".join(unknown) or None)
 
     def _corpus(self, then: Mapping[str, Any], run: RunConfig) -> Found:
-        key = repr((run.data_dir, run.data, run.tokenizer))
+        key = repr((run.data_dir, run.data.name, run.data.description(), run.tokenizer))
         if key not in self._corpora:
             self._corpora[key] = _Corpus(run)
         return self._corpora[key].compare(then)

@@ -60,6 +60,12 @@ class Row:
         "budget.hours."
     )
     epochs: float | None = fact("Passes through the train split, those of its lineage included.", "epochs")
+    tokens_by_source: dict[str, int] | None = fact(
+        "Training tokens of this run alone from each source of a mixture; null without data=mixture.", "tokens"
+    )
+    epochs_by_source: dict[str, float] | None = fact(
+        "Passes of this run alone through the train split of each source of a mixture; null without one.", "epochs"
+    )
     flops_6nd: float | None = fact("6 n_params n_tokens, with n_params_average in a run that prunes weights.", "FLOPs")
     flops: float | None = fact(
         "Training FLOPs counted from matrix products, attention and interventions included, pruned weights left out.",

@@ -1,6 +1,7 @@
 """Describe a run and its cost from a model on the meta device. Nothing is allocated, read or written."""
 
 import dataclasses
+from collections.abc import Mapping
 
 from scaling_testbed.config.compute import pruned_of, steps_of, training_flops
 from scaling_testbed.config.memory import Memory
@@ -14,9 +15,9 @@ from scaling_testbed.sweeps.unusual import unusual
 GPUS = (1, 8, 64)
 
 
-def describe_run(run: RunConfig, vocab_size: int, train_tokens: int | None = None) -> str:
+def describe_run(run: RunConfig, vocab_size: int, train_tokens: Mapping[str, int] | None = None) -> str:
     """Parameters, steps, tokens, FLOPs, memory on each of 1, 8 and 64 GPUs, and warnings, for a vocabulary of
-    `vocab_size` and a prepared train split of `train_tokens` (None if it is not prepared).
+    `vocab_size` and prepared train splits of `train_tokens` (None if they are not prepared), as `unusual` takes them.
 
     On several GPUs a run with parallelism=single is shown as fsdp, or as ddp if it cannot be sharded. Raises
     ConfigError as the run itself would.

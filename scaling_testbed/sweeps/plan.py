@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import UnionType
-from typing import Any, get_args, get_origin
+from typing import Any, TypeVar, get_args, get_origin
 
 from scaling_testbed.analysis.rows.study import claims_of, declared_in
 from scaling_testbed.config.compose import check_no_code, compose_many, outside_overrides
@@ -32,6 +32,8 @@ from scaling_testbed.sweeps.grid import Sweep, overrides_before
 from scaling_testbed.sweeps.rules import with_values
 from scaling_testbed.sweeps.trunks import TRUNK, Branched, branched, with_parents
 from scaling_testbed.sweeps.unusual import unusual
+
+Found = TypeVar("Found")
 
 PLAN_FILE = "plan.jsonl"
 SWEEP_FILE = "sweep.json"
@@ -117,10 +119,12 @@ def plan(
     if not points:
         raise ConfigError(f"sweep {sweep.name}: exclude leaves no run")
     lists = [_overrides(sweep, point) for point in points]
-    known: dict[str, tuple[int, int | None]] = {}  # by data: to look whether data is prepared may read a folder tree
+    known: dict[
+        str, tuple[int, dict[str, int] | None]
+    ] = {}  # by data: to look whether data is prepared may read a folder tree
 
-    def of_data(run: RunConfig) -> tuple[int, int | None]:
-        data = repr((run.data_dir, run.data, run.tokenizer, run.model.vocab_size))
+    def of_data(run: RunConfig) -> tuple[int, dict[str, int] | None]:
+        data = repr((run.data_dir, run.data.name, run.data.description(), run.tokenizer, run.model.vocab_size))
         if data not in known:
             known[data] = planned_vocab_size(run), planned_train_tokens(run)
         return known[data]
@@ -192,7 +196,7 @@ def _overrides(sweep: Sweep, point: dict[str, str]) -> list[str]:
 
 
 def _planned(
-    member: Branched, of_data: tuple[int, int | None], processes: int, gib: float, runs_per_gpu: int
+    member: Branched, of_data: tuple[int, dict[str, int] | None], processes: int, gib: float, runs_per_gpu: int
 ) -> PlannedRun:
     run, (vocab_size, train_tokens) = member.run, of_data
     model = run.model.resolved(vocab_size)
@@ -245,12 +249,18 @@ def planned_vocab_size(run: RunConfig) -> int:
     return known
 
 
-def planned_train_tokens(run: RunConfig) -> int | None:
-    """The tokens of the run's prepared train split; None if its data is not prepared."""
-    return _prepared(run, lambda manifest: manifest["splits"]["train"]["n_tokens"])
+def planned_train_tokens(run: RunConfig) -> dict[str, int] | None:
+    """The tokens of the prepared train split of each source of the run's mixture, or of its only source, under an empty
+    name; None if its data is not prepared."""
+
+    def tokens(manifest: dict[str, Any]) -> dict[str, int]:
+        sources = manifest.get("sources") or {"": manifest}
+        return {name: source["splits"]["train"]["n_tokens"] for name, source in sources.items()}
+
+    return _prepared(run, tokens)
 
 
-def _prepared(run: RunConfig, entry: Callable[[dict[str, Any]], int]) -> int | None:
+def _prepared(run: RunConfig, entry: Callable[[dict[str, Any]], Found]) -> Found | None:
     """An entry of the manifest of the run's prepared data; None if the data is not prepared or its source does not
     exist."""
     try:

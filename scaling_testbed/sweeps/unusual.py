@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from scaling_testbed.config.run import RunConfig
+from scaling_testbed.data.interleaving import Interleaving
 from scaling_testbed.model.config import ModelConfig
 from scaling_testbed.model.counting import ParamCounts
 
@@ -11,10 +12,10 @@ LARGEST_VOCABULARY, LARGEST_BATCH = 2**19, 2**24  # tokens; 262,144 in Gemma 3 a
 
 
 def unusual(
-    run: RunConfig, model: ModelConfig, counts: ParamCounts, steps: int, train_tokens: int | None = None
+    run: RunConfig, model: ModelConfig, counts: ParamCounts, steps: int, train_tokens: Mapping[str, int] | None = None
 ) -> dict[str, str]:
     """What is unusual about a run, by reason: a line with the keys to type. steps: of the run. train_tokens: of the
-    prepared train split; None if it is not prepared.
+    prepared train split of each source of a mixture by its name, or of the only source; None if it is not prepared.
 
     The bounds are wide. Those of the vocabulary, batch and sequence length apply to models from LARGE parameters up, of
     which the published runs have vocabularies of 32,000 and more, batches of 131,072 tokens and more, and sequences of
@@ -42,11 +43,18 @@ def unusual(
         )
     elif warmup > steps / 2:
         found["long warm-up"] = f"the warm-up of {warmup:,} steps is more than half of the {steps:,} steps; set {key}"
-    if train_tokens and (epochs := n_tokens / train_tokens) > 4:
-        found["epochs"] = (
-            f"the run reads the train split {epochs:,.1f} times; beyond some 4 times, repeated text is worth less than "
-            "new text (Muennighoff et al. 2023)"
-        )
+    return found | (_of_epochs(run, steps, train_tokens) if train_tokens else {})
+
+
+def _of_epochs(run: RunConfig, steps: int, train_tokens: Mapping[str, int]) -> dict[str, str]:
+    found, size = {}, run.batch.sequences
+    rows = Interleaving(run.data.weights_by_step(train_tokens), size).counts(steps * size)
+    for name, there in train_tokens.items():
+        if (epochs := rows[name] * run.batch.sequence_length / there) > 4:
+            found[f"epochs {name}".strip()] = (
+                f"the run reads the train split{name and f' of data.sources.{name}'} {epochs:,.1f} times; beyond some "
+                "4 times, repeated text is worth less than new text (Muennighoff et al. 2023)"
+            )
     return found
 
 

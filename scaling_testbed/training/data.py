@@ -19,25 +19,27 @@ MAIN_SET = "validation"
 
 def open_training_batches(run: RunConfig, data: PreparedData) -> TrainingBatches:
     """The training split of the run's `data`, in the run's own order."""
-    batch = run.batch
+    batch, sources = run.batch, data.sources()
     return TrainingBatches(
-        data.train,
+        {name: source.train for name, source in sources.items()} or data.train,
         sequence_length=batch.sequence_length,
         sequences=batch.sequences,
         seed=run.seed,
         skipped=run.data.skip_steps,
+        weights=run.data.weights_by_step({name: source.train.n_tokens for name, source in sources.items()}),
     )
 
 
 def open_sets(run: RunConfig, data: PreparedData) -> dict[str, PreparedData]:
-    """The run's own `data`, as MAIN_SET, and every corpus in evaluation.sets, by name.
+    """The run's own `data`, as MAIN_SET, the sources of a mixture, and every corpus in evaluation.sets, by name.
 
-    Raises ConfigError for a set with the name MAIN_SET or with another tokenizer.
+    Raises ConfigError for a set in evaluation.sets that has the name of another set, or another tokenizer.
     """
-    found = {MAIN_SET: data}
+    own = {MAIN_SET: data, **data.sources()}
+    found = dict(own)
     for name, path in run.evaluation.sets.items():
         other = open_prepared(Path(path))
-        if name == MAIN_SET:
+        if name in own:
             raise ConfigError(f"evaluation.sets.{name}: this is the name of the run's own set; choose another")
         if _vocabulary(other) != _vocabulary(data):
             raise ConfigError(f"evaluation.sets.{name}: {path} has another tokenizer than {data.folder}")

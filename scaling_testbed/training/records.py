@@ -58,7 +58,7 @@ class Records:
         upper = f"{run.budget.hours:g} hours, at most " if self._is_limit else ""
         say(
             f"{upper}{parts.steps:,} steps of {run.batch.tokens:,} tokens, "
-            f"{parts.batches.epochs(parts.steps):.2f} epochs of {parts.data.folder}; "
+            f"{parts.batches.epochs(parts.steps):.2f} epochs of {parts.data.folder}{_of_sources(parts)}; "
             f"attention {parts.model.attention_impl}, qk-norm {parts.model.qk_norm_impl}, "
             f"loss {parts.loss.impl}{', compiled' if parts.compiled else ''}"
         )
@@ -137,3 +137,9 @@ def _devices(parts: Parts) -> str:
     if not parts.processes.grouped:
         return parts.device.type
     return f"{parts.processes.world.size} x {parts.device.type} ({parts.run.parallelism.kind})"
+
+
+def _of_sources(parts: Parts) -> str:
+    """The epochs of each source of a mixture, those before the first step of this run left out."""
+    epochs = parts.batches.epochs_by_source(parts.run.start.first_step, parts.steps)
+    return f" ({', '.join(f'{name} {n:.2f}' for name, n in epochs.items())})" if parts.batches.is_mixture else ""

@@ -43,6 +43,7 @@ def make_row(parts: Parts, progress: Progress, records: Records, outcome: Outcom
         **of_tasks,
         **summary.diagnostics(progress.step),
         **of_start(parts, progress),
+        **of_sources(parts, progress.step),
         n_tokens=n_tokens,
         steps=progress.step,
         steps_planned=parts.steps,
@@ -112,4 +113,16 @@ def of_start(parts: Parts, progress: Progress) -> dict[str, Any]:
         "flops_here": here["flops"],
         "flops_total": known["flops"],
         "epochs": None if None in same_data else (here["n_tokens"] + sum(same_data)) / windows,
+    }
+
+
+def of_sources(parts: Parts, step: int) -> dict[str, Any]:
+    """What the row says of the sources of a mixture: tokens and epochs of this run alone, after `step` updates."""
+    if not parts.batches.is_mixture:
+        return {}
+    first, length = parts.run.start.first_step, parts.run.batch.sequence_length
+    rows = parts.batches.rows_by_source(first, step)
+    return {
+        "tokens_by_source": {name: count * length for name, count in rows.items()},
+        "epochs_by_source": parts.batches.epochs_by_source(first, step),
     }

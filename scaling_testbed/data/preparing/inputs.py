@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scaling_testbed.data.manifest import fingerprint_of
+from scaling_testbed.data.manifest import fingerprint_of, read_manifest
 from scaling_testbed.data.shards import SCHEMA_VERSION
 from scaling_testbed.data.sources.reading import form_of, kind_of
 from scaling_testbed.errors import UserError
@@ -72,7 +72,7 @@ def _content(file: File, sha256: str | None) -> list[Any]:
 def inputs_of(source, tokenizer) -> Inputs:
     """The inputs of a corpus as they are now. Raises UserError or ConfigError if a file is missing."""
     settings = {"schema": SCHEMA_VERSION, "source": source.settings()}
-    parts, groups = [source], source.inputs()
+    parts, groups = [source, *source.parts().values()], source.inputs()
     if source.uses_tokenizer:
         parts.append(tokenizer)
         settings["tokenizer"] = tokenizer.settings()
@@ -126,6 +126,13 @@ def record(inputs: Inputs, work: Path, known: Mapping[str, str], read: Collectio
     write_text(work / LIST_FILE, "[" + ",\n".join(map(json.dumps, rows)) + "]\n")
     _remember(work, {file.path: _seen_row(file, found[file.path]) for file in files if file.path in found})
     return inputs.summary([found.get(file.path) for file in files])
+
+
+def recorded_hashes(folder: Path, inputs: Inputs) -> dict[str, str]:
+    """Path -> sha256 of the files of now, from the list of a corpus that was prepared from files with the same bytes.
+    Files that a limit left out have none."""
+    rows = _read_list(folder, read_manifest(folder)) or []
+    return {file.path: row[5] for file, row in zip(inputs.files or (), rows, strict=False) if row[5] is not None}
 
 
 def differences(folder: Path, manifest: dict[str, Any], inputs: Inputs) -> list[str] | None:

@@ -50,7 +50,8 @@ def folder_name(source, tokenizer) -> str:
     if source.uses_tokenizer:
         names.append(tokenizer.name)
         identity["tokenizer"] = tokenizer.identity()
-    if code := [found for one in (source, tokenizer)[: len(names)] if (found := source_hash(type(one)))]:
+    made_by = [*(source, tokenizer)[: len(names)], *source.parts().values()]
+    if code := [found for one in made_by if (found := source_hash(type(one)))]:
         identity["plugins"] = code
     names = [re.sub(r"[^A-Za-z0-9_.]+", "_", name).strip("._")[:60] or "unnamed" for name in names]
     return "-".join([*names, fingerprint_of(identity)[:10]])
@@ -63,10 +64,20 @@ def prepare(
 
     Returns at once if the folder is complete, and continues the work of an interrupted call. A second process that
     prepares the same data waits for the first. `workers` defaults to one for each usable core and mebibyte of text, at
-    most 16. `tokenizer` may be None for synthetic sources and token files. tell: say what was left out. Raises
-    UserError or ConfigError that names the file or key.
+    most 16. `tokenizer` may be None for synthetic sources and token files. tell: say what was left out. The parts of a
+    source are prepared first. Raises UserError or ConfigError that names the file or key.
     """
+    if source.parts():
+        source.check_tokenizer(tokenizer)
+    options = {"data_dir": data_dir, "workers": workers, "quiet": quiet, "chunk_bytes": chunk_bytes, "tell": tell}
+    parts = {name: prepare(part, tokenizer, **options) for name, part in source.parts().items()}
     if found := find_prepared(source, tokenizer, Path(data_dir)):
+        for name, part in read_manifest(found).get("sources", {}).items():
+            if not (Path(data_dir) / part["folder"]).exists():
+                raise UserError(
+                    f"{found}: the folder {part['folder']} of its source {name} is gone; delete {found}, and run the "
+                    "command again"
+                )
         return found
     folder = Path(data_dir) / folder_name(source, tokenizer)
     progress = ByteProgress(folder.name, quiet=quiet)
@@ -77,7 +88,7 @@ def prepare(
     try:
         with _alone(folder.parent / f".{folder.name}.lock", progress):
             if not (folder / "manifest.json").exists():
-                _build(source, tokenizer, folder, workers, progress, chunk_bytes)
+                _build(source, folder, _Job(_work(folder), parts, tokenizer, workers, chunk_bytes, progress))
                 if tell and (said := left_out_line(read_manifest(folder))):
                     progress.say(said)
     except OSError as error:
@@ -169,19 +180,25 @@ def _alone(path: Path, progress: ByteProgress):
         lock.release()
 
 
-def _build(source, tokenizer, folder: Path, workers: int | None, progress: ByteProgress, chunk_bytes: int) -> None:
+def _work(folder: Path) -> Path:
+    return folder.parent / f".{folder.name}.partial"
+
+
+def _build(source, folder: Path, job: "_Job") -> None:
     """Fill the work folder, write its manifest, and rename it to `folder`."""
-    work = folder.parent / f".{folder.name}.partial"
+    work, tokenizer = job.work, job.tokenizer
     work.mkdir(exist_ok=True)
     for stale in [*work.glob("*.tmp"), *work.glob("tasks/*.tmp")]:
         stale.unlink(missing_ok=True)
     if not (work / "manifest.json").exists():
-        job = _Job(work, tokenizer, workers, chunk_bytes, progress)
         manifest = source.prepare(job)
         now = files_of.inputs_of(source, tokenizer)
         if now.files is not None:
-            read = job.read.intersection(file.path for file in now.files)
-            manifest["inputs"] = files_of.record(now, work, _hashed(manifest), read or None)
+            known, read = _hashed(manifest), job.read.intersection(file.path for file in now.files)
+            for name, part in source.parts().items():
+                known |= files_of.recorded_hashes(job.parts[name], files_of.inputs_of(part, tokenizer))
+                read |= known.keys()
+            manifest["inputs"] = files_of.record(now, work, known, read or None)
         if folder_name(source, tokenizer) != folder.name:
             shutil.rmtree(work)
             raise UserError(f"{source.name}: the source changed while it was being prepared; run the command again")
@@ -207,6 +224,7 @@ class _Job:
     """The implementation of data.sources.source.Job. read: the paths of a limited source that were read; empty: all."""
 
     work: Path
+    parts: dict[str, Path]
     tokenizer: Any
     workers: int | None
     chunk_bytes: int

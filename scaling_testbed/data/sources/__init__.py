@@ -4,6 +4,7 @@ from scaling_testbed.data.sources import (  # noqa: F401
     copy,
     huggingface,
     markov,
+    mixture,
     noise,
     python_packages,
     python_stdlib,

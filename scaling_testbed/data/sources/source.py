@@ -6,7 +6,7 @@ documents of one unit, and the preparation tokenises the documents. Other source
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -26,9 +26,11 @@ OF_THE_RUN = ("name", "skip_steps")  # the fields of a source that decide no tok
 
 
 class Job(Protocol):
-    """The interface of one preparation to a source. work: the folder for the shards."""
+    """The interface of one preparation to a source. work: the folder for the shards. parts: name -> folder of each of
+    the source's `parts`, which are prepared already."""
 
     work: Path
+    parts: Mapping[str, Path]
 
     def tokenize(self, source: "TextSource") -> dict:
         """Write the documents of `source` as shards into `work`, and return the manifest."""
@@ -82,6 +84,18 @@ class Source:
         return {"kind": self.kind} | {
             k: v for k, v in changed_from_default(self).items() if k not in (*OF_THE_RUN, *self.places)
         }
+
+    def parts(self) -> Mapping[str, "Source"]:
+        """The sources that this one is made of, by name, in rising order. Each is prepared in a folder of its own."""
+        return {}
+
+    def weights_by_step(self, train_tokens: Mapping[str, int]) -> list[tuple[int, dict[str, float]]]:
+        """The weights of the parts: (the step from which on they hold, name -> weight), in rising order from step 0 on.
+        train_tokens: of each part by its name, or of the source itself, under any name, if it has none."""
+        return [(0, dict.fromkeys(train_tokens, 1.0))]
+
+    def check_tokenizer(self, tokenizer: TokenizerConfig) -> None:
+        """Raise ConfigError if the tokenizer does not suit this source."""
 
     def inputs(self) -> dict[str, list[str]] | None:
         """The files that decide the tokens, in the order in which they are read: what they are for, such as the name of
@@ -205,9 +219,6 @@ class TextSource(Source):
     def encoder(self, folder: Path, description: dict | None) -> "ByteTokenizer | JsonTokenizer | IdEncoder":
         """What turns documents into token ids. folder, description: of the tokenizer."""
         return load_tokenizer(folder, description)
-
-    def check_tokenizer(self, tokenizer: TokenizerConfig) -> None:
-        """Raise ConfigError if the tokenizer does not suit this source."""
 
     @property
     def is_text(self) -> bool:

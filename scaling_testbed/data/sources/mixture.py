@@ -1,0 +1,208 @@
+"""A mixture: several sources, each prepared on its own, that give the rows of the training batches by their weights.
+
+The folder of a mixture holds no shards. Its manifest names those of the sources, and has the manifest of each.
+"""
+
+import functools
+import math
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from scaling_testbed.data.manifest import SPLITS, read_manifest
+from scaling_testbed.data.sources.source import OF_THE_RUN, SOURCES, Job, Source
+from scaling_testbed.data.tokenizers import TOKENIZER_FILE, TokenizerConfig
+from scaling_testbed.errors import ConfigError, listed
+from scaling_testbed.keys import key
+
+# Fields that decide which tokens a step is trained on, and not which there are.
+WEIGHTING = ("weights", "temperature", "weight_changes")
+NAME = "[A-Za-z0-9_-]+"
+
+
+@SOURCES.register("mixture")
+@dataclass(frozen=True, kw_only=True)
+class MixtureConfig(Source):
+    """Several sources in shares that weights say."""
+
+    name: str = "mixture"
+    sources: dict[str, Any] = key(
+        {},
+        "The sources: a name for each, and its settings, {NAME: {name: CHOICE, KEY: VALUE}}. CHOICE is one of data=, "
+        "and KEY one of its keys. All must have the same tokenizer.",
+        settings_of="data",
+        free_names=True,
+    )
+    weights: dict[str, float] = key(
+        {},
+        "The weight of each source: the part of the rows that it gives is its weight divided by the sum of all. Empty: "
+        "by `temperature`.",
+        free_names=True,
+    )
+    temperature: float = key(
+        1.0,
+        "T of the weights n^(1/T), where n is the number of training tokens of a source. 1: in proportion to the "
+        "tokens. Large: nearly equal. It cannot be with `weights`.",
+    )
+    weight_changes: list[Any] = key(
+        [],
+        "Weights that replace the earlier ones from a step on, in rising order: [{step: 500, weights: {NAME: .2, "
+        "OTHER: .8}}].",
+    )
+
+    def __post_init__(self):
+        if not self.sources:
+            raise ConfigError("sources must name a source, such as 'data.sources={code: {name: sympy}}'")
+        if odd := [name for name in self.sources if not re.fullmatch(NAME, name)]:
+            raise ConfigError(f"sources: the name {odd[0]!r} must have only letters, digits, - and _")
+        if split := [name for name in self.sources if name in SPLITS]:
+            raise ConfigError(f"sources: {split[0]} is the name of a split; choose another")
+        self._parts  # noqa: B018 (their settings are checked)
+        if self.weights:
+            self._check_weights("weights", self.weights)
+            if self.temperature != 1.0:
+                raise ConfigError(f"temperature={self.temperature} cannot be with weights; leave one out")
+        if not (0 < self.temperature < math.inf):
+            raise ConfigError(f"temperature must be positive, got {self.temperature}")
+        last = 0
+        for at, change in enumerate(self.weight_changes):
+            where = f"weight_changes[{at}]"
+            if not isinstance(change, Mapping) or set(change) != {"step", "weights"}:
+                raise ConfigError(f"{where} must be {{step: STEP, weights: {{NAME: WEIGHT}}}}, got {change!r}")
+            step = change["step"]
+            if not isinstance(step, int) or isinstance(step, bool) or step <= last:
+                raise ConfigError(f"{where}.step must be a whole number above {last}, got {step!r}")
+            self._check_weights(f"{where}.weights", change["weights"])
+            last = step
+
+    def _check_weights(self, where: str, weights: Any) -> None:
+        """Raise ConfigError unless each source has a weight that is not negative, and one has a positive weight."""
+        if not isinstance(weights, Mapping):
+            raise ConfigError(f"{where} must be a mapping of sources to weights, got {weights!r}")
+        if unknown := [name for name in weights if name not in self.sources]:
+            raise ConfigError(
+                f"data.{where}.{unknown[0]} is no source; data.sources has {listed(sorted(self.sources))}"
+            )
+        if missing := [name for name in sorted(self.sources) if name not in weights]:
+            raise ConfigError(f"{where} has no {missing[0]}; each source needs a weight, and 0 leaves it out")
+        for name, weight in weights.items():
+            if not isinstance(weight, (int, float)) or isinstance(weight, bool) or not 0 <= weight < math.inf:
+                raise ConfigError(f"{where}.{name} must be a number that is not negative, got {weight!r}")
+        if not any(weights.values()):
+            raise ConfigError(f"{where} must have a positive weight, got {dict(weights)}")
+
+    @functools.cached_property
+    def _parts(self) -> dict[str, Source]:
+        return {name: self._part(name) for name in sorted(self.sources)}
+
+    def _part(self, name: str) -> Source:
+        where, settings = f"sources.{name}", self.sources[name]
+        if not isinstance(settings, Mapping) or settings.get("kind") not in SOURCES:
+            raise ConfigError(
+                f"{where} must be the settings of a source, {{name: CHOICE, KEY: VALUE}}; got {settings!r}"
+            )
+        try:
+            part = SOURCES[settings["kind"]](**{k: v for k, v in settings.items() if k != "kind"})
+        except (ConfigError, TypeError) as error:
+            raise ConfigError(f"{where}.{error}") from None
+        if part.parts():
+            raise ConfigError(f"data.{where} is a mixture; name its sources in data.sources")
+        if part.skip_steps:
+            raise ConfigError(f"data.{where}.skip_steps cannot be; data.skip_steps leaves out whole batches")
+        return part
+
+    def parts(self) -> Mapping[str, Source]:
+        return self._parts
+
+    @property
+    def uses_tokenizer(self) -> bool:  # type: ignore[override]  # it depends on the sources
+        return any(part.uses_tokenizer for part in self._parts.values())
+
+    @property
+    def vocab_size(self) -> int | None:
+        """The vocabulary, where a source says it."""
+        return next((found for part in self._parts.values() if (found := getattr(part, "vocab_size", None))), None)
+
+    def weights_by_step(self, train_tokens: Mapping[str, int]) -> list[tuple[int, dict[str, float]]]:
+        sized = {name: train_tokens[name] ** (1 / self.temperature) for name in self._parts}
+        first = {name: float(self.weights[name]) for name in self._parts} if self.weights else sized
+        later = [
+            (change["step"], {name: float(w) for name, w in change["weights"].items()})
+            for change in self.weight_changes
+        ]
+        return [(0, first), *later]
+
+    def check_tokenizer(self, tokenizer: TokenizerConfig) -> None:
+        if tokenizer is not None and self.uses_tokenizer and tokenizer.sample_bytes and len(self._parts) > 1:
+            raise ConfigError(
+                f"tokenizer={tokenizer.name} is trained on each source by itself, and a mixture needs one tokenizer; "
+                "prepare one corpus with it, and type tokenizer=pretrained tokenizer.path=data/FOLDER/tokenizer.json"
+            )
+
+    def identity(self) -> dict:
+        return {"kind": self.kind, "sources": {name: part.identity() for name, part in self._parts.items()}}
+
+    def settings(self) -> dict:
+        return {"kind": self.kind, "sources": {name: part.settings() for name, part in self._parts.items()}}
+
+    def inputs(self) -> dict[str, list[str]] | None:
+        found: dict[str, list[str]] = {}
+        for name, part in self._parts.items():
+            if (there := part.inputs()) is None:
+                return None
+            found |= {f"{name}/{role}": paths for role, paths in there.items()}
+        return found
+
+    def description(self) -> dict:
+        left_out = {*OF_THE_RUN, *WEIGHTING}
+        return {"kind": self.kind, "fields": {k: v for k, v in asdict(self).items() if k not in left_out}}
+
+    def where(self) -> str:
+        return ", ".join(f"{name}: {part.where()}" for name, part in self._parts.items())
+
+    def prepare(self, job: Job) -> dict:
+        manifests = {name: read_manifest(job.parts[name]) for name in self._parts}
+        first, common = next(iter(manifests.items()))
+        for name, manifest in manifests.items():
+            if alike := [other for other in manifests if other < name and job.parts[other] == job.parts[name]]:
+                raise ConfigError(f"data.sources.{alike[0]} and data.sources.{name} are the same corpus; leave one out")
+            for what in ("tokenizer_fingerprint", "vocab_size"):
+                if manifest[what] != common[what]:
+                    raise ConfigError(
+                        f"data.sources.{name} has another tokenizer than data.sources.{first}: its {what} is "
+                        f"{manifest[what]}, and there {common[what]}; a mixture needs one tokenizer"
+                    )
+        if (file := job.parts[first] / TOKENIZER_FILE).exists():
+            shutil.copyfile(file, job.work / TOKENIZER_FILE)
+        lost = [f"{name}: {said}" for name, m in manifests.items() if (said := (m.get("text_check") or {}).get("lost"))]
+        eos_ids = {manifest["eos_id"] for manifest in manifests.values()}
+        return {
+            "source": self.description(),
+            **{what: common[what] for what in ("tokenizer", "tokenizer_fingerprint", "vocab_size", "dtype")},
+            "eos_id": eos_ids.pop() if len(eos_ids) == 1 else None,
+            "unigram_entropy_nats": None,  # it depends on the weights
+            "entropy_rate_nats": None,
+            "skipped_files": sum(manifest.get("skipped_files", 0) for manifest in manifests.values()),
+            "text_check": {"lost": "; ".join(lost)} if lost else None,
+            "splits": {split: _joined(split, manifests, job.parts) for split in SPLITS},
+            "sources": {name: {"folder": job.parts[name].name, **manifest} for name, manifest in manifests.items()},
+        }
+
+
+def _joined(split: str, manifests: Mapping[str, dict], folders: Mapping[str, Any]) -> dict:
+    """The record of a split of all sources, one after the other."""
+    records = {name: manifest["splits"][split] for name, manifest in manifests.items()}
+    found: dict[str, Any] = {"shards": []}
+    for what in ("n_tokens", "n_documents", "n_bytes"):
+        numbers = [record[what] for record in records.values()]
+        found[what] = None if None in numbers else sum(numbers)
+    for name, record in records.items():
+        # Beside this folder, so that all of them can be moved together. A user's own token files have absolute paths.
+        beside = f"../{folders[name].name}/"
+        found["shards"] += [
+            shard if shard["file"].startswith("/") else {**shard, "file": beside + shard["file"]}
+            for shard in record["shards"]
+        ]
+    return found
