@@ -20,6 +20,7 @@ from scaling_testbed.data.interleaving import Interleaving
 from scaling_testbed.data.shards import TokenStream
 from scaling_testbed.errors import ConfigError, UserError
 
+ONLY = ""  # the name of a source that is no part of a mixture
 ROUNDS = 8
 BLOCK = 4096  # places whose windows are computed together, because many small computations cost more than one
 
@@ -120,8 +121,8 @@ class TrainingBatches:
     ):
         self._skipped = list(zip(skipped[::2], skipped[1::2], strict=True))
         self.sequence_length, self.sequences = sequence_length, sequences
-        self.is_mixture = isinstance(streams, Mapping)
-        named = streams if isinstance(streams, Mapping) else {"": streams}
+        named = streams if isinstance(streams, Mapping) else {ONLY: streams}
+        self.is_mixture = ONLY not in named
         self._windows = {name: Windows(stream, sequence_length, seed) for name, stream in named.items()}
         self._interleaving = Interleaving(weights or [(0, dict.fromkeys(named, 1.0))], sequences)
         for name, windows in self._windows.items():

@@ -16,6 +16,7 @@ from scaling_testbed.config.compose import check_no_code, compose_many, outside_
 from scaling_testbed.config.compute import params_in_use, steps_of, training_flops
 from scaling_testbed.config.run import RunConfig, flatten, rate_means, run_folder_path, run_id
 from scaling_testbed.config.words import key_of, quoted
+from scaling_testbed.data.batches import ONLY
 from scaling_testbed.data.manifest import read_manifest
 from scaling_testbed.data.preparing.preparation import find_prepared
 from scaling_testbed.errors import ConfigError, UserError
@@ -119,9 +120,8 @@ def plan(
     if not points:
         raise ConfigError(f"sweep {sweep.name}: exclude leaves no run")
     lists = [_overrides(sweep, point) for point in points]
-    known: dict[
-        str, tuple[int, dict[str, int] | None]
-    ] = {}  # by data: to look whether data is prepared may read a folder tree
+    # By data, because to look whether data is prepared may read a folder tree.
+    known: dict[str, tuple[int, dict[str, int] | None]] = {}
 
     def of_data(run: RunConfig) -> tuple[int, dict[str, int] | None]:
         data = repr((run.data_dir, run.data.name, run.data.description(), run.tokenizer, run.model.vocab_size))
@@ -250,11 +250,11 @@ def planned_vocab_size(run: RunConfig) -> int:
 
 
 def planned_train_tokens(run: RunConfig) -> dict[str, int] | None:
-    """The tokens of the prepared train split of each source of the run's mixture, or of its only source, under an empty
-    name; None if its data is not prepared."""
+    """The tokens of the prepared train split of each source of the run's mixture, or of its ONLY source; None if its
+    data is not prepared."""
 
     def tokens(manifest: dict[str, Any]) -> dict[str, int]:
-        sources = manifest.get("sources") or {"": manifest}
+        sources = manifest.get("sources") or {ONLY: manifest}
         return {name: source["splits"]["train"]["n_tokens"] for name, source in sources.items()}
 
     return _prepared(run, tokens)

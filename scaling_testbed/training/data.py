@@ -6,7 +6,7 @@ from pathlib import Path
 
 from scaling_testbed.config.run import RunConfig
 from scaling_testbed.config.sections import TASKS_OF_CORPUS
-from scaling_testbed.data.batches import TrainingBatches, ValidationBatches
+from scaling_testbed.data.batches import ONLY, TrainingBatches, ValidationBatches
 from scaling_testbed.data.shards import PreparedData, open_prepared
 from scaling_testbed.data.tokenizers import load_tokenizer
 from scaling_testbed.errors import ConfigError, UserError
@@ -19,9 +19,9 @@ MAIN_SET = "validation"
 
 def open_training_batches(run: RunConfig, data: PreparedData) -> TrainingBatches:
     """The training split of the run's `data`, in the run's own order."""
-    batch, sources = run.batch, data.sources()
+    batch, sources = run.batch, data.sources() or {ONLY: data}
     return TrainingBatches(
-        {name: source.train for name, source in sources.items()} or data.train,
+        {name: source.train for name, source in sources.items()},
         sequence_length=batch.sequence_length,
         sequences=batch.sequences,
         seed=run.seed,
@@ -38,9 +38,9 @@ def open_sets(run: RunConfig, data: PreparedData) -> dict[str, PreparedData]:
     own = {MAIN_SET: data, **data.sources()}
     found = dict(own)
     for name, path in run.evaluation.sets.items():
-        other = open_prepared(Path(path))
         if name in own:
             raise ConfigError(f"evaluation.sets.{name}: this is the name of the run's own set; choose another")
+        other = open_prepared(Path(path))
         if _vocabulary(other) != _vocabulary(data):
             raise ConfigError(f"evaluation.sets.{name}: {path} has another tokenizer than {data.folder}")
         found[name] = other

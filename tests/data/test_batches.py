@@ -121,3 +121,64 @@ def test_evaluation_windows_are_spread_over_the_whole_stream():
     first, second = np.concatenate(list(batches)), np.concatenate(list(batches))
     assert np.array_equal(first, second) and first.shape == (20, 11)
     assert min(np.bincount(first[:, 0], minlength=4)) >= 4
+
+
+def mixed(weights=((0, {"a": 0.7, "b": 0.3}),), **changes):
+    """Batches of 10 rows of 10 tokens from 50 windows of a and 20 windows of b, whose tokens start at 1,000."""
+    b = TokenStream("b", [np.arange(1000, 1201, dtype=np.uint32)])
+    settings = {"sequence_length": 10, "sequences": 10, "seed": 1, "weights": weights} | changes
+    return TrainingBatches({"a": stream_of(501), "b": b}, **settings)
+
+
+def starts_of(batches, steps):
+    rows = np.concatenate([batches.batch(step)[:, 0] for step in steps])
+    return rows[rows < 1000], rows[rows >= 1000]
+
+
+def test_each_source_of_a_mixture_walks_its_own_windows_once_per_epoch():
+    a, b = starts_of(mixed(), range(100))
+    assert (len(a), len(b)) == (700, 300)
+    for rows, windows, first in ((a, 50, 0), (b, 20, 1000)):
+        for epoch in range(len(rows) // windows):
+            there = np.sort(rows[epoch * windows :][:windows])
+            assert np.array_equal(there, first + 10 * np.arange(windows))
+    alone = TrainingBatches(stream_of(501), sequence_length=10, sequences=10, seed=1)
+    assert np.array_equal(a, starts_of(alone, range(70))[0])
+
+
+def test_a_batch_of_a_mixture_is_a_function_of_its_step_and_is_shared_by_ranks():
+    batches, again = mixed(), mixed()
+    for step in (97, 3, 41):
+        whole = batches.batch(step)
+        assert np.array_equal(again.batch(step), whole)
+        for size in (2, 5):
+            assert np.array_equal(np.concatenate([again.batch(step, rank, size) for rank in range(size)]), whole)
+    assert not np.array_equal(mixed(seed=2).batch(3), batches.batch(3))
+
+
+def test_a_mixture_of_one_source_is_that_source():
+    settings = {"sequence_length": 10, "sequences": 20, "seed": 1, "skipped": [3, 5]}
+    alone = TrainingBatches(stream_of(1001), **settings)
+    for weights in ([(0, {"a": 2.5})], [(0, {"a": 0.1, "b": 0})]):
+        streams = {name: stream_of(1001) for name in weights[0][1]}
+        mixture = TrainingBatches(streams, **settings, weights=weights)
+        for step in range(9):
+            assert np.array_equal(mixture.batch(step), alone.batch(step))
+
+
+def test_the_rows_of_each_source_are_counted_without_those_of_steps_left_out():
+    changing = [(0, {"a": 0.7, "b": 0.3}), (6, {"a": 0, "b": 1}), (20, {"a": 1, "b": 0})]
+    for skipped in ((), (0, 2), (3, 8), (3, 8, 21, 22)):
+        batches = mixed(changing, skipped=skipped)
+        for first, last in ((0, 0), (0, 1), (0, 30), (4, 25), (7, 7)):
+            a, b = starts_of(batches, range(first, last)) if last > first else ((), ())
+            assert batches.rows_by_source(first, last) == {"a": len(a), "b": len(b)}
+            assert batches.epochs_by_source(first, last) == {"a": len(a) / 50, "b": len(b) / 20}
+
+
+def test_a_source_with_too_few_windows_for_its_share_of_a_batch_is_named():
+    mixed([(0, {"a": 1, "b": 2})], sequences=30)
+    with pytest.raises(UserError, match="^b: 201 tokens give 20 sequences of 10, too few for .* batch of 21"):
+        mixed([(0, {"a": 0.3, "b": 0.7})], sequences=30)
+    with pytest.raises(UserError, match="too few for one training batch of 21"):
+        mixed([(0, {"a": 1, "b": 0}), (1000, {"a": 0.3, "b": 0.7})], sequences=30)

@@ -54,7 +54,7 @@ class MixtureConfig(Source):
 
     def __post_init__(self):
         if not self.sources:
-            raise ConfigError("sources must name a source, such as 'data.sources={code: {name: sympy}}'")
+            raise ConfigError("data.sources must name a source, such as 'data.sources={code: {name: sympy}}'")
         if odd := [name for name in self.sources if not re.fullmatch(NAME, name)]:
             raise ConfigError(f"sources: the name {odd[0]!r} must have only letters, digits, - and _")
         if split := [name for name in self.sources if name in SPLITS]:
@@ -82,9 +82,8 @@ class MixtureConfig(Source):
         if not isinstance(weights, Mapping):
             raise ConfigError(f"{where} must be a mapping of sources to weights, got {weights!r}")
         if unknown := [name for name in weights if name not in self.sources]:
-            raise ConfigError(
-                f"data.{where}.{unknown[0]} is no source; data.sources has {listed(sorted(self.sources))}"
-            )
+            known = listed(sorted(self.sources))
+            raise ConfigError(f"data.{where}.{unknown[0]} is no source; data.sources has {known}")
         if missing := [name for name in sorted(self.sources) if name not in weights]:
             raise ConfigError(f"{where} has no {missing[0]}; each source needs a weight, and 0 leaves it out")
         for name, weight in weights.items():
@@ -100,9 +99,7 @@ class MixtureConfig(Source):
     def _part(self, name: str) -> Source:
         where, settings = f"sources.{name}", self.sources[name]
         if not isinstance(settings, Mapping) or settings.get("kind") not in SOURCES:
-            raise ConfigError(
-                f"{where} must be the settings of a source, {{name: CHOICE, KEY: VALUE}}; got {settings!r}"
-            )
+            raise ConfigError(f"{where} must be settings of a source, {{name: CHOICE, KEY: VALUE}}; got {settings!r}")
         try:
             part = SOURCES[settings["kind"]](**{k: v for k, v in settings.items() if k != "kind"})
         except (ConfigError, TypeError) as error:
@@ -126,13 +123,9 @@ class MixtureConfig(Source):
         return next((found for part in self._parts.values() if (found := getattr(part, "vocab_size", None))), None)
 
     def weights_by_step(self, train_tokens: Mapping[str, int]) -> list[tuple[int, dict[str, float]]]:
-        sized = {name: train_tokens[name] ** (1 / self.temperature) for name in self._parts}
-        first = {name: float(self.weights[name]) for name in self._parts} if self.weights else sized
-        later = [
-            (change["step"], {name: float(w) for name, w in change["weights"].items()})
-            for change in self.weight_changes
-        ]
-        return [(0, first), *later]
+        by_size = {name: train_tokens[name] ** (1 / self.temperature) for name in self._parts}
+        later = [(change["step"], dict(change["weights"])) for change in self.weight_changes]
+        return [(0, dict(self.weights) or by_size), *later]
 
     def check_tokenizer(self, tokenizer: TokenizerConfig) -> None:
         if tokenizer is not None and self.uses_tokenizer and tokenizer.sample_bytes and len(self._parts) > 1:
