@@ -272,3 +272,17 @@ def test_what_is_unusual_is_not_kept_in_the_plan_of_a_folder(door, untrained, tm
     assert door("run", "schedule.warmup=5000", "model=bigram")[0] == 0
     kept = (tmp_path / "runs/tiny/plan.jsonl").read_text()
     assert '"run_id"' in kept and '"unusual"' not in kept
+
+
+def test_weights_of_a_mixture_are_an_axis(tmp_path):
+    path = tmp_path / "weights.yaml"
+    path.write_text(
+        "overrides: [data=mixture, 'data.sources={a: {name: noise}, b: {name: markov}}', budget.steps=4]\n"
+        "axes: {data.weights: [{a: 0.7, b: 0.3}, {a: 0, b: 1}], optimizer.lr: [1e-3, 1e-2]}\n"
+    )
+    runs, same = plan(load_sweep(str(path)))
+    found = {(run.config["data.weights.a"], run.config["data.weights.b"]) for run in runs}
+    assert found == {(0.7, 0.3), (0.0, 1.0)} and len({run.run_id for run in runs}) == 4 and same == 0
+    path.write_text(path.read_text().replace("{a: 0, b: 1}", "{a: 0, b: 0}"))
+    with pytest.raises(ConfigError, match=r"data\.weights must have a positive weight"):
+        plan(load_sweep(str(path)))
