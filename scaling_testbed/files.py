@@ -165,13 +165,26 @@ def read_yaml(path: Path, *, as_written: bool = False) -> Any:
     Raises FileNotFoundError if there is no such file, and ConfigError that names the file if it cannot be read.
     """
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _AsWritten if as_written else _Loader)
-        _check_size(content)
-        return content
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise
-    except (yaml.YAMLError, OSError, ValueError, RecursionError) as error:  # ValueError: 2001-99-99, 10,000 digits
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from None
+    return _yaml(text, str(path), _AsWritten if as_written else _Loader)
+
+
+def yaml_in(text: str, where: str) -> Any:
+    """The value of a text in YAML, with scalars kept as text. Raises ConfigError that begins with `where`."""
+    return _yaml(text, where, _AsWritten)
+
+
+def _yaml(text: str, where: str, loader: type[yaml.SafeLoader]) -> Any:
+    try:
+        content = yaml.load(text, loader)
+        _check_size(content)
+        return content
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: 2001-99-99, 10,000 digits
+        raise ConfigError(f"{where} cannot be read as YAML: {' '.join(str(error).split())}") from None
 
 
 def check_version(path: Path, version: Any, known: int) -> None:

@@ -33,7 +33,8 @@ Words = Annotated[
         metavar="sweep=NAME KEY=VALUE",
         help="sweep=: a name from configs/sweep/, or the path of a .yaml file; scale=: one of the file's scales, if it "
         "has any (default: the first); any other key=value applies to every run; key=a,b replaces an axis or adds "
-        "one; rules.KEY=EXPRESSION computes a value for each run",
+        "one; rules.KEY=EXPRESSION computes a value for each run; draw.samples=N and draw.axes.KEY={KIND: [...]} draw "
+        "values",
     ),
 ]
 LauncherWords = Annotated[
@@ -42,7 +43,8 @@ LauncherWords = Annotated[
         metavar="sweep=NAME KEY=VALUE",
         help="sweep=: a name from configs/sweep/, or the path of a .yaml file; scale=: one of the file's scales, if it "
         "has any (default: the first); launcher.KEY=VALUE: a setting of the Slurm job; any other key=value applies to "
-        "every run; key=a,b replaces an axis or adds one; rules.KEY=EXPRESSION computes a value for each run",
+        "every run; key=a,b replaces an axis or adds one; rules.KEY=EXPRESSION computes a value for each run; "
+        "draw.samples=N and draw.axes.KEY={KIND: [...]} draw values",
     ),
 ]
 Workers = Annotated[int | None, typer.Option("--workers", metavar="N", help="number of runs at a time (default: 1)")]
@@ -170,6 +172,8 @@ def plan(
     console().print(plan_table(runs, list(chosen.sweep.rules)))
     for key, rule in chosen.sweep.rules.items():
         print(f"{key} = {rule}")
+    if chosen.sweep.draw:
+        print(f"drawn: {chosen.sweep.draw}")
     print(
         f"GPU-hours at {rate:.3g} FLOP/s ({source})" if rate else "GPU-hours: give --flops-per-second, e.g. 4e14",
         f"memory on {'one GPU' if processes == 1 else f'each of {processes} GPUs'}",

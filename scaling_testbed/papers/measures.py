@@ -42,6 +42,8 @@ class Evidence:
         """The reason why no verdict can be given, or None. measure: whose margin must be declared."""
         if not self.is_declared:
             return f"nothing was declared before the runs ({HOW_TO_DECLARE})"
+        if self.study.drawn:
+            return f"runs of its folder have drawn values of {', '.join(self.study.drawn)}; verdicts are about a grid"
         judged, meant = claims_of(vars(self.study)), self.declaration.experiment
         if judged != meant:
             other = f"it declares those of {meant}" if meant else "it declares none"

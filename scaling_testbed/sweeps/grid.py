@@ -13,6 +13,7 @@
     exclude:                            # runs left out: they match every key of an entry, of a list any value
       - {model: b, budget.tokens_per_param: [320, 640]}
     rules: {optimizer.lr: 0.0047*(n_params/108e6)**(-1/3)}      # values computed for each run; see rules.py
+    draw: {samples: 20, axes: {optimizer.lr: {log_uniform: [1e-4, 1e-1]}}}      # random values; see draw.py
     seeds: [0, 1]
     plugins: [NAME, FILE.py]            # modules from outside, installed or also named on the command line
     configs: [DIR]                      # folders that are searched for choices, beside configs/
@@ -23,22 +24,22 @@ A relative path starts at the folder of the file that contains it.
 
 Four layers are merged in this order: base, scale of the base, file, scale of the file. Axes, rows of keys that move
 together (identified by their first key) and seeds replace those of the same name in earlier layers. Overrides,
-exclusions, plugins and configs are added, and so are declarations and rules key by key; null leaves a rule out. An
-override or a row also replaces an axis of an earlier layer. Descriptions are joined, that of the file before that of
-its base. A key that one layer sets twice is refused.
+exclusions, plugins and configs are added, and so are declarations, rules and draws key by key; null leaves a rule or a
+drawn key out. An override, a row or a drawn key also replaces an axis of an earlier layer. Descriptions are joined,
+that of the file before that of its base. A key that one layer sets twice is refused.
 
 A value is written as on the command line. YAML's own reading of it does not count, so 010 is 10 and not 8. `seed=7`
 among the overrides means `seeds: [7]`. After the name of the sweep, `key=value` and `key=a,b` replace an axis, select
 rows of keys that move together by their first key, or apply to every run. `key=range(1,4)` and `model=glob(nano_*)` are
 lists of values too. `++key=...` does the same as `key=...`, and adds the key if there is none. `rules.KEY=EXPRESSION`
-is a rule.
+is a rule. `draw.samples=20` and `draw.axes.KEY={KIND: [...]}` are parts of a draw.
 """
 
 import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,17 @@ from scaling_testbed.papers import declaration
 from scaling_testbed.papers.declaration import Declaration
 from scaling_testbed.papers.paper import paper_named
 from scaling_testbed.plugins import load_named_in, load_plugins, plugin_name
-from scaling_testbed.sweeps import rules
+from scaling_testbed.sweeps import draw, rules
+from scaling_testbed.sweeps.columns import (
+    check_column,
+    column_slot,
+    columns_of,
+    row_of,
+    spelled,
+    tied_columns,
+    without_columns,
+)
+from scaling_testbed.sweeps.draw import Draw
 
 SWEEP_DIR = CONFIG_DIR / "sweep"
 # Verbs of `analyze`.
@@ -69,7 +80,7 @@ ANALYSES = ("lr_sensitivity", "instability", "decide", "report", "fit", "frontie
 MOST_RUNS = 100_000  # to compose them takes half an hour
 KEYS = (
     *("description", "paper", "experiment", "analysis", "declared", "overrides", "axes", "together", "exclude"),
-    *("rules", "seeds", "shared_trunk", "parent", "plugins", "configs"),
+    *("rules", "draw", "seeds", "shared_trunk", "parent", "plugins", "configs"),
 )
 
 
@@ -80,9 +91,9 @@ class Sweep:
     name: of the file. folder: of its runs, which is the name, followed by the scale unless that is the first. scale:
     None if the file has no scales. paper, experiment: names in papers.paper.PAPERS. Both can be None. A paper without
     an experiment means that the runs have its settings. declared: how the results are judged; None if the file does not
-    say it. shared_trunk: whether runs that differ only in the budget share the part before their decay (trunks.py).
-    parent: the overrides by which the run that each run begins from differs from it; None: the runs begin at step 0.
-    plugins, configs: of every run, typed or in the file, with absolute paths.
+    say it. draw: the drawn keys, if any. shared_trunk: whether runs that differ only in the budget share the part
+    before their decay (trunks.py). parent: the overrides by which the run that each run begins from differs from it;
+    None: the runs begin at step 0. plugins, configs: of every run, typed or in the file, with absolute paths.
     """
 
     name: str
@@ -98,6 +109,7 @@ class Sweep:
     together: list[dict[str, list[str | None]]] = field(default_factory=list)  # None: the row does not set the key
     exclude: list[dict[str, list[str]]] = field(default_factory=list)
     rules: dict[str, str] = field(default_factory=dict)
+    draw: Draw | None = None
     seeds: list[str] = field(default_factory=lambda: ["0"])
     shared_trunk: bool = False
     parent: list[str] | None = None
@@ -107,12 +119,14 @@ class Sweep:
     def points(self) -> list[dict[str, str]]:
         """The runs in order, as {key: value} of what differs between them; the first axis changes slowest. Raises
         ConfigError for more than MOST_RUNS combinations."""
-        rows = [[_row(t, values) for values in zip(*t.values(), strict=True)] for t in self.together]
+        rows = [[row_of(t, values) for values in zip(*t.values(), strict=True)] for t in self.together]
         axes = [[{key: value} for value in values] for key, values in self.axes.items()]
         seeds = [[{"seed": seed} for seed in self.seeds]]
-        if (count := math.prod(map(len, [*rows, *axes, *seeds]))) > MOST_RUNS:
+        count = math.prod(map(len, [*rows, *axes, *seeds])) * ((self.draw and self.draw.samples) or 1)
+        if count > MOST_RUNS:
             raise ConfigError(f"sweep {self.name} has {count:,} combinations; a sweep has at most {MOST_RUNS:,}")
-        found = (_merged(parts) for parts in itertools.product(*rows, *axes, *seeds))
+        drawn = [self.draw.points()] if self.draw else []
+        found = (_merged(parts) for parts in itertools.product(*rows, *axes, *drawn, *seeds))
         return [point for point in found if not any(_fits(point, entry) for entry in self.exclude)]
 
 
@@ -206,9 +220,9 @@ def _checked(content: Any, known: Sequence[str], folder: Path) -> dict:
         if not isinstance(content.get(key, kind()), kind):
             raise ConfigError(f"{key} must be a {'mapping' if kind is dict else 'list'}")
     if "axes" in content:
-        content["axes"] = _columns("axes", content["axes"])
+        content["axes"] = columns_of("axes", content["axes"])
     if "together" in content:
-        content["together"] = [_together(entry) for entry in content["together"]]
+        content["together"] = [tied_columns(entry) for entry in content["together"]]
     if {} in content.get("together", []):
         raise ConfigError("together holds an entry without keys; write {key: [values], ...}")
     if "analysis" in content:
@@ -217,6 +231,8 @@ def _checked(content: Any, known: Sequence[str], folder: Path) -> dict:
         declaration.parsed(content["declared"])
     if "rules" in content:
         content["rules"] = rules.checked(content["rules"])
+    if "draw" in content:
+        content["draw"] = draw.checked(content["draw"])
     if "shared_trunk" in content:
         check_choice("shared_trunk", content["shared_trunk"], ("true", "false"))
     if content.get("seeds") == []:
@@ -254,17 +270,19 @@ def _laid_over(below: dict, above: dict) -> dict:
     merged = below | above
     upper, rows_above = above.get("overrides", []), above.get("together", [])
     own = {slot_of(text) for text in upper}
-    settled = own | {_slot(key, values) for entry in rows_above for key, values in entry.items()}
-    axes = {key: values for key, values in below.get("axes", {}).items() if _slot(key, values) not in settled}
+    drawn = {column_slot(*column) for column in Draw(**draw.laid_over({}, above.get("draw", {}))).columns()}
+    settled = own | drawn | {column_slot(*column) for entry in rows_above for column in entry.items()}
+    axes = {key: values for key, values in below.get("axes", {}).items() if column_slot(key, values) not in settled}
     new = {key: values for key, values in above.get("axes", {}).items() if key not in axes}
     merged["axes"] = new | axes | above.get("axes", {})
     # A row without the key has the value of an override, so such a column stays.
-    whole = {_slot(*column) for entry in below.get("together", []) for column in entry.items() if None not in column[1]}
-    rows = {next(iter(entry)): _without_columns(entry, own & whole) for entry in below.get("together", [])}
+    tied = [column for entry in below.get("together", []) for column in entry.items()]
+    whole = {column_slot(*column) for column in tied if None not in column[1]}
+    rows = {next(iter(entry)): without_columns(entry, (own | drawn) & whole) for entry in below.get("together", [])}
     rows |= {next(iter(entry)): entry for entry in rows_above}
     merged["together"] = list(rows.values())
     columns = [*above.get("axes", {}).items(), *(column for entry in rows_above for column in entry.items())]
-    varied = {_slot(key, values) for key, values in columns if None not in values}  # None: a row without the key
+    varied = drawn | {column_slot(*column) for column in columns if None not in column[1]}  # None: a row without it
     shared = [text for text in below.get("overrides", []) if slot_of(text) not in varied or slot_of(text)[1]]
     merged["overrides"] = [*overrides_before(shared, upper), *upper]
     declared = [layer["declared"] for layer in (below, above) if "declared" in layer]
@@ -275,19 +293,11 @@ def _laid_over(below: dict, above: dict) -> dict:
             **{key: declared[0].get(key, {}) | declared[1].get(key, {}) for key in ("margins", "seed_sd")},
         }
     merged["rules"] = below.get("rules", {}) | above.get("rules", {})
+    under = draw.without(below.get("draw", {}), own | {column_slot(*column) for column in columns})
+    merged["draw"] = draw.laid_over(under, above.get("draw", {}))
     for key in ("exclude", "plugins", "configs"):
         merged[key] = [*below.get(key, []), *above.get(key, [])]
     return merged
-
-
-def _slot(key: str, values: Sequence[str | None]) -> tuple[str, bool]:
-    """What a column of values sets, as slot_of."""
-    return slot_of(f"{key}={next(value for value in values if value is not None)}")
-
-
-def _without_columns(entry: dict[str, list[str | None]], slots: Collection[tuple[str, bool]]) -> dict:
-    """Keys that move together without those that do not lead and set one of `slots`."""
-    return {key: values for at, (key, values) in enumerate(entry.items()) if at == 0 or _slot(key, values) not in slots}
 
 
 def overrides_before(shared: Sequence[str], own: Sequence[str]) -> list[str]:
@@ -302,16 +312,17 @@ def overrides_before(shared: Sequence[str], own: Sequence[str]) -> list[str]:
 
 def _parse(content: dict, **named: Any) -> Sweep:
     content = dict(content)
-    excluded = [_columns("exclude", entry, scalars=True) for entry in content.get("exclude", [])]
+    excluded = [columns_of("exclude", entry, scalars=True) for entry in content.get("exclude", [])]
     if {} in excluded:
         raise ConfigError("exclude holds an entry without keys, which every run matches; write {key: value, ...}")
     content["exclude"] = [{key_of(key): values for key, values in entry.items()} for entry in excluded]
     content["shared_trunk"] = content.get("shared_trunk") == "true"
     content["seeds"] = [spelled(seed) for seed in content.get("seeds", [0])]
     content["rules"] = {key: text for key, text in content.get("rules", {}).items() if text is not None}
+    content["draw"] = _draw_of(draw.laid_over({}, content.get("draw", {})))
     if "declared" in content:
         content["declared"] = declaration.parsed(content["declared"])
-    _check_column("seeds", "seed", content["seeds"])
+    check_column("seeds", "seed", content["seeds"])
     sweep = Sweep(**named, **content)
     _check_experiment(sweep)
     for entry in sweep.together:
@@ -319,15 +330,22 @@ def _parse(content: dict, **named: Any) -> Sweep:
             lengths = ", ".join(f"{key} has {len(values)}" for key, values in entry.items())
             raise ConfigError(f"keys that move together need the same number of values: {lengths}")
     keys = [*map(key_of, sweep.axes), *(key_of(key) for entry in sweep.together for key in entry), "seed"]
+    known, keys = keys, [*keys, *map(key_of, sweep.draw.axes if sweep.draw else ())]
     if twice := [key for key in keys if keys.count(key) > 1]:
         also = "; write seeds: [0, 1]" if twice[0] == "seed" else ""
-        raise ConfigError(f"{twice[0]} is given twice among axes, together and seeds{also}")
-    if astray := [key for entry in sweep.exclude for key in entry if key not in keys]:
+        raise ConfigError(f"{twice[0]} is given twice among axes, together, draw and seeds{also}")
+    if astray := [key for entry in sweep.exclude for key in entry if key not in known]:
         raise ConfigError(f"exclude names {astray[0]}, which no axis varies")
     if sweep.shared_trunk and sweep.parent is not None:
         raise ConfigError("shared_trunk and parent both say where the runs begin; leave one out")
+    _check_draw(sweep)
     _check_set_once(sweep)
     return sweep
+
+
+def _check_draw(sweep: Sweep) -> None:
+    if sweep.draw is not None:
+        sweep.draw.check()
 
 
 def _check_excluded(sweep: Sweep, layers: Sequence[dict]) -> None:
@@ -348,6 +366,7 @@ def _check_set_once(sweep: Sweep) -> None:
     """Raise ConfigError if an override and an axis, or two axes, set one key: one of them would have no effect."""
     columns: list[tuple[str, Sequence[str | None]]] = [*sweep.axes.items()]
     columns += [column for entry in sweep.together for column in entry.items()]
+    columns += sweep.draw.columns() if sweep.draw else []
     set_by = {"seed": "seeds"}
     for rule in sweep.rules:
         if (key := key_of(rule)) in set_by:
@@ -375,68 +394,6 @@ def _check_experiment(sweep: Sweep) -> None:
         paper.experiment(sweep.experiment)
 
 
-def _together(entry: Any) -> dict[str, list[str | None]]:
-    """Keys that move together as columns, from columns or from a list of rows. Each row has the leading key."""
-    if not isinstance(entry, list):
-        return {key: [*values] for key, values in _columns("together", entry).items()}
-    if not entry or not all(isinstance(row, dict) and row for row in entry):
-        raise ConfigError(f"together takes mappings of keys to lists of values, or lists of rows; got {entry!r}")
-    lead = next(iter(entry[0]))
-    if without := [row for row in entry if lead not in row]:
-        raise ConfigError(f"every row of keys that move together needs the leading key {lead}; got {without[0]!r}")
-    keys = dict.fromkeys(str(key) for row in entry for key in row)
-    columns: dict[str, list[str | None]]
-    columns = {key: [spelled(row[key]) if key in row else None for row in entry] for key in keys}
-    for key, values in columns.items():
-        _check_column("together", key, values)
-    return columns
-
-
-def _row(entry: dict[str, list[str | None]], values: Sequence[str | None]) -> dict[str, str]:
-    return {key: value for key, value in zip(entry, values, strict=True) if value is not None}
-
-
-def _columns(what: str, entry: Any, scalars: bool = False) -> dict[str, list[str]]:
-    if not isinstance(entry, dict):
-        raise ConfigError(f"{what} takes mappings of keys to lists of values; got {entry!r}")
-    columns = {}
-    for key, values in entry.items():
-        if scalars and not isinstance(values, list):
-            values = [values]
-        if not isinstance(values, list) or not values:
-            raise ConfigError(f"{what}.{key} must be a list of values; got {values!r}")
-        columns[str(key)] = [spelled(value) for value in values]
-        _check_column(what, str(key), columns[str(key)])
-    return columns
-
-
-def _check_column(what: str, key: str, values: Sequence[str | None]) -> None:
-    """Raise ConfigError unless each value, after `key=`, is a word that sets this key to one value."""
-    if "=" in key:
-        raise ConfigError(f"{what}.{key} is no key that can be set")
-    for value in values:
-        if value is None:
-            continue
-        text = f"{key}={value}"
-        if read(text).is_delete():
-            raise ConfigError(f"{what}.{key} is no key that can be set")
-        if has_several(text):
-            raise ConfigError(f"{what}.{key}: {value} stands for several values; write each as an item of the list")
-
-
-def spelled(value: Any) -> str:
-    """A value of a sweep file, whose scalars are read as text, as it is typed after `key=`."""
-    if value is None:
-        return "null"
-    if isinstance(value, list):
-        return f"[{','.join(map(spelled, value))}]"
-    if isinstance(value, dict):
-        return "{" + ",".join(f"{key}:{spelled(entry)}" for key, entry in value.items()) + "}"
-    if isinstance(value, (bytes, set)):
-        raise ConfigError(f"a key cannot have the value {value!r}")
-    return str(value)
-
-
 def narrowed(sweep: Sweep, typed: Sequence[str]) -> Sweep:
     """The sweep with typed overrides applied in their order. Raises ConfigError for a word that cannot be read, for a
     value that keys moving together do not have, and for a word that would have no effect beside an axis."""
@@ -444,6 +401,7 @@ def narrowed(sweep: Sweep, typed: Sequence[str]) -> Sweep:
         sweep = _narrowed(sweep, text)
     if sweep.shared_trunk and sweep.parent is not None:
         raise ConfigError("shared_trunk and parent both say where the runs begin; leave one out")
+    _check_draw(sweep)
     _check_set_once(sweep)
     return sweep
 
@@ -452,17 +410,22 @@ def _narrowed(sweep: Sweep, text: str) -> Sweep:
     if (rule := rules.typed(text)) is not None:
         own = sweep.rules | {rule[0]: rule[1] or ""}
         return dataclasses.replace(sweep, rules={name: expression for name, expression in own.items() if expression})
+    if (part := draw.typed(text)) is not None:
+        return _drawn(sweep, part)
     key, values = override_values(text, sweep.configs)
     check_choice_of_group(text, sweep.configs)
     slot = slot_of(text)
     columns: list[tuple[str, Sequence[str | None]]] = [*sweep.axes.items(), ("seed", sweep.seeds)]
     columns += [next(iter(entry.items())) for entry in sweep.together]
-    varied = {_slot(other, column): other for other, column in columns}
+    columns += sweep.draw.columns() if sweep.draw else []
+    varied = {column_slot(other, column): other for other, column in columns}
     if slot in varied:
         _check_replaces(text, varied[slot])
+    if sweep.draw:
+        sweep = dataclasses.replace(sweep, draw=_draw_of(draw.without(vars(sweep.draw), {slot})))
     if key == "seed":
         return dataclasses.replace(sweep, seeds=values)
-    if any(slot == _slot(*next(iter(entry.items()))) for entry in sweep.together):
+    if any(slot == column_slot(*next(iter(entry.items()))) for entry in sweep.together):
         return dataclasses.replace(sweep, together=[_rows_of(entry, key, values) for entry in sweep.together])
     if slot in varied or len(values) > 1:
         axis = varied.get(slot, text.partition("=")[0])
@@ -472,6 +435,21 @@ def _narrowed(sweep: Sweep, text: str) -> Sweep:
         return dataclasses.replace(_without(sweep, slot), axes=sweep.axes | {axis: values}, overrides=overrides)
     sweep = _without(sweep, slot)
     return dataclasses.replace(sweep, overrides=[*overrides_before(sweep.overrides, [text]), text])
+
+
+def _drawn(sweep: Sweep, part: dict[str, Any]) -> Sweep:
+    """The sweep with a typed part of its draw. A drawn key takes the place of its axis, override or column."""
+    merged = draw.laid_over(vars(sweep.draw) if sweep.draw else {}, part)
+    for key in (key for key, axis in part.get("axes", {}).items() if axis):
+        slot = column_slot(key, merged["axes"][key].values)
+        axes = {other: values for other, values in sweep.axes.items() if column_slot(other, values) != slot}
+        overrides = [other for other in sweep.overrides if slot_of(other) != slot or slot[1]]
+        sweep = _without(dataclasses.replace(sweep, axes=axes, overrides=overrides), slot)
+    return dataclasses.replace(sweep, draw=_draw_of(merged))
+
+
+def _draw_of(parts: dict[str, Any]) -> Draw | None:
+    return Draw(**parts) if parts else None
 
 
 def _check_replaces(text: str, varied: str) -> None:
@@ -498,9 +476,9 @@ def _rows_of(entry: dict[str, list[str | None]], key: str, values: list[str]) ->
 
 def _without(sweep: Sweep, slot: tuple[str, bool]) -> Sweep:
     """The sweep without what `slot` sets among the keys that move together, because one value applies to every run."""
-    kept = [key for key, values in sweep.axes.items() if _slot(key, values) == slot]
+    kept = [key for key, values in sweep.axes.items() if column_slot(key, values) == slot]
     exclude = [entry for entry in sweep.exclude if slot[1] or slot[0] not in entry or kept]
-    together = [_without_columns(entry, {slot}) for entry in sweep.together]
+    together = [without_columns(entry, {slot}) for entry in sweep.together]
     return dataclasses.replace(sweep, together=together, exclude=exclude)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin
 
-from scaling_testbed.analysis.rows.study import claims_of, declared_in
+from scaling_testbed.analysis.rows.study import claims_of, declared_in, draws_in
 from scaling_testbed.config.compose import check_no_code, compose_many, outside_overrides
 from scaling_testbed.config.compute import params_in_use, steps_of, training_flops
 from scaling_testbed.config.run import RunConfig, flatten, rate_means, run_folder_path, run_id
@@ -339,16 +339,16 @@ def told_apart(runs: Iterable[PlannedRun]) -> list[PlannedRun]:
 
 def remember(runs: Sequence[PlannedRun], sweep: Sweep) -> None:
     """Add the runs to plan.jsonl in their folder, so that `status` can show them without the typed overrides.
-    sweep.json names their sweep, its paper and its experiment, and holds its rules and its declaration. If another
-    sweep created the folder, which `name=` allows, sweep.json still names that sweep. A line of a later version stays
-    as it is. A plan with a damaged line is kept beside the new one. Raises UserError if a later version has written
-    sweep.json."""
+    sweep.json names their sweep, its paper and its experiment, and holds its rules and its declaration, and all draws
+    of the folder. If another sweep created the folder, which `name=` allows, sweep.json still names that sweep. A line
+    of a later version stays as it is. A plan with a damaged line is kept beside the new one. Raises UserError if a
+    later version has written sweep.json."""
     folder = sweep_folder(runs)
     about = {key: getattr(sweep, key) for key in ("scale", "paper", "experiment", "description", "analysis")}
     about = {"sweep": sweep.name, **about, **({"rules": sweep.rules} if sweep.rules else {})}
     path = folder / PLAN_FILE
     with alone_in(folder):
-        first, declared = _sweep_of(folder)
+        first, declared, draws = _sweep_of(folder)
         before, others = _read_plan(path)
         known = told_apart([*before, *runs])
         ids = {run.run_id for run in known}
@@ -361,7 +361,23 @@ def remember(runs: Sequence[PlannedRun], sweep: Sweep) -> None:
         write_bytes(path, b"".join(line + b"\n" for line in lines))
         if first in (None, (sweep.name, sweep.scale)):
             about["declared"] = _declared(sweep, runs, declared, folder)
-            write_json(folder / SWEEP_FILE, {key: value for key, value in about.items() if key != "declared" or value})
+        elif sweep.draw:
+            about = read_json(folder / SWEEP_FILE)
+        else:
+            return
+        about["draws"] = _with_draw(draws, sweep)
+        dropped = [key for key in ("declared", "draws") if not about.get(key)]
+        write_json(folder / SWEEP_FILE, {key: value for key, value in about.items() if key not in dropped})
+
+
+def _with_draw(draws: list[dict[str, Any]], sweep: Sweep) -> list[dict[str, Any]]:
+    """The draws of a folder with that of the sweep, which takes the place of an equal one with fewer samples."""
+    if sweep.draw is None:
+        return draws
+    new = sweep.draw.record()
+    others = [one for one in draws if {**one, "samples": None} != {**new, "samples": None}]
+    most = max((one["samples"] for one in draws if one not in others), default=0)
+    return [*others, {**new, "samples": max(most, new["samples"])}]
 
 
 def _kept(run: PlannedRun) -> dict[str, Any]:
@@ -373,9 +389,10 @@ def _declared(
 ) -> dict[str, Any] | None:
     """The sweep's declaration for sweep.json, with its seeds and rates, its date and commit.
 
-    before: what sweep.json holds. It stays if nothing is declared anew. Other sweeps in the folder do not count.
+    before: what sweep.json holds. It stays if nothing is declared anew. Other sweeps in the folder do not count, and
+    neither do drawn runs: a declaration is about the grid of the sweep.
     """
-    if sweep.declared is None:
+    if sweep.declared is None or sweep.draw is not None:
         return before.record() if before else None
     seeds = {int(run.config["seed"]) for run in runs if is_number(run.config.get("seed"))}
     rates = {float(run.config["optimizer.lr"]) for run in runs if is_number(run.config.get("optimizer.lr"))}
@@ -393,18 +410,20 @@ def _declared(
     return replace(new, date=today, commit=commit, results=results, changed=changed, first=first).record()
 
 
-def _sweep_of(folder: Path) -> tuple[tuple[str, str | None] | None, Declaration | None]:
-    """Name and scale of the sweep that created `folder`, and its declaration; None what is unknown."""
+def _sweep_of(folder: Path) -> tuple[tuple[str, str | None] | None, Declaration | None, list[dict[str, Any]]]:
+    """Name and scale of the sweep that created `folder`, and its declaration, None what is unknown; and all draws of
+    the folder."""
     path = folder / SWEEP_FILE
     try:
         about = read_json(path)
     except UserError:
-        return None, None
+        return None, None, []
     check_version(path, about.get("schema_version"), 1)
     declared = None
     with contextlib.suppress(ConfigError):  # a damaged one is declared anew
         declared = recorded(declared_in(about))
-    return ((about["sweep"], about.get("scale")) if "sweep" in about else None), declared
+    named = (about["sweep"], about.get("scale")) if "sweep" in about else None
+    return named, declared, draws_in(about, folder)
 
 
 def remembered(folder: Path) -> list[PlannedRun]:

@@ -56,6 +56,8 @@ def detectable_effects(sweep: Sweep, runs: Sequence[PlannedRun]) -> list[str]:
     """
     if sweep.declared is None or not sweep.declared.seed_sd:
         return []
+    if sweep.draw:
+        return ["no claim can be judged: verdicts are about the declared grid, and drawn values are none"]
     runs = [run for run in runs if not run.is_part]  # which no claim compares
     seeds = {run.config.get("seed") for run in runs}
     sizes = {(run.config.get("model.d_model"), run.config.get("model.n_layers")) for run in runs}

@@ -492,6 +492,7 @@ def sweep_folder(folder: Path) -> Path:
     run.mkdir(parents=True)
     (runs / "plan.jsonl").write_text(jsonl([asdict(planned(runs))] * 1))
     about = {"sweep": "tiny", "scale": None, "paper": None, "experiment": None, "description": "d", "analysis": None}
+    about["draws"] = [{"samples": 2, "seed": 0, "method": "sobol", "axes": {"optimizer.lr": {"uniform": ["0", "1"]}}}]
     (runs / "sweep.json").write_text(json.dumps(about))
     (run / "metrics.jsonl").write_text(jsonl(METRICS))
     return runs
@@ -726,6 +727,7 @@ together:
   - {batch.sequences: [8, 16], batch.sequence_length: [16, 8]}
 exclude:
   - {model: bigram, optimizer.lr: 1e-2}
+draw: {samples: 2, seed: 1, axes: {optimizer.weight_decay: {log_uniform: [1e-3, 1]}, loss.z_loss: {choice: [0, 1e-4]}}}
 seeds: [0, 1]
 scales:
   small: {seeds: [0]}

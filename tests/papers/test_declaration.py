@@ -3,17 +3,19 @@
 import json
 import math
 import re
+from dataclasses import replace
 
 import pytest
 
 from scaling_testbed import analyze
+from scaling_testbed.analysis.curves import lr_sensitivity
 from scaling_testbed.analysis.rows.study import load
 from scaling_testbed.errors import ConfigError
 from scaling_testbed.papers.declaration import Declaration, of_study, parsed, recorded
 from scaling_testbed.papers.measures import Evidence
 from scaling_testbed.sweeps.grid import SWEEP_DIR, load_sweep, narrowed
 from scaling_testbed.sweeps.plan import plan, remember, sweep_folder
-from tests.analysis.conftest import grid
+from tests.analysis.conftest import LRS, grid, make_row
 
 OF_THE_BASE = [path for path in sorted(SWEEP_DIR.glob("*.yaml")) if "base: small_scale_proxies" in path.read_text()]
 WHOLE = """
@@ -203,3 +205,16 @@ def test_a_damaged_declaration_is_one_line_that_names_the_file(study, capsys, de
     assert analyze.main(["report", str(place)]) == 2
     assert f"sweep.json of {place}: {says}" in capsys.readouterr().err
     assert load(place).declared == declared
+
+
+def test_s_and_verdicts_are_withheld_where_rates_were_drawn(study):
+    rows = [make_row(lr, 3.0 + abs(math.log10(lr) + 2), seed=seed) for lr in LRS for seed in (0, 1)]
+    declared = {"margins": {"S": 0.05}}
+    plain = study(rows, declared=declared)
+    searched = replace(plain, drawn=("optimizer.lr",))
+    (whole,), (withheld,) = (lr_sensitivity.analyse(one, []) for one in (plain, searched))
+    assert whole.s is not None and whole.critical is not None
+    assert withheld.s is None and withheld.critical is None and withheld.best_lr == whole.best_lr
+    assert withheld.withheld.startswith("optimizer.lr was drawn, and S needs a grid of rates")
+    assert Evidence(plain).undeclared("S") is None
+    assert "drawn values of optimizer.lr" in Evidence(searched).undeclared("S")

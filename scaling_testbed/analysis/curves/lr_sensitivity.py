@@ -5,7 +5,8 @@ Let l(eta) be the final validation loss of the run with peak rate eta, and l0 th
     S = mean over the rates of [ min(l(eta), l0) - l* ],    l* = min over the rates of min(l(eta), l0)
 
 over the rates of the grid within a range, by default 3e-4 to 3e-1. S is withheld unless the grid covers the range: both
-ends were measured, neighbouring rates differ by at most a factor of ten, and every declared rate was run. A loss that
+ends were measured, neighbouring rates differ by at most a factor of ten, and every declared rate was run. It is also
+withheld where rates were drawn: they are no grid, and a mean over them has other weights. A loss that
 is not finite counts as l0. A run that was stopped as diverged also counts as l0, whatever the loss of its last weights;
 the paper does not define this case. S compares two settings only if "learning rate" means the same in both (Appendix B
 of the paper); see rate_meaning.py.
@@ -26,7 +27,7 @@ from scaling_testbed.analysis.curves.grouping import Curve, curves
 from scaling_testbed.analysis.curves.intervals import has_scipy, interval, jackknife
 from scaling_testbed.analysis.curves.rate_meaning import curve_meaning, incomparable
 from scaling_testbed.analysis.rows.conditions import same
-from scaling_testbed.analysis.rows.study import SIZE, Row, Study, name_of, number, several_sources
+from scaling_testbed.analysis.rows.study import LR, SIZE, Row, Study, name_of, number, several_sources
 from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.learning.optimizers import AS_ADAMW
 
@@ -35,6 +36,7 @@ WIDEST_GAP = 10  # the largest ratio of neighbouring rates in S; the paper's is 
 SAME_RATE = 0.12  # relative: a grid of half decades has 3.16e-4 for 3e-4, and 3e-4 for a third of 1e-3
 SHIFT = 1 / 3  # the optimum of coupled decay is lower: the second range of the default is 1e-4 to 1e-1
 MOST_NATS_AT_START = 100  # of rows of other projects: a perplexity starts at the size of the vocabulary
+DRAWN = "optimizer.lr was drawn, and S needs a grid of rates; name= gives drawn runs a folder of their own"
 DEFINITION = (
     "S = mean over the learning rates of min(final validation loss, loss at initialisation) minus the best of them, "
     "in nats per token; a run that diverged or ended in a loss that is not finite counts as the loss at initialisation."
@@ -197,6 +199,7 @@ def analyse(
     meanings = [curve_meaning(whole) for whole in every]
     found = []
     for whole, meaning, reason in zip(every, meanings, incomparable(meanings), strict=True):
+        reason = DRAWN if LR in study.drawn else reason
         best = _one(inside.get(_place(whole)), whole, lr_range, excess, rates)
         if same(whole.settings.get("optimizer.decay"), "coupled"):
             other = _one(shifted.get(_place(whole)), whole, shifted_range, excess, rates)

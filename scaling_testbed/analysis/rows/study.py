@@ -37,7 +37,8 @@ class Study:
     rows: one for each finished or diverged run. missing: for each planned run without a row, its configuration and
     parameter counts, `status` (missing | failed | preempted | hopeless) and `label`. planned: whether a plan lists the
     expected runs. sweep, scale, paper, experiment: from sweep.json, None if absent. declared: what it declares about
-    how the study is judged, see papers/declaration.py. left_out: the conditions of `where` that took runs away. name:
+    how the study is judged, see papers/declaration.py. drawn: the keys whose values were drawn, from sweep.json; they
+    are no grid. left_out: the conditions of `where` that took runs away. name:
     the sweep, or the name of the folder or file; used for titles only.
     """
 
@@ -51,6 +52,7 @@ class Study:
     paper: str | None = None
     experiment: str | None = None
     declared: Any = None
+    drawn: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     description: str = ""
 
@@ -89,6 +91,7 @@ def load(path: str | Path) -> Study:
         missing=missing,
         **{key: about.get(key) for key in ABOUT if key != "description"},
         declared=declared_in(about),
+        drawn=tuple(dict.fromkeys(key for one in draws_in(about, folder) for key in one["axes"])),
         left_out=(),
         description=about.get("description") or "",
     )
@@ -187,6 +190,17 @@ def declared_in(about: Row) -> Any:
     if not isinstance(declared, dict) or claims_of(about) is None:
         return declared
     return {**declared, "experiment": declared.get("experiment") or claims_of(about)}
+
+
+def draws_in(about: Row, where: Path | None) -> list[dict[str, Any]]:
+    """The draws that a sweep.json holds. Raises UserError, which names `where`, if they cannot be read."""
+    draws = about.get("draws") or []
+    whole = isinstance(draws, list) and all(
+        isinstance(one, dict) and isinstance(one.get("axes"), dict) and type(one.get("samples")) is int for one in draws
+    )
+    if not whole:
+        raise UserError(f"sweep.json of {where}: draws must be a list of draws; restore the file")
+    return draws
 
 
 def _about(path: Path) -> dict[str, Any]:
