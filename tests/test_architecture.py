@@ -33,7 +33,7 @@ LAYERS = [
     ("report",),
     ("api",),
     ("commands",),
-    ("train", "prepare", "sweep", "analyze", "export"),
+    ("train", "prepare", "sweep", "analyze", "export", "sample"),
     ("__main__",),
 ]
 DOORS = {

@@ -1,4 +1,4 @@
-"""Make a command line from typed functions. All commands of analyze, sweep and export pass through this module."""
+"""Make a command line from typed functions. All commands but train and prepare pass through this module."""
 
 import difflib
 import functools

@@ -139,7 +139,7 @@ def test_help_loads_nothing_that_takes_time():
     ("typed", "offered"),
     [
         ("ana", {"analyze"}),
-        ("", {"train", "prepare", "sweep", "analyze", "export"}),
+        ("", {"train", "prepare", "sweep", "analyze", "export", "sample"}),
         ("analyze fr", {"frontier"}),
         ("sweep st", {"status"}),
         ("analyze fit --hold", {"--hold-out"}),
