@@ -73,7 +73,7 @@ def test_tokens_are_drawn_by_the_softmax_of_the_likeliest(top_k, temperature):
 
 
 def planned_logits(monkeypatch, likeliest):
-    """Returns a list of what the model reads. The model's likeliest tokens are those of a list, in turn, from the first on."""
+    """Returns a list of what the model reads. The model's likeliest tokens are those of a list, in turn."""
     seen, coming = [], iter(likeliest)
 
     def logits(model, tokens, device):
