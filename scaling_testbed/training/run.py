@@ -41,7 +41,7 @@ from scaling_testbed.training.step import (
     poll,
     too_little_memory,
 )
-from scaling_testbed.training.validation import evaluate
+from scaling_testbed.training.validation import evaluate, evaluate_average
 
 
 def train(run: RunConfig, interrupts: Interrupts | None = None, *, quiet: bool = False) -> dict[str, Any]:
@@ -85,6 +85,9 @@ def train(run: RunConfig, interrupts: Interrupts | None = None, *, quiet: bool =
         outcome, queue = Outcome("finished"), Queue(parts, progress.step)
         graph = StepGraph(parts) if parts.captures else None
 
+        def look() -> None:
+            poll(processes, interrupts)
+
         def needs_host(step: int) -> bool:
             reads_weights = is_evaluated(run, step, parts.steps) or is_scored(run, step, parts.steps)
             return reads_weights or is_saved(run, step)
@@ -97,9 +100,9 @@ def train(run: RunConfig, interrupts: Interrupts | None = None, *, quiet: bool =
                         records.shorten(said)
                     if progress.record is not None:
                         if is_evaluated(run, progress.step, parts.steps):
-                            progress.record |= evaluate(parts, lambda: poll(processes, interrupts))
+                            progress.record |= evaluate(parts, look) | evaluate_average(parts, look)
                         if is_scored(run, progress.step, parts.steps):
-                            progress.record |= tasks.score(parts, lambda: poll(processes, interrupts))
+                            progress.record |= tasks.score(parts, look)
                         records.write(progress)
                         if progress.step < parts.steps and is_saved(run, progress.step):
                             save(parts, progress)
@@ -130,7 +133,8 @@ def train(run: RunConfig, interrupts: Interrupts | None = None, *, quiet: bool =
             take_back(parts.optimizer, queue.made - progress.step)
             outcome = Outcome("diverged", str(reason), progress.step + 1)
             if progress.summary.evaluation.get("step") != progress.step:
-                progress.record = {"step": progress.step} | evaluate(parts)  # of the weights of the last update
+                of_weights = evaluate(parts) | evaluate_average(parts)  # those of the last update
+                progress.record = {"step": progress.step} | of_weights
                 records.write(progress)
             progress.record = {"step": progress.step + 1} | reason.diagnostics  # of the update that was not made
             records.write(progress)

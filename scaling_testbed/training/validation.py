@@ -15,31 +15,13 @@ from scaling_testbed.training.step import too_little_memory
 
 @torch.no_grad()
 def evaluate(parts: Parts, poll: Callable[[], object] = lambda: None) -> dict[str, Any]:
-    """Compute val_loss, val_bpb (both of the run's own set) and val_loss_by_set for the record of a step, and with
-    averaging, from the first average on, val_loss_average and val_loss_average_by_set.
+    """Compute val_loss, val_bpb (both of the run's own set) and val_loss_by_set for the record of a step.
 
     A loss is the sum of the cross-entropy over all tokens of a set, divided by their number, in nats. It never includes
     the z-loss. val_bpb is None where the tokenizer loses text. The ranks take batches in turn, and sums are in float64.
     `poll` is called before each batch, equally often on every rank, and may raise Interrupted. Raises UserError if a
     file of the data is another now, and TooLittleMemory.
     """
-    losses = _losses(parts, poll)
-    main, stream = losses[MAIN_SET], parts.data.validation
-    n_bytes = None if parts.data.text_lost else stream.n_bytes
-    found = {
-        "val_loss": main,
-        "val_bpb": bits_per_byte(main, stream.n_tokens, n_bytes),
-        "val_loss_by_set": losses,
-    }
-    if parts.averages:
-        with parts.averages.in_place():
-            averaged = _losses(parts, poll)
-        found |= {"val_loss_average": averaged[MAIN_SET], "val_loss_average_by_set": averaged}
-    return found
-
-
-def _losses(parts: Parts, poll: Callable[[], object]) -> dict[str, float]:
-    """Name of each validation set -> its loss with the present weights."""
     processes, losses = parts.processes, {}
     for name, batches in parts.validation_sets.items():
         total, n_tokens = 0.0, 0.0
@@ -67,7 +49,23 @@ def _losses(parts: Parts, poll: Callable[[], object]) -> dict[str, float]:
         losses[name] = total_of_all / n_tokens_of_all
     for prepared in parts.prepared.values():
         prepared.check()
-    return losses
+    main, stream = losses[MAIN_SET], parts.data.validation
+    n_bytes = None if parts.data.text_lost else stream.n_bytes
+    return {
+        "val_loss": main,
+        "val_bpb": bits_per_byte(main, stream.n_tokens, n_bytes),
+        "val_loss_by_set": losses,
+    }
+
+
+def evaluate_average(parts: Parts, poll: Callable[[], object] = lambda: None) -> dict[str, Any]:
+    """Compute val_loss_average and val_loss_average_by_set for the record of a step: as `evaluate` does, with the
+    average in place of the weights; {} without an average, or before the first one."""
+    if not parts.averages:
+        return {}
+    with parts.averages.in_place():
+        found = evaluate(parts, poll)
+    return {"val_loss_average": found["val_loss"], "val_loss_average_by_set": found["val_loss_by_set"]}
 
 
 def _too_little_memory(parts: Parts, rows: int, error: BaseException) -> UserError:

@@ -5,11 +5,12 @@ import dataclasses
 import pytest
 import torch
 
+from scaling_testbed import plugins
 from scaling_testbed.config.compose import compose
 from scaling_testbed.config.memory import estimate_memory
 from scaling_testbed.config.run import run_folder_path
 from scaling_testbed.errors import ConfigError
-from scaling_testbed.learning.optimizers import AdamWConfig, set_lr
+from scaling_testbed.learning.optimizers import OPTIMIZERS, AdamWConfig, set_lr
 from scaling_testbed.model.parametrization import HIDDEN_ROLES
 from scaling_testbed.model.transformer import Transformer
 from scaling_testbed.training import run as trainer
@@ -19,6 +20,16 @@ from tests.plugins.strangers import RECIPES
 from tests.training.test_run import StopAt, assert_same_bits, assert_same_weights
 
 EVERY = 3
+
+
+@pytest.fixture(scope="module", autouse=True)
+def loaded_here_alone():
+    """Other tests of this process find no plug-in, and no optimizer of this one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plugins, "_loaded", dict(plugins._loaded))
+        yield
+    OPTIMIZERS.pop("frugal", None)
+    OPTIMIZERS._modules.pop("frugal", None)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from scaling_testbed.evaluation.loading import load_model
 from scaling_testbed.learning.averaging import Averages, EmaConfig, LatestConfig
 from scaling_testbed.model.counting import count_params
 from scaling_testbed.training import run as trainer
-from scaling_testbed.training.validation import evaluate
+from scaling_testbed.training.validation import evaluate, evaluate_average
 from tests.training.conftest import TINY, load_latest
 from tests.training.test_pruning import StopGroup, kept
 from tests.training.test_run import StopAt, assert_same_weights
@@ -66,19 +66,17 @@ def test_the_loss_of_the_average_is_that_of_a_model_with_these_weights(trained, 
     seen = {}
 
     def look(parts, poll=lambda: None):
-        found = evaluate(parts, poll)
-        if "val_loss_average" in found:
+        found = evaluate_average(parts, poll)
+        if found:
             own = {name: parameter.detach().clone() for name, parameter in parts.model.named_parameters()}
             parts.averages.into_parameters()
-            n, parts.averages.n = parts.averages.n, 0
             seen[found["val_loss_average"]] = evaluate(parts)["val_loss"]
-            parts.averages.n = n
             with torch.no_grad():
                 for name, parameter in parts.model.named_parameters():
                     parameter.copy_(own[name])
         return found
 
-    monkeypatch.setattr(trainer, "evaluate", look)
+    monkeypatch.setattr(trainer, "evaluate_average", look)
     trained(*EMA)
     assert seen and all(averaged == loss for averaged, loss in seen.items())
 
