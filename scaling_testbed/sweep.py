@@ -13,8 +13,9 @@ if __name__ == "__main__":  # before the imports that take time
 from scaling_testbed.commands.app import application, run
 from scaling_testbed.commands.sweep import collect, plan, retry, status, submit
 from scaling_testbed.commands.sweep import run as run_here
+from scaling_testbed.commands.sync import sync
 
-app = application(__doc__, [plan, run_here, submit, retry, status, collect])
+app = application(__doc__, [plan, run_here, submit, retry, status, collect, sync])
 
 
 def main(argv: list[str] | None = None) -> int:

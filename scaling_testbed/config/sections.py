@@ -270,11 +270,14 @@ class ParallelismConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LoggingConfig:
-    """What a run records while it trains. metrics.jsonl is always written; Weights & Biases can mirror it."""
+    """What a run records while it trains. metrics.jsonl is always written; the mirrors hold the same records for other
+    tools."""
 
     name: str = key("jsonl", "A label; it changes nothing.")
     every_steps: int = key(10, "Steps between two lines of metrics.jsonl.")
     line_every_steps: int = key(100, "Steps between two printed lines, where no terminal shows a progress bar.")
+    csv: bool = key(False, "Whether metrics.csv, a table of the metrics, is written too.")
+    tensorboard: bool = key(False, "Whether the metrics are written for TensorBoard too.")
     wandb: bool = key(False, "Whether the metrics are sent to Weights & Biases too.")
     wandb_mode: str = key(
         "auto", "auto: online where an API key is found, else offline.", choices=("auto", "online", "offline")
@@ -282,6 +285,8 @@ class LoggingConfig:
     project: str = key("scaling-testbed", "The project in Weights & Biases.")
     entity: str | None = key(None, "The user or team in Weights & Biases. null: the account's default.")
     group: str | None = key(None, "The group of runs in Weights & Biases. null: the run's `name`.")
+    tags: list[str] = key([], "The tags of the run in Weights & Biases.")
+    notes: str | None = key(None, "The notes of the run in Weights & Biases.")
 
     def __post_init__(self) -> None:
         check_positive("every_steps", self.every_steps)

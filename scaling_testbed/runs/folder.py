@@ -189,9 +189,9 @@ class RunFolder:
         except OSError as error:
             raise cannot_write(path, error) from None
 
-    def write_metrics(self, row: dict[str, Any]) -> None:
-        """Append one line. Raises UserError if writing fails, and the errors of `check_held`. No part of a line stays
-        if the disk is full."""
+    def write_metrics(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Append one line, and return it as written: without NaN and infinity. Raises UserError if writing fails, and
+        the errors of `check_held`. No part of a line stays if the disk is full."""
         self.check_held()
         path = self.path / METRICS
         if self._metrics is None:
@@ -202,7 +202,8 @@ class RunFolder:
             self._whole = False
             os.close(self._metrics)
             self._open_metrics()
-        line = _line(row)
+        plain: dict[str, Any] = _plain(row)
+        line = json.dumps(plain).encode() + b"\n"
         try:
             size = os.fstat(self._metrics).st_size
             try:
@@ -214,6 +215,7 @@ class RunFolder:
             raise cannot_write(path, error, len(line)) from None
         self._written.update(line)
         self._lines += 1
+        return plain
 
     def sync_metrics(self) -> None:
         """Write the lines of metrics.jsonl to the disk. Raises UserError if this fails."""
@@ -295,10 +297,6 @@ def _is_gone(path: Path) -> bool:
 def _write_all(opened: int, content: bytes) -> None:
     while content:
         content = content[os.write(opened, content) :]
-
-
-def _line(row: dict[str, Any]) -> bytes:
-    return json.dumps(_plain(row)).encode() + b"\n"
 
 
 def _plain(value: Any) -> Any:

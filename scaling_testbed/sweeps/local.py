@@ -368,10 +368,12 @@ def with_followers(runs: Sequence[PlannedRun]) -> dict[str, float]:
 
 
 def _shares_process(run: PlannedRun, slot: dict[str, str]) -> bool:
-    """Whether a run leaves a process as other runs need it. Plug-ins register parts, and wandb keeps threads."""
+    """Whether a run leaves a process as other runs need it. Plug-ins register parts, and mirrors keep
+    threads."""
     outside = any(key_of(word) in OUTSIDE for word in run.overrides)
     on_cpu = run.config.get("compute.device") == "cpu"  # its peak memory would be that of all runs of the process
-    return "CUDA_VISIBLE_DEVICES" in slot and not outside and not on_cpu and run.config.get("logging.wandb") is False
+    mirrored = any(run.config.get(f"logging.{mirror}") is not False for mirror in ("tensorboard", "wandb"))
+    return "CUDA_VISIBLE_DEVICES" in slot and not outside and not on_cpu and not mirrored
 
 
 def _part(run: PlannedRun, sections: tuple[str, ...]) -> dict[str, Any]:

@@ -1,18 +1,18 @@
-"""The records of a run during training: metrics.jsonl, the mirror in Weights & Biases, and printed lines."""
+"""The records of a run during training: metrics.jsonl, its mirrors, and printed lines."""
 
 import dataclasses
 from typing import Any
 
 from scaling_testbed.config.compute import pruned_of
-from scaling_testbed.config.run import flatten, run_id
 from scaling_testbed.data.summary import remarks
 from scaling_testbed.diagnostics.summary import Summary
 from scaling_testbed.errors import listed
 from scaling_testbed.processes.device import device_name
 from scaling_testbed.progress import RunProgress
 from scaling_testbed.runs.environment import environment, source_change
+from scaling_testbed.runs.mirrors.chosen import open_mirrors
+from scaling_testbed.runs.mirrors.mirror import Mirror
 from scaling_testbed.runs.row import Row
-from scaling_testbed.runs.wandb import WandbMirror
 from scaling_testbed.training.parts import Parts
 from scaling_testbed.training.progress import Progress
 
@@ -27,7 +27,8 @@ class Records:
         """Record this start, and truncate metrics.jsonl to `progress`. Sets its summary from the file if this is whole,
         and the number of restarts."""
         self._parts = parts
-        self._mirror: WandbMirror | None = None
+        self._mirrors: list[Mirror] = []
+        self._earlier: list[dict[str, Any]] = []  # the records before this start, on rank 0
         progress.restarts, self.git, self._source_change, kept = parts.processes.on_main(lambda: self._open(progress))
         if kept is not None:
             progress.summary = Summary.of_state(parts.run.diagnostics, kept)
@@ -44,6 +45,7 @@ class Records:
         restarts = parts.folder.start(dataclasses.asdict(parts.run), here)
         before = progress.step + (progress.record is None)
         rows, whole = parts.folder.open_metrics(before, progress.metrics)
+        self._earlier = rows
         # With the file, a run that goes on can have another diagnostics.at_step. Without it, the checkpoint counts.
         summary = Summary.of_records(parts.run.diagnostics, rows).state() if whole else None
         return max(restarts, progress.restarts), here["git"], source_change(parts.folder.path), summary
@@ -99,13 +101,11 @@ class Records:
         self._shown.shorten(self._parts.steps)
         self.say(said)
 
-    def start_mirror(self) -> None:
-        """Connect to Weights & Biases, beside the first steps, if the run asks for it."""
-        parts, logging = self._parts, self._parts.run.logging
-        if not parts.processes.world.is_main:
-            logging = dataclasses.replace(logging, wandb=False)
-        run = parts.run
-        self._mirror = WandbMirror(logging, parts.folder, run_id(run), run.name, flatten(run))
+    def start_mirrors(self) -> None:
+        """Open the mirrors that the run asks for, beside the first steps."""
+        if self._parts.processes.world.is_main:
+            self._mirrors = open_mirrors(self._parts.run, self._parts.folder, self._earlier)
+        self._earlier = []
 
     def write(self, progress: Progress) -> None:
         """Write the open record if it has more than the step, and close it."""
@@ -113,10 +113,10 @@ class Records:
         if record is None:
             return
         if len(record) > 1 and self._parts.processes.world.is_main:
-            self._parts.folder.write_metrics(record)
+            written = self._parts.folder.write_metrics(record)
             self._shown.update(record)
-            if self._mirror is not None:
-                self._mirror.log(record)
+            for mirror in self._mirrors:
+                mirror.log(written)
         progress.summary.add(record)
         progress.record = None
 
@@ -128,8 +128,8 @@ class Records:
         """Write the row of the run and return it as written. Only rank 0 calls this."""
         written = row.as_dict()
         self._parts.folder.write_result(written)
-        if self._mirror is not None:
-            self._mirror.finish(written)
+        for mirror in self._mirrors:
+            mirror.finish(written)
         return written
 
 

@@ -81,7 +81,7 @@ def train(run: RunConfig, interrupts: Interrupts | None = None, *, quiet: bool =
             folder.write_result(row)
             return row
         parts.length.clock = progress.clock
-        records.start_mirror()
+        records.start_mirrors()
         outcome, queue = Outcome("finished"), Queue(parts, progress.step)
         graph = StepGraph(parts) if parts.captures else None
 

@@ -17,7 +17,7 @@ from tests.test_architecture import ROOT, modules_loaded_by
 VERBS = {
     analyze: "lr_sensitivity instability decide report inspect curvature score compare "
     "fit laws predict allocate next downstream frontier ladder optima anneal critical_batch",
-    sweep: "plan run submit retry status collect",
+    sweep: "plan run submit retry status collect sync",
 }
 EACH = [(door, verb) for door, verbs in VERBS.items() for verb in verbs.split()]
 

@@ -546,7 +546,7 @@ def test_wandb_that_cannot_be_reached(whole, python, tmp_path, data_dir, record_
             listener.listen(50)  # connections are accepted and never answered
         address = f"http://127.0.0.1:{listener.getsockname()[1]}"
         environment = os.environ | {"WANDB_BASE_URL": address, "WANDB_API_KEY": "0" * 40}
-        short = "from scaling_testbed.runs import wandb\nwandb.END_SECONDS = 1"
+        short = "from scaling_testbed.runs.mirrors import mirror\nmirror.END_SECONDS = 1"
         began = time.monotonic()
         process = start(python, tmp_path, data_dir, "logging.wandb=true", before=short, env=environment)
         _, err = process.communicate(timeout=60)

@@ -1,18 +1,11 @@
-"""What a run writes down is whole, readable after a kill, and mirrored without risk."""
+"""What a run writes down is whole, and readable after a kill."""
 
 import json
 import math
-import subprocess
-import sys
-import time
-import types
-from pathlib import Path
 
 import pytest
 
-from scaling_testbed.config.sections import LoggingConfig
 from scaling_testbed.errors import UserError
-from scaling_testbed.runs import wandb
 from scaling_testbed.runs.folder import RunFolder, read_metrics
 
 
@@ -50,50 +43,3 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="runs_dir="), RunFolder(tmp_path / "file" / "run"):
         pass
-
-
-def mirror(tmp_path):
-    return wandb.WandbMirror(LoggingConfig(wandb=True), RunFolder(tmp_path), "id", "name", {"a": 1})
-
-
-def test_without_a_key_wandb_records_offline(tmp_path, monkeypatch, capsys):
-    pytest.importorskip("wandb")
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
-    folder = tmp_path / "two words"
-    folder.mkdir()
-    mirrored = mirror(folder)
-    mirrored.log({"step": 1, "train_loss": 2.0})
-    mirrored.finish(dict.fromkeys(("status", "val_loss", "val_bpb", "n_params", "n_tokens", "flops"), 0))
-    said = capsys.readouterr().out.strip()
-    assert said.startswith("wandb: no key found; recording offline. To upload it later: wandb sync ")
-    shown = subprocess.run(["bash", "-c", f"ls -d {said.partition('wandb sync ')[2]}"], capture_output=True, text=True)
-    (recorded,) = map(Path, shown.stdout.splitlines())  # what the command names is what was recorded
-    assert list(recorded.glob("*.wandb")) and recorded.parent == folder / "wandb"
-
-
-class BrokenWandb(types.ModuleType):
-    """Stands in for the package; `init` does what it is given."""
-
-    Settings = staticmethod(lambda **_: None)
-
-
-@pytest.mark.parametrize("trouble", ["raises", "exits", "hangs", "missing"])
-def test_trouble_with_wandb_is_one_warning_and_the_run_goes_on(tmp_path, monkeypatch, capsys, trouble):
-    def init(**_):
-        if trouble == "hangs":
-            time.sleep(60)
-        raise SystemExit(1) if trouble == "exits" else RuntimeError("no connection")
-
-    broken = BrokenWandb("wandb")
-    broken.init = init
-    monkeypatch.setitem(sys.modules, "wandb", None if trouble == "missing" else broken)
-    monkeypatch.setattr(wandb, "END_SECONDS", 0.2)
-    began = time.monotonic()
-    mirrored = mirror(tmp_path)
-    mirrored.log({"step": 1})
-    mirrored.finish({})
-    assert time.monotonic() - began < 5
-    said = capsys.readouterr().err
-    assert said.count("warning: wandb is off") == 1
-    assert ("it is not installed; pip install wandb" in said) == (trouble == "missing")
