@@ -73,7 +73,7 @@ def test_tokens_are_drawn_by_the_softmax_of_the_likeliest(top_k, temperature):
 
 
 def planned_logits(monkeypatch, likeliest):
-    """Returns a list of what the model reads. The model's likeliest tokens are those of a list, in turn."""
+    """The likeliest tokens of the model become those of a list, in turn. Returns the list of what it then reads."""
     seen, coming = [], iter(likeliest)
 
     def logits(model, tokens, device):

@@ -236,7 +236,7 @@ def test_a_sweep_file_with_values_of_a_wrong_kind_is_refused_in_one_line(grid, r
         ("axes: {optimizer.lr: [!!python/object/apply:os.getcwd []]}", "cannot be read as YAML"),
         ("axes: {optimizer.lr: ['1e-3,3e-3']}", "write each as an item of the list"),
         ("axes: {'~optimizer.lr': [1]}", "is no key that can be set"),
-        ("axes: {seed: [1, 2]}", "seed is given twice among axes, together and seeds; write seeds: [0, 1]"),
+        ("axes: {seed: [1, 2]}", "seed is given twice among axes, together, draw and seeds; write seeds: [0, 1]"),
         ("overrides: [optimizer.lr=1]\naxes: {optimizer.lr: [1, 2]}", "optimizer.lr is given twice"),
         ("overrides: ['optimizer={lr: 1}']\naxes: {optimizer.lr: [1, 2]}", "optimizer.lr is given twice"),
         ("exclude: [{}]", "exclude holds an entry without keys"),
