@@ -94,6 +94,7 @@ class Clock:
         self._before = before
         self._began = self._step_began = time.monotonic()
         self._steps, self._seconds = 0, 0.0
+        self._recent_steps, self._recent_seconds = 0, 0.0
 
     def begin_step(self) -> None:
         """Begin a step now. Without this call it began when the last one ended."""
@@ -104,6 +105,8 @@ class Clock:
         self._steps += 1
         if self._steps > 1:  # the first step of a process compiles, allocates and warms caches
             self._seconds += now - self._step_began
+            self._recent_steps += 1
+            self._recent_seconds += now - self._step_began
         self._step_began = now
 
     @property
@@ -113,6 +116,13 @@ class Clock:
     def tokens_per_second(self, tokens_per_step: int) -> float | None:
         """Mean tokens per second since the second step of this start; None before the second step."""
         return (self._steps - 1) * tokens_per_step / self._seconds if self._steps > 1 else None
+
+    def take_ms_per_step(self) -> float | None:
+        """Mean milliseconds of the steps since the last call, without evaluations; None if the only one is the first of
+        this start."""
+        steps, seconds = self._recent_steps, self._recent_seconds
+        self._recent_steps, self._recent_seconds = 0, 0.0
+        return 1000 * seconds / steps if steps else None
 
 
 class Progress:
@@ -202,7 +212,7 @@ def bar(console: Console) -> RichProgress:
 
 
 class RunProgress(Progress):
-    """Reports step, loss, learning rate, tokens/s and time left of a run.
+    """Reports step, loss, learning rate, speed, memory and time left of a run.
 
     line_every: steps between plain lines. A step with an evaluation always prints a line. is_limit: whether `steps` is
     only an upper limit, so that the time left is not known.
@@ -269,7 +279,11 @@ def _describe(row: dict[str, Any], steps: int) -> str:
         ("val_loss", "val_loss", ".4f"),
         ("lr", "lr", ".2e"),
         ("tokens_per_second", "tokens/s", ",.0f"),
+        ("ms_per_step", "ms/step", ",.1f"),
+        ("mfu", "MFU", ".1%"),
     ):
         if row.get(key) is not None:
             parts.append(f"{label} {row[key]:{form}}")
+    if row.get("peak_memory_bytes") is not None:
+        parts.append(f"{row['peak_memory_bytes'] / 2**30:.2f} GiB")
     return "  ".join(parts)

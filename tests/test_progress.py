@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from scaling_testbed import progress
-from scaling_testbed.progress import ByteProgress, RunProgress
+from scaling_testbed.progress import ByteProgress, Clock, RunProgress
 
 
 def test_plain_lines_come_now_and_then_with_time_left_and_evaluations_always(capsys):
@@ -20,6 +20,36 @@ def test_plain_lines_come_now_and_then_with_time_left_and_evaluations_always(cap
     assert [line.split("/")[0].split()[-1] for line in lines] == ["0", "20", "40", "50", "60", "80", "100"]
     assert "loss 2.5000" in lines[1] and "lr 1.00e-03" in lines[1] and "tokens/s 1,23" in lines[1]
     assert lines[1].endswith(" left") and "val_loss 3.0000" in lines[3]
+
+
+def test_a_line_has_speed_and_memory_where_they_are_known(capsys):
+    shown = RunProgress(steps=10, done=0, line_every=1)
+    known = {"tokens_per_second": 1234.0, "ms_per_step": 103.75, "mfu": 0.4167, "peak_memory_bytes": 3 * 2**29}
+    shown.update({"step": 10, "train_loss": 2.5} | known)
+    shown.update({"step": 10, "train_loss": 2.5, "val_loss": 2.0} | dict.fromkeys(known))
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == "step 10/10  loss 2.5000  tokens/s 1,234  ms/step 103.8  MFU 41.7%  1.50 GiB"
+    assert second == "step 10/10  loss 2.5000  val_loss 2.0000"
+
+
+def test_the_time_of_a_step_is_the_mean_since_it_was_last_asked_for(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    clock = Clock()
+
+    def step(seconds):
+        clock.begin_step()
+        now[0] += seconds
+        clock.end_step()
+
+    step(9.0)  # it compiles
+    assert clock.take_ms_per_step() is None
+    step(0.25)
+    now[0] += 5.0  # an evaluation
+    step(0.75)
+    assert clock.take_ms_per_step() == 500.0
+    step(0.125)
+    assert clock.take_ms_per_step() == 125.0 and clock.take_ms_per_step() is None
 
 
 def test_quiet_says_nothing(capsys):

@@ -1,6 +1,7 @@
 """The sections of a run's configuration that have only one kind: batch, evaluation, checkpoints, device, processes and
 logging. Does not import torch."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ AUTO = "auto"
 TASKS_OF_CORPUS = ("continuation", "identifier", "bracket")  # see evaluation/corpus_tasks.py
 
 LARGEST_BATCH = 2**31  # sequences, and tokens of a sequence
+_STEPS = re.compile(r"(\d{1,12}):(\d{1,12})")  # of profile_steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,6 +199,12 @@ class ComputeConfig:
         "The row says what was used.",
         identity=EXECUTION_ONLY,
     )
+    profile_steps: str | None = key(
+        None,
+        "Steps that torch.profiler traces, as A:B: those after step A, up to step B. The folder of the run then has a "
+        "trace for Perfetto and a table of operators. The losses stay the same to the bit; these steps take longer.",
+        identity=EXECUTION_ONLY,
+    )
     deterministic: bool = key(
         False,
         "Whether a run on a GPU ends in the same bits each time: an operation without a deterministic kernel is an "
@@ -216,8 +224,27 @@ class ComputeConfig:
                 raise ConfigError(f"{name} must be true, false or auto; got {value!r}")
         if self.residual_dtype == "bf16" and self.precision == "fp32":
             raise ConfigError("residual_dtype must be fp32 with precision=fp32; got bf16")
+        if self.profile_steps is not None:
+            if not (found := _STEPS.fullmatch(self.profile_steps)) or int(found[1]) >= int(found[2]):
+                raise ConfigError(
+                    "profile_steps must be A:B with A < B, such as 20:25, and in a YAML file in quotes; got "
+                    f"{self.profile_steps!r}"
+                )
+            if self.cuda_graph is True:
+                raise ConfigError(
+                    "profile_steps cannot be with cuda_graph=true, whose replay hides the operators of a step; use "
+                    "compute.cuda_graph=false"
+                )
         check_positive("gpu_memory_gib", self.gpu_memory_gib)
         check_positive("threads", self.threads)
+
+    @property
+    def steps_to_profile(self) -> tuple[int, int] | None:
+        """(A, B) of profile_steps=A:B: the updates with the numbers A to B - 1, from 0. None: no step is profiled."""
+        if self.profile_steps is None:
+            return None
+        begin, _, end = self.profile_steps.partition(":")
+        return int(begin), int(end)
 
     @property
     def precision_on_gpu(self) -> str:

@@ -12,6 +12,17 @@ STEP_METRICS = (
     Metric("clip_coefficient", "What the gradient was multiplied by; 1 where it was not clipped."),
     Metric("skipped", "true where the update was left out, as optimizer.skip_spikes_sigmas does; else absent."),
     Metric("tokens_per_second", "Training tokens in a second, from the second step of this start on.", "tokens/s"),
+    Metric("ms_per_step", "Mean time of the updates since the last line, without evaluations.", "milliseconds"),
+    Metric(
+        "mfu",
+        "Model FLOPs utilisation, from tokens_per_second: FLOPs in a second divided by the peak of all devices; null "
+        "where the peak is unknown.",
+    ),
+    Metric(
+        "peak_memory_bytes",
+        "Largest memory of the first process so far: allocated on its GPU, or resident on a CPU.",
+        "bytes",
+    ),
     Metric("seconds", "Time of training and evaluation so far, over all starts.", "seconds"),
     Metric("val_loss", "Cross-entropy of the validation split, without z-loss.", "nats per token"),
     Metric(

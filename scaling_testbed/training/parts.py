@@ -27,7 +27,13 @@ from scaling_testbed.model.config import ModelConfig
 from scaling_testbed.model.counting import ParamCounts, count_params
 from scaling_testbed.model.transformer import Transformer
 from scaling_testbed.processes.compilation import choose_compile, compile_blocks
-from scaling_testbed.processes.device import choose_device, choose_precision, configure_torch, free_memory_bytes
+from scaling_testbed.processes.device import (
+    choose_device,
+    choose_precision,
+    configure_torch,
+    free_memory_bytes,
+    peak_flops,
+)
 from scaling_testbed.processes.group import Processes
 from scaling_testbed.processes.placement import Replica, parallelize
 from scaling_testbed.processes.world import World
@@ -101,6 +107,14 @@ class Parts:
     def flops(self, made: int) -> float:
         """FLOPs of the first `made` updates, including interventions."""
         return training_flops(self.run, self.model.config, self.steps, made)
+
+    def mfu(self, made: int, tokens_per_second: float | None) -> float | None:
+        """Model FLOPs utilisation at this rate, with the mean FLOPs of a token in the first `made` updates; None where
+        the rate or the peak of the device is not known."""
+        if not tokens_per_second or not (peak := peak_flops(self.device, self.precision)):
+            return None
+        flops_per_token = self.flops(made) / (made * self.run.batch.tokens)
+        return tokens_per_second * flops_per_token / (peak * self.processes.world.size)
 
     def recorded(self) -> dict[str, Any]:
         """What a row and a checkpoint record of the data."""

@@ -12,6 +12,7 @@ from scaling_testbed.diagnostics.summary import Summary
 from scaling_testbed.errors import UserError
 from scaling_testbed.learning.interventions.base import Intervention
 from scaling_testbed.plugins import check_unchanged, hashes
+from scaling_testbed.processes.device import peak_memory_bytes
 from scaling_testbed.progress import Clock
 from scaling_testbed.runs import checkpoint, state
 from scaling_testbed.runs.folder import Written
@@ -66,14 +67,16 @@ class Progress:
             torch.cuda.empty_cache()
         return f"too little memory at step {self.step}: micro-batches of {fewer} sequences in place of {before}"
 
-    def advance(self, update: Update, run: RunConfig, steps: int) -> None:
-        """Count `update`, and open the record of its step. steps: of the whole run."""
+    def advance(self, update: Update, parts: Parts) -> None:
+        """Count `update`, and open the record of its step."""
+        run = parts.run
         self.step += 1
         self.train_loss_last = update.train_loss
         self.clock.end_step()
         marks = {"skipped": True} if update.skipped else {}
         self.record = {"step": self.step} | update.diagnostics | marks
-        if update.diagnostics or marks or self.step % run.logging.every_steps == 0 or self.step in (1, steps):
+        if update.diagnostics or marks or self.step % run.logging.every_steps == 0 or self.step in (1, parts.steps):
+            rate = self.clock.tokens_per_second(run.batch.tokens)
             self.record |= {
                 "tokens": self.step * run.batch.tokens,
                 "train_loss": update.train_loss,
@@ -81,7 +84,10 @@ class Progress:
                 "lr": update.lr,
                 "grad_norm": update.grad_norm,
                 "clip_coefficient": update.clip_coefficient,
-                "tokens_per_second": self.clock.tokens_per_second(run.batch.tokens),
+                "tokens_per_second": rate,
+                "ms_per_step": self.clock.take_ms_per_step(),
+                "mfu": parts.mfu(self.step, rate),
+                "peak_memory_bytes": peak_memory_bytes(parts.device),
                 "seconds": self.clock.wall_seconds,
             }
 

@@ -6,7 +6,7 @@ from typing import Any
 from scaling_testbed.config.compute import params_in_use
 from scaling_testbed.data.manifest import window_entropy_nats
 from scaling_testbed.learning.optimizers import state_bytes
-from scaling_testbed.processes.device import device_name, peak_flops
+from scaling_testbed.processes.device import device_name
 from scaling_testbed.runs.environment import versions
 from scaling_testbed.runs.row import STOPPED_EARLY, Row
 from scaling_testbed.training import tasks
@@ -27,7 +27,7 @@ class Outcome:
 def make_row(parts: Parts, progress: Progress, records: Records, outcome: Outcome, peak_bytes: int) -> Row:
     """Make the row that analysis reads. peak_bytes: peak memory of the rank that used most."""
     run, model, n_tokens = parts.run, parts.model, progress.step * parts.run.batch.tokens
-    rate, peak = progress.clock.tokens_per_second(run.batch.tokens), peak_flops(parts.device, parts.precision)
+    rate = progress.clock.tokens_per_second(run.batch.tokens)
     size, manifest = parts.processes.world.size, parts.data.manifest
     added = {key: value for found in parts.interventions.values() for key, value in found.row().items()}
     summary, last = progress.summary, progress.summary.evaluation
@@ -68,7 +68,7 @@ def make_row(parts: Parts, progress: Progress, records: Records, outcome: Outcom
         entropy_window_nats=window_entropy_nats(manifest, run.batch.sequence_length),
         wall_seconds=progress.clock.wall_seconds,
         tokens_per_second=rate,
-        mfu=rate * (flops / n_tokens) / (peak * size) if rate and peak else None,
+        mfu=parts.mfu(progress.step, rate),
         peak_memory_bytes=peak_bytes,
         optimizer_state_bytes=state_bytes(parts.optimizer),
         micro_batch_sequences=progress.micro_batch,

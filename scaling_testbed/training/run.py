@@ -28,6 +28,7 @@ from scaling_testbed.runs.row import FINAL, STOPPED_EARLY, Row
 from scaling_testbed.training import tasks
 from scaling_testbed.training.graph import StepGraph
 from scaling_testbed.training.parts import build_parts
+from scaling_testbed.training.profile import StepProfile
 from scaling_testbed.training.progress import is_evaluated, is_saved, is_scored, resume, save
 from scaling_testbed.training.records import Records
 from scaling_testbed.training.row import Outcome, make_row
@@ -84,6 +85,7 @@ def train(run: RunConfig, interrupts: Interrupts | None = None, *, quiet: bool =
         records.start_mirrors()
         outcome, queue = Outcome("finished"), Queue(parts, progress.step)
         graph = StepGraph(parts) if parts.captures else None
+        profile = StepProfile(parts, records.say)
 
         def look() -> None:
             poll(processes, interrupts)
@@ -111,12 +113,14 @@ def train(run: RunConfig, interrupts: Interrupts | None = None, *, quiet: bool =
                     if queue.is_empty:  # else the device has not stopped since the last update
                         progress.clock.begin_step()
                     while queue.has_room(interrupts, needs_host):
+                        profile.begin(queue.made)
                         given = inputs(parts, queue.made)
                         if graph is not None:
                             queue.add(graph.make(given, interrupts, progress.micro_batch))
                         else:
                             queue.add(make_update(parts, given, interrupts, progress.micro_batch))
                         parts.averages.add(queue.made, parts.bad)
+                        profile.end(queue.made)
                 except (TooLittleMemory, Interrupted) as error:
                     # First the updates that are made are read. Then the next one is tried again. A group cannot try
                     # it again: its other processes wait in a collective of the update that failed here.
@@ -126,7 +130,7 @@ def train(run: RunConfig, interrupts: Interrupts | None = None, *, quiet: bool =
                         records.say(progress.take_less(parts, error))
                         continue
                 update = queue.read()
-                progress.advance(update, run, parts.steps)
+                progress.advance(update, parts)
         except Interrupted as signal:
             outcome = _stopped(folder, signal, progress.step)
         except Diverged as reason:
@@ -139,6 +143,7 @@ def train(run: RunConfig, interrupts: Interrupts | None = None, *, quiet: bool =
             progress.record = {"step": progress.step + 1} | reason.diagnostics  # of the update that was not made
             records.write(progress)
         finally:
+            profile.close()
             records.close()
         if outcome.status in STOPPED_EARLY or (outcome.status == "finished" and run.checkpoint.at_end):
             save(parts, progress)

@@ -15,7 +15,7 @@ from scaling_testbed.learning import loss_model
 from scaling_testbed.runs.metrics import STEP_METRICS
 from scaling_testbed.training import step as updates
 from scaling_testbed.training.run import train
-from tests.training.conftest import data_dir, metrics, tiny, trained  # noqa: F401
+from tests.training.conftest import TIMING, data_dir, metrics, tiny, trained  # noqa: F401
 from tests.training.test_run import assert_same_weights
 
 ON = ("diagnostics=basic", "diagnostics.every_steps=3", "diagnostics.at_step=5", "diagnostics.last_steps=4")
@@ -140,14 +140,12 @@ def test_wrong_values_are_refused(tiny, field):  # noqa: F811
 
 def test_every_metric_of_a_run_is_in_the_reference_and_the_reference_names_no_other(trained):  # noqa: F811
     more = ("diagnostics.per_head=true", "optimizer.skip_spikes_sigmas=0.5", "optimizer.skip_spikes_window=4")
-    more = (*more, "averaging=ema")
-    _, folder = trained(*ON, *more)
+    _, folder = trained(*ON, *more, "averaging=ema")
     tensors = {name.partition("/")[2] for line in metrics(folder) for name in line if name.startswith("param_rms/")}
     found = set()
     for name in {name for line in metrics(folder) for name in line}:
         quantity, _, where = name.partition("/")
         letters = "/".join("BH"[: len(where.split("/"))]) if where else ""
         found.add("/".join(filter(None, (quantity, "TENSOR" if where in tensors else letters))))
-    times = {"tokens_per_second", "seconds"}  # `metrics` leaves these out
     of_tasks = {"error_by_task"}  # this corpus has no tokenizer; see tests/training/test_tasks.py
-    assert found | times | of_tasks == {metric.name for metric in (*STEP_METRICS, *DIAGNOSTICS)}
+    assert found | set(TIMING) | of_tasks == {metric.name for metric in (*STEP_METRICS, *DIAGNOSTICS)}

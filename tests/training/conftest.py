@@ -18,7 +18,7 @@ TINY = [
     *("evaluation.every_steps=5", "evaluation.tokens=1024", "checkpoint.every_steps=4", "logging.every_steps=1"),
     "compute.threads=1",
 ]
-TIMING = ("seconds", "tokens_per_second")
+TIMING = ("seconds", "tokens_per_second", "ms_per_step", "mfu", "peak_memory_bytes")
 
 
 @pytest.fixture(scope="session")

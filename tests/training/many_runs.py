@@ -22,7 +22,6 @@ from scaling_testbed.errors import UserError
 from scaling_testbed.runs import folder as records
 from scaling_testbed.train import main as train_main
 from scaling_testbed.training import parts as building
-from scaling_testbed.training import row as result
 from scaling_testbed.training import run as trainer
 from scaling_testbed.training import step as updates
 
@@ -83,7 +82,7 @@ def compose_together(all_overrides):
 def main():
     rank, path = int(os.environ["RANK"]), Path(sys.argv[1])
     trainer.peak_memory_bytes = lambda device: 1000 * (rank + 1)
-    result.peak_flops = lambda *_: PEAK_FLOPS
+    building.peak_flops = lambda *_: PEAK_FLOPS
     specs = json.loads(path.read_text())
     compose_together([spec["overrides"] for spec in specs])
     for spec in specs:

@@ -31,6 +31,7 @@ from scaling_testbed.processes.device import choose_device
 from scaling_testbed.processes.group import PeerGone, Processes
 from scaling_testbed.processes.world import World, check_world, world_from_environment
 from scaling_testbed.runs import checkpoint, sharded
+from scaling_testbed.runs.folder import read_metrics
 from scaling_testbed.training.run import run_folder_path, train
 from tests.training.conftest import TINY, load_latest, metrics
 from tests.training.many_runs import PEAK_FLOPS
@@ -285,6 +286,7 @@ def test_the_row_counts_all_ranks(two):
     assert row["mfu"] == pytest.approx(row["tokens_per_second"] * flops / (2 * PEAK_FLOPS))
     timed = [line for line in metrics(two.run_folder("fsdp")) if "train_loss" in line]
     assert row["n_tokens"] == 12 * 128 == timed[-1]["tokens"]
+    assert read_metrics(two.run_folder("fsdp") / "metrics.jsonl")[-1]["mfu"] == row["mfu"]
 
 
 def test_only_rank_0_speaks_and_all_end_alike(two):

@@ -74,6 +74,17 @@ def test_a_run_leaves_its_records(whole):
     assert {"config.yaml", "environment.json", "metrics.jsonl", "result.json"} <= {p.name for p in folder.iterdir()}
 
 
+def test_a_line_has_time_utilisation_and_memory(trained, monkeypatch):
+    monkeypatch.setattr(building, "peak_flops", lambda device, precision: 1e12)
+    row, folder = trained("logging.every_steps=4", "budget.steps=9", "evaluation.every_steps=0")
+    lines = {line["step"]: line for line in records.read_metrics(folder / "metrics.jsonl")}
+    assert lines[1]["ms_per_step"] is lines[1]["mfu"] is None and set(lines) == {0, 1, 4, 8, 9}
+    assert lines[9]["mfu"] == row["mfu"] == lines[9]["tokens_per_second"] * row["flops"] / row["n_tokens"] / 1e12
+    total = sum(n * lines[step]["ms_per_step"] for step, n in ((4, 3), (8, 4), (9, 1)))
+    assert total == pytest.approx(1000 * 8 * 128 / lines[9]["tokens_per_second"])  # each step counts once
+    assert 2**20 < lines[4]["peak_memory_bytes"] <= row["peak_memory_bytes"]
+
+
 def test_a_run_that_wants_no_checkpoint_leaves_none(trained):
     row, folder = trained("checkpoint.every_steps=0", "checkpoint.at_end=false")
     assert row["status"] == "finished" and not list((folder / "checkpoints").glob("*"))

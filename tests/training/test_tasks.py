@@ -22,6 +22,7 @@ from scaling_testbed.training import step as updates
 from scaling_testbed.training import tasks
 from scaling_testbed.training.run import train
 from tests.evaluation.test_corpus_tasks import code
+from tests.training.conftest import TIMING
 from tests.training.test_distributed import Launch
 
 QUESTIONS = [
@@ -139,9 +140,11 @@ def test_a_run_that_is_stopped_while_its_tasks_are_scored_midway_ends_with_the_s
     assert (row["status"], row["error"]) == ("preempted", "stopped by SIGTERM at step 2")
     train(run, quiet=True)
     assert calls == [1] * 4
-    timed = ("seconds", "tokens_per_second")
     found, expected = (
-        [{key: value for key, value in line.items() if key not in timed} for line in read_metrics(at / "metrics.jsonl")]
+        [
+            {key: value for key, value in line.items() if key not in TIMING}
+            for line in read_metrics(at / "metrics.jsonl")
+        ]
         for at in (folder, of_whole)
     )
     assert found == expected and [line["step"] for line in found if TASKS in line] == [0, 2, 3]
