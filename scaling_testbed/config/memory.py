@@ -8,6 +8,8 @@ With N parameters over s shards (1 unless parallelism=fsdp), in bytes:
     optimizer       the bytes that the optimizer keeps for a weight of each role, over s shards: 8 N / s for AdamW
     interventions   the tensors that they keep between steps, over s shards: one byte for each weight that
                     magnitude_pruning may prune
+    checkpoint      with checkpoint.asynchronous on a CPU, one copy of all of these but the gradients; the copy of a
+                    run on a GPU is in host memory
     working copies  single and ddp: in bf16 2 N for the matrices that autocast holds until their backward pass; in fp32
                     4 bytes for each weight of which the linear layer makes another matrix. fsdp: the tensors that are
                     whole for some time, which are embedding, head and gains with their gradients (8 bytes each), two
@@ -56,6 +58,7 @@ class Memory:
     optimizer: int
     averages: int
     interventions: int
+    checkpoint: int
     working_copies: int
     activations: int
     logits: int
@@ -67,7 +70,7 @@ class Memory:
 
     @property
     def total(self) -> int:
-        return self.states + self.working_copies + self.activations + self.logits
+        return self.states + self.checkpoint + self.working_copies + self.activations + self.logits
 
 
 def estimate_memory(
@@ -83,12 +86,16 @@ def estimate_memory(
     rows = 1 if run.batch.is_auto else min(run.batch.micro_batch or here, here)
     tokens = rows * run.batch.sequence_length
     kept_whole = sharded and rows < here
+    saved = {
+        "parameters": -(-n_params * WEIGHTS // shards),
+        "optimizer": -(-_optimizer_bytes(run, model) // shards),
+        "averages": -(-n_params * WEIGHTS * run.averaging.copies // shards),
+        "interventions": -(-sum(one.bytes_kept(model) for one in interventions_of(run).values()) // shards),
+    }
     return Memory(
-        parameters=-(-n_params * WEIGHTS // shards),
+        **saved,
         gradients=n_params * GRADIENTS if kept_whole else -(-n_params * GRADIENTS // shards),
-        optimizer=-(-_optimizer_bytes(run, model) // shards),
-        averages=-(-n_params * WEIGHTS * run.averaging.copies // shards),
-        interventions=-(-sum(one.bytes_kept(model) for one in interventions_of(run).values()) // shards),
+        checkpoint=sum(saved.values()) if run.checkpoint.asynchronous and device == "cpu" else 0,
         working_copies=_working_copies(model, n_params, precision, sharded),
         activations=tokens * _kept_per_token(run, model, precision, device),
         logits=run.loss.logits_bytes(tokens, model.known_vocab_size),

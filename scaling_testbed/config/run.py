@@ -180,6 +180,8 @@ def unshardable(run: RunConfig) -> tuple[str, str] | None:
         return f"optimizer={run.optimizer.name}", reason
     if reason := LINEARS[run.model.linear].needs_whole_tensors:
         return f"model.linear={run.model.linear}", reason
+    if run.checkpoint.asynchronous:
+        return "checkpoint.asynchronous=true", "the processes write a sharded checkpoint together, between two steps"
     for name, intervention in interventions_of(run).items():
         if reason := intervention.needs_whole_tensors:
             asked_by = intervention.key

@@ -144,6 +144,12 @@ class CheckpointConfig:
         "needed where only its row is used.",
         identity=EXECUTION_ONLY,
     )
+    asynchronous: bool = key(
+        False,
+        "Whether a thread writes a checkpoint beside training, from a copy of the state in host memory. Not with "
+        "parallelism=fsdp.",
+        identity=EXECUTION_ONLY,
+    )
     keep_last: int = key(2, "How many of the newest checkpoints are kept.", identity=EXECUTION_ONLY)
     keep_steps: list[int] = key(
         [],

@@ -2,6 +2,7 @@
 
 import gc
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from scaling_testbed.processes.device import peak_memory_bytes
 from scaling_testbed.progress import Clock
 from scaling_testbed.runs import checkpoint, state
 from scaling_testbed.runs.folder import Written
+from scaling_testbed.runs.writer import Writer, on_host
 from scaling_testbed.training.parts import Parts
 from scaling_testbed.training.step import TooLittleMemory, Update, smaller_micro_batch
 
@@ -118,12 +120,13 @@ def spent(parts: Parts, step: int) -> dict[str, Any]:
     return {"steps": steps, "n_tokens": steps * parts.run.batch.tokens, "flops": float(flops)}
 
 
-def save(parts: Parts, progress: Progress) -> None:
+def save(parts: Parts, progress: Progress, writer: Writer) -> None:
     """Save a checkpoint of this step, with the step's record if it is still open. Every rank calls this.
 
-    The lines of metrics.jsonl up to this step are on the disk before.
+    The lines of metrics.jsonl up to this step are on the disk before. With checkpoint.asynchronous `writer` writes it
+    from a copy, after it has written the one before; an error of the one before is raised here.
     """
-    metrics = parts.processes.on_main(lambda: _sync(parts))
+    metrics = parts.processes.on_main(lambda: _sync(parts, writer))
     plain = {
         "schema_version": checkpoint.SCHEMA_VERSION,
         "run_id": run_id(parts.run),
@@ -157,10 +160,18 @@ def save(parts: Parts, progress: Progress) -> None:
     elif shards is not None:
         shards |= {f"averages/{name}": tensor for name, tensor in parts.averages.tensors.items()}
     where, keep = parts.folder.checkpoints, parts.run.checkpoint
-    checkpoint.save(where, progress.step, plain, tensors, keep, shards=shards, processes=parts.processes)
+    if not keep.asynchronous:
+        checkpoint.save(where, progress.step, plain, tensors, keep, shards=shards, processes=parts.processes)
+        return
+
+    def start() -> None:
+        writer.start(partial(checkpoint.save, where, progress.step, *on_host((plain, tensors)), keep))
+
+    parts.processes.on_main(start)
 
 
-def _sync(parts: Parts) -> Written:
+def _sync(parts: Parts, writer: Writer) -> Written:
+    writer.wait()  # before a second copy of the state is made
     parts.folder.check_held()
     parts.folder.sync_metrics()
     return parts.folder.written()

@@ -25,6 +25,7 @@ from scaling_testbed.runs.folder import RunFolder
 from scaling_testbed.runs.hopeless import forget_call, read_call
 from scaling_testbed.runs.identity import check_same, of_checkpoint
 from scaling_testbed.runs.row import FINAL, STOPPED_EARLY, Row
+from scaling_testbed.runs.writer import Writer
 from scaling_testbed.training import tasks
 from scaling_testbed.training.graph import StepGraph
 from scaling_testbed.training.parts import build_parts
@@ -66,7 +67,9 @@ def train(run: RunConfig, interrupts: Interrupts | None = None, *, quiet: bool =
             return row
         if row := processes.on_main(lambda: _hold(folder, held, run, quiet=quiet)):
             return row
-        held.enter_context(_failures_recorded(run, folder, processes))
+        writer = Writer()
+        held.enter_context(_failures_recorded(run, folder, processes, writer))
+        held.enter_context(writer)
         processes.on_main(lambda: _check_goes_on(folder, run))
         if run.parallelism.is_sharded:
             processes.together(folder.check_here)
@@ -107,7 +110,7 @@ def train(run: RunConfig, interrupts: Interrupts | None = None, *, quiet: bool =
                             progress.record |= tasks.score(parts, look)
                         records.write(progress)
                         if progress.step < parts.steps and is_saved(run, progress.step):
-                            save(parts, progress)
+                            save(parts, progress, writer)
                     if progress.step == parts.steps:
                         break
                     if queue.is_empty:  # else the device has not stopped since the last update
@@ -146,7 +149,8 @@ def train(run: RunConfig, interrupts: Interrupts | None = None, *, quiet: bool =
             profile.close()
             records.close()
         if outcome.status in STOPPED_EARLY or (outcome.status == "finished" and run.checkpoint.at_end):
-            save(parts, progress)
+            save(parts, progress, writer)
+        processes.on_main(writer.wait)
         peak_bytes = int(processes.largest([peak_memory_bytes(parts.device)])[0])
         return processes.on_main(lambda: records.finish(make_row(parts, progress, records, outcome, peak_bytes)))
 
@@ -182,11 +186,12 @@ def _check_goes_on(folder: RunFolder, run: RunConfig) -> None:
 
 
 @contextlib.contextmanager
-def _failures_recorded(run: RunConfig, folder: RunFolder, processes: Processes) -> Iterator[None]:
+def _failures_recorded(run: RunConfig, folder: RunFolder, processes: Processes, writer: Writer) -> Iterator[None]:
     """Context manager for the work in a claimed folder. It records an error in the row, reports it to the other
     processes, and raises it: as a UserError if the user can correct it or another process caused it."""
 
     def end(error: Exception) -> Exception:  # in a thread, before the process ends without its main thread
+        writer.settle(run.parallelism.timeout_seconds)
         error = _end_recorded(run, folder, error)
         if processes.world.is_main:
             folder.__exit__()
