@@ -41,7 +41,7 @@ COLUMNS = [
     ("median_s", "s", "s"),
     ("low_s", "min", "s"),
     ("high_s", "max", "s"),
-    ("ratio", "of no checkpoint", "ratio"),
+    ("ratio", "of none", "ratio"),
 ]
 COLUMNS += [("waits_s", "s in saves", "s"), ("share", "share in saves", "ratio")]
 QUIET = ["data=noise", "data.n_tokens=100000", "logging.every_steps=30", "evaluation.every_steps=0"]

@@ -67,6 +67,7 @@ FlopsPerSecond = Annotated[
         help="the rate for estimates of GPU-hours, e.g. 4e14 (default: the median rate of the sweep's finished runs)",
     ),
 ]  # fmt: skip
+AllRuns = Annotated[bool, typer.Option("--all", help="show each run (default: one line for each model)")]
 Launcher = Annotated[
     str,
     typer.Option(
@@ -139,18 +140,21 @@ def plan(
     words: LauncherWords = (),
     flops_per_second: FlopsPerSecond = None,
     launcher: Launcher = "slurm",
+    all_runs: AllRuns = False,
     as_json: Json = False,
     out: OutTable = (),
 ) -> None:
-    """Show the runs and their cost, without starting any.
+    """Show the runs of each model and their cost, without starting any.
 
     launcher.nodes= and launcher.gpus_per_node= set the GPUs of a run, for the estimate of memory on each GPU."""
+    from rich.text import Text
+
     from scaling_testbed.sweeps.cpu_precision import bf16_remark
     from scaling_testbed.sweeps.plan import measured_rate, priced, sweep_folder
     from scaling_testbed.sweeps.status import rows
     from scaling_testbed.sweeps.trunks import saving, without_checkpoint
     from scaling_testbed.sweeps.unusual import unusual_lines
-    from scaling_testbed.sweeps.view import detectable_effects, plan_table, too_large
+    from scaling_testbed.sweeps.view import detectable_effects, plan_summary, plan_table, too_large
     from scaling_testbed.tables import console
 
     output.check(out, ENDINGS)
@@ -169,7 +173,8 @@ def plan(
         return
     if chosen.sweep.description:
         print(chosen.sweep.description)
-    console().print(plan_table(runs, list(chosen.sweep.rules)))
+    summary = plan_summary(runs, processes if config.gpus_per_node else 0, config.time)
+    console().print(plan_table(runs, list(chosen.sweep.rules)) if all_runs else summary)
     for key, rule in chosen.sweep.rules.items():
         print(f"{key} = {rule}")
     if chosen.sweep.draw:
@@ -183,7 +188,7 @@ def plan(
     if chosen.sweep.shared_trunk and (saved := saving(runs)):
         print(saved)
     for line in too_large(runs) if config.gpus_per_node else []:
-        print(line)
+        console().print(Text(line, style="red"), soft_wrap=True)
     for line in bf16_remark(runs) if not chosen.launcher else []:
         print(line)
     for line in [*without_checkpoint(runs), *unusual_lines([(one.label, one.unusual) for one in runs])]:
@@ -367,9 +372,9 @@ def _places(workers: int | None, gpus: str | None, runs_per_gpu: int | None) -> 
 
 def _submit(chosen: Asked, launcher: str, dry_run: bool, failed_too: bool = False) -> None:
     from scaling_testbed.sweeps import slurm
-    from scaling_testbed.sweeps.plan import alone_in, remember, sweep_folder
-    from scaling_testbed.sweeps.status import check_none_changed, counts, set_aside
-    from scaling_testbed.sweeps.view import too_large
+    from scaling_testbed.sweeps.plan import alone_in, measured_rate, priced, remember, sweep_folder
+    from scaling_testbed.sweeps.status import check_none_changed, counts, rows, set_aside
+    from scaling_testbed.sweeps.view import submission_line, too_large
 
     config = _launcher(launcher, chosen)
     runs = planned(chosen, config.processes)
@@ -385,6 +390,8 @@ def _submit(chosen: Asked, launcher: str, dry_run: bool, failed_too: bool = Fals
         slurm.task_line(one, config)  # raises before any submission if a line cannot be written
     if not due:
         return
+    n_gpus, rate = (config.processes if config.gpus_per_node else 0), measured_rate(rows(sweep_folder(runs)))
+    print(submission_line(priced(due, rate) if rate else due, n_gpus, config.partition, config.time))
     if lines := too_large(due) if config.gpus_per_node else []:
         print(*lines, sep="\n", file=sys.stderr)
         if not dry_run:

@@ -1,7 +1,7 @@
 """Tables of a sweep for a terminal: its plan, the state of its runs, and its losses."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from rich.console import Group
 from rich.text import Text
@@ -41,6 +41,48 @@ def plan_table(runs: Sequence[PlannedRun], ruled: Sequence[str] = ()) -> Whole:
     total += [f"{sum(run.flops for run in runs):.3g}", "", f"{sum(run.gpu_hours or 0 for run in runs):,.2f}"]
     rows.append(total)
     return Whole([*columns, "GPU-hours"], rows) if with_hours else Whole(columns, [row[:-1] for row in rows])
+
+
+def plan_summary(runs: Sequence[PlannedRun], n_gpus: int, time_limit: str | None = None) -> Whole:
+    """One line per model, and the totals. Where the runs of a model differ, their least and largest values are shown.
+    n_gpus: of a run. time_limit: of a run, as sbatch takes it; None: not shown."""
+    groups: dict[tuple[object, ...], list[PlannedRun]] = {}
+    for run in runs:
+        size = (run.config.get(key) for key in ("model.name", "model.d_model", "model.n_layers"))
+        groups.setdefault(tuple(size), []).append(run)
+    counted = f"N ({', '.join(sorted({run.params for run in runs}))})"
+    columns = ["model", counted, "runs", "tokens", "steps", "FLOPs", "memory", "GPUs"]
+    priced, limited = any(run.gpu_hours is not None for run in runs), time_limit is not None
+    rows = []
+    for (name, *_), own in groups.items():
+        too_large = "" if all(run.fits for run in own) else " !"
+        cells = [str(name), _span((run.budget_n_params for run in own), "{:,}"), f"{len(own):,}"]
+        cells += [_span((run.n_tokens for run in own), "{:,}"), _span((run.steps for run in own), "{:,}")]
+        cells += [f"{sum(run.flops for run in own):.3g}"]
+        cells += [_span((run.memory_bytes / GIB for run in own), "{:,.1f}") + f" GiB{too_large}", f"{n_gpus}"]
+        rows.append([*cells, f"{sum(run.gpu_hours or 0 for run in own):,.2f}", time_limit or ""])
+    total = ["all", "", f"{len(runs):,} runs", "", "", f"{sum(run.flops for run in runs):.3g}", "", ""]
+    rows.append([*total, f"{sum(run.gpu_hours or 0 for run in runs):,.2f}", ""])
+    kept = [*range(len(columns)), *([len(columns)] if priced else []), *([len(columns) + 1] if limited else [])]
+    columns += ["GPU-hours", "time limit"]
+    return Whole([columns[place] for place in kept], [[row[place] for place in kept] for row in rows])
+
+
+def submission_line(runs: Sequence[PlannedRun], n_gpus: int, partition: str | None, time_limit: str | None) -> str:
+    """What a submission of `runs` costs, before it is sent. n_gpus: of a run; 0: CPUs only."""
+    where = f"on {n_gpus} GPU{'s' * (n_gpus > 1)}" if n_gpus else "on CPUs"
+    memory = f"{_span((run.memory_bytes / GIB for run in runs), '{:,.1f}')} GiB{' on each GPU' if n_gpus else ''}"
+    hours = [run.gpu_hours for run in runs if run.gpu_hours is not None]
+    counted = f"{sum(hours):,.2f} GPU-hours" if hours else "GPU-hours not known before a run of the sweep has finished"
+    limits = [f"partition {partition or 'of the cluster'}", f"time limit {time_limit or 'of the cluster'}"]
+    return "; ".join([f"{len(runs):,} tasks, each {where}", memory, counted, *limits])
+
+
+def _span(values: Iterable[float], form: str) -> str:
+    """The least and the largest value, or the only one."""
+    least, *_, largest = sorted(values) * 2
+    shown = [form.format(least), form.format(largest)]
+    return shown[0] if shown[0] == shown[1] else " to ".join(shown)
 
 
 def _steps(run: PlannedRun) -> str:

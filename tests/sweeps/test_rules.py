@@ -179,7 +179,7 @@ def test_a_later_layer_and_a_typed_word_replace_a_rule_and_null_leaves_it_out(lo
 def test_the_plan_shows_the_values_and_sweep_json_keeps_the_rules(load, tmp_path, capsys):
     own = load(LADDER)
     words = [f"sweep={tmp_path / 'ladder.yaml'}", f"runs_dir={tmp_path / 'runs'}"]
-    assert sweep.main(["plan", *words]) == 0
+    assert sweep.main(["plan", "--all", *words]) == 0
     printed = capsys.readouterr().out
     runs, _ = plan(narrowed(own, words[1:]))
     assert "optimizer.lr = 0.0047*(n_params/108e6)**(-1/3)" in printed

@@ -6,9 +6,9 @@ import pytest
 
 from scaling_testbed.sweeps import view
 from scaling_testbed.sweeps.grid import load_sweep, narrowed
-from scaling_testbed.sweeps.plan import PlannedRun, plan
+from scaling_testbed.sweeps.plan import PlannedRun, plan, priced
 from scaling_testbed.sweeps.status import RunState
-from scaling_testbed.sweeps.view import detectable_effects
+from scaling_testbed.sweeps.view import detectable_effects, plan_summary, submission_line
 from tests.test_tables import printed
 
 RUN = PlannedRun(
@@ -70,3 +70,30 @@ def test_the_strictest_claim_of_several_needs_a_larger_effect():
 def test_a_plan_of_a_sweep_that_declares_no_spread_says_nothing_of_effects():
     sweep = narrowed(load_sweep("nano_lr"), ["optimizer.lr=1e-2"])
     assert detectable_effects(sweep, plan(sweep)[0]) == []
+
+
+def test_a_plan_has_one_line_for_each_model():
+    typed = ["model=nano_xs,nano_s", "compute.gpu_memory_gib=0.02"]
+    runs, _ = plan(narrowed(load_sweep("nano_lr"), typed))
+    assert len(runs) == 16 and any(run.fits for run in runs) != all(run.fits for run in runs)
+    lines = [re.split(r"  +", line.strip()) for line in printed(plan_summary(priced(runs, 1e12), 8, "2:00:00"), 300)]
+    assert lines[0][:1] + lines[0][-3:] == ["model", "GPUs", "GPU-hours", "time limit"]
+    for name, line in zip(("nano_xs", "nano_s"), lines[1:3], strict=True):
+        own = [run for run in runs if run.config["model.name"] == name]
+        least, largest = min(run.n_params for run in own), max(run.n_params for run in own)
+        assert line[:3] == [name, f"{least:,} to {largest:,}", "8"]
+        assert line[-2:] == [f"{sum(run.flops for run in own) / 3.6e15:,.2f}", "2:00:00"]
+        assert (" !" in line[-4]) == (not all(run.fits for run in own))
+    assert lines[3][:2] == ["all", "16 runs"]
+    assert "GPU-hours" not in "".join(printed(plan_summary(runs, 1), 300))
+
+
+def test_a_submission_says_what_it_costs():
+    runs, _ = plan(narrowed(load_sweep("nano_lr"), ["model=nano_s"]))
+    said = submission_line(priced(runs, 1e9), 8, "gpu", None)
+    hours = sum(run.flops for run in runs) / 3.6e12
+    assert said.startswith("8 tasks, each on 8 GPUs; 0.0 GiB on each GPU; ")
+    assert said.endswith(f"; {hours:,.2f} GPU-hours; partition gpu; time limit of the cluster")
+    unpriced = submission_line(runs, 0, None, "1:00:00")
+    assert "each on CPUs; 0.0 GiB; GPU-hours not known" in unpriced
+    assert unpriced.endswith("partition of the cluster; time limit 1:00:00")
