@@ -15,7 +15,7 @@ class Writer:
     """Writes one checkpoint at a time in a thread. As a context manager it leaves no thread behind: it waits for the
     last one, also after an error or a signal, so that the folder is held until the checkpoint has its name."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 

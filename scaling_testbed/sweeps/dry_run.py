@@ -13,6 +13,7 @@ from scaling_testbed.sweeps.gpu_memory import ASSUMED_GIB, GIB, fits, fitting_ov
 from scaling_testbed.sweeps.unusual import unusual
 
 GPUS = (1, 8, 64)
+OF_OPTIONS = ("averages", "interventions", "checkpoint")  # of Memory; they are shown only in a run that has some
 
 
 def describe_run(run: RunConfig, vocab_size: int, train_tokens: Mapping[str, int] | None = None) -> str:
@@ -48,6 +49,8 @@ def describe_run(run: RunConfig, vocab_size: int, train_tokens: Mapping[str, int
 def _memory_table(run: RunConfig, model: ModelConfig, n_params: int) -> list[str]:
     precision = run.compute.precision_on_gpu
     fields = [field.name for field in dataclasses.fields(Memory)]
+    alone = planned_memory(_placed(run, 1), model, n_params, 1, ASSUMED_GIB)
+    fields = [name for name in fields if name not in OF_OPTIONS or getattr(alone, name)]
     header = f"{'GiB per GPU':<16} {'GPUs':>4}  " + "  ".join(name.replace("_", " ") for name in [*fields, "total"])
     lines = [f"{header}    ({precision}; activations are an estimate)"]
     gib = run.compute.gpu_memory_gib or memory_of_gpu() or ASSUMED_GIB

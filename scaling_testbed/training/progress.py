@@ -165,7 +165,8 @@ def save(parts: Parts, progress: Progress, writer: Writer) -> None:
         return
 
     def start() -> None:
-        writer.start(partial(checkpoint.save, where, progress.step, *on_host((plain, tensors)), keep))
+        copied, of_tensors = on_host((plain, tensors))
+        writer.start(partial(checkpoint.save, where, progress.step, copied, of_tensors, keep))
 
     parts.processes.on_main(start)
 
