@@ -342,13 +342,15 @@ def remember(runs: Sequence[PlannedRun], sweep: Sweep) -> None:
     sweep.json names their sweep, its paper and its experiment, and holds its rules and its declaration, and all draws
     of the folder. If another sweep created the folder, which `name=` allows, sweep.json still names that sweep. A line
     of a later version stays as it is. A plan with a damaged line is kept beside the new one. Raises UserError if a
-    later version has written sweep.json."""
+    later version has written sweep.json, and for drawn runs in the folder of a declared grid."""
     folder = sweep_folder(runs)
     about = {key: getattr(sweep, key) for key in ("scale", "paper", "experiment", "description", "analysis")}
     about = {"sweep": sweep.name, **about, **({"rules": sweep.rules} if sweep.rules else {})}
     path = folder / PLAN_FILE
     with alone_in(folder):
         first, declared, draws = _sweep_of(folder)
+        if sweep.draw and declared:
+            raise UserError(f"{folder} holds a declared grid, which drawn runs are not; type name= for another folder")
         before, others = _read_plan(path)
         known = told_apart([*before, *runs])
         ids = {run.run_id for run in known}

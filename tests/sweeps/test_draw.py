@@ -99,6 +99,11 @@ def test_values_follow_their_distribution_between_the_ends_in_few_digits(kind, m
     assert np.mean(values + 0.5 * kind.startswith("int") < middle) == pytest.approx(0.5, abs=0.06)
 
 
+def test_a_rounded_value_stays_between_the_ends():
+    assert {point["x"] for point in drawn(64, {"x": {"uniform": ["0.99981", "0.99994"]}})} == {"0.99981", "0.9999"}
+    assert drawn(1, {"x": {"log_uniform": ["0.99996", "0.99998"]}}) == [{"x": "0.99998"}]
+
+
 def test_choices_are_drawn_equally_often_and_keep_their_spelling():
     texts = [point["x"] for point in drawn(300, {"x": {"choice": ["1e-3", None, "[1,2]"]}})]
     assert {text: round(texts.count(text), -1) for text in set(texts)} == {"1e-3": 100, "null": 100, "[1,2]": 100}
@@ -191,10 +196,12 @@ scales:
 def test_the_folder_keeps_all_draws_and_declares_no_drawn_rates(swept):
     text = FILE + "declared: {margins: {S: 0.05}, seed_sd: {S: 0.03}}"
     grid = [f"draw.axes.{key}=null" for key in swept(text).draw.axes]
-    for words in (grid, ["draw.samples=1"], ["draw.samples=2"], ["draw.seed=1", "draw.samples=1"], grid):
+    for words in (["draw.samples=1"], ["draw.samples=2"], ["draw.seed=1", "draw.samples=1"], grid):
         sweep = swept(text, *words)
         runs, _ = plan(sweep)
         remember(runs, sweep)
+    with pytest.raises(UserError, match="holds a declared grid, .* type name= for another folder"):
+        remember(runs, swept(text))
     place = sweep_folder(runs) / "sweep.json"
     about = json.loads(place.read_text())
     assert [(one["samples"], one["seed"]) for one in about["draws"]] == [(2, 0), (1, 1)]
