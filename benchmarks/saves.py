@@ -80,6 +80,8 @@ def one_run(overrides: list[str], data: Path) -> tuple[float, float, float, int]
             Writer.wait = last  # type: ignore[method-assign]
             row = trainer.train(run, quiet=True)
             ended = time.perf_counter()
+            if row["status"] == "preempted":  # a run takes a signal for a wish to stop
+                raise KeyboardInterrupt
             files = sorted((run_folder_path(run) / "checkpoints").glob("*/*"))
             size = sum(path.stat().st_size for path in files if path.parent == files[-1].parent)
     finally:

@@ -165,8 +165,8 @@ def save(parts: Parts, progress: Progress, writer: Writer) -> None:
         return
 
     def start() -> None:
-        copied, of_tensors = on_host((plain, tensors))
-        writer.start(partial(checkpoint.save, where, progress.step, copied, of_tensors, keep))
+        copied_plain, copied_tensors = on_host((plain, tensors))
+        writer.start(partial(checkpoint.save, where, progress.step, copied_plain, copied_tensors, keep))
 
     parts.processes.on_main(start)
 
