@@ -45,11 +45,11 @@ def key(
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def identifies(field: dataclasses.Field[Any], value: Any) -> bool:
-    """Whether the field is part of the identity of a dataclass. It is not if it is EXECUTION_ONLY, or if it is
-    ADDED_LATER and has its default."""
+def identifies(field: dataclasses.Field[Any], value: Any, *, defaults: bool = False) -> bool:
+    """Whether the field is part of the identity of a dataclass. It is not if it is EXECUTION_ONLY, or unless `defaults`
+    if it is ADDED_LATER and has its default."""
     rule = field.metadata.get("identity", True)
-    if rule != ADDED_LATER:
+    if rule != ADDED_LATER or defaults:
         return bool(rule)
     default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
     return bool(value != default)

@@ -166,8 +166,7 @@ def _why_no_hours(run: RunConfig) -> str | None:
         return f"schedule.warmup={schedule.warmup:g}, a part of all steps; give it in steps, as schedule.warmup=100"
     if run.optimizer.weight_decay_steps is not None:
         return "optimizer.weight_decay_steps, which divides the decay by all steps; give optimizer.weight_decay alone"
-    found = interventions_of(run)
-    if pruning := [name for name, one in found.items() if type(one).pruned is not Intervention.pruned]:
+    if pruning := [name for name, one in interventions_of(run).items() if one.prunes]:
         return f"interventions.{pruning[0]}, which begins and ends at parts of all steps; leave one of them out"
     if run.start.same_run:
         return "start.same_run=true, whose parent knows the number of steps; leave it out"
@@ -231,25 +230,40 @@ def check_planned(run: RunConfig) -> None:
         )
 
 
-def _identity(value: Any) -> Any:
-    """Return `value` as plain data without the fields marked identity=False, or "if_set" and equal to their default."""
+def _identity(value: Any, *, defaults: bool = False) -> Any:
+    """Return `value` as plain data without the fields that are EXECUTION_ONLY, and unless `defaults` without those that
+    are ADDED_LATER and have their default."""
     if isinstance(value, StartConfig):
         return value.identity()
     if dataclasses.is_dataclass(value):
         entries = [(f, getattr(value, f.name)) for f in dataclasses.fields(value)]
         entries = [(f, entry) for f, entry in entries if not (isinstance(entry, StartConfig) and entry.same_run)]
-        return {f.name: _identity(entry) for f, entry in entries if identifies(f, entry)}
+        kept = [(f, entry) for f, entry in entries if identifies(f, entry, defaults=defaults)]
+        return {f.name: _identity(entry, defaults=defaults) for f, entry in kept}
     return value
 
 
 def changes(recorded: Any, run: RunConfig) -> list[str]:
     """What the configuration of config.yaml and that of `run` say differently about what the run computes, such as
-    "optimizer.lr was 0.01 and is 0.003"."""
-    then = _flat(recorded if isinstance(recorded, dict) else {})
-    if isinstance(parent := then.get("start.run"), str):
-        then["start.run"] = Path(parent).name
-    now = _flat(_identity(run))
-    return [f"{key} was {then[key]!r} and is {now[key]!r}" for key in now if key in then and then[key] != now[key]]
+    "optimizer.lr was 0.01 and is 0.003". A key that config.yaml lacks, because it was added later, had its default."""
+    then = dict(recorded) if isinstance(recorded, dict) else {}
+    if isinstance(start := then.get("start"), dict) and isinstance(start.get("run"), str):
+        then["start"] = start | {"run": Path(start["run"]).name}
+    was, now, differing = map(_by_key, (then, _identity(run, defaults=True), _identity(run)))
+    is_other = {key: key in was and was[key] != now[key] for key in now if not key.startswith("start.")}
+    is_other |= {key: was.get(key, {}) != value for key, value in differing.items()}  # {}: a section without such a key
+    return [
+        f"{key} was {repr(was[key]) if key in was else 'not set'} and is {(now | differing)[key]!r}"
+        for key, found in is_other.items()
+        if found
+    ]
+
+
+def _by_key(content: dict[str, Any]) -> dict[str, Any]:
+    """A configuration as one level of dotted keys, with all interventions under one key: without an option of one, it
+    is not there."""
+    rest = {key: value for key, value in content.items() if key != "interventions"}
+    return _flat(rest) | {"interventions": content.get("interventions") or {}}
 
 
 def flatten(run: RunConfig) -> dict[str, Any]:

@@ -39,6 +39,15 @@ class Averaging(abc.ABC):
         """Updates between two additions."""
         return 1
 
+    def remark(self, first: int, steps: int) -> str | None:
+        """What to say if a run from update `first` to update `steps` has nothing to average; else None."""
+        if not self.copies or first // self.every < steps // self.every:
+            return None
+        return (
+            f"averaging.every_steps={self.every} takes no weights before the last of {steps:,} steps, so there is no "
+            "average; set fewer"
+        )
+
     @abc.abstractmethod
     def slot(self, n: int) -> int:
         """The copy that addition number n (from 1) goes to."""
@@ -155,10 +164,15 @@ class Averages:
         with torch.no_grad():
             for name, parameter in self._parameters.items():
                 copy, now = local_part(self.tensors[f"{name}/{slot}"]), local_part(parameter)
-                if share == 1:
+                if share == 1 and bad is None:
                     copy.copy_(now)
                 else:
                     copy.lerp_(now, share if bad is None else share * (1 - bad))
+
+    def take_back(self, made: int, kept: int) -> None:
+        """Take what was added after update number `kept`, of `made`, out of the count: these updates were bad."""
+        if self.tensors:
+            self.n -= made // self.config.every - kept // self.config.every
 
     def mean(self, name: str) -> torch.Tensor:
         """The average of the parameter `name`, for this process's part of it. There must be one."""

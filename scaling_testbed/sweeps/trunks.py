@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from scaling_testbed.config.budget import UNITS, BudgetConfig
 from scaling_testbed.config.compose import compose_many
-from scaling_testbed.config.run import RunConfig, run_folder_path, run_id
+from scaling_testbed.config.run import RunConfig, interventions_of, run_folder_path, run_id
 from scaling_testbed.config.start import StartConfig, checkpoint_of, finished_at
 from scaling_testbed.config.words import key_of, paths_of, quoted
 from scaling_testbed.errors import ConfigError
@@ -265,6 +265,11 @@ def _check_one_trunk(runs: Sequence[RunConfig], steps_of: Callable[[RunConfig], 
         raise ConfigError(
             f"shared_trunk: the decay of the shortest run begins at step {begin:,}, in its warm-up of {warmups[0]:,} "
             "steps; give a larger budget or a shorter warm-up"
+        )
+    if pruning := [name for name, one in interventions_of(first).items() if one.prunes]:
+        raise ConfigError(
+            f"shared_trunk: interventions.{pruning[0]} prunes at parts of all steps, so runs of other budgets have no "
+            "common trunk; leave one of them out"
         )
     optimizers = {repr(run.optimizer.for_length(run.schedule.length(steps_of(run)))) for run in runs}
     if len(optimizers) > 1:

@@ -28,6 +28,8 @@ def unusual(
             f"budget.hours={run.budget.hours:g} may end the run before its {steps:,} steps: how many it makes is "
             "unknown until it has run, and differs between machines"
         )
+    if remark := run.averaging.remark(run.start.first_step, steps):
+        found["no average"] = remark
     if steps > 1_000_000:
         found["many steps"] = f"{steps:,} steps are many; set a larger batch.sequences= or a smaller budget"
     if large and not 1 <= n_tokens / counts.n_params <= 10_000:

@@ -74,6 +74,8 @@ class Records:
             say(rounding)
         if (run.diagnostics.at_step or 0) > parts.steps:
             say(f"diagnostics.at_step={run.diagnostics.at_step} is after the last step and is not measured")
+        if nothing := run.averaging.remark(run.start.first_step, parts.steps):
+            say(nothing)
         if progress.step > run.start.first_step:
             say(f"resumed at step {progress.step:,} (start {progress.restarts + 1} of this run)")
             if self._source_change:

@@ -138,6 +138,7 @@ def train(run: RunConfig, interrupts: Interrupts | None = None, *, quiet: bool =
             outcome = _stopped(folder, signal, progress.step)
         except Diverged as reason:
             take_back(parts.optimizer, queue.made - progress.step)
+            parts.averages.take_back(queue.made, progress.step)
             outcome = Outcome("diverged", str(reason), progress.step + 1)
             if progress.summary.evaluation.get("step") != progress.step:
                 of_weights = evaluate(parts) | evaluate_average(parts)  # those of the last update

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from scaling_testbed.config.run import RunConfig, changes
+from scaling_testbed.config.run import RunConfig, changes, interventions_of
 from scaling_testbed.config.start import OPTIMIZER, STEP, steps_saved
 from scaling_testbed.diagnostics.summary import Summary
 from scaling_testbed.errors import ConfigError, UserError
@@ -58,9 +58,12 @@ def begin(parts: Parts) -> Progress:
     if averages is not None:
         averages.n = plain.get("averaged", 0)
     if moments:
+        had = _configuration(run.start.folder).get("interventions") or {}
+        # The parent has no state of one that is new here. One that a key switches on has no tensors.
+        known = {name: one for name, one in parts.interventions.items() if one.key is not None or name in had}
         with state.refused_in_one_line(path):
-            restore_states(parts.interventions, plain.get("updates", {}))
-            restore_tensors(parts.interventions, path)
+            restore_states(known, plain.get("updates", {}))
+            restore_tensors(known, path)
     return Progress(
         summary=summary,
         micro_batches={first: parts.micro_batch},
@@ -150,11 +153,32 @@ def _check_fits(parts: Parts, recorded: dict[str, Any], plain: dict[str, Any]) -
             f"interventions.{needed[0]} goes on with the tensors that start.run={start.run} keeps for it; type "
             f"start.take=[{','.join([*start.take, OPTIMIZER])}], or leave the intervention out"
         )
+    if why := _pruned_otherwise(parts, recorded, differing):
+        raise ConfigError(why)
     if STEP in start.take and (other := [text for text in differing if text.startswith(BATCH)]):
         raise ConfigError(
             f"start.run={start.run} has steps of another batch, which are no steps of this run: {other[0]}; type "
             f"{without(run, STEP)}"
         )
+
+
+def _pruned_otherwise(parts: Parts, recorded: dict[str, Any], differing: list[str]) -> str | None:
+    """Why the weights that are pruned where this run begins are not those that its number of steps says, from which its
+    FLOPs and counts follow; None if they are."""
+    start = parts.run.start
+    for name, intervention in parts.interventions.items():
+        if not intervention.prunes:
+            continue
+        events = intervention.pruned(parts.model.config, parts.steps)
+        said = f"interventions.{name} cannot go on from start.run={start.run}: "
+        if name not in (recorded.get("interventions") or {}):
+            if early := [step for step, _ in events if step < start.first_step]:
+                return f"{said}it prunes from step {early[0]:,} on, and the parent has pruned nothing before"
+        elif STEP not in start.take:
+            return f"{said}the weights that are pruned there stay so, and the steps begin at 0; leave one of them out"
+        elif other := [text for text in differing if text.startswith(("budget.", "interventions "))]:
+            return f"{said}it prunes at parts of all steps, and {other[0]}; use those of the parent, or leave it out"
+    return None
 
 
 def _not_the_same(recorded: dict[str, Any], run: RunConfig, steps: int) -> str | None:
@@ -168,6 +192,11 @@ def _not_the_same(recorded: dict[str, Any], run: RunConfig, steps: int) -> str |
         parent_steps = int(recorded["budget"]["steps"] or recorded["schedule"]["steps"] or 0)
     except (LookupError, TypeError, ValueError) as error:
         return f"its schedule is not known here ({error})"
+    if pruning := [name for name, one in interventions_of(run).items() if one.prunes]:
+        return f"interventions.{pruning[0]} prunes at parts of all steps"
+    decays = [run.optimizer.for_length(one.length(n)) for one, n in ((then, parent_steps), (run.schedule, steps))]
+    if decays[0] != decays[1]:
+        return "optimizer.weight_decay_steps divides the decay by all steps"
     peak, batch = run.optimizer.lr, run.batch.tokens
     for step in range(run.start.first_step):
         if then.lr(step, parent_steps, peak, batch) != run.schedule.lr(step, steps, peak, batch):

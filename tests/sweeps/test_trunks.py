@@ -122,6 +122,12 @@ def test_the_branches_end_in_the_bits_of_whole_runs(ladder, tmp_path, data_dir, 
         (LADDER.replace("warmup=2", "warmup=8"), "begins at step 8, in its warm-up of 8"),
         (LADDER.replace("model=bigram", "model=bigram, schedule.steps=50"), "schedule.steps is set by the sweep"),
         (LADDER.replace("model=bigram", "model=bigram, optimizer.weight_decay_steps=50"), "depends on their length"),
+        (
+            LADDER.replace("model=bigram", "model=nano_xs, +interventions.magnitude_pruning.sparsity=0.5").replace(
+                "warmup=2", "warmup=2, +interventions.magnitude_pruning.every_steps=1"
+            ),
+            "interventions.magnitude_pruning prunes at parts of all steps",
+        ),
     ],
 )
 def test_runs_without_a_common_trunk_are_refused(ladder, text, said):

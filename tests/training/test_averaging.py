@@ -1,6 +1,5 @@
 """The average of the weights: its definition, its place in checkpoints, and the run that goes on with it."""
 
-import dataclasses
 import json
 
 import pytest
@@ -13,9 +12,12 @@ from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.evaluation.loading import load_model
 from scaling_testbed.learning.averaging import Averages, EmaConfig, LatestConfig
 from scaling_testbed.model.counting import count_params
+from scaling_testbed.sweeps.unusual import unusual
+from scaling_testbed.training import parts as building
 from scaling_testbed.training import run as trainer
 from scaling_testbed.training.validation import evaluate, evaluate_average
 from tests.training.conftest import TINY, load_latest
+from tests.training.test_ahead import poison
 from tests.training.test_pruning import StopGroup, kept
 from tests.training.test_run import StopAt, assert_same_weights
 
@@ -155,13 +157,42 @@ def test_the_memory_of_the_copies_is_planned():
     assert estimate_memory(compose([*TINY]), model, n).averages == 0
 
 
-def test_a_bad_update_is_not_averaged():
-    for config in (EmaConfig(decay=0.5), LatestConfig(k=2, every_steps=1)):
-        weight = torch.nn.Parameter(torch.ones(3))
-        averages = Averages(config, {"w": weight})
-        bad = torch.zeros(())
-        averages.add(1, bad)
-        bad.fill_(1.0)
-        averages.add(2, bad)  # the optimizer has left the weights as they were
-        assert torch.equal(averages.mean("w"), torch.ones(3))
-    assert dataclasses.replace(config, k=4).copies == 4
+@pytest.mark.parametrize("config", [EmaConfig(decay=0.5), LatestConfig(k=2, every_steps=1)])
+def test_a_bad_update_is_not_averaged(config):
+    weight = torch.nn.Parameter(torch.ones(3))
+    averages = Averages(config, {"w": weight})
+    bad = torch.zeros(())
+    for step, value in ((1, 1.0), (2, 3.0), (3, 5.0)):
+        weight.data.fill_(value)
+        averages.add(step, bad)
+    before = averages.mean("w")
+    bad.fill_(1.0)
+    averages.add(4, bad)  # the optimizer has left the weights as they were
+    averages.add(5, bad)
+    averages.take_back(5, 3)
+    assert averages.n == 3 and torch.equal(averages.mean("w"), before)
+
+
+@pytest.mark.parametrize("averaging", [EMA, ("averaging=latest", "averaging.k=2", "averaging.every_steps=1")])
+def test_the_average_of_a_run_that_diverges_is_the_same_where_losses_are_read_late(trained, monkeypatch, averaging):
+    losses = []
+    for ahead, runs in (({}, "at_once"), ({"cpu": 3}, "late")):
+        with monkeypatch.context() as patch:
+            patch.setattr(building, "AHEAD", ahead)
+            poison(patch, 5, float("nan"), "loss")
+            row, _ = trained(*averaging, "diagnostics=none", "evaluation.every_steps=0", runs=runs)
+        assert (row["status"], row["diverged_at_step"]) == ("diverged", 5)
+        losses.append(row["val_loss_average"])
+    assert losses[0] == losses[1] is not None
+
+
+def test_a_run_that_takes_no_weights_for_its_average_says_so(tiny, capfd):
+    words = [*TINY, "averaging=latest", "averaging.every_steps=100"]
+    said = "averaging.every_steps=100 takes no weights before the last of 12 steps, so there is no average"
+    run = compose(words)
+    model = run.model.resolved(256)
+    assert said in unusual(run, model, count_params(model), 12)["no average"]
+    assert "no average" not in unusual(run, model, count_params(model), 100)
+    assert "no average" not in unusual(compose([*TINY, *EMA]), model, count_params(model), 12)
+    assert trainer.train(tiny(*words[len(TINY) :]))["val_loss_average"] is None
+    assert said in capfd.readouterr().out

@@ -255,10 +255,52 @@ def test_the_same_run_is_refused_where_the_parent_made_other_steps(whole, traine
         (["optimizer.lr=3e-2"], "did not make the first steps of this run: optimizer.lr was"),
         (["schedule.warmup=6"], "schedule.warmup was"),
         (["budget.steps=14"], "its rate was another one in step"),
+        (["optimizer.skip_spikes_sigmas=0.5"], "optimizer.skip_spikes_sigmas was None and is 0.5"),
+        ([*PRUNED], "interventions was {} and is {'magnitude_pruning'"),
         (["start.take=[weights,step]"], "start.same_run=true needs all of start.take"),
     ):
         with pytest.raises(UserError, match=said):
             trained(*words, *change)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["optimizer.skip_spikes_sigmas=0.5"], "optimizer.skip_spikes_sigmas was 0.5 and is None"),
+        ([*PRUNED], "interventions was {'magnitude_pruning'.* and is {}"),
+        (["data.skip_steps=[2,4]"], r"data.skip_steps was \[2, 4\] and is \[\]"),
+    ],
+)
+def test_the_same_run_is_refused_where_the_parent_alone_has_a_setting(whole, trained, options, said):
+    _, parent = whole(*options)
+    with pytest.raises(UserError, match=said):
+        trained(f"start.run={parent}", "start.step=8", "start.same_run=true")
+
+
+def test_the_same_run_is_refused_where_its_steps_depend_on_their_number(whole, trained):
+    constant = ("schedule=constant", "schedule.warmup=2")
+    words = (*constant, "start.step=8", "start.same_run=true", "budget.steps=24")
+    for options, said in (
+        (PRUNED, "interventions.magnitude_pruning prunes at parts of all steps"),
+        (["optimizer.weight_decay_steps=12"], "optimizer.weight_decay_steps divides the decay by all steps"),
+    ):
+        _, parent = whole(*options, *constant)
+        with pytest.raises(ConfigError, match=said):
+            trained(*options, *words, f"start.run={parent}")
+
+
+def test_pruning_goes_on_only_where_the_steps_say_what_is_pruned(whole, trained):
+    _, pruned = whole(*PRUNED)
+    _, dense = whole()
+    for parent, words, said in (
+        (pruned, ["budget.steps=24"], "prunes at parts of all steps, and budget.steps was 12.0 and is 24.0"),
+        (pruned, ["start.take=[weights,optimizer]"], "stay so, and the steps begin at 0"),
+        (dense, [], "prunes from step . on, and the parent has pruned nothing before"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            trained(*PRUNED, f"start.run={parent}", "start.step=8", *words)
+    row, _ = trained(*PRUNED, f"start.run={dense}", "start.step=8", "budget.steps=48")  # it begins at step 12 or later
+    assert row["n_params_average"] < row["n_params"]
 
 
 def test_a_warm_start_keeps_the_loss_at_step_0_and_laws_leave_it_out(whole, trained):

@@ -81,6 +81,11 @@ class Intervention:
         """
         return ()
 
+    @property
+    def prunes(self) -> bool:
+        """Whether it prunes weights, at steps that depend on the number of all steps."""
+        return type(self).pruned is not Intervention.pruned
+
     def flops_per_token(self, model: ModelConfig, sequence_length: int) -> float:
         """The FLOPs that it adds to training on one token, counted as in model.counting.flops_per_token.
 
