@@ -12,6 +12,7 @@ from scaling_testbed.data.preparing import inputs as files_of
 from scaling_testbed.data.preparing.preparation import prepare
 from scaling_testbed.data.shards import open_prepared
 from scaling_testbed.data.summary import describe
+from scaling_testbed.data.tokenizers import load_tokenizer
 from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.files import sha256_of_input
 from scaling_testbed.sweeps.plan import planned_train_tokens
@@ -140,6 +141,15 @@ def test_sources_of_other_tokenizers_or_of_the_same_tokens_are_refused(made, tex
         made("data.sources={a:{name:noise,n_tokens:99},b:{name:noise,n_tokens:99}}")
     with pytest.raises(ConfigError, match="tokenizer=bpe is trained on each source by itself"):
         made(texts, "tokenizer=bpe")
+
+
+def test_a_mixture_has_the_tokenizer_of_its_sources(made, texts, tmp_path):
+    (bpe,) = compose_many([["data=text_files", f"data.files={tmp_path / 'code.jsonl'}", "tokenizer=bpe"]])
+    trained = prepare(bpe.data, bpe.tokenizer, data_dir=tmp_path / "data", quiet=True)
+    data = made(texts, "tokenizer=pretrained", f"tokenizer.path={trained / 'tokenizer.json'}")
+    prose = data.sources()["prose"].validation
+    assert load_tokenizer(data.folder).decode(prose.read(0, prose.n_tokens)).startswith("word number")
+    assert data.tokenizer_fingerprint == data.sources()["code"].tokenizer_fingerprint is not None
 
 
 def test_files_of_the_sources_decide_the_data_and_are_hashed_once(made, texts, tmp_path, monkeypatch):
