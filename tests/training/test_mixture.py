@@ -70,6 +70,11 @@ def test_the_main_validation_loss_is_over_all_validation_tokens_whatever_the_wei
         assert 499 * row["val_loss"] == pytest.approx(249 * (losses["a"] + losses["b"]) + 3.6, abs=0.4)
 
 
+def test_without_weights_sources_give_rows_in_proportion_to_their_tokens(mixed):
+    row, _ = mixed("budget.steps=3")
+    assert row["tokens_by_source"] == {"a": 21 * 16, "b": 3 * 16}  # 20,000 and 3,000 tokens, 24 rows
+
+
 def test_a_source_that_cannot_fill_its_rows_and_a_doubled_name_are_refused(mixed):
     with pytest.raises(UserError, match="noise-.*give 3 sequences of 16, too few for one training batch of 4"):
         mixed("data.weights={a:1,b:1}", sources=(A, B.replace("n_tokens:3000", "n_tokens:63")))
