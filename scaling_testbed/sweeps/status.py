@@ -37,15 +37,17 @@ STATES = ("running", "queued", "pending", "stopped", "changed", "failed", "hopel
 
 @dataclass(frozen=True, kw_only=True)
 class RunState:
-    """The current state of one run. loss: the last validation loss, else the last training loss, in nats. error: the
-    last line of an error, or the reason of a hopeless run. hopeless: the call that it is; None where its file is lost.
-    not_compared: why the data of a finished run could not be compared with those at hand. owner: the process that runs
-    it. job: the Slurm job that runs it or ran it. final: the predicted final loss of a run that has begun and is not
-    finished, if it was asked for."""
+    """The current state of one run. steps_planned: of the whole run, as the row of one that is over says; None: as the
+    plan does. loss: the last validation loss, else the last training loss, in nats. error: the last line of an error,
+    or the reason of a hopeless run. hopeless: the call that it is; None where its file is lost. not_compared: why the
+    data of a finished run could not be compared with those at hand. owner: the process that runs it. job: the Slurm
+    job that runs it or ran it. final: the predicted final loss of a run that has begun and is not finished, if it was
+    asked for."""
 
     run: PlannedRun
     state: str
     step: int = 0
+    steps_planned: int | None = None
     loss: float | None = None
     eta_seconds: float | None = None
     owner: Owner | None = None
@@ -62,6 +64,11 @@ class RunState:
             return False
         return self.hopeless is None or self.hopeless.excess > margin
 
+    @property
+    def steps(self) -> int:
+        """The steps of the whole run: those of its plan, unless the clock chose others (budget.hours)."""
+        return self.steps_planned or self.run.steps
+
     def record(self) -> dict[str, Any]:
         """The state as one flat object for --json."""
         return {
@@ -69,7 +76,7 @@ class RunState:
             "varied": self.run.varied,
             "state": self.state,
             "step": self.step,
-            "steps": self.run.steps,
+            "steps": self.steps,
             "loss": self.loss,
             "eta_seconds": self.eta_seconds,
             "owner": str(self.owner) if self.owner else None,
@@ -132,6 +139,7 @@ def read_state(run: PlannedRun, comparison: Comparison | None = None) -> RunStat
     row = RunFolder(folder).result()
     if row and row.get("status") in FINAL:  # the common case of a long sweep reads one file
         done = RunState(run=run, state=row["status"], step=row.get("steps") or 0, loss=row.get("val_loss"))
+        done = replace(done, steps_planned=row.get("steps_planned"))
         found = comparison.of(row, run)
         if found.changed:
             return replace(done, state="changed", error=found.changed)

@@ -173,7 +173,7 @@ def status_table(states: Sequence[RunState]) -> LeftFirst:
     rows = []
     for found, final in zip(states, predicted, strict=True):
         left = clock(found.eta_seconds) if found.eta_seconds is not None else ""
-        cells = [found.run.run_id, found.state, left, f"{found.step:,}/{found.run.steps:,}", _loss(found)]
+        cells = [found.run.run_id, found.state, left, f"{found.step:,}/{found.steps:,}", _loss(found)]
         cells += [final] if shown else []
         cells += [found.run.varied.get(key, "") for key in varied]
         cells += [f"job {found.job}" if found.job else str(found.owner or ""), brief(found.error or "", LONGEST_ERROR)]

@@ -194,5 +194,5 @@ def test_a_run_that_takes_no_weights_for_its_average_says_so(tiny, capfd):
     assert said in unusual(run, model, count_params(model), 12)["no average"]
     assert "no average" not in unusual(run, model, count_params(model), 100)
     assert "no average" not in unusual(compose([*TINY, *EMA]), model, count_params(model), 12)
-    assert trainer.train(tiny(*words[len(TINY) :]))["val_loss_average"] is None
+    assert trainer.train(tiny(*words[len(TINY) :])[0])["val_loss_average"] is None
     assert said in capfd.readouterr().out

@@ -173,3 +173,13 @@ def test_what_would_need_the_steps_of_the_plan_is_withheld(tmp_path):
         assert state.state == "running" and state.eta_seconds == (None if is_timed else 10.0)
         (state,) = with_predictions([state])
         assert is_timed == ("budget.hours ends them" in state.final.withheld)
+
+
+def test_a_run_that_the_clock_has_ended_has_all_its_steps_in_the_status(tmp_path, data_dir, due_from):
+    text = f"overrides: {[*TINY, *WORDS, 'budget.hours=1', f'data_dir={data_dir}', f'runs_dir={tmp_path}']}\n"
+    (tmp_path / "timed.yaml").write_text(text)
+    (run,) = plan(load_sweep(str(tmp_path / "timed.yaml")))[0]
+    due_from(10)
+    row = train(compose(run.overrides), quiet=True)
+    record = read_state(run).record()
+    assert record["state"] == "finished" and record["step"] == record["steps"] == row["steps"] < run.steps
