@@ -166,8 +166,8 @@ def _why_no_hours(run: RunConfig) -> str | None:
         return f"schedule.warmup={schedule.warmup:g}, a part of all steps; give it in steps, as schedule.warmup=100"
     if run.optimizer.weight_decay_steps is not None:
         return "optimizer.weight_decay_steps, which divides the decay by all steps; give optimizer.weight_decay alone"
-    if pruning := [name for name, one in interventions_of(run).items() if one.prunes]:
-        return f"interventions.{pruning[0]}, which begins and ends at parts of all steps; leave one of them out"
+    if needing := [name for name, one in interventions_of(run).items() if one.needs_steps]:
+        return f"interventions.{needing[0]}, which is told the number of all steps; leave one of them out"
     if run.start.same_run:
         return "start.same_run=true, whose parent knows the number of steps; leave it out"
     return None

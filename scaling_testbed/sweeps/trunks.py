@@ -266,10 +266,10 @@ def _check_one_trunk(runs: Sequence[RunConfig], steps_of: Callable[[RunConfig], 
             f"shared_trunk: the decay of the shortest run begins at step {begin:,}, in its warm-up of {warmups[0]:,} "
             "steps; give a larger budget or a shorter warm-up"
         )
-    if pruning := [name for name, one in interventions_of(first).items() if one.prunes]:
+    if needing := [name for name, one in interventions_of(first).items() if one.needs_steps]:
         raise ConfigError(
-            f"shared_trunk: interventions.{pruning[0]} prunes at parts of all steps, so runs of other budgets have no "
-            "common trunk; leave one of them out"
+            f"shared_trunk: interventions.{needing[0]} is told the number of all steps, so runs of other budgets have "
+            "no common trunk; leave one of them out"
         )
     optimizers = {repr(run.optimizer.for_length(run.schedule.length(steps_of(run)))) for run in runs}
     if len(optimizers) > 1:

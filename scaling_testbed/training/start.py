@@ -192,8 +192,8 @@ def _not_the_same(recorded: dict[str, Any], run: RunConfig, steps: int) -> str |
         parent_steps = int(recorded["budget"]["steps"] or recorded["schedule"]["steps"] or 0)
     except (LookupError, TypeError, ValueError) as error:
         return f"its schedule is not known here ({error})"
-    if pruning := [name for name, one in interventions_of(run).items() if one.prunes]:
-        return f"interventions.{pruning[0]} prunes at parts of all steps"
+    if needing := [name for name, one in interventions_of(run).items() if one.needs_steps]:
+        return f"interventions.{needing[0]} is told the number of all steps"
     decays = [run.optimizer.for_length(one.length(n)) for one, n in ((then, parent_steps), (run.schedule, steps))]
     if decays[0] != decays[1]:
         return "optimizer.weight_decay_steps divides the decay by all steps"

@@ -126,7 +126,7 @@ def test_the_branches_end_in_the_bits_of_whole_runs(ladder, tmp_path, data_dir, 
             LADDER.replace("model=bigram", "model=nano_xs, +interventions.magnitude_pruning.sparsity=0.5").replace(
                 "warmup=2", "warmup=2, +interventions.magnitude_pruning.every_steps=1"
             ),
-            "interventions.magnitude_pruning prunes at parts of all steps",
+            "interventions.magnitude_pruning is told the number of all steps",
         ),
     ],
 )

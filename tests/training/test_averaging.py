@@ -173,7 +173,9 @@ def test_a_bad_update_is_not_averaged(config):
     assert averages.n == 3 and torch.equal(averages.mean("w"), before)
 
 
-@pytest.mark.parametrize("averaging", [EMA, ("averaging=latest", "averaging.k=2", "averaging.every_steps=1")])
+@pytest.mark.parametrize(
+    "averaging", [EMA, *(("averaging=latest", f"averaging.k={k}", "averaging.every_steps=1") for k in (2, 8))]
+)
 def test_the_average_of_a_run_that_diverges_is_the_same_where_losses_are_read_late(trained, monkeypatch, averaging):
     losses = []
     for ahead, runs in (({}, "at_once"), ({"cpu": 3}, "late")):

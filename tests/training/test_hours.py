@@ -8,6 +8,7 @@ import pytest
 
 from scaling_testbed.config.compose import compose
 from scaling_testbed.errors import ConfigError
+from scaling_testbed.learning.interventions.base import Intervention
 from scaling_testbed.learning.schedules import ConstantConfig, InverseSqrtConfig, WarmupStableDecayConfig
 from scaling_testbed.processes.interrupts import Interrupted
 from scaling_testbed.runs.folder import RunFolder
@@ -183,3 +184,11 @@ def test_a_run_that_the_clock_has_ended_has_all_its_steps_in_the_status(tmp_path
     row = train(compose(run.overrides), quiet=True)
     record = read_state(run).record()
     assert record["state"] == "finished" and record["step"] == record["steps"] == row["steps"] < run.steps
+
+
+def test_an_intervention_is_told_the_number_of_steps_if_it_has_the_function_that_gets_it():
+    class Told(Intervention):
+        def before_update(self, step, steps):
+            """It could act at a part of `steps`."""
+
+    assert Told().needs_steps and not Told().prunes and not Intervention().needs_steps

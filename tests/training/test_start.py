@@ -277,11 +277,23 @@ def test_the_same_run_is_refused_where_the_parent_alone_has_a_setting(whole, tra
         trained(f"start.run={parent}", "start.step=8", "start.same_run=true")
 
 
+def test_the_same_run_is_refused_where_the_parent_s_version_did_not_know_a_setting(whole, trained, tmp_path):
+    _, parent = whole()
+    older = tmp_path / parent.name
+    shutil.copytree(parent, older)
+    recorded = (older / "config.yaml").read_text()
+    (older / "config.yaml").write_text(recorded.replace("averaging:\n  name: none\n", ""))
+    words = [f"start.run={older}", "start.step=8", "start.same_run=true"]
+    with pytest.raises(UserError, match="averaging.name was not set and is 'ema'"):
+        trained(*words, "averaging=ema")
+    assert trained(*words)[0]["status"] == "finished"
+
+
 def test_the_same_run_is_refused_where_its_steps_depend_on_their_number(whole, trained):
     constant = ("schedule=constant", "schedule.warmup=2")
     words = (*constant, "start.step=8", "start.same_run=true", "budget.steps=24")
     for options, said in (
-        (PRUNED, "interventions.magnitude_pruning prunes at parts of all steps"),
+        (PRUNED, "interventions.magnitude_pruning is told the number of all steps"),
         (["optimizer.weight_decay_steps=12"], "optimizer.weight_decay_steps divides the decay by all steps"),
     ):
         _, parent = whole(*options, *constant)

@@ -86,6 +86,12 @@ class Intervention:
         """Whether it prunes weights, at steps that depend on the number of all steps."""
         return type(self).pruned is not Intervention.pruned
 
+    @property
+    def needs_steps(self) -> bool:
+        """Whether what it does can depend on the number of all steps: it prunes, or has a `before_update`, which gets
+        this number. Then runs of other lengths share no steps, and no clock can end the run."""
+        return self.prunes or type(self).before_update is not Intervention.before_update
+
     def flops_per_token(self, model: ModelConfig, sequence_length: int) -> float:
         """The FLOPs that it adds to training on one token, counted as in model.counting.flops_per_token.
 
