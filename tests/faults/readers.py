@@ -411,7 +411,7 @@ def interrupted(name: str):
 
 
 def _job(folder):
-    return preparation._Job(folder / "work", BytesConfig(), 1, 512, ByteProgress("x", quiet=True))
+    return preparation._Job(folder / "work", {}, BytesConfig(), 1, 512, ByteProgress("x", quiet=True))
 
 
 for _name, _form in (
