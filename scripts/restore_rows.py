@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Put the rows of an unfinished study back as finished runs, so that the same sweep goes on from them.
 
-usage: scripts/restore_rows.py studies/unfinished/NAME.jsonl [RUNS_DIR]
+usage: scripts/restore_rows.py studies/unfinished/NAME.jsonl[.gz] [RUNS_DIR]
 
 Each row becomes RUNS_DIR/name/run_id/result.json, unless there is one. Curves and checkpoints are not in a row, so what
 is made of them, such as traces, is missing for these runs.

@@ -36,6 +36,8 @@ class StepProfile:
         activities = [torch.profiler.ProfilerActivity.CPU]
         if self._device == "cuda":
             activities.append(torch.profiler.ProfilerActivity.CUDA)
+        else:  # the profiler calls it an error that there is no GPU
+            os.environ.setdefault("KINETO_LOG_LEVEL", "5")
         self._first = self._made = made
         self._open = torch.profiler.profile(activities=activities)
         self._open.start()
