@@ -99,12 +99,15 @@ def _cross_entropy_cases() -> dict[str, Callable[[], object]]:
     from scaling_testbed.kernels.cross_entropy.chunked import AddInto
 
     found = {}
-    for variant, width in (
-        ("chunked", 768),
-        ("wide_rows", 768),
-        ("recompute", 64),
-        ("recompute", 96),
-        ("recompute", 128),
+    for variant, width, columns in (
+        ("chunked", 768, 50257),
+        ("chunked", 768, 4096),
+        ("wide_rows", 768, 50257),
+        ("wide_rows", 768, 8192),
+        ("wide_rows", 768, 16384),
+        ("recompute", 64, 50257),
+        ("recompute", 96, 50257),
+        ("recompute", 128, 50257),
     ):
         for dtype, softcap, want in (
             (torch.bfloat16, None, True),
@@ -112,9 +115,10 @@ def _cross_entropy_cases() -> dict[str, Callable[[], object]]:
             (torch.bfloat16, 30.0, False),
             (torch.float32, 30.0, True),
         ):
-            V = 50304 if dtype == torch.bfloat16 else 50257
+            V = -(-columns // 64) * 64 if dtype == torch.bfloat16 else columns
             arguments = (1e-4, softcap, -100, dtype, 0, want, want)
-            features = " softcap" * bool(softcap) + " no gradient" * (not want)
+            row = "" if columns == 50257 else f" V {columns}"
+            features = row + " softcap" * bool(softcap) + " no gradient" * (not want)
             call = partial(_call_cross_entropy, cross_entropy.OPERATORS[variant], width, V, arguments)
             found[f"cross_entropy {variant} d{width} {_short(dtype)}{features}"] = call
             if variant == "recompute" and want:  # the other variants add in a matrix product

@@ -4,8 +4,9 @@ Three variants. All are bitwise repeatable (no atomics), and all compute the gra
 
 chunked    The loop of chunked.py, with one kernel that replaces a chunk's logits by their gradient. Per token it takes
            6 V D FLOPs in the GPU library's matrix products, and 12 V bytes of memory traffic.
-wide_rows  The same with four times as many threads for a row. The kernel reads a row twice, and with fewer rows at a
-           time the second read finds the row in the GPU's cache. It takes 10 V bytes.
+wide_rows  The same with four times as many threads for a row. A row of up to 16,384 columns stays in registers, and
+           the kernel reads it once. It reads a longer row twice, and with fewer rows at a time the second read finds
+           the row in the GPU's cache. It takes 10 V bytes.
 recompute  Logits exist only as tiles. It is an attention over the vocabulary: hidden states are the queries, and the
            rows of the head are keys and values. It takes 8 V D FLOPs, no such traffic and no buffer. It is for narrow
            models.
@@ -39,9 +40,10 @@ from scaling_testbed.kernels.reference import wide
 # Vocabulary columns and features that one step of the row kernel reads, and its warps. By its registers
 # (python -m benchmarks.kernel_resources) a multiprocessor processes 5 rows at a time, or 2 wide ones. With 132
 # multiprocessors and 50,304 columns in bf16 these are 63 or 25 MiB, and the L2 cache of an H100 or H200 has 50 MiB. A
-# row cannot stay in registers instead: a tile of all its columns spills from 32,768 columns on.
+# row that fits one tile stays in registers. Longer rows do not: a tile of 32,768 columns spills.
 ROW_TILE = {"BLOCK_V": 4096, "BLOCK_D": 1024, "num_warps": 8}
 WIDE_ROW_TILE = {"BLOCK_V": 8192, "BLOCK_D": 1024, "num_warps": 32}
+WIDEST_ROW_TILE = 16384
 # (Padded width, bytes per number) -> tokens and vocabulary columns of a tile, warps, stages. No kernel spills registers
 # (python -m benchmarks.kernel_resources). The fp32 products do not use tensor cores; they are for checks.
 FORWARD_TILES = {
@@ -107,6 +109,14 @@ def _capped(x, softcap, HAS_SOFTCAP: tl.constexpr):
 
 
 @triton.jit
+def _logits(logits, v, V, target_v, target_logit, softcap, HAS_SOFTCAP: tl.constexpr):
+    """Load the columns v of a row: capped logits y, -inf from column V on, and dy/dx. The target's is target_logit."""
+    x = tl.load(logits + v, mask=v < V, other=0.0).to(tl.float32)
+    y, slope = _capped(tl.where(v == target_v, target_logit, x), softcap, HAS_SOFTCAP)
+    return tl.where(v < V, y, float("-inf")), slope
+
+
+@triton.jit
 def _row_kernel(
     logits,
     logits_stride,
@@ -122,6 +132,7 @@ def _row_kernel(
     ignore_index,
     HAS_SOFTCAP: tl.constexpr,
     WANT_GRADIENT: tl.constexpr,
+    ONE_TILE: tl.constexpr,
     BLOCK_V: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
@@ -129,8 +140,9 @@ def _row_kernel(
 
     logits are bf16 or fp32, with rows `logits_stride` apart; hidden [C, D] and weight [V, D] are contiguous; ce and
     log_z are fp32 [C]. There are two passes. The first computes log Z from a running maximum and sum. The second
-    replaces each logit by ((1 + 2 c log Z) p_j - 1[j = t]) times the softcap's slope. The target's logit is an fp32 dot
-    product and not the rounded logit, whose rounding error would be the largest part of the loss's error.
+    replaces each logit by ((1 + 2 c log Z) p_j - 1[j = t]) times the softcap's slope. With ONE_TILE, V is at most
+    BLOCK_V, and the second pass takes the logits of the first one, which are still in registers. The target's logit is
+    an fp32 dot product and not the rounded logit, whose rounding error would be the largest part of the loss's error.
     """
     row = tl.program_id(0).to(tl.int64)
     target = tl.load(targets + row)
@@ -146,16 +158,19 @@ def _row_kernel(
     target_v = picked.to(tl.int32)  # 64 bits would double the work of every comparison below
 
     logits += row * logits_stride
-    largest = tl.full([], float("-inf"), tl.float32)
-    total = tl.full([], 0.0, tl.float32)
-    for v0 in range(0, V, BLOCK_V):
-        v = v0 + tl.arange(0, BLOCK_V)
-        x = tl.load(logits + v, mask=v < V, other=0.0).to(tl.float32)
-        y, _ = _capped(tl.where(v == target_v, target_logit, x), softcap, HAS_SOFTCAP)
-        y = tl.where(v < V, y, float("-inf"))
-        larger = tl.maximum(largest, tl.max(y, 0))
-        total = total * tl.exp(largest - larger) + tl.sum(tl.exp(y - larger), 0)
-        largest = larger
+    if ONE_TILE:
+        v = tl.arange(0, BLOCK_V)
+        y, slope = _logits(logits, v, V, target_v, target_logit, softcap, HAS_SOFTCAP)
+        largest = tl.max(y, 0)
+        total = tl.sum(tl.exp(y - largest), 0)
+    else:
+        largest = tl.full([], float("-inf"), tl.float32)
+        total = tl.full([], 0.0, tl.float32)
+        for v0 in range(0, V, BLOCK_V):
+            y, _ = _logits(logits, v0 + tl.arange(0, BLOCK_V), V, target_v, target_logit, softcap, HAS_SOFTCAP)
+            larger = tl.maximum(largest, tl.max(y, 0))
+            total = total * tl.exp(largest - larger) + tl.sum(tl.exp(y - larger), 0)
+            largest = larger
     log_partition = largest + tl.log(total)
     target_y, _ = _capped(tl.zeros([1], tl.float32) + target_logit, softcap, HAS_SOFTCAP)
     # The loss of a target outside the vocabulary is NaN, which ends the run. A number would hide a wrong vocabulary.
@@ -165,12 +180,15 @@ def _row_kernel(
 
     if WANT_GRADIENT:
         factor = 1 + 2 * z_loss * log_partition
-        for v0 in range(0, V, BLOCK_V):
-            v = v0 + tl.arange(0, BLOCK_V)
-            x = tl.load(logits + v, mask=v < V, other=0.0).to(tl.float32)
-            y, slope = _capped(tl.where(v == target_v, target_logit, x), softcap, HAS_SOFTCAP)
+        if ONE_TILE:
             grad = (factor * tl.exp(y - log_partition) - tl.where(v == target_v, 1.0, 0.0)) * slope
             tl.store(logits + v, tl.where(valid, grad, 0.0).to(logits.dtype.element_ty), mask=v < V)
+        else:
+            for v0 in range(0, V, BLOCK_V):
+                v = v0 + tl.arange(0, BLOCK_V)
+                y, slope = _logits(logits, v, V, target_v, target_logit, softcap, HAS_SOFTCAP)
+                grad = (factor * tl.exp(y - log_partition) - tl.where(v == target_v, 1.0, 0.0)) * slope
+                tl.store(logits + v, tl.where(valid, grad, 0.0).to(logits.dtype.element_ty), mask=v < V)
 
 
 def triton_rows(
@@ -187,7 +205,8 @@ def triton_rows(
     tile=ROW_TILE,
 ) -> None:
     """The `rows` argument of `chunked_gradients`, as one launch of `_row_kernel`."""
-    tile = tile | {"BLOCK_D": min(tile["BLOCK_D"], triton.next_power_of_2(weight_VD.shape[1]))}
+    V, D = weight_VD.shape
+    tile = tile | {"BLOCK_D": min(tile["BLOCK_D"], triton.next_power_of_2(D))}
     with support.on_device(logits_CV):
         _row_kernel[(len(logits_CV),)](
             logits_CV,
@@ -197,14 +216,24 @@ def triton_rows(
             targets_C,
             ce_C,
             log_z_C,
-            *weight_VD.shape,
+            V,
+            D,
             z_loss,
             softcap or 1.0,
             ignore_index,
             HAS_SOFTCAP=softcap is not None,
             WANT_GRADIENT=want,
+            ONE_TILE=V <= tile["BLOCK_V"],
             **tile,
         )
+
+
+def wide_rows(logits_CV, *arguments) -> None:
+    """triton_rows with more threads for a row, which hold a row of up to WIDEST_ROW_TILE columns in registers."""
+    *_, want_gradient = arguments
+    once = want_gradient and WIDE_ROW_TILE["BLOCK_V"] < logits_CV.shape[1] <= WIDEST_ROW_TILE
+    tile = WIDE_ROW_TILE | {"BLOCK_V": WIDEST_ROW_TILE} if once else WIDE_ROW_TILE
+    triton_rows(logits_CV, *arguments, tile=tile)
 
 
 @triton.jit
@@ -395,7 +424,7 @@ def _named(tile: tuple[int, int, int, int]) -> dict[str, int]:
 
 COMPUTE: dict[str, Callable] = {
     "chunked": partial(chunked_gradients, triton_rows),
-    "wide_rows": partial(chunked_gradients, partial(triton_rows, tile=WIDE_ROW_TILE)),
+    "wide_rows": partial(chunked_gradients, wide_rows),
     "recompute": _recompute,
 }
 OPERATORS = {

@@ -89,6 +89,31 @@ def test_a_row_may_take_several_tiles_or_one(path):
     assert_near(outputs(path, *arguments, softcap=20.0), truth(*arguments, softcap=20.0), *TOLERANCE[FP32])
 
 
+@pytest.mark.parametrize("v", [5001, 10007, 16385])
+@pytest.mark.parametrize("softcap", [None, 20.0])
+def test_a_row_that_fits_a_tile_is_read_once_with_the_same_result(monkeypatch, v, softcap):
+    """The kernel takes another way through such a row. Longer rows are read twice."""
+    arguments = inputs(3, 8, v, ignored=1)
+    real, ways = cross_entropy._row_kernel, []
+
+    class ReadTwice:
+        def __getitem__(self, grid):
+            def launch(*values, ONE_TILE, **constants):
+                ways.append(ONE_TILE)
+                real[grid](*values, ONE_TILE=False, **constants)
+
+            return launch
+
+    once = outputs("wide_rows", *arguments, softcap=softcap)
+    monkeypatch.setattr(cross_entropy, "_row_kernel", ReadTwice())
+    twice = outputs("wide_rows", *arguments, softcap=softcap)
+    assert ways == [v <= cross_entropy.WIDEST_ROW_TILE]
+    assert_near(once, truth(*arguments, softcap=softcap), 2e-6, 2e-5)
+    for left, right in zip(once, twice, strict=True):
+        # A compiler may fuse products and sums in another way.
+        torch.testing.assert_close(left, right, rtol=1e-5 * (KERNEL_DEVICE == "cuda"), atol=0)
+
+
 # recompute has no chunks.
 each_chunked_path = pytest.mark.parametrize("path", ["torch", "triton"])
 
