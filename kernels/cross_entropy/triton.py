@@ -202,10 +202,11 @@ def triton_rows(
     softcap,
     ignore_index,
     want,
-    tile=ROW_TILE,
+    wide=False,
 ) -> None:
     """The `rows` argument of `chunked_gradients`, as one launch of `_row_kernel`."""
     V, D = weight_VD.shape
+    tile = _row_tile(wide, V, want)
     tile = tile | {"BLOCK_D": min(tile["BLOCK_D"], triton.next_power_of_2(D))}
     with support.on_device(logits_CV):
         _row_kernel[(len(logits_CV),)](
@@ -223,17 +224,17 @@ def triton_rows(
             ignore_index,
             HAS_SOFTCAP=softcap is not None,
             WANT_GRADIENT=want,
-            ONE_TILE=V <= tile["BLOCK_V"],
+            ONE_TILE=tile["BLOCK_V"] >= V,
             **tile,
         )
 
 
-def wide_rows(logits_CV, *arguments) -> None:
-    """triton_rows with more threads for a row, which hold a row of up to WIDEST_ROW_TILE columns in registers."""
-    *_, want_gradient = arguments
-    once = want_gradient and WIDE_ROW_TILE["BLOCK_V"] < logits_CV.shape[1] <= WIDEST_ROW_TILE
-    tile = WIDE_ROW_TILE | {"BLOCK_V": WIDEST_ROW_TILE} if once else WIDE_ROW_TILE
-    triton_rows(logits_CV, *arguments, tile=tile)
+def _row_tile(wide: bool, columns: int, want: bool) -> dict[str, int]:
+    """The tile of a row. A wide one holds a row of up to WIDEST_ROW_TILE columns, if its gradient is wanted."""
+    if not wide:
+        return ROW_TILE
+    once = want and WIDE_ROW_TILE["BLOCK_V"] < columns <= WIDEST_ROW_TILE
+    return WIDE_ROW_TILE | {"BLOCK_V": WIDEST_ROW_TILE} if once else WIDE_ROW_TILE
 
 
 @triton.jit
@@ -424,7 +425,7 @@ def _named(tile: tuple[int, int, int, int]) -> dict[str, int]:
 
 COMPUTE: dict[str, Callable] = {
     "chunked": partial(chunked_gradients, triton_rows),
-    "wide_rows": partial(chunked_gradients, wide_rows),
+    "wide_rows": partial(chunked_gradients, partial(triton_rows, wide=True)),
     "recompute": _recompute,
 }
 OPERATORS = {

@@ -129,6 +129,42 @@ def largest_micro_batch(
     return next((rows for rows in divisors(run.batch.sequences // n_processes) if fits(rows)), 1)
 
 
+# Tokens in a pass of an evaluation, at most. On a CPU more than these leave its cache, and take longer.
+MOST_EVALUATED_TOKENS = {"cpu": 8192}
+
+
+def rows_of_evaluation(run: RunConfig, model: ModelConfig, precision: str, device: str, micro_batch: int) -> int:
+    """Sequences in a forward pass of an evaluation of `run`, by evaluation.rows. micro_batch: those in a pass of
+    training.
+
+    With evaluation.rows=auto it is micro_batch times the greatest power of two for which an evaluation fits the
+    activations and logits of a pass of training. An evaluation keeps what one block needs, and the residual stream. On
+    a CPU it is halved down to MOST_EVALUATED_TOKENS. The result depends on keys and on micro_batch only, and not on the
+    free memory, so a run has the same bits again."""
+    if run.evaluation.rows is None:
+        return micro_batch
+    if isinstance(run.evaluation.rows, int):
+        return run.evaluation.rows
+    length, vocabulary = run.batch.sequence_length, model.known_vocab_size
+    stream = 4 * model.d_model
+    kept = activation_bytes_per_token(model, precision, length, device)
+    block = (kept - stream) // model.n_layers if model.n_layers else 0
+    there = micro_batch * length * _kept_per_token(run, model, precision, device)
+    there += run.loss.logits_bytes(micro_batch * length, vocabulary)
+    most = MOST_EVALUATED_TOKENS.get(device, math.inf)
+
+    def fits(rows: int) -> bool:
+        tokens = rows * length
+        return tokens * (block + 2 * stream) + run.loss.logits_bytes(tokens, vocabulary) <= there
+
+    rows = micro_batch
+    while 2 * rows * length <= most and fits(2 * rows):
+        rows *= 2
+    while rows > 1 and rows * length > most:
+        rows //= 2
+    return rows
+
+
 def _optimizer_bytes(run: RunConfig, model: ModelConfig) -> int:
     return sum(count * run.optimizer.bytes_per_weight(role) for role, count in weights_by_role(model).items())
 

@@ -77,10 +77,11 @@ class EvaluationConfig:
         "Further validation sets: a name, and the folder of a prepared corpus. Type +evaluation.sets.NAME=FOLDER. The "
         "corpus must have the tokenizer of the run.",
     )
-    rows: int | None = key(
+    rows: int | str | None = key(
         None,
-        "Sequences in one forward pass of an evaluation. null: as in a micro-batch. Another number changes the loss "
-        "only by rounding. On a CPU nano models are evaluated fastest with 4,096 to 8,192 tokens in a pass.",
+        "Sequences in one forward pass of an evaluation. null: as in a micro-batch. auto: as many as fit the memory of "
+        "a pass of training by the estimate, on a CPU at most 8,192 tokens. Another number changes the loss only by "
+        "rounding. On a CPU nano models are evaluated fastest with 4,096 to 8,192 tokens in a pass.",
         identity=EXECUTION_ONLY,
     )
     tasks: list[str] = key(
@@ -113,7 +114,10 @@ class EvaluationConfig:
                 f"tasks_every_steps={self.tasks_every_steps} has no tasks to score; name some in evaluation.tasks"
             )
         check_positive("tokens", self.tokens)
-        check_positive("rows", self.rows)
+        if not isinstance(self.rows, str):
+            check_positive("rows", self.rows)
+        elif self.rows != AUTO:
+            raise ConfigError(f"rows must be a number, auto or null; got {self.rows!r}")
         check_positive("task_questions", self.task_questions)
         if self.task_seed < 0:
             raise ConfigError(f"task_seed must not be negative; got {self.task_seed}")

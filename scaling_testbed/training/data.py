@@ -48,11 +48,7 @@ def open_sets(run: RunConfig, data: PreparedData) -> dict[str, PreparedData]:
 
 
 def open_validation_sets(run: RunConfig, sets: dict[str, PreparedData], rows: int) -> dict[str, ValidationBatches]:
-    """The validation split of each of the sets, in batches.
-
-    rows: sequences in a pass of training, and in one of an evaluation unless evaluation.rows is set.
-    """
-    rows = run.evaluation.rows or rows
+    """The validation split of each of the sets, in batches of `rows` sequences."""
     length, tokens = run.batch.sequence_length, int(run.evaluation.tokens)
     return {
         name: ValidationBatches(prepared.validation, sequence_length=length, max_tokens=tokens, rows=rows)

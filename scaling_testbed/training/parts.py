@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from scaling_testbed.config.compute import steps_of, training_flops
-from scaling_testbed.config.memory import largest_micro_batch
+from scaling_testbed.config.memory import largest_micro_batch, rows_of_evaluation
 from scaling_testbed.config.run import RunConfig, interventions_of
 from scaling_testbed.data.batches import TrainingBatches, ValidationBatches
 from scaling_testbed.data.preparing.preparation import prepare
@@ -99,6 +99,14 @@ class Parts:
         """Those of the whole run; with budget.hours an upper limit until the clock has chosen them."""
         return self.length.steps
 
+    def evaluate_as(self, micro_batch: int) -> None:
+        """Let evaluations take as many sequences at a time as evaluation.rows means with this micro-batch, which the
+        run chose."""
+        config = self.model.config
+        rows = rows_of_evaluation(self.run, config, self.precision, self.device.type, micro_batch)
+        for batches in self.validation_sets.values():
+            batches.rows = rows
+
     @property
     def data(self) -> PreparedData:
         """The corpus that the run is trained on."""
@@ -147,7 +155,10 @@ def build_parts(run: RunConfig, folder: RunFolder, processes: Processes, *, quie
     counts = count_params(config)
     # Rank 0 decides, because free memory differs a little between processes.
     micro_batch = processes.on_main(lambda: _micro_batch(run, config, counts, precision, device, processes.world))
-    batches, validation_sets = processes.together(lambda: _open(run, sets, micro_batch))
+    rows = _rows_of_evaluation(run, config, precision, device, micro_batch)
+    batches, validation_sets = processes.together(
+        lambda: (open_training_batches(run, sets[MAIN_SET]), open_validation_sets(run, sets, rows))
+    )
     processes.connect(device)
 
     steps = steps_of(run, config)
@@ -242,11 +253,11 @@ def _prepare(run: RunConfig, quiet: bool) -> Path:
     return prepare(run.data, run.tokenizer, data_dir=Path(run.data_dir), workers=run.data_workers, quiet=quiet)
 
 
-def _open(
-    run: RunConfig, sets: dict[str, PreparedData], micro_batch: int
-) -> tuple[TrainingBatches, dict[str, ValidationBatches]]:
+def _rows_of_evaluation(
+    run: RunConfig, model: ModelConfig, precision: str, device: torch.device, micro_batch: int
+) -> int:
     rows = micro_batch if run.batch.is_auto else run.batch.micro_batch or run.batch.sequences
-    return open_training_batches(run, sets[MAIN_SET]), open_validation_sets(run, sets, rows)
+    return rows_of_evaluation(run, model, precision, device.type, rows)
 
 
 def _micro_batch(

@@ -63,7 +63,7 @@ class Progress:
         if not parts.run.batch.is_auto or parts.processes.grouped or fewer is None:
             raise error
         self.micro_batches[self.step] = fewer
-        _evaluate_alike(parts, fewer)
+        parts.evaluate_as(fewer)
         gc.collect()
         if parts.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -221,15 +221,9 @@ def _micro_batches(parts: Parts, plain: dict[str, Any]) -> dict[int, int]:
     here = parts.run.batch.sequences // parts.processes.world.size
     if last != now and not (parts.run.batch.is_auto and last < now and here % last == 0):
         found[plain["step"]] = now
-    _evaluate_alike(parts, list(found.values())[-1])
+    if parts.run.batch.is_auto:
+        parts.evaluate_as(list(found.values())[-1])
     return found
-
-
-def _evaluate_alike(parts: Parts, rows: int) -> None:
-    """Let evaluations take as many sequences at a time as a micro-batch that the run chooses, unless a key says so."""
-    if parts.run.batch.is_auto and parts.run.evaluation.rows is None:
-        for batches in parts.validation_sets.values():
-            batches.rows = rows
 
 
 def _find_checkpoint(parts: Parts) -> tuple[str, dict[str, Any]] | None:

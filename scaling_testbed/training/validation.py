@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from scaling_testbed.config.sections import AUTO
 from scaling_testbed.errors import UserError, is_memory_error
 from scaling_testbed.processes.device import autocast, in_fp64, to_device
 from scaling_testbed.training.data import MAIN_SET
@@ -69,8 +70,10 @@ def evaluate_average(parts: Parts, poll: Callable[[], object] = lambda: None) ->
 
 
 def _too_little_memory(parts: Parts, rows: int, error: BaseException) -> UserError:
-    """The error for a person. Unless evaluation.rows is set, an evaluation takes as many sequences as a micro-batch."""
-    if parts.run.evaluation.rows is None:
+    """The error for a person. It asks for a smaller micro-batch if evaluations take as many sequences, and where the
+    run can make it smaller by itself."""
+    asked = parts.run.evaluation.rows
+    if asked is None or (asked == AUTO and parts.run.batch.is_auto):
         return too_little_memory(parts, parts.run, rows, error)
     fewer = f"evaluation.rows={rows // 2}" if rows > 1 else "a smaller batch.sequence_length or model"
     return UserError(f"there is too little memory to evaluate {rows} sequences at a time; try {fewer}")

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from scaling_testbed.config.compose import compose
-from scaling_testbed.config.memory import activation_bytes_per_token, estimate_memory
+from scaling_testbed.config.memory import activation_bytes_per_token, estimate_memory, rows_of_evaluation
 from scaling_testbed.config.run import interventions_of
+from scaling_testbed.errors import ConfigError
 from scaling_testbed.learning.interventions.base import Context
 from scaling_testbed.learning.optimizers import OPTIMIZERS, state_bytes
 from scaling_testbed.model.counting import count_params
@@ -176,3 +177,26 @@ def test_activations_with_recomputation_are_what_autograd_keeps(every, narrow):
     memory = estimate_memory(run, config, count_params(config).n_params, precision, device="cpu")
     found = memory.activations / run.batch.tokens
     assert found - block == pytest.approx(per_token, rel=0.06)
+
+
+@pytest.mark.parametrize(
+    ("words", "device", "rows"),
+    [
+        ([], "cuda", 32),
+        (["evaluation.rows=5"], "cuda", 5),
+        (["evaluation.rows=auto"], "cuda", 32),  # two blocks, of which an evaluation needs one
+        (["evaluation.rows=auto", "model.n_layers=8"], "cuda", 128),
+        (["evaluation.rows=auto", "model.n_layers=8"], "cpu", 64),  # 8,192 tokens
+        (["evaluation.rows=auto", "batch.sequences=128"], "cpu", 64),
+        (["evaluation.rows=auto", "model.n_layers=0"], "cuda", 32),
+        (["evaluation.rows=auto", "model.n_layers=8", "parallelism.activation_checkpointing=1"], "cuda", 32),
+    ],
+)
+def test_an_evaluation_takes_the_sequences_that_fit_the_memory_of_training(words, device, rows):
+    run = compose(["model=nano_s", *words])
+    assert rows_of_evaluation(run, run.model.resolved(257), "fp32", device, run.batch.sequences) == rows
+
+
+def test_a_word_for_the_sequences_of_an_evaluation_is_refused():
+    with pytest.raises(ConfigError, match="rows must be a number, auto or null; got 'all'"):
+        compose(["model=nano_s", "evaluation.rows=all"])

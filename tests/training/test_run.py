@@ -593,6 +593,29 @@ def test_an_evaluation_with_too_little_memory_takes_fewer_sequences(whole, train
             trained("seed=1", f"{key}=8")
 
 
+def test_the_sequences_of_an_evaluation_are_chosen_by_the_memory_of_training(trained, monkeypatch):
+    real, seen, deep = ValidationBatches.batch, [], "model.n_layers=6"
+
+    def batch(self, number):
+        seen.append(self.rows)
+        if self.rows > most:
+            raise MemoryError
+        return real(self, number)
+
+    monkeypatch.setattr(ValidationBatches, "batch", batch)
+    most = 1000
+    plain, _ = trained(deep, runs="plain")
+    assert set(seen) == {8}  # as in a pass of training
+    chosen, _ = trained(deep, "evaluation.rows=auto")
+    assert seen[-1] == 32 and chosen["run_id"] == plain["run_id"]
+    assert chosen["val_loss"] == pytest.approx(plain["val_loss"], rel=1e-5)  # sums of fp32 in another order
+    most = 4
+    with pytest.raises(UserError, match="too little memory to evaluate 32 sequences at a time; try evaluation.rows=16"):
+        trained(deep, "evaluation.rows=auto", runs="fixed")
+    row, _ = trained(deep, "evaluation.rows=auto", "batch.micro_batch_sequences=auto", runs="auto")
+    assert row["micro_batch_sequences"] == 1 and seen[-1] == 4
+
+
 def test_a_warm_up_in_tokens_is_that_of_the_run_s_batch():
     run = compose(["model=nano_s", "data=markov", "batch.sequences=4", "batch.sequence_length=64",
                    "schedule.warmup_tokens=2560"])  # fmt: skip
