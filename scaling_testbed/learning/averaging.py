@@ -25,7 +25,7 @@ AVERAGINGS: Registry[type[Averaging]] = Registry("averaging")
 
 @dataclass(frozen=True, kw_only=True)
 class Averaging(abc.ABC):
-    """The base of all averages. A subclass defines `copies`, `slot` and `share`."""
+    """The base of all averages. A subclass defines `copies` and `share`, and with several copies `slot`."""
 
     name: str = key("", "The kind of average.")
 
@@ -48,9 +48,9 @@ class Averaging(abc.ABC):
             "average; set fewer"
         )
 
-    @abc.abstractmethod
     def slot(self, n: int) -> int:
         """The copy that addition number n (from 1) goes to."""
+        return 0
 
     @abc.abstractmethod
     def share(self, n: int) -> float:
@@ -66,9 +66,6 @@ class NoAveraging(Averaging):
 
     @property
     def copies(self) -> int:
-        return 0
-
-    def slot(self, n: int) -> int:
         return 0
 
     def share(self, n: int) -> float:
@@ -94,9 +91,6 @@ class EmaConfig(Averaging):
     @property
     def copies(self) -> int:
         return 1
-
-    def slot(self, n: int) -> int:
-        return 0
 
     def share(self, n: int) -> float:
         return (1 - self.decay) / (1 - self.decay**n)

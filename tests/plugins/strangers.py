@@ -58,7 +58,12 @@ SCHEDULE = recipe(
     overrides=["schedule=stairs"],
     proof=lambda row, folder: rates(folder)[:2] == [row["optimizer.lr"] * row["schedule.factor"] ** n for n in (1, 2)],
 )
-
+AVERAGING = recipe(
+    "averaging",
+    "averaging/recent.yaml",
+    overrides=["averaging=recent"],
+    proof=lambda row, folder: row["averaging.power"] == 7 and 0 < abs(row["val_loss_average"] - row["val_loss"]) < 1,
+)
 TOKENIZER = recipe(
     "tokenizer",
     "tokenizer/hex.yaml",
@@ -79,4 +84,4 @@ def rates(folder: Path) -> list[float]:
     return [line["lr"] for line in lines if "lr" in line]
 
 
-STRANGERS = [OPTIMIZER, NORM, PARAMETRIZATION, INTERVENTION, SOURCE, TOKENIZER, SCHEDULE]
+STRANGERS = [OPTIMIZER, NORM, PARAMETRIZATION, INTERVENTION, SOURCE, TOKENIZER, SCHEDULE, AVERAGING]
