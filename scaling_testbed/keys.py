@@ -51,8 +51,12 @@ def identifies(field: dataclasses.Field[Any], value: Any, *, defaults: bool = Fa
     rule = field.metadata.get("identity", True)
     if rule != ADDED_LATER or defaults:
         return bool(rule)
-    default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-    return bool(value != default)
+    return bool(value != default_of(field))
+
+
+def default_of(field: dataclasses.Field[Any]) -> Any:
+    """The default of a field."""
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def check_choices(config: Any) -> None:
@@ -70,8 +74,7 @@ def changed_from_default(config: Any) -> dict[str, Any]:
     for field in dataclasses.fields(config):
         if not field.metadata.get("identity", True):
             continue
-        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-        if (value := getattr(config, field.name)) != default:
+        if (value := getattr(config, field.name)) != default_of(field):
             found[field.name] = value
     return found
 

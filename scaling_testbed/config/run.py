@@ -5,13 +5,14 @@ Every default is set in a dataclass. The files in configs/ hold only values that
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ from scaling_testbed.data.tokenizers import TOKENIZERS, TokenizerConfig
 from scaling_testbed.diagnostics.config import DiagnosticsConfig
 from scaling_testbed.errors import ConfigError, UserError, check_positive
 from scaling_testbed.files import read_json
-from scaling_testbed.keys import ADDED_LATER, EXECUTION_ONLY, REQUIRED, identifies, key
+from scaling_testbed.keys import ADDED_LATER, EXECUTION_ONLY, REQUIRED, default_of, identifies, key
 from scaling_testbed.learning.averaging import AVERAGINGS, Averaging, NoAveraging
 from scaling_testbed.learning.config import CrossEntropyConfig
 from scaling_testbed.learning.interventions.base import Intervention
@@ -283,6 +284,34 @@ def _flat(content: dict[str, Any]) -> dict[str, Any]:
 
     walk("", content)
     return flat
+
+
+def with_later_keys(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row, or a configuration of a plan, with the keys that the version which wrote it did not have yet. A run of
+    that version is a run with their defaults, and has the same run_id."""
+    names = (str(row.get(f"{group}.name")) if len(kinds) > 1 else next(iter(kinds)) for group, kinds in GROUPS.items())
+    found = dict(_later_defaults(tuple(names)))
+    for mapping in [name for name, default in found.items() if default == {}]:
+        if any(name.startswith(f"{mapping}.") for name in row):  # it has entries, each of which is a key
+            del found[mapping]
+    return {**found, **row}
+
+
+@functools.cache
+def _later_defaults(kinds: tuple[str, ...]) -> dict[str, Any]:
+    """Dotted key -> its default, for the keys that are ADDED_LATER and whose default is not null. kinds: those of the
+    groups."""
+    chosen, found = dict(zip(GROUPS, kinds, strict=True)), {}
+    for section in dataclasses.fields(RunConfig):
+        name = section.name
+        cls = GROUPS[name].get(chosen[name]) if name in GROUPS else section.default_factory
+        if section.metadata.get("identity") == ADDED_LATER:
+            default = default_of(section)
+            found[name] = dataclasses.asdict(default) if is_dataclass(section.default_factory) else default
+        elif is_dataclass(cls):
+            later = [field for field in dataclasses.fields(cls) if field.metadata.get("identity") == ADDED_LATER]
+            found[name] = {field.name: default_of(field) for field in later}
+    return {key: value for key, value in _flat(found).items() if "." in key and value is not None}
 
 
 def outcome_of(folder: Path) -> str | None:

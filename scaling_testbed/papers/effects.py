@@ -21,6 +21,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from scaling_testbed.analysis.curves.intervals import ALPHA, interval, p_above, p_below
+from scaling_testbed.errors import listed
 from scaling_testbed.evaluation.statistics import holm
 from scaling_testbed.papers.measures import NATS, Evidence, Value
 
@@ -105,12 +106,23 @@ def pooled(places: Sequence[tuple[str, Terms]], ratio: bool = False) -> tuple[li
     if not kept:
         return [], remarks
     seeds = sorted(set.intersection(*(set(sums) for _, sums, _ in kept)))
+    remarks += _left_out(places, seeds)
     several = len(kept) > 1
     by_seed = {seed: _mean([sums[seed] for _, sums, _ in kept]) for seed in seeds}
     apart = {seed: _mean([_apart(sums, seed) for _, sums, _ in kept]) for seed in seeds} if several else None
     words = [f"{name} ({signed(_mean(sums.values()), ratio)})" if several else name for name, sums, _ in kept]
     words = [words[0], *(one.removeprefix("N=") for one in words[1:])]  # the first one says what is counted
     return [Effect(by_seed, few(words, 8), bounds.pop() if bounds else 0, apart)], remarks
+
+
+def _left_out(places: Sequence[tuple[str, Terms]], kept: Collection[int]) -> list[str]:
+    """A remark on the seeds that some condition lacks, so that no number of theirs counts; empty if there are none."""
+    there = {seed for _, terms in places for _, value in terms for seed in value.by_seed}
+    if not (lost := sorted(there - set(kept))):
+        return []
+    lacking = next(name for name, terms in places if any(lost[0] not in value.by_seed for _, value in terms))
+    which = f"seed {lost[0]} is" if len(lost) == 1 else f"seeds {listed([str(seed) for seed in lost])} are"
+    return [f"{which} left out, because not all conditions have them: see {lacking.partition(':')[0]}"]
 
 
 def _mean(numbers: Collection[float]) -> float:

@@ -3,11 +3,12 @@
 That every shipped config composes and builds: tests/test_identity.py."""
 
 import dataclasses
+import json
 
 import pytest
 
 from scaling_testbed.config.compose import compose
-from scaling_testbed.config.run import _identity, flatten, run_id
+from scaling_testbed.config.run import _identity, flatten, run_id, with_later_keys
 from scaling_testbed.errors import ConfigError
 
 pytestmark = pytest.mark.usefixtures("hydra_composes_all_words")
@@ -125,6 +126,19 @@ def test_a_field_that_came_later_is_part_of_the_run_id_only_where_it_is_set():
     assert run_id(compose(["optimizer.scale_lr_by_param_rms=true"])) != run_id(run)
     assert run_id(compose(["compute.residual_dtype=fp32"])) == run_id(run)
     assert run_id(compose(["compute.residual_dtype=bf16"])) != run_id(run)
+
+
+def test_a_row_of_an_earlier_version_has_the_defaults_of_keys_that_came_later():
+    now = json.loads(json.dumps(flatten(compose([]))))
+    own = {key: now[key] for key in ("data.name", "optimizer.name", "schedule.name", "tokenizer.name")}
+    found = with_later_keys(own)
+    assert all(now[key] == value for key, value in found.items()) and with_later_keys(now) == now
+    later = found["averaging.name"], found["data.skip_steps"], found["start.grow"], found["optimizer.clip_impl"]
+    assert later == ("none", [], {}, "separate")
+    set_otherwise = {"averaging.name": "ema", "start.grow.kind": "copies", "optimizer.name": "somebody_s"}
+    found = with_later_keys(set_otherwise)
+    assert found["averaging.name"] == "ema" and "start.grow" not in found
+    assert not [key for key in found if key.startswith("optimizer.") and key != "optimizer.name"]  # not known
 
 
 @pytest.mark.parametrize("typed", ["compute.compile=1", "compute.cuda_graph=2.5"])

@@ -93,6 +93,17 @@ def test_a_sum_of_values_has_common_seeds_and_the_bound_of_its_censored_ones():
     assert summed([(1.0, above), (-1.0, above)])[1] is None
 
 
+def test_seeds_that_a_condition_lacks_are_left_out_and_said_to_be():
+    three, one = Value({0: 3.0, 1: 3.1, 2: 3.2}), Value({1: 1.0})
+    places = [("N=16: 3 and 3", [(1.0, three), (-1.0, Value({0: 2.0, 1: 2.0, 2: 2.0}))])]
+    assert pooled(places)[1] == []
+    effects, remarks = pooled([*places, ("N=32: 3 and 1", [(1.0, three), (-1.0, one)])])
+    assert list(effects[0].by_seed) == [1]
+    assert remarks == ["seeds 0, 2 are left out, because not all conditions have them: see N=32"]
+    said = Question("", "S", lambda _: Asked(effects, remarks=remarks))(EVIDENCE)
+    assert said.words.startswith("One seed, so there is no interval") and "seeds 0, 2 are left out" in said.words
+
+
 def of_places(numbers_PS, kind=EQUALITY, margin=0.05):
     (effect,), _ = pooled([("at", [(1.0, Value(dict(enumerate(own_S))))]) for own_S in numbers_PS.tolist()])
     return Question("", "S", lambda _: Asked([effect]), kind, margin)(EVIDENCE)

@@ -16,6 +16,7 @@ from scaling_testbed.analysis.rows.conditions import parse as parse_condition
 from scaling_testbed.analysis.rows.conditions import text
 from scaling_testbed.analysis.rows.names import Row, in_our_columns, nearest_first, number_in, plain_name, with_states
 from scaling_testbed.analysis.rows.tables import is_flat, json_lines, read_table
+from scaling_testbed.config.run import with_later_keys
 from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.files import read_json
 from scaling_testbed.progress import say
@@ -298,7 +299,8 @@ def in_our_words(records: Iterable[Row], is_flat: bool, origin: str | Path) -> l
     theirs = [row for row in rows if row.get("schema_version") is None]
     try:
         translated = iter(in_our_columns(theirs))
-        rows = with_states([next(translated) if row.get("schema_version") is None else row for row in rows])
+        ours = [next(translated) if row.get("schema_version") is None else with_later_keys(row) for row in rows]
+        rows = with_states(ours)
     except UserError as error:
         raise UserError(f"{origin}: {error}") from None
     rows = list(map(_planned_if_empty, rows)) if is_flat else rows
@@ -360,5 +362,7 @@ def _missing(plan: Path, found: list[Row]) -> list[Row]:
             raise UserError(f"{plan}:{line} holds no planned run; {PLAN_ADVICE}")
         status = state.get(run_id, "missing")
         chosen = " ".join(f"{key}={value}" for key, value in (varied or {}).items())
-        rows.append({**config, "run_id": run_id, "status": status, "label": f"{run_id} ({chosen}; {status})"})
+        rows.append(
+            {**with_later_keys(config), "run_id": run_id, "status": status, "label": f"{run_id} ({chosen}; {status})"}
+        )
     return rows

@@ -292,6 +292,18 @@ def test_conditions_are_the_keys_that_vary_without_those_that_follow(study):
         grouping_keys(study(rows), ["no.such.key"])
 
 
+def test_rows_of_before_a_key_was_added_belong_to_the_curve_of_its_default(study):
+    def chosen(c, w, lr, seed):
+        return {} if seed else {"averaging.name": "none", "optimizer.clip_impl": "separate", "data.skip_steps": []}
+
+    rows = grid(lambda *_: 3.0, [{}], seeds=(0, 1), schema_version=1, optimizer__name="adamw", data__name="markov")
+    rows = [row | chosen(None, None, None, row["seed"]) for row in rows]
+    found = study(rows)
+    assert grouping_keys(found) == [] and {len(one.curve.seeds) for one in analyse(found, [])} == {2}
+    rows[0] |= {"averaging.name": "ema"}
+    assert grouping_keys(study(rows)) == ["averaging.name"]
+
+
 def test_the_model_where_scans_over_width_and_depth_meet_is_on_both(study):
     shapes = [(32, 2), (64, 2), (128, 2), (64, 4), (64, 8), (128, 8)]
     rows = [make_row(lr, 3.0, d_model=d, n_layers=n) for d, n in shapes for lr in (1e-3, 1e-2)]
