@@ -3,8 +3,9 @@
 
 usage: scripts/restore_rows.py studies/unfinished/NAME.jsonl[.gz] [RUNS_DIR]
 
-Each row becomes RUNS_DIR/name/run_id/result.json, unless there is one. Curves and checkpoints are not in a row, so what
-is made of them, such as traces, is missing for these runs.
+Each row becomes RUNS_DIR/name/run_id/result.json, unless there is one. studies/unfinished/NAME.sweep.json, if it is
+there, becomes RUNS_DIR/name/sweep.json, unless there is one: it says when the claims were declared. Curves and
+checkpoints are not in a row, so what is made of them, such as traces, is missing for these runs.
 """
 
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from scaling_testbed.analysis.rows.tables import json_lines
 from scaling_testbed.errors import UserError
-from scaling_testbed.files import write_json
+from scaling_testbed.files import read_json, write_json
 
 
 def restore(rows: Path, runs_dir: Path) -> tuple[int, int]:
@@ -30,6 +31,9 @@ def restore(rows: Path, runs_dir: Path) -> tuple[int, int]:
         place.parent.mkdir(parents=True, exist_ok=True)
         write_json(place, row)
         made += 1
+        kept, about = rows.with_name(rows.name.split(".")[0] + ".sweep.json"), runs_dir / row["name"] / "sweep.json"
+        if kept.exists() and not about.exists():
+            write_json(about, read_json(kept))
     return made, there
 
 

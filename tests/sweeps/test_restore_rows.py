@@ -25,10 +25,14 @@ def test_a_sweep_goes_on_from_the_rows_that_are_put_back(door, untrained, states
     ]
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "rows.sweep.json").write_text('{"sweep": "tiny"}')
     assert restore_rows([str(file), str(tmp_path / "runs")]) == 0 and "3 runs put into" in capfd.readouterr().out
+    about = tmp_path / "runs" / "tiny" / "sweep.json"
+    assert json.loads(about.read_text()) == {"sweep": "tiny"}
+    about.write_text("{}")
     assert sorted(state["state"] for state in states().values()) == ["finished"] * 3 + ["pending"]
     assert restore_rows([str(file), str(tmp_path / "runs")]) == 0
-    assert "0 runs put into" in capfd.readouterr().out
+    assert "0 runs put into" in capfd.readouterr().out and about.read_text() == "{}"
     file.write_text('{"run_id": "a"}\n')
     assert restore_rows([str(file)]) == 2 and "rows.jsonl:1 is no row of a run" in capfd.readouterr().err
     assert restore_rows([]) == 2 and "usage:" in capfd.readouterr().err
