@@ -238,7 +238,7 @@ def _collected(folder: Path) -> Path | None:
 def _folder_rows(folder: Path) -> list[Row]:
     files = sorted(folder.glob("*/result.json"))
     if files:
-        return [_result(file) for file in files]
+        return [with_later_keys(_result(file)) for file in files]
     collected = _collected(folder)
     if collected is None and not (folder / "plan.jsonl").exists():
         raise UserError(f"{folder} has neither run folders nor results.jsonl; give a sweep's folder (runs/NAME)")

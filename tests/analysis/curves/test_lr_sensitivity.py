@@ -292,7 +292,7 @@ def test_conditions_are_the_keys_that_vary_without_those_that_follow(study):
         grouping_keys(study(rows), ["no.such.key"])
 
 
-def test_rows_of_before_a_key_was_added_belong_to_the_curve_of_its_default(study):
+def test_rows_of_before_a_key_was_added_belong_to_the_curve_of_its_default(study, tmp_path):
     def chosen(c, w, lr, seed):
         return {} if seed else {"averaging.name": "none", "optimizer.clip_impl": "separate", "data.skip_steps": []}
 
@@ -300,6 +300,11 @@ def test_rows_of_before_a_key_was_added_belong_to_the_curve_of_its_default(study
     rows = [row | chosen(None, None, None, row["seed"]) for row in rows]
     found = study(rows)
     assert grouping_keys(found) == [] and {len(one.curve.seeds) for one in analyse(found, [])} == {2}
+    for row in rows:
+        place = tmp_path / "runs" / row["run_id"]
+        place.mkdir(parents=True)
+        (place / "result.json").write_text(json.dumps(row))
+    assert grouping_keys(load(tmp_path / "runs")) == []
     rows[0] |= {"averaging.name": "ema"}
     assert grouping_keys(study(rows)) == ["averaging.name"]
 
