@@ -56,22 +56,23 @@ def _attention_cases() -> dict[str, Callable[[], object]]:
     """The cases of attention.
 
     In bf16, d_head 128, which needs the most registers, has every combination of features, and other widths have the
-    plain kernel. All widths and types have softcap with window, with and without statistics. Heads are grouped if there
-    is a window.
+    plain kernel. All widths and types have softcap with window, with and without documents and statistics. Heads are
+    grouped if there is a window.
     """
     import scaling_testbed.kernels.attention.triton  # noqa: F401 - it defines the operators that the cases call
     from scaling_testbed.kernels.limits import ATTENTION_D_HEADS
 
     found = {}
-    features = list(itertools.product((None, 50.0), (None, 100), (False, True)))
+    features = list(itertools.product((None, 50.0), (None, 100), (False, True), (False, True)))
     for d_head, dtype in itertools.product(ATTENTION_D_HEADS, (torch.bfloat16, torch.float32)):
-        for softcap, window, statistics in features:
-            named = " softcap" * bool(softcap) + " window" * bool(window) + " stats" * statistics
+        for softcap, window, documents, statistics in features:
+            named = " softcap" * bool(softcap) + " window" * bool(window) + " documents" * documents
+            named += " stats" * statistics
             every = dtype == torch.bfloat16 and (d_head == 128 or named == "")
             if not every and not (softcap and window):
                 continue
             name = f"d{d_head} {_short(dtype)}{named}"
-            arguments = (d_head, dtype, softcap, window)
+            arguments = (d_head, dtype, softcap, window, documents)
             found[f"attention forward {name}"] = partial(_call_attention, *arguments, statistics)
             name = name.removesuffix(" stats")
             found[f"attention backward {name}"] = partial(_call_attention_backward, *arguments)
@@ -83,15 +84,19 @@ def _attention_inputs(d_head: int, dtype: torch.dtype, window: int | None):
     return (torch.empty(1, 256, n, d_head, dtype=dtype).transpose(1, 2) for n in (heads, groups, groups))
 
 
-def _call_attention(d_head, dtype, softcap, window, statistics) -> None:
-    torch.ops.scaling_testbed.attention(
-        *_attention_inputs(d_head, dtype, window), d_head**-0.5, softcap, window, statistics
-    )
+def _begins(documents: bool) -> torch.Tensor | None:
+    return torch.zeros(1, 256, dtype=torch.int32) if documents else None
 
 
-def _call_attention_backward(d_head, dtype, softcap, window) -> None:
+def _call_attention(d_head, dtype, softcap, window, documents, statistics) -> None:
+    tensors = *_attention_inputs(d_head, dtype, window), _begins(documents)
+    torch.ops.scaling_testbed.attention(*tensors, d_head**-0.5, softcap, window, statistics)
+
+
+def _call_attention_backward(d_head, dtype, softcap, window, documents) -> None:
     q, k, v = _attention_inputs(d_head, dtype, window)
-    torch.ops.scaling_testbed.attention_backward(q, q, k, v, q, torch.empty(q.shape[:3]), d_head**-0.5, softcap, window)
+    tensors = q, q, k, v, q, torch.empty(q.shape[:3]), _begins(documents)
+    torch.ops.scaling_testbed.attention_backward(*tensors, d_head**-0.5, softcap, window)
 
 
 def _cross_entropy_cases() -> dict[str, Callable[[], object]]:

@@ -100,6 +100,7 @@ def attention(
     scale: float,
     softcap: float | None = None,
     window: int | None = None,
+    begins_BT: torch.Tensor | None = None,
     return_statistics: Literal[False] = False,
 ) -> torch.Tensor: ...
 
@@ -113,6 +114,7 @@ def attention(
     scale: float,
     softcap: float | None = None,
     window: int | None = None,
+    begins_BT: torch.Tensor | None = None,
     return_statistics: Literal[True],
 ) -> tuple[torch.Tensor, AttentionStatistics]: ...
 
@@ -125,22 +127,29 @@ def attention(
     scale: float,
     softcap: float | None = None,
     window: int | None = None,
+    begins_BT: torch.Tensor | None = None,
     return_statistics: bool = False,
 ) -> torch.Tensor | tuple[torch.Tensor, AttentionStatistics]:
     """reference.attention with the softmax: causal attention [B, H, T, K] over the last `window` keys (None: all).
 
     The inputs are all fp32, all bf16 or all fp16, on a GPU (or on a CPU in Triton's interpreter). d_head is one of
     ATTENTION_D_HEADS. The output and the gradients lie in memory as [B, T, H, K]. Views whose last dimension is
-    contiguous are read in place. return_statistics: also return reference.attention_statistics, which changes no other
-    result.
+    contiguous are read in place. begins_BT: as of the definition; tiles of keys that no query of a tile sees are left
+    out. return_statistics: also return reference.attention_statistics, which changes no other result.
 
     Raises ValueError for unsupported shapes, types or options, and RuntimeError on a CPU outside Triton's interpreter.
     """
     support.require(q_BHTK, "attention_impl=triton")
     _check(q_BHTK, k_BGTK, v_BGTK, scale, softcap, window)
+    if begins_BT is not None:
+        if begins_BT.shape != (q_BHTK.shape[0], q_BHTK.shape[2]) or begins_BT.device != q_BHTK.device:
+            raise ValueError(f"begins must be [B, T] on {q_BHTK.device}, got {tuple(begins_BT.shape)}")
+        begins_BT = begins_BT.to(torch.int32).contiguous()
     if window is not None and window >= q_BHTK.shape[2]:
         window = None  # the same result without masks for a window; also avoids overflow of 32 bits in sums with it
-    out_BHTK, _, statistics_SH = _attention(q_BHTK, k_BGTK, v_BGTK, scale, softcap, window, return_statistics)
+    out_BHTK, _, statistics_SH = _attention(
+        q_BHTK, k_BGTK, v_BGTK, begins_BT, scale, softcap, window, return_statistics
+    )
     if not return_statistics:
         return out_BHTK
     return out_BHTK, AttentionStatistics(*statistics_SH.unbind())
@@ -174,6 +183,7 @@ def _attention(
     q_BHTK: torch.Tensor,
     k_BGTK: torch.Tensor,
     v_BGTK: torch.Tensor,
+    begins_BT: torch.Tensor | None,
     scale: float,
     softcap: float | None,
     window: int | None,
@@ -181,7 +191,7 @@ def _attention(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return out_BHTK, the log-sum-exp lse_BHT in base 2, and statistics_SH: AttentionStatistics as rows, or no row."""
     q, k, v = (_addressable(x) for x in (q_BHTK, k_BGTK, v_BGTK))
-    out, lse, statistics_SH = _allocate_forward(q, k, v, scale, softcap, window, statistics)
+    out, lse, statistics_SH = _allocate_forward(q, k, v, begins_BT, scale, softcap, window, statistics)
     B, H, T, d_head = q.shape
     partials = None
     with support.on_device(q):
@@ -190,22 +200,24 @@ def _attention(
         if statistics:
             partials = torch.empty(4, *reversed(grid), dtype=torch.float32, device=q.device)
         forward_kernel[grid](
-            *(q, k, v, out, lse, partials),
+            *(q, k, v, out, lse, partials, begins_BT),
             *(*q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3]),
             *(T, H // k.shape[1], window or 0, *_factors(scale, softcap)),
             *(scale, 1 / (B * _seen_keys(T, window)), 1 / (B * T)),
-            **_constants(tiles, d_head, block_k, softcap, window),
+            **_constants(tiles, d_head, block_k, softcap, window, begins_BT),
             STATISTICS=statistics,
         )
         if partials is not None:  # as few operations as possible: each may cost a percent of the kernel's time
             torch.amax(partials[0], (0, 2), out=statistics_SH[0])
             statistics_SH[1:].copy_(partials[1:].sum((1, 3), dtype=torch.float64))
+            if begins_BT is not None:  # the kernel divided by the pairs of one document
+                statistics_SH[1:3] *= B * _seen_keys(T, window) / _seen_in_documents(begins_BT, window)
             statistics_SH[2].sqrt_()
     return out, lse, statistics_SH
 
 
 @_attention.register_fake
-def _allocate_forward(q, k, v, scale, softcap, window, statistics):
+def _allocate_forward(q, k, v, begins_BT, scale, softcap, window, statistics):
     B, H, T, _ = q.shape
     lse = torch.empty(B, H, T, dtype=torch.float32, device=q.device)
     return _empty_like(q), lse, torch.empty(4 if statistics else 0, H, dtype=torch.float32, device=q.device)
@@ -217,6 +229,20 @@ def _seen_keys(T: int, window: int | None) -> int:
     return reach * (reach + 1) // 2 + (T - reach) * reach
 
 
+def _seen_in_documents(begins_BT: torch.Tensor, window: int | None) -> torch.Tensor:
+    """_seen_keys over all sequences, where documents are told apart."""
+    seen_BT = torch.arange(1, begins_BT.shape[1] + 1, device=begins_BT.device) - begins_BT
+    return (seen_BT if window is None else seen_BT.clamp(max=window)).sum()
+
+
+def _lasts(begins_BT: torch.Tensor) -> torch.Tensor:
+    """The last position of the document of each position, int32."""
+    T = begins_BT.shape[1]
+    position_T = torch.arange(T, dtype=torch.int32, device=begins_BT.device)
+    begins_next_BT = torch.nn.functional.pad(begins_BT[:, 1:] == position_T[1:], (0, 1), value=True)
+    return torch.where(begins_next_BT, position_T, T).flip(1).cummin(1).values.flip(1).to(torch.int32).contiguous()
+
+
 @torch.library.custom_op("scaling_testbed::attention_backward", mutates_args=())
 def _attention_backward(
     grad_BHTK: torch.Tensor,
@@ -225,6 +251,7 @@ def _attention_backward(
     v_BGTK: torch.Tensor,
     out_BHTK: torch.Tensor,
     lse_BHT: torch.Tensor,
+    begins_BT: torch.Tensor | None,
     scale: float,
     softcap: float | None,
     window: int | None,
@@ -237,6 +264,7 @@ def _attention_backward(
     G = k.shape[1]
     strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *grad.stride()[:3])
     options = (T, H // G, window or 0, scale, *_factors(scale, softcap))
+    lasts_BT = None if begins_BT is None else _lasts(begins_BT)
     with support.on_device(q):
         _, block_k = _tiles("queries", q)
         rows = DELTA_ELEMENTS // block_k
@@ -245,35 +273,35 @@ def _attention_backward(
         )
         tiles, block_k = _tiles("keys_values", q)
         keys_values_kernel[(triton.cdiv(T, tiles.keys), G, B)](
-            *(q, k, v, grad, lse, delta, dk, dv, *strides, *dk.stride()[:3], *options),
-            **_constants(tiles, d_head, block_k, softcap, window),
+            *(q, k, v, grad, lse, delta, dk, dv, begins_BT, lasts_BT, *strides, *dk.stride()[:3], *options),
+            **_constants(tiles, d_head, block_k, softcap, window, begins_BT),
         )
         tiles, block_k = _tiles("queries", q)
         queries_kernel[(triton.cdiv(T, tiles.queries), H, B)](
-            *(q, k, v, grad, lse, delta, dq, *strides, *dq.stride()[:3], *options),
-            **_constants(tiles, d_head, block_k, softcap, window),
+            *(q, k, v, grad, lse, delta, dq, begins_BT, *strides, *dq.stride()[:3], *options),
+            **_constants(tiles, d_head, block_k, softcap, window, begins_BT),
         )
     return dq, dk, dv
 
 
 @_attention_backward.register_fake
-def _allocate_backward(grad, q, k, v, out, lse, scale, softcap, window):
+def _allocate_backward(grad, q, k, v, out, lse, begins, scale, softcap, window):
     return _empty_like(q), _empty_like(k), _empty_like(v)
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    q, k, v, ctx.scale, ctx.softcap, ctx.window, _ = inputs
+    q, k, v, begins, ctx.scale, ctx.softcap, ctx.window, _ = inputs
     out, lse, statistics_SH = output
-    ctx.save_for_backward(q, k, v, out, lse)
+    ctx.save_for_backward(q, k, v, out, lse, begins)
     ctx.mark_non_differentiable(lse, statistics_SH)
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx, grad_BHTK, _lse, _statistics):
     if grad_BHTK is None:
-        return (None,) * 7
+        return (None,) * 8
     gradients = _attention_backward(grad_BHTK, *ctx.saved_tensors, ctx.scale, ctx.softcap, ctx.window)
-    return (*gradients, None, None, None, None)
+    return (*gradients, *[None] * 5)
 
 
 _attention.register_autograd(_backward, setup_context=_setup_context)
@@ -308,7 +336,14 @@ def _factors(scale: float, softcap: float | None) -> tuple[float, float]:
     return softcap * LOG2_E, 2 * LOG2_E * scale / softcap
 
 
-def _constants(tiles: Tiles, d_head: int, block_k: int, softcap: float | None, window: int | None) -> dict:
+def _constants(
+    tiles: Tiles,
+    d_head: int,
+    block_k: int,
+    softcap: float | None,
+    window: int | None,
+    begins_BT: torch.Tensor | None = None,
+) -> dict:
     return {
         "M": tiles.queries,
         "N": tiles.keys,
@@ -316,6 +351,7 @@ def _constants(tiles: Tiles, d_head: int, block_k: int, softcap: float | None, w
         "BLOCK_K": block_k,
         "SOFTCAP": softcap is not None,
         "WINDOW": window is not None,
+        "DOCUMENTS": begins_BT is not None,
         "UPCAST": support.INTERPRETED,
         "num_warps": tiles.warps,
         "num_stages": tiles.stages,

@@ -60,12 +60,24 @@ def _store(base, first, stride, n_rows, tile, ROWS: tl.constexpr, D_HEAD: tl.con
 
 
 @triton.jit
-def _allowed(queries, keys, window, WINDOW: tl.constexpr):
-    """Whether each query may see each key. One of the two is a row and the other a column, so that they broadcast."""
+def _allowed(queries, begins, keys, window, WINDOW: tl.constexpr, DOCUMENTS: tl.constexpr):
+    """Whether each query may see each key. Queries, and the begins of their documents, are a row and keys a column, or
+    the other way round, so that they broadcast."""
     allowed = keys <= queries
     if WINDOW:
         allowed = allowed & (keys > queries - window)
+    if DOCUMENTS:
+        allowed = allowed & (keys >= begins)
     return allowed
+
+
+@triton.jit
+def _load_begins(BEGINS, b, query_M, T, DOCUMENTS: tl.constexpr):
+    """The begins of the documents of queries; the queries themselves where documents are not told apart."""
+    begin_M = query_M
+    if DOCUMENTS:
+        begin_M = tl.load(BEGINS + b * T + query_M, mask=query_M < T, other=0)
+    return begin_M
 
 
 @triton.jit
@@ -79,18 +91,24 @@ def _tanh(x, doubled):
 
 
 @triton.jit
-def _keys_of_queries(first_query, T, window, M: tl.constexpr, N: tl.constexpr, WINDOW: tl.constexpr):
+def _keys_of_queries(
+    first_query, BEGINS, b, T, window, M: tl.constexpr, N: tl.constexpr, WINDOW: tl.constexpr, DOCUMENTS: tl.constexpr
+):
     """Return (start, edge, stop), the range of keys of a tile of queries. start and edge are multiples of N.
 
     In the tiles from start to edge, all queries see all keys, and all keys exist. The tiles from edge to stop need a
-    mask. With a window all tiles are masked, because a third loop for the window's other edge would cost more registers
-    than it would save work.
+    mask. With a window or documents all tiles are masked, because a third loop for the other edge would cost more
+    registers than it would save work. Tiles before the document of the first query are left out: begins never fall.
     """
     stop = tl.minimum(first_query + M, T)
     start = 0
     edge = (first_query + 1) // N * N
     if WINDOW:
-        start = tl.maximum(first_query + 1 - window, 0) // N * N
+        start = tl.maximum(first_query + 1 - window, 0)
+    if DOCUMENTS:
+        start = tl.maximum(start, tl.load(BEGINS + b * T + first_query))
+    if WINDOW or DOCUMENTS:
+        start = start // N * N
         edge = start
     return start, edge, stop
 
@@ -109,6 +127,7 @@ def _attend(
     start,
     stop,
     query_M,
+    begin_M,
     T,
     window,
     exponent,
@@ -119,6 +138,7 @@ def _attend(
     MASKED: tl.constexpr,
     SOFTCAP: tl.constexpr,
     WINDOW: tl.constexpr,
+    DOCUMENTS: tl.constexpr,
     STATISTICS: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
@@ -133,7 +153,7 @@ def _attend(
         x_MN = tl.dot(q_MK, tl.trans(k_NK), input_precision="ieee")
         if MASKED:
             key_N = first_key + tl.arange(0, N)
-            allowed_MN = _allowed(query_M[:, None], key_N[None, :], window, WINDOW)
+            allowed_MN = _allowed(query_M[:, None], begin_M[:, None], key_N[None, :], window, WINDOW, DOCUMENTS)
         raw_MN = x_MN
         if SOFTCAP:
             x_MN = _tanh(x_MN, doubled)
@@ -173,6 +193,7 @@ def forward_kernel(
     OUT,
     LSE,
     PARTIALS,
+    BEGINS,
     stride_qb,
     stride_qh,
     stride_qt,
@@ -199,6 +220,7 @@ def forward_kernel(
     BLOCK_K: tl.constexpr,
     SOFTCAP: tl.constexpr,
     WINDOW: tl.constexpr,
+    DOCUMENTS: tl.constexpr,
     STATISTICS: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
@@ -207,7 +229,8 @@ def forward_kernel(
     Q and OUT [B, H, T, D_HEAD] and K and V [B, G, T, D_HEAD] have one type and contiguous rows. LSE fp32 [B, H, T] is
     the log-sum-exp in base 2. PARTIALS fp32 [4, B, H, programs] is used with STATISTICS only. It holds the largest
     score, the sums of the scores and of their squares times `per_score`, and the sum of the entropies times
-    `per_query`. Grid: (tiles of queries, H, B).
+    `per_query`. BEGINS int32 [B, T], contiguous, is used with DOCUMENTS only: the position at which the document of
+    each position begins, which never falls. Grid: (tiles of queries, H, B).
 
     FlashAttention-2 (arXiv 2307.08691), algorithm 1. The entropy of a query's weights p = 2^(e - largest) / total is
     -sum p ln p = ln 2 (log2 total - sum 2^(e - largest) (e - largest) / total). This equals lse - sum p s, but does not
@@ -224,20 +247,23 @@ def forward_kernel(
     q_base = Q + b * stride_qb + h.to(tl.int64) * stride_qh
     q_MK = _load(q_base, first_query, stride_qt, T, M, D_HEAD, BLOCK_K, True, UPCAST)
     query_M = first_query + tl.arange(0, M)
+    begin_M = _load_begins(BEGINS, b, query_M, T, DOCUMENTS)
 
     accumulator_MK = tl.zeros([M, BLOCK_K], tl.float32)
     largest_M = tl.full([M], LOWEST, tl.float32)
     total_M = tl.zeros([M], tl.float32)
     seen_M4 = (tl.full([M], float("-inf"), tl.float32), total_M, total_M, total_M)
-    start, edge, stop = _keys_of_queries(first_query, T, window, M, N, WINDOW)
-    if not WINDOW:
+    start, edge, stop = _keys_of_queries(first_query, BEGINS, b, T, window, M, N, WINDOW, DOCUMENTS)
+    if not (WINDOW or DOCUMENTS):
         accumulator_MK, largest_M, total_M, seen_M4 = _attend(
             accumulator_MK, largest_M, total_M, seen_M4, q_MK, k_base, v_base, stride_kt, stride_vt, start, edge,
-            query_M, T, window, exponent, doubled, N, D_HEAD, BLOCK_K, False, SOFTCAP, WINDOW, STATISTICS, UPCAST,
+            query_M, begin_M, T, window, exponent, doubled, N, D_HEAD, BLOCK_K, False, SOFTCAP, WINDOW, DOCUMENTS,
+            STATISTICS, UPCAST,
         )  # fmt: skip
     accumulator_MK, largest_M, total_M, seen_M4 = _attend(
         accumulator_MK, largest_M, total_M, seen_M4, q_MK, k_base, v_base, stride_kt, stride_vt, edge, stop,
-        query_M, T, window, exponent, doubled, N, D_HEAD, BLOCK_K, True, SOFTCAP, WINDOW, STATISTICS, UPCAST,
+        query_M, begin_M, T, window, exponent, doubled, N, D_HEAD, BLOCK_K, True, SOFTCAP, WINDOW, DOCUMENTS,
+        STATISTICS, UPCAST,
     )  # fmt: skip
 
     exists_M = query_M < T
@@ -318,6 +344,8 @@ def keys_values_kernel(
     DELTA,
     DK,
     DV,
+    BEGINS,
+    LASTS,
     stride_qb,
     stride_qh,
     stride_qt,
@@ -345,12 +373,15 @@ def keys_values_kernel(
     BLOCK_K: tl.constexpr,
     SOFTCAP: tl.constexpr,
     WINDOW: tl.constexpr,
+    DOCUMENTS: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
     """The gradients of reference.attention in N keys and values of one group, summed over its query heads in order.
 
     Q and GRAD [B, H, T, D_HEAD] and K, V, DK and DV [B, G, T, D_HEAD] have one type and contiguous rows; DK and DV have
-    the same strides. LSE and DELTA fp32 [B, H, T] come from the kernels above. Grid: (tiles of keys, G, B).
+    the same strides. LSE and DELTA fp32 [B, H, T] come from the kernels above. With DOCUMENTS, BEGINS is that of
+    forward_kernel, and LASTS int32 [B, T] the last position of the document of each position. Grid: (tiles of keys, G,
+    B).
 
     FlashAttention-2 (arXiv 2307.08691), algorithm 2, the outer loop over keys: dv = p^T grad, dp = grad v^T,
     ds = p (dp - delta) (times 1 - tanh^2 with a softcap), dk = scale ds^T q.
@@ -370,6 +401,8 @@ def keys_values_kernel(
     stop = T
     if WINDOW:
         stop = tl.minimum(T, first_key + N - 1 + window)
+    if DOCUMENTS:  # no query after the document of the last key sees a key of this tile
+        stop = tl.minimum(stop, tl.load(LASTS + b * T + tl.minimum(first_key + N, T) - 1) + 1)
     n_tiles = tl.cdiv(stop - start, M)
     # One loop goes over the tiles of all heads of the group, and all tiles are masked. Nested loops, or an extra loop
     # for tiles that need no mask, would need more registers. The mask costs little compared with the four products.
@@ -384,7 +417,9 @@ def keys_values_kernel(
         lse_M = tl.load(LSE + row + query_M, mask=exists_M, other=0.0)
         x_NM = tl.dot(k_NK, tl.trans(q_MK), input_precision="ieee")
         p_NM, slope_NM = _weights(x_NM, lse_M[None, :], exponent, doubled, SOFTCAP)
-        p_NM = tl.where(_allowed(query_M[None, :], key_N[:, None], window, WINDOW), p_NM, 0.0)
+        begin_M = _load_begins(BEGINS, b, query_M, T, DOCUMENTS)
+        allowed_NM = _allowed(query_M[None, :], begin_M[None, :], key_N[:, None], window, WINDOW, DOCUMENTS)
+        p_NM = tl.where(allowed_NM, p_NM, 0.0)
         grad_base = GRAD + b * stride_db + h * stride_dh
         grad_MK = _load(grad_base, first_query, stride_dt, T, M, D_HEAD, BLOCK_K, True, UPCAST)
         dv_NK = tl.dot(p_NM.to(grad_MK.dtype), grad_MK, dv_NK, input_precision="ieee")
@@ -411,6 +446,7 @@ def _gather_queries(
     start,
     stop,
     query_M,
+    begin_M,
     T,
     window,
     exponent,
@@ -421,6 +457,7 @@ def _gather_queries(
     MASKED: tl.constexpr,
     SOFTCAP: tl.constexpr,
     WINDOW: tl.constexpr,
+    DOCUMENTS: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
     """Add the contribution of keys start .. stop to the dq of a tile of queries. The caller scales dq afterwards."""
@@ -430,7 +467,8 @@ def _gather_queries(
         p_MN, slope_MN = _weights(x_MN, lse_M[:, None], exponent, doubled, SOFTCAP)
         if MASKED:
             key_N = first_key + tl.arange(0, N)
-            p_MN = tl.where(_allowed(query_M[:, None], key_N[None, :], window, WINDOW), p_MN, 0.0)
+            allowed_MN = _allowed(query_M[:, None], begin_M[:, None], key_N[None, :], window, WINDOW, DOCUMENTS)
+            p_MN = tl.where(allowed_MN, p_MN, 0.0)
         v_NK = _load(v_base, first_key, stride_vt, T, N, D_HEAD, BLOCK_K, MASKED, UPCAST)
         dp_MN = tl.dot(grad_MK, tl.trans(v_NK), input_precision="ieee")
         ds_MN = p_MN * (dp_MN - delta_M[:, None]) * slope_MN
@@ -447,6 +485,7 @@ def queries_kernel(
     LSE,
     DELTA,
     DQ,
+    BEGINS,
     stride_qb,
     stride_qh,
     stride_qt,
@@ -474,6 +513,7 @@ def queries_kernel(
     BLOCK_K: tl.constexpr,
     SOFTCAP: tl.constexpr,
     WINDOW: tl.constexpr,
+    DOCUMENTS: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
     """The gradient of reference.attention in M queries of one head: dq = scale ds k, with the ds of keys_values_kernel.
@@ -494,20 +534,23 @@ def queries_kernel(
     q_MK = _load(q_base, first_query, stride_qt, T, M, D_HEAD, BLOCK_K, True, UPCAST)
     grad_MK = _load(grad_base, first_query, stride_dt, T, M, D_HEAD, BLOCK_K, True, UPCAST)
     query_M = first_query + tl.arange(0, M)
+    begin_M = _load_begins(BEGINS, b, query_M, T, DOCUMENTS)
     row = (b * tl.num_programs(1) + h) * T
     lse_M = tl.load(LSE + row + query_M, mask=query_M < T, other=0.0)
     delta_M = tl.load(DELTA + row + query_M, mask=query_M < T, other=0.0)
 
     dq_MK = tl.zeros([M, BLOCK_K], tl.float32)
-    start, edge, stop = _keys_of_queries(first_query, T, window, M, N, WINDOW)
-    if not WINDOW:
+    start, edge, stop = _keys_of_queries(first_query, BEGINS, b, T, window, M, N, WINDOW, DOCUMENTS)
+    if not (WINDOW or DOCUMENTS):
         dq_MK = _gather_queries(
             dq_MK, q_MK, grad_MK, lse_M, delta_M, k_base, v_base, stride_kt, stride_vt, start, edge,
-            query_M, T, window, exponent, doubled, N, D_HEAD, BLOCK_K, False, SOFTCAP, WINDOW, UPCAST,
+            query_M, begin_M, T, window, exponent, doubled, N, D_HEAD, BLOCK_K, False, SOFTCAP, WINDOW, DOCUMENTS,
+            UPCAST,
         )  # fmt: skip
     dq_MK = _gather_queries(
         dq_MK, q_MK, grad_MK, lse_M, delta_M, k_base, v_base, stride_kt, stride_vt, edge, stop,
-        query_M, T, window, exponent, doubled, N, D_HEAD, BLOCK_K, True, SOFTCAP, WINDOW, UPCAST,
+        query_M, begin_M, T, window, exponent, doubled, N, D_HEAD, BLOCK_K, True, SOFTCAP, WINDOW, DOCUMENTS,
+        UPCAST,
     )  # fmt: skip
     dq_base = DQ + b * stride_gb + h.to(tl.int64) * stride_gh
     _store(dq_base, first_query, stride_gt, T, dq_MK * scale, M, D_HEAD, BLOCK_K)

@@ -41,7 +41,8 @@ def qk_norm(x: torch.Tensor, gain: torch.Tensor | None, kind: str, eps: float) -
 
 def rotary_tables(positions_T: torch.Tensor, d_head: int, base: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Return fp32 cos_TR and sin_TR of the angles position * base^(-2 r / d_head), r = 0 .. d_head/2 - 1
-    (RoFormer, arXiv 2104.09864, eq. 15)."""
+    (RoFormer, arXiv 2104.09864, eq. 15). Where sequences have positions of their own, all functions here take tables
+    [B, 1, T, R]."""
     pairs_R = torch.arange(0, d_head, 2, dtype=torch.float32, device=positions_T.device)
     angles_TR = positions_T.float()[:, None] * base ** (-pairs_R / d_head)
     return angles_TR.cos(), angles_TR.sin()

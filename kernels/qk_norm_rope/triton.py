@@ -57,7 +57,8 @@ def qk_norm_rope(
     """reference.qk_norm_rope with the same arguments and result: q and k normed, times their gains, rotated.
 
     q, k         of one type: fp32, bf16 or fp16; read in place through any strides if the last dimension is contiguous
-    gains, cos, sin  fp32; gains have one number for each normed feature: [K], or [heads K] if heads_together
+    gains, cos, sin  fp32; gains have one number for each normed feature: [K], or [heads K] if heads_together; tables
+                 [T, R], or [B, 1, T, R] where each sequence has its own
     kind         layernorm | rmsnorm; eps is added to the variance, or to the mean square
     out_dtype    the type of the results; default: the inputs' type
 
@@ -101,7 +102,7 @@ def _check(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, out_dtype: torch.dtyp
         raise ValueError(f"at most {MOST_ROWS} heads x positions can be normed at once, got {tuple(q.shape)}")
     if k.device != q.device:
         raise ValueError(f"q and k are on {q.device} and {k.device}")
-    _check_vectors((T, K // 2), q.device, cos=cos, sin=sin)
+    _check_vectors((T, K // 2) if cos.ndim == 2 else (B, 1, T, K // 2), q.device, cos=cos, sin=sin)
 
 
 def _check_vectors(shape: tuple[int, ...], device: torch.device, **tensors: Tensor) -> None:
@@ -187,6 +188,7 @@ def forward_operator(
                 *(q, k, *out, q_gain, k_gain, cos, sin, *strides, q_tiles),
                 *(problem.q_rows, problem.k_rows, problem.T, eps),
                 **problem.constants,
+                OWN_TABLES=cos.ndim == 4,
                 ALIGNMENT=math.gcd(16, *strides),
                 num_warps=problem.warps,
             )
@@ -232,6 +234,7 @@ def backward_operator(
                 *(triton.cdiv(n, parts) for n in tiles),
                 *(problem.q_rows, problem.k_rows, problem.T, eps),
                 **problem.constants,
+                OWN_TABLES=cos.ndim == 4,
                 ALIGNMENT=math.gcd(16, *strides),
                 num_warps=problem.warps,
             )
@@ -258,8 +261,9 @@ def _setup_context(ctx, inputs, output):
 
 def _backward(ctx, grad_q, grad_k):
     options = ctx.kind, ctx.eps, ctx.together, ctx.dtype
-    dq, dk, dgain = backward_operator(grad_q, grad_k, *ctx.saved_tensors, *options)
-    _, _, q_gain, k_gain, *_ = ctx.saved_tensors
+    saved = ctx.saved_tensors  # once: a recomputed block can unpack them only once
+    dq, dk, dgain = backward_operator(grad_q, grad_k, *saved, *options)
+    _, _, q_gain, k_gain, *_ = saved
     dgains = (None, None) if ctx.kind == "none" else dgain.split([q_gain.numel(), k_gain.numel()])
     return dq, dk, *dgains, *[None] * 6
 

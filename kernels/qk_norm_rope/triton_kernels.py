@@ -29,14 +29,28 @@ def _rows(tile, n_rows, HEADS: tl.constexpr, SPAN: tl.constexpr, N: tl.constexpr
 
 
 @triton.jit
-def _locate(row_N, T, stride_b, stride_h, stride_t, HEADS: tl.constexpr, ALIGNMENT: tl.constexpr):
-    """The offsets of rows in a tensor with these strides (64 bits; multiples of ALIGNMENT), and their positions t."""
+def _locate(
+    row_N,
+    n_rows,
+    T,
+    stride_b,
+    stride_h,
+    stride_t,
+    HEADS: tl.constexpr,
+    OWN_TABLES: tl.constexpr,
+    ALIGNMENT: tl.constexpr,
+):
+    """The offsets of rows in a tensor with these strides (64 bits; multiples of ALIGNMENT), and the rows of the tables
+    of angles that are theirs: t, or b T + t with OWN_TABLES (64 bits)."""
     token_N = row_N // HEADS
     b_N = token_N // T
     t_N = token_N % T
     h_N = row_N % HEADS
     offset_N = b_N.to(tl.int64) * stride_b + t_N.to(tl.int64) * stride_t + h_N.to(tl.int64) * stride_h
-    return tl.multiple_of(offset_N, ALIGNMENT), t_N
+    angle_N = t_N
+    if OWN_TABLES:
+        angle_N = tl.minimum(token_N, n_rows // HEADS - 1).to(tl.int64)
+    return tl.multiple_of(offset_N, ALIGNMENT), angle_N
 
 
 @triton.jit
@@ -61,10 +75,10 @@ def _store_halves(base, row_N, exists_N, first_NR, second_NR, R: tl.constexpr, B
 
 
 @triton.jit
-def _load_angles(COS, SIN, t_N, R: tl.constexpr, BLOCK_R: tl.constexpr):
-    """Load cos and sin of each row's position. Rows of the same position read the same values, from a cache."""
+def _load_angles(COS, SIN, angle_N, R: tl.constexpr, BLOCK_R: tl.constexpr):
+    """Load cos and sin of each row's position. Heads of the same position read the same values, from a cache."""
     r = tl.arange(0, BLOCK_R)[None, :]
-    at = t_N[:, None] * R + r
+    at = angle_N[:, None] * R + r
     return tl.load(COS + at, mask=r < R, other=0.0), tl.load(SIN + at, mask=r < R, other=0.0)
 
 
@@ -165,13 +179,14 @@ def _forward_tile(
     BLOCK_R: tl.constexpr,
     SPAN: tl.constexpr,
     N: tl.constexpr,
+    OWN_TABLES: tl.constexpr,
     ALIGNMENT: tl.constexpr,
 ):
     """Process N rows of q or of k for `forward_kernel`."""
     row_N, exists_N = _rows(tile, n_rows, HEADS, SPAN, N)
-    offset_N, t_N = _locate(row_N, T, stride_b, stride_h, stride_t, HEADS, ALIGNMENT)
+    offset_N, angle_N = _locate(row_N, n_rows, T, stride_b, stride_h, stride_t, HEADS, OWN_TABLES, ALIGNMENT)
     first_NR, second_NR = _load_halves(X, offset_N, exists_N, R, BLOCK_R)
-    cos_NR, sin_NR = _load_angles(COS, SIN, t_N, R, BLOCK_R)
+    cos_NR, sin_NR = _load_angles(COS, SIN, angle_N, R, BLOCK_R)
     if KIND != "none":
         first_gain, second_gain = _load_gains(GAIN, HEADS, R, BLOCK_R, SPAN, N)
         first_NR, second_NR, _ = _normalise(first_NR, second_NR, exists_N, eps, KIND, HEADS, R, BLOCK_R, SPAN, N)
@@ -211,25 +226,26 @@ def forward_kernel(
     H_SPAN: tl.constexpr,
     G_SPAN: tl.constexpr,
     N: tl.constexpr,
+    OWN_TABLES: tl.constexpr,
     ALIGNMENT: tl.constexpr,
 ):
     """reference.qk_norm_rope, or reference.apply_rotary of q and k if KIND is "none".
 
     Q [B, H, T, 2 R] and K [B, G, T, 2 R] are fp32, bf16 or fp16 with contiguous rows. Q_OUT and K_OUT have the same
     shapes, lie in memory as [B, T, heads, 2 R], and have any of those types. The gains are fp32 [2 R], or [heads 2 R]
-    for a norm over all heads together, or None. COS and SIN are fp32 [T, R], contiguous. Grid: the tiles of N rows of
-    q, then those of k.
+    for a norm over all heads together, or None. COS and SIN are fp32 [T, R], or [B, T, R] with OWN_TABLES,
+    contiguous. Grid: the tiles of N rows of q, then those of k.
     """
     program = tl.program_id(0)
     if program < n_q_tiles:
         _forward_tile(
             Q, Q_OUT, Q_GAIN, COS, SIN, stride_qb, stride_qh, stride_qt, program, n_q_rows, T, eps,
-            KIND, H, R, BLOCK_R, H_SPAN, N, ALIGNMENT,
+            KIND, H, R, BLOCK_R, H_SPAN, N, OWN_TABLES, ALIGNMENT,
         )  # fmt: skip
     else:
         _forward_tile(
             K, K_OUT, K_GAIN, COS, SIN, stride_kb, stride_kg, stride_kt, program - n_q_tiles, n_k_rows, T, eps,
-            KIND, G, R, BLOCK_R, G_SPAN, N, ALIGNMENT,
+            KIND, G, R, BLOCK_R, G_SPAN, N, OWN_TABLES, ALIGNMENT,
         )  # fmt: skip
 
 
@@ -260,6 +276,7 @@ def _backward_tiles(
     BLOCK_R: tl.constexpr,
     SPAN: tl.constexpr,
     N: tl.constexpr,
+    OWN_TABLES: tl.constexpr,
     ALIGNMENT: tl.constexpr,
 ):
     """Process `n_tiles` tiles of N rows of q or of k for `backward_kernel`, from tile part * n_tiles on."""
@@ -269,12 +286,12 @@ def _backward_tiles(
         second_sum_NR = tl.zeros([N, BLOCK_R], tl.float32)
     for step in range(0, n_tiles):
         row_N, exists_N = _rows(part * n_tiles + step, n_rows, HEADS, SPAN, N)
-        offset_N, t_N = _locate(row_N, T, stride_gb, stride_gh, stride_gt, HEADS, ALIGNMENT)
+        offset_N, angle_N = _locate(row_N, n_rows, T, stride_gb, stride_gh, stride_gt, HEADS, OWN_TABLES, ALIGNMENT)
         first_grad_NR, second_grad_NR = _load_halves(GRAD, offset_N, exists_N, R, BLOCK_R)
         if KIND != "none":
-            offset_N, t_N = _locate(row_N, T, stride_xb, stride_xh, stride_xt, HEADS, ALIGNMENT)
+            offset_N, angle_N = _locate(row_N, n_rows, T, stride_xb, stride_xh, stride_xt, HEADS, OWN_TABLES, ALIGNMENT)
             first_NR, second_NR = _load_halves(X, offset_N, exists_N, R, BLOCK_R)
-        cos_NR, sin_NR = _load_angles(COS, SIN, t_N, R, BLOCK_R)
+        cos_NR, sin_NR = _load_angles(COS, SIN, angle_N, R, BLOCK_R)
         first_dx_NR = first_grad_NR * cos_NR + second_grad_NR * sin_NR
         second_dx_NR = second_grad_NR * cos_NR - first_grad_NR * sin_NR
         if KIND != "none":
@@ -338,6 +355,7 @@ def backward_kernel(
     H_SPAN: tl.constexpr,
     G_SPAN: tl.constexpr,
     N: tl.constexpr,
+    OWN_TABLES: tl.constexpr,
     ALIGNMENT: tl.constexpr,
 ):
     """The gradients of reference.qk_norm_rope, or of reference.apply_rotary if KIND is "none".
@@ -360,12 +378,12 @@ def backward_kernel(
         _backward_tiles(
             Q, Q_GRAD, DQ, PARTIAL, Q_GAIN, COS, SIN, stride_qb, stride_qh, stride_qt,
             stride_dqb, stride_dqh, stride_dqt, program, n_parts, n_q_tiles, n_q_rows, T, eps,
-            KIND, H, R, BLOCK_R, H_SPAN, N, ALIGNMENT,
+            KIND, H, R, BLOCK_R, H_SPAN, N, OWN_TABLES, ALIGNMENT,
         )  # fmt: skip
     else:
         q_gains: tl.constexpr = 2 * R * (1 if H_SPAN == 1 else H)
         _backward_tiles(
             K, K_GRAD, DK, PARTIAL + q_gains * n_parts, K_GAIN, COS, SIN, stride_kb, stride_kg, stride_kt,
             stride_dkb, stride_dkg, stride_dkt, program - n_parts, n_parts, n_k_tiles, n_k_rows, T, eps,
-            KIND, G, R, BLOCK_R, G_SPAN, N, ALIGNMENT,
+            KIND, G, R, BLOCK_R, G_SPAN, N, OWN_TABLES, ALIGNMENT,
         )  # fmt: skip

@@ -20,6 +20,7 @@ TENSOR_CORES = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}
 
 # Each kernel once in bf16, in the case that needs the most registers and shared memory.
 DEMANDING = ["d128 bf16 softcap window stats", "attention backward d128 bf16 softcap window"]
+DEMANDING += ["d128 bf16 softcap window documents stats"]
 DEMANDING += ["recompute d128 bf16 softcap", "chunked d768 bf16 softcap", "layernorm d128 bf16"]
 DEMANDING += ["layernorm of 64 and 64 heads d128 bf16"]
 
@@ -66,8 +67,9 @@ def test_no_kernel_spills_registers(rows):
 def test_every_tile_of_attention_has_a_case():
     for (kernel, width), dtype in itertools.product(attention.TILES, ("bf16", "fp32")):
         way = "backward" if kernel in ("keys_values", "queries") else "forward"
-        name = f"attention {way} d{width} {dtype} softcap window" + " stats" * (kernel == "statistics")
-        assert name in cases()
+        name = f"attention {way} d{width} {dtype} softcap window"
+        for documents in ("", " documents"):
+            assert name + documents + " stats" * (kernel == "statistics") in cases()
 
 
 def test_every_block_fits_in_shared_memory(rows):

@@ -114,3 +114,30 @@ def test_the_gradient_of_attention_is_its_derivative(softcap, window, normaliser
     assert torch.autograd.gradcheck(
         lambda *x: reference.attention(*x, scale=0.7, softcap=softcap, window=window, normaliser=normaliser), (q, k, v)
     )
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_each_document_of_a_sequence_is_attended_as_if_it_were_alone(monkeypatch, window):
+    q, k, v = random(2, 4, 13, 8), random(2, 2, 13, 8, seed=1), random(2, 2, 13, 8, seed=2)
+    spans = ((0, 0, 5), (0, 5, 6), (0, 6, 13), (1, 0, 13))  # sequence, first position, position after the last
+    begins_BT = torch.zeros(2, 13, dtype=torch.int64)
+    for row, first, last in spans:
+        begins_BT[row, first:last] = first
+    options = {"scale": 0.7, "softcap": 2.0, "window": window}
+    whole = reference.attention(q, k, v, **options, begins_BT=begins_BT)
+    for row, first, last in spans:
+        alone = reference.attention(*(x[row : row + 1, :, first:last] for x in (q, k, v)), **options)
+        torch.testing.assert_close(whole[row : row + 1, :, first:last], alone)
+    found = reference.attention_statistics(q, k, **options, begins_BT=begins_BT)
+    monkeypatch.setattr(reference, "SCORES_BYTES", 1)  # one query at a time
+    in_parts = reference.attention_statistics(q, k, **options, begins_BT=begins_BT)
+    torch.testing.assert_close(torch.stack(found), torch.stack(in_parts))
+    scores = [torch.empty(0) for _ in range(4)]
+    for row, first, last in spans:
+        part = (x[row : row + 1, :, first:last] for x in (q, k))
+        for (_, h, _), seen, _, _ in weights_by_loops(*part, **options):
+            scores[h] = torch.cat([scores[h], seen])
+    values = torch.stack([torch.stack([x.max(), x.mean(), x.square().mean().sqrt()]) for x in scores], dim=1)
+    torch.testing.assert_close(torch.stack(found)[:3], values.float())
+    largest = reference.largest_scores(q, k, scale=0.7, window=window, begins_BT=begins_BT)
+    torch.testing.assert_close(largest, values[0].float())

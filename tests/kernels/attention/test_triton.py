@@ -40,10 +40,18 @@ class Case(NamedTuple):
     softcap: float | None = None
     window: int | None = None
     batch: int = 1
+    documents: tuple[tuple[int, ...], ...] | None = None  # of each sequence the positions at which documents begin
 
     @property
     def options(self) -> dict:
-        return {"scale": self.d_head**-0.5, "softcap": self.softcap, "window": self.window}
+        begins = None if self.documents is None else begins_of(self.documents, self.T)
+        return {"scale": self.d_head**-0.5, "softcap": self.softcap, "window": self.window, "begins_BT": begins}
+
+
+def begins_of(documents, T):
+    """begins_BT of documents that begin at these positions."""
+    rows = [[max(begin for begin in row if begin <= t) for t in range(T)] for row in documents]
+    return torch.tensor(rows, dtype=torch.int32, device=DEVICE)
 
 
 # Each tile edge, width, sharing of heads and feature is in one at least.
@@ -54,6 +62,7 @@ SHIPPED = [
     Case(129, 64, heads=4, groups=2),
     Case(129, 96, softcap=1.0, window=30),
     Case(257, 32, heads=3, window=100),
+    Case(257, 32, heads=2, groups=1, batch=2, documents=((0, 1, 127, 128, 250), (0, 200))),
 ]
 # With tiles of 16 and 32 a short sequence has tiles of every kind: unmasked, diagonal, before the window and cut off.
 SMALL = [
@@ -65,6 +74,9 @@ SMALL = [
     Case(97, 80, window=33, softcap=1.0),
     Case(64, 96, heads=6, groups=2, window=17, softcap=50.0),
     Case(65, 32, window=1000),
+    Case(97, 32, heads=2, groups=1, batch=2, documents=((0, 5, 32, 33, 90), (0,))),
+    Case(97, 80, batch=2, documents=((0, 48, 96), (0, 16, 64)), window=20, softcap=1.0),
+    Case(33, 64, batch=1, documents=(tuple(range(33)),)),
 ]
 
 
@@ -133,6 +145,8 @@ OBSERVED = [
     Case(37, 32, heads=4, groups=1, batch=2),
     Case(49, 80, softcap=50.0),
     Case(65, 32, heads=2, groups=1, softcap=1.0, window=33),
+    Case(65, 32, heads=2, groups=1, batch=2, documents=((0, 7, 40), (0, 64))),
+    Case(65, 32, batch=1, window=9, documents=((0, 7, 40),)),
 ]
 
 
@@ -257,6 +271,21 @@ def test_the_future_and_what_left_the_window_change_nothing(window, small_tiles)
         assert (gradient[:, :, 20:] == 0).all() and (gradient[:, :, :20] != 0).any()
 
 
+def test_no_document_changes_a_bit_of_another(small_tiles):
+    case = Case(97, 32, heads=2, documents=((0, 33, 60),))
+    tensors = inputs(case)
+    before = run(attention, *tensors, **case.options)
+    for first, last in ((0, 33), (33, 60), (60, 97)):
+        changed = [x.detach().clone() for x in tensors]
+        for x in changed:
+            x[:, :, first:last] = 3.0
+        after = run(attention, *(x.requires_grad_() for x in changed), **case.options)
+        for x, y in zip(before, after, strict=True):
+            same = (x == y).flatten(0, 1).all(0).all(-1)
+            assert same[:first].all() and same[last:].all()
+        assert not torch.equal(before[0][:, :, first:last], after[0][:, :, first:last])
+
+
 def test_inputs_that_it_cannot_take_are_refused():
     def refused(message, q=(1, 2, 8, 32), k=(1, 2, 8, 32), v=None, dtypes=(torch.float32,) * 3, scale=1.0, **options):
         tensors = [
@@ -277,6 +306,7 @@ def test_inputs_that_it_cannot_take_are_refused():
     refused("scale must be positive and finite, got nan", scale=math.nan)
     refused("softcap must be positive", softcap=0.0)
     refused("window must be at least 1", window=0)
+    refused(r"begins must be \[B, T\] on .* got \(1, 7\)", begins_BT=torch.zeros(1, 7, dtype=torch.int32))
     refused("at most 65535 sequences and heads", q=(65536, 1, 1, 32), k=(65536, 1, 1, 32))
 
 
@@ -292,10 +322,11 @@ def test_the_operators_keep_torch_s_rules(options, small_tiles):
     softcap, window, statistics = options
     q, k, v, grad = inputs(Case(20, 32, heads=2, groups=1))
     forward, backward = torch.ops.scaling_testbed.attention, torch.ops.scaling_testbed.attention_backward
-    torch.library.opcheck(forward.default, (q, k, v, 0.2, softcap, window, statistics))
+    begins = begins_of(((0, 9),), 20) if statistics else None
+    torch.library.opcheck(forward.default, (q, k, v, begins, 0.2, softcap, window, statistics))
     q, k, v = (x.detach() for x in (q, k, v))
-    out, lse, _ = forward(q, k, v, 0.2, softcap, window, statistics)
-    torch.library.opcheck(backward.default, (grad, q, k, v, out, lse, 0.2, softcap, window))
+    out, lse, _ = forward(q, k, v, begins, 0.2, softcap, window, statistics)
+    torch.library.opcheck(backward.default, (grad, q, k, v, out, lse, begins, 0.2, softcap, window))
 
 
 def test_compiled_whole_it_gives_the_same_bits(small_tiles):

@@ -400,3 +400,16 @@ def test_unknown_kinds_and_types_are_named_and_so_is_a_missing_gpu(monkeypatch):
     for kind in KINDS:
         with pytest.raises(RuntimeError, match="qk_norm_impl=triton cannot run: it needs a CUDA GPU, not cpu"):
             call(kind, *arguments)
+
+
+@each_kind
+def test_each_sequence_may_have_positions_of_its_own(kind):
+    """The tables of a sequence are those of its positions, so that other sequences need not have the same."""
+    *tensors, cos, sin = inputs(T=37)
+    positions_BT = torch.stack([torch.arange(37) % 10, torch.arange(37)]).to(KERNEL_DEVICE)
+    arguments = (*tensors, cos[positions_BT][:, None], sin[positions_BT][:, None])
+    found, expected = results(kind, arguments), results(kind, (*tensors, cos, sin))
+    # The second sequence has the positions of the shared tables, and so the same bits.
+    assert all(torch.equal(x[1], y[1]) for x, y in zip(found[:4], expected[:4], strict=True))
+    assert not torch.equal(found[0][0], expected[0][0])
+    assert_near(found, truth(kind, arguments), WIDE)
