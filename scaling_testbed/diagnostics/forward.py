@@ -59,8 +59,9 @@ class ForwardProbe:
         self._rms(f"q_rms/{number}", None, None, q_BTD)
         self._rms(f"k_rms/{number}", None, None, k_BTD)
         self._normed(number, attention, q_BTD, k_BTD)
-        q_BHTK, k_BGTK = attention.prepare(q_BTD, k_BTD, *inputs[1:])
-        self._scores(number, attention, q_BHTK, k_BGTK)
+        _, cos_TR, sin_TR, begins_BT, _ = inputs
+        q_BHTK, k_BGTK = attention.prepare(q_BTD, k_BTD, cos_TR, sin_TR)
+        self._scores(number, attention, q_BHTK, k_BGTK, begins_BT)
 
     def _normed(self, number: int, attention: Attention, q_BTD, k_BTD) -> None:
         q_BHTK, k_BGTK = (wide(x) for x in attention.normed_heads(q_BTD, k_BTD))
@@ -73,8 +74,8 @@ class ForwardProbe:
         if gains:
             self.found.add(f"qk_gain_max/{number}", LARGEST, torch.stack(gains).max())
 
-    def _scores(self, number: int, attention: Attention, q_BHTK, k_BGTK) -> None:
-        statistics = attention.statistics(q_BHTK, k_BGTK)
+    def _scores(self, number: int, attention: Attention, q_BHTK, k_BGTK, begins_BT) -> None:
+        statistics = attention.statistics(q_BHTK, k_BGTK, begins_BT)
         self.found.add(f"attention_logit_max/{number}", LARGEST, statistics.largest_H.max())
         self.found.add("attention_logit_max", LARGEST, statistics.largest_H.max())
         self.found.add(f"attention_logit_mean/{number}", MEAN, statistics.mean_H.mean())

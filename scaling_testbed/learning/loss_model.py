@@ -17,22 +17,31 @@ class LossModel(nn.Module):
         super().__init__()
         self.model, self.loss = model, loss
 
-    def forward(self, tokens_BS: torch.Tensor, rows: int | None = None) -> LossTerms:
+    def forward(
+        self,
+        tokens_BS: torch.Tensor,
+        targets_BT: torch.Tensor | None = None,
+        begins_BT: torch.Tensor | None = None,
+        rows: int | None = None,
+    ) -> LossTerms:
         """The loss terms of token ids [B, T + 1], as sums over the valid targets.
 
-        The first T columns are the inputs and the last T the targets (-100: no target). rows: pass at least so many
-        sequences through the model, of which those after the first B do not count, so that it sees one shape.
+        The first T columns are the inputs, and the last T the targets unless targets_BT has them (-100: no target).
+        begins_BT: the begins of documents, as for Transformer.forward. rows: pass at least so many sequences through
+        the model, of which those after the first B do not count, so that it sees one shape.
         """
-        inputs_BT, missing = tokens_BS[:, :-1], (rows or 0) - len(tokens_BS)
-        if missing > 0:
-            hidden_BTD = self.model(F.pad(inputs_BT, (0, 0, 0, missing)))[:-missing]
-        else:
-            hidden_BTD = self.model(inputs_BT)
+        inputs_BT, missing = tokens_BS[:, :-1], max(0, (rows or 0) - len(tokens_BS))
+        if missing:
+            inputs_BT = F.pad(inputs_BT, (0, 0, 0, missing))
+            begins_BT = None if begins_BT is None else F.pad(begins_BT, (0, 0, 0, missing))
+        hidden_BTD = self.model(inputs_BT, begins_BT)
+        if missing:
+            hidden_BTD = hidden_BTD[:-missing]
         return loss_terms(
             self.loss,
             hidden_BTD.flatten(0, 1),
             self.model.head_weight_VD,
-            tokens_BS[:, 1:].flatten(),
+            (tokens_BS[:, 1:] if targets_BT is None else targets_BT).flatten(),
             softcap=self.model.config.final_softcap,
         )
 

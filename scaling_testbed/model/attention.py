@@ -71,18 +71,48 @@ def make_qk_norm(config: ModelConfig, n_heads: int, device=None) -> QKNorm | Fix
 # Paths of attention, with the arguments of reference.attention.
 
 
-def sdpa_attention(q_BHTK, k_BGTK, v_BGTK, *, scale, softcap=None, window=None, normaliser=reference.softmax):
+def sdpa_attention(
+    q_BHTK,
+    k_BGTK,
+    v_BGTK,
+    *,
+    scale,
+    softcap=None,
+    window=None,
+    normaliser=reference.softmax,
+    begins_BT=None,
+    mask_B1TT=None,
+):
     """PyTorch's fused attention, with the softmax only. Small heads in bf16 on a CPU are computed in fp32, and the
-    result is rounded to bf16."""
+    result is rounded to bf16. mask_B1TT: the documents_mask of begins_BT, which all layers share."""
     if softcap is not None or window is not None or normaliser is not reference.softmax:
         raise ValueError("sdpa has no softcap, no window and no normaliser except softmax")
-    options = {"is_causal": True, "scale": scale, "enable_gqa": q_BHTK.shape[1] != k_BGTK.shape[1]}
-    small = k_BGTK.shape[2] * k_BGTK.shape[3] <= SDPA_WIDENED_ON_CPU
-    if not (small and q_BHTK.dtype is torch.bfloat16 and q_BHTK.device.type == "cpu"):
+    if begins_BT is not None and mask_B1TT is None:
+        mask_B1TT = documents_mask(begins_BT, q_BHTK.dtype, k_BGTK.shape[3])
+    options = {"is_causal": mask_B1TT is None, "attn_mask": mask_B1TT}
+    options |= {"scale": scale, "enable_gqa": q_BHTK.shape[1] != k_BGTK.shape[1]}
+    if not _is_widened(q_BHTK.dtype, q_BHTK.device, k_BGTK.shape[2] * k_BGTK.shape[3]):
         return F.scaled_dot_product_attention(q_BHTK, k_BGTK, v_BGTK, **options)
     with without_autocast(q_BHTK.device.type):  # it would round the widened tensors again
         wide_BHTK = F.scaled_dot_product_attention(wide(q_BHTK), wide(k_BGTK), wide(v_BGTK), **options)
     return wide_BHTK.to(q_BHTK.dtype)
+
+
+def _is_widened(dtype: torch.dtype, device: torch.device, keys: int) -> bool:
+    """Whether sdpa computes heads with so many numbers in their keys in fp32."""
+    return keys <= SDPA_WIDENED_ON_CPU and dtype is torch.bfloat16 and device.type == "cpu"
+
+
+def documents_mask(begins_BT: torch.Tensor, dtype: torch.dtype, d_head: int) -> torch.Tensor:
+    """[B, 1, T, T]: 0 where a query sees a key of its document, else -inf, in the type in which sdpa computes queries
+    of type `dtype`. begins_BT: as of reference.attention. PyTorch would make a mask of this type of a Boolean one in
+    each layer, and keep it."""
+    T = begins_BT.shape[1]
+    if _is_widened(dtype, begins_BT.device, T * d_head):
+        dtype = torch.float32
+    allowed_B1TT = reference.allowed_keys(T, None, begins_BT.device, begins_BT)
+    zero = torch.zeros((), dtype=dtype, device=begins_BT.device)
+    return torch.where(allowed_B1TT, zero, float("-inf"))
 
 
 def triton_attention(q_BHTK, k_BGTK, v_BGTK, *, normaliser=reference.softmax, **options):
@@ -206,8 +236,8 @@ class Attention(nn.Module):
             raise RuntimeError("no forward pass with a gradient recorded attention logits since the last call")
         return taken_H
 
-    def _record_logits(self, q_BHTK, k_BGTK) -> None:
-        largest_H = reference.largest_scores(q_BHTK, k_BGTK, scale=self.scale, window=self.window)
+    def _record_logits(self, q_BHTK, k_BGTK, begins_BT) -> None:
+        largest_H = reference.largest_scores(q_BHTK, k_BGTK, scale=self.scale, window=self.window, begins_BT=begins_BT)
         before_H = largest_H if self._largest_logit_H is None else self._largest_logit_H
         self._largest_logit_H = torch.maximum(before_H, largest_H)
 
@@ -223,21 +253,25 @@ class Attention(nn.Module):
         return self.q_norm(self.heads(q_BTD)), self.k_norm(self.heads(k_BTD))
 
     @torch.no_grad()
-    def statistics(self, q_BHTK, k_BGTK) -> reference.AttentionStatistics:
+    def statistics(self, q_BHTK, k_BGTK, begins_BT=None) -> reference.AttentionStatistics:
         """Statistics of the scores of normed and rotated queries and keys, from the first path that can compute them.
+        begins_BT: as for `forward`.
 
         If the weights do not sum to one, the entropy is that of the softmax.
         """
         options = {"scale": self.scale, "softcap": self.softcap, "window": self.window}
         if self.normaliser.sums_to_one:
             options["normaliser"] = self._weigh
-        gather = next(self._gatherers(q_BHTK.device))
+        if begins_BT is not None:
+            options["begins_BT"] = begins_BT
+        gather = next(self._gatherers(q_BHTK.device, documents=begins_BT is not None))
         return gather(q_BHTK, k_BGTK, **options)
 
-    def _gatherers(self, device: torch.device):
+    def _gatherers(self, device: torch.device, *, documents: bool):
         for name, impl in ATTENTION_IMPLS.items():
             lacks = impl.lacks if self.normaliser.sums_to_one else impl.lacks_scores
             usable = name == self.impl or impl.is_automatic_on(device)
+            usable = usable and (impl.documents or not documents)
             if impl.statistics is not None and usable and lacks(self.config) is None:
                 yield resolve(impl.statistics)
 
@@ -245,12 +279,24 @@ class Attention(nn.Module):
         """A view of x [B, T, heads * K] as [B, heads, T, K]."""
         return x_BTD.unflatten(-1, (-1, self.d_head)).transpose(1, 2)
 
-    def forward(self, x_BTD: torch.Tensor, cos_TR: torch.Tensor, sin_TR: torch.Tensor) -> torch.Tensor:
-        """Map [B, T, D] to [B, T, D] in the type of the products. cos_TR and sin_TR come from `rotary_tables`."""
+    def forward(
+        self,
+        x_BTD: torch.Tensor,
+        cos_TR: torch.Tensor,
+        sin_TR: torch.Tensor,
+        begins_BT: torch.Tensor | None = None,
+        mask_B1TT: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Map [B, T, D] to [B, T, D] in the type of the products. cos_TR and sin_TR come from `rotary_tables`; each
+        sequence may have its own, [B, 1, T, R]. begins_BT: as of reference.attention. mask_B1TT: their documents_mask,
+        if the path takes one."""
         q_BTD, k_BTD, v_BTD = self.products(self, cast_for_matmul(x_BTD))
         q_BHTK, k_BGTK = self.prepare(q_BTD, k_BTD, cos_TR, sin_TR)
         if self.records_logits and torch.is_grad_enabled():
-            self._record_logits(q_BHTK, k_BGTK)
+            self._record_logits(q_BHTK, k_BGTK, begins_BT)
+        documents = {} if begins_BT is None else {"begins_BT": begins_BT}  # a path from outside may not know them
+        if mask_B1TT is not None:
+            documents["mask_B1TT"] = mask_B1TT
         out_BHTK = self._attend(
             q_BHTK,
             k_BGTK,
@@ -259,5 +305,6 @@ class Attention(nn.Module):
             softcap=self.softcap,
             window=self.window,
             normaliser=self._weigh,
+            **documents,
         )
         return self.attn_out(out_BHTK.transpose(1, 2).flatten(2))

@@ -58,8 +58,9 @@ def forward_flops(config: ModelConfig, sequence_length: int) -> int:
     """FLOPs of the forward pass of one token in a sequence of `sequence_length` tokens.
 
     All matrix products count, including the head; a multiply-add is two FLOPs. Attention counts all T x T scores,
-    although half of them are masked, as torch's FlopCounterMode does. Norms, activations, normalisers, the rotation,
-    the embedding look-up and matrix-vector products (those of sigma_reparam) do not count.
+    although half of them are masked, or more where documents are told apart, as torch's FlopCounterMode does. Norms,
+    activations, normalisers, the rotation, the embedding look-up and matrix-vector products (those of sigma_reparam) do
+    not count.
     """
     config = _resolved(config)
     products = config.n_layers * block_matrices(config) + config.known_vocab_size * config.d_model

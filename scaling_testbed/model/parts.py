@@ -270,10 +270,11 @@ LINEARS.add(
 class Normaliser:
     """A function from attention scores to weights. Every path that does not list its normalisers can compute it.
 
-    function     (scores_BHMN, allowed_MN, n_positions) -> weights_BHMN, zero where a key is not allowed; n_positions is
-                 the length of the whole sequence, of which M and N may be a part
+    function     (scores_BHMN, allowed, n_positions) -> weights_BHMN, zero where a key is not allowed; `allowed` is
+                 [M, N], or [B, 1, M, N] where documents are told apart; n_positions is the length of the whole
+                 sequence, of which M and N may be a part
     depends_on_length  whether the weights of a query depend on n_positions, that is on tokens after it. If so,
-                 sequences of different lengths cannot share a batch
+                 sequences of different lengths cannot share a batch, nor documents a sequence
     sums_to_one  whether the weights of a query sum to one, so that they have an entropy
     kept_scores  number of fp32 tensors of the scores' size that autograd keeps for it, including the weights
     counterpart  its name in an export to Hugging Face; None if no exported model has it
@@ -301,10 +302,10 @@ NORMALISERS.add(
 
 
 @NORMALISERS.register("relu2", depends_on_length=True, sums_to_one=False, kept_scores=2)
-def relu_squared(scores_BHMN, allowed_MN, n_positions: int):
+def relu_squared(scores_BHMN, allowed, n_positions: int):
     """L^(-1/2) relu(z)^2 with L the length of the sequence, the same for every query (Wortsman et al. 2023, arXiv
     2309.14322, E.11)."""
-    return scores_BHMN.masked_fill(~allowed_MN, 0).relu().square() * n_positions**-0.5
+    return scores_BHMN.masked_fill(~allowed, 0).relu().square() * n_positions**-0.5
 
 
 # ---- paths: several ways to compute the same result
@@ -342,6 +343,10 @@ class AttentionImpl(Impl):
 
     normalisers  the normalisers that it supports; None: any
     softcap, window  whether it supports them
+    documents    whether it tells documents apart, by an argument begins_BT: the position at which the document of each
+                 position begins
+    masks        whether it then takes a mask [B, 1, T, T] of them too, mask_B1TT, in the type of the products, which
+                 all layers share
     d_heads      the widths of a head that it supports; None: any
     statistics   (q, k, scale, softcap, window, normaliser) -> AttentionStatistics; None: it has none
     kept         number of tensors, each with the features of all query heads, that autograd keeps in the type of the
@@ -357,6 +362,8 @@ class AttentionImpl(Impl):
     normalisers: tuple[str, ...] | None = field(default=None, kw_only=True)
     softcap: bool = field(default=True, kw_only=True)
     window: bool = field(default=True, kw_only=True)
+    documents: bool = field(default=False, kw_only=True)
+    masks: bool = field(default=False, kw_only=True)
     d_heads: tuple[int, ...] | None = field(default=None, kw_only=True)
     statistics: Target | None = field(default=None, kw_only=True)
     kept: int = field(kw_only=True)
@@ -392,6 +399,8 @@ ATTENTION_IMPLS.add(
         normalisers=("softmax",),
         softcap=False,
         window=False,
+        documents=True,
+        masks=True,
         kept=5,
         widened_on_cpu=SDPA_WIDENED_ON_CPU,
     ),
@@ -404,6 +413,7 @@ ATTENTION_IMPLS.add(
         needs=TRITON_WHY_NOT,
         automatic_on=("cuda",),
         normalisers=("softmax",),
+        documents=True,
         d_heads=ATTENTION_D_HEADS,
         statistics=f"{ATTENTION}:triton_statistics",
         kept=4,
@@ -414,6 +424,7 @@ ATTENTION_IMPLS.add(
     "reference",
     AttentionImpl(
         "scaling_testbed.kernels.attention.reference:attention",
+        documents=True,
         statistics="scaling_testbed.kernels.attention.reference:attention_statistics",
         kept=1,
         kept_wide=3,

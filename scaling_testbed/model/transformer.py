@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from scaling_testbed.errors import ConfigError
 from scaling_testbed.kernels.qk_norm_rope.reference import rotary_tables
 from scaling_testbed.kernels.reference import softcap_scores, wide
-from scaling_testbed.model.attention import Attention, check_impls
+from scaling_testbed.model.attention import Attention, check_impls, documents_mask
 from scaling_testbed.model.config import ModelConfig, ParametrizationConfig
 from scaling_testbed.model.layers import Embedding, Linear, cast_for_matmul
 from scaling_testbed.model.parametrization import (
@@ -31,7 +31,7 @@ from scaling_testbed.model.parametrization import (
     check_parametrization,
     init_std,
 )
-from scaling_testbed.model.parts import LINEARS, MLPS, NORMS, RESIDUALS, choose_impl
+from scaling_testbed.model.parts import ATTENTION_IMPLS, LINEARS, MLPS, NORMS, RESIDUALS, choose_impl
 from scaling_testbed.registry import resolve
 
 # Standard deviation of N(0, 1) truncated to [-2, 2].
@@ -51,9 +51,16 @@ class Block(nn.Module):
         self.mlp_norms = _norms(config, device)
         self.mlp = resolve(MLPS[config.mlp].make)(config, device=device)
 
-    def forward(self, x_BTD: torch.Tensor, cos_TR: torch.Tensor, sin_TR: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self,
+        x_BTD: torch.Tensor,
+        cos_TR: torch.Tensor,
+        sin_TR: torch.Tensor,
+        begins_BT: torch.Tensor | None = None,
+        mask_B1TT: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         def attend(y_BTD):
-            return self.attention(y_BTD, cos_TR, sin_TR)
+            return self.attention(y_BTD, cos_TR, sin_TR, begins_BT, mask_B1TT)
 
         # Norms are fp32, so a layout may widen the stream. It keeps its type.
         dtype = x_BTD.dtype
@@ -123,21 +130,40 @@ class Transformer(nn.Module):
             self.head = linear(config.d_model, config.known_vocab_size, role="head", device=device)
         self._parameter_info = self._collect_parameter_info()
 
-    def forward(self, tokens_BT: torch.Tensor) -> torch.Tensor:
-        """Map token ids [B, T] of any length to fp32 hidden states [B, T, D], normed, for the head."""
+    def forward(self, tokens_BT: torch.Tensor, begins_BT: torch.Tensor | None = None) -> torch.Tensor:
+        """Map token ids [B, T] of any length to fp32 hidden states [B, T, D], normed, for the head.
+
+        begins_BT: for each position the position at which its document begins, which never falls along a sequence. Then
+        each document has the hidden states that it has alone: its positions count from 0, and no query sees a key of
+        another document. None: the documents of a sequence are not told apart.
+        """
         x_BTD = self.embedding(tokens_BT)
         if self.narrow_residual:
             x_BTD = cast_for_matmul(x_BTD)
-        cos_TR, sin_TR = self._tables(tokens_BT.shape[1], tokens_BT.device)
+        shared = self._of_positions(x_BTD, begins_BT)
         for number, block in enumerate(self.blocks):
             if self._is_recomputed(number):
                 # A block draws no random numbers. With early_stop, the hooks of sharding would not complete.
                 x_BTD = checkpoint(
-                    block, x_BTD, cos_TR, sin_TR, use_reentrant=False, preserve_rng_state=False, early_stop=False
+                    block, x_BTD, *shared, use_reentrant=False, preserve_rng_state=False, early_stop=False
                 )
             else:
-                x_BTD = block(x_BTD, cos_TR, sin_TR)
+                x_BTD = block(x_BTD, *shared)
         return wide(self.final_norm(x_BTD))
+
+    def _of_positions(self, x_BTD: torch.Tensor, begins_BT: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        """What all blocks share, in the order of their arguments: cos_TR, sin_TR, begins_BT and mask_B1TT."""
+        length, device = x_BTD.shape[1], x_BTD.device
+        cos_TR, sin_TR = self._tables(length, device)
+        if begins_BT is None:
+            return cos_TR, sin_TR, None, None
+        positions_BT = torch.arange(length, device=device) - begins_BT
+        tables = cos_TR[positions_BT][:, None], sin_TR[positions_BT][:, None]
+        mask_B1TT = None
+        if ATTENTION_IMPLS[self.attention_impl].masks:
+            of_products = cast_for_matmul(x_BTD[:0]).dtype
+            mask_B1TT = documents_mask(begins_BT, of_products, self.config.head_width)
+        return *tables, begins_BT, mask_B1TT
 
     def _tables(self, length: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """The rotary tables for a length. A GPU computes them in each pass; they are small and need not be saved."""
@@ -161,13 +187,13 @@ class Transformer(nn.Module):
         """The matrix that maps hidden states to logits: the head's weight, or the embedding if tied."""
         return self.embedding.weight if self.head is None else self.head.effective_weight()
 
-    def logits(self, tokens_BT: torch.Tensor) -> torch.Tensor:
-        """fp32 logits [B, T, V], with the softcap of the config.
+    def logits(self, tokens_BT: torch.Tensor, begins_BT: torch.Tensor | None = None) -> torch.Tensor:
+        """fp32 logits [B, T, V], with the softcap of the config. begins_BT: as for `forward`.
 
         Training does not call this. It passes hidden states and the head's weight to the loss, which need not hold all
         logits at once.
         """
-        logits_BTV = wide(F.linear(self(tokens_BT), self.head_weight_VD))
+        logits_BTV = wide(F.linear(self(tokens_BT, begins_BT), self.head_weight_VD))
         return softcap_scores(logits_BTV, self.config.final_softcap)
 
     def parameter_info(self) -> dict[str, ParameterInfo]:
