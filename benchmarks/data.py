@@ -69,7 +69,7 @@ def our_batches(data: PreparedData, shape: tuple[int, int]) -> Callable[[], tupl
     steps = iter(range(10**9))
 
     def batch():
-        tokens_BS = torch.from_numpy(batches.batch(next(steps)))
+        tokens_BS = torch.from_numpy(batches.batch(next(steps)).tokens_BS)
         return tokens_BS[:, :-1], tokens_BS[:, 1:]
 
     return batch

@@ -113,7 +113,7 @@ class Clock:
     def wall_seconds(self) -> float:
         return self._before + time.monotonic() - self._began
 
-    def tokens_per_second(self, tokens_per_step: int) -> float | None:
+    def tokens_per_second(self, tokens_per_step: float) -> float | None:
         """Mean tokens per second since the second step of this start; None before the second step."""
         return (self._steps - 1) * tokens_per_step / self._seconds if self._steps > 1 else None
 

@@ -18,7 +18,8 @@ With N parameters over s shards (1 unless parallelism=fsdp), in bytes:
                     once more, in the type of the products
     activations     the tensors that autograd keeps for one micro-batch, counted one by one, with qk-norm on the
                     reference path. A block that is recomputed keeps only its input, and one such block at a time is
-                    kept as a whole
+                    kept as a whole. With batch.document_masking the tables of rotation of each sequence, and for
+                    PyTorch's attention one mask of T^2 numbers for each sequence, which all layers share
     logits          the buffer of the loss head
 
 The first four are exact except for the rounding of shards (within 0.1%, as a test checks). Activations are within 5%
@@ -42,6 +43,7 @@ from scaling_testbed.model.parts import (
     NORMS,
     QKV_IMPLS,
     RESIDUALS,
+    AttentionImpl,
     choose_impl,
 )
 
@@ -97,7 +99,8 @@ def estimate_memory(
         gradients=n_params * GRADIENTS if kept_whole else -(-n_params * GRADIENTS // shards),
         checkpoint=sum(saved.values()) if run.checkpoint.asynchronous and device == "cpu" else 0,
         working_copies=_working_copies(model, n_params, precision, sharded),
-        activations=tokens * _kept_per_token(run, model, precision, device),
+        activations=tokens
+        * (_kept_per_token(run, model, precision, device) + _documents(run, model, precision, device)),
         logits=run.loss.logits_bytes(tokens, model.known_vocab_size),
     )
 
@@ -204,6 +207,21 @@ def _kept_per_token(run: RunConfig, model: ModelConfig, precision: str, device: 
     return everything - recomputed * (block - stream) + block
 
 
+def _documents(run: RunConfig, model: ModelConfig, precision: str, device: str) -> int:
+    """Bytes per token of what tells documents apart, for all layers together: three tables of rotation over whole heads
+    in fp32, and the mask of a path that takes one."""
+    if not run.batch.document_masking:
+        return 0
+    length, path = run.batch.sequence_length, ATTENTION_IMPLS[choose_impl("attention_impl", model)]
+    wide = precision == "fp32" or _is_widened(path, device, precision, length * model.head_width)
+    mask = length * (4 if wide else BF16_COPY) if path.masks else 0
+    return 3 * 4 * model.head_width + mask
+
+
+def _is_widened(path: AttentionImpl, device: str, precision: str, keys: int) -> bool:
+    return device == "cpu" and precision == "bf16" and keys <= path.widened_on_cpu
+
+
 def activation_bytes_per_token(model: ModelConfig, precision: str, sequence_length: int, device: str = "cuda") -> int:
     """Bytes that autograd keeps per token, from the facts in model.parts. With the model width D, a = heads x d_head
     and the MLP width F, a block keeps, in the type of the products unless another is named:
@@ -227,7 +245,7 @@ def activation_bytes_per_token(model: ModelConfig, precision: str, sequence_leng
         scores = n_scores * model.n_heads * sequence_length
     normed = 2 * layout.norms_per_branch * norm.kept * model.d_model + 2 * model.query_key_norm.kept * a
     kept, kept_wide = path.kept, path.kept_wide
-    if device == "cpu" and precision == "bf16" and sequence_length * model.head_width <= path.widened_on_cpu:
+    if _is_widened(path, device, precision, sequence_length * model.head_width):
         kept, kept_wide = kept - 4, kept_wide + 4
     if _joins(model):
         by_attention, by_norms = kept >= 4, precision == "fp32" and model.query_key_norm.kept > 0

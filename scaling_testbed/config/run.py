@@ -41,7 +41,7 @@ from scaling_testbed.learning.optimizers import OPTIMIZERS, OptimizerConfig, rat
 from scaling_testbed.learning.schedules import SCHEDULES, Schedule
 from scaling_testbed.model.config import ModelConfig, ParametrizationConfig
 from scaling_testbed.model.parametrization import check_parametrization
-from scaling_testbed.model.parts import LINEARS
+from scaling_testbed.model.parts import ATTENTION_IMPLS, LINEARS, NORMALISERS
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -137,6 +137,8 @@ class RunConfig:
         interventions_of(self)
         if self.budget.hours is not None and (reason := _why_no_hours(self)):
             raise ConfigError(f"budget.hours={self.budget.hours:g} cannot be with {reason}")
+        if self.batch.document_masking and (setting := unmasked(self)):
+            raise ConfigError(f"{setting}; use batch.document_masking=false")
         if lacking := self.loss.lacks(self.model.d_model):
             raise ConfigError(lacking)
         if self.averaging.copies and (found := unaveraged(self)):
@@ -186,6 +188,19 @@ def unshardable(run: RunConfig) -> tuple[str, str] | None:
         if reason := intervention.needs_whole_tensors:
             asked_by = intervention.key
             return (f"interventions.{name}" if asked_by is None else f"{asked_by}={flatten(run)[asked_by]}"), reason
+    return None
+
+
+def unmasked(run: RunConfig) -> str | None:
+    """Why the attention of `run` cannot tell documents apart; None if it can."""
+    normaliser, impl = run.model.attention_normaliser, run.model.attention_impl
+    if NORMALISERS[normaliser].depends_on_length:
+        return (
+            f"batch.document_masking=true cannot be with model.attention_normaliser={normaliser}, whose weights depend "
+            "on the length of the sequence"
+        )
+    if impl in ATTENTION_IMPLS and not ATTENTION_IMPLS[impl].documents:
+        return f"batch.document_masking=true cannot be with model.attention_impl={impl}, which knows no documents"
     return None
 
 

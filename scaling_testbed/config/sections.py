@@ -5,6 +5,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from scaling_testbed.data.cutting import PACKINGS, WINDOWS, Cutting
 from scaling_testbed.errors import ConfigError, check_positive
 from scaling_testbed.keys import ADDED_LATER, EXECUTION_ONLY, check_choices, key
 
@@ -30,8 +31,23 @@ class BatchConfig:
         "choice, and the row has it.",
         identity=EXECUTION_ONLY,
     )
+    packing: str = key(
+        WINDOWS,
+        "How documents become sequences. windows: the corpus is one text, cut every sequence_length tokens. documents: "
+        "whole documents are packed into sequences by best fit, and only longer ones are split; positions that stay "
+        "free are padding, which carries no loss and counts no tokens.",
+        identity=ADDED_LATER,
+        choices=PACKINGS,
+    )
+    document_masking: bool = key(
+        False,
+        "Whether the documents of a sequence are told apart: a token attends to its own document alone, and positions "
+        "count from the start of the document in the sequence. The corpus needs EOS tokens.",
+        identity=ADDED_LATER,
+    )
 
     def __post_init__(self) -> None:
+        check_choices(self)
         for name in ("sequences", "sequence_length"):
             check_positive(name, getattr(self, name))
             if getattr(self, name) > LARGEST_BATCH:
@@ -57,8 +73,13 @@ class BatchConfig:
 
     @property
     def tokens(self) -> int:
-        """Tokens per step."""
+        """Positions of a step, which are its tokens unless some are padding."""
         return self.sequences * self.sequence_length
+
+    @property
+    def cutting(self) -> Cutting:
+        """How a corpus is cut into the sequences of batches."""
+        return Cutting(packing=self.packing, document_masking=self.document_masking)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,9 +1,8 @@
 """Batches as a pure function of (seed, step). They have no state, and do not depend on the number of ranks or restarts.
 
-A stream of n tokens holds (n - 1) // T windows of T + 1 tokens at stride T. The last token of a window is the first
-token of the next, so that each token is predicted once per epoch. The windows of all epochs form one endless sequence,
-and batch `step` takes the next `sequences` windows of it. Within an epoch their order is a keyed permutation, which is
-computed only for the requested windows.
+A stream is cut into sequences of T positions (cutting.py), in which each token is predicted once per epoch. Those of
+all epochs form one endless sequence, and batch `step` takes the next `sequences` of it. Within an epoch their order is
+a keyed permutation, which is computed only for the requested ones.
 
 A mixture has a sequence for each of its sources, and each row of a batch is the next window of one of them
 (interleaving.py).
@@ -12,10 +11,11 @@ A mixture has a sequence for each of its sources, and each row of a batch is the
 import functools
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
+from scaling_testbed.data.cutting import Batch, Cut, Cutting
 from scaling_testbed.data.interleaving import Interleaving
 from scaling_testbed.data.shards import TokenStream
 from scaling_testbed.errors import ConfigError, UserError
@@ -68,28 +68,47 @@ def _block(n: int, seed: int, epoch: int, number: int) -> np.ndarray:
     return permute(np.arange(number * BLOCK, min((number + 1) * BLOCK, n)), n, seed, epoch)
 
 
-class Windows:
-    """The shuffled windows of all epochs of a stream, as one endless sequence."""
+class Shuffled:
+    """The shuffled sequences of all epochs of a stream, as one endless sequence of them."""
 
-    def __init__(self, stream: TokenStream, sequence_length: int, seed: int):
-        self.stream, self.sequence_length, self.seed = stream, sequence_length, seed
-        self.number = max(0, (stream.n_tokens - 1) // sequence_length)
+    def __init__(self, cut: Cut, seed: int):
+        self.cut, self.seed, self.number = cut, seed, cut.number
+        self._padded = cut.n_targets < cut.number * cut.length
+        self._before: dict[int, list[int]] = {}  # epoch -> targets before each of its blocks, as far as they are known
 
     def check(self, needed: int) -> None:
-        """Raise UserError if an epoch has fewer than `needed` windows, so that a batch would have one twice."""
+        """Raise UserError if an epoch has fewer than `needed` sequences, so that a batch would have one twice."""
         if self.number < needed:
+            stream = self.cut.stream
             raise UserError(
-                f"{self.stream.label}: {self.stream.n_tokens} tokens give {self.number} sequences of "
-                f"{self.sequence_length}, too few for one training batch of {needed}; use more data, a smaller batch "
-                "or shorter sequences"
+                f"{stream.label}: {stream.n_tokens} tokens give {self.number} sequences of {self.cut.length}, too few "
+                f"for one training batch of {needed}; use more data, a smaller batch or shorter sequences"
             )
 
-    def tokens(self, first: int, count: int) -> np.ndarray:
-        """The tokens at places [first, first + count), int64 [count, T + 1]."""
-        return self.stream.gather(self._at(first, count) * self.sequence_length, self.sequence_length + 1)
+    def batch(self, first: int, count: int) -> Batch:
+        """The sequences at places [first, first + count)."""
+        return self.cut.batch(self._at(first, count))
+
+    def targets(self, first: int, count: int) -> int:
+        """How many targets the sequences at places [first, first + count) have."""
+        if not self._padded:
+            return count * self.cut.length
+        return int(self.cut.targets(self._at(first, count)).sum()) if count else 0
+
+    def targets_before(self, place: int) -> int:
+        """How many targets the sequences before a place have."""
+        if not self._padded:
+            return place * self.cut.length
+        epoch, place = divmod(place, self.number)
+        before, block = self._before.setdefault(epoch, [0]), place // BLOCK
+        for number in range(len(before) - 1, block):
+            images = permute(np.arange(number * BLOCK, (number + 1) * BLOCK), self.number, self.seed, epoch)
+            before.append(before[-1] + int(self.cut.targets(images).sum()))
+        in_block = self.targets(epoch * self.number + block * BLOCK, place % BLOCK)
+        return epoch * self.cut.n_targets + before[block] + in_block
 
     def _at(self, first: int, count: int) -> np.ndarray:
-        """The window numbers at these places, across epochs."""
+        """The numbers of the sequences at these places, across epochs."""
         parts = []
         while count:
             epoch, place = divmod(first, self.number)
@@ -101,12 +120,12 @@ class Windows:
 
 
 class TrainingBatches:
-    """Shuffled windows of one stream, or of several in the shares of a mixture.
+    """Shuffled sequences of one stream, or of several in the shares of a mixture.
 
     streams: one, or those of the sources by name. weights: of the sources by step, as `Interleaving` takes them; needed
     with several streams. sequences: the global batch, over all ranks and micro-batches. skipped: the ranges [a, b) of
-    steps whose batches are left out, as pairs of numbers in one list (data.skip_steps). Raises UserError if a stream is
-    too short for its rows of one batch.
+    steps whose batches are left out, as pairs of numbers in one list (data.skip_steps). cutting: how a stream becomes
+    sequences. Raises UserError if a stream is too short for its rows of one batch, and what `cutting` raises.
     """
 
     def __init__(
@@ -118,36 +137,48 @@ class TrainingBatches:
         seed: int,
         skipped: Sequence[int] = (),
         weights: Sequence[tuple[int, Mapping[str, float]]] = (),
+        cutting: Cutting = Cutting(),  # noqa: B008 (frozen)
     ):
         self._skipped = list(zip(skipped[::2], skipped[1::2], strict=True))
         self.sequence_length, self.sequences = sequence_length, sequences
         named = streams if isinstance(streams, Mapping) else {ONLY: streams}
         self.is_mixture = ONLY not in named
-        self._windows = {name: Windows(stream, sequence_length, seed) for name, stream in named.items()}
+        self._sources = {name: Shuffled(cutting.of(stream, sequence_length), seed) for name, stream in named.items()}
         self._interleaving = Interleaving(weights or [(0, dict.fromkeys(named, 1.0))], sequences)
-        for name, windows in self._windows.items():
+        for name, source in self._sources.items():
             largest = max(there.get(name, 0) / sum(there.values()) for _, there in weights) if weights else 1
-            windows.check(max(1, math.ceil(largest * sequences - 1e-6)))
-        self.n_windows = sum(windows.number for windows in self._windows.values())
+            source.check(max(1, math.ceil(largest * sequences - 1e-6)))
+        self.n_sequences = sum(source.number for source in self._sources.values())
+        self.n_targets = sum(source.cut.n_targets for source in self._sources.values())
 
-    def batch(self, step: int, rank: int = 0, world_size: int = 1) -> np.ndarray:
-        """Tokens of the rank's contiguous slice of batch `step` (from 0), int64 [sequences / world_size, T + 1].
+    def remarks(self) -> list[str]:
+        """What to say of the sequences at the start of a run."""
+        return [said for source in self._sources.values() if (said := source.cut.remark())]
 
-        Columns 0..T-1 are the inputs and columns 1..T the targets. Raises ConfigError if the ranks cannot have equal
-        slices.
+    def batch(self, step: int, rank: int = 0, world_size: int = 1) -> Batch:
+        """The rank's contiguous slice of batch `step` (from 0): sequences / world_size sequences.
+
+        Raises ConfigError if the ranks cannot have equal slices.
         """
         if self.sequences % world_size:
             raise ConfigError(f"a batch of {self.sequences} sequences cannot be shared equally by {world_size} ranks")
         rows = self.sequences // world_size
         first = self._moved(step) * self.sequences + rank * rows
         parts = self._interleaving.parted(first, rows)
-        if len(parts) == 1:
-            ((name, (number, _)),) = parts.items()
-            return self._windows[name].tokens(number, rows)
-        tokens_BS = np.empty((rows, self.sequence_length + 1), dtype=np.int64)
-        for name, (number, at_N) in parts.items():
-            tokens_BS[at_N] = self._windows[name].tokens(number, len(at_N))
-        return tokens_BS
+        of_sources = [(self._sources[name].batch(number, len(at_N)), at_N) for name, (number, at_N) in parts.items()]
+        if len(of_sources) == 1:
+            return of_sources[0][0]
+        whole = of_sources[0][0].map(lambda x: np.empty((rows, *x.shape[1:]), dtype=x.dtype))
+        for of_source, at_N in of_sources:
+            for array, part in zip(whole.tensors, of_source.tensors, strict=True):
+                if array is not None:
+                    array[at_N] = part
+        return whole
+
+    def targets(self, step: int) -> int:
+        """How many targets the global batch `step` has: all its positions, without padding."""
+        parts = self._interleaving.parted(self._moved(step) * self.sequences, self.sequences)
+        return sum(self._sources[name].targets(number, len(at_N)) for name, (number, at_N) in parts.items())
 
     def _moved(self, step: int) -> int:
         """The step of which `step` takes the batch, after those that are left out."""
@@ -157,56 +188,79 @@ class TrainingBatches:
 
     def epochs(self, steps: int) -> float:
         """The number of epochs in `steps` batches. It may be above 1."""
-        return steps * self.sequences / self.n_windows
+        return steps * self.sequences / self.n_sequences
 
     def rows_by_source(self, first: int, last: int) -> dict[str, int]:
         """How many rows of the batches of the steps [first, last) come from each source."""
-        here, before = self._rows_before(last), self._rows_before(first)
-        return {name: here[name] - before[name] for name in here}
+        return self._by_source(first, last, lambda name, rows: rows)
+
+    def targets_by_source(self, first: int, last: int) -> dict[str, int]:
+        """How many targets the batches of the steps [first, last) have from each source."""
+        return self._by_source(first, last, lambda name, rows: self._sources[name].targets_before(rows))
 
     def epochs_by_source(self, first: int, last: int) -> dict[str, float]:
         """The number of epochs of each source in the batches of the steps [first, last)."""
         rows = self.rows_by_source(first, last)
-        return {name: rows[name] / self._windows[name].number for name in rows}
+        return {name: rows[name] / self._sources[name].number for name in rows}
 
-    def _rows_before(self, step: int) -> dict[str, int]:
+    def _by_source(self, first: int, last: int, of: Callable[[str, int], int]) -> dict[str, int]:
+        """The growth from step `first` to step `last` of what the rows of each source that were used hold. of: (source,
+        n) -> what its first n rows hold, used or not."""
+        here, before = self._before(last, of), self._before(first, of)
+        return {name: here[name] - before[name] for name in here}
+
+    def _before(self, step: int, of: Callable[[str, int], int]) -> dict[str, int]:
+        def counts(step: int) -> dict[str, int]:
+            found = self._interleaving.counts(step * self.sequences)
+            return {name: of(name, rows) for name, rows in found.items()}
+
         end = self._moved(step - 1) + 1 if step else 0
-        counts = self._interleaving.counts
-        rows = counts(end * self.sequences)
+        held = counts(end)
         for begin, after in self._skipped:
             if after <= end:
-                left_out, before = counts(after * self.sequences), counts(begin * self.sequences)
-                rows = {name: rows[name] - left_out[name] + before[name] for name in rows}
-        return rows
+                left_out, before = counts(after), counts(begin)
+                held = {name: held[name] - left_out[name] + before[name] for name in held}
+        return held
 
 
 class ValidationBatches:
-    """Windows spread evenly over a stream, so that each part of a mixture is scored, the same at every evaluation.
+    """Sequences spread evenly over a stream, so that each part of a mixture is scored, the same at every evaluation.
 
-    At most `max_tokens` tokens are predicted (None: all). Iteration yields int64 [<= rows, T + 1]; only the last batch
-    may have fewer rows.
+    At most `max_tokens` positions are in them (None: all of the stream). n_tokens: how many of these have a target.
+    Iteration yields batches of `rows` sequences; only the last may have fewer. Raises UserError if the stream is too
+    short for one sequence, and what `cutting` raises.
     """
 
-    def __init__(self, stream: TokenStream, *, sequence_length: int, max_tokens: int | None, rows: int):
-        self.stream, self.sequence_length, self.rows = stream, sequence_length, rows
-        available = max(0, (stream.n_tokens - 1) // sequence_length)
+    def __init__(
+        self,
+        stream: TokenStream,
+        *,
+        sequence_length: int,
+        max_tokens: int | None,
+        rows: int,
+        cutting: Cutting = Cutting(),  # noqa: B008 (frozen)
+    ):
+        self.rows, self._cut = rows, cutting.of(stream, sequence_length)
+        available = self._cut.number
         wanted = available if max_tokens is None else max(1, max_tokens // sequence_length)
-        self.n_windows, self._available = min(available, wanted), available
-        self.n_tokens = self.n_windows * sequence_length
-        if not self.n_windows:
+        self.n_sequences = min(available, wanted)
+        if not self.n_sequences:
             raise UserError(
                 f"{stream.label}: {stream.n_tokens} tokens are too few for one validation batch of {sequence_length} "
                 "tokens; use more data, a larger data.validation_fraction or shorter sequences"
             )
+        self.n_tokens = int(self._cut.targets(self._numbers(0, self.n_sequences)).sum())
 
     def __len__(self) -> int:
-        return -(-self.n_windows // self.rows)
+        return -(-self.n_sequences // self.rows)
 
-    def batch(self, number: int) -> np.ndarray:
+    def batch(self, number: int) -> Batch:
         """Batch `number` of the iteration."""
         first = number * self.rows
-        windows = np.arange(first, min(first + self.rows, self.n_windows)) * self._available // self.n_windows
-        return self.stream.gather(windows * self.sequence_length, self.sequence_length + 1)
+        return self._cut.batch(self._numbers(first, min(first + self.rows, self.n_sequences)))
 
-    def __iter__(self) -> Iterator[np.ndarray]:
+    def _numbers(self, first: int, last: int) -> np.ndarray:
+        return np.arange(first, last) * self._cut.number // self.n_sequences
+
+    def __iter__(self) -> Iterator[Batch]:
         return map(self.batch, range(len(self)))

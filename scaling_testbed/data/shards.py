@@ -117,11 +117,18 @@ class TokenStream:
     """The tokens of one split as one long sequence over its shards. They are read when they are needed, and threads may
     read them.
 
-    n_bytes: number of bytes of the text (EOS adds none); None if the source has no text.
+    n_bytes: number of bytes of the text (EOS adds none); None if the source has no text. eos_id: the token that ends a
+    document; None if there is none.
     """
 
-    def __init__(self, label: str, arrays: Sequence[np.ndarray | WatchedTokens], n_bytes: int | None = None):
-        self.label, self.n_bytes = label, n_bytes
+    def __init__(
+        self,
+        label: str,
+        arrays: Sequence[np.ndarray | WatchedTokens],
+        n_bytes: int | None = None,
+        eos_id: int | None = None,
+    ):
+        self.label, self.n_bytes, self.eos_id = label, n_bytes, eos_id
         self.arrays = arrays
         self._ends = np.cumsum([len(array) for array in arrays], dtype=np.int64)
         self.n_tokens = int(self._ends[-1]) if arrays else 0
@@ -206,7 +213,9 @@ class PreparedData:
                 record, whole = manifest["splits"][split], getattr(self, split)
                 arrays = whole.arrays[at[split] :][: len(record["shards"])]
                 at[split] += len(arrays)
-                streams[split] = TokenStream(f"{split} split of {folder}", arrays, record["n_bytes"])
+                streams[split] = TokenStream(
+                    f"{split} split of {folder}", arrays, record["n_bytes"], manifest["eos_id"]
+                )
             found[name] = PreparedData(folder, manifest, **streams)
         return found
 
@@ -252,7 +261,7 @@ def open_prepared(folder: Path | str, verify: bool = True) -> PreparedData:
     for split in SPLITS:
         record = manifest["splits"][split]
         arrays = [WatchedTokens(_shard_path(folder, entry), entry) for entry in record["shards"]]
-        streams[split] = TokenStream(f"{split} split of {folder}", arrays, record["n_bytes"])
+        streams[split] = TokenStream(f"{split} split of {folder}", arrays, record["n_bytes"], manifest["eos_id"])
     if verify:  # after the files were opened, so that a change since then is noticed
         _check_hashes(folder, paths, entries)
     return PreparedData(folder, manifest, **streams)

@@ -14,11 +14,12 @@ import torch.nn.functional as F
 
 from scaling_testbed.config.run import RunConfig, flatten
 from scaling_testbed.data.batches import ValidationBatches
+from scaling_testbed.data.cutting import NO_TARGET, Batch
 from scaling_testbed.errors import UserError, listed
 from scaling_testbed.evaluation.loading import load_model
 from scaling_testbed.model.parts import IMPLS
 from scaling_testbed.model.transformer import Transformer
-from scaling_testbed.processes.device import choose_device
+from scaling_testbed.processes.device import choose_device, to_device
 from scaling_testbed.progress import Progress
 from scaling_testbed.runs.checkpoint import by_step
 
@@ -63,8 +64,9 @@ def curvature(
     device, length = choose_device(run.compute), run.batch.sequence_length
     step, model, data = load_model(run, folder, step=step, device=device, reference=True)
     rows = max(1, min(BATCH_TOKENS, tokens) // length)
-    batches = ValidationBatches(data.validation, sequence_length=length, max_tokens=tokens, rows=rows)
-    on_device = (torch.from_numpy(batch_BS).to(device) for batch_BS in batches)
+    cutting = run.batch.cutting
+    batches = ValidationBatches(data.validation, sequence_length=length, max_tokens=tokens, rows=rows, cutting=cutting)
+    on_device = (batch.map(lambda x: to_device(x, device)) for batch in batches)
     found = measure(model, on_device, seed, hutchinson=hutchinson)
     record = {
         "run": str(folder),
@@ -115,8 +117,9 @@ def curvatures(
     return records, [f"left out: {error}" for error in errors]
 
 
-def measure(model: Transformer, batches: Iterable[torch.Tensor], seed: int, *, hutchinson: bool = False) -> Curvature:
-    """The curvature of `model` at `batches` of token ids [B, T + 1] on its device, a pure function of the arguments.
+def measure(model: Transformer, batches: Iterable[Batch], seed: int, *, hutchinson: bool = False) -> Curvature:
+    """The curvature of `model` at `batches` on its device, a pure function of the arguments. Only positions with a
+    target count.
 
     The trace of the Fisher information F of one token is E ||grad log p(y)||^2 with y drawn from the model. Labels at
     different positions are independent given the tokens, and each gradient has the mean zero. So for the gradient g of
@@ -131,11 +134,15 @@ def measure(model: Transformer, batches: Iterable[torch.Tensor], seed: int, *, h
     generator = torch.Generator(parameters[0].device).manual_seed(seed)
     sizes: list[int] = []
     losses, fishers, hessians = [], [], []
-    for tokens_BS in batches:
-        logits_NV = model.logits(tokens_BS[:, :-1]).flatten(0, 1)
+    for batch in batches:
+        tokens_BS, targets_BT, begins_BT = batch.tensors
+        targets_N = (tokens_BS[:, 1:] if targets_BT is None else targets_BT).flatten()
+        logits_NV = model.logits(tokens_BS[:, :-1], begins_BT).flatten(0, 1)
+        if targets_BT is not None:
+            logits_NV, targets_N = logits_NV[targets_N != NO_TARGET], targets_N[targets_N != NO_TARGET]
         p_NV = logits_NV.detach().nan_to_num().softmax(-1)  # nothing can be drawn by NaN; the loss still shows it
         drawn_N = torch.multinomial(p_NV, 1, generator=generator)[:, 0]
-        loss = F.cross_entropy(logits_NV, tokens_BS[:, 1:].flatten())
+        loss = F.cross_entropy(logits_NV, targets_N)
         sampled = F.cross_entropy(logits_NV, drawn_N, reduction="sum")
         gradients = torch.autograd.grad(sampled, parameters, retain_graph=hutchinson, materialize_grads=True)
         sizes.append(len(drawn_N))

@@ -16,7 +16,7 @@ from scaling_testbed.evaluation.loading import build_anywhere, open_checkpoint
 from scaling_testbed.learning.loss_model import LossModel
 from scaling_testbed.learning.optimizers import clip_coefficient
 from scaling_testbed.model.transformer import Transformer
-from scaling_testbed.processes.device import autocast, choose_device, choose_precision
+from scaling_testbed.processes.device import autocast, choose_device, choose_precision, to_device
 from scaling_testbed.runs import state
 
 ROWS = 32  # sequences in a forward pass
@@ -37,8 +37,10 @@ def inspect(run: RunConfig, folder: Path, *, step: int | None = None, sequences:
     state.restore_whole(folder, saved.tensors, model, optimizer, device)
     rows = min(sequences, run.batch.micro_batch or ROWS, ROWS)
     length = run.batch.sequence_length
-    batches = ValidationBatches(data.validation, sequence_length=length, max_tokens=sequences * length, rows=rows)
-    found = {"sequences": batches.n_windows} | _forward(run, model, batches, device)
+    batches = ValidationBatches(
+        data.validation, sequence_length=length, max_tokens=sequences * length, rows=rows, cutting=run.batch.cutting
+    )
+    found = {"sequences": batches.n_sequences} | _forward(run, model, batches, device)
     found |= _gradients(run, model, batches, device) | parameter_statistics(model, list)
     return saved.step, found | update_statistics(model, run.optimizer, optimizer, found, list)
 
@@ -46,19 +48,20 @@ def inspect(run: RunConfig, folder: Path, *, step: int | None = None, sequences:
 def _forward(run: RunConfig, model: Transformer, batches: ValidationBatches, device: torch.device) -> dict[str, float]:
     found = Reductions()
     with torch.no_grad(), ForwardProbe(model, found, per_head=True):
-        for batch_BS in batches:
-            found.weight = len(batch_BS)
+        for batch in batches:
+            found.weight = len(batch.tokens_BS)
+            tokens_BS, _, begins_BT = batch.map(lambda x: to_device(x, device)).tensors
             with autocast(device, choose_precision(run.compute, device)):
-                model(torch.from_numpy(batch_BS).to(device)[:, :-1])
+                model(tokens_BS[:, :-1], begins_BT)
     return found.result(list, list)
 
 
 def _gradients(run: RunConfig, model: Transformer, batches: ValidationBatches, device: torch.device) -> dict:
     """Gradient statistics of the mean loss, including the z-loss as in training; global norm, clip coefficient."""
     losses = LossModel(model, dataclasses.replace(run.loss, impl="auto"))
-    for batch_BS in batches:
+    for batch in batches:
         with autocast(device, choose_precision(run.compute, device)):
-            terms = losses(torch.from_numpy(batch_BS).to(device))
+            terms = losses(*batch.map(lambda x: to_device(x, device)).tensors)
         (terms.loss / batches.n_tokens).backward()
     found = gradient_statistics(model, list)
     norm = math.sqrt(sum(value**2 for name, value in found.items() if name.startswith("grad_norm/")))

@@ -52,7 +52,10 @@ class Row:
     density_by_role: dict[str, float] | None = fact(
         "Role of a matrix that is pruned -> the part of its weights that is left; null where the run prunes none."
     )
-    n_tokens: int | None = fact("Training tokens seen: steps times tokens in a batch.", "tokens")
+    n_tokens: int | None = fact("Training tokens seen: steps times tokens in a batch, without padding.", "tokens")
+    padding_share: float | None = fact(
+        "The part of the positions of this run's own batches that is padding; null without batch.packing=documents."
+    )
     steps: int | None = fact("Steps made. With step in start.take, those of the parent are among them.", "steps")
     steps_planned: int | None = fact("Steps of the whole budget; with budget.hours as the clock chose them.", "steps")
     steps_by_clock: bool | None = fact(

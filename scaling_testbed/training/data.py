@@ -27,6 +27,7 @@ def open_training_batches(run: RunConfig, data: PreparedData) -> TrainingBatches
         seed=run.seed,
         skipped=run.data.skip_steps,
         weights=run.data.weights_by_step({name: source.train.n_tokens for name, source in sources.items()}),
+        cutting=batch.cutting,
     )
 
 
@@ -49,9 +50,11 @@ def open_sets(run: RunConfig, data: PreparedData) -> dict[str, PreparedData]:
 
 def open_validation_sets(run: RunConfig, sets: dict[str, PreparedData], rows: int) -> dict[str, ValidationBatches]:
     """The validation split of each of the sets, in batches of `rows` sequences."""
-    length, tokens = run.batch.sequence_length, int(run.evaluation.tokens)
+    length, tokens, cutting = run.batch.sequence_length, int(run.evaluation.tokens), run.batch.cutting
     return {
-        name: ValidationBatches(prepared.validation, sequence_length=length, max_tokens=tokens, rows=rows)
+        name: ValidationBatches(
+            prepared.validation, sequence_length=length, max_tokens=tokens, rows=rows, cutting=cutting
+        )
         for name, prepared in sets.items()
     }
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import torch
 
+from scaling_testbed.data.cutting import Batch
 from scaling_testbed.errors import UserError, first_line
 from scaling_testbed.learning.optimizers import set_lr
 from scaling_testbed.processes.device import on_side_stream
@@ -21,15 +22,17 @@ WARM_UP = 3  # updates without the graph: they compile kernels and choose algori
 class StepGraph:
     """Makes the updates of a run as `make_update` does, with the same bits, from a graph after the first updates.
 
-    Tokens and rate are tensors that keep their place; a replay reads what they hold. The rate is fp32 in every update,
-    also in those without the graph, where it would otherwise be a double. A measured update is made without the graph.
+    The tensors of the batch and the rate keep their place; a replay reads what they hold. The rate is fp32 in every
+    update, also in those without the graph, where it would otherwise be a double. A measured update is made without
+    the graph.
     """
 
     def __init__(self, parts: Parts):
         self._parts = parts
         self._lr = torch.zeros((), device=parts.device)
         self._warm, self._rows = 0, 0
-        self._tokens_BS = self._values = torch.empty(0)
+        self._batch = Batch(tokens_BS=torch.empty(0))
+        self._values = torch.empty(0)
         self._replay: Callable[[], None] | None = None
 
     def make(self, given: Inputs, interrupts: Interrupts, rows: int) -> Made:
@@ -46,15 +49,17 @@ class StepGraph:
                 with on_side_stream(parts.device):
                     return make_update(parts, dataclasses.replace(given, lr=self._lr), interrupts, rows)
             replay = self._replay = self._replay or self._capture(given, interrupts)
-            self._tokens_BS.copy_(given.tokens_BS)
+            for held, new in zip(self._batch.tensors, given.batch.tensors, strict=True):
+                if held is not None:
+                    held.copy_(new)
             replay()
-            return Made(values=self._values, skipped=False, diagnostics={})
+            return Made(values=self._values, n_tokens=given.n_tokens, skipped=False, diagnostics={})
         finally:
             set_lr(parts.optimizer, given.lr)  # checkpoints hold numbers
 
     def _capture(self, given: Inputs, interrupts: Interrupts) -> Callable[[], None]:
-        self._tokens_BS = given.tokens_BS.clone()
-        static = dataclasses.replace(given, tokens_BS=self._tokens_BS, lr=self._lr)
+        self._batch = given.batch.map(torch.clone)
+        static = dataclasses.replace(given, batch=self._batch, lr=self._lr)
         groups = self._parts.optimizer.param_groups
         for group in groups:
             group["capturable"] = True

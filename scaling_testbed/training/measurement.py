@@ -1,9 +1,12 @@
 """The diagnostics of a run, measured before and after an update over all processes of the run."""
 
+import operator
+
 import numpy as np
 import torch
 
 from scaling_testbed.config.sections import ParallelismConfig
+from scaling_testbed.data.cutting import Batch
 from scaling_testbed.diagnostics.config import DiagnosticsConfig
 from scaling_testbed.diagnostics.forward import ForwardProbe
 from scaling_testbed.diagnostics.reductions import Reductions
@@ -36,10 +39,10 @@ class Measurement:
         self._copies = size // (parallelism.shard_size or size) if parallelism.is_sharded else None
 
     @torch.no_grad()
-    def forward(self, batch_BS: torch.Tensor, rows: int) -> dict[str, float]:
+    def forward(self, batch: Batch, rows: int) -> dict[str, float]:
         """Diagnostics of a forward pass over config.sequences sequences of the global batch, `rows` at a time on each
-        rank. batch_BS: the slice of this rank, on the device."""
-        mine, n_passes = self._chosen(len(batch_BS), rows)
+        rank. batch: the slice of this rank, on the device."""
+        mine, n_passes = self._chosen(len(batch.tokens_BS), rows)
         found = Reductions()
         with (
             ForwardProbe(self.model, found, per_head=self.config.per_head),
@@ -50,9 +53,9 @@ class Measurement:
                 here = mine[begin : begin + rows]
                 found.weight = len(here)
                 # A sharded model needs all ranks: a rank without sequences left computes one with weight 0.
-                tokens_BS = batch_BS[here.tolist() or [0]]
+                measured = batch.map(operator.itemgetter(here.tolist() or [0]))
                 with autocast(self.device, self.precision):
-                    self.placed.plain(tokens_BS)
+                    self.placed.plain(*measured.tensors)
         return found.result(self.processes.sum, self.processes.largest)
 
     def _chosen(self, n_here: int, rows: int) -> tuple[np.ndarray, int]:

@@ -12,6 +12,7 @@ from scaling_testbed.config.compute import steps_of, training_flops
 from scaling_testbed.config.memory import largest_micro_batch, rows_of_evaluation
 from scaling_testbed.config.run import RunConfig, interventions_of
 from scaling_testbed.data.batches import TrainingBatches, ValidationBatches
+from scaling_testbed.data.cutting import DOCUMENTS
 from scaling_testbed.data.preparing.preparation import prepare
 from scaling_testbed.data.shards import PreparedData, open_prepared
 from scaling_testbed.errors import ConfigError, listed
@@ -37,6 +38,7 @@ from scaling_testbed.processes.device import (
 from scaling_testbed.processes.group import Processes
 from scaling_testbed.processes.placement import Replica, parallelize
 from scaling_testbed.processes.world import World
+from scaling_testbed.progress import Clock
 from scaling_testbed.runs.folder import RunFolder
 from scaling_testbed.runs.identity import recorded
 from scaling_testbed.training.data import (
@@ -116,12 +118,21 @@ class Parts:
         """FLOPs of the first `made` updates, including interventions."""
         return training_flops(self.run, self.model.config, self.steps, made)
 
+    def n_tokens(self, made: int) -> int:
+        """The targets of the batches of the first `made` updates: all their positions without padding."""
+        return sum(self.batches.targets_by_source(0, made).values())
+
+    def tokens_per_second(self, clock: Clock, made: int) -> float | None:
+        """Mean tokens per second of `clock` after `made` updates, which had as many tokens each as all have on average;
+        None where it is not known."""
+        return clock.tokens_per_second(self.n_tokens(made) / made if made else self.run.batch.tokens)
+
     def mfu(self, made: int, tokens_per_second: float | None) -> float | None:
         """Model FLOPs utilisation at this rate, with the mean FLOPs of a token in the first `made` updates; None where
         the rate or the peak of the device is not known."""
         if not tokens_per_second or not (peak := peak_flops(self.device, self.precision)):
             return None
-        flops_per_token = self.flops(made) / (made * self.run.batch.tokens)
+        flops_per_token = self.flops(made) / self.n_tokens(made)
         return tokens_per_second * flops_per_token / (peak * self.processes.world.size)
 
     def recorded(self) -> dict[str, Any]:
@@ -217,6 +228,8 @@ def why_no_graph(run: RunConfig, device: torch.device) -> str | None:
         return f"parallelism={run.parallelism.kind} exchanges gradients in a step"
     if interventions := sorted(interventions_of(run)):
         return f"{listed(interventions)} needs the host in a step"
+    if run.batch.packing == DOCUMENTS:
+        return f"batch.packing={DOCUMENTS} gives each step another number of tokens, by which its loss is divided"
     if not run.optimizer.can_be_captured:
         return f"optimizer={run.optimizer.name} has no fused step here, and only AdamW's fused step can be captured"
     return None

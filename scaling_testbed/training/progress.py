@@ -78,9 +78,9 @@ class Progress:
         marks = {"skipped": True} if update.skipped else {}
         self.record = {"step": self.step} | update.diagnostics | marks
         if update.diagnostics or marks or self.step % run.logging.every_steps == 0 or self.step in (1, parts.steps):
-            rate = self.clock.tokens_per_second(run.batch.tokens)
+            rate = parts.tokens_per_second(self.clock, self.step)
             self.record |= {
-                "tokens": self.step * run.batch.tokens,
+                "tokens": parts.n_tokens(self.step),
                 "train_loss": update.train_loss,
                 "train_z_loss": update.train_z_loss,
                 "lr": update.lr,
@@ -115,9 +115,9 @@ def is_saved(run: RunConfig, step: int) -> bool:
 
 def spent(parts: Parts, step: int) -> dict[str, Any]:
     """Steps, tokens and FLOPs of this run alone, after `step` updates."""
-    steps = step - parts.run.start.first_step
-    flops = parts.flops(step) - parts.flops(parts.run.start.first_step)
-    return {"steps": steps, "n_tokens": steps * parts.run.batch.tokens, "flops": float(flops)}
+    first = parts.run.start.first_step
+    flops, n_tokens = parts.flops(step) - parts.flops(first), parts.n_tokens(step) - parts.n_tokens(first)
+    return {"steps": step - first, "n_tokens": n_tokens, "flops": float(flops)}
 
 
 def save(parts: Parts, progress: Progress, writer: Writer) -> None:

@@ -66,6 +66,8 @@ class Records:
         )
         for remark in remarks(parts.data.manifest):
             say(remark)
+        for remark in parts.batches.remarks():
+            say(remark)
         for remark in parts.questions.remarks():
             say(f"note: {remark}")
         if stray := parts.data.stray_shards():

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from scaling_testbed.config.compute import params_in_use
+from scaling_testbed.data.cutting import DOCUMENTS
 from scaling_testbed.data.manifest import window_entropy_nats
 from scaling_testbed.learning.optimizers import state_bytes
 from scaling_testbed.processes.device import device_name
@@ -26,8 +27,8 @@ class Outcome:
 
 def make_row(parts: Parts, progress: Progress, records: Records, outcome: Outcome, peak_bytes: int) -> Row:
     """Make the row that analysis reads. peak_bytes: peak memory of the rank that used most."""
-    run, model, n_tokens = parts.run, parts.model, progress.step * parts.run.batch.tokens
-    rate = progress.clock.tokens_per_second(run.batch.tokens)
+    run, model, n_tokens = parts.run, parts.model, parts.n_tokens(progress.step)
+    rate = parts.tokens_per_second(progress.clock, progress.step)
     size, manifest = parts.processes.world.size, parts.data.manifest
     added = {key: value for found in parts.interventions.values() for key, value in found.row().items()}
     summary, last = progress.summary, progress.summary.evaluation
@@ -44,6 +45,7 @@ def make_row(parts: Parts, progress: Progress, records: Records, outcome: Outcom
         **summary.diagnostics(progress.step),
         **of_start(parts, progress),
         **of_sources(parts, progress.step),
+        padding_share=padding_share(parts, progress.step),
         n_tokens=n_tokens,
         steps=progress.step,
         steps_planned=parts.steps,
@@ -100,7 +102,7 @@ def of_start(parts: Parts, progress: Progress) -> dict[str, Any]:
     first = progress.summary.val_loss_initial
     if not (lineage := progress.lineage):
         return {"epochs": parts.batches.epochs(progress.step), "val_loss_initial": first}
-    here, windows = spent(parts, progress.step), parts.batches.n_windows * parts.run.batch.sequence_length
+    here = spent(parts, progress.step)
     all_of = {key: [*(run[key] for run in lineage), here[key]] for key in ("n_tokens", "flops")}
     known = {key: None if None in values else sum(values) for key, values in all_of.items()}
     same_data = [run["n_tokens"] for run in lineage if run["data_fingerprint"] == parts.data.fingerprint]
@@ -112,7 +114,7 @@ def of_start(parts: Parts, progress: Progress) -> dict[str, Any]:
         "n_tokens_total": known["n_tokens"],
         "flops_here": here["flops"],
         "flops_total": known["flops"],
-        "epochs": None if None in same_data else (here["n_tokens"] + sum(same_data)) / windows,
+        "epochs": None if None in same_data else (here["n_tokens"] + sum(same_data)) / parts.batches.n_targets,
     }
 
 
@@ -120,9 +122,17 @@ def of_sources(parts: Parts, step: int) -> dict[str, Any]:
     """What the row says of the sources of a mixture: tokens and epochs of this run alone, after `step` updates."""
     if not parts.batches.is_mixture:
         return {}
-    first, length = parts.run.start.first_step, parts.run.batch.sequence_length
-    rows = parts.batches.rows_by_source(first, step)
+    first = parts.run.start.first_step
     return {
-        "tokens_by_source": {name: count * length for name, count in rows.items()},
+        "tokens_by_source": parts.batches.targets_by_source(first, step),
         "epochs_by_source": parts.batches.epochs_by_source(first, step),
     }
+
+
+def padding_share(parts: Parts, step: int) -> float | None:
+    """The part of the positions of this run's own batches that is padding, after `step` updates; None where no position
+    can be, and before the first update."""
+    positions = (step - parts.run.start.first_step) * parts.run.batch.tokens
+    if parts.run.batch.packing != DOCUMENTS or not positions:
+        return None
+    return 1 - spent(parts, step)["n_tokens"] / positions

@@ -27,7 +27,7 @@ from scaling_testbed.training.progress import Progress, restore_states, restore_
 MODEL = ("model.", "parametrization.")
 LENGTH = ("budget.", "schedule.steps ", "evaluation.", "start.")  # keys that change no step before the end
 SIZES = tuple(f"model.{name} " for name in ("name", "d_model", "n_layers", "n_heads", "n_kv_heads", "d_head", "d_ff"))
-BATCH = ("batch.sequences", "batch.sequence_length")
+BATCH = ("batch.sequences", "batch.sequence_length", "batch.packing")
 
 
 def begin(parts: Parts) -> Progress:

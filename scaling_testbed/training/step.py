@@ -14,6 +14,7 @@ import torch
 
 from scaling_testbed.config.memory import divisors
 from scaling_testbed.config.run import RunConfig
+from scaling_testbed.data.cutting import Batch
 from scaling_testbed.errors import UserError, bytes_asked_for, is_memory_error
 from scaling_testbed.learning.optimizers import clip_coefficient, clip_divisor, set_lr
 from scaling_testbed.processes.device import HostCopy, autocast, free_memory_bytes, in_fp64, to_device
@@ -50,11 +51,13 @@ class Update:
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """What an update starts from. step: its number, from 0. tokens_BS: this process's slice of the batch, int64, on the
-    device. lr: the rate of the schedule; a scalar tensor on the device if the step is captured in a graph."""
+    """What an update starts from. step: its number, from 0. batch: this process's slice of the batch, on the device.
+    n_tokens: the targets of the global batch. lr: the rate of the schedule; a scalar tensor on the device if the step
+    is captured in a graph."""
 
     step: int
-    tokens_BS: torch.Tensor
+    batch: Batch
+    n_tokens: int
     lr: float | torch.Tensor
 
 
@@ -63,10 +66,11 @@ class Made:
     """An update that is made, or queued on the device.
 
     values: the sums over the global batch of cross-entropy and z-loss, then in a group what its processes tell each
-    other (_of_group), then the gradient norm; fp64.
+    other (_of_group), then the gradient norm; fp64. n_tokens: the targets of the global batch.
     """
 
     values: torch.Tensor
+    n_tokens: int
     skipped: bool
     diagnostics: dict[str, float]
 
@@ -111,8 +115,8 @@ def rate(parts: Parts, step: int) -> float:
 def inputs(parts: Parts, step: int) -> Inputs:
     """The inputs of update number `step` (from 0)."""
     world = parts.processes.world
-    tokens_BS = to_device(parts.batches.batch(step, world.rank, world.size), parts.device)
-    return Inputs(step=step, tokens_BS=tokens_BS, lr=rate(parts, step))
+    batch = parts.batches.batch(step, world.rank, world.size).map(lambda x: to_device(x, parts.device))
+    return Inputs(step=step, batch=batch, n_tokens=parts.batches.targets(step), lr=rate(parts, step))
 
 
 def make_update(parts: Parts, given: Inputs, interrupts: Interrupts, rows: int) -> Made:
@@ -128,19 +132,19 @@ def make_update(parts: Parts, given: Inputs, interrupts: Interrupts, rows: int) 
     interventions = list(parts.interventions.values())
     measured = is_measured(parts, given.step)
     at_once = measured or parts.bad is None
-    n_tokens = run.batch.tokens  # every position of a training batch has a target
+    n_tokens = given.n_tokens
     ce = z_loss = torch.zeros((), device=parts.device)
     for intervention in interventions:
         intervention.before_update(given.step, parts.steps)
     try:
-        found = parts.measurement.forward(given.tokens_BS, rows) if measured else {}
-        micro_batches = given.tokens_BS.split(rows)
-        for number, tokens_BS in enumerate(micro_batches, 1):
+        found = parts.measurement.forward(given.batch, rows) if measured else {}
+        micro_batches = given.batch.split(rows)
+        for number, micro_batch in enumerate(micro_batches, 1):
             if not processes.grouped:
                 interrupts.check()
             with parts.placed.accumulating(last=number == len(micro_batches)):
                 with autocast(parts.device, parts.precision):
-                    terms = parts.placed.forward(tokens_BS)
+                    terms = parts.placed.forward(*micro_batch.tensors)
                 # Gradients are averaged over ranks, while each rank's loss is its part of a sum.
                 (terms.loss / (n_tokens / processes.world.size)).backward()
             ce, z_loss = ce + terms.ce, z_loss + terms.z_loss
@@ -175,7 +179,8 @@ def make_update(parts: Parts, given: Inputs, interrupts: Interrupts, rows: int) 
     for intervention in interventions:
         intervention.after_update(made)
     optimizer.zero_grad(set_to_none=True)
-    return Made(values=torch.cat([sums, in_fp64(norm).reshape(1)]), skipped=not made, diagnostics=found)
+    values = torch.cat([sums, in_fp64(norm).reshape(1)])
+    return Made(values=values, n_tokens=n_tokens, skipped=not made, diagnostics=found)
 
 
 def _of_group(parts: Parts, step: int, interrupts: Interrupts) -> list[int]:
@@ -276,14 +281,13 @@ class Queue:
         if any(signals):  # all processes of the group read them here, and stop after the same update
             self._signals = signals
             self.close()
-        run, n_tokens = self._parts.run, self._parts.run.batch.tokens
         step = self.made - len(self._waiting) - 1
         return Update(
-            train_loss=ce_sum / n_tokens,
-            train_z_loss=z_loss_sum / n_tokens,
+            train_loss=ce_sum / made.n_tokens,
+            train_z_loss=z_loss_sum / made.n_tokens,
             lr=rate(self._parts, step),
             grad_norm=grad_norm,
-            clip_coefficient=clip_coefficient(grad_norm, run.optimizer.clip_norm),
+            clip_coefficient=clip_coefficient(grad_norm, self._parts.run.optimizer.clip_norm),
             skipped=made.skipped,
             diagnostics=made.diagnostics,
         )

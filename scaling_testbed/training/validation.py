@@ -33,10 +33,10 @@ def evaluate(parts: Parts, poll: Callable[[], object] = lambda: None) -> dict[st
                 number = first + processes.world.rank
                 try:
                     # A sharded model needs all ranks: a rank without a batch of its own computes the last and drops it.
-                    tokens_BS = to_device(batches.batch(min(number, len(batches) - 1)), parts.device)
+                    batch = batches.batch(min(number, len(batches) - 1)).map(lambda x: to_device(x, parts.device))
                     with autocast(parts.device, parts.precision):
                         # Compiled code is for one shape. A last batch with fewer sequences would need its own.
-                        terms = parts.placed.plain(tokens_BS, rows=batches.rows if parts.compiled else None)
+                        terms = parts.placed.plain(*batch.tensors, rows=batches.rows if parts.compiled else None)
                 except (RuntimeError, MemoryError, OSError) as error:
                     if not is_memory_error(error):
                         raise

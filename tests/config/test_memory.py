@@ -13,7 +13,7 @@ from scaling_testbed.model.counting import count_params
 from scaling_testbed.model.transformer import Transformer
 
 
-def kept_by_autograd(model, sequences, length):
+def kept_by_autograd(model, sequences, length, *documents):
     """Bytes of the distinct storages that a forward pass saves, parameters not counted."""
     parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept, alive = {}, []
@@ -26,7 +26,7 @@ def kept_by_autograd(model, sequences, length):
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-        model(torch.randint(0, 257, (sequences, length)))
+        model(torch.randint(0, 257, (sequences, length)), *(x[:sequences] for x in documents))
     return sum(kept.values())
 
 
@@ -63,6 +63,22 @@ def test_activations_are_what_autograd_keeps(overrides, precision):
         few, many = kept_by_autograd(model, 2, 64), kept_by_autograd(model, 6, 64)
     per_token = (many - few) / (4 * 64)  # without the bf16 copies of the weights, which do not grow
     assert activation_bytes_per_token(config, precision, 64, "cpu") == pytest.approx(per_token, rel=0.05)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("overrides", [[], ["model.attention_impl=reference"], ["model.d_head=512"]], ids=str)
+def test_tables_and_mask_of_documents_are_counted_once_for_all_layers(overrides, precision):
+    run = compose(["model=nano_m", "batch.document_masking=true", "batch.sequence_length=64", *overrides])
+    config = run.model.resolved(257)
+    model = Transformer(config, run.parametrization, device=torch.device("cpu"))
+    begins_BT = torch.zeros(6, 64, dtype=torch.int64)
+    begins_BT[:, 9:] = 9
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        few, many = (kept_by_autograd(model, rows, 64, begins_BT) for rows in (2, 6))
+    found = estimate_memory(run, config, count_params(config).n_params, precision, 1, "cpu").activations
+    assert found / (32 * 64) == pytest.approx((many - few) / (4 * 64), rel=0.05)
+    plain = compose(["model=nano_m", "batch.sequence_length=64", *overrides])
+    assert found > estimate_memory(plain, config, count_params(config).n_params, precision, 1, "cpu").activations
 
 
 @pytest.mark.fault(
