@@ -2,6 +2,7 @@
 
 Training does this itself if needed. Prepare a large corpus once before training. If the command is killed, the same
 command continues where it stopped. Exit status: 75 if a signal stopped it.
+-q prints only warnings, errors and the description of the corpus; -v prints more.
 """
 
 import sys
@@ -12,9 +13,10 @@ if __name__ == "__main__":  # before the imports that take time
 
     end_quietly()
 
-from scaling_testbed.commands.doors import run_door
+from scaling_testbed.commands.doors import run_door, without_verbosity
 from scaling_testbed.config.run import RunConfig
 from scaling_testbed.processes.interrupts import Interrupts
+from scaling_testbed.progress import verbosity
 
 
 def command(run: RunConfig) -> int:
@@ -38,7 +40,9 @@ def main(argv: list[str] | None = None) -> int:
         with Interrupts() as interrupts, interrupts.at_once():
             return command(run)
 
-    return run_door(interruptible, sys.argv[1:] if argv is None else argv, __doc__)
+    argv, level = without_verbosity(sys.argv[1:] if argv is None else argv)
+    with verbosity(level):
+        return run_door(interruptible, argv, __doc__)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
 """The progress of a run or a preparation: elapsed time, and the bar or lines on the terminal.
 
-All that a run prints goes through this module (`say` and the classes of progress). Printing never raises: a closed
-terminal or pipe, a full disk behind standard output, or a name that its encoding lacks stops no run.
+All that a run prints goes through this module (`say` and the classes of progress), and through the logger
+`scaling_testbed` of the standard library, whose level decides what is printed. Printing never raises: a closed terminal
+or pipe, a full disk behind standard output, or a name that its encoding lacks stops no run.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import sys
@@ -25,18 +27,55 @@ SECONDS_BETWEEN_LINES = 10.0  # plain lines of a preparation
 _CANNOT_PRINT = (OSError, ValueError)  # a broken pipe, a full disk, a closed stream, a character without a code
 
 
-def say(text: str, *, errors: bool = False) -> None:
+# Details, ordinary lines, warnings and errors, and above these the results of a command, which are always printed.
+DETAIL, LINE, WARNING, RESULT = logging.DEBUG, logging.INFO, logging.WARNING, logging.CRITICAL
+LEVELS = {"quiet": WARNING, "normal": LINE, "verbose": DETAIL}
+VERBOSITY = "SCALING_TESTBED_VERBOSITY"  # the variable with one of LEVELS by which a command tells its workers
+LOGGER = logging.getLogger("scaling_testbed")
+
+
+class _Printer(logging.Handler):
+    """Prints records on the standard streams of the moment, those of `say` with errors on standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        stream = sys.stderr if getattr(record, "errors", record.levelno >= WARNING) else sys.stdout
+        if stream is None:
+            return
+        try:
+            print(_encodable(record.getMessage(), stream), file=stream, flush=True)
+        except BrokenPipeError:  # its reader, such as `head`, is gone for good
+            _discard(stream)
+        except _CANNOT_PRINT:
+            pass
+
+
+LOGGER.addHandler(_Printer())
+LOGGER.propagate = False  # a handler of the root logger would print each line a second time
+LOGGER.setLevel(LEVELS.get(os.environ.get(VERBOSITY, ""), LINE))
+
+
+def say(text: str, *, errors: bool = False, level: int | None = None) -> None:
     """Print `text` on standard output, or on standard error if `errors`. Never raises: what cannot be printed is lost.
-    A character that the stream's encoding lacks is printed as its number."""
-    stream = sys.stderr if errors else sys.stdout
-    if stream is None:
-        return
+    A character that the stream's encoding lacks is printed as its number.
+
+    level: of the logger; None: WARNING if `errors`, else LINE."""
+    LOGGER.log(level or (WARNING if errors else LINE), text, extra={"errors": errors})
+
+
+@contextlib.contextmanager
+def verbosity(asked: str | None) -> Iterator[None]:
+    """Context in which so much is printed: one of LEVELS. None: what the variable VERBOSITY says, else as before."""
+    before = LOGGER.level
+    LOGGER.setLevel(LEVELS.get(asked or os.environ.get(VERBOSITY, ""), before))
     try:
-        print(_encodable(text, stream), file=stream, flush=True)
-    except BrokenPipeError:  # its reader, such as `head`, is gone for good
-        _discard(stream)
-    except _CANNOT_PRINT:
-        pass
+        yield
+    finally:
+        LOGGER.setLevel(before)
+
+
+def for_workers() -> dict[str, str]:
+    """The environment by which a process prints as much as this one."""
+    return {VERBOSITY: next((name for name, level in LEVELS.items() if level == LOGGER.level), "normal")}
 
 
 def open_streams() -> None:
@@ -144,7 +183,7 @@ class Progress:
     def start(self, total: float, done: float = 0) -> None:
         """Begin at `done` out of `total`, both in the caller's unit. total: infinite if it is not known."""
         self._total, self._first, self._began = total, done, time.monotonic()
-        if not self._quiet and _is_terminal(self._stream):
+        if not self._quiet and LOGGER.isEnabledFor(LINE) and _is_terminal(self._stream):
             from rich.console import Console
 
             shown = self._bar = bar(Console(file=self._stream))
@@ -159,15 +198,17 @@ class Progress:
             with self._or_no_bar():
                 self._bar.update(self._task, completed=done, description=_encodable(text, self._stream))
 
-    def say(self, text: str) -> None:
-        """Print `text` on a line of its own."""
+    def say(self, text: str, level: int = LINE) -> None:
+        """Print `text` on a line of its own, if lines of this level are printed."""
         text = self._prefix + text
+        if not LOGGER.isEnabledFor(level):
+            return
         if self._bar is not None:
             with self._or_no_bar():
                 shown = _encodable(text, self._stream)
                 self._bar.console.print(shown, highlight=False, markup=False, soft_wrap=True)
         elif not self._quiet:
-            say(text, errors=self._errors)
+            say(text, errors=self._errors, level=level)
 
     def rate(self, done: float) -> float | None:
         """Units per second since the start; None before anything is done."""

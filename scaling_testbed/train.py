@@ -4,6 +4,7 @@ Every key=value is a Hydra override. --cfg job prints the whole configuration, -
 the keys of a section.
 plugins=[MODULE_OR_FILE.py] loads plug-ins. configs=DIR adds a folder that is searched for choices.
 --dry-run prints parameters, steps, FLOPs and memory per GPU, and does not train.
+-q prints only warnings, errors and the result; -v prints more, such as the kernels and the memory that was found.
 Exit status: 0 finished or diverged, 75 stopped by a signal or owned by another process, 2 a wrong key or value, 1
 anything else.
 """
@@ -19,24 +20,24 @@ if __name__ == "__main__":  # before the imports that take time
     end_quietly()
     end_at_once()
 
-from scaling_testbed.commands.doors import errors_reported, run_door
+from scaling_testbed.commands.doors import errors_reported, run_door, without_verbosity
 from scaling_testbed.config.compose import compose
 from scaling_testbed.config.run import RunConfig, check_planned, run_folder_path
 from scaling_testbed.errors import DONE, STOPPED, ConfigError
 from scaling_testbed.processes.interpreter import importing_torch, planned
 from scaling_testbed.processes.interrupts import Interrupts
 from scaling_testbed.processes.world import check_world, is_main_process, world_from_environment
-from scaling_testbed.progress import release_streams, say
+from scaling_testbed.progress import RESULT, release_streams, say, verbosity
 
 ASSUMED_VOCABULARY = 50432  # GPT-NeoX's, padded; for a dry run before the data is prepared
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv`. Returns the exit status."""
-    argv = sys.argv[1:] if argv is None else argv
+    argv, level = without_verbosity(sys.argv[1:] if argv is None else argv)
     if "--dry-run" in argv:
         return run_door(dry_run, [argument for argument in argv if argument != "--dry-run"], __doc__)
-    with Interrupts() as interrupts:  # before anything that takes time, such as loading torch
+    with verbosity(level), Interrupts() as interrupts:  # before anything that takes time, such as loading torch
         if any(argument.startswith("-") for argument in argv):  # --help, and Hydra's own options
             return run_door(lambda run: report(run, load_train()(run, interrupts)), argv, __doc__)
         # Composed here and not in another function, so that few frames lie between the command and the model.
@@ -74,7 +75,7 @@ def report(run: RunConfig, row: dict[str, Any]) -> int:
     from scaling_testbed.runs.row import STOPPED_EARLY, describe_row
 
     if is_main_process():
-        say(describe_row(row, run_folder_path(run)))
+        say(describe_row(row, run_folder_path(run)), level=RESULT)
         release_streams()  # a run ends with its own status, whatever becomes of the output
     return STOPPED if row["status"] in STOPPED_EARLY else DONE
 

@@ -156,7 +156,8 @@ OTHERS = {
     *("lm_eval", "wandb", "nvidia-smi", "gunzip", "tar", "curl"),
 }  # programs that are not of this project
 PLACEHOLDER = re.compile(r"[A-Z][A-Z0-9_]*")
-HYDRA = {"--cfg": 1, "--help": 0, "-h": 0, "--info": 0, "--hydra-help": 0, "-m": 0, "--multirun": 0, "--dry-run": 0}
+FLAGS = ("--help", "-h", "--info", "--hydra-help", "-m", "--multirun", "--dry-run", "-q", "-v")
+HYDRA = {"--cfg": 1} | dict.fromkeys(FLAGS, 0)
 LAUNCHERS = {"torchrun": r"--(standalone|nnodes|nproc-per-node|rdzv-\w+|max-restarts)(=.*)?", "srun": r"--?[a-z].*"}
 
 

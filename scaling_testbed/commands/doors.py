@@ -24,6 +24,15 @@ if TYPE_CHECKING:
     from scaling_testbed.config.run import RunConfig
 
 
+VERBOSE = {"-q": "quiet", "--quiet": "quiet", "-v": "verbose", "--verbose": "verbose"}
+
+
+def without_verbosity(argv: Sequence[str]) -> tuple[list[str], str | None]:
+    """The arguments without -q and -v, and what the last of these asks for, as progress.verbosity takes it."""
+    asked = [VERBOSE[word] for word in argv if word in VERBOSE]
+    return [word for word in argv if word not in VERBOSE], asked[-1] if asked else None
+
+
 class Exit:
     """The exit status of a command: 0 unless its body or an error sets another one."""
 

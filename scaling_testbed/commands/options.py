@@ -181,4 +181,6 @@ def out(help_: str) -> Any:
     return typer.Option("--out", metavar="FILE", help=f"{help_}; repeatable")
 
 
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="print only warnings, errors and the result")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="print more, such as which run starts where")]
 OutTable = Annotated[Sequence[Path], out("save the table in the format of the ending: .csv, .json, .jsonl or .parquet")]

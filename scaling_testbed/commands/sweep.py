@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from scaling_testbed.commands import output
-from scaling_testbed.commands.options import Json, OutTable
+from scaling_testbed.commands.options import Json, OutTable, Quiet, Verbose
 from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.row_files import ENDINGS
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from scaling_testbed.sweeps.grid import Sweep
     from scaling_testbed.sweeps.plan import PlannedRun
     from scaling_testbed.sweeps.slurm import SlurmConfig
+    from scaling_testbed.sweeps.speed import Speed
     from scaling_testbed.sweeps.status import RunState
 
 Given = TypeVar("Given", int, float)
@@ -146,26 +147,28 @@ def plan(
 ) -> None:
     """Show the runs of each model and their cost, without starting any.
 
-    launcher.nodes= and launcher.gpus_per_node= set the GPUs of a run, for the estimate of memory on each GPU."""
+    launcher.nodes= and launcher.gpus_per_node= set the GPUs of a run, for the estimate of memory on each GPU. Without a
+    rate and finished runs, a plan for the CPU of this machine takes a probe of one second; not with --json."""
     from rich.text import Text
 
     from scaling_testbed.sweeps.cpu_precision import bf16_remark
-    from scaling_testbed.sweeps.plan import measured_rate, priced, sweep_folder
-    from scaling_testbed.sweeps.status import rows
+    from scaling_testbed.sweeps.gpu_memory import memory_of_gpu
+    from scaling_testbed.sweeps.plan import sweep_folder
+    from scaling_testbed.sweeps.speed import is_for_cpu, priced
     from scaling_testbed.sweeps.trunks import saving, without_checkpoint
     from scaling_testbed.sweeps.unusual import unusual_lines
     from scaling_testbed.sweeps.view import detectable_effects, plan_summary, plan_table, too_large
     from scaling_testbed.tables import console
 
     output.check(out, ENDINGS)
-    rate, source = _positive("--flops-per-second", flops_per_second), "stated"
+    rate = _positive("--flops-per-second", flops_per_second)
     chosen = asked(words)
-    config = _launcher(launcher, chosen)
-    processes = config.processes
-    runs = planned(chosen, processes)
-    if rate is None:
-        rate, source = measured_rate(rows(sweep_folder(runs))), "the median of this sweep's finished runs"
-    runs = priced(runs, rate) if rate else runs
+    config = launcher_config(launcher, chosen)
+    on_cluster = bool(chosen.launcher) or launcher != "slurm"
+    runs = planned(chosen, config, None if on_cluster else memory_of_gpu())
+    on_gpu = bool(config.gpus) and (on_cluster or not is_for_cpu(runs))
+    speed = _speed(runs, rate, on_gpu, on_cluster, probes=not as_json)
+    runs = priced(runs, speed) if speed else runs
     records = [one.record() for one in runs]
     written = output.write(out, records)
     if as_json:
@@ -173,21 +176,25 @@ def plan(
         return
     if chosen.sweep.description:
         print(chosen.sweep.description)
-    summary = plan_summary(runs, processes if config.gpus_per_node else 0, config.time)
-    console().print(plan_table(runs, list(chosen.sweep.rules)) if all_runs else summary)
+    hours = speed.unit if speed else "GPU-hours"
+    if all_runs:
+        console().print(plan_table(runs, list(chosen.sweep.rules), hours))
+    else:
+        console().print(plan_summary(runs, bool(config.gpus), hours, _limits(runs, config)))
     for key, rule in chosen.sweep.rules.items():
         print(f"{key} = {rule}")
     if chosen.sweep.draw:
         print(f"drawn: {chosen.sweep.draw}")
+    least, most = (pick(one.processes for one in runs) for pick in (min, max))
     print(
-        f"GPU-hours at {rate:.3g} FLOP/s ({source})" if rate else "GPU-hours: give --flops-per-second, e.g. 4e14",
-        f"memory on {'one GPU' if processes == 1 else f'each of {processes} GPUs'}",
+        f"{hours} {speed.words}" if speed else "GPU-hours: give --flops-per-second, e.g. 4e14",
+        f"memory on {'one GPU' if most == 1 else f'each of {most} GPUs' if most == least else 'each GPU'}",
         f"records under {sweep_folder(runs)}/",
         sep="; ",
     )
     if chosen.sweep.shared_trunk and (saved := saving(runs)):
         print(saved)
-    for line in too_large(runs) if config.gpus_per_node else []:
+    for line in too_large(runs) if config.gpus else []:
         console().print(Text(line, style="red"), soft_wrap=True)
     for line in bf16_remark(runs) if not chosen.launcher else []:
         print(line)
@@ -198,6 +205,45 @@ def plan(
     output.say_written(written)
 
 
+def _speed(
+    runs: "Sequence[PlannedRun]", rate: float | None, on_gpu: bool, on_cluster: bool, probes: bool
+) -> "Speed | None":
+    """The speed for a plan: by the `rate` in FLOP/s, by finished runs, or by a probe, if it `probes` and its runs are
+    for the CPU of this machine. None: it is not known."""
+    from scaling_testbed.processes.interpreter import importing_torch
+    from scaling_testbed.sweeps.plan import sweep_folder
+    from scaling_testbed.sweeps.speed import measured, of_finished, stated
+    from scaling_testbed.sweeps.status import rows
+
+    if rate is not None:
+        return stated(rate, on_gpu)
+    finished = rows(sweep_folder(runs))
+    if found := of_finished(runs, finished, on_gpu):
+        return found
+    if on_cluster:
+        return None
+    if on_gpu:  # what was trained elsewhere tells more than nothing
+        return measured(finished, False, "of this sweep")
+    if not probes:
+        return None
+    try:
+        with importing_torch():
+            from scaling_testbed.sweeps.probe import probed
+
+        return probed(runs)
+    except (UserError, RuntimeError, MemoryError, OSError, ImportError):  # a plan can be made without it
+        return None
+
+
+def _limits(runs: "Sequence[PlannedRun]", config: "SlurmConfig") -> dict[str, str | None]:
+    """The time limit of each run by its id; none where an automatic one needs a speed that is not known."""
+    from scaling_testbed.sweeps.sizes import sizes
+
+    if config.has_auto_time and any(one.hours is None for one in runs):
+        return {}
+    return {one.run_id: size.config.time for size in sizes(runs, config) for one in size.runs}
+
+
 def run(
     words: Words = (),
     workers: Workers = None,
@@ -205,6 +251,8 @@ def run(
     runs_per_gpu: RunsPerGpu = None,
     fresh: Fresh = False,
     stop_hopeless: StopHopeless = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
     dry_run: DryRun = False,
 ) -> int:
     """Run the sweep on this machine.
@@ -212,15 +260,24 @@ def run(
     Skips finished runs and resumes killed ones. A failed run does not stop the others. A run that --stop-hopeless stops
     saves a checkpoint; the same command without the option continues it. Exit status: 0 if all is done, 1
     if a run failed, 75 if a signal stopped it, 2 for a wrong command."""
-    return _run(asked(words, False), workers, gpus, runs_per_gpu, fresh, stop_hopeless, dry_run)
+    with _verbosity(quiet, verbose):
+        return _run(asked(words, False), workers, gpus, runs_per_gpu, fresh, stop_hopeless, dry_run)
 
 
-def submit(words: LauncherWords = (), launcher: Launcher = "slurm", dry_run: ShowScript = False) -> None:
-    """Submit the sweep as Slurm job arrays.
+def submit(
+    words: LauncherWords = (),
+    flops_per_second: FlopsPerSecond = None,
+    launcher: Launcher = "slurm",
+    dry_run: ShowScript = False,
+) -> None:
+    """Submit the sweep as Slurm job arrays, one for each number of GPUs and time limit.
 
     Runs that are queued, running or finished are not submitted. If the estimate of memory of a run does not fit a GPU,
-    nothing is submitted."""
-    _submit(asked(words), launcher, dry_run)
+    or a time limit the partition, nothing is submitted (exit status 2)."""
+    from scaling_testbed.commands.submission import submit_runs
+
+    rate = _positive("--flops-per-second", flops_per_second)
+    submit_runs(asked(words), launcher, dry_run, rate)
 
 
 def retry(
@@ -231,18 +288,28 @@ def retry(
     fresh: Fresh = False,
     stop_hopeless: StopHopeless = None,
     launcher: RetryLauncher = None,
+    flops_per_second: FlopsPerSecond = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
     dry_run: DryRun = False,
 ) -> int | None:
     """Like run, also for failed runs; with --launcher slurm or launcher.KEY=, like submit."""
+    from scaling_testbed.commands.submission import submit_runs
+
     chosen = asked(words)
     if launcher is None and not chosen.launcher:
-        return _run(chosen, workers, gpus, runs_per_gpu, fresh, stop_hopeless, dry_run, failed_too=True)
+        if flops_per_second is not None:
+            raise ConfigError("--flops-per-second is for a launcher; add --launcher slurm, or leave it out")
+        with _verbosity(quiet, verbose):
+            return _run(chosen, workers, gpus, runs_per_gpu, fresh, stop_hopeless, dry_run, failed_too=True)
     local: dict[str, object] = {"--workers": workers, "--gpus": gpus, "--runs-per-gpu": runs_per_gpu}
+    local |= {"--quiet": quiet or None, "--verbose": verbose or None}
     local |= {"--fresh": fresh or None, "--stop-hopeless": stop_hopeless}  # the tasks of an array have no driver
     for option, value in local.items():
         if value is not None:
             raise ConfigError(f"{option} applies to this machine only; leave out either it or the launcher")
-    _submit(chosen, launcher or "slurm", dry_run, failed_too=True)
+    rate = _positive("--flops-per-second", flops_per_second)
+    submit_runs(chosen, launcher or "slurm", dry_run, rate, failed_too=True)
     return None
 
 
@@ -260,10 +327,10 @@ def status(words: Words = (), as_json: Json = False, out: OutTable = ()) -> None
 
     output.check(out, ENDINGS)
     chosen = asked(words, False)
-    runs = planned(chosen, None)
+    runs = planned(chosen, shown_only=True)
     if not chosen.narrowed:  # include all runs that were ever started in the folder
         runs = told_apart([*runs, *remembered(sweep_folder(runs))])
-    states = with_predictions(_states(runs))
+    states = with_predictions(states_of(runs))
     records = [state.record() for state in states]
     written = output.write(out, records)
     if as_json:
@@ -276,7 +343,7 @@ def status(words: Words = (), as_json: Json = False, out: OutTable = ()) -> None
         print(line)
     for line in about_hopeless({"status": state.state} for state in states):
         print(f"{line}; `sweep run` without --stop-hopeless continues")
-    _say_not_compared(states)
+    say_not_compared(states)
     print(f"{counts(states)}; records under {sweep_folder(runs)}/")
     output.say_written(written)
 
@@ -287,7 +354,7 @@ def collect(words: Words = ()) -> None:
     from scaling_testbed.sweeps.status import collect, grouped, read_states
 
     chosen = asked(words, False)
-    runs = planned(chosen, None)
+    runs = planned(chosen, shown_only=True)
     ids = {run.run_id for run in runs}
     folder = sweep_folder(runs)
     lines, table, found = collect(folder, ids if chosen.narrowed else None)
@@ -295,7 +362,7 @@ def collect(words: Words = ()) -> None:
     states = read_states(known)
     for line in grouped("changed", ((state.run, state.error) for state in states if state.state == "changed")):
         print(f"warning: {line}; its row is of the data then", file=sys.stderr)
-    _say_not_compared(states)
+    say_not_compared(states)
     if unknown := len(found) - len(known):
         print(
             f"warning: {unknown} rows are in no plan of this folder, so their data were not compared", file=sys.stderr
@@ -306,14 +373,23 @@ def collect(words: Words = ()) -> None:
 
 
 def planned(
-    chosen: Asked, processes: int | None = 1, gpu_memory_gib: float | None = None, runs_per_gpu: int | None = None
+    chosen: Asked,
+    launcher: "SlurmConfig | None" = None,
+    gpu_memory_gib: float | None = None,
+    runs_per_gpu: int | None = None,
+    shown_only: bool = False,
 ) -> "list[PlannedRun]":
-    """The planned runs of a selection; prints the number of duplicate runs on stderr. processes, gpu_memory_gib,
-    runs_per_gpu: as in sweeps.plan.plan."""
+    """The planned runs of a selection; prints the number of duplicate runs on stderr.
+
+    launcher: whose GPUs the runs have; None: one process each. gpu_memory_gib, runs_per_gpu: as in sweeps.plan.plan.
+    shown_only: whether the runs are not to be started, so that they need not go with a number of processes."""
     from scaling_testbed.sweeps.gpu_memory import ASSUMED_GIB
     from scaling_testbed.sweeps.plan import plan
 
-    runs, same = plan(chosen.sweep, processes, gpu_memory_gib or ASSUMED_GIB, runs_per_gpu or 1)
+    processes = None if shown_only else launcher.processes if launcher else 1
+    nodes = launcher.nodes if launcher else 1
+    fewest = launcher is not None and launcher.has_auto_gpus
+    runs, same = plan(chosen.sweep, processes, gpu_memory_gib or ASSUMED_GIB, runs_per_gpu or 1, nodes, fewest)
     if same:
         print(f"{same} combinations are the same run as an earlier one and count once", file=sys.stderr)
     return runs
@@ -329,6 +405,7 @@ def _run(
     dry_run: bool,
     failed_too: bool = False,
 ) -> int:
+    from scaling_testbed.progress import DETAIL, say
     from scaling_testbed.sweeps.gpu_memory import memory_of_gpu
     from scaling_testbed.sweeps.local import Driver
     from scaling_testbed.sweeps.plan import remember, sweep_folder
@@ -337,20 +414,23 @@ def _run(
     from scaling_testbed.tables import console
 
     places, margin = _places(workers, gpus, runs_per_gpu), _margin(stop_hopeless)
-    runs = planned(chosen, 1, memory_of_gpu() if gpus else None, runs_per_gpu)
+    gib = memory_of_gpu() if gpus else None
+    if gib is not None:
+        say(f"the smallest GPU here has {gib:.1f} GiB", level=DETAIL)
+    runs = planned(chosen, None, gib, runs_per_gpu)
     for line in too_large(runs) if gpus else []:
         print(line, file=sys.stderr)
     if failed_too:
-        _say_if_none_failed(read_states(runs))
+        say_if_none_failed(read_states(runs))
     if dry_run:
-        states = _states(runs)
-        print(f"{len(runs)} runs: {counts(states)}; {len(_due(states, failed_too, margin))} to start")
+        states = states_of(runs)
+        print(f"{len(runs)} runs: {counts(states)}; {len(due_runs(states, failed_too, margin))} to start")
         return 0
     remember(runs, chosen.sweep)
     driver = Driver(runs, places, retry=failed_too, warm=not fresh, stop_hopeless=margin)
     found = driver.drive()
     states = list(driver.states.values())
-    _say_not_compared(states)
+    say_not_compared(states)
     console().print(loss_table(states))
     print(f"{counts(states)}; validation loss in nats per token; records under {sweep_folder(runs)}/")
     return found
@@ -370,94 +450,13 @@ def _places(workers: int | None, gpus: str | None, runs_per_gpu: int | None) -> 
     return slots(_positive("--workers", workers), names, _positive("--runs-per-gpu", runs_per_gpu) or 1)
 
 
-def _submit(chosen: Asked, launcher: str, dry_run: bool, failed_too: bool = False) -> None:
-    from scaling_testbed.sweeps import slurm
-    from scaling_testbed.sweeps.plan import alone_in, measured_rate, priced, remember, sweep_folder
-    from scaling_testbed.sweeps.status import check_none_changed, counts, rows, set_aside
-    from scaling_testbed.sweeps.view import submission_line, too_large
-
-    config = _launcher(launcher, chosen)
-    runs = planned(chosen, config.processes)
-    states = _states(runs, must_know=True)
-    due = _due(states, failed_too)
-    if failed_too:
-        _say_if_none_failed(states)
-    _say_not_compared(states)
-    print(f"{len(runs)} runs: {counts(states)}; {len(due)} to submit")
-    if not failed_too:
-        check_none_changed(states)
-    for one in due:
-        slurm.task_line(one, config)  # raises before any submission if a line cannot be written
-    if not due:
-        return
-    n_gpus, rate = (config.processes if config.gpus_per_node else 0), measured_rate(rows(sweep_folder(runs)))
-    print(submission_line(priced(due, rate) if rate else due, n_gpus, config.partition, config.time))
-    if lines := too_large(due) if config.gpus_per_node else []:
-        print(*lines, sep="\n", file=sys.stderr)
-        if not dry_run:
-            raise ConfigError(
-                "nothing was submitted: runs do not fit the memory of a GPU (above); type the overrides that make them "
-                "fit, or the size of your GPUs, compute.gpu_memory_gib="
-            )
-    if dry_run:
-        largest = slurm.DEFAULT_MAX_ARRAY_SIZE
-        with contextlib.suppress(UserError):  # the script can be shown without a cluster
-            largest = slurm.max_array_size()
-        first, *later = slurm.generations(due)
-        print(slurm.job_script(sweep_folder(runs) / "slurm" / "NNN", first[: largest - 1], config), end="")
-        if later:
-            counted = ", ".join(str(len(group)) for group in later)
-            print(f"then {counted} tasks, each group in an array job after the one before", file=sys.stderr)
-        return
-    largest = slurm.max_array_size()
-    remember(runs, chosen.sweep)
-    with alone_in(sweep_folder(runs)):
-        states = _states(runs, must_know=True)
-        due = _due(states, failed_too)
-        for state in states:
-            if state.state == "changed" and state.run in due:
-                print(f"{state.run.label}: the old run is in {set_aside(state.run)}")
-        if not due:
-            print("another process has submitted these runs in the meantime")
-            return
-        due = with_a_parent(due, states)
-        jobs = {state.run.run_id: state.job for state in states if state.state in ("queued", "running")}
-        for group in slurm.generations(due):
-            after = sorted({job for run in group if (job := jobs.get(run.after or ""))})
-            for submission in slurm.write_submissions(group, config, largest, after):
-                done = slurm.submit(submission)
-                jobs |= {run.run_id: done.job_id for run in done.runs}
-                waits = f", after job {', '.join(after)}" if after else ""
-                print(f"job {done.job_id}: {len(done.runs)} tasks{waits}, script and output in {done.folder}/")
-
-
-def with_a_parent(due: "list[PlannedRun]", states: "Sequence[RunState]") -> "list[PlannedRun]":
-    """The runs that can begin: the run in whose state each begins has finished, is at work or is submitted too. The
-    others are counted on stderr."""
-    there = {state.run.run_id for state in states if state.state in ("finished", "queued", "running")}
-    planned_ids, kept = {state.run.run_id for state in states}, list(due)
-    while True:
-        ids = there | {run.run_id for run in kept}
-        lost = [run for run in kept if run.after in planned_ids and run.after not in ids]
-        if not lost:
-            break
-        kept = [run for run in kept if run not in lost]
-    if len(kept) < len(due):
-        print(
-            f"{len(due) - len(kept)} runs are not submitted, because the runs in whose state they begin have not "
-            "finished; see `sweep status`",
-            file=sys.stderr,
-        )
-    return kept
-
-
-def _say_if_none_failed(states: "Sequence[RunState]") -> None:
+def say_if_none_failed(states: "Sequence[RunState]") -> None:
     if not any(state.state in ("failed", "changed") for state in states):
-        unfinished = "; unfinished runs are started, as with `sweep run`" if _due(states, True) else ""
+        unfinished = "; unfinished runs are started, as with `sweep run`" if due_runs(states, True) else ""
         print(f"no run has failed, so there is nothing to retry{unfinished}")
 
 
-def _due(states: "Sequence[RunState]", failed_too: bool, margin: float | None = None) -> "list[PlannedRun]":
+def due_runs(states: "Sequence[RunState]", failed_too: bool, margin: float | None = None) -> "list[PlannedRun]":
     """The runs to start: pending and stopped ones, hopeless ones unless this `margin` leaves them stopped, and if
     `failed_too` also those that failed or have changed."""
     others = ("failed", "changed") if failed_too else ()
@@ -468,7 +467,7 @@ def _due(states: "Sequence[RunState]", failed_too: bool, margin: float | None = 
     ]
 
 
-def _say_not_compared(states: "Sequence[RunState]") -> None:
+def say_not_compared(states: "Sequence[RunState]") -> None:
     from scaling_testbed.sweeps.status import grouped
 
     unknown = ((state.run, state.not_compared) for state in states if state.not_compared)
@@ -476,7 +475,7 @@ def _say_not_compared(states: "Sequence[RunState]") -> None:
         print(f"warning: {line}", file=sys.stderr)
 
 
-def _launcher(name: str, chosen: Asked) -> "SlurmConfig":
+def launcher_config(name: str, chosen: Asked) -> "SlurmConfig":
     from scaling_testbed.config.compose import fill
     from scaling_testbed.config.search import choices
     from scaling_testbed.sweeps.slurm import SlurmConfig
@@ -488,7 +487,7 @@ def _launcher(name: str, chosen: Asked) -> "SlurmConfig":
     return fill(SlurmConfig, path, "launcher", chosen.launcher)
 
 
-def _states(runs: "Sequence[PlannedRun]", must_know: bool = False) -> "list[RunState]":
+def states_of(runs: "Sequence[PlannedRun]", must_know: bool = False) -> "list[RunState]":
     """The states of runs, from their folders and from Slurm's queue if there is one.
 
     A waiting job counts as queued, whatever its folder records of an earlier start. If the queue cannot be read, this
@@ -512,6 +511,15 @@ def _states(runs: "Sequence[PlannedRun]", must_know: bool = False) -> "list[RunS
         waits = job and state.state in ("pending", "stopped", "hopeless", "changed", "failed")
         found.append(dataclasses.replace(state, job=job or state.job, state="queued" if waits else state.state))
     return found
+
+
+def _verbosity(quiet: bool, verbose: bool) -> contextlib.AbstractContextManager[None]:
+    """Context in which as much is printed as -q or -v asks for. Raises ConfigError for both."""
+    from scaling_testbed.progress import verbosity
+
+    if quiet and verbose:
+        raise ConfigError("give -q or -v, not both")
+    return verbosity("quiet" if quiet else "verbose" if verbose else None)
 
 
 def _margin(stop_hopeless: float | None) -> float | None:

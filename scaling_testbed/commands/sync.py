@@ -24,7 +24,7 @@ def sync(words: Words = (), dry_run: ShowCommands = False) -> int:
     from scaling_testbed.sweeps.plan import remembered, sweep_folder, told_apart
 
     chosen = asked(words, False)
-    runs = planned(chosen, None)
+    runs = planned(chosen, shown_only=True)
     if not chosen.narrowed:
         runs = told_apart([*runs, *remembered(sweep_folder(runs))])
     found = [(Path(run.folder), recording_to_sync(Path(run.folder))) for run in runs]

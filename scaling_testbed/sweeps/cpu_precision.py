@@ -6,19 +6,19 @@ from pathlib import Path
 
 from scaling_testbed.sweeps.gpu_memory import memory_of_gpu
 from scaling_testbed.sweeps.plan import PlannedRun
+from scaling_testbed.sweeps.speed import MOST_FLOPS_OF_CPU
 
 PROCESSOR_FILE = Path("/proc/cpuinfo")  # on Linux
 BF16_INSTRUCTIONS = {"avx512_bf16", "amx_bf16"}
 # From this width and this many tokens in a pass on, bf16 takes less time (docs/runs.md, "Device and precision").
 LEAST_D_MODEL, LEAST_TOKENS = 64, 1024
-MOST_FLOPS = 1e17  # a plan with more is none for a CPU: two cores take six days
 
 
 def bf16_remark(runs: Sequence[PlannedRun]) -> list[str]:
     """A line about the runs in fp32 that would take less time in bf16 on this machine's CPU; empty if there are none,
     if the CPU has no such instructions, or if the runs are not for a CPU: there is a GPU here, or they are too many."""
     found = [run for run in runs if _gains(run)]
-    if not found or not has_fast_bf16() or sum(run.flops for run in runs) > MOST_FLOPS:
+    if not found or not has_fast_bf16() or sum(run.flops for run in runs) > MOST_FLOPS_OF_CPU:
         return []
     if any(run.config["compute.device"] == "auto" for run in found) and memory_of_gpu() is not None:
         return []

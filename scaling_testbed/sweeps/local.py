@@ -28,7 +28,7 @@ from scaling_testbed.files import reason_of
 from scaling_testbed.processes.interrupts import handle, restore
 from scaling_testbed.processes.serial import SerialRun, SerialStarter
 from scaling_testbed.processes.warm import Starter, WarmProcess
-from scaling_testbed.progress import clock, say
+from scaling_testbed.progress import DETAIL, LINE, LOGGER, clock, for_workers, say
 from scaling_testbed.runs.lease import owner_of
 from scaling_testbed.runs.row import FINAL
 from scaling_testbed.sweeps.hopeless import Judge
@@ -144,7 +144,8 @@ class Driver:
     def _loop(self, free: list[dict[str, str]]) -> None:
         console = Console()
         self._looked = -OWNER_SECONDS
-        live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
+        shows = console.is_terminal and LOGGER.isEnabledFor(LINE)
+        live = Live(console=console, auto_refresh=False, transient=True) if shows else None
         refreshed = judged = 0.0
         if live:
             live.start()
@@ -254,13 +255,19 @@ class Driver:
             overrides = [text for text in overrides if not key_of(text).startswith("start.")]
         overrides = on_gpus(overrides) if "CUDA_VISIBLE_DEVICES" in slot else overrides
         folder.mkdir(parents=True, exist_ok=True)
+        say(f"starts {run.label} in {run.folder}{self._place(slot)}", level=DETAIL)
         with open(folder / LOG_FILE, "a") as log:
             # In a session of its own: Ctrl-C reaches the driver, which asks the runs to save.
-            words, planned = ["scaling_testbed.train", *overrides], {PLANNED_RUN: run.run_id}
+            words, planned = ["scaling_testbed.train", *overrides], {PLANNED_RUN: run.run_id} | for_workers()
             if self.warm and _shares_process(run, slot):
                 kind, shape = (json.dumps(_part(run, sections)) for sections in (OF_PROCESS, OF_SHAPE))
                 return self._serial.start(words, planned, log, place=slot, kind=kind, shape=shape)
             return self._starter.start(words, slot | planned, log)
+
+    @staticmethod
+    def _place(slot: dict[str, str]) -> str:
+        """The variables of a slot, in words."""
+        return f" with {' '.join(f'{name}={value}' for name, value in slot.items())}" if slot else ""
 
     def _read(self, run: PlannedRun) -> RunState:
         """The state of a run. The data are looked at again only where they seem to have changed: to compose a run and

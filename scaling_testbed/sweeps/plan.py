@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import json
-import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
@@ -28,7 +27,7 @@ from scaling_testbed.processes.world import World, check_world
 from scaling_testbed.progress import say
 from scaling_testbed.runs.environment import source_state
 from scaling_testbed.runs.row import is_number
-from scaling_testbed.sweeps.gpu_memory import ASSUMED_GIB, fits, fitting_overrides, planned_memory
+from scaling_testbed.sweeps.gpu_memory import ASSUMED_GIB, fits, fitting, fitting_overrides, planned_memory
 from scaling_testbed.sweeps.grid import Sweep, overrides_before
 from scaling_testbed.sweeps.rules import with_values
 from scaling_testbed.sweeps.trunks import TRUNK, Branched, branched, with_parents
@@ -38,6 +37,7 @@ Found = TypeVar("Found")
 
 PLAN_FILE = "plan.jsonl"
 SWEEP_FILE = "sweep.json"
+NOT_KEPT = ("unusual", "processes", "nodes", "cpu_hours")  # of a PlannedRun
 LONGEST_WORD = 2**17  # bytes of an argument of a process, on Linux
 WITHOUT_FLOCK = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # the errors of file systems without flock
 
@@ -80,6 +80,9 @@ class PlannedRun:
     is_part: bool = False
     config: dict[str, Any] = field(default_factory=dict, repr=False)
     unusual: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
+    processes: int = 1
+    nodes: int = 1
+    cpu_hours: float | None = None
 
     def record(self) -> dict[str, Any]:
         """The run as one object for --json, without its configuration, which can be composed from `overrides`."""
@@ -89,6 +92,11 @@ class PlannedRun:
     def fits(self) -> bool:
         """Whether the estimate of memory fits a GPU of gpu_memory_gib, or the run uses no GPU."""
         return self.config.get("compute.device") == "cpu" or fits(self.memory_bytes, self.gpu_memory_gib)
+
+    @property
+    def hours(self) -> float | None:
+        """The time of all of its devices, GPUs or processors."""
+        return self.cpu_hours if self.gpu_hours is None else self.gpu_hours
 
     @property
     def share(self) -> float:
@@ -108,13 +116,19 @@ class PlannedRun:
 
 
 def plan(
-    sweep: Sweep, processes: int | None = 1, gpu_memory_gib: float = ASSUMED_GIB, runs_per_gpu: int = 1
+    sweep: Sweep,
+    processes: int | None = 1,
+    gpu_memory_gib: float = ASSUMED_GIB,
+    runs_per_gpu: int = 1,
+    nodes: int = 1,
+    fewest_gpus: bool = False,
 ) -> tuple[list[PlannedRun], int]:
     """Compose all runs of `sweep`. Returns the runs in order without duplicates, and the number of duplicates.
 
     processes: of each run, one for each GPU; None: the runs are only displayed. gpu_memory_gib: of a GPU, where
-    compute.gpu_memory_gib is null. runs_per_gpu: how many runs share it. Raises ConfigError, which names the key, for a
-    run that cannot be composed.
+    compute.gpu_memory_gib is null. runs_per_gpu: how many runs share it. nodes: among which the processes are divided.
+    fewest_gpus: a run that does not fit its GPUs gets the overrides and the GPUs that make it fit, if some are known.
+    Raises ConfigError, which names the key, for a run that cannot be composed.
     """
     points = sweep.points()
     if not points:
@@ -143,7 +157,11 @@ def plan(
         run = member.run
         if processes is not None:
             check_world(World(size=processes), run.parallelism, run.batch.sequences)
-        planned = _planned(member, of_data(run), processes or 1, gpu_memory_gib, runs_per_gpu)
+        planned = _planned(
+            member, of_data(run), processes or 1, nodes, (run.compute.gpu_memory_gib or gpu_memory_gib) / runs_per_gpu
+        )
+        if fewest_gpus and not planned.fits:
+            planned = _fitted(member, of_data(run), planned)
         found.setdefault(planned.run_id, planned)
         folders.add(str(sweep_folder([planned])))
     if len(folders) > 1:
@@ -195,8 +213,18 @@ def _overrides(sweep: Sweep, point: dict[str, str]) -> list[str]:
     return [*outside_overrides(sweep.plugins, sweep.configs), *own]
 
 
+def _fitted(member: Branched, of_data: tuple[int, dict[str, int] | None], planned: PlannedRun) -> PlannedRun:
+    """The run with what makes it fit; as it is planned where nothing does."""
+    model, gib = member.run.model.resolved(of_data[0]), planned.gpu_memory_gib
+    if (found := fitting(member.run, model, planned.n_params, planned.processes, gib)) is None:
+        return planned
+    words = [*overrides_before(member.overrides, found.own_words), *found.own_words]
+    changed = replace(member, run=replace(found.run, overrides=words), overrides=words)
+    return _planned(changed, of_data, found.gpus, found.nodes, gib)
+
+
 def _planned(
-    member: Branched, of_data: tuple[int, dict[str, int] | None], processes: int, gib: float, runs_per_gpu: int
+    member: Branched, of_data: tuple[int, dict[str, int] | None], processes: int, nodes: int, gib: float
 ) -> PlannedRun:
     run, (vocab_size, train_tokens) = member.run, of_data
     model = run.model.resolved(vocab_size)
@@ -207,7 +235,6 @@ def _planned(
     average = None if in_use is None else in_use[0]
     flops = training_flops(run, model, steps, steps) - training_flops(run, model, steps, first)
     config = {key: value for key, value in flatten(run).items() if "." in key or key == "seed"}
-    gib = (run.compute.gpu_memory_gib or gib) / runs_per_gpu
     n_bytes = planned_memory(run, model, counts.n_params, processes, gib).total
     return PlannedRun(
         run_id=run_id(run),
@@ -232,6 +259,8 @@ def _planned(
         is_part=member.is_part,
         config=config | asdict(counts) | {"rate_means": rate_means(run)},
         unusual=unusual(run, model, counts, steps, train_tokens),
+        processes=processes,
+        nodes=nodes,
     )
 
 
@@ -268,21 +297,6 @@ def _prepared(run: RunConfig, entry: Callable[[dict[str, Any]], Found]) -> Found
         return None if folder is None else entry(read_manifest(folder))
     except (OSError, UserError):
         return None
-
-
-def priced(runs: Sequence[PlannedRun], flops_per_second: float) -> list[PlannedRun]:
-    """The runs with the GPU-hours that their counted FLOPs take at this rate."""
-    return [replace(run, gpu_hours=run.flops / flops_per_second / 3600) for run in runs]
-
-
-def measured_rate(rows: Iterable[dict[str, Any]]) -> float | None:
-    """The median over finished runs of the FLOP/s that each GPU reached from start to end; None without such runs."""
-    rates = [
-        (row.get("flops_here") or row["flops"]) / row["wall_seconds"] / (row.get("world_size") or 1)
-        for row in rows
-        if row.get("status") == "finished" and row.get("flops") and row.get("wall_seconds")
-    ]
-    return statistics.median(rates) if rates else None
 
 
 def on_gpus(overrides: Sequence[str]) -> list[str]:
@@ -383,7 +397,7 @@ def _with_draw(draws: list[dict[str, Any]], sweep: Sweep) -> list[dict[str, Any]
 
 
 def _kept(run: PlannedRun) -> dict[str, Any]:
-    return {key: value for key, value in asdict(run).items() if key != "unusual"}
+    return {key: value for key, value in asdict(run).items() if key not in NOT_KEPT}
 
 
 def _declared(

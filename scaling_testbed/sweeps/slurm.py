@@ -7,6 +7,7 @@ knew the job id.
 """
 
 import hashlib
+import math
 import os
 import re
 import shlex
@@ -23,6 +24,7 @@ from scaling_testbed.files import write_text
 from scaling_testbed.keys import key
 from scaling_testbed.sweeps.plan import PlannedRun, on_gpus, sweep_folder
 
+AUTO = "auto"
 DEFAULT_MAX_ARRAY_SIZE = 1001  # Slurm's default, used if no cluster answers
 
 
@@ -33,11 +35,20 @@ class SlurmConfig:
     partition: str | None = key(None, "The partition, sbatch's --partition.")
     account: str | None = key(None, "The account, sbatch's --account.")
     qos: str | None = key(None, "The quality of service, sbatch's --qos.")
-    time: str | None = key(None, "The time limit of a task, as for sbatch: 2:00:00 or 1-00:00:00.")
+    time: str | None = key(
+        None,
+        "The time limit of a task, as for sbatch: 2:00:00 or 1-00:00:00. auto: launcher.time_margin times the estimate "
+        "of a run, and some minutes more, at most the limit of the partition.",
+    )
+    time_margin: float = key(1.5, "With launcher.time=auto, the factor between the estimate of a run and its limit.")
     constraint: str | None = key(None, "Features that a node must have, sbatch's --constraint.")
     memory: str | None = key(None, "Memory of a node, for example 64G.")
     nodes: int = key(1, "Nodes of one run.")
-    gpus_per_node: int = key(1, "GPUs of a node, one process for each. 0: only CPUs.")
+    gpus_per_node: int | str = key(
+        1,
+        "GPUs of a node, one process for each. 0: only CPUs. auto: one for each run that fits one, and for another run "
+        "the overrides and the GPUs with which it fits.",
+    )
     cpus_per_process: int | None = key(None, "CPUs of a process.")
     max_running: int | None = key(
         None,
@@ -54,17 +65,20 @@ class SlurmConfig:
     python: str | None = key(None, "The Python interpreter of the tasks. null: the one that runs `sweep submit`.")
 
     def __post_init__(self):
-        for name in ("nodes", "cpus_per_process", "max_running", "signal_seconds", "max_restarts"):
+        for name in ("time_margin", "nodes", "cpus_per_process", "max_running", "signal_seconds", "max_restarts"):
             check_positive(f"launcher.{name}", getattr(self, name))
-        if self.gpus_per_node < 0:
-            raise ConfigError(f"launcher.gpus_per_node must not be negative; got {self.gpus_per_node}")
+        object.__setattr__(self, "gpus_per_node", _gpus(self.gpus_per_node))
+        if self.gpus_per_node == AUTO and self.nodes > 1:
+            raise ConfigError("launcher.gpus_per_node=auto chooses the nodes too; leave out launcher.nodes")
+        if self.time_margin < 1:
+            raise ConfigError(f"launcher.time_margin must be at least 1; got {self.time_margin:g}")
         for option in self.sbatch:
             if not option.startswith("-"):
                 raise ConfigError(f"launcher.sbatch holds options of sbatch, such as --exclude=node7; got {option!r}")
         texts = [self.partition, self.account, self.qos, self.time, self.constraint, self.memory, *self.sbatch]
         if bad := [text for text in texts if text and re.search(r"[\x00-\x1f]", text)]:
             raise ConfigError(f"an option of sbatch must be one line; got {bad[0]!r}")
-        limit = _seconds(self.time)
+        limit = seconds_of(self.time)
         if self.requeue and limit is not None and limit <= self.signal_seconds:
             raise ConfigError(
                 f"launcher.time must be longer than launcher.signal_seconds={self.signal_seconds}, which comes before "
@@ -72,8 +86,23 @@ class SlurmConfig:
             )
 
     @property
+    def gpus(self) -> int:
+        """GPUs of a node; for auto the least, which is one."""
+        return 1 if isinstance(self.gpus_per_node, str) else self.gpus_per_node
+
+    @property
+    def has_auto_gpus(self) -> bool:
+        """Whether each run has the GPUs with which it fits."""
+        return self.gpus_per_node == AUTO
+
+    @property
+    def has_auto_time(self) -> bool:
+        """Whether each run has a time limit by its estimate."""
+        return self.time == AUTO
+
+    @property
     def processes_per_node(self) -> int:
-        return max(1, self.gpus_per_node)
+        return max(1, self.gpus)
 
     @property
     def processes(self) -> int:
@@ -81,7 +110,16 @@ class SlurmConfig:
         return self.nodes * self.processes_per_node
 
 
-def _seconds(limit: str | None) -> int | None:
+def _gpus(typed: int | str) -> int | str:
+    """A number of GPUs, or auto. Raises ConfigError for anything else."""
+    if typed == AUTO:
+        return AUTO
+    if not str(typed).isdecimal():
+        raise ConfigError(f"launcher.gpus_per_node must be a number, 0 for none, or auto; got {typed}")
+    return int(typed)
+
+
+def seconds_of(limit: str | None) -> int | None:
     """A time limit as sbatch reads it: m, m:s, h:m:s, d-h, d-h:m or d-h:m:s; None where it is none of these."""
     found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", limit or "")
     if not found:
@@ -143,7 +181,7 @@ def job_script(folder: Path, runs: Sequence[PlannedRun], config: SlurmConfig, af
         "dependency": f"afterany:{':'.join(after)}" if after else None,
         "nodes": config.nodes,
         "ntasks-per-node": 1 if config.torchrun else config.processes_per_node,
-        "gpus-per-node": config.gpus_per_node or None,
+        "gpus-per-node": config.gpus or None,
         "cpus-per-task": _cpus_per_task(config),
         "partition": config.partition,
         "account": config.account,
@@ -259,7 +297,7 @@ def _quoted_option(option: str) -> str:
 
 def task_line(run: PlannedRun, config: SlurmConfig) -> str:
     """The run's folder and overrides, quoted for a shell. Raises ConfigError for what does not fit on one line."""
-    words = [str(Path(run.folder).resolve()), *(on_gpus(run.overrides) if config.gpus_per_node else run.overrides)]
+    words = [str(Path(run.folder).resolve()), *(on_gpus(run.overrides) if config.gpus else run.overrides)]
     if bad := [word for word in words if re.search(r"[\x00-\x1f\x7f\x85\u2028\u2029]", word)]:
         raise ConfigError(f"overrides of a run on Slurm must have no line breaks or control characters; got {bad[0]!r}")
     return shlex.join(words)
@@ -307,6 +345,29 @@ def max_array_size() -> int:
         raise UserError(f"the Slurm cluster does not answer: {_words(answer)}")
     found = re.search(r"^MaxArraySize\s*=\s*(\d+)", answer.stdout, re.MULTILINE)
     return max(2, int(found.group(1))) if found else DEFAULT_MAX_ARRAY_SIZE
+
+
+@dataclass(frozen=True)
+class Partition:
+    """A partition of the cluster. seconds: the longest time limit of a job; None: no limit."""
+
+    name: str
+    seconds: int | None
+
+
+def partition(named: str | None) -> Partition | None:
+    """The partition that a job with this --partition goes to: of several, that with the shortest limit, and without a
+    name that of the cluster. None where the cluster does not say."""
+    try:
+        answer = _ask("scontrol", "--oneliner", "show", "partition")
+    except UserError:
+        return None
+    asked, found = (named or "").split(","), []
+    for line in answer.stdout.splitlines() if not answer.returncode else []:
+        about = dict(word.partition("=")[::2] for word in line.split())
+        if about.get("PartitionName") in asked or (named is None and about.get("Default") == "YES"):
+            found.append(Partition(about["PartitionName"], seconds_of(about.get("MaxTime"))))
+    return min(found, key=lambda one: math.inf if one.seconds is None else one.seconds, default=None)
 
 
 def queued(folder: Path) -> dict[str, tuple[str, str]]:

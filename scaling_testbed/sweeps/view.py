@@ -1,7 +1,7 @@
 """Tables of a sweep for a terminal: its plan, the state of its runs, and its losses."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from rich.console import Group
 from rich.text import Text
@@ -15,15 +15,18 @@ from scaling_testbed.progress import clock
 from scaling_testbed.sweeps.gpu_memory import GIB
 from scaling_testbed.sweeps.grid import Sweep
 from scaling_testbed.sweeps.plan import PlannedRun
+from scaling_testbed.sweeps.sizes import Size
+from scaling_testbed.sweeps.speed import Speed
 from scaling_testbed.sweeps.status import RunState, counts
 from scaling_testbed.tables import LeftFirst, Whole, brief
 
 LONGEST_ERROR = 60
 
 
-def plan_table(runs: Sequence[PlannedRun], ruled: Sequence[str] = ()) -> Whole:
-    """One line per run, and the totals. ruled: the keys that have a rule, whose values are shown."""
-    varied, with_hours = _varied(runs), any(run.gpu_hours is not None for run in runs)
+def plan_table(runs: Sequence[PlannedRun], ruled: Sequence[str] = (), hours: str = "GPU-hours") -> Whole:
+    """One line per run, and the totals. ruled: the keys that have a rule, whose values are shown. hours: of which
+    device, as the head of the column."""
+    varied, with_hours = _varied(runs), any(run.hours is not None for run in runs)
     counted = f"N ({', '.join(sorted({run.params for run in runs}))})"
     columns = ["run_id", *varied, *ruled, counted, "tokens", "steps", "6ND", "FLOPs", "memory"]
     rows = []
@@ -33,49 +36,87 @@ def plan_table(runs: Sequence[PlannedRun], ruled: Sequence[str] = ()) -> Whole:
         cells += [*(values[key] for key in ruled), f"{run.budget_n_params:,}"]
         cells += [f"{run.n_tokens:,}", _steps(run), f"{run.budget_flops_6nd:.3g}", f"{run.flops:.3g}"]
         cells += [f"{run.memory_bytes / GIB:,.1f} GiB{'' if run.fits else ' !'}"]
-        rows.append([*cells, f"{run.gpu_hours:,.2f}" if run.gpu_hours is not None else "?"])
+        rows.append([*cells, _hours([run]) or "?"])
     tokens = sum(run.n_tokens - run.first_step * run.tokens_per_step for run in runs)
     total = [f"{len(runs)} runs", *[""] * (len(varied) + len(ruled)), "", f"{tokens:,}"]
     total += [f"{sum(run.steps - run.first_step for run in runs):,}"]
     total += [f"{sum(run.budget_flops_6nd * run.share for run in runs):.3g}"]
-    total += [f"{sum(run.flops for run in runs):.3g}", "", f"{sum(run.gpu_hours or 0 for run in runs):,.2f}"]
+    total += [f"{sum(run.flops for run in runs):.3g}", "", _hours(runs)]
     rows.append(total)
-    return Whole([*columns, "GPU-hours"], rows) if with_hours else Whole(columns, [row[:-1] for row in rows])
+    return Whole([*columns, hours], rows) if with_hours else Whole(columns, [row[:-1] for row in rows])
 
 
-def plan_summary(runs: Sequence[PlannedRun], n_gpus: int, time_limit: str | None = None) -> Whole:
+def plan_summary(
+    runs: Sequence[PlannedRun],
+    on_gpu: bool = True,
+    hours: str = "GPU-hours",
+    limits: Mapping[str, str | None] | None = None,
+) -> Whole:
     """One line per model, and the totals. Where the runs of a model differ, their least and largest values are shown.
-    n_gpus: of a run. time_limit: of a run, as sbatch takes it; None: not shown."""
+
+    on_gpu: whether the processes of a run have GPUs. hours: of which device, as the head of the column. limits: the
+    time limit of each run by its id, as sbatch takes it; None: not shown.
+    """
     groups: dict[tuple[object, ...], list[PlannedRun]] = {}
     for run in runs:
         size = (run.config.get(key) for key in ("model.name", "model.d_model", "model.n_layers"))
         groups.setdefault(tuple(size), []).append(run)
     counted = f"N ({', '.join(sorted({run.params for run in runs}))})"
     columns = ["model", counted, "runs", "tokens", "steps", "FLOPs", "memory", "GPUs"]
-    priced, limited = any(run.gpu_hours is not None for run in runs), time_limit is not None
+    priced, limited = any(run.hours is not None for run in runs), any((limits or {}).values())
     rows = []
     for (name, *_), own in groups.items():
         too_large = "" if all(run.fits for run in own) else " !"
         cells = [str(name), _span((run.budget_n_params for run in own), "{:,}"), f"{len(own):,}"]
         cells += [_span((run.n_tokens for run in own), "{:,}"), _span((run.steps for run in own), "{:,}")]
         cells += [f"{sum(run.flops for run in own):.3g}"]
-        cells += [_span((run.memory_bytes / GIB for run in own), "{:,.1f}") + f" GiB{too_large}", f"{n_gpus}"]
-        rows.append([*cells, f"{sum(run.gpu_hours or 0 for run in own):,.2f}", time_limit or ""])
+        cells += [_span((run.memory_bytes / GIB for run in own), "{:,.1f}") + f" GiB{too_large}"]
+        cells += [_span((run.processes if on_gpu else 0 for run in own), "{:,}")]
+        own_limits = dict.fromkeys((limits or {}).get(run.run_id) or "" for run in own)
+        rows.append([*cells, _hours(own), ", ".join(own_limits)])
     total = ["all", "", f"{len(runs):,} runs", "", "", f"{sum(run.flops for run in runs):.3g}", "", ""]
-    rows.append([*total, f"{sum(run.gpu_hours or 0 for run in runs):,.2f}", ""])
+    rows.append([*total, _hours(runs), ""])
     kept = [*range(len(columns)), *([len(columns)] if priced else []), *([len(columns) + 1] if limited else [])]
-    columns += ["GPU-hours", "time limit"]
+    columns += [hours, "time limit"]
     return Whole([columns[place] for place in kept], [[row[place] for place in kept] for row in rows])
 
 
-def submission_line(runs: Sequence[PlannedRun], n_gpus: int, partition: str | None, time_limit: str | None) -> str:
-    """What a submission of `runs` costs, before it is sent. n_gpus: of a run; 0: CPUs only."""
-    where = f"on {n_gpus} GPU{'s' * (n_gpus > 1)}" if n_gpus else "on CPUs"
-    memory = f"{_span((run.memory_bytes / GIB for run in runs), '{:,.1f}')} GiB{' on each GPU' if n_gpus else ''}"
-    hours = [run.gpu_hours for run in runs if run.gpu_hours is not None]
-    counted = f"{sum(hours):,.2f} GPU-hours" if hours else "GPU-hours not known before a run of the sweep has finished"
-    limits = [f"partition {partition or 'of the cluster'}", f"time limit {time_limit or 'of the cluster'}"]
-    return "; ".join([f"{len(runs):,} tasks, each {where}", memory, counted, *limits])
+def sizes_table(sizes: Sequence[Size], speed: Speed | None) -> Whole:
+    """One line for each array job of a submission."""
+    columns = ["array job", "tasks", "models", "GPUs", "memory", "time limit"]
+    rows = []
+    for number, size in enumerate(sizes, 1):
+        cells = [f"{number}", f"{len(size.runs):,}", size.name, f"{size.n_gpus}", _memory(size.runs)]
+        rows.append([*cells, size.config.time or "of the cluster", _hours(size.runs)])
+    return Whole([*columns, speed.unit], rows) if speed else Whole(columns, [row[:-1] for row in rows])
+
+
+def submission_line(sizes: Sequence[Size], n_jobs: int, speed: Speed | None) -> str:
+    """What a submission costs, before it is sent, in `n_jobs` array jobs."""
+    runs, config = [run for size in sizes for run in size.runs], sizes[0].config
+    gpus = {size.n_gpus for size in sizes}
+    each = f"{_span(gpus, '{}')} GPU{'s' * (max(gpus) > 1)}" if any(gpus) else "CPUs"
+    tasks = f"{len(runs):,} tasks, each on {each}" + (f", in {n_jobs:,} array jobs" if n_jobs > 1 else "")
+    memory = _memory(runs) + (" on each GPU" if any(gpus) else "")
+    hours = "GPU-hours" if any(gpus) else "CPU-hours"
+    counted = f"{_hours(runs)} {hours}, {speed.words}" if speed else f"{hours} not known without --flops-per-second"
+    limits = dict.fromkeys(size.config.time for size in sizes)
+    limit = next(iter(limits)) or "of the cluster" if len(limits) == 1 else "of each size"
+    return "; ".join(
+        [tasks, memory, counted, f"partition {config.partition or 'of the cluster'}", f"time limit {limit}"]
+    )
+
+
+def _memory(runs: Sequence[PlannedRun]) -> str:
+    return f"{_span((run.memory_bytes / GIB for run in runs), '{:,.1f}')} GiB"
+
+
+def _hours(runs: Sequence[PlannedRun]) -> str:
+    """The sum of the hours, with two decimals or with two digits; empty where none is known."""
+    hours = [run.hours for run in runs if run.hours is not None]
+    if not hours:
+        return ""
+    return f"{sum(hours):,.2f}" if sum(hours) >= 0.1 else f"{sum(hours):.2g}"
 
 
 def _span(values: Iterable[float], form: str) -> str:

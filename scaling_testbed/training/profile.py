@@ -8,6 +8,7 @@ import torch
 
 from scaling_testbed.errors import UserError, first_line
 from scaling_testbed.files import write_text
+from scaling_testbed.progress import WARNING
 from scaling_testbed.training.parts import Parts
 
 OPERATORS = 60  # rows of the table
@@ -20,7 +21,7 @@ class StepProfile:
     within them. They cannot stop the run: a failure is one line.
     """
 
-    def __init__(self, parts: Parts, say: Callable[[str], None]):
+    def __init__(self, parts: Parts, say: Callable[..., None]):
         self._folder, self._say = parts.folder.path, say
         self._device, steps = parts.device.type, parts.run.compute.steps_to_profile
         self._steps = steps if parts.processes.world.is_main else None
@@ -65,6 +66,6 @@ class StepProfile:
             by = "self_device_time_total" if self._device == "cuda" else "self_cpu_time_total"
             write_text(table, profile.key_averages().table(sort_by=by, row_limit=OPERATORS) + "\n")
         except (OSError, RuntimeError, UserError) as error:
-            self._say(f"warning: the profile cannot be written: {first_line(error)}")
+            self._say(f"warning: the profile cannot be written: {first_line(error)}", WARNING)
             return
         self._say(f"profile of the steps after {self._first:,} up to {self._made:,}: {trace.name}, {table.name}")

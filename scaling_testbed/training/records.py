@@ -3,12 +3,15 @@
 import dataclasses
 from typing import Any
 
+import torch
+
 from scaling_testbed.config.compute import pruned_of
+from scaling_testbed.config.memory import estimate_memory
 from scaling_testbed.data.summary import remarks
 from scaling_testbed.diagnostics.summary import Summary
 from scaling_testbed.errors import listed
-from scaling_testbed.processes.device import device_name
-from scaling_testbed.progress import RunProgress
+from scaling_testbed.processes.device import device_name, free_memory_bytes
+from scaling_testbed.progress import DETAIL, LINE, LOGGER, RunProgress
 from scaling_testbed.runs.environment import environment, source_change
 from scaling_testbed.runs.mirrors.chosen import open_mirrors
 from scaling_testbed.runs.mirrors.mirror import Mirror
@@ -95,10 +98,13 @@ class Records:
             say(f"micro-batches of {changes[-1][1]} sequences from here on, in place of {changes[-2][1]}")
         elif run.batch.is_auto:
             say(f"micro-batches of {progress.micro_batch} sequences, by the estimate of memory")
+        if LOGGER.isEnabledFor(DETAIL):
+            for detail in details(parts):
+                say(detail, DETAIL)
 
-    def say(self, text: str) -> None:
+    def say(self, text: str, level: int = LINE) -> None:
         """Print a line beside the progress of the run."""
-        self._shown.say(text)
+        self._shown.say(text, level)
 
     def shorten(self, said: str) -> None:
         """Print `said` and show the progress towards the steps that the clock has chosen."""
@@ -135,6 +141,26 @@ class Records:
         for mirror in self._mirrors:
             mirror.finish(written)
         return written
+
+
+def details(parts: Parts) -> list[str]:
+    """What -v prints of a run at its start, a line each."""
+    run, model, world = parts.run, parts.model.config, parts.processes.world
+    compute = f"{device_name(parts.device)}, {torch.get_num_threads()} CPU threads; queries, keys and values "
+    compute += f"{parts.model.qkv_impl}, blocks{'' if parts.compiled else ' not'} compiled, steps"
+    compute += f"{'' if parts.captures else ' not'} captured, at most {parts.ahead} updates ahead of the host"
+    batch = dataclasses.replace(run.batch, micro_batch_sequences=parts.micro_batch)
+    with_batch = dataclasses.replace(run, batch=batch)
+    estimate = estimate_memory(with_batch, model, parts.counts.n_params, parts.precision, world.size, parts.device.type)
+    found = [f"{name.replace('_', ' ')} {_mib(n_bytes)}" for name, n_bytes in vars(estimate).items() if n_bytes]
+    free = free_memory_bytes(parts.device, world.size_here)
+    left = f"; {_mib(free)} are left with the model and its optimizer there" if free is not None else ""
+    memory = f"memory of a process by the estimate: {_mib(estimate.total)} ({', '.join(found)}){left}"
+    return [compute, f"micro-batches of {parts.micro_batch} sequences; {memory}"]
+
+
+def _mib(n_bytes: int) -> str:
+    return f"{n_bytes / 2**20:,.1f} MiB"
 
 
 def _devices(parts: Parts) -> str:

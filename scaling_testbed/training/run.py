@@ -19,6 +19,7 @@ from scaling_testbed.processes.device import peak_memory_bytes
 from scaling_testbed.processes.group import PeerGone, PeerHangs, Processes, RankError
 from scaling_testbed.processes.interrupts import Interrupted, Interrupts
 from scaling_testbed.processes.world import World, check_world, world_from_environment
+from scaling_testbed.progress import WARNING
 from scaling_testbed.runs.environment import versions
 from scaling_testbed.runs.finished import final_row
 from scaling_testbed.runs.folder import RunFolder
@@ -130,7 +131,7 @@ def train(run: RunConfig, interrupts: Interrupts | None = None, *, quiet: bool =
                     if processes.grouped or not queue.close():
                         if isinstance(error, Interrupted):
                             raise
-                        records.say(progress.take_less(parts, error))
+                        records.say(progress.take_less(parts, error), WARNING)
                         continue
                 update = queue.read()
                 progress.advance(update, parts)

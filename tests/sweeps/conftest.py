@@ -37,6 +37,7 @@ def door(tmp_path, data_dir, capfd, python, monkeypatch, request):
     The runs that the local driver starts are forks of the warm parent; tasks of a cluster are real processes."""
     if request.node.get_closest_marker("slurm") is None:
         monkeypatch.setattr(sys, "executable", python)
+    monkeypatch.setattr("scaling_testbed.sweeps.probe.SECONDS", 0.05)
     (tmp_path / "tiny.yaml").write_text(TINY)
 
     def call(verb, *arguments):

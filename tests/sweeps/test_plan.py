@@ -18,7 +18,7 @@ from scaling_testbed.model.counting import count_params
 from scaling_testbed.runs.row import Row
 from scaling_testbed.sweeps import cpu_precision
 from scaling_testbed.sweeps.grid import load_sweep, narrowed
-from scaling_testbed.sweeps.plan import alone_in, measured_rate, plan, remember, remembered, sweep_folder
+from scaling_testbed.sweeps.plan import alone_in, plan, remember, remembered, sweep_folder
 
 PUBLISHED = Path(__file__).resolve().parents[3] / "shared" / "data" / "mlfoundations-scaling" / "exp_data" / "models"
 DATA = {"c4_original": "c4", "rpj": "redpajama", "rw_original": "refinedweb"}
@@ -226,13 +226,6 @@ def test_memory_is_planned_for_each_of_a_runs_gpus(door):
 def test_combinations_that_are_one_run_count_once(door):
     status, out, err = door("plan", "--json", "compute.device=cpu,auto")
     assert len(json.loads(out)) == 4 and "4 combinations are the same run" in err
-
-
-def test_hours_are_reckoned_by_what_each_gpu_reached():
-    row = {"status": "finished", "flops": 8e12, "wall_seconds": 2.0}
-    assert measured_rate([row]) == measured_rate([row | {"world_size": 1}]) == 4e12
-    assert measured_rate([row | {"world_size": 4}]) == 1e12
-    assert measured_rate([row | {"status": "failed"}]) is None
 
 
 def test_one_process_at_a_time_has_a_sweeps_folder_where_the_file_system_has_flock(tmp_path, monkeypatch):

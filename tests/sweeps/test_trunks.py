@@ -11,7 +11,7 @@ from scaling_testbed import sweep
 from scaling_testbed.analysis.laws import columns
 from scaling_testbed.analysis.rows.study import load
 from scaling_testbed.analysis.trajectories.points import curves_of
-from scaling_testbed.commands.sweep import with_a_parent
+from scaling_testbed.commands.submission import with_a_parent
 from scaling_testbed.config.compose import compose
 from scaling_testbed.config.run import run_id
 from scaling_testbed.errors import ConfigError, UserError

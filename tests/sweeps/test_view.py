@@ -6,9 +6,12 @@ import pytest
 
 from scaling_testbed.sweeps import view
 from scaling_testbed.sweeps.grid import load_sweep, narrowed
-from scaling_testbed.sweeps.plan import PlannedRun, plan, priced
+from scaling_testbed.sweeps.plan import PlannedRun, plan
+from scaling_testbed.sweeps.sizes import Size, sizes
+from scaling_testbed.sweeps.slurm import SlurmConfig
+from scaling_testbed.sweeps.speed import priced, stated
 from scaling_testbed.sweeps.status import RunState
-from scaling_testbed.sweeps.view import detectable_effects, plan_summary, submission_line
+from scaling_testbed.sweeps.view import detectable_effects, plan_summary, sizes_table, submission_line
 from tests.test_tables import printed
 
 RUN = PlannedRun(
@@ -76,24 +79,43 @@ def test_a_plan_has_one_line_for_each_model():
     typed = ["model=nano_xs,nano_s", "compute.gpu_memory_gib=0.02"]
     runs, _ = plan(narrowed(load_sweep("nano_lr"), typed))
     assert len(runs) == 16 and any(run.fits for run in runs) != all(run.fits for run in runs)
-    lines = [re.split(r"  +", line.strip()) for line in printed(plan_summary(priced(runs, 1e12), 8, "2:00:00"), 300)]
+    limits = {run.run_id: "2:00:00" for run in runs}
+    shown = plan_summary(priced(runs, stated(1e12, True)), limits=limits)
+    lines = [re.split(r"  +", line.strip()) for line in printed(shown, 300)]
     assert lines[0][:1] + lines[0][-3:] == ["model", "GPUs", "GPU-hours", "time limit"]
     for name, line in zip(("nano_xs", "nano_s"), lines[1:3], strict=True):
         own = [run for run in runs if run.config["model.name"] == name]
         least, largest = min(run.n_params for run in own), max(run.n_params for run in own)
         assert line[:3] == [name, f"{least:,} to {largest:,}", "8"]
-        assert line[-2:] == [f"{sum(run.flops for run in own) / 3.6e15:,.2f}", "2:00:00"]
+        assert line[-2:] == [f"{sum(run.flops for run in own) / 3.6e15:.2g}", "2:00:00"]
         assert (" !" in line[-4]) == (not all(run.fits for run in own))
     assert lines[3][:2] == ["all", "16 runs"]
-    assert "GPU-hours" not in "".join(printed(plan_summary(runs, 1), 300))
+    assert "GPU-hours" not in "".join(printed(plan_summary(runs), 300))
+    priced_here = plan_summary(priced(runs, stated(1e9, False)), hours="CPU-hours")
+    assert printed(priced_here, 300)[0].split()[-1] == "CPU-hours"
 
 
 def test_a_submission_says_what_it_costs():
     runs, _ = plan(narrowed(load_sweep("nano_lr"), ["model=nano_s"]))
-    said = submission_line(priced(runs, 1e9), 8, "gpu", None)
+    speed = stated(1e9, True)
+    config = SlurmConfig(partition="gpu", gpus_per_node=8)
+    said = submission_line([Size(priced(runs, speed), config)], 1, speed)
     hours = sum(run.flops for run in runs) / 3.6e12
     assert said.startswith("8 tasks, each on 8 GPUs; 0.0 GiB on each GPU; ")
-    assert said.endswith(f"; {hours:,.2f} GPU-hours; partition gpu; time limit of the cluster")
-    unpriced = submission_line(runs, 0, None, "1:00:00")
-    assert "each on CPUs; 0.0 GiB; GPU-hours not known" in unpriced
+    words = f"{hours:,.2f} GPU-hours, at 1e+09 FLOP/s (stated)"
+    assert said.endswith(f"; {words}; partition gpu; time limit of the cluster")
+    unpriced = submission_line([Size(runs, SlurmConfig(gpus_per_node=0, time="1:00:00"))], 3, None)
+    assert "each on CPUs, in 3 array jobs; 0.0 GiB; CPU-hours not known" in unpriced
     assert unpriced.endswith("partition of the cluster; time limit 1:00:00")
+
+
+def test_a_submission_of_several_sizes_has_a_line_for_each():
+    runs, _ = plan(narrowed(load_sweep("nano_lr"), ["model=nano_s,nano_l", "seed=0", "model.qk_norm=none"]))
+    speed = stated(1e8, True)
+    found = sizes(priced(runs, speed), SlurmConfig(time="auto"))
+    lines = [re.split(r"  +", line.strip()) for line in printed(sizes_table(found, speed), 300)]
+    assert lines[0] == ["array job", "tasks", "models", "GPUs", "memory", "time limit", "GPU-hours"]
+    assert [line[:4] for line in lines[1:]] == [["1", "4", "nano_s", "1"], ["2", "4", "nano_l", "1"]]
+    assert [line[5] for line in lines[1:]] == [size.config.time for size in found]
+    assert submission_line(found, 2, speed).endswith("time limit of each size")
+    assert "GPU-hours" not in printed(sizes_table(found, None), 300)[0]

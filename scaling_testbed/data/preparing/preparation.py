@@ -35,7 +35,7 @@ from scaling_testbed.data.tokenizers import TOKENIZER_FILE, tokenizer_fingerprin
 from scaling_testbed.errors import UserError
 from scaling_testbed.files import fsync_folder, sha256_of
 from scaling_testbed.plugins import source_hash
-from scaling_testbed.progress import ByteProgress
+from scaling_testbed.progress import DETAIL, ByteProgress, say
 
 CHUNK_BYTES = 64 << 20
 
@@ -78,6 +78,8 @@ def prepare(
                     f"{found}: the folder {part['folder']} of its source {name} is gone; delete {found}, and run the "
                     "command again"
                 )
+        if not quiet:
+            say(f"the corpus was prepared before, in {found}", level=DETAIL)
         return found
     folder = Path(data_dir) / folder_name(source, tokenizer)
     progress = ByteProgress(folder.name, quiet=quiet)
