@@ -24,6 +24,7 @@ from scaling_testbed.runs.lease import Lease
 from scaling_testbed.runs.row import SCHEMA_VERSION, is_number, problem_of
 
 METRICS, RESULT = "metrics.jsonl", "result.json"
+BY_NAME = ("val_loss_by_set", "val_loss_average_by_set", "error_by_task")  # in a record: names with numbers
 ONE_FOLDER = (
     "with parallelism=fsdp every process writes into the folder of the run, so it must be the same for all: put it on "
     "a file system that all machines share, and give runs_dir= as an absolute path"
@@ -272,7 +273,7 @@ def is_record(row: Any) -> bool:
     """Whether a value of JSON is a line of metrics.jsonl: names with numbers, and a step."""
     if not isinstance(row, dict) or type(row.get("step")) is not int or row["step"] < 0:
         return False
-    named = {key: row[key] for key in ("val_loss_by_set", "error_by_task") if isinstance(row.get(key), dict)}
+    named = {key: row[key] for key in BY_NAME if isinstance(row.get(key), dict)}
     values = [value for key, value in row.items() if key not in named]
     values += [value for by_name in named.values() for value in by_name.values()]
     return all(value is None or is_number(value) for value in values)

@@ -1,3 +1,3 @@
 """The small runs of tests/training."""
 
-from tests.training.conftest import data_dir, tiny, trained  # noqa: F401
+from tests.training.conftest import data_dir, tiny, trained, whole  # noqa: F401

@@ -43,3 +43,13 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="runs_dir="), RunFolder(tmp_path / "file" / "run"):
         pass
+
+
+def test_a_line_with_an_average_of_the_weights_is_read_again(whole, capsys):
+    """Every line of a run that measures all it can by name."""
+    _, folder = whole("averaging=ema")
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    assert sum("val_loss_average_by_set" in line for line in lines) >= 3
+    capsys.readouterr()
+    assert read_metrics(folder / "metrics.jsonl") == [json.loads(line) for line in lines]
+    assert capsys.readouterr().err == ""
