@@ -39,6 +39,8 @@ def test_the_wheel_works_in_a_fresh_environment_from_another_folder(tmp_path):
     names = zipfile.ZipFile(wheel).namelist()
     kernels = [path.relative_to(ROOT).as_posix() for path in (ROOT / "kernels").rglob("*.py")]
     assert {f"scaling_testbed/{path}" for path in kernels} <= set(names)
+    remote = (ROOT / "scaling_testbed" / "exporting" / "remote").glob("*.py")
+    assert {f"scaling_testbed/exporting/remote/{path.name}" for path in remote} <= set(names)
     report = ROOT / "scaling_testbed" / "report"
     templates = {f"scaling_testbed/report/templates/{path.name}" for path in (report / "templates").glob("*.j2")}
     assert templates and {"scaling_testbed/report/page.css", *templates} <= set(names)

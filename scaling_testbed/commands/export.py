@@ -13,8 +13,8 @@ OutDir = Annotated[Path, typer.Argument(metavar="OUT_DIR", help="a new or empty 
 def export(run_dir: RunDir, out_dir: OutDir, step: Step = None, average: Average = False) -> None:
     """Write a checkpoint for other libraries.
 
-    Writes config.json, model.safetensors in fp32, the tokenizer and a README.md for transformers and
-    lm-evaluation-harness. A model without a counterpart there is refused, and the message names its key."""
+    Writes model.safetensors in fp32, config.json, generation_config.json, the tokenizer and a model card for
+    transformers. Where transformers has no class for the model, its code is written too, for trust_remote_code=True."""
     from scaling_testbed.config.compose import recorded_run
     from scaling_testbed.exporting.hugging_face import export
 

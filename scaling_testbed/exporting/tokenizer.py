@@ -11,8 +11,8 @@ def tokenizer_files(folder: Path, description: dict | None, max_length: int) -> 
 
     description: of the tokenizer in the manifest; None if the data was given as token ids, which needs no file.
     Documents were prepared without the special tokens that a published tokenizer may add around a text, and a special
-    token written in a text was ordinary text. The exported tokenizer does the same. Raises UserError if the folder's
-    tokenizer.json is missing or has changed.
+    token written in a text was ordinary text. The exported tokenizer does the same. EOS also pads. Raises UserError if
+    the tokenizer.json of the folder is missing or has changed.
     """
     if description is None:
         return {}
@@ -25,6 +25,7 @@ def tokenizer_files(folder: Path, description: dict | None, max_length: int) -> 
     about = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": eos,
+        "pad_token": eos,
         "split_special_tokens": True,
         "clean_up_tokenization_spaces": False,
         "model_max_length": max_length,

@@ -65,7 +65,7 @@ class Norm:
     make         (width, eps, *, device) -> nn.Module with fp32 output
     gains        number of learned numbers for each feature
     kept         number of fp32 tensors of the input's size that its backward pass needs
-    counterpart  its name in an export to Hugging Face; None if no exported model has it
+    counterpart  its name in an export to Hugging Face (exporting/families.py); None if no exported model has it
     """
 
     make: Target
@@ -75,7 +75,7 @@ class Norm:
 
 
 NORMS = Parts("norm", Norm)
-NORMS.add("layernorm", Norm(f"{LAYERS}:LayerNorm", gains=1), module=__name__)
+NORMS.add("layernorm", Norm(f"{LAYERS}:LayerNorm", gains=1, counterpart="layer_norm"), module=__name__)
 NORMS.add("rmsnorm", Norm(f"{LAYERS}:RMSNorm", gains=1, counterpart="rms_norm"), module=__name__)
 
 
@@ -107,7 +107,11 @@ class QKNorm:
 _NORMED: dict[str, Any] = {"gains": 1, "kept": 1, "keeps_logits": True}
 QK_NORMS = Parts("norm of queries and keys", QKNorm)
 QK_NORMS.add("none", QKNorm(None, gains=0, kept=0, keeps_logits=False, counterpart="none"), module=__name__)
-QK_NORMS.add("layernorm", QKNorm(f"{QK_NORM_ROPE}:layer_norm", fused_kind="layernorm", **_NORMED), module=__name__)
+QK_NORMS.add(
+    "layernorm",
+    QKNorm(f"{QK_NORM_ROPE}:layer_norm", fused_kind="layernorm", counterpart="layer_norm", **_NORMED),
+    module=__name__,
+)
 QK_NORMS.add(
     "rmsnorm",
     QKNorm(f"{QK_NORM_ROPE}:rms_norm", fused_kind="rmsnorm", counterpart="rms_norm", **_NORMED),
@@ -130,8 +134,9 @@ class MLP:
     roles        the roles of its matrices (parametrization.ROLES), each d_model x d_ff or d_ff x d_model
     kept_widths  number of tensors that its backward pass needs, each with d_ff features per token in the type of the
                  products
-    counterpart  the hidden_act of an export to Hugging Face, for a gated MLP with mlp_gate, mlp_in and mlp_out; None
-                 if no exported model has it
+    counterpart  the hidden_act of an export to Hugging Face; None if no exported model has it. The MLP is then
+                 out(act(gate(x)) * in(x)) or, without the role mlp_gate, out(act(in(x))), and each of its matrices is
+                 an attribute with the name of its role
     """
 
     make: Target
@@ -146,9 +151,11 @@ class MLP:
 
 _PLAIN, _GATED = ("mlp_in", "mlp_out"), ("mlp_gate", "mlp_in", "mlp_out")
 MLPS = Parts("MLP", MLP)
-MLPS.add("gelu", MLP(f"{LAYERS}:gelu_mlp", roles=_PLAIN, kept_widths=2), module=__name__)
+MLPS.add(
+    "gelu", MLP(f"{LAYERS}:gelu_mlp", roles=_PLAIN, kept_widths=2, counterpart="gelu_pytorch_tanh"), module=__name__
+)
 MLPS.add("swiglu", MLP(f"{LAYERS}:swiglu_mlp", roles=_GATED, kept_widths=4, counterpart="silu"), module=__name__)
-MLPS.add("relu2", MLP(f"{LAYERS}:relu2_mlp", roles=_PLAIN, kept_widths=2), module=__name__)
+MLPS.add("relu2", MLP(f"{LAYERS}:relu2_mlp", roles=_PLAIN, kept_widths=2, counterpart="relu2"), module=__name__)
 
 
 # ---- residual layouts
@@ -189,7 +196,7 @@ def _pre(x, branch, norms, n_layers):
     return x + branch(norms[0](x))
 
 
-@RESIDUALS.register("post", norms_per_branch=1, final_norm=False)
+@RESIDUALS.register("post", norms_per_branch=1, final_norm=False, counterpart="norms after the sums")
 def _post(x, branch, norms, n_layers):
     return norms[0](x + branch(x))
 
@@ -200,7 +207,7 @@ def _reordered(x, branch, norms, n_layers):
     return x + norms[0](branch(x))
 
 
-@RESIDUALS.register("peri", norms_per_branch=2, final_norm=True)
+@RESIDUALS.register("peri", norms_per_branch=2, final_norm=True, counterpart="norms around the branches")
 def _peri(x, branch, norms, n_layers):
     """Peri-LN, arXiv 2502.02732."""
     return x + norms[1](branch(norms[0](x)))
@@ -211,7 +218,13 @@ def _deepnorm_divisor(role: str, n_layers: int) -> float:
     return (8 * n_layers) ** 0.25 if role in ("v", "attn_out", "mlp_in", "mlp_gate", "mlp_out") else 1.0
 
 
-@RESIDUALS.register("deepnorm", norms_per_branch=1, final_norm=False, init_divisor=_deepnorm_divisor)
+@RESIDUALS.register(
+    "deepnorm",
+    norms_per_branch=1,
+    final_norm=False,
+    init_divisor=_deepnorm_divisor,
+    counterpart="norms after the sums, deepnorm",
+)
 def _deepnorm(x, branch, norms, n_layers):
     """DeepNorm for a decoder, arXiv 2203.00555, Fig. 2."""
     return norms[0]((2 * n_layers) ** 0.25 * x + branch(x))
@@ -301,7 +314,7 @@ NORMALISERS.add(
 )
 
 
-@NORMALISERS.register("relu2", depends_on_length=True, sums_to_one=False, kept_scores=2)
+@NORMALISERS.register("relu2", depends_on_length=True, sums_to_one=False, kept_scores=2, counterpart="relu2")
 def relu_squared(scores_BHMN, allowed, n_positions: int):
     """L^(-1/2) relu(z)^2 with L the length of the sequence, the same for every query (Wortsman et al. 2023, arXiv
     2309.14322, E.11)."""

@@ -1,5 +1,6 @@
 """An exported model is the same function in transformers, and what it cannot be is refused by name."""
 
+import ast
 import json
 import shutil
 from pathlib import Path
@@ -13,13 +14,16 @@ from scaling_testbed.config.run import run_folder_path
 from scaling_testbed.data.preparing.preparation import prepare
 from scaling_testbed.data.shards import read_manifest
 from scaling_testbed.data.tokenizers import load_tokenizer
-from scaling_testbed.errors import ConfigError, UserError
+from scaling_testbed.errors import UserError
 from scaling_testbed.evaluation.loading import load_model
-from scaling_testbed.exporting import hugging_face as exporting
-from scaling_testbed.exporting.hugging_face import export, family_of
+from scaling_testbed.exporting import families
+from scaling_testbed.exporting.families import OWN, family_of, why_own_code
+from scaling_testbed.exporting.hugging_face import REMOTE, export
 from scaling_testbed.exporting.tokenizer import tokenizer_files
 from scaling_testbed.model.config import ModelConfig
+from scaling_testbed.model.parts import MLPS, NORMALISERS, NORMS, QK_NORMS, RESIDUALS
 from scaling_testbed.training.run import train
+from tests.training.conftest import metrics
 
 LLAMA_LIKE = ["model.norm=rmsnorm", "model.mlp=swiglu", "model.qk_norm=none"]
 QWEN3_LIKE = ["model.norm=rmsnorm", "model.mlp=swiglu", "model.qk_norm=rmsnorm"]
@@ -46,7 +50,8 @@ def exported(tiny, tmp_path):
 
 def read_back(out, **options):
     transformers = pytest.importorskip("transformers")
-    model, report = transformers.AutoModelForCausalLM.from_pretrained(out, output_loading_info=True, **options)
+    options = {"output_loading_info": True, "trust_remote_code": True} | options
+    model, report = transformers.AutoModelForCausalLM.from_pretrained(out, **options)
     assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     return model.eval()
 
@@ -68,8 +73,20 @@ def read_back(out, **options):
         (OLMO2_LIKE, "Olmo2ForCausalLM"),
         ([*OLMO2_LIKE, *GROUPED, "model.norm_eps=0.03", "model.d_head=6", "model.tied_head=true"], "Olmo2ForCausalLM"),
         ([*OLMO2_LIKE, "model.attention_scale=inverse", "model.rope_base=77"], "Olmo2ForCausalLM"),
+        ([], OWN.architecture),
+        ([*GROUPED, "model.mlp=relu2", "model.qk_norm_axis=full", "model.rope_base=77"], OWN.architecture),
+        (["model.residual=post", "model.qk_norm=rmsnorm", "model.norm_eps=0.03", "model.d_head=6"], OWN.architecture),
+        (["model.residual=peri", "model.mlp=swiglu", "parametrization=mup_full"], OWN.architecture),
+        (["model.residual=deepnorm", "model.qk_norm=none", "model.kappa=6.5", *GROUPED], OWN.architecture),
+        (["model.residual=reordered", "model.linear=sigma_reparam", "model.qk_norm=none"], OWN.architecture),
+        (["model.attention_softcap=3", "model.final_softcap=2", "model.attention_window=5"], OWN.architecture),
+        (["model.attention_normaliser=relu2", "model.attention_scale=inverse"], OWN.architecture),
+        (["model.tied_head=true", "model.vocab_size=40", "model.embedding_gradient_scale=0.1"], OWN.architecture),
+        ([*LLAMA_LIKE, "model.attention_window=5"], OWN.architecture),
+        ([*LLAMA_LIKE, "model.n_heads=3", "model.d_head=8"], OWN.architecture),
+        ([*QWEN3_LIKE, "model.qk_norm_axis=full"], OWN.architecture),
     ],
-    ids=lambda value: "-".join(x.partition("=")[2] for x in value) if isinstance(value, list) else "",
+    ids=lambda value: "-".join(x.partition("=")[2] for x in value) or "default" if isinstance(value, list) else "",
 )
 def test_logits_in_transformers_are_the_models(exported, overrides, architecture):
     model, out = exported(*overrides)
@@ -81,7 +98,82 @@ def test_logits_in_transformers_are_the_models(exported, overrides, architecture
     with torch.no_grad():
         ours_BTV, theirs_BTV = model.logits(tokens_BT), theirs(tokens_BT).logits
     assert ours_BTV.std() > 0.2  # there is something to compare
-    torch.testing.assert_close(theirs_BTV, ours_BTV, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(theirs_BTV, ours_BTV, rtol=1e-5, atol=1e-5)
+    assert written(theirs, tokens_BT[:, :5]).tolist() == greedy(model, tokens_BT[:, :5]).tolist()
+
+
+def greedy(model, tokens_BT, n=12):
+    """The definition of a greedy text: the likeliest token after all before it, n times."""
+    with torch.no_grad():
+        for _ in range(n):
+            likeliest_B = model.logits(tokens_BT)[:, -1].argmax(-1)
+            tokens_BT = torch.cat([tokens_BT, likeliest_B[:, None]], dim=1)
+    return tokens_BT
+
+
+def written(theirs, tokens_BT, n=12, **options):
+    """What transformers writes greedily, with a cache of keys and values where the model allows one."""
+    return theirs.generate(tokens_BT, do_sample=False, max_new_tokens=n, min_new_tokens=n, **options)
+
+
+OWN_CODE = ["model.residual=peri", "model.attention_window=5"]
+
+
+@pytest.mark.parametrize("overrides", [OWN_CODE, ["model.attention_normaliser=relu2"]], ids=["window", "relu2"])
+def test_padding_on_the_left_changes_no_text_and_a_loss_is_ours(exported, overrides):
+    model, out = exported(*overrides)
+    theirs, generator = read_back(out), torch.Generator().manual_seed(0)
+    tokens_BT = torch.randint(16, (3, 9), generator=generator)
+    padded_BT = torch.cat([torch.randint(16, (3, 4), generator=generator), tokens_BT], dim=1)
+    mask_BT = torch.ones_like(padded_BT)
+    mask_BT[:, :4] = 0
+    found_BT = written(theirs, padded_BT, attention_mask=mask_BT, pad_token_id=0)
+    assert found_BT[:, 4:].tolist() == greedy(model, tokens_BT).tolist()
+    with torch.no_grad():
+        ours_BTV, targets_BT = model.logits(tokens_BT)[:, :-1], tokens_BT[:, 1:]
+        ours = torch.nn.functional.cross_entropy(ours_BTV.flatten(0, 1), targets_BT.flatten())
+        embedded = theirs.get_input_embeddings()(tokens_BT)
+        for given in ({"input_ids": tokens_BT}, {"inputs_embeds": embedded}):
+            torch.testing.assert_close(theirs(**given, labels=tokens_BT).loss, ours, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="attention_mask must be"):
+        theirs(tokens_BT, attention_mask=mask_BT)
+
+
+def test_a_model_whose_weights_depend_on_the_length_refuses_a_cache(exported):
+    theirs = read_back(exported("model.attention_normaliser=relu2")[1])
+    assert theirs.generation_config.use_cache is False
+    for given in ({"use_cache": True}, {"past_key_values": object()}):
+        with pytest.raises(ValueError, match="attention_normaliser=relu2 depends on the length .* use_cache=False"):
+            theirs(torch.arange(5)[None], **given)
+
+
+def test_an_export_that_is_saved_again_and_trained_stays_the_model(exported, tmp_path):
+    """Also in bf16, where norms and attention stay in fp32."""
+    model, out = exported()
+    theirs = read_back(out)
+    theirs.save_pretrained(tmp_path / "again")
+    tokens_BT = torch.arange(16)[None]
+    with torch.no_grad():
+        again = read_back(tmp_path / "again")(tokens_BT).logits
+        narrow = read_back(out, dtype=torch.bfloat16)(tokens_BT).logits
+        torch.testing.assert_close(again, model.logits(tokens_BT), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(narrow, again, rtol=0.1, atol=0.1)
+    theirs.train()(tokens_BT, labels=tokens_BT).loss.backward()
+    assert all(parameter.grad is not None for parameter in theirs.parameters())
+
+
+def test_the_code_beside_the_weights_knows_what_it_is_said_to_know():
+    """And each shipped part has a counterpart in it."""
+    tree = ast.parse((REMOTE / "modeling_scaling_testbed.py").read_text())
+    tables = {node.targets[0].id: node.value for node in tree.body if isinstance(node, ast.Assign)}
+    names = {"norm": "NORMS", "mlp": "ACTIVATIONS", "attention_normaliser": "NORMALISERS", "residual": "RESIDUALS"}
+    for key, table in names.items():
+        assert {one.value for one in tables[table].keys} == OWN.parts[key]
+    assert OWN.parts["qk_norm"] == OWN.parts["norm"] | {"none"}
+    for kind in (NORMS, QK_NORMS, MLPS, RESIDUALS, NORMALISERS):
+        assert all(part.counterpart for part in kind.values())
+    length = {kind.counterpart for kind in NORMALISERS.values() if kind.depends_on_length}
+    assert length == set(ast.literal_eval(tables["WITHOUT_CACHE"]))
 
 
 def test_pruned_weights_are_zeros_and_named_in_a_file_of_masks(exported):
@@ -112,37 +204,26 @@ def good(**changes) -> ModelConfig:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"norm": "layernorm"}, "model.norm=layernorm has no counterpart in LlamaForCausalLM, Qwen3"),
-        ({"mlp": "gelu"}, "model.mlp=gelu has no"),
-        ({"mlp": "relu2"}, "model.mlp=relu2 has no"),
-        ({"attention_softcap": 30.0}, "model.attention_softcap=30.0 has no"),
-        ({"final_softcap": 20.0}, "model.final_softcap=20.0 has no"),
-        ({"attention_normaliser": "relu2"}, "model.attention_normaliser=relu2 has no"),
-        ({"qk_norm": "layernorm"}, "model.qk_norm=layernorm has no"),
-        ({"qk_norm": "layernorm", "qk_norm_axis": "full", "residual": "reordered"}, "model.qk_norm=layernorm has no"),
-        ({"residual": "post"}, "model.residual=post has no counterpart in LlamaForCausalLM, Qwen3"),
-        ({"residual": "peri"}, "model.residual=peri has no"),
-        ({"residual": "deepnorm"}, "model.residual=deepnorm has no"),
-        ({"residual": "reordered"}, "reordered has no counterpart in LlamaForCausalLM, which model.qk_norm=none needs"),
-        (
-            {"residual": "reordered", "qk_norm": "rmsnorm"},
-            "in Qwen3ForCausalLM, which model.qk_norm=rmsnorm model.qk_n",
-        ),
-        ({"residual": "reordered", "kappa": 2.0}, "reordered has no counterpart in Qwen3ForCausalLM, which model.kapp"),
-        ({"qk_norm": "rmsnorm", "qk_norm_axis": "full"}, "model.residual=pre has no counterpart in Olmo2ForCausalLM"),
-        ({"attention_window": 8}, "model.attention_window=8 has no counterpart in LlamaForCausalLM"),
-        (
-            {"attention_window": 8, "qk_norm": "rmsnorm", "qk_norm_axis": "full", "residual": "reordered"},
-            "model.attention_window=8 has no counterpart in Olmo2ForCausalLM",
-        ),
-        ({"n_heads": 3, "d_head": 8}, "model.n_heads=3 has no counterpart in LlamaForCausalLM: it must divide d_model"),
-        ({"norm": "layernorm", "mlp": "gelu"}, "model.norm=layernorm, model.mlp=gelu have no counterpart"),
+        ({"norm": "layernorm"}, "model.norm=layernorm:"),
+        ({"mlp": "gelu"}, "model.mlp=gelu:"),
+        ({"attention_softcap": 30.0}, "model.attention_softcap=30.0:"),
+        ({"final_softcap": 20.0, "qk_norm": "rmsnorm"}, "model.final_softcap=20.0:"),
+        ({"attention_normaliser": "relu2"}, "model.attention_normaliser=relu2:"),
+        ({"residual": "peri"}, "model.residual=peri:"),
+        ({"residual": "reordered"}, "model.residual=reordered:"),
+        ({"residual": "reordered", "qk_norm": "rmsnorm"}, "model.residual=reordered:"),
+        ({"residual": "peri", "kappa": 2.0}, "model.residual=peri:"),
+        ({"qk_norm": "rmsnorm", "qk_norm_axis": "full"}, "model.qk_norm_axis=full:"),
+        ({"attention_window": 8}, "model.attention_window=8:"),
+        ({"n_heads": 3, "d_head": 8}, "model.n_heads=3 (it does not divide d_model):"),
+        ({"norm": "layernorm", "mlp": "gelu"}, "model.norm=layernorm, model.mlp=gelu:"),
     ],
 )
-def test_what_has_no_counterpart_is_refused_by_name(changes, said):
-    with pytest.raises(ConfigError) as refused:
-        family_of(good(**changes))
-    assert said in str(refused.value) and "\n" not in str(refused.value)
+def test_code_is_beside_the_weights_where_transformers_has_no_class_and_a_line_says_why(changes, said):
+    config = good(**changes)
+    assert family_of(config) is OWN
+    line = why_own_code(config)
+    assert line.startswith(f"no class of transformers computes {said}") and "trust_remote_code=True" in line
 
 
 def test_every_choice_of_a_model_is_mapped_or_refused():
@@ -151,7 +232,7 @@ def test_every_choice_of_a_model_is_mapped_or_refused():
     mapped = {"norm_eps", "rope_base", "tied_head", "qk_norm", "qk_norm_axis", "residual", "attention_window"}
     in_the_weights = {"kappa", "attention_scale", "linear"}
     not_in_the_function = {"attention_impl", "qk_norm_impl", "qkv_impl", "embedding_gradient_scale"}
-    known = shape | mapped | in_the_weights | not_in_the_function | set(exporting.PARTS) | set(exporting.ABSENT)
+    known = shape | mapped | in_the_weights | not_in_the_function | set(families.PARTS) | set(families.SOFTCAPS)
     assert set(ModelConfig.__dataclass_fields__) == known
 
 
@@ -165,7 +246,8 @@ def test_the_door_says_what_it_wrote_and_refuses_in_one_line(tiny, tmp_path, cap
     said = capsys.readouterr().out
     assert "LlamaForCausalLM" in said and f"step 4 of run {folder.name}" in said
     assert "folded into its weights: attention scale 1/d_head" in said and "no tokenizer" in said
-    assert {path.name for path in (tmp_path / "a").iterdir()} == {"config.json", "model.safetensors", "README.md"}
+    files = {"config.json", "generation_config.json", "model.safetensors", "README.md"}
+    assert {path.name for path in (tmp_path / "a").iterdir()} == files
     assert "attention scale 1/d_head" in (tmp_path / "a" / "README.md").read_text()
     assert len({path.stat().st_mode for path in (tmp_path / "a").iterdir()}) == 1  # whoever reads one reads all
     (tmp_path / "empty").mkdir()
@@ -195,10 +277,28 @@ def test_the_door_says_what_it_wrote_and_refuses_in_one_line(tiny, tmp_path, cap
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "runs"]
     run, folder = tiny()
     train(run, quiet=True)
-    assert door.main([str(folder), str(tmp_path / "b")]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: model.norm=layernorm, model.mlp=gelu, model.qk_norm=layernorm have no counterpart")
-    assert len(error.splitlines()) == 1 and not (tmp_path / "b").exists()
+    assert door.main([str(folder), str(tmp_path / "b")]) == 0
+    said = capsys.readouterr().out
+    assert "no class of transformers computes model.norm=layernorm, model.mlp=gelu, model.qk_norm=layernorm" in said
+    code = {"configuration_scaling_testbed.py", "modeling_scaling_testbed.py"}
+    assert {path.name for path in (tmp_path / "b").iterdir()} == files | code
+
+
+def test_the_card_has_the_numbers_of_the_run_and_no_place_on_this_machine(tiny, tmp_path):
+    run, folder = tiny("checkpoint.keep_steps=[4]", "evaluation.every_steps=4", "seed=3", "averaging=ema")
+    row = train(run, quiet=True)
+    for name, how in (("last", {}), ("first", {"step": 4}), ("average", {"average": True})):
+        export(run, folder, tmp_path / name, **how)
+    last, first, average = ((tmp_path / name / "README.md").read_text() for name in ("last", "first", "average"))
+    losses = {line["step"]: line.get("val_loss") for line in metrics(folder)}
+    assert f"val_loss: {losses[4]:.5f} nats per token" in first.partition("## The run at its end")[0]
+    assert f"val_loss: {row['val_loss']:.5f}" in last.partition("## The run at its end")[0]
+    assert f"val_loss_average: {row['val_loss_average']:.5f}" in average and "the average of the weights" in average
+    for text in (last, first, average):
+        assert text.startswith("---\nlibrary_name: transformers\n") and str(tmp_path) not in text
+        for part in (row["run_id"], "seed: `3`", f"{row['n_tokens']:,} training tokens", row["data_fingerprint"]):
+            assert part in text
+        assert f"flops: {row['flops']:.4g}" in text and f"torch {row['versions']['torch']}" in text
 
 
 def test_a_disk_that_refuses_leaves_nothing(tiny, tmp_path, monkeypatch):
@@ -280,7 +380,7 @@ def tokenizer_overrides(kind: str, folder: Path) -> list[str]:
     return [f"tokenizer={kind}", *more[kind]]
 
 
-@pytest.mark.parametrize("family", [LLAMA_LIKE, QWEN3_LIKE, OLMO2_LIKE], ids=["llama", "qwen3", "olmo2"])
+@pytest.mark.parametrize("family", [LLAMA_LIKE, QWEN3_LIKE, OLMO2_LIKE, []], ids=["llama", "qwen3", "olmo2", "own"])
 @pytest.mark.parametrize("kind", ["bytes", "bpe", "pretrained"])
 def test_transformers_makes_the_ids_of_training_of_a_text(text_run, tmp_path, kind, family):
     transformers = pytest.importorskip("transformers")
@@ -292,7 +392,12 @@ def test_transformers_makes_the_ids_of_training_of_a_text(text_run, tmp_path, ki
     for text, ids in zip(TEXTS, ours.encode_batch([text.encode() for text in TEXTS]), strict=True):
         assert theirs(text)["input_ids"] == ids.tolist()
         assert theirs.decode(ids.tolist()) == ours.decode(ids) == text
-    assert theirs.eos_token_id == ours.eos_id == read_back(tmp_path / "out").config.eos_token_id
+    model = read_back(tmp_path / "out")
+    assert theirs.eos_token_id == theirs.pad_token_id == ours.eos_id == model.config.eos_token_id
+    assert model.generation_config.pad_token_id == model.generation_config.bos_token_id == ours.eos_id
+    assert model.get_input_embeddings().padding_idx is None  # so that EOS keeps its gradient
+    batch = theirs(TEXTS[:2], padding=True, padding_side="left", return_tensors="pt")
+    assert model.generate(**batch, max_new_tokens=3, min_new_tokens=3).shape[1] == batch["input_ids"].shape[1] + 3
 
 
 def test_a_bytes_tokenizer_has_each_byte_once():

@@ -12,7 +12,7 @@ from scaling_testbed.config.run import unshardable
 from scaling_testbed.errors import ConfigError
 from scaling_testbed.evaluation import scoring
 from scaling_testbed.evaluation.multiple_choice import Continuation
-from scaling_testbed.exporting.hugging_face import family_of
+from scaling_testbed.exporting.families import family_of
 from scaling_testbed.kernels.attention import reference
 from scaling_testbed.learning.config import CrossEntropyConfig
 from scaling_testbed.learning.loss_model import LossModel
