@@ -56,6 +56,13 @@ Step = Annotated[int | None, typer.Option("--step", metavar="N", help="step of t
 Average = Annotated[
     bool, typer.Option("--average", help="the average of the weights (averaging=...), not the last ones")
 ]
+MaxLength = Annotated[
+    int | None,
+    typer.Option(
+        "--max-length", metavar="N",
+        help="maximum number of tokens that the model reads; long contexts lose their start (default: as in training)",
+    ),
+]  # fmt: skip
 
 Where = Annotated[
     Sequence[str],
@@ -163,6 +170,12 @@ Width = Annotated[
         help="figures as wide as a paper's column: single (3.3 inches) or double (6.9 inches)",
     ),
 ]  # fmt: skip
+
+
+def check_max_length(typed: int | None) -> None:
+    """Raise ConfigError if --max-length is not greater than zero."""
+    if typed is not None and typed < 1:
+        raise ConfigError(f"--max-length must be greater than zero; got {typed}")
 
 
 def ends(lr_range: str) -> tuple[float, float]:

@@ -9,7 +9,18 @@ from typing import Annotated
 import typer
 
 from scaling_testbed.commands import output
-from scaling_testbed.commands.options import Average, Json, Levels, OutTable, RunDir, Step, losses_in, out
+from scaling_testbed.commands.options import (
+    Average,
+    Json,
+    Levels,
+    MaxLength,
+    OutTable,
+    RunDir,
+    Step,
+    check_max_length,
+    losses_in,
+    out,
+)
 from scaling_testbed.errors import ConfigError, check_choice
 from scaling_testbed.row_files import ENDINGS
 
@@ -41,14 +52,13 @@ AllSteps = Annotated[
 Tokens = Annotated[
     int, typer.Option("--tokens", metavar="N", show_default=True, help="maximum number of validation tokens")
 ]
-Tasks = Annotated[Sequence[Path], typer.Argument(metavar="TASK.jsonl", help="files of tasks; each file is one task")]
-MaxLength = Annotated[
-    int | None,
-    typer.Option(
-        "--max-length", metavar="N",
-        help="maximum number of tokens that the model reads; long contexts lose their start (default: as in training)",
+Tasks = Annotated[
+    Sequence[Path],
+    typer.Argument(
+        metavar="TASK.jsonl",
+        help="files of tasks; each file is one task. Or continuation, identifier, bracket: a task of the run's corpus",
     ),
-]  # fmt: skip
+]
 Models = Annotated[
     Sequence[str],
     typer.Option(
@@ -188,15 +198,17 @@ def score(
     """Top-1 error of a checkpoint on multiple-choice tasks.
 
     The score of a choice is its log-likelihood after the context, summed and per byte. A line of a task is {"context":
-    "...", "choices": ["...", "..."], "gold": 0}. Context and choice are tokenised together; white space between them is
+    "...", "choices": ["...", "..."], "gold": 0}. A task of the run's corpus has the questions that evaluation.tasks
+    makes in this run. Context and choice are tokenised together; white space between them is
     part of the choice. An empty context becomes the end-of-document token."""
-    if max_length is not None and max_length < 1:
-        raise ConfigError(f"--max-length must be greater than zero; got {max_length}")
+    check_max_length(max_length)
     from scaling_testbed.config.compose import recorded_run
-    from scaling_testbed.evaluation.multiple_choice import read_tasks, remarks
+    from scaling_testbed.evaluation.corpus_tasks import read_named
+    from scaling_testbed.evaluation.multiple_choice import ChoiceTask, remarks
 
-    run, read = recorded_run(run_dir), read_tasks(tasks)
-    output.check(out, ENDINGS, tasks)
+    run, read = recorded_run(run_dir), read_named(tasks)
+    files = [task for task in read if isinstance(task, ChoiceTask)]
+    output.check(out, ENDINGS, [task.path for task in files])
     from scaling_testbed.evaluation.scoring import DEFINITION, place_of, score, summaries
 
     step, scored = score(run, run_dir, read, step=step, average=average, max_length=max_length)
@@ -210,7 +222,7 @@ def score(
     print(f"step {step:,} of {run_dir}, in {precision}")
     tables.show(rows)
     print(DEFINITION)
-    for text in remarks(read):
+    for text in remarks(files):
         print(f"warning: {text}")
     output.say_written(written)
 

@@ -16,10 +16,11 @@ from random import Random
 
 import numpy as np
 
-from scaling_testbed.config.sections import TASKS_OF_CORPUS
+from scaling_testbed.config.sections import TASKS_OF_CORPUS, EvaluationConfig
 from scaling_testbed.data.shards import open_prepared
 from scaling_testbed.data.tokenizers import load_tokenizer
-from scaling_testbed.errors import UserError
+from scaling_testbed.errors import ConfigError, UserError
+from scaling_testbed.evaluation.multiple_choice import ChoiceTask, parse_task, read_tasks
 from scaling_testbed.files import write_text
 from scaling_testbed.tables import prepare
 
@@ -65,6 +66,30 @@ def files_of_tasks(folder: Path, kinds: Sequence[str], number: int, seed: int, *
             )
         found[kind] = "".join(json.dumps(question) + "\n" for question in questions)
     return found
+
+
+def read_named(names: Sequence[Path]) -> list[ChoiceTask | str]:
+    """The tasks that `names` are: files, and names of TASKS_OF_CORPUS, which `with_made` makes. Raises UserError or
+    ConfigError as `read_tasks` does, also for a file with the name of another task."""
+    kinds = [str(name) for name in names if str(name) in TASKS_OF_CORPUS]
+    files = [name for name in names if str(name) not in TASKS_OF_CORPUS]
+    known = {task.path: task for task in read_tasks(files)}
+    stems = [*kinds, *(task.name for task in known.values())]
+    if twice := [name for name in kinds if stems.count(name) > 1]:
+        raise ConfigError(f"two tasks are named {twice[0]}; leave one out, or rename the file")
+    return [known.get(name, str(name)) for name in names]
+
+
+def with_made(
+    tasks: Sequence[ChoiceTask | str], folder: Path, config: EvaluationConfig, *, option: str
+) -> list[ChoiceTask]:
+    """`tasks` in their order, with those that are names made of the corpus in `folder`, in memory. config: it has the
+    number of questions and their seed. option: as for `files_of_tasks`, which raises UserError."""
+    kinds = [task for task in tasks if isinstance(task, str)]
+    if not kinds:
+        return [task for task in tasks if not isinstance(task, str)]
+    made = files_of_tasks(folder, kinds, config.task_questions, config.task_seed, option=option)
+    return [parse_task(Path(task), made[task].encode()) if isinstance(task, str) else task for task in tasks]
 
 
 def validation_texts(folder: Path) -> list[str]:

@@ -172,15 +172,8 @@ def continuations(task: ChoiceTask, tokenizer, *, max_length: int) -> list[list[
 
     Raises UserError, which names file and line, if a choice is longer than `max_length` or has no token.
     """
-    pairs = [_pair(document, choice) for document in task.documents for choice in document.choices]
-    contexts, choices, wholes = (
-        tokenizer.encode_batch([text.encode() for text in texts])
-        for texts in ([a for a, _ in pairs], [b for _, b in pairs], [a + b for a, b in pairs])
-    )
-    made = iter(
-        _continuation(*ids, eos_id=tokenizer.eos_id, max_length=max_length)
-        for ids in zip(contexts, choices, wholes, strict=True)
-    )
+    pairs = [(document.context, choice) for document in task.documents for choice in document.choices]
+    made = iter(pair_continuations(pairs, tokenizer, max_length=max_length))
     found = [[next(made) for _ in document.choices] for document in task.documents]
     for document, row in zip(task.documents, found, strict=True):
         for place, one in enumerate(row):
@@ -192,9 +185,22 @@ def continuations(task: ChoiceTask, tokenizer, *, max_length: int) -> list[list[
     return found
 
 
-def _pair(document: Document, choice: str) -> tuple[str, str]:
-    context = document.context.rstrip()
-    return context, document.context[len(context) :] + choice
+def pair_continuations(pairs: Sequence[tuple[str, str]], tokenizer, *, max_length: int) -> list[Continuation]:
+    """The second text of each pair as tokens after the first one, as `continuations` makes them."""
+    split = [_split(context, choice) for context, choice in pairs]
+    contexts, choices, wholes = (
+        tokenizer.encode_batch([text.encode() for text in texts])
+        for texts in ([a for a, _ in split], [b for _, b in split], [a + b for a, b in split])
+    )
+    return [
+        _continuation(*ids, eos_id=tokenizer.eos_id, max_length=max_length)
+        for ids in zip(contexts, choices, wholes, strict=True)
+    ]
+
+
+def _split(context: str, choice: str) -> tuple[str, str]:
+    kept = context.rstrip()
+    return kept, context[len(kept) :] + choice
 
 
 def _continuation(context, choice, whole, *, eos_id: int, max_length: int) -> Continuation:

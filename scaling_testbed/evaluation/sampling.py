@@ -5,8 +5,10 @@ that is given. At temperature 0 it is the likeliest one, the first of several eq
 the last tokens, as many as in training, and computes it anew for each token, which is enough for small models.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,21 +61,39 @@ def sample(
     device, precision = place_of(run)
     step, model, data = load_model(run, folder, step=step, device=device, average=average)
     tokenizer = load_tokenizer(data.folder)
-    known = tokenizer.vocab_size
     begin = [int(token) for token in tokenizer.encode_batch([prompt.encode()])[0]] or [tokenizer.eos_id]
+    writer = Writer(model, tokenizer, run.batch.sequence_length, device, precision, f"step {step} of {folder}")
     texts = []
     for number in range(sampling.count):
-        rng, tokens = np.random.default_rng((sampling.seed, number)), list(begin)
-        for _ in range(sampling.tokens):
-            with autocast(device, precision):
-                logits_V = next_logits(model, tokens[-run.batch.sequence_length :], device)[:known]
-            if not np.isfinite(logits_V).all():
-                raise UserError(f"step {step} of {folder} gives logits that are not finite: has the run diverged?")
-            tokens.append(_next(logits_V, sampling, rng))
-            if tokens[-1] == tokenizer.eos_id:
-                break
-        texts.append(tokenizer.decode(tokens))
+        rng = np.random.default_rng((sampling.seed, number))
+        texts.append(tokenizer.decode([*begin, *writer.tokens_after(begin, sampling, rng)]))
     return step, texts
+
+
+@dataclass(frozen=True)
+class Writer:
+    """A model that writes tokens. max_length: how many it reads. name: of the model in errors."""
+
+    model: Transformer
+    tokenizer: Any
+    max_length: int
+    device: torch.device
+    precision: str
+    name: str
+
+    def tokens_after(self, begin: Sequence[int], sampling: Sampling, rng: np.random.Generator) -> Iterator[int]:
+        """Yield at most `sampling.tokens` tokens after those of `begin`, EOS as the last one if the model draws it.
+        Raises UserError if a logit is not finite."""
+        tokens, known = list(begin), self.tokenizer.vocab_size
+        for _ in range(sampling.tokens):
+            with autocast(self.device, self.precision):
+                logits_V = next_logits(self.model, tokens[-self.max_length :], self.device)[:known]
+            if not np.isfinite(logits_V).all():
+                raise UserError(f"{self.name} gives logits that are not finite: has the run diverged?")
+            tokens.append(_next(logits_V, sampling, rng))
+            yield tokens[-1]
+            if tokens[-1] == self.tokenizer.eos_id:
+                return
 
 
 @torch.no_grad()

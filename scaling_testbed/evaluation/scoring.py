@@ -14,6 +14,7 @@ import torch
 from scaling_testbed.config.run import RunConfig
 from scaling_testbed.data.tokenizers import load_tokenizer
 from scaling_testbed.errors import UserError
+from scaling_testbed.evaluation.corpus_tasks import with_made
 from scaling_testbed.evaluation.loading import load_model
 from scaling_testbed.evaluation.multiple_choice import MEAN, ChoiceTask, Continuation, Document, continuations, remarks
 from scaling_testbed.learning.loss_model import LossModel
@@ -21,6 +22,7 @@ from scaling_testbed.model.parts import NORMALISERS
 from scaling_testbed.processes.device import autocast, choose_device, choose_precision
 
 BATCH_TOKENS = 4096  # in a forward pass, including padding
+FEWER = "`analyze tasks --questions`, whose files can be scored"
 DEFINITION = (
     "error is 1 - top-1 accuracy, by the sum of the log-likelihoods of a choice's tokens. error_per_byte divides this\n"
     "sum by the UTF-8 bytes of the choice without leading white space. se is the standard error of the mean"
@@ -110,7 +112,7 @@ class Questions:
 def score(
     run: RunConfig,
     folder: Path,
-    tasks: Sequence[ChoiceTask],
+    tasks: Sequence[ChoiceTask | str],
     *,
     step: int | None = None,
     average: bool = False,
@@ -118,6 +120,7 @@ def score(
 ) -> tuple[int, list[Scored]]:
     """Score `tasks` by a checkpoint of `run` in its `folder`, the newest unless `step` is given.
 
+    A task that is a name of TASKS_OF_CORPUS is made of the run's corpus, as evaluation.tasks makes it in this run.
     average: by the average of its weights. max_length: how many tokens the model reads at most, by default as many as
     in training; a model can read more, but was not trained for it. Returns the step and the scored documents. Raises
     UserError if the checkpoint does not exist, its data has changed or has no tokenizer, a choice is too long, or a
@@ -125,7 +128,8 @@ def score(
     """
     device, precision = place_of(run)
     step, model, data = load_model(run, folder, step=step, device=device, average=average)
-    questions = Questions.of(tasks, load_tokenizer(data.folder), max_length or run.batch.sequence_length)
+    made = with_made(tasks, data.folder, run.evaluation, option=FEWER)
+    questions = Questions.of(made, load_tokenizer(data.folder), max_length or run.batch.sequence_length)
     flat = log_likelihoods(LossModel(model, run.loss), questions.sequences, device=device, precision=precision)
     if not all(map(math.isfinite, flat)):
         raise UserError(f"step {step} of {folder} gives log-likelihoods that are not finite: has the run diverged?")
@@ -155,8 +159,7 @@ def log_likelihoods(
     over the ranks has all values. poll: called before each batch, equally often on every rank.
     """
     found = [0.0] * len(sequences)
-    normaliser = NORMALISERS[model.model.config.attention_normaliser]
-    batches = list(_batches([len(one.ids) for one in sequences], same_length=normaliser.depends_on_length))
+    batches = list(_batches([len(one.ids) for one in sequences], same_length=_needs_same_length(model)))
     for first in range(0, len(batches), size):
         poll()
         # A sharded model needs all ranks: a rank without a batch of its own computes the last and drops it.
@@ -183,18 +186,47 @@ def _batches(lengths: Sequence[int], *, same_length: bool) -> Iterator[list[int]
         yield batch
 
 
+@torch.no_grad()
+def greedy_log_likelihoods(
+    model: LossModel, sequences: Sequence[Continuation], *, device: torch.device, precision: str
+) -> list[tuple[float, bool]]:
+    """`log_likelihoods`, each with whether every scored token is the likeliest one after those before it."""
+    found: list[tuple[float, bool]] = [(0.0, True)] * len(sequences)
+    for batch in _batches([len(one.ids) for one in sequences], same_length=_needs_same_length(model)):
+        row_N, tokens_BT, scored_BT = _tensors([sequences[place] for place in batch], device)
+        with autocast(device, precision):
+            ce_N, greedy_N = model.greedy_at(tokens_BT, scored_BT)
+        misses_B = torch.zeros(len(batch), dtype=torch.int64).index_add_(0, row_N, (~greedy_N).long().cpu())
+        values = zip(_sums(len(batch), row_N, ce_N), (misses_B == 0).tolist(), strict=True)
+        for place, value in zip(batch, values, strict=True):
+            found[place] = value
+    return found
+
+
+def _needs_same_length(model: LossModel) -> bool:
+    return NORMALISERS[model.model.config.attention_normaliser].depends_on_length
+
+
 def _of_batch(model: LossModel, rows: Sequence[Continuation], device: torch.device) -> list[float]:
-    """Log-likelihoods of the sequences `rows`, the longest first. Padding is after their ends, so causal attention does
-    not see it, and it is not scored."""
+    """Log-likelihoods of the sequences `rows`, the longest first."""
+    row_N, tokens_BT, scored_BT = _tensors(rows, device)
+    return _sums(len(rows), row_N, model.cross_entropy_at(tokens_BT, scored_BT))
+
+
+def _sums(n_rows: int, row_N: torch.Tensor, ce_N: torch.Tensor) -> list[float]:
+    return torch.zeros(n_rows, dtype=torch.float64).index_add_(0, row_N, -ce_N.double().cpu()).tolist()
+
+
+def _tensors(rows: Sequence[Continuation], device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The row of each scored token (on the CPU), tokens_BT, and scored_BT [B, T - 1] for the targets. Padding is after
+    the ends of the sequences, so causal attention does not see it, and it is not scored."""
     tokens_BT = torch.zeros(len(rows), len(rows[0].ids), dtype=torch.int64)
     scored_BT = torch.zeros_like(tokens_BT, dtype=torch.bool)
     for row, one in enumerate(rows):
         tokens_BT[row, : len(one.ids)] = torch.from_numpy(one.ids)
         scored_BT[row, len(one.ids) - one.n_scored : len(one.ids)] = True
     row_N = scored_BT[:, 1:].nonzero()[:, 0]
-    tokens_BT, scored_BT = tokens_BT.to(device), scored_BT[:, 1:].to(device)
-    ce_N = model.cross_entropy_at(tokens_BT, scored_BT)
-    return torch.zeros(len(rows), dtype=torch.float64).index_add_(0, row_N, -ce_N.double().cpu()).tolist()
+    return row_N, tokens_BT.to(device), scored_BT[:, 1:].to(device)
 
 
 def summaries(scored: Sequence[Scored]) -> list[dict[str, Any]]:

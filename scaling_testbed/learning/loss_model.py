@@ -9,6 +9,8 @@ from scaling_testbed.learning.config import CrossEntropyConfig
 from scaling_testbed.learning.loss import LossTerms, loss_terms
 from scaling_testbed.model.transformer import Transformer
 
+AT_ONCE = 1024  # targets whose logits are held at a time
+
 
 class LossModel(nn.Module):
     """Model and head loss in one forward pass, so that a wrapper such as FSDP sees every use of the head's weight."""
@@ -48,8 +50,22 @@ class LossModel(nn.Module):
     def cross_entropy_at(self, tokens_BS: torch.Tensor, scored_BT: torch.Tensor) -> torch.Tensor:
         """The cross-entropy [N] in nats of the N targets at which scored_BT [B, T] is true, by rows. tokens_BS: as for
         `forward`."""
+        return self._scores_at(tokens_BS, scored_BT)[0]
+
+    def greedy_at(self, tokens_BS: torch.Tensor, scored_BT: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """`cross_entropy_at`, and whether each target is the likeliest token [N]; the first one of equal logits is."""
+        ce_N, hidden_ND, targets_N = self._scores_at(tokens_BS, scored_BT)
+        parts = torch.split(hidden_ND, AT_ONCE)
+        logits = (F.linear(part_ND, self.model.head_weight_VD) for part_ND in parts)
+        likeliest_N = torch.cat([targets_N[:0], *(part_NV.argmax(-1) for part_NV in logits)])
+        return ce_N, likeliest_N == targets_N
+
+    def _scores_at(
+        self, tokens_BS: torch.Tensor, scored_BT: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The cross-entropy of the targets, the hidden states before them, and the targets."""
         hidden_ND = self.model(tokens_BS[:, :-1])[scored_BT]
         targets_N = tokens_BS[:, 1:][scored_BT]
         cap = self.model.config.final_softcap
         ce_N, _ = linear_cross_entropy(hidden_ND, self.model.head_weight_VD, targets_N, softcap=cap)
-        return ce_N
+        return ce_N, hidden_ND, targets_N

@@ -5,13 +5,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from scaling_testbed.config.run import RunConfig
-from scaling_testbed.config.sections import TASKS_OF_CORPUS
 from scaling_testbed.data.batches import ONLY, TrainingBatches, ValidationBatches
 from scaling_testbed.data.shards import PreparedData, open_prepared
 from scaling_testbed.data.tokenizers import load_tokenizer
 from scaling_testbed.errors import ConfigError, UserError
-from scaling_testbed.evaluation.corpus_tasks import files_of_tasks
-from scaling_testbed.evaluation.multiple_choice import ChoiceTask, parse_task, read_tasks
+from scaling_testbed.evaluation.corpus_tasks import with_made
+from scaling_testbed.evaluation.multiple_choice import ChoiceTask, read_tasks
 from scaling_testbed.evaluation.scoring import Questions
 
 MAIN_SET = "validation"
@@ -77,11 +76,8 @@ def open_questions(run: RunConfig, files: Sequence[ChoiceTask], data: PreparedDa
         return Questions((), [])
     with _said_of_tasks():
         tokenizer, known = load_tokenizer(data.folder), {task.path: task for task in files}
-        if kinds := [task for task in config.tasks if task in TASKS_OF_CORPUS]:
-            option = "evaluation.task_questions"
-            made = files_of_tasks(data.folder, kinds, config.task_questions, config.task_seed, option=option)
-            known |= {Path(kind): parse_task(Path(kind), text.encode()) for kind, text in made.items()}
-        tasks = [known[Path(task)] for task in config.tasks]
+        named = [known.get(Path(task), task) for task in config.tasks]
+        tasks = with_made(named, data.folder, config, option="evaluation.task_questions")
         return Questions.of(tasks, tokenizer, run.batch.sequence_length)
 
 

@@ -2,15 +2,25 @@
 
 import json
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from scaling_testbed import analyze
+from scaling_testbed.config.sections import EvaluationConfig
 from scaling_testbed.data.preparing.preparation import prepare
 from scaling_testbed.data.sources.text_files import TextFilesConfig
 from scaling_testbed.data.tokenizers import BpeConfig, BytesConfig
-from scaling_testbed.errors import UserError
-from scaling_testbed.evaluation.corpus_tasks import BRACKETS, CONTEXT, IDENTIFIER, make_tasks, validation_texts
+from scaling_testbed.errors import ConfigError, UserError
+from scaling_testbed.evaluation.corpus_tasks import (
+    BRACKETS,
+    CONTEXT,
+    IDENTIFIER,
+    make_tasks,
+    read_named,
+    validation_texts,
+    with_made,
+)
 from scaling_testbed.evaluation.multiple_choice import read_tasks, remarks
 
 
@@ -63,6 +73,21 @@ def test_the_same_corpus_and_seed_give_the_same_files_and_score_reads_them(corpu
     assert all(one[kind].read_bytes() != other[kind].read_bytes() for kind in one)
     found = read_tasks(list(one.values()))
     assert [task.name for task in found] == ["continuation", "identifier", "bracket"] and remarks(found) == []
+
+
+def test_a_task_is_named_once_whether_it_is_a_file_or_is_made(tmp_path):
+    files = [tmp_path / f"{name}.jsonl" for name in ("bracket", "mine")]
+    for path in files:
+        path.write_text(json.dumps({"context": "a", "choices": ["b", "c"], "gold": 0}) + "\n")
+    (mine,) = read_tasks(files[1:])
+    assert read_named([Path("identifier"), files[1], Path("bracket")]) == ["identifier", mine, "bracket"]
+    for names in ([Path("bracket"), files[0]], [Path("bracket"), Path("bracket")]):
+        with pytest.raises(ConfigError, match="two tasks are named bracket; leave one out"):
+            read_named(names)
+    config = EvaluationConfig(task_questions=9)
+    with pytest.raises(UserError, match="this data was given as token ids|no such|holds no|manifest"):
+        with_made(["bracket"], tmp_path, config, option="x")
+    assert with_made([mine], tmp_path, config, option="x") == [mine]
 
 
 def test_a_corpus_with_too_little_text_is_refused_with_what_there_is(corpus, tmp_path, capsys):

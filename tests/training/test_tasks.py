@@ -81,6 +81,9 @@ def test_the_row_has_the_errors_that_analyze_score_finds(composed, place, tmp_pa
     assert analyze.main(["score", str(folder), *files, "--json"]) == 0
     *made, mean = json.loads(capsys.readouterr().out)["tasks"]
     assert [task["task"] for task in made] == ["own", *MADE]
+    assert analyze.main(["score", str(folder), files[0], *reversed(MADE), "--json"]) == 0  # by their names alone
+    *named, named_mean = json.loads(capsys.readouterr().out)["tasks"]
+    assert named == [made[0], *reversed(made[1:])] and named_mean["error"] == pytest.approx(mean["error"])
     for task in made:
         assert row[f"error/{task['task']}"] == task["error"]
         assert row["task_documents"][task["task"]] == task["documents"]
