@@ -14,6 +14,7 @@ if __name__ == "__main__" or os.path.basename(sys.argv[0]) == "scaling-testbed":
 
 from scaling_testbed import analyze, sweep
 from scaling_testbed.commands.app import add_door, add_verb, application, run
+from scaling_testbed.commands.evaluate import evaluate
 from scaling_testbed.commands.export import export
 from scaling_testbed.commands.sample import sample
 from scaling_testbed.processes.interpreter import planned
@@ -30,6 +31,7 @@ def _open(name: str, words: list[str]) -> int:
 app = application(ABOUT, groups={"sweep": sweep.app, "analyze": analyze.app}, completion=True)
 for name, about in {"train": "Train one model.", "prepare": "Tokenise a corpus into shards."}.items():
     add_door(app, name, about, functools.partial(_open, name))
+add_verb(app, evaluate, plugins=True)
 add_verb(app, export, plugins=True)
 add_verb(app, sample, plugins=True)
 

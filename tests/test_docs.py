@@ -23,7 +23,7 @@ import pytest
 import typer
 import yaml
 
-from scaling_testbed import analyze, export, sample, sweep
+from scaling_testbed import analyze, evaluate, export, sample, sweep
 from scaling_testbed.analysis.laws.forms import LAWS
 from scaling_testbed.commands.spellings import today
 from scaling_testbed.config.compose import compose_many
@@ -256,7 +256,7 @@ def check_door(words: list[str]) -> None:
     if name in ("train", "prepare"):
         check_overrides(run_overrides(rest))
         return
-    apps = {"sweep": sweep.app, "analyze": analyze.app, "export": export.app, "sample": sample.app}
+    apps = {door.__name__.rpartition(".")[2]: door.app for door in (sweep, analyze, evaluate, export, sample)}
     if name not in apps:
         raise Wrong(f"there is no command {name}")
     given = parsed_verb(command_of(name), rest)
@@ -271,7 +271,7 @@ def check_door(words: list[str]) -> None:
 
 @functools.cache
 def command_of(name: str):
-    apps = {"sweep": sweep.app, "analyze": analyze.app, "export": export.app, "sample": sample.app}
+    apps = {door.__name__.rpartition(".")[2]: door.app for door in (sweep, analyze, evaluate, export, sample)}
     return typer.main.get_command(apps[name])
 
 
