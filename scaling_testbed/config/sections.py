@@ -105,6 +105,13 @@ class EvaluationConfig:
         "rounding. On a CPU nano models are evaluated fastest with 4,096 to 8,192 tokens in a pass.",
         identity=EXECUTION_ONLY,
     )
+    ce_scaled: bool = key(
+        False,
+        "Whether each validation also computes ce_scaled, the cross-entropy after one temperature that is fitted on "
+        "every other window, of the windows between. A loss that is no cross-entropy has it in any case. It takes "
+        "another pass over the validation tokens.",
+        identity=ADDED_LATER,
+    )
     tasks: list[str] = key(
         [],
         "Multiple-choice tasks that the weights are scored on, the final ones for the errors in the row. An entry is a "

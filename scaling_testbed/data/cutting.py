@@ -47,6 +47,12 @@ class Batch:
         tokens_BS, *others = (None if x is None else function(x) for x in self.tensors)
         return Batch(tokens_BS=tokens_BS, targets_BT=others[0], begins_BT=others[1])
 
+    def n_targets(self, chosen_B: np.ndarray) -> int:
+        """How many targets the sequences at which chosen_B is true have. The batch is of NumPy arrays."""
+        if self.targets_BT is None:
+            return int(chosen_B.sum()) * (self.tokens_BS.shape[1] - 1)
+        return int((self.targets_BT[chosen_B] != NO_TARGET).sum())
+
     def split(self, rows: int) -> list["Batch"]:
         """Batches of `rows` sequences each; the last may have fewer."""
         firsts = range(0, len(self.tokens_BS), rows)

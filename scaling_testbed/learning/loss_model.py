@@ -7,6 +7,7 @@ from torch import nn
 from scaling_testbed.kernels.cross_entropy.reference import linear_cross_entropy
 from scaling_testbed.learning.config import CrossEntropyConfig
 from scaling_testbed.learning.loss import LossTerms, loss_terms
+from scaling_testbed.learning.temperature import ladder_sums
 from scaling_testbed.model.transformer import Transformer
 
 AT_ONCE = 1024  # targets whose logits are held at a time
@@ -47,10 +48,12 @@ class LossModel(nn.Module):
             softcap=self.model.config.final_softcap,
         )
 
-    def cross_entropy_at(self, tokens_BS: torch.Tensor, scored_BT: torch.Tensor) -> torch.Tensor:
-        """The cross-entropy [N] in nats of the N targets at which scored_BT [B, T] is true, by rows. tokens_BS: as for
-        `forward`."""
-        return self._scores_at(tokens_BS, scored_BT)[0]
+    def cross_entropy_at(
+        self, tokens_BS: torch.Tensor, scored_BT: torch.Tensor, temperature: float = 1.0
+    ) -> torch.Tensor:
+        """The cross-entropy [N] in nats of the N targets at which scored_BT [B, T] is true, by rows, with the logits
+        divided by `temperature`. tokens_BS: as for `forward`."""
+        return self._scores_at(tokens_BS, scored_BT, temperature)[0]
 
     def greedy_at(self, tokens_BS: torch.Tensor, scored_BT: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """`cross_entropy_at`, and whether each target is the likeliest token [N]; the first one of equal logits is."""
@@ -61,11 +64,31 @@ class LossModel(nn.Module):
         return ce_N, likeliest_N == targets_N
 
     def _scores_at(
-        self, tokens_BS: torch.Tensor, scored_BT: torch.Tensor
+        self, tokens_BS: torch.Tensor, scored_BT: torch.Tensor, temperature: float = 1.0
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The cross-entropy of the targets, the hidden states before them, and the targets."""
         hidden_ND = self.model(tokens_BS[:, :-1])[scored_BT]
         targets_N = tokens_BS[:, 1:][scored_BT]
         cap = self.model.config.final_softcap
+        if temperature != 1:  # s tanh(z / s) / T is S tanh(Z / S) with Z = z / T and S = s / T
+            hidden_ND, cap = hidden_ND / temperature, None if cap is None else cap / temperature
         ce_N, _ = linear_cross_entropy(hidden_ND, self.model.head_weight_VD, targets_N, softcap=cap)
         return ce_N, hidden_ND, targets_N
+
+    def ladder_sums_of(
+        self,
+        chosen_B: torch.Tensor,
+        tokens_BS: torch.Tensor,
+        targets_BT: torch.Tensor | None = None,
+        begins_BT: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """`temperature.ladder_sums` [2, K, 3] over the targets of the sequences at which chosen_B is false, and true.
+        The others are as for `forward`."""
+        hidden_BTD = self.model(tokens_BS[:, :-1], begins_BT)
+        targets_BT = tokens_BS[:, 1:] if targets_BT is None else targets_BT
+        weight_VD, cap = self.model.head_weight_VD, self.model.config.final_softcap
+        halves = [
+            ladder_sums(hidden_BTD[here_B].flatten(0, 1), weight_VD, targets_BT[here_B].flatten(), softcap=cap)
+            for here_B in (~chosen_B, chosen_B)
+        ]
+        return torch.stack(halves)

@@ -80,7 +80,8 @@ class Sharded(Replica):
         others = set(plain.parameters()) - matrices  # sharding has made them anew
         for block in plain.model.blocks:  # its hooks lie around the block, where torch.compile does not trace them
             fully_shard(block, mesh=mesh, mp_policy=of_block, ignored_params=others)
-        register_fsdp_forward_method(plain, "cross_entropy_at")  # gathers the parameters too
+        for method in ("cross_entropy_at", "ladder_sums_of"):  # they gather the parameters too
+            register_fsdp_forward_method(plain, method)
         plain.to_empty(device=device)
         self.plain = self.forward = plain
 

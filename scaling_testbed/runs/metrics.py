@@ -33,5 +33,15 @@ STEP_METRICS = (
     Metric("val_loss_by_set", "Name of each validation set -> its loss, that of the run included.", "nats per token"),
     Metric("val_loss_average", "val_loss with the average of the weights; absent without one.", "nats per token"),
     Metric("val_loss_average_by_set", "val_loss_by_set with the average of the weights.", "nats per token"),
+    Metric(
+        "ce_scaled",
+        "Cross-entropy of the odd windows of the validation split, counted from 0, after one temperature that is "
+        "fitted on the even ones: with evaluation.ce_scaled=true, or where the loss is no cross-entropy. null where it "
+        "is not finite, or there is one window.",
+        "nats per token",
+    ),
+    Metric("ce_scaled_temperature", "This temperature, from 1/8 to 8: the logits are divided by it."),
+    Metric("ce_scaled_by_set", "Name of each validation set -> its ce_scaled.", "nats per token"),
+    Metric("ce_scaled_average", "ce_scaled with the average of the weights; absent without one.", "nats per token"),
     Metric("error_by_task", "Name of each of evaluation.tasks -> its top-1 error, where the tasks were scored."),
 )

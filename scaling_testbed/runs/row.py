@@ -115,6 +115,14 @@ class Row:
     val_loss_average_by_set: dict[str, float] | None = fact(
         "As val_loss_by_set, with the average of the weights; null without one.", "nats per token"
     )
+    ce_scaled: float | None = fact(
+        "Cross-entropy of the odd windows of the last evaluation after one temperature that is fitted on the even "
+        "ones; null unless evaluation.ce_scaled=true or the loss is no cross-entropy, and where val_loss is null.",
+        "nats per token",
+    )
+    ce_scaled_temperature: float | None = fact("This temperature, by which the logits are divided.")
+    ce_scaled_by_set: dict[str, float] | None = fact("Name of each validation set -> its ce_scaled.", "nats per token")
+    ce_scaled_average: float | None = fact("As ce_scaled, with the average of the weights.", "nats per token")
     task_error: float | None = fact(
         "The unweighted mean of the errors of the final weights on evaluation.tasks; null without tasks, and where the "
         "run diverged or was stopped early. Laws read it as `error`."
@@ -270,6 +278,8 @@ def describe_row(row: dict[str, Any], folder: Path) -> str:
         "status": row["status"] if row.get("error") is None else f"{row['status']}: {row['error']}",
         "validation loss": _nats(row.get("val_loss")),
         "  of the average": _nats(row.get("val_loss_average")),
+        "  scaled": _nats(row.get("ce_scaled")),
+        "  temperature": _number(row.get("ce_scaled_temperature"), ".4f"),
         "  at step 0": _nats(row.get("val_loss_initial")),
         "  at the start": _nats(row.get("val_loss_start")),
         "  bits per byte": _number(row.get("val_bpb"), ".4f") or _withheld(row.get("val_bpb_withheld")),

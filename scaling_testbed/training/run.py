@@ -34,6 +34,7 @@ from scaling_testbed.training.profile import StepProfile
 from scaling_testbed.training.progress import is_evaluated, is_saved, is_scored, resume, save
 from scaling_testbed.training.records import Records
 from scaling_testbed.training.row import Outcome, make_row
+from scaling_testbed.training.scaled import evaluate_scaled
 from scaling_testbed.training.start import begin
 from scaling_testbed.training.step import (
     Diverged,
@@ -107,6 +108,7 @@ def train(run: RunConfig, interrupts: Interrupts | None = None, *, quiet: bool =
                     if progress.record is not None:
                         if is_evaluated(run, progress.step, parts.steps):
                             progress.record |= evaluate(parts, look) | evaluate_average(parts, look)
+                            progress.record |= evaluate_scaled(parts, look)
                         if is_scored(run, progress.step, parts.steps):
                             progress.record |= tasks.score(parts, look)
                         records.write(progress)
@@ -143,7 +145,7 @@ def train(run: RunConfig, interrupts: Interrupts | None = None, *, quiet: bool =
             outcome = Outcome("diverged", str(reason), progress.step + 1)
             if progress.summary.evaluation.get("step") != progress.step:
                 of_weights = evaluate(parts) | evaluate_average(parts)  # those of the last update
-                progress.record = {"step": progress.step} | of_weights
+                progress.record = {"step": progress.step} | of_weights | evaluate_scaled(parts)
                 records.write(progress)
             progress.record = {"step": progress.step + 1} | reason.diagnostics  # of the update that was not made
             records.write(progress)

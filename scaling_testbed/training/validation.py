@@ -40,7 +40,7 @@ def evaluate(parts: Parts, poll: Callable[[], object] = lambda: None) -> dict[st
                 except (RuntimeError, MemoryError, OSError) as error:
                     if not is_memory_error(error):
                         raise
-                    raise _too_little_memory(parts, batches.rows, error) from None
+                    raise too_little_memory_to_evaluate(parts, batches.rows, error) from None
                 if number < len(batches):
                     terms_of_batches.append(torch.stack([in_fp64(terms.ce), in_fp64(terms.n_tokens)]))
         for ce, n_here in torch.stack(terms_of_batches).tolist() if terms_of_batches else []:
@@ -69,7 +69,7 @@ def evaluate_average(parts: Parts, poll: Callable[[], object] = lambda: None) ->
     return {"val_loss_average": found["val_loss"], "val_loss_average_by_set": found["val_loss_by_set"]}
 
 
-def _too_little_memory(parts: Parts, rows: int, error: BaseException) -> UserError:
+def too_little_memory_to_evaluate(parts: Parts, rows: int, error: BaseException) -> UserError:
     """The error for a person. It asks for a smaller micro-batch if evaluations take as many sequences, and where the
     run can make it smaller by itself."""
     asked = parts.run.evaluation.rows

@@ -140,7 +140,7 @@ def test_wrong_values_are_refused(tiny, field):  # noqa: F811
 
 def test_every_metric_of_a_run_is_in_the_reference_and_the_reference_names_no_other(trained):  # noqa: F811
     more = ("diagnostics.per_head=true", "optimizer.skip_spikes_sigmas=0.5", "optimizer.skip_spikes_window=4")
-    _, folder = trained(*ON, *more, "averaging=ema")
+    _, folder = trained(*ON, *more, "averaging=ema", "evaluation.ce_scaled=true")
     tensors = {name.partition("/")[2] for line in metrics(folder) for name in line if name.startswith("param_rms/")}
     found = set()
     for name in {name for line in metrics(folder) for name in line}:
