@@ -14,9 +14,11 @@ from scaling_testbed.commands.app import application, run
 from scaling_testbed.commands.batch import critical_batch
 from scaling_testbed.commands.curves import decide, instability, lr_sensitivity
 from scaling_testbed.commands.frontier import frontier, ladder
+from scaling_testbed.commands.items import margins, pass_at
 from scaling_testbed.commands.laws import allocate, downstream, fit, laws, list_, predict
 from scaling_testbed.commands.next_runs import next_
 from scaling_testbed.commands.optima import optima
+from scaling_testbed.commands.probe import probe
 from scaling_testbed.commands.report import report
 from scaling_testbed.commands.tasks import compare, curvature, inspect, score, tasks
 from scaling_testbed.commands.trajectories import anneal
@@ -25,7 +27,7 @@ app = application(
     __doc__,
     [
         *(lr_sensitivity, instability, decide, report),
-        *(inspect, curvature, score, compare, tasks),
+        *(inspect, curvature, score, compare, pass_at, margins, probe, tasks),
         *(fit, laws, predict, allocate, next_, downstream, frontier, ladder, optima, anneal, critical_batch),
     ],
     {"law": application("The laws that can be fitted.", [list_], plugins=True)},

@@ -69,8 +69,10 @@ Models = Annotated[
 Measure = Annotated[
     str,
     typer.Option(
-        "--measure", metavar="NAME", autocompletion=lambda: ["error", "error_per_byte", "gold_loss"], show_default=True,
-        help="error, error_per_byte, or gold_loss: minus the log-likelihood of the right choice, in nats",
+        "--measure", metavar="NAME", show_default=True,
+        autocompletion=lambda: ["error", "error_per_byte", "gold_loss", "margin"],
+        help="error, error_per_byte, gold_loss (minus the log-likelihood of the right choice) or margin (its "
+        "log-likelihood less that of the likeliest other choice), in nats",
     ),
 ]  # fmt: skip
 Against = Annotated[
@@ -242,7 +244,7 @@ def compare(
     from scaling_testbed.evaluation import comparison
 
     check_choice("--measure", measure, comparison.MEASURES)
-    files = _named_files(model)
+    files = named_files(model)
     output.check(out, ENDINGS, [file for some in files.values() for file in some])
     models, task_D = comparison.read_models(files, measure)
     records = comparison.compare(models, task_D, against)
@@ -258,7 +260,8 @@ def compare(
     output.say_written(written)
 
 
-def _named_files(given: Sequence[str]) -> dict[str, list[Path]]:
+def named_files(given: Sequence[str]) -> dict[str, list[Path]]:
+    """The files of each --model NAME=FILE,FILE. Raises ConfigError for another spelling and for a name given twice."""
     found: dict[str, list[Path]] = {}
     for typed in given:
         name, _, files = typed.partition("=")

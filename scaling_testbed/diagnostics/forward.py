@@ -6,14 +6,13 @@ V vocabulary.
 
 from __future__ import annotations
 
-import contextlib
 from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from scaling_testbed.diagnostics.reductions import LARGEST, MEAN, RMS, SMALLEST, Reductions
+from scaling_testbed.diagnostics.states import Hooked
 from scaling_testbed.kernels.reference import softcap_scores, wide
 from scaling_testbed.model.attention import Attention, QKNorm
 from scaling_testbed.model.transformer import Transformer
@@ -21,13 +20,13 @@ from scaling_testbed.model.transformer import Transformer
 LOGITS_BYTES = 2**28  # bytes of logits held at once
 
 
-class ForwardProbe:
+class ForwardProbe(Hooked):
     """A context in which every forward pass of `model` adds its statistics to `found`. Use it under no_grad."""
 
     def __init__(self, model: Transformer, found: Reductions, *, per_head: bool = False):
+        super().__init__()
         self.model, self.found, self.per_head = model, found, per_head
         self._raw: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        self._stack = contextlib.ExitStack()
 
     def __enter__(self):
         for number, block in enumerate(self.model.typed_blocks):
@@ -40,12 +39,8 @@ class ForwardProbe:
         return self
 
     def __exit__(self, *_):
-        self._stack.close()
+        super().__exit__()
         self._raw.clear()
-
-    def _hook(self, module: nn.Module, action) -> None:
-        handle = module.register_forward_hook(action, with_kwargs=False)
-        self._stack.callback(handle.remove)
 
     def _keep(self, number: int, _module, _inputs, output) -> None:
         self._raw[number] = output[:2]

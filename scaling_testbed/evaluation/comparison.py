@@ -22,6 +22,7 @@ MEASURES = {
     "error": lambda one: one["predicted"] != one["gold"],
     "error_per_byte": lambda one: one["predicted_per_byte"] != one["gold"],
     "gold_loss": lambda one: -one["log_likelihoods"][one["gold"]],
+    "margin": lambda one: margin(one["log_likelihoods"], one["gold"]),
 }
 SEEDS = "give one file for each seed"
 DEFINITION = (
@@ -32,10 +33,17 @@ DEFINITION = (
 
 @dataclass(frozen=True)
 class Model:
-    """The values of one model on every document. Each seed is one file."""
+    """The values of one model on every document. Each seed is one file. documents: task and line of each."""
 
     name: str
     values_SD: np.ndarray
+    documents: tuple[tuple[str, int], ...] = ()
+
+
+def margin(log_likelihoods: Sequence[float], gold: int) -> float:
+    """How much more likely the right choice is than the likeliest other one, in nats; negative for a wrong answer."""
+    others = [value for place, value in enumerate(log_likelihoods) if place != gold]
+    return log_likelihoods[gold] - max(others)
 
 
 def read_models(files: Mapping[str, Sequence[Path]], measure: str) -> tuple[list[Model], np.ndarray]:
@@ -61,7 +69,7 @@ def read_models(files: Mapping[str, Sequence[Path]], measure: str) -> tuple[list
                 same = paths[seen.index(documents)]
                 raise UserError(f"--model {name}: {path} is a copy of {same}; {SEEDS}")
             seen.append(documents)
-        models.append(Model(name, np.array(values_SD)))
+        models.append(Model(name, np.array(values_SD), tuple((task, line) for task, line, *_ in asked)))
     return models, np.array([task for task, *_ in asked])
 
 

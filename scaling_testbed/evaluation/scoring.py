@@ -152,27 +152,29 @@ def log_likelihoods(
     rank: int = 0,
     size: int = 1,
     poll: Callable[[], object] = lambda: None,
+    temperature: float = 1.0,
 ) -> list[float]:
-    """For each sequence, the log-likelihood of its scored tokens given all tokens before them, summed, in nats.
+    """For each sequence, the log-likelihood of its scored tokens given all tokens before them, summed, in nats, with
+    the logits divided by `temperature`.
 
     size: how many processes take the batches in turn. Each has zeros in place of what the others find, so that a sum
     over the ranks has all values. poll: called before each batch, equally often on every rank.
     """
     found = [0.0] * len(sequences)
-    batches = list(_batches([len(one.ids) for one in sequences], same_length=_needs_same_length(model)))
+    batches = list(passes([len(one.ids) for one in sequences], same_length=_needs_same_length(model)))
     for first in range(0, len(batches), size):
         poll()
         # A sharded model needs all ranks: a rank without a batch of its own computes the last and drops it.
         batch = batches[min(first + rank, len(batches) - 1)]
         with autocast(device, precision):
-            values = _of_batch(model, [sequences[place] for place in batch], device)
+            values = _of_batch(model, [sequences[place] for place in batch], device, temperature)
         if first + rank < len(batches):
             for place, value in zip(batch, values, strict=True):
                 found[place] = value
     return found
 
 
-def _batches(lengths: Sequence[int], *, same_length: bool) -> Iterator[list[int]]:
+def passes(lengths: Sequence[int], *, same_length: bool) -> Iterator[list[int]]:
     """Indices of the sequences of each forward pass, the longest first: at most BATCH_TOKENS tokens including padding,
     or one sequence. same_length: without padding, for a normaliser that depends on the length of a sequence."""
     batch: list[int] = []
@@ -192,7 +194,7 @@ def greedy_log_likelihoods(
 ) -> list[tuple[float, bool]]:
     """`log_likelihoods`, each with whether every scored token is the likeliest one after those before it."""
     found: list[tuple[float, bool]] = [(0.0, True)] * len(sequences)
-    for batch in _batches([len(one.ids) for one in sequences], same_length=_needs_same_length(model)):
+    for batch in passes([len(one.ids) for one in sequences], same_length=_needs_same_length(model)):
         row_N, tokens_BT, scored_BT = _tensors([sequences[place] for place in batch], device)
         with autocast(device, precision):
             ce_N, greedy_N = model.greedy_at(tokens_BT, scored_BT)
@@ -207,10 +209,10 @@ def _needs_same_length(model: LossModel) -> bool:
     return NORMALISERS[model.model.config.attention_normaliser].depends_on_length
 
 
-def _of_batch(model: LossModel, rows: Sequence[Continuation], device: torch.device) -> list[float]:
+def _of_batch(model: LossModel, rows: Sequence[Continuation], device: torch.device, temperature: float) -> list[float]:
     """Log-likelihoods of the sequences `rows`, the longest first."""
     row_N, tokens_BT, scored_BT = _tensors(rows, device)
-    return _sums(len(rows), row_N, model.cross_entropy_at(tokens_BT, scored_BT))
+    return _sums(len(rows), row_N, model.cross_entropy_at(tokens_BT, scored_BT, temperature))
 
 
 def _sums(n_rows: int, row_N: torch.Tensor, ce_N: torch.Tensor) -> list[float]:

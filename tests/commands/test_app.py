@@ -16,6 +16,7 @@ from tests.test_architecture import ROOT, modules_loaded_by
 
 VERBS = {
     analyze: "lr_sensitivity instability decide report inspect curvature score compare "
+    "pass_at margins probe "
     "fit laws predict allocate next downstream frontier ladder optima anneal critical_batch",
     sweep: "plan run submit retry status collect sync",
 }
@@ -139,7 +140,7 @@ def test_help_loads_nothing_that_takes_time():
     ("typed", "offered"),
     [
         ("ana", {"analyze"}),
-        ("", {"train", "prepare", "sweep", "analyze", "export", "sample"}),
+        ("", {"train", "prepare", "sweep", "analyze", "evaluate", "export", "sample"}),
         ("analyze fr", {"frontier"}),
         ("sweep st", {"status"}),
         ("analyze fit --hold", {"--hold-out"}),
