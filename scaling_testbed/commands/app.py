@@ -50,6 +50,7 @@ class _Verbs(TyperGroup):
         return super().parse_args(ctx, args)
 
     def resolve_command(self, ctx, args):
+        args = [args[0].replace("-", "_"), *args[1:]] if args[0].replace("-", "_") in self.commands else args
         if args[0] not in self.commands and not ctx.resilient_parsing:
             close = difflib.get_close_matches(args[0], self.commands, n=1)
             hint = f"did you mean {close[0]}?" if close else f"it is one of {', '.join(self.commands)}"

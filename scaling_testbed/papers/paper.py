@@ -38,6 +38,7 @@ PAPERS.add("resuming", "scaling_testbed.papers.resuming:PAPER", module=__name__)
 PAPERS.add("sparse_pretraining", "scaling_testbed.papers.sparse_pretraining:PAPER", module=__name__)
 PAPERS.add("growing", "scaling_testbed.papers.growing:PAPER", module=__name__)
 PAPERS.add("implicit_bias", "scaling_testbed.papers.implicit_bias:PAPER", module=__name__)
+PAPERS.add("document_selection", "scaling_testbed.papers.document_selection:PAPER", module=__name__)
 
 
 @dataclass(frozen=True)

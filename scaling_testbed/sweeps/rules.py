@@ -14,11 +14,11 @@ the order in which they need each other. A run has the values, and its run_id de
 import ast
 import dataclasses
 import math
-import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from scaling_testbed.analysis.rows.expressions import OPERATORS
 from scaling_testbed.config.budget import CONVENTIONS
 from scaling_testbed.config.compose import compose_many
 from scaling_testbed.config.compute import pruned_of
@@ -47,15 +47,6 @@ FUNCTIONS: dict[str, Callable[..., float]] = {
     "sqrt": math.sqrt,
     "log": math.log,
     "round": lambda value: float(math.floor(_settled(value) + 0.5)),
-}
-OPERATORS: dict[type[ast.operator] | type[ast.unaryop], Callable[..., Any]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-    ast.Pow: operator.pow,
-    ast.USub: operator.neg,
-    ast.UAdd: operator.pos,
 }
 
 

@@ -28,7 +28,7 @@ from scaling_testbed.config.run import run_folder_path
 from scaling_testbed.config.sections import CheckpointConfig
 from scaling_testbed.data import shards
 from scaling_testbed.data.preparing import preparation
-from scaling_testbed.data.sources import reading, token_files
+from scaling_testbed.data.sources import filtered, reading, token_files
 from scaling_testbed.data.sources.text_files import TextFilesConfig
 from scaling_testbed.data.summary import describe
 from scaling_testbed.data.tokenizers import BpeConfig, BytesConfig, PretrainedConfig, load_tokenizer
@@ -151,6 +151,17 @@ class _Verified:
         return path / ".verified.json"
 
     read = staticmethod(lambda path: tokens_of(path.parent))
+
+
+@reader("documents of a filtered corpus", d.JSON)
+class _KeptDocuments:
+    @staticmethod
+    def make(folder):
+        path = folder / "kept.json"
+        filtered.write_kept(path, shards.open_prepared(corpus(folder)), [0, 2], {"where": ["loss<2"], "n_tokens": 9})
+        return path
+
+    read = staticmethod(filtered.read_kept)
 
 
 @reader("tokenizer.json of a corpus", d.JSON)

@@ -2,10 +2,12 @@
 
 from scaling_testbed.data.sources import (  # noqa: F401
     copy,
+    filtered,
     huggingface,
     markov,
     mixture,
     noise,
+    planted,
     python_packages,
     python_stdlib,
     text_files,
