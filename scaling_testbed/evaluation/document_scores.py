@@ -165,7 +165,7 @@ def _gradient_norm(scorer: Scorer, text: np.ndarray) -> float:
         (terms.loss / (len(text) - 1)).backward()
     squares = [one.grad.double().square().sum() for one in scorer.model.parameters() if one.grad is not None]
     scorer.model.zero_grad()
-    return math.sqrt(sum(squares).item()) if squares else 0.0
+    return math.sqrt(sum(square.item() for square in squares))
 
 
 def _padded(rows: Sequence[np.ndarray]) -> torch.Tensor:

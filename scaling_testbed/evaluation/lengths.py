@@ -77,11 +77,16 @@ def by_length(
     tokens; only the context differs. windows: each is a further arm in which a query sees only so many last positions
     (model.attention_window), whatever was trained. average: by the average of the weights.
 
-    Raises ConfigError for lengths below 1 or given twice, and UserError if the checkpoint does not exist, its data have
-    changed, the validation split is too short, or a loss is not finite.
+    Raises ConfigError for lengths below 1 or given twice and for a run with document masking, and UserError if the
+    checkpoint does not exist, its data have changed, the validation split is too short, or a loss is not finite.
     """
     lengths = checked_lengths("--lengths", lengths)
     windows = checked_lengths("--window", windows) if windows else []
+    if run.batch.document_masking:
+        raise ConfigError(
+            f"{folder} was trained with batch.document_masking=true, so its positions count from the start of a "
+            "document; --lengths measures windows across documents"
+        )
     device, precision = place_of(run)
     step, model, data = load_model(run, folder, step=step, device=device, average=average)
     blocks_BS = _blocks(data, lengths[-1], tokens)
@@ -124,7 +129,7 @@ def _blocks(data: PreparedData, length: int, tokens: int) -> np.ndarray:
             "window; give smaller lengths, or train with a larger validation split"
         )
     blocks = ValidationBatches(data.validation, sequence_length=length, max_tokens=tokens, rows=1)
-    return np.concatenate(list(blocks))
+    return np.concatenate([block.tokens_BS for block in blocks])
 
 
 def _with_window(run: RunConfig, data: PreparedData, model: Transformer, window: int) -> Transformer:

@@ -138,6 +138,7 @@ class Reader:
     ):
         self.model, self.data, self.layers = model, data, layers
         self.length, self.device, self.precision = run.batch.sequence_length, device, precision
+        self.masked = run.batch.document_masking
         self.tokenizer = load_tokenizer(data.folder)
 
     def examples(self, task: str, tokens: int) -> tuple[Examples, list[str]]:
@@ -158,13 +159,18 @@ class Reader:
         return Examples(states_ND, class_N, drawn_N[kept_N]), names
 
     def _of_tokens(self, task: str, tokens: int) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+        if self.masked:
+            raise ConfigError(
+                f"--task {task}: the run has batch.document_masking=true, and this task reads windows across "
+                "documents; give a FILE.jsonl of texts"
+            )
         shift = 1 if task == NEXT else -int(task.partition(":")[2])
         if -shift >= self.length:
             raise ConfigError(f"--task {task}: a window of training has {self.length} tokens, so K must be smaller")
         windows = ValidationBatches(self.data.validation, sequence_length=self.length, max_tokens=tokens, rows=1)
-        if windows.n_windows < 2:
+        if windows.n_sequences < 2:
             raise UserError(f"--tokens {tokens}: a probe needs two windows of {self.length} validation tokens or more")
-        rows_BS, class_of = np.concatenate(list(windows)), self._classes()
+        rows_BS, class_of = np.concatenate([window.tokens_BS for window in windows]), self._classes()
         first, last = max(0, -shift), self.length
         states = self._states(list(rows_BS[:, :-1]), lambda states_BTD: states_BTD[:, first:last].flatten(0, 1))
         labels_BT = class_of[rows_BS[:, first + shift : last + shift]]

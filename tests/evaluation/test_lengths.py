@@ -1,5 +1,6 @@
 """The loss by length is that of a plain loop over windows, and only the context differs between lengths."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -102,6 +103,9 @@ def test_a_split_that_is_too_short_and_a_model_that_is_not_finite_are_named(whol
     run = recorded_run(folder)
     with pytest.raises(UserError, match="--lengths 5000: the validation split of .* has 4,000 tokens"):
         by_length(run, folder, [5000], tokens=64)
+    masked = dataclasses.replace(run, batch=dataclasses.replace(run.batch, document_masking=True))
+    with pytest.raises(ConfigError, match="was trained with batch.document_masking=true"):
+        by_length(masked, folder, [8], tokens=100)
     with pytest.raises(ConfigError, match="got none"):
         by_length(run, folder, [], tokens=64)
     monkeypatch.setattr(module, "token_losses", lambda model, tokens: torch.full((len(tokens), 16), torch.nan))

@@ -1,5 +1,6 @@
 """Probes find what is planted in features, and read the states and classes that they say."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -133,6 +134,9 @@ def test_what_cannot_be_probed_is_named(text_run, tiny, tmp_path):  # noqa: F811
         probe(run, folder, ["next_class"], labels=[4], layers=["99"])
     with pytest.raises(ConfigError, match="--labels must be whole numbers above one; got 1"):
         probe(run, folder, ["next_class"], labels=[4, 1])
+    masked = dataclasses.replace(run, batch=dataclasses.replace(run.batch, document_masking=True))
+    with pytest.raises(ConfigError, match="next_class: the run has batch.document_masking=true"):
+        probe(masked, folder, ["next_class"], labels=[4])
     with pytest.raises(ConfigError, match="a window of training has 32 tokens"):
         probe(run, folder, ["past_class:32"], labels=[4])
     file = tmp_path / "bad.jsonl"

@@ -7,11 +7,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from scaling_testbed.config.compose import recorded_run
+from scaling_testbed.config.compose import compose_many, recorded_run
+from scaling_testbed.config.run import run_folder_path
 from scaling_testbed.data.batches import ValidationBatches
 from scaling_testbed.data.cutting import Cutting
 from scaling_testbed.evaluation.loading import load_model
 from scaling_testbed.learning.config import CrossEntropyConfig
+from scaling_testbed.training.run import train
+from tests.training.conftest import TINY
 from tests.training.test_run import assert_same_weights
 
 ASKED = ("evaluation.ce_scaled=true", "evaluation.tokens=608", "evaluation.rows=5", "optimizer.lr=0.1")
@@ -44,10 +47,14 @@ def test_the_loss_after_one_temperature_is_that_of_the_odd_windows(trained):
     assert row["ce_scaled"] == lines[-1]["ce_scaled"] != lines[0]["ce_scaled"]
 
 
-def test_documents_and_padding_are_those_of_the_validation_loss(trained):
-    """At a temperature of one the loss is the cross-entropy, over the targets alone."""
-    packed = (*ASKED, "batch.packing=documents", "batch.document_masking=true", "evaluation.tokens=1e9")
-    row, folder = trained(*packed)
+def test_documents_and_padding_are_those_of_the_validation_loss(tmp_path, data_dir):
+    lines = [json.dumps({"text": f"{n} is {n * n}, or {n} times {n}"[: 5 + n % 30]}) for n in range(900)]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    corpus = ("data=text_files", f"data.files={tmp_path}/a.jsonl", "data.validation_fraction=0.3", "tokenizer=bytes")
+    packed = ("batch.packing=documents", "batch.document_masking=true", "evaluation.tokens=1e9")
+    places = (f"runs_dir={tmp_path}/runs", f"data_dir={data_dir}")
+    (run,) = compose_many([[*TINY[3:], *ASKED, *corpus, *packed, *places]])
+    row, folder = train(run, quiet=True), run_folder_path(run)
     run = recorded_run(folder)
     _, model, data = load_model(run, folder, step=None, device=torch.device("cpu"))
     batches = ValidationBatches(

@@ -109,7 +109,7 @@ def _value(what: str, node: ast.expr, rows: Sequence[Mapping[str, Any]]) -> Any:
         return function(*(np.broadcast_to(_value(what, part, rows), len(rows)) for part in node.args))
     if isinstance(node, ast.Name):
         return _column(what, node.id, rows)
-    if isinstance(node, ast.Constant) and type(node.value) in (int, float):
+    if isinstance(node, ast.Constant) and isinstance(node.value, (int, float)) and not isinstance(node.value, bool):
         return np.float64(node.value)
     raise ConfigError(f"{what}: {ast.unparse(node)[:60]} is no arithmetic over columns")
 
