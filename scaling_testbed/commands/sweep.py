@@ -166,7 +166,7 @@ def plan(
     config = launcher_config(launcher, chosen)
     on_cluster = bool(chosen.launcher) or launcher != "slurm"
     runs = planned(chosen, config, None if on_cluster else memory_of_gpu())
-    on_gpu = bool(config.gpus) and (on_cluster or not is_for_cpu(runs))
+    on_gpu = bool(config.gpus) and (on_cluster or not is_for_cpu(runs, stated=rate is not None))
     speed = _speed(runs, rate, on_gpu, on_cluster, probes=not as_json)
     runs = priced(runs, speed) if speed else runs
     records = [one.record() for one in runs]

@@ -20,7 +20,7 @@ SIZES = 3  # that are tried: the smallest, the largest, and one between them
 CPU = torch.device("cpu")
 MOST_PARAMS = 30_000_000  # of a model that is tried: building it takes time and memory
 MOST_LOGITS = 2**29  # bytes
-ASSUMED_RATE = 1e10  # FLOP/s before the first update
+ASSUMED_RATE = 2e10  # FLOP/s before the first update
 
 
 def probed(runs: Sequence[PlannedRun]) -> Speed | None:

@@ -99,12 +99,13 @@ def of_finished(runs: Sequence[PlannedRun], rows: Sequence[Mapping[str, Any]], o
     return measured(_rows_beside(folder), on_gpu, f"in other folders of {folder.parent}/")
 
 
-def is_for_cpu(runs: Sequence[PlannedRun]) -> bool:
+def is_for_cpu(runs: Sequence[PlannedRun], stated: bool = False) -> bool:
     """Whether a plan without a launcher is for the processor of this machine: its runs ask for no other device, there
-    is no GPU here, and they are not too many for a processor."""
+    is no GPU here, and they are not too many for a processor. A `stated` rate is that of a GPU, unless all runs ask for
+    a processor."""
     devices = {run.config.get("compute.device") for run in runs}
-    if devices == {"cpu"}:
-        return True
+    if devices == {"cpu"} or stated:
+        return devices == {"cpu"}
     few = sum(run.flops for run in runs) <= MOST_FLOPS_OF_CPU
     return devices <= {"cpu", "auto"} and few and memory_of_gpu() is None
 

@@ -80,7 +80,8 @@ def test_runs_of_the_sweep_come_before_those_of_other_folders(tmp_path):
 )  # fmt: skip
 def test_a_plan_is_for_the_processor_if_nothing_speaks_for_a_gpu(monkeypatch, device, gpu, flops, is_cpu):
     monkeypatch.setattr(speed, "memory_of_gpu", lambda: gpu)
-    assert is_for_cpu([replace(RUN, flops=flops, config={"compute.device": device})]) == is_cpu
+    runs = [replace(RUN, flops=flops, config={"compute.device": device})]
+    assert is_for_cpu(runs) == is_cpu and is_for_cpu(runs, stated=True) == (device == "cpu")
 
 
 def test_a_plan_for_this_processor_takes_a_probe_and_says_so(door):
@@ -106,11 +107,11 @@ def test_a_probe_tries_the_smallest_and_the_largest_model_with_as_many_sequences
 
     def update(config, model, rows, seconds):
         tried.append((model.name, rows, seconds))
-        return {"bigram": 0.01, "nano_m": 0.2, "nano_l": 2.0}[model.name]
+        return {"nano_s": 0.01, "nano_m": 0.2, "nano_l": 2.0}[model.name]
 
     monkeypatch.setattr(probe, "_seconds_of_update", update)
     found = probe.probed(runs)
-    assert [name for name, *_ in tried] == ["bigram", "nano_m", "nano_l"] and tried[0][1] == 32
+    assert [name for name, *_ in tried] == ["nano_s", "nano_m", "nano_l"] and tried[0][1] == 32
     assert 1 <= tried[2][1] < 32 and sum(seconds for *_, seconds in tried) < 2.5
     assert [point.flops for point in found.points] == sorted(point.flops for point in found.points)
     assert not found.on_gpu and found.unit == "CPU-hours"
