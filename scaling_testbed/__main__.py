@@ -24,12 +24,16 @@ ABOUT = "Pretrain small language models in grids, and analyse the results."
 
 
 def _open(name: str, words: list[str]) -> int:
-    """Run a command whose arguments are for Hydra. Its module is imported only now."""
+    """Run a command whose arguments are for another library. Its module is imported only now."""
     return importlib.import_module(f"scaling_testbed.{name}").main(words)
 
 
 app = application(ABOUT, groups={"sweep": sweep.app, "analyze": analyze.app}, completion=True)
-for name, about in {"train": "Train one model.", "prepare": "Tokenise a corpus into shards."}.items():
+for name, about in {
+    "train": "Train one model.",
+    "prepare": "Tokenise a corpus into shards.",
+    "lm_eval": "The command line of lm-evaluation-harness, with --model scaling_testbed.",
+}.items():
     add_door(app, name, about, functools.partial(_open, name))
 add_verb(app, evaluate, plugins=True)
 add_verb(app, export, plugins=True)

@@ -1,4 +1,4 @@
-"""Measure a checkpoint: `python -m scaling_testbed.evaluate RUN_DIR --lengths 64,128,256`"""
+"""Evaluate a checkpoint: `python -m scaling_testbed.evaluate RUN_DIR --tasks NAME`"""
 
 import sys
 

@@ -253,6 +253,8 @@ def check_door(words: list[str]) -> None:
     if not words or words[0] in ("--help", "--install-completion"):
         return
     name, rest = words[0], words[1:]
+    if name == "lm_eval":  # its words are those of another program
+        return
     if name in ("train", "prepare"):
         check_overrides(run_overrides(rest))
         return

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 TRAIN = "train"  # of --window: as many positions as in training
 Lengths = Annotated[
-    str, typer.Option("--lengths", metavar="N,N", help="the lengths of the windows that the model reads, in tokens")
+    str | None,
+    typer.Option("--lengths", metavar="N,N", help="the lengths of the windows that the model reads, in tokens"),
 ]
 Windows = Annotated[
     str | None,
@@ -27,6 +28,11 @@ Windows = Annotated[
 ValidationTokens = Annotated[
     int, typer.Option("--tokens", metavar="N", show_default=True, help="maximum number of validation tokens")
 ]
+DEFAULT_TOKENS = 131072
+LengthTokens = Annotated[
+    int | None,
+    typer.Option("--tokens", metavar="N", help=f"maximum number of validation tokens (default: {DEFAULT_TOKENS})"),
+]
 
 
 def show_lengths(
@@ -34,7 +40,7 @@ def show_lengths(
     run: "RunConfig",
     lengths: str,
     windows: str | None,
-    tokens: int,
+    tokens: int | None,
     step: int | None,
     average: bool,
     as_json: bool,
@@ -47,6 +53,7 @@ def show_lengths(
         for word in (windows.split(",") if windows else [])
         for number in ([0] if word == TRAIN else whole_numbers("--window", word))
     ]
+    tokens = DEFAULT_TOKENS if tokens is None else tokens
     if tokens < 1:
         raise ConfigError(f"--tokens must be greater than zero; got {tokens}")
     output.check(out, ENDINGS)

@@ -140,7 +140,7 @@ def test_help_loads_nothing_that_takes_time():
     ("typed", "offered"),
     [
         ("ana", {"analyze"}),
-        ("", {"train", "prepare", "sweep", "analyze", "evaluate", "export", "sample"}),
+        ("", {"train", "prepare", "sweep", "analyze", "evaluate", "lm_eval", "export", "sample"}),
         ("analyze fr", {"frontier"}),
         ("sweep st", {"status"}),
         ("analyze fit --hold", {"--hold-out"}),

@@ -137,6 +137,8 @@ def test_padding_on_the_left_changes_no_text_and_a_loss_is_ours(exported, overri
             torch.testing.assert_close(theirs(**given, labels=tokens_BT).loss, ours, rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match="attention_mask must be"):
         theirs(tokens_BT, attention_mask=mask_BT)
+    with pytest.raises(ValueError, match="static cache is not supported|attention_normaliser=relu2 depends"):
+        written(theirs, tokens_BT, cache_implementation="static", use_cache=True)
 
 
 def test_a_model_whose_weights_depend_on_the_length_refuses_a_cache(exported):

@@ -239,6 +239,8 @@ class ScalingTestbedForCausalLM(PreTrainedModel, GenerationMixin):
                 f"attention_normaliser={config.attention_normaliser} depends on the length of the whole text, so keys "
                 "and values cannot be kept: pass use_cache=False"
             )
+        if getattr(cache, "is_compileable", False):
+            raise ValueError("a static cache is not supported: leave out cache_implementation, or pass a DynamicCache")
         if use_cache and cache is None:
             cache = DynamicCache()
         for number, block in enumerate(self.layers):
