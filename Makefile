@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test faults check docs
+.PHONY: help setup demo test faults check docs release-check
 
 help:
 	@echo 'make setup   install what a user needs into .venv'
@@ -13,6 +13,8 @@ help:
 	@echo 'make faults  provoke every known fault, and print what was promised and what was seen; takes half an hour'
 	@echo 'make check   run ruff and mypy'
 	@echo 'make docs    build the documents into site/'
+	@echo 'make release-check'
+	@echo '             say whether this commit can be released: files that must agree, lint, types, documents, the wheel'
 
 setup: $(VENV)/setup
 
@@ -47,3 +49,6 @@ check: $(VENV)/check
 
 docs: $(VENV)/docs
 	$(BIN)/mkdocs build --strict
+
+release-check: $(VENV)/check $(VENV)/docs
+	$(BIN)/python scripts/release_check.py
