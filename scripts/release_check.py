@@ -7,6 +7,7 @@ The tests are not run: `make test` does that.
 """
 
 import json
+import os
 import re
 import runpy
 import subprocess
@@ -87,8 +88,12 @@ def finished(row: Mapping[str, object], place: Path) -> None:
 
 
 def run(*words: str | Path, cwd: Path = ROOT) -> str:
-    """What a command prints on stdout. Raises Failed with one line of its output and the command to type."""
-    done = subprocess.run([str(word) for word in words], cwd=cwd, capture_output=True, text=True)
+    """What a command prints on stdout. Raises Failed with one line of its output and the command to type.
+
+    It runs without PYTHONPATH, which could put this source in the place of the wheel.
+    """
+    outside = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run([str(word) for word in words], cwd=cwd, env=outside, capture_output=True, text=True)
     if done.returncode:
         typed = " ".join(str(word).replace(f"{ROOT}/", "") for word in words)
         raise Failed(f"{complaint(done.stdout + done.stderr)}; type: {typed}")
@@ -155,6 +160,9 @@ def smoke(folder: Path) -> str:
     run(folder / "fresh" / "bin" / "pip", "install", "-q", "-c", ROOT / "constraints.txt", built)
     place = folder / "elsewhere"
     place.mkdir()
+    where = run(folder / "fresh" / "bin" / "python", "-c", "import scaling_testbed as s; print(s.__file__)", cwd=place)
+    if not Path(where).is_relative_to(folder / "fresh"):
+        raise Failed(f"the package in the empty environment is that of {where.strip()}: leave this out of its path")
     command = folder / "fresh" / "bin" / "scaling-testbed"
     run(command, "--help", cwd=place)
     run(command, *SMOKE.split(), cwd=place)

@@ -81,6 +81,11 @@ def test_a_command_that_fails_is_one_line_with_what_to_type():
     assert SCRIPT["run"]("echo", "well") == "well\n"
 
 
+def test_a_command_does_not_see_this_source_by_pythonpath(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    assert SCRIPT["run"]("sh", "-c", "echo $PYTHONPATH") == "\n"
+
+
 def test_the_first_check_that_fails_is_the_last_and_the_status_says_so():
     said, made = [], []
 
