@@ -66,7 +66,10 @@ def test_without_lm_eval_a_line_says_what_to_install(tmp_path, monkeypatch, caps
         (["--tasks", "a", "--max-length", "0"], "--max-length must be greater than zero"),
         (["--tasks", "a", "--include", "nowhere"], "--include nowhere is no folder"),
         (["--tasks", "bracket,bracket"], "two tasks are named bracket"),
-        ([], "missing option '--tasks'"),
+        ([], "give --tasks NAME,NAME or --lengths N,N, and not both"),
+        (["--tasks", "bracket", "--lengths", "8"], "and not both"),
+        (["--tasks", "bracket", "--window", "8"], "--window belongs to --lengths"),
+        (["--lengths", "8", "--fewshot", "0"], "--fewshot belongs to --tasks"),
     ],
 )
 def test_a_wrong_argument_is_one_line(tmp_path, capsys, arguments, said):

@@ -90,7 +90,6 @@ def test_the_door_prints_a_table_and_writes_it(whole, capsys, tmp_path):
         (["--lengths", "16", "--window", "all"], "--window must be whole numbers, such as 64,128; got 'all'"),
         (["--lengths", "16", "--window", "0"], "--window must be whole numbers above zero; got 0"),
         (["--lengths", "16", "--tokens", "0"], "--tokens must be greater than zero"),
-        ([], "missing option '--lengths'"),
     ],
 )
 def test_what_cannot_be_measured_is_one_line(whole, capsys, words, said):
