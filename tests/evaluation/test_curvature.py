@@ -9,9 +9,10 @@ import torch.nn.functional as F
 
 from scaling_testbed import analyze
 from scaling_testbed.config.compose import recorded_run
+from scaling_testbed.data.cutting import NO_TARGET, Batch
 from scaling_testbed.errors import UserError
 from scaling_testbed.evaluation import curvature as module
-from scaling_testbed.evaluation.curvature import curvature, measure
+from scaling_testbed.evaluation.curvature import curvature
 from scaling_testbed.model.config import ModelConfig
 from scaling_testbed.model.transformer import Transformer
 
@@ -29,6 +30,11 @@ def small(**keys):
 
 def batch(seed, rows=2):
     return torch.randint(V, (rows, T + 1), generator=torch.Generator().manual_seed(seed))
+
+
+def measure(model, tokens, seed, **options):
+    """module.measure of these token ids [B, T + 1], one tensor for each batch."""
+    return module.measure(model, [Batch(tokens_BS=tokens_BS) for tokens_BS in tokens], seed, **options)
 
 
 def flat(tensors):
@@ -193,3 +199,18 @@ def test_levels_must_be_losses_and_a_step_is_one_checkpoint(whole, capsys, typed
     assert "--levels must be losses, such as 2.2,2.5" in capsys.readouterr().err
     assert analyze.main(["curvature", str(folder), "--step", "8", "--levels", "2.2"]) == 2
     assert "--step 8 is one checkpoint; leave out --levels" in capsys.readouterr().err
+
+
+def test_a_position_without_a_target_and_another_document_change_nothing():
+    """A document and padding behind it, as batch.packing=documents has them, beside the document alone."""
+    model, tokens, n = small(), batch(0, rows=1), 3
+    targets_BT = tokens[:, 1:].clone()
+    targets_BT[:, n:] = NO_TARGET
+    begins_BT = torch.tensor([[0] * n + [n] * (T - n)])
+    packed = Batch(tokens_BS=tokens, targets_BT=targets_BT, begins_BT=begins_BT)
+    found = module.measure(model, [packed] * 4, seed=0, hutchinson=True)
+    alone = measure(model, [tokens[:, : n + 1]] * 4, seed=0, hutchinson=True)
+    assert found.n_tokens == alone.n_tokens == 4 * n
+    assert found.loss == pytest.approx(alone.loss, rel=1e-6)
+    assert found.fisher.mean == pytest.approx(alone.fisher.mean, rel=1e-4)
+    assert found.hessian.mean == pytest.approx(alone.hessian.mean, rel=1e-3, abs=1e-4)

@@ -97,7 +97,7 @@ def test_the_gradient_is_that_of_the_mean_loss_of_the_same_sequences(inspected, 
     _, found = inspect(run, folder, sequences=37)
     _, model, data = load_model(run, folder, step=None, device=torch.device("cpu"))
     batches = ValidationBatches(data.validation, sequence_length=16, max_tokens=37 * 16, rows=37)
-    tokens_BS = torch.from_numpy(batches.batch(0))
+    tokens_BS = torch.from_numpy(batches.batch(0).tokens_BS)
     logits_NV = (model(tokens_BS[:, :-1]) @ model.head_weight_VD.T).flatten(0, 1)
     z_loss = logits_NV.logsumexp(-1).square().mean()
     (torch.nn.functional.cross_entropy(logits_NV, tokens_BS[:, 1:].flatten()) + 0.1 * z_loss).backward()

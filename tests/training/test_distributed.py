@@ -65,6 +65,7 @@ PRUNED = [f"+interventions.magnitude_pruning.{option}" for option in ("sparsity=
 OPTIONS |= {"ddp_pruned": [*PRUNED, "+interventions.magnitude_pruning.structure=2:4"]}
 OPTIONS |= {"fsdp_pruned": [*PRUNED, "model.d_ff=41", "model.mlp=swiglu"]}
 OPTIONS["fsdp_atan2"] += ["model.attention_normaliser=relu2", "model.embedding_gradient_scale=0.1", "model.d_ff=41"]
+DOCUMENTS = ["batch.packing=documents", "batch.document_masking=true", "batch.micro_batch_sequences=1"]
 COMPARED = ("train_loss", "train_z_loss", "val_loss", "grad_norm")
 
 
@@ -74,9 +75,9 @@ class Launch:
     def __init__(self, folder, python, torchrun=None):
         self.folder, self.python, self.torchrun, self.specs, self.size = folder, python, torchrun or python, {}, 0
 
-    def add(self, name, *overrides, runs=None, **circumstances):
+    def add(self, name, *overrides, runs=None, data=COMMON[:3], **circumstances):
         places = [f"runs_dir={self.folder / (runs or name)}", f"data_dir={self.folder / 'data'}"]
-        self.specs[name] = {"name": name, "overrides": [*COMMON, *places, *overrides], **circumstances}
+        self.specs[name] = {"name": name, "overrides": [*data, *COMMON[3:], *places, *overrides], **circumstances}
 
     def start(self, size):
         self.size = size
@@ -132,6 +133,12 @@ def two(tmp_path_factory, python):
         runs.add("fsdp_sgd_stopped", "parallelism=fsdp", *OPTIONS["fsdp_sgd"], **stopped)
         for name, options in OPTIONS.items():
             runs.add(name, f"parallelism={name.partition('_')[0]}", *options)
+        text = runs.folder / "text.jsonl"  # short documents of unequal length
+        text.write_text("".join(json.dumps({"text": f"{n} " + "ab " * (n * n % 11)}) + "\n" for n in range(400)))
+        data = ["data=text_files", f"data.files={text}", "data.validation_fraction=0.3"]
+        for kind in ("single", "ddp", "fsdp"):
+            where = {"data": data, "alone": kind == "single"}
+            runs.add(f"{kind}_documents", f"parallelism={kind}", *DOCUMENTS, **where)
         runs.add("again", "parallelism=fsdp", runs="ddp")
         runs.add("held", "parallelism=ddp", held=True)
         # Stopped, gone on with by another number of processes, stopped again, gone on with.
@@ -245,6 +252,14 @@ def test_options_mean_the_same_with_two_processes(two, one, name):
     assert two.row(name)["restarts"] == (name == "fsdp_sgd")
     skipped = [[line["step"] for line in metrics(folder) if line.get("skipped")] for folder in (here, there)]
     assert skipped[0] == skipped[1] and bool(skipped[0]) == (SKIPPING[0] in OPTIONS[name])
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_packed_documents_are_the_same_ones_with_two_processes(two, kind):
+    """Each process has another number of targets, and the loss of a step is over those of both."""
+    single, row = two.row("single_documents"), two.row(f"{kind}_documents")
+    assert_same_run(two.run_folder("single_documents"), two.run_folder(f"{kind}_documents"), rel=5e-6)
+    assert row["n_tokens"] == single["n_tokens"] and row["padding_share"] == single["padding_share"] > 0
 
 
 def test_a_hybrid_of_two_copies_of_two_shards_trains_as_one_process_does(four, one):

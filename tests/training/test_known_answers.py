@@ -30,7 +30,7 @@ def token_losses(model, data, length, tokens):
     """Cross-entropy of every validation target, [windows, length], in nats."""
     losses = []
     for batch in ValidationBatches(data.validation, sequence_length=length, max_tokens=tokens, rows=64):
-        tokens_BS = torch.from_numpy(batch)
+        tokens_BS = torch.from_numpy(batch.tokens_BS)
         logits_BTV = model.logits(tokens_BS[:, :-1])
         losses.append(torch.nn.functional.cross_entropy(logits_BTV.mT, tokens_BS[:, 1:], reduction="none"))
     return torch.cat(losses).double().numpy()
