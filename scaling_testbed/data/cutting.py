@@ -163,8 +163,8 @@ class Cutting:
         stream has no EOS token."""
         if stream.eos_id is None and self.needs_documents:
             raise ConfigError(
-                f"{self} needs the ends of documents, and {stream.label} has no EOS token; use "
-                "batch.document_masking=false and batch.packing=windows"
+                f"{self} needs the ends of documents, and {stream.label} has no EOS token (for "
+                "token files give it as data.eos_id); use batch.document_masking=false and batch.packing=windows"
             )
         kind = Packed if self.packing == DOCUMENTS else Windows
         return kind(stream, length, masking=self.document_masking)

@@ -69,6 +69,19 @@ def test_each_document_has_the_logits_and_the_gradient_that_it_has_alone(build, 
 
 
 @paths
+def test_positions_count_from_the_begin_of_each_document(build, tokens, path):
+    """A rotation depends on distances alone, so other positions would show only as the rounding of large angles."""
+    model = build_on(build, path)
+    device, seen = model.embedding.weight.device, []
+    model.blocks[1].attention.register_forward_pre_hook(lambda module, given: seen.extend(given[1:3]))
+    model(tokens(40, 3).to(device), begins().to(device))
+    model(tokens(40, 3).to(device))
+    for own, shared in zip(seen[:2], seen[2:], strict=True):
+        for row, first, last in SPANS:
+            assert torch.equal(own[row, 0, first:last], shared[: last - first])
+
+
+@paths
 def test_a_token_changes_no_bit_of_the_logits_of_another_document(build, tokens, path):
     model = build_on(build, path)
     device = model.embedding.weight.device

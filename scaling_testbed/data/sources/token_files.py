@@ -75,6 +75,13 @@ class TokenFilesConfig(Source):
     )
     vocab_size: int | None = key(None, "The vocabulary of the tokenizer that wrote the files. It must be given.")
 
+    eos_id: int | None = key(
+        None,
+        "The token id that stands between two documents in the files; that of GPT-2 is 50256. null: it is not known, "
+        "so documents cannot be told apart.",
+        identity=ADDED_LATER,
+    )
+
     places: ClassVar[tuple[str, ...]] = ("train", "validation")
 
     def __post_init__(self):
@@ -86,6 +93,8 @@ class TokenFilesConfig(Source):
             raise ConfigError(f"vocab_size must be at most {MAX_VOCABULARY}, got {self.vocab_size}")
         if self.dtype is not None:
             check_choice("dtype", self.dtype, SAID)
+        if self.eos_id is not None and not 0 <= self.eos_id < (self.vocab_size or MAX_VOCABULARY):
+            raise ConfigError(f"eos_id must lie in the vocabulary of {self.vocab_size}, got {self.eos_id}")
 
     def paths(self, split: str, tally: Tally | None = None) -> list[str]:
         """The files of a split, sorted. If a glob matches an .idx file, its .bin file is taken."""
@@ -110,6 +119,8 @@ class TokenFilesConfig(Source):
             record["dtype"] = self.dtype
         elif self.format in ("auto", "nanogpt"):
             record["type"] = "the only one"  # folders of earlier versions, which took all for uint16, are made again
+        if self.eos_id is not None:
+            record["eos_id"] = self.eos_id
         return record
 
     def inputs(self) -> dict[str, list[str]]:
@@ -151,7 +162,9 @@ class TokenFilesConfig(Source):
             splits[split] = token_record(sum(shard["n_tokens"] for shard in shards), n_documents, shards)
         n_found = len(layouts) + tally.n_files
         reading = {"found": n_found, **tally.as_dict()}
-        return self.manifest(splits, train_counts, reading=reading, documents=windows.as_dict())
+        if self.eos_id is not None and not train_counts[self.eos_id]:
+            raise UserError(f"data.eos_id={self.eos_id} is in no file of data.train; give the id that ends a document")
+        return self.manifest(splits, train_counts, eos_id=self.eos_id, reading=reading, documents=windows.as_dict())
 
 
 class Layout(NamedTuple):

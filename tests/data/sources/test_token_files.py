@@ -417,3 +417,19 @@ def test_the_type_is_part_of_the_identity_and_corpora_that_an_earlier_version_gu
 def test_a_wrong_field_is_refused_at_once(fields, message):
     with pytest.raises(ConfigError, match=message):
         TokenFilesConfig(**{"train": "a.bin", "validation": "b.bin", **fields})
+
+
+def test_the_token_between_documents_is_known_where_it_is_given(tmp_path, prepared):
+    for split, tokens in TOKENS.items():
+        write_nanogpt(tmp_path / f"{split}.bin", tokens)
+    files = {split: str(tmp_path / f"{split}.bin") for split in TOKENS}
+    config = TokenFilesConfig(**files, vocab_size=1000, dtype="uint16")
+    known = dataclasses.replace(config, eos_id=5)
+    assert config.identity() | {"eos_id": 5} == known.identity()
+    plain, found = (prepared(one) for one in (config, known))
+    assert plain.train.eos_id is None and found.train.eos_id == found.validation.eos_id == 5
+    assert plain.fingerprint == found.fingerprint  # the tokens are the same
+    with pytest.raises(ConfigError, match="eos_id must lie in the vocabulary of 1000, got 1000"):
+        dataclasses.replace(config, eos_id=1000)
+    with pytest.raises(UserError, match="data.eos_id=998 is in no file of data.train"):
+        prepared(dataclasses.replace(config, eos_id=998))
