@@ -84,6 +84,17 @@ def test_a_quiet_command_shows_no_bar_and_its_warnings(monkeypatch):
     assert terminal.getvalue() == "a warning\n"
 
 
+def test_a_detail_is_not_shown_beside_a_bar(monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr(progress.sys, "stdout", terminal)
+    shown = Progress()
+    shown.start(10)
+    shown.say("a line")
+    shown.say("a detail", DETAIL)
+    shown.close()
+    assert "a line" in terminal.getvalue() and "a detail" not in terminal.getvalue()
+
+
 def test_a_run_says_as_much_as_it_is_asked_for(tmp_path, data_dir, capsys):  # noqa: F811
     def printed(name, *flags):
         places = [

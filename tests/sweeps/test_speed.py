@@ -92,8 +92,10 @@ def test_a_plan_for_this_processor_takes_a_probe_and_says_so(door):
     assert json.loads(door("plan", "--json")[1])[0]["cpu_hours"] is None
 
 
-@pytest.mark.parametrize("words", [["launcher.partition=gpu"], ["compute.device=cuda"], ["--launcher", "MINE"]])
-def test_a_plan_for_a_gpu_never_takes_a_probe(door, monkeypatch, tmp_path, words):
+@pytest.mark.parametrize(
+    "words", [["launcher.partition=gpu"], ["launcher.gpus_per_node=0"], ["compute.device=cuda"], ["--launcher", "MINE"]]
+)
+def test_a_plan_for_a_gpu_or_a_cluster_never_takes_a_probe(door, monkeypatch, tmp_path, words):
     (tmp_path / "mine.yaml").write_text("partition: gpu\n")
     monkeypatch.setattr(probe, "probed", lambda _: pytest.fail("it was probed"))
     status, out, _ = door("plan", *(str(tmp_path / "mine.yaml") if word == "MINE" else word for word in words))
