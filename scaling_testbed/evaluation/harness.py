@@ -30,7 +30,7 @@ from lm_eval.tasks import TaskManager
 from scaling_testbed.config.compose import recorded_run
 from scaling_testbed.data.records import dataset_of
 from scaling_testbed.data.tokenizers import load_tokenizer
-from scaling_testbed.errors import ConfigError, UserError, check_positive
+from scaling_testbed.errors import ConfigError, UserError, check_positive, first_line
 from scaling_testbed.evaluation.corpus_tasks import with_made
 from scaling_testbed.evaluation.loading import load_model
 from scaling_testbed.evaluation.multiple_choice import ChoiceTask, Continuation, pair_continuations
@@ -164,12 +164,15 @@ def _sampling(settings: Mapping[str, Any]) -> Sampling:
     limits = [int(settings[name]) for name in LENGTHS if settings.get(name) is not None]
     temperature = settings.get("temperature")
     drawn = bool(settings.get("do_sample", temperature not in (None, 0, 0.0))) and temperature not in (0, 0.0)
-    return Sampling(
-        tokens=limits[0] if limits else TOKENS,
-        temperature=(1.0 if temperature is None else float(temperature)) if drawn else 0.0,
-        top_k=settings.get("top_k") if drawn else None,
-        seed=int(settings.get("seed") or 0),
-    )
+    try:
+        return Sampling(
+            tokens=limits[0] if limits else TOKENS,
+            temperature=(1.0 if temperature is None else float(temperature)) if drawn else 0.0,
+            top_k=(settings.get("top_k") or None) if drawn else None,
+            seed=int(settings.get("seed") or 0),
+        )
+    except ConfigError as error:  # in the words of `sample`
+        raise UserError(f"generation settings {dict(settings)}: {error}") from None
 
 
 def rolling(tokens: np.ndarray, eos_id: int, max_length: int) -> Iterator[Continuation]:
@@ -213,7 +216,7 @@ def evaluate(
     run's corpus (corpus_tasks.read_named).
 
     include: a folder with further tasks as YAML files. fewshot: examples in front of each question. limit: questions of
-    each task. Raises ConfigError for a task that lm_eval does not have.
+    each task. Raises ConfigError for a task that lm_eval does not have, and UserError if it cannot read one's data.
     """
     # It reads thousands of files to know its own tasks.
     manager = TaskManager(include_path=None if include is None else str(include), include_defaults=bool(names))
@@ -224,7 +227,11 @@ def evaluate(
         )
     made = with_made(own, model.data.folder, model.run.evaluation, option=FEWER)
     tasks = [*names, *map(harness_task, made)]
-    found = simple_evaluate(model, tasks=tasks, task_manager=manager, num_fewshot=fewshot, limit=limit)
+    try:
+        found = simple_evaluate(model, tasks=tasks, task_manager=manager, num_fewshot=fewshot, limit=limit)
+    except OSError as error:  # also of a Hub that does not answer
+        said = f"lm_eval cannot read the data of {', '.join([*names, *(task.name for task in made)])}"
+        raise UserError(f"{said}: {first_line(error)}") from None
     assert found is not None, "only rank 0 of several has results, and this is one process"
     return {**found, "lm_eval_version": lm_eval.__version__}
 

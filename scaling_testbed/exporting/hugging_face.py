@@ -114,9 +114,5 @@ def _cache_line(model: Transformer) -> list[str]:
 
 
 def _training_line(length: int, eos_id: int | None) -> str:
-    documents = "" if eos_id is None else ", in which each document ends with EOS and none starts with BOS"
-    return (
-        f"trained on sequences of {length:,} tokens{documents}; EOS also stands for padding"
-        if documents
-        else (f"trained on sequences of {length:,} tokens")
-    )
+    documents = ", in which each document ends with EOS and none starts with BOS; EOS is also for padding"
+    return f"trained on sequences of {length:,} tokens{'' if eos_id is None else documents}"

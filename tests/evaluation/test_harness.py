@@ -144,6 +144,12 @@ def test_a_task_of_the_harness_itself_runs_by_its_own_command_line(lm, tmp_path,
     )
     assert door.main([str(folder), "--tasks", "lines", "--include", str(tmp_path / "tasks"), "--json"]) == 0
     ours = json.loads(capsys.readouterr().out)["results"]["lines"]["byte_perplexity,none"]
+    (tmp_path / "d.jsonl").rename(tmp_path / "moved.jsonl")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "other"))
+    assert door.main([str(folder), "--tasks", "lines", "--include", str(tmp_path / "tasks")]) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: lm_eval cannot read the data of lines: ") and "d.jsonl" in error
+    (tmp_path / "moved.jsonl").rename(tmp_path / "d.jsonl")
     arguments = ["--model", "scaling_testbed", "--model_args", f"run_dir={folder}", "--tasks", "lines"]
     arguments += ["--include_path", str(tmp_path / "tasks"), "--output_path", str(tmp_path / "out.json")]
     assert command_line.main(arguments) == 0
@@ -201,6 +207,8 @@ def test_texts_end_where_the_task_says_and_odd_requests_are_refused(lm, text_run
     assert write(known, **drawn) == write(known, **drawn) != write(known, **drawn, seed=1)
     with pytest.raises(UserError, match="generation setting top_p is not supported; there are until"):
         write(known, top_p=0.9)
+    with pytest.raises(UserError, match="generation settings {'max_gen_toks': 0}: --tokens must be a whole number"):
+        write(known, max_gen_toks=0)
     for pair, said in ((("a", ""), "has 0 tokens"), (("a", "b" * 33), "has 33 tokens .* at most 32")):
         with pytest.raises(UserError, match=said):
             model.loglikelihood(requests("loglikelihood", pair))
