@@ -61,7 +61,7 @@ def time_limit(run: PlannedRun, config: SlurmConfig, partition: Partition | None
             "launcher.time=auto needs the speed of the device, and no run of this or another sweep in runs_dir has "
             "finished on such a one; give --flops-per-second, such as 4e14, or a limit, such as launcher.time=8:00:00"
         )
-    needed = config.time_margin * hours_of(run) * 3600 + START_SECONDS + config.signal_seconds * config.requeue
+    needed = config.time_margin * hours_of(run) * 3600 + START_SECONDS + config.signal_seconds
     unit = next(unit for most, unit in ROUNDED if needed <= most)
     limit = math.ceil(needed / unit) * unit
     if partition is not None and partition.seconds is not None:
@@ -105,7 +105,7 @@ def short_limits(found: Sequence[Size]) -> list[str]:
         if limit is None or not priced:
             continue
         longest = max(priced, key=hours_of)
-        of_a_start = max(1, limit - config.signal_seconds * config.requeue)
+        of_a_start = max(1, limit - config.signal_seconds)
         starts = math.ceil(hours_of(longest) * 3600 / of_a_start)
         if starts < 2:
             continue

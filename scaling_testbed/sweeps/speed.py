@@ -92,11 +92,14 @@ def measured(rows: Iterable[Mapping[str, Any]], on_gpu: bool, where: str) -> Spe
 
 def of_finished(runs: Sequence[PlannedRun], rows: Sequence[Mapping[str, Any]], on_gpu: bool) -> Speed | None:
     """The speed of the finished runs of a sweep, whose rows are given, else of those of the sweeps beside it; None
-    where none has finished on such a device."""
+    where none has finished on such a device, unless the clock ends all runs (budget.hours)."""
     folder = sweep_folder(runs)
     if found := measured(rows, on_gpu, "of this sweep"):
         return found
-    return measured(_rows_beside(folder), on_gpu, f"in other folders of {folder.parent}/")
+    if found := measured(_rows_beside(folder), on_gpu, f"in other folders of {folder.parent}/"):
+        return found
+    by_clock = all(run.config.get("budget.hours") is not None for run in runs)
+    return Speed(on_gpu, "by budget.hours") if by_clock else None
 
 
 def is_for_cpu(runs: Sequence[PlannedRun], stated: bool = False) -> bool:

@@ -70,9 +70,9 @@ def test_a_typed_word_replaces_the_axis_in_the_plan_and_in_the_worker(grid, reco
 def test_a_worker_refuses_another_run_than_the_planned_one(grid, monkeypatch, capfd, record_property):
     """As where a file of configs= is edited while runs wait."""
     started = []
+    grid("plan")
     with monkeypatch.context() as patch:
         patch.setattr(subprocess, "Popen", lambda command, *, env, **_: started.append((command, env)))
-        grid("plan")
         (one, *_), _ = plan(load_sweep("grid.yaml"))
         Driver([one], [{}])._start(one, {})
     ((_, _, _, *words), environment) = started[0]

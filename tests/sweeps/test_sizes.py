@@ -37,7 +37,7 @@ def test_an_automatic_limit_is_the_estimate_with_its_margin_and_never_above_the_
     for size, run in ((small, proxies[0]), (large, proxies[-1])):
         needed = 1.5 * run.gpu_hours * 3600 + START_SECONDS + 120
         assert needed <= seconds_of(size.config.time) <= 1.25 * needed + 1800
-    wider, _ = sizes(proxies, SlurmConfig(time="auto", time_margin=4, requeue=False))
+    wider, _ = sizes(proxies, SlurmConfig(time="auto", time_margin=4))
     assert seconds_of(wider.config.time) >= 4 * proxies[0].gpu_hours * 3600 + START_SECONDS
     short, cut = sizes(proxies, SlurmConfig(time="auto"), DAY)
     assert (short.config.time, cut.config.time) == (small.config.time, "1-00:00:00")

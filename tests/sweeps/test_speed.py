@@ -60,6 +60,8 @@ def test_runs_of_the_sweep_come_before_those_of_other_folders(tmp_path):
     other = tmp_path / "other" / "0123"
     other.mkdir(parents=True)
     assert of_finished(runs, [], True) is None
+    by_clock = [replace(one, config=one.config | {"budget.hours": 2.0}) for one in runs]
+    assert of_finished(by_clock, [], True).seconds(by_clock[0]) == 7200
     (other / "result.json").write_text(json.dumps(row()))
     (tmp_path / "other" / "damaged").mkdir()
     (tmp_path / "other" / "damaged" / "result.json").write_text("{")
