@@ -24,6 +24,11 @@ if [ "$analysis" = curvature ]; then
   "$python" -m scaling_testbed.analyze curvature "$folder" --all-steps --out "$folder/curvature.csv"
   sed "$relative" "$folder/curvature.csv" > "$study/curvature.csv"
 fi
+if [ "$analysis" = decide ]; then  # its question is no claim of a paper, so there are no verdicts
+  files=() ; for ending in csv json png svg; do files+=(--out "$study/decide.$ending"); done
+  "$python" -m scaling_testbed.analyze decide "$study" --setting logging.group "${files[@]}"
+  exit
+fi
 report=("$folder" --out "$folder/report.html" --traces "$study/metrics")
 [[ $analysis == report || $analysis == curvature ]] && report+=(--out "$study/figures.png" --out "$study/figures.svg")
 "$python" -m scaling_testbed.analyze report "${report[@]}" | sed '/^wrote/d; /no trace/d; /^judged by:/d' | tee "$study/verdicts.txt"
