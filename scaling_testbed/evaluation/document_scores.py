@@ -163,9 +163,9 @@ def _gradient_norm(scorer: Scorer, text: np.ndarray) -> float:
         with autocast(scorer.device, scorer.precision):
             terms = scorer.losses(torch.from_numpy(piece[None]).to(scorer.device))
         (terms.loss / (len(text) - 1)).backward()
-    squares = [one.grad.double().square().sum() for one in scorer.model.parameters() if one.grad is not None]
+    squares = [one.grad.double().square().sum().item() for one in scorer.model.parameters() if one.grad is not None]
     scorer.model.zero_grad()
-    return math.sqrt(sum(square.item() for square in squares))
+    return math.sqrt(sum(squares))
 
 
 def _padded(rows: Sequence[np.ndarray]) -> torch.Tensor:

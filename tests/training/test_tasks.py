@@ -194,7 +194,7 @@ def test_a_run_that_diverged_has_no_errors_and_says_why(composed, monkeypatch):
 
 
 def test_log_likelihoods_that_are_no_numbers_give_no_errors(composed, monkeypatch):
-    monkeypatch.setattr(scoring, "_of_batch", lambda model, rows, device: [math.nan] * len(rows))
+    monkeypatch.setattr(scoring, "_of_batch", lambda model, rows, device, temperature: [math.nan] * len(rows))
     row = train(composed()[0], quiet=True)
     assert row["status"] == "finished" and row["task_error"] is row["error/own"] is None
     assert row["task_error_withheld"] == "a log-likelihood is not finite"
