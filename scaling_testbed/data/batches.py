@@ -124,8 +124,9 @@ class TrainingBatches:
 
     streams: one, or those of the sources by name. weights: of the sources by step, as `Interleaving` takes them; needed
     with several streams. sequences: the global batch, over all ranks and micro-batches. skipped: the ranges [a, b) of
-    steps whose batches are left out, as pairs of numbers in one list (data.skip_steps). cutting: how a stream becomes
-    sequences. Raises UserError if a stream is too short for its rows of one batch, and what `cutting` raises.
+    steps whose batches are left out, as pairs of numbers in one list (data.skip_steps). largest_share: the largest part
+    of the rows that `change` will give a source. cutting: how a stream becomes sequences. Raises UserError if a stream
+    is too short for its rows of one batch, and what `cutting` raises.
     """
 
     def __init__(
@@ -137,6 +138,7 @@ class TrainingBatches:
         seed: int,
         skipped: Sequence[int] = (),
         weights: Sequence[tuple[int, Mapping[str, float]]] = (),
+        largest_share: float = 0.0,
         cutting: Cutting = Cutting(),  # noqa: B008 (frozen)
     ):
         self._skipped = list(zip(skipped[::2], skipped[1::2], strict=True))
@@ -147,9 +149,13 @@ class TrainingBatches:
         self._interleaving = Interleaving(weights or [(0, dict.fromkeys(named, 1.0))], sequences)
         for name, source in self._sources.items():
             largest = max(there.get(name, 0) / sum(there.values()) for _, there in weights) if weights else 1
-            source.check(max(1, math.ceil(largest * sequences - 1e-6)))
+            source.check(max(1, math.ceil(max(largest, largest_share) * sequences - 1e-6)))
         self.n_sequences = sum(source.number for source in self._sources.values())
         self.n_targets = sum(source.cut.n_targets for source in self._sources.values())
+
+    def change(self, step: int, weights: Mapping[str, float]) -> None:
+        """Let the sources have these weights from batch `step` on, which is after the steps of all earlier changes."""
+        self._interleaving.add(self._moved(step), weights)
 
     def remarks(self) -> list[str]:
         """What to say of the sequences at the start of a run."""

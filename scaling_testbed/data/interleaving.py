@@ -80,7 +80,12 @@ class Interleaving:
         # The row with which a stretch begins, the counts before it, and its tree.
         self._stretches: list[tuple[int, dict[str, int], _Node | str]] = []
         for step, there in weights:
-            self._stretches.append((step * sequences, self.counts(step * sequences), _tree(there)))
+            self.add(step, there)
+
+    def add(self, step: int, weights: Mapping[str, float]) -> None:
+        """Let these weights hold from `step` on, which is after the steps at which others begin."""
+        begin = step * self.sequences
+        self._stretches.append((begin, self.counts(begin), _tree(weights)))
 
     def _of(self, row: int) -> tuple[int, dict[str, int], _Node | str]:
         return next(found for found in reversed(self._stretches) if found[0] <= row)

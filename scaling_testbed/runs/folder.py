@@ -24,7 +24,12 @@ from scaling_testbed.runs.lease import Lease
 from scaling_testbed.runs.row import SCHEMA_VERSION, is_number, problem_of
 
 METRICS, RESULT = "metrics.jsonl", "result.json"
-BY_NAME = ("val_loss_by_set", "val_loss_average_by_set", "error_by_task")  # in a record: names with numbers
+BY_NAME = (
+    "val_loss_by_set",
+    "val_loss_average_by_set",
+    "error_by_task",
+    "weights_by_source",
+)  # in a record: names with numbers
 ONE_FOLDER = (
     "with parallelism=fsdp every process writes into the folder of the run, so it must be the same for all: put it on "
     "a file system that all machines share, and give runs_dir= as an absolute path"

@@ -31,6 +31,10 @@ STEP_METRICS = (
         "bits per byte",
     ),
     Metric("val_loss_by_set", "Name of each validation set -> its loss, that of the run included.", "nats per token"),
+    Metric(
+        "weights_by_source",
+        "Name of each source -> its weight from this step on, as data.online chose it; absent without data.online.",
+    ),
     Metric("val_loss_average", "val_loss with the average of the weights; absent without one.", "nats per token"),
     Metric("val_loss_average_by_set", "val_loss_by_set with the average of the weights.", "nats per token"),
     Metric(

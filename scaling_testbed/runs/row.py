@@ -69,6 +69,9 @@ class Row:
     epochs_by_source: dict[str, float] | None = fact(
         "Passes of this run alone through the train split of each source of a mixture; null without one.", "epochs"
     )
+    weights_by_source: dict[str, float] | None = fact(
+        "The last weights of the sources of a mixture, which follow from the losses; null without data.online."
+    )
     flops_6nd: float | None = fact("6 n_params n_tokens, with n_params_average in a run that prunes weights.", "FLOPs")
     flops: float | None = fact(
         "Training FLOPs counted from matrix products, attention and interventions included, pruned weights left out.",

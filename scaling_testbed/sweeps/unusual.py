@@ -30,6 +30,11 @@ def unusual(
         )
     if remark := run.averaging.remark(run.start.first_step, steps):
         found["no average"] = remark
+    if (rule := run.data.online_rule) is not None and rule.next_change(run.start.first_step) >= steps:
+        found["no change of weights"] = (
+            f"data.online.every_steps={rule.every_steps} changes no weights before the end at step {steps:,}; set it "
+            "lower"
+        )
     if steps > 1_000_000:
         found["many steps"] = f"{steps:,} steps are many; set a larger batch.sequences= or a smaller budget"
     if large and not 1 <= n_tokens / counts.n_params <= 10_000:
@@ -50,12 +55,13 @@ def unusual(
 
 def _of_epochs(run: RunConfig, steps: int, train_tokens: Mapping[str, int]) -> dict[str, str]:
     found, size = {}, run.batch.sequences
+    first = "" if run.data.online_rule is None else "with its first weights "
     rows = Interleaving(run.data.weights_by_step(train_tokens), size).counts(steps * size)
     for name, there in train_tokens.items():
         if (epochs := rows[name] * run.batch.sequence_length / there) > 4:
             found[f"epochs {name}".strip()] = (
-                f"the run reads the train split{name and f' of data.sources.{name}'} {epochs:,.1f} times; beyond some "
-                "4 times, repeated text is worth less than new text (Muennighoff et al. 2023)"
+                f"{first}the run reads the train split{name and f' of data.sources.{name}'} {epochs:,.1f} times; "
+                "beyond some 4 times, repeated text is worth less than new text (Muennighoff et al. 2023)"
             )
     return found
 

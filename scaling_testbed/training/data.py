@@ -18,7 +18,7 @@ MAIN_SET = "validation"
 
 def open_training_batches(run: RunConfig, data: PreparedData) -> TrainingBatches:
     """The training split of the run's `data`, in the run's own order."""
-    batch, sources = run.batch, data.sources() or {ONLY: data}
+    batch, sources, rule = run.batch, data.sources() or {ONLY: data}, run.data.online_rule
     return TrainingBatches(
         {name: source.train for name, source in sources.items()},
         sequence_length=batch.sequence_length,
@@ -26,6 +26,7 @@ def open_training_batches(run: RunConfig, data: PreparedData) -> TrainingBatches
         seed=run.seed,
         skipped=run.data.skip_steps,
         weights=run.data.weights_by_step({name: source.train.n_tokens for name, source in sources.items()}),
+        largest_share=0.0 if rule is None else rule.largest_share(len(sources)),
         cutting=batch.cutting,
     )
 

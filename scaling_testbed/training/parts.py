@@ -51,6 +51,7 @@ from scaling_testbed.training.data import (
 )
 from scaling_testbed.training.length import Length
 from scaling_testbed.training.measurement import Measurement
+from scaling_testbed.training.mixing import Mixing, open_mixing
 
 # Type of device -> Parts.ahead where the optimizer can leave out bad updates. A GPU then always has an update to work
 # on. A CPU has nothing to wait for.
@@ -66,7 +67,8 @@ class Parts:
     they give, the run's own first. validation_sets: in the same order. questions: of evaluation.tasks. length: in
     steps. micro_batch: sequences in a pass of this process, as chosen at this start. compiled: whether the blocks of
     the model are compiled. model: the plain module. placed: the same model on its devices. interventions: by name, in
-    the order in which a step runs them. averages: of the weights. ahead: how many further updates may be made before
+    the order in which a step runs them. averages: of the weights. mixing: the weights of sources that follow from
+    losses; None without data.online. ahead: how many further updates may be made before
     the values of one are read. bad: 1.0 on the device from the first update on whose loss or gradient norm is not
     finite, else 0.0; None: the values of each update are read before the optimizer's step. captures: whether an update
     is one CUDA graph.
@@ -91,6 +93,7 @@ class Parts:
     optimizer: torch.optim.Optimizer
     interventions: dict[str, Intervention]
     averages: Averages
+    mixing: Mixing | None
     measurement: Measurement
     ahead: int = 0
     bad: torch.Tensor | None = None
@@ -170,6 +173,7 @@ def build_parts(run: RunConfig, folder: RunFolder, processes: Processes, *, quie
     batches, validation_sets = processes.together(
         lambda: (open_training_batches(run, sets[MAIN_SET]), open_validation_sets(run, sets, rows))
     )
+    mixing = processes.together(lambda: open_mixing(run, sets[MAIN_SET], batches))
     processes.connect(device)
 
     steps = steps_of(run, config)
@@ -213,6 +217,7 @@ def build_parts(run: RunConfig, folder: RunFolder, processes: Processes, *, quie
         optimizer=optimizer,
         interventions=interventions,
         averages=Averages(run.averaging, dict(model.named_parameters())),
+        mixing=mixing,
         measurement=measurement,
         ahead=ahead,
         bad=bad,

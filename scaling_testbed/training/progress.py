@@ -96,8 +96,9 @@ class Progress:
 
 def is_evaluated(run: RunConfig, step: int, steps: int) -> bool:
     """Whether the weights after `step` updates of `steps` are evaluated."""
-    every = run.evaluation.every_steps
-    return step in (run.start.first_step, steps) or bool(every) and step % every == 0
+    every, rule = run.evaluation.every_steps, run.data.online_rule
+    due = bool(every) and step % every == 0 or rule is not None and step % rule.every_steps == 0
+    return due or step in (run.start.first_step, steps)
 
 
 def is_scored(run: RunConfig, step: int, steps: int) -> bool:
@@ -145,6 +146,7 @@ def save(parts: Parts, progress: Progress, writer: Writer) -> None:
         "updates": states_of(parts.interventions),
         "averaged": parts.averages.n,
         "lineage": progress.lineage,
+        "mixing": None if parts.mixing is None else parts.mixing.state(),
         "spent": spent(parts, progress.step),
         **parts.recorded(),
         "plugins": hashes(parts.run.plugins),
@@ -207,6 +209,8 @@ def resume(parts: Parts) -> Progress | None:
         restore_states(parts.interventions, plain.get("updates", {}))
         restore_tensors(parts.interventions, path)
         parts.averages.n = plain.get("averaged", 0)
+        if parts.mixing is not None:
+            parts.mixing.restore(plain["mixing"])
     sharded = parts.run.parallelism.is_sharded
     state.restore(path, parts.model, parts.optimizer, parts.device, sharded=sharded, averages=parts.averages.tensors)
     return progress

@@ -172,4 +172,7 @@ def _devices(parts: Parts) -> str:
 def _of_sources(parts: Parts) -> str:
     """The epochs of each source of a mixture, those before the first step of this run left out."""
     epochs = parts.batches.epochs_by_source(parts.run.start.first_step, parts.steps)
-    return f" ({', '.join(f'{name} {n:.2f}' for name, n in epochs.items())})" if parts.batches.is_mixture else ""
+    if not parts.batches.is_mixture:
+        return ""
+    so_far = "" if parts.mixing is None else "with the weights so far: "
+    return f" ({so_far}{', '.join(f'{name} {n:.2f}' for name, n in epochs.items())})"

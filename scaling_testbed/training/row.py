@@ -130,6 +130,7 @@ def of_sources(parts: Parts, step: int) -> dict[str, Any]:
     return {
         "tokens_by_source": parts.batches.targets_by_source(first, step),
         "epochs_by_source": parts.batches.epochs_by_source(first, step),
+        "weights_by_source": None if parts.mixing is None else parts.mixing.weights,
     }
 
 

@@ -109,6 +109,9 @@ def train(run: RunConfig, interrupts: Interrupts | None = None, *, quiet: bool =
                         if is_evaluated(run, progress.step, parts.steps):
                             progress.record |= evaluate(parts, look) | evaluate_average(parts, look)
                             progress.record |= evaluate_scaled(parts, look)
+                            if parts.mixing is not None:
+                                losses = progress.record["val_loss_by_set"]
+                                progress.record |= parts.mixing.observe(progress.step, losses, parts.steps)
                         if is_scored(run, progress.step, parts.steps):
                             progress.record |= tasks.score(parts, look)
                         records.write(progress)

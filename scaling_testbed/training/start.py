@@ -26,6 +26,7 @@ from scaling_testbed.training.progress import Progress, restore_states, restore_
 
 MODEL = ("model.", "parametrization.")
 LENGTH = ("budget.", "schedule.steps ", "evaluation.", "start.")  # keys that change no step before the end
+MEASURED = "evaluation.tokens "  # the tokens by whose losses data.online chooses weights
 SIZES = tuple(f"model.{name} " for name in ("name", "d_model", "n_layers", "n_heads", "n_kv_heads", "d_head", "d_ff"))
 BATCH = ("batch.sequences", "batch.sequence_length", "batch.packing")
 
@@ -64,6 +65,8 @@ def begin(parts: Parts) -> Progress:
         with state.refused_in_one_line(path):
             restore_states(known, plain.get("updates", {}))
             restore_tensors(known, path)
+    if parts.mixing is not None and _mixed_alike(parts):
+        parts.mixing.restore(plain["mixing"])
     return Progress(
         summary=summary,
         micro_batches={first: parts.micro_batch},
@@ -76,6 +79,13 @@ def begin(parts: Parts) -> Progress:
 def _averages_alike(parts: Parts) -> bool:
     """Whether the parent has the average of weights that this run has. It then goes on, else it begins anew."""
     return bool(_configuration(parts.run.start.folder).get("averaging") == asdict(parts.run.averaging))
+
+
+def _mixed_alike(parts: Parts) -> bool:
+    """Whether the weights of the sources go on as the parent's would: from its step, by the same losses and rule."""
+    recorded, own = _configuration(parts.run.start.folder), asdict(parts.run)
+    recorded["data"] = recorded.get("data", {}) | {"skip_steps": own["data"]["skip_steps"]}
+    return STEP in parts.run.start.take and recorded["data"] == own["data"]
 
 
 def _of_parent(parts: Parts, path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -183,7 +193,10 @@ def _pruned_otherwise(parts: Parts, recorded: dict[str, Any], differing: list[st
 
 def _not_the_same(recorded: dict[str, Any], run: RunConfig, steps: int) -> str | None:
     """In what the steps that the parent made differ from those that this run would have made; None if in nothing."""
-    if other := [text for text in changes(recorded, run) if not text.startswith(LENGTH)]:
+    differing = changes(recorded, run)
+    if run.data.online_rule is not None and (other := [one for one in differing if one.startswith(MEASURED)]):
+        return f"{other[0]}, and data.online follows the losses on them"
+    if other := [text for text in differing if not text.startswith(LENGTH)]:
         return other[0]
     if recorded.get("budget", {}).get("hours") is not None:
         return "budget.hours ended it, so its number of steps is not known"

@@ -12,13 +12,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from scaling_testbed.data.manifest import SPLITS, read_manifest
+from scaling_testbed.data.online import OnlineRule, read_rule
 from scaling_testbed.data.sources.source import OF_THE_RUN, SOURCES, Job, Source
 from scaling_testbed.data.tokenizers import TOKENIZER_FILE, TokenizerConfig
 from scaling_testbed.errors import ConfigError, listed
-from scaling_testbed.keys import key
+from scaling_testbed.keys import ADDED_LATER, key
 
 # Fields that decide which tokens a step is trained on, and not which there are.
-WEIGHTING = ("weights", "temperature", "weight_changes")
+WEIGHTING = ("weights", "temperature", "weight_changes", "online")
 NAME = "[A-Za-z0-9_-]+"
 
 
@@ -51,6 +52,13 @@ class MixtureConfig(Source):
         "Weights that replace the earlier ones from a step on, in rising order: [{step: 500, weights: {NAME: .2, "
         "OTHER: .8}}].",
     )
+    online: dict[str, Any] = key(
+        {},
+        "Weights that follow from the losses on the sources while the run trains, {every_steps: 100, eta: .5, window: "
+        "3, floor: .01, score: excess, over: {NAME: RUN}, matrix: {NAME: {OTHER: 1}}}; see docs/data.md. {}: none.",
+        identity=ADDED_LATER,
+        free_names=True,
+    )
 
     def __post_init__(self):
         if not self.sources:
@@ -76,6 +84,16 @@ class MixtureConfig(Source):
                 raise ConfigError(f"{where}.step must be a whole number above {last}, got {step!r}")
             self._check_weights(f"{where}.weights", change["weights"])
             last = step
+        if self.online_rule is not None:
+            if self.weight_changes:
+                raise ConfigError(
+                    "data.weight_changes cannot be with data.online, which changes the weights; leave one out"
+                )
+            if zero := [name for name, weight in self.weights.items() if not weight]:
+                raise ConfigError(
+                    f"data.weights.{zero[0]}=0 cannot be with data.online, which gives each source a weight; leave the "
+                    "source out of data.sources"
+                )
 
     def _check_weights(self, where: str, weights: Any) -> None:
         """Raise ConfigError unless each source has a weight that is not negative, and one has a positive weight."""
@@ -95,6 +113,10 @@ class MixtureConfig(Source):
     @functools.cached_property
     def _parts(self) -> dict[str, Source]:
         return {name: self._part(name) for name in sorted(self.sources)}
+
+    @functools.cached_property
+    def online_rule(self) -> OnlineRule | None:  # type: ignore[override]  # it depends on the keys
+        return read_rule(self.online, self._parts) if self.online else None
 
     def _part(self, name: str) -> Source:
         where, settings = f"sources.{name}", self.sources[name]

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
+from scaling_testbed.data.online import OnlineRule
 from scaling_testbed.data.shards import SPLITS, smallest_dtype
 from scaling_testbed.data.sources.reading import Rows, Tally, Unit
 from scaling_testbed.data.tokenizers import ByteTokenizer, JsonTokenizer, TokenizerConfig, load_tokenizer
@@ -48,7 +49,8 @@ class Source:
 
     uses_tokenizer: whether the tokens depend on the tokenizer. where_fields: the fields that messages show as its
     place. places: the fields that only say where files are; `inputs` lists these files. too_small: the advice in the
-    message if a split has no document.
+    message if a split has no document. knows_entropy: whether the manifest has the entropy rate. online_rule: how the
+    weights of the parts follow from losses; None if they do not.
     """
 
     name: str = key("", "The name in front of prepared folders. It is no part of the identity of the data.")
@@ -64,6 +66,8 @@ class Source:
     where_fields: ClassVar[tuple[str, ...]] = ()
     places: ClassVar[tuple[str, ...]] = ()
     too_small: ClassVar[str] = "add documents"
+    knows_entropy: ClassVar[bool] = False
+    online_rule: ClassVar[OnlineRule | None] = None
 
     @property
     def kind(self) -> str:

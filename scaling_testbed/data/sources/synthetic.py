@@ -37,6 +37,8 @@ class SyntheticSource(Source):
     n_validation_tokens: int = key(200_000, "Tokens of the validation split.")
     seed: int = key(0, "The seed of the source. It is not the seed of the run.")
 
+    knows_entropy = True
+
     def __post_init__(self):
         check_range("vocab_size", self.vocab_size, 2, MAX_VOCABULARY)
         check_range("n_tokens", self.n_tokens, 1, MAX_TOKENS)

@@ -191,3 +191,13 @@ def test_a_plan_warns_of_the_epochs_of_each_source(made, tmp_path):
     counts = type("Counts", (), {"n_params": 1, "n_params_non_embedding": 1})
     found = {k: v for k, v in unusual(run, model, counts, 100, planned_train_tokens(run)).items() if "epochs" in k}
     assert list(found) == ["epochs b"] and "train split of data.sources.b 5.1 times" in found["epochs b"]
+
+
+def test_a_plan_says_that_epochs_are_those_of_the_first_weights_and_where_no_others_come(made):
+    words = [NOISE, "data.weights={a:1,b:4}", "batch.sequences=8", "batch.sequence_length=16"]
+    counts = type("Counts", (), {"n_params": 1, "n_params_non_embedding": 1})
+    for every, said in ((99, False), (100, True)):
+        run = mixture(*words, f"data.online.every_steps={every}")
+        found = unusual(run, run.model.resolved(32), counts, 100, {"a": 3000, "b": 2000})
+        assert found["epochs b"].startswith("with its first weights the run reads")
+        assert ("no change of weights" in found) == said
