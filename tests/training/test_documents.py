@@ -9,10 +9,14 @@ import torch
 
 from scaling_testbed.config.compose import compose, compose_many
 from scaling_testbed.config.run import run_folder_path, run_id
+from scaling_testbed.data.cutting import NO_TARGET
+from scaling_testbed.data.shards import open_prepared
 from scaling_testbed.errors import ConfigError
 from scaling_testbed.evaluation.inspection import inspect
 from scaling_testbed.evaluation.loading import load_model
+from scaling_testbed.model.transformer import Transformer
 from scaling_testbed.training import run as trainer
+from scaling_testbed.training.data import open_training_batches
 from scaling_testbed.training.parts import why_no_graph
 from tests.training.conftest import TINY, StopAt, metrics
 from tests.training.test_run import assert_same_bits
@@ -70,6 +74,22 @@ def test_tokens_are_counted_without_padding_everywhere(trained, text):
         for key in ("train_loss", "grad_norm", "val_loss"):
             if key in one:
                 assert other[key] == pytest.approx(one[key], rel=2e-4)
+
+
+def test_the_loss_of_a_step_is_the_mean_over_its_targets(tiny, trained, text, data_dir):
+    words = (*text, *PACKED, "loss.z_loss=0", "budget.steps=1")
+    (run, _), (row, folder) = tiny(*words), trained(*words)
+    batch = open_training_batches(run, open_prepared(data_dir / row["data_folder"])).batch(0).map(torch.from_numpy)
+    tokens_BS, targets_BT, begins_BT = batch.tensors
+    model = Transformer(run.model.resolved(257), run.parametrization, device=torch.device("cpu"))
+    model.init_weights(run.seed)
+    logits_BTV = model.logits(tokens_BS[:, :-1], begins_BT)
+    loss = torch.nn.functional.cross_entropy(logits_BTV.mT, targets_BT, ignore_index=NO_TARGET)
+    assert (targets_BT == NO_TARGET).any()
+    assert metrics(folder)[1]["train_loss"] == pytest.approx(loss.item(), rel=1e-6)
+    loss.backward()
+    norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in model.parameters()])
+    assert metrics(folder)[1]["grad_norm"] == pytest.approx(norm.item(), rel=1e-4)
 
 
 def lone_documents(data):
