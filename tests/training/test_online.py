@@ -14,6 +14,7 @@ from scaling_testbed.data.online import OnlineRule
 from scaling_testbed.data.shards import open_prepared
 from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.training import run as trainer
+from scaling_testbed.training.mixing import Mixing
 from scaling_testbed.training.run import train
 from tests.training.conftest import TINY, StopAt, load_latest, metrics
 from tests.training.test_run import assert_same_bits
@@ -72,6 +73,23 @@ def test_a_stopped_run_ends_in_the_same_bits(mixed, polls):
     assert_same_bits(whole, folder)
     for key in ("tokens_by_source", "epochs_by_source", "weights_by_source"):
         assert again[key] == row[key]
+
+
+def test_an_evaluation_that_is_made_again_counts_once_and_none_at_the_end():
+    """A stop after the losses were seen, as while tasks are scored, lets the next start evaluate the same step."""
+    batches = type("Batches", (), {"change": lambda self, *change: changes.append(change)})()
+    rule, changes = OnlineRule(every_steps=2, score="raw"), []
+    mixing = Mixing(rule, batches, {"a": 1, "b": 3}, {})
+    assert mixing.observe(0, {"a": 2.0, "b": 2.0, "validation": 2.0}, 8) == {
+        "weights_by_source": {"a": 0.25, "b": 0.75}
+    }
+    for step in (0, 1, 2, 2, 3, 4, 8):
+        mixing.observe(step, {"a": 2.0, "b": 1.0}, 8)
+    assert [step for step, _ in changes] == [2, 4] and changes[-1][1] == mixing.weights
+    again = Mixing(rule, batches, {"a": 1, "b": 3}, {})
+    again.restore(mixing.state())
+    again.observe(4, {"a": 2.0, "b": 1.0}, 8)
+    assert changes[2:] == changes[:2] and again.weights == mixing.weights
 
 
 @pytest.mark.parametrize("step", [4, 6])
