@@ -79,6 +79,8 @@ class SlurmConfig:
         if bad := [text for text in texts if text and re.search(r"[\x00-\x1f]", text)]:
             raise ConfigError(f"an option of sbatch must be one line; got {bad[0]!r}")
         limit = seconds_of(self.time)
+        if self.time and limit is None and self.time.upper() not in (AUTO.upper(), "UNLIMITED", "INFINITE"):
+            raise ConfigError(f"launcher.time must be as 2:00:00 or 1-00:00:00, or auto; got {self.time!r}")
         if self.requeue and limit is not None and limit <= self.signal_seconds:
             raise ConfigError(
                 f"launcher.time must be longer than launcher.signal_seconds={self.signal_seconds}, which comes before "

@@ -247,6 +247,7 @@ def test_only_a_run_that_this_start_saved_and_nobody_cancelled_goes_back_into_th
         ("launcher.nodes=${x}", "launcher.nodes must be a value and no interpolation; got '${x}'"),
         ("launcher.sbatch=[exclude]", "options of sbatch"),
         ("launcher.time=2", "longer than launcher.signal_seconds=120, which comes before its end; got '2', 120 sec"),
+        ("launcher.time=8h", "must be as 2:00:00 or 1-00:00:00, or auto; got '8h'"),
         ("launcher.time=1:59", "119 seconds"),
         ("launcher.time=0:01:59", "119 seconds"),
         ("launcher.time=0-0:1", "60 seconds"),
