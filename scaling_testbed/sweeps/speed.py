@@ -1,6 +1,7 @@
 """How long the runs of a plan take: by a rate that is typed, by finished runs, or by a probe. Does not import torch."""
 
 import json
+import math
 import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,17 +14,20 @@ from scaling_testbed.sweeps.gpu_memory import memory_of_gpu
 from scaling_testbed.sweeps.plan import PlannedRun, sweep_folder
 
 MOST_FLOPS_OF_CPU = 1e17  # a plan with more is none for a CPU: two cores take six days
+MOST_TIMES_LONGER = 100  # a run than those that tell its speed, in tokens; of a shorter one the start tells
 # Names that CUDA gives to GPUs; a row records no kind of device. Everything else is a processor.
 NAMES_OF_GPUS = re.compile(r"nvidia|tesla|geforce|quadro|titan|instinct|radeon", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Point:
-    """The seconds that one device takes for a token of a model that takes `flops` for it. device: its name."""
+    """The seconds that one device takes for a token of a model that takes `flops` for it. device: its name. n_tokens:
+    of the longest run that says so; infinite for a probe, whose start is not in its seconds."""
 
     flops: float
     seconds: float
     device: str
+    n_tokens: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -44,14 +48,16 @@ class Speed:
         """The seconds of one device that a run takes, all of its devices together.
 
         Of the points that of the nearest size counts. A larger model is taken to reach the same FLOP/s, and a smaller
-        one to take as long for a token: both are more than is needed where devices use larger models better.
+        one to take as long for a token: both are more than is needed where devices use larger models better. Points of
+        much fewer tokens than the run are passed over where there are others: their starts took most of their time.
         """
         if (hours := run.config.get("budget.hours")) is not None:
             return 3600 * float(hours) * run.processes
         if self.flops_per_second is not None:
             return run.flops / self.flops_per_second
         flops = run.flops / (n_tokens := run.n_tokens - run.first_step * run.tokens_per_step)
-        near = min(self.points, key=lambda point: max(point.flops / flops, flops / point.flops))
+        long = [one for one in self.points if one.n_tokens >= n_tokens / MOST_TIMES_LONGER]
+        near = min(long or self.points, key=lambda point: max(point.flops / flops, flops / point.flops))
         return n_tokens * near.seconds * max(1.0, flops / near.flops)
 
 
@@ -73,15 +79,17 @@ def measured(rows: Iterable[Mapping[str, Any]], on_gpu: bool, where: str) -> Spe
     where: what the runs are, for the words. Runs of one size on one device count by their median. Of several devices,
     such as two kinds of GPU, the slowest counts.
     """
-    found: dict[tuple[float, str], list[float]] = {}
+    found: dict[tuple[float, str], list[Point]] = {}
     for row in rows:
         if (point := _point(row)) is not None and _is_on_gpu(row) == on_gpu:
-            found.setdefault((float(f"{point.flops:.2g}"), point.device), []).append(point.seconds)
+            found.setdefault((float(f"{point.flops:.2g}"), point.device), []).append(point)
     if not found:
         return None
     slowest: dict[float, Point] = {}
-    for (flops, device), seconds in found.items():
-        point = Point(flops, statistics.median(seconds), device)
+    for (flops, device), points in found.items():
+        most = max(point.n_tokens for point in points)
+        seconds = statistics.median(one.seconds for one in points if one.n_tokens >= most / MOST_TIMES_LONGER)
+        point = Point(flops, seconds, device, most)
         if flops not in slowest or slowest[flops].seconds < point.seconds:
             slowest[flops] = point
     devices = list(dict.fromkeys(point.device for point in slowest.values()))
@@ -120,7 +128,7 @@ def _point(row: Mapping[str, Any]) -> Point | None:
     if row.get("status") != "finished" or not all(is_number(one) and one > 0 for one in found):
         return None
     flops, n_tokens, wall, world = found
-    return Point(flops / n_tokens, wall * world / n_tokens, str(row.get("device") or "an unknown device"))
+    return Point(flops / n_tokens, wall * world / n_tokens, str(row.get("device") or "an unknown device"), n_tokens)
 
 
 def _is_on_gpu(row: Mapping[str, Any]) -> bool:

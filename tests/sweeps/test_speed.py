@@ -44,6 +44,15 @@ def test_another_size_is_reckoned_by_the_nearest_and_never_too_short():
     assert found.seconds(run(4e11)) == pytest.approx(2000) and found.seconds(run(8e11)) == pytest.approx(2000)
 
 
+def test_a_trial_of_few_tokens_does_not_tell_the_speed_of_long_runs_where_others_do():
+    """Most of its time was its start."""
+    trial, long = row(flops=4e10, n_tokens=5, wall_seconds=10.0), row()
+    assert measured([trial, long], True, "").seconds(run(8e9)) == pytest.approx(40)
+    assert measured([trial], True, "").seconds(run(8e9)) == pytest.approx(40_000)
+    larger = row(flops=1.6e13)
+    assert measured([trial, larger], True, "").seconds(run(8e9)) == pytest.approx(40)
+
+
 def test_a_gpu_is_not_reckoned_by_a_processor_and_the_slowest_of_several_gpus_counts():
     rows = [row(device=CPU, wall_seconds=50.0), row(), row(device="NVIDIA A100-SXM4-40GB", wall_seconds=6.0)]
     assert measured(rows, True, "").seconds(run(8e9)) == pytest.approx(120)
