@@ -174,6 +174,11 @@ class Cutting:
         """Whether the documents of a stream must be known."""
         return self.document_masking or self.packing == DOCUMENTS
 
+    @property
+    def settings(self) -> str:
+        """Both keys with their values."""
+        return f"batch.packing={self.packing}, batch.document_masking={str(self.document_masking).lower()}"
+
     def __str__(self) -> str:
         return f"batch.packing={DOCUMENTS}" if self.packing == DOCUMENTS else "batch.document_masking=true"
 

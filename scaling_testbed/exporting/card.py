@@ -90,7 +90,8 @@ def _of_run(run: RunConfig, row: dict[str, Any], data: PreparedData) -> list[str
         "run_id": run_id(run),
         "seed": run.seed,
         "optimizer": f"{run.optimizer.name}, learning rate {run.optimizer.lr:g}, schedule {run.schedule.name}",
-        "batch": f"{run.batch.sequences:,} sequences of {run.batch.sequence_length:,} tokens",
+        "batch": f"{run.batch.sequences:,} sequences of {run.batch.sequence_length:,} tokens"
+        + (f", {run.batch.cutting.settings}" if run.batch.cutting.needs_documents else ""),
         "data": data.folder.name,
         "data_fingerprint": row.get("data_fingerprint", data.fingerprint),
         "tokenizer_fingerprint": row.get("tokenizer_fingerprint", data.tokenizer_fingerprint),

@@ -1,6 +1,7 @@
 """An exported model is the same function in transformers, and what it cannot be is refused by name."""
 
 import ast
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -16,7 +17,7 @@ from scaling_testbed.data.shards import read_manifest
 from scaling_testbed.data.tokenizers import load_tokenizer
 from scaling_testbed.errors import UserError
 from scaling_testbed.evaluation.loading import load_model
-from scaling_testbed.exporting import families
+from scaling_testbed.exporting import card, families
 from scaling_testbed.exporting.families import OWN, family_of, why_own_code
 from scaling_testbed.exporting.hugging_face import REMOTE, export
 from scaling_testbed.exporting.tokenizer import tokenizer_files
@@ -301,6 +302,16 @@ def test_the_card_has_the_numbers_of_the_run_and_no_place_on_this_machine(tiny, 
         for part in (row["run_id"], "seed: `3`", f"{row['n_tokens']:,} training tokens", row["data_fingerprint"]):
             assert part in text
         assert f"flops: {row['flops']:.4g}" in text and f"torch {row['versions']['torch']}" in text
+
+
+def test_the_card_says_how_sequences_were_cut_where_it_changes_the_loss(tiny):
+    run, folder = tiny()
+    train(run, quiet=True)
+    masked = dataclasses.replace(run, batch=dataclasses.replace(run.batch, document_masking=True))
+    data = load_model(run, folder, step=None, device=torch.device("cpu"))[2]
+    facts = [card._of_run(one, {}, data) for one in (run, masked)]
+    assert any(line.endswith(" tokens, batch.packing=windows, batch.document_masking=true`") for line in facts[1])
+    assert not any("masking" in line for line in facts[0])
 
 
 def test_a_disk_that_refuses_leaves_nothing(tiny, tmp_path, monkeypatch):
