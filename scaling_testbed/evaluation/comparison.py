@@ -87,7 +87,9 @@ def _read(path: Path) -> list[dict[str, Any]]:
                 raise ValueError("a value is not finite")
             if not (isinstance(one["task"], str) and isinstance(one["line"], int)):
                 raise ValueError("task must be text, line a whole number")
-    except (OSError, UserError, ValueError, LookupError, TypeError, ArithmeticError) as error:
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except (UserError, ValueError, LookupError, TypeError, ArithmeticError) as error:
         raise UserError(f"{path} was not written by `analyze score --out` ({error})") from None
     if not documents:
         raise UserError(f"{path} holds no document")
