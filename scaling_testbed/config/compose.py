@@ -659,7 +659,7 @@ def _options(argv: Sequence[str]) -> dict[str, Any]:
     parser.allow_abbrev = False
 
     def refuse(message: str) -> NoReturn:
-        known = "it has --dry-run, --help, --cfg job, --info, --multirun and --hydra-help"
+        known = "it has -q, -v, --dry-run, --help, --cfg job, --info, --multirun and --hydra-help"
         raise ConfigError(f"{message}; {known}")
 
     parser.error = refuse  # type: ignore[method-assign]

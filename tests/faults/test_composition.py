@@ -169,7 +169,7 @@ SAID = {
     "C: lone surrogate in a name": (["name='a\udc80'"], "has a character that UTF-8 cannot write"),
     "C: NUL in a name": (["name='a\0'"], "has a NUL character"),
     "C: no key": (["=5"], "cannot read the override '=5'"),
-    "C: unknown option": (["--nope"], "unrecognized arguments: --nope"),
+    "C: unknown option": (["--nope"], "unrecognized arguments: --nope; it has -q, -v, --dry-run"),
     "C: --multirun and --cfg": (["--multirun", "seed=1,2", "--cfg", "job"], "--multirun and --cfg cannot be typed"),
     "C: --shell-completion": (["--shell-completion"], "`python -m scaling_testbed --show-completion`"),
     "C: --hydra-help and a word": (["--hydra-help", "model=bigram"], "--hydra-help takes no words; got model=bigram"),
