@@ -58,12 +58,13 @@ class RunLM(LM):
     average: the average of its weights. max_length: how many tokens the model reads at most, by default as many as in
     training. plugins: modules or .py files that the run needs and that are not installed. device: "cpu", or None for
     the best one; a GPU that is not there is None, because the harness asks for one by default. batch_size and
-    max_batch_size change nothing: batches are made by tokens. Raises UserError as `load_model` does.
+    max_batch_size change nothing: batches are made by tokens. Raises ConfigError for another word or without
+    run_dir, and UserError as `load_model` does.
     """
 
     def __init__(
         self,
-        run_dir: str,
+        run_dir: str | None = None,
         step: int | None = None,
         average: bool = False,
         max_length: int | None = None,
@@ -71,8 +72,15 @@ class RunLM(LM):
         device: str | None = None,
         batch_size: Any = None,
         max_batch_size: Any = None,
+        **others: Any,
     ):
         super().__init__()
+        if others:
+            raise ConfigError(
+                f"model_args has no {', '.join(others)}; it has run_dir, step, average, max_length and plugins"
+            )
+        if run_dir is None:
+            raise ConfigError("model_args needs the run: run_dir=runs/NAME/RUN_ID")
         load_plugins([plugins] if isinstance(plugins, str) else plugins)
         folder = Path(run_dir)
         self.run = recorded_run(folder)

@@ -222,3 +222,15 @@ def test_texts_end_where_the_task_says_and_odd_requests_are_refused(lm, text_run
 def test_another_checkpoint_and_a_missing_one(lm, text_run):  # noqa: F811
     with pytest.raises(UserError, match="holds no step 3"):
         lm(step=3)
+
+
+@needs_lm_eval
+def test_a_wrong_word_of_model_args_is_named():
+    from scaling_testbed.evaluation import harness
+
+    with pytest.raises(
+        UserError, match="model_args has no stpe; it has run_dir, step, average, max_length and plugins"
+    ):
+        harness.RunLM(run_dir="runs/x/y", stpe=100)
+    with pytest.raises(UserError, match="model_args needs the run: run_dir="):
+        harness.RunLM(step=100)
