@@ -137,6 +137,11 @@ class RunConfig:
         interventions_of(self)
         if self.budget.hours is not None and (reason := _why_no_hours(self)):
             raise ConfigError(f"budget.hours={self.budget.hours:g} cannot be with {reason}")
+        if self.batch.cutting.needs_documents and (kinds := self.data.without_documents()):
+            raise ConfigError(
+                f"{self.batch.cutting} needs the ends of documents, and data={kinds[0]} has no EOS token (for token "
+                "files give it as data.eos_id); use batch.document_masking=false and batch.packing=windows"
+            )
         if self.batch.document_masking and (setting := unmasked(self)):
             raise ConfigError(f"{setting}; use batch.document_masking=false")
         if lacking := self.loss.lacks(self.model.d_model):

@@ -1,7 +1,6 @@
 """An exported model is the same function in transformers, and what it cannot be is refused by name."""
 
 import ast
-import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -307,7 +306,7 @@ def test_the_card_has_the_numbers_of_the_run_and_no_place_on_this_machine(tiny, 
 def test_the_card_says_how_sequences_were_cut_where_it_changes_the_loss(tiny):
     run, folder = tiny()
     train(run, quiet=True)
-    masked = dataclasses.replace(run, batch=dataclasses.replace(run.batch, document_masking=True))
+    _, masked = compose_many([[], ["batch.document_masking=true"]])
     data = load_model(run, folder, step=None, device=torch.device("cpu"))[2]
     facts = [card._of_run(one, {}, data) for one in (run, masked)]
     assert any(line.endswith(" tokens, batch.packing=windows, batch.document_masking=true`") for line in facts[1])

@@ -147,8 +147,11 @@ def test_the_start_says_how_documents_became_sequences(tiny, text, capsys):
 
 def test_what_cannot_know_documents_is_refused_by_name(trained, tiny, text):
     for words in (PACKED[:1], PACKED[1:]):
-        with pytest.raises(ConfigError, match="needs the ends of documents, and train split of .*markov-.* has no EOS"):
+        with pytest.raises(ConfigError, match="needs the ends of documents, and data=markov has no EOS"):
             trained(*TINY[:3], *words)
+    for words in (["data=token_files", "data.vocab_size=60"], ["data=mixture", "data.sources={a: {name: noise}}"]):
+        with pytest.raises(ConfigError, match="batch.document_masking=true needs the ends of documents, and data="):
+            compose([*words, "batch.document_masking=true"])
     with pytest.raises(ConfigError, match="attention_normaliser=relu2, whose weights depend on the length"):
         compose(["batch.document_masking=true", "model.attention_normaliser=relu2"])
     with pytest.raises(ConfigError, match="packing must be one of windows, documents"):

@@ -98,6 +98,10 @@ class Source:
         train_tokens: of each part by its name, or of the source itself, under any name, if it has none."""
         return [(0, dict.fromkeys(train_tokens, 1.0))]
 
+    def without_documents(self) -> list[str]:
+        """The kinds of the sources in this one of which it is known, without data, that no EOS ends a document."""
+        return sorted({kind for part in self.parts().values() for kind in part.without_documents()})
+
     def check_tokenizer(self, tokenizer: TokenizerConfig) -> None:
         """Raise ConfigError if the tokenizer does not suit this source."""
 

@@ -84,6 +84,9 @@ class TokenFilesConfig(Source):
 
     places: ClassVar[tuple[str, ...]] = ("train", "validation")
 
+    def without_documents(self) -> list[str]:
+        return [self.kind] if self.eos_id is None else []
+
     def __post_init__(self):
         check_choices(self)
         for name in SPLITS:
