@@ -1,6 +1,5 @@
 """The loss by length is that of a plain loop over windows, and only the context differs between lengths."""
 
-import dataclasses
 import json
 
 import numpy as np
@@ -9,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from scaling_testbed import evaluate
-from scaling_testbed.config.compose import recorded_run
+from scaling_testbed.config.compose import compose_many, recorded_run
 from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.evaluation import lengths as module
 from scaling_testbed.evaluation.lengths import by_length
@@ -102,7 +101,7 @@ def test_a_split_that_is_too_short_and_a_model_that_is_not_finite_are_named(whol
     run = recorded_run(folder)
     with pytest.raises(UserError, match="--lengths 5000: the validation split of .* has 4,000 tokens"):
         by_length(run, folder, [5000], tokens=64)
-    masked = dataclasses.replace(run, batch=dataclasses.replace(run.batch, document_masking=True))
+    (masked,) = compose_many([["batch.document_masking=true"]])
     with pytest.raises(ConfigError, match="was trained with batch.document_masking=true"):
         by_length(masked, folder, [8], tokens=100)
     with pytest.raises(ConfigError, match="got none"):
