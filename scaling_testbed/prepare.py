@@ -13,7 +13,7 @@ if __name__ == "__main__":  # before the imports that take time
 
     end_quietly()
 
-from scaling_testbed.commands.doors import run_door, without_verbosity
+from scaling_testbed.commands.doors import errors_reported, run_door, without_verbosity
 from scaling_testbed.config.run import RunConfig
 from scaling_testbed.processes.interrupts import Interrupts
 from scaling_testbed.progress import verbosity
@@ -40,7 +40,10 @@ def main(argv: list[str] | None = None) -> int:
         with Interrupts() as interrupts, interrupts.at_once():
             return command(run)
 
-    argv, level = without_verbosity(sys.argv[1:] if argv is None else argv)
+    with errors_reported() as found:
+        argv, level = without_verbosity(sys.argv[1:] if argv is None else argv)
+    if found.status:
+        return found.status
     with verbosity(level):
         return run_door(interruptible, argv, __doc__)
 

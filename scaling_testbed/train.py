@@ -34,7 +34,10 @@ ASSUMED_VOCABULARY = 50432  # GPT-NeoX's, padded; for a dry run before the data 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv`. Returns the exit status."""
-    argv, level = without_verbosity(sys.argv[1:] if argv is None else argv)
+    with errors_reported(of_ranks=True) as found:
+        argv, level = without_verbosity(sys.argv[1:] if argv is None else argv)
+    if found.status:
+        return found.status
     if "--dry-run" in argv:
         return run_door(dry_run, [argument for argument in argv if argument != "--dry-run"], __doc__)
     with verbosity(level), Interrupts() as interrupts:  # before anything that takes time, such as loading torch

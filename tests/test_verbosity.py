@@ -66,6 +66,12 @@ def test_flags_are_found_among_the_words():
     assert without_verbosity(["model=-v"]) == (["model=-v"], None)
 
 
+@pytest.mark.parametrize("main", [train, prepare])
+def test_less_and_more_together_are_one_line(main, capsys):
+    assert main(["-q", "model=a", "-v"]) == 2
+    assert capsys.readouterr().err == "error: give -q or -v, not both\n"
+
+
 class Terminal(io.StringIO):
     def isatty(self):
         return True

@@ -28,9 +28,12 @@ VERBOSE = {"-q": "quiet", "--quiet": "quiet", "-v": "verbose", "--verbose": "ver
 
 
 def without_verbosity(argv: Sequence[str]) -> tuple[list[str], str | None]:
-    """The arguments without -q and -v, and what the last of these asks for, as progress.verbosity takes it."""
-    asked = [VERBOSE[word] for word in argv if word in VERBOSE]
-    return [word for word in argv if word not in VERBOSE], asked[-1] if asked else None
+    """The arguments without -q and -v, and what these ask for, as progress.verbosity takes it. Raises ConfigError for
+    both."""
+    asked = {VERBOSE[word] for word in argv if word in VERBOSE}
+    if len(asked) > 1:
+        raise ConfigError("give -q or -v, not both")
+    return [word for word in argv if word not in VERBOSE], asked.pop() if asked else None
 
 
 class Exit:

@@ -73,6 +73,8 @@ def read_named(names: Sequence[Path]) -> list[ChoiceTask | str]:
     ConfigError as `read_tasks` does, also for a file with the name of another task."""
     kinds = [str(name) for name in names if str(name) in TASKS_OF_CORPUS]
     files = [name for name in names if str(name) not in TASKS_OF_CORPUS]
+    if unknown := [name for name in files if not name.suffix and not name.exists()]:
+        raise ConfigError(f"there is no task {unknown[0]}; give a .jsonl file, or {', '.join(TASKS_OF_CORPUS)}")
     known = {task.path: task for task in read_tasks(files)}
     stems = [*kinds, *(task.name for task in known.values())]
     if twice := [name for name in kinds if stems.count(name) > 1]:

@@ -245,6 +245,12 @@ def evaluate(
 
 
 def command_line(argv: Sequence[str]) -> None:
-    """Run lm_eval's own command line."""
+    """Run lm_eval's own command line. Raises ConfigError for a task that lm_eval does not have."""
     sys.argv = ["lm_eval", *argv]  # it reads its arguments there
-    cli_evaluate()
+    try:
+        cli_evaluate()
+    except ValueError as error:
+        if "Tasks not found" not in str(error):
+            raise
+        said = "`scaling-testbed evaluate RUN_DIR --tasks` has the tasks of the corpus and .jsonl files"
+        raise ConfigError(f"lm_eval: {first_line(error)}; {said}") from None

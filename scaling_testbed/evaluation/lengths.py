@@ -159,12 +159,13 @@ def _summary(losses: np.ndarray, length: int, edges: Sequence[int], before: Sequ
     first_B = before[0]["_by_block"] if before else of_block_B
     mean, se = _mean(of_block_B)
     difference, difference_se = _mean(of_block_B - first_B)
+    comparable = bool(before) and before[0]["tokens"] == losses.size  # else the losses are of other tokens
     found = {
         "tokens": losses.size,
         "loss": mean,
         "loss_se": se,
-        "difference": difference if before else None,
-        "difference_se": difference_se if before else None,
+        "difference": difference if comparable else None,
+        "difference_se": difference_se if comparable else None,
     }
     for first, last in itertools.pairwise([0, *edges]):
         if last <= length:

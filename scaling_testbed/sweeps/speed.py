@@ -85,11 +85,15 @@ def measured(rows: Iterable[Mapping[str, Any]], on_gpu: bool, where: str) -> Spe
             found.setdefault((float(f"{point.flops:.2g}"), point.device), []).append(point)
     if not found:
         return None
+    most: dict[float, float] = {}
+    for (flops, _), points in found.items():
+        most[flops] = max([most.get(flops, 0.0), *(point.n_tokens for point in points)])
     slowest: dict[float, Point] = {}
     for (flops, device), points in found.items():
-        most = max(point.n_tokens for point in points)
-        seconds = statistics.median(one.seconds for one in points if one.n_tokens >= most / MOST_TIMES_LONGER)
-        point = Point(flops, seconds, device, most)
+        if not (long := [one for one in points if one.n_tokens >= most[flops] / MOST_TIMES_LONGER]):
+            continue  # trials alone, whose starts took most of their time
+        seconds = statistics.median(one.seconds for one in long)
+        point = Point(flops, seconds, device, max(one.n_tokens for one in long))
         if flops not in slowest or slowest[flops].seconds < point.seconds:
             slowest[flops] = point
     devices = list(dict.fromkeys(point.device for point in slowest.values()))

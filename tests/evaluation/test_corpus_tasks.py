@@ -90,6 +90,11 @@ def test_a_task_is_named_once_whether_it_is_a_file_or_is_made(tmp_path):
     assert with_made([mine], tmp_path, config, option="x") == [mine]
 
 
+def test_a_task_that_there_is_not_is_told_with_those_that_are():
+    with pytest.raises(ConfigError, match="no task continuatoin; give a .jsonl file, or continuation, identi"):
+        read_named([Path("bracket"), Path("continuatoin")])
+
+
 def test_a_corpus_with_too_little_text_is_refused_with_what_there_is(corpus, tmp_path, capsys):
     with pytest.raises(UserError, match="questions of kind .*; ask for fewer with --questions"):
         make_tasks(corpus, tmp_path, 100_000)

@@ -12,7 +12,7 @@ import torch
 from scaling_testbed import evaluate as door
 from scaling_testbed import lm_eval as command_line
 from scaling_testbed.data.tokenizers import load_tokenizer
-from scaling_testbed.errors import UserError
+from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.evaluation.loading import load_model
 from scaling_testbed.evaluation.multiple_choice import pair_continuations, read_tasks
 from scaling_testbed.evaluation.scoring import greedy_log_likelihoods, score, summaries
@@ -222,6 +222,18 @@ def test_texts_end_where_the_task_says_and_odd_requests_are_refused(lm, text_run
 def test_another_checkpoint_and_a_missing_one(lm, text_run):  # noqa: F811
     with pytest.raises(UserError, match="holds no step 3"):
         lm(step=3)
+
+
+@needs_lm_eval
+def test_a_task_that_lm_eval_lacks_is_one_line_of_its_own_command_too(monkeypatch):
+    from scaling_testbed.evaluation import harness
+
+    def cli():
+        raise ValueError("Tasks not found: bracket. Try `lm-eval ls tasks`")
+
+    monkeypatch.setattr(harness, "cli_evaluate", cli)
+    with pytest.raises(ConfigError, match="Tasks not found: bracket.*evaluate RUN_DIR --tasks"):
+        harness.command_line(["--tasks", "bracket"])
 
 
 @needs_lm_eval

@@ -48,7 +48,11 @@ def test_each_length_is_what_a_loop_over_windows_finds(whole, monkeypatch):
     blocks = by_hand(folder, 64, 10, 64).mean(1) - by_hand(folder, 8, 10, 64).view(10, -1).mean(1)
     assert longest["difference"] == pytest.approx(blocks.mean().item(), abs=1e-5)
     assert longest["difference_se"] == pytest.approx(blocks.std().item() / 10**0.5, rel=1e-3)
-    assert shortest["difference"] is None and odd["tokens"] == 480 and longest["tokens"] == 640
+    assert (
+        shortest["difference"] is odd["difference"] is odd["difference_se"] is None
+        and odd["tokens"] == 480
+        and longest["tokens"] == 640
+    )
     assert found.remarks()[0].startswith("of 10 blocks of 64 validation tokens, windows of 48 leave out")
 
 

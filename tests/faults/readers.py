@@ -24,7 +24,7 @@ import yaml
 from scaling_testbed.analysis.rows import published, study
 from scaling_testbed.analysis.rows.names import is_text
 from scaling_testbed.config.compose import _hashes_of_last_start, compose_many, fill, recorded_run
-from scaling_testbed.config.run import run_folder_path
+from scaling_testbed.config.run import run_folder_path, with_later_keys
 from scaling_testbed.config.sections import CheckpointConfig
 from scaling_testbed.data import shards
 from scaling_testbed.data.preparing import preparation
@@ -533,7 +533,7 @@ class _Result:
         return "anything"
 
 
-@reader("result.json by analyze", d.JSON, plain=lambda data: [as_json(data)])
+@reader("result.json by analyze", d.JSON, plain=lambda data: [with_later_keys(as_json(data))])
 class _ResultAnalysed:
     make = _Result.make
 

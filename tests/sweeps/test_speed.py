@@ -49,6 +49,8 @@ def test_a_trial_of_few_tokens_does_not_tell_the_speed_of_long_runs_where_others
     trial, long = row(flops=4e10, n_tokens=5, wall_seconds=10.0), row()
     assert measured([trial, long], True, "").seconds(run(8e9)) == pytest.approx(40)
     assert measured([trial], True, "").seconds(run(8e9)) == pytest.approx(40_000)
+    other = row(device="NVIDIA A100-SXM4-40GB", n_tokens=5, flops=4e10, wall_seconds=60.0)
+    assert measured([long, other], True, "").seconds(run(8e9)) == pytest.approx(40)
     larger = row(flops=1.6e13)
     assert measured([trial, larger], True, "").seconds(run(8e9)) == pytest.approx(40)
 

@@ -38,6 +38,7 @@ class SyntheticSource(Source):
     seed: int = key(0, "The seed of the source. It is not the seed of the run.")
 
     knows_entropy = True
+
     def without_documents(self) -> list[str]:
         return [self.kind]
 
