@@ -152,13 +152,14 @@ def rows_of_evaluation(run: RunConfig, model: ModelConfig, precision: str, devic
     stream = 4 * model.d_model
     kept = activation_bytes_per_token(model, precision, length, device)
     block = (kept - stream) // model.n_layers if model.n_layers else 0
-    there = micro_batch * length * _kept_per_token(run, model, precision, device)
+    documents = _documents(run, model, precision, device)
+    there = micro_batch * length * (_kept_per_token(run, model, precision, device) + documents)
     there += run.loss.logits_bytes(micro_batch * length, vocabulary)
     most = MOST_EVALUATED_TOKENS.get(device, math.inf)
 
     def fits(rows: int) -> bool:
         tokens = rows * length
-        return tokens * (block + 2 * stream) + run.loss.logits_bytes(tokens, vocabulary) <= there
+        return tokens * (block + 2 * stream + documents) + run.loss.logits_bytes(tokens, vocabulary) <= there
 
     rows = micro_batch
     while 2 * rows * length <= most and fits(2 * rows):

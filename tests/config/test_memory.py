@@ -204,6 +204,13 @@ def test_activations_with_recomputation_are_what_autograd_keeps(every, narrow):
         (["evaluation.rows=auto", "model.n_layers=8"], "cuda", 128),
         (["evaluation.rows=auto", "model.n_layers=8"], "cpu", 64),  # 8,192 tokens
         (["evaluation.rows=auto", "batch.sequences=128"], "cpu", 64),
+        (["evaluation.rows=auto", "model.n_layers=8", "batch.sequence_length=2048"], "cuda", 128),
+        # A mask of T^2 numbers for each sequence, which the layers share, is as large in an evaluation.
+        (
+            ["evaluation.rows=auto", "model.n_layers=8", "batch.sequence_length=2048", "batch.document_masking=true"],
+            "cuda",
+            64,
+        ),
         (["evaluation.rows=auto", "model.n_layers=0"], "cuda", 32),
         (["evaluation.rows=auto", "model.n_layers=8", "parallelism.activation_checkpointing=1"], "cuda", 32),
     ],
