@@ -51,9 +51,11 @@ def _sum(pieces: Sequence[tuple[int, int]], made: int) -> int:
 
 def training_flops(run: RunConfig, model: ModelConfig, steps: int, made: int) -> float:
     """FLOPs of the first `made` updates of `run`, which has `steps`: those of the model
-    (model.counting.flops_per_token), without the products of pruned weights, and those that interventions add."""
+    (model.counting.flops_per_token), without the products of pruned weights, and those that objective and interventions
+    add."""
     length = run.batch.sequence_length
     per_token: float = counting.flops_per_token(model, length)
+    per_token += run.objective.flops_per_token(model, length)
     per_token += sum(found.flops_per_token(model, length) for found in interventions_of(run).values())
     return run.batch.tokens * (made * per_token - 6 * pruned_steps(run, model, steps, made))
 

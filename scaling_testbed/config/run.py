@@ -37,6 +37,7 @@ from scaling_testbed.learning.averaging import AVERAGINGS, Averaging, NoAveragin
 from scaling_testbed.learning.config import CrossEntropyConfig
 from scaling_testbed.learning.interventions.base import Intervention
 from scaling_testbed.learning.interventions.chosen import choose_interventions
+from scaling_testbed.learning.objectives import OBJECTIVES, Asked, CrossEntropyObjective, Objective
 from scaling_testbed.learning.optimizers import OPTIMIZERS, OptimizerConfig, rate_meaning
 from scaling_testbed.learning.schedules import SCHEDULES, Schedule
 from scaling_testbed.model.config import ModelConfig, ParametrizationConfig
@@ -53,6 +54,7 @@ GROUPS: Mapping[str, Mapping[str, type["DataclassInstance"]]] = {
     "optimizer": OPTIMIZERS,
     "schedule": SCHEDULES,
     "loss": {"cross_entropy": CrossEntropyConfig},
+    "objective": OBJECTIVES,
     "averaging": AVERAGINGS,
     "data": SOURCES,
     "tokenizer": TOKENIZERS,
@@ -82,7 +84,11 @@ class RunConfig:
     parametrization: ParametrizationConfig = key(REQUIRED, "How initialisation and learning rates depend on width.")
     optimizer: OptimizerConfig = key(REQUIRED, "The optimizer.")
     schedule: Schedule = key(REQUIRED, "The learning rate as a function of the step.")
-    loss: CrossEntropyConfig = key(REQUIRED, "The training loss.")
+    loss: CrossEntropyConfig = key(REQUIRED, "The cross-entropy and its z-loss, and the path that computes them.")
+    objective: Objective = dataclasses.field(
+        default_factory=CrossEntropyObjective,
+        metadata={"help": "What training minimises.", "identity": ADDED_LATER},
+    )
     interventions: dict[str, dict[str, object]] = key(
         {},
         "Interventions that act in every step: the name of a registered one, and its options. Type "
@@ -146,6 +152,14 @@ class RunConfig:
             raise ConfigError(f"{setting}; use batch.document_masking=false")
         if lacking := self.loss.lacks(self.model.d_model):
             raise ConfigError(lacking)
+        self.objective.check(
+            Asked(
+                model=self.model,
+                sequence_length=self.batch.sequence_length,
+                sources=tuple(self.data.parts()),
+                begins_in_run=self.start.run is not None,
+            )
+        )
         if self.averaging.copies and (found := unaveraged(self)):
             setting, reason = found
             raise ConfigError(f"averaging={self.averaging.name} cannot be with {setting}: {reason}; use averaging=none")

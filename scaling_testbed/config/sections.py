@@ -108,8 +108,8 @@ class EvaluationConfig:
     ce_scaled: bool = key(
         False,
         "Whether each validation also computes ce_scaled, the cross-entropy after one temperature that is fitted on "
-        "every other window, of the windows between. A loss that is no cross-entropy has it in any case. It takes "
-        "another pass over the validation tokens.",
+        "every other window, of the windows between. An objective that is no cross-entropy has it in any case. It "
+        "takes another pass over the validation tokens.",
         identity=ADDED_LATER,
     )
     tasks: list[str] = key(

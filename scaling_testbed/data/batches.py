@@ -8,10 +8,12 @@ A mixture has a sequence for each of its sources, and each row of a batch is the
 (interleaving.py).
 """
 
+import dataclasses
 import functools
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 
@@ -68,11 +70,22 @@ def _block(n: int, seed: int, epoch: int, number: int) -> np.ndarray:
     return permute(np.arange(number * BLOCK, min((number + 1) * BLOCK, n)), n, seed, epoch)
 
 
-class Shuffled:
-    """The shuffled sequences of all epochs of a stream, as one endless sequence of them."""
+class Beside(Protocol):
+    """What an objective needs beside the tokens of a training batch. Like them it is addressed by source and number of
+    a sequence, and has no state."""
 
-    def __init__(self, cut: Cut, seed: int):
+    def of(self, source: str, numbers: np.ndarray) -> Mapping[str, np.ndarray]:
+        """Arrays by name, each [N, ...], for the N sequences of a source with these numbers; the same names, types and
+        shapes for every source. source: its name in a mixture, else ONLY."""
+
+
+class Shuffled:
+    """The shuffled sequences of all epochs of a stream, as one endless sequence of them. name: of the source. beside:
+    what its batches have beside the tokens."""
+
+    def __init__(self, cut: Cut, seed: int, name: str = ONLY, beside: Beside | None = None):
         self.cut, self.seed, self.number = cut, seed, cut.number
+        self._name, self._beside = name, beside
         self._padded = cut.n_targets < cut.number * cut.length
         self._before: dict[int, list[int]] = {}  # epoch -> targets before each of its blocks, as far as they are known
 
@@ -87,7 +100,11 @@ class Shuffled:
 
     def batch(self, first: int, count: int) -> Batch:
         """The sequences at places [first, first + count)."""
-        return self.cut.batch(self._at(first, count))
+        numbers = self._at(first, count)
+        batch = self.cut.batch(numbers)
+        if self._beside is None:
+            return batch
+        return dataclasses.replace(batch, beside=self._beside.of(self._name, numbers))
 
     def targets(self, first: int, count: int) -> int:
         """How many targets the sequences at places [first, first + count) have."""
@@ -125,8 +142,8 @@ class TrainingBatches:
     streams: one, or those of the sources by name. weights: of the sources by step, as `Interleaving` takes them; needed
     with several streams. sequences: the global batch, over all ranks and micro-batches. skipped: the ranges [a, b) of
     steps whose batches are left out, as pairs of numbers in one list (data.skip_steps). largest_share: the largest part
-    of the rows that `change` will give a source. cutting: how a stream becomes sequences. Raises UserError if a stream
-    is too short for its rows of one batch, and what `cutting` raises.
+    of the rows that `change` will give a source. cutting: how a stream becomes sequences. beside: what batches have
+    beside the tokens. Raises UserError if a stream is too short for its rows of one batch, and what `cutting` raises.
     """
 
     def __init__(
@@ -140,12 +157,15 @@ class TrainingBatches:
         weights: Sequence[tuple[int, Mapping[str, float]]] = (),
         largest_share: float = 0.0,
         cutting: Cutting = Cutting(),  # noqa: B008 (frozen)
+        beside: Beside | None = None,
     ):
         self._skipped = list(zip(skipped[::2], skipped[1::2], strict=True))
         self.sequence_length, self.sequences = sequence_length, sequences
         named = streams if isinstance(streams, Mapping) else {ONLY: streams}
         self.is_mixture = ONLY not in named
-        self._sources = {name: Shuffled(cutting.of(stream, sequence_length), seed) for name, stream in named.items()}
+        self._sources = {
+            name: Shuffled(cutting.of(stream, sequence_length), seed, name, beside) for name, stream in named.items()
+        }
         self._interleaving = Interleaving(weights or [(0, dict.fromkeys(named, 1.0))], sequences)
         for name, source in self._sources.items():
             largest = max(there.get(name, 0) / sum(there.values()) for _, there in weights) if weights else 1
@@ -176,9 +196,8 @@ class TrainingBatches:
             return of_sources[0][0]
         whole = of_sources[0][0].map(lambda x: np.empty((rows, *x.shape[1:]), dtype=x.dtype))
         for of_source, at_N in of_sources:
-            for array, part in zip(whole.tensors, of_source.tensors, strict=True):
-                if array is not None:
-                    array[at_N] = part
+            for array, part in zip(whole.arrays, of_source.arrays, strict=True):
+                array[at_N] = part
         return whole
 
     def targets(self, step: int) -> int:

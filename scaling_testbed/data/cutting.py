@@ -9,8 +9,8 @@ Shapes in names: B sequences, T positions, S = T + 1.
 
 import bisect
 import operator
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -30,22 +30,30 @@ class Batch:
 
     tokens_BS: int64. Columns 0 .. T - 1 are the inputs. targets_BT: int64, NO_TARGET where a position has none; None:
     the targets are columns 1 .. T of the tokens, else column T is not used. begins_BT: int32, for each position the
-    position in its sequence at which its document begins; None: documents are not told apart.
+    position in its sequence at which its document begins; None: documents are not told apart. beside: arrays [B, ...]
+    that the objective of a training batch needs, by name.
     """
 
     tokens_BS: Any
     targets_BT: Any = None
     begins_BT: Any = None
+    beside: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def tensors(self) -> tuple[Any, Any, Any]:
-        """The arguments of LossModel.forward."""
+        """The arguments of LossModel.forward, without `beside`."""
         return self.tokens_BS, self.targets_BT, self.begins_BT
+
+    @property
+    def arrays(self) -> list[Any]:
+        """All arrays that are there, in an order that their names decide."""
+        return [x for x in self.tensors if x is not None] + [self.beside[name] for name in sorted(self.beside)]
 
     def map(self, function: Callable[[Any], Any]) -> "Batch":
         """The batch of the results of `function` for each array that is there."""
         tokens_BS, *others = (None if x is None else function(x) for x in self.tensors)
-        return Batch(tokens_BS=tokens_BS, targets_BT=others[0], begins_BT=others[1])
+        beside = {name: function(x) for name, x in self.beside.items()}
+        return Batch(tokens_BS=tokens_BS, targets_BT=others[0], begins_BT=others[1], beside=beside)
 
     def n_targets(self, chosen_B: np.ndarray) -> int:
         """How many targets the sequences at which chosen_B is true have. The batch is of NumPy arrays."""

@@ -1,7 +1,6 @@
 """The configuration of the loss, without torch, so that a grid can be planned without torch."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from scaling_testbed.errors import check_not_negative, check_positive
 from scaling_testbed.kernels.limits import RECOMPUTED_HEAD_WIDEST_MODEL
@@ -13,10 +12,6 @@ LOSS_IMPLS = ("auto", "reference", "chunked", "triton", "recompute")
 @dataclass(frozen=True, kw_only=True)
 class CrossEntropyConfig:
     """Cross-entropy plus z-loss, z_loss * mean(log^2 Z) (Chowdhery et al. 2022, PaLM, section 5)."""
-
-    # Whether it is cross-entropy. A loss with other probabilities at its minimum is read after one temperature too:
-    # validation then has ce_scaled.
-    is_cross_entropy: ClassVar[bool] = True
 
     name: str = key("cross_entropy", "The loss.")
     z_loss: float = key(1e-4, "The coefficient of the z-loss. 0: no z-loss. It is never part of a reported val_loss.")

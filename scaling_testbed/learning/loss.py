@@ -21,22 +21,45 @@ IGNORE = -100  # a target with this value is left out of every term
 class LossTerms(NamedTuple):
     """Sums over the valid tokens, as fp32 scalars on the device; divide by the number of valid tokens to report.
 
-    Only loss = ce + z_loss has a gradient; ce and z_loss are detached.
+    Only `loss` has a gradient: that of the objective plus the z-loss. objective: the value of the objective, without
+    the z-loss; None: it is the cross-entropy, `ce`.
     """
 
     loss: Tensor
     ce: Tensor
     z_loss: Tensor
     n_tokens: Tensor
+    objective: Tensor | None = None
 
 
 def loss_terms(
     config: CrossEntropyConfig, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, softcap: float | None = None
 ) -> LossTerms:
-    """Cross-entropy and z-loss of the final hidden states under the head.
+    """The terms of `cross_entropy`, whose arguments these are."""
+    loss, ce_N, log_z_N = cross_entropy(config, hidden_ND, weight_VD, targets_N, softcap=softcap)
+    return LossTerms(loss, ce_N.sum(), z_loss_of(config, log_z_N), (targets_N != IGNORE).sum())
+
+
+def z_loss_of(config: CrossEntropyConfig, log_z: Tensor) -> Tensor:
+    """The z-loss of tokens, summed, without a gradient. log_z: 0 for a token that does not count."""
+    return config.z_loss * log_z.detach().square().sum()
+
+
+def cross_entropy(
+    config: CrossEntropyConfig,
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    targets_N: Tensor,
+    *,
+    softcap: float | None = None,
+    weights_N: Tensor | None = None,
+) -> chunked.CrossEntropy:
+    """Cross-entropy and z-loss of the final hidden states under the head: loss, and without a gradient ce_N and
+    log_z_N [N], which are 0 for a token that does not count.
 
     z-loss is coef * log^2 Z per token with Z = sum_j exp(logit_j) (PaLM, section 5; Wortsman et al. 2023, section
-    3.1.2), over the same tokens as the cross-entropy. `softcap` s caps logits to s tanh(logit / s) first.
+    3.1.2), over the same tokens as the cross-entropy. `softcap` s caps logits to s tanh(logit / s) first. loss is the
+    sum of w ce + coef log^2 Z, where weights_N has the weight w of each token; None: 1.
 
     Shapes: hidden_ND [N, D], weight_VD [V, D], targets_N int64 [N] with -100 for a token that does not count.
     Under autocast the matrix products run in its dtype. All else is fp32 (fp64 for fp64 inputs).
@@ -47,19 +70,19 @@ def loss_terms(
         ce_N, log_z_N = reference.linear_cross_entropy(
             hidden_ND, weight_VD, targets_N, softcap=softcap, ignore_index=IGNORE
         )
-        loss = ce_N.sum() + config.z_loss * log_z_N.square().sum()
-    else:
-        loss, ce_N, log_z_N = _linear_cross_entropy(impl)(
-            hidden_ND,
-            weight_VD,
-            targets_N,
-            z_loss=config.z_loss,
-            softcap=softcap,
-            ignore_index=IGNORE,
-            chunk_bytes=None if config.chunk_mib is None else config.chunk_mib * 2**20,
-        )
-    z_loss = config.z_loss * log_z_N.detach().square().sum()
-    return LossTerms(loss, ce_N.detach().sum(), z_loss, (targets_N != IGNORE).sum())
+        weighted_N = ce_N if weights_N is None else weights_N.detach() * ce_N
+        loss = weighted_N.sum() + config.z_loss * log_z_N.square().sum()
+        return chunked.CrossEntropy(loss, ce_N.detach(), log_z_N.detach())
+    return _linear_cross_entropy(impl)(
+        hidden_ND,
+        weight_VD,
+        targets_N,
+        z_loss=config.z_loss,
+        softcap=softcap,
+        ignore_index=IGNORE,
+        chunk_bytes=None if config.chunk_mib is None else config.chunk_mib * 2**20,
+        **({} if weights_N is None else {"weights_N": weights_N}),
+    )
 
 
 def choose_loss_impl(config: CrossEntropyConfig, device: torch.device) -> str:

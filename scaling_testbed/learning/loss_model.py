@@ -1,5 +1,7 @@
 """Model and head loss in one forward pass."""
 
+from collections.abc import Callable, Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -7,6 +9,7 @@ from torch import nn
 from scaling_testbed.kernels.cross_entropy.reference import linear_cross_entropy
 from scaling_testbed.learning.config import CrossEntropyConfig
 from scaling_testbed.learning.loss import LossTerms, loss_terms
+from scaling_testbed.learning.objectives import Given
 from scaling_testbed.learning.temperature import ladder_sums
 from scaling_testbed.model.transformer import Transformer
 
@@ -14,11 +17,19 @@ AT_ONCE = 1024  # targets whose logits are held at a time
 
 
 class LossModel(nn.Module):
-    """Model and head loss in one forward pass, so that a wrapper such as FSDP sees every use of the head's weight."""
+    """Model and head loss in one forward pass, so that a wrapper such as FSDP sees every use of the head's weight.
 
-    def __init__(self, model: Transformer, loss: CrossEntropyConfig):
+    objective: the terms of a micro-batch in training (objectives.Built.terms); None: the cross-entropy.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        loss: CrossEntropyConfig,
+        objective: Callable[[Given], LossTerms] | None = None,
+    ):
         super().__init__()
-        self.model, self.loss = model, loss
+        self.model, self.loss, self.objective = model, loss, objective
 
     def forward(
         self,
@@ -26,12 +37,14 @@ class LossModel(nn.Module):
         targets_BT: torch.Tensor | None = None,
         begins_BT: torch.Tensor | None = None,
         rows: int | None = None,
+        beside: Mapping[str, torch.Tensor] | None = None,
     ) -> LossTerms:
         """The loss terms of token ids [B, T + 1], as sums over the valid targets.
 
         The first T columns are the inputs, and the last T the targets unless targets_BT has them (-100: no target).
         begins_BT: the begins of documents, as for Transformer.forward. rows: pass at least so many sequences through
-        the model, of which those after the first B do not count, so that it sees one shape.
+        the model, of which those after the first B do not count, so that it sees one shape. beside: Batch.beside in
+        training, for the objective; None: the terms are those of the cross-entropy.
         """
         inputs_BT, missing = tokens_BS[:, :-1], max(0, (rows or 0) - len(tokens_BS))
         if missing:
@@ -40,12 +53,20 @@ class LossModel(nn.Module):
         hidden_BTD = self.model(inputs_BT, begins_BT)
         if missing:
             hidden_BTD = hidden_BTD[:-missing]
-        return loss_terms(
-            self.loss,
-            hidden_BTD.flatten(0, 1),
-            self.model.head_weight_VD,
-            (tokens_BS[:, 1:] if targets_BT is None else targets_BT).flatten(),
-            softcap=self.model.config.final_softcap,
+        targets_BT = tokens_BS[:, 1:] if targets_BT is None else targets_BT
+        weight_VD, softcap = self.model.head_weight_VD, self.model.config.final_softcap
+        if self.objective is None or beside is None:
+            return loss_terms(self.loss, hidden_BTD.flatten(0, 1), weight_VD, targets_BT.flatten(), softcap=softcap)
+        return self.objective(
+            Given(
+                tokens_BS=tokens_BS,
+                targets_BT=targets_BT,
+                hidden_BTD=hidden_BTD,
+                weight_VD=weight_VD,
+                softcap=softcap,
+                loss=self.loss,
+                beside=beside,
+            )
         )
 
     def cross_entropy_at(

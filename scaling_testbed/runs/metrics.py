@@ -7,6 +7,11 @@ STEP_METRICS = (
     Metric("tokens", "Training tokens seen so far.", "tokens"),
     Metric("train_loss", "Cross-entropy of this step's global batch, before the update.", "nats per token"),
     Metric("train_z_loss", "Mean of the z-loss of this step's batch, with its coefficient.", "nats per token"),
+    Metric(
+        "train_objective",
+        "The objective of this step's batch, without the z-loss; absent where it is the cross-entropy.",
+        "per token",
+    ),
     Metric("lr", "The learning rate of this update, before factors of tensors."),
     Metric("grad_norm", "Global norm of the gradient, before clipping."),
     Metric("clip_coefficient", "What the gradient was multiplied by; 1 where it was not clipped."),
@@ -40,8 +45,8 @@ STEP_METRICS = (
     Metric(
         "ce_scaled",
         "Cross-entropy of the odd windows of the validation split, counted from 0, after one temperature that is "
-        "fitted on the even ones: with evaluation.ce_scaled=true, or where the loss is no cross-entropy. null where it "
-        "is not finite, or there is one window.",
+        "fitted on the even ones: with evaluation.ce_scaled=true, or where the objective is no cross-entropy. null "
+        "where it is not finite, or there is one window.",
         "nats per token",
     ),
     Metric("ce_scaled_temperature", "This temperature, from 1/8 to 8: the logits are divided by it."),

@@ -120,7 +120,7 @@ class Row:
     )
     ce_scaled: float | None = fact(
         "Cross-entropy of the odd windows of the last evaluation after one temperature that is fitted on the even "
-        "ones; null unless evaluation.ce_scaled=true or the loss is no cross-entropy, and where val_loss is null.",
+        "ones; null unless evaluation.ce_scaled=true or the objective is no cross-entropy, and where val_loss is null.",
         "nats per token",
     )
     ce_scaled_temperature: float | None = fact("This temperature, by which the logits are divided.")

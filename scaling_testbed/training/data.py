@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from scaling_testbed.config.run import RunConfig
-from scaling_testbed.data.batches import ONLY, TrainingBatches, ValidationBatches
+from scaling_testbed.data.batches import ONLY, Beside, TrainingBatches, ValidationBatches
 from scaling_testbed.data.shards import PreparedData, open_prepared
 from scaling_testbed.data.tokenizers import load_tokenizer
 from scaling_testbed.errors import ConfigError, UserError
@@ -16,8 +16,9 @@ from scaling_testbed.evaluation.scoring import Questions
 MAIN_SET = "validation"
 
 
-def open_training_batches(run: RunConfig, data: PreparedData) -> TrainingBatches:
-    """The training split of the run's `data`, in the run's own order."""
+def open_training_batches(run: RunConfig, data: PreparedData, beside: Beside | None = None) -> TrainingBatches:
+    """The training split of the run's `data`, in the run's own order. beside: what the objective needs beside the
+    tokens."""
     batch, sources, rule = run.batch, data.sources() or {ONLY: data}, run.data.online_rule
     return TrainingBatches(
         {name: source.train for name, source in sources.items()},
@@ -28,6 +29,7 @@ def open_training_batches(run: RunConfig, data: PreparedData) -> TrainingBatches
         weights=run.data.weights_by_step({name: source.train.n_tokens for name, source in sources.items()}),
         largest_share=0.0 if rule is None else rule.largest_share(len(sources)),
         cutting=batch.cutting,
+        beside=beside,
     )
 
 

@@ -49,9 +49,8 @@ class StepGraph:
                 with on_side_stream(parts.device):
                     return make_update(parts, dataclasses.replace(given, lr=self._lr), interrupts, rows)
             replay = self._replay = self._replay or self._capture(given, interrupts)
-            for held, new in zip(self._batch.tensors, given.batch.tensors, strict=True):
-                if held is not None:
-                    held.copy_(new)
+            for held, new in zip(self._batch.arrays, given.batch.arrays, strict=True):
+                held.copy_(new)
             replay()
             return Made(values=self._values, n_tokens=given.n_tokens, skipped=False, diagnostics={})
         finally:

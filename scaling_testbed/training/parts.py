@@ -22,6 +22,7 @@ from scaling_testbed.learning.config import CrossEntropyConfig
 from scaling_testbed.learning.interventions.base import Context, Intervention
 from scaling_testbed.learning.loss import choose_loss_impl
 from scaling_testbed.learning.loss_model import LossModel
+from scaling_testbed.learning.objectives import Built, Surroundings
 from scaling_testbed.learning.optimizers import create_state, leave_out_where
 from scaling_testbed.model.attention import check_impls
 from scaling_testbed.model.config import ModelConfig
@@ -63,15 +64,15 @@ class Parts:
     """The parts of one run on one of its processes. Weights, moments and states of interventions change during
     training; the parts stay the same.
 
-    precision: fp32 | bf16. loss: with its `impl` chosen. prepared: the corpora by the name of the validation set that
-    they give, the run's own first. validation_sets: in the same order. questions: of evaluation.tasks. length: in
-    steps. micro_batch: sequences in a pass of this process, as chosen at this start. compiled: whether the blocks of
-    the model are compiled. model: the plain module. placed: the same model on its devices. interventions: by name, in
-    the order in which a step runs them. averages: of the weights. mixing: the weights of sources that follow from
-    losses; None without data.online. ahead: how many further updates may be made before
-    the values of one are read. bad: 1.0 on the device from the first update on whose loss or gradient norm is not
-    finite, else 0.0; None: the values of each update are read before the optimizer's step. captures: whether an update
-    is one CUDA graph.
+    precision: fp32 | bf16. loss: with its `impl` chosen. objective: at work. prepared: the corpora by the name of the
+    validation set that they give, the run's own first. validation_sets: in the same order. questions: of
+    evaluation.tasks. length: in steps. micro_batch: sequences in a pass of this process, as chosen at this start.
+    compiled: whether the blocks of the model are compiled. model: the plain module. placed: the same model on its
+    devices. interventions: by name, in the order in which a step runs them. averages: of the weights. mixing: the
+    weights of sources that follow from losses; None without data.online. ahead: how many further updates may be made
+    before the values of one are read. bad: 1.0 on the device from the first update on whose loss or gradient norm is
+    not finite, else 0.0; None: the values of each update are read before the optimizer's step. captures: whether an
+    update is one CUDA graph.
     """
 
     run: RunConfig
@@ -80,6 +81,7 @@ class Parts:
     device: torch.device
     precision: str
     loss: CrossEntropyConfig
+    objective: Built
     prepared: dict[str, PreparedData]
     batches: TrainingBatches
     validation_sets: dict[str, ValidationBatches]
@@ -170,8 +172,14 @@ def build_parts(run: RunConfig, folder: RunFolder, processes: Processes, *, quie
     # Rank 0 decides, because free memory differs a little between processes.
     micro_batch = processes.on_main(lambda: _micro_batch(run, config, counts, precision, device, processes.world))
     rows = _rows_of_evaluation(run, config, precision, device, micro_batch)
+    objective = run.objective.build(
+        Surroundings(folder=folder.path, device=device, precision=precision, on_main=processes.on_main)
+    )
     batches, validation_sets = processes.together(
-        lambda: (open_training_batches(run, sets[MAIN_SET]), open_validation_sets(run, sets, rows))
+        lambda: (
+            open_training_batches(run, sets[MAIN_SET], objective.beside),
+            open_validation_sets(run, sets, rows),
+        )
     )
     mixing = processes.together(lambda: open_mixing(run, sets[MAIN_SET], batches))
     processes.connect(device)
@@ -182,7 +190,7 @@ def build_parts(run: RunConfig, folder: RunFolder, processes: Processes, *, quie
     _check_counts(run, counts, model)
     model.recompute_every = run.parallelism.activation_checkpointing
     model.narrow_residual = run.compute.residual_dtype == "bf16"
-    placed = parallelize(LossModel(model, loss), run.parallelism, device, precision, run.seed)
+    placed = parallelize(LossModel(model, loss, objective.terms), run.parallelism, device, precision, run.seed)
     optimizer = run.optimizer.for_length(run.schedule.length(steps)).build(model)
     create_state(run.optimizer, optimizer)
     interventions = interventions_of(run)
@@ -204,6 +212,7 @@ def build_parts(run: RunConfig, folder: RunFolder, processes: Processes, *, quie
         device=device,
         precision=precision,
         loss=loss,
+        objective=objective,
         prepared=sets,
         batches=batches,
         validation_sets=validation_sets,

@@ -76,6 +76,7 @@ class Progress:
         self.train_loss_last = update.train_loss
         self.clock.end_step()
         marks = {"skipped": True} if update.skipped else {}
+        objective = {} if update.train_objective is None else {"train_objective": update.train_objective}
         self.record = {"step": self.step} | update.diagnostics | marks
         if update.diagnostics or marks or self.step % run.logging.every_steps == 0 or self.step in (1, parts.steps):
             rate = parts.tokens_per_second(self.clock, self.step)
@@ -83,6 +84,7 @@ class Progress:
                 "tokens": parts.n_tokens(self.step),
                 "train_loss": update.train_loss,
                 "train_z_loss": update.train_z_loss,
+                **objective,
                 "lr": update.lr,
                 "grad_norm": update.grad_norm,
                 "clip_coefficient": update.clip_coefficient,

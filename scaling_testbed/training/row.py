@@ -96,7 +96,7 @@ def make_row(parts: Parts, progress: Progress, records: Records, outcome: Outcom
         git_dirty=records.git["dirty"],
         source_files=records.git.get("files"),
         versions=versions(),
-        added=errors | added,
+        added=errors | added | dict(parts.objective.row),
     )
 
 

@@ -18,13 +18,14 @@ from scaling_testbed.training.validation import too_little_memory_to_evaluate
 
 def evaluate_scaled(parts: Parts, poll: Callable[[], object] = lambda: None) -> dict[str, Any]:
     """Compute ce_scaled, ce_scaled_temperature, ce_scaled_by_set and, with an average of the weights,
-    ce_scaled_average for the record of a step; {} where the run does not ask for them and its loss is a cross-entropy.
+    ce_scaled_average for the record of a step; {} where the run does not ask for them and its objective is the
+    cross-entropy.
 
     Sequences are counted from 0 over a set. The temperature is fitted on the even ones, and the loss, in nats per
     token, is that of the odd ones. It is None where a sum is not finite, and for a set of one sequence. `poll` is
     called before each batch, equally often on every rank.
     """
-    if parts.run.loss.is_cross_entropy and not parts.run.evaluation.ce_scaled:
+    if parts.run.objective.is_cross_entropy and not parts.run.evaluation.ce_scaled:
         return {}
     sets = {name: _of_set(parts, batches, poll) for name, batches in parts.validation_sets.items()}
     loss, temperature = sets[MAIN_SET]

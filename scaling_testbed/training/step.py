@@ -37,11 +37,12 @@ class Diverged(Exception):
 @dataclass(frozen=True, kw_only=True)
 class Update:
     """The result of one update. Losses are means over the valid tokens of the global batch, in nats; grad_norm is the
-    norm before clipping. skipped: whether an intervention did not allow the update, so that it was left out.
-    diagnostics: the values measured before and after it, by name."""
+    norm before clipping. train_objective: None if the objective is the cross-entropy. skipped: whether an intervention
+    did not allow the update, so that it was left out. diagnostics: the values measured before and after it, by name."""
 
     train_loss: float
     train_z_loss: float
+    train_objective: float | None
     lr: float
     grad_norm: float
     clip_coefficient: float
@@ -65,8 +66,8 @@ class Inputs:
 class Made:
     """An update that is made, or queued on the device.
 
-    values: the sums over the global batch of cross-entropy and z-loss, then in a group what its processes tell each
-    other (_of_group), then the gradient norm; fp64. n_tokens: the targets of the global batch.
+    values: the sums over the global batch of cross-entropy, z-loss and objective (_n_sums), then in a group what its
+    processes tell each other (_of_group), then the gradient norm; fp64. n_tokens: the targets of the global batch.
     """
 
     values: torch.Tensor
@@ -133,7 +134,7 @@ def make_update(parts: Parts, given: Inputs, interrupts: Interrupts, rows: int) 
     measured = is_measured(parts, given.step)
     at_once = measured or parts.bad is None
     n_tokens = given.n_tokens
-    ce = z_loss = torch.zeros((), device=parts.device)
+    ce = z_loss = objective = torch.zeros((), device=parts.device)
     for intervention in interventions:
         intervention.before_update(given.step, parts.steps)
     try:
@@ -144,19 +145,21 @@ def make_update(parts: Parts, given: Inputs, interrupts: Interrupts, rows: int) 
                 interrupts.check()
             with parts.placed.accumulating(last=number == len(micro_batches)):
                 with autocast(parts.device, parts.precision):
-                    terms = parts.placed.forward(*micro_batch.tensors)
+                    terms = parts.placed.forward(*micro_batch.tensors, beside=micro_batch.beside)
                 # Gradients are averaged over ranks, while each rank's loss is its part of a sum.
                 (terms.loss / (n_tokens / processes.world.size)).backward()
             ce, z_loss = ce + terms.ce, z_loss + terms.z_loss
+            objective = objective + (terms.ce if terms.objective is None else terms.objective.detach())
     except (RuntimeError, MemoryError, OSError) as error:
         if not is_memory_error(error):
             raise
         optimizer.zero_grad(set_to_none=True)
         raise too_little_memory(parts, run, rows, error) from None
-    sums = processes.sum_here(torch.stack([ce, z_loss]), _of_group(parts, given.step, interrupts))
+    here = [ce, z_loss, objective][: _n_sums(run)]
+    sums = processes.sum_here(torch.stack(here), _of_group(parts, given.step, interrupts))
     if at_once:
-        ce_sum, z_loss_sum = sums[:2].tolist()
-        check_finite(ce_sum + z_loss_sum, 0.0, found)
+        ce_sum, *others = sums[: len(here)].tolist()
+        check_finite(ce_sum + sum(others), 0.0, found)
 
     for intervention in interventions:
         intervention.after_backward()
@@ -181,6 +184,11 @@ def make_update(parts: Parts, given: Inputs, interrupts: Interrupts, rows: int) 
     optimizer.zero_grad(set_to_none=True)
     values = torch.cat([sums, in_fp64(norm).reshape(1)])
     return Made(values=values, n_tokens=n_tokens, skipped=not made, diagnostics=found)
+
+
+def _n_sums(run: RunConfig) -> int:
+    """How many sums of a step the host reads: those of cross-entropy and z-loss, and that of another objective."""
+    return 2 if run.objective.is_cross_entropy else 3
 
 
 def _of_group(parts: Parts, step: int, interrupts: Interrupts) -> list[int]:
@@ -274,8 +282,10 @@ class Queue:
     def read(self) -> Update:
         """Wait for the values of the oldest update and return them. Raises Diverged if one is not finite."""
         made, copy = self._waiting.popleft()
-        ce_sum, z_loss_sum, *signals, grad_norm = copy.read()
-        check_finite(ce_sum + z_loss_sum, grad_norm, made.diagnostics)
+        *values, grad_norm = copy.read()
+        n_sums = _n_sums(self._parts.run)
+        (ce_sum, z_loss_sum, *objective), signals = values[:n_sums], values[n_sums:]
+        check_finite(sum(values[:n_sums]), grad_norm, made.diagnostics)
         if signals and self._parts.length.by_clock:
             self.is_due = bool(signals.pop())
         if any(signals):  # all processes of the group read them here, and stop after the same update
@@ -285,6 +295,7 @@ class Queue:
         return Update(
             train_loss=ce_sum / made.n_tokens,
             train_z_loss=z_loss_sum / made.n_tokens,
+            train_objective=objective[0] / made.n_tokens if objective else None,
             lr=rate(self._parts, step),
             grad_norm=grad_norm,
             clip_coefficient=clip_coefficient(grad_norm, self._parts.run.optimizer.clip_norm),

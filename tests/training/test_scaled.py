@@ -12,7 +12,7 @@ from scaling_testbed.config.run import run_folder_path
 from scaling_testbed.data.batches import ValidationBatches
 from scaling_testbed.data.cutting import Cutting
 from scaling_testbed.evaluation.loading import load_model
-from scaling_testbed.learning.config import CrossEntropyConfig
+from scaling_testbed.learning.objectives import CrossEntropyObjective
 from scaling_testbed.training.run import train
 from tests.training.conftest import TINY
 from tests.training.test_run import assert_same_weights
@@ -78,7 +78,7 @@ def test_a_sharded_run_has_the_same_and_the_average_its_own(trained):
 
 
 def test_a_loss_that_is_no_cross_entropy_has_it_without_asking(trained, monkeypatch):
-    monkeypatch.setattr(CrossEntropyConfig, "is_cross_entropy", False)
+    monkeypatch.setattr(CrossEntropyObjective, "is_cross_entropy", False)
     row, _ = trained("evaluation.tokens=16")
     assert row["ce_scaled"] is None and row["ce_scaled_by_set"] == {"validation": None}  # one window
     assert trained("evaluation.tokens=32")[0]["ce_scaled"] > 0

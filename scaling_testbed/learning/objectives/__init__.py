@@ -1,0 +1,15 @@
+"""The objectives, one file each. Importing them does not import torch, so that a grid can be planned without torch."""
+
+from scaling_testbed.learning.objectives.base import OBJECTIVES, Asked, Built, Given, Objective, Surroundings, Weighted
+from scaling_testbed.learning.objectives.cross_entropy import CrossEntropyObjective
+
+__all__ = [
+    "OBJECTIVES",
+    "Asked",
+    "Built",
+    "CrossEntropyObjective",
+    "Given",
+    "Objective",
+    "Surroundings",
+    "Weighted",
+]
