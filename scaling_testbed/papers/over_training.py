@@ -3,6 +3,7 @@
 The numbers are those of the paper. A limit that the paper does not give is chosen here, and its claim says "here".
 """
 
+from scaling_testbed.papers import entropies
 from scaling_testbed.papers import law_claims as by
 from scaling_testbed.papers import predictions as of
 from scaling_testbed.papers.paper import Claim, Experiment, Paper
@@ -56,6 +57,21 @@ TESTBED = Experiment(
     ],
 )  # fmt: skip
 
+KNOWN_ENTROPY = Experiment(
+    name="known_entropy",
+    question="How far can the E of a fitted law be trusted?",
+    claims=[
+        Claim("Fitted to the runs that have learned, the law of over-training finds E to 1% (here).",
+              by.within(entropies.off("over_training"), 0.01), "Table 1"),
+        Claim("So does the law of Chinchilla (here: to 1%).",
+              by.within(entropies.off("chinchilla"), 0.01), "Hoffmann et al. 2022, section 3.3"),
+        Claim("Fitted to all runs, the law of over-training has a larger error of E (here: by a factor of 1.1).",
+              by.less(entropies.off("over_training"), entropies.off("over_training", learned=False)), "here"),
+        Claim("At least nine of ten hulls of three laws' 95% intervals hold the true E (here).",
+              by.within(entropies.missed(), 0.1), "here"),
+    ],
+)  # fmt: skip
+
 PAPER = Paper(
     name="over_training",
     authors="Gadre et al. 2024",
@@ -66,6 +82,6 @@ PAPER = Paper(
         TESTBED,
         Experiment(name="overtraining_lr", question="Which learning rate suits each size of the over-trained grid?"),
         Experiment(name="isoflop", question="Which size has the least loss for a budget of compute?"),
-        Experiment(name="known_entropy", question="How far can the E of a fitted law be trusted?"),
+        KNOWN_ENTROPY,
     ],
 )
