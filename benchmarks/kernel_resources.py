@@ -114,16 +114,19 @@ def _cross_entropy_cases() -> dict[str, Callable[[], object]]:
         ("recompute", 96, 50257),
         ("recompute", 128, 50257),
     ):
-        for dtype, softcap, want in (
-            (torch.bfloat16, None, True),
-            (torch.bfloat16, 30.0, True),
-            (torch.bfloat16, 30.0, False),
-            (torch.float32, 30.0, True),
+        for dtype, softcap, want, weighted in (
+            (torch.bfloat16, None, True, False),
+            (torch.bfloat16, 30.0, True, False),
+            (torch.bfloat16, 30.0, True, True),
+            (torch.bfloat16, 30.0, False, False),
+            (torch.float32, 30.0, True, False),
+            (torch.float32, 30.0, True, True),
         ):
             V = -(-columns // 64) * 64 if dtype == torch.bfloat16 else columns
-            arguments = (1e-4, softcap, -100, dtype, 0, want, want)
+            weights = torch.empty(16) if weighted else None
+            arguments = (weights, 1e-4, softcap, -100, dtype, 0, want, want)
             row = "" if columns == 50257 else f" V {columns}"
-            features = row + " softcap" * bool(softcap) + " no gradient" * (not want)
+            features = row + " softcap" * bool(softcap) + " weights" * weighted + " no gradient" * (not want)
             call = partial(_call_cross_entropy, cross_entropy.OPERATORS[variant], width, V, arguments)
             found[f"cross_entropy {variant} d{width} {_short(dtype)}{features}"] = call
             if variant == "recompute" and want:  # the other variants add in a matrix product
@@ -134,7 +137,7 @@ def _cross_entropy_cases() -> dict[str, Callable[[], object]]:
 
 
 def _call_cross_entropy(operator, width: int, V: int, arguments: tuple) -> None:
-    dtype = arguments[3]
+    dtype = arguments[4]
     hidden, weight = torch.empty(16, width, dtype=dtype), torch.empty(V, width, dtype=dtype)
     operator(hidden, weight, torch.zeros(16, dtype=torch.int64), *arguments)
 

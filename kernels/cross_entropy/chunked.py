@@ -6,8 +6,9 @@ coefficient and t the target, the loss of a token is log Z - y_t + c log^2 Z. Si
 
     dL/dy_j = (1 + 2 c log Z) p_j - 1[j = t],      dL/dx_j = dL/dy_j (1 - (y_j/s)^2)   under a cap y = s tanh(x/s)
 
-(PaLM, arXiv 2204.02311, section 5, for the z-loss). This module does not need Triton; CPUs use it. triton.py has the
-same loop, with a Triton kernel in place of `torch_rows`.
+(PaLM, arXiv 2204.02311, section 5, for the z-loss). A weight w of a token multiplies its cross-entropy, and not its
+z-loss (reference.summed says why): then dL/dy_j = (w + 2 c log Z) p_j - w 1[j = t]. This module does not need Triton;
+CPUs use it. triton.py has the same loop, with a Triton kernel in place of `torch_rows`.
 
 Shapes in names: N tokens, C tokens of a chunk, D model width, V vocabulary.
 """
@@ -22,6 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from scaling_testbed.kernels.cross_entropy.reference import summed, valid_weights
 from scaling_testbed.kernels.reference import softcap_scores, wide
 
 # Bytes of logits held at once by default. The value for a CPU is about the size of its last-level cache.
@@ -31,7 +33,7 @@ LEAST_GPU_ROWS = 4096
 
 
 class CrossEntropy(NamedTuple):
-    """The scalar loss = sum of ce + z_loss * sum of log_z^2, and ce_N and log_z_N of each token.
+    """The scalar loss = sum of w ce + z_loss * sum of log_z^2, and ce_N and log_z_N of each token, without weights w.
 
     Only loss is differentiable. All are wide: fp32, or fp64 for fp64 inputs. ce and log_z of an ignored token are zero.
     """
@@ -58,6 +60,7 @@ def linear_cross_entropy(
     weight_VD: Tensor,
     targets_N: Tensor,
     *,
+    weights_N: Tensor | None = None,
     z_loss: float = 0.0,
     softcap: float | None = None,
     ignore_index: int = -100,
@@ -68,20 +71,22 @@ def linear_cross_entropy(
 
     hidden_ND, weight_VD  floating point; the products run in hidden's type, or in autocast's type
     targets_N             int64; `ignore_index` excludes a token
+    weights_N             None: 1. Else the factor of each token's cross-entropy, wide and without a gradient; of any
+                          sign, and of any value where the token is excluded
     chunk_bytes           bytes of logits held at once; None: DEFAULT_CHUNK_BYTES
     into                  None: autograd gets the head's gradient. Else the forward pass adds it to into.grad_VD
 
-    The head's gradient is accumulated wide. Raises ValueError if shapes do not match, if softcap is not positive and
-    finite, or if nothing can be added to `into`.
+    The head's gradient is accumulated wide. Raises ValueError if shapes do not match, if weights are not wide or take a
+    gradient, if softcap is not positive and finite, or if nothing can be added to `into`.
     """
     direct = hidden_ND.device.type == "cpu" and not torch.compiler.is_compiling()
     operator = partial(DirectCrossEntropy.apply, _compute) if direct else chunked_operator
     numbers = z_loss, softcap, ignore_index, chunk_bytes or 0
-    return call_operator(operator, _compute, hidden_ND, weight_VD, targets_N, *numbers, into)
+    return call_operator(operator, _compute, hidden_ND, weight_VD, targets_N, weights_N, *numbers, into)
 
 
 def call_operator(
-    operator, compute, hidden_ND, weight_VD, targets_N, z_loss, softcap, ignore_index, chunk_bytes, into
+    operator, compute, hidden_ND, weight_VD, targets_N, weights_N, z_loss, softcap, ignore_index, chunk_bytes, into
 ) -> CrossEntropy:
     """Check the arguments and call an operator of `define_operator` for the gradients that autograd needs.
 
@@ -91,6 +96,8 @@ def call_operator(
         raise ValueError(f"hidden [N, D] and weight [V, D] do not fit: {hidden_ND.shape} and {weight_VD.shape}")
     if targets_N.shape != hidden_ND.shape[:1] or targets_N.dtype != torch.int64:
         raise ValueError(f"targets must be int64 [{hidden_ND.shape[0]}], got {targets_N.dtype} {targets_N.shape}")
+    if weights_N is not None:
+        weights_N = valid_weights(weights_N, hidden_ND, targets_N, ignore_index)
     if softcap is not None and not 0 < softcap < math.inf:
         raise ValueError(f"softcap must be positive and finite, or None, got {softcap}")
     wanted = [x.requires_grad and torch.is_grad_enabled() for x in (hidden_ND, weight_VD)]
@@ -99,7 +106,7 @@ def call_operator(
         _check_into(into, weight_VD, wanted[1])
         operator = partial(DirectCrossEntropy.apply, partial(compute, into=into))
         wanted[1] = False
-    return CrossEntropy(*operator(hidden_ND, weight_VD, targets_N, *numbers, *wanted)[:3])
+    return CrossEntropy(*operator(hidden_ND, weight_VD, targets_N, weights_N, *numbers, *wanted)[:3])
 
 
 def _check_into(into: AddInto, weight_VD: Tensor, wanted: bool) -> None:
@@ -124,28 +131,31 @@ def product_dtype(hidden_ND: Tensor) -> torch.dtype:
 def define_operator(name: str, compute: Callable) -> Callable:
     """Register `compute` as scaling_testbed::<name>, for autograd and torch.compile.
 
-    compute(hidden_ND, weight_VD, targets_N, z_loss, softcap, ignore_index, dtype, chunk_bytes, want_hidden,
+    compute(hidden_ND, weight_VD, targets_N, weights_N, z_loss, softcap, ignore_index, dtype, chunk_bytes, want_hidden,
     want_weight) -> loss, ce_N, log_z_N, grad_hidden_ND, grad_weight_VD. The last two are gradients of loss; a gradient
-    that is not wanted is an empty tensor.
+    that is not wanted is an empty tensor. weights_N is None or zero for ignored tokens.
     """
     schema = (
-        "(Tensor hidden, Tensor weight, Tensor targets, float z_loss, float? softcap, SymInt ignore_index, "
-        "ScalarType dtype, SymInt chunk_bytes, bool want_hidden, bool want_weight) "
+        "(Tensor hidden, Tensor weight, Tensor targets, Tensor? weights, float z_loss, float? softcap, "
+        "SymInt ignore_index, ScalarType dtype, SymInt chunk_bytes, bool want_hidden, bool want_weight) "
         "-> (Tensor, Tensor, Tensor, Tensor, Tensor)"
     )
-
-    def run(hidden_ND, weight_VD, targets_N, *arguments):
-        # Autocast would change the type of the products inside, which `dtype` already determines.
-        with torch.autocast(hidden_ND.device.type, enabled=False):
-            return compute(hidden_ND, weight_VD, targets_N.contiguous(), *arguments)
-
-    operator = torch.library.custom_op(f"scaling_testbed::{name}", run, mutates_args=(), schema=schema)
+    operator = torch.library.custom_op(
+        f"scaling_testbed::{name}", partial(_computed, compute), mutates_args=(), schema=schema
+    )
     operator.register_fake(_fake)
     operator.register_autograd(_backward, setup_context=_setup_context)
     return operator
 
 
-def _fake(hidden, weight, targets, z_loss, softcap, ignore_index, dtype, chunk_bytes, want_hidden, want_weight):
+def _computed(compute: Callable, hidden_ND, weight_VD, targets_N, weights_N, *arguments):
+    weights_N = None if weights_N is None else weights_N.contiguous()
+    # Autocast would change the type of the products inside, which `dtype` already determines.
+    with torch.autocast(hidden_ND.device.type, enabled=False):
+        return compute(hidden_ND, weight_VD, targets_N.contiguous(), weights_N, *arguments)
+
+
+def _fake(hidden, weight, targets, weights, z_loss, softcap, ignore, dtype, chunk_bytes, want_hidden, want_weight):
     ce = hidden.new_empty(targets.shape, dtype=torch.promote_types(hidden.dtype, torch.float32))
     grads = (x.new_empty(x.shape if wanted else 0) for x, wanted in ((hidden, want_hidden), (weight, want_weight)))
     return ce.new_empty(()), ce, torch.empty_like(ce), *grads
@@ -173,7 +183,7 @@ def _backward(ctx, grad_loss, *_):
         saved.mul_(grad_loss) if wanted and grad_loss is not None else None
         for saved, wanted in zip(ctx.saved_tensors, ctx.wanted, strict=True)
     ]
-    return *grads, *[None] * 8
+    return *grads, *[None] * 9
 
 
 def chunked_gradients(
@@ -181,6 +191,7 @@ def chunked_gradients(
     hidden_ND: Tensor,
     weight_VD: Tensor,
     targets_N: Tensor,
+    weights_N: Tensor | None,
     z_loss: float,
     softcap: float | None,
     ignore_index: int,
@@ -192,9 +203,9 @@ def chunked_gradients(
 ):
     """The loop over chunks, for `define_operator`. `rows` replaces a chunk's logits by their gradient.
 
-    rows(logits_CV, hidden_CD, weight_VD, targets_C, ce_C, log_z_C, z_loss, softcap, ignore_index, want) fills ce_C and
-    log_z_C. Logits are held in `dtype`. If no gradient is wanted they are held wide, so that a validation loss has no
-    rounding of logits.
+    rows(logits_CV, hidden_CD, weight_VD, targets_C, weights_C, ce_C, log_z_C, z_loss, softcap, ignore_index, want)
+    fills ce_C and log_z_C. Logits are held in `dtype`. If no gradient is wanted they are held wide, so that a
+    validation loss has no rounding of logits.
     """
     N, V = len(hidden_ND), len(weight_VD)
     want = want_hidden or want_weight or into is not None
@@ -214,7 +225,8 @@ def chunked_gradients(
         chunk = slice(begin, min(begin + C, N))
         logits_CV = buffer[: chunk.stop - begin]
         product(hidden[chunk], weight.T, logits_CV)
-        of_tokens = hidden[chunk], weight, targets_N[chunk], ce_N[chunk], log_z_N[chunk]
+        weights_C = None if weights_N is None else weights_N[chunk]
+        of_tokens = hidden[chunk], weight, targets_N[chunk], weights_C, ce_N[chunk], log_z_N[chunk]
         rows(logits_CV, *of_tokens, z_loss, softcap, ignore_index, want)
         if want_hidden:
             product(logits_CV, weight, grad_hidden_ND[chunk])
@@ -225,7 +237,7 @@ def chunked_gradients(
     if want_weight and N == 0:
         grad_weight_VD.zero_()
     del buffer, logits_CV  # frees memory for the head's gradient in its own type
-    loss = ce_N.sum() + z_loss * log_z_N.square().sum()
+    loss = summed(ce_N, log_z_N, z_loss, weights_N)
     return loss, ce_N, log_z_N, grad_hidden_ND, grad_weight_VD.to(weight_VD.dtype)
 
 
@@ -275,7 +287,9 @@ def product(left: Tensor, right: Tensor, out: Tensor, *, add: bool = False, scal
         out.add_(left @ right, alpha=scale) if add else out.copy_(left @ right)
 
 
-def torch_rows(logits_CV, hidden_CD, weight_VD, targets_C, ce_C, log_z_C, z_loss, softcap, ignore_index, want) -> None:
+def torch_rows(
+    logits_CV, hidden_CD, weight_VD, targets_C, weights_C, ce_C, log_z_C, z_loss, softcap, ignore_index, want
+) -> None:
     """The `rows` argument of `chunked_gradients` in plain PyTorch. It works in place where it can."""
     valid_C = targets_C != ignore_index
     picked_C1 = torch.where(valid_C, targets_C, 0)[:, None]
@@ -294,8 +308,9 @@ def torch_rows(logits_CV, hidden_CD, weight_VD, targets_C, ce_C, log_z_C, z_loss
     total_C = x_CV.sum(-1)
     log_partition_C = largest_C + total_C.log()
     if want:
-        x_CV.mul_((torch.where(valid_C, 1 + 2 * z_loss * log_partition_C, 0.0) / total_C)[:, None])
-        x_CV.scatter_add_(1, picked_C1, -valid_C.to(x_CV.dtype)[:, None])
+        factor_C = (1 if weights_C is None else weights_C) + 2 * z_loss * log_partition_C
+        x_CV.mul_((torch.where(valid_C, factor_C, 0.0) / total_C)[:, None])
+        x_CV.scatter_add_(1, picked_C1, -(valid_C.to(x_CV.dtype) if weights_C is None else weights_C)[:, None])
         if slope_CV is not None:
             x_CV.mul_(slope_CV)
         if x_CV.data_ptr() != logits_CV.data_ptr():
@@ -314,9 +329,8 @@ class DirectCrossEntropy(torch.autograd.Function):
     tokens on a CPU; only a compiler needs it."""
 
     @staticmethod
-    def forward(ctx, compute, hidden_ND, weight_VD, targets_N, *arguments):
-        with torch.autocast(hidden_ND.device.type, enabled=False):
-            output = compute(hidden_ND, weight_VD, targets_N.contiguous(), *arguments)
+    def forward(ctx, compute, *arguments):
+        output = _computed(compute, *arguments)
         _setup_context(ctx, arguments, output)
         return output
 

@@ -34,6 +34,7 @@ from scaling_testbed.kernels.cross_entropy.chunked import (
     define_operator,
     product_dtype,
 )
+from scaling_testbed.kernels.cross_entropy.reference import summed
 from scaling_testbed.kernels.limits import RECOMPUTED_HEAD_WIDEST_MODEL as WIDEST_RECOMPUTE
 from scaling_testbed.kernels.reference import wide
 
@@ -68,6 +69,7 @@ def linear_cross_entropy(
     weight_VD: Tensor,
     targets_N: Tensor,
     *,
+    weights_N: Tensor | None = None,
     z_loss: float = 0.0,
     softcap: float | None = None,
     ignore_index: int = -100,
@@ -95,7 +97,8 @@ def linear_cross_entropy(
         if dtype not in (torch.float32, torch.bfloat16):
             raise ValueError(f"loss.impl=triton computes in fp32 or bf16, got {dtype}")
     numbers = z_loss, softcap, ignore_index, chunk_bytes or 0
-    return call_operator(OPERATORS[variant], COMPUTE[variant], hidden_ND, weight_VD, targets_N, *numbers, into)
+    operator, compute = OPERATORS[variant], COMPUTE[variant]
+    return call_operator(operator, compute, hidden_ND, weight_VD, targets_N, weights_N, *numbers, into)
 
 
 @triton.jit
@@ -123,6 +126,7 @@ def _row_kernel(
     hidden,
     weight,
     targets,
+    weights,
     ce,
     log_z,
     V,
@@ -130,6 +134,7 @@ def _row_kernel(
     z_loss,
     softcap,
     ignore_index,
+    HAS_WEIGHTS: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     WANT_GRADIENT: tl.constexpr,
     ONE_TILE: tl.constexpr,
@@ -138,11 +143,12 @@ def _row_kernel(
 ):
     """Compute ce and log Z of one token (reference.linear_cross_entropy), and replace its logits [V] by their gradient.
 
-    logits are bf16 or fp32, with rows `logits_stride` apart; hidden [C, D] and weight [V, D] are contiguous; ce and
-    log_z are fp32 [C]. There are two passes. The first computes log Z from a running maximum and sum. The second
-    replaces each logit by ((1 + 2 c log Z) p_j - 1[j = t]) times the softcap's slope. With ONE_TILE, V is at most
-    BLOCK_V, and the second pass takes the logits of the first one, which are still in registers. The target's logit is
-    an fp32 dot product and not the rounded logit, whose rounding error would be the largest part of the loss's error.
+    logits are bf16 or fp32, with rows `logits_stride` apart; hidden [C, D] and weight [V, D] are contiguous; weights
+    (None: 1), ce and log_z are fp32 [C]. There are two passes. The first computes log Z from a running maximum and sum.
+    The second replaces each logit by ((w + 2 c log Z) p_j - w 1[j = t]) times the softcap's slope. With ONE_TILE, V is
+    at most BLOCK_V, and the second pass takes the logits of the first one, which are still in registers. The target's
+    logit is an fp32 dot product and not the rounded logit, whose rounding error would be the largest part of the loss's
+    error.
     """
     row = tl.program_id(0).to(tl.int64)
     target = tl.load(targets + row)
@@ -179,15 +185,16 @@ def _row_kernel(
     tl.store(log_z + row, tl.where(valid, log_partition, 0.0))
 
     if WANT_GRADIENT:
-        factor = 1 + 2 * z_loss * log_partition
+        token_w = tl.load(weights + row) if HAS_WEIGHTS else 1.0
+        factor = token_w + 2 * z_loss * log_partition
         if ONE_TILE:
-            grad = (factor * tl.exp(y - log_partition) - tl.where(v == target_v, 1.0, 0.0)) * slope
+            grad = (factor * tl.exp(y - log_partition) - tl.where(v == target_v, token_w, 0.0)) * slope
             tl.store(logits + v, tl.where(valid, grad, 0.0).to(logits.dtype.element_ty), mask=v < V)
         else:
             for v0 in range(0, V, BLOCK_V):
                 v = v0 + tl.arange(0, BLOCK_V)
                 y, slope = _logits(logits, v, V, target_v, target_logit, softcap, HAS_SOFTCAP)
-                grad = (factor * tl.exp(y - log_partition) - tl.where(v == target_v, 1.0, 0.0)) * slope
+                grad = (factor * tl.exp(y - log_partition) - tl.where(v == target_v, token_w, 0.0)) * slope
                 tl.store(logits + v, tl.where(valid, grad, 0.0).to(logits.dtype.element_ty), mask=v < V)
 
 
@@ -196,6 +203,7 @@ def triton_rows(
     hidden_CD,
     weight_VD,
     targets_C,
+    weights_C,
     ce_C,
     log_z_C,
     z_loss,
@@ -215,6 +223,7 @@ def triton_rows(
             hidden_CD,
             weight_VD,
             targets_C,
+            weights_C,
             ce_C,
             log_z_C,
             V,
@@ -222,6 +231,7 @@ def triton_rows(
             z_loss,
             softcap or 1.0,
             ignore_index,
+            HAS_WEIGHTS=weights_C is not None,
             HAS_SOFTCAP=softcap is not None,
             WANT_GRADIENT=want,
             ONE_TILE=tile["BLOCK_V"] >= V,
@@ -249,10 +259,19 @@ def _tile(base, rows, n_rows, D, BLOCK_D: tl.constexpr, UPCAST: tl.constexpr):
 
 
 @triton.jit
+def _token_weights(weights, n, N, HAS_WEIGHTS: tl.constexpr):
+    """The fp32 weights of tokens `n`, zero outside; without any, ones, by which the compiler does not multiply."""
+    if HAS_WEIGHTS:
+        return tl.load(weights + n, mask=n < N, other=0.0)
+    return tl.full(n.shape, 1.0, tl.float32)
+
+
+@triton.jit
 def _forward_kernel(
     hidden,
     weight,
     targets,
+    weights,
     ce,
     log_z,
     grad_hidden,
@@ -262,6 +281,7 @@ def _forward_kernel(
     z_loss,
     softcap,
     ignore_index,
+    HAS_WEIGHTS: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     WANT_GRADIENT: tl.constexpr,
     UPCAST: tl.constexpr,
@@ -271,9 +291,9 @@ def _forward_kernel(
 ):
     """Compute ce, log Z and the gradient of hidden for BLOCK_N tokens in one pass over the vocabulary.
 
-    No logits are stored in memory. hidden [N, D] and weight [V, D] are contiguous and have one type; ce and log_z are
-    fp32 [N]; grad_hidden is [N, D]. With W the head,
-        dL/dh = (1 + 2 c log Z) sum_j p_j slope_j W_j - slope_t W_t.
+    No logits are stored in memory. hidden [N, D] and weight [V, D] are contiguous and have one type; weights (None: 1),
+    ce and log_z are fp32 [N]; grad_hidden is [N, D]. With W the head and w the token's weight,
+        dL/dh = (w + 2 c log Z) sum_j p_j slope_j W_j - w slope_t W_t.
     The sum over j is computed as in flash attention (arXiv 2205.14135, algorithm 1): the loop accumulates
     exp(y_j - running maximum) slope_j W_j, and the result is divided by the total of the exponentials at the end.
     """
@@ -307,11 +327,12 @@ def _forward_kernel(
     tl.store(ce + n, tl.where(valid, target_ce, 0.0), mask=n < N)
     tl.store(log_z + n, tl.where(valid, log_partition, 0.0), mask=n < N)
     if WANT_GRADIENT:
-        factor = (1 + 2 * z_loss * log_partition) / total
+        token_w = _token_weights(weights, n, N, HAS_WEIGHTS)
+        factor = (token_w + 2 * z_loss * log_partition) / total
         target_w = _tile(weight, picked, V, D, BLOCK_D, UPCAST).to(tl.float32)
         if HAS_SOFTCAP:
             target_w *= (1 - (target_y / softcap) * (target_y / softcap))[:, None]
-        grad = weighted * factor[:, None] - target_w
+        grad = weighted * factor[:, None] - target_w * token_w[:, None]
         d = tl.arange(0, BLOCK_D)
         tl.store(
             grad_hidden + n[:, None].to(tl.int64) * D + d[None, :],
@@ -325,6 +346,7 @@ def _weight_kernel(
     hidden,
     weight,
     targets,
+    weights,
     log_z,
     grad_weight,
     N,
@@ -335,6 +357,7 @@ def _weight_kernel(
     ignore_index,
     scale,
     ADD: tl.constexpr,
+    HAS_WEIGHTS: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr,
     UPCAST: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -360,9 +383,10 @@ def _weight_kernel(
         log_partition = tl.load(log_z + n, mask=n < N, other=0.0)
         y, slope = _capped(tl.dot(w, tl.trans(h), input_precision="ieee"), softcap, HAS_SOFTCAP)
         y = tl.where(valid[None, :], y, float("-inf"))
-        factor = 1 + 2 * z_loss * log_partition
+        token_w = _token_weights(weights, n, N, HAS_WEIGHTS)
+        factor = token_w + 2 * z_loss * log_partition
         p = tl.exp(y - log_partition[None, :])
-        grad = factor[None, :] * p - tl.where(v[:, None] == target[None, :], 1.0, 0.0)
+        grad = factor[None, :] * p - tl.where(v[:, None] == target[None, :], token_w[None, :], 0.0)
         if HAS_SOFTCAP:
             grad *= slope
         summed = tl.dot(grad.to(h.dtype), h, summed, input_precision="ieee")
@@ -378,6 +402,7 @@ def _recompute(
     hidden_ND,
     weight_VD,
     targets_N,
+    weights_N,
     z_loss,
     softcap,
     ignore_index,
@@ -395,13 +420,14 @@ def _recompute(
     grad_hidden_ND = hidden_ND.new_empty((N, D) if want_hidden else 0)
     grad_weight_VD = ce_N.new_empty((V, D) if want_weight else 0)
     key = max(64, triton.next_power_of_2(D)), dtype.itemsize
-    shared = {"HAS_SOFTCAP": softcap is not None, "UPCAST": support.INTERPRETED, "BLOCK_D": key[0]}
+    shared = {"HAS_WEIGHTS": weights_N is not None, "HAS_SOFTCAP": softcap is not None}
+    shared |= {"UPCAST": support.INTERPRETED, "BLOCK_D": key[0]}
     numbers = (N, V, D, z_loss, softcap or 1.0, ignore_index)
     with support.on_device(hidden):
         if N:
             tile = _named(FORWARD_TILES[key])
             _forward_kernel[(triton.cdiv(N, tile["BLOCK_N"]),)](
-                *(hidden, weight, targets_N, ce_N, log_z_N, grad_hidden_ND, *numbers),
+                *(hidden, weight, targets_N, weights_N, ce_N, log_z_N, grad_hidden_ND, *numbers),
                 WANT_GRADIENT=want_hidden,
                 **shared,
                 **tile,
@@ -410,12 +436,12 @@ def _recompute(
             tile = _named(WEIGHT_TILES[key])
             summed_VD, scale = (grad_weight_VD, 1.0) if into is None else into
             _weight_kernel[(triton.cdiv(V, tile["BLOCK_V"]),)](
-                *(hidden, weight, targets_N, log_z_N, summed_VD, *numbers, scale),
+                *(hidden, weight, targets_N, weights_N, log_z_N, summed_VD, *numbers, scale),
                 ADD=into is not None,
                 **shared,
                 **tile,
             )
-    loss = ce_N.sum() + z_loss * log_z_N.square().sum()
+    loss = summed(ce_N, log_z_N, z_loss, weights_N)
     return loss, ce_N, log_z_N, grad_hidden_ND, grad_weight_VD.to(weight_VD.dtype)
 
 

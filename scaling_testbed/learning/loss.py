@@ -59,10 +59,12 @@ def cross_entropy(
 
     z-loss is coef * log^2 Z per token with Z = sum_j exp(logit_j) (PaLM, section 5; Wortsman et al. 2023, section
     3.1.2), over the same tokens as the cross-entropy. `softcap` s caps logits to s tanh(logit / s) first. loss is the
-    sum of w ce + coef log^2 Z, where weights_N has the weight w of each token; None: 1.
+    sum of w ce + coef log^2 Z, where weights_N has the weight w of each token; None: 1. The z-loss has no weight:
+    reference.summed says why.
 
-    Shapes: hidden_ND [N, D], weight_VD [V, D], targets_N int64 [N] with -100 for a token that does not count.
-    Under autocast the matrix products run in its dtype. All else is fp32 (fp64 for fp64 inputs).
+    Shapes: hidden_ND [N, D], weight_VD [V, D], targets_N int64 [N] with -100 for a token that does not count,
+    weights_N [N], which may have any value at such a token. Under autocast the matrix products run in its dtype. All
+    else is fp32 (fp64 for fp64 inputs). Raises ValueError for weights of another type or shape, or with a gradient.
     """
     # A run names its path. To look for Triton in each step takes time, and torch.compile cannot trace it.
     impl = choose_loss_impl(config, hidden_ND.device) if config.impl == "auto" else config.impl
@@ -70,8 +72,9 @@ def cross_entropy(
         ce_N, log_z_N = reference.linear_cross_entropy(
             hidden_ND, weight_VD, targets_N, softcap=softcap, ignore_index=IGNORE
         )
-        weighted_N = ce_N if weights_N is None else weights_N.detach() * ce_N
-        loss = weighted_N.sum() + config.z_loss * log_z_N.square().sum()
+        if weights_N is not None:
+            weights_N = reference.valid_weights(weights_N, hidden_ND, targets_N, IGNORE)
+        loss = reference.summed(ce_N, log_z_N, config.z_loss, weights_N)
         return chunked.CrossEntropy(loss, ce_N.detach(), log_z_N.detach())
     return _linear_cross_entropy(impl)(
         hidden_ND,
@@ -81,7 +84,7 @@ def cross_entropy(
         softcap=softcap,
         ignore_index=IGNORE,
         chunk_bytes=None if config.chunk_mib is None else config.chunk_mib * 2**20,
-        **({} if weights_N is None else {"weights_N": weights_N}),
+        weights_N=weights_N,
     )
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from scaling_testbed.learning.config import CrossEntropyConfig
-from scaling_testbed.learning.loss import IGNORE, loss_terms
+from scaling_testbed.learning.loss import IGNORE, cross_entropy, loss_terms
 from tests.conftest import KERNEL_DEVICE
 
 N, D, V = 37, 24, 101
@@ -59,6 +59,33 @@ def test_cross_entropy_equals_pytorchs_own(impl):
     terms, _ = terms_and_gradients(impl, hidden, weight, targets)
     expected = torch.nn.functional.cross_entropy(hidden @ weight.T, targets, ignore_index=IGNORE, reduction="sum")
     assert terms.ce.item() == pytest.approx(expected.item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("softcap", [None, 50.0])
+@pytest.mark.parametrize("impl", ["reference", "chunked"])
+def test_weights_of_tokens_enter_the_loss_and_no_term_beside_it(impl, softcap):
+    hidden, weight, targets = inputs()
+    weights_N = torch.randn(N, dtype=torch.float64)
+    weights_N[:5] = float("nan")  # of tokens that do not count
+    logits_NV = hidden @ weight.T
+    logits_NV = logits_NV if softcap is None else softcap * torch.tanh(logits_NV / softcap)
+    log_z_N = logits_NV.logsumexp(-1)[5:]
+    ce_N = log_z_N - logits_NV[torch.arange(5, N), targets[5:]]
+    loss = (weights_N[5:] * ce_N).sum() + 1e-2 * log_z_N.square().sum()
+    config = CrossEntropyConfig(z_loss=1e-2, impl=impl)
+    found = cross_entropy(config, hidden, weight, targets, weights_N=weights_N, softcap=softcap)
+    assert not found.ce_N.requires_grad and not found.log_z_N.requires_grad
+    pairs = (found.loss, loss), (found.ce_N[5:], ce_N), (found.log_z_N[5:], log_z_N)
+    gradients = (torch.autograd.grad(x, (hidden, weight)) for x in (found.loss, loss))
+    for one, other in (*pairs, *zip(*gradients, strict=True)):
+        torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("impl", ["reference", "chunked"])
+def test_weights_that_take_a_gradient_are_refused(impl):
+    weights_N = torch.ones(N, dtype=torch.float64, requires_grad=True)
+    with pytest.raises(ValueError, match="factors without a gradient"):
+        cross_entropy(CrossEntropyConfig(impl=impl), *inputs(), weights_N=weights_N)
 
 
 @pytest.mark.parametrize("impl", ["reference", "chunked"])

@@ -60,18 +60,22 @@ class Given:
 
     def cross_entropy(self, weights_BT: Tensor | None = None) -> LossTerms:
         """The cross-entropy with the z-loss; with weights_BT each token's cross-entropy counts so many times, and
-        `objective` is the weighted sum."""
+        `objective` is the weighted sum. The weights are fp32 and have no gradient. They may be negative, and the z-loss
+        has no weight. Where there is no target they may be anything."""
+        import torch
+
         from scaling_testbed.learning.loss import LossTerms, cross_entropy, z_loss_of
 
+        weights_N = None if weights_BT is None else torch.where(self.valid_BT, weights_BT, 0.0).flatten()
         loss, ce_N, log_z_N = cross_entropy(
             self.loss,
             self.hidden_BTD.flatten(0, 1),
             self.weight_VD,
             self.targets_BT.flatten(),
             softcap=self.softcap,
-            weights_N=None if weights_BT is None else weights_BT.flatten(),
+            weights_N=weights_N,
         )
-        weighted = None if weights_BT is None else (weights_BT.flatten() * ce_N).sum()
+        weighted = None if weights_N is None else (weights_N * ce_N).sum()
         return LossTerms(loss, ce_N.sum(), z_loss_of(self.loss, log_z_N), self.valid_BT.sum(), weighted)
 
     def ce_BT(self) -> Tensor:
@@ -158,11 +162,14 @@ class Weighted(Objective):
 
     @abc.abstractmethod
     def weights(self, ce_BT: Tensor, valid_BT: Tensor) -> Tensor:
-        """The weights [B, T], from the cross-entropy of each target, which is 0 where valid_BT is false."""
+        """The weights [B, T], from the cross-entropy of each target, which is 0 where valid_BT is false. They may be
+        anything there."""
 
     def value(self, ce_BT: Tensor, valid_BT: Tensor) -> Tensor:
         """The value of the objective, summed: what training records as train_objective."""
-        return (self.weights(ce_BT, valid_BT) * ce_BT).sum()
+        import torch
+
+        return torch.where(valid_BT, self.weights(ce_BT, valid_BT) * ce_BT, 0.0).sum()
 
     def build(self, surroundings: Surroundings) -> Built:
         return Built(terms=self._terms)
