@@ -27,6 +27,7 @@ METRICS, RESULT = "metrics.jsonl", "result.json"
 BY_NAME = (
     "val_loss_by_set",
     "val_loss_average_by_set",
+    "ce_scaled_by_set",
     "error_by_task",
     "weights_by_source",
 )  # in a record: names with numbers
