@@ -17,7 +17,7 @@ from typing import Protocol
 
 import numpy as np
 
-from scaling_testbed.data.cutting import Batch, Cut, Cutting
+from scaling_testbed.data.cutting import Batch, Cut, Cutting, Each, of_all, of_each
 from scaling_testbed.data.interleaving import Interleaving
 from scaling_testbed.data.shards import TokenStream
 from scaling_testbed.errors import ConfigError, UserError
@@ -81,59 +81,71 @@ class Beside(Protocol):
 
 class Shuffled:
     """The shuffled sequences of all epochs of a stream, as one endless sequence of them. name: of the source. beside:
-    what its batches have beside the tokens."""
+    what its batches have beside the tokens. tokens, targets: how many of them the sequences have; tokens are positions
+    without padding."""
 
     def __init__(self, cut: Cut, seed: int, name: str = ONLY, beside: Beside | None = None):
         self.cut, self.seed, self.number = cut, seed, cut.number
         self._name, self._beside = name, beside
-        self._padded = cut.n_targets < cut.number * cut.length
-        self._before: dict[int, list[int]] = {}  # epoch -> targets before each of its blocks, as far as they are known
+        self.tokens = _Held(cut.each_tokens, cut.number, seed)
+        self.targets = _Held(cut.each_targets, cut.number, seed)
 
     def check(self, needed: int) -> None:
         """Raise UserError if an epoch has fewer than `needed` sequences, so that a batch would have one twice."""
         if self.number < needed:
             stream = self.cut.stream
+            with_targets = " with a target" if stream.is_masked else ""
             raise UserError(
-                f"{stream.label}: {stream.n_tokens} tokens give {self.number} sequences of {self.cut.length}, too few "
-                f"for one training batch of {needed}; use more data, a smaller batch or shorter sequences"
+                f"{stream.label}: {stream.n_tokens} tokens give {self.number} sequences of {self.cut.length}"
+                f"{with_targets}, too few for one training batch of {needed}; use more data, a smaller batch or "
+                "shorter sequences"
             )
 
     def batch(self, first: int, count: int) -> Batch:
         """The sequences at places [first, first + count)."""
-        numbers = self._at(first, count)
+        numbers = _numbers(first, count, self.number, self.seed)
         batch = self.cut.batch(numbers)
         if self._beside is None:
             return batch
         return dataclasses.replace(batch, beside=self._beside.of(self._name, numbers))
 
-    def targets(self, first: int, count: int) -> int:
-        """How many targets the sequences at places [first, first + count) have."""
-        if not self._padded:
-            return count * self.cut.length
-        return int(self.cut.targets(self._at(first, count)).sum()) if count else 0
 
-    def targets_before(self, place: int) -> int:
-        """How many targets the sequences before a place have."""
-        if not self._padded:
-            return place * self.cut.length
-        epoch, place = divmod(place, self.number)
+class _Held:
+    """What the sequences of all epochs hold. each: of each sequence of the stream, of which there are `number`."""
+
+    def __init__(self, each: Each, number: int, seed: int):
+        self.each, self.all, self._number, self._seed = each, of_all(each, number), number, seed
+        self._before: dict[int, list[int]] = {}  # epoch -> the sums before each of its blocks, as far as they are known
+
+    def between(self, first: int, count: int) -> int:
+        """The sum over the sequences at places [first, first + count)."""
+        if isinstance(self.each, int):
+            return count * self.each
+        return int(self.each[_numbers(first, count, self._number, self._seed)].sum()) if count else 0
+
+    def before(self, place: int) -> int:
+        """The sum over the sequences before a place."""
+        if isinstance(self.each, int):
+            return place * self.each
+        epoch, place = divmod(place, self._number)
         before, block = self._before.setdefault(epoch, [0]), place // BLOCK
         for number in range(len(before) - 1, block):
-            images = permute(np.arange(number * BLOCK, (number + 1) * BLOCK), self.number, self.seed, epoch)
-            before.append(before[-1] + int(self.cut.targets(images).sum()))
-        in_block = self.targets(epoch * self.number + block * BLOCK, place % BLOCK)
-        return epoch * self.cut.n_targets + before[block] + in_block
+            images = permute(np.arange(number * BLOCK, (number + 1) * BLOCK), self._number, self._seed, epoch)
+            before.append(before[-1] + int(self.each[images].sum()))
+        in_block = self.between(epoch * self._number + block * BLOCK, place % BLOCK)
+        return epoch * self.all + before[block] + in_block
 
-    def _at(self, first: int, count: int) -> np.ndarray:
-        """The numbers of the sequences at these places, across epochs."""
-        parts = []
-        while count:
-            epoch, place = divmod(first, self.number)
-            here = min(count, self.number - place)
-            here = min(here, BLOCK - place % BLOCK)
-            parts.append(_block(self.number, self.seed, epoch, place // BLOCK)[place % BLOCK :][:here])
-            first, count = first + here, count - here
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+def _numbers(first: int, count: int, n: int, seed: int) -> np.ndarray:
+    """The numbers of the sequences at places [first, first + count), across epochs of `n` sequences."""
+    parts = []
+    while count:
+        epoch, place = divmod(first, n)
+        here = min(count, n - place)
+        here = min(here, BLOCK - place % BLOCK)
+        parts.append(_block(n, seed, epoch, place // BLOCK)[place % BLOCK :][:here])
+        first, count = first + here, count - here
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 class TrainingBatches:
@@ -171,11 +183,20 @@ class TrainingBatches:
             largest = max(there.get(name, 0) / sum(there.values()) for _, there in weights) if weights else 1
             source.check(max(1, math.ceil(max(largest, largest_share) * sequences - 1e-6)))
         self.n_sequences = sum(source.number for source in self._sources.values())
-        self.n_targets = sum(source.cut.n_targets for source in self._sources.values())
+        self.n_tokens = sum(source.tokens.all for source in self._sources.values())
+        self.is_masked = any(source.cut.stream.is_masked for source in self._sources.values())
 
     def change(self, step: int, weights: Mapping[str, float]) -> None:
         """Let the sources have these weights from batch `step` on, which is after the steps of all earlier changes."""
         self._interleaving.add(self._moved(step), weights)
+
+    @property
+    def why_targets_vary(self) -> str | None:
+        """Why a batch has another number of targets than the next one; None if all have as many."""
+        each = [source.targets.each for source in self._sources.values()]
+        if all(isinstance(one, int) for one in each) and len(set(each)) == 1:
+            return None
+        return "the mask of its data" if self.is_masked else "the padding of its sequences"
 
     def remarks(self) -> list[str]:
         """What to say of the sequences at the start of a run."""
@@ -192,6 +213,8 @@ class TrainingBatches:
         first = self._moved(step) * self.sequences + rank * rows
         parts = self._interleaving.parted(first, rows)
         of_sources = [(self._sources[name].batch(number, len(at_N)), at_N) for name, (number, at_N) in parts.items()]
+        if self.is_masked:  # the rows of a source without a mask too, so that all batches have the same arrays
+            of_sources = [(batch.explicit(), at_N) for batch, at_N in of_sources]
         if len(of_sources) == 1:
             return of_sources[0][0]
         whole = of_sources[0][0].map(lambda x: np.empty((rows, *x.shape[1:]), dtype=x.dtype))
@@ -201,9 +224,9 @@ class TrainingBatches:
         return whole
 
     def targets(self, step: int) -> int:
-        """How many targets the global batch `step` has: all its positions, without padding."""
+        """How many targets the global batch `step` has: its positions without padding that a mask counts."""
         parts = self._interleaving.parted(self._moved(step) * self.sequences, self.sequences)
-        return sum(self._sources[name].targets(number, len(at_N)) for name, (number, at_N) in parts.items())
+        return sum(self._sources[name].targets.between(number, len(at_N)) for name, (number, at_N) in parts.items())
 
     def _moved(self, step: int) -> int:
         """The step of which `step` takes the batch, after those that are left out."""
@@ -219,9 +242,14 @@ class TrainingBatches:
         """How many rows of the batches of the steps [first, last) come from each source."""
         return self._by_source(first, last, lambda name, rows: rows)
 
-    def targets_by_source(self, first: int, last: int) -> dict[str, int]:
-        """How many targets the batches of the steps [first, last) have from each source."""
-        return self._by_source(first, last, lambda name, rows: self._sources[name].targets_before(rows))
+    def tokens_by_source(self, first: int, last: int) -> dict[str, int]:
+        """How many tokens, padding left out, the batches of the steps [first, last) have from each source."""
+        return self._by_source(first, last, lambda name, rows: self._sources[name].tokens.before(rows))
+
+    def n_targets(self, first: int, last: int) -> int:
+        """How many targets the batches of the steps [first, last) have."""
+        found = self._by_source(first, last, lambda name, rows: self._sources[name].targets.before(rows))
+        return sum(found.values())
 
     def epochs_by_source(self, first: int, last: int) -> dict[str, float]:
         """The number of epochs of each source in the batches of the steps [first, last)."""
@@ -274,7 +302,7 @@ class ValidationBatches:
                 f"{stream.label}: {stream.n_tokens} tokens are too few for one validation batch of {sequence_length} "
                 "tokens; use more data, a larger data.validation_fraction or shorter sequences"
             )
-        self.n_tokens = int(self._cut.targets(self._numbers(0, self.n_sequences)).sum())
+        self.n_tokens = int(of_each(self._cut.each_targets, self._numbers(0, self.n_sequences)).sum())
 
     def __len__(self) -> int:
         return -(-self.n_sequences // self.rows)

@@ -2,12 +2,14 @@
 
 The EOS token that ends a document is the first input of the next one. So each document is predicted from an EOS token
 on, as `analyze score` and `sample` do it, and its own EOS is its last target. A document of n tokens, with its EOS, has
-n targets, and no target lies outside of its document.
+n targets, and no target lies outside of its document. Where a stream has a mask, only the tokens that it counts are
+targets, and a sequence without a target is left out.
 
 Shapes in names: B sequences, T positions, S = T + 1.
 """
 
 import bisect
+import dataclasses
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -55,6 +57,12 @@ class Batch:
         beside = {name: function(x) for name, x in self.beside.items()}
         return Batch(tokens_BS=tokens_BS, targets_BT=others[0], begins_BT=others[1], beside=beside)
 
+    def explicit(self) -> "Batch":
+        """The same batch, with targets_BT in any case."""
+        if self.targets_BT is not None:
+            return self
+        return dataclasses.replace(self, targets_BT=self.tokens_BS[:, 1:])
+
     def n_targets(self, chosen_B: np.ndarray) -> int:
         """How many targets the sequences at which chosen_B is true have. The batch is of NumPy arrays."""
         if self.targets_BT is None:
@@ -71,26 +79,36 @@ class Windows:
     """The windows of T + 1 tokens at stride T, cut anywhere in a document. The last token of a window is the first of
     the next, so that each token is predicted once.
 
-    number: how many there are. n_targets: of all of them. masking: whether batches say where documents begin.
+    number: how many there are. each_tokens, each_targets: of each of them, one number where all have as many; tokens
+    are positions without padding. masking: whether batches say where documents begin.
     """
 
     def __init__(self, stream: TokenStream, length: int, *, masking: bool = False):
         self.stream, self.length, self.masking = stream, length, masking
         self.number = max(0, (stream.n_tokens - 1) // length)
-        self.n_targets = self.number * length
+        self.each_tokens: Each = length
+        self.each_targets: Each = length
+        self._kept: np.ndarray | None = None
+        self._n_windows = self.number
+        if stream.is_masked:
+            of_each = np.diff(counted_before(stream, np.arange(self.number + 1) * length + 1))
+            self._kept = np.flatnonzero(of_each)
+            self.number, self.each_targets = len(self._kept), _each(of_each[self._kept])
 
     def batch(self, numbers: np.ndarray) -> Batch:
         """The sequences with these numbers, in their order."""
-        tokens_BS = self.stream.gather(numbers * self.length, self.length + 1)
-        return Batch(tokens_BS=tokens_BS, begins_BT=self._begins(tokens_BS[:, :-1]) if self.masking else None)
-
-    def targets(self, numbers: np.ndarray) -> np.ndarray:
-        """How many targets each of these sequences has."""
-        return np.full(len(numbers), self.length)
+        starts = (numbers if self._kept is None else self._kept[numbers]) * self.length
+        tokens_BS, targets_BT = self.stream.gather(starts, self.length + 1), None
+        if self.stream.is_masked:
+            targets_BT = np.where(self.stream.gather_counted(starts + 1, self.length), tokens_BS[:, 1:], NO_TARGET)
+        begins_BT = self._begins(tokens_BS[:, :-1]) if self.masking else None
+        return Batch(tokens_BS=tokens_BS, targets_BT=targets_BT, begins_BT=begins_BT)
 
     def remark(self) -> str | None:
         """What to say of the sequences at the start of a run, if there is anything."""
-        return None
+        if not self.stream.is_masked:
+            return None
+        return f"{self.stream.label}: {_share_of_targets(self, self._n_windows)}"
 
     def _begins(self, inputs_BT: np.ndarray) -> np.ndarray:
         position_T = np.arange(self.length, dtype=np.int32)
@@ -107,7 +125,8 @@ class Packed:
     documents and on T alone. Positions that no piece fills are padding: EOS tokens without targets, as a document of
     their own. A rest has the last token of the piece before as its first input.
 
-    number, n_targets, masking: as of Windows. n_documents: of the stream. n_split: those that are split.
+    number, each_tokens, each_targets, masking: as of Windows. n_documents: of the stream. n_split: those that are
+    split.
     """
 
     def __init__(self, stream: TokenStream, length: int, *, masking: bool = False):
@@ -120,12 +139,19 @@ class Packed:
         of_piece = _sequences(self._sizes, length)
         self._pieces = np.argsort(of_piece, kind="stable")  # within a sequence in the order of the stream
         self._firsts = np.searchsorted(of_piece[self._pieces], np.arange(of_piece.max() + 2))
-        self._targets = np.bincount(of_piece, weights=self._sizes).astype(np.int64)
-        self.number = len(self._targets)
-        self.n_targets = int(self._sizes.sum())
+        tokens = np.bincount(of_piece, weights=self._sizes).astype(np.int64)
+        targets, self._n_sequences = tokens, len(tokens)
+        self._kept: np.ndarray | None = None
+        if stream.is_masked:  # the pieces lie one after the other
+            counted = np.diff(counted_before(stream, np.append(self._starts, stream.n_tokens)))
+            targets = np.bincount(of_piece, weights=counted).astype(np.int64)
+            self._kept = np.flatnonzero(targets)
+            tokens, targets = tokens[self._kept], targets[self._kept]
+        self.number, self.each_tokens, self.each_targets = len(tokens), _each(tokens), _each(targets)
 
     def batch(self, numbers: np.ndarray) -> Batch:
         """The sequences with these numbers, in their order."""
+        numbers = numbers if self._kept is None else self._kept[numbers]
         tokens_BS = np.full((len(numbers), self.length + 1), self.stream.eos_id, dtype=np.int64)
         targets_BT = np.full((len(numbers), self.length), NO_TARGET, dtype=np.int64)
         begins_BT = np.empty((len(numbers), self.length), dtype=np.int32)
@@ -133,30 +159,54 @@ class Packed:
             at = 0
             for piece in self._pieces[self._firsts[number] : self._firsts[number + 1]].tolist():
                 start, size = int(self._starts[piece]), int(self._sizes[piece])
-                targets_BT[row, at : at + size] = self.stream.read(start, size)
+                tokens = np.asarray(self.stream.read(start, size), dtype=np.int64)
                 if start:  # before the first document stands no EOS, and the array has one there
                     tokens_BS[row, at] = self.stream.read(start - 1, 1)[0]
-                tokens_BS[row, at + 1 : at + size] = targets_BT[row, at : at + size - 1]
+                tokens_BS[row, at + 1 : at + size] = tokens[:-1]
+                if self.stream.is_masked:
+                    tokens = np.where(self.stream.counted(start, size), tokens, NO_TARGET)
+                targets_BT[row, at : at + size] = tokens
                 begins_BT[row, at : at + size] = at
                 at += size
             begins_BT[row, at:] = at
         return Batch(tokens_BS=tokens_BS, targets_BT=targets_BT, begins_BT=begins_BT if self.masking else None)
 
-    def targets(self, numbers: np.ndarray) -> np.ndarray:
-        """How many targets each of these sequences has."""
-        return self._targets[numbers]
-
     def remark(self) -> str:
         """What to say of the sequences at the start of a run."""
-        padding = 1 - self.n_targets / (self.number * self.length)
+        padding = 1 - of_all(self.each_tokens, self.number) / max(1, self.number * self.length)
         split = f", {self.n_split:,} of them split" if self.n_split else ""
+        masked = f"; {_share_of_targets(self, self._n_sequences)}" if self.stream.is_masked else ""
         return (
             f"{self.stream.label}: {self.n_documents:,} documents{split}, in {self.number:,} sequences, of which "
-            f"{padding:.2%} is padding"
+            f"{padding:.2%} is padding{masked}"
         )
 
 
 Cut = Windows | Packed
+Each = int | np.ndarray  # a number of each sequence: one for all where they have the same
+
+
+def of_each(each: Each, numbers: np.ndarray) -> np.ndarray:
+    """The numbers of the sequences with these `numbers`."""
+    return np.full(len(numbers), each) if isinstance(each, int) else each[numbers]
+
+
+def of_all(each: Each, number: int) -> int:
+    """The sum over all `number` sequences."""
+    return each * number if isinstance(each, int) else int(each.sum())
+
+
+def _each(found: np.ndarray) -> Each:
+    """The same as one number if all are alike."""
+    return int(found[0]) if len(found) and found.min() == found.max() else found
+
+
+def _share_of_targets(cut: Cut, there: int) -> str:
+    """What a mask leaves, where `there` sequences were cut."""
+    targets, tokens = of_all(cut.each_targets, cut.number), of_all(cut.each_tokens, cut.number)
+    left_out = there - cut.number
+    without = f"; {left_out:,} sequences without a target are left out" if left_out else ""
+    return f"{targets:,} of {tokens:,} tokens are targets{without}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,6 +255,20 @@ def document_ends(stream: TokenStream) -> np.ndarray:
             "documents are not known; use batch.packing=windows"
         )
     return ends if ends[-1] == stream.n_tokens else np.append(ends, stream.n_tokens)
+
+
+def counted_before(stream: TokenStream, places: np.ndarray) -> np.ndarray:
+    """How many tokens before each of the `places`, which rise, count as targets, int64. Reads the whole mask."""
+    found = np.empty(len(places), dtype=np.int64)
+    before = 0
+    for start in range(0, stream.n_tokens, READ_TOKENS):
+        counted = stream.counted(start, min(READ_TOKENS, stream.n_tokens - start))
+        sums = before + np.concatenate([[0], np.cumsum(counted)])
+        first, last = np.searchsorted(places, [start, start + len(counted)], side="left")
+        found[first:last] = sums[places[first:last] - start]
+        before = int(sums[-1])
+    found[np.searchsorted(places, stream.n_tokens) :] = before
+    return found
 
 
 def _pieces(starts: np.ndarray, sizes: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:

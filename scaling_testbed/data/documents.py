@@ -1,6 +1,7 @@
 """The documents of a prepared corpus: the tokens up to and with each end-of-document token (EOS)."""
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
@@ -9,6 +10,15 @@ from scaling_testbed.data.shards import PreparedData, TokenStream
 from scaling_testbed.errors import UserError, check_choice
 
 READ_TOKENS = 1 << 20  # that are read at once
+
+
+class Document(NamedTuple):
+    """A document of a prepared corpus. source: the name of its source. tokens: with its EOS. counted: whether each of
+    them is a target of the loss; None: all are."""
+
+    source: str
+    tokens: np.ndarray
+    counted: np.ndarray | None
 
 
 def eos_of(data: PreparedData) -> int:
@@ -22,17 +32,19 @@ def eos_of(data: PreparedData) -> int:
     return eos_id
 
 
-def documents(data: PreparedData, split: str = "train") -> Iterator[tuple[str, np.ndarray]]:
-    """Yield the name of the source and the tokens of each document of a split, EOS included, in the order of the
-    shards. Those of a mixture come source by source, in the order of their names; otherwise the name is that of the
-    corpus. Tokens after the last EOS are a document too.
+def documents(data: PreparedData, split: str = "train") -> Iterator[Document]:
+    """Yield each document of a split, in the order of the shards. Those of a mixture come source by source, in the
+    order of their names; otherwise the name of the source is that of the corpus. Tokens after the last EOS are a
+    document too.
 
     Raises UserError if the corpus has no EOS.
     """
     check_choice("split", split, SPLITS)
     for name, source in (data.sources() or {str(data.manifest["name"]): data}).items():
-        for tokens in _of_stream(getattr(source, split), eos_of(source)):
-            yield name, tokens
+        stream, start = getattr(source, split), 0
+        for tokens in _of_stream(stream, eos_of(source)):
+            yield Document(name, tokens, stream.counted(start, len(tokens)) if stream.is_masked else None)
+            start += len(tokens)
 
 
 def _of_stream(stream: TokenStream, eos_id: int) -> Iterator[np.ndarray]:

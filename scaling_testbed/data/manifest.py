@@ -97,6 +97,7 @@ OR_NULL: dict[str, Any] = {
     "unigram_entropy_nats": (int, float),
     "entropy_rate_nats": (int, float),
 }
+MASK = "mask"  # the format of a file that says for each token of a shard, in a byte, whether it counts as a target
 BY_CONTEXT = "entropies_by_context_nats"  # see SyntheticSource; null or absent: not known
 OF_A_SHARD: dict[str, Any] = {"file": str, "format": str, "dtype": str, "sha256": str} | dict.fromkeys(
     ("offset", "n_tokens", "size"), int
@@ -154,6 +155,11 @@ def _is_entropy(value: Any, vocab_size: int) -> bool:
     return _is((int, float), value) and -1e-9 <= value <= math.log(vocab_size) + 1e-6
 
 
+def files_of(record: dict) -> list[dict]:
+    """The entries of the files of a split: each shard, and after it its mask if it has one."""
+    return [entry for shard in record["shards"] for entry in (shard, shard.get(MASK)) if entry is not None]
+
+
 def window_entropy_nats(manifest: dict, length: int) -> float | None:
     """The lowest mean loss on windows of `length` tokens and their targets; None where it is not known.
 
@@ -171,28 +177,40 @@ def _faults_of_split(record: Any, name: str) -> Iterator[str]:
         yield f"{name} is missing"
     yield from _wrong_types(record, {"n_tokens": int, "shards": list}, f"{name}.")
     yield from _wrong_types(record, {"n_documents": int, "n_bytes": int}, f"{name}.", or_null=True)
+    if "n_targets" in record:  # tokens that count as targets; absent where no shard has a mask
+        yield from _wrong_types(record, {"n_targets": int}, f"{name}.")
     for key in ("n_documents", "n_bytes"):
         if record[key] is not None and record[key] < 0:
             yield f"{name}.{key} is negative"
     for number, shard in enumerate(record["shards"]):
         where = f"{name}.shards[{number}]"
-        if not isinstance(shard, dict):
-            yield f"{where} is no object"
-        yield from _wrong_types(shard, OF_A_SHARD, f"{where}.")
-        if shard["dtype"] not in DTYPES:
-            yield f"{where}.dtype is no type of token ids"
-        if not re.fullmatch("[0-9a-f]{64}", shard["sha256"]):
-            yield f"{where}.sha256 is not 64 hex digits"
-        if not shard["file"] or "\0" in shard["file"] or not _encodes(shard["file"]):
-            yield f"{where}.file is no name of a file"
-        if shard["offset"] < 0 or shard["n_tokens"] < 1:
-            yield f"{where} has no tokens, or a negative offset"
-        if shard["size"] != shard["offset"] + shard["n_tokens"] * numpy_dtype(shard["dtype"]).itemsize:
-            yield f"{where}: size is not that of n_tokens tokens after the offset"
+        yield from _faults_of_shard(shard, where)
+        if (mask := shard.get(MASK)) is not None:  # absent where each token counts
+            yield from _faults_of_shard(mask, f"{where}.{MASK}")
+            if [mask[key] for key in ("format", "dtype", "n_tokens")] != [MASK, "uint8", shard["n_tokens"]]:
+                yield f"{where}.{MASK} is no byte for each token"
+    if (n_targets := record.get("n_targets")) is not None and not 0 <= n_targets <= record["n_tokens"]:
+        yield f"{name}.n_targets lies outside 0 to n_tokens"
     if not record["shards"] or record["n_tokens"] != sum(shard["n_tokens"] for shard in record["shards"]):
         yield f"{name}.n_tokens is not the sum over its shards"
     if record["n_documents"] is not None and record["n_documents"] > record["n_tokens"]:
         yield f"{name} has more documents than tokens"
+
+
+def _faults_of_shard(shard: Any, where: str) -> Iterator[str]:
+    if not isinstance(shard, dict):
+        yield f"{where} is no object"
+    yield from _wrong_types(shard, OF_A_SHARD, f"{where}.")
+    if shard["dtype"] not in DTYPES:
+        yield f"{where}.dtype is no type of token ids"
+    if not re.fullmatch("[0-9a-f]{64}", shard["sha256"]):
+        yield f"{where}.sha256 is not 64 hex digits"
+    if not shard["file"] or "\0" in shard["file"] or not _encodes(shard["file"]):
+        yield f"{where}.file is no name of a file"
+    if shard["offset"] < 0 or shard["n_tokens"] < 1:
+        yield f"{where} has no tokens, or a negative offset"
+    if shard["size"] != shard["offset"] + shard["n_tokens"] * numpy_dtype(shard["dtype"]).itemsize:
+        yield f"{where}: size is not that of n_tokens tokens after the offset"
 
 
 def _encodes(name: str) -> bool:

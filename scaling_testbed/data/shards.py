@@ -1,31 +1,36 @@
-"""Write and read token files (shards) and their manifest.
+"""Token files (shards) and the folders that hold them.
 
 A shard is one `.bin` file in the format of llm.c: a header of 256 int32 (magic, version, number of tokens, zeros), then
-the token ids in uint16 or uint32. A prepared folder holds shards and `manifest.json`, which is written last. When a
-folder is opened, the size and header of every shard are checked. The sha256 of a shard is checked unless the unchanged
-file was checked before.
+the token ids in uint16 or uint32. Beside it may lie a mask: a `.mask` file with a byte for each token, 1 where it is a
+target of the loss and 0 where it is none. A prepared folder holds shards and `manifest.json`, which is
+written last. When a folder is opened, the size and header of every file are checked. The sha256 of a file is checked
+unless the unchanged file was checked before.
 """
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
-from scaling_testbed.data.manifest import SPLITS, fingerprint_of, numpy_dtype, read_manifest, smallest_dtype
+from scaling_testbed.data.manifest import (
+    MASK,
+    SPLITS,
+    files_of,
+    fingerprint_of,
+    read_manifest,
+)
 from scaling_testbed.data.watched import WatchedTokens, state_of
 from scaling_testbed.errors import UserError, first_line
-from scaling_testbed.files import read_json, sha256_of, sha256_of_input, write_json
+from scaling_testbed.files import read_json, sha256_of_input, write_json
 
 SCHEMA_VERSION = 1  # of the shards; part of the name of a prepared folder
 HEADER_BYTES = 256 * 4
 # llm.c, dev/data/data_common.py: (magic, version) of GPT-2 and of Llama-3 token files.
 HEADERS = {"uint16": (20240520, 1), "uint32": (20240801, 7)}
-MAX_SHARD_TOKENS = 1 << 30  # the header counts tokens in an int32
 
 
 def header_bytes(dtype: str, n_tokens: int) -> bytes:
@@ -51,74 +56,13 @@ def parse_header(path: str | Path) -> tuple[str, int]:
     raise UserError(f"{path}: wrong magic {magic} version {version}; not a token shard (20240520 or 20240801)")
 
 
-class ShardWriter:
-    """Writes one stream of tokens to `<stem>.bin`, and to `<stem>.1.bin` ... after each MAX_SHARD_TOKENS tokens.
-
-    A file has a temporary name until it is complete. `close` returns the manifest entries, none if there are no tokens.
-    """
-
-    def __init__(self, folder: Path, stem: str, vocab_size: int):
-        self.folder, self.stem, self.vocab_size = folder, stem, vocab_size
-        self.dtype = smallest_dtype(vocab_size)
-        self.entries: list[dict] = []
-        self._file: BinaryIO | None = None
-        self._n_tokens = 0
-
-    def write(self, tokens: np.ndarray, origin: str) -> None:
-        """Append token ids. Raises UserError that names `origin` if an id is outside the vocabulary."""
-        if len(tokens) and not 0 <= int(tokens.min()) <= int(tokens.max()) < self.vocab_size:
-            worst = int(tokens.max()) if tokens.max() >= self.vocab_size else int(tokens.min())
-            raise UserError(f"{origin}: token id {worst} is outside the vocabulary of {self.vocab_size}")
-        while len(tokens):
-            file = self._file = self._open() if self._file is None else self._file
-            part = tokens[: MAX_SHARD_TOKENS - self._n_tokens]
-            file.write(part.astype(numpy_dtype(self.dtype)).tobytes())
-            self._n_tokens += len(part)
-            tokens = tokens[len(part) :]
-            if self._n_tokens == MAX_SHARD_TOKENS:
-                self._finish(file)
-
-    def _open(self) -> BinaryIO:
-        self._name = f"{self.stem}.bin" if not self.entries else f"{self.stem}.{len(self.entries)}.bin"
-        self._temporary = self.folder / f"{self._name}.{os.getpid()}.tmp"
-        file = open(self._temporary, "wb", buffering=1 << 20)  # noqa: SIM115 (closed in _finish)
-        file.write(bytes(HEADER_BYTES))
-        return file
-
-    def _finish(self, file: BinaryIO) -> None:
-        file.seek(0)
-        file.write(header_bytes(self.dtype, self._n_tokens))
-        file.flush()
-        os.fsync(file.fileno())
-        file.close()
-        path = self.folder / self._name
-        os.replace(self._temporary, path)
-        self.entries.append(
-            {
-                "file": self._name,
-                "format": "llmc",
-                "dtype": self.dtype,
-                "offset": HEADER_BYTES,
-                "n_tokens": self._n_tokens,
-                "size": path.stat().st_size,
-                "sha256": sha256_of(path),
-            }
-        )
-        self._file, self._n_tokens = None, 0
-
-    def close(self) -> list[dict]:
-        """Finish the last file and return the manifest entries of all files."""
-        if self._file is not None:
-            self._finish(self._file)
-        return self.entries
-
-
 class TokenStream:
     """The tokens of one split as one long sequence over its shards. They are read when they are needed, and threads may
     read them.
 
     n_bytes: number of bytes of the text (EOS adds none); None if the source has no text. eos_id: the token that ends a
-    document; None if there is none.
+    document; None if there is none. masks: of each shard, not 0 where a token counts as a target; None for a shard
+    whose tokens all count. is_masked: whether a shard has one.
     """
 
     def __init__(
@@ -127,20 +71,33 @@ class TokenStream:
         arrays: Sequence[np.ndarray | WatchedTokens],
         n_bytes: int | None = None,
         eos_id: int | None = None,
+        masks: Sequence[np.ndarray | WatchedTokens | None] = (),
     ):
         self.label, self.n_bytes, self.eos_id = label, n_bytes, eos_id
-        self.arrays = arrays
+        self.arrays, self.masks = arrays, list(masks) or [None] * len(arrays)
+        self.is_masked = any(mask is not None for mask in self.masks)
+        self._counted = [
+            np.broadcast_to(np.uint8(1), len(array)) if mask is None else mask
+            for array, mask in zip(arrays, self.masks, strict=True)
+        ]
         self._ends = np.cumsum([len(array) for array in arrays], dtype=np.int64)
         self.n_tokens = int(self._ends[-1]) if arrays else 0
 
     def read(self, start: int, length: int) -> np.ndarray:
         """Tokens [start, start + length). Raises IndexError beyond the ends, and UserError if a file has changed."""
+        return self._read(self.arrays, start, length)
+
+    def counted(self, start: int, length: int) -> np.ndarray:
+        """Whether each of the tokens [start, start + length) counts as a target, bool [length]; raises as `read`."""
+        return self._read(self._counted, start, length) != 0
+
+    def _read(self, arrays: Sequence[np.ndarray | WatchedTokens], start: int, length: int) -> np.ndarray:
         if start < 0 or length < 0 or start + length > self.n_tokens:
             raise IndexError(f"{self.label}: tokens {start} to {start + length} of {self.n_tokens}")
         shard = int(np.searchsorted(self._ends, start, side="right"))
         parts = []
         while length > 0:
-            array = self.arrays[shard]
+            array = arrays[shard]
             at = start - (int(self._ends[shard]) - len(array))
             part = array[at : at + length]
             parts.append(part)
@@ -151,19 +108,25 @@ class TokenStream:
 
     def gather(self, starts: np.ndarray, length: int) -> np.ndarray:
         """Rows of `length` tokens at each start, int64 [len(starts), length]. Raises UserError if a file changed."""
+        return self._gather(self.arrays, starts, length)
+
+    def gather_counted(self, starts: np.ndarray, length: int) -> np.ndarray:
+        """Whether each of the tokens that `gather` gives counts as a target, bool [len(starts), length]."""
+        return self._gather(self._counted, starts, length) != 0
+
+    def _gather(self, arrays: Sequence[np.ndarray | WatchedTokens], starts: np.ndarray, length: int) -> np.ndarray:
         rows = np.empty((len(starts), length), dtype=np.int64)
-        if len(self.arrays) == 1:
-            tokens = self.arrays[0]
+        if len(arrays) == 1:
             for row, start in zip(rows, starts.tolist(), strict=True):
-                row[:] = tokens[start : start + length]
+                row[:] = arrays[0][start : start + length]
         else:
             for row, start in zip(rows, starts.tolist(), strict=True):
-                row[:] = self.read(start, length)
+                row[:] = self._read(arrays, start, length)
         return rows
 
     def check(self) -> None:
         """Raise UserError if a file of this stream is not the one that was opened."""
-        for array in self.arrays:
+        for array in (*self.arrays, *self.masks):
             if isinstance(array, WatchedTokens):
                 array.check()
 
@@ -190,15 +153,28 @@ class PreparedData:
         return self.manifest["tokenizer_fingerprint"]
 
     def stray_shards(self) -> list[str]:
-        """Names of token files in the folder that the manifest does not name. They are not read."""
-        named = {shard["file"] for split in SPLITS for shard in self.manifest["splits"][split]["shards"]}
-        return sorted(path.name for path in self.folder.glob("*.bin") if path.name not in named)
+        """Names of token files and masks in the folder that the manifest does not name. They are not read."""
+        named = {entry["file"] for entry in _files(self.manifest)}
+        there = [*self.folder.glob("*.bin"), *self.folder.glob("*.mask")]
+        return sorted(path.name for path in there if path.name not in named)
 
     @property
     def text_lost(self) -> str | None:
         """How the tokenizer loses text, so that bits per byte means nothing. None if it loses none, or if an earlier
         version prepared the corpus, which did not look."""
         return (self.manifest.get("text_check") or {}).get("lost")
+
+    @property
+    def why_no_bits(self) -> str | None:
+        """Why a loss on the validation split says nothing of its bytes of text; None if it does, or if there is no
+        text."""
+        record = self.manifest["splits"]["validation"]
+        if record["n_bytes"] is None:
+            return None
+        if (n_targets := record.get("n_targets", record["n_tokens"])) < record["n_tokens"]:
+            left_out = record["n_tokens"] - n_targets
+            return f"{left_out:,} of {record['n_tokens']:,} validation tokens are no targets"
+        return self.text_lost
 
     @property
     def fingerprint(self) -> str:
@@ -211,10 +187,14 @@ class PreparedData:
             folder, streams = _beside(self.folder, manifest["folder"]), {}
             for split in SPLITS:
                 record, whole = manifest["splits"][split], getattr(self, split)
-                arrays = whole.arrays[at[split] :][: len(record["shards"])]
-                at[split] += len(arrays)
+                here = slice(at[split], at[split] + len(record["shards"]))
+                at[split] = here.stop
                 streams[split] = TokenStream(
-                    f"{split} split of {folder}", arrays, record["n_bytes"], manifest["eos_id"]
+                    f"{split} split of {folder}",
+                    whole.arrays[here],
+                    record["n_bytes"],
+                    manifest["eos_id"],
+                    whole.masks[here],
                 )
             found[name] = PreparedData(folder, manifest, **streams)
         return found
@@ -237,9 +217,16 @@ def data_fingerprint(manifest: dict) -> str:
 
 
 def _same_tokens(shard: dict) -> list[Any]:
-    """Values of a shard's entry that decide its tokens. The number of tokens says how wide an id is."""
+    """Values of a shard's entry that decide its tokens, and which of them count as targets. The number of tokens says
+    how wide an id is."""
     order = [shard["dtype"]] if shard["dtype"].endswith("_be") else []
-    return [shard["sha256"], shard["n_tokens"], shard["offset"], *order]
+    mask = [] if shard.get(MASK) is None else [{MASK: shard[MASK]["sha256"]}]
+    return [shard["sha256"], shard["n_tokens"], shard["offset"], *order, *mask]
+
+
+def _files(manifest: dict) -> list[dict]:
+    """The entries of all files of a prepared folder."""
+    return [entry for split in SPLITS for entry in files_of(manifest["splits"][split])]
 
 
 def open_prepared(folder: Path | str, verify: bool = True) -> PreparedData:
@@ -251,7 +238,7 @@ def open_prepared(folder: Path | str, verify: bool = True) -> PreparedData:
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
-    entries = [entry for split in SPLITS for entry in manifest["splits"][split]["shards"]]
+    entries = _files(manifest)
     paths = [_shard_path(folder, entry) for entry in entries]
     if len(set(paths)) < len(paths):
         raise UserError(f"{folder / 'manifest.json'} names a shard twice; delete {folder} and prepare again")
@@ -261,7 +248,11 @@ def open_prepared(folder: Path | str, verify: bool = True) -> PreparedData:
     for split in SPLITS:
         record = manifest["splits"][split]
         arrays = [WatchedTokens(_shard_path(folder, entry), entry) for entry in record["shards"]]
-        streams[split] = TokenStream(f"{split} split of {folder}", arrays, record["n_bytes"], manifest["eos_id"])
+        masks = [
+            None if (mask := entry.get(MASK)) is None else WatchedTokens(_shard_path(folder, mask), mask)
+            for entry in record["shards"]
+        ]
+        streams[split] = TokenStream(f"{split} split of {folder}", arrays, record["n_bytes"], manifest["eos_id"], masks)
     if verify:  # after the files were opened, so that a change since then is noticed
         _check_hashes(folder, paths, entries)
     return PreparedData(folder, manifest, **streams)
@@ -273,7 +264,7 @@ def changed_shard(folder: Path, manifest: dict) -> str | None:
     Only a shard that has another size, or another state than when it was checked, is read. A shard that is gone, or was
     never checked here, is left out.
     """
-    entries = [entry for split in SPLITS for entry in manifest["splits"][split]["shards"]]
+    entries = _files(manifest)
     there = [(path, entry) for entry in entries if (path := _shard_path(folder, entry)).exists()]
     try:
         for path, entry in there:

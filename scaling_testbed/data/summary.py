@@ -25,6 +25,8 @@ def describe(data: PreparedData) -> str:
     for split in SPLITS:
         record = manifest["splits"][split]
         parts = [f"{record['n_tokens']:,} tokens"]
+        if "n_targets" in record:
+            parts.append(f"{record['n_targets']:,} of them targets of the loss")
         parts += [f"{record[key]:,} {what}" for key, what in _COUNTS.items() if record.get(key) is not None]
         lines.append((split, ", ".join(parts)))
     for name, source in manifest.get("sources", {}).items():

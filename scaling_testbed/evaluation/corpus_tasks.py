@@ -95,8 +95,14 @@ def with_made(
 
 
 def validation_texts(folder: Path) -> list[str]:
-    """The documents of a corpus's validation split that are long enough, in their order."""
+    """The documents of a corpus's validation split that are long enough, in their order. Raises UserError if a mask
+    leaves tokens out, because a question could then ask for what no model was trained to say."""
     prepared, tokenizer = open_prepared(folder), load_tokenizer(folder)
+    if prepared.validation.is_masked:
+        raise UserError(
+            f"{folder}: some of its tokens are no targets of the loss (data.prompt_field or data.answers_only), and "
+            "tasks are made of whole texts; name a file of a task"
+        )
     tokens = np.asarray(prepared.validation.read(0, prepared.validation.n_tokens))
     ends = np.flatnonzero(tokens == tokenizer.eos_id)
     texts = map(tokenizer.decode, np.split(tokens, ends))

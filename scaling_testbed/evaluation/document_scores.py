@@ -1,7 +1,8 @@
 """Scores of the documents of a prepared corpus by finished runs: one row for each document.
 
 A document is read after an EOS, as in training, in pieces of as many tokens as a sequence of the run has; a later piece
-begins with the last token of the one before. Its EOS is predicted too.
+begins with the last token of the one before. Its EOS is predicted too. Where the corpus has a mask, only the tokens
+that are targets are scored.
 
 Shapes in names: B pieces, T positions, N tokens, V vocabulary.
 """
@@ -20,7 +21,7 @@ import torch
 import torch.nn.functional as F
 
 from scaling_testbed.config.run import RunConfig
-from scaling_testbed.data.documents import documents, eos_of
+from scaling_testbed.data.documents import Document, documents, eos_of
 from scaling_testbed.data.shards import PreparedData
 from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.evaluation.loading import load_model
@@ -35,8 +36,9 @@ from scaling_testbed.progress import Progress
 
 AT_ONCE = 512  # documents that are cut into pieces together
 DEFINITION = (
-    "loss: cross-entropy of a document's tokens, its EOS included, in nats per token. el2n: the mean over its tokens\n"
-    "of the norm of p - y, the probabilities less the token that came (Paul et al. 2021). gradient_norm: of its loss"
+    "loss: cross-entropy of a document's targets, its EOS included, in nats per token. el2n: the mean over its\n"
+    "targets of the norm of p - y, the probabilities less the token that came (Paul et al. 2021). gradient_norm: of\n"
+    "its loss"
 )
 
 
@@ -86,7 +88,8 @@ def score_documents(
     scorers: Sequence[Scorer], corpus: PreparedData, split: str, *, gradient: bool = False, limit: int | None = None
 ) -> list[dict[str, Any]]:
     """One row for each document of a split of `corpus`, the first `limit` of them: document (its place, from 0 on),
-    source, n_tokens, and for each scorer loss_NAME, el2n_NAME and, if asked for, gradient_norm_NAME.
+    source, n_tokens, where the corpus has a mask n_targets, and for each scorer loss_NAME, el2n_NAME and, if asked for,
+    gradient_norm_NAME. The scores of a document without a target are null.
 
     Shows the progress on standard error. Raises UserError if the corpus has no EOS, or a score is not finite.
     """
@@ -96,17 +99,18 @@ def score_documents(
     progress.start(min(total, limit or total))
     for batch in _batched(itertools.islice(documents(corpus, split), limit), AT_ONCE):
         found = [
-            {"document": len(rows) + place, "source": source, "n_tokens": len(tokens)}
-            for place, (source, tokens) in enumerate(batch)
+            {"document": len(rows) + place, "source": one.source, "n_tokens": len(one.tokens)}
+            | ({} if one.counted is None else {"n_targets": int(one.counted.sum())})
+            for place, one in enumerate(batch)
         ]
-        texts = [np.concatenate([[eos_id], tokens]) for _, tokens in batch]
+        texts = [_text(one, eos_id) for one in batch]
         for scorer in scorers:
             columns = dict(zip(("loss", "el2n"), _means(scorer, texts), strict=True))
             if gradient:
                 columns["gradient_norm"] = [_gradient_norm(scorer, text) for text in texts]
             for name, values in columns.items():
                 for row, value in zip(found, values, strict=True):
-                    if not math.isfinite(value):
+                    if value is not None and not math.isfinite(value):
                         raise UserError(f"{scorer.name}: {name} of document {row['document']} is not finite")
                     row[f"{name}_{scorer.name}"] = value
         rows += found
@@ -120,30 +124,52 @@ def _batched(items: Iterator, size: int) -> Iterator[list]:
         yield batch
 
 
-def _pieces(text: np.ndarray, length: int) -> list[np.ndarray]:
-    """The pieces [<= length + 1] of a document after an EOS. Each of its tokens is predicted once."""
-    return [text[first : first + length + 1] for first in range(0, len(text) - 1, length)]
+@dataclass(frozen=True)
+class _Text:
+    """A document after an EOS: its inputs, and its tokens as targets, IGNORE where they are none."""
+
+    inputs: np.ndarray
+    targets: np.ndarray
+
+    @property
+    def n_targets(self) -> int:
+        return int((self.targets != IGNORE).sum())
+
+    def pieces(self, length: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Inputs and targets [<= length] of each piece. Each token of the document is predicted once."""
+        there = [slice(first, first + length) for first in range(0, len(self.inputs), length)]
+        return [(self.inputs[piece], self.targets[piece]) for piece in there]
+
+
+def _text(one: Document, eos_id: int) -> _Text:
+    targets = one.tokens if one.counted is None else np.where(one.counted, one.tokens, IGNORE)
+    return _Text(np.concatenate([[eos_id], one.tokens[:-1]]), targets)
 
 
 @torch.no_grad()
-def _means(scorer: Scorer, texts: Sequence[np.ndarray]) -> tuple[list[float], list[float]]:
-    """The mean cross-entropy and EL2N of the predicted tokens of each text."""
-    pieces = [(place, piece) for place, text in enumerate(texts) for piece in _pieces(text, scorer.length)]
+def _means(scorer: Scorer, texts: Sequence[_Text]) -> tuple[list[float | None], list[float | None]]:
+    """The mean cross-entropy and EL2N of the targets of each text; None where it has none."""
+    pieces = [(place, *piece) for place, text in enumerate(texts) for piece in text.pieces(scorer.length)]
     sums = torch.zeros(len(texts), 2, dtype=torch.float64)
     normaliser = NORMALISERS[scorer.model.config.attention_normaliser]
-    for batch in passes([len(piece) for _, piece in pieces], same_length=normaliser.depends_on_length):
-        tokens_BS = _padded([pieces[number][1] for number in batch])
+    for batch in passes([len(inputs) + 1 for _, inputs, _ in pieces], same_length=normaliser.depends_on_length):
         of_text_B = torch.tensor([pieces[number][0] for number in batch])
-        real_BT = tokens_BS[:, 1:] != IGNORE
-        inputs_BT, targets_BT = tokens_BS[:, :-1].clamp_min(0).to(scorer.device), tokens_BS[:, 1:].to(scorer.device)
+        inputs_BT = _padded([pieces[number][1] for number in batch]).clamp_min(0).to(scorer.device)
+        targets_BT = _padded([pieces[number][2] for number in batch])
+        real_BT, targets_BT = targets_BT != IGNORE, targets_BT.to(scorer.device)
+        if not real_BT.any():
+            continue
         with autocast(scorer.device, scorer.precision):
             hidden_ND = scorer.model(inputs_BT)[real_BT.to(scorer.device)]
             targets_N = targets_BT[targets_BT != IGNORE]
             parts = [_of_part(*part) for part in logits_in_parts(scorer.model, hidden_ND, targets_N)]
         values_N2 = torch.cat(parts).double().cpu()
         sums.index_add_(0, of_text_B[:, None].expand_as(real_BT)[real_BT], values_N2)
-    counts = torch.tensor([len(text) - 1 for text in texts])
-    loss, el2n = (sums / counts[:, None]).T.tolist()
+    counts = [text.n_targets for text in texts]
+    loss, el2n = (
+        [total / count if count else None for total, count in zip(of_all, counts, strict=True)]
+        for of_all in sums.T.tolist()
+    )
     return loss, el2n
 
 
@@ -156,13 +182,17 @@ def _of_part(logits_NV: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
     return torch.stack([F.nll_loss(log_p_NV, targets_N, reduction="none"), square_N.sqrt()], dim=1)
 
 
-def _gradient_norm(scorer: Scorer, text: np.ndarray) -> float:
-    """The norm of the gradient of the mean cross-entropy of a text, over all parameters (GraNd, Paul et al. 2021)."""
+def _gradient_norm(scorer: Scorer, text: _Text) -> float | None:
+    """The norm of the gradient of the mean cross-entropy of a text, over all parameters (GraNd, Paul et al. 2021); None
+    for a text without a target."""
+    if not text.n_targets:
+        return None
     scorer.model.zero_grad()
-    for piece in _pieces(text, scorer.length):
+    for inputs, targets in text.pieces(scorer.length):
+        tokens = np.append(inputs, inputs[-1])[None]  # the last column is not used where there are targets
         with autocast(scorer.device, scorer.precision):
-            terms = scorer.losses(torch.from_numpy(piece[None]).to(scorer.device))
-        (terms.loss / (len(text) - 1)).backward()
+            terms = scorer.losses(*(torch.from_numpy(one).to(scorer.device) for one in (tokens, targets[None])))
+        (terms.loss / text.n_targets).backward()
     squares = [one.grad.double().square().sum().item() for one in scorer.model.parameters() if one.grad is not None]
     scorer.model.zero_grad()
     return math.sqrt(sum(squares))
@@ -177,23 +207,25 @@ def _padded(rows: Sequence[np.ndarray]) -> torch.Tensor:
 
 
 def summaries(rows: Sequence[dict[str, Any]], scorers: Sequence[Scorer]) -> list[dict[str, Any]]:
-    """One row for each scorer: the mean of each score over documents, and the loss per token of all of them."""
-    n_tokens = np.array([row["n_tokens"] for row in rows])
+    """One row for each scorer: the mean of each score over documents, and the loss per token of all of them. Documents
+    without a target are left out; tokens: the targets of the others."""
+    rows = [row for row in rows if row.get("n_targets") != 0]
+    n_targets = np.array([row.get("n_targets", row["n_tokens"]) for row in rows])
     found = []
     for scorer in scorers:
-        row = {"run": scorer.name, "step": scorer.step, "documents": len(rows), "tokens": int(n_tokens.sum())}
+        row = {"run": scorer.name, "step": scorer.step, "documents": len(rows), "tokens": int(n_targets.sum())}
         for name in ("loss", "el2n", "gradient_norm"):
-            if f"{name}_{scorer.name}" in rows[0]:
+            if rows and f"{name}_{scorer.name}" in rows[0]:
                 row[name] = float(np.mean([one[f"{name}_{scorer.name}"] for one in rows]))
         losses = np.array([one[f"loss_{scorer.name}"] for one in rows])
-        found.append(row | {"loss_per_token": float((losses * n_tokens).sum() / n_tokens.sum())})
+        found.append(row | {"loss_per_token": float((losses * n_targets).sum() / n_targets.sum()) if rows else None})
     return found
 
 
 def check_table(path: Path, rows: Sequence[dict[str, Any]], corpus: PreparedData) -> None:
     """Raise UserError, which names the file, unless `rows` are of the training documents of `corpus`, each once and in
     their order."""
-    lengths = [len(tokens) for _, tokens in documents(corpus)]
+    lengths = [len(one.tokens) for one in documents(corpus)]
     if len(rows) != len(lengths):
         raise UserError(f"{path} has {len(rows):,} documents, and the train split of {corpus.folder} {len(lengths):,}")
     for place, (row, length) in enumerate(zip(rows, lengths, strict=True)):

@@ -18,6 +18,7 @@ import torch
 
 from scaling_testbed.config.run import RunConfig
 from scaling_testbed.data.batches import ValidationBatches
+from scaling_testbed.data.cutting import NO_TARGET
 from scaling_testbed.data.shards import PreparedData
 from scaling_testbed.errors import ConfigError, UserError, listed
 from scaling_testbed.evaluation.loading import build_anywhere, load_model
@@ -27,7 +28,7 @@ from scaling_testbed.model.transformer import Transformer
 from scaling_testbed.processes.device import autocast
 
 DEFINITION = (
-    "loss is the cross-entropy of a token in windows of so many tokens, in nats; loss.A-B is that of the positions A\n"
+    "loss is the cross-entropy of a target in windows of so many tokens, in nats; loss.A-B is that of the positions A\n"
     "to B, from 1 on. se is over blocks of text. difference is the loss minus that of the first row on the same blocks"
 )
 
@@ -89,17 +90,18 @@ def by_length(
         )
     device, precision = place_of(run)
     step, model, data = load_model(run, folder, step=step, device=device, average=average)
-    blocks_BS = _blocks(data, lengths[-1], tokens)
+    blocks_BS, counted_BT = _blocks(data, lengths[-1], tokens)
     arms = [(run.model.attention_window, model)]
     arms += [(window, _with_window(run, data, model, window)) for window in windows if window != arms[0][0]]
     edges = sorted({*lengths, *(length for length in [run.batch.sequence_length] if length < lengths[-1])})
     rows: list[dict[str, Any]] = []
     for window, arm in arms:
         for length in lengths:
-            losses_BT = _losses(arm, blocks_BS, length, device, precision)
-            if not np.isfinite(losses_BT).all():
+            losses = _losses(arm, blocks_BS, length, device, precision)
+            if not np.isfinite(losses).all():
                 raise UserError(f"step {step} of {folder} gives a loss that is not finite at length {length}")
-            rows.append({"attention_window": window, "length": length} | _summary(losses_BT, length, edges, rows))
+            counted = _in_windows(counted_BT, length, length)
+            rows.append({"attention_window": window, "length": length} | _summary(losses, counted, edges, rows))
     for row in rows:
         del row["_by_block"]
     return ByLength(
@@ -120,16 +122,18 @@ def checked_lengths(option: str, typed: Sequence[int]) -> list[int]:
     return sorted(typed)
 
 
-def _blocks(data: PreparedData, length: int, tokens: int) -> np.ndarray:
-    """Token ids [blocks, length + 1] of blocks that are spread evenly over the validation split."""
+def _blocks(data: PreparedData, length: int, tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids [blocks, length + 1] of blocks that are spread evenly over the validation split, and whether each but
+    the first of a block is a target [blocks, length]."""
     there = data.validation.n_tokens
     if there <= length:
         raise UserError(
             f"--lengths {length}: the validation split of {data.folder} has {there:,} tokens, which is too few for one "
             "window; give smaller lengths, or train with a larger validation split"
         )
-    blocks = ValidationBatches(data.validation, sequence_length=length, max_tokens=tokens, rows=1)
-    return np.concatenate([block.tokens_BS for block in blocks])
+    blocks = [*ValidationBatches(data.validation, sequence_length=length, max_tokens=tokens, rows=1)]
+    targets_BT = np.concatenate([block.explicit().targets_BT for block in blocks])
+    return np.concatenate([block.tokens_BS for block in blocks]), targets_BT != NO_TARGET
 
 
 def _with_window(run: RunConfig, data: PreparedData, model: Transformer, window: int) -> Transformer:
@@ -142,26 +146,33 @@ def _with_window(run: RunConfig, data: PreparedData, model: Transformer, window:
 
 def _losses(model: Transformer, blocks_BS: np.ndarray, length: int, device: torch.device, precision: str) -> np.ndarray:
     """The cross-entropy [blocks, windows of a block, length] of each token."""
-    per_block = (blocks_BS.shape[1] - 1) // length
-    starts = np.arange(per_block)[:, None] * length + np.arange(length + 1)
-    windows_WS = torch.from_numpy(blocks_BS[:, starts].reshape(-1, length + 1))
+    windows = _in_windows(blocks_BS, length, length + 1)
+    windows_WS = torch.from_numpy(windows.reshape(-1, length + 1))
     found = []
     for tokens_BS in windows_WS.split(max(1, PASS_TOKENS // length)):
         with autocast(device, precision):
             found.append(token_losses(model, tokens_BS.to(device)))
-    return torch.cat(found).view(len(blocks_BS), per_block, length).numpy()
+    return torch.cat(found).view(*windows.shape[:2], length).numpy()
 
 
-def _summary(losses: np.ndarray, length: int, edges: Sequence[int], before: Sequence[dict]) -> dict[str, Any]:
-    """The fields of a row. losses: [blocks, windows, length]. before: the rows so far, of which the first is the one to
-    compare with."""
-    of_block_B = losses.mean((1, 2))
+def _in_windows(blocks_BN: np.ndarray, stride: int, width: int) -> np.ndarray:
+    """The whole windows [blocks, windows of a block, width] of blocks, one at each multiple of `stride`."""
+    per_block = (blocks_BN.shape[1] - (width - stride)) // stride
+    return blocks_BN[:, np.arange(per_block)[:, None] * stride + np.arange(width)]
+
+
+def _summary(losses: np.ndarray, counted: np.ndarray, edges: Sequence[int], before: Sequence[dict]) -> dict[str, Any]:
+    """The fields of a row. losses, counted: of each token, and whether it is a target, [blocks, windows, length].
+    before: the rows so far, of which the first is the one to compare with."""
+    length = losses.shape[2]
+    losses, weight_B = np.where(counted, losses.astype(np.float64), 0.0), counted.sum((1, 2))
+    of_block_B = losses.sum((1, 2)) / np.maximum(1, weight_B)
     first_B = before[0]["_by_block"] if before else of_block_B
-    mean, se = _mean(of_block_B)
-    difference, difference_se = _mean(of_block_B - first_B)
-    comparable = bool(before) and before[0]["tokens"] == losses.size  # else the losses are of other tokens
+    mean, se = _mean(of_block_B, weight_B)
+    difference, difference_se = _mean(of_block_B - first_B, weight_B)
+    comparable = bool(before) and before[0]["tokens"] == counted.sum()  # else the losses are of other tokens
     found = {
-        "tokens": losses.size,
+        "tokens": int(counted.sum()),
         "loss": mean,
         "loss_se": se,
         "difference": difference if comparable else None,
@@ -169,12 +180,16 @@ def _summary(losses: np.ndarray, length: int, edges: Sequence[int], before: Sequ
     }
     for first, last in itertools.pairwise([0, *edges]):
         if last <= length:
-            found[f"loss.{first + 1}-{last}"] = float(losses[:, :, first:last].mean())
+            n_here = int(counted[:, :, first:last].sum())
+            found[f"loss.{first + 1}-{last}"] = float(losses[:, :, first:last].sum()) / n_here if n_here else None
     return found | {"_by_block": of_block_B}
 
 
-def _mean(values_B: np.ndarray) -> tuple[float, float | None]:
-    """The mean and its standard error, which is None for one value."""
-    if len(values_B) < 2:
-        return float(values_B.mean()), None
-    return float(values_B.mean()), float(values_B.std(ddof=1)) / math.sqrt(len(values_B))
+def _mean(values_B: np.ndarray, weight_B: np.ndarray) -> tuple[float, float | None]:
+    """The weighted mean, and its standard error as a ratio of two sums over blocks (Cochran, Sampling Techniques, 1977,
+    equation 2.45), which is None for one value."""
+    number, mean = len(values_B), float((weight_B * values_B).sum() / weight_B.sum())
+    if number < 2:
+        return mean, None
+    square = float((weight_B**2 * (values_B - mean) ** 2).sum()) * number / (number - 1)
+    return mean, math.sqrt(square) / float(weight_B.sum())

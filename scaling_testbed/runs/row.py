@@ -52,7 +52,13 @@ class Row:
     density_by_role: dict[str, float] | None = fact(
         "Role of a matrix that is pruned -> the part of its weights that is left; null where the run prunes none."
     )
-    n_tokens: int | None = fact("Training tokens seen: steps times tokens in a batch, without padding.", "tokens")
+    n_tokens: int | None = fact(
+        "Training tokens seen: steps times tokens in a batch, without padding. Tokens that are no targets count.",
+        "tokens",
+    )
+    n_targets: int | None = fact(
+        "Those of this run's own tokens that are targets of the loss; null where a mask leaves none out.", "tokens"
+    )
     padding_share: float | None = fact(
         "The part of the positions of this run's own batches that is padding; null without batch.packing=documents."
     )
@@ -108,7 +114,10 @@ class Row:
         "val_loss for each byte of text; null where the data are no text, or where the tokenizer loses text.",
         "bits per byte",
     )
-    val_bpb_withheld: str | None = fact("How the tokenizer loses text; null where it loses none.")
+    val_bpb_withheld: str | None = fact(
+        "How the tokenizer loses text, or how many validation tokens are no targets; null where val_bpb is not "
+        "withheld."
+    )
     val_loss_by_set: dict[str, float] | None = fact("Name of each validation set -> its last loss.", "nats per token")
     val_loss_average: float | None = fact(
         "As val_loss, with the average of the weights (averaging=ema or latest) in place of the last ones; null where "

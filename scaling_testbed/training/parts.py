@@ -57,6 +57,7 @@ from scaling_testbed.training.mixing import Mixing, open_mixing
 # Type of device -> Parts.ahead where the optimizer can leave out bad updates. A GPU then always has an update to work
 # on. A CPU has nothing to wait for.
 AHEAD = {"cuda": 2}
+_VARY = "{} gives each step another number of targets, by which its loss is divided"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,8 +125,9 @@ class Parts:
         return training_flops(self.run, self.model.config, self.steps, made)
 
     def n_tokens(self, made: int) -> int:
-        """The targets of the batches of the first `made` updates: all their positions without padding."""
-        return sum(self.batches.targets_by_source(0, made).values())
+        """The tokens of the batches of the first `made` updates: all their positions without padding, targets of the
+        loss or not."""
+        return sum(self.batches.tokens_by_source(0, made).values())
 
     def tokens_per_second(self, clock: Clock, made: int) -> float | None:
         """Mean tokens per second of `clock` after `made` updates, which had as many tokens each as all have on average;
@@ -181,6 +183,8 @@ def build_parts(run: RunConfig, folder: RunFolder, processes: Processes, *, quie
             open_validation_sets(run, sets, rows),
         )
     )
+    if run.compute.cuda_graph is True and (reason := batches.why_targets_vary):
+        raise ConfigError(f"compute.cuda_graph=true cannot be: {_VARY.format(reason)}; use compute.cuda_graph=auto")
     mixing = processes.together(lambda: open_mixing(run, sets[MAIN_SET], batches))
     processes.connect(device)
 
@@ -243,7 +247,7 @@ def why_no_graph(run: RunConfig, device: torch.device) -> str | None:
     if interventions := sorted(interventions_of(run)):
         return f"{listed(interventions)} needs the host in a step"
     if run.batch.packing == DOCUMENTS:
-        return f"batch.packing={DOCUMENTS} gives each step another number of tokens, by which its loss is divided"
+        return _VARY.format(f"batch.packing={DOCUMENTS}")
     if not run.optimizer.can_be_captured:
         return f"optimizer={run.optimizer.name} has no fused step here, and only AdamW's fused step can be captured"
     return None

@@ -47,6 +47,7 @@ def make_row(parts: Parts, progress: Progress, records: Records, outcome: Outcom
         **of_sources(parts, progress.step),
         padding_share=padding_share(parts, progress.step),
         n_tokens=n_tokens,
+        n_targets=n_targets(parts, progress.step),
         steps=progress.step,
         steps_planned=parts.steps,
         steps_by_clock=parts.length.chosen is not None if parts.length.by_clock else None,
@@ -58,7 +59,7 @@ def make_row(parts: Parts, progress: Progress, records: Records, outcome: Outcom
         val_loss=last.get("val_loss") if is_over else None,
         val_loss_best=summary.val_loss_best,
         val_bpb=last.get("val_bpb") if is_over else None,
-        val_bpb_withheld=parts.data.text_lost,
+        val_bpb_withheld=parts.data.why_no_bits,
         val_loss_by_set=last.get("val_loss_by_set"),
         val_loss_average=last.get("val_loss_average") if is_over else None,
         val_loss_average_by_set=last.get("val_loss_average_by_set"),
@@ -118,7 +119,7 @@ def of_start(parts: Parts, progress: Progress) -> dict[str, Any]:
         "n_tokens_total": known["n_tokens"],
         "flops_here": here["flops"],
         "flops_total": known["flops"],
-        "epochs": None if None in same_data else (here["n_tokens"] + sum(same_data)) / parts.batches.n_targets,
+        "epochs": None if None in same_data else (here["n_tokens"] + sum(same_data)) / parts.batches.n_tokens,
     }
 
 
@@ -128,7 +129,7 @@ def of_sources(parts: Parts, step: int) -> dict[str, Any]:
         return {}
     first = parts.run.start.first_step
     return {
-        "tokens_by_source": parts.batches.targets_by_source(first, step),
+        "tokens_by_source": parts.batches.tokens_by_source(first, step),
         "epochs_by_source": parts.batches.epochs_by_source(first, step),
         "weights_by_source": None if parts.mixing is None else parts.mixing.weights,
     }
@@ -141,3 +142,10 @@ def padding_share(parts: Parts, step: int) -> float | None:
     if parts.run.batch.packing != DOCUMENTS or not positions:
         return None
     return 1 - spent(parts, step)["n_tokens"] / positions
+
+
+def n_targets(parts: Parts, step: int) -> int | None:
+    """The targets of this run's own batches, after `step` updates; None where each token is one."""
+    if not parts.batches.is_masked:
+        return None
+    return parts.batches.n_targets(parts.run.start.first_step, step)

@@ -18,10 +18,10 @@ from scaling_testbed.training.step import too_little_memory
 def evaluate(parts: Parts, poll: Callable[[], object] = lambda: None) -> dict[str, Any]:
     """Compute val_loss, val_bpb (both of the run's own set) and val_loss_by_set for the record of a step.
 
-    A loss is the sum of the cross-entropy over all tokens of a set, divided by their number, in nats. It never includes
-    the z-loss. val_bpb is None where the tokenizer loses text. The ranks take batches in turn, and sums are in float64.
-    `poll` is called before each batch, equally often on every rank, and may raise Interrupted. Raises UserError if a
-    file of the data is another now, and TooLittleMemory.
+    A loss is the sum of the cross-entropy over all targets of a set, divided by their number, in nats. It never
+    includes the z-loss. val_bpb is None where the tokenizer loses text or a mask leaves tokens out. The ranks take
+    batches in turn, and sums are in float64. `poll` is called before each batch, equally often on every rank, and may
+    raise Interrupted. Raises UserError if a file of the data is another now, and TooLittleMemory.
     """
     processes, losses = parts.processes, {}
     for name, batches in parts.validation_sets.items():
@@ -51,7 +51,7 @@ def evaluate(parts: Parts, poll: Callable[[], object] = lambda: None) -> dict[st
     for prepared in parts.prepared.values():
         prepared.check()
     main, stream = losses[MAIN_SET], parts.data.validation
-    n_bytes = None if parts.data.text_lost else stream.n_bytes
+    n_bytes = None if parts.data.why_no_bits else stream.n_bytes
     return {
         "val_loss": main,
         "val_bpb": bits_per_byte(main, stream.n_tokens, n_bytes),

@@ -5,7 +5,7 @@ import pytest
 
 from scaling_testbed.data import cutting as module
 from scaling_testbed.data.batches import TrainingBatches, ValidationBatches
-from scaling_testbed.data.cutting import NO_TARGET, Cutting, best_fit, document_ends
+from scaling_testbed.data.cutting import NO_TARGET, Cutting, best_fit, document_ends, of_all
 from scaling_testbed.data.shards import TokenStream
 from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.learning.loss import IGNORE
@@ -57,7 +57,7 @@ def test_a_packed_epoch_has_each_document_whole_and_long_ones_in_pieces(shards):
         place += size
     found = pieces_of(cut.batch(np.arange(cut.number)))
     assert sorted(found) == sorted(expected)
-    assert cut.n_targets == sum(SIZES) == cut.targets(np.arange(cut.number)).sum()
+    assert sum(SIZES) == of_all(cut.each_targets, cut.number) == of_all(cut.each_tokens, cut.number)
     assert (cut.n_documents, cut.n_split) == (len(SIZES), 3)
     assert (
         cut.remark()
@@ -157,7 +157,11 @@ def test_targets_are_counted_without_padding(monkeypatch, block):
     assert [batches.targets(step) for step in range(100)] == counted
     assert min(counted) < 12 * 16  # some positions are padding
     for first, last in ((0, 1), (0, 3), (2, 4), (0, 100), (40, 77)):
-        assert batches.targets_by_source(first, last) == {"": sum(counted[first:last])}
+        assert (
+            batches.tokens_by_source(first, last)
+            == {"": batches.n_targets(first, last)}
+            == {"": sum(counted[first:last])}
+        )
     assert batches.rows_by_source(2, 10) == {"": 8 * 12}
 
 
@@ -181,7 +185,7 @@ def test_a_mixture_of_packed_sources_has_the_sequences_of_each_in_its_rows():
         is_b = (one.targets_BT > 5000).any(1)
         counts["b"] += int((one.targets_BT[is_b] != NO_TARGET).sum())
         counts["a"] += int((one.targets_BT[~is_b] != NO_TARGET).sum())
-    assert mixture.targets_by_source(0, 4) == counts
+    assert mixture.tokens_by_source(0, 4) == counts
     for step in range(4):
         slices = [mixture.batch(step, rank, 4) for rank in range(4)]
         assert np.array_equal(np.concatenate([one.begins_BT for one in slices]), rows[step].begins_BT)

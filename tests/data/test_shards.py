@@ -6,10 +6,11 @@ import shutil
 import numpy as np
 import pytest
 
-from scaling_testbed.data import shards
+from scaling_testbed.data import shard_writer, shards
 from scaling_testbed.data.manifest import write_manifest
 from scaling_testbed.data.preparing.preparation import prepare
-from scaling_testbed.data.shards import ShardWriter, changed_shard, open_prepared, parse_header
+from scaling_testbed.data.shard_writer import ShardWriter
+from scaling_testbed.data.shards import changed_shard, open_prepared, parse_header
 from scaling_testbed.data.sources.text_files import TextFilesConfig
 from scaling_testbed.data.summary import describe
 from scaling_testbed.data.tokenizers import BytesConfig
@@ -73,7 +74,7 @@ def test_a_token_outside_the_vocabulary_is_refused_with_its_origin(tmp_path):
 
 
 def test_a_long_stream_goes_on_in_further_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(shards, "MAX_SHARD_TOKENS", 10)
+    monkeypatch.setattr(shard_writer, "MAX_SHARD_TOKENS", 10)
     writer = ShardWriter(tmp_path, "train", 257)
     writer.write(np.arange(7), "")
     writer.write(np.arange(7, 30), "")

@@ -64,7 +64,7 @@ def test_scores_are_those_of_a_loop_and_conditions_make_a_corpus(runs, tmp_path,
     said = capsys.readouterr().out
     assert "42 documents of the train split" in said and "loss_per_token" in said
     rows = [json.loads(line) for line in table.read_text().splitlines()]
-    texts = [tokens.tolist() for _, tokens in documents(open_prepared(corpus))]
+    texts = [tokens.tolist() for _, tokens, _ in documents(open_prepared(corpus))]
     assert [row["n_tokens"] for row in rows] == [length + 1 for length in LENGTHS * 6] == [len(text) for text in texts]
     for place in range(len(LENGTHS)):
         for name, folder in (("small", small), ("large", large)):

@@ -142,6 +142,21 @@ class _Shard:
     read = staticmethod(lambda path: tokens_of(path.parent))
 
 
+@reader("mask of a shard", d.BYTES, kept=".verified.json")
+class _Mask:
+    @staticmethod
+    def make(folder):
+        (folder / "pairs.jsonl").write_text(jsonl({"text": text, "prompt": "in front"} for text in DOCUMENTS))
+        source = TextFilesConfig(files=str(folder / "pairs.jsonl"), validation_fraction=0.3, prompt_field="prompt")
+        path = preparation.prepare(source, BytesConfig(), data_dir=folder / "data", quiet=True)
+        return next(path.glob("train*.mask"))
+
+    @staticmethod
+    def read(path):
+        train = shards.open_prepared(path.parent).train
+        return [tokens_of(path.parent), train.counted(0, train.n_tokens).tolist()]
+
+
 @reader(".verified.json of a corpus", d.JSON)
 class _Verified:
     @staticmethod

@@ -157,7 +157,7 @@ def test_what_cannot_know_documents_is_refused_by_name(trained, tiny, text):
     with pytest.raises(ConfigError, match="packing must be one of windows, documents"):
         compose(["batch.packing=docs"])
     run, _ = tiny(*text, *PACKED[:1])
-    assert "another number of tokens" in why_no_graph(run, torch.device("cuda"))
+    assert "another number of targets" in why_no_graph(run, torch.device("cuda"))
 
 
 def test_a_run_does_not_go_on_with_the_steps_of_another_packing(trained, text):

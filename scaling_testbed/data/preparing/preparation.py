@@ -321,5 +321,6 @@ def _hash_of(path: Path) -> str | None:
 
 
 def _merge(records: list[dict]) -> dict:
-    totals = {key: sum(record[key] for record in records) for key in ("n_tokens", "n_documents", "n_bytes")}
+    summed = [key for key in ("n_tokens", "n_targets", "n_documents", "n_bytes") if key in records[0]]
+    totals = {key: sum(record[key] for record in records) for key in summed}
     return {**totals, "shards": [shard for record in records for shard in record["shards"]]}

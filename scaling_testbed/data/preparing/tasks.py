@@ -30,7 +30,9 @@ from typing import Any
 import numpy as np
 
 from scaling_testbed.data.preparing.text_check import TextCheck
-from scaling_testbed.data.shards import SPLITS, ShardWriter, fingerprint_of
+from scaling_testbed.data.shard_writer import ShardWriter
+from scaling_testbed.data.shards import SPLITS, fingerprint_of
+from scaling_testbed.data.sources.marked import parts_of
 from scaling_testbed.data.sources.reading import Tally, Unit
 from scaling_testbed.data.sources.source import SplitRule, document_hash
 from scaling_testbed.errors import UserError
@@ -212,7 +214,10 @@ def run_task(source, rule: SplitRule, task: Task, work: Path, encoder, left=(Non
 
     left: how many documents and tokens it may still write (None: any number).
     """
-    writers = {split: ShardWriter(work, f"{split}-{task.index:05d}", encoder.vocab_size) for split in SPLITS}
+    name = "{}-{:05d}".format
+    writers = {
+        split: ShardWriter(work, name(split, task.index), encoder.vocab_size, masked=source.masked) for split in SPLITS
+    }
     totals = {split: {"n_tokens": 0, "n_documents": 0, "n_bytes": 0} for split in SPLITS}
     counts = np.zeros(encoder.vocab_size, dtype=np.int64)
     hashes: dict[str, list[int]] = {name: [] for split in SPLITS for name in (split, f"{split}_lines")}
@@ -222,13 +227,16 @@ def run_task(source, rule: SplitRule, task: Task, work: Path, encoder, left=(Non
     pairs = ((unit, document) for unit in task.units for document in source.documents(unit, tally))
     for batch in _batches(islice(pairs, max_documents)):
         parts: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
-        encoded = encoder.encode_batch([document for _, document in batch])
-        for (unit, document), ids in zip(batch, encoded, strict=True):
+        masks: dict[str, list[np.ndarray]] = {split: [] for split in SPLITS}
+        encoded = _encoded(encoder, [document for _, document in batch], source.masked)
+        for (unit, document), (ids, counted) in zip(batch, encoded, strict=True):
             if tokens_left is not None and tokens_left <= 0:
                 break
             found, n_tokens = document_hash(document), len(ids) + len(eos)
             split = unit.split or rule.of_hash(found)
             parts[split] += (ids, eos)
+            if counted is not None:
+                masks[split].append(counted[:n_tokens])
             hashes[split].append(found)
             if unit.split and source.is_text:
                 hashes[f"{split}_lines"] += _line_hashes(document)
@@ -240,14 +248,15 @@ def run_task(source, rule: SplitRule, task: Task, work: Path, encoder, left=(Non
         for split, writer in writers.items():
             if parts[split]:
                 tokens = np.concatenate(parts[split])
-                writer.write(tokens, batch[0][0].path)
+                mask = np.concatenate(masks[split]) if source.masked else None
+                writer.write(tokens, batch[0][0].path, mask)
                 if split == "train":
-                    counts += np.bincount(tokens, minlength=len(counts))
+                    counts += np.bincount(tokens if mask is None else tokens[mask], minlength=len(counts))
         if advance is not None:
             advance(sum(len(document) for _, document in batch))
         if tokens_left is not None and tokens_left <= 0:
             break
-    splits = {split: {**totals[split], "shards": writer.close()} for split, writer in writers.items()}
+    splits = {split: writer.record(**totals[split]) for split, writer in writers.items()}
     record = {
         "index": task.index,
         "splits": splits,
@@ -255,6 +264,22 @@ def run_task(source, rule: SplitRule, task: Task, work: Path, encoder, left=(Non
         "checks": {split: check.as_dict() for split, check in checks.items()},
     }
     return _write_record(work / "tasks", record, counts, hashes)
+
+
+def _encoded(encoder, documents: list[bytes], masked: bool) -> list[tuple[np.ndarray, np.ndarray | None]]:
+    """The ids of each document, and whether each of them, and an EOS after them, is a target (None: all are). The parts
+    of a document that are targets, and those between them, become tokens each on its own, so that no token lies in
+    both."""
+    if not masked:
+        return [(ids, None) for ids in encoder.encode_batch(documents)]
+    parts = [parts_of(document) for document in documents]
+    ids = iter(encoder.encode_batch([text for found in parts for text, _ in found]))
+    encoded: list[tuple[np.ndarray, np.ndarray | None]] = []
+    for found in parts:
+        of_parts = [(next(ids), is_target) for _, is_target in found]
+        counted = [np.full(len(one), is_target) for one, is_target in of_parts]
+        encoded.append((np.concatenate([one for one, _ in of_parts]), np.append(np.concatenate(counted), found[-1][1])))
+    return encoded
 
 
 def _line_hashes(document: bytes) -> list[int]:
@@ -286,7 +311,7 @@ def _array_path(folder: Path, index: int, name: str) -> Path:
 
 
 def counts_of(work: Path, records: list[dict]) -> np.ndarray:
-    """How often each id occurs in the train split, [vocab_size]."""
+    """How often each id is a target in the train split, [vocab_size]."""
     return sum(_arrays(work, records, "counts"))  # type: ignore[return-value]  # there is at least one record
 
 

@@ -17,7 +17,8 @@ import numpy as np
 
 from scaling_testbed.data.documents import documents
 from scaling_testbed.data.manifest import read_manifest
-from scaling_testbed.data.shards import PreparedData, ShardWriter, data_fingerprint, open_prepared
+from scaling_testbed.data.shard_writer import ShardWriter
+from scaling_testbed.data.shards import PreparedData, data_fingerprint, open_prepared
 from scaling_testbed.data.sources.source import SOURCES, Job, Source, token_record
 from scaling_testbed.data.tokenizers import TOKENIZER_FILE
 from scaling_testbed.errors import ConfigError, UserError, listed
@@ -99,16 +100,17 @@ class FilteredConfig(Source):
             raise UserError(f"data.corpus={folder} is a mixture; filter its sources, and mix the filtered ones")
         job.start(corpus.train.n_tokens + corpus.validation.n_tokens)
         counts, splits, wanted = np.zeros(corpus.vocab_size, np.int64), {}, set(kept)
-        writer, n_documents, last = ShardWriter(job.work, "train", corpus.vocab_size), 0, -1
-        for last, (_, tokens) in enumerate(documents(corpus, "train")):
+        writer = ShardWriter(job.work, "train", corpus.vocab_size, masked=corpus.train.is_masked)
+        n_tokens, n_documents, last = 0, 0, -1
+        for last, (_, tokens, counted) in enumerate(documents(corpus, "train")):
             if last in wanted:
-                writer.write(tokens, str(folder))
-                counts += np.bincount(tokens, minlength=len(counts))
-                n_documents += 1
+                writer.write(tokens, str(folder), counted)
+                counts += np.bincount(tokens if counted is None else tokens[counted], minlength=len(counts))
+                n_tokens, n_documents = n_tokens + len(tokens), n_documents + 1
             job.advance(len(tokens))
         if n_documents < len(wanted):
             raise UserError(f"{file} names documents that {folder} does not have: it has {last + 1:,}")
-        splits["train"] = token_record(int(counts.sum()), n_documents, writer.close())
+        splits["train"] = writer.record(**token_record(n_tokens, n_documents))
         splits["validation"] = self._copied(corpus, job)
         if (tokenizer := folder / TOKENIZER_FILE).exists():
             shutil.copyfile(tokenizer, job.work / TOKENIZER_FILE)
@@ -118,9 +120,10 @@ class FilteredConfig(Source):
     def _copied(self, corpus: PreparedData, job: Job) -> dict:
         """The validation split of the corpus, in a shard of its own."""
         stream, record = corpus.validation, corpus.manifest["splits"]["validation"]
-        writer = ShardWriter(job.work, "validation", corpus.vocab_size)
+        writer = ShardWriter(job.work, "validation", corpus.vocab_size, masked=stream.is_masked)
         for start in range(0, stream.n_tokens, WRITE_TOKENS):
             tokens = stream.read(start, min(WRITE_TOKENS, stream.n_tokens - start))
-            writer.write(np.asarray(tokens), stream.label)
+            counted = stream.counted(start, len(tokens)) if stream.is_masked else None
+            writer.write(np.asarray(tokens), stream.label, counted)
             job.advance(len(tokens))
         return {**record, "shards": writer.close()}

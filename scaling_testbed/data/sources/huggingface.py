@@ -148,7 +148,7 @@ def _rows(source, rows, number: int) -> Iterator[tuple[int, Any]]:
         if source.path != "json":
             yield number, record
         elif record["text"].strip():
-            yield number, row_of_json(record["text"], source.rows.field)
+            yield number, row_of_json(record["text"], source.rows.columns)
         number += 1
 
 
@@ -186,12 +186,12 @@ def _load(source, hub_split: str):
             hub_split,
             source.revision,
             source.streaming,
-            source.rows.field,
+            tuple(source.rows.keys.items()),
         )
 
 
 @functools.lru_cache(maxsize=4)
-def _load_cached(path, config_name, data_files, hub_split, revision, streaming, field):
+def _load_cached(path, config_name, data_files, hub_split, revision, streaming, fields):
     import datasets
 
     hub.RETRIES.install()
@@ -217,7 +217,9 @@ def _load_cached(path, config_name, data_files, hub_split, revision, streaming, 
     names = dataset.column_names
     if path == "json" or names is None:
         return dataset
-    column = field if field in names else field.split(".")[0]
-    if column not in names:
-        raise UserError(f"dataset {path}: no field {field!r} (fields: {', '.join(names)}); set data.text_field")
-    return dataset.select_columns([column])
+    columns = []
+    for field, named_by in fields:
+        columns.append(field if field in names else field.split(".")[0])
+        if columns[-1] not in names:
+            raise UserError(f"dataset {path}: no field {field!r} (fields: {', '.join(names)}); set {named_by}")
+    return dataset.select_columns(list(dict.fromkeys(columns)))

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from scaling_testbed.data.manifest import SPLITS, read_manifest
+from scaling_testbed.data.manifest import MASK, SPLITS, read_manifest
 from scaling_testbed.data.online import OnlineRule, read_rule
 from scaling_testbed.data.sources.source import OF_THE_RUN, SOURCES, Job, Source
 from scaling_testbed.data.tokenizers import TOKENIZER_FILE, TokenizerConfig
@@ -214,10 +214,15 @@ def _joined(split: str, manifests: Mapping[str, dict], folders: Mapping[str, Any
         numbers = [record[what] for record in records.values()]
         found[what] = None if None in numbers else sum(numbers)
     for name, record in records.items():
-        # Beside this folder, so that all of them can be moved together. A user's own token files have absolute paths.
-        beside = f"../{folders[name].name}/"
-        found["shards"] += [
-            shard if shard["file"].startswith("/") else {**shard, "file": beside + shard["file"]}
-            for shard in record["shards"]
-        ]
+        found["shards"] += [_beside(shard, folders[name].name) for shard in record["shards"]]
+    if any("n_targets" in record for record in records.values()):
+        found["n_targets"] = sum(record.get("n_targets", record["n_tokens"]) for record in records.values())
     return found
+
+
+def _beside(entry: dict, folder: str) -> dict:
+    """The entry of a file of a source. It lies beside the folder of the mixture, so that all can be moved together. A
+    user's own token files have absolute paths."""
+    file = entry["file"] if entry["file"].startswith("/") else f"../{folder}/{entry['file']}"
+    mask = {} if (there := entry.get(MASK)) is None else {MASK: _beside(there, folder)}
+    return {**entry, "file": file, **mask}

@@ -23,6 +23,7 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 
+from scaling_testbed.data.sources.marked import Marked
 from scaling_testbed.errors import ConfigError, UserError, listed
 
 # Longest suffix first. The .json.gz files of C4 hold JSON lines too.
@@ -46,6 +47,7 @@ READ_WHOLE_BYTES = 64 << 20  # longer text files are read as a stream, which bou
 EXAMPLES = 3  # places that a tally keeps for each reason
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 CHAT_FIELDS = ("role", "content")
+ASSISTANT = "assistant"  # the role whose messages are answers
 CHAT_FORMAT = "each message as 'role: content', with an empty line between messages"
 
 
@@ -355,16 +357,28 @@ class Rows:
     """How a row becomes a document.
 
     text_field: the field with the text; `a.b` is field b inside field a. ids_field: the field with token ids, in place
-    of a text. skip_bad: whether a bad row is left out and counted; otherwise it is an error.
+    of a text. skip_bad: whether a bad row is left out and counted; otherwise it is an error. prompt_field: the field
+    with the text in front, which is no target. answers_only: whether only the assistant's messages are targets.
     """
 
     text_field: str
     ids_field: str | None = None
     skip_bad: bool = False
+    prompt_field: str | None = None
+    answers_only: bool = False
 
     @property
-    def field(self) -> str:
-        return self.text_field if self.ids_field is None else self.ids_field
+    def keys(self) -> dict[str, str]:
+        """The fields that are read, each with the key that names it."""
+        found = {"data.prompt_field": self.prompt_field, "data.text_field": self.text_field}
+        if self.ids_field is not None:
+            found = {"data.ids_field": self.ids_field}
+        return {field: key for key, field in found.items() if field is not None}
+
+    @property
+    def columns(self) -> list[str]:
+        """The fields that are read."""
+        return list(self.keys)
 
     def read(self, rows: Iterable[Any], place: Callable[[int], str], tally: Tally) -> Iterator[bytes]:
         """Yield the documents of pairs (number, row), none empty. A row can be a BadRow.
@@ -388,15 +402,42 @@ class Rows:
     def _document(self, row: Any, tally: Tally) -> bytes:
         if isinstance(row, BadRow):
             raise row
-        value = self._value(row)
+        if self.ids_field is not None:
+            value = self._value(row, self.ids_field)
+            return b"" if value is None else _ids(self.ids_field, value)
+        prompt = None if self.prompt_field is None else self._value(row, self.prompt_field)
+        value = self._value(row, self.text_field)
         if value is None:
             return b""
-        if self.ids_field is not None:
-            return _ids(self.ids_field, value)
+        if self.answers_only:
+            return self._answers(value, tally)
+        text = self._text(self.text_field, value, tally)
+        if self.prompt_field is None or prompt is None or not text:
+            return text
+        return Marked.joined([(self._text(self.prompt_field, prompt, tally), False), (text, True)])
+
+    def _answers(self, value: Any, tally: Tally) -> bytes:
+        """A list of messages in CHAT_FORMAT, of which the assistant's content, and the empty line after it, are
+        targets."""
+        if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
+            raise BadRow("no messages", f"field {self.text_field!r} holds no list of messages for data.answers_only")
+        self._text(self.text_field, value, tally)  # the same checks and notes
+        parts = []
+        for number, message in enumerate(value):
+            ends = "" if number == len(value) - 1 else "\n\n"
+            parts.append((f"{message['role']}: ", False))
+            parts.append((message["content"] + ends, message["role"] == ASSISTANT))
+        found = Marked.joined([(text.encode("utf-8", "replace"), is_target) for text, is_target in parts])
+        if value and not found.targets:
+            tally.note("lists of messages without one of the assistant", found[:40].decode(errors="ignore"))
+        return found
+
+    def _text(self, field: str, value: Any, tally: Tally) -> bytes:
+        """A text, or a list of messages, as UTF-8."""
         if isinstance(value, list) and all(isinstance(message, dict) for message in value):
             tally.chats += 1
             more = {key for message in value for key in message if message[key] and key not in CHAT_FIELDS}
-            value = _chat(self.text_field, value)
+            value = _chat(field, value)
             if more:
                 tally.note("lists of messages without their other fields", ", ".join(sorted(more))[:60])
         if isinstance(value, str):
@@ -407,21 +448,20 @@ class Rows:
                 return value.encode("utf-8", "replace")
         if isinstance(value, bytes):
             if not _is_utf8(value):
-                raise BadRow("not UTF-8", f"field {self.text_field!r} holds bytes that are not UTF-8")
+                raise BadRow("not UTF-8", f"field {field!r} holds bytes that are not UTF-8")
             return value
         hint = "; token ids are read by data.ids_field=" if isinstance(value, list) else ""
-        raise BadRow("not text", f"field {self.text_field!r} holds {type(value).__name__}, not text{hint}")
+        raise BadRow("not text", f"field {field!r} holds {type(value).__name__}, not text{hint}")
 
-    def _value(self, row: Any) -> Any:
-        if self.field in row:
-            return row[self.field]
+    def _value(self, row: Any, field: str) -> Any:
+        if field in row:
+            return row[field]
         value = row
-        for part in self.field.split("."):
+        for part in field.split("."):
             if value is None:
                 return None
             if not isinstance(value, dict) or part not in value:
-                key = "data.text_field" if self.ids_field is None else "data.ids_field"
-                raise BadRow("no such field", f"no field {self.field!r} (fields: {_names(row)}); set {key}")
+                raise BadRow("no such field", f"no field {field!r} (fields: {_names(row)}); set {self.keys[field]}")
             value = value[part]
         return value
 
@@ -461,15 +501,15 @@ def _ids(field: str, value: Any) -> bytes:
     return ids.astype("<i8").tobytes()
 
 
-def row_of_json(line: bytes | str, field: str) -> dict | BadRow:
-    """The object of one JSON line, or what is wrong with it, such as two values of `field`. A byte order mark is passed
-    over."""
+def row_of_json(line: bytes | str, fields: Collection[str]) -> dict | BadRow:
+    """The object of one JSON line, or what is wrong with it, such as two values of one of `fields`. A byte order mark
+    is passed over."""
     try:
         text = line.decode("utf-8-sig") if isinstance(line, bytes) else line.removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         return BadRow("not UTF-8", f"not a JSON line (not UTF-8: {error.reason})")
     try:
-        parts = {field, *field.split(".")}
+        parts = {part for field in fields for part in (field, *field.split("."))}
         twice = any(text.count(json.dumps(part)) > 1 for part in parts)  # a hook takes time, so only then
         row = json.loads(text, object_pairs_hook=functools.partial(_each_once_in, parts) if twice else None)
     except (ValueError, RecursionError) as error:
@@ -500,15 +540,18 @@ def read_unit(unit: Unit, rows: Rows | None, cut_bytes: int | None, tally: Tally
     kind = {".gz": "gzip", ".zst": "zstd"}.get(_compression(unit.path), unit.kind)
     try:
         if unit.kind == "text":
+            if rows is not None and (rows.prompt_field is not None or rows.answers_only):
+                key = "data.answers_only" if rows.answers_only else "data.prompt_field"
+                raise UserError(f"{unit.path}: {key} needs rows with fields, and this is a text file; leave one out")
             yield from _read_text(unit.path, cut_bytes, tally)
             return
         assert rows is not None
         if unit.kind == "parquet":
-            pairs, place = _parquet_rows(unit, rows.field), _place_of_row(unit)
+            pairs, place = _parquet_rows(unit, rows), _place_of_row(unit)
         elif unit.kind == "csv":
-            pairs, place = _csv_rows(unit, rows.field), _place_of_line(unit, rows)
+            pairs, place = _csv_rows(unit, rows), _place_of_line(unit, rows)
         else:
-            pairs, place = _json_rows(unit, rows.field), _place_of_line(unit, rows)
+            pairs, place = _json_rows(unit, rows), _place_of_line(unit, rows)
         n_before = tally.rows
         yield from rows.read(pairs, place, tally)
         whole = unit.kind != "parquet" and unit.start == 0 and unit.stop == os.path.getsize(unit.path)
@@ -603,7 +646,7 @@ def cut(stream, cut_bytes: int) -> Iterator[bytes]:
         yield buffer
 
 
-def _json_rows(unit: Unit, field: str) -> Iterator[tuple[int, dict | BadRow]]:
+def _json_rows(unit: Unit, rows: Rows) -> Iterator[tuple[int, dict | BadRow]]:
     """Pairs of a line's number from 1 and its row. A line belongs to the byte range in which it starts."""
     with _open(unit.path) as file:
         at, ranged = unit.start, not _compression(unit.path)
@@ -615,10 +658,10 @@ def _json_rows(unit: Unit, field: str) -> Iterator[tuple[int, dict | BadRow]]:
                 return
             at += len(line)
             if line.strip():
-                yield number, row_of_json(line, field)
+                yield number, row_of_json(line, rows.columns)
 
 
-def _csv_rows(unit: Unit, field: str) -> Iterator[tuple[int, dict | BadRow]]:
+def _csv_rows(unit: Unit, rows: Rows) -> Iterator[tuple[int, dict | BadRow]]:
     """Pairs of a line's number from 1 and its row. The first line names the fields."""
     csv.field_size_limit(sys.maxsize)
     with _open(unit.path) as file:
@@ -629,13 +672,15 @@ def _csv_rows(unit: Unit, field: str) -> Iterator[tuple[int, dict | BadRow]]:
             header = next(lines, [])
         except csv.Error as error:
             raise UserError(f"{unit.path}: cannot be read as csv ({error})") from None
-        if header.count(field) > 1:
-            raise UserError(f"{unit.path}: {header.count(field)} columns have the name {field!r}")
+        for field in rows.columns:
+            if header.count(field) > 1:
+                raise UserError(f"{unit.path}: {header.count(field)} columns have the name {field!r}")
         if any("\udc80" <= character <= "\udcff" for name in header for character in name):
             raise UserError(f"{unit.path}: its first line is not UTF-8; save it as UTF-8")
-        if header and field not in header:
-            commas = "" if len(header) > 1 or header[0].isidentifier() else "; commas must part the fields"
-            raise UserError(f"{unit.path}: no field {field!r} (fields: {_names(header)}); set data.text_field{commas}")
+        for field, key in rows.keys.items():
+            if header and field not in header:
+                commas = "" if len(header) > 1 or header[0].isidentifier() else "; commas must part the fields"
+                raise UserError(f"{unit.path}: no field {field!r} (fields: {_names(header)}); set {key}{commas}")
         while True:
             try:
                 row = next(lines)
@@ -686,22 +731,24 @@ def _place_of_row(unit: Unit) -> Callable[[int], str]:
     return lambda number: f"{unit.path}: row {number}"
 
 
-def _parquet_rows(unit: Unit, field: str) -> Iterator[tuple[int, dict | BadRow]]:
-    """Pairs of a row's number from 0 and its row, with the column of the field alone."""
+def _parquet_rows(unit: Unit, rows: Rows) -> Iterator[tuple[int, dict | BadRow]]:
+    """Pairs of a row's number from 0 and its row, with the columns of the fields alone."""
     import pyarrow
 
     file = _open_parquet(unit.path)
     names = file.schema_arrow.names
-    if field not in names and field.split(".")[0] not in names:
-        raise UserError(f"{unit.path}: no field {field!r} (fields: {_names(names)}); set data.text_field")
+    for field, key in rows.keys.items():
+        if field not in names and field.split(".")[0] not in names:
+            raise UserError(f"{unit.path}: no field {field!r} (fields: {_names(names)}); set {key}")
     groups = range(unit.start, unit.stop)
     number = sum(file.metadata.row_group(group).num_rows for group in range(unit.start))
-    column = field if field in names else field.split(".")[0]
+    columns = list(dict.fromkeys(field if field in names else field.split(".")[0] for field in rows.columns))
     try:
-        for batch in file.iter_batches(batch_size=1024, row_groups=list(groups), columns=[column]):
-            values = batch.column(batch.schema.get_field_index(column))
-            for value in _python_values(values):
-                yield number, value if isinstance(value, BadRow) else {column: value}
+        for batch in file.iter_batches(batch_size=1024, row_groups=list(groups), columns=columns):
+            values = [_python_values(batch.column(batch.schema.get_field_index(column))) for column in columns]
+            for row in zip(*values, strict=True):
+                bad = next((value for value in row if isinstance(value, BadRow)), None)
+                yield number, dict(zip(columns, row, strict=True)) if bad is None else bad
                 number += 1
     except (ValueError, pyarrow.ArrowException) as error:
         raise UserError(f"{unit.path}: cannot be read as parquet ({str(error).splitlines()[0]})") from None

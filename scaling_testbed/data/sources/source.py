@@ -13,8 +13,8 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
+from scaling_testbed.data.manifest import SPLITS, smallest_dtype
 from scaling_testbed.data.online import OnlineRule
-from scaling_testbed.data.shards import SPLITS, smallest_dtype
 from scaling_testbed.data.sources.reading import Rows, Tally, Unit
 from scaling_testbed.data.tokenizers import ByteTokenizer, JsonTokenizer, TokenizerConfig, load_tokenizer
 from scaling_testbed.errors import ConfigError, UserError, check_positive
@@ -47,10 +47,11 @@ class Job(Protocol):
 class Source:
     """The base of all sources.
 
-    uses_tokenizer: whether the tokens depend on the tokenizer. where_fields: the fields that messages show as its
-    place. places: the fields that only say where files are; `inputs` lists these files. too_small: the advice in the
-    message if a split has no document. knows_entropy: whether the manifest has the entropy rate. online_rule: how the
-    weights of the parts follow from losses; None if they do not.
+    uses_tokenizer: whether the tokens depend on the tokenizer. masked: whether some of its tokens may be no targets of
+    the loss. where_fields: the fields that messages show as its place. places: the fields that only say where files
+    are; `inputs` lists these files. too_small: the advice in the message if a split has no document. knows_entropy:
+    whether the manifest has the entropy rate. online_rule: how the weights of the parts follow from losses; None if
+    they do not.
     """
 
     name: str = key("", "The name in front of prepared folders. It is no part of the identity of the data.")
@@ -68,6 +69,7 @@ class Source:
     too_small: ClassVar[str] = "add documents"
     knows_entropy: ClassVar[bool] = False
     online_rule: ClassVar[OnlineRule | None] = None
+    masked: ClassVar[bool] = False
 
     @property
     def kind(self) -> str:
@@ -134,14 +136,19 @@ class Source:
         raise NotImplementedError
 
     def manifest(self, splits: dict[str, dict], counts: np.ndarray, **more: Any) -> dict:
-        """The manifest, from the records of the splits and the counts [vocab_size] of each id in the train split.
+        """The manifest, from the records of the splits and the counts [vocab_size] of each id among the targets of the
+        train split.
 
-        Raises UserError if a split is empty.
+        Raises UserError if a split is empty, or has no target.
         """
         for split in SPLITS:
             if not splits[split]["n_tokens"]:
                 raise UserError(
                     f"{self.name}: too small to split, no document in {split} ({self.where()}); {self.too_small}"
+                )
+            if splits[split].get("n_targets") == 0:
+                raise UserError(
+                    f"{self.name}: no token in {split} is a target of the loss ({self.where()}); give other data"
                 )
         share = counts[counts > 0] / counts.sum()
         return {
@@ -159,9 +166,10 @@ class Source:
         }
 
 
-def token_record(n_tokens: int, n_documents: int | None, shards: list[dict]) -> dict:
-    """The record of a split without text. Its bytes are unknown, so bits per byte cannot be computed."""
-    return {"n_tokens": n_tokens, "n_documents": n_documents, "n_bytes": None, "shards": shards}
+def token_record(n_tokens: int, n_documents: int | None) -> dict:
+    """The record of a split without text, but for its shards. Its bytes are unknown, so bits per byte cannot be
+    computed."""
+    return {"n_tokens": n_tokens, "n_documents": n_documents, "n_bytes": None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,7 +222,10 @@ class TextSource(Source):
         raise NotImplementedError
 
     def documents(self, unit: Unit, tally: Tally) -> Iterator[bytes]:
-        """Yield the documents of one unit as UTF-8, none empty. `tally` counts what is left out, by reason."""
+        """Yield the documents of one unit as UTF-8, none empty. `tally` counts what is left out, by reason.
+
+        A document of a `masked` source may be `marked.Marked`, which says what of it is a target.
+        """
         raise NotImplementedError
 
     def found(self, units: list[Unit]) -> tuple[dict, Tally]:
@@ -248,6 +259,18 @@ class RowSource(TextSource):
         "The field with the text of a row, which is a document. a.b is field b inside field a. A list of messages "
         "{role, content} becomes a text of lines 'role: content'.",
     )
+    prompt_field: str | None = key(
+        None,
+        "A field with a text that stands in front of that of `text_field` in the document, with nothing in between. It "
+        "is read by the model and is no target of the loss.",
+        identity=ADDED_LATER,
+    )
+    answers_only: bool = key(
+        False,
+        "Whether only what the assistant says in a list of messages is a target of the loss: the content of each "
+        "message whose role is assistant, and the empty line or the EOS after it.",
+        identity=ADDED_LATER,
+    )
     ids_field: str | None = key(
         None,
         "The field with token ids, in place of a text. No tokenizer is applied. The vocabulary is `vocab_size`, or "
@@ -274,7 +297,7 @@ class RowSource(TextSource):
     def __post_init__(self):
         super().__post_init__()
         check_choices(self)
-        for name in ("text_field", "ids_field"):
+        for name in ("text_field", "prompt_field", "ids_field"):
             if (field := getattr(self, name)) is not None and not (isinstance(field, str) and field.strip()):
                 raise ConfigError(f"{name} must name a field, got {field!r}")
         if not 0.0 <= self.max_bad < 1.0:
@@ -282,10 +305,19 @@ class RowSource(TextSource):
         check_positive("vocab_size", self.vocab_size)
         if self.vocab_size is not None and self.ids_field is None:
             raise ConfigError("vocab_size needs ids_field, because a tokenizer has a vocabulary of its own")
+        if self.prompt_field is not None and self.answers_only:
+            raise ConfigError("answers_only is for lists of messages, and prompt_field for texts; leave one out")
+        for name in ("prompt_field", "answers_only"):
+            if self.ids_field is not None and getattr(self, name):
+                raise ConfigError(f"{name} cannot be with ids_field, which holds no text; leave one out")
 
     @property
     def rows(self) -> Rows:
-        return Rows(self.text_field, self.ids_field, self.on_bad == "skip")
+        return Rows(self.text_field, self.ids_field, self.on_bad == "skip", self.prompt_field, self.answers_only)
+
+    @property
+    def masked(self) -> bool:  # type: ignore[override]  # it depends on the keys here
+        return self.prompt_field is not None or self.answers_only
 
     @property
     def uses_tokenizer(self) -> bool:  # type: ignore[override]  # it depends on the keys here

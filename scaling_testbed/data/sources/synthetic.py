@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scaling_testbed.data.shards import SPLITS, ShardWriter
+from scaling_testbed.data.shard_writer import ShardWriter
+from scaling_testbed.data.shards import SPLITS
 from scaling_testbed.data.sources.source import Job, Source, token_record
 from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.keys import key
@@ -56,16 +57,17 @@ class SyntheticSource(Source):
         for split in SPLITS:
             try:
                 tokens = self.tokens(split)
+                mask = self.mask(split) if self.masked else None
             except MemoryError:
                 raise UserError(
                     f"data={self.name}: {self._length(split):,} tokens of {split} do not fit into memory; lower "
                     "data.n_tokens or data.n_validation_tokens"
                 ) from None
-            writer = ShardWriter(job.work, f"{split}-00000", self.vocab_size)
-            writer.write(tokens, self.name)
+            writer = ShardWriter(job.work, f"{split}-00000", self.vocab_size, masked=self.masked)
+            writer.write(tokens, self.name, mask)
             if split == "train":
-                counts = np.bincount(tokens, minlength=self.vocab_size)
-            splits[split] = token_record(len(tokens), self.n_documents(len(tokens)), writer.close())
+                counts = np.bincount(tokens if mask is None else tokens[mask], minlength=self.vocab_size)
+            splits[split] = writer.record(**token_record(len(tokens), self.n_documents(len(tokens))))
         rate, by_context = self.entropy_rate_nats(), self.entropies_by_context_nats()
         return self.manifest(splits, counts, entropy_rate_nats=rate, entropies_by_context_nats=by_context)
 
@@ -85,6 +87,10 @@ class SyntheticSource(Source):
     def tokens(self, split: str) -> np.ndarray:
         """The whole stream of a split, int64 [n_tokens]."""
         raise NotImplementedError
+
+    def mask(self, split: str) -> np.ndarray:
+        """Whether each token of `tokens(split)` is a target, bool [n_tokens]. It is asked of a `masked` source."""
+        return np.ones(len(self.tokens(split)), dtype=bool)
 
     def n_documents(self, n_tokens: int) -> int:
         """The number of documents that the manifest records for a stream."""

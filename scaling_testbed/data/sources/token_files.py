@@ -162,7 +162,8 @@ class TokenFilesConfig(Source):
                 job.advance(entry["size"])
             documents = [n for path in paths[split] if (n := layouts[path].n_documents) is not None]
             n_documents = sum(documents) if len(documents) == len(shards) else None
-            splits[split] = token_record(sum(shard["n_tokens"] for shard in shards), n_documents, shards)
+            n_tokens = sum(shard["n_tokens"] for shard in shards)
+            splits[split] = {**token_record(n_tokens, n_documents), "shards": shards}
         n_found = len(layouts) + tally.n_files
         reading = {"found": n_found, **tally.as_dict()}
         if self.eos_id is not None and not train_counts[self.eos_id]:

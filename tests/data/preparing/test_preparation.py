@@ -15,7 +15,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from scaling_testbed.data import shards
+from scaling_testbed.data import shard_writer, shards
 from scaling_testbed.data.preparing import tasks
 from scaling_testbed.data.preparing.preparation import folder_name, prepare
 from scaling_testbed.data.sources.python_stdlib import PythonStdlibConfig
@@ -28,7 +28,7 @@ from scaling_testbed.errors import ConfigError, UserError
 CHILD = """
 import os, signal, sys
 from pathlib import Path
-from scaling_testbed.data import shards
+from scaling_testbed.data import shard_writer, shards
 from scaling_testbed.data.preparing import preparation, tasks
 from scaling_testbed.data.sources import source as source_module
 from scaling_testbed.data.sources.text_files import TextFilesConfig
@@ -47,7 +47,7 @@ def kill_at_call(module, name, number, original):
 if __name__ == "__main__":
     files, data_dir, workers, point = sys.argv[1:]
     if point == "in a shard":
-        kill_at_call(shards.ShardWriter, "_finish", 6, shards.ShardWriter._finish)
+        kill_at_call(shard_writer.ShardWriter, "_finish", 6, shard_writer.ShardWriter._finish)
     elif point == "before a record":
         kill_at_call(tasks, "_write_record", 3, tasks._write_record)
     elif point == "before the manifest":
@@ -253,15 +253,15 @@ def test_a_bad_line_stops_a_preparation_with_its_place(workers, prepared, corpus
 
 
 def test_a_full_disk_leaves_no_half_folder_and_the_next_try_goes_on(prepared, corpus, tmp_path, monkeypatch):
-    write, calls = shards.ShardWriter.write, []
+    write, calls = shard_writer.ShardWriter.write, []
 
-    def full(self, tokens, origin):
+    def full(self, *args):
         calls.append(1)
         if len(calls) == 5:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        write(self, tokens, origin)
+        write(self, *args)
 
-    monkeypatch.setattr(shards.ShardWriter, "write", full)
+    monkeypatch.setattr(shard_writer.ShardWriter, "write", full)
     with pytest.raises(UserError, match="No space left on device") as error:
         prepared(corpus, chunk_bytes=4096, workers=1)
     assert len(str(error.value).splitlines()) == 2 and str(tmp_path) in str(error.value)

@@ -29,7 +29,7 @@ def corpus(tmp_path):
 
 def texts(folder, split="train"):
     data = open_prepared(folder)
-    return [load_tokenizer(folder).decode(tokens[tokens != 256]) for _, tokens in documents(data, split)]
+    return [load_tokenizer(folder).decode(tokens[tokens != 256]) for _, tokens, _ in documents(data, split)]
 
 
 def filtered(tmp_path, corpus, kept, name="kept"):
@@ -40,11 +40,11 @@ def filtered(tmp_path, corpus, kept, name="kept"):
 
 
 def test_documents_end_at_each_eos_whatever_is_read_at_once(corpus, monkeypatch):
-    found = [(name, tokens.tolist()) for name, tokens in documents(open_prepared(corpus))]
+    found = [(name, tokens.tolist()) for name, tokens, _ in documents(open_prepared(corpus))]
     assert texts(corpus) == LINES and all(tokens[-1] == 256 for _, tokens in found)
     for at_once in (1, 7, 10**6):
         monkeypatch.setattr("scaling_testbed.data.documents.READ_TOKENS", at_once)
-        assert [(name, tokens.tolist()) for name, tokens in documents(open_prepared(corpus))] == found
+        assert [(name, tokens.tolist()) for name, tokens, _ in documents(open_prepared(corpus))] == found
 
 
 def test_a_filtered_corpus_has_the_named_documents_and_the_same_validation(tmp_path, corpus):
