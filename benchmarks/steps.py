@@ -238,7 +238,7 @@ def launched_by(event: Any) -> list[str]:
 KERNELS = {
     COMM: r"nccl",
     ATTENTION: r"flash|fmha|sdpa|attention|keys_values_kernel|queries_kernel|delta_kernel",
-    HEAD: r"_row_kernel|_weight_kernel",
+    HEAD: r"head_row_kernel|head_forward_kernel|head_weight_kernel",
     OPTIMIZER: r"multi_tensor_apply|[Aa]dam",
     MATMUL: r"gemm|gemv|cutlass|nvjet|xmma|cublas|splitK",
     COPIES: r"Memcpy|Memset|copy_kernel|CatArray",

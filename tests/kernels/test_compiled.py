@@ -81,7 +81,13 @@ def test_matrix_kernels_in_bf16_use_the_tensor_cores(rows):
     matrix = [row for row in rows if row["case"].startswith(of_products) and " bf16" in row["case"]]
     matrix = [row for row in matrix if row["kernel"] != "delta_kernel"]
     found = {row["kernel"] for row in matrix}
-    assert found == {"_forward_kernel", "forward_kernel", "keys_values_kernel", "queries_kernel", "_weight_kernel"}
+    assert found == {
+        "head_forward_kernel",
+        "forward_kernel",
+        "keys_values_kernel",
+        "queries_kernel",
+        "head_weight_kernel",
+    }
     assert [row for row in matrix if TENSOR_CORES[row["sm"]] + ":" not in row["matrix"]] == []
 
 

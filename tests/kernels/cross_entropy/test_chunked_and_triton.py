@@ -57,7 +57,7 @@ def test_a_row_may_take_several_tiles_or_one(path):
 def test_a_row_that_fits_a_tile_is_read_once_with_the_same_result(monkeypatch, v, softcap):
     """The kernel takes another way through such a row. Longer rows are read twice."""
     arguments = inputs(3, 8, v, ignored=1)
-    real, ways = cross_entropy._row_kernel, []
+    real, ways = cross_entropy.head_row_kernel, []
 
     class ReadTwice:
         def __getitem__(self, grid):
@@ -68,7 +68,7 @@ def test_a_row_that_fits_a_tile_is_read_once_with_the_same_result(monkeypatch, v
             return launch
 
     once = outputs("wide_rows", *arguments, softcap=softcap)
-    monkeypatch.setattr(cross_entropy, "_row_kernel", ReadTwice())
+    monkeypatch.setattr(cross_entropy, "head_row_kernel", ReadTwice())
     twice = outputs("wide_rows", *arguments, softcap=softcap)
     assert ways == [v <= cross_entropy.WIDEST_ROW_TILE]
     assert_near(once, truth(*arguments, softcap=softcap), 2e-6, 2e-5)
