@@ -88,40 +88,45 @@ def test_attention_with_statistics_equals_the_definition(softcap, window):
         torch.testing.assert_close(one, exact.float(), rtol=1e-4, atol=1e-4)
 
 
-def head_truth(hidden, weight, targets, z_loss):
+def head_truth(hidden, weight, targets, z_loss, weights_N):
     """loss, grad_hidden, grad_weight in float64, 1024 tokens at a time."""
     weight = weight.double().requires_grad_()
     loss, grads, grad_weight = 0.0, [], torch.zeros_like(weight)
-    for rows, picked in zip(hidden.split(1024), targets.split(1024), strict=True):
+    for rows, picked, of_tokens in zip(*(x.split(1024) for x in (hidden, targets, weights_N)), strict=True):
         rows = rows.detach().double().requires_grad_()
         ce_N, log_z_N = head_reference.linear_cross_entropy(rows, weight, picked)
-        part = ce_N.sum() + z_loss * log_z_N.square().sum()
+        part = (of_tokens * ce_N).sum() + z_loss * log_z_N.square().sum()
         grad_rows, grad = torch.autograd.grad(part, (rows, weight))
         loss, grad_weight = loss + part.item(), grad_weight + grad
         grads.append(grad_rows)
     return loss, torch.cat(grads), grad_weight
 
 
+@pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize(
     ("variant", "d", "v"),
     [("chunked", 256, 50304), ("chunked", 768, 50257), ("wide_rows", 768, 50257), ("recompute", 128, 50304)],
 )
-def test_the_head_is_exact(variant, d, v):
-    """Loss within 1e-6 relative, the head's gradient within 2e-3, to the bit again, at a young model's logits."""
+def test_the_head_is_exact(variant, d, v, weighted):
+    """Loss within 1e-6 relative, the head's gradient within 2e-3, to the bit again, at a young model's logits. Weights
+    are of both signs, and their sum does not cancel."""
     from scaling_testbed.kernels.cross_entropy.triton import linear_cross_entropy
 
     n = 8192
     hidden, weight = random(n, d), (random(v, d, seed=1, dtype=torch.float32) / d**0.5).to(BF16)
     targets = torch.randint(v, (n,), device="cuda")
-    loss, grad_hidden, grad_weight = head_truth(hidden, weight, targets, 1e-4)
+    weights_N = 1 + 2 * random(n, seed=2, dtype=torch.float32) if weighted else None
+    ones_N = torch.ones(n, device="cuda") if weights_N is None else weights_N
+    loss, grad_hidden, grad_weight = head_truth(hidden, weight, targets, 1e-4, ones_N)
+    options = {"z_loss": 1e-4, "variant": variant, "chunk_bytes": 4096 * v * 2, "weights_N": weights_N}
     results = []
     for _ in range(2):
         inputs = hidden.float().requires_grad_(), weight.float().requires_grad_()
         with torch.autocast("cuda", BF16):
-            found = linear_cross_entropy(*inputs, targets, z_loss=1e-4, variant=variant, chunk_bytes=4096 * v * 2).loss
+            found = linear_cross_entropy(*inputs, targets, **options).loss
         results.append((found.detach(), *torch.autograd.grad(found, inputs)))
     assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
-    assert abs(results[0][0].item() - loss) <= 1e-6 * loss
+    assert abs(results[0][0].item() - loss) <= (2e-6 if weighted else 1e-6) * loss
     assert relative(results[0][1], grad_hidden) <= 3e-3
     assert relative(results[0][2], grad_weight) <= 2e-3
 

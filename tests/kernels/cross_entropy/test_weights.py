@@ -5,6 +5,8 @@ Truth is autograd through the definition in float64. Tolerances are those of hea
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from scaling_testbed.kernels.cross_entropy import chunked, reference
 from tests.conftest import KERNEL_DEVICE
@@ -159,6 +161,23 @@ def test_in_fp64_the_chunked_head_is_the_definition():
     hidden, weight, targets = (x.double() if x.is_floating_point() else x for x in inputs())
     arguments = hidden.detach().requires_grad_(), weight.detach().requires_grad_(), targets
     assert_exact("torch", arguments, 1e-13, 1e-13, weights_N=weights().double(), softcap=20.0)
+
+
+def test_memory_holds_the_logits_of_one_chunk_with_weights_too():
+    class Largest(TorchDispatchMode):
+        numbers = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            made = [x.numel() for x in tree_leaves(result) if isinstance(x, torch.Tensor)]
+            self.numbers = max([self.numbers, *made])
+            return result
+
+    hidden, weight, targets = inputs(256, 8, 512)
+    with Largest() as largest:
+        options = {"chunk_bytes": 32 * 512 * 4, "weights_N": weights(256)}
+        chunked.linear_cross_entropy(hidden, weight, targets, **options).loss.backward()
+    assert largest.numbers == 32 * 512
 
 
 @pytest.mark.parametrize("path", OPERATORS)
