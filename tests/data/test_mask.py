@@ -200,7 +200,7 @@ def test_a_mask_is_part_of_the_data_and_a_changed_one_is_noticed(prepared, tmp_p
     masked = prepared(both_splits(tmp_path, rows, prompt_field="q"))
     joined = [{"text": row["q"] + row["text"]} for row in rows]
     (tmp_path / "plain").mkdir()
-    plain = prepared(both_splits(tmp_path / "plain", joined))
+    plain = prepared(both_splits(tmp_path / "plain", joined, "abv"))
     streams = [data.train.read(0, data.train.n_tokens) for data in (masked, plain)]
     assert np.array_equal(*streams) and masked.fingerprint != plain.fingerprint
     assert all("mask" not in shard for shard in plain.manifest["splits"]["train"]["shards"])
