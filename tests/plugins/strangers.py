@@ -58,6 +58,16 @@ SCHEDULE = recipe(
     overrides=["schedule=stairs"],
     proof=lambda row, folder: rates(folder)[:2] == [row["optimizer.lr"] * row["schedule.factor"] ** n for n in (1, 2)],
 )
+OBJECTIVE = recipe(
+    "comp_sum",
+    "objective/gce.yaml",
+    overrides=["objective=gce"],
+    proof=lambda row, folder: (
+        row["objective.tau"] == 1.3
+        and row["ce_scaled"] > 0
+        and all(0 < line["train_objective"] < line["train_loss"] for line in lines(folder, "train_loss"))
+    ),
+)
 AVERAGING = recipe(
     "averaging",
     "averaging/recent.yaml",
@@ -78,10 +88,15 @@ PARAMETRIZATION = recipe(
 )
 
 
+def lines(folder: Path, field: str) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl that have the field."""
+    found = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [line for line in found if field in line]
+
+
 def rates(folder: Path) -> list[float]:
     """The learning rate of each update."""
-    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return [line["lr"] for line in lines if "lr" in line]
+    return [line["lr"] for line in lines(folder, "lr")]
 
 
-STRANGERS = [OPTIMIZER, NORM, PARAMETRIZATION, INTERVENTION, SOURCE, TOKENIZER, SCHEDULE, AVERAGING]
+STRANGERS = [OPTIMIZER, NORM, PARAMETRIZATION, INTERVENTION, SOURCE, TOKENIZER, SCHEDULE, AVERAGING, OBJECTIVE]
