@@ -21,6 +21,7 @@ from scaling_testbed.commands.next_runs import next_
 from scaling_testbed.commands.optima import optima
 from scaling_testbed.commands.probe import probe
 from scaling_testbed.commands.report import report
+from scaling_testbed.commands.targets import prepare_targets
 from scaling_testbed.commands.tasks import compare, curvature, inspect, score, tasks
 from scaling_testbed.commands.trajectories import anneal
 
@@ -29,6 +30,7 @@ app = application(
     [
         *(lr_sensitivity, instability, decide, report),
         *(inspect, curvature, score, compare, pass_at, margins, probe, tasks, score_documents, select_documents),
+        prepare_targets,
         *(fit, laws, predict, allocate, next_, downstream, frontier, ladder, optima, anneal, critical_batch),
     ],
     {"law": application("The laws that can be fitted.", [list_], plugins=True)},

@@ -15,7 +15,8 @@ NamedRuns = Annotated[
     Sequence[str],
     typer.Argument(metavar="[NAME=]RUN_DIR", help="finished runs; NAME is that of their columns (default: the run_id)"),
 ]
-Corpus = Annotated[Path, typer.Option("--data", metavar="DATA_DIR", help="a prepared corpus, data/NAME")]
+CORPUS = typer.Option("--data", metavar="DATA_DIR", help="a prepared corpus, data/NAME")
+Corpus = Annotated[Path, CORPUS]
 Split = Annotated[str, typer.Option("--split", metavar="NAME", show_default=True, help="train or validation")]
 Gradient = Annotated[
     bool, typer.Option("--gradient", help="also the norm of the gradient of each document, which takes much longer")

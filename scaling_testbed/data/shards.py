@@ -243,7 +243,7 @@ def open_prepared(folder: Path | str, verify: bool = True) -> PreparedData:
     if len(set(paths)) < len(paths):
         raise UserError(f"{folder / 'manifest.json'} names a shard twice; delete {folder} and prepare again")
     for path, entry in zip(paths, entries, strict=True):
-        _check_shape(path, entry)
+        check_shape(path, entry)
     streams = {}
     for split in SPLITS:
         record = manifest["splits"][split]
@@ -254,7 +254,7 @@ def open_prepared(folder: Path | str, verify: bool = True) -> PreparedData:
         ]
         streams[split] = TokenStream(f"{split} split of {folder}", arrays, record["n_bytes"], manifest["eos_id"], masks)
     if verify:  # after the files were opened, so that a change since then is noticed
-        _check_hashes(folder, paths, entries)
+        check_hashes(folder, paths, entries)
     return PreparedData(folder, manifest, **streams)
 
 
@@ -268,8 +268,8 @@ def changed_shard(folder: Path, manifest: dict) -> str | None:
     there = [(path, entry) for entry in entries if (path := _shard_path(folder, entry)).exists()]
     try:
         for path, entry in there:
-            _check_shape(path, entry)
-        _check_hashes(folder, [path for path, _ in there], [entry for _, entry in there], only_known=True)
+            check_shape(path, entry)
+        check_hashes(folder, [path for path, _ in there], [entry for _, entry in there], only_known=True)
     except UserError as error:
         return first_line(error)
     return None
@@ -291,7 +291,8 @@ def _beside(folder: Path, name: str) -> Path:
     return (folder.parent if folder.name else folder.absolute().parent) / name
 
 
-def _check_shape(path: Path, entry: dict) -> None:
+def check_shape(path: Path, entry: dict) -> None:
+    """Raise UserError if a file has not the size, or a shard not the header, of its entry in a manifest."""
     try:
         size = path.stat().st_size
     except OSError as error:
@@ -304,7 +305,7 @@ def _check_shape(path: Path, entry: dict) -> None:
             raise UserError(f"{path}: header says {found}, the manifest {wanted}; the file was replaced")
 
 
-def _check_hashes(folder: Path, paths: list[Path], entries: list[dict], only_known: bool = False) -> None:
+def check_hashes(folder: Path, paths: list[Path], entries: list[dict], only_known: bool = False) -> None:
     """Raise UserError for a shard with another hash. only_known: leave out those that were never checked."""
     cache_path = folder / ".verified.json"
     known = {}

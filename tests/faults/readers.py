@@ -26,7 +26,7 @@ from scaling_testbed.analysis.rows.names import is_text
 from scaling_testbed.config.compose import _hashes_of_last_start, compose_many, fill, recorded_run
 from scaling_testbed.config.run import run_folder_path, with_later_keys
 from scaling_testbed.config.sections import CheckpointConfig
-from scaling_testbed.data import shards
+from scaling_testbed.data import shards, targets
 from scaling_testbed.data.preparing import preparation
 from scaling_testbed.data.sources import filtered, reading, token_files
 from scaling_testbed.data.sources.text_files import TextFilesConfig
@@ -177,6 +177,33 @@ class _KeptDocuments:
         return path
 
     read = staticmethod(filtered.read_kept)
+
+
+def stored_targets(folder: Path) -> Path:
+    layout = targets.Layout(n_sequences=5, length=3, top_k=2, vocab_size=97)
+    writer, ids = targets.Writer(folder / "targets", layout), np.arange(30).reshape(5, 3, 2)
+    writer.write(0, ids, -np.arange(30).reshape(5, 3, 2) / 16)
+    teacher = {"run_id": "abcdef012345", "step": 3, "weights_sha256": "0" * 64, "flops": 1e9}
+    grid = {"data_fingerprint": "0" * 16, "sequence_length": 3, "packing": "windows", "document_masking": False}
+    writer.finish({"teacher": teacher, **grid, "temperature": 1.0})
+    return folder / "targets"
+
+
+def targets_of(folder: Path) -> list:
+    found = targets.open_targets(folder)
+    return [found.manifest, {name: array.tolist() for name, array in found.of("", np.arange(5), None).items()}]
+
+
+@reader("manifest.json of targets", d.JSON, kept=".verified.json")
+class _TargetsManifest:
+    make = staticmethod(lambda folder: stored_targets(folder) / "manifest.json")
+    read = staticmethod(lambda path: targets_of(path.parent))
+
+
+@reader("file of targets", d.BYTES, kept=".verified.json")
+class _TargetsFile:
+    make = staticmethod(lambda folder: stored_targets(folder) / "log_p-00000.bin")
+    read = staticmethod(lambda path: targets_of(path.parent))
 
 
 @reader("tokenizer.json of a corpus", d.JSON)
