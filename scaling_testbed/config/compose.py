@@ -36,6 +36,7 @@ from scaling_testbed.config.search import (
     files_of,
     search_path,
 )
+from scaling_testbed.config.start import StartConfig
 from scaling_testbed.config.words import (
     LARGEST,
     check_choice_of_group,
@@ -52,6 +53,7 @@ from scaling_testbed.config.words import (
 from scaling_testbed.errors import ConfigError, UserError, first_line
 from scaling_testbed.files import YAMLError, read_json, read_yaml
 from scaling_testbed.keys import changed_from_default
+from scaling_testbed.learning.objectives import Objective
 from scaling_testbed.plugins import check_unchanged, hashes_in, load_named_in, load_plugins, loaded_plugins
 
 if TYPE_CHECKING:
@@ -292,11 +294,20 @@ def _frozen(composed: DictConfig, overrides: Sequence[str]) -> RunConfig:
             chosen = ", ".join(text for text in overrides if key_of(text) == key) or "its default"
             raise ConfigError(f"{key} has no schema; its file must name one in its defaults list ({chosen})")
         values[key] = _freeze(node, key) if isinstance(node, DictConfig) and not node._is_none() else composed[key]
-    start = values["start"]
-    values["start"] = start.resolved()
-    looked_up = [] if start == values["start"] else [f"start.step={values['start'].step}"]
+    looked_up = []
+    for section in ("start", "objective"):
+        typed = values[section]
+        values[section] = typed.resolved()
+        looked_up += words_looked_up(section, values[section]) if typed != values[section] else []
     lists = {key: list(composed[key]) for key in OUTSIDE} | {"overrides": [*overrides, *looked_up]}
     return RunConfig(**values | lists)
+
+
+def words_looked_up(section: str, found: StartConfig | Objective) -> list[str]:
+    """The words that give the keys of a resolved section that are looked up in files the values that they have now."""
+    values = {name: getattr(found, name) for name in found.looked_up}
+    texts = {name: in_quotes(value) if isinstance(value, str) else value for name, value in values.items()}
+    return [f"{section}.{name}={value}" for name, value in texts.items() if value is not None]
 
 
 def _missing(key: str, value: object) -> Iterator[str]:

@@ -6,6 +6,7 @@ With N parameters over s shards (1 unless parallelism=fsdp), in bytes:
     gradients       4 N / s, fp32; 4 N for fsdp with several micro-batches, which adds them up before it shards them
     averages        4 N / s for each copy of the weights that averaging keeps
     optimizer       the bytes that the optimizer keeps for a weight of each role, over s shards: 8 N / s for AdamW
+    objective       what it keeps in each process: the weights of a teacher of objective=distill
     interventions   the tensors that they keep between steps, over s shards: one byte for each weight that
                     magnitude_pruning may prune
     checkpoint      with checkpoint.asynchronous on a CPU, one copy of all of these but the gradients; the copy of a
@@ -59,6 +60,7 @@ class Memory:
     gradients: int
     optimizer: int
     averages: int
+    objective: int
     interventions: int
     checkpoint: int
     working_copies: int
@@ -68,7 +70,8 @@ class Memory:
     @property
     def states(self) -> int:
         """The memory that is kept between two steps, including gradients."""
-        return self.parameters + self.gradients + self.optimizer + self.averages + self.interventions
+        kept = self.averages + self.objective + self.interventions
+        return self.parameters + self.gradients + self.optimizer + kept
 
     @property
     def total(self) -> int:
@@ -92,12 +95,13 @@ def estimate_memory(
         "parameters": -(-n_params * WEIGHTS // shards),
         "optimizer": -(-_optimizer_bytes(run, model) // shards),
         "averages": -(-n_params * WEIGHTS * run.averaging.copies // shards),
+        "objective": run.objective.bytes_kept(model),
         "interventions": -(-sum(one.bytes_kept(model) for one in interventions_of(run).values()) // shards),
     }
     return Memory(
         **saved,
         gradients=n_params * GRADIENTS if kept_whole else -(-n_params * GRADIENTS // shards),
-        checkpoint=sum(saved.values()) if run.checkpoint.asynchronous and device == "cpu" else 0,
+        checkpoint=sum(saved.values()) - saved["objective"] if run.checkpoint.asynchronous and device == "cpu" else 0,
         working_copies=_working_copies(model, n_params, precision, sharded),
         activations=tokens
         * (_kept_per_token(run, model, precision, device) + _documents(run, model, precision, device)),

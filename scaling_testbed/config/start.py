@@ -9,7 +9,7 @@ import os
 import re
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.files import read_json
@@ -27,8 +27,10 @@ class StartConfig:
     """The state in which a run begins.
 
     The identity of a run has the run_id of the parent and the step, and not the place of its folder. The row has the
-    sha256 of the parent's weights too.
+    sha256 of the parent's weights too. looked_up: the keys that `resolved` gives a value.
     """
+
+    looked_up: ClassVar[tuple[str, ...]] = ("step",)
 
     run: str | None = key(
         None,

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from scaling_testbed.data.cutting import Cut, Cutting
+from scaling_testbed.data.cutting import Cutting
 from scaling_testbed.data.manifest import fingerprint_of, numpy_dtype, smallest_dtype
 from scaling_testbed.data.shards import PreparedData, TokenStream, check_hashes, check_shape
 from scaling_testbed.data.watched import WatchedTokens
@@ -148,11 +148,11 @@ class Targets:
                     f"{grid[name]} in this run; a target belongs to the sequence that the teacher has read"
                 )
 
-    def of(self, source: str, numbers_N: np.ndarray, cut: Cut) -> dict[str, np.ndarray]:
+    def of(self, source: str, numbers: np.ndarray) -> dict[str, np.ndarray]:
         """The token ids [N, T, K], int64, and their log-probabilities [N, T, K], fp16, the likeliest first, of the
         sequences with these numbers. Raises UserError if a file has changed."""
-        starts, values = numbers_N * (self.length * self.top_k), self.length * self.top_k
-        shape = (len(numbers_N), self.length, self.top_k)
+        values = self.length * self.top_k
+        starts, shape = numbers * values, (len(numbers), self.length, self.top_k)
         bits = self._log_p.gather(starts, values).astype("<u2")
         return {IDS: self._ids.gather(starts, values).reshape(shape), LOG_P: bits.view("<f2").reshape(shape)}
 

@@ -67,6 +67,24 @@ def load_model(
     return saved.step, model.eval(), data
 
 
+def load_model_for(
+    run: RunConfig, folder: Path, data: PreparedData, *, step: int | None, device: torch.device
+) -> tuple[int, Transformer]:
+    """The step and the model of a checkpoint for other `data`. Those that it was trained on need not be there. Raises
+    UserError if the checkpoint does not exist or is damaged, or is of another tokenizer."""
+    saved = checkpoint.load(path := _find(folder, step))
+    checkpoint.check_run(path, saved.state, {run_id(run), folder.resolve().name})
+    was, now = saved.state.get("tokenizer_fingerprint"), data.tokenizer_fingerprint
+    if was != now:
+        raise UserError(
+            f"{folder} was trained with another tokenizer than that of {data.folder}: its tokenizer_fingerprint is "
+            f"{was}, and there it is {now}"
+        )
+    model = build_anywhere(run, data, device)
+    state.load_weights(model, saved.tensors.get("model"), folder)
+    return saved.step, model.eval()
+
+
 def pruned_weights(folder: Path, step: int) -> dict[str, torch.Tensor]:
     """Name of each parameter from which the run in `folder` has pruned weights -> whether each weight is pruned, at
     `step`. Empty for a run that prunes none."""

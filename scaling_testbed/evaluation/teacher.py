@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from scaling_testbed.config.compose import recorded_run
 from scaling_testbed.config.run import RunConfig, outcome_of, run_id
 from scaling_testbed.config.start import checkpoint_of
 from scaling_testbed.data import targets as stored
@@ -18,7 +19,7 @@ from scaling_testbed.data.manifest import fingerprint_of
 from scaling_testbed.data.shards import PreparedData, open_prepared
 from scaling_testbed.data.targets import Layout, Targets, Writer
 from scaling_testbed.errors import ConfigError, UserError
-from scaling_testbed.evaluation.loading import load_model
+from scaling_testbed.evaluation.loading import load_model, load_model_for
 from scaling_testbed.evaluation.scoring import place_of
 from scaling_testbed.evaluation.token_losses import PASS_TOKENS, logits_in_parts
 from scaling_testbed.model.counting import count_params, forward_flops
@@ -32,8 +33,8 @@ from scaling_testbed.runs.identity import weights_sha256
 
 @dataclass(frozen=True, kw_only=True)
 class Teacher:
-    """A model that is not trained. about: run_id, step, weights_sha256, n_params, and n_tokens and flops of its
-    training with all runs of its lineage, None where they are not known."""
+    """A model that is not trained. about: run_id, step, weights_sha256, n_params, val_loss (None at a step before its
+    last), and n_tokens and flops of its training with all runs of its lineage, None where they are not known."""
 
     model: Transformer
     data: PreparedData
@@ -56,18 +57,35 @@ def open_teacher(run: RunConfig, folder: Path, *, step: int | None, device: torc
     """
     check_finished(folder)
     step, model, data = load_model(run, folder, step=step, device=device)
-    path = checkpoint_of(folder, step)
+    return Teacher(model=model.requires_grad_(False), data=data, about=_about(run, folder, step, model))
+
+
+def frozen_model(
+    folder: Path, *, step: int, device: torch.device, data: PreparedData
+) -> tuple[Transformer, dict[str, Any]]:
+    """The model of a step of the finished run in a folder, on `device` and without gradients, to read `data`; and
+    Teacher.about. Raises as `open_teacher`, and UserError if `data` have another tokenizer. The data of that run are
+    not needed."""
+    run = recorded_run(folder)
+    check_finished(folder)
+    step, model = load_model_for(run, folder, data, step=step, device=device)
+    return model.requires_grad_(False), _about(run, folder, step, model)
+
+
+def _about(run: RunConfig, folder: Path, step: int, model: Transformer) -> dict[str, Any]:
+    """Teacher.about of the checkpoint of a step."""
+    path, row = checkpoint_of(folder, step), RunFolder(folder).result() or {}
     saved = checkpoint.read_state(path)
     spent = [*saved.get("lineage", []), saved.get("spent", {})]
     totals = {key: [part.get(key) for part in spent] for key in ("n_tokens", "flops")}
-    about = {
+    return {
         "run_id": run_id(run),
         "step": step,
         "weights_sha256": weights_sha256(path),
+        "val_loss": row.get("val_loss") if row.get("steps") == step else None,
         "n_params": count_params(model.config).n_params,
         **{key: None if None in values else sum(values) for key, values in totals.items()},
     }
-    return Teacher(model=model.requires_grad_(False), data=data, about=about)
 
 
 def prepare_targets(

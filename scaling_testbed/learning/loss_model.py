@@ -61,6 +61,7 @@ class LossModel(nn.Module):
             Given(
                 tokens_BS=tokens_BS,
                 targets_BT=targets_BT,
+                begins_BT=begins_BT,
                 hidden_BTD=hidden_BTD,
                 weight_VD=weight_VD,
                 softcap=softcap,

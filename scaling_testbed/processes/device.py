@@ -88,11 +88,13 @@ def configure_torch(config: ComputeConfig) -> None:
 
 
 def to_device(rows: np.ndarray, device: torch.device) -> torch.Tensor:
-    """Token ids as an int64 tensor on `device`. To a GPU they travel as int32 from pinned memory, and the host does not
-    wait for them."""
+    """Token ids, or other numbers, as a tensor on `device`. To a GPU they travel from pinned memory, and the host does
+    not wait for them. Whole numbers travel as int32, and are int64 there."""
     tokens = torch.from_numpy(rows)
     if device.type != "cuda":
         return tokens.to(device)
+    if tokens.is_floating_point():
+        return tokens.pin_memory().to(device, non_blocking=True)
     return tokens.to(torch.int32).pin_memory().to(device, non_blocking=True).long()
 
 

@@ -58,7 +58,7 @@ class Found:
 
 
 _KINDS: dict[str, type] = dict.fromkeys(("data_fingerprint", "tokenizer_fingerprint", "data_folder"), str) | (
-    dict.fromkeys(("data_inputs", "evaluation_data", "task_data", "plugins"), dict) | {"lineage": list}
+    dict.fromkeys(("data_inputs", "evaluation_data", "task_data", "plugins", "teacher"), dict) | {"lineage": list}
 )
 
 
@@ -79,6 +79,7 @@ class AtHand:
             *self._tasks(then, run),
             _plugins(then, run),
             _start(then),
+            _teacher(then, run),
         ):
             changed += [found.changed] if found.changed else []
             unknown += [found.unknown] if found.unknown else []
@@ -171,6 +172,21 @@ def _start(then: Mapping[str, Any]) -> Found:
     if was in (None, now):
         return Found()
     return Found(f"began with other weights: those of {path} have the sha256 {now[:12]}, and they had {str(was)[:12]}")
+
+
+def _teacher(then: Mapping[str, Any], run: RunConfig) -> Found:
+    """The weights of the run that the objective reads. It may delete its checkpoints too."""
+    was = then.get("teacher", {}).get("weights_sha256")
+    if run.objective.reads_run is None or was is None:
+        return Found()
+    path = checkpoint_of(*run.objective.reads_run)
+    try:
+        now = weights_sha256(path)
+    except UserError:
+        return Found()
+    if was == now:
+        return Found()
+    return Found(f"had another teacher: the weights in {path} have the sha256 {now[:12]}, and they had {str(was)[:12]}")
 
 
 def _sets(then: Mapping[str, Any], run: RunConfig) -> Iterator[Found]:

@@ -204,6 +204,11 @@ class Row:
     task_data: dict[str, str] | None = fact(
         "Name of each task -> the sha256 of its file, or of the file that `analyze tasks` makes of the corpus."
     )
+    teacher: dict[str, Any] | None = fact(
+        "The finished run that taught this one (objective=distill): run_id, step, weights_sha256, val_loss, n_params, "
+        "and n_tokens and flops of its training with its lineage. With stored targets top_k too, and pass_flops of the "
+        "pass that made them. null without a teacher."
+    )
     git_commit: str | None = fact("The commit of the source, where it is known.")
     git_dirty: str | None = fact(
         "The hash of the uncommitted changes to the source, which are in uncommitted-HASH.diff; null without changes."

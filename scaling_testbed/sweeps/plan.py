@@ -11,7 +11,7 @@ from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin
 
 from scaling_testbed.analysis.rows.study import claims_of, declared_in, draws_in
-from scaling_testbed.config.compose import check_no_code, compose_many, outside_overrides
+from scaling_testbed.config.compose import check_no_code, compose_many, outside_overrides, words_looked_up
 from scaling_testbed.config.compute import params_in_use, steps_of, training_flops
 from scaling_testbed.config.run import RunConfig, flatten, rate_means, run_folder_path, run_id
 from scaling_testbed.config.words import key_of, quoted
@@ -189,9 +189,13 @@ def _members(
         return with_parents(lists, sweep.parent, points, steps, sweep.rules, valued)
     lists = valued(sweep.rules, lists)
     runs = compose_many(lists)
-    # A step that was looked up stays as it is now, also if the other run goes on before this one is started.
+    # What was looked up stays as it is now, also if another run goes on before this one is started.
     lists = [
-        [*words, f"start.step={run.start.step}"] if run.start.run is not None else words
+        [
+            *words,
+            *(words_looked_up("start", run.start) if run.start.run is not None else []),
+            *words_looked_up("objective", run.objective),
+        ]
         for run, words in zip(runs, lists, strict=True)
     ]
     if sweep.shared_trunk:

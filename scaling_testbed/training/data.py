@@ -7,6 +7,7 @@ from pathlib import Path
 from scaling_testbed.config.run import RunConfig
 from scaling_testbed.data.batches import ONLY, Beside, TrainingBatches, ValidationBatches
 from scaling_testbed.data.shards import PreparedData, open_prepared
+from scaling_testbed.data.targets import Targets, grid_of, open_targets
 from scaling_testbed.data.tokenizers import load_tokenizer
 from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.evaluation.corpus_tasks import with_made
@@ -31,6 +32,13 @@ def open_training_batches(run: RunConfig, data: PreparedData, beside: Beside | N
         cutting=batch.cutting,
         beside=beside,
     )
+
+
+def open_targets_of(run: RunConfig, folder: Path, data: PreparedData) -> Targets:
+    """The stored targets in a folder. Raises UserError unless they are of the run's own sequences of its `data`."""
+    targets = open_targets(folder)
+    targets.check_grid(grid_of(data, run.batch.sequence_length, run.batch.cutting))
+    return targets
 
 
 def open_sets(run: RunConfig, data: PreparedData) -> dict[str, PreparedData]:

@@ -17,6 +17,7 @@ from scaling_testbed.data.preparing.preparation import prepare
 from scaling_testbed.data.shards import PreparedData, open_prepared
 from scaling_testbed.errors import ConfigError, listed
 from scaling_testbed.evaluation.scoring import Questions
+from scaling_testbed.evaluation.teacher import frozen_model
 from scaling_testbed.learning.averaging import Averages
 from scaling_testbed.learning.config import CrossEntropyConfig
 from scaling_testbed.learning.interventions.base import Context, Intervention
@@ -46,6 +47,7 @@ from scaling_testbed.training.data import (
     MAIN_SET,
     open_questions,
     open_sets,
+    open_targets_of,
     open_training_batches,
     open_validation_sets,
     read_task_files,
@@ -145,7 +147,8 @@ class Parts:
     def recorded(self) -> dict[str, Any]:
         """What a row and a checkpoint record of the data."""
         tasks = {task.name: task.sha256 for task in self.questions.tasks}
-        return recorded(self.run, self.data, self.prepared, tasks)
+        teacher = None if self.objective.teacher is None else dict(self.objective.teacher)
+        return {**recorded(self.run, self.data, self.prepared, tasks), "teacher": teacher}
 
     @functools.cached_property
     def parameters(self) -> list[torch.nn.Parameter]:
@@ -175,7 +178,14 @@ def build_parts(run: RunConfig, folder: RunFolder, processes: Processes, *, quie
     micro_batch = processes.on_main(lambda: _micro_batch(run, config, counts, precision, device, processes.world))
     rows = _rows_of_evaluation(run, config, precision, device, micro_batch)
     objective = run.objective.build(
-        Surroundings(folder=folder.path, device=device, precision=precision, on_main=processes.on_main)
+        Surroundings(
+            folder=folder.path,
+            device=device,
+            precision=precision,
+            on_main=processes.on_main,
+            load_model=lambda path, step: frozen_model(path, step=step, device=device, data=sets[MAIN_SET]),
+            open_targets=lambda path: open_targets_of(run, path, sets[MAIN_SET]),
+        )
     )
     batches, validation_sets = processes.together(
         lambda: (

@@ -74,7 +74,7 @@ def test_targets_are_the_likeliest_tokens_of_the_definition(whole, tmp_path, wor
     assert not was_there and len(found.manifest["files"]["ids"]) == 3
     numbers = np.array([7, 0, 1248, 499, 500])
     log_p = by_hand(folder, numbers, temperature)
-    given = found.of("", numbers, None)
+    given = found.of("", numbers)
     assert given[stored.IDS].shape == given[stored.LOG_P].shape == (5, 16, 3)
     wanted = log_p.topk(3)
     assert (torch.from_numpy(given[stored.IDS]) == wanted.indices).float().mean() > 0.99  # near ties may swap
@@ -121,7 +121,7 @@ def test_a_packed_grid_is_kept_and_another_grid_is_refused(on, lines, tmp_path):
     found, _ = prepared(folder, tmp_path)
     run, numbers = recorded_run(folder), np.array([3, 0])
     wanted = by_hand(folder, numbers).topk(3).values.numpy()
-    assert found.of("", numbers, None)[stored.LOG_P].astype(np.float32) == pytest.approx(wanted, rel=1e-3, abs=1e-5)
+    assert found.of("", numbers)[stored.LOG_P].astype(np.float32) == pytest.approx(wanted, rel=1e-3, abs=1e-5)
     data = load_model(run, folder, step=None, device=torch.device("cpu"))[2]
     found.check_grid(stored.grid_of(data, 16, run.batch.cutting))
     for length, cutting, said in [

@@ -191,7 +191,7 @@ def stored_targets(folder: Path) -> Path:
 
 def targets_of(folder: Path) -> list:
     found = targets.open_targets(folder)
-    return [found.manifest, {name: array.tolist() for name, array in found.of("", np.arange(5), None).items()}]
+    return [found.manifest, {name: array.tolist() for name, array in found.of("", np.arange(5)).items()}]
 
 
 @reader("manifest.json of targets", d.JSON, kept=".verified.json")

@@ -2,12 +2,14 @@
 
 from scaling_testbed.learning.objectives.base import OBJECTIVES, Asked, Built, Given, Objective, Surroundings, Weighted
 from scaling_testbed.learning.objectives.cross_entropy import CrossEntropyObjective
+from scaling_testbed.learning.objectives.distill import DistillObjective
 
 __all__ = [
     "OBJECTIVES",
     "Asked",
     "Built",
     "CrossEntropyObjective",
+    "DistillObjective",
     "Given",
     "Objective",
     "Surroundings",

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from scaling_testbed.learning.config import CrossEntropyConfig
     from scaling_testbed.learning.loss import LossTerms
     from scaling_testbed.model.config import ModelConfig
+    from scaling_testbed.model.transformer import Transformer
 
 OBJECTIVES: Registry[type[Objective]] = Registry("objective")
 
@@ -38,13 +39,15 @@ OBJECTIVES: Registry[type[Objective]] = Registry("objective")
 class Given:
     """A micro-batch after the forward pass.
 
-    tokens_BS: token ids [B, T + 1]. targets_BT: int64, -100 at a position that has none. hidden_BTD: the final hidden
-    states. weight_VD: the head, which multiplies them. softcap: of the logits. loss: z-loss, and the path that computes
+    tokens_BS: token ids [B, T + 1]. targets_BT: int64, -100 at a position that has none. begins_BT: the begins of
+    documents, as for Transformer.forward, or None. hidden_BTD: the final hidden states.
+    weight_VD: the head, which multiplies them. softcap: of the logits. loss: z-loss, and the path that computes
     cross-entropies. beside: what `Built.beside` gave, on the device.
     """
 
     tokens_BS: Tensor
     targets_BT: Tensor
+    begins_BT: Tensor | None
     hidden_BTD: Tensor
     weight_VD: Tensor
     softcap: float | None
@@ -107,22 +110,28 @@ class Surroundings:
     """What an objective can use when it is built, in each process.
 
     folder: of the run. device, precision: of the forward passes. on_main: calls a function in the first process, and
-    gives its result in all.
+    gives its result in all. load_model: (folder of a finished run, step) -> its model, frozen and on the device, which
+    has the tokenizer of this run; and run_id, step, weights_sha256, n_params, val_loss, and tokens and FLOPs of its
+    training. open_targets: the stored targets in a folder (data.targets.Targets), of the sequences of this run.
     """
 
     folder: Path
     device: torch.device
     precision: str
     on_main: Callable[[Callable[[], object]], object]
+    load_model: Callable[[Path, int], tuple[Transformer, Mapping[str, Any]]]
+    open_targets: Callable[[Path], Any]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Built:
     """An objective at work. terms: of a micro-batch; None: the cross-entropy. beside: what batches have beside the
-    tokens (data.batches.Beside), or None. row: the fields that it adds to the run's row."""
+    tokens (data.batches.Beside), or None. row: the fields that it adds to the run's row. teacher: what row and
+    checkpoints record of a finished run that it learns from, with its weights_sha256; None if there is none."""
 
     terms: Callable[[Given], LossTerms] | None = None
     beside: Any = None
+    teacher: Mapping[str, Any] | None = None
     row: Mapping[str, object] = field(default_factory=dict)
 
 
@@ -131,19 +140,33 @@ class Objective(abc.ABC):
     """The base of all objectives. A subclass defines `build`.
 
     is_cross_entropy: whether it is the cross-entropy. An objective with other probabilities at its minimum is read
-    after one temperature too: validation then has ce_scaled.
+    after one temperature too: validation then has ce_scaled. looked_up: the keys that `resolved` gives a value.
     """
 
     is_cross_entropy: ClassVar[bool] = False
+    looked_up: ClassVar[tuple[str, ...]] = ()
 
     name: str = key("", "The objective of training.")
 
     def check(self, asked: Asked) -> None:  # noqa: B027 (most have nothing to check)
         """Raise ConfigError that names the key if it cannot be the objective of such a run."""
 
+    def resolved(self) -> Objective:
+        """This objective with the values of the keys that are looked up in files. Raises ConfigError or UserError."""
+        return self
+
+    @property
+    def reads_run(self) -> tuple[Path, int] | None:
+        """The folder and the step of a finished run whose checkpoint it reads; None if it reads none."""
+        return None
+
     def flops_per_token(self, model: ModelConfig, sequence_length: int) -> float:
         """The FLOPs that it adds to training on one token, counted as in model.counting.flops_per_token. `model` is
         resolved."""
+        return 0
+
+    def bytes_kept(self, model: ModelConfig) -> int:
+        """Bytes of the tensors that each process keeps for it between steps, unsharded. `model` is resolved."""
         return 0
 
     @abc.abstractmethod
