@@ -53,6 +53,7 @@ def micro_batch(impl, dtype=torch.float64, scale=1.0):
         hidden_BTD=hidden_BTD,
         weight_VD=weight_VD,
         targets_BT=targets_BT,
+        begins_BT=None,
         softcap=8.0,
         loss=config,
         beside={},
