@@ -14,6 +14,7 @@ from scaling_testbed.commands.app import application, run
 from scaling_testbed.commands.batch import critical_batch
 from scaling_testbed.commands.curves import decide, instability, lr_sensitivity
 from scaling_testbed.commands.documents import score_documents, select_documents
+from scaling_testbed.commands.exposure import exposure
 from scaling_testbed.commands.frontier import frontier, ladder
 from scaling_testbed.commands.items import margins, pass_at
 from scaling_testbed.commands.laws import allocate, downstream, fit, laws, list_, predict
@@ -29,8 +30,8 @@ app = application(
     __doc__,
     [
         *(lr_sensitivity, instability, decide, report),
-        *(inspect, curvature, score, compare, pass_at, margins, probe, tasks, score_documents, select_documents),
-        prepare_targets,
+        *(inspect, curvature, score, compare, pass_at, margins, probe, exposure),
+        *(tasks, score_documents, select_documents, prepare_targets),
         *(fit, laws, predict, allocate, next_, downstream, frontier, ladder, optima, anneal, critical_batch),
     ],
     {"law": application("The laws that can be fitted.", [list_], plugins=True)},

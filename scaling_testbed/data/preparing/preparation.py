@@ -261,14 +261,7 @@ class _Job:
         found["not_reached"] = len({unit.path for unit in units} - reached)  # because of max_documents or max_tokens
         if not any(splits[split]["n_documents"] for split in SPLITS):
             raise UserError(_empty(source, "no document", tally))
-        documents = documents_of(self.work, records)
-        same_documents = 0 < splits["validation"]["n_documents"] == documents["validation_in_train"]
-        if documents.pop("same_lines") or same_documents:
-            what = "document is a training document" if same_documents else "line is a training line"
-            raise UserError(
-                f"{source.name}: every validation {what} too, so the validation loss would be a training loss "
-                f"({source.where()}); name other data"
-            )
+        documents = None if source.validation_is_training else self._documents(source, records, splits)
         encoder = source.encoder(self.work, description)
         if not source.is_text:
             for record in splits.values():
@@ -284,6 +277,18 @@ class _Job:
             documents=documents,
             text_check=checked_text(encoder, [record["checks"] for record in records]) if source.is_text else None,
         )
+
+    def _documents(self, source: TextSource, records: list[dict], splits: dict[str, dict]) -> dict:
+        """What `documents_of` finds. Raises UserError if the validation split is nothing but training text."""
+        documents = documents_of(self.work, records)
+        same_documents = 0 < splits["validation"]["n_documents"] == documents["validation_in_train"]
+        if documents.pop("same_lines") or same_documents:
+            what = "document is a training document" if same_documents else "line is a training line"
+            raise UserError(
+                f"{source.name}: every validation {what} too, so the validation loss would be a training loss "
+                f"({source.where()}); name other data"
+            )
+        return documents
 
     def _prepare_tokenizer(self, source: TextSource, units: list[Unit], rule: SplitRule) -> dict:
         path = self.work / "tasks" / "tokenizer_description.json"

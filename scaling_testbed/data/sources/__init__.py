@@ -1,6 +1,7 @@
 """Sources of data, one file for each kind. Importing this package registers every built-in kind."""
 
 from scaling_testbed.data.sources import (  # noqa: F401
+    canaries,
     copy,
     filtered,
     huggingface,

@@ -6,7 +6,7 @@ documents of one unit, and the preparation tokenises the documents. Other source
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -24,6 +24,21 @@ from scaling_testbed.registry import Registry
 SOURCES: Registry[type["Source"]] = Registry("data source")
 
 OF_THE_RUN = ("name", "skip_steps")  # the fields of a source that decide no token
+
+
+@dataclass(frozen=True)
+class Canary:
+    """A string that is planted in a train split (Carlini et al. 2019, arXiv 1802.08232).
+
+    repeats: how often. others: other secrets of the same form, all of them or random ones. n_secrets: how many secrets
+    of this form there are.
+    """
+
+    prompt: str
+    secret: str
+    repeats: int
+    others: Sequence[str]
+    n_secrets: int
 
 
 class Job(Protocol):
@@ -119,6 +134,10 @@ class Source:
         """The files that the places of this source name now, and that are left out. The default is none."""
         return Tally()
 
+    def canaries(self, others: int) -> list[Canary]:
+        """The strings that this source plants, with so many other secrets for each; the default is none."""
+        return []
+
     def description(self) -> dict:
         """The record of this source in the manifest."""
         return {"kind": self.kind, "fields": {k: v for k, v in asdict(self).items() if k not in OF_THE_RUN}}
@@ -177,6 +196,7 @@ class TextSource(Source):
     """The base of all sources of documents.
 
     read_twice: whether its documents may be read one more time to look for a validation document.
+    validation_is_training: whether its validation documents are training documents on purpose.
     """
 
     name: str = "text"
@@ -194,6 +214,7 @@ class TextSource(Source):
 
     uses_tokenizer: ClassVar[bool] = True
     read_twice: ClassVar[bool] = True
+    validation_is_training: ClassVar[bool] = False
 
     def __post_init__(self):
         if not 0.0 <= self.validation_fraction < 1.0:
