@@ -157,7 +157,9 @@ class RunConfig:
                 model=self.model,
                 sequence_length=self.batch.sequence_length,
                 sources=tuple(self.data.parts()),
+                weights_change=self.data.online_rule is not None or len(self.data.weights_by_step({})) > 1,
                 begins_in_run=self.start.run is not None,
+                grows=self.start.growth is not None,
             )
         )
         if self.averaging.copies and (found := unaveraged(self)):

@@ -84,9 +84,10 @@ class Shuffled:
     what its batches have beside the tokens. tokens, targets: how many of them the sequences have; tokens are positions
     without padding."""
 
-    def __init__(self, cut: Cut, seed: int, name: str = ONLY, beside: Beside | None = None):
+    def __init__(self, cut: Cut, seed: int, name: str = ONLY):
         self.cut, self.seed, self.number = cut, seed, cut.number
-        self._name, self._beside = name, beside
+        self.name = name
+        self.beside: Beside | None = None
         self.tokens = _Held(cut.each_tokens, cut.number, seed)
         self.targets = _Held(cut.each_targets, cut.number, seed)
 
@@ -105,9 +106,9 @@ class Shuffled:
         """The sequences at places [first, first + count)."""
         numbers = _numbers(first, count, self.number, self.seed)
         batch = self.cut.batch(numbers)
-        if self._beside is None:
+        if self.beside is None:
             return batch
-        return dataclasses.replace(batch, beside=self._beside.of(self._name, numbers))
+        return dataclasses.replace(batch, beside=self.beside.of(self.name, numbers))
 
 
 class _Held:
@@ -154,8 +155,8 @@ class TrainingBatches:
     streams: one, or those of the sources by name. weights: of the sources by step, as `Interleaving` takes them; needed
     with several streams. sequences: the global batch, over all ranks and micro-batches. skipped: the ranges [a, b) of
     steps whose batches are left out, as pairs of numbers in one list (data.skip_steps). largest_share: the largest part
-    of the rows that `change` will give a source. cutting: how a stream becomes sequences. beside: what batches have
-    beside the tokens. Raises UserError if a stream is too short for its rows of one batch, and what `cutting` raises.
+    of the rows that `change` will give a source. cutting: how a stream becomes sequences. Raises UserError if a stream
+    is too short for its rows of one batch, and what `cutting` raises.
     """
 
     def __init__(
@@ -169,14 +170,13 @@ class TrainingBatches:
         weights: Sequence[tuple[int, Mapping[str, float]]] = (),
         largest_share: float = 0.0,
         cutting: Cutting = Cutting(),  # noqa: B008 (frozen)
-        beside: Beside | None = None,
     ):
         self._skipped = list(zip(skipped[::2], skipped[1::2], strict=True))
         self.sequence_length, self.sequences = sequence_length, sequences
         named = streams if isinstance(streams, Mapping) else {ONLY: streams}
         self.is_mixture = ONLY not in named
         self._sources = {
-            name: Shuffled(cutting.of(stream, sequence_length), seed, name, beside) for name, stream in named.items()
+            name: Shuffled(cutting.of(stream, sequence_length), seed, name) for name, stream in named.items()
         }
         self._interleaving = Interleaving(weights or [(0, dict.fromkeys(named, 1.0))], sequences)
         for name, source in self._sources.items():
@@ -185,6 +185,16 @@ class TrainingBatches:
         self.n_sequences = sum(source.number for source in self._sources.values())
         self.n_tokens = sum(source.tokens.all for source in self._sources.values())
         self.is_masked = any(source.cut.stream.is_masked for source in self._sources.values())
+
+    @property
+    def cuts(self) -> dict[str, Cut]:
+        """The sequences of each source."""
+        return {name: source.cut for name, source in self._sources.items()}
+
+    def lay_beside(self, beside: Beside | None) -> None:
+        """Let batches have this beside their tokens."""
+        for source in self._sources.values():
+            source.beside = beside
 
     def change(self, step: int, weights: Mapping[str, float]) -> None:
         """Let the sources have these weights from batch `step` on, which is after the steps of all earlier changes."""

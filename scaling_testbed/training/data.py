@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from scaling_testbed.config.run import RunConfig
-from scaling_testbed.data.batches import ONLY, Beside, TrainingBatches, ValidationBatches
+from scaling_testbed.data.batches import ONLY, TrainingBatches, ValidationBatches
 from scaling_testbed.data.shards import PreparedData, open_prepared
 from scaling_testbed.data.targets import Targets, grid_of, open_targets
 from scaling_testbed.data.tokenizers import load_tokenizer
@@ -17,9 +17,8 @@ from scaling_testbed.evaluation.scoring import Questions
 MAIN_SET = "validation"
 
 
-def open_training_batches(run: RunConfig, data: PreparedData, beside: Beside | None = None) -> TrainingBatches:
-    """The training split of the run's `data`, in the run's own order. beside: what the objective needs beside the
-    tokens."""
+def open_training_batches(run: RunConfig, data: PreparedData) -> TrainingBatches:
+    """The training split of the run's `data`, in the run's own order."""
     batch, sources, rule = run.batch, data.sources() or {ONLY: data}, run.data.online_rule
     return TrainingBatches(
         {name: source.train for name, source in sources.items()},
@@ -30,7 +29,6 @@ def open_training_batches(run: RunConfig, data: PreparedData, beside: Beside | N
         weights=run.data.weights_by_step({name: source.train.n_tokens for name, source in sources.items()}),
         largest_share=0.0 if rule is None else rule.largest_share(len(sources)),
         cutting=batch.cutting,
-        beside=beside,
     )
 
 

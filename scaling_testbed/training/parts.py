@@ -17,13 +17,12 @@ from scaling_testbed.data.preparing.preparation import prepare
 from scaling_testbed.data.shards import PreparedData, open_prepared
 from scaling_testbed.errors import ConfigError, listed
 from scaling_testbed.evaluation.scoring import Questions
-from scaling_testbed.evaluation.teacher import frozen_model
 from scaling_testbed.learning.averaging import Averages
 from scaling_testbed.learning.config import CrossEntropyConfig
 from scaling_testbed.learning.interventions.base import Context, Intervention
 from scaling_testbed.learning.loss import choose_loss_impl
 from scaling_testbed.learning.loss_model import LossModel
-from scaling_testbed.learning.objectives import Built, Surroundings
+from scaling_testbed.learning.objectives import Built
 from scaling_testbed.learning.optimizers import create_state, leave_out_where
 from scaling_testbed.model.attention import check_impls
 from scaling_testbed.model.config import ModelConfig
@@ -47,7 +46,6 @@ from scaling_testbed.training.data import (
     MAIN_SET,
     open_questions,
     open_sets,
-    open_targets_of,
     open_training_batches,
     open_validation_sets,
     read_task_files,
@@ -55,6 +53,7 @@ from scaling_testbed.training.data import (
 from scaling_testbed.training.length import Length
 from scaling_testbed.training.measurement import Measurement
 from scaling_testbed.training.mixing import Mixing, open_mixing
+from scaling_testbed.training.surroundings import surroundings
 
 # Type of device -> Parts.ahead where the optimizer can leave out bad updates. A GPU then always has an update to work
 # on. A CPU has nothing to wait for.
@@ -177,22 +176,12 @@ def build_parts(run: RunConfig, folder: RunFolder, processes: Processes, *, quie
     # Rank 0 decides, because free memory differs a little between processes.
     micro_batch = processes.on_main(lambda: _micro_batch(run, config, counts, precision, device, processes.world))
     rows = _rows_of_evaluation(run, config, precision, device, micro_batch)
-    objective = run.objective.build(
-        Surroundings(
-            folder=folder.path,
-            device=device,
-            precision=precision,
-            on_main=processes.on_main,
-            load_model=lambda path, step: frozen_model(path, step=step, device=device, data=sets[MAIN_SET]),
-            open_targets=lambda path: open_targets_of(run, path, sets[MAIN_SET]),
-        )
-    )
     batches, validation_sets = processes.together(
-        lambda: (
-            open_training_batches(run, sets[MAIN_SET], objective.beside),
-            open_validation_sets(run, sets, rows),
-        )
+        lambda: (open_training_batches(run, sets[MAIN_SET]), open_validation_sets(run, sets, rows))
     )
+    around = surroundings(run, folder, processes, sets[MAIN_SET], batches, (config, loss, device, precision))
+    objective = run.objective.build(around)
+    batches.lay_beside(objective.beside)
     if run.compute.cuda_graph is True and (reason := batches.why_targets_vary):
         raise ConfigError(f"compute.cuda_graph=true cannot be: {_VARY.format(reason)}; use compute.cuda_graph=auto")
     mixing = processes.together(lambda: open_mixing(run, sets[MAIN_SET], batches))

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from scaling_testbed.config.run import RunConfig, changes, interventions_of
-from scaling_testbed.config.start import OPTIMIZER, STEP, steps_saved
+from scaling_testbed.config.start import OPTIMIZER, STEP
 from scaling_testbed.diagnostics.summary import Summary
 from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.files import read_yaml
@@ -21,6 +21,7 @@ from scaling_testbed.model.config import GrowthConfig, ModelConfig
 from scaling_testbed.model.growth import check_growth, grow
 from scaling_testbed.runs import checkpoint, state
 from scaling_testbed.runs.identity import weights_sha256
+from scaling_testbed.training.parent import check_tokenizer, read_parent
 from scaling_testbed.training.parts import Parts
 from scaling_testbed.training.progress import Progress, restore_states, restore_tensors
 
@@ -91,18 +92,7 @@ def _mixed_alike(parts: Parts) -> bool:
 def _of_parent(parts: Parts, path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The plain data of the parent's checkpoint, and the lineage of this run. Raises as `begin`."""
     start = parts.run.start
-    if not path.is_dir():
-        there = steps_saved(start.folder)
-        kept = f"it has checkpoints of {', '.join(map(str, there))}" if there else "it has no checkpoint"
-        kept = kept if start.folder.is_dir() else "there is no such folder"
-        raise UserError(
-            f"start.run={start.run} has no checkpoint of step {start.number}: {kept}; a run keeps those of "
-            "checkpoint.keep_steps=[...], and is trained again if its folder is deleted"
-        )
-    checkpoint.check_whole(path)
-    plain = checkpoint.read_state(path)
-    if (there_id := plain.get("run_id", start.run_id)) != start.run_id:
-        raise UserError(f"checkpoint {path} is of the run {there_id}, and start.run says {start.run_id}")
+    plain = read_parent(start)
     recorded = _configuration(start.folder)
     _check_fits(parts, recorded, plain)
     spent = plain.get("spent") or _spent_then(recorded, start.number)
@@ -147,12 +137,7 @@ def _check_fits(parts: Parts, recorded: dict[str, Any], plain: dict[str, Any]) -
     kept = SIZES if start.growth is not None else ()
     if other := [text for text in differing if text.startswith(MODEL) and not text.startswith(kept)]:
         raise ConfigError(f"start.run={start.run} has weights of another model: {other[0]}")
-    was, now = plain.get("tokenizer_fingerprint"), parts.data.tokenizer_fingerprint
-    if "tokenizer_fingerprint" in plain and was != now:
-        raise ConfigError(
-            f"start.run={start.run} has weights for another tokenizer: its tokenizer_fingerprint is {was}, and that of "
-            f"{parts.data.folder} is {now}; use its tokenizer"
-        )
+    check_tokenizer(start, plain, parts.data)
     if OPTIMIZER in start.take and (other := [text for text in differing if text.startswith("optimizer.name ")]):
         raise ConfigError(
             f"start.run={start.run} has moments of another optimizer: {other[0]}; type {without(run, OPTIMIZER)}"

@@ -91,8 +91,8 @@ def test_in_a_mixture_each_row_has_what_its_own_source_has_beside_it():
         seed=3,
         weights=[(0, {"a": 0.5, "b": 0.3, "c": 0.2})],
         cutting=Cutting(),
-        beside=Numbered(),
     )
+    batches.lay_beside(Numbered())
     first = {"a": 0, "b": 5000, "c": 9000}
     for step in range(20):
         batch = batches.batch(step)
@@ -105,13 +105,9 @@ def test_in_a_mixture_each_row_has_what_its_own_source_has_beside_it():
         assert [int(part.beside["number"][0]) for part in parts] == batch.beside["number"].tolist()
         halves = batch.map(torch.from_numpy).split(4)
         assert torch.cat([half.beside["number"] for half in halves]).tolist() == batch.beside["number"].tolist()
-    assert (
-        TrainingBatches(streams["a"], sequence_length=10, sequences=7, seed=3, beside=Numbered())
-        .batch(0)
-        .beside["source"]
-        .tolist()
-        == [hash_of(ONLY)] * 7
-    )
+    alone = TrainingBatches(streams["a"], sequence_length=10, sequences=7, seed=3)
+    alone.lay_beside(Numbered())
+    assert alone.batch(0).beside["source"].tolist() == [hash_of(ONLY)] * 7
 
 
 def test_the_flops_of_an_objective_count(monkeypatch):

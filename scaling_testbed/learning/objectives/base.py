@@ -97,12 +97,27 @@ class Given:
 @dataclass(frozen=True, kw_only=True)
 class Asked:
     """What is known of a run before it has data. sources: the names of the parts of its mixture, in rising order; empty
-    if it has none. begins_in_run: whether it begins in the state of another run (start.run)."""
+    if it has none. weights_change: whether their weights change during the run. begins_in_run: whether it begins in the
+    state of another run (start.run). grows: whether its model is made larger than that of the other run."""
 
     model: ModelConfig
     sequence_length: int
     sources: tuple[str, ...]
+    weights_change: bool
     begins_in_run: bool
+    grows: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stream:
+    """The training sequences of a source. rows: how many of them a batch has, on average. targets: how many targets a
+    sequence has, on average. data_fingerprint: of its corpus. documents: the sequences as a data.cutting.Cut that tells
+    their documents apart, where they are known."""
+
+    rows: float
+    targets: float
+    data_fingerprint: str
+    documents: Callable[[], Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,17 +125,24 @@ class Surroundings:
     """What an objective can use when it is built, in each process.
 
     folder: of the run. device, precision: of the forward passes. on_main: calls a function in the first process, and
-    gives its result in all. load_model: (folder of a finished run, step) -> its model, frozen and on the device, which
-    has the tokenizer of this run; and run_id, step, weights_sha256, n_params, val_loss, and tokens and FLOPs of its
-    training. open_targets: the stored targets in a folder (data.targets.Targets), of the sequences of this run.
+    gives its result, plain data, in all. load_model: (folder of a finished run, step) -> its model, frozen and on the
+    device, which has the tokenizer of this run; and run_id, step, weights_sha256, n_params, val_loss, and tokens and
+    FLOPs of its training. open_targets: the stored targets in a folder (data.targets.Targets), of the sequences of this
+    run. streams: of the sources of a mixture by name, else of the only one. start: the run_id and the step of the run
+    in whose state this one begins, or None. losses_at_start: loads the weights of that run, and gives a function from
+    batches (data.cutting.Batch) to the cross-entropy ce_BT of each target under these weights, 0 where there is none,
+    as an array. It raises UserError if they are not there.
     """
 
     folder: Path
     device: torch.device
     precision: str
-    on_main: Callable[[Callable[[], object]], object]
+    on_main: Callable[[Callable[[], Any]], Any]
     load_model: Callable[[Path, int], tuple[Transformer, Mapping[str, Any]]]
     open_targets: Callable[[Path], Any]
+    streams: Mapping[str, Stream]
+    start: Mapping[str, object] | None
+    losses_at_start: Callable[[], Callable[[Any], Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
