@@ -157,7 +157,7 @@ class RunConfig:
                 model=self.model,
                 sequence_length=self.batch.sequence_length,
                 sources=tuple(self.data.parts()),
-                weights_change=self.data.online_rule is not None or len(self.data.weights_by_step({})) > 1,
+                weights_change=changes_weights(self.data),
                 begins_in_run=self.start.run is not None,
                 grows=self.start.growth is not None,
             )
@@ -210,6 +210,11 @@ def unshardable(run: RunConfig) -> tuple[str, str] | None:
             asked_by = intervention.key
             return (f"interventions.{name}" if asked_by is None else f"{asked_by}={flatten(run)[asked_by]}"), reason
     return None
+
+
+def changes_weights(data: Source) -> bool:
+    """Whether the weights of the sources in `data` change during a run."""
+    return data.online_rule is not None or len(data.weights_by_step(dict.fromkeys(data.parts(), 1))) > 1
 
 
 def unmasked(run: RunConfig) -> str | None:

@@ -66,6 +66,9 @@ OPTIONS |= {"ddp_pruned": [*PRUNED, "+interventions.magnitude_pruning.structure=
 OPTIONS |= {"fsdp_pruned": [*PRUNED, "model.d_ff=41", "model.mlp=swiglu"]}
 OPTIONS["fsdp_atan2"] += ["model.attention_normaliser=relu2", "model.embedding_gradient_scale=0.1", "model.d_ff=41"]
 DOCUMENTS = ["batch.packing=documents", "batch.document_masking=true", "batch.micro_batch_sequences=1"]
+TO_FORGET = ["data=mixture", "data.sources={bad: {name: markov, n_tokens: 400, n_validation_tokens: 100}, "
+             "text: {name: markov, seed: 1, n_tokens: 20000, n_validation_tokens: 4000}}"]  # fmt: skip
+TO_FORGET += ["data.weights={bad: 1, text: 3}"]
 COMPARED = ("train_loss", "train_z_loss", "val_loss", "grad_norm")
 
 
@@ -159,6 +162,9 @@ def two(tmp_path_factory, python):
         grown = [*start, "start.take=[weights]", "+start.grow.width=fpi", "model.d_model=64", "model.n_heads=4"]
         runs.add("fsdp_grown", "parallelism=fsdp", *grown)
         runs.add("single_grown", *grown, alone=True)
+        for kind in ("single", "ddp", "fsdp"):
+            forget = [f"parallelism={kind}", *start, "start.take=[weights]", "objective=npo", "objective.forget=bad"]
+            runs.add(f"{kind}_npo", *forget, data=TO_FORGET, alone=kind == "single")
         runs.add("stopped", "parallelism=fsdp", *HARD, fault=[0, 6, "signal"])
         runs.add("broken", "parallelism=ddp", fault=[1, 3, "error"])  # the last one: it breaks the group
 
@@ -685,6 +691,13 @@ def test_a_run_can_begin_in_the_state_of_a_run_of_any_kind(two):
         last = [metrics(two.run_folder(name))[-1] for name in (kind, f"{kind}_then_{other}")]
         assert last[1]["grad_norm"] == pytest.approx(last[0]["grad_norm"], rel=1e-6)
         assert branch["lineage"][0]["weights_sha256"] and branch["flops_total"] == pytest.approx(parent["flops"])
+    for kind in ("ddp", "fsdp"):  # rows to forget and to retain on each rank
+        npo, alone = two.row(f"{kind}_npo"), two.row("single_npo")
+        assert npo["val_loss_by_set"] == pytest.approx(alone["val_loss_by_set"], rel=1e-6)
+        lines = [line["train_objective"] for line in read_metrics(two.run_folder(f"{kind}_npo")) if "lr" in line]
+        assert lines == pytest.approx(
+            [line["train_objective"] for line in read_metrics(two.run_folder("single_npo")) if "lr" in line], rel=1e-6
+        )
     assert two.row("fsdp_weights")["val_loss"] == pytest.approx(two.row("single_weights")["val_loss"], rel=1e-6)
     assert two.row("fsdp_grown")["val_loss"] == pytest.approx(two.row("single_grown")["val_loss"], rel=1e-6)
     assert two.row("fsdp_weights")["val_loss"] != pytest.approx(two.row("fsdp_then_fsdp")["val_loss"], rel=1e-6)

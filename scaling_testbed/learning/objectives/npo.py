@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,19 +11,19 @@ from pathlib import Path
 import numpy as np
 
 from scaling_testbed.errors import ConfigError, UserError, check_positive
-from scaling_testbed.files import sha256_of, write_bytes
+from scaling_testbed.files import write_bytes
 from scaling_testbed.keys import key
 from scaling_testbed.learning.objectives.base import OBJECTIVES, Asked, Surroundings
 from scaling_testbed.learning.objectives.unlearning import Part, Rows, Unlearning, batches_of
 
-FILE = "reference_losses.npz"  # in the folder of the run
+FILE = "reference_losses.bin"  # in the folder of the run
 
 
 @OBJECTIVES.register("npo")
 @dataclass(frozen=True, kw_only=True)
 class NPO(Unlearning):
     """F is the mean over documents of -(2 / beta) log sigmoid(beta (NLL - NLL at the start)), where NLL is the sum of
-    the cross-entropy over the targets of a document (Zhang et al. 2024, arXiv 2404.05868, equation 3). Its gradient
+    the cross-entropy over the targets of a document (Zhang et al. 2024, arXiv 2404.05868, section 3). Its gradient
     fades as a document becomes less likely than it was at the start.
 
     NLL at the start is that of the weights in which the run begins. It is computed once and stored in the run's folder.
@@ -64,24 +64,33 @@ class NPO(Unlearning):
                 write_losses(path, np.concatenate([losses(batch) for batch in batches_of(stream)]), about)
 
         surroundings.on_main(write)
-        return {"reference": read_losses(path, about)}, {"reference_sha256": sha256_of(path)}
+        losses_NT, sha256 = read_losses(path, about)
+        return {"reference": losses_NT}, {"reference_sha256": sha256}
 
 
 def write_losses(path: Path, losses_NT: np.ndarray, about: Mapping[str, object]) -> None:
-    """Write the losses of all targets to forget, and what they are of."""
-    content = io.BytesIO()
-    np.savez(content, losses=losses_NT.astype(np.float32), about=np.array(json.dumps(about, sort_keys=True)))
-    write_bytes(path, content.getvalue())
+    """Write the losses of all targets to forget, and what they are of: the sha256 of the rest, a line of JSON, and the
+    numbers in fp32."""
+    line = json.dumps({"about": about, "shape": losses_NT.shape})
+    content = line.encode() + b"\n" + losses_NT.astype("<f4").tobytes()
+    write_bytes(path, hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
 
 
-def read_losses(path: Path, about: Mapping[str, object]) -> np.ndarray:
-    """The losses in a file, fp32 [N, T]. Raises UserError if it is damaged, or of other weights or sequences."""
+def read_losses(path: Path, about: Mapping[str, object]) -> tuple[np.ndarray, str]:
+    """The losses in a file, fp32 [N, T], and their sha256. Raises UserError if it is damaged, or of other weights or
+    sequences."""
     again = "delete it, and it is computed again from start.run"
     try:
-        with np.load(path, allow_pickle=False) as found:
-            there, losses_NT = json.loads(str(found["about"])), found["losses"]
-    except Exception as error:  # of zip, zlib, NumPy or JSON
-        raise UserError(f"{path} cannot be read ({type(error).__name__}); {again}") from None
-    if there != about:
-        raise UserError(f"{path} has the losses of other weights or sequences: {there}, not {dict(about)}; {again}")
-    return np.asarray(losses_NT)
+        digest, content = path.read_bytes().split(b"\n", 1)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); {again}") from None
+    except ValueError:
+        digest, content = b"", b""
+    sha256 = hashlib.sha256(content).hexdigest()
+    if sha256.encode() != digest:
+        raise UserError(f"{path} is damaged: its hash is another one; {again}")
+    line, numbers = content.split(b"\n", 1)
+    head = json.loads(line)
+    if head["about"] != about:
+        raise UserError(f"{path} has the losses of other weights or sequences, {head['about']}; {again}")
+    return np.frombuffer(numbers, dtype="<f4").reshape(head["shape"]), sha256

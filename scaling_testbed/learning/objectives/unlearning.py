@@ -13,9 +13,9 @@ Shapes in names: N and B sequences, T positions.
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -191,7 +191,7 @@ def documents_of(stream: Stream) -> tuple[np.ndarray, float]:
     return begins_NT, n_documents / len(begins_NT)
 
 
-def batches_of(stream: Stream):
+def batches_of(stream: Stream) -> Iterator[Any]:
     """All sequences of a source, as batches of NumPy arrays in their order."""
     cut = stream.documents()
     rows = max(1, AT_ONCE // cut.length)
