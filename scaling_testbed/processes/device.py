@@ -88,8 +88,8 @@ def configure_torch(config: ComputeConfig) -> None:
 
 
 def to_device(rows: np.ndarray, device: torch.device) -> torch.Tensor:
-    """Token ids as an int64 tensor on `device`, other numbers in their own type. To a GPU whole numbers travel as int32,
-    and are int64 there. They come from pinned memory, and the host does not wait for them."""
+    """Token ids as an int64 tensor on `device`, other numbers in their own type. To a GPU whole numbers travel as
+    int32, and are int64 there. They come from pinned memory, and the host does not wait for them."""
     tokens = torch.from_numpy(rows)
     if device.type != "cuda":
         return tokens.to(device)

@@ -58,6 +58,8 @@ def surroundings(tmp_path, reference_NT=None, rows=ROWS):
         device=torch.device("cpu"),
         precision="fp32",
         on_main=lambda action: action(),
+        load_model=lambda path, step: None,
+        open_targets=lambda path: None,
         streams=streams,
         start={"run_id": "0" * 12, "step": 3},
         losses_at_start=lambda: lambda batch: kept.pop(),
@@ -85,7 +87,7 @@ def terms_of(objective, around, batch, parts=((0, 7),)):
     found = []
     for a, b in parts:
         given = Given(
-            tokens_BS=torch.zeros(b - a, T + 1, dtype=torch.int64), targets_BT=targets_BT[a:b],
+            tokens_BS=torch.zeros(b - a, T + 1, dtype=torch.int64), targets_BT=targets_BT[a:b], begins_BT=None,
             hidden_BTD=hidden_BTD[a:b], weight_VD=weight_VD, softcap=2.0, loss=LOSS,
             beside={name: array[a:b] for name, array in beside.items()},
         )  # fmt: skip
