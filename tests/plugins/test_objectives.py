@@ -12,7 +12,7 @@ from scaling_testbed.config.compose import compose
 from scaling_testbed.config.run import run_folder_path
 from scaling_testbed.errors import ConfigError
 from scaling_testbed.learning.config import CrossEntropyConfig
-from scaling_testbed.learning.objectives import OBJECTIVES, Given
+from scaling_testbed.learning.objectives import OBJECTIVES, Given, Weighted
 from scaling_testbed.training.run import train
 from tests.plugins.conftest import COMMON
 from tests.plugins.strangers import RECIPES, lines
@@ -129,6 +129,22 @@ def test_a_sequence_without_targets_and_one_of_certain_tokens_weigh_finite_numbe
     for n in (1, 2, 10**6):
         objective, ce_BT = OBJECTIVES["dco"](n=n), torch.zeros(2, 3)
         assert objective.weights(ce_BT, ce_BT > 0).isfinite().all() and objective.value(ce_BT, ce_BT > 0).abs() < 1e-6
+
+
+@each_path
+def test_weights_may_be_anything_where_there_is_no_target(impl):
+    """As with a plug-in that divides by the number of a sequence's targets, where a sequence has none."""
+
+    class PerTarget(Weighted):
+        def weights(self, ce_BT, valid_BT):
+            n_B1 = valid_BT.sum(1, keepdim=True).to(ce_BT.dtype)
+            return (1 / n_B1).expand_as(ce_BT).where(valid_BT, float("nan"))
+
+    given, objective = micro_batch(impl), PerTarget()
+    expected = by_hand(given, lambda log_p: -log_p.mean())
+    assert_close(of(objective, given), expected)
+    direct = given.cross_entropy(objective.weights(given.ce_BT(), given.valid_BT))
+    assert_close([direct.objective], expected[:1])
 
 
 def test_a_tau_or_n_outside_their_ranges_is_refused():
