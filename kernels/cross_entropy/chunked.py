@@ -133,7 +133,7 @@ def define_operator(name: str, compute: Callable) -> Callable:
 
     compute(hidden_ND, weight_VD, targets_N, weights_N, z_loss, softcap, ignore_index, dtype, chunk_bytes, want_hidden,
     want_weight) -> loss, ce_N, log_z_N, grad_hidden_ND, grad_weight_VD. The last two are gradients of loss; a gradient
-    that is not wanted is an empty tensor. weights_N is None or zero for ignored tokens.
+    that is not wanted is an empty tensor. weights_N is None, or as `valid_weights` returns it.
     """
     schema = (
         "(Tensor hidden, Tensor weight, Tensor targets, Tensor? weights, float z_loss, float? softcap, "
@@ -149,7 +149,6 @@ def define_operator(name: str, compute: Callable) -> Callable:
 
 
 def _computed(compute: Callable, hidden_ND, weight_VD, targets_N, weights_N, *arguments):
-    weights_N = None if weights_N is None else weights_N.contiguous()
     # Autocast would change the type of the products inside, which `dtype` already determines.
     with torch.autocast(hidden_ND.device.type, enabled=False):
         return compute(hidden_ND, weight_VD, targets_N.contiguous(), weights_N, *arguments)

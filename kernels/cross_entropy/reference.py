@@ -50,10 +50,8 @@ def summed(
 def valid_weights(
     weights_N: torch.Tensor, hidden_ND: torch.Tensor, targets_N: torch.Tensor, ignore_index: int = -100
 ) -> torch.Tensor:
-    """The weights, and zero where the target is `ignore_index`, whatever stands there: 0 times infinity would be NaN.
-
-    Raises ValueError unless they are wide, [N], and without a gradient.
-    """
+    """The weights, contiguous, and zero where the target is `ignore_index`, whatever stands there: 0 times infinity
+    would be NaN. Raises ValueError unless they are wide, [N], and without a gradient."""
     dtype = torch.promote_types(hidden_ND.dtype, torch.float32)
     if weights_N.shape != targets_N.shape or weights_N.dtype != dtype:
         raise ValueError(f"weights must be {dtype} [{len(targets_N)}], got {weights_N.dtype} {list(weights_N.shape)}")
