@@ -16,6 +16,7 @@ from scaling_testbed.commands.curves import decide, instability, lr_sensitivity
 from scaling_testbed.commands.documents import score_documents, select_documents
 from scaling_testbed.commands.exposure import exposure
 from scaling_testbed.commands.frontier import frontier, ladder
+from scaling_testbed.commands.in_context import in_context
 from scaling_testbed.commands.items import margins, pass_at
 from scaling_testbed.commands.laws import allocate, downstream, fit, laws, list_, predict
 from scaling_testbed.commands.next_runs import next_
@@ -30,7 +31,7 @@ app = application(
     __doc__,
     [
         *(lr_sensitivity, instability, decide, report),
-        *(inspect, curvature, score, compare, pass_at, margins, probe, exposure),
+        *(inspect, curvature, score, compare, pass_at, margins, probe, exposure, in_context),
         *(tasks, score_documents, select_documents, prepare_targets),
         *(fit, laws, predict, allocate, next_, downstream, frontier, ladder, optima, anneal, critical_batch),
     ],

@@ -148,6 +148,7 @@ class RunConfig:
                 f"{self.batch.cutting} needs the ends of documents, and data={kinds[0]} has no EOS token (for token "
                 "files give it as data.eos_id); use batch.document_masking=false and batch.packing=windows"
             )
+        self.data.check_length(self.batch.sequence_length)
         if self.batch.document_masking and (setting := unmasked(self)):
             raise ConfigError(f"{setting}; use batch.document_masking=false")
         if lacking := self.loss.lacks(self.model.d_model):

@@ -17,7 +17,7 @@ from typing import Protocol
 
 import numpy as np
 
-from scaling_testbed.data.cutting import Batch, Cut, Cutting, Each, of_all, of_each
+from scaling_testbed.data.cutting import Batch, Cut, Cutting, Each, Windows, of_all, of_each
 from scaling_testbed.data.interleaving import Interleaving
 from scaling_testbed.data.shards import TokenStream
 from scaling_testbed.errors import ConfigError, UserError
@@ -321,6 +321,14 @@ class ValidationBatches:
         """Batch `number` of the iteration."""
         first = number * self.rows
         return self._cut.batch(self._numbers(first, min(first + self.rows, self.n_sequences)))
+
+    def windows(self, number: int) -> np.ndarray:
+        """The numbers of the sequences of batch `number` among all windows of the stream. Raises ConfigError if it is
+        cut into documents."""
+        if not isinstance(self._cut, Windows):
+            raise ConfigError("batch.packing=documents has no windows; use batch.packing=windows")
+        first = number * self.rows
+        return self._cut.windows(self._numbers(first, min(first + self.rows, self.n_sequences)))
 
     def _numbers(self, first: int, last: int) -> np.ndarray:
         return np.arange(first, last) * self._cut.number // self.n_sequences

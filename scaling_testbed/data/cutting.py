@@ -95,9 +95,13 @@ class Windows:
             self._kept = np.flatnonzero(of_each)
             self.number, self.each_targets = len(self._kept), _each(of_each[self._kept])
 
+    def windows(self, numbers: np.ndarray) -> np.ndarray:
+        """The numbers of these sequences among all windows, those without a target included."""
+        return numbers if self._kept is None else self._kept[numbers]
+
     def batch(self, numbers: np.ndarray) -> Batch:
         """The sequences with these numbers, in their order."""
-        starts = (numbers if self._kept is None else self._kept[numbers]) * self.length
+        starts = self.windows(numbers) * self.length
         tokens_BS, targets_BT = self.stream.gather(starts, self.length + 1), None
         if self.stream.is_masked:
             targets_BT = np.where(self.stream.gather_counted(starts + 1, self.length), tokens_BS[:, 1:], NO_TARGET)

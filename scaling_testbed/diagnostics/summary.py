@@ -15,7 +15,7 @@ from scaling_testbed.diagnostics.names import is_diagnostic
 _EVALUATION = (
     *("step", "val_loss", "val_bpb", "val_loss_by_set", "error_by_task"),
     *("val_loss_average", "val_loss_average_by_set"),
-    *("ce_scaled", "ce_scaled_temperature", "ce_scaled_by_set", "ce_scaled_average"),
+    *("ce_scaled", "ce_scaled_temperature", "ce_scaled_by_set", "ce_scaled_average", "accuracy_by_group"),
 )
 
 

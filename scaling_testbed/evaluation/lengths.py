@@ -7,7 +7,6 @@ compare with: see `by_length`.
 
 import dataclasses
 import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from scaling_testbed.data.shards import PreparedData
 from scaling_testbed.errors import ConfigError, UserError, listed
 from scaling_testbed.evaluation.loading import build_anywhere, load_model
 from scaling_testbed.evaluation.scoring import place_of
+from scaling_testbed.evaluation.statistics import ratio_of_sums
 from scaling_testbed.evaluation.token_losses import PASS_TOKENS, token_losses
 from scaling_testbed.model.transformer import Transformer
 from scaling_testbed.processes.device import autocast
@@ -165,11 +165,11 @@ def _summary(losses: np.ndarray, counted: np.ndarray, edges: Sequence[int], befo
     """The fields of a row. losses, counted: of each token, and whether it is a target, [blocks, windows, length].
     before: the rows so far, of which the first is the one to compare with."""
     length = losses.shape[2]
-    losses, weight_B = np.where(counted, losses.astype(np.float64), 0.0), counted.sum((1, 2))
-    of_block_B = losses.sum((1, 2)) / np.maximum(1, weight_B)
+    losses, counted_B = np.where(counted, losses.astype(np.float64), 0.0), counted.sum((1, 2))
+    of_block_B = losses.sum((1, 2))
     first_B = before[0]["_by_block"] if before else of_block_B
-    mean, se = _mean(of_block_B, weight_B)
-    difference, difference_se = _mean(of_block_B - first_B, weight_B)
+    mean, se = ratio_of_sums(of_block_B, counted_B)
+    difference, difference_se = ratio_of_sums(of_block_B - first_B, counted_B)
     comparable = bool(before) and before[0]["tokens"] == counted.sum()  # else the losses are of other tokens
     found = {
         "tokens": int(counted.sum()),
@@ -183,13 +183,3 @@ def _summary(losses: np.ndarray, counted: np.ndarray, edges: Sequence[int], befo
             n_here = int(counted[:, :, first:last].sum())
             found[f"loss.{first + 1}-{last}"] = float(losses[:, :, first:last].sum()) / n_here if n_here else None
     return found | {"_by_block": of_block_B}
-
-
-def _mean(values_B: np.ndarray, weight_B: np.ndarray) -> tuple[float, float | None]:
-    """The weighted mean, and its standard error as a ratio of two sums over blocks (Cochran, Sampling Techniques, 1977,
-    equation 2.45), which is None for one value."""
-    number, mean = len(values_B), float((weight_B * values_B).sum() / weight_B.sum())
-    if number < 2:
-        return mean, None
-    square = float((weight_B**2 * (values_B - mean) ** 2).sum()) * number / (number - 1)
-    return mean, math.sqrt(square) / float(weight_B.sum())

@@ -66,6 +66,23 @@ def _seed_mean(values_S: np.ndarray, rng: np.random.Generator) -> float:
     return float(mean + (drawn - mean) * np.sqrt(n_seeds / (n_seeds - 1)))
 
 
+def ratio_of_sums(values_B, weights_B) -> tuple[float | None, float | None]:
+    """The sum of the values over the sum of the weights, such as losses of blocks over their tokens, and its standard
+    error over blocks (Cochran, Sampling Techniques, 1977, equation 2.45).
+
+    None for both without a weight; the error is None for one block.
+    """
+    values_B, weights_B = np.asarray(values_B, float), np.asarray(weights_B, float)
+    number, total = len(values_B), float(weights_B.sum())
+    if not total:
+        return None, None
+    ratio = float(values_B.sum()) / total
+    if number < 2:
+        return ratio, None
+    square = float(((values_B - ratio * weights_B) ** 2).sum()) * number / (number - 1)
+    return ratio, float(np.sqrt(square)) / total
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """p-values corrected for their number (Holm 1979). If all null hypotheses are true, the probability that one of
     them is below alpha is at most alpha."""

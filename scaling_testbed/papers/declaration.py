@@ -25,7 +25,7 @@ from scaling_testbed.errors import ConfigError
 
 KEYS = ("lr_range", "critical_excess", "margins", "seed_sd")
 FACTORS = ("critical_lr", "best_lr", "recorded")  # measures that are compared by their ratio
-DIFFERENCES = ("S", "loss", "share", "logit")
+DIFFERENCES = ("S", "loss", "share", "logit", "octaves")
 MEASURES = (*DIFFERENCES, *FACTORS)
 WORDS = {"critical_lr": "critical rate", "best_lr": "best rate", "recorded": "diagnostic", "logit": "output logit"}
 

@@ -40,6 +40,7 @@ PAPERS.add("growing", "scaling_testbed.papers.growing:PAPER", module=__name__)
 PAPERS.add("implicit_bias", "scaling_testbed.papers.implicit_bias:PAPER", module=__name__)
 PAPERS.add("document_selection", "scaling_testbed.papers.document_selection:PAPER", module=__name__)
 PAPERS.add("distillation", "scaling_testbed.papers.distillation:PAPER", module=__name__)
+PAPERS.add("gpicl", "scaling_testbed.papers.gpicl:PAPER", module=__name__)
 PAPERS.add("skill_it", "scaling_testbed.papers.skill_it:PAPER", module=__name__)
 
 

@@ -28,6 +28,7 @@ BY_NAME = (
     "val_loss_by_set",
     "val_loss_average_by_set",
     "ce_scaled_by_set",
+    "accuracy_by_group",
     "error_by_task",
     "weights_by_source",
 )  # in a record: names with numbers

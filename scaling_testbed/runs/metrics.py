@@ -32,7 +32,8 @@ STEP_METRICS = (
     Metric("val_loss", "Cross-entropy of the validation split, without z-loss.", "nats per token"),
     Metric(
         "val_bpb",
-        "val_loss for each byte of text; null where the data are no text, or the tokenizer loses text.",
+        "val_loss for each byte of text; null where the data are no text, the tokenizer loses text, or some tokens are "
+        "no targets.",
         "bits per byte",
     ),
     Metric("val_loss_by_set", "Name of each validation set -> its loss, that of the run included.", "nats per token"),
@@ -52,5 +53,9 @@ STEP_METRICS = (
     Metric("ce_scaled_temperature", "This temperature, from 1/8 to 8: the logits are divided by it."),
     Metric("ce_scaled_by_set", "Name of each validation set -> its ce_scaled.", "nats per token"),
     Metric("ce_scaled_average", "ce_scaled with the average of the weights; absent without one.", "nats per token"),
+    Metric(
+        "accuracy_by_group",
+        "Name of each group of targets that the data tell apart -> the share of them that are the likeliest token.",
+    ),
     Metric("error_by_task", "Name of each of evaluation.tasks -> its top-1 error, where the tasks were scored."),
 )

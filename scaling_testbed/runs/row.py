@@ -135,6 +135,10 @@ class Row:
     ce_scaled_temperature: float | None = fact("This temperature, by which the logits are divided.")
     ce_scaled_by_set: dict[str, float] | None = fact("Name of each validation set -> its ce_scaled.", "nats per token")
     ce_scaled_average: float | None = fact("As ce_scaled, with the average of the weights.", "nats per token")
+    accuracy_by_group: dict[str, float] | None = fact(
+        "Name of each group of targets that the data tell apart -> the share of them that are the likeliest token, at "
+        "the last evaluation; null where the data tell none apart."
+    )
     task_error: float | None = fact(
         "The unweighted mean of the errors of the final weights on evaluation.tasks; null without tasks, and where the "
         "run diverged or was stopped early. Laws read it as `error`."

@@ -66,6 +66,7 @@ def make_row(parts: Parts, progress: Progress, records: Records, outcome: Outcom
         ce_scaled=last.get("ce_scaled") if is_over else None,
         ce_scaled_temperature=last.get("ce_scaled_temperature") if is_over else None,
         ce_scaled_by_set=last.get("ce_scaled_by_set"),
+        accuracy_by_group=last.get("accuracy_by_group"),
         ce_scaled_average=last.get("ce_scaled_average") if is_over else None,
         train_loss_last=progress.train_loss_last,
         diverged_at_step=outcome.diverged_at_step,

@@ -29,6 +29,7 @@ from scaling_testbed.runs.row import FINAL, STOPPED_EARLY, Row
 from scaling_testbed.runs.writer import Writer
 from scaling_testbed.training import tasks
 from scaling_testbed.training.graph import StepGraph
+from scaling_testbed.training.groups import evaluate_groups
 from scaling_testbed.training.parts import build_parts
 from scaling_testbed.training.profile import StepProfile
 from scaling_testbed.training.progress import is_evaluated, is_saved, is_scored, resume, save
@@ -108,7 +109,7 @@ def train(run: RunConfig, interrupts: Interrupts | None = None, *, quiet: bool =
                     if progress.record is not None:
                         if is_evaluated(run, progress.step, parts.steps):
                             progress.record |= evaluate(parts, look) | evaluate_average(parts, look)
-                            progress.record |= evaluate_scaled(parts, look)
+                            progress.record |= evaluate_scaled(parts, look) | evaluate_groups(parts, look)
                             if parts.mixing is not None:
                                 losses = progress.record["val_loss_by_set"]
                                 progress.record |= parts.mixing.observe(progress.step, losses, parts.steps)
@@ -148,7 +149,8 @@ def train(run: RunConfig, interrupts: Interrupts | None = None, *, quiet: bool =
             outcome = Outcome("diverged", str(reason), progress.step + 1)
             if progress.summary.evaluation.get("step") != progress.step:
                 of_weights = evaluate(parts) | evaluate_average(parts)  # those of the last update
-                progress.record = {"step": progress.step} | of_weights | evaluate_scaled(parts)
+                of_targets = evaluate_scaled(parts) | evaluate_groups(parts)
+                progress.record = {"step": progress.step} | of_weights | of_targets
                 records.write(progress)
             progress.record = {"step": progress.step + 1} | reason.diagnostics  # of the update that was not made
             records.write(progress)

@@ -16,7 +16,7 @@ from tests.test_architecture import ROOT, modules_loaded_by
 
 VERBS = {
     analyze: "lr_sensitivity instability decide report inspect curvature score compare "
-    "pass_at margins probe exposure score_documents select_documents prepare_targets "
+    "pass_at margins probe exposure in_context score_documents select_documents prepare_targets "
     "fit laws predict allocate next downstream frontier ladder optima anneal critical_batch",
     sweep: "plan run submit retry status collect sync",
 }

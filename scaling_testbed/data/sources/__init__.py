@@ -1,10 +1,12 @@
 """Sources of data, one file for each kind. Importing this package registers every built-in kind."""
 
 from scaling_testbed.data.sources import (  # noqa: F401
+    arithmetic,
     canaries,
     copy,
     filtered,
     huggingface,
+    in_context_tasks,
     markov,
     mixture,
     noise,

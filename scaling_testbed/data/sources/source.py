@@ -66,7 +66,7 @@ class Source:
     the loss. where_fields: the fields that messages show as its place. places: the fields that only say where files
     are; `inputs` lists these files. too_small: the advice in the message if a split has no document. knows_entropy:
     whether the manifest has the entropy rate. online_rule: how the weights of the parts follow from losses; None if
-    they do not.
+    they do not. group_names: see `groups`.
     """
 
     name: str = key("", "The name in front of prepared folders. It is no part of the identity of the data.")
@@ -85,6 +85,7 @@ class Source:
     knows_entropy: ClassVar[bool] = False
     online_rule: ClassVar[OnlineRule | None] = None
     masked: ClassVar[bool] = False
+    group_names: ClassVar[tuple[str, ...]] = ()
 
     @property
     def kind(self) -> str:
@@ -118,6 +119,17 @@ class Source:
     def without_documents(self) -> list[str]:
         """The kinds of the sources in this one of which it is known, without data, that no EOS ends a document."""
         return sorted({kind for part in self.parts().values() for kind in part.without_documents()})
+
+    def check_length(self, sequence_length: int) -> None:
+        """Raise ConfigError if the sequences of this source are not as long as those of a batch."""
+        for part in self.parts().values():
+            part.check_length(sequence_length)
+
+    def groups(self, numbers_N: np.ndarray, tokens_NS: np.ndarray) -> Mapping[str, np.ndarray]:
+        """The groups of targets whose accuracy is told apart: each of `group_names` -> whether each target is in it,
+        bool [N, S - 1]. numbers_N, tokens_NS: windows of the validation split. The targets are the tokens from the
+        second on."""
+        return {}
 
     def check_tokenizer(self, tokenizer: TokenizerConfig) -> None:
         """Raise ConfigError if the tokenizer does not suit this source."""
@@ -351,6 +363,17 @@ class RowSource(TextSource):
     @property
     def max_bad_share(self) -> float:
         return self.max_bad
+
+    def check_length(self, sequence_length: int) -> None:
+        """Raise ConfigError if the sequences of this source are not as long as those of a batch."""
+        for part in self.parts().values():
+            part.check_length(sequence_length)
+
+    def groups(self, numbers_N: np.ndarray, tokens_NS: np.ndarray) -> Mapping[str, np.ndarray]:
+        """The groups of targets whose accuracy is told apart: each of `group_names` -> whether each target is in it,
+        bool [N, S - 1]. numbers_N, tokens_NS: windows of the validation split. The targets are the tokens from the
+        second on."""
+        return {}
 
     def check_tokenizer(self, tokenizer: TokenizerConfig) -> None:
         super().check_tokenizer(tokenizer)

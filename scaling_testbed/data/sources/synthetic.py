@@ -29,24 +29,23 @@ def check_range(field: str, value, low, high=math.inf) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SyntheticSource(Source):
-    """The base of the synthetic sources."""
+class GeneratedSource(Source):
+    """The base of the sources whose tokens a program makes."""
 
-    name: str = "synthetic"
-    vocab_size: int = key(32, "The number of symbols.")
-    n_tokens: int = key(4_000_000, "Tokens of the train split.")
-    n_validation_tokens: int = key(200_000, "Tokens of the validation split.")
+    name: str = "generated"
     seed: int = key(0, "The seed of the source. It is not the seed of the run.")
 
     knows_entropy = True
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of symbols."""
+        raise NotImplementedError
 
     def without_documents(self) -> list[str]:
         return [self.kind]
 
     def __post_init__(self):
-        check_range("vocab_size", self.vocab_size, 2, MAX_VOCABULARY)
-        check_range("n_tokens", self.n_tokens, 1, MAX_TOKENS)
-        check_range("n_validation_tokens", self.n_validation_tokens, 1, MAX_TOKENS)
         check_range("seed", self.seed, 0)
 
     def inputs(self) -> dict[str, list[str]]:
@@ -60,8 +59,7 @@ class SyntheticSource(Source):
                 mask = self.mask(split) if self.masked else None
             except MemoryError:
                 raise UserError(
-                    f"data={self.name}: {self._length(split):,} tokens of {split} do not fit into memory; lower "
-                    "data.n_tokens or data.n_validation_tokens"
+                    f"data={self.name}: the tokens of {split} do not fit into memory; ask for fewer of them"
                 ) from None
             writer = ShardWriter(job.work, f"{split}-00000", self.vocab_size, masked=self.masked)
             writer.write(tokens, self.name, mask)
@@ -95,6 +93,22 @@ class SyntheticSource(Source):
     def n_documents(self, n_tokens: int) -> int:
         """The number of documents that the manifest records for a stream."""
         return 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class SyntheticSource(GeneratedSource):
+    """The base of the sources of so many symbols and tokens."""
+
+    name: str = "synthetic"
+    vocab_size: int = key(32, "The number of symbols.")  # in place of the property
+    n_tokens: int = key(4_000_000, "Tokens of the train split.")
+    n_validation_tokens: int = key(200_000, "Tokens of the validation split.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_range("vocab_size", self.vocab_size, 2, MAX_VOCABULARY)
+        check_range("n_tokens", self.n_tokens, 1, MAX_TOKENS)
+        check_range("n_validation_tokens", self.n_validation_tokens, 1, MAX_TOKENS)
 
     def _length(self, split: str) -> int:
         return self.n_tokens if split == "train" else self.n_validation_tokens
