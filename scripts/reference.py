@@ -34,6 +34,26 @@ WORDS = (AGREES, DISAGREES, NO_DIFFERENCE, CANNOT_TELL)
 IDENTITY = {True: "yes", False: "no", "if_set": "if set"}
 
 
+# Title, authors, arXiv number; what of the paper is here; a command, or where its recipe is; what was measured.
+METHODS = (
+    ("Deep learning on a data diet", "Paul et al. 2021", "2107.07075", "EL2N and the gradient norm of documents",
+     "[`score_documents`](evaluation.md#scores-of-documents)", "no claim; the study document_selection chooses by the "
+     "losses of the same table"),
+    ("Influence scores at scale for efficient language data sampling", "Anand et al. 2023", "2311.16298",
+     "the same table by several runs", "[`score_documents`](evaluation.md#scores-of-documents)", "no claim"),
+    ("Softplus attention with re-weighting boosts length extrapolation", "Gao and Spratling 2025", "2501.13428",
+     "LSSA and LSSAR", "[recipe](extending.md#a-normaliser-of-attention-that-reads-longer-texts)", "a table of lengths "
+     "at the recipe: neither is flat beyond the length in training, and a softmax with a window is better"),
+    ("Cross-entropy loss functions: theoretical analysis and applications", "Mao, Mohri and Zhong 2023", "2304.07288",
+     "comp-sum losses", "[recipe](extending.md#an-objective)", "gradients equal the formula; no run is filed"),
+    ("Rethinking fine-tuning when scaling test-time compute", "Chen et al. 2025", "2502.07154",
+     "pass@N, arithmetic problems, direct coverage optimization",
+     "[recipe](extending.md#an-objective-over-whole-sequences)", "gradients equal the formula; no run is filed"),
+    ("Revisiting discriminative vs. generative classifiers", "Zheng et al. 2023", "2302.02334",
+     "naive Bayes and logistic regression on frozen states", "[`probe`](evaluation.md)", "no claim"),
+)  # fmt: skip
+
+
 def pages() -> dict[str, str]:
     """Path from the project's folder -> content of every generated file."""
     return {
@@ -135,7 +155,12 @@ The claims on over-training were also judged by the runs that the authors publis
             command = f"`python -m scaling_testbed.sweep run sweep={one.sweeps[0]}{_small_scale(one.sweeps[0])}`"
             rows.append([one.figure, _cell(one.question), sweeps, "; ".join(run) or "not run yet", command])
         text += _table(["in the paper", "question", "sweep", "study and verdicts", "command"], rows).rstrip() + "\n"
-    return GENERATED + text
+    text += "\n## Methods without a study\n\nWhat is here of further papers, without a claim of theirs that was judged.\n\n"
+    rows = [
+        [f"{title} ({authors}, [arXiv {number}](https://arxiv.org/abs/{number}))", what, where, measured]
+        for title, authors, number, what, where, measured in METHODS
+    ]
+    return GENERATED + text + _table(["paper", "here", "command or recipe", "measured"], rows).rstrip() + "\n"
 
 
 def _outcome(name: str, verdicts: Iterable[tuple[Claim, Verdict]]) -> str:
