@@ -155,7 +155,8 @@ The claims on over-training were also judged by the runs that the authors publis
             command = f"`python -m scaling_testbed.sweep run sweep={one.sweeps[0]}{_small_scale(one.sweeps[0])}`"
             rows.append([one.figure, _cell(one.question), sweeps, "; ".join(run) or "not run yet", command])
         text += _table(["in the paper", "question", "sweep", "study and verdicts", "command"], rows).rstrip() + "\n"
-    text += "\n## Methods without a study\n\nWhat is here of further papers, without a claim of theirs that was judged.\n\n"
+    text += "\n## Methods without a study\n\n"
+    text += "What is here of further papers, without a claim of theirs that was judged.\n\n"
     rows = [
         [f"{title} ({authors}, [arXiv {number}](https://arxiv.org/abs/{number}))", what, where, measured]
         for title, authors, number, what, where, measured in METHODS
