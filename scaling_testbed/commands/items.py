@@ -9,7 +9,7 @@ import typer
 from scaling_testbed.commands import output
 from scaling_testbed.commands.lengths import whole_numbers
 from scaling_testbed.commands.options import Average, Json, OutTable, RunDir, Step, out
-from scaling_testbed.commands.tasks import MaxLength, Models, Tasks, named_files
+from scaling_testbed.commands.tasks import MaxLength, Models, named_files
 from scaling_testbed.errors import ConfigError
 from scaling_testbed.row_files import ENDINGS
 
@@ -21,6 +21,10 @@ Temperatures = Annotated[
     str,
     typer.Option("--temperatures", metavar="X,X", show_default=True, help="each divides the logits of the samples"),
 ]
+OrAnswers = Annotated[
+    Sequence[Path],
+    typer.Argument(metavar="[TASK.jsonl]", help="files of tasks; none: the answers of the run's validation split"),
+]
 OutLikely = Annotated[
     Sequence[Path], out("save log P of each document and temperature: .csv, .json, .jsonl or .parquet")
 ]
@@ -28,7 +32,7 @@ OutLikely = Annotated[
 
 def pass_at(
     run_dir: RunDir,
-    tasks: Tasks,
+    tasks: OrAnswers = (),
     samples: Samples = "1,16,256",
     temperatures: Temperatures = "1",
     step: Step = None,
@@ -40,7 +44,11 @@ def pass_at(
     """pass@N of a checkpoint on tasks with one right text, exactly and without sampling.
 
     It is the mean of 1 - (1 - P)^N over the documents, with P the probability that a sample begins with the right
-    choice. The other choices of a document are not read."""
+    choice. The other choices of a document are not read.
+
+    Without a task, the documents are the answers in the validation split of the run's own data, where these leave
+    prompts out of the loss: data=arithmetic, data.prompt_field, data.answers_only. At most 2,000 are taken, spread
+    evenly."""
     asked = whole_numbers("--samples", samples)
     if min(asked) < 1 or len(set(asked)) < len(asked):
         raise ConfigError(f"--samples must be different whole numbers above zero; got {samples}")

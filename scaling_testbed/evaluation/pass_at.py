@@ -2,7 +2,7 @@
 
 A sample is right if it begins with the right text, token by token as the tokenizer writes it after the context. Its
 probability P is then the product of the probabilities of these tokens, and pass@N is the mean of 1 - (1 - P)^N over the
-documents, exactly.
+documents, exactly. Without a task, the documents are the answers of the run's own validation split (answers.py).
 
 Shapes in names: D documents.
 """
@@ -19,11 +19,13 @@ import numpy as np
 from scaling_testbed.config.run import RunConfig
 from scaling_testbed.data.tokenizers import load_tokenizer
 from scaling_testbed.errors import ConfigError, UserError
+from scaling_testbed.evaluation.answers import answers_of
 from scaling_testbed.evaluation.loading import load_model
 from scaling_testbed.evaluation.multiple_choice import ChoiceTask
 from scaling_testbed.evaluation.scoring import Questions, log_likelihoods, place_of
 from scaling_testbed.learning.loss_model import LossModel
 
+ANSWERS = "answers"  # of the validation split
 DEFINITION = (
     "pass@N is the mean over documents of 1 - (1 - P)^N, where P is the probability that a sample at this temperature\n"
     "begins with the right choice; se is the standard error of this mean. log_p is the mean of log P, in nats"
@@ -53,20 +55,27 @@ def likelihoods_of_right(
     max_length: int | None = None,
 ) -> tuple[int, list[Likely]]:
     """The step of a checkpoint of `run` in its `folder`, and log P of the right choice of each document of `tasks` at
-    each temperature. Arguments and errors are those of `scoring.score`; the wrong choices are not read."""
+    each temperature; without tasks, of each answer of its validation split, as the task ANSWERS. Arguments and errors
+    are those of `scoring.score` and `answers_of`; the wrong choices are not read."""
     device, precision = place_of(run)
     step, model, data = load_model(run, folder, step=step, device=device, average=average)
-    questions = Questions.of(tasks, load_tokenizer(data.folder), max_length or run.batch.sequence_length)
-    documents = [(task.name, document) for task in tasks for document in task.documents]
-    right = [row[document.gold] for row, (_, document) in zip(questions.rows, documents, strict=True)]
+    length = max_length or run.batch.sequence_length
+    if tasks:
+        questions = Questions.of(tasks, load_tokenizer(data.folder), length)
+        documents = [(task.name, document) for task in tasks for document in task.documents]
+        right = [row[document.gold] for row, (_, document) in zip(questions.rows, documents, strict=True)]
+        places = [(name, document.line) for name, document in documents]
+    else:
+        answers = answers_of(data, run.batch.sequence_length, length)
+        right, places = [one for _, one in answers], [(ANSWERS, number) for number, _ in answers]
     losses, found = LossModel(model, run.loss), []
     for temperature in temperatures:
         flat = log_likelihoods(losses, right, device=device, precision=precision, temperature=temperature)
         if not all(map(math.isfinite, flat)):
             raise UserError(f"step {step} of {folder} gives log-likelihoods that are not finite: has the run diverged?")
         found += [
-            Likely(name, document.line, temperature, min(log_p, 0.0), one.n_scored, one.truncated)
-            for (name, document), one, log_p in zip(documents, right, flat, strict=True)
+            Likely(name, line, temperature, min(log_p, 0.0), one.n_scored, one.truncated)
+            for (name, line), one, log_p in zip(places, right, flat, strict=True)
         ]
     return step, found
 
