@@ -42,6 +42,8 @@ PAPERS.add("document_selection", "scaling_testbed.papers.document_selection:PAPE
 PAPERS.add("distillation", "scaling_testbed.papers.distillation:PAPER", module=__name__)
 PAPERS.add("gpicl", "scaling_testbed.papers.gpicl:PAPER", module=__name__)
 PAPERS.add("skill_it", "scaling_testbed.papers.skill_it:PAPER", module=__name__)
+PAPERS.add("unlearning", "scaling_testbed.papers.unlearning:PAPER", module=__name__)
+PAPERS.add("secret_sharer", "scaling_testbed.papers.secret_sharer:PAPER", module=__name__)
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,9 @@ class Unlearning(Objective):
 
     forget: str = key("forget", "The source in data.sources that is to be forgotten.")
     retain_weight: float = key(
-        1.0, "The weight of the mean cross-entropy over the tokens of all other sources. 0: they are not trained on."
+        1.0,
+        "The weight of the mean cross-entropy over the tokens of all other sources. 0: they are not trained on. Where "
+        "data.weights gives them no rows, nothing is retained.",
     )
 
     by_document: ClassVar[bool] = True
@@ -119,11 +121,6 @@ class Unlearning(Objective):
             if not streams[source].rows:
                 raise ConfigError(f"objective.{name}={source} has no rows; give data.weights.{source} a number above 0")
         retained = [one for name, one in streams.items() if name not in sources and one.rows]
-        if self.retain_weight and not retained:
-            raise ConfigError(
-                f"objective.retain_weight={self.retain_weight:g} has no rows to retain; type objective.retain_weight=0,"
-                " or give another source a weight"
-            )
         targets = sum(one.rows * one.targets for one in streams.values())  # of a batch, by which a step divides
         begins, scales = {}, {}
         for name, source in self.roles.items():

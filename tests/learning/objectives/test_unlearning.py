@@ -206,11 +206,6 @@ def test_a_retain_weight_of_zero_trains_on_no_retained_token(batch, tmp_path):
     ("rows", "objective", "said"),
     [
         ({"bad": 0}, Ascent(forget="bad"), "objective.forget=bad has no rows; give data.weights.bad a number above 0"),
-        (
-            {"good": 0, "text": 0},
-            Ascent(forget="bad"),
-            "objective.retain_weight=1 has no rows to retain; type objective",
-        ),
         ({"good": 0}, FlatTV(forget="bad", template="good"), "objective.template=good has no rows"),
     ],
 )
