@@ -36,6 +36,7 @@ from scaling_testbed.data.watched import WatchedTokens
 from scaling_testbed.evaluation import comparison, multiple_choice
 from scaling_testbed.exporting.tokenizer import tokenizer_files
 from scaling_testbed.files import sha256_of
+from scaling_testbed.learning.objectives import npo
 from scaling_testbed.progress import ByteProgress
 from scaling_testbed.report import law as law_pages
 from scaling_testbed.runs import checkpoint, environment, lease
@@ -49,6 +50,7 @@ CALL = Hopeless(
     step=2, predicted_loss=5.0, predicted_low=4.5, predicted_high=5.5, predicted_n_runs=5, predicted_like="any",
     best_loss=3.0, best_run="abcdef012345", margin=0.05,
 )  # fmt: skip
+REFERENCE_OF = {"start": {"run_id": "0123456789ab", "step": 3}, "source": "forget", "data": "0123"}
 NOTHING = object()  # what a plain parser says where it cannot read
 
 
@@ -166,6 +168,19 @@ class _Verified:
         return path / ".verified.json"
 
     read = staticmethod(lambda path: tokens_of(path.parent))
+
+
+@reader("losses that an objective compares with", d.BYTES)
+class _ReferenceLosses:
+    @staticmethod
+    def make(folder):
+        npo.write_losses(folder / npo.FILE, np.arange(12.0).reshape(3, 4), REFERENCE_OF)
+        return folder / npo.FILE
+
+    @staticmethod
+    def read(path):
+        losses_NT, sha256 = npo.read_losses(path, REFERENCE_OF)
+        return [losses_NT.tolist(), sha256]
 
 
 @reader("documents of a filtered corpus", d.JSON)
