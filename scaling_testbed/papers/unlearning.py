@@ -2,10 +2,11 @@
 (NPO, arXiv 2404.05868) and by FLAT (arXiv 2410.11143), each judged against a model that never saw the strings and
 against one that only goes on training without them.
 
-The strings, the sizes and all limits are the testbed's own. They were declared before any run of the sweep, after
-exploratory runs of three arms with one other seed and a parent of 2,500 steps. There, held-out text cost 2.18 nats
-after training on retained text alone, 2.46 after ascent and 2.19 after FLAT, both with retained text; the strings cost
-3.5, 41.9 and 7.0, and 6.3 in the model that never saw them.
+The strings, the sizes and all limits are the testbed's own. They were declared before any run of the seeds 20 to 24,
+after all arms had been run with the seeds 10 to 12. There, held-out text cost 2.39 nats after training on retained text
+alone, 19.2 after ascent, 2.68 after ascent with retained text, 2.39 after NPO with it, and 5.02 and 2.40 after FLAT
+without and with it. The strings cost 3.8 nats, 52.9, 50.9, 5.2, 9.5 and 10.0, and 6.1 in the model that never saw them.
+So the claim about FLAT was expected to fail.
 """
 
 from collections.abc import Mapping
@@ -58,12 +59,14 @@ UNLEARNING = Experiment(
     question="Which objective forgets strings that a model knows by heart, and what does it cost?",
     group=[OBJECTIVE, RETAIN, STEPS],
     claims=[
-        Claim("Gradient ascent alone destroys the model: held-out text costs 5 nats per token more than after training "
-              "on retained text alone.", between(HELD_OUT, RETAIN_ONLY, arm("ascent", 0), margin=5.0)),
+        Claim("Gradient ascent alone destroys the model: held-out text costs 3 nats per token more than after training "
+              "on retained text alone.", between(HELD_OUT, RETAIN_ONLY, arm("ascent", 0), margin=3.0)),
         Claim("With retained text in the same step it still costs 0.2 nats more.",
               between(HELD_OUT, RETAIN_ONLY, arm("ascent", 1), margin=0.2)),
         Claim("NPO with retained text costs at most 0.05 nats.",
               between(HELD_OUT, RETAIN_ONLY, arm("npo", 1), margin=0.05, contrary=True)),
+        Claim("It ends nearer to the model that never saw the strings than training on retained text alone (here: by "
+              "0.5 nats).", between(DISTANCE, arm("npo", 1), RETAIN_ONLY, margin=0.5)),
         Claim("NPO without retained text ends far nearer to the model that never saw the strings than ascent (here: by "
               "5 nats).", between(DISTANCE, arm("npo", 0), arm("ascent", 0), margin=5.0)),
         Claim("FLAT with retained text ends nearer to the model that never saw the strings than training on retained "
