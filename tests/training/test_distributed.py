@@ -694,9 +694,9 @@ def test_a_run_can_begin_in_the_state_of_a_run_of_any_kind(two):
     for kind in ("ddp", "fsdp"):  # rows to forget and to retain on each rank
         npo, alone = two.row(f"{kind}_npo"), two.row("single_npo")
         assert npo["val_loss_by_set"] == pytest.approx(alone["val_loss_by_set"], rel=1e-6)
-        lines = [line["train_objective"] for line in read_metrics(two.run_folder(f"{kind}_npo")) if "lr" in line]
+        lines = [line["train_objective"] for line in metrics(two.run_folder(f"{kind}_npo")) if "lr" in line]
         assert lines == pytest.approx(
-            [line["train_objective"] for line in read_metrics(two.run_folder("single_npo")) if "lr" in line], rel=1e-6
+            [line["train_objective"] for line in metrics(two.run_folder("single_npo")) if "lr" in line], rel=1e-6
         )
     assert two.row("fsdp_weights")["val_loss"] == pytest.approx(two.row("single_weights")["val_loss"], rel=1e-6)
     assert two.row("fsdp_grown")["val_loss"] == pytest.approx(two.row("single_grown")["val_loss"], rel=1e-6)
