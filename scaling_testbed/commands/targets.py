@@ -36,8 +36,8 @@ def prepare_targets(
 ) -> None:
     """Store the likeliest next tokens by a finished run at each position of its training sequences.
 
-    The targets are for objective=distill (docs/distillation.md). Without --data they are of the run's own data. A pass that was
-    stopped goes on by the same command, and targets that are there are found."""
+    The targets are for objective=distill (docs/distillation.md). Without --data they are of the run's own data. A pass
+    that was stopped goes on by the same command, and targets that are there are found."""
     if top_k < 1:
         raise ConfigError(f"--top-k must be greater than zero; got {top_k}")
     check_positive("--temperature", temperature)

@@ -20,6 +20,7 @@ from scaling_testbed.training import run as trainer
 from scaling_testbed.training.data import open_training_batches
 from scaling_testbed.training.run import train
 from tests.training.conftest import TINY, StopAt, load_latest, metrics
+from tests.training.test_distributed import EVALUATED, Launch
 from tests.training.test_documents import text  # noqa: F401
 from tests.training.test_run import assert_same_bits, assert_same_weights
 
@@ -107,6 +108,25 @@ def test_other_placements_learn_the_same(trained, teacher, stored, kind, more):
     row, _ = trained(*words)
     other, _ = trained(*words, more, runs="other")
     assert other["val_loss"] == pytest.approx(row["val_loss"], rel=1e-4)
+
+
+def test_two_processes_learn_what_one_does(trained, teacher, stored, tmp_path, python):
+    kinds = {"online": online(teacher), "stored": from_stored(stored)}
+    runs = Launch(tmp_path, python)
+    for placement in ("ddp", "fsdp"):
+        for kind, words in kinds.items():
+            runs.add(f"{placement}_{kind}", f"parallelism={placement}", *words)
+    said, status = runs.start(2)
+    assert status == 0, said
+    for kind, words in kinds.items():
+        row, folder = trained(*EVALUATED, *words, runs=kind)
+        alone = [line["train_objective"] for line in metrics(folder) if "lr" in line]
+        for placement in ("ddp", "fsdp"):
+            name = f"{placement}_{kind}"
+            assert [rank["status"] for rank in runs.said(name)] == [0, 0], runs.said(name)
+            found = [line["train_objective"] for line in metrics(runs.run_folder(name)) if "lr" in line]
+            assert found == pytest.approx(alone, rel=1e-4)  # the order of sums differs
+            assert runs.row(name)["flops"] == row["flops"] and runs.row(name)["teacher"] == row["teacher"]
 
 
 def test_an_online_teacher_costs_its_forward_pass_and_its_weights(tiny, trained, teacher, stored):
