@@ -3,9 +3,13 @@ by the outputs of a teacher, and every later training on them gains without more
 
 The paper trains classifiers of images. Here a language model learns from a larger one: from all of its probabilities
 (Hinton et al. 2015, arXiv 1503.02531), or from the stored four likeliest tokens, with the rest as one bucket, which is
-the testbed's own. A student is judged at equal tokens, and against cross-entropy for twice the steps. Margins and seeds
-were declared before any run of the sweep, after probes on another corpus with one or two seeds. There cross-entropy
-ended at 2.09, half of the loss on all probabilities at 2.02, all of it at 1.99, and half on four stored tokens at 2.03.
+the testbed's own. A student is judged at equal tokens, and against cross-entropy for twice the steps.
+
+Margins and seeds were declared before any run with these seeds, after a first round with the seeds 0, 1 and 2. It had
+been declared too, with a deviation of a seed of 0.01 nats, which was 0.03, so it could tell nothing. Its means:
+cross-entropy 2.181, for twice the steps 2.019; all probabilities of the teachers of width 16, 32 and 64 2.140, 2.076 and
+2.071; half of the loss on all of them 2.102, on four stored tokens 2.130; all of the loss on four stored tokens 2.267.
+So the third claim is expected to disagree.
 """
 
 from scaling_testbed.papers import measures as of
@@ -37,8 +41,10 @@ STUDENTS = Experiment(
               compare(of.LOSS, ARM, "half_64", "half_top4_64", margin=0.03, contrary=True), source="here"),
         Claim("A teacher of width 64 teaches a student of width 16 better than one of its own size.",
               compare(of.LOSS, ARM, "kl_64", "kl_16"), source="here"),
-        Claim("It teaches better than one of width 32.",
-              compare(of.LOSS, ARM, "kl_64", "kl_32"), source="here"),
+        Claim("Over one of width 32 it gains at most 0.03 nats, although its own loss is lower by more.",
+              compare(of.LOSS, ARM, "kl_64", "kl_32", margin=0.03, contrary=True), source="here"),
+        Claim("All of the loss on four stored tokens ends higher than cross-entropy (here: by 0.03 nats).",
+              compare(of.LOSS, ARM, "ce", "top4_64", margin=0.03), source="here"),
     ],
 )  # fmt: skip
 
