@@ -7,7 +7,7 @@ the testbed's own. A student is judged at equal tokens, and against cross-entrop
 
 Margins and seeds were declared before any run with these seeds, after a first round with the seeds 0, 1 and 2. It had
 been declared too, with a deviation of a seed of 0.01 nats, which was 0.03, so it could tell nothing. Its means:
-cross-entropy 2.181, for twice the steps 2.019; all probabilities of the teachers of width 16, 32 and 64 2.140, 2.076 and
+cross-entropy 2.181, for twice the steps 2.019; all probabilities of teachers of width 16, 32 and 64 2.140, 2.076 and
 2.071; half of the loss on all of them 2.102, on four stored tokens 2.130; all of the loss on four stored tokens 2.267.
 So the third claim is expected to disagree.
 """
