@@ -101,7 +101,7 @@ def test_a_paper_that_is_not_loaded_is_one_line_that_lists_those_that_are(study,
     assert analyze.main(["report", str(place)]) == 2
     said = capsys.readouterr().err
     known = "small_scale_proxies, over_training, loss_trajectory, fixed_durations, resuming, sparse_pretraining, "
-    known += "growing, implicit_bias, document_selection, distillation, gpicl, skill_it"
+    known += "growing, implicit_bias, document_selection, distillation, gpicl, skill_it, unlearning, secret_sharer"
     assert f"paper must be one of {known}, or one of a loaded plug-in" in said
     assert said.count("\n") == 1
     assert f"sweep.json of {place}: " in said and "type --plugins MODULE_OR_FILE" in said
