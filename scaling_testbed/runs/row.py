@@ -213,6 +213,10 @@ class Row:
         "and n_tokens and flops of its training with its lineage. With stored targets top_k too, and pass_flops of the "
         "pass that made them. null without a teacher."
     )
+    reference_sha256: str | None = fact(
+        "The sha256 of the losses at the start that objective=npo compares with, which are in reference_losses.bin; "
+        "null with other objectives."
+    )
     git_commit: str | None = fact("The commit of the source, where it is known.")
     git_dirty: str | None = fact(
         "The hash of the uncommitted changes to the source, which are in uncommitted-HASH.diff; null without changes."

@@ -71,6 +71,7 @@ def make_row(parts: Parts, progress: Progress, records: Records, outcome: Outcom
         train_loss_last=progress.train_loss_last,
         diverged_at_step=outcome.diverged_at_step,
         skipped_steps=added.get("skipped_steps"),
+        reference_sha256=parts.objective.row.get("reference_sha256"),
         unigram_entropy_nats=manifest.get("unigram_entropy_nats"),
         entropy_rate_nats=manifest.get("entropy_rate_nats"),
         entropy_window_nats=window_entropy_nats(manifest, run.batch.sequence_length),

@@ -154,7 +154,7 @@ class Built:
     terms: Callable[[Given], LossTerms] | None = None
     beside: Any = None
     teacher: Mapping[str, Any] | None = None
-    row: Mapping[str, object] = field(default_factory=dict)
+    row: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
