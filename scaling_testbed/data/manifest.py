@@ -155,7 +155,7 @@ def _is_entropy(value: Any, vocab_size: int) -> bool:
     return _is((int, float), value) and -1e-9 <= value <= math.log(vocab_size) + 1e-6
 
 
-def files_of(record: dict) -> list[dict]:
+def entries_of(record: dict) -> list[dict]:
     """The entries of the files of a split: each shard, and after it its mask if it has one."""
     return [entry for shard in record["shards"] for entry in (shard, shard.get(MASK)) if entry is not None]
 

@@ -19,7 +19,7 @@ import numpy as np
 from scaling_testbed.data.manifest import (
     MASK,
     SPLITS,
-    files_of,
+    entries_of,
     fingerprint_of,
     read_manifest,
 )
@@ -226,7 +226,7 @@ def _same_tokens(shard: dict) -> list[Any]:
 
 def _files(manifest: dict) -> list[dict]:
     """The entries of all files of a prepared folder."""
-    return [entry for split in SPLITS for entry in files_of(manifest["splits"][split])]
+    return [entry for split in SPLITS for entry in entries_of(manifest["splits"][split])]
 
 
 def open_prepared(folder: Path | str, verify: bool = True) -> PreparedData:

@@ -12,6 +12,7 @@ from scaling_testbed.data.shards import TokenStream, changed_shard, open_prepare
 from scaling_testbed.data.sources.marked import Marked, parts_of
 from scaling_testbed.data.sources.mixture import MixtureConfig
 from scaling_testbed.data.sources.text_files import TextFilesConfig
+from scaling_testbed.data.sources.token_files import TokenFilesConfig
 from scaling_testbed.data.summary import describe
 from scaling_testbed.data.tokenizers import BpeConfig
 from scaling_testbed.errors import ConfigError, UserError
@@ -282,3 +283,56 @@ def test_parts_join_to_the_document_they_are_of():
     found = Marked.joined(parts)
     assert found == b"abcde" and found.targets == ((1, 3), (4, 5))
     assert parts_of(found) == [part for part in parts if part[0]] and parts_of(b"abc") == [(b"abc", True)]
+
+
+# ------------------------------------------------------------------------------------------------ token files
+
+
+def token_files(tmp_path, mask=None, **keys):
+    """A source of two files of 97 symbols with masks beside them; the mask of the train file unless it is given."""
+    draw = np.random.default_rng(0)
+    for split, n in (("train", 400), ("validation", 200)):
+        np.save(tmp_path / f"{split}.npy", draw.integers(97, size=n).astype(np.uint16))
+        counted = (draw.random(n) < 0.3).astype(np.uint8) if mask is None or split != "train" else mask
+        (tmp_path / f"{split}.npy.mask").write_bytes(counted.tobytes())
+    places = {split: str(tmp_path / f"{split}.npy") for split in ("train", "validation")}
+    return TokenFilesConfig(**places, vocab_size=97, masks=True, **keys)
+
+
+def test_token_files_have_masks_beside_them(prepared, tmp_path, monkeypatch):
+    monkeypatch.setattr("scaling_testbed.data.sources.token_files.BLOCK_BYTES", 64)
+    source = token_files(tmp_path, eos_id=int(np.random.default_rng(0).integers(97)))
+    data = prepared(source)
+    for split in ("train", "validation"):
+        stream, counted = getattr(data, split), np.fromfile(tmp_path / f"{split}.npy.mask", np.uint8)
+        assert np.array_equal(stream.counted(0, stream.n_tokens), counted == 1)
+        assert data.manifest["splits"][split]["n_targets"] == counted.sum()
+    tokens = np.load(tmp_path / "train.npy")[np.fromfile(tmp_path / "train.npy.mask", np.uint8) == 1]
+    share = np.unique(tokens, return_counts=True)[1] / len(tokens)
+    assert data.manifest["unigram_entropy_nats"] == pytest.approx(-(share * np.log(share)).sum())
+    assert source.inputs()["train masks"] == [str(tmp_path / "train.npy.mask")]
+    before = source.identity()
+    (tmp_path / "train.npy.mask").write_bytes(bytes(400))
+    assert source.identity() != before
+    with pytest.raises(UserError, match=r"train.npy.mask was changed while it was in use"):
+        data.check()
+
+
+@pytest.mark.parametrize(
+    ("mask", "said"),
+    [
+        (np.ones(399, np.uint8), "train.npy.mask: 399 bytes, but .*train.npy has 400 tokens; write a byte for each"),
+        (np.full(400, 2, np.uint8), "train.npy.mask: a byte is 2; write 1 where a token is a target"),
+        (np.zeros(400, np.uint8), "no token in train is a target of the loss"),
+    ],
+)
+def test_a_wrong_mask_of_a_token_file_is_named(prepared, tmp_path, mask, said):
+    with pytest.raises(UserError, match=said):
+        prepared(token_files(tmp_path, mask))
+
+
+def test_a_missing_mask_of_a_token_file_is_named(prepared, tmp_path):
+    source = token_files(tmp_path)
+    (tmp_path / "validation.npy.mask").unlink()
+    with pytest.raises(UserError, match="validation.npy.mask: needed beside .* because of data.masks=true"):
+        prepared(source)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from scaling_testbed.data.manifest import read_manifest, write_manifest
+from scaling_testbed.data.manifest import entries_of, read_manifest, write_manifest
 from scaling_testbed.data.preparing import inputs as files_of
 from scaling_testbed.data.preparing.tasks import (
     counts_of,
@@ -217,8 +217,8 @@ def _build(source, folder: Path, job: "_Job") -> None:
 
 def _hashed(manifest: dict) -> dict[str, str]:
     """Path -> sha256 of token files that stay in place."""
-    shards = [shard for split in SPLITS for shard in manifest["splits"][split]["shards"]]
-    return {shard["file"]: shard["sha256"] for shard in shards if os.path.isabs(shard["file"])}
+    entries = [entry for split in SPLITS for entry in entries_of(manifest["splits"][split])]
+    return {entry["file"]: entry["sha256"] for entry in entries if os.path.isabs(entry["file"])}
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from scaling_testbed.data.manifest import numpy_dtype
+from scaling_testbed.data.manifest import MASK, numpy_dtype
 from scaling_testbed.data.shards import HEADER_BYTES, HEADERS, SPLITS, parse_header
 from scaling_testbed.data.sources.reading import Tally, check_places, expand, file_identity
 from scaling_testbed.data.sources.source import SOURCES, Job, Source, token_record
@@ -82,7 +82,18 @@ class TokenFilesConfig(Source):
         identity=ADDED_LATER,
     )
 
+    masks: bool = key(
+        False,
+        "Whether beside each file FILE lies FILE.mask: for each of its tokens a byte, 1 where it is a target of the "
+        "loss, and 0 where it is none.",
+        identity=ADDED_LATER,
+    )
+
     places: ClassVar[tuple[str, ...]] = ("train", "validation")
+
+    @property
+    def masked(self) -> bool:  # type: ignore[override]  # it depends on the keys here
+        return self.masks
 
     def without_documents(self) -> list[str]:
         return [self.kind] if self.eos_id is None else []
@@ -117,17 +128,27 @@ class TokenFilesConfig(Source):
         trained_on = {os.path.realpath(path) for path in paths["train"]}
         if both := [path for path in paths["validation"] if os.path.realpath(path) in trained_on]:
             raise ConfigError(f"data.validation must not be in data.train too: {both[0]}")
-        record = {"kind": self.kind, "format": self.format, "vocab_size": self.vocab_size, **files}
+        record: dict[str, Any] = {
+            "kind": self.kind,
+            "format": self.format,
+            "vocab_size": self.vocab_size,
+            **files,
+        }
         if self.dtype is not None:
             record["dtype"] = self.dtype
         elif self.format in ("auto", "nanogpt"):
             record["type"] = "the only one"  # folders of earlier versions, which took all for uint16, are made again
         if self.eos_id is not None:
             record["eos_id"] = self.eos_id
+        if self.masks:
+            record["masks"] = {split: file_identity(list(map(mask_of, found)), "/") for split, found in paths.items()}
         return record
 
     def inputs(self) -> dict[str, list[str]]:
-        return {split: self.paths(split) for split in SPLITS}
+        found = {split: self.paths(split) for split in SPLITS}
+        if self.masks:
+            found |= {f"{split} masks": list(map(mask_of, paths)) for split, paths in found.items()}
+        return found
 
     def files_left_out(self) -> Tally:
         tally = Tally()
@@ -150,23 +171,27 @@ class TokenFilesConfig(Source):
         _check_that_splits_differ(paths, layouts)
         job.start(sum(layout.size for layout in layouts.values()))
         windows = Windows(ids for path in paths["validation"] for ids in _ids(path, layouts[path]))
-        splits, train_counts = {}, np.zeros(self.vocab_size, dtype=np.int64)
+        splits, train_counts, has_eos = {}, np.zeros(self.vocab_size, dtype=np.int64), False
         for split in SPLITS:
-            shards = []
+            shards, n_targets = [], 0
             for path in paths[split]:
-                entry, counts = scan(
-                    path, layouts[path], self.vocab_size, windows.look_at if split == "train" else None
-                )
+                look = windows.look_at if split == "train" else None
+                entry, counts = scan(path, layouts[path], self.vocab_size, look)
                 shards.append(entry)
+                has_eos |= split == "train" and self.eos_id is not None and counts[self.eos_id] > 0
+                if self.masks:
+                    entry[MASK], counts = scan_mask(path, layouts[path], self.vocab_size)
+                    n_targets += int(counts.sum())
                 train_counts += counts * (split == "train")
                 job.advance(entry["size"])
             documents = [n for path in paths[split] if (n := layouts[path].n_documents) is not None]
             n_documents = sum(documents) if len(documents) == len(shards) else None
             n_tokens = sum(shard["n_tokens"] for shard in shards)
-            splits[split] = {**token_record(n_tokens, n_documents), "shards": shards}
+            masked = {"n_targets": n_targets} if self.masks else {}
+            splits[split] = {**token_record(n_tokens, n_documents), **masked, "shards": shards}
         n_found = len(layouts) + tally.n_files
         reading = {"found": n_found, **tally.as_dict()}
-        if self.eos_id is not None and not train_counts[self.eos_id]:
+        if self.eos_id is not None and not has_eos:
             raise UserError(f"data.eos_id={self.eos_id} is in no file of data.train; give the id that ends a document")
         return self.manifest(splits, train_counts, eos_id=self.eos_id, reading=reading, documents=windows.as_dict())
 
@@ -448,3 +473,31 @@ def scan(
         raise UserError(f"{path}: the file grew while it was read; run the command again")
     entry = {"file": path, "format": layout.format, "dtype": layout.dtype, "offset": layout.offset}
     return {**entry, "n_tokens": layout.n_tokens, "size": layout.size, "sha256": content.hexdigest()}, counts
+
+
+def mask_of(path: str) -> str:
+    """The path of the mask of a token file. Raises UserError if there is none."""
+    found = f"{path}.mask"
+    if not os.path.isfile(found):
+        raise UserError(f"{found}: needed beside {path} because of data.masks=true, but there is no such file")
+    return found
+
+
+def scan_mask(path: str, layout: Layout, vocab_size: int) -> tuple[dict, np.ndarray]:
+    """Read the mask of a token file once. Return its manifest entry, and the counts of each id among the targets.
+
+    Raises UserError that names the mask if it has not a byte for each token, or one that is neither 0 nor 1.
+    """
+    file, content, counts = mask_of(path), hashlib.sha256(), np.zeros(vocab_size, dtype=np.int64)
+    if (size := os.path.getsize(file)) != layout.n_tokens:
+        raise UserError(f"{file}: {size:,} bytes, but {path} has {layout.n_tokens:,} tokens; write a byte for each")
+    start = 0
+    for ids in _ids(path, layout):
+        mask = np.concatenate([np.frombuffer(block, np.uint8) for block in _blocks(file, start, len(ids))])
+        if mask.max(initial=0) > 1:
+            raise UserError(f"{file}: a byte is {mask.max()}; write 1 where a token is a target of the loss, else 0")
+        content.update(mask.tobytes())
+        counts += np.bincount(ids[mask == 1].astype(np.int64, copy=False), minlength=vocab_size)
+        start += len(ids)
+    entry = {"file": file, "format": MASK, "dtype": "uint8", "offset": 0}
+    return {**entry, "n_tokens": layout.n_tokens, "size": size, "sha256": content.hexdigest()}, counts
