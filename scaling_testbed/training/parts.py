@@ -181,6 +181,8 @@ def build_parts(run: RunConfig, folder: RunFolder, processes: Processes, *, quie
     )
     around = surroundings(run, folder, processes, sets[MAIN_SET], batches, (config, loss, device, precision))
     objective = run.objective.build(around)
+    if objective.teacher is not None:
+        processes.check_alike({"the sha256 of the teacher's weights": objective.teacher["weights_sha256"]})
     batches.lay_beside(objective.beside)
     if run.compute.cuda_graph is True and (reason := batches.why_targets_vary):
         raise ConfigError(f"compute.cuda_graph=true cannot be: {_VARY.format(reason)}; use compute.cuda_graph=auto")

@@ -36,8 +36,10 @@ def surroundings(
         device=device,
         precision=precision,
         on_main=processes.on_main,
-        load_model=lambda path, step: frozen_model(path, step=step, device=device, data=data),
-        open_targets=lambda path: open_targets_of(run, path, data),
+        load_model=lambda path, step: processes.together(
+            lambda: frozen_model(path, step=step, device=device, data=data)
+        ),
+        open_targets=lambda path: processes.together(lambda: open_targets_of(run, path, data)),
         streams=_streams(run, data, batches),
         start=None if start.run is None else {"run_id": start.run_id, "step": start.number},
         losses_at_start=lambda: _losses_at_start(run, data, paths),

@@ -131,7 +131,7 @@ class Surroundings:
     run. streams: of the sources of a mixture by name, else of the only one. start: the run_id and the step of the run
     in whose state this one begins, or None. losses_at_start: loads the weights of that run, and gives a function from
     batches (data.cutting.Batch) to the cross-entropy ce_BT of each target under these weights, 0 where there is none,
-    as an array. It raises UserError if they are not there.
+    as an array. It raises UserError if they are not there. All processes must call load_model and open_targets.
     """
 
     folder: Path
