@@ -134,6 +134,7 @@ def make_update(parts: Parts, given: Inputs, interrupts: Interrupts, rows: int) 
     measured = is_measured(parts, given.step)
     at_once = measured or parts.bad is None
     n_tokens = given.n_tokens
+    divisor = parts.objective.divisor or n_tokens
     ce = z_loss = objective = torch.zeros((), device=parts.device)
     for intervention in interventions:
         intervention.before_update(given.step, parts.steps)
@@ -147,7 +148,7 @@ def make_update(parts: Parts, given: Inputs, interrupts: Interrupts, rows: int) 
                 with autocast(parts.device, parts.precision):
                     terms = parts.placed.forward(*micro_batch.tensors, beside=micro_batch.beside)
                 # Gradients are averaged over ranks, while each rank's loss is its part of a sum.
-                (terms.loss / (n_tokens / processes.world.size)).backward()
+                (terms.loss / (divisor / processes.world.size)).backward()
             ce, z_loss = ce + terms.ce, z_loss + terms.z_loss
             objective = objective + (terms.ce if terms.objective is None else terms.objective.detach())
     except (RuntimeError, MemoryError, OSError) as error:
@@ -295,7 +296,7 @@ class Queue:
         return Update(
             train_loss=ce_sum / made.n_tokens,
             train_z_loss=z_loss_sum / made.n_tokens,
-            train_objective=objective[0] / made.n_tokens if objective else None,
+            train_objective=objective[0] / (self._parts.objective.divisor or made.n_tokens) if objective else None,
             lr=rate(self._parts, step),
             grad_norm=grad_norm,
             clip_coefficient=clip_coefficient(grad_norm, self._parts.run.optimizer.clip_norm),

@@ -10,6 +10,8 @@ import torch
 
 from scaling_testbed.config.compose import compose_many, recorded_run
 from scaling_testbed.config.run import run_folder_path
+from scaling_testbed.data.batches import TrainingBatches
+from scaling_testbed.data.cutting import of_all
 from scaling_testbed.data.shards import open_prepared
 from scaling_testbed.errors import UserError
 from scaling_testbed.evaluation.loading import build_anywhere
@@ -93,6 +95,25 @@ def test_a_stopped_run_goes_on_to_the_bit_without_its_parent(parent, trained, tm
     again, _ = trained(*words, runs="stopped")
     assert again["status"] == "finished"
     assert_same_bits(whole, folder)
+
+
+def test_a_mean_divides_by_what_a_batch_has_on_average_and_not_by_its_own_targets(trained, tmp_path):
+    """So a document weighs the same in each step, also where a mask leaves few or many targets in the others."""
+    file = tmp_path / "pairs.jsonl"
+    pairs = [{"question": "q" * (1 + n * 7 % 29), "text": "answer" * (1 + n % 3)} for n in range(200)]
+    file.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    bad, text = (f"{{name: text_files, files: {file}{more}}}" for more in (", prompt_field: question", ""))
+    words = ["data=mixture", "tokenizer=bytes", f"data.sources={{bad: {bad}, text: {text}}}"]
+    words += ["data.weights={bad: 1, text: 0}", "objective=ascent", "objective.forget=bad", "objective.retain_weight=0"]
+    row, folder = trained(*words)
+    data = open_prepared(folder.parents[2] / "data" / row["data_folder"])
+    batches = TrainingBatches({"bad": data.sources()["bad"].train}, sequence_length=16, sequences=8, seed=0)
+    cut = batches.cuts["bad"]
+    mean = 8 * of_all(cut.each_targets, cut.number) / cut.number
+    targets = [batches.targets(step) for step in range(12)]
+    assert max(targets) > 1.1 * min(targets)
+    for line, n_targets in zip([line for line in metrics(folder) if "train_loss" in line], targets, strict=True):
+        assert line["train_objective"] == pytest.approx(-line["train_loss"] * n_targets / mean, rel=1e-5)
 
 
 def test_micro_batches_change_nothing_but_rounding(parent, trained):

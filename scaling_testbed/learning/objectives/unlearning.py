@@ -13,6 +13,7 @@ Shapes in names: N and B sequences, T positions.
 from __future__ import annotations
 
 import abc
+import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -121,7 +122,7 @@ class Unlearning(Objective):
             if not streams[source].rows:
                 raise ConfigError(f"objective.{name}={source} has no rows; give data.weights.{source} a number above 0")
         retained = [one for name, one in streams.items() if name not in sources and one.rows]
-        targets = sum(one.rows * one.targets for one in streams.values())  # of a batch, by which a step divides
+        targets = sum(one.rows * one.targets for one in streams.values())  # of a batch
         begins, scales = {}, {}
         for name, source in self.roles.items():
             begins[source], n_documents = documents_of(streams[source])
@@ -131,7 +132,8 @@ class Unlearning(Objective):
         scale = self.retain_weight * targets / of_retained if retained else 0.0
         more, row = self.arrays(surroundings)
         beside = Beside({source: code for code, source in enumerate(sources, 1)}, begins, self.forget, more)
-        return Built(terms=lambda given: self._terms(given, scale, scales), beside=beside, row=row)
+        terms = functools.partial(self._terms, scale=scale, scales=scales)
+        return Built(terms=terms, divisor=targets, beside=beside, row=row)
 
     def _terms(self, given: Given, scale: float, scales: Mapping[str, float]) -> LossTerms:
         """The terms of a micro-batch. scale: of each retained token. scales: of each document or token with a role."""
