@@ -3,6 +3,7 @@
 Shapes in names: N tokens, K of the vocabulary.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,8 +122,8 @@ def prepare_targets(
     layout = Layout(n_sequences=cut.number, length=length, top_k=top_k, vocab_size=data.vocab_size)
     if layout.n_bytes > max_bytes:
         raise ConfigError(
-            f"the targets need {layout.n_bytes / 2**30:,.2f} GiB, and --max-gib allows {max_bytes / 2**30:,.2f}; give "
-            f"--max-gib {layout.n_bytes / 2**30 + 0.005:.2f} or a smaller --top-k"
+            f"the targets need {layout.n_bytes / 2**30:,.3g} GiB, and --max-gib allows {max_bytes / 2**30:,.3g}; give "
+            f"--max-gib {math.ceil(layout.n_bytes / 2**30 * 1000) / 1000:g} or a smaller --top-k"
         )
     about = {
         "teacher": teacher.about,

@@ -244,6 +244,7 @@ def test_a_mixture_keeps_the_masks_of_its_sources(prepared, tmp_path):
         ({"text": CHAT[:1]}, {"held_out": CHAT[2:3], "answers_only": True}, UserError, "no token in train is a target"),
         ({"text": "a"}, {"prompt_field": "q", "answers_only": True}, ConfigError, "answers_only is for lists"),
         ({"text": "a"}, {"prompt_field": "q", "ids_field": "i"}, ConfigError, "prompt_field cannot be with ids_field"),
+        ({"text": "a"}, {"prompt_field": "text"}, ConfigError, "prompt_field and text_field are both 'text'"),
         ({"text": "a"}, {"prompt_field": " "}, ConfigError, "prompt_field must name a field"),
     ],
 )  # fmt: skip

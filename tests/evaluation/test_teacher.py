@@ -163,7 +163,7 @@ def test_what_is_damaged_or_cannot_be_a_teacher_is_one_line(whole, trained, on, 
     row = json.loads((stopped / "result.json").read_text())
     (stopped / "result.json").write_text(json.dumps(row | {"status": "preempted", "error": "stopped by SIGTERM"}))
     for run_dir, more, status, message in [
-        (folder, ["--max-gib", "0.0001"], 2, "the targets need 0.00 GiB"),
+        (folder, ["--max-gib", "0.0001"], 2, "and --max-gib allows 0.0001; give --max-gib 0.001 or a smaller --top-k"),
         (folder, ["--top-k", "9999"], 2, "below the vocabulary; got 9999"),
         (folder, ["--top-k", "0"], 2, "--top-k must be greater than zero"),
         (folder, ["--temperature", "0"], 2, "--temperature must be greater than zero"),

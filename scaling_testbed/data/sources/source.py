@@ -340,6 +340,11 @@ class RowSource(TextSource):
             raise ConfigError("vocab_size needs ids_field, because a tokenizer has a vocabulary of its own")
         if self.prompt_field is not None and self.answers_only:
             raise ConfigError("answers_only is for lists of messages, and prompt_field for texts; leave one out")
+        if self.prompt_field is not None and self.prompt_field == self.text_field:
+            raise ConfigError(
+                f"prompt_field and text_field are both {self.text_field!r}, so that each answer would stand in its "
+                "prompt; name two fields"
+            )
         for name in ("prompt_field", "answers_only"):
             if self.ids_field is not None and getattr(self, name):
                 raise ConfigError(f"{name} cannot be with ids_field, which holds no text; leave one out")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from scaling_testbed.errors import ConfigError, UserError, check_positive, listed
-from scaling_testbed.files import read_json, read_yaml
+from scaling_testbed.files import MissingFile, read_json, read_yaml
 from scaling_testbed.keys import EXECUTION_ONLY, key
 from scaling_testbed.learning.objectives.base import OBJECTIVES, Asked, Built, Given, Objective, Surroundings
 from scaling_testbed.model.config import ModelConfig
@@ -192,7 +192,11 @@ class DistillObjective(Objective):
 
 def _manifest(folder: Path) -> dict[str, Any]:
     """What objective.targets says of itself. Its hash is checked when it is opened."""
-    found: dict[str, Any] = read_json(folder / "manifest.json", advice="make the targets by `analyze prepare_targets`")
+    again = "make the targets by `analyze prepare_targets`, which goes on where it was stopped"
+    try:
+        found: dict[str, Any] = read_json(folder / "manifest.json", advice=again)
+    except MissingFile as error:
+        raise ConfigError(f"objective.targets={folder} has no whole targets: {error}; {again}") from None
     try:
         return {"fingerprint": found["fingerprint"], "teacher": {k: found["teacher"][k] for k in ("run_id", "step")}}
     except (LookupError, TypeError):
