@@ -149,8 +149,8 @@ class Surroundings:
 class Built:
     """An objective at work. terms: of a micro-batch; None: the cross-entropy. divisor: what a step divides the sum over
     its batch by, a number that all steps share; None: the number of targets of the batch. beside: what batches have
-    beside the tokens (data.batches.Beside), or None. row: the fields that it adds to the run's row. teacher: what row and
-    checkpoints record of a finished run that it learns from, with its weights_sha256; None if there is none."""
+    beside the tokens (data.batches.Beside), or None. row: the fields that it adds to the run's row. teacher: what row
+    and checkpoints record of a finished run that it learns from, with its weights_sha256; None if there is none."""
 
     terms: Callable[[Given], LossTerms] | None = None
     divisor: float | None = None
