@@ -73,6 +73,20 @@ def row_of(entry: dict[str, list[str | None]], values: Sequence[str | None]) -> 
     return {key: value for key, value in zip(entry, values, strict=True) if value is not None}
 
 
+def telling_apart(entry: dict[str, list[str | None]]) -> list[str]:
+    """The keys that tell the rows of keys that move together apart: the leading one and, where rows have the same value
+    of it, others in their order."""
+
+    def kinds(keys: Sequence[str]) -> int:
+        return len(set(zip(*(entry[key] for key in keys), strict=True)))
+
+    found: list[str] = []
+    for key in entry:
+        if not found or kinds([*found, key]) > kinds(found):
+            found.append(key)
+    return found
+
+
 def column_slot(key: str, values: Sequence[str | None]) -> tuple[str, bool]:
     """What a column of values sets, as slot_of."""
     return slot_of(f"{key}={next(value for value in values if value is not None)}")

@@ -27,6 +27,7 @@ from scaling_testbed.processes.world import World, check_world
 from scaling_testbed.progress import say
 from scaling_testbed.runs.environment import source_state
 from scaling_testbed.runs.row import is_number
+from scaling_testbed.sweeps.columns import telling_apart
 from scaling_testbed.sweeps.gpu_memory import ASSUMED_GIB, fits, fitting, fitting_overrides, planned_memory
 from scaling_testbed.sweeps.grid import Sweep, overrides_before
 from scaling_testbed.sweeps.rules import with_values
@@ -148,10 +149,10 @@ def plan(
 
     found: dict[str, PlannedRun] = {}
     folders: set[str] = set()
-    followers = {key for entry in sweep.together for key in list(entry)[1:]}  # the leading key identifies them
-    shown = [key for key in points[0] if key not in followers]
-    varied = [key for key in shown if len({point[key] for point in points}) > 1]
-    shown_points = [{key: point[key] for key in varied} for point in points]
+    hidden = {key for entry in sweep.together for key in entry if key not in telling_apart(entry)}
+    keys = dict.fromkeys(key for point in points for key in point)
+    varied = [key for key in keys if key not in hidden and len({point.get(key) for point in points}) > 1]
+    shown_points = [{key: point[key] for key in varied if key in point} for point in points]
     members = _members(sweep, lists, shown_points, resolved)
     for member in members:
         run = member.run

@@ -42,6 +42,13 @@ def test_composing_many_gives_what_composing_each_gives(hydra_composes_all_words
         compose_many([lists[0], ["optimizer.lrr=1"]])
 
 
+def test_no_two_runs_of_a_sweep_look_alike_where_the_leading_key_has_a_value_twice():
+    for name in ("online_mixtures", "unlearning"):
+        runs, _ = planned(name)
+        assert len({run.label for run in runs}) == len(runs)
+        assert all("data.weights" in run.varied for run in runs)
+
+
 def test_the_testbed_of_104_models_is_planned_as_published():
     if not PUBLISHED.is_dir():
         pytest.skip("the published runs are not at hand")
