@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from scaling_testbed import analyze
 from scaling_testbed.config.compose import compose_many, recorded_run
 from scaling_testbed.config.run import run_folder_path
-from scaling_testbed.data.sources.in_context_tasks import GROUPS
+from scaling_testbed.data.sources.in_context_tasks import GROUPS, UNSEEN
 from scaling_testbed.errors import UserError
 from scaling_testbed.evaluation.loading import load_model
 from scaling_testbed.evaluation.statistics import ratio_of_sums
@@ -44,6 +44,7 @@ def by_hand(folder):
     run = recorded_run(folder)
     _, model, data = load_model(run, folder, step=None, device=torch.device("cpu"))
     found = {name: [] for name in GROUPS}
+    known = {tuple(run.data.table(task)) for task in range(run.data.n_tasks)}  # of few tables a new task can have one
     for number in range(60):
         tokens = torch.from_numpy(data.validation.read(number * 12, 12).astype(np.int64))
         with torch.no_grad():
@@ -51,7 +52,8 @@ def by_hand(folder):
         for place in range(3, 6):
             x, answer = int(tokens[2 * place]), tokens[2 * place + 1]
             seen = x in tokens[: 2 * place : 2].tolist()
-            name = f"{'train' if number < 30 else 'unseen'}_task_{'seen' if seen else 'new'}"
+            is_known = number < 30 or tuple(run.data.table(UNSEEN + number - 30)) in known
+            name = f"{'train' if is_known else 'unseen'}_task_{'seen' if seen else 'new'}"
             loss = F.cross_entropy(logits_TV[2 * place], answer).item()
             found[name].append((float(logits_TV[2 * place].argmax() == answer), loss))
     return found

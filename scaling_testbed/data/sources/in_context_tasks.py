@@ -8,6 +8,7 @@ answer up, where one token for x and one for y asks for more.
 Shapes in names: N sequences, P pairs of a sequence, K symbols.
 """
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -92,11 +93,12 @@ class InContextTasksConfig(GeneratedSource):
 
     def groups(self, numbers_N: np.ndarray, tokens_NS: np.ndarray) -> Mapping[str, np.ndarray]:
         """The answers in the second half of a sequence, by whether the task is one of the train split, and whether the
-        symbol was there before."""
+        symbol was there before. A new task can have the table of one of the train split, and is then no unseen one."""
         x_NP = tokens_NS[:, : 2 * self.pairs : 2]
         place_P = np.arange(self.pairs)
         seen_NP = ((x_NP[:, :, None] == x_NP[:, None, :]) & (place_P[:, None] > place_P)).any(2)
-        late_P, known_N1 = place_P >= self.pairs // 2, (numbers_N < self._n_known)[:, None]
+        late_P = place_P >= self.pairs // 2
+        known_N1 = np.array([self._is_known(number) for number in numbers_N.tolist()])[:, None]
         found = {}
         for name, kind_N1 in (("train_task", known_N1), ("unseen_task", ~known_N1)):
             for which, there_NP in (("seen", seen_NP), ("new", ~seen_NP)):
@@ -139,6 +141,14 @@ class InContextTasksConfig(GeneratedSource):
         log_choices = np.append(0, np.cumsum(np.log((n - k) / k)))
         p = np.exp(log_choices + np.arange(n) * math.log(q) + (n - 1 - np.arange(n)) * math.log1p(-q))
         return math.log(n) - float((p * np.log1p(np.arange(n))).sum())
+
+    def _is_known(self, number: int) -> bool:
+        """Whether the task of a validation sequence has a table of the train split."""
+        return number < self._n_known or self.table(UNSEEN + number - self._n_known).tobytes() in self._known_tables
+
+    @functools.cached_property
+    def _known_tables(self) -> frozenset[bytes]:
+        return frozenset(self.table(task).tobytes() for task in range(self.n_tasks))
 
     def _number(self, split: str) -> int:
         return self.n_sequences if split == "train" else self.n_validation_sequences

@@ -82,6 +82,21 @@ def test_groups_are_those_of_a_loop_over_answers():
             before.add(x)
 
 
+def test_a_new_task_with_a_table_of_the_train_split_is_no_unseen_one():
+    numbers = np.arange(10, 20)
+    for n_tasks, some in ((3, True), (100, False)):  # there are 8 tables, and 100 tasks have all
+        source = source_of(n_tasks=n_tasks, n_symbols=3, n_labels=2)
+        windows = source.tokens("validation").reshape(-1, 12)[numbers]
+        windows = np.concatenate([windows, windows[:, :1]], axis=1)
+        known = {tuple(source.table(task)) for task in range(n_tasks)}
+        is_new = [tuple(source.table(UNSEEN + number)) not in known for number in range(10)]
+        found = source.groups(numbers, windows)
+        in_unseen = (found["unseen_task_seen"] | found["unseen_task_new"]).any(1)
+        assert in_unseen.tolist() == is_new and any(is_new) == some and not all(is_new)
+        late = sum(found[name].sum(1) for name in GROUPS)
+        assert (late == 3).all()
+
+
 @pytest.mark.parametrize("n_tasks", [1, 2, 30])
 def test_the_lowest_loss_is_that_of_a_model_that_weighs_all_tables(n_tasks):
     """Means over random tables: the posterior over the tables of the train split, and a uniform label for a new symbol
