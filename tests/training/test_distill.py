@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 import torch
@@ -192,6 +193,10 @@ def test_what_cannot_teach_is_refused_in_one_line(tiny, trained, teacher, stored
     assert "is named by its run_id" in said(*online(tmp_path))
     gone = tmp_path / "0123456789ab"
     assert "is no finished run: there is no such folder" in said(*online(gone))
+    (gone / "result.json").parent.mkdir()
+    (gone / "result.json").write_text("{")
+    assert "is no finished run: its result.json is damaged" in said(*online(gone))
+    shutil.rmtree(gone)
     missing = said(*from_stored(gone))
     assert missing.startswith(f"objective.targets={gone} has no whole targets") and "prepare_targets" in missing
     assert "probabilities at 1; make targets with --temperature 2" in said(

@@ -17,6 +17,7 @@ NO_CONDITION |= {
     "start.step",
     "start.same_run",
 }  # each seed has a parent of its own; two runs of one seed are an error
+NO_CONDITION |= {"objective.teacher", "objective.targets"}  # places; teacher_run and fingerprint say what lies there
 RESULTS = ("run_id", "row", "status", "val_loss", "value", "name", "label", "n_params", SIZE)
 NO_CONDITION_IN = (
     "logging.",

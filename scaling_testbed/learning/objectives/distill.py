@@ -210,8 +210,10 @@ def _last(folder: Path) -> int:
         if row["status"] == "finished":
             return int(row["steps"])
         said = f"it is {row['status']}"
-    except (UserError, LookupError, TypeError, ValueError):
+    except MissingFile:
         said = "it has no row" if folder.is_dir() else "there is no such folder"
+    except (UserError, LookupError, TypeError, ValueError):
+        said = "its result.json is damaged"
     raise ConfigError(f"objective.teacher={folder} is no finished run: {said}")
 
 

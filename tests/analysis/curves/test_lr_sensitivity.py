@@ -292,6 +292,13 @@ def test_conditions_are_the_keys_that_vary_without_those_that_follow(study):
         grouping_keys(study(rows), ["no.such.key"])
 
 
+def test_the_place_of_a_teacher_is_no_condition_and_its_run_is(study):
+    moved = lambda condition, width, lr, seed: f"copy-{seed}/{condition['objective__teacher_run']}"  # noqa: E731
+    teachers = [{"objective__teacher_run": name} for name in ("a" * 12, "b" * 12)]
+    rows = grid(lambda *_: 3.0, teachers, seeds=(0, 1), objective__teacher=moved)
+    assert grouping_keys(study(rows)) == ["objective.teacher_run"]
+
+
 def test_rows_of_before_a_key_was_added_belong_to_the_curve_of_its_default(study, tmp_path):
     def chosen(c, w, lr, seed):
         return {} if seed else {"averaging.name": "none", "optimizer.clip_impl": "separate", "data.skip_steps": []}
