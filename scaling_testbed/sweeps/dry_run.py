@@ -13,7 +13,8 @@ from scaling_testbed.sweeps.gpu_memory import ASSUMED_GIB, GIB, fits, fitting_ov
 from scaling_testbed.sweeps.unusual import unusual
 
 GPUS = (1, 8, 64)
-OF_OPTIONS = ("averages", "interventions", "checkpoint")  # of Memory; they are shown only in a run that has some
+# Of Memory; they are shown only in a run that has some.
+OF_OPTIONS = ("averages", "objective", "interventions", "checkpoint")
 
 
 def describe_run(run: RunConfig, vocab_size: int, train_tokens: Mapping[str, int] | None = None) -> str:

@@ -148,6 +148,6 @@ def test_every_metric_of_a_run_is_in_the_reference_and_the_reference_names_no_ot
         letters = "/".join("BH"[: len(where.split("/"))]) if where else ""
         found.add("/".join(filter(None, (quantity, "TENSOR" if where in tensors else letters))))
     # This corpus has no tokenizer and is no mixture, and the objective is the cross-entropy; see test_tasks.py,
-    # test_online.py and test_objectives.py in tests/training.
-    of_others = {"error_by_task", "weights_by_source", "train_objective"}
+    # test_online.py and test_objectives.py in tests/training, and evaluation/test_target_groups.py.
+    of_others = {"error_by_task", "weights_by_source", "train_objective", "accuracy_by_group"}
     assert found | set(TIMING) | of_others == {metric.name for metric in (*STEP_METRICS, *DIAGNOSTICS)}
