@@ -218,7 +218,12 @@ def chunked_gradients(
     logits_type = dtype if want else ce_N.dtype
     C = chunk_rows(N, V * logits_type.itemsize, chunk_bytes, hidden.device)
     # Rows begin at multiples of 128 bytes for every vocabulary, so that a GPU reads whole cache lines.
-    buffer = torch.empty(C, -(-V // 64) * 64, dtype=logits_type, device=hidden.device)[:, :V]
+    padded = torch.empty(C, -(-V // 64) * 64, dtype=logits_type, device=hidden.device)
+    if not padded.is_cuda and logits_type != ce_N.dtype:
+        # oneDNN's bf16 products by AMX read what follows a row of the left factor, and multiply it by zero: a NaN that
+        # memory happens to hold there would be one in the gradient.
+        padded[:, V:] = 0
+    buffer = padded[:, :V]
     logits_CV = buffer
     for begin in range(0, N, C):
         chunk = slice(begin, min(begin + C, N))
@@ -235,7 +240,7 @@ def chunked_gradients(
             product(logits_CV.T, hidden[chunk], into.grad_VD, add=True, scale=into.scale)
     if want_weight and N == 0:
         grad_weight_VD.zero_()
-    del buffer, logits_CV  # frees memory for the head's gradient in its own type
+    del padded, buffer, logits_CV  # frees memory for the head's gradient in its own type
     loss = summed(ce_N, log_z_N, z_loss, weights_N)
     return loss, ce_N, log_z_N, grad_hidden_ND, grad_weight_VD.to(weight_VD.dtype)
 

@@ -367,3 +367,21 @@ def test_triton_names_what_it_cannot_do(monkeypatch):
     monkeypatch.setattr(support, "INTERPRETED", False)
     with pytest.raises(RuntimeError, match="loss.impl=triton cannot run: it needs a CUDA GPU, not cpu"):
         cross_entropy.linear_cross_entropy(hidden, weight, targets)
+
+
+def test_what_memory_held_before_is_in_no_gradient_in_bf16(monkeypatch):
+    """Processors with AMX read the columns after the vocabulary."""
+    made, empty = [], torch.empty
+
+    def poisoned(*shape, **options):
+        made.append(empty(*shape, **options).fill_(float("nan")))
+        return made[-1]
+
+    hidden, weight = torch.randn(100, 32, requires_grad=True), torch.randn(257, 32, requires_grad=True)
+    monkeypatch.setattr(chunked.torch, "empty", poisoned)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = chunked.linear_cross_entropy(hidden, weight, torch.randint(257, (100,)))
+    found.loss.backward()
+    (logits,) = [tensor for tensor in made if tensor.dtype == torch.bfloat16 and tensor.shape[-1] == 320]
+    assert not logits[:, 257:].any()
+    assert hidden.grad.isfinite().all() and weight.grad.isfinite().all()
