@@ -76,10 +76,14 @@ def test_a_divergence_and_another_error_wait_for_the_checkpoint(trained, slow, m
     row, folder = trained(BESIDE, *diverges)
     assert row["status"] == "diverged" and slow[-1][0] == "end" and saved(folder)
 
-    def broken(*_):
-        raise UserError("the evaluation is broken")
+    found = [{}]  # of the evaluation at step 0; the next one is at step 5
 
-    monkeypatch.setattr(trainer, "evaluate", lambda parts, *_: {} if slow[-1][0] == "end" else broken())
+    def evaluate(*_):
+        if not found:
+            raise UserError("the evaluation is broken")
+        return found.pop()
+
+    monkeypatch.setattr(trainer, "evaluate", evaluate)
     with pytest.raises(UserError, match="the evaluation is broken"):
         trained(BESIDE, runs="others")
     assert slow[-1][:2] == ("end", 4)
