@@ -369,17 +369,6 @@ class RowSource(TextSource):
     def max_bad_share(self) -> float:
         return self.max_bad
 
-    def check_length(self, sequence_length: int) -> None:
-        """Raise ConfigError if the sequences of this source are not as long as those of a batch."""
-        for part in self.parts().values():
-            part.check_length(sequence_length)
-
-    def groups(self, numbers_N: np.ndarray, tokens_NS: np.ndarray) -> Mapping[str, np.ndarray]:
-        """The groups of targets whose accuracy is told apart: each of `group_names` -> whether each target is in it,
-        bool [N, S - 1]. numbers_N, tokens_NS: windows of the validation split. The targets are the tokens from the
-        second on."""
-        return {}
-
     def check_tokenizer(self, tokenizer: TokenizerConfig) -> None:
         super().check_tokenizer(tokenizer)
         if self.ids_field and not self.vocab_size and (tokenizer.encoder is not None or tokenizer.sample_bytes):
