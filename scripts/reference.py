@@ -115,7 +115,7 @@ def studies_page() -> str:
         hours = sum(row.get("wall_seconds") or 0.0 for row in study.rows) / 3600
         name = f"[{name}]({name}/README.md): {len(study.rows)} runs, {hours:.2g} core-hours"
         for claim, verdict in verdicts:
-            effect = re.search(r"The effect(?:, (.+?),)? is (.+?)\.(?: |$)", verdict.words)
+            effect = re.search(r"The effect(?:, (.+?),)? is (.+)", verdict.said)
             said = ": ".join(filter(None, effect.groups())) if effect else ""
             lines.append(f"| {name} | {claim.text} | {verdict.word} | {said} |")
             name = ""

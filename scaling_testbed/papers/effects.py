@@ -34,11 +34,14 @@ class Verdict:
     """A word and what led to it.
 
     word: one of the four. words: the numbers in a sentence. effect, low, high: the mean over seeds and its 95 %
-    interval, of a ratio the logarithms; None if there is none. p: before the correction for the number of claims.
+    interval, of a ratio the logarithms; None if there is none. said: these numbers in a sentence. Of several effects
+    that must all be so, they are those of the one that speaks least for the claim. p: before the correction for the
+    number of claims.
     """
 
     word: str
     words: str
+    said: str = ""
     effect: float | None = None
     low: float | None = None
     high: float | None = None
@@ -200,7 +203,8 @@ class Question:
         n = len(numbers)
         if n < 2:
             said = f"One seed, so there is no interval. {effect_is}{_number(numbers[0], self.ratio)}{unit}"
-            return Verdict(word=CANNOT_TELL, words=_joined(said, effect.words), effect=numbers[0], n_seeds=1)
+            words = _joined(said, effect.words)
+            return Verdict(word=CANNOT_TELL, words=words, said=said, effect=numbers[0], n_seeds=1)
         ends = interval(numbers)
         low, high = (-math.inf if effect.bound < 0 else ends.low), (math.inf if effect.bound > 0 else ends.high)
         shown = f"from {_number(low, self.ratio)}" if math.isfinite(low) else "up"
@@ -217,6 +221,7 @@ class Question:
         return Verdict(
             word=word,
             words=_joined(said, effect.words),
+            said=said,
             effect=ends.mean,
             low=low,
             high=high,
@@ -228,15 +233,15 @@ class Question:
     def _all(self, made: Sequence[Verdict]) -> Verdict:
         """The verdict on several effects that must all be so."""
         words = few([one.words for one in made], 6)
+        speaks_for_it = {DIFFERENCE: lambda x: x, AT_MOST: lambda x: -x, EQUALITY: lambda x: -abs(x)}[self.kind]
+        worst = min(made, key=lambda one: speaks_for_it(one.effect or 0.0))
         known = [one.p for one in made if one.p is not None]
         if len(known) < len(made):
-            return Verdict(word=CANNOT_TELL, words=words, n_seeds=min(one.n_seeds for one in made))
+            return replace(worst, word=CANNOT_TELL, words=words, p=None, n_seeds=min(one.n_seeds for one in made))
         corrected = holm(known)
         against = [p for one, p in zip(made, corrected, strict=True) if one.word == DISAGREES and p <= ALPHA]
         own = {one.word for one in made}
         word = DISAGREES if against else own.pop() if len(own) == 1 else CANNOT_TELL
-        against_it = -1 if self.kind == AT_MOST else 1  # the side of a small effect, or of a large one
-        worst = min(made, key=lambda one: against_it * (one.effect or 0.0))
         return replace(worst, word=word, words=words, p=min(against) if against else max(known))
 
 

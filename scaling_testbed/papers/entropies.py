@@ -87,10 +87,10 @@ def _fitted(names: tuple[str, ...], values: tuple[tuple[float, ...], ...]) -> Fi
     return Fitted(found, ends, len(values[0]))
 
 
-def sources(evidence: "Evidence") -> list[EntropySource]:
+def sources(rows: Sequence[Row]) -> list[EntropySource]:
     """The sources of the runs that finished, in the order of `SOURCE`."""
     groups: dict[tuple[object, ...], list[Row]] = {}
-    for row in evidence.study.rows:
+    for row in rows:
         if row.get("status") != "diverged":
             groups.setdefault(tuple(row.get(key) for key in SOURCE), []).append(columns.derived(row))
     return [
@@ -118,7 +118,7 @@ def missed() -> Numbers:
     def measure(evidence: "Evidence") -> list[Number]:
         hulls = [
             (f"{one.name} {part}", *fitted(rows).hull, one.truth)
-            for one in sources(evidence)
+            for one in sources(evidence.study.rows)
             for part, rows in one.parts().items()
         ]
         out = [
@@ -134,4 +134,4 @@ def missed() -> Numbers:
 
 
 def _of_sources(number: Callable[[EntropySource], Number]) -> Numbers:
-    return lambda evidence: [number(one) for one in sources(evidence)]
+    return lambda evidence: [number(one) for one in sources(evidence.study.rows)]

@@ -283,3 +283,18 @@ def test_a_claim_that_two_are_equal_agrees_in_one_of_forty_studies_where_they_di
     rng = np.random.default_rng(0)
     said = [word(0.05 + 0.01 * rng.standard_normal(5), EQUALITY).word for _ in range(STUDIES)]
     assert said.count(AGREES) <= 0.04 * STUDIES
+
+
+@pytest.mark.parametrize(
+    ("kind", "levels", "least"),
+    [(DIFFERENCE, (0.3, 0.1, 0.2), 0.1), (AT_MOST, (-0.1, 0.4, 0.2), 0.4), (EQUALITY, (0.01, -0.4, 0.2), -0.4)],
+)
+@pytest.mark.parametrize("whole", [True, False])
+def test_of_several_effects_the_one_that_speaks_least_for_the_claim_is_said(kind, levels, least, whole):
+    effects = [Effect({seed: level + 0.001 * seed for seed in (-1, 0, 1)}) for level in levels]
+    effects += [] if whole else [Effect({0: 0.001})]  # a single seed has no p-value
+    found = Question("", "S", lambda _: Asked(effects), kind, 0.05)(EVIDENCE)
+    if whole:
+        assert found.effect == pytest.approx(least) and found.said.startswith(f"The effect is {least:+.3f} nats (95 %")
+    else:
+        assert found.word == CANNOT_TELL and found.p is None and found.n_seeds == 1 and found.said

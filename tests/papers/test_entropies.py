@@ -48,7 +48,7 @@ def test_a_wrong_truth_is_seen_and_no_interval_holds_it():
 
 def test_runs_that_have_not_learned_are_left_out_and_all_runs_are_not():
     there = evidence(misfit=0.8)
-    (source, _) = entropies.sources(there)
+    (source, _) = entropies.sources(there.study.rows)
     assert (
         len(source.rows) == 15
         and len(source.learned) == 12
