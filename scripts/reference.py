@@ -7,6 +7,7 @@ usage: scripts/reference.py     (tests/test_reference.py fails if these files ar
 import ast
 import dataclasses
 import functools
+import itertools
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,6 +18,7 @@ from scaling_testbed.config.explain import Explained, explain, sections, summary
 from scaling_testbed.config.run import RunConfig
 from scaling_testbed.diagnostics.names import DIAGNOSTICS
 from scaling_testbed.errors import EXIT_STATUSES, ConfigError
+from scaling_testbed.files import read_json
 from scaling_testbed.keys import about
 from scaling_testbed.papers.effects import AGREES, CANNOT_TELL, DISAGREES, NO_DIFFERENCE, Verdict
 from scaling_testbed.papers.measures import Evidence
@@ -108,18 +110,55 @@ def _keys_table(entries: Iterable[Explained], *, identity: bool) -> str:
 
 
 def studies_page() -> str:
-    """studies/README.md, with the index of all claims that filed rows are judged by."""
+    """studies/README.md, with the index of all studies that have rows, and of all claims that these are judged by."""
     text = (ROOT / "studies" / "README.md").read_text().partition(INDEX)[0]
-    lines = ["| study | claim | verdict | effect, mean over seeds [95% interval] |", "|---|---|---|---|"]
-    for name, (study, _, verdicts) in studies().items():
+    index, claims = [], []
+    for name, (study, experiment, verdicts) in studies().items():
+        link, about = f"[{name}]({name}/README.md)", read_json(ROOT / "studies" / name / "sweep.json")
         hours = sum(row.get("wall_seconds") or 0.0 for row in study.rows) / 3600
-        name = f"[{name}]({name}/README.md): {len(study.rows)} runs, {hours:.2g} core-hours"
-        for claim, verdict in verdicts:
-            effect = re.search(r"The effect(?:, (.+?),)? is (.+)", verdict.said)
-            said = ": ".join(filter(None, effect.groups())) if effect else ""
-            lines.append(f"| {name} | {claim.text} | {verdict.word} | {said} |")
-            name = ""
-    return f"{text}{INDEX}" + "\n".join(lines) + "\n"
+        declared = (about.get("declared") or {}).get("date") or "no"
+        question = experiment.question if about.get("experiment") else about["description"].partition(". ")[0]
+        index.append([link, _cell(question), f"{len(study.rows)}", f"{hours:.2g}", declared,
+                      _command(name, str(about["sweep"])), _counts(verdicts)])  # fmt: skip
+        claims += [[link, _cell(claim.text), *_told(verdict)] for claim, verdict in verdicts]
+    for file in sorted((ROOT / "studies").glob("*/verdicts.txt")):
+        if file.parent.name not in studies():  # judged by a table that is not in the repository
+            claims += [
+                [f"[{file.parent.name}]({file.parent.name}/README.md)", *told] for told in _filed(file.read_text())
+            ]
+    for above, below in reversed(list(itertools.pairwise(claims))):
+        below[0] = "" if below[0] == above[0] else below[0]
+    heads = ["study", "question", "runs", "core-hours", "declared", "command", "verdicts"]
+    return f"""{text}{INDEX}{_table(heads, index)}
+## All claims
+
+Where a claim needs several effects, one at each size for instance, the table has the one that speaks least for it. An
+effect is a mean over seeds. A claim that has a word *alone* does not keep it among all claims of its study (Holm).
+
+{_table(["study", "claim", "verdict", "effect, or the reason why there is none"], claims).rstrip()}
+"""
+
+
+def _command(study: str, sweep: str) -> str:
+    """The command by which the README of a study says that its runs are made; "-" if it has none."""
+    readme = (ROOT / "studies" / study / "README.md").read_text()
+    made = rf"(scripts/study\.sh {sweep}|python -m scaling_testbed\.sweep run sweep={sweep})(?!\w)[^#`\n]*"
+    return f"`{found[0].strip()}`" if (found := re.search(made, readme)) else "-"
+
+
+def _told(verdict: Verdict) -> list[str]:
+    """The cells of a verdict: its word with what it is alone, and its effect or the reason why there is none."""
+    alone = re.match(r"It (\w+) alone \(p .*?\), but not among (\d+) claims \(Holm: (p .*?)\)", verdict.words)
+    effect = re.search(r"The effect(?:, (.+?),)? is (.+)", verdict.said)
+    about = ": ".join(filter(None, effect.groups())) if effect else verdict.words.partition(". ")[0]
+    word = f"{verdict.word} (alone: {alone[1]}; {alone[3]} among {alone[2]})" if alone else verdict.word
+    return [word, _cell(about)]
+
+
+def _filed(verdicts: str) -> list[list[str]]:
+    """The cells of a claim, verdict and reason for each claim of a verdicts.txt."""
+    found = re.findall(r"^(\w+(?: \w+)?) {2,}(.+?)(?: \[[^\]]*\])?\n {2,}(.+)", verdicts, re.MULTILINE)
+    return [[_cell(claim), word, _cell(words.partition("; ")[0])] for word, claim, words in found]
 
 
 @functools.cache
@@ -151,7 +190,11 @@ The claims on over-training were also judged by the runs that the authors publis
         rows = []
         for one in paper.experiments:
             sweeps = ", ".join(f"`{sweep}`" for sweep in one.sweeps)
-            run = [_cell(_outcome(name, had)) for name, (_, had_by, had) in studies().items() if had_by is one]
+            run = [
+                _cell(f"[{name}](../studies/{name}/README.md): {_counts(had)}")
+                for name, (_, had_by, had) in studies().items()
+                if had_by is one
+            ]
             command = f"`python -m scaling_testbed.sweep run sweep={one.sweeps[0]}{_small_scale(one.sweeps[0])}`"
             rows.append([one.figure, _cell(one.question), sweeps, "; ".join(run) or "not run yet", command])
         text += _table(["in the paper", "question", "sweep", "study and verdicts", "command"], rows).rstrip() + "\n"
@@ -164,11 +207,10 @@ The claims on over-training were also judged by the runs that the authors publis
     return GENERATED + text + _table(["paper", "here", "command or recipe", "measured"], rows).rstrip() + "\n"
 
 
-def _outcome(name: str, verdicts: Iterable[tuple[Claim, Verdict]]) -> str:
-    """A link to a study, and how many claims have each verdict."""
+def _counts(verdicts: Iterable[tuple[Claim, Verdict]]) -> str:
+    """How many claims have each verdict."""
     words = Counter(verdict.word for _, verdict in verdicts)
-    said = ", ".join(f"{word} {words[word]}" for word in WORDS if words[word])
-    return f"[{name}](../studies/{name}/README.md): {said or 'no claims'}"
+    return ", ".join(f"{word} {words[word]}" for word in WORDS if words[word]) or "no claims"
 
 
 def _small_scale(sweep: str) -> str:
