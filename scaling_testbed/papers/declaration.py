@@ -9,7 +9,8 @@
 A margin of a measure that is compared by its ratio is a factor. measures.py names the measures. The first `sweep run`
 or `submit` of a folder copies the declaration, with the experiment, the seeds and the rates of the sweep, the date and
 the commit to sweep.json. A change after the first result is recorded there beside it, with the number of runs that had
-a result by then. Only the claims of that experiment are judged.
+a result by then. Verdicts go by what was declared before the first result. Only the claims of that experiment are
+judged.
 """
 
 import dataclasses
@@ -38,7 +39,7 @@ class Declaration:
     of a paired difference at one size, of logarithms for FACTORS. experiment: PAPER/NAME, whose claims are meant; None
     if the sweep names none. seeds, rates: those of the sweep. date, commit: when it was declared; None before that.
     results: how many runs had a result when it was last changed. changed: whether it was changed after the first
-    result. first: what was declared before the first such change.
+    result. first: what was declared before that.
     """
 
     lr_range: tuple[float, float] = DEFAULT_RANGE
@@ -58,6 +59,11 @@ class Declaration:
         """The margin of a measure on the scale of its differences: of a factor, the logarithm. None: none declared."""
         value = self.margins.get(measure)
         return math.log(value) if value is not None and measure in FACTORS else value
+
+    @property
+    def counted(self) -> "Declaration":
+        """The declaration that verdicts go by: what was declared first."""
+        return self.first or self
 
     def judges_as(self, other: "Declaration") -> bool:
         """Whether both judge results in the same way."""
@@ -136,13 +142,18 @@ def _number(name: str, value: Any) -> float:
 
 
 def of_study(study: Study) -> tuple[Declaration, bool]:
-    """The declaration of a study and whether it has one; otherwise the defaults, without margins. Raises ConfigError,
-    which names sweep.json, if it cannot be read."""
+    """The declaration that counts in a study and whether it has one; otherwise the defaults, without margins. Raises
+    ConfigError, which names sweep.json, if it cannot be read."""
+    found = recorded_in(study)
+    return found.counted if found else Declaration(), found is not None
+
+
+def recorded_in(study: Study) -> Declaration | None:
+    """All that the sweep.json of a study declares, with later changes. Raises ConfigError as `of_study`."""
     try:
-        found = recorded(study.declared)
+        return recorded(study.declared)
     except ConfigError as error:
         raise ConfigError(f"sweep.json of {study.path}: {error}") from None
-    return found or Declaration(), found is not None
 
 
 OF_THE_RECORD = (

@@ -180,15 +180,15 @@ class Question:
         asked = self.ask(evidence)
         remarks = few(asked.remarks)
         if asked.gaps:
-            return Verdict(word=CANNOT_TELL, words=_joined(f"missing or withheld: {few(asked.gaps)}", remarks))
+            return Verdict(word=CANNOT_TELL, words=joined(f"missing or withheld: {few(asked.gaps)}", remarks))
         if not asked.effects:
-            return Verdict(word=CANNOT_TELL, words=_joined(f"these runs do not give the {self.estimand}", remarks))
+            return Verdict(word=CANNOT_TELL, words=joined(f"these runs do not give the {self.estimand}", remarks))
         margin = self.margin if self.margin is not None else evidence.declaration.margin(self.measure)
         made = [self._one(effect, margin) for effect in asked.effects]
         verdict = made[0] if len(made) == 1 else self._all(made)
-        verdict = replace(verdict, words=_joined(verdict.words, remarks))
+        verdict = replace(verdict, words=joined(verdict.words, remarks))
         if reason := evidence.undeclared(self.measure if self.margin is None else None):
-            return replace(verdict, word=CANNOT_TELL, words=_joined(reason, verdict.words), p=None)
+            return replace(verdict, word=CANNOT_TELL, words=joined(reason, verdict.words), p=None)
         return verdict
 
     def _one(self, effect: Effect, margin: float | None) -> Verdict:
@@ -196,14 +196,14 @@ class Question:
         if not numbers:
             return Verdict(word=CANNOT_TELL, words="no seed was run in all conditions")
         if bad := [seed for seed, value in effect.by_seed.items() if not math.isfinite(value)]:
-            return Verdict(word=CANNOT_TELL, words=_joined(f"the effect of seed {bad[0]} is not finite", effect.words))
+            return Verdict(word=CANNOT_TELL, words=joined(f"the effect of seed {bad[0]} is not finite", effect.words))
         effect_is = f"{self.called} is {'at least ' * (effect.bound > 0)}{'at most ' * (effect.bound < 0)}"
         effect_is += "a factor of " * self.ratio
         unit = f" {NATS}" if self.measure in ("S", "loss") and not self.ratio else ""
         n = len(numbers)
         if n < 2:
             said = f"One seed, so there is no interval. {effect_is}{_number(numbers[0], self.ratio)}{unit}"
-            words = _joined(said, effect.words)
+            words = joined(said, effect.words)
             return Verdict(word=CANNOT_TELL, words=words, said=said, effect=numbers[0], n_seeds=1)
         ends = interval(numbers)
         low, high = (-math.inf if effect.bound < 0 else ends.low), (math.inf if effect.bound > 0 else ends.high)
@@ -220,7 +220,7 @@ class Question:
             word = AGREES if apart.high < (margin or 0.0) else CANNOT_TELL
         return Verdict(
             word=word,
-            words=_joined(said, effect.words),
+            words=joined(said, effect.words),
             said=said,
             effect=ends.mean,
             low=low,
@@ -245,7 +245,7 @@ class Question:
         return replace(worst, word=word, words=words, p=min(against) if against else max(known))
 
 
-def _joined(*parts: str) -> str:
+def joined(*parts: str) -> str:
     """Parts as sentences, without the last full stop. Only the first letter of all becomes a capital: a part can begin
     with the name of a data set."""
     said = ". ".join(filter(None, parts))
@@ -290,6 +290,6 @@ def corrected(verdicts: Sequence[Verdict]) -> list[Verdict]:
     for one, p in zip(verdicts, adjusted, strict=True):
         if one.word != CANNOT_TELL and one.p is not None and p > ALPHA:
             reason = f"it {one.word} alone (p {one.p:.2g}), but not among {len(verdicts)} claims (Holm: p {p:.2g})"
-            one = replace(one, word=CANNOT_TELL, words=_joined(reason, one.words))
+            one = replace(one, word=CANNOT_TELL, words=joined(reason, one.words))
         found.append(one)
     return found

@@ -19,7 +19,7 @@ from scaling_testbed.analysis.figures.panel import compact
 from scaling_testbed.analysis.rows.conditions import text
 from scaling_testbed.analysis.rows.study import LR, Row, Study, claims_of, number
 from scaling_testbed.analysis.trajectories.equal_loss import curvatures_of
-from scaling_testbed.papers.declaration import of_study
+from scaling_testbed.papers.declaration import Declaration, of_study, recorded_in
 from scaling_testbed.papers.predictions import DataSet, data_sets
 
 SIZE, RATE, TOP_RATE = "size", "rate", "top rate"  # the level at which a measure is taken
@@ -30,11 +30,15 @@ Trace = Sequence[tuple[int, float]]  # (step, value)
 
 
 class Evidence:
-    """A study and the results that judges use; each is computed once. Raises as the analyses do."""
+    """A study and the results that judges use; each is computed once. Raises as the analyses do.
+
+    declaration: the one that counts. remarks: of all verdicts, on what does not count.
+    """
 
     def __init__(self, study: Study, preferred: Sequence[str] = (), lr_range: tuple[float, float] | None = None):
         self.study = study
         self.declaration, self.is_declared = of_study(study)
+        self.remarks = _later(recorded_in(study))
         self.lr_range = lr_range or self.declaration.lr_range
         self.group = grouping_keys(study, preferred=preferred)
 
@@ -42,6 +46,8 @@ class Evidence:
         """The reason why no verdict can be given, or None. measure: whose margin must be declared."""
         if not self.is_declared:
             return f"nothing was declared before the runs ({HOW_TO_DECLARE})"
+        if self.declaration.results:
+            return f"it was declared when {self.declaration.results} runs had a result"
         if self.study.drawn:
             return f"runs of its folder have drawn values of {', '.join(self.study.drawn)}; verdicts are about a grid"
         judged, meant = claims_of(vars(self.study)), self.declaration.experiment
@@ -103,6 +109,13 @@ class Evidence:
     def trace(self, row: Row, name: str) -> Trace:
         """The values that a run recorded under a name."""
         return [(step["step"], step[name]) for step in self.study.trace(row) if step.get(name) is not None]
+
+
+def _later(found: Declaration | None) -> list[str]:
+    """A remark on a declaration that was changed after the first result and so does not count."""
+    if found is None or found.counted.judges_as(found):
+        return []
+    return [f"what was declared after {found.results} runs had a result is not used"]
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,13 @@ law_claims.py make judges from the measures of measures.py and predictions.py; e
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from scaling_testbed.analysis.curves.instability import Quantity
 from scaling_testbed.analysis.rows.study import Study
 from scaling_testbed.errors import ConfigError, UserError
-from scaling_testbed.papers.effects import CANNOT_TELL, Verdict, corrected
+from scaling_testbed.papers.effects import CANNOT_TELL, Verdict, corrected, joined
 from scaling_testbed.papers.measures import Evidence
 from scaling_testbed.registry import Registry, resolve
 
@@ -59,11 +59,13 @@ class Claim:
     source: str = ""
 
     def verdict(self, evidence: Evidence) -> Verdict:
-        """The verdict, not corrected for the number of claims. A UserError of the judge gives "cannot tell"."""
+        """The verdict with the remarks of the evidence, not corrected for the number of claims. A UserError of the
+        judge gives "cannot tell"."""
         try:
-            return self.judge(evidence)
+            found = self.judge(evidence)
         except UserError as error:
-            return Verdict(word=CANNOT_TELL, words=str(error))
+            found = Verdict(word=CANNOT_TELL, words=str(error))
+        return replace(found, words=joined(found.words, *evidence.remarks)) if evidence.remarks else found
 
     @property
     def estimand(self) -> str:

@@ -21,6 +21,7 @@ from scaling_testbed.analysis.rows.study import LR, SIZE, Row, Study, about_hope
 from scaling_testbed.analysis.trajectories.equal_loss import table_of
 from scaling_testbed.errors import UserError
 from scaling_testbed.files import write_bytes
+from scaling_testbed.papers.declaration import recorded_in
 from scaling_testbed.papers.effects import Verdict
 from scaling_testbed.papers.measures import Evidence
 from scaling_testbed.papers.paper import Claim, Experiment, Paper, experiment_of, judged
@@ -79,7 +80,7 @@ def write_report(
     title = study.name + (f" at scale {study.scale}" if study.scale else "")
     page.write(path, title, _intro(study, paper, experiment), sections)
     written = [path, *(save(drawn, figures, width) if figures and drawn else [])]
-    declared = [f"judged by: {evidence.declaration}"] if verdicts and evidence.is_declared else []
+    declared = [f"judged by: {recorded_in(evidence.study)}"] if verdicts and evidence.is_declared else []
     return [*verdict_lines(verdicts), *declared, f"wrote {', '.join(map(str, written))}"]
 
 
@@ -134,7 +135,7 @@ def _claims(paper: Paper | None, evidence: Evidence, verdicts: Sequence[tuple[Cl
     if not verdicts:
         names = "sweep.json names no experiment of a paper; --experiment chooses one."
         return page.paragraphs([names if paper is None else "The paper makes no claim about this experiment."])
-    declared = f"{HOW_JUDGED} Declared: {evidence.declaration}." if evidence.is_declared else NOT_DECLARED
+    declared = f"{HOW_JUDGED} Declared: {recorded_in(evidence.study)}." if evidence.is_declared else NOT_DECLARED
     claims = [(str(claim), verdict.word, verdict.words, claim.estimand) for claim, verdict in verdicts]
     return page.render("claims", claims=claims, declared=declared)
 

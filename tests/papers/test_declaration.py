@@ -12,10 +12,14 @@ from scaling_testbed.analysis.curves import lr_sensitivity
 from scaling_testbed.analysis.rows.study import load
 from scaling_testbed.errors import ConfigError
 from scaling_testbed.papers.declaration import Declaration, of_study, parsed, recorded
+from scaling_testbed.papers.effects import AGREES, CANNOT_TELL, NO_DIFFERENCE
 from scaling_testbed.papers.measures import Evidence
+from scaling_testbed.papers.paper import judged
+from scaling_testbed.papers.small_scale_proxies import PAPER
 from scaling_testbed.sweeps.grid import SWEEP_DIR, load_sweep, narrowed
 from scaling_testbed.sweeps.plan import plan, remember, sweep_folder
 from tests.analysis.conftest import LRS, grid, make_row
+from tests.papers import worlds
 
 OF_THE_BASE = [path for path in sorted(SWEEP_DIR.glob("*.yaml")) if "base: small_scale_proxies" in path.read_text()]
 WHOLE = """
@@ -218,3 +222,27 @@ def test_s_and_verdicts_are_withheld_where_rates_were_drawn(study):
     assert withheld.withheld.startswith("optimizer.lr was drawn, and S needs a grid of rates")
     assert Evidence(plain).undeclared("S") is None
     assert "drawn values of optimizer.lr" in Evidence(searched).undeclared("S")
+
+
+def test_verdicts_go_by_what_was_declared_before_the_first_result(study):
+    """The effect is 0.05 nats: above the margin that was declared later, and below that of the first declaration."""
+    rows = worlds.seeded(*worlds.qknorm_axis(True))[0]
+    seeds, experiment = [0, 1, 2, 3], PAPER.experiment("qknorm_axis")
+
+    def told(**declared):
+        found = study(rows, name="qknorm_axis", declared={"lr_range": [3e-4, 3e-1], "seeds": seeds, **declared})
+        ((_, verdict),) = judged(experiment, Evidence(found, experiment.group))
+        return verdict.word, verdict.words
+
+    strict = {"margins": {"loss": 0.1}, "lr_range": [3e-4, 3e-1], "seeds": seeds}
+    after = {"margins": {"loss": 0.02}, "results": 12}
+    remark = "hat was declared after 12 runs had a result is not used"
+    assert told(margins={"loss": 0.02})[0] == AGREES
+    word, words = told(**after, changed=True, first=strict)
+    assert word == NO_DIFFERENCE and remark in words
+    word, words = told(**after)
+    assert word == CANNOT_TELL and words.startswith("It was declared when 12 runs had a result. The effect is +0.0")
+    word, words = told(**after, changed=True, first={**strict, "results": 3})
+    assert word == CANNOT_TELL and words.startswith("It was declared when 3 runs had a result. ") and remark in words
+    word, words = told(**after, first={**strict, "margins": {"loss": 0.02}})  # sweep.json was written anew
+    assert word == AGREES and remark not in words
