@@ -17,6 +17,7 @@ from scaling_testbed.analysis.curves.instability import LAST_MEAN, Quantity, mea
 from scaling_testbed.analysis.curves.lr_sensitivity import Sensitivity, best_by_seed, capped, diverged, final_loss
 from scaling_testbed.analysis.figures.panel import compact
 from scaling_testbed.analysis.rows.conditions import text
+from scaling_testbed.analysis.rows.names import number_in
 from scaling_testbed.analysis.rows.study import LR, Row, Study, claims_of, number
 from scaling_testbed.analysis.trajectories.equal_loss import curvatures_of
 from scaling_testbed.papers.declaration import Declaration, of_study, recorded_in
@@ -32,13 +33,15 @@ Trace = Sequence[tuple[int, float]]  # (step, value)
 class Evidence:
     """A study and the results that judges use; each is computed once. Raises as the analyses do.
 
-    declaration: the one that counts. remarks: of all verdicts, on what does not count.
+    study: without the rows outside of its declared grid. declaration: the one that counts. remarks: of all verdicts, on
+    what does not count.
     """
 
     def __init__(self, study: Study, preferred: Sequence[str] = (), lr_range: tuple[float, float] | None = None):
-        self.study = study
         self.declaration, self.is_declared = of_study(study)
-        self.remarks = _later(recorded_in(study))
+        self.study, left_out = _of_declared_grid(study, self.declaration.rates) if self.is_declared else (study, [])
+        self.remarks = [*_later(recorded_in(study)), *left_out]
+        study = self.study
         self.lr_range = lr_range or self.declaration.lr_range
         self.group = grouping_keys(study, preferred=preferred)
 
@@ -109,6 +112,26 @@ class Evidence:
     def trace(self, row: Row, name: str) -> Trace:
         """The values that a run recorded under a name."""
         return [(step["step"], step[name]) for step in self.study.trace(row) if step.get(name) is not None]
+
+
+def _of_declared_grid(study: Study, rates: Sequence[float]) -> tuple[Study, list[str]]:
+    """The study without rows that its plan does not list, or at rates that were not declared, and a remark on each."""
+    planned = [row for row in study.rows if str(row.get("run_id")) not in study.unplanned]
+    rows, missing = (
+        [row for row in some if not rates or _is_at(row.get(LR), rates)] for some in (planned, study.missing)
+    )
+    counts = (
+        (len(study.rows) - len(planned), "that the plan does not list"),
+        (len(planned) - len(rows), "at rates that were not declared"),
+    )
+    remarks = [f"left out: {count} {'row' if count == 1 else 'rows'} {which}" for count, which in counts if count]
+    return replace(study, rows=rows, missing=missing, unplanned=frozenset()), remarks
+
+
+def _is_at(lr: object, rates: Sequence[float]) -> bool:
+    """Whether a rate is one of some; also true of what is no number, which the analyses name."""
+    number = number_in(lr)
+    return number is None or any(math.isclose(number, own, rel_tol=1e-6) for own in rates)
 
 
 def _later(found: Declaration | None) -> list[str]:

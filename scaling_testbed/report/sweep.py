@@ -62,7 +62,8 @@ def write_report(
     paper, experiment = experiment_of(study)
     evidence = Evidence(study, experiment.group, lr_range)
     verdicts = judged(experiment, evidence)
-    drawn, reasons = _panels(experiment, evidence)
+    drawn, absent = _panels(experiment, evidence)
+    reasons = [*absent, *evidence.remarks] if drawn else absent
     laws = law_sections(study.path)
     sections = [
         ("Claims of the paper", _claims(paper, evidence, verdicts) if verdicts or not laws else Markup()),

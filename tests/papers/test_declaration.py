@@ -18,7 +18,7 @@ from scaling_testbed.papers.paper import judged
 from scaling_testbed.papers.small_scale_proxies import PAPER
 from scaling_testbed.sweeps.grid import SWEEP_DIR, load_sweep, narrowed
 from scaling_testbed.sweeps.plan import plan, remember, sweep_folder
-from tests.analysis.conftest import LRS, grid, make_row
+from tests.analysis.conftest import LRS, MARGINS, grid, make_row
 from tests.papers import worlds
 
 OF_THE_BASE = [path for path in sorted(SWEEP_DIR.glob("*.yaml")) if "base: small_scale_proxies" in path.read_text()]
@@ -222,6 +222,34 @@ def test_s_and_verdicts_are_withheld_where_rates_were_drawn(study):
     assert withheld.withheld.startswith("optimizer.lr was drawn, and S needs a grid of rates")
     assert Evidence(plain).undeclared("S") is None
     assert "drawn values of optimizer.lr" in Evidence(searched).undeclared("S")
+
+
+@pytest.mark.parametrize("planned", [True, False])
+def test_rows_outside_of_the_declared_grid_are_left_out_of_verdicts_and_counted(study, planned):
+    """Rows of one condition only, at another rate and, with a plan, of another size: all would change the effect."""
+    rows = worlds.seeded(*worlds.qknorm_lr(True))[0]
+    widest = [row for row in rows if row["optimizer.lr"] == 0.3 and row["model.qk_norm"] == "none"]
+    more = [row | {"run_id": f"{row['run_id']} more", "optimizer.lr": 0.25, "val_loss": 9.0} for row in widest]
+    if planned:
+        larger = {"model.d_model": 256, "n_params_non_embedding": 12 * 2 * 256**2, "val_loss": 3.0}
+        more += [row | larger | {"run_id": f"{row['run_id']} larger"} for row in rows if row["model.d_model"] == 32]
+    declared = {"margins": MARGINS, "lr_range": [3e-4, 3e-1], "seeds": [0, 1, 2, 3], "rates": list(LRS)}
+    found, experiment = study(rows, declared=declared), PAPER.experiment("qknorm_lr")
+    plan = found.path / "plan.jsonl"
+
+    def told(rows):
+        if planned:  # which also lists a part of a trunk, without a row
+            plan.write_text("".join(json.dumps({"run_id": row["run_id"], "is_part": True}) + "\n" for row in whole))
+        evidence = Evidence(study(rows, declared=declared), experiment.group)
+        return [verdict for _, verdict in judged(experiment, evidence)]
+
+    whole = [*rows, {"run_id": "a part"}]
+    before, after = told(rows), told([*rows, *more])
+    which = f"left out: {len(more)} rows that the plan does not list" if planned else "left out: 12 rows at rates that"
+    assert [one.word for one in after] == [one.word for one in before] and AGREES in {one.word for one in before}
+    assert [one.effect for one in after] == [one.effect for one in before]
+    assert all(which in one.words for one in after) and not any("left out: " in one.words for one in before)
+    assert load(found.path).unplanned == ({row["run_id"] for row in more} if planned else set())
 
 
 def test_verdicts_go_by_what_was_declared_before_the_first_result(study):

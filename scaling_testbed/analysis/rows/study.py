@@ -37,10 +37,10 @@ class Study:
 
     rows: one for each finished or diverged run. missing: for each planned run without a row, its configuration and
     parameter counts, `status` (missing | failed | preempted | hopeless) and `label`. planned: whether a plan lists the
-    expected runs. sweep, scale, paper, experiment: from sweep.json, None if absent. declared: what it declares about
-    how the study is judged, see papers/declaration.py. drawn: the keys whose values were drawn, from sweep.json; they
-    are no grid. left_out: the conditions of `where` that took runs away. name:
-    the sweep, or the name of the folder or file; used for titles only.
+    expected runs. unplanned: the run ids of rows that the plan does not list. sweep, scale, paper, experiment: from
+    sweep.json, None if absent. declared: what it declares about how the study is judged, see papers/declaration.py.
+    drawn: the keys whose values were drawn, from sweep.json; they are no grid. left_out: the conditions of `where` that
+    took runs away. name: the sweep, or the name of the folder or file; used for titles only.
     """
 
     name: str
@@ -48,6 +48,7 @@ class Study:
     rows: list[Row]
     missing: list[Row] = field(default_factory=list)
     planned: bool = False
+    unplanned: frozenset[str] = frozenset()
     sweep: str | None = None
     scale: str | None = None
     paper: str | None = None
@@ -81,13 +82,14 @@ def load(path: str | Path) -> Study:
     found = _each_run_once(_folder_rows(path) if is_folder else _file_rows(path), path)
     finals = [row for row in found if row.get("status", "finished") in FINAL]
     plan = folder / "plan.jsonl" if folder and (folder / "plan.jsonl").exists() else None
-    missing = _missing(plan, found) if plan else unfinished(found)
+    missing, ids = _of_plan(plan, found) if plan else (unfinished(found), set())
     if not finals and not missing:
         raise UserError(f"{path} holds no row yet; `sweep status` shows the progress of its runs")
     return Study(
         name=about.get("sweep") or (folder.resolve().name if folder else path.stem),
         path=path,
         planned=plan is not None,
+        unplanned=frozenset({str(row.get("run_id")) for row in finals} - ids if plan else ()),
         rows=sorted(finals, key=lambda row: str(row.get("run_id"))),
         missing=missing,
         **{key: about.get(key) for key in ABOUT if key != "description"},
@@ -338,19 +340,20 @@ def unfinished(found: list[Row]) -> list[Row]:
     return [{**row, "label": f"{name_of(row)} ({row['status']})"} for row in rows]
 
 
-def _missing(plan: Path, found: list[Row]) -> list[Row]:
-    """The planned runs without a final row, as rows without results.
+def _of_plan(plan: Path, found: list[Row]) -> tuple[list[Row], set[str]]:
+    """The planned runs without a final row, as rows without results, and the ids of all planned runs.
 
-    Each holds the configuration from the plan. Raises UserError if an earlier version wrote the plan without
+    Each row holds the configuration from the plan. Raises UserError if an earlier version wrote the plan without
     configurations.
     """
     state = {str(row.get("run_id")): row.get("status", "finished") for row in found}
-    rows = []
+    rows, ids = [], set()
     for line, run in enumerate(json_lines(plan), 1):
         check_version(run, f"{plan}:{line}")
         run_id, config, varied = (run.get(key) for key in ("run_id", "config", "varied"))
         if not isinstance(run_id, str):
             raise UserError(f"{plan}:{line} has no run_id; {PLAN_ADVICE}")
+        ids.add(run_id)
         if state.get(run_id) in FINAL or run.get("is_part"):  # a part of a trunk is no result
             continue
         if not config:
@@ -365,4 +368,4 @@ def _missing(plan: Path, found: list[Row]) -> list[Row]:
         rows.append(
             {**with_later_keys(config), "run_id": run_id, "status": status, "label": f"{run_id} ({chosen}; {status})"}
         )
-    return rows
+    return rows, ids
