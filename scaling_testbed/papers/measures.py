@@ -18,13 +18,14 @@ from scaling_testbed.analysis.curves.lr_sensitivity import Sensitivity, best_by_
 from scaling_testbed.analysis.figures.panel import compact
 from scaling_testbed.analysis.rows.conditions import text
 from scaling_testbed.analysis.rows.names import number_in
-from scaling_testbed.analysis.rows.study import LR, Row, Study, claims_of, number
+from scaling_testbed.analysis.rows.study import LR, Row, Study, claims_of, number, several_origins
 from scaling_testbed.analysis.trajectories.equal_loss import curvatures_of
 from scaling_testbed.papers.declaration import Declaration, of_study, recorded_in
 from scaling_testbed.papers.predictions import DataSet, data_sets
 
 SIZE, RATE, TOP_RATE = "size", "rate", "top rate"  # the level at which a measure is taken
 NATS = "nats"
+OF_ORIGIN = ("data.", "tokenizer.", "evaluation.", "compute.")  # settings that choose the data and the precision
 HOW_TO_DECLARE = "docs/grids.md tells how a sweep file declares how it is judged"
 
 Trace = Sequence[tuple[int, float]]  # (step, value)
@@ -73,6 +74,17 @@ class Evidence:
         if measure is not None and self.declaration.margin(measure) is None:
             return f"no margin of {measure} was declared ({HOW_TO_DECLARE})"
         return None
+
+    @functools.cached_property
+    def incomparable(self) -> str | None:
+        """Why the rows cannot be compared, None if they can. Their data and precision may differ only as a key says
+        that tells conditions apart; a claim then compares rows of one value, or is about this key."""
+        keys = [key for key in self.group if key.startswith(OF_ORIGIN)]
+        alike: dict[tuple[str, ...], list[Row]] = {}
+        for row in self.study.rows:
+            alike.setdefault(tuple(text(row.get(key)) for key in keys), []).append(row)
+        found = next((said for rows in alike.values() if (said := several_origins(rows))), None)
+        return found and f"the compared rows {found}"
 
     @functools.cached_property
     def curves(self) -> list[Curve]:

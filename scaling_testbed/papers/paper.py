@@ -60,11 +60,13 @@ class Claim:
 
     def verdict(self, evidence: Evidence) -> Verdict:
         """The verdict with the remarks of the evidence, not corrected for the number of claims. A UserError of the
-        judge gives "cannot tell"."""
+        judge, and rows that cannot be compared, give "cannot tell"."""
         try:
             found = self.judge(evidence)
         except UserError as error:
             found = Verdict(word=CANNOT_TELL, words=str(error))
+        if evidence.incomparable:
+            found = replace(found, word=CANNOT_TELL, words=joined(evidence.incomparable, found.words), p=None)
         return replace(found, words=joined(found.words, *evidence.remarks)) if evidence.remarks else found
 
     @property

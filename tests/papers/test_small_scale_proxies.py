@@ -17,6 +17,7 @@ from scaling_testbed.papers.lines import FALLS, RISES, along, more_at_largest
 from scaling_testbed.papers.measures import BEST_LOSS, BEST_LR, CRITICAL_LR, LOSS, Evidence, Place, S
 from scaling_testbed.papers.small_scale_proxies import PAPER
 from scaling_testbed.report.sweep import write_report, write_traces
+from scaling_testbed.runs.row import SCHEMA_VERSION
 from scaling_testbed.sweeps.grid import load_sweep
 from tests.analysis.conftest import LRS, MARGINS, grid, make_row
 from tests.papers import worlds
@@ -222,6 +223,33 @@ def test_no_verdict_stands_on_other_seeds_or_on_a_part_that_was_chosen_later(stu
     ((word, words),) = judged("qknorm_axis", where(found, conditions)).values()
     said = words.lower().startswith(f"{says}. the effect is +0.0".lower())
     assert (word, said) == ((CANNOT_TELL, True) if says else (AGREES, False)), words
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "says"),
+    [
+        ({"data_fingerprint": "a"}, {"data_fingerprint": "b"}, "come from 2 sets of data (a, b). The effect"),
+        ({"precision": "fp32"}, {"precision": "bf16"}, "were made with 2 precisions (bf16, fp32). The effect"),
+        ({"plugins": {"mine": "a"}}, {"plugins": {"mine": "b"}}, "were made with 2 versions of the plug-in mine"),
+        ({"evaluation_data": {"c4": 1}}, {"evaluation_data": {"c4": 2}}, "were evaluated on 2 sets of data named c4"),
+        ({"evaluation_data": {"c4": 1}}, {"evaluation_data": {"books": 2}}, None),
+    ],
+)
+def test_conditions_with_other_data_or_precision_are_not_compared(verdicts, own, other, says):
+    rows = [
+        {**row, "schema_version": SCHEMA_VERSION, **(own if row["model.qk_norm_axis"] == "head" else other)}
+        for row in worlds.seeded(*worlds.qknorm_axis(True))[0]
+    ]
+    ((word, words),) = verdicts("qknorm_axis", rows).values()
+    assert (word, "The compared rows" in words) == ((CANNOT_TELL, True) if says else (AGREES, False))
+    assert says is None or f"The compared rows {says}" in words
+
+
+def test_a_claim_may_be_about_the_precision_or_compare_rows_of_each(verdicts):
+    rows = worlds.seeded(*worlds.zloss_drift(True))[0]
+    more = {"schema_version": SCHEMA_VERSION}
+    rows = [{**row, **more, "precision": row["compute.precision"], "data_fingerprint": "a"} for row in rows]
+    assert {word for word, _ in verdicts("zloss_drift", rows).values()} == {AGREES}
 
 
 def test_no_verdict_stands_on_fewer_rates_than_were_declared(verdicts):

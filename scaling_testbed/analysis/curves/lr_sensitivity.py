@@ -27,7 +27,7 @@ from scaling_testbed.analysis.curves.grouping import Curve, curves
 from scaling_testbed.analysis.curves.intervals import has_scipy, interval, jackknife
 from scaling_testbed.analysis.curves.rate_meaning import curve_meaning, incomparable
 from scaling_testbed.analysis.rows.conditions import same
-from scaling_testbed.analysis.rows.study import LR, SIZE, Row, Study, name_of, number, several_sources
+from scaling_testbed.analysis.rows.study import LR, SIZE, Row, Study, name_of, number, several_origins
 from scaling_testbed.errors import ConfigError, UserError
 from scaling_testbed.learning.optimizers import AS_ADAMW
 
@@ -268,11 +268,8 @@ def _withheld(curve: Curve | None, whole: Curve, lr_range: tuple[float, float], 
     if curve is None or len(curve.lrs) < 2:
         mend = f"; {others}" if len(whole.lrs) > 1 else ""
         return f"fewer than two learning rates in {lr_range[0]:g} to {lr_range[1]:g}{mend}"
-    data = {row["data_fingerprint"] for row in curve.runs.values() if row.get("data_fingerprint")}
-    if len(data) > 1:
-        return f"its rows come from {len(data)} sets of data ({', '.join(sorted(map(str, data)))})"
-    if several := several_sources(curve.runs.values()):
-        return f"its rows were made with {several}"
+    if several := several_origins(curve.runs.values()):
+        return f"its rows {several}"
     if curve.missing:
         more = f" and {len(curve.missing) - 3} more" if len(curve.missing) > 3 else ""
         return f"{len(curve.missing)} missing: {'; '.join(curve.missing[:3])}{more}"

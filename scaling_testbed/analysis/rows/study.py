@@ -117,6 +117,23 @@ def where(study: Study, conditions: Iterable[str]) -> Study:
     return Study(**{**vars(study), "rows": rows, "missing": missing, "left_out": left_out})
 
 
+def several_origins(rows: Iterable[Row]) -> str | None:
+    """A text about rows whose losses cannot be compared, None if there is none: they come from several sets of data,
+    were evaluated on different data of one name, or have several sources."""
+    rows = list(rows)
+    data = {str(row["data_fingerprint"]) for row in rows if row.get("data_fingerprint")}
+    if len(data) > 1:
+        return f"come from {len(data)} sets of data ({', '.join(sorted(data))})"
+    evaluated: dict[str, set[str]] = {}
+    for row in rows:
+        for name, its in sets.items() if isinstance(sets := row.get("evaluation_data"), dict) else ():
+            evaluated.setdefault(name, set()).add(text(its))
+    if found := next((name for name, several in evaluated.items() if len(several) > 1), None):
+        return f"were evaluated on {len(evaluated[found])} sets of data named {found}"
+    several = several_sources(rows)
+    return several and f"were made with {several}"
+
+
 def several_sources(rows: Iterable[Row]) -> str | None:
     """A text about the first plug-in with several versions among the rows, or about several precisions, with that of
     the residual stream if it is bf16; None if there is none.
