@@ -1,8 +1,8 @@
 """Judges of claims about laws: a number of each data set, e.g. the error of a prediction, and its limit.
 
 The law is fitted to the runs of each seed, and the numbers of the seeds are judged as in effects.py, with the limit as
-zero. Published rows have no seeds. Their numbers are facts about that table, and the claim agrees or disagrees by them
-alone.
+zero. The verdict is "cannot tell" where the plan or a seed lacks a run, or where a run diverged at all rates. Published
+rows have no seeds. Their numbers are facts about that table, and the claim agrees or disagrees by them alone.
 """
 
 import dataclasses
@@ -10,7 +10,8 @@ import math
 from collections.abc import Callable, Sequence
 
 from scaling_testbed.analysis.curves.grouping import seed_of
-from scaling_testbed.analysis.rows.study import Row
+from scaling_testbed.analysis.rows.conditions import text
+from scaling_testbed.analysis.rows.study import LR, Row, name_of
 from scaling_testbed.papers.effects import (
     AGREES,
     CANNOT_TELL,
@@ -26,6 +27,7 @@ from scaling_testbed.papers.paper import Judge
 from scaling_testbed.papers.predictions import Numbers
 
 SAME = 1.25  # a number that changes by at most this factor counts as unchanged
+BATCH = ("batch.sequences", "batch.sequence_length")
 FACTOR = 1.1  # numbers differ if their ratio is larger than this
 
 
@@ -38,26 +40,47 @@ class Part:
     counts: bool = True
 
 
-def _of_seeds(evidence: Evidence) -> dict[int, Evidence]:
-    """The evidence of each seed that was run at all places; of all rows as one, if there are not two such seeds."""
+def _of_seeds(evidence: Evidence) -> tuple[dict[int, Evidence], list[str]]:
+    """The evidence of each seed that was run at all places, and what the other seeds lack; the evidence of all rows as
+    one, if there are not two such seeds."""
     rows = evidence.study.rows
-    places: dict[int | None, set[tuple[object, ...]]] = {}
+    places: dict[int | None, dict[tuple[object, ...], Row]] = {}
     for row in rows:
-        places.setdefault(None if row.get("seed") is None else seed_of(row), set()).add(_place(row))
-    everywhere = set.union(*places.values()) if places else set()
-    seeds = sorted(seed for seed, own in places.items() if seed is not None and own == everywhere)
+        places.setdefault(None if row.get("seed") is None else seed_of(row), {})[_place(row, evidence)] = row
+    everywhere = {place: row for own in places.values() for place, row in own.items()}
+    seeds = sorted(seed for seed, own in places.items() if seed is not None and len(own) == len(everywhere))
     if len(seeds) < 2:
-        return {0: evidence}
+        return {0: evidence}, []
+    lacking = [
+        f"a run of seed {seed} like {name_of(row)}"
+        for seed, own in places.items()
+        for place, row in everywhere.items()
+        if place not in own
+    ]
     found = {}
     for seed in seeds:
         own = [row for row in rows if row.get("seed") == seed]
         study = dataclasses.replace(evidence.study, rows=own, missing=[])
         found[seed] = Evidence(study, evidence.group, evidence.lr_range)
-    return found
+    return found, lacking
 
 
-def _place(row: Row) -> tuple[object, ...]:
-    return (row.get("dataset") or row.get("data.name"), row.get("n_params"), row.get("n_tokens"))
+def _place(row: Row, evidence: Evidence, but: str | None = None) -> tuple[object, ...]:
+    """Where a run lies among those of its seed: its data, N and tokens, and all keys that vary, without `but`."""
+    keys = (LR, *BATCH, *evidence.group)
+    varied = (text(row.get(key)) for key in keys if key != but)
+    return (row.get("dataset") or row.get("data.name"), row.get("n_params"), row.get("n_tokens"), *varied)
+
+
+def _gaps(evidence: Evidence) -> list[str]:
+    """The planned runs without a result, and the diverged runs of places where no rate of the same seed has a result.
+
+    A run that diverged beside other rates is no gap: laws go by the best rate of a place, which it is not.
+    """
+    rows = evidence.study.rows
+    ends = {(row.get("seed"), _place(row, evidence, but=LR)) for row in rows if row.get("status") != "diverged"}
+    bad = [row for row in rows if (row.get("seed"), _place(row, evidence, but=LR)) not in ends]
+    return [*map(name_of, evidence.study.missing), *(f"{name_of(row)} diverged" for row in bad)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +102,10 @@ class LawQuestion:
         return Question(self.estimand, "recorded", self._ask, margin=self.margin, called=called)(evidence)
 
     def _ask(self, evidence: Evidence) -> Asked:
-        by_seed = {seed: self.parts(own) for seed, own in _of_seeds(evidence).items()}
+        of_seeds, lacking = _of_seeds(evidence)
+        if gaps := [*_gaps(evidence), *lacking]:
+            return Asked(gaps=gaps)
+        by_seed = {seed: self.parts(own) for seed, own in of_seeds.items()}
         effects = []
         if not any(by_seed.values()):
             return Asked(gaps=[self.unit])

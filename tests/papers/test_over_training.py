@@ -8,6 +8,7 @@ import pytest
 from scaling_testbed import analyze
 from scaling_testbed.analysis.rows import published
 from scaling_testbed.analysis.rows.study import Study
+from scaling_testbed.papers import law_claims
 from scaling_testbed.papers.effects import AGREES, CANNOT_TELL, DISAGREES, NO_DIFFERENCE
 from scaling_testbed.papers.law_claims import less
 from scaling_testbed.papers.measures import Evidence
@@ -235,6 +236,56 @@ def test_a_seed_that_was_not_run_everywhere_is_no_second_seed():
     study.rows.pop()
     words = told(TESTBED.claims[2], Evidence(study))[1]
     assert words.startswith("One seed, so there is no interval. The effect, 0.02 less the number, is ")
+
+
+def missing(study):
+    study.missing.append({"label": "gone (missing)", "seed": 1})
+
+
+def of_no_plan(study):
+    study.rows.pop()  # of the last seed
+
+
+def diverged(study):
+    study.rows[0] |= {"status": "diverged", "loss": None}
+
+
+def twice(key):
+    """All runs with two values of a key, but for one run of the last seed."""
+
+    def change(study):
+        study.rows[:] = [
+            row | {key: value, "run_id": f"{row['run_id']} {value}"} for value in (4, 8) for row in study.rows
+        ]
+        study.rows.pop()
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (missing, "gone (missing)"),
+        (of_no_plan, "a run of seed 2 like run redpajama 6.9e+09 20 1"),
+        (diverged, "run redpajama 1e+07 5 0 diverged"),
+        (twice("optimizer.lr"), "a run of seed 2 like run redpajama 6.9e+09 20 1 8"),
+        (twice("batch.sequences"), "a run of seed 2 like run redpajama 6.9e+09 20 1 8"),
+    ],
+)
+def test_a_missing_or_diverged_run_keeps_a_claim_about_laws_from_being_told(change, says):
+    study = of_seeds(3, margins={"loss": 0.02})
+    change(study)
+    got, words = told(TESTBED.claims[0], Evidence(study))
+    assert got == CANNOT_TELL and words.startswith("Missing or withheld: ") and says in words, words
+
+
+def test_a_run_that_diverged_beside_other_rates_is_no_gap():
+    study = of_seeds(2, margins={"loss": 0.02})
+    for row in study.rows:
+        row["optimizer.lr"] = 0.01
+    more = {"run_id": "bad", "optimizer.lr": 1.0, "status": "diverged", "loss": None}
+    study.rows.extend([study.rows[0] | more, study.rows[-1] | more])
+    assert law_claims._gaps(Evidence(study)) == []
 
 
 def test_numbers_of_several_seeds_that_hardly_differ_are_said_to_be_within_the_margin():
