@@ -17,7 +17,7 @@ from scaling_testbed.analysis.curves.instability import LAST_MEAN, Quantity, mea
 from scaling_testbed.analysis.curves.intervals import ALPHA, exact_share, p_share_above
 from scaling_testbed.analysis.curves.lr_sensitivity import diverged
 from scaling_testbed.analysis.rows.conditions import text
-from scaling_testbed.analysis.rows.study import Row, number
+from scaling_testbed.analysis.rows.study import Row, name_of, number
 from scaling_testbed.papers.effects import (
     AGREES,
     AT_MOST,
@@ -42,6 +42,7 @@ from scaling_testbed.papers.measures import (
     Place,
     Value,
     best_lr,
+    measured_as,
     places,
     size_name,
 )
@@ -72,8 +73,15 @@ def remaining(curve: Curve, *keys: str) -> tuple[tuple[str, str], ...]:
 
 
 def missing_of(evidence: Evidence, measure: Measure, found: Iterable[Curve]) -> list[str]:
-    """The reasons why these curves cannot be judged by a measure."""
-    return [name for curve in found for name in measure.missing(evidence, curve)]
+    """The reasons why these curves cannot be judged by a measure: missing runs, and places that have runs and no value.
+
+    Such runs often diverged, so the others alone would be a choice by the result.
+    """
+    gaps = []
+    for curve in found:
+        without = [place for place in places(curve, measure.level) if measure.of(evidence, place) is None]
+        gaps += measure.missing(evidence, curve) or [f"{measure.name} at {place}" for place in without]
+    return gaps
 
 
 def values_at(evidence: Evidence, measure: Measure, curve: Curve) -> dict[float | None, tuple[Place, Value]]:
@@ -287,7 +295,7 @@ def positive(
             found = list(values_at(evidence, measure, curve).values())
             for place, value in found[-1 if at == HIGHEST else 0 :]:
                 named.append((f"{place}: {value.text}", [(-1.0 if below else 1.0, value)]))
-        gaps = [name for curve in chosen for name in curve.missing]
+        gaps = missing_of(evidence, measure, chosen)
         made = [pooled([one], measure.ratio) for one in named] if every else [pooled(named, measure.ratio)]
         return Asked([e for effects, _ in made for e in effects], gaps, [r for _, own in made for r in own])
 
@@ -326,7 +334,7 @@ class HarmedPastThreshold:
         rows = [row for curve in scope for row in curve.runs.values() if not diverged(row) and _cut_short(row)]
         cut = sum(quantity.passes(value) for row in rows if (value := value_of(row, quantity)) is not None)
         reason = evidence.undeclared()
-        if gaps := _gaps(up_to_measured(scope)):
+        if gaps := missing_of(evidence, measured_as(quantity), scope):
             reason = reason or f"missing or withheld: {few(gaps)}"
         if not past:
             reason = reason or "no measured place passes the threshold"
@@ -358,10 +366,6 @@ def _of_calls(sides: Sequence[Sequence[bool]], words: str, share: float, whole: 
     return Verdict(word=DISAGREES if against <= ALPHA else CANNOT_TELL, words=words, p=min(1.0, against))
 
 
-def _gaps(found: Iterable[Curve]) -> list[str]:
-    return [name for curve in found for name in curve.missing]
-
-
 def _cut_short(row: Row) -> bool:
     return (row.get("schedule.steps") or 0) > (row.get("steps_planned") or math.inf)
 
@@ -390,9 +394,9 @@ def largest_foretold(quantity: Quantity, factor: float = 3.0) -> Judge:
             )
         effects, remarks = pooled(named)
         words = few([name for name, _ in named], 8)
-        return Asked(
-            [Effect(e.by_seed, words, e.bound) for e in effects], _gaps(up_to_measured(evidence.curves)), remarks
-        )
+        layered = [curve for curve in up_to_measured(evidence.curves) if curve.n_params]
+        gaps = missing_of(evidence, measured_as(quantity), layered)
+        return Asked([Effect(e.by_seed, words, e.bound) for e in effects], gaps, remarks)
 
     estimand = f"ln {factor:g} less the error of the predicted ln {quantity.name} at the largest size, mean over rates"
     return Question(estimand, "recorded", ask, margin=0.0)
@@ -403,10 +407,13 @@ def smaller_below_eps(grad: str, update: str) -> Judge:
 
     def ask(evidence: Evidence) -> Asked:
         found: dict[int, tuple[list[float], list[float]]] = {}
+        gaps = list(evidence.missing)
         for curve in evidence.curves:
             for (_, seed), row in curve.runs.items():
                 means = measured(row, LAST_MEAN)
-                if means.get(grad) and means.get(update):
+                if not (means.get(grad) and means.get(update)):
+                    gaps.append(f"{grad} and {update} of {name_of(row)}")
+                else:
                     found.setdefault(seed, ([], []))[means[grad] >= number(row, "optimizer.eps")].append(means[update])
         ratios = {
             seed: math.log(float(np.median(others)) / float(np.median(below)))
@@ -416,6 +423,6 @@ def smaller_below_eps(grad: str, update: str) -> Judge:
         n_below, n_others = (sum(len(own[side]) for own in found.values()) for side in (0, 1))
         words = f"{n_below} runs with a gradient RMS below their eps, {n_others} others"
         effects = [Effect(ratios, words)] if ratios else []
-        return Asked(effects, evidence.missing, [] if ratios else [words])
+        return Asked(effects, gaps, [] if ratios else [words])
 
     return Question("median update RMS above eps over that below", "recorded", ask, ratio=True)

@@ -17,6 +17,7 @@ see paper.py.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -90,9 +91,10 @@ def pooled(places: Sequence[tuple[str, Terms]], ratio: bool = False) -> tuple[li
 
     places: (name, terms). A place where the sum is zero for each seed is left out, because its runs are the same by
     construction, e.g. muParam at its base width; unless they all diverged, which is no difference. So is a place where
-    both sides are censored.
+    both sides are censored. A remark on each of the values' notes counts its curves.
     """
-    kept, remarks = [], []
+    kept: list[tuple[str, dict[int, float], int]] = []
+    remarks = _notes(places)
     for name, terms in places:
         sums, bound = summed(terms)
         if not sums:
@@ -116,6 +118,13 @@ def pooled(places: Sequence[tuple[str, Terms]], ratio: bool = False) -> tuple[li
     words = [f"{name} ({signed(_mean(sums.values()), ratio)})" if several else name for name, sums, _ in kept]
     words = [words[0], *(one.removeprefix("N=") for one in words[1:])]  # the first one says what is counted
     return [Effect(by_seed, few(words, 8), bounds.pop() if bounds else 0, apart)], remarks
+
+
+def _notes(places: Sequence[tuple[str, Terms]]) -> list[str]:
+    """The notes of values, each with the number of curves that it is about."""
+    values = {id(value): value for _, terms in places for _, value in terms}.values()
+    found = Counter(note for value in values for note in value.notes)
+    return [f"{note} in {count} of {len(values)} curves" for note, count in found.items()]
 
 
 def _left_out(places: Sequence[tuple[str, Terms]], kept: Collection[int]) -> list[str]:
@@ -178,7 +187,7 @@ class Question:
 
     def __call__(self, evidence: Evidence) -> Verdict:
         asked = self.ask(evidence)
-        remarks = few(asked.remarks)
+        remarks = few(asked.remarks, 6)
         if asked.gaps:
             return Verdict(word=CANNOT_TELL, words=joined(f"missing or withheld: {few(asked.gaps)}", remarks))
         if not asked.effects:

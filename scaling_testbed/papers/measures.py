@@ -1,7 +1,7 @@
 """Quantities of a study that claims are judged by, as one number for each seed.
 
 A Measure gives a Value for a place: a condition at one size or, at the level RATE, at one of its learning rates. It
-gives None if the place was not measured.
+gives None if the place was not measured, and UNDEFINED where the records do not have such a number.
 """
 
 import functools
@@ -14,7 +14,14 @@ import numpy as np
 from scaling_testbed.analysis.curves import lr_sensitivity
 from scaling_testbed.analysis.curves.grouping import Curve, curves, grouping_keys
 from scaling_testbed.analysis.curves.instability import LAST_MEAN, Quantity, measured, value_of
-from scaling_testbed.analysis.curves.lr_sensitivity import Sensitivity, best_by_seed, capped, diverged, final_loss
+from scaling_testbed.analysis.curves.lr_sensitivity import (
+    Sensitivity,
+    at_an_end,
+    best_by_seed,
+    capped,
+    diverged,
+    final_loss,
+)
 from scaling_testbed.analysis.figures.panel import compact
 from scaling_testbed.analysis.rows.conditions import text
 from scaling_testbed.analysis.rows.names import number_in
@@ -196,13 +203,18 @@ class Value:
     """One number of each seed; of a quantity that is compared by its ratio, the logarithm.
 
     censored: the seeds whose number is only known to be larger than this. text: the mean in its own unit. capped:
-    whether all numbers are losses at initialisation, because no run ended lower.
+    whether all numbers are losses at initialisation, because no run ended lower. notes: warnings about the number,
+    which a verdict counts.
     """
 
     by_seed: Mapping[int, float]
     text: str = ""
     censored: frozenset[int] = frozenset()
     capped: bool = False
+    notes: Sequence[str] = ()
+
+
+UNDEFINED = Value({}, "not defined")  # a remark of the verdict names the place
 
 
 @dataclass(frozen=True)
@@ -255,12 +267,23 @@ def _best_loss(evidence: Evidence, place: Place) -> Value | None:
     """The loss of each seed at the rate that is best in the mean over seeds, less the bias of that choice."""
     if (found := _whole(place.curve)) is None:
         return None
-    seeds, _, losses_SL = found
-    return _value(best_by_seed(losses_SL, seeds))
+    seeds, lrs, losses_SL = found
+    note = at_an_end(best_lr(place.curve), lrs) if len(lrs) > 1 else None
+    return _noted(_value(best_by_seed(losses_SL, seeds)), note)
+
+
+def _noted(value: Value | None, *notes: str | None) -> Value | None:
+    return value and replace(value, notes=tuple(note for note in notes if note))
+
+
+def _end_of(one: Sensitivity) -> str | None:
+    return None if one.best_lr is None else at_an_end(one.best_lr, one.curve.lrs)
 
 
 def _s(evidence: Evidence, place: Place) -> Value | None:
-    return _value(evidence.sensitivity(place.curve).by_seed, "{:.3f}")
+    one = evidence.sensitivity(place.curve)
+    below = "more than half of S is from rates below the best one" if one.share_below > 0.5 else None
+    return _noted(_value(one.by_seed, "{:.3f}"), _end_of(one), below)
 
 
 def _withheld(evidence: Evidence, curve: Curve) -> list[str]:
@@ -269,12 +292,12 @@ def _withheld(evidence: Evidence, curve: Curve) -> list[str]:
 
 
 def _critical_lr(evidence: Evidence, place: Place) -> Value | None:
-    critical = evidence.sensitivity(place.curve).critical
-    if critical is None:
+    one = evidence.sensitivity(place.curve)
+    if (critical := one.critical) is None:
         return None
     over = frozenset(seed for seed, value in critical.by_seed.items() if value == math.inf)
     by_seed = {seed: math.log(critical.top) if seed in over else value for seed, value in critical.by_seed.items()}
-    return Value(by_seed, str(critical), over)
+    return _noted(Value(by_seed, str(critical), over), _end_of(one))
 
 
 def _best_lr(evidence: Evidence, place: Place) -> Value | None:
@@ -365,13 +388,14 @@ def traced(reduce: Callable[..., float | None], *names: str, ratio: bool = True,
     """
 
     def of(evidence: Evidence, place: Place) -> Value | None:
-        values = {}
-        for seed, row in place.rows.items():
-            traces = [evidence.trace(row, name) for name in names]
-            value = reduce(*traces) if all(traces) else None
-            if value is not None:
-                values[seed] = max(value, 1e-30) if ratio else value
-        return _logarithms(values) if ratio else _value(values, "{:.3g}")
+        found = {seed: [evidence.trace(row, name) for name in names] for seed, row in place.rows.items()}
+        reduced = {seed: reduce(*traces) for seed, traces in found.items() if all(traces)}
+        values = {seed: value for seed, value in reduced.items() if value is not None}
+        if reduced and not values:
+            return UNDEFINED
+        if ratio:
+            return _logarithms({seed: max(value, 1e-30) for seed, value in values.items()})
+        return _value(values, "{:.3g}")
 
     name = f"{reduce.__name__.replace('_', ' ')} of {', '.join(names)}"
     return Measure(name, of, margin or ("recorded" if ratio else "share"), RATE, ratio)
@@ -429,15 +453,20 @@ def update_far_from_eps_over_near(grads: Trace, updates: Trace, eps: float = 1e-
 def first_block_over_others(prefix: str) -> Measure:
     """The measure of the peak of a per-block quantity in block 0, divided by its largest peak in another block."""
 
-    def one(evidence: Evidence, row: Row) -> float | None:
-        names = {key for step in evidence.study.trace(row)[:50] for key in step if key.startswith(f"{prefix}/")}
+    def one(evidence: Evidence, row: Row, names: set[str]) -> float | None:
         blocks = sorted(int(block) for name in names if (block := name.rpartition("/")[2]).isdigit())
         peaks = {n: max(value for _, value in evidence.trace(row, f"{prefix}/{n}")) for n in blocks}
         others = [value for block, value in peaks.items() if block]
         return peaks[0] / max(others) if 0 in peaks and others and max(others) > 0 < peaks[0] else None
 
     def of(evidence: Evidence, place: Place) -> Value | None:
-        values = {seed: one(evidence, row) for seed, row in place.rows.items()}
+        recorded = {
+            seed: {key for step in evidence.study.trace(row)[:50] for key in step if key.startswith(f"{prefix}/")}
+            for seed, row in place.rows.items()
+        }
+        values = {seed: one(evidence, place.rows[seed], names) for seed, names in recorded.items() if names}
+        if values and not any(values.values()):
+            return UNDEFINED
         return _logarithms({seed: value for seed, value in values.items() if value is not None})
 
     return Measure(f"{prefix} of block 0 over the others", of, "recorded", RATE, ratio=True)
@@ -446,13 +475,15 @@ def first_block_over_others(prefix: str) -> Measure:
 def last_block_over_first(prefix: str) -> Measure:
     """The measure of a per-block mean over the last steps in the last block, divided by that in the first."""
 
-    def one(row: Row) -> float | None:
-        means = measured(row, LAST_MEAN)
+    def one(means: Row) -> float | None:
         blocks = sorted(int(k[len(prefix) + 1 :]) for k in means if k.startswith(f"{prefix}/") and means[k])
         return means[f"{prefix}/{blocks[-1]}"] / means[f"{prefix}/{blocks[0]}"] if len(blocks) > 1 else None
 
     def of(evidence: Evidence, place: Place) -> Value | None:
-        values = {seed: one(row) for seed, row in place.rows.items()}
+        recorded = {seed: measured(row, LAST_MEAN) for seed, row in place.rows.items()}
+        values = {seed: one(means) for seed, means in recorded.items() if means}
+        if values and not any(values.values()):
+            return UNDEFINED
         return _logarithms({seed: value for seed, value in values.items() if value is not None})
 
     return Measure(f"{prefix} of the last block over the first", of, "recorded", RATE, ratio=True)

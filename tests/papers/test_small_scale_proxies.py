@@ -460,3 +460,69 @@ def test_a_difference_of_trends_needs_two_sizes(study):
     assert found.word == CANNOT_TELL and found.words.startswith(
         "These runs do not give the rise of critical rate along"
     )
+
+
+@pytest.mark.parametrize(
+    ("best", "note"),
+    [
+        (3e-4, "the best rate is the lowest of the grid"),
+        (3e-1, "the best rate is the highest of the grid"),
+        (1e-1, "more than half of S is from rates below the best one"),
+        (3e-3, None),
+    ],
+)
+def test_a_verdict_on_s_or_on_the_best_loss_counts_the_curves_whose_rates_it_hangs_on(verdicts, best, note):
+    """Those of one of two warm-ups; the other has its best rate in the lower half."""
+
+    def loss(condition, width, lr, seed):
+        return worlds.bowl(lr, best if condition["schedule__warmup"] > 500 else 3e-3, depth=0.2) + 0.001 * seed
+
+    said = verdicts("warmup_lr", grid(loss, [{"schedule__warmup": steps} for steps in (500, 1000)], seeds=(0, 1, 2)))
+    of_s = said["Sensitivity falls with the length of the warm-up."][1]
+    of_loss = said["The loss at the best rate falls with it too."][1]
+    remark = f"{note} in 3 of 6 curves"
+    assert (" curves" in of_s, remark in of_s) == ((False, False) if note is None else (True, True))
+    of_the_grid = note is not None and note.endswith("of the grid")
+    assert (" curves" in of_loss, remark in of_loss) == (of_the_grid, of_the_grid)
+
+
+def without(rows, places, seeds=(0, 1, 2, 3)):
+    """The rows, without what they recorded at some places (width, rate) with some seeds."""
+    return [
+        {**row, "diagnostics_at_step": {}, "status": "diverged"}
+        if (row["model.d_model"], row["optimizer.lr"]) in places and row["seed"] in seeds
+        else row
+        for row in rows
+    ]
+
+
+def test_a_place_whose_runs_have_no_value_keeps_a_claim_from_being_told_and_is_named(verdicts):
+    rows = worlds.seeded(*worlds.predict_logits(True))[0]
+    said = verdicts("predict_logits", without(rows, [(64, 0.3)]))
+    assert {word for word, _ in said.values()} == {CANNOT_TELL}
+    assert all("attention_logit_max/0 at N=98.3k at lr=0.3" in words for _, words in said.values())
+    rises = "At a given rate the largest score of block 0 grows with N."
+    word, words = verdicts("predict_logits", without(rows, [(64, 0.3)], seeds=(2,)))[rises]
+    assert word == AGREES and "; 3 seeds; " in words and "seed 2 is left out" in words
+
+
+def test_a_row_without_a_gradient_or_an_update_is_named(verdicts):
+    rows = worlds.seeded(*worlds.adam_eps(True))[0]
+    rows[0] = {**rows[0], "diagnostics_last_mean": {}}
+    word, words = verdicts("adam_eps", rows)["Updates are smaller where the gradient's RMS is below eps."]
+    assert word == CANNOT_TELL and f"grad_rms/{worlds.MLP} and update_rms/{worlds.MLP} of run 128x2 lr=0.01" in words
+
+
+def test_a_place_whose_records_have_no_such_number_is_left_out_with_a_remark(verdicts):
+    """Where logits hardly drift, half of the drift has no step. Without any record the claim cannot be told."""
+    rows, traces = worlds.zloss_trace(True)
+    more, steady = worlds.zloss_trace(True)
+    for row in more:
+        other = f"{row['run_id']} wider"
+        steady[other] = [step | {"output_logit_mean": 0.0} for step in steady.pop(row["run_id"])]
+        row |= {"run_id": other, "model.d_model": 64, "n_params_non_embedding": 98304}
+    late = "It comes late in training."
+    word, words = verdicts("zloss_trace", *worlds.seeded(rows + more, traces))[late]
+    assert word == CANNOT_TELL and "lateness of drift of output_logit_mean at N=98.3k at lr=0.1" in words
+    word, words = verdicts("zloss_trace", *worlds.seeded(rows + more, traces | steady))[late]
+    assert word == AGREES and "N=98.3k at lr=0.1: not defined: no common seed" in words

@@ -98,16 +98,29 @@ class Sensitivity:
         }
 
     @property
-    def note(self) -> str | None:
-        """A warning about rates that S depends on: the best one is at an end, or most of S is below the best one."""
+    def share_below(self) -> float:
+        """The share of S from rates below the best one."""
         if self.s is None or self.best_lr is None or self.best_loss is None:
-            return None
-        if self.best_lr in (self.curve.lrs[0], self.curve.lrs[-1]):
-            return f"the best rate is the {'lowest' if self.best_lr == self.curve.lrs[0] else 'highest'} of the grid"
+            return 0.0
         inside = [(lr, loss - self.best_loss) for lr, loss, _ in self.losses if _inside(lr, self.lr_range)]
         whole = sum(excess for _, excess in inside)
-        below = sum(excess for lr, excess in inside if lr < self.best_lr)
-        return f"{below / whole:.0%} of S is from rates below the best one" if whole and below > whole / 2 else None
+        return sum(excess for lr, excess in inside if lr < self.best_lr) / whole if whole else 0.0
+
+    @property
+    def note(self) -> str | None:
+        """A warning about rates that S depends on: the best one is at an end, or most of S is below the best one."""
+        if self.s is None or self.best_lr is None:
+            return None
+        if said := at_an_end(self.best_lr, self.curve.lrs):
+            return said
+        return f"{self.share_below:.0%} of S is from rates below the best one" if self.share_below > 0.5 else None
+
+
+def at_an_end(best_lr: float, lrs: Sequence[float]) -> str | None:
+    """A warning that the best rate is at an end of the grid, None if it is not."""
+    if best_lr not in (lrs[0], lrs[-1]):
+        return None
+    return f"the best rate is the {'lowest' if best_lr == lrs[0] else 'highest'} of the grid"
 
 
 def capped(losses, initial) -> np.ndarray:
