@@ -51,8 +51,10 @@ def test_each_claim_is_judged_by_the_rows_it_is_about(study):
     assert right[4].effect == pytest.approx(2 / math.log10(16), abs=0.25)
     wrong = verdicts(study, lambda octaves, width: 0.03 * octaves, lambda octaves, width: 0.45 - 0.03 * octaves)
     assert [one.word for one in wrong] == [DISAGREES] * 4 + [CANNOT_TELL]  # one half is never reached
-    earlier = verdicts(study, falling, lambda octaves, width: rising(octaves, 256 / width))
+    earlier = verdicts(study, falling, lambda octaves, width: rising(octaves, 1024 / width))
     assert earlier[4].word == DISAGREES
+    before = verdicts(study, falling, lambda octaves, width: rising(octaves, 256 / width))  # the fewest, for the widest
+    assert before[4].word == CANNOT_TELL and "reaches one half at N=98.3k" in before[4].words
 
 
 def test_the_first_rise_to_one_half_is_found_between_two_points():
