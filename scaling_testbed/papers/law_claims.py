@@ -103,7 +103,7 @@ class LawQuestion:
 
     def _ask(self, evidence: Evidence) -> Asked:
         of_seeds, lacking = _of_seeds(evidence)
-        if gaps := [*_gaps(evidence), *lacking]:
+        if gaps := _gaps(evidence) or lacking:
             return Asked(gaps=gaps)
         by_seed = {seed: self.parts(own) for seed, own in of_seeds.items()}
         effects = []
