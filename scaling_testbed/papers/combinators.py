@@ -16,7 +16,7 @@ from scaling_testbed.analysis.curves.grouping import SCAN, Curve, label
 from scaling_testbed.analysis.curves.instability import LAST_MEAN, Quantity, measured, value_of
 from scaling_testbed.analysis.curves.intervals import ALPHA, exact_share, p_share_above
 from scaling_testbed.analysis.curves.lr_sensitivity import diverged
-from scaling_testbed.analysis.rows.conditions import text
+from scaling_testbed.analysis.rows.conditions import same, text
 from scaling_testbed.analysis.rows.study import Row, name_of, number
 from scaling_testbed.papers.effects import (
     AGREES,
@@ -30,6 +30,7 @@ from scaling_testbed.papers.effects import (
     Question,
     Terms,
     Verdict,
+    each_of,
     few,
     pooled,
 )
@@ -50,6 +51,12 @@ from scaling_testbed.papers.paper import Judge
 
 Settings = Mapping[str, object]  # keys and their values; a tuple lists alternatives
 
+
+class Each(tuple[object, ...]):
+    """Values of a key that a claim is about, each of them. A plain tuple lists values of which a study has some."""
+
+
+WIDTH = "model.d_model"
 SAME_N = 0.15  # difference of ln N: widths come in steps, so two shapes rarely have exactly one size
 EACH, LARGEST, HIGHEST = "each", "largest size", "highest rate"  # where to compare
 
@@ -70,6 +77,17 @@ def pairs(found: Sequence[Curve], one: Settings, other: Settings) -> Iterator[tu
 def remaining(curve: Curve, *keys: str) -> tuple[tuple[str, str], ...]:
     """The condition of a curve without some keys."""
     return tuple(item for item in curve.condition.items() if item[0] not in keys)
+
+
+def alternatives(settings: Settings, found: Iterable[Curve]) -> list[Settings]:
+    """The settings with one value of each tuple: all of an Each, and those of a plain tuple that some curve has."""
+    found = list(found)
+    choices = []
+    for key, value in settings.items():
+        values = value if isinstance(value, tuple) else (value,)
+        some = isinstance(value, tuple) and not isinstance(value, Each)
+        choices.append([one for one in values if not some or any(curve.fits({key: one}) for curve in found)])
+    return [dict(zip(settings, chosen, strict=True)) for chosen in itertools.product(*choices)]
 
 
 def missing_of(evidence: Evidence, measure: Measure, found: Iterable[Curve]) -> list[str]:
@@ -142,26 +160,30 @@ def between(
     """The judge that the measure is lower with one set of settings than with another, with all else equal.
 
     The effect is the difference, for a measure compared by ratio that of the logarithms, in the mean over the places.
-    lower, higher: values of the same keys; None: a run without the key. at: EACH place of a pair, the LARGEST size
-    only, or the HIGHEST rate that both have. margin, or factor for a ratio: the least effect that counts, where it is
-    not the declared one. contrary: the claim is that there is no such gain.
+    lower, higher: values of the same keys; None: a run without the key. Each of `alternatives` has an effect of its
+    own, and all must be so. at: EACH place of a pair, the LARGEST size only, or the HIGHEST rate that both have.
+    margin, or factor for a ratio: the least effect that counts, where it is not the declared one. contrary: the claim
+    is that there is no such gain.
     """
 
     def ask(evidence: Evidence) -> Asked:
         scope = evidence.having(where)
-        found = list(pairs(scope, lower, higher))
+        ways = list(itertools.product(alternatives(lower, scope), alternatives(higher, scope)))
+        found = [(way, pair) for way in ways for pair in pairs(scope, *way)]
         if at == LARGEST:
-            top = max((low.n_params for low, _ in found), default=0)
-            found = [pair for pair in found if pair[0].n_params == top]
-        compared: list[tuple[str, Terms]] = []
-        for low, high in found:
+            top = max((low.n_params for _, (low, _) in found), default=0)
+            found = [(way, pair) for way, pair in found if pair[0].n_params == top]
+        named = [f"{measure.name} with {said_of(one)} beside {said_of(other)}" for one, other in ways]
+        compared: dict[str, list[tuple[str, Terms]]] = {name: [] for name in named}
+        for way, (low, high) in found:
             ours, theirs = (values_at(evidence, measure, curve) for curve in (low, high))
             shared = [rate for rate in ours if rate in theirs]
             for rate in shared[-1 if at == HIGHEST else 0 :]:
                 name = f"{ours[rate][0]}: {ours[rate][1].text} and {theirs[rate][1].text}"
-                compared.append((name, [(1.0, theirs[rate][1]), (-1.0, ours[rate][1])]))
-        gaps = missing_of(evidence, measure, itertools.chain(*found) if found else scope)
-        return Asked(gaps=gaps) if gaps else Asked(*_pooled(compared, measure))
+                terms = [(1.0, theirs[rate][1]), (-1.0, ours[rate][1])]
+                compared[named[ways.index(way)]].append((name, terms))
+        gaps = missing_of(evidence, measure, itertools.chain(*(pair for _, pair in found)) if found else scope)
+        return Asked(gaps=gaps) if gaps else each_of(compared, measure.ratio)
 
     places_of = {EACH: "mean over sizes", LARGEST: "at the largest size", HIGHEST: "at the highest rate"}[at]
     if measure.level != SIZE and at == EACH:
@@ -178,11 +200,6 @@ def between(
     )
 
 
-def _pooled(compared: Sequence[tuple[str, Terms]], measure: Measure) -> tuple[list[Effect], list[str], list[str]]:
-    effects, remarks = pooled(compared, measure.ratio)
-    return effects, [], remarks
-
-
 def opposite_at_ends(measure: Measure, key: str, one: object, other: object) -> Judge:
     """The judge that one value of a key gives the lower measure at the smallest size, and the higher at the largest.
 
@@ -192,18 +209,20 @@ def opposite_at_ends(measure: Measure, key: str, one: object, other: object) -> 
     def ask(evidence: Evidence) -> Asked:
         found = [pair for pair in pairs(evidence.curves, {key: one}, {key: other}) if pair[0].runs and pair[1].runs]
         gaps = missing_of(evidence, measure, itertools.chain(*found))
-        effects: list[Effect] = []
+        ends: dict[str, list[tuple[str, Terms]]] = {}
         for rest in dict.fromkeys(remaining(a, key) for a, _ in found):
             own = sorted((pair for pair in found if remaining(pair[0], key) == rest), key=lambda pair: pair[0].n_params)
-            for pair, sign in ((own[0], 1.0), (own[-1], -1.0)) if own[0][0].n_params < own[-1][0].n_params else ():
+            if own[0][0].n_params == own[-1][0].n_params:
+                gaps.append(f"a second size of {label(dict(rest))}")
+                continue
+            for pair, sign in ((own[0], 1.0), (own[-1], -1.0)):
                 mine, yours = (measure.of(evidence, Place(curve)) for curve in pair)
-                if mine is None or yours is None:
-                    gaps.append(f"{measure.name} at {size_name(pair[0])}")
-                    continue
-                both = f"{mine.text} with {said(one)}, {yours.text} with {said(other)}"
-                name = f"{label(dict(rest))} {size_name(pair[0])}: {both}"
-                effects += pooled([(name, [(sign, yours), (-sign, mine)])], measure.ratio)[0]
-        return Asked(effects, gaps)
+                name = f"{label(dict(rest))} {size_name(pair[0])}"
+                ends[f"{measure.name} of {name}"] = []
+                if mine is not None and yours is not None:
+                    both = f"{mine.text} with {said(one)}, {yours.text} with {said(other)}"
+                    ends[f"{measure.name} of {name}"] = [(f"{name}: {both}", [(sign, yours), (-sign, mine)])]
+        return each_of(ends, measure.ratio, gaps)
 
     estimand = (
         f"{measure.name} with {said(other)} less with {said(one)} at the smallest size, and its opposite at the largest"
@@ -246,34 +265,48 @@ def loss_beside(
 
     With `within`, the loss at each of these values must be at most so many nats above that at the smallest value. With
     `above`, it must be at least so many nats above it in the mean over these values. With neither, it must be above the
-    loss of a model with the settings `plain`, to which the key does not apply.
+    loss of a model with the settings `plain`, to which the key does not apply. Models of one width are compared.
     """
     short = key.rpartition(".")[2]
+    of_least = above is not None or within is not None
 
     def ask(evidence: Evidence) -> Asked:
-        bases = [curve for curve in evidence.having(plain) if curve.runs]
         found = [curve for curve in evidence.curves if curve.runs and not curve.fits(plain)]
         found = [curve for curve in found if curve.settings.get(key) is not None]
-        found.sort(key=lambda curve: number(curve.settings, key))
-        if above is not None or within is not None:
-            bases, found = found[:1], found[1:]
-        base = BEST_LOSS.of(evidence, Place(bases[0])) if bases else None
-        compared: list[tuple[str, Terms]] = []
-        for curve in found if base else ():
-            value, ours = number(curve.settings, key), BEST_LOSS.of(evidence, Place(curve))
-            if ours is not None and base is not None and low * (1 - 1e-9) <= value <= high * (1 + 1e-9):
-                name = f"{short}={value:g}: {ours.text}, beside {base.text}"
-                compared.append((name, [(1.0, ours), (-1.0, base)]))
+        value_of_key = {id(curve): number(curve.settings, key) for curve in found}
+        least = min(value_of_key.values(), default=math.nan)
+        bases = [curve for curve in evidence.having(plain) if curve.runs]
+        if of_least:
+            bases = [curve for curve in found if value_of_key[id(curve)] == least]
+        compared: dict[str, list[tuple[str, Terms]]] = {}
+        gaps = list(evidence.missing)
+        for curve in sorted(found, key=lambda curve: (curve.n_params, value_of_key[id(curve)])):
+            value = value_of_key[id(curve)]
+            if any(curve is base for base in bases) or not low * (1 - 1e-9) <= value <= high * (1 + 1e-9):
+                continue
+            alike = [base for base in bases if _beside(curve, base, key, *(() if of_least else plain))]
+            at = f"{size_name(curve)}, {short}={value:g}"
+            if len(alike) != 1:
+                gaps.append(f"{at}: {len(alike)} conditions {beside} have its width, and one is compared")
+                continue
+            ours, base = (BEST_LOSS.of(evidence, Place(one)) for one in (curve, alike[0]))
+            compared[at] = []
+            if ours is not None and base is not None:
+                compared[at] = [(f"{at}: {ours.text}, beside {base.text}", [(1.0, ours), (-1.0, base)])]
         if within is None:
-            effects, remarks = pooled(compared)
-            return Asked(effects, evidence.missing, remarks)
-        made = [pooled([one]) for one in compared]
-        return Asked([e for effects, _ in made for e in effects], evidence.missing, [r for _, own in made for r in own])
+            compared = {"all": [place for places in compared.values() for place in places]}
+        return each_of(compared, known_gaps=gaps)
 
     some = f"from {low:g} on" if high == math.inf else f"up to {high:g}"
-    beside = f"at the smallest {short}" if above is not None or within is not None else "without layers"
+    beside = f"at the smallest {short}" if of_least else "without layers"
     kind, margin = (AT_MOST, within) if within is not None else (DIFFERENCE, above)
     return Question(f"loss at {short} {some} less that {beside}", "loss", ask, kind, margin)
+
+
+def _beside(curve: Curve, base: Curve, *keys: str) -> bool:
+    """Whether two curves have one width, and equal conditions apart from some keys."""
+    alike = same(curve.settings.get(WIDTH), base.settings.get(WIDTH))
+    return alike and remaining(curve, *keys) == remaining(base, *keys)
 
 
 def positive(
@@ -290,14 +323,17 @@ def positive(
         chosen = (
             scope if at == EACH else of_largest([curve for curve in scope if curve.runs] if at == HIGHEST else scope)
         )
-        named: list[tuple[str, Terms]] = []
+        named: dict[str, list[tuple[str, Terms]]] = {}
         for curve in chosen:
-            found = list(values_at(evidence, measure, curve).values())
-            for place, value in found[-1 if at == HIGHEST else 0 :]:
-                named.append((f"{place}: {value.text}", [(-1.0 if below else 1.0, value)]))
+            found = values_at(evidence, measure, curve)
+            asked = [place for place in places(curve, measure.level) if every or place.lr in found]
+            for place in asked[-1 if at == HIGHEST else 0 :]:
+                own = named.setdefault(f"{measure.name} of {label(curve.condition)} at {place}" if every else "all", [])
+                if place.lr in found:
+                    value = found[place.lr][1]
+                    own.append((f"{place}: {value.text}", [(-1.0 if below else 1.0, value)]))
         gaps = missing_of(evidence, measure, chosen)
-        made = [pooled([one], measure.ratio) for one in named] if every else [pooled(named, measure.ratio)]
-        return Asked([e for effects, _ in made for e in effects], gaps, [r for _, own in made for r in own])
+        return each_of(named, measure.ratio, gaps)
 
     sizes = "at each size" if every else "mean over sizes" if at == EACH else f"at the {at}"
     return Question(f"{measure.name}, {sizes}", measure.margin, ask, ratio=measure.ratio)

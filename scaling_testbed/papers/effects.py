@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from scaling_testbed.analysis.curves.intervals import ALPHA, interval, p_above, p_below
+from scaling_testbed.analysis.curves.intervals import ALPHA, Interval, interval, p_above, p_below
 from scaling_testbed.errors import listed
 from scaling_testbed.evaluation.statistics import holm
 from scaling_testbed.papers.measures import NATS, Evidence, Value
@@ -125,6 +125,47 @@ def _notes(places: Sequence[tuple[str, Terms]]) -> list[str]:
     values = {id(value): value for _, terms in places for _, value in terms}.values()
     found = Counter(note for value in values for note in value.notes)
     return [f"{note} in {count} of {len(values)} curves" for note, count in found.items()]
+
+
+def farther(one: Value, other: Value) -> Terms:
+    """|a| - |b| for the expectations a and b of two signed errors, as a sum of both with coefficients.
+
+    |a| > |b| where a - b and a + b have one sign, so the seeds must tell both from zero. The sum is the one that they
+    tell less, scaled to the difference of the means without their signs. The mean of absolute errors would count noise
+    as an error, and favour the quieter side.
+    """
+    seeds = sorted(set(one.by_seed) & set(other.by_seed))
+    sums = {sign: interval([one.by_seed[s] + sign * other.by_seed[s] for s in seeds]) for sign in (-1.0, 1.0)}
+    least = min(sums, key=lambda sign: _clear(sums[sign]))
+    mean = sums[least].mean
+    scale = min(abs(ends.mean) for ends in sums.values()) / abs(mean) if mean else 1.0
+    factor = math.copysign(scale, sums[-least].mean)
+    return [(factor, one), (factor * least, other)]
+
+
+def _clear(ends: Interval) -> tuple[float, float]:
+    """How clearly the seeds tell a mean from zero: in reaches of its interval, and with one seed by its size."""
+    reach = ends.high - ends.mean
+    return (abs(ends.mean) / reach if reach else math.inf), abs(ends.mean)
+
+
+def each_of(
+    groups: Mapping[str, Sequence[tuple[str, Terms]]], ratio: bool = False, known_gaps: Sequence[str] = ()
+) -> Asked:
+    """One effect for each group of places, all of which must be so. A group that gives none is a gap.
+
+    groups: what is judged, in words, and its places, as `pooled` takes them.
+    """
+    effects: list[Effect] = []
+    gaps, remarks = list(known_gaps), []
+    for name, places in groups.items():
+        made, own = pooled(places, ratio)
+        effects += made
+        if made or len(groups) == 1:
+            remarks += own
+        else:
+            gaps.append(few(own) or name)
+    return Asked(effects, gaps, remarks)
 
 
 def _left_out(places: Sequence[tuple[str, Terms]], kept: Collection[int]) -> list[str]:

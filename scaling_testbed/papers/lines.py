@@ -15,8 +15,26 @@ import numpy as np
 from scaling_testbed.analysis.curves.grouping import Curve
 from scaling_testbed.analysis.rows.conditions import text
 from scaling_testbed.analysis.rows.study import number
-from scaling_testbed.papers.combinators import Settings, missing_of, remaining, said, up_to_measured, values_at
-from scaling_testbed.papers.effects import AT_MOST, DIFFERENCE, EQUALITY, Asked, Effect, Question, Terms, pooled
+from scaling_testbed.papers.combinators import (
+    Settings,
+    alternatives,
+    missing_of,
+    remaining,
+    said,
+    up_to_measured,
+    values_at,
+)
+from scaling_testbed.papers.effects import (
+    AT_MOST,
+    DIFFERENCE,
+    EQUALITY,
+    Asked,
+    Question,
+    Terms,
+    each_of,
+    farther,
+    pooled,
+)
 from scaling_testbed.papers.measures import SIZE, Evidence, Measure, Place, Value, size_name
 from scaling_testbed.papers.paper import Judge
 
@@ -137,40 +155,57 @@ def _trend(line: Line) -> Terms:
 
 
 def _miss(line: Line) -> Terms | None:
-    """The error at the largest size of a power law in N that is fitted to all other sizes, for each seed."""
+    """The signed error at the largest size of a power law in N that is fitted to all other sizes, for each seed."""
     values = [value for _, _, value in line.points]
     if len(line.points) < 4 or any(value.censored for value in values):
         return None
     errors = {}
     for seed in sorted(set.intersection(*(set(value.by_seed) for value in values))):
         y = np.log([value.by_seed[seed] for value in values])
-        errors[seed] = abs(math.exp(np.polyval(np.polyfit(line.x[:-1], y[:-1], 1), line.x[-1])) - math.exp(y[-1]))
+        errors[seed] = math.exp(np.polyval(np.polyfit(line.x[:-1], y[:-1], 1), line.x[-1])) - math.exp(y[-1])
     return [(1.0, Value(errors))] if errors else None
 
 
 TREND, MISS_AT_LARGEST = _trend, _miss
 
 
+def _less(high: Terms, low: Terms) -> Terms:
+    return [*high, *((-factor, value) for factor, value in low)]
+
+
+def _farther(high: Terms, low: Terms) -> Terms:
+    (_, one), (_, other) = *high, *low
+    return farther(one, other)
+
+
 def differ(measure: Measure, reduce: Callable[[Line], Terms | None], key: str, lower: object, higher: object) -> Judge:
     """The judge that the TREND along N, or MISS_AT_LARGEST, is lower with one value of a key than with another.
 
-    higher: the other value, or a tuple of values, each of which must be higher.
+    higher: the other value, or several, each of which must be higher. Errors are compared without their sign.
     """
 
     def ask(evidence: Evidence) -> Asked:
         lines, gaps = _lines(evidence, measure, "N", None)
-        reduced = [(line, terms) for line in lines if (terms := reduce(line))]
-        effects: list[Effect] = []
-        remarks: list[str] = []
-        for (a, low), (b, high) in itertools.product(reduced, reduced):
-            one, other = a.curve, b.curve
-            alike = remaining(one, key) == remaining(other, key)
-            if one.fits({key: lower}) and other.fits({key: higher}) and alike:
-                terms = [*high, *((-factor, value) for factor, value in low)]
-                made, own = pooled([(f"{a.said}; {b.said}", terms)], measure.ratio)
-                effects, remarks = [*effects, *made], [*remarks, *own]
-        return Asked(effects, gaps, remarks)
+        found: dict[str, list[tuple[str, Terms]]] = {}
+        for value in (one[key] for one in alternatives({key: higher}, evidence.curves)):
+            compared = [
+                (a, b)
+                for a, b in itertools.product(lines, lines)
+                if a.curve.fits({key: lower})
+                and b.curve.fits({key: value})
+                and remaining(a.curve, key) == remaining(b.curve, key)
+            ]
+            names = [f"{what} with {said(value)} beside {said(lower)} ({a.said}; {b.said})" for a, b in compared]
+            for name, (a, b) in zip(names, compared, strict=True):
+                low, high = reduce(a), reduce(b)
+                found[name] = [(f"{a.said}; {b.said}", less(high, low))] if low and high else []
+            if not names:
+                found[f"{what} with {said(value)} beside {said(lower)}"] = []
+        return each_of(found, measure.ratio, gaps)
 
-    what = "trend per tenfold N" if reduce is TREND else "error at the largest size of a power law"
-    estimand = f"{what} of {measure.name} with {said(higher)} less that with {said(lower)}"
+    less = _less if reduce is TREND else _farther
+    what = (
+        f"{'trend per tenfold N' if reduce is TREND else 'error at the largest size of a power law'} of {measure.name}"
+    )
+    estimand = f"{what} with {said(higher)} less that with {said(lower)}"
     return Question(estimand, measure.margin, ask, ratio=measure.ratio)

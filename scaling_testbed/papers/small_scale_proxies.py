@@ -234,9 +234,9 @@ EXPERIMENTS = [
         question="Which way to scale a model has the lowest loss at its best learning rate?",
         claims=[
             Claim("Scaling width and depth together is best at the largest size.",
-                  by.compare(of.BEST_LOSS, SCAN, "joint", ("width", "depth"), at=by.LARGEST)),
+                  by.compare(of.BEST_LOSS, SCAN, "joint", by.Each(("width", "depth")), at=by.LARGEST)),
             Claim("A power law through its smaller sizes extrapolates best.",
-                  lines.differ(of.BEST_LOSS, lines.MISS_AT_LARGEST, SCAN, "joint", ("width", "depth"))),
+                  lines.differ(of.BEST_LOSS, lines.MISS_AT_LARGEST, SCAN, "joint", by.Each(("width", "depth")))),
         ],
     ),
     Experiment(

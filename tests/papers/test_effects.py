@@ -22,6 +22,7 @@ from scaling_testbed.papers.effects import (
     Question,
     Verdict,
     corrected,
+    farther,
     pooled,
     summed,
 )
@@ -126,6 +127,31 @@ def test_differences_as_large_as_the_margin_seldom_count_as_equal(n_seeds, most)
         of_places(0.016 * rng.standard_normal((4, n_seeds)) + 0.02 * signs, margin=0.02) for _ in range(STUDIES // 2)
     ]
     assert [one.word for one in found].count(AGREES) <= most * STUDIES // 2
+
+
+def error_over(one, other):
+    """The verdict that the first of two arms has the larger error, by its effect."""
+    terms = farther(*(Value(dict(enumerate(numbers))) for numbers in (one, other)))
+    (effect,), _ = pooled([("at", terms)])
+    return Question("", "S", lambda _: Asked([effect]), margin=0.001)(EVIDENCE)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_larger_error_is_told_whatever_the_signs(sign):
+    large, small = [0.30, 0.31, 0.32], [sign * value for value in (0.10, 0.11, 0.12)]
+    assert error_over(large, small).word == AGREES and error_over(small, large).word == DISAGREES
+    assert error_over(large, small).effect == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("error", [0.0, 0.02, 1.0])
+@pytest.mark.parametrize("n_seeds", [3, 10])
+def test_the_noisier_of_two_arms_with_one_error_has_no_larger_one(n_seeds, error):
+    """The means of its absolute errors would be larger."""
+    rng, said = np.random.default_rng(n_seeds), []
+    for _ in range(STUDIES // 2):
+        noisy, quiet = (error + sd * rng.standard_normal(n_seeds) for sd in (0.05, 0.01))
+        said.append(error_over(noisy.tolist(), (-quiet).tolist()).word)
+    assert max(said.count(AGREES), said.count(DISAGREES)) <= 0.045 * len(said), said.count(AGREES)
 
 
 def test_places_with_bounds_on_both_sides_give_no_effect_and_the_reason():

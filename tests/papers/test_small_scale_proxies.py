@@ -11,10 +11,10 @@ import pytest
 from scaling_testbed.analysis.rows.study import load, where
 from scaling_testbed.config.compose import CONFIG_DIR, compose
 from scaling_testbed.papers import paper
-from scaling_testbed.papers.combinators import compare, opposite_at_ends, pairs
+from scaling_testbed.papers.combinators import Each, compare, opposite_at_ends, pairs, positive
 from scaling_testbed.papers.effects import AGREES, CANNOT_TELL, DISAGREES
 from scaling_testbed.papers.lines import FALLS, RISES, along, more_at_largest
-from scaling_testbed.papers.measures import BEST_LOSS, BEST_LR, CRITICAL_LR, LOSS, Evidence, Place, S
+from scaling_testbed.papers.measures import BEST_LOSS, BEST_LR, CRITICAL_LR, LOSS, Evidence, Measure, Place, S, Value
 from scaling_testbed.papers.small_scale_proxies import PAPER
 from scaling_testbed.report.sweep import write_report, write_traces
 from scaling_testbed.runs.row import SCHEMA_VERSION
@@ -343,6 +343,81 @@ def test_each_condition_is_judged_by_itself(verdicts):
     said = verdicts("attn_scale", rows)
     got = [one for text, one in said.items() if "smallest" in text or "slightly" in text]
     assert got and all(verdict != AGREES for verdict, _ in got), said
+
+
+JOINT_CLAIM = "Scaling width and depth together is best at the largest size."
+POWER_LAW_CLAIM = "A power law through its smaller sizes extrapolates best."
+
+
+def test_what_is_best_beats_each_alternative_and_not_their_mean(verdicts):
+    rows = [{**row, "val_loss": row["val_loss"] - 0.4 * (row["model.d_model"] == 256)}
+            for row in worlds.shape_scaling(True)[0]]  # fmt: skip
+    got, words = verdicts("shape_scaling", worlds.seeded(rows, {})[0])[JOINT_CLAIM]
+    assert got == DISAGREES and "The effect is -0.10" in words and "The effect is +0.29" in words
+
+
+def test_an_alternative_with_too_few_sizes_for_a_law_is_a_gap(verdicts):
+    rows = worlds.seeded(*worlds.shape_scaling(True))[0]
+    rows = [row for row in rows if (row["model.d_model"], row["model.n_layers"]) != (64, 4)]
+    got, words = verdicts("shape_scaling", rows)[POWER_LAW_CLAIM]
+    assert got == CANNOT_TELL and words.startswith(
+        "Missing or withheld: error at the largest size of a power law of best loss with depth beside joint"
+    )
+
+
+def test_an_alternative_that_was_not_run_is_a_gap(study):
+    rows = worlds.seeded(grid(lambda c, w, lr, s: 3.0 + 0.1 * (c == worlds.WITHOUT), [worlds.WITH, worlds.WITHOUT]), {})
+    evidence = Evidence(study(rows[0], declared=DECLARED))
+    judges = [compare(LOSS, "model.qk_norm", kind(("layernorm", "rmsnorm")), "none") for kind in (tuple, Each)]
+    some, each = (judge(evidence) for judge in judges)
+    assert some.word == AGREES and each.word == CANNOT_TELL
+    assert each.words.startswith("Missing or withheld: loss with rmsnorm beside none")
+
+
+def test_ends_where_two_are_the_same_by_construction_cannot_tell(verdicts):
+    rows = worlds.seeded(*worlds.attn_scale(True))[0]
+    own = {(row["model.qk_norm"], row["optimizer.lr"], row["seed"]): row["val_loss"] for row in rows
+           if (row["model.d_model"], row["model.attention_scale"]) == (32, "inverse")}  # fmt: skip
+    rows = [{**row, "val_loss": own[row["model.qk_norm"], row["optimizer.lr"], row["seed"]]}
+            if row["model.d_model"] == 32 else row for row in rows]  # fmt: skip
+    got, words = next(told for text, told in verdicts("attn_scale", rows).items() if "slightly" in text)
+    assert got == CANNOT_TELL and "the same by construction" in words
+
+
+@pytest.mark.parametrize(("at_64", "reason"), [(None, "x of all runs at N=98.3k"), (0.0, "the same by")])
+def test_a_size_that_gives_no_effect_keeps_a_claim_about_each_from_being_told(study, at_64, reason):
+    def of(evidence, place):
+        value = at_64 if place.curve.n_params > 5e4 else 1.0
+        return None if value is None else Value({seed: value * (1 + 0.01 * seed) for seed in place.curve.seeds}, "v")
+
+    rows = worlds.seeded(grid(lambda *_: 3.0, [worlds.WITHOUT], widths=(32, 64), lrs=[0.1]), {})[0]
+    verdict = positive(Measure("x", of, "S"), every=True)(Evidence(study(rows, declared=DECLARED), ["model.qk_norm"]))
+    assert verdict.word == CANNOT_TELL and reason in verdict.words, verdict.words
+
+
+def kappas(gap=0.0):
+    """Kappas at two widths; the loss of the wider models is lower by 0.8 nats. gap: of both at kappa = 100."""
+    rows = [{**row, "val_loss": row["val_loss"] + gap * (row["model.kappa"] == 100)} for row in worlds.kappa(True)[0]]
+    wide = [{**row, "run_id": f"{row['run_id']} wide", "model.d_model": 64, "val_loss": row["val_loss"] - 0.8,
+             "n_params_non_embedding": 4 * row["n_params_non_embedding"]} for row in rows]  # fmt: skip
+    return worlds.seeded([*rows, *wide], {})[0]
+
+
+def test_losses_are_compared_with_those_of_models_of_their_width(verdicts):
+    said = verdicts("kappa", kappas())
+    assert {got for got, _ in said.values()} == {AGREES}
+    near, _, beyond = (words for _, words in said.values())
+    assert "N=24.6k, kappa=100: 3.0" in near and "N=98.3k, kappa=100: 2.2" in near
+    assert "; 98.3k, kappa=10000: 5.2" in beyond and "beside 3.7" in beyond
+    assert next(iter(verdicts("kappa", kappas(gap=0.3)).values()))[0] == DISAGREES
+
+
+def test_a_width_without_a_model_to_compare_with_is_a_gap(verdicts):
+    rows = [row for row in kappas() if (row["model.d_model"], row["model.n_layers"]) != (64, 0)]
+    _, _, (got, words) = verdicts("kappa", rows).values()
+    assert got == CANNOT_TELL and words.startswith(
+        "Missing or withheld: N=98.3k, kappa=10000: 0 conditions without layers have its width, and one is compared"
+    )
 
 
 def test_s_in_a_claim_is_the_s_of_the_table(study):
