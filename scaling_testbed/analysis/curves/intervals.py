@@ -98,13 +98,17 @@ def honest_difference(values_VS: np.ndarray) -> np.ndarray:
     """The least difference of the means of two values that tells them apart, for all pairs at once: [values, values].
 
     values_VS: [values, seeds], at least two of each. This is Tukey's honestly significant difference at LEVEL (Tukey
-    1949, Biometrics 5:99), with seeds as blocks. It takes the noise of all values, or that of the pair where it is
-    larger: one noisy value beside quiet ones would else be told apart too often. Raises UserError without scipy.
+    1949, Biometrics 5:99), with seeds as blocks and the noise of all values. A pair must pass it by its own noise too,
+    which has n_seeds - 1 degrees of freedom: one noisy value beside quiet ones would else be told apart too often. The
+    second quantile is that of half of the values, because only some pairs are noisier than all are in the mean.
+    tests/analysis/curves/test_decisions.py measures how often equal values are told apart. Raises UserError without
+    scipy.
     """
     n_values, n_seeds = values_VS.shape
     of_pair_VV = (values_VS[:, None] - values_VS[None]).std(axis=2, ddof=1) / math.sqrt(2)
-    factor = _studentized_range(n_values, (n_values - 1) * (n_seeds - 1))
-    return factor * np.maximum(of_pair_VV, noise_of(values_VS)) / math.sqrt(n_seeds)
+    of_all = _studentized_range(n_values, (n_values - 1) * (n_seeds - 1)) * noise_of(values_VS)
+    half = min(n_values, max(3, n_values // 2 + 1))
+    return np.maximum(of_all, _studentized_range(half, n_seeds - 1) * of_pair_VV) / math.sqrt(n_seeds)
 
 
 @functools.cache

@@ -159,8 +159,18 @@ def best_by_seed(values_SL: np.ndarray, seeds: Sequence[int]) -> dict[int, float
 
 
 def final_loss(row: Row) -> float:
-    """The final validation loss in nats; nan if the run diverged or its loss was not finite (null in the row)."""
-    return math.nan if row.get("status") == "diverged" else number(row, "val_loss")
+    """The final validation loss in nats; nan if the run diverged or its loss was not finite (null in the row).
+
+    Raises UserError for a loss of zero or less.
+    """
+    return math.nan if row.get("status") == "diverged" else checked_loss(row, number(row, "val_loss"))
+
+
+def checked_loss(row: Row, loss: float) -> float:
+    """A loss of a row, as it is. Raises UserError if it is zero or less: no cross-entropy, so not a loss in nats."""
+    if loss <= 0:
+        raise UserError(f"{name_of(row)}: the loss is {loss:g}; losses must be in nats, above zero")
+    return loss
 
 
 def capped_loss(row: Row) -> float:
@@ -202,8 +212,6 @@ def analyse(
         if row.get("schema_version") is None and number(row, "val_loss_initial") > MOST_NATS_AT_START:
             value = number(row, "val_loss_initial")
             raise UserError(f"{name_of(row)}: val_loss_initial is {value:g}, a perplexity? S needs losses in nats")
-        if final_loss(row) < 0:
-            raise UserError(f"{name_of(row)}: val_loss is {final_loss(row):g}; S needs losses in nats, above zero")
     every = curves(study, group, size)
     measured = sorted({lr for curve in every for lr in curve.lrs})
     shifted_range = _shifted(lr_range, measured)

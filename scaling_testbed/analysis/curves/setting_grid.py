@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from scaling_testbed.analysis.curves.grouping import Curve, curves, grouping_keys
-from scaling_testbed.analysis.curves.lr_sensitivity import best_by_seed, capped, final_loss
+from scaling_testbed.analysis.curves.lr_sensitivity import best_by_seed, capped, checked_loss, final_loss
 from scaling_testbed.analysis.rows.names import nearest_first
 from scaling_testbed.analysis.rows.study import SIZE, Row, Study, name_of, number
 from scaling_testbed.errors import ConfigError, UserError
@@ -69,7 +69,7 @@ class SettingGrid:
         """
         loss = final_loss(row)
         if self.validation_set is not None and math.isfinite(loss):
-            loss = number(row["val_loss_by_set"], self.validation_set)
+            loss = checked_loss(row, number(row["val_loss_by_set"], self.validation_set))
         if row.get("val_loss_initial") is None and math.isfinite(loss):
             return loss  # of a table of another project
         initial = number(row, "val_loss_initial")

@@ -110,6 +110,38 @@ def test_pairs_are_told_apart_by_tukeys_difference_with_seeds_as_blocks():
     assert honest_difference(pair)[0, 1] == pytest.approx(of_t, rel=1e-4)
 
 
+@pytest.mark.parametrize(("n_values", "n_seeds"), [(3, 3), (10, 3), (6, 5)])
+@pytest.mark.parametrize("noise", ["one 5 times", "one 10 times", "half 10 times"])
+def test_of_equal_values_of_uneven_noise_a_pair_is_told_apart_in_one_of_twenty_studies(n_values, n_seeds, noise):
+    rng, studies = np.random.default_rng([n_values, n_seeds]), 300
+    noisy = n_values // 2 if noise.startswith("half") else 1
+    sd_V = np.where(np.arange(n_values) < noisy, 5 if "5" in noise else 10, 1)
+    told = [Ranking.of(sd_V[:, None] * rng.standard_normal((n_values, n_seeds))).told_VV for _ in range(studies)]
+    assert np.mean([own_VV.any() for own_VV in told]) <= 0.08  # 0.05, and the noise of 300 studies
+
+
+def test_of_six_values_of_even_noise_that_differ_three_seeds_resolve_some_pairs_and_ten_most():
+    rng = np.random.default_rng(0)
+
+    def share(n_seeds):
+        told = [
+            Ranking.of(0.02 * rng.standard_normal((6, 1)) + 0.012 * rng.standard_normal((6, n_seeds))).told_VV
+            for _ in range(200)
+        ]
+        return np.mean(told) * 6 / 5
+
+    assert share(3) > 0.09 and share(5) > 0.28 and share(10) > 0.45
+
+
+@pytest.mark.parametrize("loss", [0.0, -3.0])
+def test_a_loss_that_is_not_above_zero_is_refused(study, loss):
+    """Else its law is NaN, and every comparison with it is wrong."""
+    made = rows()
+    made[4]["val_loss"] = loss
+    with pytest.raises(UserError, match=f"the loss is {loss:g}; losses must be in nats, above zero"):
+        api.decide(study(made), "model.mlp")
+
+
 def test_pairs_that_the_target_does_not_resolve_and_ties_are_counted_apart():
     seeds = np.array([-0.01, 0.0, 0.01])
     target = Ranking.of(np.array([0.0 + seeds, 1.0 - seeds, 1.001 + seeds, 2.0 - seeds]))
@@ -163,7 +195,7 @@ def test_the_interval_holds_the_accuracy_of_runs_without_noise(n_values, kept, u
         assert found["low"] - 1e-9 <= found["accuracy"] <= found["high"] + 1e-9
     assert np.mean(held) >= 0.95
     if kept == 1:
-        assert np.mean(widths) < {3: 0.6, 5: 0.4, 10: 0.3}[n_seeds]  # it says something
+        assert np.mean(widths) < {3: 0.7, 5: 0.4, 10: 0.3}[n_seeds]  # it says something
 
 
 def test_the_interval_of_a_law_holds_the_accuracy_of_the_law_without_noise():

@@ -168,7 +168,7 @@ def test_losses_that_never_fall_below_the_first_make_no_s(study):
     (found,) = analyse(study(curve([20.0] * 7, initial=5.5)), [])  # a perplexity beside nats
     assert found.s is None and "no run ended below its loss at initialisation" in found.withheld
     assert analyse(study(curve([20.0] * 6 + [3.0], initial=5.5)), [])[0].s == pytest.approx(2.5 * 6 / 7)
-    with pytest.raises(UserError, match="val_loss is -3; S needs losses in nats"):
+    with pytest.raises(UserError, match="the loss is -3; losses must be in nats, above zero"):
         analyse(study(curve([-3.0] * 7)), [])
 
 
