@@ -9,9 +9,9 @@ each seed first, from the runs of that seed in all conditions and sizes, and the
 - cannot tell: anything else. Also with one seed, without a declared margin, or where a planned run is missing.
 
 A claim that two things are the same (EQUALITY) agrees where the interval lies within the margin, and disagrees where it
-excludes zero and the mean is at least the margin. It agrees only if the differences at its places, whatever their
-signs, are within the margin too: those of both signs cancel in the mean. A claim that one thing is not better (AT_MOST)
-needs only the upper end below the margin. A claim about several effects agrees if all of them do; it disagrees if one
+excludes zero and the mean is at least the margin. It agrees only if the interval of each of its places lies within the
+margin too: differences of both signs cancel in the mean. A claim that one thing is not better (AT_MOST) needs only the
+upper end below the margin. A claim about several effects agrees if all of them do; it disagrees if one
 of them does, after Holm's correction for their number. The p-values of all claims of a study are corrected together,
 see paper.py.
 """
@@ -56,14 +56,13 @@ class Effect:
     """One number of each seed, positive where the claim is right; of a ratio, the logarithm.
 
     words: the values that it was made of. bound: 1 if the numbers are lower bounds, because a value was censored, and
-    -1 if they are upper bounds. apart: the mean over places of the differences whatever their signs, see `_apart`; None
-    if there is one place.
+    -1 if they are upper bounds. places: the numbers of each place, of which by_seed is the mean; empty if there is one.
     """
 
     by_seed: Mapping[int, float]
     words: str = ""
     bound: int = 0
-    apart: Mapping[int, float] | None = None
+    places: Sequence[Mapping[int, float]] = ()
 
 
 Terms = Sequence[tuple[float, Value]]  # a sum of values with coefficients
@@ -114,10 +113,10 @@ def pooled(places: Sequence[tuple[str, Terms]], ratio: bool = False) -> tuple[li
     remarks += _left_out(places, seeds)
     several = len(kept) > 1
     by_seed = {seed: _mean([sums[seed] for _, sums, _ in kept]) for seed in seeds}
-    apart = {seed: _mean([_apart(sums, seed) for _, sums, _ in kept]) for seed in seeds} if several else None
+    own = [{seed: sums[seed] for seed in seeds} for _, sums, _ in kept] if several else []
     words = [f"{name} ({signed(_mean(sums.values()), ratio)})" if several else name for name, sums, _ in kept]
     words = [words[0], *(one.removeprefix("N=") for one in words[1:])]  # the first one says what is counted
-    return [Effect(by_seed, few(words, 8), bounds.pop() if bounds else 0, apart)], remarks
+    return [Effect(by_seed, few(words, 8), bounds.pop() if bounds else 0, own)], remarks
 
 
 def _notes(places: Sequence[tuple[str, Terms]]) -> list[str]:
@@ -180,15 +179,6 @@ def _left_out(places: Sequence[tuple[str, Terms]], kept: Collection[int]) -> lis
 
 def _mean(numbers: Collection[float]) -> float:
     return sum(numbers) / len(numbers)
-
-
-def _apart(sums: Mapping[int, float], seed: int) -> float:
-    """The number of a seed, positive if it has the sign of the sum of the other seeds'.
-
-    Its expectation is close to the absolute difference where there is one, and zero where there is only noise; that of
-    an absolute value is above zero.
-    """
-    return math.copysign(1.0, sum(sums.values()) - sums[seed]) * sums[seed]
 
 
 def few(names: Sequence[str], most: int = 3) -> str:
@@ -262,12 +252,14 @@ class Question:
         said = f"{effect_is}{_number(ends.mean, self.ratio)}{unit} (95 % interval {shown}; {n} seeds"
         said += f"; margin {_number(margin, self.ratio).lstrip('+')})" if margin is not None and margin > 0 else ")"
         word, p = _judged(self.kind, numbers, effect.bound, low, high, margin or 0.0)
-        if self.kind == EQUALITY and word == AGREES and effect.apart is not None:
-            apart = interval(list(effect.apart.values()))
-            ends_apart = f"from {_number(apart.low, self.ratio)} to {_number(apart.high, self.ratio)}"
-            said += f"; whatever the signs at the places, it is {_number(apart.mean, self.ratio)} ({ends_apart})"
-            p = max(p, min(1.0, 2 * p_below(list(effect.apart.values()), margin or 0.0)))
-            word = AGREES if apart.high < (margin or 0.0) else CANNOT_TELL
+        if self.kind == EQUALITY and word == AGREES and effect.places:
+            made = [self._one(Effect(place), margin) for place in effect.places]
+            widest = max(made, key=lambda one: max(-(one.low or 0.0), one.high or 0.0))
+            reaches = " to ".join(_number(end, self.ratio) for end in (widest.low, widest.high) if end is not None)
+            equal = sum(one.word == AGREES for one in made)
+            said += f"; at {equal} of {len(made)} places within the margin, at one of them from {reaches}"
+            p = max(p, *(one.p or 0.0 for one in made))
+            word = AGREES if equal == len(made) else CANNOT_TELL
         return Verdict(
             word=word,
             words=joined(said, effect.words),
