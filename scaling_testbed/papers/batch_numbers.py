@@ -36,13 +36,13 @@ def _found(study: Study) -> CriticalBatches:
 
 
 def change_with_size(evidence: "Evidence") -> list[Number]:
-    """The logarithm of the factor, without its sign, by which the critical batch changes from the smallest to the
-    largest size at equal loss. Raises UserError if no loss has a critical batch at two sizes."""
+    """The logarithm of the factor by which the critical batch changes from the smallest to the largest size at equal
+    loss. Raises UserError if no loss has a critical batch at two sizes."""
     ratios = list(_found(evidence.study).ratio_of_sizes().values())
     if not ratios:
         raise UserError("no loss has a critical batch at two sizes")
     change = float(np.mean(ratios))
-    return [Number(abs(change), f"a factor of {math.exp(change):.3g} over the sizes")]
+    return [Number(change, f"a factor of {math.exp(change):.3g} over the sizes")]
 
 
 def exponent(evidence: "Evidence") -> list[Number]:

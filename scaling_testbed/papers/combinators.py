@@ -31,6 +31,7 @@ from scaling_testbed.papers.effects import (
     Terms,
     Verdict,
     each_of,
+    farther,
     few,
     pooled,
 )
@@ -179,9 +180,9 @@ def between(
             ours, theirs = (values_at(evidence, measure, curve) for curve in (low, high))
             shared = [rate for rate in ours if rate in theirs]
             for rate in shared[-1 if at == HIGHEST else 0 :]:
-                name = f"{ours[rate][0]}: {ours[rate][1].text} and {theirs[rate][1].text}"
-                terms = [(1.0, theirs[rate][1]), (-1.0, ours[rate][1])]
-                compared[named[ways.index(way)]].append((name, terms))
+                (place, one), (_, other) = ours[rate], theirs[rate]
+                terms = farther(other, one) if measure.errors else [(1.0, other), (-1.0, one)]
+                compared[named[ways.index(way)]].append((f"{place}: {one.text} and {other.text}", terms))
         gaps = missing_of(evidence, measure, itertools.chain(*(pair for _, pair in found)) if found else scope)
         return Asked(gaps=gaps) if gaps else each_of(compared, measure.ratio)
 

@@ -1,8 +1,10 @@
 """Judges of claims about laws: a number of each data set, e.g. the error of a prediction, and its limit.
 
 The law is fitted to the runs of each seed, and the numbers of the seeds are judged as in effects.py, with the limit as
-zero. The verdict is "cannot tell" where the plan or a seed lacks a run, or where a run diverged at all rates. Published
-rows have no seeds. Their numbers are facts about that table, and the claim agrees or disagrees by them alone.
+zero. A number that is an error of predictions counts noise as an error too. An equality keeps the sign of each seed's
+number, and the limit is its margin. The verdict is "cannot tell" where the plan or a seed lacks a run, or where a run
+diverged at all rates. Published rows have no seeds. Their numbers are facts about that table, and the claim agrees or
+disagrees by them alone.
 """
 
 import dataclasses
@@ -15,7 +17,9 @@ from scaling_testbed.analysis.rows.study import LR, Row, name_of
 from scaling_testbed.papers.effects import (
     AGREES,
     CANNOT_TELL,
+    DIFFERENCE,
     DISAGREES,
+    EQUALITY,
     Asked,
     Effect,
     Question,
@@ -87,19 +91,25 @@ def _gaps(evidence: Evidence) -> list[str]:
 class LawQuestion:
     """A judge of parts, one for each data set.
 
-    estimand, margin: as of a Question. unit: of what there must be one or more.
+    estimand, margin, kind, ratio: as of a Question. unit: of what there must be one or more.
     """
 
     estimand: str
     parts: Callable[[Evidence], list[Part]]
     unit: str = "data sets"
     margin: float = 0.0
+    kind: str = DIFFERENCE
+    ratio: bool = False
 
     def __call__(self, evidence: Evidence) -> Verdict:
         if all(row.get("seed") is None for row in evidence.study.rows):
-            return _weighed(self.parts(evidence), self.unit, self.margin, _left_out(evidence))
+            parts, margin = self.parts(evidence), self.margin
+            if self.kind == EQUALITY:
+                parts, margin = [dataclasses.replace(one, effect=_room(margin, one.effect)) for one in parts], 0.0
+            return _weighed(parts, self.unit, margin, _left_out(evidence))
         called = f"The effect, {self.estimand},"
-        return Question(self.estimand, "recorded", self._ask, margin=self.margin, called=called)(evidence)
+        question = Question(self.estimand, "recorded", self._ask, self.kind, self.margin, self.ratio, called)
+        return question(evidence)
 
     def _ask(self, evidence: Evidence) -> Asked:
         of_seeds, lacking = _of_seeds(evidence)
@@ -118,6 +128,11 @@ class LawQuestion:
             by_part = {seed: part.effect for seed, part in zip(by_seed, parts, strict=True)}
             effects.append(Effect(by_part, first + parts[0].words))
         return Asked(effects, (), _left_out(evidence))
+
+
+def _room(limit: float, number: float) -> float:
+    """What is left up to a limit; a number at the limit is within it."""
+    return (limit - abs(number)) or 1e-12
 
 
 def _left_out(evidence: Evidence) -> list[str]:
@@ -158,6 +173,19 @@ def within(measure: Numbers, limit: float, reach: float = 0.0, beyond: bool = Fa
         return found
 
     return LawQuestion(f"{limit:.3g} less the number" if not beyond else f"the number less {limit:.3g}", parts)
+
+
+def near(measure: Numbers, limit: float, ratio: bool = False) -> Judge:
+    """The judge that each number is zero, to less than a limit on both sides.
+
+    ratio: the numbers are logarithms of ratios, and the limit is a factor.
+    """
+
+    def parts(evidence: Evidence) -> list[Part]:
+        return [Part(one.number, one.words) for one in measure(evidence)]
+
+    margin = math.log(limit) if ratio else limit
+    return LawQuestion("the ratio" if ratio else "the difference", parts, margin=margin, kind=EQUALITY, ratio=ratio)
 
 
 def same_over(measure: Numbers, factor: float = SAME) -> Judge:

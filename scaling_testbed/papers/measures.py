@@ -223,7 +223,7 @@ class Measure:
 
     name: its name in a sentence. of: the value at a place. margin: the name of its margin in a declaration. level: the
     level of its places. ratio: whether values are compared by their ratio, not by their difference. missing: the
-    reasons why a curve cannot be judged.
+    reasons why a curve cannot be judged. errors: whether values are signed errors, compared without their sign.
     """
 
     name: str
@@ -232,6 +232,7 @@ class Measure:
     level: str = SIZE
     ratio: bool = False
     missing: Callable[[Evidence, Curve], list[str]] = field(default=lambda evidence, curve: curve.missing)
+    errors: bool = False
 
 
 def losses(curve: Curve, lr: float) -> dict[int, float]:

@@ -43,15 +43,15 @@ def _kept(evidence: Evidence, place: Place) -> Value | None:
 
 
 def _distance(evidence: Evidence, place: Place) -> Value | None:
-    """|loss on the strings - that of the model that never saw them|, by seed."""
+    """The loss on the strings less that of the model that never saw them, by seed."""
     gold = {row["seed"]: _loss(row, FORGET) for row in evidence.study.rows if row.get("start.run") is None}
     found = {seed: (_loss(row, FORGET), gold.get(seed)) for seed, row in place.rows.items()}
-    return _value({seed: abs(own - its) for seed, (own, its) in found.items() if own is not None and its is not None})
+    return _value({seed: own - its for seed, (own, its) in found.items() if own is not None and its is not None})
 
 
 HELD_OUT = Measure("loss on held-out text", _kept, "loss", RATE)
 DISTANCE = Measure(
-    "distance of the loss on the strings from that of a model that never saw them", _distance, "loss", RATE
+    "distance of the loss on the strings from that of a model that never saw them", _distance, "loss", RATE, errors=True
 )
 
 UNLEARNING = Experiment(

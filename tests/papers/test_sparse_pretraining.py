@@ -2,10 +2,13 @@
 
 import math
 
+import numpy as np
 import pytest
 
+from scaling_testbed.papers import law_claims as by
 from scaling_testbed.papers.effects import AGREES, CANNOT_TELL, DISAGREES
 from scaling_testbed.papers.measures import Evidence
+from scaling_testbed.papers.predictions import Number
 from scaling_testbed.papers.sparse_pretraining import AVERAGE_PARAMS, BEGIN, PRUNING_WINDOW
 from scaling_testbed.sweeps.grid import load_sweep
 from scaling_testbed.sweeps.plan import plan
@@ -57,6 +60,27 @@ def test_a_pruned_run_is_beside_the_dense_line_at_its_average(study):
     found = sparse(study, 0.005)
     assert found.word == AGREES and "47,000 parameters in the mean: +0.0" in found.words
     assert sparse(study, 0.1).word == sparse(study, -0.1).word == DISAGREES
+
+
+@pytest.mark.parametrize("sd", [0.02, 0.1])
+def test_noise_does_not_refute_that_two_laws_are_equal(study, sd):
+    """In more than one of twenty studies. The mean of distances without their sign would be above the limit."""
+    rng, seeds = np.random.default_rng(0), range(10)
+    rows = [make_row(1e-2, 2.0, seed=seed) for seed in seeds]
+    evidence = Evidence(study(rows, name="own", declared={"margins": {"loss": 0.03}, "seeds": list(seeds)}), [])
+    drawn = {}
+    judge = by.near(lambda own: [Number(drawn[own.study.rows[0]["seed"]], "")], 0.03)
+    words = []
+    for _ in range(100):
+        drawn = dict(zip(seeds, sd * rng.standard_normal(10), strict=True))
+        words.append(judge(evidence).word)
+    assert words.count(DISAGREES) <= 11 and (words.count(AGREES) >= 75) == (sd == 0.02)
+
+
+def test_a_distance_of_published_rows_is_within_its_limit_on_both_sides(study):
+    evidence = Evidence(study([{**make_row(1e-2, 2.0), "seed": None}], name="own"), [])
+    found = {gap: by.near(lambda own, gap=gap: [Number(gap, "")], 0.03)(evidence).word for gap in (-0.02, -0.04, 0.04)}
+    assert found == {-0.02: AGREES, -0.04: DISAGREES, 0.04: DISAGREES}
 
 
 def test_an_average_outside_of_the_dense_sizes_cannot_be_told(study):
