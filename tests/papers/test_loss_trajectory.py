@@ -45,7 +45,7 @@ def test_a_critical_batch_that_changes_with_the_size_and_not_with_the_loss_disag
 
     found = words(evidence(study, other), (0, 1))
     assert [one.word for one in found] == [DISAGREES] * 2
-    assert f"a factor of {factor}" in found[0].words
+    assert f"a factor of {factor}" in found[0].words and math.copysign(1, found[0].effect) == power
 
 
 @pytest.mark.parametrize(("which", "place"), [(of.MIDDLE_BATCH, 2), (of.LARGEST_BATCH, 3), (of.LARGEST_SIZE, 4)])

@@ -395,6 +395,17 @@ def test_a_size_that_gives_no_effect_keeps_a_claim_about_each_from_being_told(st
     assert verdict.word == CANNOT_TELL and reason in verdict.words, verdict.words
 
 
+def test_errors_of_two_conditions_are_compared_without_the_sign_of_their_means(study):
+    def of(evidence, place):
+        mean = -0.1 if place.curve.fits({"model.qk_norm": "layernorm"}) else 0.3
+        return Value({seed: mean + 0.01 * seed for seed in place.curve.seeds}, "v")
+
+    rows = worlds.seeded(grid(lambda *_: 3.0, [worlds.WITH, worlds.WITHOUT], widths=[32], lrs=[0.1]), {})[0]
+    judge = compare(Measure("error", of, "S", errors=True), "model.qk_norm", "layernorm", "none")
+    verdict = judge(Evidence(study(rows, declared=DECLARED)))
+    assert verdict.word == AGREES and verdict.effect == pytest.approx(0.315 - 0.085)
+
+
 def kappas(gap=0.0):
     """Kappas at two widths; the loss of the wider models is lower by 0.8 nats. gap: of both at kappa = 100."""
     rows = [{**row, "val_loss": row["val_loss"] + gap * (row["model.kappa"] == 100)} for row in worlds.kappa(True)[0]]

@@ -59,7 +59,8 @@ def sparse(study, gap, sizes=(20_000, 33_000, 49_000, 68_000), average=47_000):
 def test_a_pruned_run_is_beside_the_dense_line_at_its_average(study):
     found = sparse(study, 0.005)
     assert found.word == AGREES and "47,000 parameters in the mean: +0.0" in found.words
-    assert sparse(study, 0.1).word == sparse(study, -0.1).word == DISAGREES
+    above, below = sparse(study, 0.1), sparse(study, -0.1)
+    assert above.word == below.word == DISAGREES and above.effect > 0 > below.effect
 
 
 @pytest.mark.parametrize("sd", [0.02, 0.1])
