@@ -42,8 +42,8 @@ DEFINITION = (
     "in nats per token; a run that diverged or ended in a loss that is not finite counts as the loss at initialisation."
 )
 BEST_LOSS = (
-    "best_loss is the mean over seeds at best_lr, as measured. The lowest of several noisy means is somewhat too low; "
-    "S, and the verdicts on best losses, are corrected for that."
+    "The best loss is the mean over seeds at the best rate, as measured. The lowest of several noisy means is somewhat "
+    "too low; S, and the verdicts on best losses, are corrected for that."
 )
 
 
@@ -365,5 +365,7 @@ def rates_note(found: Sequence[Sensitivity], lr_range: tuple[float, float]) -> s
     grids = {tuple(lr for lr in one.curve.lrs if lr in inside) for one in found if one.s is not None}
     no_scipy = any(len(one.curve.seeds) > 1 and one.s is not None and one.low is None for one in found)
     left_out += "; intervals over seeds need scipy: pip install -e '.[analysis]'" if no_scipy else ""
-    differ = " The curves have different rates: S is comparable where n_lrs is the same." if len(grids) > 1 else ""
+    differ = (
+        " The curves have different rates: S is comparable where their number is the same." if len(grids) > 1 else ""
+    )
     return f"Learning rates in {said} that enter S: {len(inside)} ({shown}){left_out}.{other}{differ}"

@@ -18,10 +18,12 @@ def critical_batch_panels(records: Records) -> list[Panel]:
     records: those of CriticalBatches. Losses whose critical batch is withheld are left out, and the panel says so.
     """
     sizes = sorted({one["n_params"] for one in records})
-    return [*(_steps_against_tokens(records, n) for n in sizes), _against_loss(records, sizes)]
+    losses = [one["loss"] for one in records if one["critical_batch"] is not None]
+    ends = (min(losses), max(losses)) if losses else None
+    return [*(_steps_against_tokens(records, n, ends) for n in sizes), _against_loss(records, sizes)]
 
 
-def _steps_against_tokens(records: Records, n_params: float) -> Panel:
+def _steps_against_tokens(records: Records, n_params: float, losses: tuple[float, float] | None) -> Panel:
     own = [one for one in records if one["n_params"] == n_params]
     lines = []
     for one in (one for one in own if one["critical_batch"] is not None):
@@ -37,6 +39,7 @@ def _steps_against_tokens(records: Records, n_params: float) -> Panel:
         y_label="S, steps",
         y_log=True,
         color_name="loss",
+        color_range=losses,
         title=f"Equal loss, N = {compact(n_params)}",
         caption="Points: the fewest steps of each batch to a loss, the mean over seeds. Curves: "
         "(S/S_min - 1)(E/E_min - 1) = 1.",

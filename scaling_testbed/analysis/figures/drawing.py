@@ -35,6 +35,8 @@ MARKERS = "os^DvPX*<>ph"
 # Okabe and Ito's colours without the pale ones, for lines without a size; colour-blind readers can distinguish them.
 PLAIN = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#000000")
 LONGEST_LABEL = 40
+ASPECT, AXES_ASPECT = 0.85, 0.6  # the height of a panel, and about that of its axes, divided by the panel's width
+EDGE = 0.03  # around a small multiple, in inches
 WIDER = "interval wider than the axes"
 SETTINGS: dict[Any, Any] = {
     "font.family": "sans-serif",
@@ -72,7 +74,7 @@ class Sheet:
         return 0.52 * self.font / 72
 
 
-SCREEN = Sheet(cell=4.2, small=2.8, columns=4, font=9)
+SCREEN = Sheet(cell=4.2, small=2.8, columns=3, font=9)
 WIDTHS = {  # one and two columns of a paper
     "single": Sheet(cell=3.3, small=1.65, columns=1, font=7.5, width=3.3),
     "double": Sheet(cell=3.45, small=1.7, columns=3, font=7.5, width=6.9),
@@ -88,7 +90,7 @@ def check_width(width: str | None) -> None:
 def save(panels: Sequence[Panel], files: Sequence[Path], width: str | None = None) -> list[Path]:
     """Write the panels to each file: .png (200 dots per inch), .svg or .pdf. Returns the paths.
 
-    width: one of WIDTHS, None for four large panels in a row. Raises UserError if a file cannot be written; what was
+    width: one of WIDTHS, None for three large panels in a row. Raises UserError if a file cannot be written; what was
     there stays.
     """
     sheet = SCREEN if width is None else WIDTHS[width]
@@ -110,14 +112,40 @@ def inline_svgs(panel: Panel, name: str) -> list[str]:
     with _style(SCREEN):
         if not split_by(panel):
             return [_svg(_draw([panel], SCREEN), name)]
-        drawn = []
-        for part in parts(panel):
-            drawn.append(_figure(SCREEN.small, 0.85 * SCREEN.small, fitted=False))
-            axes = drawn[-1].add_axes((0.22, 0.2, 0.75, 0.68))  # the same for all, so that their axes are aligned
-            _draw_part(panel, part, axes, SCREEN.small, SCREEN)
+        drawn = _small_multiples(panel)
         drawn.append(_figure(SCREEN.cell, _legend_height(panel, SCREEN.cell, SCREEN)))
         _legend(panel, drawn[-1], SCREEN.cell, SCREEN, "upper left")
         return [_svg(figure, f"{name}-{index}") for index, figure in enumerate(drawn)]
+
+
+def _small_multiples(panel: Panel) -> list[Any]:
+    """A figure for each of the small multiples of a panel, with their axes at one place."""
+    drawn = []
+    for part in parts(panel):
+        drawn.append(_figure(SCREEN.small, ASPECT * SCREEN.small, fitted=False))
+        _draw_part(panel, part, drawn[-1].add_axes((0.25, 0.2, 0.7, 0.7)), SCREEN.small, SCREEN)
+    _align(drawn, SCREEN.small, AXES_ASPECT * SCREEN.small)
+    return drawn
+
+
+def _align(figures: Sequence[Any], width: float, height: float) -> None:
+    """Give the axes of small multiples one place, where no label of any of them is cut off.
+
+    width: of a figure; height: of its axes, in inches.
+    """
+    for _ in range(2):  # the axes become narrower the first time, and may then have other ticks
+        left, bottom, right, top = (max(gaps) for gaps in zip(*map(_gaps, figures), strict=True))
+        whole = bottom + height + top
+        for figure in figures:
+            figure.set_size_inches(width, whole)
+            figure.axes[0].set_position((left / width, bottom / whole, 1 - (left + right) / width, height / whole))
+
+
+def _gaps(figure) -> list[float]:
+    """The room that the labels of the only axes of a figure need beside them: left, bottom, right, top, in inches."""
+    inner, outer = figure.axes[0].get_window_extent(), figure.axes[0].get_tightbbox()
+    around = inner.x0 - outer.x0, inner.y0 - outer.y0, outer.x1 - inner.x1, outer.y1 - inner.y1
+    return [max(0, gap) / figure.dpi + EDGE for gap in around]
 
 
 def _svg(figure, name: str) -> str:
@@ -144,33 +172,41 @@ def _figure(width: float, height: float, fitted: bool = True):
 
 
 def _draw(panels: Sequence[Panel], sheet: Sheet):
-    """A figure of the panels. The small multiples of a panel have rows of their own."""
+    """A figure of the panels. Rows are as wide as the figure; a row has panels, or small multiples of panels."""
     alone = sum(not split_by(panel) for panel in panels)
     columns = -(-alone // -(-alone // sheet.columns)) if alone else 1
-    if alone < len(panels) or sheet.width:
+    if sheet.width:
         columns = max(columns, min(2, sheet.columns))
+    elif alone < len(panels):
+        columns = sheet.columns
     cell = sheet.width / columns if sheet.width else sheet.cell
-    rows: list[list[Panel]] = []
+    rows: list[tuple[int, list[Panel]]] = []  # for how many panels of its kind a row has room, and its panels
     for panel in panels:
-        fits = rows and len(rows[-1]) < columns and not split_by(panel) and not split_by(rows[-1][0])
-        rows = [*rows[:-1], [*rows[-1], panel]] if fits else [*rows, [panel]]
-    widths = [cell * (columns if split_by(row[0]) else 1) for row in rows]
-    heights = [max(_height(panel, width, sheet) for panel in row) for row, width in zip(rows, widths, strict=True)]
+        most = _most_in_row(panel, columns * cell, sheet) if split_by(panel) else columns
+        fits = (
+            rows and len(rows[-1][1]) < most == rows[-1][0] and bool(split_by(panel)) == bool(split_by(rows[-1][1][0]))
+        )
+        rows = [*rows[:-1], (most, [*rows[-1][1], panel])] if fits else [*rows, (most, [panel])]
+    heights = [max(_height(panel, columns * cell / most, sheet) for panel in row) for most, row in rows]
     figure = _figure(columns * cell, sum(heights))
     places = figure.subfigures(len(rows), 1, height_ratios=heights, squeeze=False)[:, 0]
-    for row, place, width in zip(rows, places, widths, strict=True):
-        cells = place.subfigures(1, 1 if split_by(row[0]) else columns, squeeze=False)[0]
-        for panel, own in zip(row, cells, strict=False):
-            _draw_panel(panel, own, width, sheet)
+    for (most, row), place in zip(rows, places, strict=True):
+        for panel, own in zip(row, place.subfigures(1, most, squeeze=False)[0], strict=False):
+            _draw_panel(panel, own, columns * cell / most, sheet)
     return figure
+
+
+def _most_in_row(panel: Panel, width: float, sheet: Sheet) -> int:
+    """How many panels with as many small multiples as this one stand side by side."""
+    return max(1, _small_columns(width, sheet) // len(parts(panel)))
 
 
 def _height(panel: Panel, width: float, sheet: Sheet) -> float:
     if split_by(panel):
         columns = _small_columns(width, sheet)
-        axes = -(-len(parts(panel)) // columns) * 0.85 * width / columns + 0.1 + 0.3 * bool(panel.title)
+        axes = -(-len(parts(panel)) // columns) * ASPECT * width / columns + 0.1 + 0.3 * bool(panel.title)
     else:
-        axes = 0.85 * width
+        axes = ASPECT * width
     return axes + _legend_height(panel, width, sheet)
 
 
@@ -192,9 +228,10 @@ def _draw_panel(panel: Panel, figure, width: float, sheet: Sheet) -> None:
             axes.set_ylabel("")
             axes.set_xlabel(axes.get_xlabel() if index == columns * (len(grid) - 1) else "", loc="left")
     if split_by(panel):
-        figure.supylabel(_plain(panel.y_label), fontsize=sheet.font)
+        high = len(grid) * AXES_ASPECT * width / columns
+        figure.supylabel(_wrapped(panel.y_label, high, sheet), fontsize=sheet.font)
         if panel.title:
-            figure.suptitle(_plain(panel.title), x=0.01, ha="left", fontsize=sheet.font)
+            figure.suptitle(_wrapped(panel.title, width, sheet), x=0.01, ha="left", fontsize=sheet.font)
     _legend(panel, figure, width, sheet, "outside lower left")
 
 
@@ -222,9 +259,9 @@ def _draw_part(panel: Panel, part: Part, axes, width: float, sheet: Sheet) -> No
     axes.set_yscale("log" if panel.y_log else "linear")
     axes.set_xlim(*x_limits(panel))
     axes.set_ylim(*limits)
-    axes.set(xlabel=_plain(panel.x_label), ylabel=_plain(panel.y_label))
-    axes.set_title(textwrap.fill(_plain(part.title), int((width - 0.5) / sheet.letter)), loc="left")
-    _ticks(panel, axes, most=int((width - 0.5) / (5.5 * sheet.letter)))
+    axes.set(xlabel=_plain(panel.x_label), ylabel=_wrapped(panel.y_label, AXES_ASPECT * width, sheet))
+    axes.set_title(_wrapped(part.title, width - 0.8, sheet), loc="left")
+    _ticks(panel, axes, room=(width - 0.5) / sheet.letter)
     axes.grid(True, which="major", linewidth=0.4, color="0.9")
     axes.set_axisbelow(True)
 
@@ -232,7 +269,7 @@ def _draw_part(panel: Panel, part: Part, axes, width: float, sheet: Sheet) -> No
 def _colors(panel: Panel) -> Callable[[Line], Any]:
     """The colour of a line: that of its size, or that of its style where small multiples or one size need no scale."""
     scaled = sizes(panel) and split_by(panel) != "size"
-    scale = _color_scale([line.n_params for line in panel.lines if line.n_params is not None])
+    scale = _color_scale(panel.color_range or [line.n_params for line in panel.lines if line.n_params is not None])
 
     def color(line: Line):
         plain = 0 if split_by(panel) == "label" else _color(line)
@@ -264,13 +301,19 @@ def _look(line: Line) -> dict:
     return look | ({"markerfacecolor": "white"} if line.hollow else {})
 
 
-def _plain(text: str) -> str:
-    """The text with dollar signs escaped, so that they start no formula, and a long label split into lines."""
+def _plain(text: str, longest: int = LONGEST_LABEL) -> str:
+    """The text with dollar signs escaped, so that they start no formula, and a long label split at its commas."""
     lines = [""]
     for part in text.replace("$", r"\$").split(", "):
-        fits = not lines[-1] or len(lines[-1]) + len(part) <= LONGEST_LABEL
+        fits = not lines[-1] or len(lines[-1]) + len(part) <= longest
         lines = [*lines[:-1], f"{lines[-1]}, {part}" if lines[-1] else part] if fits else [*lines, part]
     return ",\n".join(lines)
+
+
+def _wrapped(text: str, room: float, sheet: Sheet) -> str:
+    """The text in lines that fit into so many inches."""
+    longest = max(8, int(room / sheet.letter))
+    return "\n".join(textwrap.fill(line, longest) for line in _plain(text, longest).split("\n"))
 
 
 def _color(line: Line) -> int:
@@ -288,23 +331,25 @@ def _color_scale(values: Sequence[float]):
     )
 
 
-def _ticks(panel: Panel, axes, most: int) -> None:
+def _ticks(panel: Panel, axes, room: float) -> None:
     """Set the ticks: the measured x values if there are few, otherwise decades, with subdivisions on a short axis.
 
-    most: the number of labels for which there is room.
+    room: for labels of the x axis, in characters.
     """
-    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
     measured = [line for line in panel.lines if line.markers]
     values = merged(sorted({x for line in measured for x in line.x}))
     if panel.x_log and 0 < len(values) <= 8:
         low, high = axes.get_xlim()
-        values = merged(values, (high / low) ** (1 / most))  # those whose labels would not overlap
+        values = merged(values, (high / low) ** (1 / int(room / 5.5)))  # those whose labels would not overlap
         axes.xaxis.set_major_locator(FixedLocator(values))
         axes.xaxis.set_minor_locator(FixedLocator([]))
     if panel.x_log:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: compact(x, "FLOPs" in panel.x_label)))
         axes.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(max(2, int(room / 9)), steps=(1, 2, 2.5, 5, 10)))
     if panel.y_log:
         low, high = axes.get_ylim()
         if high / low < 100:
@@ -335,7 +380,7 @@ def _handles(panel: Panel) -> list[tuple[str, dict[str, Any]]]:
             assert one is not None, "a panel without lines has no sizes"
             said = said if index else f"{panel.color_name} = {said}"
             found.append((said, {"color": color(replace(one, n_params=n))}))
-    if by == "label":
+    if any(part.behind for part in parts(panel)):
         found.append(("the others", {"color": "0.88"}))
     return found
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 MOST_LINES = 6  # in one pair of axes, of a panel that may be shown as small multiples
+MOST_BANDS = 3  # the same, of curves with intervals over the same sizes
 ROOM = 2.0  # intervals may add this share of the data's span to the axis, on each side
 EDGE = 0.05  # between the data and the ends of an axis
 
@@ -37,9 +38,11 @@ class Panel:
     """One pair of axes, or small multiples of it.
 
     levels: horizontal lines (y, label). y_range: the visible range, None for that of the data. color_name: the name of
-    the quantity on the colour scale, e.g. "N" or "lr"; its values are the lines' n_params. caption: what is shown, in
-    sentences. left_out: why points are not shown. split: whether a panel with more than MOST_LINES lines becomes small
-    multiples: one for each value on the colour scale, or, with as many conditions, one for each condition.
+    the quantity on the colour scale, e.g. "N" or "lr"; its values are the lines' n_params. color_range: the ends of
+    this scale, None for those of the panel; panels of one range have one colour for each value. caption: what is shown,
+    in sentences. left_out: why points are not shown. split: whether a panel with more than MOST_LINES lines, or with
+    more than MOST_BANDS intervals and no colour scale, becomes small multiples: one for each value on the colour scale,
+    or, with as many conditions, one for each condition.
     """
 
     lines: Sequence[Line]
@@ -51,6 +54,7 @@ class Panel:
     levels: Sequence[tuple[float, str]] = field(default_factory=list)
     y_range: tuple[float, float] | None = None
     color_name: str = "N"
+    color_range: tuple[float, float] | None = None
     caption: str = ""
     left_out: Sequence[str] = ()
     split: bool = False
@@ -74,7 +78,9 @@ def sizes(panel: Panel) -> list[float]:
 def split_by(panel: Panel) -> str:
     """What the small multiples of a panel differ in: "size" (the colour scale), "label", or "" if it is not split."""
     labels = {line.label for line in panel.lines if line.label}
-    if not panel.split or len({(line.label, line.n_params) for line in panel.lines}) <= MOST_LINES:
+    many = len({(line.label, line.n_params) for line in panel.lines}) > MOST_LINES
+    bands = len({line.label for line in panel.lines if line.band and line.n_params is None})
+    if not panel.split or not (many or bands > MOST_BANDS):
         return ""
     return "size" if len(labels) <= MOST_LINES and len(sizes(panel)) > 1 else "label"
 
@@ -100,6 +106,12 @@ def parts(panel: Panel) -> list[Part]:
             for label in labels
         ]
     return [Part(panel.title, panel.lines)]
+
+
+def described(panel: Panel) -> str:
+    """The caption, with what grey lines mean where there are any."""
+    grey = any(part.behind for part in parts(panel))
+    return " ".join(filter(None, [panel.caption, "Grey: the curves of the other panels." * grey]))
 
 
 def x_limits(panel: Panel) -> tuple[float, float]:

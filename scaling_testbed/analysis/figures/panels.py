@@ -1,7 +1,8 @@
 """The panels of each analysis, made from its results; drawing.py draws them."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from scaling_testbed.analysis.curves.critical_rate import EXCESS
@@ -10,12 +11,11 @@ from scaling_testbed.analysis.curves.grouping import Curve
 from scaling_testbed.analysis.curves.grouping import label as condition_label
 from scaling_testbed.analysis.curves.instability import AT_STEP, Fit, Prediction, Quantity, Series
 from scaling_testbed.analysis.curves.lr_sensitivity import Sensitivity, capped_loss, diverged
-from scaling_testbed.analysis.figures.panel import Line, Panel, compact, thinned
+from scaling_testbed.analysis.figures.panel import Line, Panel, compact, merged, thinned
 from scaling_testbed.analysis.figures.words import condition, word
 from scaling_testbed.analysis.rows.study import Row, Study, name_of, number
 from scaling_testbed.analysis.trajectories.equal_loss import TRACE
 from scaling_testbed.errors import UserError
-from scaling_testbed.tables import brief
 
 N_LABEL, LR_LABEL, LOSS_LABEL = (
     "N, non-embedding parameters",
@@ -23,7 +23,7 @@ N_LABEL, LR_LABEL, LOSS_LABEL = (
     "final validation loss (nats/token)",
 )
 INTERVAL = "95 % interval over seeds (Student's t)"
-MOST_REASONS, LONGEST_REASON = 6, 120  # why points are left out, of one figure; in characters
+MOST_REASONS = 6  # why points are left out, of one figure
 
 
 def sensitivity_panels(found: Sequence[Sensitivity]) -> list[Panel]:
@@ -71,10 +71,23 @@ def _place(curve: Curve) -> str:
     return ", ".join(filter(None, [condition(curve.condition), f"N = {compact(curve.n_params)}"]))
 
 
+def _colored(curves: Sequence[Curve]) -> tuple[str, Callable[[Curve], float]]:
+    """What the colour of a curve tells: its name, and curve -> value. It is N, or the width of models of one depth
+    where conditions of one width differ in N, so that these stand side by side."""
+    widths: dict[object, list[float]] = {}
+    for curve in curves:
+        widths.setdefault(curve.shape[0], []).append(curve.n_params)
+    one_depth = {len(curve.shape) for curve in curves} == {2} and len({curve.shape[1] for curve in curves}) == 1
+    if one_depth and any(len(merged(sorted(found))) > 1 for found in widths.values()):
+        return "width", lambda curve: float(curve.shape[0])
+    return "N", lambda curve: curve.n_params
+
+
 def _few(reasons: Sequence[str]) -> list[str]:
-    """Reasons why points are left out, shortened, and at most MOST_REASONS of them."""
-    more = len(reasons) - MOST_REASONS
-    shown = [brief(one, LONGEST_REASON) for one in reasons[:MOST_REASONS]]
+    """Reasons why points are left out, each once, and at most MOST_REASONS of them."""
+    counts = Counter(reasons)  # in the order in which they were first found
+    more = len(counts) - MOST_REASONS
+    shown = [f"{one} ({n} times)" if n > 1 else one for one, n in counts.items()][:MOST_REASONS]
     return [*(f"Left out: {one}." for one in shown), *([f"And {more} more."] if more > 0 else [])]
 
 
@@ -159,7 +172,7 @@ def instability_panels(series: Sequence[Series], predictions: Sequence[Predictio
         y_range=(min(shown) / 10, max(shown) * 10),
         color_name="learning rate",
         title="Fit in log N" if fits else "Measured",
-        caption=f"{quantity.label} against N at each learning rate. Points: measured, {counted}."
+        caption=f"{_upper(quantity_word(quantity))} against N at each learning rate. Points: measured, {counted}."
         f" Dotted: the threshold; a run is called unstable {above} it."
         + " Lines: fit in log N. Shaded, where it predicts: 95 % prediction interval of one run." * fits
         + (" A cross: a seed diverged." if any(any(line.crosses) for line in lines) else ""),
@@ -204,12 +217,15 @@ def decision_panels(found: Decisions) -> list[Panel]:
     for protocol, lr in dict.fromkeys((one.protocol, one.lr) for one in found.decisions):
         own = [one for one in found.decisions if (one.protocol, one.lr) == (protocol, lr)]
         lines = [_decision_line(own, method, style) for style, method in enumerate((RANKING, LAW))]
+        shaded = " Shaded: an interval over seeds." if any(line.band for line in lines) else ""
         panels.append(
             Panel(
                 lines=[line for line in lines if line.x],
                 x_label="compute of the small runs (% of the target's)",
-                y_label=f"pairs of {found.setting} in the order of N={compact(found.target)}",
-                title=protocol if lr is None else f"{protocol}, lr={lr:g}",
+                y_label=f"share of pairs in the order of N = {compact(found.target)}",
+                caption=f"Of all pairs by {' and '.join(map(word, found.setting.split(', ')))}, the share whose order "
+                f"at N = {compact(found.target)} is the one that the small runs predict.{shaded}",
+                title=_upper(protocol) if lr is None else f"{_upper(protocol)}, {lr:g}",
                 levels=[(0.5, "chance")],
                 y_range=(-0.03, 1.03),
             )
@@ -280,6 +296,7 @@ def against_lr(curves: Sequence[Curve], measure, y_label: str, crossed=None, **l
     crossed: row -> whether its point gets a cross, None for no crosses.
     """
     order = _order([curve.label for curve in curves])
+    color_name, colored = _colored(curves)
     lines = []
     left_out = _not_run(curves)
     for curve in curves:
@@ -291,12 +308,13 @@ def against_lr(curves: Sequence[Curve], measure, y_label: str, crossed=None, **l
         if points:
             crosses = [any(map(crossed, curve.rows(lr))) for lr, _ in points] if crossed else ()
             label = condition(curve.condition)
-            lines.append(_line(points, label=label, n_params=curve.n_params, style=order[curve.label], crosses=crosses))
+            lines.append(_line(points, label=label, n_params=colored(curve), style=order[curve.label], crosses=crosses))
     cross = " A cross: a seed diverged." if any(any(line.crosses) for line in lines) else ""
     return Panel(
         lines=lines,
         x_label=LR_LABEL,
         y_label=y_label,
+        color_name=color_name,
         caption=f"{_upper(y_label)} against the peak learning rate. {_over_seeds(curves, lines)}{cross}",
         left_out=_few(left_out),
         split=True,
@@ -331,6 +349,7 @@ def trace_panels(study: Study, curves: Sequence[Curve], name: str, y_log: bool) 
     A panel has a line for each run of the first seed. The list is empty if no trace has the quantity.
     """
     order = _order([curve.label for curve in curves])
+    color_name, colored = _colored(curves)
     panels = []
     for lr in thinned(sorted({lr for curve in curves for lr in curve.lrs}), most=3):
         lines, cut = [], []
@@ -342,10 +361,10 @@ def trace_panels(study: Study, curves: Sequence[Curve], name: str, y_log: bool) 
                 cut.append(f"{len(steps) - len(points)} values of {_place(curve)}, which are not above zero")
             if points:
                 x, y = zip(*points, strict=True)
-                style, n_params = order[curve.label], curve.n_params
+                style, n_params = order[curve.label], colored(curve)
                 lines.append(Line(x=x, y=y, n_params=n_params, label=label, style=style, markers=False))
             else:
-                cut.append(f"{_place(curve)}, which recorded no {name}")
+                cut.append(f"{_place(curve)}, which recorded no {word(name)}")
         if lines:
             several = any(len(curve.rows(lr)) > 1 for curve in curves)
             panels.append(
@@ -353,11 +372,12 @@ def trace_panels(study: Study, curves: Sequence[Curve], name: str, y_log: bool) 
                     lines=lines,
                     x_label="step",
                     y_label=word(name),
+                    color_name=color_name,
                     title=f"learning rate {lr:g}" + (", first seed" if several else ""),
                     x_log=False,
                     y_log=y_log,
-                    caption=f"{name} against the step at a peak learning rate of {lr:g}, one run for each line"
-                    + (", of the first seed." if several else "."),
+                    caption=f"{_upper(word(name))} against the step at a peak learning rate of {lr:g}, one run for "
+                    + ("each line, of the first seed." if several else "each line."),
                     left_out=_few(cut),
                     split=True,
                 )
@@ -368,6 +388,7 @@ def trace_panels(study: Study, curves: Sequence[Curve], name: str, y_log: bool) 
 def curvature_panel(curves: Sequence[Curve], checkpoints: Mapping[str, Sequence[Row]]) -> Panel:
     """The Fisher trace against the loss, a line for each run. checkpoints: run id -> its records."""
     order = _order([curve.label for curve in curves])
+    color_name, colored = _colored(curves)
     lines, without = [], []
     for curve in curves:
         for row in curve.runs.values():
@@ -375,13 +396,14 @@ def curvature_panel(curves: Sequence[Curve], checkpoints: Mapping[str, Sequence[
             if points:
                 x, y = zip(*points, strict=True)
                 label, style = condition(curve.condition), order[curve.label]
-                lines.append(Line(x=x, y=y, n_params=curve.n_params, label=label, style=style))
+                lines.append(Line(x=x, y=y, n_params=colored(curve), label=label, style=style))
             else:
                 without.append(f"{name_of(row)}, which has no checkpoint in the table")
     return Panel(
         lines=lines,
         x_label="loss",
         y_label="Fisher trace",
+        color_name=color_name,
         title="Curvature along the runs",
         x_log=False,
         y_log=True,

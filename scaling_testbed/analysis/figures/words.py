@@ -3,9 +3,12 @@
 A key without an entry here, such as one of a plug-in, is read as its last part: `model.mlp` is "mlp".
 """
 
+import re
 from collections.abc import Mapping
 
+ARM = "logging.group"  # the key that names the arms of a study
 WORDS = {
+    ARM: "arm",
     "optimizer.lr": "learning rate",
     "lr": "learning rate",
     "n_params": "N",
@@ -59,12 +62,24 @@ WORDS = {
     "output_logit_mean": "mean output logit",
     "output_logit_max": "largest output logit",
     "log_z_mean": "mean log Z",
+    "log_z_mean_square": "mean square of log Z",
     "q_rms": "RMS of the queries",
     "k_rms": "RMS of the keys",
     "qk_cosine": "cosine of query and key",
+    "residual_rms": "RMS of the residual stream",
     "grad_rms": "gradient RMS",
     "update_rms": "update RMS",
     "param_rms": "parameter RMS",
+}
+
+MATRICES = {  # by the names of a block's linear layers
+    "q": "query matrix",
+    "k": "key matrix",
+    "v": "value matrix",
+    "attn_out": "attention output matrix",
+    "mlp_in": "MLP input matrix",
+    "mlp_gate": "MLP gate matrix",
+    "mlp_out": "MLP output matrix",
 }
 
 
@@ -72,13 +87,21 @@ def word(key: str) -> str:
     """A key, a column of a table, or a recorded quantity such as `attention_logit_max/0`, in words."""
     name, _, place = key.partition("/")
     if place and name in WORDS:
-        return f"{WORDS[name]}, {f'block {place}' if place.isdecimal() else place}"
+        return f"{WORDS[name]}, {f'block {place}' if place.isdecimal() else _tensor(place)}"
     if key in WORDS:
         return WORDS[key]
     own = key.removesuffix(".name").rpartition(".")[2]  # optimizer.name is "optimizer"
     return own.replace("_", " ")
 
 
+def _tensor(name: str) -> str:
+    """A parameter in words: `blocks.0.mlp.mlp_in.weight` is "MLP input matrix of block 0"."""
+    found = re.fullmatch(r"blocks\.(\d+)\.\w+\.(\w+)\.weight", name)
+    return f"{MATRICES[found[2]]} of block {found[1]}" if found and found[2] in MATRICES else name
+
+
 def condition(values: Mapping[str, str]) -> str:
-    """The text of a condition for a legend: "qk-norm: none"; empty if nothing distinguishes conditions."""
-    return ", ".join(f"{word(key)}: {'not set' if value == 'null' else value}" for key, value in values.items())
+    """The text of a condition for a legend: "qk-norm: none", or the name of an arm; empty if nothing distinguishes
+    conditions."""
+    said = {key: "not set" if value == "null" else value for key, value in values.items()}
+    return ", ".join(value if key == ARM else f"{word(key)}: {value}" for key, value in said.items())

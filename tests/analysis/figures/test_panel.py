@@ -7,8 +7,9 @@ import pytest
 
 from scaling_testbed.analysis.curves import lr_sensitivity
 from scaling_testbed.analysis.figures import drawing
-from scaling_testbed.analysis.figures.panel import Line, Panel, notes, parts, split_by, too_wide, y_limits
-from scaling_testbed.analysis.figures.panels import sensitivity_panels
+from scaling_testbed.analysis.figures.batch_panels import critical_batch_panels
+from scaling_testbed.analysis.figures.panel import Line, Panel, described, notes, parts, split_by, too_wide, y_limits
+from scaling_testbed.analysis.figures.panels import _few, sensitivity_panels
 from scaling_testbed.analysis.figures.words import condition, word
 from scaling_testbed.errors import ConfigError
 from tests.analysis.conftest import grid
@@ -65,7 +66,65 @@ def test_a_loss_has_the_range_of_its_seeds_and_says_its_seeds_its_crosses_and_wh
     assert "One seed." in one_seed.caption and "Shaded" not in one_seed.caption and one_seed.lines[0].band is None
 
 
+def test_labels_of_small_multiples_lie_inside_their_drawings_whatever_their_length():
+    labels = [f"z-loss: {n}, weight decay: 0.0001, precision: bf16" for n in range(8)]
+    small = dataclasses.replace(panel(labels, (16, 3e3)), y_label="mean square of log Z, mean of the last steps")
+    small = dataclasses.replace(
+        small, x_log=False, lines=[dataclasses.replace(one, x=[0, 12500]) for one in small.lines]
+    )
+    with drawing._style(drawing.SCREEN):
+        figures = drawing._small_multiples(small)
+        boxes = [(figure.axes[0].get_tightbbox(), figure.bbox) for figure in figures]
+    assert all(b.x0 >= 0 and b.y0 >= 0 and b.x1 <= f.x1 and b.y1 <= f.y1 for b, f in boxes)
+    assert len({figure.axes[0].get_position().bounds for figure in figures}) == 1
+    assert described(small) == "Grey: the curves of the other panels."
+
+
+def test_a_reason_is_said_once_and_whole():
+    long = "its learning rate is another quantity than AdamW's " * 4
+    assert _few([long, "b", long]) == [f"Left out: {long} (2 times).", "Left out: b."]
+
+
+def test_many_intervals_over_the_same_sizes_become_small_multiples():
+    def crowd(count):
+        lines = [Line(x=[1, 2], y=[3, 4], label=str(i), band=([2, 3], [4, 5])) for i in range(count)]
+        return Panel(lines=lines, x_label="N", y_label="S", split=True)
+
+    assert split_by(crowd(3)) == "" and split_by(crowd(4)) == "label"
+
+
+def test_two_panels_of_two_small_multiples_share_a_row():
+    nine = [panel("abcd", (1e3, 1e4), title=f"rate {n}") for n in range(9)]
+    with drawing._style(drawing.SCREEN):
+        width, height = drawing._draw(nine, drawing.SCREEN).get_size_inches()
+    assert height < 1.6 * width
+    assert drawing.SCREEN.columns < 4
+
+
+def test_a_loss_has_one_color_in_all_panels_of_the_critical_batch():
+    records = [
+        {
+            "n_params": n,
+            "loss": loss,
+            "critical_batch": 100.0,
+            "s_min": 10.0,
+            "low": None,
+            "steps/8": 90,
+            "steps/64": 20,
+        }
+        for n, losses in ((1e3, (2.4, 2.6)), (1e4, (2.0, 2.4)))
+        for loss in losses
+    ]
+    with drawing._style(drawing.SCREEN):
+        shown = [(one, drawing._colors(one)) for one in critical_batch_panels(records)[:2]]
+        colors = {color(line) for one, color in shown for line in one.lines if line.n_params == 2.4}
+    assert len(colors) == 1
+
+
 def test_keys_and_quantities_are_words():
+    assert word("grad_rms/blocks.0.mlp.mlp_in.weight") == "gradient RMS, MLP input matrix of block 0"
+    assert word("grad_rms/head.weight") == "gradient RMS, head.weight"
+    assert condition({"logging.group": "muon"}) == "muon"
     said = {"model.qk_norm": "qk-norm", "optimizer.lr": "learning rate", "mine.a_key": "a key"}
     assert {key: word(key) for key in said} == said and word("optimizer.name") == "optimizer"
     assert word("attention_logit_max/0") == "largest attention logit, block 0"
