@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from scaling_testbed import tables
 from scaling_testbed.analysis.figures.drawing import inline_svgs
-from scaling_testbed.analysis.figures.panel import Panel, notes
+from scaling_testbed.analysis.figures.panel import Panel, described, notes
 from scaling_testbed.analysis.figures.words import word
 from scaling_testbed.files import write_text
 
@@ -64,7 +64,7 @@ def figures(panels: Sequence[Panel], names: str = "f") -> Markup:
     names: the prefix of their ids, which must be unique on a page.
     """
     shown = [
-        (panel.title or panel.y_label, panel.caption, notes(panel), _drawings(panel, f"{names}{index}"))
+        (panel.title or panel.y_label, described(panel), notes(panel), _drawings(panel, f"{names}{index}"))
         for index, panel in enumerate(panels)
     ]
     return render("figures", figures=shown)
@@ -74,14 +74,24 @@ def _drawings(panel: Panel, name: str) -> list[Markup]:
     return list(map(Markup, inline_svgs(replace(panel, title=""), name)))  # the caption holds the title
 
 
-def table(records: Sequence[dict]) -> Markup:
+def table(records: Sequence[dict], shared: bool = False) -> Markup:
     """The table of records, with its columns in words and without empty ones; empty without records.
 
-    A value that is HTML, such as a link, stays so.
+    A value that is HTML, such as a link, stays so. shared: whether a line above the table says the values that are the
+    same in all of several rows, in place of their columns.
     """
     if not records:
         return Markup()
     columns = tables.filled(records)
+    if shared and len(records) > 1:
+        same = [one for one in columns if all(record.get(one) == records[0].get(one) for record in records)]
+        columns = [one for one in columns if one not in same]
+        said = "; ".join(f"{word(one)}: {tables.cell(records[0][one])}" for one in same)
+        return paragraphs([f"In all rows: {said}."] if same else []) + _table(records, columns)
+    return _table(records, columns)
+
+
+def _table(records: Sequence[dict], columns: Sequence[str]) -> Markup:
     rows = [[_cell(record.get(column)) for column in columns] for record in records]
     return render("table", columns=[(word(column), column) for column in columns], rows=rows)
 

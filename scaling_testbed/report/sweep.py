@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import math
+import statistics
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -11,13 +13,14 @@ from markupsafe import Markup
 
 from scaling_testbed import tables
 from scaling_testbed.analysis.curves import instability, lr_sensitivity
-from scaling_testbed.analysis.curves.lr_sensitivity import capped_loss, rates_note
+from scaling_testbed.analysis.curves.decisions import decide
+from scaling_testbed.analysis.curves.lr_sensitivity import capped_loss, final_loss, rates_note
 from scaling_testbed.analysis.figures import panels
 from scaling_testbed.analysis.figures.drawing import save
 from scaling_testbed.analysis.figures.panel import Panel, compact
-from scaling_testbed.analysis.figures.words import word
+from scaling_testbed.analysis.figures.words import ARM, word
 from scaling_testbed.analysis.rows.conditions import text
-from scaling_testbed.analysis.rows.study import LR, SIZE, Row, Study, about_hopeless, name_of, number
+from scaling_testbed.analysis.rows.study import LR, SIZE, Row, Study, about_hopeless, collected, name_of, number
 from scaling_testbed.analysis.trajectories.equal_loss import table_of
 from scaling_testbed.errors import UserError
 from scaling_testbed.files import write_bytes
@@ -27,6 +30,7 @@ from scaling_testbed.papers.measures import Evidence
 from scaling_testbed.papers.paper import Claim, Experiment, Paper, experiment_of, judged
 from scaling_testbed.report import law as law_report
 from scaling_testbed.report import page
+from scaling_testbed.row_files import FIGURES
 
 HOW_JUDGED = (
     "Each effect is computed for each seed, with the same seeds in all conditions, and is shown as its mean over seeds "
@@ -34,6 +38,8 @@ HOW_JUDGED = (
     "is at least the margin; disagrees, it excludes zero on the other side; no difference, it lies within the margin; "
     "cannot tell, anything else. They hold after Holm's correction for the number of claims."
 )
+DECIDE = "decide"  # the analysis of a sweep whose arms are compared at small sizes and at a large one
+OF_DECISIONS = "Do small runs choose between the arms as the largest ones do?"
 NOT_DECLARED = (
     "The sweep declared no margins and no range of rates before its runs, so no claim is judged. The effects are shown."
 )
@@ -62,21 +68,24 @@ def write_report(
     paper, experiment = experiment_of(study)
     evidence = Evidence(study, experiment.group, lr_range)
     verdicts = judged(experiment, evidence)
-    drawn, absent = _panels(experiment, evidence)
+    shown = _by_arm(evidence)
+    drawn, absent = _panels(experiment, shown)
     reasons = [*absent, *evidence.remarks] if drawn else absent
     laws = law_sections(study.path)
     sections = [
-        ("Claims of the paper", _claims(paper, evidence, verdicts) if verdicts or not laws else Markup()),
+        ("Claims", _claims(paper, evidence, verdicts) if verdicts or not (laws or _decides(study)) else Markup()),
         ("Figures", page.figures(drawn) + page.paragraphs(reasons) if drawn or reasons else Markup()),
         *laws,
-        ("Learning-rate sensitivity", _sensitivity(evidence)),
-        ("Extrapolation in N", _extrapolation(experiment, evidence)),
+        ("Decisions from small runs", _decisions(shown)),
+        ("Final losses", _final_losses(shown)),
+        ("Learning-rate sensitivity", _sensitivity(shown)),
+        ("Extrapolation in N", _extrapolation(experiment, shown)),
         ("The grid", _grid(study)),
         ("What was shortened", _shortened(study, paper)),
         ("Cost", _cost(study)),
         ("Versions, devices, seeds", _provenance(study)),
         (page.SOURCES, _sources(study, path, figures if drawn else (), command)),
-        ("All runs", _runs(study, evidence.group, path)),
+        ("All runs", _runs(study, shown.group, path)),
     ]
     title = study.name + (f" at scale {study.scale}" if study.scale else "")
     page.write(path, title, _intro(study, paper, experiment), sections)
@@ -129,7 +138,23 @@ def write_traces(study: Study, folder: Path) -> list[Path]:
 
 def _intro(study: Study, paper: Paper | None, experiment: Experiment) -> list[str]:
     source = "" if paper is None else f"{experiment.figure} of {paper}" if experiment.figure else str(paper)
-    return [line for line in (experiment.question, source, study.description) if line]
+    question = OF_DECISIONS if _decides(study) else experiment.question
+    return [line for line in (question, source, study.description) if line]
+
+
+def _decides(study: Study) -> bool:
+    return study.analysis == DECIDE
+
+
+def _by_arm(evidence: Evidence) -> Evidence:
+    """The evidence with its conditions named by logging.group, where each has one group of its own; else the evidence
+    itself."""
+    named = Evidence(evidence.study, [ARM], evidence.lr_range)
+    rows = [*evidence.study.rows, *evidence.study.missing]
+    pairs = {(tuple(text(row.get(key)) for key in evidence.group), text(row.get(ARM))) for row in rows}
+    conditions, arms = map(set, zip(*pairs, strict=True))
+    alone = named.group == [ARM] and len(pairs) == len(conditions) == len(arms)
+    return named if alone else evidence
 
 
 def _claims(paper: Paper | None, evidence: Evidence, verdicts: Sequence[tuple[Claim, Verdict]]) -> Markup:
@@ -145,12 +170,16 @@ def _panels(experiment: Experiment, evidence: Evidence) -> tuple[list[Panel], li
     """The panels, and the reasons why others cannot be drawn."""
     drawn: list[Panel] = []
     reasons: list[str] = []
-    for make in (_sensitivity_panels, _quantity_panels, _trace_panels, _curvature_panels):
+    for make in (_decision_panels, _sensitivity_panels, _quantity_panels, _trace_panels, _curvature_panels):
         try:
             drawn += make(experiment, evidence)
         except UserError as error:
             reasons.append(str(error))
     return drawn, reasons
+
+
+def _decision_panels(experiment: Experiment, evidence: Evidence) -> list[Panel]:
+    return panels.decision_panels(decide(evidence.study, evidence.group)) if _decides(evidence.study) else []
 
 
 def _sensitivity_panels(experiment: Experiment, evidence: Evidence) -> list[Panel]:
@@ -194,6 +223,33 @@ def _curvature_panels(experiment: Experiment, evidence: Evidence) -> list[Panel]
     return [panels.curvature_panel(evidence.curves, evidence.curvatures)]
 
 
+def _decisions(evidence: Evidence) -> Markup:
+    """The table of `analyze decide` with the setting that distinguishes the conditions."""
+    if not _decides(evidence.study):
+        return Markup()
+    try:
+        found = decide(evidence.study, evidence.group)
+    except UserError as error:
+        return page.paragraphs([str(error)])
+    remarks = page.paragraphs(f"{one[:1].upper()}{one[1:]}." for one in found.remarks)
+    return page.table(found.records(), shared=True) + remarks
+
+
+def _final_losses(evidence: Evidence) -> Markup:
+    """The mean final loss of each condition and size, for a study without an axis of rates."""
+    if not any(LR in row for row in evidence.study.rows) or any(len(curve.lrs) > 1 for curve in evidence.curves):
+        return Markup()
+    records = []
+    for curve in evidence.curves:
+        losses = [loss for row in curve.runs.values() if math.isfinite(loss := final_loss(row))]
+        mean = statistics.fmean(losses) if losses else None
+        spread = statistics.stdev(losses) if len(losses) > 1 else None
+        at = {**curve.condition, SIZE: curve.n_params, LR: curve.lrs[0]}
+        counts = {"runs": len(curve.runs), "without a loss": len(curve.runs) - len(losses) or None}
+        records.append({**at, "val_loss": mean, "deviation over seeds": spread, **counts})
+    return page.table(records, shared=True) if len(records) > 1 else Markup()
+
+
 def _sensitivity(evidence: Evidence) -> Markup:
     if not any(LR in row for row in evidence.study.rows):
         return Markup()  # rows without a learning rate, e.g. of another project
@@ -205,7 +261,7 @@ def _sensitivity(evidence: Evidence) -> Markup:
         return Markup()  # one rate for each size gives no sensitivity
     said = [f"{lr_sensitivity.DEFINITION} {rates_note(found, evidence.lr_range)}"]
     said += [lr_sensitivity.BEST_LOSS] if any(len(one.curve.seeds) > 1 for one in found) else []
-    return page.paragraphs(said) + page.table([one.record() for one in found])
+    return page.paragraphs(said) + page.table([one.record() for one in found], shared=True)
 
 
 def _extrapolation(experiment: Experiment, evidence: Evidence) -> Markup:
@@ -242,17 +298,17 @@ def _grid(study: Study) -> Markup:
 
 
 def _shortened(study: Study, paper: Paper | None) -> Markup:
-    """The differences from the settings of the paper."""
+    """The differences from the settings of the paper; empty if there are none beside the scale."""
     records = []
-    if study.scale not in (None, "paper"):
-        records.append({"setting": "scale", "key": None, "paper": "paper", "here": study.scale})
     for key, theirs in (paper.settings if paper else {}).items():
         own = list(
             dict.fromkeys(text(row.get("steps_planned" if key == "budget.steps" else key)) for row in study.rows)
         )
         if own and own not in (["null"], [text(theirs)]):
             records.append({"setting": word(key), "key": key, "paper": text(theirs), "here": ", ".join(own)})
-    return page.table(records)
+    scaled = records and study.scale not in (None, "paper")
+    scale = [{"setting": "scale", "key": None, "paper": "paper", "here": study.scale}] if scaled else []
+    return page.table([*scale, *records])
 
 
 def _provenance(study: Study) -> Markup:
@@ -303,9 +359,12 @@ def _cost(study: Study) -> Markup:
 def _sources(study: Study, path: Path, figures: Sequence[Path], command: str) -> Markup:
     """How the page and its runs are made again, and the files that it shows."""
     facts = [("Its runs", run, True)] if (run := _run_command(study)) else []
-    kept = study.path / "results.jsonl" if (study.path / "results.jsonl").is_file() else study.path
+    kept = (collected(study.path) if study.path.is_dir() else None) or study.path
     facts.append(("Rows", page.link(kept.name, kept, path), False))
-    facts += [("Figures", page.link(file.name, file, path), False) for file in figures]
+    beside = [file for folder in (study.path, study.path / "analysis") for file in sorted(folder.glob("*.*"))]
+    linked = {file.resolve(): file for file in (*beside, *figures) if file.suffix in (".csv", *FIGURES)}
+    for file in linked.values():
+        facts.append(("Table" if file.suffix == ".csv" else "Figure", page.link(file.name, file, path), False))
     more = ["Words that were typed after it, if any, stand in the overrides of each row."] if run else []
     return page.made(command, facts) + page.paragraphs(more)
 

@@ -6,6 +6,7 @@ import shlex
 import sys
 from datetime import UTC, datetime
 from html.parser import HTMLParser
+from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
@@ -14,7 +15,7 @@ from scaling_testbed import analyze
 from scaling_testbed.analysis.curves import lr_sensitivity
 from scaling_testbed.analysis.curves.grouping import curves
 from scaling_testbed.analysis.figures.drawing import SCREEN, _draw, _look, _style, inline_svgs
-from scaling_testbed.analysis.figures.panel import Line, Panel, compact
+from scaling_testbed.analysis.figures.panel import Line, Panel, compact, parts
 from scaling_testbed.analysis.figures.panels import against_key, sensitivity_panels, trace_panels
 from scaling_testbed.analysis.rows.study import load
 from scaling_testbed.report.sweep import write_report
@@ -223,7 +224,7 @@ def test_fifteen_conditions_can_be_told_apart_and_are_all_named(study):
     with _style(SCREEN):
         figure = _draw(panels[:1], SCREEN)
         figure.draw_without_rendering()
-    assert {axes.get_title("left") for axes in figure.axes} == {f"group: {name}" for name in names}
+    assert {axes.get_title("left") for axes in figure.axes} == set(names)
     assert all(axes.get_window_extent().height > 1.2 * figure.dpi for axes in figure.axes)  # of inches
 
 
@@ -285,6 +286,46 @@ def test_a_page_says_its_command_its_cost_and_links_to_its_rows(study, tmp_path,
     assert "process-hours" in found.text and "\nall44" in found.text  # four runs of half an hour in two processes
     assert len(found.links) == 4 + 2 and all((out.parent / unquote(link)).exists() for link in found.links)
     assert all("://" not in link and not link.startswith("/") for link in found.links)
+
+
+def arms(names, lrs, widths):
+    """Rows whose arms differ in two keys, and the last one in N as well."""
+    keys = [{"logging__group": name, "model__mlp": name, "optimizer__name": f"o{i}"} for i, name in enumerate(names)]
+    rows = grid(
+        lambda c, w, lr, s: 3.0 + lr + names.index(c["logging__group"]) + 0.01 * s, keys, widths, lrs, (0, 1, 2)
+    )
+    larger = lambda row: row["n_params_non_embedding"] * (1.33 if row["logging.group"] == names[-1] else 1)  # noqa: E731
+    return [{**row, "n_params_non_embedding": int(larger(row)), "flops": 1e9} for row in rows]
+
+
+def test_a_sweep_of_decisions_has_their_table_and_figure_and_arms_are_named_by_their_groups(study, tmp_path):
+    place = study(arms(["base", "wide"], (1e-3, 1e-2), (32, 64)), name="decisions", declared={}).path
+    about = json.loads((place / "sweep.json").read_text())
+    (place / "sweep.json").write_text(json.dumps({**about, "paper": None, "experiment": None, "analysis": "decide"}))
+    (place / "decide.csv").write_text("x")
+    write_report(load(place), tmp_path / "page.html")
+    found = Page((tmp_path / "page.html").read_text())
+    assert "Decisions from small runs" in found.text and "Of all pairs by arm, the share whose order" in found.text
+    assert "Do small runs choose between the arms" in found.text and "Claims" not in found.text
+    assert "What was shortened" not in found.text and "logging.group: base" not in found.text
+    assert [Path(link).name for link in found.links if link.endswith((".csv", ".jsonl"))] == [
+        "results.jsonl",
+        "decide.csv",
+    ]
+
+
+def test_small_multiples_are_by_width_where_conditions_of_one_width_differ_in_n(study):
+    names = [f"arm {i}" for i in range(4)]
+    found = lr_sensitivity.analyse(study(arms(names, (1e-3, 1e-2), (32, 64))), ["logging.group"])
+    loss = sensitivity_panels(found)[0]
+    assert [part.title for part in parts(loss)] == ["width = 32", "width = 64"]
+    assert [len(part.lines) for part in parts(loss)] == [4, 4]
+
+
+def test_a_study_at_one_rate_has_a_table_of_the_losses_of_its_arms(study, tmp_path):
+    write_report(study(arms(["base", "wide"], (1e-2,), (32,)), name="arms"), tmp_path / "page.html")
+    text = Page((tmp_path / "page.html").read_text()).text
+    assert "Final losses" in text and "base" in text and "3.02" in text and "0.01" in text and "runs: 3" in text
 
 
 def test_a_width_that_has_no_effect_is_refused(study, tmp_path, capsys):

@@ -24,7 +24,7 @@ from scaling_testbed.runs.folder import read_metrics
 from scaling_testbed.runs.row import FINAL, SCHEMA_VERSION
 
 LR, SIZE = "optimizer.lr", "n_params_non_embedding"
-ABOUT = ("sweep", "scale", "paper", "experiment", "description")  # keys of sweep.json
+ABOUT = ("sweep", "scale", "paper", "experiment", "analysis", "description")  # keys of sweep.json
 SWEEP_ADVICE = "type the `sweep run` command of this sweep again to write it anew"
 PLAN_ADVICE = "type the `sweep run` command of this sweep again to rewrite the plan"
 MOST_WORDS, LONGEST_WORD = 2, 24  # cells of text that name a row: how many, and their characters
@@ -37,10 +37,10 @@ class Study:
 
     rows: one for each finished or diverged run. missing: for each planned run without a row, its configuration and
     parameter counts, `status` (missing | failed | preempted | hopeless) and `label`. planned: whether a plan lists the
-    expected runs. unplanned: the run ids of rows that the plan does not list. sweep, scale, paper, experiment: from
-    sweep.json, None if absent. declared: what it declares about how the study is judged, see papers/declaration.py.
-    drawn: the keys whose values were drawn, from sweep.json; they are no grid. left_out: the conditions of `where` that
-    took runs away. name: the sweep, or the name of the folder or file; used for titles only.
+    expected runs. unplanned: the run ids of rows that the plan does not list. sweep, scale, paper, experiment, analysis:
+    from sweep.json, None if absent. declared: what it declares about how the study is judged, see
+    papers/declaration.py. drawn: the keys whose values were drawn, from sweep.json; they are no grid. left_out: the
+    conditions of `where` that took runs away. name: the sweep, or the name of the folder or file; used for titles only.
     """
 
     name: str
@@ -53,6 +53,7 @@ class Study:
     scale: str | None = None
     paper: str | None = None
     experiment: str | None = None
+    analysis: str | None = None
     declared: Any = None
     drawn: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
@@ -244,24 +245,25 @@ def _result(file: Path) -> Row:
     return row
 
 
-def is_study(path: Path) -> bool:
-    """Whether a folder is that of a sweep, with rows or with a plan."""
-    return _collected(path) is not None or (path / "plan.jsonl").exists() or any(path.glob("*/result.json"))
-
-
-def _collected(folder: Path) -> Path | None:
+def collected(folder: Path) -> Path | None:
+    """The file in which a folder keeps its rows, or None."""
     places = (folder / f"results.{end}" for end in ("jsonl", "jsonl.gz", "parquet"))
     return next((path for path in places if path.exists()), None)
+
+
+def is_study(path: Path) -> bool:
+    """Whether a folder is that of a sweep, with rows or with a plan."""
+    return collected(path) is not None or (path / "plan.jsonl").exists() or any(path.glob("*/result.json"))
 
 
 def _folder_rows(folder: Path) -> list[Row]:
     files = sorted(folder.glob("*/result.json"))
     if files:
         return [with_later_keys(_result(file)) for file in files]
-    collected = _collected(folder)
-    if collected is None and not (folder / "plan.jsonl").exists():
+    kept = collected(folder)
+    if kept is None and not (folder / "plan.jsonl").exists():
         raise UserError(f"{folder} has neither run folders nor results.jsonl; give a sweep's folder (runs/NAME)")
-    return _file_rows(collected) if collected else []
+    return _file_rows(kept) if kept else []
 
 
 def _file_rows(path: Path) -> list[Row]:
