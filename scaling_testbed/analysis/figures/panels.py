@@ -222,7 +222,7 @@ def decision_panels(found: Decisions) -> list[Panel]:
             Panel(
                 lines=[line for line in lines if line.x],
                 x_label="compute of the small runs (% of the target's)",
-                y_label=f"share of pairs in the order of N = {compact(found.target)}",
+                y_label=f"pairs in the order of N = {compact(found.target)}",
                 caption=f"Of all pairs by {' and '.join(map(word, found.setting.split(', ')))}, the share whose order "
                 f"at N = {compact(found.target)} is the one that the small runs predict.{shaded}",
                 title=_upper(protocol) if lr is None else f"{_upper(protocol)}, {lr:g}",
