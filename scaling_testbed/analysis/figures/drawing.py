@@ -175,10 +175,10 @@ def _draw(panels: Sequence[Panel], sheet: Sheet):
     """A figure of the panels. Rows are as wide as the figure; a row has panels, or small multiples of panels."""
     alone = sum(not split_by(panel) for panel in panels)
     columns = -(-alone // -(-alone // sheet.columns)) if alone else 1
-    if sheet.width:
-        columns = max(columns, min(2, sheet.columns))
-    elif alone < len(panels):
-        columns = sheet.columns
+    if alone < len(panels) or sheet.width:
+        widest = sheet.columns * sheet.cell
+        several = not sheet.width and any(split_by(one) and _most_in_row(one, widest, sheet) > 1 for one in panels)
+        columns = sheet.columns if several else max(columns, min(2, sheet.columns))
     cell = sheet.width / columns if sheet.width else sheet.cell
     rows: list[tuple[int, list[Panel]]] = []  # for how many panels of its kind a row has room, and its panels
     for panel in panels:
