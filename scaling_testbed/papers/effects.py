@@ -275,8 +275,7 @@ class Question:
     def _all(self, made: Sequence[Verdict]) -> Verdict:
         """The verdict on several effects that must all be so."""
         words = few([one.words for one in made], 6)
-        speaks_for_it = {DIFFERENCE: lambda x: x, AT_MOST: lambda x: -x, EQUALITY: lambda x: -abs(x)}[self.kind]
-        worst = min(made, key=lambda one: speaks_for_it(one.effect or 0.0))
+        worst = min(made, key=lambda one: _speaks_for(self.kind, one.effect or 0.0))
         known = [one.p for one in made if one.p is not None]
         if len(known) < len(made):
             return replace(worst, word=CANNOT_TELL, words=words, p=None, n_seeds=min(one.n_seeds for one in made))
@@ -285,6 +284,11 @@ class Question:
         own = {one.word for one in made}
         word = DISAGREES if against else own.pop() if len(own) == 1 else CANNOT_TELL
         return replace(worst, word=word, words=words, p=min(against) if against else max(known))
+
+
+def _speaks_for(kind: str, effect: float) -> float:
+    """How much an effect speaks for a claim of this kind."""
+    return effect if kind == DIFFERENCE else -effect if kind == AT_MOST else -abs(effect)
 
 
 def joined(*parts: str) -> str:

@@ -1,29 +1,64 @@
-"""Write the E of every law, source and part of the runs, and draw the runs: `python studies/known_entropy/entropy.py`"""
+"""Write the E of every law for each source, and draw the runs: `python studies/known_entropy/entropy.py`"""
 
 import csv
 from pathlib import Path
 
+import numpy as np
+
 from scaling_testbed.analysis.figures.drawing import save
 from scaling_testbed.analysis.figures.panel import Line, Panel
 from scaling_testbed.analysis.rows.study import load
+from scaling_testbed.data.sources.markov import MarkovConfig
 from scaling_testbed.papers.entropies import EntropySource, fitted, sources
 
 HERE = Path(__file__).parent
-COLUMNS = ("source", "true_E", "least_loss", "rows", "n_rows", "law", "E", "low", "high", "inside")
+COLUMNS = (
+    "source",
+    "true_E",
+    "floor",
+    "least_loss",
+    "rows",
+    "n_rows",
+    "law",
+    "E",
+    "low",
+    "high",
+    "inside",
+    "holds_floor",
+)
+
+
+def floor(source: EntropySource) -> float:
+    """The loss of the source's own probabilities on the windows of the validation tokens, in nats per token. Its
+    expectation is the true E."""
+    row = source.rows[0]
+    length, fields = row["batch.sequence_length"], ("seed", "vocab_size", "n_tokens", "n_validation_tokens", "order")
+    markov = MarkovConfig(concentration=row["data.concentration"], **{key: row[f"data.{key}"] for key in fields})
+    table, tokens = markov.table(), markov.tokens("validation")
+    joint = (markov.stationary(table)[:, None] * table).reshape([markov.vocab_size] * (markov.order + 1))
+    starts, losses = np.arange((len(tokens) - 1) // length) * length, []
+    for place in range(1, length + 1):
+        known = min(place, markov.order)  # tokens of the window before the target
+        p = joint.sum(axis=tuple(range(markov.order - known)))
+        p = p / p.sum(axis=-1, keepdims=True)
+        losses.append(-np.log(p[tuple(tokens[starts + place - known + i] for i in range(known + 1))]))
+    return float(np.mean(losses))
 
 
 def table(source: EntropySource) -> list[tuple[object, ...]]:
     """A row for each law, and one for the hull of their intervals, of each part of the runs on a source."""
-    least = min(row["loss"] for row in source.rows)
+    least, lowest = min(row["loss"] for row in source.rows), floor(source)
     found: list[tuple[object, ...]] = []
     for part, rows in {"all runs": source.rows, **source.parts()}.items():
         fits = fitted(rows)
         name = "all that have learned" if part == "all" else part
         ends = {**fits.ends, "hull": fits.hull}
         for law, (low, high) in ends.items():
-            about = (source.name, round(source.truth, 5), round(least, 5), name, fits.n_rows, law)
+            known = (round(value, 5) for value in (source.truth, lowest, least))
+            about = (source.name, *known, name, fits.n_rows, law)
             value = round(fits.E[law], 5) if law in fits.E else ""
-            found.append((*about, value, round(low, 5), round(high, 5), low <= source.truth <= high))
+            inside = low <= source.truth <= high, low <= lowest <= high
+            found.append((*about, value, round(low, 5), round(high, 5), *inside))
     return found
 
 
@@ -31,7 +66,7 @@ def panel(source: EntropySource) -> Panel:
     """The loss of each run above the true E, by tokens per parameter."""
     lines = [
         Line(
-            x=[row["tokens_per_param"] for row in rows],
+            x=[row["budget.tokens_per_param"] for row in rows],
             y=[row["loss"] - source.truth for row in rows],
             n_params=size,
             joined=False,

@@ -37,8 +37,8 @@ class Study:
 
     rows: one for each finished or diverged run. missing: for each planned run without a row, its configuration and
     parameter counts, `status` (missing | failed | preempted | hopeless) and `label`. planned: whether a plan lists the
-    expected runs. unplanned: the run ids of rows that the plan does not list. sweep, scale, paper, experiment, analysis:
-    from sweep.json, None if absent. declared: what it declares about how the study is judged, see
+    expected runs. unplanned: the run ids of rows that the plan does not list. sweep, scale, paper, experiment,
+    analysis: from sweep.json, None if absent. declared: what it declares about how the study is judged, see
     papers/declaration.py. drawn: the keys whose values were drawn, from sweep.json; they are no grid. left_out: the
     conditions of `where` that took runs away. name: the sweep, or the name of the folder or file; used for titles only.
     """
