@@ -149,8 +149,10 @@ def _command(study: str, sweep: str) -> str:
 def _told(verdict: Verdict) -> list[str]:
     """The cells of a verdict: its word with what it is alone, and its effect or the reason why there is none."""
     alone = re.match(r"It (\w+) alone \(p .*?\), but not among (\d+) claims \(Holm: (p .*?)\)", verdict.words)
-    effect = re.search(r"The effect(?:, (.+?),)? is (.+)", verdict.said)
-    about = ": ".join(filter(None, effect.groups())) if effect else verdict.words.partition(". ")[0]
+    effect = re.sub(
+        r"^(One seed, so there is no interval\. )?(The (effect|number|ratio|difference) is )?", "", verdict.said
+    )
+    about = effect or verdict.words.partition(". ")[0]
     word = f"{verdict.word} (alone: {alone[1]}; {alone[3]} among {alone[2]})" if alone else verdict.word
     return [word, _cell(about)]
 

@@ -205,7 +205,8 @@ class Question:
 
     estimand: what one number of each seed is, in words. measure: the name of the margin in a declaration. ask: gives
     the effects of a study. margin: the least effect that counts, of a ratio its logarithm; None: the declared one.
-    ratio: whether the effects are logarithms of ratios. called: what the verdict calls the effect.
+    ratio: whether the effects are logarithms of ratios. called: what the verdict calls the effect. limit, side: where
+    there is a limit, the effects are side (limit - number), with side 1 or -1, and the verdict tells the number.
     """
 
     estimand: str
@@ -215,10 +216,13 @@ class Question:
     margin: float | None = None
     ratio: bool = False
     called: str = "The effect"
+    limit: float | None = None
+    side: int = 1
 
     def __call__(self, evidence: Evidence) -> Verdict:
         asked = self.ask(evidence)
         remarks = few(asked.remarks, 6)
+        remarks = remarks[:1].upper() + remarks[1:]
         if asked.gaps:
             return Verdict(word=CANNOT_TELL, words=joined(f"missing or withheld: {few(asked.gaps)}", remarks))
         if not asked.effects:
@@ -242,20 +246,20 @@ class Question:
         unit = f" {NATS}" if self.measure in ("S", "loss") and not self.ratio else ""
         n = len(numbers)
         if n < 2:
-            said = f"One seed, so there is no interval. {effect_is}{_number(numbers[0], self.ratio)}{unit}"
+            said = f"One seed, so there is no interval. {effect_is}{self._text(numbers[0])}{unit}{self._beside(margin)}"
             words = joined(said, effect.words)
             return Verdict(word=CANNOT_TELL, words=words, said=said, effect=numbers[0], n_seeds=1)
         ends = interval(numbers)
         low, high = (-math.inf if effect.bound < 0 else ends.low), (math.inf if effect.bound > 0 else ends.high)
-        shown = f"from {_number(low, self.ratio)}" if math.isfinite(low) else "up"
-        shown += f" to {_number(high, self.ratio)}" if math.isfinite(high) else " upwards"
-        said = f"{effect_is}{_number(ends.mean, self.ratio)}{unit} (95 % interval {shown}; {n} seeds"
-        said += f"; margin {_number(margin, self.ratio).lstrip('+')})" if margin is not None and margin > 0 else ")"
+        least, most = (high, low) if self.limit is not None and self.side > 0 else (low, high)  # of the number
+        shown = f"from {self._text(least)}" if math.isfinite(least) else "up"
+        shown += f" to {self._text(most)}" if math.isfinite(most) else " upwards"
+        said = f"{effect_is}{self._text(ends.mean)}{unit} (95 % interval {shown}; {n} seeds{self._beside(margin)})"
         word, p = _judged(self.kind, numbers, effect.bound, low, high, margin or 0.0)
         if self.kind == EQUALITY and word == AGREES and effect.places:
             made = [self._one(Effect(place), margin) for place in effect.places]
             widest = max(made, key=lambda one: max(-(one.low or 0.0), one.high or 0.0))
-            reaches = " to ".join(_number(end, self.ratio) for end in (widest.low, widest.high) if end is not None)
+            reaches = " to ".join(self._text(end) for end in (widest.low, widest.high) if end is not None)
             equal = sum(one.word == AGREES for one in made)
             said += f"; at {equal} of {len(made)} places within the margin, at one of them from {reaches}"
             p = max(p, *(one.p or 0.0 for one in made))
@@ -271,6 +275,19 @@ class Question:
             p=p,
             n_seeds=n,
         )
+
+    def _text(self, effect: float) -> str:
+        """The text of an effect, or of the number beside the limit."""
+        if self.limit is None:
+            return _number(effect, self.ratio)
+        number = self.limit - self.side * effect
+        return f"{math.exp(number) if self.ratio else number:.3g}"
+
+    def _beside(self, margin: float | None) -> str:
+        """The limit or the margin, as the end of a list."""
+        if self.limit is not None:
+            return f"; limit {math.exp(self.limit) if self.ratio else self.limit:.3g}"
+        return f"; margin {_number(margin, self.ratio).lstrip('+')}" if margin is not None and margin > 0 else ""
 
     def _all(self, made: Sequence[Verdict]) -> Verdict:
         """The verdict on several effects that must all be so."""

@@ -91,7 +91,7 @@ def _gaps(evidence: Evidence) -> list[str]:
 class LawQuestion:
     """A judge of parts, one for each data set.
 
-    estimand, margin, kind, ratio: as of a Question. unit: of what there must be one or more.
+    estimand, margin, kind, ratio, called, limit, side: as of a Question. unit: of what there must be one or more.
     """
 
     estimand: str
@@ -100,6 +100,9 @@ class LawQuestion:
     margin: float = 0.0
     kind: str = DIFFERENCE
     ratio: bool = False
+    called: str = "The number"
+    limit: float | None = None
+    side: int = 1
 
     def __call__(self, evidence: Evidence) -> Verdict:
         if all(row.get("seed") is None for row in evidence.study.rows):
@@ -107,9 +110,8 @@ class LawQuestion:
             if self.kind == EQUALITY:
                 parts, margin = [dataclasses.replace(one, effect=_room(margin, one.effect)) for one in parts], 0.0
             return _weighed(parts, self.unit, margin, _left_out(evidence))
-        called = f"The effect, {self.estimand},"
-        question = Question(self.estimand, "recorded", self._ask, self.kind, self.margin, self.ratio, called)
-        return question(evidence)
+        words = self.called, self.limit, self.side
+        return Question(self.estimand, "recorded", self._ask, self.kind, self.margin, self.ratio, *words)(evidence)
 
     def _ask(self, evidence: Evidence) -> Asked:
         of_seeds, lacking = _of_seeds(evidence)
@@ -123,7 +125,7 @@ class LawQuestion:
             return Asked(gaps=[f"the seeds have different {self.unit}"])
         for parts in zip(*by_seed.values(), strict=True):
             if not all(part.counts for part in parts):
-                return Asked(remarks=[f"{parts[0].words}: too near to the fitted runs to count"])
+                return Asked(remarks=[f"too near to the fitted runs to count: {parts[0].words}"])
             first = f"Seed {min(by_seed)}: " if len(by_seed) > 1 else ""
             by_part = {seed: part.effect for seed, part in zip(by_seed, parts, strict=True)}
             effects.append(Effect(by_part, first + parts[0].words))
@@ -172,7 +174,8 @@ def within(measure: Numbers, limit: float, reach: float = 0.0, beyond: bool = Fa
             found.append(Part(effect, one.words, effect < 0 or one.reach >= reach))
         return found
 
-    return LawQuestion(f"{limit:.3g} less the number" if not beyond else f"the number less {limit:.3g}", parts)
+    estimand = f"{limit:.3g} less the number" if not beyond else f"the number less {limit:.3g}"
+    return LawQuestion(estimand, parts, limit=limit, side=-1 if beyond else 1)
 
 
 def near(measure: Numbers, limit: float, ratio: bool = False) -> Judge:
@@ -185,7 +188,8 @@ def near(measure: Numbers, limit: float, ratio: bool = False) -> Judge:
         return [Part(one.number, one.words) for one in measure(evidence)]
 
     margin = math.log(limit) if ratio else limit
-    return LawQuestion("the ratio" if ratio else "the difference", parts, margin=margin, kind=EQUALITY, ratio=ratio)
+    called = "ratio" if ratio else "difference"
+    return LawQuestion(f"the {called}", parts, margin=margin, kind=EQUALITY, ratio=ratio, called=f"The {called}")
 
 
 def same_over(measure: Numbers, factor: float = SAME) -> Judge:
@@ -197,7 +201,9 @@ def same_over(measure: Numbers, factor: float = SAME) -> Judge:
         words = "; ".join(one.words for one in found)
         return [Part(math.log(factor * min(numbers) / max(numbers)), words)] if len(found) > 1 else []
 
-    return LawQuestion(f"ln {factor:g} less the spread of ln numbers over data sets", parts, "second data set")
+    called, limit = "The largest number over the least", math.log(factor)
+    estimand = f"ln {factor:g} less the spread of ln numbers over data sets"
+    return LawQuestion(estimand, parts, "second data set", ratio=True, called=called, limit=limit)
 
 
 def less(measure: Numbers, other: Numbers, factor: float = FACTOR) -> Judge:
@@ -210,4 +216,5 @@ def less(measure: Numbers, other: Numbers, factor: float = FACTOR) -> Judge:
             found.append(Part(gain, f"{one.words}, {more.words}"))
         return found
 
-    return LawQuestion("ln of the other number over the number", parts, margin=math.log(factor))
+    called = "The other number over the number"
+    return LawQuestion(f"ln of {called.lower()}", parts, margin=math.log(factor), ratio=True, called=called)

@@ -67,7 +67,8 @@ class Claim:
             found = Verdict(word=CANNOT_TELL, words=str(error))
         if evidence.incomparable:
             found = replace(found, word=CANNOT_TELL, words=joined(evidence.incomparable, found.words), p=None)
-        return replace(found, words=joined(found.words, *evidence.remarks)) if evidence.remarks else found
+        remarks = [one[:1].upper() + one[1:] for one in evidence.remarks]
+        return replace(found, words=joined(found.words, *remarks)) if remarks else found
 
     @property
     def estimand(self) -> str:

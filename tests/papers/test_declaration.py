@@ -245,10 +245,10 @@ def test_rows_outside_of_the_declared_grid_are_left_out_of_verdicts_and_counted(
 
     whole = [*rows, {"run_id": "a part"}]
     before, after = told(rows), told([*rows, *more])
-    which = f"left out: {len(more)} rows that the plan does not list" if planned else "left out: 12 rows at rates that"
+    which = f"Left out: {len(more)} rows that the plan does not list" if planned else "Left out: 12 rows at rates that"
     assert [one.word for one in after] == [one.word for one in before] and AGREES in {one.word for one in before}
     assert [one.effect for one in after] == [one.effect for one in before]
-    assert all(which in one.words for one in after) and not any("left out: " in one.words for one in before)
+    assert all(which in one.words for one in after) and not any("eft out: " in one.words for one in before)
     assert load(found.path).unplanned == ({row["run_id"] for row in more} if planned else set())
 
 

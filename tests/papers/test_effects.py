@@ -69,7 +69,7 @@ def test_an_effect_is_told_with_its_interval_seeds_and_margin():
     assert word((0.10, 0.11, 0.12)).words == (
         "The effect is +0.110 nats (95 % interval from +0.085 to +0.135; 3 seeds; margin 0.050)"
     )
-    assert word((0.10,)).words == "One seed, so there is no interval. The effect is +0.100 nats"
+    assert word((0.10,)).words == "One seed, so there is no interval. The effect is +0.100 nats; margin 0.050"
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_seeds_that_a_condition_lacks_are_left_out_and_said_to_be():
     assert list(effects[0].by_seed) == [1]
     assert remarks == ["seeds 0, 2 are left out, because not all conditions have them: see N=32"]
     said = Question("", "S", lambda _: Asked(effects, remarks=remarks))(EVIDENCE)
-    assert said.words.startswith("One seed, so there is no interval") and "seeds 0, 2 are left out" in said.words
+    assert said.words.startswith("One seed, so there is no interval") and "Seeds 0, 2 are left out" in said.words
 
 
 def of_places(numbers_PS, kind=EQUALITY, margin=0.05):

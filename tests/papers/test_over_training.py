@@ -1,6 +1,7 @@
 """The second paper's claims: on its published runs, and on planted testbeds where it is right or wrong."""
 
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -217,8 +218,10 @@ def test_laws_of_several_seeds_are_fitted_apart_and_judged_over_the_seeds():
     got, words = told(claim, Evidence(of_seeds(3, margins={"loss": 0.02})))
     assert (
         got == AGREES
-        and words.startswith("The effect, 0.0075 less the number, is +0.00")
-        and "; 3 seeds). Seed 0: redpajama N=1.4B M=320" in words
+        and re.match(
+            r"The number is 0\.00\d* \(95 % interval from -?0\.0\S+ to 0\.00\S+; 3 seeds; limit 0\.0075\)", words
+        )
+        and "limit 0.0075). Seed 0: redpajama N=1.4B M=320" in words
     )
     got, words = told(claim, Evidence(of_seeds(3, noise=0.02, margins={"loss": 0.02})))
     assert got == CANNOT_TELL and "; 3 seeds" in words
@@ -226,16 +229,15 @@ def test_laws_of_several_seeds_are_fitted_apart_and_judged_over_the_seeds():
 
 def test_a_law_of_one_seed_tells_its_effect_and_no_verdict():
     got, words = told(TESTBED.claims[0], Evidence(of_seeds(1, margins={"loss": 0.02})))
-    assert got == CANNOT_TELL and words.startswith(
-        "One seed, so there is no interval. The effect, 0.0075 less the number, is +0.00"
-    )
+    assert got == CANNOT_TELL
+    assert re.match(r"One seed, so there is no interval\. The number is 0\.00\S*; limit 0\.0075\. ", words)
 
 
 def test_a_seed_that_was_not_run_everywhere_is_no_second_seed():
     study = of_seeds(2, margins={"loss": 0.02})
     study.rows.pop()
     words = told(TESTBED.claims[2], Evidence(study))[1]
-    assert words.startswith("One seed, so there is no interval. The effect, 0.02 less the number, is ")
+    assert words.startswith("One seed, so there is no interval. The number is ")
 
 
 def missing(study):
@@ -297,8 +299,8 @@ def test_numbers_of_several_seeds_that_hardly_differ_are_said_to_be_within_the_m
     verdict = less(numbers("a"), numbers("b"))(Evidence(study))
     assert (
         verdict.word == NO_DIFFERENCE
-        and "The effect, ln of the other number over the number, is +0.050 (95 %" in verdict.words
-        and "margin 0.095" in verdict.words
+        and "The other number over the number is a factor of 1.05 (95 %" in verdict.words
+        and "margin 1.1" in verdict.words
     )
 
 
@@ -345,3 +347,25 @@ def test_claims_about_published_errors_are_asked_of_the_studys_own_tasks_and_say
 def test_one_task_of_a_study_is_no_single_task_beside_its_mean():
     said = verdicts(with_own_tasks(planted(), names=["bracket"]))
     assert next(found for claim, found in said.items() if claim.startswith("Single tasks"))[0] == CANNOT_TELL
+
+
+def test_a_number_is_told_beside_its_limit_and_not_as_a_distance_from_it():
+    """0.30, 0.31 and 0.32 beside a limit of 0.5, below it and above it; a spread of 1.2 beside a factor of 1.25."""
+    rows = [{"seed": seed, "n_params": 1e6, "a": 0.3 + 0.01 * seed} for seed in range(3)]
+    study = Study(name="planted", path=Path("."), rows=rows, declared={"margins": {"loss": 0.02}})
+
+    def numbers(*factors):
+        return lambda evidence: [Number(factor * evidence.study.rows[0]["a"], "a") for factor in factors]
+
+    for judge, word in (
+        (law_claims.within(numbers(1), 0.5), AGREES),
+        (law_claims.within(numbers(1), 0.5, beyond=True), DISAGREES),
+    ):
+        verdict = judge(Evidence(study))
+        assert verdict.word == word
+        assert verdict.said == "The number is 0.31 (95 % interval from 0.285 to 0.335; 3 seeds; limit 0.5)"
+    spread = law_claims.same_over(numbers(1, 1.2))(Evidence(study))
+    assert spread.said.startswith(
+        "The largest number over the least is a factor of 1.2 (95 % interval from 1.2 to 1.2;"
+    )
+    assert spread.said.endswith("; limit 1.25)")

@@ -551,9 +551,9 @@ def test_a_difference_of_trends_needs_two_sizes(study):
 @pytest.mark.parametrize(
     ("best", "note"),
     [
-        (3e-4, "the best rate is the lowest of the grid"),
-        (3e-1, "the best rate is the highest of the grid"),
-        (1e-1, "more than half of S is from rates below the best one"),
+        (3e-4, "The best rate is the lowest of the grid"),
+        (3e-1, "The best rate is the highest of the grid"),
+        (1e-1, "More than half of S is from rates below the best one"),
         (3e-3, None),
     ],
 )
@@ -589,7 +589,7 @@ def test_a_place_whose_runs_have_no_value_keeps_a_claim_from_being_told_and_is_n
     assert all("attention_logit_max/0 at N=98.3k at lr=0.3" in words for _, words in said.values())
     rises = "At a given rate the largest score of block 0 grows with N."
     word, words = verdicts("predict_logits", without(rows, [(64, 0.3)], seeds=(2,)))[rises]
-    assert word == AGREES and "; 3 seeds; " in words and "seed 2 is left out" in words
+    assert word == AGREES and "; 3 seeds; " in words and "Seed 2 is left out" in words
 
 
 def test_a_row_without_a_gradient_or_an_update_is_named(verdicts):
