@@ -176,13 +176,17 @@ def between(
             found = [(way, pair) for way, pair in found if pair[0].n_params == top]
         named = [f"{measure.name} with {said_of(one)} beside {said_of(other)}" for one, other in ways]
         compared: dict[str, list[tuple[str, Terms]]] = {name: [] for name in named}
+        others = [dict(remaining(low, *lower)) for _, (low, _) in found]  # pairs of one place may differ in other keys
+        vary = [key for key in dict(itertools.chain(*map(dict.items, others))) if len({o.get(key) for o in others}) > 1]
         for way, (low, high) in found:
+            rest = "".join(f", {key.rpartition('.')[2]}={low.condition.get(key)}" for key in vary)
             ours, theirs = (values_at(evidence, measure, curve) for curve in (low, high))
             shared = [rate for rate in ours if rate in theirs]
             for rate in shared[-1 if at == HIGHEST else 0 :]:
                 (place, one), (_, other) = ours[rate], theirs[rate]
                 terms = farther(other, one) if measure.errors else [(1.0, other), (-1.0, one)]
-                compared[named[ways.index(way)]].append((f"{place}: {one.text} and {other.text}", terms))
+                words = f"{one.text} with {said_of(way[0])} and {other.text} with {said_of(way[1])}"
+                compared[named[ways.index(way)]].append((f"{place}{rest}: {words}", terms))
         gaps = missing_of(evidence, measure, itertools.chain(*(pair for _, pair in found)) if found else scope)
         return Asked(gaps=gaps) if gaps else each_of(compared, measure.ratio)
 

@@ -167,7 +167,7 @@ def test_equal_runs_are_left_out_and_said(verdicts):
     assert (
         got == AGREES
         and words.startswith("The effect is +0.051 nats (95 % interval from ")
-        and "N=24.6k: 3.0100 and 3.0100: the same by constr" in words
+        and "N=24.6k: 3.0100 with head and 3.0100 with full: the same by constr" in words
     )
 
 
