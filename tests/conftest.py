@@ -34,7 +34,12 @@ LONG_FIRST += ("diagnostics/test_in_runs", "exporting/test_hugging_face", "evalu
 LONG_FIRST += ("evaluation/test_inspection", "sweeps/test_proxies", "commands/test_laws", "test_examples")
 LONG_FIRST += ("faults/test_records", "faults/test_endings", "data/preparing/test_preparation")
 LONG_FIRST += ("faults/test_identity_of_data", "faults/test_matrix_runs", "faults/test_fuzz", "training/test_ahead")
-LONG_FIRST += ("kernels/cross_entropy/test_chunked_and_triton", "kernels/qk_norm_rope/test_triton", "test_peers")
+LONG_FIRST += (
+    "test_reference",
+    "kernels/cross_entropy/test_chunked_and_triton",
+    "kernels/qk_norm_rope/test_triton",
+    "test_peers",
+)
 SHARED_PYTHON = "SCALING_TESTBED_TESTS_PYTHON"
 
 

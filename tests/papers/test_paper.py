@@ -20,9 +20,14 @@ from tests.analysis.conftest import grid
 
 STUDIES = Path(__file__).resolve().parents[2] / "studies"
 FILED = [path for path in sorted(STUDIES.glob("*/verdicts.txt")) if (path.parent / "sweep.json").exists()]
+# Its judges fit 108 laws with 400 resamples each: 26 s. tests/test_reference.py judges it too, to words and effects.
+LONG = [STUDIES / "known_entropy" / "verdicts.txt"]
 
 
-@pytest.mark.parametrize("filed", FILED, ids=lambda path: path.parent.name)
+@pytest.mark.parametrize(
+    "filed",
+    [pytest.param(path, marks=pytest.mark.slow if path in LONG else (), id=path.parent.name) for path in FILED],
+)
 def test_a_filed_study_has_the_verdicts_that_were_filed(filed):
     """To the byte, as `analyze report` prints them before the line that says what it wrote."""
     study = load(filed.parent)

@@ -357,10 +357,10 @@ def test_the_command_prints_and_keeps_the_table(study, tmp_path, capsys):
 def test_a_figure_shows_accuracy_against_compute_for_each_protocol(study):
     panels = decision_panels(api.decide(study(rows(crossing, widths=(16, 24, 32, 48, 128))), "model.mlp"))
     assert [panel.title for panel in panels] == [
-        "tuned",
-        "small rate, lr=0.001",
-        "one rate, lr=0.01",
-        "one rate, lr=0.1",
+        "Tuned",
+        "Small rate, 0.001",
+        "One rate, 0.01",
+        "One rate, 0.1",
     ]
     ranking, law = panels[0].lines
     assert ranking.x == [1.56, 3.52, 6.25, 14.1] and len(law.x) == 2
