@@ -174,7 +174,7 @@ def within(measure: Numbers, limit: float, reach: float = 0.0, beyond: bool = Fa
             found.append(Part(effect, one.words, effect < 0 or one.reach >= reach))
         return found
 
-    estimand = f"{limit:.3g} less the number" if not beyond else f"the number less {limit:.3g}"
+    estimand = f"number, which must be {'above' if beyond else 'at most'} {limit:.3g}"
     return LawQuestion(estimand, parts, limit=limit, side=-1 if beyond else 1)
 
 
@@ -189,7 +189,7 @@ def near(measure: Numbers, limit: float, ratio: bool = False) -> Judge:
 
     margin = math.log(limit) if ratio else limit
     called = "ratio" if ratio else "difference"
-    return LawQuestion(f"the {called}", parts, margin=margin, kind=EQUALITY, ratio=ratio, called=f"The {called}")
+    return LawQuestion(called, parts, margin=margin, kind=EQUALITY, ratio=ratio, called=f"The {called}")
 
 
 def same_over(measure: Numbers, factor: float = SAME) -> Judge:
@@ -202,7 +202,7 @@ def same_over(measure: Numbers, factor: float = SAME) -> Judge:
         return [Part(math.log(factor * min(numbers) / max(numbers)), words)] if len(found) > 1 else []
 
     called, limit = "The largest number over the least", math.log(factor)
-    estimand = f"ln {factor:g} less the spread of ln numbers over data sets"
+    estimand = f"largest number over the least, which must be at most {factor:g}"
     return LawQuestion(estimand, parts, "second data set", ratio=True, called=called, limit=limit)
 
 
@@ -217,4 +217,5 @@ def less(measure: Numbers, other: Numbers, factor: float = FACTOR) -> Judge:
         return found
 
     called = "The other number over the number"
-    return LawQuestion(f"ln of {called.lower()}", parts, margin=math.log(factor), ratio=True, called=called)
+    estimand = f"other number over the number, which must be above {factor:g}"
+    return LawQuestion(estimand, parts, margin=math.log(factor), ratio=True, called=called)
