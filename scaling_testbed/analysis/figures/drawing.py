@@ -305,7 +305,7 @@ def _plain(text: str, longest: int = LONGEST_LABEL) -> str:
     """The text with dollar signs escaped, so that they start no formula, and a long label split at its commas."""
     lines = [""]
     for part in text.replace("$", r"\$").split(", "):
-        fits = not lines[-1] or len(lines[-1]) + len(part) <= longest
+        fits = not lines[-1] or len(lines[-1]) + len(part) + len(", ,") <= longest
         lines = [*lines[:-1], f"{lines[-1]}, {part}" if lines[-1] else part] if fits else [*lines, part]
     return ",\n".join(lines)
 

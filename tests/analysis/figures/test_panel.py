@@ -80,6 +80,13 @@ def test_labels_of_small_multiples_lie_inside_their_drawings_whatever_their_leng
     assert described(small) == "Grey: the curves of the other panels."
 
 
+@pytest.mark.parametrize("longest", range(17, 60))
+def test_a_label_breaks_at_its_commas_where_its_parts_fit(longest):
+    label = "z-loss: 0, weight decay: 0, precision: bf16"  # its longest part has 15 letters, and a comma
+    lines = drawing._plain(label, longest).split("\n")
+    assert " ".join(lines) == label and max(map(len, lines)) <= longest
+
+
 def test_a_reason_is_said_once_and_whole():
     long = "its learning rate is another quantity than AdamW's " * 4
     assert _few([long, "b", long]) == [f"Left out: {long} (2 times).", "Left out: b."]
