@@ -4,7 +4,7 @@ usage: python scripts/laws_calibration.py DATA [--out studies/laws_calibration/c
 
 DATA holds copies of the tables: mlfoundations-scaling/ (github.com/mlfoundations/scaling), datablations182.csv
 (huggingface/datablations), gemstones_hot220.csv (mcleish7/gemstone-scaling-laws), olmo_ladder_c4.csv
-(allenai/OLMo-ladder). The runs of studies/overtraining_cpu are one more table. The names, the columns and the rows that
+(allenai/OLMo-ladder). The runs of studies/archive/overtraining are one more table. The names, the columns and the rows that
 are taken are in TABLES.
 """
 
@@ -44,7 +44,7 @@ TABLES |= {
     "Muennighoff et al., no token twice": ("datablations182.csv", None, [], ["epochs<=1.001"]),
     "Gemstones": ("gemstones_hot220.csv", None, [], []),
     "OLMo ladder": ("olmo_ladder_c4.csv", None, ["loss=c4_loss"], ["mult!=0.5xC"]),
-    "overtraining_cpu": (str(STUDY / "overtraining_cpu"), None, [], []),
+    "archive/overtraining": (str(STUDY / "archive" / "overtraining"), None, [], []),
 }
 
 

@@ -8,7 +8,7 @@ after as many runs of the grid by chance, and after the whole grid again.
 
 Real tables: a law is fitted to a few runs of a table, runs are chosen among the others, and the dearest ones, which
 no fit sees, are predicted before and after; beside it, random choices of at most the same number and cost. The runs of
-studies/overtraining_cpu are a table. DATA, if given, holds copies of two public ones: gemstones_hot220.csv
+studies/archive/overtraining are a table. DATA, if given, holds copies of two public ones: gemstones_hot220.csv
 (mcleish7/gemstone-scaling-laws) and datablations182.csv (huggingface/datablations; the runs without repeated tokens).
 """
 
@@ -45,7 +45,7 @@ RUNS = 10  # on a real table
 FIRST, HELD = 0.3, 0.2  # shares of a real table that are fitted first (cheapest half), and held out (dearest)
 REPEATS, CHANCE = 20, 5
 TABLES = {  # name -> path in DATA, the laws to fit
-    "overtraining_cpu": (STUDY / "overtraining_cpu", ("chinchilla", "over_training")),
+    "archive/overtraining": (STUDY / "archive" / "overtraining", ("chinchilla", "over_training")),
     "Gemstones": ("gemstones_hot220.csv", ("chinchilla", "coupled")),
     "Muennighoff et al.": ("datablations182.csv", ("chinchilla", "over_training")),
 }

@@ -156,7 +156,7 @@ def test_another_law_is_refused():
 
 
 def test_the_command_writes_a_sweep_of_models_that_can_be_planned(tmp_path, capsys):
-    path = "studies/overtraining_cpu/chinchilla.json"  # of an earlier version, without the inputs of its rows apart
+    path = "studies/archive/overtraining/chinchilla.json"  # of an earlier version, without the inputs of its rows apart
     overrides = ["experiment=over_training_nano", "evaluation.tasks=[continuation,identifier]"]
     typed = ["next", path, "--target", "1M,20M", "--flops", "1e12", "--models", "nano_xs,nano_3*", "--runs", "4"]
     typed += [word for one in overrides for word in ("--override", one)]
