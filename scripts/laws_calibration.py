@@ -4,8 +4,8 @@ usage: python scripts/laws_calibration.py DATA [--out studies/laws_calibration/c
 
 DATA holds copies of the tables: mlfoundations-scaling/ (github.com/mlfoundations/scaling), datablations182.csv
 (huggingface/datablations), gemstones_hot220.csv (mcleish7/gemstone-scaling-laws), olmo_ladder_c4.csv
-(allenai/OLMo-ladder). The runs of studies/archive/overtraining are one more table. The names, the columns and the rows that
-are taken are in TABLES.
+(allenai/OLMo-ladder). The runs of studies/archive/overtraining are one more table. The names, the columns and the rows
+that are taken are in TABLES.
 """
 
 import argparse
