@@ -12,10 +12,11 @@ import numpy as np
 
 from scaling_testbed.analysis.curves import instability
 from scaling_testbed.analysis.curves.calls import places_of
-from scaling_testbed.analysis.curves.grouping import SCAN, Curve, label
+from scaling_testbed.analysis.curves.grouping import SCAN, Curve
 from scaling_testbed.analysis.curves.instability import LAST_MEAN, Quantity, measured, value_of
 from scaling_testbed.analysis.curves.intervals import ALPHA, exact_share, p_share_above
 from scaling_testbed.analysis.curves.lr_sensitivity import diverged
+from scaling_testbed.analysis.figures.words import ARM, in_sentence, setting, settings, word
 from scaling_testbed.analysis.rows.conditions import same, text
 from scaling_testbed.analysis.rows.study import Row, name_of, number
 from scaling_testbed.papers.effects import (
@@ -44,6 +45,7 @@ from scaling_testbed.papers.measures import (
     Place,
     Value,
     best_lr,
+    critical_rates,
     measured_as,
     places,
     size_name,
@@ -120,11 +122,27 @@ def said(value: object) -> str:
     return "/".join(map(text, value)) if isinstance(value, tuple) else text(value)
 
 
-def said_of(settings: Settings) -> str:
-    """The text of wanted settings in a sentence, without the key if there is only one."""
-    if len(settings) == 1:
-        return said(*settings.values())
-    return ", ".join(f"{key.rpartition('.')[2]}={said(value)}" for key, value in settings.items())
+def said_of(wanted: Settings) -> str:
+    """The text of wanted settings in a sentence."""
+    return ", ".join(setting(key, said(value)) for key, value in wanted.items())
+
+
+def said_after(first: Settings, wanted: Settings) -> str:
+    """The same after other settings of the same keys: without the key if there is only one, else what differs."""
+    if len(wanted) == 1:
+        return said_of(dict.fromkeys([ARM], *wanted.values()))
+    return said_of({key: value for key, value in wanted.items() if value != first[key]})
+
+
+def varying(conditions: Iterable[Iterable[tuple[str, str]]]) -> list[str]:
+    """The keys that have several values in conditions, as `remaining` gives them."""
+    found = [dict(condition) for condition in conditions]
+    return [key for key in dict.fromkeys(itertools.chain(*found)) if len({one.get(key) for one in found}) > 1]
+
+
+def of_varying(curve: Curve, vary: Sequence[str]) -> list[str]:
+    """The settings of a curve in the keys that vary, in words."""
+    return [setting(key, curve.condition[key]) for key in vary]
 
 
 def of_largest(found: Sequence[Curve]) -> list[Curve]:
@@ -174,19 +192,19 @@ def between(
         if at == LARGEST:
             top = max((low.n_params for _, (low, _) in found), default=0)
             found = [(way, pair) for way, pair in found if pair[0].n_params == top]
-        named = [f"{measure.name} with {said_of(one)} beside {said_of(other)}" for one, other in ways]
+        named = [f"{measure.name} with {said_of(one)} beside {said_after(one, other)}" for one, other in ways]
         compared: dict[str, list[tuple[str, Terms]]] = {name: [] for name in named}
-        others = [dict(remaining(low, *lower)) for _, (low, _) in found]  # pairs of one place may differ in other keys
-        vary = [key for key in dict(itertools.chain(*map(dict.items, others))) if len({o.get(key) for o in others}) > 1]
+        vary = varying(remaining(low, *lower) for _, (low, _) in found)  # in which pairs of one place differ
         for way, (low, high) in found:
-            rest = "".join(f", {key.rpartition('.')[2]}={low.condition.get(key)}" for key in vary)
+            rest = of_varying(low, vary)
             ours, theirs = (values_at(evidence, measure, curve) for curve in (low, high))
             shared = [rate for rate in ours if rate in theirs]
             for rate in shared[-1 if at == HIGHEST else 0 :]:
                 (place, one), (_, other) = ours[rate], theirs[rate]
                 terms = farther(other, one) if measure.errors else [(1.0, other), (-1.0, one)]
-                words = f"{one.text} with {said_of(way[0])} and {other.text} with {said_of(way[1])}"
-                compared[named[ways.index(way)]].append((f"{place}{rest}: {words}", terms))
+                words = f"{one.text} with {said_of(way[0])} and {other.text} with {said_after(*way)}"
+                words += critical_rates([one, other])
+                compared[named[ways.index(way)]].append((f"{', '.join([str(place), *rest])}: {words}", terms))
         gaps = missing_of(evidence, measure, itertools.chain(*(pair for _, pair in found)) if found else scope)
         return Asked(gaps=gaps) if gaps else each_of(compared, measure.ratio)
 
@@ -194,7 +212,7 @@ def between(
     if measure.level != SIZE and at == EACH:
         places_of = "mean over sizes and rates"
     over = "over" if measure.ratio else "less"
-    estimand = f"{measure.name} with {said_of(higher)} {over} with {said_of(lower)}, {places_of}"
+    estimand = f"{measure.name} with {said_of(higher)} {over} with {said_after(higher, lower)}, {places_of}"
     return Question(
         estimand,
         measure.margin,
@@ -218,19 +236,21 @@ def opposite_at_ends(measure: Measure, key: str, one: object, other: object) -> 
         for rest in dict.fromkeys(remaining(a, key) for a, _ in found):
             own = sorted((pair for pair in found if remaining(pair[0], key) == rest), key=lambda pair: pair[0].n_params)
             if own[0][0].n_params == own[-1][0].n_params:
-                gaps.append(f"a second size of {label(dict(rest))}")
+                gaps.append(f"a second size of {settings(dict(rest))}")
                 continue
             for pair, sign in ((own[0], 1.0), (own[-1], -1.0)):
                 mine, yours = (measure.of(evidence, Place(curve)) for curve in pair)
-                name = f"{label(dict(rest))} {size_name(pair[0])}"
+                name = ", ".join([size_name(pair[0]), *itertools.starmap(setting, rest)])
                 ends[f"{measure.name} of {name}"] = []
                 if mine is not None and yours is not None:
-                    both = f"{mine.text} with {said(one)}, {yours.text} with {said(other)}"
+                    both = f"{mine.text} with {setting(key, said(one))}, {yours.text} with {said(other)}"
+                    both += critical_rates([mine, yours])
                     ends[f"{measure.name} of {name}"] = [(f"{name}: {both}", [(sign, yours), (-sign, mine)])]
         return each_of(ends, measure.ratio, gaps)
 
     estimand = (
-        f"{measure.name} with {said(other)} less with {said(one)} at the smallest size, and its opposite at the largest"
+        f"{measure.name} with {setting(key, said(other))} less with {said(one)} at the smallest size, and its opposite "
+        "at the largest"
     )
     return Question(estimand, measure.margin, ask, ratio=measure.ratio)
 
@@ -252,7 +272,8 @@ def coincide_below_best(key: str, one: object, other: object, margin: float | No
         return Asked(effects, gaps, remarks)
 
     estimand = (
-        f"loss with {said(other)} less with {said(one)}, mean over sizes and over rates up to the lower best rate"
+        f"loss with {setting(key, said(other))} less with {said(one)}, mean over sizes and over rates up to the lower "
+        "best rate"
     )
     return Question(estimand, "loss", ask, EQUALITY, margin)
 
@@ -272,7 +293,7 @@ def loss_beside(
     `above`, it must be at least so many nats above it in the mean over these values. With neither, it must be above the
     loss of a model with the settings `plain`, to which the key does not apply. Models of one width are compared.
     """
-    short = key.rpartition(".")[2]
+    short = word(key)
     of_least = above is not None or within is not None
 
     def ask(evidence: Evidence) -> Asked:
@@ -297,7 +318,7 @@ def loss_beside(
             ours, base = (BEST_LOSS.of(evidence, Place(one)) for one in (curve, alike[0]))
             compared[at] = []
             if ours is not None and base is not None:
-                compared[at] = [(f"{at}: {ours.text}, beside {base.text}", [(1.0, ours), (-1.0, base)])]
+                compared[at] = [(f"{at}: {ours.text}, beside {base.text} {beside}", [(1.0, ours), (-1.0, base)])]
         if within is None:
             compared = {"all": [place for places in compared.values() for place in places]}
         return each_of(compared, known_gaps=gaps)
@@ -329,18 +350,23 @@ def positive(
             scope if at == EACH else of_largest([curve for curve in scope if curve.runs] if at == HIGHEST else scope)
         )
         named: dict[str, list[tuple[str, Terms]]] = {}
+        vary = varying(curve.condition.items() for curve in chosen)  # in which curves of one size differ
         for curve in chosen:
             found = values_at(evidence, measure, curve)
             asked = [place for place in places(curve, measure.level) if every or place.lr in found]
             for place in asked[-1 if at == HIGHEST else 0 :]:
-                own = named.setdefault(f"{measure.name} of {label(curve.condition)} at {place}" if every else "all", [])
+                about = f"{measure.name} of {settings(curve.condition)} at {place}"
+                own = named.setdefault(about if every else "all", [])
                 if place.lr in found:
                     value = found[place.lr][1]
-                    own.append((f"{place}: {value.text}", [(-1.0 if below else 1.0, value)]))
+                    at_place = ", ".join([str(place), *of_varying(curve, vary)])
+                    words = f"{value.text}{critical_rates([value])}"
+                    own.append((f"{at_place}: {words}", [(-1.0 if below else 1.0, value)]))
         gaps = missing_of(evidence, measure, chosen)
         return each_of(named, measure.ratio, gaps)
 
-    sizes = "at each size" if every else "mean over sizes" if at == EACH else f"at the {at}"
+    over = "mean over sizes" if measure.level == SIZE else "mean over sizes and rates"
+    sizes = "at each size" if every else over if at == EACH else f"at the {at}"
     return Question(f"{measure.name}, {sizes}", measure.margin, ask, ratio=measure.ratio)
 
 
@@ -362,8 +388,9 @@ class HarmedPastThreshold:
     @property
     def estimand(self) -> str:
         return (
-            f"share of sizes and rates past {self.quantity.threshold:g} that are harmed, and of the others that are "
-            f"not; both must be {self.share:.0%} or more"
+            f"share of sizes and rates with a {in_sentence(self.quantity.name)} "
+            f"{'above' if self.quantity.above else 'below'} {self.quantity.threshold:g} that are harmed, and of the "
+            f"others that are not; both must be {self.share:.0%} or more"
         )
 
     def __call__(self, evidence: Evidence) -> Verdict:
@@ -414,7 +441,8 @@ def _cut_short(row: Row) -> bool:
 def largest_foretold(quantity: Quantity, factor: float = 3.0) -> Judge:
     """The judge that the fit to the smaller sizes predicts the largest within a factor, in the mean over rates.
 
-    The effect is the logarithm of the factor less the absolute error of the logarithm.
+    The effect is the logarithm of the factor less the absolute error of the logarithm; the verdict tells this error as
+    a factor.
     """
 
     def ask(evidence: Evidence) -> Asked:
@@ -439,8 +467,12 @@ def largest_foretold(quantity: Quantity, factor: float = 3.0) -> Judge:
         gaps = missing_of(evidence, measured_as(quantity), layered)
         return Asked([Effect(e.by_seed, words, e.bound) for e in effects], gaps, remarks)
 
-    estimand = f"ln {factor:g} less the error of the predicted ln {quantity.name} at the largest size, mean over rates"
-    return Question(estimand, "recorded", ask, margin=0.0)
+    estimand = (
+        f"error of the predicted {in_sentence(quantity.name)} at the largest size, as a factor, mean over rates, which "
+        f"must be at most {factor:g}"
+    )
+    called, limit = "The error", math.log(factor)
+    return Question(estimand, "recorded", ask, margin=0.0, ratio=True, called=called, limit=limit)
 
 
 def smaller_below_eps(grad: str, update: str) -> Judge:
@@ -453,7 +485,7 @@ def smaller_below_eps(grad: str, update: str) -> Judge:
             for (_, seed), row in curve.runs.items():
                 means = measured(row, LAST_MEAN)
                 if not (means.get(grad) and means.get(update)):
-                    gaps.append(f"{grad} and {update} of {name_of(row)}")
+                    gaps.append(f"{in_sentence(grad)} and {in_sentence(update)} of {name_of(row)}")
                 else:
                     found.setdefault(seed, ([], []))[means[grad] >= number(row, "optimizer.eps")].append(means[update])
         ratios = {

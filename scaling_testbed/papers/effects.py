@@ -27,6 +27,7 @@ from scaling_testbed.evaluation.statistics import holm
 from scaling_testbed.papers.measures import NATS, Evidence, Value
 
 AGREES, DISAGREES, NO_DIFFERENCE, CANNOT_TELL = "agrees", "disagrees", "no difference", "cannot tell"
+UNITS = {"S": NATS, "loss": NATS, "octaves": "octaves"}  # of the measures that have one
 DIFFERENCE, EQUALITY, AT_MOST = "difference", "equality", "at most"  # kinds of claims
 
 
@@ -206,7 +207,8 @@ class Question:
     estimand: what one number of each seed is, in words. measure: the name of the margin in a declaration. ask: gives
     the effects of a study. margin: the least effect that counts, of a ratio its logarithm; None: the declared one.
     ratio: whether the effects are logarithms of ratios. called: what the verdict calls the effect. limit, side: where
-    there is a limit, the effects are side (limit - number), with side 1 or -1, and the verdict tells the number.
+    there is a limit, the effects are side (limit - number), with side 1 or -1, and the verdict tells the number. per:
+    what the effect is a change over, e.g. "per tenfold N".
     """
 
     estimand: str
@@ -218,6 +220,7 @@ class Question:
     called: str = "The effect"
     limit: float | None = None
     side: int = 1
+    per: str = ""
 
     def __call__(self, evidence: Evidence) -> Verdict:
         asked = self.ask(evidence)
@@ -243,7 +246,8 @@ class Question:
             return Verdict(word=CANNOT_TELL, words=joined(f"the effect of seed {bad[0]} is not finite", effect.words))
         effect_is = f"{self.called} is {'at least ' * (effect.bound > 0)}{'at most ' * (effect.bound < 0)}"
         effect_is += "a factor of " * self.ratio
-        unit = f" {NATS}" if self.measure in ("S", "loss") and not self.ratio else ""
+        unit = "" if self.ratio else UNITS.get(self.measure, "")
+        unit = "".join(f" {word}" for word in (unit, self.per) if word)
         n = len(numbers)
         if n < 2:
             said = f"One seed, so there is no interval. {effect_is}{self._text(numbers[0])}{unit}{self._beside(margin)}"

@@ -20,6 +20,7 @@ from scaling_testbed.papers.effects import (
     DIFFERENCE,
     DISAGREES,
     EQUALITY,
+    UNITS,
     Asked,
     Effect,
     Question,
@@ -92,6 +93,7 @@ class LawQuestion:
     """A judge of parts, one for each data set.
 
     estimand, margin, kind, ratio, called, limit, side: as of a Question. unit: of what there must be one or more.
+    measure: whose unit the effects have; None: none.
     """
 
     estimand: str
@@ -103,6 +105,7 @@ class LawQuestion:
     called: str = "The number"
     limit: float | None = None
     side: int = 1
+    measure: str | None = None
 
     def __call__(self, evidence: Evidence) -> Verdict:
         if all(row.get("seed") is None for row in evidence.study.rows):
@@ -111,7 +114,8 @@ class LawQuestion:
                 parts, margin = [dataclasses.replace(one, effect=_room(margin, one.effect)) for one in parts], 0.0
             return _weighed(parts, self.unit, margin, _left_out(evidence))
         words = self.called, self.limit, self.side
-        return Question(self.estimand, "recorded", self._ask, self.kind, self.margin, self.ratio, *words)(evidence)
+        measure = self.measure or "recorded"
+        return Question(self.estimand, measure, self._ask, self.kind, self.margin, self.ratio, *words)(evidence)
 
     def _ask(self, evidence: Evidence) -> Asked:
         of_seeds, lacking = _of_seeds(evidence)
@@ -178,10 +182,10 @@ def within(measure: Numbers, limit: float, reach: float = 0.0, beyond: bool = Fa
     return LawQuestion(estimand, parts, limit=limit, side=-1 if beyond else 1)
 
 
-def near(measure: Numbers, limit: float, ratio: bool = False) -> Judge:
+def near(measure: Numbers, limit: float, ratio: bool = False, unit_of: str | None = None) -> Judge:
     """The judge that each number is zero, to less than a limit on both sides.
 
-    ratio: the numbers are logarithms of ratios, and the limit is a factor.
+    ratio: the numbers are logarithms of ratios, and the limit is a factor. unit_of: the measure whose unit they have.
     """
 
     def parts(evidence: Evidence) -> list[Part]:
@@ -189,7 +193,12 @@ def near(measure: Numbers, limit: float, ratio: bool = False) -> Judge:
 
     margin = math.log(limit) if ratio else limit
     called = "ratio" if ratio else "difference"
-    return LawQuestion(called, parts, margin=margin, kind=EQUALITY, ratio=ratio, called=f"The {called}")
+    unit = f" {UNITS[unit_of]}" if unit_of in UNITS else ""
+    reach = f"a factor of {limit:g} of one" if ratio else f"{limit:g}{unit} of zero"
+    estimand = f"{called}, which must be within {reach}"
+    return LawQuestion(
+        estimand, parts, margin=margin, kind=EQUALITY, ratio=ratio, called=f"The {called}", measure=unit_of
+    )
 
 
 def same_over(measure: Numbers, factor: float = SAME) -> Judge:

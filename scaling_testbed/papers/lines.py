@@ -13,16 +13,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from scaling_testbed.analysis.curves.grouping import Curve
+from scaling_testbed.analysis.figures.words import in_sentence, setting
 from scaling_testbed.analysis.rows.conditions import text
 from scaling_testbed.analysis.rows.study import number
 from scaling_testbed.papers.combinators import (
     Settings,
     alternatives,
     missing_of,
+    of_varying,
     remaining,
     said,
     up_to_measured,
     values_at,
+    varying,
 )
 from scaling_testbed.papers.effects import (
     AT_MOST,
@@ -35,7 +38,7 @@ from scaling_testbed.papers.effects import (
     farther,
     pooled,
 )
-from scaling_testbed.papers.measures import SIZE, Evidence, Measure, Place, Value, size_name
+from scaling_testbed.papers.measures import SIZE, Evidence, Measure, Place, Value, critical_rates, size_name
 from scaling_testbed.papers.paper import Judge
 
 RISES, FALLS, STEADY = 1, -1, 0
@@ -58,6 +61,7 @@ class Line:
     @property
     def said(self) -> str:
         shown = ", ".join(f"{value.text} at {place}" for _, place, value in self.points)
+        shown += critical_rates([value for _, _, value in self.points])
         return f"{self.name}: {shown}" if self.name else shown
 
     @property
@@ -94,14 +98,18 @@ def _lines(evidence: Evidence, measure: Measure, key: str, where: Settings | Non
                 line = (curve.shape, remaining(curve, key), place.lr)
                 x = (number(curve.settings, key), text(curve.settings[key]))
             found.setdefault(line, []).append((*x, value, place))
-    several = len({curve.label for curve in scope}) > 1
+    vary = varying(remaining(curve, key) for curve in scope)
     lines = []
     for points in (sorted(points, key=lambda point: point[0]) for points in found.values() if len(points) > 1):
-        first = points[0][3]
-        at_rate = f"lr={first.lr:g}" if first.lr is not None else first.curve.label if several else ""
-        name = at_rate if key == "N" else size_name(first.curve)
+        place = points[0][3]
+        names = [] if key == "N" else [size_name(place.curve)]
+        names += [f"lr={place.lr:g}"] if place.lr is not None and key != "lr" else []
+        name = ", ".join([*names, *of_varying(place.curve, vary)])
+        shown = [point[:3] for point in points]
+        if key not in ("N", "lr"):  # the first one says what is counted
+            shown[0] = (shown[0][0], setting(key, shown[0][1]), shown[0][2])
         if points[0][0] < points[-1][0]:
-            lines.append(Line(measure, name, first.curve, [point[:3] for point in points], key))
+            lines.append(Line(measure, name, place.curve, shown, key))
     return lines, missing_of(evidence, measure, scope if measure.level == SIZE else up_to_measured(scope))
 
 
@@ -125,10 +133,12 @@ def along(
         effects, remarks = pooled([(line.said, line.trend(way or 1)) for line in lines], measure.ratio)
         return Asked(effects, gaps, remarks)
 
-    reach = f"per tenfold {key}" if key in ("N", "lr") else f"from the least {key} to the greatest"
+    per = f"per tenfold {in_sentence(key)}" if key in ("N", "lr") else ""
+    reach = per or f"from the least {in_sentence(key)} to the greatest"
     estimand = f"{'fall' if way == FALLS else 'change' if way == STEADY else 'rise'} of {measure.name} {reach}"
     kind = EQUALITY if way == STEADY else AT_MOST if contrary else DIFFERENCE
-    return Question(estimand, measure.margin, ask, kind, math.log(factor) if factor else margin, measure.ratio)
+    least = math.log(factor) if factor else margin
+    return Question(estimand, measure.margin, ask, kind, least, measure.ratio, per=per)
 
 
 def more_at_largest(measure: Measure, key: str, way: int) -> Judge:
@@ -146,7 +156,7 @@ def more_at_largest(measure: Measure, key: str, way: int) -> Judge:
         return Asked(effects, (), remarks)
 
     way_of = "fall" if way == FALLS else "rise"
-    estimand = f"{way_of} of {measure.name} along {key} at the largest size, less that at the smallest"
+    estimand = f"{way_of} of {measure.name} along the {in_sentence(key)} at the largest size, less that at the smallest"
     return Question(estimand, measure.margin, ask, ratio=measure.ratio)
 
 
@@ -195,17 +205,20 @@ def differ(measure: Measure, reduce: Callable[[Line], Terms | None], key: str, l
                 and b.curve.fits({key: value})
                 and remaining(a.curve, key) == remaining(b.curve, key)
             ]
-            names = [f"{what} with {said(value)} beside {said(lower)} ({a.said}; {b.said})" for a, b in compared]
+            ways = f"{setting(key, said(value))} beside {said(lower)}"
+            names = [f"{what} with {ways} ({a.said}; {b.said})" for a, b in compared]
             for name, (a, b) in zip(names, compared, strict=True):
                 low, high = reduce(a), reduce(b)
                 found[name] = [(f"{a.said}; {b.said}", less(high, low))] if low and high else []
             if not names:
-                found[f"{what} with {said(value)} beside {said(lower)}"] = []
+                found[f"{what} with {ways}"] = []
         return each_of(found, measure.ratio, gaps)
 
     less = _less if reduce is TREND else _farther
     what = (
         f"{'trend per tenfold N' if reduce is TREND else 'error at the largest size of a power law'} of {measure.name}"
     )
-    estimand = f"{what} with {said(higher)} less that with {said(lower)}"
-    return Question(estimand, measure.margin, ask, ratio=measure.ratio)
+    over = "over" if measure.ratio else "less"
+    estimand = f"{what} with {setting(key, said(higher))} {over} that with {said(lower)}"
+    per = "per tenfold N" if reduce is TREND else ""
+    return Question(estimand, measure.margin, ask, ratio=measure.ratio, per=per)

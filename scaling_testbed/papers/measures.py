@@ -22,7 +22,8 @@ from scaling_testbed.analysis.curves.lr_sensitivity import (
     diverged,
     final_loss,
 )
-from scaling_testbed.analysis.figures.panel import compact
+from scaling_testbed.analysis.figures.panel import compact, merged
+from scaling_testbed.analysis.figures.words import in_sentence
 from scaling_testbed.analysis.rows.conditions import text
 from scaling_testbed.analysis.rows.names import number_in
 from scaling_testbed.analysis.rows.study import LR, Row, Study, claims_of, number, several_origins
@@ -95,7 +96,13 @@ class Evidence:
 
     @functools.cached_property
     def curves(self) -> list[Curve]:
-        return curves(self.study, self.group)
+        """The curves. One shape has one shown size, without the gains of a norm that only some conditions have."""
+        found = curves(self.study, self.group)
+        sizes: dict[tuple, set[float]] = {}
+        for curve in found:
+            sizes.setdefault(curve.shape, set()).add(curve.n_params)
+        kept = {shape: merged(sorted(own)) for shape, own in sizes.items()}
+        return [replace(curve, shown_size=max(n for n in kept[curve.shape] if n <= curve.n_params)) for curve in found]
 
     @functools.cached_property
     def sensitivities(self) -> list[Sensitivity]:
@@ -186,8 +193,8 @@ class Place:
 
 
 def size_name(curve: Curve) -> str:
-    """The text of a curve's N."""
-    return f"N={compact(curve.n_params)}"
+    """The text of the N that names a curve's size."""
+    return f"N={compact(curve.n_params if curve.shown_size is None else curve.shown_size)}"
 
 
 def places(curve: Curve, level: str) -> list[Place]:
@@ -204,7 +211,7 @@ class Value:
 
     censored: the seeds whose number is only known to be larger than this. text: the mean in its own unit. capped:
     whether all numbers are losses at initialisation, because no run ended lower. notes: warnings about the number,
-    which a verdict counts.
+    which a verdict counts. critical: of an S, the critical rate of its curve, which is shown and not judged.
     """
 
     by_seed: Mapping[int, float]
@@ -212,6 +219,7 @@ class Value:
     censored: frozenset[int] = frozenset()
     capped: bool = False
     notes: Sequence[str] = ()
+    critical: str = ""
 
 
 UNDEFINED = Value({}, "not defined")  # a remark of the verdict names the place
@@ -240,6 +248,14 @@ def losses(curve: Curve, lr: float) -> dict[int, float]:
     rows = Place(curve, lr).rows
     values = capped([final_loss(r) for r in rows.values()], [number(r, "val_loss_initial") for r in rows.values()])
     return dict(zip(rows, values.tolist(), strict=True))
+
+
+def critical_rates(values: Sequence[Value]) -> str:
+    """The critical rates of values of S, to stand behind these in a sentence; empty if they have none."""
+    if not (rates := [value.critical for value in values if value.critical]):
+        return ""
+    *others, last = rates
+    return f" (critical rate {', '.join(others)}{' and ' * bool(others)}{last})"
 
 
 def best_lr(curve: Curve) -> float:
@@ -284,7 +300,15 @@ def _end_of(one: Sensitivity) -> str | None:
 def _s(evidence: Evidence, place: Place) -> Value | None:
     one = evidence.sensitivity(place.curve)
     below = "more than half of S is from rates below the best one" if one.share_below > 0.5 else None
-    return _noted(_value(one.by_seed, "{:.3f}"), _end_of(one), below)
+    value = _noted(_value(one.by_seed, "{:.3f}"), _end_of(one), below)
+    return value and replace(value, critical=_bare(one))
+
+
+def _bare(one: Sensitivity) -> str:
+    """The critical rate without its interval; empty where it is withheld."""
+    if one.critical is None:
+        return ""
+    return f">{one.critical.top:g}" if one.critical.rate is None else f"{one.critical.rate:.3g}"
 
 
 def _withheld(evidence: Evidence, curve: Curve) -> list[str]:
@@ -363,7 +387,7 @@ def measured_as(quantity: Quantity) -> Measure:
         values = {seed: value for seed, row in place.rows.items() if (value := value_of(row, quantity)) is not None}
         return _logarithms(values)
 
-    return Measure(quantity.name, of, "recorded", RATE, ratio=True)
+    return Measure(in_sentence(quantity.name), of, "recorded", RATE, ratio=True)
 
 
 def _logarithms(values: Mapping[int, float]) -> Value | None:
@@ -372,13 +396,18 @@ def _logarithms(values: Mapping[int, float]) -> Value | None:
 
 
 def headroom(quantity: Quantity, within: float) -> Measure:
-    """The measure of `within` thresholds divided by the quantity: above one if it has come that close."""
+    """The measure of `within` thresholds divided by the quantity: above one if it has come that close. Its text is the
+    quantity."""
 
     def of(evidence: Evidence, place: Place) -> Value | None:
         values = {seed: value for seed, row in place.rows.items() if (value := value_of(row, quantity)) is not None}
-        return _logarithms({seed: within * quantity.threshold / value for seed, value in values.items()})
+        found = _logarithms({seed: within * quantity.threshold / value for seed, value in values.items()})
+        measured = _logarithms(values)
+        return found and measured and replace(found, text=measured.text)
 
-    return Measure(f"{within:g} x {quantity.threshold:g} / {quantity.name}", of, "recorded", RATE, ratio=True)
+    times = "" if within == 1 else f"{within:g} x "
+    name = f"limit of {times}{quantity.threshold:g} over the {in_sentence(quantity.name)}"
+    return Measure(name, of, "recorded", RATE, ratio=True)
 
 
 def traced(reduce: Callable[..., float | None], *names: str, ratio: bool = True, margin: str = "") -> Measure:
@@ -398,7 +427,7 @@ def traced(reduce: Callable[..., float | None], *names: str, ratio: bool = True,
             return _logarithms({seed: max(value, 1e-30) for seed, value in values.items()})
         return _value(values, "{:.3g}")
 
-    name = f"{reduce.__name__.replace('_', ' ')} of {', '.join(names)}"
+    name = f"{reduce.__name__.replace('_', ' ')} of {', '.join(map(in_sentence, names))}"
     return Measure(name, of, margin or ("recorded" if ratio else "share"), RATE, ratio)
 
 
@@ -470,7 +499,7 @@ def first_block_over_others(prefix: str) -> Measure:
             return UNDEFINED
         return _logarithms({seed: value for seed, value in values.items() if value is not None})
 
-    return Measure(f"{prefix} of block 0 over the others", of, "recorded", RATE, ratio=True)
+    return Measure(f"{in_sentence(prefix)} of block 0 over the others", of, "recorded", RATE, ratio=True)
 
 
 def last_block_over_first(prefix: str) -> Measure:
@@ -487,4 +516,4 @@ def last_block_over_first(prefix: str) -> Measure:
             return UNDEFINED
         return _logarithms({seed: value for seed, value in values.items() if value is not None})
 
-    return Measure(f"{prefix} of the last block over the first", of, "recorded", RATE, ratio=True)
+    return Measure(f"{in_sentence(prefix)} of the last block over the first", of, "recorded", RATE, ratio=True)

@@ -72,7 +72,7 @@ AVERAGE_PARAMS = Experiment(
     question="Does a pruned model have the loss of a dense one with its average number of parameters?",
     claims=[
         Claim("A model pruned to half of its weights has the loss of a dense model with its average number of "
-              "parameters (here: to 0.03 nats).", by.near(gap_to_dense_line, 0.03)),
+              "parameters (here: to 0.03 nats).", by.near(gap_to_dense_line, 0.03, unit_of="loss")),
     ],
 )  # fmt: skip
 

@@ -73,6 +73,22 @@ def test_an_effect_is_told_with_its_interval_seeds_and_margin():
 
 
 @pytest.mark.parametrize(
+    ("measure", "per", "said"),
+    [
+        ("octaves", "per tenfold N", "+0.110 octaves per tenfold N (95 %"),
+        ("loss", "", "+0.110 nats (95 %"),
+        ("share", "per tenfold N", "+0.110 per tenfold N (95 %"),
+        ("share", "", "+0.110 (95 %"),
+    ],
+)
+def test_an_effect_has_the_unit_of_its_measure_and_what_it_is_a_change_over(measure, per, said):
+    asked = Asked([Effect({0: 0.10, 1: 0.11, 2: 0.12})])
+    assert Question("", measure, lambda _: asked, margin=0.05, per=per)(EVIDENCE).said.startswith(
+        f"The effect is {said}"
+    )
+
+
+@pytest.mark.parametrize(
     ("bound", "numbers", "verdict"),
     [
         (1, (0.10, 0.11, 0.12), AGREES),

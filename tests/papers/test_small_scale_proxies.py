@@ -167,7 +167,7 @@ def test_equal_runs_are_left_out_and_said(verdicts):
     assert (
         got == AGREES
         and words.startswith("The effect is +0.051 nats (95 % interval from ")
-        and "N=24.6k: 3.0100 with head and 3.0100 with full: the same by constr" in words
+        and "N=24.6k: 3.0100 with axis of the qk-norm head and 3.0100 with full: the same by constr" in words
     )
 
 
@@ -361,7 +361,7 @@ def test_an_alternative_with_too_few_sizes_for_a_law_is_a_gap(verdicts):
     rows = [row for row in rows if (row["model.d_model"], row["model.n_layers"]) != (64, 4)]
     got, words = verdicts("shape_scaling", rows)[POWER_LAW_CLAIM]
     assert got == CANNOT_TELL and words.startswith(
-        "Missing or withheld: error at the largest size of a power law of best loss with depth beside joint"
+        "Missing or withheld: error at the largest size of a power law of best loss with scan over depth beside joint"
     )
 
 
@@ -371,7 +371,7 @@ def test_an_alternative_that_was_not_run_is_a_gap(study):
     judges = [compare(LOSS, "model.qk_norm", kind(("layernorm", "rmsnorm")), "none") for kind in (tuple, Each)]
     some, each = (judge(evidence) for judge in judges)
     assert some.word == AGREES and each.word == CANNOT_TELL
-    assert each.words.startswith("Missing or withheld: loss with rmsnorm beside none")
+    assert each.words.startswith("Missing or withheld: loss with qk-norm rmsnorm beside none")
 
 
 def test_ends_where_two_are_the_same_by_construction_cannot_tell(verdicts):
@@ -438,11 +438,8 @@ def test_s_in_a_claim_is_the_s_of_the_table(study):
     rows = grid(loss, [{"schedule__warmup": value} for value in (0.005, 0.25)], seeds=(0, 1, 2))
     found = study(rows, name="warmup_lr", declared=DECLARED)
     table = {f"{one.s:.3f}" for one in Evidence(found, PAPER.experiment("warmup_lr").group).sensitivities}
-    told = set(
-        re.findall(
-            r"(\d\.\d+) at 0", judged("warmup_lr", found)["Sensitivity falls with the length of the warm-up."][1]
-        )
-    )
+    words = judged("warmup_lr", found)["Sensitivity falls with the length of the warm-up."][1]
+    told = set(re.findall(r"(\d\.\d+) at (?:warm-up )?0\.", words))
     assert told and told <= table
 
 
@@ -586,7 +583,7 @@ def test_a_place_whose_runs_have_no_value_keeps_a_claim_from_being_told_and_is_n
     rows = worlds.seeded(*worlds.predict_logits(True))[0]
     said = verdicts("predict_logits", without(rows, [(64, 0.3)]))
     assert {word for word, _ in said.values()} == {CANNOT_TELL}
-    assert all("attention_logit_max/0 at N=98.3k at lr=0.3" in words for _, words in said.values())
+    assert all("largest attention logit of block 0 at N=98.3k at lr=0.3" in words for _, words in said.values())
     rises = "At a given rate the largest score of block 0 grows with N."
     word, words = verdicts("predict_logits", without(rows, [(64, 0.3)], seeds=(2,)))[rises]
     assert word == AGREES and "; 3 seeds; " in words and "Seed 2 is left out" in words
@@ -596,7 +593,8 @@ def test_a_row_without_a_gradient_or_an_update_is_named(verdicts):
     rows = worlds.seeded(*worlds.adam_eps(True))[0]
     rows[0] = {**rows[0], "diagnostics_last_mean": {}}
     word, words = verdicts("adam_eps", rows)["Updates are smaller where the gradient's RMS is below eps."]
-    assert word == CANNOT_TELL and f"grad_rms/{worlds.MLP} and update_rms/{worlds.MLP} of run 128x2 lr=0.01" in words
+    assert word == CANNOT_TELL and "gradient RMS of the MLP input matrix of block 0 and update" in words
+    assert "update RMS of the MLP input matrix of block 0 of run 128x2 lr=0.01" in words
 
 
 def test_a_place_whose_records_have_no_such_number_is_left_out_with_a_remark(verdicts):
@@ -609,6 +607,77 @@ def test_a_place_whose_records_have_no_such_number_is_left_out_with_a_remark(ver
         row |= {"run_id": other, "model.d_model": 64, "n_params_non_embedding": 98304}
     late = "It comes late in training."
     word, words = verdicts("zloss_trace", *worlds.seeded(rows + more, traces))[late]
-    assert word == CANNOT_TELL and "lateness of drift of output_logit_mean at N=98.3k at lr=0.1" in words
+    assert word == CANNOT_TELL and "lateness of drift of mean output logit at N=98.3k at lr=0.1" in words
     word, words = verdicts("zloss_trace", *worlds.seeded(rows + more, traces | steady))[late]
     assert word == AGREES and "N=98.3k at lr=0.1: not defined: no common seed" in words
+
+
+def places_in(words):
+    """The parts of a verdict that are about one place each, without the effect before them."""
+    return words.partition("). ")[2].split("; ")
+
+
+def test_the_critical_rate_stands_beside_s_and_is_not_judged(verdicts):
+    """That of two conditions, and those of a line; above the highest rate where no rate passes."""
+
+    def loss(condition, width, lr, seed):
+        harm = 1.0 if condition == worlds.WITHOUT and lr >= 0.1 else 0.0
+        return 3.0 + 0.001 * seed + harm * (width / 32) + abs(math.log(lr / 1e-2)) * 1e-3
+
+    said = verdicts("qknorm_lr", grid(loss, [worlds.WITH, worlds.WITHOUT], seeds=(0, 1, 2)))
+    first, *_ = places_in(said[S_CLAIM][1])
+    passes = r"0\.0[3-9]\d*"
+    assert re.search(rf" with layernorm and .* with none \(critical rate >0\.3 and {passes}\) \(\+0\.\d+\)$",
+                     first.replace("qk-norm ", "")), first  # fmt: skip
+    (line,) = places_in(said["Without it sensitivity grows with N."][1])
+    assert re.search(rf"at N=393k \(critical rate {passes}, {passes} and {passes}\)", line), line
+    assert "critical rate" not in said["Up to the best rate both curves coincide."][1]
+
+
+def test_a_size_has_one_name_where_only_some_conditions_have_the_gains_of_a_norm(verdicts):
+    rows = worlds.seeded(*worlds.qknorm_lr(True))[0]
+    gains = [300 * (row["model.qk_norm"] == "layernorm") for row in rows]
+    rows = [{**row, "n_params_non_embedding": row["n_params_non_embedding"] + more}
+            for row, more in zip(rows, gains, strict=True)]  # fmt: skip
+    named = [set(re.findall(r"24\.\d+k", words)) for _, words in verdicts("qknorm_lr", rows).values()]
+    assert [names for names in named if names] and all(names <= {"24.6k"} for names in named), named
+
+
+def test_sizes_that_differ_by_more_than_gains_keep_their_names(study):
+    def rows(more, key):
+        made = grid(lambda c, w, lr, s: worlds.bowl(lr), [{"model__mlp": key}], widths=[32])
+        return [{**row, "n_params_non_embedding": row["n_params_non_embedding"] + more} for row in made]
+
+    evidence = Evidence(study([*rows(0, "gelu"), *rows(8000, "swiglu")]), ["model.mlp"])
+    assert [str(Place(curve)) for curve in evidence.curves] == ["N=24.6k", "N=32.6k"]
+
+
+@pytest.mark.parametrize("name", OF_THE_PAPER)
+def test_each_place_of_a_claim_has_a_name_of_its_own_in_words(verdicts, name):
+    rows, traces = worlds.seeded(*getattr(worlds, name)(True))
+    for claim, (_, words) in verdicts(name, rows, traces).items():
+        names = [place.partition(": ")[0].removeprefix("N=") for place in places_in(words) if ": " in place]
+        assert len(set(names)) == len(names), (claim, words)
+    told = [*(words for _, words in verdicts(name, rows, traces).values())]
+    told += [claim.estimand for claim in PAPER.experiment(name).claims]
+    assert not [one for one in told if re.search(r"[a-z]_[a-z]\w*[/.]|\w+\.\w+_\w+|[a-z]/\d|\w=null", one)], told
+
+
+def test_effects_have_their_unit_and_a_prediction_the_factor_of_its_error(verdicts):
+    said = verdicts("qknorm_lr", worlds.seeded(*worlds.qknorm_lr(True))[0])
+    assert re.match(r"The effect is \+0\.\d+ nats per tenfold N \(95", said["Without it sensitivity grows with N."][1])
+    assert re.match(r"The effect is a factor of [\d.]+ per tenfold N \(95", said[CRITICAL_CLAIM][1])
+    assert re.match(r"The effect is \+[\d.]+ nats \(95", said[S_CLAIM][1])
+    foretold = verdicts("predict_logits", worlds.seeded(*worlds.predict_logits(True))[0])[FORETOLD_CLAIM][1]
+    found = re.match(r"The error is a factor of ([\d.]+) \(95 % interval from ([\d.]+) to ([\d.]+); 4 seeds; limit 3\)",
+                     foretold)  # fmt: skip
+    assert found and 1 < float(found[2]) <= float(found[1]) <= float(found[3]) < 3, foretold
+
+
+def test_a_distance_from_a_limit_tells_the_quantity_and_the_limit(verdicts):
+    text = "With z-loss log Z stays near zero (here: log^2 Z below 100)."
+    rows = worlds.seeded(*worlds.zloss_drift(True), sd=0.0)[0]
+    words = verdicts("zloss_drift", rows)[text][1]
+    assert "N=6.14k at lr=0.1, weight decay 0, precision bf16: 4 (x25); " in words, words
+    claim = next(one for one in PAPER.experiment("zloss_drift").claims if one.text == text)
+    assert claim.estimand == "limit of 100 over the mean square of log Z, mean over sizes and rates"

@@ -84,6 +84,13 @@ def test_a_distance_of_published_rows_is_within_its_limit_on_both_sides(study):
     assert found == {-0.02: AGREES, -0.04: DISAGREES, 0.04: DISAGREES}
 
 
+def test_a_distance_that_is_a_loss_has_its_unit(study):
+    found = sparse(study, 0.0)
+    assert found.words.startswith("The difference is ") and " nats (95 % interval" in found.words
+    assert AVERAGE_PARAMS.claims[0].estimand == "difference, which must be within 0.03 nats of zero"
+    assert by.near(list, 1.4, ratio=True).estimand == "ratio, which must be within a factor of 1.4 of one"
+
+
 def test_an_average_outside_of_the_dense_sizes_cannot_be_told(study):
     found = sparse(study, 0.0, average=19_000)
     assert found.word == CANNOT_TELL and "no dense sizes are on both sides of 19,000" in found.words

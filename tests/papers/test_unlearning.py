@@ -53,3 +53,8 @@ def test_each_claim_is_judged_by_the_rows_of_its_arms(study):
 def test_without_an_arm_its_claims_are_not_told(study):
     without = {arm: losses for arm, losses in RIGHT.items() if arm != ("npo", 0)}
     assert verdicts(study, without) == [AGREES] * 4 + [CANNOT_TELL] + [AGREES] * 2
+
+
+def test_settings_that_both_sides_share_are_said_once():
+    said = "loss on held-out text with objective flat_tv, weight of retain 0 less with weight of retain 1, mean over"
+    assert UNLEARNING.claims[6].estimand.startswith(said)

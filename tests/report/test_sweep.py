@@ -243,7 +243,7 @@ def test_a_page_shows_what_was_declared_when_and_how_claims_are_judged(study, tm
     text = page.read_text()
     assert "S over rates from 0.0003 to 0.3; critical rate at 0.25 nats above the best; margins: S 0.05 nats" in text
     assert "declared 2026-01-02 at commit abcdef012345, before any run had a result" in text
-    assert "Judged by: S with none less with layernorm/rmsnorm, mean over sizes" in text
+    assert "Judged by: S with qk-norm none less with layernorm/rmsnorm, mean over sizes" in text
     write_report(study(rows, declared={**declared, "changed": True, "results": 7}, folder=tmp_path / "b"), page)
     assert "changed 2026-01-02 at commit abcdef012345, when 7 runs had a result" in page.read_text()
     write_report(study(rows, folder=tmp_path / "c"), page)

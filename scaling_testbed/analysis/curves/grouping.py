@@ -38,7 +38,8 @@ class Curve:
 
     condition: the grouping keys and their values. runs: (lr, seed) -> row. planned: (lr, seed) -> the configuration of
     a run without a row. missing: names of expected runs without a row. settings: one of its rows or planned runs, for
-    the values of keys that are not part of the condition.
+    the values of keys that are not part of the condition. shown_size: the N that names its size, where that of another
+    condition does; None: n_params.
     """
 
     condition: dict[str, str]
@@ -50,6 +51,7 @@ class Curve:
     planned: dict[tuple[float, int], Row]
     missing: list[str]
     settings: Row
+    shown_size: float | None = None
 
     @property
     def label(self) -> str:

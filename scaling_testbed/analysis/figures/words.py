@@ -44,6 +44,8 @@ WORDS = {
     "model.kappa": "kappa",
     "model.residual": "residual layout",
     "model.mlp": "MLP",
+    "data.n_tasks": "tasks",
+    "data.online.every_steps": "steps between updates of the weights",
     "optimizer.eps": "epsilon of the optimizer",
     "optimizer.scale_lr_by_param_rms": "rate scaled by the weights' RMS",
     "optimizer.beta1": "beta 1",
@@ -56,6 +58,12 @@ WORDS = {
     "batch.sequence_length": "sequence length",
     "parametrization.name": "parametrization",
     "scan": "scan over",
+    "start.grow.width": "growth",
+    "start.grow.noise": "noise of the growth",
+    "start.rewarm": "steps of rewarming",
+    "start.take": "taken state",
+    "interventions.magnitude_pruning.begin": "begin of pruning",
+    "interventions.magnitude_pruning.end": "end of pruning",
     "train_loss": "training loss (nats/token)",
     "attention_logit_max": "largest attention logit",
     "attention_logit_rms": "RMS of the attention logits",
@@ -72,6 +80,7 @@ WORDS = {
     "param_rms": "parameter RMS",
 }
 
+WEIGHT_OF = "data.weights."  # and the name of a source of a mixture
 MATRICES = {  # by the names of a block's linear layers
     "q": "query matrix",
     "k": "key matrix",
@@ -90,14 +99,37 @@ def word(key: str) -> str:
         return f"{WORDS[name]}, {f'block {place}' if place.isdecimal() else _tensor(place)}"
     if key in WORDS:
         return WORDS[key]
+    if key.startswith(WEIGHT_OF):
+        return f"weight of {key.removeprefix(WEIGHT_OF)}"
     own = key.removesuffix(".name").rpartition(".")[2]  # optimizer.name is "optimizer"
     return own.replace("_", " ")
+
+
+def in_sentence(key: str) -> str:
+    """The same for the middle of a sentence, without a unit: `attention_logit_max/0` is "largest attention logit of
+    block 0"."""
+    name, _, place = key.partition("/")
+    if not place or name not in WORDS:
+        return key if place else word(key).partition(" (")[0]
+    part = f"block {place}" if place.isdecimal() else _tensor(place)
+    return f"{WORDS[name]} of {'the ' * (' matrix of ' in part)}{part}"
 
 
 def _tensor(name: str) -> str:
     """A parameter in words: `blocks.0.mlp.mlp_in.weight` is "MLP input matrix of block 0"."""
     found = re.fullmatch(r"blocks\.(\d+)\.\w+\.(\w+)\.weight", name)
     return f"{MATRICES[found[2]]} of block {found[1]}" if found and found[2] in MATRICES else name
+
+
+def setting(key: str, value: str) -> str:
+    """A setting for a sentence: "qk-norm none", or the name of an arm."""
+    said = "not set" if value == "null" else value
+    return said if key == ARM else f"{word(key)} {said}"
+
+
+def settings(values: Mapping[str, str]) -> str:
+    """Settings for a sentence, or "all runs" if there are none."""
+    return ", ".join(setting(key, value) for key, value in values.items()) or "all runs"
 
 
 def condition(values: Mapping[str, str]) -> str:

@@ -10,7 +10,7 @@ from scaling_testbed.analysis.figures import drawing
 from scaling_testbed.analysis.figures.batch_panels import critical_batch_panels
 from scaling_testbed.analysis.figures.panel import Line, Panel, described, notes, parts, split_by, too_wide, y_limits
 from scaling_testbed.analysis.figures.panels import _few, sensitivity_panels
-from scaling_testbed.analysis.figures.words import condition, word
+from scaling_testbed.analysis.figures.words import condition, in_sentence, setting, settings, word
 from scaling_testbed.errors import ConfigError
 from tests.analysis.conftest import grid
 
@@ -136,6 +136,27 @@ def test_keys_and_quantities_are_words():
     assert {key: word(key) for key in said} == said and word("optimizer.name") == "optimizer"
     assert word("attention_logit_max/0") == "largest attention logit, block 0"
     assert condition({"model.qk_norm": "none", "model.kappa": "null"}) == "qk-norm: none, kappa: not set"
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("attention_logit_max/0", "largest attention logit of block 0"),
+        ("grad_rms/blocks.0.mlp.mlp_in.weight", "gradient RMS of the MLP input matrix of block 0"),
+        ("grad_rms/head.weight", "gradient RMS of head.weight"),
+        ("my_own/blocks.0.x", "my_own/blocks.0.x"),
+        ("train_loss", "training loss"),
+        ("lr", "learning rate"),
+    ],
+)
+def test_a_quantity_in_a_sentence_has_no_comma_and_no_unit(key, said):
+    assert in_sentence(key) == said
+
+
+def test_settings_in_a_sentence_have_no_colons():
+    assert settings({"model.qk_norm": "none", "model.kappa": "null"}) == "qk-norm none, kappa not set"
+    assert setting("logging.group", "muon") == "muon" and settings({}) == "all runs"
+    assert setting("data.weights.noise", "0.5") == "weight of noise 0.5"
 
 
 @pytest.mark.parametrize(("width", "inches"), [("single", 3.3), ("double", 6.9)])
