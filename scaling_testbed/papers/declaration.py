@@ -66,8 +66,8 @@ class Declaration:
         return self.first or self
 
     def judges_as(self, other: "Declaration") -> bool:
-        """Whether both judge results in the same way."""
-        keys = (*KEYS, "experiment", "seeds", "rates")
+        """Whether both judge results in the same way. seed_sd is for plans and judges nothing."""
+        keys = (*(key for key in KEYS if key != "seed_sd"), "experiment", "seeds", "rates")
         return all(_plain(getattr(self, key)) == _plain(getattr(other, key)) for key in keys)
 
     def record(self) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from scaling_testbed.analysis.curves.intervals import detectable
 from scaling_testbed.config.memory import USABLE
 from scaling_testbed.errors import UserError, listed
 from scaling_testbed.papers.declaration import FACTORS, WORDS, Declaration
-from scaling_testbed.papers.paper import paper_named
+from scaling_testbed.papers.effects import Question
+from scaling_testbed.papers.paper import Claim, paper_named
 from scaling_testbed.progress import clock
 from scaling_testbed.sweeps.gpu_memory import GIB
 from scaling_testbed.sweeps.grid import Sweep
@@ -133,11 +134,12 @@ def _steps(run: PlannedRun) -> str:
 def detectable_effects(sweep: Sweep, runs: Sequence[PlannedRun]) -> list[str]:
     """Lines that say which effects the planned seeds can detect, by the spread that the sweep declares.
 
-    Empty if it declares none. The effects are differences of two conditions, paired over seeds, in the mean over sizes;
-    a claim agrees only if the effect is at least the margin, too. The second line is for the strictest test of Holm's
-    correction for the claims of the experiment.
+    Empty if it declares nothing. The effects are differences of two conditions, paired over seeds, in the mean over
+    sizes, of the measures that the claims of the experiment use; a claim agrees only if the effect is at least the
+    margin, too. The second line is for the strictest test of Holm's correction for these claims. A last line names the
+    measures whose spread is not declared.
     """
-    if sweep.declared is None or not sweep.declared.seed_sd:
+    if sweep.declared is None:
         return []
     if sweep.draw:
         return ["no claim can be judged: verdicts are about the declared grid, and drawn values are none"]
@@ -148,22 +150,42 @@ def detectable_effects(sweep: Sweep, runs: Sequence[PlannedRun]) -> list[str]:
     if len(seeds) < 2:
         return [f"{counted}: no claim can be judged; two seeds are the least, e.g. seed=0,1,2"]
     claims = paper_named(sweep.paper).experiment(sweep.experiment).claims if sweep.paper and sweep.experiment else []
+    margins = _margins(sweep.declared, claims)
+    if not any(name in sweep.declared.seed_sd for name in margins):
+        return [f"{counted}: the sweep declares no spread over seeds, so it is not known which effects they can detect"]
+    unknown = [WORDS.get(name, name) for name in margins if name not in sweep.declared.seed_sd]
+    open_ = [f"no spread over seeds is declared of {', '.join(unknown)}"] if unknown else []
     try:
-        alone, strictest = (_detectable(sweep.declared, len(seeds), len(sizes), n) for n in (1, len(claims)))
+        alone, strictest = (_detectable(sweep.declared, margins, len(seeds), len(sizes), n) for n in (1, len(claims)))
     except UserError as error:
         return [str(error)]
     if len(claims) < 2:
-        return [f"{counted}: a claim of a difference of {alone} agrees in 4 of 5 such studies"]
+        return [f"{counted}: a claim of a difference of {alone} agrees in 4 of 5 such studies", *open_]
     return [
         f"{counted}: a claim of a difference of {alone} agrees in 4 of 5 such studies, if no other claim is judged",
         f"with Holm's correction for {len(claims)} claims, the strictest of them needs {strictest}",
+        *open_,
     ]
 
 
-def _detectable(declared: Declaration, n_seeds: int, n_sizes: int, n_claims: int) -> str:
+def _margins(declared: Declaration, claims: Sequence[Claim]) -> dict[str, float]:
+    """The measures that claims use and the least margin of each, on the scale of its differences. Without claims, the
+    measures whose spread is declared."""
+    asked = [(one.judge.measure, one.judge.margin) for one in claims if isinstance(one.judge, Question)]
+    asked = asked if claims else [(name, None) for name in declared.seed_sd]
+    found: dict[str, float] = {}
+    for name, own in asked:
+        margin = own if own is not None else declared.margin(name) or 0.0
+        found[name] = min(margin, found.get(name, math.inf))
+    return found
+
+
+def _detectable(declared: Declaration, margins: Mapping[str, float], n_seeds: int, n_sizes: int, n_claims: int) -> str:
     found = []
     for name, sd in declared.seed_sd.items():
-        effect = detectable(sd / math.sqrt(n_sizes), n_seeds, declared.margin(name) or 0.0, n_claims=max(n_claims, 1))
+        if name not in margins:
+            continue
+        effect = detectable(sd / math.sqrt(n_sizes), n_seeds, margins[name], n_claims=max(n_claims, 1))
         least = f"a factor of {math.exp(effect):.2f}" if name in FACTORS else f"{effect:.3f}"
         found.append(f"{least} of {WORDS.get(name, name)}")
     return listed(found)

@@ -127,6 +127,19 @@ def test_a_declaration_that_stays_keeps_its_date_and_a_changed_one_tells_how_man
     )
 
 
+def test_a_spread_over_seeds_is_no_part_of_how_results_are_judged(tmp_path):
+    """It is for plans. One that is declared later, as it was measured, does not count as a change."""
+    folder = planned(tmp_path)
+    (folder / "abc").mkdir()
+    (folder / "abc" / "result.json").write_text("{}")
+    before = declared_in(folder)
+    planned(tmp_path, text="declared: {margins: {loss: 0.02}, seed_sd: {loss: 0.01}}")
+    assert declared_in(folder) == before and not before["changed"]
+    one = Declaration(margins={"loss": 0.02})
+    assert one.judges_as(replace(one, seed_sd={"loss": 1.0}))
+    assert not one.judges_as(replace(one, margins={"loss": 0.03})) and not one.judges_as(replace(one, rates=[0.1]))
+
+
 def test_a_declaration_says_that_its_commit_had_uncommitted_changes():
     one = Declaration(date="2026-01-02", commit=f"{'a' * 40} with uncommitted changes")
     assert str(one).endswith(f"at commit {'a' * 12} with uncommitted changes, before any run had a result")

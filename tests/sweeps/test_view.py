@@ -57,22 +57,61 @@ def test_a_plan_says_which_effects_its_seeds_can_detect(typed, says):
     sweep = narrowed(load_sweep("qknorm_lr", "cpu"), ["optimizer.lr=1e-2", *typed])
     line, *strictest = detectable_effects(sweep, plan(sweep)[0])
     assert line.startswith(says)
-    assert len(strictest) == (0 if "no claim" in says else 1)
-    assert all(line.startswith("with Holm's correction for 7 claims, the strictest") for line in strictest)
+    holm = [line for line in strictest if line.startswith("with Holm's correction for 7 claims, the strictest")]
+    assert strictest == ([] if "no claim" in says else [*holm, "no spread over seeds is declared of share"])
+    assert len(holm) == ("no claim" not in says)
 
 
 def test_the_strictest_claim_of_several_needs_a_larger_effect():
     sweep = narrowed(load_sweep("qknorm_lr", "cpu"), ["optimizer.lr=1e-2"])
-    alone, strictest = detectable_effects(sweep, plan(sweep)[0])
+    alone, strictest, _ = detectable_effects(sweep, plan(sweep)[0])
     numbers = [float(re.search(r"([\d.]+) of S", line)[1]) for line in (alone, strictest)]
     assert numbers == [0.069, 0.175]
     axis = narrowed(load_sweep("qknorm_axis", "cpu"), ["optimizer.lr=1e-2"])
     assert len(detectable_effects(axis, plan(axis)[0])) == 1  # one claim needs no correction
 
 
-def test_a_plan_of_a_sweep_that_declares_no_spread_says_nothing_of_effects():
+def test_a_plan_of_a_sweep_that_declares_nothing_says_nothing_of_effects():
     sweep = narrowed(load_sweep("nano_lr"), ["optimizer.lr=1e-2"])
     assert detectable_effects(sweep, plan(sweep)[0]) == []
+
+
+@pytest.mark.parametrize("name", ["average_params", "unlearning"])
+def test_a_plan_says_in_one_line_that_no_spread_is_declared(name):
+    """Where the claims are about a law, or of spreads that are too unlike for one number."""
+    sweep = load_sweep(name, "cpu")
+    (said,) = detectable_effects(sweep, plan(sweep)[0])
+    assert said.endswith(": the sweep declares no spread over seeds, so it is not known which effects they can detect")
+
+
+def judged_by(tmp_path, name, *typed, text=""):
+    """What a plan says of a sweep with the claims of an experiment of the first paper."""
+    about = f"paper: small_scale_proxies\nexperiment: {name}\n{text}"
+    (tmp_path / "own.yaml").write_text(f"{about}\naxes: {{optimizer.lr: [1e-3, 1e-2]}}\nseeds: [4, 5, 6]\n")
+    sweep = narrowed(load_sweep(str(tmp_path / "own.yaml")), ["data=noise", *typed])
+    return detectable_effects(sweep, plan(sweep)[0])
+
+
+def test_a_plan_names_only_measures_that_its_claims_use(tmp_path):
+    spread = "seed_sd: {S: 0.03, loss: 0.01, critical_lr: 0.2, recorded: 0.1}"
+    said = judged_by(tmp_path, "kappa", text=f"declared: {{margins: {{loss: 0.02}}, {spread}}}")
+    assert len(said) == 2 and all(line.count(" of loss") == 1 and " S" not in line for line in said)
+    assert "critical" not in "".join(said) and "diagnostic" not in "".join(said)
+
+
+def test_a_diagnostic_has_a_spread_too_and_a_claim_its_own_margin(tmp_path):
+    """At this spread the margin decides: a factor of ten in the claim, 1.1 in the declaration."""
+    declared = "declared: {margins: {recorded: 1.1}, seed_sd: {recorded: 0.001}}"
+    own = judged_by(tmp_path, "pointwise_attn", text=declared)
+    assert len(own) == 1 and "a factor of 10.0" in own[0] and "of diagnostic agrees" in own[0]
+    other = judged_by(tmp_path, "gradrms_scaling", text=declared)
+    assert "a factor of 1.10 of diagnostic agrees" in other[0]
+
+
+def test_a_plan_without_claims_tells_all_spreads_that_are_declared(tmp_path):
+    spread = "declared: {margins: {S: 0.05}, seed_sd: {S: 0.03, loss: 0.01}}"
+    (said,) = judged_by(tmp_path, "mitigations", text=spread)
+    assert " of S, " in said and " of loss agrees" in said
 
 
 def test_a_plan_has_one_line_for_each_model():
