@@ -98,7 +98,7 @@ class Evidence:
     def curves(self) -> list[Curve]:
         """The curves. One shape has one shown size, without the gains of a norm that only some conditions have."""
         found = curves(self.study, self.group)
-        sizes: dict[tuple, set[float]] = {}
+        sizes: dict[tuple[object, ...], set[float]] = {}
         for curve in found:
             sizes.setdefault(curve.shape, set()).add(curve.n_params)
         kept = {shape: merged(sorted(own)) for shape, own in sizes.items()}
