@@ -629,10 +629,11 @@ def report(
     """Write one self-contained HTML page about a sweep or kept laws. Returns lines of text: each claim with its verdict
     and the number behind it, and the files that were written.
 
-    out: the file of the page, by default report.html in the sweep's folder. where: conditions on the rows. experiment:
-    whose claims are judged. source: `path` is a copy of this published testbed. figures: files of the figures (.png,
-    .svg, .pdf) that are written too. width: of these files, a "single" or "double" column of a paper. traces: a folder
-    for recorded quantities over the steps of each run. lr_range: of S. Raises UserError and ConfigError."""
+    out: the file of the page; by default report.html in the sweep's folder, or no page if there are figures. where:
+    conditions on the rows. experiment: whose claims are judged. source: `path` is a copy of this published testbed.
+    figures: files of the figures (.png, .svg, .pdf) that are written too. width: of these files, a "single" or
+    "double" column of a paper. traces: a folder for recorded quantities over the steps of each run. lr_range: of S.
+    Raises UserError and ConfigError."""
     from scaling_testbed.analysis.curves.lr_sensitivity import check_range
     from scaling_testbed.report.write import write
 

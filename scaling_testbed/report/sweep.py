@@ -53,14 +53,16 @@ HOW_COUNTED = (
 
 def write_report(
     study: Study,
-    path: Path,
+    path: Path | None,
     figures: Sequence[Path] = (),
     lr_range: tuple[float, float] | None = None,
     width: str | None = None,
     command: str = "",
 ) -> list[str]:
-    """Write the page, and its figures to the files `figures` (.png, .svg, .pdf). lr_range: of S, None for the default.
-    width: of the figures in their files, see drawing.WIDTHS. command: the one that makes the page, shown there.
+    """Write the page to `path`, None for no page, and its figures to the files `figures` (.png, .svg, .pdf).
+
+    lr_range: of S, None for the default. width: of the figures in their files, see drawing.WIDTHS. command: the one
+    that makes the page, shown there.
 
     Returns lines to print: each claim with its verdict, what was declared, and the paths of the files. Raises UserError
     if a file cannot be written.
@@ -71,27 +73,29 @@ def write_report(
     shown = _by_arm(evidence)
     drawn, absent = _panels(experiment, shown)
     reasons = [*absent, *evidence.remarks] if drawn else absent
-    laws = law_sections(study.path)
-    sections = [
-        ("Claims", _claims(paper, evidence, verdicts) if verdicts or not (laws or _decides(study)) else Markup()),
-        ("Figures", page.figures(drawn) + page.paragraphs(reasons) if drawn or reasons else Markup()),
-        *laws,
-        ("Decisions from small runs", _decisions(shown)),
-        ("Final losses", _final_losses(shown)),
-        ("Learning-rate sensitivity", _sensitivity(shown)),
-        ("Extrapolation in N", _extrapolation(experiment, shown)),
-        ("The grid", _grid(study)),
-        ("What was shortened", _shortened(study, paper)),
-        ("Cost", _cost(study)),
-        ("Versions, devices, seeds", _provenance(study)),
-        (page.SOURCES, _sources(study, path, figures if drawn else (), command)),
-        ("All runs", _runs(study, shown.group, path)),
-    ]
-    title = study.name + (f" at scale {study.scale}" if study.scale else "")
-    page.write(path, title, _intro(study, paper, experiment), sections)
-    written = [path, *(save(drawn, figures, width) if figures and drawn else [])]
+    if path is not None:
+        laws = law_sections(study.path)
+        sections = [
+            ("Claims", _claims(paper, evidence, verdicts) if verdicts or not (laws or _decides(study)) else Markup()),
+            ("Figures", page.figures(drawn) + page.paragraphs(reasons) if drawn or reasons else Markup()),
+            *laws,
+            ("Decisions from small runs", _decisions(shown)),
+            ("Final losses", _final_losses(shown)),
+            ("Learning-rate sensitivity", _sensitivity(shown)),
+            ("Extrapolation in N", _extrapolation(experiment, shown)),
+            ("The grid", _grid(study)),
+            ("What was shortened", _shortened(study, paper)),
+            ("Cost", _cost(study)),
+            ("Versions, devices, seeds", _provenance(study)),
+            (page.SOURCES, _sources(study, path, figures if drawn else (), command)),
+            ("All runs", _runs(study, shown.group, path)),
+        ]
+        title = study.name + (f" at scale {study.scale}" if study.scale else "")
+        page.write(path, title, _intro(study, paper, experiment), sections)
+    written = [*([path] if path else []), *(save(drawn, figures, width) if figures and drawn else [])]
     declared = [f"judged by: {recorded_in(evidence.study)}"] if verdicts and evidence.is_declared else []
-    return [*verdict_lines(verdicts), *declared, f"wrote {', '.join(map(str, written))}"]
+    wrote = f"wrote {', '.join(map(str, written))}" if written else f"no figure to draw: {'; '.join(reasons)}"
+    return [*verdict_lines(verdicts), *declared, wrote]
 
 
 def verdict_lines(verdicts: Sequence[tuple[Claim, Verdict]]) -> list[str]:

@@ -29,7 +29,8 @@ def write(
     lr_range: tuple[float, float] | None = None,
     width: str | None = None,
 ) -> list[str]:
-    """Write the page to `out`, by default into the sweep's folder or beside the file.
+    """Write the page to `out`, by default into the sweep's folder or beside the file. Without `out`, only the figures
+    are written if there are any.
 
     Returns lines to print: each claim of the paper with its verdict and numbers, and the written files. These arguments
     apply to runs only. conditions: the page uses the runs that match all of them. experiment: [PAPER/]NAME, whose
@@ -65,8 +66,8 @@ def write(
     if experiment:
         paper, found = chosen(experiment)
         study = dataclasses.replace(study, name=found.name, paper=paper.name, experiment=found.name, description="")
-    page = out or beside(given, f"{study.experiment if experiment else 'report'}.html")
-    said = write_report(study, page, figures, lr_range, width, command)
+    default = beside(given, f"{study.experiment if experiment else 'report'}.html")
+    said = write_report(study, out or (None if figures else default), figures, lr_range, width, command)
     if traces:
         written = write_traces(study, traces)
         said.append(f"wrote {len(written)} traces to {traces}" if written else "the experiment uses no trace")

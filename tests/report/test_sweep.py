@@ -166,11 +166,18 @@ def test_figures_and_traces_are_kept_on_request(study, tmp_path):
         == 0
     )
     assert (kept / "figures.png").read_bytes()[:4] == b"\x89PNG" and (kept / "figures.svg").exists()
+    assert not list(place.glob("*.html")), "only figures were asked for"
     (kept / "results.jsonl").write_text((place / "results.jsonl").read_text())
     (kept / "sweep.json").write_text((place / "sweep.json").read_text())
     before, after = (write_report(load(where), tmp_path / "page.html")[:-1] for where in (place, kept))
     assert before == after and any(text.startswith("agrees") for text in after)
     assert load(kept).trace(rows[0]) and not load(kept).trace({"run_id": "other"})
+
+
+def test_figures_that_cannot_be_drawn_are_said_and_no_page_is_written(study, tmp_path, capsys):
+    place = study([{"run_id": "a", "n_params": 1e4, "loss": 3.0}], name="own").path
+    assert analyze.main(["report", str(place), "--out", str(tmp_path / "kept" / "figure.png")]) == 0
+    assert "no figure to draw" in capsys.readouterr().out and not list(tmp_path.rglob("*.html"))
 
 
 def test_a_folder_is_judged_as_another_experiment_that_reads_its_runs(study, tmp_path, capsys):
