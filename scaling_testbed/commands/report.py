@@ -17,8 +17,8 @@ Reported = Annotated[
 OutPage = Annotated[
     Sequence[Path],
     out(
-        "the page (.html; default: report.html in the sweep's folder, or beside the file), and files for its figures "
-        "(.png, .svg, .pdf)"
+        "the page (.html; default: report.html in the sweep's folder, or beside the file, and no page with figures "
+        "only), and files for its figures (.png, .svg, .pdf)"
     ),
 ]
 Experiment = Annotated[
