@@ -17,6 +17,7 @@ from scaling_testbed.analysis.rows.study import SIZE, Study
 from scaling_testbed.analysis.trajectories.critical_batch import CriticalBatches, critical_batches
 from scaling_testbed.analysis.trajectories.points import RUN, curves_of, law_points
 from scaling_testbed.errors import UserError, listed
+from scaling_testbed.papers.described import by_its_call
 from scaling_testbed.papers.predictions import Number, Numbers
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def exponent(evidence: "Evidence") -> list[Number]:
     return [Number(value, f"B_crit = {law['B_star']['value']:.3g} / L^{value:.3g}")]
 
 
+@by_its_call
 def curve_error(which: str) -> Numbers:
     """The mean relative error, over the points of each curve and then over curves, of the curves of one batch or size,
     predicted by the law of all other curves. Each size and batch has its best rate."""

@@ -19,6 +19,7 @@ from scaling_testbed.analysis.curves.lr_sensitivity import diverged
 from scaling_testbed.analysis.figures.words import ARM, in_sentence, setting, settings, word
 from scaling_testbed.analysis.rows.conditions import same, text
 from scaling_testbed.analysis.rows.study import Row, name_of, number
+from scaling_testbed.papers.described import in_words
 from scaling_testbed.papers.effects import (
     AGREES,
     AT_MOST,
@@ -145,6 +146,22 @@ def of_varying(curve: Curve, vary: Sequence[str]) -> list[str]:
     return [setting(key, curve.condition[key]) for key in vary]
 
 
+def in_full(settings: Settings) -> str:
+    """The settings as a declaration records them."""
+    return ", ".join(f"{key}={said(value)}" for key, value in settings.items())
+
+
+def by_keys(lower: Settings, higher: Settings) -> str:
+    """The keys in which two sets of settings differ, as a declaration records them."""
+    every = [any(isinstance(own.get(key), Each) for own in (lower, higher)) for key in lower]
+    return f"by {', '.join('each ' * each + key for key, each in zip(lower, every, strict=True))}"
+
+
+def among(where: Settings | None) -> str:
+    """The runs that a judge is about, as a declaration records them; empty if it is all."""
+    return f"where {in_full(where)}" if where else ""
+
+
 def of_largest(found: Sequence[Curve]) -> list[Curve]:
     """The curves of the largest size."""
     top = max((curve.n_params for curve in found), default=0)
@@ -220,6 +237,7 @@ def between(
         AT_MOST if contrary else DIFFERENCE,
         math.log(factor) if factor is not None else margin,
         measure.ratio,
+        scope=", ".join(filter(None, [by_keys(lower, higher), among(where)])),
     )
 
 
@@ -252,7 +270,7 @@ def opposite_at_ends(measure: Measure, key: str, one: object, other: object) -> 
         f"{measure.name} with {setting(key, said(other))} less with {said(one)} at the smallest size, and its opposite "
         "at the largest"
     )
-    return Question(estimand, measure.margin, ask, ratio=measure.ratio)
+    return Question(estimand, measure.margin, ask, ratio=measure.ratio, scope=key)
 
 
 def coincide_below_best(key: str, one: object, other: object, margin: float | None = None) -> Judge:
@@ -275,7 +293,7 @@ def coincide_below_best(key: str, one: object, other: object, margin: float | No
         f"loss with {setting(key, said(other))} less with {said(one)}, mean over sizes and over rates up to the lower "
         "best rate"
     )
-    return Question(estimand, "loss", ask, EQUALITY, margin)
+    return Question(estimand, "loss", ask, EQUALITY, margin, scope=key)
 
 
 def loss_beside(
@@ -326,7 +344,9 @@ def loss_beside(
     some = f"from {low:g} on" if high == math.inf else f"up to {high:g}"
     beside = f"at the smallest {short}" if of_least else "without layers"
     kind, margin = (AT_MOST, within) if within is not None else (DIFFERENCE, above)
-    return Question(f"loss at {short} {some} less that {beside}", "loss", ask, kind, margin)
+    reach = "on" if high == math.inf else f"to {high:g}"
+    scope = f"{key} from {low:g} {reach}, {'without' if of_least else 'beside'} {in_full(plain)}"
+    return Question(f"loss at {short} {some} less that {beside}", "loss", ask, kind, margin, scope=scope)
 
 
 def _beside(curve: Curve, base: Curve, *keys: str) -> bool:
@@ -367,7 +387,9 @@ def positive(
 
     over = "mean over sizes" if measure.level == SIZE else "mean over sizes and rates"
     sizes = "at each size" if every else over if at == EACH else f"at the {at}"
-    return Question(f"{measure.name}, {sizes}", measure.margin, ask, ratio=measure.ratio)
+    side = f"{'below' if below else 'above'} {'one' if measure.ratio else 'zero'}"
+    scope = ", ".join(filter(None, [side, among(where)]))
+    return Question(f"{measure.name}, {sizes}", measure.margin, ask, ratio=measure.ratio, scope=scope)
 
 
 @dataclass(frozen=True)
@@ -472,7 +494,8 @@ def largest_foretold(quantity: Quantity, factor: float = 3.0) -> Judge:
         f"must be at most {factor:g}"
     )
     called, limit = "The error", math.log(factor)
-    return Question(estimand, "recorded", ask, margin=0.0, ratio=True, called=called, limit=limit)
+    scope = in_words(quantity)
+    return Question(estimand, "recorded", ask, margin=0.0, ratio=True, called=called, limit=limit, scope=scope)
 
 
 def smaller_below_eps(grad: str, update: str) -> Judge:
@@ -498,4 +521,5 @@ def smaller_below_eps(grad: str, update: str) -> Judge:
         effects = [Effect(ratios, words)] if ratios else []
         return Asked(effects, gaps, [] if ratios else [words])
 
-    return Question("median update RMS above eps over that below", "recorded", ask, ratio=True)
+    scope = f"{update} by {grad}"
+    return Question("median update RMS above eps over that below", "recorded", ask, ratio=True, scope=scope)

@@ -208,7 +208,8 @@ class Question:
     the effects of a study. margin: the least effect that counts, of a ratio its logarithm; None: the declared one.
     ratio: whether the effects are logarithms of ratios. called: what the verdict calls the effect. limit, side: where
     there is a limit, the effects are side (limit - number), with side 1 or -1, and the verdict tells the number. per:
-    what the effect is a change over, e.g. "per tenfold N".
+    what the effect is a change over, e.g. "per tenfold N". scope: what the estimand does not say, e.g. of which runs;
+    for `described`.
     """
 
     estimand: str
@@ -221,6 +222,20 @@ class Question:
     limit: float | None = None
     side: int = 1
     per: str = ""
+    scope: str = ""
+
+    @property
+    def described(self) -> str:
+        """How it judges, in one line: its estimand and scope, its kind, and its margin and limit."""
+        unit = f" {NATS}" if self.measure in ("S", "loss") and not self.ratio else ""
+        own = f"margin {self._exactly(self.margin)}{unit}" if self.margin else "without a margin"
+        margin = f"the declared margin of {self.measure}" if not self.margin else own
+        limit = "" if self.limit is None else f"{'at most' if self.side > 0 else 'above'} {self._exactly(self.limit)}"
+        kind = f"{self.kind} (of logarithms)" if self.ratio else self.kind
+        return "; ".join(filter(None, [self.estimand, self.scope, kind, margin, limit]))
+
+    def _exactly(self, number: float) -> str:
+        return f"a factor of {math.exp(number):.10g}" if self.ratio else f"{number:.10g}"
 
     def __call__(self, evidence: Evidence) -> Verdict:
         asked = self.ask(evidence)
@@ -346,17 +361,18 @@ def _judged(
     return (DISAGREES if high < 0 else CANNOT_TELL), min(1.0, above, below, same)
 
 
-def corrected(verdicts: Sequence[Verdict]) -> list[Verdict]:
+def corrected(verdicts: Sequence[Verdict], not_judged: int = 0) -> list[Verdict]:
     """The verdicts of all claims of a study, after Holm's correction of their p-values.
 
-    A claim without a p-value counts too, because it was declared. A word that does not hold any more becomes "cannot
-    tell".
+    A claim without a p-value counts too, because it was declared, and so do those that are not judged any more. A word
+    that does not hold any more becomes "cannot tell".
     """
-    adjusted = holm([1.0 if one.p is None else one.p for one in verdicts])
+    n_claims = len(verdicts) + not_judged
+    adjusted = holm([*(1.0 if one.p is None else one.p for one in verdicts), *[1.0] * not_judged])[: len(verdicts)]
     found = []
     for one, p in zip(verdicts, adjusted, strict=True):
         if one.word != CANNOT_TELL and one.p is not None and p > ALPHA:
-            reason = f"it {one.word} alone (p {one.p:.2g}), but not among {len(verdicts)} claims (Holm: p {p:.2g})"
+            reason = f"it {one.word} alone (p {one.p:.2g}), but not among {n_claims} claims (Holm: p {p:.2g})"
             one = replace(one, word=CANNOT_TELL, words=joined(reason, one.words))
         found.append(one)
     return found

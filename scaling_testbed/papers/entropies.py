@@ -16,6 +16,7 @@ from scaling_testbed.analysis.laws.fitting import fit
 from scaling_testbed.analysis.laws.forms import LAWS
 from scaling_testbed.analysis.rows.study import Row
 from scaling_testbed.errors import UserError
+from scaling_testbed.papers.described import by_its_call
 from scaling_testbed.papers.predictions import Number, Numbers
 
 if TYPE_CHECKING:
@@ -99,6 +100,7 @@ def sources(rows: Sequence[Row]) -> list[EntropySource]:
     ]
 
 
+@by_its_call
 def off(law: str, learned: bool = True) -> Numbers:
     """The relative error of the E of a law, for each source: fitted to the runs that have learned, or to all."""
 
@@ -112,6 +114,7 @@ def off(law: str, learned: bool = True) -> Numbers:
     return _of_sources(number)
 
 
+@by_its_call
 def missed() -> Numbers:
     """The share of the hulls of all laws' intervals that do not hold the true E, over sources and `parts`."""
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from scaling_testbed.analysis.curves.grouping import seed_of
 from scaling_testbed.analysis.rows.conditions import text
 from scaling_testbed.analysis.rows.study import LR, Row, name_of
+from scaling_testbed.papers.described import in_words
 from scaling_testbed.papers.effects import (
     AGREES,
     CANNOT_TELL,
@@ -92,8 +93,8 @@ def _gaps(evidence: Evidence) -> list[str]:
 class LawQuestion:
     """A judge of parts, one for each data set.
 
-    estimand, margin, kind, ratio, called, limit, side: as of a Question. unit: of what there must be one or more.
-    measure: whose unit the effects have; None: none.
+    estimand, margin, kind, ratio, called, limit, side, scope: as of a Question. unit: of what there must be one or
+    more. measure: whose unit the effects have; None: none.
     """
 
     estimand: str
@@ -106,6 +107,26 @@ class LawQuestion:
     limit: float | None = None
     side: int = 1
     measure: str | None = None
+    scope: str = ""
+
+    @property
+    def described(self) -> str:
+        return self._question.described
+
+    @property
+    def _question(self) -> Question:
+        return Question(
+            self.estimand,
+            self.measure or "recorded",
+            self._ask,
+            self.kind,
+            self.margin,
+            self.ratio,
+            self.called,
+            self.limit,
+            self.side,
+            scope=self.scope,
+        )
 
     def __call__(self, evidence: Evidence) -> Verdict:
         if all(row.get("seed") is None for row in evidence.study.rows):
@@ -113,9 +134,7 @@ class LawQuestion:
             if self.kind == EQUALITY:
                 parts, margin = [dataclasses.replace(one, effect=_room(margin, one.effect)) for one in parts], 0.0
             return _weighed(parts, self.unit, margin, _left_out(evidence))
-        words = self.called, self.limit, self.side
-        measure = self.measure or "recorded"
-        return Question(self.estimand, measure, self._ask, self.kind, self.margin, self.ratio, *words)(evidence)
+        return self._question(evidence)
 
     def _ask(self, evidence: Evidence) -> Asked:
         of_seeds, lacking = _of_seeds(evidence)
@@ -179,7 +198,8 @@ def within(measure: Numbers, limit: float, reach: float = 0.0, beyond: bool = Fa
         return found
 
     estimand = f"number, which must be {'above' if beyond else 'at most'} {limit:.3g}"
-    return LawQuestion(estimand, parts, limit=limit, side=-1 if beyond else 1)
+    scope = in_words(measure) + (f"; an error counts from {reach:g} times the compute on" if reach else "")
+    return LawQuestion(estimand, parts, limit=limit, side=-1 if beyond else 1, scope=scope)
 
 
 def near(measure: Numbers, limit: float, ratio: bool = False, unit_of: str | None = None) -> Judge:
@@ -195,9 +215,15 @@ def near(measure: Numbers, limit: float, ratio: bool = False, unit_of: str | Non
     called = "ratio" if ratio else "difference"
     unit = f" {UNITS[unit_of]}" if unit_of in UNITS else ""
     reach = f"a factor of {limit:g} of one" if ratio else f"{limit:g}{unit} of zero"
-    estimand = f"{called}, which must be within {reach}"
     return LawQuestion(
-        estimand, parts, margin=margin, kind=EQUALITY, ratio=ratio, called=f"The {called}", measure=unit_of
+        f"{called}, which must be within {reach}",
+        parts,
+        margin=margin,
+        kind=EQUALITY,
+        ratio=ratio,
+        called=f"The {called}",
+        measure=unit_of,
+        scope=in_words(measure),
     )
 
 
@@ -212,7 +238,8 @@ def same_over(measure: Numbers, factor: float = SAME) -> Judge:
 
     called, limit = "The largest number over the least", math.log(factor)
     estimand = f"largest number over the least, which must be at most {factor:g}"
-    return LawQuestion(estimand, parts, "second data set", ratio=True, called=called, limit=limit)
+    scope = in_words(measure)
+    return LawQuestion(estimand, parts, "second data set", ratio=True, called=called, limit=limit, scope=scope)
 
 
 def less(measure: Numbers, other: Numbers, factor: float = FACTOR) -> Judge:
@@ -227,4 +254,5 @@ def less(measure: Numbers, other: Numbers, factor: float = FACTOR) -> Judge:
 
     called = "The other number over the number"
     estimand = f"other number over the number, which must be above {factor:g}"
-    return LawQuestion(estimand, parts, margin=math.log(factor), ratio=True, called=called)
+    scope = f"{in_words(measure)} beside {in_words(other)}"
+    return LawQuestion(estimand, parts, margin=math.log(factor), ratio=True, called=called, scope=scope)

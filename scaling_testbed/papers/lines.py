@@ -19,6 +19,8 @@ from scaling_testbed.analysis.rows.study import number
 from scaling_testbed.papers.combinators import (
     Settings,
     alternatives,
+    among,
+    by_keys,
     missing_of,
     of_varying,
     remaining,
@@ -138,7 +140,7 @@ def along(
     estimand = f"{'fall' if way == FALLS else 'change' if way == STEADY else 'rise'} of {measure.name} {reach}"
     kind = EQUALITY if way == STEADY else AT_MOST if contrary else DIFFERENCE
     least = math.log(factor) if factor else margin
-    return Question(estimand, measure.margin, ask, kind, least, measure.ratio, per=per)
+    return Question(estimand, measure.margin, ask, kind, least, measure.ratio, per=per, scope=among(where))
 
 
 def more_at_largest(measure: Measure, key: str, way: int) -> Judge:
@@ -221,4 +223,5 @@ def differ(measure: Measure, reduce: Callable[[Line], Terms | None], key: str, l
     over = "over" if measure.ratio else "less"
     estimand = f"{what} with {setting(key, said(higher))} {over} that with {said(lower)}"
     per = "per tenfold N" if reduce is TREND else ""
-    return Question(estimand, measure.margin, ask, ratio=measure.ratio, per=per)
+    scope = by_keys({key: lower}, {key: higher})
+    return Question(estimand, measure.margin, ask, ratio=measure.ratio, per=per, scope=scope)

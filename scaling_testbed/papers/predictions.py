@@ -23,6 +23,7 @@ from scaling_testbed.analysis.laws.forms import LAWS
 from scaling_testbed.analysis.rows.conditions import text
 from scaling_testbed.analysis.rows.study import Row, Study, name_of
 from scaling_testbed.errors import UserError, listed
+from scaling_testbed.papers.described import Described, by_its_call
 
 if TYPE_CHECKING:
     from scaling_testbed.papers.measures import Evidence
@@ -191,6 +192,7 @@ def _of_each(number: Callable[[DataSet], Number]) -> Numbers:
     return lambda evidence: [number(one) for one in evidence.data_sets]
 
 
+@by_its_call
 def error_at(which: str, column: str = "loss", data: str | None = None, calibrated: bool = True) -> Numbers:
     """The relative error of the prediction of a target, for each data set, or for `data` if there are several."""
 
@@ -203,6 +205,7 @@ def error_at(which: str, column: str = "loss", data: str | None = None, calibrat
     return measure
 
 
+@by_its_call
 def mean_error(column: str = "loss", least_m: float = 0, most_m: float = math.inf, data: str | None = None) -> Numbers:
     """The mean relative error over the held-out points between two multipliers, for `data` or for each data set."""
     ms = f"M={least_m:g}" if least_m == most_m else f"M>={least_m:g}"
@@ -243,6 +246,7 @@ def _exponent_spread(one: DataSet) -> Number:
     return Number(most / least if least > 0 else math.inf, f"{one.name}: {shown}")
 
 
+@by_its_call
 def unexplained(column: str) -> Numbers:
     """The share of a downstream error's variance that a law fitted to all runs does not explain."""
 
@@ -256,6 +260,7 @@ def unexplained(column: str) -> Numbers:
     return _of_each(number)
 
 
+@by_its_call
 def single_task_error(which: str, tasks: Sequence[str]) -> Numbers:
     """The median over single tasks of the relative error of their predictions: of `tasks`, or of the study's own where
     no row has these."""
@@ -270,6 +275,7 @@ def single_task_error(which: str, tasks: Sequence[str]) -> Numbers:
     return _of_each(number)
 
 
+@by_its_call
 def share_not_lower(column: str, data: str) -> Numbers:
     """The share of common sizes and multipliers at which `data` does not have a lower value than another data set."""
 
@@ -294,4 +300,5 @@ def share_not_lower(column: str, data: str) -> Numbers:
 
 
 # EXPONENT_SPREAD: over all M >= 20, the largest exponent divided by the smallest.
-ETA, EXPONENT_SPREAD = _of_each(_eta), _of_each(_exponent_spread)
+ETA = Described("eta", _of_each(_eta))
+EXPONENT_SPREAD = Described("exponent_spread", _of_each(_exponent_spread))
