@@ -7,14 +7,16 @@
       seed_sd: {S: 0.03, loss: 0.01}      # of a paired difference at one size, for `sweep plan`
 
 A margin of a measure that is compared by its ratio is a factor. measures.py names the measures. The first `sweep run`
-or `submit` of a folder copies the declaration, with the experiment, the seeds and the rates of the sweep, the date and
-the commit to sweep.json. A change after the first result is recorded there beside it, with the number of runs that had
-a result by then. Verdicts go by what was declared before the first result. Only the claims of that experiment are
-judged.
+or `submit` of a folder copies the declaration to sweep.json, with the experiment, the seeds and the rates of the sweep,
+the date and the commit, and with each claim of the experiment and how it is judged (described.py). A change after the
+first result is recorded there beside it, with the number of runs that had a result by then. Verdicts go by what was
+declared before the first result. Only the claims of that experiment are judged, and of these only those that were
+recorded, as they were recorded. Earlier versions recorded no claims; then all claims of the experiment are judged.
 """
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +30,8 @@ KEYS = ("lr_range", "critical_excess", "margins", "seed_sd")
 FACTORS = ("critical_lr", "best_lr", "recorded")  # measures that are compared by their ratio
 DIFFERENCES = ("S", "loss", "share", "logit", "octaves")
 MEASURES = (*DIFFERENCES, *FACTORS)
+CLAIM, JUDGED = "claim", "judged"  # of a recorded claim
+NOT_DECLARED = "this claim was not declared before the runs"
 WORDS = {"critical_lr": "critical rate", "best_lr": "best rate", "recorded": "diagnostic", "logit": "output logit"}
 
 
@@ -37,7 +41,8 @@ class Declaration:
 
     margins: the least effect that counts, by measure; a factor for FACTORS. seed_sd: the standard deviation over seeds
     of a paired difference at one size, of logarithms for FACTORS. experiment: PAPER/NAME, whose claims are meant; None
-    if the sweep names none. seeds, rates: those of the sweep. date, commit: when it was declared; None before that.
+    if the sweep names none. seeds, rates: those of the sweep. claims: the text (CLAIM) of each claim of the experiment
+    and how it is judged (JUDGED); None if they were not recorded. date, commit: when it was declared; None before that.
     results: how many runs had a result when it was last changed. changed: whether it was changed after the first
     result. first: what was declared before that.
     """
@@ -49,6 +54,7 @@ class Declaration:
     experiment: str | None = None
     seeds: Sequence[int] = ()
     rates: Sequence[float] = ()
+    claims: Sequence[Mapping[str, str]] | None = None
     date: str | None = None
     commit: str | None = None
     results: int = 0
@@ -68,11 +74,17 @@ class Declaration:
     def judges_as(self, other: "Declaration") -> bool:
         """Whether both judge results in the same way. seed_sd is for plans and judges nothing."""
         keys = (*(key for key in KEYS if key != "seed_sd"), "experiment", "seeds", "rates")
-        return all(_plain(getattr(self, key)) == _plain(getattr(other, key)) for key in keys)
+        alike = all(_plain(getattr(self, key)) == _plain(getattr(other, key)) for key in keys)
+        if not alike or self.claims is None or other.claims is None:
+            return alike
+        reasons, gone = compared(self.claims, other.claims)
+        return not any(reasons) and not gone
 
     def record(self) -> dict[str, Any]:
         """The declaration as it stands in sweep.json."""
         own = {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        if self.claims is None:
+            del own["claims"]
         return {**own, "first": self.first and self.first.record()}
 
     def __str__(self) -> str:
@@ -89,6 +101,34 @@ class Declaration:
             said += f", when {self.results} runs had a result"
             return f"{said}. Before that: {self.first}" if self.first else said
         return f"{said}, before any run had a result" if self.date else said
+
+
+def compared(
+    declared: Sequence[Mapping[str, str]], now: Sequence[Mapping[str, str]]
+) -> tuple[list[str | None], list[str]]:
+    """For each claim of now the reason why it is not as it was declared, None if it is; and the texts of the declared
+    claims that are not among them.
+
+    A claim with other words is the same if it alone is judged so, and the declared one alone was.
+    """
+    left = list(declared)
+    reasons: list[str | None] = [NOT_DECLARED] * len(now)
+    for place, one in enumerate(now):
+        if one in left:
+            left.remove(one)
+            reasons[place] = None
+    for place, one in enumerate(now):
+        found = next((other for other in left if other[CLAIM] == one[CLAIM]), None)
+        if reasons[place] and found:
+            left.remove(found)
+            reasons[place] = f"it is judged otherwise than was declared: declared {found[JUDGED]}, now {one[JUDGED]}"
+    before, after = (Counter(one[JUDGED] for one in some) for some in (declared, now))
+    for place, one in enumerate(now):
+        found = next((other for other in left if other[JUDGED] == one[JUDGED]), None)
+        if reasons[place] == NOT_DECLARED and found and before[one[JUDGED]] == after[one[JUDGED]] == 1:
+            left.remove(found)
+            reasons[place] = None
+    return reasons, [one[CLAIM] for one in left]
 
 
 def _margin_text(measure: str, value: float) -> str:
@@ -157,7 +197,7 @@ def recorded_in(study: Study) -> Declaration | None:
 
 
 OF_THE_RECORD = (
-    *(("seeds", list), ("rates", list), ("experiment", str)),
+    *(("seeds", list), ("rates", list), ("claims", list), ("experiment", str)),
     *(("date", str), ("commit", str), ("results", int)),
 )
 
@@ -177,4 +217,9 @@ def recorded(content: Any) -> Declaration | None:
     for key in ("seeds", "rates"):
         if wrong := [one for one in more.get(key, []) if isinstance(one, bool) or not isinstance(one, (int, float))]:
             raise ConfigError(f"declared.{key} must hold numbers; got {wrong[0]!r}")
+    for one in more.get("claims", []):
+        if not isinstance(one, Mapping) or not all(isinstance(one.get(key), str) for key in (CLAIM, JUDGED)):
+            raise ConfigError(f"declared.claims must hold mappings with the texts {CLAIM} and {JUDGED}; got {one!r}")
+    if "claims" in more:
+        more["claims"] = [{key: one[key] for key in (CLAIM, JUDGED)} for one in more["claims"]]
     return dataclasses.replace(own, **more, first=recorded(content.get("first")))

@@ -227,9 +227,9 @@ class Question:
     @property
     def described(self) -> str:
         """How it judges, in one line: its estimand and scope, its kind, and its margin and limit."""
-        unit = f" {NATS}" if self.measure in ("S", "loss") and not self.ratio else ""
+        unit = f" {UNITS[self.measure]}" if self.measure in UNITS and not self.ratio else ""
         own = f"margin {self._exactly(self.margin)}{unit}" if self.margin else "without a margin"
-        margin = f"the declared margin of {self.measure}" if not self.margin else own
+        margin = f"the declared margin of {self.measure}" if self.margin is None else own
         limit = "" if self.limit is None else f"{'at most' if self.side > 0 else 'above'} {self._exactly(self.limit)}"
         kind = f"{self.kind} (of logarithms)" if self.ratio else self.kind
         return "; ".join(filter(None, [self.estimand, self.scope, kind, margin, limit]))

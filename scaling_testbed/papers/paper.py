@@ -13,7 +13,8 @@ A plug-in can define a complete paper:
 
 A sweep file then has `paper: mine`, `experiment: residuals` and `declared: {margins: {loss: 0.02}}`, and
 `analyze report` judges its runs. A judge is any function from the evidence to a verdict. combinators.py, lines.py and
-law_claims.py make judges from the measures of measures.py and predictions.py; effects.py tells how they judge.
+law_claims.py make judges from the measures of measures.py and predictions.py; effects.py tells how they judge. A
+declaration records each claim with how it is judged, see described.py.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,8 +22,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from scaling_testbed.analysis.curves.instability import Quantity
-from scaling_testbed.analysis.rows.study import Study
+from scaling_testbed.analysis.rows.study import Study, claims_of
 from scaling_testbed.errors import ConfigError, UserError
+from scaling_testbed.papers.declaration import CLAIM, JUDGED, NOT_DECLARED, compared
+from scaling_testbed.papers.described import described
 from scaling_testbed.papers.effects import CANNOT_TELL, Verdict, corrected, joined
 from scaling_testbed.papers.measures import Evidence
 from scaling_testbed.registry import Registry, resolve
@@ -130,8 +133,41 @@ class Paper:
 
 
 def judged(experiment: Experiment, evidence: Evidence) -> list[tuple[Claim, Verdict]]:
-    """Each claim of an experiment with the verdict of a study, corrected for the number of claims (Holm 1979)."""
-    return list(zip(experiment.claims, corrected([one.verdict(evidence) for one in experiment.claims]), strict=True))
+    """Each claim of an experiment with the verdict of a study, corrected for the number of claims (Holm 1979): of those
+    that were declared, if the study recorded them. Another claim has no verdict, nor has one that is judged otherwise.
+    """
+    reasons, gone = _beside_declared(experiment, evidence)
+    made = [_withheld(one.verdict(evidence), reason) for one, reason in zip(experiment.claims, reasons, strict=True)]
+    declared = [reason != NOT_DECLARED for reason in reasons]
+    counted = iter(corrected([one for one, counts in zip(made, declared, strict=True) if counts], len(gone)))
+    found = [next(counted) if counts else one for one, counts in zip(made, declared, strict=True)]
+    return list(zip(experiment.claims, found, strict=True))
+
+
+def _withheld(verdict: Verdict, reason: str | None) -> Verdict:
+    """The verdict; with a reason why it cannot be given, its effect without a word."""
+    if reason is None:
+        return verdict
+    return replace(verdict, word=CANNOT_TELL, words=joined(reason, verdict.words), p=None)
+
+
+def not_judged(experiment: Experiment, evidence: Evidence) -> list[str]:
+    """The declared claims of an experiment that it does not have any more."""
+    return _beside_declared(experiment, evidence)[1]
+
+
+def _beside_declared(experiment: Experiment, evidence: Evidence) -> tuple[Sequence[str | None], list[str]]:
+    """The claims beside those that the study declares, as `compared` gives them. Nothing is compared where it recorded
+    none, or declares another experiment: then no claim has a verdict."""
+    declared = evidence.declaration
+    if declared.claims is None or claims_of(vars(evidence.study)) != declared.experiment:
+        return [None] * len(experiment.claims), []
+    return compared(declared.claims, records_of(experiment))
+
+
+def records_of(experiment: Experiment) -> list[dict[str, str]]:
+    """The claims of an experiment as a declaration records them."""
+    return [{CLAIM: one.text, JUDGED: described(one.judge)} for one in experiment.claims]
 
 
 NO_EXPERIMENT = Experiment(name="none")
@@ -152,14 +188,19 @@ def experiment_of(study: Study) -> tuple[Paper | None, Experiment]:
     If it names none, as in earlier versions, the experiment that lists its sweep; otherwise (None, NO_EXPERIMENT).
     Raises ConfigError if a name is not registered.
     """
-    if study.paper is not None:
-        try:
-            paper = paper_named(study.paper)
-            return paper, NO_EXPERIMENT if study.experiment is None else paper.experiment(study.experiment)
-        except ConfigError as error:
-            hint = "" if study.paper in PAPERS else "; to load its plug-in, type --plugins MODULE_OR_FILE"
-            raise ConfigError(f"sweep.json of {study.path}: {error}{hint}") from None
-    listed = [(paper, one) for paper, one in _everything() if study.sweep in one.sweeps]
+    try:
+        return experiment_named(study.paper, study.experiment, study.sweep)
+    except ConfigError as error:
+        hint = "" if study.paper in (None, *PAPERS) else "; to load its plug-in, type --plugins MODULE_OR_FILE"
+        raise ConfigError(f"sweep.json of {study.path}: {error}{hint}") from None
+
+
+def experiment_named(paper: str | None, experiment: str | None, sweep: str | None) -> tuple[Paper | None, Experiment]:
+    """As `experiment_of`, by the names in a sweep.json."""
+    if paper is not None:
+        found = paper_named(paper)
+        return found, NO_EXPERIMENT if experiment is None else found.experiment(experiment)
+    listed = [(one, its) for one, its in _everything() if sweep in its.sweeps]
     return listed[0] if listed else (None, NO_EXPERIMENT)
 
 

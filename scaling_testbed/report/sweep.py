@@ -27,7 +27,7 @@ from scaling_testbed.files import write_bytes
 from scaling_testbed.papers.declaration import recorded_in
 from scaling_testbed.papers.effects import Verdict
 from scaling_testbed.papers.measures import Evidence
-from scaling_testbed.papers.paper import Claim, Experiment, Paper, experiment_of, judged
+from scaling_testbed.papers.paper import Claim, Experiment, Paper, experiment_of, judged, not_judged
 from scaling_testbed.report import law as law_report
 from scaling_testbed.report import page
 from scaling_testbed.row_files import FIGURES
@@ -69,14 +69,15 @@ def write_report(
     """
     paper, experiment = experiment_of(study)
     evidence = Evidence(study, experiment.group, lr_range)
-    verdicts = judged(experiment, evidence)
+    verdicts, gone = judged(experiment, evidence), not_judged(experiment, evidence)
+    said = bool(verdicts or gone)
     shown = _by_arm(evidence)
     drawn, absent = _panels(experiment, shown)
     reasons = [*absent, *evidence.remarks] if drawn else absent
     if path is not None:
         laws = law_sections(study.path)
         sections = [
-            ("Claims", _claims(paper, evidence, verdicts) if verdicts or not (laws or _decides(study)) else Markup()),
+            ("Claims", _claims(paper, evidence, verdicts, gone) if said or not (laws or _decides(study)) else Markup()),
             ("Figures", page.figures(drawn) + page.paragraphs(reasons) if drawn or reasons else Markup()),
             *laws,
             ("Decisions from small runs", _decisions(shown)),
@@ -93,9 +94,14 @@ def write_report(
         title = study.name + (f" at scale {study.scale}" if study.scale else "")
         page.write(path, title, _intro(study, paper, experiment), sections)
     written = [*([path] if path else []), *(save(drawn, figures, width) if figures and drawn else [])]
-    declared = [f"judged by: {recorded_in(evidence.study)}"] if verdicts and evidence.is_declared else []
+    declared = [f"judged by: {recorded_in(evidence.study)}"] if said and evidence.is_declared else []
+    declared += [_not_judged(gone)] if gone else []
     wrote = f"wrote {', '.join(map(str, written))}" if written else f"no figure to draw: {'; '.join(reasons)}"
     return [*verdict_lines(verdicts), *declared, wrote]
+
+
+def _not_judged(gone: Sequence[str]) -> str:
+    return f"declared and not judged: {' '.join(gone)}"
 
 
 def verdict_lines(verdicts: Sequence[tuple[Claim, Verdict]]) -> list[str]:
@@ -161,11 +167,15 @@ def _by_arm(evidence: Evidence) -> Evidence:
     return named if alone else evidence
 
 
-def _claims(paper: Paper | None, evidence: Evidence, verdicts: Sequence[tuple[Claim, Verdict]]) -> Markup:
+def _claims(
+    paper: Paper | None, evidence: Evidence, verdicts: Sequence[tuple[Claim, Verdict]], gone: Sequence[str]
+) -> Markup:
+    more = [f"D{_not_judged(gone)[1:]}"] if gone else []
     if not verdicts:
         names = "sweep.json names no experiment of a paper; --experiment chooses one."
-        return page.paragraphs([names if paper is None else "The paper makes no claim about this experiment."])
+        return page.paragraphs([names if paper is None else "The paper makes no claim about this experiment.", *more])
     declared = f"{HOW_JUDGED} Declared: {recorded_in(evidence.study)}." if evidence.is_declared else NOT_DECLARED
+    declared = " ".join([declared, *more])
     claims = [(str(claim), verdict.word, verdict.words, claim.estimand) for claim, verdict in verdicts]
     return page.render("claims", claims=claims, declared=declared)
 

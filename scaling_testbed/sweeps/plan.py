@@ -23,6 +23,7 @@ from scaling_testbed.files import check_version, read_json, write_bytes, write_j
 from scaling_testbed.model.config import ModelConfig
 from scaling_testbed.model.counting import count_params
 from scaling_testbed.papers.declaration import Declaration, recorded
+from scaling_testbed.papers.paper import experiment_named, records_of
 from scaling_testbed.processes.world import World, check_world
 from scaling_testbed.progress import say
 from scaling_testbed.runs.environment import source_state
@@ -408,10 +409,11 @@ def _kept(run: PlannedRun) -> dict[str, Any]:
 def _declared(
     sweep: Sweep, runs: Sequence[PlannedRun], before: Declaration | None, folder: Path
 ) -> dict[str, Any] | None:
-    """The sweep's declaration for sweep.json, with its seeds and rates, its date and commit.
+    """The sweep's declaration for sweep.json, with its seeds and rates, its claims, its date and commit.
 
-    before: what sweep.json holds. It stays if nothing is declared anew. Other sweeps in the folder do not count, and
-    neither do drawn runs: a declaration is about the grid of the sweep.
+    before: what sweep.json holds. It stays if nothing is declared anew; one of an earlier version, without claims, is
+    declared anew with them as long as no run has a result. Other sweeps in the folder do not count, and neither do
+    drawn runs: a declaration is about the grid of the sweep.
     """
     if sweep.declared is None or sweep.draw is not None:
         return before.record() if before else None
@@ -419,12 +421,19 @@ def _declared(
     rates = {float(run.config["optimizer.lr"]) for run in runs if is_number(run.config.get("optimizer.lr"))}
     if before:  # typed overrides may select a part of the sweep
         seeds, rates = seeds | set(before.seeds), rates | set(before.rates)
-    new = replace(sweep.declared, experiment=claims_of(vars(sweep)), seeds=sorted(seeds), rates=sorted(rates))
-    if before and before.judges_as(new):
+    claims = records_of(experiment_named(sweep.paper, sweep.experiment, sweep.name)[1])
+    new = replace(
+        sweep.declared,
+        experiment=claims_of(vars(sweep)),
+        seeds=sorted(seeds),
+        rates=sorted(rates),
+        claims=claims,
+    )
+    results = sum(1 for _ in folder.glob("*/result.json"))
+    if before and before.judges_as(new) and (before.claims is not None or results):
         return before.record()
     state, _ = source_state()
     commit = state["commit"] and state["commit"] + (" with uncommitted changes" if state["dirty"] else "")
-    results = sum(1 for _ in folder.glob("*/result.json"))
     today = datetime.now(UTC).date().isoformat()
     changed = bool(before and results)
     first = (before.first or before) if before and changed else None

@@ -11,10 +11,10 @@ from scaling_testbed import analyze
 from scaling_testbed.analysis.curves import lr_sensitivity
 from scaling_testbed.analysis.rows.study import load
 from scaling_testbed.errors import ConfigError
-from scaling_testbed.papers.declaration import Declaration, of_study, parsed, recorded
-from scaling_testbed.papers.effects import AGREES, CANNOT_TELL, NO_DIFFERENCE
+from scaling_testbed.papers.declaration import NOT_DECLARED, Declaration, compared, of_study, parsed, recorded
+from scaling_testbed.papers.effects import AGREES, CANNOT_TELL, NO_DIFFERENCE, Verdict
 from scaling_testbed.papers.measures import Evidence
-from scaling_testbed.papers.paper import judged
+from scaling_testbed.papers.paper import PAPERS, Claim, Experiment, Paper, judged, not_judged, records_of
 from scaling_testbed.papers.small_scale_proxies import PAPER
 from scaling_testbed.sweeps.grid import SWEEP_DIR, load_sweep, narrowed
 from scaling_testbed.sweeps.plan import plan, remember, sweep_folder
@@ -22,6 +22,7 @@ from tests.analysis.conftest import LRS, MARGINS, grid, make_row
 from tests.papers import worlds
 
 OF_THE_BASE = [path for path in sorted(SWEEP_DIR.glob("*.yaml")) if "base: small_scale_proxies" in path.read_text()]
+CLAIMS = [{"claim": "A.", "judged": "a"}, {"claim": "B.", "judged": "b"}, {"claim": "C.", "judged": "c"}]
 WHOLE = """
 base: small_scale_proxies
 experiment: qknorm_lr
@@ -82,7 +83,9 @@ def test_what_is_recorded_is_read_again():
     one = Declaration(
         lr_range=(1e-3, 1.0), margins={"S": 0.1}, seeds=[1], rates=[0.1], date="2026-01-02", commit="a" * 40
     )
-    assert recorded(json.loads(json.dumps(one.record()))).record() == one.record()
+    for own in (one, replace(one, claims=[]), replace(one, claims=CLAIMS)):
+        assert recorded(json.loads(json.dumps(own.record()))) == replace(own, lr_range=(1e-3, 1.0))
+    assert "claims" not in one.record() and "claims" not in str(replace(one, claims=CLAIMS))
 
 
 def planned(tmp_path, *typed, text="declared: {margins: {loss: 0.02}}"):
@@ -215,6 +218,9 @@ def test_a_study_has_the_declared_range_everywhere(study, capsys):
         ({"rates": ["x"]}, "declared.rates must hold numbers; got 'x'"),
         ({"seeds": [None]}, "declared.seeds must hold numbers; got None"),
         ({"experiment": 3}, "declared.experiment must be a str; got 3"),
+        ({"claims": {}}, "declared.claims must be a list; got {}"),
+        ({"claims": ["x"]}, "declared.claims must hold mappings with the texts claim and judged; got 'x'"),
+        ({"claims": [{"claim": "x", "judged": 3}]}, "declared.claims must hold mappings with the texts claim and"),
     ],
 )
 def test_a_damaged_declaration_is_one_line_that_names_the_file(study, capsys, declared, says):
@@ -287,3 +293,196 @@ def test_verdicts_go_by_what_was_declared_before_the_first_result(study):
     assert word == CANNOT_TELL and words.startswith("It was declared when 3 runs had a result. ") and remark in words
     word, words = told(**after, first={**strict, "margins": {"loss": 0.02}})  # sweep.json was written anew
     assert word == AGREES and remark not in words
+
+
+def told(*pairs):
+    return [{"claim": claim, "judged": judged} for claim, judged in pairs]
+
+
+def otherwise(declared, now):
+    return f"it is judged otherwise than was declared: declared {declared}, now {now}"
+
+
+@pytest.mark.parametrize(
+    ("declared", "now", "reasons", "gone"),
+    [
+        ("Aa Bb Cc", "Cc Aa Bb", [None, None, None], []),
+        ("Aa Bb", "Aa Bx", [None, otherwise("b", "x")], []),
+        ("Aa Bb", "Ab Ba", [otherwise("a", "b"), otherwise("b", "a")], []),
+        ("Aa Bb", "Ab", [otherwise("a", "b")], ["B"]),
+        ("Aa", "Aa Bb", [None, NOT_DECLARED], []),
+        ("Aa Bb", "Bb", [None], ["A"]),
+        ("Aa Bb", "Aa Xb", [None, None], []),
+        ("Aa Bb", "Aa Xx", [None, NOT_DECLARED], ["B"]),
+        ("Aa Bb", "Aa Bx Xb", [None, otherwise("b", "x"), NOT_DECLARED], []),
+        ("Aa Ba", "Aa Xa", [None, NOT_DECLARED], ["B"]),  # which of the two was it?
+        ("Aa", "Xa Ya", [NOT_DECLARED, NOT_DECLARED], ["A"]),
+        ("Aa Ab", "Aa", [None], ["A"]),
+        ("", "Aa", [NOT_DECLARED], []),
+    ],
+)
+def test_claims_are_found_by_their_texts_and_then_by_how_they_alone_are_judged(declared, now, reasons, gone):
+    assert compared(told(*declared.split()), told(*now.split())) == (reasons, gone)
+
+
+@pytest.mark.parametrize(
+    ("claims", "same"),
+    [
+        (None, True),
+        (CLAIMS[::-1], True),
+        ([{"claim": "X.", "judged": "a"}, *CLAIMS[1:]], True),
+        (CLAIMS[:2], False),
+        ([*CLAIMS, {"claim": "D.", "judged": "d"}], False),
+        ([{"claim": "A.", "judged": "x"}, *CLAIMS[1:]], False),
+    ],
+)
+def test_a_declaration_judges_otherwise_with_other_claims(claims, same):
+    one, other = Declaration(claims=CLAIMS), Declaration(claims=claims)
+    assert one.judges_as(other) == other.judges_as(one) == same
+    assert not one.judges_as(replace(other, seeds=[3]))
+
+
+def certain(word, p):
+    def judge(evidence):
+        return Verdict(word=word, words="The effect is 1", effect=1.0, p=p)
+
+    return judge
+
+
+def test_a_claim_has_a_verdict_only_as_it_was_declared(study):
+    """The margin of the second is another one than was declared, and the third is new."""
+    rows = worlds.seeded(*worlds.qknorm_axis(True))[0]
+    own = PAPER.experiment("qknorm_axis")
+    (claim,) = own.claims
+    now = replace(
+        own,
+        claims=[
+            claim,
+            Claim("By a margin.", replace(claim.judge, margin=0.01)),
+            Claim("New.", replace(claim.judge, margin=0.03)),
+        ],
+    )
+    first, second, _ = records_of(now)
+    second = {**second, "judged": second["judged"].replace("margin 0.01", "margin 0.02")}
+    base = {"lr_range": [3e-4, 3e-1], "seeds": [0, 1, 2, 3], "margins": {"loss": 0.02}}
+
+    def verdicts(**declared):
+        evidence = Evidence(study(rows, name="qknorm_axis", declared={**base, **declared}), own.group)
+        return [verdict for _, verdict in judged(now, evidence)], not_judged(now, evidence)
+
+    before, gone = verdicts()
+    assert [one.word for one in before] == [AGREES] * 3 and gone == []
+    found, gone = verdicts(claims=[first, second, {"claim": "Lost.", "judged": "x"}])
+    assert [one.word for one in found] == [AGREES, CANNOT_TELL, CANNOT_TELL] and gone == ["Lost."]
+    assert [one.effect for one in found] == [one.effect for one in before]
+    assert found[0].words == before[0].words and [one.p for one in found[1:]] == [None, None]
+    was, now_is = (f"by model.qk_norm_axis; difference; margin {margin} nats" for margin in ("0.02", "0.01"))
+    assert found[1].words.startswith("It is judged otherwise than was declared: declared best loss with full less ")
+    assert f"{was}, now best loss" in found[1].words and f"{now_is}. The effect is +0.0" in found[1].words
+    assert found[2].words.startswith("This claim was not declared before the runs. The effect is +0.0")
+    later = {"results": 3, "changed": True, "first": {**base, "claims": [first]}}
+    assert [one.word for one in verdicts(claims=records_of(now), **later)[0]] == [AGREES, CANNOT_TELL, CANNOT_TELL]
+
+
+@pytest.mark.parametrize(
+    ("declared", "word"), [("ABC", CANNOT_TELL), ("AB", AGREES), ("A", AGREES), ("BC", CANNOT_TELL)]
+)
+def test_declared_claims_alone_are_counted_by_holm(study, declared, word):
+    """Judged are A, with p = 0.03, and B; a removed claim counts, and a new one does not."""
+    experiment = Experiment(name="x", claims=[Claim("A", certain(AGREES, 0.03)), Claim("B", certain(AGREES, 1e-9))])
+    claims = [*records_of(experiment), {"claim": "C", "judged": "c"}, {"claim": "D", "judged": "d"}]
+    kept = [one for one in claims if one["claim"] in declared or (one["claim"] == "D" and declared == "ABC")]
+    evidence = Evidence(study(grid(lambda *_: 3.0, [{}]), name="own", declared={"claims": kept}))
+    (_, first), (_, second) = judged(experiment, evidence)
+    assert first.word == word and second.word == (AGREES if "B" in declared else CANNOT_TELL)
+    assert ("not among 4 claims (Holm: p 0.09)" in first.words) == (declared == "ABC")
+
+
+@pytest.fixture
+def mine():
+    """Returns a function that registers the paper `mine` of a stranger, with these claims, as a plug-in does."""
+
+    def register(*claims):
+        experiment = Experiment(name="rates", claims=[Claim(text, judge) for text, judge in claims])
+        paper = Paper(name="mine", authors="A 2026", title="On rates", arxiv="2601.00001", experiments=[experiment])
+        PAPERS.add("mine", paper, module="stranger")
+
+    yield register
+    del PAPERS["mine"]
+
+
+OF_MINE = "paper: mine\nexperiment: rates\ndeclared: {margins: {loss: 0.02}}"
+
+
+def with_a_result(folder):
+    (folder / "abc").mkdir()
+    (folder / "abc" / "result.json").write_text("{}")
+
+
+def test_the_plan_keeps_the_claims_and_a_change_of_them_after_the_first_result_is_one(tmp_path, mine):
+    mine(("A.", certain(AGREES, 0.01)))
+    folder = planned(tmp_path, text=OF_MINE)
+    first = declared_in(folder)
+    assert first["claims"] == [{"claim": "A.", "judged": "certain.judge(p=0.01, word=agrees)"}]
+    mine(("A.", certain(AGREES, 0.02)))
+    planned(tmp_path, text=OF_MINE)  # before the first result
+    second = declared_in(folder)
+    assert second["claims"][0]["judged"] == "certain.judge(p=0.02, word=agrees)" and second["first"] is None
+    with_a_result(folder)
+    mine(("In other words.", certain(AGREES, 0.02)))
+    planned(tmp_path, text=OF_MINE)
+    assert declared_in(folder) == second
+    mine(("A.", certain(AGREES, 0.02)), ("B.", certain(AGREES, 0.03)))
+    planned(tmp_path, text=OF_MINE)
+    found = declared_in(folder)
+    assert found["changed"] and found["first"] == second and len(found["claims"]) == 2
+
+
+@pytest.mark.parametrize("text", ["declared: {}", "paper: small_scale_proxies\ndeclared: {}"])
+def test_a_sweep_without_an_experiment_declares_no_claim(tmp_path, text):
+    found = declared_in(planned(tmp_path, text=text))
+    assert found["claims"] == [] and found["experiment"] is None
+
+
+@pytest.mark.parametrize("results", [True, False])
+def test_a_declaration_of_an_earlier_version_gets_claims_before_the_first_result_only(tmp_path, results):
+    text = "paper: small_scale_proxies\nexperiment: kappa\ndeclared: {margins: {loss: 0.02}}"
+    folder = planned(tmp_path, text=text)
+    about = json.loads((folder / "sweep.json").read_text())
+    claims = about["declared"].pop("claims")
+    about["declared"]["date"] = "2020-01-01"
+    (folder / "sweep.json").write_text(json.dumps(about))
+    if results:
+        with_a_result(folder)
+    planned(tmp_path, text=text)
+    found = declared_in(folder)
+    assert len(claims) == 3 and not found["changed"]
+    if results:
+        assert found == about["declared"]
+    else:
+        assert found["claims"] == claims and found["date"] > "2020-01-01"
+
+
+def test_a_report_names_a_declared_claim_that_is_not_judged(study, capsys):
+    """Also where no claim is left. Beside another experiment than the declared one, nothing is compared."""
+    place = study(worlds.seeded(*worlds.qknorm_axis(True))[0], name="qknorm_axis").path
+    claims = [*records_of(PAPER.experiment("qknorm_axis")), {"claim": "QK is <lost>.", "judged": "x"}]
+
+    def report(experiment, *typed, claims=claims):
+        declared = {"lr_range": [3e-4, 3e-1], "margins": MARGINS, "claims": claims}
+        about = {"sweep": "x", "paper": "small_scale_proxies", "experiment": experiment, "declared": declared}
+        (place / "sweep.json").write_text(json.dumps(about))
+        assert analyze.main(["report", str(place), *typed]) == 0
+        pages = [page.read_text() for page in place.glob("*.html")]
+        [page.unlink() for page in place.glob("*.html")]
+        return capsys.readouterr().out, pages[0]
+
+    said, page = report("qknorm_axis")
+    assert said.startswith(AGREES) and "\ndeclared and not judged: QK is <lost>.\nwrote " in said
+    assert "Declared and not judged: QK is &lt;lost&gt;." in page
+    said, page = report("mitigations", claims=claims[1:])
+    assert said.startswith("judged by: ") and "\ndeclared and not judged: QK is <lost>.\nwrote " in said
+    assert "Declared and not judged: QK is &lt;lost&gt;." in page
+    for said in report("kappa", "--experiment", "qknorm_axis") + report("qknorm_axis", claims=claims[:1]):
+        assert "not judged" not in said and "This claim was not declared" not in said
+    assert "cannot tell" in report("kappa", "--experiment", "qknorm_axis")[0]
