@@ -377,7 +377,7 @@ def test_a_claim_has_a_verdict_only_as_it_was_declared(study):
     assert [one.effect for one in found] == [one.effect for one in before]
     assert found[0].words == before[0].words and [one.p for one in found[1:]] == [None, None]
     was, now_is = (f"by model.qk_norm_axis; difference; margin {margin} nats" for margin in ("0.02", "0.01"))
-    assert found[1].words.startswith("It is judged otherwise than was declared: declared best loss with full less ")
+    assert found[1].words.startswith("It is judged otherwise than was declared: declared best loss with axis ")
     assert f"{was}, now best loss" in found[1].words and f"{now_is}. The effect is +0.0" in found[1].words
     assert found[2].words.startswith("This claim was not declared before the runs. The effect is +0.0")
     later = {"results": 3, "changed": True, "first": {**base, "claims": [first]}}

@@ -36,11 +36,12 @@ def test_the_line_has_the_estimand_the_runs_the_kind_and_the_margin():
     def told(*more, **options):
         return described(by.compare(of.LOSS, KEY, "layernorm", "none", *more, **options))
 
-    estimand = "loss with none less with layernorm, mean over sizes and rates"
+    estimand = "loss with qk-norm none less with layernorm, mean over sizes and rates"
     assert told() == f"{estimand}; by model.qk_norm; difference; the declared margin of loss"
     assert told({"scan": "width"}, margin=0.25, contrary=True) == (
         f"{estimand}; by model.qk_norm, where scan=width; at most; margin 0.25 nats"
     )
+    assert told(margin=0.0) == f"{estimand}; by model.qk_norm; difference; without a margin"
     assert described(lines.along(of.S, "N", lines.STEADY, factor=2)).endswith("; equality; margin 0.6931471806 nats")
     line = described(by.compare(of.measured_as(Quantity()), KEY, 0, 1, factor=9))
     assert line.endswith("; difference (of logarithms); margin a factor of 9")
