@@ -342,11 +342,12 @@ def with_later_keys(row: Mapping[str, Any]) -> dict[str, Any]:
 @functools.cache
 def _later_defaults(kinds: tuple[str, ...]) -> dict[str, Any]:
     """Dotted key -> its default, for the keys that are ADDED_LATER and whose default is not null. kinds: those of the
-    groups."""
+    groups. The name of data is that of its folder and may be no kind; then the keys that all sources have count."""
     chosen, found = dict(zip(GROUPS, kinds, strict=True)), {}
     for section in dataclasses.fields(RunConfig):
         name = section.name
-        cls = GROUPS[name].get(chosen[name]) if name in GROUPS else section.default_factory
+        of_unknown = Source if name == "data" else None
+        cls = GROUPS[name].get(chosen[name], of_unknown) if name in GROUPS else section.default_factory
         if section.metadata.get("identity") == ADDED_LATER:
             default = default_of(section)
             found[name] = dataclasses.asdict(default) if is_dataclass(section.default_factory) else default

@@ -135,6 +135,7 @@ def test_a_row_of_an_earlier_version_has_the_defaults_of_keys_that_came_later():
     assert all(now[key] == value for key, value in found.items()) and with_later_keys(now) == now
     later = found["averaging.name"], found["data.skip_steps"], found["start.grow"], found["optimizer.clip_impl"]
     assert later == ("none", [], {}, "separate")
+    assert with_later_keys(own | {"data.name": "sympy"})["data.skip_steps"] == []  # of a config, and no kind of source
     set_otherwise = {"averaging.name": "ema", "start.grow.kind": "copies", "optimizer.name": "somebody_s"}
     found = with_later_keys(set_otherwise)
     assert found["averaging.name"] == "ema" and "start.grow" not in found
