@@ -236,7 +236,7 @@ def laws(
     With --curves the rows are the evaluations in mid-run that are ends of shorter runs, and whole runs are left out."""
     from scaling_testbed import tables
     from scaling_testbed.analysis.figures.law_panels import laws_panels
-    from scaling_testbed.analysis.laws.checks import far
+    from scaling_testbed.analysis.laws.checks import doubts
     from scaling_testbed.analysis.laws.study import Fitting, compare_rows, laws_named
     from scaling_testbed.errors import ConfigError, UserError
 
@@ -249,7 +249,7 @@ def laws(
     fitting = Fitting(objective=objective, delta=delta, starts=starts, bootstrap=bootstrap, seed=seed, size=size)
     found = compare_rows(given, chosen, where=where, hold_out=hold_out, fitting=fitting)
     asked = [] if n_params is None else [found.selection.predict({"n_params": n_params, "n_tokens": n_tokens or 0.0})]
-    distant = far(asked)
+    distant = doubts(asked)
     record = found.record() | ({"asked": asked[0], "warnings": [*found.warnings, *distant]} if asked else {})
 
     def show() -> None:
@@ -327,7 +327,7 @@ def predict(
     Shows a 95 % prediction interval. Two chained laws predict the loss and the downstream error. Laws that `analyze
     laws` compared predict together, with an interval from their errors."""
     from scaling_testbed import api, tables
-    from scaling_testbed.analysis.laws.checks import far
+    from scaling_testbed.analysis.laws.checks import doubts
     from scaling_testbed.analysis.laws.downstream import Chain
     from scaling_testbed.analysis.laws.prediction import loss_law, predict
     from scaling_testbed.analysis.laws.selection import Selection
@@ -355,7 +355,7 @@ def predict(
         if not part.draws:
             free = f"{part.n_rows} rows for {len(part.params) - len(part.fixed)} parameters, or --bootstrap 0"
             print(f"no interval: the fit of {part.law} has no resamples ({free})")
-    show_predictions([], far([record]))
+    show_predictions([], doubts([record]))
     output.say_written(written)
 
 
@@ -375,7 +375,7 @@ def allocate(
     and the compute that they need. With --inference-tokens also the size at which training and inference together cost
     the least. Of a law of size, steps and batch: size, batch and steps, and the same loss with other batches."""
     from scaling_testbed import api, tables
-    from scaling_testbed.analysis.laws.checks import far
+    from scaling_testbed.analysis.laws.checks import doubts
     from scaling_testbed.analysis.laws.prediction import loss_law
     from scaling_testbed.analysis.laws.selection import Selection
 
@@ -410,7 +410,7 @@ def allocate(
         "times_critical_batch", "critical batch")  # fmt: skip
     named = [{"extrapolation": one["extrapolation"], "run": f"{one[column]:.3g} of the {words}"}
              for one in records if one["n_tokens"]]  # fmt: skip
-    show_predictions([], far(named))
+    show_predictions([], doubts(named))
     output.say_written(written)
 
 

@@ -95,10 +95,19 @@ def mixed_ends(rows: Sequence[Row], run: str) -> list[str]:
     ]
 
 
-def far(predictions: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A warning about the prediction farthest beyond the fitted rows, if it is a factor FAR or more."""
+def doubts(predictions: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Warnings about the prediction farthest beyond the fitted rows, if it is a factor FAR or more, and about those
+    below zero, which neither a loss nor an error can be."""
+    found = []
     most = max(predictions, key=lambda one: one["extrapolation"], default=None)
-    if most is None or most["extrapolation"] < FAR:
-        return []
-    where = f" ({most['run']})" if most.get("run") else ""
-    return [f"a prediction lies {most['extrapolation']:.3g} times beyond what was fitted{where}"]
+    if most is not None and most["extrapolation"] >= FAR:
+        found.append(f"a prediction lies {most['extrapolation']:.3g} times beyond what was fitted{_of(most)}")
+    if bad := [one for one in predictions if (one.get("predicted") or 0) < 0]:
+        least = min(bad, key=lambda one: one["predicted"])
+        are = "a prediction is" if len(bad) == 1 else f"{len(bad)} predictions are"
+        found.append(f"{are} below zero, down to {least['predicted']:.3g}{_of(least)}: the law does not hold there")
+    return found
+
+
+def _of(prediction: Mapping[str, Any]) -> str:
+    return f" ({prediction['run']})" if prediction.get("run") else ""

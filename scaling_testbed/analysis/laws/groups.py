@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from scaling_testbed.analysis.laws import columns
-from scaling_testbed.analysis.laws.checks import far
+from scaling_testbed.analysis.laws.checks import doubts
 from scaling_testbed.analysis.laws.fitted import Fit, with_ratios
 from scaling_testbed.analysis.laws.fitting import fit, problem_of
 from scaling_testbed.analysis.laws.forms import LAWS, Law
@@ -166,7 +166,7 @@ def fit_groups(
         fitted=[{by: str(row[by])} | beside_fitted(fits[str(row[by])], row) for row in kept],
         predictions=predictions,
         warnings=[*whole.warnings, *missed, *said, *empty, *_few(kept, by, names, own),
-                  *unseen(kept, ratios, whole.residuals, (by,)), *far(predictions)],
+                  *unseen(kept, ratios, whole.residuals, (by,)), *doubts(predictions)],
         origin=given.origin,
         where=list(where),
         hold_out=list(hold_out),

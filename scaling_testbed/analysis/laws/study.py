@@ -7,7 +7,7 @@ from typing import Any
 
 from scaling_testbed.analysis.laws import columns, optima, selection
 from scaling_testbed.analysis.laws.checks import (
-    far,
+    doubts,
     mixed_data,
     mixed_ends,
     mixed_settings,
@@ -271,7 +271,7 @@ def compare_rows(
     return LawsReport(
         selection=found,
         predictions=predictions,
-        warnings=[*missed, *said, *empty, *loose, *mixed_data(kept), *settings, *far(predictions)],
+        warnings=[*missed, *said, *empty, *loose, *mixed_data(kept), *settings, *doubts(predictions)],
         origin=given.origin,
         where=list(where),
         hold_out=list(hold_out),
@@ -333,7 +333,7 @@ def fit_rows(
         fit=found,
         fitted=[beside_fitted(found, row) for row in kept],
         predictions=predictions,
-        warnings=[*found.warnings, *odd_exponents(found), *said, *mixed_data(kept), *mixed, *far(predictions)],
+        warnings=[*found.warnings, *odd_exponents(found), *said, *mixed_data(kept), *mixed, *doubts(predictions)],
         origin=given.origin,
         where=list(where),
         hold_out=list(hold_out),
@@ -386,7 +386,7 @@ def chain_rows(
         fitted_loss=[beside_fitted(chain.loss, row) for row in first],
         fitted_downstream=[beside_fitted(chain.downstream, row) for row in second],
         predictions=predictions,
-        warnings=[*said, *no_loss, *no_error, *mixed_data([*first, *second]), *far(predictions)],
+        warnings=[*said, *no_loss, *no_error, *mixed_data([*first, *second]), *doubts(predictions)],
         origin=given.origin,
         where=list(where),
         hold_out=list(hold_out),

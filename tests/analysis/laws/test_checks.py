@@ -2,7 +2,7 @@
 
 import pytest
 
-from scaling_testbed.analysis.laws.checks import far, mixed_data, mixed_settings, odd_exponents
+from scaling_testbed.analysis.laws.checks import doubts, mixed_data, mixed_settings, odd_exponents
 from scaling_testbed.analysis.laws.fitted import Fit
 from scaling_testbed.analysis.laws.forms import LAWS
 
@@ -49,6 +49,17 @@ def test_rows_of_several_data_sets_are_named_by_the_fingerprint_first():
 
 @pytest.mark.parametrize(("reach", "said"), [(9.9, 0), (10.0, 1)])
 def test_the_farthest_prediction_is_named_from_ten_times_on(reach, said):
-    found = far([{"run": "near", "extrapolation": 2.0}, {"run": "far", "extrapolation": reach}])
+    found = doubts([{"run": "near", "extrapolation": 2.0}, {"run": "far", "extrapolation": reach}])
     assert len(found) == said and all(text.endswith("beyond what was fitted (far)") for text in found)
-    assert far([]) == []
+    assert doubts([]) == []
+
+
+def test_predictions_below_zero_are_counted_and_the_least_is_named():
+    def said(*values):
+        return doubts([{"run": f"r{value}", "extrapolation": 1.0, "predicted": value} for value in values])
+
+    assert said(0.0, 0.2) == [] == doubts([{"extrapolation": 1.0}, {"extrapolation": 1.0, "predicted": None}])
+    assert said(0.1, -0.25) == ["a prediction is below zero, down to -0.25 (r-0.25): the law does not hold there"]
+    assert said(-0.1, -12.4, 1.0) == [
+        "2 predictions are below zero, down to -12.4 (r-12.4): the law does not hold there"
+    ]
