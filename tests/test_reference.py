@@ -14,10 +14,13 @@ from scaling_testbed.config.search import choices
 from scaling_testbed.diagnostics.names import DIAGNOSTICS
 from scaling_testbed.errors import ConfigError
 from scaling_testbed.papers.paper import PAPERS, paper_named
+from scaling_testbed.report.sweep import verdict_lines
 from scaling_testbed.runs.metrics import STEP_METRICS
 from scaling_testbed.runs.row import ROW_FIELDS, Row
 
 ROOT = Path(__file__).resolve().parent.parent
+STUDIES = ROOT / "studies"
+FILED = [path.parent.name for path in sorted(STUDIES.glob("*/verdicts.txt")) if (path.parent / "sweep.json").exists()]
 
 
 @pytest.fixture(scope="module")
@@ -25,10 +28,27 @@ def run():
     return compose([])
 
 
-def test_generated_files_are_up_to_date():
-    pages = runpy.run_path(str(ROOT / "scripts" / "reference.py"))["pages"]()
-    old = [name for name, text in pages.items() if (ROOT / name).read_text() != text]
+@pytest.fixture(scope="module")
+def reference():
+    """scripts/reference.py, which judges every filed study once."""
+    return runpy.run_path(str(ROOT / "scripts" / "reference.py"))
+
+
+def test_generated_files_are_up_to_date(reference):
+    old = [name for name, text in reference["pages"]().items() if (ROOT / name).read_text() != text]
     assert not old, "run scripts/reference.py"
+
+
+@pytest.mark.parametrize("name", FILED)
+def test_a_filed_study_has_the_verdicts_that_were_filed(name, reference):
+    """To the byte, as `analyze report` prints them before the line that says what it wrote."""
+    _, _, verdicts = reference["studies"]()[name]
+    said = verdict_lines(verdicts)
+    assert said and "".join(f"{line}\n" for line in said) == (STUDIES / name / "verdicts.txt").read_text()
+
+
+def test_there_are_filed_studies():
+    assert len(FILED) >= 25
 
 
 def test_the_page_of_papers_has_each_experiment_once_with_its_studies_and_a_sweep_that_exists():

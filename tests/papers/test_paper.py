@@ -13,31 +13,11 @@ from scaling_testbed.errors import ConfigError
 from scaling_testbed.papers import paper as papers
 from scaling_testbed.papers.effects import CANNOT_TELL
 from scaling_testbed.papers.measures import Evidence
-from scaling_testbed.papers.paper import NO_EXPERIMENT, PAPERS, chosen, experiment_of, judged, paper_named
-from scaling_testbed.report.sweep import verdict_lines
+from scaling_testbed.papers.paper import NO_EXPERIMENT, PAPERS, chosen, experiment_of, paper_named
 from scaling_testbed.sweeps.grid import SWEEP_DIR, load_sweep
 from tests.analysis.conftest import grid
 
 STUDIES = Path(__file__).resolve().parents[2] / "studies"
-FILED = [path for path in sorted(STUDIES.glob("*/verdicts.txt")) if (path.parent / "sweep.json").exists()]
-# Its judges fit 108 laws with 400 resamples each: 26 s. tests/test_reference.py judges it too, to words and effects.
-LONG = [STUDIES / "known_entropy" / "verdicts.txt"]
-
-
-@pytest.mark.parametrize(
-    "filed",
-    [pytest.param(path, marks=pytest.mark.slow if path in LONG else (), id=path.parent.name) for path in FILED],
-)
-def test_a_filed_study_has_the_verdicts_that_were_filed(filed):
-    """To the byte, as `analyze report` prints them before the line that says what it wrote."""
-    study = load(filed.parent)
-    _, experiment = experiment_of(study)
-    said = verdict_lines(judged(experiment, Evidence(study, experiment.group)))
-    assert said and "".join(f"{line}\n" for line in said) == filed.read_text()
-
-
-def test_there_are_filed_studies():
-    assert len(FILED) >= 25
 
 
 @pytest.mark.parametrize("name", PAPERS)
