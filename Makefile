@@ -37,7 +37,7 @@ demo: $(VENV)/setup
 	scripts/demo.sh $(BIN)/python
 
 test: $(VENV)/test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile $(PYTEST_ARGS)
 
 faults: $(VENV)/test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -p tests.faults.scorecard -m fault $(PYTEST_ARGS)
